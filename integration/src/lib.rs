@@ -1,0 +1,1 @@
+//! Integration tests of lockservice live in `tests/`.

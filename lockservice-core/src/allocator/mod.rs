@@ -1,0 +1,75 @@
+//! The allocator: which service owns which lock table, at which version, for how long, and whether a commit may go ahead.
+
+mod types;
+
+use std::fmt;
+
+use async_trait::async_trait;
+
+use crate::error::Result;
+use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
+
+pub use self::types::{
+    AllocatorStatus, BeginCommit, Bind, BindState, BindStatus, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
+    Incarnation, LeaseAck, PresentedBind, Resume, ServiceStatus, TokenBlock,
+};
+
+/// What services call to have tables bound, to stay alive, and to have commits validated.
+///
+/// # Contract
+/// - **One owner** (B3, B5). A table is given to another incarnation only after the promises that rest on its last bind have
+///   run out, or its owner resigned.
+/// - **Leases** (B1, B2, B4). An incarnation that does not renew within its lease is fenced, durably and for ever.
+/// - **Commits** (C1 to C4). After [`cannot_commit`](Self::cannot_commit) answered that a transaction is tombstoned, no
+///   `begin_commit` of it succeeds, on this leader or a later one.
+/// - No method creates anything for a name or id that it does not know, except [`resume`](Self::resume) and [`bind`](Self::bind).
+///
+/// # Cancel safety
+/// Every method may be dropped at any await; what it had begun then either happens whole or not at all, and repeating it is safe.
+#[async_trait]
+pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
+    /// Starts, or starts again, a node as a new incarnation (B1), and creates the control state of its commits (C3).
+    ///
+    /// Fails with `NameInUse` while another process holds a lease under this name, `ResourceExhausted` at the limit of nodes.
+    async fn resume(&self, request: &Resume) -> Result<Incarnation>;
+
+    /// Renews an incarnation's lease. The answer's lease counts from before the call was sent.
+    ///
+    /// Fails with `LeaseLost` if it has lapsed or was replaced: the service must seal itself and start again as a new incarnation.
+    async fn keepalive(&self, service: ServiceId, nonce: Nonce) -> Result<LeaseAck>;
+
+    /// Gives an incarnation up: its tables may be granted anew at once. Only to be called when nothing of it is in use (P5).
+    ///
+    /// Waits for commits in flight on its binds (C2). Fails with `LeaseLost` if it had already lapsed.
+    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<()>;
+
+    /// Answers whom `table` is bound to, binding it to `service` if nobody owns it.
+    ///
+    /// Fails with `Rebinding` (with the time to wait) while the last owner may still be at work, `LeaseLost` if `service` is not
+    /// live, `ResourceExhausted` at the limit of tables, `Unavailable` or `StoreUnusable` if the store cannot be written.
+    async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable>;
+
+    /// Reserves a further block of fencing tokens for a bind (F2). Fails with `BindChanged` if the bind is not current.
+    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<TokenBlock>;
+
+    /// The bind of `table` if there is one. Binds nothing.
+    async fn latest(&self, table: &TableRef) -> Result<Option<BindStatus>>;
+
+    /// Validates a transaction's binds and admits its commit for a limited time (C1 to C3). Writes nothing to the store.
+    ///
+    /// Fails with `BindChanged` if a presented bind is not current or void, `CannotCommit` if the transaction or its origin is fenced
+    /// or it said that it would not validate, `Timeout` if less than `asked.least` could be promised.
+    async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission>;
+
+    /// Ends a commit that was admitted, whether the data was written or not. Idempotent; an unknown attempt is no error.
+    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()>;
+
+    /// Makes transactions unable to ever commit, unless their commit is in flight (C4): those are answered as committing and left alone.
+    async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit>;
+
+    /// The origin confirms that these transactions have ended: their tombstones may go (C4).
+    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<()>;
+
+    /// Everything an operator wants to see: nodes and binds.
+    async fn status(&self) -> Result<AllocatorStatus>;
+}

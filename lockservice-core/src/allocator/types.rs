@@ -1,0 +1,218 @@
+//! What goes into and comes out of a [`LockTableAllocator`](super::LockTableAllocator).
+
+use std::time::Duration;
+
+use crate::id::{
+    BindVersion, CommitAttempt, Epoch, FencingToken, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId,
+};
+use crate::store::{ClusterConstants, ServiceState};
+
+/// A node asks to start as a new incarnation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Resume {
+    /// The node's name, the same over its restarts.
+    pub node: NodeName,
+    /// Random number of the new incarnation.
+    pub nonce: Nonce,
+    /// Where clients reach it.
+    pub address: String,
+    /// The incarnation that this same process had before, if its lease was lost: it is replaced, not in the way.
+    pub replaces: Option<(ServiceId, Nonce)>,
+}
+
+/// A new incarnation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Incarnation {
+    /// Its id.
+    pub service: ServiceId,
+    /// The leadership that answered.
+    pub epoch: Epoch,
+    /// Raw length of the lease, which begins with this answer's request.
+    pub lease_ttl: Duration,
+    /// The cluster's constants.
+    pub constants: ClusterConstants,
+}
+
+/// A renewed lease.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeaseAck {
+    /// The leadership that answered.
+    pub epoch: Epoch,
+    /// Raw length of the lease, counted from before the renewal was sent.
+    pub lease_ttl: Duration,
+}
+
+/// A lock table, or one partition of it, bound to an incarnation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Bind {
+    /// Group and name.
+    pub table: TableRef,
+    /// The table's number.
+    pub id: TableId,
+    /// Which partition; 0 for a table that is not split.
+    pub partition: u32,
+    /// The owning incarnation.
+    pub owner: ServiceId,
+    /// The bind's version.
+    pub version: BindVersion,
+}
+
+/// A bind, and what its owner needs to serve it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BoundTable {
+    /// The bind.
+    pub bind: Bind,
+    /// The owner's node.
+    pub node: NodeName,
+    /// Where the owner is reached.
+    pub address: String,
+    /// The leadership that answered.
+    pub epoch: Epoch,
+    /// The first block of tokens, if this call granted the bind.
+    pub tokens: Option<TokenBlock>,
+}
+
+/// A durable block of fencing tokens, `next..end` (F2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TokenBlock {
+    /// The first token that has not been given out.
+    pub next: FencingToken,
+    /// One past the last token.
+    pub end: FencingToken,
+}
+
+impl TokenBlock {
+    /// How many tokens are left.
+    pub const fn left(&self) -> u64 {
+        self.end.get() - self.next.get()
+    }
+
+    /// Takes the next token, or `None` if the block is used up.
+    pub fn take(&mut self) -> Option<FencingToken> {
+        let token = self.next;
+        if token >= self.end {
+            return None;
+        }
+        self.next = FencingToken::new(token.get() + 1);
+        Some(token)
+    }
+}
+
+/// A bind as a transaction presents it at its commit: what its lock results said.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PresentedBind {
+    /// Group and name.
+    pub table: TableRef,
+    /// Which partition.
+    pub partition: u32,
+    /// The owner on which the locks were taken.
+    pub owner: ServiceId,
+    /// The version at which they were taken.
+    pub version: BindVersion,
+}
+
+impl From<&Bind> for PresentedBind {
+    fn from(bind: &Bind) -> Self {
+        Self { table: bind.table.clone(), partition: bind.partition, owner: bind.owner, version: bind.version }
+    }
+}
+
+/// How long a commit needs: less than `least` is of no use to it, more than `most` it does not ask for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CommitWindow {
+    /// The admission is refused if it would be shorter.
+    pub least: Duration,
+    /// The admission is never longer.
+    pub most: Duration,
+}
+
+/// A transaction asks whether it may commit.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BeginCommit {
+    /// The transaction.
+    pub txn: TxnId,
+    /// Every bind on which it holds locks. Empty for a transaction without locks.
+    pub binds: Vec<PresentedBind>,
+    /// Names the attempt: a repeat is idempotent, and may extend the time.
+    pub attempt: CommitAttempt,
+    /// How long it needs.
+    pub asked: CommitWindow,
+}
+
+/// A commit may go ahead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CommitAdmission {
+    /// The write must have landed before this much time has passed, lo-counted from before the request was sent (C1).
+    pub commit_before: Duration,
+    /// The leadership that answered.
+    pub epoch: Epoch,
+}
+
+/// What became of each transaction of a [`cannot_commit`](super::LockTableAllocator::cannot_commit).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct CannotCommit {
+    /// These can never commit any more: their locks may be released.
+    pub tombstoned: Vec<TxnId>,
+    /// The commit of these is in flight: keep their locks and ask again later.
+    pub committing: Vec<TxnId>,
+}
+
+/// What an operator sees of an allocator.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct AllocatorStatus {
+    /// The current leadership.
+    pub epoch: Epoch,
+    /// Every incarnation that is live or still owns a bind.
+    pub services: Vec<ServiceStatus>,
+    /// Every bind, ordered by table.
+    pub binds: Vec<BindStatus>,
+}
+
+/// What an operator sees of an incarnation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceStatus {
+    /// The incarnation.
+    pub id: ServiceId,
+    /// Its node.
+    pub node: NodeName,
+    /// Where clients reach it.
+    pub address: String,
+    /// Whether it may renew.
+    pub state: ServiceState,
+}
+
+/// What an operator sees of a bind.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BindStatus {
+    /// The bind.
+    pub bind: Bind,
+    /// The owner's node.
+    pub node: NodeName,
+    /// Where the owner is reached.
+    pub address: String,
+    /// Whether it holds.
+    pub state: BindState,
+}
+
+/// Whether a bind holds (B3).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BindState {
+    /// The owner's lease holds.
+    Bound,
+    /// The owner has lapsed or was replaced. The table can be granted anew after this much time.
+    Void {
+        /// Zero if it can be granted now.
+        granted_anew_in: Duration,
+    },
+}
+
+impl BindState {
+    /// `bound`, `waiting` (void, and not yet to be granted anew) or `void`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Bound => "bound",
+            Self::Void { granted_anew_in } if granted_anew_in.is_zero() => "void",
+            Self::Void { .. } => "waiting",
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! One newtype per identifier.
+//!
+//! Numbers that must never be handed out twice, even by a store that lost its newest writes, **begin with the epoch**
+//! of the leadership that handed them out: `epoch * 2^32 + counter` (rule L4). Epochs stay below 2^21, so all of
+//! them, and fencing tokens, stay below 2^53 and survive languages whose numbers are doubles (F2).
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind};
+
+/// Number of counter bits below the epoch in versions, incarnations, table ids and tokens.
+pub const EPOCH_SHIFT: u32 = 32;
+
+/// Epochs are below this bound (F2).
+pub const EPOCH_END: u64 = 1 << 21;
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(u64);
+
+        impl $name {
+            /// Wraps a raw number, as it came from a store or the wire.
+            pub const fn new(raw: u64) -> Self {
+                Self(raw)
+            }
+
+            /// The raw number, as it goes to a store or the wire.
+            pub const fn get(self) -> u64 {
+                self.0
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self.0)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+number! {
+    /// Number of an allocator leadership. Grows with every leadership; each write to the store names it (L2).
+    Epoch
+}
+number! {
+    /// One incarnation of a service: a restart of the same node is another one (B1). Begins with the epoch.
+    ServiceId
+}
+number! {
+    /// A random number that tells two incarnations apart even if a store handed out one id twice (L4).
+    Nonce
+}
+number! {
+    /// A lock table's number, never reused (B6). Begins with the epoch.
+    TableId
+}
+number! {
+    /// Version of a bind. Two binds of one table never share a version, and a later one is larger. Begins with the epoch.
+    BindVersion
+}
+number! {
+    /// A fencing token (F1): of two conflicting grants on one key the later has the larger token.
+    FencingToken
+}
+number! {
+    /// A session of a client with one service (P1). Random, so that it cannot be guessed.
+    SessionId
+}
+number! {
+    /// A commit attempt of a transaction, chosen by whoever makes the data durable: repeating it is idempotent (C1).
+    CommitAttempt
+}
+
+impl Epoch {
+    /// The first number that belongs to this epoch: `epoch * 2^32`.
+    pub const fn first_number(self) -> u64 {
+        self.0 << EPOCH_SHIFT
+    }
+
+    /// The first number that belongs to the next epoch.
+    pub const fn end_number(self) -> u64 {
+        (self.0 + 1) << EPOCH_SHIFT
+    }
+
+    /// The epoch after this one, or an error at the end of the number space.
+    pub fn next(self) -> Result<Self, Error> {
+        if self.0 + 1 >= EPOCH_END {
+            return Err(Error::new(
+                ErrorKind::ResourceExhausted,
+                "all 2^21 epochs of this store are used up; start a new store",
+            ));
+        }
+        Ok(Self(self.0 + 1))
+    }
+}
+
+/// A transaction: the incarnation that issued it and a counter there (T1).
+///
+/// Whether the transaction will validate its commit is part of its identity (the lowest bit of the counter), so that an
+/// allocator can refuse `begin_commit` for one that said it would not, without remembering anything about it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TxnId {
+    /// The incarnation on which the transaction started.
+    pub origin: ServiceId,
+    /// Counter at the origin; its lowest bit says whether the transaction validates.
+    pub counter: u64,
+}
+
+impl TxnId {
+    /// The `number`th transaction of `origin`.
+    pub const fn new(origin: ServiceId, number: u64, validates: bool) -> Self {
+        Self { origin, counter: number << 1 | validates as u64 }
+    }
+
+    /// True if the transaction said at its start that it will validate its commit (T1).
+    pub const fn validates(self) -> bool {
+        self.counter & 1 == 1
+    }
+}
+
+impl fmt::Debug for TxnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TxnId({self})")
+    }
+}
+
+impl fmt::Display for TxnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}-{:x}", self.origin.get(), self.counter)
+    }
+}
+
+impl std::str::FromStr for TxnId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let parse = |part: &str| u64::from_str_radix(part, 16).ok();
+        text.split_once('-')
+            .and_then(|(origin, counter)| {
+                Some(Self { origin: ServiceId::new(parse(origin)?), counter: parse(counter)? })
+            })
+            .ok_or_else(|| {
+                Error::new(ErrorKind::InvalidArgument, "a transaction id is two hexadecimal numbers joined by '-'")
+                    .with("given", text)
+            })
+    }
+}
+
+/// Longest name of a table, group or node, in bytes.
+pub const NAME_BYTES_MAX: usize = 255;
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        ///
+        /// 1 to 255 bytes of UTF-8 without control characters; cheap to clone.
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Checks and wraps a name. Fails with [`ErrorKind::InvalidArgument`]: choose another name.
+            pub fn new(name: impl AsRef<str>) -> Result<Self, Error> {
+                let name = name.as_ref();
+                check_name($what, name)?;
+                Ok(Self(Arc::from(name)))
+            }
+
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = Error;
+
+            fn try_from(name: String) -> Result<Self, Error> {
+                Self::new(name)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0.as_ref().to_owned()
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = Error;
+
+            fn from_str(name: &str) -> Result<Self, Error> {
+                Self::new(name)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&*self.0, f)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(&*self.0, f)
+            }
+        }
+    };
+}
+
+name! {
+    /// Name of a lock space: equal table names in two groups never conflict.
+    GroupName, "group"
+}
+name! {
+    /// Name of a lock table within its group.
+    TableName, "table"
+}
+name! {
+    /// Name of a node, the same over its restarts.
+    NodeName, "node"
+}
+
+impl Default for GroupName {
+    fn default() -> Self {
+        Self(Arc::from("default"))
+    }
+}
+
+fn check_name(what: &'static str, name: &str) -> Result<(), Error> {
+    let problem = if name.is_empty() {
+        "is empty"
+    } else if name.len() > NAME_BYTES_MAX {
+        "is longer than 255 bytes"
+    } else if name.chars().any(char::is_control) {
+        "contains a control character"
+    } else {
+        return Ok(());
+    };
+    let shown: String = name.chars().take(40).collect();
+    Err(Error::new(ErrorKind::InvalidArgument, format!("the {what} name {problem}: use 1 to 255 bytes of printable UTF-8"))
+        .with("given", format!("{shown:?}")))
+}
+
+/// A lock table as users name it: its group and its name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TableRef {
+    /// The lock space.
+    pub group: GroupName,
+    /// The table within the group.
+    pub name: TableName,
+}
+
+impl TableRef {
+    /// The table `name` of `group`. Fails with [`ErrorKind::InvalidArgument`] if either is no valid name.
+    pub fn new(group: impl AsRef<str>, name: impl AsRef<str>) -> Result<Self, Error> {
+        Ok(Self { group: GroupName::new(group)?, name: TableName::new(name)? })
+    }
+}
+
+impl fmt::Debug for TableRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}/{:?}", self.group, self.name)
+    }
+}
+
+impl fmt::Display for TableRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.group, self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked_once_and_for_all() {
+        for bad in ["", "a\nb", "\u{7f}", &"x".repeat(256)] {
+            let error = TableName::new(bad).expect_err("must be refused");
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        }
+        assert_eq!(TableName::new("é".repeat(127)).expect("254 bytes").as_str().len(), 254);
+    }
+
+    #[test]
+    fn a_transaction_id_keeps_whether_it_validates_through_its_text() {
+        for validates in [false, true] {
+            let id = TxnId::new(ServiceId::new(7 << 32 | 1), 42, validates);
+            let back: TxnId = id.to_string().parse().expect("own text");
+            assert_eq!(back, id);
+            assert_eq!(back.validates(), validates);
+        }
+        assert!("12".parse::<TxnId>().is_err());
+    }
+
+    #[test]
+    fn numbers_of_one_epoch_are_below_those_of_the_next() {
+        let epoch = Epoch::new(EPOCH_END - 2);
+        assert!(epoch.end_number() <= 1 << 53);
+        assert_eq!(epoch.next().expect("one is left").first_number(), epoch.end_number());
+        assert!(Epoch::new(EPOCH_END - 1).next().is_err());
+    }
+}

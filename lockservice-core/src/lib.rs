@@ -1,0 +1,17 @@
+//! Core of lockservice (draft of the crate docs).
+
+pub mod allocator;
+pub mod clock;
+mod error;
+mod id;
+mod key;
+pub mod store;
+pub(crate) mod sync;
+pub mod table;
+
+pub use crate::error::{Advice, DeadlockEdge, Detail, Error, ErrorKind, Result};
+pub use crate::id::{
+    BindVersion, CommitAttempt, EPOCH_END, EPOCH_SHIFT, Epoch, FencingToken, GroupName, NAME_BYTES_MAX, NodeName, Nonce,
+    ServiceId, SessionId, TableId, TableName, TableRef, TxnId,
+};
+pub use crate::key::{KEY_BYTES_MAX, Key, KeyRange, LockItem, LockMode};

@@ -1,0 +1,181 @@
+//! The records that a store keeps, and their one encoding.
+
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{BindVersion, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
+
+/// Version of the encoding of every record. A record of a higher version is refused, never guessed at.
+pub const RECORD_FORMAT: u8 = 1;
+
+/// Durations that every node of a cluster must agree on; kept in the store. Each is at least one second.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterConstants {
+    /// How long a leadership lasts without a renewal, in milliseconds.
+    pub leadership_ttl_ms: u64,
+    /// How long a service's lease lasts without a renewal, in milliseconds.
+    pub lease_ttl_ms: u64,
+}
+
+impl Default for ClusterConstants {
+    /// Five seconds each.
+    fn default() -> Self {
+        Self { leadership_ttl_ms: 5_000, lease_ttl_ms: 5_000 }
+    }
+}
+
+impl ClusterConstants {
+    /// How long a service's lease lasts without a renewal.
+    pub const fn lease_ttl(&self) -> Duration {
+        Duration::from_millis(self.lease_ttl_ms)
+    }
+
+    /// How long a leadership lasts without a renewal.
+    pub const fn leadership_ttl(&self) -> Duration {
+        Duration::from_millis(self.leadership_ttl_ms)
+    }
+}
+
+/// A lock table: its number, its layout, its bind, and the tokens that may have been handed out (B6).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TableRecord {
+    /// Group and name.
+    pub table: TableRef,
+    /// The table's number, never reused.
+    pub id: TableId,
+    /// Number of partitions, at least 1.
+    pub partitions: u32,
+    /// First token that no block has covered yet (F2).
+    pub tokens_reserved_to: u64,
+    /// One bind per partition, in order.
+    pub binds: Vec<BindRecord>,
+}
+
+/// Whom a partition is, or was last, bound to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BindRecord {
+    /// The owning incarnation. If that is fenced or resigned, the bind is void (B3).
+    pub owner: ServiceId,
+    /// The bind's version.
+    pub version: BindVersion,
+}
+
+/// An incarnation of a service (B1).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServiceRecord {
+    /// The incarnation.
+    pub id: ServiceId,
+    /// The node it is an incarnation of.
+    pub node: NodeName,
+    /// Random number that tells it from any other with the same id.
+    pub nonce: Nonce,
+    /// Where clients reach it.
+    pub address: String,
+    /// Whether it may still renew its lease.
+    pub state: ServiceState,
+}
+
+/// What became of an incarnation. It only ever moves down this list.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceState {
+    /// It may renew its lease.
+    Live,
+    /// It lapsed or was replaced: it never renews again, and none of its transactions commits (C4).
+    Fenced,
+    /// It said that it was finished, and that nothing of it is in use.
+    Resigned,
+}
+
+/// One change to one record.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Op {
+    /// Sets the cluster's constants.
+    PutConstants(ClusterConstants),
+    /// Creates or replaces a table, by its name.
+    PutTable(TableRecord),
+    /// Creates or replaces an incarnation, by its id.
+    PutService(ServiceRecord),
+    /// Forgets an incarnation to which no bind refers any more.
+    RemoveService(ServiceId),
+    /// Records that a transaction can never commit (C4).
+    PutTombstone(TxnId),
+    /// Forgets that, after the origin confirmed the end of the transaction or was fenced itself.
+    RemoveTombstone(TxnId),
+}
+
+/// Changes that are applied together or not at all.
+pub type Batch = Vec<Op>;
+
+/// Everything in a store.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct StoreState {
+    /// The epoch of the current or last leadership; 0 if there was none.
+    pub epoch: Epoch,
+    /// The number of the last applied write; 0 if there was none.
+    pub applied: u64,
+    /// The cluster's constants, if any leader has set them.
+    pub constants: Option<ClusterConstants>,
+    /// Every table, in no particular order.
+    pub tables: Vec<TableRecord>,
+    /// Every incarnation, in no particular order.
+    pub services: Vec<ServiceRecord>,
+    /// Every transaction that can never commit, in no particular order.
+    pub tombstones: Vec<TxnId>,
+}
+
+/// Encodes a record: one byte of [`RECORD_FORMAT`], then JSON.
+pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
+    let mut bytes = vec![RECORD_FORMAT];
+    serde_json::to_writer(&mut bytes, record).expect("records are plain data, and writing to memory cannot fail");
+    bytes
+}
+
+/// Decodes what [`encode`] made.
+///
+/// Fails with `StoreNewer` for a record of a later format, `StoreCorrupt` for anything else that is not a record; `what` names it.
+pub fn decode<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T> {
+    match bytes.split_first() {
+        Some((&RECORD_FORMAT, json)) => serde_json::from_slice(json).map_err(|e| {
+            Error::new(ErrorKind::StoreCorrupt, "a record in the store is damaged: restore the store from a backup")
+                .with("record", what)
+                .with_source(e)
+        }),
+        Some((&format, _)) if format > RECORD_FORMAT => Err(Error::new(
+            ErrorKind::StoreNewer,
+            format!("the store was written by a newer version of lockservice (record format {format}, this one reads {RECORD_FORMAT}): use that version"),
+        )
+        .with("record", what)),
+        _ => Err(Error::new(ErrorKind::StoreCorrupt, "a record in the store is damaged: restore the store from a backup")
+            .with("record", what)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_survives_its_encoding_and_a_newer_or_damaged_one_is_refused_by_name() {
+        let record = TableRecord {
+            table: TableRef::new("g", "t").expect("names"),
+            id: TableId::new(1),
+            partitions: 1,
+            tokens_reserved_to: 9,
+            binds: vec![BindRecord { owner: ServiceId::new(2), version: BindVersion::new(3) }],
+        };
+        let mut bytes = encode(&record);
+        assert_eq!(decode::<TableRecord>("t", &bytes).expect("own encoding"), record);
+        bytes[0] = RECORD_FORMAT + 1;
+        assert_eq!(decode::<TableRecord>("t", &bytes).expect_err("newer").kind(), ErrorKind::StoreNewer);
+        bytes[0] = RECORD_FORMAT;
+        bytes.truncate(10);
+        assert_eq!(decode::<TableRecord>("t", &bytes).expect_err("cut").kind(), ErrorKind::StoreCorrupt);
+        assert_eq!(decode::<TableRecord>("t", &[]).expect_err("empty").kind(), ErrorKind::StoreCorrupt);
+    }
+}

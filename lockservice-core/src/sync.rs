@@ -1,0 +1,57 @@
+//! Every lock, atomic and channel of this crate comes from here, so that a model checker can replace them all.
+//!
+//! Under `--cfg loom` the types are loom's and every interleaving of a small model can be visited; otherwise
+//! they are `parking_lot` locks and the standard library's atomics. The lock types show one common surface:
+//! `lock`, `read` and `write` return a guard and never a poison error.
+
+#[cfg(not(loom))]
+pub(crate) use std::sync::Arc;
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic;
+
+#[cfg(loom)]
+pub(crate) use loom::sync::Arc;
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic;
+
+#[cfg(not(loom))]
+pub(crate) use parking_lot::{Mutex, RwLock};
+
+#[cfg(loom)]
+pub(crate) use self::loom_locks::{Mutex, RwLock};
+
+#[cfg(loom)]
+mod loom_locks {
+    /// `loom::sync::Mutex` with the surface of `parking_lot::Mutex`.
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
+            // A poisoned lock means that a model already failed; its panic is the report.
+            self.0.lock().expect("a loom model panicked while it held this lock")
+        }
+    }
+
+    /// `loom::sync::RwLock` with the surface of `parking_lot::RwLock`.
+    #[derive(Debug, Default)]
+    pub(crate) struct RwLock<T>(loom::sync::RwLock<T>);
+
+    impl<T> RwLock<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(loom::sync::RwLock::new(value))
+        }
+
+        pub(crate) fn read(&self) -> loom::sync::RwLockReadGuard<'_, T> {
+            self.0.read().expect("a loom model panicked while it held this lock")
+        }
+
+        pub(crate) fn write(&self) -> loom::sync::RwLockWriteGuard<'_, T> {
+            self.0.write().expect("a loom model panicked while it held this lock")
+        }
+    }
+}

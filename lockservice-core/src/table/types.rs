@@ -1,0 +1,149 @@
+//! What goes into and comes out of the lock engine.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::allocator::Bind;
+use crate::clock::Time;
+use crate::id::{BindVersion, FencingToken, TableId, TableRef, TxnId};
+use crate::key::{LockItem, LockMode};
+
+/// A request for locks in one table, all or nothing.
+#[derive(Clone, Debug)]
+pub struct LockRequest {
+    /// Who asks. One lock call of a transaction is decided at a time (T2).
+    pub txn: TxnId,
+    /// The table.
+    pub table: TableId,
+    /// The version of the bind; an owner serves exactly that one or refuses (B5).
+    pub version: BindVersion,
+    /// The rows and ranges. Taken in key order, whatever their order here; duplicates are harmless.
+    pub items: Vec<LockItem>,
+    /// How all of them are to be held.
+    pub mode: LockMode,
+    /// What to do about locks of others.
+    pub wait: WaitPolicy,
+}
+
+/// What a request does about locks of others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum WaitPolicy {
+    /// Wait in line. How long is the business of whoever polls the call.
+    Wait,
+    /// Fail at once with [`ErrorKind::Conflict`](crate::ErrorKind::Conflict). An earlier incompatible waiter counts as a lock.
+    NoWait,
+}
+
+/// What a request was granted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Grant {
+    /// The bind on which it was granted: to be presented at the commit.
+    pub bind: Bind,
+    /// The call's fencing token (F1), taken after its last key was granted. If nothing was newly locked, the largest token under which
+    /// its items were already held.
+    pub token: FencingToken,
+    /// False if every item was already held at least as strongly.
+    pub newly_locked: bool,
+    /// How long the call waited for others; `None` if it did not.
+    pub waited: Option<Duration>,
+    /// The first lock or waiter that stood in the way, if any did: the transaction and the item.
+    pub conflict: Option<(TxnId, LockItem)>,
+    /// The largest commit timestamp of those it waited for, over all its waits (C5).
+    pub prev_commit_ts: Option<u64>,
+    /// The largest commit timestamp that any unlock of this table carried since the bind was installed.
+    pub table_commit_ts: Option<u64>,
+    /// What the table's earlier owner granted is unknown to this one, and the transaction began before this one took over: take
+    /// the snapshot after this answer (C5).
+    pub history_unknown: bool,
+    /// What exactly was newly locked or upgraded, so that it can be taken back (T2).
+    pub changes: Vec<ItemGrant>,
+}
+
+/// One change that a call made to its transaction's lock set.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ItemGrant {
+    /// The item.
+    pub item: LockItem,
+    /// How, and under which token, the transaction held exactly this item before; `None` if it did not.
+    pub before: Option<(LockMode, FencingToken)>,
+}
+
+/// Limits and policies of the engine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EngineSettings {
+    /// Most rows and ranges in one request. Default 20,000.
+    pub items_per_request_max: usize,
+    /// Most memory that the locks and waits of this node may use, in bytes, as estimated. Default 1 GiB.
+    pub lock_bytes_max: usize,
+    /// Most memory that the locks of one transaction may use, in bytes, as estimated. Default 256 MiB.
+    pub txn_lock_bytes_max: usize,
+    /// Most calls that may wait at once on this node. Default 100,000.
+    pub waiters_max: usize,
+    /// Who is told when a deadlock is found.
+    pub victim: VictimPolicy,
+}
+
+impl Default for EngineSettings {
+    fn default() -> Self {
+        Self {
+            items_per_request_max: 20_000,
+            lock_bytes_max: 1 << 30,
+            txn_lock_bytes_max: 256 << 20,
+            waiters_max: 100_000,
+            victim: VictimPolicy::FewestLocks,
+        }
+    }
+}
+
+/// Which member of a deadlock's cycle is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum VictimPolicy {
+    /// The one that holds the fewest locks; among those, the youngest (the largest [`TxnId`]).
+    #[default]
+    FewestLocks,
+    /// The youngest: the largest [`TxnId`].
+    Youngest,
+}
+
+/// A lock that is held, as an operator sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LockInfo {
+    /// The table.
+    pub table: TableRef,
+    /// What is locked.
+    pub item: LockItem,
+    /// How.
+    pub mode: LockMode,
+    /// By whom.
+    pub txn: TxnId,
+    /// Under which token.
+    pub token: FencingToken,
+    /// How many calls wait because of it.
+    pub waiters: usize,
+}
+
+/// A wait, as an operator sees it: one line for each transaction waited for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WaitInfo {
+    /// The table.
+    pub table: TableRef,
+    /// What is waited for.
+    pub item: LockItem,
+    /// How it is wanted.
+    pub mode: LockMode,
+    /// Who waits.
+    pub waiter: TxnId,
+    /// For whom.
+    pub holder: TxnId,
+    /// What of the holder's is in the way.
+    pub held_item: LockItem,
+    /// True if the holder holds its lock; false if it waits for it itself, earlier in the queue.
+    pub granted: bool,
+    /// When the wait began.
+    pub since: Time,
+}

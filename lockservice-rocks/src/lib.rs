@@ -1,0 +1,1 @@
+//! `BindStore` on RocksDB.
