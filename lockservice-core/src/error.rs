@@ -1,6 +1,7 @@
 //! One error type: what happened, what the caller must do, and what it happened to.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -139,14 +140,18 @@ pub enum Detail {
 }
 
 /// An error of this library: a [kind](ErrorKind), a sentence that says what to do, and what it happened to.
+///
+/// Cheap enough to clone: an answer that is kept for a replay (T2) is the same error every time.
+#[derive(Clone)]
 pub struct Error(Box<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     kind: ErrorKind,
     message: String,
     context: Vec<(String, String)>,
     detail: Option<Detail>,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 /// The result of nearly everything here.
@@ -175,7 +180,7 @@ impl Error {
     /// Adds the error that caused this one.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        self.0.source = Some(source.into());
+        self.0.source = Some(Arc::from(source.into()));
         self
     }
 
