@@ -250,8 +250,11 @@ fn check_name(what: &'static str, name: &str) -> Result<(), Error> {
         return Ok(());
     };
     let shown: String = name.chars().take(40).collect();
-    Err(Error::new(ErrorKind::InvalidArgument, format!("the {what} name {problem}: use 1 to 255 bytes of printable UTF-8"))
-        .with("given", format!("{shown:?}")))
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        format!("the {what} name {problem}: use 1 to 255 bytes of printable UTF-8"),
+    )
+    .with("given", format!("{shown:?}")))
 }
 
 /// A lock table as users name it: its group and its name.

@@ -86,9 +86,12 @@ impl KeyRange {
             _ => true,
         };
         if !holds_a_key {
-            return Err(Error::new(ErrorKind::InvalidArgument, "a range is upside down or empty: its start must be before its end")
-                .with("start", format!("{start:?}"))
-                .with("end", format!("{end:?}")));
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "a range is upside down or empty: its start must be before its end",
+            )
+            .with("start", format!("{start:?}"))
+            .with("end", format!("{end:?}")));
         }
         Ok(Self { start, end })
     }
@@ -286,9 +289,25 @@ mod tests {
     }
 
     fn probes() -> Vec<Key> {
-        [&b"\0"[..], b"A", b"a", b"a\0", b"a\0\0", b"aZ", b"aa", b"aa\0", b"ab", b"b", b"b\0", b"bb", b"c", b"c\0", b"d"]
-            .map(key)
-            .to_vec()
+        [
+            &b"\0"[..],
+            b"A",
+            b"a",
+            b"a\0",
+            b"a\0\0",
+            b"aZ",
+            b"aa",
+            b"aa\0",
+            b"ab",
+            b"b",
+            b"b\0",
+            b"bb",
+            b"c",
+            b"c\0",
+            b"d",
+        ]
+        .map(key)
+        .to_vec()
     }
 
     #[test]

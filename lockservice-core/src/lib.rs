@@ -11,7 +11,7 @@ pub mod table;
 
 pub use crate::error::{Advice, DeadlockEdge, Detail, Error, ErrorKind, Result};
 pub use crate::id::{
-    BindVersion, CommitAttempt, EPOCH_END, EPOCH_SHIFT, Epoch, FencingToken, GroupName, NAME_BYTES_MAX, NodeName, Nonce,
-    ServiceId, SessionId, TableId, TableName, TableRef, TxnId,
+    BindVersion, CommitAttempt, EPOCH_END, EPOCH_SHIFT, Epoch, FencingToken, GroupName, NAME_BYTES_MAX, NodeName,
+    Nonce, ServiceId, SessionId, TableId, TableName, TableRef, TxnId,
 };
 pub use crate::key::{KEY_BYTES_MAX, Key, KeyRange, LockItem, LockMode};

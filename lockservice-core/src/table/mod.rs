@@ -4,6 +4,4 @@
 
 mod types;
 
-pub use self::types::{
-    EngineSettings, Grant, ItemGrant, LockInfo, LockRequest, VictimPolicy, WaitInfo, WaitPolicy,
-};
+pub use self::types::{EngineSettings, Grant, ItemGrant, LockInfo, LockRequest, VictimPolicy, WaitInfo, WaitPolicy};
