@@ -1,5 +1,6 @@
 //! Keys, ranges of keys, and what a request may name.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Bound;
 
@@ -147,7 +148,7 @@ impl KeyRange {
 
     /// True if some key could lie in both.
     pub fn overlaps(&self, other: &Self) -> bool {
-        starts_before_end(&self.start, &other.end) && starts_before_end(&other.start, &self.end)
+        starts_before_end(self.start(), other.end()) && starts_before_end(other.start(), self.end())
     }
 }
 
@@ -156,12 +157,37 @@ fn is_successor(a: &Key, b: &Key) -> bool {
     b.len() == a.len() + 1 && b.starts_with(a) && b.last() == Some(&0)
 }
 
-fn starts_before_end(start: &Bound<Key>, end: &Bound<Key>) -> bool {
+/// True if some key could lie between the two bounds.
+pub(crate) fn starts_before_end(start: Bound<&Key>, end: Bound<&Key>) -> bool {
     match (start, end) {
         (Bound::Unbounded, _) | (_, Bound::Unbounded) => true,
         (Bound::Included(a), Bound::Included(b)) => a <= b,
         (Bound::Excluded(a), Bound::Excluded(b)) => a < b && !is_successor(a, b),
         (Bound::Included(a) | Bound::Excluded(a), Bound::Included(b) | Bound::Excluded(b)) => a < b,
+    }
+}
+
+/// Orders lower bounds by the first key inside.
+pub(crate) fn compare_starts(a: Bound<&Key>, b: Bound<&Key>) -> Ordering {
+    match (a, b) {
+        (Bound::Unbounded, Bound::Unbounded) => Ordering::Equal,
+        (Bound::Unbounded, _) => Ordering::Less,
+        (_, Bound::Unbounded) => Ordering::Greater,
+        (Bound::Included(x) | Bound::Excluded(x), Bound::Included(y) | Bound::Excluded(y)) => {
+            x.cmp(y).then_with(|| matches!(a, Bound::Excluded(_)).cmp(&matches!(b, Bound::Excluded(_))))
+        }
+    }
+}
+
+/// Orders upper bounds by the last key inside.
+pub(crate) fn compare_ends(a: Bound<&Key>, b: Bound<&Key>) -> Ordering {
+    match (a, b) {
+        (Bound::Unbounded, Bound::Unbounded) => Ordering::Equal,
+        (Bound::Unbounded, _) => Ordering::Greater,
+        (_, Bound::Unbounded) => Ordering::Less,
+        (Bound::Included(x) | Bound::Excluded(x), Bound::Included(y) | Bound::Excluded(y)) => {
+            x.cmp(y).then_with(|| matches!(a, Bound::Included(_)).cmp(&matches!(b, Bound::Included(_))))
+        }
     }
 }
 
@@ -197,6 +223,22 @@ pub enum LockItem {
 }
 
 impl LockItem {
+    /// The lower bound.
+    pub fn start(&self) -> Bound<&Key> {
+        match self {
+            Self::Row(key) => Bound::Included(key),
+            Self::Range(range) => range.start(),
+        }
+    }
+
+    /// The upper bound.
+    pub fn end(&self) -> Bound<&Key> {
+        match self {
+            Self::Row(key) => Bound::Included(key),
+            Self::Range(range) => range.end(),
+        }
+    }
+
     /// True if some key could lie in both.
     pub fn overlaps(&self, other: &Self) -> bool {
         match (self, other) {

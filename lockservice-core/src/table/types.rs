@@ -46,7 +46,8 @@ pub struct Grant {
     pub token: FencingToken,
     /// False if every item was already held at least as strongly.
     pub newly_locked: bool,
-    /// How long the call waited for others; `None` if it did not.
+    /// How long the call waited for others; `None` if it did not. The engine reads no clock: it answers zero for a call that waited, and
+    /// whoever took the time of the call puts the duration here.
     pub waited: Option<Duration>,
     /// The first lock or waiter that stood in the way, if any did: the transaction and the item.
     pub conflict: Option<(TxnId, LockItem)>,
@@ -59,6 +60,8 @@ pub struct Grant {
     pub history_unknown: bool,
     /// What exactly was newly locked or upgraded, so that it can be taken back (T2).
     pub changes: Vec<ItemGrant>,
+    /// How many tokens are left to the owner of the table after this grant: it renews them ahead (F2).
+    pub tokens_left: u64,
 }
 
 /// One change that a call made to its transaction's lock set.
@@ -121,7 +124,7 @@ pub struct LockInfo {
     pub mode: LockMode,
     /// By whom.
     pub txn: TxnId,
-    /// Under which token.
+    /// Under which token. Of a call that is still in flight: that of the former hold, or 0.
     pub token: FencingToken,
     /// How many calls wait because of it.
     pub waiters: usize,
@@ -144,6 +147,6 @@ pub struct WaitInfo {
     pub held_item: LockItem,
     /// True if the holder holds its lock; false if it waits for it itself, earlier in the queue.
     pub granted: bool,
-    /// When the wait began.
+    /// When the call that waits was made.
     pub since: Time,
 }

@@ -1,0 +1,129 @@
+//! A lock call in flight, and where such calls are kept.
+
+use std::ops::{Index, IndexMut};
+use std::task::Waker;
+
+use super::entry::Place;
+use super::types::{Grant, ItemGrant};
+use crate::clock::Time;
+use crate::error::Result;
+use crate::id::{FencingToken, TableId, TxnId};
+use crate::key::{LockItem, LockMode};
+
+/// Where a call is kept. Used again after the call's owner has taken its outcome.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) struct CallId(u32);
+
+/// A call that takes its items one after another.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) txn: TxnId,
+    pub(super) table: TableId,
+    /// In key order, without duplicates.
+    pub(super) items: Vec<LockItem>,
+    /// The item that is to be taken next, or is waited for.
+    pub(super) next: usize,
+    pub(super) mode: LockMode,
+    /// What has been added so far.
+    pub(super) changes: Vec<ItemGrant>,
+    /// The largest token under which an item was already held.
+    pub(super) covered: FencingToken,
+    pub(super) waited: bool,
+    pub(super) conflict: Option<(TxnId, LockItem)>,
+    pub(super) prev_commit_ts: Option<u64>,
+    /// When the call was made.
+    pub(super) since: Time,
+    /// Its place in the queue, while it waits.
+    pub(super) place: Place,
+    pub(super) stage: Stage,
+    pub(super) waker: Option<Waker>,
+    /// What its waiting was counted with.
+    pub(super) bytes: usize,
+}
+
+/// How far a call has come.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a call that waits ends with a grant nearly always")]
+pub(super) enum Stage {
+    /// Waits for others to leave its next item.
+    Waiting,
+    /// Has all its items; waits for a fencing token.
+    Starved,
+    /// Over; the outcome has not been taken yet.
+    Done(Result<Grant>),
+}
+
+impl Call {
+    /// The item it waits for. Only for a call that waits.
+    pub(super) fn item(&self) -> &LockItem {
+        &self.items[self.next]
+    }
+
+    pub(super) const fn is_waiting(&self) -> bool {
+        matches!(self.stage, Stage::Waiting)
+    }
+
+    pub(super) const fn is_done(&self) -> bool {
+        matches!(self.stage, Stage::Done(_))
+    }
+}
+
+/// All calls in flight, and those whose outcome has not been taken.
+#[derive(Debug, Default)]
+pub(super) struct Calls {
+    slots: Vec<Option<Box<Call>>>,
+    free: Vec<u32>,
+}
+
+impl Calls {
+    pub(super) fn insert(&mut self, call: Box<Call>) -> CallId {
+        match self.free.pop() {
+            Some(at) => {
+                self.slots[at as usize] = Some(call);
+                CallId(at)
+            }
+            None => {
+                self.slots.push(Some(call));
+                // `waiters_max` and memory end long before 2^32 calls.
+                CallId((self.slots.len() - 1) as u32)
+            }
+        }
+    }
+
+    pub(super) fn get(&self, id: CallId) -> Option<&Call> {
+        self.slots.get(id.0 as usize)?.as_deref()
+    }
+
+    /// Takes a call out to work on it; [`put`](Self::put) brings it back.
+    pub(super) fn take(&mut self, id: CallId) -> Box<Call> {
+        self.slots[id.0 as usize].take().expect("a call id is used only while its call is kept")
+    }
+
+    pub(super) fn put(&mut self, id: CallId, call: Box<Call>) {
+        self.slots[id.0 as usize] = Some(call);
+    }
+
+    pub(super) fn remove(&mut self, id: CallId) -> Box<Call> {
+        let call = self.take(id);
+        self.free.push(id.0);
+        call
+    }
+
+    pub(super) fn ids(&self) -> Vec<CallId> {
+        (0..self.slots.len() as u32).map(CallId).filter(|id| self.get(*id).is_some()).collect()
+    }
+}
+
+impl Index<CallId> for Calls {
+    type Output = Call;
+
+    fn index(&self, id: CallId) -> &Call {
+        self.get(id).expect("a call id is used only while its call is kept")
+    }
+}
+
+impl IndexMut<CallId> for Calls {
+    fn index_mut(&mut self, id: CallId) -> &mut Call {
+        self.slots[id.0 as usize].as_deref_mut().expect("a call id is used only while its call is kept")
+    }
+}

@@ -1,0 +1,214 @@
+//! The engine as its users see it: a shell around the pure [`State`], which adds one mutex, wakers, and the future of a call.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use super::call::CallId;
+use super::state::{Begun, State};
+use super::types::{EngineSettings, Grant, LockInfo, LockRequest, WaitInfo};
+use crate::allocator::{Bind, TokenBlock};
+use crate::clock::Time;
+use crate::error::{Error, Result};
+use crate::id::{BindVersion, TableId, TxnId};
+use crate::key::LockItem;
+use crate::sync::{Arc, Mutex};
+
+/// Every lock table that a node owns, in memory. A cheap handle: clones share the tables.
+///
+/// No method waits or blocks; only the future of a [`LockCall`] does. See the [module](super) for how it works.
+#[derive(Clone)]
+pub struct LockEngine(Arc<Mutex<State>>);
+
+impl LockEngine {
+    /// An engine without tables.
+    pub fn new(settings: EngineSettings) -> Self {
+        Self(Arc::new(Mutex::new(State::new(settings))))
+    }
+
+    /// Does something to the state, and wakes whom that concerns after the mutex is free again: a waker may run anything, also this engine.
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.0.lock();
+        let result = act(&mut state);
+        let wake = std::mem::take(&mut state.wake);
+        drop(state);
+        wake.into_iter().for_each(std::task::Waker::wake);
+        result
+    }
+
+    /// Begins to serve a table, without any locks, at the version of `bind`, with its first block of tokens.
+    ///
+    /// Transactions of another origin than `known_after`, and those of that origin up to it, are told that the table's history is
+    /// unknown (C5); with `None` nobody is.
+    ///
+    /// # Errors
+    /// [`BindChanged`](crate::ErrorKind::BindChanged) if this or a later version was ever installed (B5): bind the table anew. The error of
+    /// [`seal`](Self::seal) if the engine is sealed. An earlier version that is still installed is removed first.
+    pub fn install(&self, bind: Bind, tokens: Option<TokenBlock>, known_after: Option<TxnId>) -> Result<()> {
+        self.with(|state| state.install(bind, tokens, known_after))
+    }
+
+    /// Drops a table with all its locks. Calls that wait in it end with [`BindChanged`](crate::ErrorKind::BindChanged), also those granted
+    /// whose outcome was not received yet. Nothing happens if another version is installed.
+    pub fn remove(&self, table: TableId, version: BindVersion) {
+        self.with(|state| state.remove(table, version));
+    }
+
+    /// Grants nothing ever after (B2): every wait ends with `error`, so does every later [`lock`](Self::lock), and a grant that was not
+    /// received yet becomes that error. Unlocks still work.
+    pub fn seal(&self, error: fn() -> Error) {
+        self.with(|state| state.seal(error));
+    }
+
+    /// Adds a durable block of fencing tokens, and completes the calls that were held up for one. Of a block that reaches below an
+    /// earlier one only the rest is used (F1).
+    pub fn add_tokens(&self, table: TableId, version: BindVersion, block: TokenBlock) {
+        self.with(|state| state.add_tokens(table, version, block));
+    }
+
+    /// How many tokens are left to a table; `None` if that version is not installed.
+    pub fn tokens_left(&self, table: TableId, version: BindVersion) -> Option<u64> {
+        self.with(|state| {
+            state.tables.get(&table).filter(|table| table.bind.version == version).map(|table| table.tokens_left())
+        })
+    }
+
+    /// Asks for locks: all of them or none. What is free is taken before this returns, and the call has its place in the queue.
+    ///
+    /// # Errors
+    /// The call answers [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a request that names nothing, or while another
+    /// call of the transaction is in flight; [`BindChanged`](crate::ErrorKind::BindChanged) if the table is not served here at that
+    /// version; [`Conflict`](crate::ErrorKind::Conflict) if it may not wait and would have to;
+    /// [`Deadlock`](crate::ErrorKind::Deadlock), [`Cancelled`](crate::ErrorKind::Cancelled) (by [`unlock_all`](Self::unlock_all));
+    /// [`ResourceExhausted`](crate::ErrorKind::ResourceExhausted) at a limit of the [settings](EngineSettings). Each leaves the
+    /// transaction's locks as they were before the call.
+    pub fn lock(&self, request: LockRequest, now: Time) -> LockCall {
+        let txn = request.txn;
+        let stage = match self.with(|state| match state.lock(request, now) {
+            // A wait can be over at once: nothing needs to be kept then.
+            Begun::Kept(id) => state.take_outcome(id).map_or(Begun::Kept(id), Begun::Done),
+            done => done,
+        }) {
+            Begun::Done(outcome) => Stage::Ready(outcome),
+            Begun::Kept(id) => Stage::Kept(id),
+        };
+        LockCall { engine: self.clone(), txn, stage }
+    }
+
+    /// Takes back exactly what a call added (T2): new locks go, upgraded ones are again held in their former mode and under their former
+    /// token. What has changed since is left alone, so repeating it does nothing.
+    pub fn take_back(&self, txn: TxnId, table: TableId, grant: &Grant) {
+        self.with(|state| state.take_back(txn, table, grant));
+    }
+
+    /// Releases chosen items, each exactly as it was locked: a row inside a locked range stays locked. What is not held is passed over.
+    pub fn unlock(&self, txn: TxnId, table: TableId, items: &[LockItem]) {
+        self.with(|state| state.unlock(txn, table, items));
+    }
+
+    /// Releases everything that a transaction holds on this node, and cancels its waiting call
+    /// ([`Cancelled`](crate::ErrorKind::Cancelled)). With a commit timestamp, the tables and everybody in whose way it stood learn it (C5).
+    pub fn unlock_all(&self, txn: TxnId, commit_ts: Option<u64>) {
+        self.with(|state| state.unlock_all(txn, commit_ts));
+    }
+
+    /// Every lock held, in one table or all of them, ordered by table; rows before ranges, in key order, then by transaction.
+    pub fn locks(&self, table: Option<TableId>) -> Vec<LockInfo> {
+        self.with(|state| state.locks(table))
+    }
+
+    /// Every wait, in queue order. Of those ahead in the queue, the nearest are named: they wait for the others.
+    pub fn waits(&self, table: Option<TableId>) -> Vec<WaitInfo> {
+        self.with(|state| state.waits(table))
+    }
+
+    /// How many rows and ranges a transaction holds on this node.
+    pub fn held(&self, txn: TxnId) -> usize {
+        self.with(|state| state.txns.get(&txn).map_or(0, |txn| txn.count))
+    }
+}
+
+impl fmt::Debug for LockEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockEngine").finish_non_exhaustive()
+    }
+}
+
+/// A call for locks. Resolves to the grant, or to why there is none.
+///
+/// # Cancel safety
+/// Dropping it withdraws its claim, or takes back a grant that it has not handed out yet; either way those behind it go on.
+///
+/// There is one linearisation point, the engine's mutex. A grant is written into the state under it, by whoever released the lock; from
+/// then on the transaction holds the items. `poll` takes the outcome out under it; `drop` looks, under it, whether the call still
+/// waits (then it leaves the queue) or was granted (then the grant is taken back and the next in line is promoted, in the same step).
+/// So exactly one of the two happens, and no interleaving loses a lock or a wake-up.
+#[must_use = "dropping a call cancels it"]
+pub struct LockCall {
+    engine: LockEngine,
+    txn: TxnId,
+    stage: Stage,
+}
+
+#[allow(clippy::large_enum_variant, reason = "the grant is the common case and must not cost an allocation")]
+enum Stage {
+    /// Over before it was polled.
+    Ready(Result<Grant>),
+    /// Its outcome will be in the state.
+    Kept(CallId),
+    /// Its outcome was handed out.
+    Over,
+}
+
+impl Future for LockCall {
+    type Output = Result<Grant>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Ready(outcome) => Poll::Ready(outcome),
+            Stage::Kept(id) => {
+                // Under one lock: either the outcome is there, or the waker is, before anyone can write the outcome.
+                let outcome = self.engine.with(|state| {
+                    let outcome = state.take_outcome(id);
+                    if outcome.is_none() {
+                        let waker = &mut state.calls[id].waker;
+                        if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+                            *waker = Some(context.waker().clone());
+                        }
+                    }
+                    outcome
+                });
+                match outcome {
+                    Some(outcome) => Poll::Ready(outcome),
+                    None => {
+                        self.stage = Stage::Kept(id);
+                        Poll::Pending
+                    }
+                }
+            }
+            Stage::Over => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for LockCall {
+    fn drop(&mut self) {
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Ready(Ok(grant)) => self.engine.take_back(self.txn, grant.bind.id, &grant),
+            Stage::Kept(id) => self.engine.with(|state| state.abandon(id)),
+            Stage::Ready(Err(_)) | Stage::Over => {}
+        }
+    }
+}
+
+impl fmt::Debug for LockCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stage = match &self.stage {
+            Stage::Ready(_) => "ready",
+            Stage::Kept(_) => "in flight",
+            Stage::Over => "over",
+        };
+        f.debug_struct("LockCall").field("txn", &self.txn).field("stage", &stage).finish_non_exhaustive()
+    }
+}

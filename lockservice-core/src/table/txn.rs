@@ -1,0 +1,55 @@
+//! What a transaction holds on this node.
+
+use smallvec::SmallVec;
+
+use super::call::CallId;
+use crate::id::TableId;
+use crate::key::LockItem;
+
+/// A transaction that holds something or has a call in flight.
+#[derive(Debug, Default)]
+pub(super) struct Txn {
+    /// Per table; in no order. [`Holder::slot`](super::entry::Holder::slot) points into the list.
+    pub(super) held: SmallVec<[(TableId, SmallVec<[LockItem; 1]>); 1]>,
+    /// How many items it holds.
+    pub(super) count: usize,
+    /// Estimated memory of what it holds.
+    pub(super) bytes: usize,
+    /// The call that waits for a lock or a token. One at most.
+    pub(super) call: Option<CallId>,
+}
+
+impl Txn {
+    /// Adds an item and answers its slot.
+    pub(super) fn add(&mut self, table: TableId, item: LockItem, bytes: usize) -> u32 {
+        self.count += 1;
+        self.bytes += bytes;
+        let items = match self.held.iter().position(|(id, _)| *id == table) {
+            Some(at) => &mut self.held[at].1,
+            None => {
+                self.held.push((table, SmallVec::new()));
+                &mut self.held.last_mut().expect("just pushed").1
+            }
+        };
+        items.push(item);
+        // `lock_bytes_max` ends long before 2^32 items.
+        (items.len() - 1) as u32
+    }
+
+    /// Removes the item in `slot` and answers which item is in that slot now.
+    pub(super) fn remove(&mut self, table: TableId, slot: u32, bytes: usize) -> Option<&LockItem> {
+        self.count -= 1;
+        self.bytes -= bytes;
+        let at = self.held.iter().position(|(id, _)| *id == table)?;
+        self.held[at].1.swap_remove(slot as usize);
+        if self.held[at].1.is_empty() {
+            self.held.swap_remove(at);
+            return None;
+        }
+        self.held[at].1.get(slot as usize)
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.count == 0 && self.call.is_none()
+    }
+}

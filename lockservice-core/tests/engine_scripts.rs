@@ -1,0 +1,247 @@
+//! Data-driven scripts: commands in, the whole lock table printed after each.
+//!
+//! A script (`tests/scripts/*.txt`) is a list of lines `> command`, each followed by what the engine shows then: the outcomes of
+//! calls that ended by it, the locks, and the waits. `UPDATE_SCRIPTS=1` writes what is shown into the scripts; read the difference.
+//!
+//! | command | does |
+//! |---|---|
+//! | `new` | starts over, with table `t` installed |
+//! | `install TABLE [TOKENS]` | installs a table with so many tokens (default 1,000) |
+//! | `remove TABLE` | removes it |
+//! | `lock TXN [TABLE/]ITEM… (s\|x) [nowait]` | makes a call |
+//! | `unlock TXN [TABLE/]ITEM…` | releases chosen items |
+//! | `end TXN [TS]` | releases everything, with a commit timestamp or without |
+//! | `cancel TXN` | drops the transaction's call |
+//! | `undo TXN` | takes back its last grant |
+//! | `tokens TABLE N` | adds a block of N tokens |
+//!
+//! Items are rows (`k`) or ranges in mathematical notation without blanks (`[a,b]`, `(a,b)`, `(,b]`, `(,)`).
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::future::Future;
+use std::ops::Bound;
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use lockservice_core::allocator::{Bind, TokenBlock};
+use lockservice_core::clock::Time;
+use lockservice_core::table::{EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy};
+use lockservice_core::{
+    BindVersion, FencingToken, Key, KeyRange, LockItem, LockMode, ServiceId, TableId, TableRef, TxnId,
+};
+
+struct Session {
+    engine: LockEngine,
+    calls: BTreeMap<u64, LockCall>,
+    grants: BTreeMap<u64, Grant>,
+    token_end: u64,
+    version: u64,
+}
+
+fn table(name: &str) -> TableId {
+    TableId::new(u64::from(name.bytes().next().expect("a table has a name")))
+}
+
+fn txn(name: &str) -> u64 {
+    name.parse().unwrap_or_else(|_| panic!("a transaction is a number, not {name}"))
+}
+
+fn id(number: u64) -> TxnId {
+    TxnId::new(ServiceId::new(1), number, false)
+}
+
+fn show_txn(id: TxnId) -> u64 {
+    id.counter >> 1
+}
+
+fn item(text: &str) -> LockItem {
+    let Some((start, end)) = text.split_once(',') else { return LockItem::Row(Key::new(text).expect("a key")) };
+    let bound = |open: bool, key: &str| match key {
+        "" => Bound::Unbounded,
+        key if open => Bound::Excluded(Key::new(key).expect("a key")),
+        key => Bound::Included(Key::new(key).expect("a key")),
+    };
+    let range =
+        KeyRange::new(bound(start.starts_with('('), &start[1..]), bound(end.ends_with(')'), &end[..end.len() - 1]));
+    LockItem::Range(range.expect("a range"))
+}
+
+fn items(words: &[&str]) -> (TableId, Vec<LockItem>) {
+    let (name, _) = words[0].split_once('/').unwrap_or(("t", words[0]));
+    (table(name), words.iter().map(|word| item(word.split_once('/').map_or(*word, |(_, item)| item))).collect())
+}
+
+impl Session {
+    fn new() -> Self {
+        let mut new = Self {
+            engine: LockEngine::new(EngineSettings::default()),
+            calls: BTreeMap::new(),
+            grants: BTreeMap::new(),
+            token_end: 1,
+            version: 0,
+        };
+        new.install("t", 1000);
+        new
+    }
+
+    fn block(&mut self, count: u64) -> TokenBlock {
+        let next = self.token_end;
+        self.token_end += count;
+        TokenBlock { next: FencingToken::new(next), end: FencingToken::new(self.token_end) }
+    }
+
+    fn install(&mut self, name: &str, tokens: u64) {
+        self.version += 1;
+        let bind = Bind {
+            table: TableRef::new("g", name).expect("a table's name"),
+            id: table(name),
+            partition: 0,
+            owner: ServiceId::new(1),
+            version: BindVersion::new(self.version),
+        };
+        let block = self.block(tokens);
+        self.engine.install(bind, Some(block), None).expect("a new version");
+    }
+
+    fn run(&mut self, command: &str) -> String {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        match &words[..] {
+            ["new"] => *self = Self::new(),
+            ["install", name] => self.install(name, 1000),
+            ["install", name, tokens] => self.install(name, tokens.parse().expect("a number")),
+            ["remove", name] => (1..=self.version).for_each(|at| self.engine.remove(table(name), BindVersion::new(at))),
+            ["lock", who, rest @ ..] => {
+                let (rest, wait) = match rest {
+                    [rest @ .., "nowait"] => (rest, WaitPolicy::NoWait),
+                    _ => (rest, WaitPolicy::Wait),
+                };
+                let [rest @ .., mode] = rest else { panic!("no mode in {command}") };
+                let mode = if *mode == "x" { LockMode::Exclusive } else { LockMode::Shared };
+                let (table, items) = items(rest);
+                let version =
+                    (1..=self.version).map(BindVersion::new).rfind(|at| self.engine.tokens_left(table, *at).is_some());
+                let version = version.unwrap_or_default();
+                let request = LockRequest { txn: id(txn(who)), table, version, items, mode, wait };
+                let call = self.engine.lock(request, Time::ZERO);
+                if let Some(earlier) = self.calls.insert(txn(who), call) {
+                    // Only to see what a second call of a transaction is told.
+                    let second = self.calls.insert(txn(who), earlier).expect("just put there");
+                    self.calls.insert(1000 + txn(who), second);
+                }
+            }
+            ["unlock", who, rest @ ..] => {
+                let (table, items) = items(rest);
+                self.engine.unlock(id(txn(who)), table, &items);
+            }
+            ["end", who] => self.engine.unlock_all(id(txn(who)), None),
+            ["end", who, ts] => self.engine.unlock_all(id(txn(who)), Some(ts.parse().expect("a timestamp"))),
+            ["cancel", who] => drop(self.calls.remove(&txn(who)).expect("a call to cancel")),
+            ["undo", who] => {
+                let grant = self.grants.remove(&txn(who)).expect("a grant to undo");
+                self.engine.take_back(id(txn(who)), grant.bind.id, &grant);
+            }
+            ["tokens", name, count] => {
+                let block = self.block(count.parse().expect("a number"));
+                (1..=self.version).for_each(|at| self.engine.add_tokens(table(name), BindVersion::new(at), block));
+            }
+            _ => panic!("unknown command: {command}"),
+        }
+        self.show()
+    }
+
+    fn show(&mut self) -> String {
+        let mut text = String::new();
+        let mut context = Context::from_waker(Waker::noop());
+        let mut calls = std::mem::take(&mut self.calls);
+        calls.retain(|who, call| match Pin::new(call).poll(&mut context) {
+            Poll::Pending => true,
+            Poll::Ready(outcome) => {
+                match outcome {
+                    Ok(grant) => {
+                        write!(text, "{who}: granted, token {}", grant.token).expect("a string");
+                        if !grant.newly_locked {
+                            text.push_str(", nothing new");
+                        }
+                        if grant.waited.is_some() {
+                            text.push_str(", waited");
+                        }
+                        if let Some((txn, item)) = &grant.conflict {
+                            write!(text, " for {} of {}", item, show_txn(*txn)).expect("a string");
+                        }
+                        if let Some(ts) = grant.prev_commit_ts {
+                            write!(text, ", prev commit {ts}").expect("a string");
+                        }
+                        if let Some(ts) = grant.table_commit_ts {
+                            write!(text, ", table commit {ts}").expect("a string");
+                        }
+                        self.grants.insert(*who, grant);
+                    }
+                    Err(error) => {
+                        write!(text, "{who}: {}", error.kind().name()).expect("a string");
+                        for edge in error.deadlock().unwrap_or_default() {
+                            let (waiter, holder) = (show_txn(edge.waiter), show_txn(edge.holder));
+                            write!(text, "; {waiter} waits for {} of {holder}", edge.item).expect("a string");
+                        }
+                    }
+                }
+                text.push('\n');
+                false
+            }
+        });
+        self.calls = calls;
+        let named =
+            |table: &TableRef| if table.name.as_str() == "t" { String::new() } else { format!("{}/", table.name) };
+        for lock in self.engine.locks(None) {
+            let (who, token) = (show_txn(lock.txn), lock.token);
+            write!(text, "  {}{} {} {who} token {token}", named(&lock.table), lock.item, lock.mode).expect("a string");
+            if lock.waiters > 0 {
+                write!(text, " wanted by {}", lock.waiters).expect("a string");
+            }
+            text.push('\n');
+        }
+        for wait in self.engine.waits(None) {
+            let (who, holder) = (show_txn(wait.waiter), show_txn(wait.holder));
+            let how = if wait.granted { "held by" } else { "behind" };
+            let (item, held) = (&wait.item, &wait.held_item);
+            writeln!(text, "  {who} waits for {}{item} {}: {held} {how} {holder}", named(&wait.table), wait.mode)
+                .expect("a string");
+        }
+        text
+    }
+}
+
+#[test]
+fn the_table_after_each_command_is_what_the_scripts_say() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
+    let update = std::env::var_os("UPDATE_SCRIPTS").is_some();
+    let mut scripts: Vec<_> =
+        std::fs::read_dir(&folder).expect("the scripts").map(|entry| entry.expect("a script").path()).collect();
+    scripts.sort();
+    assert!(scripts.len() > 5, "the scripts are missing");
+    for path in scripts {
+        let script = std::fs::read_to_string(&path).expect("a script");
+        let mut session = Session::new();
+        let mut shown = String::new();
+        for line in script.lines() {
+            if let Some(command) = line.strip_prefix("> ") {
+                writeln!(shown, "{line}").expect("a string");
+                shown.push_str(&session.run(command));
+            } else if line.starts_with('#') || line.is_empty() {
+                writeln!(shown, "{line}").expect("a string");
+            }
+        }
+        if update {
+            std::fs::write(&path, &shown).expect("the script can be written");
+        } else {
+            let differs = script.lines().zip(shown.lines()).position(|(a, b)| a != b);
+            assert!(
+                script == shown,
+                "{}: line {:?} differs; shown was\n{shown}",
+                path.display(),
+                differs.map(|at| at + 1)
+            );
+        }
+    }
+}
