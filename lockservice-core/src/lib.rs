@@ -5,6 +5,8 @@ pub mod clock;
 mod error;
 mod id;
 mod key;
+#[cfg(not(loom))]
+pub mod service;
 pub mod store;
 pub(crate) mod sync;
 pub mod table;

@@ -1,0 +1,348 @@
+//! The service: transactions and sessions over the lock engine, under the lease that the allocator gives this node.
+//!
+//! One [`LockService`] is one **incarnation** of a node (B1). It lives through three phases:
+//!
+//! | phase | lock | unlock, renew | ends when |
+//! |---|---|---|---|
+//! | serving | yes | yes | [`shutdown`](LockService::shutdown), or the lease lapses |
+//! | stopping | `ShuttingDown` | yes | every session has closed, or the grace is over |
+//! | sealed | the reason | the reason | never: start a new incarnation |
+//!
+//! # Invariants
+//! - **Nothing is answered under a lapsed promise** (B2, P1). Whoever answers reads the clock after the engine has granted and before
+//!   the answer is made; a grant whose lease, session or transaction is over by then is taken back.
+//! - **Sealed is for ever.** Whoever first finds the lease over seals the service; a renewal that is acknowledged later changes nothing.
+//! - **A transaction ends once.** Its state is set before its locks are released, so that a grant on its way is seen (J63) and taken back.
+//! - **A lost session's locks** go at once if their transaction does not validate, and otherwise only after the allocator made it
+//!   unable to commit (C4); a commit in flight keeps them.
+
+mod keeper;
+mod lease;
+mod registry;
+mod session;
+mod settings;
+mod tables;
+mod txn;
+mod types;
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use crate::allocator::Resume;
+use crate::clock::{Clock, Time};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{NodeName, Nonce, ServiceId, SessionId, TableRef, TxnId};
+use crate::sync::Mutex;
+use crate::table::LockEngine;
+
+use self::lease::Lease;
+use self::registry::Registry;
+use self::session::SessionRecord;
+use self::tables::Tables;
+use self::txn::{TxnRecord, timer};
+
+pub use self::session::{Attachment, Pending, Session};
+pub use self::settings::ServiceSettings;
+pub use self::txn::Txn;
+pub use self::types::{
+    Answer, Granted, LockSpec, LockStatus, Operation, Promise, ServiceParts, Stopped, TxnOp, TxnOptions, WaitStatus,
+};
+
+/// One incarnation of a node: grants locks on the tables it owns. A cheap handle; the last one dropped seals the service.
+#[derive(Debug, Clone)]
+pub struct LockService {
+    pub(crate) inner: Arc<Inner>,
+    _last: Arc<SealOnDrop>,
+}
+
+#[derive(Debug)]
+struct SealOnDrop(Arc<Inner>);
+
+impl Drop for SealOnDrop {
+    fn drop(&mut self) {
+        self.0.seal(shutting_down());
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) parts: ServiceParts,
+    pub(crate) id: ServiceId,
+    nonce: Nonce,
+    pub(crate) engine: LockEngine,
+    pub(crate) tables: Tables,
+    pub(crate) txns: Registry<TxnId, Arc<TxnRecord>>,
+    pub(crate) sessions: Registry<SessionId, Arc<SessionRecord>>,
+    /// Number of the next transaction. Only uniqueness matters: `Relaxed`.
+    pub(crate) next_txn: AtomicU64,
+    lease: Mutex<Lease>,
+    pub(crate) phase: watch::Sender<Phase>,
+    /// Told whenever a session or a transaction has gone.
+    pub(crate) departed: Notify,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Phase {
+    Serving,
+    Stopping { grace: Duration },
+    Sealed(Error),
+}
+
+fn shutting_down() -> Error {
+    Error::new(ErrorKind::ShuttingDown, "the server is shutting down: stop the protected work and try again later, or elsewhere")
+}
+
+fn lease_lost() -> Error {
+    Error::new(
+        ErrorKind::LeaseLost,
+        "the server's lease ran out before it could be renewed, and its locks are void: stop the protected work and start again",
+    )
+}
+
+impl LockService {
+    /// Starts a node as a new incarnation: obtains a lease from the allocator and keeps it.
+    ///
+    /// Must be called within a tokio runtime with time enabled, on which the service's tasks then run. Fails with `InvalidArgument` for
+    /// settings that make no sense, and as [`resume`](crate::allocator::LockTableAllocator::resume) does.
+    pub async fn start(parts: ServiceParts) -> Result<Self> {
+        parts.settings.check()?;
+        let nonce = Nonce::new(rand::random_range(1..1 << 53));
+        let sent = parts.clock.now();
+        let resume = Resume {
+            node: parts.node.clone(),
+            nonce,
+            address: parts.address.clone(),
+            replaces: parts.replaces,
+        };
+        let incarnation = parts.allocator.resume(&resume).await?;
+        let inner = Arc::new(Inner {
+            id: incarnation.service,
+            nonce,
+            engine: LockEngine::new(parts.settings.engine),
+            tables: Tables::default(),
+            txns: Registry::new("transactions", parts.settings.txns_max),
+            sessions: Registry::new("sessions", parts.settings.sessions_max),
+            next_txn: AtomicU64::new(1),
+            lease: Mutex::new(Lease::new(sent, incarnation.lease_ttl)),
+            phase: watch::Sender::new(Phase::Serving),
+            departed: Notify::new(),
+            parts,
+        });
+        tracing::info!(node = %inner.parts.node, service = %inner.id, lease = ?incarnation.lease_ttl, "service started");
+        inner.spawn(keeper::keep_lease(Arc::clone(&inner)));
+        Ok(Self { _last: Arc::new(SealOnDrop(Arc::clone(&inner))), inner })
+    }
+
+    /// This incarnation.
+    pub fn id(&self) -> ServiceId {
+        self.inner.id
+    }
+
+    /// The random number that tells this incarnation from any other.
+    pub fn nonce(&self) -> Nonce {
+        self.inner.nonce
+    }
+
+    /// The node's name.
+    pub fn node(&self) -> &NodeName {
+        &self.inner.parts.node
+    }
+
+    /// The service's clock.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.inner.parts.clock
+    }
+
+    /// Every lock held here, of one table if `table` is given.
+    pub fn locks(&self, table: Option<&TableRef>) -> Vec<LockStatus> {
+        let Some(only) = self.table_filter(table) else { return Vec::new() };
+        let locks = self.inner.engine.locks(only).into_iter();
+        locks
+            .map(|info| {
+                let (label, client) = self.names(info.txn);
+                LockStatus { info, label, client }
+            })
+            .collect()
+    }
+
+    /// Every wait here: who waits for what of whom; of one table if `table` is given.
+    pub fn waits(&self, table: Option<&TableRef>) -> Vec<WaitStatus> {
+        let Some(only) = self.table_filter(table) else { return Vec::new() };
+        let now = self.inner.parts.clock.now();
+        let waits = self.inner.engine.waits(only).into_iter();
+        waits
+            .map(|info| {
+                let (waiter_label, waiter_client) = self.names(info.waiter);
+                let (holder_label, holder_client) = self.names(info.holder);
+                let waiting = now.since(info.since);
+                WaitStatus { info, waiting, waiter_label, waiter_client, holder_label, holder_client }
+            })
+            .collect()
+    }
+
+    /// `None` if the table is asked for but not bound here; nothing is bound for the question's sake.
+    fn table_filter(&self, table: Option<&TableRef>) -> Option<Option<crate::id::TableId>> {
+        match table {
+            None => Some(None),
+            Some(table) => self.inner.tables.owned(table).map(|bind| Some(bind.id)),
+        }
+    }
+
+    fn names(&self, txn: TxnId) -> (String, String) {
+        self.inner.txns.get(&txn).map(|record| (record.label.clone(), record.client.clone())).unwrap_or_default()
+    }
+
+    /// Resolves when this incarnation is sealed, with the reason: `LeaseLost` asks the host to start a new incarnation that replaces
+    /// this one, `ShuttingDown` does not. Cancel safe.
+    pub async fn sealed(&self) -> Error {
+        let mut phase = self.inner.phase.subscribe();
+        match phase.wait_for(|phase| matches!(phase, Phase::Sealed(_))).await.as_deref() {
+            Ok(Phase::Sealed(why)) => why.clone(),
+            _ => shutting_down(),
+        }
+    }
+
+    /// Stops: ends every wait with `ShuttingDown`, tells the sessions, waits up to `grace` for them to close, and resigns the lease if
+    /// nothing is in use any more (P5), so that the next start need not wait for it.
+    ///
+    /// If it was not to resign, or the allocator could not be reached, the tables wait out the lease at the next start. Dropped
+    /// halfway it leaves the service stopping; call it again.
+    pub async fn shutdown(&self, grace: Duration) -> Result<Stopped> {
+        let inner = &self.inner;
+        inner.phase.send_if_modified(|phase| {
+            let first = matches!(phase, Phase::Serving);
+            if first {
+                *phase = Phase::Stopping { grace };
+            }
+            first
+        });
+        inner.engine.seal(shutting_down);
+        let deadline = inner.parts.clock.now() + grace;
+        let gone = inner.until(deadline, inner.everybody_gone()).await.is_some();
+        let resigned = if gone && !inner.is_sealed() {
+            match inner.parts.allocator.resign(inner.id, inner.nonce).await {
+                Ok(()) => true,
+                Err(e) => {
+                    tracing::warn!(error = ?e, "could not resign the lease: the next start waits for it");
+                    false
+                }
+            }
+        } else {
+            false
+        };
+        inner.seal(shutting_down());
+        Ok(Stopped { resigned })
+    }
+}
+
+impl Inner {
+    /// Fails unless locks may be granted now.
+    pub(crate) fn check_serving(&self) -> Result<()> {
+        match &*self.phase.borrow() {
+            Phase::Serving => {}
+            Phase::Stopping { .. } => return Err(shutting_down()),
+            Phase::Sealed(why) => return Err(why.clone()),
+        }
+        self.lease_remaining(self.parts.clock.now()).map(drop)
+    }
+
+    /// The raw remaining lease. Fails if there is none: seals the service on the spot (B2).
+    pub(crate) fn lease_remaining(&self, now: Time) -> Result<Duration> {
+        if let Phase::Sealed(why) = &*self.phase.borrow() {
+            return Err(why.clone());
+        }
+        let remaining = self.lease.lock().remaining(now);
+        if remaining.is_zero() {
+            self.seal(lease_lost());
+            return Err(lease_lost());
+        }
+        Ok(remaining)
+    }
+
+    /// Grants and answers nothing any more (B2). The first reason stays.
+    pub(crate) fn seal(&self, why: Error) {
+        let first = self.phase.send_if_modified(|phase| {
+            let first = !matches!(phase, Phase::Sealed(_));
+            if first {
+                *phase = Phase::Sealed(why.clone());
+            }
+            first
+        });
+        if first {
+            tracing::info!(service = %self.id, reason = %why, "service sealed");
+            self.engine.seal(if why.kind() == ErrorKind::LeaseLost { lease_lost } else { shutting_down });
+            self.departed.notify_waiters();
+        }
+    }
+
+    pub(crate) fn is_sealed(&self) -> bool {
+        matches!(&*self.phase.borrow(), Phase::Sealed(_))
+    }
+
+    /// Waits until the service no longer serves.
+    pub(crate) async fn phase_changed(&self) {
+        // An error means that the sender has gone, and `self` holds it.
+        let _ = self.phase.subscribe().wait_for(|phase| !matches!(phase, Phase::Serving)).await;
+    }
+
+    pub(crate) async fn stopping(&self) -> Duration {
+        let mut phase = self.phase.subscribe();
+        match phase.wait_for(|phase| !matches!(phase, Phase::Serving)).await.as_deref() {
+            Ok(Phase::Stopping { grace }) => *grace,
+            _ => Duration::ZERO,
+        }
+    }
+
+    async fn everybody_gone(&self) {
+        loop {
+            let mut departed = pin!(self.departed.notified());
+            // Registered before the look, so that a departure in between is not missed.
+            departed.as_mut().enable();
+            if (self.sessions.is_empty() && self.txns.is_empty()) || self.is_sealed() {
+                return;
+            }
+            departed.await;
+        }
+    }
+
+    /// Polls `future` until it is ready or `deadline` has passed by the service's clock; what is ready counts, also at the last moment.
+    pub(crate) async fn until<F: Future>(&self, deadline: Time, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        // The usual case needs no timer.
+        if let Poll::Ready(output) = std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
+            return Some(output);
+        }
+        loop {
+            let now = self.parts.clock.now();
+            if now >= deadline {
+                return None;
+            }
+            tokio::select! {
+                biased;
+                output = &mut future => return Some(output),
+                // Timers only wake: they may be early (they do not count suspend) or late.
+                () = tokio::time::sleep(timer(deadline, now)) => {}
+            }
+        }
+    }
+
+    /// Lets time pass, or the service be sealed.
+    pub(crate) async fn pause(&self, pause: Duration) {
+        let mut phase = self.phase.subscribe();
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = phase.wait_for(|phase| matches!(phase, Phase::Sealed(_))) => {}
+        }
+    }
+
+    /// Runs a task that ends with the service.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(task);
+    }
+}

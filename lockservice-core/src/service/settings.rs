@@ -1,0 +1,91 @@
+//! What can be set about a service.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::table::EngineSettings;
+
+/// Limits and defaults of a [`LockService`](super::LockService).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServiceSettings {
+    /// How long a silent client's locks are kept if it asks for nothing else, in milliseconds. Default 10,000.
+    pub session_ttl_ms: u64,
+    /// Shortest such time that a client may ask for, in milliseconds; at least 1,000. Default 1,000.
+    pub session_ttl_ms_min: u64,
+    /// Longest such time that a client may ask for, in milliseconds. Default 3,600,000 (one hour).
+    pub session_ttl_ms_max: u64,
+    /// Longest time that a call may wait, whatever it asks for, in milliseconds. Default 3,600,000 (one hour).
+    pub wait_ms_max: u64,
+    /// Most sessions at once. Default 10,000.
+    pub sessions_max: usize,
+    /// Most transactions of one session at once. Default 10,000.
+    pub txns_per_session_max: usize,
+    /// Most transactions at once. Default 1,000,000.
+    pub txns_max: usize,
+    /// Most operations of one transaction that are queued, or whose answers are kept for a replay. Default 256.
+    pub ops_per_txn_max: usize,
+    /// Limits of the lock engine.
+    pub engine: EngineSettings,
+}
+
+impl Default for ServiceSettings {
+    fn default() -> Self {
+        Self {
+            session_ttl_ms: 10_000,
+            session_ttl_ms_min: 1_000,
+            session_ttl_ms_max: 3_600_000,
+            wait_ms_max: 3_600_000,
+            sessions_max: 10_000,
+            txns_per_session_max: 10_000,
+            txns_max: 1_000_000,
+            ops_per_txn_max: 256,
+            engine: EngineSettings::default(),
+        }
+    }
+}
+
+impl ServiceSettings {
+    /// Fails with `InvalidArgument`, naming the setting, if one makes no sense.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |name: &str, why: &str| {
+            Err(Error::new(ErrorKind::InvalidArgument, format!("the setting {name} {why}")).with("setting", name))
+        };
+        if self.session_ttl_ms_min < 1_000 {
+            return wrong("session_ttl_ms_min", "must be at least 1000: a shorter promise leaves no time to renew it");
+        }
+        if !(self.session_ttl_ms_min..=self.session_ttl_ms_max).contains(&self.session_ttl_ms) {
+            return wrong("session_ttl_ms", "must lie between session_ttl_ms_min and session_ttl_ms_max");
+        }
+        if self.ops_per_txn_max == 0 {
+            return wrong("ops_per_txn_max", "must be at least 1");
+        }
+        Ok(())
+    }
+
+    /// The session TTL for a request of `asked` (P1). Fails with `InvalidArgument` if that is out of bounds.
+    pub(crate) fn session_ttl(&self, asked: Option<Duration>) -> Result<Duration> {
+        let ttl = asked.unwrap_or(Duration::from_millis(self.session_ttl_ms));
+        let (min, max) = (Duration::from_millis(self.session_ttl_ms_min), Duration::from_millis(self.session_ttl_ms_max));
+        if ttl < min {
+            // P1: a TTL that leaves less than two renewals is refused.
+            return Err(Error::new(ErrorKind::InvalidArgument, "the session TTL is too short to be renewed in time: ask for more")
+                .with("ttl", format!("{ttl:?}"))
+                .with("least", format!("{min:?}")));
+        }
+        if ttl > max {
+            return Err(Error::new(ErrorKind::InvalidArgument, "the session TTL is too long: ask for less")
+                .with("ttl", format!("{ttl:?}"))
+                .with("most", format!("{max:?}")));
+        }
+        Ok(ttl)
+    }
+
+    /// The longest wait of a call that asked for `asked`.
+    pub(crate) fn wait(&self, asked: Option<Duration>) -> Duration {
+        let most = Duration::from_millis(self.wait_ms_max);
+        asked.map_or(most, |asked| asked.min(most))
+    }
+}

@@ -1,0 +1,289 @@
+//! Transactions: one lock call at a time, checked again before it is answered, and ended exactly once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{TableRef, TxnId};
+use crate::key::LockItem;
+use crate::service::session::Renewals;
+use crate::service::{Granted, Inner, LockService, LockSpec, Promise, TxnOptions};
+use crate::sync::Mutex;
+use crate::table::{Grant, LockRequest};
+
+/// Longest label that is kept.
+const LABEL_BYTES_MAX: usize = 255;
+
+/// A transaction as the service knows it.
+#[derive(Debug)]
+pub(crate) struct TxnRecord {
+    pub(crate) id: TxnId,
+    pub(crate) label: String,
+    /// Who began it: the client of its session; empty for an embedder.
+    pub(crate) client: String,
+    /// What its session promises; `None` for an embedder's, which lives as long as the process.
+    pub(crate) session: Option<Arc<Renewals>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Active,
+    /// Nothing more is granted, but what it holds stays until it surely cannot commit.
+    Closing,
+    Ended,
+}
+
+impl TxnRecord {
+    fn check_active(&self) -> Result<()> {
+        match *self.state.lock() {
+            State::Active => Ok(()),
+            State::Closing | State::Ended => {
+                Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one").with("txn", self.id))
+            }
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn begin(&self, options: &TxnOptions, session: Option<Arc<Renewals>>, client: &str) -> Result<Arc<TxnRecord>> {
+        self.check_serving()?;
+        let number = self.next_txn.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let id = TxnId::new(self.id, number, options.validates);
+        let record = Arc::new(TxnRecord {
+            id,
+            label: cut(&options.label, LABEL_BYTES_MAX).to_owned(),
+            client: client.to_owned(),
+            session,
+            state: Mutex::new(State::Active),
+        });
+        self.txns.insert(id, Arc::clone(&record))?;
+        Ok(record)
+    }
+
+    /// Locks, and answers only what still holds at the moment of the answer.
+    ///
+    /// Cancel safe: dropped before it is ready, it leaves the transaction's locks as they were.
+    pub(crate) async fn lock(self: &Arc<Self>, txn: &TxnRecord, spec: LockSpec) -> Result<Granted> {
+        self.check_serving()?;
+        txn.check_active()?;
+        // One absolute deadline for everything that the call waits for: the bind, the queue, a token (B11 to B15 of the reference).
+        let deadline = self.parts.clock.now() + self.parts.settings.wait(spec.timeout);
+        let bind = match self.tables.owned(&spec.table) {
+            Some(bind) => bind,
+            None => self.table(&spec.table, spec.wait, deadline).await?,
+        };
+        // The transaction may have ended while the table was being bound.
+        txn.check_active()?;
+        let request = LockRequest {
+            txn: txn.id,
+            table: bind.id,
+            version: bind.version,
+            items: spec.items,
+            mode: spec.mode,
+            wait: spec.wait,
+        };
+        let call = self.engine.lock(request, self.parts.clock.now());
+        let grant = match self.until(deadline, call).await {
+            // Dropping the call took its claim away, or handed on a grant that had just been made.
+            None => {
+                return Err(Error::new(ErrorKind::Timeout, "the lock was not to be had in time: try again, or give up")
+                    .with("table", &spec.table)
+                    .with("waited", format!("{:?}", self.parts.settings.wait(spec.timeout))));
+            }
+            Some(result) => result?,
+        };
+        self.tokens_left(&bind, grant.tokens_left);
+        self.still_good(txn, &grant)
+    }
+
+    /// Incident 1 of `peers.md`: a waiter must not be answered after the promise under it has lapsed. So lease and transaction are
+    /// looked at once more, after the grant and before the answer; what lapses after that is covered by the promise that the answer carries.
+    fn still_good(&self, txn: &TxnRecord, grant: &Grant) -> Result<Granted> {
+        // J63: the end of a transaction marks it first and releases then, so a grant that came in between is seen here.
+        let still = txn.check_active().and_then(|()| self.promise(txn.session.as_deref()));
+        match still {
+            Ok(promise) => Ok(Granted { txn: txn.id, grant: grant.clone(), promise }),
+            Err(e) => {
+                self.engine.take_back(txn.id, grant.bind.id, grant);
+                Err(e)
+            }
+        }
+    }
+
+    /// The shortest promise on which a lock of this node rests (P1): the lease, and what is left of the session's.
+    pub(crate) fn promise(&self, session: Option<&Renewals>) -> Result<Promise> {
+        let now = self.parts.clock.now();
+        let lease = self.lease_remaining(now)?;
+        let Some(session) = session else { return Ok(Promise { guard: lease }) };
+        let left = session.remaining(now);
+        if left.is_zero() {
+            return Err(Error::new(
+                ErrorKind::SessionLost,
+                "the session was not renewed in time: stop the protected work and open a new session",
+            ));
+        }
+        Ok(Promise { guard: lease.min(left) })
+    }
+
+    pub(crate) fn unlock(&self, txn: &TxnRecord, table: &TableRef, items: &[LockItem]) {
+        if let Some(bind) = self.tables.owned(table) {
+            self.engine.unlock(txn.id, bind.id, items);
+        }
+    }
+
+    /// Ends a transaction whose owner says so. Idempotent.
+    pub(crate) fn end(&self, txn: &TxnRecord, commit_ts: Option<u64>) {
+        *txn.state.lock() = State::Ended;
+        self.engine.unlock_all(txn.id, commit_ts);
+        self.txns.remove(&txn.id);
+        self.departed.notify_waiters();
+    }
+
+    /// Ends transactions whose owner is gone: those that validate are first made unable to commit (C4), the others are released at once.
+    pub(crate) fn abandon(self: &Arc<Self>, txns: Vec<Arc<TxnRecord>>) {
+        let mut validating = Vec::new();
+        for txn in txns {
+            let was = std::mem::replace(&mut *txn.state.lock(), State::Closing);
+            match was {
+                State::Ended => *txn.state.lock() = State::Ended,
+                State::Closing => {}
+                // Sealed, this incarnation grants nothing more, and the allocator fences all its transactions at once (C4).
+                State::Active if txn.id.validates() && !self.is_sealed() => {
+                    self.engine.cancel_wait(txn.id);
+                    validating.push(txn);
+                }
+                State::Active => self.force_end(&txn),
+            }
+        }
+        if !validating.is_empty() {
+            let inner = Arc::clone(self);
+            self.spawn(async move { inner.fence_then_release(validating).await });
+        }
+    }
+
+    fn force_end(&self, txn: &TxnRecord) {
+        *txn.state.lock() = State::Ended;
+        // C5: it may have committed at a timestamp that nobody told us.
+        self.engine.unlock_all_forced(txn.id, self.latest_txn());
+        self.txns.remove(&txn.id);
+        self.departed.notify_waiters();
+    }
+
+    async fn fence_then_release(self: Arc<Self>, mut txns: Vec<Arc<TxnRecord>>) {
+        let mut pause = super::tables::RETRY_FIRST;
+        while !txns.is_empty() {
+            let ids: Vec<TxnId> = txns.iter().map(|txn| txn.id).collect();
+            match self.parts.allocator.cannot_commit(&ids).await {
+                Ok(answer) => {
+                    let (fenced, rest) = txns.into_iter().partition(|txn| answer.tombstoned.contains(&txn.id));
+                    txns = rest;
+                    let fenced: Vec<Arc<TxnRecord>> = fenced;
+                    for txn in &fenced {
+                        self.force_end(txn);
+                    }
+                    // The tombstones may go only now that the locks are gone and the end is known; if this fails they only stay longer.
+                    let ended: Vec<TxnId> = fenced.iter().map(|txn| txn.id).collect();
+                    if let Err(e) = self.parts.allocator.confirm_ended(&ended).await {
+                        tracing::debug!(error = ?e, "tombstones are kept longer than needed");
+                    }
+                    if txns.is_empty() {
+                        return;
+                    }
+                }
+                // An error means that it is not known whether they can commit: no lock is released.
+                Err(e) => tracing::warn!(error = ?e, "cannot make transactions of a lost session unable to commit; trying again"),
+            }
+            self.pause(pause).await;
+            pause = (pause * 2).min(super::tables::RETRY_MOST);
+        }
+    }
+
+    pub(crate) fn latest_txn(&self) -> TxnId {
+        TxnId::new(self.id, self.next_txn.load(std::sync::atomic::Ordering::Relaxed), true)
+    }
+}
+
+fn cut(text: &str, bytes_max: usize) -> &str {
+    if text.len() <= bytes_max {
+        return text;
+    }
+    let mut end = bytes_max;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// A transaction of an embedder: it lives as long as this handle, and rests on the service's lease alone.
+///
+/// Dropping it abandons it: if it said that it would validate, it is first made unable to commit, then released.
+#[derive(Debug)]
+#[must_use = "dropping a transaction releases its locks"]
+pub struct Txn {
+    inner: Arc<Inner>,
+    record: Arc<TxnRecord>,
+    /// T2: one lock call of a transaction is decided at a time.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl LockService {
+    /// Begins a transaction of an embedder, one that belongs to no session.
+    ///
+    /// Fails with `ShuttingDown` or `LeaseLost` if the service no longer serves, `ResourceExhausted` at the limit of transactions.
+    pub fn begin(&self, options: TxnOptions) -> Result<Txn> {
+        let record = self.inner.begin(&options, None, "")?;
+        Ok(Txn { inner: Arc::clone(&self.inner), record, turn: tokio::sync::Mutex::new(()) })
+    }
+}
+
+impl Txn {
+    /// The transaction's id: to be presented at its commit.
+    pub fn id(&self) -> TxnId {
+        self.record.id
+    }
+
+    /// Takes all the locks of `spec`, or none. Calls of one transaction are decided one after the other.
+    ///
+    /// # Errors
+    /// `Conflict`, `Timeout`: not to be had now; the transaction goes on. `Deadlock`, `BindChanged`, `TxnNotFound`: start a new
+    /// transaction. `Rebinding` (NoWait only): try again after the time it names. `NotOwner`: ask that node. `LeaseLost`,
+    /// `ShuttingDown`: everything held here is, or will be, given away: stop the work. `InvalidArgument`, `ResourceExhausted`: ask for less.
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves the transaction's locks as they were before it.
+    pub async fn lock(&self, spec: LockSpec) -> Result<Granted> {
+        let _turn = self.turn.lock().await;
+        self.inner.lock(&self.record, spec).await
+    }
+
+    /// Releases chosen rows and ranges; those not held are ignored.
+    pub fn unlock(&self, table: &TableRef, items: &[LockItem]) {
+        self.inner.unlock(&self.record, table, items);
+    }
+
+    /// Ends the transaction and releases everything. `commit_ts` is the timestamp at which it committed, if it did (C5).
+    pub fn end(self, commit_ts: Option<u64>) {
+        self.inner.end(&self.record, commit_ts);
+    }
+
+    /// When the locks that this transaction holds stop being safe, unless the service renews its lease by then.
+    ///
+    /// Fails with `LeaseLost` or `ShuttingDown` if they no longer are.
+    pub fn promise(&self) -> Result<Promise> {
+        self.inner.promise(None)
+    }
+}
+
+impl Drop for Txn {
+    fn drop(&mut self) {
+        self.inner.abandon(vec![Arc::clone(&self.record)]);
+    }
+}
+
+/// The time left until `deadline`, for a timer.
+pub(crate) fn timer(deadline: Time, now: Time) -> Duration {
+    // Tokio's timers cannot be set further ahead than about two years; they only wake, and a wake-up too early is harmless.
+    deadline.remaining(now).min(Duration::from_secs(86_400))
+}

@@ -1,0 +1,159 @@
+//! What goes into and comes out of a [`LockService`](super::LockService).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::allocator::LockTableAllocator;
+use crate::clock::Clock;
+use crate::id::{NodeName, Nonce, ServiceId, TableRef, TxnId};
+use crate::key::{LockItem, LockMode};
+use crate::service::ServiceSettings;
+use crate::table::{Grant, LockInfo, WaitInfo, WaitPolicy};
+
+/// What a service is made of.
+#[derive(Clone, Debug)]
+pub struct ServiceParts {
+    /// Who binds tables and admits commits.
+    pub allocator: Arc<dyn LockTableAllocator>,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// The node's name, the same over its restarts.
+    pub node: NodeName,
+    /// Where clients reach it.
+    pub address: String,
+    /// Limits and defaults.
+    pub settings: ServiceSettings,
+    /// The incarnation that this process had before, if that one's lease was lost.
+    pub replaces: Option<(ServiceId, Nonce)>,
+}
+
+/// How a transaction is begun.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TxnOptions {
+    /// Whether it will validate its commit with `begin_commit` (T1). One that will not is refused there.
+    pub validates: bool,
+    /// A name for operators. Cut at 255 bytes.
+    pub label: String,
+}
+
+/// A request for locks, as a caller makes it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LockSpec {
+    /// The table.
+    pub table: TableRef,
+    /// Rows and ranges; at least one. All or nothing.
+    pub items: Vec<LockItem>,
+    /// How all of them are to be held.
+    pub mode: LockMode,
+    /// What to do about locks of others.
+    pub wait: WaitPolicy,
+    /// How long to wait at most; the service's ceiling if `None`. Counts from the call, over everything it waits for.
+    pub timeout: Option<Duration>,
+}
+
+impl LockSpec {
+    /// Exclusive locks on `items`, waited for as long as the service allows.
+    pub fn new(table: TableRef, items: Vec<LockItem>) -> Self {
+        Self { table, items, mode: LockMode::Exclusive, wait: WaitPolicy::Wait, timeout: None }
+    }
+}
+
+/// How long locks are safe, raw: whoever receives it counts [`lo`](crate::clock::lo) of it, from before it sent its request (P2).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Promise {
+    /// The shortest promise on which the locks rest, never longer than the session's TTL (P1).
+    pub guard: Duration,
+}
+
+/// Locks that were granted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Granted {
+    /// The transaction that holds them.
+    pub txn: TxnId,
+    /// What was granted.
+    pub grant: Grant,
+    /// How long they are safe without a renewal.
+    pub promise: Promise,
+}
+
+/// Names an operation of a session (T2).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TxnOp {
+    /// The client's number of the transaction in the session, from 1. Numbers are first used in rising order, and never again.
+    pub number: u64,
+    /// The operation's number in the transaction: 1, 2, 3, …
+    pub sequence: u64,
+    /// The client has every answer of this transaction up to here: they may be forgotten.
+    pub acked: u64,
+    /// How the transaction is begun; looked at with sequence 1 only.
+    pub options: TxnOptions,
+}
+
+/// What an operation of a session does.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Operation {
+    /// Locks.
+    Lock(LockSpec),
+    /// Releases chosen keys; those not held are ignored.
+    Unlock {
+        /// The table.
+        table: TableRef,
+        /// Exactly the rows and ranges that were locked.
+        items: Vec<LockItem>,
+    },
+    /// Ends the transaction: cancels its waiting call and releases everything.
+    End {
+        /// The commit's timestamp, if it committed (C5).
+        commit_ts: Option<u64>,
+    },
+    /// Takes back one lock operation of the same transaction, whether it waits, was granted or has not arrived.
+    Undo {
+        /// Its sequence.
+        sequence: u64,
+    },
+}
+
+/// The answer to an [`Operation`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// To [`Operation::Lock`].
+    Locked(Granted),
+    /// To all others.
+    Done,
+}
+
+/// A held lock, with the names that operators know its holder by.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LockStatus {
+    /// The lock.
+    pub info: LockInfo,
+    /// The holder's label.
+    pub label: String,
+    /// The holder's client.
+    pub client: String,
+}
+
+/// A wait, with the names that operators know both sides by.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WaitStatus {
+    /// The wait.
+    pub info: WaitInfo,
+    /// How long it has lasted.
+    pub waiting: Duration,
+    /// The waiter's label.
+    pub waiter_label: String,
+    /// The waiter's client.
+    pub waiter_client: String,
+    /// The holder's label.
+    pub holder_label: String,
+    /// The holder's client.
+    pub holder_client: String,
+}
+
+/// How a service stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stopped {
+    /// True if everything was given back and the lease resigned: the next start need not wait. False if some session did not confirm in
+    /// time that its work had stopped (P5).
+    pub resigned: bool,
+}
