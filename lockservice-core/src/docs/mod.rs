@@ -1,0 +1,13 @@
+//! Notes for those who work on lockservice, or who want to know why it can be trusted.
+
+#[doc = include_str!("architecture.md")]
+pub mod architecture {}
+
+#[doc = include_str!("invariants.md")]
+pub mod invariants {}
+
+#[doc = include_str!("lock_order.md")]
+pub mod lock_order {}
+
+#[doc = include_str!("protocol.md")]
+pub mod protocol {}
