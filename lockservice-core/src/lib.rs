@@ -2,6 +2,8 @@
 
 pub mod allocator;
 pub mod clock;
+#[cfg(doc)]
+pub mod docs;
 mod error;
 mod id;
 mod key;

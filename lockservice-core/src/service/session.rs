@@ -251,6 +251,16 @@ impl Session {
         }
     }
 
+    /// Cancels a lock operation that waits, as if it had been taken back; does nothing to one that is not being decided.
+    pub fn cancel(&self, number: u64, sequence: u64) {
+        let mut state = self.record.state.lock();
+        if let Some(slot) = state.txns.get_mut(&number)
+            && slot.next == sequence
+        {
+            slot.undo(sequence);
+        }
+    }
+
     /// Takes an operation in. Its place in its transaction's order is given by its sequence (T2); a sequence that was seen before is answered
     /// with the answer of the first time, or joins it while it is being decided.
     ///
@@ -277,7 +287,7 @@ impl Session {
     }
 
     fn enqueue(&self, op: TxnOp, operation: Operation) -> Result<(Pending, bool)> {
-        let ended_is_fine = !matches!(operation, Operation::Lock(_));
+        let ended_is_fine = !matches!(operation, Operation::Lock(_) | Operation::Refuse(_));
         let mut state = self.record.state.lock();
         if !state.open {
             return Err(self.why_lost());
@@ -335,7 +345,7 @@ impl Session {
         match &operation {
             Operation::Undo { sequence } => slot.undo(*sequence),
             Operation::End { .. } => slot.begin_to_end(),
-            Operation::Lock(_) | Operation::Unlock { .. } => {}
+            Operation::Lock(_) | Operation::Unlock { .. } | Operation::Refuse(_) => {}
         }
         let (sender, receiver) = oneshot::channel();
         slot.queue
@@ -406,6 +416,7 @@ impl Session {
             }
             Some(Operation::Unlock { table, items }) => Step::Unlock(table, items),
             Some(Operation::End { commit_ts }) => Step::End(commit_ts),
+            Some(Operation::Refuse(why)) => Step::Refuse(why),
             Some(Operation::Undo { sequence }) => Step::TakeBack(slot.decided.get(&sequence).cloned()),
         };
         Some((Arc::clone(&slot.txn), sequence, step))

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::allocator::LockTableAllocator;
 use crate::clock::Clock;
+use crate::error::Error;
 use crate::id::{NodeName, Nonce, ServiceId, TableRef, TxnId};
 use crate::key::{LockItem, LockMode};
 use crate::service::ServiceSettings;
@@ -25,6 +26,13 @@ pub struct ServiceParts {
     pub settings: ServiceSettings,
     /// The incarnation that this process had before, if that one's lease was lost.
     pub replaces: Option<(ServiceId, Nonce)>,
+}
+
+impl ServiceParts {
+    /// A service that is reached only from within this process, with default settings.
+    pub fn new(allocator: Arc<dyn LockTableAllocator>, clock: Arc<dyn Clock>, node: NodeName) -> Self {
+        Self { allocator, clock, node, address: String::new(), settings: ServiceSettings::default(), replaces: None }
+    }
 }
 
 /// How a transaction is begun.
@@ -90,7 +98,7 @@ pub struct TxnOp {
 }
 
 /// What an operation of a session does.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub enum Operation {
     /// Locks.
     Lock(LockSpec),
@@ -111,6 +119,8 @@ pub enum Operation {
         /// Its sequence.
         sequence: u64,
     },
+    /// Fails with this error, in its turn: the place in the order of an operation that could not be understood.
+    Refuse(Error),
 }
 
 /// The answer to an [`Operation`].

@@ -1,0 +1,7 @@
+//! The messages and services of `lockservice.v1`, generated from the published proto file.
+#![allow(missing_docs, unreachable_pub, unused_qualifications, missing_debug_implementations, clippy::all)]
+
+tonic::include_proto!("lockservice.v1");
+
+/// The descriptors of every message and service, for reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lockservice.bin"));

@@ -1,0 +1,261 @@
+//! One session stream: frames in, answers out, as they become known.
+//!
+//! One task per stream. Whatever is ready when a frame goes out rides in it. The task stops reading while its answers are not being
+//! read, so a client that only writes fills its own buffers and nobody else's; one that never reads is cut after a while, and its
+//! session lapses by its TTL unless it comes back.
+
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use futures::{FutureExt as _, future::BoxFuture};
+use lockservice_core::service::{Answer, Operation, Session};
+use lockservice_core::{Error, ErrorKind, Result};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+use crate::convert;
+use crate::proto::{self, client_op::Op, server_op::Answer as Wire};
+use crate::server::{ServerSettings, ServiceHost};
+
+/// Most answers in one frame, so that no frame grows past what a client accepts.
+const OPS_PER_FRAME_MAX: usize = 1024;
+
+pub(crate) type Frames = mpsc::Sender<Result<proto::ServerFrame, Status>>;
+
+pub(crate) async fn run(host: ServiceHost, settings: ServerSettings, mut inbound: Streaming<proto::ClientFrame>, out: Frames) {
+    let first = match tokio::time::timeout(settings.hello_max(), inbound.message()).await {
+        Ok(Ok(Some(frame))) => frame,
+        Ok(Ok(None) | Err(_)) => return,
+        Err(_) => {
+            let late = Error::new(ErrorKind::Timeout, "the stream said no hello in time: send it in the first frame");
+            let _ = out.send(Err(convert::status(&late))).await;
+            return;
+        }
+    };
+    let mut ops = first.ops.into_iter();
+    let opened = match ops.next() {
+        Some(proto::ClientOp { id, op: Some(Op::Hello(hello)) }) => (id, open(&host, &settings, hello)),
+        _ => {
+            let error = convert::invalid("the first operation of a session stream must be hello");
+            let _ = out.send(Err(convert::status(&error))).await;
+            return;
+        }
+    };
+    let (id, session) = match opened {
+        (id, Ok((session, welcome))) => {
+            let frame = proto::ServerFrame { ops: vec![answer(id, Wire::Welcome(welcome))] };
+            if out.send(Ok(frame)).await.is_err() {
+                return;
+            }
+            (id, session)
+        }
+        (id, Err(e)) => {
+            let _ = out.send(Ok(proto::ServerFrame { ops: vec![failed(id, &e)] })).await;
+            return;
+        }
+    };
+    tracing::debug!(id, "session stream opened");
+    let mut stream = Stream { session, settings, under_way: FuturesUnordered::new(), ready: Vec::new(), out, over: false };
+    stream.take_in(ops.collect()).await;
+    stream.serve(inbound).await;
+}
+
+/// Opens or resumes the session that a hello asks for.
+pub(crate) fn open(host: &ServiceHost, settings: &ServerSettings, hello: proto::Hello) -> Result<(Session, proto::Welcome)> {
+    let service = host.current();
+    let resumed = hello.session != 0;
+    let session = if resumed {
+        host.session(hello.session, hello.service)?
+    } else {
+        let ttl = (hello.ttl_ms > 0).then(|| std::time::Duration::from_millis(hello.ttl_ms));
+        service.open_session(ttl, &hello.name)?
+    };
+    let promise = session.renew()?;
+    let welcome = proto::Welcome {
+        session: session.id().get(),
+        service: service.id().get(),
+        nonce: service.nonce().get(),
+        node: service.node().as_str().to_owned(),
+        ttl_ms: convert::millis(session.ttl()),
+        promise: Some(proto::Promise { guard_ms: convert::millis(promise.guard) }),
+        resumed,
+        message_bytes_max: settings.message_bytes_max as u64,
+        ops_max: u32::try_from(settings.ops_under_way_max).unwrap_or(u32::MAX),
+        volatile: settings.volatile,
+    };
+    Ok((session, welcome))
+}
+
+struct Stream {
+    session: Session,
+    settings: ServerSettings,
+    under_way: FuturesUnordered<BoxFuture<'static, (u64, Result<Answer>)>>,
+    ready: Vec<proto::ServerOp>,
+    out: Frames,
+    /// The client said goodbye.
+    over: bool,
+}
+
+impl Stream {
+    async fn serve(mut self, mut inbound: Streaming<proto::ClientFrame>) {
+        let session = self.session.clone();
+        let mut attachment = session.attach();
+        let mut lost = std::pin::pin!(session.lost());
+        let mut stopping = std::pin::pin!(session.stopping());
+        let mut told = false;
+        loop {
+            // Everything that is ready by now rides in the next frame.
+            while self.ready.len() < OPS_PER_FRAME_MAX
+                && let Some(Some((id, result))) = self.under_way.next().now_or_never()
+            {
+                self.ready.push(answered(id, result));
+            }
+            if !self.flush().await || self.over {
+                return;
+            }
+            tokio::select! {
+                biased;
+                // T3: frames of an older stream are dropped.
+                () = attachment.replaced() => return,
+                why = &mut lost => {
+                    self.notice(proto::notice::Notice::SessionLost(convert::error_to_proto(&why)));
+                    self.flush().await;
+                    return;
+                }
+                grace = &mut stopping, if !told => {
+                    told = true;
+                    let grace_ms = convert::millis(grace);
+                    self.notice(proto::notice::Notice::ShuttingDown(proto::ShuttingDown { grace_ms }));
+                }
+                Some((id, result)) = self.under_way.next(), if !self.under_way.is_empty() => {
+                    self.ready.push(answered(id, result));
+                }
+                frame = inbound.message() => match frame {
+                    Ok(Some(frame)) => self.take_in(frame.ops).await,
+                    // P3: a lost connection is not a lost session. A message that was too large ends the stream with its reason.
+                    Ok(None) => return,
+                    Err(status) => {
+                        let _ = self.out.try_send(Err(status));
+                        return;
+                    }
+                },
+            }
+        }
+    }
+
+    async fn take_in(&mut self, ops: Vec<proto::ClientOp>) {
+        for proto::ClientOp { id, op } in ops {
+            let Some(op) = op else {
+                self.ready.push(failed(id, &convert::invalid("the operation is empty, or newer than this server")));
+                continue;
+            };
+            let result = match op {
+                Op::Hello(_) => Err(convert::invalid("a stream carries one session: hello comes first, and once")),
+                Op::Heartbeat(heartbeat) => {
+                    for acked in heartbeat.acked {
+                        self.session.ack(acked.txn, acked.sequence);
+                    }
+                    self.session.renew().map(|promise| Wire::Promise(proto::Promise { guard_ms: convert::millis(promise.guard) }))
+                }
+                Op::Goodbye(_) => {
+                    self.session.close().await;
+                    self.over = true;
+                    Ok(Wire::Done(proto::Done {}))
+                }
+                Op::Lock(lock) => match lock_operation(lock) {
+                    Ok((txn, operation)) => {
+                        self.submit(id, txn, operation);
+                        continue;
+                    }
+                    Err(e) => Err(e),
+                },
+                Op::Unlock(unlock) => match unlock_operation(unlock) {
+                    Ok((txn, operation)) => {
+                        self.submit(id, txn, operation);
+                        continue;
+                    }
+                    Err(e) => Err(e),
+                },
+                Op::Undo(undo) => match convert::txn_op_from(undo.txn) {
+                    Ok(txn) => {
+                        self.submit(id, txn, Operation::Undo { sequence: undo.undone });
+                        continue;
+                    }
+                    Err(e) => Err(e),
+                },
+            };
+            self.ready.push(match result {
+                Ok(wire) => answer(id, wire),
+                Err(e) => failed(id, &e),
+            });
+        }
+    }
+
+    fn submit(&mut self, id: u64, txn: lockservice_core::service::TxnOp, operation: Operation) {
+        // Only waits are refused at the bound: an unlock makes room.
+        if self.under_way.len() >= self.settings.ops_under_way_max && matches!(operation, Operation::Lock(_)) {
+            let error = Error::new(ErrorKind::ResourceExhausted, "too many operations are under way in this session: wait for answers")
+                .with("limit", self.settings.ops_under_way_max);
+            // The place in the transaction's order is taken all the same, so that what follows is not held up.
+            drop(self.session.submit(txn, Operation::Refuse(error.clone())));
+            self.ready.push(failed(id, &error));
+            return;
+        }
+        let mut pending = self.session.submit(txn, operation);
+        match (&mut pending).now_or_never() {
+            Some(result) => self.ready.push(answered(id, result)),
+            None => self.under_way.push(pending.map(move |result| (id, result)).boxed()),
+        }
+    }
+
+    fn notice(&mut self, notice: proto::notice::Notice) {
+        self.ready.push(answer(0, Wire::Notice(proto::Notice { notice: Some(notice) })));
+    }
+
+    /// Sends what is ready. False if the client has gone, or does not read.
+    async fn flush(&mut self) -> bool {
+        if self.ready.is_empty() {
+            return true;
+        }
+        let frame = proto::ServerFrame { ops: std::mem::take(&mut self.ready) };
+        match self.out.send_timeout(Ok(frame), self.settings.write_max()).await {
+            Ok(()) => true,
+            Err(_) => {
+                tracing::info!("a session stream is cut: its client has gone, or does not read its answers");
+                false
+            }
+        }
+    }
+}
+
+pub(crate) fn lock_operation(lock: proto::LockOp) -> Result<(lockservice_core::service::TxnOp, Operation)> {
+    let spec = convert::lock_from(&lock);
+    let txn = convert::txn_op_from(lock.txn)?;
+    // A malformed request takes its place in the transaction's order too: the client numbered it.
+    Ok((txn, spec.map_or_else(Operation::Refuse, Operation::Lock)))
+}
+
+pub(crate) fn unlock_operation(unlock: proto::UnlockOp) -> Result<(lockservice_core::service::TxnOp, Operation)> {
+    let operation = if unlock.table.is_empty() && unlock.rows.is_empty() && unlock.ranges.is_empty() {
+        Operation::End { commit_ts: unlock.commit_timestamp }
+    } else {
+        let parsed = convert::table_ref(&unlock.group, &unlock.table)
+            .and_then(|table| Ok(Operation::Unlock { table, items: convert::items_from(&unlock.rows, &unlock.ranges)? }));
+        parsed.unwrap_or_else(Operation::Refuse)
+    };
+    Ok((convert::txn_op_from(unlock.txn)?, operation))
+}
+
+fn answer(id: u64, wire: Wire) -> proto::ServerOp {
+    proto::ServerOp { id, answer: Some(wire) }
+}
+
+fn failed(id: u64, error: &Error) -> proto::ServerOp {
+    answer(id, Wire::Error(convert::error_to_proto(error)))
+}
+
+fn answered(id: u64, result: Result<Answer>) -> proto::ServerOp {
+    match result {
+        Ok(Answer::Locked(granted)) => answer(id, Wire::Locked(convert::locked_to(&granted))),
+        Ok(Answer::Done) => answer(id, Wire::Done(proto::Done {})),
+        Err(e) => failed(id, &e),
+    }
+}
