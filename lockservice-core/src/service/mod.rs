@@ -95,7 +95,10 @@ pub(crate) enum Phase {
 }
 
 fn shutting_down() -> Error {
-    Error::new(ErrorKind::ShuttingDown, "the server is shutting down: stop the protected work and try again later, or elsewhere")
+    Error::new(
+        ErrorKind::ShuttingDown,
+        "the server is shutting down: stop the protected work and try again later, or elsewhere",
+    )
 }
 
 fn lease_lost() -> Error {
@@ -114,12 +117,8 @@ impl LockService {
         parts.settings.check()?;
         let nonce = Nonce::new(rand::random_range(1..1 << 53));
         let sent = parts.clock.now();
-        let resume = Resume {
-            node: parts.node.clone(),
-            nonce,
-            address: parts.address.clone(),
-            replaces: parts.replaces,
-        };
+        let resume =
+            Resume { node: parts.node.clone(), nonce, address: parts.address.clone(), replaces: parts.replaces };
         let incarnation = parts.allocator.resume(&resume).await?;
         let inner = Arc::new(Inner {
             id: incarnation.service,

@@ -154,11 +154,15 @@ impl Future for Pending {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
             PendingState::Ready(result) => Poll::Ready(
-                result.take().unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "an answer was polled after it was taken"))),
+                result
+                    .take()
+                    .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "an answer was polled after it was taken"))),
             ),
-            PendingState::Waiting(answer) => Pin::new(answer)
-                .poll(cx)
-                .map(|result| result.unwrap_or_else(|_| Err(Error::new(ErrorKind::SessionLost, "the session ended before the operation")))),
+            PendingState::Waiting(answer) => Pin::new(answer).poll(cx).map(|result| {
+                result.unwrap_or_else(|_| {
+                    Err(Error::new(ErrorKind::SessionLost, "the session ended before the operation"))
+                })
+            }),
         }
     }
 }
@@ -204,7 +208,10 @@ impl LockService {
 }
 
 fn unknown() -> Error {
-    Error::new(ErrorKind::SessionLost, "the session is unknown here or has lapsed, and its locks are given away: stop the protected work and open a new session")
+    Error::new(
+        ErrorKind::SessionLost,
+        "the session is unknown here or has lapsed, and its locks are given away: stop the protected work and open a new session",
+    )
 }
 
 impl Session {
@@ -293,13 +300,19 @@ impl Session {
             return Err(self.why_lost());
         }
         if op.number == 0 || op.sequence == 0 {
-            return Err(Error::new(ErrorKind::InvalidArgument, "transactions and their operations are numbered from 1"));
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "transactions and their operations are numbered from 1",
+            ));
         }
         if op.number > state.highest {
             if op.sequence != 1 {
-                return Err(Error::new(ErrorKind::InvalidArgument, "a transaction begins with the operation of sequence 1")
-                    .with("number", op.number)
-                    .with("sequence", op.sequence));
+                return Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    "a transaction begins with the operation of sequence 1",
+                )
+                .with("number", op.number)
+                .with("sequence", op.sequence));
             }
             if matches!(operation, Operation::End { .. }) {
                 // Nothing was ever locked.
@@ -307,8 +320,11 @@ impl Session {
                 return Ok((Pending::ready(Ok(Answer::Done)), false));
             }
             if state.txns.len() >= self.inner.parts.settings.txns_per_session_max {
-                return Err(Error::new(ErrorKind::ResourceExhausted, "too many transactions in one session: end some first")
-                    .with("limit", self.inner.parts.settings.txns_per_session_max));
+                return Err(Error::new(
+                    ErrorKind::ResourceExhausted,
+                    "too many transactions in one session: end some first",
+                )
+                .with("limit", self.inner.parts.settings.txns_per_session_max));
             }
             let txn = self.inner.begin(&op.options, Some(Arc::clone(&self.record.renewals)), &self.record.client)?;
             state.highest = op.number;
@@ -319,7 +335,8 @@ impl Session {
             return if ended_is_fine {
                 Ok((Pending::ready(Ok(Answer::Done)), false))
             } else {
-                Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one").with("number", op.number))
+                Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one")
+                    .with("number", op.number))
             };
         };
         slot.decided.retain(|decided, _| *decided > op.acked);
@@ -330,8 +347,11 @@ impl Session {
                     Ok((Pending::ready(answer.clone().and(Err(taken_back()))), false))
                 }
                 Some(answer) => Ok((Pending::ready(answer.clone()), false)),
-                None => Err(Error::new(ErrorKind::InvalidArgument, "this operation was answered, and its answer acknowledged")
-                    .with("sequence", op.sequence)),
+                None => Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    "this operation was answered, and its answer acknowledged",
+                )
+                .with("sequence", op.sequence)),
             };
         }
         if slot.queue.len() + slot.decided.len() >= self.inner.parts.settings.ops_per_txn_max
@@ -441,7 +461,8 @@ impl Session {
         }
         if let Some(slot) = over {
             for sender in slot.queue.into_values().flat_map(|queued| queued.waiting) {
-                let _ = sender.send(Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one")));
+                let _ =
+                    sender.send(Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one")));
             }
         }
         !ends

@@ -68,12 +68,16 @@ impl ServiceSettings {
     /// The session TTL for a request of `asked` (P1). Fails with `InvalidArgument` if that is out of bounds.
     pub(crate) fn session_ttl(&self, asked: Option<Duration>) -> Result<Duration> {
         let ttl = asked.unwrap_or(Duration::from_millis(self.session_ttl_ms));
-        let (min, max) = (Duration::from_millis(self.session_ttl_ms_min), Duration::from_millis(self.session_ttl_ms_max));
+        let (min, max) =
+            (Duration::from_millis(self.session_ttl_ms_min), Duration::from_millis(self.session_ttl_ms_max));
         if ttl < min {
             // P1: a TTL that leaves less than two renewals is refused.
-            return Err(Error::new(ErrorKind::InvalidArgument, "the session TTL is too short to be renewed in time: ask for more")
-                .with("ttl", format!("{ttl:?}"))
-                .with("least", format!("{min:?}")));
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "the session TTL is too short to be renewed in time: ask for more",
+            )
+            .with("ttl", format!("{ttl:?}"))
+            .with("least", format!("{min:?}")));
         }
         if ttl > max {
             return Err(Error::new(ErrorKind::InvalidArgument, "the session TTL is too long: ask for less")

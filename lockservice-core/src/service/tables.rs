@@ -37,7 +37,12 @@ impl Inner {
     /// The bind of `table`, bound to this service if nobody owns it.
     ///
     /// While the last owner may still be at work it waits until `deadline`, unless the request is not to wait (B3).
-    pub(crate) async fn table(self: &Arc<Self>, table: &TableRef, wait: WaitPolicy, deadline: Time) -> Result<Arc<Bind>> {
+    pub(crate) async fn table(
+        self: &Arc<Self>,
+        table: &TableRef,
+        wait: WaitPolicy,
+        deadline: Time,
+    ) -> Result<Arc<Bind>> {
         loop {
             if let Some(bind) = self.tables.owned(table) {
                 return Ok(bind);
@@ -77,7 +82,11 @@ impl Inner {
                 return Err(Error::new(ErrorKind::NotOwner, "another node owns the table: ask that one")
                     .with("table", table)
                     .with("owner", &bound.node)
-                    .with_detail(Detail::Owner { service: bound.bind.owner, node: bound.node, address: bound.address }));
+                    .with_detail(Detail::Owner {
+                        service: bound.bind.owner,
+                        node: bound.node,
+                        address: bound.address,
+                    }));
             }
             // C5: transactions that began before now may have taken their snapshot before the last owner's last commit.
             let known_after = self.latest_txn();

@@ -40,14 +40,20 @@ impl TxnRecord {
         match *self.state.lock() {
             State::Active => Ok(()),
             State::Closing | State::Ended => {
-                Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one").with("txn", self.id))
+                Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one")
+                    .with("txn", self.id))
             }
         }
     }
 }
 
 impl Inner {
-    pub(crate) fn begin(&self, options: &TxnOptions, session: Option<Arc<Renewals>>, client: &str) -> Result<Arc<TxnRecord>> {
+    pub(crate) fn begin(
+        &self,
+        options: &TxnOptions,
+        session: Option<Arc<Renewals>>,
+        client: &str,
+    ) -> Result<Arc<TxnRecord>> {
         self.check_serving()?;
         let number = self.next_txn.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let id = TxnId::new(self.id, number, options.validates);
@@ -88,9 +94,12 @@ impl Inner {
         let grant = match self.until(deadline, call).await {
             // Dropping the call took its claim away, or handed on a grant that had just been made.
             None => {
-                return Err(Error::new(ErrorKind::Timeout, "the lock was not to be had in time: try again, or give up")
-                    .with("table", &spec.table)
-                    .with("waited", format!("{:?}", self.parts.settings.wait(spec.timeout))));
+                return Err(Error::new(
+                    ErrorKind::Timeout,
+                    "the lock was not to be had in time: try again, or give up",
+                )
+                .with("table", &spec.table)
+                .with("waited", format!("{:?}", self.parts.settings.wait(spec.timeout))));
             }
             Some(result) => result?,
         };
@@ -193,7 +202,9 @@ impl Inner {
                     }
                 }
                 // An error means that it is not known whether they can commit: no lock is released.
-                Err(e) => tracing::warn!(error = ?e, "cannot make transactions of a lost session unable to commit; trying again"),
+                Err(e) => {
+                    tracing::warn!(error = ?e, "cannot make transactions of a lost session unable to commit; trying again")
+                }
             }
             self.pause(pause).await;
             pause = (pause * 2).min(super::tables::RETRY_MOST);

@@ -113,6 +113,20 @@ impl LockEngine {
         self.with(|state| state.unlock_all(txn, commit_ts));
     }
 
+    /// As [`unlock_all`](Self::unlock_all), for a transaction whose owner is gone: it may have committed at a timestamp that nobody knows,
+    /// so in the tables where it held locks the history is unknown to transactions up to `known_after`, and to waiters (C5).
+    pub fn unlock_all_forced(&self, txn: TxnId, known_after: TxnId) {
+        self.with(|state| {
+            state.forget_history(txn, known_after);
+            state.unlock_all(txn, None);
+        });
+    }
+
+    /// Ends the waiting call of a transaction with [`Cancelled`](crate::ErrorKind::Cancelled); what it holds stays.
+    pub fn cancel_wait(&self, txn: TxnId) {
+        self.with(|state| state.cancel_wait(txn));
+    }
+
     /// Every lock held, in one table or all of them, ordered by table; rows before ranges, in key order, then by transaction.
     pub fn locks(&self, table: Option<TableId>) -> Vec<LockInfo> {
         self.with(|state| state.locks(table))

@@ -586,6 +586,27 @@ impl State {
         self.settle();
     }
 
+    /// Ends the wait of a transaction, if it waits.
+    pub(super) fn cancel_wait(&mut self, id: TxnId) {
+        if let Some(call) = self.txns.get(&id).and_then(|txn| txn.call) {
+            self.fail(
+                call,
+                Error::new(ErrorKind::Cancelled, "the transaction ended while it waited for a lock").with("txn", id),
+            );
+            self.settle();
+        }
+    }
+
+    /// C5: in the tables where `id` holds locks, the history up to now is unknown.
+    pub(super) fn forget_history(&mut self, id: TxnId, known_after: TxnId) {
+        let Some(txn) = self.txns.get(&id) else { return };
+        for (table_id, _) in &txn.held {
+            if let Some(table) = self.tables.get_mut(table_id) {
+                table.known_after = Some(known_after);
+            }
+        }
+    }
+
     pub(super) fn unlock_all(&mut self, id: TxnId, commit_ts: Option<u64>) {
         let Some(txn) = self.txns.get(&id) else { return };
         if let Some(call) = txn.call {

@@ -1,4 +1,4 @@
-//! Errors over the wire: kind, sentence, context and particulars, both ways.
+//! Errors: a message of their own in the session stream, a gRPC status with that message as its details elsewhere.
 
 use std::time::Duration;
 
@@ -6,29 +6,139 @@ use lockservice_core::{Advice, DeadlockEdge, Detail, Error, ErrorKind, NodeName,
 use prost::Message as _;
 use tonic::{Code, Status};
 
-use crate::convert::{millis_up, txn_id};
+use super::millis_up;
 use crate::proto;
 
-/// The gRPC status code of each kind. The particulars travel in the status details.
-fn code(kind: ErrorKind) -> Code {
+/// Most bytes of a status' details. They travel in a header, and peers refuse long headers.
+const DETAILS_BYTES_MAX: usize = 6_000;
+/// Most bytes of a status' message; the details hold the whole sentence.
+const MESSAGE_BYTES_MAX: usize = 1_000;
+
+/// The error as a message. Its causes become one entry `cause` of the context.
+pub fn error_to_proto(error: &Error) -> proto::Error {
+    let mut context: Vec<_> = error
+        .context()
+        .map(|(name, value)| proto::Context { name: name.to_owned(), value: value.to_owned() })
+        .collect();
+    let mut causes = Vec::new();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        causes.push(cause.to_string());
+        source = cause.source();
+    }
+    if !causes.is_empty() {
+        context.push(proto::Context { name: "cause".to_owned(), value: causes.join(": ") });
+    }
+    let mut message = proto::Error {
+        kind: error.kind().name().to_owned(),
+        message: error.message().to_owned(),
+        context,
+        advice: advice_name(error.advice()).to_owned(),
+        ..proto::Error::default()
+    };
+    match error.detail() {
+        Some(Detail::Deadlock(cycle)) => message.deadlock = cycle.iter().map(edge_to_proto).collect(),
+        Some(Detail::RetryAfter(after)) => message.retry_after_ms = Some(millis_up(*after)),
+        Some(Detail::Owner { service, node, address }) => {
+            message.owner =
+                Some(proto::Owner { service: service.get(), node: node.to_string(), address: address.clone() });
+        }
+        // A particular that this version cannot send: the sentence says enough.
+        Some(_) | None => {}
+    }
+    message
+}
+
+/// The error that a message tells of. A kind that this version does not know becomes `Internal` with the kind's name in the context;
+/// particulars that cannot be read are left out, for the error itself matters more.
+pub fn error_from_proto(message: proto::Error) -> Error {
+    let known = ErrorKind::from_name(&message.kind);
+    let mut error = Error::new(known.unwrap_or(ErrorKind::Internal), message.message);
+    for context in message.context {
+        error = error.with(context.name, context.value);
+    }
+    if known.is_none() {
+        error = error.with("kind", message.kind).with("advice", message.advice);
+    }
+    if let Some(cycle) = cycle_from_proto(&message.deadlock) {
+        return error.with_detail(Detail::Deadlock(cycle));
+    }
+    if let Some(after) = message.retry_after_ms {
+        return error.with_detail(Detail::RetryAfter(Duration::from_millis(after)));
+    }
+    if let Some(owner) = message.owner
+        && let Ok(node) = NodeName::new(&owner.node)
+    {
+        let service = ServiceId::new(owner.service);
+        return error.with_detail(Detail::Owner { service, node, address: owner.address });
+    }
+    error
+}
+
+/// The error as a gRPC status; [`from_status`] leads back. A cycle too long for a header is left out of the details.
+pub fn to_status(error: &Error) -> Status {
+    let mut message = error_to_proto(error);
+    if message.encoded_len() > DETAILS_BYTES_MAX {
+        message.deadlock = Vec::new();
+    }
+    if message.encoded_len() > DETAILS_BYTES_MAX {
+        message.context = Vec::new();
+        truncate(&mut message.message, DETAILS_BYTES_MAX / 2);
+    }
+    let mut text = error.to_string();
+    truncate(&mut text, MESSAGE_BYTES_MAX);
+    Status::with_details(code(error.kind()), text, message.encode_to_vec().into())
+}
+
+/// The error that a failed call tells of. A status that is not of this service's making (the transport's, a proxy's) is
+/// mapped by its code.
+pub fn from_status(status: &Status) -> Error {
+    if let Ok(message) = proto::Error::decode(status.details())
+        && ErrorKind::from_name(&message.kind).is_some()
+    {
+        return error_from_proto(message);
+    }
+    let (kind, text) = match status.code() {
+        Code::InvalidArgument => (ErrorKind::InvalidArgument, "the server refused the request"),
+        Code::OutOfRange | Code::ResourceExhausted => {
+            (ErrorKind::ResourceExhausted, "the server refused the request as too large or too much: ask for less")
+        }
+        Code::PermissionDenied | Code::Unauthenticated => (ErrorKind::NotPermitted, "the server does not permit this"),
+        Code::DeadlineExceeded => (ErrorKind::Timeout, "the call took too long"),
+        Code::Unimplemented => {
+            (ErrorKind::InvalidArgument, "the server does not know this call: is it a lockservice of this version?")
+        }
+        Code::DataLoss | Code::Internal => (ErrorKind::Unavailable, "the connection to the server broke: try again"),
+        _ => (ErrorKind::Unavailable, "the server cannot be reached: is it running, and is the address right?"),
+    };
+    let error = Error::new(kind, text);
+    if status.message().is_empty() { error } else { error.with("status", status.message()) }
+}
+
+/// The gRPC status code of an error kind.
+pub fn code(kind: ErrorKind) -> Code {
     match kind {
         ErrorKind::InvalidArgument => Code::InvalidArgument,
         ErrorKind::NotPermitted => Code::PermissionDenied,
-        ErrorKind::Conflict | ErrorKind::Deadlock | ErrorKind::BindChanged | ErrorKind::CannotCommit => Code::Aborted,
+        ErrorKind::Conflict | ErrorKind::Deadlock | ErrorKind::BindChanged => Code::Aborted,
         ErrorKind::Timeout => Code::DeadlineExceeded,
         ErrorKind::Cancelled => Code::Cancelled,
+        ErrorKind::Rebinding | ErrorKind::ShuttingDown | ErrorKind::Unavailable => Code::Unavailable,
         ErrorKind::TxnNotFound => Code::NotFound,
-        ErrorKind::NotOwner | ErrorKind::SessionLost | ErrorKind::NameInUse => Code::FailedPrecondition,
-        ErrorKind::ResourceExhausted => Code::ResourceExhausted,
-        ErrorKind::Rebinding
+        ErrorKind::NotOwner
+        | ErrorKind::CannotCommit
+        | ErrorKind::SessionLost
         | ErrorKind::LeaseLost
-        | ErrorKind::ShuttingDown
-        | ErrorKind::Unavailable
-        | ErrorKind::Fenced => Code::Unavailable,
-        ErrorKind::UnknownOutcome => Code::Unknown,
-        ErrorKind::StoreCorrupt | ErrorKind::StoreNewer => Code::DataLoss,
-        // Store trouble and broken invariants; and kinds that are newer than this table.
-        _ => Code::Internal,
+        | ErrorKind::Fenced
+        | ErrorKind::StoreInUse
+        | ErrorKind::StoreNewer
+        | ErrorKind::StoreUnusable => Code::FailedPrecondition,
+        ErrorKind::ResourceExhausted => Code::ResourceExhausted,
+        ErrorKind::NameInUse => Code::AlreadyExists,
+        ErrorKind::StoreCorrupt => Code::DataLoss,
+        ErrorKind::Internal => Code::Internal,
+        // `UnknownOutcome`, and kinds that came after this was written.
+        _ => Code::Unknown,
     }
 }
 
@@ -38,99 +148,45 @@ fn advice_name(advice: Advice) -> &'static str {
         Advice::RetryCall => "retry_call",
         Advice::RetryTransaction => "retry_transaction",
         Advice::NewSession => "new_session",
+        // The safest advice for a piece of advice that came after this was written.
         _ => "operator",
     }
 }
 
-pub(crate) fn error_to_proto(error: &Error) -> proto::Error {
-    let mut wire = proto::Error {
-        kind: error.kind().name().to_owned(),
-        message: error.message().to_owned(),
-        context: error
-            .context()
-            .map(|(name, value)| proto::Context { name: name.to_owned(), value: value.to_owned() })
-            .collect(),
-        advice: advice_name(error.advice()).to_owned(),
-        ..Default::default()
-    };
-    match error.detail() {
-        Some(Detail::Deadlock(cycle)) => {
-            wire.deadlock = cycle
-                .iter()
-                .map(|edge| proto::DeadlockEdge {
-                    waiter: edge.waiter.to_string(),
-                    group: edge.table.group.as_str().to_owned(),
-                    table: edge.table.name.as_str().to_owned(),
-                    item: edge.item.clone(),
-                    holder: edge.holder.to_string(),
-                })
-                .collect();
-        }
-        Some(Detail::RetryAfter(after)) => wire.retry_after_ms = Some(millis_up(*after)),
-        Some(Detail::Owner { service, node, address }) => {
-            wire.owner = Some(proto::Owner {
-                service: service.get(),
-                node: node.as_str().to_owned(),
-                address: address.clone(),
-            });
-        }
-        _ => {}
+fn edge_to_proto(edge: &DeadlockEdge) -> proto::DeadlockEdge {
+    proto::DeadlockEdge {
+        waiter: edge.waiter.to_string(),
+        group: edge.table.group.to_string(),
+        table: edge.table.name.to_string(),
+        item: edge.item.clone(),
+        holder: edge.holder.to_string(),
     }
-    wire
 }
 
-pub(crate) fn error_from_proto(wire: proto::Error) -> Error {
-    // A kind from a newer server: its sentence still says what to do.
-    let kind = ErrorKind::from_name(&wire.kind).unwrap_or(ErrorKind::Internal);
-    let mut error = Error::new(kind, wire.message);
-    for context in wire.context {
-        error = error.with(context.name, context.value);
+fn cycle_from_proto(edges: &[proto::DeadlockEdge]) -> Option<Vec<DeadlockEdge>> {
+    if edges.is_empty() {
+        return None;
     }
-    let cycle: Vec<DeadlockEdge> = wire
-        .deadlock
-        .iter()
-        .filter_map(|edge| {
-            Some(DeadlockEdge {
-                waiter: txn_id(&edge.waiter).ok()?,
-                table: TableRef::new(&edge.group, &edge.table).ok()?,
-                item: edge.item.clone(),
-                holder: txn_id(&edge.holder).ok()?,
-            })
+    let edge = |edge: &proto::DeadlockEdge| {
+        Some(DeadlockEdge {
+            waiter: edge.waiter.parse().ok()?,
+            table: TableRef::new(&edge.group, &edge.table).ok()?,
+            item: edge.item.clone(),
+            holder: edge.holder.parse().ok()?,
         })
-        .collect();
-    if !cycle.is_empty() {
-        return error.with_detail(Detail::Deadlock(cycle));
-    }
-    if let Some(after) = wire.retry_after_ms {
-        return error.with_detail(Detail::RetryAfter(Duration::from_millis(after)));
-    }
-    if let Some((owner, node)) = wire.owner.and_then(|owner| NodeName::new(&owner.node).ok().map(|node| (owner, node))) {
-        return error.with_detail(Detail::Owner { service: ServiceId::new(owner.service), node, address: owner.address });
-    }
-    error
-}
-
-/// A gRPC status whose details carry the whole error.
-pub(crate) fn status(error: &Error) -> Status {
-    Status::with_details(code(error.kind()), error.to_string(), error_to_proto(error).encode_to_vec().into())
-}
-
-/// The error that a status carries, or one made of the status if it is no server of ours that answers.
-pub(crate) fn error_from_status(status: &Status) -> Error {
-    if !status.details().is_empty()
-        && let Ok(wire) = proto::Error::decode(status.details())
-        && !wire.kind.is_empty()
-    {
-        return error_from_proto(wire);
-    }
-    let kind = match status.code() {
-        Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => ErrorKind::InvalidArgument,
-        Code::ResourceExhausted => ErrorKind::ResourceExhausted,
-        Code::PermissionDenied | Code::Unauthenticated => ErrorKind::NotPermitted,
-        Code::Cancelled => ErrorKind::Cancelled,
-        _ => ErrorKind::Unavailable,
     };
-    Error::new(kind, format!("the server could not be asked: {}", status.message())).with_source(status.clone())
+    edges.iter().map(edge).collect()
+}
+
+fn truncate(text: &mut String, bytes_max: usize) {
+    if text.len() > bytes_max {
+        let mut end = bytes_max;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('…');
+    }
 }
 
 #[cfg(test)]
@@ -139,33 +195,83 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn an_error_survives_the_wire_whatever_its_kind() {
-        for kind in ErrorKind::ALL {
-            let error = Error::new(*kind, "a sentence").with("path", "/x");
-            let back = error_from_status(&status(&error));
-            assert_eq!(back.kind(), *kind);
-            assert_eq!(back.to_string(), error.to_string());
+    fn same(a: &Error, b: &Error) {
+        assert_eq!(a.kind(), b.kind());
+        assert_eq!(a.message(), b.message());
+        assert_eq!(a.context().collect::<Vec<_>>(), b.context().collect::<Vec<_>>());
+        assert_eq!(a.detail(), b.detail());
+        assert_eq!(a.advice(), b.advice());
+    }
+
+    fn edge(a: u64, b: u64) -> DeadlockEdge {
+        DeadlockEdge {
+            waiter: TxnId::new(ServiceId::new(1 << 32 | 1), a, true),
+            table: TableRef::new("g", "té").expect("a name"),
+            item: "[a, b)".to_owned(),
+            holder: TxnId::new(ServiceId::new(1 << 32 | 1), b, false),
         }
     }
 
     #[test]
-    fn its_particulars_survive_too() {
-        let txn = |n| TxnId::new(ServiceId::new(1), n, true);
-        let edge = |a, b| DeadlockEdge {
-            waiter: txn(a),
-            table: TableRef::new("g", "t").expect("names"),
-            item: "k".into(),
-            holder: txn(b),
-        };
+    fn every_kind_crosses_the_wire_as_a_message_and_as_a_status() {
+        for kind in ErrorKind::ALL {
+            let error = Error::new(*kind, "something happened: do something").with("path", "/é").with("n", 3);
+            same(&error, &error_from_proto(error_to_proto(&error)));
+            same(&error, &from_status(&to_status(&error)));
+            assert!(
+                code(*kind) != Code::Unknown || *kind == ErrorKind::UnknownOutcome,
+                "{kind:?} has no status code of its own"
+            );
+        }
+    }
+
+    #[test]
+    fn every_particular_crosses_the_wire() {
         let details = [
             Detail::Deadlock(vec![edge(1, 2), edge(2, 1)]),
-            Detail::RetryAfter(Duration::from_millis(1500)),
-            Detail::Owner { service: ServiceId::new(4), node: NodeName::new("n").expect("a name"), address: "a:1".into() },
+            Detail::RetryAfter(Duration::from_millis(1_234)),
+            Detail::Owner {
+                service: ServiceId::new(9),
+                node: NodeName::new("n1").expect("a name"),
+                address: "127.0.0.1:1".to_owned(),
+            },
         ];
         for detail in details {
-            let error = Error::new(ErrorKind::Deadlock, "x").with_detail(detail.clone());
-            assert_eq!(error_from_status(&status(&error)).detail(), Some(&detail));
+            let error = Error::new(ErrorKind::Deadlock, "m").with_detail(detail);
+            same(&error, &error_from_proto(error_to_proto(&error)));
+            same(&error, &from_status(&to_status(&error)));
         }
+    }
+
+    #[test]
+    fn an_error_of_a_newer_server_keeps_its_name() {
+        let message = proto::Error {
+            kind: "brand_new".into(),
+            message: "m".into(),
+            advice: "retry_call".into(),
+            ..Default::default()
+        };
+        let error = error_from_proto(message);
+        assert_eq!(error.kind(), ErrorKind::Internal);
+        assert!(error.to_string().contains("brand_new"));
+    }
+
+    #[test]
+    fn a_status_fits_into_a_header_whatever_the_error() {
+        let cycle = (0..10_000).map(|n| edge(n, n + 1)).collect();
+        let error = Error::new(ErrorKind::Deadlock, "é".repeat(10_000)).with_detail(Detail::Deadlock(cycle));
+        let status = to_status(&error);
+        assert!(status.details().len() <= DETAILS_BYTES_MAX && status.message().len() <= MESSAGE_BYTES_MAX + 3);
+        assert_eq!(from_status(&status).kind(), ErrorKind::Deadlock);
+    }
+
+    #[test]
+    fn a_foreign_status_says_whether_trying_again_helps() {
+        assert_eq!(from_status(&Status::unavailable("x")).kind(), ErrorKind::Unavailable);
+        assert_eq!(from_status(&Status::out_of_range("x")).kind(), ErrorKind::ResourceExhausted);
+        assert_eq!(
+            from_status(&Status::with_details(Code::Unknown, "x", vec![255, 255].into())).kind(),
+            ErrorKind::Unavailable
+        );
     }
 }

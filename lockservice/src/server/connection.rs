@@ -6,7 +6,7 @@
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use futures::{FutureExt as _, future::BoxFuture};
-use lockservice_core::service::{Answer, Operation, Session};
+use lockservice_core::service::{Answer, Operation, Session, TxnOp, TxnOptions};
 use lockservice_core::{Error, ErrorKind, Result};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -20,13 +20,18 @@ const OPS_PER_FRAME_MAX: usize = 1024;
 
 pub(crate) type Frames = mpsc::Sender<Result<proto::ServerFrame, Status>>;
 
-pub(crate) async fn run(host: ServiceHost, settings: ServerSettings, mut inbound: Streaming<proto::ClientFrame>, out: Frames) {
+pub(crate) async fn run(
+    host: ServiceHost,
+    settings: ServerSettings,
+    mut inbound: Streaming<proto::ClientFrame>,
+    out: Frames,
+) {
     let first = match tokio::time::timeout(settings.hello_max(), inbound.message()).await {
         Ok(Ok(Some(frame))) => frame,
         Ok(Ok(None) | Err(_)) => return,
         Err(_) => {
             let late = Error::new(ErrorKind::Timeout, "the stream said no hello in time: send it in the first frame");
-            let _ = out.send(Err(convert::status(&late))).await;
+            let _ = out.send(Err(convert::to_status(&late))).await;
             return;
         }
     };
@@ -34,8 +39,8 @@ pub(crate) async fn run(host: ServiceHost, settings: ServerSettings, mut inbound
     let opened = match ops.next() {
         Some(proto::ClientOp { id, op: Some(Op::Hello(hello)) }) => (id, open(&host, &settings, hello)),
         _ => {
-            let error = convert::invalid("the first operation of a session stream must be hello");
-            let _ = out.send(Err(convert::status(&error))).await;
+            let error = invalid("the first operation of a session stream must be hello");
+            let _ = out.send(Err(convert::to_status(&error))).await;
             return;
         }
     };
@@ -53,13 +58,18 @@ pub(crate) async fn run(host: ServiceHost, settings: ServerSettings, mut inbound
         }
     };
     tracing::debug!(id, "session stream opened");
-    let mut stream = Stream { session, settings, under_way: FuturesUnordered::new(), ready: Vec::new(), out, over: false };
+    let mut stream =
+        Stream { session, settings, under_way: FuturesUnordered::new(), ready: Vec::new(), out, over: false };
     stream.take_in(ops.collect()).await;
     stream.serve(inbound).await;
 }
 
 /// Opens or resumes the session that a hello asks for.
-pub(crate) fn open(host: &ServiceHost, settings: &ServerSettings, hello: proto::Hello) -> Result<(Session, proto::Welcome)> {
+pub(crate) fn open(
+    host: &ServiceHost,
+    settings: &ServerSettings,
+    hello: proto::Hello,
+) -> Result<(Session, proto::Welcome)> {
     let service = host.current();
     let resumed = hello.session != 0;
     let session = if resumed {
@@ -74,8 +84,8 @@ pub(crate) fn open(host: &ServiceHost, settings: &ServerSettings, hello: proto::
         service: service.id().get(),
         nonce: service.nonce().get(),
         node: service.node().as_str().to_owned(),
-        ttl_ms: convert::millis(session.ttl()),
-        promise: Some(proto::Promise { guard_ms: convert::millis(promise.guard) }),
+        ttl_ms: convert::millis_down(session.ttl()),
+        promise: Some(proto::Promise { guard_ms: convert::millis_down(promise.guard) }),
         resumed,
         message_bytes_max: settings.message_bytes_max as u64,
         ops_max: u32::try_from(settings.ops_under_way_max).unwrap_or(u32::MAX),
@@ -122,7 +132,7 @@ impl Stream {
                 }
                 grace = &mut stopping, if !told => {
                     told = true;
-                    let grace_ms = convert::millis(grace);
+                    let grace_ms = convert::millis_down(grace);
                     self.notice(proto::notice::Notice::ShuttingDown(proto::ShuttingDown { grace_ms }));
                 }
                 Some((id, result)) = self.under_way.next(), if !self.under_way.is_empty() => {
@@ -144,37 +154,39 @@ impl Stream {
     async fn take_in(&mut self, ops: Vec<proto::ClientOp>) {
         for proto::ClientOp { id, op } in ops {
             let Some(op) = op else {
-                self.ready.push(failed(id, &convert::invalid("the operation is empty, or newer than this server")));
+                self.ready.push(failed(id, &invalid("the operation is empty, or newer than this server")));
                 continue;
             };
             let result = match op {
-                Op::Hello(_) => Err(convert::invalid("a stream carries one session: hello comes first, and once")),
+                Op::Hello(_) => Err(invalid("a stream carries one session: hello comes first, and once")),
                 Op::Heartbeat(heartbeat) => {
                     for acked in heartbeat.acked {
                         self.session.ack(acked.txn, acked.sequence);
                     }
-                    self.session.renew().map(|promise| Wire::Promise(proto::Promise { guard_ms: convert::millis(promise.guard) }))
+                    self.session
+                        .renew()
+                        .map(|promise| Wire::Promise(proto::Promise { guard_ms: convert::millis_down(promise.guard) }))
                 }
                 Op::Goodbye(_) => {
                     self.session.close().await;
                     self.over = true;
                     Ok(Wire::Done(proto::Done {}))
                 }
-                Op::Lock(lock) => match lock_operation(lock) {
+                Op::Lock(lock) => match lock_operation(lock, self.settings.items_per_request_max) {
                     Ok((txn, operation)) => {
                         self.submit(id, txn, operation);
                         continue;
                     }
                     Err(e) => Err(e),
                 },
-                Op::Unlock(unlock) => match unlock_operation(unlock) {
+                Op::Unlock(unlock) => match unlock_operation(unlock, self.settings.items_per_request_max) {
                     Ok((txn, operation)) => {
                         self.submit(id, txn, operation);
                         continue;
                     }
                     Err(e) => Err(e),
                 },
-                Op::Undo(undo) => match convert::txn_op_from(undo.txn) {
+                Op::Undo(undo) => match txn_op(undo.txn) {
                     Ok(txn) => {
                         self.submit(id, txn, Operation::Undo { sequence: undo.undone });
                         continue;
@@ -189,11 +201,14 @@ impl Stream {
         }
     }
 
-    fn submit(&mut self, id: u64, txn: lockservice_core::service::TxnOp, operation: Operation) {
+    fn submit(&mut self, id: u64, txn: TxnOp, operation: Operation) {
         // Only waits are refused at the bound: an unlock makes room.
         if self.under_way.len() >= self.settings.ops_under_way_max && matches!(operation, Operation::Lock(_)) {
-            let error = Error::new(ErrorKind::ResourceExhausted, "too many operations are under way in this session: wait for answers")
-                .with("limit", self.settings.ops_under_way_max);
+            let error = Error::new(
+                ErrorKind::ResourceExhausted,
+                "too many operations are under way in this session: wait for answers",
+            )
+            .with("limit", self.settings.ops_under_way_max);
             // The place in the transaction's order is taken all the same, so that what follows is not held up.
             drop(self.session.submit(txn, Operation::Refuse(error.clone())));
             self.ready.push(failed(id, &error));
@@ -226,22 +241,38 @@ impl Stream {
     }
 }
 
-pub(crate) fn lock_operation(lock: proto::LockOp) -> Result<(lockservice_core::service::TxnOp, Operation)> {
-    let spec = convert::lock_from(&lock);
-    let txn = convert::txn_op_from(lock.txn)?;
+pub(crate) fn invalid(message: &str) -> Error {
+    Error::new(ErrorKind::InvalidArgument, message)
+}
+
+fn txn_op(txn: Option<proto::TxnRef>) -> Result<TxnOp> {
+    let txn = txn.ok_or_else(|| invalid("the operation lacks its transaction"))?;
+    Ok(TxnOp {
+        number: txn.number,
+        sequence: txn.sequence,
+        acked: txn.acked,
+        options: TxnOptions { validates: txn.validates, label: txn.label },
+    })
+}
+
+pub(crate) fn lock_operation(mut lock: proto::LockOp, items_max: usize) -> Result<(TxnOp, Operation)> {
+    let txn = txn_op(lock.txn.take())?;
+    let spec = convert::lock_spec_from_proto(lock, items_max);
     // A malformed request takes its place in the transaction's order too: the client numbered it.
     Ok((txn, spec.map_or_else(Operation::Refuse, Operation::Lock)))
 }
 
-pub(crate) fn unlock_operation(unlock: proto::UnlockOp) -> Result<(lockservice_core::service::TxnOp, Operation)> {
+pub(crate) fn unlock_operation(unlock: proto::UnlockOp, items_max: usize) -> Result<(TxnOp, Operation)> {
+    let txn = txn_op(unlock.txn)?;
     let operation = if unlock.table.is_empty() && unlock.rows.is_empty() && unlock.ranges.is_empty() {
         Operation::End { commit_ts: unlock.commit_timestamp }
     } else {
-        let parsed = convert::table_ref(&unlock.group, &unlock.table)
-            .and_then(|table| Ok(Operation::Unlock { table, items: convert::items_from(&unlock.rows, &unlock.ranges)? }));
+        let parsed = convert::table_from_proto(&unlock.group, &unlock.table).and_then(|table| {
+            Ok(Operation::Unlock { table, items: convert::items_from_proto(&unlock.rows, unlock.ranges, items_max)? })
+        });
         parsed.unwrap_or_else(Operation::Refuse)
     };
-    Ok((convert::txn_op_from(unlock.txn)?, operation))
+    Ok((txn, operation))
 }
 
 fn answer(id: u64, wire: Wire) -> proto::ServerOp {
@@ -254,7 +285,7 @@ fn failed(id: u64, error: &Error) -> proto::ServerOp {
 
 fn answered(id: u64, result: Result<Answer>) -> proto::ServerOp {
     match result {
-        Ok(Answer::Locked(granted)) => answer(id, Wire::Locked(convert::locked_to(&granted))),
+        Ok(Answer::Locked(granted)) => answer(id, Wire::Locked(convert::granted_to_proto(&granted))),
         Ok(Answer::Done) => answer(id, Wire::Done(proto::Done {})),
         Err(e) => failed(id, &e),
     }

@@ -29,6 +29,8 @@ pub use self::host::ServiceHost;
 pub struct ServerSettings {
     /// Largest message that is accepted, in bytes. Default 4 MiB.
     pub message_bytes_max: usize,
+    /// Most rows and ranges in one request: more are refused before they are taken apart. Default 20,000.
+    pub items_per_request_max: usize,
     /// Most operations that may be under way in one session stream, waits included. Default 10,000.
     pub ops_under_way_max: usize,
     /// How long a client that does not read its answers is waited for, in milliseconds, before its stream is cut. Default 10,000.
@@ -46,6 +48,7 @@ impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             message_bytes_max: 4 << 20,
+            items_per_request_max: 20_000,
             ops_under_way_max: 10_000,
             write_ms_max: 10_000,
             hello_ms_max: 10_000,
@@ -104,7 +107,8 @@ pub async fn serve(
         let _ = finished.await;
     }));
     let broken = |e: Box<dyn std::error::Error + Send + Sync>| {
-        Error::new(ErrorKind::Unavailable, "the server cannot accept connections any more: start it again").with_source(e)
+        Error::new(ErrorKind::Unavailable, "the server cannot accept connections any more: start it again")
+            .with_source(e)
     };
     tokio::select! {
         () = stop => {}

@@ -1,0 +1,207 @@
+//! Lock requests, grants and binds.
+
+use std::time::Duration;
+
+use lockservice_core::allocator::{Bind, PresentedBind};
+use lockservice_core::service::{Granted, LockSpec, Promise};
+use lockservice_core::table::{Grant, WaitPolicy};
+use lockservice_core::{BindVersion, Error, ErrorKind, FencingToken, LockItem, Result, ServiceId, TableId, TxnId};
+
+use super::item::bytes;
+use super::{
+    item_from_range, item_from_row, items_from_proto, items_to_proto, millis_down, millis_up, mode_from_proto,
+    mode_to_proto, range_to_proto, table_from_proto,
+};
+use crate::proto;
+
+/// A lock request. Its `txn` is not looked at.
+pub fn lock_spec_from_proto(op: proto::LockOp, items_max: usize) -> Result<LockSpec> {
+    let wait = match proto::WaitPolicy::try_from(op.wait) {
+        Ok(proto::WaitPolicy::Unspecified | proto::WaitPolicy::Wait) => WaitPolicy::Wait,
+        Ok(proto::WaitPolicy::NoWait) => WaitPolicy::NoWait,
+        Err(_) => {
+            return Err(Error::new(ErrorKind::InvalidArgument, "this server does not know the wait policy")
+                .with("policy", op.wait));
+        }
+    };
+    Ok(LockSpec {
+        table: table_from_proto(&op.group, &op.table)?,
+        items: items_from_proto(&op.rows, op.ranges, items_max)?,
+        mode: mode_from_proto(op.mode)?,
+        wait,
+        timeout: (op.timeout_ms > 0).then(|| Duration::from_millis(op.timeout_ms)),
+    })
+}
+
+/// The lock request as a message without its `txn`. A time-out is rounded up to whole milliseconds, and zero to one.
+pub fn lock_spec_to_proto(spec: &LockSpec) -> proto::LockOp {
+    let (rows, ranges) = items_to_proto(&spec.items);
+    let wait = match spec.wait {
+        WaitPolicy::NoWait => proto::WaitPolicy::NoWait,
+        _ => proto::WaitPolicy::Wait,
+    };
+    proto::LockOp {
+        txn: None,
+        group: spec.table.group.to_string(),
+        table: spec.table.name.to_string(),
+        rows,
+        ranges,
+        mode: mode_to_proto(spec.mode),
+        wait: wait.into(),
+        timeout_ms: spec.timeout.map_or(0, |timeout| millis_up(timeout).max(1)),
+    }
+}
+
+/// A bind as a message.
+pub fn bind_to_proto(bind: &Bind) -> proto::Bind {
+    proto::Bind {
+        group: bind.table.group.to_string(),
+        table: bind.table.name.to_string(),
+        table_id: bind.id.get(),
+        partition: bind.partition,
+        owner: bind.owner.get(),
+        version: bind.version.get(),
+    }
+}
+
+/// The bind that a message tells of.
+pub fn bind_from_proto(bind: proto::Bind) -> Result<Bind> {
+    Ok(Bind {
+        table: table_from_proto(&bind.group, &bind.table)?,
+        id: TableId::new(bind.table_id),
+        partition: bind.partition,
+        owner: ServiceId::new(bind.owner),
+        version: BindVersion::new(bind.version),
+    })
+}
+
+/// A bind as a transaction presents it at its commit.
+pub fn presented_from_proto(bind: proto::Bind) -> Result<PresentedBind> {
+    bind_from_proto(bind).map(|bind| PresentedBind::from(&bind))
+}
+
+/// A transaction id.
+pub fn txn_from_proto(txn: &str) -> Result<TxnId> {
+    txn.parse()
+}
+
+/// A grant as a message.
+pub fn granted_to_proto(granted: &Granted) -> proto::Locked {
+    let grant = &granted.grant;
+    let mut locked = proto::Locked {
+        txn: granted.txn.to_string(),
+        bind: Some(bind_to_proto(&grant.bind)),
+        token: grant.token.get(),
+        newly_locked: grant.newly_locked,
+        waited: grant.waited.is_some(),
+        waited_ms: grant.waited.map_or(0, millis_down),
+        prev_commit_timestamp: grant.prev_commit_ts,
+        table_commit_timestamp: grant.table_commit_ts,
+        history_unknown: grant.history_unknown,
+        promise: Some(proto::Promise { guard_ms: millis_down(granted.promise.guard) }),
+        ..proto::Locked::default()
+    };
+    if let Some((txn, item)) = &grant.conflict {
+        locked.conflict_txn = txn.to_string();
+        match item {
+            LockItem::Row(key) => locked.conflict_row = bytes(key),
+            LockItem::Range(range) => locked.conflict_range = Some(range_to_proto(range)),
+        }
+    }
+    locked
+}
+
+/// The grant that a message tells of. What only the owner needs (`changes`, `tokens_left`) stays there and is empty here.
+pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
+    let conflict = if locked.conflict_txn.is_empty() {
+        None
+    } else {
+        let item = match locked.conflict_range {
+            Some(range) => item_from_range(range)?,
+            None => item_from_row(&locked.conflict_row)?,
+        };
+        Some((txn_from_proto(&locked.conflict_txn)?, item))
+    };
+    let bind = locked.bind.ok_or_else(|| Error::new(ErrorKind::InvalidArgument, "a grant names no bind"))?;
+    Ok(Granted {
+        txn: txn_from_proto(&locked.txn)?,
+        grant: Grant {
+            bind: bind_from_proto(bind)?,
+            token: FencingToken::new(locked.token),
+            newly_locked: locked.newly_locked,
+            waited: locked.waited.then(|| Duration::from_millis(locked.waited_ms)),
+            conflict,
+            prev_commit_ts: locked.prev_commit_timestamp,
+            table_commit_ts: locked.table_commit_timestamp,
+            history_unknown: locked.history_unknown,
+            changes: Vec::new(),
+            tokens_left: 0,
+        },
+        promise: Promise { guard: Duration::from_millis(locked.promise.unwrap_or_default().guard_ms) },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use lockservice_core::{Key, KeyRange, LockMode, TableRef};
+
+    use super::*;
+
+    fn row(text: &str) -> LockItem {
+        LockItem::Row(Key::new(text).expect("a key"))
+    }
+
+    fn bind() -> Bind {
+        Bind {
+            table: TableRef::new("g", "t").expect("a name"),
+            id: TableId::new(1 << 32 | 3),
+            partition: 2,
+            owner: ServiceId::new(1 << 32 | 1),
+            version: BindVersion::new(1 << 32 | 9),
+        }
+    }
+
+    #[test]
+    fn a_grant_crosses_the_wire() {
+        let other = TxnId::new(ServiceId::new(1 << 32 | 1), 5, true);
+        let conflicts = [None, Some((other, row("k"))), Some((other, LockItem::Range(KeyRange::whole_table())))];
+        for conflict in conflicts {
+            let granted = Granted {
+                txn: TxnId::new(ServiceId::new(1 << 32 | 1), 7, true),
+                grant: Grant {
+                    bind: bind(),
+                    token: FencingToken::new(99),
+                    newly_locked: true,
+                    waited: conflict.as_ref().map(|_| Duration::from_millis(12)),
+                    conflict,
+                    prev_commit_ts: Some(0),
+                    table_commit_ts: None,
+                    history_unknown: true,
+                    changes: Vec::new(),
+                    tokens_left: 0,
+                },
+                promise: Promise { guard: Duration::from_millis(4_321) },
+            };
+            assert_eq!(granted_from_proto(granted_to_proto(&granted)).expect("own message"), granted);
+        }
+    }
+
+    #[test]
+    fn a_lock_request_crosses_the_wire() {
+        for (wait, timeout) in [(WaitPolicy::Wait, None), (WaitPolicy::NoWait, Some(Duration::from_millis(7)))] {
+            let spec = LockSpec { table: bind().table, items: vec![row("a")], mode: LockMode::Shared, wait, timeout };
+            assert_eq!(lock_spec_from_proto(lock_spec_to_proto(&spec), 9).expect("own message"), spec);
+        }
+        let bad = proto::LockOp { table: "a\nb".to_owned(), ..Default::default() };
+        assert_eq!(lock_spec_from_proto(bad, 9).expect_err("bad name").kind(), ErrorKind::InvalidArgument);
+        let bad = proto::LockOp { table: "t".to_owned(), wait: 55, ..Default::default() };
+        assert_eq!(lock_spec_from_proto(bad, 9).expect_err("bad policy").kind(), ErrorKind::InvalidArgument);
+    }
+
+    #[test]
+    fn a_bind_crosses_the_wire() {
+        assert_eq!(bind_from_proto(bind_to_proto(&bind())).expect("own message"), bind());
+        assert_eq!(presented_from_proto(bind_to_proto(&bind())).expect("own message"), PresentedBind::from(&bind()));
+        assert!(txn_from_proto("nonsense").is_err());
+    }
+}

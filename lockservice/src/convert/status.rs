@@ -1,0 +1,220 @@
+//! What operators see: held locks, waits, binds.
+
+use std::time::Duration;
+
+use lockservice_core::allocator::{BindState, BindStatus};
+use lockservice_core::clock::Time;
+use lockservice_core::service::{LockStatus, WaitStatus};
+use lockservice_core::table::{LockInfo, WaitInfo};
+use lockservice_core::{Error, ErrorKind, FencingToken, LockItem, NodeName, Result};
+
+use super::item::bytes;
+use super::{
+    bind_from_proto, bind_to_proto, item_from_range, item_from_row, millis_down, millis_up, mode_from_proto,
+    mode_to_proto, range_to_proto, table_from_proto, txn_from_proto,
+};
+use crate::proto;
+
+/// A held lock as a message.
+pub fn lock_status_to_proto(status: &LockStatus) -> proto::LockInfo {
+    use proto::lock_info::Item;
+    let info = &status.info;
+    proto::LockInfo {
+        group: info.table.group.to_string(),
+        table: info.table.name.to_string(),
+        item: Some(match &info.item {
+            LockItem::Row(key) => Item::Row(bytes(key)),
+            LockItem::Range(range) => Item::Range(range_to_proto(range)),
+        }),
+        mode: mode_to_proto(info.mode),
+        txn: info.txn.to_string(),
+        label: status.label.clone(),
+        client: status.client.clone(),
+        token: info.token.get(),
+        waiters: u32::try_from(info.waiters).unwrap_or(u32::MAX),
+    }
+}
+
+/// The held lock that a message tells of.
+pub fn lock_status_from_proto(info: proto::LockInfo) -> Result<LockStatus> {
+    use proto::lock_info::Item;
+    Ok(LockStatus {
+        info: LockInfo {
+            table: table_from_proto(&info.group, &info.table)?,
+            item: match info.item {
+                Some(Item::Row(row)) => item_from_row(&row)?,
+                Some(Item::Range(range)) => item_from_range(range)?,
+                None => return Err(no_item()),
+            },
+            mode: mode_from_proto(info.mode)?,
+            txn: txn_from_proto(&info.txn)?,
+            token: FencingToken::new(info.token),
+            waiters: usize::try_from(info.waiters).unwrap_or(usize::MAX),
+        },
+        label: info.label,
+        client: info.client,
+    })
+}
+
+/// A wait as a message.
+pub fn wait_status_to_proto(status: &WaitStatus) -> proto::WaitInfo {
+    use proto::wait_info::{HeldItem, Item};
+    let info = &status.info;
+    proto::WaitInfo {
+        group: info.table.group.to_string(),
+        table: info.table.name.to_string(),
+        item: Some(match &info.item {
+            LockItem::Row(key) => Item::Row(bytes(key)),
+            LockItem::Range(range) => Item::Range(range_to_proto(range)),
+        }),
+        mode: mode_to_proto(info.mode),
+        waiter: info.waiter.to_string(),
+        waiter_label: status.waiter_label.clone(),
+        waiter_client: status.waiter_client.clone(),
+        holder: info.holder.to_string(),
+        holder_label: status.holder_label.clone(),
+        holder_client: status.holder_client.clone(),
+        granted: info.granted,
+        waiting_ms: millis_down(status.waiting),
+        held_item: Some(match &info.held_item {
+            LockItem::Row(key) => HeldItem::HeldRow(bytes(key)),
+            LockItem::Range(range) => HeldItem::HeldRange(range_to_proto(range)),
+        }),
+    }
+}
+
+/// The wait that a message tells of, received at `now` of the receiver's clock.
+pub fn wait_status_from_proto(info: proto::WaitInfo, now: Time) -> Result<WaitStatus> {
+    use proto::wait_info::{HeldItem, Item};
+    let waiting = Duration::from_millis(info.waiting_ms);
+    Ok(WaitStatus {
+        info: WaitInfo {
+            table: table_from_proto(&info.group, &info.table)?,
+            item: match info.item {
+                Some(Item::Row(row)) => item_from_row(&row)?,
+                Some(Item::Range(range)) => item_from_range(range)?,
+                None => return Err(no_item()),
+            },
+            mode: mode_from_proto(info.mode)?,
+            waiter: txn_from_proto(&info.waiter)?,
+            holder: txn_from_proto(&info.holder)?,
+            held_item: match info.held_item {
+                Some(HeldItem::HeldRow(row)) => item_from_row(&row)?,
+                Some(HeldItem::HeldRange(range)) => item_from_range(range)?,
+                None => return Err(no_item()),
+            },
+            granted: info.granted,
+            since: Time::from_origin(now.since_origin().saturating_sub(waiting)),
+        },
+        waiting,
+        waiter_label: info.waiter_label,
+        waiter_client: info.waiter_client,
+        holder_label: info.holder_label,
+        holder_client: info.holder_client,
+    })
+}
+
+/// A bind and its state as a message.
+pub fn bind_status_to_proto(status: &BindStatus) -> proto::BindInfo {
+    proto::BindInfo {
+        bind: Some(bind_to_proto(&status.bind)),
+        node: status.node.to_string(),
+        address: status.address.clone(),
+        state: status.state.name().to_owned(),
+        granted_anew_in_ms: match status.state {
+            BindState::Void { granted_anew_in } => millis_up(granted_anew_in),
+            BindState::Bound => 0,
+        },
+    }
+}
+
+/// The bind and state that a message tells of.
+pub fn bind_status_from_proto(info: proto::BindInfo) -> Result<BindStatus> {
+    let state = match info.state.as_str() {
+        "bound" => BindState::Bound,
+        "void" | "waiting" => BindState::Void { granted_anew_in: Duration::from_millis(info.granted_anew_in_ms) },
+        other => {
+            return Err(Error::new(ErrorKind::InvalidArgument, "a bind is in a state that this version does not know")
+                .with("state", other));
+        }
+    };
+    let bind =
+        info.bind.ok_or_else(|| Error::new(ErrorKind::InvalidArgument, "a bind's state comes without the bind"))?;
+    Ok(BindStatus { bind: bind_from_proto(bind)?, node: NodeName::new(&info.node)?, address: info.address, state })
+}
+
+fn no_item() -> Error {
+    Error::new(ErrorKind::InvalidArgument, "a lock or wait names neither a row nor a range")
+}
+
+#[cfg(test)]
+mod tests {
+    use lockservice_core::allocator::Bind;
+    use lockservice_core::{BindVersion, Key, KeyRange, LockMode, ServiceId, TableId, TableRef, TxnId};
+
+    use super::*;
+
+    fn txn(number: u64) -> TxnId {
+        TxnId::new(ServiceId::new(1 << 32 | 1), number, false)
+    }
+
+    #[test]
+    fn what_operators_see_crosses_the_wire() {
+        let table = TableRef::new("g", "t").expect("a name");
+        let items = [LockItem::Row(Key::new("k").expect("a key")), LockItem::Range(KeyRange::whole_table())];
+        for item in items {
+            let lock = LockStatus {
+                info: LockInfo {
+                    table: table.clone(),
+                    item: item.clone(),
+                    mode: LockMode::Shared,
+                    txn: txn(1),
+                    token: FencingToken::new(4),
+                    waiters: 2,
+                },
+                label: "l".to_owned(),
+                client: "c".to_owned(),
+            };
+            assert_eq!(lock_status_from_proto(lock_status_to_proto(&lock)).expect("own message"), lock);
+            let wait = WaitStatus {
+                info: WaitInfo {
+                    table: table.clone(),
+                    item: item.clone(),
+                    mode: LockMode::Exclusive,
+                    waiter: txn(2),
+                    holder: txn(1),
+                    held_item: item,
+                    granted: true,
+                    since: Time::from_origin(Duration::from_secs(5)),
+                },
+                waiting: Duration::from_secs(1),
+                waiter_label: "a".to_owned(),
+                waiter_client: "b".to_owned(),
+                holder_label: "c".to_owned(),
+                holder_client: "d".to_owned(),
+            };
+            let now = Time::from_origin(Duration::from_secs(6));
+            assert_eq!(wait_status_from_proto(wait_status_to_proto(&wait), now).expect("own message"), wait);
+        }
+        let waits = Duration::from_millis(9);
+        for state in [
+            BindState::Bound,
+            BindState::Void { granted_anew_in: waits },
+            BindState::Void { granted_anew_in: Duration::ZERO },
+        ] {
+            let bind = BindStatus {
+                bind: Bind {
+                    table: table.clone(),
+                    id: TableId::new(3),
+                    partition: 0,
+                    owner: ServiceId::new(4),
+                    version: BindVersion::new(5),
+                },
+                node: NodeName::new("n").expect("a name"),
+                address: "a:1".to_owned(),
+                state,
+            };
+            assert_eq!(bind_status_from_proto(bind_status_to_proto(&bind)).expect("own message"), bind);
+        }
+    }
+}
