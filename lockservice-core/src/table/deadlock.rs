@@ -53,7 +53,7 @@ impl State {
     pub(super) fn must_wait_behind(&self, call: &super::call::Call) -> Option<CallId> {
         let table = &self.tables[&call.table];
         let mut ahead = Vec::new();
-        let holds_something = self.txns.contains_key(&call.txn);
+        let holds_something = self.txns.get(&call.txn).is_some_and(|txn| txn.count > 0);
         table.overlapping(call.item(), |_, entry| {
             ahead.extend(entry.wanted_by(call.mode));
             // One who holds nothing is waited for by nobody.

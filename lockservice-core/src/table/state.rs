@@ -533,13 +533,16 @@ impl State {
             self.bytes -= std::mem::take(&mut call.bytes);
             self.in_flight -= 1;
         }
-        let id_of_txn = call.txn;
-        if let Some(txn) = self.txns.get_mut(&id_of_txn)
-            && txn.call == Some(id)
-        {
+    }
+
+    /// Takes a call that is over out of the state.
+    fn discard(&mut self, id: CallId) -> Stage {
+        let call = self.calls.remove(id);
+        if let Some(txn) = self.txns.get_mut(&call.txn) {
             txn.call = None;
         }
-        self.forget_if_idle(id_of_txn);
+        self.forget_if_idle(call.txn);
+        call.stage
     }
 
     fn forget_if_idle(&mut self, id: TxnId) {
@@ -552,9 +555,9 @@ impl State {
     pub(super) fn abandon(&mut self, id: CallId) {
         self.withdraw(id);
         self.leave_flight(id);
-        let call = self.calls.remove(id);
-        if let Stage::Done(Ok(grant)) = call.stage {
-            self.undo(call.txn, call.table, &grant);
+        let (txn, table) = (self.calls[id].txn, self.calls[id].table);
+        if let Stage::Done(Ok(grant)) = self.discard(id) {
+            self.undo(txn, table, &grant);
         }
         self.settle();
     }
@@ -610,10 +613,14 @@ impl State {
     pub(super) fn unlock_all(&mut self, id: TxnId, commit_ts: Option<u64>) {
         let Some(txn) = self.txns.get(&id) else { return };
         if let Some(call) = txn.call {
-            self.fail(
-                call,
-                Error::new(ErrorKind::Cancelled, "the transaction ended while it waited for a lock").with("txn", id),
-            );
+            let error =
+                Error::new(ErrorKind::Cancelled, "the transaction ended while its call for a lock was in flight");
+            match self.calls[call].stage {
+                Stage::Waiting | Stage::Starved => self.fail(call, error.with("txn", id)),
+                // What it was granted goes with everything else; nobody may hear of it any more.
+                Stage::Done(Ok(_)) => self.finish(call, Err(error.with("txn", id))),
+                Stage::Done(Err(_)) => {}
+            }
         }
         if let Some(ts) = commit_ts {
             self.note_commit(id, ts);
@@ -631,6 +638,10 @@ impl State {
                         self.left.push((table_id, item));
                     }
                 }
+            }
+            if txn.call.is_some() {
+                // Known until the outcome is taken.
+                self.txns.insert(id, Txn { call: txn.call, ..Txn::default() });
             }
         }
         self.settle();
@@ -664,7 +675,7 @@ impl State {
         if !self.calls[id].is_done() {
             return None;
         }
-        match self.calls.remove(id).stage {
+        match self.discard(id) {
             Stage::Done(outcome) => Some(outcome),
             Stage::Waiting | Stage::Starved => None,
         }

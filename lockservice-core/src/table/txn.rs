@@ -15,7 +15,7 @@ pub(super) struct Txn {
     pub(super) count: usize,
     /// Estimated memory of what it holds.
     pub(super) bytes: usize,
-    /// The call that waits for a lock or a token. One at most.
+    /// The call that waits for a lock or a token, until its outcome was received. One at most.
     pub(super) call: Option<CallId>,
 }
 

@@ -1,0 +1,402 @@
+//! The lock engine against a deliberately naive model, step by step.
+//!
+//! The model is a flat list of holds and a flat list of waiters in queue order; every question is answered by looking at all
+//! of them. Both are driven by the same random steps, and after each the held locks with their modes and tokens, the waits, and the
+//! outcomes of all calls must be the same. The model predicts everything except which of several cycles is broken first; there
+//! it checks that the cycle the engine reports exists.
+
+mod model;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::ops::Bound;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use lockservice_core::allocator::{Bind, TokenBlock};
+use lockservice_core::clock::Time;
+use lockservice_core::table::{EngineSettings, Grant, LockCall, LockEngine, LockRequest, VictimPolicy, WaitPolicy};
+use lockservice_core::{
+    BindVersion, DeadlockEdge, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, ServiceId, TableId,
+    TableRef, TxnId,
+};
+use model::{Model, Outcome};
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+fn id(txn: usize) -> TxnId {
+    TxnId::new(ServiceId::new(1), txn as u64, false)
+}
+
+fn number(txn: TxnId) -> usize {
+    (txn.counter >> 1) as usize
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One caller per transaction: its call, if one is in flight, and whether it looks at it.
+struct Client {
+    call: Option<LockCall>,
+    /// Does not poll for now, as a busy task.
+    busy: bool,
+    polled: bool,
+    woken: Arc<Woken>,
+    received: Option<Result<Grant, lockservice_core::Error>>,
+    last_grant: Option<(usize, Grant)>,
+}
+
+impl Client {
+    /// Polls if there is a reason to: never yet, or woken since. A wake-up that is lost leaves the outcome where it is.
+    fn poll(&mut self, anyway: bool) {
+        let Some(call) = &mut self.call else { return };
+        let woken = self.woken.0.swap(false, Ordering::Relaxed);
+        if !(anyway || woken || !self.polled) {
+            return;
+        }
+        self.polled = true;
+        let waker = Waker::from(Arc::clone(&self.woken));
+        if let Poll::Ready(outcome) = Pin::new(call).poll(&mut Context::from_waker(&waker)) {
+            self.call = None;
+            self.received = Some(outcome);
+        }
+    }
+}
+
+/// The engine, its callers and the model.
+struct Run {
+    seed: u64,
+    random: StdRng,
+    engine: LockEngine,
+    clients: Vec<Client>,
+    model: Model,
+    keys: u8,
+    tables: usize,
+    next_version: u64,
+    next_token: u64,
+    next_ts: u64,
+    /// The last shared and exclusive token of each key.
+    last_tokens: BTreeMap<(usize, u8), (u64, u64)>,
+    token_seen: u64,
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Run {
+    fn new(seed: u64) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let txns = random.random_range(2..14);
+        let tables = random.random_range(1..3);
+        let victim = if random.random_bool(0.5) { VictimPolicy::FewestLocks } else { VictimPolicy::Youngest };
+        let mut run = Self {
+            seed,
+            engine: LockEngine::new(EngineSettings { victim, ..EngineSettings::default() }),
+            clients: (0..txns)
+                .map(|_| Client {
+                    call: None,
+                    busy: false,
+                    polled: false,
+                    woken: Arc::default(),
+                    received: None,
+                    last_grant: None,
+                })
+                .collect(),
+            model: Model::new(tables, victim),
+            keys: random.random_range(2..9),
+            tables,
+            next_version: 1,
+            next_token: 1,
+            next_ts: 1,
+            last_tokens: BTreeMap::new(),
+            token_seen: 0,
+            counts: BTreeMap::new(),
+            random,
+        };
+        for table in 0..tables {
+            run.install(table);
+        }
+        run
+    }
+
+    fn block(&mut self, most: u64) -> TokenBlock {
+        let next = self.next_token;
+        self.next_token += self.random.random_range(1..=most);
+        TokenBlock { next: FencingToken::new(next), end: FencingToken::new(self.next_token) }
+    }
+
+    fn install(&mut self, table: usize) {
+        let version = BindVersion::new(self.next_version);
+        self.next_version += 1;
+        let bind = Bind {
+            table: TableRef::new("g", format!("t{table}")).expect("a name"),
+            id: TableId::new(table as u64),
+            partition: 0,
+            owner: ServiceId::new(1),
+            version,
+        };
+        let block = self.random.random_bool(0.8).then(|| self.block(60));
+        self.engine.install(bind.clone(), block, None).expect("a new version");
+        let again = self.engine.install(bind, None, None).expect_err("B5: a version is installed once");
+        assert_eq!(again.kind(), ErrorKind::BindChanged);
+        self.model.install(table, version, block);
+    }
+
+    fn key(&mut self) -> Key {
+        Key::new([b'a' + self.random.random_range(0..self.keys)]).expect("a key")
+    }
+
+    fn bound(&mut self) -> Bound<Key> {
+        match self.random.random_range(0..6) {
+            0 => Bound::Unbounded,
+            1 | 2 => Bound::Excluded(self.key()),
+            _ => Bound::Included(self.key()),
+        }
+    }
+
+    fn item(&mut self) -> LockItem {
+        if self.random.random_bool(0.7) {
+            return LockItem::Row(self.key());
+        }
+        loop {
+            if let Ok(range) = KeyRange::new(self.bound(), self.bound()) {
+                return LockItem::Range(range);
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        let txn = self.random.random_range(0..self.clients.len());
+        let table = self.random.random_range(0..self.tables);
+        match self.random.random_range(0..100) {
+            0..55 => self.lock(txn, table),
+            55..62 => {
+                // A caller gives up, whether or not it was granted meanwhile.
+                if self.clients[txn].call.take().is_some() {
+                    *self.counts.entry("dropped").or_default() += 1;
+                    self.model.abandon(txn, &mut self.clients);
+                }
+            }
+            62..67 => {
+                if let Some((table, grant)) = self.clients[txn].last_grant.clone() {
+                    self.engine.take_back(id(txn), TableId::new(table as u64), &grant);
+                    self.model.take_back(txn, table, &grant, &mut self.clients);
+                }
+            }
+            67..75 => {
+                let mut items: Vec<LockItem> = self.model.items(txn, table);
+                items.retain(|_| self.random.random_bool(0.4));
+                items.push(self.item());
+                self.engine.unlock(id(txn), TableId::new(table as u64), &items);
+                self.model.unlock(txn, table, &items, &mut self.clients);
+            }
+            75..94 => {
+                let ts = self.random.random_bool(0.5).then(|| self.random.random_range(0..self.next_ts + 3));
+                self.next_ts = self.next_ts.max(ts.unwrap_or(0));
+                self.engine.unlock_all(id(txn), ts);
+                self.model.unlock_all(txn, ts, &mut self.clients);
+                assert_eq!(self.engine.held(id(txn)), 0, "everything is released");
+                self.clients[txn].last_grant = None;
+            }
+            94..97 => {
+                let block = self.block(20);
+                let version = self.model.version(table);
+                self.engine.add_tokens(TableId::new(table as u64), version, block);
+                self.model.add_tokens(table, block);
+            }
+            97 => {
+                let busy = self.random.random_bool(0.5);
+                self.clients[txn].busy = busy;
+            }
+            98 if self.random.random_bool(0.3) => {
+                let version = self.model.version(table);
+                self.engine.remove(TableId::new(table as u64), version);
+                self.model.remove(table);
+                if self.random.random_bool(0.7) {
+                    self.install(table);
+                }
+            }
+            _ => {
+                if !self.model.is_installed(table) {
+                    self.install(table);
+                }
+            }
+        }
+        self.check();
+    }
+
+    fn lock(&mut self, txn: usize, table: usize) {
+        if self.clients[txn].call.is_some() {
+            return;
+        }
+        let count = *[1, 1, 1, 2, 3, 5].choose(&mut self.random).expect("a count");
+        let items: Vec<LockItem> = (0..count).map(|_| self.item()).collect();
+        let mode = if self.random.random_bool(0.5) { LockMode::Shared } else { LockMode::Exclusive };
+        let wait = if self.random.random_bool(0.8) { WaitPolicy::Wait } else { WaitPolicy::NoWait };
+        let version = if self.random.random_bool(0.99) { self.model.version(table) } else { BindVersion::new(0) };
+        let request =
+            LockRequest { txn: id(txn), table: TableId::new(table as u64), version, items: items.clone(), mode, wait };
+        let call = self.engine.lock(request, Time::ZERO);
+        let client = &mut self.clients[txn];
+        client.call = Some(call);
+        client.polled = false;
+        client.woken.0.store(false, Ordering::Relaxed);
+        self.model.lock(txn, table, version, items, mode, wait, &mut self.clients);
+    }
+
+    fn check(&mut self) {
+        for txn in 0..self.clients.len() {
+            let client = &mut self.clients[txn];
+            if !client.busy {
+                client.poll(false);
+                assert!(
+                    client.call.is_none() || !self.model.done.contains_key(&txn),
+                    "{txn} was not told of {:?}",
+                    self.model.done[&txn]
+                );
+            }
+            let Some(received) = client.received.take() else { continue };
+            let expected = self.model.done.remove(&txn);
+            let expected = expected.unwrap_or_else(|| panic!("{txn} received {received:?}, in the model it waits"));
+            match (received, expected) {
+                (Err(error), Outcome::Failed(kind)) => {
+                    *self.counts.entry(kind.name()).or_default() += 1;
+                    assert_eq!(error.kind(), kind, "{txn}: {error:?}");
+                }
+                (Ok(grant), Outcome::Granted { table, grant: expected }) => {
+                    *self.counts.entry(if grant.waited.is_some() { "waited" } else { "granted" }).or_default() += 1;
+                    assert_eq!(grant.waited.is_some(), expected.waited, "{txn}: {grant:?}");
+                    assert_eq!(grant.conflict.is_some(), expected.waited, "{txn}: {grant:?}");
+                    assert_eq!(grant.token.get(), expected.token, "{txn}: {grant:?}");
+                    assert_eq!(grant.newly_locked, !expected.changes.is_empty(), "{txn}: {grant:?}");
+                    assert_eq!(grant.prev_commit_ts, expected.prev_commit_ts, "{txn}: {grant:?}");
+                    assert_eq!(grant.table_commit_ts, expected.table_commit_ts, "{txn}: {grant:?}");
+                    assert_eq!(grant.tokens_left, expected.tokens_left, "{txn}: {grant:?}");
+                    let changes: Vec<_> = grant.changes.iter().map(|at| (at.item.clone(), at.before)).collect();
+                    assert_eq!(changes, expected.changes, "{txn}: {grant:?}");
+                    client.last_grant = Some((table, grant));
+                }
+                (received, expected) => panic!("{txn} received {received:?} instead of {expected:?}"),
+            }
+        }
+        self.model.check_invariants();
+        let table_number = |table: &TableRef| table.name.as_str()[1..].parse::<usize>().expect("our own name");
+        let locks: BTreeSet<_> = self
+            .engine
+            .locks(None)
+            .into_iter()
+            .map(|lock| {
+                let table = table_number(&lock.table);
+                (table, format!("{:?}", lock.item), lock.mode, number(lock.txn), lock.token.get(), lock.waiters)
+            })
+            .collect();
+        assert_eq!(locks, self.model.locks(), "seed {}: the locks", self.seed);
+        let mut waits = BTreeMap::<usize, (BTreeSet<usize>, BTreeSet<usize>)>::new();
+        for wait in self.engine.waits(None) {
+            let (held, ahead) = waits.entry(number(wait.waiter)).or_default();
+            if wait.granted {
+                held.insert(number(wait.holder))
+            } else {
+                ahead.insert(number(wait.holder))
+            };
+        }
+        let expected = self.model.waits();
+        assert_eq!(waits.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "who waits");
+        for (waiter, (held, ahead)) in &waits {
+            assert_eq!(*held, expected[waiter].0, "the holders for whom {waiter} waits");
+            assert!(ahead.is_subset(&expected[waiter].1), "those behind whom {waiter} waits: {ahead:?}");
+            assert_eq!(ahead.is_empty(), expected[waiter].1.is_empty(), "those behind whom {waiter} waits");
+        }
+        self.check_tokens();
+    }
+
+    /// F1: of two conflicting grants on a key the later has the larger token.
+    fn check_tokens(&mut self) {
+        let mut new = self.model.tokens();
+        new.retain(|(_, _, _, token)| *token > self.token_seen);
+        new.sort_by_key(|(_, _, _, token)| *token);
+        for (table, item, mode, token) in new {
+            self.token_seen = token;
+            for key in b'a'..b'a' + self.keys {
+                if item.overlaps(&LockItem::Row(Key::new([key]).expect("a key"))) {
+                    let (shared, exclusive) = self.last_tokens.entry((table, key)).or_default();
+                    assert!(token >= *exclusive, "token {token} on a key that had {exclusive}");
+                    if mode == LockMode::Exclusive {
+                        assert!(token >= *shared, "token {token} on a key that had {shared}");
+                        *exclusive = token;
+                    } else {
+                        *shared = token;
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish(mut self) -> BTreeMap<&'static str, u64> {
+        for txn in 0..self.clients.len() {
+            self.clients[txn].busy = false;
+            self.engine.unlock_all(id(txn), None);
+            self.model.unlock_all(txn, None, &mut self.clients);
+            self.clients[txn].poll(true);
+            self.check();
+        }
+        assert!(self.engine.locks(None).is_empty() && self.engine.waits(None).is_empty(), "everybody has left");
+        self.counts
+    }
+}
+
+fn steps(seeds: std::ops::Range<u64>, steps: u32) -> BTreeMap<&'static str, u64> {
+    let mut counts = BTreeMap::new();
+    for seed in seeds {
+        let run = std::panic::catch_unwind(|| {
+            let mut run = Run::new(seed);
+            (0..steps).for_each(|_| run.step());
+            run.finish()
+        });
+        match run {
+            Ok(run) => run.into_iter().for_each(|(what, count)| *counts.entry(what).or_default() += count),
+            Err(panic) => {
+                eprintln!("seed {seed}");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+    counts
+}
+
+/// A million steps, in two halves because tests run side by side.
+#[test]
+fn the_engine_does_what_the_model_does_in_long_runs() {
+    let counts = steps(0..500, 1000);
+    println!("{counts:?}");
+    for what in ["granted", "waited", "conflict", "deadlock", "cancelled", "bind_changed", "dropped"] {
+        assert!(counts.get(what).is_some_and(|count| *count > 100), "the runs saw too little: {counts:?}");
+    }
+}
+
+#[test]
+fn the_engine_does_what_the_model_does_in_short_runs() {
+    let counts = steps(10_000..15_000, 100);
+    assert!(counts["deadlock"] > 100, "the runs saw too little: {counts:?}");
+}
+
+/// Where a deadlock's cycle is looked for.
+fn poll_all(clients: &mut [Client]) -> Vec<(usize, Vec<DeadlockEdge>)> {
+    let mut found = Vec::new();
+    for (txn, client) in clients.iter_mut().enumerate() {
+        client.poll(true);
+        if let Some(Err(error)) = &client.received
+            && let Some(cycle) = error.deadlock()
+        {
+            found.push((txn, cycle.to_vec()));
+        }
+    }
+    found
+}

@@ -1,0 +1,528 @@
+//! The model of `engine_model.rs`: lists, and loops over them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use lockservice_core::allocator::TokenBlock;
+use lockservice_core::table::{Grant, VictimPolicy, WaitPolicy};
+use lockservice_core::{BindVersion, DeadlockEdge, ErrorKind, FencingToken, LockItem, LockMode};
+
+use super::{Client, number, poll_all};
+
+#[derive(Clone, Debug)]
+struct Hold {
+    table: usize,
+    txn: usize,
+    item: LockItem,
+    mode: LockMode,
+    token: u64,
+    pending: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Call {
+    txn: usize,
+    table: usize,
+    items: Vec<LockItem>,
+    next: usize,
+    mode: LockMode,
+    changes: Vec<(LockItem, Option<(LockMode, FencingToken)>)>,
+    covered: u64,
+    waited: bool,
+    prev_commit_ts: Option<u64>,
+}
+
+#[derive(Debug)]
+pub(super) struct Granted {
+    pub(super) token: u64,
+    pub(super) waited: bool,
+    pub(super) prev_commit_ts: Option<u64>,
+    pub(super) table_commit_ts: Option<u64>,
+    pub(super) tokens_left: u64,
+    pub(super) changes: Vec<(LockItem, Option<(LockMode, FencingToken)>)>,
+}
+
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Granted { table: usize, grant: Granted },
+    Failed(ErrorKind),
+}
+
+#[derive(Default)]
+struct Table {
+    installed: bool,
+    version: BindVersion,
+    tokens: VecDeque<u64>,
+    commit_ts: Option<u64>,
+}
+
+pub(super) struct Model {
+    victim: VictimPolicy,
+    tables: Vec<Table>,
+    holds: Vec<Hold>,
+    /// Waiting calls, in queue order.
+    queue: Vec<Call>,
+    /// Calls that wait for a token.
+    starved: Vec<Call>,
+    /// Outcomes not received yet.
+    pub(super) done: BTreeMap<usize, Outcome>,
+    /// Cycles that the engine reported and that were found to be real.
+    explained: BTreeSet<usize>,
+    /// Calls that were over when they were made: what comes later changes nothing about their outcome.
+    at_once: BTreeSet<usize>,
+}
+
+impl Model {
+    pub(super) fn new(tables: usize, victim: VictimPolicy) -> Self {
+        Self {
+            victim,
+            tables: (0..tables).map(|_| Table::default()).collect(),
+            holds: Vec::new(),
+            queue: Vec::new(),
+            starved: Vec::new(),
+            done: BTreeMap::new(),
+            explained: BTreeSet::new(),
+            at_once: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn is_installed(&self, table: usize) -> bool {
+        self.tables[table].installed
+    }
+
+    pub(super) fn version(&self, table: usize) -> BindVersion {
+        self.tables[table].version
+    }
+
+    pub(super) fn items(&self, txn: usize, table: usize) -> Vec<LockItem> {
+        let own = self.holds.iter().filter(|hold| hold.txn == txn && hold.table == table);
+        own.map(|hold| hold.item.clone()).collect()
+    }
+
+    pub(super) fn install(&mut self, table: usize, version: BindVersion, block: Option<TokenBlock>) {
+        self.tables[table] = Table { installed: true, version, tokens: VecDeque::new(), commit_ts: None };
+        if let Some(block) = block {
+            self.tables[table].tokens.extend(block.next.get()..block.end.get());
+        }
+    }
+
+    pub(super) fn remove(&mut self, table: usize) {
+        self.tables[table].installed = false;
+        self.holds.retain(|hold| hold.table != table);
+        for list in [&mut self.queue, &mut self.starved] {
+            for call in list.iter().filter(|call| call.table == table) {
+                self.done.insert(call.txn, Outcome::Failed(ErrorKind::BindChanged));
+            }
+            list.retain(|call| call.table != table);
+        }
+        for (txn, outcome) in &mut self.done {
+            if !self.at_once.contains(txn) && matches!(outcome, Outcome::Granted { table: at, .. } if *at == table) {
+                *outcome = Outcome::Failed(ErrorKind::BindChanged);
+            }
+        }
+    }
+
+    pub(super) fn add_tokens(&mut self, table: usize, block: TokenBlock) {
+        if self.tables[table].installed {
+            self.tables[table].tokens.extend(block.next.get()..block.end.get());
+            while !self.tables[table].tokens.is_empty() {
+                let Some(at) = self.starved.iter().position(|call| call.table == table) else { break };
+                let call = self.starved.remove(at);
+                self.complete(call);
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of a request")]
+    pub(super) fn lock(
+        &mut self,
+        txn: usize,
+        table: usize,
+        version: BindVersion,
+        mut items: Vec<LockItem>,
+        mode: LockMode,
+        wait: WaitPolicy,
+        clients: &mut [Client],
+    ) {
+        self.at_once.insert(txn);
+        if !self.tables[table].installed || self.tables[table].version != version {
+            // A call that is over at once: the clients that are busy have not received it.
+            self.done.insert(txn, Outcome::Failed(ErrorKind::BindChanged));
+            return;
+        }
+        items.sort_by(|a, b| {
+            start_of(a).cmp(&start_of(b)).then(end_of(b).cmp(&end_of(a))).then(is_range(a).cmp(&is_range(b)))
+        });
+        items.dedup();
+        let changes = Vec::new();
+        let mut call =
+            Call { txn, table, items, next: 0, mode, changes, covered: 0, waited: false, prev_commit_ts: None };
+        match self.advance(&mut call) {
+            None => self.complete(call),
+            Some(_) if wait == WaitPolicy::NoWait => {
+                self.revert(call);
+                self.done.insert(txn, Outcome::Failed(ErrorKind::Conflict));
+            }
+            Some(upgrade) => self.begin_wait(call, upgrade, clients),
+        }
+        self.settle(clients);
+        if !self.done.contains_key(&txn) {
+            self.at_once.remove(&txn);
+        }
+    }
+
+    /// Takes what is free. `Some` if an item is not, with whether it would be an upgrade.
+    fn advance(&mut self, call: &mut Call) -> Option<bool> {
+        while call.next < call.items.len() {
+            let item = &call.items[call.next];
+            let own = self.holds.iter().filter(|hold| hold.txn == call.txn && hold.table == call.table);
+            let own: Vec<&Hold> = own.filter(|hold| hold.item.covers(item)).collect();
+            if let Some(token) = own.iter().filter(|hold| hold.mode >= call.mode).map(|hold| hold.token).max() {
+                call.covered = call.covered.max(token);
+                call.next += 1;
+                continue;
+            }
+            let upgrade = !own.is_empty();
+            let behind = (0..self.queue.len()).filter(|at| in_the_way(&self.queue[*at], call));
+            let must_wait = !upgrade && behind.into_iter().any(|at| !self.reaches(at, call.txn, true));
+            if !self.holders_in_the_way(call).is_empty() || must_wait {
+                return Some(upgrade);
+            }
+            self.take(call);
+        }
+        None
+    }
+
+    fn take(&mut self, call: &mut Call) {
+        let item = call.items[call.next].clone();
+        let exact = |hold: &&mut Hold| hold.txn == call.txn && hold.table == call.table && hold.item == item;
+        match self.holds.iter_mut().find(exact) {
+            Some(hold) => {
+                call.changes.push((item, Some((hold.mode, FencingToken::new(hold.token)))));
+                hold.mode = call.mode;
+                hold.pending = true;
+            }
+            None => {
+                let (table, txn, mode) = (call.table, call.txn, call.mode);
+                self.holds.push(Hold { table, txn, item: item.clone(), mode, token: 0, pending: true });
+                call.changes.push((item, None));
+            }
+        }
+        call.next += 1;
+    }
+
+    fn complete(&mut self, call: Call) {
+        let table = &mut self.tables[call.table];
+        let token = if call.changes.is_empty() { Some(call.covered) } else { table.tokens.pop_front() };
+        let Some(token) = token else {
+            self.starved.push(call);
+            return;
+        };
+        for (item, _) in &call.changes {
+            let exact = |hold: &&mut Hold| hold.txn == call.txn && hold.table == call.table && hold.item == *item;
+            let hold = self.holds.iter_mut().find(exact).expect("what a call took is held");
+            hold.token = token;
+            hold.pending = false;
+        }
+        let grant = Granted {
+            token,
+            waited: call.waited,
+            prev_commit_ts: call.prev_commit_ts,
+            table_commit_ts: table.commit_ts,
+            tokens_left: table.tokens.len() as u64,
+            changes: call.changes,
+        };
+        self.done.insert(call.txn, Outcome::Granted { table: call.table, grant });
+    }
+
+    fn revert(&mut self, call: Call) {
+        for (item, before) in call.changes.into_iter().rev() {
+            self.take_back_item(call.txn, call.table, &item, before);
+        }
+    }
+
+    fn take_back_item(&mut self, txn: usize, table: usize, item: &LockItem, before: Option<(LockMode, FencingToken)>) {
+        let exact = |hold: &Hold| hold.txn == txn && hold.table == table && hold.item == *item;
+        match before {
+            None => self.holds.retain(|hold| !exact(hold)),
+            Some((mode, token)) => {
+                for hold in self.holds.iter_mut().filter(|hold| exact(hold)) {
+                    (hold.mode, hold.token, hold.pending) = (mode, token.get(), false);
+                }
+            }
+        }
+    }
+
+    fn begin_wait(&mut self, mut call: Call, upgrade: bool, clients: &mut [Client]) {
+        let txn = call.txn;
+        call.waited = true;
+        if upgrade {
+            self.queue.insert(0, call);
+        } else {
+            self.queue.push(call);
+        }
+        while let Some(at) = self.queue.iter().position(|call| call.txn == txn) {
+            if !self.reaches(at, txn, false) {
+                break;
+            }
+            let victim = self.explain(txn, clients);
+            self.fail(victim, ErrorKind::Deadlock);
+        }
+        if let Some(at) = self.queue.iter().position(|call| call.txn == txn)
+            && self.reaches(at, txn, true)
+        {
+            self.reorder(at);
+        }
+    }
+
+    /// Which member of a cycle the engine told, having checked that there is that cycle and that the policy names that member.
+    fn explain(&mut self, txn: usize, clients: &mut [Client]) -> usize {
+        let mut reported = poll_all(clients);
+        reported.retain(|(victim, cycle)| !self.explained.contains(victim) && self.is_real(cycle, txn));
+        let all = reported.clone();
+        let is_member = |who: usize, cycle: &[DeadlockEdge]| cycle.iter().any(|edge| number(edge.waiter) == who);
+        // The first one told is in no cycle that was found after it.
+        let first = reported
+            .into_iter()
+            .find(|(victim, _)| all.iter().all(|(other, cycle)| other == victim || !is_member(*victim, cycle)));
+        let (victim, cycle) = first.unwrap_or_else(|| panic!("a deadlock of {txn} was not told to anybody"));
+        let cost = |who: usize| match self.victim {
+            VictimPolicy::FewestLocks => (self.holds.iter().filter(|hold| hold.txn == who).count(), usize::MAX - who),
+            _ => (0, usize::MAX - who),
+        };
+        let expected = cycle.iter().map(|edge| number(edge.waiter)).min_by_key(|who| cost(*who));
+        assert_eq!(Some(victim), expected, "the victim of {cycle:?}");
+        self.explained.insert(victim);
+        victim
+    }
+
+    fn is_real(&self, cycle: &[DeadlockEdge], txn: usize) -> bool {
+        let closes = cycle.iter().zip(cycle.iter().cycle().skip(1)).all(|(edge, next)| edge.holder == next.waiter);
+        closes
+            && cycle.iter().any(|edge| number(edge.waiter) == txn)
+            && cycle.iter().all(|edge| {
+                self.queue.iter().any(|call| {
+                    call.txn == number(edge.waiter)
+                        && call.items[call.next].to_string() == edge.item
+                        && self.holders_in_the_way(call).contains(&number(edge.holder))
+                })
+            })
+    }
+
+    /// Those that wait for `at` and for which it waits are brought into an order with those first whose locks others wait for.
+    fn reorder(&mut self, at: usize) {
+        let txn = self.queue[at].txn;
+        let reached = self.reached(at, true);
+        let on_cycle: Vec<usize> = reached.iter().copied().filter(|at| self.reaches(*at, txn, true)).collect();
+        let mut order: Vec<usize> = reached.iter().copied().filter(|at| !on_cycle.contains(at)).collect();
+        fn visit(model: &Model, at: usize, on_cycle: &[usize], order: &mut Vec<usize>) {
+            if order.contains(&at) || !on_cycle.contains(&at) {
+                return;
+            }
+            for holder in on_cycle {
+                if model.holders_in_the_way(&model.queue[at]).contains(&model.queue[*holder].txn) {
+                    visit(model, *holder, on_cycle, order);
+                }
+            }
+            order.push(at);
+        }
+        for member in &on_cycle {
+            visit(self, *member, &on_cycle, &mut order);
+        }
+        order.extend((0..self.queue.len()).filter(|at| !reached.contains(at)));
+        self.queue = order.into_iter().map(|at| self.queue[at].clone()).collect();
+    }
+
+    fn fail(&mut self, txn: usize, kind: ErrorKind) {
+        let found = [&mut self.queue, &mut self.starved].into_iter().find_map(|list| {
+            let at = list.iter().position(|call| call.txn == txn)?;
+            Some(list.remove(at))
+        });
+        if let Some(call) = found {
+            self.revert(call);
+            self.done.insert(txn, Outcome::Failed(kind));
+        }
+    }
+
+    fn settle(&mut self, clients: &mut [Client]) {
+        while let Some(at) = (0..self.queue.len()).find(|at| !self.is_blocked(*at)) {
+            let mut call = self.queue.remove(at);
+            self.take(&mut call);
+            match self.advance(&mut call) {
+                None => self.complete(call),
+                Some(upgrade) => self.begin_wait(call, upgrade, clients),
+            }
+        }
+    }
+
+    pub(super) fn abandon(&mut self, txn: usize, clients: &mut [Client]) {
+        match self.done.remove(&txn) {
+            Some(Outcome::Granted { table, grant }) => {
+                for (item, before) in grant.changes.into_iter().rev() {
+                    if self.holds.iter().any(|hold| hold.txn == txn && hold.item == item && hold.token == grant.token) {
+                        self.take_back_item(txn, table, &item, before);
+                    }
+                }
+            }
+            Some(Outcome::Failed(_)) => {}
+            None => {
+                self.fail(txn, ErrorKind::Cancelled);
+                self.done.remove(&txn);
+            }
+        }
+        self.settle(clients);
+    }
+
+    pub(super) fn take_back(&mut self, txn: usize, table: usize, grant: &Grant, clients: &mut [Client]) {
+        if self.tables[table].installed && grant.bind.version == self.tables[table].version {
+            for change in grant.changes.iter().rev() {
+                let is_still = |hold: &Hold| {
+                    hold.txn == txn
+                        && hold.table == table
+                        && hold.item == change.item
+                        && hold.token == grant.token.get()
+                        && !hold.pending
+                };
+                if self.holds.iter().any(is_still) {
+                    self.take_back_item(txn, table, &change.item, change.before);
+                }
+            }
+        }
+        self.settle(clients);
+    }
+
+    pub(super) fn unlock(&mut self, txn: usize, table: usize, items: &[LockItem], clients: &mut [Client]) {
+        self.holds.retain(|hold| hold.txn != txn || hold.table != table || hold.pending || !items.contains(&hold.item));
+        self.settle(clients);
+    }
+
+    pub(super) fn unlock_all(&mut self, txn: usize, ts: Option<u64>, clients: &mut [Client]) {
+        self.fail(txn, ErrorKind::Cancelled);
+        if matches!(self.done.get(&txn), Some(Outcome::Granted { .. })) && !self.at_once.contains(&txn) {
+            self.done.insert(txn, Outcome::Failed(ErrorKind::Cancelled));
+        }
+        if ts.is_some() {
+            for hold in self.holds.iter().filter(|hold| hold.txn == txn) {
+                let table = &mut self.tables[hold.table];
+                table.commit_ts = table.commit_ts.max(ts);
+            }
+            for at in 0..self.queue.len() {
+                if self.holders_in_the_way(&self.queue[at]).contains(&txn) {
+                    self.queue[at].prev_commit_ts = self.queue[at].prev_commit_ts.max(ts);
+                }
+            }
+        }
+        self.holds.retain(|hold| hold.txn != txn);
+        self.settle(clients);
+    }
+
+    fn holders_in_the_way(&self, call: &Call) -> BTreeSet<usize> {
+        let item = &call.items[call.next];
+        self.holds
+            .iter()
+            .filter(|hold| hold.table == call.table && hold.txn != call.txn)
+            .filter(|hold| !hold.mode.is_compatible(call.mode) && hold.item.overlaps(item))
+            .map(|hold| hold.txn)
+            .collect()
+    }
+
+    fn waiters_in_the_way(&self, at: usize) -> Vec<usize> {
+        (0..at).filter(|ahead| in_the_way(&self.queue[*ahead], &self.queue[at])).collect()
+    }
+
+    fn is_blocked(&self, at: usize) -> bool {
+        !self.holders_in_the_way(&self.queue[at]).is_empty() || !self.waiters_in_the_way(at).is_empty()
+    }
+
+    /// The waiters for which a waiter waits, directly or over others, and itself; in queue order.
+    fn reached(&self, from: usize, soft: bool) -> Vec<usize> {
+        let mut reached = BTreeSet::from([from]);
+        let mut next = vec![from];
+        while let Some(at) = next.pop() {
+            let holders = self.holders_in_the_way(&self.queue[at]);
+            let mut on: Vec<usize> =
+                (0..self.queue.len()).filter(|at| holders.contains(&self.queue[*at].txn)).collect();
+            if soft {
+                on.extend(self.waiters_in_the_way(at));
+            }
+            next.extend(on.into_iter().filter(|at| reached.insert(*at)));
+        }
+        reached.into_iter().collect()
+    }
+
+    /// True if a waiter waits for a transaction, directly or over others.
+    fn reaches(&self, from: usize, txn: usize, soft: bool) -> bool {
+        self.reached(from, soft).into_iter().any(|at| {
+            self.holders_in_the_way(&self.queue[at]).contains(&txn)
+                || soft && self.waiters_in_the_way(at).iter().any(|ahead| self.queue[*ahead].txn == txn)
+        })
+    }
+
+    pub(super) fn check_invariants(&mut self) {
+        self.explained.clear();
+        for (at, a) in self.holds.iter().enumerate() {
+            for b in &self.holds[..at] {
+                let exclude = a.table == b.table && a.txn != b.txn && !a.mode.is_compatible(b.mode);
+                assert!(!exclude || !a.item.overlaps(&b.item), "held at once: {a:?} and {b:?}");
+            }
+        }
+        for at in 0..self.queue.len() {
+            assert!(self.is_blocked(at), "nothing is in the way of {:?}", self.queue[at]);
+            assert!(!self.reaches(at, self.queue[at].txn, true), "{:?} waits for itself", self.queue[at]);
+        }
+    }
+
+    pub(super) fn locks(&self) -> BTreeSet<(usize, String, LockMode, usize, u64, usize)> {
+        let lock = |hold: &Hold| {
+            let wanted = self.queue.iter().filter(|call| {
+                call.table == hold.table
+                    && call.txn != hold.txn
+                    && !call.mode.is_compatible(hold.mode)
+                    && call.items[call.next].overlaps(&hold.item)
+            });
+            (hold.table, format!("{:?}", hold.item), hold.mode, hold.txn, hold.token, wanted.count())
+        };
+        self.holds.iter().map(lock).collect()
+    }
+
+    pub(super) fn waits(&self) -> BTreeMap<usize, (BTreeSet<usize>, BTreeSet<usize>)> {
+        let wait = |at: usize| {
+            let ahead = self.waiters_in_the_way(at).into_iter().map(|ahead| self.queue[ahead].txn).collect();
+            (self.queue[at].txn, (self.holders_in_the_way(&self.queue[at]), ahead))
+        };
+        (0..self.queue.len()).map(wait).collect()
+    }
+
+    pub(super) fn tokens(&self) -> Vec<(usize, LockItem, LockMode, u64)> {
+        let granted = self.holds.iter().filter(|hold| !hold.pending);
+        granted.map(|hold| (hold.table, hold.item.clone(), hold.mode, hold.token)).collect()
+    }
+}
+
+/// True if one waiter's claim excludes another's.
+fn in_the_way(ahead: &Call, call: &Call) -> bool {
+    ahead.table == call.table
+        && ahead.txn != call.txn
+        && !ahead.mode.is_compatible(call.mode)
+        && ahead.items[ahead.next].overlaps(&call.items[call.next])
+}
+
+fn is_range(item: &LockItem) -> bool {
+    matches!(item, LockItem::Range(_))
+}
+
+/// The first key inside, and whether the one named is outside. No key here ends in a zero byte.
+fn start_of(item: &LockItem) -> (Vec<u8>, bool) {
+    match item.start() {
+        std::ops::Bound::Unbounded => (Vec::new(), false),
+        std::ops::Bound::Included(key) => (key.as_bytes().to_vec(), false),
+        std::ops::Bound::Excluded(key) => (key.as_bytes().to_vec(), true),
+    }
+}
+
+fn end_of(item: &LockItem) -> (Vec<u8>, bool) {
+    match item.end() {
+        std::ops::Bound::Unbounded => (vec![0xff], true),
+        std::ops::Bound::Included(key) => (key.as_bytes().to_vec(), true),
+        std::ops::Bound::Excluded(key) => (key.as_bytes().to_vec(), false),
+    }
+}
