@@ -2,6 +2,8 @@
 
 pub use lockservice_core as core;
 
+#[cfg(feature = "client")]
+pub mod client;
 #[cfg(any(feature = "server", feature = "client"))]
 pub mod convert;
 #[cfg(any(feature = "server", feature = "client"))]

@@ -1,7 +1,8 @@
 //! The messages and services of `lockservice.v1`, generated from `proto/lockservice/v1/lockservice.proto`.
 
 // Generated code follows no lints of ours.
-#![allow(missing_docs, unreachable_pub, unused_qualifications, missing_debug_implementations, clippy::all)]
+#![allow(missing_docs, unreachable_pub, unused_qualifications, missing_debug_implementations)]
+#![allow(clippy::all, clippy::clone_on_ref_ptr)]
 
 tonic::include_proto!("lockservice.v1");
 

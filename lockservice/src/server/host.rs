@@ -33,7 +33,7 @@ impl ServiceHost {
         let first = LockService::start(parts.clone()).await?;
         let allocator = Arc::clone(&parts.allocator);
         let host = Arc::new_cyclic(|host: &std::sync::Weak<Host>| {
-            let host = host.clone();
+            let host = std::sync::Weak::clone(host);
             let mut service = first.clone();
             let successor = tokio::spawn(async move {
                 while service.sealed().await.kind() == ErrorKind::LeaseLost {

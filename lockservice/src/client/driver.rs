@@ -1,0 +1,267 @@
+//! The task behind a session: reads answers, renews, connects again.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockservice_core::clock::Time;
+use lockservice_core::{Advice, Error, ErrorKind, NodeName, Nonce, Result, ServiceId, SessionId};
+use tokio::sync::{Semaphore, watch};
+use tonic::Streaming;
+
+use super::Client;
+use super::outbox::{Answered, Outbox};
+use super::session::{Closing, Handle, Info, Session, Shared, guard_ended};
+use super::stream::Requests;
+use crate::convert::{error_from_proto, from_status, millis_up};
+use crate::proto;
+use crate::proto::server_op::Answer;
+
+/// First and longest pause between two attempts to connect again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+/// The clock is looked at least this often: timers do not count suspend.
+const TICK_MAX: Duration = Duration::from_secs(1);
+/// The id of the greeting. Other ids count from 1 and never get here.
+const HELLO_ID: u64 = u64::MAX;
+
+/// A stream that was welcomed.
+#[derive(Debug)]
+struct Connected {
+    answers: Streaming<proto::ServerFrame>,
+    welcome: proto::Welcome,
+    /// Before the greeting was sent: from then its promise counts (P2).
+    sent: Time,
+}
+
+/// How a stream ended.
+#[derive(Debug)]
+enum End {
+    /// The connection broke; the session did not.
+    Broken,
+    /// The session is over.
+    Over,
+}
+
+pub(super) async fn open(client: &Client, ttl: Option<Duration>) -> Result<Session> {
+    let outbox = Arc::new(Outbox::default());
+    let hello = proto::Hello {
+        ttl_ms: ttl.map_or(0, |ttl| millis_up(ttl).max(1)),
+        name: client.parts.name.clone(),
+        ..proto::Hello::default()
+    };
+    let connected = connect(client, &outbox, hello).await?;
+    let welcome = &connected.welcome;
+    let info = Info {
+        session: SessionId::new(welcome.session),
+        service: ServiceId::new(welcome.service),
+        nonce: Nonce::new(welcome.nonce),
+        node: NodeName::new(&welcome.node)?,
+        ttl: Duration::from_millis(welcome.ttl_ms),
+        message_bytes_max: usize::try_from(welcome.message_bytes_max).unwrap_or(usize::MAX),
+        volatile: welcome.volatile,
+    };
+    let permits = usize::try_from(welcome.ops_max).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS);
+    let shared = Arc::new(Shared {
+        client: client.clone(),
+        outbox,
+        info,
+        guard: watch::Sender::new(Time::ZERO),
+        lost: watch::Sender::new(None),
+        closing: watch::Sender::new(Closing::No),
+        locks: Arc::new(Semaphore::new(permits)),
+    });
+    begin(&shared, &connected);
+    tokio::spawn(run(Arc::clone(&shared), connected));
+    Ok(Session { handle: Arc::new(Handle { shared }) })
+}
+
+/// Opens a stream and greets.
+async fn connect(client: &Client, outbox: &Arc<Outbox>, hello: proto::Hello) -> Result<Connected> {
+    let number = outbox.new_stream();
+    let op = proto::ClientOp { id: HELLO_ID, op: Some(proto::client_op::Op::Hello(hello)) };
+    let requests = Requests {
+        outbox: Arc::clone(outbox),
+        clock: Arc::clone(client.clock()),
+        number,
+        hello: Some(proto::ClientFrame { ops: vec![op] }),
+    };
+    let sent = client.clock().now();
+    let mut wire = client.locks_client();
+    let greeted = async {
+        let mut answers = wire.session(requests).await.map_err(|status| from_status(&status))?.into_inner();
+        let frame = answers.message().await.map_err(|status| from_status(&status))?;
+        let answer = frame.and_then(|frame| frame.ops.into_iter().next()).and_then(|op| op.answer);
+        match answer {
+            Some(Answer::Welcome(welcome)) => Ok(Connected { answers, welcome, sent }),
+            Some(Answer::Error(error)) => Err(error_from_proto(error)),
+            _ => Err(Error::new(ErrorKind::Unavailable, "the server did not greet: is it a lockservice?")
+                .with("address", client.address())),
+        }
+    };
+    match tokio::time::timeout(client.parts.call_timeout, greeted).await {
+        Ok(result) => result,
+        Err(_) => Err(client.no_answer()),
+    }
+}
+
+/// Takes a welcome into account and lets the outbox go.
+fn begin(shared: &Shared, connected: &Connected) {
+    let promise = connected.welcome.promise.unwrap_or_default();
+    renewed(shared, connected.sent, Duration::from_millis(promise.guard_ms));
+    shared.outbox.open(shared.info.message_bytes_max);
+}
+
+fn renewed(shared: &Shared, sent: Time, promised: Duration) {
+    shared.guard.send_replace(shared.guard_ends(sent, promised));
+}
+
+async fn run(shared: Arc<Shared>, mut connected: Connected) {
+    let mut closing = shared.closing.subscribe();
+    let over = closing.wait_for(|closing| *closing != Closing::No);
+    let session = async {
+        while let End::Broken = serve(&shared, connected).await {
+            match resume(&shared).await {
+                Some(resumed) => connected = resumed,
+                None => break,
+            }
+        }
+        // The session is lost: what is left is for its user to close it.
+        shared.outbox.close();
+        std::future::pending::<()>().await;
+    };
+    let closing = tokio::select! {
+        closing = over => closing.map_or(Closing::Closed, |closing| *closing),
+        () = session => Closing::Closed,
+    };
+    shared.outbox.close();
+    if closing == Closing::Dropped {
+        // Nobody uses the session any more, so all of its work has stopped (P5).
+        if let Err(e) = shared.give_up().await {
+            tracing::debug!(error = %e, "a session that is not used any more could not be closed: it lapses by its TTL");
+        }
+    }
+}
+
+/// Serves one stream until it ends.
+async fn serve(shared: &Shared, connected: Connected) -> End {
+    let mut answers = connected.answers;
+    let first = Duration::from_millis(connected.welcome.promise.unwrap_or_default().guard_ms);
+    let interval = |promised: Duration| promised.min(shared.info.ttl) / 3;
+    let mut next_renewal = connected.sent + interval(first);
+    let mut tick = pin!(tokio::time::sleep(Duration::ZERO));
+    loop {
+        tokio::select! {
+            biased;
+            frame = answers.message() => {
+                let frame = match frame {
+                    Ok(Some(frame)) => frame,
+                    Ok(None) => return End::Broken,
+                    Err(status) => {
+                        let error = from_status(&status);
+                        if error.advice() == Advice::NewSession {
+                            shared.lose(error);
+                            return End::Over;
+                        }
+                        return End::Broken;
+                    }
+                };
+                for op in frame.ops {
+                    let answer = match op.answer {
+                        Some(Answer::Notice(notice)) => {
+                            match notice.notice {
+                                Some(proto::notice::Notice::SessionLost(error)) => {
+                                    shared.lose(error_from_proto(error));
+                                    return End::Over;
+                                }
+                                Some(proto::notice::Notice::ShuttingDown(_)) => shared.lose(Error::new(
+                                    ErrorKind::ShuttingDown,
+                                    "the server is shutting down: stop the protected work, then close the session",
+                                )),
+                                // A notice of a newer server.
+                                None => {}
+                            }
+                            continue;
+                        }
+                        Some(Answer::Error(error)) => Err(error_from_proto(error)),
+                        Some(answer) => Ok(answer),
+                        None => Err(Error::new(ErrorKind::Internal, "the server sent an answer that this client does not know")),
+                    };
+                    match shared.outbox.answer(op.id, answer, || shared.check()) {
+                        Answered::Settled => {}
+                        Answered::Renewed(sent, promised) => {
+                            renewed(shared, sent, promised);
+                            next_renewal = sent + interval(promised);
+                            tick.as_mut().reset(tokio::time::Instant::now());
+                        }
+                        Answered::Lost(error) => {
+                            shared.lose(error);
+                            return End::Over;
+                        }
+                    }
+                }
+            }
+            () = tick.as_mut() => {
+                // Timers only wake; the clock decides.
+                let now = shared.client.clock().now();
+                let guard = *shared.guard.borrow();
+                if now >= guard {
+                    // P2. The stream stays, so that what is released still gets there.
+                    shared.lose(guard_ended());
+                }
+                let renewing = shared.lost.borrow().as_ref().is_none_or(|why| why.kind() == ErrorKind::ShuttingDown);
+                if renewing && now >= next_renewal {
+                    shared.outbox.heartbeat();
+                    // Until it is answered, the guard is what is waited for.
+                    next_renewal = now + interval(shared.info.ttl);
+                }
+                let mut pause = TICK_MAX;
+                if renewing {
+                    pause = pause.min(next_renewal.remaining(now));
+                }
+                if now < guard {
+                    pause = pause.min(guard.remaining(now));
+                }
+                let pause = pause.max(Duration::from_millis(1));
+                tick.as_mut().reset(tokio::time::Instant::now() + pause);
+            }
+        }
+    }
+}
+
+/// Resumes the session on a new stream (P3). `None` if that is no longer possible: then it is lost.
+async fn resume(shared: &Shared) -> Option<Connected> {
+    let mut backoff = BACKOFF.0;
+    loop {
+        let now = shared.client.clock().now();
+        let guard = *shared.guard.borrow();
+        if now >= guard {
+            shared.lose(guard_ended());
+            return None;
+        }
+        let hello = proto::Hello {
+            ttl_ms: millis_up(shared.info.ttl),
+            name: shared.client.parts.name.clone(),
+            session: shared.info.session.get(),
+            service: shared.info.service.get(),
+        };
+        let left = guard.remaining(now).min(TICK_MAX);
+        let error = match tokio::time::timeout(left, connect(&shared.client, &shared.outbox, hello)).await {
+            Ok(Ok(connected)) => {
+                begin(shared, &connected);
+                return Some(connected);
+            }
+            Ok(Err(e)) => e,
+            // The guard, or another attempt.
+            Err(_) => continue,
+        };
+        if matches!(error.advice(), Advice::NewSession | Advice::FixRequest) {
+            shared.lose(error);
+            return None;
+        }
+        tracing::debug!(error = %error, "could not resume the session yet");
+        // Not all clients at once.
+        let pause = backoff.mul_f64(rand::random_range(0.5..1.0)).min(left);
+        tokio::time::sleep(pause).await;
+        backoff = (backoff * 2).min(BACKOFF.1);
+    }
+}

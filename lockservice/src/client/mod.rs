@@ -1,0 +1,43 @@
+//! A client of a lockservice server.
+//!
+//! ```no_run
+//! # async fn example() -> lockservice_core::Result<()> {
+//! use lockservice::client::Client;
+//! use lockservice_core::service::{LockSpec, TxnOptions};
+//! use lockservice_core::{Key, LockItem, TableRef};
+//!
+//! let client = Client::connect("127.0.0.1:7654").await?;
+//! let session = client.session(None).await?;
+//! let accounts = TableRef::new("default", "accounts")?;
+//! let txn = session.txn(TxnOptions::default());
+//! let grant = txn.lock(LockSpec::new(accounts, vec![LockItem::Row(Key::new("alice")?)])).await?;
+//! println!("locked under token {}", grant.token);
+//! // … work, and stop at once if `session.lost()` resolves …
+//! txn.end(None); // sent, and need not be waited for
+//! session.close().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Implementation details
+//! A [`Session`] has one stream and one task that reads it. Callers put operations into an outbox; the request side of the stream
+//! takes everything that is there into one frame, without a task in between. Every operation stays in the outbox until it is
+//! answered, so that a new stream, after a connection broke, sends again whatever is unanswered, under the same sequence (T2).
+//!
+//! The **guard** of the locks ends at lo(promise) after the send of the last acknowledged renewal, less the time that the
+//! protected work needs to stop (P2). From then on the session is lost, whatever the server may still say.
+
+mod admin;
+mod allocator;
+mod connect;
+mod driver;
+mod outbox;
+mod session;
+mod stream;
+mod txn;
+
+pub use self::admin::AdminClient;
+pub use self::allocator::{Admission, AllocatorClient};
+pub use self::connect::{Client, ClientBuilder};
+pub use self::session::Session;
+pub use self::txn::{Ended, LockGuard, Txn};

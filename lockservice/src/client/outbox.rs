@@ -1,0 +1,476 @@
+//! What a session has asked and not been answered yet, in the order in which it was asked.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use lockservice_core::clock::{Clock, Time};
+use lockservice_core::service::{Granted, TxnOptions};
+use lockservice_core::{Error, ErrorKind, Result};
+use parking_lot::Mutex;
+use prost::Message as _;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::convert::millis_up;
+use crate::proto;
+use crate::proto::client_op::Op;
+
+/// Most operations in one frame.
+const FRAME_OPS_MAX: usize = 128;
+/// Most operations of one transaction under way. A server keeps at least this many, and as many again for their undos.
+const TXN_OPS_MAX: u32 = 64;
+/// What an operation may cost in a frame beyond its own encoding: its id, tags and lengths.
+const OP_OVERHEAD_BYTES: usize = 32;
+
+/// See the module's documentation. Its mutex is a leaf: nothing else is locked, and nobody is woken, under it.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    last_id: u64,
+    last_txn: u64,
+    /// Every operation that has no answer yet.
+    pending: BTreeMap<u64, Pending>,
+    /// Those of them that the current stream has not sent, in order.
+    unsent: VecDeque<u64>,
+    txns: HashMap<u64, Sequences>,
+    /// Number of the current stream; the request sides of older ones end (T3).
+    stream: u64,
+    /// True once the current stream was welcomed.
+    open: bool,
+    /// True once nothing will be sent or answered any more.
+    closed: bool,
+    frame_bytes_max: usize,
+    waker: Option<Waker>,
+}
+
+/// An operation without an answer.
+#[derive(Debug)]
+struct Pending {
+    op: Op,
+    bytes: usize,
+    what: What,
+    /// When the wait that the operation asks for is over.
+    deadline: Option<Time>,
+    sent: bool,
+}
+
+/// Who wants to know the answer.
+#[derive(Debug)]
+enum What {
+    /// A caller, who settles the sequence when it has taken the answer.
+    Lock {
+        txn: u64,
+        sequence: u64,
+        reply: oneshot::Sender<Result<Granted>>,
+        _permit: OwnedSemaphorePermit,
+    },
+    /// Nobody need wait.
+    Release {
+        txn: u64,
+        sequence: u64,
+        undone: u64,
+        ends: bool,
+        reply: Option<oneshot::Sender<Result<()>>>,
+    },
+    Heartbeat {
+        sent: Time,
+    },
+}
+
+/// Numbering of one transaction's operations (T2).
+#[derive(Debug, Default)]
+struct Sequences {
+    last: u64,
+    /// Everything up to here is settled: its answer was taken.
+    acked: u64,
+    /// Settled above that.
+    settled: BTreeSet<u64>,
+    under_way: u32,
+}
+
+impl Sequences {
+    fn settle(&mut self, sequence: u64) {
+        if sequence <= self.acked {
+            return;
+        }
+        self.settled.insert(sequence);
+        while self.settled.remove(&(self.acked + 1)) {
+            self.acked += 1;
+        }
+    }
+}
+
+/// What the driver must do about an answer.
+#[derive(Debug)]
+pub(super) enum Answered {
+    /// Nothing.
+    Settled,
+    /// A renewal, sent at this time, was acknowledged.
+    Renewed(Time, Duration),
+    /// The session cannot go on.
+    Lost(Error),
+}
+
+/// Names a lock operation that is under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CallId {
+    txn: u64,
+    sequence: u64,
+}
+
+/// What a transaction knows of itself.
+#[derive(Debug)]
+pub(super) struct Begun {
+    /// Its number; 0 until its first operation.
+    number: Mutex<u64>,
+    options: TxnOptions,
+}
+
+impl Begun {
+    pub(super) fn new(options: TxnOptions) -> Self {
+        Self { number: Mutex::new(0), options }
+    }
+}
+
+impl Outbox {
+    /// Puts a lock request in. Fails with `ResourceExhausted` if it is too large to send, or too many are under way.
+    pub(super) fn lock(
+        &self,
+        begun: &Begun,
+        mut op: proto::LockOp,
+        deadline: Option<Time>,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(CallId, oneshot::Receiver<Result<Granted>>)> {
+        let (reply, answer) = oneshot::channel();
+        let bytes = op.encoded_len() + OP_OVERHEAD_BYTES + begun.options.label.len();
+        // The transaction's number is chosen and its operation queued in one step: numbers must arrive in rising order.
+        let mut number = begun.number.lock();
+        let mut state = self.state.lock();
+        state.check_size(bytes)?;
+        let txn = state.next_op(&mut number, &begun.options)?;
+        let call = CallId { txn: txn.number, sequence: txn.sequence };
+        op.txn = Some(txn);
+        let what = What::Lock { txn: call.txn, sequence: call.sequence, reply, _permit: permit };
+        let waker = state.push(Pending { op: Op::Lock(op), bytes, what, deadline, sent: false });
+        drop(state);
+        wake(waker);
+        Ok((call, answer))
+    }
+
+    /// Puts an unlock of chosen keys in.
+    pub(super) fn unlock(&self, begun: &Begun, mut op: proto::UnlockOp) -> Result<oneshot::Receiver<Result<()>>> {
+        let (reply, answer) = oneshot::channel();
+        let bytes = op.encoded_len() + OP_OVERHEAD_BYTES + begun.options.label.len();
+        let mut number = begun.number.lock();
+        let mut state = self.state.lock();
+        state.check_size(bytes)?;
+        let txn = state.next_op(&mut number, &begun.options)?;
+        let what =
+            What::Release { txn: txn.number, sequence: txn.sequence, undone: 0, ends: false, reply: Some(reply) };
+        op.txn = Some(txn);
+        let waker = state.push(Pending { op: Op::Unlock(op), bytes, what, deadline: None, sent: false });
+        drop(state);
+        wake(waker);
+        Ok(answer)
+    }
+
+    /// Ends a transaction; `None` if it never did anything.
+    pub(super) fn end(&self, begun: &Begun, commit_timestamp: Option<u64>) -> Option<oneshot::Receiver<Result<()>>> {
+        let number = *begun.number.lock();
+        if number == 0 {
+            return None;
+        }
+        let (reply, answer) = oneshot::channel();
+        let mut state = self.state.lock();
+        let txn = state.release_op(number)?;
+        let what = What::Release { txn: number, sequence: txn.sequence, undone: 0, ends: true, reply: Some(reply) };
+        let op = Op::Unlock(proto::UnlockOp { txn: Some(txn), commit_timestamp, ..Default::default() });
+        let waker = state.push(Pending { op, bytes: 64, what, deadline: None, sent: false });
+        drop(state);
+        wake(waker);
+        Some(answer)
+    }
+
+    /// Takes a lock call back (T2). Until that is acknowledged nobody may rely on its keys.
+    pub(super) fn undo(&self, call: CallId) {
+        let mut state = self.state.lock();
+        let waker = state.undo(call);
+        drop(state);
+        wake(waker);
+    }
+
+    /// The caller has taken the answer of a lock call: the server may forget it.
+    pub(super) fn settle(&self, call: CallId) {
+        if let Some(txn) = self.state.lock().txns.get_mut(&call.txn) {
+            txn.settle(call.sequence);
+        }
+    }
+
+    /// Puts a renewal in.
+    pub(super) fn heartbeat(&self) {
+        let mut state = self.state.lock();
+        let what = What::Heartbeat { sent: Time::ZERO };
+        let op = Op::Heartbeat(proto::Heartbeat::default());
+        let waker = state.push(Pending { op, bytes: OP_OVERHEAD_BYTES, what, deadline: None, sent: false });
+        drop(state);
+        wake(waker);
+    }
+
+    /// Begins a new stream: the request side of the former one ends. Nothing is sent before [`open`](Self::open).
+    pub(super) fn new_stream(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.stream += 1;
+        state.open = false;
+        let number = state.stream;
+        let waker = state.waker.take();
+        drop(state);
+        wake(waker);
+        number
+    }
+
+    /// The server welcomed the current stream: everything unanswered is sent, again and in the old order (T2).
+    pub(super) fn open(&self, frame_bytes_max: usize) {
+        let mut state = self.state.lock();
+        state.open = true;
+        state.frame_bytes_max = frame_bytes_max;
+        // A renewal counts from its send on this stream: an old one is of no use.
+        state.pending.retain(|_, pending| !matches!(pending.what, What::Heartbeat { .. }));
+        state.unsent = state.pending.keys().copied().collect();
+        let waker = state.waker.take();
+        drop(state);
+        wake(waker);
+    }
+
+    /// The next frame of stream `number`; `None` if another stream has taken its place.
+    pub(super) fn poll_frame(
+        &self,
+        number: u64,
+        clock: &dyn Clock,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<proto::ClientFrame>> {
+        let mut state = self.state.lock();
+        if state.stream != number {
+            return Poll::Ready(None);
+        }
+        let mut ops = Vec::new();
+        let mut bytes = 0;
+        while state.open && ops.len() < FRAME_OPS_MAX {
+            let Some(&id) = state.unsent.front() else { break };
+            let bytes_max = state.frame_bytes_max;
+            let Some(pending) = state.pending.get_mut(&id) else {
+                state.unsent.pop_front();
+                continue;
+            };
+            if !ops.is_empty() && bytes + pending.bytes > bytes_max {
+                break;
+            }
+            bytes += pending.bytes;
+            ops.push(proto::ClientOp { id, op: Some(pending.for_the_wire(clock)) });
+            state.unsent.pop_front();
+        }
+        if ops.is_empty() {
+            // Rarely another task: cloning a waker costs more than looking.
+            match &mut state.waker {
+                Some(waker) => waker.clone_from(cx.waker()),
+                none => *none = Some(cx.waker().clone()),
+            }
+            return Poll::Pending;
+        }
+        Poll::Ready(Some(proto::ClientFrame { ops }))
+    }
+
+    /// Hands an answer to whoever waits for it. A grant is refused, and given back, unless `accept` allows it (P2).
+    pub(super) fn answer(
+        &self,
+        id: u64,
+        answer: Result<proto::server_op::Answer>,
+        accept: impl FnOnce() -> Result<()>,
+    ) -> Answered {
+        use proto::server_op::Answer;
+        let mut state = self.state.lock();
+        // An answer to nothing: one that an older stream had sent for.
+        let Some(pending) = state.pending.remove(&id) else { return Answered::Settled };
+        match pending.what {
+            What::Heartbeat { sent } => match answer {
+                Ok(Answer::Promise(promise)) => Answered::Renewed(sent, Duration::from_millis(promise.guard_ms)),
+                Ok(_) => Answered::Settled,
+                Err(e) => Answered::Lost(e),
+            },
+            What::Release { txn, sequence, undone, ends, reply } => {
+                if let Some(slot) = state.txns.get_mut(&txn) {
+                    slot.under_way = slot.under_way.saturating_sub(1);
+                    slot.settle(sequence);
+                    if undone > 0 {
+                        slot.settle(undone);
+                    }
+                }
+                if ends {
+                    state.txns.remove(&txn);
+                }
+                drop(state);
+                if let Some(reply) = reply {
+                    // Nobody need wait for it.
+                    let _ = reply.send(answer.map(drop));
+                }
+                Answered::Settled
+            }
+            What::Lock { txn, sequence, reply, _permit } => {
+                if let Some(slot) = state.txns.get_mut(&txn) {
+                    slot.under_way = slot.under_way.saturating_sub(1);
+                }
+                let result = match answer {
+                    Ok(Answer::Locked(locked)) => {
+                        crate::convert::granted_from_proto(locked).and_then(|granted| accept().map(|()| granted))
+                    }
+                    Ok(_) => {
+                        Err(Error::new(ErrorKind::Internal, "the server answered a lock request with something else"))
+                    }
+                    Err(e) => {
+                        drop(state);
+                        let _ = reply.send(Err(e));
+                        return Answered::Settled;
+                    }
+                };
+                let waker = if result.is_err() { state.undo(CallId { txn, sequence }) } else { None };
+                drop(state);
+                wake(waker);
+                // A caller that has gone has put an Undo in itself.
+                let _ = reply.send(result);
+                Answered::Settled
+            }
+        }
+    }
+
+    /// Answers every caller with `why`. What releases stays, to be sent if there is still a stream.
+    pub(super) fn fail_locks(&self, why: &Error) {
+        let mut state = self.state.lock();
+        let mut failed = Vec::new();
+        let locks: Vec<u64> =
+            state.pending.iter().filter(|(_, p)| matches!(p.what, What::Lock { .. })).map(|(id, _)| *id).collect();
+        for id in locks {
+            if let Some(Pending { what: What::Lock { txn, sequence, reply, .. }, sent, .. }) = state.pending.remove(&id)
+            {
+                // P2: a grant on its way is given back. What was never sent leaves a hole that only the end of the
+                // session fills, and the session is ending.
+                if sent && let Some(waker) = state.undo(CallId { txn, sequence }) {
+                    waker.wake();
+                }
+                failed.push(reply);
+            }
+        }
+        drop(state);
+        for reply in failed {
+            let _ = reply.send(Err(why.clone()));
+        }
+    }
+
+    /// Nothing will be sent or answered any more.
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        state.stream += 1;
+        state.open = false;
+        state.closed = true;
+        let pending = std::mem::take(&mut state.pending);
+        state.unsent.clear();
+        state.txns.clear();
+        let waker = state.waker.take();
+        drop(state);
+        wake(waker);
+        // Dropped senders tell the callers.
+        drop(pending);
+    }
+}
+
+impl State {
+    fn check_size(&self, bytes: usize) -> Result<()> {
+        if bytes > self.frame_bytes_max {
+            return Err(Error::new(
+                ErrorKind::ResourceExhausted,
+                "the request is larger than the server accepts: lock fewer keys at a time, or a range that covers them",
+            )
+            .with("bytes", bytes)
+            .with("limit", self.frame_bytes_max));
+        }
+        Ok(())
+    }
+
+    fn next_op(&mut self, number: &mut u64, options: &TxnOptions) -> Result<proto::TxnRef> {
+        if self.closed {
+            return Err(Error::new(ErrorKind::SessionLost, "the session was closed: open a new one"));
+        }
+        if *number == 0 {
+            self.last_txn += 1;
+            *number = self.last_txn;
+            self.txns.insert(*number, Sequences::default());
+        }
+        let Some(slot) = self.txns.get_mut(number) else {
+            return Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one"));
+        };
+        if slot.under_way >= TXN_OPS_MAX {
+            return Err(Error::new(
+                ErrorKind::ResourceExhausted,
+                "too many calls of one transaction at once: wait for some of them",
+            ));
+        }
+        slot.under_way += 1;
+        slot.last += 1;
+        let mut txn =
+            proto::TxnRef { number: *number, sequence: slot.last, acked: slot.acked, ..proto::TxnRef::default() };
+        if slot.last == 1 {
+            txn.validates = options.validates;
+            txn.label.clone_from(&options.label);
+        }
+        Ok(txn)
+    }
+
+    /// As [`next_op`](Self::next_op), for what must never be refused; `None` if the transaction has ended.
+    fn release_op(&mut self, number: u64) -> Option<proto::TxnRef> {
+        let slot = self.txns.get_mut(&number)?;
+        slot.under_way += 1;
+        slot.last += 1;
+        Some(proto::TxnRef { number, sequence: slot.last, acked: slot.acked, ..proto::TxnRef::default() })
+    }
+
+    fn undo(&mut self, call: CallId) -> Option<Waker> {
+        let txn = self.release_op(call.txn)?;
+        let (number, sequence) = (call.txn, txn.sequence);
+        let what = What::Release { txn: number, sequence, undone: call.sequence, ends: false, reply: None };
+        let op = Op::Undo(proto::UndoOp { txn: Some(txn), undone: call.sequence });
+        self.push(Pending { op, bytes: 64, what, deadline: None, sent: false })
+    }
+
+    fn push(&mut self, pending: Pending) -> Option<Waker> {
+        self.last_id += 1;
+        self.pending.insert(self.last_id, pending);
+        self.unsent.push_back(self.last_id);
+        if self.open { self.waker.take() } else { None }
+    }
+}
+
+impl Pending {
+    fn for_the_wire(&mut self, clock: &dyn Clock) -> Op {
+        if let What::Heartbeat { sent } = &mut self.what {
+            // P2: read before the frame is handed on, so before it can be sent.
+            *sent = clock.now();
+        }
+        let mut op = self.op.clone();
+        if self.sent
+            && let (Op::Lock(lock), Some(deadline)) = (&mut op, self.deadline)
+        {
+            // Sent again: the wait is not to begin anew.
+            lock.timeout_ms = millis_up(deadline.remaining(clock.now())).max(1);
+        }
+        self.sent = true;
+        op
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}

@@ -1,0 +1,31 @@
+//! The request side of a session's stream.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use lockservice_core::clock::Clock;
+use tokio_stream::Stream;
+
+use super::outbox::Outbox;
+use crate::proto::ClientFrame;
+
+/// First the greeting, then whatever is in the outbox.
+#[derive(Debug)]
+pub(super) struct Requests {
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) number: u64,
+    pub(super) hello: Option<ClientFrame>,
+}
+
+impl Stream for Requests {
+    type Item = ClientFrame;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ClientFrame>> {
+        if let Some(hello) = self.hello.take() {
+            return Poll::Ready(Some(hello));
+        }
+        self.outbox.poll_frame(self.number, &*self.clock, cx)
+    }
+}
