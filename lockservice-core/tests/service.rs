@@ -1,0 +1,399 @@
+//! What users of the service can see: transactions, sessions, and what happens to them when promises lapse.
+//!
+//! Tokio's paused clock drives everything, the service's clock included: no test waits for real time.
+#![cfg(not(loom))]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockservice_core::allocator::{
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind,
+};
+use lockservice_core::service::{
+    Answer, Granted, LockService, LockSpec, Operation, ServiceParts, Session, TxnOp, TxnOptions,
+};
+use lockservice_core::store::{BindStore, MemoryStore};
+use lockservice_core::table::WaitPolicy;
+use lockservice_core::testing::TokioClock;
+use lockservice_core::{CommitAttempt, ErrorKind, Key, LockItem, LockMode, NodeName, Result, TableRef};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn node() -> NodeName {
+    NodeName::new("node-1").expect("a name")
+}
+
+async fn allocator() -> Arc<LocalAllocator> {
+    let store: Arc<dyn BindStore> = Arc::new(MemoryStore::new(1));
+    LocalAllocator::open(store, Arc::new(TokioClock::new()), AllocatorSettings::default(), node())
+        .await
+        .expect("a fresh store opens")
+}
+
+fn parts(allocator: &Arc<LocalAllocator>) -> ServiceParts {
+    ServiceParts::new(
+        Arc::clone(allocator) as Arc<dyn LockTableAllocator>,
+        Arc::new(TokioClock::new()),
+        node(),
+    )
+}
+
+async fn service() -> (LockService, Arc<LocalAllocator>) {
+    let allocator = allocator().await;
+    (LockService::start(parts(&allocator)).await.expect("the service starts"), allocator)
+}
+
+fn table() -> TableRef {
+    TableRef::new("g", "t").expect("names")
+}
+
+fn row(name: &str) -> LockItem {
+    LockItem::Row(Key::new(name).expect("a key"))
+}
+
+fn spec(name: &str) -> LockSpec {
+    LockSpec::new(table(), vec![row(name)])
+}
+
+fn nowait(name: &str) -> LockSpec {
+    LockSpec { wait: WaitPolicy::NoWait, ..spec(name) }
+}
+
+fn op(number: u64, sequence: u64) -> TxnOp {
+    TxnOp { number, sequence, acked: 0, options: TxnOptions::default() }
+}
+
+fn validating(number: u64, sequence: u64) -> TxnOp {
+    TxnOp { options: TxnOptions { validates: true, label: String::new() }, ..op(number, sequence) }
+}
+
+fn locked(answer: Result<Answer>) -> Granted {
+    match answer {
+        Ok(Answer::Locked(granted)) => granted,
+        other => panic!("expected a grant, got {other:?}"),
+    }
+}
+
+fn done(answer: Result<Answer>) {
+    assert!(matches!(answer, Ok(Answer::Done)), "{answer:?}");
+}
+
+fn commit(granted: &Granted) -> BeginCommit {
+    BeginCommit {
+        txn: granted.txn,
+        binds: vec![PresentedBind::from(&granted.grant.bind)],
+        attempt: CommitAttempt::new(1),
+        asked: CommitWindow { least: Duration::from_millis(1), most: SECOND },
+    }
+}
+
+fn open(service: &LockService) -> Session {
+    service.open_session(None, "test").expect("a session")
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_second_locker_comes_in_when_the_first_ends_and_with_a_larger_token() {
+    let (service, _allocator) = service().await;
+    let first = service.begin(TxnOptions::default()).expect("begin");
+    let second = service.begin(TxnOptions::default()).expect("begin");
+    let a = first.lock(spec("k")).await.expect("free");
+    assert_eq!(second.lock(nowait("k")).await.expect_err("held").kind(), ErrorKind::Conflict);
+    let mut waiting = std::pin::pin!(second.lock(spec("k")));
+    tokio::select! {
+        biased;
+        _ = &mut waiting => panic!("granted while held"),
+        () = tokio::task::yield_now() => {}
+    }
+    assert_eq!(service.waits(Some(&table())).len(), 1);
+    first.end(None);
+    let b = waiting.await.expect("free again");
+    assert!(b.grant.token > a.grant.token);
+    assert_eq!(service.locks(None).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_ends_at_its_deadline_and_leaves_no_claim() {
+    let (service, _allocator) = service().await;
+    let holder = service.begin(TxnOptions::default()).expect("begin");
+    holder.lock(spec("k")).await.expect("free");
+    let waiter = service.begin(TxnOptions::default()).expect("begin");
+    let limited = LockSpec { timeout: Some(2 * SECOND), ..spec("k") };
+    assert_eq!(waiter.lock(limited).await.expect_err("held").kind(), ErrorKind::Timeout);
+    assert!(service.waits(None).is_empty());
+    holder.end(None);
+    waiter.lock(nowait("k")).await.expect("free, and nobody else waits");
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrent_first_locks_of_one_table_share_its_bind() {
+    let (service, _allocator) = service().await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for i in 0..20 {
+        let service = service.clone();
+        tasks.spawn(async move {
+            let txn = service.begin(TxnOptions::default()).expect("begin");
+            txn.lock(spec(&format!("k{i}"))).await.expect("free").grant.bind.version
+        });
+    }
+    let versions: std::collections::HashSet<_> = tasks.join_all().await.into_iter().collect();
+    assert_eq!(versions.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_takes_effect_once_however_often_it_is_sent() {
+    let (service, _allocator) = service().await;
+    let session = open(&service);
+    let first = locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    let again = locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    assert_eq!(first.grant, again.grant);
+    assert!(again.grant.newly_locked, "a replay is the first answer, not a re-entry");
+    done(session.submit(op(1, 2), Operation::End { commit_ts: None }).await);
+    done(session.submit(op(1, 2), Operation::End { commit_ts: None }).await);
+    let late = session.submit(op(1, 3), Operation::Lock(spec("k"))).await.expect_err("ended");
+    assert_eq!(late.kind(), ErrorKind::TxnNotFound);
+    assert!(service.locks(None).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_of_a_waiting_call_joins_it() {
+    let (service, _allocator) = service().await;
+    let session = open(&service);
+    locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    let waiting = session.submit(op(2, 1), Operation::Lock(spec("k")));
+    let joined = session.submit(op(2, 1), Operation::Lock(spec("k")));
+    assert_eq!(service.waits(None).len(), 1);
+    done(session.submit(op(1, 2), Operation::End { commit_ts: Some(7) }).await);
+    let (a, b) = tokio::join!(waiting, joined);
+    let (a, b) = (locked(a), locked(b));
+    assert_eq!(a, b);
+    assert_eq!(a.grant.prev_commit_ts, Some(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn operations_take_effect_in_the_order_of_their_numbers() {
+    let (service, _allocator) = service().await;
+    let session = open(&service);
+    locked(session.submit(op(1, 1), Operation::Lock(spec("a"))).await);
+    let third = session.submit(op(1, 3), Operation::End { commit_ts: None });
+    let second = session.submit(op(1, 2), Operation::Unlock { table: table(), items: vec![row("a")] });
+    done(second.await);
+    done(third.await);
+    assert!(service.locks(None).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn undo_cancels_a_wait_and_takes_a_grant_back_and_nothing_else() {
+    let (service, _allocator) = service().await;
+    let session = open(&service);
+    locked(session.submit(op(1, 1), Operation::Lock(spec("a"))).await);
+    locked(session.submit(op(2, 1), Operation::Lock(spec("b"))).await);
+    // A wait.
+    let waiting = session.submit(op(2, 2), Operation::Lock(spec("a")));
+    done(session.submit(op(2, 3), Operation::Undo { sequence: 2 }).await);
+    assert_eq!(waiting.await.expect_err("undone").kind(), ErrorKind::Cancelled);
+    assert!(service.waits(None).is_empty());
+    // A grant.
+    locked(session.submit(op(2, 4), Operation::Lock(spec("c"))).await);
+    done(session.submit(op(2, 5), Operation::Undo { sequence: 4 }).await);
+    let held: Vec<String> = service.locks(None).iter().map(|lock| lock.info.item.to_string()).collect();
+    assert_eq!(held, ["a", "b"]);
+    // One that arrives after its undo.
+    let undo = session.submit(op(2, 7), Operation::Undo { sequence: 6 });
+    let late = session.submit(op(2, 6), Operation::Lock(spec("d")));
+    assert_eq!(late.await.expect_err("closed before it came").kind(), ErrorKind::Cancelled);
+    done(undo.await);
+    assert_eq!(service.locks(None).len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ending_a_transaction_ends_its_wait() {
+    let (service, _allocator) = service().await;
+    let session = open(&service);
+    locked(session.submit(op(1, 1), Operation::Lock(spec("a"))).await);
+    let waiting = session.submit(op(2, 1), Operation::Lock(spec("a")));
+    done(session.submit(op(2, 2), Operation::End { commit_ts: None }).await);
+    assert_eq!(waiting.await.expect_err("ended").kind(), ErrorKind::Cancelled);
+    assert!(service.waits(None).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_session_keeps_its_locks_for_its_ttl_and_not_longer() {
+    let (service, _allocator) = service().await;
+    let session = service.open_session(Some(2 * SECOND), "silent").expect("a session");
+    locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    let start = tokio::time::Instant::now();
+    let next = service.begin(TxnOptions::default()).expect("begin");
+    next.lock(spec("k")).await.expect("given away in the end");
+    let waited = start.elapsed();
+    assert!(waited >= 2 * SECOND, "given away after {waited:?}, before the client can have noticed");
+    assert!(waited < 3 * SECOND, "kept for {waited:?}");
+    assert_eq!(session.lost().await.kind(), ErrorKind::SessionLost);
+    assert_eq!(session.renew().expect_err("lapsed").kind(), ErrorKind::SessionLost);
+    assert_eq!(service.session(session.id()).expect_err("gone").kind(), ErrorKind::SessionLost);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewed_session_keeps_its_locks_and_its_promise_never_exceeds_what_it_rests_on() {
+    let (service, _allocator) = service().await;
+    let session = service.open_session(Some(20 * SECOND), "busy").expect("a session");
+    locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    for _ in 0..30 {
+        tokio::time::sleep(SECOND).await;
+        let promise = session.renew().expect("alive");
+        assert!(promise.guard <= 5 * SECOND, "{promise:?} exceeds the lease");
+    }
+    assert_eq!(service.locks(None).len(), 1);
+    let short = service.open_session(Some(SECOND), "short").expect("a session");
+    assert!(short.renew().expect("alive").guard <= SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_promises_no_more_than_is_left_of_its_session() {
+    let (service, _allocator) = service().await;
+    let session = service.open_session(Some(2 * SECOND), "late").expect("a session");
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let granted = locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    assert!(granted.promise.guard <= Duration::from_millis(500), "{:?}", granted.promise);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ttl_out_of_bounds_is_refused() {
+    let (service, _allocator) = service().await;
+    for ttl in [Duration::ZERO, Duration::from_millis(999), 3_601 * SECOND] {
+        let refused = service.open_session(Some(ttl), "x").expect_err("P1");
+        assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_sessions_validating_transaction_cannot_commit_any_more() {
+    let (service, allocator) = service().await;
+    let session = service.open_session(Some(SECOND), "dies").expect("a session");
+    let granted = locked(session.submit(validating(1, 1), Operation::Lock(spec("k"))).await);
+    allocator.begin_commit(&commit(&granted)).await.expect("it may commit");
+    allocator.finish_commit(granted.txn, CommitAttempt::new(1)).await.expect("finished");
+    session.lost().await;
+    let next = service.begin(TxnOptions::default()).expect("begin");
+    let after = next.lock(spec("k")).await.expect("released once it was fenced");
+    assert!(after.grant.token > granted.grant.token);
+    assert!(after.grant.history_unknown, "it may have committed at a timestamp that nobody told");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_in_flight_keeps_the_locks_of_a_lost_session() {
+    let (service, allocator) = service().await;
+    let session = service.open_session(Some(SECOND), "dies").expect("a session");
+    let granted = locked(session.submit(validating(1, 1), Operation::Lock(spec("k"))).await);
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    let window = CommitWindow { least: SECOND, most: 4 * SECOND };
+    let request = BeginCommit { asked: window, ..commit(&granted) };
+    let admitted = allocator.begin_commit(&request).await.expect("the session is alive");
+    let start = tokio::time::Instant::now();
+    let next = service.begin(TxnOptions::default()).expect("begin");
+    next.lock(spec("k")).await.expect("released in the end");
+    assert!(start.elapsed() >= admitted.commit_before, "given away while its write could still land");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transaction_that_will_not_validate_is_refused_at_its_commit() {
+    let (service, allocator) = service().await;
+    let txn = service.begin(TxnOptions::default()).expect("begin");
+    let granted = txn.lock(spec("k")).await.expect("free");
+    let refused = allocator.begin_commit(&commit(&granted)).await.expect_err("T1");
+    assert_eq!(refused.kind(), ErrorKind::CannotCommit);
+}
+
+#[tokio::test(start_paused = true)]
+async fn history_is_unknown_to_transactions_older_than_the_bind() {
+    let (service, _allocator) = service().await;
+    let old = service.begin(TxnOptions::default()).expect("begin");
+    assert!(old.lock(spec("k")).await.expect("free").grant.history_unknown);
+    old.end(Some(3));
+    let new = service.begin(TxnOptions::default()).expect("begin");
+    let granted = new.lock(spec("k")).await.expect("free");
+    assert!(!granted.grant.history_unknown);
+    assert_eq!(granted.grant.table_commit_ts, Some(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_ends_waits_waits_for_the_sessions_and_resigns() {
+    let (service, allocator) = service().await;
+    let session = open(&service);
+    let granted = locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    let waiting = session.submit(op(2, 1), Operation::Lock(spec("k")));
+    let (stopped, ()) = tokio::join!(service.shutdown(8 * SECOND), async {
+        session.stopping().await;
+        assert_eq!(waiting.await.expect_err("stopping").kind(), ErrorKind::ShuttingDown);
+        session.renew().expect("a stopping service still renews for those who put their work away");
+        session.close().await;
+    });
+    assert!(stopped.expect("stopped").resigned);
+    assert_eq!(service.begin(TxnOptions::default()).expect_err("sealed").kind(), ErrorKind::ShuttingDown);
+
+    // After a clean stop the table is granted anew at once.
+    let next = LockService::start(parts(&allocator)).await.expect("the name is free");
+    let txn = next.begin(TxnOptions::default()).expect("begin");
+    let again = txn.lock(nowait("k")).await.expect("no wait");
+    assert!(again.grant.bind.version > granted.grant.bind.version);
+    assert!(again.grant.token > granted.grant.token);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_that_a_session_does_not_confirm_does_not_resign() {
+    let (service, allocator) = service().await;
+    let session = open(&service);
+    let granted = locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    let stopped = service.shutdown(SECOND).await.expect("stopped");
+    assert!(!stopped.resigned);
+    assert_eq!(session.lost().await.kind(), ErrorKind::ShuttingDown);
+
+    // The next incarnation of this process waits the old lease out before it grants the table (B3), and can grant others.
+    let replaces = Some((service.id(), service.nonce()));
+    let next = LockService::start(ServiceParts { replaces, ..parts(&allocator) }).await.expect("replaced");
+    let txn = next.begin(TxnOptions::default()).expect("begin");
+    let refused = txn.lock(nowait("k")).await.expect_err("its last owner may be at work");
+    assert_eq!(refused.kind(), ErrorKind::Rebinding);
+    assert!(refused.retry_after().is_some_and(|after| after > SECOND), "{refused}");
+    let other = LockSpec { table: TableRef::new("g", "other").expect("names"), ..nowait("k") };
+    txn.lock(other).await.expect("a new table does not wait");
+    let granted_anew = txn.lock(spec("k")).await.expect("after the lease");
+    assert!(granted_anew.grant.token > granted.grant.token);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_cannot_renew_seals_itself_before_its_tables_are_given_away() {
+    let (service, allocator) = service().await;
+    let session = service.open_session(Some(20 * SECOND), "x").expect("a session");
+    locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    let waiting = session.submit(op(2, 1), Operation::Lock(spec("k")));
+    // Another process takes the name over, as after a restart: the next renewal is refused.
+    let replaces = Some((service.id(), service.nonce()));
+    let next = LockService::start(ServiceParts { replaces, ..parts(&allocator) }).await.expect("replaced");
+    assert_eq!(service.sealed().await.kind(), ErrorKind::LeaseLost);
+    assert_eq!(waiting.await.expect_err("sealed").kind(), ErrorKind::LeaseLost);
+    assert_eq!(session.lost().await.kind(), ErrorKind::LeaseLost);
+    assert_eq!(service.begin(TxnOptions::default()).expect_err("sealed").kind(), ErrorKind::LeaseLost);
+    let txn = next.begin(TxnOptions::default()).expect("begin");
+    txn.lock(spec("k")).await.expect("granted anew");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadlock_names_its_whole_cycle_and_one_is_told() {
+    let (service, _allocator) = service().await;
+    let a = service.begin(TxnOptions::default()).expect("begin");
+    let b = service.begin(TxnOptions::default()).expect("begin");
+    a.lock(spec("a")).await.expect("free");
+    b.lock(LockSpec { mode: LockMode::Shared, ..spec("b") }).await.expect("free");
+    let (a_id, b_id) = (a.id(), b.id());
+    // The victim lets go, so that the other comes in.
+    let (first, second) = tokio::join!(
+        async { a.lock(spec("b")).await.inspect_err(|_| a.unlock(&table(), &[row("a")])) },
+        async { b.lock(spec("a")).await.inspect_err(|_| b.unlock(&table(), &[row("b")])) },
+    );
+    let told: Vec<_> = [first.err(), second.err()].into_iter().flatten().collect();
+    assert_eq!(told.len(), 1, "exactly one is told: {told:?}");
+    let cycle = told[0].deadlock().expect("the cycle");
+    assert_eq!(cycle.len(), 2);
+    assert!(cycle.iter().any(|edge| edge.waiter == a_id && edge.holder == b_id));
+    assert!(cycle.iter().any(|edge| edge.waiter == b_id && edge.holder == a_id));
+}
