@@ -10,3 +10,4 @@ pub mod convert;
 pub mod proto;
 #[cfg(feature = "server")]
 pub mod server;
+pub mod store;

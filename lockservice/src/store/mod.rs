@@ -1,0 +1,107 @@
+//! Stores by URL: which backends this build has, and how one is opened.
+
+#[cfg(feature = "file")]
+mod file;
+
+use std::sync::Arc;
+
+use lockservice_core::store::{BindStore, MemoryStore};
+use lockservice_core::{Error, ErrorKind, Result};
+
+#[cfg(feature = "file")]
+pub use self::file::FileStore;
+#[cfg(feature = "rocks")]
+pub use lockservice_rocks::RocksStore;
+
+/// The schemes that this build can open.
+pub fn schemes() -> Vec<&'static str> {
+    let mut schemes = vec!["memory:"];
+    if cfg!(feature = "file") {
+        schemes.insert(0, "file:PATH");
+    }
+    if cfg!(feature = "rocks") {
+        schemes.push("rocks:PATH");
+    }
+    schemes
+}
+
+/// Opens the store that a URL names: `memory:`, `file:PATH` or `rocks:PATH`.
+///
+/// Fails with `InvalidArgument` for a URL that no build knows, or that this one was not built for (the error names the feature), and
+/// as the store's own `open` does.
+pub async fn open(url: &str) -> Result<Arc<dyn BindStore>> {
+    let (scheme, path) = url.split_once(':').unwrap_or((url, ""));
+    match scheme {
+        "memory" => Ok(Arc::new(MemoryStore::new(wall_clock_s()))),
+        "file" | "rocks" if path.is_empty() => Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("the store's URL lacks a path: write {scheme}:PATH, for example {scheme}:./lockservice.db"),
+        )),
+        "file" => open_file(path).await,
+        "rocks" => open_rocks(path).await,
+        "postgres" | "postgresql" | "redis" | "rediss" => Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("this version has no {scheme} store: use one of {}", schemes().join(", ")),
+        )
+        .with("scheme", scheme)),
+        _ => Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("the store's URL has an unknown scheme: use one of {}", schemes().join(", ")),
+        )
+        .with("url", url)),
+    }
+}
+
+/// True if what this URL names forgets everything with the process (B7).
+pub fn is_volatile(url: &str) -> bool {
+    url.split(':').next() == Some("memory")
+}
+
+#[cfg(feature = "file")]
+async fn open_file(path: &str) -> Result<Arc<dyn BindStore>> {
+    Ok(Arc::new(FileStore::open(path).await?))
+}
+
+#[cfg(not(feature = "file"))]
+async fn open_file(_path: &str) -> Result<Arc<dyn BindStore>> {
+    Err(not_built("file"))
+}
+
+#[cfg(feature = "rocks")]
+async fn open_rocks(path: &str) -> Result<Arc<dyn BindStore>> {
+    Ok(Arc::new(RocksStore::open(path).await?))
+}
+
+#[cfg(not(feature = "rocks"))]
+async fn open_rocks(_path: &str) -> Result<Arc<dyn BindStore>> {
+    Err(not_built("rocks"))
+}
+
+#[cfg(not(all(feature = "file", feature = "rocks")))]
+fn not_built(feature: &str) -> Error {
+    Error::new(
+        ErrorKind::InvalidArgument,
+        format!("this build has no {feature}: store: build it with `--features {feature}`, or use one of {}", schemes().join(", ")),
+    )
+}
+
+/// Where the tokens of a store in memory begin (B7). The one use of the wall clock; nothing is compared with it.
+#[allow(clippy::disallowed_methods)]
+fn wall_clock_s() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_url_that_cannot_be_opened_says_what_to_write_instead() {
+        for url in ["", "file", "file:", "postgres://x", "redis://x", "ftp://x", "/tmp/x"] {
+            let refused = open(url).await.expect_err(url);
+            assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{url}");
+            assert!(refused.to_string().contains("file:"), "{refused}");
+        }
+        open("memory:").await.expect("always there");
+    }
+}
