@@ -5,6 +5,7 @@ pub mod clock;
 #[cfg(doc)]
 pub mod docs;
 mod error;
+mod guarded_map;
 mod id;
 mod key;
 #[cfg(not(loom))]
@@ -14,6 +15,7 @@ pub(crate) mod sync;
 pub mod table;
 
 pub use crate::error::{Advice, DeadlockEdge, Detail, Error, ErrorKind, Result};
+pub use crate::guarded_map::GuardedMap;
 pub use crate::id::{
     BindVersion, CommitAttempt, EPOCH_END, EPOCH_SHIFT, Epoch, FencingToken, GroupName, NAME_BYTES_MAX, NodeName,
     Nonce, ServiceId, SessionId, TableId, TableName, TableRef, TxnId,

@@ -127,6 +127,9 @@ pub struct StoreState {
     pub services: Vec<ServiceRecord>,
     /// Every transaction that can never commit, in no particular order.
     pub tombstones: Vec<TxnId>,
+    /// `None` for every store that outlives the process. A store that forgets everything with it names the token from which this life
+    /// of the process begins (B7): its epochs start again at 1 and cannot keep tokens growing.
+    pub volatile_tokens_from: Option<u64>,
 }
 
 /// Encodes a record: one byte of [`RECORD_FORMAT`], then JSON.

@@ -1,0 +1,274 @@
+//! [`GuardedMap`]: a map that many threads share, whose API leaves no room for the races of a plain one.
+//!
+//! # Implementation details
+//! A fixed power of two of shards, chosen by the hash of the whole key, each a hash table under its own reader-writer lock. The key is
+//! hashed once: the upper bits choose the shard, the hash goes on to the shard's table.
+//!
+//! # Invariants
+//! 1. **A read creates nothing.** [`read`](GuardedMap::read), [`contains`](GuardedMap::contains), [`for_each`](GuardedMap::for_each) and
+//!    [`update_existing`](GuardedMap::update_existing) never add an entry. Entries come from [`upsert`](GuardedMap::upsert) and
+//!    [`alter`](GuardedMap::alter) alone, under the shard's write lock. (A lookup that created entries of a plain map under a read lock is
+//!    how the reference system died: spec J1.)
+//! 2. **No guard leaves.** Values are reached inside closures only, so nothing can be held over an await, and a caller blocks others no
+//!    longer than its closure runs.
+//! 3. **Readers do not exclude readers.** Two closures of [`read`](GuardedMap::read) run side by side, in one shard and on one key too.
+//! 4. **One shard at a time.** No method takes a second shard's lock while it holds one. A closure must not call back into the same map:
+//!    it could wait for its own shard.
+
+use std::fmt;
+use std::hash::{BuildHasher, Hash};
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+
+use crate::sync::RwLock;
+
+/// Shards of a map that was not told otherwise. Enough that two of a few dozen threads rarely meet in one.
+#[cfg(not(loom))]
+const SHARDS_DEFAULT: usize = 256;
+#[cfg(loom)]
+const SHARDS_DEFAULT: usize = 2;
+
+#[cfg(not(loom))]
+type KeyHasher = foldhash::quality::RandomState;
+/// loom replays interleavings, so every run must put a key into the same shard.
+#[cfg(loom)]
+type KeyHasher = foldhash::quality::FixedState;
+
+/// A sharded map reached through closures: no guard can be held too long, and no lookup creates an entry.
+///
+/// See the [module's invariants](self#invariants). A closure runs under its shard's lock: keep it short, do not block in it, do not call
+/// the same map from it.
+///
+/// ```
+/// use lockservice_core::GuardedMap;
+///
+/// let map: GuardedMap<(&str, &str), u64> = GuardedMap::new();
+/// map.upsert(("group", "table"), || 1, |version| *version += 1);
+/// assert_eq!(map.read(&("group", "table"), |version| version.copied()), Some(2));
+/// assert_eq!(map.read(&("group", "other"), |version| version.copied()), None);
+/// assert_eq!(map.len(), 1);
+/// ```
+pub struct GuardedMap<K, V> {
+    shards: Box<[Shard<K, V>]>,
+    hasher: KeyHasher,
+}
+
+/// Padded, so that two locks never share a cache line (nor the pair that the processor fetches together).
+#[repr(align(128))]
+struct Shard<K, V>(RwLock<HashTable<(K, V)>>);
+
+impl<K: Hash + Eq, V> GuardedMap<K, V> {
+    /// An empty map with the default number of shards.
+    pub fn new() -> Self {
+        Self::with_shards(SHARDS_DEFAULT)
+    }
+
+    /// An empty map with at least `shards` shards: rounded up to a power of two, at least 1, at most 65,536.
+    pub fn with_shards(shards: usize) -> Self {
+        let shards = shards.clamp(1, 1 << 16).next_power_of_two();
+        Self {
+            shards: (0..shards).map(|_| Shard(RwLock::new(HashTable::new()))).collect(),
+            hasher: KeyHasher::default(),
+        }
+    }
+
+    /// Shows `read` the value of `key`, or `None`. Other readers of the same shard go on meanwhile. Creates nothing.
+    pub fn read<R>(&self, key: &K, read: impl FnOnce(Option<&V>) -> R) -> R {
+        let hash = self.hasher.hash_one(key);
+        let shard = self.shard(hash).read();
+        read(shard.find(hash, |(k, _)| k == key).map(|(_, value)| value))
+    }
+
+    /// True if there is an entry for `key`. Creates nothing.
+    pub fn contains(&self, key: &K) -> bool {
+        self.read(key, |value| value.is_some())
+    }
+
+    /// Lets `update` change the value of `key` and answers what it returned; `None`, without calling it, if there is no entry.
+    pub fn update_existing<R>(&self, key: &K, update: impl FnOnce(&mut V) -> R) -> Option<R> {
+        let hash = self.hasher.hash_one(key);
+        let mut shard = self.shard(hash).write();
+        shard.find_mut(hash, |(k, _)| k == key).map(|(_, value)| update(value))
+    }
+
+    /// Lets `update` change the value of `key`, which `make` creates first if there is none.
+    pub fn upsert<R>(&self, key: K, make: impl FnOnce() -> V, update: impl FnOnce(&mut V) -> R) -> R {
+        let hash = self.hasher.hash_one(&key);
+        let mut shard = self.shard(hash).write();
+        let entry = shard.entry(hash, |(k, _)| *k == key, |(k, _)| self.hasher.hash_one(k));
+        match entry {
+            Entry::Occupied(mut entry) => update(&mut entry.get_mut().1),
+            Entry::Vacant(entry) => update(&mut entry.insert((key, make())).into_mut().1),
+        }
+    }
+
+    /// Decides about the entry of `key` in one step: `decide` sees the value, or `None`, and leaves in the option what shall be there.
+    ///
+    /// Setting `Some` where there was none creates the entry, leaving `None` removes it. If `decide` panics, an entry that there was is gone.
+    pub fn alter<R>(&self, key: &K, decide: impl FnOnce(&mut Option<V>) -> R) -> R
+    where
+        K: Clone,
+    {
+        let hash = self.hasher.hash_one(key);
+        let mut shard = self.shard(hash).write();
+        match shard.find_entry(hash, |(k, _)| k == key) {
+            Ok(entry) => {
+                let ((old_key, old), vacant) = entry.remove();
+                let mut value = Some(old);
+                let answer = decide(&mut value);
+                if let Some(value) = value {
+                    vacant.insert((old_key, value));
+                }
+                answer
+            }
+            Err(_) => {
+                let mut value = None;
+                let answer = decide(&mut value);
+                if let Some(value) = value {
+                    shard.insert_unique(hash, (key.clone(), value), |(k, _)| self.hasher.hash_one(k));
+                }
+                answer
+            }
+        }
+    }
+
+    /// Removes the entry of `key` if `condition` holds for its value, and answers the value.
+    ///
+    /// The condition is looked at and the entry removed in one step, so that an entry that was replaced meanwhile stays (spec J4).
+    pub fn remove_if(&self, key: &K, condition: impl FnOnce(&V) -> bool) -> Option<V> {
+        let hash = self.hasher.hash_one(key);
+        let mut shard = self.shard(hash).write();
+        match shard.find_entry(hash, |(k, _)| k == key) {
+            Ok(entry) if condition(&entry.get().1) => Some(entry.remove().0.1),
+            _ => None,
+        }
+    }
+
+    /// Shows every entry, shard by shard in no particular order. An entry that comes or goes meanwhile may be seen or not; every other is seen once.
+    pub fn for_each(&self, mut visit: impl FnMut(&K, &V)) {
+        for shard in &self.shards {
+            for (key, value) in shard.0.read().iter() {
+                visit(key, value);
+            }
+        }
+    }
+
+    /// The number of entries, counted shard by shard: exact only while nobody adds or removes one.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.0.read().len()).sum()
+    }
+
+    /// True if no shard holds an entry; see [`len`](Self::len).
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn shard(&self, hash: u64) -> &RwLock<HashTable<(K, V)>> {
+        // The table inside uses the lowest and the highest seven bits; these are in between.
+        let index = (hash >> 32) as usize & (self.shards.len() - 1);
+        &self.shards[index].0
+    }
+}
+
+impl<K: Hash + Eq, V> Default for GuardedMap<K, V> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<K, V> fmt::Debug for GuardedMap<K, V> {
+    /// Shows the number of shards only: to print entries would take every lock.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuardedMap").field("shards", &self.shards.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::mpsc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn looking_for_what_is_not_there_creates_nothing() {
+        let map: GuardedMap<u32, u32> = GuardedMap::with_shards(4);
+        for key in 0..1_000 {
+            assert!(!map.contains(&key));
+            assert!(map.read(&key, |value| value.is_none()));
+            assert_eq!(map.update_existing(&key, |value| *value += 1), None);
+            assert_eq!(map.remove_if(&key, |_| true), None);
+            map.alter(&key, |value| assert_eq!(*value, None));
+        }
+        assert!(map.is_empty());
+    }
+
+    #[test]
+    fn a_reader_does_not_hold_up_another_reader_of_the_same_key() {
+        let map = GuardedMap::with_shards(1);
+        map.upsert(1, || "one", |_| ());
+        let (entered, in_first) = mpsc::channel();
+        let (release, wait) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                map.read(&1, |_| {
+                    entered.send(()).expect("the test waits");
+                    wait.recv().expect("the test releases");
+                });
+            });
+            in_first.recv().expect("the first reader is inside");
+            // Would never return if the first reader excluded this one.
+            assert_eq!(map.read(&1, |value| value.copied()), Some("one"));
+            release.send(()).expect("the first reader waits");
+        });
+    }
+
+    #[test]
+    fn the_number_of_shards_is_a_power_of_two_within_bounds() {
+        for (asked, given) in [(0, 1), (1, 1), (3, 4), (256, 256), (usize::MAX, 1 << 16)] {
+            assert_eq!(GuardedMap::<u8, u8>::with_shards(asked).shards.len(), given);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_does_what_a_plain_map_does(steps in prop::collection::vec((0u8..5, 0u8..20, any::<u16>()), 0..400)) {
+            let map = GuardedMap::with_shards(4);
+            let mut plain = BTreeMap::new();
+            for (what, key, value) in steps {
+                match what {
+                    0 => {
+                        map.upsert(key, || value, |v| *v = v.wrapping_add(1));
+                        let slot = plain.entry(key).or_insert(value);
+                        *slot = slot.wrapping_add(1);
+                    }
+                    1 => {
+                        let changed = map.update_existing(&key, |v| *v = value).is_some();
+                        prop_assert_eq!(changed, plain.get_mut(&key).map(|v| *v = value).is_some());
+                    }
+                    2 => {
+                        let removed = map.remove_if(&key, |v| *v % 2 == 0);
+                        prop_assert_eq!(removed, plain.get(&key).copied().filter(|v| v % 2 == 0));
+                        if removed.is_some() {
+                            plain.remove(&key);
+                        }
+                    }
+                    3 => {
+                        map.alter(&key, |slot| *slot = if slot.is_some() { None } else { Some(value) });
+                        if plain.remove(&key).is_none() {
+                            plain.insert(key, value);
+                        }
+                    }
+                    _ => prop_assert_eq!(map.read(&key, |v| v.copied()), plain.get(&key).copied()),
+                }
+                prop_assert_eq!(map.len(), plain.len());
+            }
+            let mut seen = BTreeMap::new();
+            map.for_each(|k, v| assert!(seen.insert(*k, *v).is_none()));
+            prop_assert_eq!(seen, plain);
+        }
+    }
+}
