@@ -31,11 +31,7 @@ async fn allocator() -> Arc<LocalAllocator> {
 }
 
 fn parts(allocator: &Arc<LocalAllocator>) -> ServiceParts {
-    ServiceParts::new(
-        Arc::clone(allocator) as Arc<dyn LockTableAllocator>,
-        Arc::new(TokioClock::new()),
-        node(),
-    )
+    ServiceParts::new(Arc::clone(allocator) as Arc<dyn LockTableAllocator>, Arc::new(TokioClock::new()), node())
 }
 
 async fn service() -> (LockService, Arc<LocalAllocator>) {
@@ -386,10 +382,10 @@ async fn a_deadlock_names_its_whole_cycle_and_one_is_told() {
     b.lock(LockSpec { mode: LockMode::Shared, ..spec("b") }).await.expect("free");
     let (a_id, b_id) = (a.id(), b.id());
     // The victim lets go, so that the other comes in.
-    let (first, second) = tokio::join!(
-        async { a.lock(spec("b")).await.inspect_err(|_| a.unlock(&table(), &[row("a")])) },
-        async { b.lock(spec("a")).await.inspect_err(|_| b.unlock(&table(), &[row("b")])) },
-    );
+    let (first, second) =
+        tokio::join!(async { a.lock(spec("b")).await.inspect_err(|_| a.unlock(&table(), &[row("a")])) }, async {
+            b.lock(spec("a")).await.inspect_err(|_| b.unlock(&table(), &[row("b")]))
+        },);
     let told: Vec<_> = [first.err(), second.err()].into_iter().flatten().collect();
     assert_eq!(told.len(), 1, "exactly one is told: {told:?}");
     let cycle = told[0].deadlock().expect("the cycle");

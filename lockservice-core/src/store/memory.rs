@@ -139,9 +139,12 @@ impl BindStore for MemoryStore {
         let mut inner = self.inner.lock();
         inner.check_epoch(epoch)?;
         if inner.applied.checked_add(1) != Some(number) {
-            return Err(Error::new(ErrorKind::Fenced, "the write's number does not follow the last applied one: read it before the next write")
-                .with("number", number)
-                .with("applied", inner.applied));
+            return Err(Error::new(
+                ErrorKind::Fenced,
+                "the write's number does not follow the last applied one: read it before the next write",
+            )
+            .with("number", number)
+            .with("applied", inner.applied));
         }
         for op in batch {
             inner.apply(op);

@@ -65,7 +65,10 @@ impl FileStore {
     }
 
     /// Does something with the open database on a blocking thread. A caller that is gone does not stop it.
-    async fn run<T: Send + 'static>(&self, act: impl FnOnce(&File, &Database) -> Result<T> + Send + 'static) -> Result<T> {
+    async fn run<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&File, &Database) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let file = Arc::clone(&self.file);
         let done = tokio::task::spawn_blocking(move || {
             let mut slot = file.database.lock();
@@ -83,9 +86,7 @@ impl FileStore {
             result
         });
         // redb checks much of what it reads by assertion: a panic there means a damaged file.
-        done.await.unwrap_or_else(|e| {
-            Err(damaged(&self.file.path, "reading it failed").with_source(e))
-        })
+        done.await.unwrap_or_else(|e| Err(damaged(&self.file.path, "reading it failed").with_source(e)))
     }
 }
 
@@ -173,17 +174,27 @@ impl File {
                 "the store is open in another process: stop that process, or choose another store with --store",
             )
             .with("path", path.display()),
-            redb::Error::UpgradeRequired(_) => damaged(path, "it has a layout that no released version wrote").with_source(error),
+            redb::Error::UpgradeRequired(_) => {
+                damaged(path, "it has a layout that no released version wrote").with_source(error)
+            }
             redb::Error::Corrupted(_)
             | redb::Error::RepairAborted
             | redb::Error::TableTypeMismatch { .. }
-            | redb::Error::TypeDefinitionChanged { .. } => damaged(path, "its content makes no sense").with_source(error),
+            | redb::Error::TypeDefinitionChanged { .. } => {
+                damaged(path, "its content makes no sense").with_source(error)
+            }
             redb::Error::Io(io) => {
                 let why = match io.kind() {
-                    Io::InvalidData | Io::UnexpectedEof => return damaged(path, "its content makes no sense").with_source(error),
-                    Io::PermissionDenied => "permission is denied: give this user the right to read and write the file and its folder",
+                    Io::InvalidData | Io::UnexpectedEof => {
+                        return damaged(path, "its content makes no sense").with_source(error);
+                    }
+                    Io::PermissionDenied => {
+                        "permission is denied: give this user the right to read and write the file and its folder"
+                    }
                     Io::NotFound => "its folder does not exist: create it, or choose another path",
-                    Io::StorageFull | Io::QuotaExceeded => "the disk is full: free some space; nothing that was acknowledged is lost",
+                    Io::StorageFull | Io::QuotaExceeded => {
+                        "the disk is full: free some space; nothing that was acknowledged is lost"
+                    }
                     Io::ReadOnlyFilesystem => "the file system is read-only: choose another path",
                     _ => "the disk reports an error",
                 };
@@ -201,7 +212,8 @@ impl File {
 }
 
 fn unusable(path: &Path, why: &str, source: Option<redb::Error>) -> Error {
-    let error = Error::new(ErrorKind::StoreUnusable, format!("the store cannot be used: {why}")).with("path", path.display());
+    let error =
+        Error::new(ErrorKind::StoreUnusable, format!("the store cannot be used: {why}")).with("path", path.display());
     match source {
         Some(source) => error.with_source(source),
         None => error,
@@ -289,7 +301,11 @@ impl BindStore for FileStore {
                 epoch: Epoch::new(raw.epoch),
                 applied: raw.applied,
                 constants: raw.constants.map(|bytes| decode("constants", &bytes).map_err(here)).transpose()?,
-                tables: raw.tables.iter().map(|(key, bytes)| decode(key, bytes).map_err(here)).collect::<Result<_>>()?,
+                tables: raw
+                    .tables
+                    .iter()
+                    .map(|(key, bytes)| decode(key, bytes).map_err(here))
+                    .collect::<Result<_>>()?,
                 services: raw
                     .services
                     .iter()
@@ -361,7 +377,9 @@ impl BindStore for FileStore {
             write.commit().map_err(|e| {
                 // The commit may have reached the disk: the caller reads the number (L2), from the file opened anew.
                 let cause = file.error(e.into());
-                Error::new(ErrorKind::UnknownOutcome, cause.message().to_owned()).with("path", file.path.display()).with_source(cause)
+                Error::new(ErrorKind::UnknownOutcome, cause.message().to_owned())
+                    .with("path", file.path.display())
+                    .with_source(cause)
             })?;
             Ok(WriteAck::default())
         })

@@ -81,7 +81,10 @@ async fn open_rocks(_path: &str) -> Result<Arc<dyn BindStore>> {
 fn not_built(feature: &str) -> Error {
     Error::new(
         ErrorKind::InvalidArgument,
-        format!("this build has no {feature}: store: build it with `--features {feature}`, or use one of {}", schemes().join(", ")),
+        format!(
+            "this build has no {feature}: store: build it with `--features {feature}`, or use one of {}",
+            schemes().join(", ")
+        ),
     )
 }
 
