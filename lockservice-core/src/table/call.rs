@@ -28,6 +28,8 @@ pub(super) struct Call {
     pub(super) changes: Vec<ItemGrant>,
     /// The largest token under which an item was already held.
     pub(super) covered: FencingToken,
+    /// The call's token, if it was taken together with the last item.
+    pub(super) token: Option<FencingToken>,
     pub(super) waited: bool,
     pub(super) conflict: Option<(TxnId, LockItem)>,
     pub(super) prev_commit_ts: Option<u64>,

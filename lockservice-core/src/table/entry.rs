@@ -53,6 +53,10 @@ struct Queue {
 }
 
 impl Entry {
+    pub(super) fn held_by(holder: Holder) -> Self {
+        Self { holders: smallvec::smallvec![holder], queue: None }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.holders.is_empty() && self.queue.is_none()
     }

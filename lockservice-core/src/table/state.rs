@@ -246,6 +246,7 @@ impl State {
             mode,
             changes: Vec::new(),
             covered: FencingToken::new(0),
+            token: None,
             waited: false,
             conflict: None,
             prev_commit_ts: None,
@@ -261,6 +262,20 @@ impl State {
     /// Takes item after item until one is not to be had.
     fn advance(&mut self, call: &mut Call) -> Result<Advance> {
         while let Some(item) = call.items.get(call.next) {
+            if let LockItem::Row(key) = item
+                && self.take_free_row(
+                    call.txn,
+                    call.table,
+                    key,
+                    call.mode,
+                    call.next + 1 == call.items.len(),
+                    &mut call.token,
+                )
+            {
+                call.changes.push(ItemGrant { item: item.clone(), before: None });
+                call.next += 1;
+                continue;
+            }
             let table = &self.tables[&call.table];
             let survey = table.survey(item, call.txn, call.mode);
             if let Some(token) = survey.covered {
@@ -284,6 +299,31 @@ impl State {
             self.take_item(call)?;
         }
         Ok(Advance::Complete)
+    }
+
+    /// Makes a transaction hold a row that is free, with the call's token if it is the `last` one. False if it takes a closer look.
+    fn take_free_row(
+        &mut self,
+        id: TxnId,
+        table_id: TableId,
+        key: &Key,
+        mode: LockMode,
+        last: bool,
+        token: &mut Option<FencingToken>,
+    ) -> bool {
+        let bytes = HOLD_BYTES + 2 * key_heap_bytes(key);
+        let txn = self.txns.entry(id).or_default();
+        if self.bytes + bytes > self.settings.lock_bytes_max || txn.bytes + bytes > self.settings.txn_lock_bytes_max {
+            return false;
+        }
+        let slot = txn.next_slot(table_id);
+        let holder = Holder { txn: id, token: FencingToken::new(0), slot, mode, pending: true };
+        let table = self.tables.get_mut(&table_id).expect("calls end with their table");
+        let Some(taken) = table.take_free_row(key, holder, last) else { return false };
+        *token = taken;
+        txn.add(table_id, LockItem::Row(key.clone()), bytes);
+        self.bytes += bytes;
+        true
     }
 
     /// A place for a wait that begins now.
@@ -338,8 +378,13 @@ impl State {
     /// Gives a call that has all its items its token (F1: after the last key was granted), or nothing if the table has none left.
     fn grant(&mut self, call: &mut Call) -> Option<Grant> {
         let table = self.tables.get_mut(&call.table).expect("calls end with their table");
-        let token = if call.changes.is_empty() { call.covered } else { table.take_token()? };
-        for change in &call.changes {
+        let (token, without) = match call.token {
+            // The last item has it already.
+            Some(token) => (token, &call.changes[..call.changes.len() - 1]),
+            None if call.changes.is_empty() => (call.covered, &[][..]),
+            None => (table.take_token()?, &call.changes[..]),
+        };
+        for change in without {
             let own = table.entry_mut(&change.item).and_then(|entry| entry.holder_mut(call.txn));
             let own = own.expect("what a call added is held until the call is over");
             own.token = token;
@@ -387,8 +432,7 @@ impl State {
     /// Ends a transaction's hold on an item, if it has one.
     fn release(&mut self, id: TxnId, table_id: TableId, item: LockItem) {
         let Some(table) = self.tables.get_mut(&table_id) else { return };
-        let Some(holder) = table.entry_mut(&item).and_then(|entry| entry.take(id)) else { return };
-        table.drop_if_empty(&item);
+        let Some(holder) = table.take_hold(&item, id) else { return };
         let bytes = hold_bytes(&item);
         self.bytes -= bytes;
         let txn = self.txns.get_mut(&id).expect("a holder's transaction is known");
@@ -630,10 +674,7 @@ impl State {
             for (table_id, items) in txn.held {
                 let Some(table) = self.tables.get_mut(&table_id) else { continue };
                 for item in items {
-                    if let Some(entry) = table.entry_mut(&item) {
-                        entry.take(id);
-                    }
-                    table.drop_if_empty(&item);
+                    table.take_hold(&item, id);
                     if table.waiting > 0 {
                         self.left.push((table_id, item));
                     }
@@ -686,9 +727,11 @@ fn is_range(item: &LockItem) -> bool {
     matches!(item, LockItem::Range(_))
 }
 
-/// Estimated memory of one hold: the entry, the holder, and the transaction's own list, each with the keys.
-pub(super) fn hold_bytes(item: &LockItem) -> usize {
-    240 + 2 * item_heap_bytes(item)
+/// Estimated memory of one hold with short keys: the entry, the holder, and the transaction's own list.
+const HOLD_BYTES: usize = 240;
+
+fn hold_bytes(item: &LockItem) -> usize {
+    HOLD_BYTES + 2 * item_heap_bytes(item)
 }
 
 fn wait_bytes(call: &Call) -> usize {
@@ -696,15 +739,20 @@ fn wait_bytes(call: &Call) -> usize {
 }
 
 fn item_heap_bytes(item: &LockItem) -> usize {
-    let key = |bytes: usize| if bytes > 22 { bytes + 16 } else { 0 };
     let bound = |bound: Bound<&Key>| match bound {
-        Bound::Included(at) | Bound::Excluded(at) => key(at.as_bytes().len()),
+        Bound::Included(at) | Bound::Excluded(at) => key_heap_bytes(at),
         Bound::Unbounded => 0,
     };
     match item {
-        LockItem::Row(at) => key(at.as_bytes().len()),
+        LockItem::Row(key) => key_heap_bytes(key),
         LockItem::Range(range) => bound(range.start()) + bound(range.end()),
     }
+}
+
+/// What a key takes beyond the bytes that are kept inline.
+fn key_heap_bytes(key: &Key) -> usize {
+    let bytes = key.as_bytes().len();
+    if bytes > 22 { bytes + 16 } else { 0 }
 }
 
 fn bind_changed(table: TableId) -> Error {

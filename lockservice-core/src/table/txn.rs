@@ -20,6 +20,12 @@ pub(super) struct Txn {
 }
 
 impl Txn {
+    /// The slot that the next item gets.
+    pub(super) fn next_slot(&self, table: TableId) -> u32 {
+        // `lock_bytes_max` ends long before 2^32 items.
+        self.held.iter().find(|(id, _)| *id == table).map_or(0, |(_, items)| items.len() as u32)
+    }
+
     /// Adds an item and answers its slot.
     pub(super) fn add(&mut self, table: TableId, item: LockItem, bytes: usize) -> u32 {
         self.count += 1;
@@ -32,7 +38,6 @@ impl Txn {
             }
         };
         items.push(item);
-        // `lock_bytes_max` ends long before 2^32 items.
         (items.len() - 1) as u32
     }
 

@@ -1,0 +1,267 @@
+//! Calls that are dropped: at every point of a scenario, and while other threads release.
+
+use std::future::Future;
+use std::ops::Bound;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use lockservice_core::allocator::{Bind, TokenBlock};
+use lockservice_core::clock::Time;
+use lockservice_core::table::{EngineSettings, LockCall, LockEngine, LockRequest, WaitPolicy};
+use lockservice_core::{
+    BindVersion, Error, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, ServiceId, TableId, TableRef, TxnId,
+};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+const TABLE: TableId = TableId::new(1);
+const VERSION: BindVersion = BindVersion::new(1);
+
+fn bind(version: BindVersion) -> Bind {
+    let table = TableRef::new("g", "t").expect("a name");
+    Bind { table, id: TABLE, partition: 0, owner: ServiceId::new(1), version }
+}
+
+fn engine(settings: EngineSettings) -> LockEngine {
+    let engine = LockEngine::new(settings);
+    let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1 << 52) };
+    engine.install(bind(VERSION), Some(block), None).expect("the first version");
+    engine
+}
+
+fn txn(number: u64) -> TxnId {
+    TxnId::new(ServiceId::new(1), number, false)
+}
+
+fn row(key: &str) -> LockItem {
+    LockItem::Row(Key::new(key).expect("a key"))
+}
+
+fn range(from: &str, to: &str) -> LockItem {
+    let bound = |key| Bound::Included(Key::new(key).expect("a key"));
+    LockItem::Range(KeyRange::new(bound(from), bound(to)).expect("a range"))
+}
+
+fn request(who: u64, items: Vec<LockItem>, mode: LockMode) -> LockRequest {
+    LockRequest { txn: txn(who), table: TABLE, version: VERSION, items, mode, wait: WaitPolicy::Wait }
+}
+
+fn lock(engine: &LockEngine, who: u64, items: &[LockItem], mode: LockMode) -> LockCall {
+    engine.lock(request(who, items.to_vec(), mode), Time::ZERO)
+}
+
+fn poll(call: &mut LockCall) -> Poll<lockservice_core::Result<lockservice_core::table::Grant>> {
+    Pin::new(call).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+fn kind(mut call: LockCall) -> ErrorKind {
+    match poll(&mut call) {
+        Poll::Ready(Err(error)) => error.kind(),
+        other => panic!("no error: {other:?}"),
+    }
+}
+
+#[test]
+fn wherever_a_call_is_dropped_the_others_are_granted_and_nothing_stays_behind() {
+    use LockMode::{Exclusive, Shared};
+    let wants: [(Vec<LockItem>, LockMode); 6] = [
+        (vec![row("b")], Exclusive),
+        (vec![row("a"), row("b"), row("c")], Exclusive),
+        (vec![range("a", "c")], Shared),
+        (vec![row("b")], Shared),
+        (vec![row("c"), range("a", "b")], Exclusive),
+        (vec![range("b", "d"), row("a")], Shared),
+    ];
+    // The calls begin one after another; then those granted end one after another. Call `dropped` goes after step `at`, polled or not.
+    for dropped in 0..wants.len() {
+        for at in dropped..40 {
+            for polled in [false, true] {
+                let engine = engine(EngineSettings::default());
+                let mut calls: Vec<Option<LockCall>> = Vec::new();
+                let mut step = 0;
+                let drop_it = |calls: &mut Vec<Option<LockCall>>, step: &mut usize| {
+                    if *step == at
+                        && let Some(mut call) = calls[dropped].take()
+                    {
+                        if polled && let Poll::Ready(outcome) = poll(&mut call) {
+                            outcome.expect("nothing here fails");
+                            engine.unlock_all(txn(dropped as u64), None);
+                        }
+                        drop(call);
+                        assert_eq!(engine.held(txn(dropped as u64)), 0, "a dropped call leaves nothing");
+                    }
+                    *step += 1;
+                };
+                for (who, (items, mode)) in wants.iter().enumerate() {
+                    calls.push(Some(lock(&engine, who as u64, items, *mode)));
+                    drop_it(&mut calls, &mut step);
+                }
+                while let Some(who) = (0..calls.len()).find(|who| {
+                    let call = if *who == dropped { None } else { calls[*who].as_mut() };
+                    call.is_some_and(|call| poll(call).is_ready())
+                }) {
+                    calls[who] = None;
+                    drop_it(&mut calls, &mut step);
+                    engine.unlock_all(txn(who as u64), None);
+                    drop_it(&mut calls, &mut step);
+                    if calls[dropped].is_some() && engine.waits(None).is_empty() {
+                        // Only the dropped one's own grant is in the way of the rest.
+                        step = at;
+                        drop_it(&mut calls, &mut step);
+                    }
+                }
+                if let Some(call) = calls[dropped].take() {
+                    drop(call);
+                }
+                let waiting: Vec<usize> = (0..calls.len()).filter(|who| calls[*who].is_some()).collect();
+                for who in waiting {
+                    let call = calls[who].as_mut().expect("it waits");
+                    assert!(poll(call).is_ready(), "{who} waits for nobody; {dropped} was dropped at {at}");
+                    calls[who] = None;
+                    engine.unlock_all(txn(who as u64), None);
+                }
+                assert!(engine.locks(None).is_empty() && engine.waits(None).is_empty(), "nothing stays behind");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_grant_that_was_not_received_is_handed_on_when_its_call_is_dropped() {
+    let engine = engine(EngineSettings::default());
+    let first = lock(&engine, 1, &[row("a")], LockMode::Exclusive);
+    let second = lock(&engine, 2, &[row("a")], LockMode::Exclusive);
+    let mut third = lock(&engine, 3, &[row("a")], LockMode::Exclusive);
+    // Granted before it was ever polled: the drop takes the lock back, and 2 is granted.
+    drop(first);
+    assert_eq!((engine.held(txn(1)), engine.held(txn(2))), (0, 1));
+    // Granted while it waited: the same.
+    drop(second);
+    assert_eq!((engine.held(txn(2)), engine.held(txn(3))), (0, 1));
+    assert!(matches!(poll(&mut third), Poll::Ready(Ok(_))));
+    drop(third);
+    assert_eq!(engine.held(txn(3)), 1, "what was received is the caller's");
+}
+
+#[test]
+fn an_end_or_a_change_of_the_bind_voids_a_grant_that_was_not_received() {
+    let engine = engine(EngineSettings::default());
+    drop(poll(&mut lock(&engine, 1, &[row("a")], LockMode::Exclusive)));
+    let second = lock(&engine, 2, &[row("a")], LockMode::Exclusive);
+    let third = lock(&engine, 3, &[row("a")], LockMode::Exclusive);
+    engine.unlock_all(txn(1), None);
+    engine.unlock_all(txn(2), None);
+    assert_eq!(kind(second), ErrorKind::Cancelled);
+    engine.remove(TABLE, VERSION);
+    assert_eq!(kind(third), ErrorKind::BindChanged);
+}
+
+#[test]
+fn a_sealed_engine_answers_nothing_but_that_and_still_unlocks() {
+    let engine = engine(EngineSettings::default());
+    drop(poll(&mut lock(&engine, 1, &[row("a"), row("b")], LockMode::Exclusive)));
+    let granted = lock(&engine, 2, &[row("a")], LockMode::Exclusive);
+    let waiting = lock(&engine, 3, &[row("b"), row("c")], LockMode::Exclusive);
+    engine.unlock(txn(1), TABLE, &[row("a")]);
+    engine.seal(|| Error::new(ErrorKind::LeaseLost, "sealed"));
+    assert_eq!(kind(granted), ErrorKind::LeaseLost);
+    assert_eq!(kind(waiting), ErrorKind::LeaseLost);
+    assert_eq!(kind(lock(&engine, 4, &[row("z")], LockMode::Shared)), ErrorKind::LeaseLost);
+    assert_eq!((engine.held(txn(2)), engine.held(txn(3)), engine.held(txn(1))), (0, 0, 1));
+    engine.unlock_all(txn(1), None);
+    assert!(engine.locks(None).is_empty());
+}
+
+#[test]
+fn at_a_limit_a_request_fails_and_changes_nothing() {
+    let settings = EngineSettings {
+        items_per_request_max: 3,
+        txn_lock_bytes_max: 4 * 240,
+        lock_bytes_max: 10_000,
+        waiters_max: 1,
+        ..EngineSettings::default()
+    };
+    let engine = engine(settings);
+    let rows = |keys: &[&str]| keys.iter().map(|key| row(key)).collect::<Vec<_>>();
+    assert_eq!(kind(lock(&engine, 1, &[], LockMode::Shared)), ErrorKind::InvalidArgument);
+    assert_eq!(kind(lock(&engine, 1, &rows(&["a", "b", "c", "d"]), LockMode::Shared)), ErrorKind::ResourceExhausted);
+    drop(poll(&mut lock(&engine, 1, &rows(&["a", "b", "c"]), LockMode::Exclusive)));
+    assert_eq!(kind(lock(&engine, 1, &rows(&["d", "e"]), LockMode::Shared)), ErrorKind::ResourceExhausted);
+    assert_eq!(engine.held(txn(1)), 3);
+    let _waits = lock(&engine, 2, &rows(&["a"]), LockMode::Shared);
+    assert_eq!(kind(lock(&engine, 3, &rows(&["0", "a"]), LockMode::Shared)), ErrorKind::ResourceExhausted);
+    assert_eq!(engine.held(txn(3)), 0);
+    let mut others = 10..;
+    let refused = others.find(|who| {
+        let key = format!("k{who}");
+        matches!(poll(&mut lock(&engine, *who, &[row(&key)], LockMode::Shared)), Poll::Ready(Err(_)))
+    });
+    assert!(refused.is_some_and(|who| who < 60), "10,000 bytes hold fewer than 60 locks");
+    // Memory comes back with the locks.
+    (1..60).for_each(|who| engine.unlock_all(txn(who), None));
+    drop(poll(&mut lock(&engine, 1, &rows(&["a", "b", "c"]), LockMode::Exclusive)));
+    assert_eq!(engine.held(txn(1)), 3);
+}
+
+#[test]
+fn history_is_unknown_to_whoever_began_before_the_owner_took_over() {
+    let engine = LockEngine::new(EngineSettings::default());
+    let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(100) };
+    engine.install(bind(VERSION), Some(block), Some(txn(10))).expect("the first version");
+    let unknown = |who: TxnId| {
+        let mut call =
+            engine.lock(LockRequest { txn: who, ..request(0, vec![row("a")], LockMode::Shared) }, Time::ZERO);
+        match poll(&mut call) {
+            Poll::Ready(Ok(grant)) => grant.history_unknown,
+            other => panic!("not granted: {other:?}"),
+        }
+    };
+    assert!(unknown(txn(10)));
+    assert!(!unknown(txn(11)));
+    assert!(unknown(TxnId::new(ServiceId::new(2), 11, false)));
+}
+
+/// Threads lock one row and one range around it, give up at random, and check that nobody else is inside.
+#[test]
+fn under_many_threads_and_cancels_two_are_never_inside_and_nobody_is_left_waiting() {
+    const ROUNDS: u64 = 2_000;
+    const TASKS: u64 = 6;
+    let engine = engine(EngineSettings::default());
+    let inside = Arc::new(AtomicU64::new(0));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).build().expect("a runtime");
+    runtime.block_on(async {
+        let tasks: Vec<_> = (0..TASKS)
+            .map(|task| {
+                let (engine, inside) = (engine.clone(), Arc::clone(&inside));
+                tokio::spawn(async move {
+                    let mut random = StdRng::seed_from_u64(task);
+                    for round in 0..ROUNDS {
+                        let who = task * ROUNDS + round;
+                        let items = if random.random_bool(0.5) { [row("b")] } else { [range("a", "c")] };
+                        let mut call = lock(&engine, who, &items, LockMode::Exclusive);
+                        if random.random_bool(0.4) {
+                            // Gives up after a moment; if it was granted by then it never hears of it.
+                            tokio::select! {
+                                biased;
+                                outcome = &mut call => drop(outcome.expect("nothing here fails")),
+                                () = tokio::task::yield_now() => { drop(call); continue }
+                            }
+                        } else {
+                            call.await.expect("nothing here fails");
+                        }
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two are inside");
+                        tokio::task::yield_now().await;
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        engine.unlock_all(txn(who), None);
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.expect("no task fails");
+        }
+    });
+    assert!(engine.locks(None).is_empty() && engine.waits(None).is_empty(), "nothing stays behind");
+}

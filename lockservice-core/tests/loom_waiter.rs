@@ -1,0 +1,111 @@
+//! Every interleaving of grant, cancel and poll of a waiting call, by loom:
+//! `RUSTFLAGS="--cfg loom" cargo test -p lockservice-core --release --test loom_waiter`.
+#![cfg(loom)]
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use lockservice_core::allocator::{Bind, TokenBlock};
+use lockservice_core::clock::Time;
+use lockservice_core::table::{EngineSettings, LockCall, LockEngine, LockRequest, WaitPolicy};
+use lockservice_core::{
+    BindVersion, ErrorKind, FencingToken, Key, LockItem, LockMode, ServiceId, TableId, TableRef, TxnId,
+};
+use loom::future::block_on;
+use loom::thread;
+
+const TABLE: TableId = TableId::new(1);
+const VERSION: BindVersion = BindVersion::new(1);
+
+fn engine() -> LockEngine {
+    let engine = LockEngine::new(EngineSettings::default());
+    let table = TableRef::new("g", "t").expect("a name");
+    let bind = Bind { table, id: TABLE, partition: 0, owner: ServiceId::new(1), version: VERSION };
+    let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(100) };
+    engine.install(bind, Some(block), None).expect("the first version");
+    engine
+}
+
+fn txn(number: u64) -> TxnId {
+    TxnId::new(ServiceId::new(1), number, false)
+}
+
+fn lock(engine: &LockEngine, who: u64) -> LockCall {
+    let items = vec![LockItem::Row(Key::new("a").expect("a key"))];
+    let (mode, wait) = (LockMode::Exclusive, WaitPolicy::Wait);
+    engine.lock(LockRequest { txn: txn(who), table: TABLE, version: VERSION, items, mode, wait }, Time::ZERO)
+}
+
+fn poll(call: &mut LockCall) -> Poll<lockservice_core::Result<lockservice_core::table::Grant>> {
+    Pin::new(call).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// The engine with its row held by 1.
+fn held() -> LockEngine {
+    let engine = engine();
+    assert!(matches!(poll(&mut lock(&engine, 1)), Poll::Ready(Ok(_))));
+    engine
+}
+
+#[test]
+fn a_waiter_is_granted_whenever_it_polls() {
+    loom::model(|| {
+        let engine = held();
+        let call = lock(&engine, 2);
+        let releaser = engine.clone();
+        let release = thread::spawn(move || releaser.unlock_all(txn(1), None));
+        block_on(call).expect("1 leaves");
+        release.join().expect("no panic");
+        assert_eq!(engine.held(txn(2)), 1);
+    });
+}
+
+#[test]
+fn whether_the_cancel_or_the_grant_comes_first_the_next_in_line_is_granted() {
+    loom::model(|| {
+        let engine = held();
+        let cancelled = lock(&engine, 2);
+        let last = lock(&engine, 3);
+        let releaser = engine.clone();
+        let release = thread::spawn(move || releaser.unlock_all(txn(1), None));
+        let cancel = thread::spawn(move || drop(cancelled));
+        block_on(last).expect("1 leaves and 2 gives up");
+        release.join().expect("no panic");
+        cancel.join().expect("no panic");
+        assert_eq!((engine.held(txn(2)), engine.held(txn(3))), (0, 1));
+    });
+}
+
+#[test]
+fn a_call_polled_once_and_dropped_has_received_its_lock_or_holds_nothing() {
+    loom::model(|| {
+        let engine = held();
+        let releaser = engine.clone();
+        let release = thread::spawn(move || releaser.unlock_all(txn(1), None));
+        let mut call = lock(&engine, 2);
+        let received = poll(&mut call).is_ready();
+        drop(call);
+        release.join().expect("no panic");
+        assert_eq!(engine.held(txn(2)), usize::from(received));
+        assert_eq!(poll(&mut lock(&engine, 3)).is_ready(), !received);
+    });
+}
+
+#[test]
+fn a_table_that_goes_ends_every_wait() {
+    loom::model(|| {
+        let engine = held();
+        let call = lock(&engine, 2);
+        let remover = engine.clone();
+        let remove = thread::spawn(move || remover.remove(TABLE, VERSION));
+        let releaser = engine.clone();
+        let release = thread::spawn(move || releaser.unlock_all(txn(1), None));
+        if let Err(error) = block_on(call) {
+            assert_eq!(error.kind(), ErrorKind::BindChanged);
+        }
+        remove.join().expect("no panic");
+        release.join().expect("no panic");
+        assert_eq!(engine.held(txn(2)), 0);
+    });
+}
