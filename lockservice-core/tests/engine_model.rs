@@ -80,6 +80,8 @@ struct Run {
     clients: Vec<Client>,
     model: Model,
     keys: u8,
+    /// Of the items, how many are rows.
+    rows: f64,
     tables: usize,
     next_version: u64,
     next_token: u64,
@@ -111,6 +113,7 @@ impl Run {
                 .collect(),
             model: Model::new(tables, victim),
             keys: random.random_range(2..9),
+            rows: if random.random_bool(0.3) { 1.0 } else { 0.7 },
             tables,
             next_version: 1,
             next_token: 1,
@@ -162,7 +165,7 @@ impl Run {
     }
 
     fn item(&mut self) -> LockItem {
-        if self.random.random_bool(0.7) {
+        if self.random.random_bool(self.rows) {
             return LockItem::Row(self.key());
         }
         loop {

@@ -55,9 +55,13 @@ impl State {
         let mut ahead = Vec::new();
         let holds_something = self.txns.get(&call.txn).is_some_and(|txn| txn.count > 0);
         table.overlapping(call.item(), |_, entry| {
-            ahead.extend(entry.wanted_by(call.mode));
-            // One who holds nothing is waited for by nobody.
-            if holds_something || ahead.is_empty() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if holds_something {
+                ahead.extend(entry.wanted_by(call.mode));
+                return ControlFlow::Continue(());
+            }
+            // One who holds nothing is waited for by nobody: the first waiter decides.
+            ahead.extend(entry.wanted_by(call.mode).next());
+            if ahead.is_empty() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         if ahead.is_empty() || !holds_something {
             return ahead.first().copied();
