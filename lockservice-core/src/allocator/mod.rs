@@ -1,6 +1,15 @@
 //! The allocator: which service owns which lock table, at which version, for how long, and whether a commit may go ahead.
 
+pub mod commit;
+mod grant;
+pub mod lease;
+mod local;
+mod open;
+mod settings;
+pub mod state;
+pub mod tokens;
 mod types;
+mod writer;
 
 use std::fmt;
 
@@ -9,6 +18,8 @@ use async_trait::async_trait;
 use crate::error::Result;
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
 
+pub use self::local::{AllocatorStopped, LocalAllocator};
+pub use self::settings::{AllocatorSettings, TTL_MS_MAX, TTL_MS_MIN};
 pub use self::types::{
     AllocatorStatus, BeginCommit, Bind, BindState, BindStatus, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
     Incarnation, LeaseAck, PresentedBind, Resume, ServiceStatus, TokenBlock,

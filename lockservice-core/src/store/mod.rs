@@ -146,3 +146,10 @@ pub struct WriteAck {
     /// Which copy of the store answered.
     pub lineage: Lineage,
 }
+
+impl Candidate {
+    /// A candidate for a store that it has not seen: random nonce, nothing observed.
+    pub fn new(node: NodeName, address: impl Into<String>) -> Self {
+        Self { node, nonce: Nonce::new(rand::random()), address: address.into(), seen: None, floor: Epoch::default() }
+    }
+}

@@ -1,0 +1,200 @@
+//! [`Lease`]: whether an incarnation is alive, and when what it held may be given away (B1 to B4).
+//!
+//! # States
+//! `Live` → `Resigning` → `Resigned`, or from either of the first two → `Fenced`. There is no way back (B1).
+//!
+//! # Invariants
+//! - Only a `Live` lease renews, and only before it lapsed: hi(TTL) after its last renewal.
+//! - Once the state is not `Live` the time of the last renewal stands still, so the time of granting anew (B3) is fixed.
+
+use std::time::Duration;
+
+use crate::clock::{Time, hi};
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// What became of a lease.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LeaseState {
+    /// It may be renewed.
+    Live,
+    /// Its owner gives it up, and waits for the commits in flight on its binds (C2).
+    Resigning,
+    /// It lapsed, or its owner was replaced. Binds are void at once, and granted anew when it must have run out (B3).
+    Fenced,
+    /// Its owner gave it up while nothing of it was in use: binds are granted anew at once.
+    Resigned,
+}
+
+/// A lease: pure, takes time as an argument.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lease {
+    /// When it was last renewed, by the allocator's clock.
+    pub renewed_at: Time,
+    /// What became of it.
+    pub state: LeaseState,
+}
+
+impl Lease {
+    /// What is left of the raw promise, zero if it is over or was given up.
+    pub fn remaining(self, ttl: Duration, now: Time) -> Duration {
+        match self.state {
+            LeaseState::Live => (self.renewed_at + ttl).remaining(now),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// True if its end must have come for its owner too: hi(TTL) has passed since the last renewal.
+    pub fn lapsed(self, ttl: Duration, now: Time) -> bool {
+        now >= self.renewed_at + hi(ttl)
+    }
+
+    /// True while binds of its owner are valid.
+    pub fn holds(self, ttl: Duration, now: Time) -> bool {
+        self.state == LeaseState::Live && !self.lapsed(ttl, now)
+    }
+
+    /// How long until binds of its owner can be granted anew (B3). Meaningful once it no longer holds.
+    pub fn granted_anew_in(self, ttl: Duration, now: Time) -> Duration {
+        match self.state {
+            LeaseState::Resigned => Duration::ZERO,
+            _ => (self.renewed_at + hi(ttl)).remaining(now),
+        }
+    }
+}
+
+/// A [`Lease`] that commits read with one load and no lock.
+///
+/// One word, so that a renewal and a fence cannot both succeed (spec J11): nanoseconds of the last renewal, and the state in the two
+/// lowest bits.
+#[derive(Debug)]
+pub struct LeaseCell(AtomicU64);
+
+impl LeaseCell {
+    /// A lease last renewed at `renewed_at`.
+    pub fn new(renewed_at: Time, state: LeaseState) -> Self {
+        Self(AtomicU64::new(pack(Lease { renewed_at, state })))
+    }
+
+    /// The lease now.
+    pub fn get(&self) -> Lease {
+        // ORDERING: Acquire, the partner of the releases in `change`: whoever sees a lease fenced sees what was done before.
+        unpack(self.0.load(Ordering::Acquire))
+    }
+
+    /// Renews a live lease that has not lapsed; false if it is too late.
+    pub fn renew(&self, ttl: Duration, now: Time) -> bool {
+        self.change(|lease| {
+            lease.holds(ttl, now).then(|| Lease { renewed_at: lease.renewed_at.max(now), state: LeaseState::Live })
+        })
+    }
+
+    /// Fences the lease if `condition` holds for it at that moment; false if it did not, or it was already fenced or resigned.
+    pub fn fence_if(&self, condition: impl Fn(Lease) -> bool) -> bool {
+        self.change(|lease| {
+            let open = matches!(lease.state, LeaseState::Live | LeaseState::Resigning);
+            (open && condition(lease)).then_some(Lease { state: LeaseState::Fenced, ..lease })
+        })
+    }
+
+    /// Begins to give the lease up; true also if that had begun before. False if it lapsed, was fenced or is given up.
+    pub fn begin_resign(&self, ttl: Duration, now: Time) -> bool {
+        self.change(|lease| {
+            let may = match lease.state {
+                LeaseState::Live | LeaseState::Resigning => !lease.lapsed(ttl, now),
+                LeaseState::Fenced | LeaseState::Resigned => false,
+            };
+            may.then_some(Lease { state: LeaseState::Resigning, ..lease })
+        })
+    }
+
+    /// Ends what [`begin_resign`](Self::begin_resign) began, once that is durable; false if it was fenced meanwhile.
+    pub fn finish_resign(&self) -> bool {
+        self.change(|lease| {
+            (lease.state == LeaseState::Resigning).then_some(Lease { state: LeaseState::Resigned, ..lease })
+        })
+    }
+
+    fn change(&self, next: impl Fn(Lease) -> Option<Lease>) -> bool {
+        let mut word = self.0.load(Ordering::Acquire);
+        loop {
+            let Some(lease) = next(unpack(word)) else { return false };
+            // ORDERING: Release, the partner of the acquire in `get`.
+            match self.0.compare_exchange(word, pack(lease), Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+    }
+}
+
+/// Nanoseconds fit 62 bits for 146 years of a machine that is never switched off.
+fn pack(lease: Lease) -> u64 {
+    let nanos = lease.renewed_at.since_origin().as_nanos().min((1 << 62) - 1) as u64;
+    let state = match lease.state {
+        LeaseState::Live => 0,
+        LeaseState::Resigning => 1,
+        LeaseState::Fenced => 2,
+        LeaseState::Resigned => 3,
+    };
+    nanos << 2 | state
+}
+
+fn unpack(word: u64) -> Lease {
+    let state = match word & 3 {
+        0 => LeaseState::Live,
+        1 => LeaseState::Resigning,
+        2 => LeaseState::Fenced,
+        _ => LeaseState::Resigned,
+    };
+    Lease { renewed_at: Time::from_origin(Duration::from_nanos(word >> 2)), state }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(5);
+
+    fn at(ms: u64) -> Time {
+        Time::from_origin(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn a_lease_is_renewed_until_it_must_have_run_out_and_never_after() {
+        let cell = LeaseCell::new(at(0), LeaseState::Live);
+        assert!(cell.renew(TTL, at(5_149)));
+        assert!(!cell.renew(TTL, at(5_149 + 5_150)), "lapsed to the millisecond");
+        assert!(cell.fence_if(|lease| lease.lapsed(TTL, at(5_149 + 5_150))));
+        assert!(!cell.renew(TTL, at(5_150)), "a fenced lease never renews (B1)");
+    }
+
+    #[test]
+    fn a_renewal_that_comes_before_the_fence_wins_over_a_lapse_seen_earlier() {
+        let cell = LeaseCell::new(at(0), LeaseState::Live);
+        assert!(cell.renew(TTL, at(5_000)));
+        assert!(!cell.fence_if(|lease| lease.lapsed(TTL, at(5_150))), "the sweep decided on an old reading (J11)");
+        assert_eq!(cell.get().state, LeaseState::Live);
+    }
+
+    #[test]
+    fn a_commit_never_outlives_the_wait_before_granting_anew() {
+        for ms in 0..5_200 {
+            let lease = Lease { renewed_at: at(0), state: LeaseState::Live };
+            let remaining = lease.remaining(TTL, at(ms));
+            if !remaining.is_zero() {
+                assert!(at(ms) + hi(remaining) <= at(0) + hi(TTL), "at {ms} ms");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_resigned_is_granted_anew_at_once_and_what_was_fenced_is_not() {
+        let cell = LeaseCell::new(at(0), LeaseState::Live);
+        assert!(cell.begin_resign(TTL, at(1)));
+        assert!(!cell.renew(TTL, at(2)), "it gave itself up");
+        assert_eq!(cell.get().granted_anew_in(TTL, at(150)), Duration::from_secs(5));
+        assert!(cell.finish_resign());
+        assert_eq!(cell.get().granted_anew_in(TTL, at(150)), Duration::ZERO);
+        assert!(!cell.fence_if(|_| true));
+    }
+}

@@ -1,0 +1,308 @@
+//! [`AllocatorState`]: incarnations, tables and binds in memory, and commit admission over them. Pure: takes time as an argument, never
+//! touches the store, never waits.
+//!
+//! # Invariants
+//! - A partition's bind is valid while its owner's lease holds ([`Service::holds`]); it is *void* from the moment it does not (B3).
+//! - What memory says of a table was durable before it was visible: a grant appears in [`TableEntry::binds`] when its write landed.
+//!   [`TableEntry::pending`] says that a write is under way; there is at most one per table.
+//! - A pin is added under the shard's read lock, after the owner was seen live there. Whoever waits for pins first makes the owner not
+//!   live, then visits the shard under its write lock: every admission before is counted then, every later one refused.
+//!
+//! # Locks, in the order of taking
+//! 1. one shard of `tables` *or* one of `services` *or* one of `ids` (never two), 2. one stripe of a [`CommitControl`]. None is held
+//! while the other kind is taken, except a shard of `tables` while [`Service`]s are looked at, which is lock-free.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use tokio::sync::watch;
+
+use super::commit::{CommitControl, Pin, PinSet, Pins};
+use super::lease::{LeaseCell, LeaseState};
+use super::tokens::{Numbers, TokenSource};
+use super::types::{BeginCommit, Bind, BindState, BindStatus, CommitAdmission, PresentedBind};
+use crate::clock::{Time, hi};
+use crate::error::{Detail, Error, ErrorKind, Result};
+use crate::guarded_map::GuardedMap;
+use crate::id::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
+use crate::store::{BindRecord, ServiceRecord, ServiceState, TableRecord};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// An incarnation (B1), with its lease and the control state of its commits.
+#[derive(Debug)]
+pub struct Service {
+    /// The incarnation's id.
+    pub id: ServiceId,
+    /// The node it is an incarnation of.
+    pub node: NodeName,
+    /// Tells it from any other with the same id.
+    pub nonce: Nonce,
+    /// Where clients reach it.
+    pub address: String,
+    /// How long a renewal holds. For one of an earlier leadership the longer of the old and the new constant (B4).
+    pub ttl: Duration,
+    /// Whether it is alive.
+    pub lease: LeaseCell,
+    /// The commits of its transactions.
+    pub commits: CommitControl,
+    /// True once a state below `Live` is in the store.
+    pub end_durable: AtomicBool,
+    /// Binds and writes of binds that name it. The record goes only at zero.
+    pub references: AtomicUsize,
+}
+
+impl Service {
+    /// An incarnation whose lease was last renewed at `renewed_at`.
+    pub fn new(record: ServiceRecord, ttl: Duration, renewed_at: Time, state: LeaseState, commits_max: usize) -> Self {
+        Self {
+            id: record.id,
+            node: record.node,
+            nonce: record.nonce,
+            address: record.address,
+            ttl,
+            lease: LeaseCell::new(renewed_at, state),
+            commits: CommitControl::new(commits_max),
+            end_durable: AtomicBool::new(record.state != ServiceState::Live),
+            references: AtomicUsize::new(0),
+        }
+    }
+
+    /// True while its binds are valid.
+    pub fn holds(&self, now: Time) -> bool {
+        self.lease.get().holds(self.ttl, now)
+    }
+
+    /// Its record, in `state`.
+    pub fn record(&self, state: ServiceState) -> ServiceRecord {
+        ServiceRecord { id: self.id, node: self.node.clone(), nonce: self.nonce, address: self.address.clone(), state }
+    }
+
+    /// What became of it, as the store would say.
+    pub fn state(&self) -> ServiceState {
+        match self.lease.get().state {
+            LeaseState::Live | LeaseState::Resigning => ServiceState::Live,
+            LeaseState::Fenced => ServiceState::Fenced,
+            LeaseState::Resigned => ServiceState::Resigned,
+        }
+    }
+
+    /// Fences it if its lease has lapsed; its transactions too, before anything of it can be given away. False if it holds, or is
+    /// fenced already.
+    pub fn fence_if_lapsed(&self, now: Time) -> bool {
+        self.lease.fence_if(|lease| lease.lapsed(self.ttl, now)).then(|| self.commits.fence()).is_some()
+    }
+
+    /// Fences it whether it lapsed or not (it is replaced).
+    pub fn fence(&self) {
+        self.lease.fence_if(|_| true);
+        self.commits.fence();
+    }
+}
+
+/// A lock table.
+#[derive(Debug)]
+pub struct TableEntry {
+    /// The table's number (B6).
+    pub id: TableId,
+    /// First token that no block has covered yet, as the store says (F2).
+    pub tokens_reserved_to: u64,
+    /// One bind per partition. Empty until the first grant landed.
+    pub binds: SmallVec<[BindEntry; 1]>,
+    /// Closes when the write that is under way has landed or failed.
+    pub pending: Option<watch::Receiver<()>>,
+}
+
+/// Whom a partition is, or was last, bound to.
+#[derive(Debug, Clone)]
+pub struct BindEntry {
+    /// The owner.
+    pub owner: Arc<Service>,
+    /// The bind's version.
+    pub version: BindVersion,
+    /// The commits in flight on it.
+    pub pins: Arc<Pins>,
+}
+
+impl TableEntry {
+    /// The table's record with these binds and this end of its token blocks.
+    pub fn record(&self, table: &TableRef, binds: &[BindEntry], tokens_reserved_to: u64) -> TableRecord {
+        TableRecord {
+            table: table.clone(),
+            id: self.id,
+            partitions: binds.len() as u32,
+            tokens_reserved_to,
+            binds: binds.iter().map(|bind| BindRecord { owner: bind.owner.id, version: bind.version }).collect(),
+        }
+    }
+
+    /// What an operator sees of one partition.
+    pub fn status(&self, table: &TableRef, partition: u32, now: Time) -> Option<BindStatus> {
+        let bind = self.binds.get(partition as usize)?;
+        let lease = bind.owner.lease.get();
+        let state = if lease.holds(bind.owner.ttl, now) {
+            BindState::Bound
+        } else {
+            BindState::Void { granted_anew_in: lease.granted_anew_in(bind.owner.ttl, now) }
+        };
+        Some(BindStatus {
+            bind: Bind { table: table.clone(), id: self.id, partition, owner: bind.owner.id, version: bind.version },
+            node: bind.owner.node.clone(),
+            address: bind.owner.address.clone(),
+            state,
+        })
+    }
+}
+
+/// Everything the allocator knows. Shared by all its callers; see the [module](self) for its locks.
+#[derive(Debug)]
+pub struct AllocatorState {
+    /// Every table, by group and name.
+    pub tables: GuardedMap<TableRef, TableEntry>,
+    /// Every incarnation.
+    pub services: GuardedMap<ServiceId, Arc<Service>>,
+    /// The name of each table, by its number.
+    pub ids: GuardedMap<TableId, TableRef>,
+    /// Versions, incarnations, table ids.
+    pub numbers: Numbers,
+    /// Where tokens come from.
+    pub tokens: TokenSource,
+    /// Incarnations below this are of earlier leaderships.
+    pub first_service: ServiceId,
+    /// Until then every transaction of an earlier leadership counts as committing (L1). Past after a clean stop.
+    pub earlier_until: Time,
+    /// Largest number of binds in one commit.
+    pub commit_binds_max: usize,
+    /// False once the allocator is being stopped.
+    pub admitting: AtomicBool,
+}
+
+impl AllocatorState {
+    /// An empty state in `epoch`.
+    pub fn new(epoch: Epoch, tokens: TokenSource, earlier_until: Time, commit_binds_max: usize) -> Self {
+        Self {
+            tables: GuardedMap::new(),
+            services: GuardedMap::new(),
+            ids: GuardedMap::new(),
+            numbers: Numbers::new(epoch),
+            tokens,
+            first_service: ServiceId::new(epoch.first_number()),
+            earlier_until,
+            commit_binds_max,
+            admitting: AtomicBool::new(true),
+        }
+    }
+
+    /// Looks an incarnation up. Creates nothing.
+    pub fn service(&self, id: ServiceId) -> Option<Arc<Service>> {
+        self.services.read(&id, |service| service.map(Arc::clone))
+    }
+
+    /// Validates and admits a commit (C1 to C3), or refuses it. No store, no wait, no global lock; creates nothing on a miss.
+    pub fn begin_commit(&self, request: &BeginCommit, now: Time) -> Result<CommitAdmission> {
+        let txn = request.txn;
+        // ORDERING: only a hint to answer well; what keeps commits out of a stop is the fence of every origin.
+        if !self.admitting.load(Ordering::Relaxed) {
+            return Err(stopping());
+        }
+        if !txn.validates() {
+            return Err(Error::new(
+                ErrorKind::CannotCommit,
+                "the transaction said at its start that it would not validate: start a validating one",
+            )
+            .with("txn", txn));
+        }
+        if request.binds.len() > self.commit_binds_max {
+            return Err(Error::new(
+                ErrorKind::ResourceExhausted,
+                "the commit presents too many binds: lock fewer tables in one transaction, or raise commit_binds_max",
+            )
+            .with("binds", request.binds.len()));
+        }
+        let Some(origin) = self.service(txn.origin) else {
+            return Err(Error::new(
+                ErrorKind::CannotCommit,
+                "the transaction's origin is unknown: start a new transaction",
+            )
+            .with("txn", txn));
+        };
+        let mut window = request.asked.most.min(origin.lease.get().remaining(origin.ttl, now));
+        let mut pins = PinSet::new();
+        for presented in &request.binds {
+            let (pin, remaining) = self.pin(presented, window, now)?;
+            pins.push(pin);
+            window = window.min(remaining);
+        }
+        if window < request.asked.least || window.is_zero() {
+            // An origin whose lease is over is told so: more time will not come.
+            if !origin.holds(now) {
+                return Err(Error::new(
+                    ErrorKind::CannotCommit,
+                    "the transaction's origin is fenced: start a new transaction",
+                )
+                .with("txn", txn));
+            }
+            return Err(Error::new(
+                ErrorKind::Timeout,
+                "less time is left of a lease than the commit needs: try again",
+            )
+            .with("txn", txn)
+            .with("left_ms", window.as_millis()));
+        }
+        origin.commits.admit(txn, request.attempt, pins, now + hi(window), now)?;
+        Ok(CommitAdmission { commit_before: window, epoch: self.numbers.epoch() })
+    }
+
+    /// Ends an admitted commit. Idempotent; unknown ones change nothing.
+    pub fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) {
+        if let Some(origin) = self.service(txn.origin) {
+            origin.commits.finish(txn, attempt);
+        }
+    }
+
+    /// Compares and pins one presented bind, under its shard's lock (C3), and answers what is left of its owner's lease.
+    fn pin(&self, presented: &PresentedBind, window: Duration, now: Time) -> Result<(Pin, Duration)> {
+        let pinned = self.tables.read(&presented.table, |entry| {
+            let bind = entry?.binds.get(presented.partition as usize)?;
+            if bind.version != presented.version || bind.owner.id != presented.owner || !bind.owner.holds(now) {
+                return None;
+            }
+            let remaining = bind.owner.lease.get().remaining(bind.owner.ttl, now);
+            // The window can only shrink from here, so this is late enough; and it must be there before the shard's lock is left.
+            Some((Pin::new(&bind.pins, now + hi(window.min(remaining))), remaining))
+        });
+        pinned.ok_or_else(|| {
+            Error::new(
+                ErrorKind::BindChanged,
+                "a table that the transaction locked is bound anew, or its bind is void: end the transaction and start it again",
+            )
+            .with("table", &presented.table)
+            .with("version", presented.version)
+        })
+    }
+}
+
+/// The answer while the allocator is being stopped.
+pub fn stopping() -> Error {
+    Error::new(ErrorKind::ShuttingDown, "the allocator is shutting down: try again when it has started anew")
+}
+
+/// The answer for an incarnation that may not act any more.
+pub fn lease_lost(service: ServiceId) -> Error {
+    Error::new(
+        ErrorKind::LeaseLost,
+        "the service's lease has lapsed, or it was replaced: seal it and start a new incarnation",
+    )
+    .with("service", service)
+}
+
+/// The answer for a table that cannot be granted anew yet (B3).
+pub fn rebinding(table: &TableRef, after: Duration) -> Error {
+    Error::new(
+        ErrorKind::Rebinding,
+        "the table's last owner may still be at work: try again when its lease must have run out",
+    )
+    .with("table", table)
+    .with("remaining_ms", after.as_millis())
+    .with_detail(Detail::RetryAfter(after))
+}

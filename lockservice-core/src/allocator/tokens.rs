@@ -1,0 +1,159 @@
+//! Numbers that are never handed out twice, and blocks of fencing tokens (L4, F2).
+
+use super::types::TokenBlock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{EPOCH_SHIFT, Epoch, FencingToken};
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// Tokens in one block (F2).
+pub const TOKEN_BLOCK: u64 = 1 << 20;
+
+/// Tokens are below this bound, so that they survive languages whose numbers are doubles (F2).
+pub const TOKEN_END: u64 = 1 << 53;
+
+/// What must happen before a number or a block can be had: the leader raises its epoch to at least this.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RaiseEpoch(pub Epoch);
+
+/// Where tokens come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TokenSource {
+    /// They begin with the epoch (F2).
+    Epoch,
+    /// The store forgets everything with the process: they begin here (B7).
+    Volatile {
+        /// The first token of this life of the process.
+        from: u64,
+    },
+}
+
+impl TokenSource {
+    /// The next block of a table whose blocks so far end at `reserved_to` (F2): base = max(reserved_to, epoch · 2^32), and no block
+    /// crosses (epoch + 1) · 2^32.
+    ///
+    /// Answers `Ok(Err(RaiseEpoch))` if the epoch must be raised first; fails with `ResourceExhausted` at the end of all tokens.
+    pub fn block(self, reserved_to: u64, epoch: Epoch) -> Result<Result<TokenBlock, RaiseEpoch>> {
+        let (base, end) = match self {
+            Self::Epoch => (reserved_to.max(epoch.first_number()), epoch.end_number()),
+            Self::Volatile { from } => (reserved_to.max(from), TOKEN_END),
+        };
+        if base.checked_add(TOKEN_BLOCK).is_none_or(|block_end| block_end > TOKEN_END) {
+            return Err(Error::new(
+                ErrorKind::ResourceExhausted,
+                "all fencing tokens below 2^53 are used up: start a new store",
+            ));
+        }
+        if base + TOKEN_BLOCK > end {
+            // The epoch in which the whole block lies.
+            let wanted = (base + TOKEN_BLOCK - 1) >> EPOCH_SHIFT;
+            return Ok(Err(RaiseEpoch(Epoch::new(wanted))));
+        }
+        Ok(Ok(TokenBlock { next: FencingToken::new(base), end: FencingToken::new(base + TOKEN_BLOCK) }))
+    }
+}
+
+/// Hands out versions, incarnations and table ids: each begins with the epoch and is larger than every one before (L4).
+#[derive(Debug)]
+pub struct Numbers {
+    /// The next number. The only shared state: numbers need an order, nothing else hangs on them.
+    next: AtomicU64,
+    /// The current epoch.
+    epoch: AtomicU64,
+}
+
+impl Numbers {
+    /// The numbers of `epoch`.
+    pub fn new(epoch: Epoch) -> Self {
+        Self { next: AtomicU64::new(epoch.first_number() + 1), epoch: AtomicU64::new(epoch.get()) }
+    }
+
+    /// The current epoch.
+    pub fn epoch(&self) -> Epoch {
+        // ORDERING: Acquire, the partner of the release in `raise`.
+        Epoch::new(self.epoch.load(Ordering::Acquire))
+    }
+
+    /// Goes on to a later epoch, which the store has already recorded. An earlier one changes nothing.
+    pub fn raise(&self, epoch: Epoch) {
+        // ORDERING: `next` first, so that whoever sees the new epoch takes numbers that begin with it.
+        self.next.fetch_max(epoch.first_number() + 1, Ordering::AcqRel);
+        self.epoch.fetch_max(epoch.get(), Ordering::AcqRel);
+    }
+
+    /// The next number, or which epoch is needed because those of this one are used up.
+    pub fn take(&self) -> Result<u64, RaiseEpoch> {
+        let mut next = self.next.load(Ordering::Acquire);
+        loop {
+            let end = self.epoch().end_number();
+            if next >= end {
+                return Err(RaiseEpoch(Epoch::new(end >> EPOCH_SHIFT)));
+            }
+            match self.next.compare_exchange(next, next + 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Ok(next),
+                Err(now) => next = now,
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_block_that_would_cross_the_end_of_its_epoch_needs_the_next_one() {
+        let epoch = Epoch::new(3);
+        let end = epoch.end_number();
+        let last = TokenSource::Epoch.block(end - TOKEN_BLOCK, epoch).expect("in range").expect("fits exactly");
+        assert_eq!(last.end.get(), end);
+        for reserved_to in [end - TOKEN_BLOCK + 1, end - 1, end] {
+            let answer = TokenSource::Epoch.block(reserved_to, epoch).expect("in range");
+            assert_eq!(answer, Err(RaiseEpoch(Epoch::new(4))), "from {reserved_to}");
+        }
+        let next = TokenSource::Epoch.block(end, Epoch::new(4)).expect("in range").expect("fits");
+        assert_eq!(next.next.get(), end);
+    }
+
+    #[test]
+    fn tokens_end_below_two_to_the_53rd() {
+        let volatile = TokenSource::Volatile { from: TOKEN_END - TOKEN_BLOCK };
+        volatile.block(0, Epoch::new(1)).expect("the last block").expect("no epoch involved");
+        assert!(volatile.block(TOKEN_END, Epoch::new(1)).is_err());
+        assert!(TokenSource::Epoch.block(u64::MAX - 1, Epoch::new(1)).is_err(), "no wrap-around (J9)");
+    }
+
+    #[test]
+    fn numbers_of_an_exhausted_epoch_come_from_the_next() {
+        let numbers = Numbers::new(Epoch::new(1));
+        numbers.next.store(Epoch::new(1).end_number() - 1, Ordering::SeqCst);
+        assert_eq!(numbers.take(), Ok(Epoch::new(1).end_number() - 1));
+        assert_eq!(numbers.take(), Err(RaiseEpoch(Epoch::new(2))));
+        assert_eq!(numbers.take(), Err(RaiseEpoch(Epoch::new(2))), "asking again takes nothing");
+        numbers.raise(Epoch::new(2));
+        assert_eq!(numbers.take(), Ok(Epoch::new(2).first_number() + 1));
+        numbers.raise(Epoch::new(1));
+        assert_eq!(numbers.epoch(), Epoch::new(2), "an earlier epoch changes nothing");
+    }
+
+    proptest! {
+        #[test]
+        fn blocks_of_one_table_only_grow_and_stay_in_their_epoch(raises in prop::collection::vec(0u64..3, 1..200)) {
+            let (mut epoch, mut reserved_to) = (Epoch::new(1), 0);
+            for raise in raises {
+                epoch = Epoch::new(epoch.get() + raise);
+                let block = loop {
+                    match TokenSource::Epoch.block(reserved_to, epoch).expect("far from the end") {
+                        Ok(block) => break block,
+                        Err(RaiseEpoch(wanted)) => { prop_assert!(wanted > epoch); epoch = wanted; }
+                    }
+                };
+                prop_assert!(block.next.get() >= reserved_to);
+                prop_assert_eq!(block.next.get() >> EPOCH_SHIFT, epoch.get());
+                prop_assert_eq!((block.end.get() - 1) >> EPOCH_SHIFT, epoch.get());
+                reserved_to = block.end.get();
+            }
+        }
+    }
+}

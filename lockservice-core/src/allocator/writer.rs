@@ -1,0 +1,212 @@
+//! The one task that writes to the store: group commit, numbering, unknown outcomes, and raising the epoch (L2, B6, F2).
+//!
+//! # Implementation details
+//! Changes wait in a bounded queue; the task takes as many as there are (up to a limit) and writes them as one batch. It lets other
+//! tasks run before it takes them, as long as more keep coming, so that a storm of binds becomes a few large batches. A caller
+//! that goes away does not undo what it queued: what a landed write means for memory is done here, by the change's `done`.
+//!
+//! # Invariants
+//! - One write is under way at a time, and its number is one above the last applied (L2).
+//! - After an unknown outcome nothing else is written until the number was read: the same batch is written again only if it is not there.
+//! - Changes land in the order in which they were queued.
+//! - After a write was refused as fenced nothing is written any more.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::Epoch;
+use crate::store::{Batch, BindStore, Candidate, Leadership, Op};
+
+/// What to do once a change has landed, or surely has not. Runs in the writer's task: must not block.
+pub(super) type Done = Box<dyn FnOnce(Result<()>) + Send>;
+
+/// What the writer is asked to do.
+pub(super) enum Command {
+    /// Write these, all in one batch.
+    Write { ops: SmallVec<[Op; 2]>, done: Done },
+    /// Raise the epoch to at least this.
+    Raise { wanted: Epoch, done: oneshot::Sender<Result<()>> },
+    /// Give the leadership up and stop.
+    Resign { done: oneshot::Sender<Result<()>> },
+    /// Stop without giving it up.
+    Stop,
+}
+
+/// The writer's own state.
+pub(super) struct Writer {
+    pub(super) store: Arc<dyn BindStore>,
+    pub(super) candidate: Candidate,
+    pub(super) leadership_ttl: Duration,
+    pub(super) epoch: Epoch,
+    pub(super) applied: u64,
+    pub(super) batch_max: usize,
+    pub(super) lost: Option<Error>,
+    /// True while it is unknown whether the store's epoch was raised.
+    pub(super) uncertain: bool,
+    /// Told of each new epoch.
+    pub(super) raised: Box<dyn Fn(Epoch) + Send + Sync>,
+}
+
+impl Writer {
+    /// Runs until told to stop, or until nobody can queue any more.
+    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+        while let Some(first) = queue.recv().await {
+            // Let those who are ready queue theirs too.
+            let mut waiting = queue.len();
+            loop {
+                tokio::task::yield_now().await;
+                let now = queue.len();
+                if now == waiting || now >= self.batch_max {
+                    break;
+                }
+                waiting = now;
+            }
+            let mut next = Some(first);
+            let (mut batch, mut dones) = (Batch::new(), Vec::new());
+            let mut special = None;
+            while let Some(command) = next {
+                match command {
+                    Command::Write { ops, done } => {
+                        batch.extend(ops);
+                        dones.push(done);
+                    }
+                    other => {
+                        special = Some(other);
+                        break;
+                    }
+                }
+                next = if batch.len() < self.batch_max { queue.try_recv().ok() } else { None };
+            }
+            if !batch.is_empty() {
+                let outcome = self.write(&batch).await;
+                for done in dones {
+                    done(outcome.clone());
+                }
+            }
+            match special {
+                None | Some(Command::Write { .. }) => {}
+                // Whoever asked may be gone: the epoch is raised all the same.
+                Some(Command::Raise { wanted, done }) => drop(done.send(self.raise(wanted).await)),
+                Some(Command::Resign { done }) => {
+                    let outcome = self.resign().await;
+                    let stop = outcome.is_ok();
+                    drop(done.send(outcome));
+                    if stop {
+                        return;
+                    }
+                }
+                Some(Command::Stop) => return,
+            }
+        }
+    }
+
+    async fn write(&mut self, batch: &Batch) -> Result<()> {
+        if let Some(lost) = &self.lost {
+            return Err(lost.clone());
+        }
+        if self.uncertain {
+            self.raise(self.epoch.next()?).await?;
+        }
+        let number = self.applied + 1;
+        let mut pause = Duration::from_millis(10);
+        let mut unknown = false;
+        loop {
+            let outcome = self.store.write(self.epoch, number, batch).await;
+            match outcome {
+                Ok(_) => {
+                    self.applied = number;
+                    return Ok(());
+                }
+                Err(e) if e.kind() == ErrorKind::UnknownOutcome => unknown = true,
+                // After an unknown outcome this says that the first try landed late, or that another leads: the number and the
+                // epoch tell which.
+                Err(e) if e.kind() == ErrorKind::Fenced && !unknown => return Err(self.lose(e)),
+                Err(e) if e.kind() == ErrorKind::Fenced => {
+                    if let Err(fenced) = self.store.renew(self.epoch).await
+                        && fenced.kind() == ErrorKind::Fenced
+                    {
+                        return Err(self.lose(fenced));
+                    }
+                }
+                // Surely not applied by this try; but an earlier one with an unknown outcome may yet land.
+                Err(e) if !unknown => return Err(e),
+                Err(_) => {}
+            }
+            // L2: settle it by reading the number, however long that takes; the callers have deadlines of their own.
+            loop {
+                match self.store.applied().await {
+                    Ok(applied) if applied == number => {
+                        self.applied = number;
+                        return Ok(());
+                    }
+                    Ok(applied) if applied + 1 == number => break,
+                    Ok(applied) => {
+                        let error = Error::new(
+                            ErrorKind::Fenced,
+                            "the store's write number is not the leader's: another leads, or the store went back",
+                        )
+                        .with("applied", applied)
+                        .with("number", number);
+                        return Err(self.lose(error));
+                    }
+                    Err(e) => {
+                        tracing::warn!(store = %self.store.describe(), error = ?e, "cannot settle a write of unknown outcome yet");
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(Duration::from_secs(1));
+                    }
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+    }
+
+    async fn raise(&mut self, wanted: Epoch) -> Result<()> {
+        if self.epoch >= wanted {
+            return Ok(());
+        }
+        if let Some(lost) = &self.lost {
+            return Err(lost.clone());
+        }
+        // The floor is exclusive (L4).
+        self.candidate.floor = Epoch::new(wanted.get() - 1);
+        self.uncertain = true;
+        let answer = self.store.acquire_leadership(&self.candidate, self.leadership_ttl).await?;
+        self.uncertain = false;
+        match answer {
+            Leadership::Acquired { epoch, applied, .. } if epoch >= wanted && applied == self.applied => {
+                self.epoch = epoch;
+                (self.raised)(epoch);
+                Ok(())
+            }
+            other => Err(self.lose(
+                Error::new(ErrorKind::Fenced, "the epoch could not be raised: another leads the store, or wrote to it")
+                    .with("answer", format!("{other:?}")),
+            )),
+        }
+    }
+
+    async fn resign(&mut self) -> Result<()> {
+        match &self.lost {
+            Some(lost) => Err(lost.clone()),
+            None => self.store.resign(self.epoch).await,
+        }
+    }
+
+    fn lose(&mut self, error: Error) -> Error {
+        tracing::error!(store = %self.store.describe(), %error, "the leadership is lost");
+        self.lost = Some(error.clone());
+        error
+    }
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer").field("epoch", &self.epoch).field("applied", &self.applied).finish_non_exhaustive()
+    }
+}
