@@ -13,6 +13,8 @@ pub mod service;
 pub mod store;
 pub(crate) mod sync;
 pub mod table;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use crate::error::{Advice, DeadlockEdge, Detail, Error, ErrorKind, Result};
 pub use crate::guarded_map::GuardedMap;

@@ -1,0 +1,321 @@
+//! The conformance suite of [`LockTableAllocator`].
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::allocator::{
+    BeginCommit, Bind, BindState, CommitWindow, Incarnation, LockTableAllocator, PresentedBind, Resume,
+};
+use crate::clock::hi;
+use crate::error::ErrorKind;
+use crate::id::{BindVersion, CommitAttempt, NodeName, Nonce, ServiceId, TableRef, TxnId};
+
+/// One allocator under test over a new store, and its time.
+#[async_trait]
+pub trait AllocatorFixture: Send + Sync {
+    /// The allocator.
+    fn allocator(&self) -> Arc<dyn LockTableAllocator>;
+    /// Lets the allocator's time pass. Need not wait for real time.
+    async fn advance(&self, by: Duration);
+}
+
+/// Shows the contract of [`LockTableAllocator`] on allocators from `make`, each over a new store.
+///
+/// # Panics
+/// At the first clause that does not hold.
+pub async fn allocator_suite<F, Made>(make: F)
+where
+    F: Fn() -> Made,
+    Made: Future<Output = Box<dyn AllocatorFixture>>,
+{
+    a_table_belongs_to_the_first_who_asks(&*make().await).await;
+    a_name_belongs_to_one_incarnation_at_a_time(&*make().await).await;
+    a_lapsed_owners_table_is_void_at_once_and_granted_anew_later(&*make().await).await;
+    a_resigned_owners_table_is_granted_anew_at_once(&*make().await).await;
+    a_replaced_incarnation_waits_out_its_own_lease(&*make().await).await;
+    a_commit_is_admitted_on_current_binds_only(&*make().await).await;
+    a_commit_is_never_promised_more_than_a_lease_has_left(&*make().await).await;
+    attempts_of_one_transaction_are_counted_each(&*make().await).await;
+    a_tombstone_keeps_a_transaction_from_committing(&*make().await).await;
+    a_resignation_waits_for_commits_on_its_binds(&*make().await).await;
+    tokens_grow_from_block_to_block_and_owner_to_owner(&*make().await).await;
+    unknown_names_are_answered_and_create_nothing(&*make().await).await;
+}
+
+async fn a_table_belongs_to_the_first_who_asks(fixture: &dyn AllocatorFixture) {
+    let allocator = fixture.allocator();
+    let (a, b) = (start(&*allocator, "a", 1).await, start(&*allocator, "b", 2).await);
+    let t = table("t");
+    let bound = allocator.bind(a.service, &t).await.expect("free");
+    assert_eq!(bound.bind.owner, a.service);
+    assert!(bound.tokens.is_some(), "a fresh bind comes with tokens (B6)");
+    for asker in [a.service, b.service] {
+        let again = allocator.bind(asker, &t).await.expect("bound");
+        assert_eq!((again.bind, again.tokens), (bound.bind.clone(), None));
+    }
+    let (x, y) = tokio::join!(async { allocator.bind(a.service, &table("u")).await.expect("one of two") }, async {
+        allocator.bind(b.service, &table("u")).await.expect("one of two")
+    },);
+    assert_eq!(x.bind, y.bind, "concurrent first askers agree");
+    assert_eq!([&x, &y].iter().filter(|bound| bound.tokens.is_some()).count(), 1, "and one of them got the tokens");
+    let other_group = TableRef::new("other", "t").expect("names");
+    let elsewhere = allocator.bind(b.service, &other_group).await.expect("free");
+    assert_ne!(elsewhere.bind.id, bound.bind.id);
+}
+
+async fn a_name_belongs_to_one_incarnation_at_a_time(fixture: &dyn AllocatorFixture) {
+    let allocator = fixture.allocator();
+    let first = start(&*allocator, "n", 1).await;
+    let again = start(&*allocator, "n", 1).await;
+    assert_eq!(again.service, first.service, "the same process may ask again");
+    let refused = allocator.resume(&resume("n", 2)).await.expect_err("another process (B1)");
+    assert_eq!(refused.kind(), ErrorKind::NameInUse);
+    let wrong = Resume { replaces: Some((first.service, Nonce::new(9))), ..resume("n", 2) };
+    assert_eq!(allocator.resume(&wrong).await.expect_err("not its nonce").kind(), ErrorKind::NameInUse);
+    let right = Resume { replaces: Some((first.service, Nonce::new(1))), ..resume("n", 3) };
+    let second = allocator.resume(&right).await.expect("its own former incarnation");
+    assert!(second.service > first.service);
+    let old = allocator.keepalive(first.service, Nonce::new(1)).await.expect_err("replaced");
+    assert_eq!(old.kind(), ErrorKind::LeaseLost);
+    fixture.advance(hi(second.lease_ttl)).await;
+    let third = start(&*allocator, "n", 4).await;
+    assert!(third.service > second.service, "a lapsed one is not in the way");
+    let late = allocator.keepalive(second.service, Nonce::new(3)).await.expect_err("it never renews again");
+    assert_eq!(late.kind(), ErrorKind::LeaseLost);
+}
+
+async fn a_lapsed_owners_table_is_void_at_once_and_granted_anew_later(fixture: &dyn AllocatorFixture) {
+    let allocator = fixture.allocator();
+    let a = start(&*allocator, "a", 1).await;
+    let t = table("t");
+    let old = allocator.bind(a.service, &t).await.expect("free");
+    fixture.advance(a.lease_ttl / 2).await;
+    allocator.keepalive(a.service, Nonce::new(1)).await.expect("in time");
+    fixture.advance(hi(a.lease_ttl) - Duration::from_millis(1)).await;
+    let b = start(&*allocator, "b", 2).await;
+    let still = allocator.bind(b.service, &t).await.expect("still owned");
+    assert_eq!(still.bind, old.bind, "not before its lease must have run out");
+    fixture.advance(Duration::from_millis(1)).await;
+    let new = allocator.bind(b.service, &t).await.expect("granted anew (B3)");
+    assert_eq!((new.bind.owner, new.bind.id), (b.service, old.bind.id));
+    assert!(new.bind.version > old.bind.version);
+    let lost = allocator.bind(a.service, &t).await.expect_err("it lapsed");
+    assert_eq!(lost.kind(), ErrorKind::LeaseLost);
+}
+
+async fn a_resigned_owners_table_is_granted_anew_at_once(fixture: &dyn AllocatorFixture) {
+    let allocator = fixture.allocator();
+    let (a, b) = (start(&*allocator, "a", 1).await, start(&*allocator, "b", 2).await);
+    let t = table("t");
+    let old = allocator.bind(a.service, &t).await.expect("free");
+    allocator.resign(a.service, Nonce::new(1)).await.expect("live");
+    let new = allocator.bind(b.service, &t).await.expect("no wait");
+    assert!(new.bind.version > old.bind.version);
+    start(&*allocator, "a", 3).await;
+}
+
+async fn a_replaced_incarnation_waits_out_its_own_lease(fixture: &dyn AllocatorFixture) {
+    let allocator = fixture.allocator();
+    let a = start(&*allocator, "a", 1).await;
+    let t = table("t");
+    let old = allocator.bind(a.service, &t).await.expect("free");
+    let again = Resume { replaces: Some((a.service, Nonce::new(1))), ..resume("a", 2) };
+    let a2 = allocator.resume(&again).await.expect("its own");
+    let void = allocator.latest(&t).await.expect("answer").expect("known");
+    assert!(matches!(void.state, BindState::Void { granted_anew_in } if !granted_anew_in.is_zero()), "{void:?}");
+    let txn = TxnId::new(a2.service, 1, true);
+    let stale = allocator.begin_commit(&commit(txn, 1, &[&old.bind])).await.expect_err("void at once (B3)");
+    assert_eq!(stale.kind(), ErrorKind::BindChanged);
+    let wait = allocator.bind(a2.service, &t).await.expect_err("the old lease may still be relied on");
+    assert_eq!(wait.kind(), ErrorKind::Rebinding);
+    let after = wait.retry_after().expect("it says how long");
+    assert!(after <= hi(a.lease_ttl));
+    allocator.bind(a2.service, &table("new")).await.expect("tables not bound before do not wait");
+    // The new incarnation stays alive meanwhile.
+    fixture.advance(after / 2).await;
+    allocator.keepalive(a2.service, Nonce::new(2)).await.expect("in time");
+    fixture.advance(after - after / 2).await;
+    let new = allocator.bind(a2.service, &t).await.expect("after that it is granted anew");
+    assert!(new.bind.version > old.bind.version);
+}
+
+async fn a_commit_is_admitted_on_current_binds_only(fixture: &dyn AllocatorFixture) {
+    let allocator = fixture.allocator();
+    let (a, b) = (start(&*allocator, "a", 1).await, start(&*allocator, "b", 2).await);
+    let t = table("t");
+    let bound = allocator.bind(a.service, &t).await.expect("free");
+    let txn = TxnId::new(b.service, 1, true);
+    allocator.begin_commit(&commit(txn, 1, &[&bound.bind])).await.expect("current");
+    allocator.finish_commit(txn, CommitAttempt::new(1)).await.expect("admitted");
+    allocator.finish_commit(txn, CommitAttempt::new(1)).await.expect("idempotent");
+    allocator.begin_commit(&commit(txn, 2, &[])).await.expect("no locks, no binds");
+    let mut wrong = commit(txn, 3, &[&bound.bind]);
+    wrong.binds[0].version = BindVersion::new(bound.bind.version.get() + 1);
+    assert_eq!(allocator.begin_commit(&wrong).await.expect_err("version").kind(), ErrorKind::BindChanged);
+    let mut wrong = commit(txn, 3, &[&bound.bind]);
+    wrong.binds[0].owner = b.service;
+    assert_eq!(allocator.begin_commit(&wrong).await.expect_err("owner").kind(), ErrorKind::BindChanged);
+    let mut wrong = commit(txn, 3, &[&bound.bind]);
+    wrong.binds[0].partition = 1;
+    assert_eq!(allocator.begin_commit(&wrong).await.expect_err("partition").kind(), ErrorKind::BindChanged);
+    let quiet = TxnId::new(b.service, 2, false);
+    let refused = allocator.begin_commit(&commit(quiet, 1, &[])).await.expect_err("it does not validate (T1)");
+    assert_eq!(refused.kind(), ErrorKind::CannotCommit);
+    let stranger = TxnId::new(ServiceId::new(7), 1, true);
+    let refused = allocator.begin_commit(&commit(stranger, 1, &[])).await.expect_err("unknown origin (C3)");
+    assert_eq!(refused.kind(), ErrorKind::CannotCommit);
+}
+
+async fn a_commit_is_never_promised_more_than_a_lease_has_left(fixture: &dyn AllocatorFixture) {
+    let allocator = fixture.allocator();
+    let (a, b) = (start(&*allocator, "a", 1).await, start(&*allocator, "b", 2).await);
+    let t = table("t");
+    let bound = allocator.bind(a.service, &t).await.expect("free");
+    fixture.advance(a.lease_ttl - Duration::from_millis(500)).await;
+    allocator.keepalive(b.service, Nonce::new(2)).await.expect("in time");
+    let txn = TxnId::new(b.service, 1, true);
+    let mut request = commit(txn, 1, &[&bound.bind]);
+    request.asked.most = a.lease_ttl * 10;
+    let short = allocator.begin_commit(&request).await.expect("half a second is enough");
+    assert!(short.commit_before <= Duration::from_millis(500), "the owner's lease (C1): {short:?}");
+    request.asked.least = Duration::from_secs(1);
+    assert_eq!(allocator.begin_commit(&request).await.expect_err("too short").kind(), ErrorKind::Timeout);
+    allocator.keepalive(a.service, Nonce::new(1)).await.expect("in time");
+    let longer = allocator.begin_commit(&request).await.expect("a repeat extends it");
+    assert!(longer.commit_before > short.commit_before && longer.commit_before <= a.lease_ttl);
+    request.asked.most = Duration::from_secs(1);
+    let asked = allocator.begin_commit(&request).await.expect("idempotent");
+    assert_eq!(asked.commit_before, Duration::from_secs(1), "at most what was asked");
+}
+
+async fn attempts_of_one_transaction_are_counted_each(fixture: &dyn AllocatorFixture) {
+    let allocator = fixture.allocator();
+    let a = start(&*allocator, "a", 1).await;
+    let txn = TxnId::new(a.service, 1, true);
+    for attempt in [1, 2, 2] {
+        allocator.begin_commit(&commit(txn, attempt, &[])).await.expect("admitted");
+    }
+    allocator.finish_commit(txn, CommitAttempt::new(1)).await.expect("admitted");
+    let answer = allocator.cannot_commit(&[txn]).await.expect("answer");
+    assert_eq!(answer.committing, vec![txn], "the second attempt is in flight (J8)");
+    allocator.finish_commit(txn, CommitAttempt::new(2)).await.expect("admitted");
+    let answer = allocator.cannot_commit(&[txn]).await.expect("answer");
+    assert_eq!(answer.tombstoned, vec![txn]);
+}
+
+async fn a_tombstone_keeps_a_transaction_from_committing(fixture: &dyn AllocatorFixture) {
+    let allocator = fixture.allocator();
+    let a = start(&*allocator, "a", 1).await;
+    let (txn, other) = (TxnId::new(a.service, 1, true), TxnId::new(a.service, 2, true));
+    let quiet = TxnId::new(a.service, 3, false);
+    for _ in 0..2 {
+        let answer = allocator.cannot_commit(&[txn, quiet]).await.expect("answer");
+        assert_eq!((answer.tombstoned.len(), answer.committing.len()), (2, 0));
+    }
+    let refused = allocator.begin_commit(&commit(txn, 1, &[])).await.expect_err("tombstoned (C4)");
+    assert_eq!(refused.kind(), ErrorKind::CannotCommit);
+    let mut request = commit(other, 1, &[]);
+    request.asked.most = Duration::from_secs(1);
+    allocator.begin_commit(&request).await.expect("another transaction");
+    assert_eq!(allocator.cannot_commit(&[other]).await.expect("answer").committing, vec![other]);
+    fixture.advance(hi(Duration::from_secs(1))).await;
+    let answer = allocator.cannot_commit(&[other]).await.expect("answer");
+    assert_eq!(answer.tombstoned, vec![other], "a commit counts until hi(commit_before) (C2)");
+    allocator.confirm_ended(&[txn, quiet]).await.expect("its origin says so");
+}
+
+async fn a_resignation_waits_for_commits_on_its_binds(fixture: &dyn AllocatorFixture) {
+    let allocator = fixture.allocator();
+    let (a, b) = (start(&*allocator, "a", 1).await, start(&*allocator, "b", 2).await);
+    let t = table("t");
+    let bound = allocator.bind(a.service, &t).await.expect("free");
+    let txn = TxnId::new(b.service, 1, true);
+    allocator.begin_commit(&commit(txn, 1, &[&bound.bind])).await.expect("current");
+    let resign = allocator.resign(a.service, Nonce::new(1));
+    tokio::pin!(resign);
+    tokio::select! {
+        biased;
+        ended = &mut resign => panic!("a commit is in flight on its bind (C2): {ended:?}"),
+        refused = async {
+            // Polled after the resignation began.
+            allocator.begin_commit(&commit(txn, 2, &[&bound.bind])).await
+        } => assert_eq!(refused.expect_err("no new pin").kind(), ErrorKind::BindChanged),
+    }
+    allocator.finish_commit(txn, CommitAttempt::new(1)).await.expect("admitted");
+    resign.await.expect("nothing holds it up");
+    allocator.bind(b.service, &t).await.expect("granted anew at once");
+}
+
+async fn tokens_grow_from_block_to_block_and_owner_to_owner(fixture: &dyn AllocatorFixture) {
+    let allocator = fixture.allocator();
+    let a = start(&*allocator, "a", 1).await;
+    let t = table("t");
+    let bound = allocator.bind(a.service, &t).await.expect("free");
+    let mut last = bound.tokens.expect("a fresh bind").end;
+    // One more than the blocks of an epoch: the leader raises its epoch on the way (F2).
+    for _ in 0..4_100 {
+        let block = allocator.reserve_tokens(a.service, bound.bind.id, bound.bind.version).await.expect("current");
+        assert!(block.next >= last && block.left() > 0);
+        last = block.end;
+    }
+    assert!(allocator.bind(a.service, &t).await.expect("bound").bind == bound.bind, "the bind is still the same");
+    let stale = BindVersion::new(bound.bind.version.get() - 1);
+    let refused = allocator.reserve_tokens(a.service, bound.bind.id, stale).await.expect_err("not current");
+    assert_eq!(refused.kind(), ErrorKind::BindChanged);
+    allocator.resign(a.service, Nonce::new(1)).await.expect("live");
+    let b = start(&*allocator, "b", 2).await;
+    let new = allocator.bind(b.service, &t).await.expect("granted anew");
+    assert!(new.tokens.expect("a fresh bind").next >= last);
+}
+
+async fn unknown_names_are_answered_and_create_nothing(fixture: &dyn AllocatorFixture) {
+    let allocator = fixture.allocator();
+    let a = start(&*allocator, "a", 1).await;
+    assert_eq!(allocator.latest(&table("t")).await.expect("answer"), None);
+    let txn = TxnId::new(a.service, 1, true);
+    let mut request = commit(txn, 1, &[]);
+    request.binds.push(PresentedBind {
+        table: table("t"),
+        partition: 0,
+        owner: a.service,
+        version: BindVersion::new(1),
+    });
+    assert_eq!(allocator.begin_commit(&request).await.expect_err("never seen").kind(), ErrorKind::BindChanged);
+    assert_eq!(allocator.latest(&table("t")).await.expect("answer"), None);
+    assert_eq!(allocator.status().await.expect("answer").binds, vec![]);
+    let ghost = ServiceId::new(3);
+    assert_eq!(allocator.bind(ghost, &table("t")).await.expect_err("unknown").kind(), ErrorKind::LeaseLost);
+    assert_eq!(allocator.keepalive(ghost, Nonce::new(1)).await.expect_err("unknown").kind(), ErrorKind::LeaseLost);
+    assert_eq!(allocator.keepalive(a.service, Nonce::new(2)).await.expect_err("nonce").kind(), ErrorKind::LeaseLost);
+    allocator.finish_commit(txn, CommitAttempt::new(9)).await.expect("no error");
+    allocator.confirm_ended(&[txn]).await.expect("no error");
+}
+
+fn resume(node: &str, nonce: u64) -> Resume {
+    Resume {
+        node: NodeName::new(node).expect("a name"),
+        nonce: Nonce::new(nonce),
+        address: format!("{node}:1"),
+        replaces: None,
+    }
+}
+
+async fn start(allocator: &dyn LockTableAllocator, node: &str, nonce: u64) -> Incarnation {
+    allocator.resume(&resume(node, nonce)).await.expect("a free name")
+}
+
+fn table(name: &str) -> TableRef {
+    TableRef::new("g", name).expect("names")
+}
+
+fn commit(txn: TxnId, attempt: u64, binds: &[&Bind]) -> BeginCommit {
+    BeginCommit {
+        txn,
+        binds: binds.iter().map(|bind| PresentedBind::from(*bind)).collect(),
+        attempt: CommitAttempt::new(attempt),
+        asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(3) },
+    }
+}

@@ -1,0 +1,12 @@
+//! What every store and every allocator must show, and the clocks that tests need (feature `testing`).
+//!
+//! [`store_suite`] and [`allocator_suite`] take a factory and panic at the first clause that does not hold; call each from a test with a
+//! multi-threaded or single-threaded tokio runtime.
+
+mod allocator_suite;
+mod clock;
+mod store_suite;
+
+pub use self::allocator_suite::{AllocatorFixture, allocator_suite};
+pub use self::clock::{ManualClock, TokioClock};
+pub use self::store_suite::{StoreFixture, store_suite};

@@ -1,0 +1,278 @@
+//! The conformance suite of [`BindStore`].
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::error::ErrorKind;
+use crate::id::{BindVersion, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
+use crate::store::{
+    BindRecord, BindStore, Candidate, ClusterConstants, Leadership, Op, ServiceRecord, ServiceState, StoreState,
+    TableRecord,
+};
+
+const TTL: Duration = Duration::from_secs(5);
+
+/// One store under test, empty at first.
+#[async_trait]
+pub trait StoreFixture: Send + Sync {
+    /// Opens the store, or opens it again after the handle of the last call was dropped. The suite drops every handle it has before it
+    /// calls this: without a [`resign`](BindStore::resign) before, that is an unclean stop; after one, a clean stop.
+    async fn open(&self) -> Arc<dyn BindStore>;
+}
+
+/// Shows every clause of the contract of [`BindStore`] on stores from `make`, each new and empty.
+///
+/// # Panics
+/// At the first clause that does not hold.
+pub async fn store_suite<F, Made>(make: F)
+where
+    F: Fn() -> Made,
+    Made: Future<Output = Box<dyn StoreFixture>>,
+{
+    an_empty_store_is_empty_and_its_first_leader_waits_for_nothing(&*make().await).await;
+    every_record_survives_a_reopening(&*make().await).await;
+    records_are_replaced_and_removed(&*make().await).await;
+    only_the_current_epoch_writes_renews_and_resigns(&*make().await).await;
+    only_the_next_number_is_written(&*make().await).await;
+    epochs_grow_past_every_floor(&*make().await).await;
+    only_a_resignation_makes_a_stop_clean(&*make().await).await;
+    a_big_batch_lands_whole(&*make().await).await;
+    of_concurrent_writes_with_one_number_one_lands(&*make().await).await;
+    a_write_whose_caller_went_away_is_settled_by_its_number(&*make().await).await;
+}
+
+async fn an_empty_store_is_empty_and_its_first_leader_waits_for_nothing(fixture: &dyn StoreFixture) {
+    let store = fixture.open().await;
+    assert!(!store.describe().is_empty());
+    let (epoch, applied, clean) = acquire(&*store, 0).await;
+    assert_eq!((applied, clean), (0, true));
+    assert!(epoch >= Epoch::new(1));
+    let state = store.load().await.expect("load");
+    assert_eq!(state, StoreState { epoch, volatile_tokens_from: state.volatile_tokens_from, ..StoreState::default() });
+}
+
+async fn every_record_survives_a_reopening(fixture: &dyn StoreFixture) {
+    let store = fixture.open().await;
+    let (epoch, ..) = acquire(&*store, 0).await;
+    let batch = vec![
+        Op::PutConstants(ClusterConstants { leadership_ttl_ms: 2_000, lease_ttl_ms: 3_000 }),
+        Op::PutTable(table("g", "ä table/with: odd\"name", 7)),
+        Op::PutTable(table("h", "t", 8)),
+        Op::PutService(service(11, ServiceState::Live)),
+        Op::PutService(service(12, ServiceState::Fenced)),
+        Op::PutService(service(13, ServiceState::Resigned)),
+        Op::PutTombstone(TxnId::new(ServiceId::new(11), 5, true)),
+    ];
+    store.write(epoch, 1, &batch).await.expect("write");
+    let before = sorted(store.load().await.expect("load"));
+    assert_eq!(before.tables.len(), 2);
+    assert_eq!(before.services.len(), 3);
+    assert_eq!(before.tombstones.len(), 1);
+    assert_eq!((before.epoch, before.applied), (epoch, 1));
+    drop(store);
+    let store = fixture.open().await;
+    let (next, applied, _) = acquire(&*store, 0).await;
+    assert!(next > epoch);
+    assert_eq!(applied, 1);
+    let after = sorted(store.load().await.expect("load"));
+    assert_eq!(after, StoreState { epoch: next, ..before });
+}
+
+async fn records_are_replaced_and_removed(fixture: &dyn StoreFixture) {
+    let store = fixture.open().await;
+    let (epoch, ..) = acquire(&*store, 0).await;
+    let txn = TxnId::new(ServiceId::new(1), 1, true);
+    let first = vec![
+        Op::PutTable(table("g", "t", 1)),
+        Op::PutService(service(1, ServiceState::Live)),
+        Op::PutService(service(2, ServiceState::Live)),
+        Op::PutTombstone(txn),
+    ];
+    store.write(epoch, 1, &first).await.expect("write");
+    let second = vec![
+        Op::PutTable(table("g", "t", 9)),
+        Op::PutService(service(1, ServiceState::Fenced)),
+        Op::RemoveService(ServiceId::new(2)),
+        Op::RemoveTombstone(txn),
+        // Removing what is not there is no error, and within a batch the later change wins.
+        Op::RemoveTombstone(txn),
+        Op::RemoveService(ServiceId::new(77)),
+        Op::PutService(service(3, ServiceState::Live)),
+        Op::RemoveService(ServiceId::new(3)),
+    ];
+    store.write(epoch, 2, &second).await.expect("write");
+    drop(store);
+    let store = fixture.open().await;
+    acquire(&*store, 0).await;
+    let state = store.load().await.expect("load");
+    assert_eq!(state.tables, vec![table("g", "t", 9)]);
+    assert_eq!(state.services, vec![service(1, ServiceState::Fenced)]);
+    assert_eq!(state.tombstones, vec![]);
+    assert_eq!(state.applied, 2);
+}
+
+async fn only_the_current_epoch_writes_renews_and_resigns(fixture: &dyn StoreFixture) {
+    let store = fixture.open().await;
+    let (old, ..) = acquire(&*store, 0).await;
+    store.renew(old).await.expect("the leader renews");
+    let (new, ..) = acquire(&*store, 0).await;
+    assert!(new > old, "asking again raises the epoch");
+    let batch = vec![Op::PutTable(table("g", "t", 1))];
+    for epoch in [old, Epoch::new(new.get() + 1)] {
+        let refused = store.write(epoch, 1, &batch).await.expect_err("not the current epoch");
+        assert_eq!(refused.kind(), ErrorKind::Fenced);
+        assert_eq!(store.renew(epoch).await.expect_err("not the current epoch").kind(), ErrorKind::Fenced);
+        assert_eq!(store.resign(epoch).await.expect_err("not the current epoch").kind(), ErrorKind::Fenced);
+    }
+    assert_eq!(store.applied().await.expect("applied"), 0);
+    store.write(new, 1, &batch).await.expect("the current epoch writes");
+}
+
+async fn only_the_next_number_is_written(fixture: &dyn StoreFixture) {
+    let store = fixture.open().await;
+    let (epoch, ..) = acquire(&*store, 0).await;
+    store.write(epoch, 1, &vec![Op::PutTable(table("g", "a", 1))]).await.expect("the first");
+    for number in [0, 1, 3, u64::MAX] {
+        let late = vec![Op::PutTable(table("g", "a", 99))];
+        let refused = store.write(epoch, number, &late).await.expect_err("not the next number");
+        assert_eq!(refused.kind(), ErrorKind::Fenced, "number {number}");
+    }
+    assert_eq!(store.applied().await.expect("applied"), 1);
+    assert_eq!(store.load().await.expect("load").tables, vec![table("g", "a", 1)]);
+    store.write(epoch, 2, &vec![]).await.expect("an empty batch counts too");
+    drop(store);
+    let store = fixture.open().await;
+    let (epoch, applied, _) = acquire(&*store, 0).await;
+    assert_eq!(applied, 2, "numbers go on over leaderships");
+    assert_eq!(store.write(epoch, 1, &vec![]).await.expect_err("used").kind(), ErrorKind::Fenced);
+    store.write(epoch, 3, &vec![]).await.expect("the next");
+}
+
+async fn epochs_grow_past_every_floor(fixture: &dyn StoreFixture) {
+    let store = fixture.open().await;
+    let (first, ..) = acquire(&*store, 41).await;
+    assert!(first > Epoch::new(41), "above the floor (L4)");
+    let (second, ..) = acquire(&*store, 5).await;
+    assert!(second > first, "and above the stored one");
+    drop(store);
+    let store = fixture.open().await;
+    let (third, ..) = acquire(&*store, 0).await;
+    assert!(third > second);
+}
+
+async fn only_a_resignation_makes_a_stop_clean(fixture: &dyn StoreFixture) {
+    let store = fixture.open().await;
+    acquire(&*store, 0).await;
+    drop(store);
+    let store = fixture.open().await;
+    let (epoch, _, clean) = acquire(&*store, 0).await;
+    assert!(!clean, "it was dropped");
+    store.resign(epoch).await.expect("resign");
+    assert_eq!(store.write(epoch, 1, &vec![]).await.expect_err("it resigned").kind(), ErrorKind::Fenced);
+    drop(store);
+    let store = fixture.open().await;
+    let (epoch, _, clean) = acquire(&*store, 0).await;
+    assert!(clean, "it resigned");
+    store.write(epoch, 1, &vec![]).await.expect("write");
+    drop(store);
+    let store = fixture.open().await;
+    let (.., clean) = acquire(&*store, 0).await;
+    assert!(!clean, "a clean stop is good for one start");
+}
+
+async fn a_big_batch_lands_whole(fixture: &dyn StoreFixture) {
+    let store = fixture.open().await;
+    let (epoch, ..) = acquire(&*store, 0).await;
+    let batch: Vec<Op> = (0..5_000).map(|n| Op::PutTable(table("g", &format!("t{n}"), n))).collect();
+    store.write(epoch, 1, &batch).await.expect("write");
+    drop(store);
+    let store = fixture.open().await;
+    acquire(&*store, 0).await;
+    assert_eq!(store.load().await.expect("load").tables.len(), 5_000);
+}
+
+async fn of_concurrent_writes_with_one_number_one_lands(fixture: &dyn StoreFixture) {
+    let store = fixture.open().await;
+    let (epoch, ..) = acquire(&*store, 0).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..16 {
+        let store = Arc::clone(&store);
+        tasks.spawn(async move { (n, store.write(epoch, 1, &vec![Op::PutTable(table("g", "t", n))]).await) });
+    }
+    let mut landed = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        match done.expect("no panic") {
+            (n, Ok(_)) => landed.push(n),
+            (_, Err(e)) => assert_eq!(e.kind(), ErrorKind::Fenced),
+        }
+    }
+    assert_eq!(landed.len(), 1);
+    assert_eq!(store.load().await.expect("load").tables, vec![table("g", "t", landed[0])]);
+}
+
+async fn a_write_whose_caller_went_away_is_settled_by_its_number(fixture: &dyn StoreFixture) {
+    let store = fixture.open().await;
+    let (epoch, ..) = acquire(&*store, 0).await;
+    {
+        // Polled at most once, then dropped: its outcome is unknown.
+        let batch = vec![Op::PutTable(table("g", "t", 1))];
+        let write = store.write(epoch, 1, &batch);
+        tokio::pin!(write);
+        tokio::select! {
+            biased;
+            _ = &mut write => {}
+            () = std::future::ready(()) => {}
+        }
+    }
+    let tables = |state: StoreState| state.tables.len() as u64;
+    // It may land late, but then at its number: the next write either takes that number, or meets it.
+    match store.write(epoch, 1, &vec![]).await {
+        Ok(_) => assert_eq!(tables(store.load().await.expect("load")), 0, "number 1 was free, so it never lands"),
+        Err(e) => {
+            assert_eq!(e.kind(), ErrorKind::Fenced);
+            assert_eq!(tables(store.load().await.expect("load")), 1, "number 1 was its own");
+        }
+    }
+    assert_eq!(store.applied().await.expect("applied"), 1);
+}
+
+async fn acquire(store: &dyn BindStore, floor: u64) -> (Epoch, u64, bool) {
+    let candidate = Candidate {
+        floor: Epoch::new(floor),
+        ..Candidate::new(NodeName::new("suite").expect("a name"), "127.0.0.1:1")
+    };
+    match store.acquire_leadership(&candidate, TTL).await.expect("acquire") {
+        Leadership::Acquired { epoch, applied, clean, .. } => (epoch, applied, clean),
+        Leadership::Held { address, .. } => panic!("led by {address}: this suite is for exclusive stores"),
+    }
+}
+
+fn table(group: &str, name: &str, number: u64) -> TableRecord {
+    TableRecord {
+        table: TableRef::new(group, name).expect("names"),
+        id: TableId::new(number),
+        partitions: 1,
+        tokens_reserved_to: (1 << 53) - 1 - number,
+        binds: vec![BindRecord { owner: ServiceId::new(number + 1), version: BindVersion::new(number + 2) }],
+    }
+}
+
+fn service(id: u64, state: ServiceState) -> ServiceRecord {
+    ServiceRecord {
+        id: ServiceId::new(id),
+        node: NodeName::new(format!("node-{id}")).expect("a name"),
+        nonce: Nonce::new(u64::MAX - id),
+        address: format!("127.0.0.1:{id}"),
+        state,
+    }
+}
+
+fn sorted(mut state: StoreState) -> StoreState {
+    state.tables.sort_by(|a, b| a.table.cmp(&b.table));
+    state.services.sort_by_key(|service| service.id);
+    state.tombstones.sort();
+    state
+}

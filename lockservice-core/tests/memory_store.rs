@@ -1,0 +1,54 @@
+//! The memory store and the local allocator over it keep the contracts.
+#![cfg(not(loom))]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lockservice_core::NodeName;
+use lockservice_core::allocator::{AllocatorSettings, LocalAllocator, LockTableAllocator};
+use lockservice_core::clock::Clock;
+use lockservice_core::store::{BindStore, Candidate, MemoryStore};
+use lockservice_core::testing::{AllocatorFixture, ManualClock, StoreFixture, allocator_suite, store_suite};
+
+struct Memory(MemoryStore);
+
+#[async_trait]
+impl StoreFixture for Memory {
+    async fn open(&self) -> Arc<dyn BindStore> {
+        Arc::new(self.0.clone())
+    }
+}
+
+#[tokio::test]
+async fn the_memory_store_keeps_the_contract_of_a_store() {
+    store_suite(|| async { Box::new(Memory(MemoryStore::new(1))) as Box<dyn StoreFixture> }).await;
+}
+
+struct Local(Arc<LocalAllocator>, ManualClock);
+
+#[async_trait]
+impl AllocatorFixture for Local {
+    fn allocator(&self) -> Arc<dyn LockTableAllocator> {
+        Arc::<LocalAllocator>::clone(&self.0)
+    }
+
+    async fn advance(&self, by: Duration) {
+        self.1.advance(by);
+    }
+}
+
+#[tokio::test]
+async fn the_local_allocator_keeps_the_contract_of_an_allocator() {
+    allocator_suite(|| async {
+        let clock = ManualClock::new();
+        let dyn_clock: Arc<dyn Clock> = Arc::new(clock.clone());
+        let candidate = Candidate::new(NodeName::new("n").expect("a name"), "n:1");
+        let store = Arc::new(MemoryStore::new(1_700_000_000));
+        let allocator = LocalAllocator::open(store, dyn_clock, AllocatorSettings::default(), candidate)
+            .await
+            .expect("an empty store");
+        Box::new(Local(allocator, clock)) as Box<dyn AllocatorFixture>
+    })
+    .await;
+}
