@@ -213,7 +213,8 @@ mod tests {
         let (entered, in_first) = mpsc::channel();
         let (release, wait) = mpsc::channel::<()>();
         std::thread::scope(|scope| {
-            scope.spawn(|| {
+            let map = &map;
+            scope.spawn(move || {
                 map.read(&1, |_| {
                     entered.send(()).expect("the test waits");
                     wait.recv().expect("the test releases");

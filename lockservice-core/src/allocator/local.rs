@@ -85,7 +85,7 @@ impl LocalAllocator {
         store: Arc<dyn BindStore>,
         clock: Arc<dyn Clock>,
         settings: AllocatorSettings,
-        candidate: Candidate,
+        candidate: impl Into<Candidate>,
     ) -> Result<Arc<Self>> {
         let allocator = Self::start(store, clock, settings, candidate)?;
         allocator.opened().await?;
@@ -99,9 +99,10 @@ impl LocalAllocator {
         store: Arc<dyn BindStore>,
         clock: Arc<dyn Clock>,
         settings: AllocatorSettings,
-        candidate: Candidate,
+        candidate: impl Into<Candidate>,
     ) -> Result<Arc<Self>> {
         settings.check()?;
+        let candidate = candidate.into();
         let (queue, commands) = mpsc::channel(settings.queue_max);
         let shared = Arc::new(Shared {
             clock,

@@ -9,8 +9,9 @@
 //!   live, then visits the shard under its write lock: every admission before is counted then, every later one refused.
 //!
 //! # Locks, in the order of taking
-//! 1. one shard of `tables` *or* one of `services` *or* one of `ids` (never two), 2. one stripe of a [`CommitControl`]. None is held
-//! while the other kind is taken, except a shard of `tables` while [`Service`]s are looked at, which is lock-free.
+//! 1. one shard of `tables`, of `services` or of `ids`: never two;
+//! 2. one stripe of a [`CommitControl`]. A write that closes over a bind may fence its lapsed owner, stripe after stripe, under the
+//!    table's shard.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -153,3 +153,10 @@ impl Candidate {
         Self { node, nonce: Nonce::new(rand::random()), address: address.into(), seen: None, floor: Epoch::default() }
     }
 }
+
+impl From<NodeName> for Candidate {
+    /// A candidate that other nodes do not have to reach.
+    fn from(node: NodeName) -> Self {
+        Self::new(node, "")
+    }
+}
