@@ -53,7 +53,7 @@ impl BindStore for Disk {
         let lose = self.lose.load(Ordering::SeqCst);
         if lose > 0 {
             self.lose.store(lose - 1, Ordering::SeqCst);
-            if lose % 2 == 0 {
+            if lose.is_multiple_of(2) {
                 self.inner.write(epoch, number, batch).await?;
             }
             return Err(Error::new(ErrorKind::UnknownOutcome, "the answer was lost"));
