@@ -1,0 +1,320 @@
+//! The client against a real server, over connections that break.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+use crate::support::{Proxy, Served, row, spec, table};
+use futures::FutureExt as _;
+use lockservice::client::{AdminClient, Client, Session};
+use lockservice::server::ServerSettings;
+use lockservice_core::allocator::{BeginCommit, CommitWindow, PresentedBind};
+use lockservice_core::clock::{Clock, SystemClock, Time};
+use lockservice_core::service::{LockSpec, TxnOptions};
+use lockservice_core::table::WaitPolicy;
+use lockservice_core::{CommitAttempt, ErrorKind, LockItem, LockMode, TableRef};
+
+async fn server() -> Served {
+    Served::start(ServerSettings::default()).await
+}
+
+async fn client(address: &str) -> Client {
+    Client::builder().name("tester").connect(address).await.expect("the server answers")
+}
+
+async fn session(address: &str) -> Session {
+    client(address).await.session(None).await.expect("a session")
+}
+
+/// Asks until there are `n` waits; the question itself is the only event there is.
+async fn waits(admin: &AdminClient, n: usize) {
+    while admin.waits(None).await.expect("the server answers").len() != n {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn locks(admin: &AdminClient, n: usize) {
+    while admin.locks(None).await.expect("the server answers").len() != n {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn two_sessions_never_hold_one_row_and_the_later_token_is_larger() {
+    let served = server().await;
+    let (a, b) = (session(&served.address).await, session(&served.address).await);
+    let held = a.lock(spec("alice")).await.expect("free");
+    let mut waiting = Box::pin(b.lock(spec("alice")));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    let admin = client(&served.address).await.admin();
+    waits(&admin, 1).await;
+    let wait = &admin.waits(Some(&table())).await.expect("the server answers")[0];
+    assert_eq!((wait.info.item.clone(), wait.waiter_client.as_str()), (row("alice"), "tester"));
+    let token = held.token();
+    let nowait = LockSpec { wait: WaitPolicy::NoWait, ..spec("alice") };
+    assert_eq!(b.lock(nowait).await.expect_err("held").kind(), ErrorKind::Conflict);
+    let short = LockSpec { timeout: Some(Duration::from_millis(20)), ..spec("alice") };
+    assert_eq!(b.lock(short).await.expect_err("held").kind(), ErrorKind::Timeout);
+    // Not waited for.
+    held.unlock();
+    let next = waiting.await.expect("handed on");
+    assert!(next.token() > token && next.grant().waited.is_some());
+    assert_eq!(next.bind().table, table());
+}
+
+#[tokio::test]
+async fn a_deadlock_is_told_with_its_whole_cycle() {
+    let served = server().await;
+    let session = session(&served.address).await;
+    let (a, b) = (session.txn(TxnOptions::default()), session.txn(TxnOptions::default()));
+    a.lock(spec("1")).await.expect("free");
+    b.lock(spec("2")).await.expect("free");
+    let both = [a.lock(spec("2")).boxed(), b.lock(spec("1")).boxed()];
+    let (first, _, others) = futures::future::select_all(both).await;
+    let error = first.expect_err("somebody is told");
+    assert_eq!(error.kind(), ErrorKind::Deadlock);
+    let cycle = error.deadlock().expect("the cycle");
+    assert_eq!(cycle.len(), 2);
+    assert_eq!((cycle[0].holder, cycle[1].holder), (cycle[1].waiter, cycle[0].waiter));
+    drop(others);
+}
+
+#[tokio::test]
+async fn a_broken_connection_resumes_the_session_and_keeps_its_locks() {
+    let served = server().await;
+    let proxy = Proxy::start(&served.address).await;
+    let session = session(&proxy.address).await;
+    let held = session.lock(spec("alice")).await.expect("free");
+    for n in 0..3 {
+        proxy.cut();
+        let other = session.lock(spec(&format!("row {n}"))).await.expect("on a new connection");
+        other.unlock().await.expect("acknowledged");
+    }
+    assert!(session.lost_now().is_none());
+    let admin = client(&served.address).await.admin();
+    let locks = admin.locks(None).await.expect("the server answers");
+    assert_eq!(locks.len(), 1);
+    assert_eq!(locks[0].info.token, held.token());
+}
+
+#[tokio::test]
+async fn an_answer_lost_after_the_grant_is_replayed_and_nothing_is_locked_twice() {
+    let served = server().await;
+    let proxy = Proxy::start(&served.address).await;
+    let session = session(&proxy.address).await;
+    let admin = client(&served.address).await.admin();
+    proxy.mute(true);
+    let call = tokio::spawn({
+        let session = session.clone();
+        async move { session.lock(spec("alice")).await }
+    });
+    locks(&admin, 1).await;
+    let token = admin.locks(None).await.expect("the server answers")[0].info.token;
+    proxy.mute(false);
+    proxy.cut();
+    let held = call.await.expect("no panic").expect("granted once");
+    assert_eq!(held.token(), token);
+    assert_eq!(admin.locks(None).await.expect("the server answers").len(), 1);
+    held.unlock().await.expect("acknowledged");
+    locks(&admin, 0).await;
+}
+
+#[tokio::test]
+async fn a_dropped_call_is_taken_back_whether_it_waited_or_was_granted() {
+    let served = server().await;
+    let (a, b) = (session(&served.address).await, session(&served.address).await);
+    let admin = client(&served.address).await.admin();
+    let held = a.lock(spec("alice")).await.expect("free");
+    let txn = b.txn(TxnOptions::default());
+    txn.lock(spec("bob")).await.expect("free");
+    let mut waiting = Box::pin(txn.lock(spec("alice")));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    waits(&admin, 1).await;
+    drop(waiting);
+    waits(&admin, 0).await;
+    // Granted, but dropped before the answer is looked at.
+    let mut unseen = Box::pin(txn.lock(spec("carol")));
+    assert!(unseen.as_mut().now_or_never().is_none());
+    locks(&admin, 3).await;
+    drop(unseen);
+    locks(&admin, 2).await;
+    // What the transaction held before stays, and it goes on.
+    txn.lock(spec("dora")).await.expect("free");
+    drop((held, txn));
+    locks(&admin, 0).await;
+}
+
+#[tokio::test]
+async fn chosen_keys_can_be_unlocked_and_a_dropped_session_leaves_nothing() {
+    let served = server().await;
+    let session = session(&served.address).await;
+    let admin = client(&served.address).await.admin();
+    let txn = session.txn(TxnOptions { label: "audit".to_owned(), ..Default::default() });
+    let shared = LockSpec { mode: LockMode::Shared, ..LockSpec::new(table(), vec![row("a"), row("b")]) };
+    txn.lock(shared).await.expect("free");
+    txn.unlock(&table(), &[row("a")]).await.expect("acknowledged");
+    let left = admin.locks(Some(&table())).await.expect("the server answers");
+    assert_eq!(left.len(), 1);
+    assert_eq!((left[0].info.item.clone(), left[0].label.as_str()), (row("b"), "audit"));
+    assert_eq!(admin.binds().await.expect("the server answers")[0].bind.table, table());
+    drop((txn, session));
+    locks(&admin, 0).await;
+}
+
+#[tokio::test]
+async fn a_commit_is_admitted_for_a_time_that_counts_from_the_request() {
+    let served = server().await;
+    let client = client(&served.address).await;
+    let session = client.session(None).await.expect("a session");
+    let txn = session.txn(TxnOptions { validates: true, ..Default::default() });
+    let grant = txn.lock(spec("alice")).await.expect("free");
+    let allocator = client.allocator();
+    let asked = CommitWindow { least: Duration::from_millis(10), most: Duration::from_millis(800) };
+    let mut request = BeginCommit {
+        txn: txn.id().expect("it locked"),
+        binds: vec![PresentedBind::from(&grant.bind)],
+        attempt: CommitAttempt::new(1),
+        asked,
+    };
+    let before = SystemClock.now();
+    let admission = allocator.begin_commit(&request).await.expect("nothing changed");
+    assert!(admission.commit_before <= asked.most);
+    assert!(admission.until >= before && admission.until < SystemClock.now() + asked.most);
+    allocator.finish_commit(request.txn, request.attempt).await.expect("it ended");
+    let silent = session.txn(TxnOptions::default());
+    silent.lock(spec("bob")).await.expect("free");
+    request.txn = silent.id().expect("it locked");
+    assert_eq!(allocator.begin_commit(&request).await.expect_err("T1").kind(), ErrorKind::CannotCommit);
+    assert!(allocator.latest(&table()).await.expect("the server answers").is_some());
+    let unknown = TableRef::new("default", "unknown").expect("names");
+    assert!(allocator.latest(&unknown).await.expect("the server answers").is_none());
+}
+
+#[tokio::test]
+async fn a_stopping_server_tells_holders_and_waiters_and_resigns_when_they_have_closed() {
+    let mut served = server().await;
+    let (a, b) = (session(&served.address).await, session(&served.address).await);
+    let held = a.lock(spec("alice")).await.expect("free");
+    let mut waiting = Box::pin(b.lock(spec("alice")));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    waits(&client(&served.address).await.admin(), 1).await;
+    served.stop();
+    assert_eq!(waiting.await.expect_err("stopped").kind(), ErrorKind::ShuttingDown);
+    assert_eq!(a.lost().await.kind(), ErrorKind::ShuttingDown);
+    // The guard still holds: the work may be put away in order.
+    assert!(a.guard_deadline() > SystemClock.now());
+    held.unlock();
+    a.close().await.expect("the server waits for it");
+    b.close().await.expect("the server waits for it");
+    assert!(served.stopped().await.resigned);
+}
+
+#[tokio::test]
+async fn the_guard_of_a_client_that_hears_nothing_ends_before_its_session_can() {
+    let served = server().await;
+    let proxy = Proxy::start(&served.address).await;
+    let ttl = Duration::from_secs(1);
+    let session = client(&proxy.address).await.session(Some(ttl)).await.expect("a session");
+    let held = session.lock(spec("alice")).await.expect("free");
+    proxy.mute(true);
+    let muted = SystemClock.now();
+    let lost = session.lost().await;
+    assert_eq!(lost.kind(), ErrorKind::SessionLost);
+    let now = SystemClock.now();
+    assert!(now >= session.guard_deadline(), "not before the guard ends");
+    assert!(session.guard_deadline() <= muted + ttl, "P2: lo(ttl) after the last renewal was sent");
+    assert_eq!(session.lock(spec("bob")).await.expect_err("lost").kind(), ErrorKind::SessionLost);
+    drop(held);
+}
+
+#[derive(Debug, Default)]
+struct Settable(AtomicU64);
+
+impl Clock for Settable {
+    fn now(&self) -> Time {
+        SystemClock.now() + Duration::from_millis(self.0.load(SeqCst))
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_slept_past_its_guard_has_lost_its_session_whatever_the_server_says() {
+    let served = server().await;
+    let clock = Arc::new(Settable::default());
+    let builder = Client::builder().clock(Arc::clone(&clock) as Arc<dyn Clock>);
+    let session =
+        builder.connect(&served.address).await.expect("the server answers").session(None).await.expect("a session");
+    session.lock(spec("alice")).await.expect("free").unlock();
+    clock.0.store(60_000, SeqCst);
+    // At once, by the clock, not when some timer fires.
+    assert_eq!(session.lock(spec("alice")).await.expect_err("slept").kind(), ErrorKind::SessionLost);
+    assert_eq!(session.lost().await.kind(), ErrorKind::SessionLost);
+    session.close().await.expect("the server is told");
+}
+
+#[tokio::test]
+async fn a_grant_that_arrives_after_the_guard_is_given_back() {
+    let served = server().await;
+    let clock = Arc::new(Settable::default());
+    let builder = Client::builder().clock(Arc::clone(&clock) as Arc<dyn Clock>);
+    let sleeper =
+        builder.connect(&served.address).await.expect("the server answers").session(None).await.expect("a session");
+    let admin = client(&served.address).await.admin();
+    let held = session(&served.address).await.lock(spec("alice")).await.expect("free");
+    let txn = sleeper.txn(TxnOptions::default());
+    let mut waiting = Box::pin(txn.lock(spec("alice")));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    waits(&admin, 1).await;
+    clock.0.store(60_000, SeqCst);
+    held.unlock();
+    assert_eq!(waiting.await.expect_err("too late").kind(), ErrorKind::SessionLost);
+    // Its transaction lives on, and yet the grant went back.
+    locks(&admin, 0).await;
+    drop(txn);
+}
+
+#[tokio::test]
+async fn the_guard_ends_earlier_by_the_time_that_the_work_needs_to_stop() {
+    let served = server().await;
+    let stop = Duration::from_secs(2);
+    let plain = session(&served.address).await;
+    let careful = Client::builder().stop_time(stop).connect(&served.address).await.expect("the server answers");
+    let careful = careful.session(None).await.expect("a session");
+    let difference = plain.guard_deadline().since(careful.guard_deadline());
+    assert!(difference > stop / 2, "{difference:?}");
+}
+
+#[tokio::test]
+async fn too_much_in_one_request_is_refused_and_the_session_goes_on() {
+    let served = server().await;
+    let session = session(&served.address).await;
+    let txn = session.txn(TxnOptions::default());
+    let many = |n: u32| LockSpec::new(table(), (0..n).map(|n| row(&format!("{n}"))).collect());
+    // More than the server takes into one request, and more than fits into one message.
+    for n in [30_000, 1_000_000] {
+        assert_eq!(txn.lock(many(n)).await.expect_err("too many").kind(), ErrorKind::ResourceExhausted, "{n}");
+    }
+    let ten_million = LockSpec::new(table(), vec![row("a"); 10_000_000]);
+    assert_eq!(txn.lock(ten_million).await.expect_err("too many").kind(), ErrorKind::ResourceExhausted);
+    let nothing = LockSpec::new(table(), Vec::<LockItem>::new());
+    assert_eq!(txn.lock(nothing).await.expect_err("nothing").kind(), ErrorKind::InvalidArgument);
+    txn.lock(many(1_000)).await.expect("as much as is allowed");
+    txn.end(None).await.expect("acknowledged");
+}
+
+#[tokio::test]
+async fn without_a_server_the_client_says_so() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string();
+    drop(listener);
+    assert_eq!(Client::connect(&address).await.expect_err("nobody").kind(), ErrorKind::Unavailable);
+    for bad in ["", "::::", "ftp://x", "http://"] {
+        assert_eq!(Client::connect(bad).await.expect_err("no address").kind(), ErrorKind::InvalidArgument, "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn a_ttl_too_short_to_be_renewed_is_refused() {
+    let served = server().await;
+    let error = client(&served.address).await.session(Some(Duration::from_millis(5))).await.expect_err("too short");
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+}

@@ -1,0 +1,5 @@
+//! The gRPC API: a real server and a real client in one process, over loopback.
+
+mod client;
+mod support;
+mod wire;

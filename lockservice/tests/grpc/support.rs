@@ -1,0 +1,131 @@
+//! A real server in this process, and a proxy in front of it that can be unkind.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use lockservice::server::{ServerSettings, ServiceHost, serve};
+use lockservice_core::allocator::{AllocatorSettings, LocalAllocator, LockTableAllocator};
+use lockservice_core::clock::{Clock, SystemClock};
+use lockservice_core::service::{LockSpec, ServiceParts, Stopped};
+use lockservice_core::store::{BindStore, MemoryStore};
+use lockservice_core::{Key, LockItem, NodeName, Result, TableRef};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+
+/// A server on a port of its own.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) address: String,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Result<Stopped>>,
+}
+
+impl Served {
+    pub(crate) async fn start(settings: ServerSettings) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let store: Arc<dyn BindStore> = Arc::new(MemoryStore::new(1));
+        let node = NodeName::new("node-1").expect("a name");
+        let allocator: Arc<dyn LockTableAllocator> =
+            LocalAllocator::open(store, Arc::clone(&clock), AllocatorSettings::default(), node)
+                .await
+                .expect("a fresh store opens");
+        let mut parts = ServiceParts::new(allocator, clock, NodeName::new("node-1").expect("a name"));
+        parts.address.clone_from(&address);
+        let host = ServiceHost::start(parts).await.expect("the service starts");
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(serve(listener, host, settings, async {
+            let _ = stopped.await;
+        }));
+        Self { address, stop: Some(stop), task }
+    }
+
+    pub(crate) fn stop(&mut self) {
+        let _ = self.stop.take().expect("stopped once").send(());
+    }
+
+    pub(crate) async fn stopped(self) -> Stopped {
+        self.task.await.expect("no panic").expect("a clean stop")
+    }
+}
+
+pub(crate) fn table() -> TableRef {
+    TableRef::new("default", "accounts").expect("names")
+}
+
+pub(crate) fn row(name: &str) -> LockItem {
+    LockItem::Row(Key::new(name).expect("a key"))
+}
+
+pub(crate) fn spec(name: &str) -> LockSpec {
+    LockSpec::new(table(), vec![row(name)])
+}
+
+/// Forwards connections to a server, until told otherwise.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    pub(crate) address: String,
+    /// Counts cuts; connections of an older number end.
+    cuts: watch::Sender<u64>,
+    mute: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    pub(crate) async fn start(server: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        let cuts = watch::Sender::new(0);
+        let mute = Arc::new(AtomicBool::new(false));
+        let (server, mut cut, muted) = (server.to_owned(), cuts.subscribe(), Arc::clone(&mute));
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(&server).await.expect("the server listens");
+                cut.mark_unchanged();
+                let (mut cut, muted) = (cut.clone(), Arc::clone(&muted));
+                tokio::spawn(async move {
+                    tokio::select! {
+                        _ = cut.changed() => {}
+                        () = forward(client, server, muted) => {}
+                    }
+                });
+            }
+        });
+        Self { address, cuts, mute }
+    }
+
+    /// Breaks every connection there is.
+    pub(crate) fn cut(&self) {
+        self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Loses, or no longer loses, everything that the server says.
+    pub(crate) fn mute(&self, mute: bool) {
+        self.mute.store(mute, SeqCst);
+    }
+}
+
+async fn forward(client: TcpStream, server: TcpStream, muted: Arc<AtomicBool>) {
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let up = async { tokio::io::copy(&mut from_client, &mut to_server).await.map(drop) };
+    let down = async {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let n = from_server.read(&mut buffer).await?;
+            if n == 0 {
+                return std::io::Result::Ok(());
+            }
+            if !muted.load(SeqCst) {
+                to_client.write_all(&buffer[..n]).await?;
+            }
+        }
+    };
+    tokio::select! {
+        _ = up => {}
+        _ = down => {}
+    }
+}

@@ -1,0 +1,298 @@
+//! What a server does with clients that are not ours: bad requests, garbage, and those that never read.
+
+use std::time::Duration;
+
+use crate::support::{Served, spec};
+use futures::FutureExt as _;
+use lockservice::client::Client;
+use lockservice::convert::from_status;
+use lockservice::proto::client_op::Op;
+use lockservice::proto::locks_client::LocksClient;
+use lockservice::proto::{self, server_op::Answer};
+use lockservice::server::ServerSettings;
+use lockservice_core::ErrorKind;
+use prost::bytes::Bytes;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::{Channel, Endpoint};
+
+async fn channel(served: &Served) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{}", served.address)).expect("an address");
+    // The smallest windows, so that a client that does not read fills them soon.
+    let endpoint = endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535);
+    endpoint.connect().await.expect("the server answers")
+}
+
+struct Raw {
+    requests: mpsc::Sender<proto::ClientFrame>,
+    answers: Streaming<proto::ServerFrame>,
+}
+
+impl Raw {
+    async fn open(served: &Served) -> Self {
+        let (requests, frames) = mpsc::channel(1);
+        let mut wire = LocksClient::new(channel(served).await);
+        let answers = wire.session(ReceiverStream::new(frames)).await.expect("a stream").into_inner();
+        Self { requests, answers }
+    }
+
+    async fn greeted(served: &Served) -> (Self, proto::Welcome) {
+        let mut raw = Self::open(served).await;
+        match raw.ask(Op::Hello(proto::Hello::default())).await {
+            Some(Answer::Welcome(welcome)) => (raw, welcome),
+            other => panic!("no welcome: {other:?}"),
+        }
+    }
+
+    async fn ask(&mut self, op: Op) -> Option<Answer> {
+        self.send(vec![op]).await;
+        let frame = self.answers.message().await.expect("the stream lives").expect("the stream lives");
+        frame.ops.into_iter().next().expect("an answer").answer
+    }
+
+    async fn send(&self, ops: Vec<Op>) {
+        let ops = (7..).zip(ops).map(|(id, op)| proto::ClientOp { id, op: Some(op) }).collect();
+        self.requests.send(proto::ClientFrame { ops }).await.expect("the stream lives");
+    }
+}
+
+fn txn(number: u64, sequence: u64) -> Option<proto::TxnRef> {
+    Some(proto::TxnRef { number, sequence, ..Default::default() })
+}
+
+fn lock(sequence: u64, table: &str, row: &[u8]) -> proto::LockOp {
+    proto::LockOp {
+        txn: txn(1, sequence),
+        table: table.to_owned(),
+        rows: vec![Bytes::copy_from_slice(row)],
+        ..Default::default()
+    }
+}
+
+fn kind(answer: Option<Answer>) -> String {
+    match answer {
+        Some(Answer::Error(error)) => error.kind,
+        other => panic!("no error: {other:?}"),
+    }
+}
+
+/// The server still serves others.
+async fn alive(served: &Served) {
+    let session = Client::connect(&served.address).await.expect("it answers").session(None).await.expect("a session");
+    session.lock(spec("alive")).await.expect("it locks").unlock().await.expect("it unlocks");
+}
+
+#[tokio::test]
+async fn bad_requests_are_answered_one_by_one_and_the_transaction_goes_on() {
+    let served = Served::start(ServerSettings::default()).await;
+    let (mut raw, _) = Raw::greeted(&served).await;
+    let included =
+        |key: &'static [u8]| Some(proto::Bound { bound: Some(proto::bound::Bound::Included(Bytes::from_static(key))) });
+    let upside_down = proto::KeyRange { start: included(b"b"), end: included(b"a") };
+    let half = proto::KeyRange { start: included(b"a"), end: None };
+    let bad = [
+        lock(1, "t", b""),
+        lock(2, "t", &[1; 4097]),
+        lock(3, "", b"a"),
+        lock(4, "a\nb", b"a"),
+        lock(5, &"x".repeat(256), b"a"),
+        proto::LockOp { ranges: vec![upside_down], ..lock(6, "t", b"a") },
+        proto::LockOp { ranges: vec![half], ..lock(7, "t", b"a") },
+        proto::LockOp { mode: 99, ..lock(8, "t", b"a") },
+        proto::LockOp { wait: 99, ..lock(9, "t", b"a") },
+        proto::LockOp { rows: vec![], ..lock(10, "t", b"a") },
+        proto::LockOp { txn: None, ..lock(11, "t", b"a") },
+    ];
+    for op in bad {
+        let shown = format!("{op:?}");
+        assert_eq!(kind(raw.ask(Op::Lock(op)).await), "invalid_argument", "{shown}");
+    }
+    assert_eq!(kind(raw.ask(Op::Hello(proto::Hello::default())).await), "invalid_argument");
+    // A refused operation used its number up, and nothing else.
+    match raw.ask(Op::Lock(proto::LockOp { ranges: vec![], ..lock(11, "t", b"a") })).await {
+        Some(Answer::Locked(locked)) => assert!(locked.token > 0 && locked.newly_locked),
+        other => panic!("not locked: {other:?}"),
+    }
+    // Duplicates are harmless.
+    let twice = proto::LockOp { rows: vec![Bytes::from_static(b"z"); 2], ..lock(12, "t", b"") };
+    assert!(matches!(raw.ask(Op::Lock(twice)).await, Some(Answer::Locked(_))));
+    assert!(matches!(raw.ask(Op::Goodbye(proto::Goodbye {})).await, Some(Answer::Done(_))));
+    alive(&served).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_begin_with_hello_is_ended() {
+    let settings = ServerSettings { hello_ms_max: 100, ..Default::default() };
+    let served = Served::start(settings).await;
+    let mut rude = Raw::open(&served).await;
+    rude.send(vec![Op::Heartbeat(proto::Heartbeat::default())]).await;
+    let status = rude.answers.message().await.expect_err("hello comes first");
+    assert_eq!(from_status(&status).kind(), ErrorKind::InvalidArgument);
+    let mut silent = Raw::open(&served).await;
+    let status = silent.answers.message().await.expect_err("it is not waited for for ever");
+    assert_eq!(from_status(&status).kind(), ErrorKind::Timeout);
+}
+
+#[tokio::test]
+async fn garbage_on_the_port_hurts_nobody() {
+    let served = Served::start(ServerSettings::default()).await;
+    for garbage in
+        [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff"]
+    {
+        let mut socket = tokio::net::TcpStream::connect(&served.address).await.expect("it listens");
+        socket.write_all(garbage).await.expect("sent");
+        // It hangs up, or answers something and hangs up.
+        let mut answer = Vec::new();
+        let _ = socket.read_to_end(&mut answer).await;
+    }
+    alive(&served).await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_ends_its_stream_and_not_its_session() {
+    let served = Served::start(ServerSettings { message_bytes_max: 64 << 10, ..Default::default() }).await;
+    let (mut raw, welcome) = Raw::greeted(&served).await;
+    assert_eq!(welcome.message_bytes_max, 64 << 10);
+    let rows = vec![Bytes::from(vec![1; 1024]); 100];
+    raw.send(vec![Op::Lock(proto::LockOp { rows, ..lock(1, "t", b"") })]).await;
+    let status = raw.answers.message().await.expect_err("too large");
+    assert_eq!(from_status(&status).kind(), ErrorKind::ResourceExhausted);
+    let mut again = Raw::open(&served).await;
+    let hello = proto::Hello { session: welcome.session, service: welcome.service, ..Default::default() };
+    match again.ask(Op::Hello(hello)).await {
+        Some(Answer::Welcome(welcome)) => assert!(welcome.resumed),
+        other => panic!("not resumed: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_is_cut_off_and_blocks_nobody() {
+    let served = Served::start(ServerSettings { write_ms_max: 200, ..Default::default() }).await;
+    let (mut raw, _) = Raw::greeted(&served).await;
+    let frame = proto::ClientFrame {
+        ops: (1..=500).map(|id| proto::ClientOp { id, op: Some(Op::Heartbeat(proto::Heartbeat::default())) }).collect(),
+    };
+    // Writes as much as the server takes, and reads nothing; meanwhile others are served.
+    while tokio::time::timeout(Duration::from_secs(1), raw.requests.send(frame.clone())).await.is_ok() {
+        alive(&served).await;
+    }
+    alive(&served).await;
+    // Too late: the stream ends after the few answers that were on their way. One that was not cut would go on.
+    let drained = async { while let Ok(Some(_)) = raw.answers.message().await {} };
+    tokio::time::timeout(Duration::from_secs(10), drained).await.expect("the stream was cut");
+}
+
+#[tokio::test]
+async fn a_new_stream_takes_the_place_of_the_old_one() {
+    let served = Served::start(ServerSettings::default()).await;
+    let (mut old, welcome) = Raw::greeted(&served).await;
+    let mut new = Raw::open(&served).await;
+    let hello = proto::Hello { session: welcome.session, service: welcome.service, ..Default::default() };
+    assert!(matches!(new.ask(Op::Hello(hello)).await, Some(Answer::Welcome(_))));
+    assert!(old.answers.message().await.is_ok_and(|frame| frame.is_none()), "T3: the old one ends");
+    assert!(matches!(new.ask(Op::Heartbeat(proto::Heartbeat::default())).await, Some(Answer::Promise(_))));
+}
+
+#[tokio::test]
+async fn a_session_that_is_unknown_or_of_another_incarnation_is_lost() {
+    let served = Served::start(ServerSettings::default()).await;
+    let (_raw, welcome) = Raw::greeted(&served).await;
+    for (session, service) in [(12_345, welcome.service), (welcome.session, welcome.service + 1)] {
+        let mut raw = Raw::open(&served).await;
+        let hello = proto::Hello { session, service, ..Default::default() };
+        assert_eq!(kind(raw.ask(Op::Hello(hello)).await), "session_lost");
+        let mut wire = LocksClient::new(channel(&served).await);
+        let status = wire.keep_session(proto::SessionRef { session, service }).await.expect_err("unknown");
+        assert_eq!(from_status(&status).kind(), ErrorKind::SessionLost);
+    }
+}
+
+#[tokio::test]
+async fn the_unary_calls_lock_and_a_cancelled_one_stops_waiting() {
+    let served = Served::start(ServerSettings::default()).await;
+    let mut wire = LocksClient::new(channel(&served).await);
+    let mut sessions = Vec::new();
+    for _ in 0..2 {
+        let welcome = wire.open_session(proto::Hello::default()).await.expect("a session").into_inner();
+        sessions.push(Some(proto::SessionRef { session: welcome.session, service: welcome.service }));
+    }
+    let request = |session: usize, sequence| proto::UnaryLock {
+        session: sessions[session],
+        lock: Some(lock(sequence, "t", b"a")),
+    };
+    let locked = wire.lock(request(0, 1)).await.expect("free").into_inner();
+    assert!(locked.token > 0);
+    let admin = Client::connect(&served.address).await.expect("it answers").admin();
+    let waits = async |n| {
+        while admin.waits(None).await.expect("it answers").len() != n {
+            tokio::task::yield_now().await;
+        }
+    };
+    let mut other = wire.clone();
+    let mut waiting = Box::pin(other.lock(request(1, 1)));
+    while (&mut waiting).now_or_never().is_none() && admin.waits(None).await.expect("it answers").is_empty() {}
+    waits(1).await;
+    drop(waiting);
+    waits(0).await;
+    let unlock = proto::UnlockOp { txn: txn(1, 2), ..Default::default() };
+    wire.unlock(proto::UnaryUnlock { session: sessions[0], unlock: Some(unlock) }).await.expect("it ends");
+    let nothing = proto::UnaryLock { session: sessions[0], lock: None };
+    assert_eq!(from_status(&wire.lock(nothing).await.expect_err("bad")).kind(), ErrorKind::InvalidArgument);
+    for session in sessions.into_iter().flatten() {
+        wire.close_session(session).await.expect("it closes");
+    }
+}
+
+#[tokio::test]
+async fn health_and_reflection_answer() {
+    use tonic_health::pb::health_client::HealthClient;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+    let served = Served::start(ServerSettings::default()).await;
+    let channel = channel(&served).await;
+    for service in ["", "lockservice.v1.Locks"] {
+        let request = tonic_health::pb::HealthCheckRequest { service: service.to_owned() };
+        let health = HealthClient::new(channel.clone()).check(request).await.expect("it answers").into_inner();
+        assert_eq!(health.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
+    }
+    let request = tonic_reflection::pb::v1::ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices(String::new())),
+        ..Default::default()
+    };
+    let mut answers = ServerReflectionClient::new(channel)
+        .server_reflection_info(tokio_stream::once(request))
+        .await
+        .expect("it answers")
+        .into_inner();
+    let answer = answers.message().await.expect("it answers").expect("one answer").message_response;
+    let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("no list: {answer:?}") };
+    for service in ["lockservice.v1.Locks", "lockservice.v1.Allocator", "lockservice.v1.Admin"] {
+        assert!(list.service.iter().any(|known| known.name == service), "{service}");
+    }
+}
+
+#[tokio::test]
+async fn many_operations_ride_in_one_frame_and_are_answered_out_of_order() {
+    let served = Served::start(ServerSettings::default()).await;
+    let (mut raw, _) = Raw::greeted(&served).await;
+    let (mut other, _) = Raw::greeted(&served).await;
+    assert!(matches!(other.ask(Op::Lock(lock(1, "t", b"a"))).await, Some(Answer::Locked(_))));
+    let free = proto::LockOp { txn: txn(2, 1), ..lock(1, "t", b"b") };
+    raw.send(vec![Op::Lock(lock(1, "t", b"a")), Op::Lock(free), Op::Heartbeat(proto::Heartbeat::default())]).await;
+    let mut ids = Vec::new();
+    while ids.len() < 2 {
+        let frame = raw.answers.message().await.expect("the stream lives").expect("the stream lives");
+        ids.extend(frame.ops.iter().map(|op| op.id));
+    }
+    ids.sort_unstable();
+    assert_eq!(ids, [8, 9], "the first one waits, the others do not");
+    let end = proto::UnlockOp { txn: txn(1, 2), ..Default::default() };
+    assert!(matches!(other.ask(Op::Unlock(end)).await, Some(Answer::Done(_))));
+    let frame = raw.answers.message().await.expect("the stream lives").expect("the stream lives");
+    assert_eq!(frame.ops[0].id, 7);
+    drop(tokio::time::timeout(Duration::ZERO, raw.answers.message()).await);
+}
