@@ -1,0 +1,128 @@
+//! How the command ends: exit statuses and errors on stderr.
+
+use std::process::ExitCode;
+
+use lockservice_core::{Error, ErrorKind};
+
+/// Wrong usage (`EX_USAGE`).
+pub(crate) const USAGE: u8 = 64;
+/// Data that cannot be read as what it should be (`EX_DATAERR`).
+pub(crate) const DATA: u8 = 65;
+/// No server answers (`EX_UNAVAILABLE`).
+pub(crate) const UNAVAILABLE: u8 = 69;
+/// The lock was lost, or something is broken (`EX_SOFTWARE`).
+pub(crate) const LOST: u8 = 70;
+/// The operating system refused something (`EX_OSERR`).
+pub(crate) const OS: u8 = 71;
+/// A file or store cannot be read or written (`EX_IOERR`).
+pub(crate) const IO: u8 = 74;
+/// Not to be had now, but perhaps later (`EX_TEMPFAIL`).
+pub(crate) const NOT_NOW: u8 = 75;
+/// Something is configured wrongly (`EX_CONFIG`).
+pub(crate) const CONFIG: u8 = 78;
+/// The command was found but could not be run, as shells have it.
+pub(crate) const NOT_EXECUTABLE: u8 = 126;
+/// The command was not found, as shells have it.
+pub(crate) const NOT_FOUND: u8 = 127;
+/// Interrupted with Ctrl-C, as shells have it.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// Why the command ends early: a status, and one sentence that says what to do.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// The exit status.
+    pub(crate) status: u8,
+    /// A stable name of what happened, for programs.
+    pub(crate) kind: &'static str,
+    /// What happened and what to do. Empty: nothing is printed.
+    pub(crate) sentence: String,
+}
+
+impl Failure {
+    /// A failure with a sentence.
+    pub(crate) fn new(status: u8, kind: &'static str, sentence: impl Into<String>) -> Self {
+        Self { status, kind, sentence: sentence.into() }
+    }
+
+    /// Wrong usage.
+    pub(crate) fn usage(sentence: impl Into<String>) -> Self {
+        Self::new(USAGE, "usage", sentence)
+    }
+
+    /// Ends with a status and says nothing: somebody else has said it, or nobody listens.
+    pub(crate) fn silent(status: u8) -> Self {
+        Self::new(status, "", "")
+    }
+
+    /// Says on stderr what happened, as a sentence or as one JSON object, and answers the status.
+    pub(crate) fn report(&self, json: bool) -> ExitCode {
+        say_error(json, self.kind, &self.sentence);
+        ExitCode::from(self.status)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let mut sentence = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            let cause_text = cause.to_string();
+            if !sentence.contains(&cause_text) {
+                sentence = format!("{sentence}: {cause_text}");
+            }
+            source = cause.source();
+        }
+        Self::new(status_of(error.kind()), error.kind().name(), sentence)
+    }
+}
+
+/// The exit status for an error of the library, while nothing is held.
+pub(crate) fn status_of(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::InvalidArgument | ErrorKind::NotPermitted => USAGE,
+        ErrorKind::Conflict
+        | ErrorKind::Timeout
+        | ErrorKind::Deadlock
+        | ErrorKind::Rebinding
+        | ErrorKind::ResourceExhausted
+        | ErrorKind::BindChanged
+        | ErrorKind::TxnNotFound
+        | ErrorKind::StoreInUse => NOT_NOW,
+        ErrorKind::Cancelled => INTERRUPTED,
+        ErrorKind::Unavailable
+        | ErrorKind::ShuttingDown
+        | ErrorKind::SessionLost
+        | ErrorKind::LeaseLost
+        | ErrorKind::NotOwner
+        | ErrorKind::UnknownOutcome => UNAVAILABLE,
+        ErrorKind::StoreCorrupt | ErrorKind::StoreNewer => DATA,
+        ErrorKind::StoreUnusable => IO,
+        ErrorKind::NameInUse => CONFIG,
+        _ => LOST,
+    }
+}
+
+/// Writes one error to stderr. A closed stderr is no reason to panic.
+pub(crate) fn say_error(json: bool, kind: &str, sentence: &str) {
+    if sentence.is_empty() {
+        return;
+    }
+    let line = if json {
+        format!("{}\n", serde_json::json!({ "error": sentence, "kind": kind }))
+    } else {
+        format!("error: {}\n", sentence.replace('\n', " "))
+    };
+    say(&line);
+}
+
+/// Writes a note to stderr. Nothing is printed in JSON mode, where every line is a result or an error.
+pub(crate) fn say_note(json: bool, sentence: &str) {
+    if !json {
+        say(&format!("lockservice: {sentence}\n"));
+    }
+}
+
+fn say(line: &str) {
+    // Nobody is left to be told that stderr is closed.
+    let _ = std::io::Write::write_all(&mut std::io::stderr().lock(), line.as_bytes());
+}

@@ -1,0 +1,82 @@
+//! What the wrapper and the supervisor tell each other over their socket: frames of nine bytes, a kind and a number.
+
+use std::time::Duration;
+
+use lockservice_core::clock::Time;
+
+/// Bytes of a frame on the socket.
+pub(crate) const FRAME_BYTES: usize = 9;
+
+/// One message. The numbers of times are nanoseconds of `CLOCK_BOOTTIME`: both ends run on one machine, so they compare.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Frame {
+    /// To the supervisor: the guard of the lock now ends then (P2).
+    Guard(Time),
+    /// To the supervisor: the lock is lost or about to be; end the command now.
+    Stop,
+    /// To the supervisor: pass this signal on to the command's group.
+    Signal(i32),
+    /// From the supervisor: the command runs as this process, which leads the group of the same number.
+    Started(i32),
+    /// From the supervisor: the command ended by itself, with this exit status (128 + n for signal n).
+    Ended(u8),
+    /// From the supervisor: the command was ended because the lock was lost.
+    Stopped,
+    /// From the supervisor: the command could not be started for this reason (an errno).
+    Failed(i32),
+}
+
+impl Frame {
+    /// The frame's bytes.
+    pub(crate) fn encode(self) -> [u8; FRAME_BYTES] {
+        let (kind, value) = match self {
+            Self::Guard(end) => (1, u64::try_from(end.since_origin().as_nanos()).unwrap_or(u64::MAX)),
+            Self::Stop => (2, 0),
+            Self::Signal(number) => (3, u64::from(number.unsigned_abs())),
+            Self::Started(pid) => (4, u64::from(pid.unsigned_abs())),
+            Self::Ended(status) => (5, u64::from(status)),
+            Self::Stopped => (6, 0),
+            Self::Failed(errno) => (7, u64::from(errno.unsigned_abs())),
+        };
+        let mut bytes = [kind; FRAME_BYTES];
+        bytes[1..].copy_from_slice(&value.to_le_bytes());
+        bytes
+    }
+
+    /// The frame that these bytes are, `None` if they are none.
+    pub(crate) fn decode(bytes: [u8; FRAME_BYTES]) -> Option<Self> {
+        let [kind, value @ ..] = bytes;
+        let value = u64::from_le_bytes(value);
+        Some(match kind {
+            1 => Self::Guard(Time::from_origin(Duration::from_nanos(value))),
+            2 => Self::Stop,
+            3 => Self::Signal(i32::try_from(value).ok()?),
+            4 => Self::Started(i32::try_from(value).ok()?),
+            5 => Self::Ended(u8::try_from(value).ok()?),
+            6 => Self::Stopped,
+            7 => Self::Failed(i32::try_from(value).ok()?),
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_frame_survives_the_socket() {
+        for frame in [
+            Frame::Guard(Time::from_origin(Duration::from_nanos(12_345_678_901))),
+            Frame::Stop,
+            Frame::Signal(15),
+            Frame::Started(4_194_304),
+            Frame::Ended(255),
+            Frame::Stopped,
+            Frame::Failed(2),
+        ] {
+            assert_eq!(Frame::decode(frame.encode()), Some(frame));
+        }
+        assert_eq!(Frame::decode([9; FRAME_BYTES]), None);
+    }
+}

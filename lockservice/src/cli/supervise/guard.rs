@@ -1,0 +1,123 @@
+//! When a command must be told to end, and when it must be gone: pure, time is an argument.
+
+use std::time::Duration;
+
+use lockservice_core::clock::Time;
+
+use super::kill_margin;
+
+/// What is to be done to the command's group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Action {
+    /// Send SIGTERM.
+    Terminate,
+    /// Send SIGKILL.
+    Kill,
+}
+
+/// The guard of the lock, as the supervisor counts it (P2).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Guard {
+    end: Time,
+    stop_time: Duration,
+    kill_at: Option<Time>,
+    killed: bool,
+}
+
+impl Guard {
+    /// A guard that ends at `end`; the command needs `stop_time` to end.
+    pub(super) fn new(end: Time, stop_time: Duration) -> Self {
+        Self { end, stop_time, kill_at: None, killed: false }
+    }
+
+    /// A renewal was acknowledged. Too late once the command was told to end: what it gave up is not taken up again.
+    pub(super) fn renew(&mut self, end: Time) {
+        if self.kill_at.is_none() {
+            self.end = end;
+        }
+    }
+
+    /// True once the command was told to end.
+    pub(super) fn stopping(&self) -> bool {
+        self.kill_at.is_some()
+    }
+
+    /// True if nothing may be started any more.
+    pub(super) fn over(&self, now: Time) -> bool {
+        now >= self.terminate_at()
+    }
+
+    /// What to do now, if anything. Each action is answered once.
+    pub(super) fn due(&mut self, now: Time, asked_to_stop: bool) -> Option<Action> {
+        if self.killed {
+            return None;
+        }
+        match self.kill_at {
+            None if asked_to_stop || self.over(now) => {
+                let margin = kill_margin(self.stop_time);
+                self.kill_at = Some(before(self.end, margin).min(now + (self.stop_time - margin)));
+                Some(Action::Terminate)
+            }
+            Some(at) if now >= at => {
+                self.killed = true;
+                Some(Action::Kill)
+            }
+            _ => None,
+        }
+    }
+
+    /// When [`due`](Self::due) must be asked again at the latest.
+    pub(super) fn wake_at(&self) -> Option<Time> {
+        if self.killed { None } else { Some(self.kill_at.unwrap_or_else(|| self.terminate_at())) }
+    }
+
+    fn terminate_at(&self) -> Time {
+        before(self.end, self.stop_time)
+    }
+}
+
+fn before(end: Time, by: Duration) -> Time {
+    Time::from_origin(end.since_origin().saturating_sub(by))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Time {
+        Time::from_origin(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn the_command_is_told_to_end_and_killed_before_the_guard_ends() {
+        let mut guard = Guard::new(at(10_000), Duration::from_millis(1_000));
+        assert_eq!(guard.due(at(8_999), false), None);
+        assert_eq!(guard.wake_at(), Some(at(9_000)));
+        assert_eq!(guard.due(at(9_000), false), Some(Action::Terminate));
+        assert_eq!(guard.due(at(9_749), false), None);
+        assert_eq!(guard.wake_at(), Some(at(9_750)));
+        assert_eq!(guard.due(at(9_750), false), Some(Action::Kill));
+        assert_eq!(guard.due(at(20_000), false), None);
+    }
+
+    #[test]
+    fn a_renewal_moves_the_end_but_not_once_the_command_was_told_to_end() {
+        let mut guard = Guard::new(at(10_000), Duration::from_millis(1_000));
+        guard.renew(at(20_000));
+        assert_eq!(guard.due(at(18_999), false), None);
+        assert_eq!(guard.due(at(19_000), false), Some(Action::Terminate));
+        guard.renew(at(30_000));
+        assert_eq!(guard.due(at(19_750), false), Some(Action::Kill));
+    }
+
+    #[test]
+    fn a_command_asked_to_stop_has_the_stop_time_but_never_more_than_the_guard() {
+        let mut guard = Guard::new(at(10_000), Duration::from_millis(1_000));
+        assert_eq!(guard.due(at(1_000), true), Some(Action::Terminate));
+        assert_eq!(guard.wake_at(), Some(at(1_750)));
+
+        let mut late = Guard::new(at(10_000), Duration::from_millis(1_000));
+        assert_eq!(late.due(at(9_900), true), Some(Action::Terminate));
+        assert_eq!(late.due(at(9_900), true), Some(Action::Kill));
+    }
+}

@@ -1,0 +1,115 @@
+//! The wrapper's end: starts the supervisor, tells it the guard, hears how the command ended.
+
+use std::ffi::OsString;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use lockservice_core::clock::Time;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::{Pid, Signal, getpid, kill_process_group};
+use tokio::net::UnixStream;
+
+use super::frame::{FRAME_BYTES, Frame};
+use crate::cli::args::command_line;
+
+/// What to run, and how.
+#[derive(Debug)]
+pub(crate) struct Job<'a> {
+    /// The command and its arguments.
+    pub(crate) command: &'a [OsString],
+    /// Added to its environment.
+    pub(crate) env: &'a [(&'static str, String)],
+    /// When the guard ends.
+    pub(crate) guard_end: Time,
+    /// How long the command has between SIGTERM and the guard's end.
+    pub(crate) stop_time: Duration,
+    /// Whether the command gets the terminal.
+    pub(crate) terminal: bool,
+    /// Whether errors are printed as JSON.
+    pub(crate) json: bool,
+}
+
+/// A supervisor and, below it, a command.
+#[derive(Debug)]
+pub(crate) struct Supervised {
+    control: UnixStream,
+    child: Child,
+    group: Option<Pid>,
+    partial: [u8; FRAME_BYTES],
+    filled: usize,
+}
+
+impl Supervised {
+    /// Starts the supervisor, which starts the command.
+    ///
+    /// To be called on the main thread of the process: the parent-death signal of a child is sent when the *thread* ends that started it.
+    pub(crate) fn start(job: &Job<'_>) -> io::Result<Self> {
+        let (ours, theirs) = StdStream::pair()?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let stdin = [rustix::stdio::stdin()];
+        ancillary.push(SendAncillaryMessage::ScmRights(&stdin));
+        sendmsg(&ours, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL)?;
+
+        // `/proc/self/exe` is this very program, even if its file was replaced meanwhile.
+        let child = Command::new("/proc/self/exe")
+            .arg0("lockservice")
+            .args(command_line::supervise(getpid(), job))
+            .args(job.command)
+            .envs(job.env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .spawn()?;
+        ours.set_nonblocking(true)?;
+        Ok(Self { control: UnixStream::from_std(ours)?, child, group: None, partial: [0; FRAME_BYTES], filled: 0 })
+    }
+
+    /// The next thing the supervisor says; `None` when it has ended.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a frame that was read in part is kept.
+    pub(crate) async fn next(&mut self) -> io::Result<Option<Frame>> {
+        loop {
+            self.control.readable().await?;
+            match self.control.try_read(&mut self.partial[self.filled..]) {
+                Ok(0) => return Ok(None),
+                Ok(n) => self.filled += n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(error),
+            }
+            if self.filled == FRAME_BYTES {
+                self.filled = 0;
+                let frame = Frame::decode(self.partial)
+                    .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an unknown message of the supervisor"))?;
+                if let Frame::Started(pid) = frame {
+                    self.group = Pid::from_raw(pid);
+                }
+                return Ok(Some(frame));
+            }
+        }
+    }
+
+    /// Tells the supervisor. That it may be gone is learnt from [`next`](Self::next).
+    pub(crate) fn tell(&self, frame: Frame) {
+        // Nine bytes fit unless the supervisor has been stopped for a long time; then the wrapper's own count ends the command.
+        let _ = self.control.try_write(&frame.encode());
+    }
+
+    /// Kills the command's group past the supervisor, which may be stopped, and lets the supervisor see it.
+    pub(crate) fn kill_group(&self) {
+        if let Some(group) = self.group {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::CONT);
+    }
+
+    /// Waits for the supervisor to be gone, after [`next`](Self::next) answered `None` or a final frame: it does nothing more then.
+    pub(crate) fn reap(mut self) -> io::Result<()> {
+        self.child.wait().map(drop)
+    }
+}
