@@ -1,1 +1,7 @@
-fn main() {}
+//! The `lockservice` command: see `lockservice --help`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lockservice::cli::main()
+}

@@ -100,6 +100,14 @@ impl Supervised {
         let _ = self.control.try_write(&frame.encode());
     }
 
+    /// Makes the command's group the foreground of the terminal.
+    pub(crate) fn give_terminal(&self) {
+        if let Some(group) = self.group {
+            // If that fails the command is stopped when it reads, and the next `fg` tries again.
+            let _ = crate::cli::terminal::give_to(group);
+        }
+    }
+
     /// Kills the command's group past the supervisor, which may be stopped, and lets the supervisor see it.
     pub(crate) fn kill_group(&self) {
         if let Some(group) = self.group {

@@ -1,0 +1,281 @@
+//! What can be typed. Parsed once, here, into types that cannot be wrong.
+
+use std::ffi::OsString;
+use std::ops::Bound;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use lockservice_core::{GroupName, Key, KeyRange, LockItem, TableName, TableRef};
+
+use super::exit::Failure;
+
+const AFTER_HELP: &str = "\
+Examples:
+  lockservice serve                                       # in ./lockservice.db, on 127.0.0.1:7654
+  lockservice lock jobs nightly -- ./backup.sh            # one at a time; waits for its turn
+  lockservice lock jobs nightly --no-wait -- ./backup.sh  # or exits with 75 at once
+  lockservice waits                                       # who waits for whom
+
+Exit status: 64 wrong usage, 69 no server answers, 70 the lock was lost, 75 the lock was not to be had in time; otherwise
+that of the COMMAND, or 0.";
+
+const LOCK_EXAMPLES: &str = "\
+Examples:
+  lockservice lock jobs nightly -- ./backup.sh
+  lockservice lock accounts alice bob --timeout 30s -- ./transfer alice bob
+  lockservice lock accounts --range a m --shared -- ./report
+  lockservice lock accounts --range '' '' -- ./migrate    # the whole table
+
+The command finds the lock's fencing token in LOCKSERVICE_TOKEN and the table in LOCKSERVICE_TABLE. It runs in a process group of
+its own, which is ended when the lock is lost: with SIGTERM, and with SIGKILL before anybody else can have the lock. What is left
+of the group when the command has ended gets the stop time to end, and is then killed, before the lock is released.
+
+Exit status: that of the COMMAND (128 + n if signal n ended it); 75 the lock was not to be had in time, 69 no server answers,
+70 the lock was lost and the command was ended, 64 wrong usage, 126 the command cannot be run, 127 it was not found.";
+
+/// Row and range locks with fencing tokens, for jobs, services and databases.
+#[derive(Debug, Parser)]
+#[command(name = "lockservice", version, after_help = AFTER_HELP, max_term_width = 120)]
+pub(crate) struct Cli {
+    /// Print results and errors as JSON, one object a line.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a server.
+    Serve(ServeArgs),
+    /// Run a command while holding a lock.
+    Lock(LockArgs),
+    /// List the locks that are held.
+    Locks(ListArgs),
+    /// List who waits for whom.
+    Waits(ListArgs),
+    /// List which node every lock table is bound to.
+    Binds(ClientArgs),
+    /// Measure lock + unlock beside an echo on a bare gRPC stream.
+    Bench(BenchArgs),
+    #[command(name = "__supervise", hide = true)]
+    Supervise(SuperviseArgs),
+    #[command(name = "__exec", hide = true)]
+    Exec(ExecArgs),
+}
+
+/// Where the server is.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ClientArgs {
+    /// The server: HOST:PORT or URL.
+    #[arg(long, env = "LOCKSERVICE_SERVER", default_value = "127.0.0.1:7654", value_name = "ADDR")]
+    pub(crate) server: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Every setting can also stand in the TOML file of --config (listen, store, node, …), or in the environment (LOCKSERVICE_LISTEN, …,
+LOCKSERVICE_ALLOCATOR__TABLES_MAX for a key of a section). Flags go before the environment, and that before the file.
+
+Examples:
+  lockservice serve
+  lockservice serve --store rocks:/var/lib/lockservice --node a
+  lockservice serve --store memory:                       # for one process alone; forgets everything when it ends")]
+pub(crate) struct ServeArgs {
+    /// Address to listen on [default: 127.0.0.1:7654].
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<String>,
+    /// Where bindings are kept: file:PATH, rocks:PATH or memory: [default: file:./lockservice.db].
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// Name of this node, the same over its restarts [default: the machine's name].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// A TOML file with settings.
+    #[arg(long, env = "LOCKSERVICE_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Serve addresses other than loopback although there is neither encryption nor a password.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    /// How long a node that fell silent keeps its tables, for example 5s [default: 5s].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) lease_ttl: Option<Duration>,
+    /// How long a client that fell silent keeps its locks if it asks for nothing else [default: 10s].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) session_ttl: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = LOCK_EXAMPLES, override_usage = "lockservice lock [OPTIONS] TABLE (KEY… | --range FROM TO) -- COMMAND…")]
+pub(crate) struct LockArgs {
+    /// The lock table.
+    pub(crate) table: TableName,
+    /// The keys, all or none of which are locked.
+    #[arg(value_name = "KEY", required_unless_present = "range")]
+    pub(crate) keys: Vec<OsString>,
+    /// A range of keys, FROM and TO inside; an empty one is open.
+    #[arg(long, num_args = 2, value_names = ["FROM", "TO"], conflicts_with = "keys", allow_hyphen_values = true)]
+    pub(crate) range: Option<Vec<OsString>>,
+    /// The group of the table.
+    #[arg(long, default_value = "default")]
+    pub(crate) group: GroupName,
+    /// Let other sharers in; the default is to be alone.
+    #[arg(long)]
+    pub(crate) shared: bool,
+    /// How long to wait for the lock, for example 30s [default: as long as the server allows].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Do not wait: exit with 75 if the lock is not free.
+    #[arg(long, conflicts_with = "timeout")]
+    pub(crate) no_wait: bool,
+    /// How long the server keeps the lock if this process falls silent [default: the server's, 10s].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) ttl: Option<Duration>,
+    /// How long the command may take to end when the lock is lost [default: a tenth of the guard, at most 1s].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) stop_time: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+impl LockArgs {
+    /// The table and what is to be locked in it.
+    pub(crate) fn target(&self) -> Result<(TableRef, Vec<LockItem>), Failure> {
+        let table = TableRef { group: self.group.clone(), name: self.table.clone() };
+        let bytes = |text: &OsString| std::os::unix::ffi::OsStringExt::into_vec(text.clone());
+        let bound = |text: &OsString| -> Result<Bound<Key>, Failure> {
+            let bytes: Vec<u8> = bytes(text);
+            Ok(if bytes.is_empty() { Bound::Unbounded } else { Bound::Included(Key::new(bytes)?) })
+        };
+        let items = match self.range.as_deref() {
+            Some([from, to]) => vec![LockItem::Range(KeyRange::new(bound(from)?, bound(to)?)?)],
+            _ => {
+                let row = |key| -> Result<LockItem, Failure> { Ok(LockItem::Row(Key::new::<Vec<u8>>(bytes(key))?)) };
+                self.keys.iter().map(row).collect::<Result<_, _>>()?
+            }
+        };
+        Ok((table, items))
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only this table.
+    pub(crate) table: Option<TableName>,
+    /// The group of the table.
+    #[arg(long, default_value = "default", requires = "table")]
+    pub(crate) group: GroupName,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+impl ListArgs {
+    /// The table, if one was named.
+    pub(crate) fn table(&self) -> Option<TableRef> {
+        self.table.as_ref().map(|name| TableRef { group: self.group.clone(), name: name.clone() })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// How many callers, all in one process and on one session; one run for each number.
+    #[arg(long, value_delimiter = ',', default_value = "1,16,64", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) callers: Vec<u32>,
+    /// How many seconds each run lasts.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub(crate) seconds: u64,
+    /// The server: HOST:PORT or URL. Without it one is started in this process, in memory.
+    #[arg(long, env = "LOCKSERVICE_SERVER", value_name = "ADDR")]
+    pub(crate) server: Option<String>,
+}
+
+/// The supervisor's arguments: see `supervise`.
+#[derive(Debug, Args)]
+pub(crate) struct SuperviseArgs {
+    #[arg(long)]
+    pub(crate) parent: i32,
+    #[arg(long)]
+    pub(crate) guard_ns: u64,
+    #[arg(long)]
+    pub(crate) stop_ms: u64,
+    #[arg(long)]
+    pub(crate) terminal: bool,
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// The arguments of the last step before the command: see `supervise`.
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    #[arg(long)]
+    pub(crate) parent: i32,
+    #[arg(long)]
+    pub(crate) terminal: bool,
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// The command lines of the hidden commands, up to and with the `--` before the command.
+pub(crate) mod command_line {
+    use rustix::process::Pid;
+
+    use crate::cli::supervise::Job;
+
+    pub(crate) fn supervise(parent: Pid, job: &Job<'_>) -> Vec<String> {
+        let mut args = vec![
+            "__supervise".to_owned(),
+            format!("--guard-ns={}", job.guard_end.since_origin().as_nanos()),
+            format!("--stop-ms={}", job.stop_time.as_millis()),
+        ];
+        args.extend(common(parent, job.terminal, job.json));
+        args
+    }
+
+    pub(crate) fn exec(parent: Pid, terminal: bool, json: bool) -> Vec<String> {
+        std::iter::once("__exec".to_owned()).chain(common(parent, terminal, json)).collect()
+    }
+
+    fn common(parent: Pid, terminal: bool, json: bool) -> Vec<String> {
+        let mut args = vec![format!("--parent={}", parent.as_raw_nonzero())];
+        args.extend(terminal.then(|| "--terminal".to_owned()));
+        args.extend(json.then(|| "--json".to_owned()));
+        args.push("--".to_owned());
+        args
+    }
+}
+
+/// A duration as people write it: `500ms`, `30s`, `2m 30s`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Ok(Duration::from_secs(seconds.into()));
+    }
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 500ms, 30s or 2m"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_end_of_a_range_that_is_empty_is_open() {
+        let cli = Cli::try_parse_from(["lockservice", "lock", "t", "--range", "", "m", "--", "true"]).unwrap();
+        let Command::Lock(args) = cli.command else { panic!("lock") };
+        let (_, items) = args.target().unwrap();
+        assert_eq!(items.len(), 1);
+        assert_eq!(items[0].to_string(), "(-∞, m]");
+    }
+}

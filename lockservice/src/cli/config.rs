@@ -1,0 +1,252 @@
+//! What a server is told: one TOML file, the environment, flags, in rising priority.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+
+use figment::error::Kind;
+use figment::providers::{Format, Serialized, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+use lockservice_core::NodeName;
+use lockservice_core::allocator::AllocatorSettings;
+use lockservice_core::service::ServiceSettings;
+use serde::{Deserialize, Serialize};
+
+use super::args::ServeArgs;
+use super::exit::{self, Failure};
+use crate::server::ServerSettings;
+
+/// Environment variables with our prefix that are not settings of a server.
+const NOT_SETTINGS: [&str; 5] = [
+    "LOCKSERVICE_SERVER",
+    "LOCKSERVICE_CONFIG",
+    "LOCKSERVICE_TOKEN",
+    "LOCKSERVICE_TABLE",
+    "LOCKSERVICE_CACHE",
+];
+
+const PREFIX: &str = "LOCKSERVICE_";
+
+/// Settings of `serve`. The sections' keys end in their units.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Address to listen on, HOST:PORT. Default `127.0.0.1:7654`.
+    pub(crate) listen: String,
+    /// Where bindings are kept: `file:PATH`, `rocks:PATH` or `memory:`. Default `file:./lockservice.db`.
+    pub(crate) store: String,
+    /// The node's name, the same over its restarts. Default (empty): the machine's name.
+    pub(crate) node: String,
+    /// Serve addresses other than loopback without encryption and passwords. Default false.
+    pub(crate) insecure: bool,
+    /// Limits of the gRPC server.
+    pub(crate) server: ServerSettings,
+    /// Limits and defaults of the lock service.
+    pub(crate) service: ServiceSettings,
+    /// Limits and constants of the allocator.
+    pub(crate) allocator: AllocatorSettings,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:7654".to_owned(),
+            store: "file:./lockservice.db".to_owned(),
+            node: String::new(),
+            insecure: false,
+            server: ServerSettings::default(),
+            service: ServiceSettings::default(),
+            allocator: AllocatorSettings::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Merges everything. Fails naming the key, and where it stands.
+    pub(crate) fn load(args: &ServeArgs, env: impl Iterator<Item = (String, String)>) -> Result<Self, Failure> {
+        let config = |sentence: String| Failure::new(exit::CONFIG, "config", sentence);
+        let defaults = Figment::from(Serialized::defaults(Self::default()));
+        let mut figment = defaults.clone();
+        let file = args.config.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        if let Some(path) = &args.config {
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                config(format!("cannot read the configuration file {file}: {error}; check --config and LOCKSERVICE_CONFIG"))
+            })?;
+            figment = figment.merge(Toml::string(&text));
+        }
+        figment = figment.merge(Environment::new(&defaults, env));
+        let mut merged: Self = figment.extract().map_err(|errors| {
+            let all: Vec<String> = errors.into_iter().map(|error| describe(&error, &file)).collect();
+            config(all.join("; "))
+        })?;
+        merged.apply(args);
+        merged.check()?;
+        Ok(merged)
+    }
+
+    fn apply(&mut self, args: &ServeArgs) {
+        let set = |field: &mut String, flag: &Option<String>| {
+            if let Some(value) = flag {
+                field.clone_from(value);
+            }
+        };
+        set(&mut self.listen, &args.listen);
+        set(&mut self.store, &args.store);
+        set(&mut self.node, &args.node);
+        self.insecure |= args.insecure;
+        let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        if let Some(ttl) = args.lease_ttl {
+            self.allocator.constants.lease_ttl_ms = ms(ttl);
+        }
+        if let Some(ttl) = args.session_ttl {
+            self.service.session_ttl_ms = ms(ttl);
+        }
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        self.allocator.check()?;
+        self.service.check()?;
+        Ok(())
+    }
+
+    /// The addresses to listen on, tried in this order. Refused if one can be reached from other machines, unless told `insecure`.
+    pub(crate) fn addresses(&self) -> Result<Vec<SocketAddr>, Failure> {
+        let listen = self.listen.strip_prefix("http://").unwrap_or(&self.listen);
+        let addresses: Vec<SocketAddr> = listen
+            .to_socket_addrs()
+            .map_err(|error| {
+                Failure::usage(format!("cannot listen on {listen:?}: {error}; write HOST:PORT, for example 127.0.0.1:7654"))
+            })?
+            .collect();
+        if !self.insecure && addresses.iter().any(|address| !address.ip().is_loopback()) {
+            return Err(Failure::usage(format!(
+                "{listen} can be reached from other machines, and this server has neither encryption nor passwords: \
+                 listen on 127.0.0.1, or say --insecure if the network is trusted"
+            )));
+        }
+        Ok(addresses)
+    }
+
+    /// The node's name.
+    pub(crate) fn node(&self) -> Result<NodeName, Failure> {
+        if !self.node.is_empty() {
+            return Ok(NodeName::new(&self.node)?);
+        }
+        let uname = rustix::system::uname();
+        let host = uname.nodename().to_string_lossy();
+        Ok(NodeName::new(&*host).or_else(|_| NodeName::new("node-1"))?)
+    }
+}
+
+fn describe(error: &figment::Error, file: &str) -> String {
+    let path = error.path.join(".");
+    let from_env = error.metadata.as_ref().is_some_and(|metadata| metadata.name == Environment::NAME);
+    let place = |key: &str| {
+        if from_env {
+            format!("the environment variable {PREFIX}{}", key.replace('.', "__").to_uppercase())
+        } else {
+            format!("the configuration file {file}")
+        }
+    };
+    match &error.kind {
+        Kind::UnknownField(name, expected) => {
+            let full = if path.is_empty() || path.ends_with(name.as_str()) { path.clone() } else { format!("{path}.{name}") };
+            let full = if full.is_empty() { name.clone() } else { full };
+            format!("unknown key {full:?} in {}: remove it, or use one of {}", place(&full), expected.join(", "))
+        }
+        _ if path.is_empty() => format!("{}: {}; correct it", place(""), error.kind),
+        kind => format!("the key {path:?} in {} is wrong: {kind}; correct it", place(&path)),
+    }
+}
+
+/// `LOCKSERVICE_KEY` and `LOCKSERVICE_SECTION__KEY`, read as what the key's default is: a node may be called `007`.
+struct Environment(Dict);
+
+impl Environment {
+    const NAME: &str = "environment";
+
+    fn new(defaults: &Figment, env: impl Iterator<Item = (String, String)>) -> Self {
+        let mut dict = Dict::new();
+        for (name, text) in env {
+            let Some(key) = name.strip_prefix(PREFIX).filter(|_| !NOT_SETTINGS.contains(&name.as_str())) else { continue };
+            let key = key.to_lowercase().replace("__", ".");
+            let value = match defaults.find_value(&key) {
+                Ok(Value::Num(..)) => text.parse::<u64>().map_or_else(|_| text.into(), Value::from),
+                Ok(Value::Bool(..)) => text.parse::<bool>().map_or_else(|_| text.into(), Value::from),
+                _ => text.into(),
+            };
+            insert(&mut dict, &key, value);
+        }
+        Self(dict)
+    }
+}
+
+fn insert(dict: &mut Dict, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => {
+            dict.insert(key.to_owned(), value);
+        }
+        Some((section, rest)) => {
+            let entry = dict.entry(section.to_owned()).or_insert_with(|| Dict::new().into());
+            if let Value::Dict(_, inner) = entry {
+                insert(inner, rest, value);
+            }
+        }
+    }
+}
+
+impl Provider for Environment {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(Self::NAME)
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Map::from([(Profile::Default, self.0.clone())]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn load(flags: &[&str], env: &[(&str, &str)]) -> Result<Config, Failure> {
+        let cli = crate::cli::args::Cli::try_parse_from(["lockservice", "serve"].iter().chain(flags)).unwrap();
+        let crate::cli::args::Command::Serve(args) = cli.command else { panic!("serve") };
+        Config::load(&args, env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+    }
+
+    #[test]
+    fn flags_go_before_the_environment_and_that_before_the_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "listen = \"127.0.0.1:1\"\nnode = \"f\"\nstore = \"memory:\"\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let config = load(
+            &["--config", path, "--listen", "127.0.0.1:3"],
+            &[("LOCKSERVICE_LISTEN", "127.0.0.1:2"), ("LOCKSERVICE_NODE", "007"), ("LOCKSERVICE_SERVICE__SESSIONS_MAX", "9")],
+        )
+        .unwrap();
+        assert_eq!((config.listen.as_str(), config.node.as_str(), config.store.as_str()), ("127.0.0.1:3", "007", "memory:"));
+        assert_eq!(config.service.sessions_max, 9);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, key) in [("lisen = \"x\"\n", "lisen"), ("[service]\nsession_max = 3\n", "session_max")] {
+            std::fs::write(file.path(), text).unwrap();
+            let failure = load(&["--config", file.path().to_str().unwrap()], &[]).unwrap_err();
+            assert_eq!(failure.status, exit::CONFIG);
+            assert!(failure.sentence.contains(key), "{}", failure.sentence);
+        }
+        let failure = load(&[], &[("LOCKSERVICE_LISEN", "x")]).unwrap_err();
+        assert!(failure.sentence.contains("LOCKSERVICE_LISEN"), "{}", failure.sentence);
+        assert!(load(&[], &[("LOCKSERVICE_TOKEN", "7"), ("LOCKSERVICE_TABLE", "t")]).is_ok());
+    }
+
+    #[test]
+    fn an_address_that_others_can_reach_is_refused_unless_told_insecure() {
+        assert_eq!(load(&["--listen", "0.0.0.0:0"], &[]).unwrap().addresses().unwrap_err().status, exit::USAGE);
+        assert!(load(&["--listen", "0.0.0.0:0", "--insecure"], &[]).unwrap().addresses().is_ok());
+        assert!(load(&["--listen", "nonsense"], &[]).unwrap().addresses().is_err());
+    }
+}

@@ -1,0 +1,151 @@
+//! `locks`, `waits`, `binds`: what an operator sees.
+
+use std::ops::Bound;
+
+use lockservice_core::allocator::BindState;
+use lockservice_core::{Key, LockItem, LockMode, TableRef};
+use serde_json::{Map, Value, json};
+
+use super::args::{ClientArgs, ListArgs};
+use super::exit::Failure;
+use super::output::Output;
+use crate::client::Client;
+
+/// Every lock that is held.
+pub(crate) async fn locks(args: &ListArgs, json: bool) -> Result<(), Failure> {
+    let client = Client::connect(&args.client.server).await?;
+    let locks = client.admin().locks(args.table().as_ref()).await?;
+    let rows: Vec<Value> = locks
+        .iter()
+        .map(|lock| {
+            let mut row = item(&lock.info.table, &lock.info.item);
+            row.insert("mode".into(), mode(lock.info.mode));
+            row.insert("txn".into(), lock.info.txn.to_string().into());
+            row.insert("label".into(), lock.label.as_str().into());
+            row.insert("client".into(), lock.client.as_str().into());
+            row.insert("token".into(), lock.info.token.get().into());
+            row.insert("waiters".into(), lock.info.waiters.into());
+            Value::Object(row)
+        })
+        .collect();
+    Output::new(json).rows(&["group", "table", "key", "mode", "txn", "client", "token", "waiters"], &rows)
+}
+
+/// Who waits for whom.
+pub(crate) async fn waits(args: &ListArgs, json: bool) -> Result<(), Failure> {
+    let client = Client::connect(&args.client.server).await?;
+    let waits = client.admin().waits(args.table().as_ref()).await?;
+    let rows: Vec<Value> = waits
+        .iter()
+        .map(|wait| {
+            let mut row = item(&wait.info.table, &wait.info.item);
+            row.insert("mode".into(), mode(wait.info.mode));
+            row.insert("waiter".into(), wait.info.waiter.to_string().into());
+            row.insert("waiter_label".into(), wait.waiter_label.as_str().into());
+            row.insert("waiter_client".into(), wait.waiter_client.as_str().into());
+            row.insert("holder".into(), wait.info.holder.to_string().into());
+            row.insert("holder_label".into(), wait.holder_label.as_str().into());
+            row.insert("holder_client".into(), wait.holder_client.as_str().into());
+            row.insert("state".into(), if wait.info.granted { "holds" } else { "waits too" }.into());
+            row.insert("waiting_ms".into(), u64::try_from(wait.waiting.as_millis()).unwrap_or(u64::MAX).into());
+            Value::Object(row)
+        })
+        .collect();
+    let columns = [
+        "group", "table", "key", "mode", "waiter", "waiter_client", "holder", "holder_client", "state", "waiting_ms",
+    ];
+    Output::new(json).rows(&columns, &rows)
+}
+
+/// Which node every table is bound to.
+pub(crate) async fn binds(args: &ClientArgs, json: bool) -> Result<(), Failure> {
+    let client = Client::connect(&args.server).await?;
+    let binds = client.admin().binds().await?;
+    let rows: Vec<Value> = binds
+        .iter()
+        .map(|status| {
+            let bind = &status.bind;
+            let wait = match status.state {
+                BindState::Bound => Value::Null,
+                BindState::Void { granted_anew_in } => {
+                    u64::try_from(granted_anew_in.as_millis()).unwrap_or(u64::MAX).into()
+                }
+            };
+            json!({
+                "group": bind.table.group.as_str(),
+                "table": bind.table.name.as_str(),
+                "partition": bind.partition,
+                "owner": bind.owner.get(),
+                "version": bind.version.get(),
+                "state": status.state.name(),
+                "node": status.node.as_str(),
+                "address": status.address,
+                "granted_anew_in_ms": wait,
+            })
+        })
+        .collect();
+    Output::new(json).rows(&["group", "table", "partition", "owner", "version", "state", "node", "address"], &rows)
+}
+
+fn mode(mode: LockMode) -> Value {
+    match mode {
+        LockMode::Exclusive => "exclusive",
+        LockMode::Shared => "shared",
+    }
+    .into()
+}
+
+/// The table and the item: `key` for people, as text where it is text; `key_hex`, or both ends of a range, exactly.
+fn item(table: &TableRef, item: &LockItem) -> Map<String, Value> {
+    let mut row = Map::new();
+    row.insert("group".into(), table.group.as_str().into());
+    row.insert("table".into(), table.name.as_str().into());
+    row.insert("key".into(), item.to_string().into());
+    match item {
+        LockItem::Row(key) => {
+            row.extend(hex_if_needed("key_hex", key));
+        }
+        LockItem::Range(range) => {
+            row.insert("from".into(), bound(range.start()));
+            row.insert("to".into(), bound(range.end()));
+        }
+    }
+    row
+}
+
+/// An end of a range, `null` if it is open.
+fn bound(bound: Bound<&Key>) -> Value {
+    let (key, included) = match bound {
+        Bound::Included(key) => (key, true),
+        Bound::Excluded(key) => (key, false),
+        Bound::Unbounded => return Value::Null,
+    };
+    let mut end = Map::new();
+    end.insert("key".into(), key.to_string().into());
+    end.extend(hex_if_needed("key_hex", key));
+    end.insert("included".into(), included.into());
+    Value::Object(end)
+}
+
+/// The key's bytes, unless it is shown as the text that it is.
+fn hex_if_needed(name: &str, key: &Key) -> Option<(String, Value)> {
+    if key.to_string().as_bytes() == key.as_bytes() {
+        return None;
+    }
+    let hex: String = key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    Some((name.to_owned(), hex.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_is_no_text_is_escaped_and_given_in_hex() {
+        let table = TableRef::new("g", "t").unwrap();
+        let text = item(&table, &LockItem::Row(Key::new("alice").unwrap()));
+        assert_eq!((text.get("key"), text.get("key_hex")), (Some(&"alice".into()), None));
+        let bytes = item(&table, &LockItem::Row(Key::new([0xff, 0x00]).unwrap()));
+        assert_eq!(bytes.get("key_hex"), Some(&"ff00".into()));
+    }
+}

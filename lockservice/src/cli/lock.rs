@@ -1,0 +1,243 @@
+//! `lock`: runs a command while holding a lock.
+
+use std::time::Duration;
+
+use lockservice_core::clock::{Clock, SystemClock, Time};
+use lockservice_core::service::LockSpec;
+use lockservice_core::table::WaitPolicy;
+use lockservice_core::{Error, ErrorKind, LockMode};
+use nix::sys::signal::Signal;
+
+use super::args::LockArgs;
+use super::exit::{self, Failure};
+use super::signals::Signals;
+use super::supervise::{Frame, Job, Supervised, kill_margin};
+use super::terminal;
+use crate::client::{Client, LockGuard, Session};
+
+/// Longest default stop time.
+const STOP_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// How long the release is waited for: the next holder comes in at once if it arrives, after the session's TTL if it does not.
+const RELEASE_WAIT: Duration = Duration::from_secs(2);
+
+/// Takes the lock, runs the command, releases the lock. Answers the exit status.
+pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<u8, Failure> {
+    let mut signals = Signals::take()
+        .map_err(|error| Failure::new(exit::OS, "os", format!("cannot take signals: {error}; nothing was locked")))?;
+    let (client, session, stop_time) = tokio::select! {
+        opened = open(args) => opened?,
+        signal = signals.next_to_end() => return Ok(128 + signal as u8),
+    };
+    let outcome = tokio::select! {
+        held = acquire(args, &client, &session) => match held {
+            Ok(lock) => {
+                let outcome = hold(args, &session, &lock, stop_time, &mut signals, json).await;
+                release(lock, &session).await;
+                return outcome;
+            }
+            Err(failure) => Err(failure),
+        },
+        // Dropping the call takes the request back.
+        signal = signals.next_to_end() => Ok(128 + signal as u8),
+    };
+    give_up(&session).await;
+    outcome
+}
+
+/// Releases the lock for whoever waits: sent, acknowledged, and the session given up, so that the server knows that work has stopped (P5).
+async fn release(lock: LockGuard, session: &Session) {
+    if session.lost_now().is_none() {
+        let _ = tokio::time::timeout(RELEASE_WAIT, lock.unlock()).await;
+    }
+    give_up(session).await;
+}
+
+/// Closes the session. If the server cannot be told, its TTL ends it: nothing that this process could do better.
+async fn give_up(session: &Session) {
+    let _ = tokio::time::timeout(RELEASE_WAIT, session.close()).await;
+}
+
+/// Connects and opens a session; also answers the stop time.
+async fn open(args: &LockArgs) -> Result<(Client, Session, Duration), Failure> {
+    // What is wrong with the keys is said before anything is connected.
+    args.target()?;
+    let client = Client::builder().name(client_name()).connect(&args.client.server).await?;
+    let session = client.session(args.ttl).await?;
+    let guard = session.guard_deadline().remaining(client.clock().now());
+    let stop_time = match args.stop_time {
+        None => (guard / 10).min(STOP_TIME_MAX),
+        Some(time) if time <= guard / 3 => time,
+        Some(time) => {
+            give_up(&session).await;
+            return Err(Failure::usage(format!(
+                "the stop time {time:?} is more than a third of the {guard:?} for which the lock is safe without a renewal: \
+                 use a shorter --stop-time, or a longer --ttl here and lease at the server"
+            )));
+        }
+    };
+    Ok((client, session, stop_time))
+}
+
+async fn acquire(args: &LockArgs, client: &Client, session: &Session) -> Result<LockGuard, Failure> {
+    let (table, items) = args.target()?;
+    let spec = LockSpec {
+        mode: if args.shared { LockMode::Shared } else { LockMode::Exclusive },
+        wait: if args.no_wait { WaitPolicy::NoWait } else { WaitPolicy::Wait },
+        timeout: args.timeout,
+        ..LockSpec::new(table, items)
+    };
+    match session.lock(spec).await {
+        Ok(lock) => Ok(lock),
+        Err(error) => Err(with_holder(client, args, error).await),
+    }
+}
+
+/// Says who holds the lock that was not to be had, if the server knows.
+async fn with_holder(client: &Client, args: &LockArgs, error: Error) -> Failure {
+    let not_now = matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Timeout);
+    let mut failure = Failure::from(error);
+    let Ok((table, items)) = args.target() else { return failure };
+    if not_now && let Ok(locks) = client.admin().locks(Some(&table)).await {
+        let holder = locks.iter().find(|lock| items.iter().any(|item| item.overlaps(&lock.info.item)));
+        if let Some(lock) = holder {
+            let who = if lock.client.is_empty() { "a client without a name" } else { &lock.client };
+            failure.sentence =
+                format!("{}; {} of {table} is held by {who} (transaction {})", failure.sentence, lock.info.item, lock.info.txn);
+        }
+    }
+    failure
+}
+
+/// Who this is, for operators: `lock@HOST:PID`.
+fn client_name() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let mut name = format!("lock@{host}:{}", std::process::id());
+    name.truncate(name.floor_char_boundary(255));
+    name
+}
+
+/// Runs the command until it ends, or until the lock is lost.
+async fn hold(
+    args: &LockArgs,
+    session: &Session,
+    lock: &LockGuard,
+    stop_time: Duration,
+    signals: &mut Signals,
+    json: bool,
+) -> Result<u8, Failure> {
+    let env = [("LOCKSERVICE_TOKEN", lock.token().to_string()), ("LOCKSERVICE_TABLE", args.table.to_string())];
+    let mut guard = session.guard();
+    let mut guard_end = *guard.borrow_and_update();
+    let has_terminal = terminal::in_foreground();
+    let job = Job { command: &args.command, env: &env, guard_end, stop_time, terminal: has_terminal, json };
+    let mut supervised = Supervised::start(&job).map_err(|error| {
+        Failure::new(exit::OS, "os", format!("cannot start the supervisor: {error}; the lock was released"))
+    })?;
+    let clock = SystemClock;
+    let mut why_lost: Option<Error> = None;
+    let mut last = None;
+    loop {
+        let frame = tokio::select! {
+            frame = supervised.next() => match frame {
+                Ok(frame) => frame,
+                Err(error) => {
+                    supervised.kill_group();
+                    take_back_terminal(has_terminal);
+                    return Err(supervisor_failed(&error.to_string()));
+                }
+            },
+            Ok(()) = guard.changed(), if why_lost.is_none() => {
+                guard_end = *guard.borrow_and_update();
+                supervised.tell(Frame::Guard(guard_end));
+                continue;
+            }
+            why = session.lost(), if why_lost.is_none() => {
+                why_lost = Some(why);
+                supervised.tell(Frame::Stop);
+                continue;
+            }
+            signal = signals.next() => {
+                pass_on(&supervised, signal, has_terminal);
+                continue;
+            }
+            () = passed(&clock, guard_end, kill_margin(stop_time) / 2) => {
+                // The supervisor should have done so: it is stopped, or slow (P2).
+                supervised.kill_group();
+                guard_end = Time::from_origin(Duration::MAX);
+                why_lost.get_or_insert_with(guard_over);
+                continue;
+            }
+        };
+        match frame {
+            Some(Frame::Started(_)) => {}
+            Some(end @ (Frame::Ended(_) | Frame::Stopped | Frame::Failed(_))) => {
+                last = Some(end);
+                break;
+            }
+            Some(_) => {}
+            None => break,
+        }
+    }
+    if last.is_none() {
+        // Killed: the kernel killed the command with it, and this the rest of the command's group.
+        supervised.kill_group();
+    }
+    take_back_terminal(has_terminal);
+    let _ = supervised.reap();
+    match last {
+        Some(Frame::Ended(status)) => Ok(status),
+        Some(Frame::Stopped) => Err(lost(&session.lost_now().or(why_lost).unwrap_or_else(guard_over))),
+        Some(Frame::Failed(errno)) => Err(supervisor_failed(&std::io::Error::from_raw_os_error(errno).to_string())),
+        _ => match why_lost {
+            Some(why) => Err(lost(&why)),
+            None => Err(supervisor_failed("it was killed")),
+        },
+    }
+}
+
+fn pass_on(supervised: &Supervised, signal: Signal, has_terminal: bool) {
+    if signal == Signal::SIGCONT && has_terminal && terminal::in_foreground() {
+        // `fg` in the shell gave the terminal to this process; it is the command that reads from it.
+        supervised.give_terminal();
+    }
+    supervised.tell(Frame::Signal(signal as i32));
+}
+
+fn take_back_terminal(has_terminal: bool) {
+    if has_terminal {
+        // Without a terminal there is nothing to take back.
+        let _ = terminal::give_to(rustix::process::getpgrp());
+    }
+}
+
+fn guard_over() -> Error {
+    Error::new(ErrorKind::SessionLost, "the session was not renewed in time")
+}
+
+fn lost(why: &Error) -> Failure {
+    let what = match why.kind() {
+        ErrorKind::ShuttingDown => "the server is shutting down, so the lock was given up and the command was ended",
+        _ => "the lock was lost and the command was ended",
+    };
+    Failure::new(exit::LOST, why.kind().name(), format!("{what}: start it again to wait for the lock ({})", why.message()))
+}
+
+fn supervisor_failed(why: &str) -> Failure {
+    Failure::new(
+        exit::OS,
+        "os",
+        format!("the command's supervisor failed ({why}): the command was ended and the lock released; start it again"),
+    )
+}
+
+/// Resolves when `end` is less than `margin` away. The timer only wakes; the clock, which counts through suspend, decides.
+async fn passed(clock: &SystemClock, end: Time, margin: Duration) {
+    loop {
+        let left = end.remaining(clock.now());
+        if left <= margin {
+            return;
+        }
+        tokio::time::sleep((left - margin).min(Duration::from_secs(3_600))).await;
+    }
+}

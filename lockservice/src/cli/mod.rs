@@ -1,0 +1,79 @@
+//! The `lockservice` command.
+
+mod args;
+mod bench;
+mod config;
+mod echo;
+mod exit;
+mod list;
+mod lock;
+mod output;
+mod serve;
+mod signals;
+mod supervise;
+mod terminal;
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind as ClapKind;
+
+use self::args::{Cli, Command};
+use self::exit::Failure;
+
+/// Runs the command that the process's arguments name, and answers its exit status.
+///
+/// To be called on the main thread, before any other thread is started.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    let json = cli.json;
+    let result = match &cli.command {
+        // These two stay single-threaded and without a runtime: the first is the last to be alive, the second becomes the command.
+        Command::Supervise(args) => return supervise::supervise(args),
+        Command::Exec(args) => return supervise::exec(args),
+        Command::Serve(args) => serve::run(args, json),
+        Command::Lock(args) => block_on(lock::run(args, json)),
+        Command::Locks(args) => block_on(list::locks(args, json)).map(|()| 0),
+        Command::Waits(args) => block_on(list::waits(args, json)).map(|()| 0),
+        Command::Binds(args) => block_on(list::binds(args, json)).map(|()| 0),
+        Command::Bench(args) => bench::run(args, json).map(|()| 0),
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => failure.report(json),
+    }
+}
+
+/// Runs a future on this very thread: the parent-death signal of a child is sent when the thread ends that started it.
+fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_runtime)?.block_on(future)
+}
+
+fn no_runtime(error: std::io::Error) -> Failure {
+    Failure::new(exit::OS, "os", format!("cannot start: {error}; check the limits on open files and threads"))
+}
+
+/// Wrong usage, or a wish for help.
+fn refuse(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ClapKind::DisplayHelp | ClapKind::DisplayVersion => {
+            // A closed pipe (`--help | head -1`) is no failure.
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        // Arguments did not parse, so `--json` is looked for by hand, up to where the user's own command begins.
+        _ if std::env::args_os().take_while(|arg| arg != "--").any(|arg| arg == "--json") => {
+            let text = error.render().to_string();
+            let sentence = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            Failure::usage(sentence).report(true)
+        }
+        _ => {
+            let _ = error.print();
+            ExitCode::from(exit::USAGE)
+        }
+    }
+}
