@@ -146,7 +146,7 @@ impl LockArgs {
     /// The table and what is to be locked in it.
     pub(crate) fn target(&self) -> Result<(TableRef, Vec<LockItem>), Failure> {
         let table = TableRef { group: self.group.clone(), name: self.table.clone() };
-        let bytes = |text: &OsString| std::os::unix::ffi::OsStringExt::into_vec(text.clone());
+        let bytes = |text: &OsString| -> Vec<u8> { std::os::unix::ffi::OsStringExt::into_vec(text.clone()) };
         let bound = |text: &OsString| -> Result<Bound<Key>, Failure> {
             let bytes: Vec<u8> = bytes(text);
             Ok(if bytes.is_empty() { Bound::Unbounded } else { Bound::Included(Key::new(bytes)?) })
@@ -154,7 +154,7 @@ impl LockArgs {
         let items = match self.range.as_deref() {
             Some([from, to]) => vec![LockItem::Range(KeyRange::new(bound(from)?, bound(to)?)?)],
             _ => {
-                let row = |key| -> Result<LockItem, Failure> { Ok(LockItem::Row(Key::new::<Vec<u8>>(bytes(key))?)) };
+                let row = |key| -> Result<LockItem, Failure> { Ok(LockItem::Row(Key::new(bytes(key))?)) };
                 self.keys.iter().map(row).collect::<Result<_, _>>()?
             }
         };

@@ -153,7 +153,8 @@ where
         .collect();
     let mut took = Vec::new();
     for task in tasks {
-        let result = task.await.map_err(|error| Error::new(ErrorKind::Internal, "a caller failed").with_source(error))?;
+        let result =
+            task.await.map_err(|error| Error::new(ErrorKind::Internal, "a caller failed").with_source(error))?;
         took.extend(result?);
     }
     let elapsed = clock.now().since(start);

@@ -16,13 +16,8 @@ use super::exit::{self, Failure};
 use crate::server::ServerSettings;
 
 /// Environment variables with our prefix that are not settings of a server.
-const NOT_SETTINGS: [&str; 5] = [
-    "LOCKSERVICE_SERVER",
-    "LOCKSERVICE_CONFIG",
-    "LOCKSERVICE_TOKEN",
-    "LOCKSERVICE_TABLE",
-    "LOCKSERVICE_CACHE",
-];
+const NOT_SETTINGS: [&str; 5] =
+    ["LOCKSERVICE_SERVER", "LOCKSERVICE_CONFIG", "LOCKSERVICE_TOKEN", "LOCKSERVICE_TABLE", "LOCKSERVICE_CACHE"];
 
 const PREFIX: &str = "LOCKSERVICE_";
 
@@ -69,7 +64,9 @@ impl Config {
         let file = args.config.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
         if let Some(path) = &args.config {
             let text = std::fs::read_to_string(path).map_err(|error| {
-                config(format!("cannot read the configuration file {file}: {error}; check --config and LOCKSERVICE_CONFIG"))
+                config(format!(
+                    "cannot read the configuration file {file}: {error}; check --config and LOCKSERVICE_CONFIG"
+                ))
             })?;
             figment = figment.merge(Toml::string(&text));
         }
@@ -114,7 +111,9 @@ impl Config {
         let addresses: Vec<SocketAddr> = listen
             .to_socket_addrs()
             .map_err(|error| {
-                Failure::usage(format!("cannot listen on {listen:?}: {error}; write HOST:PORT, for example 127.0.0.1:7654"))
+                Failure::usage(format!(
+                    "cannot listen on {listen:?}: {error}; write HOST:PORT, for example 127.0.0.1:7654"
+                ))
             })?
             .collect();
         if !self.insecure && addresses.iter().any(|address| !address.ip().is_loopback()) {
@@ -149,7 +148,8 @@ fn describe(error: &figment::Error, file: &str) -> String {
     };
     match &error.kind {
         Kind::UnknownField(name, expected) => {
-            let full = if path.is_empty() || path.ends_with(name.as_str()) { path.clone() } else { format!("{path}.{name}") };
+            let full =
+                if path.is_empty() || path.ends_with(name.as_str()) { path.clone() } else { format!("{path}.{name}") };
             let full = if full.is_empty() { name.clone() } else { full };
             format!("unknown key {full:?} in {}: remove it, or use one of {}", place(&full), expected.join(", "))
         }
@@ -167,7 +167,9 @@ impl Environment {
     fn new(defaults: &Figment, env: impl Iterator<Item = (String, String)>) -> Self {
         let mut dict = Dict::new();
         for (name, text) in env {
-            let Some(key) = name.strip_prefix(PREFIX).filter(|_| !NOT_SETTINGS.contains(&name.as_str())) else { continue };
+            let Some(key) = name.strip_prefix(PREFIX).filter(|_| !NOT_SETTINGS.contains(&name.as_str())) else {
+                continue;
+            };
             let key = key.to_lowercase().replace("__", ".");
             let value = match defaults.find_value(&key) {
                 Ok(Value::Num(..)) => text.parse::<u64>().map_or_else(|_| text.into(), Value::from),
@@ -222,10 +224,17 @@ mod tests {
         let path = file.path().to_str().unwrap();
         let config = load(
             &["--config", path, "--listen", "127.0.0.1:3"],
-            &[("LOCKSERVICE_LISTEN", "127.0.0.1:2"), ("LOCKSERVICE_NODE", "007"), ("LOCKSERVICE_SERVICE__SESSIONS_MAX", "9")],
+            &[
+                ("LOCKSERVICE_LISTEN", "127.0.0.1:2"),
+                ("LOCKSERVICE_NODE", "007"),
+                ("LOCKSERVICE_SERVICE__SESSIONS_MAX", "9"),
+            ],
         )
         .unwrap();
-        assert_eq!((config.listen.as_str(), config.node.as_str(), config.store.as_str()), ("127.0.0.1:3", "007", "memory:"));
+        assert_eq!(
+            (config.listen.as_str(), config.node.as_str(), config.store.as_str()),
+            ("127.0.0.1:3", "007", "memory:")
+        );
         assert_eq!(config.service.sessions_max, 9);
     }
 

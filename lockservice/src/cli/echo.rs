@@ -101,7 +101,7 @@ impl Caller {
             txn: Some(TxnRef { number: 1_000, sequence: 1, ..TxnRef::default() }),
             group: "default".to_owned(),
             table: "bench".to_owned(),
-            rows: vec![vec![b'0'; 16]],
+            rows: vec![vec![b'0'; 16].into()],
             ..LockOp::default()
         };
         let op = ClientOp { id: self.number.into(), op: Some(client_op::Op::Lock(lock)) };

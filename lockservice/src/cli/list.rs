@@ -51,9 +51,8 @@ pub(crate) async fn waits(args: &ListArgs, json: bool) -> Result<(), Failure> {
             Value::Object(row)
         })
         .collect();
-    let columns = [
-        "group", "table", "key", "mode", "waiter", "waiter_client", "holder", "holder_client", "state", "waiting_ms",
-    ];
+    let columns =
+        ["group", "table", "key", "mode", "waiter", "waiter_client", "holder", "holder_client", "state", "waiting_ms"];
     Output::new(json).rows(&columns, &rows)
 }
 

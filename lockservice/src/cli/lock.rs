@@ -102,8 +102,10 @@ async fn with_holder(client: &Client, args: &LockArgs, error: Error) -> Failure 
         let holder = locks.iter().find(|lock| items.iter().any(|item| item.overlaps(&lock.info.item)));
         if let Some(lock) = holder {
             let who = if lock.client.is_empty() { "a client without a name" } else { &lock.client };
-            failure.sentence =
-                format!("{}; {} of {table} is held by {who} (transaction {})", failure.sentence, lock.info.item, lock.info.txn);
+            failure.sentence = format!(
+                "{}; {} of {table} is held by {who} (transaction {})",
+                failure.sentence, lock.info.item, lock.info.txn
+            );
         }
     }
     failure
@@ -220,7 +222,11 @@ fn lost(why: &Error) -> Failure {
         ErrorKind::ShuttingDown => "the server is shutting down, so the lock was given up and the command was ended",
         _ => "the lock was lost and the command was ended",
     };
-    Failure::new(exit::LOST, why.kind().name(), format!("{what}: start it again to wait for the lock ({})", why.message()))
+    Failure::new(
+        exit::LOST,
+        why.kind().name(),
+        format!("{what}: start it again to wait for the lock ({})", why.message()),
+    )
 }
 
 fn supervisor_failed(why: &str) -> Failure {

@@ -35,8 +35,7 @@ impl Output {
         let widths: Vec<usize> = (0..columns.len())
             .map(|i| std::iter::once(&header).chain(&cells).map(|row| row[i].chars().count()).max().unwrap_or(0))
             .collect();
-        let lines: Vec<String> =
-            std::iter::once(&header).chain(&cells).map(|row| aligned(row, &widths)).collect();
+        let lines: Vec<String> = std::iter::once(&header).chain(&cells).map(|row| aligned(row, &widths)).collect();
         written(write_all(&lines.iter().map(String::as_str).collect::<Vec<_>>()))
     }
 }

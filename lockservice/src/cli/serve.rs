@@ -109,14 +109,16 @@ impl InMemory {
         let _ = self.stop.send(());
         match self.serving.await {
             Ok(result) => result.map(drop),
-            Err(error) => Err(Failure::new(exit::LOST, "internal", format!("the server failed: {error}; please report it"))),
+            Err(error) => {
+                Err(Failure::new(exit::LOST, "internal", format!("the server failed: {error}; please report it")))
+            }
         }
     }
 }
 
 async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
-    let signals = StopSignals::take()
-        .map_err(|error| Failure::new(exit::OS, "os", format!("cannot take signals: {error}")))?;
+    let signals =
+        StopSignals::take().map_err(|error| Failure::new(exit::OS, "os", format!("cannot take signals: {error}")))?;
     let name = config.node()?;
     let node = Node::start(&config, name.clone()).await?;
     let address = node.address;
@@ -139,7 +141,10 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
         })
         .to_string()
     } else {
-        format!("lockservice is ready: listening on {address}, store {}, node {name}, incarnation {incarnation}", config.store)
+        format!(
+            "lockservice is ready: listening on {address}, store {}, node {name}, incarnation {incarnation}",
+            config.store
+        )
     };
     // A server whose output nobody reads serves on.
     let _ = Output::new(json).line(&ready);

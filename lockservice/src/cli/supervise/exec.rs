@@ -54,7 +54,9 @@ fn become_command(args: &ExecArgs) -> Result<Infallible, Failure> {
         _ => Failure::new(
             exit::NOT_EXECUTABLE,
             "command_not_executable",
-            format!("the command {name:?} cannot be run: {error}; check its permissions and format; the lock was released"),
+            format!(
+                "the command {name:?} cannot be run: {error}; check its permissions and format; the lock was released"
+            ),
         ),
     })
 }

@@ -84,8 +84,9 @@ impl Supervised {
             }
             if self.filled == FRAME_BYTES {
                 self.filled = 0;
-                let frame = Frame::decode(self.partial)
-                    .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an unknown message of the supervisor"))?;
+                let frame = Frame::decode(self.partial).ok_or_else(|| {
+                    io::Error::new(io::ErrorKind::InvalidData, "an unknown message of the supervisor")
+                })?;
                 if let Frame::Started(pid) = frame {
                     self.group = Pid::from_raw(pid);
                 }

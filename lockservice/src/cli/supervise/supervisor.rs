@@ -33,7 +33,11 @@ pub(crate) fn run(args: &SuperviseArgs) -> ExitCode {
     match start(args).and_then(|supervisor| supervisor.map_or(Ok(()), Supervisor::run)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            exit::say_error(args.json, "os", &format!("cannot supervise the command: {error}; it was not run or was ended"));
+            exit::say_error(
+                args.json,
+                "os",
+                &format!("cannot supervise the command: {error}; it was not run or was ended"),
+            );
             ExitCode::from(exit::OS)
         }
     }
@@ -270,7 +274,9 @@ impl Supervisor {
     }
 
     fn set_timer(&self, now: Time) -> io::Result<()> {
-        let drain = self.ended.map(|ended| if ended.rest_killed { now + DRAIN_TICK } else { ended.kill_rest_at.min(now + DRAIN_TICK) });
+        let drain = self
+            .ended
+            .map(|ended| if ended.rest_killed { now + DRAIN_TICK } else { ended.kill_rest_at.min(now + DRAIN_TICK) });
         let at = [self.guard.wake_at(), drain].into_iter().flatten().min();
         // All zero disarms it; a time in the past fires at once.
         let at = at.map_or(Duration::ZERO, |at| at.since_origin().max(Duration::from_nanos(1)));
