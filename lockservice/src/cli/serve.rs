@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lockservice_core::NodeName;
 use lockservice_core::allocator::{LocalAllocator, LockTableAllocator};
 use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::service::ServiceParts;
 use lockservice_core::store::Candidate;
-use lockservice_core::{Epoch, NodeName, Nonce};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -54,13 +54,7 @@ impl Node {
         let (listener, address) = listen(config).await?;
         let store = store::open(&config.store).await?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let candidate = Candidate {
-            node: name.clone(),
-            nonce: Nonce::new(rand::random()),
-            address: address.to_string(),
-            seen: None,
-            floor: Epoch::default(),
-        };
+        let candidate = Candidate::new(name.clone(), address.to_string());
         let allocator = LocalAllocator::open(store, Arc::clone(&clock), config.allocator.clone(), candidate).await?;
         let parts = ServiceParts {
             address: address.to_string(),
