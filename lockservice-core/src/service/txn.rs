@@ -75,7 +75,8 @@ impl Inner {
         self.check_serving()?;
         txn.check_active()?;
         // One absolute deadline for everything that the call waits for: the bind, the queue, a token (B11 to B15 of the reference).
-        let deadline = self.parts.clock.now() + self.parts.settings.wait(spec.timeout);
+        let began = self.parts.clock.now();
+        let deadline = began + self.parts.settings.wait(spec.timeout);
         let bind = match self.tables.owned(&spec.table) {
             Some(bind) => bind,
             None => self.table(&spec.table, spec.wait, deadline).await?,
@@ -91,7 +92,7 @@ impl Inner {
             wait: spec.wait,
         };
         let call = self.engine.lock(request, self.parts.clock.now());
-        let grant = match self.until(deadline, call).await {
+        let mut grant = match self.until(deadline, call).await {
             // Dropping the call took its claim away, or handed on a grant that had just been made.
             None => {
                 return Err(Error::new(
@@ -103,6 +104,8 @@ impl Inner {
             }
             Some(result) => result?,
         };
+        // The engine reads no clock: it only says whether the call waited.
+        grant.waited = grant.waited.map(|_| self.parts.clock.now().since(began));
         self.tokens_left(&bind, grant.tokens_left);
         self.still_good(txn, &grant)
     }
@@ -211,8 +214,9 @@ impl Inner {
         }
     }
 
+    /// The largest id that a transaction of this service can have had until now.
     pub(crate) fn latest_txn(&self) -> TxnId {
-        TxnId::new(self.id, self.next_txn.load(std::sync::atomic::Ordering::Relaxed), true)
+        TxnId::new(self.id, self.next_txn.load(std::sync::atomic::Ordering::Relaxed).saturating_sub(1), true)
     }
 }
 
