@@ -124,6 +124,8 @@ pub enum Operation {
 }
 
 /// The answer to an [`Operation`].
+// Not boxed: a grant is the usual answer, and must not cost an allocation.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Answer {
     /// To [`Operation::Lock`].
