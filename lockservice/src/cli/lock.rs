@@ -138,6 +138,7 @@ async fn hold(
     })?;
     let clock = SystemClock;
     let mut why_lost: Option<Error> = None;
+    let mut killed = false;
     let mut last = None;
     loop {
         let frame = tokio::select! {
@@ -167,12 +168,12 @@ async fn hold(
                 // The supervisor should have done so: it is stopped, or slow (P2).
                 supervised.kill_group();
                 guard_end = Time::from_origin(Duration::MAX);
+                killed = true;
                 why_lost.get_or_insert_with(guard_over);
                 continue;
             }
         };
         match frame {
-            Some(Frame::Started(_)) => {}
             Some(end @ (Frame::Ended(_) | Frame::Stopped | Frame::Failed(_))) => {
                 last = Some(end);
                 break;
@@ -188,8 +189,10 @@ async fn hold(
     take_back_terminal(has_terminal);
     let _ = supervised.reap();
     match last {
-        Some(Frame::Ended(status)) => Ok(status),
-        Some(Frame::Stopped) => Err(lost(&session.lost_now().or(why_lost).unwrap_or_else(guard_over))),
+        Some(Frame::Ended(status)) if !killed => Ok(status),
+        Some(Frame::Ended(_) | Frame::Stopped) => {
+            Err(lost(&session.lost_now().or(why_lost).unwrap_or_else(guard_over)))
+        }
         Some(Frame::Failed(errno)) => Err(supervisor_failed(&std::io::Error::from_raw_os_error(errno).to_string())),
         _ => match why_lost {
             Some(why) => Err(lost(&why)),

@@ -1,0 +1,223 @@
+//! `lockservice lock` as its users meet it.
+
+mod cli_support;
+
+use std::time::Duration;
+
+use cli_support::{Server, code, now, stderr, wait_for_end_of};
+use rustix::process::{Pid, Signal};
+
+#[test]
+fn two_commands_on_one_key_never_overlap_and_the_second_has_the_larger_token() {
+    let server = Server::start();
+    let log = server.folder.path().join("log");
+    let script = format!(
+        "echo $LOCKSERVICE_TABLE $LOCKSERVICE_TOKEN; echo in >> {log}; read line < {fifo}; echo out >> {log}",
+        log = log.display(),
+        fifo = server.folder.path().join("fifo").display(),
+    );
+    let fifo = server.folder.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let mut first = server.lock(&["jobs", "nightly"], &script);
+    let first_line = first.line();
+    let mut second = server.lock(&["jobs", "nightly"], &script);
+
+    let wait = &server.waits(1)[0];
+    assert_eq!(
+        (wait["table"].as_str(), wait["key"].as_str(), wait["state"].as_str()),
+        (Some("jobs"), Some("nightly"), Some("holds"))
+    );
+    assert_eq!(wait["holder_client"].as_str().unwrap().split(':').next_back(), Some(&*first.child.id().to_string()));
+    assert_eq!(wait["waiter_client"].as_str().unwrap().split(':').next_back(), Some(&*second.child.id().to_string()));
+
+    std::fs::write(&fifo, "go\n").unwrap();
+    assert!(first.wait().0.success());
+    let second_line = second.line();
+    std::fs::write(&fifo, "go\n").unwrap();
+    assert!(second.wait().0.success());
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "in\nout\nin\nout\n");
+    let token = |line: &str| line.strip_prefix("jobs ").unwrap().parse::<u64>().unwrap();
+    assert!(token(&second_line) > token(&first_line), "{first_line} then {second_line}");
+}
+
+#[test]
+fn the_exit_status_is_the_commands_own() {
+    let server = Server::start();
+    for (script, status) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("exit 255", 255)] {
+        assert_eq!(code(&server.run(&["lock", "t", "k", "--", "sh", "-c", script])), status, "{script}");
+    }
+    let output = server.run(&["lock", "t", "k", "--", "no-such-command"]);
+    assert_eq!(code(&output), 127);
+    assert!(stderr(&output).contains("no-such-command"));
+    assert_eq!(code(&server.run(&["lock", "t", "k", "--", "/etc/passwd"])), 126);
+    assert!(server.run(&["locks", "--json"]).stdout.is_empty(), "everything was released");
+}
+
+#[test]
+fn a_lock_not_to_be_had_in_time_exits_with_75_and_says_who_holds_it() {
+    let server = Server::start();
+    let (holder, _) = server.hold(&["t", "k"]);
+    for how in [&["--no-wait"][..], &["--timeout", "50ms"]] {
+        let args = [&["lock", "t", "k"], how, &["--", "true"]].concat();
+        let output = server.run(&args);
+        assert_eq!(code(&output), 75);
+        let text = stderr(&output);
+        assert!(text.starts_with("error: ") && text.contains(&format!(":{}", holder.child.id())), "{text}");
+        assert_eq!(text.lines().count(), 1, "one sentence: {text}");
+    }
+    let json = server.run(&["--json", "lock", "t", "k", "--no-wait", "--", "true"]);
+    let object: serde_json::Value = serde_json::from_slice(&json.stderr).unwrap();
+    assert_eq!(object["kind"], "conflict");
+}
+
+#[test]
+fn sharers_and_ranges_exclude_whom_they_must() {
+    let server = Server::start();
+    let (_holder, _) = server.hold(&["t", "--range", "b", "d", "--shared"]);
+    let attempt = |args: &[&str]| code(&server.run(&[&["lock", "t"], args, &["--no-wait", "--", "true"]].concat()));
+    assert_eq!(attempt(&["a"]), 0);
+    assert_eq!(attempt(&["b"]), 75, "FROM is inside");
+    assert_eq!(attempt(&["d"]), 75, "TO is inside");
+    assert_eq!(attempt(&["c", "--shared"]), 0);
+    assert_eq!(attempt(&["--range", "", ""]), 75, "the whole table");
+    assert_eq!(attempt(&["--range", "e", ""]), 0);
+    assert_eq!(attempt(&["c", "--group", "other"]), 0);
+}
+
+#[test]
+fn after_sigkill_the_command_ends_and_the_next_comes_in_after_the_ttl_and_not_before() {
+    let server = Server::start();
+    let (mut holder, command) = server.hold(&["t", "k", "--ttl", "1s"]);
+    let mut next = server.lock(&["t", "k"], "echo in");
+    server.waits(1);
+    let killed = now();
+    holder.signal(Signal::KILL);
+    wait_for_end_of(command);
+    holder.end_of_output();
+    assert!(now().since(killed) < Duration::from_millis(500), "the command ends at once");
+    assert_eq!(next.line(), "in");
+    // The last renewal was at most a third of the TTL before the kill.
+    let waited = now().since(killed);
+    assert!(waited > Duration::from_millis(600) && waited < Duration::from_secs(5), "{waited:?}");
+    assert!(next.wait().0.success());
+}
+
+#[test]
+fn a_killed_wrapper_takes_the_whole_process_group_with_it() {
+    let server = Server::start();
+    let mut holder = server.lock(&["t", "k", "--ttl", "1s"], "sleep 1000 & echo $!; wait");
+    let child = Pid::from_raw(holder.line().parse().unwrap()).unwrap();
+    holder.signal(Signal::KILL);
+    wait_for_end_of(child);
+    holder.end_of_output();
+}
+
+#[test]
+fn a_stopped_wrapper_does_not_leave_its_command_running() {
+    let server = Server::start();
+    let (holder, command) = server.hold(&["t", "k", "--ttl", "1s"]);
+    let mut next = server.lock(&["t", "k"], "echo in");
+    server.waits(1);
+    let stopped = now();
+    holder.signal(Signal::STOP);
+    wait_for_end_of(command);
+    // P2: lo(1 s) after the last renewal at the latest.
+    assert!(now().since(stopped) < Duration::from_millis(950), "{:?}", now().since(stopped));
+    assert_eq!(next.line(), "in");
+    holder.signal(Signal::CONT);
+    let (status, text) = holder.wait();
+    assert_eq!(status.code(), Some(70), "{text}");
+}
+
+#[test]
+fn a_killed_or_stopped_supervisor_does_not_leave_its_command_running() {
+    for signal in [Signal::KILL, Signal::STOP] {
+        let server = Server::start();
+        let (holder, command) = server.hold(&["t", "k", "--ttl", "1s"]);
+        let pid = holder.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        let supervisor = Pid::from_raw(children.trim().parse().unwrap()).unwrap();
+        rustix::process::kill_process(supervisor, signal).unwrap();
+        if signal == Signal::STOP {
+            // Nobody renews any more, and the supervisor counts nothing: the wrapper does.
+            server.running.signal(Signal::STOP);
+        }
+        wait_for_end_of(command);
+        server.running.signal(Signal::CONT);
+        let (status, text) = holder.wait();
+        assert_ne!(status.code(), Some(0));
+        assert!(text.starts_with("error: "), "{text}");
+    }
+}
+
+#[test]
+fn ctrl_c_of_a_waiter_exits_at_once_and_leaves_the_queue() {
+    let server = Server::start();
+    let (holder, _) = server.hold(&["t", "k"]);
+    let waiter = server.lock(&["t", "k"], "echo never");
+    server.waits(1);
+    let asked = now();
+    waiter.signal(Signal::INT);
+    assert_eq!(waiter.wait().0.code(), Some(130));
+    assert!(now().since(asked) < Duration::from_secs(2));
+    server.waits(0);
+    // And of the holder: the next comes in at once, not after the TTL.
+    let mut next = server.lock(&["t", "k"], "echo in");
+    server.waits(1);
+    let asked = now();
+    holder.signal(Signal::INT);
+    assert_eq!(next.line(), "in");
+    assert!(now().since(asked) < Duration::from_secs(2));
+    assert_eq!(holder.wait().0.code(), Some(130));
+}
+
+#[test]
+fn signals_are_passed_on_to_the_command() {
+    let server = Server::start();
+    for (name, signal) in [("USR1", Signal::USR1), ("TERM", Signal::TERM), ("HUP", Signal::HUP)] {
+        let script = format!("trap 'echo got; exit 3' {name}; echo ready; sleep 1000 & wait");
+        let mut holder = server.lock(&["t", "k"], &script);
+        assert_eq!(holder.line(), "ready");
+        holder.signal(signal);
+        assert_eq!(holder.line(), "got");
+        assert_eq!(holder.wait().0.code(), Some(3));
+    }
+}
+
+#[test]
+fn what_the_command_leaves_in_its_group_is_ended_before_the_lock_is_released() {
+    let server = Server::start();
+    let mut holder =
+        server.lock(&["t", "k", "--stop-time", "100ms"], "trap '' TERM; sleep 1000 > /dev/null 2>&1 & echo $!");
+    let left = Pid::from_raw(holder.line().parse().unwrap()).unwrap();
+    assert_eq!(holder.wait().0.code(), Some(0));
+    assert!(rustix::process::test_kill_process(left).is_err(), "it is gone");
+}
+
+#[test]
+fn when_the_server_stops_a_holder_exits_with_70_and_a_waiter_with_69() {
+    let server = Server::start();
+    let (holder, command) = server.hold(&["t", "k"]);
+    let waiter = server.lock(&["t", "k"], "echo never");
+    server.waits(1);
+    server.running.signal(Signal::TERM);
+    let (status, text) = waiter.wait();
+    assert_eq!(status.code(), Some(69), "{text}");
+    assert!(text.starts_with("error: ") && text.lines().count() == 1, "{text}");
+    wait_for_end_of(command);
+    let (status, text) = holder.wait();
+    assert_eq!(status.code(), Some(70), "{text}");
+    assert!(text.starts_with("error: ") && text.lines().count() == 1, "{text}");
+    let Server { running, .. } = server;
+    assert!(running.wait().0.success(), "everything was given back");
+}
+
+#[test]
+fn standard_input_reaches_the_command() {
+    let server = Server::start();
+    let file = server.folder.path().join("input");
+    std::fs::write(&file, "through\n").unwrap();
+    let mut command = server.command(&["lock", "t", "k", "--", "cat"]);
+    let output = command.stdin(std::fs::File::open(&file).unwrap()).output().unwrap();
+    assert_eq!(output.stdout, b"through\n");
+}

@@ -1,0 +1,187 @@
+//! The real command as processes. Waits are for events (a line, an end of file, an exit), bounded by a deadline.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use lockservice_core::clock::{Clock, SystemClock, Time};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+/// Longer than anything here takes, also on a busy machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+pub(crate) fn now() -> Time {
+    SystemClock.now()
+}
+
+/// The command, without this process's settings in its environment.
+pub(crate) fn lockservice(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lockservice"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("LOCKSERVICE_")) {
+        command.env_remove(name);
+    }
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+/// Runs the command to its end.
+pub(crate) fn run(args: &[&str]) -> Output {
+    lockservice(args).output().expect("the command starts")
+}
+
+pub(crate) fn code(output: &Output) -> i32 {
+    output.status.code().expect("exited")
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A running command whose output is read line by line.
+pub(crate) struct Running {
+    pub(crate) child: Child,
+    out: Receiver<String>,
+    err: Receiver<String>,
+}
+
+impl Running {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
+        let out = lines(child.stdout.take().expect("piped"));
+        let err = lines(child.stderr.take().expect("piped"));
+        Self { child, out, err }
+    }
+
+    /// The next line of stdout.
+    pub(crate) fn line(&mut self) -> String {
+        match self.out.recv_timeout(DEADLINE) {
+            Ok(line) => line,
+            Err(_) => panic!("no line came; stderr: {:?}", self.err.try_iter().collect::<Vec<_>>()),
+        }
+    }
+
+    /// Waits until nobody has stdout open any more: the wrapper, the supervisor and the command are all gone.
+    pub(crate) fn end_of_output(&mut self) -> Vec<String> {
+        let mut rest = Vec::new();
+        loop {
+            match self.out.recv_timeout(DEADLINE) {
+                Ok(line) => rest.push(line),
+                Err(RecvTimeoutError::Disconnected) => return rest,
+                Err(RecvTimeoutError::Timeout) => panic!("somebody still has stdout open"),
+            }
+        }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("it runs");
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Waits for the end; answers the status and all of stderr.
+    pub(crate) fn wait(mut self) -> (ExitStatus, String) {
+        wait_for_end_of(self.pid());
+        let status = self.child.wait().expect("a child");
+        let mut text = Vec::new();
+        while let Ok(line) = self.err.recv_timeout(DEADLINE) {
+            text.push(line);
+        }
+        (status, text.join("\n"))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Fails if it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn lines(from: impl std::io::Read + Send + 'static) -> Receiver<String> {
+    let (to, lines) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            if to.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+/// Waits until a process, a child or not, has ended.
+pub(crate) fn wait_for_end_of(pid: Pid) {
+    // It may be gone already.
+    let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    let deadline = Timespec { tv_sec: DEADLINE.as_secs() as i64, tv_nsec: 0 };
+    assert_eq!(poll(&mut fds, Some(&deadline)).expect("poll"), 1, "process {pid:?} still runs");
+}
+
+/// A server of its own, in a folder of its own.
+pub(crate) struct Server {
+    pub(crate) running: Running,
+    pub(crate) address: String,
+    pub(crate) folder: tempfile::TempDir,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    pub(crate) fn start_with(flags: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = format!("file:{}", folder.path().join("db").display());
+        let args = [&["serve", "--json", "--listen", "127.0.0.1:0", "--store", &store], flags].concat();
+        let mut running = Running::start(&mut lockservice(&args));
+        let ready: serde_json::Value = serde_json::from_str(&running.line()).expect("one object");
+        let address = ready["address"].as_str().expect("the address").to_owned();
+        Self { running, address, folder }
+    }
+
+    /// `lockservice ARGS` that talks to this server.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = lockservice(args);
+        command.env("LOCKSERVICE_SERVER", &self.address);
+        command
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("the command starts")
+    }
+
+    /// `lock ARGS -- sh -c SCRIPT`, running.
+    pub(crate) fn lock(&self, args: &[&str], script: &str) -> Running {
+        let args = [&["lock"], args, &["--", "sh", "-c", script]].concat();
+        Running::start(&mut self.command(&args))
+    }
+
+    /// A lock that is held until the wrapper is signalled: answers it and the command's process.
+    pub(crate) fn hold(&self, args: &[&str]) -> (Running, Pid) {
+        let mut holder = self.lock(args, "echo $$; exec sleep 1000");
+        let pid = holder.line().parse().expect("a process number");
+        (holder, Pid::from_raw(pid).expect("not zero"))
+    }
+
+    /// Waits until this many calls wait, and answers them.
+    pub(crate) fn waits(&self, count: usize) -> Vec<serde_json::Value> {
+        let give_up = now() + DEADLINE;
+        loop {
+            let output = self.run(&["waits", "--json"]);
+            let text = String::from_utf8(output.stdout).expect("text");
+            let waits: Vec<_> = text.lines().map(|line| serde_json::from_str(line).expect("one object")).collect();
+            if waits.len() == count {
+                return waits;
+            }
+            assert!(now() < give_up, "{} calls wait, not {count}", waits.len());
+        }
+    }
+}
