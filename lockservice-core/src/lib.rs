@@ -1,11 +1,53 @@
-//! Core of lockservice (draft of the crate docs).
+//! The core of lockservice: a lock engine, an allocator of lock tables, and the service that puts them together. No network, no driver.
+//!
+//! Five nouns:
+//!
+//! - A [`LockItem`] is a row or a range of rows, locked [shared or exclusive](LockMode) in a lock table ([`TableRef`]).
+//! - A **bind** ([`allocator::Bind`]) says which incarnation of which node grants a table's locks, and at which version.
+//! - A **transaction** ([`TxnId`]) holds locks; it belongs to a [`service::Session`] of a client, or to the embedding process.
+//! - A **fencing token** ([`FencingToken`]) comes with every grant: of two conflicting grants the later has the larger one.
+//! - A **promise** ([`service::Promise`]) says how long locks are safe without another word.
+//!
+//! ```text
+//!  your code ──▶ LockService ──▶ LockEngine            locks, in memory
+//!                     │
+//!                     └────────▶ LocalAllocator ──▶ BindStore     binds, leases, tokens, commits
+//! ```
+//!
+//! ```
+//! use std::sync::Arc;
+//! use lockservice_core::allocator::{AllocatorSettings, LocalAllocator};
+//! use lockservice_core::clock::{Clock, SystemClock};
+//! use lockservice_core::service::{LockService, LockSpec, ServiceParts, TxnOptions};
+//! use lockservice_core::store::MemoryStore;
+//! use lockservice_core::{Key, LockItem, NodeName, TableRef};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), lockservice_core::Error> {
+//! let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+//! let node = NodeName::new("node-1")?;
+//! let store = Arc::new(MemoryStore::new(0));
+//! let allocator = LocalAllocator::open(store, clock.clone(), AllocatorSettings::default(), node.clone()).await?;
+//! let service = LockService::start(ServiceParts::new(allocator, clock, node)).await?;
+//!
+//! let txn = service.begin(TxnOptions::default())?;
+//! let alice = LockItem::Row(Key::new("alice")?);
+//! let granted = txn.lock(LockSpec::new(TableRef::new("bank", "accounts")?, vec![alice])).await?;
+//! assert!(granted.grant.newly_locked);
+//! txn.end(None);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A store is a [`BindStore`](store::BindStore); the suites of `testing` (feature `testing`) say whether it is a good one. How it all works:
+//! the notes in `docs`.
 
 pub mod allocator;
 pub mod clock;
-#[cfg(doc)]
+#[cfg(any(doc, doctest))]
 pub mod docs;
 mod error;
-mod guarded_map;
+pub mod guarded_map;
 mod id;
 mod key;
 #[cfg(not(loom))]

@@ -36,7 +36,7 @@ pub use self::record::{
 ///    has an unknown outcome.
 ///
 /// # Minimal implementation
-/// Everything but [`wait_for_change`](Self::wait_for_change). Run [`crate::testing::store_suite`] against it.
+/// Everything but [`wait_for_change`](Self::wait_for_change). Run `testing::store_suite` (feature `testing`) against it.
 #[async_trait]
 pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     /// What this store is, for messages to operators: its URL without secrets.
