@@ -213,6 +213,34 @@ fn when_the_server_stops_a_holder_exits_with_70_and_a_waiter_with_69() {
 }
 
 #[test]
+fn after_a_crash_of_the_server_the_old_command_has_ended_before_the_next_one_runs() {
+    let server = Server::start();
+    let token = |line: String| line.parse::<u64>().unwrap();
+    let mut holder = server.lock(&["t", "k"], "echo $LOCKSERVICE_TOKEN; echo $$; exec sleep 1000");
+    let before = token(holder.line());
+    let command = Pid::from_raw(holder.line().parse().unwrap()).unwrap();
+    let server = server.crash_and_restart();
+    // B3: it waits for as long as the crashed server's promises may last.
+    let mut next = server.lock(&["t", "k", "--timeout", "30s"], "echo $LOCKSERVICE_TOKEN");
+    let after = token(next.line());
+    assert!(rustix::process::test_kill_process(command).is_err(), "the old command runs beside the new one");
+    assert!(after > before);
+    assert!(next.wait().0.success());
+    let (status, text) = holder.wait();
+    assert_eq!(status.code(), Some(70), "{text}");
+}
+
+#[test]
+fn after_a_clean_stop_there_is_no_wait() {
+    let server = Server::start();
+    assert_eq!(code(&server.run(&["lock", "t", "k", "--", "true"])), 0);
+    let server = server.stop_and_restart();
+    let started = now();
+    assert_eq!(code(&server.run(&["lock", "t", "k", "--", "true"])), 0);
+    assert!(now().since(started) < Duration::from_secs(3));
+}
+
+#[test]
 fn standard_input_reaches_the_command() {
     let server = Server::start();
     let file = server.folder.path().join("input");

@@ -131,8 +131,8 @@ async fn hold(
     let env = [("LOCKSERVICE_TOKEN", lock.token().to_string()), ("LOCKSERVICE_TABLE", args.table.to_string())];
     let mut guard = session.guard();
     let mut guard_end = *guard.borrow_and_update();
-    let has_terminal = terminal::in_foreground();
-    let job = Job { command: &args.command, env: &env, guard_end, stop_time, terminal: has_terminal, json };
+    let job =
+        Job { command: &args.command, env: &env, guard_end, stop_time, terminal: terminal::in_foreground(), json };
     let mut supervised = Supervised::start(&job).map_err(|error| {
         Failure::new(exit::OS, "os", format!("cannot start the supervisor: {error}; the lock was released"))
     })?;
@@ -146,7 +146,7 @@ async fn hold(
                 Ok(frame) => frame,
                 Err(error) => {
                     supervised.kill_group();
-                    take_back_terminal(has_terminal);
+                    supervised.take_back_terminal();
                     return Err(supervisor_failed(&error.to_string()));
                 }
             },
@@ -161,7 +161,7 @@ async fn hold(
                 continue;
             }
             signal = signals.next() => {
-                pass_on(&supervised, signal, has_terminal);
+                pass_on(&supervised, signal);
                 continue;
             }
             () = passed(&clock, guard_end, kill_margin(stop_time) / 2) => {
@@ -186,7 +186,7 @@ async fn hold(
         // Killed: the kernel killed the command with it, and this the rest of the command's group.
         supervised.kill_group();
     }
-    take_back_terminal(has_terminal);
+    supervised.take_back_terminal();
     let _ = supervised.reap();
     match last {
         Some(Frame::Ended(status)) if !killed => Ok(status),
@@ -201,19 +201,12 @@ async fn hold(
     }
 }
 
-fn pass_on(supervised: &Supervised, signal: Signal, has_terminal: bool) {
-    if signal == Signal::SIGCONT && has_terminal && terminal::in_foreground() {
+fn pass_on(supervised: &Supervised, signal: Signal) {
+    if signal == Signal::SIGCONT && terminal::in_foreground() {
         // `fg` in the shell gave the terminal to this process; it is the command that reads from it.
         supervised.give_terminal();
     }
     supervised.tell(Frame::Signal(signal as i32));
-}
-
-fn take_back_terminal(has_terminal: bool) {
-    if has_terminal {
-        // Without a terminal there is nothing to take back.
-        let _ = terminal::give_to(rustix::process::getpgrp());
-    }
 }
 
 fn guard_over() -> Error {

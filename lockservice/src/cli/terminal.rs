@@ -8,7 +8,12 @@ use rustix::termios::{isatty, tcgetpgrp, tcsetpgrp};
 
 /// True if stdin is a terminal and this process's group is in its foreground.
 pub(crate) fn in_foreground() -> bool {
-    isatty(rustix::stdio::stdin()) && tcgetpgrp(rustix::stdio::stdin()).is_ok_and(|group| group == getpgrp())
+    has_foreground(getpgrp())
+}
+
+/// True if stdin is a terminal and `group` is in its foreground.
+pub(crate) fn has_foreground(group: Pid) -> bool {
+    isatty(rustix::stdio::stdin()) && tcgetpgrp(rustix::stdio::stdin()).is_ok_and(|current| current == group)
 }
 
 /// Makes `group` the terminal's foreground group.

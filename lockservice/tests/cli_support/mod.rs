@@ -138,13 +138,32 @@ impl Server {
     }
 
     pub(crate) fn start_with(flags: &[&str]) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
+        Self::open(tempfile::tempdir().expect("a folder"), flags)
+    }
+
+    fn open(folder: tempfile::TempDir, flags: &[&str]) -> Self {
         let store = format!("file:{}", folder.path().join("db").display());
         let args = [&["serve", "--json", "--listen", "127.0.0.1:0", "--store", &store], flags].concat();
         let mut running = Running::start(&mut lockservice(&args));
         let ready: serde_json::Value = serde_json::from_str(&running.line()).expect("one object");
         let address = ready["address"].as_str().expect("the address").to_owned();
         Self { running, address, folder }
+    }
+
+    /// Kills the server with SIGKILL and starts it again on the same store, at another address.
+    pub(crate) fn crash_and_restart(self) -> Self {
+        let Self { running, folder, .. } = self;
+        running.signal(Signal::KILL);
+        running.wait();
+        Self::open(folder, &[])
+    }
+
+    /// Stops the server in order and starts it again on the same store, at another address.
+    pub(crate) fn stop_and_restart(self) -> Self {
+        let Self { running, folder, .. } = self;
+        running.signal(Signal::TERM);
+        assert!(running.wait().0.success(), "it stops in order");
+        Self::open(folder, &[])
     }
 
     /// `lockservice ARGS` that talks to this server.

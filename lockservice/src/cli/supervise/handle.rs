@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use lockservice_core::clock::Time;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use rustix::process::{Pid, Signal, getpid, kill_process_group};
+use rustix::process::{Pid, Signal, getpgrp, getpid, kill_process_group};
 use tokio::net::UnixStream;
 
 use super::frame::{FRAME_BYTES, Frame};
@@ -106,6 +106,14 @@ impl Supervised {
         if let Some(group) = self.group {
             // If that fails the command is stopped when it reads, and the next `fg` tries again.
             let _ = crate::cli::terminal::give_to(group);
+        }
+    }
+
+    /// Makes this process's group the foreground of the terminal again, if the command's group is.
+    pub(crate) fn take_back_terminal(&self) {
+        if self.group.is_some_and(crate::cli::terminal::has_foreground) {
+            // Whoever started this process takes it back too, when it has ended.
+            let _ = crate::cli::terminal::give_to(getpgrp());
         }
     }
 
