@@ -154,6 +154,15 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         }
     }
 
+    /// Lets `update` change every entry, shard by shard, each under its write lock. Otherwise as [`for_each`](Self::for_each).
+    pub fn update_each(&self, mut update: impl FnMut(&K, &mut V)) {
+        for shard in &self.shards {
+            for (key, value) in shard.0.write().iter_mut() {
+                update(key, value);
+            }
+        }
+    }
+
     /// The number of entries, counted shard by shard: exact only while nobody adds or removes one.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.0.read().len()).sum()

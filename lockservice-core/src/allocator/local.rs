@@ -435,10 +435,7 @@ impl LockTableAllocator for LocalAllocator {
         }
         // From here on no new pin on its binds and, after the fence, no new commit of its transactions.
         let marked = known.commits.fence();
-        let mut pins = Vec::new();
-        state.tables.for_each(|_, entry| {
-            pins.extend(entry.binds.iter().filter(|bind| bind.owner.id == service).map(|bind| Arc::clone(&bind.pins)));
-        });
+        let mut pins = state.pins_of(service);
         // C2: a resignation waits for pins. Polled: a commit must not pay for telling whoever waits, and the wait is bounded by the lease.
         loop {
             let now = self.shared.clock.now();

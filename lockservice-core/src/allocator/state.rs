@@ -261,6 +261,16 @@ impl AllocatorState {
         }
     }
 
+    /// What holds the binds of `owner` in place. Once its lease is not live, no commit that these do not count can be admitted on them.
+    pub fn pins_of(&self, owner: ServiceId) -> Vec<Arc<Pins>> {
+        let mut pins = Vec::new();
+        // Exclusively: a commit that saw the owner live under the shard's lock has added its pin before this gets the lock.
+        self.tables.update_each(|_, entry| {
+            pins.extend(entry.binds.iter().filter(|bind| bind.owner.id == owner).map(|bind| Arc::clone(&bind.pins)));
+        });
+        pins
+    }
+
     /// Compares and pins one presented bind, under its shard's lock (C3), and answers what is left of its owner's lease.
     fn pin(&self, presented: &PresentedBind, window: Duration, now: Time) -> Result<(Pin, Duration)> {
         let pinned = self.tables.read(&presented.table, |entry| {

@@ -1,0 +1,230 @@
+//! What an allocator does after a restart: L1, B3, B4, F2, L4; and with a store whose answers get lost: L2.
+#![cfg(not(loom))]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lockservice_core::allocator::{
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Resume,
+};
+use lockservice_core::clock::hi;
+use lockservice_core::store::{
+    Batch, BindStore, Candidate, ClusterConstants, Leadership, MemoryStore, Renewal, StoreState, WriteAck,
+};
+use lockservice_core::testing::ManualClock;
+use lockservice_core::{CommitAttempt, Epoch, Error, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId};
+
+/// A memory store that behaves as one on disk (its tokens begin with the epoch), counts its writes, and loses answers when told to.
+#[derive(Debug, Clone)]
+struct Disk {
+    inner: MemoryStore,
+    writes: Arc<AtomicUsize>,
+    /// The answers of the next so many writes are lost: of even ones after they landed, of odd ones before.
+    lose: Arc<AtomicUsize>,
+}
+
+impl Disk {
+    fn new() -> Self {
+        Self { inner: MemoryStore::new(0), writes: Arc::default(), lose: Arc::default() }
+    }
+}
+
+#[async_trait]
+impl BindStore for Disk {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+    async fn load(&self) -> Result<StoreState> {
+        Ok(StoreState { volatile_tokens_from: None, ..self.inner.load().await? })
+    }
+    async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership> {
+        self.inner.acquire_leadership(candidate, ttl).await
+    }
+    async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
+        self.inner.renew(epoch).await
+    }
+    async fn resign(&self, epoch: Epoch) -> Result<()> {
+        self.inner.resign(epoch).await
+    }
+    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        let lose = self.lose.load(Ordering::SeqCst);
+        if lose > 0 {
+            self.lose.store(lose - 1, Ordering::SeqCst);
+            if lose.is_multiple_of(2) {
+                self.inner.write(epoch, number, batch).await?;
+            }
+            return Err(Error::new(ErrorKind::UnknownOutcome, "the answer was lost"));
+        }
+        self.inner.write(epoch, number, batch).await
+    }
+    async fn applied(&self) -> Result<u64> {
+        self.inner.applied().await
+    }
+}
+
+async fn open(disk: &Disk, clock: &ManualClock, lease_ttl_ms: u64) -> Arc<LocalAllocator> {
+    let settings = AllocatorSettings {
+        constants: ClusterConstants { lease_ttl_ms, ..ClusterConstants::default() },
+        ..AllocatorSettings::default()
+    };
+    let node = NodeName::new("n").expect("a name");
+    LocalAllocator::open(Arc::new(disk.clone()), Arc::new(clock.clone()), settings, node).await.expect("opens")
+}
+
+fn resume(nonce: u64) -> Resume {
+    Resume {
+        node: NodeName::new("n").expect("a name"),
+        nonce: Nonce::new(nonce),
+        address: String::new(),
+        replaces: None,
+    }
+}
+
+fn table(name: &str) -> TableRef {
+    TableRef::new("g", name).expect("names")
+}
+
+fn commit(txn: TxnId, binds: Vec<PresentedBind>) -> BeginCommit {
+    let asked = CommitWindow { least: Duration::ZERO, most: Duration::from_secs(60) };
+    BeginCommit { txn, binds, attempt: CommitAttempt::new(1), asked }
+}
+
+#[tokio::test]
+async fn after_an_unclean_stop_old_tables_wait_out_the_lease_and_new_ones_do_not() {
+    let (disk, clock) = (Disk::new(), ManualClock::new());
+    let first = open(&disk, &clock, 5_000).await;
+    let a = first.resume(&resume(1)).await.expect("free");
+    let old = first.bind(a.service, &table("t")).await.expect("free");
+    let txn = TxnId::new(a.service, 1, true);
+    first.shutdown(false, Duration::ZERO).await.expect("stops without resigning");
+    drop(first);
+
+    let second = open(&disk, &clock, 5_000).await;
+    let b = second.resume(&resume(2)).await.expect("whoever holds the store replaces the process before (B1)");
+    assert!(b.service > a.service);
+    let stale = second.begin_commit(&commit(txn, vec![PresentedBind::from(&old.bind)])).await.expect_err("void");
+    assert!(matches!(stale.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit));
+    let answer = second.cannot_commit(&[txn]).await.expect("answer");
+    assert_eq!(answer.committing, vec![txn], "it may be in flight (L1)");
+    second.bind(b.service, &table("new")).await.expect("a new table does not wait");
+    let wait = second.bind(b.service, &table("t")).await.expect_err("the old owner's clients may be at work (B3)");
+    assert_eq!((wait.kind(), wait.retry_after()), (ErrorKind::Rebinding, Some(hi(a.lease_ttl))));
+    clock.advance(hi(a.lease_ttl) / 2);
+    second.keepalive(b.service, Nonce::new(2)).await.expect("in time");
+    clock.advance(hi(a.lease_ttl) / 2 - Duration::from_millis(1));
+    assert!(second.bind(b.service, &table("t")).await.is_err(), "a millisecond too early");
+    clock.advance(Duration::from_millis(1));
+    let new = second.bind(b.service, &table("t")).await.expect("granted anew");
+    assert_eq!(new.bind.id, old.bind.id, "the table is known");
+    assert!(new.bind.version > old.bind.version, "versions grow over restarts");
+    assert!(new.tokens.expect("fresh").next >= old.tokens.expect("fresh").end, "tokens too");
+    assert_eq!(second.cannot_commit(&[txn]).await.expect("answer").tombstoned, vec![txn]);
+}
+
+#[tokio::test]
+async fn after_a_clean_stop_nothing_waits() {
+    let (disk, clock) = (Disk::new(), ManualClock::new());
+    let first = open(&disk, &clock, 5_000).await;
+    let a = first.resume(&resume(1)).await.expect("free");
+    let old = first.bind(a.service, &table("t")).await.expect("free");
+    first.resign(a.service, Nonce::new(1)).await.expect("live");
+    assert!(first.shutdown(true, Duration::from_secs(1)).await.expect("stops").resigned);
+    let gone = first.bind(a.service, &table("t")).await.expect_err("it has stopped");
+    assert!(matches!(gone.kind(), ErrorKind::ShuttingDown | ErrorKind::LeaseLost));
+    drop(first);
+
+    let second = open(&disk, &clock, 5_000).await;
+    let b = second.resume(&resume(2)).await.expect("free");
+    let new = second.bind(b.service, &table("t")).await.expect("no wait");
+    assert!(new.bind.version > old.bind.version);
+    assert!(new.tokens.expect("fresh").next >= old.tokens.expect("fresh").end);
+    assert_eq!(second.cannot_commit(&[TxnId::new(a.service, 1, true)]).await.expect("answer").committing, vec![]);
+}
+
+#[tokio::test]
+async fn a_stop_beside_a_live_incarnation_does_not_resign() {
+    let (disk, clock) = (Disk::new(), ManualClock::new());
+    let allocator = open(&disk, &clock, 5_000).await;
+    allocator.resume(&resume(1)).await.expect("free");
+    let stopped = allocator.shutdown(true, Duration::ZERO).await.expect("stops");
+    assert!(!stopped.resigned, "its promises still hold (P5)");
+}
+
+#[tokio::test]
+async fn a_shorter_ttl_waits_out_the_longer_one_over_two_restarts() {
+    let (disk, clock) = (Disk::new(), ManualClock::new());
+    let first = open(&disk, &clock, 60_000).await;
+    let a = first.resume(&resume(1)).await.expect("free");
+    first.bind(a.service, &table("t")).await.expect("free");
+    first.shutdown(false, Duration::ZERO).await.expect("stops");
+    open(&disk, &clock, 1_000).await.shutdown(false, Duration::ZERO).await.expect("stops");
+    let third = open(&disk, &clock, 1_000).await;
+    let b = third.resume(&resume(2)).await.expect("free");
+    assert_eq!(b.lease_ttl, Duration::from_secs(1));
+    let wait = third.bind(b.service, &table("t")).await.expect_err("the old promise");
+    assert_eq!(wait.retry_after(), Some(hi(Duration::from_secs(60))), "changing a TTL waits out the old (B4)");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_is_settled_by_the_number_whether_the_write_landed_or_not() {
+    for lost in [1, 2, 3, 4] {
+        let (disk, clock) = (Disk::new(), ManualClock::new());
+        let allocator = open(&disk, &clock, 5_000).await;
+        let a = allocator.resume(&resume(1)).await.expect("free");
+        disk.lose.store(lost, Ordering::SeqCst);
+        let bound = allocator.bind(a.service, &table("t")).await.expect("settled (L2)");
+        assert!(bound.tokens.is_some());
+        let stored = disk.load().await.expect("load");
+        assert_eq!(stored.tables.len(), 1, "written exactly once");
+        assert_eq!(stored.applied, 3, "the constants, the incarnation and the bind");
+        allocator.bind(a.service, &table("u")).await.expect("numbers go on");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_does_not_undo_its_bind() {
+    let (disk, clock) = (Disk::new(), ManualClock::new());
+    let allocator = open(&disk, &clock, 5_000).await;
+    let a = allocator.resume(&resume(1)).await.expect("free");
+    let t = table("t");
+    {
+        let bind = allocator.bind(a.service, &t);
+        tokio::pin!(bind);
+        // Polled once: its write is queued.
+        assert!(futures_poll_once(bind.as_mut()).await.is_none());
+    }
+    let bound = allocator.bind(a.service, &t).await.expect("bound");
+    assert_eq!(bound.bind.owner, a.service);
+    assert_eq!(disk.load().await.expect("load").tables.len(), 1);
+    let block = allocator.reserve_tokens(a.service, bound.bind.id, bound.bind.version).await.expect("current");
+    assert!(block.left() > 0, "the tokens that went with the caller are replaced");
+}
+
+async fn futures_poll_once<F: Future + Unpin>(future: F) -> Option<F::Output> {
+    tokio::select! {
+        biased;
+        output = future => Some(output),
+        () = std::future::ready(()) => None,
+    }
+}
+
+#[tokio::test]
+async fn ten_thousand_binds_at_once_take_at_most_one_write_per_hundred() {
+    let (disk, clock) = (Disk::new(), ManualClock::new());
+    let allocator = open(&disk, &clock, 60_000).await;
+    let a = allocator.resume(&resume(1)).await.expect("free");
+    let before = disk.writes.load(Ordering::SeqCst);
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..10_000 {
+        let (allocator, service) = (Arc::clone(&allocator), a.service);
+        tasks.spawn(async move { allocator.bind(service, &table(&format!("t{n}"))).await.expect("free") });
+    }
+    while let Some(bound) = tasks.join_next().await {
+        bound.expect("no panic");
+    }
+    let writes = disk.writes.load(Ordering::SeqCst) - before;
+    assert!(writes <= 100, "{writes} writes");
+}
