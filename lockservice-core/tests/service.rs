@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind,
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Resume,
 };
 use lockservice_core::service::{
     Answer, Granted, LockService, LockSpec, Operation, ServiceParts, Session, TxnOp, TxnOptions,
@@ -15,7 +15,7 @@ use lockservice_core::service::{
 use lockservice_core::store::{BindStore, MemoryStore};
 use lockservice_core::table::WaitPolicy;
 use lockservice_core::testing::TokioClock;
-use lockservice_core::{CommitAttempt, ErrorKind, Key, LockItem, LockMode, NodeName, Result, TableRef};
+use lockservice_core::{CommitAttempt, ErrorKind, Key, LockItem, LockMode, NodeName, Nonce, Result, TableRef};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -392,4 +392,31 @@ async fn a_deadlock_names_its_whole_cycle_and_one_is_told() {
     assert_eq!(cycle.len(), 2);
     assert!(cycle.iter().any(|edge| edge.waiter == a_id && edge.holder == b_id));
     assert!(cycle.iter().any(|edge| edge.waiter == b_id && edge.holder == a_id));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sealed_service_does_not_go_on_asking_an_allocator_that_fails() {
+    let (service, allocator) = service().await;
+    let session = open(&service);
+    locked(session.submit(validating(1, 1), Operation::Lock(spec("k"))).await);
+    allocator.shutdown(false, Duration::ZERO).await.expect("stopped");
+    session.close().await;
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(service.locks(None).len(), 1, "it is not known to be unable to commit");
+    assert!(!service.shutdown(SECOND).await.expect("stopped").resigned);
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_is_repeated_has_a_whole_lease() {
+    let allocator = allocator().await;
+    let request = Resume { node: node(), nonce: Nonce::new(7), address: String::new(), replaces: None };
+    let first = allocator.resume(&request).await.expect("a fresh name");
+    tokio::time::sleep(4 * SECOND).await;
+    // The first answer was lost. Whoever asks again counts its lease from now.
+    let again = allocator.resume(&request).await.expect("the same process");
+    assert_eq!(again.service, first.service);
+    tokio::time::sleep(4 * SECOND).await;
+    allocator.keepalive(again.service, request.nonce).await.expect("well within what the second answer promised");
 }

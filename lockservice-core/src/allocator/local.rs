@@ -640,8 +640,8 @@ impl Shared {
             Some(NameHolder::Starting(_)) => return Err(name_in_use(&request.node, None)),
             Some(NameHolder::Known(known)) => {
                 if let Some(known) = state.service(*known) {
-                    let asked_before = known.nonce == request.nonce && known.holds(now);
-                    if asked_before {
+                    // Whoever asks again counts its lease from this request (B2), so it must be renewed as by any other.
+                    if known.nonce == request.nonce && known.lease.renew(known.ttl, now) {
                         return Ok(Ok(known.id));
                     }
                     let lease = known.lease.get();

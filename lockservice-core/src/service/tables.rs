@@ -31,6 +31,29 @@ impl Tables {
     pub(crate) fn owned(&self, table: &TableRef) -> Option<Arc<Bind>> {
         self.owned.read().get(table).cloned()
     }
+
+    fn gate<'a>(&'a self, table: &'a TableRef) -> Gate<'a> {
+        let lock = Arc::clone(self.gates.lock().entry(table.clone()).or_default());
+        Gate { gates: &self.gates, table, lock }
+    }
+}
+
+/// A caller's hold on a table's gate.
+struct Gate<'a> {
+    gates: &'a Mutex<HashMap<TableRef, Arc<tokio::sync::Mutex<()>>>>,
+    table: &'a TableRef,
+    lock: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Drop for Gate<'_> {
+    /// The gate goes with its last caller, also one that gave up: the map stays as small as the number of bind calls under way.
+    fn drop(&mut self) {
+        let mut gates = self.gates.lock();
+        // This caller and the map; others come and go only under the mutex.
+        if Arc::strong_count(&self.lock) == 2 {
+            gates.remove(self.table);
+        }
+    }
 }
 
 impl Inner {
@@ -71,9 +94,9 @@ impl Inner {
     /// One bind call per table at a time. Cancel safe: a dropped call lets the next caller in, and the allocator answers that one with
     /// the bind that the first obtained.
     async fn bind(self: &Arc<Self>, table: &TableRef) -> Result<Arc<Bind>> {
-        let gate = Arc::clone(self.tables.gates.lock().entry(table.clone()).or_default());
-        let result = async {
-            let _turn = gate.lock().await;
+        let gate = self.tables.gate(table);
+        async {
+            let _turn = gate.lock.lock().await;
             if let Some(bind) = self.tables.owned(table) {
                 return Ok(bind);
             }
@@ -99,14 +122,7 @@ impl Inner {
             }
             Ok(bind)
         }
-        .await;
-        // The gate goes when nobody else holds it: the map stays as small as the number of bind calls under way.
-        let mut gates = self.tables.gates.lock();
-        drop(gate);
-        if gates.get(table).is_some_and(|gate| Arc::strong_count(gate) == 1) {
-            gates.remove(table);
-        }
-        result
+        .await
     }
 
     /// Asks for more tokens when a grant left few (F2: blocks are renewed ahead).
@@ -131,6 +147,8 @@ impl Inner {
                         break;
                     }
                     Err(e) if matches!(e.kind(), ErrorKind::BindChanged | ErrorKind::LeaseLost) => break,
+                    // Nothing is granted any more.
+                    Err(_) if inner.is_sealed() => break,
                     Err(e) => {
                         tracing::warn!(table = %bind.table, error = ?e, "no new fencing tokens; trying again");
                         inner.pause(pause).await;

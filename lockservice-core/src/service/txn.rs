@@ -186,6 +186,11 @@ impl Inner {
     async fn fence_then_release(self: Arc<Self>, mut txns: Vec<Arc<TxnRecord>>) {
         let mut pause = super::tables::RETRY_FIRST;
         while !txns.is_empty() {
+            if self.is_sealed() {
+                // As in `abandon`: nothing is granted here any more, and nobody would end this task.
+                txns.iter().for_each(|txn| self.force_end(txn));
+                return;
+            }
             let ids: Vec<TxnId> = txns.iter().map(|txn| txn.id).collect();
             match self.parts.allocator.cannot_commit(&ids).await {
                 Ok(answer) => {
