@@ -10,7 +10,7 @@ use lockservice_core::allocator::{
     AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Resume,
 };
 use lockservice_core::service::{
-    Answer, Granted, LockService, LockSpec, Operation, ServiceParts, Session, TxnOp, TxnOptions,
+    Answer, Granted, LockService, LockSpec, Operation, ServiceParts, ServiceSettings, Session, TxnOp, TxnOptions,
 };
 use lockservice_core::store::{BindStore, MemoryStore};
 use lockservice_core::table::WaitPolicy;
@@ -392,6 +392,104 @@ async fn a_deadlock_names_its_whole_cycle_and_one_is_told() {
     assert_eq!(cycle.len(), 2);
     assert!(cycle.iter().any(|edge| edge.waiter == a_id && edge.holder == b_id));
     assert!(cycle.iter().any(|edge| edge.waiter == b_id && edge.holder == a_id));
+}
+
+/// Sessions of this service keep at most four operations of a transaction.
+async fn narrow_service() -> (LockService, Arc<LocalAllocator>) {
+    let allocator = allocator().await;
+    let settings = ServiceSettings { ops_per_txn_max: 4, ..ServiceSettings::default() };
+    (LockService::start(ServiceParts { settings, ..parts(&allocator) }).await.expect("the service starts"), allocator)
+}
+
+/// What an operation that must not hang is answered.
+async fn soon(answer: impl Future<Output = Result<Answer>>) -> Result<Answer> {
+    tokio::time::timeout(SECOND, answer).await.expect("it is answered, not left to wait for what never comes")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_operation_leaves_no_hole_in_the_order() {
+    let (service, _allocator) = narrow_service().await;
+    let session = open(&service);
+    for sequence in 1..=4 {
+        locked(session.submit(op(1, sequence), Operation::Lock(spec(&sequence.to_string()))).await);
+    }
+    let refused = soon(session.submit(op(1, 5), Operation::Lock(spec("5")))).await.expect_err("nothing acknowledged");
+    assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
+    let acked = TxnOp { acked: 5, ..op(1, 6) };
+    locked(soon(session.submit(acked, Operation::Lock(spec("6")))).await);
+    done(soon(session.submit(op(1, 7), Operation::Undo { sequence: 6 })).await);
+    done(soon(session.submit(op(1, 8), Operation::End { commit_ts: None })).await);
+    assert!(service.locks(None).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transaction_ends_however_much_of_it_is_unacknowledged_or_never_arrived() {
+    let (service, _allocator) = narrow_service().await;
+    let session = open(&service);
+    for sequence in 1..=20 {
+        let _ = soon(session.submit(op(1, sequence), Operation::Lock(spec(&sequence.to_string())))).await;
+    }
+    let acked = TxnOp { acked: 20, ..op(1, 21) };
+    let refused = soon(session.submit(acked, Operation::Lock(spec("k")))).await.expect_err("only its end is left");
+    assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
+    done(soon(session.submit(op(1, 30), Operation::End { commit_ts: None })).await);
+    assert!(service.locks(None).is_empty());
+    let late = soon(session.submit(op(1, 25), Operation::Lock(spec("k")))).await.expect_err("it has ended");
+    assert_eq!(late.kind(), ErrorKind::TxnNotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transaction_that_could_not_begin_has_ended() {
+    let allocator = allocator().await;
+    let settings = ServiceSettings { txns_per_session_max: 1, ..ServiceSettings::default() };
+    let service = LockService::start(ServiceParts { settings, ..parts(&allocator) }).await.expect("the service starts");
+    let session = open(&service);
+    locked(session.submit(op(1, 1), Operation::Lock(spec("a"))).await);
+    let refused = session.submit(op(2, 1), Operation::Lock(spec("b"))).await.expect_err("one too many");
+    assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
+    let again = session.submit(op(2, 2), Operation::Lock(spec("b"))).await.expect_err("it never began");
+    assert_eq!(again.kind(), ErrorKind::TxnNotFound);
+    done(session.submit(op(2, 3), Operation::End { commit_ts: None }).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replayed_grant_promises_no_more_than_is_left() {
+    let (service, _allocator) = service().await;
+    let session = service.open_session(Some(4 * SECOND), "replays").expect("a session");
+    let first = locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    tokio::time::sleep(3 * SECOND).await;
+    let again = locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    assert_eq!(again.grant, first.grant);
+    assert!(again.promise.guard <= SECOND, "{:?} counts from the replay, and the session ends before", again.promise);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_later_call_was_told_it_holds_is_not_taken_back_with_an_earlier_one() {
+    let (service, _allocator) = service().await;
+    let session = open(&service);
+    let both = LockSpec::new(table(), vec![row("a"), row("b")]);
+    locked(session.submit(op(1, 1), Operation::Lock(both)).await);
+    let again = locked(session.submit(op(1, 2), Operation::Lock(spec("a"))).await);
+    assert!(!again.grant.newly_locked);
+    // The first call's caller had gone before it could take the answer.
+    done(session.submit(op(1, 3), Operation::Undo { sequence: 1 }).await);
+    let other = service.begin(TxnOptions::default()).expect("begin");
+    assert_eq!(other.lock(nowait("a")).await.expect_err("held by the second call").kind(), ErrorKind::Conflict);
+    other.lock(nowait("b")).await.expect("taken back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_that_is_sent_over_and_over_while_it_waits_takes_no_memory() {
+    let (service, _allocator) = service().await;
+    let session = open(&service);
+    locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    let waiting: Vec<_> = (0..1_000).map(|_| session.submit(op(2, 1), Operation::Lock(spec("k")))).collect();
+    let refused = waiting.into_iter().last().expect("many").await.expect_err("too many of one");
+    assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
+    // Those whose connection has gone do not count.
+    let again = session.submit(op(2, 1), Operation::Lock(spec("k")));
+    done(session.submit(op(1, 2), Operation::End { commit_ts: None }).await);
+    locked(again.await);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,12 +4,15 @@
 //! A session's transactions are numbered by its client, and the operations of each transaction too (T2). An operation is
 //! **decided** when its answer is known; decided answers are kept until the client acknowledges them, so that a replay is answered and
 //! not done again. Operations of one transaction are decided in the order of their numbers, one at a time; later ones queue. `Undo` and `End`
-//! act at once on the call that is being decided (they cancel its wait) and then take their turn.
+//! act at once on the call that is being decided (they cancel its wait) and then take their turn. The turn of an `End` comes at once,
+//! also past numbers that never arrived: whatever they were, they can no longer matter.
+//!
+//! A number that is refused leaves no hole behind which later ones would wait for ever: it is decided, in its turn, with the refusal.
 //!
 //! One mutex per session guards all of that. It is never held across an await, nor while an operation runs: the runner takes the
 //! next operation under it, runs it without it, and files the answer under it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,10 +24,15 @@ use tokio::sync::{oneshot, watch};
 
 use crate::clock::{Time, hi};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::SessionId;
+use crate::id::{SessionId, TableId};
+use crate::key::LockItem;
 use crate::service::txn::{TxnRecord, timer};
-use crate::service::{Answer, Inner, LockService, Operation, Phase, Promise, TxnOp};
+use crate::service::{Answer, Granted, Inner, LockService, Operation, Phase, Promise, TxnOp};
 use crate::sync::Mutex;
+use crate::table::Grant;
+
+/// Most callers that wait for one operation's answer: its first sender, and those who sent it again.
+const JOINED_MAX: usize = 16;
 
 /// A client's session with this service (P1). A cheap handle.
 #[derive(Debug, Clone)]
@@ -98,13 +106,26 @@ struct Slot {
     queue: BTreeMap<u64, Queued>,
     /// Answers that the client has not acknowledged.
     decided: BTreeMap<u64, Result<Answer>>,
-    /// Sequences that were taken back, in whatever state they were.
-    undone: Vec<u64>,
+    /// Sequences that were taken back, in whatever state they were. Forgotten once they are decided and acknowledged.
+    undone: BTreeSet<u64>,
+    /// What unacknowledged grants name beyond what they added: it was held already, perhaps by an earlier call that may yet be taken back.
+    relied_on: BTreeMap<u64, Relied>,
     running: bool,
+    /// The running call was cancelled by [`Session::cancel`]: no `Undo` will come to take its grant back.
+    cancelled: bool,
     /// Ends the wait of the running call.
     cancel: Option<oneshot::Sender<()>>,
     /// An `End` has arrived: locks before it are refused.
     ending: bool,
+    /// A number was refused for which there was no place left: what comes after it would wait for ever, so nothing but an `End` is taken in.
+    broken: bool,
+}
+
+/// The items of a call that was granted, and their table.
+#[derive(Debug, Clone)]
+struct Relied {
+    table: TableId,
+    items: Arc<[LockItem]>,
 }
 
 #[derive(Debug)]
@@ -256,7 +277,7 @@ impl Session {
     pub fn ack(&self, number: u64, sequence: u64) {
         let mut state = self.record.state.lock();
         if let Some(slot) = state.txns.get_mut(&number) {
-            slot.decided.retain(|decided, _| *decided > sequence);
+            slot.acknowledge(sequence);
         }
     }
 
@@ -266,6 +287,7 @@ impl Session {
         if let Some(slot) = state.txns.get_mut(&number)
             && slot.next == sequence
         {
+            slot.cancelled = slot.running;
             slot.undo(sequence);
         }
     }
@@ -308,6 +330,11 @@ impl Session {
             ));
         }
         if op.number > state.highest {
+            if matches!(operation, Operation::End { .. }) {
+                // Nothing was ever locked.
+                state.highest = op.number;
+                return Ok((Pending::ready(Ok(Answer::Done)), false));
+            }
             if op.sequence != 1 {
                 return Err(Error::new(
                     ErrorKind::InvalidArgument,
@@ -316,11 +343,8 @@ impl Session {
                 .with("number", op.number)
                 .with("sequence", op.sequence));
             }
-            if matches!(operation, Operation::End { .. }) {
-                // Nothing was ever locked.
-                state.highest = op.number;
-                return Ok((Pending::ready(Ok(Answer::Done)), false));
-            }
+            // The number is spent, also if the transaction cannot begin: what follows is told that it has ended.
+            state.highest = op.number;
             if state.txns.len() >= self.inner.parts.settings.txns_per_session_max {
                 return Err(Error::new(
                     ErrorKind::ResourceExhausted,
@@ -329,7 +353,6 @@ impl Session {
                 .with("limit", self.inner.parts.settings.txns_per_session_max));
             }
             let txn = self.inner.begin(&op.options, Some(Arc::clone(&self.record.renewals)), &self.record.client)?;
-            state.highest = op.number;
             state.txns.insert(op.number, Slot::new(txn));
         }
         let Some(slot) = state.txns.get_mut(&op.number) else {
@@ -341,14 +364,15 @@ impl Session {
                     .with("number", op.number))
             };
         };
-        slot.decided.retain(|decided, _| *decided > op.acked);
+        slot.acknowledge(op.acked);
         if op.sequence < slot.next {
             // A replay of something decided.
             return match slot.decided.get(&op.sequence) {
                 Some(answer) if slot.undone.contains(&op.sequence) => {
                     Ok((Pending::ready(answer.clone().and(Err(taken_back()))), false))
                 }
-                Some(answer) => Ok((Pending::ready(answer.clone()), false)),
+                Some(answer) => Ok((Pending::ready(self.again(answer)), false)),
+                None if slot.ending => Err(taken_back()),
                 None => Err(Error::new(
                     ErrorKind::InvalidArgument,
                     "this operation was answered, and its answer acknowledged",
@@ -356,54 +380,75 @@ impl Session {
                 .with("sequence", op.sequence)),
             };
         }
-        if slot.queue.len() + slot.decided.len() >= self.inner.parts.settings.ops_per_txn_max
-            && !slot.queue.contains_key(&op.sequence)
-        {
-            return Err(Error::new(
-                ErrorKind::ResourceExhausted,
-                "too many operations of one transaction are queued or unacknowledged: wait for answers and acknowledge them",
-            ));
+        let (sender, receiver) = oneshot::channel();
+        let pending = Pending(PendingState::Waiting(receiver));
+        if let Some(queued) = slot.queue.get_mut(&op.sequence) {
+            // A replay of something that is still to be decided joins it. Those whose connection is gone do not count.
+            queued.waiting.retain(|sender| !sender.is_closed());
+            if queued.waiting.len() >= JOINED_MAX {
+                return Err(Error::new(
+                    ErrorKind::ResourceExhausted,
+                    "this operation is asked for too many times at once: wait for its answer",
+                ));
+            }
+            queued.waiting.push(sender);
+            return Ok((pending, false));
         }
+        let operation = slot.admit(op.sequence, operation, self.inner.parts.settings.ops_per_txn_max)?;
         match &operation {
             Operation::Undo { sequence } => slot.undo(*sequence),
             Operation::End { .. } => slot.begin_to_end(),
             Operation::Lock(_) | Operation::Unlock { .. } | Operation::Refuse(_) => {}
         }
-        let (sender, receiver) = oneshot::channel();
-        slot.queue
-            .entry(op.sequence)
-            .or_insert_with(|| Queued { operation: Some(operation), waiting: Vec::new() })
-            .waiting
-            .push(sender);
-        let run = !slot.running && slot.queue.contains_key(&slot.next);
+        slot.queue.insert(op.sequence, Queued { operation: Some(operation), waiting: vec![sender] });
+        let run = !slot.running && (slot.ending || slot.queue.contains_key(&slot.next));
         slot.running |= run;
-        Ok((Pending(PendingState::Waiting(receiver)), run))
+        Ok((pending, run))
+    }
+
+    /// The answer to a replay. Its promise counts from the replay's send (P2), so the promise of the first answer would be too long.
+    fn again(&self, answer: &Result<Answer>) -> Result<Answer> {
+        match answer.clone()? {
+            Answer::Locked(granted) => {
+                let promise = self.inner.promise(Some(&self.record.renewals))?;
+                Ok(Answer::Locked(Granted { promise, ..granted }))
+            }
+            done => Ok(done),
+        }
     }
 
     /// Decides the operations of one transaction, in order, until none is ready.
     async fn run(self, number: u64) {
         while let Some((txn, sequence, step)) = self.take_next(number) {
             let ends = matches!(step, Step::End(_));
+            let mut relied = None;
             let result = match step {
                 Step::Refuse(e) => Err(e),
-                Step::Lock(spec, cancelled) => {
-                    tokio::select! {
+                Step::Lock { spec, items, cancelled } => {
+                    let result = tokio::select! {
                         biased;
-                        result = self.inner.lock(&txn, spec) => result.map(Answer::Locked),
+                        result = self.inner.lock(&txn, spec) => result,
                         // Dropping the call takes its claim away, or hands on a grant that had just been made.
                         _ = cancelled => Err(taken_back()),
+                    };
+                    if let (Ok(granted), Some(items)) = (&result, items)
+                        && granted.grant.changes.len() < items.len()
+                    {
+                        relied = Some(Relied { table: granted.grant.bind.id, items });
                     }
+                    result.map(Answer::Locked)
                 }
                 Step::Unlock(table, items) => {
                     self.inner.unlock(&txn, &table, &items);
                     Ok(Answer::Done)
                 }
-                Step::TakeBack(None) => Err(Error::new(
+                Step::TakeBack(None, _) => Err(Error::new(
                     ErrorKind::InvalidArgument,
                     "the operation to take back was acknowledged, or never was: release its keys instead",
                 )),
-                Step::TakeBack(Some(answer)) => {
-                    if let Ok(Answer::Locked(granted)) = answer {
+                Step::TakeBack(Some(answer), later) => {
+                    if let Ok(Answer::Locked(mut granted)) = answer {
+                        keep_relied_on(&mut granted.grant, &later);
                         self.inner.engine.take_back(txn.id, granted.grant.bind.id, &granted.grant);
                     }
                     Ok(Answer::Done)
@@ -413,7 +458,7 @@ impl Session {
                     Ok(Answer::Done)
                 }
             };
-            if !self.file(number, sequence, result, ends) {
+            if !self.file(number, sequence, result, relied, ends) {
                 return;
             }
         }
@@ -422,11 +467,13 @@ impl Session {
     fn take_next(&self, number: u64) -> Option<(Arc<TxnRecord>, u64, Step)> {
         let mut state = self.record.state.lock();
         let slot = state.txns.get_mut(&number)?;
-        let sequence = slot.next;
-        let Some(queued) = slot.queue.get_mut(&sequence) else {
+        // What has not arrived before an `End` can no longer matter: it is passed over.
+        let sequence = if slot.ending { slot.queue.keys().next().copied() } else { Some(slot.next) };
+        let Some((sequence, queued)) = sequence.and_then(|at| Some((at, slot.queue.get_mut(&at)?))) else {
             slot.running = false;
             return None;
         };
+        slot.next = sequence;
         let step = match queued.operation.take() {
             // Cannot be: an operation is taken once, and then filed.
             None => Step::Refuse(Error::new(ErrorKind::Internal, "an operation was run twice")),
@@ -434,20 +481,36 @@ impl Session {
             Some(Operation::Lock(spec)) => {
                 let (cancel, cancelled) = oneshot::channel();
                 slot.cancel = Some(cancel);
-                Step::Lock(spec, cancelled)
+                // Without an earlier grant that can still be taken back, which is the usual case, there is nothing to remember.
+                let earlier = slot.decided.values().any(|answer| matches!(answer, Ok(Answer::Locked(_))));
+                let items = earlier.then(|| Arc::from(spec.items.as_slice()));
+                Step::Lock { spec, items, cancelled }
             }
             Some(Operation::Unlock { table, items }) => Step::Unlock(table, items),
             Some(Operation::End { commit_ts }) => Step::End(commit_ts),
             Some(Operation::Refuse(why)) => Step::Refuse(why),
-            Some(Operation::Undo { sequence }) => Step::TakeBack(slot.decided.get(&sequence).cloned()),
+            Some(Operation::Undo { sequence }) => {
+                let later = slot.relied_on.range(sequence + 1..).filter(|(at, _)| !slot.undone.contains(at));
+                Step::TakeBack(slot.decided.get(&sequence).cloned(), later.map(|(_, relied)| relied.clone()).collect())
+            }
         };
         Some((Arc::clone(&slot.txn), sequence, step))
     }
 
     /// Files an answer. False if the transaction is over.
-    fn file(&self, number: u64, sequence: u64, result: Result<Answer>, ends: bool) -> bool {
+    fn file(&self, number: u64, sequence: u64, mut result: Result<Answer>, relied: Option<Relied>, ends: bool) -> bool {
         let mut state = self.record.state.lock();
         let Some(slot) = state.txns.get_mut(&number) else { return false };
+        let mut given_back = None;
+        if std::mem::take(&mut slot.cancelled)
+            && let Ok(Answer::Locked(granted)) = &result
+        {
+            // It was cancelled when the grant had been made but was not filed yet.
+            given_back = Some(granted.clone());
+            result = Err(taken_back());
+        } else if let Some(relied) = relied {
+            slot.relied_on.insert(sequence, relied);
+        }
         // The call is decided: its canceller has nothing to cancel. (A canceller that was used before the call was polled to its
         // end left it to the select above; the answer then says so.)
         slot.cancel = None;
@@ -457,6 +520,9 @@ impl Session {
         // Replays of an ended transaction are answered by the floor.
         let over = if ends { state.txns.remove(&number) } else { None };
         drop(state);
+        if let Some(granted) = given_back {
+            self.inner.engine.take_back(granted.txn, granted.grant.bind.id, &granted.grant);
+        }
         for sender in waiting {
             // A connection that is gone will ask again.
             let _ = sender.send(result.clone());
@@ -548,9 +614,15 @@ impl Session {
 
 enum Step {
     Refuse(Error),
-    Lock(crate::service::LockSpec, oneshot::Receiver<()>),
-    Unlock(crate::id::TableRef, Vec<crate::key::LockItem>),
-    TakeBack(Option<Result<Answer>>),
+    Lock {
+        spec: crate::service::LockSpec,
+        /// Its items once more, if the call may rely on what an earlier one added.
+        items: Option<Arc<[LockItem]>>,
+        cancelled: oneshot::Receiver<()>,
+    },
+    Unlock(crate::id::TableRef, Vec<LockItem>),
+    /// The answer of the call that is taken back, and what later calls rely on.
+    TakeBack(Option<Result<Answer>>, Vec<Relied>),
     End(Option<u64>),
 }
 
@@ -561,18 +633,54 @@ impl Slot {
             next: 1,
             queue: BTreeMap::new(),
             decided: BTreeMap::new(),
-            undone: Vec::new(),
+            undone: BTreeSet::new(),
+            relied_on: BTreeMap::new(),
             running: false,
+            cancelled: false,
             cancel: None,
             ending: false,
+            broken: false,
         }
+    }
+
+    /// Bounds what is kept of the transaction. An operation that finds no room takes its place all the same and is refused in its turn,
+    /// else what follows would wait for it for ever (T2). `Undo`s have as much room again, and an `End` is always taken in: it makes room.
+    fn admit(&mut self, sequence: u64, operation: Operation, most: usize) -> Result<Operation> {
+        let kept = self.queue.len() + self.decided.len();
+        let exhausted = || {
+            Error::new(
+                ErrorKind::ResourceExhausted,
+                "too many operations of one transaction are queued or unacknowledged: wait for answers and acknowledge them",
+            )
+            .with("limit", most)
+        };
+        match operation {
+            Operation::End { .. } if !self.ending => Ok(operation),
+            _ if self.broken || kept >= most.saturating_mul(2) => {
+                self.broken = true;
+                Err(exhausted())
+            }
+            Operation::Undo { sequence: undone } if undone >= sequence => Ok(Operation::Refuse(Error::new(
+                ErrorKind::InvalidArgument,
+                "only an earlier operation of the transaction can be taken back",
+            ))),
+            Operation::Undo { .. } => Ok(operation),
+            _ if kept >= most => Ok(Operation::Refuse(exhausted())),
+            _ => Ok(operation),
+        }
+    }
+
+    /// The client has the answers up to `acked`: nothing of them will be asked for again.
+    fn acknowledge(&mut self, acked: u64) {
+        self.decided.retain(|decided, _| *decided > acked);
+        self.relied_on.retain(|decided, _| *decided > acked);
+        let next = self.next;
+        self.undone.retain(|undone| *undone > acked || *undone >= next);
     }
 
     /// T2: closes `sequence`, and cancels it if it is being decided.
     fn undo(&mut self, sequence: u64) {
-        if !self.undone.contains(&sequence) {
-            self.undone.push(sequence);
-        }
+        self.undone.insert(sequence);
         if self.running && self.next == sequence {
             self.cancel_running();
         }
@@ -588,6 +696,18 @@ impl Slot {
             // The call may have been decided at this very moment; then its answer stands until the Undo takes its turn.
             let _ = cancel.send(());
         }
+    }
+}
+
+/// Comparing more pairs than this is not worth the time: then all of it is kept.
+const RELIED_PAIRS_MAX: usize = 1 << 20;
+
+/// Leaves out of what is to be taken back the items that a later call of the transaction was told it holds (T2: only what the call
+/// added is taken back, and what another was granted is not this call's any more). They go with the transaction's end.
+fn keep_relied_on(grant: &mut Grant, later: &[Relied]) {
+    for relied in later.iter().filter(|relied| relied.table == grant.bind.id) {
+        let too_many = grant.changes.len().saturating_mul(relied.items.len()) > RELIED_PAIRS_MAX;
+        grant.changes.retain(|change| !too_many && !relied.items.iter().any(|item| item.overlaps(&change.item)));
     }
 }
 
