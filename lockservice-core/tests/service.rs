@@ -518,3 +518,17 @@ async fn a_start_that_is_repeated_has_a_whole_lease() {
     tokio::time::sleep(4 * SECOND).await;
     allocator.keepalive(again.service, request.nonce).await.expect("well within what the second answer promised");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_cancelled_before_its_turn_locks_nothing() {
+    let (service, _allocator) = service().await;
+    let session = open(&service);
+    locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    let first = session.submit(op(2, 1), Operation::Lock(spec("k")));
+    let second = session.submit(op(2, 2), Operation::Lock(spec("x")));
+    session.cancel(2, 2);
+    done(session.submit(op(1, 2), Operation::End { commit_ts: None }).await);
+    locked(first.await);
+    assert_eq!(second.await.expect_err("cancelled").kind(), ErrorKind::Cancelled);
+    assert_eq!(service.locks(None).len(), 1);
+}

@@ -281,13 +281,14 @@ impl Session {
         }
     }
 
-    /// Cancels a lock operation that waits, as if it had been taken back; does nothing to one that is not being decided.
+    /// Cancels a lock operation that waits, for its locks or for its turn, as if it had been taken back; does nothing to one that is
+    /// decided, or has not arrived.
     pub fn cancel(&self, number: u64, sequence: u64) {
         let mut state = self.record.state.lock();
         if let Some(slot) = state.txns.get_mut(&number)
-            && slot.next == sequence
+            && slot.queue.contains_key(&sequence)
         {
-            slot.cancelled = slot.running;
+            slot.cancelled |= slot.running && slot.next == sequence;
             slot.undo(sequence);
         }
     }
@@ -612,6 +613,10 @@ impl Session {
     }
 }
 
+#[allow(
+    clippy::large_enum_variant,
+    reason = "moved once and never kept; a lock is the usual step, and must not cost an allocation"
+)]
 enum Step {
     Refuse(Error),
     Lock {

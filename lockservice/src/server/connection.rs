@@ -100,7 +100,7 @@ struct Stream {
     under_way: FuturesUnordered<BoxFuture<'static, (u64, Result<Answer>)>>,
     ready: Vec<proto::ServerOp>,
     out: Frames,
-    /// The client said goodbye.
+    /// The client said goodbye, or does not read.
     over: bool,
 }
 
@@ -153,6 +153,11 @@ impl Stream {
 
     async fn take_in(&mut self, ops: Vec<proto::ClientOp>) {
         for proto::ClientOp { id, op } in ops {
+            // A frame of many small operations must not become one huge frame of answers.
+            if self.ready.len() >= OPS_PER_FRAME_MAX && !self.flush().await {
+                self.over = true;
+                return;
+            }
             let Some(op) = op else {
                 self.ready.push(failed(id, &invalid("the operation is empty, or newer than this server")));
                 continue;

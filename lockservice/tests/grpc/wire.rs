@@ -296,3 +296,18 @@ async fn many_operations_ride_in_one_frame_and_are_answered_out_of_order() {
     assert_eq!(frame.ops[0].id, 7);
     drop(tokio::time::timeout(Duration::ZERO, raw.answers.message()).await);
 }
+
+#[tokio::test]
+async fn a_frame_of_many_small_operations_is_answered_in_frames_of_bounded_size() {
+    const OPS: usize = 5_000;
+    let served = Served::start(ServerSettings::default()).await;
+    let (mut raw, _) = Raw::greeted(&served).await;
+    raw.send((0..OPS).map(|_| Op::Heartbeat(proto::Heartbeat::default())).collect()).await;
+    let mut answered = 0;
+    while answered < OPS {
+        let frame = raw.answers.message().await.expect("the stream lives").expect("the stream lives");
+        assert!(frame.ops.len() <= 1_024, "{} answers in one frame", frame.ops.len());
+        answered += frame.ops.len();
+    }
+    assert_eq!(answered, OPS);
+}
