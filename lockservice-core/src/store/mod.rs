@@ -4,6 +4,8 @@
 //! tokens may have been handed out, which incarnations were fenced and which transactions may never commit. Leases, caching,
 //! batching and leadership logic are written once, above it, in [`crate::allocator`].
 
+mod exclusive;
+mod layout;
 mod memory;
 mod record;
 
@@ -15,6 +17,8 @@ use async_trait::async_trait;
 use crate::error::Result;
 use crate::id::{Epoch, NodeName, Nonce};
 
+pub use self::exclusive::{ExclusiveStore, KeyValue, Visit};
+pub use self::layout::{Change, STORE_FORMAT};
 pub use self::memory::MemoryStore;
 pub use self::record::{
     Batch, BindRecord, ClusterConstants, Op, RECORD_FORMAT, ServiceRecord, ServiceState, StoreState, TableRecord,

@@ -1,0 +1,254 @@
+//! [`ExclusiveStore`]: everything that stores which one process opens alone have in common.
+//!
+//! # Implementation details
+//! A backend is a [`KeyValue`] engine; here it becomes a [`BindStore`](super::BindStore). Calls to the engine block, so each
+//! runs on tokio's blocking threads, one at a time under the engine's mutex. Each write replaces the head record, which names the
+//! epoch and the number of the last write, in the same atomic batch (L2).
+//!
+//! After an engine failed or panicked in the middle of a write, what it has in memory is worth nothing: it is opened again, and the head
+//! that is found on the disk tells whether the write is there.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::layout::{self, Change, FORMAT_KEY, HEAD_KEY, Head, STORE_FORMAT};
+use super::{Batch, Candidate, Leadership, Renewal, StoreState, WriteAck};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::Epoch;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Arc, Mutex};
+
+/// Is shown one entry, its key and its value.
+pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<()> + 'a;
+
+/// An ordered map of keys to values on a disk, open to this process alone. Every method may block.
+///
+/// # Contract
+/// 1. [`apply`](Self::apply) is atomic and durable: what it answered `Ok` to is there after any crash, whole.
+/// 2. While the engine exists, also while [`reopen`](Self::reopen) runs, no other process can open the same store.
+/// 3. Damage is found and reported as [`ErrorKind::StoreCorrupt`], at the latest when the damaged entry is read.
+pub trait KeyValue: fmt::Debug + Send + 'static {
+    /// The value under `key`.
+    fn read(&self, key: &[u8]) -> Result<Option<Vec<u8>>>;
+
+    /// Shows every entry to `visit`, in any order; ends with its first error.
+    fn scan(&self, visit: &mut Visit<'_>) -> Result<()>;
+
+    /// Makes all changes, or none of them.
+    fn apply(&mut self, changes: &[Change]) -> Result<()>;
+
+    /// Opens the store again after a failure, so that it shows what is on the disk. May be called again after it failed.
+    fn reopen(&mut self) -> Result<()>;
+}
+
+/// A [`BindStore`](super::BindStore) on a [`KeyValue`] engine. The exclusive open is the leadership (L1). Clones are handles to one store.
+///
+/// It has every method of `BindStore` under the same name and contract; a backend's own type forwards to them.
+pub struct ExclusiveStore<E> {
+    shared: Arc<Shared<E>>,
+}
+
+struct Shared<E> {
+    url: String,
+    state: Mutex<State<E>>,
+}
+
+struct State<E> {
+    engine: E,
+    /// True from a failure until the engine was opened again.
+    broken: bool,
+}
+
+impl<E> Clone for ExclusiveStore<E> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<E> fmt::Debug for ExclusiveStore<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the engine: its mutex may be held for as long as a disk takes.
+        f.debug_struct("ExclusiveStore").field("url", &self.shared.url).finish_non_exhaustive()
+    }
+}
+
+impl<E: KeyValue> ExclusiveStore<E> {
+    /// Opens the store by `open`, on a blocking thread, and checks its format. A new one gets the current format.
+    ///
+    /// Fails as `open` does, with `StoreNewer` for a store of a later version, and with `StoreCorrupt` for one that holds anything but
+    /// entries of lockservice, or damaged ones. Nothing is changed in either. Cancel safe: a store that is opened nevertheless is closed again.
+    pub async fn open(url: String, open: impl FnOnce() -> Result<E> + Send + 'static) -> Result<Self> {
+        let described = url.clone();
+        let opened = blocking(move || {
+            let mut engine = open()?;
+            establish(&mut engine)?;
+            Ok(engine)
+        });
+        let engine = opened.await.map_err(|error| error.with("store", &described))?;
+        Ok(Self { shared: Arc::new(Shared { url, state: Mutex::new(State { engine, broken: false }) }) })
+    }
+
+    /// See [`BindStore::describe`](super::BindStore::describe).
+    pub fn describe(&self) -> String {
+        self.shared.url.clone()
+    }
+
+    /// See [`BindStore::load`](super::BindStore::load).
+    pub async fn load(&self) -> Result<StoreState> {
+        self.run(|engine| {
+            let mut state = StoreState::default();
+            engine.scan(&mut |key, value| layout::absorb(&mut state, key, value))?;
+            Ok(state)
+        })
+        .await
+    }
+
+    /// See [`BindStore::acquire_leadership`](super::BindStore::acquire_leadership). Waits for nothing.
+    pub async fn acquire_leadership(&self, candidate: &Candidate) -> Result<Leadership> {
+        let candidate = candidate.clone();
+        self.write_head(move |head| {
+            let (head, answer) = head.acquire(&candidate)?;
+            Ok((head, Vec::new(), answer))
+        })
+        .await
+    }
+
+    /// See [`BindStore::renew`](super::BindStore::renew). There is nothing to renew: only checks the epoch.
+    pub async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
+        self.run(move |engine| head(engine)?.check(epoch).map(|()| Renewal::default())).await
+    }
+
+    /// See [`BindStore::resign`](super::BindStore::resign).
+    pub async fn resign(&self, epoch: Epoch) -> Result<()> {
+        self.write_head(move |head| Ok((head.resign(epoch)?, Vec::new(), ()))).await
+    }
+
+    /// See [`BindStore::write`](super::BindStore::write).
+    pub async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
+        let changes = layout::changes(batch);
+        self.write_head(move |head| Ok((head.advance(epoch, number)?, changes, WriteAck::default()))).await
+    }
+
+    /// See [`BindStore::applied`](super::BindStore::applied).
+    pub async fn applied(&self) -> Result<u64> {
+        self.run(|engine| Ok(head(engine)?.applied)).await
+    }
+
+    /// Replaces the head by what `next` makes of it, together with its changes, and answers its answer.
+    async fn write_head<T: Send + 'static>(
+        &self,
+        next: impl FnOnce(&Head) -> Result<(Head, Vec<Change>, T)> + Send + 'static,
+    ) -> Result<T> {
+        self.run(move |engine| {
+            let before = head(engine)?;
+            let (after, mut changes, answer) = next(&before)?;
+            changes.push(after.change());
+            let Err(error) = unless_panic(|| engine.apply(&changes)) else { return Ok(answer) };
+            match settle(engine) {
+                Ok(found) if found == after => Ok(answer),
+                // It is not there, and never will be.
+                Ok(_) if error.kind() == ErrorKind::UnknownOutcome => {
+                    Err(Error::new(ErrorKind::Unavailable, error.message()).with_source(error))
+                }
+                Ok(_) => Err(error),
+                Err(again) => Err(Error::new(
+                    ErrorKind::UnknownOutcome,
+                    "a write to the store failed, and the store cannot be read to see whether it is there: see to the disk",
+                )
+                .with("because", again)
+                .with_source(error)),
+            }
+        })
+        .await
+    }
+
+    /// Runs `call` on a blocking thread with the engine to itself.
+    ///
+    /// When the returned future is dropped before `call` began, `call` never runs, so that whoever asks for the outcome afterwards
+    /// is not overtaken.
+    async fn run<T: Send + 'static>(&self, call: impl FnOnce(&mut E) -> Result<T> + Send + 'static) -> Result<T> {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let _guard = CancelOnDrop(Arc::clone(&cancelled));
+        let shared = Arc::clone(&self.shared);
+        let done = blocking(move || {
+            let mut state = shared.state.lock();
+            // ORDERING: Relaxed. Partner: CancelOnDrop. Whoever asks after the drop takes the mutex after it; a call that holds the mutex
+            // by then has already passed here and is waited for.
+            if cancelled.load(Ordering::Relaxed) {
+                return Err(Error::new(ErrorKind::Cancelled, "the call was dropped before it began"));
+            }
+            if state.broken {
+                unless_panic(|| state.engine.reopen())?;
+                state.broken = false;
+            }
+            let outcome = unless_panic(|| call(&mut state.engine));
+            // A refusal is no failure of the engine.
+            state.broken = outcome.as_ref().is_err_and(|error| error.kind() != ErrorKind::Fenced);
+            outcome
+        });
+        done.await.map_err(|error| error.with("store", &self.shared.url))
+    }
+}
+
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        // ORDERING: Relaxed. Partner: `ExclusiveStore::run`, see there.
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn head<E: KeyValue>(engine: &E) -> Result<Head> {
+    Head::decode(engine.read(HEAD_KEY)?.as_deref())
+}
+
+/// Opens the store again after a failed write and reads what is there.
+fn settle<E: KeyValue>(engine: &mut E) -> Result<Head> {
+    unless_panic(|| {
+        engine.reopen()?;
+        head(engine)
+    })
+}
+
+/// Checks the store's format, or gives an empty store its format.
+fn establish<E: KeyValue>(engine: &mut E) -> Result<()> {
+    if let Some(format) = engine.read(FORMAT_KEY)? {
+        return layout::check_format(&format);
+    }
+    engine.scan(&mut |key, _| {
+        Err(Error::new(
+            ErrorKind::StoreCorrupt,
+            "this is not a store of lockservice, or its format record is lost: choose another store, or restore it from a backup",
+        )
+        .with("entry", String::from_utf8_lossy(key)))
+    })?;
+    engine.apply(&[Change::Put { key: FORMAT_KEY.to_vec(), value: STORE_FORMAT.to_string().into_bytes() }])
+}
+
+/// Storage engines answer some kinds of damage with a panic, which must end neither the process nor the mutex's owner.
+fn unless_panic<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let said = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        Err(Error::new(
+            ErrorKind::StoreCorrupt,
+            "the storage engine broke down over the store's content: restore the store from a backup",
+        )
+        .with("engine", said))
+    })
+}
+
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(move || unless_panic(call)).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(Error::new(
+            ErrorKind::UnknownOutcome,
+            "the runtime was shut down during a call to the store: open the store again to see what is there",
+        )
+        .with_source(error)),
+    }
+}

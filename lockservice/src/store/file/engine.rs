@@ -1,0 +1,206 @@
+//! A redb database as the engine of a store.
+//!
+//! Commits are two-phase: with redb's one-phase commits a damaged last commit looks like one that a crash interrupted, and would be
+//! taken back silently, although it was acknowledged. A second `fsync` is the price.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lockservice_core::store::{Change, KeyValue, Visit};
+use lockservice_core::{Error, ErrorKind, Result};
+use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+
+use super::backend::{Backend, Header, check_header};
+use super::error::{damaged, foreign, from_io, from_redb, in_use};
+
+const RECORDS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
+
+/// The whole of a large store (100,000 tables) is some 30 MB; it is read once, at the start.
+const CACHE_BYTES: usize = 16 << 20;
+
+#[derive(Debug)]
+pub(super) struct FileEngine {
+    path: PathBuf,
+    /// Locked until it is closed.
+    file: Arc<File>,
+    open: Option<Open>,
+}
+
+struct Open {
+    database: Database,
+    backend: Backend,
+}
+
+impl std::fmt::Debug for Open {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Open").field("backend", &self.backend).finish_non_exhaustive()
+    }
+}
+
+impl FileEngine {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let file = match open_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                create(path)?;
+                open_file(path)
+            }
+            opened => opened,
+        }
+        .map_err(|error| from_io(path, error))?;
+        if file.metadata().map_err(|error| from_io(path, error))?.is_dir() {
+            return Err(from_io(path, io::ErrorKind::IsADirectory.into()));
+        }
+        lock(path, &file)?;
+        let mut engine = Self { path: path.to_owned(), file: Arc::new(file), open: None };
+        engine.reopen()?;
+        Ok(engine)
+    }
+
+    fn database(&self) -> Result<&Database> {
+        match &self.open {
+            Some(open) => Ok(&open.database),
+            None => Err(Error::new(ErrorKind::Unavailable, "the store failed and was not opened again yet: try again")
+                .with("path", self.path.display())),
+        }
+    }
+
+    fn error(&self) -> impl Fn(redb::Error) -> Error {
+        |error| from_redb(&self.path, error)
+    }
+
+    fn try_apply(&self, changes: &[Change]) -> Result<(), redb::Error> {
+        let Ok(database) = self.database() else { return Err(redb::Error::PreviousIo) };
+        // redb's default durability is `Immediate`: the commit returns after `fsync`.
+        let mut txn = database.begin_write()?;
+        txn.set_two_phase_commit(true);
+        {
+            let mut records = txn.open_table(RECORDS)?;
+            for change in changes {
+                match change {
+                    Change::Put { key, value } => drop(records.insert(key.as_slice(), value.as_slice())?),
+                    Change::Delete { key } => drop(records.remove(key.as_slice())?),
+                }
+            }
+        }
+        txn.commit()?;
+        Ok(())
+    }
+}
+
+impl KeyValue for FileEngine {
+    fn read(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        let read = || -> Result<_, redb::Error> {
+            let Ok(database) = self.database() else { return Err(redb::Error::PreviousIo) };
+            match database.begin_read()?.open_table(RECORDS) {
+                Ok(records) => Ok(records.get(key)?.map(|value| value.value().to_vec())),
+                // A new file: the first write makes the table.
+                Err(TableError::TableDoesNotExist(_)) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        };
+        read().map_err(self.error())
+    }
+
+    fn scan(&self, visit: &mut Visit<'_>) -> Result<()> {
+        let error = |error| from_redb(&self.path, error);
+        let txn = self.database()?.begin_read().map_err(|e| error(redb::Error::from(e)))?;
+        let records = match txn.open_table(RECORDS) {
+            Ok(records) => records,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+            Err(e) => return Err(error(e.into())),
+        };
+        for entry in records.iter().map_err(|e| error(e.into()))? {
+            let (key, value) = entry.map_err(|e| error(e.into()))?;
+            visit(key.value(), value.value())?;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Result<()> {
+        self.try_apply(changes).map_err(self.error())
+    }
+
+    fn reopen(&mut self) -> Result<()> {
+        if let Some(old) = self.open.take() {
+            old.backend.freeze();
+        }
+        match check_header(&self.file).map_err(|error| from_io(&self.path, error))? {
+            Header::Foreign => return Err(foreign(&self.path)),
+            Header::Damaged => return Err(damaged(&self.path)),
+            Header::Empty | Header::Plausible => {}
+        }
+        self.open = Some(open_database(&self.path, &self.file)?);
+        Ok(())
+    }
+}
+
+/// Opens the database and checks every page of it: redb by itself looks at checksums only after a crash.
+fn open_database(path: &Path, file: &Arc<File>) -> Result<Open> {
+    let backend = Backend::new(Arc::clone(file));
+    let mut database = Builder::new()
+        .set_cache_size(CACHE_BYTES)
+        .create_with_backend(backend.clone())
+        .map_err(|error| from_redb(path, error))?;
+    // With two-phase commits this never goes back to an earlier commit: it fails.
+    if let Err(error) = database.check_integrity() {
+        backend.freeze();
+        return Err(from_redb(path, error));
+    }
+    Ok(Open { database, backend })
+}
+
+fn open_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
+/// Takes the exclusive use of the file, until it is closed. Ends with the process, however that ends.
+fn lock(path: &Path, file: &File) -> Result<()> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(in_use(path)),
+        // Without locks nothing keeps a second process out.
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Err(Error::new(
+            ErrorKind::StoreUnusable,
+            "the store's file system has no file locks, so that two processes could use the store at once: put it on a local disk",
+        )
+        .with("path", path.display())
+        .with_source(error)),
+        Err(TryLockError::Error(error)) => Err(from_io(path, error)),
+    }
+}
+
+/// Makes an empty database appear at `path`, whole or not at all, and never in place of another file.
+fn create(path: &Path) -> Result<()> {
+    let io = |error| from_io(path, error);
+    let mut name = path.file_name().ok_or_else(|| io(io::ErrorKind::InvalidFilename.into()))?.to_owned();
+    name.push(format!(".new-{}", std::process::id()));
+    let draft = path.with_file_name(name);
+    // Only a dead process of the same number can have left one.
+    match fs::remove_file(&draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
+    }
+    let made = create_draft(&draft).and_then(|()| match fs::hard_link(&draft, path) {
+        // Another process was quicker: the lock decides between the two.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        linked => linked.map_err(io),
+    });
+    let removed = fs::remove_file(&draft).map_err(io);
+    made.and(removed)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
+}
+
+fn create_draft(draft: &Path) -> Result<()> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(draft)
+        .map_err(|error| from_io(draft, error))?;
+    let file = Arc::new(file);
+    drop(open_database(draft, &file)?);
+    file.sync_all().map_err(|error| from_io(draft, error))
+}
