@@ -211,10 +211,13 @@ fn settle<E: KeyValue>(engine: &mut E) -> Result<Head> {
     })
 }
 
-/// Checks the store's format, or gives an empty store its format.
+/// Checks the store's format and every record, or gives an empty store its format.
 fn establish<E: KeyValue>(engine: &mut E) -> Result<()> {
     if let Some(format) = engine.read(FORMAT_KEY)? {
-        return layout::check_format(&format);
+        layout::check_format(&format)?;
+        // Damage is to be found before anything is changed.
+        let mut state = StoreState::default();
+        return engine.scan(&mut |key, value| layout::absorb(&mut state, key, value));
     }
     engine.scan(&mut |key, _| {
         Err(Error::new(

@@ -1,0 +1,196 @@
+//! [`RocksStore`].
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lockservice_core::store::{
+    Batch, BindStore, Candidate, Change, ExclusiveStore, KeyValue, Leadership, Renewal, StoreState, Visit, WriteAck,
+};
+use lockservice_core::{Epoch, Error, ErrorKind, Result};
+use rocksdb::{DB, DBRecoveryMode, IteratorMode, Options, WriteBatch, WriteOptions};
+
+use crate::config::RocksConfig;
+use crate::error::{foreign, from_io, from_rocksdb, in_use};
+
+/// A file of ours beside those of RocksDB. Its lock keeps other processes out also while the database is closed and opened again; once
+/// something stands in it, a database was there and must not be created anew.
+const MARKER: &str = "LOCKSERVICE";
+const MARKER_TEXT: &str =
+    "A store of lockservice. The files beside this one belong together: move or remove them only all at once.\n";
+
+/// A [`BindStore`] in RocksDB, in a folder of its own, open to one process at a time.
+///
+/// Each write is one atomic batch, synced to the disk before it is answered. When the disk is full, writes fail with
+/// [`StoreUnusable`](lockservice_core::ErrorKind::StoreUnusable) and succeed again once there is space; nothing acknowledged is lost.
+/// Clones are handles to one store; it is closed with the last of them.
+#[derive(Clone, Debug)]
+pub struct RocksStore(ExclusiveStore<RocksEngine>);
+
+impl RocksStore {
+    /// Opens the store in the folder `path`, which is created if it is not there (the folder around it is not).
+    ///
+    /// Fails, naming the path and what to do, with `StoreInUse` if another process has it open, `StoreUnusable` if the folder
+    /// cannot be opened, created or written, `StoreCorrupt` if it is not a store of lockservice or is damaged, and `StoreNewer` if a newer
+    /// version wrote it. Reads the whole store once to check it. Cancel safe.
+    pub async fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        Self::open_with(RocksConfig::new(path)).await
+    }
+
+    /// Opens a store as [`open`](Self::open) does, with RocksDB set up by the caller.
+    pub async fn open_with(config: RocksConfig) -> Result<Self> {
+        let url = format!("rocks:{}", config.path.display());
+        ExclusiveStore::open(url, move || RocksEngine::open(config)).await.map(Self)
+    }
+}
+
+#[async_trait]
+impl BindStore for RocksStore {
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+
+    async fn load(&self) -> Result<StoreState> {
+        self.0.load().await
+    }
+
+    async fn acquire_leadership(&self, candidate: &Candidate, _ttl: Duration) -> Result<Leadership> {
+        self.0.acquire_leadership(candidate).await
+    }
+
+    async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
+        self.0.renew(epoch).await
+    }
+
+    async fn resign(&self, epoch: Epoch) -> Result<()> {
+        self.0.resign(epoch).await
+    }
+
+    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
+        self.0.write(epoch, number, batch).await
+    }
+
+    async fn applied(&self) -> Result<u64> {
+        self.0.applied().await
+    }
+}
+
+struct RocksEngine {
+    path: PathBuf,
+    options: Options,
+    /// Closed before the marker: fields are dropped in this order.
+    database: Option<DB>,
+    /// Locked until it is closed.
+    marker: File,
+}
+
+impl fmt::Debug for RocksEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RocksEngine").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl RocksEngine {
+    fn open(config: RocksConfig) -> Result<Self> {
+        let RocksConfig { path, mut options } = config;
+        // What a crash cut off at the end of the log was never acknowledged; damage anywhere else is an error, not the end of the log.
+        options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+        options.set_paranoid_checks(true);
+        options.set_track_and_verify_wals_in_manifest(true);
+        let marker = open_marker(&path)?;
+        match marker.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(in_use(&path)),
+            Err(TryLockError::Error(error)) => return Err(from_io(&path, error)),
+        }
+        let mut engine = Self { path, options, database: None, marker };
+        engine.reopen()?;
+        Ok(engine)
+    }
+
+    fn database(&self) -> Result<&DB> {
+        self.database.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Unavailable, "the store failed and was not opened again yet: try again")
+                .with("path", self.path.display())
+        })
+    }
+
+    fn is_established(&self) -> Result<bool> {
+        Ok(self.marker.metadata().map_err(|error| from_io(&self.path, error))?.len() > 0)
+    }
+}
+
+impl KeyValue for RocksEngine {
+    fn read(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.database()?.get(key).map_err(|error| from_rocksdb(&self.path, error))
+    }
+
+    fn scan(&self, visit: &mut Visit<'_>) -> Result<()> {
+        for entry in self.database()?.iterator(IteratorMode::Start) {
+            let (key, value) = entry.map_err(|error| from_rocksdb(&self.path, error))?;
+            visit(&key, &value)?;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Result<()> {
+        let mut batch = WriteBatch::default();
+        for change in changes {
+            match change {
+                Change::Put { key, value } => batch.put(key, value),
+                Change::Delete { key } => batch.delete(key),
+            }
+        }
+        let mut synced = WriteOptions::default();
+        synced.set_sync(true);
+        self.database()?.write_opt(batch, &synced).map_err(|error| from_rocksdb(&self.path, error))
+    }
+
+    fn reopen(&mut self) -> Result<()> {
+        // RocksDB's own lock is free only when the old database is closed. What it did not acknowledge it may have logged: opening it
+        // again decides that for good.
+        self.database = None;
+        let established = self.is_established()?;
+        self.options.create_if_missing(!established);
+        let database = DB::open(&self.options, &self.path).map_err(|error| from_rocksdb(&self.path, error))?;
+        if !established {
+            (&self.marker)
+                .write_all(MARKER_TEXT.as_bytes())
+                .and_then(|()| self.marker.sync_all())
+                .map_err(|error| from_io(&self.path, error))?;
+        }
+        self.database = Some(database);
+        Ok(())
+    }
+}
+
+/// Opens the marker; creates it and the folder only where no other files are.
+fn open_marker(path: &Path) -> Result<File> {
+    let io = |error| from_io(path, error);
+    match fs::create_dir(path) {
+        Ok(()) => sync_folder(path.parent().unwrap_or(path)).map_err(io)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(io(error)),
+    }
+    let marker = path.join(MARKER);
+    let open = |create| OpenOptions::new().read(true).append(true).create(create).open(&marker);
+    match open(false) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if fs::read_dir(path).map_err(io)?.next().is_some() {
+                return Err(foreign(path));
+            }
+            let file = open(true).map_err(io)?;
+            sync_folder(path).map_err(io)?;
+            Ok(file)
+        }
+        opened => opened.map_err(io),
+    }
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    File::open(path)?.sync_all()
+}
