@@ -107,6 +107,6 @@ pub(super) fn check_header(file: &File) -> io::Result<Header> {
     let pages = regions.checked_mul(header_pages + region_pages).and_then(|full| full.checked_add(rest + 1));
     let bytes = pages.and_then(|pages| pages.checked_mul(PAGE_BYTES));
     let plausible =
-        page == PAGE_BYTES && header_pages > 0 && region_pages > 0 && bytes.is_some_and(|bytes| bytes <= len);
+        page == PAGE_BYTES && region_pages > 0 && regions + rest_pages > 0 && bytes.is_some_and(|bytes| bytes <= len);
     Ok(if plausible { Header::Plausible } else { Header::Damaged })
 }

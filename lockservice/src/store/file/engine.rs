@@ -13,7 +13,7 @@ use lockservice_core::{Error, ErrorKind, Result};
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 
 use super::backend::{Backend, Header, check_header};
-use super::error::{damaged, foreign, from_io, from_redb, in_use};
+use super::error::{damaged, empty, foreign, from_io, from_redb, in_use};
 
 const RECORDS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
 
@@ -129,7 +129,9 @@ impl KeyValue for FileEngine {
         match check_header(&self.file).map_err(|error| from_io(&self.path, error))? {
             Header::Foreign => return Err(foreign(&self.path)),
             Header::Damaged => return Err(damaged(&self.path)),
-            Header::Empty | Header::Plausible => {}
+            // A new store appears whole: an empty file has lost what was in it, or never was one.
+            Header::Empty => return Err(empty(&self.path)),
+            Header::Plausible => {}
         }
         self.open = Some(open_database(&self.path, &self.file)?);
         Ok(())

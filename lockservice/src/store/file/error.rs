@@ -98,6 +98,14 @@ pub(super) fn foreign(path: &Path) -> Error {
     .with("path", path.display())
 }
 
+pub(super) fn empty(path: &Path) -> Error {
+    Error::new(
+        ErrorKind::StoreCorrupt,
+        "the file is empty, which a store never is: restore it from a backup, or remove the file to begin a new store",
+    )
+    .with("path", path.display())
+}
+
 pub(super) fn damaged(path: &Path) -> Error {
     Error::new(ErrorKind::StoreCorrupt, "the store's file is damaged or cut off: restore it from a backup")
         .with("path", path.display())

@@ -1,0 +1,291 @@
+//! What every store on a disk must survive: a second process, a kill, a full disk, missing rights, damage, and a newer version.
+//!
+//! Each test runs on `file:` and, with the feature, on `rocks:`. Processes that have to die are this test binary itself, started again
+//! with a role (see `child_process`).
+
+#![cfg(feature = "file")]
+
+mod store_kit;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lockservice_core::store::{BindStore, ClusterConstants, Op, ServiceRecord, ServiceState, StoreState};
+use lockservice_core::testing::{StoreFixture, store_suite};
+use lockservice_core::{Epoch, ErrorKind, ServiceId, TxnId};
+
+use self::store_kit::child;
+use self::store_kit::disk::small_disk;
+use self::store_kit::{Kind, Site, acquire, candidate, open, state_of, table, write_tables};
+
+macro_rules! on_every_store {
+    ($($name:ident;)*) => {
+        mod file { $(#[tokio::test(flavor = "multi_thread")] async fn $name() { super::$name(super::Kind::File).await })* }
+        #[cfg(feature = "rocks")]
+        mod rocks { $(#[tokio::test(flavor = "multi_thread")] async fn $name() { super::$name(super::Kind::Rocks).await })* }
+    };
+}
+
+on_every_store! {
+    it_keeps_the_contract_of_a_store;
+    a_second_process_is_told_the_path_and_what_to_do_and_may_come_in_after_a_kill;
+    one_process_cannot_open_a_store_twice_either;
+    every_acknowledged_write_survives_a_kill_in_the_middle_of_writing;
+    a_kill_during_the_very_first_open_leaves_a_store_that_opens;
+    a_full_disk_refuses_writes_loses_nothing_and_the_store_goes_on_when_there_is_space;
+    missing_rights_are_named_with_what_to_do;
+    paths_that_cannot_be_a_store_are_refused_with_what_to_do;
+    a_store_of_a_newer_format_is_refused_as_newer_and_left_alone;
+    a_flipped_byte_anywhere_is_found_or_harmless;
+    a_store_cut_off_anywhere_is_refused_or_unharmed;
+    a_store_of_format_one_as_it_was_committed_still_opens;
+}
+
+#[async_trait]
+impl StoreFixture for Site {
+    async fn open(&self) -> Arc<dyn BindStore> {
+        Site::open(self).await.expect("a store in a folder of its own")
+    }
+}
+
+async fn it_keeps_the_contract_of_a_store(kind: Kind) {
+    store_suite(|| async move { Box::new(Site::new(kind)) as Box<dyn StoreFixture> }).await;
+}
+
+async fn a_second_process_is_told_the_path_and_what_to_do_and_may_come_in_after_a_kill(kind: Kind) {
+    let site = Site::new(kind);
+    let mut holder = child::spawn("hold", &site.url());
+    holder.wait_for("open");
+    let error = site.open().await.expect_err("the child has it");
+    assert_eq!(error.kind(), ErrorKind::StoreInUse);
+    let text = error.to_string();
+    assert!(text.contains(&site.path().display().to_string()) && text.contains("stop that process"), "{text}");
+    holder.kill();
+    site.open().await.expect("the lock ends with the process");
+}
+
+async fn one_process_cannot_open_a_store_twice_either(kind: Kind) {
+    let site = Site::new(kind);
+    let store = site.open().await.expect("first");
+    assert_eq!(site.open().await.expect_err("second").kind(), ErrorKind::StoreInUse);
+    acquire(&*store).await;
+}
+
+async fn every_acknowledged_write_survives_a_kill_in_the_middle_of_writing(kind: Kind) {
+    let site = Site::new(kind);
+    let mut before = 0;
+    for round in 0..5 {
+        let mut writer = child::spawn("write", &site.url());
+        // The child prints a number only after the write of that number was acknowledged.
+        writer.wait_for(&(before + 3 + 7 * round).to_string());
+        let acknowledged: u64 = writer.kill().parse().expect("the last line is a number");
+        let state = state_of(&*site.open().await.expect("reopened after a kill")).await;
+        assert!(state.applied >= acknowledged, "{} is there, {acknowledged} was acknowledged", state.applied);
+        // Write n puts the tables 2n and 2n + 1: neither of them is ever there alone.
+        let ids: Vec<_> = state.tables.iter().map(|table| table.id.get()).collect();
+        assert_eq!(ids, (2..2 * state.applied + 2).collect::<Vec<_>>());
+        before = state.applied;
+    }
+}
+
+async fn a_kill_during_the_very_first_open_leaves_a_store_that_opens(kind: Kind) {
+    for delay_us in [0, 200, 500, 1_000, 2_000, 4_000, 8_000, 16_000] {
+        let site = Site::new(kind);
+        let mut opener = child::spawn("hold", &site.url());
+        opener.wait_for("opening");
+        // Nothing tells what happens inside an open: the kills are spread over it.
+        tokio::time::sleep(Duration::from_micros(delay_us)).await;
+        opener.kill();
+        let store = site.open().await.unwrap_or_else(|error| panic!("killed after {delay_us} µs: {error:?}"));
+        assert_eq!(state_of(&*store).await, StoreState::default());
+    }
+}
+
+async fn a_full_disk_refuses_writes_loses_nothing_and_the_store_goes_on_when_there_is_space(kind: Kind) {
+    let Some(disk) = small_disk(24 << 20) else { return };
+    let url = kind.url(&disk.path().join("store"));
+    let store = open(&url).await.expect("there is space for a new store");
+    let (epoch, _) = acquire(&*store).await;
+    let ballast = disk.fill();
+    let mut acknowledged = 0;
+    let error = loop {
+        match write_tables(&*store, epoch, acknowledged + 1).await {
+            Ok(()) => acknowledged += 1,
+            Err(error) => break error,
+        }
+        assert!(acknowledged < 100_000, "the disk never was full");
+    };
+    assert_eq!(error.kind(), ErrorKind::StoreUnusable, "{error:?}");
+    assert!(error.to_string().contains("is full: free space"), "{error}");
+    assert_eq!(store.applied().await.expect("reading goes on"), acknowledged, "a refused write is not there");
+    let again = write_tables(&*store, epoch, acknowledged + 1).await.expect_err("it is still full");
+    assert_eq!(again.kind(), ErrorKind::StoreUnusable, "{again:?}");
+    assert_eq!(open(&url).await.expect_err("it still is ours alone").kind(), ErrorKind::StoreInUse);
+
+    std::fs::remove_file(&ballast).expect("space again");
+    write_tables(&*store, epoch, acknowledged + 1).await.expect("the same leadership goes on");
+    drop(store);
+    let state = state_of(&*open(&url).await.expect("reopened")).await;
+    assert_eq!((state.applied, state.tables.len() as u64), (acknowledged + 1, 2 * acknowledged + 2));
+}
+
+async fn missing_rights_are_named_with_what_to_do(kind: Kind) {
+    let site = Site::new(kind);
+    drop(site.open().await.expect("a store"));
+    site.set_mode(0o000);
+    let said = child::open_without_rights(&site);
+    site.set_mode(0o755);
+    if let Some(text) = said {
+        assert!(text.starts_with("store_unusable: no permission"), "{text}");
+        assert!(text.contains("give this user the right"), "{text}");
+        assert!(text.contains(&site.path().display().to_string()), "{text}");
+    }
+    site.open().await.expect("untouched");
+}
+
+async fn paths_that_cannot_be_a_store_are_refused_with_what_to_do(kind: Kind) {
+    let site = Site::new(kind);
+    let folder = site.folder();
+    let refused = async |path: PathBuf, kinds: &[ErrorKind], advice: &str| {
+        let error = open(&kind.url(&path)).await.expect_err("no store");
+        assert!(kinds.contains(&error.kind()), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains(advice) && text.contains(&path.display().to_string()), "{text}");
+    };
+    refused(folder.join("no/such/store"), &[ErrorKind::StoreUnusable], "create it").await;
+    let letter = "I am a letter and no store at all. ".repeat(1_000);
+    std::fs::write(folder.join("letter"), &letter).expect("a file");
+    refused(folder.join("letter/store"), &[ErrorKind::StoreUnusable], "another path").await;
+    refused(folder.join("letter"), &[ErrorKind::StoreUnusable, ErrorKind::StoreCorrupt], "another path").await;
+    assert_eq!(std::fs::read_to_string(folder.join("letter")).expect("still there"), letter);
+    std::fs::create_dir(folder.join("letters")).expect("a folder");
+    std::fs::write(folder.join("letters/one"), "not ours").expect("a file");
+    refused(folder.join("letters"), &[ErrorKind::StoreUnusable], "folder").await;
+    assert_eq!(std::fs::read_dir(folder.join("letters")).expect("there").count(), 1, "nothing was left behind");
+}
+
+async fn a_store_of_a_newer_format_is_refused_as_newer_and_left_alone(kind: Kind) {
+    let site = Site::new(kind);
+    drop(site.open().await.expect("a store"));
+    site.raw_put(b"format", b"2");
+    site.raw_put(b"invention", b"of version 2");
+    let error = site.open().await.expect_err("newer");
+    assert_eq!(error.kind(), ErrorKind::StoreNewer, "{error:?}");
+    assert!(error.to_string().contains("newer version"), "{error}");
+    let entry = |key: &str, value: &str| (key.as_bytes().to_vec(), value.as_bytes().to_vec());
+    assert_eq!(site.raw_entries(), [entry("format", "2"), entry("invention", "of version 2")]);
+    site.raw_put(b"format", b"1");
+    let error = site.open().await.expect_err("not a record of format 1");
+    assert_eq!(error.kind(), ErrorKind::StoreCorrupt, "{error:?}");
+}
+
+/// A closed store with many records, and what is in it.
+async fn filled(kind: Kind) -> (Site, StoreState) {
+    let site = Site::new(kind);
+    let store = site.open().await.expect("a store");
+    let (epoch, _) = acquire(&*store).await;
+    for number in 1..=20 {
+        write_tables(&*store, epoch, number).await.expect("a write");
+    }
+    let state = state_of(&*store).await;
+    drop(store);
+    (site, state)
+}
+
+async fn a_flipped_byte_anywhere_is_found_or_harmless(kind: Kind) {
+    let (site, state) = filled(kind).await;
+    let (mut found, mut harmless) = (0, 0);
+    for (file, offset) in site.offsets(100) {
+        let copy = site.copy();
+        copy.flip(&file, offset);
+        let place = format!("byte {offset} of {}", file.display());
+        match copy.open().await {
+            Ok(store) => {
+                assert_eq!(state_of(&*store).await, state, "{place} changed what is read");
+                harmless += 1;
+            }
+            Err(error) => {
+                assert!(matches!(error.kind(), ErrorKind::StoreCorrupt | ErrorKind::StoreNewer), "{place}: {error:?}");
+                assert!(error.to_string().contains(&copy.path().display().to_string()), "{place}: {error}");
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 0, "no flip was found, {harmless} were harmless");
+}
+
+async fn a_store_cut_off_anywhere_is_refused_or_unharmed(kind: Kind) {
+    let (site, state) = filled(kind).await;
+    for (file, offset) in site.offsets(20) {
+        let copy = site.copy();
+        copy.cut(&file, offset);
+        let place = format!("{} cut at {offset}", file.display());
+        match copy.open().await {
+            Ok(store) => assert_eq!(state_of(&*store).await, state, "{place}"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::StoreCorrupt, "{place}: {error:?}"),
+        }
+    }
+}
+
+async fn a_store_of_format_one_as_it_was_committed_still_opens(kind: Kind) {
+    let site = Site::from_fixture(kind);
+    let store = site.open().await.expect("format 1");
+    let state = state_of(&*store).await;
+    assert_eq!((state.epoch, state.applied), (Epoch::new(3), 4));
+    assert_eq!(state.tables, (2..8).map(table).collect::<Vec<_>>());
+    assert_eq!(state.constants.expect("constants").lease_ttl_ms, 7_000);
+    assert_eq!(state.tombstones, [TxnId { origin: ServiceId::new(3 << 32 | 1), counter: 9 }]);
+    assert_eq!(state.services.iter().map(|service| service.address.as_str()).collect::<Vec<_>>(), ["127.0.0.1:1"]);
+    let (epoch, clean) = acquire(&*store).await;
+    assert_eq!((epoch, clean), (Epoch::new(4), true));
+    write_tables(&*store, epoch, 5).await.expect("and is written");
+}
+
+/// Not a test: what this binary does when a test starts it again. Without a role it does nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn child_process() {
+    let Some((role, url)) = child::role() else { return };
+    child::say("opening");
+    let store = match open(&url).await {
+        Ok(store) => store,
+        Err(error) => return child::say(&format!("{error:?}")),
+    };
+    child::say("open");
+    match role.as_str() {
+        "hold" => std::future::pending().await,
+        "write" => {
+            let applied = store.applied().await.expect("readable");
+            let (epoch, _) = acquire(&*store).await;
+            for number in applied + 1.. {
+                write_tables(&*store, epoch, number).await.expect("a write");
+                child::say(&number.to_string());
+            }
+        }
+        "fixture" => write_fixture(&*store).await,
+        other => panic!("there is no role {other}"),
+    }
+}
+
+/// Writes what `a_store_of_format_one_as_it_was_committed_still_opens` expects. To make a fixture for a later format:
+/// `LOCKSERVICE_TEST_ROLE=fixture LOCKSERVICE_TEST_STORE=file:format-2.db cargo test -p lockservice --test stores child_process`.
+async fn write_fixture(store: &dyn BindStore) {
+    acquire(store).await;
+    acquire(store).await;
+    let (epoch, _) = acquire(store).await;
+    for number in 1..=3 {
+        write_tables(store, epoch, number).await.expect("a write");
+    }
+    let id = ServiceId::new(3 << 32 | 1);
+    let who = candidate();
+    let service =
+        ServiceRecord { id, node: who.node, nonce: who.nonce, address: who.address, state: ServiceState::Live };
+    let batch = vec![
+        Op::PutService(service),
+        Op::PutConstants(ClusterConstants { leadership_ttl_ms: 6_000, lease_ttl_ms: 7_000 }),
+        Op::PutTombstone(TxnId { origin: id, counter: 9 }),
+    ];
+    store.write(epoch, 4, &batch).await.expect("the last write");
+    store.resign(epoch).await.expect("resigned");
+}
