@@ -96,6 +96,10 @@ pub(crate) fn in_use(path: &Path) -> Error {
     Error::new(IN_USE.0, IN_USE.1).with("path", path.display())
 }
 
+pub(crate) fn damaged(path: &Path, file: &str) -> Error {
+    Error::new(DAMAGED.0, DAMAGED.1).with("path", path.display()).with("file", file)
+}
+
 pub(crate) fn foreign(path: &Path) -> Error {
     Error::new(
         ErrorKind::StoreUnusable,

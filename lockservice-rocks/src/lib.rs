@@ -15,6 +15,7 @@
 
 mod config;
 mod error;
+mod log;
 mod store;
 
 /// The driver, for the options of [`RocksConfig`].

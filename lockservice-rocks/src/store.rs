@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write as _};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,13 +15,19 @@ use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use rocksdb::{DB, DBRecoveryMode, IteratorMode, Options, WriteBatch, WriteOptions};
 
 use crate::config::RocksConfig;
-use crate::error::{foreign, from_io, from_rocksdb, in_use};
+use crate::error::{damaged, foreign, from_io, from_rocksdb, in_use};
+use crate::log::damaged_log;
 
 /// A file of ours beside those of RocksDB. Its lock keeps other processes out also while the database is closed and opened again; once
 /// something stands in it, a database was there and must not be created anew.
+///
+/// Behind the text stands the *seal*: how far the database had come when it was last opened or closed. RocksDB takes damage at the end
+/// of its manifest or log for what a crash cut off, and opens without it: a database that is behind its seal has lost something.
 const MARKER: &str = "LOCKSERVICE";
 const MARKER_TEXT: &str =
     "A store of lockservice. The files beside this one belong together: move or remove them only all at once.\n";
+/// `sealed ` and 20 digits.
+const SEAL_BYTES: usize = 27;
 
 /// A [`BindStore`] in RocksDB, in a folder of its own, open to one process at a time.
 ///
@@ -99,6 +106,7 @@ impl RocksEngine {
         // What a crash cut off at the end of the log was never acknowledged; damage anywhere else is an error, not the end of the log.
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
         options.set_paranoid_checks(true);
+        options.set_recycle_log_file_num(0);
         options.set_track_and_verify_wals_in_manifest(true);
         let marker = open_marker(&path)?;
         match marker.try_lock() {
@@ -116,6 +124,19 @@ impl RocksEngine {
             Error::new(ErrorKind::Unavailable, "the store failed and was not opened again yet: try again")
                 .with("path", self.path.display())
         })
+    }
+
+    /// The seal; `None` if there is none yet.
+    fn sealed(&self) -> Option<u64> {
+        let mut seal = [0; SEAL_BYTES];
+        self.marker.read_exact_at(&mut seal, MARKER_TEXT.len() as u64).ok()?;
+        std::str::from_utf8(&seal).ok()?.strip_prefix("sealed ")?.parse().ok()
+    }
+
+    fn seal(&self, database: &DB) -> io::Result<()> {
+        let seal = format!("sealed {:020}\n", database.latest_sequence_number());
+        self.marker.write_all_at([MARKER_TEXT, &seal].concat().as_bytes(), 0)?;
+        self.marker.sync_all()
     }
 
     fn is_established(&self) -> Result<bool> {
@@ -153,17 +174,28 @@ impl KeyValue for RocksEngine {
         // RocksDB's own lock is free only when the old database is closed. What it did not acknowledge it may have logged: opening it
         // again decides that for good.
         self.database = None;
+        if let Some(file) = damaged_log(&self.path).map_err(|error| from_io(&self.path, error))? {
+            return Err(damaged(&self.path, &file));
+        }
         let established = self.is_established()?;
         self.options.create_if_missing(!established);
         let database = DB::open(&self.options, &self.path).map_err(|error| from_rocksdb(&self.path, error))?;
-        if !established {
-            (&self.marker)
-                .write_all(MARKER_TEXT.as_bytes())
-                .and_then(|()| self.marker.sync_all())
-                .map_err(|error| from_io(&self.path, error))?;
+        if self.sealed().is_some_and(|sealed| database.latest_sequence_number() < sealed) {
+            return Err(damaged(&self.path, "the end of the manifest or the log"));
         }
+        self.seal(&database).map_err(|error| from_io(&self.path, error))?;
         self.database = Some(database);
         Ok(())
+    }
+}
+
+impl Drop for RocksEngine {
+    /// Leaves an empty log and a fresh seal behind. If that fails, everything is still in the log.
+    fn drop(&mut self) {
+        if let Some(database) = &self.database {
+            let _ = database.flush();
+            let _ = self.seal(database);
+        }
     }
 }
 
@@ -176,7 +208,7 @@ fn open_marker(path: &Path) -> Result<File> {
         Err(error) => return Err(io(error)),
     }
     let marker = path.join(MARKER);
-    let open = |create| OpenOptions::new().read(true).append(true).create(create).open(&marker);
+    let open = |create| OpenOptions::new().read(true).write(true).create(create).truncate(false).open(&marker);
     match open(false) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if fs::read_dir(path).map_err(io)?.next().is_some() {

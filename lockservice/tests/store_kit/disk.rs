@@ -1,6 +1,6 @@
 //! A disk that is soon full.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,10 +29,9 @@ impl SmallDisk {
         self.0.path()
     }
 
-    /// Writes a file until nothing more fits, and answers it.
-    pub(crate) fn fill(&self) -> PathBuf {
-        let path = self.path().join("ballast");
-        let mut file = File::create(&path).expect("a new file");
+    /// Takes all the space there is.
+    pub(crate) fn fill(&self) {
+        let mut file = OpenOptions::new().create(true).append(true).open(self.ballast()).expect("a file");
         for chunk in [1 << 16, 1 << 12, 1] {
             loop {
                 match file.write(&vec![0; chunk]) {
@@ -42,7 +41,15 @@ impl SmallDisk {
                 }
             }
         }
-        path
+    }
+
+    /// Gives it back.
+    pub(crate) fn free(&self) {
+        std::fs::remove_file(self.ballast()).expect("space again");
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.path().join("ballast")
     }
 }
 
