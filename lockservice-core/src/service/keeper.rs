@@ -1,15 +1,41 @@
 //! Keeps the lease alive, and seals the service when that fails for too long (B2).
+//!
+//! # Implementation details
+//! A renewal is due every third of the lease. An allocator that does not answer is asked again after a sixth of it, and one that fails
+//! after a tenth: else one request that got lost would cost the lease. A try that takes too long is not given up, since the allocator may
+//! only be slow; whichever answer comes first renews, counted from the send of its own request (P2). Once a try was acknowledged, those
+//! sent before it have nothing to add and are dropped. So all that are under way were sent within one lease, and they are few.
 
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
-use crate::error::ErrorKind;
+use crate::allocator::{LeaseAck, LockTableAllocator};
+use crate::clock::Time;
+use crate::error::{ErrorKind, Result};
+use crate::id::{Nonce, ServiceId};
 use crate::service::txn::timer;
 use crate::service::{Inner, Phase, lease_lost};
 
-/// Renews every third of the lease; after a failure, every tenth. Ends with the service.
+/// One request to renew the lease.
+struct Attempt {
+    sent: Time,
+    call: Pin<Box<dyn Future<Output = Result<LeaseAck>> + Send>>,
+}
+
+impl Attempt {
+    fn new(allocator: Arc<dyn LockTableAllocator>, service: ServiceId, nonce: Nonce, sent: Time) -> Self {
+        Self { sent, call: Box::pin(async move { allocator.keepalive(service, nonce).await }) }
+    }
+}
+
+/// Renews the lease until the service gives it up or is sealed. Ends with the service.
 pub(crate) async fn keep_lease(inner: Arc<Inner>) {
     let mut phase = inner.phase.subscribe();
-    let mut retry_at = crate::clock::Time::ZERO;
+    // In the order of their sends.
+    let mut attempts: Vec<Attempt> = Vec::new();
+    let mut not_before = Time::ZERO;
     loop {
         let now = inner.parts.clock.now();
         let lease = *inner.lease.lock();
@@ -17,25 +43,26 @@ pub(crate) async fn keep_lease(inner: Arc<Inner>) {
             inner.seal(lease_lost());
             return;
         }
-        let wake_at = lease.renew_at().max(retry_at).min(lease.seal_at());
-        if now < wake_at {
-            tokio::select! {
-                () = tokio::time::sleep(timer(wake_at, now)) => {}
-                _ = phase.wait_for(|phase| matches!(phase, Phase::Sealed(_))) => return,
-            }
+        let due = lease.renew_at().max(not_before);
+        if now >= due {
+            attempts.push(Attempt::new(Arc::clone(&inner.parts.allocator), inner.id, inner.nonce, now));
+            not_before = now + lease.attempt_max();
             continue;
         }
-        let answer = tokio::select! {
+        let (sent, answer) = tokio::select! {
             biased;
-            answer = inner.parts.allocator.keepalive(inner.id, inner.nonce) => answer,
-            _ = phase.wait_for(|phase| matches!(phase, Phase::Sealed(_))) => return,
-            // The loop looks at the clock and seals.
-            () = tokio::time::sleep(timer(lease.seal_at(), now)) => continue,
+            answered = next_answer(&mut attempts) => answered,
+            _ = phase.wait_for(|phase| matches!(phase, Phase::Resigning | Phase::Sealed(_))) => return,
+            // The loop looks at the clock.
+            () = tokio::time::sleep(timer(due.min(lease.seal_at()), now)) => continue,
         };
         match answer {
             // An answer that comes after the lease's end renews nothing: sealed is for ever, and others may have been told so (B1).
             Ok(_) if inner.parts.clock.now() >= lease.seal_at() => {}
-            Ok(ack) => inner.lease.lock().renewed(now, ack.lease_ttl),
+            Ok(ack) => {
+                inner.lease.lock().renewed(sent, ack.lease_ttl);
+                attempts.retain(|attempt| attempt.sent > sent);
+            }
             Err(e) if e.kind() == ErrorKind::LeaseLost => {
                 tracing::error!(error = ?e, "the allocator no longer knows this incarnation");
                 inner.seal(lease_lost());
@@ -43,8 +70,24 @@ pub(crate) async fn keep_lease(inner: Arc<Inner>) {
             }
             Err(e) => {
                 tracing::warn!(error = ?e, left = ?lease.remaining(now), "cannot renew the lease; trying again");
-                retry_at = now + lease.ttl() / 10;
+                // While a later try is under way, that one decides when it is time for another.
+                if attempts.iter().all(|attempt| attempt.sent < sent) {
+                    not_before = sent + lease.retry_after();
+                }
             }
         }
     }
+}
+
+/// Takes out the first attempt that is answered; never ready while there is none. Cancel safe.
+async fn next_answer(attempts: &mut Vec<Attempt>) -> (Time, Result<LeaseAck>) {
+    poll_fn(|cx| {
+        for at in 0..attempts.len() {
+            if let Poll::Ready(answer) = attempts[at].call.as_mut().poll(cx) {
+                return Poll::Ready((attempts.remove(at).sent, answer));
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }

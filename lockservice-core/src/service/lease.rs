@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::clock::{Time, lo};
+use crate::clock::{Time, hi, lo};
 
 /// A lease as its holder sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,14 +30,24 @@ impl Lease {
         self.sent + lo(self.ttl)
     }
 
+    /// From this moment everybody knows that the lease is over.
+    pub(crate) fn lapsed_at(&self) -> Time {
+        self.sent + hi(self.ttl)
+    }
+
     /// The raw remaining lease, on which promises to sessions rest (P1). Zero once it is to be sealed.
     pub(crate) fn remaining(&self, now: Time) -> Duration {
         if now >= self.seal_at() { Duration::ZERO } else { (self.sent + self.ttl).remaining(now) }
     }
 
-    /// The raw length of the lease.
-    pub(crate) fn ttl(&self) -> Duration {
-        self.ttl
+    /// How long one try to renew may take before the next is made beside it: four fit between the first and the seal.
+    pub(crate) fn attempt_max(&self) -> Duration {
+        self.ttl / 6
+    }
+
+    /// How long after a try that failed the next is made.
+    pub(crate) fn retry_after(&self) -> Duration {
+        self.ttl / 10
     }
 
     /// When the next renewal is due: every third of the lease.

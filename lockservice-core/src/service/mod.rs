@@ -1,17 +1,20 @@
 //! The service: transactions and sessions over the lock engine, under the lease that the allocator gives this node.
 //!
-//! One [`LockService`] is one **incarnation** of a node (B1). It lives through three phases:
+//! One [`LockService`] is one **incarnation** of a node (B1). It lives through these phases:
 //!
 //! | phase | lock | unlock, renew | ends when |
 //! |---|---|---|---|
 //! | serving | yes | yes | [`shutdown`](LockService::shutdown), or the lease lapses |
 //! | stopping | `ShuttingDown` | yes | every session has closed, or the grace is over |
+//! | resigning | `ShuttingDown` | nobody is left | the allocator has answered |
 //! | sealed | the reason | the reason | never: start a new incarnation |
 //!
 //! # Invariants
 //! - **Nothing is answered under a lapsed promise** (B2, P1). Whoever answers reads the clock after the engine has granted and before
 //!   the answer is made; a grant whose lease, session or transaction is over by then is taken back.
 //! - **Sealed is for ever.** Whoever first finds the lease over seals the service; a renewal that is acknowledged later changes nothing.
+//! - **Who asked for a stop gets one.** Once it was asked to shut down, a service is sealed with `ShuttingDown`, also if its lease ends
+//!   meanwhile: `LeaseLost` asks the host for a new incarnation, and none is wanted.
 //! - **A transaction ends once.** Its state is set before its locks are released, so that a grant on its way is seen (J63) and taken back.
 //! - **A lost session's locks** go at once if their transaction does not validate, and otherwise only after the allocator made it
 //!   unable to commit (C4); a commit in flight keeps them.
@@ -90,7 +93,11 @@ pub(crate) struct Inner {
 #[derive(Debug, Clone)]
 pub(crate) enum Phase {
     Serving,
-    Stopping { grace: Duration },
+    Stopping {
+        grace: Duration,
+    },
+    /// Everybody has gone and the lease is being given up: it is renewed no more, and that the allocator says so is no loss.
+    Resigning,
     Sealed(Error),
 }
 
@@ -224,11 +231,17 @@ impl LockService {
         inner.engine.seal(shutting_down);
         let deadline = inner.parts.clock.now() + grace;
         let gone = inner.until(deadline, inner.everybody_gone()).await.is_some();
-        let resigned = if gone && !inner.is_sealed() {
-            match inner.parts.allocator.resign(inner.id, inner.nonce).await {
-                Ok(()) => true,
-                Err(e) => {
+        let resigned = if gone && inner.begin_to_resign() {
+            // Once the lease must have run out there is nothing left to resign, however long the allocator takes.
+            let lapsed_at = inner.lease.lock().lapsed_at();
+            match inner.until(lapsed_at, inner.parts.allocator.resign(inner.id, inner.nonce)).await {
+                Some(Ok(())) => true,
+                Some(Err(e)) => {
                     tracing::warn!(error = ?e, "could not resign the lease: the next start waits for it");
+                    false
+                }
+                None => {
+                    tracing::warn!("the allocator did not answer the resignation while the lease lasted");
                     false
                 }
             }
@@ -245,7 +258,7 @@ impl Inner {
     pub(crate) fn check_serving(&self) -> Result<()> {
         match &*self.phase.borrow() {
             Phase::Serving => {}
-            Phase::Stopping { .. } => return Err(shutting_down()),
+            Phase::Stopping { .. } | Phase::Resigning => return Err(shutting_down()),
             Phase::Sealed(why) => return Err(why.clone()),
         }
         self.lease_remaining(self.parts.clock.now()).map(drop)
@@ -258,26 +271,45 @@ impl Inner {
         }
         let remaining = self.lease.lock().remaining(now);
         if remaining.is_zero() {
-            self.seal(lease_lost());
-            return Err(lease_lost());
+            return Err(self.seal(lease_lost()));
         }
         Ok(remaining)
     }
 
-    /// Grants and answers nothing any more (B2). The first reason stays.
-    pub(crate) fn seal(&self, why: Error) {
+    /// Grants and answers nothing any more (B2), and answers why: the first reason stays, and a stop that was asked for is the first.
+    pub(crate) fn seal(&self, why: Error) -> Error {
+        let mut reason = why;
         let first = self.phase.send_if_modified(|phase| {
-            let first = !matches!(phase, Phase::Sealed(_));
-            if first {
-                *phase = Phase::Sealed(why.clone());
+            match phase {
+                Phase::Sealed(earlier) => {
+                    reason = earlier.clone();
+                    return false;
+                }
+                Phase::Stopping { .. } | Phase::Resigning => reason = shutting_down(),
+                Phase::Serving => {}
             }
-            first
+            *phase = Phase::Sealed(reason.clone());
+            true
         });
         if first {
-            tracing::info!(service = %self.id, reason = %why, "service sealed");
-            self.engine.seal(if why.kind() == ErrorKind::LeaseLost { lease_lost } else { shutting_down });
+            tracing::info!(service = %self.id, %reason, "service sealed");
+            self.engine.seal(if reason.kind() == ErrorKind::LeaseLost { lease_lost } else { shutting_down });
             self.departed.notify_waiters();
         }
+        reason
+    }
+
+    /// True if the service stops and is not sealed: then nobody renews its lease any more.
+    fn begin_to_resign(&self) -> bool {
+        let mut begun = false;
+        self.phase.send_if_modified(|phase| {
+            begun = matches!(phase, Phase::Stopping { .. } | Phase::Resigning);
+            if begun {
+                *phase = Phase::Resigning;
+            }
+            begun
+        });
+        begun
     }
 
     pub(crate) fn is_sealed(&self) -> bool {

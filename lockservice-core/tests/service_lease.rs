@@ -1,0 +1,221 @@
+//! The lease under a service: how it is kept while the allocator hangs, is slow or fails, and how it is given up.
+//!
+//! Tokio's paused clock drives everything, the service's clock included: no test waits for real time.
+#![cfg(not(loom))]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lockservice_core::allocator::{
+    AllocatorSettings, AllocatorStatus, BeginCommit, BindStatus, BoundTable, CannotCommit, CommitAdmission,
+    CommitWindow, Incarnation, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Resume, TokenBlock,
+};
+use lockservice_core::clock::lo;
+use lockservice_core::service::{LockService, LockSpec, ServiceParts, TxnOptions};
+use lockservice_core::store::MemoryStore;
+use lockservice_core::testing::TokioClock;
+use lockservice_core::{
+    BindVersion, CommitAttempt, Error, ErrorKind, Key, LockItem, NodeName, Nonce, Result, ServiceId, TableId, TableRef,
+    TxnId,
+};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// The default lease.
+const LEASE: Duration = Duration::from_secs(5);
+
+/// How the allocator treats a request to renew a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mood {
+    Fine,
+    /// It renews, and answers this much later.
+    Slow(Duration),
+    Hangs,
+    Fails,
+}
+
+/// A local allocator whose renewals are as well as they are told to be. Its mood counts from the moment of the request.
+#[derive(Debug)]
+struct Moody {
+    inner: Arc<LocalAllocator>,
+    mood: watch::Sender<Mood>,
+    /// When renewals were asked for.
+    asked: watch::Sender<Vec<Instant>>,
+    resigning_hangs: bool,
+}
+
+#[async_trait]
+impl LockTableAllocator for Moody {
+    async fn keepalive(&self, service: ServiceId, nonce: Nonce) -> Result<LeaseAck> {
+        self.asked.send_modify(|asked| asked.push(Instant::now()));
+        let mood = *self.mood.borrow();
+        match mood {
+            Mood::Fine => self.inner.keepalive(service, nonce).await,
+            Mood::Slow(late) => {
+                let answer = self.inner.keepalive(service, nonce).await;
+                tokio::time::sleep(late).await;
+                answer
+            }
+            Mood::Hangs => std::future::pending().await,
+            Mood::Fails => Err(Error::new(ErrorKind::Unavailable, "not now")),
+        }
+    }
+    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<()> {
+        if self.resigning_hangs {
+            std::future::pending().await
+        }
+        self.inner.resign(service, nonce).await
+    }
+    async fn resume(&self, request: &Resume) -> Result<Incarnation> {
+        self.inner.resume(request).await
+    }
+    async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
+        self.inner.bind(service, table).await
+    }
+    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<TokenBlock> {
+        self.inner.reserve_tokens(service, table, version).await
+    }
+    async fn latest(&self, table: &TableRef) -> Result<Option<BindStatus>> {
+        self.inner.latest(table).await
+    }
+    async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
+        self.inner.begin_commit(request).await
+    }
+    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()> {
+        self.inner.finish_commit(txn, attempt).await
+    }
+    async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
+        self.inner.cannot_commit(txns).await
+    }
+    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<()> {
+        self.inner.confirm_ended(txns).await
+    }
+    async fn status(&self) -> Result<AllocatorStatus> {
+        self.inner.status().await
+    }
+}
+
+fn node() -> NodeName {
+    NodeName::new("node-1").expect("a name")
+}
+
+async fn allocator(resigning_hangs: bool) -> Arc<Moody> {
+    let (store, clock) = (Arc::new(MemoryStore::new(1)), Arc::new(TokioClock::new()));
+    let inner = LocalAllocator::open(store, clock, AllocatorSettings::default(), node()).await.expect("a fresh store");
+    let (mood, asked) = (watch::Sender::new(Mood::Fine), watch::Sender::new(Vec::new()));
+    Arc::new(Moody { inner, mood, asked, resigning_hangs })
+}
+
+async fn start(allocator: &Arc<Moody>) -> LockService {
+    let allocator: Arc<dyn LockTableAllocator> = Arc::<Moody>::clone(allocator);
+    LockService::start(ServiceParts::new(allocator, Arc::new(TokioClock::new()), node())).await.expect("it starts")
+}
+
+fn row() -> LockSpec {
+    let key = Key::new("k").expect("a key");
+    LockSpec::new(TableRef::new("g", "t").expect("names"), vec![LockItem::Row(key)])
+}
+
+/// Waits until the allocator was asked to renew `times` in all, as it must be before the lease is over.
+async fn asked(allocator: &Moody, times: usize) {
+    let mut asked = allocator.asked.subscribe();
+    let asked = tokio::time::timeout(LEASE, asked.wait_for(|asked| asked.len() >= times)).await;
+    asked.expect("it is asked again").expect("the allocator lives");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_gets_lost_is_tried_again_before_it_costs_the_lease() {
+    let allocator = allocator(false).await;
+    let service = start(&allocator).await;
+    for lost in [1, 2, 3] {
+        let before = allocator.asked.borrow().len();
+        allocator.mood.send_replace(Mood::Hangs);
+        asked(&allocator, before + lost).await;
+        allocator.mood.send_replace(Mood::Fine);
+        asked(&allocator, before + lost + 2).await;
+    }
+    let txn = service.begin(TxnOptions::default()).expect("it still serves");
+    txn.lock(row()).await.expect("and grants");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_answer_renews_and_counts_from_its_own_request() {
+    let allocator = allocator(false).await;
+    let service = start(&allocator).await;
+    // Slower than a try may take before the next is made, but never late enough to cost the lease.
+    let late = 2 * SECOND;
+    allocator.mood.send_replace(Mood::Slow(late));
+    let txn = service.begin(TxnOptions::default()).expect("it serves");
+    let until = Instant::now() + 6 * LEASE;
+    while Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let guard = txn.promise().expect("the lease is kept").guard;
+        let now = Instant::now();
+        let answered = allocator.asked.borrow().iter().rev().find(|sent| **sent + late <= now).copied();
+        if let Some(sent) = answered {
+            assert!(guard <= LEASE - (now - sent), "{guard:?} is more than is left of the lease last acknowledged");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_any_answer_it_seals_at_the_end_of_the_last_acknowledged_lease() {
+    for mood in [Mood::Hangs, Mood::Fails, Mood::Slow(LEASE)] {
+        let allocator = allocator(false).await;
+        let service = start(&allocator).await;
+        asked(&allocator, 2).await;
+        let last = *allocator.asked.borrow().last().expect("asked");
+        allocator.mood.send_replace(mood);
+        assert_eq!(service.sealed().await.kind(), ErrorKind::LeaseLost, "{mood:?}");
+        let (sealed, due) = (Instant::now(), last + lo(LEASE));
+        assert!(sealed >= due && sealed < due + Duration::from_millis(5), "{mood:?}: {:?}", sealed - last);
+        let tries = allocator.asked.borrow().len() - 2;
+        assert!((3..=8).contains(&tries), "{mood:?}: tried {tries} times");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_waits_for_commits_in_flight_ends_as_the_stop_that_was_asked_for() {
+    let allocator = allocator(false).await;
+    let service = start(&allocator).await;
+    let txn = service.begin(TxnOptions { validates: true, label: String::new() }).expect("begin");
+    let granted = txn.lock(row()).await.expect("free");
+    let request = BeginCommit {
+        txn: txn.id(),
+        binds: vec![PresentedBind::from(&granted.grant.bind)],
+        attempt: CommitAttempt::new(1),
+        asked: CommitWindow { least: SECOND, most: 4 * SECOND },
+    };
+    let admitted = allocator.begin_commit(&request).await.expect("current");
+    txn.end(Some(1));
+    let began = Instant::now();
+    let stopped = service.shutdown(SECOND).await.expect("stopped");
+    // C2: longer than it takes until the lease would have been renewed.
+    assert!(began.elapsed() >= admitted.commit_before, "{:?}", began.elapsed());
+    assert!(stopped.resigned);
+    assert_eq!(service.sealed().await.kind(), ErrorKind::ShuttingDown);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_ends_during_a_stop_does_not_make_it_a_loss() {
+    let allocator = allocator(false).await;
+    let service = start(&allocator).await;
+    let session = service.open_session(Some(20 * SECOND), "at work").expect("a session");
+    allocator.mood.send_replace(Mood::Hangs);
+    let stopped = service.shutdown(20 * SECOND).await.expect("stopped");
+    assert!(!stopped.resigned, "nobody confirmed (P5)");
+    for why in [service.sealed().await, session.lost().await, session.renew().expect_err("sealed")] {
+        assert_eq!(why.kind(), ErrorKind::ShuttingDown, "a host would start a new incarnation: {why}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_allocator_that_does_not_answer_a_resignation_holds_a_stop_up_no_longer_than_the_lease() {
+    let allocator = allocator(true).await;
+    let service = start(&allocator).await;
+    let stopped = tokio::time::timeout(2 * LEASE, service.shutdown(SECOND)).await.expect("it ends");
+    assert!(!stopped.expect("stopped").resigned);
+    assert_eq!(service.sealed().await.kind(), ErrorKind::ShuttingDown);
+}
