@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use lockservice_core::allocator::{
     AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Resume,
 };
-use lockservice_core::store::{Batch, BindStore, Candidate, Leadership, MemoryStore, Renewal, StoreState, WriteAck};
+use lockservice_core::store::{
+    Applied, Batch, BindStore, Candidate, Leadership, MemoryStore, Renewal, StoreState, WriteAck,
+};
 use lockservice_core::testing::ManualClock;
 use lockservice_core::{
     BindVersion, CommitAttempt, Epoch, ErrorKind, GuardedMap, NodeName, Nonce, Result, ServiceId, TableRef, TxnId,
@@ -50,7 +52,7 @@ impl BindStore for Migrating {
     async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
         self.inner.write(epoch, number, batch).await
     }
-    async fn applied(&self) -> Result<u64> {
+    async fn applied(&self) -> Result<Applied> {
         self.inner.applied().await
     }
 }

@@ -11,7 +11,7 @@ use lockservice_core::allocator::{
 };
 use lockservice_core::clock::hi;
 use lockservice_core::store::{
-    Batch, BindStore, Candidate, ClusterConstants, Leadership, MemoryStore, Renewal, StoreState, WriteAck,
+    Applied, Batch, BindStore, Candidate, ClusterConstants, Leadership, MemoryStore, Renewal, StoreState, WriteAck,
 };
 use lockservice_core::testing::ManualClock;
 use lockservice_core::{CommitAttempt, Epoch, Error, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId};
@@ -60,7 +60,7 @@ impl BindStore for Disk {
         }
         self.inner.write(epoch, number, batch).await
     }
-    async fn applied(&self) -> Result<u64> {
+    async fn applied(&self) -> Result<Applied> {
         self.inner.applied().await
     }
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::store::{
-    Batch, BindStore, Candidate, Change, ExclusiveStore, KeyValue, Leadership, Renewal, StoreState, Visit, WriteAck,
+    Applied, Batch, BindStore, Candidate, Change, ExclusiveStore, KeyValue, Leadership, Renewal, StoreState, Visit,
+    WriteAck,
 };
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use rocksdb::{DB, DBRecoveryMode, IteratorMode, Options, WriteBatch, WriteOptions};
@@ -80,7 +81,7 @@ impl BindStore for RocksStore {
         self.0.write(epoch, number, batch).await
     }
 
-    async fn applied(&self) -> Result<u64> {
+    async fn applied(&self) -> Result<Applied> {
         self.0.applied().await
     }
 }

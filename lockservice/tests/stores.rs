@@ -122,14 +122,14 @@ async fn a_full_disk_refuses_writes_loses_nothing_and_the_store_goes_on_when_the
         assert!(matches!(error.kind(), ErrorKind::StoreUnusable | ErrorKind::UnknownOutcome), "{error:?}");
         assert!(format!("{error:?}").contains("is full: free space"), "{error:?}");
         match store.applied().await {
-            Ok(applied) => assert_eq!(applied, written, "a refused write is not there"),
+            Ok(applied) => assert_eq!(applied.number, written, "a refused write is not there"),
             Err(error) => assert_eq!(error.kind(), ErrorKind::StoreUnusable, "{error:?}"),
         }
         assert_eq!(open(&url).await.expect_err("it still is ours alone").kind(), ErrorKind::StoreInUse);
     }
 
     disk.free();
-    let applied = store.applied().await.expect("the store is back");
+    let applied = store.applied().await.expect("the store is back").number;
     assert!(applied == written || applied == written + 1, "{applied} were applied, {written} acknowledged");
     write_tables(&*store, epoch, applied + 1).await.expect("the same leadership goes on");
     drop(store);
@@ -262,7 +262,7 @@ async fn child_process() {
     match role.as_str() {
         "hold" => std::future::pending().await,
         "write" => {
-            let applied = store.applied().await.expect("readable");
+            let applied = store.applied().await.expect("readable").number;
             let (epoch, _) = acquire(&*store).await;
             for number in applied + 1.. {
                 write_tables(&*store, epoch, number).await.expect("a write");

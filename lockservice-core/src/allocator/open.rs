@@ -117,7 +117,9 @@ pub(super) async fn open(
         match store.write(epoch, applied + 1, &batch).await {
             Ok(_) => applied += 1,
             // L2: settled by reading the number. It is a new leadership's first write, so no other can have that number.
-            Err(e) if e.kind() == ErrorKind::UnknownOutcome && store.applied().await? == applied + 1 => applied += 1,
+            Err(e) if e.kind() == ErrorKind::UnknownOutcome && store.applied().await?.number == applied + 1 => {
+                applied += 1
+            }
             Err(e) => return Err(e),
         }
     }
@@ -130,7 +132,7 @@ async fn acquire(store: &dyn BindStore, candidate: &Candidate, ttl: Duration) ->
         Leadership::Held { address, .. } => {
             Err(Error::new(ErrorKind::StoreInUse, "another allocator leads this store: use that one, or stop it")
                 .with("store", store.describe())
-                .with("leader", &address)
+                .with("leader", address.as_deref().unwrap_or("unknown"))
                 .with_detail(Detail::RetryAfter(hi(ttl))))
         }
     }

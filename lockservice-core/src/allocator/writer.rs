@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
-use crate::store::{Batch, BindStore, Candidate, Leadership, Op};
+use crate::store::{Applied, Batch, BindStore, Candidate, Leadership, Op};
 
 /// What to do once a change has landed, or surely has not. Runs in the writer's task: must not block.
 pub(super) type Done = Box<dyn FnOnce(Result<()>) + Send>;
@@ -140,16 +140,18 @@ impl Writer {
             // L2: settle it by reading the number, however long that takes; the callers have deadlines of their own.
             loop {
                 match self.store.applied().await {
-                    Ok(applied) if applied == number => {
+                    // The number alone would not do: another leader's first write has it too.
+                    Ok(Applied { epoch, number: applied, .. }) if epoch == self.epoch && applied == number => {
                         self.applied = number;
                         return Ok(());
                     }
-                    Ok(applied) if applied + 1 == number => break,
-                    Ok(applied) => {
+                    Ok(Applied { epoch, number: applied, .. }) if epoch == self.epoch && applied + 1 == number => break,
+                    Ok(Applied { epoch, number: applied, .. }) => {
                         let error = Error::new(
                             ErrorKind::Fenced,
-                            "the store's write number is not the leader's: another leads, or the store went back",
+                            "the store's epoch or write number is not the leader's: another leads, or the store went back",
                         )
+                        .with("epoch", epoch)
                         .with("applied", applied)
                         .with("number", number);
                         return Err(self.lose(error));

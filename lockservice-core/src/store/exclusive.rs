@@ -11,8 +11,8 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::layout::{self, Change, FORMAT_KEY, HEAD_KEY, Head, STORE_FORMAT};
-use super::{Batch, Candidate, Leadership, Renewal, StoreState, WriteAck};
+use super::layout::{self, Change, FORMAT_KEY, HEAD_KEY, STORE_FORMAT};
+use super::{Applied, Batch, Candidate, Head, Leadership, Lineage, Renewal, StoreState, WriteAck};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -107,7 +107,7 @@ impl<E: KeyValue> ExclusiveStore<E> {
     pub async fn acquire_leadership(&self, candidate: &Candidate) -> Result<Leadership> {
         let candidate = candidate.clone();
         self.write_head(move |head| {
-            let (head, answer) = head.acquire(&candidate)?;
+            let (head, answer) = head.acquire_exclusive(&candidate)?;
             Ok((head, Vec::new(), answer))
         })
         .await
@@ -130,8 +130,12 @@ impl<E: KeyValue> ExclusiveStore<E> {
     }
 
     /// See [`BindStore::applied`](super::BindStore::applied).
-    pub async fn applied(&self) -> Result<u64> {
-        self.run(|engine| Ok(head(engine)?.applied)).await
+    pub async fn applied(&self) -> Result<Applied> {
+        self.run(|engine| {
+            let head = head(engine)?;
+            Ok(Applied { epoch: head.epoch, number: head.applied, lineage: Lineage::default() })
+        })
+        .await
     }
 
     /// Replaces the head by what `next` makes of it, together with its changes, and answers its answer.
@@ -142,7 +146,7 @@ impl<E: KeyValue> ExclusiveStore<E> {
         self.run(move |engine| {
             let before = head(engine)?;
             let (after, mut changes, answer) = next(&before)?;
-            changes.push(after.change());
+            changes.push(layout::put_head(&after));
             let Err(error) = unless_panic(|| engine.apply(&changes)) else { return Ok(answer) };
             match settle(engine) {
                 Ok(found) if found == after => Ok(answer),
@@ -200,7 +204,7 @@ impl Drop for CancelOnDrop {
 }
 
 fn head<E: KeyValue>(engine: &E) -> Result<Head> {
-    Head::decode(engine.read(HEAD_KEY)?.as_deref())
+    layout::decode_head(engine.read(HEAD_KEY)?.as_deref())
 }
 
 /// Opens the store again after a failed write and reads what is there.

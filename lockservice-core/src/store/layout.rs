@@ -9,11 +9,9 @@
 //! | `service/` + 8 bytes | an incarnation |
 //! | `tombstone/` + 16 bytes | a transaction that can never commit |
 
-use serde::{Deserialize, Serialize};
-
-use super::{Batch, Candidate, Leadership, Lineage, Op, StoreState, decode, encode};
+use super::{Batch, Head, Op, StoreState, decode, encode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Epoch, NodeName, Nonce, ServiceId, TableRef, TxnId};
+use crate::id::{ServiceId, TableRef, TxnId};
 
 /// Version of this layout. A store of a higher version is refused, never guessed at.
 pub const STORE_FORMAT: u32 = 1;
@@ -42,8 +40,8 @@ pub enum Change {
     },
 }
 
-/// The changes that one batch means, in order.
-pub(super) fn changes(batch: &Batch) -> Vec<Change> {
+/// The changes that one batch means, in order. For backends that keep keys and values.
+pub fn changes(batch: &Batch) -> Vec<Change> {
     batch.iter().map(change).collect()
 }
 
@@ -71,16 +69,16 @@ fn tombstone_key(txn: TxnId) -> Vec<u8> {
     [TOMBSTONE_PREFIX, txn.origin.get().to_be_bytes().as_slice(), txn.counter.to_be_bytes().as_slice()].concat()
 }
 
-/// Adds one entry to `state`.
+/// Adds one entry of a store of keys and values to `state`.
 ///
 /// Fails with `StoreCorrupt` for an entry that this format does not have, or one that does not stand under its own key, and as
 /// [`decode`] does.
-pub(super) fn absorb(state: &mut StoreState, key: &[u8], value: &[u8]) -> Result<()> {
+pub fn absorb(state: &mut StoreState, key: &[u8], value: &[u8]) -> Result<()> {
     let what = || String::from_utf8_lossy(key).into_owned();
     let own_key = if key == FORMAT_KEY {
         return check_format(value);
     } else if key == HEAD_KEY {
-        let head = Head::decode(Some(value))?;
+        let head = decode_head(Some(value))?;
         (state.epoch, state.applied) = (head.epoch, head.applied);
         return Ok(());
     } else if key == CONSTANTS_KEY {
@@ -121,84 +119,14 @@ fn damaged(record: &str) -> Error {
         .with("record", record)
 }
 
-/// Who leads and how far the store has come: the one record that every write reads and replaces (L2).
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub(super) struct Head {
-    /// The epoch of the current or last leadership; 0 if there was none.
-    pub(super) epoch: Epoch,
-    /// The number of the last applied write; 0 if there was none.
-    pub(super) applied: u64,
-    /// The current leader; `None` if there never was one, or if the last one resigned.
-    leader: Option<Leader>,
+/// The head that stands under [`HEAD_KEY`]; the first one if nothing does.
+pub(super) fn decode_head(found: Option<&[u8]>) -> Result<Head> {
+    found.map_or_else(|| Ok(Head::default()), |bytes| decode("head", bytes))
 }
 
-/// For people who look into the store: who had it open.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-struct Leader {
-    node: NodeName,
-    nonce: Nonce,
-    address: String,
-}
-
-impl Head {
-    /// The head of a store in which `found` stands, the first one if nothing does.
-    pub(super) fn decode(found: Option<&[u8]>) -> Result<Self> {
-        found.map_or_else(|| Ok(Self::default()), |bytes| decode("head", bytes))
-    }
-
-    /// The change that makes this the head.
-    pub(super) fn change(&self) -> Change {
-        Change::Put { key: HEAD_KEY.to_vec(), value: encode(self) }
-    }
-
-    /// The head once `candidate` leads, and the answer to it (L1: the exclusive open is the leadership; L4: epochs only grow).
-    pub(super) fn acquire(&self, candidate: &Candidate) -> Result<(Self, Leadership)> {
-        let leader =
-            Leader { node: candidate.node.clone(), nonce: candidate.nonce, address: candidate.address.clone() };
-        let epoch = self.epoch.max(candidate.floor).next()?;
-        let head = Self { epoch, applied: self.applied, leader: Some(leader) };
-        let acquired = Leadership::Acquired {
-            epoch,
-            applied: self.applied,
-            exclusive: true,
-            clean: self.leader.is_none(),
-            lineage: Lineage::default(),
-        };
-        Ok((head, acquired))
-    }
-
-    /// Fails with `Fenced` unless `epoch` is the epoch of the current leadership (L2).
-    pub(super) fn check(&self, epoch: Epoch) -> Result<()> {
-        if epoch == self.epoch && self.leader.is_some() {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::Fenced,
-            "another leader has taken over the store, or this one resigned: stop leading",
-        )
-        .with("epoch", epoch)
-        .with("current", self.epoch))
-    }
-
-    /// The head after the write `number` of `epoch`, or `Fenced` if that is not the next one (L2).
-    pub(super) fn advance(&self, epoch: Epoch, number: u64) -> Result<Self> {
-        self.check(epoch)?;
-        if self.applied.checked_add(1) != Some(number) {
-            return Err(Error::new(
-                ErrorKind::Fenced,
-                "the write's number does not follow the last applied one: read that before the next write",
-            )
-            .with("number", number)
-            .with("applied", self.applied));
-        }
-        Ok(Self { applied: number, ..self.clone() })
-    }
-
-    /// The head after the leader of `epoch` resigned.
-    pub(super) fn resign(&self, epoch: Epoch) -> Result<Self> {
-        self.check(epoch)?;
-        Ok(Self { leader: None, ..self.clone() })
-    }
+/// The change that makes this the head.
+pub(super) fn put_head(head: &Head) -> Change {
+    Change::Put { key: HEAD_KEY.to_vec(), value: encode(head) }
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    Batch, BindStore, Candidate, ClusterConstants, Leadership, Lineage, Op, Renewal, ServiceRecord, StoreState,
-    TableRecord, WriteAck,
+    Applied, Batch, BindStore, Candidate, ClusterConstants, Leadership, Lineage, Op, Renewal, ServiceRecord,
+    StoreState, TableRecord, WriteAck,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, ServiceId, TableRef, TxnId};
@@ -119,7 +119,14 @@ impl BindStore for MemoryStore {
         inner.epoch = epoch;
         inner.clean = false;
         inner.led = true;
-        Ok(Leadership::Acquired { epoch, applied: inner.applied, exclusive: true, clean, lineage: Lineage::default() })
+        Ok(Leadership::Acquired {
+            epoch,
+            applied: inner.applied,
+            exclusive: true,
+            clean,
+            continuous: true,
+            lineage: Lineage::default(),
+        })
     }
 
     async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
@@ -153,7 +160,8 @@ impl BindStore for MemoryStore {
         Ok(WriteAck::default())
     }
 
-    async fn applied(&self) -> Result<u64> {
-        Ok(self.inner.lock().applied)
+    async fn applied(&self) -> Result<Applied> {
+        let inner = self.inner.lock();
+        Ok(Applied { epoch: inner.epoch, number: inner.applied, lineage: Lineage::default() })
     }
 }

@@ -5,6 +5,7 @@
 //! batching and leadership logic are written once, above it, in [`crate::allocator`].
 
 mod exclusive;
+mod head;
 mod layout;
 mod memory;
 mod record;
@@ -13,12 +14,14 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::id::{Epoch, NodeName, Nonce};
 
 pub use self::exclusive::{ExclusiveStore, KeyValue, Visit};
-pub use self::layout::{Change, STORE_FORMAT};
+pub use self::head::{Head, Leader};
+pub use self::layout::{Change, STORE_FORMAT, absorb, changes};
 pub use self::memory::MemoryStore;
 pub use self::record::{
     Batch, BindRecord, ClusterConstants, Op, RECORD_FORMAT, ServiceRecord, ServiceState, StoreState, TableRecord,
@@ -36,11 +39,14 @@ pub use self::record::{
 ///    [`ErrorKind::Fenced`](crate::ErrorKind::Fenced), so that a delayed duplicate cannot land late.
 /// 4. **One leader** (L1). [`acquire_leadership`](Self::acquire_leadership) is a compare-and-set; epochs only grow, and grow past
 ///    the candidate's floor (L4). A store that one process opens exclusively *is* the leadership while it is open.
-/// 5. Every method may be called from any thread at any time, and may be cancelled by dropping its future; a cancelled write
-///    has an unknown outcome.
+/// 5. **One line of history** (L4). Every answer of a store that can go back in time names its [`Lineage`]; a store that cannot answers
+///    the empty one.
+/// 6. Every method may be called from any thread at any time, and may be cancelled by dropping its future; a cancelled write
+///    has an unknown outcome. Every method ends within a bounded time, with `Unavailable` or `UnknownOutcome`.
 ///
 /// # Minimal implementation
-/// Everything but [`wait_for_change`](Self::wait_for_change). Run `testing::store_suite` (feature `testing`) against it.
+/// Everything but [`wait_for_change`](Self::wait_for_change). What a change of leadership means is decided by [`Head`]; a backend stores a
+/// head, and compares its epoch and number atomically with each write. Run `testing::store_suite` (feature `testing`) against it.
 #[async_trait]
 pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     /// What this store is, for messages to operators: its URL without secrets.
@@ -52,15 +58,16 @@ pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     /// the store does not answer.
     async fn load(&self) -> Result<StoreState>;
 
-    /// Asks for the leadership.
+    /// Asks for the leadership; decided by [`Head::acquire_exclusive`] or [`Head::acquire_shared`].
     ///
-    /// A shared store answers [`Leadership::Held`] unless the holder resigned, or `candidate.seen` proves that the caller
-    /// watched the holder's counter stand still for hi(`ttl`) (L1). The new epoch is above the stored one and above
-    /// `candidate.floor` (L4), and is durable before the answer. The holder may ask again, to raise its own epoch (F2).
+    /// A shared store answers [`Leadership::Held`] unless the holder resigned, the candidate is the holder, or `candidate.seen` proves that
+    /// the caller watched the store stand still for hi(`ttl`) (L1). The new epoch is above the stored one, above
+    /// `candidate.floor`, and above a floor of the backend's own where it has one (L4); it is durable before the answer. Not
+    /// numbered: the number of the last applied write stays. After an unknown outcome, ask again with the same nonce.
     async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership>;
 
     /// Raises the leader's counter. Fails with `Fenced` if `epoch` is no longer current. An exclusive store has nothing to renew and
-    /// only checks the epoch.
+    /// only checks the epoch. After an unknown outcome, renew again: the promise counts from before the renewal that was answered.
     async fn renew(&self, epoch: Epoch) -> Result<Renewal>;
 
     /// Gives the leadership up, durably: the next candidate need not wait, and an exclusive store remembers that it was closed
@@ -74,10 +81,11 @@ pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     /// `UnknownOutcome` (settle it with [`applied`](Self::applied) before the next write).
     async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck>;
 
-    /// The number of the last applied write, to settle an unknown outcome (L2).
-    async fn applied(&self) -> Result<u64>;
+    /// How far the store has come, to settle an unknown outcome (L2). The epoch tells whether the last write can still be the caller's.
+    async fn applied(&self) -> Result<Applied>;
 
-    /// Waits until the leadership may have changed, at most `poll`. The default only lets that time pass.
+    /// Waits until the leadership may have changed, at most `poll`. The default only lets that time pass. An error means no more than
+    /// that the store cannot tell; the caller goes on polling.
     async fn wait_for_change(&self, poll: Duration) -> Result<()> {
         tokio::time::sleep(poll).await;
         Ok(())
@@ -93,13 +101,22 @@ pub struct Candidate {
     pub nonce: Nonce,
     /// Where the other nodes reach it once it leads.
     pub address: String,
-    /// The holder's epoch and counter, if they have been seen unchanged for hi(leadership TTL) (L1).
-    pub seen: Option<LeaderSeen>,
-    /// The new epoch must be above this: the highest that any node reported, or that the backend can vouch for (L4).
+    /// What has been seen unchanged for hi(leadership TTL), if anything (L1).
+    pub seen: Option<Seen>,
+    /// The new epoch must be above this: the highest that any node reported (L4).
     pub floor: Epoch,
 }
 
-/// What a candidate saw of the current leadership.
+/// What a candidate sees of a store's leadership. While it stays equal, no leader has renewed and the store has not gone back (L1, L4).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Seen {
+    /// The last leadership; `None` if the store holds no record of one.
+    pub leader: Option<LeaderSeen>,
+    /// Which copy of the store answered.
+    pub lineage: Lineage,
+}
+
+/// What a candidate saw of a leadership.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LeaderSeen {
     /// The leader's epoch.
@@ -119,22 +136,36 @@ pub enum Leadership {
         applied: u64,
         /// True if the store is open to this process alone, which then *is* the leadership: it never runs out (L1).
         exclusive: bool,
-        /// True if the last leadership ended by [`BindStore::resign`], or there was none: nothing can be in flight.
+        /// True if the last leadership ended by [`BindStore::resign`]: nothing can be in flight. Also for a new exclusive store.
         clean: bool,
+        /// True if nothing can have been lost since the last leadership: there was one, on the same copy of the store (L4). Always true
+        /// of an exclusive store.
+        continuous: bool,
         /// Which copy of the store answered.
         lineage: Lineage,
     },
-    /// Another leads.
+    /// Another leads, or may be leading: the store holds no record, or its line of history is not the leader's.
     Held {
-        /// What was seen of it.
-        seen: LeaderSeen,
-        /// Where it is reached.
-        address: String,
+        /// What was seen. A candidate that sees it unchanged for hi(leadership TTL) asks again with it.
+        seen: Seen,
+        /// Where the leader is reached; `None` if nobody leads for sure.
+        address: Option<String>,
     },
 }
 
+/// The answer to [`BindStore::applied`].
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Applied {
+    /// The epoch of the current or last leadership.
+    pub epoch: Epoch,
+    /// The number of the last applied write.
+    pub number: u64,
+    /// Which copy of the store answered.
+    pub lineage: Lineage,
+}
+
 /// Identifies one line of history of a store (L4): a change means that the store may have gone back in time. Empty where it cannot.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Hash)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Hash, Serialize, Deserialize)]
 pub struct Lineage(pub String);
 
 /// The answer to [`BindStore::renew`].

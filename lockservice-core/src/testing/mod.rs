@@ -5,8 +5,10 @@
 
 mod allocator_suite;
 mod clock;
+mod shared_store;
 mod store_suite;
 
 pub use self::allocator_suite::{AllocatorFixture, allocator_suite};
 pub use self::clock::{ManualClock, TokioClock};
+pub use self::shared_store::{Backup, SharedStore};
 pub use self::store_suite::{StoreFixture, store_suite};

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use crate::error::ErrorKind;
 use crate::id::{BindVersion, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
 use crate::store::{
-    BindRecord, BindStore, Candidate, ClusterConstants, Leadership, Op, ServiceRecord, ServiceState, StoreState,
+    BindRecord, BindStore, Candidate, ClusterConstants, Leadership, Op, Seen, ServiceRecord, ServiceState, StoreState,
     TableRecord,
 };
 
@@ -33,6 +33,8 @@ where
     Made: Future<Output = Box<dyn StoreFixture>>,
 {
     an_empty_store_is_empty_and_its_first_leader_waits_for_nothing(&*make().await).await;
+    a_shared_store_has_one_leader_until_it_resigns_or_stands_still(&*make().await).await;
+    of_concurrent_candidates_one_leads(&*make().await).await;
     every_record_survives_a_reopening(&*make().await).await;
     records_are_replaced_and_removed(&*make().await).await;
     only_the_current_epoch_writes_renews_and_resigns(&*make().await).await;
@@ -47,11 +49,99 @@ where
 async fn an_empty_store_is_empty_and_its_first_leader_waits_for_nothing(fixture: &dyn StoreFixture) {
     let store = fixture.open().await;
     assert!(!store.describe().is_empty());
-    let (epoch, applied, clean) = acquire(&*store, 0).await;
+    let first = store.acquire_leadership(&candidate(0), TTL).await.expect("acquire");
+    let (epoch, applied, clean) = match first {
+        Leadership::Acquired { epoch, applied, exclusive: true, clean, continuous: true, .. } => {
+            (epoch, applied, clean)
+        }
+        // L4: an empty shared store may be one that lost everything.
+        Leadership::Held { seen, address: None } => {
+            assert_eq!(seen.leader, None, "nobody ever led it");
+            let (epoch, applied, clean) = acquire(&*store, 0).await;
+            assert!(!clean, "nothing tells it from a store that lost everything");
+            (epoch, applied, true)
+        }
+        other => panic!("{other:?}"),
+    };
     assert_eq!((applied, clean), (0, true));
     assert!(epoch >= Epoch::new(1));
+    let known = store.applied().await.expect("applied");
+    assert_eq!((known.epoch, known.number), (epoch, 0));
     let state = store.load().await.expect("load");
     assert_eq!(state, StoreState { epoch, volatile_tokens_from: state.volatile_tokens_from, ..StoreState::default() });
+}
+
+async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_still(fixture: &dyn StoreFixture) {
+    let store = fixture.open().await;
+    let first = candidate(0);
+    let Leadership::Held { seen, .. } = store.acquire_leadership(&first, TTL).await.expect("acquire") else {
+        // An exclusive store: who opens it leads.
+        return;
+    };
+    let first = Candidate { seen: Some(seen), ..first };
+    let epoch = acquired(store.acquire_leadership(&first, TTL).await.expect("acquire"));
+    let mut second = Candidate { node: NodeName::new("second").expect("a name"), ..candidate(0) };
+    let watch = |answer| match answer {
+        Leadership::Held { seen, address } => {
+            assert_eq!(address.as_deref(), Some("127.0.0.1:1"), "the leader's");
+            Some(seen)
+        }
+        Leadership::Acquired { .. } => panic!("led by two: {answer:?}"),
+    };
+    second.seen = watch(store.acquire_leadership(&second, TTL).await.expect("ask"));
+    store.renew(epoch).await.expect("it leads");
+    let after = watch(store.acquire_leadership(&second, TTL).await.expect("ask"));
+    assert_ne!(after, second.seen, "a renewal is seen (L1)");
+    second.seen = after;
+    store.write(epoch, 1, &vec![Op::PutTable(table("g", "t", 1))]).await.expect("a write is no renewal");
+    let raised = acquired(store.acquire_leadership(&first, TTL).await.expect("its own"));
+    assert!(raised > epoch, "the leader may raise its epoch (F2)");
+    second.seen = watch(store.acquire_leadership(&second, TTL).await.expect("ask"));
+    let taken = store.acquire_leadership(&second, TTL).await.expect("what it watched stands still");
+    assert!(matches!(taken, Leadership::Acquired { applied: 1, clean: false, continuous: true, .. }), "{taken:?}");
+    let taken = acquired(taken);
+    assert!(taken > raised);
+    for fenced in [epoch, raised] {
+        assert_eq!(store.renew(fenced).await.expect_err("taken over").kind(), ErrorKind::Fenced);
+        assert_eq!(store.write(fenced, 2, &vec![]).await.expect_err("taken over").kind(), ErrorKind::Fenced);
+        assert_eq!(store.resign(fenced).await.expect_err("taken over").kind(), ErrorKind::Fenced);
+    }
+    let mut old = first;
+    old.seen = watch_again(&*store, &old).await;
+    store.resign(taken).await.expect("resign");
+    let answer = store.acquire_leadership(&candidate(0), TTL).await.expect("at once");
+    assert!(matches!(answer, Leadership::Acquired { clean: true, continuous: true, .. }), "{answer:?}");
+    let late = store.acquire_leadership(&old, TTL).await.expect("ask");
+    assert!(matches!(late, Leadership::Held { .. }), "what it watched is long past: {late:?}");
+}
+
+async fn of_concurrent_candidates_one_leads(fixture: &dyn StoreFixture) {
+    let store = fixture.open().await;
+    let Leadership::Held { seen, .. } = store.acquire_leadership(&candidate(0), TTL).await.expect("acquire") else {
+        return;
+    };
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let (store, candidate) = (Arc::clone(&store), Candidate { seen: Some(seen.clone()), ..candidate(0) });
+        tasks.spawn(async move { store.acquire_leadership(&candidate, TTL).await.expect("an answer") });
+    }
+    let answers = tasks.join_all().await;
+    let leaders = answers.iter().filter(|answer| matches!(answer, Leadership::Acquired { .. })).count();
+    assert_eq!(leaders, 1, "{answers:?}");
+}
+
+fn acquired(answer: Leadership) -> Epoch {
+    match answer {
+        Leadership::Acquired { epoch, .. } => epoch,
+        Leadership::Held { .. } => panic!("{answer:?}"),
+    }
+}
+
+async fn watch_again(store: &dyn BindStore, candidate: &Candidate) -> Option<Seen> {
+    match store.acquire_leadership(candidate, TTL).await.expect("ask") {
+        Leadership::Held { seen, .. } => Some(seen),
+        Leadership::Acquired { .. } => panic!("led by two"),
+    }
 }
 
 async fn every_record_survives_a_reopening(fixture: &dyn StoreFixture) {
@@ -127,7 +217,7 @@ async fn only_the_current_epoch_writes_renews_and_resigns(fixture: &dyn StoreFix
         assert_eq!(store.renew(epoch).await.expect_err("not the current epoch").kind(), ErrorKind::Fenced);
         assert_eq!(store.resign(epoch).await.expect_err("not the current epoch").kind(), ErrorKind::Fenced);
     }
-    assert_eq!(store.applied().await.expect("applied"), 0);
+    assert_eq!(store.applied().await.expect("applied").number, 0);
     store.write(new, 1, &batch).await.expect("the current epoch writes");
 }
 
@@ -140,7 +230,7 @@ async fn only_the_next_number_is_written(fixture: &dyn StoreFixture) {
         let refused = store.write(epoch, number, &late).await.expect_err("not the next number");
         assert_eq!(refused.kind(), ErrorKind::Fenced, "number {number}");
     }
-    assert_eq!(store.applied().await.expect("applied"), 1);
+    assert_eq!(store.applied().await.expect("applied").number, 1);
     assert_eq!(store.load().await.expect("load").tables, vec![table("g", "a", 1)]);
     store.write(epoch, 2, &vec![]).await.expect("an empty batch counts too");
     drop(store);
@@ -236,18 +326,23 @@ async fn a_write_whose_caller_went_away_is_settled_by_its_number(fixture: &dyn S
             assert_eq!(tables(store.load().await.expect("load")), 1, "number 1 was its own");
         }
     }
-    assert_eq!(store.applied().await.expect("applied"), 1);
+    assert_eq!(store.applied().await.expect("applied").number, 1);
 }
 
+/// Leads the store, after watching a shared one (whose TTL the store does not know).
 async fn acquire(store: &dyn BindStore, floor: u64) -> (Epoch, u64, bool) {
-    let candidate = Candidate {
-        floor: Epoch::new(floor),
-        ..Candidate::new(NodeName::new("suite").expect("a name"), "127.0.0.1:1")
-    };
-    match store.acquire_leadership(&candidate, TTL).await.expect("acquire") {
-        Leadership::Acquired { epoch, applied, clean, .. } => (epoch, applied, clean),
-        Leadership::Held { address, .. } => panic!("led by {address}: this suite is for exclusive stores"),
+    let mut candidate = candidate(floor);
+    for _ in 0..2 {
+        match store.acquire_leadership(&candidate, TTL).await.expect("acquire") {
+            Leadership::Acquired { epoch, applied, clean, .. } => return (epoch, applied, clean),
+            Leadership::Held { seen, .. } => candidate.seen = Some(seen),
+        }
     }
+    panic!("what it watched stands still, and yet it may not lead");
+}
+
+fn candidate(floor: u64) -> Candidate {
+    Candidate { floor: Epoch::new(floor), ..Candidate::new(NodeName::new("suite").expect("a name"), "127.0.0.1:1") }
 }
 
 fn table(group: &str, name: &str, number: u64) -> TableRecord {

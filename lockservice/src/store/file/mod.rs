@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lockservice_core::store::{Batch, BindStore, Candidate, ExclusiveStore, Leadership, Renewal, StoreState, WriteAck};
+use lockservice_core::store::{
+    Applied, Batch, BindStore, Candidate, ExclusiveStore, Leadership, Renewal, StoreState, WriteAck,
+};
 use lockservice_core::{Epoch, Result};
 
 use self::engine::FileEngine;
@@ -59,7 +61,7 @@ impl BindStore for FileStore {
         self.0.write(epoch, number, batch).await
     }
 
-    async fn applied(&self) -> Result<u64> {
+    async fn applied(&self) -> Result<Applied> {
         self.0.applied().await
     }
 }

@@ -1,4 +1,4 @@
-//! The memory store and the local allocator over it keep the contracts.
+//! The stores in memory and the local allocator over them keep the contracts.
 #![cfg(not(loom))]
 
 use std::sync::Arc;
@@ -9,7 +9,9 @@ use lockservice_core::NodeName;
 use lockservice_core::allocator::{AllocatorSettings, LocalAllocator, LockTableAllocator};
 use lockservice_core::clock::Clock;
 use lockservice_core::store::{BindStore, Candidate, MemoryStore};
-use lockservice_core::testing::{AllocatorFixture, ManualClock, StoreFixture, allocator_suite, store_suite};
+use lockservice_core::testing::{
+    AllocatorFixture, ManualClock, SharedStore, StoreFixture, allocator_suite, store_suite,
+};
 
 struct Memory(MemoryStore);
 
@@ -23,6 +25,20 @@ impl StoreFixture for Memory {
 #[tokio::test]
 async fn the_memory_store_keeps_the_contract_of_a_store() {
     store_suite(|| async { Box::new(Memory(MemoryStore::new(1))) as Box<dyn StoreFixture> }).await;
+}
+
+struct Shared(SharedStore);
+
+#[async_trait]
+impl StoreFixture for Shared {
+    async fn open(&self) -> Arc<dyn BindStore> {
+        Arc::new(self.0.clone())
+    }
+}
+
+#[tokio::test]
+async fn the_shared_store_of_the_tests_keeps_the_contract_of_a_store() {
+    store_suite(|| async { Box::new(Shared(SharedStore::new())) as Box<dyn StoreFixture> }).await;
 }
 
 struct Local(Arc<LocalAllocator>, ManualClock);

@@ -1,0 +1,227 @@
+//! [`Head`]: who leads and how far the store has come. Pure: what a store answers to a candidate is decided here for every backend (L1, L2, L4).
+
+use serde::{Deserialize, Serialize};
+
+use super::{Candidate, LeaderSeen, Leadership, Lineage, Seen};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Epoch, NodeName, Nonce};
+
+/// Who leads and how far the store has come: the one record that every write reads and replaces (L2).
+///
+/// A backend keeps it in whatever way lets it compare `epoch` and `applied` in the same atomic step as a write.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Head {
+    /// The epoch of the current or last leadership; 0 if there was none.
+    pub epoch: Epoch,
+    /// The number of the last applied write; 0 if there was none.
+    pub applied: u64,
+    /// The current leader; `None` if there never was one, or if the last one resigned.
+    pub leader: Option<Leader>,
+    /// Raised by each renewal. Stays 0 where the exclusive open is the leadership.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub counter: u64,
+    /// The copy of the store on which the leadership was acquired (L4). Empty where it cannot go back in time.
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub lineage: Lineage,
+}
+
+/// Who leads.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Leader {
+    /// Its node.
+    pub node: NodeName,
+    /// Tells two processes of one node apart.
+    pub nonce: Nonce,
+    /// Where the other nodes reach it.
+    pub address: String,
+}
+
+fn is_zero(counter: &u64) -> bool {
+    *counter == 0
+}
+
+fn is_empty(lineage: &Lineage) -> bool {
+    lineage.0.is_empty()
+}
+
+impl Head {
+    /// The head of an exclusive store once `candidate` leads, and the answer to it (L1: the exclusive open is the leadership).
+    pub fn acquire_exclusive(&self, candidate: &Candidate) -> Result<(Self, Leadership)> {
+        let head = self.led_by(candidate, Epoch::default(), Lineage::default())?;
+        let acquired = Leadership::Acquired {
+            epoch: head.epoch,
+            applied: self.applied,
+            exclusive: true,
+            clean: self.leader.is_none(),
+            continuous: true,
+            lineage: Lineage::default(),
+        };
+        Ok((head, acquired))
+    }
+
+    /// What a shared store answers to `candidate` (L1), and the head to be stored in the same atomic step if it leads now.
+    ///
+    /// `found` is the stored head, `None` if there is none; `lineage` the copy of the store that answers; `floor` an epoch
+    /// that the backend can vouch for, for example from its server's clock (L4; zero if it has none).
+    pub fn acquire_shared(
+        found: Option<&Self>,
+        candidate: &Candidate,
+        lineage: &Lineage,
+        floor: Epoch,
+    ) -> Result<(Option<Self>, Leadership)> {
+        let seen = Seen {
+            leader: found.map(|head| LeaderSeen { epoch: head.epoch, counter: head.counter }),
+            lineage: lineage.clone(),
+        };
+        // On another copy of the store neither a resignation nor the candidate's own name proves anything: it may be of the past.
+        let continuous = found.is_some_and(|head| head.lineage == *lineage);
+        let leader = found.and_then(|head| head.leader.as_ref());
+        let clean = continuous && leader.is_none();
+        let own = continuous && leader.is_some_and(|leader| leader.nonce == candidate.nonce);
+        if !clean && !own && candidate.seen.as_ref() != Some(&seen) {
+            return Ok((None, Leadership::Held { seen, address: leader.map(|leader| leader.address.clone()) }));
+        }
+        let head = found.cloned().unwrap_or_default().led_by(candidate, floor, lineage.clone())?;
+        let acquired = Leadership::Acquired {
+            epoch: head.epoch,
+            applied: head.applied,
+            exclusive: false,
+            clean,
+            continuous,
+            lineage: lineage.clone(),
+        };
+        Ok((Some(head), acquired))
+    }
+
+    fn led_by(&self, candidate: &Candidate, floor: Epoch, lineage: Lineage) -> Result<Self> {
+        let leader =
+            Leader { node: candidate.node.clone(), nonce: candidate.nonce, address: candidate.address.clone() };
+        // L4: epochs only grow.
+        let epoch = self.epoch.max(candidate.floor).max(floor).next()?;
+        Ok(Self { epoch, applied: self.applied, leader: Some(leader), counter: self.counter, lineage })
+    }
+
+    /// Fails with `Fenced` unless `epoch` is the epoch of the current leadership (L2).
+    pub fn check(&self, epoch: Epoch) -> Result<()> {
+        if epoch == self.epoch && self.leader.is_some() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Fenced,
+            "another leader has taken over the store, or this one resigned: stop leading",
+        )
+        .with("epoch", epoch)
+        .with("current", self.epoch))
+    }
+
+    /// The head after the write `number` of `epoch`, or `Fenced` if that is not the next one (L2).
+    pub fn advance(&self, epoch: Epoch, number: u64) -> Result<Self> {
+        self.check(epoch)?;
+        if self.applied.checked_add(1) != Some(number) {
+            return Err(Error::new(
+                ErrorKind::Fenced,
+                "the write's number does not follow the last applied one: read that before the next write",
+            )
+            .with("number", number)
+            .with("applied", self.applied));
+        }
+        Ok(Self { applied: number, ..self.clone() })
+    }
+
+    /// The head after the leader of `epoch` renewed (L1).
+    pub fn renew(&self, epoch: Epoch) -> Result<Self> {
+        self.check(epoch)?;
+        Ok(Self { counter: self.counter + 1, ..self.clone() })
+    }
+
+    /// The head after the leader of `epoch` resigned.
+    pub fn resign(&self, epoch: Epoch) -> Result<Self> {
+        self.check(epoch)?;
+        Ok(Self { leader: None, ..self.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(node: &str) -> Candidate {
+        Candidate::new(NodeName::new(node).expect("a name"), format!("{node}:1"))
+    }
+
+    fn lineage(name: &str) -> Lineage {
+        Lineage(name.to_owned())
+    }
+
+    fn acquire(found: Option<&Head>, candidate: &Candidate, on: &str) -> (Option<Head>, Leadership) {
+        Head::acquire_shared(found, candidate, &lineage(on), Epoch::default()).expect("epochs are left")
+    }
+
+    fn seen(answer: Leadership) -> Seen {
+        match answer {
+            Leadership::Held { seen, .. } => seen,
+            Leadership::Acquired { .. } => panic!("acquired: {answer:?}"),
+        }
+    }
+
+    /// What it takes over has been watched.
+    fn take_over(found: Option<&Head>, mut candidate: Candidate, on: &str) -> (Head, Leadership) {
+        candidate.seen = Some(seen(acquire(found, &candidate, on).1));
+        let (head, answer) = acquire(found, &candidate, on);
+        (head.expect("acquired"), answer)
+    }
+
+    #[test]
+    fn an_empty_shared_store_is_watched_before_it_is_led() {
+        let (head, answer) = take_over(None, candidate("a"), "one");
+        assert_eq!(head.epoch, Epoch::new(1));
+        assert!(matches!(answer, Leadership::Acquired { clean: false, continuous: false, exclusive: false, .. }));
+    }
+
+    #[test]
+    fn a_renewal_between_watching_and_asking_keeps_the_leader() {
+        let (head, _) = take_over(None, candidate("a"), "one");
+        let mut late = candidate("b");
+        late.seen = Some(seen(acquire(Some(&head), &late, "one").1));
+        let renewed = head.renew(head.epoch).expect("it leads");
+        let (none, answer) = acquire(Some(&renewed), &late, "one");
+        assert_eq!(none, None);
+        assert_eq!(seen(answer).leader, Some(LeaderSeen { epoch: head.epoch, counter: 1 }));
+        let (taken, answer) = take_over(Some(&renewed), late, "one");
+        assert!(taken.epoch > head.epoch);
+        assert!(matches!(answer, Leadership::Acquired { clean: false, continuous: true, .. }));
+        assert_eq!(renewed.renew(taken.epoch).expect_err("not yet").kind(), ErrorKind::Fenced);
+        assert_eq!(taken.renew(head.epoch).expect_err("fenced").kind(), ErrorKind::Fenced);
+    }
+
+    #[test]
+    fn a_resignation_and_the_leader_itself_need_no_watching_but_only_on_the_same_copy() {
+        let me = candidate("a");
+        let (head, _) = take_over(None, me.clone(), "one");
+        let (raised, _) = acquire(Some(&head), &me, "one");
+        assert_eq!(raised.expect("its own").epoch, Epoch::new(2));
+        assert_eq!(seen(acquire(Some(&head), &me, "two").1).lineage, lineage("two"));
+        let resigned = head.resign(head.epoch).expect("it leads");
+        assert!(matches!(acquire(Some(&resigned), &candidate("b"), "one").1, Leadership::Acquired { clean: true, .. }));
+        assert!(matches!(acquire(Some(&resigned), &candidate("b"), "two").1, Leadership::Held { address: None, .. }));
+        let (_, answer) = take_over(Some(&resigned), candidate("b"), "two");
+        assert!(matches!(answer, Leadership::Acquired { clean: false, continuous: false, .. }));
+    }
+
+    #[test]
+    fn epochs_grow_past_every_floor() {
+        let mut me = candidate("a");
+        me.floor = Epoch::new(41);
+        me.seen = Some(Seen::default());
+        let (head, _) = Head::acquire_shared(None, &me, &Lineage::default(), Epoch::new(77)).expect("epochs are left");
+        assert_eq!(head.expect("acquired").epoch, Epoch::new(78));
+    }
+
+    #[test]
+    fn an_exclusive_head_is_written_as_in_the_first_format() {
+        let (head, _) = Head::default().acquire_exclusive(&candidate("a")).expect("epochs are left");
+        let json = serde_json::to_value(&head).expect("plain data");
+        let names: Vec<&String> = json.as_object().expect("an object").keys().collect();
+        assert_eq!(names, ["applied", "epoch", "leader"]);
+    }
+}

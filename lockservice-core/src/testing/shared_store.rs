@@ -1,0 +1,179 @@
+//! [`SharedStore`]: a store that several processes share, in memory, whose faults are called for by the test.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::Epoch;
+use crate::store::{
+    Applied, Batch, BindStore, Candidate, Change, Head, Leadership, Lineage, Renewal, StoreState, WriteAck, absorb,
+    changes,
+};
+
+/// A shared [`BindStore`] in memory: what PostgreSQL and Redis are, without the server. Clones are connections to one store.
+///
+/// The whole content can be [taken](Self::backup) and [put back](Self::restore), which changes the lineage as a promoted replica does, or
+/// not, as a restored disk image does; while it is [absent](Self::set_absent), calls wait.
+#[derive(Clone, Debug, Default)]
+pub struct SharedStore(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    content: Mutex<Content>,
+    absent: watch::Sender<bool>,
+    /// Told of each change of leadership.
+    changed: watch::Sender<()>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Content {
+    head: Option<Head>,
+    entries: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Which life of the server this is.
+    life: u64,
+    writes: u64,
+}
+
+/// What was in a [`SharedStore`] at some time.
+#[derive(Clone, Debug)]
+pub struct Backup(Content);
+
+impl SharedStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Everything in it now.
+    pub fn backup(&self) -> Backup {
+        Backup(self.0.content.lock().clone())
+    }
+
+    /// Goes back to `backup`; with a `new_life` as another copy of the store, else unnoticeably.
+    pub fn restore(&self, backup: &Backup, new_life: bool) {
+        let mut content = self.0.content.lock();
+        let life = content.life + u64::from(new_life);
+        *content = Content { life, writes: content.writes, ..backup.0.clone() };
+    }
+
+    /// Loses everything, as a restart without persistence does.
+    pub fn forget(&self) {
+        self.restore(&Backup(Content::default()), true);
+    }
+
+    /// While true, every call waits, as for a server that is paused.
+    pub fn set_absent(&self, absent: bool) {
+        self.0.absent.send_replace(absent);
+    }
+
+    /// How many batches were written in all.
+    pub fn writes(&self) -> u64 {
+        self.0.content.lock().writes
+    }
+
+    async fn run<T>(&self, call: impl FnOnce(&mut Content) -> Result<T>) -> Result<T> {
+        let mut absent = self.0.absent.subscribe();
+        let waited = tokio::time::timeout(Duration::from_secs(2), absent.wait_for(|absent| !absent)).await;
+        if waited.is_err() {
+            return Err(Error::new(ErrorKind::Unavailable, "the store does not answer: is it running?"));
+        }
+        call(&mut self.0.content.lock())
+    }
+
+    /// Replaces the head by what `next` makes of it.
+    async fn write_head<T>(&self, next: impl FnOnce(&Head, &mut Content) -> Result<(Head, T)>) -> Result<T> {
+        self.run(|content| {
+            let head = content.head.clone().unwrap_or_default();
+            let (head, answer) = next(&head, content)?;
+            content.head = Some(head);
+            Ok(answer)
+        })
+        .await
+    }
+}
+
+impl Content {
+    fn lineage(&self) -> Lineage {
+        Lineage(format!("life {}", self.life))
+    }
+}
+
+#[async_trait]
+impl BindStore for SharedStore {
+    fn describe(&self) -> String {
+        "shared:".to_owned()
+    }
+
+    async fn load(&self) -> Result<StoreState> {
+        self.run(|content| {
+            let mut state = StoreState::default();
+            let head = content.head.clone().unwrap_or_default();
+            (state.epoch, state.applied) = (head.epoch, head.applied);
+            for (key, value) in &content.entries {
+                absorb(&mut state, key, value)?;
+            }
+            Ok(state)
+        })
+        .await
+    }
+
+    async fn acquire_leadership(&self, candidate: &Candidate, _ttl: Duration) -> Result<Leadership> {
+        let answer = self
+            .run(|content| {
+                let (head, answer) =
+                    Head::acquire_shared(content.head.as_ref(), candidate, &content.lineage(), Epoch::default())?;
+                if let Some(head) = head {
+                    content.head = Some(head);
+                }
+                Ok(answer)
+            })
+            .await?;
+        self.0.changed.send_replace(());
+        Ok(answer)
+    }
+
+    async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
+        self.write_head(|head, content| Ok((head.renew(epoch)?, Renewal { lineage: content.lineage() }))).await
+    }
+
+    async fn resign(&self, epoch: Epoch) -> Result<()> {
+        self.write_head(|head, _| Ok((head.resign(epoch)?, ()))).await?;
+        self.0.changed.send_replace(());
+        Ok(())
+    }
+
+    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
+        self.write_head(|head, content| {
+            let head = head.advance(epoch, number)?;
+            for change in changes(batch) {
+                match change {
+                    Change::Put { key, value } => drop(content.entries.insert(key, value)),
+                    Change::Delete { key } => drop(content.entries.remove(&key)),
+                }
+            }
+            content.writes += 1;
+            Ok((head, WriteAck { lineage: content.lineage() }))
+        })
+        .await
+    }
+
+    async fn applied(&self) -> Result<Applied> {
+        self.run(|content| {
+            let head = content.head.clone().unwrap_or_default();
+            Ok(Applied { epoch: head.epoch, number: head.applied, lineage: content.lineage() })
+        })
+        .await
+    }
+
+    async fn wait_for_change(&self, poll: Duration) -> Result<()> {
+        let mut changed = self.0.changed.subscribe();
+        // Over time or not, the caller looks again.
+        drop(tokio::time::timeout(poll, changed.changed()).await);
+        Ok(())
+    }
+}
