@@ -1,5 +1,7 @@
 //! [`Head`]: who leads and how far the store has come. Pure: what a store answers to a candidate is decided here for every backend (L1, L2, L4).
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Candidate, LeaderSeen, Leadership, Lineage, Seen};
@@ -20,6 +22,9 @@ pub struct Head {
     /// Raised by each renewal. Stays 0 where the exclusive open is the leadership.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub counter: u64,
+    /// How long the leadership lasts without a renewal, as its holder counts it. Stays 0 where the exclusive open is the leadership.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub ttl_ms: u64,
     /// The copy of the store on which the leadership was acquired (L4). Empty where it cannot go back in time.
     #[serde(default, skip_serializing_if = "is_empty")]
     pub lineage: Lineage,
@@ -36,8 +41,8 @@ pub struct Leader {
     pub address: String,
 }
 
-fn is_zero(counter: &u64) -> bool {
-    *counter == 0
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 fn is_empty(lineage: &Lineage) -> bool {
@@ -47,7 +52,7 @@ fn is_empty(lineage: &Lineage) -> bool {
 impl Head {
     /// The head of an exclusive store once `candidate` leads, and the answer to it (L1: the exclusive open is the leadership).
     pub fn acquire_exclusive(&self, candidate: &Candidate) -> Result<(Self, Leadership)> {
-        let head = self.led_by(candidate, Epoch::default(), Lineage::default())?;
+        let head = self.led_by(candidate, Duration::ZERO, Epoch::default(), Lineage::default())?;
         let acquired = Leadership::Acquired {
             epoch: head.epoch,
             applied: self.applied,
@@ -61,16 +66,17 @@ impl Head {
 
     /// What a shared store answers to `candidate` (L1), and the head to be stored in the same atomic step if it leads now.
     ///
-    /// `found` is the stored head, `None` if there is none; `lineage` the copy of the store that answers; `floor` an epoch
+    /// `found` is the stored head, `None` if there is none; `ttl` the TTL of the candidate's own leadership; `lineage` the copy of the store that answers; `floor` an epoch
     /// that the backend can vouch for, for example from its server's clock (L4; zero if it has none).
     pub fn acquire_shared(
         found: Option<&Self>,
         candidate: &Candidate,
+        ttl: Duration,
         lineage: &Lineage,
         floor: Epoch,
     ) -> Result<(Option<Self>, Leadership)> {
         let seen = Seen {
-            leader: found.map(|head| LeaderSeen { epoch: head.epoch, counter: head.counter }),
+            leader: found.map(|head| LeaderSeen { epoch: head.epoch, counter: head.counter, ttl_ms: head.ttl_ms }),
             lineage: lineage.clone(),
         };
         // On another copy of the store neither a resignation nor the candidate's own name proves anything: it may be of the past.
@@ -81,7 +87,7 @@ impl Head {
         if !clean && !own && candidate.seen.as_ref() != Some(&seen) {
             return Ok((None, Leadership::Held { seen, address: leader.map(|leader| leader.address.clone()) }));
         }
-        let head = found.cloned().unwrap_or_default().led_by(candidate, floor, lineage.clone())?;
+        let head = found.cloned().unwrap_or_default().led_by(candidate, ttl, floor, lineage.clone())?;
         let acquired = Leadership::Acquired {
             epoch: head.epoch,
             applied: head.applied,
@@ -93,12 +99,13 @@ impl Head {
         Ok((Some(head), acquired))
     }
 
-    fn led_by(&self, candidate: &Candidate, floor: Epoch, lineage: Lineage) -> Result<Self> {
+    fn led_by(&self, candidate: &Candidate, ttl: Duration, floor: Epoch, lineage: Lineage) -> Result<Self> {
         let leader =
             Leader { node: candidate.node.clone(), nonce: candidate.nonce, address: candidate.address.clone() };
         // L4: epochs only grow.
         let epoch = self.epoch.max(candidate.floor).max(floor).next()?;
-        Ok(Self { epoch, applied: self.applied, leader: Some(leader), counter: self.counter, lineage })
+        let ttl_ms = ttl.as_millis() as u64;
+        Ok(Self { epoch, applied: self.applied, leader: Some(leader), counter: self.counter, ttl_ms, lineage })
     }
 
     /// Fails with `Fenced` unless `epoch` is the epoch of the current leadership (L2).
@@ -145,6 +152,8 @@ impl Head {
 mod tests {
     use super::*;
 
+    const TTL: Duration = Duration::from_secs(5);
+
     fn candidate(node: &str) -> Candidate {
         Candidate::new(NodeName::new(node).expect("a name"), format!("{node}:1"))
     }
@@ -154,7 +163,7 @@ mod tests {
     }
 
     fn acquire(found: Option<&Head>, candidate: &Candidate, on: &str) -> (Option<Head>, Leadership) {
-        Head::acquire_shared(found, candidate, &lineage(on), Epoch::default()).expect("epochs are left")
+        Head::acquire_shared(found, candidate, TTL, &lineage(on), Epoch::default()).expect("epochs are left")
     }
 
     fn seen(answer: Leadership) -> Seen {
@@ -186,7 +195,7 @@ mod tests {
         let renewed = head.renew(head.epoch).expect("it leads");
         let (none, answer) = acquire(Some(&renewed), &late, "one");
         assert_eq!(none, None);
-        assert_eq!(seen(answer).leader, Some(LeaderSeen { epoch: head.epoch, counter: 1 }));
+        assert_eq!(seen(answer).leader, Some(LeaderSeen { epoch: head.epoch, counter: 1, ttl_ms: 5_000 }));
         let (taken, answer) = take_over(Some(&renewed), late, "one");
         assert!(taken.epoch > head.epoch);
         assert!(matches!(answer, Leadership::Acquired { clean: false, continuous: true, .. }));
@@ -213,7 +222,8 @@ mod tests {
         let mut me = candidate("a");
         me.floor = Epoch::new(41);
         me.seen = Some(Seen::default());
-        let (head, _) = Head::acquire_shared(None, &me, &Lineage::default(), Epoch::new(77)).expect("epochs are left");
+        let (head, _) =
+            Head::acquire_shared(None, &me, TTL, &Lineage::default(), Epoch::new(77)).expect("epochs are left");
         assert_eq!(head.expect("acquired").epoch, Epoch::new(78));
     }
 

@@ -58,10 +58,10 @@ pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     /// the store does not answer.
     async fn load(&self) -> Result<StoreState>;
 
-    /// Asks for the leadership; decided by [`Head::acquire_exclusive`] or [`Head::acquire_shared`].
+    /// Asks for a leadership that lasts `ttl` without a renewal; decided by [`Head::acquire_exclusive`] or [`Head::acquire_shared`].
     ///
     /// A shared store answers [`Leadership::Held`] unless the holder resigned, the candidate is the holder, or `candidate.seen` proves that
-    /// the caller watched the store stand still for hi(`ttl`) (L1). The new epoch is above the stored one, above
+    /// the caller watched the store stand still for hi(the leader's TTL) (L1). The new epoch is above the stored one, above
     /// `candidate.floor`, and above a floor of the backend's own where it has one (L4); it is durable before the answer. Not
     /// numbered: the number of the last applied write stays. After an unknown outcome, ask again with the same nonce.
     async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership>;
@@ -123,6 +123,8 @@ pub struct LeaderSeen {
     pub epoch: Epoch,
     /// The leader's renewal counter.
     pub counter: u64,
+    /// How long the leadership lasts without a renewal, in milliseconds: what a candidate must wait out, whatever its own TTL is.
+    pub ttl_ms: u64,
 }
 
 /// The answer to [`BindStore::acquire_leadership`].

@@ -122,11 +122,11 @@ impl BindStore for SharedStore {
         .await
     }
 
-    async fn acquire_leadership(&self, candidate: &Candidate, _ttl: Duration) -> Result<Leadership> {
+    async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership> {
         let answer = self
             .run(|content| {
                 let (head, answer) =
-                    Head::acquire_shared(content.head.as_ref(), candidate, &content.lineage(), Epoch::default())?;
+                    Head::acquire_shared(content.head.as_ref(), candidate, ttl, &content.lineage(), Epoch::default())?;
                 if let Some(head) = head {
                     content.head = Some(head);
                 }
