@@ -8,6 +8,8 @@ pub mod server;
 pub mod store;
 pub mod timeline;
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::time::Duration;
 
 /// No wait of a test is longer. Generous, for machines that do a lot else; nothing ever takes that long unless it hangs.
@@ -40,11 +42,17 @@ pub fn is_ci() -> bool {
     std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false")
 }
 
-/// Says loudly that a test is skipped; fails in CI, where nothing may be.
+/// Says loudly that a test is skipped, on stderr and to the test command, which repeats it at its end; fails in CI, where nothing may be.
 ///
 /// # Panics
 /// In CI.
 pub fn skip(why: &str) {
     assert!(!is_ci(), "not to be skipped in CI: {why}");
     eprintln!("\n*** SKIPPED: {why}\n");
+    if let Some(path) = std::env::var_os("LOCKSERVICE_SKIPPED") {
+        let mut skipped =
+            OpenOptions::new().append(true).open(path).expect("the test command's list of what is skipped");
+        // One write, so that tests that run at once do not mix their lines.
+        skipped.write_all(format!("{why}\n").as_bytes()).expect("a line can be added to it");
+    }
 }
