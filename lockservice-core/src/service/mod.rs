@@ -21,6 +21,8 @@
 
 mod keeper;
 mod lease;
+mod pending;
+mod queue;
 mod registry;
 mod session;
 mod settings;
@@ -50,7 +52,8 @@ use self::session::SessionRecord;
 use self::tables::Tables;
 use self::txn::{TxnRecord, timer};
 
-pub use self::session::{Attachment, Pending, Session};
+pub use self::pending::Pending;
+pub use self::session::{Attachment, Session};
 pub use self::settings::ServiceSettings;
 pub use self::txn::Txn;
 pub use self::types::{

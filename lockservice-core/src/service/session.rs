@@ -1,38 +1,30 @@
 //! Sessions: how long a silent client's locks are kept, and exactly-once operations over a connection that may break.
 //!
 //! # Implementation details
-//! A session's transactions are numbered by its client, and the operations of each transaction too (T2). An operation is
-//! **decided** when its answer is known; decided answers are kept until the client acknowledges them, so that a replay is answered and
-//! not done again. Operations of one transaction are decided in the order of their numbers, one at a time; later ones queue. `Undo` and `End`
-//! act at once on the call that is being decided (they cancel its wait) and then take their turn. The turn of an `End` comes at once,
-//! also past numbers that never arrived: whatever they were, they can no longer matter.
-//!
-//! A number that is refused leaves no hole behind which later ones would wait for ever: it is decided, in its turn, with the refusal.
+//! A session's transactions are numbered by its client, and the operations of each transaction too (T2): their order, and how they take
+//! effect once, is the business of each transaction's [`queue`](super::queue).
 //!
 //! One mutex per session guards all of that. It is never held across an await, nor while an operation runs: the runner takes the
 //! next operation under it, runs it without it, and files the answer under it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use crate::clock::{Time, hi};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{SessionId, TableId};
-use crate::key::LockItem;
+use crate::id::SessionId;
+use crate::service::pending::Pending;
+use crate::service::queue::{Filed, Relied, Step, Taken, TxnQueue, keep_relied_on, taken_back};
 use crate::service::txn::{TxnRecord, timer};
 use crate::service::{Answer, Granted, Inner, LockService, Operation, Phase, Promise, TxnOp};
 use crate::sync::Mutex;
-use crate::table::Grant;
-
-/// Most callers that wait for one operation's answer: its first sender, and those who sent it again.
-const JOINED_MAX: usize = 16;
 
 /// A client's session with this service (P1). A cheap handle.
 #[derive(Debug, Clone)]
@@ -91,47 +83,9 @@ impl Renewals {
 #[derive(Debug)]
 struct State {
     open: bool,
-    txns: BTreeMap<u64, Slot>,
+    txns: BTreeMap<u64, TxnQueue>,
     /// The highest transaction number that was ever used: a lower one that is not in `txns` has ended (T3).
     highest: u64,
-}
-
-/// One transaction of a session.
-#[derive(Debug)]
-struct Slot {
-    txn: Arc<TxnRecord>,
-    /// The sequence that is decided next.
-    next: u64,
-    /// Arrived but not decided. The first may be running.
-    queue: BTreeMap<u64, Queued>,
-    /// Answers that the client has not acknowledged.
-    decided: BTreeMap<u64, Result<Answer>>,
-    /// Sequences that were taken back, in whatever state they were. Forgotten once they are decided and acknowledged.
-    undone: BTreeSet<u64>,
-    /// What unacknowledged grants name beyond what they added: it was held already, perhaps by an earlier call that may yet be taken back.
-    relied_on: BTreeMap<u64, Relied>,
-    running: bool,
-    /// The running call was cancelled by [`Session::cancel`]: no `Undo` will come to take its grant back.
-    cancelled: bool,
-    /// Ends the wait of the running call.
-    cancel: Option<oneshot::Sender<()>>,
-    /// An `End` has arrived: locks before it are refused.
-    ending: bool,
-    /// A number was refused for which there was no place left: what comes after it would wait for ever, so nothing but an `End` is taken in.
-    broken: bool,
-}
-
-/// The items of a call that was granted, and their table.
-#[derive(Debug, Clone)]
-struct Relied {
-    table: TableId,
-    items: Arc<[LockItem]>,
-}
-
-#[derive(Debug)]
-struct Queued {
-    operation: Option<Operation>,
-    waiting: Vec<oneshot::Sender<Result<Answer>>>,
 }
 
 /// Says when another connection has taken the session over.
@@ -148,44 +102,6 @@ impl Attachment {
         // The sender lives in the session; if that is gone, nothing can replace this attachment any more.
         if self.attached.wait_for(|current| *current > number).await.is_err() {
             std::future::pending().await
-        }
-    }
-}
-
-/// The answer to a submitted operation. Dropping it does not cancel the operation: submit an `Undo` for that.
-#[derive(Debug)]
-#[must_use = "futures do nothing unless polled"]
-pub struct Pending(PendingState);
-
-// Not boxed: an operation that was decided at once is the usual case, and must not cost an allocation.
-#[allow(clippy::large_enum_variant)]
-#[derive(Debug)]
-enum PendingState {
-    Ready(Option<Result<Answer>>),
-    Waiting(oneshot::Receiver<Result<Answer>>),
-}
-
-impl Pending {
-    fn ready(result: Result<Answer>) -> Self {
-        Self(PendingState::Ready(Some(result)))
-    }
-}
-
-impl Future for Pending {
-    type Output = Result<Answer>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut self.0 {
-            PendingState::Ready(result) => Poll::Ready(
-                result
-                    .take()
-                    .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "an answer was polled after it was taken"))),
-            ),
-            PendingState::Waiting(answer) => Pin::new(answer).poll(cx).map(|result| {
-                result.unwrap_or_else(|_| {
-                    Err(Error::new(ErrorKind::SessionLost, "the session ended before the operation"))
-                })
-            }),
         }
     }
 }
@@ -276,8 +192,8 @@ impl Session {
     /// The client has the answers of transaction `number` up to `sequence`.
     pub fn ack(&self, number: u64, sequence: u64) {
         let mut state = self.record.state.lock();
-        if let Some(slot) = state.txns.get_mut(&number) {
-            slot.acknowledge(sequence);
+        if let Some(queue) = state.txns.get_mut(&number) {
+            queue.acknowledge(sequence);
         }
     }
 
@@ -285,11 +201,8 @@ impl Session {
     /// decided, or has not arrived.
     pub fn cancel(&self, number: u64, sequence: u64) {
         let mut state = self.record.state.lock();
-        if let Some(slot) = state.txns.get_mut(&number)
-            && slot.queue.contains_key(&sequence)
-        {
-            slot.cancelled |= slot.running && slot.next == sequence;
-            slot.undo(sequence);
+        if let Some(queue) = state.txns.get_mut(&number) {
+            queue.cancel(sequence);
         }
     }
 
@@ -354,9 +267,9 @@ impl Session {
                 .with("limit", self.inner.parts.settings.txns_per_session_max));
             }
             let txn = self.inner.begin(&op.options, Some(Arc::clone(&self.record.renewals)), &self.record.client)?;
-            state.txns.insert(op.number, Slot::new(txn));
+            state.txns.insert(op.number, TxnQueue::new(txn));
         }
-        let Some(slot) = state.txns.get_mut(&op.number) else {
+        let Some(queue) = state.txns.get_mut(&op.number) else {
             // T3: below the floor and not there: it has ended, and nothing may bring it back.
             return if ended_is_fine {
                 Ok((Pending::ready(Ok(Answer::Done)), false))
@@ -365,51 +278,16 @@ impl Session {
                     .with("number", op.number))
             };
         };
-        slot.acknowledge(op.acked);
-        if op.sequence < slot.next {
-            // A replay of something decided.
-            return match slot.decided.get(&op.sequence) {
-                Some(answer) if slot.undone.contains(&op.sequence) => {
-                    Ok((Pending::ready(answer.clone().and(Err(taken_back()))), false))
-                }
-                Some(answer) => Ok((Pending::ready(self.again(answer)), false)),
-                None if slot.ending => Err(taken_back()),
-                None => Err(Error::new(
-                    ErrorKind::InvalidArgument,
-                    "this operation was answered, and its answer acknowledged",
-                )
-                .with("sequence", op.sequence)),
-            };
-        }
-        let (sender, receiver) = oneshot::channel();
-        let pending = Pending(PendingState::Waiting(receiver));
-        if let Some(queued) = slot.queue.get_mut(&op.sequence) {
-            // A replay of something that is still to be decided joins it. Those whose connection is gone do not count.
-            queued.waiting.retain(|sender| !sender.is_closed());
-            if queued.waiting.len() >= JOINED_MAX {
-                return Err(Error::new(
-                    ErrorKind::ResourceExhausted,
-                    "this operation is asked for too many times at once: wait for its answer",
-                ));
-            }
-            queued.waiting.push(sender);
-            return Ok((pending, false));
-        }
-        let operation = slot.admit(op.sequence, operation, self.inner.parts.settings.ops_per_txn_max)?;
-        match &operation {
-            Operation::Undo { sequence } => slot.undo(*sequence),
-            Operation::End { .. } => slot.begin_to_end(),
-            Operation::Lock(_) | Operation::Unlock { .. } | Operation::Refuse(_) => {}
-        }
-        slot.queue.insert(op.sequence, Queued { operation: Some(operation), waiting: vec![sender] });
-        let run = !slot.running && (slot.ending || slot.queue.contains_key(&slot.next));
-        slot.running |= run;
-        Ok((pending, run))
+        queue.acknowledge(op.acked);
+        Ok(match queue.take_in(op.sequence, operation, self.inner.parts.settings.ops_per_txn_max)? {
+            Taken::Decided(answer) => (Pending::ready(self.again(answer)), false),
+            Taken::Queued { answer, run } => (Pending::waiting(answer), run),
+        })
     }
 
     /// The answer to a replay. Its promise counts from the replay's send (P2), so the promise of the first answer would be too long.
-    fn again(&self, answer: &Result<Answer>) -> Result<Answer> {
-        match answer.clone()? {
+    fn again(&self, answer: Result<Answer>) -> Result<Answer> {
+        match answer? {
             Answer::Locked(granted) => {
                 let promise = self.inner.promise(Some(&self.record.renewals))?;
                 Ok(Answer::Locked(Granted { promise, ..granted }))
@@ -432,10 +310,8 @@ impl Session {
                         // Dropping the call takes its claim away, or hands on a grant that had just been made.
                         _ = cancelled => Err(taken_back()),
                     };
-                    if let (Ok(granted), Some(items)) = (&result, items)
-                        && granted.grant.changes.len() < items.len()
-                    {
-                        relied = Some(Relied { table: granted.grant.bind.id, items });
+                    if let (Ok(granted), Some(items)) = (&result, items) {
+                        relied = Relied::of(granted, items);
                     }
                     result.map(Answer::Locked)
                 }
@@ -443,17 +319,12 @@ impl Session {
                     self.inner.unlock(&txn, &table, &items);
                     Ok(Answer::Done)
                 }
-                Step::TakeBack(None, _) => Err(Error::new(
-                    ErrorKind::InvalidArgument,
-                    "the operation to take back was acknowledged, or never was: release its keys instead",
-                )),
-                Step::TakeBack(Some(answer), later) => {
-                    if let Ok(Answer::Locked(mut granted)) = answer {
-                        keep_relied_on(&mut granted.grant, &later);
-                        self.inner.engine.take_back(txn.id, granted.grant.bind.id, &granted.grant);
-                    }
+                Step::TakeBack(mut grant, later) => {
+                    keep_relied_on(&mut grant, &later);
+                    self.inner.engine.take_back(txn.id, grant.bind.id, &grant);
                     Ok(Answer::Done)
                 }
+                Step::Done => Ok(Answer::Done),
                 Step::End(commit_ts) => {
                     self.inner.end(&txn, commit_ts);
                     Ok(Answer::Done)
@@ -467,57 +338,16 @@ impl Session {
 
     fn take_next(&self, number: u64) -> Option<(Arc<TxnRecord>, u64, Step)> {
         let mut state = self.record.state.lock();
-        let slot = state.txns.get_mut(&number)?;
-        // What has not arrived before an `End` can no longer matter: it is passed over.
-        let sequence = if slot.ending { slot.queue.keys().next().copied() } else { Some(slot.next) };
-        let Some((sequence, queued)) = sequence.and_then(|at| Some((at, slot.queue.get_mut(&at)?))) else {
-            slot.running = false;
-            return None;
-        };
-        slot.next = sequence;
-        let step = match queued.operation.take() {
-            // Cannot be: an operation is taken once, and then filed.
-            None => Step::Refuse(Error::new(ErrorKind::Internal, "an operation was run twice")),
-            Some(Operation::Lock(_)) if slot.ending || slot.undone.contains(&sequence) => Step::Refuse(taken_back()),
-            Some(Operation::Lock(spec)) => {
-                let (cancel, cancelled) = oneshot::channel();
-                slot.cancel = Some(cancel);
-                // Without an earlier grant that can still be taken back, which is the usual case, there is nothing to remember.
-                let earlier = slot.decided.values().any(|answer| matches!(answer, Ok(Answer::Locked(_))));
-                let items = earlier.then(|| Arc::from(spec.items.as_slice()));
-                Step::Lock { spec, items, cancelled }
-            }
-            Some(Operation::Unlock { table, items }) => Step::Unlock(table, items),
-            Some(Operation::End { commit_ts }) => Step::End(commit_ts),
-            Some(Operation::Refuse(why)) => Step::Refuse(why),
-            Some(Operation::Undo { sequence }) => {
-                let later = slot.relied_on.range(sequence + 1..).filter(|(at, _)| !slot.undone.contains(at));
-                Step::TakeBack(slot.decided.get(&sequence).cloned(), later.map(|(_, relied)| relied.clone()).collect())
-            }
-        };
-        Some((Arc::clone(&slot.txn), sequence, step))
+        let queue = state.txns.get_mut(&number)?;
+        let (sequence, step) = queue.step()?;
+        Some((Arc::clone(&queue.txn), sequence, step))
     }
 
     /// Files an answer. False if the transaction is over.
-    fn file(&self, number: u64, sequence: u64, mut result: Result<Answer>, relied: Option<Relied>, ends: bool) -> bool {
+    fn file(&self, number: u64, sequence: u64, result: Result<Answer>, relied: Option<Relied>, ends: bool) -> bool {
         let mut state = self.record.state.lock();
-        let Some(slot) = state.txns.get_mut(&number) else { return false };
-        let mut given_back = None;
-        if std::mem::take(&mut slot.cancelled)
-            && let Ok(Answer::Locked(granted)) = &result
-        {
-            // It was cancelled when the grant had been made but was not filed yet.
-            given_back = Some(granted.clone());
-            result = Err(taken_back());
-        } else if let Some(relied) = relied {
-            slot.relied_on.insert(sequence, relied);
-        }
-        // The call is decided: its canceller has nothing to cancel. (A canceller that was used before the call was polled to its
-        // end left it to the select above; the answer then says so.)
-        slot.cancel = None;
-        let waiting = slot.queue.remove(&sequence).map(|queued| queued.waiting).unwrap_or_default();
-        slot.next = sequence + 1;
-        slot.decided.insert(sequence, result.clone());
+        let Some(queue) = state.txns.get_mut(&number) else { return false };
+        let Filed { result, waiting, given_back } = queue.file(sequence, result, relied);
         // Replays of an ended transaction are answered by the floor.
         let over = if ends { state.txns.remove(&number) } else { None };
         drop(state);
@@ -528,11 +358,8 @@ impl Session {
             // A connection that is gone will ask again.
             let _ = sender.send(result.clone());
         }
-        if let Some(slot) = over {
-            for sender in slot.queue.into_values().flat_map(|queued| queued.waiting) {
-                let _ =
-                    sender.send(Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one")));
-            }
+        for sender in over.into_iter().flat_map(TxnQueue::into_waiting) {
+            let _ = sender.send(Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one")));
         }
         !ends
     }
@@ -562,7 +389,7 @@ impl Session {
 
     /// Marks the session lost, then lets go of what it held. Only the first call does anything.
     fn finish(&self, why: Error) {
-        let slots = {
+        let queues = {
             let mut state = self.record.state.lock();
             if !std::mem::replace(&mut state.open, false) {
                 return;
@@ -572,9 +399,9 @@ impl Session {
         self.record.lost.send_replace(Some(why.clone()));
         // Cancels running calls (their cancellers are dropped) and answers queued ones.
         let mut txns = Vec::new();
-        for slot in slots.into_values() {
-            txns.push(slot.txn);
-            for sender in slot.queue.into_values().flat_map(|queued| queued.waiting) {
+        for queue in queues.into_values() {
+            txns.push(Arc::clone(&queue.txn));
+            for sender in queue.into_waiting() {
                 let _ = sender.send(Err(why.clone()));
             }
         }
@@ -611,111 +438,4 @@ impl Session {
             }
         }
     }
-}
-
-#[allow(
-    clippy::large_enum_variant,
-    reason = "moved once and never kept; a lock is the usual step, and must not cost an allocation"
-)]
-enum Step {
-    Refuse(Error),
-    Lock {
-        spec: crate::service::LockSpec,
-        /// Its items once more, if the call may rely on what an earlier one added.
-        items: Option<Arc<[LockItem]>>,
-        cancelled: oneshot::Receiver<()>,
-    },
-    Unlock(crate::id::TableRef, Vec<LockItem>),
-    /// The answer of the call that is taken back, and what later calls rely on.
-    TakeBack(Option<Result<Answer>>, Vec<Relied>),
-    End(Option<u64>),
-}
-
-impl Slot {
-    fn new(txn: Arc<TxnRecord>) -> Self {
-        Self {
-            txn,
-            next: 1,
-            queue: BTreeMap::new(),
-            decided: BTreeMap::new(),
-            undone: BTreeSet::new(),
-            relied_on: BTreeMap::new(),
-            running: false,
-            cancelled: false,
-            cancel: None,
-            ending: false,
-            broken: false,
-        }
-    }
-
-    /// Bounds what is kept of the transaction. An operation that finds no room takes its place all the same and is refused in its turn,
-    /// else what follows would wait for it for ever (T2). `Undo`s have as much room again, and an `End` is always taken in: it makes room.
-    fn admit(&mut self, sequence: u64, operation: Operation, most: usize) -> Result<Operation> {
-        let kept = self.queue.len() + self.decided.len();
-        let exhausted = || {
-            Error::new(
-                ErrorKind::ResourceExhausted,
-                "too many operations of one transaction are queued or unacknowledged: wait for answers and acknowledge them",
-            )
-            .with("limit", most)
-        };
-        match operation {
-            Operation::End { .. } if !self.ending => Ok(operation),
-            _ if self.broken || kept >= most.saturating_mul(2) => {
-                self.broken = true;
-                Err(exhausted())
-            }
-            Operation::Undo { sequence: undone } if undone >= sequence => Ok(Operation::Refuse(Error::new(
-                ErrorKind::InvalidArgument,
-                "only an earlier operation of the transaction can be taken back",
-            ))),
-            Operation::Undo { .. } => Ok(operation),
-            _ if kept >= most => Ok(Operation::Refuse(exhausted())),
-            _ => Ok(operation),
-        }
-    }
-
-    /// The client has the answers up to `acked`: nothing of them will be asked for again.
-    fn acknowledge(&mut self, acked: u64) {
-        self.decided.retain(|decided, _| *decided > acked);
-        self.relied_on.retain(|decided, _| *decided > acked);
-        let next = self.next;
-        self.undone.retain(|undone| *undone > acked || *undone >= next);
-    }
-
-    /// T2: closes `sequence`, and cancels it if it is being decided.
-    fn undo(&mut self, sequence: u64) {
-        self.undone.insert(sequence);
-        if self.running && self.next == sequence {
-            self.cancel_running();
-        }
-    }
-
-    fn begin_to_end(&mut self) {
-        self.ending = true;
-        self.cancel_running();
-    }
-
-    fn cancel_running(&mut self) {
-        if let Some(cancel) = self.cancel.take() {
-            // The call may have been decided at this very moment; then its answer stands until the Undo takes its turn.
-            let _ = cancel.send(());
-        }
-    }
-}
-
-/// Comparing more pairs than this is not worth the time: then all of it is kept.
-const RELIED_PAIRS_MAX: usize = 1 << 20;
-
-/// Leaves out of what is to be taken back the items that a later call of the transaction was told it holds (T2: only what the call
-/// added is taken back, and what another was granted is not this call's any more). They go with the transaction's end.
-fn keep_relied_on(grant: &mut Grant, later: &[Relied]) {
-    for relied in later.iter().filter(|relied| relied.table == grant.bind.id) {
-        let too_many = grant.changes.len().saturating_mul(relied.items.len()) > RELIED_PAIRS_MAX;
-        grant.changes.retain(|change| !too_many && !relied.items.iter().any(|item| item.overlaps(&change.item)));
-    }
-}
-
-fn taken_back() -> Error {
-    Error::new(ErrorKind::Cancelled, "the call was taken back, or its transaction ended, before it was decided")
 }

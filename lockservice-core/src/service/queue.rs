@@ -1,0 +1,329 @@
+//! [`TxnQueue`]: the operations of one transaction of a session, in order, each taking effect once (T2). Pure: it runs nothing, waits
+//! for nothing and reads no clock; [`Session`](super::Session) does what the [`Step`]s say and files what came of it.
+//!
+//! # States of an operation, by its sequence
+//! unseen → *queued* → *running* (one at a time) → *decided* (its answer is kept) → *acknowledged* (forgotten). One that arrives again
+//! while queued or running joins the first; one that is decided is answered with the first answer; one that is acknowledged is refused.
+//!
+//! # Invariants
+//! - **In order.** What is decided is all of `1..next`, until an `End` has arrived. The turn of an `End` comes at once, also past
+//!   numbers that never arrived: whatever they were, they can no longer matter.
+//! - **No hole.** A number that is refused is decided, in its turn, with the refusal; else later ones would wait for it for ever. Where
+//!   even the refusal finds no room the queue is *broken*, and takes in nothing but an `End`.
+//! - **Kept until acknowledged.** An answer is never dropped before its client has it. Memory is bounded by what is taken in.
+//! - **Closed is closed.** A sequence in `undone` is never granted: a call that runs is cancelled, one that is queued or comes later is
+//!   refused, and a grant that was filed is taken back in the `Undo`'s turn.
+//! - **Only what a call added is taken back**, less what a later call was told it holds (`relied_on`): that call's answer would else
+//!   become untrue.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{TableId, TableRef};
+use crate::key::LockItem;
+use crate::service::txn::TxnRecord;
+use crate::service::{Answer, Granted, LockSpec, Operation};
+use crate::table::Grant;
+
+/// Most callers that wait for one operation's answer: its first sender, and those who sent it again.
+const JOINED_MAX: usize = 16;
+
+/// Comparing more pairs than this is not worth the time: then all of it is kept.
+const RELIED_PAIRS_MAX: usize = 1 << 20;
+
+/// Where an answer is sent.
+pub(super) type Waiting = oneshot::Sender<Result<Answer>>;
+
+/// One transaction of a session.
+#[derive(Debug)]
+pub(super) struct TxnQueue {
+    pub(super) txn: Arc<TxnRecord>,
+    /// The sequence that is decided next.
+    next: u64,
+    /// Arrived but not decided. The first may be running.
+    queue: BTreeMap<u64, Queued>,
+    /// Answers that the client has not acknowledged.
+    decided: BTreeMap<u64, Result<Answer>>,
+    /// Sequences that were taken back, in whatever state they were. Forgotten once they are decided and acknowledged.
+    undone: BTreeSet<u64>,
+    /// What unacknowledged grants name beyond what they added: it was held already, perhaps by an earlier call that may yet be taken back.
+    relied_on: BTreeMap<u64, Relied>,
+    running: bool,
+    /// The running call was cancelled by [`cancel`](Self::cancel): no `Undo` will come to take its grant back.
+    cancelled: bool,
+    /// Ends the wait of the running call.
+    cancel: Option<oneshot::Sender<()>>,
+    /// An `End` has arrived: locks before it are refused.
+    ending: bool,
+    /// A number was refused for which there was no place left.
+    broken: bool,
+}
+
+#[derive(Debug)]
+struct Queued {
+    operation: Option<Operation>,
+    waiting: Vec<Waiting>,
+}
+
+/// The items of a call that was granted, and their table.
+#[derive(Debug, Clone)]
+pub(super) struct Relied {
+    table: TableId,
+    items: Arc<[LockItem]>,
+}
+
+impl Relied {
+    /// What `granted` says is held although it did not add it, if it is anything. `items` are what was asked for.
+    pub(super) fn of(granted: &Granted, items: Arc<[LockItem]>) -> Option<Self> {
+        (granted.grant.changes.len() < items.len()).then(|| Self { table: granted.grant.bind.id, items })
+    }
+}
+
+/// What became of an operation that arrived.
+#[allow(clippy::large_enum_variant, reason = "moved once and never kept")]
+pub(super) enum Taken {
+    /// It was decided before: this was its answer.
+    Decided(Result<Answer>),
+    /// Its answer will come here. If `run`, nobody runs the queue, and it is to be run.
+    Queued { answer: oneshot::Receiver<Result<Answer>>, run: bool },
+}
+
+/// What is to be done for the operation whose turn it is.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "moved once and never kept; a lock is the usual step, and must not cost an allocation"
+)]
+pub(super) enum Step {
+    Refuse(Error),
+    Lock {
+        spec: LockSpec,
+        /// Its items once more, if the call may rely on what an earlier one added.
+        items: Option<Arc<[LockItem]>>,
+        cancelled: oneshot::Receiver<()>,
+    },
+    Unlock(TableRef, Vec<LockItem>),
+    /// Take this grant back, less what later calls rely on: see [`keep_relied_on`].
+    TakeBack(Grant, Vec<Relied>),
+    /// What is taken back added nothing that would be left.
+    Done,
+    End(Option<u64>),
+}
+
+/// An answer that was filed.
+pub(super) struct Filed {
+    /// The answer as it stands.
+    pub(super) result: Result<Answer>,
+    /// Who is to be told.
+    pub(super) waiting: Vec<Waiting>,
+    /// A grant that came too late: take it back.
+    pub(super) given_back: Option<Granted>,
+}
+
+impl TxnQueue {
+    pub(super) fn new(txn: Arc<TxnRecord>) -> Self {
+        Self {
+            txn,
+            next: 1,
+            queue: BTreeMap::new(),
+            decided: BTreeMap::new(),
+            undone: BTreeSet::new(),
+            relied_on: BTreeMap::new(),
+            running: false,
+            cancelled: false,
+            cancel: None,
+            ending: false,
+            broken: false,
+        }
+    }
+
+    /// Takes an operation in, at its place in the order. `ops_max` bounds how many are queued or kept.
+    pub(super) fn take_in(&mut self, sequence: u64, operation: Operation, ops_max: usize) -> Result<Taken> {
+        if sequence < self.next {
+            return self.decided_before(sequence).map(Taken::Decided);
+        }
+        let (sender, answer) = oneshot::channel();
+        if let Some(queued) = self.queue.get_mut(&sequence) {
+            // A replay of something that is still to be decided joins it. Those whose connection is gone do not count.
+            queued.waiting.retain(|sender| !sender.is_closed());
+            if queued.waiting.len() >= JOINED_MAX {
+                return Err(Error::new(
+                    ErrorKind::ResourceExhausted,
+                    "this operation is asked for too many times at once: wait for its answer",
+                ));
+            }
+            queued.waiting.push(sender);
+            return Ok(Taken::Queued { answer, run: false });
+        }
+        let operation = self.admit(sequence, operation, ops_max)?;
+        match &operation {
+            Operation::Undo { sequence } => self.undo(*sequence),
+            Operation::End { .. } => {
+                self.ending = true;
+                self.cancel_running();
+            }
+            Operation::Lock(_) | Operation::Unlock { .. } | Operation::Refuse(_) => {}
+        }
+        self.queue.insert(sequence, Queued { operation: Some(operation), waiting: vec![sender] });
+        let run = !self.running && (self.ending || self.queue.contains_key(&self.next));
+        self.running |= run;
+        Ok(Taken::Queued { answer, run })
+    }
+
+    /// The first answer of an operation that was decided.
+    fn decided_before(&self, sequence: u64) -> Result<Result<Answer>> {
+        match self.decided.get(&sequence) {
+            Some(answer) if self.undone.contains(&sequence) => Ok(answer.clone().and(Err(taken_back()))),
+            Some(answer) => Ok(answer.clone()),
+            None if self.ending => Err(taken_back()),
+            None => {
+                Err(Error::new(ErrorKind::InvalidArgument, "this operation was answered, and its answer acknowledged")
+                    .with("sequence", sequence))
+            }
+        }
+    }
+
+    /// Bounds what is kept of the transaction. An operation that finds no room takes its place all the same and is refused in its turn,
+    /// else what follows would wait for it for ever. `Undo`s have as much room again, and an `End` is always taken in: it makes room.
+    fn admit(&mut self, sequence: u64, operation: Operation, ops_max: usize) -> Result<Operation> {
+        let kept = self.queue.len() + self.decided.len();
+        let exhausted = || {
+            Error::new(
+                ErrorKind::ResourceExhausted,
+                "too many operations of one transaction are queued or unacknowledged: wait for answers and acknowledge them",
+            )
+            .with("limit", ops_max)
+        };
+        match operation {
+            Operation::End { .. } if !self.ending => Ok(operation),
+            _ if self.broken || kept >= ops_max.saturating_mul(2) => {
+                self.broken = true;
+                Err(exhausted())
+            }
+            Operation::Undo { sequence: undone } if undone >= sequence => Ok(Operation::Refuse(Error::new(
+                ErrorKind::InvalidArgument,
+                "only an earlier operation of the transaction can be taken back",
+            ))),
+            Operation::Undo { .. } => Ok(operation),
+            _ if kept >= ops_max => Ok(Operation::Refuse(exhausted())),
+            _ => Ok(operation),
+        }
+    }
+
+    /// The client has the answers up to `acked`: nothing of them will be asked for again.
+    pub(super) fn acknowledge(&mut self, acked: u64) {
+        self.decided.retain(|decided, _| *decided > acked);
+        self.relied_on.retain(|decided, _| *decided > acked);
+        let next = self.next;
+        self.undone.retain(|undone| *undone > acked || *undone >= next);
+    }
+
+    /// Cancels an operation that waits, for its locks or for its turn, as if it had been taken back.
+    pub(super) fn cancel(&mut self, sequence: u64) {
+        if self.queue.contains_key(&sequence) {
+            self.cancelled |= self.running && self.next == sequence;
+            self.undo(sequence);
+        }
+    }
+
+    /// Closes `sequence`, and cancels it if it is being decided.
+    fn undo(&mut self, sequence: u64) {
+        self.undone.insert(sequence);
+        if self.running && self.next == sequence {
+            self.cancel_running();
+        }
+    }
+
+    fn cancel_running(&mut self) {
+        if let Some(cancel) = self.cancel.take() {
+            // The call may have been decided at this very moment; then its answer stands until the Undo takes its turn.
+            let _ = cancel.send(());
+        }
+    }
+
+    /// The operation whose turn it is, and what to do for it. `None` if it has not arrived: the queue is to be run again when
+    /// [`take_in`](Self::take_in) says so.
+    pub(super) fn step(&mut self) -> Option<(u64, Step)> {
+        // What has not arrived before an `End` can no longer matter: it is passed over.
+        let sequence = if self.ending { self.queue.keys().next().copied() } else { Some(self.next) };
+        let Some((sequence, queued)) = sequence.and_then(|at| Some((at, self.queue.get_mut(&at)?))) else {
+            self.running = false;
+            return None;
+        };
+        self.next = sequence;
+        let step = match queued.operation.take() {
+            // Cannot be: an operation is taken once, and then filed.
+            None => Step::Refuse(Error::new(ErrorKind::Internal, "an operation was run twice")),
+            Some(Operation::Lock(_)) if self.ending || self.undone.contains(&sequence) => Step::Refuse(taken_back()),
+            Some(Operation::Lock(spec)) => {
+                let (cancel, cancelled) = oneshot::channel();
+                self.cancel = Some(cancel);
+                // Without an earlier grant that can still be taken back, which is the usual case, there is nothing to remember.
+                let earlier = self.decided.values().any(|answer| matches!(answer, Ok(Answer::Locked(_))));
+                let items = earlier.then(|| Arc::from(spec.items.as_slice()));
+                Step::Lock { spec, items, cancelled }
+            }
+            Some(Operation::Unlock { table, items }) => Step::Unlock(table, items),
+            Some(Operation::End { commit_ts }) => Step::End(commit_ts),
+            Some(Operation::Refuse(why)) => Step::Refuse(why),
+            Some(Operation::Undo { sequence }) => self.take_back(sequence),
+        };
+        Some((sequence, step))
+    }
+
+    fn take_back(&self, sequence: u64) -> Step {
+        match self.decided.get(&sequence) {
+            None => Step::Refuse(Error::new(
+                ErrorKind::InvalidArgument,
+                "the operation to take back was acknowledged, or never was: release its keys instead",
+            )),
+            Some(Ok(Answer::Locked(granted))) => {
+                let later = self.relied_on.range(sequence + 1..).filter(|(at, _)| !self.undone.contains(at));
+                Step::TakeBack(granted.grant.clone(), later.map(|(_, relied)| relied.clone()).collect())
+            }
+            Some(_) => Step::Done,
+        }
+    }
+
+    /// Files the answer of the operation that ran.
+    pub(super) fn file(&mut self, sequence: u64, mut result: Result<Answer>, relied: Option<Relied>) -> Filed {
+        let mut given_back = None;
+        if std::mem::take(&mut self.cancelled)
+            && let Ok(Answer::Locked(granted)) = &result
+        {
+            // It was cancelled when the grant had been made but was not filed yet.
+            given_back = Some(granted.clone());
+            result = Err(taken_back());
+        } else if let Some(relied) = relied {
+            self.relied_on.insert(sequence, relied);
+        }
+        // The call is decided: its canceller has nothing to cancel. (A canceller that was used before the call was polled to its
+        // end left it to whoever ran the call; the answer then says so.)
+        self.cancel = None;
+        let waiting = self.queue.remove(&sequence).map(|queued| queued.waiting).unwrap_or_default();
+        self.next = sequence + 1;
+        self.decided.insert(sequence, result.clone());
+        Filed { result, waiting, given_back }
+    }
+
+    /// Everybody who waits for an answer that will not come. The wait of a running call ends with this too: its canceller is dropped.
+    pub(super) fn into_waiting(self) -> impl Iterator<Item = Waiting> {
+        self.queue.into_values().flat_map(|queued| queued.waiting)
+    }
+}
+
+/// Leaves out of what is to be taken back the items that a later call of the transaction was told it holds: what another was granted is
+/// not this call's any more. They go with the transaction's end. May take a while: not to be called under a lock.
+pub(super) fn keep_relied_on(grant: &mut Grant, later: &[Relied]) {
+    for relied in later.iter().filter(|relied| relied.table == grant.bind.id) {
+        let too_many = grant.changes.len().saturating_mul(relied.items.len()) > RELIED_PAIRS_MAX;
+        grant.changes.retain(|change| !too_many && !relied.items.iter().any(|item| item.overlaps(&change.item)));
+    }
+}
+
+/// The answer to a call that was taken back before it was decided.
+pub(super) fn taken_back() -> Error {
+    Error::new(ErrorKind::Cancelled, "the call was taken back, or its transaction ended, before it was decided")
+}
