@@ -4,7 +4,7 @@ mod cli_support;
 
 use std::time::Duration;
 
-use cli_support::{Server, code, now, stderr, wait_for_end_of};
+use cli_support::{Running, Server, code, now, stderr, wait_for_end_of};
 use rustix::process::{Pid, Signal};
 
 #[test]
@@ -134,10 +134,7 @@ fn a_killed_or_stopped_supervisor_does_not_leave_its_command_running() {
     for signal in [Signal::KILL, Signal::STOP] {
         let server = Server::start();
         let (holder, command) = server.hold(&["t", "k", "--ttl", "1s"]);
-        let pid = holder.child.id();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        let supervisor = Pid::from_raw(children.trim().parse().unwrap()).unwrap();
-        rustix::process::kill_process(supervisor, signal).unwrap();
+        rustix::process::kill_process(supervisor_of(&holder), signal).unwrap();
         if signal == Signal::STOP {
             // Nobody renews any more, and the supervisor counts nothing: the wrapper does.
             server.running.signal(Signal::STOP);
@@ -248,4 +245,119 @@ fn standard_input_reaches_the_command() {
     let mut command = server.command(&["lock", "t", "k", "--", "cat"]);
     let output = command.stdin(std::fs::File::open(&file).unwrap()).output().unwrap();
     assert_eq!(output.stdout, b"through\n");
+}
+
+/// A holder that runs as nobody, with a process of root in its command's group, which it cannot end: for it that one hangs.
+struct Stuck {
+    holder: Running,
+    command: Pid,
+    member: Member,
+}
+
+struct Member(std::process::Child);
+
+impl Member {
+    fn end(&mut self) {
+        // Fails if it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// `None`, with a loud word, unless this is root.
+fn stuck(server: &Server, ttl: &str) -> Option<Stuck> {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::process::CommandExt as _;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: this test runs a command as another user, for which it must be run as root");
+        return None;
+    }
+    let program = server.folder.path().join("lockservice");
+    std::fs::copy(env!("CARGO_BIN_EXE_lockservice"), &program).expect("there is room");
+    for path in [server.folder.path(), &program] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+    }
+    let mut nobody = std::process::Command::new(&program);
+    nobody.args([
+        "lock",
+        "t",
+        "k",
+        "--server",
+        &server.address,
+        "--ttl",
+        ttl,
+        "--",
+        "sh",
+        "-c",
+        "echo $$; exec sleep 1000",
+    ]);
+    let mut holder = Running::start(nobody.uid(65_534).gid(65_534).stdin(std::process::Stdio::null()));
+    let command = Pid::from_raw(holder.line().parse().expect("a process number")).expect("not zero");
+    let group = command.as_raw_nonzero().get();
+    let member = std::process::Command::new("sleep").arg("1000").process_group(group).spawn().expect("it starts");
+    Some(Stuck { holder, command, member: Member(member) })
+}
+
+fn supervisor_of(holder: &Running) -> Pid {
+    let pid = holder.child.id();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
+    Pid::from_raw(children.trim().parse().expect("one child")).expect("not zero")
+}
+
+#[test]
+fn when_the_supervisor_was_killed_the_lock_is_released_once_the_whole_group_has_gone_and_not_before() {
+    let server = Server::start();
+    let Some(Stuck { holder, command, mut member }) = stuck(&server, "30s") else { return };
+    let script = format!("if kill -0 {} 2> /dev/null; then echo beside; else echo alone; fi", member.0.id());
+    let mut next = server.lock(&["t", "k"], &script);
+    server.waits(1);
+    rustix::process::kill_process(supervisor_of(&holder), Signal::KILL).unwrap();
+    wait_for_end_of(command);
+    // Long enough for a release that does not wait.
+    for _ in 0..20 {
+        assert_eq!(
+            server.run(&["waits", "--json"]).stdout.split(|byte| *byte == b'\n').count(),
+            2,
+            "nobody was let in"
+        );
+    }
+    let ended = now();
+    member.end();
+    assert_eq!(next.line(), "alone");
+    assert!(now().since(ended) < Duration::from_secs(10), "released, not lapsed");
+    let (status, text) = holder.wait();
+    assert_eq!(status.code(), Some(71), "{text}");
+    assert!(text.contains("the lock released") && text.lines().count() == 1, "{text}");
+}
+
+#[test]
+fn a_command_that_cannot_be_ended_keeps_the_lock_until_the_session_has_lapsed() {
+    for kill_supervisor in [true, false] {
+        let server = Server::start();
+        let Some(Stuck { holder, command, mut member }) = stuck(&server, "3s") else { return };
+        let mut next = server.lock(&["t", "k"], "echo in");
+        server.waits(1);
+        let ended = now();
+        if kill_supervisor {
+            rustix::process::kill_process(supervisor_of(&holder), Signal::KILL).unwrap();
+        } else {
+            // The command itself ends as it should; what it leaves does not.
+            rustix::process::kill_process(command, Signal::TERM).unwrap();
+        }
+        let (status, text) = holder.wait();
+        assert_eq!(status.code(), Some(71), "{text}");
+        assert!(text.contains("not released") && text.lines().count() == 1, "{text}");
+        let gave_up = now();
+        assert_eq!(next.line(), "in");
+        // A third of the TTL may have passed since the last renewal; a release is a matter of milliseconds.
+        assert!(now().since(gave_up) > Duration::from_millis(500), "lapsed, not released: {:?}", now().since(gave_up));
+        assert!(now().since(ended) > Duration::from_secs(3));
+        member.end();
+    }
 }

@@ -32,9 +32,13 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<u8, Failure> {
     let outcome = tokio::select! {
         held = acquire(args, &client, &session) => match held {
             Ok(lock) => {
-                let outcome = hold(args, &session, &lock, stop_time, &mut signals, json).await;
-                release(lock, &session).await;
-                return outcome;
+                let held = hold(args, &session, &lock, stop_time, &mut signals, json).await;
+                if held.over {
+                    release(lock, &session).await;
+                } else {
+                    session.abandon();
+                }
+                return held.outcome;
             }
             Err(failure) => Err(failure),
         },
@@ -119,6 +123,13 @@ fn client_name() -> String {
     name
 }
 
+/// How a command under a lock ended.
+struct Held {
+    outcome: Result<u8, Failure>,
+    /// Nothing of the command can run any more: only then may the lock be released (P5).
+    over: bool,
+}
+
 /// Runs the command until it ends, or until the lock is lost.
 async fn hold(
     args: &LockArgs,
@@ -127,30 +138,35 @@ async fn hold(
     stop_time: Duration,
     signals: &mut Signals,
     json: bool,
-) -> Result<u8, Failure> {
+) -> Held {
     let env = [("LOCKSERVICE_TOKEN", lock.token().to_string()), ("LOCKSERVICE_TABLE", args.table.to_string())];
     let mut guard = session.guard();
     let mut guard_end = *guard.borrow_and_update();
     let job =
         Job { command: &args.command, env: &env, guard_end, stop_time, terminal: terminal::in_foreground(), json };
-    let mut supervised = Supervised::start(&job).map_err(|error| {
-        Failure::new(exit::OS, "os", format!("cannot start the supervisor: {error}; the lock was released"))
-    })?;
+    let mut supervised = match Supervised::start(&job) {
+        Ok(supervised) => supervised,
+        Err(error) => {
+            let sentence = format!("cannot start the supervisor: {error}; the lock was released");
+            return Held { outcome: Err(Failure::new(exit::OS, "os", sentence)), over: true };
+        }
+    };
     let clock = SystemClock;
     let mut why_lost: Option<Error> = None;
     let mut killed = false;
+    let mut left = false;
     let mut last = None;
+    let mut broken = "it was killed".to_owned();
     loop {
         let frame = tokio::select! {
             frame = supervised.next() => match frame {
                 Ok(frame) => frame,
                 Err(error) => {
-                    supervised.kill_group();
-                    supervised.take_back_terminal();
-                    return Err(supervisor_failed(&error.to_string()));
+                    broken = error.to_string();
+                    break;
                 }
             },
-            Ok(()) = guard.changed(), if why_lost.is_none() => {
+            Ok(()) = guard.changed(), if why_lost.is_none() && !killed => {
                 guard_end = *guard.borrow_and_update();
                 supervised.tell(Frame::Guard(guard_end));
                 continue;
@@ -164,10 +180,14 @@ async fn hold(
                 pass_on(&supervised, signal);
                 continue;
             }
-            () = passed(&clock, guard_end, kill_margin(stop_time) / 2) => {
+            () = passed(&clock, guard_end, if killed { Duration::ZERO } else { kill_margin(stop_time) / 2 }) => {
+                if killed {
+                    // Nor does it say anything now.
+                    broken = "it does not answer".to_owned();
+                    break;
+                }
                 // The supervisor should have done so: it is stopped, or slow (P2).
                 supervised.kill_group();
-                guard_end = Time::from_origin(Duration::MAX);
                 killed = true;
                 why_lost.get_or_insert_with(guard_over);
                 continue;
@@ -178,17 +198,22 @@ async fn hold(
                 last = Some(end);
                 break;
             }
+            Some(Frame::Left) => left = true,
             Some(_) => {}
             None => break,
         }
     }
-    if last.is_none() {
-        // Killed: the kernel killed the command with it, and this the rest of the command's group.
-        supervised.kill_group();
-    }
+    let over = if last.is_some() && !left {
+        // It has seen the end of the whole group.
+        let _ = supervised.reap();
+        true
+    } else {
+        // Killed, perhaps: the kernel killed the command with it, and this the rest of the command's group.
+        let until = *guard.borrow_and_update();
+        supervised.end_group(&clock, until).await
+    };
     supervised.take_back_terminal();
-    let _ = supervised.reap();
-    match last {
+    let outcome = match last {
         Some(Frame::Ended(status)) if !killed => Ok(status),
         Some(Frame::Ended(_) | Frame::Stopped) => {
             Err(lost(&session.lost_now().or(why_lost).unwrap_or_else(guard_over)))
@@ -196,8 +221,35 @@ async fn hold(
         Some(Frame::Failed(errno)) => Err(supervisor_failed(&std::io::Error::from_raw_os_error(errno).to_string())),
         _ => match why_lost {
             Some(why) => Err(lost(&why)),
-            None => Err(supervisor_failed("it was killed")),
+            None => Err(supervisor_failed(&broken)),
         },
+    };
+    Held { outcome: if over { outcome } else { Err(not_over(outcome, &supervised.group())) }, over }
+}
+
+/// Says that something of the command could not be ended, whatever else has happened.
+fn not_over(outcome: Result<u8, Failure>, group: &str) -> Failure {
+    let left = format!(
+        "processes of its group {group} could not be ended, so the lock was not released and goes to others when the session has run out: \
+         end them (pgrep -lg {group} lists them)"
+    );
+    match outcome {
+        Ok(status) => Failure::new(
+            exit::OS,
+            "command_left_running",
+            format!("the command ended with status {status}, but {left}"),
+        ),
+        Err(failure) => {
+            let why = match failure.status {
+                exit::LOST => "the lock was lost",
+                _ => "the command's supervisor failed",
+            };
+            Failure::new(
+                failure.status,
+                "command_left_running",
+                format!("{why} and the command was killed, but {left}"),
+            )
+        }
     }
 }
 

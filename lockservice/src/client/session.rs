@@ -202,6 +202,14 @@ impl Session {
         shared.give_up().await
     }
 
+    /// Ends the session on this side without a word to the server, for when protected work may still go on and cannot be stopped: nothing is
+    /// released, and nobody else gets the locks before the session has lapsed by its TTL (P5).
+    pub fn abandon(&self) {
+        let shared = &self.handle.shared;
+        shared.closing.send_replace(Closing::Closed);
+        shared.outbox.close();
+    }
+
     /// The session's id: unguessable, to be shown to nobody.
     pub fn id(&self) -> SessionId {
         self.handle.shared.info.session

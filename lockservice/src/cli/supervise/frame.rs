@@ -18,6 +18,8 @@ pub(crate) enum Frame {
     Signal(i32),
     /// From the supervisor: the command runs as this process, which leads the group of the same number.
     Started(i32),
+    /// From the supervisor, before the next two: the command ended, but something of its group was killed in vain so far.
+    Left,
     /// From the supervisor: the command ended by itself, with this exit status (128 + n for signal n).
     Ended(u8),
     /// From the supervisor: the command was ended because the lock was lost.
@@ -37,6 +39,7 @@ impl Frame {
             Self::Ended(status) => (5, u64::from(status)),
             Self::Stopped => (6, 0),
             Self::Failed(errno) => (7, u64::from(errno.unsigned_abs())),
+            Self::Left => (8, 0),
         };
         let mut bytes = [kind; FRAME_BYTES];
         bytes[1..].copy_from_slice(&value.to_le_bytes());
@@ -55,6 +58,7 @@ impl Frame {
             5 => Self::Ended(u8::try_from(value).ok()?),
             6 => Self::Stopped,
             7 => Self::Failed(i32::try_from(value).ok()?),
+            8 => Self::Left,
             _ => return None,
         })
     }
@@ -74,6 +78,7 @@ mod tests {
             Frame::Ended(255),
             Frame::Stopped,
             Frame::Failed(2),
+            Frame::Left,
         ] {
             assert_eq!(Frame::decode(frame.encode()), Some(frame));
         }

@@ -9,13 +9,19 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use lockservice_core::clock::Time;
+use lockservice_core::clock::{Clock, Time};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use rustix::process::{Pid, Signal, getpgrp, getpid, kill_process_group};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpgrp, getpid, kill_process, kill_process_group, set_child_subreaper, waitpgid,
+};
 use tokio::net::UnixStream;
 
 use super::frame::{FRAME_BYTES, Frame};
+use super::group;
 use crate::cli::args::command_line;
+
+/// How often a killed group is looked at.
+const TICK: Duration = Duration::from_millis(5);
 
 /// What to run, and how.
 #[derive(Debug)]
@@ -49,6 +55,8 @@ impl Supervised {
     ///
     /// To be called on the main thread of the process: the parent-death signal of a child is sent when the *thread* ends that started it.
     pub(crate) fn start(job: &Job<'_>) -> io::Result<Self> {
+        // What the supervisor watches is inherited from it, to be reaped here, should it be killed.
+        set_child_subreaper(Some(getpid()))?;
         let (ours, theirs) = StdStream::pair()?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -122,11 +130,49 @@ impl Supervised {
         if let Some(group) = self.group {
             let _ = kill_process_group(group, Signal::KILL);
         }
-        let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::CONT);
+        let _ = kill_process(Pid::from_child(&self.child), Signal::CONT);
     }
 
-    /// Waits for the supervisor to be gone, after [`next`](Self::next) answered `None` or a final frame: it does nothing more then.
-    pub(crate) fn reap(mut self) -> io::Result<()> {
+    /// Waits for the supervisor to be gone, after [`next`](Self::next) answered a final frame: it does nothing more then.
+    pub(crate) fn reap(&mut self) -> io::Result<()> {
         self.child.wait().map(drop)
+    }
+
+    /// Ends the supervisor and everything in the command's group. True if nothing of it can run any more, false if that was not so by
+    /// `until`: then whatever the lock protects may still be touched.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: the next call goes on.
+    pub(crate) async fn end_group(&mut self, clock: &dyn Clock, until: Time) -> bool {
+        loop {
+            // Not before it is reaped has the kernel handed on, or killed, what it had started.
+            let unwatched = match self.child.try_wait() {
+                Ok(None) => {
+                    let _ = kill_process(Pid::from_child(&self.child), Signal::KILL);
+                    false
+                }
+                Ok(Some(_)) | Err(_) => true,
+            };
+            if unwatched && self.group.is_none() {
+                // It was killed before it could say what it had started.
+                self.group = group::of_child(getpid(), getpgrp());
+            }
+            if let Some(group) = self.group {
+                let _ = kill_process_group(group, Signal::KILL);
+                while let Ok(Some(_)) = waitpgid(group, WaitOptions::NOHANG) {}
+            }
+            if unwatched && self.group.is_none_or(group::is_gone) {
+                return true;
+            }
+            if clock.now() >= until {
+                return false;
+            }
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
+    /// The command's group, for people: empty if there is none.
+    pub(crate) fn group(&self) -> String {
+        self.group.map(|group| group.as_raw_nonzero().to_string()).unwrap_or_default()
     }
 }

@@ -12,14 +12,18 @@
 //! | the lock is lost | the wrapper tells the supervisor, which sends SIGTERM, and SIGKILL before the guard's end |
 //! | the wrapper is stopped, hangs or is cut off | the supervisor, by its own count of the guard |
 //! | the wrapper is killed, even with SIGKILL | the supervisor, at once: its socket closes |
-//! | the supervisor is killed | the kernel (parent-death signal); the wrapper ends the rest of the group |
+//! | the supervisor is killed | the kernel (parent-death signal); the wrapper ends the rest of the group, and waits for that before it releases |
 //! | the supervisor is stopped | the wrapper, by its own count; if the wrapper dies too, its death continues the supervisor |
+//!
+//! The lock is released when nothing of the group can run any more, and not before (P5). What cannot be ended (it hangs in the kernel, or
+//! belongs to another user) keeps the lock from being released: the session lapses by its TTL instead.
 //!
 //! Only both watchers killed within the same instant leave the command's own children behind, and a command that leaves its process
 //! group (a daemon) escapes: nothing short of a control group would hold it.
 
 mod exec;
 mod frame;
+mod group;
 mod guard;
 mod handle;
 mod supervisor;

@@ -15,17 +15,19 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{
     Pid, Signal, WaitOptions, getpid, getppid, kill_process_group, set_child_subreaper,
-    set_parent_process_death_signal, test_kill_process_group, wait,
+    set_parent_process_death_signal, wait,
 };
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use super::exec::unblocked;
 use super::frame::{FRAME_BYTES, Frame};
+use super::group;
 use super::guard::{Action, Guard};
 use crate::cli::args::{SuperviseArgs, command_line};
 use crate::cli::exit;
 
-/// How often the rest of the group is looked at after the command itself has ended; also how long a killed rest may take to vanish.
+/// How often the rest of the group is looked at after the command itself has ended; also how long a killed rest is waited for here. The
+/// wrapper waits on.
 const DRAIN_TICK: Duration = Duration::from_millis(20);
 
 /// Runs the command and answers when its whole group has ended, or was ended.
@@ -167,8 +169,13 @@ impl Supervisor {
                 None => {}
             }
             if let Some(ended) = &mut self.ended {
-                let gone = test_kill_process_group(self.group).is_err();
-                if gone || (ended.rest_killed && now >= ended.kill_rest_at + DRAIN_TICK) {
+                let gone = if ended.rest_killed { group::is_gone(self.group) } else { group::is_empty(self.group) };
+                let given_up = ended.rest_killed && now >= ended.kill_rest_at + DRAIN_TICK;
+                if gone || given_up {
+                    let ended = *ended;
+                    if !gone {
+                        self.tell(Frame::Left)?;
+                    }
                     let frame = if ended.stopped { Frame::Stopped } else { Frame::Ended(ended.status) };
                     return self.tell(frame);
                 }
