@@ -1,6 +1,10 @@
 //! What a session has asked and not been answered yet, in the order in which it was asked.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+mod pending;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -11,7 +15,7 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::convert::millis_up;
+use self::pending::{Pending, Sequences, What};
 use crate::proto;
 use crate::proto::client_op::Op;
 
@@ -45,63 +49,6 @@ struct State {
     closed: bool,
     frame_bytes_max: usize,
     waker: Option<Waker>,
-}
-
-/// An operation without an answer.
-#[derive(Debug)]
-struct Pending {
-    op: Op,
-    bytes: usize,
-    what: What,
-    /// When the wait that the operation asks for is over.
-    deadline: Option<Time>,
-    sent: bool,
-}
-
-/// Who wants to know the answer.
-#[derive(Debug)]
-enum What {
-    /// A caller, who settles the sequence when it has taken the answer.
-    Lock {
-        txn: u64,
-        sequence: u64,
-        reply: oneshot::Sender<Result<Granted>>,
-        _permit: OwnedSemaphorePermit,
-    },
-    /// Nobody need wait.
-    Release {
-        txn: u64,
-        sequence: u64,
-        undone: u64,
-        ends: bool,
-        reply: Option<oneshot::Sender<Result<()>>>,
-    },
-    Heartbeat {
-        sent: Time,
-    },
-}
-
-/// Numbering of one transaction's operations (T2).
-#[derive(Debug, Default)]
-struct Sequences {
-    last: u64,
-    /// Everything up to here is settled: its answer was taken.
-    acked: u64,
-    /// Settled above that.
-    settled: BTreeSet<u64>,
-    under_way: u32,
-}
-
-impl Sequences {
-    fn settle(&mut self, sequence: u64) {
-        if sequence <= self.acked {
-            return;
-        }
-        self.settled.insert(sequence);
-        while self.settled.remove(&(self.acked + 1)) {
-            self.acked += 1;
-        }
-    }
 }
 
 /// What the driver must do about an answer.
@@ -348,23 +295,29 @@ impl Outbox {
     /// Answers every caller with `why`. What releases stays, to be sent if there is still a stream.
     pub(super) fn fail_locks(&self, why: &Error) {
         let mut state = self.state.lock();
-        let mut failed = Vec::new();
         let locks: Vec<u64> =
             state.pending.iter().filter(|(_, p)| matches!(p.what, What::Lock { .. })).map(|(id, _)| *id).collect();
+        let mut waker = None;
+        // Kept until the mutex is free: dropping one wakes whoever waits for its permit.
+        let mut failed = Vec::with_capacity(locks.len());
         for id in locks {
-            if let Some(Pending { what: What::Lock { txn, sequence, reply, .. }, sent, .. }) = state.pending.remove(&id)
+            let Some(pending) = state.pending.remove(&id) else { continue };
+            // P2: a grant on its way is given back. What was never sent leaves a hole that only the end of the session
+            // fills, and the session is ending.
+            if pending.sent
+                && let What::Lock { txn, sequence, .. } = pending.what
             {
-                // P2: a grant on its way is given back. What was never sent leaves a hole that only the end of the
-                // session fills, and the session is ending.
-                if sent && let Some(waker) = state.undo(CallId { txn, sequence }) {
-                    waker.wake();
-                }
-                failed.push(reply);
+                waker = waker.or(state.undo(CallId { txn, sequence }));
             }
+            failed.push(pending.what);
         }
         drop(state);
-        for reply in failed {
-            let _ = reply.send(Err(why.clone()));
+        wake(waker);
+        for what in failed {
+            if let What::Lock { reply, .. } = what {
+                // A caller that has gone has put an Undo in itself.
+                let _ = reply.send(Err(why.clone()));
+            }
         }
     }
 
@@ -448,24 +401,6 @@ impl State {
         self.pending.insert(self.last_id, pending);
         self.unsent.push_back(self.last_id);
         if self.open { self.waker.take() } else { None }
-    }
-}
-
-impl Pending {
-    fn for_the_wire(&mut self, clock: &dyn Clock) -> Op {
-        if let What::Heartbeat { sent } = &mut self.what {
-            // P2: read before the frame is handed on, so before it can be sent.
-            *sent = clock.now();
-        }
-        let mut op = self.op.clone();
-        if self.sent
-            && let (Op::Lock(lock), Some(deadline)) = (&mut op, self.deadline)
-        {
-            // Sent again: the wait is not to begin anew.
-            lock.timeout_ms = millis_up(deadline.remaining(clock.now())).max(1);
-        }
-        self.sent = true;
-        op
     }
 }
 

@@ -112,6 +112,20 @@ impl Shared {
         }
     }
 
+    /// Resolves when `deadline` has passed; never if there is none. Timers only wake, and stand still while the machine sleeps; the clock
+    /// decides.
+    pub(super) async fn past(&self, deadline: Option<Time>) {
+        const NAP_MAX: Duration = Duration::from_secs(1);
+        let Some(deadline) = deadline else { return std::future::pending().await };
+        loop {
+            let left = deadline.remaining(self.client.clock().now());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(NAP_MAX)).await;
+        }
+    }
+
     /// The reason to give a caller whose answer will never come.
     pub(super) fn why_lost(&self) -> Error {
         let lost = self.lost.borrow();

@@ -3,18 +3,24 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use lockservice_core::allocator::Bind;
+use lockservice_core::clock::Time;
 use lockservice_core::service::{Granted, LockSpec, TxnOptions};
-use lockservice_core::table::Grant;
+use lockservice_core::table::{Grant, WaitPolicy};
 use lockservice_core::{Error, ErrorKind, FencingToken, LockItem, Result, TableRef, TxnId};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::outbox::{Begun, CallId};
 use super::session::Handle;
 use crate::convert::{items_to_proto, lock_spec_to_proto};
 use crate::proto;
+
+/// How long past its deadline a call listens for the server's own answer: one that time is up says who stood in the way, one that the lock
+/// was granted in time is as good as any.
+const ANSWER_GRACE: Duration = Duration::from_millis(100);
 
 /// A transaction of a session. Dropping it ends it.
 #[derive(Debug)]
@@ -32,6 +38,9 @@ impl Txn {
     }
 
     /// Locks all items of `spec`, or none.
+    ///
+    /// The time-out counts from this call, over everything that it waits for: a place among the calls that the server allows under way, a
+    /// connection, the locks. Only the server's own word that time is up, which says more, may take a tenth of a second longer.
     ///
     /// # Errors
     /// `Conflict`, `Timeout`: not to be had now. `Deadlock`, `BindChanged`, `TxnNotFound`: end this transaction and start anew.
@@ -53,10 +62,19 @@ impl Txn {
             .with("keys", spec.items.len()));
         }
         let deadline = spec.timeout.map(|timeout| shared.client.clock().now() + timeout);
-        let permit = Arc::clone(&shared.locks).acquire_owned().await.map_err(|_| shared.why_lost())?;
+        let permit = self.permit(spec.wait, deadline).await?;
+        // It may have been waited for.
+        shared.check()?;
         let (call, answer) = shared.outbox.lock(&self.begun, lock_spec_to_proto(&spec), deadline, permit)?;
         let mut call = Call { txn: self, call: Some(call), answer };
-        let result = (&mut call.answer).await.unwrap_or_else(|_| Err(shared.why_lost()));
+        let result = tokio::select! {
+            biased;
+            answer = &mut call.answer => answer.unwrap_or_else(|_| Err(shared.why_lost())),
+            // `call` is still armed: the request is taken back, wherever it is.
+            () = shared.past(deadline.map(|deadline| deadline + ANSWER_GRACE)) => {
+                return Err(timed_out("the server did not answer within the time-out of the lock: try again, or allow more time"));
+            }
+        };
         if result.is_ok() {
             // P2: decided by the clock at this moment, for the answer may have lain here for long. Fails with `call` still armed, so
             // that the grant is given back.
@@ -66,6 +84,31 @@ impl Txn {
         let granted = result?;
         *self.id.lock() = Some(granted.txn);
         Ok(granted.grant)
+    }
+
+    /// A place among the calls that the server allows under way.
+    async fn permit(&self, wait: WaitPolicy, deadline: Option<Time>) -> Result<OwnedSemaphorePermit> {
+        const FULL: &str = "as many calls are under way in this session as the server allows";
+        let shared = &self.handle.shared;
+        if let Ok(permit) = Arc::clone(&shared.locks).try_acquire_owned() {
+            return Ok(permit);
+        }
+        if wait == WaitPolicy::NoWait {
+            return Err(Error::new(
+                ErrorKind::ResourceExhausted,
+                format!("{FULL}: wait for answers, or open another session"),
+            ));
+        }
+        let mut lost = shared.lost.subscribe();
+        tokio::select! {
+            biased;
+            permit = Arc::clone(&shared.locks).acquire_owned() => permit.map_err(|_| shared.why_lost()),
+            // Nobody may come back to give one up.
+            _ = lost.wait_for(Option::is_some) => Err(shared.why_lost()),
+            () = shared.past(deadline) => {
+                Err(timed_out(&format!("{FULL}, and none ended within the time-out: try again, or allow more time")))
+            }
+        }
     }
 
     /// Releases chosen items, exactly as they were locked; those not held are ignored.
@@ -111,6 +154,10 @@ impl Drop for Txn {
             drop(self.handle.shared.outbox.end(&self.begun, None));
         }
     }
+}
+
+fn timed_out(message: &str) -> Error {
+    Error::new(ErrorKind::Timeout, message)
 }
 
 /// A lock call under way: taken back if it is dropped before its answer was taken.

@@ -318,3 +318,43 @@ async fn a_ttl_too_short_to_be_renewed_is_refused() {
     let error = client(&served.address).await.session(Some(Duration::from_millis(5))).await.expect_err("too short");
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
 }
+
+#[tokio::test]
+async fn a_time_out_counts_from_the_call_also_while_no_further_call_is_allowed() {
+    let served = Served::start(ServerSettings { ops_under_way_max: 1, ..Default::default() }).await;
+    let (a, b) = (session(&served.address).await, session(&served.address).await);
+    let held = a.lock(spec("alice")).await.expect("free");
+    let mut waiting = Box::pin(b.lock(spec("alice")));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    let short = LockSpec { timeout: Some(Duration::from_millis(50)), ..spec("bob") };
+    let error = within(b.lock(short)).await.expect_err("the only place is taken");
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    let nowait = LockSpec { wait: WaitPolicy::NoWait, ..spec("bob") };
+    let error = within(b.lock(nowait)).await.expect_err("the only place is taken");
+    assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{error}");
+    held.unlock();
+    waiting.await.expect("handed on").unlock();
+    within(b.lock(spec("bob"))).await.expect("free, and there is a place again").unlock();
+}
+
+#[tokio::test]
+async fn a_time_out_counts_from_the_call_also_while_the_server_is_silent() {
+    let served = server().await;
+    let proxy = Proxy::start(&served.address).await;
+    let session = client(&proxy.address).await.session(Some(Duration::from_secs(60))).await.expect("a session");
+    proxy.mute(true);
+    let txn = session.txn(TxnOptions::default());
+    let short = LockSpec { timeout: Some(Duration::from_millis(50)), ..spec("alice") };
+    let asked = SystemClock.now();
+    assert_eq!(within(txn.lock(short)).await.expect_err("no answer").kind(), ErrorKind::Timeout);
+    assert!(SystemClock.now().since(asked) < Duration::from_secs(2), "long before anything is noticed of the server");
+    // It was granted, and is taken back; the transaction goes on.
+    proxy.mute(false);
+    proxy.cut();
+    txn.lock(spec("bob")).await.expect("on a new connection");
+    locks(&client(&served.address).await.admin(), 1).await;
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future).await.expect("it ends")
+}

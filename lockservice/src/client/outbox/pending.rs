@@ -1,0 +1,84 @@
+//! What is under way: operations without an answer, and the numbering of a transaction's.
+
+use std::collections::BTreeSet;
+
+use lockservice_core::Result;
+use lockservice_core::clock::{Clock, Time};
+use lockservice_core::service::Granted;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::convert::millis_up;
+use crate::proto::client_op::Op;
+
+/// An operation without an answer.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) op: Op,
+    pub(super) bytes: usize,
+    pub(super) what: What,
+    /// When the wait that the operation asks for is over.
+    pub(super) deadline: Option<Time>,
+    pub(super) sent: bool,
+}
+
+/// Who wants to know the answer.
+#[derive(Debug)]
+pub(super) enum What {
+    /// A caller, who settles the sequence when it has taken the answer.
+    Lock {
+        txn: u64,
+        sequence: u64,
+        reply: oneshot::Sender<Result<Granted>>,
+        _permit: OwnedSemaphorePermit,
+    },
+    /// Nobody need wait.
+    Release {
+        txn: u64,
+        sequence: u64,
+        undone: u64,
+        ends: bool,
+        reply: Option<oneshot::Sender<Result<()>>>,
+    },
+    Heartbeat {
+        sent: Time,
+    },
+}
+
+/// Numbering of one transaction's operations (T2).
+#[derive(Debug, Default)]
+pub(super) struct Sequences {
+    pub(super) last: u64,
+    /// Everything up to here is settled: its answer was taken.
+    pub(super) acked: u64,
+    /// Settled above that.
+    pub(super) settled: BTreeSet<u64>,
+    pub(super) under_way: u32,
+}
+
+impl Sequences {
+    pub(super) fn settle(&mut self, sequence: u64) {
+        if sequence <= self.acked {
+            return;
+        }
+        self.settled.insert(sequence);
+        while self.settled.remove(&(self.acked + 1)) {
+            self.acked += 1;
+        }
+    }
+}
+
+impl Pending {
+    pub(super) fn for_the_wire(&mut self, clock: &dyn Clock) -> Op {
+        if let What::Heartbeat { sent } = &mut self.what {
+            // P2: read before the frame is handed on, so before it can be sent.
+            *sent = clock.now();
+        }
+        let mut op = self.op.clone();
+        if let (Op::Lock(lock), Some(deadline)) = (&mut op, self.deadline) {
+            // It counts from the call, not from this send, be it the first or another.
+            lock.timeout_ms = millis_up(deadline.remaining(clock.now())).max(1);
+        }
+        self.sent = true;
+        op
+    }
+}

@@ -1,0 +1,105 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::task::Wake;
+
+use super::*;
+use tokio::sync::Semaphore;
+
+/// What is woken looks whether the outbox is locked.
+struct Looker {
+    outbox: Arc<Outbox>,
+    woken: AtomicUsize,
+    under_mutex: AtomicUsize,
+}
+
+impl Looker {
+    fn new(outbox: &Arc<Outbox>) -> Arc<Self> {
+        Arc::new(Self { outbox: Arc::clone(outbox), woken: AtomicUsize::new(0), under_mutex: AtomicUsize::new(0) })
+    }
+
+    fn seen(&self) -> (usize, usize) {
+        (self.woken.load(SeqCst), self.under_mutex.load(SeqCst))
+    }
+}
+
+impl Wake for Looker {
+    fn wake(self: Arc<Self>) {
+        self.woken.fetch_add(1, SeqCst);
+        if self.outbox.state.try_lock().is_none() {
+            self.under_mutex.fetch_add(1, SeqCst);
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Settable(AtomicU64);
+
+impl Clock for Settable {
+    fn now(&self) -> Time {
+        Time::from_origin(Duration::from_millis(self.0.load(SeqCst)))
+    }
+}
+
+fn opened() -> (Arc<Outbox>, u64) {
+    let outbox = Arc::new(Outbox::default());
+    let stream = outbox.new_stream();
+    outbox.open(1 << 20);
+    (outbox, stream)
+}
+
+fn permit(permits: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    Arc::clone(permits).try_acquire_owned().expect("there is one")
+}
+
+fn only_lock(frame: Poll<Option<proto::ClientFrame>>) -> proto::LockOp {
+    let Poll::Ready(Some(frame)) = frame else { panic!("nothing to send") };
+    match frame.ops.into_iter().next().and_then(|op| op.op) {
+        Some(Op::Lock(lock)) => lock,
+        other => panic!("no lock: {other:?}"),
+    }
+}
+
+#[test]
+fn nobody_is_woken_under_the_mutex_when_a_session_is_lost() {
+    let (outbox, stream) = opened();
+    let permits = Arc::new(Semaphore::new(1));
+    let begun = Begun::new(TxnOptions::default());
+    let (_, mut answer) = outbox.lock(&begun, proto::LockOp::default(), None, permit(&permits)).expect("it is small");
+    let sender = Looker::new(&outbox);
+    let waker = Waker::from(Arc::clone(&sender));
+    let mut cx = Context::from_waker(&waker);
+    let clock = Settable::default();
+    only_lock(outbox.poll_frame(stream, &clock, &mut cx));
+    assert!(outbox.poll_frame(stream, &clock, &mut cx).is_pending());
+    // Somebody waits for the permit, somebody for the answer.
+    let (next, caller) = (Looker::new(&outbox), Looker::new(&outbox));
+    let (next_waker, caller_waker) = (Waker::from(Arc::clone(&next)), Waker::from(Arc::clone(&caller)));
+    let mut next_call = Box::pin(Arc::clone(&permits).acquire_owned());
+    assert!(next_call.as_mut().poll(&mut Context::from_waker(&next_waker)).is_pending());
+    let mut answer = std::pin::pin!(&mut answer);
+    assert!(answer.as_mut().poll(&mut Context::from_waker(&caller_waker)).is_pending());
+
+    outbox.fail_locks(&Error::new(ErrorKind::SessionLost, "for the test"));
+    assert_eq!((sender.seen(), next.seen(), caller.seen()), ((1, 0), (1, 0), (1, 0)));
+    let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &clock, &mut cx) else { panic!("nothing to send") };
+    assert!(matches!(frame.ops[0].op, Some(Op::Undo(_))), "a grant on its way is given back");
+}
+
+#[test]
+fn the_time_before_each_send_is_taken_off_the_time_out() {
+    let (outbox, stream) = opened();
+    let permits = Arc::new(Semaphore::new(1));
+    let begun = Begun::new(TxnOptions::default());
+    let op = proto::LockOp { timeout_ms: 1_000, ..Default::default() };
+    let deadline = Time::from_origin(Duration::from_secs(1));
+    let _waiting = outbox.lock(&begun, op, Some(deadline), permit(&permits)).expect("it is small");
+    let mut cx = Context::from_waker(Waker::noop());
+    let clock = Settable::default();
+    let mut stream = stream;
+    for (now, left) in [(400, 600), (900, 100), (5_000, 1)] {
+        clock.0.store(now, SeqCst);
+        assert_eq!(only_lock(outbox.poll_frame(stream, &clock, &mut cx)).timeout_ms, left);
+        stream = outbox.new_stream();
+        outbox.open(1 << 20);
+    }
+}
