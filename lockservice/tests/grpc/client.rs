@@ -283,7 +283,8 @@ async fn the_guard_ends_earlier_by_the_time_that_the_work_needs_to_stop() {
     assert!(difference > stop / 2, "{difference:?}");
 }
 
-#[tokio::test]
+// Two threads: making ten million keys takes seconds, in which the session must be renewed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn too_much_in_one_request_is_refused_and_the_session_goes_on() {
     let served = server().await;
     let session = session(&served.address).await;
