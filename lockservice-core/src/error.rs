@@ -91,6 +91,8 @@ kinds! {
     UnknownOutcome => "unknown_outcome", RetryCall;
     /// A limit on memory, queues, tables or keys was reached. Ask for less, or raise the limit.
     ResourceExhausted => "resource_exhausted", RetryCall;
+    /// This node does not lead the store; [`Error::leader`] does, if that is known. Follow it.
+    NotLeader => "not_leader", RetryCall;
     /// The write names an epoch that is no longer current: another leader has taken over (L2). Stop leading.
     Fenced => "fenced", RetryCall;
     /// A live incarnation of this node name exists in another process (B1). Choose another name, or stop the other process.
@@ -137,6 +139,8 @@ pub enum Detail {
         /// Where clients reach it.
         address: String,
     },
+    /// Where the leader of the store is reached.
+    Leader(String),
 }
 
 /// An error of this library: a [kind](ErrorKind), a sentence that says what to do, and what it happened to.
@@ -229,6 +233,14 @@ impl Error {
     pub fn owner(&self) -> Option<&str> {
         match self.detail() {
             Some(Detail::Owner { address, .. }) => Some(address),
+            _ => None,
+        }
+    }
+
+    /// Where the leader is reached, of a [`ErrorKind::NotLeader`].
+    pub fn leader(&self) -> Option<&str> {
+        match self.detail() {
+            Some(Detail::Leader(address)) => Some(address),
             _ => None,
         }
     }

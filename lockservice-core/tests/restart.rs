@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Resume,
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Progress, Resume,
 };
 use lockservice_core::clock::hi;
 use lockservice_core::store::{
@@ -113,7 +113,7 @@ async fn after_an_unclean_stop_old_tables_wait_out_the_lease_and_new_ones_do_not
     let wait = second.bind(b.service, &table("t")).await.expect_err("the old owner's clients may be at work (B3)");
     assert_eq!((wait.kind(), wait.retry_after()), (ErrorKind::Rebinding, Some(hi(a.lease_ttl))));
     clock.advance(hi(a.lease_ttl) / 2);
-    second.keepalive(b.service, Nonce::new(2)).await.expect("in time");
+    second.keepalive(b.service, Nonce::new(2), Progress::default()).await.expect("in time");
     clock.advance(hi(a.lease_ttl) / 2 - Duration::from_millis(1));
     assert!(second.bind(b.service, &table("t")).await.is_err(), "a millisecond too early");
     clock.advance(Duration::from_millis(1));

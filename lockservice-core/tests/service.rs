@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Resume,
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Progress, Resume,
 };
 use lockservice_core::service::{
     Answer, Granted, LockService, LockSpec, Operation, ServiceParts, ServiceSettings, Session, TxnOp, TxnOptions,
@@ -516,7 +516,10 @@ async fn a_start_that_is_repeated_has_a_whole_lease() {
     let again = allocator.resume(&request).await.expect("the same process");
     assert_eq!(again.service, first.service);
     tokio::time::sleep(4 * SECOND).await;
-    allocator.keepalive(again.service, request.nonce).await.expect("well within what the second answer promised");
+    allocator
+        .keepalive(again.service, request.nonce, Progress::default())
+        .await
+        .expect("well within what the second answer promised");
 }
 
 #[tokio::test(start_paused = true)]

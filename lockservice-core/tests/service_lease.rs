@@ -9,7 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockservice_core::allocator::{
     AllocatorSettings, AllocatorStatus, BeginCommit, BindStatus, BoundTable, CannotCommit, CommitAdmission,
-    CommitWindow, Incarnation, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Resume, TokenBlock,
+    CommitWindow, Incarnation, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress, Resume,
+    TokenBlock,
 };
 use lockservice_core::clock::lo;
 use lockservice_core::service::{LockService, LockSpec, ServiceParts, TxnOptions};
@@ -48,13 +49,13 @@ struct Moody {
 
 #[async_trait]
 impl LockTableAllocator for Moody {
-    async fn keepalive(&self, service: ServiceId, nonce: Nonce) -> Result<LeaseAck> {
+    async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
         self.asked.send_modify(|asked| asked.push(Instant::now()));
         let mood = *self.mood.borrow();
         match mood {
-            Mood::Fine => self.inner.keepalive(service, nonce).await,
+            Mood::Fine => self.inner.keepalive(service, nonce, told).await,
             Mood::Slow(late) => {
-                let answer = self.inner.keepalive(service, nonce).await;
+                let answer = self.inner.keepalive(service, nonce, told).await;
                 tokio::time::sleep(late).await;
                 answer
             }

@@ -73,6 +73,8 @@ impl Shared {
         room: mpsc::Permit<'_, Command>,
     ) -> Result<Step<BoundTable>> {
         let now = self.clock.now();
+        // L4: the last owner's bind may be among what the store lost.
+        let held = state.held_until.remaining(now);
         let mut fenced = None;
         let (id, reserved_to, partitions) = match slot.as_ref() {
             Some(entry) => {
@@ -87,7 +89,7 @@ impl Shared {
                     if lease.holds(owner.ttl, now) {
                         return Ok(Step::Answer(bound_table(state, table, entry.id, bind, None)));
                     }
-                    let wait = lease.granted_anew_in(owner.ttl, now);
+                    let wait = lease.granted_anew_in(owner.ttl, now).max(held);
                     if !wait.is_zero() {
                         return Err(rebinding(table, wait));
                     }
@@ -106,6 +108,7 @@ impl Shared {
                 .with("table", table)
                 .with("limit", self.settings.tables_max));
             }
+            None if !held.is_zero() => return Err(rebinding(table, held)),
             None => (None, 0, 1),
         };
         // B6: id, layout, bind and first token block are one batch.
@@ -291,7 +294,7 @@ fn bound_table(
         bind: Bind { table: table.clone(), id, partition: 0, owner: bind.owner.id, version: bind.version },
         node: bind.owner.node.clone(),
         address: bind.owner.address.clone(),
-        epoch: state.numbers.epoch(),
+        at: state.progress(),
         tokens,
     }
 }

@@ -1,12 +1,17 @@
 //! The allocator: which service owns which lock table, at which version, for how long, and whether a commit may go ahead.
 
+mod answers;
 pub mod commit;
+mod elected;
 mod grant;
+mod incarnation;
+pub mod leadership;
 pub mod lease;
 mod local;
 mod open;
 mod settings;
 pub mod state;
+mod term;
 pub mod tokens;
 mod types;
 mod writer;
@@ -18,11 +23,12 @@ use async_trait::async_trait;
 use crate::error::Result;
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
 
+pub use self::elected::{AllocatorPeers, ElectedAllocator, Role};
 pub use self::local::{AllocatorStopped, LocalAllocator};
 pub use self::settings::{AllocatorSettings, TTL_MS_MAX, TTL_MS_MIN};
 pub use self::types::{
     AllocatorStatus, BeginCommit, Bind, BindState, BindStatus, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
-    Incarnation, LeaseAck, PresentedBind, Resume, ServiceStatus, TokenBlock,
+    Incarnation, LeaseAck, PresentedBind, Progress, Resume, ServiceStatus, TokenBlock,
 };
 
 /// What services call to have tables bound, to stay alive, and to have commits validated.
@@ -44,10 +50,11 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     /// Fails with `NameInUse` while another process holds a lease under this name, `ResourceExhausted` at the limit of nodes.
     async fn resume(&self, request: &Resume) -> Result<Incarnation>;
 
-    /// Renews an incarnation's lease. The answer's lease counts from before the call was sent.
+    /// Renews an incarnation's lease. The answer's lease counts from before the call was sent. `told` is the furthest that any answer of
+    /// any allocator has told the caller (L4).
     ///
     /// Fails with `LeaseLost` if it has lapsed or was replaced: the service must seal itself and start again as a new incarnation.
-    async fn keepalive(&self, service: ServiceId, nonce: Nonce) -> Result<LeaseAck>;
+    async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck>;
 
     /// Gives an incarnation up: its tables may be granted anew at once. Only to be called when nothing of it is in use (P5).
     ///

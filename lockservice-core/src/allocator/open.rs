@@ -11,10 +11,14 @@ use super::lease::LeaseState;
 use super::settings::AllocatorSettings;
 use super::state::{AllocatorState, BindEntry, Service, TableEntry};
 use super::tokens::TokenSource;
+use super::types::Progress;
+use super::writer::another_store;
 use crate::clock::{Clock, Time, hi};
-use crate::error::{Detail, Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::id::{EPOCH_SHIFT, Epoch, NodeName, Nonce, ServiceId};
-use crate::store::{Batch, BindStore, Candidate, Leadership, Op, ServiceRecord, ServiceState, StoreState};
+use crate::store::{
+    Applied, Batch, BindStore, Candidate, Leadership, Lineage, Op, Seen, ServiceRecord, ServiceState, StoreState,
+};
 use crate::sync::atomic::Ordering;
 
 /// What an opening found.
@@ -27,23 +31,50 @@ pub(super) struct Opened {
     pub(super) constants_later: Option<Time>,
 }
 
-/// Acquires the leadership, loads everything, and makes the first write.
+/// A leadership that a store gave.
+#[derive(Clone, Debug)]
+pub(super) struct Acquired {
+    pub(super) epoch: Epoch,
+    pub(super) applied: u64,
+    pub(super) exclusive: bool,
+    pub(super) clean: bool,
+    pub(super) continuous: bool,
+    pub(super) lineage: Lineage,
+    /// Before it was asked for: it counts from here.
+    pub(super) sent: Time,
+}
+
+/// Loads everything that a new leader must know, and makes its first write. `told` is the furthest that any leader has told this node.
 ///
-/// Fails with `StoreInUse` if another leads, else as the store does. Repeating it is safe.
+/// Fails as the store does. Repeating it is safe.
 pub(super) async fn open(
     store: &dyn BindStore,
     clock: &dyn Clock,
     settings: &AllocatorSettings,
     candidate: &mut Candidate,
+    acquired: Acquired,
+    head: &tokio::sync::Mutex<Epoch>,
+    told: Progress,
 ) -> Result<Opened> {
     let ttl = settings.constants.leadership_ttl();
-    let (mut epoch, mut applied, exclusive, clean) = acquire(store, candidate, ttl).await?;
+    let Acquired { mut epoch, mut applied, exclusive, clean, continuous, lineage, .. } = acquired;
     let loaded = store.load().await?;
     // L4: numbers begin with the epoch. A store that lost its newest epoch but not its records is stepped over.
-    let used = highest_epoch(&loaded);
+    let used = highest_epoch(&loaded).max(told.epoch);
     if used > epoch {
         candidate.floor = candidate.floor.max(used);
-        (epoch, applied, ..) = acquire(store, candidate, ttl).await?;
+        // No renewal may name the epoch that is being replaced.
+        let mut head = head.lock().await;
+        match acquire(store, clock, candidate, ttl).await? {
+            Ok(again) if again.lineage == lineage => (epoch, applied) = (again.epoch, again.applied),
+            _ => return Err(another_store()),
+        }
+        *head = epoch;
+    }
+    // L4: this node was told of writes that are not there. Whatever they were, nothing in the store can be relied on: everybody starts again.
+    let went_back = !exclusive && told.epoch < epoch && told.write > applied;
+    if went_back {
+        tracing::error!(?told, applied, "the store has lost writes: every bind is void");
     }
     // Counted from after the answer: nobody else can have been promised anything later (B4).
     let now = clock.now();
@@ -51,12 +82,14 @@ pub(super) async fn open(
     let old = loaded.constants.unwrap_or(new);
     let wait_ttl = old.lease_ttl().max(new.lease_ttl());
     // L1: an exclusive store was waited for by nobody, so after an unclean stop everything earlier counts for hi(lease TTL).
-    let earlier_until = if exclusive && !clean { now + hi(wait_ttl) } else { now };
+    let earlier_until = if (exclusive && !clean) || went_back { now + hi(wait_ttl) } else { now };
+    let held_until = if continuous && !went_back { now } else { now + hi(wait_ttl) };
     let tokens = match loaded.volatile_tokens_from {
         Some(from) => TokenSource::Volatile { from },
         None => TokenSource::Epoch,
     };
-    let state = AllocatorState::new(epoch, tokens, earlier_until, settings.commit_binds_max);
+    let mut state = AllocatorState::new(epoch, applied, tokens, settings.commit_binds_max);
+    (state.earlier_until, state.held_until) = (earlier_until, held_until);
     let mut batch = Batch::new();
     let mut constants_later = None;
     if loaded.constants != Some(new) {
@@ -72,17 +105,17 @@ pub(super) async fn open(
         // B1: whoever opens a store exclusively replaces the process before it. Else a live one counts as renewed now (B4).
         let live = record.state == ServiceState::Live;
         let lease = match record.state {
-            ServiceState::Live if !exclusive => LeaseState::Live,
+            ServiceState::Live if !exclusive && !went_back => LeaseState::Live,
             ServiceState::Resigned => LeaseState::Resigned,
-            // After a clean stop nothing of the past is in use.
-            _ if clean => LeaseState::Resigned,
+            // After a clean stop of the only process nothing of the past is in use.
+            _ if exclusive && clean => LeaseState::Resigned,
             _ => LeaseState::Fenced,
         };
-        if live && exclusive {
+        if live && lease != LeaseState::Live {
             record.state = ServiceState::Fenced;
             batch.push(Op::PutService(record.clone()));
         }
-        if live && !exclusive {
+        if lease == LeaseState::Live {
             names.insert(record.node.clone(), record.id);
         }
         let service = Arc::new(Service::new(record, wait_ttl, now, lease, settings.commits_max));
@@ -103,8 +136,9 @@ pub(super) async fn open(
             .binds
             .iter()
             .map(|bind| {
-                let owner =
-                    state.service(bind.owner).unwrap_or_else(|| forgotten(&state, bind.owner, wait_ttl, now, clean));
+                let owner = state
+                    .service(bind.owner)
+                    .unwrap_or_else(|| forgotten(&state, bind.owner, wait_ttl, now, exclusive && clean));
                 owner.references.fetch_add(1, Ordering::AcqRel);
                 BindEntry { owner, version: bind.version, pins: Arc::new(Pins::default()) }
             })
@@ -117,25 +151,38 @@ pub(super) async fn open(
         match store.write(epoch, applied + 1, &batch).await {
             Ok(_) => applied += 1,
             // L2: settled by reading the number. It is a new leadership's first write, so no other can have that number.
-            Err(e) if e.kind() == ErrorKind::UnknownOutcome && store.applied().await?.number == applied + 1 => {
-                applied += 1
-            }
+            Err(e) if e.kind() == ErrorKind::UnknownOutcome => match store.applied().await? {
+                Applied { epoch: current, number, .. } if current == epoch && number == applied + 1 => applied += 1,
+                _ => return Err(e),
+            },
             Err(e) => return Err(e),
         }
     }
+    state.applied.store(applied, Ordering::Release);
     Ok(Opened { state, names, epoch, applied, constants_later })
 }
 
-async fn acquire(store: &dyn BindStore, candidate: &Candidate, ttl: Duration) -> Result<(Epoch, u64, bool, bool)> {
-    match store.acquire_leadership(candidate, ttl).await? {
-        Leadership::Acquired { epoch, applied, exclusive, clean, .. } => Ok((epoch, applied, exclusive, clean)),
-        Leadership::Held { address, .. } => {
-            Err(Error::new(ErrorKind::StoreInUse, "another allocator leads this store: use that one, or stop it")
-                .with("store", store.describe())
-                .with("leader", address.as_deref().unwrap_or("unknown"))
-                .with_detail(Detail::RetryAfter(hi(ttl))))
+/// Asks for the leadership. `Ok(Err(..))` says who holds it.
+pub(super) async fn acquire(
+    store: &dyn BindStore,
+    clock: &dyn Clock,
+    candidate: &Candidate,
+    ttl: Duration,
+) -> Result<Result<Acquired, HeldBy>> {
+    let sent = clock.now();
+    Ok(match store.acquire_leadership(candidate, ttl).await? {
+        Leadership::Acquired { epoch, applied, exclusive, clean, continuous, lineage } => {
+            Ok(Acquired { epoch, applied, exclusive, clean, continuous, lineage, sent })
         }
-    }
+        Leadership::Held { seen, address } => Err(HeldBy { seen, address }),
+    })
+}
+
+/// Who holds a leadership that was asked for.
+#[derive(Debug)]
+pub(super) struct HeldBy {
+    pub(super) seen: Seen,
+    pub(super) address: Option<String>,
 }
 
 /// The highest epoch that any number in the store begins with. Tokens of a block's end belong to the block before.

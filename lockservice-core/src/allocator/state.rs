@@ -20,15 +20,16 @@ use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use super::commit::{CommitControl, Pin, PinSet, Pins};
+use super::leadership::LeadershipCell;
 use super::lease::{LeaseCell, LeaseState};
 use super::tokens::{Numbers, TokenSource};
-use super::types::{BeginCommit, Bind, BindState, BindStatus, CommitAdmission, PresentedBind};
+use super::types::{BeginCommit, Bind, BindState, BindStatus, CommitAdmission, PresentedBind, Progress};
 use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::guarded_map::GuardedMap;
 use crate::id::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
 use crate::store::{BindRecord, ServiceRecord, ServiceState, TableRecord};
-use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// An incarnation (B1), with its lease and the control state of its commits.
 #[derive(Debug)]
@@ -168,8 +169,21 @@ pub struct AllocatorState {
     pub numbers: Numbers,
     /// Where tokens come from.
     pub tokens: TokenSource,
+    /// True if the store is open to this process alone (L1).
+    pub exclusive: bool,
+    /// How long the leader may still answer (L1).
+    pub leadership: Arc<LeadershipCell>,
+    /// The number of the last write that landed.
+    pub applied: AtomicU64,
+    /// The number of the last write before this leadership.
+    pub found_applied: u64,
+    /// The first epoch of this leadership.
+    pub first_epoch: Epoch,
     /// Incarnations below this are of earlier leaderships.
     pub first_service: ServiceId,
+    /// Until then nothing is granted that was not bound before, and no commit is admitted: the store may have lost writes, and whoever
+    /// was told of them must have run out of lease, or have said so, first (L4). Past if the store is known to be whole.
+    pub held_until: Time,
     /// Until then every transaction of an earlier leadership counts as committing (L1). Past after a clean stop.
     pub earlier_until: Time,
     /// Largest number of binds in one commit.
@@ -179,19 +193,49 @@ pub struct AllocatorState {
 }
 
 impl AllocatorState {
-    /// An empty state in `epoch`.
-    pub fn new(epoch: Epoch, tokens: TokenSource, earlier_until: Time, commit_binds_max: usize) -> Self {
+    /// An empty state in `epoch`, on a store whose last write was `applied`.
+    pub fn new(epoch: Epoch, applied: u64, tokens: TokenSource, commit_binds_max: usize) -> Self {
         Self {
             tables: GuardedMap::new(),
             services: GuardedMap::new(),
             ids: GuardedMap::new(),
             numbers: Numbers::new(epoch),
             tokens,
+            exclusive: true,
+            leadership: Arc::new(LeadershipCell::exclusive()),
+            applied: AtomicU64::new(applied),
+            found_applied: applied,
+            first_epoch: epoch,
             first_service: ServiceId::new(epoch.first_number()),
-            earlier_until,
+            held_until: Time::ZERO,
+            earlier_until: Time::ZERO,
             commit_binds_max,
             admitting: AtomicBool::new(true),
         }
+    }
+
+    /// How far this leadership has come.
+    pub fn progress(&self) -> Progress {
+        // ORDERING: Acquire, the partner of the writer's release: an answer names no less than the write it rests on.
+        Progress { epoch: self.numbers.epoch(), write: self.applied.load(Ordering::Acquire) }
+    }
+
+    /// True if `told` cannot be of this store: a leadership it knows nothing of, or a write that it had lost when this leadership
+    /// began (L4).
+    pub fn went_back(&self, told: Progress) -> bool {
+        told.epoch > self.numbers.epoch() || (told.epoch < self.first_epoch && told.write > self.found_applied)
+    }
+
+    /// Fails with `Unavailable` once the leader must not answer (L1).
+    pub fn check_leading(&self, now: Time) -> Result<()> {
+        if !self.leadership.remaining(now).is_zero() {
+            return Ok(());
+        }
+        // ORDERING: only a hint to answer well.
+        if !self.admitting.load(Ordering::Relaxed) {
+            return Err(stopping());
+        }
+        Err(not_leading(self.leadership.ended()))
     }
 
     /// Looks an incarnation up. Creates nothing.
@@ -205,6 +249,15 @@ impl AllocatorState {
         // ORDERING: only a hint to answer well; what keeps commits out of a stop is the fence of every origin.
         if !self.admitting.load(Ordering::Relaxed) {
             return Err(stopping());
+        }
+        self.check_leading(now)?;
+        let held = self.held_until.remaining(now);
+        if !held.is_zero() {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the store may have lost writes, and whoever was told of them is waited for: try again",
+            )
+            .with_detail(Detail::RetryAfter(held)));
         }
         if !txn.validates() {
             return Err(Error::new(
@@ -227,7 +280,9 @@ impl AllocatorState {
             )
             .with("txn", txn));
         };
-        let mut window = request.asked.most.min(origin.lease.get().remaining(origin.ttl, now));
+        // C1: no commit outlives the leadership, nor the leases it rests on.
+        let mut window =
+            request.asked.most.min(origin.lease.get().remaining(origin.ttl, now)).min(self.leadership.remaining(now));
         let mut pins = PinSet::new();
         for presented in &request.binds {
             let (pin, remaining) = self.pin(presented, window, now)?;
@@ -251,7 +306,7 @@ impl AllocatorState {
             .with("left_ms", window.as_millis()));
         }
         origin.commits.admit(txn, request.attempt, pins, now + hi(window), now)?;
-        Ok(CommitAdmission { commit_before: window, epoch: self.numbers.epoch() })
+        Ok(CommitAdmission { commit_before: window, at: self.progress() })
     }
 
     /// Ends an admitted commit. Idempotent; unknown ones change nothing.
@@ -290,6 +345,18 @@ impl AllocatorState {
             .with("table", &presented.table)
             .with("version", presented.version)
         })
+    }
+}
+
+/// The answer of a leader whose leadership ran out, or ended.
+pub fn not_leading(ended: bool) -> Error {
+    if ended {
+        Error::new(ErrorKind::NotLeader, "this node does not lead the store any more: ask the leader")
+    } else {
+        Error::new(
+            ErrorKind::Unavailable,
+            "the store does not answer, and the leadership has run out: try again; nothing is lost",
+        )
     }
 }
 

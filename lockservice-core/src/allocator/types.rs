@@ -7,6 +7,16 @@ use crate::id::{
 };
 use crate::store::{ClusterConstants, ServiceState};
 
+/// How far the allocator has come, as its answers say: a node rejects answers of an earlier leadership (L3), and reports the furthest it
+/// was told of, so that a leader notices that its store went back (L4).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
+pub struct Progress {
+    /// The leadership that answered.
+    pub epoch: Epoch,
+    /// The number of the last write to the store when it answered.
+    pub write: u64,
+}
+
 /// A node asks to start as a new incarnation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Resume {
@@ -25,8 +35,8 @@ pub struct Resume {
 pub struct Incarnation {
     /// Its id.
     pub service: ServiceId,
-    /// The leadership that answered.
-    pub epoch: Epoch,
+    /// Who answered.
+    pub at: Progress,
     /// Raw length of the lease, which begins with this answer's request.
     pub lease_ttl: Duration,
     /// The cluster's constants.
@@ -36,8 +46,8 @@ pub struct Incarnation {
 /// A renewed lease.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LeaseAck {
-    /// The leadership that answered.
-    pub epoch: Epoch,
+    /// Who answered.
+    pub at: Progress,
     /// Raw length of the lease, counted from before the renewal was sent.
     pub lease_ttl: Duration,
 }
@@ -66,8 +76,8 @@ pub struct BoundTable {
     pub node: NodeName,
     /// Where the owner is reached.
     pub address: String,
-    /// The leadership that answered.
-    pub epoch: Epoch,
+    /// Who answered.
+    pub at: Progress,
     /// The first block of tokens, if this call granted the bind.
     pub tokens: Option<TokenBlock>,
 }
@@ -144,13 +154,15 @@ pub struct BeginCommit {
 pub struct CommitAdmission {
     /// The write must have landed before this much time has passed, lo-counted from before the request was sent (C1).
     pub commit_before: Duration,
-    /// The leadership that answered.
-    pub epoch: Epoch,
+    /// Who answered.
+    pub at: Progress,
 }
 
 /// What became of each transaction of a [`cannot_commit`](super::LockTableAllocator::cannot_commit).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct CannotCommit {
+    /// Who answered.
+    pub at: Progress,
     /// These can never commit any more: their locks may be released.
     pub tombstoned: Vec<TxnId>,
     /// The commit of these is in flight: keep their locks and ask again later.
@@ -160,8 +172,8 @@ pub struct CannotCommit {
 /// What an operator sees of an allocator.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct AllocatorStatus {
-    /// The current leadership.
-    pub epoch: Epoch,
+    /// Who answered.
+    pub at: Progress,
     /// Every incarnation that is live or still owns a bind.
     pub services: Vec<ServiceStatus>,
     /// Every bind, ordered by table.

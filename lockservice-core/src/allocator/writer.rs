@@ -16,11 +16,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use super::state::{AllocatorState, not_leading};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
-use crate::store::{Applied, Batch, BindStore, Candidate, Leadership, Op};
+use crate::store::{Applied, Batch, BindStore, Candidate, Leadership, Lineage, Op};
+use crate::sync::atomic::Ordering;
 
 /// What to do once a change has landed, or surely has not. Runs in the writer's task: must not block.
 pub(super) type Done = Box<dyn FnOnce(Result<()>) + Send>;
@@ -46,10 +48,16 @@ pub(super) struct Writer {
     pub(super) applied: u64,
     pub(super) batch_max: usize,
     pub(super) lost: Option<Error>,
+    /// The copy of the store that was acquired (L4).
+    pub(super) lineage: Lineage,
     /// True while it is unknown whether the store's epoch was raised.
     pub(super) uncertain: bool,
-    /// Told of each new epoch.
-    pub(super) raised: Box<dyn Fn(Epoch) + Send + Sync>,
+    /// What the writes and the epochs belong to.
+    pub(super) state: Arc<AllocatorState>,
+    /// Told once why nothing can be written any more.
+    pub(super) ended: watch::Sender<Option<Error>>,
+    /// The epoch that the store has. Locked while it is raised: a renewal must not name one that is being replaced.
+    pub(super) head: Arc<tokio::sync::Mutex<Epoch>>,
 }
 
 impl Writer {
@@ -118,10 +126,7 @@ impl Writer {
         loop {
             let outcome = self.store.write(self.epoch, number, batch).await;
             match outcome {
-                Ok(_) => {
-                    self.applied = number;
-                    return Ok(());
-                }
+                Ok(ack) => return self.landed(number, &ack.lineage),
                 Err(e) if e.kind() == ErrorKind::UnknownOutcome => unknown = true,
                 // After an unknown outcome this says that the first try landed late, or that another leads: the number and the
                 // epoch tell which.
@@ -139,11 +144,13 @@ impl Writer {
             }
             // L2: settle it by reading the number, however long that takes; the callers have deadlines of their own.
             loop {
+                if self.state.leadership.ended() {
+                    return Err(self.lose(not_leading(true)));
+                }
                 match self.store.applied().await {
                     // The number alone would not do: another leader's first write has it too.
-                    Ok(Applied { epoch, number: applied, .. }) if epoch == self.epoch && applied == number => {
-                        self.applied = number;
-                        return Ok(());
+                    Ok(Applied { epoch, number: applied, lineage }) if epoch == self.epoch && applied == number => {
+                        return self.landed(number, &lineage);
                     }
                     Ok(Applied { epoch, number: applied, .. }) if epoch == self.epoch && applied + 1 == number => break,
                     Ok(Applied { epoch, number: applied, .. }) => {
@@ -168,6 +175,16 @@ impl Writer {
         }
     }
 
+    /// The write `number` is in the store, if the store still is the one that was acquired (L4).
+    fn landed(&mut self, number: u64, lineage: &Lineage) -> Result<()> {
+        if *lineage != self.lineage {
+            return Err(self.lose(another_store()));
+        }
+        self.applied = number;
+        self.state.applied.store(number, Ordering::Release);
+        Ok(())
+    }
+
     async fn raise(&mut self, wanted: Epoch) -> Result<()> {
         if self.epoch >= wanted {
             return Ok(());
@@ -177,13 +194,16 @@ impl Writer {
         }
         // The floor is exclusive (L4).
         self.candidate.floor = Epoch::new(wanted.get() - 1);
+        let mut head = Arc::clone(&self.head).lock_owned().await;
         self.uncertain = true;
         let answer = self.store.acquire_leadership(&self.candidate, self.leadership_ttl).await?;
         self.uncertain = false;
         match answer {
-            Leadership::Acquired { epoch, applied, .. } if epoch >= wanted && applied == self.applied => {
-                self.epoch = epoch;
-                (self.raised)(epoch);
+            Leadership::Acquired { epoch, applied, lineage, .. }
+                if epoch >= wanted && applied == self.applied && lineage == self.lineage =>
+            {
+                (self.epoch, *head) = (epoch, epoch);
+                self.state.numbers.raise(epoch);
                 Ok(())
             }
             other => Err(self.lose(
@@ -194,17 +214,43 @@ impl Writer {
     }
 
     async fn resign(&mut self) -> Result<()> {
-        match &self.lost {
-            Some(lost) => Err(lost.clone()),
-            None => self.store.resign(self.epoch).await,
+        if let Some(lost) = &self.lost {
+            return Err(lost.clone());
         }
+        // L1: it has stopped answering before another can lead.
+        self.state.leadership.end();
+        self.store.resign(self.epoch).await
     }
 
     fn lose(&mut self, error: Error) -> Error {
-        tracing::error!(store = %self.store.describe(), %error, "the leadership is lost");
-        self.lost = Some(error.clone());
-        error
+        self.state.leadership.end();
+        end(&self.ended, &error);
+        let lost = not_leading(true).with_source(error);
+        self.lost = Some(lost.clone());
+        lost
     }
+}
+
+/// Says why a leadership is over. The first reason stays.
+pub(super) fn end(ended: &watch::Sender<Option<Error>>, why: &Error) {
+    let first = ended.send_if_modified(|ended| {
+        let first = ended.is_none();
+        if first {
+            *ended = Some(why.clone());
+        }
+        first
+    });
+    if first {
+        tracing::error!(error = ?why, "the leadership is lost");
+    }
+}
+
+/// Why a leader stops that finds another copy of its store (L4).
+pub(super) fn another_store() -> Error {
+    Error::new(
+        ErrorKind::Fenced,
+        "the store was restarted, restored or replaced by a copy, and may have gone back in time: its leadership starts anew",
+    )
 }
 
 impl fmt::Debug for Writer {

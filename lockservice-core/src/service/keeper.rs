@@ -11,10 +11,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use crate::allocator::{LeaseAck, LockTableAllocator};
+use crate::allocator::LeaseAck;
 use crate::clock::Time;
 use crate::error::{ErrorKind, Result};
-use crate::id::{Nonce, ServiceId};
 use crate::service::txn::timer;
 use crate::service::{Inner, Phase, lease_lost};
 
@@ -25,8 +24,10 @@ struct Attempt {
 }
 
 impl Attempt {
-    fn new(allocator: Arc<dyn LockTableAllocator>, service: ServiceId, nonce: Nonce, sent: Time) -> Self {
-        Self { sent, call: Box::pin(async move { allocator.keepalive(service, nonce).await }) }
+    fn new(inner: &Inner, sent: Time) -> Self {
+        let (allocator, service, nonce) = (Arc::clone(&inner.parts.allocator), inner.id, inner.nonce);
+        let told = inner.told();
+        Self { sent, call: Box::pin(async move { allocator.keepalive(service, nonce, told).await }) }
     }
 }
 
@@ -45,7 +46,7 @@ pub(crate) async fn keep_lease(inner: Arc<Inner>) {
         }
         let due = lease.renew_at().max(not_before);
         if now >= due {
-            attempts.push(Attempt::new(Arc::clone(&inner.parts.allocator), inner.id, inner.nonce, now));
+            attempts.push(Attempt::new(&inner, now));
             not_before = now + lease.attempt_max();
             continue;
         }
@@ -60,6 +61,7 @@ pub(crate) async fn keep_lease(inner: Arc<Inner>) {
             // An answer that comes after the lease's end renews nothing: sealed is for ever, and others may have been told so (B1).
             Ok(_) if inner.parts.clock.now() >= lease.seal_at() => {}
             Ok(ack) => {
+                inner.heard(ack.at);
                 inner.lease.lock().renewed(sent, ack.lease_ttl);
                 attempts.retain(|attempt| attempt.sent > sent);
             }

@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use crate::allocator::Resume;
+use crate::allocator::{Progress, Resume};
 use crate::clock::{Clock, Time};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{NodeName, Nonce, ServiceId, SessionId, TableRef, TxnId};
@@ -88,6 +88,8 @@ pub(crate) struct Inner {
     /// Number of the next transaction. Only uniqueness matters: `Relaxed`.
     pub(crate) next_txn: AtomicU64,
     lease: Mutex<Lease>,
+    /// The furthest that any answer of the allocator has told (L4). Locked for a comparison.
+    told: Mutex<Progress>,
     pub(crate) phase: watch::Sender<Phase>,
     /// Told whenever a session or a transaction has gone.
     pub(crate) departed: Notify,
@@ -139,6 +141,7 @@ impl LockService {
             sessions: Registry::new("sessions", parts.settings.sessions_max),
             next_txn: AtomicU64::new(1),
             lease: Mutex::new(Lease::new(sent, incarnation.lease_ttl)),
+            told: Mutex::new(incarnation.at),
             phase: watch::Sender::new(Phase::Serving),
             departed: Notify::new(),
             parts,
@@ -257,6 +260,17 @@ impl LockService {
 }
 
 impl Inner {
+    /// Remembers what an answer of the allocator told (L4).
+    pub(crate) fn heard(&self, at: Progress) {
+        let mut told = self.told.lock();
+        *told = at.max(*told);
+    }
+
+    /// The furthest that any answer of the allocator has told.
+    pub(crate) fn told(&self) -> Progress {
+        *self.told.lock()
+    }
+
     /// Fails unless locks may be granted now.
     pub(crate) fn check_serving(&self) -> Result<()> {
         match &*self.phase.borrow() {

@@ -101,6 +101,7 @@ impl Inner {
                 return Ok(bind);
             }
             let bound = self.parts.allocator.bind(self.id, table).await?;
+            self.heard(bound.at);
             if bound.bind.owner != self.id {
                 return Err(Error::new(ErrorKind::NotOwner, "another node owns the table: ask that one")
                     .with("table", table)

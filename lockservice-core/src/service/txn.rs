@@ -194,6 +194,7 @@ impl Inner {
             let ids: Vec<TxnId> = txns.iter().map(|txn| txn.id).collect();
             match self.parts.allocator.cannot_commit(&ids).await {
                 Ok(answer) => {
+                    self.heard(answer.at);
                     let (fenced, rest) = txns.into_iter().partition(|txn| answer.tombstoned.contains(&txn.id));
                     txns = rest;
                     let fenced: Vec<Arc<TxnRecord>> = fenced;

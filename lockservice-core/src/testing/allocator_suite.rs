@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::allocator::{
-    BeginCommit, Bind, BindState, CommitWindow, Incarnation, LockTableAllocator, PresentedBind, Resume,
+    BeginCommit, Bind, BindState, CommitWindow, Incarnation, LockTableAllocator, PresentedBind, Progress, Resume,
 };
 use crate::clock::hi;
 use crate::error::ErrorKind;
@@ -78,12 +78,15 @@ async fn a_name_belongs_to_one_incarnation_at_a_time(fixture: &dyn AllocatorFixt
     let right = Resume { replaces: Some((first.service, Nonce::new(1))), ..resume("n", 3) };
     let second = allocator.resume(&right).await.expect("its own former incarnation");
     assert!(second.service > first.service);
-    let old = allocator.keepalive(first.service, Nonce::new(1)).await.expect_err("replaced");
+    let old = allocator.keepalive(first.service, Nonce::new(1), Progress::default()).await.expect_err("replaced");
     assert_eq!(old.kind(), ErrorKind::LeaseLost);
     fixture.advance(hi(second.lease_ttl)).await;
     let third = start(&*allocator, "n", 4).await;
     assert!(third.service > second.service, "a lapsed one is not in the way");
-    let late = allocator.keepalive(second.service, Nonce::new(3)).await.expect_err("it never renews again");
+    let late = allocator
+        .keepalive(second.service, Nonce::new(3), Progress::default())
+        .await
+        .expect_err("it never renews again");
     assert_eq!(late.kind(), ErrorKind::LeaseLost);
 }
 
@@ -93,7 +96,7 @@ async fn a_lapsed_owners_table_is_void_at_once_and_granted_anew_later(fixture: &
     let t = table("t");
     let old = allocator.bind(a.service, &t).await.expect("free");
     fixture.advance(a.lease_ttl / 2).await;
-    allocator.keepalive(a.service, Nonce::new(1)).await.expect("in time");
+    allocator.keepalive(a.service, Nonce::new(1), Progress::default()).await.expect("in time");
     fixture.advance(hi(a.lease_ttl) - Duration::from_millis(1)).await;
     let b = start(&*allocator, "b", 2).await;
     let still = allocator.bind(b.service, &t).await.expect("still owned");
@@ -136,7 +139,7 @@ async fn a_replaced_incarnation_waits_out_its_own_lease(fixture: &dyn AllocatorF
     allocator.bind(a2.service, &table("new")).await.expect("tables not bound before do not wait");
     // The new incarnation stays alive meanwhile.
     fixture.advance(after / 2).await;
-    allocator.keepalive(a2.service, Nonce::new(2)).await.expect("in time");
+    allocator.keepalive(a2.service, Nonce::new(2), Progress::default()).await.expect("in time");
     fixture.advance(after - after / 2).await;
     let new = allocator.bind(a2.service, &t).await.expect("after that it is granted anew");
     assert!(new.bind.version > old.bind.version);
@@ -175,7 +178,7 @@ async fn a_commit_is_never_promised_more_than_a_lease_has_left(fixture: &dyn All
     let t = table("t");
     let bound = allocator.bind(a.service, &t).await.expect("free");
     fixture.advance(a.lease_ttl - Duration::from_millis(500)).await;
-    allocator.keepalive(b.service, Nonce::new(2)).await.expect("in time");
+    allocator.keepalive(b.service, Nonce::new(2), Progress::default()).await.expect("in time");
     let txn = TxnId::new(b.service, 1, true);
     let mut request = commit(txn, 1, &[&bound.bind]);
     request.asked.most = a.lease_ttl * 10;
@@ -183,7 +186,7 @@ async fn a_commit_is_never_promised_more_than_a_lease_has_left(fixture: &dyn All
     assert!(short.commit_before <= Duration::from_millis(500), "the owner's lease (C1): {short:?}");
     request.asked.least = Duration::from_secs(1);
     assert_eq!(allocator.begin_commit(&request).await.expect_err("too short").kind(), ErrorKind::Timeout);
-    allocator.keepalive(a.service, Nonce::new(1)).await.expect("in time");
+    allocator.keepalive(a.service, Nonce::new(1), Progress::default()).await.expect("in time");
     let longer = allocator.begin_commit(&request).await.expect("a repeat extends it");
     assert!(longer.commit_before > short.commit_before && longer.commit_before <= a.lease_ttl);
     request.asked.most = Duration::from_secs(1);
@@ -288,8 +291,14 @@ async fn unknown_names_are_answered_and_create_nothing(fixture: &dyn AllocatorFi
     assert_eq!(allocator.status().await.expect("answer").binds, vec![]);
     let ghost = ServiceId::new(3);
     assert_eq!(allocator.bind(ghost, &table("t")).await.expect_err("unknown").kind(), ErrorKind::LeaseLost);
-    assert_eq!(allocator.keepalive(ghost, Nonce::new(1)).await.expect_err("unknown").kind(), ErrorKind::LeaseLost);
-    assert_eq!(allocator.keepalive(a.service, Nonce::new(2)).await.expect_err("nonce").kind(), ErrorKind::LeaseLost);
+    assert_eq!(
+        allocator.keepalive(ghost, Nonce::new(1), Progress::default()).await.expect_err("unknown").kind(),
+        ErrorKind::LeaseLost
+    );
+    assert_eq!(
+        allocator.keepalive(a.service, Nonce::new(2), Progress::default()).await.expect_err("nonce").kind(),
+        ErrorKind::LeaseLost
+    );
     allocator.finish_commit(txn, CommitAttempt::new(9)).await.expect("no error");
     allocator.confirm_ended(&[txn]).await.expect("no error");
 }

@@ -15,17 +15,23 @@ use crate::store::{
     changes,
 };
 
-/// A shared [`BindStore`] in memory: what PostgreSQL and Redis are, without the server. Clones are connections to one store.
+/// How long a call waits for a connection that is cut.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
+
+/// A shared [`BindStore`] in memory: what PostgreSQL and Redis are, without the server. Clones share a connection, each
+/// [`connect`](Self::connect) makes a further one to the same store.
 ///
 /// The whole content can be [taken](Self::backup) and [put back](Self::restore), which changes the lineage as a promoted replica does, or
-/// not, as a restored disk image does; while it is [absent](Self::set_absent), calls wait.
+/// not, as a restored disk image does. While a connection is [cut](Self::set_cut), calls on it wait, then fail.
 #[derive(Clone, Debug, Default)]
-pub struct SharedStore(Arc<Shared>);
+pub struct SharedStore {
+    shared: Arc<Shared>,
+    cut: watch::Sender<bool>,
+}
 
 #[derive(Debug, Default)]
 struct Shared {
     content: Mutex<Content>,
-    absent: watch::Sender<bool>,
     /// Told of each change of leadership.
     changed: watch::Sender<()>,
 }
@@ -49,14 +55,19 @@ impl SharedStore {
         Self::default()
     }
 
+    /// A further connection to the same store.
+    pub fn connect(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), cut: watch::Sender::new(false) }
+    }
+
     /// Everything in it now.
     pub fn backup(&self) -> Backup {
-        Backup(self.0.content.lock().clone())
+        Backup(self.shared.content.lock().clone())
     }
 
     /// Goes back to `backup`; with a `new_life` as another copy of the store, else unnoticeably.
     pub fn restore(&self, backup: &Backup, new_life: bool) {
-        let mut content = self.0.content.lock();
+        let mut content = self.shared.content.lock();
         let life = content.life + u64::from(new_life);
         *content = Content { life, writes: content.writes, ..backup.0.clone() };
     }
@@ -66,23 +77,22 @@ impl SharedStore {
         self.restore(&Backup(Content::default()), true);
     }
 
-    /// While true, every call waits, as for a server that is paused.
-    pub fn set_absent(&self, absent: bool) {
-        self.0.absent.send_replace(absent);
+    /// While true, every call on this connection waits, as for a server that is paused or cannot be reached.
+    pub fn set_cut(&self, cut: bool) {
+        self.cut.send_replace(cut);
     }
 
     /// How many batches were written in all.
     pub fn writes(&self) -> u64 {
-        self.0.content.lock().writes
+        self.shared.content.lock().writes
     }
 
     async fn run<T>(&self, call: impl FnOnce(&mut Content) -> Result<T>) -> Result<T> {
-        let mut absent = self.0.absent.subscribe();
-        let waited = tokio::time::timeout(Duration::from_secs(2), absent.wait_for(|absent| !absent)).await;
-        if waited.is_err() {
+        let mut cut = self.cut.subscribe();
+        if tokio::time::timeout(ANSWER_MAX, cut.wait_for(|cut| !cut)).await.is_err() {
             return Err(Error::new(ErrorKind::Unavailable, "the store does not answer: is it running?"));
         }
-        call(&mut self.0.content.lock())
+        call(&mut self.shared.content.lock())
     }
 
     /// Replaces the head by what `next` makes of it.
@@ -133,7 +143,7 @@ impl BindStore for SharedStore {
                 Ok(answer)
             })
             .await?;
-        self.0.changed.send_replace(());
+        self.shared.changed.send_replace(());
         Ok(answer)
     }
 
@@ -143,7 +153,7 @@ impl BindStore for SharedStore {
 
     async fn resign(&self, epoch: Epoch) -> Result<()> {
         self.write_head(|head, _| Ok((head.resign(epoch)?, ()))).await?;
-        self.0.changed.send_replace(());
+        self.shared.changed.send_replace(());
         Ok(())
     }
 
@@ -171,7 +181,7 @@ impl BindStore for SharedStore {
     }
 
     async fn wait_for_change(&self, poll: Duration) -> Result<()> {
-        let mut changed = self.0.changed.subscribe();
+        let mut changed = self.shared.changed.subscribe();
         // Over time or not, the caller looks again.
         drop(tokio::time::timeout(poll, changed.changed()).await);
         Ok(())

@@ -79,7 +79,11 @@ impl AllocatorClient {
         let message = proto::CannotCommitRequest { txns: txns.iter().map(TxnId::to_string).collect() };
         let answer = self.client.call(wire.cannot_commit(message)).await?;
         let parse = |txns: Vec<String>| txns.iter().map(|txn| convert::txn_from_proto(txn)).collect::<Result<Vec<_>>>();
-        Ok(CannotCommit { tombstoned: parse(answer.tombstoned)?, committing: parse(answer.committing)? })
+        Ok(CannotCommit {
+            at: lockservice_core::allocator::Progress::default(),
+            tombstoned: parse(answer.tombstoned)?,
+            committing: parse(answer.committing)?,
+        })
     }
 
     /// The bind of a table, if it has one. Binds nothing.

@@ -47,7 +47,7 @@ impl proto::allocator_server::Allocator for AllocatorApi {
         let admission = self.allocator.begin_commit(&request).await.map_err(|e| status(&e))?;
         Ok(Response::new(proto::BeginCommitResponse {
             commit_before_ms: convert::millis_down(admission.commit_before),
-            epoch: admission.epoch.get(),
+            epoch: admission.at.epoch.get(),
         }))
     }
 

@@ -1,0 +1,276 @@
+//! What a leader answers: [`LockTableAllocator`] for [`LocalAllocator`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use smallvec::{SmallVec, smallvec};
+use tokio::sync::oneshot;
+
+use super::LockTableAllocator;
+use super::commit::Marked;
+use super::lease::LeaseState;
+use super::local::{LocalAllocator, Shared};
+use super::state::{AllocatorState, lease_lost, stopping};
+use super::types::{
+    AllocatorStatus, BeginCommit, BindStatus, BoundTable, CannotCommit, CommitAdmission, Incarnation, LeaseAck,
+    Progress, Resume, ServiceStatus, TokenBlock,
+};
+use super::writer::{Command, Done, end};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
+use crate::store::{Op, ServiceState};
+use crate::sync::atomic::Ordering;
+
+#[async_trait]
+impl LockTableAllocator for LocalAllocator {
+    async fn resume(&self, request: &Resume) -> Result<Incarnation> {
+        let state = self.shared.leading().await?;
+        loop {
+            let room = self.shared.room().await?;
+            let number = match state.numbers.take() {
+                Ok(number) => number,
+                Err(wanted) => {
+                    drop(room);
+                    self.shared.raise(wanted).await?;
+                    continue;
+                }
+            };
+            let answer = self.shared.start_incarnation(&state, request, ServiceId::new(number), room)?;
+            let service = match answer {
+                Ok(service) => service,
+                Err(landed) => landed.await.unwrap_or_else(|_| Err(stopping()))?,
+            };
+            let ttl = self.shared.settings.constants.lease_ttl();
+            return Ok(Incarnation {
+                service,
+                at: state.progress(),
+                lease_ttl: ttl,
+                constants: self.shared.settings.constants,
+            });
+        }
+    }
+
+    async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
+        let state = self.shared.leading().await?;
+        // L4: also from an incarnation that the store has lost.
+        if !state.exclusive && state.went_back(told) {
+            return Err(self.shared.step_over(&state, told));
+        }
+        let known = state.service(service).filter(|known| known.nonce == nonce).ok_or_else(|| lease_lost(service))?;
+        let now = self.shared.clock.now();
+        if !known.lease.renew(known.ttl, now) {
+            return Err(lease_lost(service));
+        }
+        Ok(LeaseAck { at: state.progress(), lease_ttl: self.shared.settings.constants.lease_ttl() })
+    }
+
+    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<()> {
+        let state = self.shared.leading().await?;
+        let known = state.service(service).filter(|known| known.nonce == nonce).ok_or_else(|| lease_lost(service))?;
+        if known.lease.get().state == LeaseState::Resigned {
+            return Ok(());
+        }
+        if !known.lease.begin_resign(known.ttl, self.shared.clock.now()) {
+            return Err(lease_lost(service));
+        }
+        // From here on no new pin on its binds and, after the fence, no new commit of its transactions.
+        let marked = known.commits.fence();
+        let mut pins = state.pins_of(service);
+        // C2: a resignation waits for pins. Polled: a commit must not pay for telling whoever waits, and the wait is bounded by the lease.
+        loop {
+            let now = self.shared.clock.now();
+            pins.retain(|pins| pins.held(now));
+            if pins.is_empty() && known.commits.in_flight_until(now).is_none() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let mut ops: SmallVec<[Op; 2]> = smallvec![Op::PutService(known.record(ServiceState::Resigned))];
+        ops.extend(marked.into_iter().map(|counter| Op::RemoveTombstone(TxnId { origin: service, counter })));
+        let (done, answer) = oneshot::channel();
+        let ended = Arc::clone(&known);
+        let done: Done = Box::new(move |outcome: Result<()>| {
+            if outcome.is_ok() {
+                ended.end_durable.store(true, Ordering::Release);
+                // False if it was fenced meanwhile: then its binds wait for the lease, which is on the safe side.
+                ended.lease.finish_resign();
+            }
+            drop(done.send(outcome));
+        });
+        self.shared.room().await?.send(Command::Write { ops, done });
+        answer.await.unwrap_or_else(|_| Err(stopping()))
+    }
+
+    async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
+        let state = self.shared.leading().await?;
+        self.shared.bind(&state, service, table).await
+    }
+
+    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<TokenBlock> {
+        let state = self.shared.leading().await?;
+        self.shared.reserve_tokens(&state, service, table, version).await
+    }
+
+    async fn latest(&self, table: &TableRef) -> Result<Option<BindStatus>> {
+        let state = self.shared.leading().await?;
+        let now = self.shared.clock.now();
+        Ok(state.tables.read(table, |entry| entry?.status(table, 0, now)))
+    }
+
+    async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
+        self.shared.leading().await?;
+        self.begin_commit_now(request)
+    }
+
+    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()> {
+        self.shared.leading().await?;
+        self.finish_commit_now(txn, attempt);
+        Ok(())
+    }
+
+    async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
+        let state = self.shared.leading().await?;
+        let mut answer = CannotCommit::default();
+        let mut writes = Vec::new();
+        for &txn in txns {
+            match self.shared.cannot_commit(&state, txn).await? {
+                Verdict::Committing => answer.committing.push(txn),
+                Verdict::Tombstoned => answer.tombstoned.push(txn),
+                Verdict::Writing(landed) => writes.push((txn, landed)),
+            }
+        }
+        for (txn, landed) in writes {
+            // C4: the mark stays in memory whatever the outcome is.
+            landed.await.unwrap_or_else(|_| Err(stopping()))?;
+            answer.tombstoned.push(txn);
+        }
+        answer.at = state.progress();
+        Ok(answer)
+    }
+
+    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<()> {
+        let state = self.shared.leading().await?;
+        let mut writes = Vec::new();
+        for &txn in txns {
+            let Some(origin) = state.service(txn.origin) else { continue };
+            let room = self.shared.room().await?;
+            let (done, landed) = oneshot::channel();
+            let control = Arc::clone(&origin);
+            let began = origin.commits.ended(txn, |generation| {
+                let done: Done = Box::new(move |outcome: Result<()>| {
+                    if outcome.is_ok() {
+                        control.commits.remove(txn, generation);
+                    }
+                    drop(done.send(outcome));
+                });
+                room.send(Command::Write { ops: smallvec![Op::RemoveTombstone(txn)], done });
+            });
+            if began.is_some() {
+                writes.push(landed);
+            }
+        }
+        for landed in writes {
+            landed.await.unwrap_or_else(|_| Err(stopping()))?;
+        }
+        Ok(())
+    }
+
+    async fn status(&self) -> Result<AllocatorStatus> {
+        let state = self.shared.leading().await?;
+        let now = self.shared.clock.now();
+        let mut status = AllocatorStatus { at: state.progress(), ..AllocatorStatus::default() };
+        state.tables.for_each(|table, entry| {
+            status
+                .binds
+                .extend((0..entry.binds.len() as u32).filter_map(|partition| entry.status(table, partition, now)));
+        });
+        state.services.for_each(|_, service| {
+            if service.holds(now) || service.references.load(Ordering::Acquire) > 0 {
+                status.services.push(ServiceStatus {
+                    id: service.id,
+                    node: service.node.clone(),
+                    address: service.address.clone(),
+                    state: service.state(),
+                });
+            }
+        });
+        status.binds.sort_by(|a, b| (&a.bind.table, a.bind.partition).cmp(&(&b.bind.table, b.bind.partition)));
+        status.services.sort_by_key(|service| service.id);
+        Ok(status)
+    }
+}
+
+/// What becomes of one transaction of a `cannot_commit`.
+enum Verdict {
+    Committing,
+    Tombstoned,
+    Writing(oneshot::Receiver<Result<()>>),
+}
+
+impl Shared {
+    /// Ends the leadership because the store has lost what `told` says: a new one steps over it (L4).
+    fn step_over(&self, state: &AllocatorState, told: Progress) -> Error {
+        let why = Error::new(
+            ErrorKind::NotLeader,
+            "the store has lost writes that a node was told of: the leadership ends, and a new one takes every bind as void",
+        )
+        .with("told_epoch", told.epoch)
+        .with("told_write", told.write)
+        .with("found_write", state.found_applied);
+        {
+            let mut most = self.told.lock();
+            *most = told.max(*most);
+        }
+        state.leadership.end();
+        end(&self.ended, &why);
+        why
+    }
+
+    async fn cannot_commit(&self, state: &Arc<AllocatorState>, txn: TxnId) -> Result<Verdict> {
+        let now = self.clock.now();
+        // T1: it is refused at begin_commit anyway.
+        if !txn.validates() {
+            return Ok(Verdict::Tombstoned);
+        }
+        // L1: a commit that an earlier leader admitted may still be in flight. (One origin of a shared store may live on.)
+        if txn.origin < state.first_service && now < state.earlier_until {
+            return Ok(Verdict::Committing);
+        }
+        // An origin that is unknown now stays unknown: ids are never handed out twice (L4).
+        let Some(origin) = state.service(txn.origin) else { return Ok(Verdict::Tombstoned) };
+        let room = self.room().await?;
+        let (done, landed) = oneshot::channel();
+        let control = Arc::clone(&origin);
+        let marked = origin.commits.tombstone(txn, now, |marked| {
+            if let Marked::ToWrite(generation) = marked {
+                let done: Done = Box::new(move |outcome: Result<()>| {
+                    if outcome.is_ok() {
+                        control.commits.durable(txn, generation);
+                    }
+                    drop(done.send(outcome));
+                });
+                room.send(Command::Write { ops: smallvec![Op::PutTombstone(txn)], done });
+            }
+            marked
+        })?;
+        match marked {
+            Marked::Committing => Ok(Verdict::Committing),
+            Marked::Durable => Ok(Verdict::Tombstoned),
+            Marked::ToWrite(_) => Ok(Verdict::Writing(landed)),
+            Marked::Fenced => match origin.lease.get().state {
+                // Not an end of its own yet: it says the same to whoever commits now, and its end will be stored before anything is given away.
+                LeaseState::Fenced | LeaseState::Resigned => {
+                    self.store_end(&origin, origin.state()).await?;
+                    Ok(Verdict::Tombstoned)
+                }
+                LeaseState::Resigning => {
+                    Err(Error::new(ErrorKind::Unavailable, "the transaction's origin is just resigning: try again")
+                        .with("txn", txn))
+                }
+                // Only a stop fences the origins of live leases.
+                LeaseState::Live => Err(stopping()),
+            },
+        }
+    }
+}

@@ -1,0 +1,494 @@
+//! [`ElectedAllocator`]: the cluster's allocator as one node sees it. It leads when it is elected, and follows whoever is (L1, L3, L4).
+//!
+//! # Implementation details
+//! One task campaigns: it asks the store for the leadership, watches whoever holds it, and takes over what stood still for long enough
+//! ([`Vigil`]). Each leadership is a [`LocalAllocator`] of its own with a nonce of its own, so that no memory of an earlier one is left in it.
+//! Calls are routed by the role that the task last published; the task holds nothing over an await that a call needs.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::leadership::Vigil;
+use super::local::{AllocatorStopped, Beginning, LocalAllocator};
+use super::open::{HeldBy, acquire};
+use super::state::stopping;
+use super::types::{
+    AllocatorStatus, BeginCommit, BindStatus, BoundTable, CannotCommit, CommitAdmission, Incarnation, LeaseAck,
+    Progress, Resume, TokenBlock,
+};
+use super::{AllocatorSettings, LockTableAllocator};
+use crate::clock::{Clock, Time, hi};
+use crate::error::{Detail, Error, ErrorKind, Result};
+use crate::id::{BindVersion, CommitAttempt, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
+use crate::store::{BindStore, Candidate};
+use crate::sync::Mutex;
+
+/// First pause after the store failed to answer; doubled up to [`PAUSE_MOST`].
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+const PAUSE_MOST: Duration = Duration::from_secs(1);
+/// How long a call waits before it asks again who leads, where nobody tells it.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How often a call follows a hint before it waits for the campaign to find the leader (T5).
+const HOPS_MAX: usize = 3;
+
+/// How a node reaches the allocators of others.
+pub trait AllocatorPeers: fmt::Debug + Send + Sync + 'static {
+    /// The allocator at `address`, which may not answer, or not lead. Connects when it is first called; fails only for an
+    /// address that is none.
+    fn connect(&self, address: &str) -> Result<Arc<dyn LockTableAllocator>>;
+}
+
+/// The cluster's allocator as one node sees it: any number of nodes with one store, one of which leads (L1).
+///
+/// Calls go to the leader, which may be this very process. While none is known they wait, at most for about two leadership TTLs, then fail
+/// with `Unavailable`. Answers of an earlier leadership than the last known are rejected (L3). What other nodes may ask of this one is
+/// [`as_leader`](Self::as_leader).
+///
+/// On an exclusive store it leads at once and never follows.
+#[derive(Debug)]
+pub struct ElectedAllocator {
+    shared: Arc<Shared>,
+    /// Locked for a moment, together with nothing.
+    campaign: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Arc<dyn BindStore>,
+    clock: Arc<dyn Clock>,
+    settings: AllocatorSettings,
+    node: NodeName,
+    address: String,
+    peers: Arc<dyn AllocatorPeers>,
+    role: watch::Sender<Role>,
+    /// The furthest that any answer has told (L3, L4). Locked for a comparison.
+    told: Mutex<Progress>,
+}
+
+/// What a node is to the cluster's allocator.
+#[derive(Clone, Debug)]
+pub enum Role {
+    /// It knows no leader; the store's error if that is why.
+    Searching(Option<Error>),
+    /// It leads.
+    Leading(Arc<LocalAllocator>),
+    /// Another leads.
+    Following {
+        /// Where the leader is reached.
+        address: String,
+        /// The leader.
+        allocator: Arc<dyn LockTableAllocator>,
+    },
+    /// It was stopped, or can never lead again.
+    Stopped(Error),
+}
+
+impl ElectedAllocator {
+    /// Joins the cluster of `store` as `node`, which the others reach at `address`. Answers at once; [`settled`](Self::settled) waits.
+    ///
+    /// Fails with `InvalidArgument` for settings out of range. Must be called within a tokio runtime, in which it spawns a task that
+    /// ends with it. Dropping it without [`shutdown`](Self::shutdown) lets the others wait for the leadership's TTL.
+    pub fn start(
+        store: Arc<dyn BindStore>,
+        clock: Arc<dyn Clock>,
+        settings: AllocatorSettings,
+        node: NodeName,
+        address: impl Into<String>,
+        peers: Arc<dyn AllocatorPeers>,
+    ) -> Result<Arc<Self>> {
+        settings.check()?;
+        let shared = Arc::new(Shared {
+            store,
+            clock,
+            settings,
+            node,
+            address: address.into(),
+            peers,
+            role: watch::Sender::new(Role::Searching(None)),
+            told: Mutex::new(Progress::default()),
+        });
+        let campaign = tokio::spawn(campaign(Arc::clone(&shared)));
+        Ok(Arc::new(Self { shared, campaign: Mutex::new(Some(campaign)) }))
+    }
+
+    /// Waits until a leader is known, or this node leads. Fails with the store's error as soon as the store does not let it find out. Cancel
+    /// safe; may be called again after a failure, for the campaign goes on.
+    pub async fn settled(&self) -> Result<()> {
+        let mut role = self.shared.role.subscribe();
+        let settled = role.wait_for(|role| !matches!(role, Role::Searching(None))).await.map_err(|_| stopping())?;
+        match &*settled {
+            Role::Searching(Some(e)) | Role::Stopped(e) => Err(e.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// What this node is now.
+    pub fn role(&self) -> Role {
+        self.shared.role.borrow().clone()
+    }
+
+    /// The role as it changes.
+    pub fn roles(&self) -> watch::Receiver<Role> {
+        self.shared.role.subscribe()
+    }
+
+    /// What other nodes and clients may ask of this node: it answers as the leader, or fails with `NotLeader`, which tells who leads.
+    pub fn as_leader(&self) -> Arc<dyn LockTableAllocator> {
+        Arc::new(LeaderView(Arc::clone(&self.shared)))
+    }
+
+    /// Stops: campaigns no more and, if it leads, gives the leadership up as [`LocalAllocator::shutdown`] does. A node that follows has
+    /// nothing to give up and answers as if it had.
+    pub async fn shutdown(&self, quiet: bool, grace: Duration) -> Result<AllocatorStopped> {
+        let task = self.campaign.lock().take();
+        if let Some(task) = task {
+            task.abort();
+            // It was aborted, or had ended.
+            drop(task.await);
+        }
+        let role = self.shared.role.send_replace(Role::Stopped(stopping()));
+        match role {
+            Role::Leading(term) => term.shutdown(quiet, grace).await,
+            _ => Ok(AllocatorStopped { resigned: true }),
+        }
+    }
+}
+
+impl Drop for ElectedAllocator {
+    fn drop(&mut self) {
+        if let Some(task) = self.campaign.lock().take() {
+            task.abort();
+        }
+    }
+}
+
+/// Leads whenever it may, for ever.
+async fn campaign(shared: Arc<Shared>) {
+    let ttl = shared.settings.constants.leadership_ttl();
+    let mut candidate = Candidate::new(shared.node.clone(), shared.address.clone());
+    let mut vigil = Vigil::default();
+    let mut pause = PAUSE_FIRST;
+    loop {
+        candidate.floor = shared.told.lock().epoch;
+        candidate.seen = vigil.complete(ttl, shared.clock.now()).cloned();
+        match acquire(&*shared.store, &*shared.clock, &candidate, ttl).await {
+            Ok(Ok(acquired)) => {
+                tracing::info!(epoch = %acquired.epoch, continuous = acquired.continuous, "leads the store");
+                let exclusive = acquired.exclusive;
+                let why = shared.reign(Beginning {
+                    candidate: candidate.clone(),
+                    acquired: Some(acquired),
+                    told: *shared.told.lock(),
+                });
+                let why = why.await;
+                if exclusive {
+                    // Nobody else can have it, so asking again would not help: the store failed, or another process took it over.
+                    shared.role.send_replace(Role::Stopped(why));
+                    return;
+                }
+                tracing::warn!(error = ?why, "does not lead any more");
+                shared.role.send_replace(Role::Searching(None));
+                // A nonce of its own for each leadership: commits that the last one admitted may still be in flight, so this process
+                // counts like any other.
+                candidate.nonce = Nonce::new(rand::random());
+                vigil.restart();
+                pause = PAUSE_FIRST;
+            }
+            Ok(Err(HeldBy { seen, address })) => {
+                if seen.leader.is_none() {
+                    tracing::info!("the store holds no leader's record: waiting, in case it was lost (L4)");
+                }
+                vigil.observe(seen, shared.clock.now());
+                shared.follow(address);
+                let left = vigil.left(ttl, shared.clock.now());
+                // An error only means that the store cannot tell; it is asked again.
+                if let Err(e) = shared.store.wait_for_change(left.clamp(Duration::from_millis(1), ttl / 4)).await {
+                    tracing::debug!(error = ?e, "cannot wait for a change of leadership");
+                    tokio::time::sleep(left.min(ASK_AGAIN)).await;
+                }
+                pause = PAUSE_FIRST;
+            }
+            Err(e) => {
+                tracing::warn!(error = ?e, "cannot ask the store who leads; trying again");
+                shared.role.send_if_modified(|role| {
+                    let searching = matches!(role, Role::Searching(_));
+                    if searching {
+                        *role = Role::Searching(Some(e));
+                    }
+                    searching
+                });
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MOST);
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Leads until that is over; answers why.
+    async fn reign(&self, beginning: Beginning) -> Error {
+        let begun =
+            LocalAllocator::begin(Arc::clone(&self.store), Arc::clone(&self.clock), self.settings.clone(), beginning);
+        let term = match begun {
+            Ok(term) => term,
+            Err(e) => return e,
+        };
+        if let Err(e) = term.opened().await {
+            return e;
+        }
+        self.role.send_replace(Role::Leading(Arc::clone(&term)));
+        let why = term.ended().await;
+        let mut told = self.told.lock();
+        *told = term.told().max(*told);
+        why
+    }
+
+    fn follow(&self, address: Option<String>) {
+        // Its own address is that of the process that it replaces, or of its own last leadership.
+        let next = match address.filter(|address| !address.is_empty() && *address != self.address) {
+            None => Role::Searching(None),
+            Some(address) => {
+                if matches!(&*self.role.borrow(), Role::Following { address: known, .. } if *known == address) {
+                    return;
+                }
+                match self.peers.connect(&address) {
+                    Ok(allocator) => {
+                        tracing::info!(leader = %address, "follows the leader");
+                        Role::Following { address, allocator }
+                    }
+                    Err(e) => Role::Searching(Some(e.with("leader", address))),
+                }
+            }
+        };
+        let same = matches!((&*self.role.borrow(), &next), (Role::Searching(None), Role::Searching(None)));
+        if !same {
+            self.role.send_replace(next);
+        }
+    }
+
+    /// Takes an answer into account. Fails with `Unavailable` if an earlier leader gave it (L3).
+    fn heard(&self, at: Progress) -> Result<()> {
+        let mut told = self.told.lock();
+        if at.epoch < told.epoch {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "an earlier leader answered, which does not know yet that it was replaced: try again",
+            )
+            .with("epoch", at.epoch)
+            .with("known", told.epoch));
+        }
+        *told = at.max(*told);
+        Ok(())
+    }
+
+    fn not_leader(&self) -> Error {
+        let error = Error::new(ErrorKind::NotLeader, "this node does not lead the store: ask the leader");
+        match &*self.role.borrow() {
+            Role::Following { address, .. } => {
+                error.with("leader", address).with_detail(Detail::Leader(address.clone()))
+            }
+            _ => error,
+        }
+    }
+}
+
+/// One call's way to the leader.
+struct Route<'a> {
+    shared: &'a Shared,
+    give_up: Time,
+    hint: Option<Arc<dyn LockTableAllocator>>,
+    hops: usize,
+    /// True if whoever seemed to lead does not.
+    astray: bool,
+}
+
+impl<'a> Route<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        let patience = hi(shared.settings.constants.leadership_ttl()) * 2;
+        Self { shared, give_up: shared.clock.now() + patience, hint: None, hops: 0, astray: false }
+    }
+
+    /// Whom to ask next.
+    async fn next(&mut self) -> Result<Arc<dyn LockTableAllocator>> {
+        if let Some(hint) = self.hint.take() {
+            return Ok(hint);
+        }
+        let mut role = self.shared.role.subscribe();
+        if std::mem::take(&mut self.astray) {
+            // Over time or not, it looks again.
+            drop(tokio::time::timeout(ASK_AGAIN, role.changed()).await);
+        }
+        loop {
+            let unavailable = match &*role.borrow_and_update() {
+                Role::Leading(term) => return Ok(Arc::<LocalAllocator>::clone(term)),
+                Role::Following { allocator, .. } => return Ok(Arc::clone(allocator)),
+                Role::Stopped(e) => return Err(e.clone()),
+                Role::Searching(why) => {
+                    let error = Error::new(ErrorKind::Unavailable, "no allocator leads the store now: try again");
+                    why.as_ref().map_or_else(|| error.clone(), |why| error.clone().with_source(why.clone()))
+                }
+            };
+            let left = self.give_up.remaining(self.shared.clock.now());
+            if left.is_zero() {
+                return Err(unavailable);
+            }
+            // The timer only wakes.
+            if let Ok(Err(_)) = tokio::time::timeout(left, role.changed()).await {
+                return Err(stopping());
+            }
+        }
+    }
+
+    /// True if the call should be made again, because whoever was asked does not lead.
+    fn again<T>(&mut self, outcome: &Result<T>) -> bool {
+        let Err(e) = outcome else { return false };
+        if e.kind() != ErrorKind::NotLeader || self.give_up.remaining(self.shared.clock.now()).is_zero() {
+            return false;
+        }
+        self.hint = e
+            .leader()
+            .filter(|address| *address != self.shared.address && self.hops < HOPS_MAX)
+            .and_then(|address| self.shared.peers.connect(address).ok());
+        self.hops += 1;
+        self.astray = self.hint.is_none();
+        true
+    }
+}
+
+/// Makes a call at the leader, wherever that is. Every call of the allocator may be repeated.
+macro_rules! routed {
+    ($self:ident, $leader:ident => $call:expr) => {{
+        let mut route = Route::new(&$self.shared);
+        loop {
+            let $leader = route.next().await?;
+            let outcome = $call.await;
+            if !route.again(&outcome) {
+                break outcome;
+            }
+        }
+    }};
+}
+
+#[async_trait]
+impl LockTableAllocator for ElectedAllocator {
+    async fn resume(&self, request: &Resume) -> Result<Incarnation> {
+        let answer = routed!(self, leader => leader.resume(request))?;
+        self.shared.heard(answer.at).map(|()| answer)
+    }
+
+    async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
+        let told = told.max(*self.shared.told.lock());
+        let answer = routed!(self, leader => leader.keepalive(service, nonce, told))?;
+        self.shared.heard(answer.at).map(|()| answer)
+    }
+
+    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<()> {
+        routed!(self, leader => leader.resign(service, nonce))
+    }
+
+    async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
+        let answer = routed!(self, leader => leader.bind(service, table))?;
+        self.shared.heard(answer.at).map(|()| answer)
+    }
+
+    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<TokenBlock> {
+        routed!(self, leader => leader.reserve_tokens(service, table, version))
+    }
+
+    async fn latest(&self, table: &TableRef) -> Result<Option<BindStatus>> {
+        routed!(self, leader => leader.latest(table))
+    }
+
+    async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
+        let answer = routed!(self, leader => leader.begin_commit(request))?;
+        self.shared.heard(answer.at).map(|()| answer)
+    }
+
+    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()> {
+        routed!(self, leader => leader.finish_commit(txn, attempt))
+    }
+
+    async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
+        let answer = routed!(self, leader => leader.cannot_commit(txns))?;
+        self.shared.heard(answer.at).map(|()| answer)
+    }
+
+    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<()> {
+        routed!(self, leader => leader.confirm_ended(txns))
+    }
+
+    async fn status(&self) -> Result<AllocatorStatus> {
+        let answer = routed!(self, leader => leader.status())?;
+        self.shared.heard(answer.at).map(|()| answer)
+    }
+}
+
+/// See [`ElectedAllocator::as_leader`].
+#[derive(Debug)]
+struct LeaderView(Arc<Shared>);
+
+impl LeaderView {
+    fn term(&self) -> Result<Arc<LocalAllocator>> {
+        if let Role::Leading(term) = &*self.0.role.borrow() {
+            return Ok(Arc::clone(term));
+        }
+        Err(self.0.not_leader())
+    }
+
+    /// That this leader stops is no news for those who ask from afar: another will lead.
+    fn turned<T>(&self, outcome: Result<T>) -> Result<T> {
+        outcome.map_err(|e| if e.kind() == ErrorKind::ShuttingDown { self.0.not_leader() } else { e })
+    }
+}
+
+#[async_trait]
+impl LockTableAllocator for LeaderView {
+    async fn resume(&self, request: &Resume) -> Result<Incarnation> {
+        self.turned(self.term()?.resume(request).await)
+    }
+
+    async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
+        self.turned(self.term()?.keepalive(service, nonce, told).await)
+    }
+
+    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<()> {
+        self.turned(self.term()?.resign(service, nonce).await)
+    }
+
+    async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
+        self.turned(self.term()?.bind(service, table).await)
+    }
+
+    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<TokenBlock> {
+        self.turned(self.term()?.reserve_tokens(service, table, version).await)
+    }
+
+    async fn latest(&self, table: &TableRef) -> Result<Option<BindStatus>> {
+        self.turned(self.term()?.latest(table).await)
+    }
+
+    async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
+        self.turned(self.term()?.begin_commit(request).await)
+    }
+
+    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()> {
+        self.turned(self.term()?.finish_commit(txn, attempt).await)
+    }
+
+    async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
+        self.turned(self.term()?.cannot_commit(txns).await)
+    }
+
+    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<()> {
+        self.turned(self.term()?.confirm_ended(txns).await)
+    }
+
+    async fn status(&self) -> Result<AllocatorStatus> {
+        self.turned(self.term()?.status().await)
+    }
+}

@@ -1,0 +1,243 @@
+//! What a leader does by itself: it opens the store, renews its leadership (L1), fences lapsed incarnations durably, and forgets what is
+//! over. Timers only wake; everything is decided by the clock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::{SmallVec, smallvec};
+use tokio::sync::{mpsc, oneshot};
+
+use super::leadership::LeadershipCell;
+use super::lease::LeaseState;
+use super::local::{Beginning, NameHolder, Shared};
+use super::open::{self, Acquired, HeldBy, acquire};
+use super::state::{AllocatorState, Service, stopping};
+use super::writer::{Command, Done, Writer, another_store, end};
+use crate::clock::{Time, hi};
+use crate::error::{Detail, Error, ErrorKind, Result};
+use crate::id::{Epoch, TxnId};
+use crate::store::{BindStore, Lineage, Op, ServiceState};
+use crate::sync::atomic::Ordering;
+
+/// How often the sweep looks for lapsed incarnations, at most: it decides nothing by its timer, it only looks.
+const SWEEP_EVERY_MAX: Duration = Duration::from_millis(500);
+
+/// Opens the store, then writes to it until told to stop. A shared store's leadership is renewed beside that.
+pub(super) async fn lead(
+    shared: Arc<Shared>,
+    store: Arc<dyn BindStore>,
+    beginning: Beginning,
+    commands: mpsc::Receiver<Command>,
+) {
+    let acquired = match acquired(&shared, &*store, &beginning).await {
+        Ok(acquired) => acquired,
+        Err(e) => {
+            shared.opened.send_replace(Some(Err(e)));
+            return;
+        }
+    };
+    let head = Arc::new(tokio::sync::Mutex::new(acquired.epoch));
+    if acquired.exclusive {
+        write(shared, store, beginning, acquired, head, Arc::new(LeadershipCell::exclusive()), commands).await;
+        return;
+    }
+    let ttl = shared.settings.constants.leadership_ttl();
+    let leadership = Arc::new(LeadershipCell::shared(acquired.sent, ttl));
+    let renewals = renew(
+        Arc::clone(&shared),
+        Arc::clone(&store),
+        acquired.lineage.clone(),
+        Arc::clone(&head),
+        Arc::clone(&leadership),
+    );
+    let writes = write(shared, store, beginning, acquired, head, leadership, commands);
+    // The renewals also while the store is loaded, which may take long; and not after the stop.
+    tokio::select! {
+        () = writes => {}
+        never = renewals => match never {},
+    }
+}
+
+/// The leadership of the store, asked for once if need be. Fails with `StoreInUse` if another leads.
+async fn acquired(shared: &Shared, store: &dyn BindStore, beginning: &Beginning) -> Result<Acquired> {
+    if let Some(acquired) = &beginning.acquired {
+        return Ok(acquired.clone());
+    }
+    let ttl = shared.settings.constants.leadership_ttl();
+    acquire(store, &*shared.clock, &beginning.candidate, ttl).await?.map_err(|HeldBy { address, .. }| {
+        Error::new(
+            ErrorKind::StoreInUse,
+            "another allocator leads this store, or may be leading it: use that one, stop it, or stand by for it",
+        )
+        .with("store", store.describe())
+        .with("leader", address.as_deref().unwrap_or("unknown"))
+        .with_detail(Detail::RetryAfter(hi(ttl)))
+    })
+}
+
+async fn write(
+    shared: Arc<Shared>,
+    store: Arc<dyn BindStore>,
+    beginning: Beginning,
+    acquired: Acquired,
+    head: Arc<tokio::sync::Mutex<Epoch>>,
+    leadership: Arc<LeadershipCell>,
+    commands: mpsc::Receiver<Command>,
+) {
+    let Beginning { mut candidate, told, .. } = beginning;
+    let lineage = acquired.lineage.clone();
+    let exclusive = acquired.exclusive;
+    let opened = open::open(&*store, &*shared.clock, &shared.settings, &mut candidate, acquired, &head, told).await;
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(e) => {
+            end(&shared.ended, &e);
+            shared.opened.send_replace(Some(Err(e)));
+            return;
+        }
+    };
+    let mut state = opened.state;
+    (state.exclusive, state.leadership) = (exclusive, leadership);
+    let state = Arc::new(state);
+    shared.tables.store(state.tables.len(), Ordering::Release);
+    *shared.names.lock() = opened.names.into_iter().map(|(name, id)| (name, NameHolder::Known(id))).collect();
+    *shared.constants_later.lock() = opened.constants_later;
+    let writer = Writer {
+        store,
+        candidate,
+        leadership_ttl: shared.settings.constants.leadership_ttl(),
+        epoch: opened.epoch,
+        applied: opened.applied,
+        batch_max: shared.settings.batch_max,
+        lost: None,
+        lineage,
+        uncertain: false,
+        state: Arc::clone(&state),
+        ended: shared.ended.clone(),
+        head,
+    };
+    if shared.state.set(state).is_err() {
+        unreachable!("only this task sets the state, once");
+    }
+    shared.opened.send_replace(Some(Ok(())));
+    writer.run(commands).await;
+}
+
+/// Renews the leadership every third of its TTL, after a failure every tenth, until it is known that it is over.
+async fn renew(
+    shared: Arc<Shared>,
+    store: Arc<dyn BindStore>,
+    lineage: Lineage,
+    head: Arc<tokio::sync::Mutex<Epoch>>,
+    leadership: Arc<LeadershipCell>,
+) -> std::convert::Infallible {
+    let ttl = shared.settings.constants.leadership_ttl();
+    let mut pause = ttl / 3;
+    while !leadership.ended() {
+        tokio::time::sleep(pause).await;
+        let epoch = head.lock().await;
+        let sent = shared.clock.now();
+        match store.renew(*epoch).await {
+            Ok(renewal) if renewal.lineage != lineage => {
+                leadership.end();
+                end(&shared.ended, &another_store());
+            }
+            Ok(_) => {
+                leadership.renewed(sent);
+                pause = ttl / 3;
+            }
+            Err(e) if e.kind() == ErrorKind::Fenced => {
+                leadership.end();
+                end(&shared.ended, &e);
+            }
+            Err(e) => {
+                tracing::warn!(error = ?e, left = ?leadership.remaining(shared.clock.now()), "cannot renew the leadership; trying again");
+                pause = ttl / 10;
+            }
+        }
+    }
+    std::future::pending().await
+}
+
+/// Fences lapsed incarnations durably, forgets commits that have run out and incarnations nobody refers to. Holds nothing over an await.
+pub(super) async fn sweep(shared: Arc<Shared>) {
+    let Ok(state) = shared.opened().await else { return };
+    let every = (shared.settings.constants.lease_ttl() / 8).min(SWEEP_EVERY_MAX);
+    let mut turn = 0;
+    while !shared.queue.is_closed() && !state.leadership.ended() {
+        tokio::time::sleep(every).await;
+        let now = shared.clock.now();
+        if state.check_leading(now).is_err() {
+            // Nothing can be stored now; whoever lapses meanwhile is found later.
+            continue;
+        }
+        let mut services = Vec::new();
+        state.services.for_each(|_, service| services.push(Arc::clone(service)));
+        for service in services {
+            service.fence_if_lapsed(now);
+            service.commits.sweep(turn, now);
+            let swept = shared.sweep_service(&state, &service, now).await;
+            if let Err(e) = swept {
+                tracing::warn!(service = %service.id, error = ?e, "the end of an incarnation could not be stored yet");
+            }
+        }
+        turn += 1;
+        let due = shared.constants_later.lock().is_some_and(|at| now >= at);
+        if due && shared.write(smallvec![Op::PutConstants(shared.settings.constants)]).await.is_ok() {
+            *shared.constants_later.lock() = None;
+        }
+    }
+}
+
+impl Shared {
+    /// Makes the end of an incarnation durable, and forgets it when that is safe.
+    async fn sweep_service(&self, state: &AllocatorState, service: &Arc<Service>, now: Time) -> Result<()> {
+        let lease = service.lease.get();
+        if !matches!(lease.state, LeaseState::Fenced | LeaseState::Resigned) {
+            return Ok(());
+        }
+        self.store_end(service, service.state()).await?;
+        // Fences are for ever (C4), but they concern an id that is never handed out again (L4): once no bind names the incarnation, its
+        // promises have run out and none of its commits is in flight, an unknown origin and an unknown service are refused just the same.
+        let unused = service.references.load(Ordering::SeqCst) == 0
+            && lease.granted_anew_in(service.ttl, now).is_zero()
+            && service.commits.in_flight_until(now).is_none()
+            && now >= state.earlier_until;
+        if unused {
+            self.write(smallvec![Op::RemoveService(service.id)]).await?;
+            state.services.remove_if(&service.id, |known| Arc::ptr_eq(known, service));
+            let mut names = self.names.lock();
+            if names.get(&service.node) == Some(&NameHolder::Known(service.id)) {
+                names.remove(&service.node);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the end of an incarnation durable, unless it is.
+    pub(super) async fn store_end(&self, service: &Arc<Service>, state: ServiceState) -> Result<()> {
+        if service.end_durable.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let (done, answer) = oneshot::channel();
+        let ended = Arc::clone(service);
+        let done: Done = Box::new(move |outcome: Result<()>| {
+            if outcome.is_ok() {
+                ended.end_durable.store(true, Ordering::Release);
+            }
+            // The caller may have gone; the write stands.
+            drop(done.send(outcome));
+        });
+        let mut ops: SmallVec<[Op; 2]> = smallvec![Op::PutService(service.record(state))];
+        // C4: the fence says of every transaction what their tombstones said. (They are taken off memory by the fence itself.)
+        ops.extend(
+            service
+                .commits
+                .fence()
+                .into_iter()
+                .map(|counter| Op::RemoveTombstone(TxnId { origin: service.id, counter })),
+        );
+        self.room().await?.send(Command::Write { ops, done });
+        answer.await.unwrap_or_else(|_| Err(stopping()))
+    }
+}
