@@ -29,6 +29,7 @@ mod settings;
 mod tables;
 mod txn;
 mod types;
+mod weight;
 
 use std::future::Future;
 use std::pin::pin;

@@ -10,7 +10,9 @@
 //!   numbers that never arrived: whatever they were, they can no longer matter.
 //! - **No hole.** A number that is refused is decided, in its turn, with the refusal; else later ones would wait for it for ever. Where
 //!   even the refusal finds no room the queue is *broken*, and takes in nothing but an `End`.
-//! - **Kept until acknowledged.** An answer is never dropped before its client has it. Memory is bounded by what is taken in.
+//! - **Kept until acknowledged.** An answer is never dropped before its client has it. So what is taken in is what bounds memory: an
+//!   operation weighs as much as it and its answer can come to, until it is decided; from then on its answer weighs what it takes.
+//! - [`kept_bytes`](TxnQueue::kept_bytes) is the sum of the weights of all that is queued or decided and not acknowledged.
 //! - **Closed is closed.** A sequence in `undone` is never granted: a call that runs is cancelled, one that is queued or comes later is
 //!   refused, and a grant that was filed is taken back in the `Undo`'s turn.
 //! - **Only what a call added is taken back**, less what a later call was told it holds (`relied_on`): that call's answer would else
@@ -25,6 +27,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{TableId, TableRef};
 use crate::key::LockItem;
 use crate::service::txn::TxnRecord;
+use crate::service::weight;
 use crate::service::{Answer, Granted, LockSpec, Operation};
 use crate::table::Grant;
 
@@ -46,7 +49,9 @@ pub(super) struct TxnQueue {
     /// Arrived but not decided. The first may be running.
     queue: BTreeMap<u64, Queued>,
     /// Answers that the client has not acknowledged.
-    decided: BTreeMap<u64, Result<Answer>>,
+    decided: BTreeMap<u64, Decided>,
+    /// What `queue`, `decided` and `relied_on` weigh.
+    kept_bytes: usize,
     /// Sequences that were taken back, in whatever state they were. Forgotten once they are decided and acknowledged.
     undone: BTreeSet<u64>,
     /// What unacknowledged grants name beyond what they added: it was held already, perhaps by an earlier call that may yet be taken back.
@@ -66,6 +71,25 @@ pub(super) struct TxnQueue {
 struct Queued {
     operation: Option<Operation>,
     waiting: Vec<Waiting>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Decided {
+    answer: Result<Answer>,
+    /// What it weighs, with what it relies on.
+    bytes: usize,
+}
+
+/// How much may be kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// Operations and answers of this transaction.
+    pub(super) ops_max: usize,
+    /// Weight of all that its session keeps.
+    pub(super) bytes_max: usize,
+    /// What the session's other transactions weigh.
+    pub(super) bytes_of_others: usize,
 }
 
 /// The items of a call that was granted, and their table.
@@ -129,6 +153,7 @@ impl TxnQueue {
             next: 1,
             queue: BTreeMap::new(),
             decided: BTreeMap::new(),
+            kept_bytes: 0,
             undone: BTreeSet::new(),
             relied_on: BTreeMap::new(),
             running: false,
@@ -139,8 +164,13 @@ impl TxnQueue {
         }
     }
 
-    /// Takes an operation in, at its place in the order. `ops_max` bounds how many are queued or kept.
-    pub(super) fn take_in(&mut self, sequence: u64, operation: Operation, ops_max: usize) -> Result<Taken> {
+    /// About how much memory is in use for what is queued or not acknowledged.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.kept_bytes
+    }
+
+    /// Takes an operation in, at its place in the order, if there is `room`.
+    pub(super) fn take_in(&mut self, sequence: u64, operation: Operation, room: Room) -> Result<Taken> {
         if sequence < self.next {
             return self.decided_before(sequence).map(Taken::Decided);
         }
@@ -157,7 +187,7 @@ impl TxnQueue {
             queued.waiting.push(sender);
             return Ok(Taken::Queued { answer, run: false });
         }
-        let operation = self.admit(sequence, operation, ops_max)?;
+        let operation = self.admit(sequence, operation, room)?;
         match &operation {
             Operation::Undo { sequence } => self.undo(*sequence),
             Operation::End { .. } => {
@@ -166,7 +196,9 @@ impl TxnQueue {
             }
             Operation::Lock(_) | Operation::Unlock { .. } | Operation::Refuse(_) => {}
         }
-        self.queue.insert(sequence, Queued { operation: Some(operation), waiting: vec![sender] });
+        let bytes = weight::of_operation(&operation);
+        self.kept_bytes += bytes;
+        self.queue.insert(sequence, Queued { operation: Some(operation), waiting: vec![sender], bytes });
         let run = !self.running && (self.ending || self.queue.contains_key(&self.next));
         self.running |= run;
         Ok(Taken::Queued { answer, run })
@@ -174,7 +206,7 @@ impl TxnQueue {
 
     /// The first answer of an operation that was decided.
     fn decided_before(&self, sequence: u64) -> Result<Result<Answer>> {
-        match self.decided.get(&sequence) {
+        match self.decided.get(&sequence).map(|decided| &decided.answer) {
             Some(answer) if self.undone.contains(&sequence) => Ok(answer.clone().and(Err(taken_back()))),
             Some(answer) => Ok(answer.clone()),
             None if self.ending => Err(taken_back()),
@@ -185,36 +217,56 @@ impl TxnQueue {
         }
     }
 
-    /// Bounds what is kept of the transaction. An operation that finds no room takes its place all the same and is refused in its turn,
-    /// else what follows would wait for it for ever. `Undo`s have as much room again, and an `End` is always taken in: it makes room.
-    fn admit(&mut self, sequence: u64, operation: Operation, ops_max: usize) -> Result<Operation> {
-        let kept = self.queue.len() + self.decided.len();
-        let exhausted = || {
-            Error::new(
-                ErrorKind::ResourceExhausted,
-                "too many operations of one transaction are queued or unacknowledged: wait for answers and acknowledge them",
-            )
-            .with("limit", ops_max)
-        };
-        match operation {
-            Operation::End { .. } if !self.ending => Ok(operation),
-            _ if self.broken || kept >= ops_max.saturating_mul(2) => {
-                self.broken = true;
-                Err(exhausted())
+    /// Bounds what is kept. An operation that finds no room takes its place all the same and is refused in its turn, else what follows
+    /// would wait for it for ever. `Undo`s have as much room again, and an `End` is always taken in: it makes room.
+    fn admit(&mut self, sequence: u64, operation: Operation, room: Room) -> Result<Operation> {
+        let (ops, bytes) = (self.queue.len() + self.decided.len(), self.kept_bytes + room.bytes_of_others);
+        let full = |times: usize| {
+            if ops >= room.ops_max.saturating_mul(times) {
+                Some(Error::new(
+                    ErrorKind::ResourceExhausted,
+                    "too many operations of one transaction are queued or unacknowledged: wait for answers and acknowledge them",
+                )
+                .with("limit", room.ops_max))
+            } else if bytes >= room.bytes_max.saturating_mul(times) {
+                Some(
+                    Error::new(
+                        ErrorKind::ResourceExhausted,
+                        "too much of one session is queued or unacknowledged: wait for answers and acknowledge them",
+                    )
+                    .with("limit_bytes", room.bytes_max),
+                )
+            } else {
+                None
             }
+        };
+        if matches!(operation, Operation::End { .. }) && !self.ending {
+            return Ok(operation);
+        }
+        // Once broken it stays so: a number is missing.
+        if let Some(exhausted) = full(if self.broken { 0 } else { 2 }) {
+            self.broken = true;
+            return Err(exhausted);
+        }
+        match operation {
             Operation::Undo { sequence: undone } if undone >= sequence => Ok(Operation::Refuse(Error::new(
                 ErrorKind::InvalidArgument,
                 "only an earlier operation of the transaction can be taken back",
             ))),
             Operation::Undo { .. } => Ok(operation),
-            _ if kept >= ops_max => Ok(Operation::Refuse(exhausted())),
-            _ => Ok(operation),
+            operation => Ok(full(1).map_or(operation, Operation::Refuse)),
         }
     }
 
     /// The client has the answers up to `acked`: nothing of them will be asked for again.
     pub(super) fn acknowledge(&mut self, acked: u64) {
-        self.decided.retain(|decided, _| *decided > acked);
+        self.decided.retain(|sequence, decided| {
+            let kept = *sequence > acked;
+            if !kept {
+                self.kept_bytes -= decided.bytes;
+            }
+            kept
+        });
         self.relied_on.retain(|decided, _| *decided > acked);
         let next = self.next;
         self.undone.retain(|undone| *undone > acked || *undone >= next);
@@ -261,7 +313,7 @@ impl TxnQueue {
                 let (cancel, cancelled) = oneshot::channel();
                 self.cancel = Some(cancel);
                 // Without an earlier grant that can still be taken back, which is the usual case, there is nothing to remember.
-                let earlier = self.decided.values().any(|answer| matches!(answer, Ok(Answer::Locked(_))));
+                let earlier = self.decided.values().any(|decided| matches!(decided.answer, Ok(Answer::Locked(_))));
                 let items = earlier.then(|| Arc::from(spec.items.as_slice()));
                 Step::Lock { spec, items, cancelled }
             }
@@ -274,7 +326,7 @@ impl TxnQueue {
     }
 
     fn take_back(&self, sequence: u64) -> Step {
-        match self.decided.get(&sequence) {
+        match self.decided.get(&sequence).map(|decided| &decided.answer) {
             None => Step::Refuse(Error::new(
                 ErrorKind::InvalidArgument,
                 "the operation to take back was acknowledged, or never was: release its keys instead",
@@ -290,6 +342,7 @@ impl TxnQueue {
     /// Files the answer of the operation that ran.
     pub(super) fn file(&mut self, sequence: u64, mut result: Result<Answer>, relied: Option<Relied>) -> Filed {
         let mut given_back = None;
+        let mut bytes = 0;
         if std::mem::take(&mut self.cancelled)
             && let Ok(Answer::Locked(granted)) = &result
         {
@@ -297,14 +350,21 @@ impl TxnQueue {
             given_back = Some(granted.clone());
             result = Err(taken_back());
         } else if let Some(relied) = relied {
+            bytes += weight::of_items(&relied.items);
             self.relied_on.insert(sequence, relied);
         }
         // The call is decided: its canceller has nothing to cancel. (A canceller that was used before the call was polled to its
         // end left it to whoever ran the call; the answer then says so.)
         self.cancel = None;
-        let waiting = self.queue.remove(&sequence).map(|queued| queued.waiting).unwrap_or_default();
+        let mut waiting = Vec::new();
+        if let Some(queued) = self.queue.remove(&sequence) {
+            self.kept_bytes -= queued.bytes;
+            waiting = queued.waiting;
+        }
         self.next = sequence + 1;
-        self.decided.insert(sequence, result.clone());
+        bytes += weight::of_answer(&result);
+        self.kept_bytes += bytes;
+        self.decided.insert(sequence, Decided { answer: result.clone(), bytes });
         Filed { result, waiting, given_back }
     }
 

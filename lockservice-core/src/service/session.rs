@@ -21,7 +21,7 @@ use crate::clock::{Time, hi};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::SessionId;
 use crate::service::pending::Pending;
-use crate::service::queue::{Filed, Relied, Step, Taken, TxnQueue, keep_relied_on, taken_back};
+use crate::service::queue::{Filed, Relied, Room, Step, Taken, TxnQueue, keep_relied_on, taken_back};
 use crate::service::txn::{TxnRecord, timer};
 use crate::service::{Answer, Granted, Inner, LockService, Operation, Phase, Promise, TxnOp};
 use crate::sync::Mutex;
@@ -86,6 +86,25 @@ struct State {
     txns: BTreeMap<u64, TxnQueue>,
     /// The highest transaction number that was ever used: a lower one that is not in `txns` has ended (T3).
     highest: u64,
+    /// About how much memory is in use for what `txns` keep.
+    kept_bytes: usize,
+}
+
+impl State {
+    /// Lets `change` change the queue of a transaction, if there is it, and counts what is kept. It is told what all others keep.
+    fn with_queue<R>(&mut self, number: u64, change: impl FnOnce(&mut TxnQueue, usize) -> R) -> Option<R> {
+        let queue = self.txns.get_mut(&number)?;
+        let others = self.kept_bytes - queue.kept_bytes();
+        let answer = change(queue, others);
+        self.kept_bytes = others + queue.kept_bytes();
+        Some(answer)
+    }
+
+    fn remove_queue(&mut self, number: u64) -> Option<TxnQueue> {
+        let queue = self.txns.remove(&number)?;
+        self.kept_bytes -= queue.kept_bytes();
+        Some(queue)
+    }
 }
 
 /// Says when another connection has taken the session over.
@@ -127,7 +146,7 @@ impl LockService {
             id,
             client: client.to_owned(),
             renewals: Arc::new(Renewals::new(ttl, inner.parts.clock.now())),
-            state: Mutex::new(State { open: true, txns: BTreeMap::new(), highest: 0 }),
+            state: Mutex::new(State { open: true, txns: BTreeMap::new(), highest: 0, kept_bytes: 0 }),
             lost: watch::Sender::new(None),
             attached: watch::Sender::new(0),
         });
@@ -191,19 +210,13 @@ impl Session {
 
     /// The client has the answers of transaction `number` up to `sequence`.
     pub fn ack(&self, number: u64, sequence: u64) {
-        let mut state = self.record.state.lock();
-        if let Some(queue) = state.txns.get_mut(&number) {
-            queue.acknowledge(sequence);
-        }
+        self.record.state.lock().with_queue(number, |queue, _| queue.acknowledge(sequence));
     }
 
     /// Cancels a lock operation that waits, for its locks or for its turn, as if it had been taken back; does nothing to one that is
     /// decided, or has not arrived.
     pub fn cancel(&self, number: u64, sequence: u64) {
-        let mut state = self.record.state.lock();
-        if let Some(queue) = state.txns.get_mut(&number) {
-            queue.cancel(sequence);
-        }
+        self.record.state.lock().with_queue(number, |queue, _| queue.cancel(sequence));
     }
 
     /// Takes an operation in. Its place in its transaction's order is given by its sequence (T2); a sequence that was seen before is answered
@@ -269,20 +282,26 @@ impl Session {
             let txn = self.inner.begin(&op.options, Some(Arc::clone(&self.record.renewals)), &self.record.client)?;
             state.txns.insert(op.number, TxnQueue::new(txn));
         }
-        let Some(queue) = state.txns.get_mut(&op.number) else {
-            // T3: below the floor and not there: it has ended, and nothing may bring it back.
-            return if ended_is_fine {
-                Ok((Pending::ready(Ok(Answer::Done)), false))
-            } else {
-                Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one")
-                    .with("number", op.number))
+        let settings = &self.inner.parts.settings;
+        let taken = state.with_queue(op.number, |queue, others| {
+            queue.acknowledge(op.acked);
+            let room = Room {
+                ops_max: settings.ops_per_txn_max,
+                bytes_max: settings.kept_bytes_per_session_max,
+                bytes_of_others: others,
             };
-        };
-        queue.acknowledge(op.acked);
-        Ok(match queue.take_in(op.sequence, operation, self.inner.parts.settings.ops_per_txn_max)? {
-            Taken::Decided(answer) => (Pending::ready(self.again(answer)), false),
-            Taken::Queued { answer, run } => (Pending::waiting(answer), run),
-        })
+            queue.take_in(op.sequence, operation, room)
+        });
+        match taken {
+            // T3: below the floor and not there: it has ended, and nothing may bring it back.
+            None if ended_is_fine => Ok((Pending::ready(Ok(Answer::Done)), false)),
+            None => Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one")
+                .with("number", op.number)),
+            Some(taken) => Ok(match taken? {
+                Taken::Decided(answer) => (Pending::ready(self.again(answer)), false),
+                Taken::Queued { answer, run } => (Pending::waiting(answer), run),
+            }),
+        }
     }
 
     /// The answer to a replay. Its promise counts from the replay's send (P2), so the promise of the first answer would be too long.
@@ -338,18 +357,20 @@ impl Session {
 
     fn take_next(&self, number: u64) -> Option<(Arc<TxnRecord>, u64, Step)> {
         let mut state = self.record.state.lock();
-        let queue = state.txns.get_mut(&number)?;
-        let (sequence, step) = queue.step()?;
-        Some((Arc::clone(&queue.txn), sequence, step))
+        let step = state.with_queue(number, |queue, _| {
+            let (sequence, step) = queue.step()?;
+            Some((Arc::clone(&queue.txn), sequence, step))
+        });
+        step.flatten()
     }
 
     /// Files an answer. False if the transaction is over.
     fn file(&self, number: u64, sequence: u64, result: Result<Answer>, relied: Option<Relied>, ends: bool) -> bool {
         let mut state = self.record.state.lock();
-        let Some(queue) = state.txns.get_mut(&number) else { return false };
-        let Filed { result, waiting, given_back } = queue.file(sequence, result, relied);
+        let filed = state.with_queue(number, |queue, _| queue.file(sequence, result, relied));
+        let Some(Filed { result, waiting, given_back }) = filed else { return false };
         // Replays of an ended transaction are answered by the floor.
-        let over = if ends { state.txns.remove(&number) } else { None };
+        let over = if ends { state.remove_queue(number) } else { None };
         drop(state);
         if let Some(granted) = given_back {
             self.inner.engine.take_back(granted.txn, granted.grant.bind.id, &granted.grant);
@@ -394,6 +415,7 @@ impl Session {
             if !std::mem::replace(&mut state.open, false) {
                 return;
             }
+            state.kept_bytes = 0;
             std::mem::take(&mut state.txns)
         };
         self.record.lost.send_replace(Some(why.clone()));

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::table::EngineSettings;
 
+/// Less would hold up a client that does nothing unusual.
+const KEPT_BYTES_MIN: usize = 1 << 16;
+
 /// Limits and defaults of a [`LockService`](super::LockService).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -27,6 +30,10 @@ pub struct ServiceSettings {
     pub txns_max: usize,
     /// Most operations of one transaction that are queued, or whose answers are kept for a replay. Default 256.
     pub ops_per_txn_max: usize,
+    /// Most memory that one session's queued operations and its unacknowledged answers may use, in bytes, as estimated; at least 65,536.
+    /// What goes beyond is refused until answers are acknowledged; the one operation that reaches the limit is still taken in, and
+    /// releasing by `Undo` or by the transaction's end is not held up. Default 16 MiB.
+    pub kept_bytes_per_session_max: usize,
     /// Limits of the lock engine.
     pub engine: EngineSettings,
 }
@@ -42,6 +49,7 @@ impl Default for ServiceSettings {
             txns_per_session_max: 10_000,
             txns_max: 1_000_000,
             ops_per_txn_max: 256,
+            kept_bytes_per_session_max: 16 << 20,
             engine: EngineSettings::default(),
         }
     }
@@ -61,6 +69,9 @@ impl ServiceSettings {
         }
         if self.ops_per_txn_max == 0 {
             return wrong("ops_per_txn_max", "must be at least 1");
+        }
+        if self.kept_bytes_per_session_max < KEPT_BYTES_MIN {
+            return wrong("kept_bytes_per_session_max", "must be at least 65536: less leaves no room to work");
         }
         Ok(())
     }

@@ -1,0 +1,70 @@
+//! About how much memory it takes to keep an operation of a session, or its answer. Estimates: heap blocks of names, which are shared,
+//! and the slack of collections are left to the constant.
+
+use std::ops::Bound;
+
+use crate::error::Error;
+use crate::key::{Key, LockItem};
+use crate::service::{Answer, Operation};
+use crate::table::ItemGrant;
+
+/// What every operation takes, whatever it does: its places in the queue's maps, who waits for it, its answer without items.
+pub(super) const OPERATION: usize = 512;
+
+/// Keys up to this length lie in their items.
+const KEY_INLINE_MAX: usize = 22;
+
+/// The most that `operation`, and later its answer, will take.
+pub(super) fn of_operation(operation: &Operation) -> usize {
+    let items: &[LockItem] = match operation {
+        Operation::Lock(spec) => &spec.items,
+        Operation::Unlock { items, .. } => items,
+        Operation::End { .. } | Operation::Undo { .. } => &[],
+        Operation::Refuse(why) => return OPERATION + of_error(why),
+    };
+    // As they were asked for, and as they were granted.
+    let each = |item: &LockItem| size_of::<LockItem>() + size_of::<ItemGrant>() + 2 * keys(item);
+    OPERATION + items.iter().map(each).sum::<usize>()
+}
+
+/// What the answer takes.
+pub(super) fn of_answer(answer: &Result<Answer, Error>) -> usize {
+    OPERATION
+        + match answer {
+            Ok(Answer::Locked(granted)) => {
+                granted.grant.changes.iter().map(|change| size_of::<ItemGrant>() + keys(&change.item)).sum()
+            }
+            Ok(Answer::Done) => 0,
+            Err(why) => of_error(why),
+        }
+}
+
+/// What items that are kept once more take.
+pub(super) fn of_items(items: &[LockItem]) -> usize {
+    items.iter().map(|item| size_of::<LockItem>() + keys(item)).sum()
+}
+
+/// The cycle of a deadlock can be long.
+fn of_error(error: &Error) -> usize {
+    let cycle = error.deadlock().unwrap_or_default();
+    cycle.iter().map(|edge| size_of_val(edge) + edge.item.len()).sum()
+}
+
+fn keys(item: &LockItem) -> usize {
+    match item {
+        LockItem::Row(key) => of_key(key),
+        LockItem::Range(range) => [range.start(), range.end()].into_iter().map(of_bound).sum(),
+    }
+}
+
+fn of_bound(bound: Bound<&Key>) -> usize {
+    match bound {
+        Bound::Included(key) | Bound::Excluded(key) => of_key(key),
+        Bound::Unbounded => 0,
+    }
+}
+
+fn of_key(key: &Key) -> usize {
+    let bytes = key.as_bytes().len();
+    if bytes <= KEY_INLINE_MAX { 0 } else { bytes }
+}
