@@ -7,6 +7,7 @@
 //! | `cli` (default) | [`cli`]: the `lockservice` command |
 //! | `file` (default) | the store `file:PATH` |
 //! | `rocks` | the store `rocks:PATH`; builds RocksDB |
+//! | `pg` | the store `postgres://…` |
 //!
 //! The core is re-exported as [`core`]. To embed it without a server, open an allocator and start a service on it; see the README and
 //! [`open_allocator`].

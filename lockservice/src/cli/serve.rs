@@ -46,6 +46,8 @@ struct Node {
     allocator: Arc<LocalAllocator>,
     host: ServiceHost,
     settings: ServerSettings,
+    /// What the store is, without secrets.
+    store: String,
 }
 
 impl Node {
@@ -53,6 +55,7 @@ impl Node {
         // The port first: a second server on the same port must not touch the first one's store.
         let (listener, address) = listen(config).await?;
         let store = store::open(&config.store).await?;
+        let described = store.describe();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let candidate = Candidate::new(name.clone(), address.to_string());
         let allocator = LocalAllocator::open(store, Arc::clone(&clock), config.allocator.clone(), candidate).await?;
@@ -63,7 +66,7 @@ impl Node {
         };
         let host = ServiceHost::start(parts).await?;
         let settings = ServerSettings { volatile: store::is_volatile(&config.store), ..config.server };
-        Ok(Self { listener, address, allocator, host, settings })
+        Ok(Self { listener, address, allocator, host, settings, store: described })
     }
 
     /// Serves until `stop` resolves, then gives everything back that may be. True if that was everything.
@@ -129,7 +132,7 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
         json!({
             "event": "ready",
             "address": address.to_string(),
-            "store": config.store,
+            "store": node.store,
             "node": name.as_str(),
             "incarnation": incarnation.get(),
         })
@@ -137,7 +140,7 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
     } else {
         format!(
             "lockservice is ready: listening on {address}, store {}, node {name}, incarnation {incarnation}",
-            config.store
+            node.store
         )
     };
     // A server whose output nobody reads serves on.

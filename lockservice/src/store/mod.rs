@@ -10,6 +10,8 @@ use lockservice_core::{Error, ErrorKind, Result};
 
 #[cfg(feature = "file")]
 pub use self::file::FileStore;
+#[cfg(feature = "pg")]
+pub use lockservice_pg::PgStore;
 #[cfg(feature = "rocks")]
 pub use lockservice_rocks::RocksStore;
 
@@ -22,10 +24,13 @@ pub fn schemes() -> Vec<&'static str> {
     if cfg!(feature = "rocks") {
         schemes.push("rocks:PATH");
     }
+    if cfg!(feature = "pg") {
+        schemes.push("postgres://USER:PASSWORD@HOST/DATABASE");
+    }
     schemes
 }
 
-/// Opens the store that a URL names: `memory:`, `file:PATH` or `rocks:PATH`.
+/// Opens the store that a URL names: `memory:`, `file:PATH`, `rocks:PATH` or `postgres://…`.
 ///
 /// Fails with `InvalidArgument` for a URL that no build knows, or that this one was not built for (the error names the feature), and
 /// as the store's own `open` does.
@@ -39,16 +44,17 @@ pub async fn open(url: &str) -> Result<Arc<dyn BindStore>> {
         )),
         "file" => open_file(path).await,
         "rocks" => open_rocks(path).await,
-        "postgres" | "postgresql" | "redis" | "rediss" => Err(Error::new(
+        "postgres" | "postgresql" => open_pg(url).await,
+        "redis" | "rediss" => Err(Error::new(
             ErrorKind::InvalidArgument,
             format!("this version has no {scheme} store: use one of {}", schemes().join(", ")),
         )
         .with("scheme", scheme)),
         _ => Err(Error::new(
             ErrorKind::InvalidArgument,
+            // What was given is not repeated: it may hold a password.
             format!("the store's URL has an unknown scheme: use one of {}", schemes().join(", ")),
-        )
-        .with("url", url)),
+        )),
     }
 }
 
@@ -77,12 +83,22 @@ async fn open_rocks(_path: &str) -> Result<Arc<dyn BindStore>> {
     Err(not_built("rocks"))
 }
 
-#[cfg(not(all(feature = "file", feature = "rocks")))]
+#[cfg(feature = "pg")]
+async fn open_pg(url: &str) -> Result<Arc<dyn BindStore>> {
+    Ok(Arc::new(PgStore::connect(url).await?))
+}
+
+#[cfg(not(feature = "pg"))]
+async fn open_pg(_url: &str) -> Result<Arc<dyn BindStore>> {
+    Err(not_built("pg"))
+}
+
+#[cfg(not(all(feature = "file", feature = "rocks", feature = "pg")))]
 fn not_built(feature: &str) -> Error {
     Error::new(
         ErrorKind::InvalidArgument,
         format!(
-            "this build has no {feature}: store: build it with `--features {feature}`, or use one of {}",
+            "this build lacks the feature {feature}, which this store needs: build it with `--features {feature}`, or use one of {}",
             schemes().join(", ")
         ),
     )
@@ -100,11 +116,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_url_that_cannot_be_opened_says_what_to_write_instead() {
-        for url in ["", "file", "file:", "postgres://x", "redis://x", "ftp://x", "/tmp/x"] {
+        for url in ["", "file", "file:", "redis://x", "ftp://x", "/tmp/x"] {
             let refused = open(url).await.expect_err(url);
             assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{url}");
             assert!(refused.to_string().contains("file:"), "{refused}");
         }
         open("memory:").await.expect("always there");
+        let refused = open("postgres://me:hidden@x?y=1").await.expect_err("no such option");
+        assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
+        let said = if cfg!(feature = "pg") { "option" } else { "--features pg" };
+        assert!(refused.to_string().contains(said) && !refused.to_string().contains("hidden"), "{refused}");
     }
 }

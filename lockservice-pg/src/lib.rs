@@ -1,0 +1,75 @@
+//! Bindings of lockservice in PostgreSQL: `postgres://USER:PASSWORD@HOST:PORT/DATABASE?schema=NAME`.
+//!
+//! [`PgStore`] is a [`BindStore`](lockservice_core::store::BindStore) in one schema of a database, shared by any number of nodes: one of them
+//! leads, the others stand by.
+//!
+//! ```no_run
+//! # tokio::runtime::Runtime::new().expect("a runtime").block_on(async {
+//! use lockservice_core::store::BindStore;
+//!
+//! let store = lockservice_pg::PgStore::connect("postgres://locks:secret@db.example/app?schema=locks").await?;
+//! assert_eq!(store.describe(), "postgres://db.example:5432/app?schema=locks");
+//! println!("{} tables are known", store.load().await?.tables.len());
+//! # Ok::<(), lockservice_core::Error>(()) }).expect("a server");
+//! ```
+//!
+//! With a ready pool:
+//!
+//! ```no_run
+//! # async fn open(pool: lockservice_pg::sqlx::PgPool) -> lockservice_core::Result<()> {
+//! use lockservice_pg::sqlx::postgres::PgConnectOptions;
+//! use lockservice_pg::{PgConfig, PgStore, SchemaName};
+//!
+//! let config = PgConfig { schema: SchemaName::new("locks")?, ..PgConfig::new(PgConnectOptions::new()) };
+//! let store = PgStore::with_pool(pool, config).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # What it needs
+//! - PostgreSQL 12 or later (tested on 15), the primary, a database in UTF-8, and a role that may create a schema in it, or owns an empty one that was
+//!   made for it. The schema is created and migrated by whichever node comes first; any number may start at once. A schema of a
+//!   newer format is refused and left as it is.
+//! - `fsync` on. A write waits for the disk also where the server's `synchronous_commit` is off, and for synchronous standbys where the
+//!   server is set up to.
+//! - Connections: per node at most [`connections_max`](PgConfig::connections_max), and one that listens on a node that stands by. A pooler must keep sessions; with
+//!   one that shares connections between transactions set `statement-cache-capacity=0` and `listen = false`.
+//!
+//! # What it guarantees
+//! - **Durable, atomic, fenced, numbered** (L2). A batch is one statement and one round trip: a function of the schema updates the row of the
+//!   leadership if epoch and number fit, which locks it, applies the batch, and commits. Refusals are answers, not errors.
+//! - **An unknown outcome stays harmless.** A write whose caller went away, or whose answer was lost, may still be under way, for as long as the
+//!   server takes. Once a write with the next number has landed it finds its number taken and does nothing; until then it is one and the
+//!   same write. So it never lands after [`applied`](lockservice_core::store::BindStore::applied) was read *and* a successor was written.
+//! - **No lock outlives a call** (L1). A candidate reads, decides, and then sets the leadership only if nothing has changed. So a node that is
+//!   stopped between the two stands in nobody's way.
+//! - **Bounded.** Each call ends within [`PgConfig::call_timeout`], three seconds by default.
+//!
+//! # Stepping back in time (L4)
+//! Each answer names the server's line of history: its system identifier and its timeline. A promoted standby, and a backup restored
+//! with recovery, have another timeline; a copy in another server has another identifier. A disk image put back, or a dump restored into
+//! the same server, has the same line and is not noticed by it.
+//!
+//! Therefore the server's clock is a floor of every new epoch: the seconds since the beginning of 2026, divided by 1,024. What an older
+//! leadership handed out stays below, even if nothing of it is stored any more, as long as leaderships change less than once in 1,024
+//! seconds on average and the clock is right to that degree. Epochs reach their end, 2^21, after 68 years.
+//!
+//! With asynchronous standbys a promotion can lose acknowledged writes: it is seen by the timeline, and answered as L4 says.
+//!
+//! # Reading it
+//! The schema is made for people: `select * from lockservice.head`, `lockservice.tables`, `lockservice.services`, `lockservice.tombstones`.
+
+mod calls;
+mod config;
+mod error;
+mod link;
+mod migrate;
+mod record;
+mod store;
+mod watch;
+
+/// The driver, for [`PgConfig::connect`] and ready pools.
+pub use sqlx;
+
+pub use crate::config::{PgConfig, SchemaName};
+pub use crate::migrate::SCHEMA_FORMAT;
+pub use crate::store::PgStore;

@@ -1,0 +1,170 @@
+//! [`Links`]: the few connections of a store.
+//!
+//! # Implementation details
+//! A store that knows the server's address opens connections itself, so that what the server says is not hidden behind "the pool timed
+//! out", and an answered call costs one round trip and no more. With a ready pool, that pool's rules apply.
+//!
+//! A connection goes back only after a whole answer. One whose call failed or was dropped half-way is closed at once: it never
+//! takes a place, whatever became of the server.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Postgres};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
+
+use crate::config::PgConfig;
+use crate::error::Failure;
+
+/// A statement with its arguments.
+pub(crate) type Statement<'q> = Query<'q, Postgres, PgArguments>;
+
+#[derive(Debug)]
+pub(crate) struct Links {
+    source: Source,
+    permits: Semaphore,
+    connect_timeout: Duration,
+}
+
+enum Source {
+    Own { options: Box<PgConnectOptions>, session: String, idle: Mutex<Vec<PgConnection>> },
+    Pool(PgPool),
+}
+
+/// A connection for one call, and one of the places.
+pub(crate) struct Link<'a> {
+    links: &'a Links,
+    raw: Option<Raw>,
+    reused: bool,
+    _permit: SemaphorePermit<'a>,
+}
+
+enum Raw {
+    Own(Box<PgConnection>),
+    Pool(PoolConnection<Postgres>),
+}
+
+impl Links {
+    pub(crate) fn own(config: &PgConfig) -> Self {
+        let (options, session) = (Box::new(config.connect.clone()), config.session());
+        Self {
+            source: Source::Own { options, session, idle: Mutex::default() },
+            permits: Semaphore::new(config.connections_max.clamp(1, Semaphore::MAX_PERMITS)),
+            connect_timeout: config.connect_timeout,
+        }
+    }
+
+    pub(crate) fn pool(pool: PgPool, config: &PgConfig) -> Self {
+        // More would only wait inside the pool, where it cannot be told from a server that does not answer.
+        let most = config.connections_max.min(pool.options().get_max_connections() as usize);
+        Self {
+            source: Source::Pool(pool),
+            permits: Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS)),
+            connect_timeout: config.connect_timeout,
+        }
+    }
+
+    /// A free connection, or a new one. Nothing has been sent if this fails.
+    pub(crate) async fn take(&self) -> Result<Link<'_>, Failure> {
+        let taken = timeout(self.connect_timeout, async {
+            let permit = self.permits.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
+            let (raw, reused) = match &self.source {
+                Source::Pool(pool) => (Raw::Pool(pool.acquire().await?), false),
+                Source::Own { options, session, idle } => {
+                    let found = lock(idle).pop();
+                    let reused = found.is_some();
+                    let connection = match found {
+                        Some(connection) => connection,
+                        None => {
+                            let mut new = PgConnection::connect_with(options).await?;
+                            new.execute(sqlx::raw_sql(AssertSqlSafe(session.as_str()))).await?;
+                            new
+                        }
+                    };
+                    (Raw::Own(Box::new(connection)), reused)
+                }
+            };
+            Ok::<_, Failure>(Link { links: self, raw: Some(raw), reused, _permit: permit })
+        });
+        taken.await.map_err(|_| Failure::NoConnection(self.connect_timeout))?
+    }
+
+    /// Closes what is idle: the server seems to have gone, and with it all of them.
+    pub(crate) fn forget_idle(&self) {
+        if let Source::Own { idle, .. } = &self.source {
+            let gone = std::mem::take(&mut *lock(idle));
+            drop(gone);
+        }
+    }
+}
+
+impl Link<'_> {
+    /// True if the connection was made for an earlier call, since when the server may have closed it.
+    pub(crate) fn reused(&self) -> bool {
+        self.reused
+    }
+
+    /// The one row that `statement` answers, after its transaction has ended.
+    pub(crate) async fn row(&mut self, statement: Statement<'_>, limit: Duration) -> Result<PgRow, Failure> {
+        timeout(limit, statement.fetch_one(self.connection()))
+            .await
+            .map_err(|_| Failure::NoAnswer(limit))?
+            .map_err(Failure::from)
+    }
+
+    pub(crate) async fn rows(&mut self, statement: Statement<'_>, limit: Duration) -> Result<Vec<PgRow>, Failure> {
+        timeout(limit, statement.fetch_all(self.connection()))
+            .await
+            .map_err(|_| Failure::NoAnswer(limit))?
+            .map_err(Failure::from)
+    }
+
+    /// Runs statements that take no arguments and answer nothing.
+    pub(crate) async fn run(&mut self, sql: &str, limit: Duration) -> Result<(), Failure> {
+        let done = timeout(limit, self.connection().execute(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
+        done.map_err(|_| Failure::NoAnswer(limit))?.map(drop).map_err(Failure::from)
+    }
+
+    /// Gives the connection back: everything that was asked has been answered, and no transaction is open.
+    pub(crate) fn keep(mut self) {
+        match (self.raw.take(), &self.links.source) {
+            (Some(Raw::Own(connection)), Source::Own { idle, .. }) => lock(idle).push(*connection),
+            (raw, _) => drop(raw),
+        }
+    }
+
+    fn connection(&mut self) -> &mut PgConnection {
+        match self.raw.as_mut().expect("only keep and drop take it, and both consume the link") {
+            Raw::Own(connection) => connection,
+            Raw::Pool(connection) => connection,
+        }
+    }
+}
+
+impl Drop for Link<'_> {
+    fn drop(&mut self) {
+        // Given back, the pool would wait for the rest of the answer, for as long as the server keeps silent.
+        if let Some(Raw::Pool(connection)) = self.raw.take() {
+            drop(connection.detach());
+        }
+    }
+}
+
+/// A panic while it was held cannot have left the list half-changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The options and the pool would show the password.
+        f.write_str(match self {
+            Self::Own { .. } => "Own",
+            Self::Pool(_) => "Pool",
+        })
+    }
+}

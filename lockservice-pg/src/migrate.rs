@@ -1,0 +1,91 @@
+//! The schema and its versions.
+//!
+//! Any number of nodes may open the same schema at the same instant: one migrates, in one transaction and under an advisory lock that
+//! the schema's name gives; the others wait, look again, and find it done.
+
+use lockservice_core::{Error, ErrorKind, Result};
+use sqlx::{AssertSqlSafe, Row};
+
+use crate::calls::Calls;
+use crate::config::{SchemaName, millis};
+use crate::error::{Failure, Stage};
+use crate::link::Link;
+
+/// Entry N − 1 makes format N of format N − 1.
+const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql")];
+
+/// The format of the schema that this version reads and writes.
+pub const SCHEMA_FORMAT: u32 = MIGRATIONS.len() as u32;
+
+/// What `text` is for this schema.
+pub(crate) fn in_schema(text: &str, schema: &SchemaName) -> String {
+    text.replace("$schema", &format!("\"{schema}\""))
+}
+
+/// Creates the schema, or brings it to [`SCHEMA_FORMAT`], or finds that nothing is to be done.
+pub(crate) async fn migrate(calls: &Calls, schema: &SchemaName) -> Result<()> {
+    let mut link = calls.take().await?;
+    let answer = calls.answer_timeout;
+    // The common case takes no lock.
+    if found(calls, &mut link, schema).await? == SCHEMA_FORMAT {
+        link.keep();
+        return Ok(());
+    }
+    let patience = calls.load_timeout;
+    // With a ready pool the session's settings are the user's.
+    let begin = format!(
+        "begin isolation level read committed; set local lock_timeout = {}; set local statement_timeout = {}",
+        millis(patience),
+        millis(patience + answer),
+    );
+    calls.asked(link.run(&begin, answer).await)?;
+    let lock =
+        sqlx::query("select pg_advisory_xact_lock(hashtextextended($1, 0))").bind(format!("lockservice:{schema}"));
+    calls.asked(link.row(lock, patience + answer).await)?;
+    let format = found(calls, &mut link, schema).await?;
+    if format < SCHEMA_FORMAT {
+        let there =
+            sqlx::query("select exists (select from pg_namespace where nspname = $1) as there").bind(schema.as_str());
+        // Creating it asks for a right in the database that is not needed where it was made ready.
+        if !calls.asked(link.row(there, answer).await)?.get::<bool, _>("there") {
+            calls.asked(link.run(&in_schema("create schema $schema", schema), answer).await)?;
+        }
+        for version in format + 1..=SCHEMA_FORMAT {
+            let step = in_schema(MIGRATIONS[version as usize - 1], schema);
+            let done = in_schema(&format!("insert into $schema.format (version) values ({version})"), schema);
+            calls.asked(link.run(&format!("{step};\n{done}"), patience).await)?;
+        }
+        tracing::info!(store = %calls.describe, from = format, to = SCHEMA_FORMAT, "the store's schema was migrated");
+    }
+    // If this fails with an unknown outcome, the next open finds the schema as it was or as it shall be.
+    calls.asked(link.run("commit", patience).await)?;
+    link.keep();
+    Ok(())
+}
+
+/// The format of the schema, 0 if there is none. Fails for a newer one.
+async fn found(calls: &Calls, link: &mut Link<'_>, schema: &SchemaName) -> Result<u32> {
+    let table = sqlx::query("select to_regclass($1) is not null as there").bind(in_schema("$schema.format", schema));
+    if !calls.asked(link.row(table, calls.answer_timeout).await)?.get::<bool, _>("there") {
+        return Ok(0);
+    }
+    let version = in_schema("select max(version) from $schema.format", schema);
+    let row = calls.asked(link.row(sqlx::query(AssertSqlSafe(version)), calls.answer_timeout).await)?;
+    let version: Option<i32> = row.try_get(0).map_err(|e| Failure::from(e).explain(&calls.describe, Stage::Asking))?;
+    match version.and_then(|version| u32::try_from(version).ok()) {
+        Some(version) if version > SCHEMA_FORMAT => Err(Error::new(
+            ErrorKind::StoreNewer,
+            format!(
+                "the store was written by a newer version of lockservice (schema format {version}, this one reads \
+                 {SCHEMA_FORMAT}): use that version, or another schema"
+            ),
+        )
+        .with("store", &calls.describe)),
+        Some(version) if version > 0 => Ok(version),
+        _ => Err(Error::new(
+            ErrorKind::StoreCorrupt,
+            "the store's schema does not say which format it has: restore the schema from a backup, or choose another",
+        )
+        .with("store", &calls.describe)),
+    }
+}

@@ -1,0 +1,348 @@
+//! [`PgStore`]: the store itself. What a change of leadership means is the core's [`Head`]; how a batch lands is `write_batch` of the schema.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lockservice_core::store::{
+    Applied, Batch, BindStore, Candidate, Head, Leadership, Lineage, Renewal, StoreState, WriteAck,
+};
+use lockservice_core::{Epoch, Error, ErrorKind, Result};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgPool, Row};
+
+use crate::calls::Calls;
+use crate::config::{PgConfig, SchemaName, describe, millis};
+use crate::error::{Failure, Stage};
+use crate::link::{Links, Statement};
+use crate::migrate::{in_schema, migrate};
+use crate::record::{Arrays, add_constants, add_service, add_table, add_tombstone, format_written, head, json};
+use crate::watch::Watch;
+
+/// How often a candidate decides anew because the head changed between its reading and its writing.
+const DECISIONS_MAX: usize = 8;
+
+/// A [`BindStore`] in a schema of a PostgreSQL database, shared by any number of nodes.
+///
+/// Dropping it closes its connections. Cheap calls on it cost one round trip; see the [crate's](crate) documentation for what it
+/// guarantees and what it needs.
+pub struct PgStore {
+    calls: Calls,
+    sql: Sql,
+    channel: String,
+    lock_ms: i32,
+    watch: Watch,
+}
+
+/// The statements, with the schema's name in them.
+struct Sql {
+    look: Arc<str>,
+    lead: Arc<str>,
+    renew: Arc<str>,
+    resign: Arc<str>,
+    write: Arc<str>,
+    constants: Arc<str>,
+    tables: Arc<str>,
+    services: Arc<str>,
+    tombstones: Arc<str>,
+}
+
+impl PgStore {
+    /// Opens the store that a URL names, and creates or migrates its schema; [`PgConfig::from_url`] says how it is written.
+    ///
+    /// Fails with `InvalidArgument` for a URL that cannot be read, `Unavailable` if the server does not answer (try again),
+    /// `StoreUnusable` if the login, a right or the database is missing or the server is a standby or read-only, `StoreNewer` and
+    /// `StoreCorrupt` as the content says. Cancel safe: a migration is done as a whole or not at all.
+    pub async fn connect(url: &str) -> Result<Self> {
+        Self::connect_with(PgConfig::from_url(url)?).await
+    }
+
+    /// Opens the store that `config` describes. Fails as [`connect`](Self::connect) does.
+    pub async fn connect_with(config: PgConfig) -> Result<Self> {
+        let links = Links::own(&config);
+        Self::open(links, config).await
+    }
+
+    /// Opens the store in `config.schema` through a ready pool, whose own rules then hold: for opening and closing connections, and for the
+    /// longest time of a statement. Fails as [`connect`](Self::connect) does.
+    ///
+    /// At most `config.connections_max` of its connections are used at once. The connection that listens is one more, opened with the
+    /// pool's options but outside of it; `config.listen` turns it off.
+    pub async fn with_pool(pool: PgPool, config: PgConfig) -> Result<Self> {
+        let config = PgConfig { connect: (*pool.connect_options()).clone(), ..config };
+        let links = Links::pool(pool, &config);
+        Self::open(links, config).await
+    }
+
+    async fn open(links: Links, config: PgConfig) -> Result<Self> {
+        let calls = Calls::new(links, describe(&config.connect, &config.schema), &config);
+        check_server(&calls).await?;
+        migrate(&calls, &config.schema).await?;
+        let channel = format!("lockservice:{}", config.schema);
+        let watch = Watch::new(&config, &channel);
+        Ok(Self { sql: Sql::new(&config.schema), lock_ms: millis(config.lock_timeout), calls, channel, watch })
+    }
+
+    /// The head as it stands, which copy of the store answers, and the floor of the server's clock.
+    async fn look(&self) -> Result<PgRow> {
+        self.calls.repeatable(Stage::Asking, || sql(&self.sql.look)).await
+    }
+
+    /// True if the head was still `found`, and is `next` now.
+    async fn lead(&self, found: Option<&Head>, next: &Head) -> Result<Option<u64>> {
+        let found = found.cloned().unwrap_or_default();
+        let lead = sql(&self.sql.lead)
+            .bind(self.lock_ms)
+            .bind(&self.channel)
+            .bind(number(found.epoch.get()))
+            .bind(number(found.counter))
+            .bind(found.leader.is_some())
+            .bind(&found.lineage.0)
+            .bind(number(next.epoch.get()))
+            .bind(number(next.ttl_ms))
+            .bind(&next.lineage.0)
+            .bind(json(&next.leader));
+        let row = self.calls.once(lead).await?;
+        let done: bool = self.get(&row, "done")?;
+        Ok(if done { Some(self.get::<i64>(&row, "applied")? as u64) } else { None })
+    }
+
+    /// What the head as it stands has against a change that was refused.
+    fn refused<T>(&self, row: &PgRow, check: impl FnOnce(&Head) -> Result<T>) -> Error {
+        match head(row).map(Option::unwrap_or_default).and_then(|head| check(&head)) {
+            Err(refusal) => refusal.with("store", &self.calls.describe),
+            Ok(_) => Error::new(ErrorKind::Internal, "the store refused a change that was due: please report this")
+                .with("store", &self.calls.describe),
+        }
+    }
+
+    fn lineage(&self, row: &PgRow) -> Result<Lineage> {
+        Ok(Lineage(self.get(row, "lineage")?))
+    }
+
+    fn get<'r, T>(&self, row: &'r PgRow, column: &str) -> Result<T>
+    where
+        T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+    {
+        self.calls.asked(row.try_get(column).map_err(Failure::from))
+    }
+
+    async fn load_all(&self) -> Result<StoreState> {
+        let calls = &self.calls;
+        let mut link = calls.take().await?;
+        let begin = format!(
+            "begin isolation level repeatable read, read only; set local statement_timeout = {}; set local lock_timeout = {}",
+            millis(calls.load_timeout),
+            self.lock_ms,
+        );
+        calls.asked(link.run(&begin, calls.answer_timeout).await)?;
+        let mut state = StoreState::default();
+        let look = calls.asked(link.row(sql(&self.sql.look), calls.answer_timeout).await)?;
+        if let Some(head) = head(&look)? {
+            (state.epoch, state.applied) = (head.epoch, head.applied);
+        }
+        type Add = fn(&mut StoreState, &PgRow) -> Result<()>;
+        let parts: [(&Arc<str>, Add); 4] = [
+            (&self.sql.constants, add_constants),
+            (&self.sql.tables, add_table),
+            (&self.sql.services, add_service),
+            (&self.sql.tombstones, add_tombstone),
+        ];
+        for (query, add) in parts {
+            for row in calls.asked(link.rows(sql(query), calls.load_timeout).await)? {
+                add(&mut state, &row).map_err(|e| e.with("store", &calls.describe))?;
+            }
+        }
+        calls.asked(link.run("commit", calls.answer_timeout).await)?;
+        link.keep();
+        Ok(state)
+    }
+}
+
+#[async_trait]
+impl BindStore for PgStore {
+    fn describe(&self) -> String {
+        self.calls.describe.clone()
+    }
+
+    async fn load(&self) -> Result<StoreState> {
+        match self.load_all().await {
+            // A connection from before a restart of the server tells so only when it is used: once more, with new ones.
+            Err(e) if e.kind() == ErrorKind::Unavailable => {
+                self.calls.links.forget_idle();
+                self.load_all().await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership> {
+        // From here on a change is news.
+        self.watch.asked();
+        for _ in 0..DECISIONS_MAX {
+            let row = self.look().await?;
+            let (found, lineage) = (head(&row)?, self.lineage(&row)?);
+            let floor = clock_floor(self.get(&row, "floor")?).map_err(|e| e.with("store", &self.calls.describe))?;
+            match Head::acquire_shared(found.as_ref(), candidate, ttl, &lineage, floor)? {
+                (None, held) => return Ok(held),
+                (Some(next), mut acquired) => {
+                    let Some(now) = self.lead(found.as_ref(), &next).await? else { continue };
+                    // Writes of the leader itself may have come between.
+                    if let Leadership::Acquired { applied, .. } = &mut acquired {
+                        *applied = now;
+                    }
+                    return Ok(acquired);
+                }
+            }
+        }
+        Err(Error::new(ErrorKind::Unavailable, "the leadership changes all the time: try again")
+            .with("store", &self.calls.describe))
+    }
+
+    async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
+        let renew = || sql(&self.sql.renew).bind(self.lock_ms).bind(number(epoch.get()));
+        let row = self.calls.repeatable(Stage::Changing, renew).await?;
+        match self.get(&row, "done")? {
+            true => Ok(Renewal { lineage: self.lineage(&row)? }),
+            false => Err(self.refused(&row, |head| head.renew(epoch))),
+        }
+    }
+
+    async fn resign(&self, epoch: Epoch) -> Result<()> {
+        let resign = sql(&self.sql.resign).bind(self.lock_ms).bind(&self.channel).bind(number(epoch.get()));
+        let row = self.calls.once(resign).await?;
+        match self.get(&row, "done")? {
+            true => Ok(()),
+            false => Err(self.refused(&row, |head| head.resign(epoch))),
+        }
+    }
+
+    async fn write(&self, epoch: Epoch, batch_number: u64, batch: &Batch) -> Result<WriteAck> {
+        let arrays = Arrays::from(batch);
+        let write = sql(&self.sql.write)
+            .bind(self.lock_ms)
+            .bind(number(epoch.get()))
+            .bind(number(batch_number))
+            .bind(format_written())
+            .bind(arrays.constants)
+            .bind(arrays.put_groups)
+            .bind(arrays.put_names)
+            .bind(arrays.put_tables)
+            .bind(arrays.put_service_ids)
+            .bind(arrays.put_services)
+            .bind(arrays.gone_services)
+            .bind(arrays.put_origins)
+            .bind(arrays.put_counters)
+            .bind(arrays.gone_origins)
+            .bind(arrays.gone_counters);
+        let row = self.calls.once(write).await?;
+        match self.get(&row, "done")? {
+            true => Ok(WriteAck { lineage: self.lineage(&row)? }),
+            false => Err(self.refused(&row, |head| head.advance(epoch, batch_number))),
+        }
+    }
+
+    async fn applied(&self) -> Result<Applied> {
+        let row = self.look().await?;
+        let head = head(&row)?.unwrap_or_default();
+        Ok(Applied { epoch: head.epoch, number: head.applied, lineage: self.lineage(&row)? })
+    }
+
+    async fn wait_for_change(&self, poll: Duration) -> Result<()> {
+        self.watch.changed(poll).await;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for PgStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PgStore").field("store", &self.calls.describe).finish_non_exhaustive()
+    }
+}
+
+impl Sql {
+    fn new(schema: &SchemaName) -> Self {
+        let text = |text: &str| Arc::from(in_schema(text, schema));
+        Self {
+            // One row, whether there is a head or not. 1767225600 is the first second of 2026.
+            look: text(
+                "select $schema.lineage() as lineage, r.format, r.record, \
+                 floor((extract(epoch from clock_timestamp()) - 1767225600) / 1024)::bigint as floor \
+                 from (select) as one left join $schema.head_record() as r on true",
+            ),
+            lead: text("select * from $schema.lead($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb)"),
+            renew: text("select * from $schema.renew($1, $2)"),
+            resign: text("select * from $schema.resign($1, $2, $3)"),
+            write: text(
+                "select * from $schema.write_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+            ),
+            constants: text("select format, record::text as record from $schema.constants"),
+            tables: text("select \"group\", name, format, record::text as record from $schema.tables"),
+            services: text("select id::text as id, format, record::text as record from $schema.services"),
+            tombstones: text("select origin::text as origin, counter::text as counter, format from $schema.tombstones"),
+        }
+    }
+}
+
+fn sql<'q>(text: &Arc<str>) -> Statement<'q> {
+    sqlx::query(AssertSqlSafe(Arc::clone(text)))
+}
+
+/// A number as the server's type. None that is stored reaches its end, so one beyond it is refused like any other wrong one.
+fn number(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// L4: the server's clock vouches for all epochs of the past, as long as leaderships change less than once in 1,024 seconds on
+/// average. The last epoch is reached after 68 years.
+fn clock_floor(counted: i64) -> Result<Epoch> {
+    let floor = u64::try_from(counted).unwrap_or(0);
+    Epoch::new(floor).next().map_err(|e| {
+        Error::new(ErrorKind::StoreUnusable, "the clock of the store's server is decades ahead: set it right")
+            .with_source(e)
+    })?;
+    Ok(Epoch::new(floor))
+}
+
+/// Refuses a server that could not keep the store's promises, and warns of one that is set up not to.
+async fn check_server(calls: &Calls) -> Result<()> {
+    let facts = || {
+        sqlx::query(
+            "select current_setting('server_version_num')::int as version, pg_is_in_recovery() as standby, \
+             current_setting('server_encoding') as encoding, current_setting('fsync') as fsync",
+        )
+    };
+    let row = calls.repeatable(Stage::Asking, facts).await?;
+    let unusable = |message: String| Err(Error::new(ErrorKind::StoreUnusable, message).with("store", &calls.describe));
+    let version: i32 = calls.asked(row.try_get("version").map_err(Failure::from))?;
+    if version < 120_000 {
+        return unusable(format!("the store's server is PostgreSQL {}: use 12 or later", version / 10_000));
+    }
+    if calls.asked(row.try_get("standby").map_err(Failure::from))? {
+        return unusable(
+            "the store's server is a standby that follows another: point the store's URL at the primary".to_owned(),
+        );
+    }
+    let encoding: String = calls.asked(row.try_get("encoding").map_err(Failure::from))?;
+    if encoding != "UTF8" {
+        return unusable(format!("the database is encoded in {encoding}: use one in UTF8"));
+    }
+    let fsync: String = calls.asked(row.try_get("fsync").map_err(Failure::from))?;
+    if fsync == "off" {
+        tracing::warn!(store = %calls.describe, "the store's server has fsync off: what it acknowledged is lost when its machine stops");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_is_a_floor_until_it_is_nonsense() {
+        assert_eq!(clock_floor(-5).expect("before 2026"), Epoch::new(0));
+        assert_eq!(clock_floor(77).expect("a floor"), Epoch::new(77));
+        assert_eq!(clock_floor(1 << 21).expect_err("2094").kind(), ErrorKind::StoreUnusable);
+    }
+}

@@ -1,0 +1,138 @@
+//! [`Watch`]: hears of changes of leadership at once (`LISTEN`).
+//!
+//! # Implementation details
+//! A task of its own holds the connection; it begins with the first wait, so that a node that never stands by has none. A change raises a
+//! generation. A caller waits until the generation is above the one at which it last asked for the leadership, so a change
+//! between asking and waiting is not missed. The task raises it also after each new connection: what happened meanwhile is not known.
+
+use std::fmt;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use sqlx::Executor;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::config::PgConfig;
+
+/// A connection that has been silent for this long is asked whether it is still there.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// Pause before a lost connection is replaced; callers look by themselves meanwhile.
+const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+
+pub(crate) struct Watch {
+    options: Option<PgConnectOptions>,
+    channel: String,
+    connect_timeout: Duration,
+    generation: watch::Sender<u64>,
+    /// The generation before the last question for the leadership. Alone: nothing else is published by it.
+    asked: AtomicU64,
+    task: OnceLock<JoinHandle<()>>,
+}
+
+impl Watch {
+    pub(crate) fn new(config: &PgConfig, channel: &str) -> Self {
+        Self {
+            options: config.listen.then(|| config.connect.clone()),
+            channel: channel.to_owned(),
+            connect_timeout: config.connect_timeout,
+            generation: watch::Sender::new(0),
+            asked: AtomicU64::new(0),
+            task: OnceLock::new(),
+        }
+    }
+
+    /// The caller asks for the leadership now: what changes from here on it does not know.
+    pub(crate) fn asked(&self) {
+        self.asked.store(*self.generation.borrow(), Ordering::Relaxed);
+    }
+
+    /// Waits until something may have changed since then, at most `poll`. Cancel safe.
+    pub(crate) async fn changed(&self, poll: Duration) {
+        if let Some(options) = &self.options {
+            self.task.get_or_init(|| {
+                let ears = Ears {
+                    options: options.clone(),
+                    channel: self.channel.clone(),
+                    connect_timeout: self.connect_timeout,
+                    generation: self.generation.clone(),
+                };
+                tokio::spawn(ears.listen())
+            });
+        }
+        let asked = self.asked.load(Ordering::Relaxed);
+        let mut generation = self.generation.subscribe();
+        // Over time or not, the caller looks again.
+        drop(timeout(poll, generation.wait_for(|now| *now > asked)).await);
+        self.asked();
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.get() {
+            task.abort();
+        }
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("channel", &self.channel).finish_non_exhaustive()
+    }
+}
+
+/// What the task has.
+struct Ears {
+    options: PgConnectOptions,
+    channel: String,
+    connect_timeout: Duration,
+    generation: watch::Sender<u64>,
+}
+
+impl Ears {
+    async fn listen(self) {
+        loop {
+            if let Err(error) = self.listen_once().await {
+                tracing::debug!(channel = self.channel, %error, "cannot hear of changes of leadership; trying again");
+            }
+            sleep(RECONNECT_PAUSE).await;
+        }
+    }
+
+    /// Until the connection is lost.
+    async fn listen_once(&self) -> sqlx::Result<()> {
+        // A pool for this one connection: a place that is held by a server's silence is of no more use.
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(self.connect_timeout)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .connect_lazy_with(self.options.clone());
+        let begin = async {
+            let mut listener = PgListener::connect_with(&pool).await?;
+            listener.eager_reconnect(false);
+            listener.listen(&self.channel).await?;
+            Ok::<_, sqlx::Error>(listener)
+        };
+        let mut listener = timeout(self.connect_timeout, begin).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+        loop {
+            self.generation.send_modify(|generation| *generation += 1);
+            loop {
+                match timeout(SILENCE_MAX, listener.try_recv()).await {
+                    Ok(Ok(Some(_))) => break,
+                    Ok(Ok(None)) => return Ok(()),
+                    Ok(Err(error)) => return Err(error),
+                    Err(_) => {
+                        let asked = timeout(self.connect_timeout, (&mut listener).execute("select")).await;
+                        asked.map_err(|_| sqlx::Error::PoolTimedOut)??;
+                    }
+                }
+            }
+        }
+    }
+}
