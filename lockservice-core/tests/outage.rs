@@ -1,19 +1,25 @@
 //! The outage that started it all (spec J1): the first start, and the first after an upgrade, under full concurrent load.
 #![cfg(not(loom))]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use lockservice_core::allocator::commit::Pins;
+use lockservice_core::allocator::lease::LeaseState;
+use lockservice_core::allocator::state::{AllocatorState, BindEntry, Service, TableEntry};
+use lockservice_core::allocator::tokens::TokenSource;
 use lockservice_core::allocator::{
     AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Resume,
 };
+use lockservice_core::clock::{Clock, Time};
 use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, Leadership, MemoryStore, Renewal, StoreState, WriteAck,
+    Applied, Batch, BindStore, Candidate, Leadership, MemoryStore, Renewal, ServiceRecord, ServiceState, StoreState,
+    WriteAck,
 };
 use lockservice_core::testing::ManualClock;
 use lockservice_core::{
-    BindVersion, CommitAttempt, Epoch, ErrorKind, GuardedMap, NodeName, Nonce, Result, ServiceId, TableRef, TxnId,
+    BindVersion, CommitAttempt, Epoch, ErrorKind, NodeName, Nonce, Result, ServiceId, TableId, TableRef, TxnId,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -152,25 +158,158 @@ async fn a_migration_that_takes_long_bears_the_same_load_and_nobody_is_lost() {
     assert_eq!(allocator.entries(), (BINDS as usize, 1, 0));
 }
 
-#[test]
-fn a_validation_held_inside_does_not_hold_up_another_of_the_same_group() {
-    let map: GuardedMap<TableRef, u64> = GuardedMap::with_shards(1);
-    let key = TableRef::new("g", "t").expect("names");
-    map.upsert(key.clone(), || 1, |_| ());
-    let (inside, entered) = std::sync::mpsc::channel();
-    let (release, held) = std::sync::mpsc::channel::<()>();
+/// A clock that lets nobody on who reads it in a thread of this name, until it is told to.
+#[derive(Debug)]
+struct Held {
+    clock: ManualClock,
+    inside: mpsc::Sender<()>,
+    release: Mutex<mpsc::Receiver<()>>,
+}
+
+const HELD: &str = "held inside";
+
+impl Clock for Held {
+    fn now(&self) -> Time {
+        if std::thread::current().name() == Some(HELD) {
+            self.inside.send(()).expect("the test waits");
+            self.release.lock().expect("one caller is held").recv().expect("the test releases");
+        }
+        self.clock.now()
+    }
+}
+
+/// The longest that a commit may take which nobody holds up: only to fail rather than hang.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs `commit` in a thread of its own; panics if it does not come back.
+fn comes_back<T: Send>(commit: impl FnOnce() -> T + Send, meanwhile: &str, release: impl FnOnce()) -> T {
+    let (done, answer) = mpsc::channel();
     std::thread::scope(|scope| {
-        let (map, key) = (&map, &key);
-        scope.spawn(move || {
-            map.read(key, |_| {
-                inside.send(()).expect("the test waits");
-                held.recv().expect("the test releases");
-            });
-        });
+        scope.spawn(move || drop(done.send(commit())));
+        let answer = answer.recv_timeout(PATIENCE);
+        // Else the scope would wait for ever for what is held up.
+        release();
+        answer.unwrap_or_else(|_| panic!("a commit is held up by {meanwhile}"))
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_commit_held_in_the_allocator_holds_up_no_other_of_the_same_group() {
+    let (inside, entered) = mpsc::channel();
+    let (release, held) = mpsc::channel();
+    let clock = Arc::new(Held { clock: ManualClock::new(), inside, release: Mutex::new(held) });
+    let node = NodeName::new("n").expect("a name");
+    let allocator = LocalAllocator::open(Arc::new(MemoryStore::new(1)), clock, AllocatorSettings::default(), node);
+    let allocator = allocator.await.expect("opens");
+    let origin = allocator.resume(&resume("origin")).await.expect("a free name").service;
+    let bound = allocator.bind(origin, &TableRef::new("g", "t").expect("names")).await.expect("free");
+    let request = |n| BeginCommit { binds: vec![PresentedBind::from(&bound.bind)], ..unseen(origin, n) };
+    let held = request(1);
+    std::thread::scope(|scope| {
+        let first = std::thread::Builder::new()
+            .name(HELD.to_owned())
+            .spawn_scoped(scope, || allocator.begin_commit_now(&held))
+            .expect("a thread");
         entered.recv().expect("the first is inside");
-        // One shard for everything: the worst case. A lock that excluded readers would stop here.
-        assert_eq!(map.read(key, |version| version.copied()), Some(1));
-        assert_eq!(map.read(&TableRef::new("g", "unseen").expect("names"), |version| version.copied()), None);
-        release.send(()).expect("the first waits");
+        let second = comes_back(
+            || allocator.begin_commit_now(&request(2)),
+            "another that reads the clock",
+            || release.send(()).expect("the first waits"),
+        );
+        second.expect("current");
+        first.join().expect("no panic").expect("current");
+    });
+}
+
+const NOW: Time = Time::from_origin(Duration::from_secs(100));
+
+/// The state of an allocator with two incarnations, of which the first owns table `t` of group `g`; and the pins of its bind.
+fn state() -> (AllocatorState, Arc<Pins>, impl Fn(u64) -> BeginCommit) {
+    let (owner, origin) = (ServiceId::new(1 << 32 | 1), ServiceId::new(1 << 32 | 2));
+    let state = AllocatorState::new(Epoch::new(1), 0, TokenSource::Epoch, 10);
+    let service = |id| {
+        let record = ServiceRecord {
+            id,
+            node: NodeName::new("n").expect("a name"),
+            nonce: Nonce::new(1),
+            address: String::new(),
+            state: ServiceState::Live,
+        };
+        let service = Arc::new(Service::new(record, Duration::from_secs(5), NOW, LeaseState::Live, 1_000));
+        state.services.upsert(id, || Arc::clone(&service), |_| ());
+        service
+    };
+    service(origin);
+    let pins = Arc::new(Pins::default());
+    let bind = BindEntry { owner: service(owner), version: BindVersion::new(9), pins: Arc::clone(&pins) };
+    let table = TableRef::new("g", "t").expect("names");
+    let entry =
+        TableEntry { id: TableId::new(5), tokens_reserved_to: 0, binds: [bind].into_iter().collect(), pending: None };
+    state.tables.upsert(table.clone(), || entry, |_| ());
+    let presented = PresentedBind { table, partition: 0, owner, version: BindVersion::new(9) };
+    (state, pins, move |n| BeginCommit { binds: vec![presented.clone()], ..unseen(origin, n) })
+}
+
+#[test]
+fn a_commit_needs_none_of_the_shards_it_looks_into_for_itself() {
+    let (state, _, request) = state();
+    let unseen = BeginCommit { binds: unseen(request(1).txn.origin, 1).binds, ..request(1) };
+    // As another validation does while it compares binds: each of these shards is being read. One that wanted a shard for itself would
+    // wait here until the reader has left.
+    for (n, (commit, refused)) in (1..).zip([(request(1), false), (unseen, true)]) {
+        let table = commit.binds[0].table.clone();
+        let (left, leave) = mpsc::channel::<()>();
+        let (inside, entered) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let (state, origin) = (&state, commit.txn.origin);
+            scope.spawn(move || {
+                state.tables.read(&table, |_| {
+                    state.services.read(&origin, |_| {
+                        inside.send(()).expect("the test waits");
+                        leave.recv().expect("the test releases");
+                    })
+                })
+            });
+            entered.recv().expect("the reader is inside");
+            let answer = comes_back(
+                || state.begin_commit(&commit, NOW),
+                "a reader of the same shards",
+                || left.send(()).expect("the reader waits"),
+            );
+            assert_eq!(answer.is_err(), refused, "commit {n}: {answer:?}");
+        });
+    }
+}
+
+#[test]
+fn a_commit_held_behind_its_pins_holds_up_no_other_of_the_same_table() {
+    let (state, pins, request) = state();
+    let (held, other) = (request(1), request(2));
+    let (left, leave) = mpsc::channel::<()>();
+    let (inside, entered) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let state = &state;
+        let origin = state.service(held.txn.origin).expect("registered");
+        let txn = held.txn;
+        // Somebody is busy with the first transaction, so that its admission waits after it has pinned its bind.
+        scope.spawn(move || {
+            origin.commits.tombstone(txn, NOW, |_| {
+                inside.send(()).expect("the test waits");
+                leave.recv().expect("the test releases");
+            })
+        });
+        entered.recv().expect("it is busy");
+        let first = scope.spawn(move || state.begin_commit(&held, NOW));
+        while !pins.held(NOW) {
+            std::thread::yield_now();
+        }
+        let answer = comes_back(
+            || state.begin_commit(&other, NOW),
+            "another that is being admitted",
+            || left.send(()).expect("somebody is busy"),
+        );
+        answer.expect("current");
+        let first = first.join().expect("no panic").expect_err("it was made unable to commit meanwhile");
+        assert_eq!(first.kind(), ErrorKind::CannotCommit);
     });
 }

@@ -11,7 +11,8 @@ use lockservice_core::allocator::{
 };
 use lockservice_core::clock::hi;
 use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, ClusterConstants, Leadership, MemoryStore, Renewal, StoreState, WriteAck,
+    Applied, Batch, BindStore, Candidate, ClusterConstants, Leadership, MemoryStore, Renewal, ServiceState, StoreState,
+    WriteAck,
 };
 use lockservice_core::testing::ManualClock;
 use lockservice_core::{CommitAttempt, Epoch, Error, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId};
@@ -142,6 +143,68 @@ async fn after_a_clean_stop_nothing_waits() {
     assert!(new.bind.version > old.bind.version);
     assert!(new.tokens.expect("fresh").next >= old.tokens.expect("fresh").end);
     assert_eq!(second.cannot_commit(&[TxnId::new(a.service, 1, true)]).await.expect("answer").committing, vec![]);
+}
+
+#[tokio::test]
+async fn after_a_clean_stop_nothing_waits_for_an_incarnation_that_lapsed_before_it() {
+    let (disk, clock) = (Disk::new(), ManualClock::new());
+    let first = open(&disk, &clock, 5_000).await;
+    let a = first.resume(&resume(1)).await.expect("free");
+    first.bind(a.service, &table("t")).await.expect("free");
+    clock.advance(hi(a.lease_ttl));
+    assert!(first.shutdown(true, Duration::ZERO).await.expect("stops").resigned, "its promise is over");
+    let second = open(&disk, &clock, 5_000).await;
+    let b = second.resume(&resume(2)).await.expect("free");
+    second.bind(b.service, &table("t")).await.expect("no wait");
+}
+
+#[tokio::test]
+async fn a_stop_whose_caller_does_not_say_that_all_is_quiet_does_not_resign() {
+    let (disk, clock) = (Disk::new(), ManualClock::new());
+    let first = open(&disk, &clock, 5_000).await;
+    let a = first.resume(&resume(1)).await.expect("free");
+    first.resign(a.service, Nonce::new(1)).await.expect("live");
+    let stopped = first.shutdown(false, Duration::from_secs(1)).await.expect("stops");
+    assert!(!stopped.resigned, "nobody gave the word (P5)");
+}
+
+#[tokio::test]
+async fn tombstones_of_an_earlier_life_go_with_the_fence_of_their_origin() {
+    let (disk, clock) = (Disk::new(), ManualClock::new());
+    let first = open(&disk, &clock, 5_000).await;
+    let a = first.resume(&resume(1)).await.expect("free");
+    let txn = TxnId::new(a.service, 1, true);
+    assert_eq!(first.cannot_commit(&[txn]).await.expect("answer").tombstoned, vec![txn]);
+    assert_eq!(disk.load().await.expect("load").tombstones, vec![txn], "durable when it is answered (C4)");
+    first.shutdown(false, Duration::ZERO).await.expect("stops");
+    drop(first);
+    let second = open(&disk, &clock, 5_000).await;
+    let stored = disk.load().await.expect("load");
+    assert_eq!(stored.tombstones, vec![], "the fence says the same, for ever (C4)");
+    assert!(stored.services.iter().all(|service| service.state == ServiceState::Fenced), "and it is durable");
+    let refused = second.begin_commit(&commit(txn, vec![])).await.expect_err("still");
+    assert_eq!(refused.kind(), ErrorKind::CannotCommit);
+}
+
+#[tokio::test]
+async fn tokens_of_a_store_in_memory_go_on_over_restarts_of_its_allocator() {
+    let (store, clock) = (MemoryStore::new(1), ManualClock::new());
+    let node = NodeName::new("n").expect("a name");
+    let mut last = 0;
+    for life in 1..4 {
+        let (store, clock) = (Arc::new(store.clone()), Arc::new(clock.clone()));
+        let allocator = LocalAllocator::open(store, clock, AllocatorSettings::default(), node.clone()).await;
+        let allocator = allocator.expect("opens");
+        let a = allocator.resume(&resume(life)).await.expect("free");
+        let bound = allocator.bind(a.service, &table("t")).await.expect("free");
+        let more = allocator.reserve_tokens(a.service, bound.bind.id, bound.bind.version).await.expect("current");
+        for block in [bound.tokens.expect("fresh"), more] {
+            assert!(block.next.get() >= last, "life {life}: tokens only grow (F1, B7)");
+            last = block.end.get();
+        }
+        allocator.resign(a.service, Nonce::new(life)).await.expect("live");
+        assert!(allocator.shutdown(true, Duration::from_secs(1)).await.expect("stops").resigned);
+    }
 }
 
 #[tokio::test]

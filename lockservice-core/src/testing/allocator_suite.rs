@@ -38,6 +38,7 @@ where
     a_replaced_incarnation_waits_out_its_own_lease(&*make().await).await;
     a_commit_is_admitted_on_current_binds_only(&*make().await).await;
     a_commit_is_never_promised_more_than_a_lease_has_left(&*make().await).await;
+    an_origin_that_is_no_longer_live_commits_nothing(&*make().await).await;
     attempts_of_one_transaction_are_counted_each(&*make().await).await;
     a_tombstone_keeps_a_transaction_from_committing(&*make().await).await;
     a_resignation_waits_for_commits_on_its_binds(&*make().await).await;
@@ -192,6 +193,40 @@ async fn a_commit_is_never_promised_more_than_a_lease_has_left(fixture: &dyn All
     request.asked.most = Duration::from_secs(1);
     let asked = allocator.begin_commit(&request).await.expect("idempotent");
     assert_eq!(asked.commit_before, Duration::from_secs(1), "at most what was asked");
+    // The origin's own lease counts as the owner's does.
+    fixture.advance(b.lease_ttl - Duration::from_millis(500)).await;
+    allocator.keepalive(a.service, Nonce::new(1), Progress::default()).await.expect("in time");
+    for binds in [&[][..], &[&bound.bind][..]] {
+        let mut request = commit(TxnId::new(b.service, 2, true), 1, binds);
+        request.asked.most = b.lease_ttl * 10;
+        let short = allocator.begin_commit(&request).await.expect("half a second is enough");
+        assert!(short.commit_before <= Duration::from_millis(500), "the origin's lease (C1): {short:?}");
+    }
+}
+
+async fn an_origin_that_is_no_longer_live_commits_nothing(fixture: &dyn AllocatorFixture) {
+    let allocator = fixture.allocator();
+    let (owner, a) = (start(&*allocator, "owner", 1).await, start(&*allocator, "a", 2).await);
+    let (b, c) = (start(&*allocator, "b", 3).await, start(&*allocator, "c", 4).await);
+    let bound = allocator.bind(owner.service, &table("t")).await.expect("free");
+    let again = Resume { replaces: Some((a.service, Nonce::new(2))), ..resume("a", 5) };
+    allocator.resume(&again).await.expect("its own");
+    allocator.resign(b.service, Nonce::new(3)).await.expect("live");
+    fixture.advance(hi(c.lease_ttl) / 2).await;
+    allocator.keepalive(owner.service, Nonce::new(1), Progress::default()).await.expect("in time");
+    fixture.advance(hi(c.lease_ttl) - hi(c.lease_ttl) / 2).await;
+    // Nobody has looked at it since: whoever looks first finds that it lapsed.
+    let late = allocator.keepalive(c.service, Nonce::new(4), Progress::default()).await.expect_err("lapsed (B1)");
+    assert_eq!(late.kind(), ErrorKind::LeaseLost);
+    for (origin, what) in [(a, "replaced"), (b, "resigned"), (c, "lapsed")] {
+        let txn = TxnId::new(origin.service, 1, true);
+        for binds in [&[][..], &[&bound.bind][..]] {
+            let mut request = commit(txn, 1, binds);
+            request.asked.least = Duration::ZERO;
+            let refused = allocator.begin_commit(&request).await.expect_err("its origin is fenced (C3)");
+            assert_eq!(refused.kind(), ErrorKind::CannotCommit, "{what}");
+        }
+    }
 }
 
 async fn attempts_of_one_transaction_are_counted_each(fixture: &dyn AllocatorFixture) {
@@ -224,7 +259,9 @@ async fn a_tombstone_keeps_a_transaction_from_committing(fixture: &dyn Allocator
     request.asked.most = Duration::from_secs(1);
     allocator.begin_commit(&request).await.expect("another transaction");
     assert_eq!(allocator.cannot_commit(&[other]).await.expect("answer").committing, vec![other]);
-    fixture.advance(hi(Duration::from_secs(1))).await;
+    fixture.advance(hi(Duration::from_secs(1)) - Duration::from_millis(1)).await;
+    assert_eq!(allocator.cannot_commit(&[other]).await.expect("answer").committing, vec![other], "by its clock");
+    fixture.advance(Duration::from_millis(1)).await;
     let answer = allocator.cannot_commit(&[other]).await.expect("answer");
     assert_eq!(answer.tombstoned, vec![other], "a commit counts until hi(commit_before) (C2)");
     allocator.confirm_ended(&[txn, quiet]).await.expect("its origin says so");
@@ -235,19 +272,33 @@ async fn a_resignation_waits_for_commits_on_its_binds(fixture: &dyn AllocatorFix
     let (a, b) = (start(&*allocator, "a", 1).await, start(&*allocator, "b", 2).await);
     let t = table("t");
     let bound = allocator.bind(a.service, &t).await.expect("free");
-    let txn = TxnId::new(b.service, 1, true);
+    // One of another's transactions on its table, and one of its own without a lock.
+    let (txn, own) = (TxnId::new(b.service, 1, true), TxnId::new(a.service, 1, true));
     allocator.begin_commit(&commit(txn, 1, &[&bound.bind])).await.expect("current");
+    allocator.begin_commit(&commit(own, 1, &[])).await.expect("live");
     let resign = allocator.resign(a.service, Nonce::new(1));
     tokio::pin!(resign);
-    tokio::select! {
-        biased;
-        ended = &mut resign => panic!("a commit is in flight on its bind (C2): {ended:?}"),
-        refused = async {
-            // Polled after the resignation began.
-            allocator.begin_commit(&commit(txn, 2, &[&bound.bind])).await
-        } => assert_eq!(refused.expect_err("no new pin").kind(), ErrorKind::BindChanged),
+    let mut writes = 0;
+    for (in_flight, what) in [(txn, "on its table"), (own, "of its own")] {
+        tokio::select! {
+            biased;
+            ended = &mut resign => panic!("a commit {what} is in flight (C2): {ended:?}"),
+            // Begun after the resignation, with time for that to go on: a write that it had queued would land before the second of these.
+            () = async {
+                for _ in 0..2 {
+                    writes += 1;
+                    allocator.bind(b.service, &table(&format!("later-{writes}"))).await.expect("free");
+                }
+                for late in [commit(txn, 2, &[&bound.bind]), commit(own, 2, &[])] {
+                    let refused = allocator.begin_commit(&late).await.expect_err("no new pin, no new commit");
+                    assert!(matches!(refused.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit), "{refused:?}");
+                }
+                let still = allocator.bind(b.service, &t).await.expect_err("a commit may rely on it");
+                assert_eq!(still.kind(), ErrorKind::Rebinding);
+            } => {}
+        }
+        allocator.finish_commit(in_flight, CommitAttempt::new(1)).await.expect("admitted");
     }
-    allocator.finish_commit(txn, CommitAttempt::new(1)).await.expect("admitted");
     resign.await.expect("nothing holds it up");
     allocator.bind(b.service, &t).await.expect("granted anew at once");
 }

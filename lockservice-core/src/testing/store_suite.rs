@@ -162,6 +162,11 @@ async fn every_record_survives_a_reopening(fixture: &dyn StoreFixture) {
     assert_eq!(before.services.len(), 3);
     assert_eq!(before.tombstones.len(), 1);
     assert_eq!((before.epoch, before.applied), (epoch, 1));
+    let constants = before.constants.map(Op::PutConstants);
+    let records = constants.into_iter().chain(before.tables.iter().cloned().map(Op::PutTable));
+    let records = records.chain(before.services.iter().cloned().map(Op::PutService));
+    let records = records.chain(before.tombstones.iter().copied().map(Op::PutTombstone));
+    assert_eq!(records.collect::<Vec<_>>(), batch, "nothing is lost of any record");
     drop(store);
     let store = fixture.open().await;
     let (next, applied, _) = acquire(&*store, 0).await;
