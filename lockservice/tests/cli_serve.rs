@@ -135,3 +135,30 @@ fn the_benchmark_prints_both_sides() {
         runs.iter().all(|run| run["lock"]["p50_us"].as_f64() > Some(0.0) && run["echo"]["p50_us"].as_f64() > Some(0.0))
     );
 }
+
+#[test]
+fn a_list_that_was_cut_says_so_on_stderr_and_its_lines_stay_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.toml");
+    std::fs::write(&file, "[server]\nlist_lines_max = 2\n").unwrap();
+    let server = Server::start_with(&["--config", file.to_str().unwrap()]);
+    let (_holder, _) = server.hold(&["t", "a", "b", "c"]);
+    let json = server.run(&["locks", "--json"]);
+    let lines = String::from_utf8(json.stdout.clone()).unwrap();
+    let keys: Vec<_> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["key"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!((code(&json), keys), (0, vec!["a".to_owned(), "b".to_owned()]));
+    let warning: serde_json::Value = serde_json::from_slice(&json.stderr).unwrap();
+    assert_eq!(warning["kind"], "list_cut");
+    let people = server.run(&["locks"]);
+    assert!(stderr(&people).starts_with("warning: 1 more locks are not shown"), "{}", stderr(&people));
+    assert_eq!(stderr(&server.run(&["binds"])), "", "this list is whole");
+
+    let output = {
+        std::fs::write(&file, "[server]\nlist_lines_max = 0\n").unwrap();
+        run(&["serve", "--listen", "127.0.0.1:0", "--store", "memory:", "--config", file.to_str().unwrap()])
+    };
+    assert!(code(&output) == 64 && stderr(&output).contains("server.list_lines_max"), "{}", stderr(&output));
+}

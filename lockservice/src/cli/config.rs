@@ -102,6 +102,7 @@ impl Config {
     fn check(&self) -> Result<(), Failure> {
         self.allocator.check()?;
         self.service.check()?;
+        self.server.check()?;
         Ok(())
     }
 

@@ -115,6 +115,15 @@ pub(crate) fn say_error(json: bool, kind: &str, sentence: &str) {
     say(&line);
 }
 
+/// Writes a warning to stderr: the result is right, but not what it seems.
+pub(crate) fn say_warning(json: bool, kind: &str, sentence: &str) {
+    if json {
+        say(&format!("{}\n", serde_json::json!({ "warning": sentence, "kind": kind })));
+    } else {
+        say(&format!("warning: {sentence}\n"));
+    }
+}
+
 /// Writes a note to stderr. Nothing is printed in JSON mode, where every line is a result or an error.
 pub(crate) fn say_note(json: bool, sentence: &str) {
     if !json {

@@ -7,7 +7,7 @@ use lockservice_core::{Key, LockItem, LockMode, TableRef};
 use serde_json::{Map, Value, json};
 
 use super::args::{ClientArgs, ListArgs};
-use super::exit::Failure;
+use super::exit::{self, Failure};
 use super::output::Output;
 use crate::client::Client;
 
@@ -15,6 +15,7 @@ use crate::client::Client;
 pub(crate) async fn locks(args: &ListArgs, json: bool) -> Result<(), Failure> {
     let client = Client::connect(&args.client.server).await?;
     let locks = client.admin().locks(args.table().as_ref()).await?;
+    say_if_cut(json, locks.left_out(), "locks");
     let rows: Vec<Value> = locks
         .iter()
         .map(|lock| {
@@ -35,6 +36,7 @@ pub(crate) async fn locks(args: &ListArgs, json: bool) -> Result<(), Failure> {
 pub(crate) async fn waits(args: &ListArgs, json: bool) -> Result<(), Failure> {
     let client = Client::connect(&args.client.server).await?;
     let waits = client.admin().waits(args.table().as_ref()).await?;
+    say_if_cut(json, waits.left_out(), "waits");
     let rows: Vec<Value> = waits
         .iter()
         .map(|wait| {
@@ -60,6 +62,7 @@ pub(crate) async fn waits(args: &ListArgs, json: bool) -> Result<(), Failure> {
 pub(crate) async fn binds(args: &ClientArgs, json: bool) -> Result<(), Failure> {
     let client = Client::connect(&args.server).await?;
     let binds = client.admin().binds().await?;
+    say_if_cut(json, binds.left_out(), "binds");
     let rows: Vec<Value> = binds
         .iter()
         .map(|status| {
@@ -84,6 +87,20 @@ pub(crate) async fn binds(args: &ClientArgs, json: bool) -> Result<(), Failure> 
         })
         .collect();
     Output::new(json).rows(&["group", "table", "partition", "owner", "version", "state", "node", "address"], &rows)
+}
+
+/// Says that a list is not the whole truth: on stderr, so that what reads the lines is not disturbed.
+fn say_if_cut(json: bool, left_out: u64, what: &str) {
+    if left_out > 0 {
+        let narrow = if what == "binds" { "" } else { "name a table to see only its own, or " };
+        exit::say_warning(
+            json,
+            "list_cut",
+            &format!(
+                "{left_out} more {what} are not shown: {narrow}raise server.list_lines_max in the server's settings"
+            ),
+        );
+    }
 }
 
 fn mode(mode: LockMode) -> Value {

@@ -1,5 +1,7 @@
 //! What operators see, from afar.
 
+use std::ops::Deref;
+
 use lockservice_core::allocator::BindStatus;
 use lockservice_core::service::{LockStatus, WaitStatus};
 use lockservice_core::{Result, TableRef};
@@ -10,7 +12,7 @@ use crate::convert;
 use crate::proto;
 use crate::proto::admin_client::AdminClient as Wire;
 
-/// Lists of a server's locks, waits and binds. Every call fails with `Unavailable` if no server answers.
+/// Lists of a server's locks, waits and binds, of bounded length: see [`Listed::left_out`]. Every call fails with `Unavailable` if no server answers.
 #[derive(Clone, Debug)]
 pub struct AdminClient {
     client: Client,
@@ -23,39 +25,78 @@ impl AdminClient {
     }
 
     /// Every lock that the server has granted and that is held; of one table if one is given.
-    pub async fn locks(&self, table: Option<&TableRef>) -> Result<Vec<LockStatus>> {
+    pub async fn locks(&self, table: Option<&TableRef>) -> Result<Listed<LockStatus>> {
         let (group, table) = names(table);
         let mut wire = self.wire.clone();
         let stream = self.client.call(wire.list_locks(proto::ListLocksRequest { group, table })).await?;
-        self.collect(stream, convert::lock_status_from_proto).await
+        self.collect(stream, |info| (info.left_out, convert::lock_status_from_proto(info))).await
     }
 
     /// Every wait: who waits for what of whom; of one table if one is given. `since` is counted back from the answer.
-    pub async fn waits(&self, table: Option<&TableRef>) -> Result<Vec<WaitStatus>> {
+    pub async fn waits(&self, table: Option<&TableRef>) -> Result<Listed<WaitStatus>> {
         let (group, table) = names(table);
         let mut wire = self.wire.clone();
         let stream = self.client.call(wire.list_waits(proto::ListWaitsRequest { group, table })).await?;
         let now = self.client.clock().now();
-        self.collect(stream, |info| convert::wait_status_from_proto(info, now)).await
+        self.collect(stream, |info| (info.left_out, convert::wait_status_from_proto(info, now))).await
     }
 
     /// Every bind.
-    pub async fn binds(&self) -> Result<Vec<BindStatus>> {
+    pub async fn binds(&self) -> Result<Listed<BindStatus>> {
         let mut wire = self.wire.clone();
         let stream = self.client.call(wire.list_binds(proto::ListBindsRequest {})).await?;
-        self.collect(stream, convert::bind_status_from_proto).await
+        self.collect(stream, |info| (info.left_out, convert::bind_status_from_proto(info))).await
     }
 
-    async fn collect<W, T>(&self, mut stream: tonic::Streaming<W>, parse: impl Fn(W) -> Result<T>) -> Result<Vec<T>> {
-        let mut all = Vec::new();
+    async fn collect<W, T>(
+        &self,
+        mut stream: tonic::Streaming<W>,
+        parse: impl Fn(W) -> (u64, Result<T>),
+    ) -> Result<Listed<T>> {
+        let mut listed = Listed { lines: Vec::new(), left_out: 0 };
         loop {
             match tokio::time::timeout(self.client.parts.call_timeout, stream.message()).await {
-                Ok(Ok(Some(message))) => all.push(parse(message)?),
-                Ok(Ok(None)) => return Ok(all),
+                Ok(Ok(Some(message))) => {
+                    let (left_out, line) = parse(message);
+                    listed.left_out = left_out;
+                    listed.lines.push(line?);
+                }
+                Ok(Ok(None)) => return Ok(listed),
                 Ok(Err(status)) => return Err(convert::from_status(&status)),
                 Err(_) => return Err(self.client.no_answer()),
             }
         }
+    }
+}
+
+/// A list, as much of it as the server sends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listed<T> {
+    lines: Vec<T>,
+    left_out: u64,
+}
+
+impl<T> Listed<T> {
+    /// How many lines the server left out: it sends a bounded number. 0: the list is whole. Ask for one table to see more of it.
+    pub fn left_out(&self) -> u64 {
+        self.left_out
+    }
+}
+
+impl<T> Deref for Listed<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.lines
+    }
+}
+
+impl<T> IntoIterator for Listed<T> {
+    type Item = T;
+    type IntoIter = std::vec::IntoIter<T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.lines.into_iter()
     }
 }
 

@@ -36,7 +36,7 @@ mod session;
 mod stream;
 mod txn;
 
-pub use self::admin::AdminClient;
+pub use self::admin::{AdminClient, Listed};
 pub use self::allocator::{Admission, AllocatorClient};
 pub use self::connect::{Client, ClientBuilder};
 pub use self::session::Session;

@@ -32,6 +32,7 @@ pub fn lock_status_to_proto(status: &LockStatus) -> proto::LockInfo {
         client: status.client.clone(),
         token: info.token.get(),
         waiters: u32::try_from(info.waiters).unwrap_or(u32::MAX),
+        left_out: 0,
     }
 }
 
@@ -80,6 +81,7 @@ pub fn wait_status_to_proto(status: &WaitStatus) -> proto::WaitInfo {
             LockItem::Row(key) => HeldItem::HeldRow(bytes(key)),
             LockItem::Range(range) => HeldItem::HeldRange(range_to_proto(range)),
         }),
+        left_out: 0,
     }
 }
 
@@ -125,6 +127,7 @@ pub fn bind_status_to_proto(status: &BindStatus) -> proto::BindInfo {
             BindState::Void { granted_anew_in } => millis_up(granted_anew_in),
             BindState::Bound => 0,
         },
+        left_out: 0,
     }
 }
 

@@ -1,23 +1,95 @@
 //! `lockservice.v1.Admin`.
 
-use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 
-use futures::Stream;
 use lockservice_core::TableRef;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::convert::{self, to_status as status};
 use crate::proto;
-use crate::server::ServiceHost;
+use crate::server::{ServerSettings, ServiceHost};
+
+/// Most lists made or sent at the same time: each may hold many lines in memory. Others wait their turn.
+const LISTS_MAX: usize = 4;
+
+/// Lines that may wait to be taken by the connection.
+const LINES_WAITING_MAX: usize = 256;
 
 #[derive(Debug)]
 pub(crate) struct AdminApi {
     host: ServiceHost,
+    lists: Arc<Semaphore>,
+    lines_max: usize,
+    write_max: Duration,
 }
 
 impl AdminApi {
-    pub(crate) fn new(host: ServiceHost) -> Self {
-        Self { host }
+    pub(crate) fn new(host: ServiceHost, settings: &ServerSettings) -> Self {
+        let (lines_max, write_max) = (settings.list_lines_max, settings.write_max());
+        Self { host, lists: Arc::new(Semaphore::new(LISTS_MAX)), lines_max, write_max }
+    }
+
+    /// A place among the lists, held until the list is sent.
+    async fn place(&self) -> Result<OwnedSemaphorePermit, Status> {
+        Arc::clone(&self.lists).acquire_owned().await.map_err(|_| Status::unavailable("the server is stopping"))
+    }
+
+    /// Sends at most `lines_max` lines; the last one says how many are left out.
+    fn send<T, W: Line>(
+        &self,
+        place: OwnedSemaphorePermit,
+        mut all: Vec<T>,
+        to_wire: impl Fn(&T) -> W + Send + 'static,
+    ) -> Response<ReceiverStream<Result<W, Status>>>
+    where
+        T: Send + 'static,
+    {
+        let left_out = all.len().saturating_sub(self.lines_max);
+        all.truncate(self.lines_max);
+        all.shrink_to_fit();
+        let (out, lines) = mpsc::channel(LINES_WAITING_MAX);
+        let write_max = self.write_max;
+        tokio::spawn(async move {
+            let last = all.len();
+            for (n, item) in (1..).zip(all) {
+                let mut line = to_wire(&item);
+                if n == last {
+                    line.set_left_out(left_out as u64);
+                }
+                // A client that does not read must not keep a place from others.
+                if out.send_timeout(Ok(line), write_max).await.is_err() {
+                    return;
+                }
+            }
+            drop(place);
+        });
+        Response::new(ReceiverStream::new(lines))
+    }
+}
+
+/// A message that is one line of a list.
+trait Line: Send + 'static {
+    fn set_left_out(&mut self, lines: u64);
+}
+
+impl Line for proto::LockInfo {
+    fn set_left_out(&mut self, lines: u64) {
+        self.left_out = lines;
+    }
+}
+
+impl Line for proto::WaitInfo {
+    fn set_left_out(&mut self, lines: u64) {
+        self.left_out = lines;
+    }
+}
+
+impl Line for proto::BindInfo {
+    fn set_left_out(&mut self, lines: u64) {
+        self.left_out = lines;
     }
 }
 
@@ -29,25 +101,22 @@ fn only(group: &str, table: &str) -> Result<Option<TableRef>, Status> {
     convert::table_from_proto(group, table).map(Some).map_err(|e| status(&e))
 }
 
-type Lines<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-fn lines<T: Send + 'static>(items: impl IntoIterator<Item = T, IntoIter: Send + 'static>) -> Response<Lines<T>> {
-    Response::new(Box::pin(futures::stream::iter(items.into_iter().map(Ok))))
-}
-
 #[tonic::async_trait]
 impl proto::admin_server::Admin for AdminApi {
-    type ListLocksStream = Lines<proto::LockInfo>;
-    type ListWaitsStream = Lines<proto::WaitInfo>;
-    type ListBindsStream = Lines<proto::BindInfo>;
+    type ListLocksStream = ReceiverStream<Result<proto::LockInfo, Status>>;
+    type ListWaitsStream = ReceiverStream<Result<proto::WaitInfo, Status>>;
+    type ListBindsStream = ReceiverStream<Result<proto::BindInfo, Status>>;
 
     async fn list_locks(
         &self,
         request: Request<proto::ListLocksRequest>,
     ) -> Result<Response<Self::ListLocksStream>, Status> {
         let table = only(&request.get_ref().group, &request.get_ref().table)?;
-        let locks = self.host.current().locks(table.as_ref());
-        Ok(lines(locks.into_iter().map(|lock| convert::lock_status_to_proto(&lock))))
+        let (place, service) = (self.place().await?, self.host.current());
+        // Long lists take long to make.
+        let locks = tokio::task::spawn_blocking(move || service.locks(table.as_ref())).await;
+        let locks = locks.map_err(|_| Status::internal("the list could not be made"))?;
+        Ok(self.send(place, locks, convert::lock_status_to_proto))
     }
 
     async fn list_waits(
@@ -55,15 +124,19 @@ impl proto::admin_server::Admin for AdminApi {
         request: Request<proto::ListWaitsRequest>,
     ) -> Result<Response<Self::ListWaitsStream>, Status> {
         let table = only(&request.get_ref().group, &request.get_ref().table)?;
-        let waits = self.host.current().waits(table.as_ref());
-        Ok(lines(waits.into_iter().map(|wait| convert::wait_status_to_proto(&wait))))
+        let (place, service) = (self.place().await?, self.host.current());
+        // Long lists take long to make.
+        let waits = tokio::task::spawn_blocking(move || service.waits(table.as_ref())).await;
+        let waits = waits.map_err(|_| Status::internal("the list could not be made"))?;
+        Ok(self.send(place, waits, convert::wait_status_to_proto))
     }
 
     async fn list_binds(
         &self,
         _request: Request<proto::ListBindsRequest>,
     ) -> Result<Response<Self::ListBindsStream>, Status> {
+        let place = self.place().await?;
         let binds = self.host.allocator().status().await.map_err(|e| status(&e))?.binds;
-        Ok(lines(binds.into_iter().map(|bind| convert::bind_status_to_proto(&bind))))
+        Ok(self.send(place, binds, convert::bind_status_to_proto))
     }
 }

@@ -311,3 +311,51 @@ async fn a_frame_of_many_small_operations_is_answered_in_frames_of_bounded_size(
     }
     assert_eq!(answered, OPS);
 }
+
+#[tokio::test]
+async fn more_connections_than_allowed_are_closed_as_they_come_until_one_ends() {
+    let served = Served::start(ServerSettings { connections_max: 2, ..Default::default() }).await;
+    let first = Client::connect(&served.address).await.expect("a place");
+    let second = Client::connect(&served.address).await.expect("a place");
+    let mut third = tokio::net::TcpStream::connect(&served.address).await.expect("it listens");
+    let closed = tokio::time::timeout(Duration::from_secs(10), third.read_to_end(&mut Vec::new())).await;
+    // An end or a reset; either is at once.
+    let _ = closed.expect("it is closed");
+    // Connecting may seem to succeed, for the server accepts before it closes; nothing can be asked.
+    let served_at = async |address: &str| Client::connect(address).await?.admin().binds().await;
+    let error = served_at(&served.address).await.expect_err("no place");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    second.admin().binds().await.expect("those that are there are served");
+    drop(first);
+    let again = async { while served_at(&served.address).await.is_err() {} };
+    tokio::time::timeout(Duration::from_secs(10), again).await.expect("there is a place again");
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_or_almost_nothing_is_closed_and_one_that_is_idle_is_not() {
+    let served = Served::start(ServerSettings { hello_ms_max: 100, ..Default::default() }).await;
+    let idle = Client::connect(&served.address).await.expect("it answers");
+    let session = idle.session(None).await.expect("a session");
+    for said in [&b""[..], b"P", b"PRI * HTTP/2.0\r\n"] {
+        let mut socket = tokio::net::TcpStream::connect(&served.address).await.expect("it listens");
+        socket.write_all(said).await.expect("sent");
+        let closed = tokio::time::timeout(Duration::from_secs(10), socket.read_to_end(&mut Vec::new())).await;
+        let _ = closed.expect("it is closed");
+    }
+    session.lock(spec("alice")).await.expect("it lives").unlock().await.expect("acknowledged");
+    idle.admin().binds().await.expect("it lives");
+}
+
+#[tokio::test]
+async fn a_long_list_is_cut_and_says_how_much_is_left_out() {
+    let served = Served::start(ServerSettings { list_lines_max: 2, ..Default::default() }).await;
+    let client = Client::connect(&served.address).await.expect("it answers");
+    let session = client.session(None).await.expect("a session");
+    let mut held = Vec::new();
+    for n in 1..=5_usize {
+        held.push(session.lock(spec(&format!("row {n}"))).await.expect("free"));
+        let locks = client.admin().locks(None).await.expect("it answers");
+        assert_eq!((locks.len(), locks.left_out()), (n.min(2), n.saturating_sub(2) as u64));
+    }
+    assert_eq!(client.admin().waits(None).await.expect("it answers").left_out(), 0);
+}

@@ -1,0 +1,133 @@
+//! Connections as they come in: not too many, and none that never says anything.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures::Stream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
+use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use crate::server::ServerSettings;
+
+/// Bytes with which every HTTP/2 connection begins. Once they are there, keep-alive watches the peer.
+const PREFACE_BYTES: usize = 24;
+
+/// Pause after the machine had no room for a connection.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How many refused connections share one line in the log.
+const REFUSED_PER_LINE: u64 = 1_000;
+
+/// The connections of `listener`, at most `connections_max` at a time: more are closed at once, so that their clients learn it at once.
+/// Never ends, and never yields an error.
+pub(super) fn incoming(listener: TcpListener, settings: ServerSettings) -> impl Stream<Item = io::Result<Connection>> {
+    let permits = Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS)));
+    let (most, silence) = (settings.connections_max, settings.hello_max());
+    futures::stream::unfold((listener, permits, 0u64), move |(listener, permits, mut refused)| async move {
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) if is_of_the_connection(&error) => continue,
+                Err(error) => {
+                    // Out of file descriptors, mostly: whoever waits is served when some connection has ended.
+                    tracing::warn!(%error, "cannot accept a connection now: raise the limit on open files (ulimit -n)");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+                if refused.is_multiple_of(REFUSED_PER_LINE) {
+                    tracing::warn!(
+                        connections_max = most,
+                        refused_before = refused,
+                        "refused a connection: there are as many as server.connections_max allows"
+                    );
+                }
+                refused += 1;
+                continue;
+            };
+            // Best effort: without it answers are only slower.
+            let _ = stream.set_nodelay(true);
+            let silent = Some(Silent { until: Box::pin(tokio::time::sleep(silence)), missing: PREFACE_BYTES });
+            return Some((Ok(Connection { stream, silent, _permit: permit }), (listener, permits, refused)));
+        }
+    })
+}
+
+/// True for what befell one connection before it was accepted.
+fn is_of_the_connection(error: &io::Error) -> bool {
+    use io::ErrorKind as Io;
+    matches!(error.kind(), Io::ConnectionAborted | Io::ConnectionReset | Io::ConnectionRefused | Io::Interrupted)
+}
+
+/// A connection, counted for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: TcpStream,
+    /// Until the peer has said enough.
+    silent: Option<Silent>,
+    _permit: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+struct Silent {
+    until: Pin<Box<Sleep>>,
+    missing: usize,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.stream.connect_info()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let Some(silent) = &mut self.silent else { return read };
+        if read.is_pending() {
+            ready!(silent.until.as_mut().poll(cx));
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the connection said nothing in time")));
+        }
+        silent.missing = silent.missing.saturating_sub(buf.filled().len() - before);
+        if silent.missing == 0 {
+            self.silent = None;
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
