@@ -1,10 +1,17 @@
 //! `lockservice serve`, the lists, and wrong usage.
 
 mod cli_support;
+#[path = "store_kit/disk.rs"]
+mod disk;
 
+use std::collections::BTreeMap;
 use std::process::Stdio;
+use std::time::Duration;
 
-use cli_support::{Running, Server, code, lockservice, run, stderr};
+use cli_support::{Running, Server, code, lockservice, now, run, stderr};
+use lockservice::client::Client;
+use lockservice_core::service::LockSpec;
+use lockservice_core::{Key, LockItem, TableRef};
 use rustix::process::Signal;
 
 #[test]
@@ -161,4 +168,109 @@ fn a_list_that_was_cut_says_so_on_stderr_and_its_lines_stay_whole() {
         run(&["serve", "--listen", "127.0.0.1:0", "--store", "memory:", "--config", file.to_str().unwrap()])
     };
     assert!(code(&output) == 64 && stderr(&output).contains("server.list_lines_max"), "{}", stderr(&output));
+}
+
+#[test]
+fn the_second_signal_stops_the_server_at_once() {
+    let server = Server::start();
+    let (holder, _) = server.hold(&["t", "k"]);
+    let waiter = server.lock(&["t", "k"], "echo never");
+    server.waits(1);
+    // It cannot confirm that its work has ended, so a stop in order takes the whole grace.
+    holder.signal(Signal::STOP);
+    let Server { running, .. } = server;
+    running.signal(Signal::TERM);
+    assert_eq!(waiter.wait().0.code(), Some(69), "the first signal was heard");
+    let again = now();
+    running.signal(Signal::TERM);
+    let (status, text) = running.wait();
+    assert!(now().since(again) < Duration::from_secs(3), "{:?}", now().since(again));
+    assert_eq!(status.code(), Some(69), "{text}");
+    assert!(text.contains("stopped at once: the next start waits"), "{text}");
+    holder.signal(Signal::CONT);
+    assert_eq!(holder.wait().0.code(), Some(70));
+}
+
+#[test]
+fn a_full_disk_is_said_loses_nothing_and_is_forgotten_when_there_is_space() {
+    let Some(disk) = disk::small_disk(24 << 20) else { return };
+    let store = format!("file:{}", disk.path().join("db").display());
+    let serve = || {
+        let mut running =
+            Running::start(&mut lockservice(&["serve", "--json", "--listen", "127.0.0.1:0", "--store", &store]));
+        let ready: serde_json::Value = serde_json::from_str(&running.line()).unwrap();
+        (running, ready["address"].as_str().unwrap().to_owned())
+    };
+    let (server, address) = serve();
+    let lock = |address: &str, table: &str| {
+        run(&["lock", table, "k", "--timeout", "5s", "--server", address, "--", "sh", "-c", "echo $LOCKSERVICE_TOKEN"])
+    };
+    let binds = |address: &str| {
+        let output = run(&["binds", "--json", "--server", address]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines()
+            .map(|line| {
+                let bind: serde_json::Value = serde_json::from_str(line).unwrap();
+                (bind["table"].as_str().unwrap().to_owned(), bind["version"].as_u64().unwrap())
+            })
+            .collect::<BTreeMap<_, _>>()
+    };
+    assert_eq!(code(&lock(&address, "before")), 0);
+    disk.fill();
+    // The file has some space of its own left.
+    let (bound, refused) = fill_with_tables(&address);
+    assert!(refused.contains("is full: free space"), "{refused}");
+    // What was too much for many at once may be enough for a few.
+    let small = |n: u32| format!("small-{n}");
+    let (fitted, output) = (0..1_000)
+        .map(|n| (n, lock(&address, &small(n))))
+        .find(|(_, output)| code(output) != 0)
+        .expect("the disk is full");
+    assert_eq!(code(&output), 74, "{}", stderr(&output));
+    assert!(stderr(&output).contains("is full: free space"), "{}", stderr(&output));
+    assert_eq!(code(&lock(&address, "before")), 0, "what is bound needs no space");
+    disk.free();
+    assert_eq!(code(&lock(&address, &small(fitted))), 0, "it goes on by itself");
+    let acknowledged = binds(&address);
+    for table in bound.into_iter().chain((0..=fitted).map(small)).chain(["before".to_owned()]) {
+        assert!(acknowledged.contains_key(&table), "{table} is lost");
+    }
+    server.signal(Signal::KILL);
+    server.wait();
+    let (server, address) = serve();
+    assert_eq!(binds(&address), acknowledged, "after a crash as well");
+    server.signal(Signal::TERM);
+    server.wait();
+}
+
+/// Locks a row of ever new tables until that fails: the tables, and why it failed.
+fn fill_with_tables(address: &str) -> (Vec<String>, String) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads");
+    runtime.block_on(async {
+        let client = Client::connect(address).await.expect("it serves");
+        let session = client.session(None).await.expect("a session");
+        let mut bound = Vec::new();
+        for batch in 0..1_000 {
+            let names: Vec<String> = (0..64).map(|n| format!("{batch}-{n}-{}", "x".repeat(200))).collect();
+            let calls = names.iter().map(|name| {
+                let table = TableRef::new("default", name).expect("a name");
+                let row = LockItem::Row(Key::new("k").expect("a key"));
+                session.lock(LockSpec { timeout: Some(Duration::from_secs(20)), ..LockSpec::new(table, vec![row]) })
+            });
+            let mut why = None;
+            for (name, result) in names.iter().zip(futures::future::join_all(calls).await) {
+                match result {
+                    Ok(lock) => {
+                        drop(lock);
+                        bound.push(name.clone());
+                    }
+                    Err(error) => why = Some(format!("{error:?}")),
+                }
+            }
+            if let Some(why) = why {
+                return (bound, why);
+            }
+        }
+        panic!("the disk never was full")
+    })
 }

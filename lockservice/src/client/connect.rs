@@ -97,7 +97,11 @@ impl ClientBuilder {
             return Err(bad());
         }
         let endpoint = Endpoint::from_shared(url).map_err(|e| bad().with_source(e))?;
-        if endpoint.uri().host().is_none_or(str::is_empty) {
+        let uri = endpoint.uri();
+        // A port that is no number in range would be taken for none, and none for that of the scheme.
+        let port_is_given =
+            !address.contains("://") || uri.authority().map(|authority| authority.as_str()) != uri.host();
+        if uri.host().is_none_or(str::is_empty) || (port_is_given && uri.port_u16().is_none_or(|port| port == 0)) {
             return Err(bad());
         }
         // A dead connection is noticed well within a promise, so that there is time to resume on a new one (P3).

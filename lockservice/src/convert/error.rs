@@ -109,7 +109,10 @@ pub fn from_status(status: &Status) -> Error {
             (ErrorKind::InvalidArgument, "the server does not know this call: is it a lockservice of this version?")
         }
         Code::DataLoss | Code::Internal => (ErrorKind::Unavailable, "the connection to the server broke: try again"),
-        _ => (ErrorKind::Unavailable, "the server cannot be reached: is it running, and is the address right?"),
+        _ => (
+            ErrorKind::Unavailable,
+            "the server cannot be reached: is it running, is the address right, and has it room for one more connection?",
+        ),
     };
     let error = Error::new(kind, text);
     if status.message().is_empty() { error } else { error.with("status", status.message()) }

@@ -308,7 +308,9 @@ async fn without_a_server_the_client_says_so() {
     let address = listener.local_addr().expect("bound").to_string();
     drop(listener);
     assert_eq!(Client::connect(&address).await.expect_err("nobody").kind(), ErrorKind::Unavailable);
-    for bad in ["", "::::", "ftp://x", "http://"] {
+    for bad in
+        ["", "::::", "ftp://x", "http://", "localhost", "localhost:0", "localhost:65536", "http://localhost:65536"]
+    {
         assert_eq!(Client::connect(bad).await.expect_err("no address").kind(), ErrorKind::InvalidArgument, "{bad}");
     }
 }
