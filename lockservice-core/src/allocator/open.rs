@@ -17,9 +17,9 @@ use crate::clock::{Clock, Time, hi};
 use crate::error::{ErrorKind, Result};
 use crate::id::{EPOCH_SHIFT, Epoch, NodeName, Nonce, ServiceId};
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, Leadership, Lineage, Op, Seen, ServiceRecord, ServiceState, StoreState,
+    Applied, Batch, BindStore, Candidate, Doubt, Leadership, Lineage, Op, Seen, ServiceRecord, ServiceState, StoreState,
 };
-use crate::sync::atomic::Ordering;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// What an opening found.
 pub(super) struct Opened {
@@ -61,8 +61,15 @@ pub(super) async fn open(
     let loaded = store.load().await?;
     // L4: numbers begin with the epoch. A store that lost its newest epoch but not its records is stepped over.
     let used = highest_epoch(&loaded).max(told.epoch);
-    if used > epoch {
+    // This node was told of writes that are not there. Whatever they were, nothing in the store can be relied on: everybody starts again.
+    let went_back = !exclusive && told.epoch < epoch && told.write > applied;
+    let continuous = continuous && !went_back;
+    if used > epoch || went_back {
         candidate.floor = candidate.floor.max(used);
+        if went_back {
+            tracing::error!(?told, applied, "the store has lost writes: every bind is void");
+            candidate.doubt = Doubt::Raised;
+        }
         // No renewal may name the epoch that is being replaced.
         let mut head = head.lock().await;
         match acquire(store, clock, candidate, ttl).await? {
@@ -71,25 +78,21 @@ pub(super) async fn open(
         }
         *head = epoch;
     }
-    // L4: this node was told of writes that are not there. Whatever they were, nothing in the store can be relied on: everybody starts again.
-    let went_back = !exclusive && told.epoch < epoch && told.write > applied;
-    if went_back {
-        tracing::error!(?told, applied, "the store has lost writes: every bind is void");
-    }
     // Counted from after the answer: nobody else can have been promised anything later (B4).
     let now = clock.now();
     let new = settings.constants;
     let old = loaded.constants.unwrap_or(new);
     let wait_ttl = old.lease_ttl().max(new.lease_ttl());
     // L1: an exclusive store was waited for by nobody, so after an unclean stop everything earlier counts for hi(lease TTL).
-    let earlier_until = if (exclusive && !clean) || went_back { now + hi(wait_ttl) } else { now };
-    let held_until = if continuous && !went_back { now } else { now + hi(wait_ttl) };
+    let earlier_until = if (exclusive && !clean) || !continuous { now + hi(wait_ttl) } else { now };
+    let held_until = if continuous { now } else { now + hi(wait_ttl) };
     let tokens = match loaded.volatile_tokens_from {
         Some(from) => TokenSource::Volatile { from },
         None => TokenSource::Epoch,
     };
     let mut state = AllocatorState::new(epoch, applied, tokens, settings.commit_binds_max);
-    (state.earlier_until, state.held_until) = (earlier_until, held_until);
+    (state.earlier_until, state.held_until, state.stepped_over) = (earlier_until, held_until, went_back);
+    state.settled = AtomicBool::new(continuous);
     let mut batch = Batch::new();
     let mut constants_later = None;
     if loaded.constants != Some(new) {

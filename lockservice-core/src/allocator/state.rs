@@ -181,6 +181,10 @@ pub struct AllocatorState {
     pub first_epoch: Epoch,
     /// Incarnations below this are of earlier leaderships.
     pub first_service: ServiceId,
+    /// True once the store knows that the wait until [`held_until`](Self::held_until) is over.
+    pub settled: AtomicBool,
+    /// True if this leadership began by taking everything before it as void: reports from then are accounted for (L4).
+    pub stepped_over: bool,
     /// Until then nothing is granted that was not bound before, and no commit is admitted: the store may have lost writes, and whoever
     /// was told of them must have run out of lease, or have said so, first (L4). Past if the store is known to be whole.
     pub held_until: Time,
@@ -207,6 +211,8 @@ impl AllocatorState {
             found_applied: applied,
             first_epoch: epoch,
             first_service: ServiceId::new(epoch.first_number()),
+            settled: AtomicBool::new(true),
+            stepped_over: false,
             held_until: Time::ZERO,
             earlier_until: Time::ZERO,
             commit_binds_max,
@@ -223,7 +229,8 @@ impl AllocatorState {
     /// True if `told` cannot be of this store: a leadership it knows nothing of, or a write that it had lost when this leadership
     /// began (L4).
     pub fn went_back(&self, told: Progress) -> bool {
-        told.epoch > self.numbers.epoch() || (told.epoch < self.first_epoch && told.write > self.found_applied)
+        told.epoch > self.numbers.epoch()
+            || (!self.stepped_over && told.epoch < self.first_epoch && told.write > self.found_applied)
     }
 
     /// Fails with `Unavailable` once the leader must not answer (L1).

@@ -182,6 +182,10 @@ pub(super) async fn sweep(shared: Arc<Shared>) {
             }
         }
         turn += 1;
+        if now >= state.held_until && !state.settled.load(Ordering::Acquire) {
+            // Fails only once the allocator has stopped.
+            drop(shared.queue.send(Command::Settle).await);
+        }
         let due = shared.constants_later.lock().is_some_and(|at| now >= at);
         if due && shared.write(smallvec![Op::PutConstants(shared.settings.constants)]).await.is_ok() {
             *shared.constants_later.lock() = None;

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::state::{AllocatorState, not_leading};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
-use crate::store::{Applied, Batch, BindStore, Candidate, Leadership, Lineage, Op};
+use crate::store::{Applied, Batch, BindStore, Candidate, Doubt, Leadership, Lineage, Op};
 use crate::sync::atomic::Ordering;
 
 /// What to do once a change has landed, or surely has not. Runs in the writer's task: must not block.
@@ -33,6 +33,8 @@ pub(super) enum Command {
     Write { ops: SmallVec<[Op; 2]>, done: Done },
     /// Raise the epoch to at least this.
     Raise { wanted: Epoch, done: oneshot::Sender<Result<()>> },
+    /// Record that nobody can have been told of anything that the store lost (L4).
+    Settle,
     /// Give the leadership up and stop.
     Resign { done: oneshot::Sender<Result<()>> },
     /// Stop without giving it up.
@@ -100,6 +102,8 @@ impl Writer {
                 None | Some(Command::Write { .. }) => {}
                 // Whoever asked may be gone: the epoch is raised all the same.
                 Some(Command::Raise { wanted, done }) => drop(done.send(self.raise(wanted).await)),
+                // Failed, it is asked for again.
+                Some(Command::Settle) => drop(self.settle().await),
                 Some(Command::Resign { done }) => {
                     let outcome = self.resign().await;
                     let stop = outcome.is_ok();
@@ -182,6 +186,19 @@ impl Writer {
         }
         self.applied = number;
         self.state.applied.store(number, Ordering::Release);
+        Ok(())
+    }
+
+    async fn settle(&mut self) -> Result<()> {
+        // Asked for again while it was under way.
+        if self.state.settled.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.candidate.doubt = Doubt::Settled;
+        let settled = self.raise(self.epoch.next()?).await;
+        self.candidate.doubt = Doubt::Unknown;
+        settled?;
+        self.state.settled.store(true, Ordering::Release);
         Ok(())
     }
 

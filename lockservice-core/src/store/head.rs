@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Candidate, LeaderSeen, Leadership, Lineage, Seen};
+use super::{Candidate, Doubt, LeaderSeen, Leadership, Lineage, Seen};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, NodeName, Nonce};
 
@@ -28,6 +28,9 @@ pub struct Head {
     /// The copy of the store on which the leadership was acquired (L4). Empty where it cannot go back in time.
     #[serde(default, skip_serializing_if = "is_empty")]
     pub lineage: Lineage,
+    /// True while writes may have been lost (L4).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_doubt: bool,
 }
 
 /// Who leads.
@@ -84,16 +87,22 @@ impl Head {
         let leader = found.and_then(|head| head.leader.as_ref());
         let clean = continuous && leader.is_none();
         let own = continuous && leader.is_some_and(|leader| leader.nonce == candidate.nonce);
+        let in_doubt = match candidate.doubt {
+            Doubt::Raised => true,
+            Doubt::Settled if own => false,
+            Doubt::Settled | Doubt::Unknown => !continuous || found.is_some_and(|head| head.in_doubt),
+        };
         if !clean && !own && candidate.seen.as_ref() != Some(&seen) {
             return Ok((None, Leadership::Held { seen, address: leader.map(|leader| leader.address.clone()) }));
         }
         let head = found.cloned().unwrap_or_default().led_by(candidate, ttl, floor, lineage.clone())?;
+        let head = Self { in_doubt, ..head };
         let acquired = Leadership::Acquired {
             epoch: head.epoch,
             applied: head.applied,
             exclusive: false,
             clean,
-            continuous,
+            continuous: !in_doubt,
             lineage: lineage.clone(),
         };
         Ok((Some(head), acquired))
@@ -105,7 +114,15 @@ impl Head {
         // L4: epochs only grow.
         let epoch = self.epoch.max(candidate.floor).max(floor).next()?;
         let ttl_ms = ttl.as_millis() as u64;
-        Ok(Self { epoch, applied: self.applied, leader: Some(leader), counter: self.counter, ttl_ms, lineage })
+        Ok(Self {
+            epoch,
+            applied: self.applied,
+            leader: Some(leader),
+            counter: self.counter,
+            ttl_ms,
+            lineage,
+            in_doubt: false,
+        })
     }
 
     /// Fails with `Fenced` unless `epoch` is the epoch of the current leadership (L2).
@@ -198,9 +215,31 @@ mod tests {
         assert_eq!(seen(answer).leader, Some(LeaderSeen { epoch: head.epoch, counter: 1, ttl_ms: 5_000 }));
         let (taken, answer) = take_over(Some(&renewed), late, "one");
         assert!(taken.epoch > head.epoch);
-        assert!(matches!(answer, Leadership::Acquired { clean: false, continuous: true, .. }));
+        assert!(matches!(answer, Leadership::Acquired { clean: false, .. }));
         assert_eq!(renewed.renew(taken.epoch).expect_err("not yet").kind(), ErrorKind::Fenced);
         assert_eq!(taken.renew(head.epoch).expect_err("fenced").kind(), ErrorKind::Fenced);
+    }
+
+    #[test]
+    fn a_doubt_outlives_leaders_until_one_of_them_settles_it() {
+        let continuous = |answer: Leadership| matches!(answer, Leadership::Acquired { continuous: true, .. });
+        let (first, answer) = take_over(None, candidate("a"), "one");
+        assert!(!continuous(answer), "an empty store may have lost everything");
+        let other = Candidate { doubt: Doubt::Settled, ..candidate("b") };
+        let (second, answer) = take_over(Some(&first), other.clone(), "one");
+        assert!(!continuous(answer), "only the leader can know that it waited");
+        let (settled, answer) = acquire(Some(&second), &other, "one");
+        assert!(continuous(answer));
+        let settled = settled.expect("its own");
+        let (third, answer) = take_over(Some(&settled), candidate("c"), "one");
+        assert!(continuous(answer));
+        let (fourth, answer) = take_over(Some(&third), candidate("d"), "two");
+        assert!(!continuous(answer), "another copy");
+        let (fifth, _) = take_over(Some(&settled), candidate("e"), "one");
+        let raised = Candidate { doubt: Doubt::Raised, ..candidate("f") };
+        let (sixth, answer) = take_over(Some(&fifth), raised, "one");
+        assert!(!continuous(answer), "it says so itself");
+        assert!(fourth.in_doubt && sixth.in_doubt);
     }
 
     #[test]

@@ -105,6 +105,20 @@ pub struct Candidate {
     pub seen: Option<Seen>,
     /// The new epoch must be above this: the highest that any node reported (L4).
     pub floor: Epoch,
+    /// What the candidate knows of writes that the store may have lost.
+    pub doubt: Doubt,
+}
+
+/// Whether a store may have lost writes (L4). The doubt is kept with the leadership, so that it survives a leader that dies of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Doubt {
+    /// As the store itself knows: it is in doubt from the moment that it is another copy than the last leader's, or holds no record, ...
+    #[default]
+    Unknown,
+    /// ... or that a candidate says so, ...
+    Raised,
+    /// ... until its leader has waited for everybody who could have been told of something lost.
+    Settled,
 }
 
 /// What a candidate sees of a store's leadership. While it stays equal, no leader has renewed and the store has not gone back (L1, L4).
@@ -140,8 +154,7 @@ pub enum Leadership {
         exclusive: bool,
         /// True if the last leadership ended by [`BindStore::resign`]: nothing can be in flight. Also for a new exclusive store.
         clean: bool,
-        /// True if nothing can have been lost since the last leadership: there was one, on the same copy of the store (L4). Always true
-        /// of an exclusive store.
+        /// True if nothing can have been lost: the store is not in [`Doubt`] (L4). Always true of an exclusive store.
         continuous: bool,
         /// Which copy of the store answered.
         lineage: Lineage,
@@ -187,7 +200,14 @@ pub struct WriteAck {
 impl Candidate {
     /// A candidate for a store that it has not seen: random nonce, nothing observed.
     pub fn new(node: NodeName, address: impl Into<String>) -> Self {
-        Self { node, nonce: Nonce::new(rand::random()), address: address.into(), seen: None, floor: Epoch::default() }
+        Self {
+            node,
+            nonce: Nonce::new(rand::random()),
+            address: address.into(),
+            seen: None,
+            floor: Epoch::default(),
+            doubt: Doubt::Unknown,
+        }
     }
 }
 

@@ -143,7 +143,9 @@ impl BindStore for SharedStore {
                 Ok(answer)
             })
             .await?;
-        self.shared.changed.send_replace(());
+        if matches!(answer, Leadership::Acquired { .. }) {
+            self.shared.changed.send_replace(());
+        }
         Ok(answer)
     }
 

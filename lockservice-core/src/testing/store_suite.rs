@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use crate::error::ErrorKind;
 use crate::id::{BindVersion, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
 use crate::store::{
-    BindRecord, BindStore, Candidate, ClusterConstants, Leadership, Op, Seen, ServiceRecord, ServiceState, StoreState,
-    TableRecord,
+    BindRecord, BindStore, Candidate, ClusterConstants, Doubt, Leadership, Op, Seen, ServiceRecord, ServiceState,
+    StoreState, TableRecord,
 };
 
 const TTL: Duration = Duration::from_secs(5);
@@ -98,7 +98,11 @@ async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_still(fixture:
     assert!(raised > epoch, "the leader may raise its epoch (F2)");
     second.seen = watch(store.acquire_leadership(&second, TTL).await.expect("ask"));
     let taken = store.acquire_leadership(&second, TTL).await.expect("what it watched stands still");
-    assert!(matches!(taken, Leadership::Acquired { applied: 1, clean: false, continuous: true, .. }), "{taken:?}");
+    assert!(matches!(taken, Leadership::Acquired { applied: 1, clean: false, continuous: false, .. }), "{taken:?}");
+    assert!(acquired(taken) > raised);
+    let settled = Candidate { doubt: Doubt::Settled, ..second };
+    let taken = store.acquire_leadership(&settled, TTL).await.expect("its own");
+    assert!(matches!(taken, Leadership::Acquired { continuous: true, .. }), "it settled the doubt (L4): {taken:?}");
     let taken = acquired(taken);
     assert!(taken > raised);
     for fenced in [epoch, raised] {

@@ -1,0 +1,381 @@
+//! Several nodes with one shared store: one leads, the others stand by, and whatever becomes of leader or store, nothing is promised twice
+//! (L1 to L4). Time is tokio's paused clock: every wait here is counted, none is waited for.
+#![cfg(not(loom))]
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockservice_core::allocator::{
+    AllocatorPeers, AllocatorSettings, BeginCommit, BoundTable, CommitWindow, ElectedAllocator, Incarnation,
+    LocalAllocator, LockTableAllocator, PresentedBind, Progress, Resume, Role,
+};
+use lockservice_core::clock::{Clock, hi, lo};
+use lockservice_core::store::{BindStore, Candidate};
+use lockservice_core::testing::{SharedStore, TokioClock};
+use lockservice_core::{CommitAttempt, Error, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// The TTLs of these clusters.
+const TTL: Duration = Duration::from_secs(5);
+
+/// The nodes that answer, by address.
+#[derive(Clone, Debug, Default)]
+struct Net(Arc<Mutex<HashMap<String, Arc<dyn LockTableAllocator>>>>);
+
+/// A connection that looks the node up on every call, as a network does.
+#[derive(Debug)]
+struct Wire(Net, String);
+
+impl Wire {
+    fn node(&self) -> Result<Arc<dyn LockTableAllocator>> {
+        let node = self.0.0.lock().get(&self.1).map(Arc::clone);
+        node.ok_or_else(|| Error::new(ErrorKind::Unavailable, "nobody answers there").with("address", &self.1))
+    }
+}
+
+macro_rules! forward {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $answer:ty;)*) => {
+        #[async_trait::async_trait]
+        impl LockTableAllocator for Wire {
+            $(async fn $name(&self, $($arg: $type),*) -> Result<$answer> {
+                self.node()?.$name($($arg),*).await
+            })*
+        }
+    };
+}
+
+forward! {
+    resume(request: &Resume) -> Incarnation;
+    keepalive(service: lockservice_core::ServiceId, nonce: Nonce, told: Progress) -> lockservice_core::allocator::LeaseAck;
+    resign(service: lockservice_core::ServiceId, nonce: Nonce) -> ();
+    bind(service: lockservice_core::ServiceId, table: &TableRef) -> BoundTable;
+    reserve_tokens(service: lockservice_core::ServiceId, table: lockservice_core::TableId, version: lockservice_core::BindVersion) -> lockservice_core::allocator::TokenBlock;
+    latest(table: &TableRef) -> Option<lockservice_core::allocator::BindStatus>;
+    begin_commit(request: &BeginCommit) -> lockservice_core::allocator::CommitAdmission;
+    finish_commit(txn: TxnId, attempt: CommitAttempt) -> ();
+    cannot_commit(txns: &[TxnId]) -> lockservice_core::allocator::CannotCommit;
+    confirm_ended(txns: &[TxnId]) -> ();
+    status() -> lockservice_core::allocator::AllocatorStatus;
+}
+
+impl AllocatorPeers for Net {
+    fn connect(&self, address: &str) -> Result<Arc<dyn LockTableAllocator>> {
+        Ok(Arc::new(Wire(self.clone(), address.to_owned())))
+    }
+}
+
+struct Node {
+    name: &'static str,
+    store: SharedStore,
+    allocator: Arc<ElectedAllocator>,
+}
+
+struct Cluster {
+    store: SharedStore,
+    clock: TokioClock,
+    net: Net,
+}
+
+impl Cluster {
+    fn new() -> Self {
+        Self { store: SharedStore::new(), clock: TokioClock::new(), net: Net::default() }
+    }
+
+    fn node(&self, name: &'static str) -> Node {
+        let store = self.store.connect();
+        let allocator = ElectedAllocator::start(
+            Arc::new(store.clone()),
+            Arc::new(self.clock),
+            AllocatorSettings::default(),
+            NodeName::new(name).expect("a name"),
+            name,
+            Arc::new(self.net.clone()),
+        )
+        .expect("valid settings");
+        self.net.0.lock().insert(name.to_owned(), allocator.as_leader());
+        Node { name, store, allocator }
+    }
+
+    /// The node dies without a word.
+    fn kill(&self, node: Node) {
+        self.net.0.lock().remove(node.name);
+    }
+}
+
+impl Node {
+    fn leads(&self) -> bool {
+        matches!(self.allocator.role(), Role::Leading(_))
+    }
+
+    /// Waits until it leads.
+    async fn leading(&self) {
+        self.allocator.roles().wait_for(|role| matches!(role, Role::Leading(_))).await.expect("the allocator is there");
+    }
+
+    async fn begin(&self) -> Incarnation {
+        let request = Resume {
+            node: NodeName::new(self.name).expect("a name"),
+            nonce: Nonce::new(7),
+            address: self.name.to_owned(),
+            replaces: None,
+        };
+        self.allocator.resume(&request).await.expect("a leader answers")
+    }
+
+    async fn keep(&self, incarnation: &Incarnation, told: Progress) -> Result<Progress> {
+        self.allocator.keepalive(incarnation.service, Nonce::new(7), told).await.map(|ack| ack.at)
+    }
+}
+
+fn table(name: &str) -> TableRef {
+    TableRef::new("g", name).expect("a name")
+}
+
+fn commit(incarnation: &Incarnation, bound: &BoundTable, counter: u64) -> BeginCommit {
+    BeginCommit {
+        txn: TxnId::new(incarnation.service, counter, true),
+        binds: vec![PresentedBind::from(&bound.bind)],
+        attempt: CommitAttempt::new(counter),
+        asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(60) },
+    }
+}
+
+async fn led(cluster: &Cluster) -> Node {
+    let node = cluster.node("a");
+    node.leading().await;
+    // An empty store may be one that lost everything: nothing is granted for one lease, until that is settled (L4).
+    tokio::time::sleep(hi(TTL) + TTL / 4).await;
+    node
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_store_is_watched_once_then_held_for_a_lease_and_then_led_by_one() {
+    let cluster = Cluster::new();
+    let begin = Instant::now();
+    let nodes = [cluster.node("a"), cluster.node("b"), cluster.node("c")];
+    for node in &nodes {
+        node.allocator.settled().await.expect("the store answers");
+    }
+    assert_eq!(nodes.iter().filter(|node| node.leads()).count(), 1);
+    assert!(begin.elapsed() >= hi(TTL), "watched for {:?}", begin.elapsed());
+    assert!(begin.elapsed() <= hi(TTL) + TTL / 4 * 2, "watched for {:?}", begin.elapsed());
+    let incarnation = nodes[1].begin().await;
+    let held = nodes[1].allocator.bind(incarnation.service, &table("t")).await.expect_err("held (L4)");
+    assert_eq!(held.kind(), ErrorKind::Rebinding);
+    tokio::time::sleep(held.retry_after().expect("it says so") / 2).await;
+    nodes[1].keep(&incarnation, Progress::default()).await.expect("in time");
+    tokio::time::sleep(held.retry_after().expect("it says so") / 2).await;
+    let bound = nodes[1].allocator.bind(incarnation.service, &table("t")).await.expect("free");
+    assert_eq!(bound.bind.owner, incarnation.service);
+    for node in &nodes {
+        let latest = node.allocator.latest(&table("t")).await.expect("through any node").expect("bound");
+        assert_eq!(latest.bind, bound.bind);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_leader_is_replaced_within_its_ttl_and_every_bind_is_kept() {
+    let cluster = Cluster::new();
+    let first = led(&cluster).await;
+    let second = cluster.node("b");
+    second.allocator.settled().await.expect("follows");
+    let incarnation = second.begin().await;
+    let bound = second.allocator.bind(incarnation.service, &table("t")).await.expect("free");
+    let before = second.keep(&incarnation, bound.at).await.expect("live");
+    let dead = Instant::now();
+    cluster.kill(first);
+    second.leading().await;
+    let gone = dead.elapsed();
+    assert!(gone <= hi(TTL) + TTL / 4, "replaced after {gone:?}");
+    // It was last renewed under the old leader and is taken as renewed at the takeover (B4).
+    let after = second.keep(&incarnation, before).await.expect("still live");
+    assert!(after.epoch > before.epoch);
+    assert_eq!(second.allocator.latest(&table("t")).await.expect("answers").expect("kept").bind, bound.bind);
+    second.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await.expect("still valid");
+    let other = second.allocator.bind(incarnation.service, &table("new")).await.expect("no wait for new tables");
+    assert!(other.bind.version > bound.bind.version);
+    assert!(other.tokens.expect("fresh").next.get() >= after.epoch.first_number(), "tokens begin with the epoch");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resignation_is_noticed_at_once() {
+    let cluster = Cluster::new();
+    let first = led(&cluster).await;
+    let second = cluster.node("b");
+    let incarnation = second.begin().await;
+    let bound = second.allocator.bind(incarnation.service, &table("t")).await.expect("free");
+    let stopped = Instant::now();
+    assert!(first.allocator.shutdown(false, Duration::from_secs(1)).await.expect("stops").resigned);
+    second.leading().await;
+    assert!(stopped.elapsed() < Duration::from_millis(100), "after {:?}", stopped.elapsed());
+    second.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await.expect("still valid");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_without_its_store_validates_as_long_as_the_leadership_lasts_and_goes_on_afterwards() {
+    let cluster = Cluster::new();
+    let node = led(&cluster).await;
+    let incarnation = node.begin().await;
+    let bound = node.allocator.bind(incarnation.service, &table("t")).await.expect("free");
+    let writes = cluster.store.writes();
+    node.store.set_cut(true);
+    let cut = Instant::now();
+    let refused = loop {
+        match node.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await {
+            Ok(admission) => {
+                assert!(cut.elapsed() + lo(admission.commit_before) < TTL, "no commit outlives the leadership")
+            }
+            Err(e) => break e,
+        }
+        node.keep(&incarnation, Progress::default()).await.ok();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused:?}");
+    assert!(cut.elapsed() > lo(TTL) - TTL / 3 - Duration::from_millis(200), "validated for {:?} only", cut.elapsed());
+    assert!(cut.elapsed() <= lo(TTL) + Duration::from_millis(200), "validated for {:?}", cut.elapsed());
+    node.store.set_cut(false);
+    tokio::time::sleep(TTL / 3).await;
+    assert!(node.leads(), "nobody took over meanwhile");
+    let again = node.begin().await;
+    node.allocator.bind(again.service, &table("u")).await.expect("the same leadership goes on");
+    assert_eq!(again.at.epoch, bound.at.epoch);
+    assert_eq!(node.allocator.latest(&table("t")).await.expect("answers").expect("kept").bind, bound.bind);
+    assert!(cluster.store.writes() > writes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_was_cut_off_answers_nothing_once_another_leads_and_writes_nothing() {
+    let cluster = Cluster::new();
+    let first = led(&cluster).await;
+    let old = first.begin().await;
+    let bound = first.allocator.bind(old.service, &table("t")).await.expect("free");
+    let Role::Leading(term) = first.allocator.role() else { panic!("it leads") };
+    let second = cluster.node("b");
+    second.allocator.settled().await.expect("follows");
+    first.store.set_cut(true);
+    let cut = Instant::now();
+    // Whatever the old leader admits ends before the new one can lead.
+    let mut promised = cut;
+    while !second.leads() {
+        if let Ok(admission) = term.begin_commit_now(&commit(&old, &bound, 1)) {
+            promised = promised.max(Instant::now() + lo(admission.commit_before));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(Instant::now() >= promised, "a commit admitted by the old leader outlived it");
+    first.store.set_cut(false);
+    let why = term.ended().await;
+    assert_eq!(why.kind(), ErrorKind::Fenced, "{why:?}");
+    let refused = term.bind(old.service, &table("other")).await.expect_err("it does not lead");
+    assert_eq!(refused.kind(), ErrorKind::NotLeader);
+    assert_eq!(
+        term.begin_commit_now(&commit(&old, &bound, 2)).expect_err("it does not lead").kind(),
+        ErrorKind::NotLeader
+    );
+    // Its node follows by itself.
+    assert_eq!(first.allocator.latest(&table("t")).await.expect("followed").expect("kept").bind, bound.bind);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_went_back_on_another_copy_is_held_for_a_lease_and_reuses_nothing() {
+    let cluster = Cluster::new();
+    let node = led(&cluster).await;
+    let incarnation = node.begin().await;
+    let backup = cluster.store.backup();
+    let lost = node.allocator.bind(incarnation.service, &table("t")).await.expect("free");
+    let told = node.keep(&incarnation, lost.at).await.expect("live");
+    cluster.store.restore(&backup, true);
+    let refused =
+        node.allocator.bind(incarnation.service, &table("u")).await.expect_err("the store is not the one it was");
+    assert!(matches!(refused.kind(), ErrorKind::LeaseLost | ErrorKind::NotLeader), "{refused:?}");
+    node.leading().await;
+    // The one who was told of the lost bind says so; or has said so to its own node.
+    let gone = node.keep(&incarnation, told).await.expect_err("nothing of before is relied on");
+    assert!(matches!(gone.kind(), ErrorKind::LeaseLost | ErrorKind::NotLeader), "{gone:?}");
+    node.leading().await;
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let again = node.begin().await;
+    let held = node.allocator.bind(again.service, &table("t")).await.expect_err("its owner may still be at work");
+    assert_eq!(held.kind(), ErrorKind::Rebinding, "{held:?}");
+    while let Err(e) = node.allocator.bind(again.service, &table("t")).await {
+        assert_eq!(e.kind(), ErrorKind::Rebinding, "{e:?}");
+        node.keep(&again, Progress::default()).await.expect("live");
+        tokio::time::sleep(e.retry_after().expect("it says so").min(TTL / 3)).await;
+    }
+    let bound = node.allocator.latest(&table("t")).await.expect("answers").expect("bound");
+    assert!(bound.bind.version > lost.bind.version && bound.bind.id > lost.bind.id, "no number is given out twice");
+    let refused = node.allocator.begin_commit(&commit(&incarnation, &lost, 1)).await.expect_err("void");
+    assert!(matches!(refused.kind(), ErrorKind::CannotCommit | ErrorKind::BindChanged), "{refused:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_image_put_back_unnoticed_is_found_by_what_a_node_was_told() {
+    let cluster = Cluster::new();
+    let first = led(&cluster).await;
+    let second = cluster.node("b");
+    second.allocator.settled().await.expect("follows");
+    let backup = cluster.store.backup();
+    let incarnation = second.begin().await;
+    let lost = second.allocator.bind(incarnation.service, &table("t")).await.expect("free");
+    cluster.kill(first);
+    cluster.store.restore(&backup, false);
+    second.leading().await;
+    let Role::Leading(term) = second.allocator.role() else { panic!("it leads") };
+    let status = term.status().await.expect("it leads");
+    assert!(status.services.iter().all(|service| service.id != incarnation.service), "the incarnation is lost too");
+    let again = second.begin().await;
+    let held = second.allocator.bind(again.service, &table("t")).await.expect_err("the node was told of a later write");
+    assert_eq!(held.kind(), ErrorKind::Rebinding);
+    assert!(again.at.epoch > lost.at.epoch);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_from_a_node_makes_a_leader_that_knows_less_step_over_it() {
+    let cluster = Cluster::new();
+    let node = led(&cluster).await;
+    let incarnation = node.begin().await;
+    let before = node.keep(&incarnation, Progress::default()).await.expect("live");
+    let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
+    // A report of a leadership that this store knows nothing of.
+    let told = Progress { epoch: lockservice_core::Epoch::new(before.epoch.get() + 40), write: 1 };
+    let refused = term.keepalive(incarnation.service, Nonce::new(7), told).await.expect_err("it must step over");
+    assert_eq!(refused.kind(), ErrorKind::NotLeader);
+    term.ended().await;
+    node.allocator.roles().wait_for(|role| !matches!(role, Role::Leading(_))).await.expect("noticed");
+    node.leading().await;
+    let again = node.begin().await;
+    assert!(again.at.epoch > told.epoch, "one above the reported (L4)");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_an_earlier_leader_is_rejected() {
+    let cluster = Cluster::new();
+    let first = led(&cluster).await;
+    let incarnation = first.begin().await;
+    let Role::Leading(stale) = first.allocator.role() else { panic!("it leads") };
+    let second = cluster.node("b");
+    second.allocator.settled().await.expect("follows");
+    first.allocator.shutdown(false, Duration::ZERO).await.expect("stops");
+    second.leading().await;
+    let third = cluster.node("c");
+    third.allocator.settled().await.expect("follows");
+    third.keep(&incarnation, Progress::default()).await.expect("told the new epoch");
+    // A network that still leads to a leader of an earlier epoch: one that has not noticed, so the epoch is all there is to go by.
+    let old_store = SharedStore::new();
+    let candidate = Candidate::new(NodeName::new("x").expect("a name"), "x");
+    drop(stale);
+    let seen = match old_store.acquire_leadership(&candidate, TTL).await.expect("asks") {
+        lockservice_core::store::Leadership::Held { seen, .. } => Some(seen),
+        other => panic!("{other:?}"),
+    };
+    let clock: Arc<dyn Clock> = Arc::new(cluster.clock);
+    let earlier =
+        LocalAllocator::open(Arc::new(old_store), clock, AllocatorSettings::default(), Candidate { seen, ..candidate })
+            .await
+            .expect("leads a store of its own");
+    cluster.net.0.lock().insert("b".to_owned(), earlier);
+    let rejected = third.allocator.status().await.expect_err("epoch 1 is of the past (L3)");
+    assert_eq!(rejected.kind(), ErrorKind::Unavailable, "{rejected:?}");
+}
