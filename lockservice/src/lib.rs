@@ -8,6 +8,7 @@
 //! | `file` (default) | the store `file:PATH` |
 //! | `rocks` | the store `rocks:PATH`; builds RocksDB |
 //! | `pg` | the store `postgres://…` |
+//! | `redis` | the stores `redis://…`, `redis-sentinel://…` and `redis-cluster://…` |
 //!
 //! The core is re-exported as [`core`]. To embed it without a server, open an allocator and start a service on it; see the README and
 //! [`open_allocator`].

@@ -86,7 +86,7 @@ pub(crate) struct ServeArgs {
     /// Address to listen on [default: 127.0.0.1:7654].
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<String>,
-    /// Where bindings are kept: file:PATH, rocks:PATH, postgres://… or memory: [default: file:./lockservice.db].
+    /// Where bindings are kept: file:PATH, rocks:PATH, postgres://…, redis://… or memory: [default: file:./lockservice.db].
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
     /// Name of this node, the same over its restarts [default: the machine's name].

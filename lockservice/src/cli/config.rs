@@ -27,7 +27,7 @@ const PREFIX: &str = "LOCKSERVICE_";
 pub(crate) struct Config {
     /// Address to listen on, HOST:PORT. Default `127.0.0.1:7654`.
     pub(crate) listen: String,
-    /// Where bindings are kept: `file:PATH`, `rocks:PATH`, `postgres://…` or `memory:`. Default `file:./lockservice.db`.
+    /// Where bindings are kept: `file:PATH`, `rocks:PATH`, `postgres://…`, `redis://…` or `memory:`. Default `file:./lockservice.db`.
     pub(crate) store: String,
     /// The node's name, the same over its restarts. Default (empty): the machine's name.
     pub(crate) node: String,

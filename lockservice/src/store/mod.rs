@@ -12,6 +12,8 @@ use lockservice_core::{Error, ErrorKind, Result};
 pub use self::file::FileStore;
 #[cfg(feature = "pg")]
 pub use lockservice_pg::PgStore;
+#[cfg(feature = "redis")]
+pub use lockservice_redis::RedisStore;
 #[cfg(feature = "rocks")]
 pub use lockservice_rocks::RocksStore;
 
@@ -27,10 +29,14 @@ pub fn schemes() -> Vec<&'static str> {
     if cfg!(feature = "pg") {
         schemes.push("postgres://USER:PASSWORD@HOST/DATABASE");
     }
+    if cfg!(feature = "redis") {
+        schemes.extend(["redis://HOST", "redis-sentinel://HOST,HOST/MASTER", "redis-cluster://HOST,HOST"]);
+    }
     schemes
 }
 
-/// Opens the store that a URL names: `memory:`, `file:PATH`, `rocks:PATH` or `postgres://…`.
+/// Opens the store that a URL names: `memory:`, `file:PATH`, `rocks:PATH`, `postgres://…` or `redis://…` (also
+/// `redis-sentinel://…` and `redis-cluster://…`).
 ///
 /// Fails with `InvalidArgument` for a URL that no build knows, or that this one was not built for (the error names the feature), and
 /// as the store's own `open` does.
@@ -45,11 +51,9 @@ pub async fn open(url: &str) -> Result<Arc<dyn BindStore>> {
         "file" => open_file(path).await,
         "rocks" => open_rocks(path).await,
         "postgres" | "postgresql" => open_pg(url).await,
-        "redis" | "rediss" => Err(Error::new(
-            ErrorKind::InvalidArgument,
-            format!("this version has no {scheme} store: use one of {}", schemes().join(", ")),
-        )
-        .with("scheme", scheme)),
+        "redis" | "rediss" | "redis-sentinel" | "rediss-sentinel" | "redis-cluster" | "rediss-cluster" => {
+            open_redis(url).await
+        }
         _ => Err(Error::new(
             ErrorKind::InvalidArgument,
             // What was given is not repeated: it may hold a password.
@@ -93,7 +97,17 @@ async fn open_pg(_url: &str) -> Result<Arc<dyn BindStore>> {
     Err(not_built("pg"))
 }
 
-#[cfg(not(all(feature = "file", feature = "rocks", feature = "pg")))]
+#[cfg(feature = "redis")]
+async fn open_redis(url: &str) -> Result<Arc<dyn BindStore>> {
+    Ok(Arc::new(RedisStore::connect(url).await?))
+}
+
+#[cfg(not(feature = "redis"))]
+async fn open_redis(_url: &str) -> Result<Arc<dyn BindStore>> {
+    Err(not_built("redis"))
+}
+
+#[cfg(not(all(feature = "file", feature = "rocks", feature = "pg", feature = "redis")))]
 fn not_built(feature: &str) -> Error {
     Error::new(
         ErrorKind::InvalidArgument,
@@ -116,15 +130,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_url_that_cannot_be_opened_says_what_to_write_instead() {
-        for url in ["", "file", "file:", "redis://x", "ftp://x", "/tmp/x"] {
+        for url in ["", "file", "file:", "ftp://x", "/tmp/x"] {
             let refused = open(url).await.expect_err(url);
             assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{url}");
             assert!(refused.to_string().contains("file:"), "{refused}");
         }
         open("memory:").await.expect("always there");
-        let refused = open("postgres://me:hidden@x?y=1").await.expect_err("no such option");
-        assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
-        let said = if cfg!(feature = "pg") { "option" } else { "--features pg" };
-        assert!(refused.to_string().contains(said) && !refused.to_string().contains("hidden"), "{refused}");
+        let built = [("postgres", "pg", cfg!(feature = "pg")), ("redis-sentinel", "redis", cfg!(feature = "redis"))];
+        for (scheme, feature, built) in built {
+            let refused = open(&format!("{scheme}://me:hidden@x/m?y=1")).await.expect_err("no such option");
+            assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
+            let said = if built { "option".to_owned() } else { format!("--features {feature}") };
+            assert!(refused.to_string().contains(&said) && !refused.to_string().contains("hidden"), "{refused}");
+        }
     }
 }

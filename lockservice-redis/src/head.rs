@@ -1,0 +1,162 @@
+//! What the scripts answer, read into the core's types.
+
+use lockservice_core::store::{Head, Lineage, StoreState, absorb, decode};
+use lockservice_core::{Epoch, Error, ErrorKind, Result};
+use redis::Value;
+
+use crate::error::Errors;
+use crate::topology::text;
+
+/// 2026-01-01 00:00:00 UTC in seconds since 1970.
+const EPOCHS_BEGIN_S: u64 = 1_767_225_600;
+
+/// Seconds of the server's clock that one epoch is worth as a floor (L4).
+const EPOCH_S: u64 = 1024;
+
+/// The seven fields of a head as they are stored, for comparison; empty where there is none.
+pub(crate) type Fields = [Vec<u8>; 7];
+
+/// What the store says of its leadership.
+pub(crate) struct Found {
+    /// The copy that answered.
+    pub(crate) lineage: Lineage,
+    /// The leadership; `None` if there is no record of one.
+    pub(crate) head: Option<Head>,
+    pub(crate) fields: Fields,
+    /// The floor that the server's clock gives (L4).
+    pub(crate) floor: Epoch,
+}
+
+impl Found {
+    /// Reads the answer of the scripts `read` and `touch`.
+    ///
+    /// Fails with `StoreNewer` for a store of a later format, with `StoreCorrupt` for one that is none.
+    pub(crate) fn parse(value: Value, errors: &Errors) -> Result<Self> {
+        let strange = || errors.strange("another shape of head");
+        let Value::Array(parts) = value else { return Err(strange()) };
+        let [lineage, time, Value::Int(entries), Value::Array(found)] = parts.as_slice() else { return Err(strange()) };
+        let lineage = Lineage(text(lineage).ok_or_else(strange)?);
+        let time_s: u64 = text(time).and_then(|time| time.parse().ok()).ok_or_else(strange)?;
+        let fields: Vec<_> = found.iter().map(bytes).collect();
+        let fields = Fields::try_from(fields).map_err(|_| strange())?;
+        let head = if *entries == 0 { None } else { Some(head(&fields, errors)?) };
+        let floor = Epoch::new(time_s.saturating_sub(EPOCHS_BEGIN_S) / EPOCH_S);
+        Ok(Self { lineage, head, fields, floor })
+    }
+}
+
+fn bytes(value: &Value) -> Vec<u8> {
+    match value {
+        Value::BulkString(bytes) => bytes.clone(),
+        _ => Vec::new(),
+    }
+}
+
+fn head(fields: &Fields, errors: &Errors) -> Result<Head> {
+    let [format, epoch, applied, counter, ttl_ms, leader, lineage] = fields;
+    if format.is_empty() {
+        return Err(errors.about(
+            ErrorKind::StoreCorrupt,
+            "the store's key holds something that is not a store of lockservice, or a damaged one: choose another name \
+             (`?name=`), or restore it from a backup",
+        ));
+    }
+    absorb(&mut StoreState::default(), b"format", format)?;
+    let number = |name: &str, bytes: &[u8]| {
+        let number = std::str::from_utf8(bytes).ok().and_then(|text| text.parse::<u64>().ok());
+        number.ok_or_else(|| errors.damaged(name))
+    };
+    Ok(Head {
+        epoch: Epoch::new(number("head/epoch", epoch)?),
+        applied: number("head/applied", applied)?,
+        leader: if leader.is_empty() { None } else { Some(decode("head/leader", leader)?) },
+        counter: number("head/counter", counter)?,
+        ttl_ms: number("head/ttl_ms", ttl_ms)?,
+        lineage: Lineage(String::from_utf8(lineage.clone()).map_err(|_| errors.damaged("head/lineage"))?),
+    })
+}
+
+/// What a script that writes decided.
+pub(crate) enum Verdict {
+    /// It was done.
+    Done,
+    /// Something else was stored than the caller had read: nothing was done.
+    Race,
+    /// Another epoch is current, or none.
+    Fenced(Error),
+}
+
+/// Reads the answer of the scripts that write: where, and whether.
+pub(crate) fn verdict(value: Value, errors: &Errors) -> Result<(Lineage, Verdict)> {
+    let strange = || errors.strange("another shape of verdict");
+    let Value::Array(parts) = value else { return Err(strange()) };
+    let [lineage, verdict, rest @ ..] = parts.as_slice() else { return Err(strange()) };
+    let lineage = Lineage(text(lineage).ok_or_else(strange)?);
+    let stored = || rest.first().and_then(text).unwrap_or_default();
+    let verdict = match text(verdict).as_deref() {
+        Some("done") => Verdict::Done,
+        Some("race") => Verdict::Race,
+        Some("fenced") => Verdict::Fenced(
+            errors
+                .about(ErrorKind::Fenced, "another leader has taken over the store, or this one resigned: stop leading")
+                .with("current", stored()),
+        ),
+        Some("number") => Verdict::Fenced(
+            errors
+                .about(
+                    ErrorKind::Fenced,
+                    "the write's number does not follow the last applied one: read that before the next write",
+                )
+                .with("applied", stored()),
+        ),
+        _ => return Err(strange()),
+    };
+    Ok((lineage, verdict))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(time_s: u64, entries: i64, fields: [&str; 7]) -> Value {
+        let bulk = |text: &str| if text.is_empty() { Value::Nil } else { Value::BulkString(text.as_bytes().to_vec()) };
+        Value::Array(vec![
+            bulk("run/line"),
+            bulk(&time_s.to_string()),
+            Value::Int(entries),
+            Value::Array(fields.iter().map(|field| bulk(field)).collect()),
+        ])
+    }
+
+    fn parse(time_s: u64, entries: i64, fields: [&str; 7]) -> Result<Found> {
+        Found::parse(answer(time_s, entries, fields), &Errors::new("redis://test".to_owned(), Vec::new()))
+    }
+
+    #[test]
+    fn the_servers_clock_gives_a_floor_that_fits_an_epoch_for_sixty_years() {
+        let floor = |time_s| parse(time_s, 0, [""; 7]).expect("empty").floor.get();
+        assert_eq!(floor(0), 0, "a clock that was never set is no floor");
+        assert_eq!(floor(EPOCHS_BEGIN_S + 1023), 0);
+        assert_eq!(floor(EPOCHS_BEGIN_S + 1024), 1);
+        let sixty_years_s = 60 * 366 * 86_400;
+        assert!(floor(EPOCHS_BEGIN_S + sixty_years_s) < 1 << 21);
+    }
+
+    #[test]
+    fn a_head_is_read_whole_or_refused() {
+        let found = parse(0, 6, ["1", "7", "3", "2", "5000", "", "run/line"]).expect("a head");
+        let head = found.head.expect("a record");
+        assert_eq!((head.epoch.get(), head.applied, head.counter, head.ttl_ms), (7, 3, 2, 5000));
+        assert_eq!((head.leader, head.lineage), (None, found.lineage));
+        assert!(parse(0, 0, [""; 7]).expect("nothing").head.is_none());
+        for (fields, kind) in [
+            (["", "7", "3", "2", "5000", "", "l"], ErrorKind::StoreCorrupt),
+            (["2", "", "", "", "", "", ""], ErrorKind::StoreNewer),
+            (["1", "", "3", "2", "5000", "", "l"], ErrorKind::StoreCorrupt),
+            (["1", "7", "x", "2", "5000", "", "l"], ErrorKind::StoreCorrupt),
+            (["1", "7", "3", "2", "5000", "\u{1}{}", "l"], ErrorKind::StoreCorrupt),
+        ] {
+            assert_eq!(parse(0, 9, fields).err().expect("damaged").kind(), kind, "{fields:?}");
+        }
+    }
+}
