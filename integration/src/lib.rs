@@ -4,6 +4,7 @@
 
 pub mod binary;
 pub mod command;
+pub mod containers;
 pub mod server;
 pub mod store;
 pub mod timeline;
