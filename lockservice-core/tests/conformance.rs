@@ -10,7 +10,7 @@ use lockservice_core::allocator::{AllocatorSettings, LocalAllocator, LockTableAl
 use lockservice_core::clock::Clock;
 use lockservice_core::store::{BindStore, Candidate, MemoryStore};
 use lockservice_core::testing::{
-    AllocatorFixture, ManualClock, SharedStore, StoreFixture, allocator_suite, store_suite,
+    AllocatorFixture, ManualClock, SharedStore, StoreFixture, allocator_suite, fault_suite, store_suite,
 };
 
 struct Memory(MemoryStore);
@@ -39,6 +39,12 @@ impl StoreFixture for Shared {
 #[tokio::test]
 async fn the_shared_store_of_the_tests_keeps_the_contract_of_a_store() {
     store_suite(|| async { Box::new(Shared(SharedStore::new())) as Box<dyn StoreFixture> }).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_befalls_a_store_an_allocator_makes_the_best_of_it() {
+    fault_suite(|| async { Box::new(Shared(SharedStore::new())) as Box<dyn StoreFixture> }, 0..200).await;
+    fault_suite(|| async { Box::new(Memory(MemoryStore::new(1))) as Box<dyn StoreFixture> }, 0..200).await;
 }
 
 struct Local(Arc<LocalAllocator>, ManualClock);

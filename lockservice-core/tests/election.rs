@@ -379,3 +379,29 @@ async fn an_answer_of_an_earlier_leader_is_rejected() {
     let rejected = third.allocator.status().await.expect_err("epoch 1 is of the past (L3)");
     assert_eq!(rejected.kind(), ErrorKind::Unavailable, "{rejected:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_that_lost_nothing_ends_the_leadership_and_keeps_every_bind() {
+    let cluster = Cluster::new();
+    let node = led(&cluster).await;
+    let incarnation = node.begin().await;
+    let bound = node.allocator.bind(incarnation.service, &table("t")).await.expect("free");
+    let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
+    let everything = cluster.store.backup();
+    cluster.store.restore(&everything, true);
+    let refused = term.bind(incarnation.service, &table("u")).await.expect_err("another copy (L4)");
+    assert_eq!(refused.kind(), ErrorKind::NotLeader, "{refused:?}");
+    let told = node.keep(&incarnation, Progress::default()).await.expect("taken as renewed at the takeover");
+    assert!(told.epoch > bound.at.epoch);
+    let held = node.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await.expect_err("held");
+    assert_eq!(held.kind(), ErrorKind::Unavailable, "{held:?}");
+    let mut left = held.retry_after().expect("it says so");
+    while !left.is_zero() {
+        node.keep(&incarnation, told).await.expect("it was told of nothing that is not there");
+        let pause = left.min(TTL / 3);
+        tokio::time::sleep(pause).await;
+        left -= pause;
+    }
+    node.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await.expect("nothing was lost");
+    assert_eq!(node.allocator.latest(&table("t")).await.expect("answers").expect("kept").bind, bound.bind);
+}

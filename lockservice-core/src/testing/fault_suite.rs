@@ -1,0 +1,165 @@
+//! [`fault_suite`]: what an allocator makes of a store whose answers are lost, late or doubled.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Fault, FaultyStore, StoreFixture};
+use crate::allocator::{AllocatorSettings, LocalAllocator, LockTableAllocator, Resume, TokenBlock};
+use crate::clock::SystemClock;
+use crate::error::{ErrorKind, Result};
+use crate::id::{NodeName, Nonce, TableRef, TxnId};
+use crate::store::{BindStore, Candidate, ClusterConstants, Leadership};
+
+/// The node whose allocator is tested.
+const NODE: &str = "suite";
+/// A call is repeated as often as this before the test fails.
+const TRIES_MAX: usize = 50;
+
+/// Lets every [`Fault`] befall every call to the store, one at a time, while an allocator starts, binds, reserves tokens and makes a
+/// transaction unable to commit. Every call must succeed when it is repeated; what was acknowledged must be in the store, nothing may be
+/// there twice, and no number or token may be given out twice (L2, B6, F2, C4). Then the same with random faults from `seeds`.
+///
+/// # Panics
+/// At the first clause that does not hold, naming fault and call.
+pub async fn fault_suite<F, Made>(make: F, seeds: std::ops::Range<u64>)
+where
+    F: Fn() -> Made,
+    Made: Future<Output = Box<dyn StoreFixture>>,
+{
+    for &fault in Fault::ALL {
+        for call in 0.. {
+            let fixture = make().await;
+            let inner = fixture.open().await;
+            let store = Arc::new(FaultyStore::once(Arc::clone(&inner), call, fault));
+            life(&*fixture, inner, Arc::clone(&store), &format!("{fault:?} at call {call}")).await;
+            if store.struck() == 0 {
+                // The life is over before that call.
+                assert!(call > 5, "hardly anything was called");
+                break;
+            }
+        }
+    }
+    for seed in seeds {
+        let fixture = make().await;
+        let inner = fixture.open().await;
+        let store = Arc::new(FaultyStore::random(Arc::clone(&inner), seed, 30, Fault::ALL));
+        life(&*fixture, inner, store, &format!("seed {seed}")).await;
+    }
+}
+
+/// One allocator's life over `store`.
+async fn life(fixture: &dyn StoreFixture, inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
+    settle(&*inner).await;
+    let allocator = open(store, what).await;
+    let request = Resume {
+        node: NodeName::new(NODE).expect("a name"),
+        nonce: Nonce::new(5),
+        address: "127.0.0.1:2".to_owned(),
+        replaces: None,
+    };
+    let incarnation = again(what, || allocator.resume(&request)).await;
+    let (mut binds, mut blocks) = (Vec::new(), Vec::new());
+    for name in ["a", "b", "c"] {
+        let table = TableRef::new("g", name).expect("a name");
+        let bound = again(what, || allocator.bind(incarnation.service, &table)).await;
+        blocks.extend(bound.tokens.map(|block| (bound.bind.id, block)));
+        let block =
+            again(what, || allocator.reserve_tokens(incarnation.service, bound.bind.id, bound.bind.version)).await;
+        blocks.push((bound.bind.id, block));
+        binds.push(bound.bind);
+    }
+    let kept = TxnId::new(incarnation.service, 1, true);
+    let ended = TxnId::new(incarnation.service, 2, true);
+    let both = [kept, ended];
+    let answer = again(what, || allocator.cannot_commit(&both)).await;
+    assert_eq!(answer.tombstoned.len(), 2, "{what}");
+    again(what, || allocator.confirm_ended(&both[1..])).await;
+
+    let versions: HashSet<u64> = binds.iter().flat_map(|bind| [bind.version.get(), bind.id.get()]).collect();
+    assert_eq!(versions.len(), 6, "{what}: a number was given out twice");
+    for (at, (table, block)) in blocks.iter().enumerate() {
+        for (_, other) in blocks[at + 1..].iter().filter(|(other, _)| other == table) {
+            assert!(!overlap(block, other), "{what}: tokens were given out twice: {block:?} {other:?}");
+        }
+    }
+    let state = inner.load().await.expect("load");
+    assert_eq!(state.tables.len(), 3, "{what}: {state:?}");
+    for bind in &binds {
+        let record = state.tables.iter().find(|table| table.table == bind.table).expect("acknowledged");
+        assert_eq!(
+            (record.id, record.binds[0].version, record.binds[0].owner),
+            (bind.id, bind.version, bind.owner),
+            "{what}"
+        );
+        for (_, block) in blocks.iter().filter(|(table, _)| *table == bind.id) {
+            assert!(block.end.get() <= record.tokens_reserved_to, "{what}: tokens are not reserved");
+        }
+    }
+    assert_eq!(state.tombstones, [kept], "{what}");
+    assert_eq!(state.services.len(), 1, "{what}: {:?}", state.services);
+    allocator.shutdown(false, Duration::ZERO).await.ok();
+    drop((allocator, inner));
+
+    // Whoever leads next finds all of it.
+    let next = fixture.open().await;
+    let after = next.load().await.expect("load");
+    assert_eq!((after.tables.len(), after.tombstones.len()), (3, 1), "{what}");
+}
+
+/// A shared store that is new is in doubt until a leader settles that; here nobody can have been told of anything.
+async fn settle(store: &dyn BindStore) {
+    let mut candidate = candidate();
+    for _ in 0..3 {
+        match store.acquire_leadership(&candidate, Duration::from_secs(5)).await.expect("acquire") {
+            Leadership::Acquired { exclusive: true, .. } => return,
+            Leadership::Acquired { epoch, continuous: true, .. } => return store.resign(epoch).await.expect("resign"),
+            Leadership::Acquired { .. } => candidate.doubt = crate::store::Doubt::Settled,
+            Leadership::Held { seen, .. } => candidate.seen = Some(seen),
+        }
+    }
+    panic!("the store lets nobody lead");
+}
+
+fn candidate() -> Candidate {
+    Candidate::new(NodeName::new(NODE).expect("a name"), "127.0.0.1:1")
+}
+
+/// Opens the allocator, again and again until nothing befalls that. A leadership whose acknowledgement was lost is asked for again with the
+/// same nonce.
+async fn open(store: Arc<FaultyStore>, what: &str) -> Arc<LocalAllocator> {
+    let settings = AllocatorSettings {
+        constants: ClusterConstants { leadership_ttl_ms: 60_000, lease_ttl_ms: 60_000 },
+        ..AllocatorSettings::default()
+    };
+    let candidate = candidate();
+    let mut last = None;
+    for _ in 0..TRIES_MAX {
+        let store: Arc<dyn BindStore> = Arc::<FaultyStore>::clone(&store);
+        match LocalAllocator::open(store, Arc::new(SystemClock), settings.clone(), candidate.clone()).await {
+            Ok(allocator) => return allocator,
+            Err(e) => last = Some(e),
+        }
+    }
+    panic!("{what}: the allocator does not open: {last:?}");
+}
+
+/// Makes a call until it succeeds, as callers do.
+async fn again<T, C: Future<Output = Result<T>>>(what: &str, call: impl Fn() -> C) -> T {
+    let mut last = None;
+    for _ in 0..TRIES_MAX {
+        match call().await {
+            Ok(answer) => return answer,
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::Unavailable, "{what}: {e:?}");
+                last = Some(e);
+            }
+        }
+    }
+    panic!("{what}: a call never succeeds: {last:?}");
+}
+
+fn overlap(a: &TokenBlock, b: &TokenBlock) -> bool {
+    a.next < b.end && b.next < a.end
+}
