@@ -13,8 +13,8 @@ const EPOCHS_BEGIN_S: u64 = 1_767_225_600;
 /// Seconds of the server's clock that one epoch is worth as a floor (L4).
 const EPOCH_S: u64 = 1024;
 
-/// The seven fields of a head as they are stored, for comparison; empty where there is none.
-pub(crate) type Fields = [Vec<u8>; 7];
+/// The six fields of a head as they are stored, for comparison; empty where there is none.
+pub(crate) type Fields = [Vec<u8>; 6];
 
 /// What the store says of its leadership.
 pub(crate) struct Found {
@@ -53,7 +53,7 @@ fn bytes(value: &Value) -> Vec<u8> {
 }
 
 fn head(fields: &Fields, errors: &Errors) -> Result<Head> {
-    let [format, epoch, applied, counter, ttl_ms, leader, lineage] = fields;
+    let [format, epoch, applied, counter, led, record] = fields;
     if format.is_empty() {
         return Err(errors.about(
             ErrorKind::StoreCorrupt,
@@ -66,13 +66,16 @@ fn head(fields: &Fields, errors: &Errors) -> Result<Head> {
         let number = std::str::from_utf8(bytes).ok().and_then(|text| text.parse::<u64>().ok());
         number.ok_or_else(|| errors.damaged(name))
     };
+    let acquired: Head = decode("head/record", record)?;
+    let epoch = Epoch::new(number("head/epoch", epoch)?);
+    if acquired.epoch != epoch {
+        return Err(errors.damaged("head/epoch"));
+    }
     Ok(Head {
-        epoch: Epoch::new(number("head/epoch", epoch)?),
         applied: number("head/applied", applied)?,
-        leader: if leader.is_empty() { None } else { Some(decode("head/leader", leader)?) },
         counter: number("head/counter", counter)?,
-        ttl_ms: number("head/ttl_ms", ttl_ms)?,
-        lineage: Lineage(String::from_utf8(lineage.clone()).map_err(|_| errors.damaged("head/lineage"))?),
+        leader: if led.is_empty() { None } else { acquired.leader },
+        ..acquired
     })
 }
 
@@ -118,7 +121,10 @@ pub(crate) fn verdict(value: Value, errors: &Errors) -> Result<(Lineage, Verdict
 mod tests {
     use super::*;
 
-    fn answer(time_s: u64, entries: i64, fields: [&str; 7]) -> Value {
+    const RECORD: &str = "\u{1}{\"epoch\":7,\"applied\":0,\"leader\":{\"node\":\"n\",\"nonce\":9,\"address\":\"a\"},\
+        \"counter\":0,\"ttl_ms\":5000,\"lineage\":\"run/line\"}";
+
+    fn answer(time_s: u64, entries: i64, fields: [&str; 6]) -> Value {
         let bulk = |text: &str| if text.is_empty() { Value::Nil } else { Value::BulkString(text.as_bytes().to_vec()) };
         Value::Array(vec![
             bulk("run/line"),
@@ -128,13 +134,13 @@ mod tests {
         ])
     }
 
-    fn parse(time_s: u64, entries: i64, fields: [&str; 7]) -> Result<Found> {
+    fn parse(time_s: u64, entries: i64, fields: [&str; 6]) -> Result<Found> {
         Found::parse(answer(time_s, entries, fields), &Errors::new("redis://test".to_owned(), Vec::new()))
     }
 
     #[test]
     fn the_servers_clock_gives_a_floor_that_fits_an_epoch_for_sixty_years() {
-        let floor = |time_s| parse(time_s, 0, [""; 7]).expect("empty").floor.get();
+        let floor = |time_s| parse(time_s, 0, [""; 6]).expect("empty").floor.get();
         assert_eq!(floor(0), 0, "a clock that was never set is no floor");
         assert_eq!(floor(EPOCHS_BEGIN_S + 1023), 0);
         assert_eq!(floor(EPOCHS_BEGIN_S + 1024), 1);
@@ -144,17 +150,21 @@ mod tests {
 
     #[test]
     fn a_head_is_read_whole_or_refused() {
-        let found = parse(0, 6, ["1", "7", "3", "2", "5000", "", "run/line"]).expect("a head");
-        let head = found.head.expect("a record");
-        assert_eq!((head.epoch.get(), head.applied, head.counter, head.ttl_ms), (7, 3, 2, 5000));
-        assert_eq!((head.leader, head.lineage), (None, found.lineage));
-        assert!(parse(0, 0, [""; 7]).expect("nothing").head.is_none());
+        let head = |led| parse(0, 6, ["1", "7", "3", "2", led, RECORD]).expect("a head").head.expect("a record");
+        let led = head("1");
+        assert_eq!((led.epoch.get(), led.applied, led.counter, led.ttl_ms), (7, 3, 2, 5000));
+        assert_eq!(led.leader.as_ref().map(|leader| leader.address.as_str()), Some("a"));
+        assert_eq!(led.lineage.0, "run/line");
+        assert_eq!(head(""), Head { leader: None, ..led });
+        assert!(parse(0, 0, [""; 6]).expect("nothing").head.is_none());
         for (fields, kind) in [
-            (["", "7", "3", "2", "5000", "", "l"], ErrorKind::StoreCorrupt),
-            (["2", "", "", "", "", "", ""], ErrorKind::StoreNewer),
-            (["1", "", "3", "2", "5000", "", "l"], ErrorKind::StoreCorrupt),
-            (["1", "7", "x", "2", "5000", "", "l"], ErrorKind::StoreCorrupt),
-            (["1", "7", "3", "2", "5000", "\u{1}{}", "l"], ErrorKind::StoreCorrupt),
+            (["", "7", "3", "2", "1", RECORD], ErrorKind::StoreCorrupt),
+            (["2", "", "", "", "", ""], ErrorKind::StoreNewer),
+            (["1", "", "3", "2", "1", RECORD], ErrorKind::StoreCorrupt),
+            (["1", "8", "3", "2", "1", RECORD], ErrorKind::StoreCorrupt),
+            (["1", "7", "x", "2", "1", RECORD], ErrorKind::StoreCorrupt),
+            (["1", "7", "3", "2", "1", "\u{1}{}"], ErrorKind::StoreCorrupt),
+            (["1", "7", "3", "2", "1", "\u{2}{}"], ErrorKind::StoreNewer),
         ] {
             assert_eq!(parse(0, 9, fields).err().expect("damaged").kind(), kind, "{fields:?}");
         }

@@ -6,9 +6,9 @@
 //! | field | value |
 //! |---|---|
 //! | `format` | the layout's version, in decimal digits |
-//! | `head/epoch`, `head/applied`, `head/counter`, `head/ttl_ms` | the leadership, in decimal digits; compared as text |
-//! | `head/leader` | the leader's record; absent after a resignation |
-//! | `head/lineage` | the copy of the store on which the leadership was acquired |
+//! | `head/epoch`, `head/applied`, `head/counter` | how far the leadership and the store have come, in decimal digits; compared as text |
+//! | `head/led` | `1`; absent after a resignation |
+//! | `head/record` | the head as it was when the leadership was acquired; the fields above count instead of what it says of them |
 //! | any other | a record under the key of `lockservice_core::store::changes` |
 //!
 //! # To ensure correctness
@@ -45,8 +45,7 @@ if not run or not line then
 end
 local lineage = run .. '/' .. line
 local function head()
-  return redis.call('HMGET', KEYS[1], 'format', 'head/epoch', 'head/applied', 'head/counter', 'head/ttl_ms',
-    'head/leader', 'head/lineage')
+  return redis.call('HMGET', KEYS[1], 'format', 'head/epoch', 'head/applied', 'head/counter', 'head/led', 'head/record')
 end
 ";
 
@@ -63,27 +62,27 @@ end
 return {lineage, redis.call('TIME')[1], redis.call('HLEN', KEYS[1]), found}
 ";
 
-/// ARGV: the lineage and the seven fields as they were read ('' for none); channel; format, epoch, applied, counter, ttl_ms, leader, lineage.
+/// ARGV: the lineage and the six fields as they were read ('' for none); channel; the six fields as they are to be.
 const ACQUIRE: &str = r"
 if lineage ~= ARGV[1] then
   return {lineage, 'race'}
 end
 local found = head()
-for i = 1, 7 do
+for i = 1, 6 do
   if (found[i] or '') ~= ARGV[i + 1] then
     return {lineage, 'race'}
   end
 end
-redis.call('HSET', KEYS[1], 'format', ARGV[10], 'head/epoch', ARGV[11], 'head/applied', ARGV[12],
-  'head/counter', ARGV[13], 'head/ttl_ms', ARGV[14], 'head/leader', ARGV[15], 'head/lineage', ARGV[16])
-redis.pcall('PUBLISH', ARGV[9], ARGV[11])
+redis.call('HSET', KEYS[1], 'format', ARGV[9], 'head/epoch', ARGV[10], 'head/applied', ARGV[11],
+  'head/counter', ARGV[12], 'head/led', ARGV[13], 'head/record', ARGV[14])
+redis.pcall('PUBLISH', ARGV[8], ARGV[10])
 return {lineage, 'done'}
 ";
 
 /// ARGV[1]: the epoch (L2).
 const CHECK_EPOCH: &str = r"
 local found = head()
-if found[2] ~= ARGV[1] or not found[6] then
+if found[2] ~= ARGV[1] or not found[5] then
   return {lineage, 'fenced', found[2] or '0'}
 end
 ";
@@ -95,7 +94,7 @@ return {lineage, 'done'}
 
 /// ARGV[2]: the channel.
 const RESIGN: &str = r"
-redis.call('HDEL', KEYS[1], 'head/leader')
+redis.call('HDEL', KEYS[1], 'head/led')
 redis.pcall('PUBLISH', ARGV[2], '')
 return {lineage, 'done'}
 ";

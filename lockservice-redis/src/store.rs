@@ -162,9 +162,8 @@ impl RedisStore {
             decimal(head.epoch.get()),
             decimal(head.applied),
             decimal(head.counter),
-            decimal(head.ttl_ms),
-            head.leader.as_ref().map(encode).unwrap_or_default(),
-            head.lineage.0.clone().into_bytes(),
+            b"1".to_vec(),
+            encode(head),
         ]);
         arguments
     }
