@@ -36,10 +36,11 @@ impl From<sqlx::Error> for Failure {
 /// A SQLSTATE, or the class that its first two characters name; its kind; its name in PostgreSQL's manual; what to do.
 type Row = (&'static str, ErrorKind, &'static str, &'static str);
 
-const LOST: &str = "the connection to the store's server was lost: is the server running and reachable?";
-const STOPPED: &str = "the store's server is stopping or starting: try again when it is up";
+const LOST: &str = "the store's server cannot be reached, or closed the connection: is it running and reachable?";
+const STOPPED: &str = "the store's server is stopping or starting, or an administrator ended the session: try again";
 const CLASH: &str = "another transaction got in the way: try again";
 const LOGIN: &str = "the store's server refuses the login: check user, password and pg_hba.conf";
+const NO_TLS: &str = "no encrypted connection to the store's server: check sslmode and the certificates";
 const GONE: &str = "the store's schema is gone, or not what it should be: was it dropped or restored while this program ran? restart it to set up the schema again, or restore a backup";
 const FOREIGN: &str = "the schema holds other objects of the same names: choose another with ?schema=NAME";
 const POOLER: &str = "a pooler between here and the server loses prepared statements: set statement-cache-capacity=0 in the store's URL, or connect to the server itself";
@@ -212,10 +213,12 @@ impl Failure {
                 let row = row(&error.code().unwrap_or_default());
                 (row.1, row.3)
             }
-            Self::Driver(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => (Unavailable, LOST),
-            Self::Driver(sqlx::Error::Tls(_)) => {
-                (StoreUnusable, "no encrypted connection to the store's server: check sslmode and the certificates")
+            Self::Driver(sqlx::Error::Tls(_)) => (StoreUnusable, NO_TLS),
+            // A certificate that is refused comes as this.
+            Self::Driver(sqlx::Error::Io(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+                (StoreUnusable, NO_TLS)
             }
+            Self::Driver(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => (Unavailable, LOST),
             Self::Driver(sqlx::Error::Configuration(_)) => (
                 StoreUnusable,
                 "the connection to the store's server cannot be set up: check the options of the store's URL",

@@ -65,7 +65,12 @@ pub(crate) async fn migrate(calls: &Calls, schema: &SchemaName) -> Result<()> {
 
 /// The format of the schema, 0 if there is none. Fails for a newer one.
 async fn found(calls: &Calls, link: &mut Link<'_>, schema: &SchemaName) -> Result<u32> {
-    let table = sqlx::query("select to_regclass($1) is not null as there").bind(in_schema("$schema.format", schema));
+    // Read from the catalog itself: a name is looked up in a cache, which after waiting for the advisory lock may still say "none".
+    let table = sqlx::query(
+        "select exists (select from pg_class join pg_namespace on pg_namespace.oid = relnamespace \
+         where nspname = $1 and relname = 'format') as there",
+    )
+    .bind(schema.as_str());
     if !calls.asked(link.row(table, calls.answer_timeout).await)?.get::<bool, _>("there") {
         return Ok(0);
     }

@@ -61,7 +61,8 @@ impl PgStore {
     /// Opens the store that `config` describes. Fails as [`connect`](Self::connect) does.
     pub async fn connect_with(config: PgConfig) -> Result<Self> {
         let links = Links::own(&config);
-        Self::open(links, config).await
+        // On the heap: it is done once, and the driver's part is large.
+        Box::pin(Self::open(links, config)).await
     }
 
     /// Opens the store in `config.schema` through a ready pool, whose own rules then hold: for opening and closing connections, and for the
@@ -72,7 +73,8 @@ impl PgStore {
     pub async fn with_pool(pool: PgPool, config: PgConfig) -> Result<Self> {
         let config = PgConfig { connect: (*pool.connect_options()).clone(), ..config };
         let links = Links::pool(pool, &config);
-        Self::open(links, config).await
+        // On the heap: it is done once, and the driver's part is large.
+        Box::pin(Self::open(links, config)).await
     }
 
     async fn open(links: Links, config: PgConfig) -> Result<Self> {
@@ -98,11 +100,9 @@ impl PgStore {
             .bind(number(found.epoch.get()))
             .bind(number(found.counter))
             .bind(found.leader.is_some())
-            .bind(&found.lineage.0)
             .bind(number(next.epoch.get()))
-            .bind(number(next.ttl_ms))
             .bind(&next.lineage.0)
-            .bind(json(&next.leader));
+            .bind(json(next));
         let row = self.calls.once(lead).await?;
         let done: bool = self.get(&row, "done")?;
         Ok(if done { Some(self.get::<i64>(&row, "applied")? as u64) } else { None })
@@ -271,7 +271,7 @@ impl Sql {
                  floor((extract(epoch from clock_timestamp()) - 1767225600) / 1024)::bigint as floor \
                  from (select) as one left join $schema.head_record() as r on true",
             ),
-            lead: text("select * from $schema.lead($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb)"),
+            lead: text("select * from $schema.lead($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb)"),
             renew: text("select * from $schema.renew($1, $2)"),
             resign: text("select * from $schema.resign($1, $2, $3)"),
             write: text(

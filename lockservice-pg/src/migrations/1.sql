@@ -12,11 +12,11 @@ create table $schema.head (
     epoch bigint not null default 0,
     applied bigint not null default 0,
     counter bigint not null default 0,
-    ttl_ms bigint not null default 0,
-    lineage text not null default '',
-    leader jsonb
+    led boolean not null default false,
+    record jsonb not null default '{}'
 ) with (fillfactor = 50);
-comment on table $schema.head is 'lockservice: who leads (L1) and how far the store has come (L2); epoch 0 stands for nobody ever';
+comment on table $schema.head is
+    'lockservice: who leads (L1) and how far the store has come (L2); record is as it was when the leadership began, the columns are as of now; epoch 0 stands for nobody ever';
 
 create table $schema.constants (
     one boolean primary key default true check (one),
@@ -50,10 +50,10 @@ create function $schema.lineage() returns text language sql volatile as $$
     select c.system_identifier || '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) from pg_control_system() as c
 $$;
 
--- The head as the core writes it, with its format first: one character of U+0001 for format 1.
+-- The head as the core writes it: all that it wrote, with what has changed since.
 create function $schema.head_record() returns table (format smallint, record text) language sql volatile as $$
-    select h.format, jsonb_build_object('epoch', h.epoch, 'applied', h.applied, 'leader', h.leader, 'counter', h.counter,
-        'ttl_ms', h.ttl_ms, 'lineage', h.lineage)::text from $schema.head as h
+    select h.format, (h.record || jsonb_build_object('epoch', h.epoch, 'applied', h.applied, 'counter', h.counter)
+        || case when h.led then '{}' else '{"leader": null}' end::jsonb)::text from $schema.head as h
 $$;
 
 -- What every change begins with: it waits for nobody's lock longer than this, and is not done before it is on the disk.
@@ -68,16 +68,15 @@ end $$;
 -- L1: compare and set. Nothing is changed unless the head is still the one on which the decision was made.
 create function $schema.lead(
     lock_ms integer, channel text,
-    found_epoch bigint, found_counter bigint, found_led boolean, found_lineage text,
-    new_epoch bigint, new_ttl_ms bigint, new_lineage text, new_leader jsonb
+    found_epoch bigint, found_counter bigint, found_led boolean,
+    new_epoch bigint, new_lineage text, new_record jsonb
 ) returns table (done boolean, applied bigint) language plpgsql as $$
 begin
     perform $schema.begin_change(lock_ms);
     insert into $schema.head default values on conflict (one) do nothing;
     return query
-        update $schema.head as h set epoch = new_epoch, ttl_ms = new_ttl_ms, lineage = new_lineage, leader = new_leader
-        where h.epoch = found_epoch and h.counter = found_counter and (h.leader is not null) = found_led
-            and h.lineage = found_lineage and new_lineage = $schema.lineage()
+        update $schema.head as h set epoch = new_epoch, led = true, record = new_record
+        where h.epoch = found_epoch and h.counter = found_counter and h.led = found_led and new_lineage = $schema.lineage()
         returning true, h.applied;
     if found then
         perform pg_notify(channel, new_epoch::text);
@@ -90,7 +89,7 @@ create function $schema.renew(lock_ms integer, of_epoch bigint)
 returns table (done boolean, format smallint, record text, lineage text) language plpgsql as $$
 begin
     perform $schema.begin_change(lock_ms);
-    update $schema.head as h set counter = h.counter + 1 where h.epoch = of_epoch and h.leader is not null;
+    update $schema.head as h set counter = h.counter + 1 where h.epoch = of_epoch and h.led;
     if found then
         return query select true, null::smallint, null::text, $schema.lineage();
     else
@@ -102,7 +101,7 @@ create function $schema.resign(lock_ms integer, channel text, of_epoch bigint)
 returns table (done boolean, format smallint, record text, lineage text) language plpgsql as $$
 begin
     perform $schema.begin_change(lock_ms);
-    update $schema.head as h set leader = null where h.epoch = of_epoch and h.leader is not null;
+    update $schema.head as h set led = false where h.epoch = of_epoch and h.led;
     if found then
         perform pg_notify(channel, of_epoch::text);
         return query select true, null::smallint, null::text, $schema.lineage();
@@ -122,7 +121,7 @@ create function $schema.write_batch(
 begin
     perform $schema.begin_change(lock_ms);
     update $schema.head as h set applied = number
-        where h.epoch = of_epoch and h.leader is not null and h.applied + 1 = number;
+        where h.epoch = of_epoch and h.led and h.applied + 1 = number;
     if not found then
         return query select false, r.format, r.record, $schema.lineage() from (select) as s left join $schema.head_record() as r on true;
         return;
