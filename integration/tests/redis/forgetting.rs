@@ -1,0 +1,145 @@
+//! Servers that forget: each is noticed, and nothing that was handed out is handed out again (L4).
+
+use integration::containers::{Redis, RedisOptions};
+use lockservice_core::ErrorKind;
+use lockservice_core::store::{BindStore, Candidate, Leadership};
+
+use crate::support::{Leader, TTL, ask, assert_whole, batch, bounded, candidate, leader_seen, open, seen};
+
+fn arguments(arguments: &str) -> RedisOptions {
+    RedisOptions { arguments: arguments.split(' ').map(String::from).collect(), ..RedisOptions::default() }
+}
+
+/// The record is gone: the leader is refused, and the next one waits once, then begins above it.
+async fn the_loss_is_noticed(mut leader: Leader) {
+    assert_eq!(leader.renew().await.expect_err("no record").kind(), ErrorKind::Fenced);
+    assert_eq!(leader.write().await.expect_err("no record").kind(), ErrorKind::Fenced);
+    assert_eq!(bounded(leader.store.resign(leader.epoch)).await.expect_err("no record").kind(), ErrorKind::Fenced);
+    let state = bounded(leader.store.load()).await.expect("it is empty, not damaged");
+    assert_eq!((state.applied, state.tables.len()), (0, 0));
+    // The leader itself must watch too: its name stands nowhere.
+    let empty = seen(&leader.store, &Candidate { seen: None, ..leader.candidate.clone() }).await;
+    assert_eq!(empty.leader, None);
+    let next = Candidate { seen: Some(empty), floor: leader.epoch, ..leader.candidate };
+    match bounded(leader.store.acquire_leadership(&next, TTL)).await.expect("an answer") {
+        Leadership::Acquired { epoch, applied: 0, clean: false, continuous: false, .. } => {
+            assert!(epoch > leader.epoch, "above what a node reports");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flushall_is_noticed_although_the_server_is_the_same() {
+    let Some(redis) = Redis::start(RedisOptions::durable()).await else { return };
+    let store = open(redis.url()).await;
+    let mut leader = Leader::of(&store).await;
+    leader.write().await.expect("a write");
+    let () = ask(redis.url(), "FLUSHALL").await;
+    the_loss_is_noticed(leader).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_without_persistence_is_noticed() {
+    let Some(redis) = Redis::start(arguments("--save  --appendonly no")).await else { return };
+    let store = open(redis.url()).await;
+    let mut leader = Leader::of(&store).await;
+    leader.write().await.expect("a write");
+    redis.kill().await;
+    redis.start().await;
+    let lineage = bounded(store.applied()).await.expect("it answers").lineage;
+    assert_ne!(lineage, leader.lineage);
+    the_loss_is_noticed(leader).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_from_a_snapshot_is_noticed_by_the_number_and_by_the_lineage() {
+    let Some(redis) = Redis::start(arguments("--save  --appendonly no")).await else { return };
+    let store = open(redis.url()).await;
+    let mut leader = Leader::of(&store).await;
+    leader.write().await.expect("a write");
+    let () = ask(redis.url(), "SAVE").await;
+    leader.write().await.expect("a write after the snapshot");
+    redis.kill().await;
+    redis.start().await;
+    assert_ne!(leader.renew().await.expect("the record is there"), leader.lineage);
+    assert_eq!(leader.write().await.expect_err("the number does not follow").kind(), ErrorKind::Fenced);
+    let found = bounded(store.applied()).await.expect("it answers");
+    assert_eq!((found.epoch, found.number), (leader.epoch, 1));
+    assert_ne!(found.lineage, leader.lineage);
+    // Its own name stands there, but on another copy: it must watch like any other, and is told that something may be lost.
+    let me = Candidate { seen: None, ..leader.candidate.clone() };
+    let next = Candidate { seen: Some(seen(&store, &me).await), ..me };
+    let answer = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
+    assert!(matches!(answer, Leadership::Acquired { applied: 1, clean: false, continuous: false, .. }), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resignation_before_a_restart_proves_nothing_after_it() {
+    let Some(redis) = Redis::start(RedisOptions::durable()).await else { return };
+    let store = open(redis.url()).await;
+    let leader = Leader::of(&store).await;
+    store.resign(leader.epoch).await.expect("resigned");
+    redis.stop().await;
+    redis.start().await;
+    let mut next = candidate("next");
+    next.seen = Some(seen(&store, &next).await);
+    let answer = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
+    assert!(matches!(answer, Leadership::Acquired { clean: false, continuous: false, .. }), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_synced_append_only_file_no_acknowledged_write_is_lost_to_kill_nine() {
+    let Some(redis) = Redis::start(RedisOptions::durable()).await else { return };
+    let store = open(redis.url()).await;
+    let mut leader = Leader::of(&store).await;
+    for _ in 0..3 {
+        let first = leader.applied;
+        let (mut written, failure) = {
+            let writing = async {
+                loop {
+                    if let Err(error) = leader.write().await {
+                        return error;
+                    }
+                }
+            };
+            let killing = async {
+                while store.applied().await.is_ok_and(|found| found.number < first + 20) {}
+                redis.kill().await;
+            };
+            let (failure, ()) = tokio::join!(writing, killing);
+            (leader.applied, failure)
+        };
+        assert!(matches!(failure.kind(), ErrorKind::UnknownOutcome | ErrorKind::Unavailable), "{failure:?}");
+        assert!(matches!(leader.renew().await.expect_err("it is dead").kind(), ErrorKind::Unavailable));
+        redis.start().await;
+        let found = bounded(store.applied()).await.expect("it answers again, over a new connection");
+        assert_ne!(found.lineage, leader.lineage);
+        assert!(found.number == written || found.number == written + 1, "{} of {written}", found.number);
+        written = found.number;
+        assert_whole(&bounded(store.load()).await.expect("load"), written);
+        // Whoever watches may lead the new copy.
+        let me = Candidate { seen: None, ..leader.candidate.clone() };
+        let next = Candidate { seen: Some(seen(&store, &me).await), ..me };
+        let before = leader.epoch;
+        leader = Leader::acquire(&store, next).await;
+        assert!(leader.epoch > before);
+        assert_eq!(leader.applied, written);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn epochs_begin_above_a_floor_from_the_servers_clock() {
+    let Some(redis) = Redis::start(RedisOptions::default()).await else { return };
+    let store = open(redis.url()).await;
+    let (now_s, _): (u64, u64) = ask(redis.url(), "TIME").await;
+    let floor = (now_s - 1_767_225_600) / 1024;
+    let leader = Leader::of(&store).await;
+    assert!(leader.epoch.get() > floor && leader.epoch.get() <= floor + 2, "{} above {floor}", leader.epoch);
+    let watched = seen(&store, &candidate("other")).await;
+    assert_eq!(leader_seen(&watched).epoch, leader.epoch);
+    assert_eq!(leader_seen(&watched).ttl_ms, 5_000);
+    // Nothing is written for those who only watch.
+    store.write(leader.epoch, 1, &batch(1)).await.expect("a write");
+    assert_eq!(seen(&store, &candidate("other")).await, watched, "a write is no renewal");
+}

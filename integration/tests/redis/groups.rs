@@ -1,0 +1,138 @@
+//! Sentinel and Cluster: the store finds the new master by itself, and what a promoted replica lacks is noticed (L4).
+
+use std::time::Duration;
+
+use integration::containers::{Cluster, ClusterOptions, Sentinel, SentinelOptions};
+use integration::within;
+use lockservice_core::ErrorKind;
+use lockservice_core::store::{BindStore, Candidate, Leadership, Lineage};
+
+use crate::support::{Leader, TTL, ask, assert_whole, bounded, open, seen};
+
+fn hosts(urls: &[String]) -> String {
+    let hosts: Vec<_> = urls.iter().map(|url| url.trim_start_matches("redis://").trim_end_matches('/')).collect();
+    hosts.join(",")
+}
+
+pub(crate) fn sentinel_url(group: &Sentinel) -> String {
+    format!("redis-sentinel://{}/{}", hosts(&group.sentinel_urls()), Sentinel::MASTER_NAME)
+}
+
+pub(crate) fn cluster_url(cluster: &Cluster) -> String {
+    format!("redis-cluster://{}", hosts(&cluster.urls()))
+}
+
+/// Renews until a master answers; every refusal on the way is one that says to try again.
+async fn renewed(leader: &Leader) -> Lineage {
+    within("the store serves again", async {
+        loop {
+            match leader.renew().await {
+                Ok(lineage) => return lineage,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+}
+
+/// Leads the copy that answers now, as any candidate may once it has watched.
+async fn led_again(leader: &Leader) -> Leader {
+    let me = Candidate { seen: None, ..leader.candidate.clone() };
+    let next = Candidate { seen: Some(seen(&leader.store, &me).await), ..me };
+    let again = Leader::acquire(&leader.store, next).await;
+    assert!(again.epoch > leader.epoch);
+    again
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_failover_under_sentinel_every_replicated_write_is_there_and_the_copy_is_another() {
+    let Some(group) = Sentinel::start(SentinelOptions::default()).await else { return };
+    let store = open(&format!("{}?wait=1", sentinel_url(&group))).await;
+    let mut leader = Leader::of(&store).await;
+    for _ in 0..20 {
+        leader.write().await.expect("a write");
+    }
+    group.server(0).kill().await;
+    let lost = leader.renew().await.expect_err("the master is dead");
+    assert_eq!(lost.kind(), ErrorKind::Unavailable, "{lost:?}");
+    group.wait_for_another_master(0).await;
+    // The only replica is the master now: nothing can be replicated, so nothing counts.
+    let alone = leader.renew().await.expect_err("no replica is left");
+    assert!(alone.to_string().contains("replicas"), "{alone}");
+    group.server(0).start().await;
+    assert_ne!(renewed(&leader).await, leader.lineage);
+    assert_whole(&bounded(store.load()).await.expect("load"), 20);
+    let mut leader = led_again(&leader).await;
+    leader.write().await.expect("a write on the new master");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promoted_replica_that_lacks_the_last_writes_is_noticed() {
+    let Some(group) = Sentinel::start(SentinelOptions::default()).await else { return };
+    let store = open(&sentinel_url(&group)).await;
+    let mut leader = Leader::of(&store).await;
+    let [master, replica] = &group.server_urls()[..] else { panic!("two servers") };
+    leader.write().await.expect("a write");
+    let received: u32 = ask(master, "WAIT 1 10000").await;
+    assert_eq!(received, 1);
+    // The replica is cut off: it cannot log in at its master any more.
+    let () = ask(replica, "CONFIG SET masteruser nobody masterauth wrong").await;
+    let _: u32 = ask(master, "CLIENT KILL TYPE replica").await;
+    leader.write().await.expect("a write that is not replicated");
+    group.server(0).kill().await;
+    group.wait_for_another_master(0).await;
+    assert_ne!(renewed(&leader).await, leader.lineage);
+    assert_eq!(leader.write().await.expect_err("the number does not follow").kind(), ErrorKind::Fenced);
+    let me = Candidate { seen: None, ..leader.candidate.clone() };
+    let next = Candidate { seen: Some(seen(&store, &me).await), ..me };
+    let answer = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
+    let Leadership::Acquired { epoch, applied: 1, clean: false, continuous: false, .. } = answer else {
+        panic!("{answer:?}")
+    };
+    assert!(epoch > leader.epoch, "also above what the promoted one had not received");
+    assert_whole(&bounded(store.load()).await.expect("load"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_followed_when_the_slot_gets_another_master() {
+    let options = ClusterOptions { replicas: 1, node_timeout: Duration::from_secs(1), ..ClusterOptions::default() };
+    let Some(cluster) = Cluster::start(options).await else { return };
+    let key = "{lockservice:default}";
+    let store = open(&cluster_url(&cluster)).await;
+    let mut leader = Leader::of(&store).await;
+    leader.write().await.expect("a write");
+    let first = cluster.master_of(0, key).await;
+    let received: u32 = ask(&cluster.urls()[first], "WAIT 1 10000").await;
+    assert_eq!(received, 1);
+    cluster.node(first).kill().await;
+    let lineage = renewed(&leader).await;
+    assert_ne!(lineage, leader.lineage);
+    assert_whole(&bounded(store.load()).await.expect("load"), 1);
+    // The one that died comes back as a replica; who asks only it is sent on.
+    cluster.node(first).start().await;
+    let old = open(&format!("redis-cluster://{}", hosts(&cluster.urls()[first..=first]))).await;
+    assert_eq!(bounded(old.applied()).await.expect("it answers").lineage, lineage);
+    // And is made master again, while all live: the connection leads to a replica, which says where the key has moved.
+    within("the replica is in step, and takes over", take_over(&cluster.urls()[first])).await;
+    assert_ne!(renewed(&leader).await, lineage);
+    let mut leader = led_again(&leader).await;
+    leader.write().await.expect("a write");
+    assert_whole(&bounded(old.load()).await.expect("load"), 2);
+}
+
+/// Makes the replica at this URL the master of its slots, while the old one lives.
+async fn take_over(me: &str) {
+    while !Box::pin(ask::<String>(me, "INFO replication")).await.contains("master_link_status:up") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut asked = 0;
+    while !Box::pin(ask::<String>(me, "INFO replication")).await.contains("role:master") {
+        // An attempt that the others did not agree to in time is given up without a word.
+        if asked % 100 == 0 {
+            let () = Box::pin(ask(me, "CLUSTER FAILOVER")).await;
+        }
+        asked += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
