@@ -2,69 +2,21 @@
 //! (L1 to L4). Time is tokio's paused clock: every wait here is counted, none is waited for.
 #![cfg(not(loom))]
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorPeers, AllocatorSettings, BeginCommit, BoundTable, CommitWindow, ElectedAllocator, Incarnation,
-    LocalAllocator, LockTableAllocator, PresentedBind, Progress, Resume, Role,
+    AllocatorSettings, BeginCommit, BoundTable, CommitWindow, ElectedAllocator, Incarnation, LocalAllocator,
+    LockTableAllocator, PresentedBind, Progress, Resume, Role,
 };
 use lockservice_core::clock::{Clock, hi, lo};
 use lockservice_core::store::{BindStore, Candidate};
-use lockservice_core::testing::{SharedStore, TokioClock};
-use lockservice_core::{CommitAttempt, Error, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId};
-use parking_lot::Mutex;
+use lockservice_core::testing::{LocalPeers, SharedStore, TokioClock};
+use lockservice_core::{CommitAttempt, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId};
 use tokio::time::Instant;
 
 /// The TTLs of these clusters.
 const TTL: Duration = Duration::from_secs(5);
-
-/// The nodes that answer, by address.
-#[derive(Clone, Debug, Default)]
-struct Net(Arc<Mutex<HashMap<String, Arc<dyn LockTableAllocator>>>>);
-
-/// A connection that looks the node up on every call, as a network does.
-#[derive(Debug)]
-struct Wire(Net, String);
-
-impl Wire {
-    fn node(&self) -> Result<Arc<dyn LockTableAllocator>> {
-        let node = self.0.0.lock().get(&self.1).map(Arc::clone);
-        node.ok_or_else(|| Error::new(ErrorKind::Unavailable, "nobody answers there").with("address", &self.1))
-    }
-}
-
-macro_rules! forward {
-    ($($name:ident($($arg:ident: $type:ty),*) -> $answer:ty;)*) => {
-        #[async_trait::async_trait]
-        impl LockTableAllocator for Wire {
-            $(async fn $name(&self, $($arg: $type),*) -> Result<$answer> {
-                self.node()?.$name($($arg),*).await
-            })*
-        }
-    };
-}
-
-forward! {
-    resume(request: &Resume) -> Incarnation;
-    keepalive(service: lockservice_core::ServiceId, nonce: Nonce, told: Progress) -> lockservice_core::allocator::LeaseAck;
-    resign(service: lockservice_core::ServiceId, nonce: Nonce) -> ();
-    bind(service: lockservice_core::ServiceId, table: &TableRef) -> BoundTable;
-    reserve_tokens(service: lockservice_core::ServiceId, table: lockservice_core::TableId, version: lockservice_core::BindVersion) -> lockservice_core::allocator::TokenBlock;
-    latest(table: &TableRef) -> Option<lockservice_core::allocator::BindStatus>;
-    begin_commit(request: &BeginCommit) -> lockservice_core::allocator::CommitAdmission;
-    finish_commit(txn: TxnId, attempt: CommitAttempt) -> ();
-    cannot_commit(txns: &[TxnId]) -> lockservice_core::allocator::CannotCommit;
-    confirm_ended(txns: &[TxnId]) -> ();
-    status() -> lockservice_core::allocator::AllocatorStatus;
-}
-
-impl AllocatorPeers for Net {
-    fn connect(&self, address: &str) -> Result<Arc<dyn LockTableAllocator>> {
-        Ok(Arc::new(Wire(self.clone(), address.to_owned())))
-    }
-}
 
 struct Node {
     name: &'static str,
@@ -75,12 +27,12 @@ struct Node {
 struct Cluster {
     store: SharedStore,
     clock: TokioClock,
-    net: Net,
+    net: LocalPeers,
 }
 
 impl Cluster {
     fn new() -> Self {
-        Self { store: SharedStore::new(), clock: TokioClock::new(), net: Net::default() }
+        Self { store: SharedStore::new(), clock: TokioClock::new(), net: LocalPeers::default() }
     }
 
     fn node(&self, name: &'static str) -> Node {
@@ -94,13 +46,13 @@ impl Cluster {
             Arc::new(self.net.clone()),
         )
         .expect("valid settings");
-        self.net.0.lock().insert(name.to_owned(), allocator.as_leader());
+        self.net.join(name, allocator.as_leader());
         Node { name, store, allocator }
     }
 
     /// The node dies without a word.
     fn kill(&self, node: Node) {
-        self.net.0.lock().remove(node.name);
+        self.net.leave(node.name);
     }
 }
 
@@ -375,7 +327,7 @@ async fn an_answer_of_an_earlier_leader_is_rejected() {
         LocalAllocator::open(Arc::new(old_store), clock, AllocatorSettings::default(), Candidate { seen, ..candidate })
             .await
             .expect("leads a store of its own");
-    cluster.net.0.lock().insert("b".to_owned(), earlier);
+    cluster.net.join("b", earlier);
     let rejected = third.allocator.status().await.expect_err("epoch 1 is of the past (L3)");
     assert_eq!(rejected.kind(), ErrorKind::Unavailable, "{rejected:?}");
 }

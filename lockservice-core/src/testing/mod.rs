@@ -7,6 +7,7 @@ mod allocator_suite;
 mod clock;
 mod fault_suite;
 mod faulty_store;
+mod local_peers;
 mod shared_store;
 mod store_suite;
 
@@ -14,5 +15,6 @@ pub use self::allocator_suite::{AllocatorFixture, allocator_suite};
 pub use self::clock::{ManualClock, TokioClock};
 pub use self::fault_suite::fault_suite;
 pub use self::faulty_store::{Fault, FaultyStore};
+pub use self::local_peers::LocalPeers;
 pub use self::shared_store::{Backup, SharedStore};
 pub use self::store_suite::{StoreFixture, store_suite};

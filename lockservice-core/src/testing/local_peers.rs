@@ -1,0 +1,74 @@
+//! [`LocalPeers`]: nodes of one process that reach each other without a network.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use crate::allocator::{
+    AllocatorPeers, AllocatorStatus, BeginCommit, BindStatus, BoundTable, CannotCommit, CommitAdmission, Incarnation,
+    LeaseAck, LockTableAllocator, Progress, Resume, TokenBlock,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
+
+/// The nodes of one process, by address. A connection looks the node up on every call, as a network does. Clones are the same network.
+#[derive(Clone, Debug, Default)]
+pub struct LocalPeers(Arc<Mutex<HashMap<String, Arc<dyn LockTableAllocator>>>>);
+
+impl LocalPeers {
+    /// Lets `allocator` answer at `address`, in place of whoever did before.
+    pub fn join(&self, address: &str, allocator: Arc<dyn LockTableAllocator>) {
+        self.0.lock().insert(address.to_owned(), allocator);
+    }
+
+    /// Lets nobody answer at `address` any more.
+    pub fn leave(&self, address: &str) {
+        self.0.lock().remove(address);
+    }
+}
+
+impl AllocatorPeers for LocalPeers {
+    fn connect(&self, address: &str) -> Result<Arc<dyn LockTableAllocator>> {
+        Ok(Arc::new(Connection { peers: self.clone(), address: address.to_owned() }))
+    }
+}
+
+#[derive(Debug)]
+struct Connection {
+    peers: LocalPeers,
+    address: String,
+}
+
+impl Connection {
+    fn node(&self) -> Result<Arc<dyn LockTableAllocator>> {
+        let node = self.peers.0.lock().get(&self.address).map(Arc::clone);
+        node.ok_or_else(|| Error::new(ErrorKind::Unavailable, "nobody answers there").with("address", &self.address))
+    }
+}
+
+macro_rules! forward {
+    ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+        #[async_trait]
+        impl LockTableAllocator for Connection {
+            $(async fn $name(&self, $($argument: $type),*) -> Result<$answer> {
+                self.node()?.$name($($argument),*).await
+            })*
+        }
+    };
+}
+
+forward! {
+    resume(request: &Resume) -> Incarnation;
+    keepalive(service: ServiceId, nonce: Nonce, told: Progress) -> LeaseAck;
+    resign(service: ServiceId, nonce: Nonce) -> ();
+    bind(service: ServiceId, table: &TableRef) -> BoundTable;
+    reserve_tokens(service: ServiceId, table: TableId, version: BindVersion) -> TokenBlock;
+    latest(table: &TableRef) -> Option<BindStatus>;
+    begin_commit(request: &BeginCommit) -> CommitAdmission;
+    finish_commit(txn: TxnId, attempt: CommitAttempt) -> ();
+    cannot_commit(txns: &[TxnId]) -> CannotCommit;
+    confirm_ended(txns: &[TxnId]) -> ();
+    status() -> AllocatorStatus;
+}
