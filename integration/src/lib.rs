@@ -2,6 +2,7 @@
 //!
 //! Everything waits for an event, with [`LIMIT`] as the bound that fails a test which would hang.
 
+pub mod allocators;
 pub mod binary;
 pub mod command;
 pub mod containers;

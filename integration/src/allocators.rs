@@ -1,0 +1,301 @@
+//! Allocators of several nodes on one real store, what they were asked, and what they acknowledged.
+//!
+//! The nodes are in this process, so that their store is all that can fail; each asks, all the time, for binds, tokens, commits and
+//! tombstones, as a service does. The [`Ledger`] holds what was acknowledged and fails the test at the first acknowledgement that
+//! contradicts an earlier one.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockservice_core::allocator::{
+    AllocatorSettings, BeginCommit, CommitWindow, ElectedAllocator, Incarnation, LockTableAllocator, PresentedBind,
+    Progress, Resume, Role, TokenBlock,
+};
+use lockservice_core::clock::SystemClock;
+use lockservice_core::store::{BindStore, ClusterConstants, StoreState};
+use lockservice_core::testing::LocalPeers;
+use lockservice_core::{CommitAttempt, ErrorKind, NodeName, Nonce, Result, ServiceId, TableRef, TxnId};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::within_limit;
+
+/// The TTLs of these clusters, leadership and lease.
+pub const TTL: Duration = Duration::from_secs(2);
+/// No call may take longer: two leadership TTLs until a leader is found, and what the store takes on top.
+const CALL_MAX: Duration = Duration::from_secs(20);
+/// How many tables the nodes share.
+const TABLES: usize = 40;
+
+/// Settings with [`TTL`].
+pub fn settings() -> AllocatorSettings {
+    let ttl_ms = TTL.as_millis() as u64;
+    AllocatorSettings {
+        constants: ClusterConstants { leadership_ttl_ms: ttl_ms, lease_ttl_ms: ttl_ms },
+        ..AllocatorSettings::default()
+    }
+}
+
+/// What was acknowledged so far.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    tables: HashMap<TableRef, History>,
+    tombstones: Vec<TxnId>,
+    /// How many binds were granted and blocks of tokens reserved: each is a write.
+    written: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct History {
+    /// The owner of each version that anybody was told of.
+    owners: HashMap<u64, ServiceId>,
+    newest: u64,
+    blocks: Vec<TokenBlock>,
+}
+
+/// A ledger that tasks share.
+pub type SharedLedger = Arc<std::sync::Mutex<Ledger>>;
+
+impl Ledger {
+    fn bound(&mut self, bound: &lockservice_core::allocator::BoundTable) {
+        let history = self.tables.entry(bound.bind.table.clone()).or_default();
+        let version = bound.bind.version.get();
+        let owner = *history.owners.entry(version).or_insert(bound.bind.owner);
+        assert_eq!(owner, bound.bind.owner, "{}: two owners at version {version}", bound.bind.table);
+        if let Some(block) = bound.tokens {
+            assert!(
+                // Another may have been told of it first.
+                version >= history.newest,
+                "{}: version {version} was granted after {}",
+                bound.bind.table,
+                history.newest
+            );
+            history.tokens(block, &bound.bind.table);
+            self.written.send_modify(|written| *written += 1);
+        }
+        history.newest = history.newest.max(version);
+    }
+
+    fn newest(&self, table: &TableRef) -> u64 {
+        self.tables.get(table).map_or(0, |history| history.newest)
+    }
+
+    /// Counts what was written to the store and acknowledged.
+    pub fn written(&self) -> watch::Receiver<u64> {
+        self.written.subscribe()
+    }
+
+    fn reserved(&mut self, table: &TableRef, block: TokenBlock) {
+        self.tables.entry(table.clone()).or_default().tokens(block, table);
+        self.written.send_modify(|written| *written += 1);
+    }
+
+    /// Compares what the store holds at the end with what was acknowledged.
+    ///
+    /// # Panics
+    /// If something acknowledged is missing, or an earlier one stands in its place.
+    pub fn check(&self, state: &StoreState) {
+        for (table, history) in &self.tables {
+            let record = state.tables.iter().find(|record| record.table == *table);
+            let record = record.unwrap_or_else(|| panic!("{table}: an acknowledged bind is lost"));
+            let stored = record.binds[0].version.get();
+            assert!(
+                stored >= history.newest,
+                "{table}: version {stored} is stored, {} was acknowledged",
+                history.newest
+            );
+            if let Some(owner) = history.owners.get(&stored) {
+                assert_eq!(*owner, record.binds[0].owner, "{table}: another owner is stored than was acknowledged");
+            }
+            for block in &history.blocks {
+                assert!(block.end.get() <= record.tokens_reserved_to, "{table}: tokens are given out, not reserved");
+            }
+        }
+    }
+}
+
+impl History {
+    fn tokens(&mut self, block: TokenBlock, table: &TableRef) {
+        let last = self.blocks.iter().map(|block| block.end).max();
+        assert!(last.is_none_or(|last| block.next >= last), "{table}: tokens {block:?} after {last:?}");
+        self.blocks.push(block);
+    }
+}
+
+/// One node: an allocator that leads or follows.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    /// Its allocator.
+    pub allocator: Arc<ElectedAllocator>,
+    peers: LocalPeers,
+}
+
+impl Node {
+    /// Joins the cluster of `store`.
+    pub fn join(name: &str, store: Arc<dyn BindStore>, peers: &LocalPeers) -> Self {
+        let allocator = ElectedAllocator::start(
+            store,
+            Arc::new(SystemClock),
+            settings(),
+            NodeName::new(name).expect("a name"),
+            name,
+            Arc::new(peers.clone()),
+        )
+        .expect("valid settings");
+        peers.join(name, allocator.as_leader());
+        Self { name: name.to_owned(), allocator, peers: peers.clone() }
+    }
+
+    /// True while it leads.
+    pub fn leads(&self) -> bool {
+        matches!(self.allocator.role(), Role::Leading(_))
+    }
+}
+
+impl Drop for Node {
+    /// It dies without a word.
+    fn drop(&mut self) {
+        self.peers.leave(&self.name);
+    }
+}
+
+/// Asks `allocator` for all that a service asks for, until `stop`; everything that is acknowledged goes into `ledger`.
+///
+/// # Panics
+/// At an acknowledgement that contradicts an earlier one, an error that is none of those of its call, or a call that takes too long.
+pub async fn work(
+    name: String,
+    allocator: Arc<ElectedAllocator>,
+    ledger: SharedLedger,
+    mut stop: watch::Receiver<bool>,
+    seed: u64,
+) {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut last: Option<(ServiceId, Nonce)> = None;
+    while !*stop.borrow() {
+        let nonce = Nonce::new(random.random());
+        let request =
+            Resume { node: NodeName::new(&name).expect("a name"), nonce, address: name.clone(), replaces: last };
+        let incarnation = match bounded("resume", allocator.resume(&request)).await {
+            Ok(incarnation) => incarnation,
+            Err(e) => {
+                let fine =
+                    [ErrorKind::Unavailable, ErrorKind::NameInUse, ErrorKind::NotLeader, ErrorKind::UnknownOutcome];
+                assert!(fine.contains(&e.kind()), "resume: {e:?}");
+                pause(&mut stop, Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        last = Some((incarnation.service, nonce));
+        live(&allocator, &incarnation, nonce, &ledger, &mut stop, &mut random).await;
+    }
+}
+
+/// One incarnation's life.
+async fn live(
+    allocator: &Arc<ElectedAllocator>,
+    incarnation: &Incarnation,
+    nonce: Nonce,
+    ledger: &SharedLedger,
+    stop: &mut watch::Receiver<bool>,
+    random: &mut SmallRng,
+) {
+    let service = incarnation.service;
+    let (over, mut is_over) = watch::channel(false);
+    let mut renewals = JoinSet::new();
+    let renewing = Arc::clone(allocator);
+    renewals.spawn(async move {
+        loop {
+            if let Err(e) = bounded("keepalive", renewing.keepalive(service, nonce, Progress::default())).await
+                && e.kind() == ErrorKind::LeaseLost
+            {
+                over.send_replace(true);
+                return;
+            }
+            tokio::time::sleep(TTL / 4).await;
+        }
+    });
+    let mut counter = 0;
+    while !*stop.borrow() && !*is_over.borrow_and_update() {
+        counter += 1;
+        let table = TableRef::new("g", format!("t{}", random.random_range(0..TABLES))).expect("a name");
+        let bound = match bounded("bind", allocator.bind(service, &table)).await {
+            Ok(bound) => bound,
+            Err(e) if e.kind() == ErrorKind::LeaseLost => break,
+            Err(e) => {
+                let fine =
+                    [ErrorKind::Unavailable, ErrorKind::Rebinding, ErrorKind::NotLeader, ErrorKind::UnknownOutcome];
+                assert!(fine.contains(&e.kind()), "bind: {e:?}");
+                pause(stop, Duration::from_millis(20)).await;
+                continue;
+            }
+        };
+        ledger.lock().expect("no panic holds it").bound(&bound);
+        if bound.bind.owner != service {
+            continue;
+        }
+        let txn = TxnId::new(service, counter, true);
+        let commit = BeginCommit {
+            txn,
+            binds: vec![PresentedBind::from(&bound.bind)],
+            attempt: CommitAttempt::new(counter),
+            asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(1) },
+        };
+        let before = ledger.lock().expect("no panic holds it").newest(&table);
+        if bounded("begin_commit", allocator.begin_commit(&commit)).await.is_ok() {
+            assert!(
+                before <= bound.bind.version.get(),
+                "{table}: a stale bind was validated: {before} had been granted"
+            );
+        }
+        if random.random_ratio(1, 8)
+            && let Ok(block) =
+                bounded("reserve_tokens", allocator.reserve_tokens(service, bound.bind.id, bound.bind.version)).await
+        {
+            ledger.lock().expect("no panic holds it").reserved(&table, block);
+        }
+        if random.random_ratio(1, 16) {
+            // A transaction that is to commit never.
+            let dead = TxnId::new(service, counter + (1 << 40), true);
+            if let Ok(answer) = bounded("cannot_commit", allocator.cannot_commit(&[dead])).await {
+                // As long as the store is in doubt, everything before counts as committing (L4).
+                ledger.lock().expect("no panic holds it").tombstones.extend(answer.tombstoned);
+            }
+        }
+        let dead = {
+            let ledger = ledger.lock().expect("no panic holds it");
+            let place = random.random_range(0..ledger.tombstones.len().max(1));
+            ledger.tombstones.get(place).copied()
+        };
+        if let Some(dead) = dead {
+            let commit = BeginCommit { txn: dead, binds: vec![], ..commit.clone() };
+            let refused = bounded("begin_commit", allocator.begin_commit(&commit)).await;
+            assert!(refused.is_err(), "a transaction that can never commit was admitted: {dead}");
+        }
+        if bounded("finish_commit", allocator.finish_commit(txn, CommitAttempt::new(counter))).await.is_err() {
+            pause(stop, Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// A call with a deadline: every caller gets an answer.
+async fn bounded<T>(what: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
+    within_limit(CALL_MAX, what, call).await
+}
+
+async fn pause(stop: &mut watch::Receiver<bool>, pause: Duration) {
+    // Over time or told to stop, the caller looks again.
+    drop(tokio::time::timeout(pause, stop.changed()).await);
+}
+
+/// Distinct owners in the ledger: to see that a test had several.
+pub fn owners(ledger: &SharedLedger) -> usize {
+    let ledger = ledger.lock().expect("no panic holds it");
+    let owners: HashSet<ServiceId> =
+        ledger.tables.values().flat_map(|history| history.owners.values().copied()).collect();
+    owners.len()
+}
