@@ -75,6 +75,10 @@ kinds! {
     Rebinding => "rebinding", RetryCall;
     /// This service does not own the table; [`Error::owner`] does. Follow it.
     NotOwner => "not_owner", RetryCall;
+    /// The transaction holds locks on one node and asked for a table of another: a transaction lives on one node (T5). Nothing was locked by
+    /// this call. End the transaction; start it again if the table may be owned by the same node then, else lock its tables in transactions
+    /// of their own.
+    SpansNodes => "spans_nodes", RetryTransaction;
     /// The transaction is unknown here, or has ended. Start a new one.
     TxnNotFound => "txn_not_found", RetryTransaction;
     /// The commit was refused: the transaction was made unable to commit (C4), its origin is fenced, or it said that it would not validate. Start a new one.

@@ -15,12 +15,16 @@
 
 pub use lockservice_core as core;
 
+#[cfg(any(feature = "server", feature = "client"))]
+mod channel;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(any(feature = "server", feature = "client"))]
 pub mod convert;
+#[cfg(feature = "server")]
+pub mod peers;
 #[cfg(any(feature = "server", feature = "client"))]
 pub mod proto;
 #[cfg(feature = "server")]
@@ -29,17 +33,52 @@ pub mod store;
 
 use std::sync::Arc;
 
-use lockservice_core::allocator::{AllocatorSettings, LocalAllocator};
+use lockservice_core::allocator::{AllocatorPeers, AllocatorSettings, ElectedAllocator, LockTableAllocator};
 use lockservice_core::clock::SystemClock;
-use lockservice_core::{NodeName, Result};
+use lockservice_core::{Error, ErrorKind, NodeName, Result};
 
-/// Opens the store that `url` names and an allocator on it, with default settings: the start of an embedded service.
+/// Opens the store that `url` names and an allocator on it, with default settings: the start of an embedded service in one process alone.
 ///
-/// Must be called within a tokio runtime. Fails as [`store::open`] and [`LocalAllocator::open`] do. Call
-/// [`shutdown`](LocalAllocator::shutdown) when the service has stopped, so that the next start need not wait for its lease.
-pub async fn open_allocator(url: &str, node: NodeName) -> Result<Arc<LocalAllocator>> {
+/// Must be called within a tokio runtime. Fails as [`store::open`] and the opening of the allocator do, and with `InvalidArgument` for a
+/// store that several nodes share: they must be able to reach each other, see [`join_cluster`]. Call
+/// [`shutdown`](ElectedAllocator::shutdown) when the service has stopped, so that the next start need not wait for its lease.
+pub async fn open_allocator(url: &str, node: NodeName) -> Result<Arc<ElectedAllocator>> {
+    if store::is_shared(url) {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            "several nodes share this store and must reach each other: join_cluster takes the address of this one",
+        ));
+    }
     let store = store::open(url).await?;
-    LocalAllocator::open(store, Arc::new(SystemClock), AllocatorSettings::default(), node).await
+    let settings = AllocatorSettings::default();
+    let allocator = ElectedAllocator::start(store, Arc::new(SystemClock), settings, node, "", Arc::new(Alone))?;
+    allocator.settled().await?;
+    Ok(allocator)
+}
+
+/// Joins the cluster of nodes that share the store that `url` names, with default settings: the start of an embedded service among others.
+///
+/// The other nodes reach this one at `address`, where it must serve [`as_leader`](ElectedAllocator::as_leader) with a
+/// [`Server`](server::Server) before its service starts, because it may be the one that leads. Any store will do.
+///
+/// Must be called within a tokio runtime. Fails as [`store::open`] does; does not wait until a leader is known.
+#[cfg(feature = "server")]
+pub async fn join_cluster(url: &str, node: NodeName, address: &str) -> Result<Arc<ElectedAllocator>> {
+    let store = store::open(url).await?;
+    let settings = AllocatorSettings::default();
+    let patience = peers::Patience::for_lease(settings.constants.lease_ttl());
+    let peers = Arc::new(peers::GrpcPeers::new(patience));
+    ElectedAllocator::start(store, Arc::new(SystemClock), settings, node, address, peers)
+}
+
+/// The other nodes of a store that is open to one process alone.
+#[derive(Debug)]
+struct Alone;
+
+impl AllocatorPeers for Alone {
+    fn connect(&self, _address: &str) -> Result<Arc<dyn LockTableAllocator>> {
+        Err(Error::new(ErrorKind::NotPermitted, "another process leads this store, which was opened for one alone"))
+    }
 }
 
 #[cfg(doctest)]

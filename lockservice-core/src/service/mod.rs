@@ -256,7 +256,9 @@ impl LockService {
             false
         };
         inner.seal(shutting_down());
-        Ok(Stopped { resigned })
+        // A sealed service is not waited for, whoever is still there.
+        let confirmed = gone && inner.sessions.is_empty() && inner.txns.is_empty();
+        Ok(Stopped { confirmed, resigned })
     }
 }
 

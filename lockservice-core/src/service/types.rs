@@ -165,6 +165,8 @@ pub struct WaitStatus {
 /// How a service stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stopped {
+    /// True if every session and transaction had ended in time: nothing of the service is in use any more.
+    pub confirmed: bool,
     /// True if everything was given back and the lease resigned: the next start need not wait. False if some session did not confirm in
     /// time that its work had stopped (P5).
     pub resigned: bool,

@@ -86,6 +86,9 @@ pub(crate) struct ServeArgs {
     /// Address to listen on [default: 127.0.0.1:7654].
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<String>,
+    /// Where the other nodes and the clients reach this one, HOST:PORT [default: the address it listens on].
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) advertise: Option<String>,
     /// Where bindings are kept: file:PATH, rocks:PATH, postgres://…, redis://… or memory: [default: file:./lockservice.db].
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
@@ -101,6 +104,9 @@ pub(crate) struct ServeArgs {
     /// How long a node that fell silent keeps its tables, for example 5s [default: 5s].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) lease_ttl: Option<Duration>,
+    /// How long to wait at the start for the store and for a leader, for example 60s [default: without an end].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) start_timeout: Option<Duration>,
     /// How long a client that fell silent keeps its locks if it asks for nothing else [default: 10s].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) session_ttl: Option<Duration>,

@@ -27,12 +27,16 @@ const PREFIX: &str = "LOCKSERVICE_";
 pub(crate) struct Config {
     /// Address to listen on, HOST:PORT. Default `127.0.0.1:7654`.
     pub(crate) listen: String,
+    /// Where the other nodes and the clients reach this one, HOST:PORT. Default (empty): the address it listens on.
+    pub(crate) advertise: String,
     /// Where bindings are kept: `file:PATH`, `rocks:PATH`, `postgres://…`, `redis://…` or `memory:`. Default `file:./lockservice.db`.
     pub(crate) store: String,
     /// The node's name, the same over its restarts. Default (empty): the machine's name.
     pub(crate) node: String,
     /// Serve addresses other than loopback without encryption and passwords. Default false.
     pub(crate) insecure: bool,
+    /// How long a start may wait for the store and for a leader, in milliseconds; 0: without an end. Default 0.
+    pub(crate) start_ms_max: u64,
     /// Limits of the gRPC server.
     pub(crate) server: ServerSettings,
     /// Limits and defaults of the lock service.
@@ -45,9 +49,11 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:7654".to_owned(),
+            advertise: String::new(),
             store: "file:./lockservice.db".to_owned(),
             node: String::new(),
             insecure: false,
+            start_ms_max: 0,
             server: ServerSettings::default(),
             service: ServiceSettings::default(),
             allocator: AllocatorSettings::default(),
@@ -87,12 +93,16 @@ impl Config {
             }
         };
         set(&mut self.listen, &args.listen);
+        set(&mut self.advertise, &args.advertise);
         set(&mut self.store, &args.store);
         set(&mut self.node, &args.node);
         self.insecure |= args.insecure;
         let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         if let Some(ttl) = args.lease_ttl {
             self.allocator.constants.lease_ttl_ms = ms(ttl);
+        }
+        if let Some(time) = args.start_timeout {
+            self.start_ms_max = ms(time).max(1);
         }
         if let Some(ttl) = args.session_ttl {
             self.service.session_ttl_ms = ms(ttl);
@@ -124,6 +134,24 @@ impl Config {
             )));
         }
         Ok(addresses)
+    }
+
+    /// Where others reach a node that listens on `address`. Refused if several nodes share the store and none could reach it there.
+    pub(crate) fn advertised(&self, address: SocketAddr) -> Result<String, Failure> {
+        if !self.advertise.is_empty() {
+            crate::channel::endpoint(&self.advertise, std::time::Duration::ZERO).map_err(|_| {
+                let given = &self.advertise;
+                Failure::usage(format!("nobody can connect to {given:?}: write HOST:PORT in --advertise"))
+            })?;
+            return Ok(self.advertise.clone());
+        }
+        if crate::store::is_shared(&self.store) && address.ip().is_unspecified() {
+            return Err(Failure::usage(format!(
+                "nodes that share a store must reach each other, and {address} is no address to connect to: \
+                 say with --advertise HOST:PORT where the others reach this node"
+            )));
+        }
+        Ok(address.to_string())
     }
 
     /// The node's name.
@@ -251,6 +279,18 @@ mod tests {
         let failure = load(&[], &[("LOCKSERVICE_LISEN", "x")]).unwrap_err();
         assert!(failure.sentence.contains("LOCKSERVICE_LISEN"), "{}", failure.sentence);
         assert!(load(&[], &[("LOCKSERVICE_TOKEN", "7"), ("LOCKSERVICE_TABLE", "t")]).is_ok());
+    }
+
+    #[test]
+    fn a_node_of_a_shared_store_must_say_where_it_is_reached() {
+        let everywhere: SocketAddr = "0.0.0.0:7".parse().unwrap();
+        let shared = ["--store", "postgres://h/d"];
+        let refused = load(&shared, &[]).unwrap().advertised(everywhere).unwrap_err();
+        assert!(refused.status == exit::USAGE && refused.sentence.contains("--advertise"), "{}", refused.sentence);
+        assert_eq!(load(&shared, &[("LOCKSERVICE_ADVERTISE", "h:7")]).unwrap().advertised(everywhere).unwrap(), "h:7");
+        assert_eq!(load(&shared, &[]).unwrap().advertised("127.0.0.1:7".parse().unwrap()).unwrap(), "127.0.0.1:7");
+        assert_eq!(load(&[], &[]).unwrap().advertised(everywhere).unwrap(), "0.0.0.0:7", "nobody else is there");
+        assert!(load(&["--advertise", "a b"], &[]).unwrap().advertised(everywhere).is_err());
     }
 
     #[test]

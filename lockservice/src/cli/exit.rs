@@ -86,6 +86,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> u8 {
         | ErrorKind::Rebinding
         | ErrorKind::ResourceExhausted
         | ErrorKind::BindChanged
+        | ErrorKind::SpansNodes
         | ErrorKind::TxnNotFound
         | ErrorKind::StoreInUse => NOT_NOW,
         ErrorKind::Cancelled => INTERRUPTED,
@@ -94,6 +95,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> u8 {
         | ErrorKind::SessionLost
         | ErrorKind::LeaseLost
         | ErrorKind::NotOwner
+        | ErrorKind::NotLeader
         | ErrorKind::UnknownOutcome => UNAVAILABLE,
         ErrorKind::StoreCorrupt | ErrorKind::StoreNewer => DATA,
         ErrorKind::StoreUnusable => IO,
@@ -128,6 +130,15 @@ pub(crate) fn say_warning(json: bool, kind: &str, sentence: &str) {
 pub(crate) fn say_note(json: bool, sentence: &str) {
     if !json {
         say(&format!("lockservice: {sentence}\n"));
+    }
+}
+
+/// Says on stderr why a start waits, also in JSON mode: whoever looks there wants to know.
+pub(crate) fn say_waiting(json: bool, reason: &str) {
+    if json {
+        say(&format!("{}\n", serde_json::json!({ "event": "waiting", "reason": reason })));
+    } else {
+        say(&format!("lockservice: waiting: {}\n", reason.replace('\n', " ")));
     }
 }
 

@@ -7,6 +7,7 @@ mod echo;
 mod exit;
 mod list;
 mod lock;
+mod node;
 mod output;
 mod serve;
 mod signals;

@@ -2,16 +2,9 @@
 
 use std::io::{self, IsTerminal as _};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use lockservice_core::NodeName;
-use lockservice_core::allocator::{LocalAllocator, LockTableAllocator};
-use lockservice_core::clock::{Clock, SystemClock};
-use lockservice_core::service::ServiceParts;
-use lockservice_core::store::Candidate;
 use serde_json::json;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -19,9 +12,8 @@ use tokio::task::JoinHandle;
 use super::args::ServeArgs;
 use super::config::Config;
 use super::exit::{self, Failure, say_note};
+use super::node::{Ending, Joined, Node, Waiting};
 use super::output::Output;
-use crate::server::{self, ServerSettings, ServiceHost};
-use crate::store;
 
 /// Runs a server. Answers the exit status.
 pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
@@ -40,57 +32,18 @@ fn log_to_stderr() {
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr).try_init();
 }
 
-/// A node that stands, before it serves.
-struct Node {
-    listener: TcpListener,
-    address: SocketAddr,
-    allocator: Arc<LocalAllocator>,
-    host: ServiceHost,
-    settings: ServerSettings,
-    /// What the store is, without secrets.
-    store: String,
-}
-
-impl Node {
-    async fn start(config: &Config, name: NodeName) -> Result<Self, Failure> {
-        // The port first: a second server on the same port must not touch the first one's store.
-        let (listener, address) = listen(config).await?;
-        let store = store::open(&config.store).await?;
-        let described = store.describe();
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let candidate = Candidate::new(name.clone(), address.to_string());
-        let allocator = LocalAllocator::open(store, Arc::clone(&clock), config.allocator.clone(), candidate).await?;
-        let parts = ServiceParts {
-            address: address.to_string(),
-            settings: config.service,
-            ..ServiceParts::new(Arc::clone(&allocator) as Arc<dyn LockTableAllocator>, clock, name)
-        };
-        let host = ServiceHost::start(parts).await?;
-        let settings = ServerSettings { volatile: store::is_volatile(&config.store), ..config.server };
-        Ok(Self { listener, address, allocator, host, settings, store: described })
-    }
-
-    /// Serves until `stop` resolves, then gives everything back that may be. True if that was everything.
-    async fn serve(self, stop: impl Future<Output = ()>) -> Result<bool, Failure> {
-        let grace = Duration::from_millis(self.settings.grace_ms);
-        let stopped = server::serve(self.listener, self.host, self.settings, stop).await?;
-        let left = self.allocator.shutdown(stopped.resigned, grace).await?;
-        Ok(stopped.resigned && left.resigned)
-    }
-}
-
 /// A server in this process, in memory, on a free port of loopback.
 pub(crate) struct InMemory {
     /// Where it listens.
     pub(crate) address: SocketAddr,
     stop: oneshot::Sender<()>,
-    serving: JoinHandle<Result<bool, Failure>>,
+    serving: JoinHandle<Result<Ending, Failure>>,
 }
 
 /// Starts a server in this process.
 pub(crate) async fn in_memory() -> Result<InMemory, Failure> {
     let config = Config { listen: "127.0.0.1:0".to_owned(), store: "memory:".to_owned(), ..Config::default() };
-    let node = Node::start(&config, config.node()?).await?;
+    let node = Node::start(&config, config.node()?, &Joined::default(), &Waiting::new(true)).await?;
     let address = node.address;
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(node.serve(async {
@@ -115,10 +68,24 @@ impl InMemory {
 }
 
 async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
-    let signals =
+    let mut signals =
         StopSignals::take().map_err(|error| Failure::new(exit::OS, "os", format!("cannot take signals: {error}")))?;
     let name = config.node()?;
-    let node = Node::start(&config, name.clone()).await?;
+    let (joined, waiting) = (Joined::default(), Waiting::new(json));
+    let node = tokio::select! {
+        node = within(&config, &waiting, Node::start(&config, name.clone(), &joined, &waiting)) => match node {
+            Ok(node) => node,
+            Err(failure) => {
+                joined.leave().await;
+                return Err(failure);
+            }
+        },
+        () = signals.next() => {
+            joined.leave().await;
+            say_note(json, "stopped before it was ready");
+            return Ok(0);
+        }
+    };
     let address = node.address;
     let incarnation = node.host.current().id();
     if node.settings.volatile {
@@ -148,8 +115,8 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
     let _ = Output::new(json).line(&ready);
 
     let (stop, again) = stop_and_again(signals);
-    let everything = tokio::select! {
-        everything = node.serve(stop) => everything?,
+    let ending = tokio::select! {
+        ending = node.serve(stop) => ending?,
         () = again => {
             // Nothing was resigned (P5).
             return Err(Failure::new(
@@ -159,13 +126,24 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
             ));
         }
     };
-    let end = if everything {
-        "stopped: everything was given back"
-    } else {
-        "stopped, but a client did not confirm in time that its work has ended: the next start waits until its promise has run out"
-    };
-    say_note(json, end);
+    say_note(json, ending.sentence());
     Ok(0)
+}
+
+/// Starts within the time that the configuration allows, if it sets any.
+async fn within(
+    config: &Config,
+    waiting: &Waiting,
+    start: impl Future<Output = Result<Node, Failure>>,
+) -> Result<Node, Failure> {
+    if config.start_ms_max == 0 {
+        return start.await;
+    }
+    let most = Duration::from_millis(config.start_ms_max);
+    tokio::time::timeout(most, start).await.unwrap_or_else(|_| {
+        let why = waiting.last().unwrap_or_else(|| "it is not known why".to_owned());
+        Err(Failure::new(exit::UNAVAILABLE, "start_timeout", format!("not ready within {most:?}: {why}")))
+    })
 }
 
 /// Two futures: the first signal, which stops the server in order, and the one after it, which stops it at once.
@@ -202,21 +180,4 @@ impl StopSignals {
             _ = self.terminate.recv() => {}
         }
     }
-}
-
-async fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), Failure> {
-    let addresses = config.addresses()?;
-    let bound = TcpListener::bind(&*addresses).await.and_then(|listener| {
-        let address = listener.local_addr()?;
-        Ok((listener, address))
-    });
-    bound.map_err(|error| {
-        let what_to_do = match error.kind() {
-            io::ErrorKind::AddrInUse => "another process has it: stop that one, or choose another port with --listen",
-            io::ErrorKind::PermissionDenied => "this user may not: choose a port above 1023 with --listen",
-            io::ErrorKind::AddrNotAvailable => "this machine does not have that address: correct --listen",
-            _ => "correct --listen",
-        };
-        Failure::new(exit::OS, "listen", format!("cannot listen on {}: {error}; {what_to_do}", config.listen))
-    })
 }

@@ -43,6 +43,7 @@ pub fn error_to_proto(error: &Error) -> proto::Error {
             message.owner =
                 Some(proto::Owner { service: service.get(), node: node.to_string(), address: address.clone() });
         }
+        Some(Detail::Leader(address)) => message.leader = Some(address.clone()),
         // A particular that this version cannot send: the sentence says enough.
         Some(_) | None => {}
     }
@@ -72,7 +73,10 @@ pub fn error_from_proto(message: proto::Error) -> Error {
         let service = ServiceId::new(owner.service);
         return error.with_detail(Detail::Owner { service, node, address: owner.address });
     }
-    error
+    match message.leader {
+        Some(leader) => error.with_detail(Detail::Leader(leader)),
+        None => error,
+    }
 }
 
 /// The error as a gRPC status; [`from_status`] leads back. A cycle too long for a header is left out of the details.
@@ -129,6 +133,8 @@ pub fn code(kind: ErrorKind) -> Code {
         ErrorKind::Rebinding | ErrorKind::ShuttingDown | ErrorKind::Unavailable => Code::Unavailable,
         ErrorKind::TxnNotFound => Code::NotFound,
         ErrorKind::NotOwner
+        | ErrorKind::NotLeader
+        | ErrorKind::SpansNodes
         | ErrorKind::CannotCommit
         | ErrorKind::SessionLost
         | ErrorKind::LeaseLost
@@ -238,6 +244,7 @@ mod tests {
                 node: NodeName::new("n1").expect("a name"),
                 address: "127.0.0.1:1".to_owned(),
             },
+            Detail::Leader("[::1]:7654".to_owned()),
         ];
         for detail in details {
             let error = Error::new(ErrorKind::Deadlock, "m").with_detail(detail);

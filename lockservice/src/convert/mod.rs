@@ -3,6 +3,7 @@
 //! What comes from the wire is parsed here, once, into types that cannot be invalid; whatever is wrong with it is an
 //! [`InvalidArgument`](lockservice_core::ErrorKind::InvalidArgument), never a panic.
 
+mod allocator;
 mod error;
 mod item;
 mod lock;
@@ -10,6 +11,13 @@ mod status;
 
 use std::time::Duration;
 
+pub use self::allocator::{
+    add_status_from_proto, admission_from_proto, admission_to_proto, begin_commit_from_proto, begin_commit_to_proto,
+    bound_from_proto, bound_to_proto, cannot_commit_from_proto, cannot_commit_to_proto, incarnation_from_proto,
+    incarnation_to_proto, lease_from_proto, lease_to_proto, progress, resume_from_proto, resume_to_proto,
+    started_from_proto, started_to_proto, status_to_proto, tokens_from_proto, tokens_to_proto, txns_from_proto,
+    txns_to_proto,
+};
 pub use self::error::{code, error_from_proto, error_to_proto, from_status, to_status};
 pub use self::item::{
     item_from_range, item_from_row, items_from_proto, items_to_proto, mode_from_proto, mode_to_proto, range_from_proto,

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use crate::convert::{self, to_status as status};
 use crate::proto;
-use crate::server::{ServerSettings, ServiceHost};
+use crate::server::{ServerSettings, ServiceHost, Slot};
 
 /// Most lists made or sent at the same time: each may hold many lines in memory. Others wait their turn.
 const LISTS_MAX: usize = 4;
@@ -20,16 +20,20 @@ const LINES_WAITING_MAX: usize = 256;
 
 #[derive(Debug)]
 pub(crate) struct AdminApi {
-    host: ServiceHost,
+    slot: Slot,
     lists: Arc<Semaphore>,
     lines_max: usize,
     write_max: Duration,
 }
 
 impl AdminApi {
-    pub(crate) fn new(host: ServiceHost, settings: &ServerSettings) -> Self {
+    pub(crate) fn new(slot: Slot, settings: &ServerSettings) -> Self {
         let (lines_max, write_max) = (settings.list_lines_max, settings.write_max());
-        Self { host, lists: Arc::new(Semaphore::new(LISTS_MAX)), lines_max, write_max }
+        Self { slot, lists: Arc::new(Semaphore::new(LISTS_MAX)), lines_max, write_max }
+    }
+
+    fn host(&self) -> Result<&ServiceHost, Status> {
+        self.slot.get().map_err(|e| status(&e))
     }
 
     /// A place among the lists, held until the list is sent.
@@ -112,7 +116,7 @@ impl proto::admin_server::Admin for AdminApi {
         request: Request<proto::ListLocksRequest>,
     ) -> Result<Response<Self::ListLocksStream>, Status> {
         let table = only(&request.get_ref().group, &request.get_ref().table)?;
-        let (place, service) = (self.place().await?, self.host.current());
+        let (place, service) = (self.place().await?, self.host()?.current());
         // Long lists take long to make.
         let locks = tokio::task::spawn_blocking(move || service.locks(table.as_ref())).await;
         let locks = locks.map_err(|_| Status::internal("the list could not be made"))?;
@@ -124,7 +128,7 @@ impl proto::admin_server::Admin for AdminApi {
         request: Request<proto::ListWaitsRequest>,
     ) -> Result<Response<Self::ListWaitsStream>, Status> {
         let table = only(&request.get_ref().group, &request.get_ref().table)?;
-        let (place, service) = (self.place().await?, self.host.current());
+        let (place, service) = (self.place().await?, self.host()?.current());
         // Long lists take long to make.
         let waits = tokio::task::spawn_blocking(move || service.waits(table.as_ref())).await;
         let waits = waits.map_err(|_| Status::internal("the list could not be made"))?;
@@ -136,7 +140,7 @@ impl proto::admin_server::Admin for AdminApi {
         _request: Request<proto::ListBindsRequest>,
     ) -> Result<Response<Self::ListBindsStream>, Status> {
         let place = self.place().await?;
-        let binds = self.host.allocator().status().await.map_err(|e| status(&e))?.binds;
+        let binds = self.host()?.allocator().status().await.map_err(|e| status(&e))?.binds;
         Ok(self.send(place, binds, convert::bind_status_to_proto))
     }
 }

@@ -1,15 +1,20 @@
 //! `lockservice.v1.Allocator`.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use lockservice_core::allocator::{BeginCommit, CommitWindow, LockTableAllocator};
-use lockservice_core::{CommitAttempt, Result, TxnId};
+use futures::Stream;
+use lockservice_core::allocator::LockTableAllocator;
+use lockservice_core::{BindVersion, CommitAttempt, ServiceId, TableId};
 use tonic::{Request, Response, Status};
 
 use crate::convert::{self, to_status as status};
 use crate::proto;
 
+/// Most nodes or binds in one part of a status: about half a megabyte if all names are as long as they may be.
+const STATUS_LINES_MAX: usize = 500;
+
+/// Answers as the leader of the store, if the node leads; `allocator` decides that.
 #[derive(Debug)]
 pub(crate) struct AllocatorApi {
     allocator: Arc<dyn LockTableAllocator>,
@@ -21,34 +26,17 @@ impl AllocatorApi {
     }
 }
 
-fn begin_commit_from(request: proto::BeginCommitRequest) -> Result<BeginCommit> {
-    Ok(BeginCommit {
-        txn: convert::txn_from_proto(&request.txn)?,
-        binds: request.binds.into_iter().map(convert::presented_from_proto).collect::<Result<_>>()?,
-        attempt: CommitAttempt::new(request.attempt),
-        asked: CommitWindow {
-            least: Duration::from_millis(request.least_ms),
-            most: Duration::from_millis(request.most_ms),
-        },
-    })
-}
-
-fn texts(txns: &[TxnId]) -> Vec<String> {
-    txns.iter().map(TxnId::to_string).collect()
-}
-
 #[tonic::async_trait]
 impl proto::allocator_server::Allocator for AllocatorApi {
+    type StatusStream = Pin<Box<dyn Stream<Item = Result<proto::StatusPart, Status>> + Send>>;
+
     async fn begin_commit(
         &self,
         request: Request<proto::BeginCommitRequest>,
     ) -> Result<Response<proto::BeginCommitResponse>, Status> {
-        let request = begin_commit_from(request.into_inner()).map_err(|e| status(&e))?;
+        let request = convert::begin_commit_from_proto(request.into_inner()).map_err(|e| status(&e))?;
         let admission = self.allocator.begin_commit(&request).await.map_err(|e| status(&e))?;
-        Ok(Response::new(proto::BeginCommitResponse {
-            commit_before_ms: convert::millis_down(admission.commit_before),
-            epoch: admission.at.epoch.get(),
-        }))
+        Ok(Response::new(convert::admission_to_proto(&admission)))
     }
 
     async fn finish_commit(
@@ -65,12 +53,9 @@ impl proto::allocator_server::Allocator for AllocatorApi {
         &self,
         request: Request<proto::CannotCommitRequest>,
     ) -> Result<Response<proto::CannotCommitResponse>, Status> {
-        let txns = request.get_ref().txns.iter().map(|txn| convert::txn_from_proto(txn)).collect::<Result<Vec<_>>>();
-        let answer = self.allocator.cannot_commit(&txns.map_err(|e| status(&e))?).await.map_err(|e| status(&e))?;
-        Ok(Response::new(proto::CannotCommitResponse {
-            tombstoned: texts(&answer.tombstoned),
-            committing: texts(&answer.committing),
-        }))
+        let txns = convert::txns_from_proto(&request.get_ref().txns).map_err(|e| status(&e))?;
+        let answer = self.allocator.cannot_commit(&txns).await.map_err(|e| status(&e))?;
+        Ok(Response::new(convert::cannot_commit_to_proto(&answer)))
     }
 
     async fn latest(&self, request: Request<proto::LatestRequest>) -> Result<Response<proto::LatestResponse>, Status> {
@@ -78,5 +63,60 @@ impl proto::allocator_server::Allocator for AllocatorApi {
             convert::table_from_proto(&request.get_ref().group, &request.get_ref().table).map_err(|e| status(&e))?;
         let bind = self.allocator.latest(&table).await.map_err(|e| status(&e))?;
         Ok(Response::new(proto::LatestResponse { bind: bind.as_ref().map(convert::bind_status_to_proto) }))
+    }
+
+    async fn resume(&self, request: Request<proto::ResumeRequest>) -> Result<Response<proto::ResumeResponse>, Status> {
+        let request = convert::resume_from_proto(request.into_inner()).map_err(|e| status(&e))?;
+        let started = self.allocator.resume(&request).await.map_err(|e| status(&e))?;
+        Ok(Response::new(convert::started_to_proto(&started)))
+    }
+
+    async fn keepalive(
+        &self,
+        request: Request<proto::KeepaliveRequest>,
+    ) -> Result<Response<proto::KeepaliveResponse>, Status> {
+        let request = request.into_inner();
+        let (service, nonce) = convert::incarnation_from_proto(request.incarnation).map_err(|e| status(&e))?;
+        let told = convert::progress(request.told_epoch, request.told_write);
+        let ack = self.allocator.keepalive(service, nonce, told).await.map_err(|e| status(&e))?;
+        Ok(Response::new(convert::lease_to_proto(&ack)))
+    }
+
+    async fn resign(&self, request: Request<proto::IncarnationRef>) -> Result<Response<proto::Done>, Status> {
+        let (service, nonce) = convert::incarnation_from_proto(Some(request.into_inner())).map_err(|e| status(&e))?;
+        self.allocator.resign(service, nonce).await.map_err(|e| status(&e))?;
+        Ok(Response::new(proto::Done {}))
+    }
+
+    async fn bind(&self, request: Request<proto::BindRequest>) -> Result<Response<proto::BindResponse>, Status> {
+        let request = request.into_inner();
+        let table = convert::table_from_proto(&request.group, &request.table).map_err(|e| status(&e))?;
+        let bound = self.allocator.bind(ServiceId::new(request.service), &table).await.map_err(|e| status(&e))?;
+        Ok(Response::new(convert::bound_to_proto(&bound)))
+    }
+
+    async fn reserve_tokens(
+        &self,
+        request: Request<proto::ReserveTokensRequest>,
+    ) -> Result<Response<proto::TokenBlock>, Status> {
+        let request = request.into_inner();
+        let (service, table) = (ServiceId::new(request.service), TableId::new(request.table_id));
+        let block = self.allocator.reserve_tokens(service, table, BindVersion::new(request.version)).await;
+        Ok(Response::new(convert::tokens_to_proto(&block.map_err(|e| status(&e))?)))
+    }
+
+    async fn confirm_ended(
+        &self,
+        request: Request<proto::ConfirmEndedRequest>,
+    ) -> Result<Response<proto::Done>, Status> {
+        let txns = convert::txns_from_proto(&request.get_ref().txns).map_err(|e| status(&e))?;
+        self.allocator.confirm_ended(&txns).await.map_err(|e| status(&e))?;
+        Ok(Response::new(proto::Done {}))
+    }
+
+    async fn status(&self, _request: Request<proto::StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
+        let all = self.allocator.status().await.map_err(|e| status(&e))?;
+        let parts = convert::status_to_proto(all, STATUS_LINES_MAX).map(Ok);
+        Ok(Response::new(Box::pin(futures::stream::iter(parts))))
     }
 }

@@ -5,9 +5,16 @@ use std::time::Duration;
 
 use lockservice_core::allocator::LockTableAllocator;
 use lockservice_core::service::{LockService, ServiceParts, Stopped};
-use lockservice_core::{ErrorKind, Result, ServiceId, SessionId};
+use lockservice_core::{Error, ErrorKind, Result, ServiceId, SessionId};
 use parking_lot::RwLock;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+/// First and longest pause between two tries to start.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// How often a lease that somebody has under the node's name is waited out: it may be that of this node's last process, and a new leader
+/// counts it anew (B4). Whoever still has it then is alive.
+const NAME_WAITS_MAX: usize = 2;
 
 /// A node: the incarnation that serves now, and the one that follows when its lease was lost (B1), for example because the process
 /// was suspended for longer than the lease. A cheap handle.
@@ -19,6 +26,8 @@ struct Host {
     current: RwLock<LockService>,
     allocator: Arc<dyn LockTableAllocator>,
     successor: JoinHandle<()>,
+    /// Why there will be no further incarnation, once that is so.
+    ended: watch::Sender<Option<Error>>,
 }
 
 impl Drop for Host {
@@ -31,20 +40,32 @@ impl ServiceHost {
     /// Starts the node. Fails as [`LockService::start`] does.
     pub async fn start(parts: ServiceParts) -> Result<Self> {
         let first = LockService::start(parts.clone()).await?;
+        Ok(Self::keep(parts, first))
+    }
+
+    /// Keeps the node serving that began with `first`, which was started from `parts`.
+    pub(crate) fn keep(parts: ServiceParts, first: LockService) -> Self {
         let allocator = Arc::clone(&parts.allocator);
         let host = Arc::new_cyclic(|host: &std::sync::Weak<Host>| {
             let host = std::sync::Weak::clone(host);
             let mut service = first.clone();
             let successor = tokio::spawn(async move {
                 while service.sealed().await.kind() == ErrorKind::LeaseLost {
-                    service = next(&parts, &service).await;
+                    let next = next(&parts, &service).await;
                     let Some(host) = host.upgrade() else { return };
+                    match next {
+                        Ok(next) => service = next,
+                        Err(e) => {
+                            host.ended.send_replace(Some(e));
+                            return;
+                        }
+                    }
                     *host.current.write() = service.clone();
                 }
             });
-            Host { current: RwLock::new(first), allocator, successor }
+            Host { current: RwLock::new(first), allocator, successor, ended: watch::Sender::new(None) }
         });
-        Ok(Self(host))
+        Self(host)
     }
 
     /// The incarnation that serves now.
@@ -57,11 +78,23 @@ impl ServiceHost {
         Arc::clone(&self.0.allocator)
     }
 
+    /// Resolves when the node will never serve again, with the reason: its lease was lost, and another process has its name now (B1).
+    /// Stop it then. Cancel safe.
+    pub async fn ended(&self) -> Error {
+        let mut ended = self.0.ended.subscribe();
+        let why = ended.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match why {
+            Some(why) => why,
+            // The sender lives in `self`.
+            None => std::future::pending().await,
+        }
+    }
+
     /// The session `id` of incarnation `service`. Fails with `SessionLost` if it is not, or no longer, here.
     pub(crate) fn session(&self, id: u64, service: u64) -> Result<lockservice_core::service::Session> {
         let current = self.current();
         if current.id() != ServiceId::new(service) {
-            return Err(lockservice_core::Error::new(
+            return Err(Error::new(
                 ErrorKind::SessionLost,
                 "the server was restarted and the session's locks are given away: stop the protected work and open a new session",
             ));
@@ -76,16 +109,56 @@ impl ServiceHost {
     }
 }
 
-/// Tries until the next incarnation stands: the allocator may refuse it until the store can be written.
-async fn next(parts: &ServiceParts, last: &LockService) -> LockService {
+/// Starts the incarnation after `last`, however long that takes: the allocator may refuse it until the store can be written. Fails if
+/// there can be none.
+async fn next(parts: &ServiceParts, last: &LockService) -> Result<LockService> {
     let parts = ServiceParts { replaces: Some((last.id(), last.nonce())), ..parts.clone() };
-    let mut pause = Duration::from_millis(50);
+    let passes = |e: &Error| !matches!(e.kind(), ErrorKind::InvalidArgument | ErrorKind::ShuttingDown);
+    let say = |e: &Error| tracing::warn!(error = ?e, "cannot start again after the lease was lost; trying again");
+    start_patiently(&parts, passes, say).await
+}
+
+/// True for an error that time may cure, without anybody's doing: no leader is known, or the store does not answer.
+pub(crate) fn may_pass(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Unavailable
+            | ErrorKind::UnknownOutcome
+            | ErrorKind::NotLeader
+            | ErrorKind::Fenced
+            | ErrorKind::Timeout
+            | ErrorKind::Cancelled
+    )
+}
+
+/// Starts a service, again and again for as long as it fails with an error that `passes`, each of which it `say`s first. A name that is in
+/// use is waited for as long as the lease of a process that ended without a word can last.
+pub(crate) async fn start_patiently(
+    parts: &ServiceParts,
+    passes: impl Fn(&Error) -> bool,
+    say: impl Fn(&Error),
+) -> Result<LockService> {
+    let mut pause = PAUSE.0;
+    let mut waits = 0;
     loop {
-        match LockService::start(parts.clone()).await {
-            Ok(service) => return service,
-            Err(e) => tracing::warn!(error = ?e, "cannot start again after the lease was lost; trying again"),
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(2));
+        let error = match LockService::start(parts.clone()).await {
+            Ok(service) => return Ok(service),
+            Err(e) => e,
+        };
+        let time = match error.kind() {
+            ErrorKind::NameInUse if waits < NAME_WAITS_MAX => {
+                waits += 1;
+                error.retry_after().unwrap_or(PAUSE.1)
+            }
+            ErrorKind::NameInUse => return Err(error),
+            _ if !passes(&error) => return Err(error),
+            _ => {
+                pause = (pause * 2).min(PAUSE.1);
+                pause
+            }
+        };
+        say(&error);
+        // The timer only wakes: whether the name is free is decided by the allocator's clock.
+        tokio::time::sleep(time).await;
     }
 }

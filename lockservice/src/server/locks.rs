@@ -10,25 +10,29 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::convert::{self, to_status as status};
 use crate::proto;
-use crate::server::{ServerSettings, ServiceHost, connection};
+use crate::server::{ServerSettings, ServiceHost, Slot, connection};
 
 /// Frames that may wait to be read by a client.
 const FRAMES_WAITING_MAX: usize = 8;
 
 #[derive(Debug)]
 pub(crate) struct LocksApi {
-    host: ServiceHost,
+    slot: Slot,
     settings: ServerSettings,
 }
 
 impl LocksApi {
-    pub(crate) fn new(host: ServiceHost, settings: ServerSettings) -> Self {
-        Self { host, settings }
+    pub(crate) fn new(slot: Slot, settings: ServerSettings) -> Self {
+        Self { slot, settings }
+    }
+
+    fn host(&self) -> Result<&ServiceHost, Status> {
+        self.slot.get().map_err(|e| status(&e))
     }
 
     fn session(&self, session: Option<proto::SessionRef>) -> Result<Session, Status> {
         let session = session.unwrap_or_default();
-        self.host.session(session.session, session.service).map_err(|e| status(&e))
+        self.host()?.session(session.session, session.service).map_err(|e| status(&e))
     }
 }
 
@@ -41,13 +45,13 @@ impl proto::locks_server::Locks for LocksApi {
         request: Request<Streaming<proto::ClientFrame>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (out, frames) = mpsc::channel(FRAMES_WAITING_MAX);
-        tokio::spawn(connection::run(self.host.clone(), self.settings, request.into_inner(), out));
+        tokio::spawn(connection::run(self.host()?.clone(), self.settings, request.into_inner(), out));
         Ok(Response::new(Box::pin(ReceiverStream::new(frames))))
     }
 
     async fn open_session(&self, request: Request<proto::Hello>) -> Result<Response<proto::Welcome>, Status> {
         let (_, welcome) =
-            connection::open(&self.host, &self.settings, request.into_inner()).map_err(|e| status(&e))?;
+            connection::open(self.host()?, &self.settings, request.into_inner()).map_err(|e| status(&e))?;
         Ok(Response::new(welcome))
     }
 

@@ -1,8 +1,8 @@
 //! The gRPC server: a node's service and allocator, for every language.
 //!
-//! [`serve`] runs until it is told to stop. The session stream is the first-class API (see the proto file); the unary calls work on a
-//! session too. Everything that a client can make large is bounded: connections, messages, operations under way, lists, the frames that
-//! wait to be read.
+//! A [`Server`] listens before the node's service stands; [`serve`] runs a node that stands until it is told to stop. The session stream
+//! is the first-class API (see the proto file); the unary calls work on a session too. Everything that a client can make large is
+//! bounded: connections, messages, operations under way, lists, the frames that wait to be read.
 
 mod admin;
 mod allocator;
@@ -12,17 +12,22 @@ mod incoming;
 mod locks;
 
 use std::future::Future;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use lockservice_core::allocator::LockTableAllocator;
 use lockservice_core::service::Stopped;
 use lockservice_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic_health::server::HealthReporter;
 
 use crate::proto;
 
 pub use self::host::ServiceHost;
+pub(crate) use self::host::{may_pass, start_patiently};
 
 /// Limits of the server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -94,64 +99,145 @@ impl ServerSettings {
     }
 }
 
-/// Serves until `stop` resolves, then stops in order: tells the sessions, ends every wait, waits up to the grace for the sessions to
-/// close, resigns the lease if all did, and closes the connections.
+/// A gRPC server that listens. `Allocator` answers at once, for other nodes need it before this one's own service can start; the
+/// rest answers `Unavailable` until the service [stands](Self::host). Dropping it closes every connection.
+#[derive(Debug)]
+pub struct Server {
+    slot: Slot,
+    settings: ServerSettings,
+    health: HealthReporter,
+    finish: Option<oneshot::Sender<()>>,
+    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+impl Server {
+    /// Starts to listen. Asks of others go to `allocator`: [`ElectedAllocator::as_leader`] where several nodes share a store.
+    ///
+    /// Must be called within a tokio runtime, in which it spawns a task.
+    ///
+    /// [`ElectedAllocator::as_leader`]: lockservice_core::allocator::ElectedAllocator::as_leader
+    pub async fn start(
+        listener: TcpListener,
+        allocator: Arc<dyn LockTableAllocator>,
+        settings: ServerSettings,
+    ) -> Result<Self> {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let slot = Slot::default();
+        let locks = proto::locks_server::LocksServer::new(locks::LocksApi::new(slot.clone(), settings))
+            .max_decoding_message_size(settings.message_bytes_max);
+        let allocator = proto::allocator_server::AllocatorServer::new(allocator::AllocatorApi::new(allocator))
+            .max_decoding_message_size(settings.message_bytes_max);
+        let admin = proto::admin_server::AdminServer::new(admin::AdminApi::new(slot.clone(), &settings));
+        health.set_not_serving::<proto::locks_server::LocksServer<locks::LocksApi>>().await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .build_v1()
+            .map_err(|e| Error::new(ErrorKind::Internal, "the API's descriptors are broken").with_source(e))?;
+        let (finish, finished) = oneshot::channel::<()>();
+        let router = tonic::transport::Server::builder()
+            // A peer that vanished without a word is noticed, and its stream ends; its session lives on until its TTL.
+            .http2_keepalive_interval(Some(Duration::from_secs(10)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .max_concurrent_streams(Some(1_000))
+            .add_service(health_service)
+            .add_service(reflection)
+            .add_service(locks)
+            .add_service(allocator)
+            .add_service(admin);
+        let incoming = incoming::incoming(listener, settings);
+        let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async {
+            // An error means that the other side has gone: stop too.
+            let _ = finished.await;
+        }));
+        Ok(Self { slot, settings, health, finish: Some(finish), serving })
+    }
+
+    /// The node's service stands: from now on its locks are served. Only the first one counts; it replaces itself (see [`ServiceHost`]).
+    pub async fn host(&self, host: ServiceHost) {
+        self.slot.fill(host);
+        self.health.set_serving::<proto::locks_server::LocksServer<locks::LocksApi>>().await;
+    }
+
+    /// Serves until `stop` resolves, then stops the service in order: tells the sessions, ends every wait, waits up to the grace for the
+    /// sessions to close, and resigns the lease if all did. The connections stay, and the allocator answers.
+    ///
+    /// Fails with `Unavailable` if the listener breaks; then nothing was waited for.
+    pub async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<Stopped> {
+        let broken = tokio::select! {
+            () = stop => None,
+            ended = &mut self.serving => Some(match ended {
+                Ok(Ok(())) => broken("it was closed".into()),
+                Ok(Err(e)) => broken(e.into()),
+                Err(e) => broken(e.into()),
+            }),
+        };
+        self.health.set_not_serving::<proto::locks_server::LocksServer<locks::LocksApi>>().await;
+        let grace = if broken.is_some() { 0 } else { self.settings.grace_ms };
+        let stopped = match self.slot.host() {
+            Some(host) => host.stop(Duration::from_millis(grace)).await?,
+            None => Stopped { resigned: true, confirmed: true },
+        };
+        broken.map_or(Ok(stopped), Err)
+    }
+
+    /// Closes the connections. The session streams have ended by themselves with their sessions; whoever still hangs on is cut.
+    pub async fn close(mut self) {
+        // Nobody listens if the listener broke.
+        self.finish.take().map(|finish| finish.send(()));
+        if !self.serving.is_finished() {
+            // Dropping the server cuts those who do not go.
+            drop(tokio::time::timeout(Duration::from_secs(1), &mut self.serving).await);
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+fn broken(why: Box<dyn std::error::Error + Send + Sync>) -> Error {
+    Error::new(ErrorKind::Unavailable, "the server cannot accept connections any more: start it again").with_source(why)
+}
+
+/// Serves a node that stands until `stop` resolves, then stops in order and closes the connections: see [`Server::run`].
 ///
-/// Fails with `Unavailable` if the listener breaks.
+/// The node's allocator is served as it is. Where several nodes share a store, use [`Server`] instead.
 pub async fn serve(
     listener: TcpListener,
     host: ServiceHost,
     settings: ServerSettings,
     stop: impl Future<Output = ()>,
 ) -> Result<Stopped> {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    let locks = proto::locks_server::LocksServer::new(locks::LocksApi::new(host.clone(), settings))
-        .max_decoding_message_size(settings.message_bytes_max);
-    let allocator = proto::allocator_server::AllocatorServer::new(allocator::AllocatorApi::new(host.allocator()))
-        .max_decoding_message_size(settings.message_bytes_max);
-    let admin = proto::admin_server::AdminServer::new(admin::AdminApi::new(host.clone(), &settings));
-    health.set_serving::<proto::locks_server::LocksServer<locks::LocksApi>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        .build_v1()
-        .map_err(|e| Error::new(ErrorKind::Internal, "the API's descriptors are broken").with_source(e))?;
-    let (finish, finished) = oneshot::channel::<()>();
-    let router = tonic::transport::Server::builder()
-        // A peer that vanished without a word is noticed, and its stream ends; its session lives on until its TTL.
-        .http2_keepalive_interval(Some(Duration::from_secs(10)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .max_concurrent_streams(Some(1_000))
-        .add_service(health_service)
-        .add_service(reflection)
-        .add_service(locks)
-        .add_service(allocator)
-        .add_service(admin);
-    let incoming = incoming::incoming(listener, settings);
-    let mut server = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async {
-        // An error means that the other side has gone: stop too.
-        let _ = finished.await;
-    }));
-    let broken = |e: Box<dyn std::error::Error + Send + Sync>| {
-        Error::new(ErrorKind::Unavailable, "the server cannot accept connections any more: start it again")
-            .with_source(e)
-    };
-    tokio::select! {
-        () = stop => {}
-        ended = &mut server => {
-            host.stop(Duration::ZERO).await?;
-            return match ended {
-                Ok(Ok(())) => Ok(Stopped { resigned: false }),
-                Ok(Err(e)) => Err(broken(e.into())),
-                Err(e) => Err(broken(e.into())),
-            };
-        }
+    let mut server = Server::start(listener, host.allocator(), settings).await?;
+    server.host(host).await;
+    let stopped = server.run(stop).await;
+    server.close().await;
+    stopped
+}
+
+/// Where the node's service will stand.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Slot(Arc<OnceLock<ServiceHost>>);
+
+impl Slot {
+    fn fill(&self, host: ServiceHost) {
+        // Fails for a second one, which does not count.
+        drop(self.0.set(host));
     }
-    health.set_not_serving::<proto::locks_server::LocksServer<locks::LocksApi>>().await;
-    let stopped = host.stop(Duration::from_millis(settings.grace_ms)).await?;
-    // The streams end by themselves once their sessions have gone; whoever still hangs on is cut.
-    let _ = finish.send(());
-    if tokio::time::timeout(Duration::from_secs(1), &mut server).await.is_err() {
-        server.abort();
+
+    fn host(&self) -> Option<&ServiceHost> {
+        self.0.get()
     }
-    Ok(stopped)
+
+    /// The node's service. Fails with `Unavailable` before it stands.
+    pub(crate) fn get(&self) -> Result<&ServiceHost> {
+        self.host().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unavailable,
+                "the node is starting and has no lease yet: try again, or ask another node",
+            )
+        })
+    }
 }

@@ -67,6 +67,11 @@ pub fn is_volatile(url: &str) -> bool {
     url.split(':').next() == Some("memory")
 }
 
+/// True if several nodes can share what this URL names.
+pub fn is_shared(url: &str) -> bool {
+    matches!(url.split(':').next(), Some("postgres" | "postgresql" | "redis" | "rediss"))
+}
+
 #[cfg(feature = "file")]
 async fn open_file(path: &str) -> Result<Arc<dyn BindStore>> {
     Ok(Arc::new(FileStore::open(path).await?))

@@ -1,0 +1,267 @@
+//! A node: its listener, its place in the cluster, and its service, from the first try to start to the last word when it stops.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use lockservice_core::allocator::{ElectedAllocator, LockTableAllocator, Role};
+use lockservice_core::clock::{Clock, SystemClock, Time};
+use lockservice_core::service::ServiceParts;
+use lockservice_core::store::BindStore;
+use lockservice_core::{Error, ErrorKind, NodeName};
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+
+use super::config::Config;
+use super::exit::{self, Failure, say_waiting};
+use crate::peers::{GrpcPeers, Patience};
+use crate::server::{Server, ServerSettings, ServiceHost, may_pass, start_patiently};
+use crate::store;
+
+/// Pause between two tries to open a store that does not answer.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// How long a node listens for a leader before it says that there is none.
+const QUIET: Duration = Duration::from_secs(2);
+/// How often the same reason is said.
+const SAY_AGAIN: Duration = Duration::from_secs(30);
+/// How long a node that never got ready may take to give its leadership up.
+const LEAVE_MAX: Duration = Duration::from_secs(5);
+
+/// A node that stands, before it serves.
+pub(crate) struct Node {
+    server: Server,
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    allocator: Arc<ElectedAllocator>,
+    /// The service that runs on it.
+    pub(crate) host: ServiceHost,
+    /// Limits.
+    pub(crate) settings: ServerSettings,
+    /// What the store is, without secrets.
+    pub(crate) store: String,
+}
+
+impl Node {
+    /// Starts a node. Whatever time may cure is waited for and said to `waiting`: a store that does not answer yet, no leader, a lease that
+    /// the node's last process left behind. Whatever it may not is an error at once.
+    ///
+    /// If it fails or is dropped, `joined` has to leave.
+    pub(crate) async fn start(
+        config: &Config,
+        name: NodeName,
+        joined: &Joined,
+        waiting: &Waiting,
+    ) -> Result<Self, Failure> {
+        // The port first: a second server on the same port must not touch the first one's store.
+        let (listener, address) = listen(config).await?;
+        let advertised = config.advertised(address)?;
+        let store = open_store(config, waiting).await?;
+        let described = store.describe();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let patience = Patience::for_lease(config.allocator.constants.lease_ttl());
+        let allocator = ElectedAllocator::start(
+            store,
+            Arc::clone(&clock),
+            config.allocator.clone(),
+            name.clone(),
+            advertised.clone(),
+            Arc::new(GrpcPeers::new(patience)),
+        )?;
+        joined.set(&allocator);
+        let settings = ServerSettings { volatile: store::is_volatile(&config.store), ..config.server };
+        // Before the service: if this node is elected, the others need its allocator, and so does its own service.
+        let server = Server::start(listener, allocator.as_leader(), settings).await?;
+        settle(&allocator, waiting).await?;
+        let parts = ServiceParts {
+            address: advertised,
+            settings: config.service,
+            ..ServiceParts::new(Arc::clone(&allocator) as Arc<dyn LockTableAllocator>, clock, name)
+        };
+        let service = start_patiently(&parts, may_pass, |e| waiting.say_error(e)).await?;
+        let host = ServiceHost::keep(parts, service);
+        server.host(host.clone()).await;
+        Ok(Self { server, address, allocator, host, settings, store: described })
+    }
+
+    /// Serves until `stop` resolves, then gives everything back that may be: first what the service has, then the leadership. Fails if the
+    /// node can serve no more, having stopped it.
+    pub(crate) async fn serve(self, stop: impl Future<Output = ()>) -> Result<Ending, Failure> {
+        let Self { mut server, allocator, host, settings, .. } = self;
+        let over = OnceLock::new();
+        let stop = async {
+            let why = tokio::select! {
+                () = stop => return,
+                why = host.ended() => why,
+                why = stopped_by_itself(&allocator) => why,
+            };
+            drop(over.set(why));
+        };
+        let service = server.run(stop).await;
+        let quiet = service.as_ref().is_ok_and(|stopped| stopped.confirmed);
+        // The connections are still there: other nodes learn at once that they must look for another leader.
+        let left = allocator.shutdown(quiet, Duration::from_millis(settings.grace_ms)).await;
+        server.close().await;
+        if let Some(why) = over.into_inner() {
+            return Err(why.into());
+        }
+        let service = service?;
+        Ok(match left {
+            _ if !service.confirmed => Ending::NotConfirmed,
+            _ if !service.resigned => Ending::LeaseKept,
+            Ok(left) if left.resigned => Ending::Everything,
+            Ok(_) | Err(_) => Ending::LeadershipKept,
+        })
+    }
+}
+
+/// What a stop gave back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ending {
+    /// Everything.
+    Everything,
+    /// Not what a client may still use.
+    NotConfirmed,
+    /// Not the lease: no allocator took it.
+    LeaseKept,
+    /// Not the leadership.
+    LeadershipKept,
+}
+
+impl Ending {
+    /// What it means for the next start.
+    pub(crate) fn sentence(self) -> &'static str {
+        match self {
+            Self::Everything => "stopped: everything was given back",
+            Self::NotConfirmed => {
+                "stopped, but a client did not confirm in time that its work has ended: the next start waits until its promise has run out"
+            }
+            Self::LeaseKept => {
+                "stopped, but no allocator took the lease back: the tables of this node are granted anew when it has run out"
+            }
+            Self::LeadershipKept => {
+                "stopped, but the leadership could not be given up (a commit was in flight, or the store did not answer): \
+                 the next leader waits until it has run out"
+            }
+        }
+    }
+}
+
+/// The cluster that a node joined while it starts.
+#[derive(Default)]
+pub(crate) struct Joined(OnceLock<Arc<ElectedAllocator>>);
+
+impl Joined {
+    fn set(&self, allocator: &Arc<ElectedAllocator>) {
+        // A node joins once.
+        drop(self.0.set(Arc::clone(allocator)));
+    }
+
+    /// Gives up what the node has, if it had got that far; nothing was ever promised to anybody.
+    pub(crate) async fn leave(&self) {
+        if let Some(allocator) = self.0.get() {
+            // At worst the others wait for the leadership to run out.
+            drop(tokio::time::timeout(LEAVE_MAX, allocator.shutdown(true, Duration::ZERO)).await);
+        }
+    }
+}
+
+/// Says on stderr why a start waits: each reason once, and again from time to time.
+pub(crate) struct Waiting {
+    json: bool,
+    last: Mutex<Option<(String, Time)>>,
+}
+
+impl Waiting {
+    /// Nothing was said yet.
+    pub(crate) fn new(json: bool) -> Self {
+        Self { json, last: Mutex::new(None) }
+    }
+
+    /// What was said last.
+    pub(crate) fn last(&self) -> Option<String> {
+        self.last.lock().as_ref().map(|(reason, _)| reason.clone())
+    }
+
+    fn say_error(&self, error: &Error) {
+        let mut reason = Failure::from(error.clone()).sentence;
+        if let Some(after) = error.retry_after().filter(|_| error.kind() == ErrorKind::NameInUse) {
+            reason = format!("{reason}; if that process has died, its lease runs out within {after:.1?}");
+        }
+        self.say(&reason);
+    }
+
+    fn say(&self, reason: &str) {
+        let now = SystemClock.now();
+        let mut last = self.last.lock();
+        if last.as_ref().is_some_and(|(said, at)| said == reason && now.since(*at) < SAY_AGAIN) {
+            return;
+        }
+        *last = Some((reason.to_owned(), now));
+        drop(last);
+        say_waiting(self.json, reason);
+    }
+}
+
+/// Opens the store, which may be starting too.
+async fn open_store(config: &Config, waiting: &Waiting) -> Result<Arc<dyn BindStore>, Failure> {
+    loop {
+        match store::open(&config.store).await {
+            Ok(store) => return Ok(store),
+            Err(e) if may_pass(&e) => waiting.say_error(&e),
+            Err(e) => return Err(e.into()),
+        }
+        tokio::time::sleep(STORE_PAUSE).await;
+    }
+}
+
+/// Waits until a leader is known, which may be this node.
+async fn settle(allocator: &ElectedAllocator, waiting: &Waiting) -> Result<(), Failure> {
+    let mut roles = allocator.roles();
+    loop {
+        match &*roles.borrow_and_update() {
+            Role::Leading(_) | Role::Following { .. } => return Ok(()),
+            Role::Stopped(e) => return Err(e.clone().into()),
+            Role::Searching(Some(e)) if may_pass(e) => waiting.say_error(e),
+            Role::Searching(Some(e)) => return Err(e.clone().into()),
+            Role::Searching(None) => {}
+        }
+        match tokio::time::timeout(QUIET, roles.changed()).await {
+            Ok(Ok(())) => {}
+            // The allocator has gone, and was stopped before that.
+            Ok(Err(_)) => return Ok(()),
+            Err(_) if matches!(&*roles.borrow(), Role::Searching(None)) => {
+                waiting.say("no node leads the store yet: it is taken over when the last leadership has run out");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Resolves when the allocator has stopped without being told to: its exclusive store failed, or was taken over.
+async fn stopped_by_itself(allocator: &ElectedAllocator) -> Error {
+    let mut roles = allocator.roles();
+    let stopped = roles.wait_for(|role| matches!(role, Role::Stopped(_))).await.ok().map(|role| role.clone());
+    match stopped {
+        Some(Role::Stopped(why)) => why,
+        // The sender lives in `allocator`.
+        _ => std::future::pending().await,
+    }
+}
+
+async fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), Failure> {
+    let addresses = config.addresses()?;
+    let bound = TcpListener::bind(&*addresses).await.and_then(|listener| {
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    });
+    bound.map_err(|error| {
+        let what_to_do = match error.kind() {
+            io::ErrorKind::AddrInUse => "another process has it: stop that one, or choose another port with --listen",
+            io::ErrorKind::PermissionDenied => "this user may not: choose a port above 1023 with --listen",
+            io::ErrorKind::AddrNotAvailable => "this machine does not have that address: correct --listen",
+            _ => "correct --listen",
+        };
+        Failure::new(exit::OS, "listen", format!("cannot listen on {}: {error}; {what_to_do}", config.listen))
+    })
+}
