@@ -21,7 +21,10 @@ pub(crate) fn endpoint(address: &str, connect_timeout: Duration) -> Result<Endpo
         return Err(bad());
     }
     let endpoint = Endpoint::from_shared(url).map_err(|e| bad().with_source(e))?;
-    if endpoint.uri().host().is_none_or(str::is_empty) {
+    let uri = endpoint.uri();
+    // A port that is no number in range would be taken for none, and none for that of the scheme.
+    let port_is_given = !address.contains("://") || uri.authority().map(|authority| authority.as_str()) != uri.host();
+    if uri.host().is_none_or(str::is_empty) || (port_is_given && uri.port_u16().is_none_or(|port| port == 0)) {
         return Err(bad());
     }
     // A dead connection is noticed well within a promise, so that there is time to resume on a new one (P3).
@@ -37,33 +40,55 @@ pub(crate) fn endpoint(address: &str, connect_timeout: Duration) -> Result<Endpo
 #[derive(Debug)]
 pub(crate) struct Channels {
     connect_timeout: Duration,
-    /// With the number of the last use. Locked for a lookup.
-    known: Mutex<(u64, HashMap<String, (u64, Channel)>)>,
+    /// Locked for a lookup.
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// How often any channel was asked for.
+    uses: u64,
+    /// By address, with the number of the last use.
+    channels: HashMap<String, (u64, Channel)>,
 }
 
 impl Channels {
     /// None yet. To connect may take `connect_timeout`.
     pub(crate) fn new(connect_timeout: Duration) -> Self {
-        Self { connect_timeout, known: Mutex::new((0, HashMap::new())) }
+        Self { connect_timeout, known: Mutex::default() }
     }
 
     /// The channel to `address`. Must be called within a tokio runtime. Fails with `InvalidArgument` for an address that is none.
     pub(crate) fn to(&self, address: &str) -> Result<Channel> {
         let mut known = self.known.lock();
-        let (uses, channels) = &mut *known;
-        *uses += 1;
-        if let Some((used, channel)) = channels.get_mut(address) {
-            *used = *uses;
+        known.uses += 1;
+        let uses = known.uses;
+        if let Some((used, channel)) = known.channels.get_mut(address) {
+            *used = uses;
             return Ok(channel.clone());
         }
         let channel = endpoint(address, self.connect_timeout)?.connect_lazy();
-        if channels.len() >= CHANNELS_MAX {
-            // Whoever uses it keeps a clone of it.
-            let oldest = channels.iter().min_by_key(|(_, (used, _))| *used).map(|(address, _)| address.clone());
-            oldest.map(|oldest| channels.remove(&oldest));
-        }
-        channels.insert(address.to_owned(), (*uses, channel.clone()));
+        known.keep(address, channel.clone());
         Ok(channel)
+    }
+
+    /// Keeps a channel that is connected already.
+    #[cfg(feature = "client")]
+    pub(crate) fn insert(&self, address: &str, channel: Channel) {
+        let mut known = self.known.lock();
+        known.uses += 1;
+        known.keep(address, channel);
+    }
+}
+
+impl Known {
+    fn keep(&mut self, address: &str, channel: Channel) {
+        if self.channels.len() >= CHANNELS_MAX {
+            // Whoever uses it keeps a clone of it.
+            let oldest = self.channels.iter().min_by_key(|(_, (used, _))| *used).map(|(address, _)| address.clone());
+            oldest.map(|oldest| self.channels.remove(&oldest));
+        }
+        self.channels.insert(address.to_owned(), (self.uses, channel));
     }
 }
 
@@ -73,7 +98,7 @@ mod tests {
 
     #[test]
     fn an_address_that_is_none_is_refused() {
-        for address in ["", "https://a:1", "http://", "a b:1", "ftp://a:1"] {
+        for address in ["", "https://a:1", "http://", "a b:1", "ftp://a:1", "a", "a:0", "a:65536"] {
             let refused = endpoint(address, Duration::from_secs(1)).expect_err(address);
             assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{address}");
         }
@@ -85,13 +110,13 @@ mod tests {
     #[tokio::test]
     async fn as_many_channels_are_kept_as_there_is_room_for_and_the_longest_unused_one_goes() {
         let channels = Channels::new(Duration::from_secs(1));
-        for n in 0..CHANNELS_MAX {
+        for n in 1..=CHANNELS_MAX {
             channels.to(&format!("host:{n}")).expect("an address");
         }
-        channels.to("host:0").expect("an address");
+        channels.to("host:1").expect("an address");
         channels.to("other:1").expect("an address");
-        let known = &channels.known.lock().1;
+        let known = &channels.known.lock().channels;
         assert_eq!(known.len(), CHANNELS_MAX);
-        assert!(known.contains_key("host:0") && known.contains_key("other:1") && !known.contains_key("host:1"));
+        assert!(known.contains_key("host:1") && known.contains_key("other:1") && !known.contains_key("host:2"));
     }
 }

@@ -151,11 +151,14 @@ impl ElectedAllocator {
             // It was aborted, or had ended.
             drop(task.await);
         }
-        let role = self.shared.role.send_replace(Role::Stopped(stopping()));
-        match role {
+        // It leads until it has ended: commits in flight, for which it waits, must be able to finish.
+        let role = self.role();
+        let outcome = match role {
             Role::Leading(term) => term.shutdown(quiet, grace).await,
             _ => Ok(AllocatorStopped { resigned: true }),
-        }
+        };
+        self.shared.role.send_replace(Role::Stopped(stopping()));
+        outcome
     }
 }
 

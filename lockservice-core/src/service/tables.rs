@@ -59,13 +59,15 @@ impl Drop for Gate<'_> {
 impl Inner {
     /// The bind of `table`, bound to this service if nobody owns it.
     ///
-    /// While the last owner may still be at work it waits until `deadline`, unless the request is not to wait (B3).
+    /// While the last owner may still be at work (B3), and while no allocator leads or its store does not answer, it waits until `deadline`,
+    /// unless the request is not to wait.
     pub(crate) async fn table(
         self: &Arc<Self>,
         table: &TableRef,
         wait: WaitPolicy,
         deadline: Time,
     ) -> Result<Arc<Bind>> {
+        let mut pause = RETRY_FIRST;
         loop {
             if let Some(bind) = self.tables.owned(table) {
                 return Ok(bind);
@@ -84,6 +86,19 @@ impl Inner {
                     if self.until(again, self.phase_changed()).await.is_some() {
                         self.check_serving()?;
                     }
+                }
+                // A new leader is being elected: to the caller that is a slow bind, for whatever was begun may be asked for again.
+                Some(Err(e)) if may_pass(&e) && wait == WaitPolicy::Wait => {
+                    let again = self.parts.clock.now() + pause;
+                    if again > deadline {
+                        return Err(
+                            timeout(table, "no allocator could bind the table in time: try again").with_source(e)
+                        );
+                    }
+                    if self.until(again, self.phase_changed()).await.is_some() {
+                        self.check_serving()?;
+                    }
+                    pause = (pause * 2).min(RETRY_MOST);
                 }
                 Some(Err(e)) => return Err(e),
                 Some(Ok(bind)) => return Ok(bind),
@@ -164,6 +179,14 @@ impl Inner {
 
 pub(crate) const RETRY_FIRST: std::time::Duration = std::time::Duration::from_millis(50);
 pub(crate) const RETRY_MOST: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// True for a failure of a bind that ends with the election of a leader, or when the store answers again.
+fn may_pass(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Unavailable | ErrorKind::UnknownOutcome | ErrorKind::NotLeader | ErrorKind::Fenced
+    )
+}
 
 fn timeout(table: &TableRef, why: &str) -> Error {
     Error::new(ErrorKind::Timeout, why).with("table", table)

@@ -51,9 +51,9 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Run a command while holding a lock.
     Lock(LockArgs),
-    /// List the locks that are held.
+    /// List the locks that are held at a node.
     Locks(ListArgs),
-    /// List who waits for whom.
+    /// List who waits for whom at a node.
     Waits(ListArgs),
     /// List which node every lock table is bound to.
     Binds(ClientArgs),
@@ -68,7 +68,7 @@ pub(crate) enum Command {
 /// Where the server is.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ClientArgs {
-    /// The server: HOST:PORT or URL.
+    /// The server: HOST:PORT or URL; several nodes of one cluster separated by commas.
     #[arg(long, env = "LOCKSERVICE_SERVER", default_value = "127.0.0.1:7654", value_name = "ADDR")]
     pub(crate) server: String,
 }

@@ -11,10 +11,12 @@ use super::exit::{self, Failure};
 use super::output::Output;
 use crate::client::Client;
 
-/// Every lock that is held.
+/// Every lock that is held at the server that is asked.
 pub(crate) async fn locks(args: &ListArgs, json: bool) -> Result<(), Failure> {
     let client = Client::connect(&args.client.server).await?;
-    let locks = client.admin().locks(args.table().as_ref()).await?;
+    let admin = client.admin();
+    let locks = admin.locks(args.table().as_ref()).await?;
+    let (node, _) = admin.node().await?;
     say_if_cut(json, locks.left_out(), "locks");
     let rows: Vec<Value> = locks
         .iter()
@@ -26,16 +28,19 @@ pub(crate) async fn locks(args: &ListArgs, json: bool) -> Result<(), Failure> {
             row.insert("client".into(), lock.client.as_str().into());
             row.insert("token".into(), lock.info.token.get().into());
             row.insert("waiters".into(), lock.info.waiters.into());
+            row.insert("node".into(), node.as_str().into());
             Value::Object(row)
         })
         .collect();
     Output::new(json).rows(&["group", "table", "key", "mode", "txn", "client", "token", "waiters"], &rows)
 }
 
-/// Who waits for whom.
+/// Who waits for whom at the server that is asked.
 pub(crate) async fn waits(args: &ListArgs, json: bool) -> Result<(), Failure> {
     let client = Client::connect(&args.client.server).await?;
-    let waits = client.admin().waits(args.table().as_ref()).await?;
+    let admin = client.admin();
+    let waits = admin.waits(args.table().as_ref()).await?;
+    let (node, _) = admin.node().await?;
     say_if_cut(json, waits.left_out(), "waits");
     let rows: Vec<Value> = waits
         .iter()
@@ -50,6 +55,7 @@ pub(crate) async fn waits(args: &ListArgs, json: bool) -> Result<(), Failure> {
             row.insert("holder_client".into(), wait.holder_client.as_str().into());
             row.insert("state".into(), if wait.info.granted { "holds" } else { "waits too" }.into());
             row.insert("waiting_ms".into(), u64::try_from(wait.waiting.as_millis()).unwrap_or(u64::MAX).into());
+            row.insert("node".into(), node.as_str().into());
             Value::Object(row)
         })
         .collect();

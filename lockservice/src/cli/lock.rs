@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use lockservice_core::clock::{Clock, SystemClock, Time};
-use lockservice_core::service::LockSpec;
+use lockservice_core::service::{LockSpec, LockStatus};
 use lockservice_core::table::WaitPolicy;
-use lockservice_core::{Error, ErrorKind, LockMode};
+use lockservice_core::{Error, ErrorKind, LockMode, TableRef};
 use nix::sys::signal::Signal;
 
 use super::args::LockArgs;
@@ -13,7 +13,7 @@ use super::exit::{self, Failure};
 use super::signals::Signals;
 use super::supervise::{Frame, Job, Supervised, kill_margin};
 use super::terminal;
-use crate::client::{Client, LockGuard, Session};
+use crate::client::{Client, Listed, LockGuard, Session};
 
 /// Longest default stop time.
 const STOP_TIME_MAX: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<u8, Failure> {
     let outcome = tokio::select! {
         held = acquire(args, &client, &session) => match held {
             Ok(lock) => {
-                let held = hold(args, &session, &lock, stop_time, &mut signals, json).await;
+                let held = hold(args, &lock, stop_time, &mut signals, json).await;
                 if held.over {
                     release(lock, &session).await;
                 } else {
@@ -51,7 +51,7 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<u8, Failure> {
 
 /// Releases the lock for whoever waits: sent, acknowledged, and the session given up, so that the server knows that work has stopped (P5).
 async fn release(lock: LockGuard, session: &Session) {
-    if session.lost_now().is_none() {
+    if lock.lost_now().is_none() {
         let _ = tokio::time::timeout(RELEASE_WAIT, lock.unlock()).await;
     }
     give_up(session).await;
@@ -102,7 +102,7 @@ async fn with_holder(client: &Client, args: &LockArgs, error: Error) -> Failure 
     let not_now = matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Timeout);
     let mut failure = Failure::from(error);
     let Ok((table, items)) = args.target() else { return failure };
-    if not_now && let Ok(locks) = client.admin().locks(Some(&table)).await {
+    if not_now && let Some(locks) = locks_of(client, &table).await {
         let holder = locks.iter().find(|lock| items.iter().any(|item| item.overlaps(&lock.info.item)));
         if let Some(lock) = holder {
             let who = if lock.client.is_empty() { "a client without a name" } else { &lock.client };
@@ -113,6 +113,16 @@ async fn with_holder(client: &Client, args: &LockArgs, error: Error) -> Failure 
         }
     }
     failure
+}
+
+/// The locks of `table`, from the server at hand or else from the table's owner.
+async fn locks_of(client: &Client, table: &TableRef) -> Option<Listed<LockStatus>> {
+    let here = client.admin().locks(Some(table)).await.ok()?;
+    if !here.is_empty() {
+        return Some(here);
+    }
+    let owner = client.allocator().latest(table).await.ok()??;
+    client.admin_at(&owner.address).ok()?.locks(Some(table)).await.ok()
 }
 
 /// Who this is, for operators: `lock@HOST:PID`.
@@ -131,16 +141,10 @@ struct Held {
 }
 
 /// Runs the command until it ends, or until the lock is lost.
-async fn hold(
-    args: &LockArgs,
-    session: &Session,
-    lock: &LockGuard,
-    stop_time: Duration,
-    signals: &mut Signals,
-    json: bool,
-) -> Held {
+async fn hold(args: &LockArgs, lock: &LockGuard, stop_time: Duration, signals: &mut Signals, json: bool) -> Held {
     let env = [("LOCKSERVICE_TOKEN", lock.token().to_string()), ("LOCKSERVICE_TABLE", args.table.to_string())];
-    let mut guard = session.guard();
+    // Of the node where the lock is.
+    let mut guard = lock.guard();
     let mut guard_end = *guard.borrow_and_update();
     let job =
         Job { command: &args.command, env: &env, guard_end, stop_time, terminal: terminal::in_foreground(), json };
@@ -171,7 +175,7 @@ async fn hold(
                 supervised.tell(Frame::Guard(guard_end));
                 continue;
             }
-            why = session.lost(), if why_lost.is_none() => {
+            why = lock.lost(), if why_lost.is_none() => {
                 why_lost = Some(why);
                 supervised.tell(Frame::Stop);
                 continue;
@@ -215,9 +219,7 @@ async fn hold(
     supervised.take_back_terminal();
     let outcome = match last {
         Some(Frame::Ended(status)) if !killed => Ok(status),
-        Some(Frame::Ended(_) | Frame::Stopped) => {
-            Err(lost(&session.lost_now().or(why_lost).unwrap_or_else(guard_over)))
-        }
+        Some(Frame::Ended(_) | Frame::Stopped) => Err(lost(&lock.lost_now().or(why_lost).unwrap_or_else(guard_over))),
         Some(Frame::Failed(errno)) => Err(supervisor_failed(&std::io::Error::from_raw_os_error(errno).to_string())),
         _ => match why_lost {
             Some(why) => Err(lost(&why)),

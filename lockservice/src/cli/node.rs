@@ -265,3 +265,51 @@ async fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), Failure> {
         Failure::new(exit::OS, "listen", format!("cannot listen on {}: {error}; {what_to_do}", config.listen))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use lockservice_core::allocator::AllocatorSettings;
+    use lockservice_core::testing::SharedStore;
+
+    use super::*;
+
+    fn join(store: &SharedStore) -> Arc<ElectedAllocator> {
+        let mut settings = AllocatorSettings::default();
+        settings.constants.leadership_ttl_ms = 1_000;
+        let peers = Arc::new(GrpcPeers::new(Patience::for_lease(Duration::from_secs(1))));
+        let (clock, name) = (Arc::new(SystemClock), NodeName::new("n").expect("a name"));
+        ElectedAllocator::start(Arc::new(store.clone()), clock, settings, name, "n:1", peers).expect("valid settings")
+    }
+
+    #[tokio::test]
+    async fn a_start_waits_for_a_store_that_does_not_answer_and_says_why() {
+        let store = SharedStore::new();
+        store.set_cut(true);
+        let allocator = join(&store);
+        let waiting = Waiting::new(true);
+        let settled = settle(&allocator, &waiting);
+        let heal = async {
+            let mut roles = allocator.roles();
+            roles.wait_for(|role| matches!(role, Role::Searching(Some(_)))).await.expect("it lives");
+            while waiting.last().is_none() {
+                tokio::task::yield_now().await;
+            }
+            store.set_cut(false);
+        };
+        let (settled, ()) = tokio::join!(settled, heal);
+        settled.expect("the store answers again");
+        let said = waiting.last().expect("it said why");
+        assert!(said.contains("the store does not answer"), "{said}");
+    }
+
+    #[test]
+    fn the_same_reason_is_said_once() {
+        let waiting = Waiting::new(true);
+        waiting.say("a");
+        let first = waiting.last.lock().clone();
+        waiting.say("a");
+        assert_eq!(*waiting.last.lock(), first);
+        waiting.say("b");
+        assert_eq!(waiting.last().as_deref(), Some("b"));
+    }
+}

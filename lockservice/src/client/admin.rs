@@ -4,31 +4,38 @@ use std::ops::Deref;
 
 use lockservice_core::allocator::BindStatus;
 use lockservice_core::service::{LockStatus, WaitStatus};
-use lockservice_core::{Result, TableRef};
+use lockservice_core::{NodeName, Result, ServiceId, TableRef};
 use tonic::transport::Channel;
 
-use super::Client;
+use super::connect::Node;
 use crate::convert;
 use crate::proto;
 use crate::proto::admin_client::AdminClient as Wire;
 
-/// Lists of a server's locks, waits and binds, of bounded length: see [`Listed::left_out`]. Every call fails with `Unavailable` if no server answers.
+/// Lists of a server's locks and waits and of the cluster's binds, of bounded length: see [`Listed::left_out`]. Every call fails with `Unavailable` if no server answers.
 #[derive(Clone, Debug)]
 pub struct AdminClient {
-    client: Client,
+    node: Node,
     wire: Wire<Channel>,
 }
 
 impl AdminClient {
-    pub(super) fn new(client: &Client) -> Self {
-        Self { wire: Wire::new(client.channel.clone()), client: client.clone() }
+    pub(super) fn new(node: Node) -> Self {
+        Self { wire: Wire::new(node.channel.clone()), node }
+    }
+
+    /// Which node the server is, and which incarnation of it serves now.
+    pub async fn node(&self) -> Result<(NodeName, ServiceId)> {
+        let mut wire = self.wire.clone();
+        let answer = self.node.call(wire.get_node(proto::GetNodeRequest {})).await?;
+        Ok((NodeName::new(&answer.node)?, ServiceId::new(answer.service)))
     }
 
     /// Every lock that the server has granted and that is held; of one table if one is given.
     pub async fn locks(&self, table: Option<&TableRef>) -> Result<Listed<LockStatus>> {
         let (group, table) = names(table);
         let mut wire = self.wire.clone();
-        let stream = self.client.call(wire.list_locks(proto::ListLocksRequest { group, table })).await?;
+        let stream = self.node.call(wire.list_locks(proto::ListLocksRequest { group, table })).await?;
         self.collect(stream, |info| (info.left_out, convert::lock_status_from_proto(info))).await
     }
 
@@ -36,15 +43,15 @@ impl AdminClient {
     pub async fn waits(&self, table: Option<&TableRef>) -> Result<Listed<WaitStatus>> {
         let (group, table) = names(table);
         let mut wire = self.wire.clone();
-        let stream = self.client.call(wire.list_waits(proto::ListWaitsRequest { group, table })).await?;
-        let now = self.client.clock().now();
+        let stream = self.node.call(wire.list_waits(proto::ListWaitsRequest { group, table })).await?;
+        let now = self.node.client.clock().now();
         self.collect(stream, |info| (info.left_out, convert::wait_status_from_proto(info, now))).await
     }
 
-    /// Every bind.
+    /// Every bind of the cluster: whichever server is asked asks the leader.
     pub async fn binds(&self) -> Result<Listed<BindStatus>> {
         let mut wire = self.wire.clone();
-        let stream = self.client.call(wire.list_binds(proto::ListBindsRequest {})).await?;
+        let stream = self.node.call(wire.list_binds(proto::ListBindsRequest {})).await?;
         self.collect(stream, |info| (info.left_out, convert::bind_status_from_proto(info))).await
     }
 
@@ -55,7 +62,7 @@ impl AdminClient {
     ) -> Result<Listed<T>> {
         let mut listed = Listed { lines: Vec::new(), left_out: 0 };
         loop {
-            match tokio::time::timeout(self.client.parts.call_timeout, stream.message()).await {
+            match tokio::time::timeout(self.node.client.parts.call_timeout, stream.message()).await {
                 Ok(Ok(Some(message))) => {
                     let (left_out, line) = parse(message);
                     listed.left_out = left_out;
@@ -63,7 +70,7 @@ impl AdminClient {
                 }
                 Ok(Ok(None)) => return Ok(listed),
                 Ok(Err(status)) => return Err(convert::from_status(&status)),
-                Err(_) => return Err(self.client.no_answer()),
+                Err(_) => return Err(self.node.no_answer()),
             }
         }
     }

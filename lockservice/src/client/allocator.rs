@@ -1,22 +1,30 @@
 //! Validation of commits, from afar.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lockservice_core::allocator::{BeginCommit, BindStatus, CannotCommit};
 use lockservice_core::clock::{Time, lo};
-use lockservice_core::{CommitAttempt, Epoch, Result, TableRef, TxnId};
+use lockservice_core::{CommitAttempt, Epoch, Error, ErrorKind, Result, TableRef, TxnId};
 use tonic::transport::Channel;
+use tonic::{Response, Status};
 
 use super::Client;
 use crate::convert;
 use crate::proto;
 use crate::proto::allocator_client::AllocatorClient as Wire;
 
-/// Validates commits at a server's allocator. Every call fails with `Unavailable` if no server answers.
+/// How often hints are followed before the addresses that were given are asked again (T5).
+const HOPS_MAX: usize = 3;
+/// Pause before the same server is asked again who leads.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Validates commits at the leader of the cluster's allocators, which it finds by asking any server: the one at hand tells where the leader is.
+///
+/// While none leads a call waits, at most for the client's call time-out. Every call fails with `Unavailable` if no server answers.
 #[derive(Clone, Debug)]
 pub struct AllocatorClient {
     client: Client,
-    wire: Wire<Channel>,
 }
 
 /// A commit may go ahead, for a while.
@@ -33,7 +41,7 @@ pub struct Admission {
 
 impl AllocatorClient {
     pub(super) fn new(client: &Client) -> Self {
-        Self { wire: Wire::new(client.channel.clone()), client: client.clone() }
+        Self { client: client.clone() }
     }
 
     /// Validates a transaction's binds and admits its commit for a limited time (C1). Repeating an attempt is harmless.
@@ -41,56 +49,113 @@ impl AllocatorClient {
     /// Fails with `BindChanged` or `CannotCommit` if the transaction may not commit: start it again as a new one. Fails with `Timeout` if
     /// less than `asked.least` could be promised.
     pub async fn begin_commit(&self, request: &BeginCommit) -> Result<Admission> {
-        let message = proto::BeginCommitRequest {
-            txn: request.txn.to_string(),
-            binds: request
-                .binds
-                .iter()
-                .map(|bind| proto::Bind {
-                    group: bind.table.group.to_string(),
-                    table: bind.table.name.to_string(),
-                    table_id: 0,
-                    partition: bind.partition,
-                    owner: bind.owner.get(),
-                    version: bind.version.get(),
-                })
-                .collect(),
-            attempt: request.attempt.get(),
-            least_ms: convert::millis_up(request.asked.least),
-            most_ms: convert::millis_down(request.asked.most),
-        };
-        let mut wire = self.wire.clone();
-        let sent = self.client.clock().now();
-        let answer = self.client.call(wire.begin_commit(message)).await?;
+        let message = convert::begin_commit_to_proto(request);
+        let (answer, sent) = self
+            .ask(
+                |mut wire| {
+                    let message = message.clone();
+                    async move { wire.begin_commit(message).await }
+                },
+                |answer| Some(answer.epoch),
+            )
+            .await?;
         let commit_before = Duration::from_millis(answer.commit_before_ms);
         Ok(Admission { until: sent + lo(commit_before), commit_before, epoch: Epoch::new(answer.epoch) })
     }
 
     /// Ends a commit that was admitted, whether the data was written or not. Idempotent.
     pub async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()> {
-        let mut wire = self.wire.clone();
-        let message = proto::FinishCommitRequest { txn: txn.to_string(), attempt: attempt.get() };
-        self.client.call(wire.finish_commit(message)).await.map(drop)
+        let call = |mut wire: Wire<Channel>| {
+            let message = proto::FinishCommitRequest { txn: txn.to_string(), attempt: attempt.get() };
+            async move { wire.finish_commit(message).await }
+        };
+        self.ask(call, |_| None).await.map(drop)
     }
 
     /// Makes transactions unable to ever commit, unless their commit is in flight (C4).
     pub async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
-        let mut wire = self.wire.clone();
-        let message = proto::CannotCommitRequest { txns: txns.iter().map(TxnId::to_string).collect() };
-        let answer = self.client.call(wire.cannot_commit(message)).await?;
-        let parse = |txns: Vec<String>| txns.iter().map(|txn| convert::txn_from_proto(txn)).collect::<Result<Vec<_>>>();
-        Ok(CannotCommit {
-            at: lockservice_core::allocator::Progress::default(),
-            tombstoned: parse(answer.tombstoned)?,
-            committing: parse(answer.committing)?,
-        })
+        let call = |mut wire: Wire<Channel>| {
+            let message = proto::CannotCommitRequest { txns: convert::txns_to_proto(txns) };
+            async move { wire.cannot_commit(message).await }
+        };
+        let (answer, _) = self.ask(call, |answer| Some(answer.epoch)).await?;
+        convert::cannot_commit_from_proto(&answer)
     }
 
     /// The bind of a table, if it has one. Binds nothing.
     pub async fn latest(&self, table: &TableRef) -> Result<Option<BindStatus>> {
-        let mut wire = self.wire.clone();
-        let message = proto::LatestRequest { group: table.group.to_string(), table: table.name.to_string() };
-        let answer = self.client.call(wire.latest(message)).await?;
+        let call = |mut wire: Wire<Channel>| {
+            let message = proto::LatestRequest { group: table.group.to_string(), table: table.name.to_string() };
+            async move { wire.latest(message).await }
+        };
+        let (answer, _) = self.ask(call, |_| None).await?;
         answer.bind.map(convert::bind_status_from_proto).transpose()
+    }
+
+    /// Makes a call at the leader; answers also when that request was sent. Every call may be repeated.
+    async fn ask<T, F, Answer>(&self, call: F, epoch: fn(&T) -> Option<u64>) -> Result<(T, Time)>
+    where
+        F: Fn(Wire<Channel>) -> Answer,
+        Answer: Future<Output = Result<Response<T>, Status>>,
+    {
+        let parts = &self.client.parts;
+        let give_up = parts.clock.now() + parts.call_timeout;
+        let mut given = self.client.addresses().cycle();
+        let servers = self.client.addresses().count();
+        let (mut hops, mut asked) = (0, 0);
+        let mut hint = parts.leader.lock().clone();
+        loop {
+            let hinted = hint.is_some();
+            let address = match hint.take() {
+                Some(address) => address,
+                None => given.next().expect("there is an address").to_owned(),
+            };
+            let node = self.client.node(&address)?;
+            let sent = parts.clock.now();
+            let outcome = node.call(call(Wire::new(node.channel.clone()))).await.and_then(|answer| {
+                self.heard(epoch(&answer))?;
+                Ok(answer)
+            });
+            let error = match outcome {
+                Ok(answer) => {
+                    *parts.leader.lock() = Some(address);
+                    return Ok((answer, sent));
+                }
+                Err(e) => e,
+            };
+            let lost = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::ShuttingDown);
+            if !lost && error.kind() != ErrorKind::NotLeader {
+                return Err(error);
+            }
+            *parts.leader.lock() = None;
+            hint = error.leader().filter(|_| hops < HOPS_MAX).map(ToOwned::to_owned);
+            if hint.is_some() {
+                hops += 1;
+                continue;
+            }
+            asked += usize::from(!hinted);
+            // One server alone that does not answer: whoever asks decides how long to wait for it.
+            let alone = lost && !hinted && servers == 1;
+            if alone || give_up.remaining(parts.clock.now()).is_zero() {
+                return Err(error);
+            }
+            if asked >= servers {
+                (hops, asked) = (0, 0);
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        }
+    }
+
+    /// Takes an answer's epoch into account. Fails with `Unavailable` if an earlier leader gave it (L3).
+    fn heard(&self, epoch: Option<u64>) -> Result<()> {
+        let Some(epoch) = epoch else { return Ok(()) };
+        if epoch < self.client.parts.epoch.fetch_max(epoch, Ordering::Relaxed) {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "an earlier leader answered, which does not know yet that it was replaced: try again",
+            )
+            .with("epoch", epoch));
+        }
+        Ok(())
     }
 }

@@ -1,33 +1,52 @@
-//! [`Client`]: a connection that sessions share.
+//! [`Client`]: the connections that sessions share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::{Error, ErrorKind, Result};
-use tonic::transport::{Channel, Endpoint};
+use parking_lot::Mutex;
+use tonic::transport::Channel;
 
 use super::session::Session;
-use super::{AdminClient, AllocatorClient, driver};
+use super::{AdminClient, AllocatorClient};
+use crate::channel::{Channels, endpoint};
 
 /// Most bytes of an answer. Larger than what a server puts into a frame, for a deadlock's cycle can be long.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// A connection to a server. Cheap to clone; it connects again by itself when it broke.
+/// Connections to the servers of one cluster. Cheap to clone; each connects again by itself when it broke.
 #[derive(Clone, Debug)]
 pub struct Client {
-    pub(super) channel: Channel,
     pub(super) parts: Arc<Parts>,
 }
 
 /// What a client and its sessions are made of.
 #[derive(Debug)]
 pub(super) struct Parts {
-    pub(super) address: String,
+    /// As they were given, and one by one.
+    given: String,
+    addresses: Vec<String>,
+    /// Which of them answered last: a hint, so `Relaxed`.
+    home: AtomicUsize,
+    channels: Channels,
+    /// Where the allocator's leader was last. Locked for a copy.
+    pub(super) leader: Mutex<Option<String>>,
+    /// The highest epoch that an answer named (L3). Alone: `Relaxed`.
+    pub(super) epoch: AtomicU64,
     pub(super) name: String,
     pub(super) call_timeout: Duration,
     pub(super) stop_time: Duration,
     pub(super) clock: Arc<dyn Clock>,
+}
+
+/// One server as a client sees it.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub(super) client: Client,
+    pub(super) address: Arc<str>,
+    pub(super) channel: Channel,
 }
 
 /// How a [`Client`] is made.
@@ -84,59 +103,63 @@ impl ClientBuilder {
         self
     }
 
-    /// Connects to `address`: `HOST:PORT` or `http://HOST:PORT`.
+    /// Connects to the first server that answers of `addresses`: `HOST:PORT` or `http://HOST:PORT`, several separated by commas.
     ///
     /// Fails with `InvalidArgument` for an address that is none, `Unavailable` if no server answers.
-    pub async fn connect(self, address: &str) -> Result<Client> {
-        let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-        let bad = || {
-            Error::new(ErrorKind::InvalidArgument, "the server's address is HOST:PORT or http://HOST:PORT")
-                .with("address", address)
-        };
-        if !url.starts_with("http://") {
-            return Err(bad());
+    pub async fn connect(self, addresses: &str) -> Result<Client> {
+        let given: Vec<String> =
+            addresses.split(',').map(str::trim).filter(|a| !a.is_empty()).map(Into::into).collect();
+        let mut endpoints = Vec::with_capacity(given.len());
+        for address in &given {
+            endpoints.push(endpoint(address, self.connect_timeout)?);
         }
-        let endpoint = Endpoint::from_shared(url).map_err(|e| bad().with_source(e))?;
-        let uri = endpoint.uri();
-        // A port that is no number in range would be taken for none, and none for that of the scheme.
-        let port_is_given =
-            !address.contains("://") || uri.authority().map(|authority| authority.as_str()) != uri.host();
-        if uri.host().is_none_or(str::is_empty) || (port_is_given && uri.port_u16().is_none_or(|port| port == 0)) {
-            return Err(bad());
+        if endpoints.is_empty() {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "the server's address is HOST:PORT or http://HOST:PORT",
+            )
+            .with("address", addresses));
         }
-        // A dead connection is noticed well within a promise, so that there is time to resume on a new one (P3).
-        let endpoint = endpoint
-            .connect_timeout(self.connect_timeout)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(Duration::from_secs(1))
-            .keep_alive_timeout(Duration::from_millis(1_500))
-            .keep_alive_while_idle(true);
-        let no_server = || {
+        let channels = Channels::new(self.connect_timeout);
+        let mut error =
             Error::new(ErrorKind::Unavailable, "no server answers: is it running, and is the address right?")
-                .with("address", address)
-        };
-        let channel = match tokio::time::timeout(self.connect_timeout, endpoint.connect()).await {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(e)) => return Err(no_server().with_source(e)),
-            Err(_) => return Err(no_server()),
-        };
+                .with("address", addresses);
+        let mut home = None;
+        for (n, endpoint) in endpoints.into_iter().enumerate() {
+            match tokio::time::timeout(self.connect_timeout, endpoint.connect()).await {
+                Ok(Ok(channel)) => {
+                    channels.insert(&given[n], channel);
+                    home = Some(n);
+                    break;
+                }
+                Ok(Err(e)) => error = error.with_source(e),
+                Err(_) => {}
+            }
+        }
+        let Some(home) = home else { return Err(error) };
         let parts = Parts {
-            address: address.to_owned(),
+            given: addresses.to_owned(),
+            addresses: given,
+            home: AtomicUsize::new(home),
+            channels,
+            leader: Mutex::new(None),
+            epoch: AtomicU64::new(0),
             name: self.name,
             call_timeout: self.call_timeout,
             stop_time: self.stop_time,
             clock: self.clock,
         };
-        Ok(Client { channel, parts: Arc::new(parts) })
+        Ok(Client { parts: Arc::new(parts) })
     }
 }
 
 impl Client {
-    /// Connects to `address`, `HOST:PORT` or `http://HOST:PORT`, with the defaults of [`ClientBuilder`].
+    /// Connects to the first server that answers of `addresses`: `HOST:PORT` or `http://HOST:PORT`, several separated by commas. With the
+    /// defaults of [`ClientBuilder`].
     ///
     /// Fails with `InvalidArgument` for an address that is none, `Unavailable` if no server answers.
-    pub async fn connect(address: &str) -> Result<Self> {
-        Self::builder().connect(address).await
+    pub async fn connect(addresses: &str) -> Result<Self> {
+        Self::builder().connect(addresses).await
     }
 
     /// A client with settings of its own.
@@ -144,7 +167,8 @@ impl Client {
         ClientBuilder::default()
     }
 
-    /// Opens a session whose locks are kept for `ttl` (the server's default if `None`) when the client falls silent.
+    /// Opens a session whose locks are kept for `ttl` (the server's default if `None`) when the client falls silent: at the server that
+    /// answered last, or else at the next of the addresses.
     ///
     /// Fails with `InvalidArgument` for a TTL that the server does not allow, `Unavailable` if no server answers, `ShuttingDown`,
     /// `LeaseLost` or `ResourceExhausted` as the server says.
@@ -152,22 +176,45 @@ impl Client {
     /// # Cancel safety
     /// A session that was opened for a dropped call lapses by its TTL.
     pub async fn session(&self, ttl: Option<Duration>) -> Result<Session> {
-        driver::open(self, ttl).await
+        let count = self.parts.addresses.len();
+        let first = self.parts.home.load(Ordering::Relaxed);
+        let mut tried = 0;
+        loop {
+            let at = (first + tried) % count;
+            let error = match Session::open(&self.node(&self.parts.addresses[at])?, ttl).await {
+                Ok(session) => {
+                    self.parts.home.store(at, Ordering::Relaxed);
+                    return Ok(session);
+                }
+                Err(e) => e,
+            };
+            tried += 1;
+            let elsewhere =
+                matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::ShuttingDown | ErrorKind::LeaseLost);
+            if !elsewhere || tried == count {
+                return Err(error);
+            }
+        }
     }
 
-    /// Validation of commits.
+    /// Validation of commits: calls go to the leader, wherever it is.
     pub fn allocator(&self) -> AllocatorClient {
         AllocatorClient::new(self)
     }
 
-    /// What operators see.
+    /// What operators see of the server that answered last.
     pub fn admin(&self) -> AdminClient {
-        AdminClient::new(self)
+        AdminClient::new(self.home())
     }
 
-    /// The address that was connected to, as it was given.
+    /// What operators see of the server at `address`. Fails with `InvalidArgument` for an address that is none.
+    pub fn admin_at(&self, address: &str) -> Result<AdminClient> {
+        Ok(AdminClient::new(self.node(address)?))
+    }
+
+    /// The addresses, as they were given.
     pub fn address(&self) -> &str {
-        &self.parts.address
+        &self.parts.given
     }
 
     /// The clock by which guards are counted.
@@ -175,6 +222,26 @@ impl Client {
         &self.parts.clock
     }
 
+    /// The server at `address`, connected when it is first called.
+    pub(super) fn node(&self, address: &str) -> Result<Node> {
+        Ok(Node { channel: self.parts.channels.to(address)?, client: self.clone(), address: address.into() })
+    }
+
+    /// The server that answered last.
+    pub(super) fn home(&self) -> Node {
+        let address = &self.parts.addresses[self.parts.home.load(Ordering::Relaxed)];
+        self.node(address).expect("addresses were looked at when they were given")
+    }
+
+    /// Every address that was given, that of the server that answered last first.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = &str> + Clone {
+        let first = self.parts.home.load(Ordering::Relaxed);
+        let all = &self.parts.addresses;
+        all[first..].iter().chain(&all[..first]).map(String::as_str)
+    }
+}
+
+impl Node {
     pub(super) fn locks_client(&self) -> crate::proto::locks_client::LocksClient<Channel> {
         crate::proto::locks_client::LocksClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
@@ -184,7 +251,7 @@ impl Client {
         &self,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) -> Result<T> {
-        match tokio::time::timeout(self.parts.call_timeout, call).await {
+        match tokio::time::timeout(self.client.parts.call_timeout, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(crate::convert::from_status(&status)),
             Err(_) => Err(self.no_answer()),
@@ -193,6 +260,6 @@ impl Client {
 
     pub(super) fn no_answer(&self) -> Error {
         Error::new(ErrorKind::Unavailable, "the server did not answer in time: it may be stopped or overloaded")
-            .with("address", &self.parts.address)
+            .with("address", &self.address)
     }
 }

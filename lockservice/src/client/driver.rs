@@ -1,7 +1,7 @@
 //! The task behind a session: reads answers, renews, connects again.
 
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lockservice_core::clock::Time;
@@ -9,9 +9,9 @@ use lockservice_core::{Advice, Error, ErrorKind, NodeName, Nonce, Result, Servic
 use tokio::sync::{Semaphore, watch};
 use tonic::Streaming;
 
-use super::Client;
+use super::connect::Node;
 use super::outbox::{Answered, Outbox};
-use super::session::{Closing, Handle, Info, Session, Shared, guard_ended};
+use super::place::{Closing, Handle, Info, Shared, guard_ended};
 use super::stream::Requests;
 use crate::convert::{error_from_proto, from_status, millis_up};
 use crate::proto;
@@ -42,14 +42,15 @@ enum End {
     Over,
 }
 
-pub(super) async fn open(client: &Client, ttl: Option<Duration>) -> Result<Session> {
+/// Opens a session at one node.
+pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handle>> {
     let outbox = Arc::new(Outbox::default());
     let hello = proto::Hello {
         ttl_ms: ttl.map_or(0, |ttl| millis_up(ttl).max(1)),
-        name: client.parts.name.clone(),
+        name: node.client.parts.name.clone(),
         ..proto::Hello::default()
     };
-    let connected = connect(client, &outbox, hello).await?;
+    let connected = connect(node, &outbox, hello).await?;
     let welcome = &connected.welcome;
     let info = Info {
         session: SessionId::new(welcome.session),
@@ -62,7 +63,8 @@ pub(super) async fn open(client: &Client, ttl: Option<Duration>) -> Result<Sessi
     };
     let permits = usize::try_from(welcome.ops_max).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS);
     let shared = Arc::new(Shared {
-        client: client.clone(),
+        node: node.clone(),
+        span: OnceLock::new(),
         outbox,
         info,
         guard: watch::Sender::new(Time::ZERO),
@@ -72,21 +74,21 @@ pub(super) async fn open(client: &Client, ttl: Option<Duration>) -> Result<Sessi
     });
     begin(&shared, &connected);
     tokio::spawn(run(Arc::clone(&shared), connected));
-    Ok(Session { handle: Arc::new(Handle { shared }) })
+    Ok(Arc::new(Handle { shared }))
 }
 
 /// Opens a stream and greets.
-async fn connect(client: &Client, outbox: &Arc<Outbox>, hello: proto::Hello) -> Result<Connected> {
+async fn connect(node: &Node, outbox: &Arc<Outbox>, hello: proto::Hello) -> Result<Connected> {
     let number = outbox.new_stream();
     let op = proto::ClientOp { id: HELLO_ID, op: Some(proto::client_op::Op::Hello(hello)) };
     let requests = Requests {
         outbox: Arc::clone(outbox),
-        clock: Arc::clone(client.clock()),
+        clock: Arc::clone(node.client.clock()),
         number,
         hello: Some(proto::ClientFrame { ops: vec![op] }),
     };
-    let sent = client.clock().now();
-    let mut wire = client.locks_client();
+    let sent = node.client.clock().now();
+    let mut wire = node.locks_client();
     let greeted = async {
         let mut answers = wire.session(requests).await.map_err(|status| from_status(&status))?.into_inner();
         let frame = answers.message().await.map_err(|status| from_status(&status))?;
@@ -95,24 +97,20 @@ async fn connect(client: &Client, outbox: &Arc<Outbox>, hello: proto::Hello) -> 
             Some(Answer::Welcome(welcome)) => Ok(Connected { answers, welcome, sent }),
             Some(Answer::Error(error)) => Err(error_from_proto(error)),
             _ => Err(Error::new(ErrorKind::Unavailable, "the server did not greet: is it a lockservice?")
-                .with("address", client.address())),
+                .with("address", &node.address)),
         }
     };
-    match tokio::time::timeout(client.parts.call_timeout, greeted).await {
+    match tokio::time::timeout(node.client.parts.call_timeout, greeted).await {
         Ok(result) => result,
-        Err(_) => Err(client.no_answer()),
+        Err(_) => Err(node.no_answer()),
     }
 }
 
 /// Takes a welcome into account and lets the outbox go.
 fn begin(shared: &Shared, connected: &Connected) {
     let promise = connected.welcome.promise.unwrap_or_default();
-    renewed(shared, connected.sent, Duration::from_millis(promise.guard_ms));
+    shared.renewed(connected.sent, Duration::from_millis(promise.guard_ms));
     shared.outbox.open(shared.info.message_bytes_max);
-}
-
-fn renewed(shared: &Shared, sent: Time, promised: Duration) {
-    shared.guard.send_replace(shared.guard_ends(sent, promised));
 }
 
 async fn run(shared: Arc<Shared>, mut connected: Connected) {
@@ -189,7 +187,7 @@ async fn serve(shared: &Shared, connected: Connected) -> End {
                     match shared.outbox.answer(op.id, answer, || shared.check()) {
                         Answered::Settled => {}
                         Answered::Renewed(sent, promised) => {
-                            renewed(shared, sent, promised);
+                            shared.renewed(sent, promised);
                             next_renewal = sent + interval(promised);
                             tick.as_mut().reset(tokio::time::Instant::now());
                         }
@@ -202,7 +200,7 @@ async fn serve(shared: &Shared, connected: Connected) -> End {
             }
             () = tick.as_mut() => {
                 // Timers only wake; the clock decides.
-                let now = shared.client.clock().now();
+                let now = shared.node.client.clock().now();
                 let guard = *shared.guard.borrow();
                 if now >= guard {
                     // P2. The stream stays, so that what is released still gets there.
@@ -232,7 +230,7 @@ async fn serve(shared: &Shared, connected: Connected) -> End {
 async fn resume(shared: &Shared) -> Option<Connected> {
     let mut backoff = BACKOFF.0;
     loop {
-        let now = shared.client.clock().now();
+        let now = shared.node.client.clock().now();
         let guard = *shared.guard.borrow();
         if now >= guard {
             shared.lose(guard_ended());
@@ -240,12 +238,12 @@ async fn resume(shared: &Shared) -> Option<Connected> {
         }
         let hello = proto::Hello {
             ttl_ms: millis_up(shared.info.ttl),
-            name: shared.client.parts.name.clone(),
+            name: shared.node.client.parts.name.clone(),
             session: shared.info.session.get(),
             service: shared.info.service.get(),
         };
         let left = guard.remaining(now).min(TICK_MAX);
-        let error = match tokio::time::timeout(left, connect(&shared.client, &shared.outbox, hello)).await {
+        let error = match tokio::time::timeout(left, connect(&shared.node, &shared.outbox, hello)).await {
             Ok(Ok(connected)) => {
                 begin(shared, &connected);
                 return Some(connected);

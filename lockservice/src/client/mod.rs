@@ -26,13 +26,23 @@
 //!
 //! The **guard** of the locks ends at lo(promise) after the send of the last acknowledged renewal, less the time that the
 //! protected work needs to stop (P2). From then on the session is lost, whatever the server may still say.
+//!
+//! # Several nodes
+//! A lock table is owned by one node, and a session belongs to one node (T5). So a [`Session`] spans nodes: the one where it was opened, and
+//! each where one of its transactions was sent because the owner of its table is there. A transaction lives on exactly one of
+//! them: it moves while it holds nothing, and fails with `SpansNodes` if it would have to hold locks at two. A lock rests on
+//! the promise of the node where it is (P1, P2): [`LockGuard::guard`] and [`LockGuard::lost`] tell of that one alone, [`Session::guard`] and
+//! [`Session::lost`] of all that are in use, so that watching the session is enough. Closing the session closes it everywhere.
 
 mod admin;
 mod allocator;
 mod connect;
 mod driver;
+mod follow;
 mod outbox;
+mod place;
 mod session;
+mod span;
 mod stream;
 mod txn;
 

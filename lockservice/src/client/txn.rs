@@ -9,12 +9,14 @@ use lockservice_core::allocator::Bind;
 use lockservice_core::clock::Time;
 use lockservice_core::service::{Granted, LockSpec, TxnOptions};
 use lockservice_core::table::{Grant, WaitPolicy};
-use lockservice_core::{Error, ErrorKind, FencingToken, LockItem, Result, TableRef, TxnId};
+use lockservice_core::{Error, ErrorKind, FencingToken, LockItem, NodeName, Result, TableRef, TxnId};
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
+use super::follow;
 use super::outbox::{Begun, CallId};
-use super::session::Handle;
+use super::place::{Handle, Shared};
+use super::span::{Span, Stay};
 use crate::convert::{items_to_proto, lock_spec_to_proto};
 use crate::proto;
 
@@ -23,35 +25,77 @@ use crate::proto;
 const ANSWER_GRACE: Duration = Duration::from_millis(100);
 
 /// A transaction of a session. Dropping it ends it.
+///
+/// It lives on one node: the owner of the table in which its first lock was granted (T5).
 #[derive(Debug)]
 #[must_use = "a transaction that is dropped has ended"]
 pub struct Txn {
-    handle: Arc<Handle>,
-    begun: Begun,
-    id: Mutex<Option<TxnId>>,
+    pub(super) span: Arc<Span>,
+    options: TxnOptions,
+    /// Locked for a look or a change, together with nothing.
+    seat: Mutex<Seat>,
     ended: bool,
 }
 
+/// Where a transaction is.
+#[derive(Debug)]
+struct Seat {
+    handle: Arc<Handle>,
+    begun: Arc<Begun>,
+    id: Option<TxnId>,
+    /// Lock calls that have not been answered.
+    under_way: usize,
+    /// True once a lock was granted, or may have been: then it stays.
+    holds: bool,
+    /// While it holds something at another node than the home.
+    stay: Option<Stay>,
+}
+
 impl Txn {
-    pub(super) fn new(handle: Arc<Handle>, options: TxnOptions) -> Self {
-        Self { handle, begun: Begun::new(options), id: Mutex::new(None), ended: false }
+    pub(super) fn new(span: Arc<Span>, options: TxnOptions) -> Self {
+        let seat = Seat {
+            handle: Arc::clone(&span.home),
+            begun: Arc::new(Begun::new(options.clone())),
+            id: None,
+            under_way: 0,
+            holds: false,
+            stay: None,
+        };
+        Self { span, options, seat: Mutex::new(seat), ended: false }
     }
 
-    /// Locks all items of `spec`, or none.
+    /// Locks all items of `spec`, or none: at the table's owner, to which a transaction that holds nothing moves (T5).
     ///
     /// The time-out counts from this call, over everything that it waits for: a place among the calls that the server allows under way, a
-    /// connection, the locks. Only the server's own word that time is up, which says more, may take a tenth of a second longer.
+    /// connection, the table's owner, the locks. Only the server's own word that time is up, which says more, may take a tenth of a second
+    /// longer. While the owner cannot be reached a call that may wait goes on trying, for a minute if it has no time-out.
     ///
     /// # Errors
     /// `Conflict`, `Timeout`: not to be had now. `Deadlock`, `BindChanged`, `TxnNotFound`: end this transaction and start anew.
-    /// `SessionLost`, `LeaseLost`, `ShuttingDown`: stop the protected work. `Rebinding`: the table's last owner may still be at
-    /// work; try again after the time given. `InvalidArgument`, `ResourceExhausted`: ask for something else, or less.
+    /// `SpansNodes`: the transaction holds locks at another node than the table's owner; end it, and lock the tables of the two nodes in
+    /// transactions of their own. `SessionLost`, `LeaseLost`, `ShuttingDown`: stop the protected work. `Rebinding`: the table's last
+    /// owner may still be at work; try again after the time given. `InvalidArgument`, `ResourceExhausted`: ask for something else, or less.
     ///
     /// # Cancel safety
     /// Dropping the call takes the request back: nothing that it asked for may be relied on, whether it was granted in that moment
     /// or not, and everything that it added is released. What the transaction held before stays.
     pub async fn lock(&self, spec: LockSpec) -> Result<Grant> {
-        let shared = &self.handle.shared;
+        let clock = self.span.home.shared.node.client.clock();
+        let deadline = spec.timeout.map(|timeout| clock.now() + timeout);
+        // Rarely needed, and large.
+        if let Some(address) = self.span.owner_of(&spec.table) {
+            Box::pin(follow::go_to_last_owner(self, &spec.table, &address)).await;
+        }
+        match self.try_lock(&spec, deadline).await {
+            Err(e) if follow::helps(self, &e) => Box::pin(follow::lock(self, &spec, deadline, e)).await,
+            outcome => outcome,
+        }
+    }
+
+    /// Locks where the transaction is.
+    pub(super) async fn try_lock(&self, spec: &LockSpec, deadline: Option<Time>) -> Result<Grant> {
+        let turn = Turn::begin(self);
+        let shared = &turn.handle.shared;
         shared.check()?;
         // Two bytes and a key's first: not worth encoding if even that is too much.
         if spec.items.len().saturating_mul(3) > shared.info.message_bytes_max {
@@ -61,12 +105,11 @@ impl Txn {
             )
             .with("keys", spec.items.len()));
         }
-        let deadline = spec.timeout.map(|timeout| shared.client.clock().now() + timeout);
-        let permit = self.permit(spec.wait, deadline).await?;
+        let permit = permit(shared, spec.wait, deadline).await?;
         // It may have been waited for.
         shared.check()?;
-        let (call, answer) = shared.outbox.lock(&self.begun, lock_spec_to_proto(&spec), deadline, permit)?;
-        let mut call = Call { txn: self, call: Some(call), answer };
+        let (call, answer) = shared.outbox.lock(&turn.begun, lock_spec_to_proto(spec), deadline, permit)?;
+        let mut call = Call { shared, call: Some(call), answer };
         let result = tokio::select! {
             biased;
             answer = &mut call.answer => answer.unwrap_or_else(|_| Err(shared.why_lost())),
@@ -82,33 +125,49 @@ impl Txn {
         }
         call.settle();
         let granted = result?;
-        *self.id.lock() = Some(granted.txn);
+        turn.granted(granted.txn);
         Ok(granted.grant)
     }
 
-    /// A place among the calls that the server allows under way.
-    async fn permit(&self, wait: WaitPolicy, deadline: Option<Time>) -> Result<OwnedSemaphorePermit> {
-        const FULL: &str = "as many calls are under way in this session as the server allows";
-        let shared = &self.handle.shared;
-        if let Ok(permit) = Arc::clone(&shared.locks).try_acquire_owned() {
-            return Ok(permit);
-        }
-        if wait == WaitPolicy::NoWait {
-            return Err(Error::new(
-                ErrorKind::ResourceExhausted,
-                format!("{FULL}: wait for answers, or open another session"),
-            ));
-        }
-        let mut lost = shared.lost.subscribe();
-        tokio::select! {
-            biased;
-            permit = Arc::clone(&shared.locks).acquire_owned() => permit.map_err(|_| shared.why_lost()),
-            // Nobody may come back to give one up.
-            _ = lost.wait_for(Option::is_some) => Err(shared.why_lost()),
-            () = shared.past(deadline) => {
-                Err(timed_out(&format!("{FULL}, and none ended within the time-out: try again, or allow more time")))
+    /// Moves to the node of `handle`, unless something is or may yet be held where it is. True if it is there then.
+    pub(super) fn move_to(&self, handle: &Arc<Handle>) -> bool {
+        let next = Seat {
+            handle: Arc::clone(handle),
+            begun: Arc::new(Begun::new(self.options.clone())),
+            id: None,
+            under_way: 0,
+            holds: false,
+            stay: None,
+        };
+        let left = {
+            let mut seat = self.seat.lock();
+            if Arc::ptr_eq(&seat.handle, handle) {
+                return true;
             }
-        }
+            if seat.holds || seat.under_way > 0 {
+                return false;
+            }
+            std::mem::replace(&mut *seat, next)
+        };
+        // Nobody waits for the answer: it holds nothing.
+        drop(left.handle.shared.outbox.end(&left.begun, None));
+        true
+    }
+
+    fn place(&self) -> (Arc<Handle>, Arc<Begun>) {
+        let seat = self.seat.lock();
+        (Arc::clone(&seat.handle), Arc::clone(&seat.begun))
+    }
+
+    /// Where the transaction is.
+    pub(super) fn handle(&self) -> Arc<Handle> {
+        Arc::clone(&self.seat.lock().handle)
+    }
+
+    /// True if it may move.
+    pub(super) fn is_free(&self) -> bool {
+        let seat = self.seat.lock();
+        !seat.holds && seat.under_way == 0
     }
 
     /// Releases chosen items, exactly as they were locked; those not held are ignored.
@@ -124,8 +183,9 @@ impl Txn {
             ranges,
             ..proto::UnlockOp::default()
         };
-        match self.handle.shared.outbox.unlock(&self.begun, op) {
-            Ok(answer) => Ended::waiting(&self.handle, answer),
+        let (handle, begun) = self.place();
+        match handle.shared.outbox.unlock(&begun, op) {
+            Ok(answer) => Ended::waiting(&handle, answer),
             Err(e) => Ended(EndedState::Ready(Some(Err(e)))),
         }
     }
@@ -135,34 +195,119 @@ impl Txn {
     /// The release is sent when this is called; waiting for the answer is optional.
     pub fn end(mut self, commit_ts: Option<u64>) -> Ended {
         self.ended = true;
-        match self.handle.shared.outbox.end(&self.begun, commit_ts) {
-            Some(answer) => Ended::waiting(&self.handle, answer),
+        let (handle, begun) = self.place();
+        match handle.shared.outbox.end(&begun, commit_ts) {
+            Some(answer) => Ended::waiting(&handle, answer),
             None => Ended(EndedState::Ready(Some(Ok(())))),
         }
     }
 
     /// The transaction's id, known once a lock was granted.
     pub fn id(&self) -> Option<TxnId> {
-        *self.id.lock()
+        self.seat.lock().id
+    }
+
+    /// The node where it is: settled once a lock was granted.
+    pub fn node(&self) -> NodeName {
+        self.seat.lock().handle.shared.info.node.clone()
+    }
+
+    /// As [`Session::lost`](super::Session::lost), of the node where the transaction is. Cancel safe.
+    pub async fn lost(&self) -> Error {
+        let handle = self.handle();
+        handle.shared.lost().await
+    }
+
+    /// The reason why the session is lost at the node where the transaction is, if it is.
+    pub fn lost_now(&self) -> Option<Error> {
+        self.seat.lock().handle.shared.lost.borrow().clone()
+    }
+
+    /// As [`Session::guard_deadline`](super::Session::guard_deadline), of the node where the transaction is.
+    pub fn guard_deadline(&self) -> Time {
+        *self.seat.lock().handle.shared.guard.borrow()
+    }
+
+    /// As [`Session::guard`](super::Session::guard), of the node where the transaction is.
+    pub fn guard(&self) -> watch::Receiver<Time> {
+        self.seat.lock().handle.shared.guard.subscribe()
     }
 }
 
 impl Drop for Txn {
     fn drop(&mut self) {
         if !self.ended {
+            let (handle, begun) = self.place();
             // Nobody waits for the answer.
-            drop(self.handle.shared.outbox.end(&self.begun, None));
+            drop(handle.shared.outbox.end(&begun, None));
         }
     }
 }
 
-fn timed_out(message: &str) -> Error {
+/// A place among the calls that the server allows under way.
+async fn permit(shared: &Shared, wait: WaitPolicy, deadline: Option<Time>) -> Result<OwnedSemaphorePermit> {
+    const FULL: &str = "as many calls are under way in this session as the server allows";
+    if let Ok(permit) = Arc::clone(&shared.locks).try_acquire_owned() {
+        return Ok(permit);
+    }
+    if wait == WaitPolicy::NoWait {
+        return Err(Error::new(
+            ErrorKind::ResourceExhausted,
+            format!("{FULL}: wait for answers, or open another session"),
+        ));
+    }
+    let mut lost = shared.lost.subscribe();
+    tokio::select! {
+        biased;
+        permit = Arc::clone(&shared.locks).acquire_owned() => permit.map_err(|_| shared.why_lost()),
+        // Nobody may come back to give one up.
+        _ = lost.wait_for(Option::is_some) => Err(shared.why_lost()),
+        () = shared.past(deadline) => {
+            Err(timed_out(&format!("{FULL}, and none ended within the time-out: try again, or allow more time")))
+        }
+    }
+}
+
+pub(super) fn timed_out(message: &str) -> Error {
     Error::new(ErrorKind::Timeout, message)
 }
 
-/// A lock call under way: taken back if it is dropped before its answer was taken.
-struct Call<'a> {
+/// A lock call of a transaction: while it is under way the transaction stays where it is.
+struct Turn<'a> {
     txn: &'a Txn,
+    handle: Arc<Handle>,
+    begun: Arc<Begun>,
+}
+
+impl<'a> Turn<'a> {
+    fn begin(txn: &'a Txn) -> Self {
+        let mut seat = txn.seat.lock();
+        seat.under_way += 1;
+        Self { txn, handle: Arc::clone(&seat.handle), begun: Arc::clone(&seat.begun) }
+    }
+
+    fn granted(&self, id: TxnId) {
+        let first = {
+            let mut seat = self.txn.seat.lock();
+            seat.id = Some(id);
+            !std::mem::replace(&mut seat.holds, true)
+        };
+        // Before the caller knows of the grant: from then on the session's guard is at most that of this node.
+        if first && let Some(stay) = self.txn.span.stay(&self.handle) {
+            self.txn.seat.lock().stay = Some(stay);
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.txn.seat.lock().under_way -= 1;
+    }
+}
+
+/// A lock request that was handed in: taken back if it is dropped before its answer was taken.
+struct Call<'a> {
+    shared: &'a Shared,
     call: Option<CallId>,
     answer: oneshot::Receiver<Result<Granted>>,
 }
@@ -170,7 +315,7 @@ struct Call<'a> {
 impl Call<'_> {
     fn settle(&mut self) {
         if let Some(call) = self.call.take() {
-            self.txn.handle.shared.outbox.settle(call);
+            self.shared.outbox.settle(call);
         }
     }
 }
@@ -178,7 +323,7 @@ impl Call<'_> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         if let Some(call) = self.call {
-            self.txn.handle.shared.outbox.undo(call);
+            self.shared.outbox.undo(call);
         }
     }
 }
@@ -244,6 +389,26 @@ impl LockGuard {
     /// The transaction that holds the locks.
     pub fn txn(&self) -> &Txn {
         &self.txn
+    }
+
+    /// As [`Session::lost`](super::Session::lost), of the node where the locks are. Cancel safe.
+    pub async fn lost(&self) -> Error {
+        self.txn.lost().await
+    }
+
+    /// The reason why the locks are lost, if they are.
+    pub fn lost_now(&self) -> Option<Error> {
+        self.txn.lost_now()
+    }
+
+    /// Until when, by the client's clock, the locks are safe (P2): the guard of the node where they are.
+    pub fn guard_deadline(&self) -> Time {
+        self.txn.guard_deadline()
+    }
+
+    /// The guard's deadline as it changes.
+    pub fn guard(&self) -> watch::Receiver<Time> {
+        self.txn.guard()
     }
 
     /// Releases the locks. Sent at once; waiting for the answer is optional.

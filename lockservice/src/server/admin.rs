@@ -135,6 +135,11 @@ impl proto::admin_server::Admin for AdminApi {
         Ok(self.send(place, waits, convert::wait_status_to_proto))
     }
 
+    async fn get_node(&self, _request: Request<proto::GetNodeRequest>) -> Result<Response<proto::NodeInfo>, Status> {
+        let service = self.host()?.current();
+        Ok(Response::new(proto::NodeInfo { node: service.node().to_string(), service: service.id().get() }))
+    }
+
     async fn list_binds(
         &self,
         _request: Request<proto::ListBindsRequest>,

@@ -119,6 +119,7 @@ async fn next(parts: &ServiceParts, last: &LockService) -> Result<LockService> {
 }
 
 /// True for an error that time may cure, without anybody's doing: no leader is known, or the store does not answer.
+#[cfg(any(feature = "cli", test))]
 pub(crate) fn may_pass(error: &Error) -> bool {
     matches!(
         error.kind(),
@@ -160,5 +161,42 @@ pub(crate) async fn start_patiently(
         say(&error);
         // The timer only wakes: whether the name is free is decided by the allocator's clock.
         tokio::time::sleep(time).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use lockservice_core::NodeName;
+    use lockservice_core::allocator::{AllocatorSettings, ElectedAllocator};
+    use lockservice_core::clock::SystemClock;
+    use lockservice_core::testing::SharedStore;
+
+    use super::*;
+    use crate::peers::Patience;
+
+    #[tokio::test]
+    async fn the_name_of_a_process_that_died_is_waited_for_and_that_of_one_that_lives_is_not_to_be_had() {
+        let name = NodeName::new("n").expect("a name");
+        let mut settings = AllocatorSettings::default();
+        settings.constants.lease_ttl_ms = 1_000;
+        let store = Arc::new(SharedStore::new());
+        let (clock, none) =
+            (Arc::new(SystemClock), Arc::new(crate::peers::GrpcPeers::new(Patience::for_lease(Duration::ZERO))));
+        let allocator =
+            ElectedAllocator::start(store, clock, settings, name.clone(), "n:1", none).expect("valid settings");
+        let parts = ServiceParts::new(allocator, Arc::new(SystemClock), name);
+        // Dropped without a word, it renews no more.
+        drop(LockService::start(parts.clone()).await.expect("a free name"));
+        let said = std::cell::Cell::new(0);
+        let say = |e: &Error| {
+            assert!(e.kind() == ErrorKind::NameInUse && e.retry_after().is_some(), "{e:?}");
+            said.set(said.get() + 1);
+        };
+        let lives = start_patiently(&parts, may_pass, say).await.expect("its lease has run out");
+        assert!((1..=NAME_WAITS_MAX).contains(&said.replace(0)));
+        let error = start_patiently(&parts, may_pass, say).await.expect_err("it lives");
+        assert_eq!((error.kind(), said.get()), (ErrorKind::NameInUse, NAME_WAITS_MAX));
+        assert!(lives.sealed().now_or_never().is_none(), "the other was left alone");
     }
 }

@@ -27,6 +27,7 @@ use tonic_health::server::HealthReporter;
 use crate::proto;
 
 pub use self::host::ServiceHost;
+#[cfg(feature = "cli")]
 pub(crate) use self::host::{may_pass, start_patiently};
 
 /// Limits of the server.

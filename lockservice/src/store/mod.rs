@@ -69,7 +69,8 @@ pub fn is_volatile(url: &str) -> bool {
 
 /// True if several nodes can share what this URL names.
 pub fn is_shared(url: &str) -> bool {
-    matches!(url.split(':').next(), Some("postgres" | "postgresql" | "redis" | "rediss"))
+    let scheme = url.split(':').next().unwrap_or_default();
+    matches!(scheme, "postgres" | "postgresql") || scheme.starts_with("redis")
 }
 
 #[cfg(feature = "file")]

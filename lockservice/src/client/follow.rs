@@ -1,0 +1,143 @@
+//! Following a table to its owner (T5).
+//!
+//! A server that does not own a table answers `NotOwner` with the owner's address. The transaction then moves there if it holds nothing:
+//! it is ended where it was and begins again, under a session that is opened there and kept. If it holds something the call fails with
+//! `SpansNodes`, and the owner is remembered, so that the next transaction which begins with that table begins there.
+//!
+//! After three hops the leader's allocator is asked who owns the table. An owner that cannot be reached keeps its tables until its lease
+//! has run out: a call that may wait goes back to the home and asks again, until its time is up or somebody owns the table who can be reached.
+
+use std::time::Duration;
+
+use lockservice_core::allocator::BindState;
+use lockservice_core::clock::Time;
+use lockservice_core::service::LockSpec;
+use lockservice_core::table::{Grant, WaitPolicy};
+use lockservice_core::{Detail, Error, ErrorKind, Result, ServiceId, TableRef};
+
+use super::Txn;
+use super::txn::timed_out;
+
+/// How many answers are followed before the leader is asked.
+const HOPS_MAX: usize = 3;
+/// How long a call without a time-out goes on looking for an owner that can be reached.
+const LOOK_MAX: Duration = Duration::from_secs(60);
+/// First and longest pause between two rounds.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+
+/// Begins at the node that owned `table` when it was last asked for, if nothing speaks against it.
+pub(super) async fn go_to_last_owner(txn: &Txn, table: &TableRef, address: &str) {
+    if !txn.is_free() {
+        return;
+    }
+    match txn.span.at(address, None).await {
+        // False if something was granted meanwhile: it stays.
+        Ok(handle) => drop(txn.move_to(&handle)),
+        // Whoever is asked instead knows more.
+        Err(_) => txn.span.set_owner(table, None),
+    }
+}
+
+/// True if a call that failed with `error` may succeed elsewhere.
+pub(super) fn helps(txn: &Txn, error: &Error) -> bool {
+    if error.kind() == ErrorKind::NotOwner {
+        return error.owner().is_some_and(|address| !address.is_empty());
+    }
+    // The node was left while nothing was held there.
+    unreachable(error) && txn.is_free() && !std::ptr::eq(&*txn.handle(), &*txn.span.home)
+}
+
+fn unreachable(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Unavailable | ErrorKind::ShuttingDown | ErrorKind::SessionLost | ErrorKind::LeaseLost
+    )
+}
+
+/// Goes on with a lock call that failed with `error`, which [`helps`].
+pub(super) async fn lock(txn: &Txn, spec: &LockSpec, deadline: Option<Time>, error: Error) -> Result<Grant> {
+    let span = &txn.span;
+    let clock = span.home.shared.node.client.clock();
+    let give_up = deadline.unwrap_or(clock.now() + LOOK_MAX);
+    let (mut error, mut hops, mut pause) = (error, 0, PAUSE.0);
+    loop {
+        let mut owner = owner(&error);
+        if owner.is_some() {
+            hops += 1;
+        }
+        if hops > HOPS_MAX {
+            hops = 0;
+            owner = ask_leader(txn, &spec.table).await;
+        }
+        let went = match &owner {
+            Some((address, service)) => {
+                span.set_owner(&spec.table, Some(address));
+                if !txn.is_free() {
+                    return Err(spans_nodes(txn, spec, address));
+                }
+                match tokio::time::timeout(give_up.remaining(clock.now()), span.at(address, *service)).await {
+                    Ok(Ok(handle)) if txn.move_to(&handle) => Ok(()),
+                    Ok(Ok(_)) => return Err(spans_nodes(txn, spec, address)),
+                    Ok(Err(e)) if unreachable(&e) => Err(not_reached(ErrorKind::Unavailable, address).with_source(e)),
+                    Ok(Err(e)) => return Err(e),
+                    Err(_) => Err(not_reached(ErrorKind::Timeout, address)),
+                }
+            }
+            // Its node was lost while it held nothing there: the home knows who owns the table now.
+            None if error.kind() != ErrorKind::NotOwner && txn.move_to(&span.home) => Ok(()),
+            None => Err(error.clone()),
+        };
+        if let Err(e) = went {
+            span.set_owner(&spec.table, None);
+            let home = txn.move_to(&span.home) && span.home.shared.check().is_ok();
+            if spec.wait != WaitPolicy::Wait || e.kind() == ErrorKind::Timeout || !home {
+                return Err(e);
+            }
+            if clock.now() + pause >= give_up {
+                return Err(timed_out(
+                    "the table's owner could not be reached within the time-out of the lock: try again",
+                )
+                .with_source(e));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        } else if hops > 1 {
+            // Two servers that each name the other must not be asked all the time.
+            tokio::time::sleep(PAUSE.0).await;
+        }
+        match txn.try_lock(spec, deadline).await {
+            Ok(grant) => return Ok(grant),
+            Err(e) if helps(txn, &e) && clock.now() < give_up => error = e,
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn owner(error: &Error) -> Option<(String, Option<ServiceId>)> {
+    match error.detail() {
+        Some(Detail::Owner { service, address, .. }) => Some((address.clone(), Some(*service))),
+        _ => None,
+    }
+}
+
+/// Who owns `table`, if the leader knows somebody who does.
+async fn ask_leader(txn: &Txn, table: &TableRef) -> Option<(String, Option<ServiceId>)> {
+    let bind = txn.span.home.shared.node.client.allocator().latest(table).await.ok()??;
+    (bind.state == BindState::Bound && !bind.address.is_empty()).then_some((bind.address, Some(bind.bind.owner)))
+}
+
+fn not_reached(kind: ErrorKind, address: &str) -> Error {
+    Error::new(kind, "the table's owner cannot be reached: try again, it has the table until its lease has run out")
+        .with("owner", address)
+}
+
+fn spans_nodes(txn: &Txn, spec: &LockSpec, address: &str) -> Error {
+    Error::new(
+        ErrorKind::SpansNodes,
+        "another node owns this table than the one where the transaction is, and a transaction lives on one node: end it, and lock \
+         the tables of the two nodes in transactions of their own",
+    )
+    .with("table", &spec.table)
+    .with("owner", address)
+    .with("node", txn.node())
+}

@@ -1,0 +1,176 @@
+//! A session at one node.
+
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use lockservice_core::clock::{Time, lo};
+use lockservice_core::{Error, ErrorKind, NodeName, Nonce, Result, ServiceId, SessionId};
+use tokio::sync::{Semaphore, watch};
+
+use super::connect::Node;
+use super::outbox::Outbox;
+use super::span::Span;
+use crate::proto;
+
+/// Dropped with the last user of a session.
+#[derive(Debug)]
+pub(super) struct Handle {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.closing.send_if_modified(|closing| {
+            let first = *closing == Closing::No;
+            if first {
+                *closing = Closing::Dropped;
+            }
+            first
+        });
+    }
+}
+
+/// Whether the session is to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Closing {
+    No,
+    /// Nobody uses it any more: the driver gives it up.
+    Dropped,
+    /// It was given up.
+    Closed,
+}
+
+/// What the handles and the driver of a session share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) node: Node,
+    /// What spans it; not set while it is being opened.
+    pub(super) span: OnceLock<Weak<Span>>,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) info: Info,
+    pub(super) guard: watch::Sender<Time>,
+    pub(super) lost: watch::Sender<Option<Error>>,
+    pub(super) closing: watch::Sender<Closing>,
+    /// One permit for each lock operation that the server allows under way.
+    pub(super) locks: Arc<Semaphore>,
+}
+
+/// What the server said of the session when it was opened.
+#[derive(Clone, Debug)]
+pub(super) struct Info {
+    pub(super) session: SessionId,
+    pub(super) service: ServiceId,
+    pub(super) nonce: Nonce,
+    pub(super) node: NodeName,
+    pub(super) ttl: Duration,
+    pub(super) message_bytes_max: usize,
+    pub(super) volatile: bool,
+}
+
+impl Shared {
+    /// Counts a promise of raw length `promised`, from the send of its request (P2).
+    pub(super) fn guard_ends(&self, sent: Time, promised: Duration) -> Time {
+        sent + lo(promised).saturating_sub(self.node.client.parts.stop_time)
+    }
+
+    /// Fails if the session is lost, or its guard is over by the clock, whoever else has noticed yet (P2).
+    pub(super) fn check(&self) -> Result<()> {
+        if let Some(why) = &*self.lost.borrow() {
+            return Err(why.clone());
+        }
+        if self.node.client.clock().now() >= *self.guard.borrow() {
+            return Err(guard_ended());
+        }
+        Ok(())
+    }
+
+    /// Marks the session lost. The first reason stays.
+    pub(super) fn lose(&self, why: Error) {
+        let why = if why.advice() == lockservice_core::Advice::NewSession {
+            why
+        } else {
+            Error::new(ErrorKind::SessionLost, "the session cannot go on: stop the protected work and open a new one")
+                .with_source(why)
+        };
+        let first = self.lost.send_if_modified(|lost| {
+            let first = lost.is_none();
+            if first {
+                *lost = Some(why.clone());
+            }
+            first
+        });
+        if first {
+            tracing::warn!(session = %self.info.session, reason = %why, "session lost");
+            self.outbox.fail_locks(&why);
+            if let Some(span) = self.span() {
+                span.lost_at(self, &why);
+            }
+        }
+    }
+
+    /// A renewal was acknowledged: the guard moves on.
+    pub(super) fn renewed(&self, sent: Time, promised: Duration) {
+        self.guard.send_replace(self.guard_ends(sent, promised));
+        if let Some(span) = self.span() {
+            span.refresh();
+        }
+    }
+
+    pub(super) fn span(&self) -> Option<Arc<Span>> {
+        self.span.get().and_then(Weak::upgrade)
+    }
+
+    /// Ends the session on this side, without a word to the server. Answers how it was.
+    pub(super) fn shut(&self) -> Closing {
+        let before = self.closing.send_replace(Closing::Closed);
+        self.outbox.close();
+        before
+    }
+
+    /// Resolves when the session is lost, with the reason; never for one that was closed. Cancel safe.
+    pub(super) async fn lost(&self) -> Error {
+        let mut lost = self.lost.subscribe();
+        let why = lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        // The sender lives in `self`.
+        why.unwrap_or_else(guard_ended)
+    }
+
+    /// Resolves when `deadline` has passed; never if there is none. Timers only wake, and stand still while the machine sleeps; the clock
+    /// decides.
+    pub(super) async fn past(&self, deadline: Option<Time>) {
+        const NAP_MAX: Duration = Duration::from_secs(1);
+        let Some(deadline) = deadline else { return std::future::pending().await };
+        loop {
+            let left = deadline.remaining(self.node.client.clock().now());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(NAP_MAX)).await;
+        }
+    }
+
+    /// The reason to give a caller whose answer will never come.
+    pub(super) fn why_lost(&self) -> Error {
+        let lost = self.lost.borrow();
+        lost.clone().unwrap_or_else(|| Error::new(ErrorKind::SessionLost, "the session was closed: open a new one"))
+    }
+
+    /// Tells the server that the session is over and its work has stopped.
+    pub(super) async fn give_up(&self) -> Result<()> {
+        let reference = proto::SessionRef { session: self.info.session.get(), service: self.info.service.get() };
+        let mut wire = self.node.locks_client();
+        match self.node.call(wire.close_session(reference)).await {
+            Ok(_) => Ok(()),
+            // It is gone already.
+            Err(e) if e.kind() == ErrorKind::SessionLost => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+pub(super) fn guard_ended() -> Error {
+    Error::new(
+        ErrorKind::SessionLost,
+        "the server did not renew the session in time: the locks may be given away, stop the protected work",
+    )
+}

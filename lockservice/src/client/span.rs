@@ -1,0 +1,254 @@
+//! [`Span`]: a session at every node that its transactions were sent on to (T5).
+//!
+//! The first node is the *home*; the others are opened when a table turns out to be owned there, and kept for the next transaction. What
+//! holds for the whole session is the least of what holds at home and at each other node **in use**: one where a transaction holds
+//! something. A node that nobody uses may be lost without harm; it is opened anew when it is needed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use lockservice_core::clock::Time;
+use lockservice_core::{Error, ErrorKind, Result, ServiceId, TableRef};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::driver;
+use super::place::{Closing, Handle, Shared};
+
+/// Most nodes beside the home.
+const NODES_MAX: usize = 64;
+/// Most tables whose owners are remembered.
+const OWNERS_MAX: usize = 10_000;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Span {
+    pub(super) home: Arc<Handle>,
+    ttl: Option<Duration>,
+    /// The earliest guard, and the first loss, of home and the nodes in use. Each is computed while the channel is locked, so that
+    /// whoever computes last has seen everything; `used` is locked inside.
+    pub(super) guard: watch::Sender<Time>,
+    pub(super) lost: watch::Sender<Option<Error>>,
+    /// A leaf.
+    used: Mutex<Vec<Used>>,
+    /// A leaf.
+    known: Mutex<Known>,
+}
+
+#[derive(Debug)]
+struct Used {
+    shared: Arc<Shared>,
+    by: usize,
+}
+
+/// A node beside the home: one caller at a time opens it.
+type Away = Arc<tokio::sync::Mutex<Option<Arc<Handle>>>>;
+
+#[derive(Debug, Default)]
+struct Known {
+    closed: bool,
+    away: HashMap<String, Away>,
+    /// Where a table's owner was last, if that is not the home.
+    owners: HashMap<TableRef, String>,
+}
+
+impl Span {
+    pub(super) fn new(home: Arc<Handle>, ttl: Option<Duration>) -> Arc<Self> {
+        let span = Arc::new(Self {
+            home,
+            ttl,
+            guard: watch::Sender::new(Time::ZERO),
+            lost: watch::Sender::new(None),
+            used: Mutex::default(),
+            known: Mutex::default(),
+        });
+        span.adopt(&span.home);
+        span.refresh();
+        // It may have been lost, and nobody told, before it was adopted.
+        let lost = span.home.shared.lost.borrow().clone();
+        if let Some(why) = lost {
+            span.lost_at(&span.home.shared, &why);
+        }
+        span
+    }
+
+    fn adopt(self: &Arc<Self>, handle: &Handle) {
+        // It is set once: a session belongs to one span.
+        drop(handle.shared.span.set(Arc::downgrade(self)));
+    }
+
+    /// The earliest guard is computed anew.
+    pub(super) fn refresh(&self) {
+        self.guard.send_if_modified(|guard| {
+            let mut least = *self.home.shared.guard.borrow();
+            for used in &*self.used.lock() {
+                least = least.min(*used.shared.guard.borrow());
+            }
+            std::mem::replace(guard, least) != least
+        });
+    }
+
+    /// The session was lost at one node.
+    pub(super) fn lost_at(&self, shared: &Shared, why: &Error) {
+        let is = |other: &Shared| std::ptr::eq(other, shared);
+        if is(&self.home.shared) || self.used.lock().iter().any(|used| is(&used.shared)) {
+            self.lost.send_if_modified(|lost| {
+                let first = lost.is_none();
+                if first {
+                    *lost = Some(why.clone());
+                }
+                first
+            });
+        }
+    }
+
+    /// Resolves when the session is lost at home or at a node in use; never for one that was closed. Cancel safe.
+    pub(super) async fn lost(&self) -> Error {
+        let mut lost = self.lost.subscribe();
+        let why = lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        // The sender lives in `self`.
+        why.unwrap_or_else(|| Error::new(ErrorKind::SessionLost, "the session was closed: open a new one"))
+    }
+
+    /// A transaction holds something at a node from now on, until the answer is dropped. Nothing need be counted for the home.
+    pub(super) fn stay(self: &Arc<Self>, handle: &Arc<Handle>) -> Option<Stay> {
+        if Arc::ptr_eq(handle, &self.home) {
+            return None;
+        }
+        let shared = &handle.shared;
+        {
+            let mut used = self.used.lock();
+            match used.iter_mut().find(|used| Arc::ptr_eq(&used.shared, shared)) {
+                Some(used) => used.by += 1,
+                None => used.push(Used { shared: Arc::clone(shared), by: 1 }),
+            }
+        }
+        self.refresh();
+        // It may have been lost just before it was counted.
+        let lost = shared.lost.borrow().clone();
+        if let Some(why) = lost {
+            self.lost_at(shared, &why);
+        }
+        Some(Stay { span: Arc::downgrade(self), shared: Arc::clone(shared) })
+    }
+
+    /// Where the owner of `table` was last, if that is known and not the home.
+    pub(super) fn owner_of(&self, table: &TableRef) -> Option<String> {
+        self.known.lock().owners.get(table).cloned()
+    }
+
+    /// Remembers where the owner of `table` is; `None`: at home, or not known.
+    pub(super) fn set_owner(&self, table: &TableRef, address: Option<&str>) {
+        let mut known = self.known.lock();
+        match address {
+            None => drop(known.owners.remove(table)),
+            Some(address) => {
+                if known.owners.len() >= OWNERS_MAX {
+                    // They are hints: learned again when they are needed.
+                    known.owners.clear();
+                }
+                known.owners.insert(table.clone(), address.to_owned());
+            }
+        }
+    }
+
+    /// The session at the node at `address`, which is that of incarnation `service` if that is known: opened if need be.
+    ///
+    /// Fails as [`driver::open`] does. Cancel safe: a session that was opened for a dropped call lapses by its TTL.
+    pub(super) async fn at(self: &Arc<Self>, address: &str, service: Option<ServiceId>) -> Result<Arc<Handle>> {
+        let home = &self.home.shared;
+        if service == Some(home.info.service) || address == &*home.node.address {
+            return Ok(Arc::clone(&self.home));
+        }
+        let slot = self.slot(address)?;
+        let mut slot = slot.lock().await;
+        if let Some(handle) = &*slot
+            && handle.shared.check().is_ok()
+        {
+            return Ok(Arc::clone(handle));
+        }
+        let handle = driver::open(&home.node.client.node(address)?, self.ttl).await?;
+        self.adopt(&handle);
+        *slot = Some(Arc::clone(&handle));
+        // Dropped here and in the slot, it is given up.
+        if self.known.lock().closed {
+            *slot = None;
+            return Err(home.why_lost());
+        }
+        Ok(handle)
+    }
+
+    fn slot(&self, address: &str) -> Result<Away> {
+        let mut known = self.known.lock();
+        if known.closed {
+            return Err(self.home.shared.why_lost());
+        }
+        if !known.away.contains_key(address) && known.away.len() >= NODES_MAX {
+            // Nobody opens it now, and no transaction is there.
+            known.away.retain(|_, slot| match slot.try_lock() {
+                Ok(slot) => slot.as_ref().is_some_and(|handle| Arc::strong_count(handle) > 1),
+                Err(_) => true,
+            });
+            if known.away.len() >= NODES_MAX {
+                return Err(Error::new(
+                    ErrorKind::ResourceExhausted,
+                    "the session spans too many nodes: end some of its transactions, or open another session",
+                )
+                .with("limit", NODES_MAX));
+            }
+        }
+        Ok(Arc::clone(known.away.entry(address.to_owned()).or_default()))
+    }
+
+    /// No node is added any more. Ends every session on this side; answers those that the servers have not been told of.
+    fn shut(&self) -> Vec<Arc<Handle>> {
+        let slots: Vec<Away> = {
+            let mut known = self.known.lock();
+            known.closed = true;
+            known.away.drain().map(|(_, slot)| slot).collect()
+        };
+        let mut handles = vec![Arc::clone(&self.home)];
+        for slot in slots {
+            // Whoever is just opening one finds the span closed and drops it.
+            handles.extend(slot.try_lock().ok().and_then(|mut slot| slot.take()));
+        }
+        handles.retain(|handle| handle.shared.shut() != Closing::Closed);
+        handles
+    }
+
+    /// See [`Session::close`](super::Session::close).
+    pub(super) async fn close(&self) -> Result<()> {
+        let handles = self.shut();
+        let told = futures::future::join_all(handles.iter().map(|handle| handle.shared.give_up())).await;
+        told.into_iter().collect()
+    }
+
+    /// See [`Session::abandon`](super::Session::abandon).
+    pub(super) fn abandon(&self) {
+        drop(self.shut());
+    }
+}
+
+/// A transaction that holds something at a node beside the home.
+#[derive(Debug)]
+pub(super) struct Stay {
+    span: Weak<Span>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        let Some(span) = self.span.upgrade() else { return };
+        {
+            let mut used = span.used.lock();
+            if let Some(at) = used.iter().position(|used| Arc::ptr_eq(&used.shared, &self.shared)) {
+                used[at].by -= 1;
+                if used[at].by == 0 {
+                    used.swap_remove(at);
+                }
+            }
+        }
+        span.refresh();
+    }
+}
