@@ -220,3 +220,14 @@ async fn an_allocator_that_does_not_answer_a_resignation_holds_a_stop_up_no_long
     assert!(!stopped.expect("stopped").resigned);
     assert_eq!(service.sealed().await.kind(), ErrorKind::ShuttingDown);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_node_lost_its_lease_is_not_told_that_the_server_stops() {
+    let allocator = allocator(false).await;
+    let service = start(&allocator).await;
+    let session = service.open_session(Some(20 * SECOND), "at work").expect("a session");
+    allocator.mood.send_replace(Mood::Fails);
+    assert_eq!(session.lost().await.kind(), ErrorKind::LeaseLost);
+    let stops = tokio::time::timeout(SECOND, session.stopping()).await;
+    assert!(stops.is_err(), "the next incarnation serves");
+}

@@ -343,8 +343,14 @@ impl Inner {
     }
 
     pub(crate) async fn stopping(&self) -> Duration {
+        // The end of a lease is none: the next incarnation serves.
+        let asked = |phase: &Phase| match phase {
+            Phase::Serving => false,
+            Phase::Stopping { .. } | Phase::Resigning => true,
+            Phase::Sealed(why) => why.kind() == ErrorKind::ShuttingDown,
+        };
         let mut phase = self.phase.subscribe();
-        match phase.wait_for(|phase| !matches!(phase, Phase::Serving)).await.as_deref() {
+        match phase.wait_for(asked).await.as_deref() {
             Ok(Phase::Stopping { grace }) => *grace,
             _ => Duration::ZERO,
         }
