@@ -44,6 +44,8 @@ pub fn settings() -> AllocatorSettings {
 pub struct Ledger {
     tables: HashMap<TableRef, History>,
     tombstones: Vec<TxnId>,
+    /// By which origins a commit was admitted.
+    pub admitted: HashSet<ServiceId>,
     /// How many binds were granted and blocks of tokens reserved: each is a write.
     written: watch::Sender<u64>,
 }
@@ -191,7 +193,7 @@ pub async fn work(
             }
         };
         last = Some((incarnation.service, nonce));
-        live(&allocator, &incarnation, nonce, &ledger, &mut stop, &mut random).await;
+        live(&allocator, &incarnation, nonce, &name, &ledger, &mut stop, &mut random).await;
     }
 }
 
@@ -200,6 +202,7 @@ async fn live(
     allocator: &Arc<ElectedAllocator>,
     incarnation: &Incarnation,
     nonce: Nonce,
+    own: &str,
     ledger: &SharedLedger,
     stop: &mut watch::Receiver<bool>,
     random: &mut SmallRng,
@@ -222,7 +225,10 @@ async fn live(
     let mut counter = 0;
     while !*stop.borrow() && !*is_over.borrow_and_update() {
         counter += 1;
-        let table = TableRef::new("g", format!("t{}", random.random_range(0..TABLES))).expect("a name");
+        // One of its own, so that each has something to commit, else one that all ask for.
+        let table =
+            if random.random_ratio(1, 4) { own.to_owned() } else { format!("t{}", random.random_range(0..TABLES)) };
+        let table = TableRef::new("g", table).expect("a name");
         let bound = match bounded("bind", allocator.bind(service, &table)).await {
             Ok(bound) => bound,
             Err(e) if e.kind() == ErrorKind::LeaseLost => break,
@@ -247,6 +253,7 @@ async fn live(
         };
         let before = ledger.lock().expect("no panic holds it").newest(&table);
         if bounded("begin_commit", allocator.begin_commit(&commit)).await.is_ok() {
+            ledger.lock().expect("no panic holds it").admitted.insert(service);
             assert!(
                 before <= bound.bind.version.get(),
                 "{table}: a stale bind was validated: {before} had been granted"
