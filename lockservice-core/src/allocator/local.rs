@@ -208,13 +208,14 @@ impl LocalAllocator {
             let give_up = self.shared.clock.now() + grace;
             let may_resign = quiet || !state.exclusive;
             if may_resign && !self.wait_for_promises(state, give_up).await {
-                let (done, answer) = oneshot::channel();
-                outcome = match self.shared.queue.send(Command::Resign { done }).await {
-                    Ok(()) => {
-                        answer.await.unwrap_or_else(|_| Err(stopping())).map(|()| AllocatorStopped { resigned: true })
+                // A store that is away must not hold up the stop: the writer may be settling a write for as long as that lasts (L2).
+                outcome = match tokio::time::timeout(STORE_GRACE, self.resign()).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => {
+                        // Whoever waits for the writer is told, and a resignation that lands yet is one of a leader that answers nothing.
+                        state.leadership.end();
+                        Ok(AllocatorStopped { resigned: false })
                     }
-                    // Stopped before.
-                    Err(_) => Ok(AllocatorStopped { resigned: false }),
                 };
             }
         }
@@ -238,6 +239,16 @@ impl LocalAllocator {
             drop(sweep.await);
         }
         outcome
+    }
+
+    /// Gives the leadership up, once everything that is queued was written.
+    async fn resign(&self) -> Result<AllocatorStopped> {
+        let (done, answer) = oneshot::channel();
+        match self.shared.queue.send(Command::Resign { done }).await {
+            Ok(()) => answer.await.unwrap_or_else(|_| Err(stopping())).map(|()| AllocatorStopped { resigned: true }),
+            // Stopped before.
+            Err(_) => Ok(AllocatorStopped { resigned: false }),
+        }
     }
 
     /// True if a promise still holds when `give_up` comes.

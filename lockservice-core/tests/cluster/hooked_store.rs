@@ -1,0 +1,118 @@
+//! A shared store to which a test lets one thing happen at one moment.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lockservice_core::store::{Applied, Batch, BindStore, Candidate, Leadership, Renewal, StoreState, WriteAck};
+use lockservice_core::testing::SharedStore;
+use lockservice_core::{Epoch, Error, ErrorKind, Result};
+use parking_lot::Mutex;
+
+/// What a test lets happen.
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// Clones are the same connection.
+#[derive(Clone)]
+pub(crate) struct HookedStore {
+    pub(crate) inner: SharedStore,
+    hooks: Arc<Hooks>,
+}
+
+#[derive(Default)]
+struct Hooks {
+    before_load: Mutex<Option<Hook>>,
+    after_write: Mutex<Option<Hook>>,
+    acquisitions_lost: AtomicU32,
+}
+
+impl HookedStore {
+    pub(crate) fn new(inner: SharedStore) -> Self {
+        Self { inner, hooks: Arc::default() }
+    }
+
+    /// Happens once, between an acquisition and the reading that follows it.
+    pub(crate) fn before_load(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.hooks.before_load.lock() = Some(Box::new(hook));
+    }
+
+    /// Happens once, when the next write has landed, whose answer is lost.
+    pub(crate) fn after_write(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.hooks.after_write.lock() = Some(Box::new(hook));
+    }
+
+    /// The answers to the next `n` acquisitions are lost.
+    pub(crate) fn lose_acquisitions(&self, n: u32) {
+        self.hooks.acquisitions_lost.store(n, Ordering::SeqCst);
+    }
+
+    pub(crate) fn acquisitions_to_lose(&self) -> u32 {
+        self.hooks.acquisitions_lost.load(Ordering::SeqCst)
+    }
+}
+
+fn lost() -> Error {
+    Error::new(ErrorKind::UnknownOutcome, "the answer was lost (a fault of the test)")
+}
+
+#[async_trait]
+impl BindStore for HookedStore {
+    fn describe(&self) -> String {
+        "hooked".to_owned()
+    }
+
+    async fn load(&self) -> Result<StoreState> {
+        let hook = self.hooks.before_load.lock().take();
+        if let Some(hook) = hook {
+            hook();
+        }
+        self.inner.load().await
+    }
+
+    async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership> {
+        let answer = self.inner.acquire_leadership(candidate, ttl).await?;
+        let lose = |left: u32| left.checked_sub(1);
+        if matches!(answer, Leadership::Acquired { .. })
+            && self.hooks.acquisitions_lost.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose).is_ok()
+        {
+            return Err(lost());
+        }
+        Ok(answer)
+    }
+
+    async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
+        self.inner.renew(epoch).await
+    }
+
+    async fn resign(&self, epoch: Epoch) -> Result<()> {
+        self.inner.resign(epoch).await
+    }
+
+    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
+        let answer = self.inner.write(epoch, number, batch).await;
+        let hook = self.hooks.after_write.lock().take();
+        match hook {
+            Some(hook) => {
+                hook();
+                Err(lost())
+            }
+            None => answer,
+        }
+    }
+
+    async fn applied(&self) -> Result<Applied> {
+        self.inner.applied().await
+    }
+
+    async fn wait_for_change(&self, poll: Duration) -> Result<()> {
+        self.inner.wait_for_change(poll).await
+    }
+}
+
+impl fmt::Debug for HookedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HookedStore").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,111 @@
+//! Nodes of one process on one shared store, for tests of what becomes of leaders and stores.
+
+pub(crate) mod hooked_store;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockservice_core::allocator::{
+    AllocatorSettings, BeginCommit, BoundTable, CommitWindow, ElectedAllocator, Incarnation, LockTableAllocator,
+    PresentedBind, Resume, Role,
+};
+use lockservice_core::clock::hi;
+use lockservice_core::testing::{LocalPeers, SharedStore, TokioClock};
+use lockservice_core::{CommitAttempt, ErrorKind, NodeName, Nonce, TableRef, TxnId};
+
+use self::hooked_store::HookedStore;
+
+/// The leadership of these clusters.
+pub(crate) const TTL: Duration = Duration::from_secs(5);
+/// Their leases: long enough for two leaders in one.
+pub(crate) const LEASE: Duration = Duration::from_secs(20);
+
+pub(crate) struct Node {
+    pub(crate) name: &'static str,
+    pub(crate) store: HookedStore,
+    pub(crate) allocator: Arc<ElectedAllocator>,
+}
+
+pub(crate) struct Cluster {
+    pub(crate) store: SharedStore,
+    clock: TokioClock,
+    net: LocalPeers,
+}
+
+impl Cluster {
+    pub(crate) fn new() -> Self {
+        Self { store: SharedStore::new(), clock: TokioClock::new(), net: LocalPeers::default() }
+    }
+
+    pub(crate) fn node(&self, name: &'static str) -> Node {
+        let store = HookedStore::new(self.store.connect());
+        let mut settings = AllocatorSettings::default();
+        settings.constants.leadership_ttl_ms = TTL.as_millis() as u64;
+        settings.constants.lease_ttl_ms = LEASE.as_millis() as u64;
+        let allocator = ElectedAllocator::start(
+            Arc::new(store.clone()),
+            Arc::new(self.clock),
+            settings,
+            NodeName::new(name).expect("a name"),
+            name,
+            Arc::new(self.net.clone()),
+        )
+        .expect("valid settings");
+        self.net.join(name, allocator.as_leader());
+        Node { name, store, allocator }
+    }
+
+    /// A node that leads a store of which nothing is in doubt any more.
+    pub(crate) async fn led(&self) -> Node {
+        let node = self.node("a");
+        node.leading().await;
+        tokio::time::sleep(hi(LEASE) + TTL).await;
+        node
+    }
+
+    /// The node dies without a word.
+    pub(crate) fn kill(&self, node: Node) {
+        self.net.leave(node.name);
+    }
+}
+
+impl Node {
+    pub(crate) fn leads(&self) -> bool {
+        matches!(self.allocator.role(), Role::Leading(_))
+    }
+
+    /// Waits until it leads.
+    pub(crate) async fn leading(&self) {
+        self.allocator.roles().wait_for(|role| matches!(role, Role::Leading(_))).await.expect("the allocator is there");
+    }
+
+    pub(crate) async fn begin(&self) -> Incarnation {
+        loop {
+            let request = Resume {
+                node: NodeName::new(self.name).expect("a name"),
+                nonce: Nonce::new(7),
+                address: self.name.to_owned(),
+                replaces: None,
+            };
+            match self.allocator.resume(&request).await {
+                Ok(incarnation) => return incarnation,
+                Err(e) if e.kind() == ErrorKind::NameInUse => tokio::time::sleep(TTL / 10).await,
+                Err(e) if e.kind() == ErrorKind::Unavailable => tokio::time::sleep(TTL / 10).await,
+                Err(e) => panic!("{e:?}"),
+            }
+        }
+    }
+}
+
+pub(crate) fn table(name: &str) -> TableRef {
+    TableRef::new("g", name).expect("a name")
+}
+
+pub(crate) fn commit(incarnation: &Incarnation, bound: &BoundTable, counter: u64) -> BeginCommit {
+    BeginCommit {
+        txn: TxnId::new(incarnation.service, counter, true),
+        binds: vec![PresentedBind::from(&bound.bind)],
+        attempt: CommitAttempt::new(counter),
+        asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(60) },
+    }
+}
