@@ -5,9 +5,10 @@ mod cluster;
 
 use std::time::Duration;
 
-use lockservice_core::allocator::LockTableAllocator;
+use lockservice_core::TxnId;
+use lockservice_core::allocator::{LockTableAllocator, Role};
 
-use self::cluster::{Cluster, TTL, table};
+use self::cluster::{Cluster, TTL, commit, table};
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_ends_although_a_write_of_unknown_outcome_cannot_be_settled() {
@@ -23,4 +24,39 @@ async fn a_stop_ends_although_a_write_of_unknown_outcome_cannot_be_settled() {
     let stopped = stopped.expect("the stop does not wait for the store");
     assert!(!stopped.is_ok_and(|stopped| stopped.resigned), "nothing was given up");
     bind.await.expect("no panic").expect_err("never acknowledged");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_from_another_copy_than_the_one_that_was_acquired_is_not_led_with() {
+    let cluster = Cluster::new();
+    let first = cluster.led().await;
+    let second = cluster.node("b");
+    let incarnation = first.begin().await;
+    let bound = first.allocator.bind(incarnation.service, &table("t")).await.expect("free");
+    second.allocator.settled().await.expect("follows");
+    let backup = cluster.store.backup();
+    let txn = TxnId::new(incarnation.service, 1, true);
+    let answer = first.allocator.cannot_commit(&[txn]).await.expect("written");
+    assert_eq!(answer.tombstoned, [txn]);
+    let store = cluster.store.clone();
+    // The copy that is promoted has not seen the tombstone, nor the acquisition.
+    second.store.before_load(move || store.restore(&backup, true));
+    cluster.kill(first);
+    second.leading().await;
+    let admitted = second.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await;
+    admitted.expect_err("it was made unable to commit");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_whose_epoch_was_raised_without_an_answer_goes_on() {
+    let cluster = Cluster::new();
+    let node = cluster.node("a");
+    node.leading().await;
+    let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
+    // The first is to settle the doubt about a new store.
+    node.store.lose_acquisitions(4);
+    let over = tokio::time::timeout(lockservice_core::clock::hi(cluster::LEASE) + TTL * 3, term.ended()).await;
+    assert_eq!(node.store.acquisitions_to_lose(), 0, "it was raised");
+    assert!(over.is_err(), "{over:?}");
+    assert!(node.leads());
 }

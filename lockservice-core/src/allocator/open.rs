@@ -59,6 +59,10 @@ pub(super) async fn open(
     let ttl = settings.constants.leadership_ttl();
     let Acquired { mut epoch, mut applied, exclusive, clean, continuous, lineage, .. } = acquired;
     let loaded = store.load().await?;
+    // L4: a copy that was promoted meanwhile may have neither the leadership nor the last writes before it.
+    if !exclusive && store.applied().await? != (Applied { epoch, number: applied, lineage: lineage.clone() }) {
+        return Err(another_store());
+    }
     // L4: numbers begin with the epoch. A store that lost its newest epoch but not its records is stepped over.
     let used = highest_epoch(&loaded).max(told.epoch);
     // This node was told of writes that are not there. Whatever they were, nothing in the store can be relied on: everybody starts again.
@@ -152,12 +156,15 @@ pub(super) async fn open(
     }
     if !batch.is_empty() {
         match store.write(epoch, applied + 1, &batch).await {
-            Ok(_) => applied += 1,
+            Ok(ack) if ack.lineage == lineage => applied += 1,
+            Ok(_) => return Err(another_store()),
             // L2: settled by reading the number. It is a new leadership's first write, so no other can have that number.
-            Err(e) if e.kind() == ErrorKind::UnknownOutcome => match store.applied().await? {
-                Applied { epoch: current, number, .. } if current == epoch && number == applied + 1 => applied += 1,
-                _ => return Err(e),
-            },
+            Err(e) if e.kind() == ErrorKind::UnknownOutcome => {
+                if store.applied().await? != (Applied { epoch, number: applied + 1, lineage }) {
+                    return Err(e);
+                }
+                applied += 1;
+            }
             Err(e) => return Err(e),
         }
     }

@@ -213,7 +213,26 @@ impl Writer {
         self.candidate.floor = Epoch::new(wanted.get() - 1);
         let mut head = Arc::clone(&self.head).lock_owned().await;
         self.uncertain = true;
-        let answer = self.store.acquire_leadership(&self.candidate, self.leadership_ttl).await?;
+        let mut pause = Duration::from_millis(10);
+        let answer = loop {
+            match self.store.acquire_leadership(&self.candidate, self.leadership_ttl).await {
+                Ok(answer) => break answer,
+                // The store may have raised it, and then a renewal that named the old one would be refused as another leader's: it
+                // is asked until it answers. (An exclusive store renews nothing, and who asked may ask again.)
+                Err(e)
+                    if !self.state.exclusive
+                        && matches!(e.kind(), ErrorKind::UnknownOutcome | ErrorKind::Unavailable) =>
+                {
+                    if self.state.leadership.ended() {
+                        return Err(self.lose(not_leading(true)));
+                    }
+                    tracing::warn!(store = %self.store.describe(), error = ?e, "cannot raise the epoch yet");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                }
+                Err(e) => return Err(e),
+            }
+        };
         self.uncertain = false;
         match answer {
             Leadership::Acquired { epoch, applied, lineage, .. }
