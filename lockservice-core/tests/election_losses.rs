@@ -8,7 +8,7 @@ use std::time::Duration;
 use lockservice_core::TxnId;
 use lockservice_core::allocator::{LockTableAllocator, Role};
 
-use self::cluster::{Cluster, TTL, commit, table};
+use self::cluster::{Cluster, TTL, commit, granted_after_the_owner, table};
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_ends_although_a_write_of_unknown_outcome_cannot_be_settled() {
@@ -59,4 +59,31 @@ async fn a_leader_whose_epoch_was_raised_without_an_answer_goes_on() {
     assert_eq!(node.store.acquisitions_to_lose(), 0, "it was raised");
     assert!(over.is_err(), "{over:?}");
     assert!(node.leads());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_earlier_leader_told_is_reported_although_a_later_one_has_answered_meanwhile() {
+    let cluster = Cluster::new();
+    let first = cluster.led().await;
+    let (second, third) = (cluster.node("b"), cluster.node("c"));
+    let (owner, other) = (second.begin().await, third.begin().await);
+    third.allocator.bind(other.service, &table("u")).await.expect("free");
+    let backup = cluster.store.backup();
+    second.allocator.bind(owner.service, &table("t")).await.expect("free");
+    second.keep(&owner).await.expect("live");
+    cluster.store.restore(&backup, true);
+    cluster.kill(first);
+    // Its own node would know better.
+    second.store.inner.set_cut(true);
+    third.leading().await;
+    second.store.inner.set_cut(false);
+    second
+        .allocator
+        .roles()
+        .wait_for(|role| matches!(role, Role::Following { address, .. } if address == "c"))
+        .await
+        .expect("follows");
+    let bound = second.allocator.bind(owner.service, &table("u")).await.expect("bound to another");
+    assert_eq!(bound.bind.owner, other.service);
+    granted_after_the_owner("t", &second, &owner, &third).await;
 }

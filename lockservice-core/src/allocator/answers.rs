@@ -218,10 +218,7 @@ impl Shared {
         .with("told_epoch", told.epoch)
         .with("told_write", told.write)
         .with("found_write", state.found_applied);
-        {
-            let mut most = self.told.lock();
-            *most = told.max(*most);
-        }
+        self.told.lock().add(told);
         state.leadership.end();
         end(&self.ended, &why);
         why

@@ -17,6 +17,7 @@ use super::leadership::Vigil;
 use super::local::{AllocatorStopped, Beginning, LocalAllocator};
 use super::open::{HeldBy, acquire};
 use super::state::stopping;
+use super::told::Told;
 use super::types::{
     AllocatorStatus, BeginCommit, BindStatus, BoundTable, CannotCommit, CommitAdmission, Incarnation, LeaseAck,
     Progress, Resume, TokenBlock,
@@ -24,7 +25,7 @@ use super::types::{
 use super::{AllocatorSettings, LockTableAllocator};
 use crate::clock::{Clock, Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
-use crate::id::{BindVersion, CommitAttempt, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
+use crate::id::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
 use crate::store::{BindStore, Candidate};
 use crate::sync::Mutex;
 
@@ -46,7 +47,7 @@ pub trait AllocatorPeers: fmt::Debug + Send + Sync + 'static {
 /// The cluster's allocator as one node sees it: any number of nodes with one store, one of which leads (L1).
 ///
 /// Calls go to the leader, which may be this very process. While none is known they wait, at most for about two leadership TTLs, then fail
-/// with `Unavailable`. Answers of an earlier leadership than the last known are rejected (L3). What other nodes may ask of this one is
+/// with `Unavailable`. Answers of an earlier leadership than the last known are rejected (L3), and what each leader told is reported to a later one at the next [`keepalive`](LockTableAllocator::keepalive) (L4). What other nodes may ask of this one is
 /// [`as_leader`](Self::as_leader).
 ///
 /// On an exclusive store it leads at once and never follows.
@@ -66,8 +67,8 @@ struct Shared {
     address: String,
     peers: Arc<dyn AllocatorPeers>,
     role: watch::Sender<Role>,
-    /// The furthest that any answer has told (L3, L4). Locked for a comparison.
-    told: Mutex<Progress>,
+    /// What the answers have told (L3, L4). Locked for a comparison.
+    told: Mutex<Told>,
 }
 
 /// What a node is to the cluster's allocator.
@@ -110,7 +111,7 @@ impl ElectedAllocator {
             address: address.into(),
             peers,
             role: watch::Sender::new(Role::Searching(None)),
-            told: Mutex::new(Progress::default()),
+            told: Mutex::new(Told::default()),
         });
         let campaign = tokio::spawn(campaign(Arc::clone(&shared)));
         Ok(Arc::new(Self { shared, campaign: Mutex::new(Some(campaign)) }))
@@ -177,7 +178,7 @@ async fn campaign(shared: Arc<Shared>) {
     let mut vigil = Vigil::default();
     let mut pause = PAUSE_FIRST;
     loop {
-        candidate.floor = shared.told.lock().epoch;
+        candidate.floor = shared.told.lock().last().epoch;
         candidate.seen = vigil.complete(ttl, shared.clock.now()).cloned();
         match acquire(&*shared.store, &*shared.clock, &candidate, ttl).await {
             Ok(Ok(acquired)) => {
@@ -186,7 +187,7 @@ async fn campaign(shared: Arc<Shared>) {
                 let why = shared.reign(Beginning {
                     candidate: candidate.clone(),
                     acquired: Some(acquired),
-                    told: *shared.told.lock(),
+                    told: shared.told.lock().clone(),
                 });
                 let why = why.await;
                 if exclusive {
@@ -235,6 +236,7 @@ async fn campaign(shared: Arc<Shared>) {
 impl Shared {
     /// Leads until that is over; answers why.
     async fn reign(&self, beginning: Beginning) -> Error {
+        let epoch = beginning.acquired.as_ref().map_or_else(Epoch::default, |acquired| acquired.epoch);
         let begun =
             LocalAllocator::begin(Arc::clone(&self.store), Arc::clone(&self.clock), self.settings.clone(), beginning);
         let term = match begun {
@@ -244,10 +246,12 @@ impl Shared {
         if let Err(e) = term.opened().await {
             return e;
         }
+        // What was told before is accounted for: the leadership began with it.
+        self.told.lock().began(epoch);
         self.role.send_replace(Role::Leading(Arc::clone(&term)));
         let why = term.ended().await;
         let mut told = self.told.lock();
-        *told = term.told().max(*told);
+        term.told().each().iter().for_each(|at| told.add(*at));
         why
     }
 
@@ -277,15 +281,16 @@ impl Shared {
     /// Takes an answer into account. Fails with `Unavailable` if an earlier leader gave it (L3).
     fn heard(&self, at: Progress) -> Result<()> {
         let mut told = self.told.lock();
-        if at.epoch < told.epoch {
+        let last = told.last().epoch;
+        if at.epoch < last {
             return Err(Error::new(
                 ErrorKind::Unavailable,
                 "an earlier leader answered, which does not know yet that it was replaced: try again",
             )
             .with("epoch", at.epoch)
-            .with("known", told.epoch));
+            .with("known", last));
         }
-        *told = at.max(*told);
+        told.add(at);
         Ok(())
     }
 
@@ -385,9 +390,22 @@ impl LockTableAllocator for ElectedAllocator {
     }
 
     async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
-        let told = told.max(*self.shared.told.lock());
-        let answer = routed!(self, leader => leader.keepalive(service, nonce, told))?;
-        self.shared.heard(answer.at).map(|()| answer)
+        let mut reports = {
+            let mut all = self.shared.told.lock();
+            all.add(told);
+            all.each().to_vec()
+        };
+        // L4: a later leader is told what each earlier one said, hardly ever more than one.
+        let last = reports.pop().unwrap_or_default();
+        for report in reports {
+            let answer = routed!(self, leader => leader.keepalive(service, nonce, report))?;
+            self.shared.heard(answer.at)?;
+            self.shared.told.lock().compared(report, answer.at.epoch);
+        }
+        let answer = routed!(self, leader => leader.keepalive(service, nonce, last))?;
+        self.shared.heard(answer.at)?;
+        self.shared.told.lock().compared(last, answer.at.epoch);
+        Ok(answer)
     }
 
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<()> {

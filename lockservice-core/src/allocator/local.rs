@@ -15,7 +15,8 @@ use super::settings::AllocatorSettings;
 use super::state::{AllocatorState, stopping};
 use super::term::{lead, sweep};
 use super::tokens::RaiseEpoch;
-use super::types::{BeginCommit, CommitAdmission, Progress};
+use super::told::Told;
+use super::types::{BeginCommit, CommitAdmission};
 use super::writer::{Command, Done};
 use crate::clock::{Clock, Time};
 use crate::error::{Error, ErrorKind, Result};
@@ -62,8 +63,8 @@ pub(super) struct Beginning {
     pub(super) candidate: Candidate,
     /// What the store gave; `None` to ask for it.
     pub(super) acquired: Option<Acquired>,
-    /// The furthest that any leader has told this node (L4).
-    pub(super) told: Progress,
+    /// What leaders have told this node (L4).
+    pub(super) told: Told,
 }
 
 pub(super) struct Shared {
@@ -76,8 +77,8 @@ pub(super) struct Shared {
     pub(super) opened: watch::Sender<Option<Result<()>>>,
     /// Why the leadership is over, once it is.
     pub(super) ended: watch::Sender<Option<Error>>,
-    /// The furthest that any leader has told a node of this leader, where that shows that the store went back (L4).
-    pub(super) told: Mutex<Progress>,
+    /// What leaders have told this node, or one that reported it where that shows that the store went back (L4).
+    pub(super) told: Mutex<Told>,
     /// Which incarnation has each name. Locked for a few lookups, never over an await or another lock but a service shard's.
     pub(super) names: Mutex<HashMap<NodeName, NameHolder>>,
     /// Entries of `tables`, counted so that the limit holds without counting shards.
@@ -117,7 +118,7 @@ impl LocalAllocator {
         settings: AllocatorSettings,
         candidate: impl Into<Candidate>,
     ) -> Result<Arc<Self>> {
-        let beginning = Beginning { candidate: candidate.into(), acquired: None, told: Progress::default() };
+        let beginning = Beginning { candidate: candidate.into(), acquired: None, told: Told::default() };
         Self::begin(store, clock, settings, beginning)
     }
 
@@ -137,7 +138,7 @@ impl LocalAllocator {
             state: std::sync::OnceLock::new(),
             opened: watch::Sender::new(None),
             ended: watch::Sender::new(None),
-            told: Mutex::new(beginning.told),
+            told: Mutex::new(beginning.told.clone()),
             names: Mutex::new(HashMap::new()),
             tables: crate::sync::atomic::AtomicUsize::new(0),
             constants_later: Mutex::new(None),
@@ -163,10 +164,13 @@ impl LocalAllocator {
         }
     }
 
-    /// The furthest that any leader has told this one or a node of it (L4).
-    pub(super) fn told(&self) -> Progress {
-        let own = self.shared.state.get().map_or_else(Progress::default, |state| state.progress());
-        own.max(*self.shared.told.lock())
+    /// What this leader has told, and others before it (L4).
+    pub(super) fn told(&self) -> Told {
+        let mut told = self.shared.told.lock().clone();
+        if let Some(state) = self.shared.state.get() {
+            told.add(state.progress());
+        }
+        told
     }
 
     /// [`LockTableAllocator::begin_commit`] without a wait: no await, no store, no lock that all commits share.

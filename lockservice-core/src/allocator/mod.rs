@@ -13,6 +13,7 @@ mod settings;
 pub mod state;
 mod term;
 pub mod tokens;
+mod told;
 mod types;
 mod writer;
 

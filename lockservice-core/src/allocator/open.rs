@@ -11,7 +11,7 @@ use super::lease::LeaseState;
 use super::settings::AllocatorSettings;
 use super::state::{AllocatorState, BindEntry, Service, TableEntry};
 use super::tokens::TokenSource;
-use super::types::Progress;
+use super::told::Told;
 use super::writer::another_store;
 use crate::clock::{Clock, Time, hi};
 use crate::error::{ErrorKind, Result};
@@ -44,7 +44,7 @@ pub(super) struct Acquired {
     pub(super) sent: Time,
 }
 
-/// Loads everything that a new leader must know, and makes its first write. `told` is the furthest that any leader has told this node.
+/// Loads everything that a new leader must know, and makes its first write. `told` is what leaders have told this node.
 ///
 /// Fails as the store does. Repeating it is safe.
 pub(super) async fn open(
@@ -54,7 +54,7 @@ pub(super) async fn open(
     candidate: &mut Candidate,
     acquired: Acquired,
     head: &tokio::sync::Mutex<Epoch>,
-    told: Progress,
+    told: &Told,
 ) -> Result<Opened> {
     let ttl = settings.constants.leadership_ttl();
     let Acquired { mut epoch, mut applied, exclusive, clean, continuous, lineage, .. } = acquired;
@@ -64,9 +64,9 @@ pub(super) async fn open(
         return Err(another_store());
     }
     // L4: numbers begin with the epoch. A store that lost its newest epoch but not its records is stepped over.
-    let used = highest_epoch(&loaded).max(told.epoch);
+    let used = highest_epoch(&loaded).max(told.last().epoch);
     // This node was told of writes that are not there. Whatever they were, nothing in the store can be relied on: everybody starts again.
-    let went_back = !exclusive && told.epoch < epoch && told.write > applied;
+    let went_back = !exclusive && told.each().iter().any(|told| told.epoch < epoch && told.write > applied);
     let continuous = continuous && !went_back;
     if used > epoch || went_back {
         candidate.floor = candidate.floor.max(used);

@@ -87,7 +87,7 @@ async fn write(
     let Beginning { mut candidate, told, .. } = beginning;
     let lineage = acquired.lineage.clone();
     let exclusive = acquired.exclusive;
-    let opened = open::open(&*store, &*shared.clock, &shared.settings, &mut candidate, acquired, &head, told).await;
+    let opened = open::open(&*store, &*shared.clock, &shared.settings, &mut candidate, acquired, &head, &told).await;
     let opened = match opened {
         Ok(opened) => opened,
         Err(e) => {

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use lockservice_core::allocator::{
     AllocatorSettings, BeginCommit, BoundTable, CommitWindow, ElectedAllocator, Incarnation, LockTableAllocator,
-    PresentedBind, Resume, Role,
+    PresentedBind, Progress, Resume, Role,
 };
-use lockservice_core::clock::hi;
+use lockservice_core::clock::{hi, lo};
 use lockservice_core::testing::{LocalPeers, SharedStore, TokioClock};
-use lockservice_core::{CommitAttempt, ErrorKind, NodeName, Nonce, TableRef, TxnId};
+use lockservice_core::{CommitAttempt, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId};
+use tokio::time::Instant;
 
 use self::hooked_store::HookedStore;
 
@@ -95,6 +96,11 @@ impl Node {
             }
         }
     }
+
+    pub(crate) async fn keep(&self, incarnation: &Incarnation) -> Result<Progress> {
+        let told = Progress::default();
+        self.allocator.keepalive(incarnation.service, Nonce::new(7), told).await.map(|ack| ack.at)
+    }
 }
 
 pub(crate) fn table(name: &str) -> TableRef {
@@ -107,5 +113,39 @@ pub(crate) fn commit(incarnation: &Incarnation, bound: &BoundTable, counter: u64
         binds: vec![PresentedBind::from(&bound.bind)],
         attempt: CommitAttempt::new(counter),
         asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(60) },
+    }
+}
+
+/// `owner` has been granted `name` and renews for as long as it may; `other` tries to have it. Passes if `other` is granted it only once the
+/// lease of `owner` must have run out.
+pub(crate) async fn granted_after_the_owner(name: &str, owner: &Node, owns: &Incarnation, other: &Node) {
+    let mut renewed = Instant::now();
+    let mut alive = true;
+    let mut asks = other.begin().await;
+    loop {
+        let sent = Instant::now();
+        if alive {
+            match owner.keep(owns).await {
+                Ok(_) => renewed = sent,
+                Err(e) => alive = e.kind() != ErrorKind::LeaseLost,
+            }
+        }
+        if other.keep(&asks).await.is_err_and(|e| e.kind() == ErrorKind::LeaseLost) {
+            asks = other.begin().await;
+        }
+        match other.allocator.bind(asks.service, &table(name)).await {
+            Ok(bound) => {
+                assert_eq!(bound.bind.owner, asks.service, "granted to it");
+                let since = renewed.elapsed();
+                assert!(!alive || since >= lo(LEASE), "granted {since:?} after the owner's last renewal");
+                return;
+            }
+            Err(e) if e.kind() == ErrorKind::LeaseLost => {}
+            Err(e) => assert!(
+                matches!(e.kind(), ErrorKind::Rebinding | ErrorKind::Unavailable | ErrorKind::NotLeader),
+                "{e:?}"
+            ),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }

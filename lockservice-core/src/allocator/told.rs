@@ -1,0 +1,86 @@
+//! [`Told`]: what leaders told a node, until a later leader has compared it with its store (L4).
+
+use super::types::Progress;
+use crate::id::Epoch;
+
+/// Most leaderships that are told apart. More within one lease are taken together, on the safe side.
+const EPOCHS_MAX: usize = 16;
+
+/// The furthest that each leadership told, the earliest first. Never empty of what no later leader has heard of: a later leader's own
+/// writes may have the numbers of those that were lost, so the furthest of all would hide what an earlier one told.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Told(Vec<Progress>);
+
+impl Told {
+    /// The last leadership that told anything, and how far it was.
+    pub(super) fn last(&self) -> Progress {
+        self.0.last().copied().unwrap_or_default()
+    }
+
+    /// Each leadership that told anything.
+    pub(super) fn each(&self) -> &[Progress] {
+        &self.0
+    }
+
+    /// A leader told this.
+    pub(super) fn add(&mut self, at: Progress) {
+        if at == Progress::default() {
+            return;
+        }
+        match self.0.binary_search_by_key(&at.epoch, |known| known.epoch) {
+            Ok(found) => self.0[found] = self.0[found].max(at),
+            Err(place) => self.0.insert(place, at),
+        }
+        if self.0.len() > EPOCHS_MAX {
+            // As if the earlier of them had told all of it: at worst a leader takes as lost what is not.
+            let later = self.0.remove(1);
+            self.0[0].write = self.0[0].write.max(later.write);
+        }
+    }
+
+    /// A leader of `epoch` has compared `report`.
+    pub(super) fn compared(&mut self, report: Progress, epoch: Epoch) {
+        self.0.retain(|known| !(known.epoch == report.epoch && known.write <= report.write && known.epoch < epoch));
+    }
+
+    /// A leader of `epoch` began with all of it.
+    pub(super) fn began(&mut self, epoch: Epoch) {
+        self.0.retain(|known| known.epoch >= epoch);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn at(epoch: u64, write: u64) -> Progress {
+        Progress { epoch: Epoch::new(epoch), write }
+    }
+
+    #[test]
+    fn what_an_earlier_leader_told_stays_until_a_later_one_has_compared_it() {
+        let mut told = Told::default();
+        for progress in [at(5, 10), at(7, 9), at(5, 8), at(7, 8), Progress::default()] {
+            told.add(progress);
+        }
+        assert_eq!(told.each(), [at(5, 10), at(7, 9)]);
+        told.compared(at(5, 9), Epoch::new(7));
+        assert_eq!(told.each(), [at(5, 10), at(7, 9)], "told more since it was reported");
+        told.compared(at(5, 10), Epoch::new(5));
+        told.compared(at(7, 9), Epoch::new(7));
+        assert_eq!(told.each(), [at(5, 10), at(7, 9)], "by the leader itself");
+        told.compared(at(5, 10), Epoch::new(7));
+        assert_eq!((told.each(), told.last()), (&[at(7, 9)][..], at(7, 9)));
+    }
+
+    #[test]
+    fn too_many_leaderships_are_taken_together_on_the_safe_side() {
+        let mut told = Told::default();
+        for epoch in 1..100 {
+            told.add(at(epoch, 200 - epoch));
+        }
+        assert_eq!(told.each().len(), EPOCHS_MAX);
+        assert_eq!(told.each()[0], at(1, 199));
+        assert_eq!(told.last(), at(99, 101));
+    }
+}
