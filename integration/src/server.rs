@@ -27,6 +27,7 @@ pub struct Place {
     pub store: String,
     /// HOST:PORT.
     pub address: String,
+    node: String,
 }
 
 /// A server that runs.
@@ -44,7 +45,13 @@ impl Place {
     /// A new place with an empty store.
     pub fn new(store: StoreKind) -> Self {
         let directory = TempDir::new().expect("there is room for temporary files");
-        Self { store: store.url(directory.path()), address: free_address(), directory }
+        Self { store: store.url(directory.path()), address: free_address(), directory, node: "n".to_owned() }
+    }
+
+    /// A place of one of several nodes with one store.
+    pub fn joining(store: &str, node: &str) -> Self {
+        let directory = TempDir::new().expect("there is room for temporary files");
+        Self { store: store.to_owned(), address: free_address(), directory, node: node.to_owned() }
     }
 
     /// A directory for whatever else the test keeps.
@@ -64,8 +71,10 @@ impl Place {
         let mut command = Command::new(&line[0]);
         command
             .args(&line[1..])
-            .args(["--json", "serve", "--node", "n", "--listen", &self.address, "--store", &self.store])
+            .args(["--json", "serve", "--node", &self.node, "--listen", &self.address, "--store", &self.store])
             .arg(format!("--lease-ttl={}ms", LEASE.as_millis()))
+            // A leader is replaced before the leases run out that it can no longer renew.
+            .env("LOCKSERVICE_ALLOCATOR__CONSTANTS__LEADERSHIP_TTL_MS", "1000")
             .env("RUST_LOG", "warn,lockservice=info,lockservice_core=info")
             .stdin(Stdio::null())
             .kill_on_drop(true);

@@ -10,7 +10,7 @@ use lockservice_core::allocator::{
     LockTableAllocator, PresentedBind, Progress, Resume, Role,
 };
 use lockservice_core::clock::{Clock, hi, lo};
-use lockservice_core::store::{BindStore, Candidate};
+use lockservice_core::store::{BindStore, Candidate, ClusterConstants};
 use lockservice_core::testing::{LocalPeers, SharedStore, TokioClock};
 use lockservice_core::{CommitAttempt, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId};
 use tokio::time::Instant;
@@ -40,7 +40,7 @@ impl Cluster {
         let allocator = ElectedAllocator::start(
             Arc::new(store.clone()),
             Arc::new(self.clock),
-            AllocatorSettings::default(),
+            settings(),
             NodeName::new(name).expect("a name"),
             name,
             Arc::new(self.net.clone()),
@@ -78,6 +78,14 @@ impl Node {
 
     async fn keep(&self, incarnation: &Incarnation, told: Progress) -> Result<Progress> {
         self.allocator.keepalive(incarnation.service, Nonce::new(7), told).await.map(|ack| ack.at)
+    }
+}
+
+fn settings() -> AllocatorSettings {
+    let ttl_ms = TTL.as_millis() as u64;
+    AllocatorSettings {
+        constants: ClusterConstants { leadership_ttl_ms: ttl_ms, lease_ttl_ms: ttl_ms },
+        ..AllocatorSettings::default()
     }
 }
 
@@ -323,10 +331,9 @@ async fn an_answer_of_an_earlier_leader_is_rejected() {
         other => panic!("{other:?}"),
     };
     let clock: Arc<dyn Clock> = Arc::new(cluster.clock);
-    let earlier =
-        LocalAllocator::open(Arc::new(old_store), clock, AllocatorSettings::default(), Candidate { seen, ..candidate })
-            .await
-            .expect("leads a store of its own");
+    let earlier = LocalAllocator::open(Arc::new(old_store), clock, settings(), Candidate { seen, ..candidate })
+        .await
+        .expect("leads a store of its own");
     cluster.net.join("b", earlier);
     let rejected = third.allocator.status().await.expect_err("epoch 1 is of the past (L3)");
     assert_eq!(rejected.kind(), ErrorKind::Unavailable, "{rejected:?}");

@@ -211,7 +211,7 @@ async fn campaign(shared: Arc<Shared>) {
                 shared.follow(address);
                 let left = vigil.left(ttl, shared.clock.now());
                 // An error only means that the store cannot tell; it is asked again.
-                if let Err(e) = shared.store.wait_for_change(left.clamp(Duration::from_millis(1), ttl / 4)).await {
+                if let Err(e) = shared.store.wait_for_change(left.clamp(Duration::from_millis(1), ttl / 8)).await {
                     tracing::debug!(error = ?e, "cannot wait for a change of leadership");
                     tokio::time::sleep(left.min(ASK_AGAIN)).await;
                 }

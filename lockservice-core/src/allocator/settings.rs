@@ -15,7 +15,7 @@ pub const TTL_MS_MAX: u64 = 3_600_000;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AllocatorSettings {
-    /// The cluster's TTLs, in milliseconds, each 1,000 to 3,600,000. Default: 5,000 each. Changing one waits out the old (B4).
+    /// The cluster's TTLs, in milliseconds, each 1,000 to 3,600,000. Default: 2,000 of leadership, 5,000 of a lease. Changing one waits out the old (B4).
     pub constants: ClusterConstants,
     /// Largest number of lock tables. Default: 1,000,000.
     pub tables_max: usize,

@@ -198,6 +198,7 @@ impl Writer {
         let settled = self.raise(self.epoch.next()?).await;
         self.candidate.doubt = Doubt::Unknown;
         settled?;
+        tracing::info!(epoch = %self.epoch, "nobody can have been told any more of anything that the store lost: the doubt is settled");
         self.state.settled.store(true, Ordering::Release);
         Ok(())
     }

@@ -15,16 +15,18 @@ pub const RECORD_FORMAT: u8 = 1;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterConstants {
-    /// How long a leadership lasts without a renewal, in milliseconds.
+    /// How long a leadership lasts without a renewal, in milliseconds. At most half of the lease's, else a fail-over of the leader costs
+    /// leases.
     pub leadership_ttl_ms: u64,
     /// How long a service's lease lasts without a renewal, in milliseconds.
     pub lease_ttl_ms: u64,
 }
 
 impl Default for ClusterConstants {
-    /// Five seconds each.
+    /// Two seconds of leadership, five of a lease: a leader that died is replaced before the leases run out that it can no longer renew, so
+    /// that a fail-over costs nobody a lock.
     fn default() -> Self {
-        Self { leadership_ttl_ms: 5_000, lease_ttl_ms: 5_000 }
+        Self { leadership_ttl_ms: 2_000, lease_ttl_ms: 5_000 }
     }
 }
 

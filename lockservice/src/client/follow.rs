@@ -22,6 +22,8 @@ use super::txn::timed_out;
 const HOPS_MAX: usize = 3;
 /// How long a call without a time-out goes on looking for an owner that can be reached.
 const LOOK_MAX: Duration = Duration::from_secs(60);
+/// How long an owner is tried to be reached before the home is asked again who owns the table: it may not run any more.
+const REACH_MAX: Duration = Duration::from_secs(1);
 /// First and longest pause between two rounds.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
@@ -75,11 +77,13 @@ pub(super) async fn lock(txn: &Txn, spec: &LockSpec, deadline: Option<Time>, err
                 if !txn.is_free() {
                     return Err(spans_nodes(txn, spec, address));
                 }
-                match tokio::time::timeout(give_up.remaining(clock.now()), span.at(address, *service)).await {
+                let left = give_up.remaining(clock.now());
+                match tokio::time::timeout(left.min(REACH_MAX), span.at(address, *service)).await {
                     Ok(Ok(handle)) if txn.move_to(&handle) => Ok(()),
                     Ok(Ok(_)) => return Err(spans_nodes(txn, spec, address)),
                     Ok(Err(e)) if unreachable(&e) => Err(not_reached(ErrorKind::Unavailable, address).with_source(e)),
                     Ok(Err(e)) => return Err(e),
+                    Err(_) if left > REACH_MAX => Err(not_reached(ErrorKind::Unavailable, address)),
                     Err(_) => Err(not_reached(ErrorKind::Timeout, address)),
                 }
             }
