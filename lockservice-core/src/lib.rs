@@ -50,6 +50,7 @@ mod error;
 pub mod guarded_map;
 mod id;
 mod key;
+pub mod maintenance;
 #[cfg(not(loom))]
 pub mod service;
 pub mod store;

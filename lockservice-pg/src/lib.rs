@@ -71,5 +71,5 @@ mod watch;
 pub use sqlx;
 
 pub use crate::config::{PgConfig, SchemaName};
-pub use crate::migrate::SCHEMA_FORMAT;
+pub use crate::migrate::{SCHEMA_FORMAT, stored_format};
 pub use crate::store::PgStore;

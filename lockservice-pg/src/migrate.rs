@@ -7,9 +7,9 @@ use lockservice_core::{Error, ErrorKind, Result};
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::calls::Calls;
-use crate::config::{SchemaName, millis};
+use crate::config::{PgConfig, SchemaName, describe, millis};
 use crate::error::{Failure, Stage};
-use crate::link::Link;
+use crate::link::{Link, Links};
 
 /// Entry N − 1 makes format N of format N − 1.
 const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql")];
@@ -20,6 +20,16 @@ pub const SCHEMA_FORMAT: u32 = MIGRATIONS.len() as u32;
 /// What `text` is for this schema.
 pub(crate) fn in_schema(text: &str, schema: &SchemaName) -> String {
     text.replace("$schema", &format!("\"{schema}\""))
+}
+
+/// The format of the schema that a URL names, 0 if there is none. Changes nothing.
+///
+/// Fails as [`PgStore::connect`](crate::PgStore::connect) does.
+pub async fn stored_format(url: &str) -> Result<u32> {
+    let config = PgConfig::from_url(url)?;
+    let calls = Calls::new(Links::own(&config), describe(&config.connect, &config.schema), &config);
+    let mut link = calls.take().await?;
+    found(&calls, &mut link, &config.schema).await
 }
 
 /// Creates the schema, or brings it to [`SCHEMA_FORMAT`], or finds that nothing is to be done.

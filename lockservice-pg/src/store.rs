@@ -177,6 +177,10 @@ impl BindStore for PgStore {
         }
     }
 
+    async fn head(&self) -> Result<Option<Head>> {
+        head(&self.look().await?)
+    }
+
     async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership> {
         // From here on a change is news.
         self.watch.asked();

@@ -68,7 +68,7 @@ impl RedisStore {
         let watch = Watch::new(config.channel());
         let store = Self(Arc::new(Inner { key: config.key(), scripts: Scripts::new(), config, errors, link, watch }));
         audit(&store.0.link, &store.0.config, &store.0.errors).await?;
-        store.head().await?;
+        store.found().await?;
         Ok(store)
     }
 
@@ -78,7 +78,7 @@ impl RedisStore {
         Self::connect_with(RedisConfig { servers: Servers::Client(client), ..config }).await
     }
 
-    async fn head(&self) -> Result<Found> {
+    async fn found(&self) -> Result<Found> {
         let answer = self.run(&self.0.scripts.read, Vec::new(), Stage::Repeatable, false).await?;
         Found::parse(answer.value, &self.0.errors)
     }
@@ -112,7 +112,7 @@ impl RedisStore {
     }
 
     async fn load_once(&self) -> Result<Option<StoreState>> {
-        let before = self.head().await?;
+        let before = self.found().await?;
         let mut records: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
         let mut cursor = b"0".to_vec();
         loop {
@@ -124,7 +124,7 @@ impl RedisStore {
             }
         }
         // Only the leader writes: if epoch, number and copy are as before, so is everything else.
-        let after = self.head().await?;
+        let after = self.found().await?;
         let place = |found: &Found| found.head.as_ref().map(|head| (head.epoch, head.applied));
         if before.lineage != after.lineage || place(&before) != place(&after) {
             return Ok(None);
@@ -189,10 +189,14 @@ impl BindStore for RedisStore {
             .unwrap_or_else(|_| Err(self.0.errors.timed_out(Stage::Repeatable)))
     }
 
+    async fn head(&self) -> Result<Option<Head>> {
+        Ok(self.found().await?.head)
+    }
+
     async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership> {
         let compete = async {
             for _ in 0..RACES_MAX {
-                let found = self.head().await?;
+                let found = self.found().await?;
                 let (head, answer) =
                     Head::acquire_shared(found.head.as_ref(), candidate, ttl, &found.lineage, found.floor)?;
                 let Some(head) = head else { return Ok(answer) };

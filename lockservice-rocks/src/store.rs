@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, Change, ExclusiveStore, KeyValue, Leadership, Renewal, StoreState, Visit,
-    WriteAck,
+    Applied, Batch, BindStore, Candidate, Change, ExclusiveStore, Head, KeyValue, Leadership, Renewal, StoreState,
+    Visit, WriteAck,
 };
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use rocksdb::{DB, DBRecoveryMode, IteratorMode, Options, WriteBatch, WriteOptions};
@@ -63,6 +63,10 @@ impl BindStore for RocksStore {
 
     async fn load(&self) -> Result<StoreState> {
         self.0.load().await
+    }
+
+    async fn head(&self) -> Result<Option<Head>> {
+        self.0.head().await
     }
 
     async fn acquire_leadership(&self, candidate: &Candidate, _ttl: Duration) -> Result<Leadership> {

@@ -196,7 +196,10 @@ async fn campaign(shared: Arc<Shared>) {
                     return;
                 }
                 tracing::warn!(error = ?why, "does not lead any more");
-                shared.role.send_replace(Role::Searching(None));
+                // Nobody can lead a store that cannot be read: whoever waits is told why.
+                let unreadable =
+                    matches!(why.kind(), ErrorKind::StoreCorrupt | ErrorKind::StoreNewer | ErrorKind::StoreUnusable);
+                shared.role.send_replace(Role::Searching(unreadable.then_some(why)));
                 // A nonce of its own for each leadership: commits that the last one admitted may still be in flight, so this process
                 // counts like any other.
                 candidate.nonce = Nonce::new(rand::random());

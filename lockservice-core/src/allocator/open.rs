@@ -15,9 +15,9 @@ use super::told::Told;
 use super::writer::another_store;
 use crate::clock::{Clock, Time, hi};
 use crate::error::{ErrorKind, Result};
-use crate::id::{EPOCH_SHIFT, Epoch, NodeName, Nonce, ServiceId};
+use crate::id::{Epoch, NodeName, Nonce, ServiceId};
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, Doubt, Leadership, Lineage, Op, Seen, ServiceRecord, ServiceState, StoreState,
+    Applied, Batch, BindStore, Candidate, Doubt, Leadership, Lineage, Op, Seen, ServiceRecord, ServiceState,
 };
 use crate::sync::atomic::{AtomicBool, Ordering};
 
@@ -63,8 +63,9 @@ pub(super) async fn open(
     if !exclusive && store.applied().await? != (Applied { epoch, number: applied, lineage: lineage.clone() }) {
         return Err(another_store());
     }
+    loaded.check_finished()?;
     // L4: numbers begin with the epoch. A store that lost its newest epoch but not its records is stepped over.
-    let used = highest_epoch(&loaded).max(told.last().epoch);
+    let used = loaded.highest_epoch().max(told.last().epoch);
     // This node was told of writes that are not there. Whatever they were, nothing in the store can be relied on: everybody starts again.
     let went_back = !exclusive && told.each().iter().any(|told| told.epoch < epoch && told.write > applied);
     let continuous = continuous && !went_back;
@@ -193,19 +194,6 @@ pub(super) async fn acquire(
 pub(super) struct HeldBy {
     pub(super) seen: Seen,
     pub(super) address: Option<String>,
-}
-
-/// The highest epoch that any number in the store begins with. Tokens of a block's end belong to the block before.
-fn highest_epoch(loaded: &StoreState) -> Epoch {
-    let tables = loaded.tables.iter().flat_map(|table| {
-        let tokens = match loaded.volatile_tokens_from {
-            Some(_) => 0,
-            None => table.tokens_reserved_to.saturating_sub(1),
-        };
-        table.binds.iter().map(|bind| bind.version.get()).chain([table.id.get(), tokens])
-    });
-    let numbers = tables.chain(loaded.services.iter().map(|service| service.id.get()));
-    Epoch::new(numbers.max().unwrap_or(0) >> EPOCH_SHIFT)
 }
 
 fn restore_tombstone(origin: &Service, txn: crate::id::TxnId, now: Time) {

@@ -103,6 +103,11 @@ impl<E: KeyValue> ExclusiveStore<E> {
         .await
     }
 
+    /// See [`BindStore::head`](super::BindStore::head). A leader is one that did not stop cleanly: this process has the store open now.
+    pub async fn head(&self) -> Result<Option<Head>> {
+        self.run(|engine| head(engine).map(|head| (head != Head::default()).then_some(head))).await
+    }
+
     /// See [`BindStore::acquire_leadership`](super::BindStore::acquire_leadership). Waits for nothing.
     pub async fn acquire_leadership(&self, candidate: &Candidate) -> Result<Leadership> {
         let candidate = candidate.clone();

@@ -9,6 +9,7 @@ mod head;
 mod layout;
 mod memory;
 mod record;
+mod unfinished;
 
 use std::fmt;
 use std::time::Duration;
@@ -45,7 +46,7 @@ pub use self::record::{
 ///    has an unknown outcome. Every method ends within a bounded time, with `Unavailable` or `UnknownOutcome`.
 ///
 /// # Minimal implementation
-/// Everything but [`wait_for_change`](Self::wait_for_change). What a change of leadership means is decided by [`Head`]; a backend stores a
+/// Everything but [`head`](Self::head) and [`wait_for_change`](Self::wait_for_change). What a change of leadership means is decided by [`Head`]; a backend stores a
 /// head, and compares its epoch and number atomically with each write. Run `testing::store_suite` (feature `testing`) against it.
 #[async_trait]
 pub trait BindStore: fmt::Debug + Send + Sync + 'static {
@@ -83,6 +84,13 @@ pub trait BindStore: fmt::Debug + Send + Sync + 'static {
 
     /// How far the store has come, to settle an unknown outcome (L2). The epoch tells whether the last write can still be the caller's.
     async fn applied(&self) -> Result<Applied>;
+
+    /// The leadership as it is recorded, for operators; changes nothing. `None` if there was never one. The default knows only what
+    /// [`applied`](Self::applied) tells: no leader.
+    async fn head(&self) -> Result<Option<Head>> {
+        let Applied { epoch, number, lineage } = self.applied().await?;
+        Ok((epoch > Epoch::default()).then(|| Head { epoch, applied: number, lineage, ..Head::default() }))
+    }
 
     /// Waits until the leadership may have changed, at most `poll`. The default only lets that time pass. An error means no more than
     /// that the store cannot tell; the caller goes on polling.

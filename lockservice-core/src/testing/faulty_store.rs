@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
-use crate::store::{Applied, Batch, BindStore, Candidate, Leadership, Renewal, StoreState, WriteAck};
+use crate::store::{Applied, Batch, BindStore, Candidate, Head, Leadership, Renewal, StoreState, WriteAck};
 
 /// What befalls one call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -157,6 +157,10 @@ impl BindStore for FaultyStore {
     async fn load(&self) -> Result<StoreState> {
         self.next().await.1.filter(|fault| !matches!(fault, Fault::Delay(_))).map_or(Ok(()), |_| Err(refused()))?;
         self.inner.load().await
+    }
+
+    async fn head(&self) -> Result<Option<Head>> {
+        harmless!(self, self.inner.head())
     }
 
     async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership> {

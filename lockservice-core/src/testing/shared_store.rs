@@ -132,6 +132,10 @@ impl BindStore for SharedStore {
         .await
     }
 
+    async fn head(&self) -> Result<Option<Head>> {
+        self.run(|content| Ok(content.head.clone())).await
+    }
+
     async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership> {
         let answer = self
             .run(|content| {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, ExclusiveStore, Leadership, Renewal, StoreState, WriteAck,
+    Applied, Batch, BindStore, Candidate, ExclusiveStore, Head, Leadership, Renewal, StoreState, WriteAck,
 };
 use lockservice_core::{Epoch, Result};
 
@@ -43,6 +43,10 @@ impl BindStore for FileStore {
 
     async fn load(&self) -> Result<StoreState> {
         self.0.load().await
+    }
+
+    async fn head(&self) -> Result<Option<Head>> {
+        self.0.head().await
     }
 
     async fn acquire_leadership(&self, candidate: &Candidate, _ttl: Duration) -> Result<Leadership> {

@@ -1,0 +1,264 @@
+//! [`problems`]: whether what a store holds makes sense. Pure.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+
+use crate::allocator::{TTL_MS_MAX, TTL_MS_MIN};
+use crate::id::{EPOCH_END, EPOCH_SHIFT, Epoch, NodeName, ServiceId, TableRef, TxnId};
+use crate::store::{ServiceState, StoreState, TableRecord};
+
+/// Something in a store that should not be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem {
+    /// What is wrong.
+    pub kind: ProblemKind,
+    /// The record it was found in.
+    pub record: String,
+    /// What is wrong with it, and what to do.
+    pub sentence: String,
+}
+
+/// What can be wrong with records that could be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[non_exhaustive]
+pub enum ProblemKind {
+    /// Two records have one name or one number.
+    Twice,
+    /// A number begins with an epoch that the store has not reached: it lost its newest leadership (L4).
+    EpochAhead,
+    /// A number lies outside of what it may be (F2).
+    OutOfRange,
+    /// A table has not one bind for each partition.
+    Layout,
+    /// A bind names an owner that has no record.
+    UnknownOwner,
+    /// Two incarnations of one node are live (B1).
+    TwoLive,
+    /// A restore into this store was interrupted.
+    UnfinishedRestore,
+}
+
+impl ProblemKind {
+    /// A stable name for programs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Twice => "twice",
+            Self::EpochAhead => "epoch_ahead",
+            Self::OutOfRange => "out_of_range",
+            Self::Layout => "layout",
+            Self::UnknownOwner => "unknown_owner",
+            Self::TwoLive => "two_live",
+            Self::UnfinishedRestore => "unfinished_restore",
+        }
+    }
+
+    /// True if the next leader steps over it by itself, so that a dump which has it can be restored: it takes an epoch above all numbers,
+    /// holds an unknown owner for fenced, and waits out every lease.
+    pub const fn heals(self) -> bool {
+        matches!(self, Self::EpochAhead | Self::UnknownOwner | Self::TwoLive)
+    }
+}
+
+/// Everything that is wrong with `state`, in a stable order.
+pub fn problems(state: &StoreState) -> Vec<Problem> {
+    let mut found = Found { epoch: state.epoch, problems: Vec::new() };
+    if let Some(dump) = state.unfinished_restore() {
+        found.add(
+            ProblemKind::UnfinishedRestore,
+            "the store",
+            format!("a restore of {dump} was interrupted: run it again with the same dump, or empty the store"),
+        );
+    }
+    if state.epoch.get() >= EPOCH_END {
+        found.out_of_range("the leadership", "its epoch", state.epoch.get(), EPOCH_END - 1);
+    }
+    if let Some(constants) = state.constants {
+        for (name, ms) in [("leadership", constants.leadership_ttl_ms), ("lease", constants.lease_ttl_ms)] {
+            if !(TTL_MS_MIN..=TTL_MS_MAX).contains(&ms) {
+                found.out_of_range("the constants", &format!("the {name} TTL in milliseconds"), ms, TTL_MS_MAX);
+            }
+        }
+    }
+    found.tables(state);
+    found.services(state);
+    let twice = "the transaction is recorded twice: remove one of the two";
+    found.twice(state.tombstones.iter().map(|txn: &TxnId| (*txn, format!("tombstone {txn}"))), twice);
+    found.problems
+}
+
+struct Found {
+    epoch: Epoch,
+    problems: Vec<Problem>,
+}
+
+impl Found {
+    fn tables(&mut self, state: &StoreState) {
+        let mut tables: Vec<&TableRecord> = state.tables.iter().collect();
+        tables.sort_by_key(|table| &table.table);
+        let record = |table: &TableRef| format!("table {table}");
+        let twice = "two records of tables have this name: restore the store from a backup";
+        self.twice(tables.iter().map(|table| (&table.table, record(&table.table))), twice);
+        let twice = "another table has the same number: restore the store from a backup";
+        self.twice(tables.iter().map(|table| (table.id, record(&table.table))), twice);
+        let services: HashSet<ServiceId> = state.services.iter().map(|service| service.id).collect();
+        for table in tables {
+            let what = record(&table.table);
+            self.number(&what, "its number", table.id.get());
+            if table.partitions == 0 || table.binds.len() as u64 != u64::from(table.partitions) {
+                let counted = format!("{} binds for {} partitions", table.binds.len(), table.partitions);
+                self.add(ProblemKind::Layout, &what, format!("it has {counted}: restore the store from a backup"));
+            }
+            for bind in &table.binds {
+                self.number(&what, "the version of its bind", bind.version.get());
+                if !services.contains(&bind.owner) {
+                    let sentence = format!(
+                        "it is bound to {}, of which there is no record: its bind is taken as void",
+                        bind.owner
+                    );
+                    self.add(ProblemKind::UnknownOwner, &what, sentence);
+                }
+            }
+            if table.tokens_reserved_to > 1 << 53 {
+                self.out_of_range(&what, "the end of its tokens", table.tokens_reserved_to, 1 << 53);
+            } else if state.volatile_tokens_from.is_none() {
+                // A block's end belongs to the epoch before.
+                self.number(&what, "its last token", table.tokens_reserved_to.saturating_sub(1));
+            }
+        }
+    }
+
+    fn services(&mut self, state: &StoreState) {
+        let services = || state.services.iter().filter(|service| service.id != StoreState::UNFINISHED);
+        let twice = "two incarnations have this number: restore the store from a backup";
+        self.twice(services().map(|service| (service.id, format!("incarnation {}", service.id))), twice);
+        let mut live: HashMap<&NodeName, ServiceId> = HashMap::new();
+        for service in services() {
+            let what = format!("incarnation {} of {}", service.id, service.node);
+            self.number(&what, "its number", service.id.get());
+            if service.state == ServiceState::Live
+                && let Some(other) = live.insert(&service.node, service.id)
+            {
+                let sentence =
+                    format!("incarnation {other} of the same node is live too: one of them ends with its lease");
+                self.add(ProblemKind::TwoLive, &what, sentence);
+            }
+        }
+    }
+
+    /// A problem for each but the first record with one key.
+    fn twice<K: Hash + Eq>(&mut self, records: impl Iterator<Item = (K, String)>, sentence: &str) {
+        let mut seen = HashSet::new();
+        for (key, record) in records {
+            if !seen.insert(key) {
+                self.add(ProblemKind::Twice, &record, sentence.to_owned());
+            }
+        }
+    }
+
+    /// A number that begins with its epoch (L4).
+    fn number(&mut self, record: &str, name: &str, number: u64) {
+        let epoch = number >> EPOCH_SHIFT;
+        if epoch >= EPOCH_END {
+            self.out_of_range(record, name, number, (EPOCH_END << EPOCH_SHIFT) - 1);
+        } else if epoch > self.epoch.get() {
+            let sentence = format!(
+                "{name}, {number}, is of epoch {epoch}, and the store has reached only {}: it lost its newest leadership; the next leader steps over it",
+                self.epoch
+            );
+            self.add(ProblemKind::EpochAhead, record, sentence);
+        }
+    }
+
+    fn out_of_range(&mut self, record: &str, name: &str, number: u64, most: u64) {
+        let sentence =
+            format!("{name} is {number}, which nothing may be (at most {most}): restore the store from a backup");
+        self.add(ProblemKind::OutOfRange, record, sentence);
+    }
+
+    fn add(&mut self, kind: ProblemKind, record: &str, sentence: String) {
+        self.problems.push(Problem { kind, record: record.to_owned(), sentence });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{BindVersion, Nonce, TableId};
+    use crate::store::{BindRecord, ClusterConstants, ServiceRecord};
+
+    fn service(number: u64, node: &str) -> ServiceRecord {
+        ServiceRecord {
+            id: ServiceId::new(3 << 32 | number),
+            node: NodeName::new(node).unwrap(),
+            nonce: Nonce::new(u64::MAX),
+            address: String::new(),
+            state: ServiceState::Live,
+        }
+    }
+
+    fn table(name: &str, number: u64) -> TableRecord {
+        TableRecord {
+            table: TableRef::new("g", name).unwrap(),
+            id: TableId::new(3 << 32 | number),
+            partitions: 1,
+            tokens_reserved_to: 4 << 32,
+            binds: vec![BindRecord { owner: ServiceId::new(3 << 32 | 1), version: BindVersion::new(3 << 32) }],
+        }
+    }
+
+    fn sound() -> StoreState {
+        StoreState {
+            epoch: Epoch::new(3),
+            applied: 9,
+            constants: Some(ClusterConstants::default()),
+            tables: vec![table("a", 1), table("b", 2)],
+            services: vec![service(1, "n"), service(2, "m")],
+            tombstones: vec![TxnId::new(ServiceId::new(3 << 32 | 1), 7, true)],
+            volatile_tokens_from: None,
+        }
+    }
+
+    #[test]
+    fn a_sound_store_has_no_problems_and_each_kind_of_damage_is_found_in_its_record() {
+        assert_eq!(problems(&sound()), []);
+        assert_eq!(problems(&StoreState::default()), []);
+        type Spoil = fn(&mut StoreState);
+        let cases: [(ProblemKind, &str, Spoil); 14] = [
+            (ProblemKind::Twice, "table g/a", |s| s.tables.push(TableRecord { id: TableId::new(1), ..table("a", 9) })),
+            (ProblemKind::Twice, "table g/b", |s| s.tables[1].id = s.tables[0].id),
+            (ProblemKind::Twice, "incarnation 12884901889", |s| {
+                s.services.push(ServiceRecord { node: NodeName::new("x").unwrap(), ..s.services[0].clone() });
+            }),
+            (ProblemKind::Twice, "tombstone 300000001-f", |s| s.tombstones.push(s.tombstones[0])),
+            (ProblemKind::EpochAhead, "table g/a", |s| s.tables[0].id = TableId::new(4 << 32)),
+            (ProblemKind::EpochAhead, "table g/a", |s| s.tables[0].binds[0].version = BindVersion::new(4 << 32)),
+            (ProblemKind::EpochAhead, "table g/a", |s| s.tables[0].tokens_reserved_to = (4 << 32) + 1),
+            (ProblemKind::EpochAhead, "incarnation 17179869184 of z", |s| {
+                s.services.push(ServiceRecord { id: ServiceId::new(4 << 32), ..service(0, "z") });
+            }),
+            (ProblemKind::OutOfRange, "table g/a", |s| s.tables[0].tokens_reserved_to = (1 << 53) + 1),
+            (ProblemKind::OutOfRange, "the constants", |s| {
+                s.constants = Some(ClusterConstants { lease_ttl_ms: 0, ..ClusterConstants::default() });
+            }),
+            (ProblemKind::Layout, "table g/a", |s| s.tables[0].partitions = 2),
+            (ProblemKind::UnknownOwner, "table g/a", |s| s.tables[0].binds[0].owner = ServiceId::new(3 << 32 | 77)),
+            (ProblemKind::TwoLive, "incarnation 12884901890 of n", |s| s.services[1] = service(2, "n")),
+            (ProblemKind::UnfinishedRestore, "the store", |s| s.services.push(StoreState::unfinished("x"))),
+        ];
+        for (kind, record, spoil) in cases {
+            let mut state = sound();
+            spoil(&mut state);
+            let found: Vec<_> = problems(&state).into_iter().map(|problem| (problem.kind, problem.record)).collect();
+            assert_eq!(found, [(kind, record.to_owned())]);
+        }
+    }
+
+    #[test]
+    fn the_end_of_an_epochs_last_block_belongs_to_that_epoch() {
+        let mut state = sound();
+        state.tables[0].tokens_reserved_to = 4 << 32;
+        assert_eq!(problems(&state), []);
+        state.tables[0].tokens_reserved_to = 1 << 53;
+        assert_eq!(problems(&state)[0].kind, ProblemKind::EpochAhead, "the last token there is, of a later epoch");
+    }
+}

@@ -1,0 +1,238 @@
+//! [`restore`]: writes a dump into an empty store of any backend.
+//!
+//! # To ensure correctness
+//! - The restorer leads the store while it writes (L1, L2): nobody else writes between, and whoever led an empty store before is fenced.
+//! - The first write marks the store as unfinished and the last takes the mark away, so that a part of a dump is never served from.
+//! - The new epoch is above every number of the dump, and [`EPOCHS_SKIPPED`] above that (L4): what the old cluster handed out after the dump was
+//!   made stays below whatever the restored one hands out.
+//! - Every incarnation is written as fenced (C4): no bind, lease, session or transaction of the old cluster is valid in the restored one, also
+//!   if it comes back.
+//! - An exclusive store is left without a resignation, a shared one in doubt ([`Doubt`]): its first leader waits out every promise (L1, L4).
+//!
+//! # What it cannot know
+//! Whether the cluster that was dumped still runs. Epochs fence writers of one store; two stores know nothing of each other. Two clusters
+//! from one dump both grant the same locks, and only data that checks tokens (F1) tells their holders apart, for as long as the restored one is ahead.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use super::dump::Dump;
+use crate::allocator::leadership::Vigil;
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Epoch, NodeName, ServiceId, TableRef};
+use crate::store::{
+    Applied, Batch, BindStore, Candidate, Doubt, Leadership, Op, Seen, ServiceRecord, ServiceState, StoreState,
+    TableRecord,
+};
+
+/// How many epochs are left out between those of a dump and the restored store's, for leaderships of the old cluster after the dump.
+pub const EPOCHS_SKIPPED: u64 = 1_024;
+
+/// Records in one write.
+const BATCH_OPS_MAX: usize = 1_000;
+
+/// How often one write is sent whose outcome is unknown.
+const SENDS_MAX: usize = 3;
+
+/// How a dump is restored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RestoreOptions {
+    /// Who restores.
+    pub node: NodeName,
+    /// The leadership's TTL of the clusters that may have led this store: so long a shared store is watched before it is written (L1).
+    pub leadership_ttl: Duration,
+    /// An epoch that the old cluster reached after the dump was made, as far as that is known: the restored store's is above it.
+    pub above: Epoch,
+}
+
+/// What was restored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Restored {
+    /// The restored store's epoch.
+    pub epoch: Epoch,
+    /// Records that are in the store now.
+    pub records: usize,
+}
+
+/// Writes `dump` into `store`, which must be empty, or hold an interrupted restore of the same dump, which this finishes.
+///
+/// A shared store is first watched for hi(the leadership's TTL), unless its last leader resigned. Fails with `InvalidArgument` if the store
+/// holds records (nothing is changed), `StoreInUse` if another process leads it, `Fenced` if one took it over meanwhile, and as the store does.
+/// After any failure, and when the call is dropped, a store that was begun stays marked and is refused by every leader until the restore
+/// was run again.
+pub async fn restore(
+    store: &dyn BindStore,
+    clock: &dyn Clock,
+    dump: &Dump,
+    options: &RestoreOptions,
+) -> Result<Restored> {
+    let goal = restored(&dump.state);
+    // Before the leadership: an acquisition is a change too.
+    check_empty(&store.load().await?, &goal)?;
+    let ttl = goal.constants.map_or(options.leadership_ttl, |c| c.leadership_ttl().max(options.leadership_ttl));
+    let floor = goal.epoch.max(goal.highest_epoch()).max(options.above);
+    let mut candidate = Candidate {
+        floor: Epoch::new(floor.get().saturating_add(EPOCHS_SKIPPED)),
+        // Whoever leads the restored store waits for everybody who was promised something by the old one (L4).
+        doubt: Doubt::Raised,
+        ..Candidate::from(options.node.clone())
+    };
+    let mut writer = lead(store, clock, &mut candidate, ttl).await?;
+    let found = store.load().await?;
+    check_empty(&found, &goal)?;
+    writer.write(&vec![Op::PutService(StoreState::unfinished(&dump.source))]).await?;
+    let ops = ops(&goal);
+    for batch in ops.chunks(BATCH_OPS_MAX) {
+        writer.write(&batch.to_vec()).await?;
+    }
+    check_read_back(&store.load().await?, &goal)?;
+    writer.write(&vec![Op::RemoveService(StoreState::UNFINISHED)]).await?;
+    if !writer.exclusive {
+        store.resign(writer.epoch).await?;
+    }
+    Ok(Restored { epoch: writer.epoch, records: ops.len() })
+}
+
+/// What is to be in the store: nothing of the old cluster is live.
+fn restored(dumped: &StoreState) -> StoreState {
+    let mut goal = dumped.clone();
+    for service in &mut goal.services {
+        service.state = ServiceState::Fenced;
+    }
+    goal
+}
+
+fn ops(goal: &StoreState) -> Vec<Op> {
+    let constants = goal.constants.map(Op::PutConstants);
+    let services = goal.services.iter().cloned().map(Op::PutService);
+    let tables = goal.tables.iter().cloned().map(Op::PutTable);
+    let tombstones = goal.tombstones.iter().copied().map(Op::PutTombstone);
+    constants.into_iter().chain(services).chain(tables).chain(tombstones).collect()
+}
+
+/// Refuses a store that holds anything but a part of `goal` under the mark of an interrupted restore.
+fn check_empty(found: &StoreState, goal: &StoreState) -> Result<()> {
+    let records = found.tables.len() + found.services.len() + found.tombstones.len();
+    if records == 0 && found.constants.is_none() {
+        return Ok(());
+    }
+    let (count, message) = match found.unfinished_restore() {
+        None => (
+            records + usize::from(found.constants.is_some()),
+            "the store holds records already: restore into an empty one",
+        ),
+        Some(_) => match strangers(found, goal) {
+            0 => return Ok(()),
+            strangers => (
+                strangers,
+                "the store holds an unfinished restore of another dump: restore that one, or empty the store",
+            ),
+        },
+    };
+    Err(Error::new(ErrorKind::InvalidArgument, message).with("records", count))
+}
+
+/// Records of `found` that are not in `goal`.
+fn strangers(found: &StoreState, goal: &StoreState) -> usize {
+    let tables: HashMap<&TableRef, &TableRecord> = goal.tables.iter().map(|table| (&table.table, table)).collect();
+    let services: HashMap<ServiceId, &ServiceRecord> =
+        goal.services.iter().map(|service| (service.id, service)).collect();
+    let tombstones: HashSet<_> = goal.tombstones.iter().collect();
+    let constants = found.constants.is_some() && found.constants != goal.constants;
+    found.tables.iter().filter(|table| tables.get(&table.table) != Some(table)).count()
+        + found
+            .services
+            .iter()
+            .filter(|service| service.id != StoreState::UNFINISHED && services.get(&service.id) != Some(service))
+            .count()
+        + found.tombstones.iter().filter(|txn| !tombstones.contains(txn)).count()
+        + usize::from(constants)
+}
+
+/// Nothing is taken on trust: a store that went back in time between two writes may lack the first.
+fn check_read_back(found: &StoreState, goal: &StoreState) -> Result<()> {
+    // One more for the mark.
+    let whole = found.tables.len() == goal.tables.len()
+        && found.services.len() == goal.services.len() + 1
+        && found.tombstones.len() == goal.tombstones.len()
+        && found.constants == goal.constants
+        && strangers(found, goal) == 0;
+    if whole {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::StoreUnusable,
+        "the store does not hold what was written to it: see to its server or disk, empty it, and restore again",
+    ))
+}
+
+/// Becomes the leader. Fails with `StoreInUse` if somebody else is.
+async fn lead<'a>(
+    store: &'a dyn BindStore,
+    clock: &dyn Clock,
+    candidate: &mut Candidate,
+    ttl: Duration,
+) -> Result<Writer<'a>> {
+    let mut vigil = Vigil::default();
+    let mut first: Option<Seen> = None;
+    loop {
+        candidate.seen = vigil.complete(ttl, clock.now()).cloned();
+        match store.acquire_leadership(candidate, ttl).await? {
+            Leadership::Acquired { epoch, applied, exclusive, .. } => {
+                return Ok(Writer { store, epoch, applied, exclusive });
+            }
+            Leadership::Held { seen, address } => {
+                // An empty store, and one whose leader has died, stand still.
+                if first.get_or_insert_with(|| seen.clone()) != &seen {
+                    return Err(Error::new(
+                        ErrorKind::StoreInUse,
+                        "another process leads this store: stop every server that uses it, then restore",
+                    )
+                    .with("store", store.describe())
+                    .with("leader", address.as_deref().unwrap_or("unknown")));
+                }
+                vigil.observe(seen, clock.now());
+                let left = vigil.left(ttl, clock.now());
+                store.wait_for_change(left.clamp(Duration::from_millis(1), ttl / 4)).await?;
+            }
+        }
+    }
+}
+
+/// Writes under one leadership.
+struct Writer<'a> {
+    store: &'a dyn BindStore,
+    epoch: Epoch,
+    /// The number of the last write.
+    applied: u64,
+    exclusive: bool,
+}
+
+impl Writer<'_> {
+    async fn write(&mut self, batch: &Batch) -> Result<()> {
+        // A write takes far less than a leadership's TTL, so one renewal each is enough, and a takeover is noticed here.
+        self.store.renew(self.epoch).await?;
+        let number = self.applied + 1;
+        for _ in 1..SENDS_MAX {
+            match self.store.write(self.epoch, number, batch).await {
+                Err(e) if e.kind() == ErrorKind::UnknownOutcome => {
+                    // L2: settled by reading the number. The same write under the same number lands once.
+                    let Applied { epoch, number: applied, .. } = self.store.applied().await?;
+                    if epoch == self.epoch && applied == number {
+                        self.applied = number;
+                        return Ok(());
+                    }
+                }
+                outcome => {
+                    outcome?;
+                    self.applied = number;
+                    return Ok(());
+                }
+            }
+        }
+        self.store.write(self.epoch, number, batch).await?;
+        self.applied = number;
+        Ok(())
+    }
+}

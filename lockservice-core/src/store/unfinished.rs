@@ -1,0 +1,55 @@
+//! The mark of a restore that is under way: while it stands in a store, nobody serves from it.
+//!
+//! It is the record of an incarnation whose number no leader ever hands out (all begin with an epoch, and there is no epoch 0), so that every
+//! backend can hold it, in every format.
+
+use super::{ServiceRecord, ServiceState, StoreState};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{EPOCH_SHIFT, Epoch, NodeName, Nonce, ServiceId};
+
+impl StoreState {
+    /// The number of the mark.
+    pub const UNFINISHED: ServiceId = ServiceId::new(0);
+
+    /// The mark of a restore of `dump`, which says where that came from.
+    pub fn unfinished(dump: &str) -> ServiceRecord {
+        ServiceRecord {
+            id: Self::UNFINISHED,
+            node: NodeName::new("unfinished restore").expect("a valid name"),
+            nonce: Nonce::default(),
+            address: dump.to_owned(),
+            state: ServiceState::Fenced,
+        }
+    }
+
+    /// What is being restored into this store, if a restore was begun and not finished.
+    pub fn unfinished_restore(&self) -> Option<&str> {
+        let mark = self.services.iter().find(|service| service.id == Self::UNFINISHED);
+        mark.map(|mark| mark.address.as_str())
+    }
+
+    /// Fails with `StoreUnusable` if a restore into this store was not finished: it holds a part of what it should.
+    pub fn check_finished(&self) -> Result<()> {
+        match self.unfinished_restore() {
+            None => Ok(()),
+            Some(dump) => Err(Error::new(
+                ErrorKind::StoreUnusable,
+                "a restore into this store was not finished: run `lockservice store restore` again with the same dump, or empty the store",
+            )
+            .with("dump of", dump)),
+        }
+    }
+
+    /// The highest epoch that any number in the store begins with. The end of a block of tokens belongs to the block before (F2).
+    pub fn highest_epoch(&self) -> Epoch {
+        let tables = self.tables.iter().flat_map(|table| {
+            let tokens = match self.volatile_tokens_from {
+                Some(_) => 0,
+                None => table.tokens_reserved_to.saturating_sub(1),
+            };
+            table.binds.iter().map(|bind| bind.version.get()).chain([table.id.get(), tokens])
+        });
+        let numbers = tables.chain(self.services.iter().map(|service| service.id.get()));
+        Epoch::new(numbers.max().unwrap_or(0) >> EPOCH_SHIFT)
+    }
+}
