@@ -93,7 +93,8 @@ kinds! {
     Unavailable => "unavailable", RetryCall;
     /// The outcome of a write is unknown: it may or may not have happened. Read before deciding.
     UnknownOutcome => "unknown_outcome", RetryCall;
-    /// A limit on memory, queues, tables or keys was reached. Ask for less, or raise the limit.
+    /// A limit on memory, queues or tables was reached. Try again when there is room, ask for less, or raise the limit. A request that is too
+    /// large by itself is an `InvalidArgument`.
     ResourceExhausted => "resource_exhausted", RetryCall;
     /// This node does not lead the store; [`Error::leader`] does, if that is known. Follow it.
     NotLeader => "not_leader", RetryCall;

@@ -186,7 +186,7 @@ fn at_a_limit_a_request_fails_and_changes_nothing() {
     let engine = engine(settings);
     let rows = |keys: &[&str]| keys.iter().map(|key| row(key)).collect::<Vec<_>>();
     assert_eq!(kind(lock(&engine, 1, &[], LockMode::Shared)), ErrorKind::InvalidArgument);
-    assert_eq!(kind(lock(&engine, 1, &rows(&["a", "b", "c", "d"]), LockMode::Shared)), ErrorKind::ResourceExhausted);
+    assert_eq!(kind(lock(&engine, 1, &rows(&["a", "b", "c", "d"]), LockMode::Shared)), ErrorKind::InvalidArgument);
     drop(poll(&mut lock(&engine, 1, &rows(&["a", "b", "c"]), LockMode::Exclusive)));
     assert_eq!(kind(lock(&engine, 1, &rows(&["d", "e"]), LockMode::Shared)), ErrorKind::ResourceExhausted);
     assert_eq!(engine.held(txn(1)), 3);

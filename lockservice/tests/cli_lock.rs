@@ -361,3 +361,19 @@ fn a_command_that_cannot_be_ended_keeps_the_lock_until_the_session_has_lapsed() 
         member.end();
     }
 }
+
+#[test]
+fn more_keys_than_a_request_may_name_are_wrong_usage_and_not_a_matter_of_time() {
+    let server = Server::start();
+    let keys: Vec<String> = (0..20_001).map(|key| key.to_string()).collect();
+    let lock = |keys: &[String]| {
+        let mut args = vec!["lock", "t"];
+        args.extend(keys.iter().map(String::as_str));
+        args.extend(["--", "true"]);
+        server.run(&args)
+    };
+    let output = lock(&keys);
+    assert_eq!(code(&output), 64, "{}", stderr(&output));
+    assert!(stderr(&output).contains("too many keys") && stderr(&output).contains("20000"), "{}", stderr(&output));
+    assert_eq!(code(&lock(&keys[..20_000])), 0);
+}

@@ -64,7 +64,8 @@ impl State {
         }
         if items.len() > self.settings.items_per_request_max {
             return Err(Error::new(
-                ErrorKind::ResourceExhausted,
+                // Not `ResourceExhausted`: no later time is better.
+                ErrorKind::InvalidArgument,
                 "a request names too many rows and ranges: ask for fewer, or for a range",
             )
             .with("items", items.len())

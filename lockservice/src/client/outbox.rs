@@ -84,7 +84,7 @@ impl Begun {
 }
 
 impl Outbox {
-    /// Puts a lock request in. Fails with `ResourceExhausted` if it is too large to send, or too many are under way.
+    /// Puts a lock request in. Fails with `InvalidArgument` if it is too large to send, `ResourceExhausted` if too many are under way.
     pub(super) fn lock(
         &self,
         begun: &Begun,
@@ -342,7 +342,7 @@ impl State {
     fn check_size(&self, bytes: usize) -> Result<()> {
         if bytes > self.frame_bytes_max {
             return Err(Error::new(
-                ErrorKind::ResourceExhausted,
+                ErrorKind::InvalidArgument,
                 "the request is larger than the server accepts: lock fewer keys at a time, or a range that covers them",
             )
             .with("bytes", bytes)

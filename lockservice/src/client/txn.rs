@@ -100,7 +100,7 @@ impl Txn {
         // Two bytes and a key's first: not worth encoding if even that is too much.
         if spec.items.len().saturating_mul(3) > shared.info.message_bytes_max {
             return Err(Error::new(
-                ErrorKind::ResourceExhausted,
+                ErrorKind::InvalidArgument,
                 "too many keys in one request: lock fewer at a time, or a range that covers them",
             )
             .with("keys", spec.items.len()));

@@ -104,8 +104,12 @@ pub fn from_status(status: &Status) -> Error {
     }
     let (kind, text) = match status.code() {
         Code::InvalidArgument => (ErrorKind::InvalidArgument, "the server refused the request"),
-        Code::OutOfRange | Code::ResourceExhausted => {
-            (ErrorKind::ResourceExhausted, "the server refused the request as too large or too much: ask for less")
+        // The transport's word for a message that is too large.
+        Code::OutOfRange => {
+            (ErrorKind::InvalidArgument, "the server refused the request as too large: ask for less at a time")
+        }
+        Code::ResourceExhausted => {
+            (ErrorKind::ResourceExhausted, "the server refused the request as too much: ask for less, or later")
         }
         Code::PermissionDenied | Code::Unauthenticated => (ErrorKind::NotPermitted, "the server does not permit this"),
         Code::DeadlineExceeded => (ErrorKind::Timeout, "the call took too long"),
@@ -278,7 +282,7 @@ mod tests {
     #[test]
     fn a_foreign_status_says_whether_trying_again_helps() {
         assert_eq!(from_status(&Status::unavailable("x")).kind(), ErrorKind::Unavailable);
-        assert_eq!(from_status(&Status::out_of_range("x")).kind(), ErrorKind::ResourceExhausted);
+        assert_eq!(from_status(&Status::out_of_range("x")).kind(), ErrorKind::InvalidArgument);
         assert_eq!(
             from_status(&Status::with_details(Code::Unknown, "x", vec![255, 255].into())).kind(),
             ErrorKind::Unavailable

@@ -17,7 +17,7 @@ pub fn items_from_proto(rows: &[Bytes], ranges: Vec<proto::KeyRange>, most: usiz
     let count = rows.len() + ranges.len();
     if count > most {
         return Err(Error::new(
-            ErrorKind::ResourceExhausted,
+            ErrorKind::InvalidArgument,
             "too many keys in one request: lock fewer at a time, or a range that covers them",
         )
         .with("keys", count)
@@ -156,7 +156,7 @@ mod tests {
             items_from_proto(&[Bytes::from_static(b"a"), Bytes::from_static(b"b")], vec![], 1)
                 .expect_err("too many")
                 .kind(),
-            ErrorKind::ResourceExhausted
+            ErrorKind::InvalidArgument
         );
     }
 

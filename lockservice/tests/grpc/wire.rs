@@ -158,7 +158,7 @@ async fn a_message_that_is_too_large_ends_its_stream_and_not_its_session() {
     let rows = vec![Bytes::from(vec![1; 1024]); 100];
     raw.send(vec![Op::Lock(proto::LockOp { rows, ..lock(1, "t", b"") })]).await;
     let status = raw.answers.message().await.expect_err("too large");
-    assert_eq!(from_status(&status).kind(), ErrorKind::ResourceExhausted);
+    assert_eq!(from_status(&status).kind(), ErrorKind::InvalidArgument);
     let mut again = Raw::open(&served).await;
     let hello = proto::Hello { session: welcome.session, service: welcome.service, ..Default::default() };
     match again.ask(Op::Hello(hello)).await {

@@ -184,7 +184,7 @@ fn create(path: &Path) -> Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
         _ => {}
     }
-    let made = create_draft(&draft).and_then(|()| match fs::hard_link(&draft, path) {
+    let made = create_draft(&draft, path).and_then(|()| match fs::hard_link(&draft, path) {
         // Another process was quicker: the lock decides between the two.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         linked => linked.map_err(io),
@@ -195,14 +195,11 @@ fn create(path: &Path) -> Result<()> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
 }
 
-fn create_draft(draft: &Path) -> Result<()> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(draft)
-        .map_err(|error| from_io(draft, error))?;
+/// Errors name `path`: that is the one whoever reads them knows.
+fn create_draft(draft: &Path, path: &Path) -> Result<()> {
+    let file =
+        OpenOptions::new().read(true).write(true).create_new(true).open(draft).map_err(|error| from_io(path, error))?;
     let file = Arc::new(file);
-    drop(open_database(draft, &file)?);
-    file.sync_all().map_err(|error| from_io(draft, error))
+    drop(open_database(path, &file)?);
+    file.sync_all().map_err(|error| from_io(path, error))
 }
