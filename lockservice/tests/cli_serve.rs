@@ -171,6 +171,53 @@ fn a_list_that_was_cut_says_so_on_stderr_and_its_lines_stay_whole() {
 }
 
 #[test]
+fn help_lists_every_setting_with_its_default() {
+    let help = String::from_utf8(run(&["serve", "--help"]).stdout).unwrap();
+    for setting in ["listen = \"127.0.0.1:7654\"", "server.connections_max = 10000", "service.engine.victim = "] {
+        assert!(help.contains(setting), "{setting}: {help}");
+    }
+    let short = String::from_utf8(run(&["serve", "-h"]).stdout).unwrap();
+    assert!(!short.contains("connections_max") && short.contains("--help"), "{short}");
+}
+
+/// The server under a soft and a hard limit on open files.
+fn serve_limited(soft: u32, hard: u32) -> Running {
+    let script = format!(
+        "ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" serve --json --listen 127.0.0.1:0 --store memory:"
+    );
+    let mut command = lockservice(&[]);
+    let program = command.get_program().to_owned();
+    command = std::process::Command::new("sh");
+    command.arg("-c").arg(script).arg(program);
+    Running::start(&mut command)
+}
+
+#[test]
+fn the_limit_on_open_files_is_raised_and_said_if_it_is_too_low() {
+    let limits = |running: &mut Running| {
+        running.line();
+        let path = format!("/proc/{}/limits", running.pid().as_raw_nonzero());
+        let limits = std::fs::read_to_string(path).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        line.split_whitespace().nth(3).unwrap().to_owned()
+    };
+    let mut low = serve_limited(100, 200);
+    assert_eq!(limits(&mut low), "200");
+    low.signal(Signal::TERM);
+    let (_, text) = low.wait();
+    let warning = text.lines().find(|line| line.contains("open_files")).expect("said at the start");
+    assert!(warning.contains("200 files") && warning.contains("10000 connections"), "{text}");
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    if hard.is_none_or(|hard| hard >= 20_000) {
+        let mut enough = serve_limited(100, 20_000);
+        assert_eq!(limits(&mut enough), "20000");
+        enough.signal(Signal::TERM);
+        let (_, text) = enough.wait();
+        assert!(!text.contains("open_files"), "{text}");
+    }
+}
+
+#[test]
 fn the_second_signal_stops_the_server_at_once() {
     let server = Server::start();
     let (holder, _) = server.hold(&["t", "k"]);

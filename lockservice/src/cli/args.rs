@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use lockservice_core::{GroupName, Key, KeyRange, LockItem, TableName, TableRef};
 
 use super::exit::Failure;
+use super::settings;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -34,6 +35,23 @@ of the group when the command has ended gets the stop time to end, and is then k
 Exit status: that of the COMMAND (128 + n if signal n ended it); 75 the lock was not to be had in time, 69 no server answers,
 70 the lock was lost and the command was ended, 64 wrong usage, 126 the command cannot be run, 127 it was not found.";
 
+const STORE_EXAMPLES: &str = "\
+Examples:
+  lockservice store check --store file:./lockservice.db
+  lockservice store dump --store file:./lockservice.db >binds.dump
+  lockservice store restore --store postgres://locks@db/app --input binds.dump
+  lockservice store migrate --store postgres://locks@db/app
+
+A file or RocksDB store is open to one process at a time: stop its server first. PostgreSQL and Redis are read while the cluster runs.
+
+Exit status: 0 done, 1 the store has problems, 64 wrong usage, 65 the store or the dump is damaged or of a newer version, 69 the
+store does not answer, 74 it cannot be read or written, 75 it is in use.";
+
+const RESTORE_NOTES: &str = "\
+Stop the cluster that was dumped, for good, before its dump is restored: two clusters of one dump both grant the same locks, and neither
+store can know of the other. Everything of the old cluster is void in the new one: sessions, leases, binds; tokens and versions only grow.
+A restore that was interrupted leaves a store that no server accepts, until the same restore was run again.";
+
 /// Row and range locks with fencing tokens, for jobs, services and databases.
 #[derive(Debug, Parser)]
 #[command(name = "lockservice", version, after_help = AFTER_HELP, max_term_width = 120)]
@@ -57,6 +75,9 @@ pub(crate) enum Command {
     Waits(ListArgs),
     /// List which node every lock table is bound to.
     Binds(ClientArgs),
+    /// Check, migrate, dump or restore a store.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Measure lock + unlock beside an echo on a bare gRPC stream.
     Bench(BenchArgs),
     #[command(name = "__supervise", hide = true)]
@@ -73,15 +94,19 @@ pub(crate) struct ClientArgs {
     pub(crate) server: String,
 }
 
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Every setting can also stand in the TOML file of --config (listen, store, node, …), or in the environment (LOCKSERVICE_LISTEN, …,
+const SERVE_NOTES: &str = "\
+Every setting can stand in the TOML file of --config (listen, store, node, …), or in the environment (LOCKSERVICE_LISTEN, …,
 LOCKSERVICE_ALLOCATOR__TABLES_MAX for a key of a section). Flags go before the environment, and that before the file.
 
 Examples:
   lockservice serve
   lockservice serve --store rocks:/var/lib/lockservice --node a
-  lockservice serve --store memory:                       # for one process alone; forgets everything when it ends")]
+  lockservice serve --store memory:                       # for one process alone; forgets everything when it ends
+
+`lockservice serve --help` lists every setting; -h only these lines.";
+
+#[derive(Debug, Default, Args)]
+#[command(after_help = SERVE_NOTES, after_long_help = format!("{SERVE_NOTES}\n\n{}", settings::help()))]
 pub(crate) struct ServeArgs {
     /// Address to listen on [default: 127.0.0.1:7654].
     #[arg(long, value_name = "ADDR")]
@@ -184,6 +209,43 @@ impl ListArgs {
     pub(crate) fn table(&self) -> Option<TableRef> {
         self.table.as_ref().map(|name| TableRef { group: self.group.clone(), name: name.clone() })
     }
+}
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = STORE_EXAMPLES)]
+pub(crate) enum StoreCommand {
+    /// Read everything and say what is wrong. Changes nothing; exits with 1 if there are problems.
+    Check(StoreArgs),
+    /// Bring the store to the format of this version.
+    Migrate(StoreArgs),
+    /// Write everything to standard output, as JSON lines.
+    Dump(StoreArgs),
+    /// Write a dump into an empty store, of any kind.
+    Restore(RestoreArgs),
+}
+
+/// Which store.
+#[derive(Debug, Args)]
+pub(crate) struct StoreArgs {
+    /// Where bindings are kept, as of serve [default: file:./lockservice.db].
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// A TOML file with settings, as of serve.
+    #[arg(long, env = "LOCKSERVICE_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = RESTORE_NOTES)]
+pub(crate) struct RestoreArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// The dump [default: standard input].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) input: Option<PathBuf>,
+    /// An epoch that the old cluster reached after the dump was made, if it may have led more than 1,024 times since.
+    #[arg(long, value_name = "EPOCH", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..lockservice_core::EPOCH_END))]
+    pub(crate) above_epoch: u64,
 }
 
 #[derive(Debug, Args)]

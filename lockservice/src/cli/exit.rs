@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use lockservice_core::{Error, ErrorKind};
 
+/// What was to be checked has problems.
+pub(crate) const PROBLEMS: u8 = 1;
 /// Wrong usage (`EX_USAGE`).
 pub(crate) const USAGE: u8 = 64;
 /// Data that cannot be read as what it should be (`EX_DATAERR`).

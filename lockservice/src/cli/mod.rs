@@ -5,12 +5,15 @@ mod bench;
 mod config;
 mod echo;
 mod exit;
+mod limits;
 mod list;
 mod lock;
 mod node;
 mod output;
 mod serve;
+mod settings;
 mod signals;
+mod store;
 mod supervise;
 mod terminal;
 
@@ -41,6 +44,7 @@ pub fn main() -> ExitCode {
         Command::Locks(args) => block_on(list::locks(args, json)).map(|()| 0),
         Command::Waits(args) => block_on(list::waits(args, json)).map(|()| 0),
         Command::Binds(args) => block_on(list::binds(args, json)).map(|()| 0),
+        Command::Store(command) => block_on(store::run(command, json)),
         Command::Bench(args) => bench::run(args, json).map(|()| 0),
     };
     match result {

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use super::args::ServeArgs;
 use super::config::Config;
 use super::exit::{self, Failure, say_note};
+use super::limits;
 use super::node::{Ending, Joined, Node, Waiting};
 use super::output::Output;
 
@@ -19,6 +20,7 @@ use super::output::Output;
 pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
     let config = Config::load(args, std::env::vars())?;
     log_to_stderr();
+    limits::allow_connections(config.server.connections_max, json);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(super::no_runtime)?;
     runtime.block_on(serve(config, json))
 }

@@ -3,9 +3,10 @@
 #[cfg(feature = "file")]
 mod file;
 
+use std::path::Path;
 use std::sync::Arc;
 
-use lockservice_core::store::{BindStore, MemoryStore};
+use lockservice_core::store::{BindStore, MemoryStore, STORE_FORMAT};
 use lockservice_core::{Error, ErrorKind, Result};
 
 #[cfg(feature = "file")]
@@ -60,6 +61,63 @@ pub async fn open(url: &str) -> Result<Arc<dyn BindStore>> {
             format!("the store's URL has an unknown scheme: use one of {}", schemes().join(", ")),
         )),
     }
+}
+
+/// Opens a store that is there: nothing is created or migrated. Of a `memory:` store there is never one.
+///
+/// Fails with `InvalidArgument` for a URL that cannot be opened here, `StoreUnusable` if there is no store, or only one of an older
+/// format, and as the store's own `open` does.
+pub async fn open_existing(url: &str) -> Result<Arc<dyn BindStore>> {
+    if is_volatile(url) {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            "a store in memory ends with its process, so there is none to be opened: name another with --store",
+        ));
+    }
+    match stored_format(url).await? {
+        Some(0) => Err(Error::new(
+            ErrorKind::StoreUnusable,
+            "there is no store: correct --store; `lockservice serve` would create one",
+        )
+        .with("store", describe_missing(url))),
+        Some(format) if format < STORE_FORMAT => Err(Error::new(
+            ErrorKind::StoreUnusable,
+            format!(
+                "the store is in format {format}, this version reads {STORE_FORMAT}: run `lockservice store migrate`"
+            ),
+        )),
+        _ => open(url).await,
+    }
+}
+
+/// The format of a store that has to be migrated before it is read, or 0 if there is no store; `None` if opening it tells, and does no harm.
+/// Changes nothing.
+///
+/// Fails as [`open`] does, and with `StoreNewer` for the format of a later version.
+pub async fn stored_format(url: &str) -> Result<Option<u32>> {
+    let (scheme, path) = url.split_once(':').unwrap_or((url, ""));
+    let missing = match scheme {
+        "file" => !path.is_empty() && is_missing(Path::new(path)),
+        "rocks" => !path.is_empty() && is_missing_or_empty(Path::new(path)),
+        #[cfg(feature = "pg")]
+        "postgres" | "postgresql" => return lockservice_pg::stored_format(url).await.map(Some),
+        _ => false,
+    };
+    Ok(missing.then_some(0))
+}
+
+/// Anything but a certain no is left to the store's own `open`, which says what is wrong.
+fn is_missing(path: &Path) -> bool {
+    matches!(path.try_exists(), Ok(false))
+}
+
+fn is_missing_or_empty(folder: &Path) -> bool {
+    is_missing(folder) || std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// The URL of a store that is not there, if no secret can be in it.
+fn describe_missing(url: &str) -> &str {
+    if url.starts_with("file:") || url.starts_with("rocks:") { url } else { "as --store says" }
 }
 
 /// True if what this URL names forgets everything with the process (B7).

@@ -1,0 +1,86 @@
+//! What `serve --help` says about every setting.
+
+use serde_json::Value;
+
+use super::config::Config;
+
+/// Each key of [`Config`] and what it sets, in the order in which they are shown. Defaults are read from `Config` itself.
+const SETTINGS: &[(&str, &str)] = &[
+    ("listen", "address to listen on"),
+    ("advertise", "where other nodes and clients reach this one; empty: where it listens"),
+    ("store", "where bindings are kept"),
+    ("node", "name of this node; empty: the machine's"),
+    ("insecure", "serve addresses other than loopback without encryption and passwords"),
+    ("start_ms_max", "how long a start may wait for the store and for a leader; 0: without an end"),
+    ("server.message_bytes_max", "largest message that is accepted"),
+    ("server.items_per_request_max", "most rows and ranges in one request"),
+    ("server.ops_under_way_max", "most operations under way in one session stream"),
+    ("server.write_ms_max", "how long a client that does not read its answers is waited for"),
+    ("server.hello_ms_max", "how long a new connection may stay silent"),
+    ("server.connections_max", "most connections at once"),
+    ("server.list_lines_max", "most lines in a list of locks, waits or binds"),
+    ("server.grace_ms", "how long a stop waits for the sessions to close"),
+    ("service.session_ttl_ms", "how long a silent client's locks are kept"),
+    ("service.session_ttl_ms_min", "least that a client may ask for"),
+    ("service.session_ttl_ms_max", "most that a client may ask for"),
+    ("service.wait_ms_max", "longest wait for a lock"),
+    ("service.sessions_max", "most sessions at once"),
+    ("service.txns_per_session_max", "most transactions of one session"),
+    ("service.txns_max", "most transactions at once"),
+    ("service.ops_per_txn_max", "most operations of one transaction that are queued or kept for a replay"),
+    ("service.kept_bytes_per_session_max", "memory for those of one session"),
+    ("service.engine.items_per_request_max", "most rows and ranges in one request, of any caller"),
+    ("service.engine.lock_bytes_max", "memory for the locks and waits of this node"),
+    ("service.engine.txn_lock_bytes_max", "memory for the locks of one transaction"),
+    ("service.engine.waiters_max", "most calls that wait at once"),
+    ("service.engine.victim", "who is told of a deadlock: fewest-locks or youngest"),
+    ("allocator.constants.leadership_ttl_ms", "how long a silent leader leads; the same on every node"),
+    ("allocator.constants.lease_ttl_ms", "how long a silent node keeps its tables; the same on every node"),
+    ("allocator.tables_max", "most lock tables"),
+    ("allocator.nodes_max", "most nodes known at one time"),
+    ("allocator.queue_max", "most changes that wait for the store"),
+    ("allocator.batch_max", "most changes in one write to the store"),
+    ("allocator.commit_binds_max", "most binds that one commit presents"),
+    ("allocator.commits_max", "most transactions of one node that are committing, or were made unable to"),
+];
+
+/// One line for each setting: its key, its default, what it sets.
+pub(crate) fn help() -> String {
+    let defaults = serde_json::to_value(Config::default()).expect("settings are plain data");
+    let keys: Vec<String> = SETTINGS.iter().map(|(key, _)| format!("{key} = {}", default(&defaults, key))).collect();
+    let width = keys.iter().map(String::len).max().unwrap_or(0);
+    let lines = keys.iter().zip(SETTINGS).map(|(key, (_, what))| format!("  {key:<width$}  {what}\n"));
+    format!("Settings and their defaults (durations in milliseconds, sizes in bytes):\n{}", lines.collect::<String>())
+}
+
+fn default<'a>(defaults: &'a Value, key: &str) -> &'a Value {
+    key.split('.').fold(defaults, |value, part| &value[part])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn keys(value: &Value, path: &str, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(section) => {
+                for (key, value) in section {
+                    keys(value, &if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, found);
+                }
+            }
+            _ => drop(found.insert(path.to_owned())),
+        }
+    }
+
+    #[test]
+    fn every_setting_is_listed_once_with_its_default() {
+        let mut real = BTreeSet::new();
+        keys(&serde_json::to_value(Config::default()).unwrap(), "", &mut real);
+        let listed: BTreeSet<String> = SETTINGS.iter().map(|(key, _)| (*key).to_owned()).collect();
+        assert_eq!(listed, real, "a setting that is new or gone: add it to SETTINGS, or remove it there");
+        assert_eq!(listed.len(), SETTINGS.len());
+        assert!(help().contains("server.connections_max = 10000 "), "{}", help());
+    }
+}

@@ -1,0 +1,206 @@
+//! `store check`, `migrate`, `dump` and `restore`: the command line of [`lockservice_core::maintenance`].
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter};
+
+use lockservice_core::clock::SystemClock;
+use lockservice_core::maintenance::{Dump, Problem, RestoreOptions, problems, restore};
+use lockservice_core::store::{Head, STORE_FORMAT, ServiceState, StoreState};
+use lockservice_core::{Epoch, Error, ErrorKind};
+use serde_json::{Value, json};
+
+use super::args::{RestoreArgs, ServeArgs, StoreArgs, StoreCommand};
+use super::config::Config;
+use super::exit::{self, Failure, say_note};
+use super::output::Output;
+use crate::store;
+
+/// Runs one of the commands. Answers the exit status.
+pub(crate) async fn run(command: &StoreCommand, json: bool) -> Result<u8, Failure> {
+    // The futures of the drivers are large.
+    match command {
+        StoreCommand::Check(args) => Box::pin(check(&config(args)?, json)).await,
+        StoreCommand::Migrate(args) => Box::pin(migrate(&config(args)?, json)).await,
+        StoreCommand::Dump(args) => Box::pin(dump(&config(args)?, json)).await,
+        StoreCommand::Restore(args) => Box::pin(restore_from(args, &config(&args.store)?, json)).await,
+    }
+}
+
+/// The settings of the server whose store it is.
+fn config(args: &StoreArgs) -> Result<Config, Failure> {
+    let args = ServeArgs { store: args.store.clone(), config: args.config.clone(), ..ServeArgs::default() };
+    let config = Config::load(&args, std::env::vars())?;
+    if store::is_volatile(&config.store) {
+        return Err(Failure::usage(
+            "a store in memory ends with its process, so there is none to be opened: name another with --store",
+        ));
+    }
+    Ok(config)
+}
+
+async fn check(config: &Config, json: bool) -> Result<u8, Failure> {
+    let output = Output::new(json);
+    let (summary, problems) = match read(config).await {
+        Ok((described, state, head)) => (Some(summary(&described, &state, head.as_ref())), problems(&state)),
+        // A store that cannot be read to its end is what this command is for.
+        Err(error) if error.kind() == ErrorKind::StoreCorrupt => {
+            let Failure { kind, sentence, .. } = Failure::from(error);
+            say_problem(&output, json, kind, "the store", &sentence)?;
+            return Ok(exit::PROBLEMS);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if let Some(mut summary) = summary {
+        summary["problems"] = problems.len().into();
+        say_summary(&output, json, &summary)?;
+    }
+    for Problem { kind, record, sentence } in &problems {
+        say_problem(&output, json, kind.name(), record, sentence)?;
+    }
+    Ok(if problems.is_empty() { 0 } else { exit::PROBLEMS })
+}
+
+async fn read(config: &Config) -> Result<(String, StoreState, Option<Head>), Error> {
+    let store = store::open_existing(&config.store).await?;
+    Ok((store.describe(), store.load().await?, store.head().await?))
+}
+
+fn summary(store: &str, state: &StoreState, head: Option<&Head>) -> Value {
+    let leader = head.and_then(|head| head.leader.as_ref());
+    let live = state.services.iter().filter(|service| service.state == ServiceState::Live).count();
+    json!({
+        "store": store,
+        "format": STORE_FORMAT,
+        "epoch": state.epoch.get(),
+        "applied": state.applied,
+        "leader": leader.map(|leader| leader.node.as_str()),
+        "leader_address": leader.map(|leader| leader.address.as_str()),
+        "tables": state.tables.len(),
+        "services": state.services.len(),
+        "services_live": live,
+        "tombstones": state.tombstones.len(),
+    })
+}
+
+/// What people are told of a store, in this order.
+const SUMMARY: [&str; 11] = [
+    "store",
+    "format",
+    "epoch",
+    "applied",
+    "leader",
+    "leader_address",
+    "tables",
+    "services",
+    "services_live",
+    "tombstones",
+    "problems",
+];
+
+fn say_summary(output: &Output, json: bool, summary: &Value) -> Result<(), Failure> {
+    if json {
+        return output.line(&summary.to_string());
+    }
+    for name in SUMMARY {
+        let text = match &summary[name] {
+            Value::Null => "-".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        output.line(&format!("{:<15} {text}", name.replace('_', " ")))?;
+    }
+    Ok(())
+}
+
+fn say_problem(output: &Output, json: bool, kind: &str, record: &str, sentence: &str) -> Result<(), Failure> {
+    if json {
+        output.line(&json!({ "problem": kind, "record": record, "sentence": sentence }).to_string())
+    } else {
+        output.line(&format!("problem: {record}: {sentence}"))
+    }
+}
+
+async fn migrate(config: &Config, json: bool) -> Result<u8, Failure> {
+    let before = store::stored_format(&config.store).await?;
+    if before == Some(0) && !store::is_shared(&config.store) {
+        // It would only hide a misspelt path.
+        store::open_existing(&config.store).await?;
+    }
+    let described = store::open(&config.store).await?.describe();
+    let before = before.unwrap_or(STORE_FORMAT);
+    let text = match before {
+        STORE_FORMAT => format!("{described} is in format {STORE_FORMAT}, the current one: there was nothing to do"),
+        0 => format!("{described} was created, in format {STORE_FORMAT}"),
+        before => format!("{described} was brought from format {before} to {STORE_FORMAT}"),
+    };
+    let result = json!({ "store": described, "before": before, "format": STORE_FORMAT });
+    Output::new(json).line(&if json { result.to_string() } else { text })?;
+    Ok(0)
+}
+
+async fn dump(config: &Config, json: bool) -> Result<u8, Failure> {
+    let (described, state, _) = read(config).await?;
+    let problems = problems(&state);
+    let dump = Dump::new(described, state)?;
+    if dump.state.tables.is_empty() && dump.state.services.is_empty() {
+        exit::say_warning(json, "empty", "the store is empty: is it the right one?");
+    }
+    let mut out = BufWriter::new(io::stdout().lock());
+    dump.write_to(&mut out).map_err(|error| {
+        let why = match error.kind() {
+            io::ErrorKind::BrokenPipe => "nobody reads it any more".to_owned(),
+            _ => format!("{error}; check where it is redirected to"),
+        };
+        Failure::new(exit::IO, "output", format!("the dump was not written to its end: {why}"))
+    })?;
+    let fatal = problems.iter().filter(|problem| !problem.kind.heals()).count();
+    if fatal > 0 {
+        return Err(Failure::new(
+            exit::PROBLEMS,
+            "problems",
+            format!(
+                "the store has {fatal} problems over which this dump cannot be restored: run `lockservice store check`"
+            ),
+        ));
+    }
+    Ok(0)
+}
+
+async fn restore_from(args: &RestoreArgs, config: &Config, json: bool) -> Result<u8, Failure> {
+    // Before the store is touched: a new one would be created.
+    let dump = match &args.input {
+        Some(path) => {
+            let file = File::open(path).map_err(|error| {
+                Failure::new(
+                    exit::IO,
+                    "input",
+                    format!("cannot open the dump {}: {error}; check --input", path.display()),
+                )
+            })?;
+            Dump::read_from(BufReader::new(file))?
+        }
+        None => Dump::read_from(io::stdin().lock())?,
+    };
+    let store = store::open(&config.store).await?;
+    if store::is_shared(&config.store) {
+        say_note(json, "restoring; a store that servers may share is first watched, to be sure that none uses it");
+    }
+    let options = RestoreOptions {
+        node: config.node()?,
+        leadership_ttl: config.allocator.constants.leadership_ttl(),
+        above: Epoch::new(args.above_epoch),
+    };
+    let restored = restore(&*store, &SystemClock, &dump, &options).await?;
+    let text = format!(
+        "restored {} records of {} into {}, epoch {}",
+        restored.records,
+        dump.source,
+        store.describe(),
+        restored.epoch
+    );
+    let result = json!({
+        "store": store.describe(), "source": dump.source, "records": restored.records, "epoch": restored.epoch.get(),
+    });
+    Output::new(json).line(&if json { result.to_string() } else { text })?;
+    Ok(0)
+}
