@@ -353,7 +353,7 @@ impl AllocatorPeers for Alone {
 async fn a_node_that_joins_the_cluster_of_an_unfinished_restore_is_told_why_nobody_leads() {
     let shared = SharedStore::new();
     let clock = TokioClock::new();
-    let faulty = FaultyStore::once(Arc::new(shared.connect()), 9, Fault::Refused);
+    let faulty = FaultyStore::once(Arc::new(shared.connect()), 13, Fault::Refused);
     restore(&faulty, &clock, &dump(), &options()).await.expect_err("interrupted");
     assert!(shared.load().await.expect("readable").unfinished_restore().is_some());
     let node = NodeName::new("a").expect("a name");

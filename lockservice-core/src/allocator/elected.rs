@@ -177,6 +177,7 @@ async fn campaign(shared: Arc<Shared>) {
     let mut candidate = Candidate::new(shared.node.clone(), shared.address.clone());
     let mut vigil = Vigil::default();
     let mut pause = PAUSE_FIRST;
+    let mut unreadable = None;
     loop {
         candidate.floor = shared.told.lock().last().epoch;
         candidate.seen = vigil.complete(ttl, shared.clock.now()).cloned();
@@ -196,10 +197,11 @@ async fn campaign(shared: Arc<Shared>) {
                     return;
                 }
                 tracing::warn!(error = ?why, "does not lead any more");
-                // Nobody can lead a store that cannot be read: whoever waits is told why.
-                let unreadable =
+                // Nobody can lead a store that cannot be read: whoever waits is told why, until somebody leads.
+                let is_unreadable =
                     matches!(why.kind(), ErrorKind::StoreCorrupt | ErrorKind::StoreNewer | ErrorKind::StoreUnusable);
-                shared.role.send_replace(Role::Searching(unreadable.then_some(why)));
+                unreadable = is_unreadable.then_some(why);
+                shared.role.send_replace(Role::Searching(unreadable.clone()));
                 // A nonce of its own for each leadership: commits that the last one admitted may still be in flight, so this process
                 // counts like any other.
                 candidate.nonce = Nonce::new(rand::random());
@@ -211,7 +213,7 @@ async fn campaign(shared: Arc<Shared>) {
                     tracing::info!("the store holds no leader's record: waiting, in case it was lost (L4)");
                 }
                 vigil.observe(seen, shared.clock.now());
-                shared.follow(address);
+                shared.follow(address, unreadable.as_ref());
                 let left = vigil.left(ttl, shared.clock.now());
                 // An error only means that the store cannot tell; it is asked again.
                 if let Err(e) = shared.store.wait_for_change(left.clamp(Duration::from_millis(1), ttl / 8)).await {
@@ -258,10 +260,10 @@ impl Shared {
         why
     }
 
-    fn follow(&self, address: Option<String>) {
+    fn follow(&self, address: Option<String>, unreadable: Option<&Error>) {
         // Its own address is that of the process that it replaces, or of its own last leadership.
         let next = match address.filter(|address| !address.is_empty() && *address != self.address) {
-            None => Role::Searching(None),
+            None => Role::Searching(unreadable.cloned()),
             Some(address) => {
                 if matches!(&*self.role.borrow(), Role::Following { address: known, .. } if *known == address) {
                     return;
