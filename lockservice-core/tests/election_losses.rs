@@ -87,3 +87,55 @@ async fn what_an_earlier_leader_told_is_reported_although_a_later_one_has_answer
     assert_eq!(bound.bind.owner, other.service);
     granted_after_the_owner("t", &second, &owner, &third).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_writes_of_a_leader_in_doubt_do_not_stand_for_those_that_were_lost() {
+    let cluster = Cluster::new();
+    let first = cluster.led().await;
+    let (second, third) = (cluster.node("b"), cluster.node("c"));
+    let owner = second.begin().await;
+    let backup = cluster.store.backup();
+    second.allocator.bind(owner.service, &table("t")).await.expect("free");
+    second.keep(&owner).await.expect("live");
+    cluster.store.restore(&backup, true);
+    cluster.kill(first);
+    second.store.inner.set_cut(true);
+    third.leading().await;
+    let fourth = cluster.node("d");
+    for node in [&third, &fourth] {
+        node.begin().await;
+    }
+    // Before the owner could report anything to it.
+    assert!(third.allocator.shutdown(true, Duration::from_secs(1)).await.expect("stops").resigned);
+    fourth.leading().await;
+    second.store.inner.set_cut(false);
+    granted_after_the_owner("t", &second, &owner, &fourth).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_writes_of_a_leader_that_noticed_nothing_do_not_stand_for_those_that_were_lost() {
+    let cluster = Cluster::new();
+    let first = cluster.led().await;
+    let (second, third) = (cluster.node("b"), cluster.node("c"));
+    let owner = second.begin().await;
+    let backup = cluster.store.backup();
+    second.allocator.bind(owner.service, &table("t")).await.expect("free");
+    second.keep(&owner).await.expect("live");
+    cluster.store.restore(&backup, false);
+    cluster.kill(first);
+    second.store.inner.set_cut(true);
+    third.leading().await;
+    let other = third.begin().await;
+    for name in ["u", "v", "w"] {
+        third.allocator.bind(other.service, &table(name)).await.expect("nothing is in doubt");
+    }
+    second.store.inner.set_cut(false);
+    second
+        .allocator
+        .roles()
+        .wait_for(|role| matches!(role, Role::Following { address, .. } if address == "c"))
+        .await
+        .expect("follows");
+    second.keep(&owner).await.expect_err("it reports what the leader does not know of");
+    granted_after_the_owner("t", &second, &owner, &third).await;
+}

@@ -219,8 +219,12 @@ impl Shared {
         .with("told_write", told.write)
         .with("found_write", state.found_applied);
         self.told.lock().add(told);
+        // Without a wait: from here on nothing is answered. Whoever leads next must know, whichever node that is.
         state.leadership.end();
-        end(&self.ended, &why);
+        if self.queue.try_send(Command::StepOver { why: why.clone() }).is_err() {
+            // The writer cannot make it known; it has changes to write whose answers nobody will hear.
+            end(&self.ended, &why);
+        }
         why
     }
 

@@ -17,7 +17,7 @@ use crate::clock::{Clock, Time, hi};
 use crate::error::{ErrorKind, Result};
 use crate::id::{Epoch, NodeName, Nonce, ServiceId};
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, Doubt, Leadership, Lineage, Op, Seen, ServiceRecord, ServiceState,
+    Applied, Batch, BindStore, Candidate, Doubt, Leadership, Lineage, Loss, Op, Seen, ServiceRecord, ServiceState,
 };
 use crate::sync::atomic::{AtomicBool, Ordering};
 
@@ -39,6 +39,7 @@ pub(super) struct Acquired {
     pub(super) exclusive: bool,
     pub(super) clean: bool,
     pub(super) continuous: bool,
+    pub(super) loss: Option<Loss>,
     pub(super) lineage: Lineage,
     /// Before it was asked for: it counts from here.
     pub(super) sent: Time,
@@ -57,7 +58,7 @@ pub(super) async fn open(
     told: &Told,
 ) -> Result<Opened> {
     let ttl = settings.constants.leadership_ttl();
-    let Acquired { mut epoch, mut applied, exclusive, clean, continuous, lineage, .. } = acquired;
+    let Acquired { mut epoch, mut applied, exclusive, clean, continuous, loss, lineage, .. } = acquired;
     let loaded = store.load().await?;
     // L4: a copy that was promoted meanwhile may have neither the leadership nor the last writes before it.
     if !exclusive && store.applied().await? != (Applied { epoch, number: applied, lineage: lineage.clone() }) {
@@ -67,13 +68,19 @@ pub(super) async fn open(
     // L4: numbers begin with the epoch. A store that lost its newest epoch but not its records is stepped over.
     let used = loaded.highest_epoch().max(told.last().epoch);
     // This node was told of writes that are not there. Whatever they were, nothing in the store can be relied on: everybody starts again.
-    let went_back = !exclusive && told.each().iter().any(|told| told.epoch < epoch && told.write > applied);
+    let here = Loss { before: epoch, above: applied, known: true };
+    let concerned = |loss: Loss| told.each().iter().any(|told| loss.concerns(told.epoch, told.write));
+    let found_out = !exclusive && (concerned(here) || loss.is_some_and(concerned));
+    // A leader before may have found out, and not have lived to step over it.
+    let went_back = found_out || loss.is_some_and(|loss| loss.known);
     let continuous = continuous && !went_back;
-    if used > epoch || went_back {
+    if went_back {
+        tracing::error!(?told, applied, ?loss, "the store has lost writes: every bind is void");
+    }
+    if used > epoch || found_out {
         candidate.floor = candidate.floor.max(used);
-        if went_back {
-            tracing::error!(?told, applied, "the store has lost writes: every bind is void");
-            candidate.doubt = Doubt::Raised;
+        if found_out {
+            candidate.doubt = Doubt::Raised(here);
         }
         // No renewal may name the epoch that is being replaced.
         let mut head = head.lock().await;
@@ -96,7 +103,8 @@ pub(super) async fn open(
         None => TokenSource::Epoch,
     };
     let mut state = AllocatorState::new(epoch, applied, tokens, settings.commit_binds_max);
-    (state.earlier_until, state.held_until, state.stepped_over) = (earlier_until, held_until, went_back);
+    (state.earlier_until, state.held_until, state.stepped_over, state.loss) =
+        (earlier_until, held_until, went_back, loss);
     state.settled = AtomicBool::new(continuous);
     let mut batch = Batch::new();
     let mut constants_later = None;
@@ -182,8 +190,8 @@ pub(super) async fn acquire(
 ) -> Result<Result<Acquired, HeldBy>> {
     let sent = clock.now();
     Ok(match store.acquire_leadership(candidate, ttl).await? {
-        Leadership::Acquired { epoch, applied, exclusive, clean, continuous, lineage } => {
-            Ok(Acquired { epoch, applied, exclusive, clean, continuous, lineage, sent })
+        Leadership::Acquired { epoch, applied, exclusive, clean, continuous, loss, lineage } => {
+            Ok(Acquired { epoch, applied, exclusive, clean, continuous, loss, lineage, sent })
         }
         Leadership::Held { seen, address } => Err(HeldBy { seen, address }),
     })

@@ -28,7 +28,7 @@ use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::guarded_map::GuardedMap;
 use crate::id::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
-use crate::store::{BindRecord, ServiceRecord, ServiceState, TableRecord};
+use crate::store::{BindRecord, Loss, ServiceRecord, ServiceState, TableRecord};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// An incarnation (B1), with its lease and the control state of its commits.
@@ -185,6 +185,8 @@ pub struct AllocatorState {
     pub settled: AtomicBool,
     /// True if this leadership began by taking everything before it as void: reports from then are accounted for (L4).
     pub stepped_over: bool,
+    /// What the store may have lost before this leadership, unless nothing (L4).
+    pub loss: Option<Loss>,
     /// Until then nothing is granted that was not bound before, and no commit is admitted: the store may have lost writes, and whoever
     /// was told of them must have run out of lease, or have said so, first (L4). Past if the store is known to be whole.
     pub held_until: Time,
@@ -213,6 +215,7 @@ impl AllocatorState {
             first_service: ServiceId::new(epoch.first_number()),
             settled: AtomicBool::new(true),
             stepped_over: false,
+            loss: None,
             held_until: Time::ZERO,
             earlier_until: Time::ZERO,
             commit_binds_max,
@@ -229,8 +232,20 @@ impl AllocatorState {
     /// True if `told` cannot be of this store: a leadership it knows nothing of, or a write that it had lost when this leadership
     /// began (L4).
     pub fn went_back(&self, told: Progress) -> bool {
-        told.epoch > self.numbers.epoch()
-            || (!self.stepped_over && told.epoch < self.first_epoch && told.write > self.found_applied)
+        if told.epoch > self.numbers.epoch() {
+            return true;
+        }
+        if told.epoch >= self.first_epoch {
+            // Another leadership had this number, or this one told what its store has lost since.
+            return told.write > self.applied.load(Ordering::Acquire);
+        }
+        let concerns = |loss: Loss| loss.concerns(told.epoch, told.write);
+        !self.stepped_over && (concerns(self.lost_before()) || self.loss.is_some_and(concerns))
+    }
+
+    /// What was lost before this leadership, if anything was.
+    pub fn lost_before(&self) -> Loss {
+        Loss { before: self.first_epoch, above: self.found_applied, known: true }
     }
 
     /// Fails with `Unavailable` once the leader must not answer (L1).

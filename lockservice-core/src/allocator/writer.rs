@@ -24,6 +24,9 @@ use crate::id::Epoch;
 use crate::store::{Applied, Batch, BindStore, Candidate, Doubt, Leadership, Lineage, Op};
 use crate::sync::atomic::Ordering;
 
+/// Between two attempts to tell the store that it has lost writes.
+const STEP_OVER_PAUSE: Duration = Duration::from_millis(50);
+
 /// What to do once a change has landed, or surely has not. Runs in the writer's task: must not block.
 pub(super) type Done = Box<dyn FnOnce(Result<()>) + Send>;
 
@@ -35,6 +38,8 @@ pub(super) enum Command {
     Raise { wanted: Epoch, done: oneshot::Sender<Result<()>> },
     /// Record that nobody can have been told of anything that the store lost (L4).
     Settle,
+    /// Record that the store has lost what earlier leaderships told (L4), and end the leadership because of it.
+    StepOver { why: Error },
     /// Give the leadership up and stop.
     Resign { done: oneshot::Sender<Result<()>> },
     /// Stop without giving it up.
@@ -104,6 +109,7 @@ impl Writer {
                 Some(Command::Raise { wanted, done }) => drop(done.send(self.raise(wanted).await)),
                 // Failed, it is asked for again.
                 Some(Command::Settle) => drop(self.settle().await),
+                Some(Command::StepOver { why }) => self.step_over(why).await,
                 Some(Command::Resign { done }) => {
                     let outcome = self.resign().await;
                     let stop = outcome.is_ok();
@@ -248,6 +254,27 @@ impl Writer {
                     .with("answer", format!("{other:?}")),
             )),
         }
+    }
+
+    /// The leadership has ended already; the store is told why, if it answers within the leadership's time.
+    async fn step_over(&mut self, why: Error) {
+        if self.lost.is_none() {
+            self.candidate.doubt = Doubt::Raised(self.state.lost_before());
+            let mut head = Arc::clone(&self.head).lock_owned().await;
+            let tell = async {
+                loop {
+                    match self.store.acquire_leadership(&self.candidate, self.leadership_ttl).await {
+                        Ok(answer) => return answer,
+                        Err(e) => tracing::warn!(error = ?e, "the store cannot be told yet that it has lost writes"),
+                    }
+                    tokio::time::sleep(STEP_OVER_PAUSE).await;
+                }
+            };
+            if let Ok(Leadership::Acquired { epoch, .. }) = tokio::time::timeout(self.leadership_ttl, tell).await {
+                (self.epoch, *head) = (epoch, epoch);
+            }
+        }
+        self.lose(why);
     }
 
     async fn resign(&mut self) -> Result<()> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Candidate, Doubt, LeaderSeen, Leadership, Lineage, Seen};
+use super::{Candidate, Doubt, LeaderSeen, Leadership, Lineage, Loss, Seen};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, NodeName, Nonce};
 
@@ -31,6 +31,9 @@ pub struct Head {
     /// True while writes may have been lost (L4).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_doubt: bool,
+    /// What may have been lost, while that is in doubt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<Loss>,
 }
 
 /// Who leads.
@@ -62,6 +65,7 @@ impl Head {
             exclusive: true,
             clean: self.leader.is_none(),
             continuous: true,
+            loss: None,
             lineage: Lineage::default(),
         };
         Ok((head, acquired))
@@ -88,7 +92,7 @@ impl Head {
         let clean = continuous && leader.is_none();
         let own = continuous && leader.is_some_and(|leader| leader.nonce == candidate.nonce);
         let in_doubt = match candidate.doubt {
-            Doubt::Raised => true,
+            Doubt::Raised(_) => true,
             Doubt::Settled if own => false,
             Doubt::Settled | Doubt::Unknown => !continuous || found.is_some_and(|head| head.in_doubt),
         };
@@ -96,13 +100,21 @@ impl Head {
             return Ok((None, Leadership::Held { seen, address: leader.map(|leader| leader.address.clone()) }));
         }
         let head = found.cloned().unwrap_or_default().led_by(candidate, ttl, floor, lineage.clone())?;
-        let head = Self { in_doubt, ..head };
+        let loss = in_doubt.then(|| {
+            let here = Loss { before: head.epoch, above: head.applied, known: false };
+            let before = found.and_then(|head| head.loss.filter(|_| head.in_doubt));
+            // A doubt that goes on began when it began: what its leaders wrote has the numbers of what was lost.
+            let loss = before.map_or(here, |before| if continuous { before } else { before.and(here) });
+            if let Doubt::Raised(raised) = candidate.doubt { loss.and(Loss { known: true, ..raised }) } else { loss }
+        });
+        let head = Self { in_doubt, loss, ..head };
         let acquired = Leadership::Acquired {
             epoch: head.epoch,
             applied: head.applied,
             exclusive: false,
             clean,
             continuous: !in_doubt,
+            loss,
             lineage: lineage.clone(),
         };
         Ok((Some(head), acquired))
@@ -122,6 +134,7 @@ impl Head {
             ttl_ms,
             lineage,
             in_doubt: false,
+            loss: None,
         })
     }
 
@@ -236,10 +249,38 @@ mod tests {
         let (fourth, answer) = take_over(Some(&third), candidate("d"), "two");
         assert!(!continuous(answer), "another copy");
         let (fifth, _) = take_over(Some(&settled), candidate("e"), "one");
-        let raised = Candidate { doubt: Doubt::Raised, ..candidate("f") };
+        let raised = Candidate { doubt: Doubt::Raised(Loss::default()), ..candidate("f") };
         let (sixth, answer) = take_over(Some(&fifth), raised, "one");
         assert!(!continuous(answer), "it says so itself");
         assert!(fourth.in_doubt && sixth.in_doubt);
+    }
+
+    #[test]
+    fn what_may_be_lost_is_counted_from_where_the_doubt_began() {
+        let loss = |head: &Head| head.loss.expect("in doubt");
+        let (first, _) = take_over(None, candidate("a"), "one");
+        let settled = Candidate { doubt: Doubt::Settled, nonce: leader(&first), ..candidate("a") };
+        let sound = acquire(Some(&first), &settled, "one").0.expect("its own");
+        assert_eq!(sound.loss, None);
+        let written = Head { applied: 8, ..sound };
+        let (began, _) = take_over(Some(&written), candidate("b"), "two");
+        assert_eq!(loss(&began), Loss { before: began.epoch, above: 8, known: false });
+        let (later, _) = take_over(Some(&Head { applied: 12, ..began.clone() }), candidate("c"), "two");
+        assert_eq!(loss(&later), loss(&began), "another leader of the same doubt has written four times");
+        let (again, _) = take_over(Some(&Head { applied: 15, ..later }), candidate("d"), "three");
+        assert_eq!(loss(&again), Loss { before: again.epoch, above: 8, known: false }, "lost twice");
+        assert!(loss(&again).concerns(Epoch::new(1), 9) && !loss(&again).concerns(Epoch::new(1), 8));
+        assert!(!loss(&again).concerns(again.epoch, 99), "told by the first leader in doubt");
+        let told = Loss { before: Epoch::new(2), above: 5, known: true };
+        let knows = Candidate { doubt: Doubt::Raised(told), ..candidate("e") };
+        let (known, _) = take_over(Some(&again), knows, "three");
+        assert_eq!(loss(&known), Loss { before: again.epoch, above: 5, known: true });
+        let (kept, _) = take_over(Some(&known), candidate("f"), "three");
+        assert!(loss(&kept).known, "until it is settled");
+    }
+
+    fn leader(head: &Head) -> Nonce {
+        head.leader.as_ref().expect("led").nonce
     }
 
     #[test]

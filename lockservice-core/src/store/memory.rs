@@ -125,6 +125,7 @@ impl BindStore for MemoryStore {
             exclusive: true,
             clean,
             continuous: true,
+            loss: None,
             lineage: Lineage::default(),
         })
     }

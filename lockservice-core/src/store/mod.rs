@@ -123,10 +123,39 @@ pub enum Doubt {
     /// As the store itself knows: it is in doubt from the moment that it is another copy than the last leader's, or holds no record, ...
     #[default]
     Unknown,
-    /// ... or that a candidate says so, ...
-    Raised,
+    /// ... or that a candidate says so, who knows what was lost, ...
+    Raised(Loss),
     /// ... until its leader has waited for everybody who could have been told of something lost.
     Settled,
+}
+
+/// What a store in doubt may have lost (L4). Kept with the doubt: the numbers of what was lost are given out again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Loss {
+    /// Only what leaders before this epoch told ...
+    pub before: Epoch,
+    /// ... of writes above this number.
+    pub above: u64,
+    /// True if some of it is known to be lost, not only possible. Then nothing of before is relied on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub known: bool,
+}
+
+impl Loss {
+    /// True if what a leader of `epoch` told of write `number` may be lost.
+    pub fn concerns(&self, epoch: Epoch, number: u64) -> bool {
+        epoch < self.before && number > self.above
+    }
+
+    /// Both.
+    #[must_use]
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            before: self.before.max(other.before),
+            above: self.above.min(other.above),
+            known: self.known || other.known,
+        }
+    }
 }
 
 /// What a candidate sees of a store's leadership. While it stays equal, no leader has renewed and the store has not gone back (L1, L4).
@@ -164,6 +193,8 @@ pub enum Leadership {
         clean: bool,
         /// True if nothing can have been lost: the store is not in [`Doubt`] (L4). Always true of an exclusive store.
         continuous: bool,
+        /// What may have been lost, unless `continuous`.
+        loss: Option<Loss>,
         /// Which copy of the store answered.
         lineage: Lineage,
     },
