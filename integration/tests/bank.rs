@@ -1,11 +1,12 @@
-//! The bank example against a server that dies again and again.
+//! The bank example against servers that die again and again, and stores that do.
 
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use integration::server::Place;
-use integration::{binary, on_each_store, within};
+use integration::containers::{Container, Postgres, PostgresOptions, Redis, RedisOptions};
+use integration::server::{Place, Server};
+use integration::{binary, on_each_store, within_limit};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::process::{Child, Command};
@@ -14,8 +15,21 @@ on_each_store! {
     the_sum_stays_right_while_the_server_is_killed_and_restarted_at_random_moments;
 }
 
-/// How long the bank works, in seconds.
-const SECONDS: u64 = 20;
+/// How long the bank works: `LOCKSERVICE_BANK_SECONDS`, or 20.
+fn seconds() -> u64 {
+    std::env::var("LOCKSERVICE_BANK_SECONDS")
+        .map_or(20, |text| text.parse().expect("LOCKSERVICE_BANK_SECONDS is a number"))
+}
+
+/// `LOCKSERVICE_TEST_SEED`, or a new one.
+fn seed() -> u64 {
+    let seed = match std::env::var("LOCKSERVICE_TEST_SEED") {
+        Ok(seed) => seed.parse().expect("LOCKSERVICE_TEST_SEED is a number"),
+        Err(_) => rand::random::<u64>(),
+    };
+    println!("LOCKSERVICE_TEST_SEED={seed}");
+    seed
+}
 
 fn bank(address: &str, journal: &Path, flags: &[&str]) -> Child {
     Command::new(binary::bank())
@@ -31,7 +45,9 @@ fn bank(address: &str, journal: &Path, flags: &[&str]) -> Child {
 }
 
 async fn ended(bank: Child) -> (Output, String) {
-    let output = within("the bank ends", bank.wait_with_output()).await.expect("a child can be waited for");
+    let limit = Duration::from_secs(seconds() + 60);
+    let output =
+        within_limit(limit, "the bank ends", bank.wait_with_output()).await.expect("a child can be waited for");
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     (output, said)
 }
@@ -44,16 +60,12 @@ mod check {
     pub(super) async fn the_sum_stays_right_while_the_server_is_killed_and_restarted_at_random_moments(
         store: StoreKind,
     ) {
-        let seed = match std::env::var("LOCKSERVICE_TEST_SEED") {
-            Ok(seed) => seed.parse().expect("LOCKSERVICE_TEST_SEED is a number"),
-            Err(_) => rand::random::<u64>(),
-        };
-        println!("LOCKSERVICE_TEST_SEED={seed}");
+        let seed = seed();
         let mut rng = SmallRng::seed_from_u64(seed);
         let place = Place::new(store);
         let mut server = place.start().await;
         let journal = place.directory().join("bank.journal");
-        let bank = bank(&place.address, &journal, &["--seconds", &SECONDS.to_string(), "--seed", &seed.to_string()]);
+        let bank = bank(&place.address, &journal, &["--seconds", &seconds().to_string(), "--seed", &seed.to_string()]);
         let mut kills = 0;
         let killing = async {
             loop {
@@ -85,4 +97,65 @@ async fn without_locks_money_is_lost_and_the_bank_says_so() {
     let (output, said) = ended(bank).await;
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("MONEY IS LOST OR INVENTED"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sum_stays_right_while_nodes_and_postgres_die_at_random_moments() {
+    let Some(postgres) = Postgres::start(PostgresOptions::default()).await else { return };
+    Box::pin(over_three_nodes(postgres.url(), &postgres)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sum_stays_right_while_nodes_and_redis_die_at_random_moments() {
+    let Some(redis) = Redis::start(RedisOptions::durable()).await else { return };
+    Box::pin(over_three_nodes(redis.url(), &redis)).await;
+}
+
+async fn over_three_nodes(store: &str, server: &Container) {
+    let seed = seed();
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut nodes: Vec<(Place, Option<Server>)> = Vec::new();
+    for name in ["a", "b", "c"] {
+        let place = Place::joining(store, name);
+        let running = place.start().await;
+        nodes.push((place, Some(running)));
+    }
+    let addresses: Vec<&str> = nodes.iter().map(|(place, _)| place.address.as_str()).collect();
+    let journal = nodes[0].0.directory().join("bank.journal");
+    let flags = ["--seconds", &seconds().to_string(), "--seed", &seed.to_string()];
+    let bank = bank(&addresses.join(","), &journal, &flags);
+    let (mut kills, mut outages) = (0, 0);
+    let killing = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(rng.random_range(500..4_000))).await;
+            match rng.random_range(0..5) {
+                0 => {
+                    server.pause().await;
+                    tokio::time::sleep(Duration::from_millis(rng.random_range(100..3_000))).await;
+                    server.unpause().await;
+                    outages += 1;
+                }
+                1 => {
+                    server.kill().await;
+                    server.start().await;
+                    outages += 1;
+                }
+                _ => {
+                    let (place, running) = &mut nodes[rng.random_range(0..3)];
+                    running.take().expect("it was started again").kill().await;
+                    kills += 1;
+                    // Its name is free again once the last lease under it has run out.
+                    *running = Some(place.start().await);
+                }
+            }
+        }
+    };
+    let (output, said) = tokio::select! {
+        ended = ended(bank) => ended,
+        () = killing => unreachable!("it never ends"),
+    };
+    assert!(output.status.success(), "seed {seed}, {kills} kills, {outages} outages: {said}");
+    assert!(said.contains("the sum is right"), "seed {seed}: {said}");
+    assert!(kills + outages >= 2, "seed {seed}: {kills} kills, {outages} outages");
+    println!("{kills} kills, {outages} outages; {said}");
 }
