@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, NodeName, ServiceId, TableRef};
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, Doubt, Leadership, Op, Seen, ServiceRecord, ServiceState, StoreState,
+    Applied, Batch, BindStore, Candidate, Doubt, Leadership, Loss, Op, Seen, ServiceRecord, ServiceState, StoreState,
     TableRecord,
 };
 
@@ -75,7 +75,8 @@ pub async fn restore(
     let mut candidate = Candidate {
         floor: Epoch::new(floor.get().saturating_add(EPOCHS_SKIPPED)),
         // Whoever leads the restored store waits for everybody who was promised something by the old one (L4).
-        doubt: Doubt::Raised,
+        // Nothing that was told before is in it, and nothing before is relied on.
+        doubt: Doubt::Raised(Loss::default()),
         ..Candidate::from(options.node.clone())
     };
     let mut writer = lead(store, clock, &mut candidate, ttl).await?;
