@@ -3,6 +3,9 @@
 #[doc = include_str!("architecture.md")]
 pub mod architecture {}
 
+#[doc = include_str!("backend.md")]
+pub mod backend {}
+
 #[doc = include_str!("invariants.md")]
 pub mod invariants {}
 
