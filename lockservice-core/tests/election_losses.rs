@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use lockservice_core::TxnId;
 use lockservice_core::allocator::{LockTableAllocator, Role};
+use lockservice_core::clock::lo;
 
 use self::cluster::{Cluster, TTL, commit, granted_after_the_owner, table};
 
@@ -138,4 +139,26 @@ async fn the_writes_of_a_leader_that_noticed_nothing_do_not_stand_for_those_that
         .expect("follows");
     second.keep(&owner).await.expect_err("it reports what the leader does not know of");
     granted_after_the_owner("t", &second, &owner, &third).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leadership_counts_from_before_its_renewal_was_sent() {
+    let cluster = Cluster::new();
+    let node = cluster.led().await;
+    let incarnation = node.begin().await;
+    let bound = node.allocator.bind(incarnation.service, &table("t")).await.expect("free");
+    node.store.slow_renewals(Duration::from_secs(1));
+    while node.store.renewed().is_none() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    node.store.inner.set_cut(true);
+    let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
+    let mut answered = tokio::time::Instant::now();
+    while term.begin_commit_now(&commit(&incarnation, &bound, 1)).is_ok() {
+        answered = tokio::time::Instant::now();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let sent = node.store.renewed().expect("renewed");
+    let lasted = answered - sent;
+    assert!(lasted < lo(TTL) && lasted > lo(TTL) - Duration::from_millis(50), "answered for {lasted:?}");
 }

@@ -10,6 +10,7 @@ use lockservice_core::store::{Applied, Batch, BindStore, Candidate, Leadership, 
 use lockservice_core::testing::SharedStore;
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 /// What a test lets happen.
 type Hook = Box<dyn FnOnce() + Send>;
@@ -26,6 +27,8 @@ struct Hooks {
     before_load: Mutex<Option<Hook>>,
     after_write: Mutex<Option<Hook>>,
     acquisitions_lost: AtomicU32,
+    /// How long the answer to a renewal takes, and when the last that was answered had been sent.
+    renewals: Mutex<(Duration, Option<Instant>)>,
 }
 
 impl HookedStore {
@@ -46,6 +49,16 @@ impl HookedStore {
     /// The answers to the next `n` acquisitions are lost.
     pub(crate) fn lose_acquisitions(&self, n: u32) {
         self.hooks.acquisitions_lost.store(n, Ordering::SeqCst);
+    }
+
+    /// From now on the answer to each renewal takes this long.
+    pub(crate) fn slow_renewals(&self, delay: Duration) {
+        *self.hooks.renewals.lock() = (delay, None);
+    }
+
+    /// When the last renewal that was answered since then had been sent.
+    pub(crate) fn renewed(&self) -> Option<Instant> {
+        self.hooks.renewals.lock().1
     }
 
     pub(crate) fn acquisitions_to_lose(&self) -> u32 {
@@ -83,7 +96,12 @@ impl BindStore for HookedStore {
     }
 
     async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
-        self.inner.renew(epoch).await
+        let sent = Instant::now();
+        let answer = self.inner.renew(epoch).await?;
+        let delay = self.hooks.renewals.lock().0;
+        tokio::time::sleep(delay).await;
+        self.hooks.renewals.lock().1 = Some(sent);
+        Ok(answer)
     }
 
     async fn resign(&self, epoch: Epoch) -> Result<()> {
