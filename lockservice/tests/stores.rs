@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::store::{BindStore, ClusterConstants, Op, ServiceRecord, ServiceState, StoreState};
-use lockservice_core::testing::{StoreFixture, store_suite};
+use lockservice_core::testing::{StoreFixture, fault_suite, store_suite};
 use lockservice_core::{Epoch, ErrorKind, ServiceId, TxnId};
 
 use self::store_kit::child;
@@ -40,6 +40,7 @@ on_every_store! {
     a_store_of_a_newer_format_is_refused_as_newer_and_left_alone;
     a_flipped_byte_anywhere_is_found_or_harmless;
     a_store_cut_off_anywhere_is_refused_or_unharmed;
+    an_allocator_on_it_bears_lost_late_and_doubled_answers;
     a_store_of_format_one_as_it_was_committed_still_opens;
 }
 
@@ -52,6 +53,10 @@ impl StoreFixture for Site {
 
 async fn it_keeps_the_contract_of_a_store(kind: Kind) {
     store_suite(|| async move { Box::new(Site::new(kind)) as Box<dyn StoreFixture> }).await;
+}
+
+async fn an_allocator_on_it_bears_lost_late_and_doubled_answers(kind: Kind) {
+    fault_suite(|| async move { Box::new(Site::new(kind)) as Box<dyn StoreFixture> }, 0..10).await;
 }
 
 async fn a_second_process_is_told_the_path_and_what_to_do_and_may_come_in_after_a_kill(kind: Kind) {

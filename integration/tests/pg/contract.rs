@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use integration::containers::Postgres;
 use integration::within;
 use lockservice_core::store::{BindStore, Leadership, Op};
-use lockservice_core::testing::{StoreFixture, store_suite};
+use lockservice_core::testing::{StoreFixture, fault_suite, store_suite};
 use lockservice_pg::sqlx::postgres::{PgPoolOptions, PgSslMode};
 use lockservice_pg::{PgConfig, PgStore, SchemaName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -48,6 +48,18 @@ async fn suite(server: &Postgres, pooled: bool) {
 async fn it_keeps_the_contract_of_a_store() {
     let Some(server) = server(&[]).await else { return };
     suite(&server, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_allocator_on_it_bears_lost_late_and_doubled_answers() {
+    let Some(server) = server(&[]).await else { return };
+    let made = AtomicUsize::new(0);
+    let site = || {
+        let schema = SchemaName::new(&format!("fault_{}", made.fetch_add(1, Ordering::Relaxed))).expect("a name");
+        let config = PgConfig { schema, ..config(&server) };
+        async move { Box::new(Site { config, pooled: false }) as Box<dyn StoreFixture> }
+    };
+    Box::pin(fault_suite(site, 0..10)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! The contract of a store on each kind of Redis.
 
 use integration::containers::{Cluster, ClusterOptions, Redis, RedisOptions, Sentinel, SentinelOptions};
-use lockservice_core::testing::{StoreFixture, store_suite};
+use lockservice_core::testing::{StoreFixture, fault_suite, store_suite};
 
 use crate::support::Named;
 
@@ -25,4 +25,11 @@ async fn under_sentinel_it_keeps_the_contract_and_every_change_reaches_the_repli
 async fn a_cluster_keeps_the_contract() {
     let Some(cluster) = Cluster::start(ClusterOptions::default()).await else { return };
     suite(&super::groups::cluster_url(&cluster)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_allocator_on_it_bears_lost_late_and_doubled_answers() {
+    let Some(redis) = Redis::start(RedisOptions::durable()).await else { return };
+    let site = || async { Box::new(Named::new(redis.url())) as Box<dyn StoreFixture> };
+    Box::pin(fault_suite(site, 0..10)).await;
 }

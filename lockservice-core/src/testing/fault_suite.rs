@@ -33,8 +33,12 @@ where
             let fixture = make().await;
             let inner = fixture.open().await;
             let store = Arc::new(FaultyStore::once(Arc::clone(&inner), call, fault));
-            life(&*fixture, inner, Arc::clone(&store), &format!("{fault:?} at call {call}")).await;
-            if store.struck() == 0 {
+            let what = format!("{fault:?} at call {call}");
+            life(inner, Arc::clone(&store), &what).await;
+            let struck = store.struck();
+            drop(store);
+            afterwards(&*fixture, &what).await;
+            if struck == 0 {
                 // The life is over before that call.
                 assert!(call > 5, "hardly anything was called");
                 break;
@@ -45,12 +49,14 @@ where
         let fixture = make().await;
         let inner = fixture.open().await;
         let store = Arc::new(FaultyStore::random(Arc::clone(&inner), seed, 30, Fault::ALL));
-        life(&*fixture, inner, store, &format!("seed {seed}")).await;
+        let what = format!("seed {seed}");
+        life(inner, store, &what).await;
+        afterwards(&*fixture, &what).await;
     }
 }
 
 /// One allocator's life over `store`.
-async fn life(fixture: &dyn StoreFixture, inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
+async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
     settle(&*inner).await;
     let allocator = open(store, what).await;
     let request = Resume {
@@ -100,9 +106,10 @@ async fn life(fixture: &dyn StoreFixture, inner: Arc<dyn BindStore>, store: Arc<
     assert_eq!(state.tombstones, [kept], "{what}");
     assert_eq!(state.services.len(), 1, "{what}: {:?}", state.services);
     allocator.shutdown(false, Duration::ZERO).await.ok();
-    drop((allocator, inner));
+}
 
-    // Whoever leads next finds all of it.
+/// Whoever leads next finds all of it.
+async fn afterwards(fixture: &dyn StoreFixture, what: &str) {
     let next = fixture.open().await;
     let after = next.load().await.expect("load");
     assert_eq!((after.tables.len(), after.tombstones.len()), (3, 1), "{what}");
