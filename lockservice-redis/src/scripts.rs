@@ -104,6 +104,8 @@ const WRITE: &str = r"
 if found[3] ~= ARGV[2] then
   return {lineage, 'number', found[3] or '0'}
 end
+-- A user who may not delete is refused here, not half-way: there is no such field.
+redis.call('HDEL', KEYS[1], '')
 redis.call('HSET', KEYS[1], 'head/applied', ARGV[3])
 local puts = tonumber(ARGV[4])
 for i = 0, puts - 1 do

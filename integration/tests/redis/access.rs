@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use integration::containers::{Redis, RedisOptions};
 use integration::within;
-use lockservice_core::store::{BindStore, Leadership};
-use lockservice_core::{Error, ErrorKind};
+use lockservice_core::store::{BindStore, Leadership, Op};
+use lockservice_core::{Error, ErrorKind, ServiceId};
 use lockservice_redis::{RedisConfig, RedisStore, redis as driver};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-use crate::support::{Leader, TTL, ask, bounded, candidate, open};
+use crate::support::{Leader, TTL, ask, bounded, candidate, open, table};
 
 async fn refused(url: &str) -> Error {
     let error = bounded(RedisStore::connect(url)).await.expect_err("it cannot be used");
@@ -149,4 +149,19 @@ async fn over_tls_only_the_right_authority_is_trusted() {
     let error = refused(&url).await;
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     assert!(error.to_string().to_lowercase().contains("certificate"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_may_not_delete_is_refused_before_anything_is_written() {
+    let Some(redis) = Redis::start(RedisOptions::default()).await else { return };
+    let store = open(redis.url()).await;
+    let leader = Leader::of(&store).await;
+    let () = ask(redis.url(), "ACL SETUSER default -hdel").await;
+    let batch = vec![Op::PutTable(table(1)), Op::RemoveService(ServiceId::new(7))];
+    let error = bounded(store.write(leader.epoch, 1, &batch)).await.expect_err("it may not delete");
+    assert_eq!(error.kind(), ErrorKind::StoreUnusable, "{error:?}");
+    let () = ask(redis.url(), "ACL SETUSER default +hdel").await;
+    assert_eq!(store.applied().await.expect("an answer").number, 0, "nothing of it is there");
+    assert!(store.load().await.expect("an answer").tables.is_empty(), "nothing of it is there");
+    store.write(leader.epoch, 1, &batch).await.expect("it may now");
 }
