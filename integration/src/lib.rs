@@ -51,7 +51,7 @@ pub fn is_ci() -> bool {
 pub fn skip(why: &str) {
     assert!(!is_ci(), "not to be skipped in CI: {why}");
     eprintln!("\n*** SKIPPED: {why}\n");
-    if let Some(path) = std::env::var_os("LOCKSERVICE_SKIPPED") {
+    if let Some(path) = std::env::var_os("INTEGRATION_SKIPPED") {
         let mut skipped =
             OpenOptions::new().append(true).open(path).expect("the test command's list of what is skipped");
         // One write, so that tests that run at once do not mix their lines.

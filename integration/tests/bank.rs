@@ -15,19 +15,19 @@ on_each_store! {
     the_sum_stays_right_while_the_server_is_killed_and_restarted_at_random_moments;
 }
 
-/// How long the bank works: `LOCKSERVICE_BANK_SECONDS`, or 20.
+/// How long the bank works: `INTEGRATION_BANK_SECONDS`, or 20.
 fn seconds() -> u64 {
-    std::env::var("LOCKSERVICE_BANK_SECONDS")
-        .map_or(20, |text| text.parse().expect("LOCKSERVICE_BANK_SECONDS is a number"))
+    std::env::var("INTEGRATION_BANK_SECONDS")
+        .map_or(20, |text| text.parse().expect("INTEGRATION_BANK_SECONDS is a number"))
 }
 
-/// `LOCKSERVICE_TEST_SEED`, or a new one.
+/// `INTEGRATION_TEST_SEED`, or a new one.
 fn seed() -> u64 {
-    let seed = match std::env::var("LOCKSERVICE_TEST_SEED") {
-        Ok(seed) => seed.parse().expect("LOCKSERVICE_TEST_SEED is a number"),
+    let seed = match std::env::var("INTEGRATION_TEST_SEED") {
+        Ok(seed) => seed.parse().expect("INTEGRATION_TEST_SEED is a number"),
         Err(_) => rand::random::<u64>(),
     };
-    println!("LOCKSERVICE_TEST_SEED={seed}");
+    println!("INTEGRATION_TEST_SEED={seed}");
     seed
 }
 

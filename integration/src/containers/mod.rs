@@ -55,8 +55,8 @@ impl Program {
     /// # Panics
     /// If there is none, in CI.
     async fn image(self) -> Option<GenericImage> {
-        if std::env::var_os("LOCKSERVICE_WITHOUT_CONTAINERS").is_some_and(|value| !value.is_empty()) {
-            skip("LOCKSERVICE_WITHOUT_CONTAINERS is set");
+        if std::env::var_os("INTEGRATION_WITHOUT_CONTAINERS").is_some_and(|value| !value.is_empty()) {
+            skip("INTEGRATION_WITHOUT_CONTAINERS is set");
             return None;
         }
         for (name, tag) in self.names() {
