@@ -73,8 +73,8 @@ impl Head {
 
     /// What a shared store answers to `candidate` (L1), and the head to be stored in the same atomic step if it leads now.
     ///
-    /// `found` is the stored head, `None` if there is none; `ttl` the TTL of the candidate's own leadership; `lineage` the copy of the store that answers; `floor` an epoch
-    /// that the backend can vouch for, for example from its server's clock (L4; zero if it has none).
+    /// `found` is the stored head, `None` if there is none; `ttl` the TTL of the candidate's own leadership; `lineage` the copy of the store
+    /// that answers; `floor` an epoch that the backend can vouch for, for example from its server's clock (L4; zero if it has none).
     pub fn acquire_shared(
         found: Option<&Self>,
         candidate: &Candidate,
