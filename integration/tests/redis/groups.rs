@@ -6,6 +6,7 @@ use integration::containers::{Cluster, ClusterOptions, Sentinel, SentinelOptions
 use integration::within;
 use lockservice_core::ErrorKind;
 use lockservice_core::store::{BindStore, Candidate, Leadership, Lineage};
+use lockservice_redis::redis;
 
 use crate::support::{Leader, TTL, ask, assert_whole, bounded, open, seen};
 
@@ -74,8 +75,7 @@ async fn a_promoted_replica_that_lacks_the_last_writes_is_noticed() {
     let mut leader = Leader::of(&store).await;
     let [master, replica] = &group.server_urls()[..] else { panic!("two servers") };
     leader.write().await.expect("a write");
-    let received: u32 = ask(master, "WAIT 1 10000").await;
-    assert_eq!(received, 1);
+    replicated(master).await;
     // The replica is cut off: it cannot log in at its master any more.
     let () = ask(replica, "CONFIG SET masteruser nobody masterauth wrong").await;
     let _: u32 = ask(master, "CLIENT KILL TYPE replica").await;
@@ -103,8 +103,7 @@ async fn a_cluster_is_followed_when_the_slot_gets_another_master() {
     let mut leader = Leader::of(&store).await;
     leader.write().await.expect("a write");
     let first = cluster.master_of(0, key).await;
-    let received: u32 = ask(&cluster.urls()[first], "WAIT 1 10000").await;
-    assert_eq!(received, 1);
+    replicated(&cluster.urls()[first]).await;
     cluster.node(first).kill().await;
     let lineage = renewed(&leader).await;
     assert_ne!(lineage, leader.lineage);
@@ -119,6 +118,26 @@ async fn a_cluster_is_followed_when_the_slot_gets_another_master() {
     let mut leader = led_again(&leader).await;
     leader.write().await.expect("a write");
     assert_whole(&bounded(old.load()).await.expect("load"), 2);
+}
+
+/// Waits until a replica of the master at this URL has everything that the master has.
+async fn replicated(master: &str) {
+    let client = redis::Client::open(master).expect("a URL");
+    let connection = Box::pin(client.get_multiplexed_async_connection());
+    let mut connection = within("a connection", connection).await.expect("a connection");
+    // WAIT speaks of the writes of its own connection only: without one it answers at once.
+    let (received,): (u32,) = redis::pipe()
+        .cmd("SET")
+        .arg("{lockservice:default}-of-the-test")
+        .arg(1)
+        .ignore()
+        .cmd("WAIT")
+        .arg(1)
+        .arg(10_000)
+        .query_async(&mut connection)
+        .await
+        .expect("an answer");
+    assert_eq!(received, 1, "the replica is in step");
 }
 
 /// Makes the replica at this URL the master of its slots, while the old one lives.
