@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{NodeName, ServiceId, TableRef, TxnId};
+use crate::id::{Epoch, NodeName, ServiceId, TableRef, TxnId};
 
 /// What the caller must do about an [`Error`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -160,6 +160,7 @@ struct Inner {
     message: String,
     context: Vec<(String, String)>,
     detail: Option<Detail>,
+    answered_by: Option<Epoch>,
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -169,7 +170,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind` with a sentence that says what happened and what to do.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, message: message.into(), context: Vec::new(), detail: None, source: None }))
+        Self(Box::new(Inner {
+            kind,
+            message: message.into(),
+            context: Vec::new(),
+            detail: None,
+            answered_by: None,
+            source: None,
+        }))
     }
 
     /// Adds what it happened to, for example `.with("path", path)`.
@@ -183,6 +191,13 @@ impl Error {
     #[must_use]
     pub fn with_detail(mut self, detail: Detail) -> Self {
         self.0.detail = Some(detail);
+        self
+    }
+
+    /// Adds the leadership that answered with it (L3).
+    #[must_use]
+    pub fn with_answered_by(mut self, epoch: Epoch) -> Self {
+        self.0.answered_by = Some(epoch);
         self
     }
 
@@ -216,6 +231,11 @@ impl Error {
     /// Machine-readable particulars, if there are any.
     pub fn detail(&self) -> Option<&Detail> {
         self.0.detail.as_ref()
+    }
+
+    /// The leadership that answered with it, of a refusal by the allocator of another node. Whoever knows a later one must not act on it (L3).
+    pub fn answered_by(&self) -> Option<Epoch> {
+        self.0.answered_by
     }
 
     /// The whole cycle of a [`ErrorKind::Deadlock`].

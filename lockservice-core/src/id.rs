@@ -1,7 +1,8 @@
 //! One newtype per identifier.
 //!
-//! Numbers that must never be handed out twice, even by a store that lost its newest writes, **begin with the epoch**
-//! of the leadership that handed them out: `epoch * 2^32 + counter` (rule L4). Epochs stay below 2^21, so all of
+//! Numbers that must never be handed out twice, even by a store that lost its newest writes, begin with the epoch of the leadership that
+//! handed them out, `epoch * 2^32`, or with the clock of the store's server where it has one
+//! ([`Floor`](crate::store::Floor), rule L4); always they end below `(epoch + 1) * 2^32`. Epochs stay below 2^21, so all of
 //! them, and fencing tokens, stay below 2^53 and survive languages whose numbers are doubles (F2).
 
 use std::fmt;
@@ -16,6 +17,9 @@ pub const EPOCH_SHIFT: u32 = 32;
 
 /// Epochs are below this bound (F2).
 pub const EPOCH_END: u64 = 1 << 21;
+
+/// How many epochs a leap can skip, and one more.
+const LEAP_END: u64 = 256;
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {
@@ -55,7 +59,7 @@ number! {
     Epoch
 }
 number! {
-    /// One incarnation of a service: a restart of the same node is another one (B1). Begins with the epoch.
+    /// One incarnation of a service: a restart of the same node is another one (B1).
     ServiceId
 }
 number! {
@@ -63,11 +67,11 @@ number! {
     Nonce
 }
 number! {
-    /// A lock table's number, never reused (B6). Begins with the epoch.
+    /// A lock table's number, never reused (B6).
     TableId
 }
 number! {
-    /// Version of a bind. Two binds of one table never share a version, and a later one is larger. Begins with the epoch.
+    /// Version of a bind. Two binds of one table never share a version, and a later one is larger.
     BindVersion
 }
 number! {
@@ -103,6 +107,15 @@ impl Epoch {
             ));
         }
         Ok(Self(self.0 + 1))
+    }
+}
+
+impl Epoch {
+    /// This epoch, or one shortly after it, as `nonce` decides: of two leaderships that know nothing of each other, because their store
+    /// forgot the first, the second hardly ever gets the epoch of the first (L4).
+    #[must_use]
+    pub fn leap(self, nonce: Nonce) -> Self {
+        Self((self.0 + nonce.get() % LEAP_END).min(EPOCH_END - 1).max(self.0))
     }
 }
 
@@ -315,5 +328,12 @@ mod tests {
         assert!(epoch.end_number() <= 1 << 53);
         assert_eq!(epoch.next().expect("one is left").first_number(), epoch.end_number());
         assert!(Epoch::new(EPOCH_END - 1).next().is_err());
+    }
+
+    #[test]
+    fn a_leap_goes_forward_and_stays_in_range() {
+        assert_eq!(Epoch::new(7).leap(Nonce::new(0)), Epoch::new(7));
+        assert_eq!(Epoch::new(7).leap(Nonce::new(u64::MAX)), Epoch::new(7 + LEAP_END - 1));
+        assert_eq!(Epoch::new(EPOCH_END - 3).leap(Nonce::new(200)), Epoch::new(EPOCH_END - 1));
     }
 }

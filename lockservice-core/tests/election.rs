@@ -130,7 +130,7 @@ async fn an_empty_store_is_watched_once_then_held_for_a_lease_and_then_led_by_on
     let bound = nodes[1].allocator.bind(incarnation.service, &table("t")).await.expect("free");
     assert_eq!(bound.bind.owner, incarnation.service);
     for node in &nodes {
-        let latest = node.allocator.latest(&table("t")).await.expect("through any node").expect("bound");
+        let latest = node.allocator.latest(&table("t")).await.expect("through any node").bind.expect("bound");
         assert_eq!(latest.bind, bound.bind);
     }
 }
@@ -152,7 +152,7 @@ async fn a_dead_leader_is_replaced_within_its_ttl_and_every_bind_is_kept() {
     // It was last renewed under the old leader and is taken as renewed at the takeover (B4).
     let after = second.keep(&incarnation, before).await.expect("still live");
     assert!(after.epoch > before.epoch);
-    assert_eq!(second.allocator.latest(&table("t")).await.expect("answers").expect("kept").bind, bound.bind);
+    assert_eq!(second.allocator.latest(&table("t")).await.expect("answers").bind.expect("kept").bind, bound.bind);
     second.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await.expect("still valid");
     let other = second.allocator.bind(incarnation.service, &table("new")).await.expect("no wait for new tables");
     assert!(other.bind.version > bound.bind.version);
@@ -201,7 +201,7 @@ async fn a_leader_without_its_store_validates_as_long_as_the_leadership_lasts_an
     let again = node.begin().await;
     node.allocator.bind(again.service, &table("u")).await.expect("the same leadership goes on");
     assert_eq!(again.at.epoch, bound.at.epoch);
-    assert_eq!(node.allocator.latest(&table("t")).await.expect("answers").expect("kept").bind, bound.bind);
+    assert_eq!(node.allocator.latest(&table("t")).await.expect("answers").bind.expect("kept").bind, bound.bind);
     assert!(cluster.store.writes() > writes);
 }
 
@@ -235,7 +235,7 @@ async fn a_leader_that_was_cut_off_answers_nothing_once_another_leads_and_writes
         ErrorKind::NotLeader
     );
     // Its node follows by itself.
-    assert_eq!(first.allocator.latest(&table("t")).await.expect("followed").expect("kept").bind, bound.bind);
+    assert_eq!(first.allocator.latest(&table("t")).await.expect("followed").bind.expect("kept").bind, bound.bind);
 }
 
 #[tokio::test(start_paused = true)]
@@ -264,7 +264,7 @@ async fn a_store_that_went_back_on_another_copy_is_held_for_a_lease_and_reuses_n
         node.keep(&again, Progress::default()).await.expect("live");
         tokio::time::sleep(e.retry_after().expect("it says so").min(TTL / 3)).await;
     }
-    let bound = node.allocator.latest(&table("t")).await.expect("answers").expect("bound");
+    let bound = node.allocator.latest(&table("t")).await.expect("answers").bind.expect("bound");
     assert!(bound.bind.version > lost.bind.version && bound.bind.id > lost.bind.id, "no number is given out twice");
     let refused = node.allocator.begin_commit(&commit(&incarnation, &lost, 1)).await.expect_err("void");
     assert!(matches!(refused.kind(), ErrorKind::CannotCommit | ErrorKind::BindChanged), "{refused:?}");
@@ -299,7 +299,7 @@ async fn a_report_from_a_node_makes_a_leader_that_knows_less_step_over_it() {
     let before = node.keep(&incarnation, Progress::default()).await.expect("live");
     let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
     // A report of a leadership that this store knows nothing of.
-    let told = Progress { epoch: lockservice_core::Epoch::new(before.epoch.get() + 40), write: 1 };
+    let told = Progress { epoch: lockservice_core::Epoch::new(before.epoch.get() + 40), write: 1, numbers: 0 };
     let refused = term.keepalive(incarnation.service, Nonce::new(7), told).await.expect_err("it must step over");
     assert_eq!(refused.kind(), ErrorKind::NotLeader);
     term.ended().await;
@@ -362,5 +362,5 @@ async fn a_restart_that_lost_nothing_ends_the_leadership_and_keeps_every_bind() 
         left -= pause;
     }
     node.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await.expect("nothing was lost");
-    assert_eq!(node.allocator.latest(&table("t")).await.expect("answers").expect("kept").bind, bound.bind);
+    assert_eq!(node.allocator.latest(&table("t")).await.expect("answers").bind.expect("kept").bind, bound.bind);
 }

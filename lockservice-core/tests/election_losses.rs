@@ -5,9 +5,10 @@ mod cluster;
 
 use std::time::Duration;
 
-use lockservice_core::TxnId;
-use lockservice_core::allocator::{LockTableAllocator, Role};
+use lockservice_core::allocator::{LockTableAllocator, Progress, Role};
 use lockservice_core::clock::lo;
+use lockservice_core::store::Floor;
+use lockservice_core::{Epoch, Nonce, TxnId};
 
 use self::cluster::{Cluster, TTL, commit, granted_after_the_owner, table};
 
@@ -161,4 +162,83 @@ async fn a_leadership_counts_from_before_its_renewal_was_sent() {
     let sent = node.store.renewed().expect("renewed");
     let lasted = answered - sent;
     assert!(lasted < lo(TTL) && lasted > lo(TTL) - Duration::from_millis(50), "answered for {lasted:?}");
+}
+
+/// A moment of a server's clock, in seconds since 1970: an epoch's floor has just begun.
+const NOON_S: u64 = 1_767_225_600 + 50_000 * 1024;
+
+/// What is handed out first by a new leader to a new owner: incarnation, table id, version, token.
+async fn first_numbers(cluster: &Cluster) -> ([u64; 4], Epoch) {
+    let node = cluster.led().await;
+    let owner = node.begin().await;
+    let bound = node.allocator.bind(owner.service, &table("t")).await.expect("free");
+    let tokens = bound.tokens.expect("fresh");
+    let numbers = [owner.service.get(), bound.bind.id.get(), bound.bind.version.get(), tokens.next.get()];
+    cluster.kill(node);
+    (numbers, bound.at.epoch)
+}
+
+/// L4, F1: everybody who remembered anything dies each time, and it all happens within one epoch of the server's clock.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_forgets_everything_time_and_again_hands_nothing_out_twice() {
+    let cluster = Cluster::new();
+    let (mut last, mut epochs) = ([0; 4], Vec::new());
+    for life in 0..8 {
+        cluster.store.set_floor(Floor::of_clock(NOON_S + life * 30).expect("in range"));
+        let (numbers, epoch) = first_numbers(&cluster).await;
+        assert!(numbers.iter().zip(last).all(|(number, last)| *number > last), "{numbers:?} after {last:?}");
+        assert!(numbers.iter().all(|number| number >> 32 <= epoch.get()), "{numbers:?} in {epoch:?}");
+        (last, _) = (numbers, epochs.push(epoch));
+        cluster.store.forget();
+    }
+    epochs.sort_unstable();
+    epochs.dedup();
+    assert!(epochs.len() > 4, "each forgotten leadership leaps by chance: {epochs:?}");
+}
+
+/// A copy on another machine, whose clock is behind: what nodes were told is what counts.
+#[tokio::test(start_paused = true)]
+async fn numbers_go_on_above_what_a_node_reports_although_the_clock_of_the_promoted_copy_is_behind() {
+    let cluster = Cluster::new();
+    cluster.store.set_floor(Floor::of_clock(NOON_S + 600).expect("in range"));
+    let first = cluster.led().await;
+    let backup = cluster.store.backup();
+    let second = cluster.node("b");
+    second.allocator.settled().await.expect("follows");
+    let owner = second.begin().await;
+    let lost = second.allocator.bind(owner.service, &table("t")).await.expect("free");
+    cluster.store.set_floor(Floor::of_clock(NOON_S).expect("in range"));
+    cluster.store.restore(&backup, true);
+    cluster.kill(first);
+    // Another leads, which was told of nothing.
+    second.store.inner.set_cut(true);
+    let third = cluster.node("c");
+    third.leading().await;
+    second.store.inner.set_cut(false);
+    granted_after_the_owner("t", &second, &owner, &third).await;
+    let bound = third.allocator.latest(&table("t")).await.expect("answers").bind.expect("bound").bind;
+    assert!(bound.version > lost.bind.version && bound.id > lost.bind.id, "{bound:?} after {lost:?}");
+    let more = third.allocator.reserve_tokens(bound.owner, bound.id, bound.version).await.expect("current");
+    assert!(more.tokens.next >= lost.tokens.expect("fresh").end, "{more:?} after {lost:?}");
+}
+
+/// The node's own incarnation is gone, so no renewal of it reports anything.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_starts_anew_tells_a_leader_with_a_lower_epoch_what_it_knows() {
+    let cluster = Cluster::new();
+    let first = cluster.led().await;
+    let second = cluster.node("b");
+    second.allocator.settled().await.expect("follows");
+    let owner = second.begin().await;
+    let told = Progress { epoch: Epoch::new(owner.at.epoch.get() + 2_000), ..owner.at };
+    // The leader steps over it, and what it was told is forgotten with the store.
+    second.allocator.keepalive(owner.service, Nonce::new(7), told).await.expect_err("void");
+    cluster.kill(first);
+    cluster.store.forget();
+    second.store.inner.set_cut(true);
+    let third = cluster.node("c");
+    third.leading().await;
+    second.store.inner.set_cut(false);
+    let again = tokio::time::timeout(10 * cluster::LEASE, second.begin()).await.expect("it gets through");
+    assert!(again.at.epoch > told.epoch);
 }

@@ -43,7 +43,7 @@ fn service(state: &AllocatorState, id: ServiceId) -> std::sync::Arc<Service> {
 
 /// An origin, and another incarnation that owns one table.
 fn state() -> (Arc<AllocatorState>, std::sync::Arc<Service>, std::sync::Arc<Pins>, BeginCommit) {
-    let state = AllocatorState::new(Epoch::new(1), 0, TokenSource::Epoch, 10);
+    let state = AllocatorState::new(Epoch::new(1), 0, 0, TokenSource::Epoch { from: 0 }, 10);
     service(&state, ORIGIN);
     let service = service(&state, OWNER);
     let table = TableRef::new("g", "t").expect("names");

@@ -226,7 +226,7 @@ const NOW: Time = Time::from_origin(Duration::from_secs(100));
 /// The state of an allocator with two incarnations, of which the first owns table `t` of group `g`; and the pins of its bind.
 fn state() -> (AllocatorState, Arc<Pins>, impl Fn(u64) -> BeginCommit) {
     let (owner, origin) = (ServiceId::new(1 << 32 | 1), ServiceId::new(1 << 32 | 2));
-    let state = AllocatorState::new(Epoch::new(1), 0, TokenSource::Epoch, 10);
+    let state = AllocatorState::new(Epoch::new(1), 0, 0, TokenSource::Epoch { from: 0 }, 10);
     let service = |id| {
         let record = ServiceRecord {
             id,

@@ -197,7 +197,8 @@ async fn tokens_of_a_store_in_memory_go_on_over_restarts_of_its_allocator() {
         let allocator = allocator.expect("opens");
         let a = allocator.resume(&resume(life)).await.expect("free");
         let bound = allocator.bind(a.service, &table("t")).await.expect("free");
-        let more = allocator.reserve_tokens(a.service, bound.bind.id, bound.bind.version).await.expect("current");
+        let more =
+            allocator.reserve_tokens(a.service, bound.bind.id, bound.bind.version).await.expect("current").tokens;
         for block in [bound.tokens.expect("fresh"), more] {
             assert!(block.next.get() >= last, "life {life}: tokens only grow (F1, B7)");
             last = block.end.get();
@@ -262,7 +263,7 @@ async fn a_caller_that_goes_away_does_not_undo_its_bind() {
     let bound = allocator.bind(a.service, &t).await.expect("bound");
     assert_eq!(bound.bind.owner, a.service);
     assert_eq!(disk.load().await.expect("load").tables.len(), 1);
-    let block = allocator.reserve_tokens(a.service, bound.bind.id, bound.bind.version).await.expect("current");
+    let block = allocator.reserve_tokens(a.service, bound.bind.id, bound.bind.version).await.expect("current").tokens;
     assert!(block.left() > 0, "the tokens that went with the caller are replaced");
 }
 

@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorSettings, AllocatorStatus, BeginCommit, BindStatus, BoundTable, CannotCommit, CommitAdmission,
-    CommitWindow, Incarnation, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress, Resume,
-    TokenBlock,
+    AllocatorSettings, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
+    Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress, ReservedTokens, Resume,
 };
 use lockservice_core::clock::lo;
 use lockservice_core::service::{LockService, LockSpec, ServiceParts, TxnOptions};
@@ -63,7 +62,7 @@ impl LockTableAllocator for Moody {
             Mood::Fails => Err(Error::new(ErrorKind::Unavailable, "not now")),
         }
     }
-    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<()> {
+    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
         if self.resigning_hangs {
             std::future::pending().await
         }
@@ -75,22 +74,22 @@ impl LockTableAllocator for Moody {
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
         self.inner.bind(service, table).await
     }
-    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<TokenBlock> {
+    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
         self.inner.reserve_tokens(service, table, version).await
     }
-    async fn latest(&self, table: &TableRef) -> Result<Option<BindStatus>> {
+    async fn latest(&self, table: &TableRef) -> Result<Latest> {
         self.inner.latest(table).await
     }
     async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
         self.inner.begin_commit(request).await
     }
-    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()> {
+    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<Progress> {
         self.inner.finish_commit(txn, attempt).await
     }
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
         self.inner.cannot_commit(txns).await
     }
-    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<()> {
+    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<Progress> {
         self.inner.confirm_ended(txns).await
     }
     async fn status(&self) -> Result<AllocatorStatus> {

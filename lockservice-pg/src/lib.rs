@@ -49,9 +49,9 @@
 //! with recovery, have another timeline; a copy in another server has another identifier. A disk image put back, or a dump restored into
 //! the same server, has the same line and is not noticed by it.
 //!
-//! Therefore the server's clock is a floor of every new epoch: the seconds since the beginning of 2026, divided by 1,024. What an older
-//! leadership handed out stays below, even if nothing of it is stored any more, as long as leaderships change less than once in 1,024
-//! seconds on average and the clock is right to that degree. Epochs reach their end, 2^21, after 68 years.
+//! Therefore the server's clock is a floor of every new epoch, and of every version, incarnation, table id and token
+//! ([`Floor`](lockservice_core::store::Floor)): what an older leadership handed out stays below, even if nothing of it is stored any more, as long as
+//! the servers' clocks agree to a few seconds or a node of that time still runs. Epochs reach their end, 2^21, after 68 years.
 //!
 //! With asynchronous standbys a promotion can lose acknowledged writes: it is seen by the timeline, and answered as L4 says.
 //!

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, Head, Leadership, Lineage, Renewal, StoreState, WriteAck,
+    Applied, Batch, BindStore, Candidate, Floor, Head, Leadership, Lineage, Renewal, StoreState, WriteAck,
 };
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use sqlx::postgres::PgRow;
@@ -86,7 +86,7 @@ impl PgStore {
         Ok(Self { sql: Sql::new(&config.schema), lock_ms: millis(config.lock_timeout), calls, channel, watch })
     }
 
-    /// The head as it stands, which copy of the store answers, and the floor of the server's clock.
+    /// The head as it stands, which copy of the store answers, and the server's clock.
     async fn look(&self) -> Result<PgRow> {
         self.calls.repeatable(Stage::Asking, || sql(&self.sql.look)).await
     }
@@ -187,7 +187,8 @@ impl BindStore for PgStore {
         for _ in 0..DECISIONS_MAX {
             let row = self.look().await?;
             let (found, lineage) = (head(&row)?, self.lineage(&row)?);
-            let floor = clock_floor(self.get(&row, "floor")?).map_err(|e| e.with("store", &self.calls.describe))?;
+            let clock_s = u64::try_from(self.get::<i64>(&row, "clock_s")?).unwrap_or(0);
+            let floor = Floor::of_clock(clock_s).map_err(|e| e.with("store", &self.calls.describe))?;
             match Head::acquire_shared(found.as_ref(), candidate, ttl, &lineage, floor)? {
                 (None, held) => return Ok(held),
                 (Some(next), mut acquired) => {
@@ -269,10 +270,10 @@ impl Sql {
     fn new(schema: &SchemaName) -> Self {
         let text = |text: &str| Arc::from(in_schema(text, schema));
         Self {
-            // One row, whether there is a head or not. 1767225600 is the first second of 2026.
+            // One row, whether there is a head or not.
             look: text(
                 "select $schema.lineage() as lineage, r.format, r.record, \
-                 floor((extract(epoch from clock_timestamp()) - 1767225600) / 1024)::bigint as floor \
+                 floor(extract(epoch from clock_timestamp()))::bigint as clock_s \
                  from (select) as one left join $schema.head_record() as r on true",
             ),
             lead: text("select * from $schema.lead($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb)"),
@@ -296,17 +297,6 @@ fn sql<'q>(text: &Arc<str>) -> Statement<'q> {
 /// A number as the server's type. None that is stored reaches its end, so one beyond it is refused like any other wrong one.
 fn number(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-/// L4: the server's clock vouches for all epochs of the past, as long as leaderships change less than once in 1,024 seconds on
-/// average. The last epoch is reached after 68 years.
-fn clock_floor(counted: i64) -> Result<Epoch> {
-    let floor = u64::try_from(counted).unwrap_or(0);
-    Epoch::new(floor).next().map_err(|e| {
-        Error::new(ErrorKind::StoreUnusable, "the clock of the store's server is decades ahead: set it right")
-            .with_source(e)
-    })?;
-    Ok(Epoch::new(floor))
 }
 
 /// Refuses a server that could not keep the store's promises, and warns of one that is set up not to.
@@ -337,16 +327,4 @@ async fn check_server(calls: &Calls) -> Result<()> {
         tracing::warn!(store = %calls.describe, "the store's server has fsync off: what it acknowledged is lost when its machine stops");
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_clock_is_a_floor_until_it_is_nonsense() {
-        assert_eq!(clock_floor(-5).expect("before 2026"), Epoch::new(0));
-        assert_eq!(clock_floor(77).expect("a floor"), Epoch::new(77));
-        assert_eq!(clock_floor(1 << 21).expect_err("2094").kind(), ErrorKind::StoreUnusable);
-    }
 }

@@ -7,12 +7,6 @@ use redis::Value;
 use crate::error::Errors;
 use crate::topology::text;
 
-/// 2026-01-01 00:00:00 UTC in seconds since 1970.
-const EPOCHS_BEGIN_S: u64 = 1_767_225_600;
-
-/// Seconds of the server's clock that one epoch is worth as a floor (L4).
-const EPOCH_S: u64 = 1024;
-
 /// The six fields of a head as they are stored, for comparison; empty where there is none.
 pub(crate) type Fields = [Vec<u8>; 6];
 
@@ -23,8 +17,8 @@ pub(crate) struct Found {
     /// The leadership; `None` if there is no record of one.
     pub(crate) head: Option<Head>,
     pub(crate) fields: Fields,
-    /// The floor that the server's clock gives (L4).
-    pub(crate) floor: Epoch,
+    /// The server's clock, in seconds since 1970.
+    pub(crate) time_s: u64,
 }
 
 impl Found {
@@ -40,8 +34,7 @@ impl Found {
         let fields: Vec<_> = found.iter().map(bytes).collect();
         let fields = Fields::try_from(fields).map_err(|_| strange())?;
         let head = if *entries == 0 { None } else { Some(head(&fields, errors)?) };
-        let floor = Epoch::new(time_s.saturating_sub(EPOCHS_BEGIN_S) / EPOCH_S);
-        Ok(Self { lineage, head, fields, floor })
+        Ok(Self { lineage, head, fields, time_s })
     }
 }
 
@@ -136,16 +129,6 @@ mod tests {
 
     fn parse(time_s: u64, entries: i64, fields: [&str; 6]) -> Result<Found> {
         Found::parse(answer(time_s, entries, fields), &Errors::new("redis://test".to_owned(), Vec::new()))
-    }
-
-    #[test]
-    fn the_servers_clock_gives_a_floor_that_fits_an_epoch_for_sixty_years() {
-        let floor = |time_s| parse(time_s, 0, [""; 6]).expect("empty").floor.get();
-        assert_eq!(floor(0), 0, "a clock that was never set is no floor");
-        assert_eq!(floor(EPOCHS_BEGIN_S + 1023), 0);
-        assert_eq!(floor(EPOCHS_BEGIN_S + 1024), 1);
-        let sixty_years_s = 60 * 366 * 86_400;
-        assert!(floor(EPOCHS_BEGIN_S + sixty_years_s) < 1 << 21);
     }
 
     #[test]

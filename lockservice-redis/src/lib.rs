@@ -55,9 +55,10 @@
 //! - A leader that sees another copy than it began on, no record, or a smaller number than its own stops. It does not repair.
 //! - A candidate on another copy than the last leader's believes nothing that the copy says of the leadership, neither a resignation nor its own
 //!   name: it watches that copy stand still for the whole TTL first. So does one that finds no record: an empty Redis waits once.
-//! - The new epoch is above the stored one, above all that nodes report, and above a floor from the server's clock: (seconds since 2026-01-01) / 1024.
-//!   Versions, table ids and tokens begin with the epoch, so what was handed out before the loss is never handed out again. The floor
-//!   rises by one in 17 minutes; epochs stay below 2^21 for more than 60 years. A server's clock that is set back costs only this floor.
+//! - The new epoch is above the stored one, above all that nodes report, and above a floor from the server's clock
+//!   ([`Floor`](lockservice_core::store::Floor)). Versions, table ids and tokens are above the clock's second, above all that is stored and
+//!   above all that nodes report: what was handed out before the loss is never handed out again, nor anything below it, as long as the
+//!   servers' clocks agree to a few seconds or a node of that time still runs. A clock that is set back costs only this floor.
 //! - What cannot be proven is void: transactions that held a lost bind fail at `begin_commit` and start again.
 //!
 //! What is **not** noticed: the same process given older data by hand (`RESTORE`, `DEBUG RELOAD` of an old file, fields edited). Numbers and

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, Change, Head, Leadership, Lineage, Renewal, STORE_FORMAT, StoreState,
+    Applied, Batch, BindStore, Candidate, Change, Floor, Head, Leadership, Lineage, Renewal, STORE_FORMAT, StoreState,
     WriteAck, absorb, changes, encode,
 };
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
@@ -197,8 +197,8 @@ impl BindStore for RedisStore {
         let compete = async {
             for _ in 0..RACES_MAX {
                 let found = self.found().await?;
-                let (head, answer) =
-                    Head::acquire_shared(found.head.as_ref(), candidate, ttl, &found.lineage, found.floor)?;
+                let floor = Floor::of_clock(found.time_s).map_err(|e| self.0.errors.about(e.kind(), e.message()))?;
+                let (head, answer) = Head::acquire_shared(found.head.as_ref(), candidate, ttl, &found.lineage, floor)?;
                 let Some(head) = head else { return Ok(answer) };
                 let arguments = self.acquire_arguments(&found, &head);
                 if let (_, true) = self.decide(&self.0.scripts.acquire, arguments, Stage::Repeatable).await? {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorPeers, AllocatorStatus, BeginCommit, BindStatus, BoundTable, CannotCommit, CommitAdmission, Incarnation,
-    LeaseAck, LockTableAllocator, Progress, Resume, TokenBlock,
+    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Incarnation, Latest,
+    LeaseAck, LockTableAllocator, Progress, ReservedTokens, Resume,
 };
 use lockservice_core::{
     BindVersion, CommitAttempt, Error, ErrorKind, Nonce, Result, ServiceId, TableId, TableRef, TxnId,
@@ -114,15 +114,15 @@ impl LockTableAllocator for RemoteAllocator {
         let mut wire = self.wire.clone();
         let request = proto::KeepaliveRequest {
             incarnation: Some(convert::incarnation_to_proto(service, nonce)),
-            told_epoch: told.epoch.get(),
-            told_write: told.write,
+            told: Some(convert::progress_to_proto(told)),
         };
         self.call(self.patience.call, wire.keepalive(request)).await.map(convert::lease_from_proto)
     }
 
-    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<()> {
+    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
         let mut wire = self.wire.clone();
-        self.call(self.patience.change, wire.resign(convert::incarnation_to_proto(service, nonce))).await.map(drop)
+        let request = convert::incarnation_to_proto(service, nonce);
+        self.call(self.patience.change, wire.resign(request)).await.map(|done| convert::progress_from_proto(done.at))
     }
 
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
@@ -135,18 +135,17 @@ impl LockTableAllocator for RemoteAllocator {
         self.call(self.patience.call, wire.bind(request)).await.and_then(convert::bound_from_proto)
     }
 
-    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<TokenBlock> {
+    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
         let mut wire = self.wire.clone();
         let request =
             proto::ReserveTokensRequest { service: service.get(), table_id: table.get(), version: version.get() };
-        self.call(self.patience.call, wire.reserve_tokens(request)).await.and_then(convert::tokens_from_proto)
+        self.call(self.patience.call, wire.reserve_tokens(request)).await.and_then(convert::reserved_from_proto)
     }
 
-    async fn latest(&self, table: &TableRef) -> Result<Option<BindStatus>> {
+    async fn latest(&self, table: &TableRef) -> Result<Latest> {
         let mut wire = self.wire.clone();
         let request = proto::LatestRequest { group: table.group.to_string(), table: table.name.to_string() };
-        let answer = self.call(self.patience.call, wire.latest(request)).await?;
-        answer.bind.map(convert::bind_status_from_proto).transpose()
+        self.call(self.patience.call, wire.latest(request)).await.and_then(convert::latest_from_proto)
     }
 
     async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
@@ -155,10 +154,11 @@ impl LockTableAllocator for RemoteAllocator {
         Ok(convert::admission_from_proto(answer))
     }
 
-    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()> {
+    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<Progress> {
         let mut wire = self.wire.clone();
         let request = proto::FinishCommitRequest { txn: txn.to_string(), attempt: attempt.get() };
-        self.call(self.patience.call, wire.finish_commit(request)).await.map(drop)
+        let done = self.call(self.patience.call, wire.finish_commit(request)).await?;
+        Ok(convert::progress_from_proto(done.at))
     }
 
     /// A failure half way leaves the transactions of the earlier messages unable to commit, which a repetition finds out.
@@ -182,13 +182,16 @@ impl LockTableAllocator for RemoteAllocator {
         Ok(all.unwrap_or_default())
     }
 
-    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<()> {
+    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<Progress> {
+        let mut earliest: Option<Progress> = None;
         for some in pages(txns) {
             let mut wire = self.wire.clone();
             let request = proto::ConfirmEndedRequest { txns: convert::txns_to_proto(some) };
-            self.call(self.patience.call, wire.confirm_ended(request)).await?;
+            let done = self.call(self.patience.call, wire.confirm_ended(request)).await?;
+            let at = convert::progress_from_proto(done.at);
+            earliest = Some(earliest.map_or(at, |earliest| earliest.min(at)));
         }
-        Ok(())
+        Ok(earliest.unwrap_or_default())
     }
 
     async fn status(&self) -> Result<AllocatorStatus> {

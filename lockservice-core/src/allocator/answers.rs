@@ -13,8 +13,8 @@ use super::lease::LeaseState;
 use super::local::{LocalAllocator, Shared};
 use super::state::{AllocatorState, lease_lost, stopping};
 use super::types::{
-    AllocatorStatus, BeginCommit, BindStatus, BoundTable, CannotCommit, CommitAdmission, Incarnation, LeaseAck,
-    Progress, Resume, ServiceStatus, TokenBlock,
+    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Incarnation, Latest, LeaseAck, Progress,
+    ReservedTokens, Resume, ServiceStatus,
 };
 use super::writer::{Command, Done, end};
 use crate::error::{Error, ErrorKind, Result};
@@ -65,11 +65,11 @@ impl LockTableAllocator for LocalAllocator {
         Ok(LeaseAck { at: state.progress(), lease_ttl: self.shared.settings.constants.lease_ttl() })
     }
 
-    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<()> {
+    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
         let state = self.shared.leading().await?;
         let known = state.service(service).filter(|known| known.nonce == nonce).ok_or_else(|| lease_lost(service))?;
         if known.lease.get().state == LeaseState::Resigned {
-            return Ok(());
+            return Ok(state.progress());
         }
         if !known.lease.begin_resign(known.ttl, self.shared.clock.now()) {
             return Err(lease_lost(service));
@@ -99,7 +99,8 @@ impl LockTableAllocator for LocalAllocator {
             drop(done.send(outcome));
         });
         self.shared.room().await?.send(Command::Write { ops, done });
-        answer.await.unwrap_or_else(|_| Err(stopping()))
+        answer.await.unwrap_or_else(|_| Err(stopping()))?;
+        Ok(state.progress())
     }
 
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
@@ -107,15 +108,17 @@ impl LockTableAllocator for LocalAllocator {
         self.shared.bind(&state, service, table).await
     }
 
-    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<TokenBlock> {
+    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
         let state = self.shared.leading().await?;
-        self.shared.reserve_tokens(&state, service, table, version).await
+        let tokens = self.shared.reserve_tokens(&state, service, table, version).await?;
+        Ok(ReservedTokens { tokens, at: state.progress() })
     }
 
-    async fn latest(&self, table: &TableRef) -> Result<Option<BindStatus>> {
+    async fn latest(&self, table: &TableRef) -> Result<Latest> {
         let state = self.shared.leading().await?;
         let now = self.shared.clock.now();
-        Ok(state.tables.read(table, |entry| entry?.status(table, 0, now)))
+        let bind = state.tables.read(table, |entry| entry?.status(table, 0, now));
+        Ok(Latest { bind, at: state.progress() })
     }
 
     async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
@@ -123,10 +126,10 @@ impl LockTableAllocator for LocalAllocator {
         self.begin_commit_now(request)
     }
 
-    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()> {
-        self.shared.leading().await?;
+    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<Progress> {
+        let state = self.shared.leading().await?;
         self.finish_commit_now(txn, attempt);
-        Ok(())
+        Ok(state.progress())
     }
 
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
@@ -149,7 +152,7 @@ impl LockTableAllocator for LocalAllocator {
         Ok(answer)
     }
 
-    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<()> {
+    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<Progress> {
         let state = self.shared.leading().await?;
         let mut writes = Vec::new();
         for &txn in txns {
@@ -173,7 +176,7 @@ impl LockTableAllocator for LocalAllocator {
         for landed in writes {
             landed.await.unwrap_or_else(|_| Err(stopping()))?;
         }
-        Ok(())
+        Ok(state.progress())
     }
 
     async fn status(&self) -> Result<AllocatorStatus> {
@@ -221,7 +224,7 @@ impl Shared {
         self.told.lock().add(told);
         // Without a wait: from here on nothing is answered. Whoever leads next must know, whichever node that is.
         state.leadership.end();
-        if self.queue.try_send(Command::StepOver { why: why.clone() }).is_err() {
+        if self.queue.try_send(Command::StepOver { why: why.clone(), numbers: told.numbers }).is_err() {
             // The writer cannot make it known; it has changes to write whose answers nobody will hear.
             end(&self.ended, &why);
         }

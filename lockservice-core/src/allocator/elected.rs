@@ -19,8 +19,8 @@ use super::open::{HeldBy, acquire};
 use super::state::stopping;
 use super::told::Told;
 use super::types::{
-    AllocatorStatus, BeginCommit, BindStatus, BoundTable, CannotCommit, CommitAdmission, Incarnation, LeaseAck,
-    Progress, Resume, TokenBlock,
+    AllocatorStatus, Answer, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Incarnation, Latest, LeaseAck,
+    Progress, ReservedTokens, Resume,
 };
 use super::{AllocatorSettings, LockTableAllocator};
 use crate::clock::{Clock, Time, hi};
@@ -283,22 +283,6 @@ impl Shared {
         }
     }
 
-    /// Takes an answer into account. Fails with `Unavailable` if an earlier leader gave it (L3).
-    fn heard(&self, at: Progress) -> Result<()> {
-        let mut told = self.told.lock();
-        let last = told.last().epoch;
-        if at.epoch < last {
-            return Err(Error::new(
-                ErrorKind::Unavailable,
-                "an earlier leader answered, which does not know yet that it was replaced: try again",
-            )
-            .with("epoch", at.epoch)
-            .with("known", last));
-        }
-        told.add(at);
-        Ok(())
-    }
-
     fn not_leader(&self) -> Error {
         let error = Error::new(ErrorKind::NotLeader, "this node does not lead the store: ask the leader");
         match &*self.role.borrow() {
@@ -316,6 +300,10 @@ struct Route<'a> {
     give_up: Time,
     hint: Option<Arc<dyn LockTableAllocator>>,
     hops: usize,
+    /// The leadership that is asked, if it is this node's own.
+    own: Option<Epoch>,
+    /// What whoever answered does not know: it was replaced, or leads a store that has forgotten it, and must step over it (L4).
+    unknown: Option<Progress>,
     /// True if whoever seemed to lead does not.
     astray: bool,
 }
@@ -323,11 +311,20 @@ struct Route<'a> {
 impl<'a> Route<'a> {
     fn new(shared: &'a Shared) -> Self {
         let patience = hi(shared.settings.constants.leadership_ttl()) * 2;
-        Self { shared, give_up: shared.clock.now() + patience, hint: None, hops: 0, astray: false }
+        Self {
+            shared,
+            give_up: shared.clock.now() + patience,
+            hint: None,
+            hops: 0,
+            own: None,
+            unknown: None,
+            astray: false,
+        }
     }
 
     /// Whom to ask next.
     async fn next(&mut self) -> Result<Arc<dyn LockTableAllocator>> {
+        self.own = None;
         if let Some(hint) = self.hint.take() {
             return Ok(hint);
         }
@@ -338,7 +335,10 @@ impl<'a> Route<'a> {
         }
         loop {
             let unavailable = match &*role.borrow_and_update() {
-                Role::Leading(term) => return Ok(Arc::<LocalAllocator>::clone(term)),
+                Role::Leading(term) => {
+                    self.own = Some(term.epoch());
+                    return Ok(Arc::<LocalAllocator>::clone(term));
+                }
                 Role::Following { allocator, .. } => return Ok(Arc::clone(allocator)),
                 Role::Stopped(e) => return Err(e.clone()),
                 Role::Searching(why) => {
@@ -357,6 +357,32 @@ impl<'a> Route<'a> {
         }
     }
 
+    /// Takes an answer into account. Nobody acts on one of an earlier leader than the last that is known, be it a refusal (L3).
+    fn checked<T: Answer>(&mut self, outcome: Result<T>) -> Result<T> {
+        let epoch = match &outcome {
+            Ok(answer) => Some(answer.at().epoch),
+            // It says itself that another leads, and may know where.
+            Err(e) if e.kind() == ErrorKind::NotLeader => None,
+            Err(e) => e.answered_by().or(self.own),
+        };
+        let Some(epoch) = epoch else { return outcome };
+        let mut told = self.shared.told.lock();
+        let last = told.last().epoch;
+        if epoch < last {
+            self.unknown = Some(told.last());
+            return Err(Error::new(
+                ErrorKind::NotLeader,
+                "an earlier leader answered, which does not know yet that it was replaced: try again",
+            )
+            .with("epoch", epoch)
+            .with("known", last));
+        }
+        if let Ok(answer) = &outcome {
+            told.add(answer.at());
+        }
+        outcome
+    }
+
     /// True if the call should be made again, because whoever was asked does not lead.
     fn again<T>(&mut self, outcome: &Result<T>) -> bool {
         let Err(e) = outcome else { return false };
@@ -373,15 +399,27 @@ impl<'a> Route<'a> {
     }
 }
 
+/// The answer of a node that found nobody who leads, or says that it does.
+fn nobody_leads(last: Error) -> Error {
+    if last.kind() != ErrorKind::NotLeader {
+        return last;
+    }
+    Error::new(ErrorKind::Unavailable, "no allocator leads the store now: try again").with_source(last)
+}
+
 /// Makes a call at the leader, wherever that is. Every call of the allocator may be repeated.
 macro_rules! routed {
     ($self:ident, $leader:ident => $call:expr) => {{
         let mut route = Route::new(&$self.shared);
         loop {
             let $leader = route.next().await?;
-            let outcome = $call.await;
+            let outcome = route.checked($call.await);
+            if let Some(told) = route.unknown.take() {
+                // Asked as nobody: only the report counts, and what it is answered makes no difference.
+                drop($leader.keepalive(ServiceId::default(), Nonce::default(), told).await);
+            }
             if !route.again(&outcome) {
-                break outcome;
+                break outcome.map_err(nobody_leads);
             }
         }
     }};
@@ -390,8 +428,7 @@ macro_rules! routed {
 #[async_trait]
 impl LockTableAllocator for ElectedAllocator {
     async fn resume(&self, request: &Resume) -> Result<Incarnation> {
-        let answer = routed!(self, leader => leader.resume(request))?;
-        self.shared.heard(answer.at).map(|()| answer)
+        routed!(self, leader => leader.resume(request))
     }
 
     async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
@@ -404,53 +441,47 @@ impl LockTableAllocator for ElectedAllocator {
         let last = reports.pop().unwrap_or_default();
         for report in reports {
             let answer = routed!(self, leader => leader.keepalive(service, nonce, report))?;
-            self.shared.heard(answer.at)?;
             self.shared.told.lock().compared(report, answer.at.epoch);
         }
         let answer = routed!(self, leader => leader.keepalive(service, nonce, last))?;
-        self.shared.heard(answer.at)?;
         self.shared.told.lock().compared(last, answer.at.epoch);
         Ok(answer)
     }
 
-    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<()> {
+    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
         routed!(self, leader => leader.resign(service, nonce))
     }
 
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
-        let answer = routed!(self, leader => leader.bind(service, table))?;
-        self.shared.heard(answer.at).map(|()| answer)
+        routed!(self, leader => leader.bind(service, table))
     }
 
-    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<TokenBlock> {
+    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
         routed!(self, leader => leader.reserve_tokens(service, table, version))
     }
 
-    async fn latest(&self, table: &TableRef) -> Result<Option<BindStatus>> {
+    async fn latest(&self, table: &TableRef) -> Result<Latest> {
         routed!(self, leader => leader.latest(table))
     }
 
     async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
-        let answer = routed!(self, leader => leader.begin_commit(request))?;
-        self.shared.heard(answer.at).map(|()| answer)
+        routed!(self, leader => leader.begin_commit(request))
     }
 
-    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()> {
+    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<Progress> {
         routed!(self, leader => leader.finish_commit(txn, attempt))
     }
 
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
-        let answer = routed!(self, leader => leader.cannot_commit(txns))?;
-        self.shared.heard(answer.at).map(|()| answer)
+        routed!(self, leader => leader.cannot_commit(txns))
     }
 
-    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<()> {
+    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<Progress> {
         routed!(self, leader => leader.confirm_ended(txns))
     }
 
     async fn status(&self) -> Result<AllocatorStatus> {
-        let answer = routed!(self, leader => leader.status())?;
-        self.shared.heard(answer.at).map(|()| answer)
+        routed!(self, leader => leader.status())
     }
 }
 
@@ -466,55 +497,65 @@ impl LeaderView {
         Err(self.0.not_leader())
     }
 
-    /// That this leader stops is no news for those who ask from afar: another will lead.
-    fn turned<T>(&self, outcome: Result<T>) -> Result<T> {
-        outcome.map_err(|e| if e.kind() == ErrorKind::ShuttingDown { self.0.not_leader() } else { e })
+    /// Makes `call` at this node's leader. A refusal tells who refused (L3).
+    async fn answer<T, F>(&self, call: impl FnOnce(Arc<LocalAllocator>) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let term = self.term()?;
+        // Before the call: what it decides is decided under this epoch or a later one.
+        let epoch = term.epoch();
+        call(term).await.map_err(|e| {
+            // That this leader stops is no news for those who ask from afar: another will lead.
+            let e = if e.kind() == ErrorKind::ShuttingDown { self.0.not_leader() } else { e };
+            e.with_answered_by(epoch)
+        })
     }
 }
 
 #[async_trait]
 impl LockTableAllocator for LeaderView {
     async fn resume(&self, request: &Resume) -> Result<Incarnation> {
-        self.turned(self.term()?.resume(request).await)
+        self.answer(async |term| term.resume(request).await).await
     }
 
     async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
-        self.turned(self.term()?.keepalive(service, nonce, told).await)
+        self.answer(async |term| term.keepalive(service, nonce, told).await).await
     }
 
-    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<()> {
-        self.turned(self.term()?.resign(service, nonce).await)
+    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
+        self.answer(async |term| term.resign(service, nonce).await).await
     }
 
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
-        self.turned(self.term()?.bind(service, table).await)
+        self.answer(async |term| term.bind(service, table).await).await
     }
 
-    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<TokenBlock> {
-        self.turned(self.term()?.reserve_tokens(service, table, version).await)
+    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
+        self.answer(async |term| term.reserve_tokens(service, table, version).await).await
     }
 
-    async fn latest(&self, table: &TableRef) -> Result<Option<BindStatus>> {
-        self.turned(self.term()?.latest(table).await)
+    async fn latest(&self, table: &TableRef) -> Result<Latest> {
+        self.answer(async |term| term.latest(table).await).await
     }
 
     async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
-        self.turned(self.term()?.begin_commit(request).await)
+        self.answer(async |term| term.begin_commit(request).await).await
     }
 
-    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()> {
-        self.turned(self.term()?.finish_commit(txn, attempt).await)
+    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<Progress> {
+        self.answer(async |term| term.finish_commit(txn, attempt).await).await
     }
 
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
-        self.turned(self.term()?.cannot_commit(txns).await)
+        self.answer(async |term| term.cannot_commit(txns).await).await
     }
 
-    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<()> {
-        self.turned(self.term()?.confirm_ended(txns).await)
+    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<Progress> {
+        self.answer(async |term| term.confirm_ended(txns).await).await
     }
 
     async fn status(&self) -> Result<AllocatorStatus> {
-        self.turned(self.term()?.status().await)
+        self.answer(async |term| term.status().await).await
     }
 }

@@ -112,7 +112,7 @@ impl Shared {
             None => (None, 0, 1),
         };
         // B6: id, layout, bind and first token block are one batch.
-        let block = match state.tokens.block(reserved_to, state.numbers.epoch())? {
+        let block = match state.token_block(reserved_to)? {
             Ok(block) => block,
             Err(wanted) => return Ok(Step::Raise(wanted)),
         };
@@ -258,7 +258,7 @@ impl Shared {
         if let Some(pending) = &entry.pending {
             return Ok(Step::Wait(pending.clone()));
         }
-        let block = match state.tokens.block(entry.tokens_reserved_to, state.numbers.epoch())? {
+        let block = match state.token_block(entry.tokens_reserved_to)? {
             Ok(block) => block,
             Err(wanted) => return Ok(Step::Raise(wanted)),
         };

@@ -20,7 +20,7 @@ use super::types::{BeginCommit, CommitAdmission};
 use super::writer::{Command, Done};
 use crate::clock::{Clock, Time};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{CommitAttempt, NodeName, ServiceId, TxnId};
+use crate::id::{CommitAttempt, Epoch, NodeName, ServiceId, TxnId};
 use crate::store::{BindStore, Candidate, Op};
 use crate::sync::Mutex;
 use crate::sync::atomic::Ordering;
@@ -162,6 +162,11 @@ impl LocalAllocator {
             // The sender lives in `self`.
             _ => stopping(),
         }
+    }
+
+    /// The leadership's epoch now; zero while the store is being opened.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.shared.state.get().map_or_else(Epoch::default, |state| state.numbers.epoch())
     }
 
     /// What this leader has told, and others before it (L4).

@@ -21,6 +21,8 @@ use std::fmt;
 
 use async_trait::async_trait;
 
+#[cfg(doc)]
+use crate::error::Error;
 use crate::error::Result;
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
 
@@ -29,7 +31,7 @@ pub use self::local::{AllocatorStopped, LocalAllocator};
 pub use self::settings::{AllocatorSettings, TTL_MS_MAX, TTL_MS_MIN};
 pub use self::types::{
     AllocatorStatus, BeginCommit, Bind, BindState, BindStatus, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
-    Incarnation, LeaseAck, PresentedBind, Progress, Resume, ServiceStatus, TokenBlock,
+    Incarnation, Latest, LeaseAck, PresentedBind, Progress, ReservedTokens, Resume, ServiceStatus, TokenBlock,
 };
 
 /// What services call to have tables bound, to stay alive, and to have commits validated.
@@ -40,6 +42,8 @@ pub use self::types::{
 /// - **Leases** (B1, B2, B4). An incarnation that does not renew within its lease is fenced, durably and for ever.
 /// - **Commits** (C1 to C4). After [`cannot_commit`](Self::cannot_commit) answered that a transaction is tombstoned, no
 ///   `begin_commit` of it succeeds, on this leader or a later one.
+/// - **Who answered** (L3). Every answer tells the leadership that gave it, refusals by [`Error::answered_by`] where they crossed a network: a
+///   caller that knows a later one must not act on it. [`ElectedAllocator`] sees to that.
 /// - No method creates anything for a name or id that it does not know, except [`resume`](Self::resume) and [`bind`](Self::bind).
 ///
 /// # Cancel safety
@@ -60,7 +64,7 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     /// Gives an incarnation up: its tables may be granted anew at once. Only to be called when nothing of it is in use (P5).
     ///
     /// Waits for commits in flight on its binds (C2). Fails with `LeaseLost` if it had already lapsed.
-    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<()>;
+    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress>;
 
     /// Answers whom `table` is bound to, binding it to `service` if nobody owns it.
     ///
@@ -69,10 +73,10 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable>;
 
     /// Reserves a further block of fencing tokens for a bind (F2). Fails with `BindChanged` if the bind is not current.
-    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<TokenBlock>;
+    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens>;
 
     /// The bind of `table` if there is one. Binds nothing.
-    async fn latest(&self, table: &TableRef) -> Result<Option<BindStatus>>;
+    async fn latest(&self, table: &TableRef) -> Result<Latest>;
 
     /// Validates a transaction's binds and admits its commit for a limited time (C1 to C3). Writes nothing to the store.
     ///
@@ -81,13 +85,13 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission>;
 
     /// Ends a commit that was admitted, whether the data was written or not. Idempotent; an unknown attempt is no error.
-    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()>;
+    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<Progress>;
 
     /// Makes transactions unable to ever commit, unless their commit is in flight (C4): those are answered as committing and left alone.
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit>;
 
     /// The origin confirms that these transactions have ended: their tombstones may go (C4).
-    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<()>;
+    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<Progress>;
 
     /// Everything an operator wants to see: nodes and binds.
     async fn status(&self) -> Result<AllocatorStatus>;

@@ -17,7 +17,8 @@ use crate::clock::{Clock, Time, hi};
 use crate::error::{ErrorKind, Result};
 use crate::id::{Epoch, NodeName, Nonce, ServiceId};
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, Doubt, Leadership, Lineage, Loss, Op, Seen, ServiceRecord, ServiceState,
+    Applied, Batch, BindStore, Candidate, Doubt, Floor, Leadership, Lineage, Loss, Op, Seen, ServiceRecord,
+    ServiceState,
 };
 use crate::sync::atomic::{AtomicBool, Ordering};
 
@@ -40,6 +41,7 @@ pub(super) struct Acquired {
     pub(super) clean: bool,
     pub(super) continuous: bool,
     pub(super) loss: Option<Loss>,
+    pub(super) floor: Floor,
     pub(super) lineage: Lineage,
     /// Before it was asked for: it counts from here.
     pub(super) sent: Time,
@@ -58,17 +60,17 @@ pub(super) async fn open(
     told: &Told,
 ) -> Result<Opened> {
     let ttl = settings.constants.leadership_ttl();
-    let Acquired { mut epoch, mut applied, exclusive, clean, continuous, loss, lineage, .. } = acquired;
+    let Acquired { mut epoch, mut applied, exclusive, clean, continuous, loss, floor, lineage, .. } = acquired;
     let loaded = store.load().await?;
     // L4: a copy that was promoted meanwhile may have neither the leadership nor the last writes before it.
     if !exclusive && store.applied().await? != (Applied { epoch, number: applied, lineage: lineage.clone() }) {
         return Err(another_store());
     }
     loaded.check_finished()?;
-    // L4: numbers begin with the epoch. A store that lost its newest epoch but not its records is stepped over.
+    // L4: numbers lie below the end of their epoch. A store that lost its newest epoch but not its records is stepped over.
     let used = loaded.highest_epoch().max(told.last().epoch);
     // This node was told of writes that are not there. Whatever they were, nothing in the store can be relied on: everybody starts again.
-    let here = Loss { before: epoch, above: applied, known: true };
+    let here = Loss { before: epoch, above: applied, known: true, numbers: told.numbers() };
     let concerned = |loss: Loss| told.each().iter().any(|told| loss.concerns(told.epoch, told.write));
     let found_out = !exclusive && (concerned(here) || loss.is_some_and(concerned));
     // A leader before may have found out, and not have lived to step over it.
@@ -98,11 +100,18 @@ pub(super) async fn open(
     // L1: an exclusive store was waited for by nobody, so after an unclean stop everything earlier counts for hi(lease TTL).
     let earlier_until = if (exclusive && !clean) || !continuous { now + hi(wait_ttl) } else { now };
     let held_until = if continuous { now } else { now + hi(wait_ttl) };
+    // L4: above everything that was ever handed out. Where the server has a clock that vouches for it, the epoch does not count: see `Floor`.
+    let vouched = match floor.number() {
+        0 => epoch.first_number(),
+        number => number,
+    };
+    let reported = told.numbers().max(loss.map_or(0, |loss| loss.numbers));
+    let from = vouched.max(loaded.highest_number()).max(reported);
     let tokens = match loaded.volatile_tokens_from {
         Some(from) => TokenSource::Volatile { from },
-        None => TokenSource::Epoch,
+        None => TokenSource::Epoch { from },
     };
-    let mut state = AllocatorState::new(epoch, applied, tokens, settings.commit_binds_max);
+    let mut state = AllocatorState::new(epoch, from, applied, tokens, settings.commit_binds_max);
     (state.earlier_until, state.held_until, state.stepped_over, state.loss) =
         (earlier_until, held_until, went_back, loss);
     state.settled = AtomicBool::new(continuous);
@@ -190,8 +199,8 @@ pub(super) async fn acquire(
 ) -> Result<Result<Acquired, HeldBy>> {
     let sent = clock.now();
     Ok(match store.acquire_leadership(candidate, ttl).await? {
-        Leadership::Acquired { epoch, applied, exclusive, clean, continuous, loss, lineage } => {
-            Ok(Acquired { epoch, applied, exclusive, clean, continuous, loss, lineage, sent })
+        Leadership::Acquired { epoch, applied, exclusive, clean, continuous, loss, floor, lineage } => {
+            Ok(Acquired { epoch, applied, exclusive, clean, continuous, loss, floor, lineage, sent })
         }
         Leadership::Held { seen, address } => Err(HeldBy { seen, address }),
     })

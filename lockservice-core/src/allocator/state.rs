@@ -22,8 +22,8 @@ use tokio::sync::watch;
 use super::commit::{CommitControl, Pin, PinSet, Pins};
 use super::leadership::LeadershipCell;
 use super::lease::{LeaseCell, LeaseState};
-use super::tokens::{Numbers, TokenSource};
-use super::types::{BeginCommit, Bind, BindState, BindStatus, CommitAdmission, PresentedBind, Progress};
+use super::tokens::{Numbers, RaiseEpoch, TokenSource};
+use super::types::{BeginCommit, Bind, BindState, BindStatus, CommitAdmission, PresentedBind, Progress, TokenBlock};
 use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::guarded_map::GuardedMap;
@@ -169,6 +169,8 @@ pub struct AllocatorState {
     pub numbers: Numbers,
     /// Where tokens come from.
     pub tokens: TokenSource,
+    /// Every token in a block that was planned is below this.
+    pub tokens_end: AtomicU64,
     /// True if the store is open to this process alone (L1).
     pub exclusive: bool,
     /// How long the leader may still answer (L1).
@@ -199,20 +201,21 @@ pub struct AllocatorState {
 }
 
 impl AllocatorState {
-    /// An empty state in `epoch`, on a store whose last write was `applied`.
-    pub fn new(epoch: Epoch, applied: u64, tokens: TokenSource, commit_binds_max: usize) -> Self {
+    /// An empty state in `epoch`, on a store whose last write was `applied`; its numbers are above `from`.
+    pub fn new(epoch: Epoch, from: u64, applied: u64, tokens: TokenSource, commit_binds_max: usize) -> Self {
         Self {
             tables: GuardedMap::new(),
             services: GuardedMap::new(),
             ids: GuardedMap::new(),
-            numbers: Numbers::new(epoch),
+            numbers: Numbers::new(from, epoch),
             tokens,
+            tokens_end: AtomicU64::new(0),
             exclusive: true,
             leadership: Arc::new(LeadershipCell::exclusive()),
             applied: AtomicU64::new(applied),
             found_applied: applied,
             first_epoch: epoch,
-            first_service: ServiceId::new(epoch.first_number()),
+            first_service: ServiceId::new(from + 1),
             settled: AtomicBool::new(true),
             stepped_over: false,
             loss: None,
@@ -226,7 +229,20 @@ impl AllocatorState {
     /// How far this leadership has come.
     pub fn progress(&self) -> Progress {
         // ORDERING: Acquire, the partner of the writer's release: an answer names no less than the write it rests on.
-        Progress { epoch: self.numbers.epoch(), write: self.applied.load(Ordering::Acquire) }
+        let write = self.applied.load(Ordering::Acquire);
+        // Read last: what an answer tells of was taken before it.
+        let numbers = self.numbers.end().max(self.tokens_end.load(Ordering::Acquire));
+        Progress { epoch: self.numbers.epoch(), write, numbers }
+    }
+
+    /// The next block of tokens of a table whose blocks so far end at `reserved_to`; see [`TokenSource::block`].
+    pub fn token_block(&self, reserved_to: u64) -> Result<Result<TokenBlock, RaiseEpoch>> {
+        let block = self.tokens.block(reserved_to, self.numbers.epoch())?;
+        if let Ok(block) = &block {
+            // ORDERING: Release, the partner of the acquire in `progress`. Before it is durable: at worst more is told than was handed out.
+            self.tokens_end.fetch_max(block.end.get(), Ordering::AcqRel);
+        }
+        Ok(block)
     }
 
     /// True if `told` cannot be of this store: a leadership it knows nothing of, or a write that it had lost when this leadership
@@ -245,7 +261,7 @@ impl AllocatorState {
 
     /// What was lost before this leadership, if anything was.
     pub fn lost_before(&self) -> Loss {
-        Loss { before: self.first_epoch, above: self.found_applied, known: true }
+        Loss { before: self.first_epoch, above: self.found_applied, known: true, numbers: 0 }
     }
 
     /// Fails with `Unavailable` once the leader must not answer (L1).
@@ -258,6 +274,13 @@ impl AllocatorState {
             return Err(stopping());
         }
         Err(not_leading(self.leadership.ended()))
+    }
+
+    /// True if an incarnation with a higher number than `id` is in the store, ended or not.
+    pub fn later_incarnation(&self, id: ServiceId) -> bool {
+        let mut later = false;
+        self.services.for_each(|known, _| later |= *known > id);
+        later
     }
 
     /// Looks an incarnation up. Creates nothing.

@@ -18,8 +18,11 @@ pub struct RaiseEpoch(pub Epoch);
 /// Where tokens come from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TokenSource {
-    /// They begin with the epoch (F2).
-    Epoch,
+    /// They lie below the end of the epoch (F2).
+    Epoch {
+        /// The first that this leadership may give out of a new table: `epoch * 2^32`, or what the store's server vouches for (L4).
+        from: u64,
+    },
     /// The store forgets everything with the process: they begin here (B7).
     Volatile {
         /// The first token of this life of the process.
@@ -28,13 +31,13 @@ pub enum TokenSource {
 }
 
 impl TokenSource {
-    /// The next block of a table whose blocks so far end at `reserved_to` (F2): base = max(reserved_to, epoch · 2^32), and no block
-    /// crosses (epoch + 1) · 2^32.
+    /// The next block of a table whose blocks so far end at `reserved_to` (F2): base = max(reserved_to, from), and no block crosses
+    /// (epoch + 1) · 2^32.
     ///
     /// Answers `Ok(Err(RaiseEpoch))` if the epoch must be raised first; fails with `ResourceExhausted` at the end of all tokens.
     pub fn block(self, reserved_to: u64, epoch: Epoch) -> Result<Result<TokenBlock, RaiseEpoch>> {
         let (base, end) = match self {
-            Self::Epoch => (reserved_to.max(epoch.first_number()), epoch.end_number()),
+            Self::Epoch { from } => (reserved_to.max(from), epoch.end_number()),
             Self::Volatile { from } => (reserved_to.max(from), TOKEN_END),
         };
         if base.checked_add(TOKEN_BLOCK).is_none_or(|block_end| block_end > TOKEN_END) {
@@ -52,7 +55,7 @@ impl TokenSource {
     }
 }
 
-/// Hands out versions, incarnations and table ids: each begins with the epoch and is larger than every one before (L4).
+/// Hands out versions, incarnations and table ids: each lies below the end of the epoch and is larger than every one before (L4).
 #[derive(Debug)]
 pub struct Numbers {
     /// The next number. The only shared state: numbers need an order, nothing else hangs on them.
@@ -62,9 +65,14 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// The numbers of `epoch`.
-    pub fn new(epoch: Epoch) -> Self {
-        Self { next: AtomicU64::new(epoch.first_number() + 1), epoch: AtomicU64::new(epoch.get()) }
+    /// The numbers of `epoch` above `from`.
+    pub fn new(from: u64, epoch: Epoch) -> Self {
+        Self { next: AtomicU64::new(from + 1), epoch: AtomicU64::new(epoch.get()) }
+    }
+
+    /// Every number that was handed out is below this.
+    pub fn end(&self) -> u64 {
+        self.next.load(Ordering::Acquire)
     }
 
     /// The current epoch.
@@ -75,8 +83,7 @@ impl Numbers {
 
     /// Goes on to a later epoch, which the store has already recorded. An earlier one changes nothing.
     pub fn raise(&self, epoch: Epoch) {
-        // ORDERING: `next` first, so that whoever sees the new epoch takes numbers that begin with it.
-        self.next.fetch_max(epoch.first_number() + 1, Ordering::AcqRel);
+        // ORDERING: Release, the partner of the acquire in `epoch`.
         self.epoch.fetch_max(epoch.get(), Ordering::AcqRel);
     }
 
@@ -105,14 +112,15 @@ mod tests {
     #[test]
     fn a_block_that_would_cross_the_end_of_its_epoch_needs_the_next_one() {
         let epoch = Epoch::new(3);
+        let source = TokenSource::Epoch { from: epoch.first_number() };
         let end = epoch.end_number();
-        let last = TokenSource::Epoch.block(end - TOKEN_BLOCK, epoch).expect("in range").expect("fits exactly");
+        let last = source.block(end - TOKEN_BLOCK, epoch).expect("in range").expect("fits exactly");
         assert_eq!(last.end.get(), end);
         for reserved_to in [end - TOKEN_BLOCK + 1, end - 1, end] {
-            let answer = TokenSource::Epoch.block(reserved_to, epoch).expect("in range");
+            let answer = source.block(reserved_to, epoch).expect("in range");
             assert_eq!(answer, Err(RaiseEpoch(Epoch::new(4))), "from {reserved_to}");
         }
-        let next = TokenSource::Epoch.block(end, Epoch::new(4)).expect("in range").expect("fits");
+        let next = source.block(end, Epoch::new(4)).expect("in range").expect("fits");
         assert_eq!(next.next.get(), end);
     }
 
@@ -121,37 +129,43 @@ mod tests {
         let volatile = TokenSource::Volatile { from: TOKEN_END - TOKEN_BLOCK };
         volatile.block(0, Epoch::new(1)).expect("the last block").expect("no epoch involved");
         assert!(volatile.block(TOKEN_END, Epoch::new(1)).is_err());
-        assert!(TokenSource::Epoch.block(u64::MAX - 1, Epoch::new(1)).is_err(), "no wrap-around (J9)");
+        assert!(TokenSource::Epoch { from: 0 }.block(u64::MAX - 1, Epoch::new(1)).is_err(), "no wrap-around (J9)");
     }
 
     #[test]
     fn numbers_of_an_exhausted_epoch_come_from_the_next() {
-        let numbers = Numbers::new(Epoch::new(1));
+        let numbers = Numbers::new(Epoch::new(1).first_number(), Epoch::new(1));
         numbers.next.store(Epoch::new(1).end_number() - 1, Ordering::SeqCst);
         assert_eq!(numbers.take(), Ok(Epoch::new(1).end_number() - 1));
         assert_eq!(numbers.take(), Err(RaiseEpoch(Epoch::new(2))));
         assert_eq!(numbers.take(), Err(RaiseEpoch(Epoch::new(2))), "asking again takes nothing");
         numbers.raise(Epoch::new(2));
-        assert_eq!(numbers.take(), Ok(Epoch::new(2).first_number() + 1));
+        assert_eq!(
+            numbers.take(),
+            Ok(Epoch::new(2).first_number()),
+            "without a gap: they go on below what a clock vouches for"
+        );
         numbers.raise(Epoch::new(1));
         assert_eq!(numbers.epoch(), Epoch::new(2), "an earlier epoch changes nothing");
     }
 
     proptest! {
         #[test]
-        fn blocks_of_one_table_only_grow_and_stay_in_their_epoch(raises in prop::collection::vec(0u64..3, 1..200)) {
+        fn blocks_of_one_table_only_grow_and_end_within_their_epoch(
+            from in 0u64..1 << 33,
+            raises in prop::collection::vec(0u64..3, 1..200),
+        ) {
             let (mut epoch, mut reserved_to) = (Epoch::new(1), 0);
             for raise in raises {
                 epoch = Epoch::new(epoch.get() + raise);
                 let block = loop {
-                    match TokenSource::Epoch.block(reserved_to, epoch).expect("far from the end") {
+                    match (TokenSource::Epoch { from }).block(reserved_to, epoch).expect("far from the end") {
                         Ok(block) => break block,
                         Err(RaiseEpoch(wanted)) => { prop_assert!(wanted > epoch); epoch = wanted; }
                     }
                 };
-                prop_assert!(block.next.get() >= reserved_to);
-                prop_assert_eq!(block.next.get() >> EPOCH_SHIFT, epoch.get());
-                prop_assert_eq!((block.end.get() - 1) >> EPOCH_SHIFT, epoch.get());
+                prop_assert!(block.next.get() >= reserved_to.max(from));
+                prop_assert!((block.end.get() - 1) >> EPOCH_SHIFT <= epoch.get());
                 reserved_to = block.end.get();
             }
         }

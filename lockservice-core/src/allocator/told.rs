@@ -17,6 +17,11 @@ impl Told {
         self.0.last().copied().unwrap_or_default()
     }
 
+    /// Every number that any of them told of is below this.
+    pub(super) fn numbers(&self) -> u64 {
+        self.0.iter().map(|told| told.numbers).max().unwrap_or(0)
+    }
+
     /// Each leadership that told anything.
     pub(super) fn each(&self) -> &[Progress] {
         &self.0
@@ -28,13 +33,17 @@ impl Told {
             return;
         }
         match self.0.binary_search_by_key(&at.epoch, |known| known.epoch) {
-            Ok(found) => self.0[found] = self.0[found].max(at),
+            Ok(found) => {
+                let known = &mut self.0[found];
+                (known.write, known.numbers) = (known.write.max(at.write), known.numbers.max(at.numbers));
+            }
             Err(place) => self.0.insert(place, at),
         }
         if self.0.len() > EPOCHS_MAX {
             // As if the earlier of them had told all of it: at worst a leader takes as lost what is not.
             let later = self.0.remove(1);
             self.0[0].write = self.0[0].write.max(later.write);
+            self.0[0].numbers = self.0[0].numbers.max(later.numbers);
         }
     }
 
@@ -54,7 +63,7 @@ mod tests {
     use super::*;
 
     fn at(epoch: u64, write: u64) -> Progress {
-        Progress { epoch: Epoch::new(epoch), write }
+        Progress { epoch: Epoch::new(epoch), write, numbers: epoch * 1000 }
     }
 
     #[test]
@@ -80,7 +89,9 @@ mod tests {
             told.add(at(epoch, 200 - epoch));
         }
         assert_eq!(told.each().len(), EPOCHS_MAX);
-        assert_eq!(told.each()[0], at(1, 199));
+        let first = told.each()[0];
+        assert_eq!((first.epoch, first.write), (Epoch::new(1), 199));
+        assert!(first.numbers > 1000 && told.numbers() == 99_000);
         assert_eq!(told.last(), at(99, 101));
     }
 }

@@ -15,6 +15,8 @@ pub struct Progress {
     pub epoch: Epoch,
     /// The number of the last write to the store when it answered.
     pub write: u64,
+    /// Every version, incarnation, table id and token that had been handed out is below this.
+    pub numbers: u64,
 }
 
 /// A node asks to start as a new incarnation.
@@ -108,6 +110,24 @@ impl TokenBlock {
     }
 }
 
+/// A further block of tokens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReservedTokens {
+    /// The block.
+    pub tokens: TokenBlock,
+    /// Who answered.
+    pub at: Progress,
+}
+
+/// What is known of a table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Latest {
+    /// Its bind; `None` if it has none.
+    pub bind: Option<BindStatus>,
+    /// Who answered.
+    pub at: Progress,
+}
+
 /// A bind as a transaction presents it at its commit: what its lock results said.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PresentedBind {
@@ -168,6 +188,30 @@ pub struct CannotCommit {
     /// The commit of these is in flight: keep their locks and ask again later.
     pub committing: Vec<TxnId>,
 }
+
+/// An answer of an allocator, which tells who gave it (L3).
+pub(super) trait Answer {
+    /// Who answered.
+    fn at(&self) -> Progress;
+}
+
+impl Answer for Progress {
+    fn at(&self) -> Progress {
+        *self
+    }
+}
+
+macro_rules! answers {
+    ($($answer:ty),* $(,)?) => {
+        $(impl Answer for $answer {
+            fn at(&self) -> Progress {
+                self.at
+            }
+        })*
+    };
+}
+
+answers!(Incarnation, LeaseAck, BoundTable, ReservedTokens, Latest, CommitAdmission, CannotCommit, AllocatorStatus,);
 
 /// What an operator sees of an allocator.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

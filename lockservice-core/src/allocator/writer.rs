@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::state::{AllocatorState, not_leading};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
-use crate::store::{Applied, Batch, BindStore, Candidate, Doubt, Leadership, Lineage, Op};
+use crate::store::{Applied, Batch, BindStore, Candidate, Doubt, Leadership, Lineage, Loss, Op};
 use crate::sync::atomic::Ordering;
 
 /// Between two attempts to tell the store that it has lost writes.
@@ -38,8 +38,8 @@ pub(super) enum Command {
     Raise { wanted: Epoch, done: oneshot::Sender<Result<()>> },
     /// Record that nobody can have been told of anything that the store lost (L4).
     Settle,
-    /// Record that the store has lost what earlier leaderships told (L4), and end the leadership because of it.
-    StepOver { why: Error },
+    /// Record that the store has lost what earlier leaderships told (L4), with numbers up to this, and end the leadership because of it.
+    StepOver { why: Error, numbers: u64 },
     /// Give the leadership up and stop.
     Resign { done: oneshot::Sender<Result<()>> },
     /// Stop without giving it up.
@@ -109,7 +109,7 @@ impl Writer {
                 Some(Command::Raise { wanted, done }) => drop(done.send(self.raise(wanted).await)),
                 // Failed, it is asked for again.
                 Some(Command::Settle) => drop(self.settle().await),
-                Some(Command::StepOver { why }) => self.step_over(why).await,
+                Some(Command::StepOver { why, numbers }) => self.step_over(why, numbers).await,
                 Some(Command::Resign { done }) => {
                     let outcome = self.resign().await;
                     let stop = outcome.is_ok();
@@ -257,9 +257,9 @@ impl Writer {
     }
 
     /// The leadership has ended already; the store is told why, if it answers within the leadership's time.
-    async fn step_over(&mut self, why: Error) {
+    async fn step_over(&mut self, why: Error, numbers: u64) {
         if self.lost.is_none() {
-            self.candidate.doubt = Doubt::Raised(self.state.lost_before());
+            self.candidate.doubt = Doubt::Raised(Loss { numbers, ..self.state.lost_before() });
             let mut head = Arc::clone(&self.head).lock_owned().await;
             let tell = async {
                 loop {

@@ -158,8 +158,9 @@ impl Inner {
             let mut pause = RETRY_FIRST;
             loop {
                 match inner.parts.allocator.reserve_tokens(inner.id, bind.id, bind.version).await {
-                    Ok(block) => {
-                        inner.engine.add_tokens(bind.id, bind.version, block);
+                    Ok(reserved) => {
+                        inner.heard(reserved.at);
+                        inner.engine.add_tokens(bind.id, bind.version, reserved.tokens);
                         break;
                     }
                     Err(e) if matches!(e.kind(), ErrorKind::BindChanged | ErrorKind::LeaseLost) => break,

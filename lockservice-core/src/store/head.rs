@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Candidate, Doubt, LeaderSeen, Leadership, Lineage, Loss, Seen};
+use super::{Candidate, Doubt, Floor, LeaderSeen, Leadership, Lineage, Loss, Seen, is_zero};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, NodeName, Nonce};
 
@@ -47,10 +47,6 @@ pub struct Leader {
     pub address: String,
 }
 
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
 fn is_empty(lineage: &Lineage) -> bool {
     lineage.0.is_empty()
 }
@@ -66,6 +62,7 @@ impl Head {
             clean: self.leader.is_none(),
             continuous: true,
             loss: None,
+            floor: Floor::default(),
             lineage: Lineage::default(),
         };
         Ok((head, acquired))
@@ -74,13 +71,13 @@ impl Head {
     /// What a shared store answers to `candidate` (L1), and the head to be stored in the same atomic step if it leads now.
     ///
     /// `found` is the stored head, `None` if there is none; `ttl` the TTL of the candidate's own leadership; `lineage` the copy of the store
-    /// that answers; `floor` an epoch that the backend can vouch for, for example from its server's clock (L4; zero if it has none).
+    /// that answers; `floor` what the backend can vouch for, for example by its server's clock (L4; zero if it has none).
     pub fn acquire_shared(
         found: Option<&Self>,
         candidate: &Candidate,
         ttl: Duration,
         lineage: &Lineage,
-        floor: Epoch,
+        floor: Floor,
     ) -> Result<(Option<Self>, Leadership)> {
         let seen = Seen {
             leader: found.map(|head| LeaderSeen { epoch: head.epoch, counter: head.counter, ttl_ms: head.ttl_ms }),
@@ -99,9 +96,17 @@ impl Head {
         if !clean && !own && candidate.seen.as_ref() != Some(&seen) {
             return Ok((None, Leadership::Held { seen, address: leader.map(|leader| leader.address.clone()) }));
         }
-        let head = found.cloned().unwrap_or_default().led_by(candidate, ttl, floor, lineage.clone())?;
+        // L4: what it may have forgotten includes epochs.
+        let begins = match candidate.doubt {
+            Doubt::Raised(_) => true,
+            Doubt::Settled | Doubt::Unknown => in_doubt && !(continuous && found.is_some_and(|head| head.in_doubt)),
+        };
+        let mut head = found.cloned().unwrap_or_default().led_by(candidate, ttl, floor.epoch(), lineage.clone())?;
+        if begins {
+            head.epoch = head.epoch.leap(candidate.nonce);
+        }
         let loss = in_doubt.then(|| {
-            let here = Loss { before: head.epoch, above: head.applied, known: false };
+            let here = Loss { before: head.epoch, above: head.applied, known: false, numbers: 0 };
             let before = found.and_then(|head| head.loss.filter(|_| head.in_doubt));
             // A doubt that goes on began when it began: what its leaders wrote has the numbers of what was lost.
             let loss = before.map_or(here, |before| if continuous { before } else { before.and(here) });
@@ -115,6 +120,7 @@ impl Head {
             clean,
             continuous: !in_doubt,
             loss,
+            floor,
             lineage: lineage.clone(),
         };
         Ok((Some(head), acquired))
@@ -185,7 +191,8 @@ mod tests {
     const TTL: Duration = Duration::from_secs(5);
 
     fn candidate(node: &str) -> Candidate {
-        Candidate::new(NodeName::new(node).expect("a name"), format!("{node}:1"))
+        let nonce = Nonce::new(u64::from(node.as_bytes()[0]) << 32);
+        Candidate { nonce, ..Candidate::new(NodeName::new(node).expect("a name"), format!("{node}:1")) }
     }
 
     fn lineage(name: &str) -> Lineage {
@@ -193,7 +200,7 @@ mod tests {
     }
 
     fn acquire(found: Option<&Head>, candidate: &Candidate, on: &str) -> (Option<Head>, Leadership) {
-        Head::acquire_shared(found, candidate, TTL, &lineage(on), Epoch::default()).expect("epochs are left")
+        Head::acquire_shared(found, candidate, TTL, &lineage(on), Floor::default()).expect("epochs are left")
     }
 
     fn seen(answer: Leadership) -> Seen {
@@ -264,17 +271,17 @@ mod tests {
         assert_eq!(sound.loss, None);
         let written = Head { applied: 8, ..sound };
         let (began, _) = take_over(Some(&written), candidate("b"), "two");
-        assert_eq!(loss(&began), Loss { before: began.epoch, above: 8, known: false });
+        assert_eq!(loss(&began), Loss { before: began.epoch, above: 8, known: false, numbers: 0 });
         let (later, _) = take_over(Some(&Head { applied: 12, ..began.clone() }), candidate("c"), "two");
         assert_eq!(loss(&later), loss(&began), "another leader of the same doubt has written four times");
         let (again, _) = take_over(Some(&Head { applied: 15, ..later }), candidate("d"), "three");
-        assert_eq!(loss(&again), Loss { before: again.epoch, above: 8, known: false }, "lost twice");
+        assert_eq!(loss(&again), Loss { before: again.epoch, above: 8, known: false, numbers: 0 }, "lost twice");
         assert!(loss(&again).concerns(Epoch::new(1), 9) && !loss(&again).concerns(Epoch::new(1), 8));
         assert!(!loss(&again).concerns(again.epoch, 99), "told by the first leader in doubt");
-        let told = Loss { before: Epoch::new(2), above: 5, known: true };
+        let told = Loss { before: Epoch::new(2), above: 5, known: true, numbers: 0 };
         let knows = Candidate { doubt: Doubt::Raised(told), ..candidate("e") };
         let (known, _) = take_over(Some(&again), knows, "three");
-        assert_eq!(loss(&known), Loss { before: again.epoch, above: 5, known: true });
+        assert_eq!(loss(&known), Loss { before: again.epoch, above: 5, known: true, numbers: 0 });
         let (kept, _) = take_over(Some(&known), candidate("f"), "three");
         assert!(loss(&kept).known, "until it is settled");
     }
@@ -302,9 +309,26 @@ mod tests {
         let mut me = candidate("a");
         me.floor = Epoch::new(41);
         me.seen = Some(Seen::default());
-        let (head, _) =
-            Head::acquire_shared(None, &me, TTL, &Lineage::default(), Epoch::new(77)).expect("epochs are left");
+        let floor = Floor::of_clock(1_767_225_600 + 77 * 1024 + 1023).expect("in range");
+        let (head, answer) = Head::acquire_shared(None, &me, TTL, &Lineage::default(), floor).expect("epochs are left");
         assert_eq!(head.expect("acquired").epoch, Epoch::new(78));
+        assert!(matches!(answer, Leadership::Acquired { floor: told, .. } if told == floor), "{answer:?}");
+    }
+
+    #[test]
+    fn whoever_leads_a_store_that_may_have_forgotten_epochs_leaps_over_some_once() {
+        let leaps = |found: Option<&Head>, nonce, doubt, on| {
+            let me = Candidate { nonce: Nonce::new(nonce), doubt, ..candidate("a") };
+            take_over(found, me, on).0
+        };
+        let first = leaps(None, 300, Doubt::Unknown, "one");
+        assert_eq!(first.epoch, Epoch::new(1 + 300 % 256), "an empty store");
+        let same = leaps(Some(&first), 200, Doubt::Unknown, "one");
+        assert_eq!(same.epoch, first.epoch.next().expect("left"), "the same doubt goes on");
+        let other = leaps(Some(&same), 200, Doubt::Unknown, "two");
+        assert_eq!(other.epoch.get(), same.epoch.get() + 201, "another copy");
+        let raised = leaps(Some(&other), 100, Doubt::Raised(Loss::default()), "two");
+        assert_eq!(raised.epoch.get(), other.epoch.get() + 101, "known to have lost some");
     }
 
     #[test]

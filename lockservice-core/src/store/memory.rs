@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    Applied, Batch, BindStore, Candidate, ClusterConstants, Leadership, Lineage, Op, Renewal, ServiceRecord,
+    Applied, Batch, BindStore, Candidate, ClusterConstants, Floor, Leadership, Lineage, Op, Renewal, ServiceRecord,
     StoreState, TableRecord, WriteAck,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -126,6 +126,7 @@ impl BindStore for MemoryStore {
             clean,
             continuous: true,
             loss: None,
+            floor: Floor::default(),
             lineage: Lineage::default(),
         })
     }

@@ -5,6 +5,7 @@
 //! batching and leadership logic are written once, above it, in [`crate::allocator`].
 
 mod exclusive;
+mod floor;
 mod head;
 mod layout;
 mod memory;
@@ -21,6 +22,7 @@ use crate::error::Result;
 use crate::id::{Epoch, NodeName, Nonce};
 
 pub use self::exclusive::{ExclusiveStore, KeyValue, Visit};
+pub use self::floor::Floor;
 pub use self::head::{Head, Leader};
 pub use self::layout::{Change, STORE_FORMAT, absorb, changes};
 pub use self::memory::MemoryStore;
@@ -139,6 +141,13 @@ pub struct Loss {
     /// True if some of it is known to be lost, not only possible. Then nothing of before is relied on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub known: bool,
+    /// Versions, incarnations, table ids and tokens below this may have been handed out, as far as a node could report.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub numbers: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Loss {
@@ -154,6 +163,7 @@ impl Loss {
             before: self.before.max(other.before),
             above: self.above.min(other.above),
             known: self.known || other.known,
+            numbers: self.numbers.max(other.numbers),
         }
     }
 }
@@ -195,6 +205,8 @@ pub enum Leadership {
         continuous: bool,
         /// What may have been lost, unless `continuous`.
         loss: Option<Loss>,
+        /// Where the backend vouches that numbers may begin (L4); zero if it cannot.
+        floor: Floor,
         /// Which copy of the store answered.
         lineage: Lineage,
     },

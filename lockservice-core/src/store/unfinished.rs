@@ -40,16 +40,22 @@ impl StoreState {
         }
     }
 
-    /// The highest epoch that any number in the store begins with. The end of a block of tokens belongs to the block before (F2).
+    /// The highest epoch that any number in the store lies in. The end of a block of tokens belongs to the block before (F2).
     pub fn highest_epoch(&self) -> Epoch {
-        let tables = self.tables.iter().flat_map(|table| {
-            let tokens = match self.volatile_tokens_from {
-                Some(_) => 0,
-                None => table.tokens_reserved_to.saturating_sub(1),
-            };
-            table.binds.iter().map(|bind| bind.version.get()).chain([table.id.get(), tokens])
+        let tokens = self.tables.iter().map(|table| match self.volatile_tokens_from {
+            Some(_) => 0,
+            None => table.tokens_reserved_to.saturating_sub(1),
         });
-        let numbers = tables.chain(self.services.iter().map(|service| service.id.get()));
-        Epoch::new(numbers.max().unwrap_or(0) >> EPOCH_SHIFT)
+        Epoch::new(tokens.max().unwrap_or(0).max(self.highest_number()) >> EPOCH_SHIFT)
+    }
+
+    /// The highest version, incarnation or table id in the store; no leader ever handed out a higher one durably, for the incarnation with
+    /// the highest number is never forgotten.
+    pub fn highest_number(&self) -> u64 {
+        let tables = self
+            .tables
+            .iter()
+            .flat_map(|table| table.binds.iter().map(|bind| bind.version.get()).chain([table.id.get()]));
+        tables.chain(self.services.iter().map(|service| service.id.get())).max().unwrap_or(0)
     }
 }

@@ -128,7 +128,7 @@ async fn a_replaced_incarnation_waits_out_its_own_lease(fixture: &dyn AllocatorF
     let old = allocator.bind(a.service, &t).await.expect("free");
     let again = Resume { replaces: Some((a.service, Nonce::new(1))), ..resume("a", 2) };
     let a2 = allocator.resume(&again).await.expect("its own");
-    let void = allocator.latest(&t).await.expect("answer").expect("known");
+    let void = allocator.latest(&t).await.expect("answer").bind.expect("known");
     assert!(matches!(void.state, BindState::Void { granted_anew_in } if !granted_anew_in.is_zero()), "{void:?}");
     let txn = TxnId::new(a2.service, 1, true);
     let stale = allocator.begin_commit(&commit(txn, 1, &[&old.bind])).await.expect_err("void at once (B3)");
@@ -311,7 +311,8 @@ async fn tokens_grow_from_block_to_block_and_owner_to_owner(fixture: &dyn Alloca
     let mut last = bound.tokens.expect("a fresh bind").end;
     // One more than the blocks of an epoch: the leader raises its epoch on the way (F2).
     for _ in 0..4_100 {
-        let block = allocator.reserve_tokens(a.service, bound.bind.id, bound.bind.version).await.expect("current");
+        let block =
+            allocator.reserve_tokens(a.service, bound.bind.id, bound.bind.version).await.expect("current").tokens;
         assert!(block.next >= last && block.left() > 0);
         last = block.end;
     }
@@ -328,7 +329,7 @@ async fn tokens_grow_from_block_to_block_and_owner_to_owner(fixture: &dyn Alloca
 async fn unknown_names_are_answered_and_create_nothing(fixture: &dyn AllocatorFixture) {
     let allocator = fixture.allocator();
     let a = start(&*allocator, "a", 1).await;
-    assert_eq!(allocator.latest(&table("t")).await.expect("answer"), None);
+    assert_eq!(allocator.latest(&table("t")).await.expect("answer").bind, None);
     let txn = TxnId::new(a.service, 1, true);
     let mut request = commit(txn, 1, &[]);
     request.binds.push(PresentedBind {
@@ -338,7 +339,7 @@ async fn unknown_names_are_answered_and_create_nothing(fixture: &dyn AllocatorFi
         version: BindVersion::new(1),
     });
     assert_eq!(allocator.begin_commit(&request).await.expect_err("never seen").kind(), ErrorKind::BindChanged);
-    assert_eq!(allocator.latest(&table("t")).await.expect("answer"), None);
+    assert_eq!(allocator.latest(&table("t")).await.expect("answer").bind, None);
     assert_eq!(allocator.status().await.expect("answer").binds, vec![]);
     let ghost = ServiceId::new(3);
     assert_eq!(allocator.bind(ghost, &table("t")).await.expect_err("unknown").kind(), ErrorKind::LeaseLost);

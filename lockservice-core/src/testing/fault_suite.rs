@@ -73,7 +73,7 @@ async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
         blocks.extend(bound.tokens.map(|block| (bound.bind.id, block)));
         let block =
             again(what, || allocator.reserve_tokens(incarnation.service, bound.bind.id, bound.bind.version)).await;
-        blocks.push((bound.bind.id, block));
+        blocks.push((bound.bind.id, block.tokens));
         binds.push(bound.bind);
     }
     let kept = TxnId::new(incarnation.service, 1, true);

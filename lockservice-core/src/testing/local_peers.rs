@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use crate::allocator::{
-    AllocatorPeers, AllocatorStatus, BeginCommit, BindStatus, BoundTable, CannotCommit, CommitAdmission, Incarnation,
-    LeaseAck, LockTableAllocator, Progress, Resume, TokenBlock,
+    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Incarnation, Latest,
+    LeaseAck, LockTableAllocator, Progress, ReservedTokens, Resume,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
@@ -62,13 +62,13 @@ macro_rules! forward {
 forward! {
     resume(request: &Resume) -> Incarnation;
     keepalive(service: ServiceId, nonce: Nonce, told: Progress) -> LeaseAck;
-    resign(service: ServiceId, nonce: Nonce) -> ();
+    resign(service: ServiceId, nonce: Nonce) -> Progress;
     bind(service: ServiceId, table: &TableRef) -> BoundTable;
-    reserve_tokens(service: ServiceId, table: TableId, version: BindVersion) -> TokenBlock;
-    latest(table: &TableRef) -> Option<BindStatus>;
+    reserve_tokens(service: ServiceId, table: TableId, version: BindVersion) -> ReservedTokens;
+    latest(table: &TableRef) -> Latest;
     begin_commit(request: &BeginCommit) -> CommitAdmission;
-    finish_commit(txn: TxnId, attempt: CommitAttempt) -> ();
+    finish_commit(txn: TxnId, attempt: CommitAttempt) -> Progress;
     cannot_commit(txns: &[TxnId]) -> CannotCommit;
-    confirm_ended(txns: &[TxnId]) -> ();
+    confirm_ended(txns: &[TxnId]) -> Progress;
     status() -> AllocatorStatus;
 }

@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, Change, Head, Leadership, Lineage, Renewal, StoreState, WriteAck, absorb,
-    changes,
+    Applied, Batch, BindStore, Candidate, Change, Floor, Head, Leadership, Lineage, Renewal, StoreState, WriteAck,
+    absorb, changes,
 };
 
 /// How long a call waits for a connection that is cut.
@@ -32,6 +32,8 @@ pub struct SharedStore {
 #[derive(Debug, Default)]
 struct Shared {
     content: Mutex<Content>,
+    /// What the server's clock vouches for.
+    floor: Mutex<Floor>,
     /// Told of each change of leadership.
     changed: watch::Sender<()>,
 }
@@ -80,6 +82,11 @@ impl SharedStore {
     /// While true, every call on this connection waits, as for a server that is paused or cannot be reached.
     pub fn set_cut(&self, cut: bool) {
         self.cut.send_replace(cut);
+    }
+
+    /// From now on the server's clock vouches for `floor` (L4). Without, the store has no clock.
+    pub fn set_floor(&self, floor: Floor) {
+        *self.shared.floor.lock() = floor;
     }
 
     /// How many batches were written in all.
@@ -137,10 +144,11 @@ impl BindStore for SharedStore {
     }
 
     async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership> {
+        let floor = *self.shared.floor.lock();
         let answer = self
             .run(|content| {
                 let (head, answer) =
-                    Head::acquire_shared(content.head.as_ref(), candidate, ttl, &content.lineage(), Epoch::default())?;
+                    Head::acquire_shared(content.head.as_ref(), candidate, ttl, &content.lineage(), floor)?;
                 if let Some(head) = head {
                     content.head = Some(head);
                 }

@@ -56,11 +56,15 @@ impl AllocatorClient {
                     let message = message.clone();
                     async move { wire.begin_commit(message).await }
                 },
-                |answer| Some(answer.epoch),
+                |answer| answer.at.as_ref(),
             )
             .await?;
         let commit_before = Duration::from_millis(answer.commit_before_ms);
-        Ok(Admission { until: sent + lo(commit_before), commit_before, epoch: Epoch::new(answer.epoch) })
+        Ok(Admission {
+            until: sent + lo(commit_before),
+            commit_before,
+            epoch: convert::progress_from_proto(answer.at).epoch,
+        })
     }
 
     /// Ends a commit that was admitted, whether the data was written or not. Idempotent.
@@ -69,7 +73,7 @@ impl AllocatorClient {
             let message = proto::FinishCommitRequest { txn: txn.to_string(), attempt: attempt.get() };
             async move { wire.finish_commit(message).await }
         };
-        self.ask(call, |_| None).await.map(drop)
+        self.ask(call, |answer| answer.at.as_ref()).await.map(drop)
     }
 
     /// Makes transactions unable to ever commit, unless their commit is in flight (C4).
@@ -78,7 +82,7 @@ impl AllocatorClient {
             let message = proto::CannotCommitRequest { txns: convert::txns_to_proto(txns) };
             async move { wire.cannot_commit(message).await }
         };
-        let (answer, _) = self.ask(call, |answer| Some(answer.epoch)).await?;
+        let (answer, _) = self.ask(call, |answer| answer.at.as_ref()).await?;
         convert::cannot_commit_from_proto(&answer)
     }
 
@@ -88,12 +92,12 @@ impl AllocatorClient {
             let message = proto::LatestRequest { group: table.group.to_string(), table: table.name.to_string() };
             async move { wire.latest(message).await }
         };
-        let (answer, _) = self.ask(call, |_| None).await?;
-        answer.bind.map(convert::bind_status_from_proto).transpose()
+        let (answer, _) = self.ask(call, |answer| answer.at.as_ref()).await?;
+        Ok(convert::latest_from_proto(answer)?.bind)
     }
 
     /// Makes a call at the leader; answers also when that request was sent. Every call may be repeated.
-    async fn ask<T, F, Answer>(&self, call: F, epoch: fn(&T) -> Option<u64>) -> Result<(T, Time)>
+    async fn ask<T, F, Answer>(&self, call: F, at: fn(&T) -> Option<&proto::Progress>) -> Result<(T, Time)>
     where
         F: Fn(Wire<Channel>) -> Answer,
         Answer: Future<Output = Result<Response<T>, Status>>,
@@ -112,11 +116,14 @@ impl AllocatorClient {
             };
             let node = self.client.node(&address)?;
             let sent = parts.clock.now();
-            let outcome = node.call(call(Wire::new(node.channel.clone()))).await.and_then(|answer| {
-                self.heard(epoch(&answer))?;
-                Ok(answer)
-            });
-            let error = match outcome {
+            let outcome = node.call(call(Wire::new(node.channel.clone()))).await;
+            let epoch = match &outcome {
+                Ok(answer) => at(answer).map(|at| at.epoch),
+                // It says itself that another leads, and may know where.
+                Err(e) if e.kind() == ErrorKind::NotLeader => None,
+                Err(e) => e.answered_by().map(Epoch::get),
+            };
+            let error = match self.heard(epoch).and(outcome) {
                 Ok(answer) => {
                     *parts.leader.lock() = Some(address);
                     return Ok((answer, sent));
@@ -146,7 +153,7 @@ impl AllocatorClient {
         }
     }
 
-    /// Takes an answer's epoch into account. Fails with `Unavailable` if an earlier leader gave it (L3).
+    /// Takes an answer's epoch into account. Fails with `Unavailable` if an earlier leader gave it, be it a refusal (L3).
     fn heard(&self, epoch: Option<u64>) -> Result<()> {
         let Some(epoch) = epoch else { return Ok(()) };
         if epoch < self.client.parts.epoch.fetch_max(epoch, Ordering::Relaxed) {

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow, Incarnation, LeaseAck,
-    Progress, Resume, ServiceStatus, TokenBlock,
+    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow, Incarnation, Latest,
+    LeaseAck, Progress, ReservedTokens, Resume, ServiceStatus, TokenBlock,
 };
 use lockservice_core::store::{ClusterConstants, ServiceState};
 use lockservice_core::{
@@ -19,9 +19,20 @@ use super::{
 };
 use crate::proto;
 
-/// How far the allocator had come when it answered.
-pub fn progress(epoch: u64, write: u64) -> Progress {
-    Progress { epoch: Epoch::new(epoch), write }
+/// How far an allocator has come as a message.
+pub fn progress_to_proto(at: Progress) -> proto::Progress {
+    proto::Progress { epoch: at.epoch.get(), write: at.write, numbers: at.numbers }
+}
+
+/// How far an allocator had come, as a message tells; nowhere if it does not.
+pub fn progress_from_proto(at: Option<proto::Progress>) -> Progress {
+    let at = at.unwrap_or_default();
+    Progress { epoch: Epoch::new(at.epoch), write: at.write, numbers: at.numbers }
+}
+
+/// That something was done as a message.
+pub fn acknowledged_to_proto(at: Progress) -> proto::Acknowledged {
+    proto::Acknowledged { at: Some(progress_to_proto(at)) }
 }
 
 /// An incarnation and its nonce as a message.
@@ -59,8 +70,7 @@ pub fn resume_from_proto(request: proto::ResumeRequest) -> Result<Resume> {
 pub fn started_to_proto(started: &Incarnation) -> proto::ResumeResponse {
     proto::ResumeResponse {
         service: started.service.get(),
-        epoch: started.at.epoch.get(),
-        write: started.at.write,
+        at: Some(progress_to_proto(started.at)),
         lease_ttl_ms: millis_down(started.lease_ttl),
         constant_leadership_ttl_ms: started.constants.leadership_ttl_ms,
         constant_lease_ttl_ms: started.constants.lease_ttl_ms,
@@ -71,7 +81,7 @@ pub fn started_to_proto(started: &Incarnation) -> proto::ResumeResponse {
 pub fn started_from_proto(started: proto::ResumeResponse) -> Incarnation {
     Incarnation {
         service: ServiceId::new(started.service),
-        at: progress(started.epoch, started.write),
+        at: progress_from_proto(started.at),
         lease_ttl: Duration::from_millis(started.lease_ttl_ms),
         constants: ClusterConstants {
             leadership_ttl_ms: started.constant_leadership_ttl_ms,
@@ -82,16 +92,12 @@ pub fn started_from_proto(started: proto::ResumeResponse) -> Incarnation {
 
 /// A renewed lease as a message.
 pub fn lease_to_proto(ack: &LeaseAck) -> proto::KeepaliveResponse {
-    proto::KeepaliveResponse {
-        epoch: ack.at.epoch.get(),
-        write: ack.at.write,
-        lease_ttl_ms: millis_down(ack.lease_ttl),
-    }
+    proto::KeepaliveResponse { at: Some(progress_to_proto(ack.at)), lease_ttl_ms: millis_down(ack.lease_ttl) }
 }
 
 /// The renewed lease that a message tells of.
 pub fn lease_from_proto(ack: proto::KeepaliveResponse) -> LeaseAck {
-    LeaseAck { at: progress(ack.epoch, ack.write), lease_ttl: Duration::from_millis(ack.lease_ttl_ms) }
+    LeaseAck { at: progress_from_proto(ack.at), lease_ttl: Duration::from_millis(ack.lease_ttl_ms) }
 }
 
 /// Whom a table is bound to, as a message.
@@ -100,8 +106,7 @@ pub fn bound_to_proto(bound: &BoundTable) -> proto::BindResponse {
         bind: Some(bind_to_proto(&bound.bind)),
         node: bound.node.to_string(),
         address: bound.address.clone(),
-        epoch: bound.at.epoch.get(),
-        write: bound.at.write,
+        at: Some(progress_to_proto(bound.at)),
         tokens: bound.tokens.as_ref().map(tokens_to_proto),
     }
 }
@@ -112,7 +117,7 @@ pub fn bound_from_proto(bound: proto::BindResponse) -> Result<BoundTable> {
         bind: bind_from_proto(bound.bind.ok_or_else(|| invalid("an answer about a bind comes without it"))?)?,
         node: NodeName::new(&bound.node)?,
         address: bound.address,
-        at: progress(bound.epoch, bound.write),
+        at: progress_from_proto(bound.at),
         tokens: bound.tokens.map(tokens_from_proto).transpose()?,
     })
 }
@@ -128,6 +133,34 @@ pub fn tokens_from_proto(block: proto::TokenBlock) -> Result<TokenBlock> {
         return Err(invalid("a block of tokens ends before it begins"));
     }
     Ok(TokenBlock { next: FencingToken::new(block.next), end: FencingToken::new(block.end) })
+}
+
+/// A further block of tokens as a message.
+pub fn reserved_to_proto(reserved: &ReservedTokens) -> proto::ReserveTokensResponse {
+    proto::ReserveTokensResponse {
+        tokens: Some(tokens_to_proto(&reserved.tokens)),
+        at: Some(progress_to_proto(reserved.at)),
+    }
+}
+
+/// The further block of tokens that a message tells of.
+pub fn reserved_from_proto(reserved: proto::ReserveTokensResponse) -> Result<ReservedTokens> {
+    let tokens = reserved.tokens.ok_or_else(|| invalid("an answer about tokens comes without them"))?;
+    Ok(ReservedTokens { tokens: tokens_from_proto(tokens)?, at: progress_from_proto(reserved.at) })
+}
+
+/// What is known of a table as a message.
+pub fn latest_to_proto(latest: &Latest) -> proto::LatestResponse {
+    proto::LatestResponse {
+        bind: latest.bind.as_ref().map(bind_status_to_proto),
+        at: Some(progress_to_proto(latest.at)),
+    }
+}
+
+/// What is known of a table, as a message tells.
+pub fn latest_from_proto(latest: proto::LatestResponse) -> Result<Latest> {
+    let bind = latest.bind.map(bind_status_from_proto).transpose()?;
+    Ok(Latest { bind, at: progress_from_proto(latest.at) })
 }
 
 /// A request to validate a commit as a message. The time asked for is never shorter at its least, nor longer at its most.
@@ -167,8 +200,7 @@ pub fn begin_commit_from_proto(request: proto::BeginCommitRequest) -> Result<Beg
 pub fn admission_to_proto(admission: &CommitAdmission) -> proto::BeginCommitResponse {
     proto::BeginCommitResponse {
         commit_before_ms: millis_down(admission.commit_before),
-        epoch: admission.at.epoch.get(),
-        write: admission.at.write,
+        at: Some(progress_to_proto(admission.at)),
     }
 }
 
@@ -176,7 +208,7 @@ pub fn admission_to_proto(admission: &CommitAdmission) -> proto::BeginCommitResp
 pub fn admission_from_proto(admission: proto::BeginCommitResponse) -> CommitAdmission {
     CommitAdmission {
         commit_before: Duration::from_millis(admission.commit_before_ms),
-        at: progress(admission.epoch, admission.write),
+        at: progress_from_proto(admission.at),
     }
 }
 
@@ -185,15 +217,14 @@ pub fn cannot_commit_to_proto(answer: &CannotCommit) -> proto::CannotCommitRespo
     proto::CannotCommitResponse {
         tombstoned: txns_to_proto(&answer.tombstoned),
         committing: txns_to_proto(&answer.committing),
-        epoch: answer.at.epoch.get(),
-        write: answer.at.write,
+        at: Some(progress_to_proto(answer.at)),
     }
 }
 
 /// What became of transactions that are to commit no more, as a message tells.
 pub fn cannot_commit_from_proto(answer: &proto::CannotCommitResponse) -> Result<CannotCommit> {
     Ok(CannotCommit {
-        at: progress(answer.epoch, answer.write),
+        at: progress_from_proto(answer.at),
         tombstoned: txns_from_proto(&answer.tombstoned)?,
         committing: txns_from_proto(&answer.committing)?,
     })
@@ -215,7 +246,7 @@ pub fn status_to_proto(
     lines: usize,
 ) -> impl Iterator<Item = proto::StatusPart> + Send + 'static {
     let AllocatorStatus { at, services, binds } = status;
-    let part = move || proto::StatusPart { epoch: at.epoch.get(), write: at.write, ..proto::StatusPart::default() };
+    let part = move || proto::StatusPart { at: Some(progress_to_proto(at)), ..proto::StatusPart::default() };
     let (mut services, mut binds) = (services.into_iter(), binds.into_iter());
     let mut first = true;
     std::iter::from_fn(move || {
@@ -228,7 +259,7 @@ pub fn status_to_proto(
 
 /// Adds a part of a status to what came before it.
 pub fn add_status_from_proto(status: &mut AllocatorStatus, part: proto::StatusPart) -> Result<()> {
-    status.at = progress(part.epoch, part.write);
+    status.at = progress_from_proto(part.at);
     for node in part.nodes {
         status.services.push(node_from_proto(&node)?);
     }
@@ -291,7 +322,7 @@ mod tests {
     #[test]
     fn what_nodes_and_the_allocator_say_crosses_the_wire() {
         let node = NodeName::new("n").expect("a name");
-        let at = progress(3, 99);
+        let at = Progress { epoch: Epoch::new(3), write: 99, numbers: 12_345 };
         for replaces in [None, Some((ServiceId::new(1 << 32 | 4), Nonce::new(5)))] {
             let resume = Resume { node: node.clone(), nonce: Nonce::new(7), address: "a:1".to_owned(), replaces };
             assert_eq!(resume_from_proto(resume_to_proto(&resume)).expect("own message"), resume);
@@ -310,6 +341,15 @@ mod tests {
             assert_eq!(bound_from_proto(bound_to_proto(&bound)).expect("own message"), bound);
         }
         assert!(tokens_from_proto(proto::TokenBlock { next: 2, end: 1 }).is_err());
+        let tokens = TokenBlock { next: FencingToken::new(5), end: FencingToken::new(9) };
+        let reserved = ReservedTokens { tokens, at };
+        assert_eq!(reserved_from_proto(reserved_to_proto(&reserved)).expect("own message"), reserved);
+        let state = BindState::Bound;
+        for found in [None, Some(BindStatus { bind: bind(1), node: node.clone(), address: "b:2".to_owned(), state })] {
+            let latest = Latest { bind: found, at };
+            assert_eq!(latest_from_proto(latest_to_proto(&latest)).expect("own message"), latest);
+        }
+        assert_eq!(progress_from_proto(acknowledged_to_proto(at).at), at);
         let txn = TxnId::new(ServiceId::new(1 << 32 | 1), 5, true);
         let answer = CannotCommit { at, tombstoned: vec![txn], committing: vec![txn, txn] };
         assert_eq!(cannot_commit_from_proto(&cannot_commit_to_proto(&answer)).expect("own message"), answer);
@@ -340,7 +380,7 @@ mod tests {
         };
         for (nodes, binds, parts) in [(0, 0, 1), (3, 0, 1), (2, 9, 3), (4, 5, 3)] {
             let status = AllocatorStatus {
-                at: progress(1, 2),
+                at: Progress { epoch: Epoch::new(1), write: 2, numbers: 3 },
                 services: (0..nodes).map(service).collect(),
                 binds: (0..binds).map(status_of).collect(),
             };

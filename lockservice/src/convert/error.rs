@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lockservice_core::{Advice, DeadlockEdge, Detail, Error, ErrorKind, NodeName, ServiceId, TableRef};
+use lockservice_core::{Advice, DeadlockEdge, Detail, Epoch, Error, ErrorKind, NodeName, ServiceId, TableRef};
 use prost::Message as _;
 use tonic::{Code, Status};
 
@@ -36,6 +36,7 @@ pub fn error_to_proto(error: &Error) -> proto::Error {
         advice: advice_name(error.advice()).to_owned(),
         ..proto::Error::default()
     };
+    message.epoch = error.answered_by().map(Epoch::get);
     match error.detail() {
         Some(Detail::Deadlock(cycle)) => message.deadlock = cycle.iter().map(edge_to_proto).collect(),
         Some(Detail::RetryAfter(after)) => message.retry_after_ms = Some(millis_up(*after)),
@@ -60,6 +61,9 @@ pub fn error_from_proto(message: proto::Error) -> Error {
     }
     if known.is_none() {
         error = error.with("kind", message.kind).with("advice", message.advice);
+    }
+    if let Some(epoch) = message.epoch {
+        error = error.with_answered_by(Epoch::new(epoch));
     }
     if let Some(cycle) = cycle_from_proto(&message.deadlock) {
         return error.with_detail(Detail::Deadlock(cycle));
@@ -214,6 +218,7 @@ mod tests {
         assert_eq!(a.context().collect::<Vec<_>>(), b.context().collect::<Vec<_>>());
         assert_eq!(a.detail(), b.detail());
         assert_eq!(a.advice(), b.advice());
+        assert_eq!(a.answered_by(), b.answered_by());
     }
 
     fn edge(a: u64, b: u64) -> DeadlockEdge {
@@ -229,6 +234,7 @@ mod tests {
     fn every_kind_crosses_the_wire_as_a_message_and_as_a_status() {
         for kind in ErrorKind::ALL {
             let error = Error::new(*kind, "something happened: do something").with("path", "/é").with("n", 3);
+            let error = if kind.name().len() % 2 == 0 { error } else { error.with_answered_by(Epoch::new(7)) };
             same(&error, &error_from_proto(error_to_proto(&error)));
             same(&error, &from_status(&to_status(&error)));
             assert!(

@@ -42,11 +42,11 @@ impl proto::allocator_server::Allocator for AllocatorApi {
     async fn finish_commit(
         &self,
         request: Request<proto::FinishCommitRequest>,
-    ) -> Result<Response<proto::Done>, Status> {
+    ) -> Result<Response<proto::Acknowledged>, Status> {
         let request = request.into_inner();
         let txn = convert::txn_from_proto(&request.txn).map_err(|e| status(&e))?;
-        self.allocator.finish_commit(txn, CommitAttempt::new(request.attempt)).await.map_err(|e| status(&e))?;
-        Ok(Response::new(proto::Done {}))
+        let done = self.allocator.finish_commit(txn, CommitAttempt::new(request.attempt)).await;
+        Ok(Response::new(convert::acknowledged_to_proto(done.map_err(|e| status(&e))?)))
     }
 
     async fn cannot_commit(
@@ -61,8 +61,8 @@ impl proto::allocator_server::Allocator for AllocatorApi {
     async fn latest(&self, request: Request<proto::LatestRequest>) -> Result<Response<proto::LatestResponse>, Status> {
         let table =
             convert::table_from_proto(&request.get_ref().group, &request.get_ref().table).map_err(|e| status(&e))?;
-        let bind = self.allocator.latest(&table).await.map_err(|e| status(&e))?;
-        Ok(Response::new(proto::LatestResponse { bind: bind.as_ref().map(convert::bind_status_to_proto) }))
+        let latest = self.allocator.latest(&table).await.map_err(|e| status(&e))?;
+        Ok(Response::new(convert::latest_to_proto(&latest)))
     }
 
     async fn resume(&self, request: Request<proto::ResumeRequest>) -> Result<Response<proto::ResumeResponse>, Status> {
@@ -77,15 +77,15 @@ impl proto::allocator_server::Allocator for AllocatorApi {
     ) -> Result<Response<proto::KeepaliveResponse>, Status> {
         let request = request.into_inner();
         let (service, nonce) = convert::incarnation_from_proto(request.incarnation).map_err(|e| status(&e))?;
-        let told = convert::progress(request.told_epoch, request.told_write);
+        let told = convert::progress_from_proto(request.told);
         let ack = self.allocator.keepalive(service, nonce, told).await.map_err(|e| status(&e))?;
         Ok(Response::new(convert::lease_to_proto(&ack)))
     }
 
-    async fn resign(&self, request: Request<proto::IncarnationRef>) -> Result<Response<proto::Done>, Status> {
+    async fn resign(&self, request: Request<proto::IncarnationRef>) -> Result<Response<proto::Acknowledged>, Status> {
         let (service, nonce) = convert::incarnation_from_proto(Some(request.into_inner())).map_err(|e| status(&e))?;
-        self.allocator.resign(service, nonce).await.map_err(|e| status(&e))?;
-        Ok(Response::new(proto::Done {}))
+        let resigned = self.allocator.resign(service, nonce).await.map_err(|e| status(&e))?;
+        Ok(Response::new(convert::acknowledged_to_proto(resigned)))
     }
 
     async fn bind(&self, request: Request<proto::BindRequest>) -> Result<Response<proto::BindResponse>, Status> {
@@ -98,20 +98,20 @@ impl proto::allocator_server::Allocator for AllocatorApi {
     async fn reserve_tokens(
         &self,
         request: Request<proto::ReserveTokensRequest>,
-    ) -> Result<Response<proto::TokenBlock>, Status> {
+    ) -> Result<Response<proto::ReserveTokensResponse>, Status> {
         let request = request.into_inner();
         let (service, table) = (ServiceId::new(request.service), TableId::new(request.table_id));
-        let block = self.allocator.reserve_tokens(service, table, BindVersion::new(request.version)).await;
-        Ok(Response::new(convert::tokens_to_proto(&block.map_err(|e| status(&e))?)))
+        let reserved = self.allocator.reserve_tokens(service, table, BindVersion::new(request.version)).await;
+        Ok(Response::new(convert::reserved_to_proto(&reserved.map_err(|e| status(&e))?)))
     }
 
     async fn confirm_ended(
         &self,
         request: Request<proto::ConfirmEndedRequest>,
-    ) -> Result<Response<proto::Done>, Status> {
+    ) -> Result<Response<proto::Acknowledged>, Status> {
         let txns = convert::txns_from_proto(&request.get_ref().txns).map_err(|e| status(&e))?;
-        self.allocator.confirm_ended(&txns).await.map_err(|e| status(&e))?;
-        Ok(Response::new(proto::Done {}))
+        let done = self.allocator.confirm_ended(&txns).await.map_err(|e| status(&e))?;
+        Ok(Response::new(convert::acknowledged_to_proto(done)))
     }
 
     async fn status(&self, _request: Request<proto::StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
