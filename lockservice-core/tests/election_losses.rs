@@ -242,3 +242,58 @@ async fn a_node_that_starts_anew_tells_a_leader_with_a_lower_epoch_what_it_knows
     let again = tokio::time::timeout(10 * cluster::LEASE, second.begin()).await.expect("it gets through");
     assert!(again.at.epoch > told.epoch);
 }
+
+/// The store shows the same copy, and the number of its last write is above that of what was lost, as if nothing had happened.
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_noticed_nothing_and_has_left_does_not_hide_what_was_lost() {
+    let cluster = Cluster::new();
+    let first = cluster.led().await;
+    let (second, third) = (cluster.node("b"), cluster.node("c"));
+    let owner = second.begin().await;
+    let backup = cluster.store.backup();
+    second.allocator.bind(owner.service, &table("t")).await.expect("free");
+    second.keep(&owner).await.expect("live");
+    cluster.store.restore(&backup, false);
+    cluster.kill(first);
+    second.store.inner.set_cut(true);
+    third.leading().await;
+    let other = third.begin().await;
+    for name in ["u", "v", "w"] {
+        third.allocator.bind(other.service, &table(name)).await.expect("nothing is in doubt");
+    }
+    let fourth = cluster.node("d");
+    fourth.allocator.settled().await.expect("follows");
+    assert!(third.allocator.shutdown(true, Duration::from_secs(1)).await.expect("stops").resigned);
+    fourth.leading().await;
+    second.store.inner.set_cut(false);
+    second
+        .allocator
+        .roles()
+        .wait_for(|role| matches!(role, Role::Following { address, .. } if address == "d"))
+        .await
+        .expect("follows");
+    second.keep(&owner).await.expect_err("it reports what the leader does not know of");
+    granted_after_the_owner("t", &second, &owner, &fourth).await;
+}
+
+/// Everybody had their time to report: a straggler costs nobody anything.
+#[tokio::test(start_paused = true)]
+async fn a_report_of_what_was_lost_before_a_doubt_was_settled_changes_nothing() {
+    let cluster = Cluster::new();
+    let first = cluster.led().await;
+    let second = cluster.node("b");
+    let owner = second.begin().await;
+    let backup = cluster.store.backup();
+    second.allocator.bind(owner.service, &table("t")).await.expect("free");
+    let told = second.keep(&owner).await.expect("live");
+    cluster.store.restore(&backup, true);
+    cluster.kill(first);
+    second.allocator.shutdown(false, Duration::ZERO).await.expect("stops");
+    let third = cluster.node("c");
+    third.leading().await;
+    tokio::time::sleep(lockservice_core::clock::hi(cluster::LEASE) + TTL).await;
+    let Role::Leading(term) = third.allocator.role() else { panic!("it leads") };
+    let straggler = term.keepalive(owner.service, Nonce::new(7), told).await.expect_err("it has lapsed");
+    assert_eq!(straggler.kind(), lockservice_core::ErrorKind::LeaseLost);
+    assert!(third.leads());
+}

@@ -6,7 +6,7 @@ use integration::containers::{Redis, RedisOptions};
 use integration::within;
 use lockservice_core::store::{
     BindStore, Candidate, ClusterConstants, Head, Leadership, Lineage, Op, ServiceRecord, ServiceState, StoreState,
-    decode, encode,
+    Terms, decode, encode,
 };
 use lockservice_core::{Epoch, Nonce, ServiceId, TxnId};
 use lockservice_redis::{RedisStore, redis as driver};
@@ -56,9 +56,9 @@ fn line(name: &[u8], value: &[u8]) -> String {
         b"head/epoch" => b"900000".to_vec(),
         b"head/record" => {
             let head: Head = decode("head/record", value).expect("a head");
-            // The committed head is older than the optional field of what may be lost; it opens all the same.
+            // The committed head is older than the optional field of where leaderships began; it opens all the same.
             let lineage = Lineage("another/copy".to_owned());
-            encode(&Head { epoch: Epoch::new(900_000), lineage, loss: None, ..head })
+            encode(&Head { epoch: Epoch::new(900_000), lineage, terms: Terms::default(), ..head })
         }
         _ => value.to_vec(),
     };

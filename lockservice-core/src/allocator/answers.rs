@@ -219,8 +219,7 @@ impl Shared {
             "the store has lost writes that a node was told of: the leadership ends, and a new one takes every bind as void",
         )
         .with("told_epoch", told.epoch)
-        .with("told_write", told.write)
-        .with("found_write", state.found_applied);
+        .with("told_write", told.write);
         self.told.lock().add(told);
         // Without a wait: from here on nothing is answered. Whoever leads next must know, whichever node that is.
         state.leadership.end();

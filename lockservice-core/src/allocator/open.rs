@@ -12,15 +12,16 @@ use super::settings::AllocatorSettings;
 use super::state::{AllocatorState, BindEntry, Service, TableEntry};
 use super::tokens::TokenSource;
 use super::told::Told;
+use super::types::Progress;
 use super::writer::another_store;
 use crate::clock::{Clock, Time, hi};
 use crate::error::{ErrorKind, Result};
 use crate::id::{Epoch, NodeName, Nonce, ServiceId};
 use crate::store::{
     Applied, Batch, BindStore, Candidate, Doubt, Floor, Leadership, Lineage, Loss, Op, Seen, ServiceRecord,
-    ServiceState,
+    ServiceState, Terms,
 };
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// What an opening found.
 pub(super) struct Opened {
@@ -40,7 +41,8 @@ pub(super) struct Acquired {
     pub(super) exclusive: bool,
     pub(super) clean: bool,
     pub(super) continuous: bool,
-    pub(super) loss: Option<Loss>,
+    pub(super) loss: Loss,
+    pub(super) terms: Terms,
     pub(super) floor: Floor,
     pub(super) lineage: Lineage,
     /// Before it was asked for: it counts from here.
@@ -60,7 +62,8 @@ pub(super) async fn open(
     told: &Told,
 ) -> Result<Opened> {
     let ttl = settings.constants.leadership_ttl();
-    let Acquired { mut epoch, mut applied, exclusive, clean, continuous, loss, floor, lineage, .. } = acquired;
+    let Acquired { mut epoch, mut applied, exclusive, clean, continuous, mut loss, mut terms, floor, lineage, .. } =
+        acquired;
     let loaded = store.load().await?;
     // L4: a copy that was promoted meanwhile may have neither the leadership nor the last writes before it.
     if !exclusive && store.applied().await? != (Applied { epoch, number: applied, lineage: lineage.clone() }) {
@@ -70,11 +73,10 @@ pub(super) async fn open(
     // L4: numbers lie below the end of their epoch. A store that lost its newest epoch but not its records is stepped over.
     let used = loaded.highest_epoch().max(told.last().epoch);
     // This node was told of writes that are not there. Whatever they were, nothing in the store can be relied on: everybody starts again.
-    let here = Loss { before: epoch, above: applied, known: true, numbers: told.numbers() };
-    let concerned = |loss: Loss| told.each().iter().any(|told| loss.concerns(told.epoch, told.write));
-    let found_out = !exclusive && (concerned(here) || loss.is_some_and(concerned));
+    let lost = |told: &Progress| told.epoch >= loss.heard_before && terms.lost(told.epoch, told.write);
+    let found_out = !exclusive && told.each().iter().any(lost);
     // A leader before may have found out, and not have lived to step over it.
-    let went_back = found_out || loss.is_some_and(|loss| loss.known);
+    let went_back = found_out || loss.known;
     let continuous = continuous && !went_back;
     if went_back {
         tracing::error!(?told, applied, ?loss, "the store has lost writes: every bind is void");
@@ -82,12 +84,14 @@ pub(super) async fn open(
     if used > epoch || found_out {
         candidate.floor = candidate.floor.max(used);
         if found_out {
-            candidate.doubt = Doubt::Raised(here);
+            candidate.doubt = Doubt::Raised { numbers: told.numbers() };
         }
         // No renewal may name the epoch that is being replaced.
         let mut head = head.lock().await;
         match acquire(store, clock, candidate, ttl).await? {
-            Ok(again) if again.lineage == lineage => (epoch, applied) = (again.epoch, again.applied),
+            Ok(again) if again.lineage == lineage => {
+                (epoch, applied, loss, terms) = (again.epoch, again.applied, again.loss, again.terms);
+            }
             _ => return Err(another_store()),
         }
         *head = epoch;
@@ -105,15 +109,15 @@ pub(super) async fn open(
         0 => epoch.first_number(),
         number => number,
     };
-    let reported = told.numbers().max(loss.map_or(0, |loss| loss.numbers));
+    let reported = told.numbers().max(loss.numbers);
     let from = vouched.max(loaded.highest_number()).max(reported);
     let tokens = match loaded.volatile_tokens_from {
         Some(from) => TokenSource::Volatile { from },
         None => TokenSource::Epoch { from },
     };
     let mut state = AllocatorState::new(epoch, from, applied, tokens, settings.commit_binds_max);
-    (state.earlier_until, state.held_until, state.stepped_over, state.loss) =
-        (earlier_until, held_until, went_back, loss);
+    (state.earlier_until, state.held_until) = (earlier_until, held_until);
+    (state.heard_before, state.terms) = (AtomicU64::new(loss.heard_before.get()), terms);
     state.settled = AtomicBool::new(continuous);
     let mut batch = Batch::new();
     let mut constants_later = None;
@@ -199,8 +203,8 @@ pub(super) async fn acquire(
 ) -> Result<Result<Acquired, HeldBy>> {
     let sent = clock.now();
     Ok(match store.acquire_leadership(candidate, ttl).await? {
-        Leadership::Acquired { epoch, applied, exclusive, clean, continuous, loss, floor, lineage } => {
-            Ok(Acquired { epoch, applied, exclusive, clean, continuous, loss, floor, lineage, sent })
+        Leadership::Acquired { epoch, applied, exclusive, clean, continuous, loss, terms, floor, lineage } => {
+            Ok(Acquired { epoch, applied, exclusive, clean, continuous, loss, terms, floor, lineage, sent })
         }
         Leadership::Held { seen, address } => Err(HeldBy { seen, address }),
     })

@@ -28,7 +28,7 @@ use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::guarded_map::GuardedMap;
 use crate::id::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
-use crate::store::{BindRecord, Loss, ServiceRecord, ServiceState, TableRecord};
+use crate::store::{BindRecord, ServiceRecord, ServiceState, TableRecord, Terms};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// An incarnation (B1), with its lease and the control state of its commits.
@@ -177,18 +177,16 @@ pub struct AllocatorState {
     pub leadership: Arc<LeadershipCell>,
     /// The number of the last write that landed.
     pub applied: AtomicU64,
-    /// The number of the last write before this leadership.
-    pub found_applied: u64,
     /// The first epoch of this leadership.
     pub first_epoch: Epoch,
     /// Incarnations below this are of earlier leaderships.
     pub first_service: ServiceId,
     /// True once the store knows that the wait until [`held_until`](Self::held_until) is over.
     pub settled: AtomicBool,
-    /// True if this leadership began by taking everything before it as void: reports from then are accounted for (L4).
-    pub stepped_over: bool,
-    /// What the store may have lost before this leadership, unless nothing (L4).
-    pub loss: Option<Loss>,
+    /// What leaderships before this one told is accounted for (L4).
+    pub heard_before: AtomicU64,
+    /// Where this leadership and those before it began (L4).
+    pub terms: Terms,
     /// Until then nothing is granted that was not bound before, and no commit is admitted: the store may have lost writes, and whoever
     /// was told of them must have run out of lease, or have said so, first (L4). Past if the store is known to be whole.
     pub held_until: Time,
@@ -213,12 +211,11 @@ impl AllocatorState {
             exclusive: true,
             leadership: Arc::new(LeadershipCell::exclusive()),
             applied: AtomicU64::new(applied),
-            found_applied: applied,
             first_epoch: epoch,
             first_service: ServiceId::new(from + 1),
             settled: AtomicBool::new(true),
-            stepped_over: false,
-            loss: None,
+            heard_before: AtomicU64::new(0),
+            terms: Terms::default(),
             held_until: Time::ZERO,
             earlier_until: Time::ZERO,
             commit_binds_max,
@@ -255,13 +252,8 @@ impl AllocatorState {
             // Another leadership had this number, or this one told what its store has lost since.
             return told.write > self.applied.load(Ordering::Acquire);
         }
-        let concerns = |loss: Loss| loss.concerns(told.epoch, told.write);
-        !self.stepped_over && (concerns(self.lost_before()) || self.loss.is_some_and(concerns))
-    }
-
-    /// What was lost before this leadership, if anything was.
-    pub fn lost_before(&self) -> Loss {
-        Loss { before: self.first_epoch, above: self.found_applied, known: true, numbers: 0 }
+        // ORDERING: Acquire, the partner of the writer's release when it settles a doubt.
+        told.epoch.get() >= self.heard_before.load(Ordering::Acquire) && self.terms.lost(told.epoch, told.write)
     }
 
     /// Fails with `Unavailable` once the leader must not answer (L1).

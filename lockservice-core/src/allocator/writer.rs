@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::state::{AllocatorState, not_leading};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
-use crate::store::{Applied, Batch, BindStore, Candidate, Doubt, Leadership, Lineage, Loss, Op};
+use crate::store::{Applied, Batch, BindStore, Candidate, Doubt, Leadership, Lineage, Op};
 use crate::sync::atomic::Ordering;
 
 /// Between two attempts to tell the store that it has lost writes.
@@ -205,6 +205,7 @@ impl Writer {
         self.candidate.doubt = Doubt::Unknown;
         settled?;
         tracing::info!(epoch = %self.epoch, "nobody can have been told any more of anything that the store lost: the doubt is settled");
+        self.state.heard_before.store(self.epoch.get(), Ordering::Release);
         self.state.settled.store(true, Ordering::Release);
         Ok(())
     }
@@ -259,7 +260,7 @@ impl Writer {
     /// The leadership has ended already; the store is told why, if it answers within the leadership's time.
     async fn step_over(&mut self, why: Error, numbers: u64) {
         if self.lost.is_none() {
-            self.candidate.doubt = Doubt::Raised(Loss { numbers, ..self.state.lost_before() });
+            self.candidate.doubt = Doubt::Raised { numbers };
             let mut head = Arc::clone(&self.head).lock_owned().await;
             let tell = async {
                 loop {

@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, NodeName, ServiceId, TableRef};
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, Doubt, Leadership, Loss, Op, Seen, ServiceRecord, ServiceState, StoreState,
+    Applied, Batch, BindStore, Candidate, Doubt, Leadership, Op, Seen, ServiceRecord, ServiceState, StoreState,
     TableRecord,
 };
 
@@ -76,7 +76,7 @@ pub async fn restore(
         floor: Epoch::new(floor.get().saturating_add(EPOCHS_SKIPPED)),
         // Whoever leads the restored store waits for everybody who was promised something by the old one (L4).
         // Nothing that was told before is in it, and nothing before is relied on.
-        doubt: Doubt::Raised(Loss::default()),
+        doubt: Doubt::Raised { numbers: 0 },
         ..Candidate::from(options.node.clone())
     };
     let mut writer = lead(store, clock, &mut candidate, ttl).await?;

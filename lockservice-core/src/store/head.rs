@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Candidate, Doubt, Floor, LeaderSeen, Leadership, Lineage, Loss, Seen, is_zero};
+use super::{Candidate, Doubt, Floor, LeaderSeen, Leadership, Lineage, Loss, Seen, Terms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, NodeName, Nonce};
 
@@ -31,9 +31,12 @@ pub struct Head {
     /// True while writes may have been lost (L4).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_doubt: bool,
-    /// What may have been lost, while that is in doubt.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub loss: Option<Loss>,
+    /// What is known to be lost (L4).
+    #[serde(default, skip_serializing_if = "Loss::is_none")]
+    pub loss: Loss,
+    /// Where this leadership and those before it began (L4). Stays empty where the exclusive open is the leadership.
+    #[serde(default, skip_serializing_if = "Terms::is_empty")]
+    pub terms: Terms,
 }
 
 /// Who leads.
@@ -45,6 +48,10 @@ pub struct Leader {
     pub nonce: Nonce,
     /// Where the other nodes reach it.
     pub address: String,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 fn is_empty(lineage: &Lineage) -> bool {
@@ -61,7 +68,8 @@ impl Head {
             exclusive: true,
             clean: self.leader.is_none(),
             continuous: true,
-            loss: None,
+            loss: Loss::default(),
+            terms: Terms::default(),
             floor: Floor::default(),
             lineage: Lineage::default(),
         };
@@ -88,38 +96,40 @@ impl Head {
         let leader = found.and_then(|head| head.leader.as_ref());
         let clean = continuous && leader.is_none();
         let own = continuous && leader.is_some_and(|leader| leader.nonce == candidate.nonce);
+        let doubted = found.is_some_and(|head| head.in_doubt);
         let in_doubt = match candidate.doubt {
-            Doubt::Raised(_) => true,
+            Doubt::Raised { .. } => true,
             Doubt::Settled if own => false,
-            Doubt::Settled | Doubt::Unknown => !continuous || found.is_some_and(|head| head.in_doubt),
+            Doubt::Settled | Doubt::Unknown => !continuous || doubted,
         };
         if !clean && !own && candidate.seen.as_ref() != Some(&seen) {
             return Ok((None, Leadership::Held { seen, address: leader.map(|leader| leader.address.clone()) }));
         }
         // L4: what it may have forgotten includes epochs.
-        let begins = match candidate.doubt {
-            Doubt::Raised(_) => true,
-            Doubt::Settled | Doubt::Unknown => in_doubt && !(continuous && found.is_some_and(|head| head.in_doubt)),
-        };
+        let leaps = matches!(candidate.doubt, Doubt::Raised { .. }) || (in_doubt && !(continuous && doubted));
         let mut head = found.cloned().unwrap_or_default().led_by(candidate, ttl, floor.epoch(), lineage.clone())?;
-        if begins {
+        if leaps {
             head.epoch = head.epoch.leap(candidate.nonce);
         }
-        let loss = in_doubt.then(|| {
-            let here = Loss { before: head.epoch, above: head.applied, known: false, numbers: 0 };
-            let before = found.and_then(|head| head.loss.filter(|_| head.in_doubt));
-            // A doubt that goes on began when it began: what its leaders wrote has the numbers of what was lost.
-            let loss = before.map_or(here, |before| if continuous { before } else { before.and(here) });
-            if let Doubt::Raised(raised) = candidate.doubt { loss.and(Loss { known: true, ..raised }) } else { loss }
-        });
-        let head = Self { in_doubt, loss, ..head };
+        head.in_doubt = in_doubt;
+        head.loss = found.map(|head| head.loss).unwrap_or_default();
+        match candidate.doubt {
+            Doubt::Raised { numbers } => {
+                let numbers = head.loss.numbers.max(numbers);
+                head.loss = Loss { known: true, heard_before: head.epoch, numbers };
+            }
+            Doubt::Settled if own => (head.loss.known, head.loss.heard_before) = (false, head.epoch),
+            Doubt::Settled | Doubt::Unknown => {}
+        }
+        head.terms = found.map(|found| &found.terms).unwrap_or(&Terms::default()).with(head.epoch, head.applied);
         let acquired = Leadership::Acquired {
             epoch: head.epoch,
             applied: head.applied,
             exclusive: false,
             clean,
             continuous: !in_doubt,
-            loss,
+            loss: head.loss,
+            terms: head.terms.clone(),
             floor,
             lineage: lineage.clone(),
         };
@@ -140,7 +150,8 @@ impl Head {
             ttl_ms,
             lineage,
             in_doubt: false,
-            loss: None,
+            loss: Loss::default(),
+            terms: Terms::default(),
         })
     }
 
@@ -256,34 +267,40 @@ mod tests {
         let (fourth, answer) = take_over(Some(&third), candidate("d"), "two");
         assert!(!continuous(answer), "another copy");
         let (fifth, _) = take_over(Some(&settled), candidate("e"), "one");
-        let raised = Candidate { doubt: Doubt::Raised(Loss::default()), ..candidate("f") };
+        let raised = Candidate { doubt: Doubt::Raised { numbers: 0 }, ..candidate("f") };
         let (sixth, answer) = take_over(Some(&fifth), raised, "one");
         assert!(!continuous(answer), "it says so itself");
         assert!(fourth.in_doubt && sixth.in_doubt);
     }
 
     #[test]
-    fn what_may_be_lost_is_counted_from_where_the_doubt_began() {
-        let loss = |head: &Head| head.loss.expect("in doubt");
+    fn what_is_known_to_be_lost_is_known_to_every_leader_until_one_settles_it() {
         let (first, _) = take_over(None, candidate("a"), "one");
-        let settled = Candidate { doubt: Doubt::Settled, nonce: leader(&first), ..candidate("a") };
-        let sound = acquire(Some(&first), &settled, "one").0.expect("its own");
-        assert_eq!(sound.loss, None);
-        let written = Head { applied: 8, ..sound };
-        let (began, _) = take_over(Some(&written), candidate("b"), "two");
-        assert_eq!(loss(&began), Loss { before: began.epoch, above: 8, known: false, numbers: 0 });
-        let (later, _) = take_over(Some(&Head { applied: 12, ..began.clone() }), candidate("c"), "two");
-        assert_eq!(loss(&later), loss(&began), "another leader of the same doubt has written four times");
-        let (again, _) = take_over(Some(&Head { applied: 15, ..later }), candidate("d"), "three");
-        assert_eq!(loss(&again), Loss { before: again.epoch, above: 8, known: false, numbers: 0 }, "lost twice");
-        assert!(loss(&again).concerns(Epoch::new(1), 9) && !loss(&again).concerns(Epoch::new(1), 8));
-        assert!(!loss(&again).concerns(again.epoch, 99), "told by the first leader in doubt");
-        let told = Loss { before: Epoch::new(2), above: 5, known: true, numbers: 0 };
-        let knows = Candidate { doubt: Doubt::Raised(told), ..candidate("e") };
-        let (known, _) = take_over(Some(&again), knows, "three");
-        assert_eq!(loss(&known), Loss { before: again.epoch, above: 5, known: true, numbers: 0 });
-        let (kept, _) = take_over(Some(&known), candidate("f"), "three");
-        assert!(loss(&kept).known, "until it is settled");
+        assert_eq!(first.loss, Loss::default(), "possible, not known");
+        let knows = |numbers| Candidate { doubt: Doubt::Raised { numbers }, ..candidate("b") };
+        let (second, answer) = take_over(Some(&first), knows(77), "one");
+        assert_eq!(second.loss, Loss { known: true, heard_before: second.epoch, numbers: 77 });
+        assert!(matches!(answer, Leadership::Acquired { loss, continuous: false, .. } if loss == second.loss));
+        let (third, _) = take_over(Some(&second), candidate("c"), "one");
+        assert_eq!(third.loss, second.loss);
+        let (fourth, _) = take_over(Some(&third), knows(5), "two");
+        assert_eq!(fourth.loss, Loss { known: true, heard_before: fourth.epoch, numbers: 77 }, "lost twice");
+        let settled = Candidate { doubt: Doubt::Settled, nonce: leader(&fourth), ..candidate("b") };
+        let sound = acquire(Some(&fourth), &settled, "two").0.expect("its own");
+        assert_eq!(sound.loss, Loss { known: false, heard_before: sound.epoch, numbers: 77 });
+        assert!(!sound.in_doubt);
+    }
+
+    #[test]
+    fn where_each_leadership_began_is_kept() {
+        let (first, _) = take_over(None, candidate("a"), "one");
+        let (second, answer) = take_over(Some(&Head { applied: 8, ..first.clone() }), candidate("b"), "one");
+        assert!(matches!(&answer, Leadership::Acquired { terms, .. } if *terms == second.terms));
+        let (third, _) = take_over(Some(&Head { applied: 90, ..second.clone() }), candidate("c"), "one");
+        assert!(third.terms.lost(first.epoch, 9) && !third.terms.lost(first.epoch, 8));
+        assert!(third.terms.lost(second.epoch, 91) && !third.terms.lost(second.epoch, 90));
+        let resigned = third.resign(third.epoch).expect("it leads").terms;
+        assert_eq!(resigned, third.terms);
     }
 
     fn leader(head: &Head) -> Nonce {
@@ -327,7 +344,7 @@ mod tests {
         assert_eq!(same.epoch, first.epoch.next().expect("left"), "the same doubt goes on");
         let other = leaps(Some(&same), 200, Doubt::Unknown, "two");
         assert_eq!(other.epoch.get(), same.epoch.get() + 201, "another copy");
-        let raised = leaps(Some(&other), 100, Doubt::Raised(Loss::default()), "two");
+        let raised = leaps(Some(&other), 100, Doubt::Raised { numbers: 0 }, "two");
         assert_eq!(raised.epoch.get(), other.epoch.get() + 101, "known to have lost some");
     }
 

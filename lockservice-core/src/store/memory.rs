@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    Applied, Batch, BindStore, Candidate, ClusterConstants, Floor, Leadership, Lineage, Op, Renewal, ServiceRecord,
-    StoreState, TableRecord, WriteAck,
+    Applied, Batch, BindStore, Candidate, ClusterConstants, Floor, Leadership, Lineage, Loss, Op, Renewal,
+    ServiceRecord, StoreState, TableRecord, Terms, WriteAck,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, ServiceId, TableRef, TxnId};
@@ -125,7 +125,8 @@ impl BindStore for MemoryStore {
             exclusive: true,
             clean,
             continuous: true,
-            loss: None,
+            loss: Loss::default(),
+            terms: Terms::default(),
             floor: Floor::default(),
             lineage: Lineage::default(),
         })

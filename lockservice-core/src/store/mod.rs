@@ -10,6 +10,7 @@ mod head;
 mod layout;
 mod memory;
 mod record;
+mod terms;
 mod unfinished;
 
 use std::fmt;
@@ -30,6 +31,7 @@ pub use self::record::{
     Batch, BindRecord, ClusterConstants, Op, RECORD_FORMAT, ServiceRecord, ServiceState, StoreState, TableRecord,
     decode, encode,
 };
+pub use self::terms::{Term, Terms};
 
 /// The durable state of an allocator, on RocksDB, PostgreSQL, Redis, in a file or in memory.
 ///
@@ -125,46 +127,31 @@ pub enum Doubt {
     /// As the store itself knows: it is in doubt from the moment that it is another copy than the last leader's, or holds no record, ...
     #[default]
     Unknown,
-    /// ... or that a candidate says so, who knows what was lost, ...
-    Raised(Loss),
+    /// ... or that a candidate says so, who knows that something was lost, ...
+    Raised {
+        /// Every version, incarnation, table id and token that may have been handed out is below this, as far as a node could report.
+        numbers: u64,
+    },
     /// ... until its leader has waited for everybody who could have been told of something lost.
     Settled,
 }
 
-/// What a store in doubt may have lost (L4). Kept with the doubt: the numbers of what was lost are given out again.
+/// What is known of the losses of a store (L4). Kept with the leadership, for whoever leads next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Loss {
-    /// Only what leaders before this epoch told ...
-    pub before: Epoch,
-    /// ... of writes above this number.
-    pub above: u64,
-    /// True if some of it is known to be lost, not only possible. Then nothing of before is relied on.
+    /// True while the store is in doubt and something is known to be lost, not only possible: nothing in it is relied on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub known: bool,
+    /// What leaderships before this one told is accounted for: it is void, or everybody who was told of it has renewed or run out of lease
+    /// since. 0 if no doubt was ever raised or settled.
+    pub heard_before: Epoch,
     /// Versions, incarnations, table ids and tokens below this may have been handed out, as far as a node could report.
-    #[serde(default, skip_serializing_if = "is_zero")]
     pub numbers: u64,
 }
 
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
 impl Loss {
-    /// True if what a leader of `epoch` told of write `number` may be lost.
-    pub fn concerns(&self, epoch: Epoch, number: u64) -> bool {
-        epoch < self.before && number > self.above
-    }
-
-    /// Both.
-    #[must_use]
-    pub(crate) fn and(self, other: Self) -> Self {
-        Self {
-            before: self.before.max(other.before),
-            above: self.above.min(other.above),
-            known: self.known || other.known,
-            numbers: self.numbers.max(other.numbers),
-        }
+    fn is_none(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -203,8 +190,10 @@ pub enum Leadership {
         clean: bool,
         /// True if nothing can have been lost: the store is not in [`Doubt`] (L4). Always true of an exclusive store.
         continuous: bool,
-        /// What may have been lost, unless `continuous`.
-        loss: Option<Loss>,
+        /// What is known to be lost.
+        loss: Loss,
+        /// Where this leadership and those before it began. Empty of an exclusive store.
+        terms: Terms,
         /// Where the backend vouches that numbers may begin (L4); zero if it cannot.
         floor: Floor,
         /// Which copy of the store answered.
