@@ -324,7 +324,8 @@ async fn an_answer_of_an_earlier_leader_is_rejected() {
     third.keep(&incarnation, Progress::default()).await.expect("told the new epoch");
     // A network that still leads to a leader of an earlier epoch: one that has not noticed, so the epoch is all there is to go by.
     let old_store = SharedStore::new();
-    let candidate = Candidate::new(NodeName::new("x").expect("a name"), "x");
+    // It leaps over no epoch (L4).
+    let candidate = Candidate { nonce: Nonce::new(0), ..Candidate::new(NodeName::new("x").expect("a name"), "x") };
     drop(stale);
     let seen = match old_store.acquire_leadership(&candidate, TTL).await.expect("asks") {
         lockservice_core::store::Leadership::Held { seen, .. } => Some(seen),

@@ -5,9 +5,9 @@ mod cluster;
 
 use std::time::Duration;
 
-use lockservice_core::allocator::{LockTableAllocator, Progress, Role};
+use lockservice_core::allocator::{AllocatorSettings, LockTableAllocator, Progress, Role};
 use lockservice_core::clock::lo;
-use lockservice_core::store::Floor;
+use lockservice_core::store::{BindStore, Floor};
 use lockservice_core::{Epoch, Nonce, TxnId};
 
 use self::cluster::{Cluster, TTL, commit, granted_after_the_owner, table};
@@ -296,4 +296,70 @@ async fn a_report_of_what_was_lost_before_a_doubt_was_settled_changes_nothing() 
     let straggler = term.keepalive(owner.service, Nonce::new(7), told).await.expect_err("it has lapsed");
     assert_eq!(straggler.kind(), lockservice_core::ErrorKind::LeaseLost);
     assert!(third.leads());
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_writes_were_lost_is_recorded_although_the_queue_of_changes_is_full() {
+    let cluster = Cluster::new();
+    let node = cluster.node_with("a", AllocatorSettings { queue_max: 1, ..AllocatorSettings::default() });
+    node.leading().await;
+    tokio::time::sleep(lockservice_core::clock::hi(cluster::LEASE) + TTL).await;
+    let owner = node.begin().await;
+    let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
+    node.store.inner.set_cut(true);
+    for name in ["s", "t", "u", "v"] {
+        let term = std::sync::Arc::clone(&term);
+        tokio::spawn(async move { term.bind(owner.service, &table(name)).await });
+    }
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let told = Progress { epoch: Epoch::new(owner.at.epoch.get() + 40), write: 1, numbers: 0 };
+    term.keepalive(owner.service, Nonce::new(7), told).await.expect_err("it must step over");
+    node.store.inner.set_cut(false);
+    tokio::time::timeout(TTL * 3, term.ended()).await.expect("it is over");
+    let head = cluster.store.head().await.expect("answers").expect("led");
+    assert!(head.loss.known && head.in_doubt, "{head:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_while_a_new_leader_reads_it_costs_no_second_election() {
+    let cluster = Cluster::new();
+    let first = cluster.led().await;
+    let second = cluster.node("b");
+    second.allocator.settled().await.expect("follows");
+    let before = cluster.store.head().await.expect("answers").expect("led").epoch;
+    let store = second.store.inner.clone();
+    second.store.before_load(move || {
+        store.set_cut(true);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
+            store.set_cut(false);
+        });
+    });
+    cluster.kill(first);
+    second.leading().await;
+    assert_eq!(Ok(second.begin().await.at.epoch), before.next().map_err(|e| e.to_string()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_is_asked_for_again_answers_what_was_given_up() {
+    let cluster = Cluster::new();
+    let leads = cluster.led().await;
+    let follows = cluster.node("b");
+    follows.allocator.settled().await.expect("follows");
+    let opens = cluster.node("c");
+    let store = opens.store.inner.clone();
+    let (reading, reads) = tokio::sync::oneshot::channel();
+    opens.store.before_load(move || {
+        store.set_cut(true);
+        reading.send(()).expect("it is waited for");
+    });
+    let grace = Duration::from_secs(1);
+    for _ in 0..2 {
+        assert!(follows.allocator.shutdown(true, grace).await.expect("stops").resigned, "nothing to give up");
+        assert!(leads.allocator.shutdown(true, grace).await.expect("stops").resigned);
+    }
+    reads.await.expect("it is elected");
+    for _ in 0..2 {
+        assert!(!opens.allocator.shutdown(true, grace).await.expect("stops").resigned, "the others wait it out");
+    }
 }

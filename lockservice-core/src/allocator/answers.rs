@@ -223,8 +223,12 @@ impl Shared {
         self.told.lock().add(told);
         // Without a wait: from here on nothing is answered. Whoever leads next must know, whichever node that is.
         state.leadership.end();
-        if self.queue.try_send(Command::StepOver { why: why.clone(), numbers: told.numbers }).is_err() {
-            // The writer cannot make it known; it has changes to write whose answers nobody will hear.
+        let place = self.step_over.lock().take();
+        if let Some(place) = place {
+            place.send(Command::StepOver { why: why.clone(), numbers: told.numbers });
+        }
+        if self.queue.is_closed() {
+            // The writer has ended, and cannot make it known.
             end(&self.ended, &why);
         }
         why

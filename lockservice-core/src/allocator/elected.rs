@@ -67,6 +67,10 @@ struct Shared {
     address: String,
     peers: Arc<dyn AllocatorPeers>,
     role: watch::Sender<Role>,
+    /// The leadership that is being opened, or is open, until it is over. Locked to set or to take it.
+    term: Mutex<Option<Arc<LocalAllocator>>>,
+    /// How the first stop ended. Locked to set or to read it.
+    stopped: Mutex<Option<AllocatorStopped>>,
     /// What the answers have told (L3, L4). Locked for a comparison.
     told: Mutex<Told>,
 }
@@ -111,6 +115,8 @@ impl ElectedAllocator {
             address: address.into(),
             peers,
             role: watch::Sender::new(Role::Searching(None)),
+            term: Mutex::new(None),
+            stopped: Mutex::new(None),
             told: Mutex::new(Told::default()),
         });
         let campaign = tokio::spawn(campaign(Arc::clone(&shared)));
@@ -144,7 +150,7 @@ impl ElectedAllocator {
     }
 
     /// Stops: campaigns no more and, if it leads, gives the leadership up as [`LocalAllocator::shutdown`] does. A node that follows has
-    /// nothing to give up and answers as if it had.
+    /// nothing to give up and answers as if it had. Dropped half way, it may be called again; once it has answered, it answers the same.
     pub async fn shutdown(&self, quiet: bool, grace: Duration) -> Result<AllocatorStopped> {
         let task = self.campaign.lock().take();
         if let Some(task) = task {
@@ -152,14 +158,19 @@ impl ElectedAllocator {
             // It was aborted, or had ended.
             drop(task.await);
         }
-        // It leads until it has ended: commits in flight, for which it waits, must be able to finish.
-        let role = self.role();
-        let outcome = match role {
-            Role::Leading(term) => term.shutdown(quiet, grace).await,
-            _ => Ok(AllocatorStopped { resigned: true }),
+        if let Some(stopped) = *self.shared.stopped.lock() {
+            return Ok(stopped);
+        }
+        // It leads until it has ended: commits in flight, for which it waits, must be able to finish. Also a leadership that is still being
+        // opened is one that the others wait out.
+        let term = self.shared.term.lock().clone();
+        let stopped = match term {
+            Some(term) => term.shutdown(quiet, grace).await?,
+            None => AllocatorStopped { resigned: true },
         };
+        *self.shared.stopped.lock() = Some(stopped);
         self.shared.role.send_replace(Role::Stopped(stopping()));
-        outcome
+        Ok(stopped)
     }
 }
 
@@ -197,6 +208,7 @@ async fn campaign(shared: Arc<Shared>) {
                     return;
                 }
                 tracing::warn!(error = ?why, "does not lead any more");
+                *shared.term.lock() = None;
                 // Nobody can lead a store that cannot be read: whoever waits is told why, until somebody leads.
                 let is_unreadable =
                     matches!(why.kind(), ErrorKind::StoreCorrupt | ErrorKind::StoreNewer | ErrorKind::StoreUnusable);
@@ -248,6 +260,7 @@ impl Shared {
             Ok(term) => term,
             Err(e) => return e,
         };
+        *self.term.lock() = Some(Arc::clone(&term));
         if let Err(e) = term.opened().await {
             return e;
         }

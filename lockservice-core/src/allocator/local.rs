@@ -77,6 +77,8 @@ pub(super) struct Shared {
     pub(super) opened: watch::Sender<Option<Result<()>>>,
     /// Why the leadership is over, once it is.
     pub(super) ended: watch::Sender<Option<Error>>,
+    /// A place in the queue that is kept for [`Command::StepOver`], until it is sent: it must not be lost because there is much to write.
+    pub(super) step_over: Mutex<Option<mpsc::OwnedPermit<Command>>>,
     /// What leaders have told this node, or one that reported it where that shows that the store went back (L4).
     pub(super) told: Mutex<Told>,
     /// Which incarnation has each name. Locked for a few lookups, never over an await or another lock but a service shard's.
@@ -130,11 +132,13 @@ impl LocalAllocator {
         beginning: Beginning,
     ) -> Result<Arc<Self>> {
         settings.check()?;
-        let (queue, commands) = mpsc::channel(settings.queue_max);
+        let (queue, commands) = mpsc::channel(settings.queue_max + 1);
+        let step_over = Mutex::new(queue.clone().try_reserve_owned().ok());
         let shared = Arc::new(Shared {
             clock,
             settings,
             queue,
+            step_over,
             state: std::sync::OnceLock::new(),
             opened: watch::Sender::new(None),
             ended: watch::Sender::new(None),

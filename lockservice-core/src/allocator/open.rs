@@ -7,6 +7,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::commit::Pins;
+use super::leadership::LeadershipCell;
 use super::lease::LeaseState;
 use super::settings::AllocatorSettings;
 use super::state::{AllocatorState, BindEntry, Service, TableEntry};
@@ -19,9 +20,12 @@ use crate::error::{ErrorKind, Result};
 use crate::id::{Epoch, NodeName, Nonce, ServiceId};
 use crate::store::{
     Applied, Batch, BindStore, Candidate, Doubt, Floor, Leadership, Lineage, Loss, Op, Seen, ServiceRecord,
-    ServiceState, Terms,
+    ServiceState, StoreState, Terms,
 };
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Between two attempts to read a store that does not answer.
+const LOAD_AGAIN: Duration = Duration::from_millis(50);
 
 /// What an opening found.
 pub(super) struct Opened {
@@ -59,12 +63,13 @@ pub(super) async fn open(
     candidate: &mut Candidate,
     acquired: Acquired,
     head: &tokio::sync::Mutex<Epoch>,
+    leadership: &LeadershipCell,
     told: &Told,
 ) -> Result<Opened> {
     let ttl = settings.constants.leadership_ttl();
     let Acquired { mut epoch, mut applied, exclusive, clean, continuous, mut loss, mut terms, floor, lineage, .. } =
         acquired;
-    let loaded = store.load().await?;
+    let loaded = load(store, clock, leadership, exclusive).await?;
     // L4: a copy that was promoted meanwhile may have neither the leadership nor the last writes before it.
     if !exclusive && store.applied().await? != (Applied { epoch, number: applied, lineage: lineage.clone() }) {
         return Err(another_store());
@@ -192,6 +197,28 @@ pub(super) async fn open(
     }
     state.applied.store(applied, Ordering::Release);
     Ok(Opened { state, names, epoch, applied, constants_later })
+}
+
+/// Reads everything. A shared store that does not answer is asked again for as long as the leadership lasts: to give that up would cost the
+/// cluster another TTL.
+async fn load(
+    store: &dyn BindStore,
+    clock: &dyn Clock,
+    leadership: &LeadershipCell,
+    exclusive: bool,
+) -> Result<StoreState> {
+    loop {
+        match store.load().await {
+            Err(e) if e.kind() == ErrorKind::Unavailable && !exclusive => {
+                if leadership.remaining(clock.now()).is_zero() {
+                    return Err(e);
+                }
+                tracing::warn!(store = %store.describe(), error = ?e, "cannot read the store yet; trying again");
+                tokio::time::sleep(LOAD_AGAIN).await;
+            }
+            loaded => return loaded,
+        }
+    }
 }
 
 /// Asks for the leadership. `Ok(Err(..))` says who holds it.

@@ -87,8 +87,9 @@ async fn write(
     let Beginning { mut candidate, told, .. } = beginning;
     let lineage = acquired.lineage.clone();
     let exclusive = acquired.exclusive;
-    let opened = open::open(&*store, &*shared.clock, &shared.settings, &mut candidate, acquired, &head, &told).await;
-    let opened = match opened {
+    let opened =
+        open::open(&*store, &*shared.clock, &shared.settings, &mut candidate, acquired, &head, &leadership, &told);
+    let opened = match opened.await {
         Ok(opened) => opened,
         Err(e) => {
             end(&shared.ended, &e);

@@ -39,8 +39,12 @@ impl Cluster {
     }
 
     pub(crate) fn node(&self, name: &'static str) -> Node {
+        self.node_with(name, AllocatorSettings::default())
+    }
+
+    /// `settings` but for their constants.
+    pub(crate) fn node_with(&self, name: &'static str, mut settings: AllocatorSettings) -> Node {
         let store = HookedStore::new(self.store.connect());
-        let mut settings = AllocatorSettings::default();
         settings.constants.leadership_ttl_ms = TTL.as_millis() as u64;
         settings.constants.lease_ttl_ms = LEASE.as_millis() as u64;
         let allocator = ElectedAllocator::start(
