@@ -1,7 +1,7 @@
 //! A server and the client keep the promises of a lock service, over real connections.
 
 use std::ops::Bound;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use crate::support::{Proxy, Served};
@@ -117,7 +117,8 @@ struct RemoteSession {
 #[async_trait]
 impl SessionFixture for RemoteSession {
     fn begin(&self, options: TxnOptions) -> Box<dyn TxnFixture> {
-        Box::new(RemoteTxn(Mutex::new(Some(Arc::new(self.session.txn(options))))))
+        let txn = Arc::new(self.session.txn(options));
+        Box::new(RemoteTxn { txn: Mutex::new(Some(txn)), id: OnceLock::new() })
     }
 
     async fn lost(&self) -> Error {
@@ -133,31 +134,38 @@ impl SessionFixture for RemoteSession {
     }
 }
 
-/// `None` once it has ended.
-struct RemoteTxn(Mutex<Option<Arc<Txn>>>);
+struct RemoteTxn {
+    /// `None` once it has ended.
+    txn: Mutex<Option<Arc<Txn>>>,
+    id: OnceLock<TxnId>,
+}
 
 impl RemoteTxn {
-    fn txn(&self) -> Option<Arc<Txn>> {
-        self.0.lock().expect("no panic").clone()
+    fn active(&self) -> Option<Arc<Txn>> {
+        self.txn.lock().expect("no panic").clone()
     }
 }
 
 #[async_trait]
 impl TxnFixture for RemoteTxn {
     fn id(&self) -> Option<TxnId> {
-        self.txn()?.id()
+        self.id.get().copied()
     }
 
     async fn lock(&self, spec: LockSpec) -> Result<Grant> {
-        self.txn().expect("it has not ended").lock(spec).await
+        let txn = self.active().expect("it has not ended");
+        let grant = txn.lock(spec).await?;
+        let id = txn.id().expect("known once a lock was granted");
+        assert_eq!(*self.id.get_or_init(|| id), id, "it stays the same");
+        Ok(grant)
     }
 
     async fn unlock(&self, table: &TableRef, items: &[LockItem]) -> Result<()> {
-        self.txn().expect("it has not ended").unlock(table, items).await
+        self.active().expect("it has not ended").unlock(table, items).await
     }
 
     async fn end(&self, commit_ts: Option<u64>) -> Result<()> {
-        let Some(txn) = self.0.lock().expect("no panic").take() else { return Ok(()) };
+        let Some(txn) = self.txn.lock().expect("no panic").take() else { return Ok(()) };
         Arc::into_inner(txn).expect("no other call is under way").end(commit_ts).await
     }
 }

@@ -54,7 +54,7 @@ pub trait SessionFixture: Send + Sync {
 /// A transaction. Dropping it may end it, or leave it to its session.
 #[async_trait]
 pub trait TxnFixture: Send + Sync {
-    /// Its id, known once a lock was granted.
+    /// Its id, known once a lock was granted, also after its end.
     fn id(&self) -> Option<TxnId>;
     /// Locks. One call at a time. Dropping the future takes the request back, and what it may have been granted meanwhile, if need be after
     /// a while.

@@ -205,11 +205,21 @@ impl Call {
         self.task.is_finished()
     }
 
-    /// Drops the caller.
+    /// Drops the caller, of which nobody has freed the way.
     pub(super) async fn cancelled(self) {
+        let who = self.who.clone();
+        if let Some(outcome) = self.cancelled_or_over().await {
+            panic!("{who} was to wait until it is cancelled, and was answered {outcome:?}");
+        }
+    }
+
+    /// Drops the caller. Answers what became of the call if that was known to it first: then it counts.
+    pub(super) async fn cancelled_or_over(self) -> Option<Result<Grant>> {
         self.task.abort();
-        // It may have been answered in this moment: that is for nobody.
-        drop(self.task.await);
+        match self.task.await {
+            Err(e) if e.is_cancelled() => None,
+            outcome => Some(outcome.expect("a call does not panic")),
+        }
     }
 }
 

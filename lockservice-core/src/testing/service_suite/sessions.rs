@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::fixture::ServiceFixture;
-use super::kit::{Scene, exclusive, refused, shared};
+use super::kit::{Ask as _, Scene, exclusive, refused, shared, table_named};
 use crate::allocator::CommitWindow;
 use crate::error::ErrorKind;
 
@@ -53,42 +53,50 @@ pub(super) async fn a_lost_transaction_that_validates_cannot_commit_once_its_loc
     fixture: &dyn ServiceFixture,
 ) {
     let scene = Scene::new(fixture);
-    let silent = scene.with_ttl("silent", Some(TTL), true).await;
-    let closed = scene.validating("closed").await;
-    let (b, c) = (scene.actor("b").await, scene.actor("c").await);
-    let of_silent = silent.gets(exclusive("k")).await;
-    let of_closed = closed.gets(exclusive("l")).await;
-    let requests = [silent.commit(&[&of_silent]), closed.commit(&[&of_closed])];
-    for request in &requests {
-        fixture.begin_commit(request).await.expect("it may still");
-        fixture.finish_commit(request.txn, request.attempt).await.expect("it was admitted");
-    }
+    let (a, b) = (scene.with_ttl("a", Some(TTL), true).await, scene.actor("b").await);
+    let before = a.gets(exclusive("k")).await;
+    let request = a.commit(&[&before]);
+    fixture.begin_commit(&request).await.expect("it may still");
+    fixture.finish_commit(request.txn, request.attempt).await.expect("it was admitted");
     let of_b = scene.waits(&b, exclusive("k")).await;
-    let of_c = scene.waits(&c, exclusive("l")).await;
-    closed.closes().await;
-    silent.session.fall_silent().await;
-    for (call, before, request) in [(of_c, of_closed, &requests[1]), (of_b, of_silent, &requests[0])] {
-        let next = call.granted().await;
-        assert!(next.token > before.token);
-        assert!(next.history_unknown, "it may have committed at a time that nobody told (C5)");
-        refused("a commit after its locks went (C4)", fixture.begin_commit(request).await, ErrorKind::CannotCommit);
+    a.session.fall_silent().await;
+    let next = of_b.granted().await;
+    assert!(next.token > before.token);
+    assert!(next.history_unknown, "it may have committed at a time that nobody told (C5)");
+    // Its client was only asleep, knows of nothing, and goes on: now, and when the service has forgotten the transaction.
+    let c = scene.actor("c").await;
+    b.ends().await;
+    for _ in 0..10 {
+        refused("a commit after its locks went (C4)", fixture.begin_commit(&request).await, ErrorKind::CannotCommit);
+        c.gets(exclusive("k").of(&table_named("u"))).await;
+        c.unlocks_of(&table_named("u"), "k").await;
     }
 }
 
 pub(super) async fn a_commit_in_flight_keeps_the_locks_of_a_lost_session(fixture: &dyn ServiceFixture) {
     let scene = Scene::new(fixture);
-    let (a, b) = (scene.validating("a").await, scene.actor("b").await);
-    let grant = a.gets(exclusive("k")).await;
+    let (silent, closed) = (scene.with_ttl("silent", Some(TTL), true).await, scene.validating("closed").await);
+    let (b, c) = (scene.actor("b").await, scene.actor("c").await);
+    let grants = [silent.gets(exclusive("k")).await, closed.gets(exclusive("l")).await];
     let of_b = scene.waits(&b, exclusive("k")).await;
-    let mut request = a.commit(&[&grant]);
-    request.asked = CommitWindow { least: Duration::from_millis(500), most: Duration::from_secs(1) };
-    let before = Instant::now();
-    let commit_before = fixture.begin_commit(&request).await.expect("the session is alive");
-    assert!(commit_before >= request.asked.least && commit_before <= request.asked.most);
-    a.closes().await;
-    of_b.granted().await;
-    assert!(before.elapsed() >= commit_before, "given away while its write could still land: {:?}", before.elapsed());
-    refused("a commit after its locks went (C4)", fixture.begin_commit(&request).await, ErrorKind::CannotCommit);
+    let of_c = scene.waits(&c, exclusive("l")).await;
+    let mut admitted = Vec::new();
+    for (actor, grant, most) in [(&silent, &grants[0], 3 * TTL), (&closed, &grants[1], TTL)] {
+        let mut request = actor.commit(&[grant]);
+        request.asked = CommitWindow { least: most / 2, most };
+        let before = Instant::now();
+        let commit_before = fixture.begin_commit(&request).await.expect("the session is alive");
+        assert!(commit_before >= request.asked.least && commit_before <= request.asked.most);
+        admitted.push((before, commit_before));
+    }
+    silent.session.fall_silent().await;
+    closed.closes().await;
+    for (call, (before, commit_before)) in [(of_c, admitted[1]), (of_b, admitted[0])] {
+        call.granted().await;
+        assert!(before.elapsed() >= commit_before, "given away while its write could land: {:?}", before.elapsed());
+    }
+    let late = silent.commit(&[&grants[0]]);
+    refused("a commit after its locks went (C4)", fixture.begin_commit(&late).await, ErrorKind::CannotCommit);
 }
 
 pub(super) async fn a_ttl_that_cannot_be_renewed_in_time_is_refused(fixture: &dyn ServiceFixture) {

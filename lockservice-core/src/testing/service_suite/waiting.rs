@@ -80,7 +80,10 @@ pub(super) async fn a_cancellation_that_meets_the_grant_loses_neither(fixture: &
         a.locks(exclusive("k")).await;
         let of_w = scene.waits(&w, exclusive("[j,l]")).await;
         let of_b = scene.waits(&b, exclusive("k")).await;
-        tokio::join!(a.unlocks("k"), of_w.cancelled());
+        if let ((), Some(outcome)) = tokio::join!(a.unlocks("k"), of_w.cancelled_or_over()) {
+            outcome.expect("nobody else was in its way");
+            w.unlocks("[j,l]").await;
+        }
         of_b.granted().await;
         b.unlocks("k").await;
     }
