@@ -93,7 +93,7 @@ impl ServiceFixture for Local {
     }
 
     async fn stop(&self) -> Result<Stopped> {
-        self.service.shutdown(Duration::from_secs(2)).await
+        self.service.shutdown(Duration::from_secs(3)).await
     }
 }
 

@@ -33,7 +33,7 @@ struct Remote {
 
 impl Remote {
     async fn start() -> Self {
-        let served = Served::start(ServerSettings { grace_ms: 2_000, ..ServerSettings::default() }).await;
+        let served = Served::start(ServerSettings { grace_ms: 3_000, ..ServerSettings::default() }).await;
         let address = served.address.clone();
         let operator = Client::connect(&address).await.expect("the server answers");
         Self { address, operator, served: Mutex::new(Some(served)) }

@@ -75,10 +75,9 @@ pub(super) async fn locks_and_waits_show_who_waits_for_whom(fixture: &dyn Servic
     let never = table_named("never");
     assert_eq!(fixture.locks(Some(&never)).await.expect("a list"), []);
     assert_eq!(fixture.waits(Some(&never)).await.expect("a list"), []);
-    for actor in [b, a] {
-        actor.ends().await;
+    for call in calls {
+        call.cancelled().await;
     }
-    drop(calls);
 }
 
 pub(super) async fn an_error_says_what_happened_to_what_and_what_to_do(fixture: &dyn ServiceFixture) {
