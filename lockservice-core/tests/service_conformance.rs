@@ -89,7 +89,8 @@ impl ServiceFixture for Local {
     }
 
     async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()> {
-        self.allocator.finish_commit(txn, attempt).await
+        self.allocator.finish_commit(txn, attempt).await?;
+        Ok(())
     }
 
     async fn stop(&self) -> Result<Stopped> {
