@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::SessionId;
 use crate::service::pending::Pending;
 use crate::service::queue::{Filed, Relied, Room, Step, Taken, TxnQueue, keep_relied_on, taken_back};
-use crate::service::txn::{TxnRecord, timer};
+use crate::service::txn::{By, TxnRecord, timer};
 use crate::service::{Answer, Granted, Inner, LockService, Operation, Phase, Promise, TxnOp};
 use crate::sync::Mutex;
 
@@ -387,7 +387,7 @@ impl Session {
 
     /// Gives the session up: its client has stopped all protected work (P5). Ends its transactions; idempotent.
     pub async fn close(&self) {
-        self.finish(Error::new(ErrorKind::SessionLost, "the session was closed"));
+        self.finish(Error::new(ErrorKind::SessionLost, "the session was closed"), By::Owner);
     }
 
     /// Resolves when the session is lost or closed, with the reason. Cancel safe.
@@ -409,7 +409,7 @@ impl Session {
     }
 
     /// Marks the session lost, then lets go of what it held. Only the first call does anything.
-    fn finish(&self, why: Error) {
+    fn finish(&self, why: Error, by: By) {
         let queues = {
             let mut state = self.record.state.lock();
             if !std::mem::replace(&mut state.open, false) {
@@ -427,7 +427,7 @@ impl Session {
                 let _ = sender.send(Err(why.clone()));
             }
         }
-        self.inner.abandon(txns);
+        self.inner.abandon(txns, by);
         self.inner.sessions.remove(&self.record.id);
         self.inner.departed.notify_waiters();
     }
@@ -440,10 +440,11 @@ impl Session {
             let expires = self.record.renewals.expires();
             if now >= expires {
                 tracing::info!(client = %self.record.client, ttl = ?self.record.renewals.ttl, "session lapsed: its client was silent");
-                self.finish(Error::new(
+                let why = Error::new(
                     ErrorKind::SessionLost,
                     "the session was not renewed in time and its locks are given away: stop the protected work and open a new session",
-                ));
+                );
+                self.finish(why, By::Service);
                 return;
             }
             tokio::select! {
@@ -454,7 +455,7 @@ impl Session {
                         Ok(Phase::Sealed(why)) => why.clone(),
                         _ => unknown(),
                     };
-                    self.finish(why);
+                    self.finish(why, By::Service);
                     return;
                 }
             }

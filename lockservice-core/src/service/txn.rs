@@ -35,6 +35,15 @@ enum State {
     Ended,
 }
 
+/// Who says that a transaction is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum By {
+    /// Its owner, whose work has stopped: it will not ask to commit any more.
+    Owner,
+    /// This service, for its owner is silent, and may know nothing of it.
+    Service,
+}
+
 impl TxnRecord {
     fn check_active(&self) -> Result<()> {
         match *self.state.lock() {
@@ -154,7 +163,7 @@ impl Inner {
     }
 
     /// Ends transactions whose owner is gone: those that validate are first made unable to commit (C4), the others are released at once.
-    pub(crate) fn abandon(self: &Arc<Self>, txns: Vec<Arc<TxnRecord>>) {
+    pub(crate) fn abandon(self: &Arc<Self>, txns: Vec<Arc<TxnRecord>>, by: By) {
         let mut validating = Vec::new();
         for txn in txns {
             let was = std::mem::replace(&mut *txn.state.lock(), State::Closing);
@@ -171,7 +180,7 @@ impl Inner {
         }
         if !validating.is_empty() {
             let inner = Arc::clone(self);
-            self.spawn(async move { inner.fence_then_release(validating).await });
+            self.spawn(async move { inner.fence_then_release(validating, by).await });
         }
     }
 
@@ -183,7 +192,7 @@ impl Inner {
         self.departed.notify_waiters();
     }
 
-    async fn fence_then_release(self: Arc<Self>, mut txns: Vec<Arc<TxnRecord>>) {
+    async fn fence_then_release(self: Arc<Self>, mut txns: Vec<Arc<TxnRecord>>, by: By) {
         let mut pause = super::tables::RETRY_FIRST;
         while !txns.is_empty() {
             if self.is_sealed() {
@@ -201,10 +210,13 @@ impl Inner {
                     for txn in &fenced {
                         self.force_end(txn);
                     }
-                    // The tombstones may go only now that the locks are gone and the end is known; if this fails they only stay longer.
-                    let ended: Vec<TxnId> = fenced.iter().map(|txn| txn.id).collect();
-                    if let Err(e) = self.parts.allocator.confirm_ended(&ended).await {
-                        tracing::debug!(error = ?e, "tombstones are kept longer than needed");
+                    // The tombstones may go only now that the locks are gone and the end is known; if this fails they only stay longer. Those
+                    // of a silent owner stay as long as this incarnation: it may come back at any time and try to commit.
+                    if by == By::Owner {
+                        let ended: Vec<TxnId> = fenced.iter().map(|txn| txn.id).collect();
+                        if let Err(e) = self.parts.allocator.confirm_ended(&ended).await {
+                            tracing::debug!(error = ?e, "tombstones are kept longer than needed");
+                        }
                     }
                     if txns.is_empty() {
                         return;
@@ -299,7 +311,7 @@ impl Txn {
 
 impl Drop for Txn {
     fn drop(&mut self) {
-        self.inner.abandon(vec![Arc::clone(&self.record)]);
+        self.inner.abandon(vec![Arc::clone(&self.record)], By::Owner);
     }
 }
 

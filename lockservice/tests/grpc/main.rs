@@ -1,5 +1,6 @@
 //! The gRPC API: a real server and a real client in one process, over loopback.
 
 mod client;
+mod conformance;
 mod support;
 mod wire;

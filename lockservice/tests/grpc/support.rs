@@ -71,6 +71,7 @@ pub(crate) struct Proxy {
     /// Counts cuts; connections of an older number end.
     cuts: watch::Sender<u64>,
     mute: Arc<AtomicBool>,
+    shut: Arc<AtomicBool>,
 }
 
 impl Proxy {
@@ -79,11 +80,18 @@ impl Proxy {
         let address = listener.local_addr().expect("it is bound").to_string();
         let cuts = watch::Sender::new(0);
         let mute = Arc::new(AtomicBool::new(false));
+        let shut = Arc::new(AtomicBool::new(false));
         let (server, mut cut, muted) = (server.to_owned(), cuts.subscribe(), Arc::clone(&mute));
+        let is_shut = Arc::clone(&shut);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let server = TcpStream::connect(&server).await.expect("the server listens");
+                // It may have been stopped.
+                let Ok(server) = TcpStream::connect(&server).await else { continue };
                 cut.mark_unchanged();
+                // Whoever shuts it cuts afterwards: either is seen here.
+                if is_shut.load(SeqCst) {
+                    continue;
+                }
                 let (mut cut, muted) = (cut.clone(), Arc::clone(&muted));
                 tokio::spawn(async move {
                     tokio::select! {
@@ -93,7 +101,13 @@ impl Proxy {
                 });
             }
         });
-        Self { address, cuts, mute }
+        Self { address, cuts, mute, shut }
+    }
+
+    /// Breaks every connection there is, and ever will be.
+    pub(crate) fn shut(&self) {
+        self.shut.store(true, SeqCst);
+        self.cut();
     }
 
     /// Breaks every connection there is.
