@@ -37,6 +37,14 @@ pub(super) struct Opened {
     pub(super) constants_later: Option<Time>,
 }
 
+/// By what a leadership is held that is renewed meanwhile.
+#[derive(Clone, Copy)]
+pub(super) struct Hold<'a> {
+    /// The epoch that the renewals name.
+    pub(super) head: &'a tokio::sync::Mutex<Epoch>,
+    pub(super) leadership: &'a LeadershipCell,
+}
+
 /// A leadership that a store gave.
 #[derive(Clone, Debug)]
 pub(super) struct Acquired {
@@ -62,14 +70,13 @@ pub(super) async fn open(
     settings: &AllocatorSettings,
     candidate: &mut Candidate,
     acquired: Acquired,
-    head: &tokio::sync::Mutex<Epoch>,
-    leadership: &LeadershipCell,
+    hold: Hold<'_>,
     told: &Told,
 ) -> Result<Opened> {
     let ttl = settings.constants.leadership_ttl();
     let Acquired { mut epoch, mut applied, exclusive, clean, continuous, mut loss, mut terms, floor, lineage, .. } =
         acquired;
-    let loaded = load(store, clock, leadership, exclusive).await?;
+    let loaded = load(store, clock, hold.leadership, exclusive).await?;
     // L4: a copy that was promoted meanwhile may have neither the leadership nor the last writes before it.
     if !exclusive && store.applied().await? != (Applied { epoch, number: applied, lineage: lineage.clone() }) {
         return Err(another_store());
@@ -92,7 +99,7 @@ pub(super) async fn open(
             candidate.doubt = Doubt::Raised { numbers: told.numbers() };
         }
         // No renewal may name the epoch that is being replaced.
-        let mut head = head.lock().await;
+        let mut head = hold.head.lock().await;
         match acquire(store, clock, candidate, ttl).await? {
             Ok(again) if again.lineage == lineage => {
                 (epoch, applied, loss, terms) = (again.epoch, again.applied, again.loss, again.terms);

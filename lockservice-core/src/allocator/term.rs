@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::leadership::LeadershipCell;
 use super::lease::LeaseState;
 use super::local::{Beginning, NameHolder, Shared};
-use super::open::{self, Acquired, HeldBy, acquire};
+use super::open::{self, Acquired, HeldBy, Hold, acquire};
 use super::state::{AllocatorState, Service, stopping};
 use super::writer::{Command, Done, Writer, another_store, end};
 use crate::clock::{Time, hi};
@@ -87,9 +87,9 @@ async fn write(
     let Beginning { mut candidate, told, .. } = beginning;
     let lineage = acquired.lineage.clone();
     let exclusive = acquired.exclusive;
-    let opened =
-        open::open(&*store, &*shared.clock, &shared.settings, &mut candidate, acquired, &head, &leadership, &told);
-    let opened = match opened.await {
+    let hold = Hold { head: &head, leadership: &leadership };
+    let opened = open::open(&*store, &*shared.clock, &shared.settings, &mut candidate, acquired, hold, &told).await;
+    let opened = match opened {
         Ok(opened) => opened,
         Err(e) => {
             end(&shared.ended, &e);
