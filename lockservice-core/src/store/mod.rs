@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::id::{Epoch, NodeName, Nonce};
 
-pub use self::exclusive::{ExclusiveStore, KeyValue, Visit};
+pub use self::exclusive::{Exclusive, ExclusiveStore, KeyValue, Visit};
 pub use self::floor::Floor;
 pub use self::head::{Head, Leader};
 pub use self::layout::{Change, STORE_FORMAT, absorb, changes};
