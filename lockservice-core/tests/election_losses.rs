@@ -5,12 +5,54 @@ mod cluster;
 
 use std::time::Duration;
 
-use lockservice_core::allocator::{LockTableAllocator, Progress, Role};
+use lockservice_core::allocator::{Incarnation, LockTableAllocator, Progress, Role};
 use lockservice_core::clock::lo;
 use lockservice_core::store::Floor;
 use lockservice_core::{Epoch, Nonce, TxnId};
 
-use self::cluster::{Cluster, TTL, commit, granted_after_the_owner, table};
+use self::cluster::{Cluster, Node, TTL, commit, granted_after_the_owner, table};
+
+/// A leader and two nodes that follow it; `owner` is an incarnation of the second and owns nothing yet.
+struct Followed {
+    cluster: Cluster,
+    leader: Node,
+    second: Node,
+    third: Node,
+    owner: Incarnation,
+}
+
+/// What is left of it when the leader has died, and the store has gone back.
+struct RolledBack {
+    cluster: Cluster,
+    second: Node,
+    third: Node,
+    owner: Incarnation,
+}
+
+impl Followed {
+    async fn new() -> Self {
+        let cluster = Cluster::new();
+        let leader = cluster.led().await;
+        let (second, third) = (cluster.node("b"), cluster.node("c"));
+        let owner = second.begin().await;
+        Self { cluster, leader, second, third, owner }
+    }
+
+    /// The owner is told that `t` is bound to it. Then the store goes back to before that, as another copy (`new_life`) or unnoticeably,
+    /// and the leader dies. The third node leads next, while the second is cut off from the store, and stays so.
+    async fn roll_back(self, new_life: bool) -> RolledBack {
+        let Self { cluster, leader, second, third, owner } = self;
+        let backup = cluster.store.backup();
+        second.allocator.bind(owner.service, &table("t")).await.expect("free");
+        second.keep(&owner).await.expect("live");
+        cluster.store.restore(&backup, new_life);
+        cluster.kill(leader);
+        // The owner's own node would know better.
+        second.store.inner.set_cut(true);
+        third.leading().await;
+        RolledBack { cluster, second, third, owner }
+    }
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_ends_although_a_write_of_unknown_outcome_cannot_be_settled() {
@@ -65,26 +107,12 @@ async fn a_leader_whose_epoch_was_raised_without_an_answer_goes_on() {
 
 #[tokio::test(start_paused = true)]
 async fn what_an_earlier_leader_told_is_reported_although_a_later_one_has_answered_meanwhile() {
-    let cluster = Cluster::new();
-    let first = cluster.led().await;
-    let (second, third) = (cluster.node("b"), cluster.node("c"));
-    let (owner, other) = (second.begin().await, third.begin().await);
-    third.allocator.bind(other.service, &table("u")).await.expect("free");
-    let backup = cluster.store.backup();
-    second.allocator.bind(owner.service, &table("t")).await.expect("free");
-    second.keep(&owner).await.expect("live");
-    cluster.store.restore(&backup, true);
-    cluster.kill(first);
-    // Its own node would know better.
-    second.store.inner.set_cut(true);
-    third.leading().await;
+    let nodes = Followed::new().await;
+    let other = nodes.third.begin().await;
+    nodes.third.allocator.bind(other.service, &table("u")).await.expect("free");
+    let RolledBack { second, third, owner, .. } = nodes.roll_back(true).await;
     second.store.inner.set_cut(false);
-    second
-        .allocator
-        .roles()
-        .wait_for(|role| matches!(role, Role::Following { address, .. } if address == "c"))
-        .await
-        .expect("follows");
+    second.follows(&third).await;
     let bound = second.allocator.bind(owner.service, &table("u")).await.expect("bound to another");
     assert_eq!(bound.bind.owner, other.service);
     granted_after_the_owner("t", &second, &owner, &third).await;
@@ -92,17 +120,7 @@ async fn what_an_earlier_leader_told_is_reported_although_a_later_one_has_answer
 
 #[tokio::test(start_paused = true)]
 async fn the_writes_of_a_leader_in_doubt_do_not_stand_for_those_that_were_lost() {
-    let cluster = Cluster::new();
-    let first = cluster.led().await;
-    let (second, third) = (cluster.node("b"), cluster.node("c"));
-    let owner = second.begin().await;
-    let backup = cluster.store.backup();
-    second.allocator.bind(owner.service, &table("t")).await.expect("free");
-    second.keep(&owner).await.expect("live");
-    cluster.store.restore(&backup, true);
-    cluster.kill(first);
-    second.store.inner.set_cut(true);
-    third.leading().await;
+    let RolledBack { cluster, second, third, owner } = Followed::new().await.roll_back(true).await;
     let fourth = cluster.node("d");
     for node in [&third, &fourth] {
         node.begin().await;
@@ -116,28 +134,13 @@ async fn the_writes_of_a_leader_in_doubt_do_not_stand_for_those_that_were_lost()
 
 #[tokio::test(start_paused = true)]
 async fn the_writes_of_a_leader_that_noticed_nothing_do_not_stand_for_those_that_were_lost() {
-    let cluster = Cluster::new();
-    let first = cluster.led().await;
-    let (second, third) = (cluster.node("b"), cluster.node("c"));
-    let owner = second.begin().await;
-    let backup = cluster.store.backup();
-    second.allocator.bind(owner.service, &table("t")).await.expect("free");
-    second.keep(&owner).await.expect("live");
-    cluster.store.restore(&backup, false);
-    cluster.kill(first);
-    second.store.inner.set_cut(true);
-    third.leading().await;
+    let RolledBack { second, third, owner, .. } = Followed::new().await.roll_back(false).await;
     let other = third.begin().await;
     for name in ["u", "v", "w"] {
         third.allocator.bind(other.service, &table(name)).await.expect("nothing is in doubt");
     }
     second.store.inner.set_cut(false);
-    second
-        .allocator
-        .roles()
-        .wait_for(|role| matches!(role, Role::Following { address, .. } if address == "c"))
-        .await
-        .expect("follows");
+    second.follows(&third).await;
     second.keep(&owner).await.expect_err("it reports what the leader does not know of");
     granted_after_the_owner("t", &second, &owner, &third).await;
 }
@@ -246,17 +249,7 @@ async fn a_node_that_starts_anew_tells_a_leader_with_a_lower_epoch_what_it_knows
 /// The store shows the same copy, and the number of its last write is above that of what was lost, as if nothing had happened.
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_noticed_nothing_and_has_left_does_not_hide_what_was_lost() {
-    let cluster = Cluster::new();
-    let first = cluster.led().await;
-    let (second, third) = (cluster.node("b"), cluster.node("c"));
-    let owner = second.begin().await;
-    let backup = cluster.store.backup();
-    second.allocator.bind(owner.service, &table("t")).await.expect("free");
-    second.keep(&owner).await.expect("live");
-    cluster.store.restore(&backup, false);
-    cluster.kill(first);
-    second.store.inner.set_cut(true);
-    third.leading().await;
+    let RolledBack { cluster, second, third, owner } = Followed::new().await.roll_back(false).await;
     let other = third.begin().await;
     for name in ["u", "v", "w"] {
         third.allocator.bind(other.service, &table(name)).await.expect("nothing is in doubt");
@@ -266,12 +259,7 @@ async fn a_leader_that_noticed_nothing_and_has_left_does_not_hide_what_was_lost(
     assert!(third.allocator.shutdown(true, Duration::from_secs(1)).await.expect("stops").resigned);
     fourth.leading().await;
     second.store.inner.set_cut(false);
-    second
-        .allocator
-        .roles()
-        .wait_for(|role| matches!(role, Role::Following { address, .. } if address == "d"))
-        .await
-        .expect("follows");
+    second.follows(&fourth).await;
     second.keep(&owner).await.expect_err("it reports what the leader does not know of");
     granted_after_the_owner("t", &second, &owner, &fourth).await;
 }

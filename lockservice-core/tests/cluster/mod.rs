@@ -80,6 +80,12 @@ impl Node {
         self.allocator.roles().wait_for(|role| matches!(role, Role::Leading(_))).await.expect("the allocator is there");
     }
 
+    /// Waits until it follows `leader`.
+    pub(crate) async fn follows(&self, leader: &Self) {
+        let follows = |role: &Role| matches!(role, Role::Following { address, .. } if address == leader.name);
+        self.allocator.roles().wait_for(follows).await.expect("the allocator is there");
+    }
+
     pub(crate) async fn begin(&self) -> Incarnation {
         loop {
             let request = Resume {
