@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use lockservice_core::store::{Change, Exclusive, ExclusiveStore, KeyValue, Visit};
+use lockservice_core::store::{Change, Exclusive, ExclusiveStore, Inspection, KeyValue, Visit};
 use lockservice_core::{Error, ErrorKind, Result};
 use rocksdb::{DB, DBRecoveryMode, IteratorMode, Options, WriteBatch, WriteOptions};
 
@@ -45,9 +45,21 @@ impl RocksStore {
 
     /// Opens a store as [`open`](Self::open) does, with RocksDB set up by the caller.
     pub async fn open_with(config: RocksConfig) -> Result<Self> {
-        let url = format!("rocks:{}", config.path.display());
-        ExclusiveStore::open(url, move || RocksEngine::open(config)).await.map(Self)
+        ExclusiveStore::open(url(&config), move || RocksEngine::open(config)).await.map(Self)
     }
+
+    /// Reads the store in the folder `path`, damaged or not, as far as it can be read.
+    ///
+    /// Like [`open`](Self::open) it creates a folder that is not there, and fails as that does, but for damaged records: those are in the
+    /// answer. Cancel safe.
+    pub async fn inspect(path: impl Into<PathBuf>) -> Result<Inspection> {
+        let config = RocksConfig::new(path);
+        ExclusiveStore::inspect(url(&config), move || RocksEngine::open(config)).await
+    }
+}
+
+fn url(config: &RocksConfig) -> String {
+    format!("rocks:{}", config.path.display())
 }
 
 impl Exclusive for RocksStore {

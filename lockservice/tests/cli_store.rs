@@ -1,9 +1,8 @@
 //! `lockservice store check`, `migrate`, `dump` and `restore`.
 
 mod cli_support;
-#[allow(dead_code, reason = "this disk is small enough without being filled")]
-#[path = "store_kit/disk.rs"]
-mod disk;
+#[allow(dead_code, reason = "only the ways to spoil a store are used here")]
+mod store_kit;
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -13,6 +12,9 @@ use std::process::{Output, Stdio};
 use cli_support::{Server, code, lockservice, run, stderr};
 use rustix::process::Signal;
 use serde_json::Value;
+
+use self::store_kit::disk::small_disk;
+use self::store_kit::{Kind, Site, spoil};
 
 /// A folder with a store `db` that a server used, and was stopped in order.
 fn used() -> tempfile::TempDir {
@@ -136,6 +138,29 @@ fn damage_is_found_and_exits_with_1() {
 }
 
 #[test]
+fn every_damaged_record_is_named_and_what_could_be_read_is_counted() {
+    let site = Site::from_fixture(Kind::File);
+    spoil(&site);
+    let output = store("check", &site.url(), &["--json"]);
+    let found = lines(&output);
+    assert_eq!(code(&output), 1, "{}", stderr(&output));
+    assert_eq!((&found[0]["tables"], &found[0]["problems"]), (&Value::from(5), &Value::from(3)), "{}", found[0]);
+    let named: Vec<_> = found[1..].iter().map(|line| (&line["problem"], &line["record"])).collect();
+    let expected = [
+        ("store_newer", "incarnation 7"),
+        ("store_corrupt", "table group/table-3"),
+        ("store_corrupt", "tombstone 7-1"),
+    ]
+    .map(|(kind, record)| (Value::from(kind), Value::from(record)));
+    assert_eq!(named, expected.iter().map(|(kind, record)| (kind, record)).collect::<Vec<_>>());
+    let people = String::from_utf8(store("check", &site.url(), &[]).stdout).unwrap();
+    assert!(people.contains("problem: table group/table-3: a record in the store is damaged"), "{people}");
+    assert_eq!(code(&store("dump", &site.url(), &[])), 65, "a half of a store is not dumped");
+    let output = run(&["serve", "--listen", "127.0.0.1:0", "--store", &site.url()]);
+    assert_eq!(code(&output), 65, "and not served from: {}", stderr(&output));
+}
+
+#[test]
 fn a_dump_restored_into_another_file_serves_the_same_tables_with_larger_tokens() {
     let folder = used();
     let (from, to) = (file(folder.path(), "db"), file(folder.path(), "new"));
@@ -247,7 +272,7 @@ fn a_dump_that_nobody_reads_to_its_end_is_a_failure_and_no_panic() {
 
 #[test]
 fn a_restore_onto_a_full_disk_is_never_served_from_and_is_finished_when_there_is_room() {
-    let Some(disk) = disk::small_disk(6 << 20) else { return };
+    let Some(disk) = small_disk(6 << 20) else { return };
     let folder = tempfile::tempdir().unwrap();
     let dump = folder.path().join("big.dump");
     let table = |at: u64| {

@@ -15,7 +15,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::layout::{self, Change, FORMAT_KEY, HEAD_KEY, STORE_FORMAT};
-use super::{Applied, Batch, BindStore, Candidate, Head, Leadership, Lineage, Renewal, StoreState, WriteAck};
+use super::{
+    Applied, Batch, BindStore, Candidate, Damage, Head, Inspection, Leadership, Lineage, Renewal, StoreState, WriteAck,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -96,6 +98,32 @@ impl ExclusiveStore {
         Ok(Self { shared: Arc::new(Shared { url, state: Mutex::new(State { engine, broken: false }) }) })
     }
 
+    /// Opens a store that may be damaged by `open`, reads it as far as it can be read, and closes it again. Writes no entry.
+    ///
+    /// Fails as [`open`](Self::open) does, but for damaged records: those are in the answer. Cancel safe.
+    pub async fn inspect<E: KeyValue>(
+        url: String,
+        open: impl FnOnce() -> Result<E> + Send + 'static,
+    ) -> Result<Inspection> {
+        let store = url.clone();
+        let inspected = blocking(move || {
+            let engine = open()?;
+            match engine.read(FORMAT_KEY)? {
+                // One that is damaged, not newer, is noted with the other records.
+                Some(format) => drop(Damage::noted().bear(layout::check_format(&format))?),
+                None => refuse_entries(&engine)?,
+            }
+            let (mut state, mut damage) = (StoreState::default(), Damage::noted());
+            let read = unless_panic(|| read(&engine, &mut state, &mut damage));
+            // The engine's own damage: nobody knows what stands behind it.
+            damage.bear(read.map_err(|error| error.with("record", "all that were not read yet")))?;
+            // If it cannot be read, that is noted already.
+            let head = head(&engine).ok().filter(|head| *head != Head::default());
+            Ok(Inspection { store, state, head, damage })
+        });
+        inspected.await.map_err(|error| error.with("store", &url))
+    }
+
     /// Replaces the head by what `next` makes of it, together with its changes, and answers its answer.
     async fn write_head<T: Send + 'static>(
         &self,
@@ -164,7 +192,7 @@ impl<S: Exclusive> BindStore for S {
     async fn load(&self) -> Result<StoreState> {
         let load = |engine: &mut dyn KeyValue| {
             let mut state = StoreState::default();
-            engine.scan(&mut |key, value| layout::absorb(&mut state, key, value))?;
+            read(engine, &mut state, &mut Damage::refused())?;
             Ok(state)
         };
         self.exclusive().run(load).await
@@ -235,17 +263,26 @@ fn establish(engine: &mut dyn KeyValue) -> Result<()> {
     if let Some(format) = engine.read(FORMAT_KEY)? {
         layout::check_format(&format)?;
         // Damage is to be found before anything is changed.
-        let mut state = StoreState::default();
-        return engine.scan(&mut |key, value| layout::absorb(&mut state, key, value));
+        return read(engine, &mut StoreState::default(), &mut Damage::refused());
     }
+    refuse_entries(engine)?;
+    engine.apply(&[Change::Put { key: FORMAT_KEY.to_vec(), value: STORE_FORMAT.to_string().into_bytes() }])
+}
+
+/// What has no format must be empty.
+fn refuse_entries(engine: &dyn KeyValue) -> Result<()> {
     engine.scan(&mut |key, _| {
         Err(Error::new(
             ErrorKind::StoreCorrupt,
             "this is not a store of lockservice, or its format record is lost: choose another store, or restore it from a backup",
         )
         .with("entry", String::from_utf8_lossy(key)))
-    })?;
-    engine.apply(&[Change::Put { key: FORMAT_KEY.to_vec(), value: STORE_FORMAT.to_string().into_bytes() }])
+    })
+}
+
+/// Adds every record to `state`.
+fn read(engine: &dyn KeyValue, state: &mut StoreState, damage: &mut Damage) -> Result<()> {
+    engine.scan(&mut |key, value| damage.bear(layout::absorb(state, key, value)).map(drop))
 }
 
 /// Storage engines answer some kinds of damage with a panic, which must end neither the process nor the mutex's owner.
@@ -272,5 +309,101 @@ async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + '
             "the runtime was shut down during a call to the store: open the store again to see what is there",
         )
         .with_source(error)),
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::{Op, encode};
+    use super::*;
+    use crate::id::{ServiceId, TxnId};
+
+    /// Entries, of which those from `broken_from` on cannot be read.
+    #[derive(Clone, Debug)]
+    struct Entries {
+        entries: Vec<(Vec<u8>, Vec<u8>)>,
+        broken_from: usize,
+    }
+
+    impl KeyValue for Entries {
+        fn read(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+            Ok(self.entries.iter().find(|(known, _)| known == key).map(|(_, value)| value.clone()))
+        }
+
+        fn scan(&self, visit: &mut Visit<'_>) -> Result<()> {
+            for (at, (key, value)) in self.entries.iter().enumerate() {
+                if at == self.broken_from {
+                    return Err(Error::new(ErrorKind::StoreCorrupt, "a damaged page"));
+                }
+                visit(key, value)?;
+            }
+            Ok(())
+        }
+
+        fn apply(&mut self, _: &[Change]) -> Result<()> {
+            panic!("nothing is to be written")
+        }
+
+        fn reopen(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Sound records and, between them, `damaged` ones.
+    fn entries(damaged: usize) -> Entries {
+        let txn = |counter| TxnId { origin: ServiceId::new(1), counter };
+        let put = |op| match layout::changes(&vec![op]).pop() {
+            Some(Change::Put { key, value }) => (key, value),
+            other => panic!("{other:?}"),
+        };
+        let mut entries = vec![(FORMAT_KEY.to_vec(), b"1".to_vec())];
+        for counter in 0..damaged as u64 {
+            let (key, sound) = put(Op::PutTombstone(txn(2 * counter)));
+            entries.push((key.clone(), sound));
+            let (moved, _) = put(Op::PutTombstone(txn(2 * counter + 1)));
+            entries.push((moved, encode(&txn(2 * counter))));
+        }
+        Entries { entries, broken_from: usize::MAX }
+    }
+
+    async fn inspect(entries: Entries) -> Result<Inspection> {
+        ExclusiveStore::inspect("mine:".to_owned(), move || Ok(entries)).await
+    }
+
+    fn records(inspection: &Inspection) -> Vec<&str> {
+        let records = inspection.damage.named().iter().flat_map(Error::context);
+        records.filter(|(name, _)| *name == "record").map(|(_, record)| record).collect()
+    }
+
+    #[tokio::test]
+    async fn an_inspection_names_every_damaged_record_and_an_open_refuses_the_first() {
+        let engine = entries(3);
+        let inspection = inspect(engine.clone()).await.expect("a store");
+        let damaged = [1, 3, 5].map(|counter| TxnId { origin: ServiceId::new(1), counter });
+        assert_eq!(records(&inspection), damaged.map(|txn| format!("tombstone {txn}")));
+        assert_eq!((inspection.state.tombstones.len(), inspection.store.as_str()), (3, "mine:"));
+        let refused = ExclusiveStore::open("mine:".to_owned(), move || Ok(engine)).await.expect_err("damaged");
+        assert!(refused.to_string().contains(&format!("record: tombstone {}", damaged[0])), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn what_an_engine_cannot_read_on_from_ends_an_inspection_but_loses_nothing_of_it() {
+        let inspection = inspect(Entries { broken_from: 4, ..entries(3) }).await.expect("a store");
+        let damaged = format!("tombstone {}", TxnId { origin: ServiceId::new(1), counter: 1 });
+        assert_eq!(records(&inspection), [damaged.as_str(), "all that were not read yet"]);
+        assert_eq!(inspection.state.tombstones.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_store_of_this_format_is_not_inspected() {
+        let mut engine = entries(1);
+        engine.entries[0].1 = b"2".to_vec();
+        assert_eq!(inspect(engine.clone()).await.expect_err("newer").kind(), ErrorKind::StoreNewer);
+        engine.entries[0].1 = b"?".to_vec();
+        assert_eq!(records(&inspect(engine.clone()).await.expect("damaged")), ["format", "tombstone 1-1"]);
+        engine.entries.remove(0);
+        assert_eq!(inspect(engine.clone()).await.expect_err("no store").kind(), ErrorKind::StoreCorrupt);
+        engine.entries.clear();
+        assert_eq!(inspect(engine).await.expect("empty").state, StoreState::default());
     }
 }

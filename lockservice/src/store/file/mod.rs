@@ -4,10 +4,10 @@ mod backend;
 mod engine;
 mod error;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lockservice_core::Result;
-use lockservice_core::store::{Exclusive, ExclusiveStore};
+use lockservice_core::store::{Exclusive, ExclusiveStore, Inspection};
 
 use self::engine::FileEngine;
 
@@ -27,8 +27,21 @@ impl FileStore {
     /// version wrote it. Reads the whole file once to check it. Cancel safe.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        ExclusiveStore::open(format!("file:{}", path.display()), move || FileEngine::open(&path)).await.map(Self)
+        ExclusiveStore::open(url(&path), move || FileEngine::open(&path)).await.map(Self)
     }
+
+    /// Reads the store in the file `path`, damaged or not, as far as it can be read.
+    ///
+    /// Like [`open`](Self::open) it creates a file that is not there, and fails as that does, but for damaged records: those are in the
+    /// answer. Cancel safe.
+    pub async fn inspect(path: impl Into<PathBuf>) -> Result<Inspection> {
+        let path = path.into();
+        ExclusiveStore::inspect(url(&path), move || FileEngine::open(&path)).await
+    }
+}
+
+fn url(path: &Path) -> String {
+    format!("file:{}", path.display())
 }
 
 impl Exclusive for FileStore {
