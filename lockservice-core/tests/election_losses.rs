@@ -10,7 +10,7 @@ use lockservice_core::clock::lo;
 use lockservice_core::store::Floor;
 use lockservice_core::{Epoch, Nonce, TxnId};
 
-use self::cluster::{Cluster, Node, TTL, commit, granted_after_the_owner, table};
+use self::cluster::{Cluster, LEASE, Node, TTL, commit, granted_after_the_owner, table};
 
 /// A leader and two nodes that follow it; `owner` is an incarnation of the second and owns nothing yet.
 struct Followed {
@@ -31,10 +31,10 @@ struct RolledBack {
 
 impl Followed {
     async fn new() -> Self {
-        let cluster = Cluster::new();
+        let cluster = Cluster::with_lease(LEASE);
         let leader = cluster.led().await;
         let (second, third) = (cluster.node("b"), cluster.node("c"));
-        let owner = second.begin().await;
+        let owner = second.begin_in_time().await;
         Self { cluster, leader, second, third, owner }
     }
 
@@ -44,7 +44,7 @@ impl Followed {
         let Self { cluster, leader, second, third, owner } = self;
         let backup = cluster.store.backup();
         second.allocator.bind(owner.service, &table("t")).await.expect("free");
-        second.keep(&owner).await.expect("live");
+        second.keep(&owner, Progress::default()).await.expect("live");
         cluster.store.restore(&backup, new_life);
         cluster.kill(leader);
         // The owner's own node would know better.
@@ -56,9 +56,9 @@ impl Followed {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_ends_although_a_write_of_unknown_outcome_cannot_be_settled() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     let node = cluster.led().await;
-    let incarnation = node.begin().await;
+    let incarnation = node.begin_in_time().await;
     let store = node.store.inner.clone();
     node.store.after_write(move || store.set_cut(true));
     let allocator = std::sync::Arc::clone(&node.allocator);
@@ -72,10 +72,10 @@ async fn a_stop_ends_although_a_write_of_unknown_outcome_cannot_be_settled() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_read_from_another_copy_than_the_one_that_was_acquired_is_not_led_with() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     let first = cluster.led().await;
     let second = cluster.node("b");
-    let incarnation = first.begin().await;
+    let incarnation = first.begin_in_time().await;
     let bound = first.allocator.bind(incarnation.service, &table("t")).await.expect("free");
     second.allocator.settled().await.expect("follows");
     let backup = cluster.store.backup();
@@ -93,13 +93,13 @@ async fn what_was_read_from_another_copy_than_the_one_that_was_acquired_is_not_l
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_whose_epoch_was_raised_without_an_answer_goes_on() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     let node = cluster.node("a");
     node.leading().await;
     let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
     // The first is to settle the doubt about a new store.
     node.store.lose_acquisitions(4);
-    let over = tokio::time::timeout(lockservice_core::clock::hi(cluster::LEASE) + TTL * 3, term.ended()).await;
+    let over = tokio::time::timeout(lockservice_core::clock::hi(LEASE) + TTL * 3, term.ended()).await;
     assert_eq!(node.store.acquisitions_to_lose(), 0, "it was raised");
     assert!(over.is_err(), "{over:?}");
     assert!(node.leads());
@@ -108,7 +108,7 @@ async fn a_leader_whose_epoch_was_raised_without_an_answer_goes_on() {
 #[tokio::test(start_paused = true)]
 async fn what_an_earlier_leader_told_is_reported_although_a_later_one_has_answered_meanwhile() {
     let nodes = Followed::new().await;
-    let other = nodes.third.begin().await;
+    let other = nodes.third.begin_in_time().await;
     nodes.third.allocator.bind(other.service, &table("u")).await.expect("free");
     let RolledBack { second, third, owner, .. } = nodes.roll_back(true).await;
     second.store.inner.set_cut(false);
@@ -123,7 +123,7 @@ async fn the_writes_of_a_leader_in_doubt_do_not_stand_for_those_that_were_lost()
     let RolledBack { cluster, second, third, owner } = Followed::new().await.roll_back(true).await;
     let fourth = cluster.node("d");
     for node in [&third, &fourth] {
-        node.begin().await;
+        node.begin_in_time().await;
     }
     // Before the owner could report anything to it.
     assert!(third.allocator.shutdown(true, Duration::from_secs(1)).await.expect("stops").resigned);
@@ -135,21 +135,21 @@ async fn the_writes_of_a_leader_in_doubt_do_not_stand_for_those_that_were_lost()
 #[tokio::test(start_paused = true)]
 async fn the_writes_of_a_leader_that_noticed_nothing_do_not_stand_for_those_that_were_lost() {
     let RolledBack { second, third, owner, .. } = Followed::new().await.roll_back(false).await;
-    let other = third.begin().await;
+    let other = third.begin_in_time().await;
     for name in ["u", "v", "w"] {
         third.allocator.bind(other.service, &table(name)).await.expect("nothing is in doubt");
     }
     second.store.inner.set_cut(false);
     second.follows(&third).await;
-    second.keep(&owner).await.expect_err("it reports what the leader does not know of");
+    second.keep(&owner, Progress::default()).await.expect_err("it reports what the leader does not know of");
     granted_after_the_owner("t", &second, &owner, &third).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_leadership_counts_from_before_its_renewal_was_sent() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     let node = cluster.led().await;
-    let incarnation = node.begin().await;
+    let incarnation = node.begin_in_time().await;
     let bound = node.allocator.bind(incarnation.service, &table("t")).await.expect("free");
     node.store.slow_renewals(Duration::from_secs(1));
     while node.store.renewed().is_none() {
@@ -173,7 +173,7 @@ const NOON_S: u64 = 1_767_225_600 + 50_000 * 1024;
 /// What is handed out first by a new leader to a new owner: incarnation, table id, version, token.
 async fn first_numbers(cluster: &Cluster) -> ([u64; 4], Epoch) {
     let node = cluster.led().await;
-    let owner = node.begin().await;
+    let owner = node.begin_in_time().await;
     let bound = node.allocator.bind(owner.service, &table("t")).await.expect("free");
     let tokens = bound.tokens.expect("fresh");
     let numbers = [owner.service.get(), bound.bind.id.get(), bound.bind.version.get(), tokens.next.get()];
@@ -184,7 +184,7 @@ async fn first_numbers(cluster: &Cluster) -> ([u64; 4], Epoch) {
 /// L4, F1: everybody who remembered anything dies each time, and it all happens within one epoch of the server's clock.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_forgets_everything_time_and_again_hands_nothing_out_twice() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     let (mut last, mut epochs) = ([0; 4], Vec::new());
     for life in 0..8 {
         cluster.store.set_floor(Floor::of_clock(NOON_S + life * 30).expect("in range"));
@@ -202,13 +202,13 @@ async fn a_store_that_forgets_everything_time_and_again_hands_nothing_out_twice(
 /// A copy on another machine, whose clock is behind: what nodes were told is what counts.
 #[tokio::test(start_paused = true)]
 async fn numbers_go_on_above_what_a_node_reports_although_the_clock_of_the_promoted_copy_is_behind() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     cluster.store.set_floor(Floor::of_clock(NOON_S + 600).expect("in range"));
     let first = cluster.led().await;
     let backup = cluster.store.backup();
     let second = cluster.node("b");
     second.allocator.settled().await.expect("follows");
-    let owner = second.begin().await;
+    let owner = second.begin_in_time().await;
     let lost = second.allocator.bind(owner.service, &table("t")).await.expect("free");
     cluster.store.set_floor(Floor::of_clock(NOON_S).expect("in range"));
     cluster.store.restore(&backup, true);
@@ -228,11 +228,11 @@ async fn numbers_go_on_above_what_a_node_reports_although_the_clock_of_the_promo
 /// The node's own incarnation is gone, so no renewal of it reports anything.
 #[tokio::test(start_paused = true)]
 async fn a_node_that_starts_anew_tells_a_leader_with_a_lower_epoch_what_it_knows() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     let first = cluster.led().await;
     let second = cluster.node("b");
     second.allocator.settled().await.expect("follows");
-    let owner = second.begin().await;
+    let owner = second.begin_in_time().await;
     let told = Progress { epoch: Epoch::new(owner.at.epoch.get() + 2_000), ..owner.at };
     // The leader steps over it, and what it was told is forgotten with the store.
     second.allocator.keepalive(owner.service, Nonce::new(7), told).await.expect_err("void");
@@ -242,7 +242,7 @@ async fn a_node_that_starts_anew_tells_a_leader_with_a_lower_epoch_what_it_knows
     let third = cluster.node("c");
     third.leading().await;
     second.store.inner.set_cut(false);
-    let again = tokio::time::timeout(10 * cluster::LEASE, second.begin()).await.expect("it gets through");
+    let again = tokio::time::timeout(10 * LEASE, second.begin_in_time()).await.expect("it gets through");
     assert!(again.at.epoch > told.epoch);
 }
 
@@ -250,7 +250,7 @@ async fn a_node_that_starts_anew_tells_a_leader_with_a_lower_epoch_what_it_knows
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_noticed_nothing_and_has_left_does_not_hide_what_was_lost() {
     let RolledBack { cluster, second, third, owner } = Followed::new().await.roll_back(false).await;
-    let other = third.begin().await;
+    let other = third.begin_in_time().await;
     for name in ["u", "v", "w"] {
         third.allocator.bind(other.service, &table(name)).await.expect("nothing is in doubt");
     }
@@ -260,26 +260,26 @@ async fn a_leader_that_noticed_nothing_and_has_left_does_not_hide_what_was_lost(
     fourth.leading().await;
     second.store.inner.set_cut(false);
     second.follows(&fourth).await;
-    second.keep(&owner).await.expect_err("it reports what the leader does not know of");
+    second.keep(&owner, Progress::default()).await.expect_err("it reports what the leader does not know of");
     granted_after_the_owner("t", &second, &owner, &fourth).await;
 }
 
 /// Everybody had their time to report: a straggler costs nobody anything.
 #[tokio::test(start_paused = true)]
 async fn a_report_of_what_was_lost_before_a_doubt_was_settled_changes_nothing() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     let first = cluster.led().await;
     let second = cluster.node("b");
-    let owner = second.begin().await;
+    let owner = second.begin_in_time().await;
     let backup = cluster.store.backup();
     second.allocator.bind(owner.service, &table("t")).await.expect("free");
-    let told = second.keep(&owner).await.expect("live");
+    let told = second.keep(&owner, Progress::default()).await.expect("live");
     cluster.store.restore(&backup, true);
     cluster.kill(first);
     second.allocator.shutdown(false, Duration::ZERO).await.expect("stops");
     let third = cluster.node("c");
     third.leading().await;
-    tokio::time::sleep(lockservice_core::clock::hi(cluster::LEASE) + TTL).await;
+    tokio::time::sleep(lockservice_core::clock::hi(LEASE) + TTL).await;
     let Role::Leading(term) = third.allocator.role() else { panic!("it leads") };
     let straggler = term.keepalive(owner.service, Nonce::new(7), told).await.expect_err("it has lapsed");
     assert_eq!(straggler.kind(), lockservice_core::ErrorKind::LeaseLost);
