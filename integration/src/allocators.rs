@@ -260,10 +260,10 @@ async fn live(
             );
         }
         if random.random_ratio(1, 8)
-            && let Ok(block) =
+            && let Ok(reserved) =
                 bounded("reserve_tokens", allocator.reserve_tokens(service, bound.bind.id, bound.bind.version)).await
         {
-            ledger.lock().expect("no panic holds it").reserved(&table, block);
+            ledger.lock().expect("no panic holds it").reserved(&table, reserved.tokens);
         }
         if random.random_ratio(1, 16) {
             // A transaction that is to commit never.

@@ -4,11 +4,10 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-use crate::{binary, within};
+use crate::{binary, pid_of, within};
 
 /// Holds a kernel lock on the timeline's companion file for its life, says so, and leaves a trace fifty times a second until it is killed.
 /// Deaf to SIGTERM: only what ends it by force keeps it from running beside the next holder.
@@ -91,8 +90,7 @@ impl Holder {
     /// # Panics
     /// If it has ended.
     pub fn signal(&self, signal: Signal) {
-        let pid = self.child.id().expect("the holder still runs");
-        kill(Pid::from_raw(pid.try_into().expect("a process id")), signal).expect("a child can be signalled");
+        kill(pid_of(&self.child), signal).expect("a child can be signalled");
     }
 
     /// Waits until the `lock` process ends by itself.

@@ -12,7 +12,12 @@ pub mod timeline;
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::process::Output;
 use std::time::Duration;
+
+use nix::unistd::Pid;
+use serde_json::Value;
+use tokio::process::Child;
 
 /// No wait of a test is longer. Generous, for machines that do a lot else; nothing ever takes that long unless it hangs.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -37,6 +42,24 @@ pub async fn within_limit<T>(limit: Duration, what: &str, future: impl Future<Ou
         Ok(value) => value,
         Err(_) => panic!("waited {limit:?} in vain: {what}"),
     }
+}
+
+/// The process of a child.
+///
+/// # Panics
+/// If it has ended.
+pub fn pid_of(child: &Child) -> Pid {
+    let pid = child.id().expect("the process still runs");
+    Pid::from_raw(pid.try_into().expect("a process id"))
+}
+
+/// What a command printed with `--json`: one object a line.
+///
+/// # Panics
+/// If it printed anything else.
+pub fn json_lines(output: &Output) -> Vec<Value> {
+    let text = std::str::from_utf8(&output.stdout).expect("JSON is text");
+    text.lines().map(|line| serde_json::from_str(line).expect("one object")).collect()
 }
 
 /// True on a machine whose tests count for everybody: what is missing there is a failure.

@@ -17,7 +17,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::store::StoreKind;
-use crate::{LEASE, binary, within};
+use crate::{LEASE, binary, json_lines, pid_of, within};
 
 /// Where a server keeps its things and listens, over all its lives.
 #[derive(Debug)]
@@ -129,11 +129,9 @@ impl Place {
         command.args(["--json", "binds", "--server", &self.address]);
         let output = self.run(&mut command).await;
         assert!(output.status.success(), "{output:?}");
-        let lines = String::from_utf8(output.stdout).expect("JSON is text");
-        lines
-            .lines()
-            .map(|line| {
-                let row: Value = serde_json::from_str(line).expect("binds --json says JSON");
+        json_lines(&output)
+            .into_iter()
+            .map(|row| {
                 let bind = BindRow {
                     version: row["version"].as_u64().expect("a bind has a version"),
                     owner: row["owner"].as_u64().expect("a bind has an owner"),
@@ -162,8 +160,7 @@ impl Server {
     /// # Panics
     /// If it has ended.
     pub fn pid(&self) -> Pid {
-        let pid = self.child.id().expect("the server still runs");
-        Pid::from_raw(pid.try_into().expect("a process id"))
+        pid_of(&self.child)
     }
 
     /// Sends a signal.

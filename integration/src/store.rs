@@ -3,6 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
+use lockservice_core::maintenance::{ProblemKind, diagnose};
+use lockservice_core::store::Inspection;
+
 use crate::{binary, skip};
 
 /// A kind of store that outlives its process.
@@ -44,6 +47,11 @@ impl StoreKind {
         }
         !missing
     }
+}
+
+/// What an inspection found, by name.
+pub fn named(inspection: &Inspection) -> Vec<(ProblemKind, String)> {
+    diagnose(inspection).into_iter().map(|problem| (problem.kind, problem.record)).collect()
 }
 
 /// Runs an `async fn(StoreKind)` as one test for each store.

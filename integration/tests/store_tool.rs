@@ -6,9 +6,8 @@ use std::process::{Output, Stdio};
 use integration::containers::{Postgres, PostgresOptions, Redis, RedisOptions};
 use integration::server::Place;
 use integration::store::StoreKind;
-use integration::{binary, skip, within};
+use integration::{binary, json_lines, pid_of, skip, within};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection, Row as _};
 use tokio::process::Command;
@@ -31,8 +30,7 @@ async fn run(args: &[&str]) -> Output {
 async fn done(args: &[&str]) -> Vec<Value> {
     let output = run(args).await;
     assert!(output.status.success(), "{args:?}: {}", said(&output));
-    let text = String::from_utf8(output.stdout).expect("text");
-    text.lines().map(|line| serde_json::from_str(line).expect("one object")).collect()
+    json_lines(&output)
 }
 
 fn said(output: &Output) -> String {
@@ -160,8 +158,7 @@ async fn a_restore_that_was_killed_is_refused_by_servers_and_finished_by_the_nex
         }
     })
     .await;
-    let pid = killed.id().expect("it still restores");
-    kill(Pid::from_raw(pid.try_into().expect("a process id")), Signal::SIGKILL).expect("a child");
+    kill(pid_of(&killed), Signal::SIGKILL).expect("a child");
     within("its end", killed.wait()).await.expect("a child");
 
     let check = run(&["store", "check", "--json", "--store", postgres.url()]).await;
@@ -174,7 +171,6 @@ async fn a_restore_that_was_killed_is_refused_by_servers_and_finished_by_the_nex
     let output = restore(postgres.url(), &path).await;
     assert!(output.status.success(), "{}", said(&output));
     let check = run(&["store", "check", "--json", "--store", postgres.url()]).await;
-    let first = String::from_utf8_lossy(&check.stdout).lines().next().map(str::to_owned).expect("a summary");
-    assert_eq!(serde_json::from_str::<Value>(&first).expect("an object")["tables"], tables);
+    assert_eq!(json_lines(&check)[0]["tables"], tables);
     assert!(!String::from_utf8_lossy(&check.stdout).contains("unfinished_restore"));
 }

@@ -2,117 +2,28 @@
 //! (L1 to L4). Time is tokio's paused clock: every wait here is counted, none is waited for.
 #![cfg(not(loom))]
 
+mod cluster;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, BoundTable, CommitWindow, ElectedAllocator, Incarnation, LocalAllocator,
-    LockTableAllocator, PresentedBind, Progress, Resume, Role,
-};
+use lockservice_core::allocator::{LocalAllocator, LockTableAllocator, Progress, Role};
 use lockservice_core::clock::{Clock, hi, lo};
-use lockservice_core::store::{BindStore, Candidate, ClusterConstants};
-use lockservice_core::testing::{LocalPeers, SharedStore, TokioClock};
-use lockservice_core::{CommitAttempt, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId};
+use lockservice_core::store::{BindStore, Candidate, Floor};
+use lockservice_core::testing::SharedStore;
+use lockservice_core::{ErrorKind, NodeName, Nonce};
 use tokio::time::Instant;
 
-/// The TTLs of these clusters.
-const TTL: Duration = Duration::from_secs(5);
+use self::cluster::{Cluster, TTL, commit, table};
 
-struct Node {
-    name: &'static str,
-    store: SharedStore,
-    allocator: Arc<ElectedAllocator>,
-}
-
-struct Cluster {
-    store: SharedStore,
-    clock: TokioClock,
-    net: LocalPeers,
-}
-
-impl Cluster {
-    fn new() -> Self {
-        Self { store: SharedStore::new(), clock: TokioClock::new(), net: LocalPeers::default() }
-    }
-
-    fn node(&self, name: &'static str) -> Node {
-        let store = self.store.connect();
-        let allocator = ElectedAllocator::start(
-            Arc::new(store.clone()),
-            Arc::new(self.clock),
-            settings(),
-            NodeName::new(name).expect("a name"),
-            name,
-            Arc::new(self.net.clone()),
-        )
-        .expect("valid settings");
-        self.net.join(name, allocator.as_leader());
-        Node { name, store, allocator }
-    }
-
-    /// The node dies without a word.
-    fn kill(&self, node: Node) {
-        self.net.leave(node.name);
-    }
-}
-
-impl Node {
-    fn leads(&self) -> bool {
-        matches!(self.allocator.role(), Role::Leading(_))
-    }
-
-    /// Waits until it leads.
-    async fn leading(&self) {
-        self.allocator.roles().wait_for(|role| matches!(role, Role::Leading(_))).await.expect("the allocator is there");
-    }
-
-    async fn begin(&self) -> Incarnation {
-        let request = Resume {
-            node: NodeName::new(self.name).expect("a name"),
-            nonce: Nonce::new(7),
-            address: self.name.to_owned(),
-            replaces: None,
-        };
-        self.allocator.resume(&request).await.expect("a leader answers")
-    }
-
-    async fn keep(&self, incarnation: &Incarnation, told: Progress) -> Result<Progress> {
-        self.allocator.keepalive(incarnation.service, Nonce::new(7), told).await.map(|ack| ack.at)
-    }
-}
-
-fn settings() -> AllocatorSettings {
-    let ttl_ms = TTL.as_millis() as u64;
-    AllocatorSettings {
-        constants: ClusterConstants { leadership_ttl_ms: ttl_ms, lease_ttl_ms: ttl_ms },
-        ..AllocatorSettings::default()
-    }
-}
-
-fn table(name: &str) -> TableRef {
-    TableRef::new("g", name).expect("a name")
-}
-
-fn commit(incarnation: &Incarnation, bound: &BoundTable, counter: u64) -> BeginCommit {
-    BeginCommit {
-        txn: TxnId::new(incarnation.service, counter, true),
-        binds: vec![PresentedBind::from(&bound.bind)],
-        attempt: CommitAttempt::new(counter),
-        asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(60) },
-    }
-}
-
-async fn led(cluster: &Cluster) -> Node {
-    let node = cluster.node("a");
-    node.leading().await;
-    // An empty store may be one that lost everything: nothing is granted for one lease, until that is settled (L4).
-    tokio::time::sleep(hi(TTL) + TTL / 4).await;
-    node
+/// A lease here lasts as long as a leadership.
+fn cluster() -> Cluster {
+    Cluster::with_lease(TTL)
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_empty_store_is_watched_once_then_held_for_a_lease_and_then_led_by_one() {
-    let cluster = Cluster::new();
+    let cluster = cluster();
     let begin = Instant::now();
     let nodes = [cluster.node("a"), cluster.node("b"), cluster.node("c")];
     for node in &nodes {
@@ -137,8 +48,8 @@ async fn an_empty_store_is_watched_once_then_held_for_a_lease_and_then_led_by_on
 
 #[tokio::test(start_paused = true)]
 async fn a_dead_leader_is_replaced_within_its_ttl_and_every_bind_is_kept() {
-    let cluster = Cluster::new();
-    let first = led(&cluster).await;
+    let cluster = cluster();
+    let first = cluster.led().await;
     let second = cluster.node("b");
     second.allocator.settled().await.expect("follows");
     let incarnation = second.begin().await;
@@ -161,8 +72,8 @@ async fn a_dead_leader_is_replaced_within_its_ttl_and_every_bind_is_kept() {
 
 #[tokio::test(start_paused = true)]
 async fn a_resignation_is_noticed_at_once() {
-    let cluster = Cluster::new();
-    let first = led(&cluster).await;
+    let cluster = cluster();
+    let first = cluster.led().await;
     let second = cluster.node("b");
     let incarnation = second.begin().await;
     let bound = second.allocator.bind(incarnation.service, &table("t")).await.expect("free");
@@ -175,12 +86,12 @@ async fn a_resignation_is_noticed_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_without_its_store_validates_as_long_as_the_leadership_lasts_and_goes_on_afterwards() {
-    let cluster = Cluster::new();
-    let node = led(&cluster).await;
+    let cluster = cluster();
+    let node = cluster.led().await;
     let incarnation = node.begin().await;
     let bound = node.allocator.bind(incarnation.service, &table("t")).await.expect("free");
     let writes = cluster.store.writes();
-    node.store.set_cut(true);
+    node.store.inner.set_cut(true);
     let cut = Instant::now();
     let refused = loop {
         match node.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await {
@@ -195,7 +106,7 @@ async fn a_leader_without_its_store_validates_as_long_as_the_leadership_lasts_an
     assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused:?}");
     assert!(cut.elapsed() > lo(TTL) - TTL / 3 - Duration::from_millis(200), "validated for {:?} only", cut.elapsed());
     assert!(cut.elapsed() <= lo(TTL) + Duration::from_millis(200), "validated for {:?}", cut.elapsed());
-    node.store.set_cut(false);
+    node.store.inner.set_cut(false);
     tokio::time::sleep(TTL / 3).await;
     assert!(node.leads(), "nobody took over meanwhile");
     let again = node.begin().await;
@@ -207,14 +118,14 @@ async fn a_leader_without_its_store_validates_as_long_as_the_leadership_lasts_an
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_was_cut_off_answers_nothing_once_another_leads_and_writes_nothing() {
-    let cluster = Cluster::new();
-    let first = led(&cluster).await;
+    let cluster = cluster();
+    let first = cluster.led().await;
     let old = first.begin().await;
     let bound = first.allocator.bind(old.service, &table("t")).await.expect("free");
     let Role::Leading(term) = first.allocator.role() else { panic!("it leads") };
     let second = cluster.node("b");
     second.allocator.settled().await.expect("follows");
-    first.store.set_cut(true);
+    first.store.inner.set_cut(true);
     let cut = Instant::now();
     // Whatever the old leader admits ends before the new one can lead.
     let mut promised = cut;
@@ -225,7 +136,7 @@ async fn a_leader_that_was_cut_off_answers_nothing_once_another_leads_and_writes
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(Instant::now() >= promised, "a commit admitted by the old leader outlived it");
-    first.store.set_cut(false);
+    first.store.inner.set_cut(false);
     let why = term.ended().await;
     assert_eq!(why.kind(), ErrorKind::Fenced, "{why:?}");
     let refused = term.bind(old.service, &table("other")).await.expect_err("it does not lead");
@@ -240,8 +151,8 @@ async fn a_leader_that_was_cut_off_answers_nothing_once_another_leads_and_writes
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_went_back_on_another_copy_is_held_for_a_lease_and_reuses_nothing() {
-    let cluster = Cluster::new();
-    let node = led(&cluster).await;
+    let cluster = cluster();
+    let node = cluster.led().await;
     let incarnation = node.begin().await;
     let backup = cluster.store.backup();
     let lost = node.allocator.bind(incarnation.service, &table("t")).await.expect("free");
@@ -272,8 +183,8 @@ async fn a_store_that_went_back_on_another_copy_is_held_for_a_lease_and_reuses_n
 
 #[tokio::test(start_paused = true)]
 async fn a_disk_image_put_back_unnoticed_is_found_by_what_a_node_was_told() {
-    let cluster = Cluster::new();
-    let first = led(&cluster).await;
+    let cluster = cluster();
+    let first = cluster.led().await;
     let second = cluster.node("b");
     second.allocator.settled().await.expect("follows");
     let backup = cluster.store.backup();
@@ -293,8 +204,8 @@ async fn a_disk_image_put_back_unnoticed_is_found_by_what_a_node_was_told() {
 
 #[tokio::test(start_paused = true)]
 async fn a_report_from_a_node_makes_a_leader_that_knows_less_step_over_it() {
-    let cluster = Cluster::new();
-    let node = led(&cluster).await;
+    let cluster = cluster();
+    let node = cluster.led().await;
     let incarnation = node.begin().await;
     let before = node.keep(&incarnation, Progress::default()).await.expect("live");
     let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
@@ -311,8 +222,10 @@ async fn a_report_from_a_node_makes_a_leader_that_knows_less_step_over_it() {
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_of_an_earlier_leader_is_rejected() {
-    let cluster = Cluster::new();
-    let first = led(&cluster).await;
+    let cluster = cluster();
+    // Far above whatever a new store leaps to by chance.
+    cluster.store.set_floor(Floor::of_clock(1_767_225_600 + 50_000 * 1024).expect("in range"));
+    let first = cluster.led().await;
     let incarnation = first.begin().await;
     let Role::Leading(stale) = first.allocator.role() else { panic!("it leads") };
     let second = cluster.node("b");
@@ -332,18 +245,18 @@ async fn an_answer_of_an_earlier_leader_is_rejected() {
         other => panic!("{other:?}"),
     };
     let clock: Arc<dyn Clock> = Arc::new(cluster.clock);
-    let earlier = LocalAllocator::open(Arc::new(old_store), clock, settings(), Candidate { seen, ..candidate })
+    let earlier = LocalAllocator::open(Arc::new(old_store), clock, cluster.settings(), Candidate { seen, ..candidate })
         .await
         .expect("leads a store of its own");
     cluster.net.join("b", earlier);
-    let rejected = third.allocator.status().await.expect_err("epoch 1 is of the past (L3)");
+    let rejected = third.allocator.status().await.expect_err("its epoch is of the past (L3)");
     assert_eq!(rejected.kind(), ErrorKind::Unavailable, "{rejected:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_restart_that_lost_nothing_ends_the_leadership_and_keeps_every_bind() {
-    let cluster = Cluster::new();
-    let node = led(&cluster).await;
+    let cluster = cluster();
+    let node = cluster.led().await;
     let incarnation = node.begin().await;
     let bound = node.allocator.bind(incarnation.service, &table("t")).await.expect("free");
     let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };

@@ -5,18 +5,60 @@ mod cluster;
 
 use std::time::Duration;
 
-use lockservice_core::allocator::{AllocatorSettings, LockTableAllocator, Progress, Role};
+use lockservice_core::allocator::{Incarnation, LockTableAllocator, Progress, Role};
 use lockservice_core::clock::lo;
 use lockservice_core::store::{BindStore, Floor};
 use lockservice_core::{Epoch, Nonce, TxnId};
 
-use self::cluster::{Cluster, TTL, commit, granted_after_the_owner, table};
+use self::cluster::{Cluster, LEASE, Node, TTL, commit, granted_after_the_owner, table};
+
+/// A leader and two nodes that follow it; `owner` is an incarnation of the second and owns nothing yet.
+struct Followed {
+    cluster: Cluster,
+    leader: Node,
+    second: Node,
+    third: Node,
+    owner: Incarnation,
+}
+
+/// What is left of it when the leader has died, and the store has gone back.
+struct RolledBack {
+    cluster: Cluster,
+    second: Node,
+    third: Node,
+    owner: Incarnation,
+}
+
+impl Followed {
+    async fn new() -> Self {
+        let cluster = Cluster::with_lease(LEASE);
+        let leader = cluster.led().await;
+        let (second, third) = (cluster.node("b"), cluster.node("c"));
+        let owner = second.begin_in_time().await;
+        Self { cluster, leader, second, third, owner }
+    }
+
+    /// The owner is told that `t` is bound to it. Then the store goes back to before that, as another copy (`new_life`) or unnoticeably,
+    /// and the leader dies. The third node leads next, while the second is cut off from the store, and stays so.
+    async fn roll_back(self, new_life: bool) -> RolledBack {
+        let Self { cluster, leader, second, third, owner } = self;
+        let backup = cluster.store.backup();
+        second.allocator.bind(owner.service, &table("t")).await.expect("free");
+        second.keep(&owner, Progress::default()).await.expect("live");
+        cluster.store.restore(&backup, new_life);
+        cluster.kill(leader);
+        // The owner's own node would know better.
+        second.store.inner.set_cut(true);
+        third.leading().await;
+        RolledBack { cluster, second, third, owner }
+    }
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_ends_although_a_write_of_unknown_outcome_cannot_be_settled() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     let node = cluster.led().await;
-    let incarnation = node.begin().await;
+    let incarnation = node.begin_in_time().await;
     let store = node.store.inner.clone();
     node.store.after_write(move || store.set_cut(true));
     let allocator = std::sync::Arc::clone(&node.allocator);
@@ -30,10 +72,10 @@ async fn a_stop_ends_although_a_write_of_unknown_outcome_cannot_be_settled() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_read_from_another_copy_than_the_one_that_was_acquired_is_not_led_with() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     let first = cluster.led().await;
     let second = cluster.node("b");
-    let incarnation = first.begin().await;
+    let incarnation = first.begin_in_time().await;
     let bound = first.allocator.bind(incarnation.service, &table("t")).await.expect("free");
     second.allocator.settled().await.expect("follows");
     let backup = cluster.store.backup();
@@ -51,13 +93,13 @@ async fn what_was_read_from_another_copy_than_the_one_that_was_acquired_is_not_l
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_whose_epoch_was_raised_without_an_answer_goes_on() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     let node = cluster.node("a");
     node.leading().await;
     let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
     // The first is to settle the doubt about a new store.
     node.store.lose_acquisitions(4);
-    let over = tokio::time::timeout(lockservice_core::clock::hi(cluster::LEASE) + TTL * 3, term.ended()).await;
+    let over = tokio::time::timeout(lockservice_core::clock::hi(LEASE) + TTL * 3, term.ended()).await;
     assert_eq!(node.store.acquisitions_to_lose(), 0, "it was raised");
     assert!(over.is_err(), "{over:?}");
     assert!(node.leads());
@@ -65,26 +107,12 @@ async fn a_leader_whose_epoch_was_raised_without_an_answer_goes_on() {
 
 #[tokio::test(start_paused = true)]
 async fn what_an_earlier_leader_told_is_reported_although_a_later_one_has_answered_meanwhile() {
-    let cluster = Cluster::new();
-    let first = cluster.led().await;
-    let (second, third) = (cluster.node("b"), cluster.node("c"));
-    let (owner, other) = (second.begin().await, third.begin().await);
-    third.allocator.bind(other.service, &table("u")).await.expect("free");
-    let backup = cluster.store.backup();
-    second.allocator.bind(owner.service, &table("t")).await.expect("free");
-    second.keep(&owner).await.expect("live");
-    cluster.store.restore(&backup, true);
-    cluster.kill(first);
-    // Its own node would know better.
-    second.store.inner.set_cut(true);
-    third.leading().await;
+    let nodes = Followed::new().await;
+    let other = nodes.third.begin_in_time().await;
+    nodes.third.allocator.bind(other.service, &table("u")).await.expect("free");
+    let RolledBack { second, third, owner, .. } = nodes.roll_back(true).await;
     second.store.inner.set_cut(false);
-    second
-        .allocator
-        .roles()
-        .wait_for(|role| matches!(role, Role::Following { address, .. } if address == "c"))
-        .await
-        .expect("follows");
+    second.follows(&third).await;
     let bound = second.allocator.bind(owner.service, &table("u")).await.expect("bound to another");
     assert_eq!(bound.bind.owner, other.service);
     granted_after_the_owner("t", &second, &owner, &third).await;
@@ -92,20 +120,10 @@ async fn what_an_earlier_leader_told_is_reported_although_a_later_one_has_answer
 
 #[tokio::test(start_paused = true)]
 async fn the_writes_of_a_leader_in_doubt_do_not_stand_for_those_that_were_lost() {
-    let cluster = Cluster::new();
-    let first = cluster.led().await;
-    let (second, third) = (cluster.node("b"), cluster.node("c"));
-    let owner = second.begin().await;
-    let backup = cluster.store.backup();
-    second.allocator.bind(owner.service, &table("t")).await.expect("free");
-    second.keep(&owner).await.expect("live");
-    cluster.store.restore(&backup, true);
-    cluster.kill(first);
-    second.store.inner.set_cut(true);
-    third.leading().await;
+    let RolledBack { cluster, second, third, owner } = Followed::new().await.roll_back(true).await;
     let fourth = cluster.node("d");
     for node in [&third, &fourth] {
-        node.begin().await;
+        node.begin_in_time().await;
     }
     // Before the owner could report anything to it.
     assert!(third.allocator.shutdown(true, Duration::from_secs(1)).await.expect("stops").resigned);
@@ -116,37 +134,22 @@ async fn the_writes_of_a_leader_in_doubt_do_not_stand_for_those_that_were_lost()
 
 #[tokio::test(start_paused = true)]
 async fn the_writes_of_a_leader_that_noticed_nothing_do_not_stand_for_those_that_were_lost() {
-    let cluster = Cluster::new();
-    let first = cluster.led().await;
-    let (second, third) = (cluster.node("b"), cluster.node("c"));
-    let owner = second.begin().await;
-    let backup = cluster.store.backup();
-    second.allocator.bind(owner.service, &table("t")).await.expect("free");
-    second.keep(&owner).await.expect("live");
-    cluster.store.restore(&backup, false);
-    cluster.kill(first);
-    second.store.inner.set_cut(true);
-    third.leading().await;
-    let other = third.begin().await;
+    let RolledBack { second, third, owner, .. } = Followed::new().await.roll_back(false).await;
+    let other = third.begin_in_time().await;
     for name in ["u", "v", "w"] {
         third.allocator.bind(other.service, &table(name)).await.expect("nothing is in doubt");
     }
     second.store.inner.set_cut(false);
-    second
-        .allocator
-        .roles()
-        .wait_for(|role| matches!(role, Role::Following { address, .. } if address == "c"))
-        .await
-        .expect("follows");
-    second.keep(&owner).await.expect_err("it reports what the leader does not know of");
+    second.follows(&third).await;
+    second.keep(&owner, Progress::default()).await.expect_err("it reports what the leader does not know of");
     granted_after_the_owner("t", &second, &owner, &third).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_leadership_counts_from_before_its_renewal_was_sent() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     let node = cluster.led().await;
-    let incarnation = node.begin().await;
+    let incarnation = node.begin_in_time().await;
     let bound = node.allocator.bind(incarnation.service, &table("t")).await.expect("free");
     node.store.slow_renewals(Duration::from_secs(1));
     while node.store.renewed().is_none() {
@@ -170,7 +173,7 @@ const NOON_S: u64 = 1_767_225_600 + 50_000 * 1024;
 /// What is handed out first by a new leader to a new owner: incarnation, table id, version, token.
 async fn first_numbers(cluster: &Cluster) -> ([u64; 4], Epoch) {
     let node = cluster.led().await;
-    let owner = node.begin().await;
+    let owner = node.begin_in_time().await;
     let bound = node.allocator.bind(owner.service, &table("t")).await.expect("free");
     let tokens = bound.tokens.expect("fresh");
     let numbers = [owner.service.get(), bound.bind.id.get(), bound.bind.version.get(), tokens.next.get()];
@@ -181,7 +184,7 @@ async fn first_numbers(cluster: &Cluster) -> ([u64; 4], Epoch) {
 /// L4, F1: everybody who remembered anything dies each time, and it all happens within one epoch of the server's clock.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_forgets_everything_time_and_again_hands_nothing_out_twice() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     let (mut last, mut epochs) = ([0; 4], Vec::new());
     for life in 0..8 {
         cluster.store.set_floor(Floor::of_clock(NOON_S + life * 30).expect("in range"));
@@ -199,13 +202,13 @@ async fn a_store_that_forgets_everything_time_and_again_hands_nothing_out_twice(
 /// A copy on another machine, whose clock is behind: what nodes were told is what counts.
 #[tokio::test(start_paused = true)]
 async fn numbers_go_on_above_what_a_node_reports_although_the_clock_of_the_promoted_copy_is_behind() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     cluster.store.set_floor(Floor::of_clock(NOON_S + 600).expect("in range"));
     let first = cluster.led().await;
     let backup = cluster.store.backup();
     let second = cluster.node("b");
     second.allocator.settled().await.expect("follows");
-    let owner = second.begin().await;
+    let owner = second.begin_in_time().await;
     let lost = second.allocator.bind(owner.service, &table("t")).await.expect("free");
     cluster.store.set_floor(Floor::of_clock(NOON_S).expect("in range"));
     cluster.store.restore(&backup, true);
@@ -225,11 +228,11 @@ async fn numbers_go_on_above_what_a_node_reports_although_the_clock_of_the_promo
 /// The node's own incarnation is gone, so no renewal of it reports anything.
 #[tokio::test(start_paused = true)]
 async fn a_node_that_starts_anew_tells_a_leader_with_a_lower_epoch_what_it_knows() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     let first = cluster.led().await;
     let second = cluster.node("b");
     second.allocator.settled().await.expect("follows");
-    let owner = second.begin().await;
+    let owner = second.begin_in_time().await;
     let told = Progress { epoch: Epoch::new(owner.at.epoch.get() + 2_000), ..owner.at };
     // The leader steps over it, and what it was told is forgotten with the store.
     second.allocator.keepalive(owner.service, Nonce::new(7), told).await.expect_err("void");
@@ -239,25 +242,15 @@ async fn a_node_that_starts_anew_tells_a_leader_with_a_lower_epoch_what_it_knows
     let third = cluster.node("c");
     third.leading().await;
     second.store.inner.set_cut(false);
-    let again = tokio::time::timeout(10 * cluster::LEASE, second.begin()).await.expect("it gets through");
+    let again = tokio::time::timeout(10 * LEASE, second.begin_in_time()).await.expect("it gets through");
     assert!(again.at.epoch > told.epoch);
 }
 
 /// The store shows the same copy, and the number of its last write is above that of what was lost, as if nothing had happened.
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_noticed_nothing_and_has_left_does_not_hide_what_was_lost() {
-    let cluster = Cluster::new();
-    let first = cluster.led().await;
-    let (second, third) = (cluster.node("b"), cluster.node("c"));
-    let owner = second.begin().await;
-    let backup = cluster.store.backup();
-    second.allocator.bind(owner.service, &table("t")).await.expect("free");
-    second.keep(&owner).await.expect("live");
-    cluster.store.restore(&backup, false);
-    cluster.kill(first);
-    second.store.inner.set_cut(true);
-    third.leading().await;
-    let other = third.begin().await;
+    let RolledBack { cluster, second, third, owner } = Followed::new().await.roll_back(false).await;
+    let other = third.begin_in_time().await;
     for name in ["u", "v", "w"] {
         third.allocator.bind(other.service, &table(name)).await.expect("nothing is in doubt");
     }
@@ -266,32 +259,27 @@ async fn a_leader_that_noticed_nothing_and_has_left_does_not_hide_what_was_lost(
     assert!(third.allocator.shutdown(true, Duration::from_secs(1)).await.expect("stops").resigned);
     fourth.leading().await;
     second.store.inner.set_cut(false);
-    second
-        .allocator
-        .roles()
-        .wait_for(|role| matches!(role, Role::Following { address, .. } if address == "d"))
-        .await
-        .expect("follows");
-    second.keep(&owner).await.expect_err("it reports what the leader does not know of");
+    second.follows(&fourth).await;
+    second.keep(&owner, Progress::default()).await.expect_err("it reports what the leader does not know of");
     granted_after_the_owner("t", &second, &owner, &fourth).await;
 }
 
 /// Everybody had their time to report: a straggler costs nobody anything.
 #[tokio::test(start_paused = true)]
 async fn a_report_of_what_was_lost_before_a_doubt_was_settled_changes_nothing() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     let first = cluster.led().await;
     let second = cluster.node("b");
-    let owner = second.begin().await;
+    let owner = second.begin_in_time().await;
     let backup = cluster.store.backup();
     second.allocator.bind(owner.service, &table("t")).await.expect("free");
-    let told = second.keep(&owner).await.expect("live");
+    let told = second.keep(&owner, Progress::default()).await.expect("live");
     cluster.store.restore(&backup, true);
     cluster.kill(first);
     second.allocator.shutdown(false, Duration::ZERO).await.expect("stops");
     let third = cluster.node("c");
     third.leading().await;
-    tokio::time::sleep(lockservice_core::clock::hi(cluster::LEASE) + TTL).await;
+    tokio::time::sleep(lockservice_core::clock::hi(LEASE) + TTL).await;
     let Role::Leading(term) = third.allocator.role() else { panic!("it leads") };
     let straggler = term.keepalive(owner.service, Nonce::new(7), told).await.expect_err("it has lapsed");
     assert_eq!(straggler.kind(), lockservice_core::ErrorKind::LeaseLost);
@@ -300,11 +288,11 @@ async fn a_report_of_what_was_lost_before_a_doubt_was_settled_changes_nothing() 
 
 #[tokio::test(start_paused = true)]
 async fn that_writes_were_lost_is_recorded_although_the_queue_of_changes_is_full() {
-    let cluster = Cluster::new();
-    let node = cluster.node_with("a", AllocatorSettings { queue_max: 1, ..AllocatorSettings::default() });
+    let cluster = Cluster::with_lease(LEASE);
+    let node = cluster.node_with("a", |settings| settings.queue_max = 1);
     node.leading().await;
-    tokio::time::sleep(lockservice_core::clock::hi(cluster::LEASE) + TTL).await;
-    let owner = node.begin().await;
+    tokio::time::sleep(lockservice_core::clock::hi(LEASE) + TTL).await;
+    let owner = node.begin_in_time().await;
     let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
     node.store.inner.set_cut(true);
     for name in ["s", "t", "u", "v"] {
@@ -322,7 +310,7 @@ async fn that_writes_were_lost_is_recorded_although_the_queue_of_changes_is_full
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_fails_while_a_new_leader_reads_it_costs_no_second_election() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     let first = cluster.led().await;
     let second = cluster.node("b");
     second.allocator.settled().await.expect("follows");
@@ -337,12 +325,12 @@ async fn a_store_that_fails_while_a_new_leader_reads_it_costs_no_second_election
     });
     cluster.kill(first);
     second.leading().await;
-    assert_eq!(Ok(second.begin().await.at.epoch), before.next().map_err(|e| e.to_string()));
+    assert_eq!(Ok(second.begin_in_time().await.at.epoch), before.next().map_err(|e| e.to_string()));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_that_is_asked_for_again_answers_what_was_given_up() {
-    let cluster = Cluster::new();
+    let cluster = Cluster::with_lease(LEASE);
     let leads = cluster.led().await;
     let follows = cluster.node("b");
     follows.allocator.settled().await.expect("follows");

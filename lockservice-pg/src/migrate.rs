@@ -32,6 +32,23 @@ pub async fn stored_format(url: &str) -> Result<u32> {
     found(&calls, &mut link, &config.schema).await
 }
 
+/// Fails with `StoreUnusable` unless the schema is there and of [`SCHEMA_FORMAT`], and as [`stored_format`] does. Changes nothing.
+pub(crate) async fn check_format(calls: &Calls, schema: &SchemaName) -> Result<()> {
+    let mut link = calls.take().await?;
+    let format = found(calls, &mut link, schema).await?;
+    link.keep();
+    if format == SCHEMA_FORMAT {
+        return Ok(());
+    }
+    let message = match format {
+        0 => "there is no store: correct its URL".to_owned(),
+        format => {
+            format!("the store's schema is of format {format}, this version reads {SCHEMA_FORMAT}: migrate it first")
+        }
+    };
+    Err(Error::new(ErrorKind::StoreUnusable, message).with("store", &calls.describe))
+}
+
 /// Creates the schema, or brings it to [`SCHEMA_FORMAT`], or finds that nothing is to be done.
 pub(crate) async fn migrate(calls: &Calls, schema: &SchemaName) -> Result<()> {
     let mut link = calls.take().await?;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, Floor, Head, Leadership, Lineage, Renewal, StoreState, WriteAck,
+    Applied, Batch, BindStore, Candidate, Damage, Floor, Head, Inspection, Leadership, Lineage, Renewal, StoreState,
+    WriteAck,
 };
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use sqlx::postgres::PgRow;
@@ -16,7 +17,7 @@ use crate::calls::Calls;
 use crate::config::{PgConfig, SchemaName, describe, millis};
 use crate::error::{Failure, Stage};
 use crate::link::{Links, Statement};
-use crate::migrate::{in_schema, migrate};
+use crate::migrate::{check_format, in_schema, migrate};
 use crate::record::{Arrays, add_constants, add_service, add_table, add_tombstone, format_written, head, json};
 use crate::watch::Watch;
 
@@ -77,12 +78,31 @@ impl PgStore {
         Box::pin(Self::open(links, config)).await
     }
 
+    /// Reads the store that a URL names, damaged or not, as far as it can be read. Creates and migrates nothing.
+    ///
+    /// Fails as [`connect`](Self::connect) does, but for damaged records: those are in the answer. Also with `StoreUnusable` if there is no
+    /// store, or one of an older format. Cancel safe.
+    pub async fn inspect(url: &str) -> Result<Inspection> {
+        let config = PgConfig::from_url(url)?;
+        let store = Self::reach(Links::own(&config), &config).await?;
+        check_format(&store.calls, &config.schema).await?;
+        let mut damage = Damage::noted();
+        let (state, head) = Box::pin(store.read(&mut damage)).await?;
+        Ok(Inspection { store: store.describe(), state, head, damage })
+    }
+
     async fn open(links: Links, config: PgConfig) -> Result<Self> {
-        let calls = Calls::new(links, describe(&config.connect, &config.schema), &config);
+        let store = Self::reach(links, &config).await?;
+        migrate(&store.calls, &config.schema).await?;
+        Ok(store)
+    }
+
+    /// A store whose schema may be missing or old.
+    async fn reach(links: Links, config: &PgConfig) -> Result<Self> {
+        let calls = Calls::new(links, describe(&config.connect, &config.schema), config);
         check_server(&calls).await?;
-        migrate(&calls, &config.schema).await?;
         let channel = format!("lockservice:{}", config.schema);
-        let watch = Watch::new(&config, &channel);
+        let watch = Watch::new(config, &channel);
         Ok(Self { sql: Sql::new(&config.schema), lock_ms: millis(config.lock_timeout), calls, channel, watch })
     }
 
@@ -128,7 +148,8 @@ impl PgStore {
         self.calls.asked(row.try_get(column).map_err(Failure::from))
     }
 
-    async fn load_all(&self) -> Result<StoreState> {
+    /// Everything, of one moment.
+    async fn read(&self, damage: &mut Damage) -> Result<(StoreState, Option<Head>)> {
         let calls = &self.calls;
         let mut link = calls.take().await?;
         let begin = format!(
@@ -139,7 +160,8 @@ impl PgStore {
         calls.asked(link.run(&begin, calls.answer_timeout).await)?;
         let mut state = StoreState::default();
         let look = calls.asked(link.row(sql(&self.sql.look), calls.answer_timeout).await)?;
-        if let Some(head) = head(&look)? {
+        let head = damage.bear(head(&look))?.flatten();
+        if let Some(head) = &head {
             (state.epoch, state.applied) = (head.epoch, head.applied);
         }
         type Add = fn(&mut StoreState, &PgRow) -> Result<()>;
@@ -151,12 +173,12 @@ impl PgStore {
         ];
         for (query, add) in parts {
             for row in calls.asked(link.rows(sql(query), calls.load_timeout).await)? {
-                add(&mut state, &row).map_err(|e| e.with("store", &calls.describe))?;
+                damage.bear(add(&mut state, &row).map_err(|e| e.with("store", &calls.describe)))?;
             }
         }
         calls.asked(link.run("commit", calls.answer_timeout).await)?;
         link.keep();
-        Ok(state)
+        Ok((state, head))
     }
 }
 
@@ -167,11 +189,12 @@ impl BindStore for PgStore {
     }
 
     async fn load(&self) -> Result<StoreState> {
-        match self.load_all().await {
+        let load = async || self.read(&mut Damage::refused()).await.map(|(state, _)| state);
+        match load().await {
             // A connection from before a restart of the server tells so only when it is used: once more, with new ones.
             Err(e) if e.kind() == ErrorKind::Unavailable => {
                 self.calls.links.forget_idle();
-                self.load_all().await
+                load().await
             }
             outcome => outcome,
         }

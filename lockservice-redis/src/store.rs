@@ -1,14 +1,14 @@
 //! [`RedisStore`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, Change, Floor, Head, Leadership, Lineage, Renewal, STORE_FORMAT, StoreState,
-    WriteAck, absorb, changes, encode,
+    Applied, Batch, BindStore, Candidate, Change, Damage, Floor, Head, Inspection, Leadership, Lineage, Renewal,
+    STORE_FORMAT, StoreState, WriteAck, absorb, changes, encode,
 };
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use redis::Value;
@@ -61,6 +61,23 @@ impl RedisStore {
 
     /// Opens a store as [`connect`](Self::connect) does.
     pub async fn connect_with(config: RedisConfig) -> Result<Self> {
+        let store = Self::reach(config).await?;
+        store.found().await?;
+        Ok(store)
+    }
+
+    /// Reads the store that a URL names, damaged or not, as far as it can be read.
+    ///
+    /// Fails as [`connect`](Self::connect) does, but for damaged records: those are in the answer. Cancel safe.
+    pub async fn inspect(url: &str) -> Result<Inspection> {
+        let store = Self::reach(RedisConfig::from_url(url)?).await?;
+        let mut damage = Damage::noted();
+        let (state, head) = store.read(&mut damage).await?;
+        Ok(Inspection { store: store.describe(), state, head, damage })
+    }
+
+    /// A store whose content may be anything.
+    async fn reach(config: RedisConfig) -> Result<Self> {
         config.validate()?;
         let config = Arc::new(config);
         let errors = Errors::new(config.describe(), config.secrets());
@@ -68,7 +85,6 @@ impl RedisStore {
         let watch = Watch::new(config.channel());
         let store = Self(Arc::new(Inner { key: config.key(), scripts: Scripts::new(), config, errors, link, watch }));
         audit(&store.0.link, &store.0.config, &store.0.errors).await?;
-        store.found().await?;
         Ok(store)
     }
 
@@ -111,9 +127,25 @@ impl RedisStore {
         self.0.errors.about(kind, message).with("replicas", self.0.config.replicas)
     }
 
-    async fn load_once(&self) -> Result<Option<StoreState>> {
-        let before = self.found().await?;
-        let mut records: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
+    /// Everything, of one moment.
+    async fn read(&self, damage: &mut Damage) -> Result<(StoreState, Option<Head>)> {
+        let read = async {
+            for _ in 0..LOADS_MAX {
+                if let Some(read) = self.read_once(damage).await? {
+                    return Ok(read);
+                }
+            }
+            Err(self.0.errors.about(ErrorKind::Unavailable, "the store was written while it was read: try again"))
+        };
+        timeout(self.0.config.load_timeout, read)
+            .await
+            .unwrap_or_else(|_| Err(self.0.errors.timed_out(Stage::Repeatable)))
+    }
+
+    /// The same, but `None` if something was written meanwhile. Notes no damage then.
+    async fn read_once(&self, damage: &mut Damage) -> Result<Option<(StoreState, Option<Head>)>> {
+        let before = damage.bear(self.found().await)?;
+        let mut records = BTreeMap::new();
         let mut cursor = b"0".to_vec();
         loop {
             let mut page = redis::cmd("HSCAN");
@@ -123,22 +155,26 @@ impl RedisStore {
                 break;
             }
         }
-        // Only the leader writes: if epoch, number and copy are as before, so is everything else.
-        let after = self.found().await?;
         let place = |found: &Found| found.head.as_ref().map(|head| (head.epoch, head.applied));
-        if before.lineage != after.lineage || place(&before) != place(&after) {
-            return Ok(None);
+        // Only the leader writes: if epoch, number and copy are as before, so is everything else. Of a damaged head there is nothing to
+        // compare, and nobody can become the leader.
+        if let Some(before) = &before {
+            let after = self.found().await?;
+            if before.lineage != after.lineage || place(before) != place(&after) {
+                return Ok(None);
+            }
         }
         let mut state = StoreState::default();
-        (state.epoch, state.applied) = place(&after).unwrap_or_default();
-        for (key, value) in records.iter().filter(|(key, _)| !key.starts_with(b"head/")) {
-            absorb(&mut state, key, value)?;
+        (state.epoch, state.applied) = before.as_ref().and_then(place).unwrap_or_default();
+        // Format and head were looked at before.
+        for (key, value) in records.iter().filter(|(key, _)| *key != b"format" && !key.starts_with(b"head/")) {
+            damage.bear(absorb(&mut state, key, value))?;
         }
-        Ok(Some(state))
+        Ok(Some((state, before.and_then(|found| found.head))))
     }
 
     /// Adds one answer of `HSCAN`, and tells where the next begins. An entry may come twice.
-    fn take_page(&self, page: Value, records: &mut HashMap<Vec<u8>, Vec<u8>>) -> Result<Vec<u8>> {
+    fn take_page(&self, page: Value, records: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Vec<u8>> {
         let strange = || self.0.errors.strange("another shape of HSCAN");
         let Value::Array(parts) = page else { return Err(strange()) };
         let Ok([Value::BulkString(cursor), Value::Array(entries)]) = <[Value; 2]>::try_from(parts) else {
@@ -176,17 +212,7 @@ impl BindStore for RedisStore {
     }
 
     async fn load(&self) -> Result<StoreState> {
-        let load = async {
-            for _ in 0..LOADS_MAX {
-                if let Some(state) = self.load_once().await? {
-                    return Ok(state);
-                }
-            }
-            Err(self.0.errors.about(ErrorKind::Unavailable, "the store was written while it was read: try again"))
-        };
-        timeout(self.0.config.load_timeout, load)
-            .await
-            .unwrap_or_else(|_| Err(self.0.errors.timed_out(Stage::Repeatable)))
+        self.read(&mut Damage::refused()).await.map(|(state, _)| state)
     }
 
     async fn head(&self) -> Result<Option<Head>> {

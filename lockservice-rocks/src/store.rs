@@ -5,14 +5,9 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use async_trait::async_trait;
-use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, Change, ExclusiveStore, Head, KeyValue, Leadership, Renewal, StoreState,
-    Visit, WriteAck,
-};
-use lockservice_core::{Epoch, Error, ErrorKind, Result};
+use lockservice_core::store::{Change, Exclusive, ExclusiveStore, Inspection, KeyValue, Visit};
+use lockservice_core::{Error, ErrorKind, Result};
 use rocksdb::{DB, DBRecoveryMode, IteratorMode, Options, WriteBatch, WriteOptions};
 
 use crate::config::RocksConfig;
@@ -30,13 +25,13 @@ const MARKER_TEXT: &str =
 /// `sealed ` and 20 digits.
 const SEAL_BYTES: usize = 27;
 
-/// A [`BindStore`] in RocksDB, in a folder of its own, open to one process at a time.
+/// A [`BindStore`](lockservice_core::store::BindStore) in RocksDB, in a folder of its own, open to one process at a time.
 ///
 /// Each write is one atomic batch, synced to the disk before it is answered. When the disk is full, writes fail with
 /// [`StoreUnusable`](lockservice_core::ErrorKind::StoreUnusable) and succeed again once there is space; nothing acknowledged is lost.
 /// Clones are handles to one store; it is closed with the last of them.
 #[derive(Clone, Debug)]
-pub struct RocksStore(ExclusiveStore<RocksEngine>);
+pub struct RocksStore(ExclusiveStore);
 
 impl RocksStore {
     /// Opens the store in the folder `path`, which is created if it is not there (the folder around it is not).
@@ -50,43 +45,26 @@ impl RocksStore {
 
     /// Opens a store as [`open`](Self::open) does, with RocksDB set up by the caller.
     pub async fn open_with(config: RocksConfig) -> Result<Self> {
-        let url = format!("rocks:{}", config.path.display());
-        ExclusiveStore::open(url, move || RocksEngine::open(config)).await.map(Self)
+        ExclusiveStore::open(url(&config), move || RocksEngine::open(config)).await.map(Self)
+    }
+
+    /// Reads the store in the folder `path`, damaged or not, as far as it can be read.
+    ///
+    /// Like [`open`](Self::open) it creates a folder that is not there, and fails as that does, but for damaged records: those are in the
+    /// answer. Cancel safe.
+    pub async fn inspect(path: impl Into<PathBuf>) -> Result<Inspection> {
+        let config = RocksConfig::new(path);
+        ExclusiveStore::inspect(url(&config), move || RocksEngine::open(config)).await
     }
 }
 
-#[async_trait]
-impl BindStore for RocksStore {
-    fn describe(&self) -> String {
-        self.0.describe()
-    }
+fn url(config: &RocksConfig) -> String {
+    format!("rocks:{}", config.path.display())
+}
 
-    async fn load(&self) -> Result<StoreState> {
-        self.0.load().await
-    }
-
-    async fn head(&self) -> Result<Option<Head>> {
-        self.0.head().await
-    }
-
-    async fn acquire_leadership(&self, candidate: &Candidate, _ttl: Duration) -> Result<Leadership> {
-        self.0.acquire_leadership(candidate).await
-    }
-
-    async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
-        self.0.renew(epoch).await
-    }
-
-    async fn resign(&self, epoch: Epoch) -> Result<()> {
-        self.0.resign(epoch).await
-    }
-
-    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
-        self.0.write(epoch, number, batch).await
-    }
-
-    async fn applied(&self) -> Result<Applied> {
-        self.0.applied().await
+impl Exclusive for RocksStore {
+    fn exclusive(&self) -> &ExclusiveStore {
+        &self.0
     }
 }
 

@@ -106,7 +106,7 @@ fn after_sigkill_the_command_ends_and_the_next_comes_in_after_the_ttl_and_not_be
 fn a_killed_wrapper_takes_the_whole_process_group_with_it() {
     let server = Server::start();
     let mut holder = server.lock(&["t", "k", "--ttl", "1s"], "sleep 1000 & echo $!; wait");
-    let child = Pid::from_raw(holder.line().parse().unwrap()).unwrap();
+    let child = holder.process();
     holder.signal(Signal::KILL);
     wait_for_end_of(child);
     holder.end_of_output();
@@ -186,7 +186,7 @@ fn what_the_command_leaves_in_its_group_is_ended_before_the_lock_is_released() {
     let server = Server::start();
     let mut holder =
         server.lock(&["t", "k", "--stop-time", "100ms"], "trap '' TERM; sleep 1000 > /dev/null 2>&1 & echo $!");
-    let left = Pid::from_raw(holder.line().parse().unwrap()).unwrap();
+    let left = holder.process();
     assert_eq!(holder.wait().0.code(), Some(0));
     assert!(rustix::process::test_kill_process(left).is_err(), "it is gone");
 }
@@ -215,7 +215,7 @@ fn after_a_crash_of_the_server_the_old_command_has_ended_before_the_next_one_run
     let token = |line: String| line.parse::<u64>().unwrap();
     let mut holder = server.lock(&["t", "k"], "echo $LOCKSERVICE_TOKEN; echo $$; exec sleep 1000");
     let before = token(holder.line());
-    let command = Pid::from_raw(holder.line().parse().unwrap()).unwrap();
+    let command = holder.process();
     let server = server.crash_and_restart();
     // B3: it waits for as long as the crashed server's promises may last.
     let mut next = server.lock(&["t", "k", "--timeout", "30s"], "echo $LOCKSERVICE_TOKEN");
@@ -298,7 +298,7 @@ fn stuck(server: &Server, ttl: &str) -> Option<Stuck> {
         "echo $$; exec sleep 1000",
     ]);
     let mut holder = Running::start(nobody.uid(65_534).gid(65_534).stdin(std::process::Stdio::null()));
-    let command = Pid::from_raw(holder.line().parse().expect("a process number")).expect("not zero");
+    let command = holder.process();
     let group = command.as_raw_nonzero().get();
     let member = std::process::Command::new("sleep").arg("1000").process_group(group).spawn().expect("it starts");
     Some(Stuck { holder, command, member: Member(member) })

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::time::Duration;
 
-use cli_support::{Running, Server, code, lockservice, now, run, stderr};
+use cli_support::{Running, Server, code, json_lines, lockservice, now, run, serve, stderr};
 use lockservice::client::Client;
 use lockservice_core::service::LockSpec;
 use lockservice_core::{Key, LockItem, TableRef};
 use rustix::process::Signal;
+use serde_json::Value;
 
 #[test]
 fn wrong_usage_exits_with_64_and_help_with_0() {
@@ -39,7 +40,7 @@ fn wrong_usage_exits_with_64_and_help_with_0() {
         assert_eq!(code(&run(args)), 0, "{args:?}");
     }
     let json = run(&["lock", "t", "--json"]);
-    let object: serde_json::Value = serde_json::from_slice(&json.stderr).unwrap();
+    let object: Value = serde_json::from_slice(&json.stderr).unwrap();
     assert_eq!((code(&json), object["kind"].as_str()), (64, Some("usage")));
 }
 
@@ -103,13 +104,13 @@ fn a_store_in_memory_says_what_it_means() {
 fn the_lists_are_tables_or_objects() {
     let server = Server::start();
     let (_holder, _) = server.hold(&["accounts", "alice"]);
-    let lock: serde_json::Value = serde_json::from_slice(&server.run(&["locks", "accounts", "--json"]).stdout).unwrap();
+    let lock: Value = serde_json::from_slice(&server.run(&["locks", "accounts", "--json"]).stdout).unwrap();
     assert_eq!(
         (lock["table"].as_str(), lock["key"].as_str(), lock["mode"].as_str()),
         (Some("accounts"), Some("alice"), Some("exclusive"))
     );
     assert!(server.run(&["locks", "others", "--json"]).stdout.is_empty());
-    let bind: serde_json::Value = serde_json::from_slice(&server.run(&["binds", "--json"]).stdout).unwrap();
+    let bind: Value = serde_json::from_slice(&server.run(&["binds", "--json"]).stdout).unwrap();
     for field in ["group", "table", "partition", "owner", "version", "state"] {
         assert!(!bind[field].is_null(), "{field}");
     }
@@ -135,8 +136,7 @@ fn a_closed_pipe_is_no_panic() {
 fn the_benchmark_prints_both_sides() {
     let output = run(&["bench", "--callers", "1,4", "--seconds", "1", "--json"]);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
-    let runs: Vec<serde_json::Value> =
-        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let runs = json_lines(&output);
     assert_eq!(runs.iter().map(|run| run["callers"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 4]);
     assert!(
         runs.iter().all(|run| run["lock"]["p50_us"].as_f64() > Some(0.0) && run["echo"]["p50_us"].as_f64() > Some(0.0))
@@ -151,13 +151,9 @@ fn a_list_that_was_cut_says_so_on_stderr_and_its_lines_stay_whole() {
     let server = Server::start_with(&["--config", file.to_str().unwrap()]);
     let (_holder, _) = server.hold(&["t", "a", "b", "c"]);
     let json = server.run(&["locks", "--json"]);
-    let lines = String::from_utf8(json.stdout.clone()).unwrap();
-    let keys: Vec<_> = lines
-        .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["key"].as_str().unwrap().to_owned())
-        .collect();
+    let keys: Vec<_> = json_lines(&json).iter().map(|line| line["key"].as_str().unwrap().to_owned()).collect();
     assert_eq!((code(&json), keys), (0, vec!["a".to_owned(), "b".to_owned()]));
-    let warning: serde_json::Value = serde_json::from_slice(&json.stderr).unwrap();
+    let warning: Value = serde_json::from_slice(&json.stderr).unwrap();
     assert_eq!(warning["kind"], "list_cut");
     let people = server.run(&["locks"]);
     assert!(stderr(&people).starts_with("warning: 1 more locks are not shown"), "{}", stderr(&people));
@@ -242,25 +238,14 @@ fn the_second_signal_stops_the_server_at_once() {
 fn a_full_disk_is_said_loses_nothing_and_is_forgotten_when_there_is_space() {
     let Some(disk) = disk::small_disk(24 << 20) else { return };
     let store = format!("file:{}", disk.path().join("db").display());
-    let serve = || {
-        let mut running =
-            Running::start(&mut lockservice(&["serve", "--json", "--listen", "127.0.0.1:0", "--store", &store]));
-        let ready: serde_json::Value = serde_json::from_str(&running.line()).unwrap();
-        (running, ready["address"].as_str().unwrap().to_owned())
-    };
-    let (server, address) = serve();
+    let (server, address) = serve(&store, &[]);
     let lock = |address: &str, table: &str| {
         run(&["lock", table, "k", "--timeout", "5s", "--server", address, "--", "sh", "-c", "echo $LOCKSERVICE_TOKEN"])
     };
     let binds = |address: &str| {
-        let output = run(&["binds", "--json", "--server", address]);
-        let text = String::from_utf8(output.stdout).unwrap();
-        text.lines()
-            .map(|line| {
-                let bind: serde_json::Value = serde_json::from_str(line).unwrap();
-                (bind["table"].as_str().unwrap().to_owned(), bind["version"].as_u64().unwrap())
-            })
-            .collect::<BTreeMap<_, _>>()
+        let binds = json_lines(&run(&["binds", "--json", "--server", address]));
+        let bind = |bind: &Value| (bind["table"].as_str().unwrap().to_owned(), bind["version"].as_u64().unwrap());
+        binds.iter().map(bind).collect::<BTreeMap<_, _>>()
     };
     assert_eq!(code(&lock(&address, "before")), 0);
     disk.fill();
@@ -284,7 +269,7 @@ fn a_full_disk_is_said_loses_nothing_and_is_forgotten_when_there_is_space() {
     }
     server.signal(Signal::KILL);
     server.wait();
-    let (server, address) = serve();
+    let (server, address) = serve(&store, &[]);
     assert_eq!(binds(&address), acknowledged, "after a crash as well");
     server.signal(Signal::TERM);
     server.wait();

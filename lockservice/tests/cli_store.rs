@@ -1,18 +1,20 @@
 //! `lockservice store check`, `migrate`, `dump` and `restore`.
 
 mod cli_support;
-#[allow(dead_code, reason = "this disk is small enough without being filled")]
-#[path = "store_kit/disk.rs"]
-mod disk;
+#[allow(dead_code, reason = "only the ways to spoil a store are used here")]
+mod store_kit;
 
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
-use cli_support::{Server, code, lockservice, run, stderr};
+use cli_support::{Server, code, json_lines, lockservice, run, serve, stderr};
 use rustix::process::Signal;
 use serde_json::Value;
+
+use self::store_kit::disk::small_disk;
+use self::store_kit::{Kind, Site, spoil};
 
 /// A folder with a store `db` that a server used, and was stopped in order.
 fn used() -> tempfile::TempDir {
@@ -39,18 +41,13 @@ fn restore(url: &str, dump: &Path) -> Output {
     store("restore", url, &["--input", dump.to_str().expect("a path in text")])
 }
 
-fn lines(output: &Output) -> Vec<Value> {
-    let text = String::from_utf8(output.stdout.clone()).expect("text");
-    text.lines().map(|line| serde_json::from_str(line).expect("one object")).collect()
-}
-
 /// The dump of a store, in a file beside it.
 fn dumped(folder: &Path, url: &str) -> (PathBuf, Vec<Value>) {
     let output = store("dump", url, &[]);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     let path = folder.join("binds.dump");
     fs::write(&path, &output.stdout).expect("a file");
-    (path, lines(&output))
+    (path, json_lines(&output))
 }
 
 /// A dump's records, without what a restore changes.
@@ -71,7 +68,7 @@ fn a_used_store_is_clean_and_a_store_in_use_or_missing_says_so() {
     let before = fs::read(folder.path().join("db")).unwrap();
     let output = store("check", &url, &["--json"]);
     assert_eq!(code(&output), 0, "{}", String::from_utf8_lossy(&output.stdout));
-    let summary = &lines(&output)[0];
+    let summary = &json_lines(&output)[0];
     assert_eq!((summary["format"].as_u64(), summary["tables"].as_u64()), (Some(1), Some(2)), "{summary}");
     assert_eq!((&summary["problems"], &summary["leader"]), (&Value::from(0), &Value::Null), "it was stopped in order");
     let people = String::from_utf8(store("check", &url, &[]).stdout).unwrap();
@@ -97,10 +94,10 @@ fn a_used_store_is_clean_and_a_store_in_use_or_missing_says_so() {
         }
     }
     let output = store("migrate", &url, &["--json"]);
-    assert_eq!((code(&output), lines(&output)[0]["before"].as_u64()), (0, Some(1)));
+    assert_eq!((code(&output), json_lines(&output)[0]["before"].as_u64()), (0, Some(1)));
     // The store of the configuration, as of serve.
     let output = lockservice(&["store", "check", "--json"]).env("LOCKSERVICE_STORE", &url).output().unwrap();
-    assert_eq!(lines(&output)[0]["tables"], 2, "{}", stderr(&output));
+    assert_eq!(json_lines(&output)[0]["tables"], 2, "{}", stderr(&output));
 }
 
 #[test]
@@ -111,7 +108,7 @@ fn damage_is_found_and_exits_with_1() {
         .unwrap();
     let url = file(folder.path(), "db");
     let output = store("check", &url, &["--json"]);
-    let found = lines(&output);
+    let found = json_lines(&output);
     assert_eq!(code(&output), 1, "{}", stderr(&output));
     assert_eq!(found[0]["problems"], found.len() - 1);
     assert!(
@@ -126,7 +123,7 @@ fn damage_is_found_and_exits_with_1() {
     fs::write(folder.path().join("db"), bytes).unwrap();
     let output = store("check", &url, &["--json"]);
     assert_eq!(
-        (code(&output), lines(&output)[0]["problem"].as_str()),
+        (code(&output), json_lines(&output)[0]["problem"].as_str()),
         (1, Some("store_corrupt")),
         "{}",
         stderr(&output)
@@ -136,26 +133,37 @@ fn damage_is_found_and_exits_with_1() {
 }
 
 #[test]
+fn every_damaged_record_is_named_and_what_could_be_read_is_counted() {
+    let site = Site::from_fixture(Kind::File);
+    spoil(&site);
+    let output = store("check", &site.url(), &["--json"]);
+    let found = json_lines(&output);
+    assert_eq!(code(&output), 1, "{}", stderr(&output));
+    assert_eq!((&found[0]["tables"], &found[0]["problems"]), (&Value::from(5), &Value::from(3)), "{}", found[0]);
+    let named: Vec<_> = found[1..].iter().map(|line| (&line["problem"], &line["record"])).collect();
+    let expected = [
+        ("store_newer", "incarnation 7"),
+        ("store_corrupt", "table group/table-3"),
+        ("store_corrupt", "tombstone 7-1"),
+    ]
+    .map(|(kind, record)| (Value::from(kind), Value::from(record)));
+    assert_eq!(named, expected.iter().map(|(kind, record)| (kind, record)).collect::<Vec<_>>());
+    let people = String::from_utf8(store("check", &site.url(), &[]).stdout).unwrap();
+    assert!(people.contains("problem: table group/table-3: a record in the store is damaged"), "{people}");
+    assert_eq!(code(&store("dump", &site.url(), &[])), 65, "a half of a store is not dumped");
+    let output = run(&["serve", "--listen", "127.0.0.1:0", "--store", &site.url()]);
+    assert_eq!(code(&output), 65, "and not served from: {}", stderr(&output));
+}
+
+#[test]
 fn a_dump_restored_into_another_file_serves_the_same_tables_with_larger_tokens() {
     let folder = used();
     let (from, to) = (file(folder.path(), "db"), file(folder.path(), "new"));
     let (path, dump) = dumped(folder.path(), &from);
     let token = |url: &str| {
-        let serve = lockservice(&["serve", "--json", "--listen", "127.0.0.1:0", "--store", url]);
-        let mut running = cli_support::Running::start(&mut { serve });
-        let ready: Value = serde_json::from_str(&running.line()).unwrap();
-        let command = [
-            "lock",
-            "accounts",
-            "k",
-            "--server",
-            ready["address"].as_str().unwrap(),
-            "--",
-            "sh",
-            "-c",
-            "echo $LOCKSERVICE_TOKEN",
-        ];
-        let output = run(&command);
+        let (running, address) = serve(url, &[]);
+        let script = "echo $LOCKSERVICE_TOKEN";
+        let output = run(&["lock", "accounts", "k", "--server", &address, "--", "sh", "-c", script]);
         assert_eq!(code(&output), 0, "{}", stderr(&output));
         running.signal(Signal::TERM);
         assert!(running.wait().0.success());
@@ -223,7 +231,7 @@ fn a_dump_that_is_none_leaves_nothing_behind() {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(whole.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_eq!((code(&output), lines(&output)[0]["records"].as_u64()), (0, Some(dump.len() as u64 - 2)));
+    assert_eq!((code(&output), json_lines(&output)[0]["records"].as_u64()), (0, Some(dump.len() as u64 - 2)));
 }
 
 #[test]
@@ -247,7 +255,7 @@ fn a_dump_that_nobody_reads_to_its_end_is_a_failure_and_no_panic() {
 
 #[test]
 fn a_restore_onto_a_full_disk_is_never_served_from_and_is_finished_when_there_is_room() {
-    let Some(disk) = disk::small_disk(6 << 20) else { return };
+    let Some(disk) = small_disk(6 << 20) else { return };
     let folder = tempfile::tempdir().unwrap();
     let dump = folder.path().join("big.dump");
     let table = |at: u64| {
@@ -274,9 +282,9 @@ fn a_restore_onto_a_full_disk_is_never_served_from_and_is_finished_when_there_is
     assert!(stderr(&output).contains("was not finished"), "{}", stderr(&output));
     let output = store("check", &url, &["--json"]);
     assert_eq!(code(&output), 1);
-    assert!(lines(&output)[1..].iter().any(|line| line["problem"] == "unfinished_restore"));
+    assert!(json_lines(&output)[1..].iter().any(|line| line["problem"] == "unfinished_restore"));
     assert_eq!(code(&store("dump", &url, &[])), 74);
     let output = restore(&url, &dump);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
-    assert_eq!(lines(&store("check", &url, &["--json"]))[0]["tables"], tables);
+    assert_eq!(json_lines(&store("check", &url, &["--json"]))[0]["tables"], tables);
 }

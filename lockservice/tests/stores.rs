@@ -12,13 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use lockservice_core::maintenance::{ProblemKind, diagnose};
 use lockservice_core::store::{BindStore, ClusterConstants, Op, ServiceRecord, ServiceState, StoreState};
 use lockservice_core::testing::{StoreFixture, fault_suite, store_suite};
 use lockservice_core::{Epoch, ErrorKind, ServiceId, TxnId};
 
 use self::store_kit::child;
 use self::store_kit::disk::small_disk;
-use self::store_kit::{Kind, Site, acquire, candidate, open, state_of, table, write_tables};
+use self::store_kit::{Kind, Site, acquire, candidate, open, spoil, state_of, table, write_tables};
 
 macro_rules! on_every_store {
     ($($name:ident;)*) => {
@@ -40,6 +41,7 @@ on_every_store! {
     a_store_of_a_newer_format_is_refused_as_newer_and_left_alone;
     a_flipped_byte_anywhere_is_found_or_harmless;
     a_store_cut_off_anywhere_is_refused_or_unharmed;
+    an_inspection_names_every_damaged_record_and_an_open_refuses_the_store;
     an_allocator_on_it_bears_lost_late_and_doubled_answers;
     a_store_of_format_one_as_it_was_committed_still_opens;
 }
@@ -243,6 +245,42 @@ async fn a_store_cut_off_anywhere_is_refused_or_unharmed(kind: Kind) {
             Err(error) => assert_eq!(error.kind(), ErrorKind::StoreCorrupt, "{place}: {error:?}"),
         }
     }
+}
+
+async fn an_inspection_names_every_damaged_record_and_an_open_refuses_the_store(kind: Kind) {
+    let (site, mut state) = filled(kind).await;
+    let url = site.url();
+    let damaged = async || {
+        let inspection = lockservice::store::inspect(&url).await.expect("a store of lockservice");
+        let problems = diagnose(&inspection).into_iter().map(|problem| (problem.kind, problem.record));
+        (problems.collect::<Vec<_>>(), inspection)
+    };
+    let records = |records: &[(ProblemKind, &str)]| -> Vec<_> {
+        records.iter().map(|(kind, record)| (*kind, (*record).to_owned())).collect()
+    };
+    assert_eq!(damaged().await.1.damage.named().len(), 0);
+
+    spoil(&site);
+    let entries = site.raw_entries();
+    let (problems, mut inspection) = damaged().await;
+    let three = [
+        (ProblemKind::Newer, "incarnation 7"),
+        (ProblemKind::Damaged, "table group/table-3"),
+        (ProblemKind::Damaged, "tombstone 7-1"),
+    ];
+    assert_eq!(problems, records(&three));
+    inspection.state.tables.sort_by_key(|table| table.id);
+    state.tables.retain(|table| table.id.get() != 3);
+    assert_eq!((inspection.store.as_str(), &inspection.state), (url.as_str(), &state));
+    assert_eq!(inspection.head.expect("sound").epoch, state.epoch);
+    assert_eq!(site.raw_entries(), entries, "nothing was changed");
+    let refused = site.open().await.expect_err("nobody leads it");
+    assert!(matches!(refused.kind(), ErrorKind::StoreCorrupt | ErrorKind::StoreNewer), "{refused:?}");
+
+    site.raw_put(b"head", b"");
+    let (problems, inspection) = damaged().await;
+    assert_eq!(problems, records(&[&[(ProblemKind::Damaged, "head")], &three[..]].concat()));
+    assert_eq!(inspection.head, None);
 }
 
 async fn a_store_of_format_one_as_it_was_committed_still_opens(kind: Kind) {

@@ -1,11 +1,13 @@
 //! Content that this version cannot read is refused by name and left alone.
 
+use integration::store::named;
 use lockservice_core::ErrorKind;
+use lockservice_core::maintenance::ProblemKind;
 use lockservice_core::store::{BindStore, Op};
 use lockservice_core::{ServiceId, TxnId};
 use lockservice_pg::PgStore;
 
-use crate::support::{Journal, admin, assert_refused, config, count, open, run, server};
+use crate::support::{Journal, admin, assert_refused, config, count, open, run, server, table};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schema_of_a_newer_format_is_refused_and_left_alone() {
@@ -78,4 +80,42 @@ async fn a_record_that_is_newer_or_damaged_or_misplaced_is_refused_by_name() {
         assert_eq!(store.load().await.expect("as it was").tables.len(), 3);
     }
     assert_refused(journal.write(&store).await, ErrorKind::StoreUnusable, &["3F000 invalid_schema_name", "backup"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inspection_names_every_damaged_record_and_changes_nothing() {
+    let Some(server) = server(&[]).await else { return };
+    let mut admin = admin(&server).await;
+    assert_refused(PgStore::inspect(server.url()).await, ErrorKind::StoreUnusable, &["there is no store"]);
+    assert_eq!(count(&mut admin, "select count(*) from pg_namespace where nspname = 'lockservice'").await, 0);
+
+    let store = open(&server).await;
+    let journal = Journal::begin(&store).await;
+    let others = vec![Op::PutTombstone(TxnId::new(ServiceId::new(7), 1, true))];
+    store.write(journal.epoch, 4, &others).await.expect("a write");
+    let inspection = PgStore::inspect(server.url()).await.expect("a store");
+    assert_eq!((inspection.damage.named().len(), inspection.state.tables.len()), (0, 3));
+    for damage in [
+        "update lockservice.tables set record = record - 'id' where name = 'table-1'",
+        "update lockservice.tables set name = 'x' where name = 'table-2'",
+        "update lockservice.tombstones set format = 300",
+    ] {
+        run(&mut admin, damage).await;
+    }
+    let inspection = PgStore::inspect(server.url()).await.expect("a store");
+    let three = [
+        (ProblemKind::Damaged, "table group/table-1".to_owned()),
+        (ProblemKind::Damaged, "table group/x".to_owned()),
+        (ProblemKind::Newer, "tombstone 7 3".to_owned()),
+    ];
+    assert_eq!(named(&inspection), three);
+    assert_eq!((inspection.state.tables, inspection.state.applied), (vec![table(3)], 4));
+    assert_eq!((inspection.store, inspection.head.expect("sound").epoch), (store.describe(), journal.epoch));
+
+    run(&mut admin, "update lockservice.head set record = '{\"leader\": 3}'").await;
+    let inspection = PgStore::inspect(server.url()).await.expect("a store");
+    let head = (ProblemKind::Damaged, "head".to_owned());
+    assert_eq!(named(&inspection), [&[head], &three[..]].concat());
+    assert_eq!(inspection.head, None);
+    assert_refused(store.load().await, ErrorKind::StoreCorrupt, &["head"]);
 }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use integration::containers::{Redis, RedisOptions};
+use integration::store::named;
 use integration::within;
+use lockservice_core::maintenance::ProblemKind;
 use lockservice_core::store::{
     BindStore, Candidate, ClusterConstants, Head, Leadership, Lineage, Op, ServiceRecord, ServiceState, StoreState,
     Terms, decode, encode,
 };
-use lockservice_core::{Epoch, Nonce, ServiceId, TxnId};
+use lockservice_core::{Epoch, ErrorKind, Nonce, ServiceId, TxnId};
 use lockservice_redis::{RedisStore, redis as driver};
 use tokio::task::JoinSet;
 
@@ -151,4 +153,46 @@ async fn sixteen_nodes_open_format_one_at_once_under_load_and_one_leads() {
     assert!(leaders.next().is_none(), "two lead");
     let mut leader = Leader::acquire(&store, Candidate { seen: None, ..node }).await;
     leader.write().await.expect("and writes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inspection_names_every_damaged_record_and_changes_nothing() {
+    let Some(redis) = Redis::start(RedisOptions::default()).await else { return };
+    let url = redis.url();
+    let empty = bounded(RedisStore::inspect(url)).await.expect("nothing is there");
+    assert_eq!((empty.state, empty.head), (StoreState::default(), None));
+    assert!(!ask::<bool>(url, &format!("EXISTS {KEY}")).await, "nothing was created");
+
+    restore(url).await;
+    let inspection = bounded(RedisStore::inspect(url)).await.expect("a store");
+    assert!(inspection.damage.named().is_empty());
+    assert_as_committed(inspection.state);
+    let spoil = async |field: &str, value: &str| ask::<i64>(url, &format!("HSET {KEY} {field} {value}")).await;
+    spoil("table/g\0t1", "\u{1}{}").await;
+    spoil("service/\0\0\0\0\0\0\0\u{7}", "\u{2}").await;
+    spoil("invention", "?").await;
+    let before = dump(url).await;
+    let inspection = bounded(RedisStore::inspect(url)).await.expect("a store");
+    let three = [
+        (ProblemKind::Newer, "incarnation 7".to_owned()),
+        (ProblemKind::Damaged, "invention".to_owned()),
+        (ProblemKind::Damaged, "table g/t1".to_owned()),
+    ];
+    assert_eq!(named(&inspection), three);
+    assert_eq!((inspection.state.tables, inspection.state.applied), (vec![table(2)], 1));
+    assert_eq!(inspection.head.expect("sound").epoch, Epoch::new(900_000));
+    assert_eq!(dump(url).await, before, "nothing was changed");
+    let refused = bounded(open(url).await.load()).await.expect_err("nobody leads it");
+    assert!(matches!(refused.kind(), ErrorKind::StoreCorrupt | ErrorKind::StoreNewer), "{refused:?}");
+
+    spoil("head/record", "\u{1}{}").await;
+    let inspection = bounded(RedisStore::inspect(url)).await.expect("a store");
+    let head = (ProblemKind::Damaged, "head/record".to_owned());
+    assert_eq!(named(&inspection), [&[head], &three[..]].concat());
+    assert_eq!(inspection.head, None);
+    let refused = bounded(RedisStore::connect(url)).await.expect_err("nobody leads it");
+    assert_eq!(refused.kind(), ErrorKind::StoreCorrupt, "{refused:?}");
+
+    ask::<i64>(url, &format!("HDEL {KEY} format")).await;
+    bounded(RedisStore::inspect(url)).await.expect_err("no store of lockservice at all");
 }

@@ -1,11 +1,12 @@
-//! [`problems`]: whether what a store holds makes sense. Pure.
+//! [`diagnose`] and [`problems`]: whether what a store holds can be read, and makes sense. Pure.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 use crate::allocator::{TTL_MS_MAX, TTL_MS_MIN};
+use crate::error::{Error, ErrorKind};
 use crate::id::{EPOCH_END, EPOCH_SHIFT, Epoch, NodeName, ServiceId, TableRef, TxnId};
-use crate::store::{ServiceState, StoreState, TableRecord};
+use crate::store::{Inspection, ServiceState, StoreState, TableRecord};
 
 /// Something in a store that should not be.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,10 +19,14 @@ pub struct Problem {
     pub sentence: String,
 }
 
-/// What can be wrong with records that could be read.
+/// What can be wrong with records.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
 pub enum ProblemKind {
+    /// The record cannot be read.
+    Damaged,
+    /// The record is of a later format than this version reads.
+    Newer,
     /// Two records have one name or one number.
     Twice,
     /// A number begins with an epoch that the store has not reached: it lost its newest leadership (L4).
@@ -42,6 +47,8 @@ impl ProblemKind {
     /// A stable name for programs.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Damaged => ErrorKind::StoreCorrupt.name(),
+            Self::Newer => ErrorKind::StoreNewer.name(),
             Self::Twice => "twice",
             Self::EpochAhead => "epoch_ahead",
             Self::OutOfRange => "out_of_range",
@@ -57,6 +64,39 @@ impl ProblemKind {
     pub const fn heals(self) -> bool {
         matches!(self, Self::EpochAhead | Self::UnknownOwner | Self::TwoLive)
     }
+}
+
+/// Everything that is wrong with a store: each record that cannot be read (of more than a hundred, how many more), or else what
+/// [`problems`] finds.
+///
+/// Not both: records that make no sense together may do so with those that could not be read.
+pub fn diagnose(inspection: &Inspection) -> Vec<Problem> {
+    let damage = &inspection.damage;
+    if damage.named().is_empty() {
+        return problems(&inspection.state);
+    }
+    let mut found: Vec<_> = damage.named().iter().map(unreadable).collect();
+    found.sort_by(|a, b| a.record.cmp(&b.record));
+    if damage.unnamed() > 0 {
+        found.push(Problem {
+            kind: ProblemKind::Damaged,
+            record: format!("{} more records", damage.unnamed()),
+            sentence: "they cannot be read either: restore the store from a backup".to_owned(),
+        });
+    }
+    found
+}
+
+fn unreadable(error: &Error) -> Problem {
+    let kind = if error.kind() == ErrorKind::StoreNewer { ProblemKind::Newer } else { ProblemKind::Damaged };
+    let record = error.context().find_map(|(name, value)| (name == "record").then(|| value.to_owned()));
+    let mut sentence = error.message().to_owned();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        sentence = format!("{sentence}: {cause}");
+        source = cause.source();
+    }
+    Problem { kind, record: record.unwrap_or_default(), sentence }
 }
 
 /// Everything that is wrong with `state`, in a stable order.
@@ -184,7 +224,7 @@ impl Found {
 mod tests {
     use super::*;
     use crate::id::{BindVersion, Nonce, TableId};
-    use crate::store::{BindRecord, ClusterConstants, ServiceRecord};
+    use crate::store::{BindRecord, ClusterConstants, Damage, ServiceRecord};
 
     fn service(number: u64, node: &str) -> ServiceRecord {
         ServiceRecord {
@@ -260,5 +300,28 @@ mod tests {
         assert_eq!(problems(&state), []);
         state.tables[0].tokens_reserved_to = 1 << 53;
         assert_eq!(problems(&state)[0].kind, ProblemKind::EpochAhead, "the last token there is, of a later epoch");
+    }
+
+    #[test]
+    fn records_that_cannot_be_read_are_told_alone_by_name_and_beyond_a_hundred_by_number() {
+        let mut state = sound();
+        state.services[1] = service(2, "n");
+        let store = "file:x".to_owned();
+        let mut inspection = Inspection { store, state, head: None, damage: Damage::noted() };
+        assert_eq!(diagnose(&inspection), problems(&inspection.state));
+        assert_eq!(diagnose(&inspection)[0].kind, ProblemKind::TwoLive);
+        for number in (0..103).rev() {
+            let kind = if number == 50 { ErrorKind::StoreNewer } else { ErrorKind::StoreCorrupt };
+            let error = Error::new(kind, "unreadable").with("record", format!("{number:03}"));
+            inspection.damage.bear::<()>(Err(error.with_source(std::io::Error::other("because")))).expect("noted");
+        }
+        let found = diagnose(&inspection);
+        let named: Vec<_> = found.iter().map(|problem| problem.record.as_str()).collect();
+        let expected: Vec<_> =
+            (3..103).map(|number| format!("{number:03}")).chain(["3 more records".to_owned()]).collect();
+        assert_eq!(named, expected);
+        let newer: Vec<_> = found.iter().filter(|problem| problem.kind == ProblemKind::Newer).collect();
+        assert_eq!((newer.len(), newer[0].record.as_str()), (1, "050"));
+        assert_eq!(found[0].sentence, "unreadable: because");
     }
 }

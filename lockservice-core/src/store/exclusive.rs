@@ -1,18 +1,23 @@
 //! [`ExclusiveStore`]: everything that stores which one process opens alone have in common.
 //!
 //! # Implementation details
-//! A backend is a [`KeyValue`] engine; here it becomes a [`BindStore`](super::BindStore). Calls to the engine block, so each
-//! runs on tokio's blocking threads, one at a time under the engine's mutex. Each write replaces the head record, which names the
-//! epoch and the number of the last write, in the same atomic batch (L2).
+//! A backend is a [`KeyValue`] engine; here it becomes a [`BindStore`]. Calls to the engine block, so each runs on
+//! tokio's blocking threads, one at a time under the engine's mutex. Each write replaces the head record, which names the epoch and the
+//! number of the last write, in the same atomic batch (L2).
 //!
 //! After an engine failed or panicked in the middle of a write, what it has in memory is worth nothing: it is opened again, and the head
 //! that is found on the disk tells whether the write is there.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use async_trait::async_trait;
 
 use super::layout::{self, Change, FORMAT_KEY, HEAD_KEY, STORE_FORMAT};
-use super::{Applied, Batch, Candidate, Head, Leadership, Lineage, Renewal, StoreState, WriteAck};
+use super::{
+    Applied, Batch, BindStore, Candidate, Damage, Head, Inspection, Leadership, Lineage, Renewal, StoreState, WriteAck,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -41,106 +46,82 @@ pub trait KeyValue: fmt::Debug + Send + 'static {
     fn reopen(&mut self) -> Result<()>;
 }
 
-/// A [`BindStore`](super::BindStore) on a [`KeyValue`] engine. The exclusive open is the leadership (L1). Clones are handles to one store.
-///
-/// It has every method of `BindStore` under the same name and contract; a backend's own type forwards to them.
-pub struct ExclusiveStore<E> {
-    shared: Arc<Shared<E>>,
+/// A [`BindStore`] on a [`KeyValue`] engine. The exclusive open is the leadership (L1). Clones are handles to one store.
+#[derive(Clone)]
+pub struct ExclusiveStore {
+    shared: Arc<Shared>,
 }
 
-struct Shared<E> {
+/// A type that is an [`ExclusiveStore`] under a name and with constructors of its own: that makes it a [`BindStore`].
+pub trait Exclusive: fmt::Debug + Send + Sync + 'static {
+    /// The store that it is.
+    fn exclusive(&self) -> &ExclusiveStore;
+}
+
+impl Exclusive for ExclusiveStore {
+    fn exclusive(&self) -> &ExclusiveStore {
+        self
+    }
+}
+
+struct Shared {
     url: String,
-    state: Mutex<State<E>>,
+    state: Mutex<State>,
 }
 
-struct State<E> {
-    engine: E,
+struct State {
+    engine: Box<dyn KeyValue>,
     /// True from a failure until the engine was opened again.
     broken: bool,
 }
 
-impl<E> Clone for ExclusiveStore<E> {
-    fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared) }
-    }
-}
-
-impl<E> fmt::Debug for ExclusiveStore<E> {
+impl fmt::Debug for ExclusiveStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the engine: its mutex may be held for as long as a disk takes.
         f.debug_struct("ExclusiveStore").field("url", &self.shared.url).finish_non_exhaustive()
     }
 }
 
-impl<E: KeyValue> ExclusiveStore<E> {
+impl ExclusiveStore {
     /// Opens the store by `open`, on a blocking thread, and checks its format. A new one gets the current format.
     ///
     /// Fails as `open` does, with `StoreNewer` for a store of a later version, and with `StoreCorrupt` for one that holds anything but
     /// entries of lockservice, or damaged ones. Nothing is changed in either. Cancel safe: a store that is opened nevertheless is closed again.
-    pub async fn open(url: String, open: impl FnOnce() -> Result<E> + Send + 'static) -> Result<Self> {
+    pub async fn open<E: KeyValue>(url: String, open: impl FnOnce() -> Result<E> + Send + 'static) -> Result<Self> {
         let described = url.clone();
         let opened = blocking(move || {
             let mut engine = open()?;
             establish(&mut engine)?;
             Ok(engine)
         });
-        let engine = opened.await.map_err(|error| error.with("store", &described))?;
+        let engine = Box::new(opened.await.map_err(|error| error.with("store", &described))?);
         Ok(Self { shared: Arc::new(Shared { url, state: Mutex::new(State { engine, broken: false }) }) })
     }
 
-    /// See [`BindStore::describe`](super::BindStore::describe).
-    pub fn describe(&self) -> String {
-        self.shared.url.clone()
-    }
-
-    /// See [`BindStore::load`](super::BindStore::load).
-    pub async fn load(&self) -> Result<StoreState> {
-        self.run(|engine| {
-            let mut state = StoreState::default();
-            engine.scan(&mut |key, value| layout::absorb(&mut state, key, value))?;
-            Ok(state)
-        })
-        .await
-    }
-
-    /// See [`BindStore::head`](super::BindStore::head). A leader is one that did not stop cleanly: this process has the store open now.
-    pub async fn head(&self) -> Result<Option<Head>> {
-        self.run(|engine| head(engine).map(|head| (head != Head::default()).then_some(head))).await
-    }
-
-    /// See [`BindStore::acquire_leadership`](super::BindStore::acquire_leadership). Waits for nothing.
-    pub async fn acquire_leadership(&self, candidate: &Candidate) -> Result<Leadership> {
-        let candidate = candidate.clone();
-        self.write_head(move |head| {
-            let (head, answer) = head.acquire_exclusive(&candidate)?;
-            Ok((head, Vec::new(), answer))
-        })
-        .await
-    }
-
-    /// See [`BindStore::renew`](super::BindStore::renew). There is nothing to renew: only checks the epoch.
-    pub async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
-        self.run(move |engine| head(engine)?.check(epoch).map(|()| Renewal::default())).await
-    }
-
-    /// See [`BindStore::resign`](super::BindStore::resign).
-    pub async fn resign(&self, epoch: Epoch) -> Result<()> {
-        self.write_head(move |head| Ok((head.resign(epoch)?, Vec::new(), ()))).await
-    }
-
-    /// See [`BindStore::write`](super::BindStore::write).
-    pub async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
-        let changes = layout::changes(batch);
-        self.write_head(move |head| Ok((head.advance(epoch, number)?, changes, WriteAck::default()))).await
-    }
-
-    /// See [`BindStore::applied`](super::BindStore::applied).
-    pub async fn applied(&self) -> Result<Applied> {
-        self.run(|engine| {
-            let head = head(engine)?;
-            Ok(Applied { epoch: head.epoch, number: head.applied, lineage: Lineage::default() })
-        })
-        .await
+    /// Opens a store that may be damaged by `open`, reads it as far as it can be read, and closes it again. Writes no entry.
+    ///
+    /// Fails as [`open`](Self::open) does, but for damaged records: those are in the answer. Cancel safe.
+    pub async fn inspect<E: KeyValue>(
+        url: String,
+        open: impl FnOnce() -> Result<E> + Send + 'static,
+    ) -> Result<Inspection> {
+        let store = url.clone();
+        let inspected = blocking(move || {
+            let engine = open()?;
+            match engine.read(FORMAT_KEY)? {
+                // One that is damaged, not newer, is noted with the other records.
+                Some(format) => drop(Damage::noted().bear(layout::check_format(&format))?),
+                None => refuse_entries(&engine)?,
+            }
+            let (mut state, mut damage) = (StoreState::default(), Damage::noted());
+            let read = unless_panic(|| read(&engine, &mut state, &mut damage));
+            // The engine's own damage: nobody knows what stands behind it.
+            damage.bear(read.map_err(|error| error.with("record", "all that were not read yet")))?;
+            // If it cannot be read, that is noted already.
+            let head = head(&engine).ok().filter(|head| *head != Head::default());
+            Ok(Inspection { store, state, head, damage })
+        });
+        inspected.await.map_err(|error| error.with("store", &url))
     }
 
     /// Replaces the head by what `next` makes of it, together with its changes, and answers its answer.
@@ -175,7 +156,10 @@ impl<E: KeyValue> ExclusiveStore<E> {
     ///
     /// When the returned future is dropped before `call` began, `call` never runs, so that whoever asks for the outcome afterwards
     /// is not overtaken.
-    async fn run<T: Send + 'static>(&self, call: impl FnOnce(&mut E) -> Result<T> + Send + 'static) -> Result<T> {
+    async fn run<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut dyn KeyValue) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let cancelled = Arc::new(AtomicBool::new(false));
         let _guard = CancelOnDrop(Arc::clone(&cancelled));
         let shared = Arc::clone(&self.shared);
@@ -190,12 +174,66 @@ impl<E: KeyValue> ExclusiveStore<E> {
                 unless_panic(|| state.engine.reopen())?;
                 state.broken = false;
             }
-            let outcome = unless_panic(|| call(&mut state.engine));
+            let outcome = unless_panic(|| call(&mut *state.engine));
             // A refusal is no failure of the engine.
             state.broken = outcome.as_ref().is_err_and(|error| error.kind() != ErrorKind::Fenced);
             outcome
         });
         done.await.map_err(|error| error.with("store", &self.shared.url))
+    }
+}
+
+#[async_trait]
+impl<S: Exclusive> BindStore for S {
+    fn describe(&self) -> String {
+        self.exclusive().shared.url.clone()
+    }
+
+    async fn load(&self) -> Result<StoreState> {
+        let load = |engine: &mut dyn KeyValue| {
+            let mut state = StoreState::default();
+            read(engine, &mut state, &mut Damage::refused())?;
+            Ok(state)
+        };
+        self.exclusive().run(load).await
+    }
+
+    /// Waits for nothing: whoever has the store open leads.
+    async fn acquire_leadership(&self, candidate: &Candidate, _ttl: Duration) -> Result<Leadership> {
+        let candidate = candidate.clone();
+        let acquire = move |head: &Head| {
+            let (head, answer) = head.acquire_exclusive(&candidate)?;
+            Ok((head, Vec::new(), answer))
+        };
+        self.exclusive().write_head(acquire).await
+    }
+
+    /// There is nothing to renew: only checks the epoch.
+    async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
+        self.exclusive().run(move |engine| head(engine)?.check(epoch).map(|()| Renewal::default())).await
+    }
+
+    async fn resign(&self, epoch: Epoch) -> Result<()> {
+        self.exclusive().write_head(move |head| Ok((head.resign(epoch)?, Vec::new(), ()))).await
+    }
+
+    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
+        let changes = layout::changes(batch);
+        let write = move |head: &Head| Ok((head.advance(epoch, number)?, changes, WriteAck::default()));
+        self.exclusive().write_head(write).await
+    }
+
+    async fn applied(&self) -> Result<Applied> {
+        let applied = |engine: &mut dyn KeyValue| {
+            let head = head(engine)?;
+            Ok(Applied { epoch: head.epoch, number: head.applied, lineage: Lineage::default() })
+        };
+        self.exclusive().run(applied).await
+    }
+
+    /// A leader is one that did not stop cleanly: this process has the store open now.
+    async fn head(&self) -> Result<Option<Head>> {
+        self.exclusive().run(|engine| head(engine).map(|head| (head != Head::default()).then_some(head))).await
     }
 }
 
@@ -208,12 +246,12 @@ impl Drop for CancelOnDrop {
     }
 }
 
-fn head<E: KeyValue>(engine: &E) -> Result<Head> {
+fn head(engine: &dyn KeyValue) -> Result<Head> {
     layout::decode_head(engine.read(HEAD_KEY)?.as_deref())
 }
 
 /// Opens the store again after a failed write and reads what is there.
-fn settle<E: KeyValue>(engine: &mut E) -> Result<Head> {
+fn settle(engine: &mut dyn KeyValue) -> Result<Head> {
     unless_panic(|| {
         engine.reopen()?;
         head(engine)
@@ -221,21 +259,30 @@ fn settle<E: KeyValue>(engine: &mut E) -> Result<Head> {
 }
 
 /// Checks the store's format and every record, or gives an empty store its format.
-fn establish<E: KeyValue>(engine: &mut E) -> Result<()> {
+fn establish(engine: &mut dyn KeyValue) -> Result<()> {
     if let Some(format) = engine.read(FORMAT_KEY)? {
         layout::check_format(&format)?;
         // Damage is to be found before anything is changed.
-        let mut state = StoreState::default();
-        return engine.scan(&mut |key, value| layout::absorb(&mut state, key, value));
+        return read(engine, &mut StoreState::default(), &mut Damage::refused());
     }
+    refuse_entries(engine)?;
+    engine.apply(&[Change::Put { key: FORMAT_KEY.to_vec(), value: STORE_FORMAT.to_string().into_bytes() }])
+}
+
+/// What has no format must be empty.
+fn refuse_entries(engine: &dyn KeyValue) -> Result<()> {
     engine.scan(&mut |key, _| {
         Err(Error::new(
             ErrorKind::StoreCorrupt,
             "this is not a store of lockservice, or its format record is lost: choose another store, or restore it from a backup",
         )
         .with("entry", String::from_utf8_lossy(key)))
-    })?;
-    engine.apply(&[Change::Put { key: FORMAT_KEY.to_vec(), value: STORE_FORMAT.to_string().into_bytes() }])
+    })
+}
+
+/// Adds every record to `state`.
+fn read(engine: &dyn KeyValue, state: &mut StoreState, damage: &mut Damage) -> Result<()> {
+    engine.scan(&mut |key, value| damage.bear(layout::absorb(state, key, value)).map(drop))
 }
 
 /// Storage engines answer some kinds of damage with a panic, which must end neither the process nor the mutex's owner.
@@ -262,5 +309,101 @@ async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + '
             "the runtime was shut down during a call to the store: open the store again to see what is there",
         )
         .with_source(error)),
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::{Op, encode};
+    use super::*;
+    use crate::id::{ServiceId, TxnId};
+
+    /// Entries, of which those from `broken_from` on cannot be read.
+    #[derive(Clone, Debug)]
+    struct Entries {
+        entries: Vec<(Vec<u8>, Vec<u8>)>,
+        broken_from: usize,
+    }
+
+    impl KeyValue for Entries {
+        fn read(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+            Ok(self.entries.iter().find(|(known, _)| known == key).map(|(_, value)| value.clone()))
+        }
+
+        fn scan(&self, visit: &mut Visit<'_>) -> Result<()> {
+            for (at, (key, value)) in self.entries.iter().enumerate() {
+                if at == self.broken_from {
+                    return Err(Error::new(ErrorKind::StoreCorrupt, "a damaged page"));
+                }
+                visit(key, value)?;
+            }
+            Ok(())
+        }
+
+        fn apply(&mut self, _: &[Change]) -> Result<()> {
+            panic!("nothing is to be written")
+        }
+
+        fn reopen(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Sound records and, between them, `damaged` ones.
+    fn entries(damaged: usize) -> Entries {
+        let txn = |counter| TxnId { origin: ServiceId::new(1), counter };
+        let put = |op| match layout::changes(&vec![op]).pop() {
+            Some(Change::Put { key, value }) => (key, value),
+            other => panic!("{other:?}"),
+        };
+        let mut entries = vec![(FORMAT_KEY.to_vec(), b"1".to_vec())];
+        for counter in 0..damaged as u64 {
+            let (key, sound) = put(Op::PutTombstone(txn(2 * counter)));
+            entries.push((key.clone(), sound));
+            let (moved, _) = put(Op::PutTombstone(txn(2 * counter + 1)));
+            entries.push((moved, encode(&txn(2 * counter))));
+        }
+        Entries { entries, broken_from: usize::MAX }
+    }
+
+    async fn inspect(entries: Entries) -> Result<Inspection> {
+        ExclusiveStore::inspect("mine:".to_owned(), move || Ok(entries)).await
+    }
+
+    fn records(inspection: &Inspection) -> Vec<&str> {
+        let records = inspection.damage.named().iter().flat_map(Error::context);
+        records.filter(|(name, _)| *name == "record").map(|(_, record)| record).collect()
+    }
+
+    #[tokio::test]
+    async fn an_inspection_names_every_damaged_record_and_an_open_refuses_the_first() {
+        let engine = entries(3);
+        let inspection = inspect(engine.clone()).await.expect("a store");
+        let damaged = [1, 3, 5].map(|counter| TxnId { origin: ServiceId::new(1), counter });
+        assert_eq!(records(&inspection), damaged.map(|txn| format!("tombstone {txn}")));
+        assert_eq!((inspection.state.tombstones.len(), inspection.store.as_str()), (3, "mine:"));
+        let refused = ExclusiveStore::open("mine:".to_owned(), move || Ok(engine)).await.expect_err("damaged");
+        assert!(refused.to_string().contains(&format!("record: tombstone {}", damaged[0])), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn what_an_engine_cannot_read_on_from_ends_an_inspection_but_loses_nothing_of_it() {
+        let inspection = inspect(Entries { broken_from: 4, ..entries(3) }).await.expect("a store");
+        let damaged = format!("tombstone {}", TxnId { origin: ServiceId::new(1), counter: 1 });
+        assert_eq!(records(&inspection), [damaged.as_str(), "all that were not read yet"]);
+        assert_eq!(inspection.state.tombstones.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_store_of_this_format_is_not_inspected() {
+        let mut engine = entries(1);
+        engine.entries[0].1 = b"2".to_vec();
+        assert_eq!(inspect(engine.clone()).await.expect_err("newer").kind(), ErrorKind::StoreNewer);
+        engine.entries[0].1 = b"?".to_vec();
+        assert_eq!(records(&inspect(engine.clone()).await.expect("damaged")), ["format", "tombstone 1-1"]);
+        engine.entries.remove(0);
+        assert_eq!(inspect(engine.clone()).await.expect_err("no store").kind(), ErrorKind::StoreCorrupt);
+        engine.entries.clear();
+        assert_eq!(inspect(engine).await.expect("empty").state, StoreState::default());
     }
 }

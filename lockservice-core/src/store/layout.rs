@@ -9,7 +9,7 @@
 //! | `service/` + 8 bytes | an incarnation |
 //! | `tombstone/` + 16 bytes | a transaction that can never commit |
 
-use super::{Batch, Head, Op, StoreState, decode, encode};
+use super::{Batch, Head, Op, ServiceRecord, StoreState, TableRecord, decode, encode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ServiceId, TableRef, TxnId};
 
@@ -72,31 +72,54 @@ fn tombstone_key(txn: TxnId) -> Vec<u8> {
 /// Adds one entry of a store of keys and values to `state`.
 ///
 /// Fails with `StoreCorrupt` for an entry that this format does not have, or one that does not stand under its own key, and as
-/// [`decode`] does.
+/// [`decode`] does. Then nothing is added, and the error names the entry.
 pub fn absorb(state: &mut StoreState, key: &[u8], value: &[u8]) -> Result<()> {
-    let what = || String::from_utf8_lossy(key).into_owned();
-    let own_key = if key == FORMAT_KEY {
-        return check_format(value);
+    let what = name(key);
+    let check_key = |own: Vec<u8>| if own == key { Ok(()) } else { Err(damaged(&what)) };
+    if key == FORMAT_KEY {
+        check_format(value)?;
     } else if key == HEAD_KEY {
         let head = decode_head(Some(value))?;
         (state.epoch, state.applied) = (head.epoch, head.applied);
-        return Ok(());
     } else if key == CONSTANTS_KEY {
-        state.constants = Some(decode("constants", value)?);
-        return Ok(());
+        state.constants = Some(decode(&what, value)?);
     } else if key.starts_with(TABLE_PREFIX) {
-        state.tables.push(decode(&what(), value)?);
-        state.tables.last().map(|table| table_key(&table.table))
+        let table: TableRecord = decode(&what, value)?;
+        check_key(table_key(&table.table))?;
+        state.tables.push(table);
     } else if key.starts_with(SERVICE_PREFIX) {
-        state.services.push(decode("an incarnation", value)?);
-        state.services.last().map(|service| service_key(service.id))
+        let service: ServiceRecord = decode(&what, value)?;
+        check_key(service_key(service.id))?;
+        state.services.push(service);
     } else if key.starts_with(TOMBSTONE_PREFIX) {
-        state.tombstones.push(decode("a tombstone", value)?);
-        state.tombstones.last().map(|txn| tombstone_key(*txn))
+        let txn: TxnId = decode(&what, value)?;
+        check_key(tombstone_key(txn))?;
+        state.tombstones.push(txn);
     } else {
-        None
-    };
-    if own_key.as_deref() == Some(key) { Ok(()) } else { Err(damaged(&what())) }
+        return Err(damaged(&what));
+    }
+    Ok(())
+}
+
+/// What people are told of the entry under `key`, which may be damaged itself: nothing in it may reach a terminal as it is.
+fn name(key: &[u8]) -> String {
+    if let Some(names) = key.strip_prefix(TABLE_PREFIX) {
+        let names = String::from_utf8_lossy(names).replacen('\0', "/", 1);
+        return format!("table {}", names.replace(char::is_control, "\u{fffd}"));
+    }
+    if let Some(id) = key.strip_prefix(SERVICE_PREFIX).and_then(number) {
+        return format!("incarnation {id}");
+    }
+    if let Some((origin, counter)) = key.strip_prefix(TOMBSTONE_PREFIX).and_then(|txn| txn.split_at_checked(8))
+        && let (Some(origin), Some(counter)) = (number(origin), number(counter))
+    {
+        return format!("tombstone {}", TxnId { origin: ServiceId::new(origin), counter });
+    }
+    key.escape_ascii().to_string()
+}
+
+fn number(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_be_bytes)
 }
 
 /// Fails with `StoreNewer` for a store of a later format, with `StoreCorrupt` for what is no format at all.
@@ -142,6 +165,25 @@ mod tests {
         let other = tombstone_key(TxnId::new(ServiceId::new(7), 4, true));
         assert_eq!(absorb(&mut state, &other, &encode(&txn)).expect_err("moved").kind(), ErrorKind::StoreCorrupt);
         assert_eq!(absorb(&mut state, b"what", b"1").expect_err("unknown").kind(), ErrorKind::StoreCorrupt);
+        assert_eq!(state.tombstones, [txn], "damage adds nothing");
+    }
+
+    #[test]
+    fn every_entry_has_a_name_for_people() {
+        let table = TableRef::new("g", "t").expect("names");
+        let txn = TxnId::new(ServiceId::new(7), 3, true);
+        for (key, called) in [
+            (table_key(&table), format!("table {table}")),
+            (service_key(ServiceId::new(7)), "incarnation 7".to_owned()),
+            (tombstone_key(txn), format!("tombstone {txn}")),
+            (HEAD_KEY.to_vec(), "head".to_owned()),
+            (b"table/\x1b[2J\0\xff".to_vec(), "table \u{fffd}[2J/\u{fffd}".to_owned()),
+            (b"service/short".to_vec(), "service/short".to_owned()),
+            (b"tombstone/short".to_vec(), "tombstone/short".to_owned()),
+            (b"\x1b".to_vec(), "\\x1b".to_owned()),
+        ] {
+            assert_eq!(name(&key), called);
+        }
     }
 
     #[test]

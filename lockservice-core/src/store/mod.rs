@@ -7,6 +7,7 @@
 mod exclusive;
 mod floor;
 mod head;
+mod inspection;
 mod layout;
 mod memory;
 mod record;
@@ -22,9 +23,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::id::{Epoch, NodeName, Nonce};
 
-pub use self::exclusive::{ExclusiveStore, KeyValue, Visit};
+pub use self::exclusive::{Exclusive, ExclusiveStore, KeyValue, Visit};
 pub use self::floor::Floor;
 pub use self::head::{Head, Leader};
+pub use self::inspection::{Damage, Inspection};
 pub use self::layout::{Change, STORE_FORMAT, absorb, changes};
 pub use self::memory::MemoryStore;
 pub use self::record::{

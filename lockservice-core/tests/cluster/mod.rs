@@ -1,5 +1,7 @@
 //! Nodes of one process on one shared store, for tests of what becomes of leaders and stores.
 
+#![allow(dead_code, reason = "each test file uses a part")]
+
 pub(crate) mod hooked_store;
 
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use lockservice_core::allocator::{
     PresentedBind, Progress, Resume, Role,
 };
 use lockservice_core::clock::{hi, lo};
+use lockservice_core::store::ClusterConstants;
 use lockservice_core::testing::{LocalPeers, SharedStore, TokioClock};
 use lockservice_core::{CommitAttempt, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId};
 use tokio::time::Instant;
@@ -18,7 +21,7 @@ use self::hooked_store::HookedStore;
 
 /// The leadership of these clusters.
 pub(crate) const TTL: Duration = Duration::from_secs(5);
-/// Their leases: long enough for two leaders in one.
+/// Leases that are long enough for two leaders in one.
 pub(crate) const LEASE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Node {
@@ -29,24 +32,24 @@ pub(crate) struct Node {
 
 pub(crate) struct Cluster {
     pub(crate) store: SharedStore,
-    clock: TokioClock,
-    net: LocalPeers,
+    pub(crate) clock: TokioClock,
+    pub(crate) net: LocalPeers,
+    lease: Duration,
 }
 
 impl Cluster {
-    pub(crate) fn new() -> Self {
-        Self { store: SharedStore::new(), clock: TokioClock::new(), net: LocalPeers::default() }
+    pub(crate) fn with_lease(lease: Duration) -> Self {
+        Self { store: SharedStore::new(), clock: TokioClock::new(), net: LocalPeers::default(), lease }
     }
 
     pub(crate) fn node(&self, name: &'static str) -> Node {
-        self.node_with(name, AllocatorSettings::default())
+        self.node_with(name, |_| {})
     }
 
-    /// `settings` but for their constants.
-    pub(crate) fn node_with(&self, name: &'static str, mut settings: AllocatorSettings) -> Node {
+    pub(crate) fn node_with(&self, name: &'static str, alter: impl FnOnce(&mut AllocatorSettings)) -> Node {
         let store = HookedStore::new(self.store.connect());
-        settings.constants.leadership_ttl_ms = TTL.as_millis() as u64;
-        settings.constants.lease_ttl_ms = LEASE.as_millis() as u64;
+        let mut settings = self.settings();
+        alter(&mut settings);
         let allocator = ElectedAllocator::start(
             Arc::new(store.clone()),
             Arc::new(self.clock),
@@ -60,11 +63,20 @@ impl Cluster {
         Node { name, store, allocator }
     }
 
+    pub(crate) fn settings(&self) -> AllocatorSettings {
+        let (leadership_ttl_ms, lease_ttl_ms) = (TTL.as_millis() as u64, self.lease.as_millis() as u64);
+        AllocatorSettings {
+            constants: ClusterConstants { leadership_ttl_ms, lease_ttl_ms },
+            ..AllocatorSettings::default()
+        }
+    }
+
     /// A node that leads a store of which nothing is in doubt any more.
     pub(crate) async fn led(&self) -> Node {
         let node = self.node("a");
         node.leading().await;
-        tokio::time::sleep(hi(LEASE) + TTL).await;
+        // An empty store may be one that lost everything: nothing is granted for one lease, until that is settled (L4).
+        tokio::time::sleep(hi(self.lease) + TTL / 4).await;
         node
     }
 
@@ -84,15 +96,31 @@ impl Node {
         self.allocator.roles().wait_for(|role| matches!(role, Role::Leading(_))).await.expect("the allocator is there");
     }
 
+    /// Waits until it follows `leader`.
+    pub(crate) async fn follows(&self, leader: &Self) {
+        let follows = |role: &Role| matches!(role, Role::Following { address, .. } if address == leader.name);
+        self.allocator.roles().wait_for(follows).await.expect("the allocator is there");
+    }
+
+    async fn resume(&self) -> Result<Incarnation> {
+        let request = Resume {
+            node: NodeName::new(self.name).expect("a name"),
+            nonce: Nonce::new(7),
+            address: self.name.to_owned(),
+            replaces: None,
+        };
+        self.allocator.resume(&request).await
+    }
+
+    /// Begins an incarnation at once.
     pub(crate) async fn begin(&self) -> Incarnation {
+        self.resume().await.expect("a leader answers")
+    }
+
+    /// Begins an incarnation when it may, and there is a leader.
+    pub(crate) async fn begin_in_time(&self) -> Incarnation {
         loop {
-            let request = Resume {
-                node: NodeName::new(self.name).expect("a name"),
-                nonce: Nonce::new(7),
-                address: self.name.to_owned(),
-                replaces: None,
-            };
-            match self.allocator.resume(&request).await {
+            match self.resume().await {
                 Ok(incarnation) => return incarnation,
                 Err(e) if e.kind() == ErrorKind::NameInUse => tokio::time::sleep(TTL / 10).await,
                 Err(e) if e.kind() == ErrorKind::Unavailable => tokio::time::sleep(TTL / 10).await,
@@ -101,8 +129,7 @@ impl Node {
         }
     }
 
-    pub(crate) async fn keep(&self, incarnation: &Incarnation) -> Result<Progress> {
-        let told = Progress::default();
+    pub(crate) async fn keep(&self, incarnation: &Incarnation, told: Progress) -> Result<Progress> {
         self.allocator.keepalive(incarnation.service, Nonce::new(7), told).await.map(|ack| ack.at)
     }
 }
@@ -125,17 +152,17 @@ pub(crate) fn commit(incarnation: &Incarnation, bound: &BoundTable, counter: u64
 pub(crate) async fn granted_after_the_owner(name: &str, owner: &Node, owns: &Incarnation, other: &Node) {
     let mut renewed = Instant::now();
     let mut alive = true;
-    let mut asks = other.begin().await;
+    let mut asks = other.begin_in_time().await;
     loop {
         let sent = Instant::now();
         if alive {
-            match owner.keep(owns).await {
+            match owner.keep(owns, Progress::default()).await {
                 Ok(_) => renewed = sent,
                 Err(e) => alive = e.kind() != ErrorKind::LeaseLost,
             }
         }
-        if other.keep(&asks).await.is_err_and(|e| e.kind() == ErrorKind::LeaseLost) {
-            asks = other.begin().await;
+        if other.keep(&asks, Progress::default()).await.is_err_and(|e| e.kind() == ErrorKind::LeaseLost) {
+            asks = other.begin_in_time().await;
         }
         match other.allocator.bind(asks.service, &table(name)).await {
             Ok(bound) => {

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
 
 use lockservice_core::clock::SystemClock;
-use lockservice_core::maintenance::{Dump, Problem, RestoreOptions, problems, restore};
-use lockservice_core::store::{Head, STORE_FORMAT, ServiceState, StoreState};
-use lockservice_core::{Epoch, Error, ErrorKind};
+use lockservice_core::maintenance::{Dump, Problem, RestoreOptions, diagnose, problems, restore};
+use lockservice_core::store::{Inspection, STORE_FORMAT, ServiceState};
+use lockservice_core::{Epoch, ErrorKind};
 use serde_json::{Value, json};
 
 use super::args::{RestoreArgs, ServeArgs, StoreArgs, StoreCommand};
@@ -40,9 +40,9 @@ fn config(args: &StoreArgs) -> Result<Config, Failure> {
 
 async fn check(config: &Config, json: bool) -> Result<u8, Failure> {
     let output = Output::new(json);
-    let (summary, problems) = match read(config).await {
-        Ok((described, state, head)) => (Some(summary(&described, &state, head.as_ref())), problems(&state)),
-        // A store that cannot be read to its end is what this command is for.
+    let inspection = match store::inspect(&config.store).await {
+        Ok(inspection) => inspection,
+        // A store that cannot be read at all is what this command is for.
         Err(error) if error.kind() == ErrorKind::StoreCorrupt => {
             let Failure { kind, sentence, .. } = Failure::from(error);
             say_problem(&output, json, kind, "the store", &sentence)?;
@@ -50,23 +50,18 @@ async fn check(config: &Config, json: bool) -> Result<u8, Failure> {
         }
         Err(error) => return Err(error.into()),
     };
-    if let Some(mut summary) = summary {
-        summary["problems"] = problems.len().into();
-        say_summary(&output, json, &summary)?;
-    }
+    let problems = diagnose(&inspection);
+    say_summary(&output, json, &summary(&inspection, problems.len()))?;
     for Problem { kind, record, sentence } in &problems {
         say_problem(&output, json, kind.name(), record, sentence)?;
     }
     Ok(if problems.is_empty() { 0 } else { exit::PROBLEMS })
 }
 
-async fn read(config: &Config) -> Result<(String, StoreState, Option<Head>), Error> {
-    let store = store::open_existing(&config.store).await?;
-    Ok((store.describe(), store.load().await?, store.head().await?))
-}
-
-fn summary(store: &str, state: &StoreState, head: Option<&Head>) -> Value {
-    let leader = head.and_then(|head| head.leader.as_ref());
+/// Counts only what could be read.
+fn summary(inspection: &Inspection, problems: usize) -> Value {
+    let Inspection { store, state, head, .. } = inspection;
+    let leader = head.as_ref().and_then(|head| head.leader.as_ref());
     let live = state.services.iter().filter(|service| service.state == ServiceState::Live).count();
     json!({
         "store": store,
@@ -79,6 +74,7 @@ fn summary(store: &str, state: &StoreState, head: Option<&Head>) -> Value {
         "services": state.services.len(),
         "services_live": live,
         "tombstones": state.tombstones.len(),
+        "problems": problems,
     })
 }
 
@@ -139,9 +135,10 @@ async fn migrate(config: &Config, json: bool) -> Result<u8, Failure> {
 }
 
 async fn dump(config: &Config, json: bool) -> Result<u8, Failure> {
-    let (described, state, _) = read(config).await?;
+    let store = store::open_existing(&config.store).await?;
+    let state = store.load().await?;
     let problems = problems(&state);
-    let dump = Dump::new(described, state)?;
+    let dump = Dump::new(store.describe(), state)?;
     if dump.state.tables.is_empty() && dump.state.services.is_empty() {
         exit::say_warning(json, "empty", "the store is empty: is it the right one?");
     }

@@ -7,6 +7,7 @@ use lockservice_core::clock::Time;
 use lockservice_core::service::{LockStatus, WaitStatus};
 use lockservice_core::table::{LockInfo, WaitInfo};
 use lockservice_core::{Error, ErrorKind, FencingToken, LockItem, NodeName, Result};
+use prost::bytes::Bytes;
 
 use super::item::bytes;
 use super::{
@@ -22,10 +23,7 @@ pub fn lock_status_to_proto(status: &LockStatus) -> proto::LockInfo {
     proto::LockInfo {
         group: info.table.group.to_string(),
         table: info.table.name.to_string(),
-        item: Some(match &info.item {
-            LockItem::Row(key) => Item::Row(bytes(key)),
-            LockItem::Range(range) => Item::Range(range_to_proto(range)),
-        }),
+        item: Some(item_to_proto(&info.item, Item::Row, Item::Range)),
         mode: mode_to_proto(info.mode),
         txn: info.txn.to_string(),
         label: status.label.clone(),
@@ -64,10 +62,7 @@ pub fn wait_status_to_proto(status: &WaitStatus) -> proto::WaitInfo {
     proto::WaitInfo {
         group: info.table.group.to_string(),
         table: info.table.name.to_string(),
-        item: Some(match &info.item {
-            LockItem::Row(key) => Item::Row(bytes(key)),
-            LockItem::Range(range) => Item::Range(range_to_proto(range)),
-        }),
+        item: Some(item_to_proto(&info.item, Item::Row, Item::Range)),
         mode: mode_to_proto(info.mode),
         waiter: info.waiter.to_string(),
         waiter_label: status.waiter_label.clone(),
@@ -77,10 +72,7 @@ pub fn wait_status_to_proto(status: &WaitStatus) -> proto::WaitInfo {
         holder_client: status.holder_client.clone(),
         granted: info.granted,
         waiting_ms: millis_down(status.waiting),
-        held_item: Some(match &info.held_item {
-            LockItem::Row(key) => HeldItem::HeldRow(bytes(key)),
-            LockItem::Range(range) => HeldItem::HeldRange(range_to_proto(range)),
-        }),
+        held_item: Some(item_to_proto(&info.held_item, HeldItem::HeldRow, HeldItem::HeldRange)),
         left_out: 0,
     }
 }
@@ -144,6 +136,14 @@ pub fn bind_status_from_proto(info: proto::BindInfo) -> Result<BindStatus> {
     let bind =
         info.bind.ok_or_else(|| Error::new(ErrorKind::InvalidArgument, "a bind's state comes without the bind"))?;
     Ok(BindStatus { bind: bind_from_proto(bind)?, node: NodeName::new(&info.node)?, address: info.address, state })
+}
+
+/// The item as the field of a message that is either a row or a range.
+fn item_to_proto<T>(item: &LockItem, row: fn(Bytes) -> T, range: fn(proto::KeyRange) -> T) -> T {
+    match item {
+        LockItem::Row(key) => row(bytes(key)),
+        LockItem::Range(keys) => range(range_to_proto(keys)),
+    }
 }
 
 fn no_item() -> Error {

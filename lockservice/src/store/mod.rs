@@ -6,7 +6,7 @@ mod file;
 use std::path::Path;
 use std::sync::Arc;
 
-use lockservice_core::store::{BindStore, MemoryStore, STORE_FORMAT};
+use lockservice_core::store::{BindStore, Damage, Inspection, MemoryStore, STORE_FORMAT};
 use lockservice_core::{Error, ErrorKind, Result};
 
 #[cfg(feature = "file")]
@@ -17,6 +17,8 @@ pub use lockservice_pg::PgStore;
 pub use lockservice_redis::RedisStore;
 #[cfg(feature = "rocks")]
 pub use lockservice_rocks::RocksStore;
+
+const REDIS: [&str; 6] = ["redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster"];
 
 /// The schemes that this build can open.
 pub fn schemes() -> Vec<&'static str> {
@@ -52,9 +54,7 @@ pub async fn open(url: &str) -> Result<Arc<dyn BindStore>> {
         "file" => open_file(path).await,
         "rocks" => open_rocks(path).await,
         "postgres" | "postgresql" => open_pg(url).await,
-        "redis" | "rediss" | "redis-sentinel" | "rediss-sentinel" | "redis-cluster" | "rediss-cluster" => {
-            open_redis(url).await
-        }
+        scheme if REDIS.contains(&scheme) => open_redis(url).await,
         _ => Err(Error::new(
             ErrorKind::InvalidArgument,
             // What was given is not repeated: it may hold a password.
@@ -68,6 +68,35 @@ pub async fn open(url: &str) -> Result<Arc<dyn BindStore>> {
 /// Fails with `InvalidArgument` for a URL that cannot be opened here, `StoreUnusable` if there is no store, or only one of an older
 /// format, and as the store's own `open` does.
 pub async fn open_existing(url: &str) -> Result<Arc<dyn BindStore>> {
+    check_existing(url).await?;
+    open(url).await
+}
+
+/// Reads a store that is there, damaged or not, as far as it can be read. Nothing is created, migrated or changed.
+///
+/// Fails as [`open_existing`] does, but for damaged records: those are in the answer.
+pub async fn inspect(url: &str) -> Result<Inspection> {
+    check_existing(url).await?;
+    let (scheme, _path) = url.split_once(':').unwrap_or((url, ""));
+    match scheme {
+        #[cfg(feature = "file")]
+        "file" if !_path.is_empty() => FileStore::inspect(_path).await,
+        #[cfg(feature = "rocks")]
+        "rocks" if !_path.is_empty() => RocksStore::inspect(_path).await,
+        #[cfg(feature = "pg")]
+        "postgres" | "postgresql" => PgStore::inspect(url).await,
+        #[cfg(feature = "redis")]
+        scheme if REDIS.contains(&scheme) => RedisStore::inspect(url).await,
+        // Of all others the open says what is wrong.
+        _ => {
+            let store = open(url).await?;
+            let (state, head) = (store.load().await?, store.head().await?);
+            Ok(Inspection { store: store.describe(), state, head, damage: Damage::refused() })
+        }
+    }
+}
+
+async fn check_existing(url: &str) -> Result<()> {
     if is_volatile(url) {
         return Err(Error::new(
             ErrorKind::InvalidArgument,
@@ -86,7 +115,7 @@ pub async fn open_existing(url: &str) -> Result<Arc<dyn BindStore>> {
                 "the store is in format {format}, this version reads {STORE_FORMAT}: run `lockservice store migrate`"
             ),
         )),
-        _ => open(url).await,
+        _ => Ok(()),
     }
 }
 

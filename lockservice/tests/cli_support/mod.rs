@@ -10,6 +10,7 @@ use std::time::Duration;
 use lockservice_core::clock::{Clock, SystemClock, Time};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use serde_json::Value;
 
 /// Longer than anything here takes, also on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
@@ -41,6 +42,21 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// What the command printed with `--json`: one object a line.
+pub(crate) fn json_lines(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8(output.stdout.clone()).expect("text");
+    text.lines().map(|line| serde_json::from_str(line).expect("one object")).collect()
+}
+
+/// A server on a store: the process, and its address once it is ready.
+pub(crate) fn serve(store: &str, flags: &[&str]) -> (Running, String) {
+    let args = [&["serve", "--json", "--listen", "127.0.0.1:0", "--store", store], flags].concat();
+    let mut running = Running::start(&mut lockservice(&args));
+    let ready: Value = serde_json::from_str(&running.line()).expect("one object");
+    let address = ready["address"].as_str().expect("the address").to_owned();
+    (running, address)
+}
+
 /// A running command whose output is read line by line.
 pub(crate) struct Running {
     pub(crate) child: Child,
@@ -62,6 +78,11 @@ impl Running {
             Ok(line) => line,
             Err(_) => panic!("no line came; stderr: {:?}", self.err.try_iter().collect::<Vec<_>>()),
         }
+    }
+
+    /// The next line of stdout: the number of a process.
+    pub(crate) fn process(&mut self) -> Pid {
+        Pid::from_raw(self.line().parse().expect("a process number")).expect("not zero")
     }
 
     /// Waits until nobody has stdout open any more: the wrapper, the supervisor and the command are all gone.
@@ -143,10 +164,7 @@ impl Server {
 
     fn open(folder: tempfile::TempDir, flags: &[&str]) -> Self {
         let store = format!("file:{}", folder.path().join("db").display());
-        let args = [&["serve", "--json", "--listen", "127.0.0.1:0", "--store", &store], flags].concat();
-        let mut running = Running::start(&mut lockservice(&args));
-        let ready: serde_json::Value = serde_json::from_str(&running.line()).expect("one object");
-        let address = ready["address"].as_str().expect("the address").to_owned();
+        let (running, address) = serve(&store, flags);
         Self { running, address, folder }
     }
 
@@ -186,17 +204,15 @@ impl Server {
     /// A lock that is held until the wrapper is signalled: answers it and the command's process.
     pub(crate) fn hold(&self, args: &[&str]) -> (Running, Pid) {
         let mut holder = self.lock(args, "echo $$; exec sleep 1000");
-        let pid = holder.line().parse().expect("a process number");
-        (holder, Pid::from_raw(pid).expect("not zero"))
+        let command = holder.process();
+        (holder, command)
     }
 
     /// Waits until this many calls wait, and answers them.
-    pub(crate) fn waits(&self, count: usize) -> Vec<serde_json::Value> {
+    pub(crate) fn waits(&self, count: usize) -> Vec<Value> {
         let give_up = now() + DEADLINE;
         loop {
-            let output = self.run(&["waits", "--json"]);
-            let text = String::from_utf8(output.stdout).expect("text");
-            let waits: Vec<_> = text.lines().map(|line| serde_json::from_str(line).expect("one object")).collect();
+            let waits = json_lines(&self.run(&["waits", "--json"]));
             if waits.len() == count {
                 return waits;
             }

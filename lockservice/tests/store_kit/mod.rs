@@ -173,6 +173,14 @@ impl Site {
     }
 }
 
+/// Puts three records behind the store's back that cannot be read: table `group/table-3`, incarnation 7, and a tombstone of it.
+pub(crate) fn spoil(site: &Site) {
+    let service = 7u64.to_be_bytes();
+    site.raw_put(b"table/group\0table-3", b"\x01{\"partitions\":1}");
+    site.raw_put(&[b"service/", service.as_slice()].concat(), b"\x02of a later version");
+    site.raw_put(&[b"tombstone/", service.as_slice(), &1u64.to_be_bytes()].concat(), b"");
+}
+
 const RECORDS: redb::TableDefinition<'static, &[u8], &[u8]> = redb::TableDefinition::new("records");
 
 fn copy_all(from: &Path, to: &Path) {

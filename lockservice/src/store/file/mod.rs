@@ -4,24 +4,20 @@ mod backend;
 mod engine;
 mod error;
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
-use async_trait::async_trait;
-use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, ExclusiveStore, Head, Leadership, Renewal, StoreState, WriteAck,
-};
-use lockservice_core::{Epoch, Result};
+use lockservice_core::Result;
+use lockservice_core::store::{Exclusive, ExclusiveStore, Inspection};
 
 use self::engine::FileEngine;
 
-/// A [`BindStore`] in one file, a [redb](::redb) database, open to one process at a time.
+/// A [`BindStore`](lockservice_core::store::BindStore) in one file, a [redb](::redb) database, open to one process at a time.
 ///
 /// Each write is one transaction that has reached the disk (`fsync`) before it is answered. When the disk is full, writes fail with
 /// [`StoreUnusable`](lockservice_core::ErrorKind::StoreUnusable) and succeed again once there is space; nothing acknowledged is lost.
 /// Clones are handles to one store; the file is closed with the last of them.
 #[derive(Clone, Debug)]
-pub struct FileStore(ExclusiveStore<FileEngine>);
+pub struct FileStore(ExclusiveStore);
 
 impl FileStore {
     /// Opens the store in the file `path`, which is created if it is not there (its folder is not).
@@ -31,41 +27,25 @@ impl FileStore {
     /// version wrote it. Reads the whole file once to check it. Cancel safe.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        ExclusiveStore::open(format!("file:{}", path.display()), move || FileEngine::open(&path)).await.map(Self)
+        ExclusiveStore::open(url(&path), move || FileEngine::open(&path)).await.map(Self)
+    }
+
+    /// Reads the store in the file `path`, damaged or not, as far as it can be read.
+    ///
+    /// Like [`open`](Self::open) it creates a file that is not there, and fails as that does, but for damaged records: those are in the
+    /// answer. Cancel safe.
+    pub async fn inspect(path: impl Into<PathBuf>) -> Result<Inspection> {
+        let path = path.into();
+        ExclusiveStore::inspect(url(&path), move || FileEngine::open(&path)).await
     }
 }
 
-#[async_trait]
-impl BindStore for FileStore {
-    fn describe(&self) -> String {
-        self.0.describe()
-    }
+fn url(path: &Path) -> String {
+    format!("file:{}", path.display())
+}
 
-    async fn load(&self) -> Result<StoreState> {
-        self.0.load().await
-    }
-
-    async fn head(&self) -> Result<Option<Head>> {
-        self.0.head().await
-    }
-
-    async fn acquire_leadership(&self, candidate: &Candidate, _ttl: Duration) -> Result<Leadership> {
-        self.0.acquire_leadership(candidate).await
-    }
-
-    async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
-        self.0.renew(epoch).await
-    }
-
-    async fn resign(&self, epoch: Epoch) -> Result<()> {
-        self.0.resign(epoch).await
-    }
-
-    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
-        self.0.write(epoch, number, batch).await
-    }
-
-    async fn applied(&self) -> Result<Applied> {
-        self.0.applied().await
+impl Exclusive for FileStore {
+    fn exclusive(&self) -> &ExclusiveStore {
+        &self.0
     }
 }
