@@ -10,8 +10,8 @@ use lockservice_core::allocator::{
 use lockservice_core::clock::hi;
 use lockservice_core::maintenance::{Dump, EPOCHS_SKIPPED, RestoreOptions, Restored, problems, restore};
 use lockservice_core::store::{
-    BindRecord, BindStore, Candidate, ClusterConstants, Leadership, MemoryStore, Op, ServiceRecord, ServiceState,
-    StoreState, TableRecord,
+    BindRecord, BindStore, Candidate, ClusterConstants, Floor, Leadership, MemoryStore, Op, ServiceRecord,
+    ServiceState, StoreState, TableRecord,
 };
 use lockservice_core::testing::{Fault, FaultyStore, SharedStore, TokioClock};
 use lockservice_core::{
@@ -217,6 +217,30 @@ fn what_is_wrong_with_a_dump_is_named_with_its_line() {
         let refused = read(text.as_bytes()).expect_err(said);
         assert_eq!(refused.kind(), kind, "{refused}");
         assert!(refused.to_string().contains(said), "{said}: {refused}");
+    }
+}
+
+/// Its server's clock is behind the epoch that the old cluster is known to have reached.
+#[tokio::test(start_paused = true)]
+async fn numbers_and_tokens_of_a_restored_cluster_are_above_the_epoch_that_was_given() {
+    let store = SharedStore::new();
+    store.set_floor(Floor::of_clock(1_767_225_600 + 100 * 1024).expect("in range"));
+    let clock = TokioClock::new();
+    let above = Epoch::new(5_000);
+    restore(&store, &clock, &dump(), &RestoreOptions { above, ..options() }).await.expect("restored");
+    let node = NodeName::new("n").expect("a name");
+    let allocator = LocalAllocator::open(Arc::new(store), Arc::new(clock), AllocatorSettings::default(), node.clone());
+    let allocator = allocator.await.expect("restored stores are resigned");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let resume = Resume { node, nonce: Nonce::new(1), address: String::new(), replaces: None };
+    let owner = allocator.resume(&resume).await.expect("it leads");
+    for table in ["new", "t00001"] {
+        let table = TableRef::new("g", table).expect("names");
+        let bound = allocator.bind(owner.service, &table).await.expect("everybody was waited for");
+        let tokens = bound.tokens.expect("fresh");
+        for number in [owner.service.get(), bound.bind.version.get(), tokens.next.get()] {
+            assert!(number >= above.end_number(), "{table}: {number}");
+        }
     }
 }
 

@@ -42,7 +42,8 @@ pub struct RestoreOptions {
     pub node: NodeName,
     /// The leadership's TTL of the clusters that may have led this store: so long a shared store is watched before it is written (L1).
     pub leadership_ttl: Duration,
-    /// An epoch that the old cluster reached after the dump was made, as far as that is known: the restored store's is above it.
+    /// An epoch that the old cluster reached after the dump was made, as far as that is known: the restored store's is above it, and so are
+    /// all numbers and tokens that its leaders hand out. 0 if nothing is known.
     pub above: Epoch,
 }
 
@@ -75,8 +76,9 @@ pub async fn restore(
     let mut candidate = Candidate {
         floor: Epoch::new(floor.get().saturating_add(EPOCHS_SKIPPED)),
         // Whoever leads the restored store waits for everybody who was promised something by the old one (L4).
-        // Nothing that was told before is in it, and nothing before is relied on.
-        doubt: Doubt::Raised { numbers: 0 },
+        // Nothing that was told before is in it, and nothing before is relied on. Where the server has a clock, numbers begin there, not with the
+        // epoch, so what is known of the old cluster's is handed on.
+        doubt: Doubt::Raised { numbers: if options.above > Epoch::default() { options.above.end_number() } else { 0 } },
         ..Candidate::from(options.node.clone())
     };
     let mut writer = lead(store, clock, &mut candidate, ttl).await?;
