@@ -1,7 +1,6 @@
 //! `lockservice serve` as a process that can be killed, stopped and started again.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -61,16 +60,8 @@ impl Place {
 
     /// `lockservice serve` here, not yet started.
     pub fn serve(&self) -> Command {
-        self.serve_under(&[])
-    }
-
-    /// The same, started by another program, such as `faketime`.
-    pub fn serve_under(&self, wrapper: &[&str]) -> Command {
-        let mut line: Vec<OsString> = wrapper.iter().map(Into::into).collect();
-        line.push(binary::lockservice().into());
-        let mut command = Command::new(&line[0]);
+        let mut command = Command::new(binary::lockservice());
         command
-            .args(&line[1..])
             .args(["--json", "serve", "--node", &self.node, "--listen", &self.address, "--store", &self.store])
             .arg(format!("--lease-ttl={}ms", LEASE.as_millis()))
             // A leader is replaced before the leases run out that it can no longer renew.

@@ -12,6 +12,7 @@ use super::commit::Marked;
 use super::lease::LeaseState;
 use super::local::{LocalAllocator, Shared};
 use super::state::{AllocatorState, lease_lost, stopping};
+use super::tokens::RaiseEpoch;
 use super::types::{
     AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Incarnation, Latest, LeaseAck, Progress,
     ReservedTokens, Resume, ServiceStatus,
@@ -53,9 +54,14 @@ impl LockTableAllocator for LocalAllocator {
 
     async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
         let state = self.shared.leading().await?;
+        let told = told.believed_in(state.numbers.epoch());
         // L4: also from an incarnation that the store has lost.
         if !state.exclusive && state.went_back(told) {
             return Err(self.shared.step_over(&state, told));
+        }
+        if told.epoch > state.numbers.epoch() {
+            // An exclusive store that is another one than it was: nobody else leads it, and who heard of the old one must hear this one too.
+            self.shared.raise(RaiseEpoch(told.epoch.next()?)).await?;
         }
         let known = state.service(service).filter(|known| known.nonce == nonce).ok_or_else(|| lease_lost(service))?;
         let now = self.shared.clock.now();

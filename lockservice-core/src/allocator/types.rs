@@ -19,6 +19,21 @@ pub struct Progress {
     pub numbers: u64,
 }
 
+/// How far ahead of a leader a report can be: each forgotten leadership is worth one epoch, a leap at most 255 more.
+const EPOCHS_AHEAD_MAX: u64 = 1 << 16;
+
+impl Progress {
+    /// This report as a leader of `epoch` may believe it: one from nowhere must not use up all epochs and numbers.
+    pub(super) fn believed_in(self, epoch: Epoch) -> Self {
+        if self.epoch.get() > epoch.get().saturating_add(EPOCHS_AHEAD_MAX) {
+            tracing::warn!(told = %self.epoch, %epoch, "a report of an epoch that nobody can have reached is ignored");
+            return Self::default();
+        }
+        // Numbers lie below the end of their epoch.
+        Self { numbers: self.numbers.min(self.epoch.end_number()), ..self }
+    }
+}
+
 /// A node asks to start as a new incarnation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Resume {

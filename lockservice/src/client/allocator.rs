@@ -10,6 +10,7 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use super::Client;
+use super::connect::Node;
 use crate::convert;
 use crate::proto;
 use crate::proto::allocator_client::AllocatorClient as Wire;
@@ -123,7 +124,11 @@ impl AllocatorClient {
                 Err(e) if e.kind() == ErrorKind::NotLeader => None,
                 Err(e) => e.answered_by().map(Epoch::get),
             };
-            let error = match self.heard(epoch).and(outcome) {
+            let heard = self.heard(epoch);
+            if heard.is_err() {
+                self.report(&node).await;
+            }
+            let error = match heard.and(outcome) {
                 Ok(answer) => {
                     *parts.leader.lock() = Some(address);
                     return Ok((answer, sent));
@@ -153,12 +158,21 @@ impl AllocatorClient {
         }
     }
 
-    /// Takes an answer's epoch into account. Fails with `Unavailable` if an earlier leader gave it, be it a refusal (L3).
+    /// Tells a leader what this client has heard of (L4): it was replaced, or leads a store that has forgotten it, and takes an epoch above.
+    async fn report(&self, node: &Node) {
+        let epoch = self.client.parts.epoch.load(Ordering::Relaxed);
+        let told = Some(proto::Progress { epoch, write: 0, numbers: 0 });
+        let request = proto::KeepaliveRequest { incarnation: None, told };
+        // It has no lease to be answered about. Failed, it is told the next time.
+        drop(node.call(Wire::new(node.channel.clone()).keepalive(request)).await);
+    }
+
+    /// Takes an answer's epoch into account. Fails with `NotLeader` if an earlier leader gave it, be it a refusal (L3).
     fn heard(&self, epoch: Option<u64>) -> Result<()> {
         let Some(epoch) = epoch else { return Ok(()) };
         if epoch < self.client.parts.epoch.fetch_max(epoch, Ordering::Relaxed) {
             return Err(Error::new(
-                ErrorKind::Unavailable,
+                ErrorKind::NotLeader,
                 "an earlier leader answered, which does not know yet that it was replaced: try again",
             )
             .with("epoch", epoch));

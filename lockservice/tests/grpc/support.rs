@@ -72,6 +72,7 @@ pub(crate) struct Proxy {
     cuts: watch::Sender<u64>,
     mute: Arc<AtomicBool>,
     shut: Arc<AtomicBool>,
+    server: watch::Sender<String>,
 }
 
 impl Proxy {
@@ -81,11 +82,14 @@ impl Proxy {
         let cuts = watch::Sender::new(0);
         let mute = Arc::new(AtomicBool::new(false));
         let shut = Arc::new(AtomicBool::new(false));
-        let (server, mut cut, muted) = (server.to_owned(), cuts.subscribe(), Arc::clone(&mute));
+        let (mut cut, muted) = (cuts.subscribe(), Arc::clone(&mute));
+        let server = watch::Sender::new(server.to_owned());
+        let leads_to = server.subscribe();
         let is_shut = Arc::clone(&shut);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 // It may have been stopped.
+                let server = leads_to.borrow().clone();
                 let Ok(server) = TcpStream::connect(&server).await else { continue };
                 cut.mark_unchanged();
                 // Whoever shuts it cuts afterwards: either is seen here.
@@ -101,12 +105,18 @@ impl Proxy {
                 });
             }
         });
-        Self { address, cuts, mute, shut }
+        Self { address, cuts, mute, shut, server }
     }
 
     /// Breaks every connection there is, and ever will be.
     pub(crate) fn shut(&self) {
         self.shut.store(true, SeqCst);
+        self.cut();
+    }
+
+    /// Leads to another server from now on.
+    pub(crate) fn lead_to(&self, server: &str) {
+        self.server.send_replace(server.to_owned());
         self.cut();
     }
 
