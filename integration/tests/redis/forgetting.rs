@@ -1,8 +1,15 @@
 //! Servers that forget: each is noticed, and nothing that was handed out is handed out again (L4).
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use integration::allocators::Node;
 use integration::containers::{Redis, RedisOptions};
-use lockservice_core::ErrorKind;
+use integration::within;
+use lockservice_core::allocator::{LockTableAllocator, Progress, Resume};
 use lockservice_core::store::{BindStore, Candidate, Floor, Leadership};
+use lockservice_core::testing::LocalPeers;
+use lockservice_core::{ErrorKind, NodeName, Nonce, TableRef};
 
 use crate::support::{Leader, TTL, ask, assert_whole, batch, bounded, candidate, leader_seen, open, seen};
 
@@ -50,6 +57,40 @@ async fn a_restart_without_persistence_is_noticed() {
     let lineage = bounded(store.applied()).await.expect("it answers").lineage;
     assert_ne!(lineage, leader.lineage);
     the_loss_is_noticed(leader).await;
+}
+
+/// What is handed out to the first owner on a store that was found empty: incarnation, table id, version, token.
+async fn first_numbers(allocator: &dyn LockTableAllocator) -> [u64; 4] {
+    let (nonce, table) = (Nonce::new(1), TableRef::new("g", "t").expect("names"));
+    let node = NodeName::new("n").expect("a name");
+    let resume = Resume { node, nonce, address: "n:1".to_owned(), replaces: None };
+    loop {
+        // While nobody leads, and until old promises have run out, it is told to try again.
+        if let Ok(owner) = allocator.resume(&resume).await
+            && allocator.keepalive(owner.service, nonce, Progress::default()).await.is_ok()
+            && let Ok(bound) = allocator.bind(owner.service, &table).await
+        {
+            let token = bound.tokens.expect("the first bind comes with tokens").next.get();
+            return [owner.service.get(), bound.bind.id.get(), bound.bind.version.get(), token];
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// F1, L4: whoever remembered anything dies with it, again and again, and all that within one epoch of the server's clock.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_forgets_everything_with_all_its_nodes_hands_nothing_out_twice() {
+    let Some(redis) = Redis::start(arguments("--save  --appendonly no")).await else { return };
+    let mut last = [0; 4];
+    for _ in 0..3 {
+        let node = Node::join("n", Arc::new(open(redis.url()).await), &LocalPeers::default());
+        let numbers = within("an owner on an empty store", first_numbers(&*node.allocator)).await;
+        assert!(numbers.iter().zip(last).all(|(number, last)| *number > last), "{numbers:?} after {last:?}");
+        last = numbers;
+        drop(node);
+        redis.kill().await;
+        redis.start().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
