@@ -66,6 +66,60 @@ impl BindStore for Disk {
     }
 }
 
+/// C4: their marks stay until their origin is fenced, and there is an end to what is kept of one origin.
+#[tokio::test(start_paused = true)]
+async fn silent_clients_never_fill_an_incarnation_up() {
+    let (disk, clock) = (Disk::new(), ManualClock::new());
+    let settings = AllocatorSettings { commits_max: 1, ..AllocatorSettings::default() };
+    let node = NodeName::new("n").expect("a name");
+    let open = LocalAllocator::open(Arc::new(disk.clone()), Arc::new(clock), settings, node);
+    let allocator = open.await.expect("opens");
+    let origin = allocator.resume(&resume(1)).await.expect("leads").service;
+    let txns: Vec<TxnId> = (0..10_000).map(|number| TxnId::new(origin, number, true)).collect();
+    for some in txns.chunks(100) {
+        let answer = allocator.cannot_commit(some).await.expect("there is always room");
+        assert_eq!((answer.tombstoned.len(), answer.committing.len()), (100, 0));
+    }
+    for txn in txns {
+        let asked = CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(1) };
+        let request = BeginCommit { txn, binds: Vec::new(), attempt: CommitAttempt::new(1), asked };
+        assert_eq!(allocator.begin_commit(&request).await.expect_err("never").kind(), ErrorKind::CannotCommit);
+    }
+    let lost = allocator.keepalive(origin, Nonce::new(1), Progress::default()).await.expect_err("fenced as a whole");
+    assert_eq!(lost.kind(), ErrorKind::LeaseLost);
+    let next = allocator.resume(&resume(2)).await.expect("its node starts again").service;
+    let answer = allocator.cannot_commit(&[TxnId::new(next, 1, true)]).await.expect("room");
+    assert_eq!(answer.tombstoned.len(), 1);
+    let forgotten = async {
+        while allocator.entries().2 > 1 || disk.load().await.expect("readable").tombstones.len() > 1 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), forgotten).await.expect("nothing is kept of the fenced one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_start_takes_off_the_store_goes_in_writes_of_bounded_size() {
+    let (disk, clock) = (Disk::new(), ManualClock::new());
+    let settings = AllocatorSettings { batch_max: 8, ..AllocatorSettings::default() };
+    let open = || {
+        let (store, clock) = (Arc::new(disk.clone()), Arc::new(clock.clone()));
+        LocalAllocator::open(store, clock, settings.clone(), NodeName::new("n").expect("a name"))
+    };
+    let first = open().await.expect("opens");
+    let origin = first.resume(&resume(1)).await.expect("leads").service;
+    let txns: Vec<TxnId> = (0..100).map(|number| TxnId::new(origin, number, true)).collect();
+    first.cannot_commit(&txns).await.expect("marked");
+    drop(first);
+    assert_eq!(disk.load().await.expect("readable").tombstones.len(), 100);
+    let before = disk.writes.load(Ordering::SeqCst);
+    let second = open().await.expect("opens");
+    let found = disk.load().await.expect("readable");
+    assert_eq!((found.tombstones.len(), found.services[0].state), (0, ServiceState::Fenced));
+    assert!(disk.writes.load(Ordering::SeqCst) - before >= 100 / 8);
+    second.resume(&resume(2)).await.expect("the numbers of its writes follow");
+}
+
 async fn open(disk: &Disk, clock: &ManualClock, lease_ttl_ms: u64) -> Arc<LocalAllocator> {
     let settings = AllocatorSettings {
         constants: ClusterConstants { lease_ttl_ms, ..ClusterConstants::default() },

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 use tokio::sync::oneshot;
 
 use super::LockTableAllocator;
@@ -81,7 +81,7 @@ impl LockTableAllocator for LocalAllocator {
             return Err(lease_lost(service));
         }
         // From here on no new pin on its binds and, after the fence, no new commit of its transactions.
-        let marked = known.commits.fence();
+        known.commits.fence();
         let mut pins = state.pins_of(service);
         // C2: a resignation waits for pins. Polled: a commit must not pay for telling whoever waits, and the wait is bounded by the lease.
         loop {
@@ -92,8 +92,7 @@ impl LockTableAllocator for LocalAllocator {
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        let mut ops: SmallVec<[Op; 2]> = smallvec![Op::PutService(known.record(ServiceState::Resigned))];
-        ops.extend(marked.into_iter().map(|counter| Op::RemoveTombstone(TxnId { origin: service, counter })));
+        let ops = smallvec![Op::PutService(known.record(ServiceState::Resigned))];
         let (done, answer) = oneshot::channel();
         let ended = Arc::clone(&known);
         let done: Done = Box::new(move |outcome: Result<()>| {
@@ -268,6 +267,13 @@ impl Shared {
             marked
         })?;
         match marked {
+            Marked::Crowded => {
+                tracing::error!(service = %txn.origin, "too many transactions of silent clients are kept from committing one by one: the incarnation is fenced, and its node starts a new one");
+                // Its binds are void from here on, and granted anew when its lease must have run out (B3).
+                origin.fence();
+                self.store_end(&origin, origin.state()).await?;
+                Ok(Verdict::Tombstoned)
+            }
             Marked::Committing => Ok(Verdict::Committing),
             Marked::Durable => Ok(Verdict::Tombstoned),
             Marked::ToWrite(_) => Ok(Verdict::Writing(landed)),

@@ -100,6 +100,9 @@ pub enum Marked {
     ToWrite(u64),
     /// The origin is fenced: none of its transactions commits.
     Fenced,
+    /// So many transactions of the origin are marked, of clients that fell silent, that there is no room for more: nothing was marked. Fence
+    /// the origin, which says of all of them what their marks say.
+    Crowded,
 }
 
 /// The control state of one origin's commits. Created at its registration, never on a miss (C3).
@@ -223,6 +226,9 @@ impl CommitControl {
             return Ok(write(Marked::Fenced));
         }
         let full = stripe.commits.len() >= self.per_stripe_max;
+        // Commits in flight make room by themselves, marks do not.
+        let is_mark = |commit: &&Commit| matches!(commit, Commit::Tombstone { .. });
+        let crowded = full && stripe.commits.values().filter(is_mark).count() * 2 >= stripe.commits.len();
         let generation = stripe.next_generation();
         let marked = match stripe.commits.entry(txn.counter) {
             Entry::Occupied(mut entry) => match entry.get_mut() {
@@ -232,6 +238,7 @@ impl CommitControl {
                 }
                 Commit::InFlight(_) => unreachable!("an attempt in flight was answered above, under the same lock"),
             },
+            Entry::Vacant(_) if crowded => Marked::Crowded,
             Entry::Vacant(_) if full => return Err(exhausted(txn)),
             Entry::Vacant(entry) => {
                 entry.insert(Commit::Tombstone { generation, durable: false });
@@ -282,13 +289,18 @@ impl CommitControl {
     }
 
     /// Fences the origin: once this returned, none of its transactions is admitted any more (C3). Commits in flight go on.
-    ///
-    /// Answers the transactions that were marked: their marks are no longer needed (C4).
-    pub fn fence(&self) -> Vec<u64> {
+    pub fn fence(&self) {
+        for stripe in &self.stripes {
+            stripe.0.lock().fenced = true;
+        }
+    }
+
+    /// Takes the marks of a fenced origin off, and answers of which transactions: once the fence is durable, it says of each what its mark
+    /// said (C4).
+    pub fn take_marks(&self) -> Vec<u64> {
         let mut marked = Vec::new();
         for stripe in &self.stripes {
             let mut stripe = stripe.0.lock();
-            stripe.fenced = true;
             stripe.commits.retain(|counter, commit| match commit {
                 Commit::InFlight(_) => true,
                 Commit::Tombstone { .. } => {

@@ -217,7 +217,7 @@ impl LocalAllocator {
         if let Some(state) = self.shared.state.get() {
             // ORDERING: the fences below are what keeps commits out; this only makes answers clear.
             state.admitting.store(false, Ordering::Release);
-            state.services.for_each(|_, service| drop(service.commits.fence()));
+            state.services.for_each(|_, service| service.commits.fence());
             let give_up = self.shared.clock.now() + grace;
             let may_resign = quiet || !state.exclusive;
             if may_resign && !self.wait_for_promises(state, give_up).await {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::commit::Pins;
+use super::commit::{Marked, Pins};
 use super::leadership::LeadershipCell;
 use super::lease::LeaseState;
 use super::settings::AllocatorSettings;
@@ -188,19 +188,20 @@ pub(super) async fn open(
         let entry = TableEntry { id: table.id, tokens_reserved_to: table.tokens_reserved_to, binds, pending: None };
         state.tables.upsert(table.table, || entry, |_| ());
     }
-    if !batch.is_empty() {
-        match store.write(epoch, applied + 1, &batch).await {
-            Ok(ack) if ack.lineage == lineage => applied += 1,
+    // In this order: what is no longer needed goes after what makes it so. Repeated from the start if it is interrupted.
+    for some in batch.chunks(settings.batch_max) {
+        match store.write(epoch, applied + 1, &some.to_vec()).await {
+            Ok(ack) if ack.lineage == lineage => {}
             Ok(_) => return Err(another_store()),
-            // L2: settled by reading the number. It is a new leadership's first write, so no other can have that number.
+            // L2: settled by reading the number. It is a new leadership's write, so no other can have that number.
             Err(e) if e.kind() == ErrorKind::UnknownOutcome => {
-                if store.applied().await? != (Applied { epoch, number: applied + 1, lineage }) {
+                if store.applied().await? != (Applied { epoch, number: applied + 1, lineage: lineage.clone() }) {
                     return Err(e);
                 }
-                applied += 1;
             }
             Err(e) => return Err(e),
         }
+        applied += 1;
     }
     state.applied.store(applied, Ordering::Release);
     Ok(Opened { state, names, epoch, applied, constants_later })
@@ -254,10 +255,10 @@ pub(super) struct HeldBy {
 fn restore_tombstone(origin: &Service, txn: crate::id::TxnId, now: Time) {
     let marked = origin.commits.tombstone(txn, now, |marked| marked);
     match marked {
-        Ok(super::commit::Marked::ToWrite(generation)) => origin.commits.durable(txn, generation),
+        Ok(Marked::ToWrite(generation)) => origin.commits.durable(txn, generation),
         // Over the limit of this run's settings: refuse all of the origin rather than forget one.
-        Err(_) => origin.fence(),
-        Ok(_) => {}
+        Ok(Marked::Crowded) | Err(_) => origin.fence(),
+        Ok(Marked::Committing | Marked::Durable | Marked::Fenced) => {}
     }
 }
 

@@ -92,7 +92,11 @@ impl Service {
     /// Fences it if its lease has lapsed; its transactions too, before anything of it can be given away. False if it holds, or is
     /// fenced already.
     pub fn fence_if_lapsed(&self, now: Time) -> bool {
-        self.lease.fence_if(|lease| lease.lapsed(self.ttl, now)).then(|| self.commits.fence()).is_some()
+        let lapsed = self.lease.fence_if(|lease| lease.lapsed(self.ttl, now));
+        if lapsed {
+            self.commits.fence();
+        }
+        lapsed
     }
 
     /// Fences it whether it lapsed or not (it is replaced).

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 use tokio::sync::{mpsc, oneshot};
 
 use super::leadership::LeadershipCell;
@@ -202,6 +202,12 @@ impl Shared {
             return Ok(());
         }
         self.store_end(service, service.state()).await?;
+        // C4: from here on the end says of every transaction what their tombstones said. One that cannot be removed now is removed by the
+        // next leader.
+        for some in service.commits.take_marks().chunks(self.settings.batch_max) {
+            let marks = some.iter().map(|&counter| Op::RemoveTombstone(TxnId { origin: service.id, counter }));
+            self.write(marks.collect()).await?;
+        }
         // Fences are for ever (C4), but they concern an id that is never handed out again (L4): once no bind names the incarnation, its
         // promises have run out and none of its commits is in flight, an unknown origin and an unknown service are refused just the same.
         let unused = service.references.load(Ordering::SeqCst) == 0
@@ -235,15 +241,8 @@ impl Shared {
             // The caller may have gone; the write stands.
             drop(done.send(outcome));
         });
-        let mut ops: SmallVec<[Op; 2]> = smallvec![Op::PutService(service.record(state))];
-        // C4: the fence says of every transaction what their tombstones said. (They are taken off memory by the fence itself.)
-        ops.extend(
-            service
-                .commits
-                .fence()
-                .into_iter()
-                .map(|counter| Op::RemoveTombstone(TxnId { origin: service.id, counter })),
-        );
+        service.commits.fence();
+        let ops = smallvec![Op::PutService(service.record(state))];
         self.room().await?.send(Command::Write { ops, done });
         answer.await.unwrap_or_else(|_| Err(stopping()))
     }
