@@ -19,7 +19,7 @@ pub const EPOCH_SHIFT: u32 = 32;
 pub const EPOCH_END: u64 = 1 << 21;
 
 /// How many epochs a leap can skip, and one more.
-const LEAP_END: u64 = 256;
+const LEAP_END: u64 = 16;
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {

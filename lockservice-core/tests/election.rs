@@ -210,7 +210,12 @@ async fn a_report_from_a_node_makes_a_leader_that_knows_less_step_over_it() {
     let before = node.keep(&incarnation, Progress::default()).await.expect("live");
     let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
     // A report of a leadership that this store knows nothing of.
-    let told = Progress { epoch: lockservice_core::Epoch::new(before.epoch.get() + 40), write: 1, numbers: 0 };
+    let told = Progress {
+        epoch: lockservice_core::Epoch::new(before.epoch.get() + 40),
+        write: 1,
+        numbers: 0,
+        leader: Nonce::default(),
+    };
     let refused = term.keepalive(incarnation.service, Nonce::new(7), told).await.expect_err("it must step over");
     assert_eq!(refused.kind(), ErrorKind::NotLeader);
     term.ended().await;

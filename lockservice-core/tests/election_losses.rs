@@ -300,7 +300,8 @@ async fn that_writes_were_lost_is_recorded_although_the_queue_of_changes_is_full
         tokio::spawn(async move { term.bind(owner.service, &table(name)).await });
     }
     tokio::time::sleep(Duration::from_millis(10)).await;
-    let told = Progress { epoch: Epoch::new(owner.at.epoch.get() + 40), write: 1, numbers: 0 };
+    let told =
+        Progress { epoch: Epoch::new(owner.at.epoch.get() + 40), write: 1, numbers: 0, leader: Nonce::default() };
     term.keepalive(owner.service, Nonce::new(7), told).await.expect_err("it must step over");
     node.store.inner.set_cut(false);
     tokio::time::timeout(TTL * 3, term.ended()).await.expect("it is over");

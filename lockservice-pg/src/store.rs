@@ -112,20 +112,20 @@ impl PgStore {
     }
 
     /// True if the head was still `found`, and is `next` now.
-    async fn lead(&self, found: Option<&Head>, next: &Head) -> Result<Option<u64>> {
+    async fn lead(&self, found: Option<&Head>, next: &Head) -> Result<bool> {
         let found = found.cloned().unwrap_or_default();
         let lead = sql(&self.sql.lead)
             .bind(self.lock_ms)
             .bind(&self.channel)
             .bind(number(found.epoch.get()))
+            .bind(number(found.applied))
             .bind(number(found.counter))
             .bind(found.leader.is_some())
             .bind(number(next.epoch.get()))
             .bind(&next.lineage.0)
             .bind(json(next));
         let row = self.calls.once(lead).await?;
-        let done: bool = self.get(&row, "done")?;
-        Ok(if done { Some(self.get::<i64>(&row, "applied")? as u64) } else { None })
+        self.get(&row, "done")
     }
 
     /// What the head as it stands has against a change that was refused.
@@ -214,13 +214,10 @@ impl BindStore for PgStore {
             let floor = Floor::of_clock(clock_s).map_err(|e| e.with("store", &self.calls.describe))?;
             match Head::acquire_shared(found.as_ref(), candidate, ttl, &lineage, floor)? {
                 (None, held) => return Ok(held),
-                (Some(next), mut acquired) => {
-                    let Some(now) = self.lead(found.as_ref(), &next).await? else { continue };
-                    // Writes of the leader itself may have come between.
-                    if let Leadership::Acquired { applied, .. } = &mut acquired {
-                        *applied = now;
+                (Some(next), acquired) => {
+                    if self.lead(found.as_ref(), &next).await? {
+                        return Ok(acquired);
                     }
-                    return Ok(acquired);
                 }
             }
         }
@@ -299,7 +296,7 @@ impl Sql {
                  floor(extract(epoch from clock_timestamp()))::bigint as clock_s \
                  from (select) as one left join $schema.head_record() as r on true",
             ),
-            lead: text("select * from $schema.lead($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb)"),
+            lead: text("select * from $schema.lead($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb)"),
             renew: text("select * from $schema.renew($1, $2)"),
             resign: text("select * from $schema.resign($1, $2, $3)"),
             write: text(

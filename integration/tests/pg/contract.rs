@@ -159,7 +159,7 @@ async fn an_epoch_is_above_the_floor_of_the_servers_clock_also_when_the_store_fo
     assert!(floor > 0, "it is after 2026");
     let first = lead(&store).await;
     // An empty store may have forgotten some: it leaps over them.
-    assert!((floor + 1..floor + 258).contains(&first.get()), "{first} after {floor}");
+    assert!((floor + 1..floor + 18).contains(&first.get()), "{first} after {floor}");
     run(&mut admin, "delete from lockservice.head").await;
     let Leadership::Held { seen, .. } = store.acquire_leadership(&candidate(), TTL).await.expect("an answer") else {
         panic!("a store that forgot its leader is led by nobody before it was watched")

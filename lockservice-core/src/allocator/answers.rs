@@ -12,7 +12,6 @@ use super::commit::Marked;
 use super::lease::LeaseState;
 use super::local::{LocalAllocator, Shared};
 use super::state::{AllocatorState, lease_lost, stopping};
-use super::tokens::RaiseEpoch;
 use super::types::{
     AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Incarnation, Latest, LeaseAck, Progress,
     ReservedTokens, Resume, ServiceStatus,
@@ -54,14 +53,10 @@ impl LockTableAllocator for LocalAllocator {
 
     async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
         let state = self.shared.leading().await?;
-        let told = told.believed_in(state.numbers.epoch());
+        let told = told.believed(state.numbers.epoch(), state.sure);
         // L4: also from an incarnation that the store has lost.
         if !state.exclusive && state.went_back(told) {
             return Err(self.shared.step_over(&state, told));
-        }
-        if told.epoch > state.numbers.epoch() {
-            // An exclusive store that is another one than it was: nobody else leads it, and who heard of the old one must hear this one too.
-            self.shared.raise(RaiseEpoch(told.epoch.next()?)).await?;
         }
         let known = state.service(service).filter(|known| known.nonce == nonce).ok_or_else(|| lease_lost(service))?;
         let now = self.shared.clock.now();
@@ -230,7 +225,7 @@ impl Shared {
         state.leadership.end();
         let place = self.step_over.lock().take();
         if let Some(place) = place {
-            place.send(Command::StepOver { why: why.clone(), numbers: told.numbers });
+            place.send(Command::StepOver { why: why.clone(), told });
         }
         if self.queue.is_closed() {
             // The writer has ended, and cannot make it known.
@@ -245,12 +240,14 @@ impl Shared {
         if !txn.validates() {
             return Ok(Verdict::Tombstoned);
         }
-        // L1: a commit that an earlier leader admitted may still be in flight. (One origin of a shared store may live on.)
-        if txn.origin < state.first_service && now < state.earlier_until {
+        let origin = state.service(txn.origin);
+        // L1: a commit that an earlier leader admitted may still be in flight. (One origin of a shared store may live on, and one that the store
+        // has lost may have any number.)
+        if (txn.origin < state.first_service || origin.is_none()) && now < state.earlier_until {
             return Ok(Verdict::Committing);
         }
         // An origin that is unknown now stays unknown: ids are never handed out twice (L4).
-        let Some(origin) = state.service(txn.origin) else { return Ok(Verdict::Tombstoned) };
+        let Some(origin) = origin else { return Ok(Verdict::Tombstoned) };
         let room = self.room().await?;
         let (done, landed) = oneshot::channel();
         let control = Arc::clone(&origin);

@@ -34,6 +34,8 @@ const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MOST: Duration = Duration::from_secs(1);
 /// How long a call waits before it asks again who leads, where nobody tells it.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How often it is looked whether the campaign has ended that a stop has aborted: it does within moments.
+const CAMPAIGN_ENDS: Duration = Duration::from_millis(1);
 /// How often a call follows a hint before it waits for the campaign to find the leader (T5).
 const HOPS_MAX: usize = 3;
 
@@ -69,8 +71,8 @@ struct Shared {
     role: watch::Sender<Role>,
     /// The leadership that is being opened, or is open, until it is over. Locked to set or to take it.
     term: Mutex<Option<Arc<LocalAllocator>>>,
-    /// How the first stop ended. Locked to set or to read it.
-    stopped: Mutex<Option<AllocatorStopped>>,
+    /// How the stop ended. Locked for as long as one is under way.
+    stopped: tokio::sync::Mutex<Option<AllocatorStopped>>,
     /// What the answers have told (L3, L4). Locked for a comparison.
     told: Mutex<Told>,
 }
@@ -116,7 +118,7 @@ impl ElectedAllocator {
             peers,
             role: watch::Sender::new(Role::Searching(None)),
             term: Mutex::new(None),
-            stopped: Mutex::new(None),
+            stopped: tokio::sync::Mutex::new(None),
             told: Mutex::new(Told::default()),
         });
         let campaign = tokio::spawn(campaign(Arc::clone(&shared)));
@@ -152,14 +154,16 @@ impl ElectedAllocator {
     /// Stops: campaigns no more and, if it leads, gives the leadership up as [`LocalAllocator::shutdown`] does. A node that follows has
     /// nothing to give up and answers as if it had. Dropped half way, it may be called again; once it has answered, it answers the same.
     pub async fn shutdown(&self, quiet: bool, grace: Duration) -> Result<AllocatorStopped> {
-        let task = self.campaign.lock().take();
-        if let Some(task) = task {
-            task.abort();
-            // It was aborted, or had ended.
-            drop(task.await);
-        }
-        if let Some(stopped) = *self.shared.stopped.lock() {
+        let mut outcome = self.shared.stopped.lock().await;
+        if let Some(stopped) = *outcome {
             return Ok(stopped);
+        }
+        if let Some(campaign) = &*self.campaign.lock() {
+            campaign.abort();
+        }
+        // Aborted, it ends at its next await. It is taken only then, so that whoever stops again after this was dropped waits for it too.
+        while self.campaign.lock().as_ref().is_some_and(|campaign| !campaign.is_finished()) {
+            tokio::time::sleep(CAMPAIGN_ENDS).await;
         }
         // It leads until it has ended: commits in flight, for which it waits, must be able to finish. Also a leadership that is still being
         // opened is one that the others wait out.
@@ -168,7 +172,7 @@ impl ElectedAllocator {
             Some(term) => term.shutdown(quiet, grace).await?,
             None => AllocatorStopped { resigned: true },
         };
-        *self.shared.stopped.lock() = Some(stopped);
+        *outcome = Some(stopped);
         self.shared.role.send_replace(Role::Stopped(stopping()));
         Ok(stopped)
     }
@@ -253,6 +257,9 @@ async fn campaign(shared: Arc<Shared>) {
 impl Shared {
     /// Leads until that is over; answers why.
     async fn reign(&self, beginning: Beginning) -> Error {
+        // Whoever it followed does not lead any more, and it cannot answer yet.
+        self.role.send_replace(Role::Searching(None));
+        let known = beginning.told.clone();
         let epoch = beginning.acquired.as_ref().map_or_else(Epoch::default, |acquired| acquired.epoch);
         let begun =
             LocalAllocator::begin(Arc::clone(&self.store), Arc::clone(&self.clock), self.settings.clone(), beginning);
@@ -265,7 +272,10 @@ impl Shared {
             return e;
         }
         // What was told before is accounted for: the leadership began with it.
-        self.told.lock().began(epoch);
+        {
+            let mut told = self.told.lock();
+            known.each().iter().for_each(|report| told.compared(*report, epoch));
+        }
         self.role.send_replace(Role::Leading(Arc::clone(&term)));
         let why = term.ended().await;
         let mut told = self.told.lock();

@@ -107,7 +107,7 @@ impl Vigil {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::id::Epoch;
+    use crate::id::{Epoch, Nonce};
     use crate::store::{LeaderSeen, Lineage};
 
     const TTL: Duration = Duration::from_secs(5);
@@ -118,7 +118,7 @@ mod tests {
 
     fn seen(counter: u64, ttl_ms: u64, lineage: &str) -> Seen {
         Seen {
-            leader: Some(LeaderSeen { epoch: Epoch::new(1), counter, ttl_ms }),
+            leader: Some(LeaderSeen { epoch: Epoch::new(1), nonce: Nonce::new(1), counter, ttl_ms }),
             lineage: Lineage(lineage.to_owned()),
         }
     }

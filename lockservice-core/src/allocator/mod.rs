@@ -56,8 +56,7 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     async fn resume(&self, request: &Resume) -> Result<Incarnation>;
 
     /// Renews an incarnation's lease. The answer's lease counts from before the call was sent. `told` is the furthest that any answer of
-    /// any allocator has told the caller (L4). Whoever has no incarnation only reports that, as incarnation 0: a leader that does not know of
-    /// it takes an epoch above.
+    /// any allocator has told the caller (L4). A node without an incarnation only reports that, as incarnation 0.
     ///
     /// Fails with `LeaseLost` if it has lapsed or was replaced: the service must seal itself and start again as a new incarnation.
     async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck>;

@@ -17,7 +17,7 @@ use super::types::Progress;
 use super::writer::another_store;
 use crate::clock::{Clock, Time, hi};
 use crate::error::{ErrorKind, Result};
-use crate::id::{Epoch, NodeName, Nonce, ServiceId};
+use crate::id::{EPOCH_SHIFT, Epoch, NodeName, Nonce, ServiceId};
 use crate::store::{
     Applied, Batch, BindStore, Candidate, Doubt, Floor, Leadership, Lineage, Loss, Op, Seen, ServiceRecord,
     ServiceState, StoreState, Terms,
@@ -74,18 +74,23 @@ pub(super) async fn open(
     told: &Told,
 ) -> Result<Opened> {
     let ttl = settings.constants.leadership_ttl();
+    if !acquired.exclusive {
+        // From here on it has something in memory.
+        (candidate.elected, candidate.seen) = (true, None);
+    }
     let Acquired { mut epoch, mut applied, exclusive, clean, continuous, mut loss, mut terms, floor, lineage, .. } =
         acquired;
-    let loaded = load(store, clock, hold.leadership, exclusive).await?;
+    let loaded = load(store, clock, hold.leadership, exclusive, hi(ttl)).await?;
     // L4: a copy that was promoted meanwhile may have neither the leadership nor the last writes before it.
     if !exclusive && store.applied().await? != (Applied { epoch, number: applied, lineage: lineage.clone() }) {
         return Err(another_store());
     }
     loaded.check_finished()?;
     // L4: numbers lie below the end of their epoch. A store that lost its newest epoch but not its records is stepped over.
-    let used = loaded.highest_epoch().max(told.last().epoch);
+    let reported = told.numbers().max(loss.numbers);
+    let used = loaded.highest_epoch().max(told.last().epoch).max(Epoch::new(reported.saturating_sub(1) >> EPOCH_SHIFT));
     // This node was told of writes that are not there. Whatever they were, nothing in the store can be relied on: everybody starts again.
-    let lost = |told: &Progress| told.epoch >= loss.heard_before && terms.lost(told.epoch, told.write);
+    let lost = |told: &Progress| told.epoch >= loss.heard_before && terms.lost(told.epoch, told.leader, told.write);
     let found_out = !exclusive && told.each().iter().any(lost);
     // A leader before may have found out, and not have lived to step over it.
     let went_back = found_out || loss.known;
@@ -101,12 +106,13 @@ pub(super) async fn open(
         // No renewal may name the epoch that is being replaced.
         let mut head = hold.head.lock().await;
         match acquire(store, clock, candidate, ttl).await? {
-            Ok(again) if again.lineage == lineage => {
-                (epoch, applied, loss, terms) = (again.epoch, again.applied, again.loss, again.terms);
+            Ok(again) if again.lineage == lineage && again.applied == applied => {
+                (epoch, loss, terms) = (again.epoch, again.loss, again.terms);
             }
             _ => return Err(another_store()),
         }
         *head = epoch;
+        candidate.doubt = Doubt::Unknown;
     }
     // Counted from after the answer: nobody else can have been promised anything later (B4).
     let now = clock.now();
@@ -121,7 +127,6 @@ pub(super) async fn open(
         0 => epoch.first_number(),
         number => number,
     };
-    let reported = told.numbers().max(loss.numbers);
     let from = vouched.max(loaded.highest_number()).max(reported);
     let tokens = match loaded.volatile_tokens_from {
         Some(from) => TokenSource::Volatile { from },
@@ -129,6 +134,10 @@ pub(super) async fn open(
     };
     let mut state = AllocatorState::new(epoch, from, applied, tokens, settings.commit_binds_max);
     (state.earlier_until, state.held_until) = (earlier_until, held_until);
+    state.leader = candidate.nonce;
+    if floor.number() > 0 {
+        state.sure = floor.epoch();
+    }
     (state.heard_before, state.terms) = (AtomicU64::new(loss.heard_before.get()), terms);
     state.settled = AtomicBool::new(continuous);
     let mut batch = Batch::new();
@@ -207,18 +216,22 @@ pub(super) async fn open(
     Ok(Opened { state, names, epoch, applied, constants_later })
 }
 
-/// Reads everything. A shared store that does not answer is asked again for as long as the leadership lasts: to give that up would cost the
-/// cluster another TTL.
+/// Reads everything. A shared store that does not answer is asked again for `patience`, as long as the leadership lasts: to give that up would
+/// cost the cluster another TTL.
 async fn load(
     store: &dyn BindStore,
     clock: &dyn Clock,
     leadership: &LeadershipCell,
     exclusive: bool,
+    patience: Duration,
 ) -> Result<StoreState> {
+    let give_up = clock.now() + patience;
     loop {
         match store.load().await {
             Err(e) if e.kind() == ErrorKind::Unavailable && !exclusive => {
-                if leadership.remaining(clock.now()).is_zero() {
+                // It is renewed meanwhile, but whoever cannot read must let another lead.
+                let now = clock.now();
+                if leadership.remaining(now).is_zero() || give_up.remaining(now).is_zero() {
                     return Err(e);
                 }
                 tracing::warn!(store = %store.describe(), error = ?e, "cannot read the store yet; trying again");

@@ -183,6 +183,10 @@ pub struct AllocatorState {
     pub applied: AtomicU64,
     /// The first epoch of this leadership.
     pub first_epoch: Epoch,
+    /// The leader's nonce.
+    pub leader: Nonce,
+    /// An epoch that the clock of the store's server vouches for; the first of this leadership where there is none.
+    pub sure: Epoch,
     /// Incarnations below this are of earlier leaderships.
     pub first_service: ServiceId,
     /// True once the store knows that the wait until [`held_until`](Self::held_until) is over.
@@ -216,6 +220,8 @@ impl AllocatorState {
             leadership: Arc::new(LeadershipCell::exclusive()),
             applied: AtomicU64::new(applied),
             first_epoch: epoch,
+            leader: Nonce::default(),
+            sure: epoch,
             first_service: ServiceId::new(from + 1),
             settled: AtomicBool::new(true),
             heard_before: AtomicU64::new(0),
@@ -233,7 +239,7 @@ impl AllocatorState {
         let write = self.applied.load(Ordering::Acquire);
         // Read last: what an answer tells of was taken before it.
         let numbers = self.numbers.end().max(self.tokens_end.load(Ordering::Acquire));
-        Progress { epoch: self.numbers.epoch(), write, numbers }
+        Progress { epoch: self.numbers.epoch(), write, numbers, leader: self.leader }
     }
 
     /// The next block of tokens of a table whose blocks so far end at `reserved_to`; see [`TokenSource::block`].
@@ -252,12 +258,14 @@ impl AllocatorState {
         if told.epoch > self.numbers.epoch() {
             return true;
         }
-        if told.epoch >= self.first_epoch {
-            // Another leadership had this number, or this one told what its store has lost since.
+        let mine = told.leader == self.leader || told.leader == Nonce::default();
+        if told.epoch >= self.first_epoch && mine {
+            // This one told what its store has lost since.
             return told.write > self.applied.load(Ordering::Acquire);
         }
         // ORDERING: Acquire, the partner of the writer's release when it settles a doubt.
-        told.epoch.get() >= self.heard_before.load(Ordering::Acquire) && self.terms.lost(told.epoch, told.write)
+        told.epoch.get() >= self.heard_before.load(Ordering::Acquire)
+            && self.terms.lost(told.epoch, told.leader, told.write)
     }
 
     /// Fails with `Unavailable` once the leader must not answer (L1).

@@ -213,16 +213,17 @@ impl Shared {
         let unused = service.references.load(Ordering::SeqCst) == 0
             && lease.granted_anew_in(service.ttl, now).is_zero()
             && service.commits.in_flight_until(now).is_none()
-            && now >= state.earlier_until
-            // L4: a later leader must find the highest number that was handed out (`StoreState::highest_number`).
-            && state.later_incarnation(service.id);
+            && now >= state.earlier_until;
         if unused {
-            self.write(smallvec![Op::RemoveService(service.id)]).await?;
-            state.services.remove_if(&service.id, |known| Arc::ptr_eq(known, service));
             let mut names = self.names.lock();
             if names.get(&service.node) == Some(&NameHolder::Known(service.id)) {
                 names.remove(&service.node);
             }
+        }
+        // L4: a later leader must find the highest number that was handed out (`StoreState::highest_number`).
+        if unused && state.later_incarnation(service.id) {
+            self.write(smallvec![Op::RemoveService(service.id)]).await?;
+            state.services.remove_if(&service.id, |known| Arc::ptr_eq(known, service));
         }
         Ok(())
     }

@@ -93,7 +93,7 @@ impl Numbers {
         loop {
             let end = self.epoch().end_number();
             if next >= end {
-                return Err(RaiseEpoch(Epoch::new(end >> EPOCH_SHIFT)));
+                return Err(RaiseEpoch(Epoch::new(next >> EPOCH_SHIFT)));
             }
             match self.next.compare_exchange(next, next + 1, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Ok(next),

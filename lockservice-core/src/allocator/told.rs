@@ -32,12 +32,12 @@ impl Told {
         if at == Progress::default() {
             return;
         }
-        match self.0.binary_search_by_key(&at.epoch, |known| known.epoch) {
-            Ok(found) => {
-                let known = &mut self.0[found];
+        let same = |known: &&mut Progress| known.epoch == at.epoch && known.leader == at.leader;
+        match self.0.iter_mut().find(same) {
+            Some(known) => {
                 (known.write, known.numbers) = (known.write.max(at.write), known.numbers.max(at.numbers));
             }
-            Err(place) => self.0.insert(place, at),
+            None => self.0.insert(self.0.partition_point(|known| known.epoch <= at.epoch), at),
         }
         if self.0.len() > EPOCHS_MAX {
             // As if the earlier of them had told all of it: at worst a leader takes as lost what is not.
@@ -49,21 +49,20 @@ impl Told {
 
     /// A leader of `epoch` has compared `report`.
     pub(super) fn compared(&mut self, report: Progress, epoch: Epoch) {
-        self.0.retain(|known| !(known.epoch == report.epoch && known.write <= report.write && known.epoch < epoch));
-    }
-
-    /// A leader of `epoch` began with all of it.
-    pub(super) fn began(&mut self, epoch: Epoch) {
-        self.0.retain(|known| known.epoch >= epoch);
+        let heard = |known: &Progress| {
+            known.epoch == report.epoch && known.leader == report.leader && known.write <= report.write
+        };
+        self.0.retain(|known| !(heard(known) && known.epoch < epoch));
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::id::Nonce;
 
     fn at(epoch: u64, write: u64) -> Progress {
-        Progress { epoch: Epoch::new(epoch), write, numbers: epoch * 1000 }
+        Progress { epoch: Epoch::new(epoch), write, numbers: epoch * 1000, leader: Nonce::new(epoch) }
     }
 
     #[test]
@@ -80,6 +79,16 @@ mod tests {
         assert_eq!(told.each(), [at(5, 10), at(7, 9)], "by the leader itself");
         told.compared(at(5, 10), Epoch::new(7));
         assert_eq!((told.each(), told.last()), (&[at(7, 9)][..], at(7, 9)));
+    }
+
+    #[test]
+    fn two_leaderships_of_one_epoch_are_told_apart() {
+        let (mut told, other) = (Told::default(), Progress { leader: Nonce::new(99), ..at(5, 3) });
+        told.add(at(5, 10));
+        told.add(other);
+        assert_eq!(told.each(), [at(5, 10), other]);
+        told.compared(at(5, 10), Epoch::new(7));
+        assert_eq!(told.each(), [other]);
     }
 
     #[test]

@@ -11,21 +11,25 @@ use crate::store::{ClusterConstants, ServiceState};
 /// was told of, so that a leader notices that its store went back (L4).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
 pub struct Progress {
-    /// The leadership that answered.
+    /// The leadership's epoch when it answered.
     pub epoch: Epoch,
     /// The number of the last write to the store when it answered.
     pub write: u64,
     /// Every version, incarnation, table id and token that had been handed out is below this.
     pub numbers: u64,
+    /// Tells the leadership from another that was given the same epoch, by a store that went back; 0 if that is not known.
+    pub leader: Nonce,
 }
 
-/// How far ahead of a leader a report can be: each forgotten leadership is worth one epoch, a leap at most 255 more.
+/// How far above the clock of the store's server, or above a leader where there is none, an epoch can honestly be: each leadership is worth
+/// one, a leap up to 15 more.
 const EPOCHS_AHEAD_MAX: u64 = 1 << 16;
 
 impl Progress {
-    /// This report as a leader of `epoch` may believe it: one from nowhere must not use up all epochs and numbers.
-    pub(super) fn believed_in(self, epoch: Epoch) -> Self {
-        if self.epoch.get() > epoch.get().saturating_add(EPOCHS_AHEAD_MAX) {
+    /// This report as a leader of `epoch` may believe it, if its store's server vouches for `sure`: reports from nowhere must not use up all
+    /// epochs and numbers.
+    pub(super) fn believed(self, epoch: Epoch, sure: Epoch) -> Self {
+        if self.epoch > epoch && self.epoch.get() > sure.get().saturating_add(EPOCHS_AHEAD_MAX) {
             tracing::warn!(told = %self.epoch, %epoch, "a report of an epoch that nobody can have reached is ignored");
             return Self::default();
         }

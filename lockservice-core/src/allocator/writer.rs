@@ -19,6 +19,7 @@ use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::state::{AllocatorState, not_leading};
+use super::types::Progress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
 use crate::store::{Applied, Batch, BindStore, Candidate, Doubt, Leadership, Lineage, Op};
@@ -38,8 +39,8 @@ pub(super) enum Command {
     Raise { wanted: Epoch, done: oneshot::Sender<Result<()>> },
     /// Record that nobody can have been told of anything that the store lost (L4).
     Settle,
-    /// Record that the store has lost what earlier leaderships told (L4), with numbers up to this, and end the leadership because of it.
-    StepOver { why: Error, numbers: u64 },
+    /// Record that the store has lost what earlier leaderships told (L4), as it was told, and end the leadership because of it.
+    StepOver { why: Error, told: Progress },
     /// Give the leadership up and stop.
     Resign { done: oneshot::Sender<Result<()>> },
     /// Stop without giving it up.
@@ -109,7 +110,7 @@ impl Writer {
                 Some(Command::Raise { wanted, done }) => drop(done.send(self.raise(wanted).await)),
                 // Failed, it is asked for again.
                 Some(Command::Settle) => drop(self.settle().await),
-                Some(Command::StepOver { why, numbers }) => self.step_over(why, numbers).await,
+                Some(Command::StepOver { why, told }) => self.step_over(why, told).await,
                 Some(Command::Resign { done }) => {
                     let outcome = self.resign().await;
                     let stop = outcome.is_ok();
@@ -155,7 +156,7 @@ impl Writer {
             // L2: settle it by reading the number, however long that takes; the callers have deadlines of their own.
             loop {
                 if self.state.leadership.ended() {
-                    return Err(self.lose(not_leading(true)));
+                    return Err(self.give_up());
                 }
                 match self.store.applied().await {
                     // The number alone would not do: another leader's first write has it too.
@@ -232,7 +233,7 @@ impl Writer {
                         && matches!(e.kind(), ErrorKind::UnknownOutcome | ErrorKind::Unavailable) =>
                 {
                     if self.state.leadership.ended() {
-                        return Err(self.lose(not_leading(true)));
+                        return Err(self.give_up());
                     }
                     tracing::warn!(store = %self.store.describe(), error = ?e, "cannot raise the epoch yet");
                     tokio::time::sleep(pause).await;
@@ -257,23 +258,23 @@ impl Writer {
         }
     }
 
-    /// The leadership has ended already; the store is told why, if it answers within the leadership's time.
-    async fn step_over(&mut self, why: Error, numbers: u64) {
-        if self.lost.is_none() {
-            self.candidate.doubt = Doubt::Raised { numbers };
-            let mut head = Arc::clone(&self.head).lock_owned().await;
-            let tell = async {
-                loop {
-                    match self.store.acquire_leadership(&self.candidate, self.leadership_ttl).await {
-                        Ok(answer) => return answer,
-                        Err(e) => tracing::warn!(error = ?e, "the store cannot be told yet that it has lost writes"),
-                    }
-                    tokio::time::sleep(STEP_OVER_PAUSE).await;
+    /// The leadership has ended already; the store is told why, if it answers within the leadership's time. Also while it is unknown whether
+    /// the last write or raise is there: whoever leads next must know, and nothing is changed if another leads already.
+    async fn step_over(&mut self, why: Error, told: Progress) {
+        self.candidate.doubt = Doubt::Raised { numbers: told.numbers };
+        self.candidate.floor = self.candidate.floor.max(told.epoch);
+        let mut head = Arc::clone(&self.head).lock_owned().await;
+        let tell = async {
+            loop {
+                match self.store.acquire_leadership(&self.candidate, self.leadership_ttl).await {
+                    Ok(answer) => return answer,
+                    Err(e) => tracing::warn!(error = ?e, "the store cannot be told yet that it has lost writes"),
                 }
-            };
-            if let Ok(Leadership::Acquired { epoch, .. }) = tokio::time::timeout(self.leadership_ttl, tell).await {
-                (self.epoch, *head) = (epoch, epoch);
+                tokio::time::sleep(STEP_OVER_PAUSE).await;
             }
+        };
+        if let Ok(Leadership::Acquired { epoch, .. }) = tokio::time::timeout(self.leadership_ttl, tell).await {
+            (self.epoch, *head) = (epoch, epoch);
         }
         self.lose(why);
     }
@@ -285,6 +286,13 @@ impl Writer {
         // L1: it has stopped answering before another can lead.
         self.state.leadership.end();
         self.store.resign(self.epoch).await
+    }
+
+    /// The leadership was ended by another task, which tells why it is over, or asks this one to (`StepOver`): nothing more is written.
+    fn give_up(&mut self) -> Error {
+        let lost = not_leading(true);
+        self.lost = Some(lost.clone());
+        lost
     }
 
     fn lose(&mut self, error: Error) -> Error {

@@ -20,9 +20,9 @@ use super::dump::Dump;
 use crate::allocator::leadership::Vigil;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Epoch, NodeName, ServiceId, TableRef};
+use crate::id::{EPOCH_END, Epoch, NodeName, ServiceId, TableRef};
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, Doubt, Leadership, Op, Seen, ServiceRecord, ServiceState, StoreState,
+    Applied, Batch, BindStore, Candidate, Doubt, Floor, Leadership, Op, Seen, ServiceRecord, ServiceState, StoreState,
     TableRecord,
 };
 
@@ -78,10 +78,17 @@ pub async fn restore(
         // Whoever leads the restored store waits for everybody who was promised something by the old one (L4).
         // Nothing that was told before is in it, and nothing before is relied on. Where the server has a clock, numbers begin there, not with the
         // epoch, so what is known of the old cluster's is handed on.
-        doubt: Doubt::Raised { numbers: if options.above > Epoch::default() { options.above.end_number() } else { 0 } },
+        doubt: Doubt::Raised { numbers: above(options.above) },
         ..Candidate::from(options.node.clone())
     };
-    let mut writer = lead(store, clock, &mut candidate, ttl).await?;
+    let (mut writer, vouched) = lead(store, clock, &mut candidate, ttl).await?;
+    if vouched.number() > 0 && goal.highest_epoch() >= vouched.epoch() {
+        // The old cluster's clock was ahead of this one: what it handed out after the dump was made is above what this clock vouches for.
+        let skipped = Epoch::new(goal.highest_epoch().get().saturating_add(EPOCHS_SKIPPED).min(EPOCH_END - 2));
+        let doubt = Doubt::Raised { numbers: above(options.above.max(skipped)) };
+        candidate = Candidate { doubt, elected: true, ..candidate };
+        (writer, _) = lead(store, clock, &mut candidate, ttl).await?;
+    }
     let found = store.load().await?;
     check_empty(&found, &goal)?;
     writer.write(&vec![Op::PutService(StoreState::unfinished(&dump.source))]).await?;
@@ -95,6 +102,11 @@ pub async fn restore(
         store.resign(writer.epoch).await?;
     }
     Ok(Restored { epoch: writer.epoch, records: ops.len() })
+}
+
+/// The first number above this epoch; 0 if none is known.
+fn above(epoch: Epoch) -> u64 {
+    if epoch > Epoch::default() { epoch.end_number() } else { 0 }
 }
 
 /// What is to be in the store: nothing of the old cluster is live.
@@ -176,14 +188,14 @@ async fn lead<'a>(
     clock: &dyn Clock,
     candidate: &mut Candidate,
     ttl: Duration,
-) -> Result<Writer<'a>> {
+) -> Result<(Writer<'a>, Floor)> {
     let mut vigil = Vigil::default();
     let mut first: Option<Seen> = None;
     loop {
         candidate.seen = vigil.complete(ttl, clock.now()).cloned();
         match store.acquire_leadership(candidate, ttl).await? {
-            Leadership::Acquired { epoch, applied, exclusive, .. } => {
-                return Ok(Writer { store, epoch, applied, exclusive });
+            Leadership::Acquired { epoch, applied, exclusive, floor, .. } => {
+                return Ok((Writer { store, epoch, applied, exclusive }, floor));
             }
             Leadership::Held { seen, address } => {
                 // An empty store, and one whose leader has died, stand still.

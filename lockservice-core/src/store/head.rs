@@ -88,7 +88,12 @@ impl Head {
         floor: Floor,
     ) -> Result<(Option<Self>, Leadership)> {
         let seen = Seen {
-            leader: found.map(|head| LeaderSeen { epoch: head.epoch, counter: head.counter, ttl_ms: head.ttl_ms }),
+            leader: found.map(|head| LeaderSeen {
+                epoch: head.epoch,
+                nonce: head.leader.as_ref().map_or_else(Nonce::default, |leader| leader.nonce),
+                counter: head.counter,
+                ttl_ms: head.ttl_ms,
+            }),
             lineage: lineage.clone(),
         };
         // On another copy of the store neither a resignation nor the candidate's own name proves anything: it may be of the past.
@@ -102,7 +107,8 @@ impl Head {
             Doubt::Settled if own => false,
             Doubt::Settled | Doubt::Unknown => !continuous || doubted,
         };
-        if !clean && !own && candidate.seen.as_ref() != Some(&seen) {
+        let may_take_over = !candidate.elected && (clean || candidate.seen.as_ref() == Some(&seen));
+        if !own && !may_take_over {
             return Ok((None, Leadership::Held { seen, address: leader.map(|leader| leader.address.clone()) }));
         }
         // L4: what it may have forgotten includes epochs.
@@ -121,7 +127,11 @@ impl Head {
             Doubt::Settled if own => (head.loss.known, head.loss.heard_before) = (false, head.epoch),
             Doubt::Settled | Doubt::Unknown => {}
         }
-        head.terms = found.map(|found| &found.terms).unwrap_or(&Terms::default()).with(head.epoch, head.applied);
+        head.terms = found.map(|found| &found.terms).unwrap_or(&Terms::default()).with(
+            head.epoch,
+            head.applied,
+            candidate.nonce,
+        );
         let acquired = Leadership::Acquired {
             epoch: head.epoch,
             applied: head.applied,
@@ -243,7 +253,10 @@ mod tests {
         let renewed = head.renew(head.epoch).expect("it leads");
         let (none, answer) = acquire(Some(&renewed), &late, "one");
         assert_eq!(none, None);
-        assert_eq!(seen(answer).leader, Some(LeaderSeen { epoch: head.epoch, counter: 1, ttl_ms: 5_000 }));
+        assert_eq!(
+            seen(answer).leader,
+            Some(LeaderSeen { epoch: head.epoch, nonce: leader(&head), counter: 1, ttl_ms: 5_000 })
+        );
         let (taken, answer) = take_over(Some(&renewed), late, "one");
         assert!(taken.epoch > head.epoch);
         assert!(matches!(answer, Leadership::Acquired { clean: false, .. }));
@@ -297,10 +310,28 @@ mod tests {
         let (second, answer) = take_over(Some(&Head { applied: 8, ..first.clone() }), candidate("b"), "one");
         assert!(matches!(&answer, Leadership::Acquired { terms, .. } if *terms == second.terms));
         let (third, _) = take_over(Some(&Head { applied: 90, ..second.clone() }), candidate("c"), "one");
-        assert!(third.terms.lost(first.epoch, 9) && !third.terms.lost(first.epoch, 8));
-        assert!(third.terms.lost(second.epoch, 91) && !third.terms.lost(second.epoch, 90));
+        let lost = |by: &Head, write| third.terms.lost(by.epoch, leader(by), write);
+        assert!(lost(&first, 9) && !lost(&first, 8));
+        assert!(lost(&second, 91) && !lost(&second, 90));
         let resigned = third.resign(third.epoch).expect("it leads").terms;
         assert_eq!(resigned, third.terms);
+    }
+
+    #[test]
+    fn whoever_leads_already_takes_nothing_over() {
+        let me = candidate("a");
+        let (head, _) = take_over(None, me.clone(), "one");
+        let elected = Candidate { elected: true, ..me };
+        let (raised, _) = acquire(Some(&head), &elected, "one");
+        let raised = raised.expect("its own");
+        let (other, _) = take_over(Some(&raised), candidate("b"), "one");
+        let resigned = other.resign(other.epoch).expect("it leads");
+        for found in [&other, &resigned] {
+            let (none, answer) = acquire(Some(found), &elected, "one");
+            assert_eq!(none, None);
+            let watched = Candidate { seen: Some(seen(answer)), ..elected.clone() };
+            assert_eq!(acquire(Some(found), &watched, "one").0, None);
+        }
     }
 
     fn leader(head: &Head) -> Nonce {
@@ -339,13 +370,13 @@ mod tests {
             take_over(found, me, on).0
         };
         let first = leaps(None, 300, Doubt::Unknown, "one");
-        assert_eq!(first.epoch, Epoch::new(1 + 300 % 256), "an empty store");
+        assert_eq!(first.epoch, Epoch::new(1 + 300 % 16), "an empty store");
         let same = leaps(Some(&first), 200, Doubt::Unknown, "one");
         assert_eq!(same.epoch, first.epoch.next().expect("left"), "the same doubt goes on");
         let other = leaps(Some(&same), 200, Doubt::Unknown, "two");
-        assert_eq!(other.epoch.get(), same.epoch.get() + 201, "another copy");
+        assert_eq!(other.epoch.get(), same.epoch.get() + 1 + 200 % 16, "another copy");
         let raised = leaps(Some(&other), 100, Doubt::Raised { numbers: 0 }, "two");
-        assert_eq!(raised.epoch.get(), other.epoch.get() + 101, "known to have lost some");
+        assert_eq!(raised.epoch.get(), other.epoch.get() + 1 + 100 % 16, "known to have lost some");
     }
 
     #[test]

@@ -67,7 +67,8 @@ pub trait BindStore: fmt::Debug + Send + Sync + 'static {
 
     /// Asks for a leadership that lasts `ttl` without a renewal; decided by [`Head::acquire_exclusive`] or [`Head::acquire_shared`].
     ///
-    /// A shared store answers [`Leadership::Held`] unless the holder resigned, the candidate is the holder, or `candidate.seen` proves that
+    /// A shared store answers an [elected](Candidate::elected) candidate with `Acquired` only if it is the holder. Otherwise it answers
+    /// [`Leadership::Held`] unless the holder resigned, the candidate is the holder, or `candidate.seen` proves that
     /// the caller watched the store stand still for hi(the leader's TTL) (L1). The new epoch is above the stored one, above
     /// `candidate.floor`, and above a floor of the backend's own where it has one (L4); it is durable before the answer. Not
     /// numbered: the number of the last applied write stays. After an unknown outcome, ask again with the same nonce.
@@ -121,6 +122,9 @@ pub struct Candidate {
     pub floor: Epoch,
     /// What the candidate knows of writes that the store may have lost.
     pub doubt: Doubt,
+    /// True once it leads: only its own leadership is then raised or marked, and nothing is taken over. What it has in memory would be wrong
+    /// if another had led meanwhile, even if that one has resigned.
+    pub elected: bool,
 }
 
 /// Whether a store may have lost writes (L4). The doubt is kept with the leadership, so that it survives a leader that dies of it.
@@ -171,6 +175,8 @@ pub struct Seen {
 pub struct LeaderSeen {
     /// The leader's epoch.
     pub epoch: Epoch,
+    /// Tells the leadership from another that was given the same epoch, by a store that went back; 0 after a resignation.
+    pub nonce: Nonce,
     /// The leader's renewal counter.
     pub counter: u64,
     /// How long the leadership lasts without a renewal, in milliseconds: what a candidate must wait out, whatever its own TTL is.
@@ -249,6 +255,7 @@ impl Candidate {
             seen: None,
             floor: Epoch::default(),
             doubt: Doubt::Unknown,
+            elected: false,
         }
     }
 }

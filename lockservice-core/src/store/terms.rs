@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::Epoch;
+use crate::id::{Epoch, Nonce};
 
 /// Most leaderships that are kept.
 const TERMS_MAX: usize = 32;
@@ -10,8 +10,9 @@ const TERMS_MAX: usize = 32;
 /// Where each of the last leaderships of a store began, the earliest first.
 ///
 /// The number of a write alone does not identify it: a store that went back gives the numbers of the lost writes to those of the next leader.
-/// With the epoch it does, as in Kafka's leader epochs (KIP-101) and Raft's log matching: what a leader of epoch *e* told of write *w* is part of this
-/// history only if the first leadership after *e* began with *w* or later.
+/// With the leadership it does, as in Kafka's leader epochs (KIP-101) and Raft's log matching: what a leader told of write *w* is part of
+/// this history only if the first leadership after it began with *w* or later. A store that went back unnoticed may also give the
+/// lost leadership's epoch to the next one, so a leadership is told by its epoch *and* its nonce.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Terms(Vec<Term>);
@@ -19,8 +20,12 @@ pub struct Terms(Vec<Term>);
 /// Where a leadership began.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Term {
-    /// Its number.
+    /// Its first epoch.
     pub epoch: Epoch,
+    /// Its last epoch so far: it may have raised it.
+    pub to: Epoch,
+    /// The leader's nonce.
+    pub leader: Nonce,
     /// The number of the last write before it.
     pub above: u64,
 }
@@ -31,17 +36,27 @@ impl Terms {
         self.0.is_empty()
     }
 
-    /// With a further leadership. The earliest are forgotten first.
+    /// With a further leadership, or a later epoch of the last one. The earliest are forgotten first.
     #[must_use]
-    pub fn with(&self, epoch: Epoch, above: u64) -> Self {
-        let forgotten = (self.0.len() + 1).saturating_sub(TERMS_MAX);
-        Self(self.0[forgotten..].iter().copied().chain([Term { epoch, above }]).collect())
+    pub fn with(&self, epoch: Epoch, above: u64, leader: Nonce) -> Self {
+        let mut terms = self.0.clone();
+        match terms.last_mut() {
+            Some(last) if last.leader == leader => last.to = epoch,
+            _ => terms.push(Term { epoch, to: epoch, leader, above }),
+        }
+        let forgotten = terms.len().saturating_sub(TERMS_MAX);
+        Self(terms.split_off(forgotten))
     }
 
-    /// True if this history has lost the write of number `write`, which a leader of `epoch` has told of: the first leadership after that one
-    /// found less. Of a leadership before all that are kept, losses that later writes have made up for are not seen.
-    pub fn lost(&self, epoch: Epoch, write: u64) -> bool {
-        self.0.iter().find(|term| term.epoch > epoch).is_some_and(|next| write > next.above)
+    /// True if this history has lost the write of number `write`, which `leader` has told of in `epoch`: the first leadership after that one,
+    /// or the one that has its epoch in this history, found less. `leader` 0 is one that is not known. Of a leadership before all that are
+    /// kept, losses that later writes have made up for are not seen.
+    pub fn lost(&self, epoch: Epoch, leader: Nonce, write: u64) -> bool {
+        let another = |term: &&Term| {
+            let in_its_place = term.to >= epoch && leader != Nonce::default() && term.leader != leader;
+            term.epoch > epoch || in_its_place
+        };
+        self.0.iter().find(another).is_some_and(|next| write > next.above)
     }
 }
 
@@ -53,21 +68,52 @@ mod tests {
         Epoch::new(n)
     }
 
+    /// The nonce of the leader whose first epoch is `n`.
+    fn of(n: u64) -> Nonce {
+        Nonce::new(n * 100)
+    }
+
+    fn terms(began: &[(u64, u64)]) -> Terms {
+        began.iter().fold(Terms::default(), |terms, (n, above)| terms.with(epoch(*n), *above, of(*n)))
+    }
+
     #[test]
     fn what_the_first_leadership_after_it_did_not_find_is_lost_whatever_was_written_since() {
-        let terms = Terms::default().with(epoch(3), 0).with(epoch(7), 50).with(epoch(8), 90);
-        assert!(!terms.lost(epoch(3), 50) && terms.lost(epoch(3), 51));
-        assert!(!terms.lost(epoch(5), 50) && terms.lost(epoch(5), 80), "a leadership that the history does not know");
-        assert!(!terms.lost(epoch(7), 90) && terms.lost(epoch(7), 91));
-        assert!(!terms.lost(epoch(8), 1_000), "its own: only the present knows");
-        assert!(!Terms::default().lost(epoch(1), 9));
+        let terms = terms(&[(3, 0), (7, 50), (8, 90)]);
+        assert!(!terms.lost(epoch(3), of(3), 50) && terms.lost(epoch(3), of(3), 51));
+        assert!(
+            !terms.lost(epoch(5), of(5), 50) && terms.lost(epoch(5), of(5), 80),
+            "one that the history does not know"
+        );
+        assert!(!terms.lost(epoch(7), of(7), 90) && terms.lost(epoch(7), of(7), 91));
+        assert!(!terms.lost(epoch(8), of(8), 1_000), "its own: only the present knows");
+        assert!(!Terms::default().lost(epoch(1), of(1), 9));
+    }
+
+    #[test]
+    fn a_leadership_that_had_the_epoch_of_one_in_the_history_is_another() {
+        let terms = terms(&[(3, 0), (4, 20), (9, 60)]);
+        let lost = Nonce::new(77);
+        assert!(terms.lost(epoch(4), lost, 21) && !terms.lost(epoch(4), lost, 20));
+        assert!(terms.lost(epoch(9), lost, 61), "also the last one's");
+        assert!(!terms.lost(epoch(4), Nonce::default(), 60), "not known: taken for the one in the history");
+    }
+
+    #[test]
+    fn an_epoch_that_a_leader_raised_is_still_its_own() {
+        let terms = terms(&[(3, 0)]).with(epoch(5), 40, of(3)).with(epoch(6), 70, of(6));
+        for told in [3, 4, 5] {
+            assert!(!terms.lost(epoch(told), of(3), 70) && terms.lost(epoch(told), of(3), 71));
+        }
+        assert_eq!(terms.0.len(), 2, "a leader that raises its epoch often forgets no history");
     }
 
     #[test]
     fn the_earliest_are_forgotten_and_never_make_anything_lost() {
-        let terms = (1..=100).fold(Terms::default(), |terms, n| terms.with(epoch(n), n * 10));
+        let began: Vec<_> = (1..=100).map(|n| (n, n * 10)).collect();
+        let terms = terms(&began);
         assert_eq!(terms.0.len(), TERMS_MAX);
-        assert!(!terms.lost(epoch(1), 500) && terms.lost(epoch(1), 1_000));
-        assert!(terms.lost(epoch(98), 991) && !terms.lost(epoch(98), 990));
+        assert!(!terms.lost(epoch(1), of(1), 500) && terms.lost(epoch(1), of(1), 1_000));
+        assert!(terms.lost(epoch(98), of(98), 991) && !terms.lost(epoch(98), of(98), 990));
     }
 }

@@ -27,6 +27,7 @@ struct Hooks {
     before_load: Mutex<Option<Hook>>,
     after_write: Mutex<Option<Hook>>,
     acquisitions_lost: AtomicU32,
+    loads_fail: std::sync::atomic::AtomicBool,
     /// How long the answer to a renewal takes, and when the last that was answered had been sent.
     renewals: Mutex<(Duration, Option<Instant>)>,
 }
@@ -39,6 +40,10 @@ impl HookedStore {
     /// Happens once, between an acquisition and the reading that follows it.
     pub(crate) fn before_load(&self, hook: impl FnOnce() + Send + 'static) {
         *self.hooks.before_load.lock() = Some(Box::new(hook));
+    }
+
+    pub(crate) fn fail_loads(&self) {
+        self.hooks.loads_fail.store(true, Ordering::SeqCst);
     }
 
     /// Happens once, when the next write has landed, whose answer is lost.
@@ -80,6 +85,10 @@ impl BindStore for HookedStore {
         let hook = self.hooks.before_load.lock().take();
         if let Some(hook) = hook {
             hook();
+        }
+        if self.hooks.loads_fail.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            return Err(Error::new(ErrorKind::Unavailable, "reading everything takes too long"));
         }
         self.inner.load().await
     }

@@ -68,7 +68,7 @@ end $$;
 -- L1: compare and set. Nothing is changed unless the head is still the one on which the decision was made.
 create function $schema.lead(
     lock_ms integer, channel text,
-    found_epoch bigint, found_counter bigint, found_led boolean,
+    found_epoch bigint, found_applied bigint, found_counter bigint, found_led boolean,
     new_epoch bigint, new_lineage text, new_record jsonb
 ) returns table (done boolean, applied bigint) language plpgsql as $$
 begin
@@ -76,7 +76,7 @@ begin
     insert into $schema.head default values on conflict (one) do nothing;
     return query
         update $schema.head as h set epoch = new_epoch, led = true, record = new_record
-        where h.epoch = found_epoch and h.counter = found_counter and h.led = found_led and new_lineage = $schema.lineage()
+        where h.epoch = found_epoch and h.applied = found_applied and h.counter = found_counter and h.led = found_led and new_lineage = $schema.lineage()
         returning true, h.applied;
     if found then
         perform pg_notify(channel, new_epoch::text);

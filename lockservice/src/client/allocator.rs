@@ -1,6 +1,5 @@
 //! Validation of commits, from afar.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lockservice_core::allocator::{BeginCommit, BindStatus, CannotCommit};
@@ -10,13 +9,14 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use super::Client;
-use super::connect::Node;
 use crate::convert;
 use crate::proto;
 use crate::proto::allocator_client::AllocatorClient as Wire;
 
 /// How often hints are followed before the addresses that were given are asked again (T5).
 const HOPS_MAX: usize = 3;
+/// For how long after a later leader has answered the answer of an earlier one may still arrive: far longer than any call takes.
+const ON_ITS_WAY_MAX: Duration = Duration::from_secs(60);
 /// Pause before the same server is asked again who leads.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -124,11 +124,7 @@ impl AllocatorClient {
                 Err(e) if e.kind() == ErrorKind::NotLeader => None,
                 Err(e) => e.answered_by().map(Epoch::get),
             };
-            let heard = self.heard(epoch);
-            if heard.is_err() {
-                self.report(&node).await;
-            }
-            let error = match heard.and(outcome) {
+            let error = match self.heard(epoch, sent).and(outcome) {
                 Ok(answer) => {
                     *parts.leader.lock() = Some(address);
                     return Ok((answer, sent));
@@ -158,24 +154,27 @@ impl AllocatorClient {
         }
     }
 
-    /// Tells a leader what this client has heard of (L4): it was replaced, or leads a store that has forgotten it, and takes an epoch above.
-    async fn report(&self, node: &Node) {
-        let epoch = self.client.parts.epoch.load(Ordering::Relaxed);
-        let told = Some(proto::Progress { epoch, write: 0, numbers: 0 });
-        let request = proto::KeepaliveRequest { incarnation: None, told };
-        // It has no lease to be answered about. Failed, it is told the next time.
-        drop(node.call(Wire::new(node.channel.clone()).keepalive(request)).await);
-    }
-
-    /// Takes an answer's epoch into account. Fails with `NotLeader` if an earlier leader gave it, be it a refusal (L3).
-    fn heard(&self, epoch: Option<u64>) -> Result<()> {
-        let Some(epoch) = epoch else { return Ok(()) };
-        if epoch < self.client.parts.epoch.fetch_max(epoch, Ordering::Relaxed) {
+    /// Takes the epoch of an answer to a request sent at `sent` into account. Fails with `NotLeader` if an earlier leader gave it, be it a
+    /// refusal (L3).
+    ///
+    /// An earlier leader cannot decide anything any more once a later one has answered (L1): all that can come from it is an answer that was
+    /// on its way. Long after that a lower epoch is that of a store that has forgotten the higher one, and is believed: else this client
+    /// would refuse the cluster for as long as it runs.
+    fn heard(&self, epoch: Option<u64>, sent: Time) -> Result<()> {
+        let Some(epoch) = epoch.map(Epoch::new) else { return Ok(()) };
+        let parts = &self.client.parts;
+        let mut known = parts.epoch.lock();
+        let (highest, since) = *known;
+        if epoch < highest && sent < since + ON_ITS_WAY_MAX {
             return Err(Error::new(
                 ErrorKind::NotLeader,
                 "an earlier leader answered, which does not know yet that it was replaced: try again",
             )
-            .with("epoch", epoch));
+            .with("epoch", epoch)
+            .with("known", highest));
+        }
+        if epoch != highest {
+            *known = (epoch, parts.clock.now());
         }
         Ok(())
     }

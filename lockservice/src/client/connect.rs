@@ -1,11 +1,11 @@
 //! [`Client`]: the connections that sessions share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use lockservice_core::clock::{Clock, SystemClock};
-use lockservice_core::{Error, ErrorKind, Result};
+use lockservice_core::clock::{Clock, SystemClock, Time};
+use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tonic::transport::Channel;
 
@@ -33,8 +33,8 @@ pub(super) struct Parts {
     channels: Channels,
     /// Where the allocator's leader was last. Locked for a copy.
     pub(super) leader: Mutex<Option<String>>,
-    /// The highest epoch that an answer named (L3). Alone: `Relaxed`.
-    pub(super) epoch: AtomicU64,
+    /// The last leadership that answered, and when it was first heard of (L3). Locked for a comparison.
+    pub(super) epoch: Mutex<(Epoch, Time)>,
     pub(super) name: String,
     pub(super) call_timeout: Duration,
     pub(super) stop_time: Duration,
@@ -143,7 +143,7 @@ impl ClientBuilder {
             home: AtomicUsize::new(home),
             channels,
             leader: Mutex::new(None),
-            epoch: AtomicU64::new(0),
+            epoch: Mutex::new((Epoch::default(), Time::ZERO)),
             name: self.name,
             call_timeout: self.call_timeout,
             stop_time: self.stop_time,

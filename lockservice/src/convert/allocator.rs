@@ -21,13 +21,13 @@ use crate::proto;
 
 /// How far an allocator has come as a message.
 pub fn progress_to_proto(at: Progress) -> proto::Progress {
-    proto::Progress { epoch: at.epoch.get(), write: at.write, numbers: at.numbers }
+    proto::Progress { epoch: at.epoch.get(), write: at.write, numbers: at.numbers, leader: at.leader.get() }
 }
 
 /// How far an allocator had come, as a message tells; nowhere if it does not.
 pub fn progress_from_proto(at: Option<proto::Progress>) -> Progress {
     let at = at.unwrap_or_default();
-    Progress { epoch: Epoch::new(at.epoch), write: at.write, numbers: at.numbers }
+    Progress { epoch: Epoch::new(at.epoch), write: at.write, numbers: at.numbers, leader: Nonce::new(at.leader) }
 }
 
 /// That something was done as a message.
@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn what_nodes_and_the_allocator_say_crosses_the_wire() {
         let node = NodeName::new("n").expect("a name");
-        let at = Progress { epoch: Epoch::new(3), write: 99, numbers: 12_345 };
+        let at = Progress { epoch: Epoch::new(3), write: 99, numbers: 12_345, leader: Nonce::new(77) };
         for replaces in [None, Some((ServiceId::new(1 << 32 | 4), Nonce::new(5)))] {
             let resume = Resume { node: node.clone(), nonce: Nonce::new(7), address: "a:1".to_owned(), replaces };
             assert_eq!(resume_from_proto(resume_to_proto(&resume)).expect("own message"), resume);
@@ -380,7 +380,7 @@ mod tests {
         };
         for (nodes, binds, parts) in [(0, 0, 1), (3, 0, 1), (2, 9, 3), (4, 5, 3)] {
             let status = AllocatorStatus {
-                at: Progress { epoch: Epoch::new(1), write: 2, numbers: 3 },
+                at: Progress { epoch: Epoch::new(1), write: 2, numbers: 3, leader: Nonce::new(4) },
                 services: (0..nodes).map(service).collect(),
                 binds: (0..binds).map(status_of).collect(),
             };

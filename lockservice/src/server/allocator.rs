@@ -76,9 +76,7 @@ impl proto::allocator_server::Allocator for AllocatorApi {
         request: Request<proto::KeepaliveRequest>,
     ) -> Result<Response<proto::KeepaliveResponse>, Status> {
         let request = request.into_inner();
-        // Without one it only reports.
-        let incarnation = request.incarnation.unwrap_or_default();
-        let (service, nonce) = convert::incarnation_from_proto(Some(incarnation)).map_err(|e| status(&e))?;
+        let (service, nonce) = convert::incarnation_from_proto(request.incarnation).map_err(|e| status(&e))?;
         let told = convert::progress_from_proto(request.told);
         let ack = self.allocator.keepalive(service, nonce, told).await.map_err(|e| status(&e))?;
         Ok(Response::new(convert::lease_to_proto(&ack)))

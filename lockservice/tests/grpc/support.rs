@@ -7,8 +7,8 @@ use lockservice::server::{ServerSettings, ServiceHost, serve};
 use lockservice_core::allocator::{AllocatorSettings, LocalAllocator, LockTableAllocator};
 use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::service::{LockSpec, ServiceParts, Stopped};
-use lockservice_core::store::{BindStore, MemoryStore};
-use lockservice_core::{Key, LockItem, NodeName, Result, TableRef};
+use lockservice_core::store::{BindStore, Candidate, MemoryStore};
+use lockservice_core::{Epoch, Key, LockItem, NodeName, Result, TableRef};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
@@ -24,13 +24,18 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) async fn start(settings: ServerSettings) -> Self {
+        Self::start_above(Epoch::default(), settings).await
+    }
+
+    /// Its first epoch is above `floor`.
+    pub(crate) async fn start_above(floor: Epoch, settings: ServerSettings) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let store: Arc<dyn BindStore> = Arc::new(MemoryStore::new(1));
-        let node = NodeName::new("node-1").expect("a name");
+        let candidate = Candidate { floor, ..Candidate::from(NodeName::new("node-1").expect("a name")) };
         let allocator: Arc<dyn LockTableAllocator> =
-            LocalAllocator::open(store, Arc::clone(&clock), AllocatorSettings::default(), node)
+            LocalAllocator::open(store, Arc::clone(&clock), AllocatorSettings::default(), candidate)
                 .await
                 .expect("a fresh store opens");
         let mut parts = ServiceParts::new(allocator, clock, NodeName::new("node-1").expect("a name"));

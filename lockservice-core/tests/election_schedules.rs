@@ -1,0 +1,217 @@
+//! Schedules that a reviewer found, each of which once let two own one table, or kept a cluster from work (L1, L4). Time is tokio's paused clock.
+#![cfg(not(loom))]
+
+mod cluster;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockservice_core::allocator::{Incarnation, LockTableAllocator, Progress, Resume, Role};
+use lockservice_core::clock::{hi, lo};
+use lockservice_core::store::{BindStore, Floor};
+use lockservice_core::{Epoch, NodeName, Nonce, ServiceId};
+use tokio::time::{Instant, sleep};
+
+use self::cluster::{Cluster, LEASE, Node, TTL, granted_after_the_owner, table};
+
+fn resume(name: &str, nonce: u64) -> Resume {
+    let node = NodeName::new(name).expect("a name");
+    Resume { node, nonce: Nonce::new(nonce), address: name.to_owned(), replaces: None }
+}
+
+/// 1. A leads a store in doubt. Just before it would settle that, it loses the store: the raise is tried again and again, and meanwhile
+///    nothing is renewed.
+/// 2. D takes over; the owner of `t` renews at D. D resigns.
+/// 3. A reaches the store again. It must not take the leadership back: what it knows of the owner's lease is old.
+#[tokio::test(start_paused = true)]
+async fn a_raise_that_comes_back_after_another_led_and_resigned_takes_nothing_over() {
+    let cluster = Cluster::with_lease(LEASE);
+    let a = cluster.led().await;
+    let b = cluster.node("b");
+    b.allocator.settled().await.expect("follows");
+    let owner = b.begin_in_time().await;
+    b.allocator.bind(owner.service, &table("t")).await.expect("free");
+    b.store.inner.set_cut(true);
+    // The server restarts and has lost nothing.
+    let Role::Leading(first) = a.allocator.role() else { panic!("it leads") };
+    cluster.store.restore(&cluster.store.backup(), true);
+    first.ended().await;
+    a.allocator.roles().wait_for(|role| !matches!(role, Role::Leading(_))).await.expect("noticed");
+    a.leading().await;
+    let began = Instant::now();
+    let Role::Leading(term) = a.allocator.role() else { panic!("it leads") };
+    let d = cluster.node("d");
+    d.allocator.settled().await.expect("follows");
+    while began.elapsed() < hi(LEASE) - Duration::from_millis(200) {
+        term.keepalive(owner.service, Nonce::new(7), Progress::default()).await.expect("live");
+        sleep(Duration::from_millis(100)).await;
+    }
+    a.store.inner.set_cut(true);
+    d.leading().await;
+    let Role::Leading(second) = d.allocator.role() else { panic!("it leads") };
+    let mut renewed = Instant::now();
+    for _ in 0..20 {
+        renewed = Instant::now();
+        second.keepalive(owner.service, Nonce::new(7), Progress::default()).await.expect("live");
+        sleep(Duration::from_millis(500)).await;
+    }
+    assert!(d.allocator.shutdown(true, Duration::from_secs(1)).await.expect("stops").resigned);
+    a.store.inner.set_cut(false);
+    term.ended().await;
+    // It may well lead anew, as any other: then it takes the owner as renewed at its takeover (B4).
+    let bound = loop {
+        let asks = a.begin_in_time().await;
+        match a.allocator.bind(asks.service, &table("t")).await {
+            Ok(bound) if bound.bind.owner == asks.service => break bound,
+            _ => sleep(Duration::from_millis(500)).await,
+        }
+    };
+    let since = renewed.elapsed();
+    assert!(since >= lo(LEASE), "{bound:?} after {since:?}");
+}
+
+/// `b` owns `t` by the word of a leader X whose leadership was then lost, unnoticeably. C, who was told nothing, leads with the same epoch, and
+/// has written more than X. `b` is still cut off from the store.
+async fn led_twice_in_one_epoch() -> (Cluster, Node, Incarnation, Node) {
+    let cluster = Cluster::with_lease(LEASE);
+    let a = cluster.led().await;
+    let (b, x) = (cluster.node("b"), cluster.node("x"));
+    b.allocator.settled().await.expect("follows");
+    x.allocator.settled().await.expect("follows");
+    let owner = b.begin_in_time().await;
+    b.keep(&owner, Progress::default()).await.expect("live");
+    let backup = cluster.store.backup();
+    b.store.inner.set_cut(true);
+    cluster.kill(a);
+    x.leading().await;
+    b.store.inner.set_cut(false);
+    b.follows(&x).await;
+    let lost = b.allocator.bind(owner.service, &table("t")).await.expect("free");
+    b.keep(&owner, Progress::default()).await.expect("live");
+    cluster.store.restore(&backup, false);
+    cluster.kill(x);
+    b.store.inner.set_cut(true);
+    let c = cluster.node("c");
+    c.leading().await;
+    let other = c.begin_in_time().await;
+    assert_eq!(other.at.epoch, lost.at.epoch);
+    for name in ["u", "v", "w"] {
+        c.allocator.bind(other.service, &table(name)).await.expect("nothing is in doubt");
+    }
+    (cluster, b, owner, c)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_told_under_an_epoch_that_was_given_twice_is_found_by_a_report() {
+    let (_cluster, b, owner, c) = led_twice_in_one_epoch().await;
+    // Its count of renewals is another than the lost leader's: that it is followed is not what this is about.
+    sleep(TTL / 3 * 2).await;
+    b.store.inner.set_cut(false);
+    b.follows(&c).await;
+    b.keep(&owner, Progress::default()).await.expect_err("it reports what the leader does not know of");
+    granted_after_the_owner("t", &b, &owner, &c).await;
+}
+
+/// What it watched before it was cut off was the lost leader.
+#[tokio::test(start_paused = true)]
+async fn a_leader_is_not_taken_for_one_that_had_its_epoch_and_stood_still() {
+    let (_cluster, b, owner, c) = led_twice_in_one_epoch().await;
+    b.store.inner.set_cut(false);
+    b.follows(&c).await;
+    assert!(c.leads());
+    b.keep(&owner, Progress::default()).await.expect_err("it reports what the leader does not know of");
+    granted_after_the_owner("t", &b, &owner, &c).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_leads_after_a_step_over_is_above_what_was_reported_at_once() {
+    let cluster = Cluster::with_lease(LEASE);
+    let a = cluster.led().await;
+    let c = cluster.node("c");
+    c.allocator.settled().await.expect("follows");
+    let Role::Leading(term) = a.allocator.role() else { panic!("it leads") };
+    let epoch = cluster.store.head().await.expect("answers").expect("led").epoch.get() + 3_000;
+    let told = Progress { epoch: Epoch::new(epoch), write: 1, numbers: epoch << 32 | 5, leader: Nonce::new(9) };
+    term.keepalive(ServiceId::default(), Nonce::default(), told).await.expect_err("steps over");
+    term.ended().await;
+    cluster.kill(a);
+    c.leading().await;
+    let before = cluster.store.head().await.expect("answers").expect("led").epoch;
+    let started = c.begin_in_time().await;
+    let after = cluster.store.head().await.expect("answers").expect("led").epoch;
+    assert!(before > told.epoch && started.service.get() >= told.numbers, "{before} {started:?}");
+    assert!(after.get() - before.get() <= 1, "raised from {before} to {after}");
+}
+
+/// Whoever can reach the allocator can report: a server's clock says how far anybody can have come.
+#[tokio::test(start_paused = true)]
+async fn reports_from_nowhere_do_not_use_up_the_epochs() {
+    let cluster = Cluster::with_lease(LEASE);
+    cluster.store.set_floor(Floor::of_clock(1_767_225_600 + 1_000 * 1024).expect("in range"));
+    let node = cluster.led().await;
+    for _ in 0..8 {
+        node.leading().await;
+        let Role::Leading(term) = node.allocator.role() else { continue };
+        let epoch = cluster.store.head().await.expect("answers").expect("led").epoch;
+        let told =
+            Progress { epoch: Epoch::new(epoch.get() + 60_000), write: 1, numbers: u64::MAX, leader: Nonce::new(9) };
+        drop(term.keepalive(ServiceId::default(), Nonce::default(), told).await);
+        sleep(TTL * 3).await;
+    }
+    let epoch = cluster.store.head().await.expect("answers").expect("led").epoch;
+    assert!(epoch.get() < 80_000, "{epoch}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_can_renew_but_not_read_does_not_keep_the_leadership() {
+    let cluster = Cluster::with_lease(LEASE);
+    let a = cluster.led().await;
+    let b = cluster.node("b");
+    b.allocator.settled().await.expect("follows");
+    b.store.fail_loads();
+    cluster.kill(a);
+    sleep(TTL * 3).await;
+    assert!(!matches!(b.allocator.role(), Role::Following { .. }), "nobody leads whom it could follow");
+    let c = cluster.node("c");
+    tokio::time::timeout(TTL * 100, c.leading()).await.expect("c can read it");
+}
+
+/// Its record stays, for no later incarnation has a higher number; its place does not.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_has_gone_does_not_keep_its_place() {
+    let cluster = Cluster::with_lease(LEASE);
+    let a = cluster.node_with("a", |settings| settings.nodes_max = 2);
+    a.leading().await;
+    sleep(hi(LEASE) + TTL).await;
+    let Role::Leading(term) = a.allocator.role() else { panic!("it leads") };
+    let one = term.resume(&resume("n1", 1)).await.expect("room");
+    let two = term.resume(&resume("n2", 2)).await.expect("room");
+    term.resign(two.service, Nonce::new(2)).await.expect("live");
+    for _ in 0..200 {
+        term.keepalive(one.service, Nonce::new(1), Progress::default()).await.expect("live");
+        sleep(Duration::from_secs(1)).await;
+    }
+    let stored = cluster.store.load().await.expect("answers").services;
+    assert!(stored.iter().any(|service| service.id == two.service));
+    term.resume(&resume("n3", 3)).await.expect("n2 has left long ago");
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_writes_were_lost_is_recorded_although_a_write_is_not_settled() {
+    let cluster = Cluster::with_lease(LEASE);
+    let node = cluster.led().await;
+    let owner = node.begin_in_time().await;
+    let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
+    let store = node.store.inner.clone();
+    node.store.after_write(move || store.set_cut(true));
+    let binds = Arc::clone(&term);
+    tokio::spawn(async move { binds.bind(owner.service, &table("s")).await });
+    sleep(Duration::from_millis(10)).await;
+    let told = Progress { epoch: Epoch::new(owner.at.epoch.get() + 40), write: 1, ..Progress::default() };
+    term.keepalive(owner.service, Nonce::new(7), told).await.expect_err("it must step over");
+    sleep(Duration::from_millis(1_500)).await;
+    node.store.inner.set_cut(false);
+    tokio::time::timeout(TTL * 3, term.ended()).await.expect("it is over");
+    let head = cluster.store.head().await.expect("answers").expect("led");
+    assert!(head.loss.known && head.in_doubt, "{head:?}");
+}
