@@ -169,12 +169,12 @@ impl ElectedAllocator {
         // opened is one that the others wait out.
         let term = self.shared.term.lock().clone();
         let stopped = match term {
-            Some(term) => term.shutdown(quiet, grace).await?,
-            None => AllocatorStopped { resigned: true },
+            Some(term) => term.shutdown(quiet, grace).await,
+            None => Ok(AllocatorStopped { resigned: true }),
         };
-        *outcome = Some(stopped);
         self.shared.role.send_replace(Role::Stopped(stopping()));
-        Ok(stopped)
+        *outcome = stopped.as_ref().ok().copied();
+        stopped
     }
 }
 
