@@ -12,10 +12,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use lockservice_core::allocator::{
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Resume,
+};
+use lockservice_core::clock::SystemClock;
 use lockservice_core::maintenance::{ProblemKind, diagnose};
 use lockservice_core::store::{BindStore, ClusterConstants, Op, ServiceRecord, ServiceState, StoreState};
 use lockservice_core::testing::{StoreFixture, fault_suite, store_suite};
-use lockservice_core::{Epoch, ErrorKind, ServiceId, TxnId};
+use lockservice_core::{BindVersion, CommitAttempt, Epoch, ErrorKind, NodeName, Nonce, ServiceId, TableRef, TxnId};
+use tokio::task::JoinSet;
 
 use self::store_kit::child;
 use self::store_kit::disk::small_disk;
@@ -44,6 +49,7 @@ on_every_store! {
     an_inspection_names_every_damaged_record_and_an_open_refuses_the_store;
     an_allocator_on_it_bears_lost_late_and_doubled_answers;
     a_store_of_format_one_as_it_was_committed_still_opens;
+    a_store_of_format_one_is_opened_while_commits_are_validated_and_tables_bound;
 }
 
 #[async_trait]
@@ -295,6 +301,50 @@ async fn a_store_of_format_one_as_it_was_committed_still_opens(kind: Kind) {
     let (epoch, clean) = acquire(&*store).await;
     assert_eq!((epoch, clean), (Epoch::new(4), true));
     write_tables(&*store, epoch, 5).await.expect("and is written");
+}
+
+/// The outage that this project began with: the first start after an upgrade, under load.
+async fn a_store_of_format_one_is_opened_while_commits_are_validated_and_tables_bound(kind: Kind) {
+    let store = Site::from_fixture(kind).open().await.expect("format 1");
+    let node = NodeName::new("n").expect("a name");
+    // It answers at once; whoever calls waits until the store is open.
+    let allocator = LocalAllocator::start(store, Arc::new(SystemClock), AllocatorSettings::default(), node.clone());
+    let allocator = allocator.expect("valid settings");
+    let mut commits = JoinSet::new();
+    for n in 0..300 {
+        let allocator = Arc::clone(&allocator);
+        commits.spawn(async move {
+            let origin = ServiceId::new(3 << 32 | 1);
+            let table = TableRef::new(format!("group-{n}"), "never-seen").expect("names");
+            let request = BeginCommit {
+                txn: TxnId::new(origin, n, true),
+                binds: vec![PresentedBind { table, partition: 0, owner: origin, version: BindVersion::new(1) }],
+                attempt: CommitAttempt::new(1),
+                asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(1) },
+            };
+            allocator.begin_commit(&request).await.expect_err("of the past").kind()
+        });
+    }
+    let resume = Resume { node, nonce: Nonce::new(1), address: "127.0.0.1:1".to_owned(), replaces: None };
+    let me = allocator.resume(&resume).await.expect("it starts").service;
+    let mut binds = JoinSet::new();
+    for n in 2..100 {
+        let allocator = Arc::clone(&allocator);
+        binds
+            .spawn(async move { allocator.bind(me, &table(n).table).await.expect("after a clean stop nothing waits") });
+    }
+    for bound in binds.join_all().await {
+        let old = (2..8).map(table).find(|known| known.table == bound.bind.table);
+        assert_eq!(bound.bind.owner, me);
+        if let Some(old) = old {
+            assert!(bound.bind.id == old.id && bound.bind.version > old.binds[0].version, "{bound:?}");
+            assert!(bound.tokens.expect("fresh").next.get() >= old.tokens_reserved_to);
+        }
+    }
+    for kind in commits.join_all().await {
+        assert!(matches!(kind, ErrorKind::CannotCommit | ErrorKind::BindChanged), "{kind:?}");
+    }
+    assert_eq!(allocator.entries().0, 98, "no lookup has created anything");
 }
 
 /// Not a test: what this binary does when a test starts it again. Without a role it does nothing.
