@@ -185,18 +185,15 @@ async fn first_numbers(cluster: &Cluster) -> ([u64; 4], Epoch) {
 #[tokio::test(start_paused = true)]
 async fn a_store_that_forgets_everything_time_and_again_hands_nothing_out_twice() {
     let cluster = Cluster::with_lease(LEASE);
-    let (mut last, mut epochs) = ([0; 4], Vec::new());
+    let mut last = [0; 4];
     for life in 0..8 {
         cluster.store.set_floor(Floor::of_clock(NOON_S + life * 30).expect("in range"));
         let (numbers, epoch) = first_numbers(&cluster).await;
         assert!(numbers.iter().zip(last).all(|(number, last)| *number > last), "{numbers:?} after {last:?}");
         assert!(numbers.iter().all(|number| number >> 32 <= epoch.get()), "{numbers:?} in {epoch:?}");
-        (last, _) = (numbers, epochs.push(epoch));
+        last = numbers;
         cluster.store.forget();
     }
-    epochs.sort_unstable();
-    epochs.dedup();
-    assert!(epochs.len() > 4, "each forgotten leadership leaps by chance: {epochs:?}");
 }
 
 /// A copy on another machine, whose clock is behind: what nodes were told is what counts.

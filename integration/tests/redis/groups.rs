@@ -125,19 +125,19 @@ async fn replicated(master: &str) {
     let client = redis::Client::open(master).expect("a URL");
     let connection = Box::pin(client.get_multiplexed_async_connection());
     let mut connection = within("a connection", connection).await.expect("a connection");
-    // WAIT speaks of the writes of its own connection only: without one it answers at once.
-    let (received,): (u32,) = redis::pipe()
-        .cmd("SET")
-        .arg("{lockservice:default}-of-the-test")
-        .arg(1)
-        .ignore()
-        .cmd("WAIT")
-        .arg(1)
-        .arg(10_000)
-        .query_async(&mut connection)
-        .await
-        .expect("an answer");
-    assert_eq!(received, 1, "the replica is in step");
+    within("the replica is in step", async {
+        loop {
+            // WAIT speaks of the writes of its own connection only: without one it answers at once. It waits for less than a call may take, for
+            // the replica may not have attached yet.
+            let mut asked = redis::pipe();
+            asked.cmd("SET").arg("{lockservice:default}-of-the-test").arg(1).ignore().cmd("WAIT").arg(1).arg(100);
+            let (received,): (u32,) = asked.query_async(&mut connection).await.expect("an answer");
+            if received == 1 {
+                return;
+            }
+        }
+    })
+    .await;
 }
 
 /// Makes the replica at this URL the master of its slots, while the old one lives.
