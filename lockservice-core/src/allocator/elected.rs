@@ -147,6 +147,8 @@ impl ElectedAllocator {
     }
 
     /// What other nodes and clients may ask of this node: it answers as the leader, or fails with `NotLeader`, which tells who leads.
+    ///
+    /// On an exclusive store the calls that are for nodes fail with `NotPermitted`: only this process can be meant, and it asks itself.
     pub fn as_leader(&self) -> Arc<dyn LockTableAllocator> {
         Arc::new(LeaderView(Arc::clone(&self.shared)))
     }
@@ -534,28 +536,49 @@ impl LeaderView {
             e.with_answered_by(epoch)
         })
     }
+
+    /// Makes a `call` that is for nodes.
+    ///
+    /// Fails with `NotPermitted` on an exclusive store: nobody but this process can be meant, and it asks itself.
+    async fn answer_node<T, F>(&self, call: impl FnOnce(Arc<LocalAllocator>) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        if self.term()?.is_exclusive() {
+            return Err(not_for_others());
+        }
+        self.answer(call).await
+    }
+}
+
+/// The answer to a call that is for nodes, where there can be only one.
+fn not_for_others() -> Error {
+    Error::new(
+        ErrorKind::NotPermitted,
+        "this call is for nodes, and the store is open to this node alone: share a store between nodes instead",
+    )
 }
 
 #[async_trait]
 impl LockTableAllocator for LeaderView {
     async fn resume(&self, request: &Resume) -> Result<Incarnation> {
-        self.answer(async |term| term.resume(request).await).await
+        self.answer_node(async |term| term.resume(request).await).await
     }
 
     async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
-        self.answer(async |term| term.keepalive(service, nonce, told).await).await
+        self.answer_node(async |term| term.keepalive(service, nonce, told).await).await
     }
 
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
-        self.answer(async |term| term.resign(service, nonce).await).await
+        self.answer_node(async |term| term.resign(service, nonce).await).await
     }
 
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
-        self.answer(async |term| term.bind(service, table).await).await
+        self.answer_node(async |term| term.bind(service, table).await).await
     }
 
     async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
-        self.answer(async |term| term.reserve_tokens(service, table, version).await).await
+        self.answer_node(async |term| term.reserve_tokens(service, table, version).await).await
     }
 
     async fn latest(&self, table: &TableRef) -> Result<Latest> {
@@ -571,11 +594,11 @@ impl LockTableAllocator for LeaderView {
     }
 
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
-        self.answer(async |term| term.cannot_commit(txns).await).await
+        self.answer_node(async |term| term.cannot_commit(txns).await).await
     }
 
     async fn confirm_ended(&self, txns: &[TxnId]) -> Result<Progress> {
-        self.answer(async |term| term.confirm_ended(txns).await).await
+        self.answer_node(async |term| term.confirm_ended(txns).await).await
     }
 
     async fn status(&self) -> Result<AllocatorStatus> {

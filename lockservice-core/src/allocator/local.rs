@@ -173,6 +173,11 @@ impl LocalAllocator {
         self.shared.state.get().map_or_else(Epoch::default, |state| state.numbers.epoch())
     }
 
+    /// True if the store is open to this process alone. False while it is being opened.
+    pub(super) fn is_exclusive(&self) -> bool {
+        self.shared.state.get().is_some_and(|state| state.exclusive)
+    }
+
     /// What this leader has told, and others before it (L4).
     pub(super) fn told(&self) -> Told {
         let mut told = self.shared.told.lock().clone();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lockservice_core::allocator::{BeginCommit, BindStatus, CannotCommit};
+use lockservice_core::allocator::{BeginCommit, BindStatus};
 use lockservice_core::clock::{Time, lo};
 use lockservice_core::{CommitAttempt, Epoch, Error, ErrorKind, Result, TableRef, TxnId};
 use tonic::transport::Channel;
@@ -75,16 +75,6 @@ impl AllocatorClient {
             async move { wire.finish_commit(message).await }
         };
         self.ask(call, |answer| answer.at.as_ref()).await.map(drop)
-    }
-
-    /// Makes transactions unable to ever commit, unless their commit is in flight (C4).
-    pub async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
-        let call = |mut wire: Wire<Channel>| {
-            let message = proto::CannotCommitRequest { txns: convert::txns_to_proto(txns) };
-            async move { wire.cannot_commit(message).await }
-        };
-        let (answer, _) = self.ask(call, |answer| answer.at.as_ref()).await?;
-        convert::cannot_commit_from_proto(&answer)
     }
 
     /// The bind of a table, if it has one. Binds nothing.

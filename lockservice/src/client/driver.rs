@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lockservice_core::clock::Time;
-use lockservice_core::{Advice, Error, ErrorKind, NodeName, Nonce, Result, ServiceId, SessionId};
+use lockservice_core::{Advice, Error, ErrorKind, NodeName, Result, ServiceId, SessionId};
 use tokio::sync::{Semaphore, watch};
 use tonic::Streaming;
 
@@ -55,7 +55,6 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
     let info = Info {
         session: SessionId::new(welcome.session),
         service: ServiceId::new(welcome.service),
-        nonce: Nonce::new(welcome.nonce),
         node: NodeName::new(&welcome.node)?,
         ttl: Duration::from_millis(welcome.ttl_ms),
         message_bytes_max: usize::try_from(welcome.message_bytes_max).unwrap_or(usize::MAX),

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use lockservice_core::clock::{Time, lo};
-use lockservice_core::{Error, ErrorKind, NodeName, Nonce, Result, ServiceId, SessionId};
+use lockservice_core::{Error, ErrorKind, NodeName, Result, ServiceId, SessionId};
 use tokio::sync::{Semaphore, watch};
 
 use super::connect::Node;
@@ -60,7 +60,6 @@ pub(super) struct Shared {
 pub(super) struct Info {
     pub(super) session: SessionId,
     pub(super) service: ServiceId,
-    pub(super) nonce: Nonce,
     pub(super) node: NodeName,
     pub(super) ttl: Duration,
     pub(super) message_bytes_max: usize,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lockservice_core::clock::Time;
 use lockservice_core::service::{LockSpec, TxnOptions};
-use lockservice_core::{Error, NodeName, Nonce, Result, ServiceId, SessionId};
+use lockservice_core::{Error, NodeName, Result, ServiceId, SessionId};
 use tokio::sync::watch;
 
 use super::connect::Node;
@@ -105,11 +105,6 @@ impl Session {
     /// The incarnation of the server where it was opened.
     pub fn service(&self) -> ServiceId {
         self.home().info.service
-    }
-
-    /// The incarnation's random number.
-    pub fn nonce(&self) -> Nonce {
-        self.home().info.nonce
     }
 
     /// That server's node.

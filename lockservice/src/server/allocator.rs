@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::Stream;
 use lockservice_core::allocator::LockTableAllocator;
-use lockservice_core::{BindVersion, CommitAttempt, ServiceId, TableId};
+use lockservice_core::{BindVersion, CommitAttempt, Error, ErrorKind, ServiceId, TableId};
 use tonic::{Request, Response, Status};
 
 use crate::convert::{self, to_status as status};
@@ -18,11 +18,22 @@ const STATUS_LINES_MAX: usize = 500;
 #[derive(Debug)]
 pub(crate) struct AllocatorApi {
     allocator: Arc<dyn LockTableAllocator>,
+    others: bool,
 }
 
 impl AllocatorApi {
-    pub(crate) fn new(allocator: Arc<dyn LockTableAllocator>) -> Self {
-        Self { allocator }
+    /// Serves the calls that are for nodes only if there are `others`.
+    pub(crate) fn new(allocator: Arc<dyn LockTableAllocator>, others: bool) -> Self {
+        Self { allocator, others }
+    }
+
+    /// The allocator, for a call that is for nodes.
+    fn for_nodes(&self) -> Result<&Arc<dyn LockTableAllocator>, Status> {
+        if self.others {
+            return Ok(&self.allocator);
+        }
+        let why = "this call is for nodes, and this one serves alone: let several nodes share a store instead";
+        Err(status(&Error::new(ErrorKind::NotPermitted, why)))
     }
 }
 
@@ -54,7 +65,7 @@ impl proto::allocator_server::Allocator for AllocatorApi {
         request: Request<proto::CannotCommitRequest>,
     ) -> Result<Response<proto::CannotCommitResponse>, Status> {
         let txns = convert::txns_from_proto(&request.get_ref().txns).map_err(|e| status(&e))?;
-        let answer = self.allocator.cannot_commit(&txns).await.map_err(|e| status(&e))?;
+        let answer = self.for_nodes()?.cannot_commit(&txns).await.map_err(|e| status(&e))?;
         Ok(Response::new(convert::cannot_commit_to_proto(&answer)))
     }
 
@@ -67,7 +78,7 @@ impl proto::allocator_server::Allocator for AllocatorApi {
 
     async fn resume(&self, request: Request<proto::ResumeRequest>) -> Result<Response<proto::ResumeResponse>, Status> {
         let request = convert::resume_from_proto(request.into_inner()).map_err(|e| status(&e))?;
-        let started = self.allocator.resume(&request).await.map_err(|e| status(&e))?;
+        let started = self.for_nodes()?.resume(&request).await.map_err(|e| status(&e))?;
         Ok(Response::new(convert::started_to_proto(&started)))
     }
 
@@ -78,20 +89,20 @@ impl proto::allocator_server::Allocator for AllocatorApi {
         let request = request.into_inner();
         let (service, nonce) = convert::incarnation_from_proto(request.incarnation).map_err(|e| status(&e))?;
         let told = convert::progress_from_proto(request.told);
-        let ack = self.allocator.keepalive(service, nonce, told).await.map_err(|e| status(&e))?;
+        let ack = self.for_nodes()?.keepalive(service, nonce, told).await.map_err(|e| status(&e))?;
         Ok(Response::new(convert::lease_to_proto(&ack)))
     }
 
     async fn resign(&self, request: Request<proto::IncarnationRef>) -> Result<Response<proto::Acknowledged>, Status> {
         let (service, nonce) = convert::incarnation_from_proto(Some(request.into_inner())).map_err(|e| status(&e))?;
-        let resigned = self.allocator.resign(service, nonce).await.map_err(|e| status(&e))?;
+        let resigned = self.for_nodes()?.resign(service, nonce).await.map_err(|e| status(&e))?;
         Ok(Response::new(convert::acknowledged_to_proto(resigned)))
     }
 
     async fn bind(&self, request: Request<proto::BindRequest>) -> Result<Response<proto::BindResponse>, Status> {
         let request = request.into_inner();
         let table = convert::table_from_proto(&request.group, &request.table).map_err(|e| status(&e))?;
-        let bound = self.allocator.bind(ServiceId::new(request.service), &table).await.map_err(|e| status(&e))?;
+        let bound = self.for_nodes()?.bind(ServiceId::new(request.service), &table).await.map_err(|e| status(&e))?;
         Ok(Response::new(convert::bound_to_proto(&bound)))
     }
 
@@ -101,7 +112,7 @@ impl proto::allocator_server::Allocator for AllocatorApi {
     ) -> Result<Response<proto::ReserveTokensResponse>, Status> {
         let request = request.into_inner();
         let (service, table) = (ServiceId::new(request.service), TableId::new(request.table_id));
-        let reserved = self.allocator.reserve_tokens(service, table, BindVersion::new(request.version)).await;
+        let reserved = self.for_nodes()?.reserve_tokens(service, table, BindVersion::new(request.version)).await;
         Ok(Response::new(convert::reserved_to_proto(&reserved.map_err(|e| status(&e))?)))
     }
 
@@ -110,7 +121,7 @@ impl proto::allocator_server::Allocator for AllocatorApi {
         request: Request<proto::ConfirmEndedRequest>,
     ) -> Result<Response<proto::Acknowledged>, Status> {
         let txns = convert::txns_from_proto(&request.get_ref().txns).map_err(|e| status(&e))?;
-        let done = self.allocator.confirm_ended(&txns).await.map_err(|e| status(&e))?;
+        let done = self.for_nodes()?.confirm_ended(&txns).await.map_err(|e| status(&e))?;
         Ok(Response::new(convert::acknowledged_to_proto(done)))
     }
 

@@ -82,7 +82,6 @@ pub(crate) fn open(
     let welcome = proto::Welcome {
         session: session.id().get(),
         service: service.id().get(),
-        nonce: service.nonce().get(),
         node: service.node().as_str().to_owned(),
         ttl_ms: convert::millis_down(session.ttl()),
         promise: Some(proto::Promise { guard_ms: convert::millis_down(promise.guard) }),

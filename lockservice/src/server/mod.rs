@@ -122,11 +122,21 @@ impl Server {
         allocator: Arc<dyn LockTableAllocator>,
         settings: ServerSettings,
     ) -> Result<Self> {
+        Self::start_with(listener, allocator, true, settings).await
+    }
+
+    /// With calls that are for nodes only if there may be `others`.
+    async fn start_with(
+        listener: TcpListener,
+        allocator: Arc<dyn LockTableAllocator>,
+        others: bool,
+        settings: ServerSettings,
+    ) -> Result<Self> {
         let (health, health_service) = tonic_health::server::health_reporter();
         let slot = Slot::default();
         let locks = proto::locks_server::LocksServer::new(locks::LocksApi::new(slot.clone(), settings))
             .max_decoding_message_size(settings.message_bytes_max);
-        let allocator = proto::allocator_server::AllocatorServer::new(allocator::AllocatorApi::new(allocator))
+        let allocator = proto::allocator_server::AllocatorServer::new(allocator::AllocatorApi::new(allocator, others))
             .max_decoding_message_size(settings.message_bytes_max);
         let admin = proto::admin_server::AdminServer::new(admin::AdminApi::new(slot.clone(), &settings));
         health.set_not_serving::<proto::locks_server::LocksServer<locks::LocksApi>>().await;
@@ -204,14 +214,15 @@ fn broken(why: Box<dyn std::error::Error + Send + Sync>) -> Error {
 
 /// Serves a node that stands until `stop` resolves, then stops in order and closes the connections: see [`Server::run`].
 ///
-/// The node's allocator is served as it is. Where several nodes share a store, use [`Server`] instead.
+/// The node's allocator is served to clients only: calls that are for nodes are refused. Where several nodes share a store, use
+/// [`Server`] instead.
 pub async fn serve(
     listener: TcpListener,
     host: ServiceHost,
     settings: ServerSettings,
     stop: impl Future<Output = ()>,
 ) -> Result<Stopped> {
-    let mut server = Server::start(listener, host.allocator(), settings).await?;
+    let mut server = Server::start_with(listener, host.allocator(), false, settings).await?;
     server.host(host).await;
     let stopped = server.run(stop).await;
     server.close().await;

@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 #[derive(Debug)]
 pub(crate) struct Served {
     pub(crate) address: String,
+    pub(crate) host: ServiceHost,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<Stopped>>,
 }
@@ -42,10 +43,10 @@ impl Served {
         parts.address.clone_from(&address);
         let host = ServiceHost::start(parts).await.expect("the service starts");
         let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(serve(listener, host, settings, async {
+        let task = tokio::spawn(serve(listener, host.clone(), settings, async {
             let _ = stopped.await;
         }));
-        Self { address, stop: Some(stop), task }
+        Self { address, host, stop: Some(stop), task }
     }
 
     pub(crate) fn stop(&mut self) {

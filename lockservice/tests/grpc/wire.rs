@@ -6,6 +6,7 @@ use crate::support::{Served, spec};
 use futures::FutureExt as _;
 use lockservice::client::Client;
 use lockservice::convert::from_status;
+use lockservice::proto::allocator_client::AllocatorClient;
 use lockservice::proto::client_op::Op;
 use lockservice::proto::locks_client::LocksClient;
 use lockservice::proto::{self, server_op::Answer};
@@ -358,4 +359,51 @@ async fn a_long_list_is_cut_and_says_how_much_is_left_out() {
         assert_eq!((locks.len(), locks.left_out()), (n.min(2), n.saturating_sub(2) as u64));
     }
     assert_eq!(client.admin().waits(None).await.expect("it answers").left_out(), 0);
+}
+
+/// Not even one that knows everything that the node itself knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_cannot_act_as_the_node_of_an_exclusive_store() {
+    let served = Served::start(ServerSettings::default()).await;
+    let session = Client::connect(&served.address).await.expect("it listens").session(None).await.expect("room");
+    let lock = session.lock(spec("k")).await.expect("free");
+    let service = served.host.current();
+    let me = proto::IncarnationRef { service: service.id().get(), nonce: service.nonce().get() };
+    let mut wire = AllocatorClient::new(channel(&served).await);
+    let txns = vec![lock.txn().id().expect("granted").to_string()];
+    let (group, table) = ("default".to_owned(), "mine".to_owned());
+    let bind = lock.bind();
+    let refused = [
+        wire.resume(proto::ResumeRequest {
+            node: service.node().to_string(),
+            nonce: 1,
+            address: "thief:1".to_owned(),
+            replaces: Some(me),
+        })
+        .await
+        .expect_err("resume"),
+        wire.keepalive(proto::KeepaliveRequest {
+            incarnation: Some(me),
+            told: Some(proto::Progress { epoch: 9, write: 1, numbers: 0, leader: 0 }),
+        })
+        .await
+        .expect_err("keepalive"),
+        wire.resign(me).await.expect_err("resign"),
+        wire.bind(proto::BindRequest { service: me.service, group, table }).await.expect_err("bind"),
+        wire.reserve_tokens(proto::ReserveTokensRequest {
+            service: me.service,
+            table_id: bind.id.get(),
+            version: bind.version.get(),
+        })
+        .await
+        .expect_err("reserve_tokens"),
+        wire.cannot_commit(proto::CannotCommitRequest { txns: txns.clone() }).await.expect_err("cannot_commit"),
+        wire.confirm_ended(proto::ConfirmEndedRequest { txns }).await.expect_err("confirm_ended"),
+    ];
+    for status in refused {
+        assert_eq!(from_status(&status).kind(), ErrorKind::NotPermitted, "{status:?}");
+    }
+    // The node has its lease, and the lock its holder.
+    assert!(service.sealed().now_or_never().is_none());
+    lock.unlock().await.expect("still held");
 }
