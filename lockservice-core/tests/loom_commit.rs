@@ -161,7 +161,7 @@ fn whoever_waits_for_pins_sees_every_commit_that_was_admitted() {
         let admitting = Arc::clone(&state);
         let commit = thread::spawn(move || admitting.begin_commit(&request, NOW).is_ok());
         // A resignation (C2): the owner stops being live, then its binds are visited shard by shard.
-        assert!(service.lease.begin_resign(TTL, NOW));
+        assert!(service.lease.begin_resign(TTL, || NOW));
         assert_eq!(state.pins_of(OWNER).len(), 1);
         let held = pins.held(NOW);
         let admitted = commit.join().expect("no panic");

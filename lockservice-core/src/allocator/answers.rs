@@ -59,8 +59,7 @@ impl LockTableAllocator for LocalAllocator {
             return Err(self.shared.step_over(&state, told));
         }
         let known = state.service(service).filter(|known| known.nonce == nonce).ok_or_else(|| lease_lost(service))?;
-        let now = self.shared.clock.now();
-        if !known.lease.renew(known.ttl, now) {
+        if !known.renew(|| self.shared.clock.now()) {
             return Err(lease_lost(service));
         }
         Ok(LeaseAck { at: state.progress(), lease_ttl: self.shared.settings.constants.lease_ttl() })
@@ -72,7 +71,7 @@ impl LockTableAllocator for LocalAllocator {
         if known.lease.get().state == LeaseState::Resigned {
             return Ok(state.progress());
         }
-        if !known.lease.begin_resign(known.ttl, self.shared.clock.now()) {
+        if !known.lease.begin_resign(known.ttl, || self.shared.clock.now()) {
             return Err(lease_lost(service));
         }
         // From here on no new pin on its binds and, after the fence, no new commit of its transactions.

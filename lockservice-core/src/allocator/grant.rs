@@ -39,7 +39,7 @@ impl Shared {
         let asker = state.service(service).ok_or_else(|| lease_lost(service))?;
         loop {
             let now = self.clock.now();
-            if !asker.holds(now) {
+            if !asker.check_holds(now) {
                 return Err(lease_lost(service));
             }
             // Without queue room: nearly every call finds the table bound.
@@ -126,7 +126,7 @@ impl Shared {
         };
         // Counted before it is looked at again: whoever forgets ended incarnations looks in the opposite order.
         asker.references.fetch_add(partitions, Ordering::SeqCst);
-        if !asker.holds(now) {
+        if !asker.check_holds(now) {
             asker.references.fetch_sub(partitions, Ordering::SeqCst);
             return Err(lease_lost(asker.id));
         }
@@ -233,7 +233,7 @@ impl Shared {
                     && entry
                         .binds
                         .iter()
-                        .any(|bind| bind.version == version && bind.owner.id == service && bind.owner.holds(now));
+                        .any(|bind| bind.version == version && bind.owner.id == service && bind.owner.check_holds(now));
                 if !current {
                     return Err(changed());
                 }

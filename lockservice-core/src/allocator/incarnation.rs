@@ -27,7 +27,6 @@ impl Shared {
         id: ServiceId,
         room: mpsc::Permit<'_, Command>,
     ) -> Result<Result<ServiceId, oneshot::Receiver<Result<ServiceId>>>> {
-        let now = self.clock.now();
         if !state.admitting.load(Ordering::Acquire) {
             return Err(stopping());
         }
@@ -45,10 +44,10 @@ impl Shared {
             Some(NameHolder::Known(known)) => {
                 if let Some(known) = state.service(*known) {
                     // Whoever asks again counts its lease from this request (B2), so it must be renewed as by any other.
-                    if known.nonce == request.nonce && known.lease.renew(known.ttl, now) {
+                    if known.nonce == request.nonce && known.renew(|| self.clock.now()) {
                         return Ok(Ok(known.id));
                     }
-                    let lease = known.lease.get();
+                    let (now, lease) = (self.clock.now(), known.lease.get());
                     let replaces = request.replaces == Some((known.id, known.nonce));
                     if lease.holds(known.ttl, now) && !replaces {
                         return Err(name_in_use(&request.node, Some(lease.remaining(known.ttl, now))));

@@ -81,9 +81,11 @@ impl LeaseCell {
         unpack(self.0.load(Ordering::Acquire))
     }
 
-    /// Renews a live lease that has not lapsed; false if it is too late.
-    pub fn renew(&self, ttl: Duration, now: Time) -> bool {
+    /// Renews a live lease that has not lapsed; false if it is too late. `now` reads the clock, between the look at the lease and the
+    /// change: a thread that stops in between changes nothing if the lease was fenced meanwhile.
+    pub fn renew(&self, ttl: Duration, now: impl Fn() -> Time) -> bool {
         self.change(|lease| {
+            let now = now();
             lease.holds(ttl, now).then(|| Lease { renewed_at: lease.renewed_at.max(now), state: LeaseState::Live })
         })
     }
@@ -96,11 +98,12 @@ impl LeaseCell {
         })
     }
 
-    /// Begins to give the lease up; true also if that had begun before. False if it lapsed, was fenced or is given up.
-    pub fn begin_resign(&self, ttl: Duration, now: Time) -> bool {
+    /// Begins to give the lease up; true also if that had begun before. False if it lapsed, was fenced or is given up. `now` as for
+    /// [`renew`](Self::renew).
+    pub fn begin_resign(&self, ttl: Duration, now: impl Fn() -> Time) -> bool {
         self.change(|lease| {
             let may = match lease.state {
-                LeaseState::Live | LeaseState::Resigning => !lease.lapsed(ttl, now),
+                LeaseState::Live | LeaseState::Resigning => !lease.lapsed(ttl, now()),
                 LeaseState::Fenced | LeaseState::Resigned => false,
             };
             may.then_some(Lease { state: LeaseState::Resigning, ..lease })
@@ -162,18 +165,29 @@ mod tests {
     #[test]
     fn a_lease_is_renewed_until_it_must_have_run_out_and_never_after() {
         let cell = LeaseCell::new(at(0), LeaseState::Live);
-        assert!(cell.renew(TTL, at(5_149)));
-        assert!(!cell.renew(TTL, at(5_149 + 5_150)), "lapsed to the millisecond");
+        assert!(cell.renew(TTL, || at(5_149)));
+        assert!(!cell.renew(TTL, || at(5_149 + 5_150)), "lapsed to the millisecond");
         assert!(cell.fence_if(|lease| lease.lapsed(TTL, at(5_149 + 5_150))));
-        assert!(!cell.renew(TTL, at(5_150)), "a fenced lease never renews (B1)");
+        assert!(!cell.renew(TTL, || at(5_150)), "a fenced lease never renews (B1)");
     }
 
     #[test]
     fn a_renewal_that_comes_before_the_fence_wins_over_a_lapse_seen_earlier() {
         let cell = LeaseCell::new(at(0), LeaseState::Live);
-        assert!(cell.renew(TTL, at(5_000)));
+        assert!(cell.renew(TTL, || at(5_000)));
         assert!(!cell.fence_if(|lease| lease.lapsed(TTL, at(5_150))), "the sweep decided on an old reading (J11)");
         assert_eq!(cell.get().state, LeaseState::Live);
+    }
+
+    #[test]
+    fn a_fence_that_comes_while_a_renewal_reads_the_clock_wins_over_it() {
+        let cell = LeaseCell::new(at(0), LeaseState::Live);
+        let stopped = || {
+            cell.fence_if(|lease| lease.lapsed(TTL, at(5_150)));
+            at(5_000)
+        };
+        assert!(!cell.renew(TTL, stopped));
+        assert_eq!(cell.get().state, LeaseState::Fenced);
     }
 
     #[test]
@@ -190,8 +204,8 @@ mod tests {
     #[test]
     fn what_was_resigned_is_granted_anew_at_once_and_what_was_fenced_is_not() {
         let cell = LeaseCell::new(at(0), LeaseState::Live);
-        assert!(cell.begin_resign(TTL, at(1)));
-        assert!(!cell.renew(TTL, at(2)), "it gave itself up");
+        assert!(cell.begin_resign(TTL, || at(1)));
+        assert!(!cell.renew(TTL, || at(2)), "it gave itself up");
         assert_eq!(cell.get().granted_anew_in(TTL, at(150)), Duration::from_secs(5));
         assert!(cell.finish_resign());
         assert_eq!(cell.get().granted_anew_in(TTL, at(150)), Duration::ZERO);

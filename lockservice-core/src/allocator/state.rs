@@ -70,9 +70,26 @@ impl Service {
         }
     }
 
-    /// True while its binds are valid.
+    /// True while its binds are valid. To be told to nobody if it is false: see [`check_holds`](Self::check_holds).
     pub fn holds(&self, now: Time) -> bool {
         self.lease.get().holds(self.ttl, now)
+    }
+
+    /// As [`holds`](Self::holds), and fences it if it has lapsed: what somebody was told is over is renewed by nothing, also not by a
+    /// thread that has read the clock before.
+    pub fn check_holds(&self, now: Time) -> bool {
+        self.holds(now) || {
+            self.fence_if_lapsed(now);
+            self.holds(now)
+        }
+    }
+
+    /// Renews its lease. False, with the lease fenced, if it has lapsed or was fenced before.
+    pub fn renew(&self, now: impl Fn() -> Time) -> bool {
+        self.lease.renew(self.ttl, &now) || {
+            self.fence_if_lapsed(now());
+            false
+        }
     }
 
     /// Its record, in `state`.
@@ -340,7 +357,7 @@ impl AllocatorState {
         }
         if window < request.asked.least || window.is_zero() {
             // An origin whose lease is over is told so: more time will not come.
-            if !origin.holds(now) {
+            if !origin.check_holds(now) {
                 return Err(Error::new(
                     ErrorKind::CannotCommit,
                     "the transaction's origin is fenced: start a new transaction",
@@ -379,7 +396,7 @@ impl AllocatorState {
     fn pin(&self, presented: &PresentedBind, window: Duration, now: Time) -> Result<(Pin, Duration)> {
         let pinned = self.tables.read(&presented.table, |entry| {
             let bind = entry?.binds.get(presented.partition as usize)?;
-            if bind.version != presented.version || bind.owner.id != presented.owner || !bind.owner.holds(now) {
+            if bind.version != presented.version || bind.owner.id != presented.owner || !bind.owner.check_holds(now) {
                 return None;
             }
             let remaining = bind.owner.lease.get().remaining(bind.owner.ttl, now);

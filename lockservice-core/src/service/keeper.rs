@@ -38,9 +38,8 @@ pub(crate) async fn keep_lease(inner: Arc<Inner>) {
     let mut attempts: Vec<Attempt> = Vec::new();
     let mut not_before = Time::ZERO;
     loop {
-        let now = inner.parts.clock.now();
-        let lease = *inner.lease.lock();
-        if now >= lease.seal_at() {
+        let (now, over, lease) = inner.with_lease(|lease, now| (now, lease.is_over(now), *lease));
+        if over {
             inner.seal(lease_lost());
             return;
         }
@@ -58,11 +57,10 @@ pub(crate) async fn keep_lease(inner: Arc<Inner>) {
             () = tokio::time::sleep(timer(due.min(lease.seal_at()), now)) => continue,
         };
         match answer {
-            // An answer that comes after the lease's end renews nothing: sealed is for ever, and others may have been told so (B1).
-            Ok(_) if inner.parts.clock.now() >= lease.seal_at() => {}
             Ok(ack) => {
                 inner.heard(ack.at);
-                inner.lease.lock().renewed(sent, ack.lease_ttl);
+                // One that comes after the lease's end renews nothing, which the next turn sees.
+                inner.with_lease(|lease, now| lease.renewed(sent, ack.lease_ttl, now));
                 attempts.retain(|attempt| attempt.sent > sent);
             }
             Err(e) if e.kind() == ErrorKind::LeaseLost => {
@@ -71,7 +69,7 @@ pub(crate) async fn keep_lease(inner: Arc<Inner>) {
                 return;
             }
             Err(e) => {
-                tracing::warn!(error = ?e, left = ?lease.remaining(now), "cannot renew the lease; trying again");
+                tracing::warn!(error = ?e, left = ?lease.seal_at().remaining(now), "cannot renew the lease; trying again");
                 // While a later try is under way, that one decides when it is time for another.
                 if attempts.iter().all(|attempt| attempt.sent < sent) {
                     not_before = sent + lease.retry_after();

@@ -1,4 +1,8 @@
 //! The service's own lease (B1, B2): a pure value that says until when the service may answer.
+//!
+//! Every method that decides takes the time as an argument, and is called under the mutex that guards
+//! the lease, with a reading of the clock made under it. So a lapse and a renewal exclude each other:
+//! whichever is decided first, the other sees it.
 
 use std::time::Duration;
 
@@ -10,19 +14,32 @@ pub(crate) struct Lease {
     /// Before the last acknowledged renewal was sent.
     sent: Time,
     ttl: Duration,
+    /// It was found over. That is for ever (B1).
+    over: bool,
 }
 
 impl Lease {
     /// A lease of raw length `ttl`, asked for at `sent`.
     pub(crate) fn new(sent: Time, ttl: Duration) -> Self {
-        Self { sent, ttl }
+        Self { sent, ttl, over: false }
     }
 
-    /// Takes an acknowledged renewal into account. An answer that was overtaken by a later one changes nothing.
-    pub(crate) fn renewed(&mut self, sent: Time, ttl: Duration) {
-        if sent >= self.sent {
-            *self = Self { sent, ttl };
+    /// Takes a renewal into account that was acknowledged by `now`. An answer that was overtaken by a
+    /// later one changes nothing. False if the lease is over: others may have been told so.
+    pub(crate) fn renewed(&mut self, sent: Time, ttl: Duration, now: Time) -> bool {
+        if self.is_over(now) {
+            return false;
         }
+        if sent >= self.sent {
+            (self.sent, self.ttl) = (sent, ttl);
+        }
+        true
+    }
+
+    /// True if the holder may grant and answer nothing any more (B2). From then on it stays so.
+    pub(crate) fn is_over(&mut self, now: Time) -> bool {
+        self.over |= now >= self.seal_at();
+        self.over
     }
 
     /// From this moment the holder grants and answers nothing (B2).
@@ -35,9 +52,10 @@ impl Lease {
         self.sent + hi(self.ttl)
     }
 
-    /// The raw remaining lease, on which promises to sessions rest (P1). Zero once it is to be sealed.
-    pub(crate) fn remaining(&self, now: Time) -> Duration {
-        if now >= self.seal_at() { Duration::ZERO } else { (self.sent + self.ttl).remaining(now) }
+    /// The raw remaining lease, on which promises to sessions rest (P1). `None` if it is
+    /// [over](Self::is_over).
+    pub(crate) fn remaining(&mut self, now: Time) -> Option<Duration> {
+        (!self.is_over(now)).then(|| (self.sent + self.ttl).remaining(now))
     }
 
     /// How long one try to renew may take before the next is made beside it: four fit between the first and the seal.
@@ -70,11 +88,19 @@ mod tests {
     fn a_lease_counts_from_the_send_and_seals_before_its_raw_end() {
         let mut lease = Lease::new(at(1_000), TTL);
         assert_eq!(lease.seal_at(), at(5_850));
-        assert_eq!(lease.remaining(at(2_000)), Duration::from_secs(4));
-        assert_eq!(lease.remaining(at(5_850)), Duration::ZERO);
-        lease.renewed(at(3_000), TTL);
+        assert_eq!(lease.remaining(at(2_000)), Some(Duration::from_secs(4)));
+        assert!(lease.renewed(at(3_000), TTL, at(5_849)));
         assert_eq!(lease.seal_at(), at(7_850));
-        lease.renewed(at(2_000), TTL);
+        assert!(lease.renewed(at(2_000), TTL, at(7_000)));
         assert_eq!(lease.seal_at(), at(7_850), "a late answer to an earlier renewal must not shorten the lease");
+        assert_eq!(lease.remaining(at(7_850)), None);
+    }
+
+    #[test]
+    fn a_lease_that_was_found_over_is_renewed_by_nothing() {
+        let mut lease = Lease::new(at(1_000), TTL);
+        assert!(lease.is_over(at(5_850)));
+        assert!(!lease.renewed(at(3_000), TTL, at(5_000)), "another thread has read the clock earlier");
+        assert_eq!(lease.remaining(at(5_000)), None);
     }
 }

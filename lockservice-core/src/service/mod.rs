@@ -12,6 +12,9 @@
 //! # Invariants
 //! - **Nothing is answered under a lapsed promise** (B2, P1). Whoever answers reads the clock after the engine has granted and before
 //!   the answer is made; a grant whose lease, session or transaction is over by then is taken back.
+//! - **A lapse, a renewal and a grant are each decided in one critical section, in which the clock is read**: that of the lease, or of
+//!   the session's promise. Whichever comes first is seen by the others, however long a thread stops between its reading and its act:
+//!   what was acknowledged as renewed has not lapsed, and what was found over is never renewed.
 //! - **Sealed is for ever.** Whoever first finds the lease over seals the service; a renewal that is acknowledged later changes nothing.
 //! - **Who asked for a stop gets one.** Once it was asked to shut down, a service is sealed with `ShuttingDown`, also if its lease ends
 //!   meanwhile: `LeaseLost` asks the host for a new incarnation, and none is wanted.
@@ -281,19 +284,24 @@ impl Inner {
             Phase::Stopping { .. } | Phase::Resigning => return Err(shutting_down()),
             Phase::Sealed(why) => return Err(why.clone()),
         }
-        self.lease_remaining(self.parts.clock.now()).map(drop)
+        self.lease_remaining().map(drop)
     }
 
     /// The raw remaining lease. Fails if there is none: seals the service on the spot (B2).
-    pub(crate) fn lease_remaining(&self, now: Time) -> Result<Duration> {
+    pub(crate) fn lease_remaining(&self) -> Result<Duration> {
+        let remaining = self.with_lease(|lease, now| lease.remaining(now));
         if let Phase::Sealed(why) = &*self.phase.borrow() {
             return Err(why.clone());
         }
-        let remaining = self.lease.lock().remaining(now);
-        if remaining.is_zero() {
-            return Err(self.seal(lease_lost()));
-        }
-        Ok(remaining)
+        // Found over under the mutex, it stays over: nothing can come between that and the seal.
+        remaining.ok_or_else(|| self.seal(lease_lost()))
+    }
+
+    /// Decides something about the lease, by a reading of the clock that is made under its mutex.
+    pub(crate) fn with_lease<T>(&self, decide: impl FnOnce(&mut Lease, Time) -> T) -> T {
+        let mut lease = self.lease.lock();
+        let now = self.parts.clock.now();
+        decide(&mut lease, now)
     }
 
     /// Grants and answers nothing any more (B2), and answers why: the first reason stays, and a stop that was asked for is the first.

@@ -11,13 +11,12 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::clock::{Time, hi};
+use crate::clock::{Clock, Time, hi};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::SessionId;
 use crate::service::pending::Pending;
@@ -45,38 +44,55 @@ pub(crate) struct SessionRecord {
     attached: watch::Sender<u64>,
 }
 
-/// When a session was last renewed. Shared with its transactions, whose grants rest on it.
+/// A session's promise (P1): when it was last renewed, and whether it is over. Shared with its transactions, whose grants rest on it.
+///
+/// A renewal, a lapse and a grant are each decided under its mutex, by a reading of the clock that is made under it. So a renewal that
+/// is acknowledged counts for whoever looks for a lapse, and nothing is renewed or granted once the lapse was decided.
 #[derive(Debug)]
 pub(crate) struct Renewals {
     pub(crate) ttl: Duration,
-    /// Nanoseconds of the clock. Written under the session's mutex; grants read it without, and an older value only makes their
-    /// promise shorter, so `Relaxed` suffices on both sides.
-    renewed: AtomicU64,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    renewed: Time,
+    /// It lapsed, or was given up. That is for ever.
+    over: bool,
 }
 
 impl Renewals {
     fn new(ttl: Duration, now: Time) -> Self {
-        let renewals = Self { ttl, renewed: AtomicU64::new(0) };
-        renewals.renew(now);
-        renewals
+        Self { ttl, kept: Mutex::new(Kept { renewed: now, over: false }) }
     }
 
-    fn renew(&self, now: Time) {
-        self.renewed.store(u64::try_from(now.since_origin().as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    /// Renews the promise; false if it is over.
+    fn renew(&self, clock: &dyn Clock) -> bool {
+        self.decide(clock, |kept, now| kept.renewed = now).is_some()
     }
 
-    fn renewed(&self) -> Time {
-        Time::from_origin(Duration::from_nanos(self.renewed.load(Relaxed)))
+    /// What is left of the promise, raw and not zero; `None` if nothing is.
+    pub(crate) fn remaining(&self, clock: &dyn Clock) -> Option<Duration> {
+        let left = self.decide(clock, |kept, now| (kept.renewed + self.ttl).remaining(now));
+        left.filter(|left| !left.is_zero())
     }
 
-    /// What is left of the session's promise, raw.
-    pub(crate) fn remaining(&self, now: Time) -> Duration {
-        (self.renewed() + self.ttl).remaining(now)
+    /// When the promise lapses unless it is renewed, and the reading by which it has not yet; `None` if it is over.
+    fn lapses(&self, clock: &dyn Clock) -> Option<(Time, Time)> {
+        self.decide(clock, |kept, now| (kept.renewed + hi(self.ttl), now))
     }
 
-    /// The client's locks are kept until then: hi(ttl) after the last answer to a renewal.
-    fn expires(&self) -> Time {
-        self.renewed() + hi(self.ttl)
+    /// Nothing is renewed or granted any more.
+    fn end(&self) {
+        self.kept.lock().over = true;
+    }
+
+    /// Acts on a promise that is not over now. One that has lapsed, hi(ttl) after its last renewal, is over from here on.
+    fn decide<T>(&self, clock: &dyn Clock, act: impl FnOnce(&mut Kept, Time) -> T) -> Option<T> {
+        let mut kept = self.kept.lock();
+        let now = clock.now();
+        kept.over |= now >= kept.renewed + hi(self.ttl);
+        (!kept.over).then(|| act(&mut kept, now))
     }
 }
 
@@ -188,13 +204,10 @@ impl Session {
     /// Fails with `SessionLost`, `LeaseLost` or `ShuttingDown`: stop the protected work.
     pub fn renew(&self) -> Result<Promise> {
         // A stopping service renews for those who are putting their work away; only its lease can end that.
-        let state = self.record.state.lock();
-        let now = self.inner.parts.clock.now();
-        if !state.open || now >= self.record.renewals.expires() {
+        let lease = self.inner.lease_remaining()?;
+        if !self.record.renewals.renew(&*self.inner.parts.clock) {
             return Err(self.why_lost());
         }
-        let lease = self.inner.lease_remaining(now)?;
-        self.record.renewals.renew(now);
         Ok(Promise { guard: lease.min(self.record.renewals.ttl) })
     }
 
@@ -408,13 +421,14 @@ impl Session {
         self.record.lost.borrow().clone().unwrap_or_else(unknown)
     }
 
-    /// Marks the session lost, then lets go of what it held. Only the first call does anything.
-    fn finish(&self, why: Error, by: By) {
+    /// Marks the session lost, then lets go of what it held. Only the first call does anything, and answers true.
+    fn finish(&self, why: Error, by: By) -> bool {
         let queues = {
             let mut state = self.record.state.lock();
             if !std::mem::replace(&mut state.open, false) {
-                return;
+                return false;
             }
+            self.record.renewals.end();
             state.kept_bytes = 0;
             std::mem::take(&mut state.txns)
         };
@@ -430,25 +444,25 @@ impl Session {
         self.inner.abandon(txns, by);
         self.inner.sessions.remove(&self.record.id);
         self.inner.departed.notify_waiters();
+        true
     }
 
     /// Ends the session when its time is over, or with the service's lease.
     async fn watch_over(self) {
         let mut phase = self.inner.phase.subscribe();
         loop {
-            let now = self.inner.parts.clock.now();
-            let expires = self.record.renewals.expires();
-            if now >= expires {
-                tracing::info!(client = %self.record.client, ttl = ?self.record.renewals.ttl, "session lapsed: its client was silent");
+            let Some((lapses, now)) = self.record.renewals.lapses(&*self.inner.parts.clock) else {
                 let why = Error::new(
                     ErrorKind::SessionLost,
                     "the session was not renewed in time and its locks are given away: stop the protected work and open a new session",
                 );
-                self.finish(why, By::Service);
+                if self.finish(why, By::Service) {
+                    tracing::info!(client = %self.record.client, ttl = ?self.record.renewals.ttl, "session lapsed: its client was silent");
+                }
                 return;
-            }
+            };
             tokio::select! {
-                () = tokio::time::sleep(timer(expires, now)) => {}
+                () = tokio::time::sleep(timer(lapses, now)) => {}
                 _ = self.lost() => return,
                 sealed = phase.wait_for(|phase| matches!(phase, Phase::Sealed(_))) => {
                     let why = match sealed.as_deref() {

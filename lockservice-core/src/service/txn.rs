@@ -135,17 +135,15 @@ impl Inner {
 
     /// The shortest promise on which a lock of this node rests (P1): the lease, and what is left of the session's.
     pub(crate) fn promise(&self, session: Option<&Renewals>) -> Result<Promise> {
-        let now = self.parts.clock.now();
-        let lease = self.lease_remaining(now)?;
+        let lease = self.lease_remaining()?;
         let Some(session) = session else { return Ok(Promise { guard: lease }) };
-        let left = session.remaining(now);
-        if left.is_zero() {
-            return Err(Error::new(
+        match session.remaining(&*self.parts.clock) {
+            Some(left) => Ok(Promise { guard: lease.min(left) }),
+            None => Err(Error::new(
                 ErrorKind::SessionLost,
                 "the session was not renewed in time: stop the protected work and open a new session",
-            ));
+            )),
         }
-        Ok(Promise { guard: lease.min(left) })
     }
 
     pub(crate) fn unlock(&self, txn: &TxnRecord, table: &TableRef, items: &[LockItem]) {

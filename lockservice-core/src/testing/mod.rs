@@ -14,7 +14,7 @@ mod shared_store;
 mod store_suite;
 
 pub use self::allocator_suite::{AllocatorFixture, allocator_suite};
-pub use self::clock::{ManualClock, TokioClock};
+pub use self::clock::{ManualClock, Stalled, StallingClock, TokioClock};
 pub use self::fault_suite::fault_suite;
 pub use self::faulty_store::{Fault, FaultyStore};
 pub use self::local_peers::LocalPeers;

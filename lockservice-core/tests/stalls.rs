@@ -1,0 +1,149 @@
+//! What a thread that stops between its reading of the clock and what it does with it must not spoil: real threads, and a clock that
+//! stalls inside `now`. Every reading that an operation makes is stalled in turn, whichever it is that decides.
+#![cfg(not(loom))]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockservice_core::allocator::{
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, Progress, Resume,
+};
+use lockservice_core::clock::hi;
+use lockservice_core::service::{
+    Answer, LockService, LockSpec, Operation, ServiceParts, ServiceSettings, TxnOp, TxnOptions,
+};
+use lockservice_core::store::MemoryStore;
+use lockservice_core::testing::{ManualClock, StallingClock};
+use lockservice_core::{CommitAttempt, ErrorKind, Key, LockItem, NodeName, Nonce, TableRef, TxnId};
+
+const TTL: Duration = Duration::from_secs(2);
+const MOMENT: Duration = Duration::from_millis(1);
+/// More readings than any one operation makes.
+const READINGS_MAX: usize = 8;
+
+fn node() -> NodeName {
+    NodeName::new("node-1").expect("a name")
+}
+
+/// The service reads the stalling clock, its allocator another that shows the same time.
+async fn service(clock: &ManualClock, stalling: &StallingClock) -> LockService {
+    let store = Arc::new(MemoryStore::new(1));
+    let allocator = LocalAllocator::open(store, Arc::new(clock.clone()), AllocatorSettings::default(), node()).await;
+    let allocator: Arc<dyn LockTableAllocator> = allocator.expect("a fresh store opens");
+    let settings = ServiceSettings { session_ttl_ms: TTL.as_millis() as u64, ..ServiceSettings::default() };
+    let parts = ServiceParts { settings, ..ServiceParts::new(allocator, Arc::new(stalling.clone()), node()) };
+    LockService::start(parts).await.expect("the service starts")
+}
+
+fn spec() -> LockSpec {
+    let row = LockItem::Row(Key::new("k").expect("a key"));
+    LockSpec::new(TableRef::new("g", "t").expect("names"), vec![row])
+}
+
+/// Lets every timer of the runtime that is due by the service's clock fire, and its task run.
+async fn timers() {
+    tokio::time::sleep(2 * TTL).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_renewal_was_acknowledged_has_not_lapsed() {
+    for nth in 1..READINGS_MAX {
+        let clock = ManualClock::new();
+        let stalling = StallingClock::new(clock.clone());
+        let service = service(&clock, &stalling).await;
+        let session = service.open_session(None, "test").expect("a session");
+        tokio::task::yield_now().await;
+        clock.advance(hi(TTL) - MOMENT);
+        let renewing = session.clone();
+        let renewal = stalling.stall(nth, move || renewing.renew());
+        // Whoever watches over the session now reads a time at which it has lapsed.
+        clock.advance(2 * MOMENT);
+        timers().await;
+        let renewed = renewal.go_on();
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+        let kept = service.session(session.id()).is_ok();
+        assert_eq!(renewed.is_ok(), kept, "stopped at reading {nth}: renewed {renewed:?}, kept {kept}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_promises_no_longer_than_the_ttl_of_its_session() {
+    for nth in 1..READINGS_MAX {
+        let clock = ManualClock::new();
+        let stalling = StallingClock::new(clock.clone());
+        let service = service(&clock, &stalling).await;
+        let session = service.open_session(None, "test").expect("a session");
+        let op = |number| TxnOp { number, sequence: 1, acked: 0, options: TxnOptions::default() };
+        // So that the table is bound.
+        session.submit(op(1), Operation::Lock(spec())).await.expect("free");
+        let end = TxnOp { sequence: 2, ..op(1) };
+        session.submit(end, Operation::End { commit_ts: None }).await.expect("it ends");
+        let (locking, runtime) = (session.clone(), tokio::runtime::Handle::current());
+        let lock = stalling.stall(nth, move || {
+            let _runtime = runtime.enter();
+            let pending = locking.submit(op(2), Operation::Lock(spec()));
+            runtime.block_on(pending)
+        });
+        clock.advance(TTL / 2);
+        session.renew().expect("in time");
+        match lock.go_on() {
+            Ok(Answer::Locked(granted)) => {
+                let guard = granted.promise.guard;
+                assert!(guard <= TTL, "stopped at reading {nth}: the grant is promised for {guard:?}");
+            }
+            other => panic!("stopped at reading {nth}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_promises_no_longer_than_the_lease() {
+    let lease = AllocatorSettings::default().constants.lease_ttl();
+    for nth in 1..READINGS_MAX {
+        let clock = ManualClock::new();
+        let stalling = StallingClock::new(clock.clone());
+        let service = service(&clock, &stalling).await;
+        let txn = service.begin(TxnOptions::default()).expect("begin");
+        tokio::task::yield_now().await;
+        let asked = stalling.stall(nth, move || txn.promise());
+        // The next renewal of the lease is due.
+        clock.advance(lease / 2);
+        tokio::time::sleep(lease / 2).await;
+        let guard = asked.go_on().expect("the lease holds").guard;
+        assert!(guard <= lease, "stopped at reading {nth}: promised for {guard:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_incarnation_that_was_told_to_be_fenced_is_not_renewed_afterwards() {
+    for nth in 1..READINGS_MAX {
+        let clock = ManualClock::new();
+        let stalling = StallingClock::new(clock.clone());
+        let store = Arc::new(MemoryStore::new(1));
+        let settings = AllocatorSettings::default();
+        let lease = settings.constants.lease_ttl();
+        let allocator =
+            LocalAllocator::open(store, Arc::new(stalling.clone()), settings, node()).await.expect("it opens");
+        let resume = Resume { node: node(), nonce: Nonce::new(7), address: String::new(), replaces: None };
+        let incarnation = allocator.resume(&resume).await.expect("a free name");
+        clock.advance(hi(lease) - MOMENT);
+        let (renewing, runtime) = (Arc::clone(&allocator), tokio::runtime::Handle::current());
+        let renewal = stalling.stall(nth, move || {
+            runtime.block_on(renewing.keepalive(incarnation.service, Nonce::new(7), Progress::default()))
+        });
+        let in_time = renewal.has_ended();
+        clock.advance(2 * MOMENT);
+        let commit = BeginCommit {
+            txn: TxnId::new(incarnation.service, 1, true),
+            binds: Vec::new(),
+            attempt: CommitAttempt::new(1),
+            asked: CommitWindow { least: MOMENT, most: Duration::from_secs(1) },
+        };
+        let refused = allocator.begin_commit_now(&commit).expect_err("its lease is over");
+        assert_eq!(refused.kind(), ErrorKind::CannotCommit);
+        let renewed = renewal.go_on();
+        assert_eq!(renewed.is_ok(), in_time, "stopped at reading {nth}: {renewed:?}");
+    }
+}
