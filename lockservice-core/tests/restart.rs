@@ -99,6 +99,26 @@ async fn silent_clients_never_fill_an_incarnation_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_transaction_that_fails_does_not_keep_the_others_from_being_answered() {
+    let (disk, clock) = (Disk::new(), ManualClock::new());
+    let settings = AllocatorSettings { commits_max: 1, ..AllocatorSettings::default() };
+    let node = NodeName::new("n").expect("a name");
+    let open = LocalAllocator::open(Arc::new(disk), Arc::new(clock), settings, node);
+    let allocator = open.await.expect("opens");
+    let origin = allocator.resume(&resume(1)).await.expect("leads").service;
+    // All of one stripe, which has no room for another one then.
+    for number in 0..64 {
+        let txn = TxnId::new(origin, number * 64, true);
+        allocator.begin_commit(&commit(txn, Vec::new())).await.expect("room");
+    }
+    let txns = [65, 64 * 64, 66].map(|number| TxnId::new(origin, number, true));
+    let answer = allocator.cannot_commit(&txns).await.expect("an answer for each");
+    assert_eq!((answer.tombstoned, answer.committing), (vec![txns[0], txns[2]], vec![]));
+    let (failed, why) = &answer.failed[0];
+    assert_eq!((answer.failed.len(), *failed, why.kind()), (1, txns[1], ErrorKind::ResourceExhausted));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_start_takes_off_the_store_goes_in_writes_of_bounded_size() {
     let (disk, clock) = (Disk::new(), ManualClock::new());
     let settings = AllocatorSettings { batch_max: 8, ..AllocatorSettings::default() };

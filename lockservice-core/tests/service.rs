@@ -15,7 +15,7 @@ use lockservice_core::service::{
 use lockservice_core::store::{BindStore, MemoryStore};
 use lockservice_core::table::WaitPolicy;
 use lockservice_core::testing::TokioClock;
-use lockservice_core::{CommitAttempt, ErrorKind, Key, LockItem, LockMode, NodeName, Nonce, Result, TableRef};
+use lockservice_core::{CommitAttempt, ErrorKind, Key, LockItem, LockMode, NodeName, Nonce, Result, TableRef, TxnId};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -24,10 +24,12 @@ fn node() -> NodeName {
 }
 
 async fn allocator() -> Arc<LocalAllocator> {
+    allocator_with(AllocatorSettings::default()).await
+}
+
+async fn allocator_with(settings: AllocatorSettings) -> Arc<LocalAllocator> {
     let store: Arc<dyn BindStore> = Arc::new(MemoryStore::new(1));
-    LocalAllocator::open(store, Arc::new(TokioClock::new()), AllocatorSettings::default(), node())
-        .await
-        .expect("a fresh store opens")
+    LocalAllocator::open(store, Arc::new(TokioClock::new()), settings, node()).await.expect("a fresh store opens")
 }
 
 fn parts(allocator: &Arc<LocalAllocator>) -> ServiceParts {
@@ -288,6 +290,29 @@ async fn a_commit_in_flight_keeps_the_locks_of_a_lost_session() {
     let next = service.begin(TxnOptions::default()).expect("begin");
     next.lock(spec("k")).await.expect("released in the end");
     assert!(start.elapsed() >= admitted.commit_before, "given away while its write could still land");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_transaction_that_cannot_be_fenced_yet_does_not_keep_the_locks_of_the_others() {
+    let allocator = allocator_with(AllocatorSettings { commits_max: 1, ..AllocatorSettings::default() }).await;
+    let service = LockService::start(parts(&allocator)).await.expect("the service starts");
+    let session = open(&service);
+    let stuck = locked(session.submit(validating(1, 1), Operation::Lock(spec("stuck"))).await);
+    locked(session.submit(validating(2, 1), Operation::Lock(spec("free"))).await);
+    // Commits in flight fill the stripe of the first one up, and leave that of the second one alone.
+    let stripe = |txn: TxnId| (txn.counter >> 1) % 64;
+    let options = TxnOptions { validates: true, label: String::new() };
+    let others: Vec<_> = (0..64 * 64).map(|_| service.begin(options.clone()).expect("begin")).collect();
+    for txn in others.iter().filter(|txn| stripe(txn.id()) == stripe(stuck.txn)) {
+        let asked = CommitWindow { least: Duration::from_millis(1), most: SECOND };
+        let request = BeginCommit { txn: txn.id(), binds: Vec::new(), attempt: CommitAttempt::new(1), asked };
+        allocator.begin_commit(&request).await.expect("room");
+    }
+    session.close().await;
+    let next = service.begin(TxnOptions::default()).expect("begin");
+    next.lock(spec("free")).await.expect("it was answered");
+    assert_eq!(next.lock(nowait("stuck")).await.expect_err("held").kind(), ErrorKind::Conflict);
+    next.lock(spec("stuck")).await.expect("once there is room");
 }
 
 #[tokio::test(start_paused = true)]

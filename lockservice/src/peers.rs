@@ -168,7 +168,7 @@ impl LockTableAllocator for RemoteAllocator {
             let mut wire = self.wire.clone();
             let request = proto::CannotCommitRequest { txns: convert::txns_to_proto(some) };
             let answer = self.call(self.patience.call, wire.cannot_commit(request)).await?;
-            let answer = convert::cannot_commit_from_proto(&answer)?;
+            let answer = convert::cannot_commit_from_proto(answer)?;
             match &mut all {
                 None => all = Some(answer),
                 Some(all) => {
@@ -176,6 +176,7 @@ impl LockTableAllocator for RemoteAllocator {
                     all.at = all.at.min(answer.at);
                     all.tombstoned.extend(answer.tombstoned);
                     all.committing.extend(answer.committing);
+                    all.failed.extend(answer.failed);
                 }
             }
         }

@@ -136,16 +136,21 @@ impl LockTableAllocator for LocalAllocator {
         let mut answer = CannotCommit::default();
         let mut writes = Vec::new();
         for &txn in txns {
-            match self.shared.cannot_commit(&state, txn).await? {
-                Verdict::Committing => answer.committing.push(txn),
-                Verdict::Tombstoned => answer.tombstoned.push(txn),
-                Verdict::Writing(landed) => writes.push((txn, landed)),
+            match self.shared.cannot_commit(&state, txn).await {
+                Ok(Verdict::Committing) => answer.committing.push(txn),
+                Ok(Verdict::Tombstoned) => answer.tombstoned.push(txn),
+                Ok(Verdict::Writing(landed)) => writes.push((txn, landed)),
+                Err(e) if of_the_leadership(&e) => return Err(e),
+                Err(e) => answer.failed.push((txn, e)),
             }
         }
         for (txn, landed) in writes {
             // C4: the mark stays in memory whatever the outcome is.
-            landed.await.unwrap_or_else(|_| Err(stopping()))?;
-            answer.tombstoned.push(txn);
+            match landed.await.unwrap_or_else(|_| Err(stopping())) {
+                Ok(()) => answer.tombstoned.push(txn),
+                Err(e) if of_the_leadership(&e) => return Err(e),
+                Err(e) => answer.failed.push((txn, e)),
+            }
         }
         answer.at = state.progress();
         Ok(answer)
@@ -201,6 +206,11 @@ impl LockTableAllocator for LocalAllocator {
         status.services.sort_by_key(|service| service.id);
         Ok(status)
     }
+}
+
+/// True for an error that says nothing of one transaction: whoever leads next must be asked about all.
+fn of_the_leadership(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotLeader | ErrorKind::ShuttingDown)
 }
 
 /// What becomes of one transaction of a `cannot_commit`.

@@ -119,6 +119,10 @@ struct Stripe {
     fenced: bool,
     /// Raised with every mark; a removal must name the one it saw (spec J2, J3).
     generation: u64,
+    /// No attempt runs out before this: until then a look for room finds none. `None` if there is no attempt.
+    expires_from: Option<Time>,
+    /// How many of `commits` are tombstones.
+    tombstones: usize,
     commits: HashMap<u64, Commit, foldhash::fast::FixedState>,
 }
 
@@ -153,10 +157,11 @@ impl CommitControl {
         if stripe.fenced {
             return Err(fenced(txn));
         }
-        let full = stripe.commits.len() >= self.per_stripe_max;
         // Dropped after the lock: expired and replaced attempts.
         let mut old = SmallVec::<[Attempt; 1]>::new();
+        let full = stripe.full(self.per_stripe_max, now, &mut old);
         let new = Attempt { name: attempt, until, _pins: pins };
+        stripe.expires_from = Some(stripe.expires_from.map_or(until, |from| from.min(until)));
         let answer = match stripe.commits.entry(txn.counter) {
             Entry::Vacant(_) if full => Err(exhausted(txn)),
             Entry::Vacant(entry) => {
@@ -225,10 +230,9 @@ impl CommitControl {
         if stripe.fenced {
             return Ok(write(Marked::Fenced));
         }
-        let full = stripe.commits.len() >= self.per_stripe_max;
+        let full = stripe.full(self.per_stripe_max, now, &mut old);
         // Commits in flight make room by themselves, marks do not.
-        let is_mark = |commit: &&Commit| matches!(commit, Commit::Tombstone { .. });
-        let crowded = full && stripe.commits.values().filter(is_mark).count() * 2 >= stripe.commits.len();
+        let crowded = full && stripe.tombstones * 2 >= stripe.commits.len();
         let generation = stripe.next_generation();
         let marked = match stripe.commits.entry(txn.counter) {
             Entry::Occupied(mut entry) => match entry.get_mut() {
@@ -242,6 +246,7 @@ impl CommitControl {
             Entry::Vacant(_) if full => return Err(exhausted(txn)),
             Entry::Vacant(entry) => {
                 entry.insert(Commit::Tombstone { generation, durable: false });
+                stripe.tombstones += 1;
                 Marked::ToWrite(generation)
             }
         };
@@ -285,6 +290,7 @@ impl CommitControl {
             && matches!(entry.get(), Commit::Tombstone { generation, .. } if *generation == seen && seen != u64::MAX)
         {
             entry.remove();
+            stripe.tombstones -= 1;
         }
     }
 
@@ -308,6 +314,7 @@ impl CommitControl {
                     false
                 }
             });
+            stripe.tombstones = 0;
         }
         marked
     }
@@ -327,15 +334,9 @@ impl CommitControl {
 
     /// Forgets the attempts that have run out, in the `turn`th stripe only: a sweep visits one stripe at a time.
     pub fn sweep(&self, turn: usize, now: Time) {
+        // Dropped after the lock.
         let mut old = SmallVec::<[Attempt; 1]>::new();
-        let mut stripe = self.stripes[turn % self.stripes.len()].0.lock();
-        stripe.commits.retain(|_, commit| match commit {
-            Commit::Tombstone { .. } => true,
-            Commit::InFlight(attempts) => {
-                expire(attempts, now, &mut old);
-                !attempts.is_empty()
-            }
-        });
+        self.stripes[turn % self.stripes.len()].0.lock().expire(now, &mut old);
     }
 
     /// Number of stripes, for [`sweep`](Self::sweep).
@@ -360,6 +361,33 @@ impl CommitControl {
 }
 
 impl Stripe {
+    /// True if there is no room for another transaction, also after those that have run out by now made theirs.
+    fn full(&mut self, most: usize, now: Time, old: &mut SmallVec<[Attempt; 1]>) -> bool {
+        if self.commits.len() >= most {
+            self.expire(now, old);
+        }
+        self.commits.len() >= most
+    }
+
+    /// Takes out the attempts that have run out, if any can have.
+    fn expire(&mut self, now: Time, old: &mut SmallVec<[Attempt; 1]>) {
+        if self.expires_from.is_none_or(|from| from > now) {
+            return;
+        }
+        let mut next: Option<Time> = None;
+        self.commits.retain(|_, commit| match commit {
+            Commit::Tombstone { .. } => true,
+            Commit::InFlight(attempts) => {
+                expire(attempts, now, old);
+                for attempt in &*attempts {
+                    next = Some(next.map_or(attempt.until, |next| next.min(attempt.until)));
+                }
+                !attempts.is_empty()
+            }
+        });
+        self.expires_from = next;
+    }
+
     /// Saturates: see [`CommitControl::remove`].
     fn next_generation(&mut self) -> u64 {
         self.generation = self.generation.saturating_add(1);
@@ -399,4 +427,44 @@ fn exhausted(txn: TxnId) -> Error {
         "too many commits of one origin are in flight: try again, or raise commits_max",
     )
     .with("txn", txn)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::id::ServiceId;
+
+    const ORIGIN: ServiceId = ServiceId::new(1 << 32 | 1);
+
+    /// The `n`th transaction of one and the same stripe.
+    fn txn(n: usize) -> TxnId {
+        TxnId::new(ORIGIN, (n * STRIPES) as u64, true)
+    }
+
+    fn at(secs: u64) -> Time {
+        Time::from_origin(Duration::from_secs(secs))
+    }
+
+    fn attempt() -> CommitAttempt {
+        CommitAttempt::new(1)
+    }
+
+    #[test]
+    fn a_full_stripe_makes_room_of_the_attempts_that_have_run_out() {
+        for tombstone in [false, true] {
+            let control = CommitControl::new(1);
+            let most = control.per_stripe_max;
+            for n in 0..most {
+                let until = if n == 7 { at(20) } else { at(30) };
+                control.admit(txn(n), attempt(), PinSet::new(), until, at(10)).expect("room");
+            }
+            let next = |now| match tombstone {
+                true => control.tombstone(txn(most), now, |_| ()),
+                false => control.admit(txn(most), attempt(), PinSet::new(), at(60), now),
+            };
+            assert_eq!(next(at(19)).expect_err("all are in flight").kind(), ErrorKind::ResourceExhausted);
+            next(at(20)).expect("one has run out, and nobody has swept");
+            assert_eq!(control.len(), most);
+        }
+    }
 }

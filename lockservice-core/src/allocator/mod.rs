@@ -87,7 +87,14 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     /// Ends a commit that was admitted, whether the data was written or not. Idempotent; an unknown attempt is no error.
     async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<Progress>;
 
-    /// Makes transactions unable to ever commit, unless their commit is in flight (C4): those are answered as committing and left alone.
+    /// Makes transactions unable to ever commit, unless their commit is in flight (C4): those are
+    /// answered as committing and left alone.
+    ///
+    /// Each transaction is answered by itself: one that fails (`UnknownOutcome`, `Unavailable`,
+    /// `ResourceExhausted`) does not keep the others from being answered.
+    ///
+    /// # Errors
+    /// `NotLeader`, `ShuttingDown`, `Unavailable`: nothing is known of any of them. Ask again.
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit>;
 
     /// The origin confirms that these transactions have ended: their tombstones may go (C4).

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::error::Error;
 use crate::id::{
     BindVersion, CommitAttempt, Epoch, FencingToken, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId,
 };
@@ -198,7 +199,7 @@ pub struct CommitAdmission {
 }
 
 /// What became of each transaction of a [`cannot_commit`](super::LockTableAllocator::cannot_commit).
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct CannotCommit {
     /// Who answered.
     pub at: Progress,
@@ -206,6 +207,8 @@ pub struct CannotCommit {
     pub tombstoned: Vec<TxnId>,
     /// The commit of these is in flight: keep their locks and ask again later.
     pub committing: Vec<TxnId>,
+    /// It is not known of these whether they can commit, and why: keep their locks and ask again later.
+    pub failed: Vec<(TxnId, Error)>,
 }
 
 /// An answer of an allocator, which tells who gave it (L3).

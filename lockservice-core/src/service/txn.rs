@@ -1,5 +1,6 @@
 //! Transactions: one lock call at a time, checked again before it is answered, and ended exactly once.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -202,9 +203,12 @@ impl Inner {
             match self.parts.allocator.cannot_commit(&ids).await {
                 Ok(answer) => {
                     self.heard(answer.at);
-                    let (fenced, rest) = txns.into_iter().partition(|txn| answer.tombstoned.contains(&txn.id));
+                    for (txn, e) in &answer.failed {
+                        tracing::warn!(%txn, error = ?e, "cannot make a transaction unable to commit; trying again");
+                    }
+                    let over: HashSet<TxnId> = answer.tombstoned.into_iter().collect();
+                    let (fenced, rest): (Vec<_>, Vec<_>) = txns.into_iter().partition(|txn| over.contains(&txn.id));
                     txns = rest;
-                    let fenced: Vec<Arc<TxnRecord>> = fenced;
                     for txn in &fenced {
                         self.force_end(txn);
                     }

@@ -14,8 +14,8 @@ use lockservice_core::{
 };
 
 use super::{
-    bind_from_proto, bind_status_from_proto, bind_status_to_proto, bind_to_proto, millis_down, millis_up,
-    presented_from_proto, txn_from_proto,
+    bind_from_proto, bind_status_from_proto, bind_status_to_proto, bind_to_proto, error_from_proto, error_to_proto,
+    millis_down, millis_up, presented_from_proto, txn_from_proto,
 };
 use crate::proto;
 
@@ -217,17 +217,28 @@ pub fn cannot_commit_to_proto(answer: &CannotCommit) -> proto::CannotCommitRespo
     proto::CannotCommitResponse {
         tombstoned: txns_to_proto(&answer.tombstoned),
         committing: txns_to_proto(&answer.committing),
+        failed: answer.failed.iter().map(failure_to_proto).collect(),
         at: Some(progress_to_proto(answer.at)),
     }
 }
 
 /// What became of transactions that are to commit no more, as a message tells.
-pub fn cannot_commit_from_proto(answer: &proto::CannotCommitResponse) -> Result<CannotCommit> {
+pub fn cannot_commit_from_proto(answer: proto::CannotCommitResponse) -> Result<CannotCommit> {
     Ok(CannotCommit {
         at: progress_from_proto(answer.at),
         tombstoned: txns_from_proto(&answer.tombstoned)?,
         committing: txns_from_proto(&answer.committing)?,
+        failed: answer.failed.into_iter().map(failure_from_proto).collect::<Result<_>>()?,
     })
+}
+
+fn failure_to_proto((txn, error): &(TxnId, Error)) -> proto::TxnFailure {
+    proto::TxnFailure { txn: txn.to_string(), error: Some(error_to_proto(error)) }
+}
+
+fn failure_from_proto(failure: proto::TxnFailure) -> Result<(TxnId, Error)> {
+    let error = failure.error.ok_or_else(|| invalid("a failure comes without its error"))?;
+    Ok((txn_from_proto(&failure.txn)?, error_from_proto(error)))
 }
 
 /// Transaction ids as texts.
@@ -351,8 +362,13 @@ mod tests {
         }
         assert_eq!(progress_from_proto(acknowledged_to_proto(at).at), at);
         let txn = TxnId::new(ServiceId::new(1 << 32 | 1), 5, true);
-        let answer = CannotCommit { at, tombstoned: vec![txn], committing: vec![txn, txn] };
-        assert_eq!(cannot_commit_from_proto(&cannot_commit_to_proto(&answer)).expect("own message"), answer);
+        let why = Error::new(ErrorKind::UnknownOutcome, "who knows").with("txn", txn);
+        let answer =
+            CannotCommit { at, tombstoned: vec![txn], committing: vec![txn, txn], failed: vec![(txn, why.clone())] };
+        let back = cannot_commit_from_proto(cannot_commit_to_proto(&answer)).expect("own message");
+        assert_eq!((back.at, back.tombstoned, back.committing), (at, vec![txn], vec![txn, txn]));
+        let (failed, error) = &back.failed[0];
+        assert_eq!((*failed, error.kind(), error.to_string()), (txn, why.kind(), why.to_string()));
         let admission = CommitAdmission { commit_before: Duration::from_millis(77), at };
         assert_eq!(admission_from_proto(admission_to_proto(&admission)), admission);
         let request = BeginCommit {
