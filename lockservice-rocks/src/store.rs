@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use lockservice_core::store::{Change, Exclusive, ExclusiveStore, Inspection, KeyValue, Visit};
+use lockservice_core::store::{Change, Exclusive, ExclusiveStore, Inspection, KeyValue, Place, Visit};
 use lockservice_core::{Error, ErrorKind, Result};
 use rocksdb::{DB, DBRecoveryMode, IteratorMode, Options, WriteBatch, WriteOptions};
 
@@ -30,6 +30,9 @@ const SEAL_BYTES: usize = 27;
 /// Each write is one atomic batch, synced to the disk before it is answered. When the disk is full, writes fail with
 /// [`StoreUnusable`](lockservice_core::ErrorKind::StoreUnusable) and succeed again once there is space; nothing acknowledged is lost.
 /// Clones are handles to one store; it is closed with the last of them.
+///
+/// While it is open, the file `PATH.lock` beside the folder is locked. A store that is removed, renamed or replaced meanwhile answers
+/// [`Fenced`](lockservice_core::ErrorKind::Fenced) to everything, for ever: another process may use the path then.
 #[derive(Clone, Debug)]
 pub struct RocksStore(ExclusiveStore);
 
@@ -75,6 +78,8 @@ struct RocksEngine {
     database: Option<DB>,
     /// Locked until it is closed.
     marker: File,
+    /// Released last.
+    place: Place,
 }
 
 impl fmt::Debug for RocksEngine {
@@ -91,13 +96,19 @@ impl RocksEngine {
         options.set_paranoid_checks(true);
         options.set_recycle_log_file_num(0);
         options.set_track_and_verify_wals_in_manifest(true);
+        let io = |error| from_io(&path, error);
+        // Before a lock file is made beside a folder that is not ours.
+        if is_foreign(&path).map_err(io)? {
+            return Err(foreign(&path));
+        }
+        let place = Place::reserve(&path, io)?;
         let marker = open_marker(&path)?;
         match marker.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(in_use(&path)),
             Err(TryLockError::Error(error)) => return Err(from_io(&path, error)),
         }
-        let mut engine = Self { path, options, database: None, marker };
+        let mut engine = Self { path, options, database: None, marker, place };
         engine.reopen()?;
         Ok(engine)
     }
@@ -170,6 +181,10 @@ impl KeyValue for RocksEngine {
         self.database = Some(database);
         Ok(())
     }
+
+    fn check_place(&self) -> Result<()> {
+        self.place.check(&self.marker, Path::new(MARKER))
+    }
 }
 
 impl Drop for RocksEngine {
@@ -194,7 +209,7 @@ fn open_marker(path: &Path) -> Result<File> {
     let open = |create| OpenOptions::new().read(true).write(true).create(create).truncate(false).open(&marker);
     match open(false) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if fs::read_dir(path).map_err(io)?.next().is_some() {
+            if is_foreign(path).map_err(io)? {
                 return Err(foreign(path));
             }
             let file = open(true).map_err(io)?;
@@ -202,6 +217,15 @@ fn open_marker(path: &Path) -> Result<File> {
             Ok(file)
         }
         opened => opened.map_err(io),
+    }
+}
+
+/// True of a folder that holds files and no store.
+fn is_foreign(path: &Path) -> io::Result<bool> {
+    match fs::read_dir(path) {
+        Ok(mut entries) => Ok(!path.join(MARKER).try_exists()? && entries.next().is_some()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -240,6 +240,11 @@ async fn campaign(shared: Arc<Shared>) {
                 }
                 pause = PAUSE_FIRST;
             }
+            // Only an exclusive store answers so: another process may have its path now.
+            Err(e) if e.kind() == ErrorKind::Fenced => {
+                shared.role.send_replace(Role::Stopped(e));
+                return;
+            }
             Err(e) => {
                 tracing::warn!(error = ?e, "cannot ask the store who leads; trying again");
                 shared.role.send_if_modified(|role| {

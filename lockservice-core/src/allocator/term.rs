@@ -1,6 +1,7 @@
-//! What a leader does by itself: it opens the store, renews its leadership (L1), fences lapsed incarnations durably, and forgets what is
+//! What a leader does by itself: it opens the store, renews its leadership (L1) or watches over an exclusive store, fences lapsed incarnations durably, and forgets what is
 //! over. Timers only wake; everything is decided by the clock.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,7 +39,15 @@ pub(super) async fn lead(
     };
     let head = Arc::new(tokio::sync::Mutex::new(acquired.epoch));
     if acquired.exclusive {
-        write(shared, store, beginning, acquired, head, Arc::new(LeadershipCell::exclusive()), commands).await;
+        let leadership = Arc::new(LeadershipCell::exclusive());
+        let (stop, stopped) = oneshot::channel();
+        let watch = watch(Arc::clone(&shared), Arc::clone(&store), Arc::clone(&leadership), stopped);
+        let writes = async {
+            write(shared, store, beginning, acquired, head, leadership, commands).await;
+            drop(stop);
+        };
+        // A call that is under way ends first: it would hold the store open.
+        tokio::join!(writes, watch);
         return;
     }
     let ttl = shared.settings.constants.leadership_ttl();
@@ -131,7 +140,7 @@ async fn renew(
     lineage: Lineage,
     head: Arc<tokio::sync::Mutex<Epoch>>,
     leadership: Arc<LeadershipCell>,
-) -> std::convert::Infallible {
+) -> Infallible {
     let ttl = shared.settings.constants.leadership_ttl();
     let mut pause = ttl / 3;
     while !leadership.ended() {
@@ -160,10 +169,40 @@ async fn renew(
     std::future::pending().await
 }
 
+/// Asks an exclusive store several times within a lease whether it still is exclusive. It need not be renewed (L1), but somebody may
+/// have taken its file away: then another process can open the path. Ends when the sender of `stopped` is dropped.
+async fn watch(
+    shared: Arc<Shared>,
+    store: Arc<dyn BindStore>,
+    leadership: Arc<LeadershipCell>,
+    mut stopped: oneshot::Receiver<Infallible>,
+) {
+    let every = sweep_every(&shared);
+    while !leadership.ended() {
+        if tokio::time::timeout(every, &mut stopped).await.is_ok() {
+            return;
+        }
+        match store.applied().await {
+            Err(e) if e.kind() == ErrorKind::Fenced => {
+                leadership.end();
+                end(&shared.ended, &e);
+            }
+            // Whoever writes is told.
+            Err(e) => tracing::warn!(error = ?e, "cannot look after the store; trying again"),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// How often a leader looks for what nobody tells it.
+fn sweep_every(shared: &Shared) -> Duration {
+    (shared.settings.constants.lease_ttl() / 8).min(SWEEP_EVERY_MAX)
+}
+
 /// Fences lapsed incarnations durably, forgets commits that have run out and incarnations nobody refers to. Holds nothing over an await.
 pub(super) async fn sweep(shared: Arc<Shared>) {
     let Ok(state) = shared.opened().await else { return };
-    let every = (shared.settings.constants.lease_ttl() / 8).min(SWEEP_EVERY_MAX);
+    let every = sweep_every(&shared);
     let mut turn = 0;
     while !shared.queue.is_closed() && !state.leadership.ended() {
         tokio::time::sleep(every).await;

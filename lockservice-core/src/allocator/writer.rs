@@ -239,6 +239,7 @@ impl Writer {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(1));
                 }
+                Err(e) if e.kind() == ErrorKind::Fenced => return Err(self.lose(e)),
                 Err(e) => return Err(e),
             }
         };

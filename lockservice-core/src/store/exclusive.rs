@@ -7,6 +7,9 @@
 //!
 //! After an engine failed or panicked in the middle of a write, what it has in memory is worth nothing: it is opened again, and the head
 //! that is found on the disk tells whether the write is there.
+//!
+//! Before each call the engine compares its path with what it has open. A store that was removed, renamed or replaced answers `Fenced`
+//! to everything from then on; its leader asks several times within a lease, and ends.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,6 +35,8 @@ pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<()> + 'a;
 /// 1. [`apply`](Self::apply) is atomic and durable: what it answered `Ok` to is there after any crash, whole.
 /// 2. While the engine exists, also while [`reopen`](Self::reopen) runs, no other process can open the same store.
 /// 3. Damage is found and reported as [`ErrorKind::StoreCorrupt`], at the latest when the damaged entry is read.
+/// 4. Where the store has a path, [`check_place`](Self::check_place) finds out that another process may use that path: see
+///    [`Place`](super::Place).
 pub trait KeyValue: fmt::Debug + Send + 'static {
     /// The value under `key`.
     fn read(&self, key: &[u8]) -> Result<Option<Vec<u8>>>;
@@ -44,6 +49,12 @@ pub trait KeyValue: fmt::Debug + Send + 'static {
 
     /// Opens the store again after a failure, so that it shows what is on the disk. May be called again after it failed.
     fn reopen(&mut self) -> Result<()>;
+
+    /// Fails with [`ErrorKind::Fenced`], from then on for ever, if the store's path no longer names what is open here. The default
+    /// is for an engine without a path.
+    fn check_place(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A [`BindStore`] on a [`KeyValue`] engine. The exclusive open is the leadership (L1). Clones are handles to one store.
@@ -170,6 +181,8 @@ impl ExclusiveStore {
             if cancelled.load(Ordering::Relaxed) {
                 return Err(Error::new(ErrorKind::Cancelled, "the call was dropped before it began"));
             }
+            // L1: the exclusive open is the leadership, and it is one only while the path leads here.
+            state.engine.check_place()?;
             if state.broken {
                 unless_panic(|| state.engine.reopen())?;
                 state.broken = false;

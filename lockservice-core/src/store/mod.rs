@@ -10,6 +10,7 @@ mod head;
 mod inspection;
 mod layout;
 mod memory;
+mod place;
 mod record;
 mod terms;
 mod unfinished;
@@ -29,6 +30,7 @@ pub use self::head::{Head, Leader};
 pub use self::inspection::{Damage, Inspection};
 pub use self::layout::{Change, STORE_FORMAT, absorb, changes};
 pub use self::memory::MemoryStore;
+pub use self::place::Place;
 pub use self::record::{
     Batch, BindRecord, ClusterConstants, Op, RECORD_FORMAT, ServiceRecord, ServiceState, StoreState, TableRecord,
     decode, encode,
@@ -72,6 +74,9 @@ pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     /// the caller watched the store stand still for hi(the leader's TTL) (L1). The new epoch is above the stored one, above
     /// `candidate.floor`, and above a floor of the backend's own where it has one (L4); it is durable before the answer. Not
     /// numbered: the number of the last applied write stays. After an unknown outcome, ask again with the same nonce.
+    ///
+    /// An exclusive store whose path another process may use now fails with `Fenced`, here and in every other method: this process
+    /// never leads it again.
     async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership>;
 
     /// Raises the leader's counter. Fails with `Fenced` if `epoch` is no longer current. An exclusive store has nothing to renew and
