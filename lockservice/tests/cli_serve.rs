@@ -306,3 +306,56 @@ fn fill_with_tables(address: &str) -> (Vec<String>, String) {
         panic!("the disk never was full")
     })
 }
+
+/// Somebody who does not know that a server has the store open.
+type Meddler = fn(&std::path::Path);
+
+fn meddlers() -> [(&'static str, Meddler); 3] {
+    use std::fs::{copy, remove_file, rename};
+    [
+        ("removed", |db| remove_file(db).expect("done")),
+        ("renamed", |db| rename(db, db.with_extension("old")).expect("done")),
+        ("replaced", |db| {
+            copy(db, db.with_extension("new")).expect("done");
+            rename(db.with_extension("new"), db).expect("done");
+        }),
+    ]
+}
+
+#[test]
+fn a_store_that_is_removed_renamed_or_replaced_lets_no_second_server_in_and_ends_the_first_with_a_sentence() {
+    for (what, meddle) in meddlers() {
+        let server = Server::start();
+        let db = server.folder.path().join("db");
+        let store = format!("file:{}", db.display());
+        let (mut holder, _) = server.hold(&["t", "k"]);
+        // It cannot notice before the second one was refused.
+        server.running.signal(Signal::STOP);
+        meddle(&db);
+        let second = run(&["serve", "--listen", "127.0.0.1:0", "--store", &store]);
+        let said = stderr(&second);
+        assert_eq!(code(&second), 75, "{what}: {said}");
+        assert!(said.contains(db.to_str().unwrap()) && said.contains("stop that process"), "{what}: {said}");
+        server.running.signal(Signal::CONT);
+        let (status, said) = server.running.wait();
+        assert_eq!(status.code(), Some(70), "{what}: {said}");
+        assert!(said.contains("removed, renamed or replaced") && said.contains(db.to_str().unwrap()), "{what}: {said}");
+        holder.end_of_output();
+        drop(serve(&store, &[]));
+    }
+}
+
+#[test]
+fn a_server_whose_store_is_removed_together_with_its_lock_file_or_folder_ends_with_a_sentence() {
+    let acts: [(&str, Meddler); 2] = [
+        ("lock file", |db| std::fs::remove_file(db.with_extension("lock")).unwrap()),
+        ("folder", |db| std::fs::remove_dir_all(db.parent().unwrap()).unwrap()),
+    ];
+    for (what, act) in acts {
+        let server = Server::start();
+        act(&server.folder.path().join("db"));
+        let (status, said) = server.running.wait();
+        assert_eq!(status.code(), Some(70), "{what}: {said}");
+        assert!(said.contains("removed, renamed or replaced"), "{what}: {said}");
+    }
+}

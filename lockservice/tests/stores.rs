@@ -305,7 +305,8 @@ async fn a_store_of_format_one_as_it_was_committed_still_opens(kind: Kind) {
 
 /// The outage that this project began with: the first start after an upgrade, under load.
 async fn a_store_of_format_one_is_opened_while_commits_are_validated_and_tables_bound(kind: Kind) {
-    let store = Site::from_fixture(kind).open().await.expect("format 1");
+    let site = Site::from_fixture(kind);
+    let store = site.open().await.expect("format 1");
     let node = NodeName::new("n").expect("a name");
     // It answers at once; whoever calls waits until the store is open.
     let allocator = LocalAllocator::start(store, Arc::new(SystemClock), AllocatorSettings::default(), node.clone());

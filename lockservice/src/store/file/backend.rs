@@ -1,4 +1,4 @@
-//! The file under the database: locked, grown by real space, and checked before the database looks at it.
+//! The file under the database: grown by real space, and looked at before the database is.
 
 use std::fs::File;
 use std::io;
@@ -9,16 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use redb::StorageBackend;
 use rustix::fs::{FallocateFlags, fallocate};
 
-/// A file for redb. Its lock belongs to whoever opened the file, so that it is held while the database is closed and opened again.
+/// What redb reads and writes: a disk that outlives the database, so that it stays locked while the database is closed and opened again.
 #[derive(Debug, Clone)]
 pub(super) struct Backend {
-    file: Arc<File>,
+    disk: Arc<dyn StorageBackend>,
     frozen: Arc<AtomicBool>,
 }
 
 impl Backend {
-    pub(super) fn new(file: Arc<File>) -> Self {
-        Self { file, frozen: Arc::new(AtomicBool::new(false)) }
+    pub(super) fn new(disk: Arc<dyn StorageBackend>) -> Self {
+        Self { disk, frozen: Arc::new(AtomicBool::new(false)) }
     }
 
     /// From now on nothing is written any more: a database that is given up must not touch the file when it is dropped.
@@ -33,40 +33,127 @@ impl Backend {
     }
 }
 
+/// The locks of [`StorageBackend`] are for databases that several processes share; `close` would release them. This one is locked by
+/// whoever opened the file.
 impl StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        self.disk.len()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(out, offset)
+        self.disk.read(offset, out)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.check_writable()?;
-        let old = self.file.metadata()?.len();
-        if len > old {
-            // A file with holes would meet a full disk in the middle of a commit; here it fails while nothing has changed.
-            match fallocate(&self.file, FallocateFlags::empty(), old, len - old) {
-                Ok(()) => return Ok(()),
-                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
-                Err(error) => {
-                    self.file.set_len(old)?;
-                    return Err(error.into());
-                }
-            }
-        }
-        self.file.set_len(len)
+        self.disk.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
         self.check_writable()?;
-        self.file.sync_data()
+        self.disk.sync_data()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.check_writable()?;
-        self.file.write_all_at(data, offset)
+        self.disk.write(offset, data)
+    }
+}
+
+/// A disk whose failed syncs are made good.
+///
+/// After a sync that failed, Linux takes the pages that did not reach the disk for clean: they are read back as they were written, and a
+/// later sync passes over them. So whatever the file holds is written once more before the next sync counts.
+#[derive(Debug)]
+pub(super) struct Resynced<D> {
+    disk: D,
+    failed: AtomicBool,
+}
+
+/// How much is written again at once.
+const REWRITE_BYTES: usize = 1 << 20;
+
+impl<D: StorageBackend> Resynced<D> {
+    pub(super) fn new(disk: D) -> Self {
+        Self { disk, failed: AtomicBool::new(false) }
+    }
+
+    fn rewrite(&self) -> io::Result<()> {
+        let (len, mut at) = (self.disk.len()?, 0);
+        let mut bytes = vec![0; REWRITE_BYTES];
+        while at < len {
+            let part = usize::try_from(len - at).map_or(REWRITE_BYTES, |left| left.min(REWRITE_BYTES));
+            self.disk.read(at, &mut bytes[..part])?;
+            self.disk.write(at, &bytes[..part])?;
+            at += part as u64;
+        }
+        Ok(())
+    }
+}
+
+impl<D: StorageBackend> StorageBackend for Resynced<D> {
+    fn len(&self) -> io::Result<u64> {
+        self.disk.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.disk.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.disk.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        // ORDERING: Relaxed. Partner: itself. The engine syncs from one thread at a time.
+        if self.failed.swap(true, Ordering::Relaxed) {
+            self.rewrite()?;
+        }
+        self.disk.sync_data()?;
+        self.failed.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.disk.write(offset, data)
+    }
+}
+
+/// A file as a disk.
+#[derive(Debug)]
+pub(super) struct FileDisk(pub(super) Arc<File>);
+
+impl StorageBackend for FileDisk {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(out, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let old = self.len()?;
+        if len > old {
+            // A file with holes would meet a full disk in the middle of a commit; here it fails while nothing has changed.
+            match fallocate(&self.0, FallocateFlags::empty(), old, len - old) {
+                Ok(()) => return Ok(()),
+                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+                Err(error) => {
+                    self.0.set_len(old)?;
+                    return Err(error.into());
+                }
+            }
+        }
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
     }
 }
 
@@ -77,36 +164,19 @@ pub(super) enum Header {
     Empty,
     /// It is not a redb database.
     Foreign,
-    /// It is one whose header cannot be right, or that was cut off.
-    Damaged,
-    /// It may be opened.
-    Plausible,
+    /// It is one, whole or damaged.
+    Database,
 }
 
-/// Reads the header of a redb file, as far as redb itself would panic over it (its format 3, documented in its `docs/design.md`).
-pub(super) fn check_header(file: &File) -> io::Result<Header> {
+/// Reads how a file begins. redb would take an empty file for a new database, and a foreign one for a damaged one.
+pub(super) fn check_header(disk: &dyn StorageBackend) -> io::Result<Header> {
     const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
-    const HEADER_BYTES: usize = 320;
-    const PAGE_BYTES: u64 = 4096;
-    let len = file.metadata()?.len();
-    if len == 0 {
-        return Ok(Header::Empty);
-    }
-    let mut header = [0; HEADER_BYTES];
-    let known = HEADER_BYTES.min(usize::try_from(len).unwrap_or(HEADER_BYTES));
-    file.read_exact_at(&mut header[..known], 0)?;
-    if header[..MAGIC.len()] != MAGIC {
-        return Ok(Header::Foreign);
-    }
-    let number =
-        |at: usize| u64::from(u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]));
-    let (page, header_pages, region_pages, regions, rest_pages) =
-        (number(12), number(16), number(20), number(24), number(28));
-    // redb takes a longer file for one that was cut short while it grew, and repairs it; a shorter one has lost data.
-    let rest = if rest_pages == 0 { 0 } else { header_pages + rest_pages };
-    let pages = regions.checked_mul(header_pages + region_pages).and_then(|full| full.checked_add(rest + 1));
-    let bytes = pages.and_then(|pages| pages.checked_mul(PAGE_BYTES));
-    let plausible =
-        page == PAGE_BYTES && region_pages > 0 && regions + rest_pages > 0 && bytes.is_some_and(|bytes| bytes <= len);
-    Ok(if plausible { Header::Plausible } else { Header::Damaged })
+    let mut magic = [0; MAGIC.len()];
+    let known = usize::try_from(disk.len()?).map_or(MAGIC.len(), |len| len.min(MAGIC.len()));
+    disk.read(0, &mut magic[..known])?;
+    Ok(match known {
+        0 => Header::Empty,
+        _ if magic == MAGIC => Header::Database,
+        _ => Header::Foreign,
+    })
 }

@@ -8,12 +8,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lockservice_core::store::{Change, KeyValue, Visit};
+use lockservice_core::store::{Change, KeyValue, Place, Visit};
 use lockservice_core::{Error, ErrorKind, Result};
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, TableError};
 
-use super::backend::{Backend, Header, check_header};
-use super::error::{damaged, empty, foreign, from_io, from_redb, in_use};
+use super::backend::{Backend, FileDisk, Header, Resynced, check_header};
+use super::error::{empty, foreign, from_io, from_redb, in_use};
 
 const RECORDS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
 
@@ -23,9 +23,17 @@ const CACHE_BYTES: usize = 16 << 20;
 #[derive(Debug)]
 pub(super) struct FileEngine {
     path: PathBuf,
-    /// Locked until it is closed.
-    file: Arc<File>,
+    /// Closed before the file is unlocked: fields are dropped in this order.
     open: Option<Open>,
+    disk: Arc<dyn StorageBackend>,
+    held: Option<Held>,
+}
+
+/// What keeps other processes out until it is closed: the file itself, for whoever comes by another name, and its place.
+#[derive(Debug)]
+struct Held {
+    file: Arc<File>,
+    place: Place,
 }
 
 struct Open {
@@ -41,19 +49,35 @@ impl std::fmt::Debug for Open {
 
 impl FileEngine {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = match open_file(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let io = |error| from_io(path, error);
+        let mut opened = existing(path).map_err(io)?;
+        if let Some(file) = &opened {
+            // Before a lock file is made beside a file that is not ours.
+            check_content(path, &FileDisk(Arc::clone(file)))?;
+        }
+        let place = Place::reserve(path, io)?;
+        if opened.is_none() {
+            // Whoever had the place meanwhile may have made it.
+            opened = existing(path).map_err(io)?;
+        }
+        let file = match opened {
+            Some(file) => file,
+            None => {
                 create(path)?;
-                open_file(path)
+                existing(path).map_err(io)?.ok_or_else(|| io(io::ErrorKind::NotFound.into()))?
             }
-            opened => opened,
-        }
-        .map_err(|error| from_io(path, error))?;
-        if file.metadata().map_err(|error| from_io(path, error))?.is_dir() {
-            return Err(from_io(path, io::ErrorKind::IsADirectory.into()));
-        }
+        };
         lock(path, &file)?;
-        let mut engine = Self { path: path.to_owned(), file: Arc::new(file), open: None };
+        // It may have been replaced before the place was reserved.
+        place.check(&file, Path::new(""))?;
+        let disk = FileDisk(Arc::clone(&file));
+        Self::on(path, disk, Some(Held { file, place }))
+    }
+
+    /// The engine of a database that is there, on `disk`.
+    fn on(path: &Path, disk: impl StorageBackend, held: Option<Held>) -> Result<Self> {
+        let disk = Arc::new(Resynced::new(disk));
+        let mut engine = Self { path: path.to_owned(), open: None, disk, held };
         engine.reopen()?;
         Ok(engine)
     }
@@ -126,35 +150,50 @@ impl KeyValue for FileEngine {
         if let Some(old) = self.open.take() {
             old.backend.freeze();
         }
-        match check_header(&self.file).map_err(|error| from_io(&self.path, error))? {
-            Header::Foreign => return Err(foreign(&self.path)),
-            Header::Damaged => return Err(damaged(&self.path)),
-            // A new store appears whole: an empty file has lost what was in it, or never was one.
-            Header::Empty => return Err(empty(&self.path)),
-            Header::Plausible => {}
-        }
-        self.open = Some(open_database(&self.path, &self.file)?);
+        check_content(&self.path, &*self.disk)?;
+        self.open = Some(open_database(&self.path, &self.disk)?);
         Ok(())
+    }
+
+    fn check_place(&self) -> Result<()> {
+        match &self.held {
+            Some(held) => held.place.check(&held.file, Path::new("")),
+            None => Ok(()),
+        }
     }
 }
 
-/// Opens the database and checks every page of it: redb by itself looks at checksums only after a crash.
-fn open_database(path: &Path, file: &Arc<File>) -> Result<Open> {
-    let backend = Backend::new(Arc::clone(file));
-    let mut database = Builder::new()
+/// Fails unless there is a database, which may be damaged.
+fn check_content(path: &Path, disk: &dyn StorageBackend) -> Result<()> {
+    match check_header(disk).map_err(|error| from_io(path, error))? {
+        Header::Database => Ok(()),
+        Header::Foreign => Err(foreign(path)),
+        // A new store appears whole: an empty file has lost what was in it, or never was one.
+        Header::Empty => Err(empty(path)),
+    }
+}
+
+/// Opens the database, or makes one on an empty disk, and checks every page of it: redb by itself looks at checksums only after a crash.
+///
+/// With two-phase commits the check never goes back to an earlier commit: it fails.
+fn open_database(path: &Path, disk: &Arc<dyn StorageBackend>) -> Result<Open> {
+    let backend = Backend::new(Arc::clone(disk));
+    let database = Builder::new()
         .set_cache_size(CACHE_BYTES)
+        .set_check_integrity_on_open(true)
         .create_with_backend(backend.clone())
         .map_err(|error| from_redb(path, error))?;
-    // With two-phase commits this never goes back to an earlier commit: it fails.
-    if let Err(error) = database.check_integrity() {
-        backend.freeze();
-        return Err(from_redb(path, error));
-    }
     Ok(Open { database, backend })
 }
 
-fn open_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).open(path)
+/// The file, if there is one.
+fn existing(path: &Path) -> io::Result<Option<Arc<File>>> {
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) if file.metadata()?.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        Ok(file) => Ok(Some(Arc::new(file))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Takes the exclusive use of the file, until it is closed. Ends with the process, however that ends.
@@ -162,13 +201,6 @@ fn lock(path: &Path, file: &File) -> Result<()> {
     match file.try_lock() {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(in_use(path)),
-        // Without locks nothing keeps a second process out.
-        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Err(Error::new(
-            ErrorKind::StoreUnusable,
-            "the store's file system has no file locks, so that two processes could use the store at once: put it on a local disk",
-        )
-        .with("path", path.display())
-        .with_source(error)),
         Err(TryLockError::Error(error)) => Err(from_io(path, error)),
     }
 }
@@ -185,7 +217,7 @@ fn create(path: &Path) -> Result<()> {
         _ => {}
     }
     let made = create_draft(&draft, path).and_then(|()| match fs::hard_link(&draft, path) {
-        // Another process was quicker: the lock decides between the two.
+        // Somebody put a file there who does not look at the lock file.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         linked => linked.map_err(io),
     });
@@ -200,6 +232,11 @@ fn create_draft(draft: &Path, path: &Path) -> Result<()> {
     let file =
         OpenOptions::new().read(true).write(true).create_new(true).open(draft).map_err(|error| from_io(path, error))?;
     let file = Arc::new(file);
-    drop(open_database(path, &file)?);
+    let disk: Arc<dyn StorageBackend> = Arc::new(FileDisk(Arc::clone(&file)));
+    let Open { database, .. } = open_database(path, &disk)?;
+    database.close().map_err(|error| from_redb(path, error))?;
     file.sync_all().map_err(|error| from_io(path, error))
 }
+
+#[cfg(test)]
+mod crashes;

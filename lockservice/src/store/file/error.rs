@@ -49,7 +49,7 @@ pub(super) fn from_redb(path: &Path, error: impl Into<redb::Error>) -> Error {
             let redb::Error::Io(error) = error else { unreachable!("just matched") };
             return from_io(path, error);
         }
-        redb::Error::DatabaseAlreadyOpen => return in_use(path),
+        redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => return in_use(path),
         redb::Error::Corrupted(_)
         | redb::Error::UpgradeRequired(_)
         | redb::Error::TableTypeMismatch { .. }
@@ -65,6 +65,10 @@ pub(super) fn from_redb(path: &Path, error: impl Into<redb::Error>) -> Error {
         redb::Error::PreviousIo | redb::Error::DatabaseClosed | redb::Error::LockPoisoned(_) => {
             (ErrorKind::Unavailable, "the store failed before and was not opened again yet: try again")
         }
+        redb::Error::TransactionPoisoned => (
+            ErrorKind::Unavailable,
+            "the store failed in the middle of a write and was not opened again yet: try again",
+        ),
         redb::Error::RepairAborted
         | redb::Error::TableAlreadyOpen(..)
         | redb::Error::TableExists(_)
@@ -104,9 +108,4 @@ pub(super) fn empty(path: &Path) -> Error {
         "the file is empty, which a store never is: restore it from a backup, or remove the file to begin a new store",
     )
     .with("path", path.display())
-}
-
-pub(super) fn damaged(path: &Path) -> Error {
-    Error::new(ErrorKind::StoreCorrupt, "the store's file is damaged or cut off: restore it from a backup")
-        .with("path", path.display())
 }

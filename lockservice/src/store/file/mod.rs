@@ -16,6 +16,9 @@ use self::engine::FileEngine;
 /// Each write is one transaction that has reached the disk (`fsync`) before it is answered. When the disk is full, writes fail with
 /// [`StoreUnusable`](lockservice_core::ErrorKind::StoreUnusable) and succeed again once there is space; nothing acknowledged is lost.
 /// Clones are handles to one store; the file is closed with the last of them.
+///
+/// While it is open, the file `PATH.lock` beside it is locked. A store that is removed, renamed or replaced meanwhile answers
+/// [`Fenced`](lockservice_core::ErrorKind::Fenced) to everything, for ever: another process may use the path then.
 #[derive(Clone, Debug)]
 pub struct FileStore(ExclusiveStore);
 
