@@ -2,6 +2,7 @@
 
 mod cli_support;
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
 use cli_support::{Running, Server, code, now, stderr, wait_for_end_of};
@@ -134,7 +135,7 @@ fn a_killed_or_stopped_supervisor_does_not_leave_its_command_running() {
     for signal in [Signal::KILL, Signal::STOP] {
         let server = Server::start();
         let (holder, command) = server.hold(&["t", "k", "--ttl", "1s"]);
-        rustix::process::kill_process(supervisor_of(&holder), signal).unwrap();
+        rustix::process::kill_process(holder.supervisor(), signal).unwrap();
         if signal == Signal::STOP {
             // Nobody renews any more, and the supervisor counts nothing: the wrapper does.
             server.running.signal(Signal::STOP);
@@ -155,7 +156,7 @@ fn ctrl_c_of_a_waiter_exits_at_once_and_leaves_the_queue() {
     server.waits(1);
     let asked = now();
     waiter.signal(Signal::INT);
-    assert_eq!(waiter.wait().0.code(), Some(130));
+    assert_eq!(waiter.wait().0.signal(), Some(2), "it dies of it, so that a script around it ends too");
     assert!(now().since(asked) < Duration::from_secs(2));
     server.waits(0);
     // And of the holder: the next comes in at once, not after the TTL.
@@ -165,7 +166,7 @@ fn ctrl_c_of_a_waiter_exits_at_once_and_leaves_the_queue() {
     holder.signal(Signal::INT);
     assert_eq!(next.line(), "in");
     assert!(now().since(asked) < Duration::from_secs(2));
-    assert_eq!(holder.wait().0.code(), Some(130));
+    assert_eq!(holder.wait().0.signal(), Some(2));
 }
 
 #[test]
@@ -247,20 +248,21 @@ fn standard_input_reaches_the_command() {
     assert_eq!(output.stdout, b"through\n");
 }
 
-/// A holder that runs as nobody, with a process of root in its command's group, which it cannot end: for it that one hangs.
+/// A holder that runs as nobody, below whose command a process of root runs, which it cannot end:
+/// for it that one hangs.
 struct Stuck {
     holder: Running,
     command: Pid,
     member: Member,
 }
 
-struct Member(std::process::Child);
+/// Ended by the test, which is root.
+struct Member(Pid);
 
 impl Member {
-    fn end(&mut self) {
+    fn end(&self) {
         // Fails if it has ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = rustix::process::kill_process(self.0, Signal::KILL);
     }
 }
 
@@ -270,54 +272,48 @@ impl Drop for Member {
     }
 }
 
-/// `None`, with a loud word, unless this is root.
-fn stuck(server: &Server, ttl: &str) -> Option<Stuck> {
+/// `None`, with a loud word, unless this is root. `after` is shell that the command goes on with.
+fn stuck(server: &Server, ttl: &str, after: &str) -> Option<Stuck> {
     use std::os::unix::fs::PermissionsExt as _;
     use std::os::unix::process::CommandExt as _;
     if !rustix::process::geteuid().is_root() {
         eprintln!("SKIPPED: this test runs a command as another user, for which it must be run as root");
         return None;
     }
-    let program = server.folder.path().join("lockservice");
+    let folder = server.folder.path();
+    let program = folder.join("lockservice");
     std::fs::copy(env!("CARGO_BIN_EXE_lockservice"), &program).expect("there is room");
-    for path in [server.folder.path(), &program] {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+    // As `su` and `sudo` do: it becomes root altogether, so that nobody may not signal it.
+    let become_root = folder.join("become_root");
+    std::fs::copy("/usr/bin/setpriv", &become_root).expect("there is room");
+    for (path, mode) in [(folder, 0o755), (&program, 0o755), (&become_root, 0o4755)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
     }
+    let script = format!(
+        "{} --reuid 0 sh -c 'echo $$; exec sleep 1000 >/dev/null 2>&1' & echo $$; {after}",
+        become_root.display()
+    );
     let mut nobody = std::process::Command::new(&program);
-    nobody.args([
-        "lock",
-        "t",
-        "k",
-        "--server",
-        &server.address,
-        "--ttl",
-        ttl,
-        "--",
-        "sh",
-        "-c",
-        "echo $$; exec sleep 1000",
-    ]);
+    nobody.args(["lock", "t", "k", "--server", &server.address, "--ttl", ttl, "--", "sh", "-c", &script]);
     let mut holder = Running::start(nobody.uid(65_534).gid(65_534).stdin(std::process::Stdio::null()));
-    let command = holder.process();
-    let group = command.as_raw_nonzero().get();
-    let member = std::process::Command::new("sleep").arg("1000").process_group(group).spawn().expect("it starts");
+    let numbers = [holder.process(), holder.process()];
+    let of_root = |pid: &Pid| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).expect("it runs");
+        status.lines().any(|line| line.starts_with("Uid:\t0\t0\t0"))
+    };
+    let (member, command) = if of_root(&numbers[0]) { (numbers[0], numbers[1]) } else { (numbers[1], numbers[0]) };
     Some(Stuck { holder, command, member: Member(member) })
-}
-
-fn supervisor_of(holder: &Running) -> Pid {
-    let pid = holder.child.id();
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
-    Pid::from_raw(children.trim().parse().expect("one child")).expect("not zero")
 }
 
 #[test]
 fn when_the_supervisor_was_killed_the_lock_is_released_once_the_whole_group_has_gone_and_not_before() {
     let server = Server::start();
-    let Some(Stuck { holder, command, mut member }) = stuck(&server, "30s") else { return };
-    let script = format!("if kill -0 {} 2> /dev/null; then echo beside; else echo alone; fi", member.0.id());
+    let Some(Stuck { holder, command, member }) = stuck(&server, "30s", "exec sleep 1000") else { return };
+    let script =
+        format!("if kill -0 {} 2> /dev/null; then echo beside; else echo alone; fi", member.0.as_raw_nonzero());
     let mut next = server.lock(&["t", "k"], &script);
     server.waits(1);
-    rustix::process::kill_process(supervisor_of(&holder), Signal::KILL).unwrap();
+    rustix::process::kill_process(holder.supervisor(), Signal::KILL).unwrap();
     wait_for_end_of(command);
     // Long enough for a release that does not wait.
     for _ in 0..20 {
@@ -340,12 +336,12 @@ fn when_the_supervisor_was_killed_the_lock_is_released_once_the_whole_group_has_
 fn a_command_that_cannot_be_ended_keeps_the_lock_until_the_session_has_lapsed() {
     for kill_supervisor in [true, false] {
         let server = Server::start();
-        let Some(Stuck { holder, command, mut member }) = stuck(&server, "3s") else { return };
+        let Some(Stuck { holder, command, member }) = stuck(&server, "3s", "exec sleep 1000") else { return };
         let mut next = server.lock(&["t", "k"], "echo in");
         server.waits(1);
         let ended = now();
         if kill_supervisor {
-            rustix::process::kill_process(supervisor_of(&holder), Signal::KILL).unwrap();
+            rustix::process::kill_process(holder.supervisor(), Signal::KILL).unwrap();
         } else {
             // The command itself ends as it should; what it leaves does not.
             rustix::process::kill_process(command, Signal::TERM).unwrap();
@@ -353,6 +349,7 @@ fn a_command_that_cannot_be_ended_keeps_the_lock_until_the_session_has_lapsed() 
         let (status, text) = holder.wait();
         assert_eq!(status.code(), Some(71), "{text}");
         assert!(text.contains("not released") && text.lines().count() == 1, "{text}");
+        assert!(text.contains(&format!("process {} (sleep)", member.0.as_raw_nonzero())), "it is named: {text}");
         let gave_up = now();
         assert_eq!(next.line(), "in");
         // A third of the TTL may have passed since the last renewal; a release is a matter of milliseconds.

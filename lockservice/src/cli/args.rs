@@ -28,12 +28,13 @@ Examples:
   lockservice lock accounts --range a m --shared -- ./report
   lockservice lock accounts --range '' '' -- ./migrate    # the whole table
 
-The command finds the lock's fencing token in LOCKSERVICE_TOKEN and the table in LOCKSERVICE_TABLE. It runs in a process group of
-its own, which is ended when the lock is lost: with SIGTERM, and with SIGKILL before anybody else can have the lock. What is left
-of the group when the command has ended gets the stop time to end, and is then killed, before the lock is released.
+The command finds the lock's fencing token in LOCKSERVICE_TOKEN and the table in LOCKSERVICE_TABLE. It and all that it starts,
+also in the background or as a daemon, is ended when the lock is lost: with SIGTERM, and with SIGKILL before anybody else can have
+the lock. What is left when the command has ended gets the stop time to end, and is then killed, before the lock is released.
 
-Exit status: that of the COMMAND (128 + n if signal n ended it); 75 the lock was not to be had in time, 69 no server answers,
-70 the lock was lost and the command was ended, 64 wrong usage, 126 the command cannot be run, 127 it was not found.";
+Exit status: that of the COMMAND (128 + n if signal n ended it; the same signal, if it was sent to lockservice); 75 the lock was
+not to be had in time, 69 no server answers, 70 the lock was lost and the command was ended, 71 something of the command could not
+be ended, 64 wrong usage, 126 the command cannot be run, 127 it or its interpreter was not found.";
 
 const STORE_EXAMPLES: &str = "\
 Examples:
@@ -270,8 +271,8 @@ pub(crate) struct SuperviseArgs {
     pub(crate) guard_ns: u64,
     #[arg(long)]
     pub(crate) stop_ms: u64,
-    #[arg(long)]
-    pub(crate) terminal: bool,
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) blocked: Vec<i32>,
     #[arg(long)]
     pub(crate) json: bool,
     #[arg(last = true, required = true)]
@@ -283,8 +284,8 @@ pub(crate) struct SuperviseArgs {
 pub(crate) struct ExecArgs {
     #[arg(long)]
     pub(crate) parent: i32,
-    #[arg(long)]
-    pub(crate) terminal: bool,
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) blocked: Vec<i32>,
     #[arg(long)]
     pub(crate) json: bool,
     #[arg(last = true, required = true)]
@@ -303,17 +304,17 @@ pub(crate) mod command_line {
             format!("--guard-ns={}", job.guard_end.since_origin().as_nanos()),
             format!("--stop-ms={}", job.stop_time.as_millis()),
         ];
-        args.extend(common(parent, job.terminal, job.json));
+        args.extend(common(parent, job.blocked, job.json));
         args
     }
 
-    pub(crate) fn exec(parent: Pid, terminal: bool, json: bool) -> Vec<String> {
-        std::iter::once("__exec".to_owned()).chain(common(parent, terminal, json)).collect()
+    pub(crate) fn exec(parent: Pid, blocked: &[i32], json: bool) -> Vec<String> {
+        std::iter::once("__exec".to_owned()).chain(common(parent, blocked, json)).collect()
     }
 
-    fn common(parent: Pid, terminal: bool, json: bool) -> Vec<String> {
+    fn common(parent: Pid, blocked: &[i32], json: bool) -> Vec<String> {
         let mut args = vec![format!("--parent={}", parent.as_raw_nonzero())];
-        args.extend(terminal.then(|| "--terminal".to_owned()));
+        args.extend(blocked.iter().map(|signal| format!("--blocked={signal}")));
         args.extend(json.then(|| "--json".to_owned()));
         args.push("--".to_owned());
         args

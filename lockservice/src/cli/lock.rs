@@ -10,9 +10,8 @@ use nix::sys::signal::Signal;
 
 use super::args::LockArgs;
 use super::exit::{self, Failure};
-use super::signals::Signals;
+use super::signals::{self, Signals};
 use super::supervise::{Frame, Job, Supervised, kill_margin};
-use super::terminal;
 use crate::client::{Client, Listed, LockGuard, Session};
 
 /// Longest default stop time.
@@ -21,15 +20,54 @@ const STOP_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long the release is waited for: the next holder comes in at once if it arrives, after the session's TTL if it does not.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
 
-/// Takes the lock, runs the command, releases the lock. Answers the exit status.
-pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<u8, Failure> {
+/// How `lock` ends, if it does not fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    /// With this exit status, the command's.
+    Status(u8),
+    /// By this signal, which this process was sent.
+    Signal(Signal),
+}
+
+impl End {
+    /// The exit status. If it is to be a signal that ends this process it does so here: only that
+    /// tells a shell or make to stop too.
+    pub(crate) fn finish(self) -> u8 {
+        match self {
+            Self::Status(status) => status,
+            Self::Signal(signal) => {
+                signals::die_of(signal);
+                of_signal(signal as i32)
+            }
+        }
+    }
+}
+
+/// The exit status that stands for a signal, as shells have it.
+fn of_signal(number: i32) -> u8 {
+    u8::try_from(128 + number).unwrap_or(u8::MAX)
+}
+
+/// Takes the lock, runs the command, releases the lock. Answers how this process is to end.
+pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
+    if !std::path::Path::new("/proc/self/exe").exists() {
+        let sentence =
+            "/proc is not mounted here, and nothing can be supervised without it: mount it; nothing was locked";
+        return Err(Failure::new(exit::OS, "os", sentence));
+    }
     let mut signals = Signals::take()
         .map_err(|error| Failure::new(exit::OS, "os", format!("cannot take signals: {error}; nothing was locked")))?;
     let (client, session, stop_time) = tokio::select! {
+        // Signals first, here and below: one that came before the lock did is not passed on to a
+        // command, it keeps the command from being started.
+        biased;
+        signal = signals.next_to_end() => return Ok(End::Signal(signal)),
         opened = open(args) => opened?,
-        signal = signals.next_to_end() => return Ok(128 + signal as u8),
     };
     let outcome = tokio::select! {
+        biased;
+        // Dropping the call takes the request back.
+        signal = signals.next_to_end() => Ok(End::Signal(signal)),
         held = acquire(args, &client, &session) => match held {
             Ok(lock) => {
                 let held = hold(args, &lock, stop_time, &mut signals, json).await;
@@ -42,8 +80,6 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<u8, Failure> {
             }
             Err(failure) => Err(failure),
         },
-        // Dropping the call takes the request back.
-        signal = signals.next_to_end() => Ok(128 + signal as u8),
     };
     give_up(&session).await;
     outcome
@@ -135,19 +171,23 @@ fn client_name() -> String {
 
 /// How a command under a lock ended.
 struct Held {
-    outcome: Result<u8, Failure>,
+    outcome: Result<End, Failure>,
     /// Nothing of the command can run any more: only then may the lock be released (P5).
     over: bool,
 }
 
 /// Runs the command until it ends, or until the lock is lost.
 async fn hold(args: &LockArgs, lock: &LockGuard, stop_time: Duration, signals: &mut Signals, json: bool) -> Held {
-    let env = [("LOCKSERVICE_TOKEN", lock.token().to_string()), ("LOCKSERVICE_TABLE", args.table.to_string())];
+    let env = [
+        ("LOCKSERVICE_TOKEN", lock.token().to_string()),
+        ("LOCKSERVICE_TABLE", args.table.to_string()),
+        // Also if it was a flag: a nested `lockservice` means the same server.
+        ("LOCKSERVICE_SERVER", args.client.server.clone()),
+    ];
     // Of the node where the lock is.
     let mut guard = lock.guard();
     let mut guard_end = *guard.borrow_and_update();
-    let job =
-        Job { command: &args.command, env: &env, guard_end, stop_time, terminal: terminal::in_foreground(), json };
+    let job = Job { command: &args.command, env: &env, blocked: signals.blocked_before(), guard_end, stop_time, json };
     let mut supervised = match Supervised::start(&job) {
         Ok(supervised) => supervised,
         Err(error) => {
@@ -157,10 +197,10 @@ async fn hold(args: &LockArgs, lock: &LockGuard, stop_time: Duration, signals: &
     };
     let clock = SystemClock;
     let mut why_lost: Option<Error> = None;
-    let mut killed = false;
     let mut left = false;
     let mut last = None;
     let mut broken = "it was killed".to_owned();
+    let mut received = Vec::new();
     loop {
         let frame = tokio::select! {
             frame = supervised.next() => match frame {
@@ -170,7 +210,7 @@ async fn hold(args: &LockArgs, lock: &LockGuard, stop_time: Duration, signals: &
                     break;
                 }
             },
-            Ok(()) = guard.changed(), if why_lost.is_none() && !killed => {
+            Ok(()) = guard.changed(), if why_lost.is_none() => {
                 guard_end = *guard.borrow_and_update();
                 supervised.tell(Frame::Guard(guard_end));
                 continue;
@@ -180,67 +220,80 @@ async fn hold(args: &LockArgs, lock: &LockGuard, stop_time: Duration, signals: &
                 supervised.tell(Frame::Stop);
                 continue;
             }
-            signal = signals.next() => {
-                pass_on(&supervised, signal);
+            taken = signals.next() => {
+                if !received.contains(&taken.signal) {
+                    received.push(taken.signal);
+                }
+                if !taken.to_group {
+                    supervised.tell(Frame::Signal(taken.signal as i32));
+                }
                 continue;
             }
-            () = passed(&clock, guard_end, if killed { Duration::ZERO } else { kill_margin(stop_time) / 2 }) => {
-                if killed {
-                    // Nor does it say anything now.
-                    broken = "it does not answer".to_owned();
-                    break;
-                }
-                // The supervisor should have done so: it is stopped, or slow (P2).
-                supervised.kill_group();
-                killed = true;
+            () = passed(&clock, guard_end, kill_margin(stop_time) / 2) => {
+                // The supervisor should have ended the command: it is stopped, or slow (P2).
                 why_lost.get_or_insert_with(guard_over);
-                continue;
+                break;
             }
         };
         match frame {
-            Some(end @ (Frame::Ended(_) | Frame::Stopped | Frame::Failed(_))) => {
+            Some(end @ (Frame::Exited(_) | Frame::Died(_) | Frame::Stopped | Frame::Failed(_))) => {
                 last = Some(end);
                 break;
             }
             Some(Frame::Left) => left = true,
+            Some(Frame::Suspended(by)) => suspend(by),
             Some(_) => {}
             None => break,
         }
     }
-    let over = if last.is_some() && !left {
-        // It has seen the end of the whole group.
-        let _ = supervised.reap();
-        true
+    if last.is_some() {
+        supervised.reap();
+    }
+    let still_running = if last.is_some() && !left {
+        // It has seen the end of everything.
+        Vec::new()
     } else {
-        // Killed, perhaps: the kernel killed the command with it, and this the rest of the command's group.
+        // Killed, perhaps: the kernel killed the command with it, and this whatever that started.
         let until = *guard.borrow_and_update();
-        supervised.end_group(&clock, until).await
+        supervised.end_all(&clock, until).await
     };
-    supervised.take_back_terminal();
     let outcome = match last {
-        Some(Frame::Ended(status)) if !killed => Ok(status),
-        Some(Frame::Ended(_) | Frame::Stopped) => Err(lost(&lock.lost_now().or(why_lost).unwrap_or_else(guard_over))),
+        Some(Frame::Exited(status)) => Ok(End::Status(status)),
+        Some(Frame::Died(number)) => Ok(died(number, &received)),
+        Some(Frame::Stopped) => Err(lost(&lock.lost_now().or(why_lost).unwrap_or_else(guard_over))),
         Some(Frame::Failed(errno)) => Err(supervisor_failed(&std::io::Error::from_raw_os_error(errno).to_string())),
         _ => match why_lost {
             Some(why) => Err(lost(&why)),
             None => Err(supervisor_failed(&broken)),
         },
     };
-    Held { outcome: if over { outcome } else { Err(not_over(outcome, &supervised.group())) }, over }
+    let over = still_running.is_empty();
+    Held { outcome: if over { outcome } else { Err(not_over(outcome, &still_running)) }, over }
+}
+
+/// How to end after the command died of a signal: of the same if it came through this process.
+fn died(number: i32, received: &[Signal]) -> End {
+    match Signal::try_from(number) {
+        Ok(signal) if received.contains(&signal) => End::Signal(signal),
+        _ => End::Status(of_signal(number)),
+    }
 }
 
 /// Says that something of the command could not be ended, whatever else has happened.
-fn not_over(outcome: Result<u8, Failure>, group: &str) -> Failure {
+fn not_over(outcome: Result<End, Failure>, still_running: &[String]) -> Failure {
     let left = format!(
-        "processes of its group {group} could not be ended, so the lock was not released and goes to others when the session has run out: \
-         end them (pgrep -lg {group} lists them)"
+        "what it started could not all be ended, so the lock was not released and goes to others when the session has run out: \
+         end it (process {})",
+        still_running.join(", ")
     );
     match outcome {
-        Ok(status) => Failure::new(
-            exit::OS,
-            "command_left_running",
-            format!("the command ended with status {status}, but {left}"),
-        ),
+        Ok(end) => {
+            let how = match end {
+                End::Status(status) => format!("with status {status}"),
+                End::Signal(signal) => format!("by {signal}"),
+            };
+            Failure::new(exit::OS, "command_left_running", format!("the command ended {how}, but {left}"))
+        }
         Err(failure) => {
             let why = match failure.status {
                 exit::LOST => "the lock was lost",
@@ -255,12 +308,12 @@ fn not_over(outcome: Result<u8, Failure>, group: &str) -> Failure {
     }
 }
 
-fn pass_on(supervised: &Supervised, signal: Signal) {
-    if signal == Signal::SIGCONT && terminal::in_foreground() {
-        // `fg` in the shell gave the terminal to this process; it is the command that reads from it.
-        supervised.give_terminal();
+/// Stops this process as its command was stopped, so that the shell sees it and can continue both.
+fn suspend(by: i32) {
+    if let Ok(signal) = Signal::try_from(by) {
+        // Fails for no signal that stops.
+        let _ = nix::sys::signal::raise(signal);
     }
-    supervised.tell(Frame::Signal(signal as i32));
 }
 
 fn guard_over() -> Error {

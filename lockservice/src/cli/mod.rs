@@ -15,7 +15,6 @@ mod settings;
 mod signals;
 mod store;
 mod supervise;
-mod terminal;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -40,7 +39,7 @@ pub fn main() -> ExitCode {
         Command::Supervise(args) => return supervise::supervise(args),
         Command::Exec(args) => return supervise::exec(args),
         Command::Serve(args) => serve::run(args, json),
-        Command::Lock(args) => block_on(lock::run(args, json)),
+        Command::Lock(args) => block_on(lock::run(args, json)).map(lock::End::finish),
         Command::Locks(args) => block_on(list::locks(args, json)).map(|()| 0),
         Command::Waits(args) => block_on(list::waits(args, json)).map(|()| 0),
         Command::Binds(args) => block_on(list::binds(args, json)).map(|()| 0),

@@ -1,71 +1,187 @@
 //! The signals that the wrapper takes for its command.
+//!
+//! They stay blocked and are read from a file descriptor, so that no handler is ever installed: the
+//! wrapper can still die of a signal, as its caller expects, and what it starts inherits exactly
+//! what it was given itself.
 
 use std::io;
-use std::task::{Context, Poll};
+use std::os::fd::AsFd as _;
 
-use nix::sys::signal::Signal;
-use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::net::unix::pipe::Receiver;
 
-/// Passed on to the command while it runs; the first four end a wait.
-const PASSED_ON: [Signal; 7] = [
-    Signal::SIGINT,
-    Signal::SIGTERM,
+/// Taken by the wrapper and passed on to the command while it runs. All but the last two would end
+/// this process, and leave the lock to its TTL.
+///
+/// Stop signals are not taken: the command is in this process's group, so that both stop together.
+const TAKEN: [Signal; 14] = [
     Signal::SIGHUP,
+    Signal::SIGINT,
     Signal::SIGQUIT,
+    Signal::SIGTERM,
     Signal::SIGUSR1,
     Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGVTALRM,
+    Signal::SIGPROF,
+    Signal::SIGXCPU,
+    Signal::SIGIO,
+    Signal::SIGPWR,
     Signal::SIGCONT,
+    Signal::SIGWINCH,
 ];
 
-/// Signals sent to this process. Those that it was started to ignore (`nohup`) stay ignored, here and in the command.
+/// `si_code` of a signal that the kernel sent.
+const FROM_KERNEL: i32 = 0x80;
+
+/// Bytes that describe one signal, `struct signalfd_siginfo`.
+const INFO_BYTES: usize = 128;
+
+/// A signal that was sent to this process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taken {
+    /// Which one.
+    pub(crate) signal: Signal,
+    /// The terminal sent it, to every process of this one's group: the command has it already.
+    pub(crate) to_group: bool,
+}
+
+impl Taken {
+    /// True if it asks this process to end.
+    pub(crate) fn ends(self) -> bool {
+        !matches!(self.signal, Signal::SIGCONT | Signal::SIGWINCH)
+    }
+}
+
+/// Signals sent to this process. Those that it was started to ignore (`nohup`) or that were blocked
+/// stay so, here and in the command.
 #[derive(Debug)]
-pub(crate) struct Signals(Vec<(Signal, Stream)>);
+pub(crate) struct Signals {
+    /// Not a pipe, but read as one.
+    fd: Receiver,
+    blocked_before: Vec<i32>,
+}
 
 impl Signals {
-    /// Takes the signals from now on.
+    /// Takes the signals from now on. To be called before another thread is started: each would
+    /// have to block them too.
+    ///
+    /// # Errors
+    /// No more files may be open.
     pub(crate) fn take() -> io::Result<Self> {
-        let ignored = ignored();
-        // A parent may have left SIGCHLD ignored, which would survive into the supervisor and hide the command's end from it.
-        drop(signal(SignalKind::child())?);
-        let streams = PASSED_ON
-            .into_iter()
-            .filter(|signal| ignored & (1 << (*signal as u32 - 1)) == 0)
-            .map(|kind| Ok((kind, signal(SignalKind::from_raw(kind as i32))?)))
-            .collect::<io::Result<_>>()?;
-        Ok(Self(streams))
+        let ignored = Ignored::now();
+        let before = SigSet::thread_get_mask()?;
+        let mut taken = SigSet::empty();
+        for signal in TAKEN {
+            if !ignored.contains(signal) && !before.contains(signal) {
+                taken.add(signal);
+            }
+        }
+        let fd = SignalFd::with_flags(&taken, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        taken.thread_block()?;
+        Ok(Self {
+            fd: Receiver::from_owned_fd_unchecked(fd.as_fd().try_clone_to_owned()?)?,
+            blocked_before: before.iter().map(|signal| signal as i32).collect(),
+        })
     }
 
-    /// The next signal. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Signal {
-        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    /// What the caller had blocked, which is what the command is to have blocked.
+    pub(crate) fn blocked_before(&self) -> &[i32] {
+        &self.blocked_before
+    }
+
+    /// The next signal.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a signal is taken only to be returned.
+    pub(crate) async fn next(&mut self) -> Taken {
+        let mut info = [0; INFO_BYTES];
+        loop {
+            // First without asking whether there is one: what came before this call is not missed.
+            let read = rustix::io::read(&self.fd, &mut info);
+            if let Some(taken) = read.ok().and_then(|read| Taken::parse(&info[..read])) {
+                return taken;
+            }
+            if self.fd.readable().await.is_err() {
+                // The runtime is going away.
+                return std::future::pending().await;
+            }
+            if let Ok(read) = self.fd.try_read(&mut info)
+                && let Some(taken) = Taken::parse(&info[..read])
+            {
+                return taken;
+            }
+        }
     }
 
     /// The next signal that asks this process to end. Cancel safe.
     pub(crate) async fn next_to_end(&mut self) -> Signal {
         loop {
-            let signal = self.next().await;
-            if matches!(signal, Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT) {
-                return signal;
+            let taken = self.next().await;
+            if taken.ends() {
+                return taken.signal;
             }
         }
-    }
-
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Signal> {
-        for (kind, stream) in &mut self.0 {
-            if let Poll::Ready(Some(())) = stream.poll_recv(cx) {
-                return Poll::Ready(*kind);
-            }
-        }
-        Poll::Pending
     }
 }
 
-/// The set of ignored signals as the kernel shows it; empty where it does not.
-fn ignored() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("SigIgn:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .unwrap_or_default()
+impl Taken {
+    /// Read from the kernel's description of a signal: its number and, behind an errno, its origin.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let field = |at: usize| Some(i32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        let signal = Signal::try_from(field(0)?).ok()?;
+        Some(Self { signal, to_group: of_terminal(signal) && field(8)? == FROM_KERNEL })
+    }
+}
+
+/// Dies of `signal`, so that the caller sees that: a shell ends its loop after Ctrl-C, make its run.
+///
+/// Comes back only if the signal does not end this process.
+pub(crate) fn die_of(signal: Signal) {
+    // SIGQUIT would write the memory of a process that has no fault.
+    let limit = getrlimit(Resource::Core);
+    let _ = setrlimit(Resource::Core, rustix::process::Rlimit { current: Some(0), ..limit });
+    let mut mask = SigSet::empty();
+    mask.add(signal);
+    let _ = mask.thread_unblock();
+    let _ = nix::sys::signal::raise(signal);
+}
+
+/// Every signal that has a name.
+pub(crate) fn every() -> SigSet {
+    Signal::iterator().collect()
+}
+
+/// Runs `start` with every signal blocked, which what it starts inherits. A process that is not yet
+/// what it is to be can be stopped by a signal, and whoever waits for it hangs.
+pub(crate) fn undisturbed<T>(start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let before = every().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let started = start();
+    before.thread_set_mask()?;
+    started
+}
+
+/// The signals that this process ignores.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ignored(u64);
+
+impl Ignored {
+    /// As `/proc` shows it; none where it does not.
+    pub(crate) fn now() -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        Self(mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default())
+    }
+
+    /// True if it ignores `signal`.
+    pub(crate) fn contains(self, signal: Signal) -> bool {
+        self.0 & (1 << (signal as u32 - 1)) != 0
+    }
+}
+
+/// True for the signals that a terminal sends to its foreground group.
+fn of_terminal(signal: Signal) -> bool {
+    matches!(signal, Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGWINCH)
 }

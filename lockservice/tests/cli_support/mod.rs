@@ -105,6 +105,14 @@ impl Running {
         Pid::from_child(&self.child)
     }
 
+    /// The supervisor of a `lock`: its only child, or the first.
+    pub(crate) fn supervisor(&self) -> Pid {
+        let pid = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
+        let first = children.split_ascii_whitespace().next().expect("a child");
+        Pid::from_raw(first.parse().expect("a number")).expect("not zero")
+    }
+
     /// Waits for the end; answers the status and all of stderr.
     pub(crate) fn wait(mut self) -> (ExitStatus, String) {
         wait_for_end_of(self.pid());
@@ -151,6 +159,7 @@ pub(crate) struct Server {
     pub(crate) running: Running,
     pub(crate) address: String,
     pub(crate) folder: tempfile::TempDir,
+    flags: Vec<String>,
 }
 
 impl Server {
@@ -165,23 +174,23 @@ impl Server {
     fn open(folder: tempfile::TempDir, flags: &[&str]) -> Self {
         let store = format!("file:{}", folder.path().join("db").display());
         let (running, address) = serve(&store, flags);
-        Self { running, address, folder }
+        Self { running, address, folder, flags: flags.iter().map(|flag| (*flag).to_owned()).collect() }
     }
 
     /// Kills the server with SIGKILL and starts it again on the same store, at another address.
     pub(crate) fn crash_and_restart(self) -> Self {
-        let Self { running, folder, .. } = self;
+        let Self { running, folder, flags, .. } = self;
         running.signal(Signal::KILL);
         running.wait();
-        Self::open(folder, &[])
+        Self::open(folder, &flags.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// Stops the server in order and starts it again on the same store, at another address.
     pub(crate) fn stop_and_restart(self) -> Self {
-        let Self { running, folder, .. } = self;
+        let Self { running, folder, flags, .. } = self;
         running.signal(Signal::TERM);
         assert!(running.wait().0.success(), "it stops in order");
-        Self::open(folder, &[])
+        Self::open(folder, &flags.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// `lockservice ARGS` that talks to this server.

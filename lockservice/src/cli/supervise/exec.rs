@@ -1,20 +1,26 @@
 //! `lockservice __exec`: the last step before the command. It ties itself to its parent and becomes the command.
 
 use std::convert::Infallible;
-use std::io;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-use nix::sys::signal::{SigSet, Signal};
-use rustix::process::{Pid, getpgrp, getppid, set_parent_process_death_signal};
+use nix::sys::signal::Signal;
+use rustix::process::{Pid, getppid, set_parent_process_death_signal};
 
+use super::stdin;
 use crate::cli::args::ExecArgs;
 use crate::cli::exit::{self, Failure};
-use crate::cli::terminal;
+use crate::cli::signals::every;
+
+/// The kernel reads no more of a script's first line.
+const FIRST_LINE_BYTES: u64 = 256;
 
 /// Becomes the command; comes back only if that is impossible.
-///
-/// The process group was made by whoever started this process, so that it exists before anybody can want to end it.
 pub(crate) fn run(args: &ExecArgs) -> ExitCode {
     match become_command(args) {
         Ok(never) => match never {},
@@ -33,20 +39,39 @@ fn become_command(args: &ExecArgs) -> Result<Infallible, Failure> {
     if getppid() != Pid::from_raw(args.parent) {
         return Err(Failure::silent(exit::LOST));
     }
-    if args.terminal {
-        // No failure is worth not running the command: without the terminal it can still write.
-        let _ = terminal::give_to(getpgrp());
+    // The supervisor sends it when it has left this process's group and is out of reach of what is
+    // sent to that: nothing may run before.
+    let stdin = stdin::receive(rustix::stdio::stdin())
+        .map_err(|error| os("take over the standard input", error))?
+        .ok_or_else(|| Failure::silent(exit::LOST))?;
+    rustix::stdio::dup2_stdin(stdin).map_err(|error| os("take over the standard input", error.into()))?;
+    // Everything was blocked up to here, and a mask survives exec.
+    let mut mask = every();
+    for number in &args.blocked {
+        if let Ok(signal) = Signal::try_from(*number) {
+            mask.remove(signal);
+        }
     }
-    // The supervisor blocked these for itself, and a mask survives exec.
-    unblocked().thread_unblock().map_err(|error| os("reset the signal mask", error.into()))?;
+    mask.thread_unblock().map_err(|error| os("reset the signal mask", error.into()))?;
 
     let Some((program, rest)) = args.command.split_first() else {
         return Err(Failure::usage("no command was given: add `-- COMMAND`"));
     };
     let error = Command::new(program).args(rest).exec();
     let name = program.to_string_lossy();
-    Err(match error.kind() {
-        io::ErrorKind::NotFound => Failure::new(
+    Err(match (error.kind(), found(program)) {
+        (io::ErrorKind::NotFound, Some(file)) => {
+            let what = match interpreter(&file) {
+                Some(interpreter) => format!("its interpreter {interpreter:?} is missing: check its first line"),
+                None => "its interpreter or its dynamic loader is missing".to_owned(),
+            };
+            Failure::new(
+                exit::NOT_FOUND,
+                "interpreter_not_found",
+                format!("the command {name:?} cannot be run, for {what}; the lock was released"),
+            )
+        }
+        (io::ErrorKind::NotFound, None) => Failure::new(
             exit::NOT_FOUND,
             "command_not_found",
             format!("the command {name:?} was not found: check its name and PATH; the lock was released"),
@@ -61,20 +86,21 @@ fn become_command(args: &ExecArgs) -> Result<Infallible, Failure> {
     })
 }
 
-/// What the supervisor blocks for itself, and the command gets back.
-pub(super) fn unblocked() -> SigSet {
-    [
-        Signal::SIGINT,
-        Signal::SIGTERM,
-        Signal::SIGHUP,
-        Signal::SIGQUIT,
-        Signal::SIGUSR1,
-        Signal::SIGUSR2,
-        Signal::SIGTSTP,
-        Signal::SIGTTIN,
-        Signal::SIGTTOU,
-        Signal::SIGCHLD,
-    ]
-    .into_iter()
-    .collect()
+/// The file that `program` names, as it would be looked for to be run.
+fn found(program: &OsStr) -> Option<PathBuf> {
+    if program.as_bytes().contains(&b'/') {
+        return Some(PathBuf::from(program)).filter(|file| file.is_file());
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+/// What the first line of a script names as its interpreter.
+fn interpreter(file: &PathBuf) -> Option<String> {
+    let mut line = Vec::new();
+    BufReader::new(File::open(file).ok()?.take(FIRST_LINE_BYTES)).read_until(b'\n', &mut line).ok()?;
+    let line = String::from_utf8_lossy(line.strip_prefix(b"#!")?).into_owned();
+    // A line end of another system belongs to the name, and is what is wrong then.
+    let line = line.strip_suffix('\n').unwrap_or(&line).trim_matches([' ', '\t']);
+    Some(line.split([' ', '\t']).next()?.to_owned())
 }

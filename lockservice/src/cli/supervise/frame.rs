@@ -1,4 +1,4 @@
-//! What the wrapper and the supervisor tell each other over their socket: frames of nine bytes, a kind and a number.
+//! What the wrapper and the supervisor tell each other: frames of nine bytes, a kind and a number.
 
 use std::time::Duration;
 
@@ -7,21 +7,26 @@ use lockservice_core::clock::Time;
 /// Bytes of a frame on the socket.
 pub(crate) const FRAME_BYTES: usize = 9;
 
-/// One message. The numbers of times are nanoseconds of `CLOCK_BOOTTIME`: both ends run on one machine, so they compare.
+/// One message. The numbers of times are nanoseconds of `CLOCK_BOOTTIME`: both ends run on one
+/// machine, so they compare.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Frame {
     /// To the supervisor: the guard of the lock now ends then (P2).
     Guard(Time),
     /// To the supervisor: the lock is lost or about to be; end the command now.
     Stop,
-    /// To the supervisor: pass this signal on to the command's group.
+    /// To the supervisor: pass this signal on to the command.
     Signal(i32),
-    /// From the supervisor: the command runs as this process, which leads the group of the same number.
-    Started(i32),
-    /// From the supervisor, before the next two: the command ended, but something of its group was killed in vain so far.
+    /// From the supervisor: the command was stopped by this signal, and nobody sees that unless the
+    /// wrapper stops too.
+    Suspended(i32),
+    /// From the supervisor, before it ends: the command ended, but something of it was killed in
+    /// vain so far.
     Left,
-    /// From the supervisor: the command ended by itself, with this exit status (128 + n for signal n).
-    Ended(u8),
+    /// From the supervisor: the command ended by itself, with this exit status.
+    Exited(u8),
+    /// From the supervisor: the command died of this signal.
+    Died(i32),
     /// From the supervisor: the command was ended because the lock was lost.
     Stopped,
     /// From the supervisor: the command could not be started for this reason (an errno).
@@ -35,11 +40,12 @@ impl Frame {
             Self::Guard(end) => (1, u64::try_from(end.since_origin().as_nanos()).unwrap_or(u64::MAX)),
             Self::Stop => (2, 0),
             Self::Signal(number) => (3, u64::from(number.unsigned_abs())),
-            Self::Started(pid) => (4, u64::from(pid.unsigned_abs())),
-            Self::Ended(status) => (5, u64::from(status)),
+            Self::Suspended(number) => (4, u64::from(number.unsigned_abs())),
+            Self::Exited(status) => (5, u64::from(status)),
             Self::Stopped => (6, 0),
             Self::Failed(errno) => (7, u64::from(errno.unsigned_abs())),
             Self::Left => (8, 0),
+            Self::Died(number) => (9, u64::from(number.unsigned_abs())),
         };
         let mut bytes = [kind; FRAME_BYTES];
         bytes[1..].copy_from_slice(&value.to_le_bytes());
@@ -54,13 +60,19 @@ impl Frame {
             1 => Self::Guard(Time::from_origin(Duration::from_nanos(value))),
             2 => Self::Stop,
             3 => Self::Signal(i32::try_from(value).ok()?),
-            4 => Self::Started(i32::try_from(value).ok()?),
-            5 => Self::Ended(u8::try_from(value).ok()?),
+            4 => Self::Suspended(i32::try_from(value).ok()?),
+            5 => Self::Exited(u8::try_from(value).ok()?),
             6 => Self::Stopped,
             7 => Self::Failed(i32::try_from(value).ok()?),
             8 => Self::Left,
+            9 => Self::Died(i32::try_from(value).ok()?),
             _ => return None,
         })
+    }
+
+    /// True if `later` says all that this one does, so that this one need not be sent any more.
+    pub(super) fn is_said_by(self, later: Self) -> bool {
+        self == later || matches!((self, later), (Self::Guard(_), Self::Guard(_)))
     }
 }
 
@@ -74,14 +86,15 @@ mod tests {
             Frame::Guard(Time::from_origin(Duration::from_nanos(12_345_678_901))),
             Frame::Stop,
             Frame::Signal(15),
-            Frame::Started(4_194_304),
-            Frame::Ended(255),
+            Frame::Suspended(20),
+            Frame::Exited(255),
+            Frame::Died(9),
             Frame::Stopped,
             Frame::Failed(2),
             Frame::Left,
         ] {
             assert_eq!(Frame::decode(frame.encode()), Some(frame));
         }
-        assert_eq!(Frame::decode([9; FRAME_BYTES]), None);
+        assert_eq!(Frame::decode([10; FRAME_BYTES]), None);
     }
 }

@@ -6,7 +6,7 @@ use lockservice_core::clock::Time;
 
 use super::kill_margin;
 
-/// What is to be done to the command's group.
+/// What is to be done to the command and all that it started.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Action {
     /// Send SIGTERM.
@@ -35,6 +35,11 @@ impl Guard {
         if self.kill_at.is_none() {
             self.end = end;
         }
+    }
+
+    /// When the lock may go to others.
+    pub(super) fn end(&self) -> Time {
+        self.end
     }
 
     /// True once the command was told to end.
@@ -71,7 +76,8 @@ impl Guard {
         if self.killed { None } else { Some(self.kill_at.unwrap_or_else(|| self.terminate_at())) }
     }
 
-    fn terminate_at(&self) -> Time {
+    /// When the command is told to end, if no renewal comes.
+    pub(super) fn terminate_at(&self) -> Time {
         before(self.end, self.stop_time)
     }
 }

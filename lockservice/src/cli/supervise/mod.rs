@@ -3,30 +3,41 @@
 //! # Implementation details
 //! Three processes of this one binary, so that no unsafe code is needed between fork and exec:
 //! ```text
-//! wrapper      `lockservice lock`        talks to the server, tells the supervisor the end of the guard at every renewal
-//!   └ supervisor  `lockservice __supervise`  one thread, no runtime: counts the guard, ends the command's process group
-//!       └ command  `lockservice __exec`      sets its parent-death signal, checks its parent, then becomes the command
+//! wrapper  `lockservice lock`                talks to the server, tells the guard's end at each renewal
+//!   └ supervisor  `lockservice __supervise`  counts the guard, ends the work; in a session of its own
+//!       └ command  `lockservice __exec`      waits to be let go, then becomes the command
 //! ```
-//! | what happens | who ends the command |
+//! The command runs in the wrapper's process group and session, as it would without the wrapper:
+//! the terminal reaches both with Ctrl-C and Ctrl-Z, the shell stops and continues both, and
+//! nothing has to be passed back and forth. The supervisor leaves that session before the command
+//! may run, so that what ends a whole group does not end it.
+//!
+//! The command's *work* is everything below it, in whatever group or session. Wrapper and
+//! supervisor are subreapers, so that nothing leaves their tree by losing its parent (see `tree`).
+//!
+//! | what happens | who ends the work |
 //! |---|---|
 //! | the lock is lost | the wrapper tells the supervisor, which sends SIGTERM, and SIGKILL before the guard's end |
 //! | the wrapper is stopped, hangs or is cut off | the supervisor, by its own count of the guard |
-//! | the wrapper is killed, even with SIGKILL | the supervisor, at once: its socket closes |
-//! | the supervisor is killed | the kernel (parent-death signal); the wrapper ends the rest of the group, and waits for that before it releases |
+//! | the wrapper is killed (SIGKILL), or its whole group | the supervisor, at once: its socket closes |
+//! | the supervisor is killed | the kernel the command (parent-death signal), the wrapper the rest |
 //! | the supervisor is stopped | the wrapper, by its own count; if the wrapper dies too, its death continues the supervisor |
 //!
-//! The lock is released when nothing of the group can run any more, and not before (P5). What cannot be ended (it hangs in the kernel, or
-//! belongs to another user) keeps the lock from being released: the session lapses by its TTL instead.
+//! The lock is released when nothing of the work can run any more, and not before (P5). What cannot
+//! be ended (it hangs in the kernel, or belongs to another user) keeps the lock from being released:
+//! the session lapses by its TTL instead, and the wrapper names it.
 //!
-//! Only both watchers killed within the same instant leave the command's own children behind, and a command that leaves its process
-//! group (a daemon) escapes: nothing short of a control group would hold it.
+//! What remains: both watchers killed, or both stopped, within the same instant; and work that the
+//! command asks another daemon for (`systemd-run`, `at`, a container), which is not below it.
 
 mod exec;
 mod frame;
-mod group;
 mod guard;
 mod handle;
+mod outbox;
+mod stdin;
 mod supervisor;
+mod tree;
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
-//! `lockservice __supervise`: the process that counts the guard beside the wrapper and ends the command's group.
+//! `lockservice __supervise`: the process that counts the guard beside the wrapper, and ends the
+//! command.
 
-use std::io::{self, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -12,25 +12,27 @@ use lockservice_core::clock::{Clock, SystemClock, Time};
 use nix::sys::signal::{SigSet, Signal as NixSignal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{
-    Pid, Signal, WaitOptions, getpid, getppid, kill_process_group, set_child_subreaper,
-    set_parent_process_death_signal, wait,
+    Pid, Signal, WaitStatus, getpgrp, getpid, getppid, set_child_subreaper, set_parent_process_death_signal, setsid,
 };
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
-use super::exec::unblocked;
 use super::frame::{FRAME_BYTES, Frame};
-use super::group;
 use super::guard::{Action, Guard};
+use super::tree::{Process, Tree};
+use super::{kill_margin, stdin};
 use crate::cli::args::{SuperviseArgs, command_line};
 use crate::cli::exit;
+use crate::cli::signals::{Ignored, every};
 
-/// How often the rest of the group is looked at after the command itself has ended; also how long a killed rest is waited for here. The
-/// wrapper waits on.
-const DRAIN_TICK: Duration = Duration::from_millis(20);
+/// How often the rest is killed again until it has gone: what it started meanwhile was not yet.
+const KILL_TICK: Duration = Duration::from_millis(10);
 
-/// Runs the command and answers when its whole group has ended, or was ended.
+/// How long after the command was stopped it is looked at: by then whatever stopped it has stopped
+/// the wrapper too, or has not.
+const SUSPENDED_TICK: Duration = Duration::from_millis(50);
+
+/// Runs the command and answers when it and everything it started has ended, or was ended.
 pub(crate) fn run(args: &SuperviseArgs) -> ExitCode {
     match start(args).and_then(|supervisor| supervisor.map_or(Ok(()), Supervisor::run)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -47,41 +49,56 @@ pub(crate) fn run(args: &SuperviseArgs) -> ExitCode {
 
 struct Supervisor {
     control: UnixStream,
+    /// False once the wrapper has gone.
+    attended: bool,
     children: SignalFd,
     timer: OwnedFd,
     clock: SystemClock,
     guard: Guard,
     stop_time: Duration,
-    group: Pid,
+    tree: Tree,
+    wrapper: Option<Pid>,
+    command: Pid,
+    /// The command's process group, as last seen.
+    group: i32,
     asked_to_stop: bool,
     json: bool,
-    /// Once the command itself has ended: its status, and when what is left of its group is killed.
+    /// When a command that was stopped is to be looked at, and what stopped it.
+    suspended: Option<(Time, i32)>,
+    /// Once the command itself has ended.
     ended: Option<Ended>,
+    /// Once everything is being killed: when that is given up.
+    killing_until: Option<Time>,
 }
 
+/// How the command itself ended, and what becomes of the rest.
 #[derive(Clone, Copy)]
 struct Ended {
-    status: u8,
+    how: Frame,
     /// The command was told to end because the lock was lost, before it ended.
     stopped: bool,
-    kill_rest_at: Time,
-    rest_killed: bool,
+    /// When what is left is told to end, and the same once it was told.
+    terminate_at: Option<Time>,
+    kill_at: Time,
 }
 
 /// Starts the command; `None` if there is no time left, or no wrapper.
 fn start(args: &SuperviseArgs) -> io::Result<Option<Supervisor>> {
     // Signals of the terminal and of the job are the wrapper's business; it says what to pass on.
-    unblocked().thread_block()?;
-    // If the wrapper dies while this process is stopped, this process goes on, sees the closed socket and ends the command's group.
+    every().thread_block()?;
+    // If the wrapper dies while this process is stopped, this process goes on, sees the closed socket
+    // and ends the command.
     set_parent_process_death_signal(Some(Signal::CONT))?;
-    if getppid() != Pid::from_raw(args.parent) {
+    let wrapper = getppid();
+    if wrapper != Pid::from_raw(args.parent) {
         return Ok(None);
     }
-    // Orphans of the command's group become this process's children, so that their end is seen.
+    // Whatever the command leaves behind becomes this process's child.
     set_child_subreaper(Some(getpid()))?;
+    let tree = Tree::from_now();
 
     let mut control = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?);
-    let stdin = receive_stdin(&control)?;
+    let Some(stdin) = stdin::receive(&control)? else { return Ok(None) };
     rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
 
     let mut mask = SigSet::empty();
@@ -97,12 +114,12 @@ fn start(args: &SuperviseArgs) -> io::Result<Option<Supervisor>> {
         control.write_all(&Frame::Stopped.encode())?;
         return Ok(None);
     }
+    let (go, waits_for_it) = UnixStream::pair()?;
     let spawned = Command::new("/proc/self/exe")
         .arg0("lockservice")
-        .args(command_line::exec(getpid(), args.terminal, args.json))
+        .args(command_line::exec(getpid(), &args.blocked, args.json))
         .args(&args.command)
-        .stdin(Stdio::from(stdin))
-        .process_group(0)
+        .stdin(Stdio::from(OwnedFd::from(waits_for_it)))
         .spawn();
     let child = match spawned {
         Ok(child) => child,
@@ -111,45 +128,52 @@ fn start(args: &SuperviseArgs) -> io::Result<Option<Supervisor>> {
             return Ok(None);
         }
     };
-    let group = Pid::from_child(&child);
-    control.write_all(&Frame::Started(group.as_raw_nonzero().get()).encode())?;
-    Ok(Some(Supervisor {
+    let group = getpgrp().as_raw_nonzero().get();
+    // Only after it was started, so that the command stays in the wrapper's session, with its
+    // terminal; and before it may run, for from now on what is sent to the wrapper's group does not
+    // reach this process.
+    setsid()?;
+    see_children()?;
+    let supervisor = Supervisor {
         control,
+        attended: true,
         children,
         timer,
         clock,
         guard,
         stop_time,
+        tree,
+        wrapper,
+        command: Pid::from_child(&child),
         group,
         asked_to_stop: false,
         json: args.json,
+        suspended: None,
         ended: None,
-    }))
+        killing_until: None,
+    };
+    stdin::hand_over(&go, stdin.as_fd())?;
+    Ok(Some(supervisor))
 }
 
-/// The wrapper's own stdin, which becomes the command's. It comes as a file descriptor over the socket: three are not enough to hand
-/// down stdin, stdout, stderr and the socket.
-fn receive_stdin(control: &UnixStream) -> io::Result<OwnedFd> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    recvmsg(control, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut files) = message
-            && let Some(file) = files.next()
-        {
-            return Ok(file);
-        }
+/// Makes the end of a child visible if the caller ignores that. The command has inherited by now
+/// that it is ignored, and is to.
+fn see_children() -> io::Result<()> {
+    if Ignored::now().contains(NixSignal::SIGCHLD) {
+        // A handler takes the place of what was there. It never runs: the signal stays blocked.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let _entered = runtime.enter();
+        drop(tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child())?);
     }
-    Err(io::Error::new(io::ErrorKind::InvalidData, "the wrapper did not hand over its standard input"))
+    Ok(())
 }
 
 impl Supervisor {
     fn run(mut self) -> io::Result<()> {
         let result = self.watch();
         if result.is_err() {
-            // Nothing that cannot be watched may run on.
-            self.signal(Signal::KILL);
+            // Nothing that cannot be watched may run on. The wrapper sees to it that it has gone.
+            self.tree.kill();
         }
         result
     }
@@ -158,133 +182,200 @@ impl Supervisor {
         loop {
             let now = self.clock.now();
             // Before the guard is looked at: a command that ended in time was not ended by us.
-            self.reap(now)?;
+            if self.reap(now) {
+                let Some(ended) = self.ended else {
+                    return Err(io::Error::other("the command's status was lost"));
+                };
+                return self.tell(if ended.stopped { Frame::Stopped } else { ended.how });
+            }
             match self.guard.due(now, self.asked_to_stop) {
-                Some(Action::Terminate) => {
-                    self.signal(Signal::TERM);
-                    // A stopped process acts on nothing but this.
-                    self.signal(Signal::CONT);
-                }
-                Some(Action::Kill) => self.signal(Signal::KILL),
+                Some(Action::Terminate) => self.terminate(),
+                Some(Action::Kill) => self.kill_until(self.guard.end()),
                 None => {}
             }
-            if let Some(ended) = &mut self.ended {
-                let gone = if ended.rest_killed { group::is_gone(self.group) } else { group::is_empty(self.group) };
-                let given_up = ended.rest_killed && now >= ended.kill_rest_at + DRAIN_TICK;
-                if gone || given_up {
-                    let ended = *ended;
-                    if !gone {
-                        self.tell(Frame::Left)?;
-                    }
-                    let frame = if ended.stopped { Frame::Stopped } else { Frame::Ended(ended.status) };
-                    return self.tell(frame);
-                }
-                if now >= ended.kill_rest_at && !ended.rest_killed {
-                    ended.rest_killed = true;
-                    self.signal(Signal::KILL);
+            self.end_rest(now);
+            self.look_at_suspended(now);
+            if let Some(until) = self.killing_until {
+                self.tree.kill();
+                if now >= until && !self.reap(now) {
+                    self.tell(Frame::Left)?;
+                    return match self.ended {
+                        Some(Ended { how, stopped: false, .. }) => self.tell(how),
+                        _ => self.tell(Frame::Stopped),
+                    };
                 }
             }
             self.set_timer(now)?;
-            if !self.wait_for_event()? {
-                // The wrapper is gone, perhaps killed: nobody renews the session, nobody reads the status.
-                self.signal(Signal::KILL);
-                return Ok(());
-            }
+            self.wait_for_event()?;
         }
     }
 
-    /// Waits for a child, the wrapper or the timer. False if the wrapper is gone.
-    fn wait_for_event(&mut self) -> io::Result<bool> {
+    /// Tells everything to end. A stopped process acts on that only once it is continued.
+    fn terminate(&self) {
+        self.tree.signal(Signal::TERM, |_| true);
+        self.tree.signal(Signal::CONT, |_| true);
+    }
+
+    fn kill_until(&mut self, time: Time) {
+        self.killing_until.get_or_insert(time);
+    }
+
+    /// Ends what the command left behind, if it does not end by itself.
+    fn end_rest(&mut self, now: Time) {
+        let Some(ended) = &mut self.ended else { return };
+        let kill = now >= ended.kill_at;
+        let terminate = ended.terminate_at.take_if(|at| now >= *at).is_some();
+        if kill {
+            self.kill_until(now + kill_margin(self.stop_time) + KILL_TICK);
+        } else if terminate {
+            self.terminate();
+        }
+    }
+
+    /// Sees to it that a command that was stopped does not wait for ever for somebody to see that.
+    fn look_at_suspended(&mut self, now: Time) {
+        let Some((_, by)) = self.suspended.take_if(|(at, _)| now >= *at) else { return };
+        if self.killing_until.is_some() {
+            // It was stopped to be killed.
+            return;
+        }
+        let (Some(command), Some(wrapper)) = (Process::of(self.command), self.wrapper.and_then(Process::of)) else {
+            return;
+        };
+        if !command.is_stopped() {
+            return;
+        }
+        if wrapper.is_stopped() {
+            let left = self.guard.terminate_at().remaining(now).as_secs();
+            exit::say_note(
+                self.json,
+                &format!("the command is stopped: it loses the lock, and is ended, unless it goes on within {left} s"),
+            );
+            return;
+        }
+        // Only it was stopped. Its shell sees the wrapper, and nothing of the command. One that was
+        // stopped by hand (SIGSTOP) is left alone, unless a terminal waits for it.
+        let by_hand = by == NixSignal::SIGSTOP as i32;
+        if !by_hand || [wrapper.group, command.group].contains(&wrapper.foreground) {
+            // That the wrapper has gone is seen elsewhere.
+            let _ = self.tell(Frame::Suspended(by));
+        }
+    }
+
+    /// Waits for a child, the wrapper or the timer.
+    fn wait_for_event(&mut self) -> io::Result<()> {
+        let wrapper = if self.attended { PollFlags::IN } else { PollFlags::empty() };
         let mut fds = [
-            PollFd::new(&self.control, PollFlags::IN),
             PollFd::from_borrowed_fd(self.children.as_fd(), PollFlags::IN),
             PollFd::new(&self.timer, PollFlags::IN),
+            PollFd::new(&self.control, wrapper),
         ];
-        match poll(&mut fds, None) {
+        // A closed socket is reported even to who asks for nothing.
+        let count = if self.attended { 3 } else { 2 };
+        match poll(&mut fds[..count], None) {
             Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok(true),
+            Err(rustix::io::Errno::INTR) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
-        let from_wrapper = !fds[0].revents().is_empty();
-        if !fds[1].revents().is_empty() {
+        let [children, timer, wrapper] = fds.map(|fd| !fd.revents().is_empty());
+        if children {
             while self.children.read_signal()?.is_some() {}
         }
-        if !fds[2].revents().is_empty() {
+        if timer {
             // How often it fired does not matter: the clock is read again.
             let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
         }
-        if from_wrapper {
-            let mut bytes = [0; FRAME_BYTES];
-            if self.control.read_exact(&mut bytes).is_err() {
-                return Ok(false);
-            }
-            match Frame::decode(bytes) {
-                Some(Frame::Guard(end)) => self.guard.renew(end),
-                Some(Frame::Stop) => self.asked_to_stop = true,
-                Some(Frame::Signal(number)) => {
-                    if let Some(signal) = Signal::from_named_raw(number) {
-                        self.signal(signal);
-                    }
+        if wrapper {
+            self.hear();
+        }
+        Ok(())
+    }
+
+    /// Reads what the wrapper says.
+    fn hear(&mut self) {
+        let mut bytes = [0; FRAME_BYTES];
+        if self.control.read_exact(&mut bytes).is_err() {
+            // It is gone, perhaps killed: nobody renews the session, nobody reads the status.
+            self.attended = false;
+            let now = self.clock.now();
+            self.kill_until(self.guard.end().max(now + self.stop_time));
+            return;
+        }
+        match Frame::decode(bytes) {
+            Some(Frame::Guard(end)) => self.guard.renew(end),
+            Some(Frame::Stop) => self.asked_to_stop = true,
+            Some(Frame::Signal(number)) => {
+                if let Some(signal) = Signal::from_named_raw(number) {
+                    self.pass_on(signal);
                 }
-                _ => {}
+            }
+            _ => {}
+        }
+    }
+
+    /// Passes a signal on to the command and to what it has in its process group.
+    fn pass_on(&mut self, signal: Signal) {
+        if let Some(command) = Process::of(self.command).filter(|_| self.ended.is_none()) {
+            self.group = command.group;
+        }
+        let group = self.group;
+        let refused = self.tree.signal(signal, |process| process.group == group);
+        if let Some(process) = refused.first() {
+            let name = NixSignal::try_from(signal.as_raw()).map_or("the signal", NixSignal::as_str);
+            exit::say_warning(
+                self.json,
+                "signal_not_passed_on",
+                &format!("{name} cannot be passed on to process {process}: it runs as another user"),
+            );
+        }
+    }
+
+    /// Reaps who has ended. True if nothing is left.
+    fn reap(&mut self, now: Time) -> bool {
+        let mut changes = Vec::new();
+        let gone = self.tree.reap(|pid, status| changes.push((pid, status)));
+        for (pid, status) in changes {
+            if pid == self.command {
+                self.command_changed(status, now);
             }
         }
-        Ok(true)
+        gone
     }
 
-    fn reap(&mut self, now: Time) -> io::Result<()> {
-        loop {
-            match wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
-                Ok(Some((pid, status))) if pid == self.group => {
-                    if status.stopped() {
-                        self.stopped(status.stopping_signal());
-                        continue;
-                    }
-                    let code = match (status.exit_status(), status.terminating_signal()) {
-                        (Some(code), _) => code,
-                        (None, Some(signal)) => 128 + signal,
-                        (None, None) => continue,
-                    };
-                    self.ended = Some(Ended {
-                        status: u8::try_from(code).unwrap_or(u8::MAX),
-                        stopped: self.guard.stopping(),
-                        kill_rest_at: now + self.stop_time,
-                        rest_killed: false,
-                    });
-                }
-                Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
-                Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
+    fn command_changed(&mut self, status: WaitStatus, now: Time) {
+        if status.stopped() {
+            self.suspended = status.stopping_signal().map(|by| (now + SUSPENDED_TICK, by));
+            return;
         }
-    }
-
-    /// Ctrl-Z: a suspended command would keep everybody else waiting, and nobody could see why.
-    fn stopped(&self, by: Option<i32>) {
-        if by == Some(NixSignal::SIGTSTP as i32) {
-            exit::say_note(self.json, "the command cannot be suspended while it holds a lock: it goes on");
-            self.signal(Signal::CONT);
-        }
-    }
-
-    /// Signals the group. That it may be gone already is no error.
-    fn signal(&self, signal: Signal) {
-        let _ = kill_process_group(self.group, signal);
+        let how = match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Frame::Exited(u8::try_from(code).unwrap_or(u8::MAX)),
+            (None, Some(signal)) => Frame::Died(signal),
+            (None, None) => return,
+        };
+        self.suspended = None;
+        self.ended = Some(Ended {
+            how,
+            stopped: self.guard.stopping(),
+            terminate_at: Some(now + self.stop_time / 2),
+            kill_at: now + self.stop_time,
+        });
     }
 
     fn tell(&mut self, frame: Frame) -> io::Result<()> {
         match self.control.write_all(&frame.encode()) {
             // The wrapper has gone: nobody wants to know.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
             other => other,
         }
     }
 
     fn set_timer(&self, now: Time) -> io::Result<()> {
-        let drain = self
-            .ended
-            .map(|ended| if ended.rest_killed { now + DRAIN_TICK } else { ended.kill_rest_at.min(now + DRAIN_TICK) });
-        let at = [self.guard.wake_at(), drain].into_iter().flatten().min();
+        let rest = self.ended.map(|ended| ended.terminate_at.unwrap_or(ended.kill_at));
+        let suspended = self.suspended.map(|(at, _)| at);
+        let at = match self.killing_until {
+            Some(_) => Some(now + KILL_TICK),
+            None => [self.guard.wake_at(), rest, suspended].into_iter().flatten().min(),
+        };
         // All zero disarms it; a time in the past fires at once.
         let at = at.map_or(Duration::ZERO, |at| at.since_origin().max(Duration::from_nanos(1)));
         let value = Timespec { tv_sec: at.as_secs().cast_signed(), tv_nsec: at.subsec_nanos().into() };

@@ -1,0 +1,225 @@
+//! Everything that this process started, directly or not: it is found, ended and reaped here.
+//!
+//! # Implementation details
+//! This process is a subreaper: who loses its parent becomes its child. So whatever its descendants
+//! do (other groups, other sessions, two forks and an exit), each stays below it, and it has none
+//! left exactly when it has no child left, which `wait` says for certain. `/proc` is only asked for
+//! whom to signal. One reading of it may miss a process whose parent ends meanwhile; the next finds
+//! it, so everything here is repeated until nothing new is found.
+
+use std::collections::{HashMap, HashSet};
+
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, kill_process, pidfd_open, pidfd_send_signal, wait,
+};
+
+/// How often a signal's round is repeated at most for those that were started meanwhile. What still
+/// comes then is found by the next call: nothing counts as ended before all have gone.
+const ROUNDS_MAX: usize = 64;
+
+/// What `/proc` shows of a process.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Process {
+    pub(super) pid: i32,
+    name: String,
+    state: char,
+    parent: i32,
+    /// Its process group.
+    pub(super) group: i32,
+    /// The foreground group of its terminal; -1 if it has none.
+    pub(super) foreground: i32,
+    threads: u32,
+    /// When it was started, which tells it from a later process of the same number.
+    started: u64,
+}
+
+impl Process {
+    /// The process of this number, if there is one.
+    pub(super) fn of(pid: Pid) -> Option<Self> {
+        Self::read(pid.as_raw_nonzero().get())
+    }
+
+    fn read(pid: i32) -> Option<Self> {
+        Self::parse(pid, &String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/stat")).ok()?))
+    }
+
+    /// The name stands in brackets and may contain anything.
+    fn parse(pid: i32, stat: &str) -> Option<Self> {
+        let (head, rest) = stat.rsplit_once(')')?;
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        Some(Self {
+            pid,
+            name: head.split_once('(')?.1.to_owned(),
+            state: fields.first()?.chars().next()?,
+            parent: fields.get(1)?.parse().ok()?,
+            group: fields.get(2)?.parse().ok()?,
+            foreground: fields.get(5)?.parse().ok()?,
+            threads: fields.get(17)?.parse().ok()?,
+            started: fields.get(19)?.parse().ok()?,
+        })
+    }
+
+    /// True if it was stopped by a signal.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.state == 'T'
+    }
+
+    /// True if nothing of it runs any more: it only waits to be reaped. (A first thread may end
+    /// before the others.)
+    fn is_dead(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') && self.threads <= 1
+    }
+
+    /// Signals this very process, and none that has its number by now.
+    fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
+        let file = pidfd_open(pid, PidfdFlags::empty());
+        match Self::read(self.pid) {
+            Some(now) if now.started == self.started => {}
+            _ => return Err(Errno::SRCH),
+        }
+        match file {
+            Ok(file) => pidfd_send_signal(file, signal),
+            // A kernel without them, or no file left to open.
+            Err(Errno::NOSYS | Errno::MFILE | Errno::NFILE) => kill_process(pid, signal),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl std::fmt::Display for Process {
+    /// As people look for it: its number and its name.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name: String = self.name.chars().flat_map(char::escape_default).collect();
+        write!(f, "{} ({name})", self.pid)
+    }
+}
+
+/// The descendants of this process.
+#[derive(Debug)]
+pub(super) struct Tree {
+    /// Children that it had before it started anything: its caller's, from before it was called.
+    spared: Vec<i32>,
+}
+
+impl Tree {
+    /// Everything that this process starts from now on.
+    pub(super) fn from_now() -> Self {
+        let own = getpid().as_raw_nonzero().get();
+        Self { spared: processes().into_iter().filter(|it| it.parent == own).map(|it| it.pid).collect() }
+    }
+
+    /// Those that still run.
+    pub(super) fn living(&self) -> Vec<Process> {
+        self.below(&processes()).into_iter().filter(|process| !process.is_dead()).collect()
+    }
+
+    fn below(&self, all: &[Process]) -> Vec<Process> {
+        descendants(all, getpid().as_raw_nonzero().get(), &self.spared)
+    }
+
+    /// Sends `signal` to all that `chosen` is true for. Answers those that may not be signalled: they
+    /// belong to another user.
+    pub(super) fn signal(&self, signal: Signal, chosen: impl Fn(&Process) -> bool) -> Vec<Process> {
+        let mut seen = HashSet::new();
+        let mut refused = Vec::new();
+        for _ in 0..ROUNDS_MAX {
+            let mut new = self.living();
+            new.retain(|process| chosen(process) && seen.insert((process.pid, process.started)));
+            if new.is_empty() {
+                break;
+            }
+            for process in new {
+                if process.signal(signal) == Err(Errno::PERM) {
+                    refused.push(process);
+                }
+            }
+        }
+        refused
+    }
+
+    /// Kills all. They are stopped first: who is stopped starts nobody else meanwhile.
+    pub(super) fn kill(&self) {
+        self.signal(Signal::STOP, |_| true);
+        self.signal(Signal::KILL, |_| true);
+    }
+
+    /// Reaps who has ended and tells `saw` about each child's change. True if nothing is left, not
+    /// even dead.
+    pub(super) fn reap(&self, mut saw: impl FnMut(Pid, WaitStatus)) -> bool {
+        loop {
+            match wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
+                Ok(Some((pid, status))) => saw(pid, status),
+                Ok(None) => return !self.spared.is_empty() && self.below(&processes()).is_empty(),
+                Err(Errno::INTR) => {}
+                // No child at all.
+                Err(_) => return true,
+            }
+        }
+    }
+}
+
+/// The processes of `all` below `root`, but for `spared` of its children and what is below them.
+fn descendants(all: &[Process], root: i32, spared: &[i32]) -> Vec<Process> {
+    let mut children: HashMap<i32, Vec<&Process>> = HashMap::new();
+    for process in all {
+        children.entry(process.parent).or_default().push(process);
+    }
+    let mut found = Vec::new();
+    let mut parents = vec![root];
+    while let Some(parent) = parents.pop() {
+        // Taken out: what was read while numbers were reused may look like a circle.
+        for child in children.remove(&parent).unwrap_or_default() {
+            if !(parent == root && spared.contains(&child.pid)) {
+                parents.push(child.pid);
+                found.push(child.clone());
+            }
+        }
+    }
+    found
+}
+
+fn processes() -> Vec<Process> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    // Who has gone meanwhile is not left.
+    entries.filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(pid: i32, parent: i32) -> Process {
+        let stat = format!("{pid} (a) Z (b) T {parent} 5 5 0 -1 4 0 0 0 0 0 0 0 0 20 0 2 0 9");
+        Process::parse(pid, &stat).expect("a process")
+    }
+
+    #[test]
+    fn a_name_with_brackets_and_spaces_is_no_state() {
+        let process = process(7, 3);
+        assert_eq!((process.state, process.parent, process.group), ('T', 3, 5));
+        assert_eq!((process.foreground, process.threads, process.started), (-1, 2, 9));
+        assert!(process.is_stopped() && !process.is_dead());
+        assert_eq!(process.to_string(), "7 (a) Z (b)");
+    }
+
+    #[test]
+    fn all_below_are_found_in_any_order_and_what_the_caller_had_before_is_spared() {
+        let all = [process(9, 4), process(4, 2), process(2, 1), process(3, 1), process(5, 3), process(6, 8)];
+        let found = |root, spared: &[i32]| {
+            let mut found: Vec<i32> = descendants(&all, root, spared).into_iter().map(|it| it.pid).collect();
+            found.sort_unstable();
+            found
+        };
+        assert_eq!(found(1, &[]), [2, 3, 4, 5, 9]);
+        assert_eq!(found(1, &[3]), [2, 4, 9]);
+        assert_eq!(found(2, &[3]), [4, 9]);
+    }
+
+    #[test]
+    fn numbers_that_form_a_circle_end_the_search() {
+        let all = [process(2, 1), process(3, 2), process(2, 3)];
+        assert!(descendants(&all, 1, &[]).len() <= all.len());
+    }
+}
