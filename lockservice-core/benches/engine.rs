@@ -208,9 +208,23 @@ fn deadlock(_: &mut Criterion) {
     report("all in one cycle", WAITERS as usize + 1, &chain, (0, WAITERS));
 }
 
+/// Ten thousand transactions, for each of which another one waits, queue at one row, one after another.
+fn hot_row(_: &mut Criterion) {
+    const WAITERS: u64 = 10_000;
+    let engine = engine();
+    granted(lock(&engine, 3 * WAITERS, 0));
+    (1..=WAITERS).for_each(|who| drop(granted(lock(&engine, who, who))));
+    let mut calls: Vec<LockCall> = (1..=WAITERS).map(|who| lock(&engine, WAITERS + who, who)).collect();
+    let total = time(WAITERS, |who| calls.push(lock(&engine, who + 1, 0)));
+    println!(
+        "{WAITERS} transactions, each waited for, queue at a row: {} ns each",
+        total.as_nanos() / u128::from(WAITERS)
+    );
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(20).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(500));
-    targets = uncontended, hand_over, deadlock
+    targets = uncontended, hand_over, deadlock, hot_row
 }
 criterion_main!(benches);

@@ -11,7 +11,7 @@ use crate::id::{FencingToken, TableId, TxnId};
 use crate::key::{LockItem, LockMode};
 
 /// Where a call is kept. Used again after the call's owner has taken its outcome.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub(super) struct CallId(u32);
 
 /// A call that takes its items one after another.

@@ -1,29 +1,23 @@
-//! The wait graph: who is waited for, cycles, victims, reorderings, promotion.
+//! The wait graph: promotion, cycles, victims, reorderings.
 
 use std::ops::ControlFlow;
 
-use super::call::CallId;
+use super::call::{Call, CallId};
+use super::entry::{Entry, Place};
 use super::hash::IdMap;
+use super::lock_table::{Blocker, ItemRef, LockTable};
+use super::search::{Edges, WaitedFor, Waiters};
 use super::state::State;
 use super::types::VictimPolicy;
 use crate::error::{DeadlockEdge, Detail, Error, ErrorKind};
 use crate::id::TxnId;
+use crate::key::LockMode;
 
-/// Which waits a search follows.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Edges {
-    /// For those who hold an incompatible lock.
-    Hard,
-    /// Also for those who wait ahead in the queue.
-    All,
-}
+/// In so few looks it is often seen that a waiter does not wait for itself, however many wait for it.
+const LOOKS_FORWARD: usize = 64;
 
-/// A waiter whose waits are being followed.
-struct Frame {
-    id: CallId,
-    next: Vec<CallId>,
-    reaches: bool,
-}
+/// So many of a transaction's locks are compared with what others wait for before a search tells.
+const LOCKS_COMPARED: usize = 16;
 
 impl State {
     /// Grants whatever can be granted, always to the first grantable waiter in queue order, until nothing is left to grant.
@@ -31,170 +25,120 @@ impl State {
         loop {
             while let Some((table, item)) = self.left.pop() {
                 let Some(table) = self.tables.get(&table) else { continue };
-                if table.waiting > 0 {
-                    table.overlapping(&item, |_, entry| {
-                        self.candidates.extend(entry.front());
-                        ControlFlow::Continue(())
-                    });
-                }
+                table.overlapping_queues(&item, |_, queue| {
+                    self.candidates.extend(queue.first_after(Place::FIRST));
+                    ControlFlow::Continue(())
+                });
             }
             let Some((place, id)) = self.candidates.pop_first() else { return };
             let Some(call) = self.calls.get(id).filter(|call| call.is_waiting() && call.place == place) else {
                 continue;
             };
-            if !self.tables[&call.table].is_blocked(call.item(), call.txn, call.mode, place) {
-                self.resume(id);
+            let table = &self.tables[&call.table];
+            match table.blocker(call.item(), call.txn, call.mode, place) {
+                None => {
+                    // A sharer may have others behind it that can go as well.
+                    let queue = table.entry(call.item()).and_then(Entry::queue);
+                    self.candidates.extend(queue.and_then(|queue| queue.first_after(place)));
+                    self.resume(id);
+                }
+                // It is in the way of everybody in this queue but of itself, if it waits there too.
+                Some(Blocker::Holder(txn)) => {
+                    if let Some(own) = self.waiting_call(txn)
+                        && self.calls[own].place > place
+                        && self.wanted_at(own) == self.wanted_at(id)
+                    {
+                        self.candidates.insert((self.calls[own].place, own));
+                    }
+                }
+                Some(Blocker::Ahead) => {}
             }
         }
     }
 
     /// A waiter behind which a call must wait for its next item: one that is incompatible and does not itself, directly or over others, wait
     /// for the call's transaction.
-    pub(super) fn must_wait_behind(&self, call: &super::call::Call) -> Option<CallId> {
+    pub(super) fn must_wait_behind(&self, call: &Call) -> Option<CallId> {
         let table = &self.tables[&call.table];
-        let mut ahead = Vec::new();
         let holds_something = self.txns.get(&call.txn).is_some_and(|txn| txn.count > 0);
-        table.overlapping(call.item(), |_, entry| {
+        let mut waiters: Option<IdMap<CallId, Option<CallId>>> = None;
+        let mut behind = None;
+        table.overlapping_queues(call.item(), |at, queue| {
             if holds_something {
-                ahead.extend(entry.wanted_by(call.mode));
-                return ControlFlow::Continue(());
-            }
-            // One who holds nothing is waited for by nobody: the first waiter decides.
-            ahead.extend(entry.wanted_by(call.mode).next());
-            if ahead.is_empty() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        });
-        if ahead.is_empty() || !holds_something {
-            return ahead.first().copied();
-        }
-        let mut known = IdMap::default();
-        ahead.into_iter().find(|waiter| !self.reaches(*waiter, call.txn, &mut known))
-    }
-
-    /// True if somebody waits, or will once this call is in the queue, for the call's transaction.
-    pub(super) fn is_waited_for(&self, id: CallId) -> bool {
-        let call = &self.calls[id];
-        let Some(txn) = self.txns.get(&call.txn) else { return false };
-        let held = txn.held.iter().any(|(table, items)| {
-            self.tables.get(table).is_some_and(|table| {
-                table.waiting > 0
-                    && items.iter().any(|item| {
-                        let mode = table.entry(item).and_then(|entry| entry.holder(call.txn)).map(|own| own.mode);
-                        mode.is_some_and(|mode| table.is_wanted(item, mode))
-                    })
-            })
-        });
-        // Of the waits that begin only an upgrade has somebody behind it, who may wait for nothing that its transaction holds.
-        held || call.place.is_ahead() && self.tables[&call.table].is_wanted(call.item(), call.mode)
-    }
-
-    /// The waits of a waiter. True if one of them is for `target`; the others that wait themselves are appended to `out`.
-    fn edges(&self, id: CallId, target: Option<TxnId>, edges: Edges, out: &mut Vec<CallId>) -> bool {
-        let call = &self.calls[id];
-        let mut hit = false;
-        self.tables[&call.table].overlapping(call.item(), |_, entry| {
-            for holder in entry.in_the_way(call.txn, call.mode) {
-                if Some(holder.txn) == target {
-                    hit = true;
-                } else if let Some(waiter) = self.waiting_call(holder.txn) {
-                    out.push(waiter);
-                }
-            }
-            if edges == Edges::All {
-                for waiter in entry.nearest_ahead(call.mode, call.place) {
-                    if Some(self.calls[waiter].txn) == target {
-                        hit = true;
-                    } else {
-                        out.push(waiter);
+                for wanted in [LockMode::Shared, LockMode::Exclusive] {
+                    let mut ahead = queue.between(wanted, Place::FIRST, Place::LAST).peekable();
+                    if wanted.is_compatible(call.mode)
+                        || ahead.peek().is_none()
+                        || self.is_seen_in_the_way(table, call.txn, at, wanted)
+                    {
+                        continue;
                     }
+                    let waiters = waiters.get_or_insert_with(|| {
+                        let mut search = Waiters::new(self, Edges::All, call.txn, None);
+                        search.all();
+                        search.found
+                    });
+                    let first = ahead.find(|(_, id)| !waiters.contains_key(id));
+                    behind = [behind, first].into_iter().flatten().min();
                 }
+            } else {
+                // One that holds nothing is waited for by nobody: the first waiter decides.
+                behind = queue.first_incompatible(call.mode);
             }
-            ControlFlow::Continue(())
+            if behind.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        hit
+        behind.map(|(_, id)| id)
     }
 
-    fn waiting_call(&self, txn: TxnId) -> Option<CallId> {
-        self.txns.get(&txn)?.call.filter(|id| self.calls.get(*id).is_some_and(|call| call.is_waiting()))
-    }
-
-    /// True if `from` waits for `target`, directly or over others. Remembers in `known` what it learned about whom.
-    ///
-    /// Without the target's own waits the graph has no cycle, so what a finished waiter reaches is final.
-    fn reaches(&self, from: CallId, target: TxnId, known: &mut IdMap<CallId, bool>) -> bool {
-        if let Some(reaches) = known.get(&from) {
-            return *reaches;
-        }
-        let frame = |id| {
-            let mut next = Vec::new();
-            let reaches = self.edges(id, Some(target), Edges::All, &mut next);
-            Frame { id, next, reaches }
-        };
-        known.insert(from, false);
-        let mut stack = vec![frame(from)];
-        loop {
-            let top = stack.last_mut().expect("the loop ends with the last frame");
-            if let Some(id) = top.next.pop() {
-                match known.get(&id) {
-                    Some(reaches) => top.reaches |= *reaches,
-                    None => {
-                        known.insert(id, false);
-                        stack.push(frame(id));
-                    }
-                }
-                continue;
-            }
-            let Some(done) = stack.pop() else { return false };
-            known.insert(done.id, done.reaches);
-            match stack.last_mut() {
-                Some(below) => below.reaches |= done.reaches,
-                None => return done.reaches,
-            }
-        }
+    /// True if it is seen at once that a transaction holds something that keeps all others from having an item in `wanted`.
+    fn is_seen_in_the_way(&self, table: &LockTable, txn: TxnId, at: ItemRef<'_>, wanted: LockMode) -> bool {
+        let Some(held) = self.txns.get(&txn).map(|txn| &txn.held) else { return false };
+        let items = held.iter().filter(|(id, _)| *id == table.bind.id).flat_map(|(_, items)| items);
+        items.take(LOCKS_COMPARED).any(|item| {
+            let own = table.entry(item).and_then(|entry| entry.holder(txn));
+            own.is_some_and(|own| !own.mode.is_compatible(wanted)) && at.overlaps(item)
+        })
     }
 
     /// A wait has begun: breaks every cycle that it closed. All of them run through it, since there were none before.
     pub(super) fn resolve_cycles(&mut self, id: CallId) {
         let txn = self.calls[id].txn;
-        while self.waiting_call(txn) == Some(id) {
-            let Some(cycle) = self.hard_cycle(id) else { break };
-            let victim = self.victim(&cycle);
+        if self.txns.get(&txn).is_none_or(|txn| txn.count == 0) {
+            // Nobody waits for one that holds nothing, nor is anybody behind it yet.
+            return;
+        }
+        let mut forward = WaitedFor::new(self, id, None, LOOKS_FORWARD);
+        if forward.all() && !forward.closes {
+            return;
+        }
+        if let Some(cycle) = self.hard_cycle(id) {
+            let victim = self.victim(id, &cycle);
             let error = self.deadlock_error(&cycle);
             self.fail(victim, error);
+            if victim == id {
+                return;
+            }
         }
-        if self.waiting_call(txn) == Some(id) {
-            self.reorder(id);
-        }
+        self.reorder(id);
     }
 
     /// A cycle of waits for holders through `start`: each member waits for a lock of the next, the last for one of `start`.
     fn hard_cycle(&self, start: CallId) -> Option<Vec<CallId>> {
-        let target = self.calls[start].txn;
-        let mut found_by = IdMap::default();
-        found_by.insert(start, start);
-        let mut stack = vec![start];
-        let mut next = Vec::new();
-        while let Some(id) = stack.pop() {
-            if self.edges(id, Some(target), Edges::Hard, &mut next) {
-                let mut cycle = vec![id];
-                let mut at = id;
-                while at != start {
-                    at = found_by[&at];
-                    cycle.push(at);
-                }
-                cycle.reverse();
-                return Some(cycle);
-            }
-            for waiter in next.drain(..) {
-                if let std::collections::hash_map::Entry::Vacant(vacant) = found_by.entry(waiter) {
-                    vacant.insert(id);
-                    stack.push(waiter);
-                }
-            }
+        let mut search = Waiters::new(self, Edges::Hard, self.calls[start].txn, Some(start));
+        let mut cycle = vec![start];
+        let mut at = search.closing();
+        while let Some(id) = at {
+            cycle.push(id);
+            at = search.found[&id];
         }
-        None
+        (cycle.len() > 1).then_some(cycle)
     }
 
-    fn victim(&self, cycle: &[CallId]) -> CallId {
+    /// The one member of a cycle that fails. Without it there is no cycle through `start` any more: if there are several, it is on all of them,
+    /// as `start` is.
+    fn victim(&self, start: CallId, cycle: &[CallId]) -> CallId {
+        let search = Waiters::new(self, Edges::Hard, self.calls[start].txn, Some(start));
+        let from_start: Vec<CallId> = cycle[1..].iter().rev().copied().collect();
         let cost = |id: &CallId| {
             let txn = self.calls[*id].txn;
             let locks = match self.settings.victim {
@@ -203,7 +147,7 @@ impl State {
             };
             (locks, std::cmp::Reverse(txn))
         };
-        cycle.iter().copied().min_by_key(cost).expect("a cycle has members")
+        search.on_every_way(&from_start).into_iter().chain([start]).min_by_key(cost).unwrap_or(start)
     }
 
     fn deadlock_error(&self, cycle: &[CallId]) -> Error {
@@ -226,49 +170,49 @@ impl State {
 
     /// If the waits for holders and for those ahead together close a cycle through `start`, brings the queue into an order that has none.
     fn reorder(&mut self, start: CallId) {
-        let target = self.calls[start].txn;
-        let mut known = IdMap::default();
-        if !self.reaches(start, target, &mut known) {
+        let mut search = Waiters::new(self, Edges::All, self.calls[start].txn, Some(start));
+        if !search.all() {
             return;
         }
-        let mut reached: Vec<CallId> = known.keys().copied().collect();
-        reached.sort_by_key(|id| self.calls[*id].place);
-        let (on_cycle, beside): (Vec<_>, Vec<_>) = reached.into_iter().partition(|id| known[id]);
-        let mut order = beside;
-        self.holders_first(&on_cycle, &mut order);
-        let places = self.first_places(order.len());
+        let waiters = search.found;
+        let mut forward = WaitedFor::new(self, start, Some(&waiters), usize::MAX);
+        forward.all();
+        let members = forward.found;
+        let mut beside: Vec<CallId> = waiters.into_keys().filter(|id| !members.contains_key(id)).collect();
+        let mut on_cycle: Vec<CallId> = members.into_keys().collect();
+        on_cycle.sort_by_key(|id| self.calls[*id].place);
+        beside.sort_by_key(|id| self.calls[*id].place);
+        let mut order = self.holders_first(&on_cycle);
+        order.append(&mut beside);
         // All leave before any comes back: a place is never taken twice.
         for id in &order {
-            let call = &self.calls[*id];
-            let (table, item, place) = (call.table, call.item().clone(), call.place);
-            self.dequeue(table, &item, place);
+            let mut call = self.calls.take(*id);
+            self.dequeue(&mut call);
+            self.calls.put(*id, call);
         }
-        for (id, place) in order.into_iter().zip(places) {
-            let call = &mut self.calls[id];
-            call.place = place;
-            let (table, item, mode) = (call.table, call.item().clone(), call.mode);
-            self.enqueue(id, table, &item, place, mode);
+        for id in order {
+            let place = self.next_place(false);
+            self.enqueue(id, place);
             self.candidates.insert((place, id));
         }
     }
 
-    /// Appends `members` in their order, except that each comes after those whose locks it waits for.
-    fn holders_first(&self, members: &[CallId], order: &mut Vec<CallId>) {
-        let mut left: IdMap<CallId, ()> = members.iter().map(|id| (*id, ())).collect();
-        let follow = |id| {
-            let mut next = Vec::new();
-            self.edges(id, None, Edges::Hard, &mut next);
-            next.sort_by_key(|id| std::cmp::Reverse(self.calls[*id].place));
-            (id, next)
-        };
+    /// The members of cycles in their order, except that each comes after those whose locks it waits for.
+    fn holders_first(&self, members: &[CallId]) -> Vec<CallId> {
+        let mut left: IdMap<CallId, Option<CallId>> = members.iter().map(|id| (*id, None)).collect();
+        let within = left.clone();
+        let mut asked = IdMap::default();
+        let mut order = Vec::with_capacity(members.len());
         for member in members {
             if left.remove(member).is_none() {
                 continue;
             }
-            let mut stack = vec![follow(*member)];
+            let mut stack = vec![(*member, self.holders_asked(*member, &within, &mut asked))];
             while let Some((id, next)) = stack.last_mut() {
                 match next.pop() {
-                    Some(holder) if left.remove(&holder).is_some() => stack.push(follow(holder)),
+                    Some(holder) if left.remove(&holder).is_some() => {
+                        stack.push((holder, self.holders_asked(holder, &within, &mut asked)));
+                    }
                     Some(_) => {}
                     None => {
                         order.push(*id);
@@ -277,5 +221,30 @@ impl State {
                 }
             }
         }
+        order
+    }
+
+    /// Those `within` whose locks a waiter waits for, the last ones first. Nobody if another one that wants the same has asked already: then they
+    /// come before that one. A holder that wants the same itself goes last: it waits for all the others.
+    fn holders_asked(
+        &self,
+        id: CallId,
+        within: &IdMap<CallId, Option<CallId>>,
+        asked: &mut IdMap<(u64, u64), ()>,
+    ) -> Vec<CallId> {
+        let wanted = self.wanted_at(id);
+        if asked.insert(wanted, ()).is_some() {
+            return Vec::new();
+        }
+        let call = &self.calls[id];
+        let mut holders = Vec::new();
+        self.tables[&call.table].overlapping(call.item(), |_, entry| {
+            let waiters = self.waiting_holders(entry, call.txn, call.mode, Some(within)).flatten();
+            holders.extend(waiters.filter(|waiter| within.contains_key(waiter)));
+            ControlFlow::Continue(())
+        });
+        holders.sort_by_key(|id| std::cmp::Reverse((self.wanted_at(*id) == wanted, self.calls[*id].place)));
+        holders.dedup();
+        holders
     }
 }

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use super::call::CallId;
+use super::locking::put_in_order;
 use super::state::{Begun, State};
 use super::types::{EngineSettings, Grant, LockInfo, LockRequest, WaitInfo};
 use crate::allocator::{Bind, TokenBlock};
@@ -19,17 +20,23 @@ use crate::sync::{Arc, Mutex};
 ///
 /// No method waits or blocks; only the future of a [`LockCall`] does. See the [module](super) for how it works.
 #[derive(Clone)]
-pub struct LockEngine(Arc<Mutex<State>>);
+pub struct LockEngine(Arc<Shell>);
+
+struct Shell {
+    items_per_request_max: usize,
+    state: Mutex<State>,
+}
 
 impl LockEngine {
     /// An engine without tables.
     pub fn new(settings: EngineSettings) -> Self {
-        Self(Arc::new(Mutex::new(State::new(settings))))
+        let items_per_request_max = settings.items_per_request_max;
+        Self(Arc::new(Shell { items_per_request_max, state: Mutex::new(State::new(settings)) }))
     }
 
     /// Does something to the state, and wakes whom that concerns after the mutex is free again: a waker may run anything, also this engine.
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = self.0.lock();
+        let mut state = self.0.state.lock();
         let result = act(&mut state);
         let wake = std::mem::take(&mut state.wake);
         drop(state);
@@ -83,8 +90,11 @@ impl LockEngine {
     /// [`Deadlock`](crate::ErrorKind::Deadlock), [`Cancelled`](crate::ErrorKind::Cancelled) (by [`unlock_all`](Self::unlock_all));
     /// [`ResourceExhausted`](crate::ErrorKind::ResourceExhausted) at a limit of the [settings](EngineSettings). Each leaves the
     /// transaction's locks as they were before the call.
-    pub fn lock(&self, request: LockRequest, now: Time) -> LockCall {
+    pub fn lock(&self, mut request: LockRequest, now: Time) -> LockCall {
         let txn = request.txn;
+        if let Err(error) = put_in_order(&mut request.items, self.0.items_per_request_max) {
+            return LockCall { engine: self.clone(), txn, stage: Stage::Ready(Err(error)) };
+        }
         let stage = match self.with(|state| match state.lock(request, now) {
             // A wait can be over at once: nothing needs to be kept then.
             Begun::Kept(id) => state.take_outcome(id).map_or(Begun::Kept(id), Begun::Done),

@@ -15,24 +15,25 @@ impl State {
         for id in self.table_ids(table) {
             let table = &self.tables[&id];
             table.for_each(|at, entry| {
+                let Some(mode) = entry.holders().first().map(|holder| holder.mode) else { return };
                 let item = at.to_item();
-                for holder in entry.holders() {
-                    let mut waiters = 0;
-                    if table.waiting > 0 {
-                        table.overlapping(&item, |_, entry| {
-                            let others =
-                                entry.wanted_by(holder.mode).filter(|waiter| self.calls[*waiter].txn != holder.txn);
-                            waiters += others.count();
-                            ControlFlow::Continue(())
-                        });
-                    }
+                // All holders of an entry have the same mode: the same calls wait because of them, each without its own.
+                let mut wanting = 0;
+                table.overlapping_queues(&item, |_, queue| {
+                    wanting += queue.incompatible(mode);
+                    ControlFlow::Continue(())
+                });
+                for holder in entry.holders().iter() {
+                    let own = self.waiting_call(holder.txn).map(|own| &self.calls[own]).is_some_and(|own| {
+                        own.table == id && !own.mode.is_compatible(mode) && own.item().overlaps(&item)
+                    });
                     locks.push(LockInfo {
                         table: table.bind.table.clone(),
                         item: item.clone(),
-                        mode: holder.mode,
+                        mode,
                         txn: holder.txn,
                         token: holder.token,
-                        waiters,
+                        waiters: wanting - usize::from(own),
                     });
                 }
             });
@@ -43,15 +44,8 @@ impl State {
     pub(super) fn waits(&self, table: Option<TableId>) -> Vec<WaitInfo> {
         let mut waits = Vec::new();
         for id in self.table_ids(table) {
-            let mut queue: Vec<CallId> = self
-                .calls
-                .ids()
-                .into_iter()
-                .filter(|call| self.calls[*call].table == id && self.calls[*call].is_waiting())
-                .collect();
-            queue.sort_by_key(|call| self.calls[*call].place);
-            for waiter in queue {
-                self.waits_of(waiter, &mut waits);
+            for waiter in self.tables[&id].waiting.values() {
+                self.waits_of(*waiter, &mut waits);
             }
         }
         waits
@@ -76,7 +70,7 @@ impl State {
             for holder in entry.in_the_way(call.txn, call.mode) {
                 push(holder.txn, at.to_item(), true);
             }
-            for ahead in entry.nearest_ahead(call.mode, call.place) {
+            for (_, ahead) in entry.queue().into_iter().flat_map(|queue| queue.nearest_ahead(call.mode, call.place)) {
                 push(self.calls[ahead].txn, at.to_item(), false);
             }
             ControlFlow::Continue(())

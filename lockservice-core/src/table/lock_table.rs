@@ -1,11 +1,16 @@
 //! One lock table: its rows, its ranges, its tokens.
 
-use std::collections::{BTreeMap, VecDeque, btree_map};
+use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
 use std::ops::ControlFlow;
 
 use super::call::CallId;
-use super::entry::{Entry, Holder, Place};
+use super::entry::{Entry, Place};
+use super::hash::IdMap;
+use super::holders::Holder;
 use super::interval::IntervalMap;
+use super::queue::Queue;
+use super::search::address;
+use super::steps::step;
 use crate::allocator::{Bind, TokenBlock};
 use crate::id::{FencingToken, TxnId};
 use crate::key::{Key, KeyRange, LockItem, LockMode};
@@ -21,12 +26,16 @@ pub(super) struct LockTable {
     /// The end of the last block.
     tokens_end: FencingToken,
     /// Calls that have all their items and wait for a token, first come first.
-    pub(super) starved: VecDeque<CallId>,
+    pub(super) starved: BTreeMap<Place, CallId>,
     /// The largest commit timestamp that an unlock carried.
     pub(super) commit_ts: Option<u64>,
-    /// How many calls wait in this table.
-    pub(super) waiting: usize,
+    /// The calls that wait in this table, in queue order.
+    pub(super) waiting: BTreeMap<Place, CallId>,
+    /// Every call of this table that waits for a lock or a token, or whose outcome was not received yet.
+    pub(super) calls: IdMap<CallId, ()>,
     rows: BTreeMap<Key, Entry>,
+    /// The rows that somebody waits for.
+    wanted_rows: BTreeSet<Key>,
     ranges: IntervalMap<Entry>,
 }
 
@@ -48,6 +57,15 @@ pub(super) struct Survey {
     pub(super) held_by: Option<(TxnId, LockItem)>,
 }
 
+/// One who is in a waiter's way.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Blocker {
+    /// Holds an incompatible lock.
+    Holder(TxnId),
+    /// Waits for one, ahead in the queue.
+    Ahead,
+}
+
 impl LockTable {
     pub(super) fn new(bind: Bind, tokens: Option<TokenBlock>, known_after: Option<TxnId>) -> Self {
         let mut table = Self {
@@ -55,10 +73,12 @@ impl LockTable {
             known_after,
             tokens: VecDeque::new(),
             tokens_end: FencingToken::new(0),
-            starved: VecDeque::new(),
+            starved: BTreeMap::new(),
             commit_ts: None,
-            waiting: 0,
+            waiting: BTreeMap::new(),
+            calls: IdMap::default(),
             rows: BTreeMap::new(),
+            wanted_rows: BTreeSet::new(),
             ranges: IntervalMap::new(),
         };
         if let Some(block) = tokens {
@@ -162,23 +182,93 @@ impl LockTable {
         item: &LockItem,
         mut visit: impl FnMut(ItemRef<'a>, &'a Entry) -> ControlFlow<()>,
     ) {
-        let _ = match item {
-            LockItem::Row(key) => match self.rows.get_key_value(key) {
-                Some((key, entry)) => visit(ItemRef::Row(key), entry),
-                None => ControlFlow::Continue(()),
-            },
+        if self.overlapping_rows(item, &mut visit).is_continue() {
+            let _ = self.overlapping_ranges(item, &mut visit);
+        }
+    }
+
+    fn overlapping_rows<'a>(
+        &'a self,
+        item: &LockItem,
+        visit: &mut impl FnMut(ItemRef<'a>, &'a Entry) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let mut visit = |(key, entry)| {
+            step();
+            visit(ItemRef::Row(key), entry)
+        };
+        match item {
+            LockItem::Row(key) => self.rows.get_key_value(key).map_or(ControlFlow::Continue(()), visit),
             LockItem::Range(range) => {
                 // `BTreeMap` takes bounds that hold no key at all for a mistake; a `KeyRange` always holds one.
-                let mut rows = self.rows.range((range.start().cloned(), range.end().cloned()));
-                rows.try_for_each(|(key, entry)| visit(ItemRef::Row(key), entry))
+                self.rows.range((range.start().cloned(), range.end().cloned())).try_for_each(&mut visit)
             }
         }
-        .is_continue()
-            && !self.ranges.is_empty()
-            && self
-                .ranges
-                .overlapping(item.start(), item.end(), &mut |range, entry| visit(ItemRef::Range(range), entry))
-                .is_continue();
+    }
+
+    fn overlapping_ranges<'a>(
+        &'a self,
+        item: &LockItem,
+        visit: &mut impl FnMut(ItemRef<'a>, &'a Entry) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        if self.ranges.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        self.ranges.overlapping(item.start(), item.end(), &mut |range, entry| {
+            step();
+            visit(ItemRef::Range(range), entry)
+        })
+    }
+
+    /// As [`overlapping`](Self::overlapping), only the entries that somebody waits for, each with its queue.
+    pub(super) fn overlapping_queues<'a>(
+        &'a self,
+        item: &LockItem,
+        mut visit: impl FnMut(ItemRef<'a>, &'a Queue) -> ControlFlow<()>,
+    ) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let mut look = |at, entry: &'a Entry| entry.queue().map_or(ControlFlow::Continue(()), |queue| visit(at, queue));
+        let rows = match item {
+            LockItem::Row(_) => self.overlapping_rows(item, &mut look),
+            LockItem::Range(range) => {
+                let mut wanted = self.wanted_rows.range((range.start().cloned(), range.end().cloned()));
+                wanted.try_for_each(|key| {
+                    step();
+                    self.rows.get(key).map_or(ControlFlow::Continue(()), |entry| look(ItemRef::Row(key), entry))
+                })
+            }
+        };
+        if rows.is_continue() {
+            let _ = self.overlapping_ranges(item, &mut look);
+        }
+    }
+
+    /// Puts a call into the queue of an item. It is told of the commits after the one with number `commits`.
+    pub(super) fn enqueue(&mut self, item: &LockItem, place: Place, id: CallId, mode: LockMode, commits: u64) {
+        self.waiting.insert(place, id);
+        let entry = self.entry_or_new(item);
+        let is_first = entry.queue().is_none();
+        entry.enqueue(place, id, mode, commits);
+        if let LockItem::Row(key) = item
+            && is_first
+        {
+            self.wanted_rows.insert(key.clone());
+        }
+    }
+
+    /// Takes a call out of the queue of an item. The largest timestamp of the commits that it is told of, if there are any.
+    pub(super) fn dequeue(&mut self, item: &LockItem, place: Place, mode: LockMode) -> Option<u64> {
+        self.waiting.remove(&place);
+        let entry = self.entry_mut(item)?;
+        let commit_ts = entry.dequeue(place, mode);
+        if let LockItem::Row(key) = item
+            && entry.queue().is_none()
+        {
+            self.wanted_rows.remove(key);
+        }
+        self.drop_if_empty(item);
+        commit_ts
     }
 
     /// Visits every entry.
@@ -189,7 +279,7 @@ impl LockTable {
 
     pub(super) fn survey(&self, item: &LockItem, txn: TxnId, mode: LockMode) -> Survey {
         let mut survey = Survey::default();
-        self.overlapping(item, |at, entry| {
+        let mut look = |at: ItemRef<'_>, entry: &Entry| {
             if let Some(own) = entry.holder(txn)
                 && at.covers(item)
             {
@@ -204,29 +294,55 @@ impl LockTable {
             {
                 survey.held_by = Some((holder.txn, at.to_item()));
             }
-            ControlFlow::Continue(())
-        });
+            // What others hold excludes that it is covered; an upgrade can still show.
+            if survey.held_by.is_some() && (survey.upgrade || matches!(at, ItemRef::Row(_))) {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        // The rows are not looked at to the end once one is in the way: none of them covers a range of several keys.
+        let _ = self.overlapping_rows(item, &mut look);
+        let _ = self.overlapping_ranges(item, &mut look);
         survey
     }
 
-    /// True if somebody waits for an item that overlaps this one, in a mode incompatible with `mode`.
-    pub(super) fn is_wanted(&self, item: &LockItem, mode: LockMode) -> bool {
-        let mut wanted = false;
-        self.overlapping(item, |_, entry| {
-            wanted = entry.wanted_by(mode).next().is_some();
-            if wanted { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-        wanted
+    /// Tells everybody in whose way one of the items stands, which `txn` holds, that it committed at `ts`; `number` is that of the commit.
+    pub(super) fn note_commit(&mut self, txn: TxnId, items: &[LockItem], number: u64, ts: u64) {
+        self.commit_ts = self.commit_ts.max(Some(ts));
+        if self.waiting.is_empty() {
+            return;
+        }
+        // A queue is told once, however many of the items its waiters want.
+        let mut seen = IdMap::default();
+        let mut told = Vec::new();
+        for item in items {
+            let Some(own) = self.entry(item).and_then(|entry| entry.holder(txn)) else { continue };
+            self.overlapping_queues(item, |at, queue| {
+                if seen.insert((address(queue), u64::from(own.mode == LockMode::Exclusive)), ()).is_none() {
+                    told.push((at.to_item(), own.mode));
+                }
+                ControlFlow::Continue(())
+            });
+        }
+        for (item, mode) in told {
+            if let Some(queue) = self.entry_mut(&item).and_then(Entry::queue_mut) {
+                queue.note_commit(mode, number, ts);
+            }
+        }
     }
 
-    /// True if a lock of another transaction, or a waiter before `place`, is in the way.
-    pub(super) fn is_blocked(&self, item: &LockItem, txn: TxnId, mode: LockMode, place: Place) -> bool {
-        let mut blocked = false;
+    /// What is in the way of a waiter: a lock of another transaction, or a waiter before `place`.
+    pub(super) fn blocker(&self, item: &LockItem, txn: TxnId, mode: LockMode, place: Place) -> Option<Blocker> {
+        let mut blocker = None;
         self.overlapping(item, |_, entry| {
-            blocked = entry.in_the_way(txn, mode).next().is_some() || entry.ahead(mode, place).next().is_some();
-            if blocked { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            blocker = match entry.in_the_way(txn, mode).next() {
+                Some(holder) => Some(Blocker::Holder(holder.txn)),
+                None => entry.first_wanting(mode).filter(|(ahead, _)| *ahead < place).map(|_| Blocker::Ahead),
+            };
+            if blocker.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        blocked
+        blocker
     }
 }
 
@@ -244,6 +360,15 @@ impl ItemRef<'_> {
         match self {
             Self::Row(key) => LockItem::Row(key.clone()),
             Self::Range(range) => LockItem::Range(range.clone()),
+        }
+    }
+
+    pub(super) fn overlaps(self, item: &LockItem) -> bool {
+        match (self, item) {
+            (Self::Row(a), LockItem::Row(b)) => a == b,
+            (Self::Row(key), LockItem::Range(range)) => range.contains(key),
+            (Self::Range(range), LockItem::Row(key)) => range.contains(key),
+            (Self::Range(a), LockItem::Range(b)) => a.overlaps(b),
         }
     }
 

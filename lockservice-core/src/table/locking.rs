@@ -5,7 +5,8 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use super::call::{Call, CallId, Stage};
-use super::entry::{Holder, Place};
+use super::entry::Place;
+use super::holders::Holder;
 use super::state::{Begun, State, bind_changed};
 use super::txn::Txn;
 use super::types::{Grant, ItemGrant, LockRequest, WaitPolicy};
@@ -20,8 +21,36 @@ enum Advance {
     Blocked(Place),
 }
 
+/// Checks a request's items and brings them into the order in which they are taken, without duplicates. Before the
+/// engine's mutex is taken: this can take as long as everything under it.
+pub(super) fn put_in_order(items: &mut Vec<LockItem>, most: usize) -> Result<()> {
+    if items.is_empty() {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            "a lock request names nothing: give at least one row or range",
+        ));
+    }
+    if items.len() > most {
+        return Err(Error::new(
+            // Not `ResourceExhausted`: no later time is better.
+            ErrorKind::InvalidArgument,
+            "a request names too many rows and ranges: ask for fewer, or for a range",
+        )
+        .with("items", items.len())
+        .with("items_per_request_max", most));
+    }
+    // Covering items first, so that what they cover is nothing new.
+    items.sort_by(|a, b| {
+        compare_starts(a.start(), b.start())
+            .then_with(|| compare_ends(b.end(), a.end()))
+            .then_with(|| is_range(a).cmp(&is_range(b)))
+    });
+    items.dedup();
+    Ok(())
+}
+
 impl State {
-    /// Begins a call. Everything happens under the engine's mutex, so a call that is granted here was never in anybody's way.
+    /// Begins a call, whose items are [in order](put_in_order). Everything happens under the engine's mutex, so a call that is granted here was never in anybody's way.
     pub(super) fn lock(&mut self, request: LockRequest, now: Time) -> Begun {
         let (mut call, policy) = match self.accept(request, now) {
             Ok(accepted) => accepted,
@@ -55,22 +84,7 @@ impl State {
 
     fn accept(&self, request: LockRequest, now: Time) -> Result<(Call, WaitPolicy)> {
         self.check_not_sealed()?;
-        let LockRequest { txn, table, version, mut items, mode, wait } = request;
-        if items.is_empty() {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "a lock request names nothing: give at least one row or range",
-            ));
-        }
-        if items.len() > self.settings.items_per_request_max {
-            return Err(Error::new(
-                // Not `ResourceExhausted`: no later time is better.
-                ErrorKind::InvalidArgument,
-                "a request names too many rows and ranges: ask for fewer, or for a range",
-            )
-            .with("items", items.len())
-            .with("items_per_request_max", self.settings.items_per_request_max));
-        }
+        let LockRequest { txn, table, version, items, mode, wait } = request;
         if self.tables.get(&table).is_none_or(|table| table.bind.version != version) {
             return Err(bind_changed(table));
         }
@@ -81,15 +95,6 @@ impl State {
                 "a lock call of this transaction is still in flight: wait for it, or cancel it",
             )
             .with("txn", txn));
-        }
-        if items.len() > 1 {
-            // Covering items first, so that what they cover is nothing new.
-            items.sort_by(|a, b| {
-                compare_starts(a.start(), b.start())
-                    .then_with(|| compare_ends(b.end(), a.end()))
-                    .then_with(|| is_range(a).cmp(&is_range(b)))
-            });
-            items.dedup();
         }
         let call = Call {
             txn,
@@ -142,7 +147,7 @@ impl State {
             }
             // An upgrade goes ahead of everybody who waits.
             if !survey.upgrade
-                && table.waiting > 0
+                && !table.waiting.is_empty()
                 && let Some(waiter) = self.must_wait_behind(call)
             {
                 let waiter = &self.calls[waiter];
@@ -180,7 +185,7 @@ impl State {
     }
 
     /// A place for a wait that begins now.
-    fn next_place(&mut self, upgrade: bool) -> Place {
+    pub(super) fn next_place(&mut self, upgrade: bool) -> Place {
         if upgrade {
             self.first -= 1;
             Place(self.first)
@@ -188,13 +193,6 @@ impl State {
             self.last += 1;
             Place(self.last)
         }
-    }
-
-    /// Places before all others, for `count` waiters.
-    pub(super) fn first_places(&mut self, count: usize) -> impl Iterator<Item = Place> + use<> {
-        let end = self.first;
-        self.first -= count as i64;
-        (self.first..end).map(Place)
     }
 
     /// Makes the call's transaction hold the next item.
@@ -293,7 +291,7 @@ impl State {
             let moved = table.entry_mut(moved).and_then(|entry| entry.holder_mut(id));
             moved.expect("what a transaction's list names is held").slot = holder.slot;
         }
-        if table.waiting > 0 {
+        if !table.waiting.is_empty() {
             self.left.push((table_id, item));
         }
     }
@@ -316,6 +314,7 @@ impl State {
             self.bytes += call.bytes;
             self.in_flight += 1;
             self.txns.entry(call.txn).or_default().call = Some(id);
+            self.tables.get_mut(&call.table).expect("calls end with their table").calls.insert(id, ());
         }
     }
 
@@ -327,9 +326,11 @@ impl State {
     }
 
     fn hold_up_for_token(&mut self, id: CallId) {
+        let place = self.next_place(false);
         let call = &mut self.calls[id];
         call.stage = Stage::Starved;
-        self.tables.get_mut(&call.table).expect("calls end with their table").starved.push_back(id);
+        call.place = place;
+        self.tables.get_mut(&call.table).expect("calls end with their table").starved.insert(place, id);
     }
 
     /// Puts a call into the queue of its next item and resolves what cycles that closes. Its end, if it comes at once, is its stage.
@@ -338,37 +339,29 @@ impl State {
         let call = &mut self.calls[id];
         call.stage = Stage::Waiting;
         call.waited = true;
+        self.enqueue(id, place);
+        self.resolve_cycles(id);
+    }
+
+    /// Puts a call into the queue of its next item, at `place`.
+    pub(super) fn enqueue(&mut self, id: CallId, place: Place) {
+        let call = &mut self.calls[id];
         call.place = place;
-        let somebody_waits = self.is_waited_for(id);
-        let call = &self.calls[id];
-        let (table, item, mode) = (call.table, call.item().clone(), call.mode);
-        self.enqueue(id, table, &item, place, mode);
-        if somebody_waits {
-            self.resolve_cycles(id);
-        }
+        let table = self.tables.get_mut(&call.table).expect("calls end with their table");
+        table.enqueue(call.item(), place, id, call.mode, self.commits);
     }
 
-    pub(super) fn enqueue(&mut self, id: CallId, table: TableId, item: &LockItem, place: Place, mode: LockMode) {
-        let table = self.tables.get_mut(&table).expect("calls end with their table");
-        table.waiting += 1;
-        table.entry_or_new(item).enqueue(place, id, mode);
-    }
-
-    pub(super) fn dequeue(&mut self, table: TableId, item: &LockItem, place: Place) {
-        if let Some(table) = self.tables.get_mut(&table) {
-            table.waiting -= 1;
-            if let Some(entry) = table.entry_mut(item) {
-                entry.dequeue(place);
-            }
-            table.drop_if_empty(item);
-        }
+    /// Takes a call out of the queue in which it waits. It learns of the commits there since its wait began (C5).
+    pub(super) fn dequeue(&mut self, call: &mut Call) {
+        let Some(table) = self.tables.get_mut(&call.table) else { return };
+        let commit_ts = table.dequeue(call.item(), call.place, call.mode);
+        call.prev_commit_ts = call.prev_commit_ts.max(commit_ts);
     }
 
     /// Goes on with a call whose waited-for item has just become free: takes it, and what follows, until it must wait again or is over.
     pub(super) fn resume(&mut self, id: CallId) {
         let mut call = self.calls.take(id);
-        let item = call.item().clone();
-        self.dequeue(call.table, &item, call.place);
+        self.dequeue(&mut call);
         let advanced = match self.take_item(&mut call) {
             Ok(()) => self.advance(&mut call),
             Err(error) => Err(error),
@@ -399,13 +392,12 @@ impl State {
         let mut call = self.calls.take(id);
         match call.stage {
             Stage::Waiting => {
-                let item = call.item().clone();
-                self.dequeue(call.table, &item, call.place);
-                self.left.push((call.table, item));
+                self.dequeue(&mut call);
+                self.left.push((call.table, call.item().clone()));
             }
             Stage::Starved => {
                 if let Some(table) = self.tables.get_mut(&call.table) {
-                    table.starved.retain(|starved| *starved != id);
+                    table.starved.remove(&call.place);
                 }
             }
             Stage::Done(_) => {}
@@ -437,6 +429,9 @@ impl State {
         let call = self.calls.remove(id);
         if let Some(txn) = self.txns.get_mut(&call.txn) {
             txn.call = None;
+        }
+        if let Some(table) = self.tables.get_mut(&call.table) {
+            table.calls.remove(&id);
         }
         self.forget_if_idle(call.txn);
         call.stage

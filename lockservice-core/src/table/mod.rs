@@ -9,10 +9,14 @@
 //! | `state.rs` | all tables, transactions and calls; installing, sealing, unlocking |
 //! | `locking.rs` | the way of a call: taken item by item, waiting, granted or taken back |
 //! | `deadlock.rs` | the wait graph: promotion, cycles, victims, reorderings |
+//! | `search.rs` | searches in the wait graph, backwards and forwards |
 //! | `lock_table.rs` | one table: rows, ranges, tokens |
 //! | `entry.rs` | one row or range: its holders and its queue |
+//! | `holders.rs`, `queue.rs` | who holds an entry; who waits for it, and which commits they are told of |
 //! | `interval.rs` | the index that finds the ranges overlapping an item |
 //! | `call.rs`, `txn.rs` | a call in flight; what a transaction holds |
+//! | `inspect.rs` | what an operator sees |
+//! | `steps.rs` | how much work was done, for tests of cost |
 //!
 //! # Data structures
 //! Rows are in an ordered map, ranges in an interval index; equal ranges share an entry, a range is one object and never two end points.
@@ -56,33 +60,46 @@
 //! with the same exception.
 //!
 //! # Release
-//! What was left goes on a list. Of the entries that overlap it, the waiters up to the first exclusive one are candidates; those behind it
-//! are behind it. The first candidate in queue order with nothing in its way takes its item and goes on to its next ones, which may have it wait again
-//! or be over; then the next candidate, until there is none. So all sharers at the head go in one step, and a cancelled or failed waiter is no different from a
-//! release.
+//! A released item goes on a list. The first waiter of each queue that overlaps it is a candidate. The first candidate in
+//! queue order with nothing in its way takes its item and goes on to its next ones, which may have it wait again or be
+//! over; the waiter behind it is the next candidate of that queue. If the first one of a queue has something in its way,
+//! so have all behind it, with one exception: a sharer is not in its own way where it holds what is in the way of the
+//! others. So all sharers at the head go in one step, none is looked at before its turn, and a cancelled or failed
+//! waiter is no different from a release.
+//!
+//! A commit's timestamp is noted once for each queue in whose way the transaction stood. A waiter learns the largest
+//! one noted since its wait began when it leaves the queue.
 //!
 //! # Deadlocks
 //! A waiter has *hard* edges, to transactions that hold what is in its way, and *soft* edges, to waiters ahead of it that are. A grant makes edges
 //! only to a transaction that does not wait. When a wait begins, all new edges lead from or to that waiter; so every cycle runs
 //! through it, and it is found at once.
-//! Nothing is searched if nobody waits for the requester.
+//! Nothing is searched if the requester holds nothing, for then nobody waits for it; a few looks forwards often show
+//! that it waits for nobody who waits. Otherwise the search goes backwards from the requester: to those who wait for what
+//! it holds, to those who wait for them, and so on, usually a handful.
 //!
-//! 1. A depth-first search along hard edges from the requester back to it finds a deadlock that no order of the queue can resolve. A
-//!    member chosen by the [policy](VictimPolicy) fails, with the whole cycle in its error. Repeated until there is none.
-//! 2. Then, if there is a cycle with a soft edge, the queue gets another order. Let *C* be the waiters on such cycles (those that the requester reaches
-//!    and that reach it), *B* the others that it reaches. New order: *B* as it was, then *C* as it was except that each comes after the members
-//!    of *C* whose locks it waits for; then everybody else as they were.
+//! 1. A breadth-first search backwards along hard edges, until the requester's own call is found, finds a deadlock that
+//!    no order of the queue can resolve, and a shortest cycle of it. One member of that cycle fails, with the whole cycle
+//!    in its error: of those that are on *every* cycle of hard edges, the one that the [policy](VictimPolicy) chooses.
+//!    The requester is one of them. So one failure is enough, however many cycles a wait closes.
+//! 2. Then, if there is a cycle with a soft edge, the queue gets another order. Let *R* be the waiters that reach the
+//!    requester's transaction, and *C* those of them, with the requester, that it reaches itself: they are on such cycles.
+//!    New order: everybody else as they were; then *C* as it was except that each comes after the members of *C* whose
+//!    locks it waits for; then the rest of *R* as it was.
 //!
-//! **Such an order always exists and has no cycle.** Step 1 left no hard cycle, so the hard edges within *C* are a partial order, and a depth-first walk
-//! over them that emits each waiter after those it waits for extends it. In the new order every hard edge leads to someone earlier: within
-//! *C* by construction, from *C* to *B* because *B* comes first, within *B* and the rest as before, and *B* has none to *C*, else it would
-//! be in *C*. Every soft edge leads to someone earlier by definition. Edges that all lead to someone earlier make no cycle.
+//! **Such an order always exists and has no cycle.** Step 1 left no hard cycle, so the hard edges within *C* are a partial
+//! order, and a depth-first walk over them that emits each waiter after those it waits for extends it. A cycle would run
+//! through *R* and *C* only, for nobody else waits for them; and not through the rest of *R*, which *C* does not wait for,
+//! so within *C*. There every hard edge leads to someone earlier by construction, and every soft edge by definition. Edges
+//! that all lead to someone earlier make no cycle.
 //!
-//! **Nobody is passed needlessly.** Two waiters in each other's way change their order only if both are in *C*: nobody in *B* waits for *C*, and nobody that
-//! was reached waits for one who was not, so those pairs were in the new order already.
+//! **Nobody is passed needlessly.** Two waiters in each other's way change their order only if both are in *C*: nobody else
+//! waits for *R* or *C*, and *C* does not wait for the rest of *R*, so those pairs were in the new order already.
 //!
-//! For soft edges the search needs the nearest waiter that is in the way of all behind it, not all waiters ahead: the others are reached along
-//! its own waits. A queue is walked once and not once per waiter.
+//! **What a search costs** grows with the number of waiters that it finds and of the locks that they hold, not with the
+//! product. Each queue is walked once, because for each place it is remembered from where on the waiters were found. Those
+//! who hold an entry are one node, because whoever waits for one of them waits for all. Forwards, the nearest exclusive
+//! waiter stands for all ahead of it: they are reached along its own waits. `tests/engine_cost.rs` counts the steps.
 //!
 //! # The linearisation point
 //! See [`LockCall`].
@@ -92,13 +109,19 @@ mod deadlock;
 mod engine;
 mod entry;
 mod hash;
+mod holders;
 mod inspect;
 mod interval;
 mod lock_table;
 mod locking;
+mod queue;
+mod search;
 mod state;
+mod steps;
 mod txn;
 mod types;
 
 pub use self::engine::{LockCall, LockEngine};
+#[cfg(any(test, feature = "testing"))]
+pub use self::steps::engine_steps;
 pub use self::types::{EngineSettings, Grant, ItemGrant, LockInfo, LockRequest, VictimPolicy, WaitInfo, WaitPolicy};

@@ -3,7 +3,6 @@
 //! Nothing here reads a clock, awaits or wakes: wakers are collected and fired by the shell, after its mutex is free.
 
 use std::collections::BTreeSet;
-use std::ops::ControlFlow;
 use std::task::Waker;
 
 use super::call::{CallId, Calls, Stage};
@@ -32,6 +31,8 @@ pub(super) struct State {
     pub(super) in_flight: usize,
     /// Estimated memory of all locks and waits.
     pub(super) bytes: usize,
+    /// How many commits with a timestamp there were.
+    pub(super) commits: u64,
     /// Places already given out, at both ends of the queue.
     pub(super) first: i64,
     pub(super) last: i64,
@@ -64,6 +65,7 @@ impl State {
             sealed: None,
             in_flight: 0,
             bytes: 0,
+            commits: 0,
             first: 0,
             last: 0,
             left: Vec::new(),
@@ -101,12 +103,10 @@ impl State {
 
     fn drop_table(&mut self, table: TableId) {
         let Some(dropped) = self.tables.remove(&table) else { return };
-        for id in self.calls.ids() {
-            let call = &self.calls[id];
+        for id in dropped.calls.keys() {
             // A grant that nobody has received yet is as void as one still waited for (T4).
-            let concerned = call.table == table && !matches!(call.stage, Stage::Done(Err(_)));
-            if concerned {
-                self.finish(id, Err(bind_changed(table)));
+            if !matches!(self.calls[*id].stage, Stage::Done(Err(_))) {
+                self.finish(*id, Err(bind_changed(table)));
             }
         }
         let mut holders = BTreeSet::new();
@@ -154,7 +154,7 @@ impl State {
             if table.tokens_left() == 0 {
                 break;
             }
-            let Some(id) = table.starved.pop_front() else { break };
+            let Some((_, id)) = table.starved.pop_first() else { break };
             let mut call = self.calls.take(id);
             let grant = self.grant(&mut call).expect("the table has a token");
             self.calls.put(id, call);
@@ -218,7 +218,7 @@ impl State {
                 let Some(table) = self.tables.get_mut(&table_id) else { continue };
                 for item in items {
                     table.take_hold(&item, id);
-                    if table.waiting > 0 {
+                    if !table.waiting.is_empty() {
                         self.left.push((table_id, item));
                     }
                 }
@@ -233,23 +233,11 @@ impl State {
 
     /// Tells the tables, and everybody in whose way the transaction stands, that it committed at `ts` (C5).
     fn note_commit(&mut self, id: TxnId, ts: u64) {
+        self.commits += 1;
         let Some(txn) = self.txns.get(&id) else { return };
         for (table_id, items) in &txn.held {
-            let Some(table) = self.tables.get_mut(table_id) else { continue };
-            table.commit_ts = table.commit_ts.max(Some(ts));
-            if table.waiting == 0 {
-                continue;
-            }
-            for item in items {
-                let Some(own) = table.entry(item).and_then(|entry| entry.holder(id)) else { continue };
-                let mode = own.mode;
-                table.overlapping(item, |_, entry| {
-                    for waiter in entry.wanted_by(mode) {
-                        let waiter = &mut self.calls[waiter];
-                        waiter.prev_commit_ts = waiter.prev_commit_ts.max(Some(ts));
-                    }
-                    ControlFlow::Continue(())
-                });
+            if let Some(table) = self.tables.get_mut(table_id) {
+                table.note_commit(id, items, self.commits, ts);
             }
         }
     }

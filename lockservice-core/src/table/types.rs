@@ -101,7 +101,7 @@ impl Default for EngineSettings {
     }
 }
 
-/// Which member of a deadlock's cycle is told.
+/// Which member of a deadlock's cycle is told. If a wait closes several cycles, one of those that are on all of them: the others go on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]

@@ -260,10 +260,9 @@ impl Model {
         } else {
             self.queue.push(call);
         }
-        while let Some(at) = self.queue.iter().position(|call| call.txn == txn) {
-            if !self.reaches(at, txn, false) {
-                break;
-            }
+        let at = self.queue.iter().position(|call| call.txn == txn).expect("just put there");
+        if self.reaches(at, txn, false) {
+            // One victim, however many cycles there are.
             let victim = self.explain(txn, clients);
             self.fail(victim, ErrorKind::Deadlock);
         }
@@ -289,7 +288,8 @@ impl Model {
             VictimPolicy::FewestLocks => (self.holds.iter().filter(|hold| hold.txn == who).count(), usize::MAX - who),
             _ => (0, usize::MAX - who),
         };
-        let expected = cycle.iter().map(|edge| number(edge.waiter)).min_by_key(|who| cost(*who));
+        let members = cycle.iter().map(|edge| number(edge.waiter));
+        let expected = members.filter(|who| !self.closes_without(txn, *who)).min_by_key(|who| cost(*who));
         assert_eq!(Some(victim), expected, "the victim of {cycle:?}");
         self.explained.insert(victim);
         victim
@@ -308,12 +308,23 @@ impl Model {
             })
     }
 
-    /// Those that wait for `at` and for which it waits are brought into an order with those first whose locks others wait for.
+    /// True if a transaction waits for itself, over holders, also if `without` did not wait.
+    fn closes_without(&self, txn: usize, without: usize) -> bool {
+        let mut queue = self.queue.clone();
+        queue.retain(|call| call.txn != without);
+        let rest = Self { queue, holds: self.holds.clone(), ..Self::new(0, self.victim) };
+        rest.queue.iter().position(|call| call.txn == txn).is_some_and(|at| rest.reaches(at, txn, false))
+    }
+
+    /// Those that wait for `at` and for which it waits are brought into an order with those first whose locks others wait for;
+    /// they and all others that wait for `at` go behind everybody else.
     fn reorder(&mut self, at: usize) {
         let txn = self.queue[at].txn;
+        let waits_for_it = |from: &usize| *from == at || self.reaches(*from, txn, true);
+        let waiting: Vec<usize> = (0..self.queue.len()).filter(waits_for_it).collect();
         let reached = self.reached(at, true);
-        let on_cycle: Vec<usize> = reached.iter().copied().filter(|at| self.reaches(*at, txn, true)).collect();
-        let mut order: Vec<usize> = reached.iter().copied().filter(|at| !on_cycle.contains(at)).collect();
+        let on_cycle: Vec<usize> = waiting.iter().copied().filter(|at| reached.contains(at)).collect();
+        let mut order: Vec<usize> = (0..self.queue.len()).filter(|at| !waiting.contains(at)).collect();
         fn visit(model: &Model, at: usize, on_cycle: &[usize], order: &mut Vec<usize>) {
             if order.contains(&at) || !on_cycle.contains(&at) {
                 return;
@@ -328,7 +339,7 @@ impl Model {
         for member in &on_cycle {
             visit(self, *member, &on_cycle, &mut order);
         }
-        order.extend((0..self.queue.len()).filter(|at| !reached.contains(at)));
+        order.extend(waiting.iter().copied().filter(|at| !on_cycle.contains(at)));
         self.queue = order.into_iter().map(|at| self.queue[at].clone()).collect();
     }
 

@@ -1,0 +1,299 @@
+//! What the engine's work costs as things grow, in steps, not in time: a step is one entry, holder or waiter that is looked at.
+//!
+//! Every case is done with some number of transactions and with ten times as many. The work may grow a little more than
+//! tenfold; where each is compared with each it grows a hundredfold.
+
+use std::future::Future;
+use std::ops::Bound;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use lockservice_core::allocator::{Bind, TokenBlock};
+use lockservice_core::clock::Time;
+use lockservice_core::table::{EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy, engine_steps};
+use lockservice_core::{
+    BindVersion, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result, ServiceId, TableId, TableRef,
+    TxnId,
+};
+
+use LockMode::{Exclusive, Shared};
+
+const TABLE: u64 = 0;
+/// A row that is in demand.
+const HOT: u64 = u64::MAX;
+/// The transactions of a case count from 0; this one is none of them.
+const OTHER: u64 = 1 << 40;
+
+fn engine(tables: u64, tokens: bool) -> LockEngine {
+    let engine = LockEngine::new(EngineSettings::default());
+    for table in 0..tables {
+        let bind = Bind {
+            table: TableRef::new("g", format!("t{table}")).expect("a name"),
+            id: TableId::new(table),
+            partition: 0,
+            owner: ServiceId::new(1),
+            version: BindVersion::new(1),
+        };
+        let block = tokens.then(|| TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1 << 40) });
+        engine.install(bind, block, None).expect("the first version");
+    }
+    engine
+}
+
+fn txn(number: u64) -> TxnId {
+    TxnId::new(ServiceId::new(1), number, false)
+}
+
+fn row(number: u64) -> LockItem {
+    LockItem::Row(Key::new(number.to_be_bytes()).expect("a key"))
+}
+
+fn everything() -> LockItem {
+    LockItem::Range(KeyRange::new(Bound::Unbounded, Bound::Unbounded).expect("a range"))
+}
+
+fn lock_in(engine: &LockEngine, table: u64, who: u64, items: Vec<LockItem>, mode: LockMode) -> LockCall {
+    let (table, version, wait) = (TableId::new(table), BindVersion::new(1), WaitPolicy::Wait);
+    engine.lock(LockRequest { txn: txn(who), table, version, items, mode, wait }, Time::ZERO)
+}
+
+fn lock(engine: &LockEngine, who: u64, item: LockItem, mode: LockMode) -> LockCall {
+    lock_in(engine, TABLE, who, vec![item], mode)
+}
+
+fn poll(call: &mut LockCall) -> Poll<Result<Grant>> {
+    Pin::new(call).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+fn granted(mut call: LockCall) -> Grant {
+    match poll(&mut call) {
+        Poll::Ready(Ok(grant)) => grant,
+        other => panic!("not granted: {other:?}"),
+    }
+}
+
+fn holds(engine: &LockEngine, who: u64, item: LockItem, mode: LockMode) {
+    granted(lock(engine, who, item, mode));
+}
+
+fn waits(engine: &LockEngine, who: u64, item: LockItem, mode: LockMode) -> LockCall {
+    let mut call = lock(engine, who, item, mode);
+    assert!(poll(&mut call).is_pending(), "{who} waits");
+    call
+}
+
+/// What `act` costs with 150 and with 1,500, which must not be much more than ten times as much.
+fn grows_with(act: impl Fn(u64)) {
+    let cost = |n| {
+        let before = engine_steps();
+        act(n);
+        engine_steps() - before
+    };
+    let (few, many) = (cost(150), cost(1_500));
+    println!("150: {few} steps, 1,500: {many} steps");
+    assert!(few >= 150, "the steps are counted");
+    assert!(many <= 14 * few, "the work grew from {few} to {many} steps while everything grew tenfold");
+}
+
+#[test]
+fn sharers_that_wait_and_give_up_cost_the_same_each() {
+    grows_with(|n| {
+        let engine = engine(1, true);
+        holds(&engine, OTHER, row(HOT), Exclusive);
+        let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, row(HOT), Shared)).collect();
+        calls.into_iter().for_each(drop);
+        assert!(engine.waits(None).is_empty());
+    });
+}
+
+#[test]
+fn transactions_that_others_wait_for_queue_at_a_hot_row_at_the_same_cost_each() {
+    grows_with(|n| {
+        let engine = engine(1, true);
+        holds(&engine, OTHER, row(HOT), Exclusive);
+        (0..n).for_each(|who| holds(&engine, who, row(who), Exclusive));
+        let others: Vec<LockCall> = (0..n).map(|who| waits(&engine, n + who, row(who), Exclusive)).collect();
+        let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, row(HOT), Exclusive)).collect();
+        // And each hands the hot row on.
+        engine.unlock_all(txn(OTHER), Some(1));
+        for (who, call) in (0..).zip(calls) {
+            granted(call);
+            engine.unlock_all(txn(who), Some(who));
+        }
+        others.into_iter().for_each(|call| drop(granted(call)));
+    });
+}
+
+#[test]
+fn transactions_that_others_wait_for_queue_behind_many_sharers_at_the_same_cost_each() {
+    grows_with(|n| {
+        let engine = engine(1, true);
+        (0..n).for_each(|who| holds(&engine, OTHER + who, row(HOT), Shared));
+        (0..n).for_each(|who| holds(&engine, who, row(who), Exclusive));
+        let others: Vec<LockCall> = (0..n).map(|who| waits(&engine, n + who, row(who), Exclusive)).collect();
+        let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, row(HOT), Exclusive)).collect();
+        (0..n).for_each(|who| engine.unlock_all(txn(OTHER + who), Some(who)));
+        for (who, call) in (0..).zip(calls) {
+            granted(call);
+            engine.unlock_all(txn(who), Some(who));
+        }
+        others.into_iter().for_each(|call| drop(granted(call)));
+    });
+}
+
+#[test]
+fn one_for_whom_many_wait_can_wait_for_others_at_the_same_cost_each_time() {
+    grows_with(|n| {
+        let engine = engine(1, true);
+        holds(&engine, OTHER, row(HOT), Exclusive);
+        let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, row(HOT), Exclusive)).collect();
+        for other in 0..n {
+            holds(&engine, n + other, row(other), Exclusive);
+            let call = waits(&engine, OTHER, row(other), Exclusive);
+            engine.unlock_all(txn(n + other), None);
+            granted(call);
+        }
+        drop(calls);
+    });
+}
+
+#[test]
+fn one_for_whom_many_wait_can_go_ahead_of_them_at_the_same_cost_each_time() {
+    for mode in [Shared, Exclusive] {
+        grows_with(|n| {
+            let engine = engine(1, true);
+            holds(&engine, OTHER, row(HOT), Exclusive);
+            let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, everything(), mode)).collect();
+            (0..n).for_each(|number| holds(&engine, OTHER, row(number), Exclusive));
+            drop(calls);
+        });
+    }
+}
+
+#[test]
+fn a_request_that_closes_many_cycles_fails_alone_at_a_cost_that_grows_with_them() {
+    grows_with(|n| {
+        let engine = engine(1, true);
+        holds(&engine, OTHER, row(0), Exclusive);
+        // It has the most locks: a victim for a single cycle would be another one.
+        (1..=2).for_each(|number| holds(&engine, OTHER, row(number), Exclusive));
+        (0..n).for_each(|who| holds(&engine, who, row(HOT), Shared));
+        let mut calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, row(0), Exclusive)).collect();
+        let mut asker = lock(&engine, OTHER, row(HOT), Exclusive);
+        match poll(&mut asker) {
+            Poll::Ready(Err(error)) => {
+                assert_eq!(error.kind(), ErrorKind::Deadlock);
+                assert_eq!(error.deadlock().expect("a cycle").len(), 2, "a shortest cycle is told");
+            }
+            other => panic!("the one on all cycles is told: {other:?}"),
+        }
+        assert!(calls.iter_mut().all(|call| poll(call).is_pending()), "nobody else is told");
+    });
+}
+
+#[test]
+fn of_cycles_with_another_common_member_the_cheapest_common_one_fails() {
+    let engine = engine(1, true);
+    // OTHER waits for two sharers, both of them for B, and B for OTHER. B has fewer locks than OTHER.
+    let b = OTHER - 1;
+    (0..3).for_each(|number| holds(&engine, OTHER, row(number), Exclusive));
+    (3..5).for_each(|number| holds(&engine, b, row(number), Exclusive));
+    (0..2).for_each(|who| holds(&engine, who, row(HOT), Shared));
+    let mut calls: Vec<LockCall> = (0..2).map(|who| waits(&engine, who, row(3), Shared)).collect();
+    let mut of_b = waits(&engine, b, row(0), Exclusive);
+    calls.push(waits(&engine, OTHER, row(HOT), Exclusive));
+    match poll(&mut of_b) {
+        Poll::Ready(Err(error)) => assert_eq!(error.kind(), ErrorKind::Deadlock),
+        other => panic!("the cheapest one that is on both cycles is told: {other:?}"),
+    }
+    assert!(calls.iter_mut().all(|call| poll(call).is_pending()), "nobody else is told");
+}
+
+#[test]
+fn rows_are_released_under_many_waiting_sharers_of_the_table_at_the_same_cost_each() {
+    grows_with(|n| {
+        let engine = engine(1, true);
+        (0..n).for_each(|number| holds(&engine, OTHER, row(number), Exclusive));
+        let mut calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, everything(), Shared)).collect();
+        for number in 0..n / 2 {
+            engine.unlock(txn(OTHER), TableId::new(TABLE), &[row(number)]);
+        }
+        engine.unlock_all(txn(OTHER), Some(7));
+        for call in &mut calls {
+            match poll(call) {
+                Poll::Ready(Ok(grant)) => assert_eq!(grant.prev_commit_ts, Some(7)),
+                other => panic!("all sharers go in one step: {other:?}"),
+            }
+        }
+    });
+}
+
+#[test]
+fn waits_of_many_tables_are_listed_at_the_same_cost_each() {
+    grows_with(|n| {
+        let engine = engine(n, true);
+        for table in 0..n {
+            granted(lock_in(&engine, table, OTHER, vec![row(0)], Exclusive));
+        }
+        let calls: Vec<LockCall> =
+            (0..n).map(|table| lock_in(&engine, table, table, vec![row(0)], Exclusive)).collect();
+        assert_eq!(engine.waits(None).len() as u64, n);
+        drop(calls);
+    });
+}
+
+#[test]
+fn locks_of_many_sharers_with_many_waiters_are_listed_at_the_same_cost_each() {
+    grows_with(|n| {
+        let engine = engine(1, true);
+        (0..n).for_each(|who| holds(&engine, who, row(HOT), Shared));
+        let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, OTHER + who, row(HOT), Exclusive)).collect();
+        let locks = engine.locks(None);
+        assert!(locks.len() as u64 == n && locks.iter().all(|lock| lock.waiters as u64 == n));
+        drop(calls);
+    });
+}
+
+#[test]
+fn a_table_wait_behind_many_locks_costs_what_it_costs_behind_one() {
+    grows_with(|n| {
+        let engine = engine(1, true);
+        (0..n).for_each(|number| holds(&engine, OTHER, row(number), Exclusive));
+        let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, everything(), Exclusive)).collect();
+        calls.into_iter().for_each(drop);
+    });
+}
+
+#[test]
+fn upgrades_among_many_sharers_cost_the_same_each() {
+    grows_with(|n| {
+        let engine = engine(1, true);
+        (0..n).for_each(|who| holds(&engine, who, row(HOT), Shared));
+        let mut calls: Vec<LockCall> = (0..n).map(|who| lock(&engine, who, row(HOT), Exclusive)).collect();
+        let told = calls.iter_mut().filter_map(|call| match poll(call) {
+            Poll::Ready(Err(error)) => Some(error.kind()),
+            _ => None,
+        });
+        assert!(told.filter(|kind| *kind == ErrorKind::Deadlock).count() as u64 == n - 1, "two of them never fit");
+    });
+}
+
+#[test]
+fn the_queue_is_brought_into_another_order_at_a_cost_that_grows_with_it() {
+    grows_with(|n| {
+        let engine = engine(1, true);
+        // The range waits for A, and everybody else behind the range; A, which asks for a row that another one holds, is
+        // behind them all and yet goes first.
+        let (a, b) = (OTHER, OTHER + 1);
+        holds(&engine, a, row(0), Exclusive);
+        holds(&engine, b, row(1), Exclusive);
+        let mut calls = vec![waits(&engine, OTHER + 2, everything(), Exclusive)];
+        calls.extend((0..n).map(|who| waits(&engine, who, row(1), if who % 2 == 0 { Shared } else { Exclusive })));
+        let of_a = waits(&engine, a, row(1), Exclusive);
+        engine.unlock_all(txn(b), None);
+        granted(of_a);
+        assert!(calls.iter_mut().all(|call| poll(call).is_pending()));
+        engine.unlock_all(txn(a), None);
+        granted(calls.remove(0));
+    });
+}
