@@ -1,13 +1,36 @@
-//! A fast hash for ids that this software issued itself, so that nobody can choose them to collide.
+//! A fast hash for ids that this software issued itself.
+//!
+//! A client chooses which of its transactions stay open, and could keep those whose ids fall into
+//! one bucket. So each process hashes with a random word of its own.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::OnceLock;
 
-/// A map keyed by ids.
-pub(super) type IdMap<K, V> = HashMap<K, V, BuildHasherDefault<IdHasher>>;
+/// A map keyed by ids. Its order is another one in each process: nothing may depend on it.
+pub(super) type IdMap<K, V> = HashMap<K, V, IdState>;
+
+/// What every hash of this process begins with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct IdState(u64);
+
+impl Default for IdState {
+    fn default() -> Self {
+        static SEED: OnceLock<u64> = OnceLock::new();
+        Self(*SEED.get_or_init(|| RandomState::new().hash_one(0)))
+    }
+}
+
+impl BuildHasher for IdState {
+    type Hasher = IdHasher;
+
+    fn build_hasher(&self) -> IdHasher {
+        IdHasher(self.0)
+    }
+}
 
 /// Multiplies and rotates each word in.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct IdHasher(u64);
 
 impl Hasher for IdHasher {
