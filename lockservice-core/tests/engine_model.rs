@@ -4,6 +4,8 @@
 //! of them. Both are driven by the same random steps, and after each the held locks with their modes and tokens, the waits, and the
 //! outcomes of all calls must be the same. The model predicts everything except which of several cycles is broken first; there
 //! it checks that the cycle the engine reports exists.
+//!
+//! Half of the runs have limits so small that calls run into them, also as their turn comes.
 
 mod model;
 
@@ -24,11 +26,16 @@ use lockservice_core::{
 };
 use model::{Model, Outcome};
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 
 fn id(txn: usize) -> TxnId {
     TxnId::new(ServiceId::new(1), txn as u64, false)
+}
+
+/// Every other key is a long one, which takes more memory.
+fn key(number: u8) -> Key {
+    Key::new(vec![b'a' + number; if number.is_multiple_of(2) { 1 } else { 100 }]).expect("a key")
 }
 
 fn number(txn: TxnId) -> usize {
@@ -52,7 +59,8 @@ struct Client {
     polled: bool,
     woken: Arc<Woken>,
     received: Option<Result<Grant, lockservice_core::Error>>,
-    last_grant: Option<(usize, Grant)>,
+    /// What it was granted since it last ended.
+    grants: Vec<(usize, Grant)>,
 }
 
 impl Client {
@@ -98,9 +106,15 @@ impl Run {
         let txns = random.random_range(2..14);
         let tables = random.random_range(1..3);
         let victim = if random.random_bool(0.5) { VictimPolicy::FewestLocks } else { VictimPolicy::Youngest };
+        let mut settings = EngineSettings { victim, ..EngineSettings::default() };
+        if random.random_bool(0.5) {
+            settings.txn_lock_bytes_max = random.random_range(200..4_000);
+            settings.lock_bytes_max = random.random_range(500..12_000);
+            settings.waiters_max = random.random_range(1..12);
+        }
         let mut run = Self {
             seed,
-            engine: LockEngine::new(EngineSettings { victim, ..EngineSettings::default() }),
+            engine: LockEngine::new(settings),
             clients: (0..txns)
                 .map(|_| Client {
                     call: None,
@@ -108,10 +122,10 @@ impl Run {
                     polled: false,
                     woken: Arc::default(),
                     received: None,
-                    last_grant: None,
+                    grants: Vec::new(),
                 })
                 .collect(),
-            model: Model::new(tables, victim),
+            model: Model::new(tables, settings),
             keys: random.random_range(2..9),
             rows: if random.random_bool(0.3) { 1.0 } else { 0.7 },
             tables,
@@ -153,7 +167,7 @@ impl Run {
     }
 
     fn key(&mut self) -> Key {
-        Key::new([b'a' + self.random.random_range(0..self.keys)]).expect("a key")
+        key(self.random.random_range(0..self.keys))
     }
 
     fn bound(&mut self) -> Bound<Key> {
@@ -188,9 +202,19 @@ impl Run {
                 }
             }
             62..67 => {
-                if let Some((table, grant)) = self.clients[txn].last_grant.clone() {
-                    self.engine.take_back(id(txn), TableId::new(table as u64), &grant);
-                    self.model.take_back(txn, table, &grant, &mut self.clients);
+                let grants = &mut self.clients[txn].grants;
+                if self.random.random_bool(0.5) {
+                    // Any of them, and perhaps again later.
+                    let any = grants.choose(&mut self.random).cloned();
+                    any.into_iter().for_each(|grant| self.take_back(txn, &grant));
+                } else {
+                    let mut all = grants.clone();
+                    all.shuffle(&mut self.random);
+                    all.iter().for_each(|grant| self.take_back(txn, grant));
+                    if self.clients[txn].call.is_none() {
+                        *self.counts.entry("all taken back").or_default() += 1;
+                        assert_eq!(self.engine.held(id(txn)), 0, "everything was taken back");
+                    }
                 }
             }
             67..75 => {
@@ -206,7 +230,7 @@ impl Run {
                 self.engine.unlock_all(id(txn), ts);
                 self.model.unlock_all(txn, ts, &mut self.clients);
                 assert_eq!(self.engine.held(id(txn)), 0, "everything is released");
-                self.clients[txn].last_grant = None;
+                self.clients[txn].grants.clear();
             }
             94..97 => {
                 let block = self.block(20);
@@ -233,6 +257,11 @@ impl Run {
             }
         }
         self.check();
+    }
+
+    fn take_back(&mut self, txn: usize, (table, grant): &(usize, Grant)) {
+        self.engine.take_back(id(txn), TableId::new(*table as u64), grant);
+        self.model.take_back(txn, *table, grant, &mut self.clients);
     }
 
     fn lock(&mut self, txn: usize, table: usize) {
@@ -284,7 +313,7 @@ impl Run {
                     assert_eq!(grant.tokens_left, expected.tokens_left, "{txn}: {grant:?}");
                     let changes: Vec<_> = grant.changes.iter().map(|at| (at.item.clone(), at.before)).collect();
                     assert_eq!(changes, expected.changes, "{txn}: {grant:?}");
-                    client.last_grant = Some((table, grant));
+                    client.grants.push((table, grant));
                 }
                 (received, expected) => panic!("{txn} received {received:?} instead of {expected:?}"),
             }
@@ -327,8 +356,8 @@ impl Run {
         new.sort_by_key(|(_, _, _, token)| *token);
         for (table, item, mode, token) in new {
             self.token_seen = token;
-            for key in b'a'..b'a' + self.keys {
-                if item.overlaps(&LockItem::Row(Key::new([key]).expect("a key"))) {
+            for key in 0..self.keys {
+                if item.overlaps(&LockItem::Row(self::key(key))) {
                     let (shared, exclusive) = self.last_tokens.entry((table, key)).or_default();
                     assert!(token >= *exclusive, "token {token} on a key that had {exclusive}");
                     if mode == LockMode::Exclusive {
@@ -379,7 +408,8 @@ fn steps(seeds: std::ops::Range<u64>, steps: u32) -> BTreeMap<&'static str, u64>
 fn the_engine_does_what_the_model_does_in_long_runs() {
     let counts = steps(0..500, 1000);
     println!("{counts:?}");
-    for what in ["granted", "waited", "conflict", "deadlock", "cancelled", "bind_changed", "dropped"] {
+    let of_calls = ["granted", "waited", "conflict", "deadlock", "cancelled", "bind_changed", "dropped"];
+    for what in of_calls.into_iter().chain(["resource_exhausted", "all taken back"]) {
         assert!(counts.get(what).is_some_and(|count| *count > 100), "the runs saw too little: {counts:?}");
     }
 }

@@ -504,6 +504,24 @@ async fn what_a_later_call_was_told_it_holds_is_not_taken_back_with_an_earlier_o
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_is_left_of_a_grant_and_its_upgrade_once_both_are_undone() {
+    for order in [[2, 3], [3, 2]] {
+        let (service, _allocator) = service().await;
+        let session = open(&service);
+        let shared = LockSpec { mode: LockMode::Shared, ..spec("a") };
+        let both = LockSpec { items: vec![row("a"), row("b")], ..spec("a") };
+        for (sequence, spec) in [(1, spec("b")), (2, shared), (3, both)] {
+            locked(session.submit(op(1, sequence), Operation::Lock(spec)).await);
+        }
+        for (sequence, undone) in [(4, order[0]), (5, order[1])] {
+            done(session.submit(op(1, sequence), Operation::Undo { sequence: undone }).await);
+        }
+        let left: Vec<_> = service.locks(None).into_iter().map(|lock| lock.info.item).collect();
+        assert_eq!(left, [row("b")], "undone in the order {order:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_operation_that_is_sent_over_and_over_while_it_waits_takes_no_memory() {
     let (service, _allocator) = service().await;
     let session = open(&service);

@@ -18,7 +18,7 @@
 //! - **Only what a call added is taken back**, less what a later call was told it holds (`relied_on`): that call's answer would else
 //!   become untrue.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -100,9 +100,16 @@ pub(super) struct Relied {
 }
 
 impl Relied {
-    /// What `granted` says is held although it did not add it, if it is anything. `items` are what was asked for.
-    pub(super) fn of(granted: &Granted, items: Arc<[LockItem]>) -> Option<Self> {
-        (granted.grant.changes.len() < items.len()).then(|| Self { table: granted.grant.bind.id, items })
+    /// What `granted` says is held although it did not add it, if it is anything. `items` are what
+    /// was asked for. What it upgraded is not among them: an upgrade stands without what it lies on.
+    pub(super) fn of(granted: &Granted, items: &[LockItem]) -> Option<Self> {
+        let (table, changes) = (granted.grant.bind.id, &granted.grant.changes);
+        if changes.len() >= items.len() {
+            return None;
+        }
+        let changed: HashSet<&LockItem> = changes.iter().map(|change| &change.item).collect();
+        let items: Arc<[LockItem]> = items.iter().filter(|item| !changed.contains(item)).cloned().collect();
+        (!items.is_empty()).then_some(Self { table, items })
     }
 }
 

@@ -343,7 +343,7 @@ impl Session {
                         _ = cancelled => Err(taken_back()),
                     };
                     if let (Ok(granted), Some(items)) = (&result, items) {
-                        relied = Relied::of(granted, items);
+                        relied = Relied::of(granted, &items);
                     }
                     result.map(Answer::Locked)
                 }

@@ -106,8 +106,10 @@ impl LockEngine {
         LockCall { engine: self.clone(), txn, stage }
     }
 
-    /// Takes back exactly what a call added (T2): new locks go, upgraded ones are again held in their former mode and under their former
-    /// token. What has changed since is left alone, so repeating it does nothing.
+    /// Takes back exactly what a call added (T2), in whatever order calls are taken back. New locks
+    /// go; upgraded ones are again held in their former mode and under their former token, if what
+    /// they were held by was not taken back too. A lock that was upgraded since stays as long as
+    /// its upgrade. Repeating it does nothing.
     pub fn take_back(&self, txn: TxnId, table: TableId, grant: &Grant) {
         self.with(|state| state.take_back(txn, table, grant));
     }

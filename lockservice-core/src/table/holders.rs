@@ -20,6 +20,30 @@ pub(super) struct Holder {
     pub(super) mode: LockMode,
     /// Added or upgraded by a call that is still in flight: its token is not taken yet.
     pub(super) pending: bool,
+    /// After an upgrade, the token of the shared hold that it lies on, or [`NONE`]: there was none,
+    /// or it was taken back since. With two modes there is never more than one layer beneath.
+    pub(super) beneath: FencingToken,
+}
+
+/// Stands for no token.
+pub(super) const NONE: FencingToken = FencingToken::new(0);
+
+impl Holder {
+    /// Forgets the shared hold beneath an upgrade: nothing is left when the upgrade goes.
+    pub(super) fn drop_beneath(&mut self) {
+        if self.pending {
+            // Until it has one of its own, an upgrade shows the token of the former hold.
+            self.token = NONE;
+        }
+        self.beneath = NONE;
+    }
+
+    /// Takes the upgrade off the shared hold beneath it.
+    pub(super) fn uncover(&mut self) {
+        self.token = std::mem::replace(&mut self.beneath, NONE);
+        self.mode = LockMode::Shared;
+        self.pending = false;
+    }
 }
 
 /// From here on holders are kept in a map: to put one into the middle of a long list moves all behind it.
@@ -138,7 +162,7 @@ mod tests {
 
     fn holder(number: u64) -> Holder {
         let txn = TxnId::new(ServiceId::new(1), number, false);
-        Holder { txn, token: FencingToken::new(number), slot: 0, mode: LockMode::Shared, pending: false }
+        Holder { txn, token: FencingToken::new(number), slot: 0, mode: LockMode::Shared, pending: false, beneath: NONE }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::call::{Call, CallId, Stage};
 use super::entry::Place;
-use super::holders::Holder;
+use super::holders::{Holder, NONE};
 use super::state::{Begun, State, bind_changed};
 use super::txn::Txn;
 use super::types::{Grant, ItemGrant, LockRequest, WaitPolicy};
@@ -65,7 +65,7 @@ impl State {
                 },
             },
             Ok(Advance::Blocked(_)) if policy == WaitPolicy::NoWait => conflict(&call),
-            Ok(Advance::Blocked(place)) => match self.check_room_to_wait(&call) {
+            Ok(Advance::Blocked(place)) => match self.check_worth_waiting(&call) {
                 Ok(()) => {
                     let id = self.calls.insert(Box::new(call));
                     self.begin_wait(id, place);
@@ -175,7 +175,7 @@ impl State {
             return false;
         }
         let slot = txn.next_slot(table_id);
-        let holder = Holder { txn: id, token: FencingToken::new(0), slot, mode, pending: true };
+        let holder = Holder { txn: id, token: NONE, slot, mode, pending: true, beneath: NONE };
         let table = self.tables.get_mut(&table_id).expect("calls end with their table");
         let Some(taken) = table.take_free_row(key, holder, last) else { return false };
         *token = taken;
@@ -201,6 +201,7 @@ impl State {
         let table = self.tables.get_mut(&call.table).expect("calls end with their table");
         if let Some(own) = table.entry_mut(item).and_then(|entry| entry.holder_mut(call.txn)) {
             call.changes.push(ItemGrant { item: item.clone(), before: Some((own.mode, own.token)) });
+            own.beneath = own.token;
             own.mode = call.mode;
             own.pending = true;
         } else {
@@ -218,7 +219,8 @@ impl State {
             }
             self.bytes += bytes;
             let slot = txn.add(call.table, item.clone(), bytes);
-            let holder = Holder { txn: call.txn, token: FencingToken::new(0), slot, mode: call.mode, pending: true };
+            let (txn, mode) = (call.txn, call.mode);
+            let holder = Holder { txn, token: NONE, slot, mode, pending: true, beneath: NONE };
             table.entry_or_new(item).add(holder);
             call.changes.push(ItemGrant { item: item.clone(), before: None });
         }
@@ -264,19 +266,24 @@ impl State {
         }
     }
 
-    /// Takes back one change, if the hold is still what the change made it: under that token, or pending if there is none.
+    /// Takes back one change: what the grant under that token did to the hold, or, without a token,
+    /// what the call in flight did.
+    ///
+    /// An upgrade lies on what was held before. Whichever of the two is taken back, the other one
+    /// stays; nothing is held once both are.
     fn take_back_item(&mut self, txn: TxnId, id: TableId, change: ItemGrant, token: Option<FencingToken>) {
         let Some(table) = self.tables.get_mut(&id) else { return };
         let Some(own) = table.entry_mut(&change.item).and_then(|entry| entry.holder_mut(txn)) else { return };
-        if token.map_or(!own.pending, |token| own.pending || own.token != token) {
-            return;
-        }
-        match change.before {
-            Some((mode, token)) => {
-                (own.mode, own.token, own.pending) = (mode, token, false);
-                self.left.push((id, change.item));
+        let is_on_top = token.map_or(own.pending, |token| !own.pending && own.token == token);
+        if !is_on_top {
+            if token.is_some_and(|token| own.beneath == token) {
+                own.drop_beneath();
             }
-            None => self.release(txn, id, change.item),
+        } else if own.beneath == NONE {
+            self.release(txn, id, change.item);
+        } else {
+            own.uncover();
+            self.left.push((id, change.item));
         }
     }
 
@@ -304,6 +311,55 @@ impl State {
             return Err(exhausted("lock_bytes_max"));
         }
         Ok(())
+    }
+
+    /// Fails if there is no room to wait, or if the wait would be for nothing: the limits would end
+    /// the call when its turn comes, however much others leave.
+    fn check_worth_waiting(&self, call: &Call) -> Result<()> {
+        self.check_room_to_wait(call)?;
+        let held = self.txns.get(&call.txn).map_or(0, |txn| txn.bytes);
+        let (txn_left, left) = (
+            self.settings.txn_lock_bytes_max.saturating_sub(held),
+            self.settings.lock_bytes_max.saturating_sub(held + wait_bytes(call)),
+        );
+        // Nearly always there is room for all of it, whatever of it is new.
+        let most = call.items[call.next..].iter().map(hold_bytes).sum::<usize>();
+        if most <= txn_left.min(left) {
+            return Ok(());
+        }
+        let needed = self.bytes_to_come(call);
+        let limit = match (needed > txn_left, needed > left) {
+            (true, _) => "txn_lock_bytes_max",
+            (_, true) => "lock_bytes_max",
+            _ => return Ok(()),
+        };
+        Err(Error::new(
+            ErrorKind::ResourceExhausted,
+            "the request does not fit into a limit of the lock engine, however long it waits: \
+             ask for less, release locks first, or raise the limit",
+        )
+        .with("limit", limit)
+        .with("txn", call.txn))
+    }
+
+    /// What a call that waits for its next item has still to add to its transaction's holds.
+    fn bytes_to_come(&self, call: &Call) -> usize {
+        let table = &self.tables[&call.table];
+        let mut bytes = 0;
+        // Items come in the order of their starts: one that ends no later than an earlier one is
+        // covered by it.
+        let mut furthest: Option<Bound<&Key>> = None;
+        for item in &call.items[call.next..] {
+            if furthest.is_some_and(|end| compare_ends(item.end(), end).is_le()) {
+                continue;
+            }
+            furthest = Some(item.end());
+            let upgraded = table.entry(item).is_some_and(|entry| entry.holder(call.txn).is_some());
+            if !upgraded && table.survey(item, call.txn, call.mode).covered.is_none() {
+                bytes += hold_bytes(item);
+            }
+        }
+        bytes
     }
 
     /// Counts a call among those in flight, the first time that it has to wait for anything.
@@ -361,6 +417,7 @@ impl State {
     /// Goes on with a call whose waited-for item has just become free: takes it, and what follows, until it must wait again or is over.
     pub(super) fn resume(&mut self, id: CallId) {
         let mut call = self.calls.take(id);
+        let waited_for = call.next;
         self.dequeue(&mut call);
         let advanced = match self.take_item(&mut call) {
             Ok(()) => self.advance(&mut call),
@@ -377,7 +434,13 @@ impl State {
             (Ok(Advance::Complete), Some(grant)) => self.finish(id, Ok(grant)),
             (Ok(Advance::Complete), None) => self.hold_up_for_token(id),
             (Ok(Advance::Blocked(place)), _) => self.begin_wait(id, place),
-            (Err(error), _) => self.fail(id, error),
+            (Err(error), _) => {
+                // It left the queue of that item, and may not even have held it since: those behind
+                // it have nobody else to look at them.
+                let call = &self.calls[id];
+                self.left.push((call.table, call.items[waited_for].clone()));
+                self.fail(id, error);
+            }
         }
     }
 

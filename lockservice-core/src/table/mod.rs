@@ -14,6 +14,7 @@
 //! | `entry.rs` | one row or range: its holders and its queue |
 //! | `holders.rs`, `queue.rs` | who holds an entry; who waits for it, and which commits they are told of |
 //! | `interval.rs` | the index that finds the ranges overlapping an item |
+//! | `hash.rs` | maps keyed by ids, with a hash that clients cannot work out |
 //! | `call.rs`, `txn.rs` | a call in flight; what a transaction holds |
 //! | `inspect.rs` | what an operator sees |
 //! | `steps.rs` | how much work was done, for tests of cost |
@@ -34,6 +35,10 @@
 //!    (*pending*), until the call is over: then all of it has the call's token, or none of it is there any more.
 //! 5. A call waits for a token only in a table without one (F2).
 //! 6. An entry has a holder or a waiter.
+//! 7. An upgrade lies on the shared hold before it. Taking back the one leaves the other, in either
+//!    order; the hold ends when both are gone.
+//! 8. The depth of a call stack does not depend on what clients ask for, nor does the shape of a
+//!    tree or a hash on anything that they could predict.
 //!
 //! # Fairness
 //! All waiters of the node stand in one order. A wait that begins gets the place behind all others; an upgrade (the transaction holds the item, but
@@ -65,7 +70,7 @@
 //! over; the waiter behind it is the next candidate of that queue. If the first one of a queue has something in its way,
 //! so have all behind it, with one exception: a sharer is not in its own way where it holds what is in the way of the
 //! others. So all sharers at the head go in one step, none is looked at before its turn, and a cancelled or failed
-//! waiter is no different from a release.
+//! waiter is no different from a release: whoever leaves a queue, by whatever way, puts its item on the list.
 //!
 //! A commit's timestamp is noted once for each queue in whose way the transaction stood. A waiter learns the largest
 //! one noted since its wait began when it leaves the queue.

@@ -164,10 +164,13 @@ impl State {
 
     pub(super) fn unlock(&mut self, txn: TxnId, table: TableId, items: &[LockItem]) {
         for item in items {
-            let entry = self.tables.get(&table).and_then(|table| table.entry(item));
-            // What a call still in flight has added is that call's business.
-            if entry.and_then(|entry| entry.holder(txn)).is_some_and(|own| !own.pending) {
-                self.release(txn, table, item.clone());
+            let entry = self.tables.get_mut(&table).and_then(|table| table.entry_mut(item));
+            match entry.and_then(|entry| entry.holder_mut(txn)) {
+                Some(own) if !own.pending => self.release(txn, table, item.clone()),
+                // What a call still in flight has added is that call's business; what was held
+                // before is not.
+                Some(own) => own.drop_beneath(),
+                None => {}
             }
         }
         self.forget_if_idle(txn);

@@ -69,7 +69,8 @@ pub struct Grant {
 pub struct ItemGrant {
     /// The item.
     pub item: LockItem,
-    /// How, and under which token, the transaction held exactly this item before; `None` if it did not.
+    /// How, and under which token, the transaction held exactly this item before; `None` if it did
+    /// not. Taking the grant back leaves that hold, unless it was itself taken back or released.
     pub before: Option<(LockMode, FencingToken)>,
 }
 

@@ -1,10 +1,11 @@
 //! The model of `engine_model.rs`: lists, and loops over them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 
 use lockservice_core::allocator::TokenBlock;
-use lockservice_core::table::{Grant, VictimPolicy, WaitPolicy};
-use lockservice_core::{BindVersion, DeadlockEdge, ErrorKind, FencingToken, LockItem, LockMode};
+use lockservice_core::table::{EngineSettings, Grant, VictimPolicy, WaitPolicy};
+use lockservice_core::{BindVersion, DeadlockEdge, ErrorKind, FencingToken, Key, LockItem, LockMode};
 
 use super::{Client, number, poll_all};
 
@@ -16,6 +17,8 @@ struct Hold {
     mode: LockMode,
     token: u64,
     pending: bool,
+    /// The token of the shared hold that an upgrade lies on; 0 if there is none.
+    beneath: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -29,6 +32,40 @@ struct Call {
     covered: u64,
     waited: bool,
     prev_commit_ts: Option<u64>,
+}
+
+/// How far a call got.
+enum Advance {
+    Complete,
+    /// Its next item is not free; true if it would be an upgrade.
+    Blocked(bool),
+    /// A limit is reached.
+    Full,
+}
+
+/// What the engine counts a hold with.
+fn hold_bytes(item: &LockItem) -> usize {
+    240 + 2 * heap_bytes(item)
+}
+
+/// What the engine counts a wait with.
+fn wait_bytes(call: &Call) -> usize {
+    320 + call.items.iter().map(|item| size_of::<LockItem>() + heap_bytes(item)).sum::<usize>()
+}
+
+/// Short keys are kept inline.
+fn heap_bytes(item: &LockItem) -> usize {
+    let bytes = |bytes: usize| if bytes > 22 { bytes + 16 } else { 0 };
+    match item {
+        LockItem::Row(key) => bytes(key.as_bytes().len()),
+        LockItem::Range(_) => {
+            let bound = |bound| match bound {
+                Bound::Unbounded => 0,
+                Bound::Included(key) | Bound::Excluded(key) => bytes(Key::as_bytes(key).len()),
+            };
+            bound(item.start()) + bound(item.end())
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -56,7 +93,7 @@ struct Table {
 }
 
 pub(super) struct Model {
-    victim: VictimPolicy,
+    settings: EngineSettings,
     tables: Vec<Table>,
     holds: Vec<Hold>,
     /// Waiting calls, in queue order.
@@ -72,9 +109,9 @@ pub(super) struct Model {
 }
 
 impl Model {
-    pub(super) fn new(tables: usize, victim: VictimPolicy) -> Self {
+    pub(super) fn new(tables: usize, settings: EngineSettings) -> Self {
         Self {
-            victim,
+            settings,
             tables: (0..tables).map(|_| Table::default()).collect(),
             holds: Vec::new(),
             queue: Vec::new(),
@@ -156,13 +193,27 @@ impl Model {
         let changes = Vec::new();
         let mut call =
             Call { txn, table, items, next: 0, mode, changes, covered: 0, waited: false, prev_commit_ts: None };
-        match self.advance(&mut call) {
-            None => self.complete(call),
-            Some(_) if wait == WaitPolicy::NoWait => {
-                self.revert(call);
-                self.done.insert(txn, Outcome::Failed(ErrorKind::Conflict));
+        let refused = match self.advance(&mut call) {
+            Advance::Complete if self.lacks_token(&call) && !self.has_room_to_wait(&call) => {
+                Some(ErrorKind::ResourceExhausted)
             }
-            Some(upgrade) => self.begin_wait(call, upgrade, clients),
+            Advance::Blocked(_) if wait == WaitPolicy::NoWait => Some(ErrorKind::Conflict),
+            Advance::Blocked(_) if !self.has_room_to_wait(&call) || !self.can_ever_fit(&call) => {
+                Some(ErrorKind::ResourceExhausted)
+            }
+            Advance::Full => Some(ErrorKind::ResourceExhausted),
+            Advance::Complete => {
+                self.complete(call.clone());
+                None
+            }
+            Advance::Blocked(upgrade) => {
+                self.begin_wait(call.clone(), upgrade, clients);
+                None
+            }
+        };
+        if let Some(kind) = refused {
+            self.revert(call);
+            self.done.insert(txn, Outcome::Failed(kind));
         }
         self.settle(clients);
         if !self.done.contains_key(&txn) {
@@ -170,8 +221,46 @@ impl Model {
         }
     }
 
-    /// Takes what is free. `Some` if an item is not, with whether it would be an upgrade.
-    fn advance(&mut self, call: &mut Call) -> Option<bool> {
+    /// What all holds and waits are counted with, and what those of one transaction are. `call` is
+    /// in no list at the moment.
+    fn bytes(&self, call: &Call) -> (usize, usize) {
+        let waits: usize = self.queue.iter().chain(&self.starved).map(wait_bytes).sum();
+        let holds: usize = self.holds.iter().map(|hold| hold_bytes(&hold.item)).sum();
+        let own = self.holds.iter().filter(|hold| hold.txn == call.txn);
+        let wait = if call.waited { wait_bytes(call) } else { 0 };
+        (holds + waits + wait, own.map(|hold| hold_bytes(&hold.item)).sum())
+    }
+
+    fn has_room_to_wait(&self, call: &Call) -> bool {
+        let in_flight = self.queue.len() + self.starved.len();
+        in_flight < self.settings.waiters_max && self.bytes(call).0 + wait_bytes(call) <= self.settings.lock_bytes_max
+    }
+
+    /// True if the limits let the call have the rest of its items when nobody else is there.
+    fn can_ever_fit(&self, call: &Call) -> bool {
+        let own = |exact: bool, item: &LockItem| {
+            let mut own = self.holds.iter().filter(|hold| hold.txn == call.txn && hold.table == call.table);
+            own.any(|hold| if exact { hold.item == *item } else { hold.mode >= call.mode && hold.item.covers(item) })
+        };
+        let mut new: Vec<&LockItem> = Vec::new();
+        let mut later: Vec<&LockItem> = Vec::new();
+        for item in &call.items[call.next..] {
+            let covered = own(false, item) || later.iter().any(|earlier| earlier.covers(item));
+            later.push(item);
+            if !covered && !own(true, item) {
+                new.push(item);
+            }
+        }
+        let needed = self.bytes(call).1 + new.into_iter().map(hold_bytes).sum::<usize>();
+        needed <= self.settings.txn_lock_bytes_max && needed + wait_bytes(call) <= self.settings.lock_bytes_max
+    }
+
+    fn lacks_token(&self, call: &Call) -> bool {
+        !call.changes.is_empty() && self.tables[call.table].tokens.is_empty()
+    }
+
+    /// Takes what is free.
+    fn advance(&mut self, call: &mut Call) -> Advance {
         while call.next < call.items.len() {
             let item = &call.items[call.next];
             let own = self.holds.iter().filter(|hold| hold.txn == call.txn && hold.table == call.table);
@@ -185,29 +274,38 @@ impl Model {
             let behind = (0..self.queue.len()).filter(|at| in_the_way(&self.queue[*at], call));
             let must_wait = !upgrade && behind.into_iter().any(|at| !self.reaches(at, call.txn, true));
             if !self.holders_in_the_way(call).is_empty() || must_wait {
-                return Some(upgrade);
+                return Advance::Blocked(upgrade);
             }
-            self.take(call);
+            if !self.take(call) {
+                return Advance::Full;
+            }
         }
-        None
+        Advance::Complete
     }
 
-    fn take(&mut self, call: &mut Call) {
+    /// False if a limit is reached.
+    fn take(&mut self, call: &mut Call) -> bool {
+        let (all, own) = self.bytes(call);
         let item = call.items[call.next].clone();
+        let bytes = hold_bytes(&item);
+        let full = all + bytes > self.settings.lock_bytes_max || own + bytes > self.settings.txn_lock_bytes_max;
         let exact = |hold: &&mut Hold| hold.txn == call.txn && hold.table == call.table && hold.item == item;
         match self.holds.iter_mut().find(exact) {
             Some(hold) => {
                 call.changes.push((item, Some((hold.mode, FencingToken::new(hold.token)))));
+                hold.beneath = hold.token;
                 hold.mode = call.mode;
                 hold.pending = true;
             }
+            None if full => return false,
             None => {
                 let (table, txn, mode) = (call.table, call.txn, call.mode);
-                self.holds.push(Hold { table, txn, item: item.clone(), mode, token: 0, pending: true });
+                self.holds.push(Hold { table, txn, item: item.clone(), mode, token: 0, pending: true, beneath: 0 });
                 call.changes.push((item, None));
             }
         }
         call.next += 1;
+        true
     }
 
     fn complete(&mut self, call: Call) {
@@ -235,20 +333,24 @@ impl Model {
     }
 
     fn revert(&mut self, call: Call) {
-        for (item, before) in call.changes.into_iter().rev() {
-            self.take_back_item(call.txn, call.table, &item, before);
+        for (item, _) in call.changes {
+            self.take_back_item(call.txn, call.table, &item, None);
         }
     }
 
-    fn take_back_item(&mut self, txn: usize, table: usize, item: &LockItem, before: Option<(LockMode, FencingToken)>) {
+    /// Takes back what a grant under `token` did to a hold, or without one what the call in flight did.
+    fn take_back_item(&mut self, txn: usize, table: usize, item: &LockItem, token: Option<u64>) {
         let exact = |hold: &Hold| hold.txn == txn && hold.table == table && hold.item == *item;
-        match before {
-            None => self.holds.retain(|hold| !exact(hold)),
-            Some((mode, token)) => {
-                for hold in self.holds.iter_mut().filter(|hold| exact(hold)) {
-                    (hold.mode, hold.token, hold.pending) = (mode, token.get(), false);
-                }
+        let Some(at) = self.holds.iter().position(exact) else { return };
+        let hold = &mut self.holds[at];
+        if token.map_or(hold.pending, |token| hold.token == token && !hold.pending) {
+            if hold.beneath == 0 {
+                self.holds.remove(at);
+            } else {
+                (hold.mode, hold.token, hold.pending, hold.beneath) = (LockMode::Shared, hold.beneath, false, 0);
             }
+        } else if token.is_some_and(|token| hold.beneath == token) {
+            forget_beneath(hold);
         }
     }
 
@@ -284,7 +386,7 @@ impl Model {
             .into_iter()
             .find(|(victim, _)| all.iter().all(|(other, cycle)| other == victim || !is_member(*victim, cycle)));
         let (victim, cycle) = first.unwrap_or_else(|| panic!("a deadlock of {txn} was not told to anybody"));
-        let cost = |who: usize| match self.victim {
+        let cost = |who: usize| match self.settings.victim {
             VictimPolicy::FewestLocks => (self.holds.iter().filter(|hold| hold.txn == who).count(), usize::MAX - who),
             _ => (0, usize::MAX - who),
         };
@@ -312,7 +414,7 @@ impl Model {
     fn closes_without(&self, txn: usize, without: usize) -> bool {
         let mut queue = self.queue.clone();
         queue.retain(|call| call.txn != without);
-        let rest = Self { queue, holds: self.holds.clone(), ..Self::new(0, self.victim) };
+        let rest = Self { queue, holds: self.holds.clone(), ..Self::new(0, self.settings) };
         rest.queue.iter().position(|call| call.txn == txn).is_some_and(|at| rest.reaches(at, txn, false))
     }
 
@@ -357,10 +459,14 @@ impl Model {
     fn settle(&mut self, clients: &mut [Client]) {
         while let Some(at) = (0..self.queue.len()).find(|at| !self.is_blocked(*at)) {
             let mut call = self.queue.remove(at);
-            self.take(&mut call);
-            match self.advance(&mut call) {
-                None => self.complete(call),
-                Some(upgrade) => self.begin_wait(call, upgrade, clients),
+            let advanced = if self.take(&mut call) { self.advance(&mut call) } else { Advance::Full };
+            match advanced {
+                Advance::Complete => self.complete(call),
+                Advance::Blocked(upgrade) => self.begin_wait(call, upgrade, clients),
+                Advance::Full => {
+                    self.done.insert(call.txn, Outcome::Failed(ErrorKind::ResourceExhausted));
+                    self.revert(call);
+                }
             }
         }
     }
@@ -368,10 +474,8 @@ impl Model {
     pub(super) fn abandon(&mut self, txn: usize, clients: &mut [Client]) {
         match self.done.remove(&txn) {
             Some(Outcome::Granted { table, grant }) => {
-                for (item, before) in grant.changes.into_iter().rev() {
-                    if self.holds.iter().any(|hold| hold.txn == txn && hold.item == item && hold.token == grant.token) {
-                        self.take_back_item(txn, table, &item, before);
-                    }
+                for (item, _) in grant.changes {
+                    self.take_back_item(txn, table, &item, Some(grant.token));
                 }
             }
             Some(Outcome::Failed(_)) => {}
@@ -385,24 +489,17 @@ impl Model {
 
     pub(super) fn take_back(&mut self, txn: usize, table: usize, grant: &Grant, clients: &mut [Client]) {
         if self.tables[table].installed && grant.bind.version == self.tables[table].version {
-            for change in grant.changes.iter().rev() {
-                let is_still = |hold: &Hold| {
-                    hold.txn == txn
-                        && hold.table == table
-                        && hold.item == change.item
-                        && hold.token == grant.token.get()
-                        && !hold.pending
-                };
-                if self.holds.iter().any(is_still) {
-                    self.take_back_item(txn, table, &change.item, change.before);
-                }
+            for change in &grant.changes {
+                self.take_back_item(txn, table, &change.item, Some(grant.token.get()));
             }
         }
         self.settle(clients);
     }
 
     pub(super) fn unlock(&mut self, txn: usize, table: usize, items: &[LockItem], clients: &mut [Client]) {
-        self.holds.retain(|hold| hold.txn != txn || hold.table != table || hold.pending || !items.contains(&hold.item));
+        let named = |hold: &Hold| hold.txn == txn && hold.table == table && items.contains(&hold.item);
+        self.holds.iter_mut().filter(|hold| named(hold) && hold.pending).for_each(forget_beneath);
+        self.holds.retain(|hold| !named(hold) || hold.pending);
         self.settle(clients);
     }
 
@@ -517,6 +614,14 @@ fn in_the_way(ahead: &Call, call: &Call) -> bool {
         && ahead.items[ahead.next].overlaps(&call.items[call.next])
 }
 
+/// What was held before an upgrade is gone; of an upgrade in flight only its call knows then.
+fn forget_beneath(hold: &mut Hold) {
+    if hold.pending {
+        hold.token = 0;
+    }
+    hold.beneath = 0;
+}
+
 fn is_range(item: &LockItem) -> bool {
     matches!(item, LockItem::Range(_))
 }
@@ -524,16 +629,16 @@ fn is_range(item: &LockItem) -> bool {
 /// The first key inside, and whether the one named is outside. No key here ends in a zero byte.
 fn start_of(item: &LockItem) -> (Vec<u8>, bool) {
     match item.start() {
-        std::ops::Bound::Unbounded => (Vec::new(), false),
-        std::ops::Bound::Included(key) => (key.as_bytes().to_vec(), false),
-        std::ops::Bound::Excluded(key) => (key.as_bytes().to_vec(), true),
+        Bound::Unbounded => (Vec::new(), false),
+        Bound::Included(key) => (key.as_bytes().to_vec(), false),
+        Bound::Excluded(key) => (key.as_bytes().to_vec(), true),
     }
 }
 
 fn end_of(item: &LockItem) -> (Vec<u8>, bool) {
     match item.end() {
-        std::ops::Bound::Unbounded => (vec![0xff], true),
-        std::ops::Bound::Included(key) => (key.as_bytes().to_vec(), true),
-        std::ops::Bound::Excluded(key) => (key.as_bytes().to_vec(), false),
+        Bound::Unbounded => (vec![0xff], true),
+        Bound::Included(key) => (key.as_bytes().to_vec(), true),
+        Bound::Excluded(key) => (key.as_bytes().to_vec(), false),
     }
 }
