@@ -5,6 +5,7 @@ use std::ops::Bound;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use lockservice_core::{GroupName, Key, KeyRange, LockItem, TableName, TableRef};
 
@@ -144,8 +145,11 @@ pub(crate) struct LockArgs {
     /// The lock table.
     pub(crate) table: TableName,
     /// The keys, all or none of which are locked.
-    #[arg(value_name = "KEY", required_unless_present = "range")]
+    #[arg(value_name = "KEY", required_unless_present_any = ["range", "more_keys"])]
     pub(crate) keys: Vec<OsString>,
+    /// One more key, which may begin with a hyphen: --key=--x.
+    #[arg(long = "key", value_name = "KEY", require_equals = true, conflicts_with = "range")]
+    pub(crate) more_keys: Vec<OsString>,
     /// A range of keys, FROM and TO inside; an empty one is open.
     #[arg(long, num_args = 2, value_names = ["FROM", "TO"], conflicts_with = "keys", allow_hyphen_values = true)]
     pub(crate) range: Option<Vec<OsString>>,
@@ -187,7 +191,7 @@ impl LockArgs {
             Some([from, to]) => vec![LockItem::Range(KeyRange::new(bound(from)?, bound(to)?)?)],
             _ => {
                 let row = |key| -> Result<LockItem, Failure> { Ok(LockItem::Row(Key::new(bytes(key))?)) };
-                self.keys.iter().map(row).collect::<Result<_, _>>()?
+                self.keys.iter().chain(&self.more_keys).map(row).collect::<Result<_, _>>()?
             }
         };
         Ok((table, items))
@@ -319,6 +323,19 @@ pub(crate) mod command_line {
         args.push("--".to_owned());
         args
     }
+}
+
+/// The error for arguments that do not parse, with a tip that helps where clap's own does not: after
+/// `--` the command begins, so that no key can stand there.
+pub(crate) fn with_tip_for_keys(mut error: clap::Error) -> clap::Error {
+    let is_lock = error.get(ContextKind::Usage).is_some_and(|usage| usage.to_string().contains("lockservice lock "));
+    if let (true, ErrorKind::UnknownArgument, Some(_), Some(ContextValue::String(argument))) =
+        (is_lock, error.kind(), error.get(ContextKind::Suggested), error.get(ContextKind::InvalidArg))
+    {
+        let tip = format!("to lock a key that begins with a hyphen, write '--key={argument}'");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
 }
 
 /// A duration as people write it: `500ms`, `30s`, `2m 30s`; a bare number is seconds.

@@ -31,7 +31,7 @@ use self::exit::Failure;
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+        Err(error) => return refuse(&args::with_tip_for_keys(error)),
     };
     let json = cli.json;
     let result = match &cli.command {
@@ -72,8 +72,10 @@ fn refuse(error: &clap::Error) -> ExitCode {
         // Arguments did not parse, so `--json` is looked for by hand, up to where the user's own command begins.
         _ if std::env::args_os().take_while(|arg| arg != "--").any(|arg| arg == "--json") => {
             let text = error.render().to_string();
-            let sentence = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-            Failure::usage(sentence).report(true)
+            let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+            let tips = rest.lines().filter_map(|line| line.trim_start().strip_prefix("tip: "));
+            let sentence: Vec<&str> = std::iter::once(first.trim_start_matches("error: ")).chain(tips).collect();
+            Failure::usage(sentence.join("; ")).report(true)
         }
         _ => {
             let _ = error.print();

@@ -80,6 +80,11 @@ impl Running {
         }
     }
 
+    /// The next line of stderr.
+    pub(crate) fn error_line(&mut self) -> String {
+        self.err.recv_timeout(DEADLINE).expect("a line on stderr")
+    }
+
     /// The next line of stdout: the number of a process.
     pub(crate) fn process(&mut self) -> Pid {
         Pid::from_raw(self.line().parse().expect("a process number")).expect("not zero")

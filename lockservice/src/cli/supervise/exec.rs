@@ -1,4 +1,5 @@
-//! `lockservice __exec`: the last step before the command. It ties itself to its parent and becomes the command.
+//! `lockservice __exec`: the last step before the command. It ties itself to its parent, waits to be
+//! let go, and becomes the command with the signals that the caller had ignored and blocked.
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
@@ -57,6 +58,8 @@ fn become_command(args: &ExecArgs) -> Result<Infallible, Failure> {
     let Some((program, rest)) = args.command.split_first() else {
         return Err(Failure::usage("no command was given: add `-- COMMAND`"));
     };
+    // Ignored signals are inherited. SIGPIPE is not: Rust ignores it before this program begins, so
+    // that nobody knows what the caller had, and this gives the command the default.
     let error = Command::new(program).args(rest).exec();
     let name = program.to_string_lossy();
     Err(match (error.kind(), found(program)) {
