@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Epoch, NodeName, ServiceId, TableRef, TxnId};
+use crate::key::{LockItem, LockMode};
 
 /// What the caller must do about an [`Error`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -123,8 +124,45 @@ pub struct DeadlockEdge {
     pub table: TableRef,
     /// The row or range it waits for, as text.
     pub item: String,
+    /// How it is wanted.
+    pub mode: LockMode,
     /// The transaction it waits for.
     pub holder: TxnId,
+    /// True for the transaction that is told this error. It may hold nothing, and then it knows itself by no other name.
+    pub asker: bool,
+    /// The label of the transaction that waits.
+    pub label: String,
+    /// The client of the transaction that waits.
+    pub client: String,
+}
+
+/// Who stands in the way of a request that was not granted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Blocker {
+    /// Its transaction.
+    pub txn: TxnId,
+    /// Its row or range that overlaps one of those asked for.
+    pub item: LockItem,
+    /// How it has it, or wants it.
+    pub mode: LockMode,
+    /// True if it holds the item; false if it waits for it, earlier in the queue.
+    pub granted: bool,
+    /// The transaction's label.
+    pub label: String,
+    /// The transaction's client.
+    pub client: String,
+}
+
+impl fmt::Display for Blocker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = if self.granted { "held by" } else { "waited for earlier by" };
+        let who = if self.client.is_empty() { "a client without a name" } else { &self.client };
+        write!(f, "{} is {how} {who} (transaction {}", self.item, self.txn)?;
+        if !self.label.is_empty() {
+            write!(f, ", {}", self.label)?;
+        }
+        f.write_str(")")
+    }
 }
 
 /// Machine-readable particulars of an [`Error`].
@@ -133,6 +171,8 @@ pub struct DeadlockEdge {
 pub enum Detail {
     /// The whole cycle of a [`ErrorKind::Deadlock`]: each edge's holder is the next edge's waiter.
     Deadlock(Vec<DeadlockEdge>),
+    /// Who stands in the way, of a [`ErrorKind::Conflict`] or a [`ErrorKind::Timeout`].
+    Blocked(Blocker),
     /// How long to wait before trying again.
     RetryAfter(Duration),
     /// Who owns the table.
@@ -246,6 +286,19 @@ impl Error {
         }
     }
 
+    /// Who stands in the way, of a [`ErrorKind::Conflict`] or a [`ErrorKind::Timeout`], if that is known.
+    pub fn blocker(&self) -> Option<&Blocker> {
+        match self.detail() {
+            Some(Detail::Blocked(blocker)) => Some(blocker),
+            _ => None,
+        }
+    }
+
+    /// The particulars, to be completed by one who knows more.
+    pub(crate) fn detail_mut(&mut self) -> Option<&mut Detail> {
+        self.0.detail.as_mut()
+    }
+
     /// How long to wait before trying again, where that is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self.detail() {
@@ -280,10 +333,12 @@ impl fmt::Display for Error {
         if !self.0.context.is_empty() {
             f.write_str(")")?;
         }
-        if let Some(cycle) = self.deadlock() {
-            for edge in cycle {
-                write!(f, "; {} waits in {} for {} of {}", edge.waiter, edge.table, edge.item, edge.holder)?;
-            }
+        for edge in self.deadlock().unwrap_or_default() {
+            let asker = if edge.asker { " (this one)" } else { "" };
+            write!(f, "; {}{asker} waits in {} for {} of {}", edge.waiter, edge.table, edge.item, edge.holder)?;
+        }
+        if let Some(blocker) = self.blocker() {
+            write!(f, "; {blocker}")?;
         }
         Ok(())
     }

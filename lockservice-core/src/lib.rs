@@ -59,7 +59,7 @@ pub mod table;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-pub use crate::error::{Advice, DeadlockEdge, Detail, Error, ErrorKind, Result};
+pub use crate::error::{Advice, Blocker, DeadlockEdge, Detail, Error, ErrorKind, Result};
 pub use crate::guarded_map::GuardedMap;
 pub use crate::id::{
     BindVersion, CommitAttempt, EPOCH_END, EPOCH_SHIFT, Epoch, FencingToken, GroupName, NAME_BYTES_MAX, NodeName,

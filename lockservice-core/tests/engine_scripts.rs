@@ -29,7 +29,7 @@ use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::Time;
 use lockservice_core::table::{EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy};
 use lockservice_core::{
-    BindVersion, FencingToken, Key, KeyRange, LockItem, LockMode, ServiceId, TableId, TableRef, TxnId,
+    BindVersion, Blocker, FencingToken, Key, KeyRange, LockItem, LockMode, ServiceId, TableId, TableRef, TxnId,
 };
 
 struct Session {
@@ -182,7 +182,12 @@ impl Session {
                         write!(text, "{who}: {}", error.kind().name()).expect("a string");
                         for edge in error.deadlock().unwrap_or_default() {
                             let (waiter, holder) = (show_txn(edge.waiter), show_txn(edge.holder));
+                            assert_eq!(edge.asker, waiter == *who, "the one that is told finds itself");
                             write!(text, "; {waiter} waits for {} of {holder}", edge.item).expect("a string");
+                        }
+                        if let Some(Blocker { item, mode, txn, granted, .. }) = error.blocker() {
+                            let how = if *granted { "held by" } else { "wanted by" };
+                            write!(text, "; {item} {mode} {how} {}", show_txn(*txn)).expect("a string");
                         }
                     }
                 }
@@ -195,7 +200,8 @@ impl Session {
             |table: &TableRef| if table.name.as_str() == "t" { String::new() } else { format!("{}/", table.name) };
         for lock in self.engine.locks(None) {
             let (who, token) = (show_txn(lock.txn), lock.token);
-            write!(text, "  {}{} {} {who} token {token}", named(&lock.table), lock.item, lock.mode).expect("a string");
+            let how = if lock.pending { "pending, token" } else { "token" };
+            write!(text, "  {}{} {} {who} {how} {token}", named(&lock.table), lock.item, lock.mode).expect("a string");
             if lock.waiters > 0 {
                 write!(text, " wanted by {}", lock.waiters).expect("a string");
             }

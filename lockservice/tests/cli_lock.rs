@@ -69,6 +69,9 @@ fn a_lock_not_to_be_had_in_time_exits_with_75_and_says_who_holds_it() {
     let json = server.run(&["--json", "lock", "t", "k", "--no-wait", "--", "true"]);
     let object: serde_json::Value = serde_json::from_slice(&json.stderr).unwrap();
     assert_eq!(object["kind"], "conflict");
+    assert_eq!((&object["blocker"]["key"], &object["blocker"]["state"]), (&"k".into(), &"holds".into()));
+    let client = object["blocker"]["client"].as_str().unwrap();
+    assert!(client.ends_with(&format!(":{}", holder.child.id())), "as data, too: {client}");
 }
 
 #[test]

@@ -181,7 +181,7 @@ impl LockService {
         let locks = self.inner.engine.locks(only).into_iter();
         locks
             .map(|info| {
-                let (label, client) = self.names(info.txn);
+                let (label, client) = self.inner.names(info.txn);
                 LockStatus { info, label, client }
             })
             .collect()
@@ -194,8 +194,8 @@ impl LockService {
         let waits = self.inner.engine.waits(only).into_iter();
         waits
             .map(|info| {
-                let (waiter_label, waiter_client) = self.names(info.waiter);
-                let (holder_label, holder_client) = self.names(info.holder);
+                let (waiter_label, waiter_client) = self.inner.names(info.waiter);
+                let (holder_label, holder_client) = self.inner.names(info.holder);
                 let waiting = now.since(info.since);
                 WaitStatus { info, waiting, waiter_label, waiter_client, holder_label, holder_client }
             })
@@ -208,10 +208,6 @@ impl LockService {
             None => Some(None),
             Some(table) => self.inner.tables.owned(table).map(|bind| Some(bind.id)),
         }
-    }
-
-    fn names(&self, txn: TxnId) -> (String, String) {
-        self.inner.txns.get(&txn).map(|record| (record.label.clone(), record.client.clone())).unwrap_or_default()
     }
 
     /// Resolves when this incarnation is sealed, with the reason: `LeaseLost` asks the host to start a new incarnation that replaces

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Time;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{TableRef, TxnId};
 use crate::key::LockItem;
 use crate::service::session::Renewals;
@@ -101,23 +101,44 @@ impl Inner {
             mode: spec.mode,
             wait: spec.wait,
         };
-        let call = self.engine.lock(request, self.parts.clock.now());
-        let mut grant = match self.until(deadline, call).await {
-            // Dropping the call took its claim away, or handed on a grant that had just been made.
+        let mut call = self.engine.lock(request, self.parts.clock.now());
+        let outcome = match self.until(deadline, &mut call).await {
+            Some(outcome) => outcome,
+            // Dropping the call takes its claim away, or hands on a grant that has just been made.
             None => {
-                return Err(Error::new(
-                    ErrorKind::Timeout,
-                    "the lock was not to be had in time: try again, or give up",
-                )
-                .with("table", &spec.table)
-                .with("waited", format!("{:?}", self.parts.settings.wait(spec.timeout))));
+                let error = Error::new(ErrorKind::Timeout, "the lock was not to be had in time: try again, or give up")
+                    .with("table", &spec.table)
+                    .with("waited", format!("{:?}", self.parts.settings.wait(spec.timeout)));
+                Err(match call.blocker() {
+                    Some(blocker) => error.with_detail(Detail::Blocked(blocker)),
+                    None => error,
+                })
             }
-            Some(result) => result?,
         };
+        let mut grant = outcome.map_err(|error| self.with_names(error))?;
         // The engine reads no clock: it only says whether the call waited.
         grant.waited = grant.waited.map(|_| self.parts.clock.now().since(began));
         self.tokens_left(&bind, grant.tokens_left);
         self.still_good(txn, &grant)
+    }
+
+    /// An error of the engine with the names of those that it tells of.
+    fn with_names(&self, mut error: Error) -> Error {
+        match error.detail_mut() {
+            Some(Detail::Blocked(blocker)) => (blocker.label, blocker.client) = self.names(blocker.txn),
+            Some(Detail::Deadlock(cycle)) => {
+                for edge in cycle {
+                    (edge.label, edge.client) = self.names(edge.waiter);
+                }
+            }
+            _ => {}
+        }
+        error
+    }
+
+    /// The label and the client that operators know a transaction by.
+    pub(crate) fn names(&self, txn: TxnId) -> (String, String) {
+        self.txns.get(&txn).map(|record| (record.label.clone(), record.client.clone())).unwrap_or_default()
     }
 
     /// Incident 1 of `peers.md`: a waiter must not be answered after the promise under it has lapsed. So lease and transaction are

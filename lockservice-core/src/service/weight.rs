@@ -44,10 +44,12 @@ pub(super) fn of_items(items: &[LockItem]) -> usize {
     items.iter().map(|item| size_of::<LockItem>() + keys(item)).sum()
 }
 
-/// The cycle of a deadlock can be long.
+/// The cycle of a deadlock can be long, and so can the key that is not free.
 fn of_error(error: &Error) -> usize {
     let cycle = error.deadlock().unwrap_or_default();
-    cycle.iter().map(|edge| size_of_val(edge) + edge.item.len()).sum()
+    let edges = cycle.iter().map(|edge| size_of_val(edge) + edge.item.len() + edge.label.len() + edge.client.len());
+    edges.sum::<usize>()
+        + error.blocker().map_or(0, |at| size_of_val(at) + keys(&at.item) + at.label.len() + at.client.len())
 }
 
 fn keys(item: &LockItem) -> usize {

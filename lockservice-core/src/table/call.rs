@@ -6,7 +6,7 @@ use std::task::Waker;
 use super::entry::Place;
 use super::types::{Grant, ItemGrant};
 use crate::clock::Time;
-use crate::error::Result;
+use crate::error::{Blocker, Result};
 use crate::id::{FencingToken, TableId, TxnId};
 use crate::key::{LockItem, LockMode};
 
@@ -31,7 +31,8 @@ pub(super) struct Call {
     /// The call's token, if it was taken together with the last item.
     pub(super) token: Option<FencingToken>,
     pub(super) waited: bool,
-    pub(super) conflict: Option<(TxnId, LockItem)>,
+    /// The first that stood in its way.
+    pub(super) conflict: Option<Blocker>,
     pub(super) prev_commit_ts: Option<u64>,
     /// When the call was made.
     pub(super) since: Time,
@@ -59,6 +60,12 @@ impl Call {
     /// The item it waits for. Only for a call that waits.
     pub(super) fn item(&self) -> &LockItem {
         &self.items[self.next]
+    }
+
+    /// What it is told as to those in whose way it waits; its names are not known here.
+    pub(super) fn wants(&self) -> Blocker {
+        let (label, client) = (String::new(), String::new());
+        Blocker { txn: self.txn, item: self.item().clone(), mode: self.mode, granted: false, label, client }
     }
 
     pub(super) const fn is_waiting(&self) -> bool {

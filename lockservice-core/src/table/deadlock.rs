@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use super::call::{Call, CallId};
 use super::entry::{Entry, Place};
 use super::hash::IdMap;
-use super::lock_table::{Blocker, ItemRef, LockTable};
+use super::lock_table::{ItemRef, LockTable, Obstacle};
 use super::search::{Edges, WaitedFor, Waiters};
 use super::state::State;
 use super::types::VictimPolicy;
@@ -35,7 +35,7 @@ impl State {
                 continue;
             };
             let table = &self.tables[&call.table];
-            match table.blocker(call.item(), call.txn, call.mode, place) {
+            match table.obstacle(call.item(), call.txn, call.mode, place) {
                 None => {
                     // A sharer may have others behind it that can go as well.
                     let queue = table.entry(call.item()).and_then(Entry::queue);
@@ -43,7 +43,7 @@ impl State {
                     self.resume(id);
                 }
                 // It is in the way of everybody in this queue but of itself, if it waits there too.
-                Some(Blocker::Holder(txn)) => {
+                Some(Obstacle::Holder(txn)) => {
                     if let Some(own) = self.waiting_call(txn)
                         && self.calls[own].place > place
                         && self.wanted_at(own) == self.wanted_at(id)
@@ -51,7 +51,7 @@ impl State {
                         self.candidates.insert((self.calls[own].place, own));
                     }
                 }
-                Some(Blocker::Ahead) => {}
+                Some(Obstacle::Ahead) => {}
             }
         }
     }
@@ -113,7 +113,7 @@ impl State {
         }
         if let Some(cycle) = self.hard_cycle(id) {
             let victim = self.victim(id, &cycle);
-            let error = self.deadlock_error(&cycle);
+            let error = self.deadlock_error(&cycle, victim);
             self.fail(victim, error);
             if victim == id {
                 return;
@@ -150,7 +150,7 @@ impl State {
         search.on_every_way(&from_start).into_iter().chain([start]).min_by_key(cost).unwrap_or(start)
     }
 
-    fn deadlock_error(&self, cycle: &[CallId]) -> Error {
+    fn deadlock_error(&self, cycle: &[CallId], victim: CallId) -> Error {
         let after = cycle.iter().cycle().skip(1);
         let edges = cycle.iter().zip(after).map(|(id, next)| {
             let call = &self.calls[*id];
@@ -158,7 +158,11 @@ impl State {
                 waiter: call.txn,
                 table: self.tables[&call.table].bind.table.clone(),
                 item: call.item().to_string(),
+                mode: call.mode,
                 holder: self.calls[*next].txn,
+                asker: *id == victim,
+                label: String::new(),
+                client: String::new(),
             }
         });
         Error::new(

@@ -11,7 +11,7 @@ use super::state::{Begun, State};
 use super::types::{EngineSettings, Grant, LockInfo, LockRequest, WaitInfo};
 use crate::allocator::{Bind, TokenBlock};
 use crate::clock::Time;
-use crate::error::{Error, Result};
+use crate::error::{Blocker, Error, Result};
 use crate::id::{BindVersion, TableId, TxnId};
 use crate::key::LockItem;
 use crate::sync::{Arc, Mutex};
@@ -185,6 +185,16 @@ enum Stage {
     Kept(CallId),
     /// Its outcome was handed out.
     Over,
+}
+
+impl LockCall {
+    /// Who stands in its way now: the first one found, with the names left empty. `None` if it does not wait for a lock.
+    pub fn blocker(&self) -> Option<Blocker> {
+        match self.stage {
+            Stage::Kept(id) => self.engine.with(|state| state.blocker(id)),
+            Stage::Ready(_) | Stage::Over => None,
+        }
+    }
 }
 
 impl Future for LockCall {

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use super::call::CallId;
+use super::lock_table::holds;
 use super::state::State;
 use super::types::{LockInfo, WaitInfo};
+use crate::error::Blocker;
 use crate::id::TableId;
 use crate::key::LockItem;
 
@@ -33,12 +35,30 @@ impl State {
                         mode,
                         txn: holder.txn,
                         token: holder.token,
+                        pending: holder.pending,
                         waiters: wanting - usize::from(own),
                     });
                 }
             });
         }
         locks
+    }
+
+    /// Who stands in the way of a call that waits: the first one found.
+    pub(super) fn blocker(&self, id: CallId) -> Option<Blocker> {
+        let call = self.calls.get(id).filter(|call| call.is_waiting())?;
+        let mut blocker = None;
+        self.tables[&call.table].overlapping(call.item(), |at, entry| {
+            blocker = match entry.in_the_way(call.txn, call.mode).next() {
+                Some(holder) => Some(holds(at, holder)),
+                None => entry
+                    .first_wanting(call.mode)
+                    .filter(|(ahead, _)| *ahead < call.place)
+                    .map(|(_, ahead)| self.calls[ahead].wants()),
+            };
+            if blocker.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        blocker
     }
 
     pub(super) fn waits(&self, table: Option<TableId>) -> Vec<WaitInfo> {

@@ -12,6 +12,7 @@ use super::queue::Queue;
 use super::search::address;
 use super::steps::step;
 use crate::allocator::{Bind, TokenBlock};
+use crate::error::Blocker;
 use crate::id::{FencingToken, TxnId};
 use crate::key::{Key, KeyRange, LockItem, LockMode};
 
@@ -54,12 +55,12 @@ pub(super) struct Survey {
     /// It has the item, but more weakly: to have it is an upgrade.
     pub(super) upgrade: bool,
     /// A lock of another transaction that is in the way.
-    pub(super) held_by: Option<(TxnId, LockItem)>,
+    pub(super) held_by: Option<Blocker>,
 }
 
 /// One who is in a waiter's way.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Blocker {
+pub(super) enum Obstacle {
     /// Holds an incompatible lock.
     Holder(TxnId),
     /// Waits for one, ahead in the queue.
@@ -292,7 +293,7 @@ impl LockTable {
             if survey.held_by.is_none()
                 && let Some(holder) = entry.in_the_way(txn, mode).next()
             {
-                survey.held_by = Some((holder.txn, at.to_item()));
+                survey.held_by = Some(holds(at, holder));
             }
             // What others hold excludes that it is covered; an upgrade can still show.
             if survey.held_by.is_some() && (survey.upgrade || matches!(at, ItemRef::Row(_))) {
@@ -333,16 +334,16 @@ impl LockTable {
     }
 
     /// What is in the way of a waiter: a lock of another transaction, or a waiter before `place`.
-    pub(super) fn blocker(&self, item: &LockItem, txn: TxnId, mode: LockMode, place: Place) -> Option<Blocker> {
-        let mut blocker = None;
+    pub(super) fn obstacle(&self, item: &LockItem, txn: TxnId, mode: LockMode, place: Place) -> Option<Obstacle> {
+        let mut obstacle = None;
         self.overlapping(item, |_, entry| {
-            blocker = match entry.in_the_way(txn, mode).next() {
-                Some(holder) => Some(Blocker::Holder(holder.txn)),
-                None => entry.first_wanting(mode).filter(|(ahead, _)| *ahead < place).map(|_| Blocker::Ahead),
+            obstacle = match entry.in_the_way(txn, mode).next() {
+                Some(holder) => Some(Obstacle::Holder(holder.txn)),
+                None => entry.first_wanting(mode).filter(|(ahead, _)| *ahead < place).map(|_| Obstacle::Ahead),
             };
-            if blocker.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if obstacle.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        blocker
+        obstacle
     }
 }
 
@@ -353,6 +354,12 @@ fn take_token(tokens: &mut VecDeque<TokenBlock>) -> Option<FencingToken> {
         tokens.pop_front();
     }
     token
+}
+
+/// What a holder of an entry is told as; its names are not known here.
+pub(super) fn holds(at: ItemRef<'_>, holder: &Holder) -> Blocker {
+    let (label, client) = (String::new(), String::new());
+    Blocker { txn: holder.txn, item: at.to_item(), mode: holder.mode, granted: true, label, client }
 }
 
 impl ItemRef<'_> {

@@ -11,7 +11,7 @@ use super::state::{Begun, State, bind_changed};
 use super::txn::Txn;
 use super::types::{Grant, ItemGrant, LockRequest, WaitPolicy};
 use crate::clock::Time;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{FencingToken, TableId, TxnId};
 use crate::key::{Key, LockItem, LockMode, compare_ends, compare_starts};
 
@@ -150,8 +150,7 @@ impl State {
                 && !table.waiting.is_empty()
                 && let Some(waiter) = self.must_wait_behind(call)
             {
-                let waiter = &self.calls[waiter];
-                call.conflict.get_or_insert_with(|| (waiter.txn, waiter.item().clone()));
+                call.conflict.get_or_insert_with(|| self.calls[waiter].wants());
                 return Ok(Advance::Blocked(self.next_place(false)));
             }
             self.take_item(call)?;
@@ -250,7 +249,7 @@ impl State {
             token,
             newly_locked: !call.changes.is_empty(),
             waited: call.waited.then_some(Duration::ZERO),
-            conflict: call.conflict.take(),
+            conflict: call.conflict.take().map(|first| (first.txn, first.item)),
             prev_commit_ts: call.prev_commit_ts,
             table_commit_ts: table.commit_ts,
             history_unknown,
@@ -587,7 +586,7 @@ fn exhausted(limit: &'static str) -> Error {
 fn conflict(call: &Call) -> Error {
     let error = Error::new(ErrorKind::Conflict, "a lock is not free: try again later, or wait for it");
     match &call.conflict {
-        Some((txn, item)) => error.with("item", item).with("txn", txn),
+        Some(blocker) => error.with_detail(Detail::Blocked(blocker.clone())),
         None => error,
     }
 }

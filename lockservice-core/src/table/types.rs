@@ -114,7 +114,7 @@ pub enum VictimPolicy {
     Youngest,
 }
 
-/// A lock that is held, as an operator sees it.
+/// A lock that is held or kept, as an operator sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LockInfo {
     /// The table.
@@ -125,8 +125,11 @@ pub struct LockInfo {
     pub mode: LockMode,
     /// By whom.
     pub txn: TxnId,
-    /// Under which token. Of a call that is still in flight: that of the former hold, or 0.
+    /// Under which token. If it is pending: that of the former hold, or 0.
     pub token: FencingToken,
+    /// True if it is not granted: a call that still waits for more has taken it, or upgraded it, and keeps others from it
+    /// meanwhile.
+    pub pending: bool,
     /// How many calls wait because of it.
     pub waiters: usize,
 }

@@ -3,6 +3,9 @@
 use std::process::ExitCode;
 
 use lockservice_core::{Error, ErrorKind};
+use serde_json::{Map, Value};
+
+use super::list;
 
 /// What was to be checked has problems.
 pub(crate) const PROBLEMS: u8 = 1;
@@ -38,12 +41,14 @@ pub(crate) struct Failure {
     pub(crate) kind: &'static str,
     /// What happened and what to do. Empty: nothing is printed.
     pub(crate) sentence: String,
+    /// More fields of the JSON object, for programs: what the sentence tells of.
+    pub(crate) fields: Map<String, Value>,
 }
 
 impl Failure {
     /// A failure with a sentence.
     pub(crate) fn new(status: u8, kind: &'static str, sentence: impl Into<String>) -> Self {
-        Self { status, kind, sentence: sentence.into() }
+        Self { status, kind, sentence: sentence.into(), fields: Map::new() }
     }
 
     /// Wrong usage.
@@ -58,7 +63,7 @@ impl Failure {
 
     /// Says on stderr what happened, as a sentence or as one JSON object, and answers the status.
     pub(crate) fn report(&self, json: bool) -> ExitCode {
-        say_error(json, self.kind, &self.sentence);
+        say_error_with(json, self.kind, &self.sentence, &self.fields);
         ExitCode::from(self.status)
     }
 }
@@ -74,7 +79,8 @@ impl From<Error> for Failure {
             }
             source = cause.source();
         }
-        Self::new(status_of(error.kind()), error.kind().name(), sentence)
+        let fields = list::particulars(&error);
+        Self { fields, ..Self::new(status_of(error.kind()), error.kind().name(), sentence) }
     }
 }
 
@@ -108,11 +114,18 @@ pub(crate) fn status_of(kind: ErrorKind) -> u8 {
 
 /// Writes one error to stderr. A closed stderr is no reason to panic.
 pub(crate) fn say_error(json: bool, kind: &str, sentence: &str) {
+    say_error_with(json, kind, sentence, &Map::new());
+}
+
+fn say_error_with(json: bool, kind: &str, sentence: &str, fields: &Map<String, Value>) {
     if sentence.is_empty() {
         return;
     }
     let line = if json {
-        format!("{}\n", serde_json::json!({ "error": sentence, "kind": kind }))
+        let mut object = fields.clone();
+        object.insert("error".into(), sentence.into());
+        object.insert("kind".into(), kind.into());
+        format!("{}\n", Value::Object(object))
     } else {
         format!("error: {}\n", sentence.replace('\n', " "))
     };

@@ -3,7 +3,7 @@
 use std::ops::Bound;
 
 use lockservice_core::allocator::BindState;
-use lockservice_core::{Key, LockItem, LockMode, TableRef};
+use lockservice_core::{DeadlockEdge, Error, Key, LockItem, LockMode, TableRef};
 use serde_json::{Map, Value, json};
 
 use super::args::{ClientArgs, ListArgs};
@@ -28,11 +28,13 @@ pub(crate) async fn locks(args: &ListArgs, json: bool) -> Result<(), Failure> {
             row.insert("client".into(), lock.client.as_str().into());
             row.insert("token".into(), lock.info.token.get().into());
             row.insert("waiters".into(), lock.info.waiters.into());
+            // A call that waits for more has taken it: nothing was granted yet, but others are kept from it.
+            row.insert("state".into(), if lock.info.pending { "taken by a waiter" } else { "holds" }.into());
             row.insert("node".into(), node.as_str().into());
             Value::Object(row)
         })
         .collect();
-    Output::new(json).rows(&["group", "table", "key", "mode", "txn", "client", "token", "waiters"], &rows)
+    Output::new(json).rows(&["group", "table", "key", "mode", "txn", "client", "token", "waiters", "state"], &rows)
 }
 
 /// Who waits for whom at the server that is asked.
@@ -109,6 +111,37 @@ fn say_if_cut(json: bool, left_out: u64, what: &str) {
     }
 }
 
+/// What an error tells beyond its sentence: the members of a deadlock, and who stands in the way.
+pub(super) fn particulars(error: &Error) -> Map<String, Value> {
+    let mut fields = Map::new();
+    if let Some(cycle) = error.deadlock() {
+        let edge = |edge: &DeadlockEdge| {
+            json!({
+                "waiter": edge.waiter.to_string(),
+                "label": edge.label,
+                "client": edge.client,
+                "asker": edge.asker,
+                "group": edge.table.group.as_str(),
+                "table": edge.table.name.as_str(),
+                "key": edge.item,
+                "mode": mode(edge.mode),
+                "holder": edge.holder.to_string(),
+            })
+        };
+        fields.insert("deadlock".into(), cycle.iter().map(edge).collect());
+    }
+    if let Some(blocker) = error.blocker() {
+        let mut row = key(&blocker.item);
+        row.insert("mode".into(), mode(blocker.mode));
+        row.insert("txn".into(), blocker.txn.to_string().into());
+        row.insert("label".into(), blocker.label.as_str().into());
+        row.insert("client".into(), blocker.client.as_str().into());
+        row.insert("state".into(), if blocker.granted { "holds" } else { "waits too" }.into());
+        fields.insert("blocker".into(), row.into());
+    }
+    fields
+}
+
 fn mode(mode: LockMode) -> Value {
     match mode {
         LockMode::Exclusive => "exclusive",
@@ -117,11 +150,18 @@ fn mode(mode: LockMode) -> Value {
     .into()
 }
 
-/// The table and the item: `key` for people, as text where it is text; `key_hex`, or both ends of a range, exactly.
+/// The table and the item.
 fn item(table: &TableRef, item: &LockItem) -> Map<String, Value> {
     let mut row = Map::new();
     row.insert("group".into(), table.group.as_str().into());
     row.insert("table".into(), table.name.as_str().into());
+    row.extend(key(item));
+    row
+}
+
+/// The item: `key` for people, as text where it is text; `key_hex`, or both ends of a range, exactly.
+fn key(item: &LockItem) -> Map<String, Value> {
+    let mut row = Map::new();
     row.insert("key".into(), item.to_string().into());
     match item {
         LockItem::Row(key) => {
@@ -160,7 +200,29 @@ fn hex_if_needed(name: &str, key: &Key) -> Option<(String, Value)> {
 
 #[cfg(test)]
 mod tests {
+    use lockservice_core::{Detail, ErrorKind, ServiceId, TxnId};
+
     use super::*;
+
+    #[test]
+    fn an_error_tells_a_deadlock_as_data() {
+        let txn = |number| TxnId::new(ServiceId::new(1), number, false);
+        let edge = DeadlockEdge {
+            waiter: txn(1),
+            table: TableRef::new("g", "t").unwrap(),
+            item: "[a, b]".into(),
+            mode: LockMode::Shared,
+            holder: txn(2),
+            asker: true,
+            label: "nightly".into(),
+            client: "c".into(),
+        };
+        let fields = particulars(&Error::new(ErrorKind::Deadlock, "m").with_detail(Detail::Deadlock(vec![edge])));
+        let edge = &fields["deadlock"][0];
+        assert_eq!((&edge["waiter"], &edge["holder"]), (&json!(txn(1).to_string()), &json!(txn(2).to_string())));
+        assert_eq!((&edge["mode"], &edge["asker"]), (&json!("shared"), &json!(true)));
+        assert_eq!((&edge["key"], &edge["label"]), (&json!("[a, b]"), &json!("nightly")));
+    }
 
     #[test]
     fn a_key_that_is_no_text_is_escaped_and_given_in_hex() {

@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use lockservice_core::clock::{Clock, SystemClock, Time};
-use lockservice_core::service::{LockSpec, LockStatus};
+use lockservice_core::service::LockSpec;
 use lockservice_core::table::WaitPolicy;
-use lockservice_core::{Error, ErrorKind, LockMode, TableRef};
+use lockservice_core::{Error, ErrorKind, LockMode};
 use nix::sys::signal::Signal;
 
 use super::args::LockArgs;
 use super::exit::{self, Failure};
 use super::signals::{self, Signals};
 use super::supervise::{Frame, Job, Supervised, kill_margin};
-use crate::client::{Client, Listed, LockGuard, Session};
+use crate::client::{Client, LockGuard, Session};
 
 /// Longest default stop time.
 const STOP_TIME_MAX: Duration = Duration::from_secs(1);
@@ -57,7 +57,7 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
     }
     let mut signals = Signals::take()
         .map_err(|error| Failure::new(exit::OS, "os", format!("cannot take signals: {error}; nothing was locked")))?;
-    let (client, session, stop_time) = tokio::select! {
+    let (session, stop_time) = tokio::select! {
         // Signals first, here and below: one that came before the lock did is not passed on to a
         // command, it keeps the command from being started.
         biased;
@@ -68,7 +68,7 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
         biased;
         // Dropping the call takes the request back.
         signal = signals.next_to_end() => Ok(End::Signal(signal)),
-        held = acquire(args, &client, &session) => match held {
+        held = acquire(args, &session) => match held {
             Ok(lock) => {
                 let held = hold(args, &lock, stop_time, &mut signals, json).await;
                 if held.over {
@@ -99,7 +99,7 @@ async fn give_up(session: &Session) {
 }
 
 /// Connects and opens a session; also answers the stop time.
-async fn open(args: &LockArgs) -> Result<(Client, Session, Duration), Failure> {
+async fn open(args: &LockArgs) -> Result<(Session, Duration), Failure> {
     // What is wrong with the keys is said before anything is connected.
     args.target()?;
     let client = Client::builder().name(client_name()).connect(&args.client.server).await?;
@@ -116,10 +116,10 @@ async fn open(args: &LockArgs) -> Result<(Client, Session, Duration), Failure> {
             )));
         }
     };
-    Ok((client, session, stop_time))
+    Ok((session, stop_time))
 }
 
-async fn acquire(args: &LockArgs, client: &Client, session: &Session) -> Result<LockGuard, Failure> {
+async fn acquire(args: &LockArgs, session: &Session) -> Result<LockGuard, Failure> {
     let (table, items) = args.target()?;
     let spec = LockSpec {
         mode: if args.shared { LockMode::Shared } else { LockMode::Exclusive },
@@ -127,38 +127,8 @@ async fn acquire(args: &LockArgs, client: &Client, session: &Session) -> Result<
         timeout: args.timeout,
         ..LockSpec::new(table, items)
     };
-    match session.lock(spec).await {
-        Ok(lock) => Ok(lock),
-        Err(error) => Err(with_holder(client, args, error).await),
-    }
-}
-
-/// Says who holds the lock that was not to be had, if the server knows.
-async fn with_holder(client: &Client, args: &LockArgs, error: Error) -> Failure {
-    let not_now = matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Timeout);
-    let mut failure = Failure::from(error);
-    let Ok((table, items)) = args.target() else { return failure };
-    if not_now && let Some(locks) = locks_of(client, &table).await {
-        let holder = locks.iter().find(|lock| items.iter().any(|item| item.overlaps(&lock.info.item)));
-        if let Some(lock) = holder {
-            let who = if lock.client.is_empty() { "a client without a name" } else { &lock.client };
-            failure.sentence = format!(
-                "{}; {} of {table} is held by {who} (transaction {})",
-                failure.sentence, lock.info.item, lock.info.txn
-            );
-        }
-    }
-    failure
-}
-
-/// The locks of `table`, from the server at hand or else from the table's owner.
-async fn locks_of(client: &Client, table: &TableRef) -> Option<Listed<LockStatus>> {
-    let here = client.admin().locks(Some(table)).await.ok()?;
-    if !here.is_empty() {
-        return Some(here);
-    }
-    let owner = client.allocator().latest(table).await.ok()??;
-    client.admin_at(&owner.address).ok()?.locks(Some(table)).await.ok()
+    // Of a lock that is not to be had the error says who holds it.
+    Ok(session.lock(spec).await?)
 }
 
 /// Who this is, for operators: `lock@HOST:PID`.

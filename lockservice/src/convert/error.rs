@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use lockservice_core::{Advice, DeadlockEdge, Detail, Epoch, Error, ErrorKind, NodeName, ServiceId, TableRef};
+use lockservice_core::{
+    Advice, Blocker, DeadlockEdge, Detail, Epoch, Error, ErrorKind, NodeName, Result, ServiceId, TableRef,
+};
 use prost::Message as _;
 use tonic::{Code, Status};
 
-use super::millis_up;
+use super::status::item_to_proto;
+use super::{item_from_range, item_from_row, millis_up, mode_from_proto, mode_to_proto, txn_from_proto};
 use crate::proto;
 
 /// Most bytes of a status' details. They travel in a header, and peers refuse long headers.
@@ -39,6 +42,7 @@ pub fn error_to_proto(error: &Error) -> proto::Error {
     message.epoch = error.answered_by().map(Epoch::get);
     match error.detail() {
         Some(Detail::Deadlock(cycle)) => message.deadlock = cycle.iter().map(edge_to_proto).collect(),
+        Some(Detail::Blocked(blocker)) => message.blocker = Some(blocker_to_proto(blocker)),
         Some(Detail::RetryAfter(after)) => message.retry_after_ms = Some(millis_up(*after)),
         Some(Detail::Owner { service, node, address }) => {
             message.owner =
@@ -68,6 +72,9 @@ pub fn error_from_proto(message: proto::Error) -> Error {
     if let Some(cycle) = cycle_from_proto(&message.deadlock) {
         return error.with_detail(Detail::Deadlock(cycle));
     }
+    if let Some(Ok(blocker)) = message.blocker.map(blocker_from_proto) {
+        return error.with_detail(Detail::Blocked(blocker));
+    }
     if let Some(after) = message.retry_after_ms {
         return error.with_detail(Detail::RetryAfter(Duration::from_millis(after)));
     }
@@ -83,11 +90,12 @@ pub fn error_from_proto(message: proto::Error) -> Error {
     }
 }
 
-/// The error as a gRPC status; [`from_status`] leads back. A cycle too long for a header is left out of the details.
+/// The error as a gRPC status; [`from_status`] leads back. A cycle or a key too long for a header is left out of the details.
 pub fn to_status(error: &Error) -> Status {
     let mut message = error_to_proto(error);
     if message.encoded_len() > DETAILS_BYTES_MAX {
         message.deadlock = Vec::new();
+        message.blocker = None;
     }
     if message.encoded_len() > DETAILS_BYTES_MAX {
         message.context = Vec::new();
@@ -177,6 +185,10 @@ fn edge_to_proto(edge: &DeadlockEdge) -> proto::DeadlockEdge {
         table: edge.table.name.to_string(),
         item: edge.item.clone(),
         holder: edge.holder.to_string(),
+        mode: mode_to_proto(edge.mode),
+        asker: edge.asker,
+        label: edge.label.clone(),
+        client: edge.client.clone(),
     }
 }
 
@@ -189,10 +201,42 @@ fn cycle_from_proto(edges: &[proto::DeadlockEdge]) -> Option<Vec<DeadlockEdge>> 
             waiter: edge.waiter.parse().ok()?,
             table: TableRef::new(&edge.group, &edge.table).ok()?,
             item: edge.item.clone(),
+            mode: mode_from_proto(edge.mode).ok()?,
             holder: edge.holder.parse().ok()?,
+            asker: edge.asker,
+            label: edge.label.clone(),
+            client: edge.client.clone(),
         })
     };
     edges.iter().map(edge).collect()
+}
+
+fn blocker_to_proto(blocker: &Blocker) -> proto::Blocker {
+    use proto::blocker::Item;
+    proto::Blocker {
+        txn: blocker.txn.to_string(),
+        item: Some(item_to_proto(&blocker.item, Item::Row, Item::Range)),
+        mode: mode_to_proto(blocker.mode),
+        granted: blocker.granted,
+        label: blocker.label.clone(),
+        client: blocker.client.clone(),
+    }
+}
+
+fn blocker_from_proto(blocker: proto::Blocker) -> Result<Blocker> {
+    use proto::blocker::Item;
+    Ok(Blocker {
+        txn: txn_from_proto(&blocker.txn)?,
+        item: match blocker.item {
+            Some(Item::Row(row)) => item_from_row(&row)?,
+            Some(Item::Range(range)) => item_from_range(range)?,
+            None => return Err(Error::new(ErrorKind::InvalidArgument, "neither a row nor a range is named")),
+        },
+        mode: mode_from_proto(blocker.mode)?,
+        granted: blocker.granted,
+        label: blocker.label,
+        client: blocker.client,
+    })
 }
 
 fn truncate(text: &mut String, bytes_max: usize) {
@@ -208,7 +252,7 @@ fn truncate(text: &mut String, bytes_max: usize) {
 
 #[cfg(test)]
 mod tests {
-    use lockservice_core::TxnId;
+    use lockservice_core::{Key, KeyRange, LockItem, LockMode, TxnId};
 
     use super::*;
 
@@ -226,8 +270,27 @@ mod tests {
             waiter: TxnId::new(ServiceId::new(1 << 32 | 1), a, true),
             table: TableRef::new("g", "té").expect("a name"),
             item: "[a, b)".to_owned(),
+            mode: if a < b { LockMode::Shared } else { LockMode::Exclusive },
             holder: TxnId::new(ServiceId::new(1 << 32 | 1), b, false),
+            asker: a < b,
+            label: "nightly".to_owned(),
+            client: "lock@héost:1".to_owned(),
         }
+    }
+
+    fn blocker(item: LockItem) -> Blocker {
+        Blocker {
+            txn: TxnId::new(ServiceId::new(1), 2, true),
+            granted: matches!(item, LockItem::Row(_)),
+            item,
+            mode: LockMode::Shared,
+            label: "nightly".to_owned(),
+            client: "lock@héost:1".to_owned(),
+        }
+    }
+
+    fn row(key: impl AsRef<[u8]>) -> LockItem {
+        LockItem::Row(Key::new(key).expect("a key"))
     }
 
     #[test]
@@ -248,6 +311,8 @@ mod tests {
     fn every_particular_crosses_the_wire() {
         let details = [
             Detail::Deadlock(vec![edge(1, 2), edge(2, 1)]),
+            Detail::Blocked(blocker(row([0, 0xff]))),
+            Detail::Blocked(blocker(LockItem::Range(KeyRange::whole_table()))),
             Detail::RetryAfter(Duration::from_millis(1_234)),
             Detail::Owner {
                 service: ServiceId::new(9),
@@ -283,6 +348,12 @@ mod tests {
         let status = to_status(&error);
         assert!(status.details().len() <= DETAILS_BYTES_MAX && status.message().len() <= MESSAGE_BYTES_MAX + 3);
         assert_eq!(from_status(&status).kind(), ErrorKind::Deadlock);
+        let key = Key::new([b'k'; 4_096]).expect("a key");
+        let range = KeyRange::new(std::ops::Bound::Included(key.clone()), std::ops::Bound::Included(key));
+        let long = blocker(LockItem::Range(range.expect("one key")));
+        let status = to_status(&Error::new(ErrorKind::Conflict, "m").with_detail(Detail::Blocked(long)));
+        assert!(status.details().len() <= DETAILS_BYTES_MAX && status.message().len() <= MESSAGE_BYTES_MAX + 3);
+        assert_eq!(from_status(&status).kind(), ErrorKind::Conflict);
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub fn lock_status_to_proto(status: &LockStatus) -> proto::LockInfo {
         token: info.token.get(),
         waiters: u32::try_from(info.waiters).unwrap_or(u32::MAX),
         left_out: 0,
+        pending: info.pending,
     }
 }
 
@@ -48,6 +49,7 @@ pub fn lock_status_from_proto(info: proto::LockInfo) -> Result<LockStatus> {
             mode: mode_from_proto(info.mode)?,
             txn: txn_from_proto(&info.txn)?,
             token: FencingToken::new(info.token),
+            pending: info.pending,
             waiters: usize::try_from(info.waiters).unwrap_or(usize::MAX),
         },
         label: info.label,
@@ -139,7 +141,7 @@ pub fn bind_status_from_proto(info: proto::BindInfo) -> Result<BindStatus> {
 }
 
 /// The item as the field of a message that is either a row or a range.
-fn item_to_proto<T>(item: &LockItem, row: fn(Bytes) -> T, range: fn(proto::KeyRange) -> T) -> T {
+pub(super) fn item_to_proto<T>(item: &LockItem, row: fn(Bytes) -> T, range: fn(proto::KeyRange) -> T) -> T {
     match item {
         LockItem::Row(key) => row(bytes(key)),
         LockItem::Range(keys) => range(range_to_proto(keys)),
@@ -173,6 +175,7 @@ mod tests {
                     mode: LockMode::Shared,
                     txn: txn(1),
                     token: FencingToken::new(4),
+                    pending: matches!(item, LockItem::Row(_)),
                     waiters: 2,
                 },
                 label: "l".to_owned(),

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::fixture::ServiceFixture;
-use super::kit::{Call, Scene, eventually, exclusive, refused, shared, table};
+use super::kit::{Call, Scene, client_of, eventually, exclusive, refused, shared, table};
 use crate::error::{Error, ErrorKind};
+use crate::key::LockMode;
 
 impl Scene<'_> {
     /// The one of `calls` that is over, and its error. The others wait.
@@ -45,6 +46,10 @@ pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_is_told(f
         let waiter = ring.iter().position(|actor| actor.id() == edge.waiter).expect("a member");
         assert_eq!((edge.item.as_str(), &edge.table), (["b", "[c, d]", "a"][waiter], &table()));
         assert_eq!(edge.holder, ring[(waiter + 1) % 3].id());
+        assert_eq!(edge.asker, waiter == told, "the one that is told finds itself: {error}");
+        assert_eq!(edge.mode, if waiter == 2 { LockMode::Shared } else { LockMode::Exclusive });
+        let names = (ring[waiter].name.as_str(), client_of(&ring[waiter].name));
+        assert_eq!((edge.label.as_str(), edge.client.clone()), names, "{error}");
     }
 
     let still = scene.waiting().await.into_iter().collect::<BTreeSet<_>>();

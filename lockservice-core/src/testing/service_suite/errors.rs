@@ -87,10 +87,17 @@ pub(super) async fn an_error_says_what_happened_to_what_and_what_to_do(fixture: 
     b.gets(exclusive("l m")).await;
 
     let conflict = b.may_not(exclusive("a k")).await;
-    let context: Vec<_> = conflict.context().collect();
-    let holder = a.id().to_string();
-    assert!(context.contains(&("item", "k")) && context.contains(&("txn", &holder)), "{conflict}");
-    let timeout = b.fails(exclusive("k").within(Duration::from_millis(20)), ErrorKind::Timeout).await;
+    let timeout = b.fails(shared("[j,l)").within(Duration::from_millis(20)), ErrorKind::Timeout).await;
+    for error in [&conflict, &timeout] {
+        let blocker = error.blocker().expect("who is in the way");
+        assert_eq!((blocker.txn, &blocker.item, blocker.granted), (a.id(), &item("k"), true), "{error}");
+        assert_eq!(blocker.mode, LockMode::Exclusive);
+        assert_eq!(
+            (blocker.label.as_str(), blocker.client.as_str()),
+            ("a", client_of("a").as_str()),
+            "the names of the holder: {error}"
+        );
+    }
     let call = scene.waits(&a, exclusive("l")).await;
     let of_b = b.asks(exclusive("k"));
     let deadlock = call.refused(ErrorKind::Deadlock).await;
