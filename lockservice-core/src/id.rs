@@ -137,6 +137,18 @@ impl TxnId {
         Self { origin, counter: number << 1 | validates as u64 }
     }
 
+    /// The transaction's number at its origin: an origin never uses one twice.
+    pub const fn number(self) -> u64 {
+        self.counter >> 1
+    }
+
+    /// The id under which a store keeps that every validating transaction of `origin` with a number below `floor` is over (C4).
+    ///
+    /// No transaction is ever marked under such an id: it says of itself that it does not validate, and those need no mark.
+    pub const fn floor_mark(origin: ServiceId, floor: u64) -> Self {
+        Self::new(origin, floor, false)
+    }
+
     /// True if the transaction said at its start that it will validate its commit (T1).
     pub const fn validates(self) -> bool {
         self.counter & 1 == 1

@@ -7,14 +7,14 @@ mod cluster;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockservice_core::allocator::{LocalAllocator, LockTableAllocator, Progress, Role};
+use lockservice_core::allocator::{LocalAllocator, LockTableAllocator, Progress, Role, TxnRange};
 use lockservice_core::clock::{Clock, hi, lo};
 use lockservice_core::store::{BindStore, Candidate, Floor};
 use lockservice_core::testing::SharedStore;
-use lockservice_core::{ErrorKind, NodeName, Nonce};
+use lockservice_core::{ErrorKind, NodeName, Nonce, TxnId};
 use tokio::time::Instant;
 
-use self::cluster::{Cluster, TTL, commit, table};
+use self::cluster::{Cluster, LEASE, TTL, commit, table};
 
 /// A lease here lasts as long as a leadership.
 fn cluster() -> Cluster {
@@ -44,6 +44,56 @@ async fn an_empty_store_is_watched_once_then_held_for_a_lease_and_then_led_by_on
         let latest = node.allocator.latest(&table("t")).await.expect("through any node").bind.expect("bound");
         assert_eq!(latest.bind, bound.bind);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tombstones_below_the_floor_of_their_origin_go_and_the_next_leader_refuses_the_same() {
+    let cluster = Cluster::with_lease(LEASE);
+    let first = cluster.led().await;
+    let second = cluster.node("b");
+    second.allocator.settled().await.expect("follows");
+    let origin = second.begin_in_time().await;
+    let bound = second.allocator.bind(origin.service, &table("t")).await.expect("free");
+    let txns = [1, 2, 7].map(|number| TxnId::new(origin.service, number, true));
+    let answer = second.allocator.cannot_commit(&txns).await.expect("written");
+    assert_eq!(answer.tombstoned, txns);
+    let store = cluster.store.connect();
+    let kept = async |floor, expected: &[TxnId]| {
+        let range = TxnRange { floor, end: 1_000 };
+        second.allocator.report_txns(origin.service, Nonce::new(7), range).await.expect("live");
+        let look = async {
+            loop {
+                let mut tombstones = store.load().await.expect("readable").tombstones;
+                tombstones.sort_unstable();
+                if tombstones == expected {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(LEASE / 4, look).await.expect("no more is kept");
+    };
+    // The floor stands for all below it, and there is one at a time.
+    kept(2, &[TxnId::floor_mark(origin.service, 2), txns[1], txns[2]]).await;
+    kept(3, &[TxnId::floor_mark(origin.service, 3), txns[2]]).await;
+    cluster.kill(first);
+    second.leading().await;
+    second.keep(&origin, bound.at).await.expect("live");
+    for number in [1, 2, 7] {
+        let refused = second.allocator.begin_commit(&commit(&origin, &bound, number)).await.expect_err("for ever (C4)");
+        assert_eq!(refused.kind(), ErrorKind::CannotCommit);
+    }
+    second.allocator.begin_commit(&commit(&origin, &bound, 3)).await.expect("alive, as far as it is known");
+    let answer = second.allocator.cannot_commit(&txns).await.expect("nothing is to be written");
+    assert_eq!(answer.tombstoned, txns);
+    kept(8, &[TxnId::floor_mark(origin.service, 8)]).await;
+    second.allocator.resign(origin.service, Nonce::new(7)).await.expect("live");
+    let look = async {
+        while !store.load().await.expect("readable").tombstones.is_empty() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(LEASE, look).await.expect("its end stands for its floor");
 }
 
 #[tokio::test(start_paused = true)]

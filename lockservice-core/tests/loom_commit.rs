@@ -18,7 +18,7 @@ const TTL: Duration = Duration::from_secs(5);
 const ORIGIN: ServiceId = ServiceId::new(1 << 32 | 1);
 const OWNER: ServiceId = ServiceId::new(1 << 32 | 2);
 const NOW: Time = Time::from_origin(Duration::from_secs(100));
-const LATER: Time = Time::from_origin(Duration::from_secs(103));
+const WINDOW: Duration = Duration::from_secs(3);
 
 fn txn() -> TxnId {
     TxnId::new(ORIGIN, 1, true)
@@ -75,10 +75,10 @@ fn once_an_origin_is_fenced_none_of_its_commits_is_admitted() {
             // What is in flight now is all there will ever be (J6).
             fencing.in_flight_until(NOW)
         });
-        let admitted = control.admit(txn(), attempt(1), PinSet::new(), LATER, NOW).is_ok();
+        let admitted = control.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).is_ok();
         let in_flight = fence.join().expect("no panic");
         assert_eq!(in_flight.is_some(), admitted, "a commit was admitted behind the fence");
-        assert!(control.admit(txn(), attempt(2), PinSet::new(), LATER, NOW).is_err());
+        assert!(control.admit(txn(), attempt(2), PinSet::new(), WINDOW, NOW).is_err());
     });
 }
 
@@ -88,7 +88,7 @@ fn a_transaction_is_tombstoned_or_committing_and_never_both() {
         let control = Arc::new(CommitControl::new(10));
         let other = Arc::clone(&control);
         let cannot = thread::spawn(move || other.tombstone(txn(), NOW, |marked| marked).expect("far from the limit"));
-        let admitted = control.admit(txn(), attempt(1), PinSet::new(), LATER, NOW).is_ok();
+        let admitted = control.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).is_ok();
         match cannot.join().expect("no panic") {
             Marked::Committing => assert!(admitted),
             Marked::ToWrite(_) => assert!(!admitted, "a tombstoned transaction commits (C4)"),
@@ -103,10 +103,10 @@ fn finishing_one_attempt_leaves_the_other_in_flight() {
         let control = Arc::new(CommitControl::new(10));
         let other = Arc::clone(&control);
         let first = thread::spawn(move || {
-            other.admit(txn(), attempt(1), PinSet::new(), LATER, NOW).expect("free");
+            other.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).expect("free");
             other.finish(txn(), attempt(1));
         });
-        control.admit(txn(), attempt(2), PinSet::new(), LATER, NOW).expect("free");
+        control.admit(txn(), attempt(2), PinSet::new(), WINDOW, NOW).expect("free");
         let marked = control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit");
         assert_eq!(marked, Marked::Committing, "the second attempt is in flight (J8)");
         first.join().expect("no panic");
@@ -117,25 +117,67 @@ fn finishing_one_attempt_leaves_the_other_in_flight() {
 }
 
 #[test]
-fn a_tombstone_made_after_the_cleaner_looked_survives_it() {
+fn once_committing_was_answered_nothing_more_is_admitted_and_the_end_is_a_tombstone() {
+    loom::model(|| {
+        let control = Arc::new(CommitControl::new(10));
+        control.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).expect("free");
+        let other = Arc::clone(&control);
+        let asker = thread::spawn(move || other.tombstone(txn(), NOW, |marked| marked).expect("far from the limit"));
+        let second = control.admit(txn(), attempt(2), PinSet::new(), WINDOW, NOW).is_ok();
+        control.finish(txn(), attempt(1));
+        control.finish(txn(), attempt(2));
+        let told = asker.join().expect("no panic");
+        match told {
+            // Asked after all of it: never in flight again.
+            Marked::ToWrite(_) => {}
+            // Asked while one was in flight; a later attempt can only have been admitted before that.
+            Marked::Committing => {}
+            other => panic!("neither: {other:?}"),
+        }
+        let late = control.admit(txn(), attempt(3), PinSet::new(), WINDOW, NOW);
+        assert!(late.is_err(), "admitted after {told:?} was answered (C4), second admitted: {second}");
+        let again = control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit");
+        assert!(matches!(again, Marked::ToWrite(_)), "its last attempt has ended: {again:?}");
+    });
+}
+
+#[test]
+fn once_the_floor_was_raised_nothing_below_it_is_admitted() {
+    loom::model(|| {
+        let control = Arc::new(CommitControl::new(10));
+        let raising = Arc::clone(&control);
+        let origin = thread::spawn(move || {
+            raising.raise_floor(txn().number() + 1);
+            raising.in_flight_until(NOW).is_some()
+        });
+        let admitted = control.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).is_ok();
+        let in_flight = origin.join().expect("no panic");
+        assert_eq!(in_flight, admitted, "a commit was admitted behind the floor (C4)");
+        assert!(control.admit(txn(), attempt(2), PinSet::new(), WINDOW, NOW).is_err());
+    });
+}
+
+#[test]
+fn a_mark_below_the_floor_goes_only_once_the_floor_says_the_same() {
     loom::model(|| {
         let control = Arc::new(CommitControl::new(10));
         control.tombstone(txn(), NOW, |_| ()).expect("far from the limit");
         let other = Arc::clone(&control);
         let cleaner = thread::spawn(move || {
-            // Looks, writes the removal, takes the mark off.
-            let seen = other.ended(txn(), |generation| generation);
-            if let Some(seen) = seen {
-                other.remove(txn(), seen);
+            other.raise_floor(txn().number() + 1);
+            let (floor, marks) = other.below_floor();
+            other.floor_stored(floor);
+            for (_, generation) in marks {
+                other.remove(txn(), generation);
             }
+            other.cleaned(floor);
         });
+        // Asked again meanwhile: by a mark or by the floor, it stays refused.
         let marked = control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit");
-        assert!(matches!(marked, Marked::ToWrite(_)), "its removal may be under way: it must be written: {marked:?}");
-        // Before the cleaner's look it went with it, else it stays (J2, J3): a mark that stays is never one the cleaner saw.
+        assert!(matches!(marked, Marked::ToWrite(_) | Marked::Over), "{marked:?}");
+        assert!(control.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).is_err());
         cleaner.join().expect("no panic");
-        let again = control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit");
-        assert!(matches!(again, Marked::ToWrite(_)));
-        assert!(control.admit(txn(), attempt(1), PinSet::new(), LATER, NOW).is_err());
+        assert!(control.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).is_err());
     });
 }
 
@@ -144,13 +186,17 @@ fn the_cleaner_takes_off_only_the_mark_that_it_saw() {
     loom::model(|| {
         let control = Arc::new(CommitControl::new(10));
         control.tombstone(txn(), NOW, |_| ()).expect("far from the limit");
-        let seen = control.ended(txn(), |generation| generation).expect("marked");
+        control.raise_floor(txn().number() + 1);
+        let (_, marks) = control.below_floor();
+        let seen = marks[0].1;
         let other = Arc::clone(&control);
         let cleaner = thread::spawn(move || other.remove(txn(), seen));
         control.tombstone(txn(), NOW, |_| ()).expect("far from the limit");
         cleaner.join().expect("no panic");
-        let refused = control.admit(txn(), attempt(1), PinSet::new(), LATER, NOW);
-        assert!(refused.is_err(), "the cleaner removed a tombstone that is newer than its look (J2)");
+        assert!(control.len() <= 1);
+        let again = control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit");
+        // Had the cleaner removed a mark that is newer than its look (J2), its write would stay behind in the store.
+        assert!(matches!(again, Marked::ToWrite(_)), "{again:?}");
     });
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lockservice_core::allocator::{AllocatorSettings, BeginCommit, LocalAllocator, LockTableAllocator};
+use lockservice_core::allocator::{AllocatorSettings, BeginCommit, CannotCommit, LocalAllocator, LockTableAllocator};
 use lockservice_core::clock::Clock;
 use lockservice_core::service::{
     Answer, LockService, LockSpec, LockStatus, Operation, ServiceParts, Session, Stopped, TxnOp, TxnOptions, WaitStatus,
@@ -86,6 +86,10 @@ impl ServiceFixture for Local {
 
     async fn begin_commit(&self, request: &BeginCommit) -> Result<Duration> {
         Ok(self.allocator.begin_commit(request).await?.commit_before)
+    }
+
+    async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
+        self.allocator.cannot_commit(txns).await
     }
 
     async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()> {

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use lockservice_core::allocator::{
     AllocatorSettings, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
     Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress, ReservedTokens, Resume,
+    TxnRange,
 };
 use lockservice_core::clock::lo;
 use lockservice_core::service::{LockService, LockSpec, ServiceParts, TxnOptions};
@@ -89,8 +90,8 @@ impl LockTableAllocator for Moody {
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
         self.inner.cannot_commit(txns).await
     }
-    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<Progress> {
-        self.inner.confirm_ended(txns).await
+    async fn report_txns(&self, service: ServiceId, nonce: Nonce, range: TxnRange) -> Result<Progress> {
+        self.inner.report_txns(service, nonce, range).await
     }
     async fn status(&self) -> Result<AllocatorStatus> {
         self.inner.status().await

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockservice_core::allocator::{
     AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Incarnation, Latest,
-    LeaseAck, LockTableAllocator, Progress, ReservedTokens, Resume,
+    LeaseAck, LockTableAllocator, Progress, ReservedTokens, Resume, TxnRange,
 };
 use lockservice_core::{
     BindVersion, CommitAttempt, Error, ErrorKind, Nonce, Result, ServiceId, TableId, TableRef, TxnId,
@@ -183,16 +183,15 @@ impl LockTableAllocator for RemoteAllocator {
         Ok(all.unwrap_or_default())
     }
 
-    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<Progress> {
-        let mut earliest: Option<Progress> = None;
-        for some in pages(txns) {
-            let mut wire = self.wire.clone();
-            let request = proto::ConfirmEndedRequest { txns: convert::txns_to_proto(some) };
-            let done = self.call(self.patience.call, wire.confirm_ended(request)).await?;
-            let at = convert::progress_from_proto(done.at);
-            earliest = Some(earliest.map_or(at, |earliest| earliest.min(at)));
-        }
-        Ok(earliest.unwrap_or_default())
+    async fn report_txns(&self, service: ServiceId, nonce: Nonce, range: TxnRange) -> Result<Progress> {
+        let mut wire = self.wire.clone();
+        let request = proto::ReportTxnsRequest {
+            incarnation: Some(convert::incarnation_to_proto(service, nonce)),
+            floor: range.floor,
+            end: range.end,
+        };
+        let done = self.call(self.patience.call, wire.report_txns(request)).await?;
+        Ok(convert::progress_from_proto(done.at))
     }
 
     async fn status(&self) -> Result<AllocatorStatus> {

@@ -85,7 +85,6 @@ async fn a_status_and_a_list_of_transactions_of_any_length_get_through() {
     let txns: Vec<_> = (0..250_000).map(|n| TxnId::new(ServiceId::new(1 << 32 | 7), n, true)).collect();
     let answer = fixture.remote.cannot_commit(&txns).await.expect("it leads");
     assert_eq!(answer.tombstoned, txns);
-    fixture.remote.confirm_ended(&txns).await.expect("it leads");
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! What a leader answers: [`LockTableAllocator`] for [`LocalAllocator`].
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -8,10 +8,10 @@ use smallvec::smallvec;
 use tokio::sync::oneshot;
 
 use super::LockTableAllocator;
-use super::commit::Marked;
+use super::commit::{Marked, OriginTxns, TxnLife, TxnRange};
 use super::lease::LeaseState;
 use super::local::{LocalAllocator, Shared};
-use super::state::{AllocatorState, lease_lost, stopping};
+use super::state::{AllocatorState, lease_lost, not_told, stopping};
 use super::types::{
     AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Incarnation, Latest, LeaseAck, Progress,
     ReservedTokens, Resume, ServiceStatus,
@@ -156,31 +156,18 @@ impl LockTableAllocator for LocalAllocator {
         Ok(answer)
     }
 
-    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<Progress> {
+    async fn report_txns(&self, service: ServiceId, nonce: Nonce, range: TxnRange) -> Result<Progress> {
         let state = self.shared.leading().await?;
-        let mut writes = Vec::new();
-        for &txn in txns {
-            let Some(origin) = state.service(txn.origin) else { continue };
-            let room = self.shared.room().await?;
-            let (done, landed) = oneshot::channel();
-            let control = Arc::clone(&origin);
-            let began = origin.commits.ended(txn, |generation| {
-                let done: Done = Box::new(move |outcome: Result<()>| {
-                    if outcome.is_ok() {
-                        control.commits.remove(txn, generation);
-                    }
-                    drop(done.send(outcome));
-                });
-                room.send(Command::Write { ops: smallvec![Op::RemoveTombstone(txn)], done });
-            });
-            if began.is_some() {
-                writes.push(landed);
-            }
+        let known = state.service(service).filter(|known| known.nonce == nonce).ok_or_else(|| lease_lost(service))?;
+        if !known.holds(self.shared.clock.now()) {
+            return Err(lease_lost(service));
         }
-        for landed in writes {
-            landed.await.unwrap_or_else(|_| Err(stopping()))?;
-        }
+        known.commits.observe(range);
         Ok(state.progress())
+    }
+
+    fn attach_origin(&self, service: ServiceId, origin: Weak<dyn OriginTxns>) {
+        self.shared.origins.attach(service, origin);
     }
 
     async fn status(&self) -> Result<AllocatorStatus> {
@@ -257,6 +244,16 @@ impl Shared {
         }
         // An origin that is unknown now stays unknown: ids are never handed out twice (L4).
         let Some(origin) = origin else { return Ok(Verdict::Tombstoned) };
+        // A mark on a number that is yet to come would hit a transaction that nobody meant.
+        match state.origins.life(txn) {
+            Some(TxnLife::NotBegun) => {
+                return Err(Error::new(ErrorKind::TxnNotFound, "the transaction was never begun: correct its id")
+                    .with("txn", txn));
+            }
+            None if !origin.commits.may_have_begun(txn) => return Err(not_told(txn)),
+            // One that is over as its origin says is marked like any other: a later leader may hear of its end only later.
+            _ => {}
+        }
         let room = self.room().await?;
         let (done, landed) = oneshot::channel();
         let control = Arc::clone(&origin);
@@ -281,7 +278,7 @@ impl Shared {
                 Ok(Verdict::Tombstoned)
             }
             Marked::Committing => Ok(Verdict::Committing),
-            Marked::Durable => Ok(Verdict::Tombstoned),
+            Marked::Durable | Marked::Over => Ok(Verdict::Tombstoned),
             Marked::ToWrite(_) => Ok(Verdict::Writing(landed)),
             Marked::Fenced => match origin.lease.get().state {
                 // Not an end of its own yet: it says the same to whoever commits now, and its end will be stored before anything is given away.

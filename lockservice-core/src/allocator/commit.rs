@@ -1,14 +1,51 @@
 //! Commit admission (C1 to C4): pins on binds, and each origin's commits in flight and tombstones. Pure: takes time as an argument.
 //!
 //! # States of a transaction, under its stripe
-//! absent → *committing* (one or more attempts, each with its pins) → absent; or absent → *tombstoned*, until its origin confirms
-//! its end. A transaction is never both: a tombstone is refused while an attempt is in flight (C4), an attempt is refused by a tombstone.
+//! ```text
+//!           admit                    tombstone
+//!  absent ---------> committing ------------------> closing
+//!    |    <---------                                   |
+//!    |     last attempt ends         last attempt ends |
+//!    | tombstone                                       v
+//!    +------------------------------------------> tombstoned ---> forgotten
+//!                                                       below the floor, or the origin is fenced
+//! ```
+//! - *committing*: one or more attempts, each with its pins. New ones are admitted, known ones extended.
+//! - *closing*: somebody asked for a tombstone and was answered "committing". What was admitted stands; nothing is extended
+//!   and nothing is admitted (C4). So whoever asked waits for a time that is bounded.
+//! - *tombstoned*: refused for ever. A tombstone goes only when something else refuses the transaction for ever: the floor of
+//!   its origin, or the origin's fence. The end of the transaction, as its origin tells it, is no reason: see the schedules.
+//!
+//! # Who is admitted
+//! Only a transaction that its origin has begun and not ended. An origin in this process says so itself, exactly
+//! ([`OriginTxns`]). Any other tells a [`TxnRange`] from time to time: below `floor` all are over, from `end` on none has begun.
+//! Between them only a tombstone is known to be over. Until the origin has told anything (a new leader has just taken over)
+//! only the floor counts that the store knows.
+//!
+//! # Schedules
+//! One: the origin's word takes nobody else's tombstone away. Data D asks for T1 to be fenced, its client leaves.
+//! 1. D: `cannot_commit(T1)` → tombstoned. D hands T1's work to another.
+//! 2. The client says goodbye; the origin asks for `cannot_commit(T1)` too, releases the row, and T1 is over.
+//! 3. T3 gets the row. A message of T1 that was on its way arrives: `begin_commit(T1)`.
+//!
+//! T1 is refused in step 3: by its tombstone as long as an older transaction keeps the floor below it, by the floor afterwards.
+//!
+//! Two: a silent client cannot keep its locks by extending. Its session has lapsed, and T1 has a commit in flight.
+//! 1. Origin: `cannot_commit(T1)` → committing, and T1 is closing.
+//! 2. Client: `begin_commit(T1, the same attempt)` → the rest of what it was given, no more; another attempt → refused.
+//! 3. At hi(commit_before) after the last admission the attempt ends, and T1 is tombstoned in memory at that moment.
+//! 4. Origin: `cannot_commit(T1)` → written, then answered as tombstoned. Its locks are released.
+//!
+//! Three: a leader that follows knows no attempts (C2). It answers "committing" to nobody who asks about T1 in flight under the
+//! leader before, except as L1 says; a `begin_commit` of T1 there is one of a transaction that its origin holds alive.
 //!
 //! # Invariants
 //! - An attempt is registered only under its transaction's stripe, after that stripe was seen neither fenced nor the transaction
-//!   tombstoned (C3). [`CommitControl::fence`] takes every stripe, so none is registered after it returned.
+//!   tombstoned, closing or below the floor (C3). [`CommitControl::fence`] takes every stripe, so none is registered after it
+//!   returned; [`CommitControl::raise_floor`] too.
 //! - A pin is counted from before its commit is registered until that registration is dropped; each is dropped exactly once,
 //!   whether by a finish, an expiry or a refused admission.
+//! - A tombstone leaves the store only together with, or after, a floor or a fence that refuses the same transaction.
 //! - Nothing here is created by a lookup: the stripes exist from the origin's registration (C3).
 //!
 //! # Locks
@@ -22,7 +59,7 @@ use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 use smallvec::SmallVec;
 
-use crate::clock::Time;
+use crate::clock::{Time, hi};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{CommitAttempt, TxnId};
 use crate::sync::Mutex;
@@ -89,11 +126,41 @@ fn nanos(time: Time) -> u64 {
     u64::try_from(time.since_origin().as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Which transactions of an origin can be alive, as the origin tells it: a superset of those that are.
+///
+/// Both ends only ever rise. They are numbers as in [`TxnId::number`]; transactions that do not validate do not count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TxnRange {
+    /// Every validating transaction below this is over.
+    pub floor: u64,
+    /// None from here on has begun. The origin tells it ahead.
+    pub end: u64,
+}
+
+/// What became of a validating transaction, as its origin knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TxnLife {
+    /// Nobody has it yet.
+    NotBegun,
+    /// It is alive, or being ended.
+    Alive,
+    /// It has ended, for ever.
+    Over,
+}
+
+/// An origin in the same process, which knows of each of its validating transactions whether it is alive.
+pub trait OriginTxns: fmt::Debug + Send + Sync + 'static {
+    /// What became of the validating transaction with this [number](TxnId::number). Must not block.
+    fn life(&self, number: u64) -> TxnLife;
+}
+
 /// What [`CommitControl::tombstone`] found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Marked {
-    /// A commit of the transaction is in flight: nothing was marked (C4).
+    /// A commit of the transaction is in flight. Nothing is marked, and from here on nothing is admitted or extended (C4).
     Committing,
+    /// The transaction is below the floor of its origin, which is durable and keeps it from committing for ever.
+    Over,
     /// The transaction is marked, and the mark is durable already.
     Durable,
     /// The transaction is marked in memory, under this generation. Write it, then call [`CommitControl::durable`].
@@ -109,6 +176,14 @@ pub enum Marked {
 pub struct CommitControl {
     stripes: Box<[Padded]>,
     per_stripe_max: usize,
+    /// What the origin has told last. Each stripe has it too, so that it cannot rise between a look and an admission.
+    floor: AtomicU64,
+    /// None from here on has begun; `u64::MAX` as long as that is not known.
+    end: AtomicU64,
+    /// The floor that the store has. Never above `floor`.
+    stored_floor: AtomicU64,
+    /// The floor up to which tombstones were taken off.
+    cleaned: AtomicU64,
 }
 
 #[repr(align(128))]
@@ -117,6 +192,8 @@ struct Padded(Mutex<Stripe>);
 #[derive(Default)]
 struct Stripe {
     fenced: bool,
+    /// Numbers below this are over.
+    floor: u64,
     /// Raised with every mark; a removal must name the one it saw (spec J2, J3).
     generation: u64,
     /// No attempt runs out before this: until then a look for room finds none. `None` if there is no attempt.
@@ -127,12 +204,21 @@ struct Stripe {
 }
 
 enum Commit {
-    InFlight(SmallVec<[Attempt; 1]>),
-    Tombstone { generation: u64, durable: bool },
+    InFlight {
+        /// Somebody was told of it: nothing is admitted or extended any more, and a tombstone follows (C4).
+        closing: bool,
+        attempts: SmallVec<[Attempt; 1]>,
+    },
+    Tombstone {
+        generation: u64,
+        durable: bool,
+    },
 }
 
 struct Attempt {
     name: CommitAttempt,
+    /// The end of the raw window that was answered.
+    window_ends: Time,
     /// hi(commit_before) after its admission: then it counts no more (C2).
     until: Time,
     /// Taken off when the attempt is dropped.
@@ -145,45 +231,136 @@ impl CommitControl {
         Self {
             stripes: (0..STRIPES).map(|_| Padded(Mutex::new(Stripe::default()))).collect(),
             per_stripe_max: commits_max.div_ceil(STRIPES).max(ATTEMPTS_MAX),
+            floor: AtomicU64::new(0),
+            end: AtomicU64::new(u64::MAX),
+            stored_floor: AtomicU64::new(0),
+            cleaned: AtomicU64::new(0),
         }
     }
 
-    /// Registers a commit whose binds are pinned (C3). A repeat of `attempt` replaces its pins and may extend its time (C1).
+    /// Every validating transaction below this is over, and the store says so.
+    pub fn stored_floor(&self) -> u64 {
+        // ORDERING: Acquire, the partner of the release in `floor_stored`.
+        self.stored_floor.load(Ordering::Acquire)
+    }
+
+    /// The store says that every validating transaction below `floor` is over.
+    pub fn floor_stored(&self, floor: u64) {
+        // ORDERING: Release, the partner of the acquire in `stored_floor`.
+        self.stored_floor.fetch_max(floor, Ordering::AcqRel);
+    }
+
+    /// Every validating transaction below this is over, as far as the origin has told.
+    pub fn floor(&self) -> u64 {
+        // ORDERING: Acquire, the partner of the release in `raise_floor`.
+        self.floor.load(Ordering::Acquire)
+    }
+
+    /// True unless the origin has told that it has not begun the transaction yet.
+    pub fn may_have_begun(&self, txn: TxnId) -> bool {
+        // ORDERING: Acquire, the partner of the release in `observe`.
+        txn.number() < self.end.load(Ordering::Acquire)
+    }
+
+    /// The origin tells which of its transactions can be alive. An earlier word that comes late changes nothing.
+    pub fn observe(&self, range: TxnRange) {
+        self.raise_floor(range.floor);
+        let known = |end: u64| if end == u64::MAX { range.end } else { end.max(range.end) };
+        // ORDERING: Release, the partner of the acquire in `may_have_begun`. It fails only if the closure says so.
+        let _ = self.end.fetch_update(Ordering::AcqRel, Ordering::Acquire, |end| Some(known(end)));
+    }
+
+    /// Once this returned, no transaction with a number below `floor` is admitted any more. Commits in flight go on.
+    pub fn raise_floor(&self, floor: u64) {
+        // ORDERING: Release, the partner of the acquire in `floor`.
+        if self.floor.fetch_max(floor, Ordering::AcqRel) >= floor {
+            return;
+        }
+        for stripe in &self.stripes {
+            let mut stripe = stripe.0.lock();
+            stripe.floor = stripe.floor.max(floor);
+        }
+    }
+
+    /// The tombstones below the floor, which are needed no more once that is durable: of each its transaction's counter and what
+    /// [`remove`](Self::remove) must name; and the floor. Empty if it has not risen since the last [`cleaned`](Self::cleaned).
+    pub fn below_floor(&self) -> (u64, Vec<(u64, u64)>) {
+        let floor = self.floor();
+        let mut found = Vec::new();
+        // ORDERING: only the sweep reads and writes it.
+        if self.cleaned.load(Ordering::Relaxed) < floor {
+            for stripe in &self.stripes {
+                let stripe = stripe.0.lock();
+                if stripe.tombstones > 0 {
+                    found.extend(stripe.commits.iter().filter_map(|(counter, commit)| match commit {
+                        Commit::Tombstone { generation, .. } if counter >> 1 < floor => Some((*counter, *generation)),
+                        _ => None,
+                    }));
+                }
+            }
+        }
+        (floor, found)
+    }
+
+    /// What [`below_floor`](Self::below_floor) found at this floor was taken off.
+    pub fn cleaned(&self, floor: u64) {
+        self.cleaned.store(floor, Ordering::Relaxed);
+    }
+
+    /// Registers a commit whose binds are pinned, for `window` from `now` (C3), and answers how long it is admitted. A repeat of
+    /// `attempt` replaces its pins and may extend its time (C1); once somebody was told that the transaction is committing, it is
+    /// answered what is left of its time (C4).
     ///
-    /// Fails with `CannotCommit` if the origin is fenced or the transaction tombstoned, `ResourceExhausted` at the limit. The pins are
-    /// taken off then.
-    pub fn admit(&self, txn: TxnId, attempt: CommitAttempt, pins: PinSet, until: Time, now: Time) -> Result<()> {
+    /// Fails with `CannotCommit` if the origin is fenced, or the transaction tombstoned, closing or over; with
+    /// `ResourceExhausted` at the limit. The pins are taken off then.
+    pub fn admit(
+        &self,
+        txn: TxnId,
+        attempt: CommitAttempt,
+        pins: PinSet,
+        window: Duration,
+        now: Time,
+    ) -> Result<Duration> {
+        let (window_ends, until) = (now + window, now + hi(window));
         let mut stripe = self.stripe(txn);
         if stripe.fenced {
             return Err(fenced(txn));
         }
+        if txn.number() < stripe.floor {
+            return Err(over(txn));
+        }
         // Dropped after the lock: expired and replaced attempts.
         let mut old = SmallVec::<[Attempt; 1]>::new();
         let full = stripe.full(self.per_stripe_max, now, &mut old);
-        let new = Attempt { name: attempt, until, _pins: pins };
+        let new = Attempt { name: attempt, window_ends, until, _pins: pins };
         stripe.expires_from = Some(stripe.expires_from.map_or(until, |from| from.min(until)));
+        stripe.expire_one(txn.counter, now, &mut old);
         let answer = match stripe.commits.entry(txn.counter) {
             Entry::Vacant(_) if full => Err(exhausted(txn)),
             Entry::Vacant(entry) => {
-                entry.insert(Commit::InFlight(SmallVec::from_buf([new])));
-                Ok(())
+                entry.insert(Commit::InFlight { closing: false, attempts: SmallVec::from_buf([new]) });
+                Ok(window)
             }
             Entry::Occupied(mut entry) => match entry.get_mut() {
                 Commit::Tombstone { .. } => Err(tombstoned(txn)),
-                Commit::InFlight(attempts) => {
-                    expire(attempts, now, &mut old);
+                Commit::InFlight { closing, attempts } => {
                     match attempts.iter().position(|known| known.name == attempt) {
+                        Some(at) if *closing => match attempts[at].window_ends.remaining(now) {
+                            Duration::ZERO => Err(tombstoned(txn)),
+                            left => Ok(left.min(window)),
+                        },
+                        _ if *closing => Err(tombstoned(txn)),
                         Some(at) => {
                             let known = &mut attempts[at];
                             // The earlier answer may still be used.
-                            let until = until.max(known.until);
-                            old.push(std::mem::replace(known, Attempt { until, ..new }));
-                            Ok(())
+                            let (ends, until) = (window_ends.max(known.window_ends), until.max(known.until));
+                            old.push(std::mem::replace(known, Attempt { window_ends: ends, until, ..new }));
+                            Ok(window)
                         }
                         None if attempts.len() >= ATTEMPTS_MAX => Err(exhausted(txn)),
                         None => {
                             attempts.push(new);
-                            Ok(())
+                            Ok(window)
                         }
                     }
                 }
@@ -197,38 +374,36 @@ impl CommitControl {
     pub fn finish(&self, txn: TxnId, attempt: CommitAttempt) {
         let mut stripe = self.stripe(txn);
         let mut ended = None;
-        if let Entry::Occupied(mut entry) = stripe.commits.entry(txn.counter)
-            && let Commit::InFlight(attempts) = entry.get_mut()
-        {
+        if let Some(Commit::InFlight { attempts, .. }) = stripe.commits.get_mut(&txn.counter) {
             if let Some(at) = attempts.iter().position(|known| known.name == attempt) {
                 ended = Some(attempts.swap_remove(at));
             }
             if attempts.is_empty() {
-                entry.remove();
+                stripe.last_attempt_ended(txn.counter);
             }
         }
         drop(stripe);
         drop(ended);
     }
 
-    /// Marks a transaction so that it never commits, unless a commit of it is in flight (C4). `write` is called under the stripe's lock
-    /// with the outcome, so that the order of writes is the order of marks.
+    /// Marks a transaction so that it never commits, unless a commit of it is in flight: then nothing more of it is admitted or
+    /// extended, and it is marked when the last attempt ends (C4). `write` is called under the stripe's lock with the outcome, so
+    /// that the order of writes is the order of marks.
     pub fn tombstone<R>(&self, txn: TxnId, now: Time, write: impl FnOnce(Marked) -> R) -> Result<R> {
-        let mut stripe = self.stripe(txn);
+        // Dropped after the lock.
         let mut old = SmallVec::<[Attempt; 1]>::new();
-        let mut empty = false;
-        if let Some(Commit::InFlight(attempts)) = stripe.commits.get_mut(&txn.counter) {
-            expire(attempts, now, &mut old);
-            if !attempts.is_empty() {
-                return Ok(write(Marked::Committing));
-            }
-            empty = true;
-        }
-        if empty {
-            stripe.commits.remove(&txn.counter);
+        let mut stripe = self.stripe(txn);
+        stripe.expire_one(txn.counter, now, &mut old);
+        if let Some(Commit::InFlight { closing, .. }) = stripe.commits.get_mut(&txn.counter) {
+            *closing = true;
+            return Ok(write(Marked::Committing));
         }
         if stripe.fenced {
             return Ok(write(Marked::Fenced));
+        }
+        // Only what a later leader knows too may be answered: what is below the floor in memory alone is marked.
+        if txn.number() < self.stored_floor() {
+            return Ok(write(Marked::Over));
         }
         let full = stripe.full(self.per_stripe_max, now, &mut old);
         // Commits in flight make room by themselves, marks do not.
@@ -240,7 +415,7 @@ impl CommitControl {
                     *known = generation;
                     if *durable { Marked::Durable } else { Marked::ToWrite(generation) }
                 }
-                Commit::InFlight(_) => unreachable!("an attempt in flight was answered above, under the same lock"),
+                Commit::InFlight { .. } => unreachable!("an attempt in flight was answered above, under the same lock"),
             },
             Entry::Vacant(_) if crowded => Marked::Crowded,
             Entry::Vacant(_) if full => return Err(exhausted(txn)),
@@ -266,22 +441,6 @@ impl CommitControl {
         }
     }
 
-    /// The origin said that the transaction has ended: begins to remove its mark, if it has one. `write` is called under the stripe's
-    /// lock with the generation that [`remove`](Self::remove) must name. From here on a new mark is written again.
-    pub fn ended<R>(&self, txn: TxnId, write: impl FnOnce(u64) -> R) -> Option<R> {
-        let mut stripe = self.stripe(txn);
-        let raised = stripe.next_generation();
-        match stripe.commits.get_mut(&txn.counter) {
-            Some(Commit::Tombstone { generation, durable }) => {
-                // A write of the mark that is still under way lands before the removal and must not make it look durable.
-                *generation = raised;
-                *durable = false;
-                Some(write(raised))
-            }
-            _ => None,
-        }
-    }
-
     /// Takes a mark off, unless it was made again after `generation` (spec J2, J3). At the last generation nothing is taken off: it can
     /// no longer be told apart (spec J9: fail closed).
     pub fn remove(&self, txn: TxnId, seen: u64) {
@@ -301,14 +460,18 @@ impl CommitControl {
         }
     }
 
-    /// Takes the marks of a fenced origin off, and answers of which transactions: once the fence is durable, it says of each what its mark
+    /// Takes the marks of a fenced origin off, that of its floor too, and answers of which transactions: once the fence is durable, it says of each what its mark
     /// said (C4).
     pub fn take_marks(&self) -> Vec<u64> {
         let mut marked = Vec::new();
+        let floor = self.stored_floor.swap(0, Ordering::AcqRel);
+        if floor > 0 {
+            marked.push(floor << 1);
+        }
         for stripe in &self.stripes {
             let mut stripe = stripe.0.lock();
             stripe.commits.retain(|counter, commit| match commit {
-                Commit::InFlight(_) => true,
+                Commit::InFlight { .. } => true,
                 Commit::Tombstone { .. } => {
                     marked.push(*counter);
                     false
@@ -324,7 +487,7 @@ impl CommitControl {
         let mut last = None;
         for stripe in &self.stripes {
             for commit in stripe.0.lock().commits.values() {
-                if let Commit::InFlight(attempts) = commit {
+                if let Commit::InFlight { attempts, .. } = commit {
                     last = last.max(attempts.iter().map(|attempt| attempt.until).filter(|until| *until > now).max());
                 }
             }
@@ -355,8 +518,7 @@ impl CommitControl {
     }
 
     fn stripe(&self, txn: TxnId) -> impl std::ops::DerefMut<Target = Stripe> {
-        // The lowest bit says whether the transaction validates, and all here do.
-        self.stripes[(txn.counter >> 1) as usize % self.stripes.len()].0.lock()
+        self.stripes[txn.number() as usize % self.stripes.len()].0.lock()
     }
 }
 
@@ -375,17 +537,43 @@ impl Stripe {
             return;
         }
         let mut next: Option<Time> = None;
-        self.commits.retain(|_, commit| match commit {
-            Commit::Tombstone { .. } => true,
-            Commit::InFlight(attempts) => {
-                expire(attempts, now, old);
-                for attempt in &*attempts {
-                    next = Some(next.map_or(attempt.until, |next| next.min(attempt.until)));
-                }
-                !attempts.is_empty()
+        let mut ended = SmallVec::<[u64; 8]>::new();
+        for (counter, commit) in &mut self.commits {
+            let Commit::InFlight { attempts, .. } = commit else { continue };
+            expire(attempts, now, old);
+            if attempts.is_empty() {
+                ended.push(*counter);
             }
-        });
+            for attempt in &*attempts {
+                next = Some(next.map_or(attempt.until, |next| next.min(attempt.until)));
+            }
+        }
+        for counter in ended {
+            self.last_attempt_ended(counter);
+        }
         self.expires_from = next;
+    }
+
+    /// The same for one transaction.
+    fn expire_one(&mut self, counter: u64, now: Time, old: &mut SmallVec<[Attempt; 1]>) {
+        let Some(Commit::InFlight { attempts, .. }) = self.commits.get_mut(&counter) else { return };
+        expire(attempts, now, old);
+        if attempts.is_empty() {
+            self.last_attempt_ended(counter);
+        }
+    }
+
+    /// Forgets a transaction without attempts, or makes a tombstone of it if somebody was told that it was committing (C4). It is
+    /// written when somebody asks: until then nobody was told that the transaction can never commit.
+    fn last_attempt_ended(&mut self, counter: u64) {
+        let generation = self.next_generation();
+        let Entry::Occupied(mut entry) = self.commits.entry(counter) else { return };
+        if matches!(entry.get(), Commit::InFlight { closing: true, .. }) {
+            entry.insert(Commit::Tombstone { generation, durable: false });
+            self.tombstones += 1;
+        } else {
+            entry.remove();
+        }
     }
 
     /// Saturates: see [`CommitControl::remove`].
@@ -415,6 +603,10 @@ fn expire(attempts: &mut SmallVec<[Attempt; 1]>, now: Time, into: &mut SmallVec<
 
 fn fenced(txn: TxnId) -> Error {
     Error::new(ErrorKind::CannotCommit, "the transaction's origin is fenced: start a new transaction").with("txn", txn)
+}
+
+fn over(txn: TxnId) -> Error {
+    Error::new(ErrorKind::CannotCommit, "the transaction has ended: start a new one").with("txn", txn)
 }
 
 fn tombstoned(txn: TxnId) -> Error {
@@ -455,15 +647,15 @@ mod tests {
             let control = CommitControl::new(1);
             let most = control.per_stripe_max;
             for n in 0..most {
-                let until = if n == 7 { at(20) } else { at(30) };
-                control.admit(txn(n), attempt(), PinSet::new(), until, at(10)).expect("room");
+                let window = Duration::from_secs(if n == 7 { 10 } else { 20 });
+                control.admit(txn(n), attempt(), PinSet::new(), window, at(10)).expect("room");
             }
             let next = |now| match tombstone {
                 true => control.tombstone(txn(most), now, |_| ()),
-                false => control.admit(txn(most), attempt(), PinSet::new(), at(60), now),
+                false => control.admit(txn(most), attempt(), PinSet::new(), Duration::from_secs(9), now).map(drop),
             };
-            assert_eq!(next(at(19)).expect_err("all are in flight").kind(), ErrorKind::ResourceExhausted);
-            next(at(20)).expect("one has run out, and nobody has swept");
+            assert_eq!(next(at(20)).expect_err("all are in flight").kind(), ErrorKind::ResourceExhausted);
+            next(at(21)).expect("one has run out, and nobody has swept");
             assert_eq!(control.len(), most);
         }
     }

@@ -6,16 +6,18 @@
 //! Calls are routed by the role that the task last published; the task holds nothing over an await that a call needs.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::commit::{OriginTxns, TxnRange};
 use super::leadership::Vigil;
 use super::local::{AllocatorStopped, Beginning, LocalAllocator};
 use super::open::{HeldBy, acquire};
+use super::origins::Origins;
 use super::state::stopping;
 use super::told::Told;
 use super::types::{
@@ -75,6 +77,8 @@ struct Shared {
     stopped: tokio::sync::Mutex<Option<AllocatorStopped>>,
     /// What the answers have told (L3, L4). Locked for a comparison.
     told: Mutex<Told>,
+    /// The origins of this process (C4).
+    origins: Arc<Origins>,
 }
 
 /// What a node is to the cluster's allocator.
@@ -120,6 +124,7 @@ impl ElectedAllocator {
             term: Mutex::new(None),
             stopped: tokio::sync::Mutex::new(None),
             told: Mutex::new(Told::default()),
+            origins: Arc::default(),
         });
         let campaign = tokio::spawn(campaign(Arc::clone(&shared)));
         Ok(Arc::new(Self { shared, campaign: Mutex::new(Some(campaign)) }))
@@ -206,6 +211,7 @@ async fn campaign(shared: Arc<Shared>) {
                     candidate: candidate.clone(),
                     acquired: Some(acquired),
                     told: shared.told.lock().clone(),
+                    origins: Arc::clone(&shared.origins),
                 });
                 let why = why.await;
                 if exclusive {
@@ -506,8 +512,13 @@ impl LockTableAllocator for ElectedAllocator {
         routed!(self, leader => leader.cannot_commit(txns))
     }
 
-    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<Progress> {
-        routed!(self, leader => leader.confirm_ended(txns))
+    async fn report_txns(&self, service: ServiceId, nonce: Nonce, range: TxnRange) -> Result<Progress> {
+        routed!(self, leader => leader.report_txns(service, nonce, range))
+    }
+
+    /// Whoever leads on this node, now and later, asks the origin itself.
+    fn attach_origin(&self, service: ServiceId, origin: Weak<dyn OriginTxns>) {
+        self.shared.origins.attach(service, origin);
     }
 
     async fn status(&self) -> Result<AllocatorStatus> {
@@ -602,8 +613,8 @@ impl LockTableAllocator for LeaderView {
         self.answer_node(async |term| term.cannot_commit(txns).await).await
     }
 
-    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<Progress> {
-        self.answer_node(async |term| term.confirm_ended(txns).await).await
+    async fn report_txns(&self, service: ServiceId, nonce: Nonce, range: TxnRange) -> Result<Progress> {
+        self.answer_node(async |term| term.report_txns(service, nonce, range).await).await
     }
 
     async fn status(&self) -> Result<AllocatorStatus> {

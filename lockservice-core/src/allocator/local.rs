@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::open::Acquired;
+use super::origins::Origins;
 use super::settings::AllocatorSettings;
 use super::state::{AllocatorState, stopping};
 use super::term::{lead, sweep};
@@ -65,6 +66,8 @@ pub(super) struct Beginning {
     pub(super) acquired: Option<Acquired>,
     /// What leaders have told this node (L4).
     pub(super) told: Told,
+    /// The origins of this process, also those that a leader before this one was told of.
+    pub(super) origins: Arc<Origins>,
 }
 
 pub(super) struct Shared {
@@ -86,6 +89,8 @@ pub(super) struct Shared {
     /// Entries of `tables`, counted so that the limit holds without counting shards.
     pub(super) tables: crate::sync::atomic::AtomicUsize,
     pub(super) constants_later: Mutex<Option<Time>>,
+    /// The origins of this process (C4).
+    pub(super) origins: Arc<Origins>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -120,7 +125,8 @@ impl LocalAllocator {
         settings: AllocatorSettings,
         candidate: impl Into<Candidate>,
     ) -> Result<Arc<Self>> {
-        let beginning = Beginning { candidate: candidate.into(), acquired: None, told: Told::default() };
+        let beginning =
+            Beginning { candidate: candidate.into(), acquired: None, told: Told::default(), origins: Arc::default() };
         Self::begin(store, clock, settings, beginning)
     }
 
@@ -146,6 +152,7 @@ impl LocalAllocator {
             names: Mutex::new(HashMap::new()),
             tables: crate::sync::atomic::AtomicUsize::new(0),
             constants_later: Mutex::new(None),
+            origins: Arc::clone(&beginning.origins),
         });
         let writer = tokio::spawn(lead(Arc::clone(&shared), store, beginning, commands));
         let sweep = tokio::spawn(sweep(Arc::clone(&shared)));

@@ -9,6 +9,7 @@ pub mod leadership;
 pub mod lease;
 mod local;
 mod open;
+mod origins;
 mod settings;
 pub mod state;
 mod term;
@@ -18,6 +19,7 @@ mod types;
 mod writer;
 
 use std::fmt;
+use std::sync::Weak;
 
 use async_trait::async_trait;
 
@@ -26,6 +28,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
 
+pub use self::commit::{OriginTxns, TxnLife, TxnRange};
 pub use self::elected::{AllocatorPeers, ElectedAllocator, Role};
 pub use self::local::{AllocatorStopped, LocalAllocator};
 pub use self::settings::{AllocatorSettings, TTL_MS_MAX, TTL_MS_MIN};
@@ -41,7 +44,8 @@ pub use self::types::{
 ///   run out, or its owner resigned.
 /// - **Leases** (B1, B2, B4). An incarnation that does not renew within its lease is fenced, durably and for ever.
 /// - **Commits** (C1 to C4). After [`cannot_commit`](Self::cannot_commit) answered that a transaction is tombstoned, no
-///   `begin_commit` of it succeeds, on this leader or a later one.
+///   `begin_commit` of it succeeds, on this leader or a later one. After it answered that one is committing, nothing more of it
+///   is admitted or extended, and it is tombstoned when what was admitted has ended.
 /// - **Who answered** (L3). Every answer tells the leadership that gave it, refusals by [`Error::answered_by`] where they crossed a network: a
 ///   caller that knows a later one must not act on it. [`ElectedAllocator`] sees to that.
 /// - No method creates anything for a name or id that it does not know, except [`resume`](Self::resume) and [`bind`](Self::bind).
@@ -80,8 +84,9 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
 
     /// Validates a transaction's binds and admits its commit for a limited time (C1 to C3). Writes nothing to the store.
     ///
-    /// Fails with `BindChanged` if a presented bind is not current or void, `CannotCommit` if the transaction or its origin is fenced
-    /// or it said that it would not validate, `Timeout` if less than `asked.least` could be promised.
+    /// Fails with `BindChanged` if a presented bind is not current or void, `CannotCommit` if the transaction or its origin is fenced,
+    /// if it has ended or was never begun, or if it said that it would not validate; with `Timeout` if less than `asked.least` could
+    /// be promised, and with `Unavailable` if its origin has not told yet that it has begun.
     async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission>;
 
     /// Ends a commit that was admitted, whether the data was written or not. Idempotent; an unknown attempt is no error.
@@ -97,8 +102,18 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     /// `NotLeader`, `ShuttingDown`, `Unavailable`: nothing is known of any of them. Ask again.
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit>;
 
-    /// The origin confirms that these transactions have ended: their tombstones may go (C4).
-    async fn confirm_ended(&self, txns: &[TxnId]) -> Result<Progress>;
+    /// The origin tells which of its validating transactions can be alive. Those outside the range are refused from here on, and
+    /// the tombstones below it may go (C4). To be called whenever another leader answers, and ahead of what is begun.
+    ///
+    /// # Errors
+    /// `LeaseLost` if the incarnation is not live.
+    async fn report_txns(&self, service: ServiceId, nonce: Nonce, range: TxnRange) -> Result<Progress>;
+
+    /// Lets an allocator of this process ask an origin of this process about each of its transactions, for as long as the origin
+    /// lives. Without a wait. Others leave it at what [`report_txns`](Self::report_txns) tells.
+    fn attach_origin(&self, service: ServiceId, origin: Weak<dyn OriginTxns>) {
+        let _ = (service, origin);
+    }
 
     /// Everything an operator wants to see: nodes and binds.
     async fn status(&self) -> Result<AllocatorStatus>;

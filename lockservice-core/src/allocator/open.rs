@@ -17,7 +17,7 @@ use super::types::Progress;
 use super::writer::another_store;
 use crate::clock::{Clock, Time, hi};
 use crate::error::{ErrorKind, Result};
-use crate::id::{EPOCH_SHIFT, Epoch, NodeName, Nonce, ServiceId};
+use crate::id::{EPOCH_SHIFT, Epoch, NodeName, Nonce, ServiceId, TxnId};
 use crate::store::{
     Applied, Batch, BindStore, Candidate, Doubt, Floor, Leadership, Lineage, Loss, Op, Seen, ServiceRecord,
     ServiceState, StoreState, Terms,
@@ -174,11 +174,23 @@ pub(super) async fn open(
         }
         state.services.upsert(service.id, || Arc::clone(&service), |_| ());
     }
-    for txn in loaded.tombstones {
-        match state.service(txn.origin).filter(|origin| origin.lease.get().state == LeaseState::Live) {
-            Some(origin) => restore_tombstone(&origin, txn, now),
-            // C4: its origin is fenced, which says the same.
-            None => batch.push(Op::RemoveTombstone(txn)),
+    // C4: the floors first, for they say the same as the tombstones below them.
+    let (floors, tombstones): (Vec<_>, Vec<_>) = loaded.tombstones.into_iter().partition(|txn| !txn.validates());
+    let live = |txn: &TxnId| state.service(txn.origin).filter(|origin| origin.lease.get().state == LeaseState::Live);
+    for mark in &floors {
+        if let Some(origin) = live(mark) {
+            origin.commits.raise_floor(mark.number());
+            origin.commits.floor_stored(mark.number());
+        }
+    }
+    for txn in floors.into_iter().chain(tombstones) {
+        match live(&txn) {
+            Some(origin) if txn.validates() && txn.number() >= origin.commits.stored_floor() => {
+                restore_tombstone(&origin, txn, now);
+            }
+            Some(origin) if !txn.validates() && txn.number() == origin.commits.stored_floor() => {}
+            // Its origin is fenced or its floor is higher, which says the same.
+            _ => batch.push(Op::RemoveTombstone(txn)),
         }
     }
     for table in loaded.tables {
@@ -265,13 +277,13 @@ pub(super) struct HeldBy {
     pub(super) address: Option<String>,
 }
 
-fn restore_tombstone(origin: &Service, txn: crate::id::TxnId, now: Time) {
+fn restore_tombstone(origin: &Service, txn: TxnId, now: Time) {
     let marked = origin.commits.tombstone(txn, now, |marked| marked);
     match marked {
         Ok(Marked::ToWrite(generation)) => origin.commits.durable(txn, generation),
         // Over the limit of this run's settings: refuse all of the origin rather than forget one.
         Ok(Marked::Crowded) | Err(_) => origin.fence(),
-        Ok(Marked::Committing | Marked::Durable | Marked::Fenced) => {}
+        Ok(Marked::Committing | Marked::Durable | Marked::Fenced | Marked::Over) => {}
     }
 }
 

@@ -19,9 +19,10 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
-use super::commit::{CommitControl, Pin, PinSet, Pins};
+use super::commit::{CommitControl, Pin, PinSet, Pins, TxnLife};
 use super::leadership::LeadershipCell;
 use super::lease::{LeaseCell, LeaseState};
+use super::origins::Origins;
 use super::tokens::{Numbers, RaiseEpoch, TokenSource};
 use super::types::{BeginCommit, Bind, BindState, BindStatus, CommitAdmission, PresentedBind, Progress, TokenBlock};
 use crate::clock::{Time, hi};
@@ -30,6 +31,9 @@ use crate::guarded_map::GuardedMap;
 use crate::id::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
 use crate::store::{BindRecord, ServiceRecord, ServiceState, TableRecord, Terms};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+/// When to ask again about a transaction that its origin has not told of: it tells ahead, and at once when it falls behind.
+const TELLS_AGAIN: Duration = Duration::from_millis(50);
 
 /// An incarnation (B1), with its lease and the control state of its commits.
 #[derive(Debug)]
@@ -219,6 +223,8 @@ pub struct AllocatorState {
     pub earlier_until: Time,
     /// Largest number of binds in one commit.
     pub commit_binds_max: usize,
+    /// The origins of this process.
+    pub origins: Arc<Origins>,
     /// False once the allocator is being stopped.
     pub admitting: AtomicBool,
 }
@@ -246,6 +252,7 @@ impl AllocatorState {
             held_until: Time::ZERO,
             earlier_until: Time::ZERO,
             commit_binds_max,
+            origins: Arc::default(),
             admitting: AtomicBool::new(true),
         }
     }
@@ -346,6 +353,7 @@ impl AllocatorState {
             )
             .with("txn", txn));
         };
+        self.check_alive(&origin, txn)?;
         // C1: no commit outlives the leadership, nor the leases it rests on.
         let mut window =
             request.asked.most.min(origin.lease.get().remaining(origin.ttl, now)).min(self.leadership.remaining(now));
@@ -371,8 +379,27 @@ impl AllocatorState {
             .with("txn", txn)
             .with("left_ms", window.as_millis()));
         }
-        origin.commits.admit(txn, request.attempt, pins, now + hi(window), now)?;
-        Ok(CommitAdmission { commit_before: window, at: self.progress() })
+        let commit_before = origin.commits.admit(txn, request.attempt, pins, window, now)?;
+        if commit_before < request.asked.least {
+            return Err(Error::new(
+                ErrorKind::CannotCommit,
+                "somebody asked for the end of the transaction, and less time is left of its admission than it needs: start a \
+                 new one",
+            )
+            .with("txn", txn)
+            .with("left_ms", commit_before.as_millis()));
+        }
+        Ok(CommitAdmission { commit_before, at: self.progress() })
+    }
+
+    /// Fails unless the transaction has begun and has not ended, as far as its origin has told (C4).
+    fn check_alive(&self, origin: &Service, txn: TxnId) -> Result<()> {
+        match self.origins.life(txn) {
+            Some(TxnLife::Alive) => Ok(()),
+            None if origin.commits.may_have_begun(txn) => Ok(()),
+            None => Err(not_told(txn)),
+            Some(life) => Err(not_alive(txn, life)),
+        }
     }
 
     /// Ends an admitted commit. Idempotent; unknown ones change nothing.
@@ -412,6 +439,22 @@ impl AllocatorState {
             .with("version", presented.version)
         })
     }
+}
+
+/// The answer about a transaction that its origin says is not alive.
+fn not_alive(txn: TxnId, life: TxnLife) -> Error {
+    let message = match life {
+        TxnLife::NotBegun => "the transaction was never begun: begin one, and present its id",
+        TxnLife::Alive | TxnLife::Over => "the transaction has ended: start a new one",
+    };
+    Error::new(ErrorKind::CannotCommit, message).with("txn", txn)
+}
+
+/// The answer about a transaction of which its origin, another process, has told nothing yet.
+pub fn not_told(txn: TxnId) -> Error {
+    Error::new(ErrorKind::Unavailable, "the transaction's origin has not told yet that it has begun: try again")
+        .with("txn", txn)
+        .with_detail(Detail::RetryAfter(TELLS_AGAIN))
 }
 
 /// The answer of a leader whose leadership ran out, or ended.

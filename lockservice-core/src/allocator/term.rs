@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use smallvec::smallvec;
+use smallvec::{SmallVec, smallvec};
 use tokio::sync::{mpsc, oneshot};
 
 use super::leadership::LeadershipCell;
@@ -108,6 +108,7 @@ async fn write(
     };
     let mut state = opened.state;
     (state.exclusive, state.leadership) = (exclusive, leadership);
+    state.origins = Arc::clone(&shared.origins);
     let state = Arc::new(state);
     shared.tables.store(state.tables.len(), Ordering::Release);
     *shared.names.lock() = opened.names.into_iter().map(|(name, id)| (name, NameHolder::Known(id))).collect();
@@ -238,7 +239,7 @@ impl Shared {
     async fn sweep_service(&self, state: &AllocatorState, service: &Arc<Service>, now: Time) -> Result<()> {
         let lease = service.lease.get();
         if !matches!(lease.state, LeaseState::Fenced | LeaseState::Resigned) {
-            return Ok(());
+            return self.forget_over(service).await;
         }
         self.store_end(service, service.state()).await?;
         // C4: from here on the end says of every transaction what their tombstones said. One that cannot be removed now is removed by the
@@ -264,6 +265,31 @@ impl Shared {
             self.write(smallvec![Op::RemoveService(service.id)]).await?;
             state.services.remove_if(&service.id, |known| Arc::ptr_eq(known, service));
         }
+        Ok(())
+    }
+
+    /// Takes off the tombstones below the floor of their origin, once that is durable and says the same of their transactions (C4).
+    async fn forget_over(&self, service: &Service) -> Result<()> {
+        let (origin, commits) = (service.id, &service.commits);
+        let (floor, marks) = commits.below_floor();
+        let mut put: SmallVec<[Op; 2]> = SmallVec::new();
+        if !marks.is_empty() {
+            let stored = commits.stored_floor();
+            put.push(Op::PutTombstone(TxnId::floor_mark(origin, floor)));
+            if stored > 0 && stored != floor {
+                put.push(Op::RemoveTombstone(TxnId::floor_mark(origin, stored)));
+            }
+        }
+        for some in marks.chunks(self.settings.batch_max) {
+            let marks = some.iter().map(|&(counter, _)| Op::RemoveTombstone(TxnId { origin, counter }));
+            // The floor first, and in a write before this one or the same.
+            self.write(std::mem::take(&mut put).into_iter().chain(marks).collect()).await?;
+            commits.floor_stored(floor);
+            for &(counter, generation) in some {
+                commits.remove(TxnId { origin, counter }, generation);
+            }
+        }
+        commits.cleaned(floor);
         Ok(())
     }
 

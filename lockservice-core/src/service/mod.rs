@@ -24,6 +24,7 @@
 
 mod keeper;
 mod lease;
+mod live;
 mod pending;
 mod queue;
 mod registry;
@@ -37,7 +38,6 @@ mod weight;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -51,6 +51,7 @@ use crate::sync::Mutex;
 use crate::table::LockEngine;
 
 use self::lease::Lease;
+use self::live::LiveTxns;
 use self::registry::Registry;
 use self::session::SessionRecord;
 use self::tables::Tables;
@@ -89,8 +90,8 @@ pub(crate) struct Inner {
     pub(crate) tables: Tables,
     pub(crate) txns: Registry<TxnId, Arc<TxnRecord>>,
     pub(crate) sessions: Registry<SessionId, Arc<SessionRecord>>,
-    /// Number of the next transaction. Only uniqueness matters: `Relaxed`.
-    pub(crate) next_txn: AtomicU64,
+    /// The transactions' numbers, and which of those that validate are alive.
+    pub(crate) live: Arc<LiveTxns>,
     lease: Mutex<Lease>,
     /// The furthest that any answer of the allocator has told (L4). Locked for a comparison.
     told: Mutex<Progress>,
@@ -143,7 +144,7 @@ impl LockService {
             tables: Tables::default(),
             txns: Registry::new("transactions", parts.settings.txns_max),
             sessions: Registry::new("sessions", parts.settings.sessions_max),
-            next_txn: AtomicU64::new(1),
+            live: Arc::new(LiveTxns::new()),
             lease: Mutex::new(Lease::new(sent, incarnation.lease_ttl)),
             told: Mutex::new(incarnation.at),
             phase: watch::Sender::new(Phase::Serving),
@@ -151,7 +152,10 @@ impl LockService {
             parts,
         });
         tracing::info!(node = %inner.parts.node, service = %inner.id, lease = ?incarnation.lease_ttl, "service started");
+        let live = Arc::downgrade(&inner.live);
+        inner.parts.allocator.attach_origin(inner.id, live);
         inner.spawn(keeper::keep_lease(Arc::clone(&inner)));
+        inner.spawn(live::report(Arc::clone(&inner)));
         Ok(Self { _last: Arc::new(SealOnDrop(Arc::clone(&inner))), inner })
     }
 

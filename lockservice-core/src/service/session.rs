@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::SessionId;
 use crate::service::pending::Pending;
 use crate::service::queue::{Filed, Relied, Room, Step, Taken, TxnQueue, keep_relied_on, taken_back};
-use crate::service::txn::{By, TxnRecord, timer};
+use crate::service::txn::{TxnRecord, timer};
 use crate::service::{Answer, Granted, Inner, LockService, Operation, Phase, Promise, TxnOp};
 use crate::sync::Mutex;
 
@@ -400,7 +400,7 @@ impl Session {
 
     /// Gives the session up: its client has stopped all protected work (P5). Ends its transactions; idempotent.
     pub async fn close(&self) {
-        self.finish(Error::new(ErrorKind::SessionLost, "the session was closed"), By::Owner);
+        self.finish(Error::new(ErrorKind::SessionLost, "the session was closed"));
     }
 
     /// Resolves when the session is lost or closed, with the reason. Cancel safe.
@@ -422,7 +422,7 @@ impl Session {
     }
 
     /// Marks the session lost, then lets go of what it held. Only the first call does anything, and answers true.
-    fn finish(&self, why: Error, by: By) -> bool {
+    fn finish(&self, why: Error) -> bool {
         let queues = {
             let mut state = self.record.state.lock();
             if !std::mem::replace(&mut state.open, false) {
@@ -441,7 +441,7 @@ impl Session {
                 let _ = sender.send(Err(why.clone()));
             }
         }
-        self.inner.abandon(txns, by);
+        self.inner.abandon(txns);
         self.inner.sessions.remove(&self.record.id);
         self.inner.departed.notify_waiters();
         true
@@ -456,7 +456,7 @@ impl Session {
                     ErrorKind::SessionLost,
                     "the session was not renewed in time and its locks are given away: stop the protected work and open a new session",
                 );
-                if self.finish(why, By::Service) {
+                if self.finish(why) {
                     tracing::info!(client = %self.record.client, ttl = ?self.record.renewals.ttl, "session lapsed: its client was silent");
                 }
                 return;
@@ -469,7 +469,7 @@ impl Session {
                         Ok(Phase::Sealed(why)) => why.clone(),
                         _ => unknown(),
                     };
-                    self.finish(why, By::Service);
+                    self.finish(why);
                     return;
                 }
             }

@@ -36,15 +36,6 @@ enum State {
     Ended,
 }
 
-/// Who says that a transaction is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum By {
-    /// Its owner, whose work has stopped: it will not ask to commit any more.
-    Owner,
-    /// This service, for its owner is silent, and may know nothing of it.
-    Service,
-}
-
 impl TxnRecord {
     fn check_active(&self) -> Result<()> {
         match *self.state.lock() {
@@ -65,8 +56,7 @@ impl Inner {
         client: &str,
     ) -> Result<Arc<TxnRecord>> {
         self.check_serving()?;
-        let number = self.next_txn.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let id = TxnId::new(self.id, number, options.validates);
+        let id = TxnId::new(self.id, self.live.begin(options.validates), options.validates);
         let record = Arc::new(TxnRecord {
             id,
             label: cut(&options.label, LABEL_BYTES_MAX).to_owned(),
@@ -74,7 +64,7 @@ impl Inner {
             session,
             state: Mutex::new(State::Active),
         });
-        self.txns.insert(id, Arc::clone(&record))?;
+        self.txns.insert(id, Arc::clone(&record)).inspect_err(|_| self.live.end(id))?;
         Ok(record)
     }
 
@@ -177,13 +167,15 @@ impl Inner {
     /// Ends a transaction whose owner says so. Idempotent.
     pub(crate) fn end(&self, txn: &TxnRecord, commit_ts: Option<u64>) {
         *txn.state.lock() = State::Ended;
+        // C4: nobody may commit any more what the next holder is about to change.
+        self.live.end(txn.id);
         self.engine.unlock_all(txn.id, commit_ts);
         self.txns.remove(&txn.id);
         self.departed.notify_waiters();
     }
 
     /// Ends transactions whose owner is gone: those that validate are first made unable to commit (C4), the others are released at once.
-    pub(crate) fn abandon(self: &Arc<Self>, txns: Vec<Arc<TxnRecord>>, by: By) {
+    pub(crate) fn abandon(self: &Arc<Self>, txns: Vec<Arc<TxnRecord>>) {
         let mut validating = Vec::new();
         for txn in txns {
             let was = std::mem::replace(&mut *txn.state.lock(), State::Closing);
@@ -200,19 +192,20 @@ impl Inner {
         }
         if !validating.is_empty() {
             let inner = Arc::clone(self);
-            self.spawn(async move { inner.fence_then_release(validating, by).await });
+            self.spawn(async move { inner.fence_then_release(validating).await });
         }
     }
 
     fn force_end(&self, txn: &TxnRecord) {
         *txn.state.lock() = State::Ended;
+        self.live.end(txn.id);
         // C5: it may have committed at a timestamp that nobody told us.
         self.engine.unlock_all_forced(txn.id, self.latest_txn());
         self.txns.remove(&txn.id);
         self.departed.notify_waiters();
     }
 
-    async fn fence_then_release(self: Arc<Self>, mut txns: Vec<Arc<TxnRecord>>, by: By) {
+    async fn fence_then_release(self: Arc<Self>, mut txns: Vec<Arc<TxnRecord>>) {
         let mut pause = super::tables::RETRY_FIRST;
         while !txns.is_empty() {
             if self.is_sealed() {
@@ -233,14 +226,7 @@ impl Inner {
                     for txn in &fenced {
                         self.force_end(txn);
                     }
-                    // The tombstones may go only now that the locks are gone and the end is known; if this fails they only stay longer. Those
-                    // of a silent owner stay as long as this incarnation: it may come back at any time and try to commit.
-                    if by == By::Owner {
-                        let ended: Vec<TxnId> = fenced.iter().map(|txn| txn.id).collect();
-                        if let Err(e) = self.parts.allocator.confirm_ended(&ended).await {
-                            tracing::debug!(error = ?e, "tombstones are kept longer than needed");
-                        }
-                    }
+                    // Their tombstones go with the floor of this incarnation, which rises past them now (C4).
                     if txns.is_empty() {
                         return;
                     }
@@ -257,7 +243,7 @@ impl Inner {
 
     /// The largest id that a transaction of this service can have had until now.
     pub(crate) fn latest_txn(&self) -> TxnId {
-        TxnId::new(self.id, self.next_txn.load(std::sync::atomic::Ordering::Relaxed).saturating_sub(1), true)
+        TxnId::new(self.id, self.live.latest(), true)
     }
 }
 
@@ -334,7 +320,7 @@ impl Txn {
 
 impl Drop for Txn {
     fn drop(&mut self) {
-        self.inner.abandon(vec![Arc::clone(&self.record)], By::Owner);
+        self.inner.abandon(vec![Arc::clone(&self.record)]);
     }
 }
 

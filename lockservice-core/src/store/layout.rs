@@ -7,7 +7,7 @@
 //! | `constants` | the cluster's constants |
 //! | `table/GROUP\0NAME` | a table |
 //! | `service/` + 8 bytes | an incarnation |
-//! | `tombstone/` + 16 bytes | a transaction that can never commit |
+//! | `tombstone/` + 16 bytes | a transaction that can never commit, or the floor of an origin |
 
 use super::{Batch, Head, Op, ServiceRecord, StoreState, TableRecord, decode, encode};
 use crate::error::{Error, ErrorKind, Result};

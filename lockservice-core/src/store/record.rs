@@ -105,9 +105,10 @@ pub enum Op {
     PutService(ServiceRecord),
     /// Forgets an incarnation to which no bind refers any more.
     RemoveService(ServiceId),
-    /// Records that a transaction can never commit (C4).
+    /// Records that a transaction can never commit, or that all below a floor are over
+    /// ([`TxnId::floor_mark`], C4).
     PutTombstone(TxnId),
-    /// Forgets that, after the origin confirmed the end of the transaction or was fenced itself.
+    /// Forgets that, together with or after what says the same: the origin's floor or its fence.
     RemoveTombstone(TxnId),
 }
 
@@ -127,7 +128,8 @@ pub struct StoreState {
     pub tables: Vec<TableRecord>,
     /// Every incarnation, in no particular order.
     pub services: Vec<ServiceRecord>,
-    /// Every transaction that can never commit, in no particular order.
+    /// Every transaction that can never commit, and the floors of the origins
+    /// ([`TxnId::floor_mark`]), in no particular order.
     pub tombstones: Vec<TxnId>,
     /// `None` for every store that outlives the process. A store that forgets everything with it names the token from which this life
     /// of the process begins (B7): its epochs start again at 1 and cannot keep tokens growing.

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use crate::allocator::{
     AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Incarnation, Latest,
-    LeaseAck, LockTableAllocator, Progress, ReservedTokens, Resume,
+    LeaseAck, LockTableAllocator, Progress, ReservedTokens, Resume, TxnRange,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
@@ -69,6 +69,6 @@ forward! {
     begin_commit(request: &BeginCommit) -> CommitAdmission;
     finish_commit(txn: TxnId, attempt: CommitAttempt) -> Progress;
     cannot_commit(txns: &[TxnId]) -> CannotCommit;
-    confirm_ended(txns: &[TxnId]) -> Progress;
+    report_txns(service: ServiceId, nonce: Nonce, range: TxnRange) -> Progress;
     status() -> AllocatorStatus;
 }

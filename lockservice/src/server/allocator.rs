@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
-use lockservice_core::allocator::LockTableAllocator;
+use lockservice_core::allocator::{LockTableAllocator, TxnRange};
 use lockservice_core::{BindVersion, CommitAttempt, Error, ErrorKind, ServiceId, TableId};
 use tonic::{Request, Response, Status};
 
@@ -116,12 +116,14 @@ impl proto::allocator_server::Allocator for AllocatorApi {
         Ok(Response::new(convert::reserved_to_proto(&reserved.map_err(|e| status(&e))?)))
     }
 
-    async fn confirm_ended(
+    async fn report_txns(
         &self,
-        request: Request<proto::ConfirmEndedRequest>,
+        request: Request<proto::ReportTxnsRequest>,
     ) -> Result<Response<proto::Acknowledged>, Status> {
-        let txns = convert::txns_from_proto(&request.get_ref().txns).map_err(|e| status(&e))?;
-        let done = self.for_nodes()?.confirm_ended(&txns).await.map_err(|e| status(&e))?;
+        let request = request.into_inner();
+        let range = TxnRange { floor: request.floor, end: request.end };
+        let (service, nonce) = convert::incarnation_from_proto(request.incarnation).map_err(|e| status(&e))?;
+        let done = self.for_nodes()?.report_txns(service, nonce, range).await.map_err(|e| status(&e))?;
         Ok(Response::new(convert::acknowledged_to_proto(done)))
     }
 

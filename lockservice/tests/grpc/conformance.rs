@@ -11,7 +11,7 @@ use lockservice::convert::from_status;
 use lockservice::proto;
 use lockservice::proto::locks_client::LocksClient;
 use lockservice::server::ServerSettings;
-use lockservice_core::allocator::BeginCommit;
+use lockservice_core::allocator::{BeginCommit, CannotCommit};
 use lockservice_core::service::{LockSpec, LockStatus, Stopped, TxnOptions, WaitStatus};
 use lockservice_core::table::Grant;
 use lockservice_core::testing::{ServiceFixture, SessionFixture, TxnFixture, UnparsedItem, service_suite};
@@ -86,6 +86,12 @@ impl ServiceFixture for Remote {
 
     async fn begin_commit(&self, request: &BeginCommit) -> Result<Duration> {
         Ok(self.operator.allocator().begin_commit(request).await?.commit_before)
+    }
+
+    async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
+        // A call for nodes, and this server has none beside it.
+        let allocator = self.served.lock().expect("no panic").as_ref().expect("it serves").host.allocator();
+        allocator.cannot_commit(txns).await
     }
 
     async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()> {

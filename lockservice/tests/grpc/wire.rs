@@ -398,7 +398,7 @@ async fn a_client_cannot_act_as_the_node_of_an_exclusive_store() {
         .await
         .expect_err("reserve_tokens"),
         wire.cannot_commit(proto::CannotCommitRequest { txns: txns.clone() }).await.expect_err("cannot_commit"),
-        wire.confirm_ended(proto::ConfirmEndedRequest { txns }).await.expect_err("confirm_ended"),
+        wire.report_txns(proto::ReportTxnsRequest::default()).await.expect_err("report_txns"),
     ];
     for status in refused {
         assert_eq!(from_status(&status).kind(), ErrorKind::NotPermitted, "{status:?}");

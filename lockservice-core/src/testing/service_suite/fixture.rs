@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::allocator::BeginCommit;
+use crate::allocator::{BeginCommit, CannotCommit};
 use crate::error::{Error, Result};
 use crate::id::{CommitAttempt, TableRef, TxnId};
 use crate::key::LockItem;
@@ -32,6 +32,8 @@ pub trait ServiceFixture: Send + Sync {
     async fn waits(&self, table: Option<&TableRef>) -> Result<Vec<WaitStatus>>;
     /// Asks the allocator to admit a commit. Answers how long it is admitted for, raw.
     async fn begin_commit(&self, request: &BeginCommit) -> Result<Duration>;
+    /// Asks the allocator, as a third party, to make transactions unable to commit.
+    async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit>;
     /// Ends a commit.
     async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()>;
     /// Stops the service in order. Resolves when it has stopped.

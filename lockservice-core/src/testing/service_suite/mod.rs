@@ -97,7 +97,11 @@ where
             a_ttl_that_cannot_be_renewed_in_time_is_refused;
         commit:
             a_commit_is_admitted_on_current_binds_only,
-            a_transaction_that_said_it_would_not_validate_is_refused_at_its_commit;
+            a_transaction_that_said_it_would_not_validate_is_refused_at_its_commit,
+            a_transaction_that_has_ended_or_never_was_is_not_admitted,
+            what_anybody_was_told_can_never_commit_does_not_commit_after_its_session_said_goodbye,
+            once_anybody_was_told_that_it_is_committing_nothing_more_of_it_is_admitted,
+            a_client_that_fell_silent_cannot_keep_its_locks_by_extending_its_commit;
         errors:
             locks_and_waits_show_who_waits_for_whom,
             an_error_says_what_happened_to_what_and_what_to_do,
