@@ -5,7 +5,7 @@
 //! durations travel, times do not.
 
 use std::fmt;
-use std::ops::Add;
+use std::ops::{Add, Sub};
 use std::time::Duration;
 
 /// A reading of a [`Clock`]: time since an arbitrary origin of this machine, comparable only within one process.
@@ -43,6 +43,15 @@ impl Add<Duration> for Time {
     /// Saturates: a time too far to be represented is never reached.
     fn add(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(duration))
+    }
+}
+
+impl Sub<Duration> for Time {
+    type Output = Self;
+
+    /// Saturates at the clock's origin: nothing is earlier.
+    fn sub(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(duration))
     }
 }
 

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::Time;
@@ -164,7 +165,7 @@ fn a_sealed_engine_answers_nothing_but_that_and_still_unlocks() {
     drop(poll(&mut lock(&engine, 1, &[row("a"), row("b")], LockMode::Exclusive)));
     let granted = lock(&engine, 2, &[row("a")], LockMode::Exclusive);
     let waiting = lock(&engine, 3, &[row("b"), row("c")], LockMode::Exclusive);
-    engine.unlock(txn(1), TABLE, &[row("a")]);
+    engine.unlock(txn(1), TABLE, &[row("a")], None);
     engine.seal(|| Error::new(ErrorKind::LeaseLost, "sealed"));
     assert_eq!(kind(granted), ErrorKind::LeaseLost);
     assert_eq!(kind(waiting), ErrorKind::LeaseLost);
@@ -200,27 +201,32 @@ fn at_a_limit_a_request_fails_and_changes_nothing() {
     });
     assert!(refused.is_some_and(|who| who < 60), "10,000 bytes hold fewer than 60 locks");
     // Memory comes back with the locks.
-    (1..60).for_each(|who| engine.unlock_all(txn(who), None));
+    (1..60).for_each(|who| {
+        engine.unlock_all(txn(who), None);
+    });
     drop(poll(&mut lock(&engine, 1, &rows(&["a", "b", "c"]), LockMode::Exclusive)));
     assert_eq!(engine.held(txn(1)), 3);
 }
 
 #[test]
-fn history_is_unknown_to_whoever_began_before_the_owner_took_over() {
+fn a_grant_says_since_when_the_history_is_known() {
     let engine = LockEngine::new(EngineSettings::default());
     let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(100) };
-    engine.install(bind(VERSION), Some(block), Some(txn(10))).expect("the first version");
-    let unknown = |who: TxnId| {
-        let mut call =
-            engine.lock(LockRequest { txn: who, ..request(0, vec![row("a")], LockMode::Shared) }, Time::ZERO);
-        match poll(&mut call) {
-            Poll::Ready(Ok(grant)) => grant.history_unknown,
-            other => panic!("not granted: {other:?}"),
+    let at = |seconds| Time::from_origin(Duration::from_secs(seconds));
+    engine.install(bind(VERSION), Some(block), Some(at(10))).expect("the first version");
+    let since = |who: u64, item: &str| match poll(&mut lock(&engine, who, &[row(item)], LockMode::Exclusive)) {
+        Poll::Ready(Ok(grant)) => {
+            assert_eq!(grant.history_unknown, grant.history_since.is_some(), "to a snapshot of unknown age");
+            grant.history_since
         }
+        other => panic!("not granted: {other:?}"),
     };
-    assert!(unknown(txn(10)));
-    assert!(!unknown(txn(11)));
-    assert!(unknown(TxnId::new(ServiceId::new(2), 11, false)));
+    assert_eq!(since(1, "a"), Some(at(10)));
+    engine.unlock_all_forced(txn(1), at(20));
+    assert_eq!(since(2, "b"), Some(at(20)), "what the other may have committed is unknown in the whole table");
+    engine.unlock_all(txn(2), None);
+    engine.unlock_all_forced(txn(3), at(30));
+    assert_eq!(since(4, "c"), Some(at(20)), "one that held nothing committed nothing here");
 }
 
 /// Threads lock one row and one range around it, give up at random, and check that nobody else is inside.

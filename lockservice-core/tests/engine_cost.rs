@@ -132,7 +132,9 @@ fn transactions_that_others_wait_for_queue_behind_many_sharers_at_the_same_cost_
         (0..n).for_each(|who| holds(&engine, who, row(who), Exclusive));
         let others: Vec<LockCall> = (0..n).map(|who| waits(&engine, n + who, row(who), Exclusive)).collect();
         let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, row(HOT), Exclusive)).collect();
-        (0..n).for_each(|who| engine.unlock_all(txn(OTHER + who), Some(who)));
+        (0..n).for_each(|who| {
+            engine.unlock_all(txn(OTHER + who), Some(who));
+        });
         for (who, call) in (0..).zip(calls) {
             granted(call);
             engine.unlock_all(txn(who), Some(who));
@@ -216,7 +218,7 @@ fn rows_are_released_under_many_waiting_sharers_of_the_table_at_the_same_cost_ea
         (0..n).for_each(|number| holds(&engine, OTHER, row(number), Exclusive));
         let mut calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, everything(), Shared)).collect();
         for number in 0..n / 2 {
-            engine.unlock(txn(OTHER), TableId::new(TABLE), &[row(number)]);
+            engine.unlock(txn(OTHER), TableId::new(TABLE), &[row(number)], None);
         }
         engine.unlock_all(txn(OTHER), Some(7));
         for call in &mut calls {

@@ -141,7 +141,7 @@ fn what_is_taken_back_or_released_beneath_an_upgrade_in_flight_does_not_come_bac
             let mut upgrade = lock(&engine, 1, vec![row("k"), row("m")], Exclusive);
             assert!(outcome(&mut upgrade).is_none(), "k is upgraded, m is waited for");
             if release {
-                engine.unlock(txn(1), TABLE, &[row("k")]);
+                engine.unlock(txn(1), TABLE, &[row("k")], None);
             } else {
                 engine.take_back(txn(1), TABLE, &shared);
             }

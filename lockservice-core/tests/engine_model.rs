@@ -221,8 +221,10 @@ impl Run {
                 let mut items: Vec<LockItem> = self.model.items(txn, table);
                 items.retain(|_| self.random.random_bool(0.4));
                 items.push(self.item());
-                self.engine.unlock(id(txn), TableId::new(table as u64), &items);
-                self.model.unlock(txn, table, &items, &mut self.clients);
+                let ts = self.random.random_bool(0.3).then(|| self.random.random_range(0..self.next_ts + 3));
+                self.next_ts = self.next_ts.max(ts.unwrap_or(0));
+                let released = self.engine.unlock(id(txn), TableId::new(table as u64), &items, ts);
+                assert_eq!(released, self.model.unlock(txn, table, &items, ts, &mut self.clients));
             }
             75..94 => {
                 let ts = self.random.random_bool(0.5).then(|| self.random.random_range(0..self.next_ts + 3));

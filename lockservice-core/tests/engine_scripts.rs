@@ -133,10 +133,14 @@ impl Session {
             }
             ["unlock", who, rest @ ..] => {
                 let (table, items) = items(rest);
-                self.engine.unlock(id(txn(who)), table, &items);
+                self.engine.unlock(id(txn(who)), table, &items, None);
             }
-            ["end", who] => self.engine.unlock_all(id(txn(who)), None),
-            ["end", who, ts] => self.engine.unlock_all(id(txn(who)), Some(ts.parse().expect("a timestamp"))),
+            ["end", who] => {
+                self.engine.unlock_all(id(txn(who)), None);
+            }
+            ["end", who, ts] => {
+                self.engine.unlock_all(id(txn(who)), Some(ts.parse().expect("a timestamp")));
+            }
             ["cancel", who] => drop(self.calls.remove(&txn(who)).expect("a call to cancel")),
             ["undo", who] => {
                 let grant = self.grants.remove(&txn(who)).expect("a grant to undo");

@@ -173,7 +173,7 @@ async fn operations_take_effect_in_the_order_of_their_numbers() {
     let session = open(&service);
     locked(session.submit(op(1, 1), Operation::Lock(spec("a"))).await);
     let third = session.submit(op(1, 3), Operation::End { commit_ts: None });
-    let second = session.submit(op(1, 2), Operation::Unlock { table: table(), items: vec![row("a")] });
+    let second = session.submit(op(1, 2), Operation::Unlock { table: table(), items: vec![row("a")], commit_ts: None });
     done(second.await);
     done(third.await);
     assert!(service.locks(None).is_empty());
@@ -330,10 +330,53 @@ async fn history_is_unknown_to_transactions_older_than_the_bind() {
     let old = service.begin(TxnOptions::default()).expect("begin");
     assert!(old.lock(spec("k")).await.expect("free").grant.history_unknown);
     old.end(Some(3));
+    tokio::time::sleep(SECOND).await;
     let new = service.begin(TxnOptions::default()).expect("begin");
     let granted = new.lock(spec("k")).await.expect("free");
     assert!(!granted.grant.history_unknown);
     assert_eq!(granted.grant.table_commit_ts, Some(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_older_than_a_forced_release_is_told_however_late_its_session_begins() {
+    let (service, _allocator) = service().await;
+    let dies = service.open_session(Some(SECOND), "dies").expect("a session");
+    // Another holder's release may tell nothing: that there was one is told to everybody whose snapshot may be older.
+    locked(dies.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    dies.lost().await;
+    let holder = open(&service);
+    locked(holder.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    done(holder.submit(op(1, 2), Operation::End { commit_ts: Some(9) }).await);
+    tokio::time::sleep(10 * SECOND).await;
+    let ages = [(None, true), (Some(11 * SECOND), true), (Some(10 * SECOND), true), (Some(9 * SECOND), false)];
+    for (age, unknown) in ages {
+        let session = open(&service);
+        let spec = LockSpec { snapshot_age: age, ..spec("k") };
+        let granted = locked(session.submit(op(1, 1), Operation::Lock(spec)).await);
+        assert_eq!(granted.grant.history_unknown, unknown, "a snapshot of age {age:?}");
+        assert_eq!(granted.history_known, Some(10 * SECOND));
+        assert_eq!(granted.grant.table_commit_ts, Some(9));
+        done(session.submit(op(1, 2), Operation::End { commit_ts: None }).await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_ages_while_its_call_waits_for_its_turn_and_for_the_lock() {
+    let (service, _allocator) = service().await;
+    let (holder, session) = (open(&service), open(&service));
+    locked(holder.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    tokio::time::sleep(SECOND).await;
+    let dies = service.open_session(Some(SECOND), "dies").expect("a session");
+    locked(dies.submit(op(1, 1), Operation::Lock(spec("l"))).await);
+    let fresh = |name| Operation::Lock(LockSpec { snapshot_age: Some(Duration::ZERO), ..spec(name) });
+    let first = session.submit(op(1, 1), fresh("k"));
+    let second = session.submit(op(1, 2), fresh("m"));
+    dies.lost().await;
+    tokio::time::sleep(SECOND).await;
+    done(holder.submit(op(1, 2), Operation::End { commit_ts: None }).await);
+    for granted in [locked(first.await), locked(second.await)] {
+        assert!(granted.grant.history_unknown, "the snapshot was begun before the other's locks were taken away");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -407,10 +450,18 @@ async fn a_deadlock_names_its_whole_cycle_and_one_is_told() {
     b.lock(LockSpec { mode: LockMode::Shared, ..spec("b") }).await.expect("free");
     let (a_id, b_id) = (a.id(), b.id());
     // The victim lets go, so that the other comes in.
-    let (first, second) =
-        tokio::join!(async { a.lock(spec("b")).await.inspect_err(|_| a.unlock(&table(), &[row("a")])) }, async {
-            b.lock(spec("a")).await.inspect_err(|_| b.unlock(&table(), &[row("b")]))
-        },);
+    let (first, second) = tokio::join!(
+        async {
+            a.lock(spec("b")).await.inspect_err(|_| {
+                a.unlock(&table(), &[row("a")], None);
+            })
+        },
+        async {
+            b.lock(spec("a")).await.inspect_err(|_| {
+                b.unlock(&table(), &[row("b")], None);
+            })
+        },
+    );
     let told: Vec<_> = [first.err(), second.err()].into_iter().flatten().collect();
     assert_eq!(told.len(), 1, "exactly one is told: {told:?}");
     let cycle = told[0].deadlock().expect("the cycle");

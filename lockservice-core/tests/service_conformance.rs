@@ -204,8 +204,8 @@ impl TxnFixture for LocalTxn {
         }
     }
 
-    async fn unlock(&self, table: &TableRef, items: &[LockItem]) -> Result<()> {
-        self.0.done(Operation::Unlock { table: table.clone(), items: items.to_vec() }).await
+    async fn unlock(&self, table: &TableRef, items: &[LockItem], commit_ts: Option<u64>) -> Result<()> {
+        self.0.done(Operation::Unlock { table: table.clone(), items: items.to_vec(), commit_ts }).await
     }
 
     async fn end(&self, commit_ts: Option<u64>) -> Result<()> {

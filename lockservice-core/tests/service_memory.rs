@@ -165,8 +165,12 @@ async fn room_is_given_back_in_full_however_an_operation_ends() {
         match number % 3 {
             0 => session.ack(number, 5),
             1 => done(
-                submit(&session, op(number, 6), Operation::Unlock { table: table(), items: vec![item(number, 1)] })
-                    .await,
+                submit(
+                    &session,
+                    op(number, 6),
+                    Operation::Unlock { table: table(), items: vec![item(number, 1)], commit_ts: None },
+                )
+                .await,
             ),
             _ => {}
         }

@@ -66,11 +66,6 @@ impl LiveTxns {
         }
     }
 
-    /// The largest number that any transaction can have had until now.
-    pub(crate) fn latest(&self) -> u64 {
-        self.next.load(Ordering::Relaxed).saturating_sub(1)
-    }
-
     /// Which validating transactions can be alive, now and for the next [`AHEAD`].
     fn range(&self) -> TxnRange {
         let validating = self.validating.lock();

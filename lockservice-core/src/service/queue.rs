@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{TableId, TableRef};
 use crate::key::LockItem;
@@ -70,6 +71,8 @@ pub(super) struct TxnQueue {
 #[derive(Debug)]
 struct Queued {
     operation: Option<Operation>,
+    /// When it arrived, for the first time.
+    arrived: Time,
     waiting: Vec<Waiting>,
     bytes: usize,
 }
@@ -131,11 +134,13 @@ pub(super) enum Step {
     Refuse(Error),
     Lock {
         spec: LockSpec,
+        /// When it arrived.
+        arrived: Time,
         /// Its items once more, if the call may rely on what an earlier one added.
         items: Option<Arc<[LockItem]>>,
         cancelled: oneshot::Receiver<()>,
     },
-    Unlock(TableRef, Vec<LockItem>),
+    Unlock(TableRef, Vec<LockItem>, Option<u64>),
     /// Take this grant back, less what later calls rely on: see [`keep_relied_on`].
     TakeBack(Grant, Vec<Relied>),
     /// What is taken back added nothing that would be left.
@@ -176,8 +181,8 @@ impl TxnQueue {
         self.kept_bytes
     }
 
-    /// Takes an operation in, at its place in the order, if there is `room`.
-    pub(super) fn take_in(&mut self, sequence: u64, operation: Operation, room: Room) -> Result<Taken> {
+    /// Takes an operation that arrived at `now` in, at its place in the order, if there is `room`.
+    pub(super) fn take_in(&mut self, sequence: u64, operation: Operation, now: Time, room: Room) -> Result<Taken> {
         if sequence < self.next {
             return self.decided_before(sequence).map(Taken::Decided);
         }
@@ -205,7 +210,7 @@ impl TxnQueue {
         }
         let bytes = weight::of_operation(&operation);
         self.kept_bytes += bytes;
-        self.queue.insert(sequence, Queued { operation: Some(operation), waiting: vec![sender], bytes });
+        self.queue.insert(sequence, Queued { operation: Some(operation), arrived: now, waiting: vec![sender], bytes });
         let run = !self.running && (self.ending || self.queue.contains_key(&self.next));
         self.running |= run;
         Ok(Taken::Queued { answer, run })
@@ -322,9 +327,9 @@ impl TxnQueue {
                 // Without an earlier grant that can still be taken back, which is the usual case, there is nothing to remember.
                 let earlier = self.decided.values().any(|decided| matches!(decided.answer, Ok(Answer::Locked(_))));
                 let items = earlier.then(|| Arc::from(spec.items.as_slice()));
-                Step::Lock { spec, items, cancelled }
+                Step::Lock { spec, arrived: queued.arrived, items, cancelled }
             }
-            Some(Operation::Unlock { table, items }) => Step::Unlock(table, items),
+            Some(Operation::Unlock { table, items, commit_ts }) => Step::Unlock(table, items, commit_ts),
             Some(Operation::End { commit_ts }) => Step::End(commit_ts),
             Some(Operation::Refuse(why)) => Step::Refuse(why),
             Some(Operation::Undo { sequence }) => self.take_back(sequence),

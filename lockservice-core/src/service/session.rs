@@ -259,6 +259,8 @@ impl Session {
 
     fn enqueue(&self, op: TxnOp, operation: Operation) -> Result<(Pending, bool)> {
         let ended_is_fine = !matches!(operation, Operation::Lock(_) | Operation::Refuse(_));
+        // Before anything is waited for: from here its time-out counts, and now its snapshot is as old as it says.
+        let now = self.inner.parts.clock.now();
         let mut state = self.record.state.lock();
         if !state.open {
             return Err(self.why_lost());
@@ -303,7 +305,7 @@ impl Session {
                 bytes_max: settings.kept_bytes_per_session_max,
                 bytes_of_others: others,
             };
-            queue.take_in(op.sequence, operation, room)
+            queue.take_in(op.sequence, operation, now, room)
         });
         match taken {
             // T3: below the floor and not there: it has ended, and nothing may bring it back.
@@ -335,10 +337,10 @@ impl Session {
             let mut relied = None;
             let result = match step {
                 Step::Refuse(e) => Err(e),
-                Step::Lock { spec, items, cancelled } => {
+                Step::Lock { spec, arrived, items, cancelled } => {
                     let result = tokio::select! {
                         biased;
-                        result = self.inner.lock(&txn, spec) => result,
+                        result = self.inner.lock(&txn, spec, arrived) => result,
                         // Dropping the call takes its claim away, or hands on a grant that had just been made.
                         _ = cancelled => Err(taken_back()),
                     };
@@ -347,8 +349,8 @@ impl Session {
                     }
                     result.map(Answer::Locked)
                 }
-                Step::Unlock(table, items) => {
-                    self.inner.unlock(&txn, &table, &items);
+                Step::Unlock(table, items, commit_ts) => {
+                    self.inner.unlock(&txn, &table, &items, commit_ts);
                     Ok(Answer::Done)
                 }
                 Step::TakeBack(mut grant, later) => {

@@ -127,9 +127,8 @@ impl Inner {
                         address: bound.address,
                     }));
             }
-            // C5: transactions that began before now may have taken their snapshot before the last owner's last commit.
-            let known_after = self.latest_txn();
-            self.engine.install(bound.bind.clone(), bound.tokens, Some(known_after))?;
+            // C5: a snapshot that was begun before now may be older than the last owner's last commit.
+            self.engine.install(bound.bind.clone(), bound.tokens, Some(self.parts.clock.now()))?;
             let bind = Arc::new(bound.bind);
             self.tables.owned.write().insert(table.clone(), Arc::clone(&bind));
             tracing::info!(%table, id = %bind.id, version = %bind.version, "table bound");

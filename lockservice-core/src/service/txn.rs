@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::Time;
+use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{TableRef, TxnId};
 use crate::key::LockItem;
@@ -68,14 +68,15 @@ impl Inner {
         Ok(record)
     }
 
-    /// Locks, and answers only what still holds at the moment of the answer.
+    /// Locks, and answers only what still holds at the moment of the answer. `began` is when the call arrived: from then its time-out
+    /// counts, and then its snapshot was as old as it says.
     ///
     /// Cancel safe: dropped before it is ready, it leaves the transaction's locks as they were.
-    pub(crate) async fn lock(self: &Arc<Self>, txn: &TxnRecord, spec: LockSpec) -> Result<Granted> {
+    pub(crate) async fn lock(self: &Arc<Self>, txn: &TxnRecord, spec: LockSpec, began: Time) -> Result<Granted> {
         self.check_serving()?;
         txn.check_active()?;
+        let snapshot = spec.snapshot_age.map(|age| began - hi(age));
         // One absolute deadline for everything that the call waits for: the bind, the queue, a token (B11 to B15 of the reference).
-        let began = self.parts.clock.now();
         let deadline = began + self.parts.settings.wait(spec.timeout);
         let bind = match self.tables.owned(&spec.table) {
             Some(bind) => bind,
@@ -108,8 +109,11 @@ impl Inner {
         let mut grant = outcome.map_err(|error| self.with_names(error))?;
         // The engine reads no clock: it only says whether the call waited.
         grant.waited = grant.waited.map(|_| self.parts.clock.now().since(began));
+        // C5. At the very moment counts as before.
+        let before = |since: Time| snapshot.is_none_or(|snapshot| snapshot <= since);
+        grant.history_unknown = grant.history_since.is_some_and(before);
         self.tokens_left(&bind, grant.tokens_left);
-        self.still_good(txn, &grant)
+        self.still_good(txn, &grant, began + grant.waited.unwrap_or_default())
     }
 
     /// An error of the engine with the names of those that it tells of.
@@ -133,11 +137,14 @@ impl Inner {
 
     /// Incident 1 of `peers.md`: a waiter must not be answered after the promise under it has lapsed. So lease and transaction are
     /// looked at once more, after the grant and before the answer; what lapses after that is covered by the promise that the answer carries.
-    fn still_good(&self, txn: &TxnRecord, grant: &Grant) -> Result<Granted> {
+    fn still_good(&self, txn: &TxnRecord, grant: &Grant, now: Time) -> Result<Granted> {
         // J63: the end of a transaction marks it first and releases then, so a grant that came in between is seen here.
         let still = txn.check_active().and_then(|()| self.promise(txn.session.as_deref()));
         match still {
-            Ok(promise) => Ok(Granted { txn: txn.id, grant: grant.clone(), promise }),
+            Ok(promise) => {
+                let history_known = grant.history_since.map(|since| now.since(since));
+                Ok(Granted { txn: txn.id, grant: grant.clone(), promise, history_known })
+            }
             Err(e) => {
                 self.engine.take_back(txn.id, grant.bind.id, grant);
                 Err(e)
@@ -158,10 +165,16 @@ impl Inner {
         }
     }
 
-    pub(crate) fn unlock(&self, txn: &TxnRecord, table: &TableRef, items: &[LockItem]) {
-        if let Some(bind) = self.tables.owned(table) {
-            self.engine.unlock(txn.id, bind.id, items);
-        }
+    /// Releases chosen items, and answers how many went.
+    pub(crate) fn unlock(
+        &self,
+        txn: &TxnRecord,
+        table: &TableRef,
+        items: &[LockItem],
+        commit_ts: Option<u64>,
+    ) -> usize {
+        let bind = self.tables.owned(table);
+        bind.map_or(0, |bind| self.engine.unlock(txn.id, bind.id, items, commit_ts))
     }
 
     /// Ends a transaction whose owner says so. Idempotent.
@@ -200,7 +213,7 @@ impl Inner {
         *txn.state.lock() = State::Ended;
         self.live.end(txn.id);
         // C5: it may have committed at a timestamp that nobody told us.
-        self.engine.unlock_all_forced(txn.id, self.latest_txn());
+        self.engine.unlock_all_forced(txn.id, self.parts.clock.now());
         self.txns.remove(&txn.id);
         self.departed.notify_waiters();
     }
@@ -240,11 +253,6 @@ impl Inner {
             pause = (pause * 2).min(super::tables::RETRY_MOST);
         }
     }
-
-    /// The largest id that a transaction of this service can have had until now.
-    pub(crate) fn latest_txn(&self) -> TxnId {
-        TxnId::new(self.id, self.live.latest(), true)
-    }
 }
 
 fn cut(text: &str, bytes_max: usize) -> &str {
@@ -266,6 +274,8 @@ fn cut(text: &str, bytes_max: usize) -> &str {
 pub struct Txn {
     inner: Arc<Inner>,
     record: Arc<TxnRecord>,
+    /// When it was begun: its snapshot is taken to be no older, unless a call says otherwise.
+    began: Time,
     /// T2: one lock call of a transaction is decided at a time.
     turn: tokio::sync::Mutex<()>,
 }
@@ -275,8 +285,9 @@ impl LockService {
     ///
     /// Fails with `ShuttingDown` or `LeaseLost` if the service no longer serves, `ResourceExhausted` at the limit of transactions.
     pub fn begin(&self, options: TxnOptions) -> Result<Txn> {
+        let began = self.inner.parts.clock.now();
         let record = self.inner.begin(&options, None, "")?;
-        Ok(Txn { inner: Arc::clone(&self.inner), record, turn: tokio::sync::Mutex::new(()) })
+        Ok(Txn { inner: Arc::clone(&self.inner), record, began, turn: tokio::sync::Mutex::new(()) })
     }
 }
 
@@ -288,6 +299,8 @@ impl Txn {
 
     /// Takes all the locks of `spec`, or none. Calls of one transaction are decided one after the other.
     ///
+    /// A call that does not say how old the transaction's snapshot is says that it was not begun before the transaction.
+    ///
     /// # Errors
     /// `Conflict`, `Timeout`: not to be had now; the transaction goes on. `Deadlock`, `BindChanged`, `TxnNotFound`: start a new
     /// transaction. `Rebinding` (NoWait only): try again after the time it names. `NotOwner`: ask that node. `LeaseLost`,
@@ -295,14 +308,17 @@ impl Txn {
     ///
     /// # Cancel safety
     /// A dropped call leaves the transaction's locks as they were before it.
-    pub async fn lock(&self, spec: LockSpec) -> Result<Granted> {
+    pub async fn lock(&self, mut spec: LockSpec) -> Result<Granted> {
+        let now = self.inner.parts.clock.now();
+        spec.snapshot_age.get_or_insert_with(|| now.since(self.began));
         let _turn = self.turn.lock().await;
-        self.inner.lock(&self.record, spec).await
+        self.inner.lock(&self.record, spec, now).await
     }
 
-    /// Releases chosen rows and ranges; those not held are ignored.
-    pub fn unlock(&self, table: &TableRef, items: &[LockItem]) {
-        self.inner.unlock(&self.record, table, items);
+    /// Releases chosen rows and ranges, and returns how many; those not held are ignored. `commit_ts` is the timestamp at which what they
+    /// protect was committed, if it was (C5).
+    pub fn unlock(&self, table: &TableRef, items: &[LockItem], commit_ts: Option<u64>) -> usize {
+        self.inner.unlock(&self.record, table, items, commit_ts)
     }
 
     /// Ends the transaction and releases everything. `commit_ts` is the timestamp at which it committed, if it did (C5).

@@ -57,12 +57,16 @@ pub struct LockSpec {
     pub wait: WaitPolicy,
     /// How long to wait at most; the service's ceiling if `None`. Counts from the call, over everything it waits for.
     pub timeout: Option<Duration>,
+    /// How long before the call the transaction's snapshot was begun, raw (C5). `None`: unknown, so that it is taken as older than
+    /// everything; a [`Txn`](super::Txn) then says when it was begun itself.
+    pub snapshot_age: Option<Duration>,
 }
 
 impl LockSpec {
     /// Exclusive locks on `items`, waited for as long as the service allows.
     pub fn new(table: TableRef, items: Vec<LockItem>) -> Self {
-        Self { table, items, mode: LockMode::Exclusive, wait: WaitPolicy::Wait, timeout: None }
+        let (mode, wait) = (LockMode::Exclusive, WaitPolicy::Wait);
+        Self { table, items, mode, wait, timeout: None, snapshot_age: None }
     }
 }
 
@@ -82,6 +86,12 @@ pub struct Granted {
     pub grant: Grant,
     /// How long they are safe without a renewal.
     pub promise: Promise,
+    /// For how long, raw, the owner has known the table's history: what was committed earlier may be unknown (C5). `None`: it knows all.
+    ///
+    /// A request says how old its snapshot is when it is sent, and cannot say how long it is on its way. So a client looks once more
+    /// when the answer arrives: unless its snapshot was begun less than [`lo`](crate::clock::lo) of this before, the history is
+    /// unknown to it, whatever [`Grant::history_unknown`] says.
+    pub history_known: Option<Duration>,
 }
 
 /// Names an operation of a session (T2).
@@ -108,6 +118,8 @@ pub enum Operation {
         table: TableRef,
         /// Exactly the rows and ranges that were locked.
         items: Vec<LockItem>,
+        /// The commit's timestamp, if what they protect was committed (C5).
+        commit_ts: Option<u64>,
     },
     /// Ends the transaction: cancels its waiting call and releases everything.
     End {

@@ -46,14 +46,13 @@ impl LockEngine {
 
     /// Begins to serve a table, without any locks, at the version of `bind`, with its first block of tokens.
     ///
-    /// Transactions of another origin than `known_after`, and those of that origin up to it, are told that the table's history is
-    /// unknown (C5); with `None` nobody is.
+    /// The table's history is known since `history_since` (C5); all of it with `None`. Each grant says so.
     ///
     /// # Errors
     /// [`BindChanged`](crate::ErrorKind::BindChanged) if this or a later version was ever installed (B5): bind the table anew. The error of
     /// [`seal`](Self::seal) if the engine is sealed. An earlier version that is still installed is removed first.
-    pub fn install(&self, bind: Bind, tokens: Option<TokenBlock>, known_after: Option<TxnId>) -> Result<()> {
-        self.with(|state| state.install(bind, tokens, known_after))
+    pub fn install(&self, bind: Bind, tokens: Option<TokenBlock>, history_since: Option<Time>) -> Result<()> {
+        self.with(|state| state.install(bind, tokens, history_since))
     }
 
     /// Drops a table with all its locks. Calls that wait in it end with [`BindChanged`](crate::ErrorKind::BindChanged), also those granted
@@ -115,21 +114,23 @@ impl LockEngine {
     }
 
     /// Releases chosen items, each exactly as it was locked: a row inside a locked range stays locked. What is not held is passed over.
-    pub fn unlock(&self, txn: TxnId, table: TableId, items: &[LockItem]) {
-        self.with(|state| state.unlock(txn, table, items));
+    /// Returns how many went. With a commit timestamp, the table and everybody in whose way one of them stood learn it (C5).
+    pub fn unlock(&self, txn: TxnId, table: TableId, items: &[LockItem], commit_ts: Option<u64>) -> usize {
+        self.with(|state| state.unlock(txn, table, items, commit_ts))
     }
 
     /// Releases everything that a transaction holds on this node, and cancels its waiting call
-    /// ([`Cancelled`](crate::ErrorKind::Cancelled)). With a commit timestamp, the tables and everybody in whose way it stood learn it (C5).
-    pub fn unlock_all(&self, txn: TxnId, commit_ts: Option<u64>) {
-        self.with(|state| state.unlock_all(txn, commit_ts));
+    /// ([`Cancelled`](crate::ErrorKind::Cancelled)). Returns how many items went. With a commit timestamp, the tables and everybody in
+    /// whose way it stood learn it (C5).
+    pub fn unlock_all(&self, txn: TxnId, commit_ts: Option<u64>) -> usize {
+        self.with(|state| state.unlock_all(txn, commit_ts))
     }
 
     /// As [`unlock_all`](Self::unlock_all), for a transaction whose owner is gone: it may have committed at a timestamp that nobody knows,
-    /// so in the tables where it held locks the history is unknown to transactions up to `known_after`, and to waiters (C5).
-    pub fn unlock_all_forced(&self, txn: TxnId, known_after: TxnId) {
+    /// so in the tables where it held locks the history is known only since `now` (C5).
+    pub fn unlock_all_forced(&self, txn: TxnId, now: Time) {
         self.with(|state| {
-            state.forget_history(txn, known_after);
+            state.forget_history(txn, now);
             state.unlock_all(txn, None);
         });
     }

@@ -12,6 +12,7 @@ use super::queue::Queue;
 use super::search::address;
 use super::steps::step;
 use crate::allocator::{Bind, TokenBlock};
+use crate::clock::Time;
 use crate::error::Blocker;
 use crate::id::{FencingToken, TxnId};
 use crate::key::{Key, KeyRange, LockItem, LockMode};
@@ -20,8 +21,8 @@ use crate::key::{Key, KeyRange, LockItem, LockMode};
 #[derive(Debug)]
 pub(super) struct LockTable {
     pub(super) bind: Bind,
-    /// What was granted before this owner took over is unknown to every transaction that is not later than this one (C5).
-    pub(super) known_after: Option<TxnId>,
+    /// Since when the history is known: what was committed before may be unknown (C5). `None`: all of it is.
+    pub(super) history_since: Option<Time>,
     /// Blocks not used up yet, in rising order.
     tokens: VecDeque<TokenBlock>,
     /// The end of the last block.
@@ -68,10 +69,10 @@ pub(super) enum Obstacle {
 }
 
 impl LockTable {
-    pub(super) fn new(bind: Bind, tokens: Option<TokenBlock>, known_after: Option<TxnId>) -> Self {
+    pub(super) fn new(bind: Bind, tokens: Option<TokenBlock>, history_since: Option<Time>) -> Self {
         let mut table = Self {
             bind,
-            known_after,
+            history_since,
             tokens: VecDeque::new(),
             tokens_end: FencingToken::new(0),
             starved: BTreeMap::new(),

@@ -242,8 +242,6 @@ impl State {
             own.token = token;
             own.pending = false;
         }
-        let history_unknown =
-            table.known_after.is_some_and(|last| call.txn.origin != last.origin || call.txn.counter <= last.counter);
         Some(Grant {
             bind: table.bind.clone(),
             token,
@@ -252,7 +250,8 @@ impl State {
             conflict: call.conflict.take().map(|first| (first.txn, first.item)),
             prev_commit_ts: call.prev_commit_ts,
             table_commit_ts: table.commit_ts,
-            history_unknown,
+            history_unknown: table.history_since.is_some(),
+            history_since: table.history_since,
             changes: std::mem::take(&mut call.changes),
             tokens_left: table.tokens_left(),
         })

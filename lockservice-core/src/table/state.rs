@@ -13,6 +13,7 @@ use super::locking::hold_bytes;
 use super::txn::Txn;
 use super::types::{EngineSettings, Grant};
 use crate::allocator::{Bind, TokenBlock};
+use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, TableId, TxnId};
 use crate::key::LockItem;
@@ -74,7 +75,12 @@ impl State {
         }
     }
 
-    pub(super) fn install(&mut self, bind: Bind, tokens: Option<TokenBlock>, known_after: Option<TxnId>) -> Result<()> {
+    pub(super) fn install(
+        &mut self,
+        bind: Bind,
+        tokens: Option<TokenBlock>,
+        history_since: Option<Time>,
+    ) -> Result<()> {
         self.check_not_sealed()?;
         let (table, version) = (bind.id, bind.version);
         // B5: a (table, version) is installed empty at most once.
@@ -91,7 +97,7 @@ impl State {
         }
         self.drop_table(table);
         self.versions.insert(table, version);
-        self.tables.insert(table, LockTable::new(bind, tokens, known_after));
+        self.tables.insert(table, LockTable::new(bind, tokens, history_since));
         Ok(())
     }
 
@@ -162,19 +168,34 @@ impl State {
         }
     }
 
-    pub(super) fn unlock(&mut self, txn: TxnId, table: TableId, items: &[LockItem]) {
+    pub(super) fn unlock(&mut self, txn: TxnId, table: TableId, items: &[LockItem], commit_ts: Option<u64>) -> usize {
+        let held = |state: &Self| state.txns.get(&txn).map_or(0, |txn| txn.count);
+        let before = held(self);
+        let mut goes = Vec::new();
         for item in items {
             let entry = self.tables.get_mut(&table).and_then(|table| table.entry_mut(item));
             match entry.and_then(|entry| entry.holder_mut(txn)) {
-                Some(own) if !own.pending => self.release(txn, table, item.clone()),
+                Some(own) if !own.pending => goes.push(item.clone()),
                 // What a call still in flight has added is that call's business; what was held
                 // before is not.
                 Some(own) => own.drop_beneath(),
                 None => {}
             }
         }
+        if let Some(ts) = commit_ts
+            && !goes.is_empty()
+            && let Some(table) = self.tables.get_mut(&table)
+        {
+            self.commits += 1;
+            table.note_commit(txn, &goes, self.commits, ts);
+        }
+        for item in goes {
+            self.release(txn, table, item);
+        }
+        let released = before - held(self);
         self.forget_if_idle(txn);
         self.settle();
+        released
     }
 
     /// Ends the wait of a transaction, if it waits.
@@ -190,18 +211,18 @@ impl State {
         }
     }
 
-    /// C5: in the tables where `id` holds locks, the history up to now is unknown.
-    pub(super) fn forget_history(&mut self, id: TxnId, known_after: TxnId) {
+    /// C5: in the tables where `id` holds locks, the history up to `now` is unknown.
+    pub(super) fn forget_history(&mut self, id: TxnId, now: Time) {
         let Some(txn) = self.txns.get(&id) else { return };
         for (table_id, _) in &txn.held {
             if let Some(table) = self.tables.get_mut(table_id) {
-                table.known_after = Some(known_after);
+                table.history_since = table.history_since.max(Some(now));
             }
         }
     }
 
-    pub(super) fn unlock_all(&mut self, id: TxnId, commit_ts: Option<u64>) {
-        let Some(txn) = self.txns.get(&id) else { return };
+    pub(super) fn unlock_all(&mut self, id: TxnId, commit_ts: Option<u64>) -> usize {
+        let Some(txn) = self.txns.get(&id) else { return 0 };
         if let Some(call) = txn.call {
             let error =
                 Error::new(ErrorKind::Cancelled, "the transaction ended while its call for a lock was in flight");
@@ -215,7 +236,9 @@ impl State {
         if let Some(ts) = commit_ts {
             self.note_commit(id, ts);
         }
+        let mut released = 0;
         if let Some(txn) = self.txns.remove(&id) {
+            released = txn.count;
             self.bytes -= txn.bytes;
             for (table_id, items) in txn.held {
                 let Some(table) = self.tables.get_mut(&table_id) else { continue };
@@ -232,6 +255,7 @@ impl State {
             }
         }
         self.settle();
+        released
     }
 
     /// Tells the tables, and everybody in whose way the transaction stands, that it committed at `ts` (C5).

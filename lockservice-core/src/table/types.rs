@@ -55,9 +55,13 @@ pub struct Grant {
     pub prev_commit_ts: Option<u64>,
     /// The largest commit timestamp that any unlock of this table carried since the bind was installed.
     pub table_commit_ts: Option<u64>,
-    /// What the table's earlier owner granted is unknown to this one, and the transaction began before this one took over: take
-    /// the snapshot after this answer (C5).
+    /// Something may have been committed in the table that the transaction's snapshot does not show and no timestamp tells of: take the
+    /// snapshot after this answer (C5). The engine knows of no snapshot and says so to everybody for as long as there is a
+    /// [`history_since`](Self::history_since); whoever knows when the snapshot was begun decides.
     pub history_unknown: bool,
+    /// Since when the owner knows the table's history: since it took over, or since the last release that its holder did not ask for.
+    /// `None`: all of it. By the owner's clock, with whom it stays.
+    pub history_since: Option<Time>,
     /// What exactly was newly locked or upgraded, so that it can be taken back (T2).
     pub changes: Vec<ItemGrant>,
     /// How many tokens are left to the owner of the table after this grant: it renews them ahead (F2).

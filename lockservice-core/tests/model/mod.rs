@@ -496,11 +496,32 @@ impl Model {
         self.settle(clients);
     }
 
-    pub(super) fn unlock(&mut self, txn: usize, table: usize, items: &[LockItem], clients: &mut [Client]) {
+    pub(super) fn unlock(
+        &mut self,
+        txn: usize,
+        table: usize,
+        items: &[LockItem],
+        ts: Option<u64>,
+        clients: &mut [Client],
+    ) -> usize {
         let named = |hold: &Hold| hold.txn == txn && hold.table == table && items.contains(&hold.item);
         self.holds.iter_mut().filter(|hold| named(hold) && hold.pending).for_each(forget_beneath);
-        self.holds.retain(|hold| !named(hold) || hold.pending);
+        let goes = |hold: &Hold| named(hold) && !hold.pending;
+        let released: Vec<Hold> = self.holds.iter().filter(|hold| goes(hold)).cloned().collect();
+        if ts.is_some() && !released.is_empty() {
+            self.tables[table].commit_ts = self.tables[table].commit_ts.max(ts);
+            // Its own call that waits, for others, is told too: to know its own commit harms nobody.
+            for call in self.queue.iter_mut().filter(|call| call.table == table) {
+                let in_the_way =
+                    |hold: &Hold| !hold.mode.is_compatible(call.mode) && hold.item.overlaps(&call.items[call.next]);
+                if released.iter().any(in_the_way) {
+                    call.prev_commit_ts = call.prev_commit_ts.max(ts);
+                }
+            }
+        }
+        self.holds.retain(|hold| !goes(hold));
         self.settle(clients);
+        released.len()
     }
 
     pub(super) fn unlock_all(&mut self, txn: usize, ts: Option<u64>, clients: &mut [Client]) {

@@ -57,7 +57,13 @@ fn unreachable(error: &Error) -> bool {
 }
 
 /// Goes on with a lock call that failed with `error`, which [`helps`].
-pub(super) async fn lock(txn: &Txn, spec: &LockSpec, deadline: Option<Time>, error: Error) -> Result<Grant> {
+pub(super) async fn lock(
+    txn: &Txn,
+    spec: &LockSpec,
+    deadline: Option<Time>,
+    snapshot: Option<Time>,
+    error: Error,
+) -> Result<Grant> {
     let span = &txn.span;
     let clock = span.home.shared.node.client.clock();
     let give_up = deadline.unwrap_or(clock.now() + LOOK_MAX);
@@ -109,7 +115,7 @@ pub(super) async fn lock(txn: &Txn, spec: &LockSpec, deadline: Option<Time>, err
             // Two servers that each name the other must not be asked all the time.
             tokio::time::sleep(PAUSE.0).await;
         }
-        match txn.try_lock(spec, deadline).await {
+        match txn.try_lock(spec, deadline, snapshot).await {
             Ok(grant) => return Ok(grant),
             Err(e) if helps(txn, &e) && clock.now() < give_up => error = e,
             Err(e) => return Err(e),

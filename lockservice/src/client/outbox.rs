@@ -90,6 +90,7 @@ impl Outbox {
         begun: &Begun,
         mut op: proto::LockOp,
         deadline: Option<Time>,
+        snapshot: Option<Time>,
         permit: OwnedSemaphorePermit,
     ) -> Result<(CallId, oneshot::Receiver<Result<Granted>>)> {
         let (reply, answer) = oneshot::channel();
@@ -102,7 +103,7 @@ impl Outbox {
         let call = CallId { txn: txn.number, sequence: txn.sequence };
         op.txn = Some(txn);
         let what = What::Lock { txn: call.txn, sequence: call.sequence, reply, _permit: permit };
-        let waker = state.push(Pending { op: Op::Lock(op), bytes, what, deadline, sent: false });
+        let waker = state.push(Pending { op: Op::Lock(op), bytes, what, deadline, snapshot, sent: false });
         drop(state);
         wake(waker);
         Ok((call, answer))
@@ -119,7 +120,8 @@ impl Outbox {
         let what =
             What::Release { txn: txn.number, sequence: txn.sequence, undone: 0, ends: false, reply: Some(reply) };
         op.txn = Some(txn);
-        let waker = state.push(Pending { op: Op::Unlock(op), bytes, what, deadline: None, sent: false });
+        let waker =
+            state.push(Pending { op: Op::Unlock(op), bytes, what, deadline: None, snapshot: None, sent: false });
         drop(state);
         wake(waker);
         Ok(answer)
@@ -136,7 +138,7 @@ impl Outbox {
         let txn = state.release_op(number)?;
         let what = What::Release { txn: number, sequence: txn.sequence, undone: 0, ends: true, reply: Some(reply) };
         let op = Op::Unlock(proto::UnlockOp { txn: Some(txn), commit_timestamp, ..Default::default() });
-        let waker = state.push(Pending { op, bytes: 64, what, deadline: None, sent: false });
+        let waker = state.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: false });
         drop(state);
         wake(waker);
         Some(answer)
@@ -162,7 +164,8 @@ impl Outbox {
         let mut state = self.state.lock();
         let what = What::Heartbeat { sent: Time::ZERO };
         let op = Op::Heartbeat(proto::Heartbeat::default());
-        let waker = state.push(Pending { op, bytes: OP_OVERHEAD_BYTES, what, deadline: None, sent: false });
+        let waker =
+            state.push(Pending { op, bytes: OP_OVERHEAD_BYTES, what, deadline: None, snapshot: None, sent: false });
         drop(state);
         wake(waker);
     }
@@ -393,7 +396,7 @@ impl State {
         let (number, sequence) = (call.txn, txn.sequence);
         let what = What::Release { txn: number, sequence, undone: call.sequence, ends: false, reply: None };
         let op = Op::Undo(proto::UndoOp { txn: Some(txn), undone: call.sequence });
-        self.push(Pending { op, bytes: 64, what, deadline: None, sent: false })
+        self.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: false })
     }
 
     fn push(&mut self, pending: Pending) -> Option<Waker> {

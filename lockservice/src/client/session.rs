@@ -39,10 +39,12 @@ impl Session {
 
     /// Begins a transaction. Nothing is sent before its first lock.
     pub fn txn(&self, options: TxnOptions) -> Txn {
-        Txn::new(Arc::clone(&self.span), options)
+        Txn::new(Arc::clone(&self.span), options, Some(self.home().node.client.clock().now()))
     }
 
-    /// Locks in a transaction of its own, which ends when the guard is dropped.
+    /// Locks in a transaction of its own, which ends when the guard is dropped. Whoever reads by a snapshot that was begun before says how
+    /// old it is ([`LockSpec::snapshot_age`]): without it [`Grant::history_unknown`](lockservice_core::table::Grant::history_unknown)
+    /// takes it as old (C5).
     ///
     /// # Errors
     /// Those of [`Txn::lock`].
@@ -50,7 +52,7 @@ impl Session {
     /// # Cancel safety
     /// Dropping the call takes the request back.
     pub async fn lock(&self, spec: LockSpec) -> Result<LockGuard> {
-        let txn = self.txn(TxnOptions::default());
+        let txn = Txn::new(Arc::clone(&self.span), TxnOptions::default(), None);
         let grant = txn.lock(spec).await?;
         Ok(LockGuard::new(txn, grant))
     }

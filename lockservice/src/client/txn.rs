@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use lockservice_core::allocator::Bind;
-use lockservice_core::clock::Time;
+use lockservice_core::clock::{Time, lo};
 use lockservice_core::service::{Granted, LockSpec, TxnOptions};
 use lockservice_core::table::{Grant, WaitPolicy};
 use lockservice_core::{Error, ErrorKind, FencingToken, LockItem, NodeName, Result, TableRef, TxnId};
@@ -32,6 +32,9 @@ const ANSWER_GRACE: Duration = Duration::from_millis(100);
 pub struct Txn {
     pub(super) span: Arc<Span>,
     options: TxnOptions,
+    /// When it was begun, by the client's clock: its snapshot is taken to be no older, unless a call says otherwise. `None` if
+    /// its snapshot may be older.
+    began: Option<Time>,
     /// Locked for a look or a change, together with nothing.
     seat: Mutex<Seat>,
     ended: bool,
@@ -52,7 +55,7 @@ struct Seat {
 }
 
 impl Txn {
-    pub(super) fn new(span: Arc<Span>, options: TxnOptions) -> Self {
+    pub(super) fn new(span: Arc<Span>, options: TxnOptions, began: Option<Time>) -> Self {
         let seat = Seat {
             handle: Arc::clone(&span.home),
             begun: Arc::new(Begun::new(options.clone())),
@@ -61,7 +64,7 @@ impl Txn {
             holds: false,
             stay: None,
         };
-        Self { span, options, seat: Mutex::new(seat), ended: false }
+        Self { span, options, began, seat: Mutex::new(seat), ended: false }
     }
 
     /// Locks all items of `spec`, or none: at the table's owner, to which a transaction that holds nothing moves (T5).
@@ -69,6 +72,9 @@ impl Txn {
     /// The time-out counts from this call, over everything that it waits for: a place among the calls that the server allows under way, a
     /// connection, the table's owner, the locks. Only the server's own word that time is up, which says more, may take a tenth of a second
     /// longer. While the owner cannot be reached a call that may wait goes on trying, for a minute if it has no time-out.
+    ///
+    /// [`Grant::history_unknown`] counts on a snapshot that was not begun before this transaction. One that was must be told by
+    /// [`LockSpec::snapshot_age`] (C5).
     ///
     /// # Errors
     /// `Conflict`, `Timeout`: not to be had now. `Deadlock`, `BindChanged`, `TxnNotFound`: end this transaction and start anew.
@@ -82,18 +88,24 @@ impl Txn {
     pub async fn lock(&self, spec: LockSpec) -> Result<Grant> {
         let clock = self.span.home.shared.node.client.clock();
         let deadline = spec.timeout.map(|timeout| clock.now() + timeout);
+        let snapshot = spec.snapshot_age.map(|age| clock.now() - age).or(self.began);
         // Rarely needed, and large.
         if let Some(address) = self.span.owner_of(&spec.table) {
             Box::pin(follow::go_to_last_owner(self, &spec.table, &address)).await;
         }
-        match self.try_lock(&spec, deadline).await {
-            Err(e) if follow::helps(self, &e) => Box::pin(follow::lock(self, &spec, deadline, e)).await,
+        match self.try_lock(&spec, deadline, snapshot).await {
+            Err(e) if follow::helps(self, &e) => Box::pin(follow::lock(self, &spec, deadline, snapshot, e)).await,
             outcome => outcome,
         }
     }
 
-    /// Locks where the transaction is.
-    pub(super) async fn try_lock(&self, spec: &LockSpec, deadline: Option<Time>) -> Result<Grant> {
+    /// Locks where the transaction is. `snapshot` is when its snapshot was begun, if that is known.
+    pub(super) async fn try_lock(
+        &self,
+        spec: &LockSpec,
+        deadline: Option<Time>,
+        snapshot: Option<Time>,
+    ) -> Result<Grant> {
         let turn = Turn::begin(self);
         let shared = &turn.handle.shared;
         shared.check()?;
@@ -108,7 +120,7 @@ impl Txn {
         let permit = permit(shared, spec.wait, deadline).await?;
         // It may have been waited for.
         shared.check()?;
-        let (call, answer) = shared.outbox.lock(&turn.begun, lock_spec_to_proto(spec), deadline, permit)?;
+        let (call, answer) = shared.outbox.lock(&turn.begun, lock_spec_to_proto(spec), deadline, snapshot, permit)?;
         let mut call = Call { shared, call: Some(call), answer };
         let result = tokio::select! {
             biased;
@@ -124,8 +136,12 @@ impl Txn {
             shared.check()?;
         }
         call.settle();
-        let granted = result?;
+        let mut granted = result?;
         turn.granted(granted.txn);
+        if let (Some(known), Some(snapshot)) = (granted.history_known, snapshot) {
+            // C5: the server cannot know how long the request was on its way to it.
+            granted.grant.history_unknown |= shared.node.client.clock().now().since(snapshot) >= lo(known);
+        }
         Ok(granted.grant)
     }
 
@@ -170,17 +186,19 @@ impl Txn {
         !seat.holds && seat.under_way == 0
     }
 
-    /// Releases chosen items, exactly as they were locked; those not held are ignored.
+    /// Releases chosen items, exactly as they were locked; those not held are ignored. `commit_ts` is the timestamp at which what they
+    /// protect was committed, if it was (C5).
     ///
     /// # Cancel safety
     /// The release is sent when this is called; waiting for the answer is optional.
-    pub fn unlock(&self, table: &TableRef, items: &[LockItem]) -> Ended {
+    pub fn unlock(&self, table: &TableRef, items: &[LockItem], commit_ts: Option<u64>) -> Ended {
         let (rows, ranges) = items_to_proto(items);
         let op = proto::UnlockOp {
             group: table.group.to_string(),
             table: table.name.to_string(),
             rows,
             ranges,
+            commit_timestamp: commit_ts,
             ..proto::UnlockOp::default()
         };
         let (handle, begun) = self.place();

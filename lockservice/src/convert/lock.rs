@@ -30,6 +30,7 @@ pub fn lock_spec_from_proto(op: proto::LockOp, items_max: usize) -> Result<LockS
         mode: mode_from_proto(op.mode)?,
         wait,
         timeout: (op.timeout_ms > 0).then(|| Duration::from_millis(op.timeout_ms)),
+        snapshot_age: op.snapshot_age_ms.map(Duration::from_millis),
     })
 }
 
@@ -49,6 +50,7 @@ pub fn lock_spec_to_proto(spec: &LockSpec) -> proto::LockOp {
         mode: mode_to_proto(spec.mode),
         wait: wait.into(),
         timeout_ms: spec.timeout.map_or(0, |timeout| millis_up(timeout).max(1)),
+        snapshot_age_ms: spec.snapshot_age.map(millis_up),
     }
 }
 
@@ -99,6 +101,7 @@ pub fn granted_to_proto(granted: &Granted) -> proto::Locked {
         table_commit_timestamp: grant.table_commit_ts,
         history_unknown: grant.history_unknown,
         promise: Some(proto::Promise { guard_ms: millis_down(granted.promise.guard) }),
+        history_known_ms: granted.history_known.map(millis_down),
         ..proto::Locked::default()
     };
     if let Some((txn, item)) = &grant.conflict {
@@ -111,7 +114,7 @@ pub fn granted_to_proto(granted: &Granted) -> proto::Locked {
     locked
 }
 
-/// The grant that a message tells of. What only the owner needs (`changes`, `tokens_left`) stays there and is empty here.
+/// The grant that a message tells of. What only the owner needs (`history_since`, `changes`, `tokens_left`) stays there and is empty here.
 pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
     let conflict = if locked.conflict_txn.is_empty() {
         None
@@ -134,10 +137,12 @@ pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
             prev_commit_ts: locked.prev_commit_timestamp,
             table_commit_ts: locked.table_commit_timestamp,
             history_unknown: locked.history_unknown,
+            history_since: None,
             changes: Vec::new(),
             tokens_left: 0,
         },
         promise: Promise { guard: Duration::from_millis(locked.promise.unwrap_or_default().guard_ms) },
+        history_known: locked.history_known_ms.map(Duration::from_millis),
     })
 }
 
@@ -177,10 +182,12 @@ mod tests {
                     prev_commit_ts: Some(0),
                     table_commit_ts: None,
                     history_unknown: true,
+                    history_since: None,
                     changes: Vec::new(),
                     tokens_left: 0,
                 },
                 promise: Promise { guard: Duration::from_millis(4_321) },
+                history_known: Some(Duration::from_millis(77)),
             };
             assert_eq!(granted_from_proto(granted_to_proto(&granted)).expect("own message"), granted);
         }
@@ -189,7 +196,13 @@ mod tests {
     #[test]
     fn a_lock_request_crosses_the_wire() {
         for (wait, timeout) in [(WaitPolicy::Wait, None), (WaitPolicy::NoWait, Some(Duration::from_millis(7)))] {
-            let spec = LockSpec { table: bind().table, items: vec![row("a")], mode: LockMode::Shared, wait, timeout };
+            let spec = LockSpec {
+                mode: LockMode::Shared,
+                wait,
+                timeout,
+                snapshot_age: timeout,
+                ..LockSpec::new(bind().table, vec![row("a")])
+            };
             assert_eq!(lock_spec_from_proto(lock_spec_to_proto(&spec), 9).expect("own message"), spec);
         }
         let bad = proto::LockOp { table: "a\nb".to_owned(), ..Default::default() };

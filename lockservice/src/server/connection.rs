@@ -272,7 +272,8 @@ pub(crate) fn unlock_operation(unlock: proto::UnlockOp, items_max: usize) -> Res
         Operation::End { commit_ts: unlock.commit_timestamp }
     } else {
         let parsed = convert::table_from_proto(&unlock.group, &unlock.table).and_then(|table| {
-            Ok(Operation::Unlock { table, items: convert::items_from_proto(&unlock.rows, unlock.ranges, items_max)? })
+            let items = convert::items_from_proto(&unlock.rows, unlock.ranges, items_max)?;
+            Ok(Operation::Unlock { table, items, commit_ts: unlock.commit_timestamp })
         });
         parsed.unwrap_or_else(Operation::Refuse)
     };

@@ -152,7 +152,7 @@ async fn chosen_keys_can_be_unlocked_and_a_dropped_session_leaves_nothing() {
     let txn = session.txn(TxnOptions { label: "audit".to_owned(), ..Default::default() });
     let shared = LockSpec { mode: LockMode::Shared, ..LockSpec::new(table(), vec![row("a"), row("b")]) };
     txn.lock(shared).await.expect("free");
-    txn.unlock(&table(), &[row("a")]).await.expect("acknowledged");
+    txn.unlock(&table(), &[row("a")], None).await.expect("acknowledged");
     let left = admin.locks(Some(&table())).await.expect("the server answers");
     assert_eq!(left.len(), 1);
     assert_eq!((left[0].info.item.clone(), left[0].label.as_str()), (row("b"), "audit"));

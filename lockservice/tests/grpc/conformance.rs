@@ -166,8 +166,8 @@ impl TxnFixture for RemoteTxn {
         Ok(grant)
     }
 
-    async fn unlock(&self, table: &TableRef, items: &[LockItem]) -> Result<()> {
-        self.active().expect("it has not ended").unlock(table, items).await
+    async fn unlock(&self, table: &TableRef, items: &[LockItem], commit_ts: Option<u64>) -> Result<()> {
+        self.active().expect("it has not ended").unlock(table, items, commit_ts).await
     }
 
     async fn end(&self, commit_ts: Option<u64>) -> Result<()> {

@@ -61,8 +61,8 @@ pub trait TxnFixture: Send + Sync {
     /// Locks. One call at a time. Dropping the future takes the request back, and what it may have been granted meanwhile, if need be after
     /// a while.
     async fn lock(&self, spec: LockSpec) -> Result<Grant>;
-    /// Releases chosen items; resolves when that is done.
-    async fn unlock(&self, table: &TableRef, items: &[LockItem]) -> Result<()>;
+    /// Releases chosen items, with the timestamp of their commit if there was one; resolves when that is done.
+    async fn unlock(&self, table: &TableRef, items: &[LockItem], commit_ts: Option<u64>) -> Result<()>;
     /// Ends the transaction; resolves when that is done. No other call is under way. Nothing happens the second time.
     async fn end(&self, commit_ts: Option<u64>) -> Result<()>;
 }

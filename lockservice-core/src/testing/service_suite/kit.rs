@@ -64,6 +64,8 @@ pub(super) trait Ask {
     fn no_wait(self) -> LockSpec;
     fn within(self, timeout: Duration) -> LockSpec;
     fn of(self, table: &TableRef) -> LockSpec;
+    /// With a snapshot that was begun this long ago.
+    fn with_snapshot(self, age: Duration) -> LockSpec;
 }
 
 impl Ask for LockSpec {
@@ -77,6 +79,10 @@ impl Ask for LockSpec {
 
     fn of(self, table: &TableRef) -> LockSpec {
         LockSpec { table: table.clone(), ..self }
+    }
+
+    fn with_snapshot(self, age: Duration) -> LockSpec {
+        LockSpec { snapshot_age: Some(age), ..self }
     }
 }
 
@@ -134,11 +140,16 @@ impl Actor {
     }
 
     pub(super) async fn unlocks(&self, text: &str) {
-        self.txn.unlock(&table(), &items(text)).await.expect("a release is acknowledged");
+        self.txn.unlock(&table(), &items(text), None).await.expect("a release is acknowledged");
+    }
+
+    /// Releases what it has committed.
+    pub(super) async fn unlocks_at(&self, text: &str, ts: u64) {
+        self.txn.unlock(&table(), &items(text), Some(ts)).await.expect("a release is acknowledged");
     }
 
     pub(super) async fn unlocks_of(&self, table: &TableRef, text: &str) {
-        self.txn.unlock(table, &items(text)).await.expect("a release is acknowledged");
+        self.txn.unlock(table, &items(text), None).await.expect("a release is acknowledged");
     }
 
     pub(super) async fn ends(&self) {

@@ -87,6 +87,7 @@ where
             waits_that_meet_again_are_no_deadlock;
         release:
             an_unlock_of_chosen_keys_wakes_exactly_those_who_became_compatible,
+            an_unlock_of_chosen_keys_tells_the_table_and_those_behind_them_of_its_commit,
             a_release_is_idempotent,
             the_end_of_a_transaction_releases_everything;
         sessions:
@@ -94,6 +95,7 @@ where
             a_silent_session_gives_everything_up_after_its_ttl,
             a_lost_transaction_that_validates_cannot_commit_once_its_locks_are_given_away,
             a_commit_in_flight_keeps_the_locks_of_a_lost_session,
+            whoever_has_a_snapshot_older_than_a_lost_holder_is_told_that_history_is_unknown,
             a_ttl_that_cannot_be_renewed_in_time_is_refused;
         commit:
             a_commit_is_admitted_on_current_binds_only,

@@ -38,6 +38,25 @@ pub(super) async fn an_unlock_of_chosen_keys_wakes_exactly_those_who_became_comp
     drop(waiters);
 }
 
+pub(super) async fn an_unlock_of_chosen_keys_tells_the_table_and_those_behind_them_of_its_commit(
+    fixture: &dyn ServiceFixture,
+) {
+    let scene = Scene::new(fixture);
+    let (a, b, c, d) = (scene.actor("a").await, scene.actor("b").await, scene.actor("c").await, scene.actor("d").await);
+    a.gets(exclusive("x y")).await;
+    let of_b = scene.waits(&b, exclusive("x")).await;
+    let of_c = scene.waits(&c, exclusive("y")).await;
+    a.unlocks_at("x", 7).await;
+    let granted = of_b.granted().await;
+    assert_eq!((granted.prev_commit_ts, granted.table_commit_ts), (Some(7), Some(7)));
+    // What is not held tells nothing.
+    a.unlocks_at("x z", 9).await;
+    a.unlocks("y").await;
+    let granted = of_c.granted().await;
+    assert_eq!((granted.prev_commit_ts, granted.table_commit_ts), (None, Some(7)));
+    assert_eq!(d.gets(exclusive("z")).await.table_commit_ts, Some(7));
+}
+
 pub(super) async fn a_release_is_idempotent(fixture: &dyn ServiceFixture) {
     let scene = Scene::new(fixture);
     let (a, b) = (scene.actor("a").await, scene.actor("b").await);

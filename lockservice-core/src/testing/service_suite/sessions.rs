@@ -99,6 +99,33 @@ pub(super) async fn a_commit_in_flight_keeps_the_locks_of_a_lost_session(fixture
     refused("a commit after its locks went (C4)", fixture.begin_commit(&late).await, ErrorKind::CannotCommit);
 }
 
+pub(super) async fn whoever_has_a_snapshot_older_than_a_lost_holder_is_told_that_history_is_unknown(
+    fixture: &dyn ServiceFixture,
+) {
+    let scene = Scene::new(fixture);
+    let (a, b) = (scene.with_ttl("a", Some(TTL), false).await, scene.actor("b").await);
+    a.gets(exclusive("k")).await;
+    let of_b = scene.waits(&b, exclusive("k")).await;
+    let before = Instant::now();
+    a.session.fall_silent().await;
+    assert!(of_b.granted().await.history_unknown, "it waited for the one that was lost");
+    b.ends().await;
+    // Everybody here begins long after that; what counts is when the snapshot was begun.
+    let mut known = false;
+    for round in 0..50 {
+        let (old, new) = (scene.actor(&format!("old{round}")).await, scene.actor(&format!("new{round}")).await);
+        let granted = old.gets(shared("k").with_snapshot(before.elapsed())).await;
+        assert!(granted.history_unknown, "its snapshot was begun before the lost one's locks went");
+        known = !new.gets(shared("k").with_snapshot(Duration::ZERO)).await.history_unknown;
+        if known {
+            break;
+        }
+        // The less time has passed since, the less may a request be delayed to be sure.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(known, "a snapshot that was begun later shows everything");
+}
+
 pub(super) async fn a_ttl_that_cannot_be_renewed_in_time_is_refused(fixture: &dyn ServiceFixture) {
     for ttl in [Duration::from_millis(5), Duration::from_millis(999), Duration::from_secs(3_601)] {
         let opened = fixture.session("x", Some(ttl)).await.map(drop);

@@ -18,6 +18,8 @@ pub(super) struct Pending {
     pub(super) what: What,
     /// When the wait that the operation asks for is over.
     pub(super) deadline: Option<Time>,
+    /// When the snapshot was begun that the operation tells the age of.
+    pub(super) snapshot: Option<Time>,
     pub(super) sent: bool,
 }
 
@@ -77,6 +79,10 @@ impl Pending {
         if let (Op::Lock(lock), Some(deadline)) = (&mut op, self.deadline) {
             // It counts from the call, not from this send, be it the first or another.
             lock.timeout_ms = millis_up(deadline.remaining(clock.now())).max(1);
+        }
+        if let (Op::Lock(lock), Some(snapshot)) = (&mut op, self.snapshot) {
+            // C5: as old as it is when this is sent.
+            lock.snapshot_age_ms = Some(millis_up(clock.now().since(snapshot)));
         }
         self.sent = true;
         op

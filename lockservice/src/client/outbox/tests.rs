@@ -64,7 +64,8 @@ fn nobody_is_woken_under_the_mutex_when_a_session_is_lost() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(1));
     let begun = Begun::new(TxnOptions::default());
-    let (_, mut answer) = outbox.lock(&begun, proto::LockOp::default(), None, permit(&permits)).expect("it is small");
+    let (_, mut answer) =
+        outbox.lock(&begun, proto::LockOp::default(), None, None, permit(&permits)).expect("it is small");
     let sender = Looker::new(&outbox);
     let waker = Waker::from(Arc::clone(&sender));
     let mut cx = Context::from_waker(&waker);
@@ -86,19 +87,21 @@ fn nobody_is_woken_under_the_mutex_when_a_session_is_lost() {
 }
 
 #[test]
-fn the_time_before_each_send_is_taken_off_the_time_out() {
+fn the_time_before_each_send_is_taken_off_the_time_out_and_makes_the_snapshot_older() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(1));
     let begun = Begun::new(TxnOptions::default());
     let op = proto::LockOp { timeout_ms: 1_000, ..Default::default() };
     let deadline = Time::from_origin(Duration::from_secs(1));
-    let _waiting = outbox.lock(&begun, op, Some(deadline), permit(&permits)).expect("it is small");
+    let snapshot = Some(Time::ZERO);
+    let _waiting = outbox.lock(&begun, op, Some(deadline), snapshot, permit(&permits)).expect("it is small");
     let mut cx = Context::from_waker(Waker::noop());
     let clock = Settable::default();
     let mut stream = stream;
     for (now, left) in [(400, 600), (900, 100), (5_000, 1)] {
         clock.0.store(now, SeqCst);
-        assert_eq!(only_lock(outbox.poll_frame(stream, &clock, &mut cx)).timeout_ms, left);
+        let sent = only_lock(outbox.poll_frame(stream, &clock, &mut cx));
+        assert_eq!((sent.timeout_ms, sent.snapshot_age_ms), (left, Some(now)));
         stream = outbox.new_stream();
         outbox.open(1 << 20);
     }
