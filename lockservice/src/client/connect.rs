@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use lockservice_core::clock::{Clock, SystemClock, Time};
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use parking_lot::Mutex;
-use tonic::transport::Channel;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
 
 use super::session::Session;
 use super::{AdminClient, AllocatorClient};
@@ -15,6 +18,9 @@ use crate::channel::{Channels, endpoint};
 
 /// Most bytes of an answer. Larger than what a server puts into a frame, for a deadlock's cycle can be long.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// How long an address is tried alone before the next one is tried beside it.
+const HEAD_START: Duration = Duration::from_millis(300);
 
 /// Connections to the servers of one cluster. Cheap to clone; each connects again by itself when it broke.
 #[derive(Clone, Debug)]
@@ -105,6 +111,10 @@ impl ClientBuilder {
 
     /// Connects to the first server that answers of `addresses`: `HOST:PORT` or `http://HOST:PORT`, several separated by commas.
     ///
+    /// They are tried in the order given. Each is tried alone for 300 ms; if it has neither answered
+    /// nor failed by then, the next one is tried beside it. A server that answers that it cannot
+    /// serve yet is taken only if no other can.
+    ///
     /// Fails with `InvalidArgument` for an address that is none, `Unavailable` if no server answers.
     pub async fn connect(self, addresses: &str) -> Result<Client> {
         let given: Vec<String> =
@@ -120,23 +130,17 @@ impl ClientBuilder {
             )
             .with("address", addresses));
         }
-        let channels = Channels::new(self.connect_timeout);
-        let mut error =
-            Error::new(ErrorKind::Unavailable, "no server answers: is it running, and is the address right?")
-                .with("address", addresses);
-        let mut home = None;
-        for (n, endpoint) in endpoints.into_iter().enumerate() {
-            match tokio::time::timeout(self.connect_timeout, endpoint.connect()).await {
-                Ok(Ok(channel)) => {
-                    channels.insert(&given[n], channel);
-                    home = Some(n);
-                    break;
-                }
-                Ok(Err(e)) => error = error.with_source(e),
-                Err(_) => {}
+        let (home, channel) = first_that_answers(endpoints, self.connect_timeout).await.map_err(|why| {
+            let error =
+                Error::new(ErrorKind::Unavailable, "no server answers: is it running, and is the address right?");
+            let error = error.with("address", addresses);
+            match why {
+                Some(why) => error.with_source(why),
+                None => error,
             }
-        }
-        let Some(home) = home else { return Err(error) };
+        })?;
+        let channels = Channels::new(self.connect_timeout);
+        channels.insert(&given[home], channel);
         let parts = Parts {
             given: addresses.to_owned(),
             addresses: given,
@@ -150,6 +154,70 @@ impl ClientBuilder {
             clock: self.clock,
         };
         Ok(Client { parts: Arc::new(parts) })
+    }
+}
+
+/// What came of trying one address.
+enum Tried {
+    /// It answers.
+    Answers(Channel),
+    /// It answers that it cannot serve yet.
+    NotReady(Channel),
+    /// It does not answer, for this reason if one is known.
+    Silent(Option<tonic::transport::Error>),
+}
+
+/// The number of the endpoint that answers first, and its channel. Fails with the last reason.
+async fn first_that_answers(
+    endpoints: Vec<Endpoint>,
+    each: Duration,
+) -> Result<(usize, Channel), Option<tonic::transport::Error>> {
+    // One address alone is taken as soon as it is connected: there is nothing to choose.
+    let alone = endpoints.len() == 1;
+    let mut rest = endpoints.into_iter().enumerate();
+    let mut trying = FuturesUnordered::new();
+    let (mut not_ready, mut why) = (None, None);
+    let mut one_more = true;
+    loop {
+        if std::mem::take(&mut one_more)
+            && let Some((n, endpoint)) = rest.next()
+        {
+            trying.push(async move {
+                let tried = tokio::time::timeout(each, try_one(&endpoint, alone)).await;
+                (n, tried.unwrap_or(Tried::Silent(None)))
+            });
+        }
+        tokio::select! {
+            Some((n, tried)) = trying.next() => {
+                match tried {
+                    Tried::Answers(channel) => return Ok((n, channel)),
+                    Tried::NotReady(channel) => drop(not_ready.get_or_insert((n, channel))),
+                    Tried::Silent(reason) => why = reason.or(why),
+                }
+                one_more = true;
+            }
+            () = tokio::time::sleep(HEAD_START), if rest.len() > 0 => one_more = true,
+            else => return not_ready.ok_or(why),
+        }
+    }
+}
+
+/// A connection says little: the kernel accepts for a process that is stopped. So a call is made.
+async fn try_one(endpoint: &Endpoint, alone: bool) -> Tried {
+    let channel = match endpoint.connect().await {
+        Ok(channel) => channel,
+        Err(e) => return Tried::Silent(Some(e)),
+    };
+    if alone {
+        return Tried::Answers(channel);
+    }
+    match crate::proto::admin_client::AdminClient::new(channel.clone()).get_node(crate::proto::GetNodeRequest {}).await
+    {
+        Ok(_) => Tried::Answers(channel),
+        Err(status) if status.code() != Code::Unavailable => Tried::Answers(channel),
+        // A server puts the error into the details; the transport has none.
+        Err(status) if !status.details().is_empty() => Tried::NotReady(channel),
+        Err(_) => Tried::Silent(None),
     }
 }
 

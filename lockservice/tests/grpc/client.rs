@@ -40,6 +40,42 @@ async fn locks(admin: &AdminClient, n: usize) {
 }
 
 #[tokio::test]
+async fn an_address_that_is_frozen_or_not_ready_does_not_keep_a_client_from_the_next() {
+    let served = server().await;
+    // The kernel accepts, nobody answers: as with a process that is stopped.
+    let frozen = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let frozen = (frozen.local_addr().expect("bound").to_string(), frozen);
+    // Bound and closed again: nobody listens there.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").to_string();
+    let (starting, _server) = starting().await;
+    let addresses = [&frozen.0, &gone, &starting, &frozen.0, &served.address].map(String::as_str).join(",");
+    let found = client(&addresses).await;
+    found.admin().locks(None).await.expect("it serves");
+    let held = found.session(None).await.expect("a session").lock(spec("alice")).await.expect("free");
+    held.unlock();
+
+    let second_best = client(&format!("{},{starting}", frozen.0)).await;
+    let error = second_best.admin().locks(None).await.expect_err("it cannot serve yet");
+    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("starting"), "{error}");
+    let error = Client::builder()
+        .connect_timeout(Duration::from_millis(500))
+        .connect(&format!("{},{gone}", frozen.0))
+        .await
+        .expect_err("nobody answers");
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+}
+
+/// A server whose service does not stand yet.
+async fn starting() -> (String, lockservice::server::Server) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound").to_string();
+    let name = lockservice_core::NodeName::new("starting").expect("a name");
+    let allocator = lockservice::open_allocator("memory:", name).await.expect("in memory");
+    let server = lockservice::server::Server::start(listener, allocator, ServerSettings::default()).await;
+    (address, server.expect("it listens"))
+}
+
+#[tokio::test]
 async fn two_sessions_never_hold_one_row_and_the_later_token_is_larger() {
     let served = server().await;
     let (a, b) = (session(&served.address).await, session(&served.address).await);
