@@ -97,6 +97,24 @@ async fn tombstones_below_the_floor_of_their_origin_go_and_the_next_leader_refus
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_advertises_the_leaders_address_says_so_instead_of_waiting_for_ever() {
+    let cluster = cluster();
+    let first = cluster.led().await;
+    let second = cluster.node_at("b", first.name, |_| {});
+    let mut roles = second.allocator.roles();
+    let told = |role: &Role| matches!(role, Role::Searching(Some(_)));
+    let Role::Searching(Some(why)) = roles.wait_for(told).await.expect("it lives").clone() else { unreachable!() };
+    assert!(why.kind() == ErrorKind::NameInUse && why.to_string().contains("--advertise"), "{why}");
+    // The next process of a node finds its own address there too, and takes over.
+    cluster.kill(second);
+    cluster.kill(first);
+    let third = cluster.node_at("a", "a", |_| {});
+    let mut roles = third.allocator.roles();
+    let settled = roles.wait_for(|role| !matches!(role, Role::Searching(None))).await.expect("it lives").clone();
+    assert!(matches!(settled, Role::Leading(_)), "{settled:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dead_leader_is_replaced_within_its_ttl_and_every_bind_is_kept() {
     let cluster = cluster();
     let first = cluster.led().await;

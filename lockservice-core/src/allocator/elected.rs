@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::commit::{OriginTxns, TxnRange};
-use super::leadership::Vigil;
+use super::leadership::{Namesake, Vigil};
 use super::local::{AllocatorStopped, Beginning, LocalAllocator};
 use super::open::{HeldBy, acquire};
 use super::origins::Origins;
@@ -198,6 +198,7 @@ async fn campaign(shared: Arc<Shared>) {
     let ttl = shared.settings.constants.leadership_ttl();
     let mut candidate = Candidate::new(shared.node.clone(), shared.address.clone());
     let mut vigil = Vigil::default();
+    let mut namesake = Namesake::default();
     let mut pause = PAUSE_FIRST;
     let mut unreadable = None;
     loop {
@@ -236,8 +237,14 @@ async fn campaign(shared: Arc<Shared>) {
                 if seen.leader.is_none() {
                     tracing::info!("the store holds no leader's record: waiting, in case it was lost (L4)");
                 }
+                let at_our_address = address.as_ref().is_some_and(|at| !at.is_empty() && *at == shared.address);
+                let taken = at_our_address && seen.leader.is_some_and(|leader| namesake.lives(leader));
                 vigil.observe(seen, shared.clock.now());
-                shared.follow(address, unreadable.as_ref());
+                if taken {
+                    shared.follow(None, Some(&address_taken(&shared.address)));
+                } else {
+                    shared.follow(address, unreadable.as_ref());
+                }
                 let left = vigil.left(ttl, shared.clock.now());
                 // An error only means that the store cannot tell; it is asked again.
                 if let Err(e) = shared.store.wait_for_change(left.clamp(Duration::from_millis(1), ttl / 8)).await {
@@ -328,6 +335,15 @@ impl Shared {
             _ => error,
         }
     }
+}
+
+fn address_taken(address: &str) -> Error {
+    Error::new(
+        ErrorKind::NameInUse,
+        "another node leads the store and tells the others that it is reached at this node's own address: give each node an \
+         address of its own with --advertise",
+    )
+    .with("address", address)
 }
 
 /// One call's way to the leader.

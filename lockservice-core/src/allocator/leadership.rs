@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::clock::{Time, hi, lo};
-use crate::store::Seen;
+use crate::store::{LeaderSeen, Seen};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Nothing runs out: the store is open to this process alone.
@@ -104,11 +104,36 @@ impl Vigil {
     }
 }
 
+/// What a candidate has watched of a leader that is reached at the candidate's own address.
+///
+/// After a restart that is the node's last process, whose record stands still. A record that goes on
+/// changing is that of another process, and nobody can tell the two apart by their address.
+#[derive(Debug, Default)]
+pub(super) struct Namesake {
+    last: Option<LeaderSeen>,
+    changes: u32,
+}
+
+impl Namesake {
+    /// More than a process can have on its way to the store when it ends: a renewal, and a raise.
+    const CHANGES: u32 = 3;
+
+    /// Adds a reading. True once the leader must be another process that is alive.
+    pub(super) fn lives(&mut self, leader: LeaderSeen) -> bool {
+        match self.last.replace(leader) {
+            Some(before) if before.nonce != leader.nonce => self.changes = 0,
+            Some(before) if before != leader => self.changes += 1,
+            _ => {}
+        }
+        self.changes >= Self::CHANGES
+    }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::id::{Epoch, Nonce};
-    use crate::store::{LeaderSeen, Lineage};
+    use crate::store::Lineage;
 
     const TTL: Duration = Duration::from_secs(5);
 
@@ -164,6 +189,21 @@ mod tests {
         vigil.observe(seen(2, 5_000, "b"), at(11_000));
         assert_eq!(vigil.complete(TTL, at(11_149)), None);
         assert!(vigil.complete(TTL, at(11_150)).is_some());
+    }
+
+    #[test]
+    fn a_leader_that_goes_on_renewing_at_our_address_is_another_process_and_one_that_stands_still_is_not() {
+        let leader =
+            |nonce, counter| LeaderSeen { epoch: Epoch::new(1), nonce: Nonce::new(nonce), counter, ttl_ms: 5_000 };
+        let mut namesake = Namesake::default();
+        for _ in 0..10 {
+            assert!(!namesake.lives(leader(1, 4)), "the last process of this node");
+        }
+        assert!(!namesake.lives(leader(1, 5)) && !namesake.lives(leader(1, 6)), "perhaps on their way when it ended");
+        assert!(!namesake.lives(leader(2, 7)), "another one has begun");
+        assert!(!namesake.lives(leader(2, 8)) && !namesake.lives(leader(2, 9)));
+        assert!(namesake.lives(leader(2, 10)));
+        assert!(namesake.lives(leader(2, 10)));
     }
 
     #[test]

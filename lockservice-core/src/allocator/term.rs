@@ -121,6 +121,7 @@ async fn write(
         applied: opened.applied,
         batch_max: shared.settings.batch_max,
         lost: None,
+        refused: false,
         lineage,
         uncertain: false,
         state: Arc::clone(&state),

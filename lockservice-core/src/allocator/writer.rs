@@ -56,6 +56,8 @@ pub(super) struct Writer {
     pub(super) applied: u64,
     pub(super) batch_max: usize,
     pub(super) lost: Option<Error>,
+    /// True from a write that the store refused until one that it took.
+    pub(super) refused: bool,
     /// The copy of the store that was acquired (L4).
     pub(super) lineage: Lineage,
     /// True while it is unknown whether the store's epoch was raised.
@@ -100,6 +102,7 @@ impl Writer {
             }
             if !batch.is_empty() {
                 let outcome = self.write(&batch).await;
+                self.log(&outcome);
                 for done in dones {
                     done(outcome.clone());
                 }
@@ -120,6 +123,29 @@ impl Writer {
                     }
                 }
                 Some(Command::Stop) => return,
+            }
+        }
+    }
+
+    /// Says that the store takes no writes, once, and that it does so again. Each caller is told too, but
+    /// an operator reads the log.
+    fn log(&mut self, outcome: &Result<()>) {
+        match outcome {
+            Err(e) if self.lost.is_none() => {
+                if !std::mem::replace(&mut self.refused, true) {
+                    tracing::error!(
+                        store = %self.store.describe(),
+                        error = ?e,
+                        "the store cannot be written: what is bound goes on, nothing new is bound until it can"
+                    );
+                }
+            }
+            // Said where it was lost.
+            Err(_) => {}
+            Ok(()) => {
+                if std::mem::take(&mut self.refused) {
+                    tracing::warn!(store = %self.store.describe(), "the store can be written again");
+                }
             }
         }
     }

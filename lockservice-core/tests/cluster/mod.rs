@@ -47,6 +47,16 @@ impl Cluster {
     }
 
     pub(crate) fn node_with(&self, name: &'static str, alter: impl FnOnce(&mut AllocatorSettings)) -> Node {
+        self.node_at(name, name, alter)
+    }
+
+    /// A node that tells others that it is reached at `address`.
+    pub(crate) fn node_at(
+        &self,
+        name: &'static str,
+        address: &str,
+        alter: impl FnOnce(&mut AllocatorSettings),
+    ) -> Node {
         let store = HookedStore::new(self.store.connect());
         let mut settings = self.settings();
         alter(&mut settings);
@@ -55,7 +65,7 @@ impl Cluster {
             Arc::new(self.clock),
             settings,
             NodeName::new(name).expect("a name"),
-            name,
+            address,
             Arc::new(self.net.clone()),
         )
         .expect("valid settings");
