@@ -61,17 +61,32 @@ impl ServiceSettings {
         let wrong = |name: &str, why: &str| {
             Err(Error::new(ErrorKind::InvalidArgument, format!("the setting {name} {why}")).with("setting", name))
         };
+        // A limit of 0 would serve nobody.
+        let limits = [
+            ("service.wait_ms_max", self.wait_ms_max),
+            ("service.sessions_max", self.sessions_max as u64),
+            ("service.txns_per_session_max", self.txns_per_session_max as u64),
+            ("service.txns_max", self.txns_max as u64),
+            ("service.ops_per_txn_max", self.ops_per_txn_max as u64),
+            ("service.engine.items_per_request_max", self.engine.items_per_request_max as u64),
+            ("service.engine.lock_bytes_max", self.engine.lock_bytes_max as u64),
+            ("service.engine.txn_lock_bytes_max", self.engine.txn_lock_bytes_max as u64),
+            ("service.engine.waiters_max", self.engine.waiters_max as u64),
+        ];
+        if let Some((name, _)) = limits.into_iter().find(|(_, value)| *value == 0) {
+            return wrong(name, "must be at least 1");
+        }
         if self.session_ttl_ms_min < 1_000 {
-            return wrong("session_ttl_ms_min", "must be at least 1000: a shorter promise leaves no time to renew it");
+            return wrong(
+                "service.session_ttl_ms_min",
+                "must be at least 1000: a shorter promise leaves no time to renew it",
+            );
         }
         if !(self.session_ttl_ms_min..=self.session_ttl_ms_max).contains(&self.session_ttl_ms) {
-            return wrong("session_ttl_ms", "must lie between session_ttl_ms_min and session_ttl_ms_max");
-        }
-        if self.ops_per_txn_max == 0 {
-            return wrong("ops_per_txn_max", "must be at least 1");
+            return wrong("service.session_ttl_ms", "must lie between session_ttl_ms_min and session_ttl_ms_max");
         }
         if self.kept_bytes_per_session_max < KEPT_BYTES_MIN {
-            return wrong("kept_bytes_per_session_max", "must be at least 65536: less leaves no room to work");
+            return wrong("service.kept_bytes_per_session_max", "must be at least 65536: less leaves no room to work");
         }
         Ok(())
     }

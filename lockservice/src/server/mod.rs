@@ -80,6 +80,9 @@ impl ServerSettings {
             ("ops_under_way_max", self.ops_under_way_max, 1),
             ("connections_max", self.connections_max, 1),
             ("list_lines_max", self.list_lines_max, 1),
+            // Nobody answers, or greets, within no time.
+            ("write_ms_max", usize::try_from(self.write_ms_max).unwrap_or(usize::MAX), 1),
+            ("hello_ms_max", usize::try_from(self.hello_ms_max).unwrap_or(usize::MAX), 1),
         ];
         match least.into_iter().find(|(_, value, least)| value < least) {
             None => Ok(()),
