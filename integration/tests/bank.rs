@@ -97,6 +97,7 @@ async fn without_locks_money_is_lost_and_the_bank_says_so() {
     let (output, said) = ended(bank).await;
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("MONEY IS LOST OR INVENTED"), "{said}");
+    assert!(said.lines().count() < 20, "a few wrong audits say enough: {said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
