@@ -5,7 +5,7 @@ mod cli_support;
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
-use cli_support::{Running, Server, code, now, stderr, wait_for_end_of};
+use cli_support::{Running, Server, code, full_pipe, lockservice, now, stderr, wait_for_end_of};
 use rustix::process::{Pid, Signal};
 
 #[test]
@@ -186,7 +186,7 @@ fn what_the_command_leaves_is_ended_before_the_lock_is_released() {
 fn when_the_server_stops_a_holder_exits_with_70_and_a_waiter_with_69() {
     let server = Server::start();
     let (holder, command) = server.hold(&["t", "k"]);
-    let waiter = server.lock(&["t", "k"], "echo never");
+    let waiter = server.lock(&["t", "k", "--quiet"], "echo never");
     server.waits(1);
     server.running.signal(Signal::TERM);
     let (status, text) = waiter.wait();
@@ -363,4 +363,88 @@ fn more_keys_than_a_request_may_name_are_wrong_usage_and_not_a_matter_of_time() 
     assert_eq!(code(&output), 64, "{}", stderr(&output));
     assert!(stderr(&output).contains("too many keys") && stderr(&output).contains("20000"), "{}", stderr(&output));
     assert_eq!(code(&lock(&keys[..20_000])), 0);
+}
+
+#[test]
+fn a_wrapper_whose_stderr_nobody_reads_says_nothing_and_ends_as_it_should() {
+    let server = Server::start();
+    let (_holder, _) = server.hold(&["t", "k"]);
+    let (_reader, writer) = full_pipe();
+    let refused = ["lock", "t", "k", "--no-wait", "--", "true"];
+    let mut wrapper = Running::start_with_stderr(&mut server.command(&refused), writer.try_clone().unwrap());
+    assert_eq!(wrapper.wait().0.code(), Some(75));
+    // Nor do the words of the last step before the command keep it.
+    let missing = ["lock", "t", "other", "--", "no-such-command"];
+    wrapper = Running::start_with_stderr(&mut server.command(&missing), writer);
+    assert_eq!(wrapper.wait().0.code(), Some(127));
+    assert_eq!(code(&server.run(&["lock", "t", "other", "--no-wait", "--", "true"])), 0, "it was released");
+}
+
+#[test]
+fn the_command_is_told_what_is_locked() {
+    let server = Server::start();
+    let script = r#"echo "$LOCKSERVICE_GROUP $LOCKSERVICE_TABLE"; echo "$LOCKSERVICE_KEYS""#;
+    for (args, told) in [
+        (&["a key", "b", "--key=--c"][..], "g t\na key\nb\n--c\n"),
+        (&["--range", "", "m"], "g t\n\nm\n"),
+        (&["--from=k"], "g t\nk\n\n"),
+    ] {
+        let output = server.run(&[&["lock", "--group", "g", "t"], args, &["--", "sh", "-c", script]].concat());
+        assert_eq!(String::from_utf8_lossy(&output.stdout), told, "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_waiter_says_whom_it_waits_for_and_again_when_that_changes_unless_told_to_be_quiet() {
+    let server = Server::start();
+    let (first, _) = server.hold(&["t", "k"]);
+    let next = server.lock(&["t", "k", "--quiet"], "echo in; exec sleep 1000");
+    server.waits(1);
+    let waiter = Running::start(&mut server.command(&["lock", "t", "k", "--", "true"]));
+    let mut said = String::new();
+    // It waits for the holder, and behind the earlier waiter.
+    while said.is_empty() {
+        said = waiter.error_line();
+    }
+    let client = |running: &Running| format!(":{} (transaction", running.child.id());
+    assert!(said.starts_with("lockservice: waiting for k of default/t, held by lock@"), "{said}");
+    assert!(said.contains(&client(&first)) && said.contains(&client(&next)), "{said}");
+    first.signal(Signal::TERM);
+    let said = waiter.error_line();
+    assert!(said.contains(&client(&next)) && !said.contains(&client(&first)), "{said}");
+    next.signal(Signal::TERM);
+    assert!(waiter.wait().0.success());
+    let (_, text) = next.wait();
+    assert!(!text.contains("waiting for"), "{text}");
+    first.wait();
+
+    let (_holder, _) = server.hold(&["t", "k"]);
+    let waiter = Running::start(&mut server.command(&["lock", "t", "k", "--json", "--", "true"]));
+    let object: serde_json::Value = serde_json::from_str(&waiter.error_line()).unwrap();
+    assert_eq!((object["event"].as_str(), object["key"].as_str()), (Some("waiting_for"), Some("k")), "{object}");
+}
+
+#[test]
+fn the_status_of_a_lock_that_was_not_to_be_had_can_be_chosen() {
+    let server = Server::start();
+    let (_holder, _) = server.hold(&["t", "k"]);
+    for args in [&["-E", "3"][..], &["--conflict-exit-code=3"]] {
+        let output = server.run(&[&["lock", "t", "k", "--no-wait"], args, &["--", "true"]].concat());
+        assert_eq!(code(&output), 3, "{}", stderr(&output));
+        let own = server.run(&[&["lock", "t", "free"], args, &["--", "sh", "-c", "exit 75"]].concat());
+        assert_eq!(code(&own), 75, "the command's own");
+    }
+}
+
+#[test]
+fn a_key_like_an_option_is_refused_with_the_way_to_give_it() {
+    let output = lockservice(&["lock", "t", "--force", "--", "true"]).output().unwrap();
+    assert_eq!(code(&output), 64);
+    assert!(
+        stderr(&output).contains("--key=--force") && !stderr(&output).contains("-- --force"),
+        "{}",
+        stderr(&output)
+    );
+    let output = lockservice(&["lock", "t", "--range", "", "--no-wait", "--", "true"]).output().unwrap();
+    assert!(code(&output) == 64 && stderr(&output).contains("--to=--no-wait"), "{}", stderr(&output));
 }

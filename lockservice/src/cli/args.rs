@@ -1,7 +1,8 @@
 //! What can be typed. Parsed once, here, into types that cannot be wrong.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::ops::Bound;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,18 +10,22 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use lockservice_core::{GroupName, Key, KeyRange, LockItem, TableName, TableRef};
 
-use super::exit::Failure;
+use super::exit::{self, Failure};
 use super::settings;
+
+// Running text stands in one line each, which clap wraps to the terminal; a line that is indented
+// must fit into 80 columns, for it would be wrapped without its indent.
 
 const AFTER_HELP: &str = "\
 Examples:
-  lockservice serve                                       # in ./lockservice.db, on 127.0.0.1:7654
-  lockservice lock jobs nightly -- ./backup.sh            # one at a time; waits for its turn
-  lockservice lock jobs nightly --no-wait -- ./backup.sh  # or exits with 75 at once
-  lockservice waits                                       # who waits for whom
+  lockservice serve                            # in ./lockservice.db
+  lockservice lock jobs nightly -- ./backup.sh # waits for its turn, runs, releases
+  lockservice lock jobs nightly --no-wait -- ./backup.sh # or exits with 75 at once
+  lockservice waits                            # who waits for whom
 
-Exit status: 64 wrong usage, 69 no server answers, 70 the lock was lost, 75 the lock was not to be had in time; otherwise
-that of the COMMAND, or 0.";
+Exit status: 64 wrong usage, 69 no server answers, 70 the lock was lost, 73 a limit of the server \
+was reached, 75 the lock was not to be had in time; otherwise that of the COMMAND, or 0. The README \
+lists them all.";
 
 const LOCK_EXAMPLES: &str = "\
 Examples:
@@ -28,14 +33,29 @@ Examples:
   lockservice lock accounts alice bob --timeout 30s -- ./transfer alice bob
   lockservice lock accounts --range a m --shared -- ./report
   lockservice lock accounts --range '' '' -- ./migrate    # the whole table
+  lockservice lock files --key=--force -- ./archive       # a key like an option
 
-The command finds the lock's fencing token in LOCKSERVICE_TOKEN and the table in LOCKSERVICE_TABLE. It and all that it starts,
-also in the background or as a daemon, is ended when the lock is lost: with SIGTERM, and with SIGKILL before anybody else can have
-the lock. What is left when the command has ended gets the stop time to end, and is then killed, before the lock is released.
+A key that begins with a dash is given as --key=KEY, such an end of a range as --from=KEY or \
+--to=KEY.
 
-Exit status: that of the COMMAND (128 + n if signal n ended it; the same signal, if it was sent to lockservice); 75 the lock was
-not to be had in time, 69 no server answers, 70 the lock was lost and the command was ended, 71 something of the command could not
-be ended, 64 wrong usage, 126 the command cannot be run, 127 it or its interpreter was not found.";
+The command finds the lock's fencing token in LOCKSERVICE_TOKEN, what is locked in \
+LOCKSERVICE_GROUP, LOCKSERVICE_TABLE and LOCKSERVICE_KEYS (rows one a line, or FROM, a line break \
+and TO). It and all that it starts, also in the background or as a daemon, is ended when the lock \
+is lost: with SIGTERM, and with SIGKILL before anybody else can have the lock. What is left when \
+the command has ended gets the stop time to end, and is then killed, before the lock is released.
+
+Exit status: that of the COMMAND (128 + n if signal n ended it; the same signal, if it was sent to \
+lockservice), or
+  64   wrong usage
+  69   no server answers
+  70   the lock was lost and the command was ended; or as --lost-exit-code says
+  71   something of the command could not be ended, or the system refused something
+  73   a limit of the server was reached: ask for less, or raise the limit
+  74   the server cannot write its store
+  75   the lock was not to be had in time; or as --conflict-exit-code says
+  126  the command cannot be run
+  127  the command or its interpreter was not found
+With --json an error is one object on stderr, whose `kind` tells them apart for certain.";
 
 const STORE_EXAMPLES: &str = "\
 Examples:
@@ -44,15 +64,19 @@ Examples:
   lockservice store restore --store postgres://locks@db/app --input binds.dump
   lockservice store migrate --store postgres://locks@db/app
 
-A file or RocksDB store is open to one process at a time: stop its server first. PostgreSQL and Redis are read while the cluster runs.
+A file or RocksDB store is open to one process at a time: stop its server first. PostgreSQL and \
+Redis are read while the cluster runs. A password in --store can be read by every user of the \
+machine (ps): see `lockservice serve --help` for other places.
 
-Exit status: 0 done, 1 the store has problems, 64 wrong usage, 65 the store or the dump is damaged or of a newer version, 69 the
-store does not answer, 74 it cannot be read or written, 75 it is in use.";
+Exit status: 0 done, 1 the store has problems, 64 wrong usage, 65 the store or the dump is damaged \
+or of a newer version, 69 the store does not answer, 74 it cannot be read or written, 75 it is in \
+use, 78 the settings are wrong.";
 
 const RESTORE_NOTES: &str = "\
-Stop the cluster that was dumped, for good, before its dump is restored: two clusters of one dump both grant the same locks, and neither
-store can know of the other. Everything of the old cluster is void in the new one: sessions, leases, binds; tokens and versions only grow.
-A restore that was interrupted leaves a store that no server accepts, until the same restore was run again.";
+Stop the cluster that was dumped, for good, before its dump is restored: two clusters of one dump \
+both grant the same locks, and neither store can know of the other. Everything of the old cluster is \
+void in the new one: sessions, leases, binds; tokens and versions only grow. A restore that was \
+interrupted leaves a store that no server accepts, until the same restore was run again.";
 
 /// Row and range locks with fencing tokens, for jobs, services and databases.
 #[derive(Debug, Parser)]
@@ -97,13 +121,27 @@ pub(crate) struct ClientArgs {
 }
 
 const SERVE_NOTES: &str = "\
-Every setting can stand in the TOML file of --config (listen, store, node, …), or in the environment (LOCKSERVICE_LISTEN, …,
-LOCKSERVICE_ALLOCATOR__TABLES_MAX for a key of a section). Flags go before the environment, and that before the file.
+Every setting can stand in the TOML file of --config (listen, store, node, …), or in the environment \
+(LOCKSERVICE_LISTEN, …, LOCKSERVICE_ALLOCATOR__TABLES_MAX for a key of a section). Flags go before \
+the environment, and that before the file. A variable that is empty is not set.
+
+A password in --store can be read by every user of the machine (ps). Give the URL as \
+LOCKSERVICE_STORE instead, or as `store` in a --config file that only this user may read. For \
+PostgreSQL the URL can do without it: PGPASSWORD, or the password file of PGPASSFILE (~/.pgpass).
+
+The first SIGINT or SIGTERM stops the server in order: its locks are given up, and the next start \
+need not wait. Another one, a second later or more, stops it at once. SIGHUP means that the terminal \
+has gone if the server was started from one; else it changes nothing. RUST_LOG says what is logged \
+to stderr (warn); lines that nobody reads are dropped and counted.
+
+Exit status: 0 stopped in order, 64 wrong usage, 65 the store is damaged or of a newer version, 69 \
+the store does not answer, or stopped at once, 70 the service failed, 71 the operating system \
+refused something, 74 the store cannot be read or written, 75 it is in use, 78 the settings are wrong.
 
 Examples:
   lockservice serve
   lockservice serve --store rocks:/var/lib/lockservice --node a
-  lockservice serve --store memory:                       # for one process alone; forgets everything when it ends
+  lockservice serve --store memory:    # for one process alone; forgets everything
 
 `lockservice serve --help` lists every setting; -h only these lines.";
 
@@ -116,7 +154,8 @@ pub(crate) struct ServeArgs {
     /// Where the other nodes and the clients reach this one, HOST:PORT [default: the address it listens on].
     #[arg(long, value_name = "ADDR")]
     pub(crate) advertise: Option<String>,
-    /// Where bindings are kept: file:PATH, rocks:PATH, postgres://…, redis://… or memory: [default: file:./lockservice.db].
+    /// Where bindings are kept: file:PATH, rocks:PATH, postgres://…, redis://… or memory:
+    /// [default: file:./lockservice.db]. For one with a password see below.
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
     /// Name of this node, the same over its restarts [default: the machine's name].
@@ -139,20 +178,47 @@ pub(crate) struct ServeArgs {
     pub(crate) session_ttl: Option<Duration>,
 }
 
+impl ServeArgs {
+    /// The flags that were given.
+    pub(crate) fn given(&self) -> Vec<&'static str> {
+        [
+            ("--listen", self.listen.is_some()),
+            ("--advertise", self.advertise.is_some()),
+            ("--store", self.store.is_some()),
+            ("--node", self.node.is_some()),
+            ("--config", self.config.is_some()),
+            ("--insecure", self.insecure),
+            ("--lease-ttl", self.lease_ttl.is_some()),
+            ("--start-timeout", self.start_timeout.is_some()),
+            ("--session-ttl", self.session_ttl.is_some()),
+        ]
+        .into_iter()
+        .filter_map(|(flag, given)| given.then_some(flag))
+        .collect()
+    }
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = LOCK_EXAMPLES, override_usage = "lockservice lock [OPTIONS] TABLE (KEY… | --range FROM TO) -- COMMAND…")]
 pub(crate) struct LockArgs {
     /// The lock table.
     pub(crate) table: TableName,
     /// The keys, all or none of which are locked.
-    #[arg(value_name = "KEY", required_unless_present_any = ["range", "more_keys"])]
+    #[arg(value_name = "KEY", required_unless_present_any = ["more_keys", "range", "from", "to"])]
     pub(crate) keys: Vec<OsString>,
     /// One more key, which may begin with a hyphen: --key=--x.
-    #[arg(long = "key", value_name = "KEY", require_equals = true, conflicts_with = "range")]
+    #[arg(long = "key", value_name = "KEY", require_equals = true)]
     pub(crate) more_keys: Vec<OsString>,
     /// A range of keys, FROM and TO inside; an empty one is open.
-    #[arg(long, num_args = 2, value_names = ["FROM", "TO"], conflicts_with = "keys", allow_hyphen_values = true)]
+    #[arg(long, num_args = 2, value_names = ["FROM", "TO"], allow_hyphen_values = true)]
+    #[arg(conflicts_with_all = ["keys", "more_keys", "from", "to"])]
     pub(crate) range: Option<Vec<OsString>>,
+    /// The first key of a range; open without it.
+    #[arg(long, value_name = "KEY", allow_hyphen_values = true, conflicts_with_all = ["keys", "more_keys"])]
+    pub(crate) from: Option<OsString>,
+    /// The last key of a range; open without it.
+    #[arg(long, value_name = "KEY", allow_hyphen_values = true, conflicts_with_all = ["keys", "more_keys"])]
+    pub(crate) to: Option<OsString>,
     /// The group of the table.
     #[arg(long, default_value = "default")]
     pub(crate) group: GroupName,
@@ -165,6 +231,15 @@ pub(crate) struct LockArgs {
     /// Do not wait: exit with 75 if the lock is not free.
     #[arg(long, conflicts_with = "timeout")]
     pub(crate) no_wait: bool,
+    /// Exit with this status, instead of 75, if the lock was not to be had in time.
+    #[arg(short = 'E', long, value_name = "N")]
+    pub(crate) conflict_exit_code: Option<u8>,
+    /// Exit with this status, instead of 70, if the lock was lost.
+    #[arg(long, value_name = "N")]
+    pub(crate) lost_exit_code: Option<u8>,
+    /// Do not say whom the lock is waited for.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
     /// How long the server keeps the lock if this process falls silent [default: the server's, 10s].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) ttl: Option<Duration>,
@@ -182,20 +257,58 @@ impl LockArgs {
     /// The table and what is to be locked in it.
     pub(crate) fn target(&self) -> Result<(TableRef, Vec<LockItem>), Failure> {
         let table = TableRef { group: self.group.clone(), name: self.table.clone() };
-        let bytes = |text: &OsString| -> Vec<u8> { std::os::unix::ffi::OsStringExt::into_vec(text.clone()) };
-        let bound = |text: &OsString| -> Result<Bound<Key>, Failure> {
-            let bytes: Vec<u8> = bytes(text);
-            Ok(if bytes.is_empty() { Bound::Unbounded } else { Bound::Included(Key::new(bytes)?) })
-        };
-        let items = match self.range.as_deref() {
+        let items = match self.ends()? {
             Some([from, to]) => vec![LockItem::Range(KeyRange::new(bound(from)?, bound(to)?)?)],
-            _ => {
-                let row = |key| -> Result<LockItem, Failure> { Ok(LockItem::Row(Key::new(bytes(key))?)) };
+            None => {
+                let row = |key: &OsString| -> Result<LockItem, Failure> { Ok(LockItem::Row(Key::new(bytes(key))?)) };
                 self.keys.iter().chain(&self.more_keys).map(row).collect::<Result<_, _>>()?
             }
         };
         Ok((table, items))
     }
+
+    /// Both ends of the range, as they were typed, if it is a range.
+    fn ends(&self) -> Result<Option<[&OsStr; 2]>, Failure> {
+        let Some([from, to]) = self.range.as_deref() else {
+            let is_range = self.from.is_some() || self.to.is_some();
+            return Ok(is_range.then(|| [&self.from, &self.to].map(|end| end.as_deref().unwrap_or_default())));
+        };
+        if let Some(end) = [from, to].into_iter().find(|end| end.as_encoded_bytes().starts_with(b"--")) {
+            let end = end.to_string_lossy();
+            return Err(Failure::usage(format!(
+                "--range takes {end:?} as an end of the range: give both ends, '' for an open one; an end that really begins \
+                 so is given as --from={end} or --to={end}"
+            )));
+        }
+        Ok(Some([from, to]))
+    }
+
+    /// What is locked, for the command: rows one a line, or both ends of the range.
+    pub(crate) fn keys_for_command(&self) -> OsString {
+        let parts: Vec<&OsStr> = match self.ends() {
+            Ok(Some(ends)) => ends.to_vec(),
+            _ => self.keys.iter().chain(&self.more_keys).map(OsString::as_os_str).collect(),
+        };
+        parts.join(OsStr::new("\n"))
+    }
+
+    /// The failure with the exit status that was asked for instead of ours.
+    pub(crate) fn with_own_status(&self, failure: Failure) -> Failure {
+        let status = match failure.status {
+            exit::NOT_NOW => self.conflict_exit_code,
+            exit::LOST => self.lost_exit_code,
+            _ => None,
+        };
+        Failure { status: status.unwrap_or(failure.status), ..failure }
+    }
+}
+
+fn bytes(text: &OsStr) -> Vec<u8> {
+    text.as_bytes().to_vec()
+}
+
+fn bound(text: &OsStr) -> Result<Bound<Key>, Failure> {
+    Ok(if text.is_empty() { Bound::Unbounded } else { Bound::Included(Key::new(bytes(text))?) })
 }
 
 #[derive(Debug, Args)]
@@ -356,12 +469,63 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    fn target(args: &[&str]) -> Result<String, Failure> {
+        let line = [&["lockservice", "lock", "t"], args, &["--", "true"]].concat();
+        let cli = Cli::try_parse_from(line).map_err(|error| Failure::usage(error.to_string()))?;
+        let Command::Lock(args) = cli.command else { panic!("lock") };
+        let (_, items) = args.target()?;
+        Ok(items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+    }
+
     #[test]
     fn an_end_of_a_range_that_is_empty_is_open() {
-        let cli = Cli::try_parse_from(["lockservice", "lock", "t", "--range", "", "m", "--", "true"]).unwrap();
-        let Command::Lock(args) = cli.command else { panic!("lock") };
-        let (_, items) = args.target().unwrap();
-        assert_eq!(items.len(), 1);
-        assert_eq!(items[0].to_string(), "(-∞, m]");
+        assert_eq!(target(&["--range", "", "m"]).unwrap(), "(-∞, m]");
+        assert_eq!(target(&["--from", "a"]).unwrap(), "[a, +∞)");
+        assert_eq!(target(&["--from=a", "--to="]).unwrap(), "[a, +∞)");
+    }
+
+    #[test]
+    fn an_option_is_not_taken_for_an_end_and_a_key_like_an_option_can_be_given() {
+        let refused = target(&["--range", "", "--no-wait"]).unwrap_err();
+        assert!(refused.status == exit::USAGE && refused.sentence.contains("--to=--no-wait"), "{}", refused.sentence);
+        assert!(target(&["--range", "--shared", "a"]).is_err());
+        assert_eq!(target(&["--range", "-a", "-b"]).unwrap(), "[-a, -b]");
+        assert_eq!(target(&["--from=--a", "--to=--b"]).unwrap(), "[--a, --b]");
+        assert_eq!(target(&["a", "--key=--x", "--key=-y"]).unwrap(), "a --x -y");
+        for both in [&["a", "--from", "b"][..], &["--key=a", "--range", "a", "b"], &["--range", "a", "b", "--to", "c"]]
+        {
+            assert!(target(both).is_err(), "{both:?}");
+        }
+    }
+
+    #[test]
+    fn no_line_of_help_is_wrapped_twice() {
+        fn check(command: &clap::Command) {
+            for text in [command.get_after_help(), command.get_after_long_help()].into_iter().flatten() {
+                let text = text.to_string();
+                let mut before = "";
+                for line in text.lines() {
+                    if line.starts_with(' ') {
+                        assert!(line.chars().count() <= 80, "wrapped at 80 columns: {line:?}");
+                    } else {
+                        // Running text is wrapped by clap, so a line break ends a paragraph or opens a list.
+                        let goes_on = !line.is_empty() && !before.is_empty() && !before.starts_with(' ');
+                        assert!(!goes_on, "wrapped by hand: {before:?} {line:?}");
+                    }
+                    before = line;
+                }
+            }
+            command.get_subcommands().for_each(check);
+        }
+        use clap::CommandFactory;
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn the_commands_own_status_and_ours_can_be_told_apart() {
+        let cli = Cli::try_parse_from(["lockservice", "lock", "t", "k", "-E", "1", "--lost-exit-code=2", "--", "true"]);
+        let Command::Lock(args) = cli.unwrap().command else { panic!("lock") };
+        let with = |status| args.with_own_status(Failure::new(status, "kind", "why")).status;
+        assert_eq!([exit::NOT_NOW, exit::LOST, exit::USAGE].map(with), [1, 2, exit::USAGE]);
     }
 }

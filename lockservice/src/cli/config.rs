@@ -1,5 +1,7 @@
 //! What a server is told: one TOML file, the environment, flags, in rising priority.
 
+use std::ffi::OsString;
+use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 
 use figment::error::Kind;
@@ -10,14 +12,22 @@ use lockservice_core::NodeName;
 use lockservice_core::allocator::AllocatorSettings;
 use lockservice_core::service::ServiceSettings;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::args::ServeArgs;
-use super::exit::{self, Failure};
+use super::exit::{self, Failure, say_event};
 use crate::server::ServerSettings;
 
 /// Environment variables with our prefix that are not settings of a server.
-const NOT_SETTINGS: [&str; 5] =
-    ["LOCKSERVICE_SERVER", "LOCKSERVICE_CONFIG", "LOCKSERVICE_TOKEN", "LOCKSERVICE_TABLE", "LOCKSERVICE_CACHE"];
+const NOT_SETTINGS: [&str; 7] = [
+    "LOCKSERVICE_SERVER",
+    "LOCKSERVICE_CONFIG",
+    "LOCKSERVICE_TOKEN",
+    "LOCKSERVICE_TABLE",
+    "LOCKSERVICE_GROUP",
+    "LOCKSERVICE_KEYS",
+    "LOCKSERVICE_CACHE",
+];
 
 const PREFIX: &str = "LOCKSERVICE_";
 
@@ -45,6 +55,43 @@ pub(crate) struct Config {
     pub(crate) allocator: AllocatorSettings,
 }
 
+/// Where the settings of a server came from: names only, for a value may be a secret.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Origin {
+    /// The configuration file.
+    pub(crate) file: Option<String>,
+    /// Variables of the environment.
+    pub(crate) variables: Vec<String>,
+    /// Flags.
+    pub(crate) flags: Vec<&'static str>,
+}
+
+impl Origin {
+    /// Says it on stderr, for whoever wonders later why the server does what it does.
+    pub(crate) fn say(&self, json: bool) {
+        let object = json.then(|| {
+            json!({
+                "event": "started_from",
+                "config": self.file,
+                "environment": self.variables,
+                "flags": self.flags,
+            })
+        });
+        say_event("started from ", &self.to_string(), object);
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.iter().map(|file| format!("the configuration file {file}"));
+        let variables =
+            (!self.variables.is_empty()).then(|| format!("the environment ({})", self.variables.join(", ")));
+        let flags = (!self.flags.is_empty()).then(|| format!("flags ({})", self.flags.join(", ")));
+        let all: Vec<String> = file.chain(variables).chain(flags).collect();
+        f.write_str(&if all.is_empty() { "the defaults".to_owned() } else { all.join(", ") })
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -62,8 +109,11 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Merges everything. Fails naming the key, and where it stands.
-    pub(crate) fn load(args: &ServeArgs, env: impl Iterator<Item = (String, String)>) -> Result<Self, Failure> {
+    /// Merges everything; also tells where it came from. Fails naming the key, and where it stands.
+    pub(crate) fn load(
+        args: &ServeArgs,
+        env: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<(Self, Origin), Failure> {
         let config = |sentence: String| Failure::new(exit::CONFIG, "config", sentence);
         let defaults = Figment::from(Serialized::defaults(Self::default()));
         let mut figment = defaults.clone();
@@ -76,14 +126,20 @@ impl Config {
             })?;
             figment = figment.merge(Toml::string(&text));
         }
-        figment = figment.merge(Environment::new(&defaults, env));
+        let environment = Environment::new(&defaults, env)?;
+        let origin = Origin {
+            file: args.config.as_ref().map(|_| file.clone()),
+            variables: environment.names.clone(),
+            flags: args.given(),
+        };
+        figment = figment.merge(environment);
         let mut merged: Self = figment.extract().map_err(|errors| {
             let all: Vec<String> = errors.into_iter().map(|error| describe(&error, &file)).collect();
             config(all.join("; "))
         })?;
         merged.apply(args);
         merged.check()?;
-        Ok(merged)
+        Ok((merged, origin))
     }
 
     fn apply(&mut self, args: &ServeArgs) {
@@ -188,16 +244,27 @@ fn describe(error: &figment::Error, file: &str) -> String {
 }
 
 /// `LOCKSERVICE_KEY` and `LOCKSERVICE_SECTION__KEY`, read as what the key's default is: a node may be called `007`.
-struct Environment(Dict);
+struct Environment {
+    settings: Dict,
+    /// The variables that were taken.
+    names: Vec<String>,
+}
 
 impl Environment {
     const NAME: &str = "environment";
 
-    fn new(defaults: &Figment, env: impl Iterator<Item = (String, String)>) -> Self {
-        let mut dict = Dict::new();
-        for (name, text) in env {
-            let Some(key) = name.strip_prefix(PREFIX).filter(|_| !NOT_SETTINGS.contains(&name.as_str())) else {
+    /// Takes what is a setting. Empty means not set. Fails for a setting that is no text.
+    fn new(defaults: &Figment, env: impl Iterator<Item = (OsString, OsString)>) -> Result<Self, Failure> {
+        let (mut settings, mut names) = (Dict::new(), Vec::new());
+        for (name, value) in env {
+            let name = name.to_string_lossy();
+            let Some(key) = name.strip_prefix(PREFIX).filter(|_| !NOT_SETTINGS.contains(&&*name)) else { continue };
+            if value.is_empty() || is_service_link(key, &value.to_string_lossy()) {
                 continue;
+            }
+            let Some(text) = value.to_str() else {
+                let sentence = format!("the environment variable {name} is not UTF-8: correct it");
+                return Err(Failure::new(exit::CONFIG, "config", sentence));
             };
             let key = key.to_lowercase().replace("__", ".");
             let value = match defaults.find_value(&key) {
@@ -205,10 +272,30 @@ impl Environment {
                 Ok(Value::Bool(..)) => text.parse::<bool>().map_or_else(|_| text.into(), Value::from),
                 _ => text.into(),
             };
-            insert(&mut dict, &key, value);
+            insert(&mut settings, &key, value);
+            names.push(name.into_owned());
         }
-        Self(dict)
+        names.sort_unstable();
+        Ok(Self { settings, names })
     }
+}
+
+/// True for what Kubernetes sets in every pod about a service that is named `lockservice` or `lockservice-…`.
+///
+/// Of a service `lockservice` those are, behind our prefix: `SERVICE_HOST`, `SERVICE_PORT`,
+/// `SERVICE_PORT_GRPC`, `PORT` (a URL), `PORT_7654_TCP`, and `PORT_7654_TCP_ADDR`, `_PORT`, `_PROTO`.
+fn is_service_link(key: &str, value: &str) -> bool {
+    let key = format!("_{key}");
+    let of_a_port = key.rsplit_once("_PORT_").is_some_and(|(_, rest)| {
+        let (number, protocol) = rest.split_once('_').unwrap_or((rest, ""));
+        let protocol = protocol.split('_').next().unwrap_or_default();
+        number.parse::<u16>().is_ok() && ["TCP", "UDP", "SCTP"].contains(&protocol)
+    });
+    of_a_port
+        || key.ends_with("_SERVICE_HOST")
+        || key.ends_with("_SERVICE_PORT")
+        || key.contains("_SERVICE_PORT_")
+        || (key.ends_with("_PORT") && value.contains("://"))
 }
 
 fn insert(dict: &mut Dict, key: &str, value: Value) {
@@ -231,7 +318,7 @@ impl Provider for Environment {
     }
 
     fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
-        Ok(Map::from([(Profile::Default, self.0.clone())]))
+        Ok(Map::from([(Profile::Default, self.settings.clone())]))
     }
 }
 
@@ -243,7 +330,34 @@ mod tests {
     fn load(flags: &[&str], env: &[(&str, &str)]) -> Result<Config, Failure> {
         let cli = crate::cli::args::Cli::try_parse_from(["lockservice", "serve"].iter().chain(flags)).unwrap();
         let crate::cli::args::Command::Serve(args) = cli.command else { panic!("serve") };
-        Config::load(&args, env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+        load_os(&args, env.iter().map(|(name, value)| (name.into(), value.into())))
+    }
+
+    fn load_os(args: &ServeArgs, env: impl Iterator<Item = (OsString, OsString)>) -> Result<Config, Failure> {
+        Config::load(args, env).map(|(config, _)| config)
+    }
+
+    #[test]
+    fn where_the_settings_came_from_is_told_without_their_values() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_path_buf();
+        let args = ServeArgs {
+            config: Some(path.clone()),
+            store: Some("postgres://me:secret@h/d".to_owned()),
+            insecure: true,
+            ..ServeArgs::default()
+        };
+        let env =
+            [("LOCKSERVICE_NODE", "a"), ("LOCKSERVICE_LISTEN", ""), ("LOCKSERVICE_ADVERTISE", "h:1"), ("HOME", "/")];
+        let env = env.into_iter().map(|(name, value)| (name.into(), value.into()));
+        let (_, origin) = Config::load(&args, env).unwrap();
+        let expected = format!(
+            "the configuration file {}, the environment (LOCKSERVICE_ADVERTISE, LOCKSERVICE_NODE), flags (--store, --config, --insecure)",
+            path.display()
+        );
+        assert_eq!(origin.to_string(), expected);
+        let (_, origin) = Config::load(&ServeArgs::default(), std::iter::empty()).unwrap();
+        assert_eq!(origin.to_string(), "the defaults");
     }
 
     #[test]
@@ -279,6 +393,56 @@ mod tests {
         let failure = load(&[], &[("LOCKSERVICE_LISEN", "x")]).unwrap_err();
         assert!(failure.sentence.contains("LOCKSERVICE_LISEN"), "{}", failure.sentence);
         assert!(load(&[], &[("LOCKSERVICE_TOKEN", "7"), ("LOCKSERVICE_TABLE", "t")]).is_ok());
+    }
+
+    #[test]
+    fn what_kubernetes_sets_about_a_service_of_our_name_is_no_setting() {
+        let links = [
+            ("LOCKSERVICE_SERVICE_HOST", "10.0.0.11"),
+            ("LOCKSERVICE_SERVICE_PORT", "7654"),
+            ("LOCKSERVICE_SERVICE_PORT_GRPC", "7654"),
+            ("LOCKSERVICE_PORT", "tcp://10.0.0.11:7654"),
+            ("LOCKSERVICE_PORT_7654_TCP", "tcp://10.0.0.11:7654"),
+            ("LOCKSERVICE_PORT_7654_TCP_PROTO", "tcp"),
+            ("LOCKSERVICE_PORT_7654_TCP_PORT", "7654"),
+            ("LOCKSERVICE_PORT_7654_TCP_ADDR", "10.0.0.11"),
+            ("LOCKSERVICE_NODE_SERVICE_HOST", "10.0.0.12"),
+            ("LOCKSERVICE_NODE_PORT_7654_TCP_ADDR", "10.0.0.12"),
+        ];
+        assert_eq!(load(&[], &links).unwrap(), Config::default());
+        for wrong in
+            [("LOCKSERVICE_PORT", "7655"), ("LOCKSERVICE_SERVICE_SESSIONS_MAX", "9"), ("LOCKSERVICE_STORE_PORT", "1")]
+        {
+            let refused = load(&[], &[wrong]).unwrap_err();
+            assert!(refused.status == exit::CONFIG && refused.sentence.contains(wrong.0), "{}", refused.sentence);
+        }
+    }
+
+    #[test]
+    fn an_environment_that_is_not_utf_8_is_read_and_only_a_setting_of_ours_must_be_text() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let bytes = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+        let args = ServeArgs::default();
+        let foreign = [
+            (bytes(b"OTHER"), bytes(b"\xff")),
+            (bytes(b"\xff"), bytes(b"x")),
+            (bytes(b"LOCKSERVICE_KEYS"), bytes(b"\xff")),
+        ];
+        assert_eq!(load_os(&args, foreign.into_iter()).unwrap(), Config::default());
+        let ours = [(bytes(b"LOCKSERVICE_NODE"), bytes(b"\xff"))];
+        let refused = load_os(&args, ours.into_iter()).unwrap_err();
+        assert!(
+            refused.status == exit::CONFIG && refused.sentence.contains("LOCKSERVICE_NODE"),
+            "{}",
+            refused.sentence
+        );
+    }
+
+    #[test]
+    fn an_empty_variable_is_one_that_is_not_set() {
+        let empty =
+            [("LOCKSERVICE_STORE", ""), ("LOCKSERVICE_INSECURE", ""), ("LOCKSERVICE_SERVICE__SESSIONS_MAX", "")];
+        assert_eq!(load(&[], &empty).unwrap(), Config::default());
     }
 
     #[test]

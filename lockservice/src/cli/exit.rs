@@ -3,9 +3,11 @@
 use std::process::ExitCode;
 
 use lockservice_core::{Error, ErrorKind};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::list;
+use super::output::{printable, printable_json};
+use super::sink;
 
 /// What was to be checked has problems.
 pub(crate) const PROBLEMS: u8 = 1;
@@ -19,6 +21,8 @@ pub(crate) const UNAVAILABLE: u8 = 69;
 pub(crate) const LOST: u8 = 70;
 /// The operating system refused something (`EX_OSERR`).
 pub(crate) const OS: u8 = 71;
+/// A limit of the server was reached: later may be no better, less or a higher limit is (`EX_CANTCREAT`).
+pub(crate) const LIMIT: u8 = 73;
 /// A file or store cannot be read or written (`EX_IOERR`).
 pub(crate) const IO: u8 = 74;
 /// Not to be had now, but perhaps later (`EX_TEMPFAIL`).
@@ -92,11 +96,11 @@ pub(crate) fn status_of(kind: ErrorKind) -> u8 {
         | ErrorKind::Timeout
         | ErrorKind::Deadlock
         | ErrorKind::Rebinding
-        | ErrorKind::ResourceExhausted
         | ErrorKind::BindChanged
         | ErrorKind::SpansNodes
         | ErrorKind::TxnNotFound
         | ErrorKind::StoreInUse => NOT_NOW,
+        ErrorKind::ResourceExhausted => LIMIT,
         ErrorKind::Cancelled => INTERRUPTED,
         ErrorKind::Unavailable
         | ErrorKind::ShuttingDown
@@ -112,7 +116,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> u8 {
     }
 }
 
-/// Writes one error to stderr. A closed stderr is no reason to panic.
+/// Writes one error to stderr.
 pub(crate) fn say_error(json: bool, kind: &str, sentence: &str) {
     say_error_with(json, kind, sentence, &Map::new());
 }
@@ -121,43 +125,53 @@ fn say_error_with(json: bool, kind: &str, sentence: &str, fields: &Map<String, V
     if sentence.is_empty() {
         return;
     }
-    let line = if json {
+    let object = json.then(|| {
         let mut object = fields.clone();
         object.insert("error".into(), sentence.into());
         object.insert("kind".into(), kind.into());
-        format!("{}\n", Value::Object(object))
-    } else {
-        format!("error: {}\n", sentence.replace('\n', " "))
-    };
-    say(&line);
+        Value::Object(object)
+    });
+    say(object, "error", sentence);
 }
 
 /// Writes a warning to stderr: the result is right, but not what it seems.
 pub(crate) fn say_warning(json: bool, kind: &str, sentence: &str) {
-    if json {
-        say(&format!("{}\n", serde_json::json!({ "warning": sentence, "kind": kind })));
-    } else {
-        say(&format!("warning: {sentence}\n"));
-    }
+    say(json.then(|| json!({ "warning": sentence, "kind": kind })), "warning", sentence);
 }
 
 /// Writes a note to stderr. Nothing is printed in JSON mode, where every line is a result or an error.
 pub(crate) fn say_note(json: bool, sentence: &str) {
     if !json {
-        say(&format!("lockservice: {sentence}\n"));
+        say(None, "lockservice", sentence);
     }
 }
 
 /// Says on stderr why a start waits, also in JSON mode: whoever looks there wants to know.
 pub(crate) fn say_waiting(json: bool, reason: &str) {
-    if json {
-        say(&format!("{}\n", serde_json::json!({ "event": "waiting", "reason": reason })));
-    } else {
-        say(&format!("lockservice: waiting: {}\n", reason.replace('\n', " ")));
-    }
+    say_event("waiting: ", reason, json.then(|| json!({ "event": "waiting", "reason": reason })));
 }
 
-fn say(line: &str) {
-    // Nobody is left to be told that stderr is closed.
-    let _ = std::io::Write::write_all(&mut std::io::stderr().lock(), line.as_bytes());
+/// Says on stderr what happens, also in JSON mode: as the object, if there is one.
+pub(crate) fn say_event(what: &str, sentence: &str, object: Option<Value>) {
+    say(object, "lockservice", &format!("{what}{sentence}"));
+}
+
+/// Writes one line, whatever is in the sentence: a server may have written it.
+fn say(object: Option<Value>, who: &str, sentence: &str) {
+    let line = match object {
+        Some(object) => printable_json(&object.to_string()),
+        None => format!("{who}: {}", printable(&sentence.replace('\n', " "))),
+    };
+    sink::stderr().line(format!("{line}\n"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_has_a_status_of_its_own_for_later_may_be_no_better() {
+        assert_eq!(status_of(ErrorKind::ResourceExhausted), LIMIT);
+        assert_eq!(status_of(ErrorKind::Timeout), NOT_NOW);
+    }
 }

@@ -190,7 +190,7 @@ fn bound(bound: Bound<&Key>) -> Value {
 }
 
 /// The key's bytes, unless it is shown as the text that it is.
-fn hex_if_needed(name: &str, key: &Key) -> Option<(String, Value)> {
+pub(crate) fn hex_if_needed(name: &str, key: &Key) -> Option<(String, Value)> {
     if key.to_string().as_bytes() == key.as_bytes() {
         return None;
     }

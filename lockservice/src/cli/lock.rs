@@ -11,7 +11,9 @@ use nix::sys::signal::Signal;
 use super::args::LockArgs;
 use super::exit::{self, Failure};
 use super::signals::{self, Signals};
+use super::sink;
 use super::supervise::{Frame, Job, Supervised, kill_margin};
+use super::waiting;
 use crate::client::{Client, LockGuard, Session};
 
 /// Longest default stop time.
@@ -36,6 +38,7 @@ impl End {
         match self {
             Self::Status(status) => status,
             Self::Signal(signal) => {
+                sink::flush();
                 signals::die_of(signal);
                 of_signal(signal as i32)
             }
@@ -57,7 +60,7 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
     }
     let mut signals = Signals::take()
         .map_err(|error| Failure::new(exit::OS, "os", format!("cannot take signals: {error}; nothing was locked")))?;
-    let (session, stop_time) = tokio::select! {
+    let (client, session, stop_time) = tokio::select! {
         // Signals first, here and below: one that came before the lock did is not passed on to a
         // command, it keeps the command from being started.
         biased;
@@ -68,7 +71,7 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
         biased;
         // Dropping the call takes the request back.
         signal = signals.next_to_end() => Ok(End::Signal(signal)),
-        held = acquire(args, &session) => match held {
+        held = acquire(args, &client, &session, json) => match held {
             Ok(lock) => {
                 let held = hold(args, &lock, stop_time, &mut signals, json).await;
                 if held.over {
@@ -99,7 +102,7 @@ async fn give_up(session: &Session) {
 }
 
 /// Connects and opens a session; also answers the stop time.
-async fn open(args: &LockArgs) -> Result<(Session, Duration), Failure> {
+async fn open(args: &LockArgs) -> Result<(Client, Session, Duration), Failure> {
     // What is wrong with the keys is said before anything is connected.
     args.target()?;
     let client = Client::builder().name(client_name()).connect(&args.client.server).await?;
@@ -116,10 +119,10 @@ async fn open(args: &LockArgs) -> Result<(Session, Duration), Failure> {
             )));
         }
     };
-    Ok((session, stop_time))
+    Ok((client, session, stop_time))
 }
 
-async fn acquire(args: &LockArgs, session: &Session) -> Result<LockGuard, Failure> {
+async fn acquire(args: &LockArgs, client: &Client, session: &Session, json: bool) -> Result<LockGuard, Failure> {
     let (table, items) = args.target()?;
     let spec = LockSpec {
         mode: if args.shared { LockMode::Shared } else { LockMode::Exclusive },
@@ -127,8 +130,12 @@ async fn acquire(args: &LockArgs, session: &Session) -> Result<LockGuard, Failur
         timeout: args.timeout,
         ..LockSpec::new(table, items)
     };
+    let (table, name) = (spec.table.clone(), client_name());
     // Of a lock that is not to be had the error says who holds it.
-    Ok(session.lock(spec).await?)
+    Ok(tokio::select! {
+        outcome = session.lock(spec) => outcome?,
+        never = waiting::say_whom(client, &name, &table, json), if !args.quiet => match never {},
+    })
 }
 
 /// Who this is, for operators: `lock@HOST:PID`.
@@ -149,10 +156,12 @@ struct Held {
 /// Runs the command until it ends, or until the lock is lost.
 async fn hold(args: &LockArgs, lock: &LockGuard, stop_time: Duration, signals: &mut Signals, json: bool) -> Held {
     let env = [
-        ("LOCKSERVICE_TOKEN", lock.token().to_string()),
-        ("LOCKSERVICE_TABLE", args.table.to_string()),
+        ("LOCKSERVICE_TOKEN", lock.token().to_string().into()),
+        ("LOCKSERVICE_GROUP", args.group.to_string().into()),
+        ("LOCKSERVICE_TABLE", args.table.to_string().into()),
+        ("LOCKSERVICE_KEYS", args.keys_for_command()),
         // Also if it was a flag: a nested `lockservice` means the same server.
-        ("LOCKSERVICE_SERVER", args.client.server.clone()),
+        ("LOCKSERVICE_SERVER", args.client.server.clone().into()),
     ];
     // Of the node where the lock is.
     let mut guard = lock.guard();

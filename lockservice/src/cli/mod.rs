@@ -13,14 +13,18 @@ mod output;
 mod serve;
 mod settings;
 mod signals;
+mod sink;
 mod store;
 mod supervise;
+mod waiting;
 
+use std::ffi::OsStr;
 use std::future::Future;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::builder::Resettable;
 use clap::error::ErrorKind as ClapKind;
+use clap::{CommandFactory as _, FromArgMatches as _};
 
 use self::args::{Cli, Command};
 use self::exit::Failure;
@@ -29,17 +33,31 @@ use self::exit::Failure;
 ///
 /// To be called on the main thread, before any other thread is started.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let status = run();
+    // Lines are written by a thread, which ends with the process.
+    sink::flush();
+    status
+}
+
+fn run() -> ExitCode {
+    let parsed =
+        without_empty_variables(Cli::command()).try_get_matches().and_then(|found| Cli::from_arg_matches(&found));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => return refuse(&args::with_tip_for_keys(error)),
     };
     let json = cli.json;
+    if json {
+        sink::use_json();
+    }
     let result = match &cli.command {
         // These two stay single-threaded and without a runtime: the first is the last to be alive, the second becomes the command.
         Command::Supervise(args) => return supervise::supervise(args),
         Command::Exec(args) => return supervise::exec(args),
         Command::Serve(args) => serve::run(args, json),
-        Command::Lock(args) => block_on(lock::run(args, json)).map(lock::End::finish),
+        Command::Lock(args) => {
+            block_on(lock::run(args, json)).map(lock::End::finish).map_err(|failure| args.with_own_status(failure))
+        }
         Command::Locks(args) => block_on(list::locks(args, json)).map(|()| 0),
         Command::Waits(args) => block_on(list::waits(args, json)).map(|()| 0),
         Command::Binds(args) => block_on(list::binds(args, json)).map(|()| 0),
@@ -61,6 +79,14 @@ fn no_runtime(error: std::io::Error) -> Failure {
     Failure::new(exit::OS, "os", format!("cannot start: {error}; check the limits on open files and threads"))
 }
 
+/// The same command line, for which an empty variable of the environment is one that is not set.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| if arg.get_env().is_some_and(is_empty) { arg.env(Resettable::Reset) } else { arg })
+        .mut_subcommands(without_empty_variables)
+}
+
 /// Wrong usage, or a wish for help.
 fn refuse(error: &clap::Error) -> ExitCode {
     match error.kind() {
@@ -71,6 +97,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
         }
         // Arguments did not parse, so `--json` is looked for by hand, up to where the user's own command begins.
         _ if std::env::args_os().take_while(|arg| arg != "--").any(|arg| arg == "--json") => {
+            sink::use_json();
             let text = error.render().to_string();
             let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
             let tips = rest.lines().filter_map(|line| line.trim_start().strip_prefix("tip: "));

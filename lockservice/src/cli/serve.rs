@@ -4,34 +4,56 @@ use std::io::{self, IsTerminal as _};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use lockservice_core::clock::{Clock as _, SystemClock, Time};
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tracing_subscriber::EnvFilter;
 
 use super::args::ServeArgs;
 use super::config::Config;
-use super::exit::{self, Failure, say_note};
+use super::exit::{self, Failure, say_note, say_warning};
 use super::limits;
 use super::node::{Ending, Joined, Node, Waiting};
-use super::output::Output;
+use super::signals::Ignored;
+use super::sink::{self, LogLine};
+
+/// A second signal means more than the first only if it comes at least so long after it.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Runs a server. Answers the exit status.
 pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
-    let config = Config::load(args, std::env::vars())?;
-    log_to_stderr();
+    let (config, origin) = Config::load(args, std::env::vars_os())?;
+    log_to_stderr(json);
+    origin.say(json);
     limits::allow_connections(config.server.connections_max, json);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(super::no_runtime)?;
     runtime.block_on(serve(config, json))
 }
 
-/// Warnings go to stderr; `RUST_LOG` says what else.
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+/// Warnings go to stderr; `RUST_LOG` says what else. No line is waited for. A panic is a line of the log too.
+fn log_to_stderr(json: bool) {
+    let filter = match std::env::var_os("RUST_LOG").filter(|wish| !wish.is_empty()) {
+        None => EnvFilter::new("warn"),
+        Some(wish) => EnvFilter::try_new(wish.to_string_lossy()).unwrap_or_else(|error| {
+            // It may be meant for other programs: no reason not to serve.
+            let sentence = format!("RUST_LOG is wrong ({error}), so warnings and errors are logged: write for example info, or lockservice=debug");
+            say_warning(json, "rust_log", &sentence);
+            EnvFilter::new("warn")
+        }),
+    };
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogLine);
     // Fails only if the process has a subscriber already: then that one is meant.
-    let colours = io::stderr().is_terminal();
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr).try_init();
+    let _ = if json {
+        log.json().flatten_event(true).try_init()
+    } else {
+        log.with_ansi(io::stderr().is_terminal()).try_init()
+    };
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!("{panic}; please report it (backtrace: {backtrace})");
+    }));
 }
 
 /// A server in this process, in memory, on a free port of loopback.
@@ -114,7 +136,7 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
         )
     };
     // A server whose output nobody reads serves on.
-    let _ = Output::new(json).line(&ready);
+    sink::stdout().line(format!("{ready}\n"));
 
     let (stop, again) = stop_and_again(signals);
     let ending = tokio::select! {
@@ -148,17 +170,22 @@ async fn within(
     })
 }
 
-/// Two futures: the first signal, which stops the server in order, and the one after it, which stops it at once.
+/// Two futures: the first signal, which stops the server in order, and a later one, which stops it at once.
 fn stop_and_again(mut signals: StopSignals) -> (impl Future<Output = ()>, impl Future<Output = ()>) {
-    let (pass, passed) = oneshot::channel::<StopSignals>();
+    let (pass, passed) = oneshot::channel::<(StopSignals, Stopping)>();
     let first = async move {
         signals.next().await;
         // The other side is dropped only when the server has ended.
-        let _ = pass.send(signals);
+        let _ = pass.send((signals, Stopping { since: SystemClock.now() }));
     };
     let second = async move {
         match passed.await {
-            Ok(mut signals) => signals.next().await,
+            Ok((mut signals, stopping)) => loop {
+                signals.next().await;
+                if stopping.is_meant_again(SystemClock.now()) {
+                    return;
+                }
+            },
             // The server ended by itself: there is no second signal.
             Err(_) => std::future::pending().await,
         }
@@ -166,20 +193,76 @@ fn stop_and_again(mut signals: StopSignals) -> (impl Future<Output = ()>, impl F
     (first, second)
 }
 
+/// A stop in order that was asked for.
+struct Stopping {
+    since: Time,
+}
+
+impl Stopping {
+    /// True if a signal that comes `now` asks for a stop at once.
+    ///
+    /// One that follows closely is the same wish: `timeout` signals its child and then its group, and so do supervisors.
+    fn is_meant_again(&self, now: Time) -> bool {
+        now.since(self.since) >= AGAIN_AFTER
+    }
+}
+
+/// The signals that a server stops for.
 struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
+    /// `None` if the process was started to ignore it (`nohup`).
+    hang_up: Option<Signal>,
+    /// The server was started from a terminal. Then a hang-up says that the terminal has gone.
+    of_terminal: bool,
 }
 
 impl StopSignals {
     fn take() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        let hup_ignored = Ignored::now().contains(nix::sys::signal::Signal::SIGHUP);
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: if hup_ignored { None } else { Some(signal(SignalKind::hangup())?) },
+            of_terminal: std::fs::File::open("/dev/tty").is_ok(),
+        })
     }
 
+    /// The next signal that asks for a stop. Cancel safe.
     async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return,
+                _ = self.terminate.recv() => return,
+                () = Self::hung_up(&mut self.hang_up) => {
+                    if self.of_terminal {
+                        return;
+                    }
+                    // What daemons do. There is nothing to read again.
+                    tracing::warn!("SIGHUP changes nothing: settings are read at the start; SIGTERM stops the server");
+                }
+            }
+        }
+    }
+
+    async fn hung_up(hang_up: &mut Option<Signal>) {
+        match hang_up {
+            Some(signal) => drop(signal.recv().await),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_doubled_signal_is_one_wish_and_a_later_one_is_another() {
+        let at = |ms| Time::from_origin(Duration::from_millis(ms));
+        let stopping = Stopping { since: at(5_000) };
+        for (ms, again) in [(5_000, false), (5_001, false), (5_999, false), (6_000, true), (60_000, true)] {
+            assert_eq!(stopping.is_meant_again(at(ms)), again, "{ms}");
         }
     }
 }

@@ -44,12 +44,10 @@ const SETTINGS: &[(&str, &str)] = &[
     ("allocator.commits_max", "most transactions of one node that are committing, or were made unable to"),
 ];
 
-/// One line for each setting: its key, its default, what it sets.
+/// Each setting with its default, and below it what it sets: narrow, so that no terminal wraps it.
 pub(crate) fn help() -> String {
     let defaults = serde_json::to_value(Config::default()).expect("settings are plain data");
-    let keys: Vec<String> = SETTINGS.iter().map(|(key, _)| format!("{key} = {}", default(&defaults, key))).collect();
-    let width = keys.iter().map(String::len).max().unwrap_or(0);
-    let lines = keys.iter().zip(SETTINGS).map(|(key, (_, what))| format!("  {key:<width$}  {what}\n"));
+    let lines = SETTINGS.iter().map(|(key, what)| format!("  {key} = {}\n      {what}\n", default(&defaults, key)));
     format!("Settings and their defaults (durations in milliseconds, sizes in bytes):\n{}", lines.collect::<String>())
 }
 
@@ -81,6 +79,6 @@ mod tests {
         let listed: BTreeSet<String> = SETTINGS.iter().map(|(key, _)| (*key).to_owned()).collect();
         assert_eq!(listed, real, "a setting that is new or gone: add it to SETTINGS, or remove it there");
         assert_eq!(listed.len(), SETTINGS.len());
-        assert!(help().contains("server.connections_max = 10000 "), "{}", help());
+        assert!(help().contains("server.connections_max = 10000\n"), "{}", help());
     }
 }

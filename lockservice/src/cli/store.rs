@@ -29,7 +29,7 @@ pub(crate) async fn run(command: &StoreCommand, json: bool) -> Result<u8, Failur
 /// The settings of the server whose store it is.
 fn config(args: &StoreArgs) -> Result<Config, Failure> {
     let args = ServeArgs { store: args.store.clone(), config: args.config.clone(), ..ServeArgs::default() };
-    let config = Config::load(&args, std::env::vars())?;
+    let (config, _) = Config::load(&args, std::env::vars_os())?;
     if store::is_volatile(&config.store) {
         return Err(Failure::usage(
             "a store in memory ends with its process, so there is none to be opened: name another with --store",

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write as _};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
@@ -66,10 +66,16 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
+        let mut running = Self::start_with_stderr(command, Stdio::piped());
+        running.err = lines(running.child.stderr.take().expect("piped"));
+        running
+    }
+
+    /// Its stderr goes elsewhere.
+    pub(crate) fn start_with_stderr(command: &mut Command, stderr: impl Into<Stdio>) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().expect("the command starts");
         let out = lines(child.stdout.take().expect("piped"));
-        let err = lines(child.stderr.take().expect("piped"));
-        Self { child, out, err }
+        Self { child, out, err: channel().1 }
     }
 
     /// The next line of stdout.
@@ -81,7 +87,7 @@ impl Running {
     }
 
     /// The next line of stderr.
-    pub(crate) fn error_line(&mut self) -> String {
+    pub(crate) fn error_line(&self) -> String {
         self.err.recv_timeout(DEADLINE).expect("a line on stderr")
     }
 
@@ -150,13 +156,28 @@ fn lines(from: impl std::io::Read + Send + 'static) -> Receiver<String> {
     lines
 }
 
+/// A pipe that has no room left.
+pub(crate) fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    let flags = rustix::fs::fcntl_getfl(&writer).expect("open");
+    rustix::fs::fcntl_setfl(&writer, flags | rustix::fs::OFlags::NONBLOCK).expect("open");
+    while writer.write(&[b'\n'; 1]).is_ok() {}
+    rustix::fs::fcntl_setfl(&writer, flags).expect("open");
+    (reader, writer)
+}
+
 /// Waits until a process, a child or not, has ended.
 pub(crate) fn wait_for_end_of(pid: Pid) {
+    assert!(ends_within(pid, DEADLINE), "process {pid:?} still runs");
+}
+
+/// True if a process, a child or not, has ended or does so within this time.
+pub(crate) fn ends_within(pid: Pid, time: Duration) -> bool {
     // It may be gone already.
-    let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { return true };
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-    let deadline = Timespec { tv_sec: DEADLINE.as_secs() as i64, tv_nsec: 0 };
-    assert_eq!(poll(&mut fds, Some(&deadline)).expect("poll"), 1, "process {pid:?} still runs");
+    let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
+    poll(&mut fds, Some(&time)).expect("poll") == 1
 }
 
 /// A server of its own, in a folder of its own.

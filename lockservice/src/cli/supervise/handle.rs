@@ -29,7 +29,7 @@ pub(crate) struct Job<'a> {
     /// The command and its arguments.
     pub(crate) command: &'a [OsString],
     /// Added to its environment.
-    pub(crate) env: &'a [(&'static str, String)],
+    pub(crate) env: &'a [(&'static str, OsString)],
     /// The signals that are to be blocked in it.
     pub(crate) blocked: &'a [i32],
     /// When the guard ends.
