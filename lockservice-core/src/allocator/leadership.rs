@@ -106,8 +106,8 @@ impl Vigil {
 
 /// What a candidate has watched of a leader that is reached at the candidate's own address.
 ///
-/// After a restart that is the node's last process, whose record stands still. A record that goes on
-/// changing is that of another process, and nobody can tell the two apart by their address.
+/// After a restart that is the node's last process, whose record stands still. A record that goes
+/// on changing is that of another process, and nobody can tell the two apart by their address.
 #[derive(Debug, Default)]
 pub(super) struct Namesake {
     last: Option<LeaderSeen>,

@@ -19,8 +19,8 @@ use super::settings;
 const AFTER_HELP: &str = "\
 Examples:
   lockservice serve                            # in ./lockservice.db
-  lockservice lock jobs nightly -- ./backup.sh # waits for its turn, runs, releases
-  lockservice lock jobs nightly --no-wait -- ./backup.sh # or exits with 75 at once
+  lockservice lock jobs nightly -- ./backup.sh # waits for its turn
+  lockservice lock jobs nightly --no-wait -- ./backup.sh # or exits with 75
   lockservice waits                            # who waits for whom
 
 Exit status: 64 wrong usage, 69 no server answers, 70 the lock was lost, 73 a limit of the server \
@@ -141,7 +141,7 @@ refused something, 74 the store cannot be read or written, 75 it is in use, 78 t
 Examples:
   lockservice serve
   lockservice serve --store rocks:/var/lib/lockservice --node a
-  lockservice serve --store memory:    # for one process alone; forgets everything
+  lockservice serve --store memory:    # for one process; forgets everything
 
 `lockservice serve --help` lists every setting; -h only these lines.";
 

@@ -32,7 +32,8 @@ pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
     runtime.block_on(serve(config, json))
 }
 
-/// Warnings go to stderr; `RUST_LOG` says what else. No line is waited for. A panic is a line of the log too.
+/// Warnings go to stderr; `RUST_LOG` says what else. No line is waited for. A panic is a line of the
+/// log too.
 fn log_to_stderr(json: bool) {
     let filter = match std::env::var_os("RUST_LOG").filter(|wish| !wish.is_empty()) {
         None => EnvFilter::new("warn"),
