@@ -11,7 +11,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("store", "where bindings are kept"),
     ("node", "name of this node; empty: the machine's"),
     ("insecure", "serve addresses other than loopback without encryption and passwords"),
-    ("start_ms_max", "how long a start may wait for the store and for a leader; 0: without an end"),
+    ("start_ms_max", "how long a start may wait for the store and a leader; 0: without an end"),
     ("server.message_bytes_max", "largest message that is accepted"),
     ("server.items_per_request_max", "most rows and ranges in one request"),
     ("server.ops_under_way_max", "most operations under way in one session stream"),
