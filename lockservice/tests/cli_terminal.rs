@@ -53,7 +53,7 @@ fn ctrl_z_stops_the_job_and_fg_goes_on_with_it() {
 fn a_job_that_stays_stopped_is_ended_before_the_lock_goes_to_others() {
     let server = Server::start();
     let mut terminal = Terminal::open(&server);
-    terminal.type_in("$lock --ttl 1s t k -- sh -c 'echo i\"\"n; read line; echo \"got<$line>\"'\n");
+    terminal.type_in("$lock --ttl 3s t k -- sh -c 'echo i\"\"n; read line; echo \"got<$line>\"'\n");
     terminal.expect("in\r");
     terminal.type_in("\x1a");
     terminal.expect("Stopped");

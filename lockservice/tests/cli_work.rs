@@ -54,7 +54,8 @@ struct Scene {
 impl Scene {
     /// `start` is shell that starts `$WORK`, the command line of the worker.
     fn new(start: &str) -> Self {
-        let server = Server::start_with(&["--lease-ttl", "1s", "--session-ttl", "1s"]);
+        // Short, but longer than a busy machine keeps anybody from renewing.
+        let server = Server::start_with(&["--lease-ttl", "3s", "--session-ttl", "3s"]);
         let folder = server.folder.path();
         std::fs::write(folder.join("work.sh"), WORKER).expect("there is room");
         // For a worker of another user.
@@ -70,7 +71,7 @@ impl Scene {
         command.env("SELF", env!("CARGO_BIN_EXE_lockservice"));
         // A group of its own, as `timeout` and shells make it.
         let holder = Running::start(command.process_group(0).stdin(Stdio::null()));
-        let worker = contents(&folder.join("worker")).trim().parse().expect("a process number");
+        let worker = contents_of(&folder.join("worker"), &holder).trim().parse().expect("a process number");
         Self { server, holder, worker: Pid::from_raw(worker).expect("not zero") }
     }
 
@@ -107,13 +108,13 @@ impl Scene {
     }
 }
 
-/// What is in a file, as soon as there is one.
-fn contents(path: &Path) -> String {
+/// What is in a file, as soon as `writer` has made it.
+fn contents_of(path: &Path, writer: &Running) -> String {
     let give_up = now() + cli_support::DEADLINE;
     loop {
         match std::fs::read_to_string(path) {
             Ok(text) => return text,
-            Err(_) => assert!(now() < give_up, "{} does not appear", path.display()),
+            Err(_) => assert!(now() < give_up, "{} does not appear: {:?}", path.display(), writer.errors()),
         }
         std::thread::yield_now();
     }
@@ -170,13 +171,40 @@ fn what_runs_under_a_nested_lock_ends_with_the_outer_one() {
 }
 
 #[test]
+fn what_forks_and_exits_all_the_time_ends_with_the_lock() {
+    // Each generation starts the next in a session of its own and ends: no look at it finds all.
+    let generation = r#"echo "$MINE" >>"$FOLDER/journal"; setsid sh "$FOLDER/generation.sh" & exit"#;
+    on_every_fault(&format!("printf '%s' '{generation}' >$FOLDER/generation.sh; sh $FOLDER/generation.sh; exec $WORK"));
+}
+
+#[test]
+fn what_the_caller_had_before_is_left_alone() {
+    let server = Server::start();
+    let script = format!(
+        "sleep 1000 & echo $!; exec {} lock t k -- sh -c 'sleep 1000 & echo $!; wait'",
+        env!("CARGO_BIN_EXE_lockservice")
+    );
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &script]).env("LOCKSERVICE_SERVER", &server.address).stdin(Stdio::null());
+    let mut holder = Running::start(&mut command);
+    let [before, worker] = [holder.process(), holder.process()];
+    kill_process(holder.supervisor(), Signal::KILL).expect("it runs");
+    wait_for_end_of(worker);
+    wait_for_end_of(holder.pid());
+    assert!(server.run(&["locks", "--json"]).stdout.is_empty(), "it was released");
+    kill_process(before, Signal::KILL).expect("it still runs");
+    assert_eq!(holder.wait().0.code(), Some(71));
+}
+
+#[test]
 fn a_daemon_that_a_command_leaves_behind_is_ended_before_the_lock_is_released() {
     let scene = Scene::new("(setsid bash -c '$WORK & exit' &); until [ -e $FOLDER/worker ]; do sleep 0.01; done");
     let mut next = scene.next();
     let token = next.line();
     assert!(next.wait().0.success());
     assert_eq!(scene.holder.wait().0.code(), Some(0));
-    assert_no_line_beside(&contents(&scene.server.folder.path().join("journal")), &token, "daemon");
+    let journal = std::fs::read_to_string(scene.server.folder.path().join("journal")).expect("it is there");
+    assert_no_line_beside(&journal, &token, "daemon");
     wait_for_end_of(scene.worker);
 }
 

@@ -91,6 +91,11 @@ impl Running {
         self.err.recv_timeout(DEADLINE).expect("a line on stderr")
     }
 
+    /// What it has written to stderr so far.
+    pub(crate) fn errors(&self) -> Vec<String> {
+        self.err.try_iter().collect()
+    }
+
     /// The next line of stdout: the number of a process.
     pub(crate) fn process(&mut self) -> Pid {
         Pid::from_raw(self.line().parse().expect("a process number")).expect("not zero")
@@ -116,12 +121,12 @@ impl Running {
         Pid::from_child(&self.child)
     }
 
-    /// The supervisor of a `lock`: its only child, or the first.
+    /// The supervisor of a `lock`: its only child, or the last if it had some before.
     pub(crate) fn supervisor(&self) -> Pid {
         let pid = self.child.id();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
-        let first = children.split_ascii_whitespace().next().expect("a child");
-        Pid::from_raw(first.parse().expect("a number")).expect("not zero")
+        let last = children.split_ascii_whitespace().next_back().expect("a child");
+        Pid::from_raw(last.parse().expect("a number")).expect("not zero")
     }
 
     /// Waits for the end; answers the status and all of stderr.

@@ -27,8 +27,9 @@
 //! be ended (it hangs in the kernel, or belongs to another user) keeps the lock from being released:
 //! the session lapses by its TTL instead, and the wrapper names it.
 //!
-//! What remains: both watchers killed, or both stopped, within the same instant; and work that the
-//! command asks another daemon for (`systemd-run`, `at`, a container), which is not below it.
+//! What remains: neither watcher can act (one killed, and the other gone or stopped: then the kernel
+//! ends the command alone; both stopped: then nobody does); and work that the command asks another
+//! daemon for (`systemd-run`, `at`, a container), which is not below it.
 
 mod exec;
 mod frame;

@@ -11,7 +11,8 @@ use std::collections::{HashMap, HashSet};
 
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, kill_process, pidfd_open, pidfd_send_signal, wait,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getpid, kill_process, pidfd_open,
+    pidfd_send_signal, wait, waitid,
 };
 
 /// How often a signal's round is repeated at most for those that were started meanwhile. What still
@@ -106,17 +107,44 @@ pub(super) struct Tree {
 impl Tree {
     /// Everything that this process starts from now on.
     pub(super) fn from_now() -> Self {
-        let own = getpid().as_raw_nonzero().get();
+        let any = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::CONTINUED;
+        let looked = waitid(WaitId::All, any | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT);
+        if looked.is_err_and(|error| error == Errno::CHILD) {
+            return Self { spared: Vec::new() };
+        }
+        let own = own_number();
         Self { spared: processes().into_iter().filter(|it| it.parent == own).map(|it| it.pid).collect() }
     }
 
     /// Those that still run.
     pub(super) fn living(&self) -> Vec<Process> {
-        self.below(&processes()).into_iter().filter(|process| !process.is_dead()).collect()
+        let mut found = self.walk().unwrap_or_else(|| descendants(&processes(), own_number(), &self.spared));
+        found.retain(|process| !process.is_dead());
+        found
     }
 
-    fn below(&self, all: &[Process]) -> Vec<Process> {
-        descendants(all, getpid().as_raw_nonzero().get(), &self.spared)
+    /// Goes from parent to children, which takes as long as there are descendants; to look through
+    /// all processes takes too long beside ten thousand others. `None` if the kernel does not list
+    /// children.
+    fn walk(&self) -> Option<Vec<Process>> {
+        let own = own_number();
+        let mut found = Vec::new();
+        let mut seen = HashSet::from([own]);
+        let mut parents = vec![own];
+        while let Some(parent) = parents.pop() {
+            let children = children(parent);
+            if parent == own && children.is_none() {
+                return None;
+            }
+            for child in children.unwrap_or_default() {
+                if (parent == own && self.spared.contains(&child)) || !seen.insert(child) {
+                    continue;
+                }
+                parents.push(child);
+                found.extend(Process::read(child));
+            }
+        }
+        Some(found)
     }
 
     /// Sends `signal` to all that `chosen` is true for. Answers those that may not be signalled: they
@@ -141,8 +169,24 @@ impl Tree {
 
     /// Kills all. They are stopped first: who is stopped starts nobody else meanwhile.
     pub(super) fn kill(&self) {
-        self.signal(Signal::STOP, |_| true);
-        self.signal(Signal::KILL, |_| true);
+        let mut stopped = HashSet::new();
+        let mut living = self.living();
+        for _ in 0..ROUNDS_MAX {
+            let before = stopped.len();
+            for process in &living {
+                if stopped.insert((process.pid, process.started)) {
+                    // Who may not be signalled is named in the end.
+                    let _ = process.signal(Signal::STOP);
+                }
+            }
+            if stopped.len() == before {
+                break;
+            }
+            living = self.living();
+        }
+        for process in living {
+            let _ = process.signal(Signal::KILL);
+        }
     }
 
     /// Reaps who has ended and tells `saw` about each child's change. True if nothing is left, not
@@ -151,13 +195,36 @@ impl Tree {
         loop {
             match wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
                 Ok(Some((pid, status))) => saw(pid, status),
-                Ok(None) => return !self.spared.is_empty() && self.below(&processes()).is_empty(),
+                // A child is left, which may be one of the spared. Whoever is below this process is
+                // below a child of it, and that one does not go before it is reaped, which is here.
+                Ok(None) => {
+                    let own = own_number();
+                    let ours = |it: &Process| it.parent == own && !self.spared.contains(&it.pid);
+                    return !self.spared.is_empty() && !processes().iter().any(ours);
+                }
                 Err(Errno::INTR) => {}
                 // No child at all.
                 Err(_) => return true,
             }
         }
     }
+}
+
+fn own_number() -> i32 {
+    getpid().as_raw_nonzero().get()
+}
+
+/// The children of a process, dead ones included; `None` where `/proc` does not list them.
+fn children(pid: i32) -> Option<Vec<i32>> {
+    let mut listed = None;
+    // Each thread has those that it started.
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
+        if let Ok(children) = std::fs::read_to_string(thread.path().join("children")) {
+            let numbers = children.split_ascii_whitespace().filter_map(|number| number.parse::<i32>().ok());
+            listed.get_or_insert_with(Vec::new).extend(numbers);
+        }
+    }
+    listed
 }
 
 /// The processes of `all` below `root`, but for `spared` of its children and what is below them.
@@ -215,6 +282,34 @@ mod tests {
         assert_eq!(found(1, &[]), [2, 3, 4, 5, 9]);
         assert_eq!(found(1, &[3]), [2, 4, 9]);
         assert_eq!(found(2, &[3]), [4, 9]);
+    }
+
+    #[test]
+    fn a_walk_and_a_look_through_all_processes_find_the_same() {
+        let tree = Tree { spared: Vec::new() };
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "sleep 1000 & echo; wait"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("piped");
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("a line");
+        let root = i32::try_from(child.id()).expect("a number");
+        // Other tests of this process have children too.
+        let below = |found: Vec<Process>| {
+            let mut found: Vec<_> =
+                found.into_iter().filter(|it| it.pid == root || it.parent == root).map(|it| it.pid).collect();
+            found.sort_unstable();
+            found
+        };
+        let walked = below(tree.walk().expect("this kernel lists children"));
+        assert_eq!(walked.len(), 2);
+        assert_eq!(walked, below(descendants(&processes(), own_number(), &[])));
+        for pid in walked.iter().rev() {
+            Process::read(*pid).expect("it runs").signal(Signal::KILL).expect("it is ours");
+        }
+        child.wait().expect("it ends");
     }
 
     #[test]
