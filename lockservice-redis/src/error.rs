@@ -104,7 +104,11 @@ fn answered(code: &str, error: &RedisError) -> (ErrorKind, &'static str) {
             Unavailable,
             "the key has moved to another node of the Redis Cluster: try again; with a redis:// URL write redis-cluster://",
         ),
-        "ASK" | "TRYAGAIN" => (Unavailable, "the key is being moved to another node of the Redis Cluster: try again"),
+        "ASK" | "TRYAGAIN" => (
+            Unavailable,
+            "the key is being moved to another node of the Redis Cluster, which does not serve it yet: try again, and finish \
+             the move if it was interrupted",
+        ),
         "NOAUTH" => (StoreUnusable, "Redis wants a password: put it into the URL, redis://:PASSWORD@HOST"),
         "WRONGPASS" => (StoreUnusable, "Redis refused the user name or password: correct them in the URL"),
         "NOPERM" => (

@@ -31,6 +31,10 @@
 //! (all are asked at once, the first answer counts), or as the owner of the key's slot in the Cluster. What may be repeated is sent once
 //! more; a write never is: its outcome is then [unknown](lockservice_core::ErrorKind::UnknownOutcome), and its number settles it.
 //!
+//! While the key's slot is moved to another node of a Cluster, calls follow the key (`ASK`). The new node is another copy (L4), for a move
+//! that was interrupted can leave an old copy behind: the leader ends once, when the key itself moves, and the next begins after the
+//! leadership's TTL. Binds, leases and transactions go on.
+//!
 //! # What can be lost
 //! Redis acknowledges from memory. What an acknowledged write survives is decided by how the server is set up:
 //!

@@ -1,4 +1,10 @@
 //! [`Link`]: one connection to the server that holds the store, made anew whenever it is lost or that server is no longer the master.
+//!
+//! # Implementation details
+//! **A slot of a Cluster that is being moved.** The store is one key. Until that key has moved its old node answers; then the old node
+//! answers `ASK`, and the new one serves whoever says `ASKING` right before the command. So each call takes two steps until the move is
+//! over: nothing is remembered but the connection to the new node, for a move may be given up. `MOVED` says that the slot has another
+//! node for good, and is followed without looking the node up: other nodes may not know it yet.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,13 +15,16 @@ use redis::{Client, Cmd, Pipeline, RedisError, ServerErrorKind, Value};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::config::RedisConfig;
+use crate::config::{Address, RedisConfig, Servers};
 use crate::error::{Errors, Stage};
 use crate::scripts::Script;
 use crate::topology::Topology;
 
 /// How long to wait before the master is looked up again.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How often a call is sent on by nodes that contradict each other, before it pauses.
+const HOPS_MAX: u32 = 5;
 
 /// The connection to the master.
 pub(crate) struct Link {
@@ -28,6 +37,10 @@ pub(crate) struct Link {
 #[derive(Default)]
 struct Current {
     master: Option<Master>,
+    /// Where the master is, as the one before it said.
+    hint: Option<Address>,
+    /// The node to which the key is being moved.
+    next: Option<(Address, Master)>,
     connected: u64,
 }
 
@@ -64,6 +77,10 @@ enum Failure {
     NoScript,
     /// This connection does not lead to the master: nothing was changed; look it up again.
     Elsewhere(Error),
+    /// The key, or its whole slot, is on this node: nothing was changed.
+    Redirected { to: Address, asking: bool, why: Error },
+    /// The slot is being moved, and cannot be used at this moment: nothing was changed.
+    TryAgain(Error),
     /// The connection was lost.
     Lost(Error),
     /// The answer.
@@ -114,13 +131,41 @@ impl Link {
     ) -> Result<Vec<Value>> {
         let end = Instant::now() + self.config.call_timeout;
         let mut again = stage != Stage::Write;
+        let (mut asking, mut hops) = (None, 0);
         loop {
-            match self.attempt(pipeline, stage, within, end).await {
+            let failure = match self.attempt(pipeline, stage, within, end, asking.as_ref()).await {
                 Ok(answers) => return Ok(answers),
-                Err(Failure::NoScript) => *pipeline = whole(self),
-                Err(Failure::Lost(_)) if again && Instant::now() < end => again = false,
-                Err(Failure::Elsewhere(_)) if Instant::now() + PAUSE < end => tokio::time::sleep(PAUSE).await,
-                Err(Failure::Elsewhere(error) | Failure::Lost(error) | Failure::Final(error)) => return Err(error),
+                Err(failure) => failure,
+            };
+            match failure {
+                Failure::NoScript => {
+                    *pipeline = whole(self);
+                    continue;
+                }
+                Failure::Redirected { to, asking: true, .. } if hops < HOPS_MAX => {
+                    (asking, hops) = (Some(to), hops + 1);
+                    continue;
+                }
+                Failure::Redirected { to, asking: false, .. } if hops < HOPS_MAX => {
+                    self.current.lock().await.hint = Some(to);
+                    (asking, hops) = (None, hops + 1);
+                    continue;
+                }
+                _ => (asking, hops) = (None, 0),
+            }
+            match failure {
+                Failure::Lost(_) if again && Instant::now() < end => again = false,
+                Failure::Elsewhere(_) | Failure::TryAgain(_) | Failure::Redirected { .. }
+                    if Instant::now() + PAUSE < end =>
+                {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Failure::Elsewhere(error)
+                | Failure::TryAgain(error)
+                | Failure::Redirected { why: error, .. }
+                | Failure::Lost(error)
+                | Failure::Final(error) => return Err(error),
+                Failure::NoScript => {}
             }
         }
     }
@@ -131,10 +176,22 @@ impl Link {
         stage: Stage,
         within: Duration,
         end: Instant,
+        asking: Option<&Address>,
     ) -> Result<Vec<Value>, Failure> {
-        let mut master = self.master(end).await.map_err(Failure::Final)?;
-        let commands = pipeline.len();
-        let sent = master.connection.send_packed_commands(pipeline, 0, commands);
+        let mut asked = Pipeline::with_capacity(pipeline.len() + 1);
+        let (mut master, pipeline, skipped) = match asking {
+            None => (self.master(end).await.map_err(Failure::Final)?, pipeline, 0),
+            Some(next) => {
+                // Right before the command, and on its connection: it counts for one.
+                asked.cmd("ASKING");
+                for command in pipeline.cmd_iter() {
+                    asked.add_command(command.clone());
+                }
+                (self.next(next, end).await.map_err(Failure::Final)?, &asked, 1)
+            }
+        };
+        // The answer to `ASKING` says nothing.
+        let sent = master.connection.send_packed_commands(pipeline, skipped, pipeline.len() - skipped);
         let answers = match timeout(within.min(end - Instant::now()), sent).await {
             Ok(answers) => answers,
             Err(_) => {
@@ -159,13 +216,20 @@ impl Link {
     async fn failed(&self, error: &RedisError, stage: Stage, serial: u64) -> Failure {
         use redis::ErrorKind::Server;
         let found = self.errors.redis(error, stage);
+        if let Some(to) = self.redirection(error) {
+            let asking = error.kind() == Server(ServerErrorKind::Ask);
+            if !asking {
+                self.forget(serial).await;
+            }
+            return Failure::Redirected { to, asking, why: found };
+        }
         match error.kind() {
+            Server(ServerErrorKind::TryAgain) => return Failure::TryAgain(found),
             Server(ServerErrorKind::NoScript) => return Failure::NoScript,
             Server(
                 ServerErrorKind::ReadOnly
                 | ServerErrorKind::Moved
                 | ServerErrorKind::Ask
-                | ServerErrorKind::TryAgain
                 | ServerErrorKind::ClusterDown
                 | ServerErrorKind::MasterDown,
             ) => {
@@ -188,7 +252,10 @@ impl Link {
             if let Some(master) = &current.master {
                 return Ok(master.clone());
             }
-            let client = self.topology.find().await?;
+            let client = match current.hint.take() {
+                Some(hint) => self.topology.client(&hint)?,
+                None => self.topology.find().await?,
+            };
             let connection = self.topology.connect(&client).await?;
             current.connected += 1;
             let master = Master { client, connection, serial: current.connected };
@@ -198,10 +265,41 @@ impl Link {
         timeout_at(end, connect).await.unwrap_or_else(|_| Err(self.errors.timed_out(Stage::Connect)))
     }
 
+    /// The connection to the node to which the key is being moved.
+    async fn next(&self, address: &Address, end: Instant) -> Result<Master> {
+        let connect = async {
+            let mut current = self.current.lock().await;
+            if let Some((known, next)) = &current.next
+                && known == address
+            {
+                return Ok(next.clone());
+            }
+            let client = self.topology.client(address)?;
+            let connection = self.topology.connect(&client).await?;
+            current.connected += 1;
+            let next = Master { client, connection, serial: current.connected };
+            current.next = Some((address.clone(), next.clone()));
+            Ok(next)
+        };
+        timeout_at(end, connect).await.unwrap_or_else(|_| Err(self.errors.timed_out(Stage::Connect)))
+    }
+
+    /// Where a node of a Cluster says that the key is, if it names the place.
+    fn redirection(&self, error: &RedisError) -> Option<Address> {
+        let Servers::Cluster(_) = &self.config.servers else { return None };
+        let (host, port) = error.redirect_node()?.0.rsplit_once(':')?;
+        // A node that does not know its own address leaves it out; it is then looked up.
+        let known = !host.is_empty() && host != "?";
+        known.then_some(Address::new(host, port.parse().ok()?))
+    }
+
     async fn forget(&self, serial: u64) {
         let mut current = self.current.lock().await;
         if current.master.as_ref().is_some_and(|master| master.serial == serial) {
             current.master = None;
+        }
+        if current.next.as_ref().is_some_and(|(_, next)| next.serial == serial) {
+            current.next = None;
         }
     }
 

@@ -65,7 +65,8 @@ impl Topology {
         connect(client, self.config.connect_timeout, &self.errors).await
     }
 
-    fn client(&self, address: &Address) -> Result<Client> {
+    /// A client for the server at this address.
+    pub(crate) fn client(&self, address: &Address) -> Result<Client> {
         client(&self.config, Login::Server, address)
             .map_err(|error| self.errors.redis(&error, Stage::Connect).with("server", address))
     }

@@ -88,6 +88,60 @@ impl Cluster {
         self.nodes.iter().position(|(port, _)| address.starts_with(&format!("127.0.0.1:{port}@"))).expect("one of ours")
     }
 
+    /// Begins to move the slot of `key` from the master at place `from` to the one at place `to`: keys go one by one, by
+    /// [`move_key`](Self::move_key), until [`finish_move`](Self::finish_move).
+    ///
+    /// # Panics
+    /// If they do not agree; so do the other two.
+    pub async fn begin_move(&self, key: &str, from: usize, to: usize) {
+        let slot = self.slot(key).await;
+        for (place, what, other) in [(to, "IMPORTING", from), (from, "MIGRATING", to)] {
+            let other: String =
+                ask(&url(self.nodes[other].0), redis::cmd("CLUSTER").arg("MYID")).await.expect("its name");
+            let () =
+                ask(&url(self.nodes[place].0), redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(what).arg(other))
+                    .await
+                    .expect("a master of the cluster");
+        }
+    }
+
+    /// Moves one key. What is not there has moved.
+    pub async fn move_key(&self, key: &str, from: usize, to: usize) {
+        let mut command = redis::cmd("MIGRATE");
+        command.arg("127.0.0.1").arg(self.nodes[to].0).arg(key).arg(0).arg(5_000);
+        let _: String = ask(&url(self.nodes[from].0), &command).await.expect("the key moves");
+    }
+
+    /// Gives the slot to the master at place `to`. Only both masters are told: the third hears of it later.
+    pub async fn finish_move(&self, key: &str, from: usize, to: usize) {
+        let slot = self.slot(key).await;
+        let name: String = ask(&url(self.nodes[to].0), redis::cmd("CLUSTER").arg("MYID")).await.expect("its name");
+        for place in [to, from] {
+            let () =
+                ask(&url(self.nodes[place].0), redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg("NODE").arg(&name))
+                    .await
+                    .expect("a master of the cluster");
+        }
+    }
+
+    /// Gives a move up whose keys may be on either side: those of `key`'s slot go back, and the slot stays where it was.
+    pub async fn move_back(&self, key: &str, from: usize, to: usize) {
+        let slot = self.slot(key).await;
+        let own: String = ask(&url(self.nodes[from].0), redis::cmd("CLUSTER").arg("MYID")).await.expect("its name");
+        let stable = || redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg("STABLE").to_owned();
+        // The old node takes what is its own again, and the new one sends it back.
+        let () = ask(&url(self.nodes[from].0), &stable()).await.expect("a master of the cluster");
+        let mut back = redis::cmd("MIGRATE");
+        back.arg("127.0.0.1").arg(self.nodes[from].0).arg(key).arg(0).arg(5_000);
+        let _: String = ask(&url(self.nodes[to].0), &back).await.expect("the key goes back");
+        let () = ask(&url(self.nodes[to].0), &stable()).await.expect("a master of the cluster");
+        assert_eq!(self.nodes[self.master_of(to, key).await].0, self.nodes[from].0, "{own} has it");
+    }
+
+    async fn slot(&self, key: &str) -> u16 {
+        ask(&url(self.nodes[0].0), redis::cmd("CLUSTER").arg("KEYSLOT").arg(key)).await.expect("the slot of a key")
+    }
+
     /// Makes the nodes one cluster and waits until each of them says so.
     async fn join(&self, replicas: usize) {
         let nodes: Vec<String> = self.nodes.iter().map(|(port, _)| format!("127.0.0.1:{port}")).collect();

@@ -120,6 +120,64 @@ async fn a_cluster_is_followed_when_the_slot_gets_another_master() {
     assert_whole(&bounded(old.load()).await.expect("load"), 2);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_is_moved_key_by_key_while_the_store_is_written_and_no_call_fails() {
+    let Some(cluster) = Cluster::start(ClusterOptions::default()).await else { return };
+    let key = "{lockservice:default}";
+    let store = open(&cluster_url(&cluster)).await;
+    let mut leader = Leader::of(&store).await;
+    leader.write().await.expect("a write");
+    let from = cluster.master_of(0, key).await;
+    let to = (from + 1) % 3;
+    let neighbours: Vec<String> = (0..20).map(|n| format!("{key}-of-the-test-{n}")).collect();
+    for neighbour in &neighbours {
+        let () = ask(&cluster.urls()[from], &format!("SET {neighbour} 1")).await;
+    }
+    let served = async |leader: &mut Leader, when: &str| {
+        leader.write().await.unwrap_or_else(|error| panic!("a write {when}: {error:?}"));
+        leader.renew().await.unwrap_or_else(|error| panic!("a renewal {when}: {error:?}"));
+        assert_whole(&bounded(store.load()).await.expect(when), leader.applied);
+    };
+
+    cluster.begin_move(key, from, to).await;
+    for (n, neighbour) in neighbours.iter().enumerate() {
+        if n == neighbours.len() / 2 {
+            cluster.move_key(key, from, to).await;
+            assert_ne!(leader.renew().await.expect("it is followed"), leader.lineage, "another copy answers (L4)");
+        }
+        cluster.move_key(neighbour, from, to).await;
+        served(&mut leader, "while keys are moved").await;
+    }
+    // Longer than any call may take.
+    for _ in 0..30 {
+        served(&mut leader, "before the slot is given over").await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let late = open(&cluster_url(&cluster)).await;
+    assert_eq!(bounded(late.applied()).await.expect("an answer").number, leader.applied);
+    cluster.finish_move(key, from, to).await;
+    for _ in 0..10 {
+        served(&mut leader, "after the slot was given over").await;
+    }
+    assert_eq!(bounded(late.applied()).await.expect("an answer").number, leader.applied);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_store_begins_in_a_slot_that_is_being_moved_and_a_move_that_is_given_up_is_no_harm() {
+    let Some(cluster) = Cluster::start(ClusterOptions::default()).await else { return };
+    let key = "{lockservice:default}";
+    let from = cluster.master_of(0, key).await;
+    let to = (from + 1) % 3;
+    cluster.begin_move(key, from, to).await;
+    let store = open(&cluster_url(&cluster)).await;
+    let mut leader = Leader::of(&store).await;
+    leader.write().await.expect("a write on the new node");
+    // The key goes back, and the slot stays.
+    cluster.move_back(key, from, to).await;
+    leader.write().await.expect("a write on the old node");
+    assert_whole(&bounded(store.load()).await.expect("load"), 2);
+}
+
 /// Waits until a replica of the master at this URL has everything that the master has.
 async fn replicated(master: &str) {
     let client = redis::Client::open(master).expect("a URL");
