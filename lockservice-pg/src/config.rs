@@ -11,6 +11,9 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 /// How long the client waits for an answer beyond the time after which the server gives up by itself.
 const ANSWER_MARGIN: Duration = Duration::from_millis(500);
 
+/// Most servers in a URL.
+const HOSTS_MAX: usize = 16;
+
 /// Options of a connection URL that go to the driver.
 const DRIVER_OPTIONS: &[&str] = &[
     "sslmode",
@@ -35,6 +38,15 @@ const DRIVER_OPTIONS: &[&str] = &[
 pub struct PgConfig {
     /// Host, database, user, password, TLS. Not used by [`PgStore::with_pool`](crate::PgStore::with_pool), whose pool knows them.
     pub connect: PgConnectOptions,
+    /// Further servers. Of all of them the one that takes writes is used, whichever that is at the moment. Not used by
+    /// [`PgStore::with_pool`](crate::PgStore::with_pool). Default none.
+    pub others: Vec<PgConnectOptions>,
+    /// Whether a single server, too, is passed over while it does not take writes, as one that `others` names is. Default false: the
+    /// error then says what is wrong with that server.
+    pub writable_only: bool,
+    /// Whether the connections go through a pooler that shares them between transactions. Default false: that is found out, except
+    /// with a ready pool.
+    pub pooler: bool,
     /// The schema that holds everything of one cluster. Default `lockservice`.
     pub schema: SchemaName,
     /// Most connections open at once for calls, besides the one that listens. At least 1, default 4.
@@ -49,7 +61,7 @@ pub struct PgConfig {
     /// Longest time to read everything, or to wait until another node has migrated the schema. Default 30 s.
     pub load_timeout: Duration,
     /// Whether a candidate keeps one more connection open that hears at once (`LISTEN`) when the leadership changes. Default true. Where
-    /// that does not work, as behind a pooler that shares connections between transactions, candidates look from time to time.
+    /// that is not wanted, or does not work as behind a pooler, candidates look from time to time.
     pub listen: bool,
 }
 
@@ -58,6 +70,9 @@ impl PgConfig {
     pub fn new(connect: PgConnectOptions) -> Self {
         Self {
             connect: connect.disable_statement_logging(),
+            others: Vec::new(),
+            writable_only: false,
+            pooler: false,
             schema: SchemaName::default(),
             connections_max: 4,
             connect_timeout: Duration::from_secs(1),
@@ -69,11 +84,11 @@ impl PgConfig {
     }
 
     /// Reads `postgres://USER:PASSWORD@HOST:PORT/DATABASE?schema=NAME&sslmode=…`, with what libpq's environment variables say as
-    /// defaults (`PGPASSWORD`, `PGSSLROOTCERT`, …, and `~/.pgpass`).
+    /// defaults (`PGPASSWORD`, `PGSSLROOTCERT`, …, and `~/.pgpass`). Several servers are separated by commas, `HOST:PORT,HOST:PORT`.
     ///
-    /// Options: `schema` (default `lockservice`), `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `host` (a folder for a Unix socket),
-    /// `hostaddr`, `port`, `dbname`, `user`, `password`, `application_name`, `statement-cache-capacity` (0 for a pooler that cannot keep
-    /// prepared statements).
+    /// Options: `schema` (default `lockservice`), `listen` (`true` or `false`), `pooler` (`true` or `false`),
+    /// `target_session_attrs` (`read-write` or `primary`, which several servers imply), `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `host` (a folder for a Unix socket),
+    /// `hostaddr`, `port`, `dbname`, `user`, `password`, `application_name`, `statement-cache-capacity`.
     ///
     /// Fails with `InvalidArgument`, whose message repeats nothing of the URL: any part of a misread one may be the password.
     pub fn from_url(url: &str) -> Result<Self> {
@@ -85,25 +100,75 @@ impl PgConfig {
                 "the store's URL cannot be read: write the characters / ? # @ in a user name or password as %2F %3F %23 %40",
             ));
         }
-        let mut schema = SchemaName::default();
+        let (mut schema, mut listen, mut pooler, mut writable_only) = (SchemaName::default(), true, false, false);
         let mut passed_on = Vec::new();
         for option in options.split('&').filter(|option| !option.is_empty()) {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
-            if name == "schema" {
-                schema = SchemaName::new(value)?;
-            } else if DRIVER_OPTIONS.contains(&name) {
-                passed_on.push(option);
-            } else {
-                let known = DRIVER_OPTIONS.join(", ");
-                return Err(invalid(format!("the store's URL has an option that is not known: use schema, {known}")));
+            match name {
+                "schema" => schema = SchemaName::new(value)?,
+                "listen" => listen = flag("listen", value)?,
+                "pooler" => pooler = flag("pooler", value)?,
+                "target_session_attrs" if matches!(value, "read-write" | "primary") => writable_only = true,
+                "target_session_attrs" => {
+                    return Err(invalid(
+                        "the store needs a server that takes writes: leave target_session_attrs out of its URL, or write read-write",
+                    ));
+                }
+                "host" | "hostaddr" | "port" if value.contains(',') => {
+                    return Err(invalid(
+                        "the store's URL names several servers in an option: write postgres://USER@HOST:PORT,HOST:PORT/DATABASE",
+                    ));
+                }
+                name if DRIVER_OPTIONS.contains(&name) => passed_on.push(option),
+                _ => {
+                    let known = DRIVER_OPTIONS.join(", ");
+                    return Err(invalid(format!(
+                        "the store's URL has an option that is not known: use schema, listen, pooler, target_session_attrs, {known}"
+                    )));
+                }
             }
         }
-        let mut connect = PgConnectOptions::from_str(&format!("{place}?{}", passed_on.join("&")))
-            .map_err(|_| invalid("the store's URL cannot be read: write postgres://USER:PASSWORD@HOST:PORT/DATABASE, and special characters as %XX; one host only"))?;
-        if connect.get_application_name().is_none() {
-            connect = connect.application_name("lockservice");
+        let unreadable = || {
+            invalid(
+                "the store's URL cannot be read: write postgres://USER:PASSWORD@HOST:PORT/DATABASE, with several servers HOST:PORT,HOST:PORT, \
+                 and special characters as %XX",
+            )
+        };
+        let authority = &rest[..rest.len() - path.len()];
+        let (user, hosts) = authority
+            .rsplit_once('@')
+            .map_or(("", authority), |(_, hosts)| (&authority[..authority.len() - hosts.len()], hosts));
+        let scheme = &place[..place.len() - rest.len()];
+        let hosts: Vec<&str> = hosts.split(',').collect();
+        if hosts.len() > HOSTS_MAX || hosts.len() > 1 && hosts.contains(&"") {
+            return Err(unreadable());
         }
-        Ok(Self { schema, ..Self::new(connect) })
+        let mut servers = Vec::new();
+        for host in hosts {
+            let url = format!("{scheme}{user}{host}{path}?{}", passed_on.join("&"));
+            let mut connect = PgConnectOptions::from_str(&url).map_err(|_| unreadable())?;
+            if connect.get_application_name().is_none() {
+                connect = connect.application_name("lockservice");
+            }
+            servers.push(connect.disable_statement_logging());
+        }
+        let others = servers.split_off(1);
+        let connect = servers.pop().ok_or_else(unreadable)?;
+        Ok(Self { others, writable_only, pooler, schema, listen, ..Self::new(connect) })
+    }
+
+    /// Where the store is, for people: never a user name or a password.
+    pub(crate) fn describe(&self) -> String {
+        let host = |connect: &PgConnectOptions| {
+            let host = match connect.get_socket() {
+                Some(socket) => socket.display().to_string(),
+                None => connect.get_host().to_owned(),
+            };
+            format!("{host}:{}", connect.get_port())
+        };
+        let hosts: Vec<String> = std::iter::once(&self.connect).chain(&self.others).map(host).collect();
+        let database = self.connect.get_database().unwrap_or_default();
+        format!("postgres://{}/{database}?schema={}", hosts.join(","), self.schema)
     }
 
     /// Longest time that one call takes, everything counted, except reading everything and migrating.
@@ -115,15 +180,6 @@ impl PgConfig {
     pub(crate) fn answer_timeout(&self) -> Duration {
         self.statement_timeout + ANSWER_MARGIN
     }
-
-    /// What a server must be told about a new connection of our own.
-    pub(crate) fn session(&self) -> String {
-        format!(
-            "set statement_timeout = {}; set lock_timeout = {}; set default_transaction_isolation = 'read committed'",
-            millis(self.statement_timeout),
-            millis(self.lock_timeout),
-        )
-    }
 }
 
 /// For a setting of the server, where 0 would mean "for ever".
@@ -131,20 +187,18 @@ pub(crate) fn millis(time: Duration) -> i32 {
     i32::try_from(time.as_millis()).unwrap_or(i32::MAX).max(1)
 }
 
-/// Where a store is, for people: never a user name or a password.
-pub(crate) fn describe(connect: &PgConnectOptions, schema: &SchemaName) -> String {
-    let host = match connect.get_socket() {
-        Some(socket) => socket.display().to_string(),
-        None => connect.get_host().to_owned(),
-    };
-    let database = connect.get_database().unwrap_or_default();
-    format!("postgres://{host}:{}/{database}?schema={schema}", connect.get_port())
+fn flag(name: &str, value: &str) -> Result<bool> {
+    match value {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(invalid(format!("the option {name} of the store's URL is true or false"))),
+    }
 }
 
 impl fmt::Debug for PgConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PgConfig")
-            .field("store", &describe(&self.connect, &self.schema))
+            .field("store", &self.describe())
             .field("encrypted", &!matches!(self.connect.get_ssl_mode(), PgSslMode::Disable))
             .field("connections_max", &self.connections_max)
             .field("connect_timeout", &self.connect_timeout)
@@ -152,6 +206,7 @@ impl fmt::Debug for PgConfig {
             .field("lock_timeout", &self.lock_timeout)
             .field("load_timeout", &self.load_timeout)
             .field("listen", &self.listen)
+            .field("pooler", &self.pooler)
             .finish_non_exhaustive()
     }
 }
@@ -212,11 +267,29 @@ mod tests {
         let config =
             PgConfig::from_url("postgres://me:s%40cret@db:6432/d?schema=locks_2&sslmode=require").expect("a URL");
         assert_eq!(config.schema.as_str(), "locks_2");
-        assert_eq!(describe(&config.connect, &config.schema), "postgres://db:6432/d?schema=locks_2");
+        assert_eq!(config.describe(), "postgres://db:6432/d?schema=locks_2");
         assert!(matches!(config.connect.get_ssl_mode(), PgSslMode::Require));
         assert_eq!(config.connect.get_application_name(), Some("lockservice"));
         let shown = format!("{config:?}");
         assert!(!shown.contains("cret") && shown.contains("db:6432"), "{shown}");
+    }
+
+    #[test]
+    fn several_servers_are_read_and_described_and_listening_can_be_switched_off() {
+        let config =
+            PgConfig::from_url("postgres://me:s@h1,h2:6432,[::1]:7/d?target_session_attrs=read-write&listen=false")
+                .expect("a URL");
+        assert_eq!(config.describe(), "postgres://h1:5432,h2:6432,[::1]:7/d?schema=lockservice");
+        assert!(config.writable_only && !config.listen && !config.pooler);
+        assert!(config.others.iter().all(|other| other.get_username() == "me"));
+        for url in [
+            "postgres://h1,,h2/d",
+            "postgres://h1/d?target_session_attrs=any",
+            "postgres://h1/d?listen=maybe",
+            "postgres:///d?host=h1,h2",
+        ] {
+            assert_eq!(PgConfig::from_url(url).expect_err(url).kind(), ErrorKind::InvalidArgument, "{url}");
+        }
     }
 
     #[test]

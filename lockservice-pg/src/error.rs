@@ -25,6 +25,8 @@ pub(crate) enum Failure {
     NoConnection(Duration),
     /// No answer in time.
     NoAnswer(Duration),
+    /// Of several servers none takes writes.
+    NotWritable,
 }
 
 impl From<sqlx::Error> for Failure {
@@ -43,7 +45,7 @@ const LOGIN: &str = "the store's server refuses the login: check user, password 
 const NO_TLS: &str = "no encrypted connection to the store's server: check sslmode and the certificates";
 const GONE: &str = "the store's schema is gone, or not what it should be: was it dropped or restored while this program ran? restart it to set up the schema again, or restore a backup";
 const FOREIGN: &str = "the schema holds other objects of the same names: choose another with ?schema=NAME";
-const POOLER: &str = "a pooler between here and the server loses prepared statements: set statement-cache-capacity=0 in the store's URL, or connect to the server itself";
+const POOLER: &str = "a pooler between here and the server loses prepared statements, and was not noticed: set pooler=true in the store's URL (or in PgConfig), or connect to the server itself";
 const BROKEN: &str = "the store's server cannot read or write its files: see to its disk and its log";
 const DAMAGED: &str = "the store's server reports damaged data: restore the database from a backup";
 const LIMIT: &str =
@@ -176,10 +178,11 @@ impl Failure {
         match self {
             Self::Driver(sqlx::Error::Database(error)) => {
                 let error = error.downcast_ref::<PgDatabaseError>();
-                ends_connection(error) || error.code() == "0A000"
+                // After a fail-over the server that was the primary may live on.
+                ends_connection(error) || matches!(error.code(), "0A000" | "25006" | "55000")
             }
             Self::Driver(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => true,
-            Self::Driver(_) | Self::NoConnection(_) | Self::NoAnswer(_) => false,
+            Self::Driver(_) | Self::NoConnection(_) | Self::NoAnswer(_) | Self::NotWritable => false,
         }
     }
 
@@ -204,6 +207,7 @@ impl Failure {
             }
             Self::Driver(source) => error.with("cause", &source).with_source(source),
             Self::NoConnection(waited) | Self::NoAnswer(waited) => error.with("waited", format!("{waited:?}")),
+            Self::NotWritable => error,
         }
     }
 
@@ -242,6 +246,10 @@ impl Failure {
                 Unavailable,
                 "the store's server accepts no connection in time: is it running, reachable and not overloaded?",
             ),
+            Self::NotWritable => (
+                Unavailable,
+                "none of the store's servers that answer takes writes now: is one of them being promoted, and does the store's URL name the primary too?",
+            ),
             Self::NoAnswer(_) => (
                 Unavailable,
                 "the store's server does not answer in time: is it running, reachable and not overloaded?",
@@ -258,7 +266,7 @@ impl Failure {
             }
             Self::Driver(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Encode(_)) => false,
             Self::Driver(_) | Self::NoAnswer(_) => true,
-            Self::NoConnection(_) => false,
+            Self::NoConnection(_) | Self::NotWritable => false,
         }
     }
 }

@@ -31,8 +31,11 @@
 //!   newer format is refused and left as it is.
 //! - `fsync` on. A write waits for the disk also where the server's `synchronous_commit` is off, and for synchronous standbys where the
 //!   server is set up to.
-//! - Connections: per node at most [`connections_max`](PgConfig::connections_max), and one that listens on a node that stands by. A pooler must keep sessions; with
-//!   one that shares connections between transactions set `statement-cache-capacity=0` and `listen = false`.
+//! - Connections: per node at most [`connections_max`](PgConfig::connections_max), and one that listens on a node that stands by.
+//! - A pooler such as pgbouncer is found out and needs no option, in any of its modes but `statement`. Each call is then a transaction of its
+//!   own: that costs some round trips, and candidates look for a change of leadership from time to time. What is set is set for that
+//!   transaction, so that nothing of ours reaches other applications.
+//! - Several servers of which one takes writes, as Patroni keeps them: name all, `postgres://USER@HOST1:5432,HOST2:5432/DATABASE`.
 //!
 //! # What it guarantees
 //! - **Durable, atomic, fenced, numbered** (L2). A batch is one statement and one round trip: a function of the schema updates the row of the
@@ -64,6 +67,7 @@ mod error;
 mod link;
 mod migrate;
 mod record;
+mod servers;
 mod store;
 mod watch;
 

@@ -7,18 +7,19 @@
 //! A connection goes back only after a whole answer. One whose call failed or was dropped half-way is closed at once: it never
 //! takes a place, whatever became of the server.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
+use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Postgres};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Postgres};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use crate::config::PgConfig;
 use crate::error::Failure;
+use crate::servers::Servers;
 
 /// A statement with its arguments.
 pub(crate) type Statement<'q> = Query<'q, Postgres, PgArguments>;
@@ -26,12 +27,13 @@ pub(crate) type Statement<'q> = Query<'q, Postgres, PgArguments>;
 #[derive(Debug)]
 pub(crate) struct Links {
     source: Source,
+    servers: Arc<Servers>,
     permits: Semaphore,
     connect_timeout: Duration,
 }
 
 enum Source {
-    Own { options: Box<PgConnectOptions>, session: String, idle: Mutex<Vec<PgConnection>> },
+    Own { idle: Mutex<Vec<PgConnection>> },
     Pool(PgPool),
 }
 
@@ -40,6 +42,8 @@ pub(crate) struct Link<'a> {
     links: &'a Links,
     raw: Option<Raw>,
     reused: bool,
+    /// True while a transaction of several statements is open.
+    began: bool,
     _permit: SemaphorePermit<'a>,
 }
 
@@ -49,20 +53,21 @@ enum Raw {
 }
 
 impl Links {
-    pub(crate) fn own(config: &PgConfig) -> Self {
-        let (options, session) = (Box::new(config.connect.clone()), config.session());
+    pub(crate) fn own(config: &PgConfig, servers: &Arc<Servers>) -> Self {
         Self {
-            source: Source::Own { options, session, idle: Mutex::default() },
+            source: Source::Own { idle: Mutex::default() },
+            servers: Arc::clone(servers),
             permits: Semaphore::new(config.connections_max.clamp(1, Semaphore::MAX_PERMITS)),
             connect_timeout: config.connect_timeout,
         }
     }
 
-    pub(crate) fn pool(pool: PgPool, config: &PgConfig) -> Self {
+    pub(crate) fn pool(pool: PgPool, config: &PgConfig, servers: &Arc<Servers>) -> Self {
         // More would only wait inside the pool, where it cannot be told from a server that does not answer.
         let most = config.connections_max.min(pool.options().get_max_connections() as usize);
         Self {
             source: Source::Pool(pool),
+            servers: Arc::clone(servers),
             permits: Semaphore::new(most.clamp(1, Semaphore::MAX_PERMITS)),
             connect_timeout: config.connect_timeout,
         }
@@ -74,28 +79,24 @@ impl Links {
             let permit = self.permits.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
             let (raw, reused) = match &self.source {
                 Source::Pool(pool) => (Raw::Pool(pool.acquire().await?), false),
-                Source::Own { options, session, idle } => {
+                Source::Own { idle } => {
                     let found = lock(idle).pop();
                     let reused = found.is_some();
                     let connection = match found {
                         Some(connection) => connection,
-                        None => {
-                            let mut new = PgConnection::connect_with(options).await?;
-                            new.execute(sqlx::raw_sql(AssertSqlSafe(session.as_str()))).await?;
-                            new
-                        }
+                        None => self.servers.connect().await?,
                     };
                     (Raw::Own(Box::new(connection)), reused)
                 }
             };
-            Ok::<_, Failure>(Link { links: self, raw: Some(raw), reused, _permit: permit })
+            Ok::<_, Failure>(Link { links: self, raw: Some(raw), reused, began: false, _permit: permit })
         });
         taken.await.map_err(|_| Failure::NoConnection(self.connect_timeout))?
     }
 
     /// Closes what is idle: the server seems to have gone, and with it all of them.
     pub(crate) fn forget_idle(&self) {
-        if let Source::Own { idle, .. } = &self.source {
+        if let Source::Own { idle } = &self.source {
             let gone = std::mem::take(&mut *lock(idle));
             drop(gone);
         }
@@ -110,17 +111,55 @@ impl Link<'_> {
 
     /// The one row that `statement` answers, after its transaction has ended.
     pub(crate) async fn row(&mut self, statement: Statement<'_>, limit: Duration) -> Result<PgRow, Failure> {
-        timeout(limit, statement.fetch_one(self.connection()))
-            .await
-            .map_err(|_| Failure::NoAnswer(limit))?
-            .map_err(Failure::from)
+        let pooler = self.links.servers.pooler();
+        let call = async {
+            self.enter(pooler).await?;
+            let row = statement.persistent(!pooler).fetch_one(self.connection()).await?;
+            self.leave(pooler).await?;
+            Ok(row)
+        };
+        timeout(limit, call).await.map_err(|_| Failure::NoAnswer(limit))?
     }
 
     pub(crate) async fn rows(&mut self, statement: Statement<'_>, limit: Duration) -> Result<Vec<PgRow>, Failure> {
-        timeout(limit, statement.fetch_all(self.connection()))
-            .await
-            .map_err(|_| Failure::NoAnswer(limit))?
-            .map_err(Failure::from)
+        let pooler = self.links.servers.pooler();
+        let call = async {
+            self.enter(pooler).await?;
+            let rows = statement.persistent(!pooler).fetch_all(self.connection()).await?;
+            self.leave(pooler).await?;
+            Ok(rows)
+        };
+        timeout(limit, call).await.map_err(|_| Failure::NoAnswer(limit))?
+    }
+
+    /// Behind a pooler a single statement needs a transaction too: the driver prepares and executes it in two steps, which must reach
+    /// the same server, and its time-outs are set for it alone.
+    async fn enter(&mut self, pooler: bool) -> Result<(), sqlx::Error> {
+        if pooler && !self.began {
+            let begin = self.links.servers.begin();
+            self.connection().execute(sqlx::raw_sql(AssertSqlSafe(begin))).await?;
+        }
+        Ok(())
+    }
+
+    async fn leave(&mut self, pooler: bool) -> Result<(), sqlx::Error> {
+        if pooler && !self.began {
+            self.connection().execute(sqlx::raw_sql("commit")).await?;
+        }
+        Ok(())
+    }
+
+    /// Begins a transaction of several statements, as `sql` says.
+    pub(crate) async fn begin(&mut self, sql: &str, limit: Duration) -> Result<(), Failure> {
+        self.began = true;
+        self.run(sql, limit).await
+    }
+
+    /// Ends it.
+    pub(crate) async fn commit(&mut self, limit: Duration) -> Result<(), Failure> {
+        self.run("commit", limit).await?;
+        self.began = false;
+        Ok(())
     }
 
     /// Runs statements that take no arguments and answer nothing.
@@ -132,7 +171,7 @@ impl Link<'_> {
     /// Gives the connection back: everything that was asked has been answered, and no transaction is open.
     pub(crate) fn keep(mut self) {
         match (self.raw.take(), &self.links.source) {
-            (Some(Raw::Own(connection)), Source::Own { idle, .. }) => lock(idle).push(*connection),
+            (Some(Raw::Own(connection)), Source::Own { idle }) => lock(idle).push(*connection),
             (raw, _) => drop(raw),
         }
     }

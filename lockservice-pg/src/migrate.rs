@@ -3,13 +3,16 @@
 //! Any number of nodes may open the same schema at the same instant: one migrates, in one transaction and under an advisory lock that
 //! the schema's name gives; the others wait, look again, and find it done.
 
+use std::sync::Arc;
+
 use lockservice_core::{Error, ErrorKind, Result};
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::calls::Calls;
-use crate::config::{PgConfig, SchemaName, describe, millis};
+use crate::config::{PgConfig, SchemaName, millis};
 use crate::error::{Failure, Stage};
 use crate::link::{Link, Links};
+use crate::servers::Servers;
 
 /// Entry N − 1 makes format N of format N − 1.
 const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql")];
@@ -27,7 +30,8 @@ pub(crate) fn in_schema(text: &str, schema: &SchemaName) -> String {
 /// Fails as [`PgStore::connect`](crate::PgStore::connect) does.
 pub async fn stored_format(url: &str) -> Result<u32> {
     let config = PgConfig::from_url(url)?;
-    let calls = Calls::new(Links::own(&config), describe(&config.connect, &config.schema), &config);
+    let servers = Arc::new(Servers::new(&config));
+    let calls = Calls::new(Links::own(&config, &servers), config.describe(), &config);
     let mut link = calls.take().await?;
     found(&calls, &mut link, &config.schema).await
 }
@@ -65,7 +69,7 @@ pub(crate) async fn migrate(calls: &Calls, schema: &SchemaName) -> Result<()> {
         millis(patience),
         millis(patience + answer),
     );
-    calls.asked(link.run(&begin, answer).await)?;
+    calls.asked(link.begin(&begin, answer).await)?;
     let lock =
         sqlx::query("select pg_advisory_xact_lock(hashtextextended($1, 0))").bind(format!("lockservice:{schema}"));
     calls.asked(link.row(lock, patience + answer).await)?;
@@ -85,7 +89,7 @@ pub(crate) async fn migrate(calls: &Calls, schema: &SchemaName) -> Result<()> {
         tracing::info!(store = %calls.describe, from = format, to = SCHEMA_FORMAT, "the store's schema was migrated");
     }
     // If this fails with an unknown outcome, the next open finds the schema as it was or as it shall be.
-    calls.asked(link.run("commit", patience).await)?;
+    calls.asked(link.commit(patience).await)?;
     link.keep();
     Ok(())
 }

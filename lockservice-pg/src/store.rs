@@ -14,11 +14,12 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use crate::calls::Calls;
-use crate::config::{PgConfig, SchemaName, describe, millis};
+use crate::config::{PgConfig, SchemaName, millis};
 use crate::error::{Failure, Stage};
 use crate::link::{Links, Statement};
 use crate::migrate::{check_format, in_schema, migrate};
 use crate::record::{Arrays, add_constants, add_service, add_table, add_tombstone, format_written, head, json};
+use crate::servers::Servers;
 use crate::watch::Watch;
 
 /// How often a candidate decides anew because the head changed between its reading and its writing.
@@ -61,21 +62,22 @@ impl PgStore {
 
     /// Opens the store that `config` describes. Fails as [`connect`](Self::connect) does.
     pub async fn connect_with(config: PgConfig) -> Result<Self> {
-        let links = Links::own(&config);
+        let servers = Arc::new(Servers::new(&config));
         // On the heap: it is done once, and the driver's part is large.
-        Box::pin(Self::open(links, config)).await
+        Box::pin(Self::open(Links::own(&config, &servers), config, servers)).await
     }
 
     /// Opens the store in `config.schema` through a ready pool, whose own rules then hold: for opening and closing connections, and for the
     /// longest time of a statement. Fails as [`connect`](Self::connect) does.
     ///
     /// At most `config.connections_max` of its connections are used at once. The connection that listens is one more, opened with the
-    /// pool's options but outside of it; `config.listen` turns it off.
+    /// pool's options but outside of it; `config.listen` turns it off. Where the pool's connections go through a pooler that shares
+    /// them between transactions, say so in `config.pooler`: here it is not found out.
     pub async fn with_pool(pool: PgPool, config: PgConfig) -> Result<Self> {
-        let config = PgConfig { connect: (*pool.connect_options()).clone(), ..config };
-        let links = Links::pool(pool, &config);
+        let config = PgConfig { connect: (*pool.connect_options()).clone(), others: Vec::new(), ..config };
+        let servers = Arc::new(Servers::new(&config));
         // On the heap: it is done once, and the driver's part is large.
-        Box::pin(Self::open(links, config)).await
+        Box::pin(Self::open(Links::pool(pool, &config, &servers), config, servers)).await
     }
 
     /// Reads the store that a URL names, damaged or not, as far as it can be read. Creates and migrates nothing.
@@ -84,25 +86,26 @@ impl PgStore {
     /// store, or one of an older format. Cancel safe.
     pub async fn inspect(url: &str) -> Result<Inspection> {
         let config = PgConfig::from_url(url)?;
-        let store = Self::reach(Links::own(&config), &config).await?;
+        let servers = Arc::new(Servers::new(&config));
+        let store = Self::reach(Links::own(&config, &servers), &config, servers).await?;
         check_format(&store.calls, &config.schema).await?;
         let mut damage = Damage::noted();
         let (state, head) = Box::pin(store.read(&mut damage)).await?;
         Ok(Inspection { store: store.describe(), state, head, damage })
     }
 
-    async fn open(links: Links, config: PgConfig) -> Result<Self> {
-        let store = Self::reach(links, &config).await?;
+    async fn open(links: Links, config: PgConfig, servers: Arc<Servers>) -> Result<Self> {
+        let store = Self::reach(links, &config, servers).await?;
         migrate(&store.calls, &config.schema).await?;
         Ok(store)
     }
 
     /// A store whose schema may be missing or old.
-    async fn reach(links: Links, config: &PgConfig) -> Result<Self> {
-        let calls = Calls::new(links, describe(&config.connect, &config.schema), config);
+    async fn reach(links: Links, config: &PgConfig, servers: Arc<Servers>) -> Result<Self> {
+        let calls = Calls::new(links, config.describe(), config);
         check_server(&calls).await?;
         let channel = format!("lockservice:{}", config.schema);
-        let watch = Watch::new(config, &channel);
+        let watch = Watch::new(config, &channel, servers);
         Ok(Self { sql: Sql::new(&config.schema), lock_ms: millis(config.lock_timeout), calls, channel, watch })
     }
 
@@ -157,7 +160,7 @@ impl PgStore {
             millis(calls.load_timeout),
             self.lock_ms,
         );
-        calls.asked(link.run(&begin, calls.answer_timeout).await)?;
+        calls.asked(link.begin(&begin, calls.answer_timeout).await)?;
         let mut state = StoreState::default();
         let look = calls.asked(link.row(sql(&self.sql.look), calls.answer_timeout).await)?;
         let head = damage.bear(head(&look))?.flatten();
@@ -176,7 +179,7 @@ impl PgStore {
                 damage.bear(add(&mut state, &row).map_err(|e| e.with("store", &calls.describe)))?;
             }
         }
-        calls.asked(link.run("commit", calls.answer_timeout).await)?;
+        calls.asked(link.commit(calls.answer_timeout).await)?;
         link.keep();
         Ok((state, head))
     }

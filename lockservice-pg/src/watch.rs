@@ -4,19 +4,21 @@
 //! A task of its own holds the connection; it begins with the first wait, so that a node that never stands by has none. A change raises a
 //! generation. A caller waits until the generation is above the one at which it last asked for the leadership, so a change
 //! between asking and waiting is not missed. The task raises it also after each new connection: what happened meanwhile is not known.
+//! Behind a pooler nobody listens: what a session hears would reach whoever has its connection then.
 
 use std::fmt;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sqlx::Executor;
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::config::PgConfig;
+use crate::servers::Servers;
 
 /// A connection that has been silent for this long is asked whether it is still there.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -25,7 +27,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) struct Watch {
-    options: Option<PgConnectOptions>,
+    listen: bool,
+    servers: Arc<Servers>,
     channel: String,
     connect_timeout: Duration,
     generation: watch::Sender<u64>,
@@ -35,9 +38,10 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new(config: &PgConfig, channel: &str) -> Self {
+    pub(crate) fn new(config: &PgConfig, channel: &str, servers: Arc<Servers>) -> Self {
         Self {
-            options: config.listen.then(|| config.connect.clone()),
+            listen: config.listen,
+            servers,
             channel: channel.to_owned(),
             connect_timeout: config.connect_timeout,
             generation: watch::Sender::new(0),
@@ -53,10 +57,10 @@ impl Watch {
 
     /// Waits until something may have changed since then, at most `poll`. Cancel safe.
     pub(crate) async fn changed(&self, poll: Duration) {
-        if let Some(options) = &self.options {
+        if self.listen && !self.servers.pooler() {
             self.task.get_or_init(|| {
                 let ears = Ears {
-                    options: options.clone(),
+                    servers: Arc::clone(&self.servers),
                     channel: self.channel.clone(),
                     connect_timeout: self.connect_timeout,
                     generation: self.generation.clone(),
@@ -88,7 +92,7 @@ impl fmt::Debug for Watch {
 
 /// What the task has.
 struct Ears {
-    options: PgConnectOptions,
+    servers: Arc<Servers>,
     channel: String,
     connect_timeout: Duration,
     generation: watch::Sender<u64>,
@@ -96,7 +100,7 @@ struct Ears {
 
 impl Ears {
     async fn listen(self) {
-        loop {
+        while !self.servers.pooler() {
             if let Err(error) = self.listen_once().await {
                 tracing::debug!(channel = self.channel, %error, "cannot hear of changes of leadership; trying again");
             }
@@ -112,7 +116,7 @@ impl Ears {
             .acquire_timeout(self.connect_timeout)
             .max_lifetime(None)
             .idle_timeout(None)
-            .connect_lazy_with(self.options.clone());
+            .connect_lazy_with(self.servers.current());
         let begin = async {
             let mut listener = PgListener::connect_with(&pool).await?;
             listener.eager_reconnect(false);

@@ -17,6 +17,7 @@
 
 mod cluster;
 mod container;
+mod pgbouncer;
 mod ports;
 mod postgres;
 mod redis;
@@ -29,6 +30,7 @@ use tokio::process::Command;
 
 pub use self::cluster::{Cluster, ClusterOptions};
 pub use self::container::Container;
+pub use self::pgbouncer::PgBouncer;
 pub use self::postgres::{Postgres, PostgresOptions};
 pub use self::redis::{Redis, RedisOptions};
 pub use self::sentinel::{Sentinel, SentinelOptions};

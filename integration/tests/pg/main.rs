@@ -1,4 +1,4 @@
-//! The store on PostgreSQL, against a real server: contract, first starts, formats, faults, secrets.
+//! The store on PostgreSQL, against a real server: contract, first starts, formats, faults, poolers, secrets.
 
 mod contract;
 mod faults;
@@ -6,5 +6,7 @@ mod first_start;
 mod formats;
 mod lineage;
 mod outages;
+mod pooler;
 mod secrets;
+mod several;
 mod support;
