@@ -63,6 +63,8 @@ impl Place {
         let mut command = Command::new(binary::lockservice());
         command
             .args(["--json", "serve", "--node", &self.node, "--listen", &self.address, "--store", &self.store])
+            // With a store that nodes share: any port, for the leader's stands in the store.
+            .args(["--peer-listen", "127.0.0.1:0"])
             .arg(format!("--lease-ttl={}ms", LEASE.as_millis()))
             // A leader is replaced before the leases run out that it can no longer renew.
             .env("LOCKSERVICE_ALLOCATOR__CONSTANTS__LEADERSHIP_TTL_MS", "1000")

@@ -6,13 +6,13 @@ mod cluster;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockservice_core::allocator::{Incarnation, LockTableAllocator, Progress, Resume, Role};
+use lockservice_core::allocator::{Incarnation, LockTableAllocator, Progress, Report, Resume, Role};
 use lockservice_core::clock::{hi, lo};
-use lockservice_core::store::{BindStore, Floor};
-use lockservice_core::{Epoch, NodeName, Nonce, ServiceId};
+use lockservice_core::store::{self, BindStore, Floor, Proof};
+use lockservice_core::{Epoch, ErrorKind, NodeName, Nonce, ServiceId};
 use tokio::time::{Instant, sleep};
 
-use self::cluster::{Cluster, LEASE, Node, TTL, granted_after_the_owner, table};
+use self::cluster::{Cluster, LEASE, Node, TTL, commit, granted_after_the_owner, table};
 
 fn resume(name: &str, nonce: u64) -> Resume {
     let node = NodeName::new(name).expect("a name");
@@ -132,7 +132,7 @@ async fn whoever_leads_after_a_step_over_is_above_what_was_reported_at_once() {
     let Role::Leading(term) = a.allocator.role() else { panic!("it leads") };
     let epoch = cluster.store.head().await.expect("answers").expect("led").epoch.get() + 3_000;
     let told = Progress { epoch: Epoch::new(epoch), write: 1, numbers: epoch << 32 | 5, leader: Nonce::new(9) };
-    term.keepalive(ServiceId::default(), Nonce::default(), told).await.expect_err("steps over");
+    term.report(&cluster.report(told).await).await.expect_err("steps over");
     term.ended().await;
     cluster.kill(a);
     c.leading().await;
@@ -143,7 +143,7 @@ async fn whoever_leads_after_a_step_over_is_above_what_was_reported_at_once() {
     assert!(after.get() - before.get() <= 1, "raised from {before} to {after}");
 }
 
-/// Whoever can reach the allocator can report: a server's clock says how far anybody can have come.
+/// A node may report nonsense: a server's clock says how far anybody can have come.
 #[tokio::test(start_paused = true)]
 async fn reports_from_nowhere_do_not_use_up_the_epochs() {
     let cluster = Cluster::with_lease(LEASE);
@@ -155,7 +155,7 @@ async fn reports_from_nowhere_do_not_use_up_the_epochs() {
         let epoch = cluster.store.head().await.expect("answers").expect("led").epoch;
         let told =
             Progress { epoch: Epoch::new(epoch.get() + 60_000), write: 1, numbers: u64::MAX, leader: Nonce::new(9) };
-        drop(term.keepalive(ServiceId::default(), Nonce::default(), told).await);
+        drop(term.report(&cluster.report(told).await).await);
         sleep(TTL * 3).await;
     }
     let epoch = cluster.store.head().await.expect("answers").expect("led").epoch;
@@ -214,4 +214,75 @@ async fn that_writes_were_lost_is_recorded_although_a_write_is_not_settled() {
     tokio::time::timeout(TTL * 3, term.ended()).await.expect("it is over");
     let head = cluster.store.head().await.expect("answers").expect("led");
     assert!(head.loss.known && head.in_doubt, "{head:?}");
+}
+
+/// 1. B owns a table and a transaction of it is in flight.
+/// 2. A stranger renews an incarnation that it has invented, told of an epoch that is not there; or
+///    B's, whose nonce it does not know; or it reports, with the proof of another cluster.
+/// 3. Nothing has happened: the leader leads, B's lease holds, and its transaction commits.
+#[tokio::test(start_paused = true)]
+async fn the_report_of_a_stranger_ends_no_leadership() {
+    let cluster = Cluster::with_lease(LEASE);
+    let a = cluster.led().await;
+    let b = cluster.node("b");
+    let owner = b.begin_in_time().await;
+    let bound = b.allocator.bind(owner.service, &table("t")).await.expect("free");
+    let Role::Leading(term) = a.allocator.role() else { panic!("it leads") };
+    let epoch = bound.at.epoch.next().expect("epochs are left");
+    let leader = a.allocator.as_leader();
+    for at in [bound.at, Progress::default()] {
+        let told = Progress { epoch, ..at };
+        let invented = ServiceId::new(owner.service.get() + 1);
+        for (service, nonce) in [(ServiceId::default(), 0), (invented, 7), (owner.service, 8)] {
+            let refused = leader.keepalive(service, Nonce::new(nonce), told).await.expect_err("a stranger");
+            assert_eq!(refused.kind(), ErrorKind::LeaseLost, "{refused:?}");
+        }
+        let other = Report::new(told, &store::Cluster::random());
+        for report in [other, Report { told, proof: Proof::default() }] {
+            let refused = leader.report(&report).await.expect_err("another cluster");
+            assert_eq!(refused.kind(), ErrorKind::NotPermitted, "{refused:?}");
+        }
+    }
+    tokio::time::timeout(Duration::ZERO, term.ended()).await.expect_err("it goes on");
+    b.keep(&owner, Progress::default()).await.expect("live");
+    b.allocator.begin_commit(&commit(&owner, &bound, 1)).await.expect("its bind is valid");
+    assert_eq!(cluster.store.head().await.expect("answers").expect("led").epoch, bound.at.epoch);
+}
+
+/// 1. B starts, and is granted a table by A. The store goes back to before that, unnoticeably, and
+///    C leads it.
+/// 2. B renews at C, which knows neither B's incarnation nor its table, and believes nothing of
+///    strangers.
+/// 3. B's node proves what it was told: C's leadership ends, and the table is granted only when B's
+///    lease must have run out.
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_incarnation_the_store_has_lost_is_believed_with_the_proof_of_its_cluster() {
+    let cluster = Cluster::with_lease(LEASE);
+    let a = cluster.led().await;
+    let (b, c) = (cluster.node("b"), cluster.node("c"));
+    b.allocator.settled().await.expect("follows");
+    c.allocator.settled().await.expect("follows");
+    let backup = cluster.store.backup();
+    let owner = b.begin_in_time().await;
+    b.allocator.bind(owner.service, &table("t")).await.expect("free");
+    let renewed = Instant::now();
+    b.keep(&owner, Progress::default()).await.expect("live");
+    cluster.store.restore(&backup, false);
+    b.store.inner.set_cut(true);
+    cluster.kill(a);
+    c.leading().await;
+    let Role::Leading(term) = c.allocator.role() else { panic!("it leads") };
+    b.store.inner.set_cut(false);
+    b.follows(&c).await;
+    let lost = b.keep(&owner, Progress::default()).await.expect_err("its incarnation is lost");
+    assert_eq!(lost.kind(), ErrorKind::LeaseLost, "{lost:?}");
+    term.ended().await;
+    let bound = loop {
+        let asks = c.begin_in_time().await;
+        match c.allocator.bind(asks.service, &table("t")).await {
+            Ok(bound) => break bound,
+            Err(_) => sleep(Duration::from_millis(500)).await,
+        }
+    };
+    assert!(renewed.elapsed() >= lo(LEASE), "{bound:?} after {:?}", renewed.elapsed());
 }

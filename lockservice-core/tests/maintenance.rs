@@ -10,8 +10,8 @@ use lockservice_core::allocator::{
 use lockservice_core::clock::hi;
 use lockservice_core::maintenance::{Dump, EPOCHS_SKIPPED, RestoreOptions, Restored, problems, restore};
 use lockservice_core::store::{
-    BindRecord, BindStore, Candidate, ClusterConstants, Floor, Leadership, MemoryStore, Op, ServiceRecord,
-    ServiceState, StoreState, TableRecord,
+    self, BindRecord, BindStore, Candidate, ClusterConstants, ClusterId, Floor, Leadership, MemoryStore, Op,
+    ServiceRecord, ServiceState, StoreState, TableRecord,
 };
 use lockservice_core::testing::{Fault, FaultyStore, SharedStore, TokioClock};
 use lockservice_core::{
@@ -327,7 +327,11 @@ async fn an_interrupted_restore_is_never_served_from_and_can_be_finished() {
                 expect_restored(
                     found,
                     &dump.state,
-                    Restored { epoch: shared.load().await.expect("readable").epoch, records: 0 },
+                    Restored {
+                        epoch: shared.load().await.expect("readable").epoch,
+                        cluster: store::Cluster::random().id,
+                        records: 0,
+                    },
                     Epoch::default(),
                 );
                 open_once_free(&shared).await.expect(&what);
@@ -379,7 +383,7 @@ async fn nothing_of_the_old_cluster_is_valid_in_the_restored_one_and_its_numbers
 struct Alone;
 
 impl AllocatorPeers for Alone {
-    fn connect(&self, _address: &str) -> Result<Arc<dyn LockTableAllocator>> {
+    fn connect(&self, _address: &str, _cluster: ClusterId) -> Result<Arc<dyn LockTableAllocator>> {
         Err(Error::new(ErrorKind::Unavailable, "nobody else is there"))
     }
 }
@@ -410,4 +414,29 @@ async fn a_mark_alone_is_refused_by_an_exclusive_stores_leader_too() {
     let clock = Arc::new(TokioClock::new());
     let opened = LocalAllocator::open(Arc::new(store), clock, AllocatorSettings::default(), candidate).await;
     assert_eq!(opened.expect_err("unfinished").kind(), ErrorKind::StoreUnusable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restored_store_is_another_clusters_than_the_dumped_one() {
+    let (store, clock) = (SharedStore::new(), TokioClock::new());
+    let node = NodeName::new("a").expect("a name");
+    let cluster =
+        async || store.head().await.expect("answers").expect("led").cluster.expect("every leader names it").id;
+    // Led once, and empty: it may even be the dumped one.
+    restore(&store, &clock, &Dump::new("test:", StoreState::default()).expect("finished"), &options())
+        .await
+        .expect("empty");
+    let before = cluster().await;
+    let dumped = dump().of(Some(before));
+    assert_eq!(read(&text(&dumped)).expect("its own dump"), dumped);
+    let restored = restore(&store, &clock, &dumped, &options()).await.expect("still empty");
+    assert_eq!(cluster().await, restored.cluster);
+    assert_ne!(restored.cluster, before);
+    // A leader keeps it.
+    let Leadership::Acquired { cluster: kept, .. } =
+        store.acquire_leadership(&Candidate::from(node), TTL).await.expect("asked")
+    else {
+        panic!("it was resigned")
+    };
+    assert_eq!(kept.id, restored.cluster);
 }

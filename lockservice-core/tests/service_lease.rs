@@ -9,8 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockservice_core::allocator::{
     AllocatorSettings, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
-    Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress, ReservedTokens, Resume,
-    TxnRange,
+    Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress, Report, ReservedTokens,
+    Resume, TxnRange,
 };
 use lockservice_core::clock::lo;
 use lockservice_core::service::{LockService, LockSpec, ServiceParts, TxnOptions};
@@ -62,6 +62,9 @@ impl LockTableAllocator for Moody {
             Mood::Hangs => std::future::pending().await,
             Mood::Fails => Err(Error::new(ErrorKind::Unavailable, "not now")),
         }
+    }
+    async fn report(&self, report: &Report) -> Result<Progress> {
+        self.inner.report(report).await
     }
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
         if self.resigning_hangs {

@@ -35,6 +35,9 @@ use std::sync::Arc;
 
 use lockservice_core::allocator::{AllocatorPeers, AllocatorSettings, ElectedAllocator, LockTableAllocator};
 use lockservice_core::clock::SystemClock;
+use lockservice_core::store::ClusterId;
+#[cfg(feature = "server")]
+use lockservice_core::store::NodeAddress;
 use lockservice_core::{Error, ErrorKind, NodeName, Result};
 
 /// Opens the store that `url` names and an allocator on it, with default settings: the start of an embedded service in one process alone.
@@ -58,12 +61,15 @@ pub async fn open_allocator(url: &str, node: NodeName) -> Result<Arc<ElectedAllo
 
 /// Joins the cluster of nodes that share the store that `url` names, with default settings: the start of an embedded service among others.
 ///
-/// The other nodes reach this one at `address`, where it must serve [`as_leader`](ElectedAllocator::as_leader) with a
-/// [`Server`](server::Server) before its service starts, because it may be the one that leads. Any store will do.
+/// `address` says where this node is reached. Before its service starts it must serve
+/// [`as_leader`](ElectedAllocator::as_leader) with a [`PeerServer`](server::PeerServer) to other
+/// nodes, because it may be the one that leads, and if it has clients over the network
+/// [`for_clients`](ElectedAllocator::for_clients) with a [`Server`](server::Server). Any store will
+/// do.
 ///
 /// Must be called within a tokio runtime. Fails as [`store::open`] does; does not wait until a leader is known.
 #[cfg(feature = "server")]
-pub async fn join_cluster(url: &str, node: NodeName, address: &str) -> Result<Arc<ElectedAllocator>> {
+pub async fn join_cluster(url: &str, node: NodeName, address: NodeAddress) -> Result<Arc<ElectedAllocator>> {
     let store = store::open(url).await?;
     let settings = AllocatorSettings::default();
     let patience = peers::Patience::for_lease(settings.constants.lease_ttl());
@@ -76,7 +82,7 @@ pub async fn join_cluster(url: &str, node: NodeName, address: &str) -> Result<Ar
 struct Alone;
 
 impl AllocatorPeers for Alone {
-    fn connect(&self, _address: &str) -> Result<Arc<dyn LockTableAllocator>> {
+    fn connect(&self, _address: &str, _cluster: ClusterId) -> Result<Arc<dyn LockTableAllocator>> {
         Err(Error::new(ErrorKind::NotPermitted, "another process leads this store, which was opened for one alone"))
     }
 }

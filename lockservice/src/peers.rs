@@ -1,26 +1,37 @@
 //! The allocator of another node: [`RemoteAllocator`], and how a node reaches it ([`GrpcPeers`]).
 //!
+//! Every call tells the cluster of the node that makes it, and every answer that of the node that
+//! gives it. An address may be another cluster's by now: what is answered there is no answer (T3),
+//! and the call fails with `Unavailable`.
+//!
 //! A call fails with `Unavailable` if the other node cannot be reached or does not answer in time; that says nothing about whether it was
 //! carried out, and every call may be repeated.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
     AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Incarnation, Latest,
-    LeaseAck, LockTableAllocator, Progress, ReservedTokens, Resume, TxnRange,
+    LeaseAck, LockTableAllocator, Progress, Report, ReservedTokens, Resume, TxnRange,
 };
+use lockservice_core::store::ClusterId;
 use lockservice_core::{
     BindVersion, CommitAttempt, Error, ErrorKind, Nonce, Result, ServiceId, TableId, TableRef, TxnId,
 };
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::channel::Channels;
 use crate::convert;
 use crate::proto;
-use crate::proto::allocator_client::AllocatorClient as Wire;
+use crate::proto::allocator_client::AllocatorClient;
+use crate::proto::peer_client::PeerClient;
+
+/// The metadata that names the cluster of whoever asks, or answers.
+pub(crate) const CLUSTER: &str = "lockservice-cluster";
 
 /// Most transactions in one message.
 const TXNS_MAX: usize = 10_000;
@@ -58,9 +69,9 @@ impl GrpcPeers {
 }
 
 impl AllocatorPeers for GrpcPeers {
-    fn connect(&self, address: &str) -> Result<Arc<dyn LockTableAllocator>> {
-        let wire = Wire::new(self.channels.to(address)?).max_decoding_message_size(ANSWER_BYTES_MAX);
-        Ok(Arc::new(RemoteAllocator { wire, address: address.to_owned(), patience: self.patience }))
+    fn connect(&self, address: &str, cluster: ClusterId) -> Result<Arc<dyn LockTableAllocator>> {
+        let channel = self.channels.to(address)?;
+        Ok(Arc::new(RemoteAllocator { channel, address: address.to_owned(), cluster, patience: self.patience }))
     }
 }
 
@@ -69,19 +80,39 @@ impl AllocatorPeers for GrpcPeers {
 /// Calls of a node that does not lead fail with `NotLeader`: [`ElectedAllocator`](lockservice_core::allocator::ElectedAllocator) follows.
 #[derive(Clone, Debug)]
 pub struct RemoteAllocator {
-    wire: Wire<Channel>,
+    channel: Channel,
     address: String,
+    /// The caller's.
+    cluster: ClusterId,
     patience: Patience,
 }
 
 impl RemoteAllocator {
+    fn peer(&self) -> PeerClient<Channel> {
+        PeerClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    fn allocator(&self) -> AllocatorClient<Channel> {
+        AllocatorClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    /// The request of a node of this cluster.
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.metadata_mut().insert(CLUSTER, cluster_to_metadata(self.cluster));
+        request
+    }
+
     async fn call<T>(
         &self,
         patience: Duration,
         call: impl Future<Output = Result<Response<T>, Status>> + Send,
     ) -> Result<T> {
         match tokio::time::timeout(patience, call).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Ok(response)) => {
+                self.check_cluster(response.metadata())?;
+                Ok(response.into_inner())
+            }
             Ok(Err(status)) => Err(self.failed(&status)),
             Err(_) => Err(self.silent()),
         }
@@ -89,11 +120,38 @@ impl RemoteAllocator {
 
     fn failed(&self, status: &Status) -> Error {
         let error = convert::from_status(status);
-        // Not the allocator's own word: the connection's, or somebody's in between.
-        if status.details().is_empty() && matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled) {
-            return self.silent().with_source(error);
+        if status.details().is_empty() {
+            // Not the allocator's own word: the connection's, or somebody's in between; or whatever
+            // is at that address now.
+            return match status.code() {
+                Code::DeadlineExceeded | Code::Cancelled => self.silent().with_source(error),
+                Code::Unimplemented => self.elsewhere("none").with_source(error),
+                _ => error.with("allocator", &self.address),
+            };
         }
-        error.with("allocator", &self.address)
+        match self.check_cluster(status.metadata()) {
+            Ok(()) => error.with("allocator", &self.address),
+            Err(elsewhere) => elsewhere.with_source(error),
+        }
+    }
+
+    /// Fails with `Unavailable` if the answer was not given by a node of this cluster (T3).
+    fn check_cluster(&self, answer: &MetadataMap) -> Result<()> {
+        match cluster_from_metadata(answer) {
+            Some(cluster) if cluster == self.cluster => Ok(()),
+            Some(cluster) => Err(self.elsewhere(cluster)),
+            None => Err(self.elsewhere("unknown")),
+        }
+    }
+
+    fn elsewhere(&self, answered: impl fmt::Display) -> Error {
+        Error::new(
+            ErrorKind::Unavailable,
+            "whoever answers at the leader's address is no node of this cluster: does each node advertise an address of its own?",
+        )
+        .with("allocator", &self.address)
+        .with("cluster", self.cluster)
+        .with("answered", answered)
     }
 
     fn silent(&self) -> Error {
@@ -105,59 +163,70 @@ impl RemoteAllocator {
 #[async_trait]
 impl LockTableAllocator for RemoteAllocator {
     async fn resume(&self, request: &Resume) -> Result<Incarnation> {
-        let mut wire = self.wire.clone();
-        let answer = self.call(self.patience.change, wire.resume(convert::resume_to_proto(request))).await?;
+        let answer = self
+            .call(self.patience.change, self.peer().resume(self.request(convert::resume_to_proto(request))))
+            .await?;
         Ok(convert::started_from_proto(answer))
     }
 
     async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
-        let mut wire = self.wire.clone();
         let request = proto::KeepaliveRequest {
             incarnation: Some(convert::incarnation_to_proto(service, nonce)),
             told: Some(convert::progress_to_proto(told)),
         };
-        self.call(self.patience.call, wire.keepalive(request)).await.map(convert::lease_from_proto)
+        self.call(self.patience.call, self.peer().keepalive(self.request(request))).await.map(convert::lease_from_proto)
+    }
+
+    async fn report(&self, report: &Report) -> Result<Progress> {
+        let request = convert::report_to_proto(report);
+        let done = self.call(self.patience.call, self.peer().report(self.request(request))).await?;
+        Ok(convert::progress_from_proto(done.at))
     }
 
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
-        let mut wire = self.wire.clone();
         let request = convert::incarnation_to_proto(service, nonce);
-        self.call(self.patience.change, wire.resign(request)).await.map(|done| convert::progress_from_proto(done.at))
+        self.call(self.patience.change, self.peer().resign(self.request(request)))
+            .await
+            .map(|done| convert::progress_from_proto(done.at))
     }
 
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
-        let mut wire = self.wire.clone();
         let request = proto::BindRequest {
             service: service.get(),
             group: table.group.to_string(),
             table: table.name.to_string(),
         };
-        self.call(self.patience.call, wire.bind(request)).await.and_then(convert::bound_from_proto)
+        self.call(self.patience.call, self.peer().bind(self.request(request))).await.and_then(convert::bound_from_proto)
     }
 
     async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
-        let mut wire = self.wire.clone();
         let request =
             proto::ReserveTokensRequest { service: service.get(), table_id: table.get(), version: version.get() };
-        self.call(self.patience.call, wire.reserve_tokens(request)).await.and_then(convert::reserved_from_proto)
+        self.call(self.patience.call, self.peer().reserve_tokens(self.request(request)))
+            .await
+            .and_then(convert::reserved_from_proto)
     }
 
     async fn latest(&self, table: &TableRef) -> Result<Latest> {
-        let mut wire = self.wire.clone();
         let request = proto::LatestRequest { group: table.group.to_string(), table: table.name.to_string() };
-        self.call(self.patience.call, wire.latest(request)).await.and_then(convert::latest_from_proto)
+        self.call(self.patience.call, self.allocator().latest(self.request(request)))
+            .await
+            .and_then(convert::latest_from_proto)
     }
 
     async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
-        let mut wire = self.wire.clone();
-        let answer = self.call(self.patience.call, wire.begin_commit(convert::begin_commit_to_proto(request))).await?;
+        let answer = self
+            .call(
+                self.patience.call,
+                self.allocator().begin_commit(self.request(convert::begin_commit_to_proto(request))),
+            )
+            .await?;
         Ok(convert::admission_from_proto(answer))
     }
 
     async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<Progress> {
-        let mut wire = self.wire.clone();
         let request = proto::FinishCommitRequest { txn: txn.to_string(), attempt: attempt.get() };
-        let done = self.call(self.patience.call, wire.finish_commit(request)).await?;
+        let done = self.call(self.patience.call, self.allocator().finish_commit(self.request(request))).await?;
         Ok(convert::progress_from_proto(done.at))
     }
 
@@ -165,9 +234,8 @@ impl LockTableAllocator for RemoteAllocator {
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
         let mut all: Option<CannotCommit> = None;
         for some in pages(txns) {
-            let mut wire = self.wire.clone();
             let request = proto::CannotCommitRequest { txns: convert::txns_to_proto(some) };
-            let answer = self.call(self.patience.call, wire.cannot_commit(request)).await?;
+            let answer = self.call(self.patience.call, self.peer().cannot_commit(self.request(request))).await?;
             let answer = convert::cannot_commit_from_proto(answer)?;
             match &mut all {
                 None => all = Some(answer),
@@ -184,19 +252,18 @@ impl LockTableAllocator for RemoteAllocator {
     }
 
     async fn report_txns(&self, service: ServiceId, nonce: Nonce, range: TxnRange) -> Result<Progress> {
-        let mut wire = self.wire.clone();
         let request = proto::ReportTxnsRequest {
             incarnation: Some(convert::incarnation_to_proto(service, nonce)),
             floor: range.floor,
             end: range.end,
         };
-        let done = self.call(self.patience.call, wire.report_txns(request)).await?;
+        let done = self.call(self.patience.call, self.peer().report_txns(self.request(request))).await?;
         Ok(convert::progress_from_proto(done.at))
     }
 
     async fn status(&self) -> Result<AllocatorStatus> {
-        let mut wire = self.wire.clone();
-        let mut parts = self.call(self.patience.call, wire.status(proto::StatusRequest {})).await?;
+        let mut parts =
+            self.call(self.patience.call, self.allocator().status(self.request(proto::StatusRequest {}))).await?;
         let mut status = AllocatorStatus::default();
         loop {
             match tokio::time::timeout(self.patience.call, parts.message()).await {
@@ -213,4 +280,14 @@ impl LockTableAllocator for RemoteAllocator {
 fn pages(txns: &[TxnId]) -> impl Iterator<Item = &[TxnId]> + Send {
     let none = txns.is_empty().then_some(txns);
     none.into_iter().chain(txns.chunks(TXNS_MAX))
+}
+
+/// A cluster's id as metadata.
+pub(crate) fn cluster_to_metadata(cluster: ClusterId) -> AsciiMetadataValue {
+    cluster.to_string().parse().expect("hexadecimal digits")
+}
+
+/// The cluster that metadata name, if they do.
+pub(crate) fn cluster_from_metadata(metadata: &MetadataMap) -> Option<ClusterId> {
+    metadata.get(CLUSTER)?.to_str().ok()?.parse().ok()
 }

@@ -5,16 +5,24 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
+use lockservice::client::Client;
+use lockservice::convert::{self, from_status};
 use lockservice::peers::{GrpcPeers, Patience};
-use lockservice::server::{Server, ServerSettings};
+use lockservice::proto;
+use lockservice::proto::allocator_client::AllocatorClient;
+use lockservice::proto::peer_client::PeerClient;
+use lockservice::server::{PeerServer, Server, ServerSettings};
 use lockservice_core::allocator::{
-    AllocatorPeers, AllocatorSettings, ElectedAllocator, LocalAllocator, LockTableAllocator, Progress, Resume,
+    AllocatorPeers, AllocatorSettings, ElectedAllocator, LocalAllocator, LockTableAllocator, Progress, Report, Resume,
 };
 use lockservice_core::clock::{Clock, SystemClock};
-use lockservice_core::store::{Candidate, MemoryStore};
+use lockservice_core::store::{Candidate, Cluster, MemoryStore, NodeAddress};
 use lockservice_core::testing::{AllocatorFixture, ManualClock, SharedStore, allocator_suite};
 use lockservice_core::{ErrorKind, NodeName, Nonce, ServiceId, TableRef, TxnId};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::transport::Endpoint;
+use tonic::{Code, Request};
 
 fn name(text: &str) -> NodeName {
     NodeName::new(text).expect("a name")
@@ -25,7 +33,7 @@ const PATIENCE: Patience = Patience { call: Duration::from_secs(10), change: Dur
 struct Remote {
     remote: Arc<dyn LockTableAllocator>,
     clock: ManualClock,
-    _server: Server,
+    _server: PeerServer,
 }
 
 impl Remote {
@@ -37,17 +45,22 @@ impl Remote {
             LocalAllocator::open(store, dyn_clock, AllocatorSettings::default(), Candidate::new(name("n"), "n:1"))
                 .await
                 .expect("an empty store");
-        let (address, _server) = serve(local).await;
-        let remote = GrpcPeers::new(PATIENCE).connect(&address).expect("an address");
+        let cluster = Cluster::random();
+        let (address, _server) = serve(local, cluster).await;
+        let remote = GrpcPeers::new(PATIENCE).connect(&address, cluster.id).expect("an address");
         Self { remote, clock, _server }
     }
 }
 
-async fn serve(allocator: Arc<dyn LockTableAllocator>) -> (String, Server) {
+async fn listen() -> (String, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("it is bound").to_string();
-    let server = Server::start(listener, allocator, ServerSettings::default()).await.expect("it serves");
-    (address, server)
+    (listener.local_addr().expect("it is bound").to_string(), listener)
+}
+
+async fn serve(allocator: Arc<dyn LockTableAllocator>, cluster: Cluster) -> (String, PeerServer) {
+    let (address, listener) = listen().await;
+    let cluster = watch::channel(Some(cluster)).1;
+    (address, PeerServer::start(listener, allocator, cluster, ServerSettings::default()))
 }
 
 #[async_trait]
@@ -96,38 +109,105 @@ async fn a_node_that_cannot_be_reached_or_says_nothing_is_unavailable_within_the
     let patience = Patience { call: Duration::from_millis(50), change: Duration::from_millis(50) };
     let peers = GrpcPeers::new(patience);
     for address in [silent.local_addr().expect("it is bound").to_string(), closed] {
-        let peer = peers.connect(&address).expect("an address");
+        let peer = peers.connect(&address, Cluster::random().id).expect("an address");
         let error = peer.status().await.expect_err("nobody answers");
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
         let error = peer.keepalive(ServiceId::new(1), Nonce::new(1), Progress::default()).await.expect_err("nobody");
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     }
-    assert_eq!(peers.connect("no address").expect_err("none").kind(), ErrorKind::InvalidArgument);
+    assert_eq!(peers.connect("no address", Cluster::random().id).expect_err("none").kind(), ErrorKind::InvalidArgument);
+}
+
+/// One of several nodes, as others and clients reach it.
+struct Elected {
+    address: NodeAddress,
+    allocator: Arc<ElectedAllocator>,
+    _peers: PeerServer,
+    _server: Server,
+}
+
+async fn join(node: &str, store: &SharedStore) -> Elected {
+    let ((nodes, peer_listener), (clients, listener)) = (listen().await, listen().await);
+    let address = NodeAddress { nodes, clients };
+    let mut settings = AllocatorSettings::default();
+    settings.constants.leadership_ttl_ms = 1_000;
+    let (store, clock) = (Arc::new(store.connect()), Arc::new(SystemClock));
+    let peers = Arc::new(GrpcPeers::new(PATIENCE));
+    let allocator =
+        ElectedAllocator::start(store, clock, settings, name(node), address.clone(), peers).expect("settings");
+    let settings = ServerSettings::default();
+    let _peers = PeerServer::start(peer_listener, allocator.as_leader(), allocator.cluster(), settings);
+    let _server = Server::start(listener, allocator.for_clients(), settings).await.expect("it serves");
+    allocator.settled().await.expect("the store answers");
+    Elected { address, allocator, _peers, _server }
+}
+
+fn cluster(node: &Elected) -> Cluster {
+    node.allocator.cluster().borrow().expect("the store has told")
+}
+
+fn resume(node: &str) -> Resume {
+    Resume { node: name(node), nonce: Nonce::new(1), address: "n:1".to_owned(), replaces: None }
 }
 
 #[tokio::test]
-async fn a_node_that_follows_tells_where_the_leader_is() {
+async fn a_node_that_follows_tells_nodes_and_clients_where_each_of_them_reaches_the_leader() {
     let store = SharedStore::new();
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let mut nodes = Vec::new();
-    for n in ["a", "b"] {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("it is bound").to_string();
-        let mut settings = AllocatorSettings::default();
-        settings.constants.leadership_ttl_ms = 1_000;
-        let peers = Arc::new(GrpcPeers::new(PATIENCE));
-        let store = Arc::new(store.connect());
-        let elected = ElectedAllocator::start(store, Arc::clone(&clock), settings, name(n), address.clone(), peers)
-            .expect("settings");
-        let server = Server::start(listener, elected.as_leader(), ServerSettings::default()).await.expect("it serves");
-        elected.settled().await.expect("the store answers");
-        nodes.push((address, elected, server));
-    }
-    let follower = GrpcPeers::new(PATIENCE).connect(&nodes[1].0).expect("an address");
+    let (leads, follows) = (join("a", &store).await, join("b", &store).await);
+    let follower = GrpcPeers::new(PATIENCE).connect(&follows.address.nodes, cluster(&leads).id).expect("an address");
     let error = follower.status().await.expect_err("it follows");
-    assert_eq!((error.kind(), error.leader()), (ErrorKind::NotLeader, Some(nodes[0].0.as_str())), "{error:?}");
-    // Its own calls get there.
-    let request = Resume { node: name("b"), nonce: Nonce::new(1), address: nodes[1].0.clone(), replaces: None };
-    let at = nodes[1].1.resume(&request).await.expect("the leader answers");
-    assert_eq!(nodes[0].1.status().await.expect("it leads").services[0].id, at.service);
+    assert_eq!((error.kind(), error.leader()), (ErrorKind::NotLeader, Some(&*leads.address.nodes)), "{error:?}");
+    let channel = Endpoint::from_shared(format!("http://{}", follows.address.clients)).expect("an address");
+    let mut client = AllocatorClient::new(channel.connect().await.expect("it listens"));
+    let error = from_status(&client.status(proto::StatusRequest {}).await.expect_err("it follows"));
+    assert_eq!((error.kind(), error.leader()), (ErrorKind::NotLeader, Some(&*leads.address.clients)), "{error:?}");
+    // Its own calls get there, and a client's own way, too.
+    let at = follows.allocator.resume(&resume("b")).await.expect("the leader answers");
+    assert_eq!(leads.allocator.status().await.expect("it leads").services[0].id, at.service);
+    let client = Client::connect(&follows.address.clients).await.expect("it listens");
+    let table = TableRef::new("g", "t").expect("names");
+    assert!(client.allocator().latest(&table).await.expect("the leader answers").is_none());
+}
+
+#[tokio::test]
+async fn what_is_for_nodes_is_not_served_to_clients() {
+    let store = SharedStore::new();
+    let node = join("a", &store).await;
+    let channel = Endpoint::from_shared(format!("http://{}", node.address.clients)).expect("an address");
+    let mut wire = PeerClient::new(channel.connect().await.expect("it listens"));
+    let mut request = Request::new(convert::resume_to_proto(&resume("b")));
+    request.metadata_mut().insert("lockservice-cluster", cluster(&node).id.to_string().parse().expect("ascii"));
+    assert_eq!(wire.resume(request).await.expect_err("for nodes").code(), Code::Unimplemented);
+    let refused = node.allocator.for_clients().resume(&resume("b")).await.expect_err("for nodes");
+    assert_eq!(refused.kind(), ErrorKind::NotPermitted);
+}
+
+/// The leader of one cluster has left, and a node of another one listens at its address now.
+#[tokio::test]
+async fn nodes_of_two_clusters_believe_nothing_of_each_other() {
+    let (ours, theirs) = (SharedStore::new(), SharedStore::new());
+    let (leads, stranger) = (join("a", &ours).await, join("x", &theirs).await);
+    assert_ne!(cluster(&leads).id, cluster(&stranger).id);
+    let before = stranger.allocator.status().await.expect("it leads").at;
+    let astray = GrpcPeers::new(PATIENCE).connect(&stranger.address.nodes, cluster(&leads).id).expect("an address");
+    let told = Progress { epoch: before.epoch.next().expect("more"), ..before };
+    let report = Report::new(told, &cluster(&leads));
+    let answers = [
+        astray.resume(&resume("b")).await.map(drop),
+        astray.keepalive(ServiceId::new(1), Nonce::new(1), told).await.map(drop),
+        astray.report(&report).await.map(drop),
+        astray.status().await.map(drop),
+    ];
+    for answer in answers {
+        assert_eq!(answer.expect_err("no answer").kind(), ErrorKind::Unavailable);
+    }
+    // Whoever names no cluster is refused, and told whose node it is.
+    let channel = Endpoint::from_shared(format!("http://{}", stranger.address.nodes)).expect("an address");
+    let mut wire = PeerClient::new(channel.connect().await.expect("it listens"));
+    let refused = wire.resume(convert::resume_to_proto(&resume("b"))).await.expect_err("no cluster");
+    assert_eq!(from_status(&refused).kind(), ErrorKind::NotPermitted, "{refused:?}");
+    let told = refused.metadata().get("lockservice-cluster").expect("it names its own").to_str().expect("ascii");
+    assert_eq!(told, cluster(&stranger).id.to_string());
+    let after = stranger.allocator.status().await.expect("it leads");
+    assert_eq!((after.at, after.services.len()), (before, 0), "nothing has happened");
 }

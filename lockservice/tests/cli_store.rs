@@ -288,3 +288,33 @@ fn a_restore_onto_a_full_disk_is_never_served_from_and_is_finished_when_there_is
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     assert_eq!(json_lines(&store("check", &url, &["--json"]))[0]["tables"], tables);
 }
+
+/// The fixture was written by a version that knew no clusters.
+#[test]
+fn a_store_gets_a_cluster_at_its_first_leadership_and_keeps_it_and_a_restored_one_gets_another() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1.db"), folder.path().join("old"))
+        .unwrap();
+    let (old, new) = (file(folder.path(), "old"), file(folder.path(), "new"));
+    let cluster = |url: &str| json_lines(&store("check", url, &["--json"]))[0]["cluster"].clone();
+    let lead = |url: &str| {
+        let (running, _) = serve(url, &[]);
+        running.signal(Signal::TERM);
+        assert!(running.wait().0.success());
+    };
+    assert_eq!(cluster(&old), Value::Null);
+    lead(&old);
+    let first = cluster(&old);
+    assert_eq!(first.as_str().expect("an id").len(), 32);
+    lead(&old);
+    assert_eq!(cluster(&old), first);
+    let (path, dump) = dumped(folder.path(), &old);
+    assert_eq!(dump[0]["dump"]["cluster"], first, "it says whose it is");
+    let output = store("restore", &new, &["--json", "--input", path.to_str().unwrap()]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let second = cluster(&new);
+    assert_eq!(json_lines(&output)[0]["cluster"], second);
+    assert!(second.is_string() && second != first, "{second}");
+    lead(&new);
+    assert_eq!((cluster(&new), cluster(&old)), (second, first));
+}

@@ -385,7 +385,7 @@ async fn write_fixture(store: &dyn BindStore) {
     let id = ServiceId::new(3 << 32 | 1);
     let who = candidate();
     let service =
-        ServiceRecord { id, node: who.node, nonce: who.nonce, address: who.address, state: ServiceState::Live };
+        ServiceRecord { id, node: who.node, nonce: who.nonce, address: who.address.nodes, state: ServiceState::Live };
     let batch = vec![
         Op::PutService(service),
         Op::PutConstants(ClusterConstants { leadership_ttl_ms: 6_000, lease_ttl_ms: 7_000 }),

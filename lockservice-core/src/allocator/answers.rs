@@ -11,6 +11,7 @@ use super::LockTableAllocator;
 use super::commit::{Marked, OriginTxns, TxnLife, TxnRange};
 use super::lease::LeaseState;
 use super::local::{LocalAllocator, Shared};
+use super::report::Report;
 use super::state::{AllocatorState, lease_lost, not_told, stopping};
 use super::types::{
     AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Incarnation, Latest, LeaseAck, Progress,
@@ -41,6 +42,13 @@ impl LockTableAllocator for LocalAllocator {
                 Ok(service) => service,
                 Err(landed) => landed.await.unwrap_or_else(|_| Err(stopping()))?,
             };
+            tracing::info!(
+                %service,
+                node = %request.node,
+                address = %request.address,
+                replaces = ?request.replaces.map(|(replaced, _)| replaced.get()),
+                "a node has started an incarnation"
+            );
             let ttl = self.shared.settings.constants.lease_ttl();
             return Ok(Incarnation {
                 service,
@@ -53,16 +61,27 @@ impl LockTableAllocator for LocalAllocator {
 
     async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
         let state = self.shared.leading().await?;
-        let told = told.believed(state.numbers.epoch(), state.sure);
-        // L4: also from an incarnation that the store has lost.
-        if !state.exclusive && state.went_back(told) {
-            return Err(self.shared.step_over(&state, told));
-        }
+        // L4: nothing is believed of a stranger, who may have invented it. One that the store has
+        // lost proves its report.
         let known = state.service(service).filter(|known| known.nonce == nonce).ok_or_else(|| lease_lost(service))?;
+        self.shared.compare(&state, told)?;
         if !known.renew(|| self.shared.clock.now()) {
             return Err(lease_lost(service));
         }
         Ok(LeaseAck { at: state.progress(), lease_ttl: self.shared.settings.constants.lease_ttl() })
+    }
+
+    async fn report(&self, report: &Report) -> Result<Progress> {
+        let state = self.shared.leading().await?;
+        if !report.is_of(&state.cluster) {
+            tracing::warn!(told = ?report.told, cluster = %state.cluster.id, "refused a report that is not of this cluster");
+            return Err(Error::new(
+                ErrorKind::NotPermitted,
+                "the report does not come from a node of this cluster: does its store belong to another one?",
+            ));
+        }
+        self.shared.compare(&state, report.told)?;
+        Ok(state.progress())
     }
 
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
@@ -99,6 +118,7 @@ impl LockTableAllocator for LocalAllocator {
         });
         self.shared.room().await?.send(Command::Write { ops, done });
         answer.await.unwrap_or_else(|_| Err(stopping()))?;
+        tracing::info!(%service, node = %known.node, "an incarnation has resigned");
         Ok(state.progress())
     }
 
@@ -208,6 +228,16 @@ enum Verdict {
 }
 
 impl Shared {
+    /// Compares what a node was told with the store's history (L4). Fails with `NotLeader` if the
+    /// store has lost it: the leadership is over.
+    fn compare(&self, state: &AllocatorState, told: Progress) -> Result<()> {
+        let told = told.believed(state.numbers.epoch(), state.sure);
+        if !state.exclusive && state.went_back(told) {
+            return Err(self.step_over(state, told));
+        }
+        Ok(())
+    }
+
     /// Ends the leadership because the store has lost what `told` says: a new one steps over it (L4).
     fn step_over(&self, state: &AllocatorState, told: Progress) -> Error {
         let why = Error::new(

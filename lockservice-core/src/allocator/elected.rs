@@ -4,6 +4,10 @@
 //! One task campaigns: it asks the store for the leadership, watches whoever holds it, and takes over what stood still for long enough
 //! ([`Vigil`]). Each leadership is a [`LocalAllocator`] of its own with a nonce of its own, so that no memory of an earlier one is left in it.
 //! Calls are routed by the role that the task last published; the task holds nothing over an await that a call needs.
+//!
+//! What leaders told is reported to later ones (L4). A renewal reports for an incarnation that its
+//! leader knows. Everything else is proven with the key of the cluster, which every answer of the
+//! store tells: see [`Cluster`].
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -18,6 +22,7 @@ use super::leadership::{Namesake, Vigil};
 use super::local::{AllocatorStopped, Beginning, LocalAllocator};
 use super::open::{HeldBy, acquire};
 use super::origins::Origins;
+use super::report::Report;
 use super::state::stopping;
 use super::told::Told;
 use super::types::{
@@ -28,7 +33,7 @@ use super::{AllocatorSettings, LockTableAllocator};
 use crate::clock::{Clock, Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
-use crate::store::{BindStore, Candidate};
+use crate::store::{BindStore, Candidate, Cluster, ClusterId, NodeAddress};
 use crate::sync::Mutex;
 
 /// First pause after the store failed to answer; doubled up to [`PAUSE_MOST`].
@@ -45,14 +50,17 @@ const HOPS_MAX: usize = 3;
 pub trait AllocatorPeers: fmt::Debug + Send + Sync + 'static {
     /// The allocator at `address`, which may not answer, or not lead. Connects when it is first called; fails only for an
     /// address that is none.
-    fn connect(&self, address: &str) -> Result<Arc<dyn LockTableAllocator>>;
+    ///
+    /// Its calls tell that they come from a node of `cluster`, and fail with `Unavailable` if
+    /// another cluster answers (T3).
+    fn connect(&self, address: &str, cluster: ClusterId) -> Result<Arc<dyn LockTableAllocator>>;
 }
 
 /// The cluster's allocator as one node sees it: any number of nodes with one store, one of which leads (L1).
 ///
 /// Calls go to the leader, which may be this very process. While none is known they wait, at most for about two leadership TTLs, then fail
 /// with `Unavailable`. Answers of an earlier leadership than the last known are rejected (L3), and what each leader told is reported to a later one at the next [`keepalive`](LockTableAllocator::keepalive) (L4). What other nodes may ask of this one is
-/// [`as_leader`](Self::as_leader).
+/// [`as_leader`](Self::as_leader), what clients may ask [`for_clients`](Self::for_clients).
 ///
 /// On an exclusive store it leads at once and never follows.
 #[derive(Debug)]
@@ -68,9 +76,11 @@ struct Shared {
     clock: Arc<dyn Clock>,
     settings: AllocatorSettings,
     node: NodeName,
-    address: String,
+    address: NodeAddress,
     peers: Arc<dyn AllocatorPeers>,
     role: watch::Sender<Role>,
+    /// Whose the store is, as its last answer told.
+    cluster: watch::Sender<Option<Cluster>>,
     /// The leadership that is being opened, or is open, until it is over. Locked to set or to take it.
     term: Mutex<Option<Arc<LocalAllocator>>>,
     /// How the stop ended. Locked for as long as one is under way.
@@ -90,8 +100,12 @@ pub enum Role {
     Leading(Arc<LocalAllocator>),
     /// Another leads.
     Following {
-        /// Where the leader is reached.
+        /// Where other nodes reach the leader.
         address: String,
+        /// Where clients reach the leader. Empty if it did not say.
+        clients: String,
+        /// Whose the store is that it leads.
+        cluster: ClusterId,
         /// The leader.
         allocator: Arc<dyn LockTableAllocator>,
     },
@@ -100,7 +114,8 @@ pub enum Role {
 }
 
 impl ElectedAllocator {
-    /// Joins the cluster of `store` as `node`, which the others reach at `address`. Answers at once; [`settled`](Self::settled) waits.
+    /// Joins the cluster of `store` as `node`, which other nodes and clients reach at `address`.
+    /// Answers at once; [`settled`](Self::settled) waits.
     ///
     /// Fails with `InvalidArgument` for settings out of range. Must be called within a tokio runtime, in which it spawns a task that
     /// ends with it. Dropping it without [`shutdown`](Self::shutdown) lets the others wait for the leadership's TTL.
@@ -109,7 +124,7 @@ impl ElectedAllocator {
         clock: Arc<dyn Clock>,
         settings: AllocatorSettings,
         node: NodeName,
-        address: impl Into<String>,
+        address: impl Into<NodeAddress>,
         peers: Arc<dyn AllocatorPeers>,
     ) -> Result<Arc<Self>> {
         settings.check()?;
@@ -121,6 +136,7 @@ impl ElectedAllocator {
             address: address.into(),
             peers,
             role: watch::Sender::new(Role::Searching(None)),
+            cluster: watch::Sender::new(None),
             term: Mutex::new(None),
             stopped: tokio::sync::Mutex::new(None),
             told: Mutex::new(Told::default()),
@@ -151,11 +167,25 @@ impl ElectedAllocator {
         self.shared.role.subscribe()
     }
 
-    /// What other nodes and clients may ask of this node: it answers as the leader, or fails with `NotLeader`, which tells who leads.
+    /// Whose the store is, as it changes; `None` until the store has told.
+    pub fn cluster(&self) -> watch::Receiver<Option<Cluster>> {
+        self.shared.cluster.subscribe()
+    }
+
+    /// What other nodes may ask of this one: it answers as the leader, or fails with `NotLeader`,
+    /// which tells where nodes reach the leader.
     ///
     /// On an exclusive store the calls that are for nodes fail with `NotPermitted`: only this process can be meant, and it asks itself.
     pub fn as_leader(&self) -> Arc<dyn LockTableAllocator> {
-        Arc::new(LeaderView(Arc::clone(&self.shared)))
+        Arc::new(LeaderView { shared: Arc::clone(&self.shared), nodes: true })
+    }
+
+    /// What clients may ask of this node: it answers as the leader, or fails with `NotLeader`,
+    /// which tells where clients reach the leader.
+    ///
+    /// Calls that are for nodes fail with `NotPermitted`.
+    pub fn for_clients(&self) -> Arc<dyn LockTableAllocator> {
+        Arc::new(LeaderView { shared: Arc::clone(&self.shared), nodes: false })
     }
 
     /// Stops: campaigns no more and, if it leads, gives the leadership up as [`LocalAllocator::shutdown`] does. A node that follows has
@@ -206,7 +236,10 @@ async fn campaign(shared: Arc<Shared>) {
         candidate.seen = vigil.complete(ttl, shared.clock.now()).cloned();
         match acquire(&*shared.store, &*shared.clock, &candidate, ttl).await {
             Ok(Ok(acquired)) => {
-                tracing::info!(epoch = %acquired.epoch, continuous = acquired.continuous, "leads the store");
+                candidate.cluster = acquired.cluster;
+                shared.belongs_to(acquired.cluster);
+                let cluster = acquired.cluster.id;
+                tracing::info!(epoch = %acquired.epoch, continuous = acquired.continuous, %cluster, "leads the store");
                 let exclusive = acquired.exclusive;
                 let why = shared.reign(Beginning {
                     candidate: candidate.clone(),
@@ -233,15 +266,21 @@ async fn campaign(shared: Arc<Shared>) {
                 vigil.restart();
                 pause = PAUSE_FIRST;
             }
-            Ok(Err(HeldBy { seen, address })) => {
+            Ok(Err(HeldBy { seen, address, cluster })) => {
+                if let Some(cluster) = cluster {
+                    // If the store loses that, and this node leads it, the cluster stays the same.
+                    candidate.cluster = cluster;
+                    shared.belongs_to(cluster);
+                }
                 if seen.leader.is_none() {
                     tracing::info!("the store holds no leader's record: waiting, in case it was lost (L4)");
                 }
-                let at_our_address = address.as_ref().is_some_and(|at| !at.is_empty() && *at == shared.address);
+                let own = &shared.address.nodes;
+                let at_our_address = address.as_ref().is_some_and(|at| !own.is_empty() && at.nodes == *own);
                 let taken = at_our_address && seen.leader.is_some_and(|leader| namesake.lives(leader));
                 vigil.observe(seen, shared.clock.now());
                 if taken {
-                    shared.follow(None, Some(&address_taken(&shared.address)));
+                    shared.follow(None, Some(&address_taken(own)));
                 } else {
                     shared.follow(address, unreadable.as_ref());
                 }
@@ -303,20 +342,64 @@ impl Shared {
         why
     }
 
-    fn follow(&self, address: Option<String>, unreadable: Option<&Error>) {
+    /// Remembers whose the store is.
+    fn belongs_to(&self, cluster: Cluster) {
+        let before = self.cluster.send_replace(Some(cluster));
+        if let Some(before) = before.filter(|before| before.id != cluster.id) {
+            tracing::error!(
+                store = %self.store.describe(),
+                before = %before.id,
+                now = %cluster.id,
+                "the store belongs to another cluster than before: it was emptied, or restored from a dump"
+            );
+        }
+    }
+
+    /// What a node of this cluster says it was told. `None` before the store has told whose it is.
+    fn report(&self, told: Progress) -> Option<Report> {
+        self.cluster.borrow().map(|cluster| Report::new(told, &cluster))
+    }
+
+    /// Renews at `leader`. One that does not know the incarnation believes nothing of it: it may
+    /// have lost that, and is told with a proof.
+    async fn renew(
+        &self,
+        leader: &dyn LockTableAllocator,
+        service: ServiceId,
+        nonce: Nonce,
+        told: Progress,
+    ) -> Result<LeaseAck> {
+        let outcome = leader.keepalive(service, nonce, told).await;
+        if outcome.as_ref().is_err_and(|e| e.kind() == ErrorKind::LeaseLost)
+            && let Some(report) = self.report(told)
+        {
+            // What it is answered makes no difference: the lease is lost.
+            drop(leader.report(&report).await);
+        }
+        outcome
+    }
+
+    fn follow(&self, address: Option<NodeAddress>, unreadable: Option<&Error>) {
         // Its own address is that of the process that it replaces, or of its own last leadership.
-        let next = match address.filter(|address| !address.is_empty() && *address != self.address) {
+        let address = address.filter(|address| !address.nodes.is_empty() && address.nodes != self.address.nodes);
+        // No leader is recorded without it.
+        let cluster = self.cluster.borrow().map(|cluster| cluster.id);
+        let next = match address.zip(cluster) {
             None => Role::Searching(unreadable.cloned()),
-            Some(address) => {
-                if matches!(&*self.role.borrow(), Role::Following { address: known, .. } if *known == address) {
+            Some((NodeAddress { nodes, clients }, cluster)) => {
+                let follows = |role: &Role| {
+                    matches!(role, Role::Following { address, clients: known, cluster: of, .. }
+                        if (address, known, *of) == (&nodes, &clients, cluster))
+                };
+                if follows(&self.role.borrow()) {
                     return;
                 }
-                match self.peers.connect(&address) {
+                match self.peers.connect(&nodes, cluster) {
                     Ok(allocator) => {
-                        tracing::info!(leader = %address, "follows the leader");
-                        Role::Following { address, allocator }
+                        tracing::info!(leader = %nodes, %cluster, "follows the leader");
+                        Role::Following { address: nodes, clients, cluster, allocator }
                     }
-                    Err(e) => Role::Searching(Some(e.with("leader", address))),
+                    Err(e) => Role::Searching(Some(e.with("leader", nodes))),
                 }
             }
         };
@@ -326,22 +409,32 @@ impl Shared {
         }
     }
 
-    fn not_leader(&self) -> Error {
+    /// Tells who leads, to a node or to a client.
+    fn not_leader(&self, nodes: bool) -> Error {
         let error = Error::new(ErrorKind::NotLeader, "this node does not lead the store: ask the leader");
-        match &*self.role.borrow() {
-            Role::Following { address, .. } => {
-                error.with("leader", address).with_detail(Detail::Leader(address.clone()))
+        let role = self.role.borrow();
+        let address = match &*role {
+            Role::Following { address, clients, .. } => {
+                if nodes {
+                    address
+                } else {
+                    clients
+                }
             }
-            _ => error,
+            _ => return error,
+        };
+        if address.is_empty() {
+            return error;
         }
+        error.with("leader", address).with_detail(Detail::Leader(address.clone()))
     }
 }
 
 fn address_taken(address: &str) -> Error {
     Error::new(
         ErrorKind::NameInUse,
-        "another node leads the store and tells the others that it is reached at this node's own address: give each node an \
-         address of its own with --advertise",
+        "another node leads the store and tells the others that it is reached at this node's own address: give each node \
+         addresses of its own with --peer-advertise and --advertise",
     )
     .with("address", address)
 }
@@ -443,8 +536,9 @@ impl<'a> Route<'a> {
         }
         self.hint = e
             .leader()
-            .filter(|address| *address != self.shared.address && self.hops < HOPS_MAX)
-            .and_then(|address| self.shared.peers.connect(address).ok());
+            .filter(|address| *address != self.shared.address.nodes && self.hops < HOPS_MAX)
+            .zip(*self.shared.cluster.borrow())
+            .and_then(|(address, cluster)| self.shared.peers.connect(address, cluster.id).ok());
         self.hops += 1;
         self.astray = self.hint.is_none();
         true
@@ -466,15 +560,31 @@ macro_rules! routed {
         loop {
             let $leader = route.next().await?;
             let outcome = route.checked($call.await);
-            if let Some(told) = route.unknown.take() {
-                // Asked as nobody: only the report counts, and what it is answered makes no difference.
-                drop($leader.keepalive(ServiceId::default(), Nonce::default(), told).await);
+            if let Some(report) = route.unknown.take().and_then(|told| $self.shared.report(told)) {
+                // What it is answered makes no difference.
+                drop($leader.report(&report).await);
             }
             if !route.again(&outcome) {
                 break outcome.map_err(nobody_leads);
             }
         }
     }};
+}
+
+impl ElectedAllocator {
+    /// Tells the leader what an earlier one told. What is not believed is kept, to be told again.
+    async fn tell(&self, told: Progress) -> Result<()> {
+        let Some(report) = self.shared.report(told) else { return Ok(()) };
+        match self.report(&report).await {
+            Ok(at) => self.shared.told.lock().compared(told, at.epoch),
+            // This node has yet to learn whose the store is now.
+            Err(e) if e.kind() == ErrorKind::NotPermitted => {
+                tracing::warn!(error = ?e, "the leader does not believe what this node was told");
+            }
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -491,13 +601,16 @@ impl LockTableAllocator for ElectedAllocator {
         };
         // L4: a later leader is told what each earlier one said, hardly ever more than one.
         let last = reports.pop().unwrap_or_default();
-        for report in reports {
-            let answer = routed!(self, leader => leader.keepalive(service, nonce, report))?;
-            self.shared.told.lock().compared(report, answer.at.epoch);
+        for told in reports {
+            self.tell(told).await?;
         }
-        let answer = routed!(self, leader => leader.keepalive(service, nonce, last))?;
+        let answer = routed!(self, leader => self.shared.renew(leader.as_ref(), service, nonce, last))?;
         self.shared.told.lock().compared(last, answer.at.epoch);
         Ok(answer)
+    }
+
+    async fn report(&self, report: &Report) -> Result<Progress> {
+        routed!(self, leader => leader.report(report))
     }
 
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
@@ -542,16 +655,20 @@ impl LockTableAllocator for ElectedAllocator {
     }
 }
 
-/// See [`ElectedAllocator::as_leader`].
+/// See [`ElectedAllocator::as_leader`] and [`ElectedAllocator::for_clients`].
 #[derive(Debug)]
-struct LeaderView(Arc<Shared>);
+struct LeaderView {
+    shared: Arc<Shared>,
+    /// True if nodes ask.
+    nodes: bool,
+}
 
 impl LeaderView {
     fn term(&self) -> Result<Arc<LocalAllocator>> {
-        if let Role::Leading(term) = &*self.0.role.borrow() {
+        if let Role::Leading(term) = &*self.shared.role.borrow() {
             return Ok(Arc::clone(term));
         }
-        Err(self.0.not_leader())
+        Err(self.shared.not_leader(self.nodes))
     }
 
     /// Makes `call` at this node's leader. A refusal tells who refused (L3).
@@ -564,18 +681,22 @@ impl LeaderView {
         let epoch = term.epoch();
         call(term).await.map_err(|e| {
             // That this leader stops is no news for those who ask from afar: another will lead.
-            let e = if e.kind() == ErrorKind::ShuttingDown { self.0.not_leader() } else { e };
+            let e = if e.kind() == ErrorKind::ShuttingDown { self.shared.not_leader(self.nodes) } else { e };
             e.with_answered_by(epoch)
         })
     }
 
     /// Makes a `call` that is for nodes.
     ///
-    /// Fails with `NotPermitted` on an exclusive store: nobody but this process can be meant, and it asks itself.
+    /// Fails with `NotPermitted` for clients, and on an exclusive store: nobody but this process
+    /// can be meant, and it asks itself.
     async fn answer_node<T, F>(&self, call: impl FnOnce(Arc<LocalAllocator>) -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
+        if !self.nodes {
+            return Err(Error::new(ErrorKind::NotPermitted, "this call is for nodes"));
+        }
         if self.term()?.is_exclusive() {
             return Err(not_for_others());
         }
@@ -599,6 +720,10 @@ impl LockTableAllocator for LeaderView {
 
     async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
         self.answer_node(async |term| term.keepalive(service, nonce, told).await).await
+    }
+
+    async fn report(&self, report: &Report) -> Result<Progress> {
+        self.answer_node(async |term| term.report(report).await).await
     }
 
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {

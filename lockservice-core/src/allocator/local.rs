@@ -180,6 +180,11 @@ impl LocalAllocator {
         self.shared.state.get().map_or_else(Epoch::default, |state| state.numbers.epoch())
     }
 
+    /// True while it may answer: its store is open, and the leadership has not run out (L1).
+    pub fn answers(&self) -> bool {
+        self.shared.state.get().is_some_and(|state| state.check_leading(self.shared.clock.now()).is_ok())
+    }
+
     /// True if the store is open to this process alone. False while it is being opened.
     pub(super) fn is_exclusive(&self) -> bool {
         self.shared.state.get().is_some_and(|state| state.exclusive)

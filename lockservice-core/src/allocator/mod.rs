@@ -10,6 +10,7 @@ pub mod lease;
 mod local;
 mod open;
 mod origins;
+mod report;
 mod settings;
 pub mod state;
 mod term;
@@ -31,6 +32,7 @@ use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef,
 pub use self::commit::{OriginTxns, TxnLife, TxnRange};
 pub use self::elected::{AllocatorPeers, ElectedAllocator, Role};
 pub use self::local::{AllocatorStopped, LocalAllocator};
+pub use self::report::Report;
 pub use self::settings::{AllocatorSettings, TTL_MS_MAX, TTL_MS_MIN};
 pub use self::types::{
     AllocatorStatus, BeginCommit, Bind, BindState, BindStatus, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
@@ -60,10 +62,18 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     async fn resume(&self, request: &Resume) -> Result<Incarnation>;
 
     /// Renews an incarnation's lease. The answer's lease counts from before the call was sent. `told` is the furthest that any answer of
-    /// any allocator has told the caller (L4). A node without an incarnation only reports that, as incarnation 0.
+    /// any allocator has told the caller (L4).
     ///
-    /// Fails with `LeaseLost` if it has lapsed or was replaced: the service must seal itself and start again as a new incarnation.
+    /// Fails with `LeaseLost` if it has lapsed or was replaced, or is not known: the service must
+    /// seal itself and start again as a new incarnation. Nothing is believed of one that is not
+    /// known: that is what [`report`](Self::report) is for.
     async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck>;
+
+    /// Tells the leader what an earlier one told, whichever incarnation that was told to (L4).
+    ///
+    /// Fails with `NotPermitted` if the report is not of this cluster, and with `NotLeader` if the
+    /// leader's store has lost what it tells of: then its leadership is over.
+    async fn report(&self, report: &Report) -> Result<Progress>;
 
     /// Gives an incarnation up: its tables may be granted anew at once. Only to be called when nothing of it is in use (P5).
     ///

@@ -19,8 +19,8 @@ use crate::clock::{Clock, Time, hi};
 use crate::error::{ErrorKind, Result};
 use crate::id::{EPOCH_SHIFT, Epoch, NodeName, Nonce, ServiceId, TxnId};
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, Doubt, Floor, Leadership, Lineage, Loss, Op, Seen, ServiceRecord,
-    ServiceState, StoreState, Terms,
+    Applied, Batch, BindStore, Candidate, Cluster, Doubt, Floor, Leadership, Lineage, Loss, NodeAddress, Op, Seen,
+    ServiceRecord, ServiceState, StoreState, Terms,
 };
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -57,6 +57,7 @@ pub(super) struct Acquired {
     pub(super) terms: Terms,
     pub(super) floor: Floor,
     pub(super) lineage: Lineage,
+    pub(super) cluster: Cluster,
     /// Before it was asked for: it counts from here.
     pub(super) sent: Time,
 }
@@ -78,8 +79,19 @@ pub(super) async fn open(
         // From here on it has something in memory.
         (candidate.elected, candidate.seen) = (true, None);
     }
-    let Acquired { mut epoch, mut applied, exclusive, clean, continuous, mut loss, mut terms, floor, lineage, .. } =
-        acquired;
+    let Acquired {
+        mut epoch,
+        mut applied,
+        exclusive,
+        clean,
+        continuous,
+        mut loss,
+        mut terms,
+        floor,
+        lineage,
+        cluster,
+        ..
+    } = acquired;
     let loaded = load(store, clock, hold.leadership, exclusive, hi(ttl)).await?;
     // L4: a copy that was promoted meanwhile may have neither the leadership nor the last writes before it.
     if !exclusive && store.applied().await? != (Applied { epoch, number: applied, lineage: lineage.clone() }) {
@@ -106,7 +118,7 @@ pub(super) async fn open(
         // No renewal may name the epoch that is being replaced.
         let mut head = hold.head.lock().await;
         match acquire(store, clock, candidate, ttl).await? {
-            Ok(again) if again.lineage == lineage && again.applied == applied => {
+            Ok(again) if again.lineage == lineage && again.applied == applied && again.cluster == cluster => {
                 (epoch, loss, terms) = (again.epoch, again.loss, again.terms);
             }
             _ => return Err(another_store()),
@@ -134,7 +146,7 @@ pub(super) async fn open(
     };
     let mut state = AllocatorState::new(epoch, from, applied, tokens, settings.commit_binds_max);
     (state.earlier_until, state.held_until) = (earlier_until, held_until);
-    state.leader = candidate.nonce;
+    (state.leader, state.cluster) = (candidate.nonce, cluster);
     if floor.number() > 0 {
         state.sure = floor.epoch();
     }
@@ -263,10 +275,10 @@ pub(super) async fn acquire(
 ) -> Result<Result<Acquired, HeldBy>> {
     let sent = clock.now();
     Ok(match store.acquire_leadership(candidate, ttl).await? {
-        Leadership::Acquired { epoch, applied, exclusive, clean, continuous, loss, terms, floor, lineage } => {
-            Ok(Acquired { epoch, applied, exclusive, clean, continuous, loss, terms, floor, lineage, sent })
+        Leadership::Acquired { epoch, applied, exclusive, clean, continuous, loss, terms, floor, lineage, cluster } => {
+            Ok(Acquired { epoch, applied, exclusive, clean, continuous, loss, terms, floor, lineage, cluster, sent })
         }
-        Leadership::Held { seen, address } => Err(HeldBy { seen, address }),
+        Leadership::Held { seen, address, cluster } => Err(HeldBy { seen, address, cluster }),
     })
 }
 
@@ -274,7 +286,8 @@ pub(super) async fn acquire(
 #[derive(Debug)]
 pub(super) struct HeldBy {
     pub(super) seen: Seen,
-    pub(super) address: Option<String>,
+    pub(super) address: Option<NodeAddress>,
+    pub(super) cluster: Option<Cluster>,
 }
 
 fn restore_tombstone(origin: &Service, txn: TxnId, now: Time) {

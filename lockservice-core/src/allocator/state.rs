@@ -29,7 +29,7 @@ use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::guarded_map::GuardedMap;
 use crate::id::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
-use crate::store::{BindRecord, ServiceRecord, ServiceState, TableRecord, Terms};
+use crate::store::{BindRecord, Cluster, ServiceRecord, ServiceState, TableRecord, Terms};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// When to ask again about a transaction that its origin has not told of: it tells ahead, and at once when it falls behind.
@@ -206,6 +206,8 @@ pub struct AllocatorState {
     pub first_epoch: Epoch,
     /// The leader's nonce.
     pub leader: Nonce,
+    /// Whose the store is.
+    pub cluster: Cluster,
     /// An epoch that the clock of the store's server vouches for; the first of this leadership where there is none.
     pub sure: Epoch,
     /// Incarnations below this are of earlier leaderships.
@@ -244,6 +246,7 @@ impl AllocatorState {
             applied: AtomicU64::new(applied),
             first_epoch: epoch,
             leader: Nonce::default(),
+            cluster: Cluster::random(),
             sure: epoch,
             first_service: ServiceId::new(from + 1),
             settled: AtomicBool::new(true),

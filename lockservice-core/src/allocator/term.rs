@@ -79,7 +79,7 @@ async fn acquired(shared: &Shared, store: &dyn BindStore, beginning: &Beginning)
             "another allocator leads this store, or may be leading it: use that one, stop it, or stand by for it",
         )
         .with("store", store.describe())
-        .with("leader", address.as_deref().unwrap_or("unknown"))
+        .with("leader", address.as_ref().map_or("unknown", |address| &address.nodes))
         .with_detail(Detail::RetryAfter(hi(ttl)))
     })
 }

@@ -2,7 +2,7 @@
 //!
 //! | line | what |
 //! |---|---|
-//! | the first | `{"dump":{"format":1,"version":…,"source":…,"epoch":…,"applied":…}}` |
+//! | the first | `{"dump":{"format":1,"version":…,"source":…,"cluster":…,"epoch":…,…}}` |
 //! | any between | `{"constants":…}`, `{"service":…}`, `{"table":…}` or `{"tombstone":…}`, one record each |
 //! | the last | `{"end":{"constants":…,"services":…,"tables":…,"tombstones":…}}`, how many there were |
 //!
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::check::problems;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, TxnId};
-use crate::store::{ClusterConstants, ServiceRecord, StoreState, TableRecord};
+use crate::store::{ClusterConstants, ClusterId, ServiceRecord, StoreState, TableRecord};
 
 /// Version of the dump's format. A dump of a higher one is refused, never guessed at.
 pub const DUMP_FORMAT: u32 = 1;
@@ -30,6 +30,8 @@ pub struct Dump {
     pub version: String,
     /// The URL of the store, without secrets.
     pub source: String,
+    /// Whose it was; `None` if that was not known. A restored store is another's.
+    pub cluster: Option<ClusterId>,
     /// What was in it.
     pub state: StoreState,
 }
@@ -51,6 +53,8 @@ struct Header {
     format: u32,
     version: String,
     source: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cluster: Option<ClusterId>,
     epoch: Epoch,
     applied: u64,
 }
@@ -80,7 +84,13 @@ impl Dump {
     pub fn new(source: impl Into<String>, mut state: StoreState) -> Result<Self> {
         state.check_finished()?;
         sort(&mut state);
-        Ok(Self { version: env!("CARGO_PKG_VERSION").to_owned(), source: source.into(), state })
+        Ok(Self { version: env!("CARGO_PKG_VERSION").to_owned(), source: source.into(), cluster: None, state })
+    }
+
+    /// The dump of the store of `cluster`.
+    #[must_use]
+    pub fn of(self, cluster: Option<ClusterId>) -> Self {
+        Self { cluster, ..self }
     }
 
     /// Writes the dump. Fails as `out` does: what was written then is no whole dump, and is refused as such.
@@ -95,6 +105,7 @@ impl Dump {
             format: DUMP_FORMAT,
             version: self.version.clone(),
             source: self.source.clone(),
+            cluster: self.cluster,
             epoch: state.epoch,
             applied: state.applied,
         }))?;
@@ -158,7 +169,7 @@ impl Dump {
             return Err(Error::new(ErrorKind::StoreCorrupt, message));
         }
         sort(&mut state);
-        Ok(Self { version: header.version, source: header.source, state })
+        Ok(Self { version: header.version, source: header.source, cluster: header.cluster, state })
     }
 }
 

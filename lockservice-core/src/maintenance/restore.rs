@@ -7,6 +7,8 @@
 //!   made stays below whatever the restored one hands out.
 //! - Every incarnation is written as fenced (C4): no bind, lease, session or transaction of the old cluster is valid in the restored one, also
 //!   if it comes back.
+//! - The restored store gets a cluster id of its own (T3): nodes of the old cluster and of the
+//!   restored one believe nothing of each other.
 //! - An exclusive store is left without a resignation, a shared one in doubt ([`Doubt`]): its first leader waits out every promise (L1, L4).
 //!
 //! # What it cannot know
@@ -22,8 +24,8 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{EPOCH_END, Epoch, NodeName, ServiceId, TableRef};
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, Doubt, Floor, Leadership, Op, Seen, ServiceRecord, ServiceState, StoreState,
-    TableRecord,
+    Applied, Batch, BindStore, Candidate, ClusterId, Doubt, Floor, Leadership, Op, Seen, ServiceRecord, ServiceState,
+    StoreState, TableRecord,
 };
 
 /// How many epochs are left out between those of a dump and the restored store's, for leaderships of the old cluster after the dump.
@@ -52,6 +54,8 @@ pub struct RestoreOptions {
 pub struct Restored {
     /// The restored store's epoch.
     pub epoch: Epoch,
+    /// Whose the restored store is: nobody's that was before.
+    pub cluster: ClusterId,
     /// Records that are in the store now.
     pub records: usize,
 }
@@ -79,6 +83,7 @@ pub async fn restore(
         // Nothing that was told before is in it, and nothing before is relied on. Where the server has a clock, numbers begin there, not with the
         // epoch, so what is known of the old cluster's is handed on.
         doubt: Doubt::Raised { numbers: above(options.above) },
+        founds: true,
         ..Candidate::from(options.node.clone())
     };
     let (mut writer, vouched) = lead(store, clock, &mut candidate, ttl).await?;
@@ -101,7 +106,7 @@ pub async fn restore(
     if !writer.exclusive {
         store.resign(writer.epoch).await?;
     }
-    Ok(Restored { epoch: writer.epoch, records: ops.len() })
+    Ok(Restored { epoch: writer.epoch, cluster: candidate.cluster.id, records: ops.len() })
 }
 
 /// The first number above this epoch; 0 if none is known.
@@ -197,7 +202,7 @@ async fn lead<'a>(
             Leadership::Acquired { epoch, applied, exclusive, floor, .. } => {
                 return Ok((Writer { store, epoch, applied, exclusive }, floor));
             }
-            Leadership::Held { seen, address } => {
+            Leadership::Held { seen, address, .. } => {
                 // An empty store, and one whose leader has died, stand still.
                 if first.get_or_insert_with(|| seen.clone()) != &seen {
                     return Err(Error::new(
@@ -205,7 +210,7 @@ async fn lead<'a>(
                         "another process leads this store: stop every server that uses it, then restore",
                     )
                     .with("store", store.describe())
-                    .with("leader", address.as_deref().unwrap_or("unknown")));
+                    .with("leader", address.as_ref().map_or("unknown", |address| &address.nodes)));
                 }
                 vigil.observe(seen, clock.now());
                 let left = vigil.left(ttl, clock.now());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Candidate, Doubt, Floor, LeaderSeen, Leadership, Lineage, Loss, Seen, Terms};
+use super::{Candidate, Cluster, Doubt, Floor, LeaderSeen, Leadership, Lineage, Loss, NodeAddress, Seen, Terms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, NodeName, Nonce};
 
@@ -37,6 +37,9 @@ pub struct Head {
     /// Where this leadership and those before it began (L4). Stays empty where the exclusive open is the leadership.
     #[serde(default, skip_serializing_if = "Terms::is_empty")]
     pub terms: Terms,
+    /// Whose the store is; `None` if it was never led by a version that knew clusters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Cluster>,
 }
 
 /// Who leads.
@@ -48,6 +51,9 @@ pub struct Leader {
     pub nonce: Nonce,
     /// Where the other nodes reach it.
     pub address: String,
+    /// Where clients reach it. Empty if it did not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub clients: String,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -61,6 +67,7 @@ fn is_empty(lineage: &Lineage) -> bool {
 impl Head {
     /// The head of an exclusive store once `candidate` leads, and the answer to it (L1: the exclusive open is the leadership).
     pub fn acquire_exclusive(&self, candidate: &Candidate) -> Result<(Self, Leadership)> {
+        let cluster = self.cluster_of(candidate);
         let head = self.led_by(candidate, Duration::ZERO, Epoch::default(), Lineage::default())?;
         let acquired = Leadership::Acquired {
             epoch: head.epoch,
@@ -72,6 +79,7 @@ impl Head {
             terms: Terms::default(),
             floor: Floor::default(),
             lineage: Lineage::default(),
+            cluster,
         };
         Ok((head, acquired))
     }
@@ -109,11 +117,15 @@ impl Head {
         };
         let may_take_over = !candidate.elected && (clean || candidate.seen.as_ref() == Some(&seen));
         if !own && !may_take_over {
-            return Ok((None, Leadership::Held { seen, address: leader.map(|leader| leader.address.clone()) }));
+            let address =
+                leader.map(|leader| NodeAddress { nodes: leader.address.clone(), clients: leader.clients.clone() });
+            return Ok((None, Leadership::Held { seen, address, cluster: found.and_then(|head| head.cluster) }));
         }
         // L4: what it may have forgotten includes epochs.
         let leaps = matches!(candidate.doubt, Doubt::Raised { .. }) || (in_doubt && !(continuous && doubted));
-        let mut head = found.cloned().unwrap_or_default().led_by(candidate, ttl, floor.epoch(), lineage.clone())?;
+        let before = found.cloned().unwrap_or_default();
+        let cluster = before.cluster_of(candidate);
+        let mut head = before.led_by(candidate, ttl, floor.epoch(), lineage.clone())?;
         if leaps {
             head.epoch = head.epoch.leap(candidate.nonce);
         }
@@ -142,13 +154,19 @@ impl Head {
             terms: head.terms.clone(),
             floor,
             lineage: lineage.clone(),
+            cluster,
         };
         Ok((Some(head), acquired))
     }
 
+    /// Whose the store is once `candidate` leads it.
+    fn cluster_of(&self, candidate: &Candidate) -> Cluster {
+        self.cluster.filter(|_| !candidate.founds).unwrap_or(candidate.cluster)
+    }
+
     fn led_by(&self, candidate: &Candidate, ttl: Duration, floor: Epoch, lineage: Lineage) -> Result<Self> {
-        let leader =
-            Leader { node: candidate.node.clone(), nonce: candidate.nonce, address: candidate.address.clone() };
+        let NodeAddress { nodes, clients } = candidate.address.clone();
+        let leader = Leader { node: candidate.node.clone(), nonce: candidate.nonce, address: nodes, clients };
         // L4: epochs only grow.
         let epoch = self.epoch.max(candidate.floor).max(floor).next()?;
         let ttl_ms = ttl.as_millis() as u64;
@@ -162,6 +180,7 @@ impl Head {
             in_doubt: false,
             loss: Loss::default(),
             terms: Terms::default(),
+            cluster: Some(self.cluster_of(candidate)),
         })
     }
 
@@ -305,6 +324,32 @@ mod tests {
     }
 
     #[test]
+    fn a_store_keeps_its_cluster_over_its_leaders_and_gets_another_only_if_one_is_founded() {
+        // Also one that was led by a version that knew no clusters.
+        let old = Head { cluster: None, ..take_over(None, candidate("z"), "one").0 };
+        for found in [None, Some(&old)] {
+            let a = candidate("a");
+            let (first, answer) = take_over(found, a.clone(), "one");
+            assert_eq!(first.cluster, Some(a.cluster), "the first leader's");
+            assert!(matches!(answer, Leadership::Acquired { cluster, .. } if cluster == a.cluster));
+            let (_, answer) = acquire(Some(&first), &candidate("b"), "one");
+            assert!(matches!(answer, Leadership::Held { cluster, .. } if cluster == Some(a.cluster)));
+            let (second, answer) = take_over(Some(&first), candidate("b"), "two");
+            assert_eq!(second.cluster, Some(a.cluster));
+            assert!(matches!(answer, Leadership::Acquired { cluster, .. } if cluster == a.cluster));
+            let resigned = second.resign(second.epoch).expect("it leads");
+            let founder = Candidate { founds: true, ..candidate("c") };
+            let third = acquire(Some(&resigned), &founder, "two").0.expect("it was resigned");
+            assert_eq!(third.cluster, Some(founder.cluster));
+            assert_ne!(third.cluster, second.cluster);
+        }
+        let (exclusive, _) = Head::default().acquire_exclusive(&candidate("a")).expect("epochs are left");
+        let (next, answer) = exclusive.acquire_exclusive(&candidate("b")).expect("epochs are left");
+        assert!(next.cluster.is_some() && next.cluster == exclusive.cluster);
+        assert!(matches!(answer, Leadership::Acquired { cluster, .. } if Some(cluster) == next.cluster));
+    }
+
+    #[test]
     fn where_each_leadership_began_is_kept() {
         let (first, _) = take_over(None, candidate("a"), "one");
         let (second, answer) = take_over(Some(&Head { applied: 8, ..first.clone() }), candidate("b"), "one");
@@ -380,10 +425,10 @@ mod tests {
     }
 
     #[test]
-    fn an_exclusive_head_is_written_as_in_the_first_format() {
+    fn an_exclusive_head_is_written_as_in_the_first_format_and_with_its_cluster() {
         let (head, _) = Head::default().acquire_exclusive(&candidate("a")).expect("epochs are left");
         let json = serde_json::to_value(&head).expect("plain data");
         let names: Vec<&String> = json.as_object().expect("an object").keys().collect();
-        assert_eq!(names, ["applied", "epoch", "leader"]);
+        assert_eq!(names, ["applied", "cluster", "epoch", "leader"]);
     }
 }

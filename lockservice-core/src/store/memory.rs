@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    Applied, Batch, BindStore, Candidate, ClusterConstants, Floor, Leadership, Lineage, Loss, Op, Renewal,
+    Applied, Batch, BindStore, Candidate, Cluster, ClusterConstants, Floor, Leadership, Lineage, Loss, Op, Renewal,
     ServiceRecord, StoreState, TableRecord, Terms, WriteAck,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -36,6 +36,7 @@ struct Inner {
     led: bool,
     tokens_from: u64,
     constants: Option<ClusterConstants>,
+    cluster: Option<Cluster>,
     tables: HashMap<TableRef, TableRecord>,
     services: HashMap<ServiceId, ServiceRecord>,
     tombstones: HashSet<TxnId>,
@@ -53,6 +54,7 @@ impl MemoryStore {
                 led: false,
                 tokens_from: wall_clock_s.saturating_mul(TOKENS_PER_SECOND).min(1 << 52),
                 constants: None,
+                cluster: None,
                 tables: HashMap::new(),
                 services: HashMap::new(),
                 tombstones: HashSet::new(),
@@ -119,6 +121,8 @@ impl BindStore for MemoryStore {
         inner.epoch = epoch;
         inner.clean = false;
         inner.led = true;
+        let cluster = inner.cluster.filter(|_| !candidate.founds).unwrap_or(candidate.cluster);
+        inner.cluster = Some(cluster);
         Ok(Leadership::Acquired {
             epoch,
             applied: inner.applied,
@@ -129,6 +133,7 @@ impl BindStore for MemoryStore {
             terms: Terms::default(),
             floor: Floor::default(),
             lineage: Lineage::default(),
+            cluster,
         })
     }
 

@@ -4,6 +4,7 @@
 //! tokens may have been handed out, which incarnations were fenced and which transactions may never commit. Leases, caching,
 //! batching and leadership logic are written once, above it, in [`crate::allocator`].
 
+mod cluster;
 mod exclusive;
 mod floor;
 mod head;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::id::{Epoch, NodeName, Nonce};
 
+pub use self::cluster::{Cluster, ClusterId, ClusterKey, Proof};
 pub use self::exclusive::{Exclusive, ExclusiveStore, KeyValue, Visit};
 pub use self::floor::Floor;
 pub use self::head::{Head, Leader};
@@ -112,6 +114,29 @@ pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     }
 }
 
+/// Where a node is reached. Empty where it cannot be, or need not.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeAddress {
+    /// By other nodes.
+    pub nodes: String,
+    /// By clients.
+    pub clients: String,
+}
+
+impl From<String> for NodeAddress {
+    /// One address for both.
+    fn from(address: String) -> Self {
+        Self { nodes: address.clone(), clients: address }
+    }
+}
+
+impl From<&str> for NodeAddress {
+    /// One address for both.
+    fn from(address: &str) -> Self {
+        Self::from(address.to_owned())
+    }
+}
+
 /// Who asks for the leadership.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Candidate {
@@ -119,8 +144,12 @@ pub struct Candidate {
     pub node: NodeName,
     /// Tells two processes of one node apart.
     pub nonce: Nonce,
-    /// Where the other nodes reach it once it leads.
-    pub address: String,
+    /// Where it is reached once it leads.
+    pub address: NodeAddress,
+    /// The cluster that it knows, or a new one: the store's if that has none yet.
+    pub cluster: Cluster,
+    /// True if the store's cluster begins anew with this leadership, whichever it was before.
+    pub founds: bool,
     /// What has been seen unchanged for hi(leadership TTL), if anything (L1).
     pub seen: Option<Seen>,
     /// The new epoch must be above this: the highest that any node reported (L4).
@@ -211,13 +240,17 @@ pub enum Leadership {
         floor: Floor,
         /// Which copy of the store answered.
         lineage: Lineage,
+        /// Whose the store is.
+        cluster: Cluster,
     },
     /// Another leads, or may be leading: the store holds no record, or its line of history is not the leader's.
     Held {
         /// What was seen. A candidate that sees it unchanged for hi(leadership TTL) asks again with it.
         seen: Seen,
         /// Where the leader is reached; `None` if nobody leads for sure.
-        address: Option<String>,
+        address: Option<NodeAddress>,
+        /// Whose the store is; `None` if it holds no record of that.
+        cluster: Option<Cluster>,
     },
 }
 
@@ -252,11 +285,13 @@ pub struct WriteAck {
 
 impl Candidate {
     /// A candidate for a store that it has not seen: random nonce, nothing observed.
-    pub fn new(node: NodeName, address: impl Into<String>) -> Self {
+    pub fn new(node: NodeName, address: impl Into<NodeAddress>) -> Self {
         Self {
             node,
             nonce: Nonce::new(rand::random()),
             address: address.into(),
+            cluster: Cluster::random(),
+            founds: false,
             seen: None,
             floor: Epoch::default(),
             doubt: Doubt::Unknown,

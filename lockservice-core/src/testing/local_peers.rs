@@ -8,10 +8,11 @@ use parking_lot::Mutex;
 
 use crate::allocator::{
     AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Incarnation, Latest,
-    LeaseAck, LockTableAllocator, Progress, ReservedTokens, Resume, TxnRange,
+    LeaseAck, LockTableAllocator, Progress, Report, ReservedTokens, Resume, TxnRange,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
+use crate::store::ClusterId;
 
 /// The nodes of one process, by address. A connection looks the node up on every call, as a network does. Clones are the same network.
 #[derive(Clone, Debug, Default)]
@@ -30,7 +31,7 @@ impl LocalPeers {
 }
 
 impl AllocatorPeers for LocalPeers {
-    fn connect(&self, address: &str) -> Result<Arc<dyn LockTableAllocator>> {
+    fn connect(&self, address: &str, _cluster: ClusterId) -> Result<Arc<dyn LockTableAllocator>> {
         Ok(Arc::new(Connection { peers: self.clone(), address: address.to_owned() }))
     }
 }
@@ -62,6 +63,7 @@ macro_rules! forward {
 forward! {
     resume(request: &Resume) -> Incarnation;
     keepalive(service: ServiceId, nonce: Nonce, told: Progress) -> LeaseAck;
+    report(report: &Report) -> Progress;
     resign(service: ServiceId, nonce: Nonce) -> Progress;
     bind(service: ServiceId, table: &TableRef) -> BoundTable;
     reserve_tokens(service: ServiceId, table: TableId, version: BindVersion) -> ReservedTokens;

@@ -55,7 +55,7 @@ async fn an_empty_store_is_empty_and_its_first_leader_waits_for_nothing(fixture:
             (epoch, applied, clean)
         }
         // L4: an empty shared store may be one that lost everything.
-        Leadership::Held { seen, address: None } => {
+        Leadership::Held { seen, address: None, cluster: None } => {
             assert_eq!(seen.leader, None, "nobody ever led it");
             let (epoch, applied, clean) = acquire(&*store, 0).await;
             assert!(!clean, "nothing tells it from a store that lost everything");
@@ -82,8 +82,9 @@ async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_still(fixture:
     let epoch = acquired(store.acquire_leadership(&first, TTL).await.expect("acquire"));
     let mut second = Candidate { node: NodeName::new("second").expect("a name"), ..candidate(0) };
     let watch = |answer| match answer {
-        Leadership::Held { seen, address } => {
-            assert_eq!(address.as_deref(), Some("127.0.0.1:1"), "the leader's");
+        Leadership::Held { seen, address, cluster } => {
+            assert_eq!(address, Some("127.0.0.1:1".into()), "the leader's");
+            assert_eq!(cluster, Some(first.cluster), "that of the first leader");
             Some(seen)
         }
         Leadership::Acquired { .. } => panic!("led by two: {answer:?}"),

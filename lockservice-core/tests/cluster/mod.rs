@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use lockservice_core::allocator::{
     AllocatorSettings, BeginCommit, BoundTable, CommitWindow, ElectedAllocator, Incarnation, LockTableAllocator,
-    PresentedBind, Progress, Resume, Role,
+    PresentedBind, Progress, Report, Resume, Role,
 };
 use lockservice_core::clock::{hi, lo};
-use lockservice_core::store::ClusterConstants;
+use lockservice_core::store::{BindStore as _, ClusterConstants};
 use lockservice_core::testing::{LocalPeers, SharedStore, TokioClock};
 use lockservice_core::{CommitAttempt, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId};
 use tokio::time::Instant;
@@ -88,6 +88,12 @@ impl Cluster {
         // An empty store may be one that lost everything: nothing is granted for one lease, until that is settled (L4).
         tokio::time::sleep(hi(self.lease) + TTL / 4).await;
         node
+    }
+
+    /// A report of a node that can read the store.
+    pub(crate) async fn report(&self, told: Progress) -> Report {
+        let head = self.store.head().await.expect("answers").expect("led");
+        Report::new(told, &head.cluster.expect("every leader names it"))
     }
 
     /// The node dies without a word.

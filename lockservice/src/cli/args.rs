@@ -151,9 +151,16 @@ pub(crate) struct ServeArgs {
     /// Address to listen on [default: 127.0.0.1:7654].
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<String>,
-    /// Where the other nodes and the clients reach this one, HOST:PORT [default: the address it listens on].
+    /// Where clients reach this node, HOST:PORT [default: the address it listens on].
     #[arg(long, value_name = "ADDR")]
     pub(crate) advertise: Option<String>,
+    /// Address to listen on for other nodes, which own the cluster [default: 127.0.0.1, the port
+    /// after that of --listen].
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) peer_listen: Option<String>,
+    /// Where other nodes reach this one, HOST:PORT [default: the address it listens on for them].
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) peer_advertise: Option<String>,
     /// Where bindings are kept: file:PATH, rocks:PATH, postgres://…, redis://… or memory:
     /// [default: file:./lockservice.db]. For one with a password see below.
     #[arg(long, value_name = "URL")]
@@ -184,6 +191,8 @@ impl ServeArgs {
         [
             ("--listen", self.listen.is_some()),
             ("--advertise", self.advertise.is_some()),
+            ("--peer-listen", self.peer_listen.is_some()),
+            ("--peer-advertise", self.peer_advertise.is_some()),
             ("--store", self.store.is_some()),
             ("--node", self.node.is_some()),
             ("--config", self.config.is_some()),

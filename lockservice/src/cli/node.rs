@@ -8,7 +8,7 @@ use std::time::Duration;
 use lockservice_core::allocator::{ElectedAllocator, LockTableAllocator, Role};
 use lockservice_core::clock::{Clock, SystemClock, Time};
 use lockservice_core::service::ServiceParts;
-use lockservice_core::store::BindStore;
+use lockservice_core::store::{BindStore, NodeAddress};
 use lockservice_core::{Error, ErrorKind, NodeName};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use super::config::Config;
 use super::exit::{self, Failure, say_waiting};
 use crate::peers::{GrpcPeers, Patience};
-use crate::server::{Server, ServerSettings, ServiceHost, may_pass, start_patiently};
+use crate::server::{PeerServer, Server, ServerSettings, ServiceHost, may_pass, start_patiently};
 use crate::store;
 
 /// Pause between two tries to open a store that does not answer.
@@ -31,8 +31,12 @@ const LEAVE_MAX: Duration = Duration::from_secs(5);
 /// A node that stands, before it serves.
 pub(crate) struct Node {
     server: Server,
-    /// Where it listens.
+    /// `None` if there can be no other nodes.
+    peers: Option<PeerServer>,
+    /// Where it listens to clients.
     pub(crate) address: SocketAddr,
+    /// Where it listens to other nodes.
+    pub(crate) peer_address: Option<SocketAddr>,
     allocator: Arc<ElectedAllocator>,
     /// The service that runs on it.
     pub(crate) host: ServiceHost,
@@ -54,8 +58,18 @@ impl Node {
         waiting: &Waiting,
     ) -> Result<Self, Failure> {
         // The port first: a second server on the same port must not touch the first one's store.
-        let (listener, address) = listen(config).await?;
-        let advertised = config.advertised(address)?;
+        let (listener, address) = listen(&config.addresses()?, "--listen").await?;
+        let peer_listener = match config.peer_addresses(address)? {
+            Some(addresses) => Some(listen(&addresses, "--peer-listen").await?),
+            None => None,
+        };
+        let advertised = NodeAddress {
+            nodes: match &peer_listener {
+                Some((_, address)) => config.peer_advertised(*address)?,
+                None => String::new(),
+            },
+            clients: config.advertised(address)?,
+        };
         let store = open_store(config, waiting).await?;
         let described = store.describe();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -71,29 +85,34 @@ impl Node {
         joined.set(&allocator);
         let settings = ServerSettings { volatile: store::is_volatile(&config.store), ..config.server };
         // Before the service: if this node is elected, the others need its allocator, and so does its own service.
-        let server = Server::start(listener, allocator.as_leader(), settings).await?;
+        let peer_address = peer_listener.as_ref().map(|(_, address)| *address);
+        let peers = peer_listener
+            .map(|(listener, _)| PeerServer::start(listener, allocator.as_leader(), allocator.cluster(), settings));
+        let mut server = Server::start(listener, allocator.for_clients(), settings).await?;
+        server.follow(allocator.roles());
         settle(&allocator, waiting).await?;
         let parts = ServiceParts {
-            address: advertised,
+            address: advertised.clients,
             settings: config.service,
             ..ServiceParts::new(Arc::clone(&allocator) as Arc<dyn LockTableAllocator>, clock, name)
         };
         let service = start_patiently(&parts, may_pass, |e| waiting.say_error(e)).await?;
         let host = ServiceHost::keep(parts, service);
         server.host(host.clone()).await;
-        Ok(Self { server, address, allocator, host, settings, store: described })
+        Ok(Self { server, peers, address, peer_address, allocator, host, settings, store: described })
     }
 
     /// Serves until `stop` resolves, then gives everything back that may be: first what the service has, then the leadership. Fails if the
     /// node can serve no more, having stopped it.
     pub(crate) async fn serve(self, stop: impl Future<Output = ()>) -> Result<Ending, Failure> {
-        let Self { mut server, allocator, host, settings, .. } = self;
+        let Self { mut server, mut peers, allocator, host, settings, .. } = self;
         let over = OnceLock::new();
         let stop = async {
             let why = tokio::select! {
                 () = stop => return,
                 why = host.ended() => why,
                 why = stopped_by_itself(&allocator) => why,
+                why = broken(&mut peers) => why,
             };
             drop(over.set(why));
         };
@@ -102,6 +121,9 @@ impl Node {
         // The connections are still there: other nodes learn at once that they must look for another leader.
         let left = allocator.shutdown(quiet, Duration::from_millis(settings.grace_ms)).await;
         server.close().await;
+        if let Some(peers) = peers {
+            peers.close().await;
+        }
         if let Some(why) = over.into_inner() {
             return Err(why.into());
         }
@@ -249,20 +271,30 @@ async fn stopped_by_itself(allocator: &ElectedAllocator) -> Error {
     }
 }
 
-async fn listen(config: &Config) -> Result<(TcpListener, SocketAddr), Failure> {
-    let addresses = config.addresses()?;
-    let bound = TcpListener::bind(&*addresses).await.and_then(|listener| {
+/// Resolves when other nodes can no longer reach this one.
+async fn broken(peers: &mut Option<PeerServer>) -> Error {
+    match peers {
+        Some(peers) => peers.broken().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Listens on the first of `addresses` that can be had, as `flag` says.
+async fn listen(addresses: &[SocketAddr], flag: &str) -> Result<(TcpListener, SocketAddr), Failure> {
+    let bound = TcpListener::bind(addresses).await.and_then(|listener| {
         let address = listener.local_addr()?;
         Ok((listener, address))
     });
     bound.map_err(|error| {
         let what_to_do = match error.kind() {
-            io::ErrorKind::AddrInUse => "another process has it: stop that one, or choose another port with --listen",
-            io::ErrorKind::PermissionDenied => "this user may not: choose a port above 1023 with --listen",
-            io::ErrorKind::AddrNotAvailable => "this machine does not have that address: correct --listen",
-            _ => "correct --listen",
+            io::ErrorKind::AddrInUse => "another process has it: stop that one, or choose another port with",
+            io::ErrorKind::PermissionDenied => "this user may not: choose a port above 1023 with",
+            io::ErrorKind::AddrNotAvailable => "this machine does not have that address: correct",
+            _ => "correct",
         };
-        Failure::new(exit::OS, "listen", format!("cannot listen on {}: {error}; {what_to_do}", config.listen))
+        let addresses: Vec<_> = addresses.iter().map(SocketAddr::to_string).collect();
+        let addresses = addresses.join(", ");
+        Failure::new(exit::OS, "listen", format!("cannot listen on {addresses}: {error}; {what_to_do} {flag}"))
     })
 }
 

@@ -111,7 +111,7 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
             return Ok(0);
         }
     };
-    let address = node.address;
+    let (address, peer_address) = (node.address, node.peer_address.map(|address| address.to_string()));
     let incarnation = node.host.current().id();
     if node.settings.volatile {
         // B7.
@@ -125,14 +125,16 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
         json!({
             "event": "ready",
             "address": address.to_string(),
+            "peer_address": peer_address,
             "store": node.store,
             "node": name.as_str(),
             "incarnation": incarnation.get(),
         })
         .to_string()
     } else {
+        let nodes = peer_address.map(|address| format!(" (and to other nodes on {address})")).unwrap_or_default();
         format!(
-            "lockservice is ready: listening on {address}, store {}, node {name}, incarnation {incarnation}",
+            "lockservice is ready: listening on {address}{nodes}, store {}, node {name}, incarnation {incarnation}",
             node.store
         )
     };

@@ -7,7 +7,9 @@ use super::config::Config;
 /// Each key of [`Config`] and what it sets, in the order in which they are shown. Defaults are read from `Config` itself.
 const SETTINGS: &[(&str, &str)] = &[
     ("listen", "address to listen on"),
-    ("advertise", "where other nodes and clients reach this one; empty: where it listens"),
+    ("advertise", "where clients reach this node; empty: where it listens"),
+    ("peer_listen", "where to listen to other nodes; empty: loopback, the port after listen's"),
+    ("peer_advertise", "where other nodes reach this one; empty: where it listens for them"),
     ("store", "where bindings are kept"),
     ("node", "name of this node; empty: the machine's"),
     ("insecure", "serve addresses other than loopback without encryption and passwords"),

@@ -66,10 +66,12 @@ fn summary(inspection: &Inspection, problems: usize) -> Value {
     json!({
         "store": store,
         "format": STORE_FORMAT,
+        "cluster": head.as_ref().and_then(|head| head.cluster).map(|cluster| cluster.id.to_string()),
         "epoch": state.epoch.get(),
         "applied": state.applied,
         "leader": leader.map(|leader| leader.node.as_str()),
-        "leader_address": leader.map(|leader| leader.address.as_str()),
+        "leader_address": leader.map(|leader| leader.clients.as_str()).filter(|address| !address.is_empty()),
+        "peer_address": leader.map(|leader| leader.address.as_str()).filter(|address| !address.is_empty()),
         "tables": state.tables.len(),
         "services": state.services.len(),
         "services_live": live,
@@ -79,13 +81,15 @@ fn summary(inspection: &Inspection, problems: usize) -> Value {
 }
 
 /// What people are told of a store, in this order.
-const SUMMARY: [&str; 11] = [
+const SUMMARY: [&str; 13] = [
     "store",
     "format",
+    "cluster",
     "epoch",
     "applied",
     "leader",
     "leader_address",
+    "peer_address",
     "tables",
     "services",
     "services_live",
@@ -138,7 +142,8 @@ async fn dump(config: &Config, json: bool) -> Result<u8, Failure> {
     let store = store::open_existing(&config.store).await?;
     let state = store.load().await?;
     let problems = problems(&state);
-    let dump = Dump::new(store.describe(), state)?;
+    let cluster = store.head().await?.and_then(|head| head.cluster);
+    let dump = Dump::new(store.describe(), state)?.of(cluster.map(|cluster| cluster.id));
     if dump.state.tables.is_empty() && dump.state.services.is_empty() {
         exit::say_warning(json, "empty", "the store is empty: is it the right one?");
     }
@@ -189,14 +194,16 @@ async fn restore_from(args: &RestoreArgs, config: &Config, json: bool) -> Result
     };
     let restored = restore(&*store, &SystemClock, &dump, &options).await?;
     let text = format!(
-        "restored {} records of {} into {}, epoch {}",
+        "restored {} records of {} into {}, epoch {}, cluster {}",
         restored.records,
         dump.source,
         store.describe(),
-        restored.epoch
+        restored.epoch,
+        restored.cluster
     );
     let result = json!({
         "store": store.describe(), "source": dump.source, "records": restored.records, "epoch": restored.epoch.get(),
+        "cluster": restored.cluster.to_string(),
     });
     Output::new(json).line(&if json { result.to_string() } else { text })?;
     Ok(0)

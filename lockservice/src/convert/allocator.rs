@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use lockservice_core::allocator::{
     AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow, Incarnation, Latest,
-    LeaseAck, Progress, ReservedTokens, Resume, ServiceStatus, TokenBlock,
+    LeaseAck, Progress, Report, ReservedTokens, Resume, ServiceStatus, TokenBlock,
 };
-use lockservice_core::store::{ClusterConstants, ServiceState};
+use lockservice_core::store::{ClusterConstants, Proof, ServiceState};
 use lockservice_core::{
     CommitAttempt, Epoch, Error, ErrorKind, FencingToken, NodeName, Nonce, Result, ServiceId, TxnId,
 };
@@ -28,6 +28,17 @@ pub fn progress_to_proto(at: Progress) -> proto::Progress {
 pub fn progress_from_proto(at: Option<proto::Progress>) -> Progress {
     let at = at.unwrap_or_default();
     Progress { epoch: Epoch::new(at.epoch), write: at.write, numbers: at.numbers, leader: Nonce::new(at.leader) }
+}
+
+/// A report as a message.
+pub fn report_to_proto(report: &Report) -> proto::ReportRequest {
+    let proof = report.proof.as_bytes().to_vec().into();
+    proto::ReportRequest { told: Some(progress_to_proto(report.told)), proof }
+}
+
+/// The report that a message tells of.
+pub fn report_from_proto(report: proto::ReportRequest) -> Report {
+    Report { told: progress_from_proto(report.told), proof: Proof::from_bytes(&report.proof) }
 }
 
 /// That something was done as a message.
@@ -338,6 +349,8 @@ mod tests {
             let resume = Resume { node: node.clone(), nonce: Nonce::new(7), address: "a:1".to_owned(), replaces };
             assert_eq!(resume_from_proto(resume_to_proto(&resume)).expect("own message"), resume);
         }
+        let report = Report::new(at, &lockservice_core::store::Cluster::random());
+        assert_eq!(report_from_proto(report_to_proto(&report)), report);
         let started = Incarnation {
             service: ServiceId::new(8),
             at,

@@ -6,7 +6,6 @@ use std::time::Duration;
 use lockservice_core::allocator::LockTableAllocator;
 use lockservice_core::service::{LockService, ServiceParts, Stopped};
 use lockservice_core::{Error, ErrorKind, Result, ServiceId, SessionId};
-use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -23,7 +22,7 @@ pub struct ServiceHost(Arc<Host>);
 
 #[derive(Debug)]
 struct Host {
-    current: RwLock<LockService>,
+    current: watch::Sender<LockService>,
     allocator: Arc<dyn LockTableAllocator>,
     successor: JoinHandle<()>,
     /// Why there will be no further incarnation, once that is so.
@@ -60,17 +59,22 @@ impl ServiceHost {
                             return;
                         }
                     }
-                    *host.current.write() = service.clone();
+                    host.current.send_replace(service.clone());
                 }
             });
-            Host { current: RwLock::new(first), allocator, successor, ended: watch::Sender::new(None) }
+            Host { current: watch::Sender::new(first), allocator, successor, ended: watch::Sender::new(None) }
         });
         Self(host)
     }
 
     /// The incarnation that serves now.
     pub fn current(&self) -> LockService {
-        self.0.current.read().clone()
+        self.0.current.borrow().clone()
+    }
+
+    /// The incarnation that serves now, as it is replaced.
+    pub(super) fn incarnations(&self) -> watch::Receiver<LockService> {
+        self.0.current.subscribe()
     }
 
     /// The node's allocator.

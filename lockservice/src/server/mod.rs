@@ -3,28 +3,39 @@
 //! A [`Server`] listens before the node's service stands; [`serve`] runs a node that stands until it is told to stop. The session stream
 //! is the first-class API (see the proto file); the unary calls work on a session too. Everything that a client can make large is
 //! bounded: connections, messages, operations under way, lists, the frames that wait to be read.
+//!
+//! Where several nodes share a store, each needs a [`PeerServer`] beside it, on a listener of its
+//! own. **Whoever reaches that listener owns the cluster**: it can take over nodes and end leases.
+//! Clients need nothing of it, and nothing that a client is told lets it act as a node.
 
 mod admin;
 mod allocator;
 mod connection;
+mod gate;
+mod health;
 mod host;
 mod incoming;
 mod locks;
+mod peer;
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use lockservice_core::allocator::LockTableAllocator;
+use lockservice_core::allocator::{LockTableAllocator, Role};
 use lockservice_core::service::Stopped;
+use lockservice_core::store::Cluster;
 use lockservice_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::sync::{oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
 use tonic_health::server::HealthReporter;
 
+use self::gate::Gate;
 use crate::proto;
+use crate::proto::allocator_server::AllocatorServer;
+use crate::proto::peer_server::PeerServer as PeerServiceServer;
 
 pub use self::host::ServiceHost;
 #[cfg(feature = "cli")]
@@ -103,73 +114,69 @@ impl ServerSettings {
     }
 }
 
-/// A gRPC server that listens. `Allocator` answers at once, for other nodes need it before this one's own service can start; the
-/// rest answers `Unavailable` until the service [stands](Self::host). Dropping it closes every connection.
+/// A gRPC server that listens to clients. `Allocator` answers at once, for the leader may be asked
+/// before this node's own service can start; the rest answers `Unavailable` until the service
+/// [stands](Self::host). Dropping it closes every connection.
 #[derive(Debug)]
 pub struct Server {
     slot: Slot,
     settings: ServerSettings,
     health: HealthReporter,
-    finish: Option<oneshot::Sender<()>>,
-    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// What keeps the health as the service is, and as the role is.
+    locks_health: JoinSet<()>,
+    allocator_health: JoinSet<()>,
+    serving: Serving,
 }
 
 impl Server {
-    /// Starts to listen. Asks of others go to `allocator`: [`ElectedAllocator::as_leader`] where several nodes share a store.
+    /// Starts to listen. What clients ask of the leader goes to `allocator`:
+    /// [`ElectedAllocator::for_clients`] where several nodes share a store.
     ///
     /// Must be called within a tokio runtime, in which it spawns a task.
     ///
-    /// [`ElectedAllocator::as_leader`]: lockservice_core::allocator::ElectedAllocator::as_leader
+    /// [`ElectedAllocator::for_clients`]:
+    /// lockservice_core::allocator::ElectedAllocator::for_clients
     pub async fn start(
         listener: TcpListener,
         allocator: Arc<dyn LockTableAllocator>,
-        settings: ServerSettings,
-    ) -> Result<Self> {
-        Self::start_with(listener, allocator, true, settings).await
-    }
-
-    /// With calls that are for nodes only if there may be `others`.
-    async fn start_with(
-        listener: TcpListener,
-        allocator: Arc<dyn LockTableAllocator>,
-        others: bool,
         settings: ServerSettings,
     ) -> Result<Self> {
         let (health, health_service) = tonic_health::server::health_reporter();
         let slot = Slot::default();
         let locks = proto::locks_server::LocksServer::new(locks::LocksApi::new(slot.clone(), settings))
             .max_decoding_message_size(settings.message_bytes_max);
-        let allocator = proto::allocator_server::AllocatorServer::new(allocator::AllocatorApi::new(allocator, others))
+        let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, Gate::open()))
             .max_decoding_message_size(settings.message_bytes_max);
         let admin = proto::admin_server::AdminServer::new(admin::AdminApi::new(slot.clone(), &settings));
-        health.set_not_serving::<proto::locks_server::LocksServer<locks::LocksApi>>().await;
+        health::set_locks(&health, false).await;
+        health::set_allocator(&health, true).await;
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .build_v1()
             .map_err(|e| Error::new(ErrorKind::Internal, "the API's descriptors are broken").with_source(e))?;
-        let (finish, finished) = oneshot::channel::<()>();
-        let router = tonic::transport::Server::builder()
-            // A peer that vanished without a word is noticed, and its stream ends; its session lives on until its TTL.
-            .http2_keepalive_interval(Some(Duration::from_secs(10)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-            .max_concurrent_streams(Some(1_000))
+        let router = transport()
             .add_service(health_service)
             .add_service(reflection)
             .add_service(locks)
             .add_service(allocator)
             .add_service(admin);
-        let incoming = incoming::incoming(listener, settings);
-        let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async {
-            // An error means that the other side has gone: stop too.
-            let _ = finished.await;
-        }));
-        Ok(Self { slot, settings, health, finish: Some(finish), serving })
+        let serving = Serving::start(router, listener, settings);
+        let (locks_health, allocator_health) = (JoinSet::new(), JoinSet::new());
+        Ok(Self { slot, settings, health, locks_health, allocator_health, serving })
     }
 
     /// The node's service stands: from now on its locks are served. Only the first one counts; it replaces itself (see [`ServiceHost`]).
-    pub async fn host(&self, host: ServiceHost) {
-        self.slot.fill(host);
-        self.health.set_serving::<proto::locks_server::LocksServer<locks::LocksApi>>().await;
+    pub async fn host(&mut self, host: ServiceHost) {
+        if self.slot.fill(host.clone()) {
+            health::set_locks(&self.health, true).await;
+            self.locks_health.spawn(health::follow_host(self.health.clone(), host));
+        }
+    }
+
+    /// From now on the health of `Allocator` follows `roles`: it serves while the node leads, or
+    /// knows who does. Without this it serves as long as the server listens.
+    pub fn follow(&mut self, roles: watch::Receiver<Role>) {
+        self.allocator_health.spawn(health::follow_roles(self.health.clone(), roles));
     }
 
     /// Serves until `stop` resolves, then stops the service in order: tells the sessions, ends every wait, waits up to the grace for the
@@ -179,13 +186,11 @@ impl Server {
     pub async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<Stopped> {
         let broken = tokio::select! {
             () = stop => None,
-            ended = &mut self.serving => Some(match ended {
-                Ok(Ok(())) => broken("it was closed".into()),
-                Ok(Err(e)) => broken(e.into()),
-                Err(e) => broken(e.into()),
-            }),
+            why = self.serving.broken() => Some(why),
         };
-        self.health.set_not_serving::<proto::locks_server::LocksServer<locks::LocksApi>>().await;
+        // The incarnation is not replaced any more.
+        self.locks_health.shutdown().await;
+        health::set_locks(&self.health, false).await;
         let grace = if broken.is_some() { 0 } else { self.settings.grace_ms };
         let stopped = match self.slot.host() {
             Some(host) => host.stop(Duration::from_millis(grace)).await?,
@@ -195,37 +200,122 @@ impl Server {
     }
 
     /// Closes the connections. The session streams have ended by themselves with their sessions; whoever still hangs on is cut.
-    pub async fn close(mut self) {
+    pub async fn close(self) {
+        self.serving.close().await;
+    }
+}
+
+/// A gRPC server that listens to the other nodes of a cluster, on a listener of its own. See the
+/// [module](self) for who may reach it. Dropping it closes every connection.
+#[derive(Debug)]
+pub struct PeerServer(Serving);
+
+impl PeerServer {
+    /// Starts to listen. What nodes ask of the leader goes to `allocator`, which is
+    /// [`ElectedAllocator::as_leader`]; whoever is not of `cluster`, which is
+    /// [`ElectedAllocator::cluster`], is refused (T3).
+    ///
+    /// Must be called within a tokio runtime, in which it spawns a task.
+    ///
+    /// [`ElectedAllocator::as_leader`]: lockservice_core::allocator::ElectedAllocator::as_leader
+    /// [`ElectedAllocator::cluster`]: lockservice_core::allocator::ElectedAllocator::cluster
+    pub fn start(
+        listener: TcpListener,
+        allocator: Arc<dyn LockTableAllocator>,
+        cluster: watch::Receiver<Option<Cluster>>,
+        settings: ServerSettings,
+    ) -> Self {
+        let gate = Gate::members_of(cluster);
+        let peer = PeerServiceServer::new(peer::PeerApi::new(Arc::clone(&allocator), gate.clone()))
+            .max_decoding_message_size(settings.message_bytes_max);
+        // Nodes ask on behalf of their clients, too.
+        let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, gate))
+            .max_decoding_message_size(settings.message_bytes_max);
+        let router = transport().add_service(peer).add_service(allocator);
+        Self(Serving::start(router, listener, settings))
+    }
+
+    /// Resolves when the listener breaks, with the reason: the node can lead no more then. Cancel
+    /// safe.
+    pub async fn broken(&mut self) -> Error {
+        self.0.broken().await
+    }
+
+    /// Closes the connections.
+    pub async fn close(self) {
+        self.0.close().await;
+    }
+}
+
+/// What every server has in common.
+fn transport() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        // A peer that vanished without a word is noticed, and its stream ends; its session lives on
+        // until its TTL.
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .max_concurrent_streams(Some(1_000))
+}
+
+/// A task that serves a listener.
+#[derive(Debug)]
+struct Serving {
+    finish: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// True once the task's end was seen.
+    ended: bool,
+}
+
+impl Serving {
+    fn start(router: tonic::transport::server::Router, listener: TcpListener, settings: ServerSettings) -> Self {
+        let (finish, finished) = oneshot::channel::<()>();
+        let incoming = incoming::incoming(listener, settings);
+        let task = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async {
+            // An error means that the other side has gone: stop too.
+            let _ = finished.await;
+        }));
+        Self { finish: Some(finish), task, ended: false }
+    }
+
+    /// Resolves when nothing can be served any more. Cancel safe.
+    async fn broken(&mut self) -> Error {
+        let ended = if self.ended { Ok(Ok(())) } else { (&mut self.task).await };
+        self.ended = true;
+        let why: Box<dyn std::error::Error + Send + Sync> = match ended {
+            Ok(Ok(())) => "it was closed".into(),
+            Ok(Err(e)) => e.into(),
+            Err(e) => e.into(),
+        };
+        Error::new(ErrorKind::Unavailable, "the server cannot accept connections any more: start it again")
+            .with_source(why)
+    }
+
+    async fn close(mut self) {
         // Nobody listens if the listener broke.
         self.finish.take().map(|finish| finish.send(()));
-        if !self.serving.is_finished() {
+        if !self.task.is_finished() {
             // Dropping the server cuts those who do not go.
-            drop(tokio::time::timeout(Duration::from_secs(1), &mut self.serving).await);
+            drop(tokio::time::timeout(Duration::from_secs(1), &mut self.task).await);
         }
     }
 }
 
-impl Drop for Server {
+impl Drop for Serving {
     fn drop(&mut self) {
-        self.serving.abort();
+        self.task.abort();
     }
-}
-
-fn broken(why: Box<dyn std::error::Error + Send + Sync>) -> Error {
-    Error::new(ErrorKind::Unavailable, "the server cannot accept connections any more: start it again").with_source(why)
 }
 
 /// Serves a node that stands until `stop` resolves, then stops in order and closes the connections: see [`Server::run`].
 ///
-/// The node's allocator is served to clients only: calls that are for nodes are refused. Where several nodes share a store, use
-/// [`Server`] instead.
+/// Where several nodes share a store, use [`Server`] and [`PeerServer`] instead.
 pub async fn serve(
     listener: TcpListener,
     host: ServiceHost,
     settings: ServerSettings,
     stop: impl Future<Output = ()>,
 ) -> Result<Stopped> {
-    let mut server = Server::start_with(listener, host.allocator(), false, settings).await?;
+    let mut server = Server::start(listener, host.allocator(), settings).await?;
     server.host(host).await;
     let stopped = server.run(stop).await;
     server.close().await;
@@ -237,9 +327,9 @@ pub async fn serve(
 pub(crate) struct Slot(Arc<OnceLock<ServiceHost>>);
 
 impl Slot {
-    fn fill(&self, host: ServiceHost) {
-        // Fails for a second one, which does not count.
-        drop(self.0.set(host));
+    /// False for a second one, which does not count.
+    fn fill(&self, host: ServiceHost) -> bool {
+        self.0.set(host).is_ok()
     }
 
     fn host(&self) -> Option<&ServiceHost> {

@@ -2,5 +2,6 @@
 
 mod client;
 mod conformance;
+mod health;
 mod support;
 mod wire;

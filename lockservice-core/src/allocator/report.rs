@@ -1,0 +1,58 @@
+//! [`Report`]: what a node was told, for a leader that may not know the node (L4).
+
+use super::types::Progress;
+use crate::store::{Cluster, Proof};
+
+/// What leaders have told a node, and the proof that it comes from somebody who can read the store
+/// of the cluster: all that a leader has to go by if its store has lost the node's incarnation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Report {
+    /// The furthest that one leadership told.
+    pub told: Progress,
+    /// Made with the key of the cluster. See [`ClusterKey`](crate::store::ClusterKey).
+    pub proof: Proof,
+}
+
+impl Report {
+    /// A report by a node of `cluster`.
+    pub fn new(told: Progress, cluster: &Cluster) -> Self {
+        Self { told, proof: cluster.key.prove(&words(told)) }
+    }
+
+    /// True if it comes from a node of `cluster`, or was made by one at some time: what is true
+    /// stays so.
+    pub fn is_of(&self, cluster: &Cluster) -> bool {
+        cluster.key.proves(&words(self.told), &self.proof)
+    }
+}
+
+fn words(told: Progress) -> [u8; 32] {
+    let mut words = [0; 32];
+    let numbers = [told.epoch.get(), told.write, told.numbers, told.leader.get()];
+    for (bytes, number) in words.chunks_exact_mut(8).zip(numbers) {
+        bytes.copy_from_slice(&number.to_be_bytes());
+    }
+    words
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::id::{Epoch, Nonce};
+
+    #[test]
+    fn a_report_holds_as_it_was_made_and_in_its_cluster_alone() {
+        let (cluster, other) = (Cluster::random(), Cluster::random());
+        let told = Progress { epoch: Epoch::new(3), write: 5, numbers: 7, leader: Nonce::new(9) };
+        let report = Report::new(told, &cluster);
+        assert!(report.is_of(&cluster) && !report.is_of(&other));
+        for altered in [
+            Progress { epoch: Epoch::new(4), ..told },
+            Progress { write: 6, ..told },
+            Progress { numbers: 8, ..told },
+            Progress { leader: Nonce::new(8), ..told },
+        ] {
+            assert!(!Report { told: altered, ..report }.is_of(&cluster), "{altered:?}");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Health, as it is: what a probe is told follows the state of the node.
+//!
+//! | service | serves |
+//! |---|---|
+//! | `lockservice.v1.Locks`, the empty name | while the incarnation has its lease, and is not stopped |
+//! | `lockservice.v1.Allocator` | while the node leads and may answer, or knows who leads |
+
+use std::time::Duration;
+
+use lockservice_core::allocator::Role;
+use tokio::sync::watch;
+use tonic::server::NamedService;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use super::ServiceHost;
+use super::allocator::AllocatorApi;
+use super::locks::LocksApi;
+use crate::proto::allocator_server::AllocatorServer;
+use crate::proto::locks_server::LocksServer;
+
+/// How often it is looked whether a leader may still answer: its leadership runs out without a word
+/// if its store is away (L1).
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Says whether locks are granted.
+pub(super) async fn set_locks(health: &HealthReporter, serves: bool) {
+    set(health, LocksServer::<LocksApi>::NAME, serves).await;
+    set(health, "", serves).await;
+}
+
+/// Says whether the leader can be asked.
+pub(super) async fn set_allocator(health: &HealthReporter, serves: bool) {
+    set(health, AllocatorServer::<AllocatorApi>::NAME, serves).await;
+}
+
+async fn set(health: &HealthReporter, name: &str, serves: bool) {
+    let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+    health.set_service_status(name, status).await;
+}
+
+/// Says whether locks are granted, as incarnations lose their leases and are replaced. For as long
+/// as the host lives.
+pub(super) async fn follow_host(health: HealthReporter, host: ServiceHost) {
+    let mut incarnations = host.incarnations();
+    loop {
+        let service = incarnations.borrow_and_update().clone();
+        set_locks(&health, true).await;
+        let why = service.sealed().await;
+        tracing::info!(service = %service.id(), %why, "health: locks are not served");
+        drop(service);
+        set_locks(&health, false).await;
+        if incarnations.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Says whether the leader can be asked, as roles change.
+pub(super) async fn follow_roles(health: HealthReporter, mut roles: watch::Receiver<Role>) {
+    loop {
+        let role = roles.borrow_and_update().clone();
+        let (serves, leads) = match &role {
+            Role::Leading(leader) => (leader.answers(), true),
+            Role::Following { .. } => (true, false),
+            Role::Searching(_) | Role::Stopped(_) => (false, false),
+        };
+        drop(role);
+        set_allocator(&health, serves).await;
+        tokio::select! {
+            changed = roles.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(LOOK_EVERY), if leads => {}
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! `lockservice.v1.Peer`.
+
+use std::sync::Arc;
+
+use lockservice_core::allocator::{LockTableAllocator, TxnRange};
+use lockservice_core::{BindVersion, ServiceId, TableId};
+use tonic::{Request, Response, Status};
+
+use super::gate::Gate;
+use crate::convert;
+use crate::proto;
+
+/// Answers the nodes of a cluster as the leader of its store, if the node leads; `allocator`
+/// decides that.
+#[derive(Debug)]
+pub(crate) struct PeerApi {
+    allocator: Arc<dyn LockTableAllocator>,
+    gate: Gate,
+}
+
+impl PeerApi {
+    pub(crate) fn new(allocator: Arc<dyn LockTableAllocator>, gate: Gate) -> Self {
+        Self { allocator, gate }
+    }
+}
+
+#[tonic::async_trait]
+impl proto::peer_server::Peer for PeerApi {
+    async fn resume(&self, request: Request<proto::ResumeRequest>) -> Result<Response<proto::ResumeResponse>, Status> {
+        let call = async |request| {
+            let started = self.allocator.resume(&convert::resume_from_proto(request)?).await?;
+            Ok(convert::started_to_proto(&started))
+        };
+        self.gate.pass(request, call).await
+    }
+
+    async fn keepalive(
+        &self,
+        request: Request<proto::KeepaliveRequest>,
+    ) -> Result<Response<proto::KeepaliveResponse>, Status> {
+        let call = async |request: proto::KeepaliveRequest| {
+            let (service, nonce) = convert::incarnation_from_proto(request.incarnation)?;
+            let told = convert::progress_from_proto(request.told);
+            Ok(convert::lease_to_proto(&self.allocator.keepalive(service, nonce, told).await?))
+        };
+        self.gate.pass(request, call).await
+    }
+
+    async fn report(&self, request: Request<proto::ReportRequest>) -> Result<Response<proto::Acknowledged>, Status> {
+        let call = async |request| {
+            let done = self.allocator.report(&convert::report_from_proto(request)).await?;
+            Ok(convert::acknowledged_to_proto(done))
+        };
+        self.gate.pass(request, call).await
+    }
+
+    async fn resign(&self, request: Request<proto::IncarnationRef>) -> Result<Response<proto::Acknowledged>, Status> {
+        let call = async |request| {
+            let (service, nonce) = convert::incarnation_from_proto(Some(request))?;
+            Ok(convert::acknowledged_to_proto(self.allocator.resign(service, nonce).await?))
+        };
+        self.gate.pass(request, call).await
+    }
+
+    async fn bind(&self, request: Request<proto::BindRequest>) -> Result<Response<proto::BindResponse>, Status> {
+        let call = async |request: proto::BindRequest| {
+            let table = convert::table_from_proto(&request.group, &request.table)?;
+            Ok(convert::bound_to_proto(&self.allocator.bind(ServiceId::new(request.service), &table).await?))
+        };
+        self.gate.pass(request, call).await
+    }
+
+    async fn reserve_tokens(
+        &self,
+        request: Request<proto::ReserveTokensRequest>,
+    ) -> Result<Response<proto::ReserveTokensResponse>, Status> {
+        let call = async |request: proto::ReserveTokensRequest| {
+            let (service, table) = (ServiceId::new(request.service), TableId::new(request.table_id));
+            let reserved = self.allocator.reserve_tokens(service, table, BindVersion::new(request.version)).await?;
+            Ok(convert::reserved_to_proto(&reserved))
+        };
+        self.gate.pass(request, call).await
+    }
+
+    async fn cannot_commit(
+        &self,
+        request: Request<proto::CannotCommitRequest>,
+    ) -> Result<Response<proto::CannotCommitResponse>, Status> {
+        let call = async |request: proto::CannotCommitRequest| {
+            let answer = self.allocator.cannot_commit(&convert::txns_from_proto(&request.txns)?).await?;
+            Ok(convert::cannot_commit_to_proto(&answer))
+        };
+        self.gate.pass(request, call).await
+    }
+
+    async fn report_txns(
+        &self,
+        request: Request<proto::ReportTxnsRequest>,
+    ) -> Result<Response<proto::Acknowledged>, Status> {
+        let call = async |request: proto::ReportTxnsRequest| {
+            let (service, nonce) = convert::incarnation_from_proto(request.incarnation)?;
+            let range = TxnRange { floor: request.floor, end: request.end };
+            Ok(convert::acknowledged_to_proto(self.allocator.report_txns(service, nonce, range).await?))
+        };
+        self.gate.pass(request, call).await
+    }
+}
