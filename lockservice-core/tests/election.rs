@@ -5,13 +5,14 @@
 mod cluster;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use lockservice_core::allocator::{LocalAllocator, LockTableAllocator, Progress, Role, TxnRange};
-use lockservice_core::clock::{Clock, hi, lo};
-use lockservice_core::store::{BindStore, Candidate, Floor};
+use lockservice_core::allocator::{AllocatorSettings, LocalAllocator, LockTableAllocator, Progress, Role, TxnRange};
+use lockservice_core::clock::{Clock, SystemClock, hi, lo};
+use lockservice_core::store::{BindStore, Candidate, Floor, Leadership, MemoryStore, Op, TableRecord};
 use lockservice_core::testing::SharedStore;
-use lockservice_core::{ErrorKind, NodeName, Nonce, TxnId};
+use lockservice_core::{ErrorKind, NodeName, Nonce, TableId, TxnId};
 use tokio::time::Instant;
 
 use self::cluster::{Cluster, LEASE, TTL, commit, table};
@@ -44,6 +45,60 @@ async fn an_empty_store_is_watched_once_then_held_for_a_lease_and_then_led_by_on
         let latest = node.allocator.latest(&table("t")).await.expect("through any node").bind.expect("bound");
         assert_eq!(latest.bind, bound.bind);
     }
+}
+
+/// Real threads: one that reads what it found, in one go, until the leadership has been renewed beside it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_renews_while_its_opening_holds_a_thread() {
+    let cluster = cluster();
+    let node = cluster.node_with("a", |settings| settings.constants.leadership_ttl_ms = 1_000);
+    let (renewed, saw) = std::sync::mpsc::channel();
+    // Each fails only if the other side has given up.
+    node.store.before_renewal(move || {
+        let _ = renewed.send(());
+    });
+    let (done, outcome) = tokio::sync::oneshot::channel();
+    // What the wait is bounded by only ends a test that has failed.
+    node.store.before_load(move || {
+        let _ = done.send(saw.recv_timeout(Duration::from_secs(60)));
+    });
+    outcome.await.expect("it is elected").expect("renewed while the store was being read");
+}
+
+/// An exclusive store with many tables, opened on one thread: how often do others get their turn?
+#[tokio::test]
+async fn the_opening_of_many_tables_lets_other_tasks_run() {
+    const TABLES: usize = 20_000;
+    let store: Arc<dyn BindStore> = Arc::new(MemoryStore::new(1));
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let name = NodeName::new("n").expect("a name");
+    let epoch = match store.acquire_leadership(&Candidate::from(name.clone()), TTL).await.expect("free") {
+        Leadership::Acquired { epoch, .. } => epoch,
+        held => panic!("{held:?}"),
+    };
+    let tables = (0..TABLES).map(|n| {
+        Op::PutTable(TableRecord {
+            table: table(&format!("t{n}")),
+            id: TableId::new(epoch.first_number() + 1 + n as u64),
+            partitions: 1,
+            tokens_reserved_to: 0,
+            binds: Vec::new(),
+        })
+    });
+    store.write(epoch, 1, &tables.collect()).await.expect("it leads");
+    let turns = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&turns);
+    let other = tokio::spawn(async move {
+        loop {
+            counted.fetch_add(1, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+        }
+    });
+    let allocator = LocalAllocator::open(store, clock, AllocatorSettings::default(), name).await.expect("opens");
+    let turns = turns.load(Ordering::SeqCst);
+    other.abort();
+    assert_eq!(allocator.entries().0, TABLES);
+    assert!(turns >= TABLES / 1_000, "others had {turns} turns in all");
 }
 
 #[tokio::test(start_paused = true)]
@@ -314,7 +369,7 @@ async fn an_answer_of_an_earlier_leader_is_rejected() {
     let candidate = Candidate { nonce: Nonce::new(0), ..Candidate::new(NodeName::new("x").expect("a name"), "x") };
     drop(stale);
     let seen = match old_store.acquire_leadership(&candidate, TTL).await.expect("asks") {
-        lockservice_core::store::Leadership::Held { seen, .. } => Some(seen),
+        Leadership::Held { seen, .. } => Some(seen),
         other => panic!("{other:?}"),
     };
     let clock: Arc<dyn Clock> = Arc::new(cluster.clock);

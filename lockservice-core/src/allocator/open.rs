@@ -27,6 +27,9 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// Between two attempts to read a store that does not answer.
 const LOAD_AGAIN: Duration = Duration::from_millis(50);
 
+/// How many records are taken in before other tasks get their turn: well below a millisecond's worth.
+const RECORDS_AT_ONCE: usize = 256;
+
 /// What an opening found.
 pub(super) struct Opened {
     pub(super) state: AllocatorState,
@@ -163,7 +166,9 @@ pub(super) async fn open(
         }
     }
     let mut names = HashMap::new();
+    let mut turns = Turns::default();
     for mut record in loaded.services {
+        turns.next().await;
         // B1: whoever opens a store exclusively replaces the process before it. Else a live one counts as renewed now (B4).
         let live = record.state == ServiceState::Live;
         let lease = match record.state {
@@ -190,12 +195,14 @@ pub(super) async fn open(
     let (floors, tombstones): (Vec<_>, Vec<_>) = loaded.tombstones.into_iter().partition(|txn| !txn.validates());
     let live = |txn: &TxnId| state.service(txn.origin).filter(|origin| origin.lease.get().state == LeaseState::Live);
     for mark in &floors {
+        turns.next().await;
         if let Some(origin) = live(mark) {
             origin.commits.raise_floor(mark.number());
             origin.commits.floor_stored(mark.number());
         }
     }
     for txn in floors.into_iter().chain(tombstones) {
+        turns.next().await;
         match live(&txn) {
             Some(origin) if txn.validates() && txn.number() >= origin.commits.stored_floor() => {
                 restore_tombstone(&origin, txn, now);
@@ -206,6 +213,7 @@ pub(super) async fn open(
         }
     }
     for table in loaded.tables {
+        turns.next().await;
         let binds: SmallVec<[BindEntry; 1]> = table
             .binds
             .iter()
@@ -238,6 +246,20 @@ pub(super) async fn open(
     }
     state.applied.store(applied, Ordering::Release);
     Ok(Opened { state, names, epoch, applied, constants_later })
+}
+
+/// Lets other tasks run now and then.
+#[derive(Default)]
+struct Turns(usize);
+
+impl Turns {
+    /// Before each record.
+    async fn next(&mut self) {
+        self.0 += 1;
+        if self.0.is_multiple_of(RECORDS_AT_ONCE) {
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
 /// Reads everything. A shared store that does not answer is asked again for `patience`, as long as the leadership lasts: to give that up would

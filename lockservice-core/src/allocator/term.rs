@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use super::leadership::LeadershipCell;
 use super::lease::LeaseState;
@@ -52,18 +53,26 @@ pub(super) async fn lead(
     }
     let ttl = shared.settings.constants.leadership_ttl();
     let leadership = Arc::new(LeadershipCell::shared(acquired.sent, ttl));
-    let renewals = renew(
+    // In a task of its own, from before the store is loaded: nothing that this one does in one go keeps it from renewing. It ends
+    // with this one, also if that is aborted.
+    let _renewals = EndsWithMe(tokio::spawn(renew(
         Arc::clone(&shared),
         Arc::clone(&store),
         acquired.lineage.clone(),
         Arc::clone(&head),
         Arc::clone(&leadership),
-    );
-    let writes = write(shared, store, beginning, acquired, head, leadership, commands);
-    // The renewals also while the store is loaded, which may take long; and not after the stop.
-    tokio::select! {
-        () = writes => {}
-        never = renewals => match never {},
+    )));
+    // It has its first turn now: a task that is spawned, or woken, by one that then holds its thread waits for it (tokio's LIFO slot).
+    tokio::task::yield_now().await;
+    write(shared, store, beginning, acquired, head, leadership, commands).await;
+}
+
+/// A task that is aborted when this is dropped.
+struct EndsWithMe(JoinHandle<()>);
+
+impl Drop for EndsWithMe {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -142,7 +151,7 @@ async fn renew(
     lineage: Lineage,
     head: Arc<tokio::sync::Mutex<Epoch>>,
     leadership: Arc<LeadershipCell>,
-) -> Infallible {
+) {
     let ttl = shared.settings.constants.leadership_ttl();
     let mut pause = ttl / 3;
     while !leadership.ended() {
@@ -168,7 +177,6 @@ async fn renew(
             }
         }
     }
-    std::future::pending().await
 }
 
 /// Asks an exclusive store several times within a lease whether it still is exclusive. It need not be renewed (L1), but somebody may

@@ -25,6 +25,7 @@ pub(crate) struct HookedStore {
 #[derive(Default)]
 struct Hooks {
     before_load: Mutex<Option<Hook>>,
+    before_renewal: Mutex<Option<Hook>>,
     after_write: Mutex<Option<Hook>>,
     acquisitions_lost: AtomicU32,
     loads_fail: std::sync::atomic::AtomicBool,
@@ -40,6 +41,11 @@ impl HookedStore {
     /// Happens once, between an acquisition and the reading that follows it.
     pub(crate) fn before_load(&self, hook: impl FnOnce() + Send + 'static) {
         *self.hooks.before_load.lock() = Some(Box::new(hook));
+    }
+
+    /// Happens once, when the leadership is renewed.
+    pub(crate) fn before_renewal(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.hooks.before_renewal.lock() = Some(Box::new(hook));
     }
 
     pub(crate) fn fail_loads(&self) {
@@ -105,6 +111,10 @@ impl BindStore for HookedStore {
     }
 
     async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
+        let hook = self.hooks.before_renewal.lock().take();
+        if let Some(hook) = hook {
+            hook();
+        }
         let sent = Instant::now();
         let answer = self.inner.renew(epoch).await?;
         let delay = self.hooks.renewals.lock().0;
