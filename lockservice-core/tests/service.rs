@@ -73,7 +73,14 @@ fn locked(answer: Result<Answer>) -> Granted {
 }
 
 fn done(answer: Result<Answer>) {
-    assert!(matches!(answer, Ok(Answer::Done)), "{answer:?}");
+    assert!(matches!(answer, Ok(Answer::Done { .. })), "{answer:?}");
+}
+
+fn released(answer: Result<Answer>) -> usize {
+    match answer {
+        Ok(Answer::Done { released }) => released,
+        other => panic!("not released: {other:?}"),
+    }
 }
 
 fn commit(granted: &Granted) -> BeginCommit {
@@ -150,6 +157,74 @@ async fn an_operation_takes_effect_once_however_often_it_is_sent() {
     let late = session.submit(op(1, 3), Operation::Lock(spec("k"))).await.expect_err("ended");
     assert_eq!(late.kind(), ErrorKind::TxnNotFound);
     assert!(service.locks(None).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_says_how_much_went() {
+    let (service, _allocator) = service().await;
+    let session = open(&service);
+    let rows = |names: &[&str]| names.iter().map(|name| row(name)).collect::<Vec<_>>();
+    locked(session.submit(op(1, 1), Operation::Lock(LockSpec::new(table(), rows(&["a", "b", "c"])))).await);
+    let items = rows(&["a", "z"]);
+    let unlock = Operation::Unlock { table: table(), items, commit_ts: None };
+    assert_eq!(released(session.submit(op(1, 2), unlock).await), 1);
+    let end = Operation::End { commit_ts: None };
+    assert_eq!(released(session.submit(op(1, 3), end).await), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_label_that_is_too_long_is_refused() {
+    let (service, _allocator) = service().await;
+    let label = |bytes| TxnOptions { validates: false, label: "x".repeat(bytes) };
+    assert!(service.begin(label(255)).is_ok());
+    assert_eq!(service.begin(label(256)).expect_err("too long").kind(), ErrorKind::InvalidArgument);
+    let session = open(&service);
+    let op = TxnOp { options: label(256), ..op(1, 1) };
+    let refused = session.submit(op, Operation::Lock(spec("k"))).await.expect_err("too long");
+    assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_the_ceiling_shortened_names_it() {
+    let allocator = allocator().await;
+    let settings = ServiceSettings { wait_ms_max: 2_000, ..ServiceSettings::default() };
+    let service = LockService::start(ServiceParts { settings, ..parts(&allocator) }).await.expect("it starts");
+    let (a, b) = (open(&service), open(&service));
+    locked(a.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    for (number, asked, named) in [(1, None, true), (2, Some(3_600 * SECOND), true), (3, Some(SECOND), false)] {
+        let spec = LockSpec { timeout: asked, ..spec("k") };
+        let error = b.submit(op(number, 1), Operation::Lock(spec)).await.expect_err("held");
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        assert_eq!(error.to_string().contains("wait_ms_max"), named, "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_may_leave_all_numbers_to_the_service() {
+    let (service, _allocator) = service().await;
+    let session = open(&service);
+    let (first, id) = session.begin(&TxnOptions::default()).expect("begin");
+    let (second, _) = session.begin(&TxnOptions::default()).expect("begin");
+    // The later one is used first, and more than the kept answers of a numbered transaction would allow.
+    for n in 0..1_000 {
+        locked(session.submit(op(second, 0), Operation::Lock(spec(&format!("k{n}")))).await);
+    }
+    assert_eq!(locked(session.submit(op(first, 0), Operation::Lock(spec("j"))).await).txn, id);
+    let waits = session.submit(op(first, 0), Operation::Lock(spec("k1")));
+    let sequence = waits.sequence().expect("it waits");
+    session.cancel(first, sequence);
+    assert_eq!(waits.await.expect_err("cancelled").kind(), ErrorKind::Cancelled);
+    let end = Operation::End { commit_ts: None };
+    assert_eq!(released(session.submit(op(second, 0), end.clone()).await), 1_000);
+    // One side numbers.
+    let mixed = session.submit(op(first, 7), Operation::Lock(spec("k"))).await.expect_err("it numbers nothing itself");
+    assert_eq!(mixed.kind(), ErrorKind::InvalidArgument);
+    let mixed = session.submit(op(9, 1), Operation::Lock(spec("k"))).await.expect_err("its transactions are begun");
+    assert_eq!(mixed.kind(), ErrorKind::InvalidArgument);
+    let other = open(&service);
+    locked(other.submit(op(1, 1), Operation::Lock(spec("k"))).await);
+    assert_eq!(other.begin(&TxnOptions::default()).expect_err("it numbers itself").kind(), ErrorKind::InvalidArgument);
+    assert_eq!(released(session.submit(op(first, 0), end).await), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -164,7 +164,7 @@ impl Operations {
 
     async fn done(&self, operation: Operation) -> Result<()> {
         match self.submit(operation).1.await? {
-            Answer::Done => Ok(()),
+            Answer::Done { .. } => Ok(()),
             other => panic!("a release is answered with {other:?}"),
         }
     }
@@ -200,7 +200,7 @@ impl TxnFixture for LocalTxn {
                 assert_eq!(*self.0.id.get_or_init(|| granted.txn), granted.txn);
                 Ok(granted.grant)
             }
-            Answer::Done => panic!("a lock is answered with Done"),
+            Answer::Done { .. } => panic!("a lock is answered with Done"),
         }
     }
 

@@ -64,7 +64,7 @@ fn exhausted(answer: Result<Answer>) {
 }
 
 fn done(answer: Result<Answer>) {
-    assert!(matches!(answer, Ok(Answer::Done)), "{answer:?}");
+    assert!(matches!(answer, Ok(Answer::Done { .. })), "{answer:?}");
 }
 
 /// Locks in transaction `number` until there is no room. Answers the grants; the refused operation is the one after the last.

@@ -174,6 +174,11 @@ impl LockService {
         &self.inner.parts.node
     }
 
+    /// What was set about the service.
+    pub fn settings(&self) -> &ServiceSettings {
+        &self.inner.parts.settings
+    }
+
     /// The service's clock.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.inner.parts.clock

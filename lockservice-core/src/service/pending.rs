@@ -19,7 +19,7 @@ pub struct Pending(PendingState);
 #[derive(Debug)]
 enum PendingState {
     Ready(Option<Result<Answer>>),
-    Waiting(oneshot::Receiver<Result<Answer>>),
+    Waiting(oneshot::Receiver<Result<Answer>>, u64),
 }
 
 impl Pending {
@@ -27,8 +27,16 @@ impl Pending {
         Self(PendingState::Ready(Some(result)))
     }
 
-    pub(super) fn waiting(answer: oneshot::Receiver<Result<Answer>>) -> Self {
-        Self(PendingState::Waiting(answer))
+    pub(super) fn waiting(answer: oneshot::Receiver<Result<Answer>>, sequence: u64) -> Self {
+        Self(PendingState::Waiting(answer, sequence))
+    }
+
+    /// The operation's sequence in its transaction, if it was not decided before: to [cancel](super::Session::cancel) it.
+    pub fn sequence(&self) -> Option<u64> {
+        match &self.0 {
+            PendingState::Ready(_) => None,
+            PendingState::Waiting(_, sequence) => Some(*sequence),
+        }
     }
 }
 
@@ -42,7 +50,7 @@ impl Future for Pending {
                     .take()
                     .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "an answer was polled after it was taken"))),
             ),
-            PendingState::Waiting(answer) => Pin::new(answer).poll(cx).map(|result| {
+            PendingState::Waiting(answer, _) => Pin::new(answer).poll(cx).map(|result| {
                 result.unwrap_or_else(|_| {
                     Err(Error::new(ErrorKind::SessionLost, "the session ended before the operation"))
                 })

@@ -15,6 +15,8 @@
 //! - [`kept_bytes`](TxnQueue::kept_bytes) is the sum of the weights of all that is queued or decided and not acknowledged.
 //! - **Closed is closed.** A sequence in `undone` is never granted: a call that runs is cancelled, one that is queued or comes later is
 //!   refused, and a grant that was filed is taken back in the `Undo`'s turn.
+//! - **Numbered by one side.** Either the client numbers the operations of a transaction, or the service does, in the order in which they
+//!   arrive. Of those nobody can ask for the answer again, so none is kept.
 //! - **Only what a call added is taken back**, less what a later call was told it holds (`relied_on`): that call's answer would else
 //!   become untrue.
 
@@ -66,6 +68,15 @@ pub(super) struct TxnQueue {
     ending: bool,
     /// A number was refused for which there was no place left.
     broken: bool,
+    /// Who numbers the operations; `None` before the first.
+    numbered_by: Option<NumberedBy>,
+}
+
+/// Who gives operations, or transactions, their numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum NumberedBy {
+    Client,
+    Service,
 }
 
 #[derive(Debug)]
@@ -173,7 +184,24 @@ impl TxnQueue {
             cancel: None,
             ending: false,
             broken: false,
+            numbered_by: None,
         }
+    }
+
+    /// The sequence of an operation whose client gives it none (0), or gives it `sequence`.
+    ///
+    /// Fails with `InvalidArgument` if the transaction's operations were numbered by the other side before.
+    pub(super) fn number(&mut self, sequence: u64) -> Result<u64> {
+        let by = if sequence == 0 { NumberedBy::Service } else { NumberedBy::Client };
+        if *self.numbered_by.get_or_insert(by) != by {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "either all operations of a transaction have a sequence, or none has",
+            )
+            .with("sequence", sequence));
+        }
+        let next = self.queue.last_key_value().map_or(self.next, |(last, _)| last.saturating_add(1));
+        Ok(if sequence == 0 { next } else { sequence })
     }
 
     /// About how much memory is in use for what is queued or not acknowledged.
@@ -374,9 +402,13 @@ impl TxnQueue {
             waiting = queued.waiting;
         }
         self.next = sequence + 1;
-        bytes += weight::of_answer(&result);
-        self.kept_bytes += bytes;
-        self.decided.insert(sequence, Decided { answer: result.clone(), bytes });
+        if self.numbered_by == Some(NumberedBy::Service) {
+            self.relied_on.remove(&sequence);
+        } else {
+            bytes += weight::of_answer(&result);
+            self.kept_bytes += bytes;
+            self.decided.insert(sequence, Decided { answer: result.clone(), bytes });
+        }
         Filed { result, waiting, given_back }
     }
 

@@ -18,11 +18,11 @@ use tokio::sync::watch;
 
 use crate::clock::{Clock, Time, hi};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::SessionId;
+use crate::id::{SessionId, TxnId};
 use crate::service::pending::Pending;
-use crate::service::queue::{Filed, Relied, Room, Step, Taken, TxnQueue, keep_relied_on, taken_back};
+use crate::service::queue::{Filed, NumberedBy, Relied, Room, Step, Taken, TxnQueue, keep_relied_on, taken_back};
 use crate::service::txn::{TxnRecord, timer};
-use crate::service::{Answer, Granted, Inner, LockService, Operation, Phase, Promise, TxnOp};
+use crate::service::{Answer, Granted, Inner, LockService, Operation, Phase, Promise, TxnOp, TxnOptions};
 use crate::sync::Mutex;
 
 /// A client's session with this service (P1). A cheap handle.
@@ -102,6 +102,8 @@ struct State {
     txns: BTreeMap<u64, TxnQueue>,
     /// The highest transaction number that was ever used: a lower one that is not in `txns` has ended (T3).
     highest: u64,
+    /// Who numbers the transactions; `None` before the first.
+    numbered_by: Option<NumberedBy>,
     /// About how much memory is in use for what `txns` keep.
     kept_bytes: usize,
 }
@@ -120,6 +122,17 @@ impl State {
         let queue = self.txns.remove(&number)?;
         self.kept_bytes -= queue.kept_bytes();
         Some(queue)
+    }
+
+    /// Fails unless the transactions are numbered by this side, or there was none yet.
+    fn number_by(&mut self, by: NumberedBy) -> Result<()> {
+        if *self.numbered_by.get_or_insert(by) == by {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::InvalidArgument,
+            "either the client numbers the transactions of a session or the server does: begin them all in one way",
+        ))
     }
 }
 
@@ -162,7 +175,13 @@ impl LockService {
             id,
             client: client.to_owned(),
             renewals: Arc::new(Renewals::new(ttl, inner.parts.clock.now())),
-            state: Mutex::new(State { open: true, txns: BTreeMap::new(), highest: 0, kept_bytes: 0 }),
+            state: Mutex::new(State {
+                open: true,
+                txns: BTreeMap::new(),
+                highest: 0,
+                numbered_by: None,
+                kept_bytes: 0,
+            }),
             lost: watch::Sender::new(None),
             attached: watch::Sender::new(0),
         });
@@ -232,8 +251,42 @@ impl Session {
         self.record.state.lock().with_queue(number, |queue, _| queue.cancel(sequence));
     }
 
+    /// Begins a transaction, and gives it its number in the session: for clients whose calls arrive in no order, as those of several
+    /// threads. Answers the transaction's id, too.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a label that is too long, and in a session whose client has numbered transactions itself; `ResourceExhausted`
+    /// beyond the bounds on transactions; `SessionLost`, `LeaseLost`, `ShuttingDown`.
+    pub fn begin(&self, options: &TxnOptions) -> Result<(u64, TxnId)> {
+        let mut state = self.record.state.lock();
+        if !state.open {
+            return Err(self.why_lost());
+        }
+        state.number_by(NumberedBy::Service)?;
+        let number = state.highest + 1;
+        let id = self.begin_as(&mut state, number, options)?;
+        Ok((number, id))
+    }
+
+    /// Begins transaction `number`. The number is spent, also if the transaction cannot begin: what follows is told that it has ended.
+    fn begin_as(&self, state: &mut State, number: u64, options: &TxnOptions) -> Result<TxnId> {
+        state.highest = number;
+        if state.txns.len() >= self.inner.parts.settings.txns_per_session_max {
+            return Err(Error::new(
+                ErrorKind::ResourceExhausted,
+                "too many transactions in one session: end some first",
+            )
+            .with("limit", self.inner.parts.settings.txns_per_session_max));
+        }
+        let txn = self.inner.begin(options, Some(Arc::clone(&self.record.renewals)), &self.record.client)?;
+        let id = txn.id;
+        state.txns.insert(number, TxnQueue::new(txn));
+        Ok(id)
+    }
+
     /// Takes an operation in. Its place in its transaction's order is given by its sequence (T2); a sequence that was seen before is answered
-    /// with the answer of the first time, or joins it while it is being decided.
+    /// with the answer of the first time, or joins it while it is being decided. One without a sequence (0) gets the next one, in a
+    /// transaction where none has one: its answer cannot be asked for again.
     ///
     /// # Errors
     /// Those of [`Txn::lock`](super::Txn::lock), and `SessionLost`; `TxnNotFound` for an operation of a transaction that has ended
@@ -265,17 +318,15 @@ impl Session {
         if !state.open {
             return Err(self.why_lost());
         }
-        if op.number == 0 || op.sequence == 0 {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "transactions and their operations are numbered from 1",
-            ));
+        if op.number == 0 {
+            return Err(Error::new(ErrorKind::InvalidArgument, "transactions are numbered from 1"));
         }
         if op.number > state.highest {
+            state.number_by(NumberedBy::Client)?;
             if matches!(operation, Operation::End { .. }) {
                 // Nothing was ever locked.
                 state.highest = op.number;
-                return Ok((Pending::ready(Ok(Answer::Done)), false));
+                return Ok((Pending::ready(Ok(Answer::DONE)), false));
             }
             if op.sequence != 1 {
                 return Err(Error::new(
@@ -285,36 +336,27 @@ impl Session {
                 .with("number", op.number)
                 .with("sequence", op.sequence));
             }
-            // The number is spent, also if the transaction cannot begin: what follows is told that it has ended.
-            state.highest = op.number;
-            if state.txns.len() >= self.inner.parts.settings.txns_per_session_max {
-                return Err(Error::new(
-                    ErrorKind::ResourceExhausted,
-                    "too many transactions in one session: end some first",
-                )
-                .with("limit", self.inner.parts.settings.txns_per_session_max));
-            }
-            let txn = self.inner.begin(&op.options, Some(Arc::clone(&self.record.renewals)), &self.record.client)?;
-            state.txns.insert(op.number, TxnQueue::new(txn));
+            self.begin_as(&mut state, op.number, &op.options)?;
         }
         let settings = &self.inner.parts.settings;
-        let taken = state.with_queue(op.number, |queue, others| {
+        let taken: Option<Result<(Taken, u64)>> = state.with_queue(op.number, |queue, others| {
             queue.acknowledge(op.acked);
             let room = Room {
                 ops_max: settings.ops_per_txn_max,
                 bytes_max: settings.kept_bytes_per_session_max,
                 bytes_of_others: others,
             };
-            queue.take_in(op.sequence, operation, now, room)
+            let sequence = queue.number(op.sequence)?;
+            Ok((queue.take_in(sequence, operation, now, room)?, sequence))
         });
         match taken {
             // T3: below the floor and not there: it has ended, and nothing may bring it back.
-            None if ended_is_fine => Ok((Pending::ready(Ok(Answer::Done)), false)),
+            None if ended_is_fine => Ok((Pending::ready(Ok(Answer::DONE)), false)),
             None => Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one")
                 .with("number", op.number)),
             Some(taken) => Ok(match taken? {
-                Taken::Decided(answer) => (Pending::ready(self.again(answer)), false),
-                Taken::Queued { answer, run } => (Pending::waiting(answer), run),
+                (Taken::Decided(answer), _) => (Pending::ready(self.again(answer)), false),
+                (Taken::Queued { answer, run }, sequence) => (Pending::waiting(answer, sequence), run),
             }),
         }
     }
@@ -350,19 +392,15 @@ impl Session {
                     result.map(Answer::Locked)
                 }
                 Step::Unlock(table, items, commit_ts) => {
-                    self.inner.unlock(&txn, &table, &items, commit_ts);
-                    Ok(Answer::Done)
+                    Ok(Answer::Done { released: self.inner.unlock(&txn, &table, &items, commit_ts) })
                 }
                 Step::TakeBack(mut grant, later) => {
                     keep_relied_on(&mut grant, &later);
                     self.inner.engine.take_back(txn.id, grant.bind.id, &grant);
-                    Ok(Answer::Done)
+                    Ok(Answer::DONE)
                 }
-                Step::Done => Ok(Answer::Done),
-                Step::End(commit_ts) => {
-                    self.inner.end(&txn, commit_ts);
-                    Ok(Answer::Done)
-                }
+                Step::Done => Ok(Answer::DONE),
+                Step::End(commit_ts) => Ok(Answer::Done { released: self.inner.end(&txn, commit_ts) }),
             };
             if !self.file(number, sequence, result, relied, ends) {
                 return;

@@ -13,7 +13,7 @@ use crate::service::{Granted, Inner, LockService, LockSpec, Promise, TxnOptions}
 use crate::sync::Mutex;
 use crate::table::{Grant, LockRequest};
 
-/// Longest label that is kept.
+/// Longest label.
 const LABEL_BYTES_MAX: usize = 255;
 
 /// A transaction as the service knows it.
@@ -56,10 +56,15 @@ impl Inner {
         client: &str,
     ) -> Result<Arc<TxnRecord>> {
         self.check_serving()?;
+        if options.label.len() > LABEL_BYTES_MAX {
+            return Err(Error::new(ErrorKind::InvalidArgument, "a transaction's label is too long: shorten it")
+                .with("bytes", options.label.len())
+                .with("limit", LABEL_BYTES_MAX));
+        }
         let id = TxnId::new(self.id, self.live.begin(options.validates), options.validates);
         let record = Arc::new(TxnRecord {
             id,
-            label: cut(&options.label, LABEL_BYTES_MAX).to_owned(),
+            label: options.label.clone(),
             client: client.to_owned(),
             session,
             state: Mutex::new(State::Active),
@@ -97,9 +102,7 @@ impl Inner {
             Some(outcome) => outcome,
             // Dropping the call takes its claim away, or hands on a grant that has just been made.
             None => {
-                let error = Error::new(ErrorKind::Timeout, "the lock was not to be had in time: try again, or give up")
-                    .with("table", &spec.table)
-                    .with("waited", format!("{:?}", self.parts.settings.wait(spec.timeout)));
+                let error = self.not_in_time(&spec.table, spec.timeout);
                 Err(match call.blocker() {
                     Some(blocker) => error.with_detail(Detail::Blocked(blocker)),
                     None => error,
@@ -133,6 +136,28 @@ impl Inner {
     /// The label and the client that operators know a transaction by.
     pub(crate) fn names(&self, txn: TxnId) -> (String, String) {
         self.txns.get(&txn).map(|record| (record.label.clone(), record.client.clone())).unwrap_or_default()
+    }
+
+    /// The answer to a call that asked to wait for `asked`, and has waited for as long as it may.
+    fn not_in_time(&self, table: &TableRef, asked: Option<Duration>) -> Error {
+        let waited = self.parts.settings.wait(asked);
+        if asked.is_some_and(|asked| asked <= waited) {
+            return Error::new(ErrorKind::Timeout, "the lock was not to be had in time: try again, or give up")
+                .with("table", table)
+                .with("waited", format!("{waited:?}"));
+        }
+        // Asked again it would wait as long again: whoever wants more than that must know why it got less.
+        let error = Error::new(
+            ErrorKind::Timeout,
+            "the lock was not to be had within the longest wait that the server allows: try again, or have its setting \
+             wait_ms_max raised",
+        )
+        .with("table", table)
+        .with("wait_ms_max", self.parts.settings.wait_ms_max);
+        match asked {
+            Some(asked) => error.with("asked", format!("{asked:?}")),
+            None => error,
+        }
     }
 
     /// Incident 1 of `peers.md`: a waiter must not be answered after the promise under it has lapsed. So lease and transaction are
@@ -177,14 +202,15 @@ impl Inner {
         bind.map_or(0, |bind| self.engine.unlock(txn.id, bind.id, items, commit_ts))
     }
 
-    /// Ends a transaction whose owner says so. Idempotent.
-    pub(crate) fn end(&self, txn: &TxnRecord, commit_ts: Option<u64>) {
+    /// Ends a transaction whose owner says so, and answers how many items that released. Idempotent.
+    pub(crate) fn end(&self, txn: &TxnRecord, commit_ts: Option<u64>) -> usize {
         *txn.state.lock() = State::Ended;
         // C4: nobody may commit any more what the next holder is about to change.
         self.live.end(txn.id);
-        self.engine.unlock_all(txn.id, commit_ts);
+        let released = self.engine.unlock_all(txn.id, commit_ts);
         self.txns.remove(&txn.id);
         self.departed.notify_waiters();
+        released
     }
 
     /// Ends transactions whose owner is gone: those that validate are first made unable to commit (C4), the others are released at once.
@@ -255,17 +281,6 @@ impl Inner {
     }
 }
 
-fn cut(text: &str, bytes_max: usize) -> &str {
-    if text.len() <= bytes_max {
-        return text;
-    }
-    let mut end = bytes_max;
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
-}
-
 /// A transaction of an embedder: it lives as long as this handle, and rests on the service's lease alone.
 ///
 /// Dropping it abandons it: if it said that it would validate, it is first made unable to commit, then released.
@@ -321,9 +336,10 @@ impl Txn {
         self.inner.unlock(&self.record, table, items, commit_ts)
     }
 
-    /// Ends the transaction and releases everything. `commit_ts` is the timestamp at which it committed, if it did (C5).
-    pub fn end(self, commit_ts: Option<u64>) {
-        self.inner.end(&self.record, commit_ts);
+    /// Ends the transaction, releases everything, and returns how many rows and ranges that were. `commit_ts` is the timestamp at which
+    /// it committed, if it did (C5).
+    pub fn end(self, commit_ts: Option<u64>) -> usize {
+        self.inner.end(&self.record, commit_ts)
     }
 
     /// When the locks that this transaction holds stop being safe, unless the service renews its lease by then.

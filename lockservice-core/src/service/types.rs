@@ -40,7 +40,7 @@ impl ServiceParts {
 pub struct TxnOptions {
     /// Whether it will validate its commit with `begin_commit` (T1). One that will not is refused there.
     pub validates: bool,
-    /// A name for operators. Cut at 255 bytes.
+    /// A name for operators. At most 255 bytes.
     pub label: String,
 }
 
@@ -99,7 +99,7 @@ pub struct Granted {
 pub struct TxnOp {
     /// The client's number of the transaction in the session, from 1. Numbers are first used in rising order, and never again.
     pub number: u64,
-    /// The operation's number in the transaction: 1, 2, 3, …
+    /// The operation's number in the transaction: 1, 2, 3, …; 0 lets the service number all of them, as they arrive.
     pub sequence: u64,
     /// The client has every answer of this transaction up to here: they may be forgotten.
     pub acked: u64,
@@ -143,7 +143,15 @@ pub enum Answer {
     /// To [`Operation::Lock`].
     Locked(Granted),
     /// To all others.
-    Done,
+    Done {
+        /// How many rows and ranges an `Unlock` or an `End` released; 0 for an `Undo`.
+        released: usize,
+    },
+}
+
+impl Answer {
+    /// It was done, and released nothing.
+    pub(crate) const DONE: Self = Self::Done { released: 0 };
 }
 
 /// A held lock, with the names that operators know its holder by.

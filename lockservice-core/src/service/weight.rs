@@ -34,7 +34,7 @@ pub(super) fn of_answer(answer: &Result<Answer, Error>) -> usize {
             Ok(Answer::Locked(granted)) => {
                 granted.grant.changes.iter().map(|change| size_of::<ItemGrant>() + keys(&change.item)).sum()
             }
-            Ok(Answer::Done) => 0,
+            Ok(Answer::Done { .. }) => 0,
             Err(why) => of_error(why),
         }
 }

@@ -191,8 +191,8 @@ async fn serve(shared: &Shared, connected: Connected) -> End {
                                     ErrorKind::ShuttingDown,
                                     "the server is shutting down: stop the protected work, then close the session",
                                 )),
-                                // A notice of a newer server.
-                                None => {}
+                                // Another stream has the session, or a notice of a newer server.
+                                Some(_) | None => {}
                             }
                             continue;
                         }

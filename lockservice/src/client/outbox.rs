@@ -137,7 +137,7 @@ impl Outbox {
         let mut state = self.state.lock();
         let txn = state.release_op(number)?;
         let what = What::Release { txn: number, sequence: txn.sequence, undone: 0, ends: true, reply: Some(reply) };
-        let op = Op::Unlock(proto::UnlockOp { txn: Some(txn), commit_timestamp, ..Default::default() });
+        let op = Op::End(proto::EndOp { txn: Some(txn), commit_timestamp });
         let waker = state.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: false });
         drop(state);
         wake(waker);

@@ -210,13 +210,23 @@ impl Txn {
 
     /// Ends the transaction and releases everything it holds; `commit_ts` is its commit's timestamp, if it committed (C5).
     ///
-    /// The release is sent when this is called; waiting for the answer is optional.
+    /// The release is sent when this is called; waiting for the answer is optional, but for the last release of a program: what is not sent
+    /// when the runtime ends is not sent at all.
+    ///
+    /// # Errors
+    /// `SessionLost`, `LeaseLost` if the session was lost before the end was acknowledged: what the transaction held may have been
+    /// given to others before it ended.
     pub fn end(mut self, commit_ts: Option<u64>) -> Ended {
         self.ended = true;
         let (handle, begun) = self.place();
-        match handle.shared.outbox.end(&begun, commit_ts) {
-            Some(answer) => Ended::waiting(&handle, answer),
-            None => Ended(EndedState::Ready(Some(Ok(())))),
+        let holds = self.seat.lock().holds;
+        let lost = handle.shared.check().err().filter(|why| holds && why.kind() != ErrorKind::ShuttingDown);
+        match (handle.shared.outbox.end(&begun, commit_ts), lost) {
+            // It was sent all the same: nobody need wait for the session to lapse.
+            (_, Some(why)) => Ended(EndedState::Ready(Some(Err(why)))),
+            (Some(answer), None) => Ended::waiting(&handle, answer),
+            (None, None) if holds => Ended(EndedState::Ready(Some(Err(handle.shared.why_lost())))),
+            (None, None) => Ended(EndedState::Ready(Some(Ok(())))),
         }
     }
 
@@ -429,8 +439,20 @@ impl LockGuard {
         self.txn.guard()
     }
 
-    /// Releases the locks. Sent at once; waiting for the answer is optional.
+    /// Releases the locks. Sent at once; waiting for the answer is optional, see [`release`](Self::release).
     pub fn unlock(self) -> Ended {
         self.txn.end(None)
+    }
+
+    /// Releases the locks, and waits until the server has acknowledged it. The last release of a program is to be this one: what is not
+    /// sent when its runtime ends keeps others waiting until the session has lapsed.
+    ///
+    /// # Errors
+    /// Those of [`Txn::end`].
+    ///
+    /// # Cancel safety
+    /// The release is sent when this is first polled.
+    pub async fn release(self) -> Result<()> {
+        self.unlock().await
     }
 }

@@ -1,4 +1,4 @@
-//! Errors: a message of their own in the session stream, a gRPC status with that message as its details elsewhere.
+//! Errors: a message of their own in the session stream, a gRPC status with that message among its details elsewhere.
 
 use std::time::Duration;
 
@@ -12,10 +12,34 @@ use super::status::item_to_proto;
 use super::{item_from_range, item_from_row, millis_up, mode_from_proto, mode_to_proto, txn_from_proto};
 use crate::proto;
 
-/// Most bytes of a status' details. They travel in a header, and peers refuse long headers.
-const DETAILS_BYTES_MAX: usize = 6_000;
-/// Most bytes of a status' message; the details hold the whole sentence.
-const MESSAGE_BYTES_MAX: usize = 1_000;
+/// Most bytes of an error among a status' details. They travel in a header, as base64, beside the status' message, which they contain
+/// once more; and peers refuse headers of more than 8 KiB in all.
+const DETAILS_BYTES_MAX: usize = 3_500;
+/// Most bytes of a status' message; the details hold the whole sentence. A byte may take three in the header.
+const MESSAGE_BYTES_MAX: usize = 500;
+
+/// `google.rpc.Status`: what gRPC libraries read from a status' details.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<Any>,
+}
+
+/// `google.protobuf.Any`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Any {
+    #[prost(string, tag = "1")]
+    type_url: String,
+    #[prost(bytes = "vec", tag = "2")]
+    value: Vec<u8>,
+}
+
+/// What an [`Any`] that holds a [`proto::Error`] is called. The part before the slash may be anything.
+const ERROR_TYPE: &str = "type.googleapis.com/lockservice.v1.Error";
 
 /// The error as a message. Its causes become one entry `cause` of the context.
 pub fn error_to_proto(error: &Error) -> proto::Error {
@@ -103,13 +127,28 @@ pub fn to_status(error: &Error) -> Status {
     }
     let mut text = error.to_string();
     truncate(&mut text, MESSAGE_BYTES_MAX);
-    Status::with_details(code(error.kind()), text, message.encode_to_vec().into())
+    let code = code(error.kind());
+    // Libraries compare code and message with those of the status itself.
+    let details = RpcStatus {
+        code: code.into(),
+        message: text.clone(),
+        details: vec![Any { type_url: ERROR_TYPE.to_owned(), value: message.encode_to_vec() }],
+    };
+    Status::with_details(code, text, details.encode_to_vec().into())
+}
+
+/// The error among the details of a status, if it is of this service's making.
+fn error_of(status: &Status) -> Option<proto::Error> {
+    let name = |url: &str| url.rsplit('/').next() == ERROR_TYPE.rsplit('/').next();
+    let details = RpcStatus::decode(status.details()).ok()?.details;
+    let packed = details.into_iter().find(|detail| name(&detail.type_url))?;
+    proto::Error::decode(packed.value.as_slice()).ok()
 }
 
 /// The error that a failed call tells of. A status that is not of this service's making (the transport's, a proxy's) is
 /// mapped by its code.
 pub fn from_status(status: &Status) -> Error {
-    if let Ok(message) = proto::Error::decode(status.details())
+    if let Some(message) = error_of(status)
         && ErrorKind::from_name(&message.kind).is_some()
     {
         return error_from_proto(message);
@@ -346,7 +385,8 @@ mod tests {
         let cycle = (0..10_000).map(|n| edge(n, n + 1)).collect();
         let error = Error::new(ErrorKind::Deadlock, "é".repeat(10_000)).with_detail(Detail::Deadlock(cycle));
         let status = to_status(&error);
-        assert!(status.details().len() <= DETAILS_BYTES_MAX && status.message().len() <= MESSAGE_BYTES_MAX + 3);
+        let header = status.details().len().div_ceil(3) * 4 + 3 * status.message().len();
+        assert!(header < 7_500, "{header} bytes of header");
         assert_eq!(from_status(&status).kind(), ErrorKind::Deadlock);
         let key = Key::new([b'k'; 4_096]).expect("a key");
         let range = KeyRange::new(std::ops::Bound::Included(key.clone()), std::ops::Bound::Included(key));
@@ -354,6 +394,24 @@ mod tests {
         let status = to_status(&Error::new(ErrorKind::Conflict, "m").with_detail(Detail::Blocked(long)));
         assert!(status.details().len() <= DETAILS_BYTES_MAX && status.message().len() <= MESSAGE_BYTES_MAX + 3);
         assert_eq!(from_status(&status).kind(), ErrorKind::Conflict);
+    }
+
+    #[test]
+    fn the_details_of_a_status_are_what_grpc_libraries_expect() {
+        let status = to_status(&Error::new(ErrorKind::Conflict, "m"));
+        let details = status.details();
+        // google.rpc.Status { code: 10 (ABORTED), message, details: [Any { type_url, value }] }, byte by byte.
+        let text = status.message();
+        let mut expected = vec![0x08, 10, 0x12, text.len() as u8];
+        expected.extend_from_slice(text.as_bytes());
+        let error = error_to_proto(&Error::new(ErrorKind::Conflict, "m")).encode_to_vec();
+        let mut any = vec![0x0a, ERROR_TYPE.len() as u8];
+        any.extend_from_slice(ERROR_TYPE.as_bytes());
+        any.extend_from_slice(&[0x12, error.len() as u8]);
+        any.extend_from_slice(&error);
+        expected.extend_from_slice(&[0x1a, any.len() as u8]);
+        expected.extend_from_slice(&any);
+        assert_eq!(details, expected);
     }
 
     #[test]

@@ -29,12 +29,12 @@ pub fn lock_spec_from_proto(op: proto::LockOp, items_max: usize) -> Result<LockS
         items: items_from_proto(&op.rows, op.ranges, items_max)?,
         mode: mode_from_proto(op.mode)?,
         wait,
-        timeout: (op.timeout_ms > 0).then(|| Duration::from_millis(op.timeout_ms)),
+        timeout: op.timeout_ms.map(Duration::from_millis),
         snapshot_age: op.snapshot_age_ms.map(Duration::from_millis),
     })
 }
 
-/// The lock request as a message without its `txn`. A time-out is rounded up to whole milliseconds, and zero to one.
+/// The lock request as a message without its `txn`. Durations are rounded up to whole milliseconds.
 pub fn lock_spec_to_proto(spec: &LockSpec) -> proto::LockOp {
     let (rows, ranges) = items_to_proto(&spec.items);
     let wait = match spec.wait {
@@ -49,9 +49,14 @@ pub fn lock_spec_to_proto(spec: &LockSpec) -> proto::LockOp {
         ranges,
         mode: mode_to_proto(spec.mode),
         wait: wait.into(),
-        timeout_ms: spec.timeout.map_or(0, |timeout| millis_up(timeout).max(1)),
+        timeout_ms: spec.timeout.map(millis_up),
         snapshot_age_ms: spec.snapshot_age.map(millis_up),
     }
+}
+
+/// What a release is answered with.
+pub fn done_to_proto(released: usize) -> proto::Done {
+    proto::Done { released: released as u64 }
 }
 
 /// A bind as a message.
@@ -195,7 +200,10 @@ mod tests {
 
     #[test]
     fn a_lock_request_crosses_the_wire() {
-        for (wait, timeout) in [(WaitPolicy::Wait, None), (WaitPolicy::NoWait, Some(Duration::from_millis(7)))] {
+        let millis = |ms| Some(Duration::from_millis(ms));
+        for (wait, timeout) in
+            [(WaitPolicy::Wait, None), (WaitPolicy::Wait, millis(0)), (WaitPolicy::NoWait, millis(7))]
+        {
             let spec = LockSpec {
                 mode: LockMode::Shared,
                 wait,

@@ -89,6 +89,7 @@ pub(crate) fn open(
         message_bytes_max: settings.message_bytes_max as u64,
         ops_max: u32::try_from(settings.ops_under_way_max).unwrap_or(u32::MAX),
         volatile: settings.volatile,
+        txn_ops_max: u32::try_from(service.settings().ops_per_txn_max).unwrap_or(u32::MAX),
     };
     Ok((session, welcome))
 }
@@ -123,7 +124,11 @@ impl Stream {
             tokio::select! {
                 biased;
                 // T3: frames of an older stream are dropped.
-                () = attachment.replaced() => return,
+                () = attachment.replaced() => {
+                    self.notice(proto::notice::Notice::Replaced(proto::Replaced {}));
+                    self.flush().await;
+                    return;
+                }
                 why = &mut lost => {
                     self.notice(proto::notice::Notice::SessionLost(convert::error_to_proto(&why)));
                     self.flush().await;
@@ -174,7 +179,14 @@ impl Stream {
                 Op::Goodbye(_) => {
                     self.session.close().await;
                     self.over = true;
-                    Ok(Wire::Done(proto::Done {}))
+                    // Each is over with the session, and is told so.
+                    while let Some((id, result)) = self.under_way.next().await {
+                        if self.ready.len() >= OPS_PER_FRAME_MAX && !self.flush().await {
+                            return;
+                        }
+                        self.ready.push(answered(id, result));
+                    }
+                    Ok(Wire::Done(proto::Done::default()))
                 }
                 Op::Lock(lock) => match lock_operation(lock, self.settings.items_per_request_max) {
                     Ok((txn, operation)) => {
@@ -184,6 +196,13 @@ impl Stream {
                     Err(e) => Err(e),
                 },
                 Op::Unlock(unlock) => match unlock_operation(unlock, self.settings.items_per_request_max) {
+                    Ok((txn, operation)) => {
+                        self.submit(id, txn, operation);
+                        continue;
+                    }
+                    Err(e) => Err(e),
+                },
+                Op::End(end) => match end_operation(end) {
                     Ok((txn, operation)) => {
                         self.submit(id, txn, operation);
                         continue;
@@ -268,16 +287,18 @@ pub(crate) fn lock_operation(mut lock: proto::LockOp, items_max: usize) -> Resul
 
 pub(crate) fn unlock_operation(unlock: proto::UnlockOp, items_max: usize) -> Result<(TxnOp, Operation)> {
     let txn = txn_op(unlock.txn)?;
-    let operation = if unlock.table.is_empty() && unlock.rows.is_empty() && unlock.ranges.is_empty() {
-        Operation::End { commit_ts: unlock.commit_timestamp }
-    } else {
-        let parsed = convert::table_from_proto(&unlock.group, &unlock.table).and_then(|table| {
-            let items = convert::items_from_proto(&unlock.rows, unlock.ranges, items_max)?;
-            Ok(Operation::Unlock { table, items, commit_ts: unlock.commit_timestamp })
-        });
-        parsed.unwrap_or_else(Operation::Refuse)
-    };
-    Ok((txn, operation))
+    let parsed = convert::table_from_proto(&unlock.group, &unlock.table).and_then(|table| {
+        let items = convert::items_from_proto(&unlock.rows, unlock.ranges, items_max)?;
+        if items.is_empty() {
+            return Err(invalid("an unlock names nothing: give rows or ranges, or end the transaction"));
+        }
+        Ok(Operation::Unlock { table, items, commit_ts: unlock.commit_timestamp })
+    });
+    Ok((txn, parsed.unwrap_or_else(Operation::Refuse)))
+}
+
+pub(crate) fn end_operation(end: proto::EndOp) -> Result<(TxnOp, Operation)> {
+    Ok((txn_op(end.txn)?, Operation::End { commit_ts: end.commit_timestamp }))
 }
 
 fn answer(id: u64, wire: Wire) -> proto::ServerOp {
@@ -291,7 +312,7 @@ fn failed(id: u64, error: &Error) -> proto::ServerOp {
 fn answered(id: u64, result: Result<Answer>) -> proto::ServerOp {
     match result {
         Ok(Answer::Locked(granted)) => answer(id, Wire::Locked(convert::granted_to_proto(&granted))),
-        Ok(Answer::Done) => answer(id, Wire::Done(proto::Done {})),
+        Ok(Answer::Done { released }) => answer(id, Wire::Done(convert::done_to_proto(released))),
         Err(e) => failed(id, &e),
     }
 }

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 
 use futures::Stream;
-use lockservice_core::service::{Answer, Session, TxnOp};
+use lockservice_core::service::{Answer, Session, TxnOp, TxnOptions};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -32,7 +32,10 @@ impl LocksApi {
 
     fn session(&self, session: Option<proto::SessionRef>) -> Result<Session, Status> {
         let session = session.unwrap_or_default();
-        self.host()?.session(session.session, session.service).map_err(|e| status(&e))
+        let session = self.host()?.session(session.session, session.service).map_err(|e| status(&e))?;
+        // Whatever the client asks, it is there. An error is that of the call, too.
+        let _ = session.renew();
+        Ok(session)
     }
 }
 
@@ -63,7 +66,7 @@ impl proto::locks_server::Locks for LocksApi {
 
     async fn close_session(&self, request: Request<proto::SessionRef>) -> Result<Response<proto::Done>, Status> {
         self.session(Some(request.into_inner()))?.close().await;
-        Ok(Response::new(proto::Done {}))
+        Ok(Response::new(proto::Done::default()))
     }
 
     async fn lock(&self, request: Request<proto::UnaryLock>) -> Result<Response<proto::Locked>, Status> {
@@ -74,7 +77,19 @@ impl proto::locks_server::Locks for LocksApi {
             connection::lock_operation(lock, self.settings.items_per_request_max).map_err(|e| status(&e))?;
         // gRPC drops this call when the client cancels it.
         let mut cancel = CancelOnDrop { session: &session, txn: txn.clone(), armed: true };
-        let answer = session.submit(txn, operation).await;
+        let mut answer = session.submit(txn, operation);
+        cancel.txn.sequence = answer.sequence().unwrap_or_default();
+        // An open call is a sign of life, also when the client says nothing else.
+        let answer = loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => break answer,
+                () = tokio::time::sleep(session.ttl() / 3) => {
+                    // If it cannot be renewed it is over, and so is the call.
+                    let _ = session.renew();
+                }
+            }
+        };
         cancel.armed = false;
         match answer.map_err(|e| status(&e))? {
             Answer::Locked(granted) => Ok(Response::new(convert::granted_to_proto(&granted))),
@@ -88,8 +103,30 @@ impl proto::locks_server::Locks for LocksApi {
         let unlock = request.unlock.ok_or_else(|| status(&connection::invalid("the call lacks what to unlock")))?;
         let (txn, operation) =
             connection::unlock_operation(unlock, self.settings.items_per_request_max).map_err(|e| status(&e))?;
-        session.submit(txn, operation).await.map_err(|e| status(&e))?;
-        Ok(Response::new(proto::Done {}))
+        released(session.submit(txn, operation).await)
+    }
+
+    async fn end(&self, request: Request<proto::UnaryEnd>) -> Result<Response<proto::Done>, Status> {
+        let request = request.into_inner();
+        let session = self.session(request.session)?;
+        let end = request.end.ok_or_else(|| status(&connection::invalid("the call lacks what to end")))?;
+        let (txn, operation) = connection::end_operation(end).map_err(|e| status(&e))?;
+        released(session.submit(txn, operation).await)
+    }
+
+    async fn begin(&self, request: Request<proto::BeginTxn>) -> Result<Response<proto::Begun>, Status> {
+        let request = request.into_inner();
+        let session = self.session(request.session)?;
+        let options = TxnOptions { validates: request.validates, label: request.label };
+        let (number, txn) = session.begin(&options).map_err(|e| status(&e))?;
+        Ok(Response::new(proto::Begun { number, txn: txn.to_string() }))
+    }
+}
+
+fn released(answer: lockservice_core::Result<Answer>) -> Result<Response<proto::Done>, Status> {
+    match answer.map_err(|e| status(&e))? {
+        Answer::Done { released } => Ok(Response::new(convert::done_to_proto(released))),
+        Answer::Locked(_) => Err(Status::internal("a release was answered with something else")),
     }
 }
 

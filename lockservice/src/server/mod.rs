@@ -11,6 +11,7 @@
 mod admin;
 mod allocator;
 mod connection;
+mod deadline;
 mod gate;
 mod health;
 mod host;
@@ -32,6 +33,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tonic_health::server::HealthReporter;
 
+use self::deadline::Deadline;
 use self::gate::Gate;
 use crate::proto;
 use crate::proto::allocator_server::AllocatorServer;
@@ -157,9 +159,9 @@ impl Server {
         let router = transport()
             .add_service(health_service)
             .add_service(reflection)
-            .add_service(locks)
-            .add_service(allocator)
-            .add_service(admin);
+            .add_service(Deadline(locks))
+            .add_service(Deadline(allocator))
+            .add_service(Deadline(admin));
         let serving = Serving::start(router, listener, settings);
         let (locks_health, allocator_health) = (JoinSet::new(), JoinSet::new());
         Ok(Self { slot, settings, health, locks_health, allocator_health, serving })
@@ -231,7 +233,7 @@ impl PeerServer {
         // Nodes ask on behalf of their clients, too.
         let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, gate))
             .max_decoding_message_size(settings.message_bytes_max);
-        let router = transport().add_service(peer).add_service(allocator);
+        let router = transport().add_service(Deadline(peer)).add_service(Deadline(allocator));
         Self(Serving::start(router, listener, settings))
     }
 

@@ -72,6 +72,10 @@ fn lock(sequence: u64, table: &str, row: &[u8]) -> proto::LockOp {
     }
 }
 
+fn end(number: u64, sequence: u64) -> proto::EndOp {
+    proto::EndOp { txn: txn(number, sequence), commit_timestamp: None }
+}
+
 fn kind(answer: Option<Answer>) -> String {
     match answer {
         Some(Answer::Error(error)) => error.kind,
@@ -192,6 +196,9 @@ async fn a_new_stream_takes_the_place_of_the_old_one() {
     let mut new = Raw::open(&served).await;
     let hello = proto::Hello { session: welcome.session, service: welcome.service, ..Default::default() };
     assert!(matches!(new.ask(Op::Hello(hello)).await, Some(Answer::Welcome(_))));
+    let frame = old.answers.message().await.expect("it ends in order").expect("it says why");
+    let Some(Answer::Notice(notice)) = &frame.ops[0].answer else { panic!("no notice: {frame:?}") };
+    assert!(matches!(notice.notice, Some(proto::notice::Notice::Replaced(_))), "{notice:?}");
     assert!(old.answers.message().await.is_ok_and(|frame| frame.is_none()), "T3: the old one ends");
     assert!(matches!(new.ask(Op::Heartbeat(proto::Heartbeat::default())).await, Some(Answer::Promise(_))));
 }
@@ -237,13 +244,122 @@ async fn the_unary_calls_lock_and_a_cancelled_one_stops_waiting() {
     waits(1).await;
     drop(waiting);
     waits(0).await;
-    let unlock = proto::UnlockOp { txn: txn(1, 2), ..Default::default() };
-    wire.unlock(proto::UnaryUnlock { session: sessions[0], unlock: Some(unlock) }).await.expect("it ends");
+    let end = proto::UnaryEnd { session: sessions[0], end: Some(end(1, 2)) };
+    assert_eq!(wire.end(end).await.expect("it ends").into_inner().released, 1);
     let nothing = proto::UnaryLock { session: sessions[0], lock: None };
     assert_eq!(from_status(&wire.lock(nothing).await.expect_err("bad")).kind(), ErrorKind::InvalidArgument);
     for session in sessions.into_iter().flatten() {
         wire.close_session(session).await.expect("it closes");
     }
+}
+
+/// A transaction of a session that the server numbers.
+async fn begun(wire: &mut LocksClient<Channel>, session: proto::SessionRef) -> proto::TxnRef {
+    let begin = proto::BeginTxn { session: Some(session), ..Default::default() };
+    let begun = wire.begin(begin).await.expect("it begins").into_inner();
+    proto::TxnRef { number: begun.number, ..Default::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_several_threads_of_one_session_are_all_served() {
+    const THREADS: usize = 8;
+    const ROUNDS: usize = 40;
+    let served = Served::start(ServerSettings::default()).await;
+    let mut wire = LocksClient::new(channel(&served).await);
+    let welcome = wire.open_session(proto::Hello::default()).await.expect("a session").into_inner();
+    let session = proto::SessionRef { session: welcome.session, service: welcome.service };
+    let shared = begun(&mut wire, session).await;
+    let tasks = (0..THREADS).map(|thread| {
+        let (mut wire, shared) = (wire.clone(), shared.clone());
+        tokio::spawn(async move {
+            for round in 0..ROUNDS {
+                let own = begun(&mut wire, session).await;
+                // In a transaction of its own, and in one that all of them use.
+                for txn in [&own, &shared] {
+                    let row = format!("{thread} {round} {}", txn.number);
+                    let lock = proto::LockOp { txn: Some(txn.clone()), ..lock(0, "t", row.as_bytes()) };
+                    let lock = proto::UnaryLock { session: Some(session), lock: Some(lock) };
+                    assert!(wire.lock(lock).await.expect("free").into_inner().newly_locked);
+                }
+                let end = proto::EndOp { txn: Some(own), commit_timestamp: None };
+                let end = proto::UnaryEnd { session: Some(session), end: Some(end) };
+                assert_eq!(wire.end(end).await.expect("it ends").into_inner().released, 1);
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.expect("every call was served");
+    }
+    let end = proto::EndOp { txn: Some(shared), commit_timestamp: None };
+    let end = proto::UnaryEnd { session: Some(session), end: Some(end) };
+    let released = wire.end(end).await.expect("it ends").into_inner().released;
+    assert_eq!(released, (THREADS * ROUNDS) as u64);
+}
+
+#[tokio::test]
+async fn a_session_lives_as_long_as_its_open_call() {
+    let served = Served::start(ServerSettings::default()).await;
+    let client = Client::connect(&served.address).await.expect("it answers");
+    let holder = client.session(None).await.expect("a session");
+    let held = holder.lock(spec("a")).await.expect("free");
+    let mut wire = LocksClient::new(channel(&served).await);
+    let hello = proto::Hello { ttl_ms: 1_000, ..Default::default() };
+    let welcome = wire.open_session(hello).await.expect("a session").into_inner();
+    let session = proto::SessionRef { session: welcome.session, service: welcome.service };
+    let txn = begun(&mut wire, session).await;
+    let spec = lockservice::convert::lock_spec_to_proto(&spec("a"));
+    let lock = proto::UnaryLock { session: Some(session), lock: Some(proto::LockOp { txn: Some(txn), ..spec }) };
+    let mut waiting = std::pin::pin!(wire.lock(lock));
+    // Twice as long as a silent client's session would last.
+    let waits = tokio::time::timeout(Duration::from_millis(2_300), &mut waiting).await;
+    assert!(waits.is_err(), "{waits:?}");
+    held.release().await.expect("still held");
+    waiting.await.expect("its session lives");
+}
+
+#[tokio::test]
+async fn calls_that_wait_are_answered_before_a_goodbye() {
+    let served = Served::start(ServerSettings::default()).await;
+    let (mut holder, _) = Raw::greeted(&served).await;
+    assert!(matches!(holder.ask(Op::Lock(lock(1, "t", b"a"))).await, Some(Answer::Locked(_))));
+    for _ in 0..20 {
+        let (mut raw, _) = Raw::greeted(&served).await;
+        raw.send(vec![Op::Lock(lock(1, "t", b"a")), Op::Goodbye(proto::Goodbye {})]).await;
+        let mut answers = Vec::new();
+        while let Ok(Some(frame)) = raw.answers.message().await {
+            answers.extend(frame.ops);
+        }
+        answers.retain(|op| op.id != 0);
+        let [waited, goodbye] = answers.as_slice() else { panic!("not two answers: {answers:?}") };
+        assert_eq!(kind(waited.answer.clone()), "session_lost");
+        assert!(matches!(goodbye.answer, Some(Answer::Done(_))), "{goodbye:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_unlock_of_nothing_is_refused_and_a_release_says_how_much_went() {
+    let served = Served::start(ServerSettings::default()).await;
+    let (mut raw, welcome) = Raw::greeted(&served).await;
+    assert_eq!(welcome.txn_ops_max, 256);
+    let rows = |names: &[&'static str]| names.iter().map(|name| Bytes::from(*name)).collect::<Vec<_>>();
+    let three = proto::LockOp { rows: rows(&["a", "b", "c"]), ..lock(1, "t", b"") };
+    assert!(matches!(raw.ask(Op::Lock(three)).await, Some(Answer::Locked(_))));
+    for (sequence, table) in [(2, ""), (3, "t")] {
+        let nothing = proto::UnlockOp { txn: txn(1, sequence), table: table.to_owned(), ..Default::default() };
+        assert_eq!(kind(raw.ask(Op::Unlock(nothing)).await), "invalid_argument");
+    }
+    let one = proto::UnlockOp { txn: txn(1, 4), table: "t".to_owned(), rows: rows(&["a", "z"]), ..Default::default() };
+    for (op, released) in [(Op::Unlock(one), 1), (Op::End(end(1, 5)), 2)] {
+        match raw.ask(op).await {
+            Some(Answer::Done(done)) => assert_eq!(done.released, released),
+            other => panic!("not done: {other:?}"),
+        }
+    }
+    // No time at all is not all the time there is.
+    let (mut other, _) = Raw::greeted(&served).await;
+    assert!(matches!(other.ask(Op::Lock(lock(1, "t", b"a"))).await, Some(Answer::Locked(_))));
+    let at_once = proto::LockOp { txn: txn(2, 1), timeout_ms: Some(0), ..lock(1, "t", b"a") };
+    assert_eq!(kind(raw.ask(Op::Lock(at_once)).await), "timeout");
 }
 
 #[tokio::test]
@@ -291,8 +407,7 @@ async fn many_operations_ride_in_one_frame_and_are_answered_out_of_order() {
     }
     ids.sort_unstable();
     assert_eq!(ids, [8, 9], "the first one waits, the others do not");
-    let end = proto::UnlockOp { txn: txn(1, 2), ..Default::default() };
-    assert!(matches!(other.ask(Op::Unlock(end)).await, Some(Answer::Done(_))));
+    assert!(matches!(other.ask(Op::End(end(1, 2))).await, Some(Answer::Done(_))));
     let frame = raw.answers.message().await.expect("the stream lives").expect("the stream lives");
     assert_eq!(frame.ops[0].id, 7);
     drop(tokio::time::timeout(Duration::ZERO, raw.answers.message()).await);

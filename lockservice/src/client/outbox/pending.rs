@@ -78,7 +78,7 @@ impl Pending {
         let mut op = self.op.clone();
         if let (Op::Lock(lock), Some(deadline)) = (&mut op, self.deadline) {
             // It counts from the call, not from this send, be it the first or another.
-            lock.timeout_ms = millis_up(deadline.remaining(clock.now())).max(1);
+            lock.timeout_ms = Some(millis_up(deadline.remaining(clock.now())));
         }
         if let (Op::Lock(lock), Some(snapshot)) = (&mut op, self.snapshot) {
             // C5: as old as it is when this is sent.

@@ -91,17 +91,17 @@ fn the_time_before_each_send_is_taken_off_the_time_out_and_makes_the_snapshot_ol
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(1));
     let begun = Begun::new(TxnOptions::default());
-    let op = proto::LockOp { timeout_ms: 1_000, ..Default::default() };
+    let op = proto::LockOp { timeout_ms: Some(1_000), ..Default::default() };
     let deadline = Time::from_origin(Duration::from_secs(1));
     let snapshot = Some(Time::ZERO);
     let _waiting = outbox.lock(&begun, op, Some(deadline), snapshot, permit(&permits)).expect("it is small");
     let mut cx = Context::from_waker(Waker::noop());
     let clock = Settable::default();
     let mut stream = stream;
-    for (now, left) in [(400, 600), (900, 100), (5_000, 1)] {
+    for (now, left) in [(400, 600), (900, 100), (5_000, 0)] {
         clock.0.store(now, SeqCst);
         let sent = only_lock(outbox.poll_frame(stream, &clock, &mut cx));
-        assert_eq!((sent.timeout_ms, sent.snapshot_age_ms), (left, Some(now)));
+        assert_eq!((sent.timeout_ms, sent.snapshot_age_ms), (Some(left), Some(now)));
         stream = outbox.new_stream();
         outbox.open(1 << 20);
     }
