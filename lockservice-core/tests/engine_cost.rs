@@ -299,3 +299,77 @@ fn the_queue_is_brought_into_another_order_at_a_cost_that_grows_with_it() {
         granted(calls.remove(0));
     });
 }
+
+/// The most steps that a slice of 64 lines took.
+fn dearest_slice<T>(mut next: impl FnMut() -> Option<Vec<T>>) -> u64 {
+    let (mut most, mut lines) = (0, 0);
+    loop {
+        let before = engine_steps();
+        let Some(slice) = next() else { break };
+        most = most.max(engine_steps() - before);
+        assert!(slice.len() <= 64);
+        lines += slice.len();
+    }
+    println!("{lines} lines, at most {most} steps in a slice");
+    most
+}
+
+#[test]
+fn a_slice_of_a_list_costs_the_same_however_much_there_is() {
+    let slices = |n: u64| {
+        let engine = engine(n, true);
+        let mut calls = Vec::new();
+        // Many tables, many holders and many waiters of one row, many rows in the way of one waiter, many waiters of a range.
+        (0..n).for_each(|who| holds(&engine, who, row(HOT), Shared));
+        calls.extend((0..n).map(|who| waits(&engine, n + who, row(HOT), Exclusive)));
+        for (who, table) in (2 * n..).zip(1..n / 2) {
+            granted(lock_in(&engine, table, who, vec![row(0)], Exclusive));
+            calls.push(lock_in(&engine, table, n + who, vec![row(0)], Exclusive));
+        }
+        let last = n - 1;
+        granted(lock_in(&engine, last, OTHER, (0..n).map(row).collect(), Exclusive));
+        calls.extend((0..n).map(|who| lock_in(&engine, last, 4 * n + who, vec![everything()], Shared)));
+        let (mut locks, mut waiting) = (engine.lock_list(None), engine.wait_list(None));
+        (dearest_slice(|| locks.next_slice(64)), dearest_slice(|| waiting.next_slice(64)))
+    };
+    let (few, many) = (slices(30), slices(300));
+    assert!(many.0 <= 2 * few.0.max(64), "locks: {} and {} steps", few.0, many.0);
+    assert!(many.1 <= 2 * few.1.max(64), "waits: {} and {} steps", few.1, many.1);
+}
+
+#[test]
+fn a_list_made_in_slices_tells_of_what_was_there_all_the_time_once() {
+    let engine = engine(3, true);
+    // Even rows stay; odd ones come and go between the slices.
+    for table in 0..3 {
+        granted(lock_in(&engine, table, OTHER, (0..100).map(|n| row(2 * n)).collect(), Exclusive));
+        for who in 0..20 {
+            granted(lock_in(&engine, table, who, vec![everything_after(who)], Shared));
+            granted(lock_in(&engine, table, who, vec![row(HOT)], Shared));
+        }
+    }
+    let mut list = engine.lock_list(None);
+    let mut seen = std::collections::BTreeMap::new();
+    let mut turn = 0;
+    while let Some(slice) = list.next_slice(7) {
+        for lock in slice {
+            *seen.entry((lock.table.to_string(), lock.item.to_string(), lock.txn)).or_insert(0) += 1;
+        }
+        turn += 1;
+        let item = row(2 * (turn * 37 % 100) + 1);
+        if turn % 2 == 0 {
+            engine.unlock_all(txn(OTHER + turn - 1), None);
+        }
+        granted(lock_in(&engine, turn % 3, OTHER + turn, vec![item], Exclusive));
+    }
+    let stayed: Vec<_> = seen.iter().filter(|((_, _, who), _)| *who <= txn(OTHER)).collect();
+    assert_eq!(stayed.len(), 3 * (100 + 20 + 20), "everything that stayed is told");
+    assert!(stayed.iter().all(|(_, times)| **times == 1), "and once");
+}
+
+/// Ranges that overlap no row that the tests lock, each different.
+fn everything_after(number: u64) -> LockItem {
+    let key = |number: u64| Key::new([&[0xff; 9][..], &number.to_be_bytes()].concat()).expect("a key");
+    let range = KeyRange::new(Bound::Included(key(number)), Bound::Unbounded);
+    LockItem::Range(range.expect("a range"))
+}

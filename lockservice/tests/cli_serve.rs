@@ -171,7 +171,7 @@ fn a_list_that_was_cut_says_so_on_stderr_and_its_lines_stay_whole() {
     let warning: Value = serde_json::from_slice(&json.stderr).unwrap();
     assert_eq!(warning["kind"], "list_cut");
     let people = server.run(&["locks"]);
-    assert!(stderr(&people).starts_with("warning: 1 more locks are not shown"), "{}", stderr(&people));
+    assert!(stderr(&people).starts_with("warning: there are more locks than the 2 shown"), "{}", stderr(&people));
     assert_eq!(stderr(&server.run(&["binds"])), "", "this list is whole");
 
     let output = {

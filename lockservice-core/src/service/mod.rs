@@ -24,6 +24,7 @@
 
 mod keeper;
 mod lease;
+mod list;
 mod live;
 mod pending;
 mod queue;
@@ -57,6 +58,7 @@ use self::session::SessionRecord;
 use self::tables::Tables;
 use self::txn::{TxnRecord, timer};
 
+pub use self::list::{LockList, WaitList};
 pub use self::pending::Pending;
 pub use self::session::{Attachment, Session};
 pub use self::settings::ServiceSettings;
@@ -64,6 +66,9 @@ pub use self::txn::Txn;
 pub use self::types::{
     Answer, Granted, LockSpec, LockStatus, Operation, Promise, ServiceParts, Stopped, TxnOp, TxnOptions, WaitStatus,
 };
+
+/// Lines of a slice, where all of a list is wanted.
+const SLICE: usize = 1_024;
 
 /// One incarnation of a node: grants locks on the tables it owns. A cheap handle; the last one dropped seals the service.
 #[derive(Debug, Clone)]
@@ -184,31 +189,28 @@ impl LockService {
         &self.inner.parts.clock
     }
 
-    /// Every lock held here, of one table if `table` is given.
+    /// Every lock held here, of one table if `table` is given; as [`lock_list`](Self::lock_list), to its end.
     pub fn locks(&self, table: Option<&TableRef>) -> Vec<LockStatus> {
-        let Some(only) = self.table_filter(table) else { return Vec::new() };
-        let locks = self.inner.engine.locks(only).into_iter();
-        locks
-            .map(|info| {
-                let (label, client) = self.inner.names(info.txn);
-                LockStatus { info, label, client }
-            })
-            .collect()
+        let mut list = self.lock_list(table);
+        std::iter::from_fn(|| list.next_slice(SLICE)).flatten().collect()
     }
 
-    /// Every wait here: who waits for what of whom; of one table if `table` is given.
+    /// Every wait here: who waits for what of whom; of one table if `table` is given. As [`wait_list`](Self::wait_list), to its end.
     pub fn waits(&self, table: Option<&TableRef>) -> Vec<WaitStatus> {
-        let Some(only) = self.table_filter(table) else { return Vec::new() };
-        let now = self.inner.parts.clock.now();
-        let waits = self.inner.engine.waits(only).into_iter();
-        waits
-            .map(|info| {
-                let (waiter_label, waiter_client) = self.inner.names(info.waiter);
-                let (holder_label, holder_client) = self.inner.names(info.holder);
-                let waiting = now.since(info.since);
-                WaitStatus { info, waiting, waiter_label, waiter_client, holder_label, holder_client }
-            })
-            .collect()
+        let mut list = self.wait_list(table);
+        std::iter::from_fn(|| list.next_slice(SLICE)).flatten().collect()
+    }
+
+    /// The locks held here, of one table if `table` is given, slice by slice: between two slices everybody else goes on.
+    pub fn lock_list(&self, table: Option<&TableRef>) -> LockList {
+        let list = self.table_filter(table).map(|only| self.inner.engine.lock_list(only));
+        LockList { inner: Arc::clone(&self.inner), list }
+    }
+
+    /// The waits here, of one table if `table` is given, slice by slice: between two slices everybody else goes on.
+    pub fn wait_list(&self, table: Option<&TableRef>) -> WaitList {
+        let list = self.table_filter(table).map(|only| self.inner.engine.wait_list(only));
+        WaitList { inner: Arc::clone(&self.inner), list }
     }
 
     /// `None` if the table is asked for but not bound here; nothing is bound for the question's sake.

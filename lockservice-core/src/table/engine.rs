@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use super::call::CallId;
+use super::list::{LockList, WaitList};
 use super::locking::put_in_order;
 use super::state::{Begun, State};
 use super::types::{EngineSettings, Grant, LockInfo, LockRequest, WaitInfo};
@@ -15,6 +16,9 @@ use crate::error::{Blocker, Error, Result};
 use crate::id::{BindVersion, TableId, TxnId};
 use crate::key::LockItem;
 use crate::sync::{Arc, Mutex};
+
+/// Lines of a slice, where all of a list is wanted.
+const SLICE: usize = 1_024;
 
 /// Every lock table that a node owns, in memory. A cheap handle: clones share the tables.
 ///
@@ -35,7 +39,7 @@ impl LockEngine {
     }
 
     /// Does something to the state, and wakes whom that concerns after the mutex is free again: a waker may run anything, also this engine.
-    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+    pub(super) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.0.state.lock();
         let result = act(&mut state);
         let wake = std::mem::take(&mut state.wake);
@@ -140,14 +144,28 @@ impl LockEngine {
         self.with(|state| state.cancel_wait(txn));
     }
 
-    /// Every lock held, in one table or all of them, ordered by table; rows before ranges, in key order, then by transaction.
+    /// Every lock held, in one table or all of them, ordered by table; rows before ranges, in key order, then by transaction. Made in slices:
+    /// see [`lock_list`](Self::lock_list).
     pub fn locks(&self, table: Option<TableId>) -> Vec<LockInfo> {
-        self.with(|state| state.locks(table))
+        let mut list = self.lock_list(table);
+        std::iter::from_fn(|| list.next_slice(SLICE)).flatten().collect()
     }
 
-    /// Every wait, in queue order. Of those ahead in the queue, the nearest are named: they wait for the others.
+    /// Every wait, ordered by table, then in queue order. Of those ahead in the queue, the nearest are named: they wait for the others. Made in
+    /// slices: see [`wait_list`](Self::wait_list).
     pub fn waits(&self, table: Option<TableId>) -> Vec<WaitInfo> {
-        self.with(|state| state.waits(table))
+        let mut list = self.wait_list(table);
+        std::iter::from_fn(|| list.next_slice(SLICE)).flatten().collect()
+    }
+
+    /// The locks held, in one table or all of them, slice by slice.
+    pub fn lock_list(&self, table: Option<TableId>) -> LockList {
+        LockList::new(self.clone(), table)
+    }
+
+    /// The waits, of one table or all of them, slice by slice.
+    pub fn wait_list(&self, table: Option<TableId>) -> WaitList {
+        WaitList::new(self.clone(), table)
     }
 
     /// How many rows and ranges a transaction holds on this node.

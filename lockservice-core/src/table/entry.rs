@@ -54,11 +54,11 @@ impl Entry {
         self.holders.take(txn)
     }
 
-    /// The holds that keep `txn` from having this item in `mode`.
-    pub(super) fn in_the_way(&self, txn: TxnId, mode: LockMode) -> impl Iterator<Item = &Holder> {
+    /// The holds, of later transactions than `after`, that keep `txn` from having this item in `mode`.
+    pub(super) fn in_the_way(&self, txn: TxnId, mode: LockMode, after: Option<TxnId>) -> impl Iterator<Item = &Holder> {
         // An exclusive holder is the only one, so one tells about all.
         let excluded = self.holders.first().is_some_and(|first| !mode.is_compatible(first.mode));
-        excluded.then(|| self.holders.iter()).into_iter().flatten().filter(move |holder| holder.txn != txn)
+        excluded.then(|| self.holders.after(after)).into_iter().flatten().filter(move |holder| holder.txn != txn)
     }
 
     pub(super) fn queue(&self) -> Option<&Queue> {

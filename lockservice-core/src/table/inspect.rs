@@ -1,55 +1,80 @@
 //! What an operator sees: who holds what, and who waits for whom.
+//!
+//! Lists are made in slices of bounded work. Between two slices the engine goes on, so a list is not of one moment; but
+//! what was there all the time is in it, once.
 
-use std::collections::BTreeSet;
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 
 use super::call::CallId;
-use super::lock_table::holds;
+use super::entry::{Entry, Place};
+use super::lock_table::{ItemRef, LockTable, holds};
 use super::state::State;
 use super::types::{LockInfo, WaitInfo};
 use crate::error::Blocker;
-use crate::id::TableId;
+use crate::id::{TableId, TxnId};
 use crate::key::LockItem;
 
-impl State {
-    pub(super) fn locks(&self, table: Option<TableId>) -> Vec<LockInfo> {
-        let mut locks = Vec::new();
-        for id in self.table_ids(table) {
-            let table = &self.tables[&id];
-            table.for_each(|at, entry| {
-                let Some(mode) = entry.holders().first().map(|holder| holder.mode) else { return };
-                let item = at.to_item();
-                // All holders of an entry have the same mode: the same calls wait because of them, each without its own.
-                let mut wanting = 0;
-                table.overlapping_queues(&item, |_, queue| {
-                    wanting += queue.incompatible(mode);
-                    ControlFlow::Continue(())
-                });
-                for holder in entry.holders().iter() {
-                    let own = self.waiting_call(holder.txn).map(|own| &self.calls[own]).is_some_and(|own| {
-                        own.table == id && !own.mode.is_compatible(mode) && own.item().overlaps(&item)
-                    });
-                    locks.push(LockInfo {
-                        table: table.bind.table.clone(),
-                        item: item.clone(),
-                        mode,
-                        txn: holder.txn,
-                        token: holder.token,
-                        pending: holder.pending,
-                        waiters: wanting - usize::from(own),
-                    });
-                }
-            });
-        }
-        locks
+/// How far a list of locks has got.
+#[derive(Debug)]
+pub(super) struct LocksAt {
+    table: TableId,
+    /// The last entry looked at, and the last holder of it that is in the list if there may be more.
+    after: Option<(LockItem, Option<TxnId>)>,
+}
+
+/// How far a list of waits has got.
+#[derive(Debug)]
+pub(super) struct WaitsAt {
+    table: TableId,
+    /// The last waiter looked at.
+    place: Place,
+    /// The last entry in its way that was looked at, if there may be more.
+    within: Option<(LockItem, Part)>,
+}
+
+/// How much of an entry is in the list of a waiter's waits.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Nothing,
+    /// The holders up to this one.
+    Holders(TxnId),
+    /// The holders, and the waiters up to this one.
+    Ahead(Place),
+    Everything,
+}
+
+/// The work that a slice may still do.
+struct Left(usize);
+
+impl Left {
+    fn take(&mut self) {
+        self.0 = self.0.saturating_sub(1);
     }
 
+    const fn flow(&self) -> ControlFlow<()> {
+        if self.0 == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+impl LocksAt {
+    const fn start(table: TableId) -> Self {
+        Self { table, after: None }
+    }
+}
+
+impl WaitsAt {
+    const fn start(table: TableId) -> Self {
+        Self { table, place: Place::FIRST, within: None }
+    }
+}
+
+impl State {
     /// Who stands in the way of a call that waits: the first one found.
     pub(super) fn blocker(&self, id: CallId) -> Option<Blocker> {
         let call = self.calls.get(id).filter(|call| call.is_waiting())?;
         let mut blocker = None;
         self.tables[&call.table].overlapping(call.item(), |at, entry| {
-            blocker = match entry.in_the_way(call.txn, call.mode).next() {
+            blocker = match entry.in_the_way(call.txn, call.mode, None).next() {
                 Some(holder) => Some(holds(at, holder)),
                 None => entry
                     .first_wanting(call.mode)
@@ -61,46 +86,187 @@ impl State {
         blocker
     }
 
-    pub(super) fn waits(&self, table: Option<TableId>) -> Vec<WaitInfo> {
-        let mut waits = Vec::new();
-        for id in self.table_ids(table) {
-            for waiter in self.tables[&id].waiting.values() {
-                self.waits_of(*waiter, &mut waits);
+    pub(super) fn locks_start(&self, only: Option<TableId>) -> Option<LocksAt> {
+        only.or_else(|| self.table_ids.first().copied()).map(LocksAt::start)
+    }
+
+    /// The next locks of a list, at most so many, for about as much work; none is left if `at` is `None` then.
+    pub(super) fn locks(&self, only: Option<TableId>, at: &mut Option<LocksAt>, most: usize) -> Vec<LockInfo> {
+        let (mut locks, mut left) = (Vec::new(), Left(most));
+        while left.flow().is_continue()
+            && let Some(here) = at
+        {
+            let table = self.tables.get(&here.table);
+            if table.is_none_or(|table| self.locks_of(table, &mut here.after, &mut left, &mut locks).is_continue()) {
+                left.take();
+                *at = self.table_after(only, here.table).map(LocksAt::start);
+            }
+        }
+        locks
+    }
+
+    fn locks_of(
+        &self,
+        table: &LockTable,
+        after: &mut Option<(LockItem, Option<TxnId>)>,
+        left: &mut Left,
+        locks: &mut Vec<LockInfo>,
+    ) -> ControlFlow<()> {
+        let from = after.take();
+        if let Some((item, Some(txn))) = &from
+            && let Some(entry) = table.entry(item)
+        {
+            self.locks_at(table, item, entry, Some(*txn), left, locks).map_break(|txn| {
+                *after = Some((item.clone(), Some(txn)));
+            })?;
+        }
+        let mut flow = ControlFlow::Continue(());
+        table.entries_after(from.as_ref().map(|(item, _)| item), |at, entry| {
+            left.take();
+            let item = at.to_item();
+            flow = match self.locks_at(table, &item, entry, None, left, locks) {
+                ControlFlow::Break(txn) => {
+                    *after = Some((item, Some(txn)));
+                    ControlFlow::Break(())
+                }
+                ControlFlow::Continue(()) => left.flow().map_break(|()| *after = Some((item, None))),
+            };
+            flow
+        });
+        flow
+    }
+
+    /// The holders of an entry after `from`. Breaks with the last one in the list if there is no work left.
+    fn locks_at(
+        &self,
+        table: &LockTable,
+        item: &LockItem,
+        entry: &Entry,
+        from: Option<TxnId>,
+        left: &mut Left,
+        locks: &mut Vec<LockInfo>,
+    ) -> ControlFlow<TxnId> {
+        let Some(mode) = entry.holders().first().map(|holder| holder.mode) else { return ControlFlow::Continue(()) };
+        // All holders of an entry have the same mode: the same calls wait because of them, each without its own.
+        let mut wanting = 0;
+        table.overlapping_queues(item, |_, queue| {
+            left.take();
+            wanting += queue.incompatible(mode);
+            ControlFlow::Continue(())
+        });
+        for holder in entry.holders().after(from) {
+            let own = self.waiting_call(holder.txn).map(|own| &self.calls[own]).is_some_and(|own| {
+                own.table == table.bind.id && !own.mode.is_compatible(mode) && own.item().overlaps(item)
+            });
+            locks.push(LockInfo {
+                table: table.bind.table.clone(),
+                item: item.clone(),
+                mode,
+                txn: holder.txn,
+                token: holder.token,
+                pending: holder.pending,
+                waiters: wanting - usize::from(own),
+            });
+            left.take();
+            // Not before one is in the list, or a list would never get further.
+            left.flow().map_break(|()| holder.txn)?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    pub(super) fn waits_start(&self, only: Option<TableId>) -> Option<WaitsAt> {
+        only.or_else(|| self.table_ids.first().copied()).map(WaitsAt::start)
+    }
+
+    /// The next waits of a list, at most so many, for about as much work; none is left if `at` is `None` then.
+    pub(super) fn waits(&self, only: Option<TableId>, at: &mut Option<WaitsAt>, most: usize) -> Vec<WaitInfo> {
+        let (mut waits, mut left) = (Vec::new(), Left(most));
+        while left.flow().is_continue()
+            && let Some(here) = at
+        {
+            let next = self.tables.get(&here.table).and_then(|table| {
+                let same = here.within.as_ref().and_then(|_| table.waiting.get_key_value(&here.place));
+                same.or_else(|| table.waiting.range((Bound::Excluded(here.place), Bound::Unbounded)).next())
+            });
+            left.take();
+            match next {
+                Some((place, id)) => {
+                    if *place != here.place {
+                        (here.place, here.within) = (*place, None);
+                    }
+                    here.within = self.waits_of(*id, here.within.take(), &mut left, &mut waits).break_value();
+                }
+                None => *at = self.table_after(only, here.table).map(WaitsAt::start),
             }
         }
         waits
     }
 
-    fn waits_of(&self, waiter: CallId, waits: &mut Vec<WaitInfo>) {
-        let call = &self.calls[waiter];
+    /// The waits of one waiter after `from`. Breaks with how far it got if there is no work left.
+    fn waits_of(
+        &self,
+        id: CallId,
+        from: Option<(LockItem, Part)>,
+        left: &mut Left,
+        waits: &mut Vec<WaitInfo>,
+    ) -> ControlFlow<(LockItem, Part)> {
+        let call = &self.calls[id];
         let table = &self.tables[&call.table];
-        let mut push = |holder, held_item: LockItem, granted| {
-            waits.push(WaitInfo {
-                table: table.bind.table.clone(),
-                item: call.item().clone(),
-                mode: call.mode,
-                waiter: call.txn,
-                holder,
-                held_item,
-                granted,
-                since: call.since,
-            });
+        let mut rest_of = |at: ItemRef<'_>, entry: &Entry, from: Part| {
+            left.take();
+            let mut line = |holder, granted| {
+                waits.push(WaitInfo {
+                    table: table.bind.table.clone(),
+                    item: call.item().clone(),
+                    mode: call.mode,
+                    waiter: call.txn,
+                    holder,
+                    held_item: at.to_item(),
+                    granted,
+                    since: call.since,
+                });
+                left.take();
+                left.flow()
+            };
+            let holders = match from {
+                Part::Nothing => Some(entry.in_the_way(call.txn, call.mode, None)),
+                Part::Holders(txn) => Some(entry.in_the_way(call.txn, call.mode, Some(txn))),
+                Part::Ahead(_) | Part::Everything => None,
+            };
+            for holder in holders.into_iter().flatten() {
+                line(holder.txn, true).map_break(|()| Part::Holders(holder.txn))?;
+            }
+            let after = match from {
+                Part::Nothing | Part::Holders(_) => Some(Place::FIRST),
+                Part::Ahead(place) => Some(place),
+                Part::Everything => None,
+            };
+            let queue = entry.queue().zip(after);
+            for (place, ahead) in
+                queue.into_iter().flat_map(|(queue, after)| queue.nearest_ahead(call.mode, call.place, after))
+            {
+                line(self.calls[ahead].txn, false).map_break(|()| Part::Ahead(place))?;
+            }
+            left.flow().map_break(|()| Part::Everything)
         };
-        table.overlapping(call.item(), |at, entry| {
-            for holder in entry.in_the_way(call.txn, call.mode) {
-                push(holder.txn, at.to_item(), true);
-            }
-            for (_, ahead) in entry.queue().into_iter().flat_map(|queue| queue.nearest_ahead(call.mode, call.place)) {
-                push(self.calls[ahead].txn, at.to_item(), false);
-            }
-            ControlFlow::Continue(())
+        // Of one that is done nothing is looked at, or a slice that is over by then would get no further.
+        if let Some((item, part)) = &from
+            && !matches!(part, Part::Everything)
+            && let Some((at, entry)) = table.entry_at(item)
+        {
+            rest_of(at, entry, *part).map_break(|part| (item.clone(), part))?;
+        }
+        let mut flow = ControlFlow::Continue(());
+        table.overlapping_after(call.item(), from.as_ref().map(|(item, _)| item), |at, entry| {
+            flow = rest_of(at, entry, Part::Nothing).map_break(|part| (at.to_item(), part));
+            if flow.is_break() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
+        flow
     }
 
-    fn table_ids(&self, table: Option<TableId>) -> BTreeSet<TableId> {
-        match table {
-            Some(table) => self.tables.contains_key(&table).then_some(table).into_iter().collect(),
-            None => self.tables.keys().copied().collect(),
-        }
+    /// The table that follows in a list.
+    fn table_after(&self, only: Option<TableId>, table: TableId) -> Option<TableId> {
+        let all = only.is_none().then(|| self.table_ids.range((Bound::Excluded(table), Bound::Unbounded)));
+        all.into_iter().flatten().next().copied()
     }
 }

@@ -56,12 +56,16 @@ impl<V> IntervalMap<V> {
     }
 
     pub(super) fn get(&self, range: &KeyRange) -> Option<&V> {
+        self.get_key_value(range).map(|(_, value)| value)
+    }
+
+    pub(super) fn get_key_value(&self, range: &KeyRange) -> Option<(&KeyRange, &V)> {
         let mut link = self.root.as_deref();
         while let Some(node) = link {
             link = match compare(range, &node.range) {
                 Ordering::Less => node.left.as_deref(),
                 Ordering::Greater => node.right.as_deref(),
-                Ordering::Equal => return Some(&node.value),
+                Ordering::Equal => return Some((&node.range, &node.value)),
             };
         }
         None
@@ -167,6 +171,30 @@ impl<V> IntervalMap<V> {
         }
     }
 
+    /// Visits, in order, everything after `after`; everything if there is no such range.
+    pub(super) fn after<'a>(
+        &'a self,
+        after: Option<&KeyRange>,
+        visit: &mut dyn FnMut(&'a KeyRange, &'a V) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let mut link = &self.root;
+        // Nodes that are still to be visited, and then their right side.
+        let mut open: SmallVec<[&Node<V>; 32]> = SmallVec::new();
+        loop {
+            while let Some(node) = link.as_deref() {
+                if after.is_some_and(|after| compare(&node.range, after).is_le()) {
+                    link = &node.right;
+                } else {
+                    open.push(node);
+                    link = &node.left;
+                }
+            }
+            let Some(node) = open.pop() else { return ControlFlow::Continue(()) };
+            visit(&node.range, &node.value)?;
+            link = &node.right;
+        }
+    }
+
     /// Visits everything in order.
     pub(super) fn for_each<'a>(&'a self, visit: &mut dyn FnMut(&'a KeyRange, &'a V)) {
         let all = self.overlapping(Bound::Unbounded, Bound::Unbounded, &mut |range, value| {
@@ -214,7 +242,7 @@ fn height<V>(link: &Link<V>) -> u8 {
     link.as_ref().map_or(0, |node| node.height)
 }
 
-fn compare(a: &KeyRange, b: &KeyRange) -> Ordering {
+pub(super) fn compare(a: &KeyRange, b: &KeyRange) -> Ordering {
     compare_starts(a.start(), b.start()).then_with(|| compare_ends(a.end(), b.end()))
 }
 

@@ -1,13 +1,13 @@
 //! One lock table: its rows, its ranges, its tokens.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 
 use super::call::CallId;
 use super::entry::{Entry, Place};
 use super::hash::IdMap;
 use super::holders::Holder;
-use super::interval::IntervalMap;
+use super::interval::{IntervalMap, compare};
 use super::queue::Queue;
 use super::search::address;
 use super::steps::step;
@@ -273,6 +273,68 @@ impl LockTable {
         commit_ts
     }
 
+    /// As [`overlapping`](Self::overlapping), only the entries after `after`.
+    pub(super) fn overlapping_after<'a>(
+        &'a self,
+        item: &LockItem,
+        after: Option<&LockItem>,
+        mut visit: impl FnMut(ItemRef<'a>, &'a Entry) -> ControlFlow<()>,
+    ) {
+        let rows = match (item, after) {
+            (_, None) => self.overlapping_rows(item, &mut visit),
+            (LockItem::Range(range), Some(LockItem::Row(key))) if range.contains(key) => {
+                let rest = (Bound::Excluded(key.clone()), range.end().cloned());
+                self.rows.range(rest).try_for_each(|(key, entry)| {
+                    step();
+                    visit(ItemRef::Row(key), entry)
+                })
+            }
+            _ => ControlFlow::Continue(()),
+        };
+        if rows.is_continue() {
+            let _ = self.overlapping_ranges(item, &mut |at, entry| match (at, after) {
+                (ItemRef::Range(range), Some(LockItem::Range(after))) if compare(range, after).is_le() => {
+                    ControlFlow::Continue(())
+                }
+                _ => visit(at, entry),
+            });
+        }
+    }
+
+    /// Visits the entries after `after`: rows first, each kind in key order.
+    pub(super) fn entries_after<'a>(
+        &'a self,
+        after: Option<&LockItem>,
+        mut visit: impl FnMut(ItemRef<'a>, &'a Entry) -> ControlFlow<()>,
+    ) {
+        let (row, range) = match after {
+            None => (Some(Bound::Unbounded), None),
+            Some(LockItem::Row(key)) => (Some(Bound::Excluded(key)), None),
+            Some(LockItem::Range(range)) => (None, Some(range)),
+        };
+        let rows = row.into_iter().flat_map(|row| self.rows.range::<Key, _>((row, Bound::Unbounded)));
+        for (key, entry) in rows {
+            step();
+            if visit(ItemRef::Row(key), entry).is_break() {
+                return;
+            }
+        }
+        let _ = self.ranges.after(range, &mut |range, entry| {
+            step();
+            visit(ItemRef::Range(range), entry)
+        });
+    }
+
+    /// The entry of an item, with what it is for.
+    pub(super) fn entry_at(&self, item: &LockItem) -> Option<(ItemRef<'_>, &Entry)> {
+        match item {
+            LockItem::Row(key) => self.rows.get_key_value(key).map(|(key, entry)| (ItemRef::Row(key), entry)),
+            LockItem::Range(range) => {
+                self.ranges.get_key_value(range).map(|(range, entry)| (ItemRef::Range(range), entry))
+            }
+        }
+    }
+
     /// Visits every entry.
     pub(super) fn for_each<'a>(&'a self, mut visit: impl FnMut(ItemRef<'a>, &'a Entry)) {
         self.rows.iter().for_each(|(key, entry)| visit(ItemRef::Row(key), entry));
@@ -292,7 +354,7 @@ impl LockTable {
                 }
             }
             if survey.held_by.is_none()
-                && let Some(holder) = entry.in_the_way(txn, mode).next()
+                && let Some(holder) = entry.in_the_way(txn, mode, None).next()
             {
                 survey.held_by = Some(holds(at, holder));
             }
@@ -338,7 +400,7 @@ impl LockTable {
     pub(super) fn obstacle(&self, item: &LockItem, txn: TxnId, mode: LockMode, place: Place) -> Option<Obstacle> {
         let mut obstacle = None;
         self.overlapping(item, |_, entry| {
-            obstacle = match entry.in_the_way(txn, mode).next() {
+            obstacle = match entry.in_the_way(txn, mode, None).next() {
                 Some(holder) => Some(Obstacle::Holder(holder.txn)),
                 None => entry.first_wanting(mode).filter(|(ahead, _)| *ahead < place).map(|_| Obstacle::Ahead),
             };

@@ -16,7 +16,7 @@
 //! | `interval.rs` | the index that finds the ranges overlapping an item |
 //! | `hash.rs` | maps keyed by ids, with a hash that clients cannot work out |
 //! | `call.rs`, `txn.rs` | a call in flight; what a transaction holds |
-//! | `inspect.rs` | what an operator sees |
+//! | `inspect.rs`, `list.rs` | what an operator sees, in slices of bounded work |
 //! | `steps.rs` | how much work was done, for tests of cost |
 //!
 //! # Data structures
@@ -117,6 +117,7 @@ mod hash;
 mod holders;
 mod inspect;
 mod interval;
+mod list;
 mod lock_table;
 mod locking;
 mod queue;
@@ -127,6 +128,7 @@ mod txn;
 mod types;
 
 pub use self::engine::{LockCall, LockEngine};
+pub use self::list::{LockList, WaitList};
 #[cfg(any(test, feature = "testing"))]
 pub use self::steps::engine_steps;
 pub use self::types::{EngineSettings, Grant, ItemGrant, LockInfo, LockRequest, VictimPolicy, WaitInfo, WaitPolicy};

@@ -88,13 +88,19 @@ impl Queue {
     }
 
     /// Those before `place` that are incompatible with `mode`, as many as it takes to reach all of them along the waits
-    /// of those found.
-    pub(super) fn nearest_ahead(&self, mode: LockMode, place: Place) -> impl Iterator<Item = (Place, CallId)> {
+    /// of those found; of these the ones behind `after`.
+    pub(super) fn nearest_ahead(
+        &self,
+        mode: LockMode,
+        place: Place,
+        after: Place,
+    ) -> impl Iterator<Item = (Place, CallId)> {
         let exclusive = self.nearest_exclusive(place);
         let from = exclusive.map_or(Place::FIRST, |(at, _)| at);
         // For a sharer the sharers in between are not in the way.
         let before = if mode == LockMode::Exclusive { place } else { from };
-        exclusive.into_iter().chain(self.between(LockMode::Shared, from, before))
+        let sharers = self.between(LockMode::Shared, from.max(after), before);
+        exclusive.filter(|(at, _)| *at > after).into_iter().chain(sharers)
     }
 
     /// Notes that a holder in `mode`, in the way of those waiters with whom it is incompatible, has committed at `ts`. Commits

@@ -337,7 +337,7 @@ impl State {
         let within = within.filter(|within| within.len() < entry.holders().len());
         let excluded = entry.holders().first().is_some_and(|first| !first.mode.is_compatible(mode));
         let holders = (excluded && within.is_none())
-            .then(|| entry.in_the_way(txn, mode).map(|holder| self.waiting_call(holder.txn)));
+            .then(|| entry.in_the_way(txn, mode, None).map(|holder| self.waiting_call(holder.txn)));
         let waiters = within.filter(|_| excluded).map(|within| {
             within.keys().copied().inspect(|_| step()).filter_map(move |id| {
                 let holder = self.calls[id].txn;

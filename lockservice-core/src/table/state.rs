@@ -23,6 +23,8 @@ use crate::key::LockItem;
 pub(super) struct State {
     pub(super) settings: EngineSettings,
     pub(super) tables: IdMap<TableId, LockTable>,
+    /// The tables in order, for lists.
+    pub(super) table_ids: BTreeSet<TableId>,
     pub(super) txns: IdMap<TxnId, Txn>,
     pub(super) calls: Calls,
     /// The last version of each table that was ever installed here (B5).
@@ -60,6 +62,7 @@ impl State {
         Self {
             settings,
             tables: IdMap::default(),
+            table_ids: BTreeSet::new(),
             txns: IdMap::default(),
             calls: Calls::default(),
             versions: IdMap::default(),
@@ -98,6 +101,7 @@ impl State {
         self.drop_table(table);
         self.versions.insert(table, version);
         self.tables.insert(table, LockTable::new(bind, tokens, history_since));
+        self.table_ids.insert(table);
         Ok(())
     }
 
@@ -109,6 +113,7 @@ impl State {
 
     fn drop_table(&mut self, table: TableId) {
         let Some(dropped) = self.tables.remove(&table) else { return };
+        self.table_ids.remove(&table);
         for id in dropped.calls.keys() {
             // A grant that nobody has received yet is as void as one still waited for (T4).
             if !matches!(self.calls[*id].stage, Stage::Done(Err(_))) {

@@ -17,7 +17,7 @@ pub(crate) async fn locks(args: &ListArgs, json: bool) -> Result<(), Failure> {
     let admin = client.admin();
     let locks = admin.locks(args.table().as_ref()).await?;
     let (node, _) = admin.node().await?;
-    say_if_cut(json, locks.left_out(), "locks");
+    say_if_cut(json, locks.is_cut(), locks.len(), "locks");
     let rows: Vec<Value> = locks
         .iter()
         .map(|lock| {
@@ -43,7 +43,7 @@ pub(crate) async fn waits(args: &ListArgs, json: bool) -> Result<(), Failure> {
     let admin = client.admin();
     let waits = admin.waits(args.table().as_ref()).await?;
     let (node, _) = admin.node().await?;
-    say_if_cut(json, waits.left_out(), "waits");
+    say_if_cut(json, waits.is_cut(), waits.len(), "waits");
     let rows: Vec<Value> = waits
         .iter()
         .map(|wait| {
@@ -70,7 +70,7 @@ pub(crate) async fn waits(args: &ListArgs, json: bool) -> Result<(), Failure> {
 pub(crate) async fn binds(args: &ClientArgs, json: bool) -> Result<(), Failure> {
     let client = Client::connect(&args.server).await?;
     let binds = client.admin().binds().await?;
-    say_if_cut(json, binds.left_out(), "binds");
+    say_if_cut(json, binds.is_cut(), binds.len(), "binds");
     let rows: Vec<Value> = binds
         .iter()
         .map(|status| {
@@ -98,14 +98,14 @@ pub(crate) async fn binds(args: &ClientArgs, json: bool) -> Result<(), Failure> 
 }
 
 /// Says that a list is not the whole truth: on stderr, so that what reads the lines is not disturbed.
-fn say_if_cut(json: bool, left_out: u64, what: &str) {
-    if left_out > 0 {
+fn say_if_cut(json: bool, cut: bool, shown: usize, what: &str) {
+    if cut {
         let narrow = if what == "binds" { "" } else { "name a table to see only its own, or " };
         exit::say_warning(
             json,
             "list_cut",
             &format!(
-                "{left_out} more {what} are not shown: {narrow}raise server.list_lines_max in the server's settings"
+                "there are more {what} than the {shown} shown: {narrow}raise server.list_lines_max in the server's settings"
             ),
         );
     }

@@ -12,7 +12,7 @@ use crate::convert;
 use crate::proto;
 use crate::proto::admin_client::AdminClient as Wire;
 
-/// Lists of a server's locks and waits and of the cluster's binds, of bounded length: see [`Listed::left_out`]. Every call fails with `Unavailable` if no server answers.
+/// Lists of a server's locks and waits and of the cluster's binds, of bounded length: see [`Listed::is_cut`]. Every call fails with `Unavailable` if no server answers.
 #[derive(Clone, Debug)]
 pub struct AdminClient {
     node: Node,
@@ -36,7 +36,7 @@ impl AdminClient {
         let (group, table) = names(table);
         let mut wire = self.wire.clone();
         let stream = self.node.call(wire.list_locks(proto::ListLocksRequest { group, table })).await?;
-        self.collect(stream, |info| (info.left_out, convert::lock_status_from_proto(info))).await
+        self.collect(stream, |info| (info.cut, convert::lock_status_from_proto(info))).await
     }
 
     /// Every wait: who waits for what of whom; of one table if one is given. `since` is counted back from the answer.
@@ -45,27 +45,27 @@ impl AdminClient {
         let mut wire = self.wire.clone();
         let stream = self.node.call(wire.list_waits(proto::ListWaitsRequest { group, table })).await?;
         let now = self.node.client.clock().now();
-        self.collect(stream, |info| (info.left_out, convert::wait_status_from_proto(info, now))).await
+        self.collect(stream, |info| (info.cut, convert::wait_status_from_proto(info, now))).await
     }
 
     /// Every bind of the cluster: whichever server is asked asks the leader.
     pub async fn binds(&self) -> Result<Listed<BindStatus>> {
         let mut wire = self.wire.clone();
         let stream = self.node.call(wire.list_binds(proto::ListBindsRequest {})).await?;
-        self.collect(stream, |info| (info.left_out, convert::bind_status_from_proto(info))).await
+        self.collect(stream, |info| (info.cut, convert::bind_status_from_proto(info))).await
     }
 
     async fn collect<W, T>(
         &self,
         mut stream: tonic::Streaming<W>,
-        parse: impl Fn(W) -> (u64, Result<T>),
+        parse: impl Fn(W) -> (bool, Result<T>),
     ) -> Result<Listed<T>> {
-        let mut listed = Listed { lines: Vec::new(), left_out: 0 };
+        let mut listed = Listed { lines: Vec::new(), cut: false };
         loop {
             match tokio::time::timeout(self.node.client.parts.call_timeout, stream.message()).await {
                 Ok(Ok(Some(message))) => {
-                    let (left_out, line) = parse(message);
-                    listed.left_out = left_out;
+                    let (cut, line) = parse(message);
+                    listed.cut = cut;
                     listed.lines.push(line?);
                 }
                 Ok(Ok(None)) => return Ok(listed),
@@ -80,13 +80,13 @@ impl AdminClient {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Listed<T> {
     lines: Vec<T>,
-    left_out: u64,
+    cut: bool,
 }
 
 impl<T> Listed<T> {
-    /// How many lines the server left out: it sends a bounded number. 0: the list is whole. Ask for one table to see more of it.
-    pub fn left_out(&self) -> u64 {
-        self.left_out
+    /// True if there is more: the server sends a bounded number of lines. Ask for one table to see more of it.
+    pub fn is_cut(&self) -> bool {
+        self.cut
     }
 }
 

@@ -30,7 +30,7 @@ pub fn lock_status_to_proto(status: &LockStatus) -> proto::LockInfo {
         client: status.client.clone(),
         token: info.token.get(),
         waiters: u32::try_from(info.waiters).unwrap_or(u32::MAX),
-        left_out: 0,
+        cut: false,
         pending: info.pending,
     }
 }
@@ -75,7 +75,7 @@ pub fn wait_status_to_proto(status: &WaitStatus) -> proto::WaitInfo {
         granted: info.granted,
         waiting_ms: millis_down(status.waiting),
         held_item: Some(item_to_proto(&info.held_item, HeldItem::HeldRow, HeldItem::HeldRange)),
-        left_out: 0,
+        cut: false,
     }
 }
 
@@ -121,7 +121,7 @@ pub fn bind_status_to_proto(status: &BindStatus) -> proto::BindInfo {
             BindState::Void { granted_anew_in } => millis_up(granted_anew_in),
             BindState::Bound => 0,
         },
-        left_out: 0,
+        cut: false,
     }
 }
 

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::TableRef;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use lockservice_core::allocator::BindStatus;
+use lockservice_core::service::{LockList, LockStatus, WaitList, WaitStatus};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -12,8 +15,14 @@ use crate::convert::{self, to_status as status};
 use crate::proto;
 use crate::server::{ServerSettings, ServiceHost, Slot};
 
-/// Most lists made or sent at the same time: each may hold many lines in memory. Others wait their turn.
-const LISTS_MAX: usize = 4;
+/// Most lists being sent at the same time. Each holds a slice and the lines that wait for its reader. Others wait their turn.
+const LISTS_MAX: usize = 64;
+
+/// The longest that a list may take, from the request to its last line: no reader keeps its place for longer.
+const LIST_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Lines that are made in one go. Between two slices the lock engine serves everybody else.
+const SLICE_LINES: usize = 256;
 
 /// Lines that may wait to be taken by the connection.
 const LINES_WAITING_MAX: usize = 256;
@@ -36,64 +45,148 @@ impl AdminApi {
         self.slot.get().map_err(|e| status(&e))
     }
 
-    /// A place among the lists, held until the list is sent.
-    async fn place(&self) -> Result<OwnedSemaphorePermit, Status> {
-        Arc::clone(&self.lists).acquire_owned().await.map_err(|_| Status::unavailable("the server is stopping"))
-    }
-
-    /// Sends at most `lines_max` lines; the last one says how many are left out.
-    fn send<T, W: Line>(
+    /// Sends at most `lines_max` lines, made slice by slice as the client reads them. The last one says if there is more. A list that is not
+    /// finished in time ends with an error.
+    async fn send<L: List>(
         &self,
-        place: OwnedSemaphorePermit,
-        mut all: Vec<T>,
-        to_wire: impl Fn(&T) -> W + Send + 'static,
-    ) -> Response<ReceiverStream<Result<W, Status>>>
-    where
-        T: Send + 'static,
-    {
-        let left_out = all.len().saturating_sub(self.lines_max);
-        all.truncate(self.lines_max);
-        all.shrink_to_fit();
-        let (out, lines) = mpsc::channel(LINES_WAITING_MAX);
-        let write_max = self.write_max;
-        tokio::spawn(async move {
-            let last = all.len();
-            for (n, item) in (1..).zip(all) {
-                let mut line = to_wire(&item);
-                if n == last {
-                    line.set_left_out(left_out as u64);
-                }
-                // A client that does not read must not keep a place from others.
-                if out.send_timeout(Ok(line), write_max).await.is_err() {
-                    return;
-                }
-            }
-            drop(place);
+        make: impl Future<Output = Result<L, Status>>,
+    ) -> Result<Response<ReceiverStream<Result<L::Line, Status>>>, Status> {
+        let until = Instant::now() + LIST_TIME_MAX;
+        let begun = timeout_at(until, async {
+            let place = Arc::clone(&self.lists).acquire_owned().await;
+            let place = place.map_err(|_| Status::unavailable("the server is stopping"))?;
+            Ok::<_, Status>((place, make.await?))
         });
-        Response::new(ReceiverStream::new(lines))
+        let (place, list) = begun.await.map_err(|_| too_slow("other lists take too long"))??;
+        // One place more, kept for the error at the end.
+        let (out, lines) = mpsc::channel(LINES_WAITING_MAX + 1);
+        let (lines_max, write_max) = (self.lines_max, self.write_max);
+        tokio::spawn(async move {
+            let _place = place;
+            deliver(list, lines_max, write_max, until, out).await;
+        });
+        Ok(Response::new(ReceiverStream::new(lines)))
+    }
+}
+
+/// Sends a list, and says at its end if that is not the end: a list that just stops would pass for whole.
+async fn deliver<L: List>(
+    list: L,
+    lines_max: usize,
+    write_max: Duration,
+    until: Instant,
+    out: mpsc::Sender<Result<L::Line, Status>>,
+) {
+    // Nothing was sent yet, so there is room.
+    let Ok(end) = out.clone().try_reserve_owned() else { return };
+    let sent = timeout_at(until, send_all(list, lines_max, write_max, &out)).await;
+    if !matches!(sent, Ok(true)) {
+        end.send(Err(too_slow("the list was read too slowly")));
+    }
+}
+
+fn too_slow(what: &str) -> Status {
+    Status::deadline_exceeded(format!("{what}: ask for one table, or later"))
+}
+
+/// False if a line was not taken in time, or the reader has gone.
+async fn send_all<L: List>(
+    mut list: L,
+    lines_max: usize,
+    write_max: Duration,
+    out: &mpsc::Sender<Result<L::Line, Status>>,
+) -> bool {
+    // Whether a line is the last one is known when the next one is, or is not, there.
+    let mut ready: Option<L::Line> = None;
+    let mut lines = 0;
+    // A client that does not read must not keep a place from others.
+    let send = |line| async move { matches!(timeout(write_max, out.send(Ok(line))).await, Ok(Ok(()))) };
+    while let Some(slice) = list.next_slice() {
+        for line in slice {
+            if lines == lines_max {
+                if let Some(last) = &mut ready {
+                    last.set_cut();
+                }
+                return match ready {
+                    Some(last) => send(last).await,
+                    None => true,
+                };
+            }
+            lines += 1;
+            if let Some(line) = ready.replace(line)
+                && !send(line).await
+            {
+                return false;
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+    match ready {
+        Some(last) => send(last).await,
+        None => true,
+    }
+}
+
+/// What is made slice by slice.
+trait List: Send + 'static {
+    type Line: Line;
+
+    /// The next lines, perhaps none; `None` at the end.
+    fn next_slice(&mut self) -> Option<Vec<Self::Line>>;
+}
+
+impl List for LockList {
+    type Line = proto::LockInfo;
+
+    fn next_slice(&mut self) -> Option<Vec<Self::Line>> {
+        let slice: Vec<LockStatus> = Self::next_slice(self, SLICE_LINES)?;
+        Some(slice.iter().map(convert::lock_status_to_proto).collect())
+    }
+}
+
+impl List for WaitList {
+    type Line = proto::WaitInfo;
+
+    fn next_slice(&mut self) -> Option<Vec<Self::Line>> {
+        let slice: Vec<WaitStatus> = Self::next_slice(self, SLICE_LINES)?;
+        Some(slice.iter().map(convert::wait_status_to_proto).collect())
+    }
+}
+
+/// The leader answers with all of them.
+struct Binds(std::vec::IntoIter<BindStatus>);
+
+impl List for Binds {
+    type Line = proto::BindInfo;
+
+    fn next_slice(&mut self) -> Option<Vec<Self::Line>> {
+        let slice: Vec<_> =
+            self.0.by_ref().take(SLICE_LINES).map(|bind| convert::bind_status_to_proto(&bind)).collect();
+        (!slice.is_empty()).then_some(slice)
     }
 }
 
 /// A message that is one line of a list.
 trait Line: Send + 'static {
-    fn set_left_out(&mut self, lines: u64);
+    /// Says that the list goes on and is not sent any further.
+    fn set_cut(&mut self);
 }
 
 impl Line for proto::LockInfo {
-    fn set_left_out(&mut self, lines: u64) {
-        self.left_out = lines;
+    fn set_cut(&mut self) {
+        self.cut = true;
     }
 }
 
 impl Line for proto::WaitInfo {
-    fn set_left_out(&mut self, lines: u64) {
-        self.left_out = lines;
+    fn set_cut(&mut self) {
+        self.cut = true;
     }
 }
 
 impl Line for proto::BindInfo {
-    fn set_left_out(&mut self, lines: u64) {
-        self.left_out = lines;
+    fn set_cut(&mut self) {
+        self.cut = true;
     }
 }
 
@@ -116,11 +209,7 @@ impl proto::admin_server::Admin for AdminApi {
         request: Request<proto::ListLocksRequest>,
     ) -> Result<Response<Self::ListLocksStream>, Status> {
         let table = only(&request.get_ref().group, &request.get_ref().table)?;
-        let (place, service) = (self.place().await?, self.host()?.current());
-        // Long lists take long to make.
-        let locks = tokio::task::spawn_blocking(move || service.locks(table.as_ref())).await;
-        let locks = locks.map_err(|_| Status::internal("the list could not be made"))?;
-        Ok(self.send(place, locks, convert::lock_status_to_proto))
+        self.send(async { Ok(self.host()?.current().lock_list(table.as_ref())) }).await
     }
 
     async fn list_waits(
@@ -128,11 +217,7 @@ impl proto::admin_server::Admin for AdminApi {
         request: Request<proto::ListWaitsRequest>,
     ) -> Result<Response<Self::ListWaitsStream>, Status> {
         let table = only(&request.get_ref().group, &request.get_ref().table)?;
-        let (place, service) = (self.place().await?, self.host()?.current());
-        // Long lists take long to make.
-        let waits = tokio::task::spawn_blocking(move || service.waits(table.as_ref())).await;
-        let waits = waits.map_err(|_| Status::internal("the list could not be made"))?;
-        Ok(self.send(place, waits, convert::wait_status_to_proto))
+        self.send(async { Ok(self.host()?.current().wait_list(table.as_ref())) }).await
     }
 
     async fn get_node(&self, _request: Request<proto::GetNodeRequest>) -> Result<Response<proto::NodeInfo>, Status> {
@@ -144,8 +229,76 @@ impl proto::admin_server::Admin for AdminApi {
         &self,
         _request: Request<proto::ListBindsRequest>,
     ) -> Result<Response<Self::ListBindsStream>, Status> {
-        let place = self.place().await?;
-        let binds = self.host()?.allocator().status().await.map_err(|e| status(&e))?.binds;
-        Ok(self.send(place, binds, convert::bind_status_to_proto))
+        let binds = async {
+            let status = self.host()?.allocator().status().await.map_err(|e| status(&e))?;
+            Ok(Binds(status.binds.into_iter()))
+        };
+        self.send(binds).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So many lines, in slices of none, one, two lines, and so on.
+    struct Lines {
+        left: usize,
+        slices: usize,
+    }
+
+    impl List for Lines {
+        type Line = proto::BindInfo;
+
+        fn next_slice(&mut self) -> Option<Vec<Self::Line>> {
+            let slice = (self.slices % 3).min(self.left);
+            let over = self.left == 0;
+            (self.left, self.slices) = (self.left - slice, self.slices + 1);
+            (!over).then(|| vec![proto::BindInfo::default(); slice])
+        }
+    }
+
+    async fn read(lines: usize, lines_max: usize, pause: Duration) -> (usize, bool, Option<Status>) {
+        let (out, mut sent) = mpsc::channel(LINES_WAITING_MAX + 1);
+        let until = Instant::now() + LIST_TIME_MAX;
+        tokio::spawn(deliver(Lines { left: lines, slices: 0 }, lines_max, Duration::from_secs(5), until, out));
+        let (mut count, mut cut) = (0, false);
+        loop {
+            tokio::time::sleep(pause).await;
+            match sent.recv().await {
+                Some(Ok(line)) => {
+                    assert!(!cut, "nothing follows the last line");
+                    (count, cut) = (count + 1, line.cut);
+                }
+                Some(Err(error)) => return (count, cut, Some(error)),
+                None => return (count, cut, None),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_is_whole_or_cut_at_the_limit_and_says_which() {
+        for (lines, lines_max, expected) in [
+            (0, 5, (0, false)),
+            (5, 5, (5, false)),
+            (6, 5, (5, true)),
+            (2_000, 10_000, (2_000, false)),
+            (2_000, 1, (1, true)),
+        ] {
+            let (count, cut, error) = read(lines, lines_max, Duration::ZERO).await;
+            assert_eq!((count, cut), expected, "{lines} lines, at most {lines_max}");
+            assert!(error.is_none(), "{error:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_is_read_too_slowly_ends_with_an_error_and_never_as_if_it_were_whole() {
+        // The first does not read a line for too long; the second reads one now and then, which takes too long altogether.
+        for pause in [Duration::from_secs(50), Duration::from_secs(2)] {
+            let (count, _, error) = read(2_000, 10_000, pause).await;
+            let error = error.expect("it was not read to its end");
+            assert_eq!(error.code(), tonic::Code::DeadlineExceeded);
+            assert!(count < 2_000);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Served, spec};
+use crate::support::{Served, row, spec, table};
 use futures::FutureExt as _;
 use lockservice::client::Client;
 use lockservice::convert::from_status;
@@ -12,6 +12,7 @@ use lockservice::proto::peer_client::PeerClient;
 use lockservice::proto::{self, server_op::Answer};
 use lockservice::server::ServerSettings;
 use lockservice_core::ErrorKind;
+use lockservice_core::service::LockSpec;
 use prost::bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
@@ -463,7 +464,7 @@ async fn a_connection_that_says_nothing_or_almost_nothing_is_closed_and_one_that
 }
 
 #[tokio::test]
-async fn a_long_list_is_cut_and_says_how_much_is_left_out() {
+async fn a_long_list_is_cut_and_says_so() {
     let served = Served::start(ServerSettings { list_lines_max: 2, ..Default::default() }).await;
     let client = Client::connect(&served.address).await.expect("it answers");
     let session = client.session(None).await.expect("a session");
@@ -471,9 +472,27 @@ async fn a_long_list_is_cut_and_says_how_much_is_left_out() {
     for n in 1..=5_usize {
         held.push(session.lock(spec(&format!("row {n}"))).await.expect("free"));
         let locks = client.admin().locks(None).await.expect("it answers");
-        assert_eq!((locks.len(), locks.left_out()), (n.min(2), n.saturating_sub(2) as u64));
+        assert_eq!((locks.len(), locks.is_cut()), (n.min(2), n > 2));
     }
-    assert_eq!(client.admin().waits(None).await.expect("it answers").left_out(), 0);
+    assert!(!client.admin().waits(None).await.expect("it answers").is_cut());
+}
+
+#[tokio::test]
+async fn readers_that_do_not_read_their_lists_keep_nobody_from_a_list() {
+    let served = Served::start(ServerSettings::default()).await;
+    let client = Client::connect(&served.address).await.expect("it answers");
+    let session = client.session(None).await.expect("a session");
+    let items = (0..10_000).map(|n| row(&format!("row {n}"))).collect();
+    let held = session.lock(LockSpec::new(table(), items)).await.expect("free");
+    let mut unread = Vec::new();
+    for _ in 0..8 {
+        let mut wire = proto::admin_client::AdminClient::new(channel(&served).await);
+        let list = wire.list_locks(proto::ListLocksRequest::default()).await.expect("it begins");
+        unread.push((wire, list));
+    }
+    let list = tokio::time::timeout(Duration::from_secs(30), client.admin().locks(None)).await;
+    assert_eq!(list.expect("it has a place").expect("it answers").len(), 10_000);
+    drop((held, unread));
 }
 
 /// Not even one that knows everything that the node itself knows.

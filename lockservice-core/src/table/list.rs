@@ -1,0 +1,49 @@
+//! Lists of locks and waits, made slice by slice.
+
+use super::engine::LockEngine;
+use super::inspect::{LocksAt, WaitsAt};
+use super::types::{LockInfo, WaitInfo};
+use crate::id::TableId;
+
+/// Locks, made in slices: the engine works on between them, so the list is not of one moment. A lock that is held all the
+/// time is in it once.
+#[derive(Debug)]
+pub struct LockList {
+    engine: LockEngine,
+    only: Option<TableId>,
+    at: Option<LocksAt>,
+}
+
+/// Waits, made in slices: the engine works on between them, so the list is not of one moment.
+#[derive(Debug)]
+pub struct WaitList {
+    engine: LockEngine,
+    only: Option<TableId>,
+    at: Option<WaitsAt>,
+}
+
+impl LockList {
+    pub(super) fn new(engine: LockEngine, only: Option<TableId>) -> Self {
+        let at = engine.with(|state| state.locks_start(only));
+        Self { engine, only, at }
+    }
+
+    /// The next locks, at most `most` and perhaps none, for about as much work as that many lines take; `None` at the end.
+    pub fn next_slice(&mut self, most: usize) -> Option<Vec<LockInfo>> {
+        self.at.as_ref()?;
+        Some(self.engine.with(|state| state.locks(self.only, &mut self.at, most.max(1))))
+    }
+}
+
+impl WaitList {
+    pub(super) fn new(engine: LockEngine, only: Option<TableId>) -> Self {
+        let at = engine.with(|state| state.waits_start(only));
+        Self { engine, only, at }
+    }
+
+    /// The next waits, at most `most` and perhaps none, for about as much work as that many lines take; `None` at the end.
+    pub fn next_slice(&mut self, most: usize) -> Option<Vec<WaitInfo>> {
+        self.at.as_ref()?;
+        Some(self.engine.with(|state| state.waits(self.only, &mut self.at, most.max(1))))
+    }
+}
