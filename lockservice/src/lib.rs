@@ -22,6 +22,8 @@ pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(any(feature = "server", feature = "client"))]
+pub mod codec;
+#[cfg(any(feature = "server", feature = "client"))]
 pub mod convert;
 #[cfg(feature = "server")]
 pub mod peers;
