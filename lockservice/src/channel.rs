@@ -1,6 +1,12 @@
-//! Connections to nodes: one HTTP/2 channel for each address, made when it is first used.
+//! Connections to nodes: HTTP/2 channels by address, made when they are first used.
+//!
+//! One channel for each address carries its calls. Session streams live long, and a peer bounds how
+//! many streams a connection may have at once: one more waits without a word, and so does every call
+//! behind it. So streams are counted, and those that the first channel has no room for get further
+//! channels.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::{Error, ErrorKind, Result};
@@ -9,6 +15,10 @@ use tonic::transport::{Channel, Endpoint};
 
 /// Most addresses whose channels are kept. One that was forgotten is connected anew, which costs a round trip.
 const CHANNELS_MAX: usize = 256;
+/// Most session streams on one channel. HTTP/2 recommends that peers allow at least 100 streams
+/// (RFC 9113, 6.5.2); the rest is for calls.
+#[cfg(feature = "client")]
+const STREAMS_PER_CHANNEL_MAX: usize = 90;
 
 /// The endpoint at `address`: `HOST:PORT` or `http://HOST:PORT`. Fails with `InvalidArgument` for an address that is none.
 pub(crate) fn endpoint(address: &str, connect_timeout: Duration) -> Result<Endpoint> {
@@ -48,8 +58,54 @@ pub(crate) struct Channels {
 struct Known {
     /// How often any channel was asked for.
     uses: u64,
-    /// By address, with the number of the last use.
-    channels: HashMap<String, (u64, Channel)>,
+    channels: HashMap<String, Connections>,
+}
+
+/// The channels to one address.
+#[derive(Debug)]
+struct Connections {
+    /// The number of the last use.
+    used: u64,
+    /// For calls, and for the first streams.
+    first: Counted,
+    /// For further streams; those without one are dropped.
+    #[cfg_attr(not(feature = "client"), allow(dead_code, reason = "only clients have session streams"))]
+    further: Vec<Counted>,
+}
+
+/// A channel, and a token of which each stream on it has a clone.
+#[derive(Clone, Debug)]
+struct Counted {
+    channel: Channel,
+    #[cfg_attr(not(feature = "client"), allow(dead_code, reason = "only clients have session streams"))]
+    streams: Arc<()>,
+}
+
+impl Counted {
+    fn new(channel: Channel) -> Self {
+        Self { channel, streams: Arc::default() }
+    }
+}
+
+#[cfg(feature = "client")]
+impl Counted {
+    fn streams(&self) -> usize {
+        // The clones are made only under the mutex; one that is dropped meanwhile only makes room.
+        Arc::strong_count(&self.streams) - 1
+    }
+
+    fn stream(&self) -> Option<StreamChannel> {
+        (self.streams() < STREAMS_PER_CHANNEL_MAX)
+            .then(|| StreamChannel { channel: self.channel.clone(), _counted: Arc::clone(&self.streams) })
+    }
+}
+
+/// A channel with room for one session stream: to be kept as long as the stream lives.
+#[cfg(feature = "client")]
+#[derive(Debug)]
+pub(crate) struct StreamChannel {
+    pub(crate) channel: Channel,
+    _counted: Arc<()>,
 }
 
 impl Channels {
@@ -61,34 +117,62 @@ impl Channels {
     /// The channel to `address`. Must be called within a tokio runtime. Fails with `InvalidArgument` for an address that is none.
     pub(crate) fn to(&self, address: &str) -> Result<Channel> {
         let mut known = self.known.lock();
-        known.uses += 1;
-        let uses = known.uses;
-        if let Some((used, channel)) = known.channels.get_mut(address) {
-            *used = uses;
-            return Ok(channel.clone());
+        if let Some(connections) = known.used(address) {
+            return Ok(connections.first.channel.clone());
         }
-        let channel = endpoint(address, self.connect_timeout)?.connect_lazy();
+        let channel = self.new_channel(address)?;
         known.keep(address, channel.clone());
         Ok(channel)
+    }
+
+    /// A channel to `address` that has room for one more session stream. Must be called within a
+    /// tokio runtime. Fails with `InvalidArgument` for an address that is none.
+    #[cfg(feature = "client")]
+    pub(crate) fn for_stream(&self, address: &str) -> Result<StreamChannel> {
+        let mut known = self.known.lock();
+        if known.used(address).is_none() {
+            known.keep(address, self.new_channel(address)?);
+        }
+        let connections = known.used(address).expect("it was just kept");
+        connections.further.retain(|further| further.streams() > 0);
+        let room = std::iter::once(&connections.first).chain(&connections.further).find_map(Counted::stream);
+        if let Some(stream) = room {
+            return Ok(stream);
+        }
+        let further = Counted::new(self.new_channel(address)?);
+        let stream = further.stream().expect("it is new");
+        connections.further.push(further);
+        Ok(stream)
+    }
+
+    fn new_channel(&self, address: &str) -> Result<Channel> {
+        Ok(endpoint(address, self.connect_timeout)?.connect_lazy())
     }
 
     /// Keeps a channel that is connected already.
     #[cfg(feature = "client")]
     pub(crate) fn insert(&self, address: &str, channel: Channel) {
-        let mut known = self.known.lock();
-        known.uses += 1;
-        known.keep(address, channel);
+        self.known.lock().keep(address, channel);
     }
 }
 
 impl Known {
+    fn used(&mut self, address: &str) -> Option<&mut Connections> {
+        self.uses += 1;
+        let connections = self.channels.get_mut(address)?;
+        connections.used = self.uses;
+        Some(connections)
+    }
+
     fn keep(&mut self, address: &str, channel: Channel) {
         if self.channels.len() >= CHANNELS_MAX {
             // Whoever uses it keeps a clone of it.
-            let oldest = self.channels.iter().min_by_key(|(_, (used, _))| *used).map(|(address, _)| address.clone());
+            let oldest = self.channels.iter().min_by_key(|(_, known)| known.used).map(|(address, _)| address.clone());
             oldest.map(|oldest| self.channels.remove(&oldest));
         }
-        self.channels.insert(address.to_owned(), (self.uses, channel));
+        self.uses += 1;
+        let connections = Connections { used: self.uses, first: Counted::new(channel), further: Vec::new() };
+        self.channels.insert(address.to_owned(), connections);
     }
 }
 
@@ -118,5 +202,20 @@ mod tests {
         let known = &channels.known.lock().channels;
         assert_eq!(known.len(), CHANNELS_MAX);
         assert!(known.contains_key("host:1") && known.contains_key("other:1") && !known.contains_key("host:2"));
+    }
+
+    #[cfg(feature = "client")]
+    #[tokio::test]
+    async fn streams_beyond_what_a_channel_carries_get_further_channels_that_go_with_them() {
+        let channels = Channels::new(Duration::from_secs(1));
+        let further = || channels.known.lock().channels["host:1"].further.len();
+        let mut streams: Vec<_> =
+            (0..STREAMS_PER_CHANNEL_MAX).map(|_| channels.for_stream("host:1").expect("an address")).collect();
+        assert_eq!(further(), 0);
+        streams.extend((0..=STREAMS_PER_CHANNEL_MAX).map(|_| channels.for_stream("host:1").expect("an address")));
+        assert_eq!(further(), 2, "each carries at most {STREAMS_PER_CHANNEL_MAX}");
+        streams.truncate(1);
+        streams.push(channels.for_stream("host:1").expect("an address"));
+        assert_eq!(further(), 0, "the first one has room again");
     }
 }

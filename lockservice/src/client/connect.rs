@@ -14,7 +14,8 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::session::Session;
 use super::{AdminClient, AllocatorClient};
-use crate::channel::{Channels, endpoint};
+use crate::channel::{Channels, StreamChannel, endpoint};
+use crate::proto::locks_client::LocksClient;
 
 /// Most bytes of an answer. Larger than what a server puts into a frame, for a deadlock's cycle can be long.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -310,8 +311,15 @@ impl Client {
 }
 
 impl Node {
-    pub(super) fn locks_client(&self) -> crate::proto::locks_client::LocksClient<Channel> {
-        crate::proto::locks_client::LocksClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    pub(super) fn locks_client(&self) -> LocksClient<Channel> {
+        LocksClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    /// For one session stream, which is counted until the second part of the answer is dropped.
+    pub(super) fn stream_client(&self) -> Result<(LocksClient<Channel>, StreamChannel)> {
+        let stream = self.client.parts.channels.for_stream(&self.address)?;
+        let wire = LocksClient::new(stream.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
+        Ok((wire, stream))
     }
 
     /// Waits for a call's answer, at most as long as was set.

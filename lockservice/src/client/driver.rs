@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use lockservice_core::clock::Time;
+use lockservice_core::clock::{Time, lo};
 use lockservice_core::{Advice, Error, ErrorKind, NodeName, Result, ServiceId, SessionId};
 use tokio::sync::{Semaphore, watch};
 use tonic::Streaming;
@@ -13,6 +13,7 @@ use super::connect::Node;
 use super::outbox::{Answered, Outbox};
 use super::place::{Closing, Handle, Info, Shared, guard_ended};
 use super::stream::Requests;
+use crate::channel::StreamChannel;
 use crate::convert::{error_from_proto, from_status, millis_up};
 use crate::proto;
 use crate::proto::server_op::Answer;
@@ -31,6 +32,28 @@ struct Connected {
     welcome: proto::Welcome,
     /// Before the greeting was sent: from then its promise counts (P2).
     sent: Time,
+    _counted: StreamChannel,
+}
+
+/// The pauses between attempts to connect again: none before the first, then longer and longer ones.
+/// A stream that was welcomed and ends at once is an attempt that failed, too.
+#[derive(Debug, Default)]
+struct Backoff(Duration);
+
+impl Backoff {
+    /// A stream lived for `lived`.
+    fn lived(&mut self, lived: Duration) {
+        if lived >= BACKOFF.1 {
+            self.0 = Duration::ZERO;
+        }
+    }
+
+    /// The pause before the next attempt, a little shorter than it might be: not all clients at once.
+    fn next(&mut self) -> Duration {
+        let pause = self.0.mul_f64(rand::random_range(0.5..1.0));
+        self.0 = (self.0 * 2).clamp(BACKOFF.0, BACKOFF.1);
+        pause
+    }
 }
 
 /// How a stream ended.
@@ -72,8 +95,31 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
         locks: Arc::new(Semaphore::new(permits)),
     });
     begin(&shared, &connected);
+    if let Err(e) = leaves_time_to_work(&shared, &connected) {
+        // Told, so that the server does not keep it for its TTL. If it cannot be told, it does.
+        shared.outbox.close();
+        drop(shared.give_up().await);
+        return Err(e);
+    }
     tokio::spawn(run(Arc::clone(&shared), connected));
     Ok(Arc::new(Handle { shared }))
+}
+
+/// Fails with `InvalidArgument` if the protected work needs longer to stop than the server promises:
+/// the session would be lost at once, and every other one after it.
+fn leaves_time_to_work(shared: &Shared, connected: &Connected) -> Result<()> {
+    let promise = Duration::from_millis(connected.welcome.promise.unwrap_or_default().guard_ms);
+    let stop_time = shared.node.client.parts.stop_time;
+    if stop_time.is_zero() || lo(promise) > stop_time {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        "the work needs longer to stop than its locks are safe without a renewal: give it a shorter stop time, \
+         or the session a longer TTL and the server a longer lease",
+    )
+    .with("stop_time", format!("{stop_time:?}"))
+    .with("promise", format!("{promise:?}")))
 }
 
 /// Opens the first stream of a session. A server whose lease was lost is about to serve on as a new incarnation: it is asked again, for as
@@ -104,13 +150,13 @@ async fn connect(node: &Node, outbox: &Arc<Outbox>, hello: proto::Hello) -> Resu
         hello: Some(proto::ClientFrame { ops: vec![op] }),
     };
     let sent = node.client.clock().now();
-    let mut wire = node.locks_client();
+    let (mut wire, counted) = node.stream_client()?;
     let greeted = async {
         let mut answers = wire.session(requests).await.map_err(|status| from_status(&status))?.into_inner();
         let frame = answers.message().await.map_err(|status| from_status(&status))?;
         let answer = frame.and_then(|frame| frame.ops.into_iter().next()).and_then(|op| op.answer);
         match answer {
-            Some(Answer::Welcome(welcome)) => Ok(Connected { answers, welcome, sent }),
+            Some(Answer::Welcome(welcome)) => Ok(Connected { answers, welcome, sent, _counted: counted }),
             Some(Answer::Error(error)) => Err(error_from_proto(error)),
             _ => Err(Error::new(ErrorKind::Unavailable, "the server did not greet: is it a lockservice?")
                 .with("address", &node.address)),
@@ -133,8 +179,9 @@ async fn run(shared: Arc<Shared>, mut connected: Connected) {
     let mut closing = shared.closing.subscribe();
     let over = closing.wait_for(|closing| *closing != Closing::No);
     let session = async {
-        while let End::Broken = serve(&shared, connected).await {
-            match resume(&shared).await {
+        let mut backoff = Backoff::default();
+        while let End::Broken = serve(&shared, connected, &mut backoff).await {
+            match resume(&shared, &mut backoff).await {
                 Some(resumed) => connected = resumed,
                 None => break,
             }
@@ -157,7 +204,14 @@ async fn run(shared: Arc<Shared>, mut connected: Connected) {
 }
 
 /// Serves one stream until it ends.
-async fn serve(shared: &Shared, connected: Connected) -> End {
+async fn serve(shared: &Shared, connected: Connected, backoff: &mut Backoff) -> End {
+    let sent = connected.sent;
+    let end = serve_stream(shared, connected).await;
+    backoff.lived(shared.node.client.clock().now().since(sent));
+    end
+}
+
+async fn serve_stream(shared: &Shared, connected: Connected) -> End {
     let mut answers = connected.answers;
     let first = Duration::from_millis(connected.welcome.promise.unwrap_or_default().guard_ms);
     let interval = |promised: Duration| promised.min(shared.info.ttl) / 3;
@@ -207,6 +261,11 @@ async fn serve(shared: &Shared, connected: Connected) -> End {
                             next_renewal = sent + interval(promised);
                             tick.as_mut().reset(tokio::time::Instant::now());
                         }
+                        Answered::Promised(sent, promised) => {
+                            if shared.promised(sent, promised) {
+                                next_renewal = sent + interval(promised);
+                            }
+                        }
                         Answered::Lost(error) => {
                             shared.lose(error);
                             return End::Over;
@@ -243,12 +302,16 @@ async fn serve(shared: &Shared, connected: Connected) -> End {
 }
 
 /// Resumes the session on a new stream (P3). `None` if that is no longer possible: then it is lost.
-async fn resume(shared: &Shared) -> Option<Connected> {
-    let mut backoff = BACKOFF.0;
+async fn resume(shared: &Shared, backoff: &mut Backoff) -> Option<Connected> {
     loop {
-        let now = shared.node.client.clock().now();
+        let clock = shared.node.client.clock();
         let guard = *shared.guard.borrow();
-        if now >= guard {
+        let pause = backoff.next().min(guard.remaining(clock.now()));
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        let left = guard.remaining(clock.now());
+        if left.is_zero() {
             shared.lose(guard_ended());
             return None;
         }
@@ -258,8 +321,8 @@ async fn resume(shared: &Shared) -> Option<Connected> {
             session: shared.info.session.get(),
             service: shared.info.service.get(),
         };
-        let left = guard.remaining(now).min(TICK_MAX);
-        let error = match tokio::time::timeout(left, connect(&shared.node, &shared.outbox, hello)).await {
+        let connecting = connect(&shared.node, &shared.outbox, hello);
+        let error = match tokio::time::timeout(left.min(TICK_MAX), connecting).await {
             Ok(Ok(connected)) => {
                 begin(shared, &connected);
                 return Some(connected);
@@ -273,9 +336,24 @@ async fn resume(shared: &Shared) -> Option<Connected> {
             return None;
         }
         tracing::debug!(error = %error, "could not resume the session yet");
-        // Not all clients at once.
-        let pause = backoff.mul_f64(rand::random_range(0.5..1.0)).min(left);
-        tokio::time::sleep(pause).await;
-        backoff = (backoff * 2).min(BACKOFF.1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_that_end_at_once_are_tried_again_more_and_more_slowly() {
+        let mut backoff = Backoff::default();
+        assert_eq!(backoff.next(), Duration::ZERO, "a stream that lived is replaced at once");
+        let mut waited = Duration::ZERO;
+        for _ in 0..20 {
+            backoff.lived(Duration::from_millis(1));
+            waited += backoff.next();
+        }
+        assert!(waited >= BACKOFF.1 * 6, "{waited:?}");
+        backoff.lived(BACKOFF.1);
+        assert_eq!(backoff.next(), Duration::ZERO);
     }
 }

@@ -28,16 +28,24 @@ const REACH_MAX: Duration = Duration::from_secs(1);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
 /// Begins at the node that owned `table` when it was last asked for, if nothing speaks against it.
-pub(super) async fn go_to_last_owner(txn: &Txn, table: &TableRef, address: &str) {
+pub(super) async fn go_to_last_owner(txn: &Txn, spec: &LockSpec, address: &str, deadline: Option<Time>) {
     if !txn.is_free() {
         return;
     }
-    match txn.span.at(address, None).await {
+    let left = give_up(txn, spec, deadline).remaining(txn.clock().now());
+    match tokio::time::timeout(left.min(REACH_MAX), txn.span.at(address, None)).await {
         // False if something was granted meanwhile: it stays.
-        Ok(handle) => drop(txn.move_to(&handle)),
+        Ok(Ok(handle)) => drop(txn.move_to(&handle)),
         // Whoever is asked instead knows more.
-        Err(_) => txn.span.set_owner(table, None),
+        Ok(Err(_)) | Err(_) => txn.span.set_owner(&spec.table, None),
     }
+}
+
+/// When a call is given up: at its deadline, or after what such a call may take. It is never asked to
+/// wait for a lock longer than to the first of these.
+fn give_up(txn: &Txn, spec: &LockSpec, deadline: Option<Time>) -> Time {
+    let most = if spec.wait == WaitPolicy::Wait { LOOK_MAX } else { REACH_MAX };
+    deadline.unwrap_or(txn.clock().now() + most)
 }
 
 /// True if a call that failed with `error` may succeed elsewhere.
@@ -65,8 +73,8 @@ pub(super) async fn lock(
     error: Error,
 ) -> Result<Grant> {
     let span = &txn.span;
-    let clock = span.home.shared.node.client.clock();
-    let give_up = deadline.unwrap_or(clock.now() + LOOK_MAX);
+    let clock = txn.clock();
+    let give_up = give_up(txn, spec, deadline);
     let (mut error, mut hops, mut pause) = (error, 0, PAUSE.0);
     loop {
         let mut owner = owner(&error);
@@ -75,7 +83,7 @@ pub(super) async fn lock(
         }
         if hops > HOPS_MAX {
             hops = 0;
-            owner = ask_leader(txn, &spec.table).await;
+            owner = ask_leader(txn, &spec.table, give_up.remaining(clock.now())).await;
         }
         let went = match &owner {
             Some((address, service)) => {
@@ -130,9 +138,10 @@ fn owner(error: &Error) -> Option<(String, Option<ServiceId>)> {
     }
 }
 
-/// Who owns `table`, if the leader knows somebody who does.
-async fn ask_leader(txn: &Txn, table: &TableRef) -> Option<(String, Option<ServiceId>)> {
-    let bind = txn.span.home.shared.node.client.allocator().latest(table).await.ok()??;
+/// Who owns `table`, if the leader knows somebody who does, and says so within `patience`.
+async fn ask_leader(txn: &Txn, table: &TableRef, patience: Duration) -> Option<(String, Option<ServiceId>)> {
+    let allocator = txn.span.home.shared.node.client.allocator();
+    let bind = tokio::time::timeout(patience, allocator.latest(table)).await.ok()?.ok()??;
     (bind.state == BindState::Bound && !bind.address.is_empty()).then_some((bind.address, Some(bind.bind.owner)))
 }
 

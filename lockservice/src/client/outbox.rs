@@ -21,6 +21,9 @@ use crate::proto::client_op::Op;
 
 /// Most operations in one frame.
 const FRAME_OPS_MAX: usize = 128;
+/// Most bytes of a frame of several operations. A renewal goes first in the next frame, so no more
+/// than this is ahead of it; an operation that is larger by itself goes alone.
+const FRAME_BYTES_MAX: usize = 64 << 10;
 /// Most operations of one transaction under way. A server keeps at least this many, and as many again for their undos.
 const TXN_OPS_MAX: u32 = 64;
 /// What an operation may cost in a frame beyond its own encoding: its id, tags and lengths.
@@ -58,6 +61,9 @@ pub(super) enum Answered {
     Settled,
     /// A renewal, sent at this time, was acknowledged.
     Renewed(Time, Duration),
+    /// A grant, asked for at this time, carries a promise: the server renews a session with everything
+    /// that it takes in.
+    Promised(Time, Duration),
     /// The session cannot go on.
     Lost(Error),
 }
@@ -103,7 +109,7 @@ impl Outbox {
         let call = CallId { txn: txn.number, sequence: txn.sequence };
         op.txn = Some(txn);
         let what = What::Lock { txn: call.txn, sequence: call.sequence, reply, _permit: permit };
-        let waker = state.push(Pending { op: Op::Lock(op), bytes, what, deadline, snapshot, sent: false });
+        let waker = state.push(Pending { op: Op::Lock(op), bytes, what, deadline, snapshot, sent: None });
         drop(state);
         wake(waker);
         Ok((call, answer))
@@ -121,7 +127,7 @@ impl Outbox {
             What::Release { txn: txn.number, sequence: txn.sequence, undone: 0, ends: false, reply: Some(reply) };
         op.txn = Some(txn);
         let waker =
-            state.push(Pending { op: Op::Unlock(op), bytes, what, deadline: None, snapshot: None, sent: false });
+            state.push(Pending { op: Op::Unlock(op), bytes, what, deadline: None, snapshot: None, sent: None });
         drop(state);
         wake(waker);
         Ok(answer)
@@ -138,7 +144,7 @@ impl Outbox {
         let txn = state.release_op(number)?;
         let what = What::Release { txn: number, sequence: txn.sequence, undone: 0, ends: true, reply: Some(reply) };
         let op = Op::End(proto::EndOp { txn: Some(txn), commit_timestamp });
-        let waker = state.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: false });
+        let waker = state.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: None });
         drop(state);
         wake(waker);
         Some(answer)
@@ -159,13 +165,12 @@ impl Outbox {
         }
     }
 
-    /// Puts a renewal in.
+    /// Puts a renewal in, ahead of everything that is not sent yet.
     pub(super) fn heartbeat(&self) {
         let mut state = self.state.lock();
-        let what = What::Heartbeat { sent: Time::ZERO };
         let op = Op::Heartbeat(proto::Heartbeat::default());
-        let waker =
-            state.push(Pending { op, bytes: OP_OVERHEAD_BYTES, what, deadline: None, snapshot: None, sent: false });
+        let bytes = OP_OVERHEAD_BYTES;
+        let waker = state.push_first(Pending { op, bytes, what: What::Heartbeat, deadline: None, snapshot: None, sent: None });
         drop(state);
         wake(waker);
     }
@@ -188,7 +193,7 @@ impl Outbox {
         state.open = true;
         state.frame_bytes_max = frame_bytes_max;
         // A renewal counts from its send on this stream: an old one is of no use.
-        state.pending.retain(|_, pending| !matches!(pending.what, What::Heartbeat { .. }));
+        state.pending.retain(|_, pending| !matches!(pending.what, What::Heartbeat));
         state.unsent = state.pending.keys().copied().collect();
         let waker = state.waker.take();
         drop(state);
@@ -210,7 +215,7 @@ impl Outbox {
         let mut bytes = 0;
         while state.open && ops.len() < FRAME_OPS_MAX {
             let Some(&id) = state.unsent.front() else { break };
-            let bytes_max = state.frame_bytes_max;
+            let bytes_max = state.frame_bytes_max.min(FRAME_BYTES_MAX);
             let Some(pending) = state.pending.get_mut(&id) else {
                 state.unsent.pop_front();
                 continue;
@@ -245,8 +250,12 @@ impl Outbox {
         // An answer to nothing: one that an older stream had sent for.
         let Some(pending) = state.pending.remove(&id) else { return Answered::Settled };
         match pending.what {
-            What::Heartbeat { sent } => match answer {
-                Ok(Answer::Promise(promise)) => Answered::Renewed(sent, Duration::from_millis(promise.guard_ms)),
+            What::Heartbeat => match answer {
+                Ok(Answer::Promise(promise)) => {
+                    // Nothing is answered before it was sent.
+                    let sent = pending.sent.unwrap_or_default();
+                    Answered::Renewed(sent, Duration::from_millis(promise.guard_ms))
+                }
                 Ok(_) => Answered::Settled,
                 Err(e) => Answered::Lost(e),
             },
@@ -272,8 +281,11 @@ impl Outbox {
                 if let Some(slot) = state.txns.get_mut(&txn) {
                     slot.under_way = slot.under_way.saturating_sub(1);
                 }
+                let mut answered = Answered::Settled;
                 let result = match answer {
                     Ok(Answer::Locked(locked)) => {
+                        let promise = Duration::from_millis(locked.promise.unwrap_or_default().guard_ms);
+                        answered = Answered::Promised(pending.sent.unwrap_or_default(), promise);
                         crate::convert::granted_from_proto(locked).and_then(|granted| accept().map(|()| granted))
                     }
                     Ok(_) => {
@@ -290,7 +302,7 @@ impl Outbox {
                 wake(waker);
                 // A caller that has gone has put an Undo in itself.
                 let _ = reply.send(result);
-                Answered::Settled
+                answered
             }
         }
     }
@@ -307,7 +319,7 @@ impl Outbox {
             let Some(pending) = state.pending.remove(&id) else { continue };
             // P2: a grant on its way is given back. What was never sent leaves a hole that only the end of the session
             // fills, and the session is ending.
-            if pending.sent
+            if pending.sent.is_some()
                 && let What::Lock { txn, sequence, .. } = pending.what
             {
                 waker = waker.or(state.undo(CallId { txn, sequence }));
@@ -396,13 +408,28 @@ impl State {
         let (number, sequence) = (call.txn, txn.sequence);
         let what = What::Release { txn: number, sequence, undone: call.sequence, ends: false, reply: None };
         let op = Op::Undo(proto::UndoOp { txn: Some(txn), undone: call.sequence });
-        self.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: false })
+        self.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: None })
     }
 
     fn push(&mut self, pending: Pending) -> Option<Waker> {
+        let id = self.add(pending);
+        self.unsent.push_back(id);
+        self.waker_if_open()
+    }
+
+    fn push_first(&mut self, pending: Pending) -> Option<Waker> {
+        let id = self.add(pending);
+        self.unsent.push_front(id);
+        self.waker_if_open()
+    }
+
+    fn add(&mut self, pending: Pending) -> u64 {
         self.last_id += 1;
         self.pending.insert(self.last_id, pending);
-        self.unsent.push_back(self.last_id);
+        self.last_id
+    }
+
+    fn waker_if_open(&mut self) -> Option<Waker> {
         if self.open { self.waker.take() } else { None }
     }
 }

@@ -109,10 +109,28 @@ impl Shared {
 
     /// A renewal was acknowledged: the guard moves on.
     pub(super) fn renewed(&self, sent: Time, promised: Duration) {
-        self.guard.send_replace(self.guard_ends(sent, promised));
-        if let Some(span) = self.span() {
+        self.move_guard(self.guard_ends(sent, promised), Duration::ZERO);
+    }
+
+    /// A grant carried a promise. True if the guard moves on by it, as it does only when that is worth
+    /// telling everybody who watches it.
+    pub(super) fn promised(&self, sent: Time, promised: Duration) -> bool {
+        self.move_guard(self.guard_ends(sent, promised), promised / 16)
+    }
+
+    /// What was promised before holds, so the guard never moves back.
+    fn move_guard(&self, end: Time, least: Duration) -> bool {
+        let moved = self.guard.send_if_modified(|guard| {
+            let moves = end > *guard + least;
+            if moves {
+                *guard = end;
+            }
+            moves
+        });
+        if moved && let Some(span) = self.span() {
             span.refresh();
         }
+        moved
     }
 
     pub(super) fn span(&self) -> Option<Arc<Span>> {

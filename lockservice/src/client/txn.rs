@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use lockservice_core::allocator::Bind;
-use lockservice_core::clock::{Time, lo};
+use lockservice_core::clock::{Clock, Time, lo};
 use lockservice_core::service::{Granted, LockSpec, TxnOptions};
 use lockservice_core::table::{Grant, WaitPolicy};
 use lockservice_core::{Error, ErrorKind, FencingToken, LockItem, NodeName, Result, TableRef, TxnId};
@@ -86,12 +86,11 @@ impl Txn {
     /// Dropping the call takes the request back: nothing that it asked for may be relied on, whether it was granted in that moment
     /// or not, and everything that it added is released. What the transaction held before stays.
     pub async fn lock(&self, spec: LockSpec) -> Result<Grant> {
-        let clock = self.span.home.shared.node.client.clock();
-        let deadline = spec.timeout.map(|timeout| clock.now() + timeout);
-        let snapshot = spec.snapshot_age.map(|age| clock.now() - age).or(self.began);
+        let deadline = spec.timeout.map(|timeout| self.clock().now() + timeout);
+        let snapshot = spec.snapshot_age.map(|age| self.clock().now() - age).or(self.began);
         // Rarely needed, and large.
         if let Some(address) = self.span.owner_of(&spec.table) {
-            Box::pin(follow::go_to_last_owner(self, &spec.table, &address)).await;
+            Box::pin(follow::go_to_last_owner(self, &spec, &address, deadline)).await;
         }
         match self.try_lock(&spec, deadline, snapshot).await {
             Err(e) if follow::helps(self, &e) => Box::pin(follow::lock(self, &spec, deadline, snapshot, e)).await,
@@ -173,6 +172,10 @@ impl Txn {
     fn place(&self) -> (Arc<Handle>, Arc<Begun>) {
         let seat = self.seat.lock();
         (Arc::clone(&seat.handle), Arc::clone(&seat.begun))
+    }
+
+    pub(super) fn clock(&self) -> &Arc<dyn Clock> {
+        self.span.home.shared.node.client.clock()
     }
 
     /// Where the transaction is.

@@ -156,6 +156,8 @@ impl Stream {
     }
 
     async fn take_in(&mut self, ops: Vec<proto::ClientOp>) {
+        // Whatever the client says, it is there. An error is that of its operations, too.
+        let _ = self.session.renew();
         for proto::ClientOp { id, op } in ops {
             // A frame of many small operations must not become one huge frame of answers.
             if self.ready.len() >= OPS_PER_FRAME_MAX && !self.flush().await {

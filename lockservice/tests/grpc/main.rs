@@ -3,5 +3,6 @@
 mod client;
 mod conformance;
 mod health;
+mod streams;
 mod support;
 mod wire;

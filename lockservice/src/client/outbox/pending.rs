@@ -20,7 +20,8 @@ pub(super) struct Pending {
     pub(super) deadline: Option<Time>,
     /// When the snapshot was begun that the operation tells the age of.
     pub(super) snapshot: Option<Time>,
-    pub(super) sent: bool,
+    /// When it was last sent, read before: from then the promise of its answer counts (P2).
+    pub(super) sent: Option<Time>,
 }
 
 /// Who wants to know the answer.
@@ -41,9 +42,7 @@ pub(super) enum What {
         ends: bool,
         reply: Option<oneshot::Sender<Result<()>>>,
     },
-    Heartbeat {
-        sent: Time,
-    },
+    Heartbeat,
 }
 
 /// Numbering of one transaction's operations (T2).
@@ -71,20 +70,18 @@ impl Sequences {
 
 impl Pending {
     pub(super) fn for_the_wire(&mut self, clock: &dyn Clock) -> Op {
-        if let What::Heartbeat { sent } = &mut self.what {
-            // P2: read before the frame is handed on, so before it can be sent.
-            *sent = clock.now();
-        }
+        // P2: read before the frame is handed on, so before it can be sent.
+        let now = clock.now();
         let mut op = self.op.clone();
         if let (Op::Lock(lock), Some(deadline)) = (&mut op, self.deadline) {
             // It counts from the call, not from this send, be it the first or another.
-            lock.timeout_ms = Some(millis_up(deadline.remaining(clock.now())));
+            lock.timeout_ms = Some(millis_up(deadline.remaining(now)));
         }
         if let (Op::Lock(lock), Some(snapshot)) = (&mut op, self.snapshot) {
             // C5: as old as it is when this is sent.
-            lock.snapshot_age_ms = Some(millis_up(clock.now().since(snapshot)));
+            lock.snapshot_age_ms = Some(millis_up(now.since(snapshot)));
         }
-        self.sent = true;
+        self.sent = Some(now);
         op
     }
 }

@@ -106,3 +106,44 @@ fn the_time_before_each_send_is_taken_off_the_time_out_and_makes_the_snapshot_ol
         outbox.open(1 << 20);
     }
 }
+
+#[test]
+fn a_renewal_goes_ahead_of_the_data_and_no_frame_of_several_operations_is_large() {
+    let (outbox, stream) = opened();
+    let permits = Arc::new(Semaphore::new(9));
+    let large = proto::LockOp { rows: vec![vec![0; 4_096].into(); 30], ..Default::default() };
+    let mut waiting = Vec::new();
+    for _ in 0..3 {
+        let begun = Begun::new(TxnOptions::default());
+        waiting.push(outbox.lock(&begun, large.clone(), None, permit(&permits)).expect("it may be sent"));
+    }
+    outbox.heartbeat();
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut frames = Vec::new();
+    while let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &Settable::default(), &mut cx) {
+        frames.push(frame.ops.iter().map(|op| matches!(op.op, Some(Op::Heartbeat(_)))).collect::<Vec<_>>());
+    }
+    // 120 KiB each: more than goes into a frame with anything else.
+    assert_eq!(frames, [vec![true], vec![false], vec![false], vec![false]]);
+}
+
+#[test]
+fn a_grant_renews_from_when_its_request_was_last_sent() {
+    let (outbox, stream) = opened();
+    let permits = Arc::new(Semaphore::new(1));
+    let begun = Begun::new(TxnOptions::default());
+    let (_, _answer) = outbox.lock(&begun, proto::LockOp::default(), None, permit(&permits)).expect("it is small");
+    let clock = Settable::default();
+    let mut cx = Context::from_waker(Waker::noop());
+    clock.0.store(100, SeqCst);
+    only_lock(outbox.poll_frame(stream, &clock, &mut cx));
+    let stream = outbox.new_stream();
+    outbox.open(1 << 20);
+    clock.0.store(700, SeqCst);
+    let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &clock, &mut cx) else { panic!("nothing to send") };
+    let promise = Some(proto::Promise { guard_ms: 5_000 });
+    let locked = proto::Locked { promise, ..proto::Locked::default() };
+    let answered = outbox.answer(frame.ops[0].id, Ok(proto::server_op::Answer::Locked(locked)), || Ok(()));
+    let Answered::Promised(sent, promised) = answered else { panic!("no promise: {answered:?}") };
+    assert_eq!((sent, promised), (Time::from_origin(Duration::from_millis(700)), Duration::from_secs(5)));
+}

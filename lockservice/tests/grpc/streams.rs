@@ -1,0 +1,129 @@
+//! Session streams: how many there may be, how often one is replaced, and what renews.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+use crate::support::{Served, row, spec, table};
+use lockservice::client::Client;
+use lockservice::proto::locks_server::{Locks, LocksServer};
+use lockservice::proto::server_op::Answer;
+use lockservice::proto::{self, ClientFrame, ServerFrame};
+use lockservice::server::ServerSettings;
+use lockservice_core::{ErrorKind, LockItem};
+use tokio::net::TcpListener;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Welcomes the first streams and ends each at once; then welcomes none. Counts them.
+#[derive(Debug, Default)]
+struct EndsStreams(Arc<AtomicU64>);
+
+/// How many it welcomes.
+const WELCOMED: u64 = 8;
+
+type Frames = Pin<Box<dyn Stream<Item = Result<ServerFrame, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Locks for EndsStreams {
+    type SessionStream = Frames;
+
+    async fn session(&self, request: Request<Streaming<ClientFrame>>) -> Result<Response<Frames>, Status> {
+        if self.0.fetch_add(1, SeqCst) >= WELCOMED {
+            return Err(Status::unavailable("not any more"));
+        }
+        let mut frames = request.into_inner();
+        let hello = frames.message().await?.and_then(|frame| frame.ops.into_iter().next());
+        let id = hello.map_or(0, |op| op.id);
+        let promise = Some(proto::Promise { guard_ms: 2_000 });
+        let welcome = proto::Welcome {
+            session: 1,
+            service: 1,
+            node: "node-1".to_owned(),
+            ttl_ms: 2_000,
+            promise,
+            ..proto::Welcome::default()
+        };
+        let op = proto::ServerOp { id, answer: Some(Answer::Welcome(welcome)) };
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(ServerFrame { ops: vec![op] })))))
+    }
+
+    async fn open_session(&self, _: Request<proto::Hello>) -> Result<Response<proto::Welcome>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn keep_session(&self, _: Request<proto::SessionRef>) -> Result<Response<proto::Promise>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn close_session(&self, _: Request<proto::SessionRef>) -> Result<Response<proto::Done>, Status> {
+        Ok(Response::new(proto::Done::default()))
+    }
+
+    async fn lock(&self, _: Request<proto::UnaryLock>) -> Result<Response<proto::Locked>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn unlock(&self, _: Request<proto::UnaryUnlock>) -> Result<Response<proto::Done>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_welcomed_and_ends_is_not_replaced_again_and_again_without_a_pause() {
+    let streams = Arc::new(AtomicU64::new(0));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    let server = tonic::transport::Server::builder()
+        .add_service(LocksServer::new(EndsStreams(Arc::clone(&streams))))
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    tokio::spawn(server);
+    let session = Client::connect(&address).await.expect("it listens").session(None).await.expect("welcomed");
+    // It resumes, and is welcomed, and so renewed, until it is welcomed no more: for 2 s from then.
+    session.lost().await;
+    // The pauses are 0, 10, 20, 40, … and then 500 ms.
+    let streams = streams.load(SeqCst);
+    assert!((WELCOMED + 1..30).contains(&streams), "{streams}");
+}
+
+#[tokio::test]
+async fn more_sessions_than_a_connection_has_streams_are_opened_and_other_calls_go_on() {
+    let served = Served::start(ServerSettings::default()).await;
+    let client = Client::connect(&served.address).await.expect("it answers");
+    let mut sessions = Vec::new();
+    for _ in 0..1_001 {
+        sessions.push(client.session(None).await.expect("a session"));
+    }
+    let last = sessions.last().expect("many");
+    let held = last.lock(spec("alice")).await.expect("free");
+    assert_eq!(client.admin().locks(Some(&table())).await.expect("an answer").len(), 1);
+    held.unlock().await.expect("acknowledged");
+}
+
+#[tokio::test]
+async fn a_stop_time_that_leaves_no_time_to_work_is_refused_when_the_session_is_opened() {
+    let served = Served::start(ServerSettings::default()).await;
+    let client = Client::builder().stop_time(Duration::from_secs(60)).connect(&served.address).await.expect("there");
+    let refused = client.session(None).await.expect_err("the lease is shorter");
+    assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{refused}");
+    assert!(refused.to_string().contains("stop time"), "{refused}");
+}
+
+#[tokio::test]
+async fn every_answered_lock_renews_the_session_so_that_busy_clients_need_no_heartbeats() {
+    let served = Served::start(ServerSettings::default()).await;
+    let session = Client::connect(&served.address).await.expect("it answers").session(None).await.expect("a session");
+    let first = session.guard_deadline();
+    let mut moved = session.guard();
+    let txn = session.txn(Default::default());
+    // The guard moves when that is worth it; the lease renews itself meanwhile.
+    let mut n = 0u32;
+    while !moved.has_changed().expect("the session is there") {
+        n += 1;
+        let item: LockItem = row(&format!("row {n}"));
+        txn.lock(lockservice_core::service::LockSpec { items: vec![item], ..spec("x") }).await.expect("free");
+    }
+    assert!(session.guard_deadline() > first);
+}
