@@ -22,6 +22,16 @@ const STOP_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long the release is waited for: the next holder comes in at once if it arrives, after the session's TTL if it does not.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
 
+/// How long to try to connect to a server, and how long a call that waits for no lock may take.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+const CALL_MAX: Duration = Duration::from_secs(10);
+
+/// How long a command that is not to wait may take to reach a server that answers.
+const NO_WAIT_MAX: Duration = Duration::from_secs(3);
+
+/// How long the session is given up for when nothing was locked.
+const LAST_WORDS_MAX: Duration = Duration::from_millis(200);
+
 /// How `lock` ends, if it does not fail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum End {
@@ -60,18 +70,19 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
     }
     let mut signals = Signals::take()
         .map_err(|error| Failure::new(exit::OS, "os", format!("cannot take signals: {error}; nothing was locked")))?;
+    let patience = Patience::begin(args);
     let (client, session, stop_time) = tokio::select! {
         // Signals first, here and below: one that came before the lock did is not passed on to a
         // command, it keeps the command from being started.
         biased;
         signal = signals.next_to_end() => return Ok(End::Signal(signal)),
-        opened = open(args) => opened?,
+        opened = open(args, &patience) => opened?,
     };
     let outcome = tokio::select! {
         biased;
         // Dropping the call takes the request back.
         signal = signals.next_to_end() => Ok(End::Signal(signal)),
-        held = acquire(args, &client, &session, json) => match held {
+        held = acquire(args, &patience, &client, &session, json) => match held {
             Ok(lock) => {
                 let held = hold(args, &lock, stop_time, &mut signals, json).await;
                 if held.over {
@@ -84,8 +95,38 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
             Err(failure) => Err(failure),
         },
     };
-    give_up(&session).await;
+    // Nothing is held, and a server that did not answer until now is not waited for.
+    let _ = tokio::time::timeout(LAST_WORDS_MAX, session.close()).await;
     outcome
+}
+
+/// The one deadline of everything until the lock is held: to connect, to open a session, to follow
+/// the table to its owner, and to wait.
+struct Patience {
+    deadline: Option<Time>,
+    /// The longest that a call which waits for no lock may take.
+    call: Duration,
+}
+
+impl Patience {
+    fn begin(args: &LockArgs) -> Self {
+        let deadline = args.timeout.map(|timeout| SystemClock.now() + timeout);
+        let call = args.timeout.unwrap_or(CALL_MAX).min(if args.no_wait { NO_WAIT_MAX } else { CALL_MAX });
+        Self { deadline, call }
+    }
+
+    fn left(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.remaining(SystemClock.now()))
+    }
+
+    /// Fails if `opening` has not succeeded when time is up.
+    async fn bound<T>(&self, opening: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let Some(left) = self.left() else { return opening.await };
+        tokio::time::timeout(left, opening).await.unwrap_or_else(|_| {
+            let error = Error::new(ErrorKind::Unavailable, "no server answered within the time-out of the lock");
+            Err(error.into())
+        })
+    }
 }
 
 /// Releases the lock for whoever waits: sent, acknowledged, and the session given up, so that the server knows that work has stopped (P5).
@@ -102,11 +143,20 @@ async fn give_up(session: &Session) {
 }
 
 /// Connects and opens a session; also answers the stop time.
-async fn open(args: &LockArgs) -> Result<(Client, Session, Duration), Failure> {
+async fn open(args: &LockArgs, patience: &Patience) -> Result<(Client, Session, Duration), Failure> {
     // What is wrong with the keys is said before anything is connected.
     args.target()?;
-    let client = Client::builder().name(client_name()).connect(&args.client.server).await?;
-    let session = client.session(args.ttl).await?;
+    let builder = Client::builder()
+        .name(client_name())
+        .connect_timeout(patience.call.min(CONNECT_MAX))
+        .call_timeout(patience.call);
+    let (client, session) = patience
+        .bound(async {
+            let client = builder.connect(&args.client.server).await?;
+            let session = client.session(args.ttl).await?;
+            Ok((client, session))
+        })
+        .await?;
     let guard = session.guard_deadline().remaining(client.clock().now());
     let stop_time = match args.stop_time {
         None => (guard / 10).min(STOP_TIME_MAX),
@@ -122,12 +172,18 @@ async fn open(args: &LockArgs) -> Result<(Client, Session, Duration), Failure> {
     Ok((client, session, stop_time))
 }
 
-async fn acquire(args: &LockArgs, client: &Client, session: &Session, json: bool) -> Result<LockGuard, Failure> {
+async fn acquire(
+    args: &LockArgs,
+    patience: &Patience,
+    client: &Client,
+    session: &Session,
+    json: bool,
+) -> Result<LockGuard, Failure> {
     let (table, items) = args.target()?;
     let spec = LockSpec {
         mode: if args.shared { LockMode::Shared } else { LockMode::Exclusive },
         wait: if args.no_wait { WaitPolicy::NoWait } else { WaitPolicy::Wait },
-        timeout: args.timeout,
+        timeout: patience.left(),
         ..LockSpec::new(table, items)
     };
     let (table, name) = (spec.table.clone(), client_name());
