@@ -28,6 +28,7 @@ mod list;
 mod live;
 mod pending;
 mod queue;
+mod quota;
 mod registry;
 mod session;
 mod settings;
@@ -60,6 +61,7 @@ use self::txn::{TxnRecord, timer};
 
 pub use self::list::{LockList, WaitList};
 pub use self::pending::Pending;
+pub use self::quota::{Quota, QuotaSettings};
 pub use self::session::{Attachment, Session};
 pub use self::settings::ServiceSettings;
 pub use self::txn::Txn;
@@ -95,6 +97,8 @@ pub(crate) struct Inner {
     pub(crate) tables: Tables,
     pub(crate) txns: Registry<TxnId, Arc<TxnRecord>>,
     pub(crate) sessions: Registry<SessionId, Arc<SessionRecord>>,
+    /// What all sessions use together.
+    pub(crate) quota: Arc<Quota>,
     /// The transactions' numbers, and which of those that validate are alive.
     pub(crate) live: Arc<LiveTxns>,
     lease: Mutex<Lease>,
@@ -148,6 +152,7 @@ impl LockService {
             engine: LockEngine::new(parts.settings.engine),
             tables: Tables::default(),
             txns: Registry::new("transactions", parts.settings.txns_max),
+            quota: Quota::new("of the node", parts.settings.quota(), None),
             sessions: Registry::new("sessions", parts.settings.sessions_max),
             live: Arc::new(LiveTxns::new()),
             lease: Mutex::new(Lease::new(sent, incarnation.lease_ttl)),

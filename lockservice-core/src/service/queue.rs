@@ -96,7 +96,7 @@ struct Decided {
 }
 
 /// How much may be kept.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Room {
     /// Operations and answers of this transaction.
     pub(super) ops_max: usize,
@@ -104,6 +104,8 @@ pub(super) struct Room {
     pub(super) bytes_max: usize,
     /// What the session's other transactions weigh.
     pub(super) bytes_of_others: usize,
+    /// Why no lock is taken in now, whatever there is room for here.
+    pub(super) exhausted: Option<Error>,
 }
 
 /// The items of a call that was granted, and their table.
@@ -209,6 +211,11 @@ impl TxnQueue {
         self.kept_bytes
     }
 
+    /// How many operations are queued or being decided.
+    pub(super) fn ops_under_way(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Takes an operation that arrived at `now` in, at its place in the order, if there is `room`.
     pub(super) fn take_in(&mut self, sequence: u64, operation: Operation, now: Time, room: Room) -> Result<Taken> {
         if sequence < self.next {
@@ -294,6 +301,7 @@ impl TxnQueue {
                 "only an earlier operation of the transaction can be taken back",
             ))),
             Operation::Undo { .. } => Ok(operation),
+            Operation::Lock(_) => Ok(full(1).or(room.exhausted).map_or(operation, Operation::Refuse)),
             operation => Ok(full(1).map_or(operation, Operation::Refuse)),
         }
     }

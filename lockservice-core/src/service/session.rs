@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{SessionId, TxnId};
 use crate::service::pending::Pending;
 use crate::service::queue::{Filed, NumberedBy, Relied, Room, Step, Taken, TxnQueue, keep_relied_on, taken_back};
+use crate::service::quota::{Charge, Quota};
 use crate::service::txn::{TxnRecord, timer};
 use crate::service::{Answer, Granted, Inner, LockService, Operation, Phase, Promise, TxnOp, TxnOptions};
 use crate::sync::Mutex;
@@ -106,6 +107,9 @@ struct State {
     numbered_by: Option<NumberedBy>,
     /// About how much memory is in use for what `txns` keep.
     kept_bytes: usize,
+    /// How many operations of `txns` are queued or being decided.
+    ops: usize,
+    charge: Charge,
 }
 
 impl State {
@@ -113,14 +117,19 @@ impl State {
     fn with_queue<R>(&mut self, number: u64, change: impl FnOnce(&mut TxnQueue, usize) -> R) -> Option<R> {
         let queue = self.txns.get_mut(&number)?;
         let others = self.kept_bytes - queue.kept_bytes();
+        let other_ops = self.ops - queue.ops_under_way();
         let answer = change(queue, others);
         self.kept_bytes = others + queue.kept_bytes();
+        self.ops = other_ops + queue.ops_under_way();
+        self.charge.set(self.ops, self.kept_bytes);
         Some(answer)
     }
 
     fn remove_queue(&mut self, number: u64) -> Option<TxnQueue> {
         let queue = self.txns.remove(&number)?;
         self.kept_bytes -= queue.kept_bytes();
+        self.ops -= queue.ops_under_way();
+        self.charge.set(self.ops, self.kept_bytes);
         Some(queue)
     }
 
@@ -160,6 +169,16 @@ impl LockService {
     /// Fails with `InvalidArgument` for a TTL or a name out of bounds, `ShuttingDown` or `LeaseLost` if the service no longer serves,
     /// `ResourceExhausted` at the limit of sessions.
     pub fn open_session(&self, ttl: Option<Duration>, client: &str) -> Result<Session> {
+        self.open_session_of(None, ttl, client)
+    }
+
+    /// As [`open_session`](Self::open_session), for a peer whose sessions together are bounded by
+    /// `quota`. Fails with `ResourceExhausted` at its bounds, too.
+    pub fn open_session_within(&self, quota: Arc<Quota>, ttl: Option<Duration>, client: &str) -> Result<Session> {
+        self.open_session_of(Some(quota), ttl, client)
+    }
+
+    fn open_session_of(&self, quota: Option<Arc<Quota>>, ttl: Option<Duration>, client: &str) -> Result<Session> {
         let inner = &self.inner;
         inner.check_serving()?;
         let ttl = inner.parts.settings.session_ttl(ttl)?;
@@ -169,6 +188,7 @@ impl LockService {
                 "a client's name is at most 255 bytes without control characters",
             ));
         }
+        let charge = Charge::session(quota, &inner.quota)?;
         // Random, so that one client cannot use another's session by counting; below 2^53, as all ids; not 0.
         let id = SessionId::new(rand::random_range(1..1 << 53));
         let record = Arc::new(SessionRecord {
@@ -181,6 +201,8 @@ impl LockService {
                 highest: 0,
                 numbered_by: None,
                 kept_bytes: 0,
+                ops: 0,
+                charge,
             }),
             lost: watch::Sender::new(None),
             attached: watch::Sender::new(0),
@@ -339,12 +361,14 @@ impl Session {
             self.begin_as(&mut state, op.number, &op.options)?;
         }
         let settings = &self.inner.parts.settings;
+        let exhausted = state.charge.check_room().err();
         let taken: Option<Result<(Taken, u64)>> = state.with_queue(op.number, |queue, others| {
             queue.acknowledge(op.acked);
             let room = Room {
                 ops_max: settings.ops_per_txn_max,
                 bytes_max: settings.kept_bytes_per_session_max,
                 bytes_of_others: others,
+                exhausted,
             };
             let sequence = queue.number(op.sequence)?;
             Ok((queue.take_in(sequence, operation, now, room)?, sequence))
@@ -469,7 +493,8 @@ impl Session {
                 return false;
             }
             self.record.renewals.end();
-            state.kept_bytes = 0;
+            (state.kept_bytes, state.ops) = (0, 0);
+            state.charge = Charge::default();
             std::mem::take(&mut state.txns)
         };
         self.record.lost.send_replace(Some(why.clone()));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::service::QuotaSettings;
 use crate::table::EngineSettings;
 
 /// Less would hold up a client that does nothing unusual.
@@ -34,6 +35,9 @@ pub struct ServiceSettings {
     /// What goes beyond is refused until answers are acknowledged; the one operation that reaches the limit is still taken in, and
     /// releasing by `Undo` or by the transaction's end is not held up. Default 16 MiB.
     pub kept_bytes_per_session_max: usize,
+    /// Most memory that the queued operations and unacknowledged answers of all sessions together may
+    /// use, in bytes, as estimated; at least 65,536. Beyond it locks are refused. Default 1 GiB.
+    pub kept_bytes_max: usize,
     /// Limits of the lock engine.
     pub engine: EngineSettings,
 }
@@ -50,6 +54,7 @@ impl Default for ServiceSettings {
             txns_max: 1_000_000,
             ops_per_txn_max: 256,
             kept_bytes_per_session_max: 16 << 20,
+            kept_bytes_max: 1 << 30,
             engine: EngineSettings::default(),
         }
     }
@@ -88,7 +93,15 @@ impl ServiceSettings {
         if self.kept_bytes_per_session_max < KEPT_BYTES_MIN {
             return wrong("service.kept_bytes_per_session_max", "must be at least 65536: less leaves no room to work");
         }
+        if self.kept_bytes_max < KEPT_BYTES_MIN {
+            return wrong("kept_bytes_max", "must be at least 65536: less leaves no room to work");
+        }
         Ok(())
+    }
+
+    /// What all sessions may use together.
+    pub(crate) fn quota(&self) -> QuotaSettings {
+        QuotaSettings { kept_bytes_max: self.kept_bytes_max, ..QuotaSettings::default() }
     }
 
     /// The session TTL for a request of `asked` (P1). Fails with `InvalidArgument` if that is out of bounds.

@@ -126,8 +126,7 @@ impl Outbox {
         let what =
             What::Release { txn: txn.number, sequence: txn.sequence, undone: 0, ends: false, reply: Some(reply) };
         op.txn = Some(txn);
-        let waker =
-            state.push(Pending { op: Op::Unlock(op), bytes, what, deadline: None, snapshot: None, sent: None });
+        let waker = state.push(Pending { op: Op::Unlock(op), bytes, what, deadline: None, snapshot: None, sent: None });
         drop(state);
         wake(waker);
         Ok(answer)
@@ -170,7 +169,8 @@ impl Outbox {
         let mut state = self.state.lock();
         let op = Op::Heartbeat(proto::Heartbeat::default());
         let bytes = OP_OVERHEAD_BYTES;
-        let waker = state.push_first(Pending { op, bytes, what: What::Heartbeat, deadline: None, snapshot: None, sent: None });
+        let waker =
+            state.push_first(Pending { op, bytes, what: What::Heartbeat, deadline: None, snapshot: None, sent: None });
         drop(state);
         wake(waker);
     }

@@ -4,9 +4,11 @@
 //! read, so a client that only writes fills its own buffers and nobody else's; one that never reads is cut after a while, and its
 //! session lapses by its TTL unless it comes back.
 
+use std::sync::Arc;
+
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use futures::{FutureExt as _, future::BoxFuture};
-use lockservice_core::service::{Answer, Operation, Session, TxnOp, TxnOptions};
+use lockservice_core::service::{Answer, Operation, Quota, Session, TxnOp, TxnOptions};
 use lockservice_core::{Error, ErrorKind, Result};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -23,6 +25,7 @@ pub(crate) type Frames = mpsc::Sender<Result<proto::ServerFrame, Status>>;
 pub(crate) async fn run(
     host: ServiceHost,
     settings: ServerSettings,
+    quota: Option<Arc<Quota>>,
     mut inbound: Streaming<proto::ClientFrame>,
     out: Frames,
 ) {
@@ -37,7 +40,7 @@ pub(crate) async fn run(
     };
     let mut ops = first.ops.into_iter();
     let opened = match ops.next() {
-        Some(proto::ClientOp { id, op: Some(Op::Hello(hello)) }) => (id, open(&host, &settings, hello)),
+        Some(proto::ClientOp { id, op: Some(Op::Hello(hello)) }) => (id, open(&host, &settings, quota, hello)),
         _ => {
             let error = invalid("the first operation of a session stream must be hello");
             let _ = out.send(Err(convert::to_status(&error))).await;
@@ -68,6 +71,7 @@ pub(crate) async fn run(
 pub(crate) fn open(
     host: &ServiceHost,
     settings: &ServerSettings,
+    quota: Option<Arc<Quota>>,
     hello: proto::Hello,
 ) -> Result<(Session, proto::Welcome)> {
     let service = host.current();
@@ -76,7 +80,10 @@ pub(crate) fn open(
         host.session(hello.session, hello.service)?
     } else {
         let ttl = (hello.ttl_ms > 0).then(|| std::time::Duration::from_millis(hello.ttl_ms));
-        service.open_session(ttl, &hello.name)?
+        match quota {
+            Some(quota) => service.open_session_within(quota, ttl, &hello.name)?,
+            None => service.open_session(ttl, &hello.name)?,
+        }
     };
     let promise = session.renew()?;
     let welcome = proto::Welcome {

@@ -11,9 +11,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
 use crate::server::ServerSettings;
+use crate::server::caller::{Caller, Callers, Counted};
 
 /// Bytes with which every HTTP/2 connection begins. Once they are there, keep-alive watches the peer.
 const PREFACE_BYTES: usize = 24;
@@ -27,12 +28,14 @@ const REFUSED_PER_LINE: u64 = 1_000;
 /// The connections of `listener`, at most `connections_max` at a time: more are closed at once, so that their clients learn it at once.
 /// Never ends, and never yields an error.
 pub(super) fn incoming(listener: TcpListener, settings: ServerSettings) -> impl Stream<Item = io::Result<Connection>> {
+    let callers = Callers::new(settings);
     let permits = Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS)));
-    let (most, silence) = (settings.connections_max, settings.hello_max());
-    futures::stream::unfold((listener, permits, 0u64), move |(listener, permits, mut refused)| async move {
+    let silence = settings.hello_max();
+    let state = (listener, permits, callers, 0u64);
+    futures::stream::unfold(state, move |(listener, permits, callers, mut refused)| async move {
         loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, address) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) if is_of_the_connection(&error) => continue,
                 Err(error) => {
                     // Out of file descriptors, mostly: whoever waits is served when some connection has ended.
@@ -41,12 +44,14 @@ pub(super) fn incoming(listener: TcpListener, settings: ServerSettings) -> impl 
                     continue;
                 }
             };
-            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+            let permit = Arc::clone(&permits).try_acquire_owned().ok();
+            let (Some(permit), Some((caller, counted))) = (permit, callers.connected(address)) else {
                 if refused.is_multiple_of(REFUSED_PER_LINE) {
                     tracing::warn!(
-                        connections_max = most,
+                        %address,
                         refused_before = refused,
-                        "refused a connection: there are as many as server.connections_max allows"
+                        "refused a connection: there are as many as server.connections_max or \
+                         server.connections_per_address_max allow"
                     );
                 }
                 refused += 1;
@@ -55,7 +60,8 @@ pub(super) fn incoming(listener: TcpListener, settings: ServerSettings) -> impl 
             // Best effort: without it answers are only slower.
             let _ = stream.set_nodelay(true);
             let silent = Some(Silent { until: Box::pin(tokio::time::sleep(silence)), missing: PREFACE_BYTES });
-            return Some((Ok(Connection { stream, silent, _permit: permit }), (listener, permits, refused)));
+            let connection = Connection { stream, silent, caller, _counted: (permit, counted) };
+            return Some((Ok(connection), (listener, permits, callers, refused)));
         }
     })
 }
@@ -72,7 +78,8 @@ pub(super) struct Connection {
     stream: TcpStream,
     /// Until the peer has said enough.
     silent: Option<Silent>,
-    _permit: OwnedSemaphorePermit,
+    caller: Caller,
+    _counted: (OwnedSemaphorePermit, Counted),
 }
 
 #[derive(Debug)]
@@ -82,10 +89,10 @@ struct Silent {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Caller;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
     }
 }
 

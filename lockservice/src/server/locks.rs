@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::convert::{self, to_status as status};
 use crate::proto;
+use crate::server::caller::Caller;
 use crate::server::{ServerSettings, ServiceHost, Slot, connection};
 
 /// Frames that may wait to be read by a client.
@@ -48,13 +49,15 @@ impl proto::locks_server::Locks for LocksApi {
         request: Request<Streaming<proto::ClientFrame>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (out, frames) = mpsc::channel(FRAMES_WAITING_MAX);
-        tokio::spawn(connection::run(self.host()?.clone(), self.settings, request.into_inner(), out));
+        let quota = Caller::quota(request.extensions());
+        tokio::spawn(connection::run(self.host()?.clone(), self.settings, quota, request.into_inner(), out));
         Ok(Response::new(Box::pin(ReceiverStream::new(frames))))
     }
 
     async fn open_session(&self, request: Request<proto::Hello>) -> Result<Response<proto::Welcome>, Status> {
-        let (_, welcome) =
-            connection::open(self.host()?, &self.settings, request.into_inner()).map_err(|e| status(&e))?;
+        let quota = Caller::quota(request.extensions());
+        let opened = connection::open(self.host()?, &self.settings, quota, request.into_inner());
+        let (_, welcome) = opened.map_err(|e| status(&e))?;
         Ok(Response::new(welcome))
     }
 

@@ -10,6 +10,7 @@
 
 mod admin;
 mod allocator;
+mod caller;
 mod connection;
 mod deadline;
 mod gate;
@@ -24,7 +25,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lockservice_core::allocator::{LockTableAllocator, Role};
-use lockservice_core::service::Stopped;
+use lockservice_core::service::{QuotaSettings, Stopped};
 use lockservice_core::store::Cluster;
 use lockservice_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,9 @@ pub use self::host::ServiceHost;
 #[cfg(feature = "cli")]
 pub(crate) use self::host::{may_pass, start_patiently};
 
+/// Most streams of one connection at once: calls, and the streams of its sessions.
+const STREAMS_MAX: u32 = 10_000;
+
 /// Limits of the server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -59,6 +63,21 @@ pub struct ServerSettings {
     pub hello_ms_max: u64,
     /// Most connections at once; more are closed as they come. Default 10,000.
     pub connections_max: usize,
+    /// Most connections of one address at once; more are closed as they come. Default 5,000.
+    pub connections_per_address_max: usize,
+    /// Most sessions that one connection may have opened and that still live. Default 1,000.
+    pub sessions_per_connection_max: usize,
+    /// Most operations under way in the sessions of one connection, waits included. Default 20,000.
+    pub ops_per_connection_max: usize,
+    /// Most memory that the queued operations and unacknowledged answers of the sessions of one
+    /// connection may use, in bytes, as estimated. Default 128 MiB.
+    pub kept_bytes_per_connection_max: usize,
+    /// Most sessions of one address. Default 5,000: one address cannot shut all others out.
+    pub sessions_per_address_max: usize,
+    /// Most operations under way in the sessions of one address, waits included. Default 50,000.
+    pub ops_per_address_max: usize,
+    /// As `kept_bytes_per_connection_max`, of one address. Default 512 MiB.
+    pub kept_bytes_per_address_max: usize,
     /// Most lines in a list of locks, waits or binds. The last line says how many more there are. Default 100,000.
     pub list_lines_max: usize,
     /// How long a stop waits for the sessions to close, in milliseconds. Default 6,000.
@@ -77,6 +96,13 @@ impl Default for ServerSettings {
             write_ms_max: 10_000,
             hello_ms_max: 10_000,
             connections_max: 10_000,
+            connections_per_address_max: 5_000,
+            sessions_per_connection_max: 1_000,
+            ops_per_connection_max: 20_000,
+            kept_bytes_per_connection_max: 128 << 20,
+            sessions_per_address_max: 5_000,
+            ops_per_address_max: 50_000,
+            kept_bytes_per_address_max: 512 << 20,
             list_lines_max: 100_000,
             grace_ms: 6_000,
             volatile: false,
@@ -92,6 +118,13 @@ impl ServerSettings {
             ("items_per_request_max", self.items_per_request_max, 1),
             ("ops_under_way_max", self.ops_under_way_max, 1),
             ("connections_max", self.connections_max, 1),
+            ("connections_per_address_max", self.connections_per_address_max, 1),
+            ("sessions_per_connection_max", self.sessions_per_connection_max, 1),
+            ("ops_per_connection_max", self.ops_per_connection_max, 1),
+            ("kept_bytes_per_connection_max", self.kept_bytes_per_connection_max, 1 << 16),
+            ("sessions_per_address_max", self.sessions_per_address_max, 1),
+            ("ops_per_address_max", self.ops_per_address_max, 1),
+            ("kept_bytes_per_address_max", self.kept_bytes_per_address_max, 1 << 16),
             ("list_lines_max", self.list_lines_max, 1),
             // Nobody answers, or greets, within no time.
             ("write_ms_max", usize::try_from(self.write_ms_max).unwrap_or(usize::MAX), 1),
@@ -104,6 +137,22 @@ impl ServerSettings {
                 format!("the setting server.{name} must be at least {least}"),
             )
             .with("setting", name)),
+        }
+    }
+
+    fn of_a_connection(&self) -> QuotaSettings {
+        QuotaSettings {
+            sessions_max: self.sessions_per_connection_max,
+            ops_max: self.ops_per_connection_max,
+            kept_bytes_max: self.kept_bytes_per_connection_max,
+        }
+    }
+
+    fn of_an_address(&self) -> QuotaSettings {
+        QuotaSettings {
+            sessions_max: self.sessions_per_address_max,
+            ops_max: self.ops_per_address_max,
+            kept_bytes_max: self.kept_bytes_per_address_max,
         }
     }
 
@@ -256,7 +305,8 @@ fn transport() -> tonic::transport::Server {
         // until its TTL.
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .max_concurrent_streams(Some(1_000))
+        // Beyond it a client waits without a word, so what bounds its sessions is their number.
+        .max_concurrent_streams(Some(STREAMS_MAX))
 }
 
 /// A task that serves a listener.

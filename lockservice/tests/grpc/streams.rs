@@ -54,6 +54,14 @@ impl Locks for EndsStreams {
         Err(Status::unimplemented("not asked for here"))
     }
 
+    async fn begin(&self, _: Request<proto::BeginTxn>) -> Result<Response<proto::Begun>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn end(&self, _: Request<proto::UnaryEnd>) -> Result<Response<proto::Done>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
     async fn keep_session(&self, _: Request<proto::SessionRef>) -> Result<Response<proto::Promise>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
@@ -116,7 +124,7 @@ async fn every_answered_lock_renews_the_session_so_that_busy_clients_need_no_hea
     let served = Served::start(ServerSettings::default()).await;
     let session = Client::connect(&served.address).await.expect("it answers").session(None).await.expect("a session");
     let first = session.guard_deadline();
-    let mut moved = session.guard();
+    let moved = session.guard();
     let txn = session.txn(Default::default());
     // The guard moves when that is worth it; the lease renews itself meanwhile.
     let mut n = 0u32;
@@ -126,4 +134,51 @@ async fn every_answered_lock_renews_the_session_so_that_busy_clients_need_no_hea
         txn.lock(lockservice_core::service::LockSpec { items: vec![item], ..spec("x") }).await.expect("free");
     }
     assert!(session.guard_deadline() > first);
+}
+
+#[tokio::test]
+async fn one_address_cannot_take_all_sessions_and_one_connection_not_all_of_an_address() {
+    let settings =
+        ServerSettings { sessions_per_connection_max: 2, sessions_per_address_max: 3, ..ServerSettings::default() };
+    let served = Served::start(settings).await;
+    let client = || async { Client::connect(&served.address).await.expect("it answers") };
+    let (first, second) = (client().await, client().await);
+    let held = [first.session(None).await.expect("room"), first.session(None).await.expect("room")];
+    let refused = first.session(None).await.expect_err("two are allowed");
+    assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
+    assert!(refused.to_string().contains("of one connection"), "{refused}");
+    let third = second.session(None).await.expect("room");
+    let refused = second.session(None).await.expect_err("three are allowed");
+    assert!(refused.to_string().contains("of one address"), "{refused}");
+    // What it has goes on, and what it gives up makes room.
+    third.lock(spec("alice")).await.expect("free").unlock().await.expect("acknowledged");
+    for session in held {
+        session.close().await.expect("acknowledged");
+    }
+    drop(second.session(None).await.expect("room again"));
+}
+
+#[tokio::test]
+async fn waits_of_one_address_are_bounded_over_its_sessions_and_releases_are_not() {
+    let settings = ServerSettings { ops_per_address_max: 2, ..ServerSettings::default() };
+    let served = Served::start(settings).await;
+    let client = Client::connect(&served.address).await.expect("it answers");
+    let (a, b) = (client.session(None).await.expect("room"), client.session(None).await.expect("room"));
+    let held = a.lock(spec("alice")).await.expect("free");
+    let waiting = [tokio::spawn(wait_in(a.clone())), tokio::spawn(wait_in(b.clone()))];
+    while client.admin().waits(None).await.expect("an answer").len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let refused = b.lock(spec("bob")).await.expect_err("two are under way");
+    assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
+    assert!(refused.to_string().contains("of one address"), "{refused}");
+    held.unlock().await.expect("acknowledged");
+    for waiting in waiting {
+        waiting.await.expect("no panic");
+    }
+    drop(b.lock(spec("bob")).await.expect("room again"));
+}
+
+async fn wait_in(session: lockservice::client::Session) {
+    session.lock(spec("alice")).await.expect("in turn").unlock().await.expect("acknowledged");
 }

@@ -115,7 +115,7 @@ fn a_renewal_goes_ahead_of_the_data_and_no_frame_of_several_operations_is_large(
     let mut waiting = Vec::new();
     for _ in 0..3 {
         let begun = Begun::new(TxnOptions::default());
-        waiting.push(outbox.lock(&begun, large.clone(), None, permit(&permits)).expect("it may be sent"));
+        waiting.push(outbox.lock(&begun, large.clone(), None, None, permit(&permits)).expect("it may be sent"));
     }
     outbox.heartbeat();
     let mut cx = Context::from_waker(Waker::noop());
@@ -132,7 +132,8 @@ fn a_grant_renews_from_when_its_request_was_last_sent() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(1));
     let begun = Begun::new(TxnOptions::default());
-    let (_, _answer) = outbox.lock(&begun, proto::LockOp::default(), None, permit(&permits)).expect("it is small");
+    let (_, _answer) =
+        outbox.lock(&begun, proto::LockOp::default(), None, None, permit(&permits)).expect("it is small");
     let clock = Settable::default();
     let mut cx = Context::from_waker(Waker::noop());
     clock.0.store(100, SeqCst);

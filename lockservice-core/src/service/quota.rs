@@ -1,0 +1,220 @@
+//! What one peer may use of a node, so that no peer can use all of it.
+//!
+//! A [`Quota`] counts the sessions of whoever it stands for (a connection, an address), their
+//! operations under way (so also their waits), and the bytes that are kept for them. Quotas nest: what
+//! is charged to a connection is charged to its address too. Every session is charged to the node.
+//!
+//! # Invariant
+//! What is charged is given back exactly once: with the session that it was charged for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The bounds of a [`Quota`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct QuotaSettings {
+    /// Most sessions at once.
+    pub sessions_max: usize,
+    /// Most operations under way at once, waits included.
+    pub ops_max: usize,
+    /// Most memory of queued operations and of answers that are kept for a replay, in bytes, as
+    /// estimated.
+    pub kept_bytes_max: usize,
+}
+
+impl Default for QuotaSettings {
+    /// No bounds.
+    fn default() -> Self {
+        Self { sessions_max: usize::MAX, ops_max: usize::MAX, kept_bytes_max: usize::MAX }
+    }
+}
+
+/// What somebody uses, and may use, of a node.
+#[derive(Debug)]
+pub struct Quota {
+    /// Whom it stands for, as errors say it: "of one address".
+    of: &'static str,
+    settings: QuotaSettings,
+    parent: Option<Arc<Self>>,
+    // Counters. Each is changed by single steps that need nothing of the others: `Relaxed`.
+    sessions: AtomicUsize,
+    ops: AtomicUsize,
+    kept_bytes: AtomicUsize,
+}
+
+impl Quota {
+    /// Nothing is used yet. `of` says whom it stands for, for example "of one address". What is
+    /// charged is charged to `parent` too.
+    pub fn new(of: &'static str, settings: QuotaSettings, parent: Option<Arc<Self>>) -> Arc<Self> {
+        let (sessions, ops, kept_bytes) = Default::default();
+        Arc::new(Self { of, settings, parent, sessions, ops, kept_bytes })
+    }
+
+    /// It and those above it.
+    fn chain(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |quota| quota.parent.as_deref())
+    }
+
+    /// Takes one more session in. Fails with `ResourceExhausted` at a bound; then nothing is charged.
+    fn add_session(&self) -> Result<()> {
+        for (charged, quota) in self.chain().enumerate() {
+            let most = quota.settings.sessions_max;
+            let room = |sessions| (sessions < most).then_some(sessions + 1);
+            if quota.sessions.fetch_update(Relaxed, Relaxed, room).is_err() {
+                self.chain().take(charged).for_each(Self::remove_session);
+                return Err(quota.exhausted("sessions", "close some", most));
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_session(&self) {
+        self.sessions.fetch_sub(1, Relaxed);
+    }
+
+    fn exhausted(&self, what: &str, remedy: &str, most: usize) -> Error {
+        let sentence = format!("too many {what} {} at once: {remedy}, or raise the server's limit", self.of);
+        Error::new(ErrorKind::ResourceExhausted, sentence).with("limit", most)
+    }
+}
+
+/// What one session is charged with. Given back when it is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Charge {
+    /// Its peer's, if that is bounded, and the node's.
+    quotas: Vec<Arc<Quota>>,
+    ops: usize,
+    kept_bytes: usize,
+}
+
+impl Charge {
+    /// Of a session that begins. Fails with `ResourceExhausted` at a bound on sessions.
+    pub(crate) fn session(peer: Option<Arc<Quota>>, node: &Arc<Quota>) -> Result<Self> {
+        let mut charge = Self::default();
+        for quota in peer.into_iter().chain([Arc::clone(node)]) {
+            quota.add_session()?;
+            // Dropped with those before it if the next one has no room.
+            charge.quotas.push(quota);
+        }
+        Ok(charge)
+    }
+
+    /// All that it counts in.
+    fn quotas(&self) -> impl Iterator<Item = &Quota> {
+        self.quotas.iter().flat_map(|quota| quota.chain())
+    }
+
+    /// Fails with `ResourceExhausted` if there is no room for one more operation.
+    ///
+    /// Sessions ask beside each other, so that each may be let in that finds the last place: the bounds
+    /// are exceeded by one operation for each at most.
+    pub(crate) fn check_room(&self) -> Result<()> {
+        for quota in self.quotas() {
+            let QuotaSettings { ops_max, kept_bytes_max, .. } = quota.settings;
+            if quota.ops.load(Relaxed) >= ops_max {
+                return Err(quota.exhausted("operations under way", "wait for answers", ops_max));
+            }
+            if quota.kept_bytes.load(Relaxed) >= kept_bytes_max {
+                let what = "bytes of operations and unacknowledged answers";
+                return Err(quota.exhausted(what, "acknowledge answers", kept_bytes_max));
+            }
+        }
+        Ok(())
+    }
+
+    /// The session now has so many operations under way, and keeps so many bytes.
+    pub(crate) fn set(&mut self, ops: usize, kept_bytes: usize) {
+        for quota in self.quotas() {
+            change(&quota.ops, self.ops, ops);
+            change(&quota.kept_bytes, self.kept_bytes, kept_bytes);
+        }
+        (self.ops, self.kept_bytes) = (ops, kept_bytes);
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.set(0, 0);
+        self.quotas().for_each(Quota::remove_session);
+    }
+}
+
+fn change(counter: &AtomicUsize, from: usize, to: usize) {
+    // Wraps around where `to` is less: the sum is right all the same.
+    if from != to {
+        counter.fetch_add(to.wrapping_sub(from), Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bounded(sessions_max: usize, ops_max: usize, kept_bytes_max: usize) -> QuotaSettings {
+        QuotaSettings { sessions_max, ops_max, kept_bytes_max }
+    }
+
+    fn used(quota: &Quota) -> (usize, usize, usize) {
+        (quota.sessions.load(Relaxed), quota.ops.load(Relaxed), quota.kept_bytes.load(Relaxed))
+    }
+
+    fn session(peer: &Arc<Quota>, node: &Arc<Quota>) -> Result<Charge> {
+        Charge::session(Some(Arc::clone(peer)), node)
+    }
+
+    #[test]
+    fn what_is_charged_to_one_is_charged_to_those_above_and_given_back_with_the_session() {
+        let node = Quota::new("of the node", QuotaSettings::default(), None);
+        let address = Quota::new("of one address", QuotaSettings::default(), None);
+        let one = Quota::new("of one connection", QuotaSettings::default(), Some(Arc::clone(&address)));
+        let two = Quota::new("of one connection", QuotaSettings::default(), Some(Arc::clone(&address)));
+        let mut first = session(&one, &node).expect("room");
+        let mut second = session(&two, &node).expect("room");
+        first.set(3, 100);
+        second.set(1, 50);
+        first.set(2, 40);
+        assert_eq!((used(&one), used(&address), used(&node)), ((1, 2, 40), (2, 3, 90), (2, 3, 90)));
+        drop(first);
+        assert_eq!((used(&one), used(&address), used(&node)), ((0, 0, 0), (1, 1, 50), (1, 1, 50)));
+        drop(second);
+        assert_eq!((used(&address), used(&node)), ((0, 0, 0), (0, 0, 0)));
+    }
+
+    #[test]
+    fn a_session_that_is_refused_somewhere_is_charged_nowhere() {
+        let node = Quota::new("of the node", bounded(2, 9, 9), None);
+        let address = Quota::new("of one address", bounded(1, 9, 9), None);
+        let one = Quota::new("of one connection", bounded(5, 5, 5), Some(Arc::clone(&address)));
+        let held = session(&one, &node).expect("room");
+        let refused = session(&one, &node).expect_err("full");
+        assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
+        assert!(refused.to_string().contains("of one address"), "{refused}");
+        assert_eq!((used(&one).0, used(&address).0, used(&node).0), (1, 1, 1));
+        let other = Quota::new("of one address", bounded(9, 9, 9), None);
+        let last = session(&other, &node).expect("room");
+        assert!(session(&other, &node).expect_err("full").to_string().contains("of the node"));
+        assert_eq!((used(&other).0, used(&node).0), (1, 2));
+        drop((held, last));
+        session(&one, &node).expect("room again");
+    }
+
+    #[test]
+    fn operations_and_bytes_are_bounded_for_all_sessions_of_one_together() {
+        let node = Quota::new("of the node", QuotaSettings::default(), None);
+        let one = Quota::new("of one address", bounded(9, 2, 100), None);
+        let mut first = session(&one, &node).expect("room");
+        let mut second = session(&one, &node).expect("room");
+        first.set(1, 10);
+        second.check_room().expect("room");
+        second.set(1, 10);
+        for charge in [&first, &second] {
+            assert!(charge.check_room().expect_err("full").to_string().contains("operations under way"));
+        }
+        second.set(0, 90);
+        assert!(first.check_room().expect_err("full").to_string().contains("bytes"));
+        second.set(0, 0);
+        first.check_room().expect("room again");
+    }
+}
