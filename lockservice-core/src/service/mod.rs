@@ -62,7 +62,7 @@ use self::txn::{TxnRecord, timer};
 pub use self::list::{LockList, WaitList};
 pub use self::pending::Pending;
 pub use self::quota::{Quota, QuotaSettings};
-pub use self::session::{Attachment, Session};
+pub use self::session::{Attachment, HeldFrame, Session};
 pub use self::settings::ServiceSettings;
 pub use self::txn::Txn;
 pub use self::types::{

@@ -87,6 +87,8 @@ pub(crate) struct Charge {
     quotas: Vec<Arc<Quota>>,
     ops: usize,
     kept_bytes: usize,
+    /// Of a frame that is being taken in.
+    frame_bytes: usize,
 }
 
 impl Charge {
@@ -132,11 +134,34 @@ impl Charge {
         }
         (self.ops, self.kept_bytes) = (ops, kept_bytes);
     }
+
+    /// Counts a frame of `bytes` in memory, until [`let_go_of`](Self::let_go_of) it. Fails with
+    /// `ResourceExhausted` if there is no room for it; then nothing is charged.
+    pub(crate) fn hold(&mut self, bytes: usize) -> Result<()> {
+        for quota in self.quotas() {
+            let most = quota.settings.kept_bytes_max;
+            if quota.kept_bytes.load(Relaxed).saturating_add(bytes) > most {
+                return Err(quota.exhausted("bytes of frames and operations", "send less at a time", most));
+            }
+        }
+        self.quotas().for_each(|quota| change(&quota.kept_bytes, 0, bytes));
+        self.frame_bytes += bytes;
+        Ok(())
+    }
+
+    /// A frame of `bytes` that was held is no longer in memory. Does nothing for a session that ended
+    /// meanwhile: its charge was given back whole.
+    pub(crate) fn let_go_of(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.frame_bytes);
+        self.quotas().for_each(|quota| change(&quota.kept_bytes, bytes, 0));
+        self.frame_bytes -= bytes;
+    }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
         self.set(0, 0);
+        self.let_go_of(self.frame_bytes);
         self.quotas().for_each(Quota::remove_session);
     }
 }
@@ -212,6 +237,10 @@ mod tests {
         for charge in [&first, &second] {
             assert!(charge.check_room().expect_err("full").to_string().contains("operations under way"));
         }
+        second.set(0, 70);
+        first.hold(10).expect("room");
+        assert!(first.hold(11).is_err(), "100 is the most");
+        first.let_go_of(10);
         second.set(0, 90);
         assert!(first.check_room().expect_err("full").to_string().contains("bytes"));
         second.set(0, 0);

@@ -145,6 +145,20 @@ impl State {
     }
 }
 
+/// A frame that is counted in memory: see [`Session::hold_frame`].
+#[derive(Debug)]
+#[must_use = "a frame that is dropped counts no more"]
+pub struct HeldFrame<'a> {
+    session: &'a Session,
+    bytes: usize,
+}
+
+impl Drop for HeldFrame<'_> {
+    fn drop(&mut self) {
+        self.session.record.state.lock().charge.let_go_of(self.bytes);
+    }
+}
+
 /// Says when another connection has taken the session over.
 #[derive(Debug)]
 pub struct Attachment {
@@ -250,6 +264,15 @@ impl Session {
             return Err(self.why_lost());
         }
         Ok(Promise { guard: lease.min(self.record.renewals.ttl) })
+    }
+
+    /// Counts a frame of about `bytes` in memory among what the session's peer and the node keep, until
+    /// the answer is dropped.
+    ///
+    /// Fails with `ResourceExhausted` if there is no room for it: refuse what it asks for.
+    pub fn hold_frame(&self, bytes: usize) -> Result<HeldFrame<'_>> {
+        self.record.state.lock().charge.hold(bytes)?;
+        Ok(HeldFrame { session: self, bytes })
     }
 
     /// Makes the caller the session's one current connection (T3); earlier attachments learn that they were replaced.

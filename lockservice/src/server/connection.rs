@@ -20,6 +20,9 @@ use crate::server::{ServerSettings, ServiceHost};
 /// Most answers in one frame, so that no frame grows past what a client accepts.
 const OPS_PER_FRAME_MAX: usize = 1024;
 
+/// Frames that take no more memory are not counted: a stream has one at a time.
+const FRAME_BYTES_SMALL: usize = 64 << 10;
+
 pub(crate) type Frames = mpsc::Sender<Result<proto::ServerFrame, Status>>;
 
 pub(crate) async fn run(
@@ -165,6 +168,11 @@ impl Stream {
     async fn take_in(&mut self, ops: Vec<proto::ClientOp>) {
         // Whatever the client says, it is there. An error is that of its operations, too.
         let _ = self.session.renew();
+        let session = self.session.clone();
+        // What its client does not read the answers of may lie here for a while.
+        let bytes = bytes_of(&ops);
+        let held = (bytes > FRAME_BYTES_SMALL).then(|| session.hold_frame(bytes)).transpose();
+        let no_room = held.as_ref().err();
         for proto::ClientOp { id, op } in ops {
             // A frame of many small operations must not become one huge frame of answers.
             if self.ready.len() >= OPS_PER_FRAME_MAX && !self.flush().await {
@@ -197,6 +205,13 @@ impl Stream {
                     }
                     Ok(Wire::Done(proto::Done::default()))
                 }
+                Op::Lock(lock) if let Some(e) = no_room => match txn_op(lock.txn) {
+                    Ok(txn) => {
+                        self.submit(id, txn, Operation::Refuse(e.clone()));
+                        continue;
+                    }
+                    Err(e) => Err(e),
+                },
                 Op::Lock(lock) => match lock_operation(lock, self.settings.items_per_request_max) {
                     Ok((txn, operation)) => {
                         self.submit(id, txn, operation);
@@ -271,6 +286,20 @@ impl Stream {
             }
         }
     }
+}
+
+/// About how much memory the operations of a frame take.
+fn bytes_of(ops: &[proto::ClientOp]) -> usize {
+    let of_items = |rows: &[prost::bytes::Bytes], ranges: &[proto::KeyRange]| {
+        size_of_val(rows) + rows.iter().map(prost::bytes::Bytes::len).sum::<usize>() + size_of_val(ranges)
+    };
+    let of_op = |op: &proto::ClientOp| match &op.op {
+        Some(Op::Lock(lock)) => of_items(&lock.rows, &lock.ranges),
+        Some(Op::Unlock(unlock)) => of_items(&unlock.rows, &unlock.ranges),
+        Some(Op::Heartbeat(heartbeat)) => size_of_val(heartbeat.acked.as_slice()),
+        _ => 0,
+    };
+    size_of_val(ops) + ops.iter().map(of_op).sum::<usize>()
 }
 
 pub(crate) fn invalid(message: &str) -> Error {

@@ -182,3 +182,23 @@ async fn waits_of_one_address_are_bounded_over_its_sessions_and_releases_are_not
 async fn wait_in(session: lockservice::client::Session) {
     session.lock(spec("alice")).await.expect("in turn").unlock().await.expect("acknowledged");
 }
+
+#[tokio::test]
+async fn frames_of_clients_that_read_no_answers_count_in_what_their_address_may_keep() {
+    let settings = ServerSettings {
+        kept_bytes_per_address_max: 256 << 10,
+        kept_bytes_per_connection_max: 256 << 10,
+        ..ServerSettings::default()
+    };
+    let served = Served::start(settings).await;
+    let client = Client::connect(&served.address).await.expect("it answers");
+    let session = client.session(None).await.expect("room");
+    let rows = (0..200).map(|n| row(&format!("{n:01000}"))).collect();
+    session.lock(lockservice_core::service::LockSpec { items: rows, ..spec("x") }).await.expect("it has room").unlock();
+    let rows = (0..400).map(|n| row(&format!("{n:01000}"))).collect();
+    let too_much = lockservice_core::service::LockSpec { items: rows, ..spec("x") };
+    let refused = session.lock(too_much).await.expect_err("more than the address may have in memory");
+    assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
+    assert!(refused.to_string().contains("bytes of frames"), "{refused}");
+    session.lock(spec("alice")).await.expect("the session goes on").unlock();
+}
