@@ -112,7 +112,7 @@ impl LockTableAllocator for LocalAllocator {
             if outcome.is_ok() {
                 ended.end_durable.store(true, Ordering::Release);
                 // False if it was fenced meanwhile: then its binds wait for the lease, which is on the safe side.
-                ended.lease.finish_resign();
+                ended.finish_resign();
             }
             drop(done.send(outcome));
         });

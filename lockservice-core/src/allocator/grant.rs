@@ -1,11 +1,14 @@
 //! Granting binds and token blocks: decided under the table's shard, written in a shared batch, visible when durable (B6).
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::commit::Pins;
+use super::lease::LeaseState;
 use super::local::Shared;
 use super::state::{AllocatorState, BindEntry, Service, TableEntry, lease_lost, rebinding, stopping};
 use super::tokens::RaiseEpoch;
@@ -16,12 +19,18 @@ use crate::id::{BindVersion, ServiceId, TableId, TableRef};
 use crate::store::{Op, ServiceState};
 use crate::sync::atomic::Ordering;
 
+/// How long a bind waits for the resignation of the table's owner: longer than its write takes. One that has to wait for commits in
+/// flight may last; whoever asks is told so.
+const RESIGNING_MAX: Duration = Duration::from_millis(250);
+
 /// What a look at the table under its shard's lock decided.
 enum Step<T> {
     /// The answer is there.
     Answer(T),
     /// A write is under way that decides about the table: look again when it has landed or failed.
     Wait(watch::Receiver<()>),
+    /// The owner is just giving its binds up, which it must have done after so long: look again when it has.
+    Resigning(Arc<Service>, Duration),
     /// The epoch must be raised first.
     Raise(RaiseEpoch),
     /// This call's own write is queued.
@@ -37,6 +46,7 @@ impl Shared {
         table: &TableRef,
     ) -> Result<BoundTable> {
         let asker = state.service(service).ok_or_else(|| lease_lost(service))?;
+        let mut patient = true;
         loop {
             let now = self.clock.now();
             if !asker.check_holds(now) {
@@ -57,6 +67,11 @@ impl Shared {
                 Step::Answer(bound) => return Ok(bound),
                 // It closes rather than changes: that is the event.
                 Step::Wait(mut landed) => drop(landed.changed().await),
+                Step::Resigning(_, wait) if !patient => return Err(rebinding(table, wait)),
+                Step::Resigning(owner, wait) => {
+                    patient = false;
+                    resigned(&owner, wait.min(RESIGNING_MAX)).await;
+                }
                 Step::Raise(wanted) => self.raise(wanted).await?,
                 Step::Queued(landed) => return landed.await.unwrap_or_else(|_| Err(stopping())),
             }
@@ -91,6 +106,9 @@ impl Shared {
                     }
                     let wait = lease.granted_anew_in(owner.ttl, now).max(held);
                     if !wait.is_zero() {
+                        if lease.state == LeaseState::Resigning {
+                            return Ok(Step::Resigning(Arc::clone(owner), wait));
+                        }
                         return Err(rebinding(table, wait));
                     }
                     if !owner.end_durable.load(Ordering::Acquire) {
@@ -241,6 +259,8 @@ impl Shared {
             });
             match step.ok_or_else(changed)?? {
                 Step::Answer(block) => return Ok(block),
+                // Only of a table that is not bound.
+                Step::Resigning(..) => return Err(changed()),
                 Step::Wait(mut landed) => drop(landed.changed().await),
                 Step::Raise(wanted) => self.raise(wanted).await?,
                 Step::Queued(landed) => return landed.await.unwrap_or_else(|_| Err(stopping())),
@@ -280,6 +300,17 @@ impl Shared {
         });
         room.send(Command::Write { ops: smallvec![Op::PutTable(record)], done });
         Ok(Step::Queued(landed))
+    }
+}
+
+/// Waits until the resignation of `owner` has landed, at most so long.
+async fn resigned(owner: &Service, at_most: Duration) {
+    let mut gone = pin!(owner.gone.notified());
+    // Registered before the look, so that a resignation that lands in between is not missed.
+    gone.as_mut().enable();
+    if owner.lease.get().state == LeaseState::Resigning {
+        // The timer only wakes: the caller looks again.
+        drop(tokio::time::timeout(at_most, gone).await);
     }
 }
 

@@ -82,7 +82,8 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
 
     /// Answers whom `table` is bound to, binding it to `service` if nobody owns it.
     ///
-    /// Fails with `Rebinding` (with the time to wait) while the last owner may still be at work, `LeaseLost` if `service` is not
+    /// Fails with `Rebinding` (with the time to wait) while the last owner may still be at work (of one that is just giving its binds
+    /// up it waits a moment for that first), `LeaseLost` if `service` is not
     /// live, `ResourceExhausted` at the limit of tables, `Unavailable` or `StoreUnusable` if the store cannot be written.
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable>;
 

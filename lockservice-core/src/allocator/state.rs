@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::commit::{CommitControl, Pin, PinSet, Pins, TxnLife};
 use super::leadership::LeadershipCell;
@@ -56,6 +56,8 @@ pub struct Service {
     pub end_durable: AtomicBool,
     /// Binds and writes of binds that name it. The record goes only at zero.
     pub references: AtomicUsize,
+    /// Told when its resignation has landed.
+    pub gone: Notify,
 }
 
 impl Service {
@@ -71,6 +73,14 @@ impl Service {
             commits: CommitControl::new(commits_max),
             end_durable: AtomicBool::new(record.state != ServiceState::Live),
             references: AtomicUsize::new(0),
+            gone: Notify::new(),
+        }
+    }
+
+    /// Its resignation is durable: what it held may be granted anew at once. Changes nothing if it was fenced meanwhile.
+    pub fn finish_resign(&self) {
+        if self.lease.finish_resign() {
+            self.gone.notify_waiters();
         }
     }
 

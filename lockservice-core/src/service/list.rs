@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::id::TableRef;
 use crate::service::{Inner, LockStatus, WaitStatus};
-use crate::table;
+use crate::table::{self, WaitInfo};
 
 /// Locks, made in slices; see [`table::LockList`].
 #[derive(Debug)]
@@ -16,9 +17,13 @@ pub struct LockList {
 /// Waits, made in slices; see [`table::WaitList`].
 #[derive(Debug)]
 pub struct WaitList {
-    pub(super) inner: Arc<Inner>,
-    /// `None` if the table that was asked for is not served here.
-    pub(super) list: Option<table::WaitList>,
+    inner: Arc<Inner>,
+    only: Option<TableRef>,
+    /// Those in the engine; `None` at their end, or if the table that was asked for is not served here.
+    list: Option<table::WaitList>,
+    /// Then those who wait for a table to be bound here: the last one that was listed.
+    at: Option<(TableRef, u64)>,
+    over: bool,
 }
 
 impl LockList {
@@ -34,16 +39,41 @@ impl LockList {
 }
 
 impl WaitList {
+    pub(super) fn new(inner: Arc<Inner>, list: Option<table::WaitList>, only: Option<TableRef>) -> Self {
+        Self { inner, only, list, at: None, over: false }
+    }
+
     /// The next waits, at most `most` and perhaps none; `None` at the end.
     pub fn next_slice(&mut self, most: usize) -> Option<Vec<WaitStatus>> {
-        let slice = self.list.as_mut()?.next_slice(most)?;
-        let now = self.inner.parts.clock.now();
-        let named = slice.into_iter().map(|info| {
-            let (waiter_label, waiter_client) = self.inner.names(info.waiter);
-            let (holder_label, holder_client) = self.inner.names(info.holder);
-            let waiting = now.since(info.since);
-            WaitStatus { info, waiting, waiter_label, waiter_client, holder_label, holder_client }
+        if let Some(slice) = self.list.as_mut().and_then(|list| list.next_slice(most)) {
+            let named = slice.into_iter().map(|info| {
+                let holder = self.inner.names(info.holder);
+                self.status(info, holder)
+            });
+            return Some(named.collect());
+        }
+        self.list = None;
+        if self.over {
+            return None;
+        }
+        let slice = self.inner.tables.standing(self.only.as_ref(), self.at.as_ref(), most.max(1));
+        match slice.last() {
+            Some(last) => self.at = Some((last.info.table.clone(), last.place)),
+            None => self.over = true,
+        }
+        let named = slice.into_iter().map(|standing| {
+            let holder = match standing.node {
+                Some(node) => ("the last owner of the table".to_owned(), node.to_string()),
+                None => ("whoever binds the table".to_owned(), String::new()),
+            };
+            self.status(standing.info, holder)
         });
         Some(named.collect())
+    }
+
+    fn status(&self, info: WaitInfo, (holder_label, holder_client): (String, String)) -> WaitStatus {
+        let (waiter_label, waiter_client) = self.inner.names(info.waiter);
+        let waiting = self.inner.parts.clock.now().since(info.since);
+        WaitStatus { info, waiting, waiter_label, waiter_client, holder_label, holder_client }
     }
 }

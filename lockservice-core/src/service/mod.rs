@@ -18,12 +18,17 @@
 //! - **Sealed is for ever.** Whoever first finds the lease over seals the service; a renewal that is acknowledged later changes nothing.
 //! - **Who asked for a stop gets one.** Once it was asked to shut down, a service is sealed with `ShuttingDown`, also if its lease ends
 //!   meanwhile: `LeaseLost` asks the host for a new incarnation, and none is wanted.
+//! - **First come, first served, also for a table.** Calls that find a table not bound here stand in one line per table
+//!   (`line.rs`), and are made at the engine in its order before any later one.
+//! - **One deadline for everything** that a call waits for: its turn, the bind, the locks, a token. It is made when the call comes.
+//!   A call that may not wait waits for none of them; it asks the allocator once, for a second at most.
 //! - **A transaction ends once.** Its state is set before its locks are released, so that a grant on its way is seen (J63) and taken back.
 //! - **A lost session's locks** go at once if their transaction does not validate, and otherwise only after the allocator made it
 //!   unable to commit (C4); a commit in flight keeps them.
 
 mod keeper;
 mod lease;
+mod line;
 mod list;
 mod live;
 mod pending;
@@ -44,6 +49,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
 
 use crate::allocator::{Progress, Resume};
 use crate::clock::{Clock, Time};
@@ -212,10 +218,11 @@ impl LockService {
         LockList { inner: Arc::clone(&self.inner), list }
     }
 
-    /// The waits here, of one table if `table` is given, slice by slice: between two slices everybody else goes on.
+    /// The waits here, of one table if `table` is given, slice by slice: between two slices everybody else goes on. Those who wait
+    /// for a table to be bound here come last; the holder is then the table's last owner.
     pub fn wait_list(&self, table: Option<&TableRef>) -> WaitList {
         let list = self.table_filter(table).map(|only| self.inner.engine.wait_list(only));
-        WaitList { inner: Arc::clone(&self.inner), list }
+        WaitList::new(Arc::clone(&self.inner), list, table.cloned())
     }
 
     /// `None` if the table is asked for but not bound here; nothing is bound for the question's sake.
@@ -418,8 +425,8 @@ impl Inner {
         }
     }
 
-    /// Runs a task that ends with the service.
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        tokio::spawn(task);
+    /// Runs a task that ends with the service, or when it is aborted.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        tokio::spawn(task).abort_handle()
     }
 }

@@ -10,6 +10,8 @@
 //!   numbers that never arrived: whatever they were, they can no longer matter.
 //! - **No hole.** A number that is refused is decided, in its turn, with the refusal; else later ones would wait for it for ever. Where
 //!   even the refusal finds no room the queue is *broken*, and takes in nothing but an `End`.
+//! - **In time.** A lock's time-out counts from its arrival. One whose time is up before its turn is answered then; it keeps its place
+//!   in the order, and is decided with that answer.
 //! - **Kept until acknowledged.** An answer is never dropped before its client has it. So what is taken in is what bounds memory: an
 //!   operation weighs as much as it and its answer can come to, until it is decided; from then on its answer weighs what it takes.
 //! - [`kept_bytes`](TxnQueue::kept_bytes) is the sum of the weights of all that is queued or decided and not acknowledged.
@@ -24,6 +26,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
@@ -86,6 +89,20 @@ struct Queued {
     arrived: Time,
     waiting: Vec<Waiting>,
     bytes: usize,
+    /// Answers it when its time is up before its turn.
+    timer: Option<Timer>,
+    /// That has happened, and this was the answer.
+    expired: Option<Error>,
+}
+
+/// A task that ends with what it was made for.
+#[derive(Debug)]
+pub(super) struct Timer(pub(super) AbortHandle);
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 #[derive(Debug)]
@@ -134,8 +151,9 @@ impl Relied {
 pub(super) enum Taken {
     /// It was decided before: this was its answer.
     Decided(Result<Answer>),
-    /// Its answer will come here. If `run`, nobody runs the queue, and it is to be run.
-    Queued { answer: oneshot::Receiver<Result<Answer>>, run: bool },
+    /// Its answer will come here. If `run`, nobody runs the queue, and it is to be run. If `behind`, it is new and its turn comes later:
+    /// a lock is to be [timed](TxnQueue::time).
+    Queued { answer: oneshot::Receiver<Result<Answer>>, run: bool, behind: bool },
 }
 
 /// What is to be done for the operation whose turn it is.
@@ -223,6 +241,9 @@ impl TxnQueue {
         }
         let (sender, answer) = oneshot::channel();
         if let Some(queued) = self.queue.get_mut(&sequence) {
+            if let Some(error) = &queued.expired {
+                return Ok(Taken::Decided(Err(error.clone())));
+            }
             // A replay of something that is still to be decided joins it. Those whose connection is gone do not count.
             queued.waiting.retain(|sender| !sender.is_closed());
             if queued.waiting.len() >= JOINED_MAX {
@@ -232,7 +253,7 @@ impl TxnQueue {
                 ));
             }
             queued.waiting.push(sender);
-            return Ok(Taken::Queued { answer, run: false });
+            return Ok(Taken::Queued { answer, run: false, behind: false });
         }
         let operation = self.admit(sequence, operation, room)?;
         match &operation {
@@ -245,10 +266,40 @@ impl TxnQueue {
         }
         let bytes = weight::of_operation(&operation);
         self.kept_bytes += bytes;
-        self.queue.insert(sequence, Queued { operation: Some(operation), arrived: now, waiting: vec![sender], bytes });
+        let queued = Queued {
+            operation: Some(operation),
+            arrived: now,
+            waiting: vec![sender],
+            bytes,
+            timer: None,
+            expired: None,
+        };
+        self.queue.insert(sequence, queued);
         let run = !self.running && (self.ending || self.queue.contains_key(&self.next));
         self.running |= run;
-        Ok(Taken::Queued { answer, run })
+        Ok(Taken::Queued { answer, run, behind: !run })
+    }
+
+    /// Has an operation that stands behind others watched by a timer, if it is a lock. The timer is to call
+    /// [`expire`](Self::expire); it ends with the operation's turn.
+    pub(super) fn time(&mut self, sequence: u64, timer: impl FnOnce(&LockSpec) -> Timer) {
+        if let Some(queued) = self.queue.get_mut(&sequence)
+            && let Some(Operation::Lock(spec)) = &queued.operation
+        {
+            queued.timer = Some(timer(spec));
+        }
+    }
+
+    /// The time of a lock is up: unless its turn has come, it is refused with `error` in its turn, and whoever waits for its answer
+    /// is told now.
+    pub(super) fn expire(&mut self, sequence: u64, error: Error) -> Vec<Waiting> {
+        let Some(queued) = self.queue.get_mut(&sequence) else { return Vec::new() };
+        if !matches!(queued.operation, Some(Operation::Lock(_))) {
+            return Vec::new();
+        }
+        queued.operation = Some(Operation::Refuse(error.clone()));
+        queued.expired = Some(error);
+        std::mem::take(&mut queued.waiting)
     }
 
     /// The first answer of an operation that was decided.
@@ -353,6 +404,7 @@ impl TxnQueue {
             return None;
         };
         self.next = sequence;
+        queued.timer = None;
         let step = match queued.operation.take() {
             // Cannot be: an operation is taken once, and then filed.
             None => Step::Refuse(Error::new(ErrorKind::Internal, "an operation was run twice")),

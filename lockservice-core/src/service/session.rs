@@ -20,10 +20,12 @@ use crate::clock::{Clock, Time, hi};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{SessionId, TxnId};
 use crate::service::pending::Pending;
-use crate::service::queue::{Filed, NumberedBy, Relied, Room, Step, Taken, TxnQueue, keep_relied_on, taken_back};
+use crate::service::queue::{
+    Filed, NumberedBy, Relied, Room, Step, Taken, Timer, TxnQueue, keep_relied_on, taken_back,
+};
 use crate::service::quota::{Charge, Quota};
 use crate::service::txn::{TxnRecord, timer};
-use crate::service::{Answer, Granted, Inner, LockService, Operation, Phase, Promise, TxnOp, TxnOptions};
+use crate::service::{Answer, Granted, Inner, LockService, LockSpec, Operation, Phase, Promise, TxnOp, TxnOptions};
 use crate::sync::Mutex;
 
 /// A client's session with this service (P1). A cheap handle.
@@ -403,9 +405,34 @@ impl Session {
                 .with("number", op.number)),
             Some(taken) => Ok(match taken? {
                 (Taken::Decided(answer), _) => (Pending::ready(self.again(answer)), false),
-                (Taken::Queued { answer, run }, sequence) => (Pending::waiting(answer, sequence), run),
+                (Taken::Queued { answer, run, behind }, sequence) => {
+                    if behind {
+                        state.with_queue(op.number, |queue, _| {
+                            queue.time(sequence, |spec| self.timer(op.number, sequence, spec, now));
+                        });
+                    }
+                    (Pending::waiting(answer, sequence), run)
+                }
             }),
         }
+    }
+
+    /// Answers a lock whose time is up before its turn has come.
+    fn timer(&self, number: u64, sequence: u64, spec: &LockSpec, now: Time) -> Timer {
+        let (deadline, table, timeout) = (self.inner.deadline(spec, now), spec.table.clone(), spec.timeout);
+        let this = self.clone();
+        Timer(self.inner.spawn(async move {
+            // Whether the time is up is decided by the clock.
+            this.inner.until(deadline, std::future::pending::<()>()).await;
+            let error = this.inner.timed_out(&table, timeout);
+            let mut state = this.record.state.lock();
+            let told = state.with_queue(number, |queue, _| queue.expire(sequence, error.clone()));
+            drop(state);
+            for sender in told.into_iter().flatten() {
+                // A connection that is gone will ask again.
+                let _ = sender.send(Err(error.clone()));
+            }
+        }))
     }
 
     /// The answer to a replay. Its promise counts from the replay's send (P2), so the promise of the first answer would be too long.

@@ -1,15 +1,19 @@
 //! Finding the bind of a table, binding it if need be, and keeping it supplied with tokens.
 
 use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::sync::Arc;
+
+use tokio::sync::{Notify, oneshot};
 
 use crate::allocator::Bind;
 use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::TableRef;
-use crate::service::Inner;
+use crate::service::line::{Asked, Handed, LastOwner, Lines, Standing, Waiter};
+use crate::service::{Inner, shutting_down};
 use crate::sync::{Mutex, RwLock};
-use crate::table::WaitPolicy;
+use crate::table::{LockRequest, WaitPolicy};
 
 /// A refill is asked for when this few tokens are left: half a block.
 const TOKENS_LOW: u64 = 1 << 19;
@@ -20,8 +24,8 @@ pub(crate) struct Tables {
     /// Installed in the engine, and current as long as this incarnation lives: a bind leaves a live incarnation only by its
     /// acknowledged release (B5).
     owned: RwLock<HashMap<TableRef, Arc<Bind>>>,
-    /// One bind call per table at a time; the others wait for it (J26).
-    gates: Mutex<HashMap<TableRef, Arc<tokio::sync::Mutex<()>>>>,
+    /// Who waits for a table to be bound here. `owned` is locked inside.
+    lines: Mutex<Lines>,
     /// Tables whose next block of tokens is on its way.
     refilling: Mutex<HashSet<TableRef>>,
 }
@@ -32,112 +36,177 @@ impl Tables {
         self.owned.read().get(table).cloned()
     }
 
-    fn gate<'a>(&'a self, table: &'a TableRef) -> Gate<'a> {
-        let lock = Arc::clone(self.gates.lock().entry(table.clone()).or_default());
-        Gate { gates: &self.gates, table, lock }
+    /// Those who wait for a table, or for one table, to be bound here: the next ones after `after`, at most `most`.
+    pub(super) fn standing(
+        &self,
+        only: Option<&TableRef>,
+        after: Option<&(TableRef, u64)>,
+        most: usize,
+    ) -> Vec<Standing> {
+        self.lines.lock().standing(only, after, most)
     }
 }
 
-/// A caller's hold on a table's gate.
-struct Gate<'a> {
-    gates: &'a Mutex<HashMap<TableRef, Arc<tokio::sync::Mutex<()>>>>,
+/// A call's place in the line of its table. Dropped, it gives the place up.
+struct Place<'a> {
+    inner: &'a Inner,
     table: &'a TableRef,
-    lock: Arc<tokio::sync::Mutex<()>>,
+    place: u64,
 }
 
-impl Drop for Gate<'_> {
-    /// The gate goes with its last caller, also one that gave up: the map stays as small as the number of bind calls under way.
+impl Place<'_> {
+    /// Gives the place up, and says why the call did not get the table.
+    fn give_up(&self) -> Option<Error> {
+        self.inner.tables.lines.lock().leave(self.table, self.place, self.inner.parts.clock.now())
+    }
+}
+
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let mut gates = self.gates.lock();
-        // This caller and the map; others come and go only under the mutex.
-        if Arc::strong_count(&self.lock) == 2 {
-            gates.remove(self.table);
-        }
+        drop(self.give_up());
     }
 }
 
 impl Inner {
-    /// The bind of `table`, bound to this service if nobody owns it.
+    /// Makes a call at the engine, once its table is bound to this service: at once if it is, else
+    /// in the order in which the calls for it came.
     ///
-    /// While the last owner may still be at work (B3), and while no allocator leads or its store does not answer, it waits until `deadline`,
-    /// unless the request is not to wait.
-    pub(crate) async fn table(
-        self: &Arc<Self>,
-        table: &TableRef,
-        wait: WaitPolicy,
-        deadline: Time,
-    ) -> Result<Arc<Bind>> {
+    /// While the last owner may still be at work (B3), and while no allocator leads or its store
+    /// does not answer, it waits until `deadline`. One that is not to wait is told so; it waits for
+    /// an answer of the allocator alone, at most [`ASK_MAX`].
+    ///
+    /// # Cancel safety
+    /// A call that is dropped gives its place up, or takes back what it was granted.
+    pub(super) async fn hand_over(self: &Arc<Self>, table: &TableRef, asked: Asked, deadline: Time) -> Result<Handed> {
+        if let Some(bind) = self.tables.owned(table) {
+            return Ok(self.at_engine(bind, asked, false));
+        }
+        let deadline = match asked.wait {
+            WaitPolicy::Wait => deadline,
+            WaitPolicy::NoWait => deadline.min(asked.since + ASK_MAX),
+        };
+        let (answer, handed) = oneshot::channel();
+        let joined = {
+            let mut lines = self.tables.lines.lock();
+            // Under the mutex a table is owned or has a line.
+            if let Some(bind) = self.tables.owned(table) {
+                drop(lines);
+                return Ok(self.at_engine(bind, asked, false));
+            }
+            let most = self.parts.settings.engine.waiters_max;
+            lines.join(table, Waiter { asked, answer }, most)?
+        };
+        let place = Place { inner: self, table, place: joined.place };
+        if let Some(deserted) = joined.begun {
+            let (inner, table) = (Arc::clone(self), table.clone());
+            self.spawn(async move { inner.bind_for_line(&table, &deserted).await });
+        }
+        match self.until(deadline, handed).await {
+            // The binder ends without an answer only together with the runtime.
+            Some(handed) => handed.unwrap_or_else(|_| Err(shutting_down())),
+            None => Err(place.give_up().unwrap_or_else(shutting_down)),
+        }
+    }
+
+    fn at_engine(&self, bind: Arc<Bind>, asked: Asked, waited: bool) -> Handed {
+        let Asked { txn, items, mode, wait, since } = asked;
+        let request = LockRequest { txn, table: bind.id, version: bind.version, items, mode, wait };
+        Handed { call: self.engine.lock(request, since), bind, waited }
+    }
+
+    /// Binds a table for those who stand in its line, and hands it over to them in their order.
+    ///
+    /// It ends with the line: when the table is bound, when it is refused for a reason that does not
+    /// pass, when the service stops serving, or when nobody waits any more.
+    async fn bind_for_line(self: &Arc<Self>, table: &TableRef, deserted: &Notify) {
         let mut pause = RETRY_FIRST;
         loop {
-            if let Some(bind) = self.tables.owned(table) {
-                return Ok(bind);
-            }
-            match self.until(deadline, self.bind(table)).await {
-                None => return Err(timeout(table, "binding the table took too long: try again")),
-                Some(Err(e)) if e.kind() == ErrorKind::Rebinding && wait == WaitPolicy::Wait => {
-                    let again = self.parts.clock.now() + e.retry_after().unwrap_or_default();
-                    if again > deadline {
-                        return Err(timeout(
-                            table,
-                            "the table's last owner may still be at work, and the wait ended before its lease: try again",
-                        ));
+            let outcome = tokio::select! {
+                biased;
+                () = self.phase_changed() => Err(self.check_serving().err().unwrap_or_else(shutting_down)),
+                () = deserted.notified() => {
+                    // Whoever came meanwhile is there for a new try.
+                    if self.tables.lines.lock().end_if_deserted(table) {
+                        return;
                     }
-                    // The timer only wakes; whether the table may be granted is decided by the allocator's clock.
-                    if self.until(again, self.phase_changed()).await.is_some() {
-                        self.check_serving()?;
-                    }
+                    continue;
                 }
-                // A new leader is being elected: to the caller that is a slow bind, for whatever was begun may be asked for again.
-                Some(Err(e)) if may_pass(&e) && wait == WaitPolicy::Wait => {
-                    let again = self.parts.clock.now() + pause;
-                    if again > deadline {
-                        return Err(
-                            timeout(table, "no allocator could bind the table in time: try again").with_source(e)
-                        );
-                    }
-                    if self.until(again, self.phase_changed()).await.is_some() {
-                        self.check_serving()?;
-                    }
-                    pause = (pause * 2).min(RETRY_MOST);
-                }
-                Some(Err(e)) => return Err(e),
-                Some(Ok(bind)) => return Ok(bind),
+                outcome = self.bind(table) => outcome,
+            };
+            let error = match outcome {
+                Ok(bind) => return self.hand_to_line(table, &bind),
+                Err(error) if passes(&error) => error,
+                Err(error) => return self.tables.lines.lock().end(table, &error),
+            };
+            let now = self.parts.clock.now();
+            self.tables.lines.lock().refused(table, &error, now);
+            // What keeps it may be over earlier than was said: its owner may resign, or another
+            // leader know better. So it is asked again, ever more rarely.
+            let told = error.retry_after().filter(|_| error.kind() == ErrorKind::Rebinding);
+            let again = now + told.map_or(pause, |told| told.min(pause));
+            pause = (pause * 2).min(RETRY_MOST);
+            tokio::select! {
+                biased;
+                () = self.phase_changed() => {}
+                // The next turn sees to it.
+                () = deserted.notified() => deserted.notify_one(),
+                never = self.find_owner(table, error.kind()) => match never {},
+                _ = self.until(again, std::future::pending::<()>()) => {}
             }
         }
     }
 
-    /// One bind call per table at a time. Cancel safe: a dropped call lets the next caller in, and the allocator answers that one with
-    /// the bind that the first obtained.
-    async fn bind(self: &Arc<Self>, table: &TableRef) -> Result<Arc<Bind>> {
-        let gate = self.tables.gate(table);
-        async {
-            let _turn = gate.lock.lock().await;
-            if let Some(bind) = self.tables.owned(table) {
-                return Ok(bind);
-            }
-            let bound = self.parts.allocator.bind(self.id, table).await?;
-            self.heard(bound.at);
-            if bound.bind.owner != self.id {
-                return Err(Error::new(ErrorKind::NotOwner, "another node owns the table: ask that one")
-                    .with("table", table)
-                    .with("owner", &bound.node)
-                    .with_detail(Detail::Owner {
-                        service: bound.bind.owner,
-                        node: bound.node,
-                        address: bound.address,
-                    }));
-            }
-            // C5: a snapshot that was begun before now may be older than the last owner's last commit.
-            self.engine.install(bound.bind.clone(), bound.tokens, Some(self.parts.clock.now()))?;
-            let bind = Arc::new(bound.bind);
-            self.tables.owned.write().insert(table.clone(), Arc::clone(&bind));
-            tracing::info!(%table, id = %bind.id, version = %bind.version, "table bound");
-            if bound.tokens.is_none() {
-                self.refill(&bind);
-            }
-            Ok(bind)
+    /// Makes the calls of a line at the engine, in their order; then the table is owned.
+    fn hand_to_line(&self, table: &TableRef, bind: &Arc<Bind>) {
+        loop {
+            let mut lines = self.tables.lines.lock();
+            let Some((waiter, waited)) = lines.next(table) else {
+                self.tables.owned.write().insert(table.clone(), Arc::clone(bind));
+                lines.end_if_deserted(table);
+                return;
+            };
+            drop(lines);
+            let handed = self.at_engine(Arc::clone(bind), waiter.asked, waited);
+            // Nobody takes the call of one who has gone: dropped, it hands on what it was granted.
+            drop(waiter.answer.send(Ok(handed)));
         }
-        .await
+    }
+
+    /// Finds out whom a table is waited for, for those who look. Never resolves.
+    async fn find_owner(&self, table: &TableRef, why: ErrorKind) -> Infallible {
+        let known = self.tables.lines.lock().knows_owner(table);
+        if why == ErrorKind::Rebinding
+            && !known
+            && let Ok(latest) = self.parts.allocator.latest(table).await
+            && let Some(bind) = latest.bind
+        {
+            let owner = LastOwner { service: bind.bind.owner, node: bind.node };
+            self.tables.lines.lock().set_owner(table, owner);
+        }
+        std::future::pending().await
+    }
+
+    /// Asks the allocator for a table, and installs it.
+    ///
+    /// # Cancel safety
+    /// A dropped call is made again: the allocator answers with the bind that the first obtained.
+    async fn bind(self: &Arc<Self>, table: &TableRef) -> Result<Arc<Bind>> {
+        let bound = self.parts.allocator.bind(self.id, table).await?;
+        self.heard(bound.at);
+        if bound.bind.owner != self.id {
+            return Err(Error::new(ErrorKind::NotOwner, "another node owns the table: ask that one")
+                .with("table", table)
+                .with("owner", &bound.node)
+                .with_detail(Detail::Owner { service: bound.bind.owner, node: bound.node, address: bound.address }));
+        }
+        // C5: a snapshot that was begun before now may be older than the last owner's last commit.
+        self.engine.install(bound.bind.clone(), bound.tokens, Some(self.parts.clock.now()))?;
+        let bind = Arc::new(bound.bind);
+        tracing::info!(%table, id = %bind.id, version = %bind.version, "table bound");
+        if bound.tokens.is_none() {
+            self.refill(&bind);
+        }
+        Ok(bind)
     }
 
     /// Asks for more tokens when a grant left few (F2: blocks are renewed ahead).
@@ -180,14 +249,17 @@ impl Inner {
 pub(crate) const RETRY_FIRST: std::time::Duration = std::time::Duration::from_millis(50);
 pub(crate) const RETRY_MOST: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// True for a failure of a bind that ends with the election of a leader, or when the store answers again.
-fn may_pass(error: &Error) -> bool {
+/// How long a call that may not wait waits for the allocator's word about a table that is not bound.
+const ASK_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// True for a failure of a bind that ends with a lease, with the election of a leader, or when the store answers again.
+fn passes(error: &Error) -> bool {
     matches!(
         error.kind(),
-        ErrorKind::Unavailable | ErrorKind::UnknownOutcome | ErrorKind::NotLeader | ErrorKind::Fenced
+        ErrorKind::Rebinding
+            | ErrorKind::Unavailable
+            | ErrorKind::UnknownOutcome
+            | ErrorKind::NotLeader
+            | ErrorKind::Fenced
     )
-}
-
-fn timeout(table: &TableRef, why: &str) -> Error {
-    Error::new(ErrorKind::Timeout, why).with("table", table)
 }

@@ -8,10 +8,11 @@ use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{TableRef, TxnId};
 use crate::key::LockItem;
+use crate::service::line::{Asked, Handed};
 use crate::service::session::Renewals;
 use crate::service::{Granted, Inner, LockService, LockSpec, Promise, TxnOptions};
 use crate::sync::Mutex;
-use crate::table::{Grant, LockRequest};
+use crate::table::Grant;
 
 /// Longest label.
 const LABEL_BYTES_MAX: usize = 255;
@@ -81,28 +82,19 @@ impl Inner {
         self.check_serving()?;
         txn.check_active()?;
         let snapshot = spec.snapshot_age.map(|age| began - hi(age));
-        // One absolute deadline for everything that the call waits for: the bind, the queue, a token (B11 to B15 of the reference).
-        let deadline = began + self.parts.settings.wait(spec.timeout);
-        let bind = match self.tables.owned(&spec.table) {
-            Some(bind) => bind,
-            None => self.table(&spec.table, spec.wait, deadline).await?,
-        };
-        // The transaction may have ended while the table was being bound.
+        // One absolute deadline for everything that the call waits for: its turn, the bind, the queue, a token (B11 to B15 of the
+        // reference).
+        let deadline = self.deadline(&spec, began);
+        let LockSpec { table, items, mode, wait, timeout, .. } = spec;
+        let asked = Asked { txn: txn.id, items, mode, wait, since: began };
+        let Handed { bind, mut call, waited } = self.hand_over(&table, asked, deadline).await?;
+        // The transaction may have ended before the call was in the engine, where its end would have found it.
         txn.check_active()?;
-        let request = LockRequest {
-            txn: txn.id,
-            table: bind.id,
-            version: bind.version,
-            items: spec.items,
-            mode: spec.mode,
-            wait: spec.wait,
-        };
-        let mut call = self.engine.lock(request, self.parts.clock.now());
         let outcome = match self.until(deadline, &mut call).await {
             Some(outcome) => outcome,
             // Dropping the call takes its claim away, or hands on a grant that has just been made.
             None => {
-                let error = self.not_in_time(&spec.table, spec.timeout);
+                let error = self.timed_out(&table, timeout);
                 Err(match call.blocker() {
                     Some(blocker) => error.with_detail(Detail::Blocked(blocker)),
                     None => error,
@@ -110,6 +102,9 @@ impl Inner {
             }
         };
         let mut grant = outcome.map_err(|error| self.with_names(error))?;
+        if waited {
+            grant.waited.get_or_insert_default();
+        }
         // The engine reads no clock: it only says whether the call waited.
         grant.waited = grant.waited.map(|_| self.parts.clock.now().since(began));
         // C5. At the very moment counts as before.
@@ -138,8 +133,13 @@ impl Inner {
         self.txns.get(&txn).map(|record| (record.label.clone(), record.client.clone())).unwrap_or_default()
     }
 
+    /// When a call that arrived at `began` has waited long enough for whatever it waits for.
+    pub(crate) fn deadline(&self, spec: &LockSpec, began: Time) -> Time {
+        began + self.parts.settings.wait(spec.timeout)
+    }
+
     /// The answer to a call that asked to wait for `asked`, and has waited for as long as it may.
-    fn not_in_time(&self, table: &TableRef, asked: Option<Duration>) -> Error {
+    pub(crate) fn timed_out(&self, table: &TableRef, asked: Option<Duration>) -> Error {
         let waited = self.parts.settings.wait(asked);
         if asked.is_some_and(|asked| asked <= waited) {
             return Error::new(ErrorKind::Timeout, "the lock was not to be had in time: try again, or give up")
@@ -326,7 +326,9 @@ impl Txn {
     pub async fn lock(&self, mut spec: LockSpec) -> Result<Granted> {
         let now = self.inner.parts.clock.now();
         spec.snapshot_age.get_or_insert_with(|| now.since(self.began));
-        let _turn = self.turn.lock().await;
+        let Some(_turn) = self.inner.until(self.inner.deadline(&spec, now), self.turn.lock()).await else {
+            return Err(self.inner.timed_out(&spec.table, spec.timeout));
+        };
         self.inner.lock(&self.record, spec, now).await
     }
 

@@ -89,7 +89,8 @@ impl LockEngine {
     /// # Errors
     /// The call answers [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a request that names nothing, or while another
     /// call of the transaction is in flight (it waited, and its outcome was not received yet); [`BindChanged`](crate::ErrorKind::BindChanged) if the table is not served here at that
-    /// version; [`Conflict`](crate::ErrorKind::Conflict) if it may not wait and would have to;
+    /// version; [`Conflict`](crate::ErrorKind::Conflict) if it may not wait and would have to,
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if that is for a fencing token;
     /// [`Deadlock`](crate::ErrorKind::Deadlock), [`Cancelled`](crate::ErrorKind::Cancelled) (by [`unlock_all`](Self::unlock_all));
     /// [`ResourceExhausted`](crate::ErrorKind::ResourceExhausted) at a limit of the [settings](EngineSettings). Each leaves the
     /// transaction's locks as they were before the call.

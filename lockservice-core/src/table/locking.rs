@@ -59,6 +59,7 @@ impl State {
         let refused = match self.advance(&mut call) {
             Ok(Advance::Complete) => match self.grant(&mut call) {
                 Some(grant) => return Begun::Done(Ok(grant)),
+                None if policy == WaitPolicy::NoWait => no_token(),
                 None => match self.check_room_to_wait(&call) {
                     Ok(()) => return Begun::Kept(self.starve(call)),
                     Err(error) => error,
@@ -580,6 +581,13 @@ fn exhausted(limit: &'static str) -> Error {
         "a limit of the lock engine is reached: try later, ask for less, or raise the limit",
     )
     .with("limit", limit)
+}
+
+fn no_token() -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        "the table has no fencing token left until the store answers: try again, or wait for the lock",
+    )
 }
 
 fn conflict(call: &Call) -> Error {

@@ -33,6 +33,8 @@ pub enum WaitPolicy {
     /// Wait in line. How long is the business of whoever polls the call.
     Wait,
     /// Fail at once with [`ErrorKind::Conflict`](crate::ErrorKind::Conflict). An earlier incompatible waiter counts as a lock.
+    /// Nothing else is waited for either: where a table has no fencing token left, or is not bound,
+    /// the call fails with `Unavailable` or `Rebinding`.
     NoWait,
 }
 
@@ -149,7 +151,8 @@ pub struct WaitInfo {
     pub mode: LockMode,
     /// Who waits.
     pub waiter: TxnId,
-    /// For whom.
+    /// For whom. Counter 0 names no transaction but a whole incarnation: the last owner of a table
+    /// that is waited for until it can be bound again, or, with origin 0, that its owner is unknown.
     pub holder: TxnId,
     /// What of the holder's is in the way.
     pub held_item: LockItem,

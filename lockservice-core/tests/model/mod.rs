@@ -194,6 +194,7 @@ impl Model {
         let mut call =
             Call { txn, table, items, next: 0, mode, changes, covered: 0, waited: false, prev_commit_ts: None };
         let refused = match self.advance(&mut call) {
+            Advance::Complete if self.lacks_token(&call) && wait == WaitPolicy::NoWait => Some(ErrorKind::Unavailable),
             Advance::Complete if self.lacks_token(&call) && !self.has_room_to_wait(&call) => {
                 Some(ErrorKind::ResourceExhausted)
             }

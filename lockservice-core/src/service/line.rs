@@ -1,0 +1,291 @@
+//! [`Lines`]: the calls that wait for a table to be bound to this service, in one line per table.
+//!
+//! Pure but for the channel on which a call is told how it went: nothing here asks the allocator,
+//! waits or reads a clock. [`tables`](super::tables) does, in this order:
+//!
+//! 1. A call that finds its table not bound here stands in the table's line ([`Lines::join`]). The
+//!    first one of a line has a binder started for it.
+//! 2. The binder asks the allocator for the table until it has it, or nobody waits any more.
+//!    Meanwhile it says what keeps it from it ([`Lines::refused`]).
+//! 3. It makes the calls at the engine in the order of the line ([`Lines::next`]). Only when nobody
+//!    is left in it does the table count as owned, so that no later call comes in ahead.
+//!
+//! # Invariants
+//! - A table is owned or has a line, not both; a line has a binder.
+//! - A call leaves its line exactly once: it is handed over, refused, or gives up.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+
+use crate::allocator::Bind;
+use crate::clock::Time;
+use crate::error::{Detail, Error, ErrorKind, Result};
+use crate::id::{NodeName, ServiceId, TableRef, TxnId};
+use crate::key::{KeyRange, LockItem, LockMode};
+use crate::table::{LockCall, WaitInfo, WaitPolicy};
+
+/// What a call asks for.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) txn: TxnId,
+    pub(super) items: Vec<LockItem>,
+    pub(super) mode: LockMode,
+    pub(super) wait: WaitPolicy,
+    /// When its turn in its transaction came.
+    pub(super) since: Time,
+}
+
+/// A call that was made at the engine.
+#[derive(Debug)]
+pub(super) struct Handed {
+    pub(super) bind: Arc<Bind>,
+    pub(super) call: LockCall,
+    /// Something kept the table from being bound while it stood in line: it has waited.
+    pub(super) waited: bool,
+}
+
+/// A call in a line.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub(super) asked: Asked,
+    /// Where it is told how it went.
+    pub(super) answer: oneshot::Sender<Result<Handed>>,
+}
+
+/// Whom the table was bound to last.
+#[derive(Clone, Debug)]
+pub(super) struct LastOwner {
+    pub(super) service: ServiceId,
+    pub(super) node: NodeName,
+}
+
+/// Every line of a service.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    lines: BTreeMap<TableRef, Line>,
+    /// How many calls stand in all of them.
+    waiting: usize,
+    /// The next place.
+    next: u64,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    /// By their places.
+    waiting: BTreeMap<u64, Waiter>,
+    /// What keeps the table from being bound, as it was said last.
+    refusal: Option<Refusal>,
+    owner: Option<LastOwner>,
+    /// Told when the last call leaves.
+    deserted: Arc<Notify>,
+}
+
+/// What keeps a table from being bound.
+#[derive(Debug)]
+struct Refusal {
+    error: Error,
+    /// Until when, if that was said.
+    until: Option<Time>,
+}
+
+/// A place in a line.
+#[derive(Debug)]
+pub(super) struct Joined {
+    pub(super) place: u64,
+    /// Set for the first one: a binder is to be started, which is told here that nobody is left.
+    pub(super) begun: Option<Arc<Notify>>,
+}
+
+/// A call that waits for a table, as an operator sees it.
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub(super) info: WaitInfo,
+    pub(super) place: u64,
+    /// The node of the table's last owner; `None` if it is not known that there is one.
+    pub(super) node: Option<NodeName>,
+}
+
+impl Lines {
+    /// Puts a call at the end of the table's line.
+    ///
+    /// Fails with what keeps the table from being bound for a call that may not wait, and with
+    /// `ResourceExhausted` if `most` calls stand in lines.
+    pub(super) fn join(&mut self, table: &TableRef, waiter: Waiter, most: usize) -> Result<Joined> {
+        if let Some(line) = self.lines.get(table)
+            && waiter.asked.wait == WaitPolicy::NoWait
+            && let Some(refusal) = &line.refusal
+        {
+            return Err(refusal.at_once(table, waiter.asked.since));
+        }
+        if self.waiting >= most {
+            return Err(Error::new(
+                ErrorKind::ResourceExhausted,
+                "too many calls wait on this node: try again later, or raise the limit",
+            )
+            .with("limit", "waiters_max"));
+        }
+        let place = self.next;
+        self.next += 1;
+        self.waiting += 1;
+        let begun = !self.lines.contains_key(table);
+        let line = self.lines.entry(table.clone()).or_default();
+        line.waiting.insert(place, waiter);
+        Ok(Joined { place, begun: begun.then(|| Arc::clone(&line.deserted)) })
+    }
+
+    /// A call gives up, if it still stands there. Answers why it did not get the table by `now`.
+    pub(super) fn leave(&mut self, table: &TableRef, place: u64, now: Time) -> Option<Error> {
+        let line = self.lines.get_mut(table)?;
+        let waiter = line.waiting.remove(&place)?;
+        self.waiting -= 1;
+        if line.waiting.is_empty() {
+            line.deserted.notify_one();
+        }
+        Some(match (&line.refusal, waiter.asked.wait) {
+            (Some(refusal), WaitPolicy::Wait) => refusal.in_time(table, now),
+            (Some(refusal), WaitPolicy::NoWait) => refusal.at_once(table, now),
+            (None, WaitPolicy::Wait) => {
+                Error::new(ErrorKind::Timeout, "binding the table took too long: try again").with("table", table)
+            }
+            (None, WaitPolicy::NoWait) => Error::new(
+                ErrorKind::Unavailable,
+                "the table is not bound yet and the allocator does not answer: try again, or wait for the lock",
+            )
+            .with("table", table),
+        })
+    }
+
+    /// The table cannot be bound now. The calls that may not wait are answered so, the others stay.
+    pub(super) fn refused(&mut self, table: &TableRef, error: &Error, now: Time) {
+        let Some(line) = self.lines.get_mut(table) else { return };
+        let refusal = Refusal { error: error.clone(), until: error.retry_after().map(|after| now + after) };
+        let impatient = line.waiting.iter().filter(|(_, waiter)| waiter.asked.wait == WaitPolicy::NoWait);
+        for place in impatient.map(|(place, _)| *place).collect::<Vec<_>>() {
+            let Some(waiter) = line.waiting.remove(&place) else { continue };
+            self.waiting -= 1;
+            // One that has gone needs no answer.
+            drop(waiter.answer.send(Err(refusal.at_once(table, now))));
+        }
+        if line.waiting.is_empty() {
+            line.deserted.notify_one();
+        }
+        line.refusal = Some(refusal);
+    }
+
+    /// Whom the table was bound to last, if that is to be found out.
+    pub(super) fn set_owner(&mut self, table: &TableRef, owner: LastOwner) {
+        if let Some(line) = self.lines.get_mut(table) {
+            line.owner = Some(owner);
+        }
+    }
+
+    pub(super) fn knows_owner(&self, table: &TableRef) -> bool {
+        self.lines.get(table).is_some_and(|line| line.owner.is_some())
+    }
+
+    /// Takes the first call out of a line, and whether it has waited. `None` if nobody stands there.
+    pub(super) fn next(&mut self, table: &TableRef) -> Option<(Waiter, bool)> {
+        let line = self.lines.get_mut(table)?;
+        let (_, waiter) = line.waiting.pop_first()?;
+        self.waiting -= 1;
+        Some((waiter, line.refusal.is_some()))
+    }
+
+    /// Ends a line. Whoever still stands in it is answered with `why`.
+    pub(super) fn end(&mut self, table: &TableRef, why: &Error) {
+        let Some(line) = self.lines.remove(table) else { return };
+        self.waiting -= line.waiting.len();
+        for waiter in line.waiting.into_values() {
+            drop(waiter.answer.send(Err(why.clone())));
+        }
+    }
+
+    /// Ends a line in which nobody stands; false if somebody does.
+    pub(super) fn end_if_deserted(&mut self, table: &TableRef) -> bool {
+        if self.lines.get(table).is_some_and(|line| !line.waiting.is_empty()) {
+            return false;
+        }
+        self.lines.remove(table);
+        true
+    }
+
+    /// Those who wait for a table, or for one table, in the order of the lines: at most `most` of those after the place `after`.
+    pub(super) fn standing(
+        &self,
+        only: Option<&TableRef>,
+        after: Option<&(TableRef, u64)>,
+        most: usize,
+    ) -> Vec<Standing> {
+        let lines = match (only, after) {
+            (Some(table), _) => self.lines.range(table..=table),
+            (None, Some((table, _))) => self.lines.range(table..),
+            (None, None) => self.lines.range::<TableRef, _>(..),
+        };
+        let places = lines.flat_map(|(table, line)| {
+            let from = after.filter(|(last, _)| last == table).map_or(Bound::Unbounded, |(_, at)| Bound::Excluded(*at));
+            line.waiting.range((from, Bound::Unbounded)).map(move |(place, waiter)| (table, line, *place, waiter))
+        });
+        let standing = places.take(most).filter_map(|(table, line, place, waiter)| {
+            let owner = line.owner.as_ref();
+            let info = WaitInfo {
+                table: table.clone(),
+                item: waiter.asked.items.first()?.clone(),
+                mode: waiter.asked.mode,
+                waiter: waiter.asked.txn,
+                holder: TxnId { origin: owner.map_or_else(ServiceId::default, |owner| owner.service), counter: 0 },
+                held_item: LockItem::Range(KeyRange::whole_table()),
+                granted: owner.is_some(),
+                since: waiter.asked.since,
+            };
+            Some(Standing { info, place, node: owner.map(|owner| owner.node.clone()) })
+        });
+        standing.collect()
+    }
+}
+
+impl Refusal {
+    /// What a call is told that may not wait.
+    fn at_once(&self, table: &TableRef, now: Time) -> Error {
+        match self.until {
+            Some(until) if self.error.kind() == ErrorKind::Rebinding => rebinding(table, until.remaining(now)),
+            _ => Error::new(
+                ErrorKind::Unavailable,
+                "no allocator can bind the table now: try again, or wait for the lock",
+            )
+            .with("table", table)
+            .with_source(self.error.clone()),
+        }
+    }
+
+    /// What a call is told that has waited in vain.
+    fn in_time(&self, table: &TableRef, now: Time) -> Error {
+        let Some(until) = self.until else {
+            return Error::new(ErrorKind::Timeout, "no allocator could bind the table in time: try again")
+                .with("table", table)
+                .with_source(self.error.clone());
+        };
+        let left = until.remaining(now);
+        Error::new(
+            ErrorKind::Timeout,
+            "the wait ended before the lease of the table's last owner, who may still be at work: try again \
+             when that must have run out",
+        )
+        .with("table", table)
+        .with("remaining_ms", left.as_millis())
+        .with_detail(Detail::RetryAfter(left))
+    }
+}
+
+fn rebinding(table: &TableRef, left: Duration) -> Error {
+    Error::new(
+        ErrorKind::Rebinding,
+        "the table's last owner may still be at work: try again when its lease must have run out",
+    )
+    .with("table", table)
+    .with("remaining_ms", left.as_millis())
+    .with_detail(Detail::RetryAfter(left))
+}
