@@ -183,12 +183,13 @@ fn what_the_command_leaves_is_ended_before_the_lock_is_released() {
 }
 
 #[test]
-fn when_the_server_stops_a_holder_exits_with_70_and_a_waiter_with_69() {
+fn when_the_server_stops_a_holder_exits_with_70_and_a_waiter_with_69_when_its_time_is_up() {
     let server = Server::start();
     let (holder, command) = server.hold(&["t", "k"]);
-    let waiter = server.lock(&["t", "k", "--quiet"], "echo never");
+    let waiter = server.lock(&["t", "k", "--quiet", "--timeout", "5s"], "echo never");
     server.waits(1);
     server.running.signal(Signal::TERM);
+    // The server might have come back.
     let (status, text) = waiter.wait();
     assert_eq!(status.code(), Some(69), "{text}");
     assert!(text.starts_with("error: ") && text.lines().count() == 1, "{text}");

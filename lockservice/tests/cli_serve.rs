@@ -283,15 +283,14 @@ fn a_server_whose_stderr_nobody_reads_starts_serves_and_stops() {
 fn a_doubled_signal_is_one_wish_to_stop_in_order() {
     let server = Server::start();
     let (holder, _) = server.hold(&["t", "k"]);
-    let waiter = server.lock(&["t", "k"], "echo never");
-    server.waits(1);
+    let (other, _) = server.hold(&["t", "other"]);
     holder.signal(Signal::STOP);
     let Server { running, .. } = server;
     for _ in 0..2 {
         running.signal(Signal::TERM);
         running.signal(Signal::INT);
     }
-    assert_eq!(waiter.wait().0.code(), Some(69), "it was heard");
+    assert_eq!(other.wait().0.code(), Some(70), "it was heard");
     holder.signal(Signal::CONT);
     assert_eq!(holder.wait().0.code(), Some(70));
     let (status, text) = running.wait();
@@ -358,13 +357,12 @@ fn a_wrong_log_filter_is_said_and_log_lines_are_json_if_all_is() {
 fn the_second_signal_stops_the_server_at_once() {
     let server = Server::start();
     let (holder, _) = server.hold(&["t", "k"]);
-    let waiter = server.lock(&["t", "k"], "echo never");
-    server.waits(1);
+    let (other, _) = server.hold(&["t", "other"]);
     // It cannot confirm that its work has ended, so a stop in order takes the whole grace.
     holder.signal(Signal::STOP);
     let Server { running, .. } = server;
     running.signal(Signal::TERM);
-    assert_eq!(waiter.wait().0.code(), Some(69), "the first signal was heard");
+    assert_eq!(other.wait().0.code(), Some(70), "the first signal was heard");
     // One that follows within a second is the same wish.
     let again = now();
     while !ends_within(running.pid(), Duration::from_millis(100)) {

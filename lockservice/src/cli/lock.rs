@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 
 use super::args::LockArgs;
 use super::exit::{self, Failure};
+use super::patience::{self, Patience};
 use super::signals::{self, Signals};
 use super::sink;
 use super::supervise::{Frame, Job, Supervised, kill_margin};
@@ -22,12 +23,8 @@ const STOP_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long the release is waited for: the next holder comes in at once if it arrives, after the session's TTL if it does not.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
 
-/// How long to try to connect to a server, and how long a call that waits for no lock may take.
+/// How long to try to connect to a server.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
-const CALL_MAX: Duration = Duration::from_secs(10);
-
-/// How long a command that is not to wait may take to reach a server that answers.
-const NO_WAIT_MAX: Duration = Duration::from_secs(3);
 
 /// How long the session is given up for when nothing was locked.
 const LAST_WORDS_MAX: Duration = Duration::from_millis(200);
@@ -70,20 +67,15 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
     }
     let mut signals = Signals::take()
         .map_err(|error| Failure::new(exit::OS, "os", format!("cannot take signals: {error}; nothing was locked")))?;
-    let patience = Patience::begin(args);
-    let (client, session, stop_time) = tokio::select! {
-        // Signals first, here and below: one that came before the lock did is not passed on to a
-        // command, it keeps the command from being started.
-        biased;
-        signal = signals.next_to_end() => return Ok(End::Signal(signal)),
-        opened = open(args, &patience) => opened?,
-    };
+    let mut session = None;
     let outcome = tokio::select! {
+        // Signals first: one that came before the lock did is not passed on to a command, it keeps
+        // the command from being started.
         biased;
         // Dropping the call takes the request back.
         signal = signals.next_to_end() => Ok(End::Signal(signal)),
-        held = acquire(args, &patience, &client, &session, json) => match held {
-            Ok(lock) => {
+        held = take(args, &mut session, json) => match held {
+            Ok((lock, session, stop_time)) => {
                 let held = hold(args, &lock, stop_time, &mut signals, json).await;
                 if held.over {
                     release(lock, &session).await;
@@ -95,38 +87,70 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
             Err(failure) => Err(failure),
         },
     };
-    // Nothing is held, and a server that did not answer until now is not waited for.
-    let _ = tokio::time::timeout(LAST_WORDS_MAX, session.close()).await;
+    if let Some(session) = &session {
+        // Nothing is held, and a server that did not answer until now is not waited for.
+        let _ = tokio::time::timeout(LAST_WORDS_MAX, session.close()).await;
+    }
     outcome
 }
 
-/// The one deadline of everything until the lock is held: to connect, to open a session, to follow
-/// the table to its owner, and to wait.
-struct Patience {
-    deadline: Option<Time>,
-    /// The longest that a call which waits for no lock may take.
-    call: Duration,
+/// Connects, opens a session and takes the lock; again while the server is starting or away, as long as the call may wait. What was opened
+/// and is not answered is left in `opened`.
+async fn take(
+    args: &LockArgs,
+    opened: &mut Option<Session>,
+    json: bool,
+) -> Result<(LockGuard, Session, Duration), Failure> {
+    // What is wrong with the keys is said before anything is connected.
+    args.target()?;
+    let clock = SystemClock;
+    let mut patience = Patience::new(!args.no_wait, args.timeout, clock.now());
+    loop {
+        let failure = match try_to_take(args, &mut patience, opened, json).await {
+            Ok((lock, stop_time)) => match opened.take() {
+                Some(session) => return Ok((lock, session, stop_time)),
+                // A lock hangs on the session that was opened for it.
+                None => return Err(lost(&guard_over())),
+            },
+            Err(failure) => failure,
+        };
+        let Some(pause) = patience.after(&failure, clock.now()) else { return Err(failure) };
+        tracing::debug!(why = %failure.sentence, "the server is starting, or away; trying again");
+        // Its server is told in the background, if it can be.
+        *opened = None;
+        tokio::time::sleep(pause).await;
+    }
 }
 
-impl Patience {
-    fn begin(args: &LockArgs) -> Self {
-        let deadline = args.timeout.map(|timeout| SystemClock.now() + timeout);
-        let call = args.timeout.unwrap_or(CALL_MAX).min(if args.no_wait { NO_WAIT_MAX } else { CALL_MAX });
-        Self { deadline, call }
-    }
+/// One try. Answers the lock and the stop time.
+async fn try_to_take(
+    args: &LockArgs,
+    patience: &mut Patience,
+    opened: &mut Option<Session>,
+    json: bool,
+) -> Result<(LockGuard, Duration), Failure> {
+    let left = patience.left(SystemClock.now());
+    let opening = open(args, patience);
+    let (client, session) = match left {
+        None => opening.await?,
+        Some(left) => tokio::time::timeout(left, opening).await.unwrap_or_else(|_| Err(patience::no_answer()))?,
+    };
+    let session = opened.insert(session);
+    let stop_time = stop_time(args, &client, session)?;
+    let lock = acquire(args, patience, &client, session, json).await?;
+    Ok((lock, stop_time))
+}
 
-    fn left(&self) -> Option<Duration> {
-        self.deadline.map(|deadline| deadline.remaining(SystemClock.now()))
-    }
-
-    /// Fails if `opening` has not succeeded when time is up.
-    async fn bound<T>(&self, opening: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        let Some(left) = self.left() else { return opening.await };
-        tokio::time::timeout(left, opening).await.unwrap_or_else(|_| {
-            let error = Error::new(ErrorKind::Unavailable, "no server answered within the time-out of the lock");
-            Err(error.into())
-        })
-    }
+/// Connects and opens a session.
+async fn open(args: &LockArgs, patience: &mut Patience) -> Result<(Client, Session), Failure> {
+    let builder = Client::builder()
+        .name(client_name())
+        .connect_timeout(patience.call.min(CONNECT_MAX))
+        .call_timeout(patience.call);
+    let client = builder.connect(&args.client.server).await?;
+    patience.met = true;
+    let session = client.session(args.ttl).await?;
+    Ok((client, session))
 }
 
 /// Releases the lock for whoever waits: sent, acknowledged, and the session given up, so that the server knows that work has stopped (P5).
@@ -142,34 +166,17 @@ async fn give_up(session: &Session) {
     let _ = tokio::time::timeout(RELEASE_WAIT, session.close()).await;
 }
 
-/// Connects and opens a session; also answers the stop time.
-async fn open(args: &LockArgs, patience: &Patience) -> Result<(Client, Session, Duration), Failure> {
-    // What is wrong with the keys is said before anything is connected.
-    args.target()?;
-    let builder = Client::builder()
-        .name(client_name())
-        .connect_timeout(patience.call.min(CONNECT_MAX))
-        .call_timeout(patience.call);
-    let (client, session) = patience
-        .bound(async {
-            let client = builder.connect(&args.client.server).await?;
-            let session = client.session(args.ttl).await?;
-            Ok((client, session))
-        })
-        .await?;
+/// How long the command is given to stop when the lock is lost.
+fn stop_time(args: &LockArgs, client: &Client, session: &Session) -> Result<Duration, Failure> {
     let guard = session.guard_deadline().remaining(client.clock().now());
-    let stop_time = match args.stop_time {
-        None => (guard / 10).min(STOP_TIME_MAX),
-        Some(time) if time <= guard / 3 => time,
-        Some(time) => {
-            give_up(&session).await;
-            return Err(Failure::usage(format!(
-                "the stop time {time:?} is more than a third of the {guard:?} for which the lock is safe without a renewal: \
-                 use a shorter --stop-time, or a longer --ttl here and lease at the server"
-            )));
-        }
-    };
-    Ok((client, session, stop_time))
+    match args.stop_time {
+        None => Ok((guard / 10).min(STOP_TIME_MAX)),
+        Some(time) if time <= guard / 3 => Ok(time),
+        Some(time) => Err(Failure::usage(format!(
+            "the stop time {time:?} is more than a third of the {guard:?} for which the lock is safe without a renewal: \
+             use a shorter --stop-time, or a longer --ttl here and lease at the server"
+        ))),
+    }
 }
 
 async fn acquire(
@@ -183,7 +190,7 @@ async fn acquire(
     let spec = LockSpec {
         mode: if args.shared { LockMode::Shared } else { LockMode::Exclusive },
         wait: if args.no_wait { WaitPolicy::NoWait } else { WaitPolicy::Wait },
-        timeout: patience.left(),
+        timeout: patience.left(SystemClock.now()),
         ..LockSpec::new(table, items)
     };
     let (table, name) = (spec.table.clone(), client_name());

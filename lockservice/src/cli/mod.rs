@@ -10,6 +10,7 @@ mod list;
 mod lock;
 mod node;
 mod output;
+mod patience;
 mod serve;
 mod settings;
 mod signals;
