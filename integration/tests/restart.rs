@@ -236,9 +236,8 @@ async fn tokens_grow_over_a_kill_while_the_clock_of_the_machine_is_set_back_a_da
     }
 }
 
-/// The day of a log's first line, YYYY-MM-DD. A log that goes to a file has no colours.
+/// The day of a log's first line that has one, YYYY-MM-DD. A log that goes to a file has no colours.
 fn day(log: &str) -> String {
-    let day = log.get(..10).unwrap_or_default().to_owned();
-    assert!(day.len() == 10 && day.starts_with("20"), "the log begins with the day: {log}");
-    day
+    let day = log.lines().filter_map(|line| line.get(..10)).find(|day| day.starts_with("20"));
+    day.unwrap_or_else(|| panic!("some line begins with its day: {log}")).to_owned()
 }
