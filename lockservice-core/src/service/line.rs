@@ -32,6 +32,8 @@ use crate::table::{LockCall, WaitInfo, WaitPolicy};
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) txn: TxnId,
+    /// The transactions whose work waits until the call has ended.
+    pub(super) ancestors: Vec<TxnId>,
     pub(super) items: Vec<LockItem>,
     pub(super) mode: LockMode,
     pub(super) wait: WaitPolicy,

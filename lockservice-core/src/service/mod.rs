@@ -72,7 +72,8 @@ pub use self::session::{Attachment, HeldFrame, Session};
 pub use self::settings::ServiceSettings;
 pub use self::txn::Txn;
 pub use self::types::{
-    Answer, Granted, LockSpec, LockStatus, Operation, Promise, ServiceParts, Stopped, TxnOp, TxnOptions, WaitStatus,
+    ANCESTORS_MAX, Answer, Granted, LockSpec, LockStatus, Operation, Promise, ServiceParts, Stopped, TxnOp, TxnOptions,
+    WaitStatus,
 };
 
 /// Lines of a slice, where all of a list is wanted.

@@ -109,9 +109,9 @@ impl Inner {
     }
 
     fn at_engine(&self, bind: Arc<Bind>, asked: Asked, waited: bool) -> Handed {
-        let Asked { txn, items, mode, wait, since } = asked;
+        let Asked { txn, ancestors, items, mode, wait, since } = asked;
         let request = LockRequest { txn, table: bind.id, version: bind.version, items, mode, wait };
-        Handed { call: self.engine.lock(request, since), bind, waited }
+        Handed { call: self.engine.lock_for(request, &ancestors, since), bind, waited }
     }
 
     /// Binds a table for those who stand in its line, and hands it over to them in their order.

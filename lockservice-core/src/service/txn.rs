@@ -10,7 +10,7 @@ use crate::id::{TableRef, TxnId};
 use crate::key::LockItem;
 use crate::service::line::{Asked, Handed};
 use crate::service::session::Renewals;
-use crate::service::{Granted, Inner, LockService, LockSpec, Promise, TxnOptions};
+use crate::service::{ANCESTORS_MAX, Granted, Inner, LockService, LockSpec, Promise, TxnOptions};
 use crate::sync::Mutex;
 use crate::table::Grant;
 
@@ -82,11 +82,18 @@ impl Inner {
         self.check_serving()?;
         txn.check_active()?;
         let snapshot = spec.snapshot_age.map(|age| began - hi(age));
+        if spec.ancestors.len() > ANCESTORS_MAX {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "too many ancestors of one call: nest calls less deeply",
+            )
+            .with("most", ANCESTORS_MAX));
+        }
         // One absolute deadline for everything that the call waits for: its turn, the bind, the queue, a token (B11 to B15 of the
         // reference).
         let deadline = self.deadline(&spec, began);
-        let LockSpec { table, items, mode, wait, timeout, .. } = spec;
-        let asked = Asked { txn: txn.id, items, mode, wait, since: began };
+        let LockSpec { table, items, mode, wait, timeout, ancestors, .. } = spec;
+        let asked = Asked { txn: txn.id, ancestors, items, mode, wait, since: began };
         let Handed { bind, mut call, waited } = self.hand_over(&table, asked, deadline).await?;
         // The transaction may have ended before the call was in the engine, where its end would have found it.
         txn.check_active()?;

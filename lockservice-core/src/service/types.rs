@@ -60,13 +60,21 @@ pub struct LockSpec {
     /// How long before the call the transaction's snapshot was begun, raw (C5). `None`: unknown, so that it is taken as older than
     /// everything; a [`Txn`](super::Txn) then says when it was begun itself.
     pub snapshot_age: Option<Duration>,
+    /// The transactions whose work waits until this call has ended, at most [`ANCESTORS_MAX`]: those of
+    /// an outer command that started this one, say. What they hold is never waited for, and a cycle of
+    /// waits over them is a deadlock. Nobody checks this claim: of a cycle that there is only by a claim,
+    /// the call that makes it fails.
+    pub ancestors: Vec<TxnId>,
 }
+
+/// Most ancestors of one call.
+pub const ANCESTORS_MAX: usize = 64;
 
 impl LockSpec {
     /// Exclusive locks on `items`, waited for as long as the service allows.
     pub fn new(table: TableRef, items: Vec<LockItem>) -> Self {
         let (mode, wait) = (LockMode::Exclusive, WaitPolicy::Wait);
-        Self { table, items, mode, wait, timeout: None, snapshot_age: None }
+        Self { table, items, mode, wait, timeout: None, snapshot_age: None, ancestors: Vec::new() }
     }
 }
 

@@ -24,7 +24,11 @@ pub(super) fn of_operation(operation: &Operation) -> usize {
     };
     // As they were asked for, and as they were granted.
     let each = |item: &LockItem| size_of::<LockItem>() + size_of::<ItemGrant>() + 2 * keys(item);
-    OPERATION + items.iter().map(each).sum::<usize>()
+    let ancestors = match operation {
+        Operation::Lock(spec) => size_of_val(&*spec.ancestors),
+        _ => 0,
+    };
+    OPERATION + ancestors + items.iter().map(each).sum::<usize>()
 }
 
 /// What the answer takes.

@@ -3,6 +3,8 @@
 use std::ops::{Index, IndexMut};
 use std::task::Waker;
 
+use smallvec::SmallVec;
+
 use super::entry::Place;
 use super::types::{Grant, ItemGrant};
 use crate::clock::Time;
@@ -18,6 +20,10 @@ pub(super) struct CallId(u32);
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) txn: TxnId,
+    /// The transactions whose work waits for this call to end.
+    pub(super) ancestors: Ancestors,
+    /// So many of them, the first ones, are part of the wait graph.
+    pub(super) linked: usize,
     pub(super) table: TableId,
     /// In key order, without duplicates.
     pub(super) items: Vec<LockItem>,
@@ -44,6 +50,9 @@ pub(super) struct Call {
     pub(super) bytes: usize,
 }
 
+/// The transactions on whose behalf a call is made: while it waits, so do they.
+pub(super) type Ancestors = SmallVec<[TxnId; 1]>;
+
 /// How far a call has come.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "a call that waits ends with a grant nearly always")]
@@ -66,6 +75,12 @@ impl Call {
     pub(super) fn wants(&self) -> Blocker {
         let (label, client) = (String::new(), String::new());
         Blocker { txn: self.txn, item: self.item().clone(), mode: self.mode, granted: false, label, client }
+    }
+
+    /// Those whose locks others wait for until this call has ended: its transaction, then the ancestors
+    /// that are part of the graph.
+    pub(super) fn family(&self) -> impl Iterator<Item = TxnId> {
+        std::iter::once(self.txn).chain(self.ancestors[..self.linked].iter().copied())
     }
 
     pub(super) const fn is_waiting(&self) -> bool {

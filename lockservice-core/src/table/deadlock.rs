@@ -30,7 +30,14 @@ impl State {
                     ControlFlow::Continue(())
                 });
             }
-            let Some((place, id)) = self.candidates.pop_first() else { return };
+            let Some((place, id)) = self.candidates.pop_first() else {
+                match self.look_again.pop() {
+                    Some(nested) if self.calls.get(nested).is_some_and(Call::is_waiting) => self.resolve_wait(nested),
+                    Some(_) => {}
+                    None => return,
+                }
+                continue;
+            };
             let Some(call) = self.calls.get(id).filter(|call| call.is_waiting() && call.place == place) else {
                 continue;
             };
@@ -60,7 +67,7 @@ impl State {
     /// for the call's transaction.
     pub(super) fn must_wait_behind(&self, call: &Call) -> Option<CallId> {
         let table = &self.tables[&call.table];
-        let holds_something = self.txns.get(&call.txn).is_some_and(|txn| txn.count > 0);
+        let holds_something = self.family_holds_something(call);
         let mut waiters: Option<IdMap<CallId, Option<CallId>>> = None;
         let mut behind = None;
         table.overlapping_queues(call.item(), |at, queue| {
@@ -69,12 +76,12 @@ impl State {
                     let mut ahead = queue.between(wanted, Place::FIRST, Place::LAST).peekable();
                     if wanted.is_compatible(call.mode)
                         || ahead.peek().is_none()
-                        || self.is_seen_in_the_way(table, call.txn, at, wanted)
+                        || call.family().any(|txn| self.is_seen_in_the_way(table, txn, at, wanted))
                     {
                         continue;
                     }
                     let waiters = waiters.get_or_insert_with(|| {
-                        let mut search = Waiters::new(self, Edges::All, call.txn, None);
+                        let mut search = Waiters::of(self, Edges::All, call);
                         search.all();
                         search.found
                     });
@@ -102,16 +109,15 @@ impl State {
 
     /// A wait has begun: breaks every cycle that it closed. All of them run through it, since there were none before.
     pub(super) fn resolve_cycles(&mut self, id: CallId) {
-        let txn = self.calls[id].txn;
-        if self.txns.get(&txn).is_none_or(|txn| txn.count == 0) {
+        if !self.family_holds_something(&self.calls[id]) {
             // Nobody waits for one that holds nothing, nor is anybody behind it yet.
             return;
         }
-        let mut forward = WaitedFor::new(self, id, None, LOOKS_FORWARD);
+        let mut forward = WaitedFor::new(self, Edges::All, id, None, LOOKS_FORWARD);
         if forward.all() && !forward.closes {
             return;
         }
-        if let Some(cycle) = self.hard_cycle(id) {
+        if let Some(cycle) = self.cycle(id, Edges::Hard) {
             let victim = self.victim(id, &cycle);
             let error = self.deadlock_error(&cycle, victim);
             self.fail(victim, error);
@@ -119,12 +125,52 @@ impl State {
                 return;
             }
         }
+        if self.nested > 0 && self.resolve_claimed_cycles(id) {
+            return;
+        }
         self.reorder(id);
     }
 
+    /// Breaks the cycles through `start` that are left and that only ancestors close. True if `start` failed.
+    ///
+    /// An ancestor is a claim that nobody can check. So only a call fails whose own claim is part of a
+    /// cycle: whoever names strangers as its ancestors has nobody fail but itself.
+    fn resolve_claimed_cycles(&mut self, start: CallId) -> bool {
+        let Some(cycle) = self.cycle(start, Edges::Claimed) else { return false };
+        let before = cycle.iter().cycle().skip(cycle.len() - 1);
+        let claims = before.zip(&cycle).filter(|(waiter, id)| {
+            let (waiter, call) = (&self.calls[**waiter], &self.calls[**id]);
+            !call.ancestors.is_empty() && self.holder_of(waiter, call) != call.txn
+        });
+        // One is enough if it is `start`, and nearly always otherwise.
+        let victim = claims.map(|(_, id)| *id).min_by_key(|id| (*id != start, self.cost(*id))).unwrap_or(start);
+        let error = self.deadlock_error(&cycle, victim);
+        self.fail(victim, error);
+        if victim == start {
+            return true;
+        }
+        // If several were closed, all the others at once: a search for each takes too long.
+        let mut search = Waiters::new(self, Edges::Claimed, start);
+        if !search.all() {
+            return false;
+        }
+        let waiters = search.found;
+        let mut forward = WaitedFor::new(self, Edges::Claimed, start, Some(&waiters), usize::MAX);
+        forward.all();
+        let claimed = forward.claimed;
+        let is_start = claimed.contains_key(&start);
+        let mut victims: Vec<CallId> = if is_start { vec![start] } else { claimed.into_keys().collect() };
+        victims.sort_by_key(|id| self.calls[*id].place);
+        for id in victims {
+            let error = self.deadlock_error(&[], id);
+            self.fail(id, error);
+        }
+        is_start
+    }
+
     /// A cycle of waits for holders through `start`: each member waits for a lock of the next, the last for one of `start`.
-    fn hard_cycle(&self, start: CallId) -> Option<Vec<CallId>> {
-        let mut search = Waiters::new(self, Edges::Hard, self.calls[start].txn, Some(start));
+    fn cycle(&self, start: CallId, edges: Edges) -> Option<Vec<CallId>> {
+        let mut search = Waiters::new(self, edges, start);
         let mut cycle = vec![start];
         let mut at = search.closing();
         while let Some(id) = at {
@@ -137,17 +183,20 @@ impl State {
     /// The one member of a cycle that fails. Without it there is no cycle through `start` any more: if there are several, it is on all of them,
     /// as `start` is.
     fn victim(&self, start: CallId, cycle: &[CallId]) -> CallId {
-        let search = Waiters::new(self, Edges::Hard, self.calls[start].txn, Some(start));
+        let search = Waiters::new(self, Edges::Hard, start);
         let from_start: Vec<CallId> = cycle[1..].iter().rev().copied().collect();
-        let cost = |id: &CallId| {
-            let txn = self.calls[*id].txn;
-            let locks = match self.settings.victim {
-                VictimPolicy::FewestLocks => self.txns.get(&txn).map_or(0, |txn| txn.count),
-                VictimPolicy::Youngest => 0,
-            };
-            (locks, std::cmp::Reverse(txn))
+        let candidates = search.on_every_way(&from_start).into_iter().chain([start]);
+        candidates.min_by_key(|id| self.cost(*id)).unwrap_or(start)
+    }
+
+    /// The member of a cycle that costs least fails.
+    fn cost(&self, id: CallId) -> (usize, std::cmp::Reverse<TxnId>) {
+        let txn = self.calls[id].txn;
+        let locks = match self.settings.victim {
+            VictimPolicy::FewestLocks => self.txns.get(&txn).map_or(0, |txn| txn.count),
+            VictimPolicy::Youngest => 0,
         };
-        search.on_every_way(&from_start).into_iter().chain([start]).min_by_key(cost).unwrap_or(start)
+        (locks, std::cmp::Reverse(txn))
     }
 
     fn deadlock_error(&self, cycle: &[CallId], victim: CallId) -> Error {
@@ -159,7 +208,7 @@ impl State {
                 table: self.tables[&call.table].bind.table.clone(),
                 item: call.item().to_string(),
                 mode: call.mode,
-                holder: self.calls[*next].txn,
+                holder: self.holder_of(call, &self.calls[*next]),
                 asker: *id == victim,
                 label: String::new(),
                 client: String::new(),
@@ -172,14 +221,38 @@ impl State {
         .with_detail(Detail::Deadlock(edges.collect()))
     }
 
+    /// The one in the family of `next` whose lock `call` waits for: `next` itself, if it can be.
+    fn holder_of(&self, call: &Call, next: &Call) -> TxnId {
+        let mut holder = None;
+        if !next.ancestors.is_empty() {
+            self.tables[&call.table].overlapping(call.item(), |_, entry| {
+                let held = |txn: &TxnId| entry.holder(*txn).is_some_and(|held| !held.mode.is_compatible(call.mode));
+                match next.family().find(held) {
+                    Some(own) if own == next.txn => {
+                        holder = Some(own);
+                        return ControlFlow::Break(());
+                    }
+                    found => holder = holder.or(found),
+                }
+                ControlFlow::Continue(())
+            });
+        }
+        holder.unwrap_or(next.txn)
+    }
+
+    /// False if nobody can wait for a lock of the call's transaction or of an ancestor.
+    fn family_holds_something(&self, call: &Call) -> bool {
+        call.family().any(|txn| self.txns.get(&txn).is_some_and(|txn| txn.count > 0))
+    }
+
     /// If the waits for holders and for those ahead together close a cycle through `start`, brings the queue into an order that has none.
     fn reorder(&mut self, start: CallId) {
-        let mut search = Waiters::new(self, Edges::All, self.calls[start].txn, Some(start));
+        let mut search = Waiters::new(self, Edges::All, start);
         if !search.all() {
             return;
         }
         let waiters = search.found;
-        let mut forward = WaitedFor::new(self, start, Some(&waiters), usize::MAX);
+        let mut forward = WaitedFor::new(self, Edges::All, start, Some(&waiters), usize::MAX);
         forward.all();
         let members = forward.found;
         let mut beside: Vec<CallId> = waiters.into_keys().filter(|id| !members.contains_key(id)).collect();

@@ -94,12 +94,22 @@ impl LockEngine {
     /// [`Deadlock`](crate::ErrorKind::Deadlock), [`Cancelled`](crate::ErrorKind::Cancelled) (by [`unlock_all`](Self::unlock_all));
     /// [`ResourceExhausted`](crate::ErrorKind::ResourceExhausted) at a limit of the [settings](EngineSettings). Each leaves the
     /// transaction's locks as they were before the call.
-    pub fn lock(&self, mut request: LockRequest, now: Time) -> LockCall {
+    pub fn lock(&self, request: LockRequest, now: Time) -> LockCall {
+        self.lock_for(request, &[], now)
+    }
+
+    /// As [`lock`](Self::lock), by work for which the transactions `ancestors` wait: a command that one
+    /// of them started, say. In the wait graph an ancestor waits for the call, as long as that waits.
+    ///
+    /// # Errors
+    /// Also [`Deadlock`](crate::ErrorKind::Deadlock), at once, if the call would wait for a lock of an
+    /// ancestor: that cannot end.
+    pub fn lock_for(&self, mut request: LockRequest, ancestors: &[TxnId], now: Time) -> LockCall {
         let txn = request.txn;
         if let Err(error) = put_in_order(&mut request.items, self.0.items_per_request_max) {
             return LockCall { engine: self.clone(), txn, stage: Stage::Ready(Err(error)) };
         }
-        let stage = match self.with(|state| match state.lock(request, now) {
+        let stage = match self.with(|state| match state.lock(request, ancestors, now) {
             // A wait can be over at once: nothing needs to be kept then.
             Begun::Kept(id) => state.take_outcome(id).map_or(Begun::Kept(id), Begun::Done),
             done => done,

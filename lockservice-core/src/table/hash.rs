@@ -1,7 +1,7 @@
-//! A fast hash for ids that this software issued itself.
+//! A fast hash for ids.
 //!
-//! A client chooses which of its transactions stay open, and could keep those whose ids fall into
-//! one bucket. So each process hashes with a random word of its own.
+//! A client chooses which of its transactions stay open, and may name any as an ancestor of a call. It
+//! could keep to ids that fall into one bucket. So each process hashes with random words of its own.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -10,14 +10,18 @@ use std::sync::OnceLock;
 /// A map keyed by ids. Its order is another one in each process: nothing may depend on it.
 pub(super) type IdMap<K, V> = HashMap<K, V, IdState>;
 
-/// What every hash of this process begins with.
+/// What every hash of this process begins with, and what it multiplies by.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct IdState(u64);
+pub(super) struct IdState(u64, u64);
 
 impl Default for IdState {
     fn default() -> Self {
-        static SEED: OnceLock<u64> = OnceLock::new();
-        Self(*SEED.get_or_init(|| RandomState::new().hash_one(0)))
+        static SEED: OnceLock<(u64, u64)> = OnceLock::new();
+        let (first, factor) = *SEED.get_or_init(|| {
+            let random = RandomState::new();
+            (random.hash_one(0), random.hash_one(1) | 1)
+        });
+        Self(first, factor)
     }
 }
 
@@ -25,13 +29,17 @@ impl BuildHasher for IdState {
     type Hasher = IdHasher;
 
     fn build_hasher(&self) -> IdHasher {
-        IdHasher(self.0)
+        IdHasher { state: self.0, factor: self.1 }
     }
 }
 
-/// Multiplies and rotates each word in.
+/// Multiplies each word in, and folds the two halves of the product: each bit of a word reaches the
+/// whole hash, by ways that depend on the random words.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct IdHasher(u64);
+pub(super) struct IdHasher {
+    state: u64,
+    factor: u64,
+}
 
 impl Hasher for IdHasher {
     fn write(&mut self, bytes: &[u8]) {
@@ -45,11 +53,11 @@ impl Hasher for IdHasher {
     }
 
     fn write_u64(&mut self, word: u64) {
-        self.0 = (self.0.rotate_left(29) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let product = u128::from(self.state ^ word) * u128::from(self.factor);
+        self.state = product as u64 ^ (product >> 64) as u64;
     }
 
     fn finish(&self) -> u64 {
-        // The map takes its control bits from the top and its bucket from the bottom, which a product leaves poor.
-        self.0 ^ self.0 >> 32
+        self.state
     }
 }

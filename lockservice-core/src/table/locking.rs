@@ -1,14 +1,15 @@
 //! The way of a call: its items are taken in key order, one after another; it waits where something is in its way; it ends with a grant, or with
 //! everything that it added taken back.
 
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
 use std::time::Duration;
 
-use super::call::{Call, CallId, Stage};
-use super::entry::Place;
+use super::call::{Ancestors, Call, CallId, Stage};
+use super::entry::{Entry, Place};
 use super::holders::{Holder, NONE};
 use super::state::{Begun, State, bind_changed};
-use super::txn::Txn;
+use super::steps::step;
+use super::txn::{NESTED_MAX, Txn};
 use super::types::{Grant, ItemGrant, LockRequest, WaitPolicy};
 use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
@@ -51,14 +52,21 @@ pub(super) fn put_in_order(items: &mut Vec<LockItem>, most: usize) -> Result<()>
 
 impl State {
     /// Begins a call, whose items are [in order](put_in_order). Everything happens under the engine's mutex, so a call that is granted here was never in anybody's way.
-    pub(super) fn lock(&mut self, request: LockRequest, now: Time) -> Begun {
-        let (mut call, policy) = match self.accept(request, now) {
+    pub(super) fn lock(&mut self, request: LockRequest, ancestors: &[TxnId], now: Time) -> Begun {
+        let (mut call, policy) = match self.accept(request, ancestors, now) {
             Ok(accepted) => accepted,
             Err(error) => return Begun::Done(Err(error)),
         };
-        let refused = match self.advance(&mut call) {
+        let advanced = self.advance(&mut call);
+        self.look_again_at_nested(&call, 0);
+        let refused = match advanced {
             Ok(Advance::Complete) => match self.grant(&mut call) {
-                Some(grant) => return Begun::Done(Ok(grant)),
+                Some(grant) => {
+                    if !self.look_again.is_empty() {
+                        self.settle();
+                    }
+                    return Begun::Done(Ok(grant));
+                }
                 None if policy == WaitPolicy::NoWait => no_token(),
                 None => match self.check_room_to_wait(&call) {
                     Ok(()) => return Begun::Kept(self.starve(call)),
@@ -83,7 +91,7 @@ impl State {
         Begun::Done(Err(refused))
     }
 
-    fn accept(&self, request: LockRequest, now: Time) -> Result<(Call, WaitPolicy)> {
+    fn accept(&self, request: LockRequest, ancestors: &[TxnId], now: Time) -> Result<(Call, WaitPolicy)> {
         self.check_not_sealed()?;
         let LockRequest { txn, table, version, items, mode, wait } = request;
         if self.tables.get(&table).is_none_or(|table| table.bind.version != version) {
@@ -97,8 +105,11 @@ impl State {
             )
             .with("txn", txn));
         }
+        let (ancestors, linked) = self.ancestors(txn, ancestors);
         let call = Call {
             txn,
+            ancestors,
+            linked,
             table,
             items,
             next: 0,
@@ -116,6 +127,19 @@ impl State {
             bytes: 0,
         };
         Ok((call, wait))
+    }
+
+    /// The ancestors of a call of `txn`, and how many of them, the first ones, have room for it among
+    /// their nested calls.
+    fn ancestors(&self, txn: TxnId, named: &[TxnId]) -> (Ancestors, usize) {
+        // Its own is no ancestor, whatever the caller says.
+        let mut ancestors: Ancestors = named.iter().copied().filter(|ancestor| *ancestor != txn).collect();
+        ancestors.sort_unstable();
+        ancestors.dedup();
+        let is_full = |txn: &TxnId| self.txns.get(txn).is_some_and(|txn| txn.nested.len() >= NESTED_MAX);
+        ancestors.sort_by_key(is_full);
+        let linked = ancestors.iter().take_while(|ancestor| !is_full(ancestor)).count();
+        (ancestors, linked)
     }
 
     /// Takes item after item until one is not to be had.
@@ -369,6 +393,10 @@ impl State {
             self.bytes += call.bytes;
             self.in_flight += 1;
             self.txns.entry(call.txn).or_default().call = Some(id);
+            self.nested += usize::from(!call.ancestors.is_empty());
+            for ancestor in &call.ancestors[..call.linked] {
+                self.txns.entry(*ancestor).or_default().nested.push(id);
+            }
             self.tables.get_mut(&call.table).expect("calls end with their table").calls.insert(id, ());
         }
     }
@@ -395,7 +423,70 @@ impl State {
         call.stage = Stage::Waiting;
         call.waited = true;
         self.enqueue(id, place);
-        self.resolve_cycles(id);
+        self.resolve_wait(id);
+    }
+
+    /// A call has added `changes[from..]` to what its transaction holds. If calls wait on behalf of that,
+    /// whoever waits for it now waits for them: a cycle can be closed although no wait begins.
+    fn look_again_at_nested(&mut self, call: &Call, from: usize) {
+        if self.nested == 0 {
+            return;
+        }
+        let (Some(txn), Some(table)) = (self.txns.get(&call.txn), self.tables.get(&call.table)) else { return };
+        let mut is_waited_for = false;
+        let mut gained = call.changes[from..].iter();
+        while !is_waited_for
+            && !txn.nested.is_empty()
+            && let Some(change) = gained.next()
+        {
+            table.overlapping_queues(&change.item, |_, _| {
+                is_waited_for = true;
+                ControlFlow::Break(())
+            });
+        }
+        if is_waited_for {
+            self.look_again.extend(&txn.nested);
+        }
+    }
+
+    /// Ends a wait that cannot end by itself, or breaks the cycles that it closes.
+    pub(super) fn resolve_wait(&mut self, id: CallId) {
+        match self.ancestor_in_the_way(id) {
+            Some(ancestor) => {
+                let error = held_by_ancestor(&self.calls[id], ancestor);
+                self.fail(id, error);
+            }
+            None => self.resolve_cycles(id),
+        }
+    }
+
+    /// An ancestor of a waiting call whose lock it waits for, if there is one.
+    fn ancestor_in_the_way(&self, id: CallId) -> Option<TxnId> {
+        let call = &self.calls[id];
+        if call.ancestors.is_empty() {
+            return None;
+        }
+        let table = &self.tables[&call.table];
+        let excludes = |entry: &Entry, ancestor: TxnId| {
+            entry.holder(ancestor).is_some_and(|held| !held.mode.is_compatible(call.mode))
+        };
+        if is_range(call.item()) {
+            // A range can overlap everything that is locked; what the ancestors hold is less.
+            return call.ancestors.iter().copied().find(|ancestor| {
+                let held = self.txns.get(ancestor).into_iter().flat_map(|txn| &txn.held);
+                let mut items = held.filter(|(id, _)| *id == call.table).flat_map(|(_, items)| items);
+                items.any(|item| {
+                    step();
+                    item.overlaps(call.item()) && table.entry(item).is_some_and(|entry| excludes(entry, *ancestor))
+                })
+            });
+        }
+        let mut found = None;
+        table.overlapping(call.item(), |_, entry| {
+            found = call.ancestors.iter().copied().find(|ancestor| excludes(entry, *ancestor));
+            if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        found
     }
 
     /// Puts a call into the queue of its next item, at `place`.
@@ -416,12 +507,13 @@ impl State {
     /// Goes on with a call whose waited-for item has just become free: takes it, and what follows, until it must wait again or is over.
     pub(super) fn resume(&mut self, id: CallId) {
         let mut call = self.calls.take(id);
-        let waited_for = call.next;
+        let (waited_for, before) = (call.next, call.changes.len());
         self.dequeue(&mut call);
         let advanced = match self.take_item(&mut call) {
             Ok(()) => self.advance(&mut call),
             Err(error) => Err(error),
         };
+        self.look_again_at_nested(&call, before);
         let granted = match &advanced {
             Ok(Advance::Complete) => self.grant(&mut call),
             _ => None,
@@ -495,6 +587,13 @@ impl State {
         if let Some(table) = self.tables.get_mut(&call.table) {
             table.calls.remove(&id);
         }
+        self.nested -= usize::from(!call.ancestors.is_empty());
+        for ancestor in &call.ancestors {
+            if let Some(txn) = self.txns.get_mut(ancestor) {
+                txn.nested.retain(|nested| *nested != id);
+            }
+            self.forget_if_idle(*ancestor);
+        }
         self.forget_if_idle(call.txn);
         call.stage
     }
@@ -555,7 +654,9 @@ pub(super) fn hold_bytes(item: &LockItem) -> usize {
 }
 
 fn wait_bytes(call: &Call) -> usize {
-    320 + call.items.iter().map(|item| size_of::<LockItem>() + item_heap_bytes(item)).sum::<usize>()
+    // An ancestor may be known by this alone.
+    let ancestors = call.ancestors.len() * (size_of::<(TxnId, Txn)>() + size_of::<CallId>());
+    320 + ancestors + call.items.iter().map(|item| size_of::<LockItem>() + item_heap_bytes(item)).sum::<usize>()
 }
 
 fn item_heap_bytes(item: &LockItem) -> usize {
@@ -588,6 +689,16 @@ fn no_token() -> Error {
         ErrorKind::Unavailable,
         "the table has no fencing token left until the store answers: try again, or wait for the lock",
     )
+}
+
+fn held_by_ancestor(call: &Call, ancestor: TxnId) -> Error {
+    Error::new(
+        ErrorKind::Deadlock,
+        "the lock is held by the very work that asks for it and waits for this call to end: do not lock again what an outer \
+         call holds",
+    )
+    .with("item", call.item())
+    .with("holder", ancestor)
 }
 
 fn conflict(call: &Call) -> Error {

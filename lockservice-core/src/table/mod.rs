@@ -76,6 +76,17 @@
 //! one noted since its wait began when it leaves the queue.
 //!
 //! # Deadlocks
+//! A call may have *ancestors*: transactions whose work waits until the call has ended. While it waits,
+//! whoever waits for a lock of an ancestor waits for the call too. A lock of an ancestor is never waited
+//! for. When a transaction on whose behalf calls wait has got more locks, those calls are looked at
+//! again, as if their waits began then.
+//!
+//! An ancestor is a client's claim, which nobody can check. So a cycle that exists without claims is
+//! broken first, as if there were none (1. below); of one that is left only a call fails whose own claim
+//! closes it. Few calls are linked to one ancestor; more of them are only refused what it holds. What a
+//! false claim still gets is a place: ahead of those who wait for the claimed transaction, as long as
+//! they do.
+//!
 //! A waiter has *hard* edges, to transactions that hold what is in its way, and *soft* edges, to waiters ahead of it that are. A grant makes edges
 //! only to a transaction that does not wait. When a wait begins, all new edges lead from or to that waiter; so every cycle runs
 //! through it, and it is found at once.

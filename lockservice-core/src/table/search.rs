@@ -6,7 +6,9 @@
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
-use super::call::CallId;
+use smallvec::SmallVec;
+
+use super::call::{Call, CallId};
 use super::entry::{Entry, Place};
 use super::hash::IdMap;
 use super::lock_table::LockTable;
@@ -21,8 +23,17 @@ use crate::key::{LockItem, LockMode};
 pub(super) enum Edges {
     /// For those who hold an incompatible lock.
     Hard,
+    /// Also for the calls for which, as they claim, those holders wait.
+    Claimed,
     /// Also for those who wait ahead in the queue.
     All,
+}
+
+impl Edges {
+    /// Those whose locks others wait for until a call has ended.
+    fn family(self, call: &Call) -> impl Iterator<Item = TxnId> {
+        call.family().take(if self == Self::Hard { 1 } else { usize::MAX })
+    }
 }
 
 /// Where something is kept while the state is borrowed: tells it from everything else.
@@ -34,7 +45,8 @@ pub(super) fn address<T>(of: &T) -> u64 {
 pub(super) struct Waiters<'a> {
     state: &'a State,
     edges: Edges,
-    root: TxnId,
+    /// The transaction, and its call's ancestors.
+    root: SmallVec<[TxnId; 2]>,
     asker: Option<Asker>,
     /// Each waiter found, and for whom it waits: another one found, or the root.
     pub(super) found: IdMap<CallId, Option<CallId>>,
@@ -44,6 +56,8 @@ pub(super) struct Waiters<'a> {
     walked: IdMap<u64, [Place; 2]>,
     /// The entries whose holders were asked.
     asked: IdMap<u64, ()>,
+    /// The ancestors whose locks were gone through: many calls can name the same one.
+    ancestors: IdMap<TxnId, ()>,
 }
 
 /// The root's own waiting call. It is never found: that the root waits for one who waits for the root closes a cycle.
@@ -63,21 +77,26 @@ struct Found {
 }
 
 impl<'a> Waiters<'a> {
-    pub(super) fn new(state: &'a State, edges: Edges, root: TxnId, asker: Option<CallId>) -> Self {
-        let asker = asker.and_then(|id| {
-            let call = &state.calls[id];
-            let queue = state.tables[&call.table].entry(call.item()).and_then(Entry::queue)?;
-            Some(Asker { id, queue: address(queue), place: call.place, mode: call.mode })
-        });
+    /// From the transaction of a waiting call.
+    pub(super) fn new(state: &'a State, edges: Edges, asker: CallId) -> Self {
+        let call = &state.calls[asker];
+        let queue = state.tables[&call.table].entry(call.item()).and_then(Entry::queue);
+        let asker = queue.map(|queue| Asker { id: asker, queue: address(queue), place: call.place, mode: call.mode });
+        Self { asker, ..Self::of(state, edges, call) }
+    }
+
+    /// From the transaction of a call that does not wait yet.
+    pub(super) fn of(state: &'a State, edges: Edges, call: &Call) -> Self {
         Self {
             state,
             edges,
-            root,
-            asker,
+            root: edges.family(call).collect(),
+            asker: None,
             found: IdMap::default(),
             next: VecDeque::new(),
             walked: IdMap::default(),
             asked: IdMap::default(),
+            ancestors: IdMap::default(),
         }
     }
 
@@ -142,9 +161,18 @@ impl<'a> Waiters<'a> {
     /// Finds who waits for a waiter that was found, or for the root. True if the root's own call is among them.
     fn expand(&mut self, of: Option<CallId>, behind: bool) -> bool {
         let state = self.state;
-        let txn = of.map_or(self.root, |id| state.calls[id].txn);
+        // Whoever waits for a lock of an ancestor waits for the call for which the ancestor waits.
+        let family: SmallVec<[TxnId; 2]> = match of.map(|id| &state.calls[id]) {
+            None => self.root.clone(),
+            Some(call) => self
+                .edges
+                .family(call)
+                .filter(|txn| *txn == call.txn || self.ancestors.insert(*txn, ()).is_none())
+                .collect(),
+        };
         let mut closes = false;
-        for (table, items) in state.txns.get(&txn).into_iter().flat_map(|txn| &txn.held) {
+        let held = family.iter().filter_map(|txn| Some((*txn, &state.txns.get(txn)?.held)));
+        for (txn, (table, items)) in held.flat_map(|(txn, held)| held.iter().map(move |held| (txn, held))) {
             let Some(table) = state.tables.get(table).filter(|table| !table.waiting.is_empty()) else { continue };
             for item in items {
                 step();
@@ -205,6 +233,7 @@ impl<'a> Waiters<'a> {
 /// A search forwards from a waiter: for whom it waits, directly or over others, of those who wait themselves.
 pub(super) struct WaitedFor<'a> {
     state: &'a State,
+    edges: Edges,
     from: CallId,
     /// Only these are found, and only over these; everybody if there is no such limit.
     within: Option<&'a IdMap<CallId, Option<CallId>>>,
@@ -212,6 +241,8 @@ pub(super) struct WaitedFor<'a> {
     pub(super) found: IdMap<CallId, ()>,
     /// It waits for itself.
     pub(super) closes: bool,
+    /// Those found by a lock that only an ancestor of theirs holds.
+    pub(super) claimed: IdMap<CallId, ()>,
     next: Vec<CallId>,
     /// How many more looks are allowed.
     looks: usize,
@@ -224,16 +255,20 @@ pub(super) struct WaitedFor<'a> {
 impl<'a> WaitedFor<'a> {
     pub(super) fn new(
         state: &'a State,
+        edges: Edges,
         from: CallId,
         within: Option<&'a IdMap<CallId, Option<CallId>>>,
         looks: usize,
     ) -> Self {
+        debug_assert!(edges != Edges::Hard, "claims are followed");
         Self {
             state,
+            edges,
             from,
             within,
             found: IdMap::default(),
             closes: false,
+            claimed: IdMap::default(),
             next: Vec::new(),
             looks,
             asked: IdMap::default(),
@@ -283,12 +318,23 @@ impl<'a> WaitedFor<'a> {
                 if asks {
                     for waiter in state.waiting_holders(entry, call.txn, call.mode, self.within) {
                         match waiter {
-                            Some(waiter) => self.reach(waiter)?,
+                            Some(waiter) => {
+                                let own = state.calls[waiter].txn;
+                                let is_known =
+                                    waiter == self.from || self.within.is_none_or(|of| of.contains_key(&waiter));
+                                if is_known && entry.holder(own).is_none() {
+                                    self.claimed.insert(waiter, ());
+                                }
+                                self.reach(waiter)?;
+                            }
                             None => self.look()?,
                         }
                     }
                 }
-                entry.queue().map_or(ControlFlow::Continue(()), |queue| self.walk(queue, call.mode, call.place))
+                match entry.queue().filter(|_| self.edges == Edges::All) {
+                    Some(queue) => self.walk(queue, call.mode, call.place),
+                    None => ControlFlow::Continue(()),
+                }
             })();
             enough
         });
@@ -318,6 +364,21 @@ impl State {
         self.txns.get(&txn)?.call.filter(|id| self.calls.get(*id).is_some_and(|call| call.is_waiting()))
     }
 
+    /// The calls for which a transaction waits: its own, if that waits for a lock, and those made on its
+    /// behalf. `None` alone if it does not wait.
+    fn calls_waited_for(&self, txn: TxnId) -> SmallVec<[Option<CallId>; 1]> {
+        let mut waits: SmallVec<[Option<CallId>; 1]> = SmallVec::new();
+        if let Some(txn) = self.txns.get(&txn) {
+            let calls = txn.call.iter().chain(&txn.nested);
+            let waiting = calls.filter(|id| self.calls.get(**id).is_some_and(Call::is_waiting));
+            waits.extend(waiting.map(|id| Some(*id)));
+        }
+        if waits.is_empty() {
+            waits.push(None);
+        }
+        waits
+    }
+
     /// What a waiter wants, as a key: the same for all who want the same item in the same mode.
     pub(super) fn wanted_at(&self, id: CallId) -> (u64, u64) {
         let call = &self.calls[id];
@@ -337,11 +398,11 @@ impl State {
         let within = within.filter(|within| within.len() < entry.holders().len());
         let excluded = entry.holders().first().is_some_and(|first| !first.mode.is_compatible(mode));
         let holders = (excluded && within.is_none())
-            .then(|| entry.in_the_way(txn, mode, None).map(|holder| self.waiting_call(holder.txn)));
+            .then(|| entry.in_the_way(txn, mode, None).flat_map(|holder| self.calls_waited_for(holder.txn)));
         let waiters = within.filter(|_| excluded).map(|within| {
             within.keys().copied().inspect(|_| step()).filter_map(move |id| {
-                let holder = self.calls[id].txn;
-                (holder != txn && entry.holder(holder).is_some()).then_some(Some(id))
+                let mut family = self.calls[id].family();
+                family.any(|holder| holder != txn && entry.holder(holder).is_some()).then_some(Some(id))
             })
         });
         holders.into_iter().flatten().chain(waiters.into_iter().flatten())

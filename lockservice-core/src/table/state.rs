@@ -39,6 +39,10 @@ pub(super) struct State {
     /// Places already given out, at both ends of the queue.
     pub(super) first: i64,
     pub(super) last: i64,
+    /// How many calls in flight have ancestors.
+    pub(super) nested: usize,
+    /// Nested calls of transactions that hold more than when these began to wait.
+    pub(super) look_again: Vec<CallId>,
     /// Items that something left: waiters that overlap them may have become grantable.
     pub(super) left: Vec<(TableId, LockItem)>,
     /// Waiters that may have become grantable, in queue order.
@@ -72,6 +76,8 @@ impl State {
             commits: 0,
             first: 0,
             last: 0,
+            nested: 0,
+            look_again: Vec::new(),
             left: Vec::new(),
             candidates: BTreeSet::new(),
             wake: Vec::new(),

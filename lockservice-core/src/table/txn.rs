@@ -17,7 +17,13 @@ pub(super) struct Txn {
     pub(super) bytes: usize,
     /// The call that waits for a lock or a token, until its outcome was received. One at most.
     pub(super) call: Option<CallId>,
+    /// The calls that wait on its behalf, until their outcome was received.
+    pub(super) nested: SmallVec<[CallId; 1]>,
 }
+
+/// So many calls in flight can be part of the wait graph as nested ones of a transaction. Each is looked
+/// at whenever that transaction gets a lock for which others wait, and anybody can name it.
+pub(super) const NESTED_MAX: usize = 16;
 
 impl Txn {
     /// The slot that the next item gets.
@@ -55,6 +61,6 @@ impl Txn {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.count == 0 && self.call.is_none()
+        self.count == 0 && self.call.is_none() && self.nested.is_empty()
     }
 }

@@ -19,13 +19,14 @@ use super::exit::{self, Failure, say_event};
 use crate::server::ServerSettings;
 
 /// Environment variables with our prefix that are not settings of a server.
-const NOT_SETTINGS: [&str; 7] = [
+const NOT_SETTINGS: [&str; 8] = [
     "LOCKSERVICE_SERVER",
     "LOCKSERVICE_CONFIG",
     "LOCKSERVICE_TOKEN",
     "LOCKSERVICE_TABLE",
     "LOCKSERVICE_GROUP",
     "LOCKSERVICE_KEYS",
+    "LOCKSERVICE_HELD",
     "LOCKSERVICE_CACHE",
 ];
 

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 
 use super::args::LockArgs;
 use super::exit::{self, Failure};
+use super::outer;
 use super::patience::{self, Patience};
 use super::signals::{self, Signals};
 use super::sink;
@@ -191,6 +192,7 @@ async fn acquire(
         mode: if args.shared { LockMode::Shared } else { LockMode::Exclusive },
         wait: if args.no_wait { WaitPolicy::NoWait } else { WaitPolicy::Wait },
         timeout: patience.left(SystemClock.now()),
+        ancestors: outer::ancestors(std::env::var_os(outer::VARIABLE), &args.client.server),
         ..LockSpec::new(table, items)
     };
     let (table, name) = (spec.table.clone(), client_name());
@@ -223,6 +225,7 @@ async fn hold(args: &LockArgs, lock: &LockGuard, stop_time: Duration, signals: &
         ("LOCKSERVICE_GROUP", args.group.to_string().into()),
         ("LOCKSERVICE_TABLE", args.table.to_string().into()),
         ("LOCKSERVICE_KEYS", args.keys_for_command()),
+        ("LOCKSERVICE_HELD", outer::with(std::env::var_os(outer::VARIABLE), lock.txn().id(), &args.client.server)),
         // Also if it was a flag: a nested `lockservice` means the same server.
         ("LOCKSERVICE_SERVER", args.client.server.clone().into()),
     ];

@@ -9,6 +9,7 @@ mod limits;
 mod list;
 mod lock;
 mod node;
+mod outer;
 mod output;
 mod patience;
 mod serve;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lockservice_core::allocator::{Bind, PresentedBind};
-use lockservice_core::service::{Granted, LockSpec, Promise};
+use lockservice_core::service::{ANCESTORS_MAX, Granted, LockSpec, Promise};
 use lockservice_core::table::{Grant, WaitPolicy};
 use lockservice_core::{BindVersion, Error, ErrorKind, FencingToken, LockItem, Result, ServiceId, TableId, TxnId};
 
@@ -31,7 +31,17 @@ pub fn lock_spec_from_proto(op: proto::LockOp, items_max: usize) -> Result<LockS
         wait,
         timeout: op.timeout_ms.map(Duration::from_millis),
         snapshot_age: op.snapshot_age_ms.map(Duration::from_millis),
+        ancestors: ancestors_from_proto(&op.ancestors)?,
     })
+}
+
+/// The transactions that wait for a call. Their number is looked at first: it is a client's to choose.
+fn ancestors_from_proto(ancestors: &[String]) -> Result<Vec<TxnId>> {
+    if ancestors.len() > ANCESTORS_MAX {
+        return Err(Error::new(ErrorKind::InvalidArgument, "too many ancestors of one call: nest calls less deeply")
+            .with("most", ANCESTORS_MAX));
+    }
+    ancestors.iter().map(|txn| txn_from_proto(txn)).collect()
 }
 
 /// The lock request as a message without its `txn`. Durations are rounded up to whole milliseconds.
@@ -51,6 +61,7 @@ pub fn lock_spec_to_proto(spec: &LockSpec) -> proto::LockOp {
         wait: wait.into(),
         timeout_ms: spec.timeout.map(millis_up),
         snapshot_age_ms: spec.snapshot_age.map(millis_up),
+        ancestors: spec.ancestors.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -209,6 +220,7 @@ mod tests {
                 wait,
                 timeout,
                 snapshot_age: timeout,
+                ancestors: vec![TxnId::new(ServiceId::new(1 << 32 | 1), 7, true)],
                 ..LockSpec::new(bind().table, vec![row("a")])
             };
             assert_eq!(lock_spec_from_proto(lock_spec_to_proto(&spec), 9).expect("own message"), spec);
