@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn acknowledgements_and_empty_keys_and_names_are_counted_where_they_stand() {
         let frame = |op| proto::ClientFrame { ops: vec![proto::ClientOp { id: 1, op: Some(op) }] };
-        let acked = vec![proto::Acked::default(); 300_000];
+        let acked = vec![proto::Acked::default(); 600_000];
         is_refused::<proto::ClientFrame>(&frame(proto::client_op::Op::Heartbeat(proto::Heartbeat { acked })));
         let rows = vec![Bytes::new(); 300_000];
         is_refused::<proto::ClientFrame>(&frame(proto::client_op::Op::Lock(proto::LockOp {

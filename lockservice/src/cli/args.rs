@@ -49,7 +49,7 @@ lockservice), or
   64   wrong usage
   69   no server answers
   70   the lock was lost and the command was ended; or as --lost-exit-code says
-  71   something of the command could not be ended, or the system refused something
+  71   something of the command could not be ended, or the system refused it
   73   a limit of the server was reached: ask for less, or raise the limit
   74   the server cannot write its store
   75   the lock was not to be had in time; or as --conflict-exit-code says
