@@ -114,7 +114,20 @@ async fn what_is_written_today_is_format_one_as_it_was_committed() {
     let Some(redis) = Redis::start(RedisOptions::default()).await else { return };
     make(&open(redis.url()).await).await;
     let written = dump(redis.url()).await;
-    assert_eq!(written, FIXTURE, "the format has changed; what is written now:\n{written}");
+    assert_eq!(without_additions(&written), FIXTURE, "the format has changed; what is written now:\n{written}");
+}
+
+/// Takes out what records of format 1 may have since the fixture was committed: the leader's address
+/// for clients, and the cluster, whose id is random.
+fn without_additions(written: &str) -> String {
+    let mut text = written.to_owned();
+    for (field, end) in [(r#",\"clients\":\""#, r#"\""#), (r#",\"cluster\":{"#, "}")] {
+        let begin = text.find(field).unwrap_or_else(|| panic!("no {field} in {written}"));
+        let content = begin + field.len();
+        let length = text[content..].find(end).expect("it ends") + end.len();
+        text.replace_range(begin..content + length, "");
+    }
+    text
 }
 
 #[tokio::test(flavor = "multi_thread")]
