@@ -236,8 +236,8 @@ async fn tokens_grow_over_a_kill_while_the_clock_of_the_machine_is_set_back_a_da
     }
 }
 
-/// The day of a log's first line that has one, YYYY-MM-DD. A log that goes to a file has no colours.
+/// The day of the first line of a log of JSON lines that has one, YYYY-MM-DD.
 fn day(log: &str) -> String {
-    let day = log.lines().filter_map(|line| line.get(..10)).find(|day| day.starts_with("20"));
-    day.unwrap_or_else(|| panic!("some line begins with its day: {log}")).to_owned()
+    let day = log.split(r#""timestamp":""#).nth(1).and_then(|line| line.get(..10));
+    day.unwrap_or_else(|| panic!("some line has its day: {log}")).to_owned()
 }
