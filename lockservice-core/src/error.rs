@@ -295,6 +295,7 @@ impl Error {
     }
 
     /// The particulars, to be completed by one who knows more.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
     pub(crate) fn detail_mut(&mut self) -> Option<&mut Detail> {
         self.0.detail.as_mut()
     }
