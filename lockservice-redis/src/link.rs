@@ -81,6 +81,9 @@ enum Failure {
     Redirected { to: Address, asking: bool, why: Error },
     /// The slot is being moved, and cannot be used at this moment: nothing was changed.
     TryAgain(Error),
+    /// The time of the call ended in the middle of an attempt, and nothing was changed. If no attempt
+    /// before it told a reason, this is the error.
+    OutOfTime(Error),
     /// The connection was lost.
     Lost(Error),
     /// The answer.
@@ -118,7 +121,11 @@ impl Link {
 
     /// A client for the server that was last found to be the master.
     pub(crate) async fn client(&self) -> Result<Client> {
-        Ok(self.master(Instant::now() + self.config.call_timeout).await?.client)
+        match self.master(Instant::now() + self.config.call_timeout).await {
+            Ok(master) => Ok(master.client),
+            Err(Failure::Final(error) | Failure::OutOfTime(error)) => Err(error),
+            Err(_) => Err(self.errors.timed_out(Stage::Connect)),
+        }
     }
 
     /// Sends until there is an answer, or none is to be had in the time of a call.
@@ -130,8 +137,11 @@ impl Link {
         whole: impl Fn(&Self) -> Pipeline,
     ) -> Result<Vec<Value>> {
         let end = Instant::now() + self.config.call_timeout;
+        // An attempt that is cut short says less than the one before it, and of a write nothing for certain.
+        let last_attempt = end - self.config.call_timeout / 4;
         let mut again = stage != Stage::Write;
         let (mut asking, mut hops) = (None, 0);
+        let mut reason = None;
         loop {
             let failure = match self.attempt(pipeline, stage, within, end, asking.as_ref()).await {
                 Ok(answers) => return Ok(answers),
@@ -155,11 +165,14 @@ impl Link {
             }
             match failure {
                 Failure::Lost(_) if again && Instant::now() < end => again = false,
-                Failure::Elsewhere(_) | Failure::TryAgain(_) | Failure::Redirected { .. }
-                    if Instant::now() + PAUSE < end =>
+                Failure::Elsewhere(error) | Failure::TryAgain(error) | Failure::Redirected { why: error, .. }
+                    if Instant::now() + PAUSE < last_attempt =>
                 {
+                    reason = Some(error);
                     tokio::time::sleep(PAUSE).await;
                 }
+                // What the server said the last time is why the call is still under way.
+                Failure::OutOfTime(error) => return Err(reason.unwrap_or(error)),
                 Failure::Elsewhere(error)
                 | Failure::TryAgain(error)
                 | Failure::Redirected { why: error, .. }
@@ -180,24 +193,28 @@ impl Link {
     ) -> Result<Vec<Value>, Failure> {
         let mut asked = Pipeline::with_capacity(pipeline.len() + 1);
         let (mut master, pipeline, skipped) = match asking {
-            None => (self.master(end).await.map_err(Failure::Final)?, pipeline, 0),
+            None => (self.master(end).await?, pipeline, 0),
             Some(next) => {
                 // Right before the command, and on its connection: it counts for one.
                 asked.cmd("ASKING");
                 for command in pipeline.cmd_iter() {
                     asked.add_command(command.clone());
                 }
-                (self.next(next, end).await.map_err(Failure::Final)?, &asked, 1)
+                (self.next(next, end).await?, &asked, 1)
             }
         };
         // The answer to `ASKING` says nothing.
         let sent = master.connection.send_packed_commands(pipeline, skipped, pipeline.len() - skipped);
-        let answers = match timeout(within.min(end - Instant::now()), sent).await {
+        let left = end - Instant::now();
+        let answers = match timeout(within.min(left), sent).await {
             Ok(answers) => answers,
             Err(_) => {
                 // It may be the connection that is dead, not the server.
                 self.forget(master.serial).await;
-                return Err(Failure::Final(self.errors.timed_out(stage)));
+                let error = self.errors.timed_out(stage);
+                // A write that was sent may have landed, whatever was said before.
+                let cut_short = left < within && stage != Stage::Write;
+                return Err(if cut_short { Failure::OutOfTime(error) } else { Failure::Final(error) });
             }
         };
         let error = match answers {
@@ -246,7 +263,7 @@ impl Link {
     }
 
     /// The connection to the master. One caller makes it, the others wait for it.
-    async fn master(&self, end: Instant) -> Result<Master> {
+    async fn master(&self, end: Instant) -> Result<Master, Failure> {
         let connect = async {
             let mut current = self.current.lock().await;
             if let Some(master) = &current.master {
@@ -262,11 +279,14 @@ impl Link {
             current.master = Some(master.clone());
             Ok(master)
         };
-        timeout_at(end, connect).await.unwrap_or_else(|_| Err(self.errors.timed_out(Stage::Connect)))
+        timeout_at(end, connect)
+            .await
+            .map_err(|_| Failure::OutOfTime(self.errors.timed_out(Stage::Connect)))?
+            .map_err(Failure::Final)
     }
 
     /// The connection to the node to which the key is being moved.
-    async fn next(&self, address: &Address, end: Instant) -> Result<Master> {
+    async fn next(&self, address: &Address, end: Instant) -> Result<Master, Failure> {
         let connect = async {
             let mut current = self.current.lock().await;
             if let Some((known, next)) = &current.next
@@ -281,7 +301,10 @@ impl Link {
             current.next = Some((address.clone(), next.clone()));
             Ok(next)
         };
-        timeout_at(end, connect).await.unwrap_or_else(|_| Err(self.errors.timed_out(Stage::Connect)))
+        timeout_at(end, connect)
+            .await
+            .map_err(|_| Failure::OutOfTime(self.errors.timed_out(Stage::Connect)))?
+            .map_err(Failure::Final)
     }
 
     /// Where a node of a Cluster says that the key is, if it names the place.

@@ -1,9 +1,16 @@
 //! Servers that refuse, hang or forget scripts: each a clear error in time, then all goes on.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use integration::containers::{Redis, RedisOptions};
 use integration::within;
 use lockservice_core::ErrorKind;
 use lockservice_core::store::BindStore;
+use lockservice_redis::{RedisConfig, RedisStore};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use crate::support::{BOUND, Leader, ask, assert_whole, batch, bounded, open};
@@ -44,6 +51,47 @@ async fn a_master_that_becomes_a_replica_refuses_everything_and_comes_back_as_an
     let () = ask(redis.url(), "REPLICAOF NO ONE").await;
     assert_ne!(leader.renew().await.expect("it is the master again"), leader.lineage);
     assert_whole(&bounded(store.load()).await.expect("load"), 1);
+}
+
+/// Leads to `server` until `frozen` is set. After that it accepts connections and passes nothing on.
+async fn relay(server: String, frozen: Arc<AtomicBool>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            if frozen.load(Ordering::SeqCst) {
+                held.push(near);
+                continue;
+            }
+            let mut far = TcpStream::connect(&server).await.expect("the server");
+            // An error means that one side has gone.
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_server_said_is_told_although_the_time_ends_while_a_connection_is_made() {
+    let Some(redis) = Redis::start(RedisOptions::durable()).await else { return };
+    let server = redis.url().trim_start_matches("redis://").trim_end_matches('/').to_owned();
+    let frozen = Arc::new(AtomicBool::new(false));
+    let between = relay(server, Arc::clone(&frozen)).await;
+    let config = RedisConfig {
+        call_timeout: Duration::from_millis(500),
+        connect_timeout: Duration::from_secs(30),
+        ..RedisConfig::from_url(&format!("redis://{between}")).expect("a URL")
+    };
+    let store = bounded(RedisStore::connect_with(config)).await.expect("the store opens");
+    let leader = Leader::of(&store).await;
+    let () = ask(redis.url(), "REPLICAOF 127.0.0.1 1").await;
+    frozen.store(true, Ordering::SeqCst);
+    let refused = leader.renew().await.expect_err("it is no master");
+    assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused:?}");
+    assert!(refused.to_string().contains("replica"), "{refused}");
+    let silent = leader.renew().await.expect_err("nothing is passed on");
+    assert!(silent.to_string().contains("no connection"), "{silent}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
