@@ -70,6 +70,9 @@ kinds! {
     /// A cycle of waits ran through this call, and it was chosen to break it ([`Error::deadlock`] tells the cycle). Nothing was locked
     /// by this call. Release the transaction's locks and start it again.
     Deadlock => "deadlock", RetryTransaction;
+    /// The lock is held by the very work that asks for it and waits for the call to end: by one of the
+    /// call's ancestors. It would never come. Use the lock that is held, instead of asking for it again.
+    HeldByAncestor => "held_by_ancestor", FixRequest;
     /// A table that the transaction locked is bound anew: its locks there are void (T4). End the transaction and start it again.
     BindChanged => "bind_changed", RetryTransaction;
     /// The table's last owner may still be at work; it is granted anew after [`Error::retry_after`] (B3). Try again then.

@@ -61,9 +61,9 @@ pub struct LockSpec {
     /// everything; a [`Txn`](super::Txn) then says when it was begun itself.
     pub snapshot_age: Option<Duration>,
     /// The transactions whose work waits until this call has ended, at most [`ANCESTORS_MAX`]: those of
-    /// an outer command that started this one, say. What they hold is never waited for, and a cycle of
-    /// waits over them is a deadlock. Nobody checks this claim: of a cycle that there is only by a claim,
-    /// the call that makes it fails.
+    /// an outer command that started this one, say. What they hold is never waited for
+    /// (`HeldByAncestor`, at once), and a cycle of waits over them is a deadlock. Nobody checks this
+    /// claim: of a cycle that there is only by a claim, the call that makes it fails.
     pub ancestors: Vec<TxnId>,
 }
 

@@ -102,8 +102,8 @@ impl LockEngine {
     /// of them started, say. In the wait graph an ancestor waits for the call, as long as that waits.
     ///
     /// # Errors
-    /// Also [`Deadlock`](crate::ErrorKind::Deadlock), at once, if the call would wait for a lock of an
-    /// ancestor: that cannot end.
+    /// Also [`HeldByAncestor`](crate::ErrorKind::HeldByAncestor), at once, if a lock of an ancestor is in
+    /// the way: a wait for it could not end.
     pub fn lock_for(&self, mut request: LockRequest, ancestors: &[TxnId], now: Time) -> LockCall {
         let txn = request.txn;
         if let Err(error) = put_in_order(&mut request.items, self.0.items_per_request_max) {

@@ -73,7 +73,10 @@ impl State {
                     Err(error) => error,
                 },
             },
-            Ok(Advance::Blocked(_)) if policy == WaitPolicy::NoWait => conflict(&call),
+            Ok(Advance::Blocked(_)) if policy == WaitPolicy::NoWait => match self.ancestor_in_the_way(&call) {
+                Some(ancestor) => held_by_ancestor(&call, ancestor),
+                None => conflict(&call),
+            },
             Ok(Advance::Blocked(place)) => match self.check_worth_waiting(&call) {
                 Ok(()) => {
                     let id = self.calls.insert(Box::new(call));
@@ -451,7 +454,7 @@ impl State {
 
     /// Ends a wait that cannot end by itself, or breaks the cycles that it closes.
     pub(super) fn resolve_wait(&mut self, id: CallId) {
-        match self.ancestor_in_the_way(id) {
+        match self.ancestor_in_the_way(&self.calls[id]) {
             Some(ancestor) => {
                 let error = held_by_ancestor(&self.calls[id], ancestor);
                 self.fail(id, error);
@@ -460,9 +463,8 @@ impl State {
         }
     }
 
-    /// An ancestor of a waiting call whose lock it waits for, if there is one.
-    fn ancestor_in_the_way(&self, id: CallId) -> Option<TxnId> {
-        let call = &self.calls[id];
+    /// An ancestor of a call whose lock is in the way of its next item, if there is one.
+    fn ancestor_in_the_way(&self, call: &Call) -> Option<TxnId> {
         if call.ancestors.is_empty() {
             return None;
         }
@@ -693,9 +695,9 @@ fn no_token() -> Error {
 
 fn held_by_ancestor(call: &Call, ancestor: TxnId) -> Error {
     Error::new(
-        ErrorKind::Deadlock,
-        "the lock is held by the very work that asks for it and waits for this call to end: do not lock again what an outer \
-         call holds",
+        ErrorKind::HeldByAncestor,
+        "the lock is held by the very work that asks for it and waits for this call to end, so it would never come: \
+         use the lock that the outer call holds, and do not ask for it again",
     )
     .with("item", call.item())
     .with("holder", ancestor)

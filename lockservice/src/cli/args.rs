@@ -46,7 +46,7 @@ the command has ended gets the stop time to end, and is then killed, before the 
 
 Exit status: that of the COMMAND (128 + n if signal n ended it; the same signal, if it was sent to \
 lockservice), or
-  64   wrong usage
+  64   wrong usage, or a lock that a command around this one holds: use that one
   69   no server answers
   70   the lock was lost and the command was ended; or as --lost-exit-code says
   71   something of the command could not be ended, or the system refused it

@@ -91,7 +91,8 @@ impl From<Error> for Failure {
 /// The exit status for an error of the library, while nothing is held.
 pub(crate) fn status_of(kind: ErrorKind) -> u8 {
     match kind {
-        ErrorKind::InvalidArgument | ErrorKind::NotPermitted => USAGE,
+        // A lock that the outer command holds never comes: the command line is what is to be changed.
+        ErrorKind::InvalidArgument | ErrorKind::NotPermitted | ErrorKind::HeldByAncestor => USAGE,
         ErrorKind::Conflict
         | ErrorKind::Timeout
         | ErrorKind::Deadlock
@@ -167,7 +168,18 @@ fn say(object: Option<Value>, who: &str, sentence: &str) {
 
 #[cfg(test)]
 mod tests {
+    use lockservice_core::Advice;
+
     use super::*;
+
+    #[test]
+    fn what_never_passes_as_it_stands_is_not_told_as_what_may_be_tried_again() {
+        // A deadlock may: the other one has gone on by then.
+        assert_eq!(status_of(ErrorKind::Deadlock), NOT_NOW);
+        for kind in ErrorKind::ALL.iter().filter(|kind| kind.advice() == Advice::FixRequest) {
+            assert_eq!(status_of(*kind), USAGE, "{kind:?}");
+        }
+    }
 
     #[test]
     fn a_limit_has_a_status_of_its_own_for_later_may_be_no_better() {

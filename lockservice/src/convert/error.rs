@@ -187,7 +187,8 @@ pub fn code(kind: ErrorKind) -> Code {
         ErrorKind::Cancelled => Code::Cancelled,
         ErrorKind::Rebinding | ErrorKind::ShuttingDown | ErrorKind::Unavailable => Code::Unavailable,
         ErrorKind::TxnNotFound => Code::NotFound,
-        ErrorKind::NotOwner
+        ErrorKind::HeldByAncestor
+        | ErrorKind::NotOwner
         | ErrorKind::NotLeader
         | ErrorKind::SpansNodes
         | ErrorKind::CannotCommit
