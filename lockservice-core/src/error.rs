@@ -156,15 +156,19 @@ pub struct Blocker {
     pub client: String,
 }
 
+impl Blocker {
+    /// Who it is, in words: the client, the transaction and its label.
+    pub fn who(&self) -> String {
+        let client = if self.client.is_empty() { "a client without a name" } else { &self.client };
+        let label = if self.label.is_empty() { String::new() } else { format!(", {}", self.label) };
+        format!("{client} (transaction {}{label})", self.txn)
+    }
+}
+
 impl fmt::Display for Blocker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let how = if self.granted { "held by" } else { "waited for earlier by" };
-        let who = if self.client.is_empty() { "a client without a name" } else { &self.client };
-        write!(f, "{} is {how} {who} (transaction {}", self.item, self.txn)?;
-        if !self.label.is_empty() {
-            write!(f, ", {}", self.label)?;
-        }
-        f.write_str(")")
+        write!(f, "{} is {how} {}", self.item, self.who())
     }
 }
 

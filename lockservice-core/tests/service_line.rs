@@ -14,7 +14,9 @@ use lockservice_core::allocator::{
     Resume, TxnRange,
 };
 use lockservice_core::clock::hi;
-use lockservice_core::service::{Answer, LockService, LockSpec, Operation, ServiceParts, Session, TxnOp, TxnOptions};
+use lockservice_core::service::{
+    Answer, LockService, LockSpec, Operation, ServiceParts, Session, TxnOp, TxnOptions, WaitNotices, Waiting, WaitsFor,
+};
 use lockservice_core::store::MemoryStore;
 use lockservice_core::table::WaitPolicy;
 use lockservice_core::testing::TokioClock;
@@ -359,4 +361,66 @@ async fn the_time_of_an_embedders_lock_runs_while_its_transaction_is_busy() {
     let (outcome, waited) = second;
     assert_eq!(outcome.expect_err("its turn did not come").kind(), ErrorKind::Timeout);
     about(waited, SECOND);
+}
+
+/// What the next call of a session that waits is told.
+async fn told(notices: &mut WaitNotices) -> Waiting {
+    let mut told = notices.next().await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    told.remove(0)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_client_of_a_call_that_waits_for_a_table_is_told_whose_it_was_and_then_of_the_lock() {
+    let allocator = allocator().await;
+    let (service, dead) = restarted(&allocator).await;
+    let session = service.open_session(None, "test").expect("a session");
+    let mut notices = session.waits();
+    let began = Instant::now();
+    let first = session.submit(op(1, 1), Operation::Lock(spec("k")));
+    let waiting = told(&mut notices).await;
+    assert_eq!((waiting.number, waiting.sequence), (1, 1));
+    let last_owner = Some((dead, name("node")));
+    assert_eq!(waiting.waits_for, WaitsFor::Table { last_owner });
+    assert!(began.elapsed() < SECOND, "as soon as it is known: {:?}", began.elapsed());
+    let second = session.submit(op(2, 1), Operation::Lock(spec("k")));
+    assert_eq!(told(&mut notices).await.number, 2);
+    let renewing = async {
+        loop {
+            sleep(SECOND).await;
+            session.renew().expect("it is there");
+        }
+    };
+    let waits = async {
+        let Answer::Locked(granted) = first.await.expect("the lease runs out") else { panic!("no lock") };
+        (granted.txn, told(&mut notices).await)
+    };
+    let (holder, waiting) = tokio::select! {
+        seen = waits => seen,
+        () = renewing => unreachable!("it has no end"),
+    };
+    assert_eq!((waiting.number, waiting.sequence), (2, 1));
+    let WaitsFor::Txn(blocker) = waiting.waits_for else { panic!("{waiting:?}") };
+    assert_eq!((blocker.txn, blocker.client.as_str(), blocker.granted), (holder, "test", true));
+    drop(second);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_client_of_a_call_that_waits_for_a_token_is_told_and_one_that_does_not_wait_is_not() {
+    let allocator = allocator().await;
+    let service = start(&allocator, "node", None).await;
+    let session = service.open_session(None, "test").expect("a session");
+    let mut notices = session.waits();
+    allocator.no_tokens.store(true, Ordering::Relaxed);
+    let call = session.submit(op(1, 1), Operation::Lock(within(SECOND, "k")));
+    assert_eq!(told(&mut notices).await.waits_for, WaitsFor::Token);
+    assert_eq!(call.await.expect_err("none comes").kind(), ErrorKind::Timeout);
+    session
+        .submit(op(1, 2), Operation::Unlock { table: table(), items: Vec::new(), commit_ts: None })
+        .await
+        .expect("done");
+    tokio::select! {
+        more = notices.next() => panic!("nobody waits: {more:?}"),
+        () = sleep(SECOND) => {}
+    }
 }

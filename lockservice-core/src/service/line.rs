@@ -185,6 +185,11 @@ impl Lines {
         }
     }
 
+    /// If something keeps the table from being bound: whom it was bound to last, if that is known.
+    pub(super) fn what_keeps(&self, table: &TableRef) -> Option<Option<LastOwner>> {
+        self.lines.get(table).filter(|line| line.refusal.is_some()).map(|line| line.owner.clone())
+    }
+
     pub(super) fn knows_owner(&self, table: &TableRef) -> bool {
         self.lines.get(table).is_some_and(|line| line.owner.is_some())
     }

@@ -40,6 +40,7 @@ mod settings;
 mod tables;
 mod txn;
 mod types;
+mod waits;
 mod weight;
 
 use std::future::Future;
@@ -75,6 +76,7 @@ pub use self::types::{
     ANCESTORS_MAX, Answer, Granted, LockSpec, LockStatus, Operation, Promise, ServiceParts, Stopped, TxnOp, TxnOptions,
     WaitStatus,
 };
+pub use self::waits::{WaitNotices, Waiting, WaitsFor};
 
 /// Lines of a slice, where all of a list is wanted.
 const SLICE: usize = 1_024;

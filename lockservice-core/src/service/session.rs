@@ -8,23 +8,24 @@
 //! next operation under it, runs it without it, and files the answer under it.
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::clock::{Clock, Time, hi};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{SessionId, TxnId};
+use crate::id::{SessionId, TableRef, TxnId};
 use crate::service::pending::Pending;
 use crate::service::queue::{
     Filed, NumberedBy, Relied, Room, Step, Taken, Timer, TxnQueue, keep_relied_on, taken_back,
 };
 use crate::service::quota::{Charge, Quota};
 use crate::service::txn::{TxnRecord, timer};
+use crate::service::waits::{WaitNotices, Waits};
 use crate::service::{Answer, Granted, Inner, LockService, LockSpec, Operation, Phase, Promise, TxnOp, TxnOptions};
 use crate::sync::Mutex;
 
@@ -45,6 +46,14 @@ pub(crate) struct SessionRecord {
     lost: watch::Sender<Option<Error>>,
     /// The number of the current attachment (T3).
     attached: watch::Sender<u64>,
+    /// Its lock calls that wait.
+    waits: Waits,
+}
+
+impl SessionRecord {
+    pub(super) fn waits(&self) -> &Waits {
+        &self.waits
+    }
 }
 
 /// A session's promise (P1): when it was last renewed, and whether it is over. Shared with its transactions, whose grants rest on it.
@@ -222,6 +231,7 @@ impl LockService {
             }),
             lost: watch::Sender::new(None),
             attached: watch::Sender::new(0),
+            waits: Waits::default(),
         });
         inner.sessions.insert(id, Arc::clone(&record))?;
         let session = Session { record, inner: Arc::clone(inner) };
@@ -285,6 +295,13 @@ impl Session {
             number = *current;
         });
         Attachment { number, attached: self.record.attached.subscribe() }
+    }
+
+    /// Tells of the session's lock calls that wait, those that wait already included: for the one
+    /// connection that the session has now. Of two that listen, each is told of some.
+    pub fn waits(&self) -> WaitNotices {
+        self.record.waits.renew(self.inner.parts.clock.now());
+        WaitNotices { record: Arc::clone(&self.record), inner: Arc::clone(&self.inner) }
     }
 
     /// The client has the answers of transaction `number` up to `sequence`.
@@ -454,9 +471,11 @@ impl Session {
             let result = match step {
                 Step::Refuse(e) => Err(e),
                 Step::Lock { spec, arrived, items, cancelled } => {
+                    let table = spec.table.clone();
+                    let lock = self.inner.lock(&txn, spec, arrived);
                     let result = tokio::select! {
                         biased;
-                        result = self.inner.lock(&txn, spec, arrived) => result,
+                        result = self.noting_a_wait((number, sequence), txn.id, table, lock) => result,
                         // Dropping the call takes its claim away, or hands on a grant that had just been made.
                         _ = cancelled => Err(taken_back()),
                     };
@@ -480,6 +499,16 @@ impl Session {
                 return;
             }
         }
+    }
+
+    /// Runs a lock call, and notes that it waits if it is not decided at once.
+    async fn noting_a_wait<T>(&self, op: (u64, u64), txn: TxnId, table: TableRef, lock: impl Future<Output = T>) -> T {
+        let mut lock = pin!(lock);
+        if let Poll::Ready(output) = poll_fn(|cx| Poll::Ready(lock.as_mut().poll(cx))).await {
+            return output;
+        }
+        let _waits = self.record.waits.begin(op, txn, table, self.inner.parts.clock.now());
+        lock.await
     }
 
     fn take_next(&self, number: u64) -> Option<(Arc<TxnRecord>, u64, Step)> {

@@ -11,7 +11,7 @@ use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::TableRef;
 use crate::service::line::{Asked, Handed, LastOwner, Lines, Standing, Waiter};
-use crate::service::{Inner, shutting_down};
+use crate::service::{Inner, WaitsFor, shutting_down};
 use crate::sync::{Mutex, RwLock};
 use crate::table::{LockRequest, WaitPolicy};
 
@@ -34,6 +34,12 @@ impl Tables {
     /// The bind of `table`, if this service owns it.
     pub(crate) fn owned(&self, table: &TableRef) -> Option<Arc<Bind>> {
         self.owned.read().get(table).cloned()
+    }
+
+    /// What those in the line of a table wait for; `None` if nobody waits, or it is not known yet.
+    pub(super) fn waits_for(&self, table: &TableRef) -> Option<WaitsFor> {
+        let last_owner = self.lines.lock().what_keeps(table)?;
+        Some(WaitsFor::Table { last_owner: last_owner.map(|owner| (owner.service, owner.node)) })
     }
 
     /// Those who wait for a table, or for one table, to be bound here: the next ones after `after`, at most `most`.

@@ -9,7 +9,7 @@ use super::call::CallId;
 use super::list::{LockList, WaitList};
 use super::locking::put_in_order;
 use super::state::{Begun, State};
-use super::types::{EngineSettings, Grant, LockInfo, LockRequest, WaitInfo};
+use super::types::{CallObstacle, EngineSettings, Grant, LockInfo, LockRequest, WaitInfo};
 use crate::allocator::{Bind, TokenBlock};
 use crate::clock::Time;
 use crate::error::{Blocker, Error, Result};
@@ -177,6 +177,12 @@ impl LockEngine {
     /// The waits, of one table or all of them, slice by slice.
     pub fn wait_list(&self, table: Option<TableId>) -> WaitList {
         WaitList::new(self.clone(), table)
+    }
+
+    /// What the call of a transaction waits for now; `None` if it has no call that waits.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn obstacle(&self, txn: TxnId) -> Option<CallObstacle> {
+        self.with(|state| state.obstacle(txn))
     }
 
     /// How many rows and ranges a transaction holds on this node.

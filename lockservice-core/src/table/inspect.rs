@@ -5,11 +5,11 @@
 
 use std::ops::{Bound, ControlFlow};
 
-use super::call::CallId;
+use super::call::{CallId, Stage};
 use super::entry::{Entry, Place};
 use super::lock_table::{ItemRef, LockTable, holds};
 use super::state::State;
-use super::types::{LockInfo, WaitInfo};
+use super::types::{CallObstacle, LockInfo, WaitInfo};
 use crate::error::Blocker;
 use crate::id::{TableId, TxnId};
 use crate::key::LockItem;
@@ -84,6 +84,16 @@ impl State {
             if blocker.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         blocker
+    }
+
+    /// What the call of a transaction waits for, if it has one that waits.
+    pub(super) fn obstacle(&self, txn: TxnId) -> Option<CallObstacle> {
+        let id = self.txns.get(&txn)?.call?;
+        match self.calls.get(id)?.stage {
+            Stage::Waiting => self.blocker(id).map(CallObstacle::Lock),
+            Stage::Starved => Some(CallObstacle::Token),
+            Stage::Done(_) => None,
+        }
     }
 
     pub(super) fn locks_start(&self, only: Option<TableId>) -> Option<LocksAt> {

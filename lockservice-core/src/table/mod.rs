@@ -142,4 +142,6 @@ pub use self::engine::{LockCall, LockEngine};
 pub use self::list::{LockList, WaitList};
 #[cfg(any(test, feature = "testing"))]
 pub use self::steps::engine_steps;
+#[cfg_attr(loom, allow(unused_imports, reason = "the service is not built for loom"))]
+pub(crate) use self::types::CallObstacle;
 pub use self::types::{EngineSettings, Grant, ItemGrant, LockInfo, LockRequest, VictimPolicy, WaitInfo, WaitPolicy};

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::allocator::Bind;
 use crate::clock::Time;
+use crate::error::Blocker;
 use crate::id::{BindVersion, FencingToken, TableId, TableRef, TxnId};
 use crate::key::{LockItem, LockMode};
 
@@ -160,4 +161,13 @@ pub struct WaitInfo {
     pub granted: bool,
     /// When the call that waits was made.
     pub since: Time,
+}
+
+/// What a call waits for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum CallObstacle {
+    /// The first one found in its way, with the names left empty.
+    Lock(Blocker),
+    /// A fencing token.
+    Token,
 }

@@ -3,7 +3,7 @@
 use std::ops::Bound;
 
 use lockservice_core::allocator::BindState;
-use lockservice_core::{DeadlockEdge, Error, Key, LockItem, LockMode, TableRef};
+use lockservice_core::{Blocker, DeadlockEdge, Error, Key, LockItem, LockMode, TableRef};
 use serde_json::{Map, Value, json};
 
 use super::args::{ClientArgs, ListArgs};
@@ -130,16 +130,21 @@ pub(super) fn particulars(error: &Error) -> Map<String, Value> {
         };
         fields.insert("deadlock".into(), cycle.iter().map(edge).collect());
     }
-    if let Some(blocker) = error.blocker() {
-        let mut row = key(&blocker.item);
-        row.insert("mode".into(), mode(blocker.mode));
-        row.insert("txn".into(), blocker.txn.to_string().into());
-        row.insert("label".into(), blocker.label.as_str().into());
-        row.insert("client".into(), blocker.client.as_str().into());
-        row.insert("state".into(), if blocker.granted { "holds" } else { "waits too" }.into());
-        fields.insert("blocker".into(), row.into());
+    if let Some(who) = error.blocker() {
+        fields.insert("blocker".into(), blocker(who).into());
     }
     fields
+}
+
+/// Who stands in the way.
+pub(super) fn blocker(blocker: &Blocker) -> Map<String, Value> {
+    let mut row = key(&blocker.item);
+    row.insert("mode".into(), mode(blocker.mode));
+    row.insert("txn".into(), blocker.txn.to_string().into());
+    row.insert("label".into(), blocker.label.as_str().into());
+    row.insert("client".into(), blocker.client.as_str().into());
+    row.insert("state".into(), if blocker.granted { "holds" } else { "waits too" }.into());
+    row
 }
 
 fn mode(mode: LockMode) -> Value {

@@ -7,6 +7,7 @@ use lockservice_core::service::LockSpec;
 use lockservice_core::table::WaitPolicy;
 use lockservice_core::{Error, ErrorKind, LockMode};
 use nix::sys::signal::Signal;
+use tokio::sync::watch;
 
 use super::args::LockArgs;
 use super::exit::{self, Failure};
@@ -138,7 +139,7 @@ async fn try_to_take(
     };
     let session = opened.insert(session);
     let stop_time = stop_time(args, &client, session)?;
-    let lock = acquire(args, patience, &client, session, json).await?;
+    let lock = acquire(args, patience, session, json).await?;
     Ok((lock, stop_time))
 }
 
@@ -180,13 +181,7 @@ fn stop_time(args: &LockArgs, client: &Client, session: &Session) -> Result<Dura
     }
 }
 
-async fn acquire(
-    args: &LockArgs,
-    patience: &Patience,
-    client: &Client,
-    session: &Session,
-    json: bool,
-) -> Result<LockGuard, Failure> {
+async fn acquire(args: &LockArgs, patience: &Patience, session: &Session, json: bool) -> Result<LockGuard, Failure> {
     let (table, items) = args.target()?;
     let spec = LockSpec {
         mode: if args.shared { LockMode::Shared } else { LockMode::Exclusive },
@@ -195,11 +190,11 @@ async fn acquire(
         ancestors: outer::ancestors(std::env::var_os(outer::VARIABLE), &args.client.server),
         ..LockSpec::new(table, items)
     };
-    let (table, name) = (spec.table.clone(), client_name());
+    let (table, (waits, told)) = (spec.table.clone(), watch::channel(None));
     // Of a lock that is not to be had the error says who holds it.
     Ok(tokio::select! {
-        outcome = session.lock(spec) => outcome?,
-        never = waiting::say_whom(client, &name, &table, json), if !args.quiet => match never {},
+        outcome = session.lock_telling(spec, &waits) => outcome?,
+        never = waiting::say_whom(told, &table, json), if !args.quiet => match never {},
     })
 }
 

@@ -14,7 +14,7 @@ use super::outbox::{Answered, Outbox};
 use super::place::{Closing, Handle, Info, Shared, guard_ended};
 use super::stream::Requests;
 use crate::channel::StreamChannel;
-use crate::convert::{error_from_proto, from_status, millis_up};
+use crate::convert::{error_from_proto, from_status, millis_up, waiting_from_proto};
 use crate::proto;
 use crate::proto::server_op::Answer;
 
@@ -245,6 +245,12 @@ async fn serve_stream(shared: &Shared, connected: Connected) -> End {
                                     ErrorKind::ShuttingDown,
                                     "the server is shutting down: stop the protected work, then close the session",
                                 )),
+                                // A hint: one that cannot be read is none.
+                                Some(proto::notice::Notice::Waiting(waiting)) => {
+                                    if let Ok(waiting) = waiting_from_proto(waiting) {
+                                        shared.outbox.waiting(waiting);
+                                    }
+                                }
                                 // Another stream has the session, or a notice of a newer server.
                                 Some(_) | None => {}
                             }

@@ -16,6 +16,7 @@ use lockservice_core::table::{Grant, WaitPolicy};
 use lockservice_core::{Detail, Error, ErrorKind, Result, ServiceId, TableRef};
 
 use super::Txn;
+use super::outbox::Terms;
 use super::txn::timed_out;
 
 /// How many answers are followed before the leader is asked.
@@ -65,16 +66,10 @@ fn unreachable(error: &Error) -> bool {
 }
 
 /// Goes on with a lock call that failed with `error`, which [`helps`].
-pub(super) async fn lock(
-    txn: &Txn,
-    spec: &LockSpec,
-    deadline: Option<Time>,
-    snapshot: Option<Time>,
-    error: Error,
-) -> Result<Grant> {
+pub(super) async fn lock(txn: &Txn, spec: &LockSpec, terms: Terms<'_>, error: Error) -> Result<Grant> {
     let span = &txn.span;
     let clock = txn.clock();
-    let give_up = give_up(txn, spec, deadline);
+    let give_up = give_up(txn, spec, terms.deadline);
     let (mut error, mut hops, mut pause) = (error, 0, PAUSE.0);
     loop {
         let mut owner = owner(&error);
@@ -123,7 +118,7 @@ pub(super) async fn lock(
             // Two servers that each name the other must not be asked all the time.
             tokio::time::sleep(PAUSE.0).await;
         }
-        match txn.try_lock(spec, deadline, snapshot).await {
+        match txn.try_lock(spec, terms).await {
             Ok(grant) => return Ok(grant),
             Err(e) if helps(txn, &e) && clock.now() < give_up => error = e,
             Err(e) => return Err(e),

@@ -19,6 +19,23 @@
 //! # }
 //! ```
 //!
+//! Whom a call waits for is told meanwhile to who wants to know:
+//!
+//! ```no_run
+//! # async fn example(session: lockservice::client::Session, spec: lockservice_core::service::LockSpec) -> lockservice_core::Result<()> {
+//! let (waits, mut told) = tokio::sync::watch::channel(None);
+//! let lock = session.lock_telling(spec, &waits);
+//! let mut lock = std::pin::pin!(lock);
+//! let guard = loop {
+//!     tokio::select! {
+//!         outcome = &mut lock => break outcome?,
+//!         Ok(()) = told.changed() => println!("waiting: {:?}", *told.borrow_and_update()),
+//!     }
+//! };
+//! # guard.release().await
+//! # }
+//! ```
+//!
 //! # Implementation details
 //! A [`Session`] has one stream and one task that reads it. Callers put operations into an outbox; the request side of the stream
 //! takes everything that is there into one frame, without a task in between. Every operation stays in the outbox until it is

@@ -9,11 +9,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use lockservice_core::clock::{Clock, Time};
-use lockservice_core::service::{Granted, TxnOptions};
+use lockservice_core::service::{Granted, TxnOptions, Waiting, WaitsFor};
 use lockservice_core::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use prost::Message as _;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use self::pending::{Pending, Sequences, What};
 use crate::proto;
@@ -44,6 +44,8 @@ struct State {
     /// Those of them that the current stream has not sent, in order.
     unsent: VecDeque<u64>,
     txns: HashMap<u64, Sequences>,
+    /// Where callers want to know what their calls wait for, by transaction and sequence.
+    listening: HashMap<(u64, u64), WaitsSender>,
     /// Number of the current stream; the request sides of older ones end (T3).
     stream: u64,
     /// True once the current stream was welcomed.
@@ -52,6 +54,20 @@ struct State {
     closed: bool,
     frame_bytes_max: usize,
     waker: Option<Waker>,
+}
+
+/// Where a caller is told what its call waits for.
+pub(super) type WaitsSender = watch::Sender<Option<WaitsFor>>;
+
+/// What a lock call says beyond what it asks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Terms<'a> {
+    /// When its time is up.
+    pub(super) deadline: Option<Time>,
+    /// When the transaction's snapshot was begun, if that is known.
+    pub(super) snapshot: Option<Time>,
+    /// Where its caller is told what it waits for.
+    pub(super) waits: Option<&'a WaitsSender>,
 }
 
 /// What the driver must do about an answer.
@@ -95,8 +111,7 @@ impl Outbox {
         &self,
         begun: &Begun,
         mut op: proto::LockOp,
-        deadline: Option<Time>,
-        snapshot: Option<Time>,
+        terms: Terms<'_>,
         permit: OwnedSemaphorePermit,
     ) -> Result<(CallId, oneshot::Receiver<Result<Granted>>)> {
         let (reply, answer) = oneshot::channel();
@@ -109,6 +124,10 @@ impl Outbox {
         let call = CallId { txn: txn.number, sequence: txn.sequence };
         op.txn = Some(txn);
         let what = What::Lock { txn: call.txn, sequence: call.sequence, reply, _permit: permit };
+        if let Some(waits) = terms.waits {
+            state.listening.insert((call.txn, call.sequence), waits.clone());
+        }
+        let Terms { deadline, snapshot, .. } = terms;
         let waker = state.push(Pending { op: Op::Lock(op), bytes, what, deadline, snapshot, sent: None });
         drop(state);
         wake(waker);
@@ -200,6 +219,15 @@ impl Outbox {
         wake(waker);
     }
 
+    /// Tells the caller of a lock call what it waits for, if it wants to know and waits yet.
+    pub(super) fn waiting(&self, waiting: Waiting) {
+        let waits = self.state.lock().listening.get(&(waiting.number, waiting.sequence)).cloned();
+        // Woken here, and not under the mutex.
+        if let Some(waits) = waits {
+            waits.send_replace(Some(waiting.waits_for));
+        }
+    }
+
     /// The next frame of stream `number`; `None` if another stream has taken its place.
     pub(super) fn poll_frame(
         &self,
@@ -278,6 +306,8 @@ impl Outbox {
                 Answered::Settled
             }
             What::Lock { txn, sequence, reply, _permit } => {
+                // Dropped when the mutex is free.
+                let _listener = state.stop_listening(txn, sequence);
                 if let Some(slot) = state.txns.get_mut(&txn) {
                     slot.under_way = slot.under_way.saturating_sub(1);
                 }
@@ -326,8 +356,10 @@ impl Outbox {
             }
             failed.push(pending.what);
         }
+        let listening = std::mem::take(&mut state.listening);
         drop(state);
         wake(waker);
+        drop(listening);
         for what in failed {
             if let What::Lock { reply, .. } = what {
                 // A caller that has gone has put an Undo in itself.
@@ -343,13 +375,14 @@ impl Outbox {
         state.open = false;
         state.closed = true;
         let pending = std::mem::take(&mut state.pending);
+        let listening = std::mem::take(&mut state.listening);
         state.unsent.clear();
         state.txns.clear();
         let waker = state.waker.take();
         drop(state);
         wake(waker);
         // Dropped senders tell the callers.
-        drop(pending);
+        drop((pending, listening));
     }
 }
 
@@ -364,6 +397,12 @@ impl State {
             .with("limit", self.frame_bytes_max));
         }
         Ok(())
+    }
+
+    /// Who wanted to know what a call waits for, which is over: to be dropped when the mutex is free.
+    fn stop_listening(&mut self, txn: u64, sequence: u64) -> Option<WaitsSender> {
+        // Nearly nobody listens.
+        if self.listening.is_empty() { None } else { self.listening.remove(&(txn, sequence)) }
     }
 
     fn next_op(&mut self, number: &mut u64, options: &TxnOptions) -> Result<proto::TxnRef> {

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::clock::Time;
-use lockservice_core::service::{LockSpec, TxnOptions};
+use lockservice_core::service::{LockSpec, TxnOptions, WaitsFor};
 use lockservice_core::{Error, NodeName, Result, ServiceId, SessionId};
 use tokio::sync::watch;
 
 use super::connect::Node;
 use super::driver;
+use super::outbox::WaitsSender;
 use super::place::{Handle, Shared};
 use super::span::Span;
 use super::txn::{LockGuard, Txn};
@@ -52,8 +53,23 @@ impl Session {
     /// # Cancel safety
     /// Dropping the call takes the request back.
     pub async fn lock(&self, spec: LockSpec) -> Result<LockGuard> {
+        self.lock_with(spec, None).await
+    }
+
+    /// As [`lock`](Self::lock), and tells what the call waits for, as [`Txn::lock_telling`] does.
+    ///
+    /// # Errors
+    /// Those of [`Txn::lock`].
+    ///
+    /// # Cancel safety
+    /// Dropping the call takes the request back.
+    pub async fn lock_telling(&self, spec: LockSpec, waits: &watch::Sender<Option<WaitsFor>>) -> Result<LockGuard> {
+        self.lock_with(spec, Some(waits)).await
+    }
+
+    async fn lock_with(&self, spec: LockSpec, waits: Option<&WaitsSender>) -> Result<LockGuard> {
         let txn = Txn::new(Arc::clone(&self.span), TxnOptions::default(), None);
-        let grant = txn.lock(spec).await?;
+        let grant = txn.lock_with(spec, waits).await?;
         Ok(LockGuard::new(txn, grant))
     }
 

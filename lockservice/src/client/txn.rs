@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use lockservice_core::allocator::Bind;
 use lockservice_core::clock::{Clock, Time, lo};
-use lockservice_core::service::{Granted, LockSpec, TxnOptions};
+use lockservice_core::service::{Granted, LockSpec, TxnOptions, WaitsFor};
 use lockservice_core::table::{Grant, WaitPolicy};
 use lockservice_core::{Error, ErrorKind, FencingToken, LockItem, NodeName, Result, TableRef, TxnId};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::follow;
-use super::outbox::{Begun, CallId};
+use super::outbox::{Begun, CallId, Terms, WaitsSender};
 use super::place::{Handle, Shared};
 use super::span::{Span, Stay};
 use crate::convert::{items_to_proto, lock_spec_to_proto};
@@ -86,25 +86,44 @@ impl Txn {
     /// Dropping the call takes the request back: nothing that it asked for may be relied on, whether it was granted in that moment
     /// or not, and everything that it added is released. What the transaction held before stays.
     pub async fn lock(&self, spec: LockSpec) -> Result<Grant> {
+        self.lock_with(spec, None).await
+    }
+
+    /// As [`lock`](Self::lock), and puts into `waits` what the call waits for, as the server tells: when
+    /// it begins to wait, and when it waits for another holder than before. A call that is decided at
+    /// once puts nothing in.
+    ///
+    /// This is a hint, to tell people: it may be out of date when it arrives. There is one place for
+    /// it: a reader that is slow misses what was replaced meanwhile, and holds up nothing. It stays there
+    /// when the call is over. See the module for an example.
+    ///
+    /// # Errors
+    /// Those of [`lock`](Self::lock).
+    ///
+    /// # Cancel safety
+    /// As for [`lock`](Self::lock).
+    pub async fn lock_telling(&self, spec: LockSpec, waits: &watch::Sender<Option<WaitsFor>>) -> Result<Grant> {
+        self.lock_with(spec, Some(waits)).await
+    }
+
+    /// Locks, and tells what is waited for if somebody wants to know.
+    pub(super) async fn lock_with(&self, spec: LockSpec, waits: Option<&WaitsSender>) -> Result<Grant> {
         let deadline = spec.timeout.map(|timeout| self.clock().now() + timeout);
         let snapshot = spec.snapshot_age.map(|age| self.clock().now() - age).or(self.began);
+        let terms = Terms { deadline, snapshot, waits };
         // Rarely needed, and large.
         if let Some(address) = self.span.owner_of(&spec.table) {
             Box::pin(follow::go_to_last_owner(self, &spec, &address, deadline)).await;
         }
-        match self.try_lock(&spec, deadline, snapshot).await {
-            Err(e) if follow::helps(self, &e) => Box::pin(follow::lock(self, &spec, deadline, snapshot, e)).await,
+        match self.try_lock(&spec, terms).await {
+            Err(e) if follow::helps(self, &e) => Box::pin(follow::lock(self, &spec, terms, e)).await,
             outcome => outcome,
         }
     }
 
-    /// Locks where the transaction is. `snapshot` is when its snapshot was begun, if that is known.
-    pub(super) async fn try_lock(
-        &self,
-        spec: &LockSpec,
-        deadline: Option<Time>,
-        snapshot: Option<Time>,
-    ) -> Result<Grant> {
+    /// Locks where the transaction is.
+    pub(super) async fn try_lock(&self, spec: &LockSpec, terms: Terms<'_>) -> Result<Grant> {
+        let Terms { deadline, snapshot, .. } = terms;
         let turn = Turn::begin(self);
         let shared = &turn.handle.shared;
         shared.check()?;
@@ -119,7 +138,7 @@ impl Txn {
         let permit = permit(shared, spec.wait, deadline).await?;
         // It may have been waited for.
         shared.check()?;
-        let (call, answer) = shared.outbox.lock(&turn.begun, lock_spec_to_proto(spec), deadline, snapshot, permit)?;
+        let (call, answer) = shared.outbox.lock(&turn.begun, lock_spec_to_proto(spec), terms, permit)?;
         let mut call = Call { shared, call: Some(call), answer };
         let result = tokio::select! {
             biased;

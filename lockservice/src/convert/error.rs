@@ -251,7 +251,7 @@ fn cycle_from_proto(edges: &[proto::DeadlockEdge]) -> Option<Vec<DeadlockEdge>> 
     edges.iter().map(edge).collect()
 }
 
-fn blocker_to_proto(blocker: &Blocker) -> proto::Blocker {
+pub(super) fn blocker_to_proto(blocker: &Blocker) -> proto::Blocker {
     use proto::blocker::Item;
     proto::Blocker {
         txn: blocker.txn.to_string(),
@@ -263,7 +263,7 @@ fn blocker_to_proto(blocker: &Blocker) -> proto::Blocker {
     }
 }
 
-fn blocker_from_proto(blocker: proto::Blocker) -> Result<Blocker> {
+pub(super) fn blocker_from_proto(blocker: proto::Blocker) -> Result<Blocker> {
     use proto::blocker::Item;
     Ok(Blocker {
         txn: txn_from_proto(&blocker.txn)?,

@@ -8,6 +8,7 @@ mod error;
 mod item;
 mod lock;
 mod status;
+mod waiting;
 
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ pub use self::status::{
     bind_status_from_proto, bind_status_to_proto, lock_status_from_proto, lock_status_to_proto, wait_status_from_proto,
     wait_status_to_proto,
 };
+pub use self::waiting::{waiting_from_proto, waiting_to_proto};
 
 /// Whole milliseconds, rounded up, so that a short time never becomes none.
 pub fn millis_up(d: Duration) -> u64 {

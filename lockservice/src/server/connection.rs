@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use futures::stream::{FuturesUnordered, StreamExt as _};
+use futures::stream::{self, FuturesUnordered, StreamExt as _};
 use futures::{FutureExt as _, future::BoxFuture};
 use lockservice_core::service::{Answer, Operation, Quota, Session, TxnOp, TxnOptions};
 use lockservice_core::{Error, ErrorKind, Result};
@@ -121,6 +121,8 @@ impl Stream {
         let mut lost = std::pin::pin!(session.lost());
         let mut stopping = std::pin::pin!(session.stopping());
         let mut told = false;
+        let notices = stream::unfold(session.waits(), async |mut waits| Some((waits.next().await, waits)));
+        let mut notices = std::pin::pin!(notices);
         loop {
             // Everything that is ready by now rides in the next frame.
             while self.ready.len() < OPS_PER_FRAME_MAX
@@ -151,6 +153,11 @@ impl Stream {
                 }
                 Some((id, result)) = self.under_way.next(), if !self.under_way.is_empty() => {
                     self.ready.push(answered(id, result));
+                }
+                Some(waiting) = notices.next() => {
+                    for waiting in waiting.iter().filter_map(convert::waiting_to_proto) {
+                        self.notice(proto::notice::Notice::Waiting(waiting));
+                    }
                 }
                 frame = inbound.message() => match frame {
                     Ok(Some(frame)) => self.take_in(frame.ops).await,

@@ -5,4 +5,5 @@ mod conformance;
 mod health;
 mod streams;
 mod support;
+mod waits;
 mod wire;

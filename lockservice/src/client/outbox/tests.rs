@@ -65,7 +65,7 @@ fn nobody_is_woken_under_the_mutex_when_a_session_is_lost() {
     let permits = Arc::new(Semaphore::new(1));
     let begun = Begun::new(TxnOptions::default());
     let (_, mut answer) =
-        outbox.lock(&begun, proto::LockOp::default(), None, None, permit(&permits)).expect("it is small");
+        outbox.lock(&begun, proto::LockOp::default(), Terms::default(), permit(&permits)).expect("it is small");
     let sender = Looker::new(&outbox);
     let waker = Waker::from(Arc::clone(&sender));
     let mut cx = Context::from_waker(&waker);
@@ -92,9 +92,9 @@ fn the_time_before_each_send_is_taken_off_the_time_out_and_makes_the_snapshot_ol
     let permits = Arc::new(Semaphore::new(1));
     let begun = Begun::new(TxnOptions::default());
     let op = proto::LockOp { timeout_ms: Some(1_000), ..Default::default() };
-    let deadline = Time::from_origin(Duration::from_secs(1));
-    let snapshot = Some(Time::ZERO);
-    let _waiting = outbox.lock(&begun, op, Some(deadline), snapshot, permit(&permits)).expect("it is small");
+    let deadline = Some(Time::from_origin(Duration::from_secs(1)));
+    let terms = Terms { deadline, snapshot: Some(Time::ZERO), waits: None };
+    let _waiting = outbox.lock(&begun, op, terms, permit(&permits)).expect("it is small");
     let mut cx = Context::from_waker(Waker::noop());
     let clock = Settable::default();
     let mut stream = stream;
@@ -115,7 +115,7 @@ fn a_renewal_goes_ahead_of_the_data_and_no_frame_of_several_operations_is_large(
     let mut waiting = Vec::new();
     for _ in 0..3 {
         let begun = Begun::new(TxnOptions::default());
-        waiting.push(outbox.lock(&begun, large.clone(), None, None, permit(&permits)).expect("it may be sent"));
+        waiting.push(outbox.lock(&begun, large.clone(), Terms::default(), permit(&permits)).expect("it may be sent"));
     }
     outbox.heartbeat();
     let mut cx = Context::from_waker(Waker::noop());
@@ -133,7 +133,7 @@ fn a_grant_renews_from_when_its_request_was_last_sent() {
     let permits = Arc::new(Semaphore::new(1));
     let begun = Begun::new(TxnOptions::default());
     let (_, _answer) =
-        outbox.lock(&begun, proto::LockOp::default(), None, None, permit(&permits)).expect("it is small");
+        outbox.lock(&begun, proto::LockOp::default(), Terms::default(), permit(&permits)).expect("it is small");
     let clock = Settable::default();
     let mut cx = Context::from_waker(Waker::noop());
     clock.0.store(100, SeqCst);
@@ -147,4 +147,28 @@ fn a_grant_renews_from_when_its_request_was_last_sent() {
     let answered = outbox.answer(frame.ops[0].id, Ok(proto::server_op::Answer::Locked(locked)), || Ok(()));
     let Answered::Promised(sent, promised) = answered else { panic!("no promise: {answered:?}") };
     assert_eq!((sent, promised), (Time::from_origin(Duration::from_millis(700)), Duration::from_secs(5)));
+}
+
+#[test]
+fn a_caller_is_told_what_its_own_call_waits_for_and_nothing_is_kept_when_that_is_over() {
+    let (outbox, stream) = opened();
+    let permits = Arc::new(Semaphore::new(2));
+    let begun = Begun::new(TxnOptions::default());
+    let (waits, mut seen) = watch::channel(None);
+    let terms = Terms { waits: Some(&waits), ..Terms::default() };
+    let (call, _answer) = outbox.lock(&begun, proto::LockOp::default(), terms, permit(&permits)).expect("it is small");
+    let (other, _answer) =
+        outbox.lock(&begun, proto::LockOp::default(), Terms::default(), permit(&permits)).expect("it is small");
+    let tell = |call: CallId| {
+        outbox.waiting(Waiting { number: call.txn, sequence: call.sequence, waits_for: WaitsFor::Token });
+    };
+    tell(other);
+    assert!(!seen.has_changed().expect("there is a sender"), "that is another call");
+    tell(call);
+    assert_eq!(*seen.borrow_and_update(), Some(WaitsFor::Token));
+    let mut cx = Context::from_waker(Waker::noop());
+    let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &Settable::default(), &mut cx) else { panic!("none") };
+    outbox.answer(frame.ops[0].id, Err(Error::new(ErrorKind::Timeout, "for the test")), || Ok(()));
+    tell(call);
+    assert!(!seen.has_changed().expect("there is a sender") && outbox.state.lock().listening.is_empty());
 }

@@ -1,0 +1,76 @@
+//! What a lock call waits for.
+
+use lockservice_core::service::{Waiting, WaitsFor};
+use lockservice_core::{Error, ErrorKind, NodeName, Result, ServiceId};
+
+use super::error::{blocker_from_proto, blocker_to_proto};
+use crate::proto;
+use crate::proto::waiting::WaitsFor as Wire;
+
+/// The notice as a message; `None` if this version cannot send what is waited for.
+pub fn waiting_to_proto(waiting: &Waiting) -> Option<proto::Waiting> {
+    let waits_for = match &waiting.waits_for {
+        WaitsFor::Txn(blocker) => Wire::Blocker(blocker_to_proto(blocker)),
+        WaitsFor::Table { last_owner } => {
+            let (service, node) = match last_owner {
+                Some((service, node)) => (service.get(), node.to_string()),
+                None => (0, String::new()),
+            };
+            Wire::Table(proto::UnboundTable { last_owner: node, service })
+        }
+        WaitsFor::Token => Wire::Token(proto::AwaitedToken {}),
+        _ => return None,
+    };
+    Some(proto::Waiting { txn: waiting.number, sequence: waiting.sequence, waits_for: Some(waits_for) })
+}
+
+/// The notice that a message tells of. Fails with `InvalidArgument` if it cannot be read: it is a hint, and
+/// may be passed over.
+pub fn waiting_from_proto(waiting: proto::Waiting) -> Result<Waiting> {
+    let waits_for = match waiting.waits_for {
+        Some(Wire::Blocker(blocker)) => WaitsFor::Txn(blocker_from_proto(blocker)?),
+        Some(Wire::Table(table)) if table.last_owner.is_empty() => WaitsFor::Table { last_owner: None },
+        Some(Wire::Table(table)) => {
+            let last_owner = (ServiceId::new(table.service), NodeName::new(&table.last_owner)?);
+            WaitsFor::Table { last_owner: Some(last_owner) }
+        }
+        Some(Wire::Token(_)) => WaitsFor::Token,
+        None => return Err(Error::new(ErrorKind::InvalidArgument, "a wait that names nothing it waits for")),
+    };
+    Ok(Waiting { number: waiting.txn, sequence: waiting.sequence, waits_for })
+}
+
+#[cfg(test)]
+mod tests {
+    use lockservice_core::{Blocker, Key, LockItem, LockMode, TxnId};
+
+    use super::*;
+
+    #[test]
+    fn everything_that_is_waited_for_crosses_the_wire() {
+        let blocker = Blocker {
+            txn: TxnId::new(ServiceId::new(1), 2, true),
+            item: LockItem::Row(Key::new("k").expect("a key")),
+            mode: LockMode::Shared,
+            granted: false,
+            label: "nightly".to_owned(),
+            client: "lock@host:1".to_owned(),
+        };
+        let node = NodeName::new("n1").expect("a name");
+        let all = [
+            WaitsFor::Txn(blocker),
+            WaitsFor::Table { last_owner: None },
+            WaitsFor::Table { last_owner: Some((ServiceId::new(9), node)) },
+            WaitsFor::Token,
+        ];
+        for waits_for in all {
+            let waiting = Waiting { number: 3, sequence: 4, waits_for };
+            let message = waiting_to_proto(&waiting).expect("it can be sent");
+            assert_eq!(waiting_from_proto(message).expect("own message"), waiting);
+        }
+        assert_eq!(
+            waiting_from_proto(proto::Waiting::default()).expect_err("it names nothing").kind(),
+            ErrorKind::InvalidArgument
+        );
+    }
+}
