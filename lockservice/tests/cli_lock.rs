@@ -5,7 +5,7 @@ mod cli_support;
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
-use cli_support::{Running, Server, code, full_pipe, lockservice, now, stderr, wait_for_end_of};
+use cli_support::{Running, Server, code, full_pipe, json_lines, lockservice, now, stderr, wait_for_end_of};
 use rustix::process::{Pid, Signal};
 
 #[test]
@@ -342,6 +342,9 @@ fn a_command_that_cannot_be_ended_keeps_the_lock_until_the_session_has_lapsed() 
         assert!(text.contains("not released") && text.lines().count() == 1, "{text}");
         assert!(text.contains(&format!("process {} (sleep)", member.0.as_raw_nonzero())), "it is named: {text}");
         let gave_up = now();
+        let locks = json_lines(&server.run(&["locks", "--json"]));
+        let named = locks.first().and_then(|lock| lock["still_running"].as_str()).unwrap_or_default();
+        assert!(named.contains(&format!("{} (sleep)", member.0.as_raw_nonzero())), "the operator sees it: {locks:?}");
         assert_eq!(next.line(), "in");
         // A third of the TTL may have passed since the last renewal; a release is a matter of milliseconds.
         assert!(now().since(gave_up) > Duration::from_millis(500), "lapsed, not released: {:?}", now().since(gave_up));

@@ -32,7 +32,8 @@ impl LockList {
         let slice = self.list.as_mut()?.next_slice(most)?;
         let named = slice.into_iter().map(|info| {
             let (label, client) = self.inner.names(info.txn);
-            LockStatus { info, label, client }
+            let still_running = self.inner.still_running(info.txn);
+            LockStatus { info, label, client, still_running }
         });
         Some(named.collect())
     }

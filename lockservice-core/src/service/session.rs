@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -28,6 +28,9 @@ use crate::service::txn::{TxnRecord, timer};
 use crate::service::waits::{WaitNotices, Waits};
 use crate::service::{Answer, Granted, Inner, LockService, LockSpec, Operation, Phase, Promise, TxnOp, TxnOptions};
 use crate::sync::Mutex;
+
+/// Longest text about what a client left running.
+pub const STILL_RUNNING_BYTES_MAX: usize = 1_024;
 
 /// A client's session with this service (P1). A cheap handle.
 #[derive(Debug, Clone)]
@@ -64,6 +67,8 @@ impl SessionRecord {
 pub(crate) struct Renewals {
     pub(crate) ttl: Duration,
     kept: Mutex<Kept>,
+    /// What its client left running when it went.
+    still_running: OnceLock<String>,
 }
 
 #[derive(Debug)]
@@ -75,7 +80,12 @@ struct Kept {
 
 impl Renewals {
     fn new(ttl: Duration, now: Time) -> Self {
-        Self { ttl, kept: Mutex::new(Kept { renewed: now, over: false }) }
+        Self { ttl, kept: Mutex::new(Kept { renewed: now, over: false }), still_running: OnceLock::new() }
+    }
+
+    /// What its client left running when it went; empty unless it said so.
+    pub(crate) fn still_running(&self) -> &str {
+        self.still_running.get().map_or("", String::as_str)
     }
 
     /// Renews the promise; false if it is over.
@@ -544,6 +554,36 @@ impl Session {
     /// Gives the session up: its client has stopped all protected work (P5). Ends its transactions; idempotent.
     pub async fn close(&self) {
         self.finish(Error::new(ErrorKind::SessionLost, "the session was closed"));
+    }
+
+    /// The client goes while work that the locks protect may still be running: `still_running` says
+    /// which, in at most [`STILL_RUNNING_BYTES_MAX`] bytes without control characters. Operators are told;
+    /// the first word stays. Nothing is released, ended or renewed: others get the locks when the
+    /// session has lapsed (P5).
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a text out of bounds.
+    pub fn leave(&self, still_running: &str) -> Result<()> {
+        let bad = still_running.len() > STILL_RUNNING_BYTES_MAX || still_running.chars().any(char::is_control);
+        if bad || still_running.is_empty() {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "say what may still be running, without control characters and not at such length; \
+                 or close the session",
+            )
+            .with("bytes", still_running.len())
+            .with("limit", STILL_RUNNING_BYTES_MAX));
+        }
+        let renewals = &self.record.renewals;
+        if renewals.still_running.set(still_running.to_owned()).is_ok() {
+            tracing::warn!(
+                client = %self.record.client,
+                ttl = ?renewals.ttl,
+                still_running,
+                "a client went without having stopped its work: its locks stay until its session has lapsed"
+            );
+        }
+        Ok(())
     }
 
     /// Resolves when the session is lost or closed, with the reason. Cancel safe.

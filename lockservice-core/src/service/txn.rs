@@ -140,6 +140,12 @@ impl Inner {
         self.txns.get(&txn).map(|record| (record.label.clone(), record.client.clone())).unwrap_or_default()
     }
 
+    /// What the client of a transaction left running when it went; empty unless it said so.
+    pub(crate) fn still_running(&self, txn: TxnId) -> String {
+        let session = self.txns.get(&txn).and_then(|record| record.session.clone());
+        session.map(|session| session.still_running().to_owned()).unwrap_or_default()
+    }
+
     /// When a call that arrived at `began` has waited long enough for whatever it waits for.
     pub(crate) fn deadline(&self, spec: &LockSpec, began: Time) -> Time {
         began + self.parts.settings.wait(spec.timeout)

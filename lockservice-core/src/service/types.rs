@@ -171,6 +171,9 @@ pub struct LockStatus {
     pub label: String,
     /// The holder's client.
     pub client: String,
+    /// What that client left running when it went; empty unless it said so. The lock stays until its
+    /// session has lapsed.
+    pub still_running: String,
 }
 
 /// A wait, with the names that operators know both sides by.

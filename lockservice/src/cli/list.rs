@@ -31,10 +31,18 @@ pub(crate) async fn locks(args: &ListArgs, json: bool) -> Result<(), Failure> {
             // A call that waits for more has taken it: nothing was granted yet, but others are kept from it.
             row.insert("state".into(), if lock.info.pending { "taken by a waiter" } else { "holds" }.into());
             row.insert("node".into(), node.as_str().into());
+            // Its client has gone: the lock stays until the session has lapsed.
+            if !lock.still_running.is_empty() {
+                row.insert("still_running".into(), lock.still_running.as_str().into());
+            }
             Value::Object(row)
         })
         .collect();
-    Output::new(json).rows(&["group", "table", "key", "mode", "txn", "client", "token", "waiters", "state"], &rows)
+    let mut columns = vec!["group", "table", "key", "mode", "txn", "client", "token", "waiters", "state"];
+    if locks.iter().any(|lock| !lock.still_running.is_empty()) {
+        columns.push("still_running");
+    }
+    Output::new(json).rows(&columns, &rows)
 }
 
 /// Who waits for whom at the server that is asked.

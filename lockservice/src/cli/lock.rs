@@ -79,10 +79,12 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
         held = take(args, &mut session, json) => match held {
             Ok((lock, session, stop_time)) => {
                 let held = hold(args, &lock, stop_time, &mut signals, json).await;
-                if held.over {
+                if held.still_running.is_empty() {
                     release(lock, &session).await;
                 } else {
-                    session.abandon();
+                    // P5: it lapses. The operator is told why, if the server can be.
+                    let why = held.still_running.join(", ");
+                    let _ = tokio::time::timeout(RELEASE_WAIT, session.leave(&why)).await;
                 }
                 return held.outcome;
             }
@@ -209,8 +211,9 @@ fn client_name() -> String {
 /// How a command under a lock ended.
 struct Held {
     outcome: Result<End, Failure>,
-    /// Nothing of the command can run any more: only then may the lock be released (P5).
-    over: bool,
+    /// What of the command may still run, as people look for it: unless there is nothing the lock may
+    /// not be released (P5).
+    still_running: Vec<String>,
 }
 
 /// Runs the command until it ends, or until the lock is lost.
@@ -232,7 +235,8 @@ async fn hold(args: &LockArgs, lock: &LockGuard, stop_time: Duration, signals: &
         Ok(supervised) => supervised,
         Err(error) => {
             let sentence = format!("cannot start the supervisor: {error}; the lock was released");
-            return Held { outcome: Err(Failure::new(exit::OS, "os", sentence)), over: true };
+            let outcome = Err(Failure::new(exit::OS, "os", sentence));
+            return Held { outcome, still_running: Vec::new() };
         }
     };
     let clock = SystemClock;
@@ -307,8 +311,8 @@ async fn hold(args: &LockArgs, lock: &LockGuard, stop_time: Duration, signals: &
             None => Err(supervisor_failed(&broken)),
         },
     };
-    let over = still_running.is_empty();
-    Held { outcome: if over { outcome } else { Err(not_over(outcome, &still_running)) }, over }
+    let outcome = if still_running.is_empty() { outcome } else { Err(not_over(outcome, &still_running)) };
+    Held { outcome, still_running }
 }
 
 /// How to end after the command died of a signal: of the same if it came through this process.

@@ -172,6 +172,19 @@ impl Shared {
         lost.clone().unwrap_or_else(|| Error::new(ErrorKind::SessionLost, "the session was closed: open a new one"))
     }
 
+    /// Tells the server what may still be running, after the session has ended on this side.
+    pub(super) async fn leave(&self, still_running: &str) -> Result<()> {
+        let session = proto::SessionRef { session: self.info.session.get(), service: self.info.service.get() };
+        let leaving = proto::Leaving { session: Some(session), still_running: still_running.to_owned() };
+        let mut wire = self.node.locks_client();
+        match self.node.call(wire.leave_session(leaving)).await {
+            Ok(_) => Ok(()),
+            // It has lapsed: there is nothing left to explain.
+            Err(e) if e.kind() == ErrorKind::SessionLost => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Tells the server that the session is over and its work has stopped.
     pub(super) async fn give_up(&self) -> Result<()> {
         let reference = proto::SessionRef { session: self.info.session.get(), service: self.info.service.get() };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::clock::Time;
-use lockservice_core::service::{LockSpec, TxnOptions, WaitsFor};
+use lockservice_core::service::{STILL_RUNNING_BYTES_MAX, LockSpec, TxnOptions, WaitsFor};
 use lockservice_core::{Error, NodeName, Result, ServiceId, SessionId};
 use tokio::sync::watch;
 
@@ -107,6 +107,25 @@ impl Session {
     /// Once polled the session is over on this side.
     pub async fn close(&self) -> Result<()> {
         self.span.close().await
+    }
+
+    /// Ends the session on this side, as [`abandon`](Self::abandon) does, and tells every server why:
+    /// `still_running` names the work that could not be stopped. Operators see it with the locks, which
+    /// stay until the session has lapsed (P5). Of a long text the beginning is told, without control
+    /// characters.
+    ///
+    /// # Errors
+    /// `Unavailable` if some server does not answer: it is over on this side all the same.
+    ///
+    /// # Cancel safety
+    /// Once polled the session is over on this side.
+    pub async fn leave(&self, still_running: &str) -> Result<()> {
+        let mut text: String = still_running.chars().filter(|c| !c.is_control()).collect();
+        text.truncate(text.floor_char_boundary(STILL_RUNNING_BYTES_MAX));
+        if text.is_empty() {
+            text.push_str("not known");
+        }
+        self.span.leave(&text).await
     }
 
     /// Ends the session on this side without a word to any server, for when protected work may still go on and cannot be stopped: nothing is

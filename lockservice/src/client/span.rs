@@ -224,6 +224,13 @@ impl Span {
         told.into_iter().collect()
     }
 
+    /// See [`Session::leave`](super::Session::leave).
+    pub(super) async fn leave(&self, still_running: &str) -> Result<()> {
+        let handles = self.shut();
+        let told = futures::future::join_all(handles.iter().map(|handle| handle.shared.leave(still_running))).await;
+        told.into_iter().collect()
+    }
+
     /// See [`Session::abandon`](super::Session::abandon).
     pub(super) fn abandon(&self) {
         drop(self.shut());

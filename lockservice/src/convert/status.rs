@@ -32,6 +32,7 @@ pub fn lock_status_to_proto(status: &LockStatus) -> proto::LockInfo {
         waiters: u32::try_from(info.waiters).unwrap_or(u32::MAX),
         cut: false,
         pending: info.pending,
+        still_running: status.still_running.clone(),
     }
 }
 
@@ -54,6 +55,7 @@ pub fn lock_status_from_proto(info: proto::LockInfo) -> Result<LockStatus> {
         },
         label: info.label,
         client: info.client,
+        still_running: info.still_running,
     })
 }
 
@@ -180,6 +182,7 @@ mod tests {
                 },
                 label: "l".to_owned(),
                 client: "c".to_owned(),
+                still_running: "7 (sleep)".to_owned(),
             };
             assert_eq!(lock_status_from_proto(lock_status_to_proto(&lock)).expect("own message"), lock);
             let wait = WaitStatus {

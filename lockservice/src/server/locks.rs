@@ -72,6 +72,15 @@ impl proto::locks_server::Locks for LocksApi {
         Ok(Response::new(proto::Done::default()))
     }
 
+    async fn leave_session(&self, request: Request<proto::Leaving>) -> Result<Response<proto::Done>, Status> {
+        let proto::Leaving { session, still_running } = request.into_inner();
+        let session = session.unwrap_or_default();
+        // Not renewed: nobody is there any more.
+        let left = self.host()?.session(session.session, session.service).and_then(|it| it.leave(&still_running));
+        left.map_err(|e| status(&e))?;
+        Ok(Response::new(proto::Done::default()))
+    }
+
     async fn lock(&self, request: Request<proto::UnaryLock>) -> Result<Response<proto::Locked>, Status> {
         let request = request.into_inner();
         let session = self.session(request.session)?;

@@ -3,6 +3,7 @@
 mod client;
 mod conformance;
 mod health;
+mod leaving;
 mod streams;
 mod support;
 mod waits;

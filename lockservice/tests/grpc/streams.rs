@@ -70,6 +70,10 @@ impl Locks for EndsStreams {
         Ok(Response::new(proto::Done::default()))
     }
 
+    async fn leave_session(&self, _: Request<proto::Leaving>) -> Result<Response<proto::Done>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
     async fn lock(&self, _: Request<proto::UnaryLock>) -> Result<Response<proto::Locked>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }

@@ -25,7 +25,8 @@
 //!
 //! The lock is released when nothing of the work can run any more, and not before (P5). What cannot
 //! be ended (it hangs in the kernel, or belongs to another user) keeps the lock from being released:
-//! the session lapses by its TTL instead, and the wrapper names it.
+//! the session lapses by its TTL instead, and the wrapper names it, on stderr and to the server, whose
+//! operator sees it with the locks.
 //!
 //! What remains: neither watcher can act (one killed, and the other gone or stopped: then the kernel
 //! ends the command alone; both stopped: then nobody does); and work that the command asks another
