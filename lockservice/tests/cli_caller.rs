@@ -38,6 +38,22 @@ fn ignored_and_blocked_signals_stay_so_in_the_command() {
 }
 
 #[test]
+fn of_all_ignored_signals_sigpipe_alone_is_not_ignored_in_the_command() {
+    const PIPE: u64 = 1 << (13 - 1);
+    let server = Server::start();
+    let ignored = |status: &str| {
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("it is shown");
+        u64::from_str_radix(mask.trim(), 16).expect("a mask")
+    };
+    let launcher = ["env", "--ignore-signal=PIPE,CHLD,USR1", "--block-signal=TERM"];
+    let [directly, under_a_lock] = dispositions(&server, &launcher);
+    assert_eq!(ignored(&directly) & PIPE, PIPE);
+    assert_eq!(ignored(&under_a_lock), ignored(&directly) & !PIPE, "as `lock --help` says");
+    let blocked = |status: &str| status.lines().find(|line| line.starts_with("SigBlk")).map(ToOwned::to_owned);
+    assert_eq!(blocked(&directly), blocked(&under_a_lock));
+}
+
+#[test]
 fn the_exit_status_is_known_also_to_a_caller_that_ignores_the_end_of_children() {
     let server = Server::start();
     let line = [env!("CARGO_BIN_EXE_lockservice"), "lock", "--server", &server.address, "t", "k", "--", "sh", "-c"];

@@ -42,7 +42,9 @@ The command finds the lock's fencing token in LOCKSERVICE_TOKEN, what is locked 
 LOCKSERVICE_GROUP, LOCKSERVICE_TABLE and LOCKSERVICE_KEYS (rows one a line, or FROM, a line break \
 and TO). It and all that it starts, also in the background or as a daemon, is ended when the lock \
 is lost: with SIGTERM, and with SIGKILL before anybody else can have the lock. What is left when \
-the command has ended gets the stop time to end, and is then killed, before the lock is released.
+the command has ended gets the stop time to end, and is then killed, before the lock is released. \
+Signals that the caller ignores or blocks stay so in the command, but for SIGPIPE, which always ends \
+it (a command that is to ignore it says so itself: trap '' PIPE).
 
 Exit status: that of the COMMAND (128 + n if signal n ended it; the same signal, if it was sent to \
 lockservice), or

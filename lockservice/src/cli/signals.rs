@@ -3,6 +3,11 @@
 //! They stay blocked and are read from a file descriptor, so that no handler is ever installed: the
 //! wrapper can still die of a signal, as its caller expects, and what it starts inherits exactly
 //! what it was given itself.
+//!
+//! SIGPIPE is the exception. The standard library ignores it before `main`, and what the caller had is
+//! gone by then: `/proc` shows the library's choice, and that of the parent process says nothing (Python
+//! ignores the signal itself and not in what it starts). To look earlier takes unsafe code, which this
+//! crate forbids, or an unstable feature. So the command always has the default: it ends by SIGPIPE.
 
 use std::io;
 use std::os::fd::AsFd as _;

@@ -27,7 +27,7 @@ use std::time::Duration;
 use lockservice_core::allocator::{LockTableAllocator, Role};
 use lockservice_core::service::{QuotaSettings, Stopped};
 use lockservice_core::store::Cluster;
-use lockservice_core::{Error, ErrorKind, Result};
+use lockservice_core::{Detail, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};

@@ -58,8 +58,7 @@ fn become_command(args: &ExecArgs) -> Result<Infallible, Failure> {
     let Some((program, rest)) = args.command.split_first() else {
         return Err(Failure::usage("no command was given: add `-- COMMAND`"));
     };
-    // Ignored signals are inherited. SIGPIPE is not: Rust ignores it before this program begins, so
-    // that nobody knows what the caller had, and this gives the command the default.
+    // Ignored signals are inherited. SIGPIPE is not, see `signals`: this gives the command the default.
     let error = Command::new(program).args(rest).exec();
     let name = program.to_string_lossy();
     Err(match (error.kind(), found(program)) {
