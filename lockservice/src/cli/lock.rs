@@ -150,7 +150,8 @@ async fn open(args: &LockArgs, patience: &mut Patience) -> Result<(Client, Sessi
     let builder = Client::builder()
         .name(client_name())
         .connect_timeout(patience.call.min(CONNECT_MAX))
-        .call_timeout(patience.call);
+        .call_timeout(patience.call)
+        .start_timeout(if args.no_wait { Duration::ZERO } else { patience.call });
     let client = builder.connect(&args.client.server).await?;
     patience.met = true;
     let session = client.session(args.ttl).await?;

@@ -23,6 +23,9 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// How long an address is tried alone before the next one is tried beside it.
 const HEAD_START: Duration = Duration::from_millis(300);
 
+/// The least pause before a server that is starting is asked again.
+const START_PAUSE: Duration = Duration::from_millis(50);
+
 /// Connections to the servers of one cluster. Cheap to clone; each connects again by itself when it broke.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -44,6 +47,7 @@ pub(super) struct Parts {
     pub(super) epoch: Mutex<(Epoch, Time)>,
     pub(super) name: String,
     pub(super) call_timeout: Duration,
+    start_timeout: Duration,
     pub(super) stop_time: Duration,
     pub(super) clock: Arc<dyn Clock>,
 }
@@ -63,6 +67,7 @@ pub struct ClientBuilder {
     name: String,
     connect_timeout: Duration,
     call_timeout: Duration,
+    start_timeout: Option<Duration>,
     stop_time: Duration,
     clock: Arc<dyn Clock>,
 }
@@ -73,6 +78,7 @@ impl Default for ClientBuilder {
             name: String::new(),
             connect_timeout: Duration::from_secs(3),
             call_timeout: Duration::from_secs(10),
+            start_timeout: None,
             stop_time: Duration::ZERO,
             clock: Arc::new(SystemClock),
         }
@@ -95,6 +101,13 @@ impl ClientBuilder {
     /// How long a call that waits for no lock may take: opening a session, the calls of the allocator, lists. Default 10 s.
     pub fn call_timeout(mut self, timeout: Duration) -> Self {
         self.call_timeout = timeout;
+        self
+    }
+
+    /// How long a session waits to be opened while the servers that answer are starting. Default: as long
+    /// as a call may take. Zero: it fails at once.
+    pub fn start_timeout(mut self, timeout: Duration) -> Self {
+        self.start_timeout = Some(timeout);
         self
     }
 
@@ -151,10 +164,22 @@ impl ClientBuilder {
             epoch: Mutex::new((Epoch::default(), Time::ZERO)),
             name: self.name,
             call_timeout: self.call_timeout,
+            start_timeout: self.start_timeout.unwrap_or(self.call_timeout),
             stop_time: self.stop_time,
             clock: self.clock,
         };
         Ok(Client { parts: Arc::new(parts) })
+    }
+}
+
+/// When to ask a server again that is starting, or that lost its lease and is about to serve on as a new
+/// incarnation; `None` if `error` says neither.
+fn pause_of_a_start(error: &Error) -> Option<Duration> {
+    match error.kind() {
+        ErrorKind::LeaseLost => Some(error.retry_after().unwrap_or(START_PAUSE)),
+        // Of a server that cannot be reached nothing is known.
+        ErrorKind::Unavailable => error.retry_after().map(|pause| pause.max(START_PAUSE)),
+        _ => None,
     }
 }
 
@@ -239,15 +264,35 @@ impl Client {
     /// Opens a session whose locks are kept for `ttl` (the server's default if `None`) when the client falls silent: at the server that
     /// answered last, or else at the next of the addresses.
     ///
-    /// Fails with `InvalidArgument` for a TTL that the server does not allow, `Unavailable` if no server answers, `ShuttingDown`,
-    /// `LeaseLost` or `ResourceExhausted` as the server says.
+    /// If no server can open it yet, but one says that it is starting, all are asked again, for as long
+    /// as [`start_timeout`](ClientBuilder::start_timeout) says.
+    ///
+    /// Fails with `InvalidArgument` for a TTL that the server does not allow, `Unavailable` if no server answers or none has started in
+    /// time, `ShuttingDown`, `LeaseLost` or `ResourceExhausted` as the server says.
     ///
     /// # Cancel safety
     /// A session that was opened for a dropped call lapses by its TTL.
     pub async fn session(&self, ttl: Option<Duration>) -> Result<Session> {
+        let give_up = self.clock().now() + self.parts.start_timeout;
+        loop {
+            let error = match self.open_anywhere(ttl).await {
+                Ok(session) => return Ok(session),
+                Err(e) => e,
+            };
+            let Some(pause) = pause_of_a_start(&error) else { return Err(error) };
+            if self.clock().now() + pause >= give_up {
+                return Err(error);
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Opens a session at the first server that can. Else that one is starting is said before anything
+    /// else.
+    async fn open_anywhere(&self, ttl: Option<Duration>) -> Result<Session> {
         let count = self.parts.addresses.len();
         let first = self.parts.home.load(Ordering::Relaxed);
-        let mut tried = 0;
+        let (mut tried, mut starting) = (0, None);
         loop {
             let at = (first + tried) % count;
             let error = match Session::open(&self.node(&self.parts.addresses[at])?, ttl).await {
@@ -260,8 +305,14 @@ impl Client {
             tried += 1;
             let elsewhere =
                 matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::ShuttingDown | ErrorKind::LeaseLost);
-            if !elsewhere || tried == count {
+            if !elsewhere {
                 return Err(error);
+            }
+            if starting.is_none() && pause_of_a_start(&error).is_some() {
+                starting = Some(error.clone());
+            }
+            if tried == count {
+                return Err(starting.unwrap_or(error));
             }
         }
     }

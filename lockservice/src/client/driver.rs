@@ -73,7 +73,7 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
         name: node.client.parts.name.clone(),
         ..proto::Hello::default()
     };
-    let connected = connect_first(node, &outbox, hello).await?;
+    let connected = connect(node, &outbox, hello).await?;
     let welcome = &connected.welcome;
     let info = Info {
         session: SessionId::new(welcome.session),
@@ -120,23 +120,6 @@ fn leaves_time_to_work(shared: &Shared, connected: &Connected) -> Result<()> {
     )
     .with("stop_time", format!("{stop_time:?}"))
     .with("promise", format!("{promise:?}")))
-}
-
-/// Opens the first stream of a session. A server whose lease was lost is about to serve on as a new incarnation: it is asked again, for as
-/// long as a call may take.
-async fn connect_first(node: &Node, outbox: &Arc<Outbox>, hello: proto::Hello) -> Result<Connected> {
-    let clock = node.client.clock();
-    let give_up = clock.now() + node.client.parts.call_timeout;
-    let mut pause = BACKOFF.0;
-    loop {
-        match connect(node, outbox, hello.clone()).await {
-            Err(e) if e.kind() == ErrorKind::LeaseLost && clock.now() + pause < give_up => {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(BACKOFF.1);
-            }
-            outcome => return outcome,
-        }
-    }
 }
 
 /// Opens a stream and greets.

@@ -374,6 +374,9 @@ pub async fn serve(
     stopped
 }
 
+/// When one who meets a node that is starting is to ask again.
+const STARTING_PAUSE: Duration = Duration::from_millis(100);
+
 /// Where the node's service will stand.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Slot(Arc<OnceLock<ServiceHost>>);
@@ -395,6 +398,8 @@ impl Slot {
                 ErrorKind::Unavailable,
                 "the node is starting and has no lease yet: try again, or ask another node",
             )
+            // So a client tells this from a server that cannot be reached.
+            .with_detail(Detail::RetryAfter(STARTING_PAUSE))
         })
     }
 }

@@ -76,6 +76,32 @@ async fn starting() -> (String, lockservice::server::Server) {
 }
 
 #[tokio::test]
+async fn a_session_waits_for_a_server_that_is_starting_unless_it_may_not() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound").to_string();
+    let name = lockservice_core::NodeName::new("starting").expect("a name");
+    let allocator = lockservice::open_allocator("memory:", name.clone()).await.expect("in memory");
+    let allocator: Arc<dyn lockservice_core::allocator::LockTableAllocator> = allocator;
+    let settings = ServerSettings::default();
+    let mut server = lockservice::server::Server::start(listener, Arc::clone(&allocator), settings).await.expect("ok");
+    let impatient = Client::builder().start_timeout(Duration::ZERO).connect(&address).await.expect("it answers");
+    let error = impatient.session(None).await.expect_err("it may not wait");
+    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("starting"), "{error}");
+    let patient = client(&address).await;
+    let opened = patient.session(None);
+    let mut opened = std::pin::pin!(opened);
+    tokio::select! {
+        outcome = &mut opened => panic!("no node is there yet: {outcome:?}"),
+        // Longer than one round.
+        () = tokio::time::sleep(Duration::from_millis(250)) => {}
+    }
+    let parts = lockservice_core::service::ServiceParts::new(allocator, Arc::new(SystemClock), name);
+    server.host(lockservice::server::ServiceHost::start(parts).await.expect("it has a lease")).await;
+    let session = opened.await.expect("it has started");
+    session.lock(spec("alice")).await.expect("free").release().await.expect("acknowledged");
+}
+
+#[tokio::test]
 async fn two_sessions_never_hold_one_row_and_the_later_token_is_larger() {
     let served = server().await;
     let (a, b) = (session(&served.address).await, session(&served.address).await);
