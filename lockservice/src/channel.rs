@@ -5,6 +5,9 @@
 //! behind it. So streams are counted, and those that the first channel has no room for get further
 //! channels.
 
+mod dial;
+mod race;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +15,10 @@ use std::time::Duration;
 use lockservice_core::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
+
+pub(crate) use self::dial::Dial;
+#[cfg(feature = "client")]
+pub(crate) use self::race::{Tried, race};
 
 /// Most addresses whose channels are kept. One that was forgotten is connected anew, which costs a round trip.
 const CHANNELS_MAX: usize = 256;
@@ -40,7 +47,6 @@ pub(crate) fn endpoint(address: &str, connect_timeout: Duration) -> Result<Endpo
     // A dead connection is noticed well within a promise, so that there is time to resume on a new one (P3).
     Ok(endpoint
         .connect_timeout(connect_timeout)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(1))
         .keep_alive_timeout(Duration::from_millis(1_500))
         .keep_alive_while_idle(true))
@@ -146,7 +152,8 @@ impl Channels {
     }
 
     fn new_channel(&self, address: &str) -> Result<Channel> {
-        Ok(endpoint(address, self.connect_timeout)?.connect_lazy())
+        let dial = Dial::new(self.connect_timeout);
+        Ok(endpoint(address, self.connect_timeout)?.connect_with_connector_lazy(dial))
     }
 
     /// Keeps a channel that is connected already.

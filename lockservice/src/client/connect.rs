@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
 use lockservice_core::clock::{Clock, SystemClock, Time};
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use parking_lot::Mutex;
@@ -14,14 +12,11 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::session::Session;
 use super::{AdminClient, AllocatorClient};
-use crate::channel::{Channels, StreamChannel, endpoint};
+use crate::channel::{Channels, Dial, StreamChannel, Tried, endpoint, race};
 use crate::proto::locks_client::LocksClient;
 
 /// Most bytes of an answer. Larger than what a server puts into a frame, for a deadlock's cycle can be long.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
-
-/// How long an address is tried alone before the next one is tried beside it.
-const HEAD_START: Duration = Duration::from_millis(300);
 
 /// The least pause before a server that is starting is asked again.
 const START_PAUSE: Duration = Duration::from_millis(50);
@@ -127,7 +122,8 @@ impl ClientBuilder {
     ///
     /// They are tried in the order given. Each is tried alone for 300 ms; if it has neither answered
     /// nor failed by then, the next one is tried beside it. A server that answers that it cannot
-    /// serve yet is taken only if no other can.
+    /// serve yet is taken only if no other can. A name that stands for several addresses is tried in
+    /// the same way, at each of them.
     ///
     /// Fails with `InvalidArgument` for an address that is none, `Unavailable` if no server answers.
     pub async fn connect(self, addresses: &str) -> Result<Client> {
@@ -183,67 +179,41 @@ fn pause_of_a_start(error: &Error) -> Option<Duration> {
     }
 }
 
-/// What came of trying one address.
-enum Tried {
-    /// It answers.
-    Answers(Channel),
-    /// It answers that it cannot serve yet.
-    NotReady(Channel),
-    /// It does not answer, for this reason if one is known.
-    Silent(Option<tonic::transport::Error>),
-}
-
-/// The number of the endpoint that answers first, and its channel. Fails with the last reason.
+/// The number of the endpoint that answers first, and its channel. One that answers that it cannot serve
+/// yet is second best. Fails with the last reason.
 async fn first_that_answers(
     endpoints: Vec<Endpoint>,
     each: Duration,
 ) -> Result<(usize, Channel), Option<tonic::transport::Error>> {
     // One address alone is taken as soon as it is connected: there is nothing to choose.
     let alone = endpoints.len() == 1;
-    let mut rest = endpoints.into_iter().enumerate();
-    let mut trying = FuturesUnordered::new();
-    let (mut not_ready, mut why) = (None, None);
-    let mut one_more = true;
-    loop {
-        if std::mem::take(&mut one_more)
-            && let Some((n, endpoint)) = rest.next()
-        {
-            trying.push(async move {
-                let tried = tokio::time::timeout(each, try_one(&endpoint, alone)).await;
-                (n, tried.unwrap_or(Tried::Silent(None)))
-            });
+    race(endpoints.into_iter().enumerate().map(|(n, endpoint)| async move {
+        match tokio::time::timeout(each, try_one(&endpoint, each, alone)).await {
+            Ok(Tried::Good(channel)) => Tried::Good((n, channel)),
+            Ok(Tried::SecondBest(channel)) => Tried::SecondBest((n, channel)),
+            Ok(Tried::Failed(why)) => Tried::Failed(why),
+            Err(_) => Tried::Failed(None),
         }
-        tokio::select! {
-            Some((n, tried)) = trying.next() => {
-                match tried {
-                    Tried::Answers(channel) => return Ok((n, channel)),
-                    Tried::NotReady(channel) => drop(not_ready.get_or_insert((n, channel))),
-                    Tried::Silent(reason) => why = reason.or(why),
-                }
-                one_more = true;
-            }
-            () = tokio::time::sleep(HEAD_START), if rest.len() > 0 => one_more = true,
-            else => return not_ready.ok_or(why),
-        }
-    }
+    }))
+    .await
 }
 
 /// A connection says little: the kernel accepts for a process that is stopped. So a call is made.
-async fn try_one(endpoint: &Endpoint, alone: bool) -> Tried {
-    let channel = match endpoint.connect().await {
+async fn try_one(endpoint: &Endpoint, each: Duration, alone: bool) -> Tried<Channel, tonic::transport::Error> {
+    let channel = match endpoint.connect_with_connector(Dial::new(each)).await {
         Ok(channel) => channel,
-        Err(e) => return Tried::Silent(Some(e)),
+        Err(e) => return Tried::Failed(Some(e)),
     };
     if alone {
-        return Tried::Answers(channel);
+        return Tried::Good(channel);
     }
     match crate::proto::admin_client::AdminClient::new(channel.clone()).get_node(crate::proto::GetNodeRequest {}).await
     {
-        Ok(_) => Tried::Answers(channel),
-        Err(status) if status.code() != Code::Unavailable => Tried::Answers(channel),
+        Ok(_) => Tried::Good(channel),
+        Err(status) if status.code() != Code::Unavailable => Tried::Good(channel),
         // A server puts the error into the details; the transport has none.
-        Err(status) if !status.details().is_empty() => Tried::NotReady(channel),
-        Err(_) => Tried::Silent(None),
+        Err(status) if !status.details().is_empty() => Tried::SecondBest(channel),
+        Err(_) => Tried::Failed(None),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::clock::Time;
-use lockservice_core::service::{STILL_RUNNING_BYTES_MAX, LockSpec, TxnOptions, WaitsFor};
+use lockservice_core::service::{LockSpec, STILL_RUNNING_BYTES_MAX, TxnOptions, WaitsFor};
 use lockservice_core::{Error, NodeName, Result, ServiceId, SessionId};
 use tokio::sync::watch;
 

@@ -1,0 +1,183 @@
+//! [`Dial`]: connects to a name, which may stand for several addresses.
+//!
+//! The kernel accepts for a process that is stopped, so a connection says little. A server of HTTP/2
+//! speaks first: of several addresses the first one is taken from which something comes, and one that
+//! is silent only if no other will do (a proxy may wait for the client to speak).
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt as _};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tonic::transport::Uri;
+use tower_service::Service;
+
+use super::race::{Tried, race};
+
+/// Most addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 16;
+
+/// The port of a URL that names none.
+const PORT: u16 = 80;
+
+/// Finds out for which addresses a host and a port stand.
+type Lookup = dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync;
+
+/// Makes connections. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Dial {
+    lookup: Arc<Lookup>,
+    /// How long one address of several may take to connect and to speak: less than the whole may, so
+    /// that one which is silent can still be taken.
+    each: Duration,
+}
+
+impl Dial {
+    /// Asks the system for addresses. All of it may take `connect_timeout`, which is for the caller to
+    /// see to.
+    pub(crate) fn new(connect_timeout: Duration) -> Self {
+        let lookup = |host: String, port| async move { Ok(tokio::net::lookup_host((host, port)).await?.collect()) };
+        Self::with_lookup(Arc::new(move |host, port| lookup(host, port).boxed()), connect_timeout)
+    }
+
+    fn with_lookup(lookup: Arc<Lookup>, connect_timeout: Duration) -> Self {
+        Self { lookup, each: connect_timeout / 2 }
+    }
+
+    async fn connect(self, uri: Uri) -> io::Result<TcpStream> {
+        // An IPv6 address stands in brackets.
+        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let addresses = (self.lookup)(host, uri.port_u16().unwrap_or(PORT)).await?;
+        let stream = match *addresses.as_slice() {
+            // There is nothing to choose.
+            [address] => TcpStream::connect(address).await?,
+            _ => {
+                let tries = addresses.into_iter().take(ADDRESSES_MAX).map(|address| try_one(address, self.each));
+                race(tries).await.map_err(|why| why.unwrap_or_else(no_address))?
+            }
+        };
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+}
+
+fn no_address() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the server's name has no address, or none that answers")
+}
+
+async fn try_one(address: SocketAddr, each: Duration) -> Tried<TcpStream, io::Error> {
+    let give_up = tokio::time::Instant::now() + each;
+    let stream = match tokio::time::timeout_at(give_up, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(why)) => return Tried::Failed(Some(why)),
+        Err(_) => return Tried::Failed(None),
+    };
+    match tokio::time::timeout_at(give_up, speaks(&stream)).await {
+        Ok(Ok(())) => Tried::Good(stream),
+        Ok(Err(why)) => Tried::Failed(Some(why)),
+        Err(_) => Tried::SecondBest(stream),
+    }
+}
+
+/// Waits until something comes, and leaves it there. Fails if the other end closes instead.
+async fn speaks(stream: &TcpStream) -> io::Result<()> {
+    match stream.peek(&mut [0]).await? {
+        0 => Err(io::ErrorKind::ConnectionReset.into()),
+        _ => Ok(()),
+    }
+}
+
+impl std::fmt::Debug for Dial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dial").field("each", &self.each).finish_non_exhaustive()
+    }
+}
+
+impl Service<Uri> for Dial {
+    type Response = TokioIo<TcpStream>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<TokioIo<TcpStream>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        self.clone().connect(uri).map(|connected| connected.map(TokioIo::new)).boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        (listener, address)
+    }
+
+    /// Speaks first to whoever connects.
+    async fn speaker() -> SocketAddr {
+        let (listener, address) = listener().await;
+        tokio::spawn(async move {
+            let mut kept = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                stream.write_all(b"hello").await.expect("it listens");
+                kept.push(stream);
+            }
+        });
+        address
+    }
+
+    async fn dial(addresses: Vec<SocketAddr>, connect_timeout: Duration) -> io::Result<SocketAddr> {
+        let lookup = move |host: String, port| {
+            assert_eq!((host.as_str(), port), ("name.example", 7654));
+            std::future::ready(Ok(addresses.clone())).boxed()
+        };
+        let dial = Dial::with_lookup(Arc::new(lookup), connect_timeout);
+        let connected = dial.connect(Uri::from_static("http://name.example:7654")).await?;
+        connected.peer_addr()
+    }
+
+    #[tokio::test]
+    async fn a_name_whose_first_address_is_frozen_or_gone_is_reached_at_the_next() {
+        // The kernel accepts, nobody answers: as with a process that is stopped.
+        let (_frozen, frozen) = listener().await;
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+        let good = speaker().await;
+        let found = dial(vec![frozen, gone, good], Duration::from_secs(60)).await.expect("one answers");
+        assert_eq!(found, good);
+    }
+
+    #[tokio::test]
+    async fn one_that_is_silent_is_taken_if_there_is_no_other() {
+        let (_silent, silent) = listener().await;
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+        for addresses in [vec![silent], vec![gone, silent]] {
+            let found = dial(addresses, Duration::from_millis(200)).await.expect("it is connected");
+            assert_eq!(found, silent);
+        }
+        let none = dial(Vec::new(), Duration::from_secs(1)).await.expect_err("no address");
+        assert!(none.to_string().contains("no address"), "{none}");
+        let error = dial(vec![gone, gone], Duration::from_secs(1)).await.expect_err("nobody listens");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn an_address_in_brackets_is_looked_up_without_them() {
+        let lookup = |host: String, _| {
+            assert_eq!(host, "::1");
+            std::future::ready(Ok(Vec::new())).boxed()
+        };
+        let dial = Dial::with_lookup(Arc::new(lookup), Duration::from_secs(1));
+        dial.connect(Uri::from_static("http://[::1]:7654")).await.expect_err("no address");
+    }
+}
