@@ -151,6 +151,23 @@ fn a_signal_that_comes_with_the_grant_keeps_the_command_from_being_started() {
 }
 
 #[test]
+fn a_signal_that_a_waiter_was_started_to_ignore_does_not_end_it() {
+    let server = Server::start();
+    let (holder, _) = server.hold(&["t", "k"]);
+    let mut command = Command::new("env");
+    command.args(["--ignore-signal=HUP,TERM", env!("CARGO_BIN_EXE_lockservice"), "lock"]);
+    command.args(["--server", &server.address, "t", "k", "--", "echo", "ran"]);
+    let mut waiter = Running::start(command.stdin(std::process::Stdio::null()));
+    server.waits(1);
+    waiter.signal(Signal::HUP);
+    waiter.signal(Signal::TERM);
+    holder.signal(Signal::TERM);
+    assert_eq!(holder.wait().0.signal(), Some(15));
+    assert_eq!(waiter.line(), "ran");
+    assert_eq!(waiter.wait().0.code(), Some(0));
+}
+
+#[test]
 fn every_signal_that_would_end_the_wrapper_reaches_the_command() {
     let server = Server::start();
     for (name, signal) in [

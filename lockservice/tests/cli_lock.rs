@@ -426,6 +426,18 @@ fn a_waiter_says_whom_it_waits_for_and_again_when_that_changes_unless_told_to_be
 }
 
 #[test]
+fn a_waiter_for_a_table_whose_owner_was_killed_says_that_it_waits_for_the_last_owner() {
+    let server = Server::start();
+    assert!(server.run(&["lock", "t", "k", "--", "true"]).status.success());
+    let server = server.crash_and_restart();
+    let waiter = Running::start(&mut server.command(&["lock", "t", "k", "--", "true"]));
+    let said = waiter.error_line();
+    // There is no transaction that could be looked for.
+    assert!(said.contains("held by the last owner of the table (") && !said.contains("transaction"), "{said}");
+    assert!(waiter.wait().0.success());
+}
+
+#[test]
 fn the_status_of_a_lock_that_was_not_to_be_had_can_be_chosen() {
     let server = Server::start();
     let (_holder, _) = server.hold(&["t", "k"]);

@@ -72,6 +72,11 @@ fn what_is_configured_wrongly_is_named() {
     assert_eq!(code(&output), 78);
     assert!(stderr(&output).contains("LOCKSERVICE_STROE"), "{}", stderr(&output));
 
+    std::fs::write(&file, "[server]\nconnections_max = 0\n").unwrap();
+    let output = run(&["serve", "--config", file.to_str().unwrap()]);
+    assert_eq!(code(&output), 78);
+    assert!(stderr(&output).contains("server.connections_max"), "{}", stderr(&output));
+
     let output = run(&["serve", "--listen", "127.0.0.1:0", "--store", "cassandra://x"]);
     assert_eq!(code(&output), 64, "{}", stderr(&output));
     assert!(stderr(&output).contains("file:"), "it says what there is: {}", stderr(&output));

@@ -68,7 +68,7 @@ use self::txn::{TxnRecord, timer};
 
 pub use self::list::{LockList, WaitList};
 pub use self::pending::Pending;
-pub use self::quota::{Quota, QuotaSettings};
+pub use self::quota::{CallMemory, OpenCall, Quota, QuotaSettings};
 pub use self::session::{Attachment, HeldFrame, STILL_RUNNING_BYTES_MAX, Session};
 pub use self::settings::ServiceSettings;
 pub use self::txn::Txn;

@@ -1,11 +1,12 @@
 //! What one peer may use of a node, so that no peer can use all of it.
 //!
 //! A [`Quota`] counts the sessions of whoever it stands for (a connection, an address), their
-//! operations under way (so also their waits), and the bytes that are kept for them. Quotas nest: what
-//! is charged to a connection is charged to its address too. Every session is charged to the node.
+//! operations under way (so also their waits), their open calls, and the bytes that are kept for them.
+//! Quotas nest: what is charged to a connection is charged to its address too. Every session is charged
+//! to the node.
 //!
 //! # Invariant
-//! What is charged is given back exactly once: with the session that it was charged for.
+//! What is charged is given back exactly once: with the session or the call that it was charged for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -19,15 +20,18 @@ pub struct QuotaSettings {
     pub sessions_max: usize,
     /// Most operations under way at once, waits included.
     pub ops_max: usize,
-    /// Most memory of queued operations and of answers that are kept for a replay, in bytes, as
-    /// estimated.
+    /// Most memory of messages that arrive, of queued operations and of answers that are kept for a
+    /// replay, in bytes, as estimated.
     pub kept_bytes_max: usize,
+    /// Most calls that are open at once. As many again of those that release something.
+    pub calls_max: usize,
 }
 
 impl Default for QuotaSettings {
     /// No bounds.
     fn default() -> Self {
-        Self { sessions_max: usize::MAX, ops_max: usize::MAX, kept_bytes_max: usize::MAX }
+        let (sessions_max, ops_max, kept_bytes_max, calls_max) = (usize::MAX, usize::MAX, usize::MAX, usize::MAX);
+        Self { sessions_max, ops_max, kept_bytes_max, calls_max }
     }
 }
 
@@ -42,14 +46,15 @@ pub struct Quota {
     sessions: AtomicUsize,
     ops: AtomicUsize,
     kept_bytes: AtomicUsize,
+    calls: AtomicUsize,
 }
 
 impl Quota {
     /// Nothing is used yet. `of` says whom it stands for, for example "of one address". What is
     /// charged is charged to `parent` too.
     pub fn new(of: &'static str, settings: QuotaSettings, parent: Option<Arc<Self>>) -> Arc<Self> {
-        let (sessions, ops, kept_bytes) = Default::default();
-        Arc::new(Self { of, settings, parent, sessions, ops, kept_bytes })
+        let (sessions, ops, kept_bytes, calls) = Default::default();
+        Arc::new(Self { of, settings, parent, sessions, ops, kept_bytes, calls })
     }
 
     /// It and those above it.
@@ -59,12 +64,35 @@ impl Quota {
 
     /// Takes one more session in. Fails with `ResourceExhausted` at a bound; then nothing is charged.
     fn add_session(&self) -> Result<()> {
+        self.add(1, |quota| (&quota.sessions, quota.settings.sessions_max))
+            .map_err(|full| full.exhausted("sessions", "close some", full.settings.sessions_max))
+    }
+
+    /// Counts one more call, until the answer is dropped. One that `releases` something makes room for
+    /// others: as many again of those are let in.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` at a bound. Nothing is charged then.
+    pub fn open_call(self: &Arc<Self>, releases: bool) -> Result<OpenCall> {
+        let times = if releases { 2 } else { 1 };
+        self.add(1, |quota| (&quota.calls, quota.settings.calls_max.saturating_mul(times)))
+            .map_err(|full| full.exhausted("open calls", "wait for answers", full.settings.calls_max))?;
+        Ok(OpenCall { quota: Arc::clone(self) })
+    }
+
+    /// Adds `amount` to a counter of it and of those above it, each of which has a bound. Fails with
+    /// the one that has no room; then nothing is added.
+    fn add<'a>(
+        &'a self,
+        amount: usize,
+        counter: impl Fn(&'a Self) -> (&'a AtomicUsize, usize),
+    ) -> Result<(), &'a Self> {
         for (charged, quota) in self.chain().enumerate() {
-            let most = quota.settings.sessions_max;
-            let room = |sessions| (sessions < most).then_some(sessions + 1);
-            if quota.sessions.fetch_update(Relaxed, Relaxed, room).is_err() {
-                self.chain().take(charged).for_each(Self::remove_session);
-                return Err(quota.exhausted("sessions", "close some", most));
+            let (used, most) = counter(quota);
+            let room = |used: usize| used.checked_add(amount).filter(|sum| *sum <= most);
+            if used.fetch_update(Relaxed, Relaxed, room).is_err() {
+                self.chain().take(charged).for_each(|quota| change(counter(quota).0, amount, 0));
+                return Err(quota);
             }
         }
         Ok(())
@@ -77,6 +105,57 @@ impl Quota {
     fn exhausted(&self, what: &str, remedy: &str, most: usize) -> Error {
         let sentence = format!("too many {what} {} at once: {remedy}, or raise the server's limit", self.of);
         Error::new(ErrorKind::ResourceExhausted, sentence).with("limit", most)
+    }
+}
+
+/// A call that is counted, until this is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct OpenCall {
+    quota: Arc<Quota>,
+}
+
+impl OpenCall {
+    /// Memory for the messages of this call: nothing yet.
+    pub fn memory(self: &Arc<Self>) -> CallMemory {
+        CallMemory { call: Arc::clone(self), bytes: 0 }
+    }
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        self.quota.chain().for_each(|quota| change(&quota.calls, 1, 0));
+    }
+}
+
+/// Memory that a call's messages arrive in. Given back when it is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct CallMemory {
+    call: Arc<OpenCall>,
+    bytes: usize,
+}
+
+impl CallMemory {
+    /// Grows it to `bytes`, if it is less: the buffer of a stream stays as large as its largest message.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` if there is no room. It stays as it was then.
+    pub fn grow_to(&mut self, bytes: usize) -> Result<()> {
+        let more = bytes.saturating_sub(self.bytes);
+        let kept = |quota: &'_ Quota| quota.settings.kept_bytes_max;
+        self.call
+            .quota
+            .add(more, |quota| (&quota.kept_bytes, kept(quota)))
+            .map_err(|full| full.exhausted("bytes of messages and operations", "send less at a time", kept(full)))?;
+        self.bytes += more;
+        Ok(())
+    }
+}
+
+impl Drop for CallMemory {
+    fn drop(&mut self) {
+        self.call.quota.chain().for_each(|quota| change(&quota.kept_bytes, self.bytes, 0));
     }
 }
 
@@ -178,7 +257,7 @@ mod tests {
     use super::*;
 
     fn bounded(sessions_max: usize, ops_max: usize, kept_bytes_max: usize) -> QuotaSettings {
-        QuotaSettings { sessions_max, ops_max, kept_bytes_max }
+        QuotaSettings { sessions_max, ops_max, kept_bytes_max, ..QuotaSettings::default() }
     }
 
     fn used(quota: &Quota) -> (usize, usize, usize) {
@@ -245,5 +324,32 @@ mod tests {
         assert!(first.check_room().expect_err("full").to_string().contains("bytes"));
         second.set(0, 0);
         first.check_room().expect("room again");
+    }
+
+    #[test]
+    fn calls_and_the_memory_of_their_messages_are_bounded_and_given_back_with_them() {
+        let bounds = QuotaSettings { calls_max: 2, ..bounded(9, 9, 100) };
+        let address = Quota::new("of one address", bounds, None);
+        let one = Quota::new("of one connection", QuotaSettings::default(), Some(Arc::clone(&address)));
+        let other = Quota::new("of one connection", QuotaSettings::default(), Some(Arc::clone(&address)));
+        let calls = [&one, &other].map(|quota| Arc::new(quota.open_call(false).expect("room")));
+        let refused = one.open_call(false).expect_err("full");
+        assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
+        assert!(refused.to_string().contains("open calls of one address"), "{refused}");
+        let releases = [one.open_call(true), one.open_call(true)];
+        assert!(releases.iter().all(Result::is_ok) && one.open_call(true).is_err(), "as many again");
+        drop(releases);
+
+        let [mut first, mut second] = calls.each_ref().map(OpenCall::memory);
+        first.grow_to(60).expect("room");
+        first.grow_to(40).expect("it is that large already");
+        assert!(second.grow_to(41).is_err());
+        assert_eq!((used(&one).2, used(&other).2, used(&address).2), (60, 0, 60));
+        second.grow_to(40).expect("room");
+        drop(first);
+        second.grow_to(100).expect("room again");
+        drop((second, calls));
+        let calls = |quota: &Quota| quota.calls.load(Relaxed);
+        assert_eq!((used(&address).2, calls(&address), calls(&one), calls(&other)), (0, 0, 0, 0));
     }
 }

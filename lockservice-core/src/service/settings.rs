@@ -94,7 +94,7 @@ impl ServiceSettings {
             return wrong("service.kept_bytes_per_session_max", "must be at least 65536: less leaves no room to work");
         }
         if self.kept_bytes_max < KEPT_BYTES_MIN {
-            return wrong("kept_bytes_max", "must be at least 65536: less leaves no room to work");
+            return wrong("service.kept_bytes_max", "must be at least 65536: less leaves no room to work");
         }
         Ok(())
     }

@@ -177,10 +177,8 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), Failure> {
-        self.allocator.check()?;
-        self.service.check()?;
-        self.server.check()?;
-        Ok(())
+        let checked = self.allocator.check().and_then(|()| self.service.check()).and_then(|()| self.server.check());
+        checked.map_err(|error| Failure { status: exit::CONFIG, ..Failure::from(error) })
     }
 
     /// The addresses to listen on, tried in this order. Refused if one can be reached from other machines, unless told `insecure`.

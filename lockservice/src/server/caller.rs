@@ -42,7 +42,12 @@ impl Caller {
     /// What the caller may use: see [`Callers`]. `None` for a call that came over no
     /// connection of a [`Server`](crate::server::Server).
     pub(crate) fn quota(extensions: &Extensions) -> Option<Arc<Quota>> {
-        extensions.get::<Self>().map(|caller| Arc::clone(&caller.quota))
+        extensions.get::<Self>().map(Self::shared_quota)
+    }
+
+    /// What this caller may use.
+    pub(super) fn shared_quota(&self) -> Arc<Quota> {
+        Arc::clone(&self.quota)
     }
 }
 

@@ -34,7 +34,12 @@ pub(crate) async fn run(
 ) {
     let first = match tokio::time::timeout(settings.hello_max(), inbound.message()).await {
         Ok(Ok(Some(frame))) => frame,
-        Ok(Ok(None) | Err(_)) => return,
+        Ok(Ok(None)) => return,
+        Ok(Err(status)) => {
+            // Too large, or too much: the client is told which. One that has gone reads nothing.
+            let _ = out.send(Err(status)).await;
+            return;
+        }
         Err(_) => {
             let late = Error::new(ErrorKind::Timeout, "the stream said no hello in time: send it in the first frame");
             let _ = out.send(Err(convert::to_status(&late))).await;

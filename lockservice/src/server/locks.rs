@@ -13,8 +13,8 @@ use crate::proto;
 use crate::server::caller::Caller;
 use crate::server::{ServerSettings, ServiceHost, Slot, connection};
 
-/// Frames that may wait to be read by a client.
-const FRAMES_WAITING_MAX: usize = 8;
+/// Frames that may wait to be read by a client. Each may be large, and there are many sessions.
+const FRAMES_WAITING_MAX: usize = 2;
 
 #[derive(Debug)]
 pub(crate) struct LocksApi {

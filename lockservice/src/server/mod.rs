@@ -11,6 +11,7 @@
 mod admin;
 mod allocator;
 mod caller;
+mod calls;
 mod connection;
 mod deadline;
 mod gate;
@@ -34,6 +35,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tonic_health::server::HealthReporter;
 
+use self::calls::BoundedCalls;
 use self::deadline::Deadline;
 use self::gate::Gate;
 use crate::proto;
@@ -46,6 +48,12 @@ pub(crate) use self::host::{may_pass, start_patiently};
 
 /// Most streams of one connection at once: calls, and the streams of its sessions.
 const STREAMS_MAX: u32 = 10_000;
+
+/// Bytes that a connection may have sent and nobody has looked at: the least that HTTP/2 knows.
+const WINDOW_BYTES: u32 = 65_535;
+
+/// Most bytes of the metadata of one call, as HTTP/2 counts them.
+const HEADER_BYTES_MAX: u32 = 8 << 10;
 
 /// Limits of the server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -63,20 +71,26 @@ pub struct ServerSettings {
     pub hello_ms_max: u64,
     /// Most connections at once; more are closed as they come. Default 10,000.
     pub connections_max: usize,
-    /// Most connections of one address at once; more are closed as they come. Default 5,000.
+    /// Most connections of one address at once; more are closed as they come. Default 2,000: each may
+    /// hold 64 KiB that were not looked at yet.
     pub connections_per_address_max: usize,
     /// Most sessions that one connection may have opened and that still live. Default 1,000.
     pub sessions_per_connection_max: usize,
     /// Most operations under way in the sessions of one connection, waits included. Default 20,000.
     pub ops_per_connection_max: usize,
-    /// Most memory that the queued operations and unacknowledged answers of the sessions of one
-    /// connection may use, in bytes, as estimated. Default 128 MiB.
+    /// Most calls that one connection may have open, session streams included; as many again of those
+    /// that release something. Default 5,000.
+    pub calls_per_connection_max: usize,
+    /// Most memory that messages which arrive, queued operations and unacknowledged answers of one
+    /// connection may use, in bytes, as estimated. Default 64 MiB.
     pub kept_bytes_per_connection_max: usize,
     /// Most sessions of one address. Default 5,000: one address cannot shut all others out.
     pub sessions_per_address_max: usize,
     /// Most operations under way in the sessions of one address, waits included. Default 50,000.
     pub ops_per_address_max: usize,
-    /// As `kept_bytes_per_connection_max`, of one address. Default 512 MiB.
+    /// As `calls_per_connection_max`, of one address. Default 10,000.
+    pub calls_per_address_max: usize,
+    /// As `kept_bytes_per_connection_max`, of one address. Default 256 MiB.
     pub kept_bytes_per_address_max: usize,
     /// Most lines in a list of locks, waits or binds. The last line says how many more there are. Default 100,000.
     pub list_lines_max: usize,
@@ -96,13 +110,15 @@ impl Default for ServerSettings {
             write_ms_max: 10_000,
             hello_ms_max: 10_000,
             connections_max: 10_000,
-            connections_per_address_max: 5_000,
+            connections_per_address_max: 2_000,
             sessions_per_connection_max: 1_000,
             ops_per_connection_max: 20_000,
-            kept_bytes_per_connection_max: 128 << 20,
+            calls_per_connection_max: 5_000,
+            kept_bytes_per_connection_max: 64 << 20,
             sessions_per_address_max: 5_000,
             ops_per_address_max: 50_000,
-            kept_bytes_per_address_max: 512 << 20,
+            calls_per_address_max: 10_000,
+            kept_bytes_per_address_max: 256 << 20,
             list_lines_max: 100_000,
             grace_ms: 6_000,
             volatile: false,
@@ -121,9 +137,11 @@ impl ServerSettings {
             ("connections_per_address_max", self.connections_per_address_max, 1),
             ("sessions_per_connection_max", self.sessions_per_connection_max, 1),
             ("ops_per_connection_max", self.ops_per_connection_max, 1),
+            ("calls_per_connection_max", self.calls_per_connection_max, 1),
             ("kept_bytes_per_connection_max", self.kept_bytes_per_connection_max, 1 << 16),
             ("sessions_per_address_max", self.sessions_per_address_max, 1),
             ("ops_per_address_max", self.ops_per_address_max, 1),
+            ("calls_per_address_max", self.calls_per_address_max, 1),
             ("kept_bytes_per_address_max", self.kept_bytes_per_address_max, 1 << 16),
             ("list_lines_max", self.list_lines_max, 1),
             // Nobody answers, or greets, within no time.
@@ -145,6 +163,7 @@ impl ServerSettings {
             sessions_max: self.sessions_per_connection_max,
             ops_max: self.ops_per_connection_max,
             kept_bytes_max: self.kept_bytes_per_connection_max,
+            calls_max: self.calls_per_connection_max,
         }
     }
 
@@ -153,6 +172,7 @@ impl ServerSettings {
             sessions_max: self.sessions_per_address_max,
             ops_max: self.ops_per_address_max,
             kept_bytes_max: self.kept_bytes_per_address_max,
+            calls_max: self.calls_per_address_max,
         }
     }
 
@@ -201,16 +221,18 @@ impl Server {
         let admin = proto::admin_server::AdminServer::new(admin::AdminApi::new(slot.clone(), &settings));
         health::set_locks(&health, false).await;
         health::set_allocator(&health, true).await;
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-            .build_v1()
-            .map_err(|e| Error::new(ErrorKind::Internal, "the API's descriptors are broken").with_source(e))?;
+        let broken = |e| Error::new(ErrorKind::Internal, "the API's descriptors are broken").with_source(e);
+        let reflection = reflection_builder().build_v1().map_err(broken)?;
+        // For clients made before there was `v1`, as most are.
+        let reflection_alpha = reflection_builder().build_v1alpha().map_err(broken)?;
+        let bounded = BoundedCalls::within(settings.message_bytes_max);
         let router = transport()
-            .add_service(health_service)
-            .add_service(reflection)
-            .add_service(Deadline(locks))
-            .add_service(Deadline(allocator))
-            .add_service(Deadline(admin));
+            .add_service(bounded.of(health_service))
+            .add_service(bounded.of(reflection))
+            .add_service(bounded.of(reflection_alpha))
+            .add_service(bounded.of(Deadline(locks)))
+            .add_service(bounded.of(Deadline(allocator)))
+            .add_service(bounded.of(Deadline(admin)));
         let serving = Serving::start(router, listener, settings);
         let (locks_health, allocator_health) = (JoinSet::new(), JoinSet::new());
         Ok(Self { slot, settings, health, locks_health, allocator_health, serving })
@@ -298,6 +320,18 @@ impl PeerServer {
     }
 }
 
+/// Describes what is served to clients, and nothing else.
+fn reflection_builder() -> tonic_reflection::server::Builder<'static> {
+    use proto::{admin_server, allocator_server, locks_server};
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name(locks_server::SERVICE_NAME)
+        .with_service_name(allocator_server::SERVICE_NAME)
+        .with_service_name(admin_server::SERVICE_NAME)
+        .with_service_name(tonic_health::pb::health_server::SERVICE_NAME)
+}
+
 /// What every server has in common.
 fn transport() -> tonic::transport::Server {
     tonic::transport::Server::builder()
@@ -307,6 +341,10 @@ fn transport() -> tonic::transport::Server {
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         // Beyond it a client waits without a word, so what bounds its sessions is their number.
         .max_concurrent_streams(Some(STREAMS_MAX))
+        // What a peer may send before somebody looks at it: nothing else bounds that.
+        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
 }
 
 /// A task that serves a listener.

@@ -127,6 +127,18 @@ async fn the_allocator_is_reported_as_served_while_the_node_leads_or_knows_who_d
         probe.becomes(ServingStatus::Serving).await;
         nodes.push((connection, allocator, server, probe));
     }
+    // One that never reached the store knows nobody.
+    let (address, listener) = listen().await;
+    let lost = store.connect();
+    lost.set_cut(true);
+    let (lost, clock) = (Arc::new(lost), Arc::new(SystemClock));
+    let allocator = ElectedAllocator::start(lost, clock, settings(), name("c"), "c", Arc::new(net.clone()));
+    let allocator = allocator.expect("valid settings");
+    let server = Server::start(listener, allocator.for_clients(), ServerSettings::default()).await;
+    let mut server = server.expect("listens");
+    server.follow(allocator.roles());
+    Probe::of(&address, ALLOCATOR).await.becomes(ServingStatus::NotServing).await;
+
     let [(_, leads, _, leader), (store, _, _, follower)] = &mut nodes[..] else { unreachable!("two") };
     assert!(matches!(leads.role(), Role::Leading(_)));
     // The follower alone does not reach the store: it knows who leads all the same.

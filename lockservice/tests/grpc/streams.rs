@@ -11,6 +11,7 @@ use lockservice::proto::locks_server::{Locks, LocksServer};
 use lockservice::proto::server_op::Answer;
 use lockservice::proto::{self, ClientFrame, ServerFrame};
 use lockservice::server::ServerSettings;
+use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::{ErrorKind, LockItem};
 use tokio::net::TcpListener;
 use tokio_stream::Stream;
@@ -125,8 +126,12 @@ async fn a_stop_time_that_leaves_no_time_to_work_is_refused_when_the_session_is_
 
 #[tokio::test]
 async fn every_answered_lock_renews_the_session_so_that_busy_clients_need_no_heartbeats() {
-    let served = Served::start(ServerSettings::default()).await;
-    let session = Client::connect(&served.address).await.expect("it answers").session(None).await.expect("a session");
+    const TTL: Duration = Duration::from_secs(15);
+    // No promise is shorter for the lease.
+    let served = Served::start_leased(4 * TTL, ServerSettings::default()).await;
+    let client = Client::connect(&served.address).await.expect("it answers");
+    let asked = SystemClock.now();
+    let session = client.session(Some(TTL)).await.expect("a session");
     let first = session.guard_deadline();
     let moved = session.guard();
     let txn = session.txn(Default::default());
@@ -138,6 +143,8 @@ async fn every_answered_lock_renews_the_session_so_that_busy_clients_need_no_hea
         txn.lock(lockservice_core::service::LockSpec { items: vec![item], ..spec("x") }).await.expect("free");
     }
     assert!(session.guard_deadline() > first);
+    // The first heartbeat is due after a third of the promise.
+    assert!(SystemClock.now().since(asked) < TTL / 4, "no heartbeat has moved it");
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
 
 use lockservice::server::{ServerSettings, ServiceHost, serve};
 use lockservice_core::allocator::{AllocatorSettings, LocalAllocator, LockTableAllocator};
@@ -30,15 +31,24 @@ impl Served {
 
     /// Its first epoch is above `floor`.
     pub(crate) async fn start_above(floor: Epoch, settings: ServerSettings) -> Self {
+        Self::start_with(floor, AllocatorSettings::default(), settings).await
+    }
+
+    /// A node's lease lasts `lease`.
+    pub(crate) async fn start_leased(lease: Duration, settings: ServerSettings) -> Self {
+        let mut allocator = AllocatorSettings::default();
+        allocator.constants.lease_ttl_ms = u64::try_from(lease.as_millis()).expect("short");
+        Self::start_with(Epoch::default(), allocator, settings).await
+    }
+
+    async fn start_with(floor: Epoch, allocator: AllocatorSettings, settings: ServerSettings) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let store: Arc<dyn BindStore> = Arc::new(MemoryStore::new(1));
         let candidate = Candidate { floor, ..Candidate::from(NodeName::new("node-1").expect("a name")) };
         let allocator: Arc<dyn LockTableAllocator> =
-            LocalAllocator::open(store, Arc::clone(&clock), AllocatorSettings::default(), candidate)
-                .await
-                .expect("a fresh store opens");
+            LocalAllocator::open(store, Arc::clone(&clock), allocator, candidate).await.expect("a fresh store opens");
         let mut parts = ServiceParts::new(allocator, clock, NodeName::new("node-1").expect("a name"));
         parts.address.clone_from(&address);
         let host = ServiceHost::start(parts).await.expect("the service starts");

@@ -1,0 +1,241 @@
+//! How many calls a caller may have open, and how much of their messages may lie here.
+//!
+//! A message takes memory from its first bytes on, before anything is decoded: one that never arrives
+//! whole takes it for as long as its call is open. The buffer of a stream stays as large as its largest
+//! message was. So [`Bounded`] reads the lengths that stand before the messages, and charges the
+//! caller's [`Quota`](lockservice_core::service::Quota) before the transport makes room. What the
+//! operations take once they are decoded is charged to their session.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use http_body::{Frame, SizeHint};
+use lockservice_core::Result;
+use lockservice_core::service::{CallMemory, OpenCall};
+use prost::bytes::Bytes;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::{Service, http};
+use tonic::server::NamedService;
+
+use crate::convert::to_status;
+use crate::server::caller::Caller;
+
+/// Messages that take no more memory are not counted: the number of calls bounds those. A release is
+/// rarely larger.
+const MESSAGE_BYTES_SMALL: usize = 4 << 10;
+
+/// Bytes before each message: whether it is compressed, and its length.
+const PREFIX_BYTES: usize = 5;
+
+/// Calls that release something: they are let in when others are not.
+const RELEASES: [&str; 4] = [
+    "/lockservice.v1.Locks/Unlock",
+    "/lockservice.v1.Locks/End",
+    "/lockservice.v1.Locks/CloseSession",
+    "/lockservice.v1.Locks/KeepSession",
+];
+
+/// Makes [`Bounded`] services.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BoundedCalls {
+    message_bytes_max: usize,
+}
+
+impl BoundedCalls {
+    /// Larger messages than `message_bytes_max` are refused by the service before it makes room.
+    pub(super) fn within(message_bytes_max: usize) -> Self {
+        Self { message_bytes_max }
+    }
+
+    /// `service`, with its calls bounded.
+    pub(super) fn of<S>(self, service: S) -> Bounded<S> {
+        Bounded { service, message_bytes_max: self.message_bytes_max }
+    }
+}
+
+/// A service whose calls, and the messages that arrive in them, count in what their caller may use.
+#[derive(Clone, Debug)]
+pub(super) struct Bounded<S> {
+    service: S,
+    message_bytes_max: usize,
+}
+
+impl<S: NamedService> NamedService for Bounded<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<http::Request<Body>> for Bounded<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let Some(quota) = request.extensions().get::<Caller>().map(Caller::shared_quota) else {
+            return Box::pin(self.service.call(request));
+        };
+        let call = match quota.open_call(RELEASES.contains(&request.uri().path())) {
+            Ok(call) => Arc::new(call),
+            Err(e) => return Box::pin(std::future::ready(Ok(to_status(&e).into_http()))),
+        };
+        let most = self.message_bytes_max;
+        let answer = self.service.call(request.map(|body| Body::new(Arriving::new(body, &call, most))));
+        // The call is open until its last answer is sent.
+        Box::pin(async move { Ok(answer.await?.map(|body| Body::new(Answering { body, _call: call }))) })
+    }
+}
+
+/// The messages of a request, as they arrive.
+struct Arriving {
+    body: Body,
+    memory: CallMemory,
+    /// Of a message.
+    bytes_max: usize,
+    /// As much of the next message's prefix as is there.
+    prefix: Vec<u8>,
+    /// Of the message that arrives.
+    missing: usize,
+}
+
+impl Arriving {
+    fn new(body: Body, call: &Arc<OpenCall>, bytes_max: usize) -> Self {
+        Self { body, memory: call.memory(), bytes_max, prefix: Vec::with_capacity(PREFIX_BYTES), missing: 0 }
+    }
+
+    /// Charges the messages that begin in `bytes`. Fails with `ResourceExhausted` if there is no room.
+    fn take_in(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let passed = bytes.len().min(self.missing);
+            self.missing -= passed;
+            bytes = &bytes[passed..];
+            let (prefix, rest) = bytes.split_at(bytes.len().min(PREFIX_BYTES - self.prefix.len()));
+            self.prefix.extend_from_slice(prefix);
+            bytes = rest;
+            if let [_, length @ ..] = &*self.prefix
+                && let Ok(length) = length.try_into()
+            {
+                self.prefix.clear();
+                self.begin(u32::from_be_bytes(length) as usize)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, length: usize) -> Result<()> {
+        self.missing = length;
+        // One that is too large is refused by its length.
+        let counts = (MESSAGE_BYTES_SMALL + 1..=self.bytes_max).contains(&length);
+        if counts { self.memory.grow_to(length) } else { Ok(()) }
+    }
+}
+
+impl http_body::Body for Arriving {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(bytes) = frame.data_ref()
+            && let Err(e) = self.take_in(bytes)
+        {
+            return Poll::Ready(Some(Err(to_status(&e))));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The answers of a call, which is open as long as they are.
+struct Answering {
+    body: Body,
+    _call: Arc<OpenCall>,
+}
+
+impl http_body::Body for Answering {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lockservice_core::ErrorKind;
+    use lockservice_core::service::{Quota, QuotaSettings};
+
+    use super::*;
+
+    /// Room for 100,000 bytes, of which messages of up to 70,000 are accepted.
+    fn arriving() -> (Arc<Quota>, Arriving) {
+        let settings = QuotaSettings { kept_bytes_max: 100_000, ..QuotaSettings::default() };
+        let quota = Quota::new("of one address", settings, None);
+        let call = Arc::new(quota.open_call(false).expect("room"));
+        (quota, Arriving::new(Body::empty(), &call, 70_000))
+    }
+
+    fn message(length: usize) -> Vec<u8> {
+        let prefix = [&[0][..], &u32::try_from(length).expect("small").to_be_bytes()].concat();
+        [prefix, vec![7; length]].concat()
+    }
+
+    /// How much room is left beside `arriving`.
+    fn room(quota: &Arc<Quota>) -> usize {
+        let call = Arc::new(quota.open_call(false).expect("room"));
+        let fits = |bytes: &usize| call.memory().grow_to(*bytes).is_ok();
+        (0..=100_000).rev().find(fits).expect("nothing always fits")
+    }
+
+    #[test]
+    fn a_message_is_charged_by_its_prefix_however_the_bytes_are_cut() {
+        let bytes = [message(4_096), message(0), message(50_000), message(20_000)].concat();
+        for cut in [1, 2, 4, 5, 6, 4_099, 16_384, 100_000] {
+            let (quota, mut arriving) = arriving();
+            for part in bytes.chunks(cut) {
+                arriving.take_in(part).expect("room");
+            }
+            assert_eq!((room(&quota), arriving.missing), (50_000, 0), "as much as the largest, cut at {cut}");
+            drop(arriving);
+            assert_eq!(room(&quota), 100_000);
+        }
+    }
+
+    #[test]
+    fn a_message_is_refused_at_its_prefix_if_there_is_no_room_for_it() {
+        let (quota, mut first) = arriving();
+        let call = Arc::new(quota.open_call(false).expect("room"));
+        let mut second = Arriving::new(Body::empty(), &call, 70_000);
+        first.take_in(&message(60_000)[..PREFIX_BYTES]).expect("room");
+        let refused = second.take_in(&message(50_000)[..PREFIX_BYTES]).expect_err("too much");
+        assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
+        second.take_in(&message(70_001)[..PREFIX_BYTES]).expect("it is refused as too large");
+    }
+}
