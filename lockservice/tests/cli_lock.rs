@@ -433,8 +433,31 @@ fn a_waiter_for_a_table_whose_owner_was_killed_says_that_it_waits_for_the_last_o
     let waiter = Running::start(&mut server.command(&["lock", "t", "k", "--", "true"]));
     let said = waiter.error_line();
     // There is no transaction that could be looked for.
-    assert!(said.contains("held by the last owner of the table (") && !said.contains("transaction"), "{said}");
+    assert!(said.contains("had it last") && !said.contains("transaction"), "{said}");
     assert!(waiter.wait().0.success());
+}
+
+#[test]
+fn what_the_command_leaves_is_told_to_end_before_it_is_killed() {
+    let server = Server::start();
+    let ready = server.folder.path().join("ready");
+    let script = format!(
+        "{{ trap 'echo told; exit' TERM; : >'{ready}'; while :; do sleep 0.05; done; }} &
+        until [ -e '{ready}' ]; do sleep 0.05; done",
+        ready = ready.display()
+    );
+    let mut holder = server.lock(&["t", "k", "--stop-time", "1s"], &script);
+    assert_eq!(holder.end_of_output(), ["told"]);
+    assert_eq!(holder.wait().0.code(), Some(0));
+}
+
+#[test]
+fn the_status_of_a_lock_that_was_lost_can_be_chosen() {
+    let server = Server::start();
+    let mut holder = server.lock(&["t", "k", "--lost-exit-code", "9"], "echo in; exec sleep 1000");
+    assert_eq!(holder.line(), "in");
+    let _server = server.stop_and_restart();
+    assert_eq!(holder.wait().0.code(), Some(9));
 }
 
 #[test]

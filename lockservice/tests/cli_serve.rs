@@ -183,7 +183,7 @@ fn a_list_that_was_cut_says_so_on_stderr_and_its_lines_stay_whole() {
         std::fs::write(&file, "[server]\nlist_lines_max = 0\n").unwrap();
         run(&["serve", "--listen", "127.0.0.1:0", "--store", "memory:", "--config", file.to_str().unwrap()])
     };
-    assert!(code(&output) == 64 && stderr(&output).contains("server.list_lines_max"), "{}", stderr(&output));
+    assert!(code(&output) == 78 && stderr(&output).contains("server.list_lines_max"), "{}", stderr(&output));
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! What one peer may use of a node, so that no peer can use all of it.
 //!
 //! A [`Quota`] counts the sessions of whoever it stands for (a connection, an address), their
-//! operations under way (so also their waits), their open calls, and the bytes that are kept for them.
-//! Quotas nest: what is charged to a connection is charged to its address too. Every session is charged
-//! to the node.
+//! operations under way (so also their waits), their open calls, and the bytes that are kept for
+//! them. Quotas nest: what is charged to a connection is charged to its address too. Every session
+//! is charged to the node.
 //!
 //! # Invariant
-//! What is charged is given back exactly once: with the session or the call that it was charged for.
+//! What is charged is given back exactly once: with the session or the call that it was charged
+//! for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -68,8 +69,8 @@ impl Quota {
             .map_err(|full| full.exhausted("sessions", "close some", full.settings.sessions_max))
     }
 
-    /// Counts one more call, until the answer is dropped. One that `releases` something makes room for
-    /// others: as many again of those are let in.
+    /// Counts one more call, until the answer is dropped. One that `releases` something makes room
+    /// for others: as many again of those are let in.
     ///
     /// # Errors
     /// `ResourceExhausted` at a bound. Nothing is charged then.
@@ -80,8 +81,8 @@ impl Quota {
         Ok(OpenCall { quota: Arc::clone(self) })
     }
 
-    /// Adds `amount` to a counter of it and of those above it, each of which has a bound. Fails with
-    /// the one that has no room; then nothing is added.
+    /// Adds `amount` to a counter of it and of those above it, each of which has a bound. Fails
+    /// with the one that has no room; then nothing is added.
     fn add<'a>(
         &'a self,
         amount: usize,
@@ -137,7 +138,8 @@ pub struct CallMemory {
 }
 
 impl CallMemory {
-    /// Grows it to `bytes`, if it is less: the buffer of a stream stays as large as its largest message.
+    /// Grows it to `bytes`, if it is less: the buffer of a stream stays as large as its largest
+    /// message.
     ///
     /// # Errors
     /// `ResourceExhausted` if there is no room. It stays as it was then.

@@ -213,6 +213,9 @@ async fn serve_stream(shared: &Shared, connected: Connected) -> End {
                             shared.lose(error);
                             return End::Over;
                         }
+                        if error.kind() == ErrorKind::ResourceExhausted {
+                            shared.outbox.fail_large_locks(&error);
+                        }
                         return End::Broken;
                     }
                 };

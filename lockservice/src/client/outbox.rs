@@ -23,7 +23,7 @@ use crate::proto::client_op::Op;
 const FRAME_OPS_MAX: usize = 128;
 /// Most bytes of a frame of several operations. A renewal goes first in the next frame, so no more
 /// than this is ahead of it; an operation that is larger by itself goes alone.
-const FRAME_BYTES_MAX: usize = 64 << 10;
+const FRAME_BYTES_MAX: usize = 4 << 10;
 /// Most operations of one transaction under way. A server keeps at least this many, and as many again for their undos.
 const TXN_OPS_MAX: u32 = 64;
 /// What an operation may cost in a frame beyond its own encoding: its id, tags and lengths.
@@ -333,6 +333,31 @@ impl Outbox {
                 // A caller that has gone has put an Undo in itself.
                 let _ = reply.send(result);
                 answered
+            }
+        }
+    }
+
+    /// Answers the callers of large requests that were sent with `why`, and takes the requests back:
+    /// the server has no room for one of them. Everything else is sent again.
+    pub(super) fn fail_large_locks(&self, why: &Error) {
+        let mut state = self.state.lock();
+        let is_large = |pending: &Pending| pending.sent.is_some() && pending.bytes > FRAME_BYTES_MAX;
+        let large: Vec<u64> = state.pending.iter().filter(|(_, p)| is_large(p)).map(|(id, _)| *id).collect();
+        // Kept until the mutex is free: dropping one wakes whoever waits for its permit.
+        let mut failed = Vec::with_capacity(large.len());
+        let mut waker = None;
+        for id in large {
+            let Some((call, what)) = state.pending.get_mut(&id).and_then(Pending::take_lock) else { continue };
+            // It may have been granted, and only the answer is lost.
+            waker = waker.or(state.undo(call));
+            failed.push(what);
+        }
+        drop(state);
+        wake(waker);
+        for what in failed {
+            if let What::Lock { reply, .. } = what {
+                // A caller that has gone needs no answer.
+                let _ = reply.send(Err(why.clone()));
             }
         }
     }

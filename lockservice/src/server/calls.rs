@@ -1,10 +1,10 @@
 //! How many calls a caller may have open, and how much of their messages may lie here.
 //!
-//! A message takes memory from its first bytes on, before anything is decoded: one that never arrives
-//! whole takes it for as long as its call is open. The buffer of a stream stays as large as its largest
-//! message was. So [`Bounded`] reads the lengths that stand before the messages, and charges the
-//! caller's [`Quota`](lockservice_core::service::Quota) before the transport makes room. What the
-//! operations take once they are decoded is charged to their session.
+//! A message takes memory from its first bytes on, before anything is decoded: one that never
+//! arrives whole takes it for as long as its call is open. The buffer of a stream stays as large as
+//! its largest message was. So [`Bounded`] reads the lengths that stand before the messages, and
+//! charges the caller's [`Quota`](lockservice_core::service::Quota) before the transport makes
+//! room. What the operations take once they are decoded is charged to their session.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -24,8 +24,8 @@ use tonic::server::NamedService;
 use crate::convert::to_status;
 use crate::server::caller::Caller;
 
-/// Messages that take no more memory are not counted: the number of calls bounds those. A release is
-/// rarely larger.
+/// Messages that take no more memory are not counted: the number of calls bounds those. A release
+/// is rarely larger.
 const MESSAGE_BYTES_SMALL: usize = 4 << 10;
 
 /// Bytes before each message: whether it is compressed, and its length.
@@ -113,7 +113,8 @@ impl Arriving {
         Self { body, memory: call.memory(), bytes_max, prefix: Vec::with_capacity(PREFIX_BYTES), missing: 0 }
     }
 
-    /// Charges the messages that begin in `bytes`. Fails with `ResourceExhausted` if there is no room.
+    /// Charges the messages that begin in `bytes`. Fails with `ResourceExhausted` if there is no
+    /// room.
     fn take_in(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             let passed = bytes.len().min(self.missing);

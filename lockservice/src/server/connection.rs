@@ -300,11 +300,10 @@ impl Stream {
     }
 }
 
-/// About how much memory the operations of a frame take.
+/// About how much memory the operations of a frame take, beside its message: they share its bytes,
+/// which were charged when it arrived.
 fn bytes_of(ops: &[proto::ClientOp]) -> usize {
-    let of_items = |rows: &[prost::bytes::Bytes], ranges: &[proto::KeyRange]| {
-        size_of_val(rows) + rows.iter().map(prost::bytes::Bytes::len).sum::<usize>() + size_of_val(ranges)
-    };
+    let of_items = |rows: &[prost::bytes::Bytes], ranges: &[proto::KeyRange]| size_of_val(rows) + size_of_val(ranges);
     let of_op = |op: &proto::ClientOp| match &op.op {
         Some(Op::Lock(lock)) => of_items(&lock.rows, &lock.ranges),
         Some(Op::Unlock(unlock)) => of_items(&unlock.rows, &unlock.ranges),

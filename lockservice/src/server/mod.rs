@@ -71,15 +71,15 @@ pub struct ServerSettings {
     pub hello_ms_max: u64,
     /// Most connections at once; more are closed as they come. Default 10,000.
     pub connections_max: usize,
-    /// Most connections of one address at once; more are closed as they come. Default 2,000: each may
-    /// hold 64 KiB that were not looked at yet.
+    /// Most connections of one address at once; more are closed as they come. Default 2,000: each
+    /// may hold 64 KiB that were not looked at yet.
     pub connections_per_address_max: usize,
     /// Most sessions that one connection may have opened and that still live. Default 1,000.
     pub sessions_per_connection_max: usize,
     /// Most operations under way in the sessions of one connection, waits included. Default 20,000.
     pub ops_per_connection_max: usize,
-    /// Most calls that one connection may have open, session streams included; as many again of those
-    /// that release something. Default 5,000.
+    /// Most calls that one connection may have open, session streams included; as many again of
+    /// those that release something. Default 5,000.
     pub calls_per_connection_max: usize,
     /// Most memory that messages which arrive, queued operations and unacknowledged answers of one
     /// connection may use, in bytes, as estimated. Default 64 MiB.

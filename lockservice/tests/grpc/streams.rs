@@ -210,6 +210,15 @@ async fn frames_of_clients_that_read_no_answers_count_in_what_their_address_may_
     let too_much = lockservice_core::service::LockSpec { items: rows, ..spec("x") };
     let refused = session.lock(too_much).await.expect_err("more than the address may have in memory");
     assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
-    assert!(refused.to_string().contains("bytes of frames"), "{refused}");
+    assert!(refused.to_string().contains("bytes of messages"), "{refused}");
     session.lock(spec("alice")).await.expect("the session goes on").unlock();
+    // The transaction too, whose refused request uses its number up.
+    let txn = session.txn(Default::default());
+    txn.lock(spec("bob")).await.expect("free");
+    let rows = (0..400).map(|n| row(&format!("{n:01000}"))).collect();
+    let too_much = lockservice_core::service::LockSpec { items: rows, ..spec("x") };
+    let (refused, held) = futures::join!(txn.lock(too_much), txn.lock(spec("carol")));
+    assert_eq!(refused.expect_err("too much").kind(), ErrorKind::ResourceExhausted);
+    held.expect("it has its turn");
+    txn.end(None).await.expect("acknowledged");
 }

@@ -7,7 +7,9 @@ use lockservice_core::clock::{Clock, Time};
 use lockservice_core::service::Granted;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::CallId;
 use crate::convert::millis_up;
+use crate::proto;
 use crate::proto::client_op::Op;
 
 /// An operation without an answer.
@@ -69,6 +71,19 @@ impl Sequences {
 }
 
 impl Pending {
+    /// Takes a lock's caller out. What stays is refused, and uses the lock's number up: the server may
+    /// never have seen that (T2). `None` for anything but a lock.
+    pub(super) fn take_lock(&mut self) -> Option<(CallId, What)> {
+        let (Op::Lock(lock), &What::Lock { txn, sequence, .. }) = (&mut self.op, &self.what) else {
+            return None;
+        };
+        // An unlock that names nothing.
+        self.op = Op::Unlock(proto::UnlockOp { txn: lock.txn.take(), ..Default::default() });
+        (self.bytes, self.deadline, self.snapshot) = (0, None, None);
+        let refused = What::Release { txn, sequence, undone: 0, ends: false, reply: None };
+        Some((CallId { txn, sequence }, std::mem::replace(&mut self.what, refused)))
+    }
+
     pub(super) fn for_the_wire(&mut self, clock: &dyn Clock) -> Op {
         // P2: read before the frame is handed on, so before it can be sent.
         let now = clock.now();
