@@ -50,8 +50,18 @@ impl Raw {
 
     async fn ask(&mut self, op: Op) -> Option<Answer> {
         self.send(vec![op]).await;
-        let frame = self.answers.message().await.expect("the stream lives").expect("the stream lives");
-        frame.ops.into_iter().next().expect("an answer").answer
+        self.next().await.into_iter().next().expect("an answer").answer
+    }
+
+    /// The answers of the next frame that has any: notices, which nobody asked for, are passed over.
+    async fn next(&mut self) -> Vec<proto::ServerOp> {
+        loop {
+            let frame = self.answers.message().await.expect("the stream lives").expect("the stream lives");
+            let answers: Vec<_> = frame.ops.into_iter().filter(|op| op.id != 0).collect();
+            if !answers.is_empty() {
+                return answers;
+            }
+        }
     }
 
     async fn send(&self, ops: Vec<Op>) {
@@ -380,14 +390,12 @@ async fn many_operations_ride_in_one_frame_and_are_answered_out_of_order() {
     raw.send(vec![Op::Lock(lock(1, "t", b"a")), Op::Lock(free), Op::Heartbeat(proto::Heartbeat::default())]).await;
     let mut ids = Vec::new();
     while ids.len() < 2 {
-        let frame = raw.answers.message().await.expect("the stream lives").expect("the stream lives");
-        ids.extend(frame.ops.iter().map(|op| op.id));
+        ids.extend(raw.next().await.iter().map(|op| op.id));
     }
     ids.sort_unstable();
     assert_eq!(ids, [8, 9], "the first one waits, the others do not");
     assert!(matches!(other.ask(Op::End(end(1, 2))).await, Some(Answer::Done(_))));
-    let frame = raw.answers.message().await.expect("the stream lives").expect("the stream lives");
-    assert_eq!(frame.ops[0].id, 7);
+    assert_eq!(raw.next().await[0].id, 7);
     drop(tokio::time::timeout(Duration::ZERO, raw.answers.message()).await);
 }
 
