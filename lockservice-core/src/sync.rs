@@ -21,6 +21,18 @@ pub(crate) use parking_lot::{Mutex, RwLock};
 #[cfg(loom)]
 pub(crate) use self::loom_locks::{Mutex, RwLock};
 
+/// Lets go of a mutex so that who waits for it gets it, and not the caller who wants it again at once.
+#[cfg(not(loom))]
+pub(crate) fn unlock_fair<T>(guard: parking_lot::MutexGuard<'_, T>) {
+    parking_lot::MutexGuard::unlock_fair(guard);
+}
+
+/// Lets go of a mutex: loom has whoever it likes take it next.
+#[cfg(loom)]
+pub(crate) fn unlock_fair<T>(guard: loom::sync::MutexGuard<'_, T>) {
+    drop(guard);
+}
+
 #[cfg(loom)]
 mod loom_locks {
     /// `loom::sync::Mutex` with the surface of `parking_lot::Mutex`.

@@ -26,7 +26,10 @@ fn bind(version: BindVersion) -> Bind {
 }
 
 fn engine(settings: EngineSettings) -> LockEngine {
-    let engine = LockEngine::new(settings);
+    with_table(LockEngine::new(settings))
+}
+
+fn with_table(engine: LockEngine) -> LockEngine {
     let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1 << 52) };
     engine.install(bind(VERSION), Some(block), None).expect("the first version");
     engine
@@ -229,12 +232,23 @@ fn a_grant_says_since_when_the_history_is_known() {
     assert_eq!(since(4, "c"), Some(at(20)), "one that held nothing committed nothing here");
 }
 
-/// Threads lock one row and one range around it, give up at random, and check that nobody else is inside.
+/// Threads lock one row, one range around it, or rows around it, give up at random, and check that
+/// nobody else is inside.
 #[test]
 fn under_many_threads_and_cancels_two_are_never_inside_and_nobody_is_left_waiting() {
-    const ROUNDS: u64 = 2_000;
+    many_threads(engine(EngineSettings::default()), 2_000);
+}
+
+/// The same with a hold of the mutex for each step: calls, ends and cancels of several rows meet in the
+/// middle.
+#[test]
+fn under_many_threads_and_cancels_the_same_holds_when_the_mutex_is_let_go_after_each_step() {
+    let engine = LockEngine::with_steps_per_hold(EngineSettings::default(), 1);
+    many_threads(with_table(engine), 1_000);
+}
+
+fn many_threads(engine: LockEngine, rounds: u64) {
     const TASKS: u64 = 6;
-    let engine = engine(EngineSettings::default());
     let inside = Arc::new(AtomicU64::new(0));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).build().expect("a runtime");
     runtime.block_on(async {
@@ -243,24 +257,39 @@ fn under_many_threads_and_cancels_two_are_never_inside_and_nobody_is_left_waitin
                 let (engine, inside) = (engine.clone(), Arc::clone(&inside));
                 tokio::spawn(async move {
                     let mut random = StdRng::seed_from_u64(task);
-                    for round in 0..ROUNDS {
-                        let who = task * ROUNDS + round;
-                        let items = if random.random_bool(0.5) { [row("b")] } else { [range("a", "c")] };
+                    for round in 0..rounds {
+                        let who = task * rounds + round;
+                        let items = match random.random_range(0..3) {
+                            0 => vec![row("b")],
+                            1 => vec![range("a", "c")],
+                            _ => ["a", "b", "c", "d", "e"].map(row).to_vec(),
+                        };
                         let mut call = lock(&engine, who, &items, LockMode::Exclusive);
                         if random.random_bool(0.4) {
                             // Gives up after a moment; if it was granted by then it never hears of it.
                             tokio::select! {
                                 biased;
                                 outcome = &mut call => drop(outcome.expect("nothing here fails")),
-                                () = tokio::task::yield_now() => { drop(call); continue }
+                                () = tokio::task::yield_now() => {
+                                    if random.random_bool(0.5) {
+                                        assert_eq!(engine.unlock_all(txn(who), None) % items.len(), 0);
+                                        let error = call.await.expect_err("it has ended");
+                                        assert_eq!(error.kind(), ErrorKind::Cancelled);
+                                    } else {
+                                        drop(call);
+                                    }
+                                    assert_eq!(engine.held(txn(who)), 0, "one that gave up has nothing");
+                                    continue;
+                                }
                             }
                         } else {
                             call.await.expect("nothing here fails");
                         }
+                        assert_eq!(engine.held(txn(who)), items.len(), "all or nothing");
                         assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two are inside");
                         tokio::task::yield_now().await;
                         inside.fetch_sub(1, Ordering::SeqCst);
-                        engine.unlock_all(txn(who), None);
+                        assert_eq!(engine.unlock_all(txn(who), None), items.len());
                     }
                 })
             })

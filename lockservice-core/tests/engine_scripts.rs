@@ -34,6 +34,8 @@ use lockservice_core::{
 
 struct Session {
     engine: LockEngine,
+    /// How an engine is made.
+    make: fn(EngineSettings) -> LockEngine,
     calls: BTreeMap<u64, LockCall>,
     grants: BTreeMap<u64, Grant>,
     token_end: u64,
@@ -74,9 +76,10 @@ fn items(words: &[&str]) -> (TableId, Vec<LockItem>) {
 }
 
 impl Session {
-    fn new() -> Self {
+    fn new(engine: fn(EngineSettings) -> LockEngine) -> Self {
         let mut new = Self {
-            engine: LockEngine::new(EngineSettings::default()),
+            engine: engine(EngineSettings::default()),
+            make: engine,
             calls: BTreeMap::new(),
             grants: BTreeMap::new(),
             token_end: 1,
@@ -108,7 +111,7 @@ impl Session {
     fn run(&mut self, command: &str) -> String {
         let words: Vec<&str> = command.split_whitespace().collect();
         match &words[..] {
-            ["new"] => *self = Self::new(),
+            ["new"] => *self = Self::new(self.make),
             ["install", name] => self.install(name, 1000),
             ["install", name, tokens] => self.install(name, tokens.parse().expect("a number")),
             ["remove", name] => (1..=self.version).for_each(|at| self.engine.remove(table(name), BindVersion::new(at))),
@@ -224,15 +227,23 @@ impl Session {
 
 #[test]
 fn the_table_after_each_command_is_what_the_scripts_say() {
+    run_scripts(std::env::var_os("UPDATE_SCRIPTS").is_some(), LockEngine::new);
+}
+
+#[test]
+fn the_same_is_shown_when_the_mutex_is_let_go_after_each_step() {
+    run_scripts(false, |settings| LockEngine::with_steps_per_hold(settings, 1));
+}
+
+fn run_scripts(update: bool, engine: fn(EngineSettings) -> LockEngine) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
-    let update = std::env::var_os("UPDATE_SCRIPTS").is_some();
     let mut scripts: Vec<_> =
         std::fs::read_dir(&folder).expect("the scripts").map(|entry| entry.expect("a script").path()).collect();
     scripts.sort();
     assert!(scripts.len() > 5, "the scripts are missing");
     for path in scripts {
         let script = std::fs::read_to_string(&path).expect("a script");
-        let mut session = Session::new();
+        let mut session = Session::new(engine);
         let mut shown = String::new();
         for line in script.lines() {
             if let Some(command) = line.strip_prefix("> ") {

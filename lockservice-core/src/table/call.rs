@@ -6,9 +6,9 @@ use std::task::Waker;
 use smallvec::SmallVec;
 
 use super::entry::Place;
-use super::types::{Grant, ItemGrant};
+use super::types::{Grant, ItemGrant, WaitPolicy};
 use crate::clock::Time;
-use crate::error::{Blocker, Result};
+use crate::error::{Blocker, Error, Result};
 use crate::id::{FencingToken, TableId, TxnId};
 use crate::key::{LockItem, LockMode};
 
@@ -30,19 +30,22 @@ pub(super) struct Call {
     /// The item that is to be taken next, or is waited for.
     pub(super) next: usize,
     pub(super) mode: LockMode,
+    pub(super) wait: WaitPolicy,
     /// What has been added so far.
     pub(super) changes: Vec<ItemGrant>,
     /// The largest token under which an item was already held.
     pub(super) covered: FencingToken,
-    /// The call's token, if it was taken together with the last item.
+    /// The call's token, once it has all its items.
     pub(super) token: Option<FencingToken>,
+    /// Of the changes, so many, the first ones, do not have the token yet.
+    pub(super) without_token: usize,
     pub(super) waited: bool,
     /// The first that stood in its way.
     pub(super) conflict: Option<Blocker>,
     pub(super) prev_commit_ts: Option<u64>,
     /// When the call was made.
     pub(super) since: Time,
-    /// Its place in the queue, while it waits.
+    /// Its place in the queue while it waits, or among the unfinished calls between two slices.
     pub(super) place: Place,
     pub(super) stage: Stage,
     pub(super) waker: Option<Waker>,
@@ -61,6 +64,11 @@ pub(super) enum Stage {
     Waiting,
     /// Has all its items; waits for a fencing token.
     Starved,
+    /// Waits for nothing: it takes what is free, or is between two slices of that.
+    Moving,
+    /// Gives back what it added, or is between two slices of that, and ends with this error then.
+    /// Without one its owner is gone, and takes it out of the state then.
+    Failing(Option<Error>),
     /// Over; the outcome has not been taken yet.
     Done(Result<Grant>),
 }

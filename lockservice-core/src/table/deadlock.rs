@@ -1,11 +1,11 @@
-//! The wait graph: promotion, cycles, victims, reorderings.
+//! The wait graph: cycles, victims, reorderings.
 
 use std::ops::ControlFlow;
 
 use super::call::{Call, CallId};
-use super::entry::{Entry, Place};
+use super::entry::Place;
 use super::hash::IdMap;
-use super::lock_table::{ItemRef, LockTable, Obstacle};
+use super::lock_table::{ItemRef, LockTable};
 use super::search::{Edges, WaitedFor, Waiters};
 use super::state::State;
 use super::types::VictimPolicy;
@@ -20,49 +20,6 @@ const LOOKS_FORWARD: usize = 64;
 const LOCKS_COMPARED: usize = 16;
 
 impl State {
-    /// Grants whatever can be granted, always to the first grantable waiter in queue order, until nothing is left to grant.
-    pub(super) fn settle(&mut self) {
-        loop {
-            while let Some((table, item)) = self.left.pop() {
-                let Some(table) = self.tables.get(&table) else { continue };
-                table.overlapping_queues(&item, |_, queue| {
-                    self.candidates.extend(queue.first_after(Place::FIRST));
-                    ControlFlow::Continue(())
-                });
-            }
-            let Some((place, id)) = self.candidates.pop_first() else {
-                match self.look_again.pop() {
-                    Some(nested) if self.calls.get(nested).is_some_and(Call::is_waiting) => self.resolve_wait(nested),
-                    Some(_) => {}
-                    None => return,
-                }
-                continue;
-            };
-            let Some(call) = self.calls.get(id).filter(|call| call.is_waiting() && call.place == place) else {
-                continue;
-            };
-            let table = &self.tables[&call.table];
-            match table.obstacle(call.item(), call.txn, call.mode, place) {
-                None => {
-                    // A sharer may have others behind it that can go as well.
-                    let queue = table.entry(call.item()).and_then(Entry::queue);
-                    self.candidates.extend(queue.and_then(|queue| queue.first_after(place)));
-                    self.resume(id);
-                }
-                // It is in the way of everybody in this queue but of itself, if it waits there too.
-                Some(Obstacle::Holder(txn)) => {
-                    if let Some(own) = self.waiting_call(txn)
-                        && self.calls[own].place > place
-                        && self.wanted_at(own) == self.wanted_at(id)
-                    {
-                        self.candidates.insert((self.calls[own].place, own));
-                    }
-                }
-                Some(Obstacle::Ahead) => {}
-            }
-        }
-    }
-
     /// A waiter behind which a call must wait for its next item: one that is incompatible and does not itself, directly or over others, wait
     /// for the call's transaction.
     pub(super) fn must_wait_behind(&self, call: &Call) -> Option<CallId> {

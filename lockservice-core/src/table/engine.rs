@@ -8,14 +8,16 @@ use std::task::{Context, Poll};
 use super::call::CallId;
 use super::list::{LockList, WaitList};
 use super::locking::put_in_order;
+use super::slices::{STEPS, Slice};
 use super::state::{Begun, State};
+use super::steps::Hold;
 use super::types::{CallObstacle, EngineSettings, Grant, LockInfo, LockRequest, WaitInfo};
 use crate::allocator::{Bind, TokenBlock};
 use crate::clock::Time;
 use crate::error::{Blocker, Error, Result};
 use crate::id::{BindVersion, TableId, TxnId};
 use crate::key::LockItem;
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, unlock_fair};
 
 /// Lines of a slice, where all of a list is wanted.
 const SLICE: usize = 1_024;
@@ -34,18 +36,62 @@ struct Shell {
 impl LockEngine {
     /// An engine without tables.
     pub fn new(settings: EngineSettings) -> Self {
-        let items_per_request_max = settings.items_per_request_max;
-        Self(Arc::new(Shell { items_per_request_max, state: Mutex::new(State::new(settings)) }))
+        Self::sliced(settings, STEPS)
     }
 
-    /// Does something to the state, and wakes whom that concerns after the mutex is free again: a waker may run anything, also this engine.
+    /// As [`new`](Self::new), with holds of the mutex that end after so many steps: for tests of
+    /// what happens between two of them.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn with_steps_per_hold(settings: EngineSettings, steps: usize) -> Self {
+        Self::sliced(settings, steps)
+    }
+
+    fn sliced(settings: EngineSettings, steps: usize) -> Self {
+        let items_per_request_max = settings.items_per_request_max;
+        let state = State::new(settings, Slice::new(steps));
+        Self(Arc::new(Shell { items_per_request_max, state: Mutex::new(state) }))
+    }
+
+    /// Does something to the state, under one hold of the mutex.
     pub(super) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = self.0.state.lock();
-        let result = act(&mut state);
-        let wake = std::mem::take(&mut state.wake);
-        drop(state);
-        wake.into_iter().for_each(std::task::Waker::wake);
-        result
+        let mut act = Some(act);
+        self.in_slices(|state| act.take().map(|act| act(state))).expect("it was not done before")
+    }
+
+    /// Does something to the state in slices, each under a hold of the mutex of its own, until it has a
+    /// result; then has the state settled. Whom that concerns is woken while the mutex is free: a waker
+    /// may run anything, also this engine.
+    fn in_slices<T>(&self, mut act: impl FnMut(&mut State) -> Option<T>) -> Option<T> {
+        let mut result = None;
+        let mut drains = false;
+        loop {
+            let mut state = self.0.state.lock();
+            let hold = Hold::begin();
+            state.slice.begin();
+            if result.is_none() {
+                result = act(&mut state);
+            }
+            if result.is_some() {
+                state.settle();
+            }
+            let is_over = result.is_some() && (state.is_settled() || state.draining && !drains);
+            if is_over {
+                state.draining &= !drains;
+            } else {
+                drains |= !std::mem::replace(&mut state.draining, true);
+            }
+            let wake = std::mem::take(&mut state.wake);
+            drop(hold);
+            if is_over {
+                drop(state);
+            } else {
+                unlock_fair(state);
+            }
+            wake.into_iter().for_each(std::task::Waker::wake);
+            if is_over {
+                return result;
+            }
+        }
     }
 
     /// Begins to serve a table, without any locks, at the version of `bind`, with its first block of tokens.
@@ -84,7 +130,8 @@ impl LockEngine {
         })
     }
 
-    /// Asks for locks: all of them or none. What is free is taken before this returns, and the call has its place in the queue.
+    /// Asks for locks: all of them or none. What is free is taken before this returns, and the call has its
+    /// place in the queue; one that names many items may take the rest of them when it is polled first.
     ///
     /// # Errors
     /// The call answers [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a request that names nothing, or while another
@@ -109,13 +156,10 @@ impl LockEngine {
         if let Err(error) = put_in_order(&mut request.items, self.0.items_per_request_max) {
             return LockCall { engine: self.clone(), txn, stage: Stage::Ready(Err(error)) };
         }
-        let stage = match self.with(|state| match state.lock(request, ancestors, now) {
-            // A wait can be over at once: nothing needs to be kept then.
-            Begun::Kept(id) => state.take_outcome(id).map_or(Begun::Kept(id), Begun::Done),
-            done => done,
-        }) {
+        let stage = match self.with(|state| state.lock(request, ancestors, now)) {
             Begun::Done(outcome) => Stage::Ready(outcome),
-            Begun::Kept(id) => Stage::Kept(id),
+            // It can be over by now: nothing needs to be kept then.
+            Begun::Kept(id) => self.with(|state| state.take_outcome(id)).map_or(Stage::Kept(id), Stage::Ready),
         };
         LockCall { engine: self.clone(), txn, stage }
     }
@@ -125,28 +169,45 @@ impl LockEngine {
     /// they were held by was not taken back too. A lock that was upgraded since stays as long as
     /// its upgrade. Repeating it does nothing.
     pub fn take_back(&self, txn: TxnId, table: TableId, grant: &Grant) {
-        self.with(|state| state.take_back(txn, table, grant));
+        let mut left = grant.changes.as_slice();
+        self.in_slices(|state| {
+            let (rest, some) = left.split_at(left.len().saturating_sub(state.slice.steps()));
+            state.undo(txn, table, grant, some);
+            left = rest;
+            left.is_empty().then_some(())
+        });
     }
 
     /// Releases chosen items, each exactly as it was locked: a row inside a locked range stays locked. What is not held is passed over.
     /// Returns how many went. With a commit timestamp, the table and everybody in whose way one of them stood learn it (C5).
     pub fn unlock(&self, txn: TxnId, table: TableId, items: &[LockItem], commit_ts: Option<u64>) -> usize {
-        self.with(|state| state.unlock(txn, table, items, commit_ts))
+        let (mut left, mut released) = (items, 0);
+        self.in_slices(|state| {
+            let (some, rest) = left.split_at(left.len().min(state.slice.steps()));
+            released += state.unlock(txn, table, some, commit_ts);
+            left = rest;
+            left.is_empty().then_some(())
+        });
+        released
     }
 
     /// Releases everything that a transaction holds on this node, and cancels its waiting call
     /// ([`Cancelled`](crate::ErrorKind::Cancelled)). Returns how many items went. With a commit timestamp, the tables and everybody in
     /// whose way it stood learn it (C5).
     pub fn unlock_all(&self, txn: TxnId, commit_ts: Option<u64>) -> usize {
-        self.with(|state| state.unlock_all(txn, commit_ts))
+        let mut released = 0;
+        self.in_slices(|state| state.unlock_all(txn, commit_ts, &mut released).then_some(()));
+        released
     }
 
     /// As [`unlock_all`](Self::unlock_all), for a transaction whose owner is gone: it may have committed at a timestamp that nobody knows,
     /// so in the tables where it held locks the history is known only since `now` (C5).
     pub fn unlock_all_forced(&self, txn: TxnId, now: Time) {
-        self.with(|state| {
+        let mut released = 0;
+        self.in_slices(|state| {
+            // To repeat it changes nothing.
             state.forget_history(txn, now);
-            state.unlock_all(txn, None);
+            state.unlock_all(txn, None, &mut released).then_some(())
         });
     }
 
@@ -204,8 +265,9 @@ impl fmt::Debug for LockEngine {
 ///
 /// There is one linearisation point, the engine's mutex. A grant is written into the state under it, by whoever released the lock; from
 /// then on the transaction holds the items. `poll` takes the outcome out under it; `drop` looks, under it, whether the call still
-/// waits (then it leaves the queue) or was granted (then the grant is taken back and the next in line is promoted, in the same step).
-/// So exactly one of the two happens, and no interleaving loses a lock or a wake-up.
+/// waits (then it leaves the queue) or was granted (then it is so no more). So exactly one of the two
+/// happens, and no interleaving loses a lock or a wake-up. What a dropped call had taken is given back
+/// before `drop` returns, under further holds of the mutex if that is much.
 #[must_use = "dropping a call cancels it"]
 pub struct LockCall {
     engine: LockEngine,
@@ -241,7 +303,12 @@ impl Future for LockCall {
             Stage::Ready(outcome) => Poll::Ready(outcome),
             Stage::Kept(id) => {
                 // Under one lock: either the outcome is there, or the waker is, before anyone can write the outcome.
-                let outcome = self.engine.with(|state| {
+                // A call between two slices goes on here: whoever polls is told at once what is to be had
+                // at once.
+                let outcome = self.engine.in_slices(|state| {
+                    if state.is_unfinished_after_a_slice(id) {
+                        return None;
+                    }
                     let outcome = state.take_outcome(id);
                     if outcome.is_none() {
                         let waker = &mut state.calls[id].waker;
@@ -249,9 +316,9 @@ impl Future for LockCall {
                             *waker = Some(context.waker().clone());
                         }
                     }
-                    outcome
+                    Some(outcome)
                 });
-                match outcome {
+                match outcome.flatten() {
                     Some(outcome) => Poll::Ready(outcome),
                     None => {
                         self.stage = Stage::Kept(id);
@@ -268,7 +335,9 @@ impl Drop for LockCall {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Ready(Ok(grant)) => self.engine.take_back(self.txn, grant.bind.id, &grant),
-            Stage::Kept(id) => self.engine.with(|state| state.abandon(id)),
+            Stage::Kept(id) => {
+                self.engine.in_slices(|state| state.abandon(id).then_some(()));
+            }
             Stage::Ready(Err(_)) | Stage::Over => {}
         }
     }

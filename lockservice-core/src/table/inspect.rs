@@ -92,7 +92,7 @@ impl State {
         match self.calls.get(id)?.stage {
             Stage::Waiting => self.blocker(id).map(CallObstacle::Lock),
             Stage::Starved => Some(CallObstacle::Token),
-            Stage::Done(_) => None,
+            Stage::Moving | Stage::Failing(_) | Stage::Done(_) => None,
         }
     }
 

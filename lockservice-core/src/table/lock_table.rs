@@ -246,6 +246,32 @@ impl LockTable {
         }
     }
 
+    /// As [`overlapping_queues`](Self::overlapping_queues), only those of ranges.
+    pub(super) fn overlapping_range_queues<'a>(&'a self, item: &LockItem, mut visit: impl FnMut(&'a Queue)) {
+        let _ = self.overlapping_ranges(item, &mut |_, entry| {
+            entry.queue().into_iter().for_each(&mut visit);
+            ControlFlow::Continue(())
+        });
+    }
+
+    /// Visits the queues of at most `most` rows of a range, the first ones. Returns the rest of the
+    /// range if there may be more of them.
+    pub(super) fn row_queues<'a>(
+        &'a self,
+        range: &KeyRange,
+        most: usize,
+        mut visit: impl FnMut(&'a Queue),
+    ) -> Option<KeyRange> {
+        let mut last = None;
+        for key in self.wanted_rows.range((range.start().cloned(), range.end().cloned())).take(most) {
+            step();
+            self.rows.get(key).and_then(Entry::queue).into_iter().for_each(&mut visit);
+            last = Some(key);
+        }
+        // Fails if no key is left between the last one and the end.
+        KeyRange::new(Bound::Excluded(last?.clone()), range.end().cloned()).ok()
+    }
+
     /// Puts a call into the queue of an item. It is told of the commits after the one with number `commits`.
     pub(super) fn enqueue(&mut self, item: &LockItem, place: Place, id: CallId, mode: LockMode, commits: u64) {
         self.waiting.insert(place, id);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::call::{Ancestors, Call, CallId, Stage};
 use super::entry::{Entry, Place};
 use super::holders::{Holder, NONE};
+use super::slices::Left;
 use super::state::{Begun, State, bind_changed};
 use super::steps::step;
 use super::txn::{NESTED_MAX, Txn};
@@ -20,6 +21,19 @@ use crate::key::{Key, LockItem, LockMode, compare_ends, compare_starts};
 enum Advance {
     Complete,
     Blocked(Place),
+    /// The slice is used up.
+    Unfinished,
+}
+
+/// What is to become of a call.
+#[allow(clippy::large_enum_variant, reason = "the grant is the common case and must not cost an allocation")]
+enum Next {
+    Grant(Grant),
+    Wait(Place),
+    AwaitToken,
+    /// It goes on in another slice.
+    Unfinished,
+    Refuse(Error),
 }
 
 /// Checks a request's items and brings them into the order in which they are taken, without duplicates. Before the
@@ -51,50 +65,71 @@ pub(super) fn put_in_order(items: &mut Vec<LockItem>, most: usize) -> Result<()>
 }
 
 impl State {
-    /// Begins a call, whose items are [in order](put_in_order). Everything happens under the engine's mutex, so a call that is granted here was never in anybody's way.
+    /// Begins a call, whose items are [in order](put_in_order). One that is granted here, in one slice,
+    /// was never in anybody's way.
     pub(super) fn lock(&mut self, request: LockRequest, ancestors: &[TxnId], now: Time) -> Begun {
-        let (mut call, policy) = match self.accept(request, ancestors, now) {
+        let mut call = match self.accept(request, ancestors, now) {
             Ok(accepted) => accepted,
             Err(error) => return Begun::Done(Err(error)),
         };
         let advanced = self.advance(&mut call);
         self.look_again_at_nested(&call, 0);
-        let refused = match advanced {
-            Ok(Advance::Complete) => match self.grant(&mut call) {
-                Some(grant) => {
-                    if !self.look_again.is_empty() {
-                        self.settle();
-                    }
-                    return Begun::Done(Ok(grant));
-                }
-                None if policy == WaitPolicy::NoWait => no_token(),
-                None => match self.check_room_to_wait(&call) {
-                    Ok(()) => return Begun::Kept(self.starve(call)),
-                    Err(error) => error,
-                },
-            },
-            Ok(Advance::Blocked(_)) if policy == WaitPolicy::NoWait => match self.ancestor_in_the_way(&call) {
-                Some(ancestor) => held_by_ancestor(&call, ancestor),
-                None => conflict(&call),
-            },
-            Ok(Advance::Blocked(place)) => match self.check_worth_waiting(&call) {
-                Ok(()) => {
-                    let id = self.calls.insert(Box::new(call));
-                    self.begin_wait(id, place);
-                    self.settle();
-                    return Begun::Kept(id);
-                }
-                Err(error) => error,
-            },
-            Err(error) => error,
+        let next = match self.next(&mut call, advanced) {
+            Next::Grant(grant) => return Begun::Done(Ok(grant)),
+            Next::Refuse(error) if self.revert(&mut call) => {
+                self.forget_if_idle(call.txn);
+                return Begun::Done(Err(error));
+            }
+            next => next,
         };
-        self.revert(&mut call);
-        self.forget_if_idle(call.txn);
-        self.settle();
-        Begun::Done(Err(refused))
+        let id = self.calls.insert(Box::new(call));
+        self.register(id);
+        self.follow(id, next);
+        Begun::Kept(id)
     }
 
-    fn accept(&self, request: LockRequest, ancestors: &[TxnId], now: Time) -> Result<(Call, WaitPolicy)> {
+    /// What is to become of a call that got so far.
+    fn next(&mut self, call: &mut Call, advanced: Result<Advance>) -> Next {
+        // One that has waited has its room.
+        let has_waited = call.bytes > 0;
+        let place = match advanced {
+            Err(error) => return Next::Refuse(error),
+            Ok(Advance::Unfinished) => return Next::Unfinished,
+            Ok(Advance::Blocked(_)) if call.wait == WaitPolicy::NoWait => {
+                return Next::Refuse(match self.ancestor_in_the_way(call) {
+                    Some(ancestor) => held_by_ancestor(call, ancestor),
+                    None => conflict(call),
+                });
+            }
+            Ok(Advance::Blocked(place)) => Some(place),
+            Ok(Advance::Complete) if !self.take_token(call) && call.wait == WaitPolicy::NoWait => {
+                return Next::Refuse(no_token());
+            }
+            Ok(Advance::Complete) if call.token.is_none() && !call.changes.is_empty() => None,
+            Ok(Advance::Complete) => return self.grant(call).map_or(Next::Unfinished, Next::Grant),
+        };
+        let room = match place {
+            _ if has_waited => Ok(()),
+            Some(_) => self.check_worth_waiting(call),
+            None => self.check_room_to_wait(call),
+        };
+        room.map_or_else(Next::Refuse, |()| place.map_or(Next::AwaitToken, Next::Wait))
+    }
+
+    fn follow(&mut self, id: CallId, next: Next) {
+        match next {
+            Next::Grant(grant) => self.finish(id, Ok(grant)),
+            Next::Wait(place) => self.begin_wait(id, place),
+            Next::AwaitToken => {
+                self.enter_flight(id);
+                self.hold_up_for_token(id);
+            }
+            Next::Unfinished => self.pause(id),
+            Next::Refuse(error) => self.fail(id, error),
+        }
+    }
+
+    fn accept(&self, request: LockRequest, ancestors: &[TxnId], now: Time) -> Result<Call> {
         self.check_not_sealed()?;
         let LockRequest { txn, table, version, items, mode, wait } = request;
         if self.tables.get(&table).is_none_or(|table| table.bind.version != version) {
@@ -109,7 +144,7 @@ impl State {
             .with("txn", txn));
         }
         let (ancestors, linked) = self.ancestors(txn, ancestors);
-        let call = Call {
+        Ok(Call {
             txn,
             ancestors,
             linked,
@@ -117,19 +152,20 @@ impl State {
             items,
             next: 0,
             mode,
+            wait,
             changes: Vec::new(),
             covered: FencingToken::new(0),
             token: None,
+            without_token: 0,
             waited: false,
             conflict: None,
             prev_commit_ts: None,
             since: now,
             place: Place::LAST,
-            stage: Stage::Waiting,
+            stage: Stage::Moving,
             waker: None,
             bytes: 0,
-        };
-        Ok((call, wait))
+        })
     }
 
     /// The ancestors of a call of `txn`, and how many of them, the first ones, have room for it among
@@ -145,9 +181,13 @@ impl State {
         (ancestors, linked)
     }
 
-    /// Takes item after item until one is not to be had.
+    /// Takes item after item until one is not to be had, or the slice is used up.
     fn advance(&mut self, call: &mut Call) -> Result<Advance> {
         while let Some(item) = call.items.get(call.next) {
+            if !self.slice.has_steps() {
+                return Ok(Advance::Unfinished);
+            }
+            self.slice.spend();
             if let LockItem::Row(key) = item
                 && self.take_free_row(
                     call.txn,
@@ -158,6 +198,7 @@ impl State {
                     &mut call.token,
                 )
             {
+                call.without_token = call.changes.len();
                 call.changes.push(ItemGrant { item: item.clone(), before: None });
                 call.next += 1;
                 continue;
@@ -255,20 +296,31 @@ impl State {
         Ok(())
     }
 
-    /// Gives a call that has all its items its token (F1: after the last key was granted), or nothing if the table has none left.
-    pub(super) fn grant(&mut self, call: &mut Call) -> Option<Grant> {
+    /// Takes the token of a call that has all its items (F1: after the last key was granted), if it needs
+    /// one and has none. False if the table has none left.
+    fn take_token(&mut self, call: &mut Call) -> bool {
+        if call.token.is_none() && !call.changes.is_empty() {
+            let table = self.tables.get_mut(&call.table).expect("calls end with their table");
+            call.token = table.take_token();
+            call.without_token = call.changes.len();
+        }
+        call.token.is_some() || call.changes.is_empty()
+    }
+
+    /// Gives what a call added its token, as much as the slice allows; the grant once that is all.
+    fn grant(&mut self, call: &mut Call) -> Option<Grant> {
         let table = self.tables.get_mut(&call.table).expect("calls end with their table");
-        let (token, without) = match call.token {
-            // The last item has it already.
-            Some(token) => (token, &call.changes[..call.changes.len() - 1]),
-            None if call.changes.is_empty() => (call.covered, &[][..]),
-            None => (table.take_token()?, &call.changes[..]),
-        };
-        for change in without {
-            let own = table.entry_mut(&change.item).and_then(|entry| entry.holder_mut(call.txn));
+        let token = call.token.unwrap_or(call.covered);
+        while let Some(last) = call.without_token.checked_sub(1) {
+            if !self.slice.has_steps() {
+                return None;
+            }
+            self.slice.spend();
+            let own = table.entry_mut(&call.changes[last].item).and_then(|entry| entry.holder_mut(call.txn));
             let own = own.expect("what a call added is held until the call is over");
             own.token = token;
             own.pending = false;
+            call.without_token = last;
         }
         Some(Grant {
             bind: table.bind.clone(),
@@ -285,31 +337,35 @@ impl State {
         })
     }
 
-    /// Takes back what an unfinished call added.
-    fn revert(&mut self, call: &mut Call) {
-        for change in call.changes.drain(..).rev() {
-            self.take_back_item(call.txn, call.table, change, None);
+    /// Takes back what an unfinished call added, as much as the slice allows. True once that is all.
+    fn revert(&mut self, call: &mut Call) -> bool {
+        while self.slice.has_steps()
+            && let Some(change) = call.changes.pop()
+        {
+            self.slice.spend();
+            self.take_back_item(call.txn, call.table, change.item, call.token.unwrap_or(NONE), true);
         }
+        call.changes.is_empty()
     }
 
-    /// Takes back one change: what the grant under that token did to the hold, or, without a token,
-    /// what the call in flight did.
+    /// Takes back what the grant under that token did to a hold; of a call in flight also what it did
+    /// without a token so far.
     ///
     /// An upgrade lies on what was held before. Whichever of the two is taken back, the other one
     /// stays; nothing is held once both are.
-    fn take_back_item(&mut self, txn: TxnId, id: TableId, change: ItemGrant, token: Option<FencingToken>) {
+    fn take_back_item(&mut self, txn: TxnId, id: TableId, item: LockItem, token: FencingToken, in_flight: bool) {
         let Some(table) = self.tables.get_mut(&id) else { return };
-        let Some(own) = table.entry_mut(&change.item).and_then(|entry| entry.holder_mut(txn)) else { return };
-        let is_on_top = token.map_or(own.pending, |token| !own.pending && own.token == token);
+        let Some(own) = table.entry_mut(&item).and_then(|entry| entry.holder_mut(txn)) else { return };
+        let is_on_top = if own.pending { in_flight } else { own.token == token };
         if !is_on_top {
-            if token.is_some_and(|token| own.beneath == token) {
+            if !in_flight && own.beneath == token {
                 own.drop_beneath();
             }
         } else if own.beneath == NONE {
-            self.release(txn, id, change.item);
+            self.release(txn, id, item);
         } else {
             own.uncover();
-            self.left.push((id, change.item));
+            self.left.push((id, Left::Item(item)));
         }
     }
 
@@ -325,7 +381,7 @@ impl State {
             moved.expect("what a transaction's list names is held").slot = holder.slot;
         }
         if !table.waiting.is_empty() {
-            self.left.push((table_id, item));
+            self.left.push((table_id, Left::Item(item)));
         }
     }
 
@@ -388,6 +444,17 @@ impl State {
         bytes
     }
 
+    /// Makes a call known to its transaction, its ancestors and its table.
+    fn register(&mut self, id: CallId) {
+        let call = &self.calls[id];
+        self.txns.entry(call.txn).or_default().call = Some(id);
+        self.nested += usize::from(!call.ancestors.is_empty());
+        for ancestor in &call.ancestors[..call.linked] {
+            self.txns.entry(*ancestor).or_default().nested.push(id);
+        }
+        self.tables.get_mut(&call.table).expect("calls end with their table").calls.insert(id, ());
+    }
+
     /// Counts a call among those in flight, the first time that it has to wait for anything.
     fn enter_flight(&mut self, id: CallId) {
         let call = &mut self.calls[id];
@@ -395,20 +462,7 @@ impl State {
             call.bytes = wait_bytes(call);
             self.bytes += call.bytes;
             self.in_flight += 1;
-            self.txns.entry(call.txn).or_default().call = Some(id);
-            self.nested += usize::from(!call.ancestors.is_empty());
-            for ancestor in &call.ancestors[..call.linked] {
-                self.txns.entry(*ancestor).or_default().nested.push(id);
-            }
-            self.tables.get_mut(&call.table).expect("calls end with their table").calls.insert(id, ());
         }
-    }
-
-    fn starve(&mut self, call: Call) -> CallId {
-        let id = self.calls.insert(Box::new(call));
-        self.enter_flight(id);
-        self.hold_up_for_token(id);
-        id
     }
 
     fn hold_up_for_token(&mut self, id: CallId) {
@@ -506,66 +560,97 @@ impl State {
         call.prev_commit_ts = call.prev_commit_ts.max(commit_ts);
     }
 
-    /// Goes on with a call whose waited-for item has just become free: takes it, and what follows, until it must wait again or is over.
+    /// Goes on with a call whose waited-for item has just become free: takes it, and what follows, until
+    /// it must wait again, is over, or has used the slice up.
     pub(super) fn resume(&mut self, id: CallId) {
         let mut call = self.calls.take(id);
-        let (waited_for, before) = (call.next, call.changes.len());
+        let before = call.changes.len();
         self.dequeue(&mut call);
+        call.stage = Stage::Moving;
         let advanced = match self.take_item(&mut call) {
             Ok(()) => self.advance(&mut call),
-            Err(error) => Err(error),
-        };
-        self.look_again_at_nested(&call, before);
-        let granted = match &advanced {
-            Ok(Advance::Complete) => self.grant(&mut call),
-            _ => None,
-        };
-        // Not in any queue now: `fail` and `finish` must not look for it there.
-        call.stage = Stage::Starved;
-        self.calls.put(id, call);
-        match (advanced, granted) {
-            (Ok(Advance::Complete), Some(grant)) => self.finish(id, Ok(grant)),
-            (Ok(Advance::Complete), None) => self.hold_up_for_token(id),
-            (Ok(Advance::Blocked(place)), _) => self.begin_wait(id, place),
-            (Err(error), _) => {
-                // It left the queue of that item, and may not even have held it since: those behind
-                // it have nobody else to look at them.
-                let call = &self.calls[id];
-                self.left.push((call.table, call.items[waited_for].clone()));
-                self.fail(id, error);
+            Err(error) => {
+                // It left the queue of that item, and does not hold it: those behind it have nobody
+                // else to look at them.
+                self.left.push((call.table, Left::Item(call.item().clone())));
+                Err(error)
             }
+        };
+        self.proceed(id, call, before, advanced);
+    }
+
+    /// Goes on with a call between two slices that takes what is free.
+    pub(super) fn move_on(&mut self, id: CallId) {
+        let mut call = self.calls.take(id);
+        let before = call.changes.len();
+        let advanced = self.advance(&mut call);
+        self.proceed(id, call, before, advanced);
+    }
+
+    /// A call has got so far, and has added `changes[before..]` by that.
+    fn proceed(&mut self, id: CallId, mut call: Box<Call>, before: usize, advanced: Result<Advance>) {
+        self.look_again_at_nested(&call, before);
+        let next = self.next(&mut call, advanced);
+        self.calls.put(id, call);
+        self.follow(id, next);
+    }
+
+    /// Ends a call without a grant: takes it out of its queue and takes back what it added.
+    pub(super) fn fail(&mut self, id: CallId, error: Error) {
+        self.withdraw(id, Some(error));
+        if !self.give_up(id) {
+            self.pause(id);
         }
     }
 
-    /// Ends a call in flight without a grant: takes it out of its queue and takes back what it added.
-    pub(super) fn fail(&mut self, id: CallId, error: Error) {
-        self.withdraw(id);
-        self.finish(id, Err(error));
-    }
-
-    /// Takes a call in flight out of its queue and takes back what it added.
-    fn withdraw(&mut self, id: CallId) {
+    /// Takes a call out of wherever it waits. It only gives back what it added from here on, also if
+    /// that was granted and not received.
+    pub(super) fn withdraw(&mut self, id: CallId, why: Option<Error>) {
         let mut call = self.calls.take(id);
-        match call.stage {
+        match std::mem::replace(&mut call.stage, Stage::Failing(why)) {
             Stage::Waiting => {
                 self.dequeue(&mut call);
-                self.left.push((call.table, call.item().clone()));
+                self.left.push((call.table, Left::Item(call.item().clone())));
             }
             Stage::Starved => {
                 if let Some(table) = self.tables.get_mut(&call.table) {
                     table.starved.remove(&call.place);
                 }
             }
-            Stage::Done(_) => {}
+            Stage::Moving | Stage::Failing(_) => {
+                self.unfinished.remove(&call.place);
+            }
+            Stage::Done(Ok(grant)) => (call.changes, call.token) = (grant.changes, Some(grant.token)),
+            Stage::Done(Err(_)) => {}
         }
-        self.revert(&mut call);
         self.calls.put(id, call);
+    }
+
+    /// Takes back what a call added that fails, and ends it. False if that takes another slice.
+    pub(super) fn give_up(&mut self, id: CallId) -> bool {
+        if !self.give_back(id) {
+            return false;
+        }
+        if let Stage::Failing(Some(why)) = std::mem::replace(&mut self.calls[id].stage, Stage::Failing(None)) {
+            self.finish(id, Err(why));
+        }
+        true
+    }
+
+    fn give_back(&mut self, id: CallId) -> bool {
+        let mut call = self.calls.take(id);
+        let is_all = self.revert(&mut call);
+        self.calls.put(id, call);
+        is_all
     }
 
     /// Keeps a call's outcome for whoever polls it, and has them woken. It is in no queue any more.
     pub(super) fn finish(&mut self, id: CallId, outcome: Result<Grant>) {
         self.leave_flight(id);
         let call = &mut self.calls[id];
+        if matches!(call.stage, Stage::Moving | Stage::Failing(_)) {
+            self.unfinished.remove(&call.place);
+        }
         call.stage = Stage::Done(outcome);
         call.changes = Vec::new();
         call.items = Vec::new();
@@ -606,28 +691,26 @@ impl State {
         }
     }
 
-    /// The owner of a call is gone: its claim is withdrawn, or the grant that it did not receive is handed on.
-    pub(super) fn abandon(&mut self, id: CallId) {
-        self.withdraw(id);
-        self.leave_flight(id);
-        let (txn, table) = (self.calls[id].txn, self.calls[id].table);
-        if let Stage::Done(Ok(grant)) = self.discard(id) {
-            self.undo(txn, table, &grant);
+    /// The owner of a call is gone: its claim is withdrawn, or the grant that it did not receive is taken
+    /// back. True once the call is gone; its owner goes on until then.
+    pub(super) fn abandon(&mut self, id: CallId) -> bool {
+        self.withdraw(id, None);
+        let is_all = self.give_back(id);
+        if is_all {
+            self.leave_flight(id);
+            self.discard(id);
         }
-        self.settle();
+        is_all
     }
 
-    pub(super) fn take_back(&mut self, txn: TxnId, table: TableId, grant: &Grant) {
-        self.undo(txn, table, grant);
-        self.settle();
-    }
-
-    pub(super) fn undo(&mut self, txn: TxnId, table: TableId, grant: &Grant) {
+    /// Takes back some of the changes of a grant, the last one first.
+    pub(super) fn undo(&mut self, txn: TxnId, table: TableId, grant: &Grant, changes: &[ItemGrant]) {
         if self.tables.get(&table).is_none_or(|installed| installed.bind.version != grant.bind.version) {
             return;
         }
-        for change in grant.changes.iter().rev() {
-            self.take_back_item(txn, table, change.clone(), Some(grant.token));
+        for change in changes.iter().rev() {
+            self.slice.spend();
+            self.take_back_item(txn, table, change.item.clone(), grant.token, false);
         }
         self.forget_if_idle(txn);
     }
@@ -639,7 +722,7 @@ impl State {
         }
         match self.discard(id) {
             Stage::Done(outcome) => Some(outcome),
-            Stage::Waiting | Stage::Starved => None,
+            Stage::Waiting | Stage::Starved | Stage::Moving | Stage::Failing(_) => None,
         }
     }
 }

@@ -8,7 +8,8 @@
 //! | `engine.rs` | the shell, and the **linearisation point** of grant and cancel |
 //! | `state.rs` | all tables, transactions and calls; installing, sealing, unlocking |
 //! | `locking.rs` | the way of a call: taken item by item, waiting, granted or taken back |
-//! | `deadlock.rs` | the wait graph: promotion, cycles, victims, reorderings |
+//! | `slices.rs` | promotion; work that takes more than one hold of the mutex |
+//! | `deadlock.rs` | the wait graph: cycles, victims, reorderings |
 //! | `search.rs` | searches in the wait graph, backwards and forwards |
 //! | `lock_table.rs` | one table: rows, ranges, tokens |
 //! | `entry.rs` | one row or range: its holders and its queue |
@@ -26,7 +27,8 @@
 //! list of what it holds; each holder knows its place in that list, so that releasing chosen items is no search.
 //!
 //! # Invariants
-//! They hold whenever the mutex is free; `tests/engine_model.rs` checks them after each of a million random steps.
+//! They hold whenever the mutex is free, but for 2 and 5, which hold once the state is settled;
+//! `tests/engine_model.rs` checks them after each of a million random steps.
 //!
 //! 1. Two transactions hold overlapping items only if both are sharers.
 //! 2. Something is in the way of every waiter: an incompatible overlapping hold of another transaction, or such a waiter ahead of it.
@@ -56,7 +58,7 @@
 //!         T5 d s         behind T2 and T3, not behind T4: both share
 //! T1 ends:  T2 is granted; T3, T4, T5 now wait for what it holds
 //! T2 ends:  T3 is granted, it was ahead of the sharers: writers do not starve behind them
-//! T3 ends:  T4 and T5 are granted, in one step
+//! T3 ends:  T4 and T5 are granted, one after the other
 //! ```
 //!
 //! One exception: a request goes ahead of a waiter that itself, directly or over others, waits for the requester's transaction. Had T1 above asked
@@ -69,8 +71,20 @@
 //! queue order with nothing in its way takes its item and goes on to its next ones, which may have it wait again or be
 //! over; the waiter behind it is the next candidate of that queue. If the first one of a queue has something in its way,
 //! so have all behind it, with one exception: a sharer is not in its own way where it holds what is in the way of the
-//! others. So all sharers at the head go in one step, none is looked at before its turn, and a cancelled or failed
+//! others. So all sharers at the head go one after another, none is looked at before its turn, and a cancelled or failed
 //! waiter is no different from a release: whoever leaves a queue, by whatever way, puts its item on the list.
+//!
+//! # Slices
+//! One hold of the mutex takes a bounded number of steps: a call that names many rows, the end of a transaction that
+//! has many, and the turns of many waiters are done under as many holds as that takes. See `slices.rs`.
+//!
+//! - The thread that began goes on. Any other one that comes meanwhile helps with what its own hold leaves room for.
+//! - A call is granted all of its items or none, and its token after its last one, in however many slices. Between
+//!   two of them it is like a call that waits, except that it is in no queue: it can be cancelled, and ends with its
+//!   transaction and its table.
+//! - An unlock, an end and a cancel return when all of their rows are free. The rows go one after another, so a waiter
+//!   may get one of them before the others are free.
+//! - With one thread the outcome is the same as in one hold: what was begun is done before another waiter's turn comes.
 //!
 //! A commit's timestamp is noted once for each queue in whose way the transaction stood. A waiter learns the largest
 //! one noted since its wait began when it leaves the queue.
@@ -133,6 +147,7 @@ mod lock_table;
 mod locking;
 mod queue;
 mod search;
+mod slices;
 mod state;
 mod steps;
 mod txn;
@@ -141,7 +156,7 @@ mod types;
 pub use self::engine::{LockCall, LockEngine};
 pub use self::list::{LockList, WaitList};
 #[cfg(any(test, feature = "testing"))]
-pub use self::steps::engine_steps;
+pub use self::steps::{engine_longest_hold, engine_steps};
 #[cfg_attr(loom, allow(unused_imports, reason = "the service is not built for loom"))]
 pub(crate) use self::types::CallObstacle;
 pub use self::types::{EngineSettings, Grant, ItemGrant, LockInfo, LockRequest, VictimPolicy, WaitInfo, WaitPolicy};

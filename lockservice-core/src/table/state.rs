@@ -2,7 +2,7 @@
 //!
 //! Nothing here reads a clock, awaits or wakes: wakers are collected and fired by the shell, after its mutex is free.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::task::Waker;
 
 use super::call::{CallId, Calls, Stage};
@@ -10,6 +10,7 @@ use super::entry::Place;
 use super::hash::IdMap;
 use super::lock_table::LockTable;
 use super::locking::hold_bytes;
+use super::slices::{Left, Slice};
 use super::txn::Txn;
 use super::types::{EngineSettings, Grant};
 use crate::allocator::{Bind, TokenBlock};
@@ -44,9 +45,17 @@ pub(super) struct State {
     /// Nested calls of transactions that hold more than when these began to wait.
     pub(super) look_again: Vec<CallId>,
     /// Items that something left: waiters that overlap them may have become grantable.
-    pub(super) left: Vec<(TableId, LockItem)>,
+    pub(super) left: Vec<(TableId, Left)>,
     /// Waiters that may have become grantable, in queue order.
     pub(super) candidates: BTreeSet<(Place, CallId)>,
+    /// Calls between two slices of their work, first come first.
+    pub(super) unfinished: BTreeMap<Place, CallId>,
+    /// Tables that have got tokens for which calls wait.
+    pub(super) fed: Vec<TableId>,
+    /// What this hold of the mutex may still do.
+    pub(super) slice: Slice,
+    /// Somebody goes on, hold after hold, until nothing is left to settle.
+    pub(super) draining: bool,
     /// Whom to wake once the mutex is free.
     pub(super) wake: Vec<Waker>,
 }
@@ -62,7 +71,7 @@ pub(super) enum Begun {
 }
 
 impl State {
-    pub(super) fn new(settings: EngineSettings) -> Self {
+    pub(super) fn new(settings: EngineSettings, slice: Slice) -> Self {
         Self {
             settings,
             tables: IdMap::default(),
@@ -80,6 +89,10 @@ impl State {
             look_again: Vec::new(),
             left: Vec::new(),
             candidates: BTreeSet::new(),
+            unfinished: BTreeMap::new(),
+            fed: Vec::new(),
+            slice,
+            draining: false,
             wake: Vec::new(),
         }
     }
@@ -145,19 +158,15 @@ impl State {
         self.sealed = Some(error);
         for id in self.calls.ids() {
             match &self.calls[id].stage {
-                Stage::Waiting | Stage::Starved => self.fail(id, error()),
-                Stage::Done(Ok(grant)) => {
-                    // B2: a sealed owner answers nothing else, not even a grant made just before.
-                    let (txn, grant) = (self.calls[id].txn, grant.clone());
-                    self.calls[id].stage = Stage::Done(Err(error()));
-                    self.undo(txn, grant.bind.id, &grant);
-                }
-                Stage::Done(Err(_)) => {}
+                // B2: a sealed owner answers nothing else, not even a grant made just before.
+                Stage::Waiting | Stage::Starved | Stage::Moving | Stage::Done(Ok(_)) => self.fail(id, error()),
+                Stage::Failing(_) | Stage::Done(Err(_)) => {}
             }
         }
-        // Nobody waits any more: nothing is to be granted.
-        self.left.clear();
-        self.candidates.clear();
+    }
+
+    pub(super) const fn is_sealed(&self) -> bool {
+        self.sealed.is_some()
     }
 
     pub(super) fn check_not_sealed(&self) -> Result<()> {
@@ -167,16 +176,7 @@ impl State {
     pub(super) fn add_tokens(&mut self, table: TableId, version: BindVersion, block: TokenBlock) {
         let Some(installed) = self.tables.get_mut(&table).filter(|table| table.bind.version == version) else { return };
         installed.add_tokens(block);
-        while let Some(table) = self.tables.get_mut(&table) {
-            if table.tokens_left() == 0 {
-                break;
-            }
-            let Some((_, id)) = table.starved.pop_first() else { break };
-            let mut call = self.calls.take(id);
-            let grant = self.grant(&mut call).expect("the table has a token");
-            self.calls.put(id, call);
-            self.finish(id, Ok(grant));
-        }
+        self.fed.push(table);
     }
 
     pub(super) fn unlock(&mut self, txn: TxnId, table: TableId, items: &[LockItem], commit_ts: Option<u64>) -> usize {
@@ -184,6 +184,7 @@ impl State {
         let before = held(self);
         let mut goes = Vec::new();
         for item in items {
+            self.slice.spend();
             let entry = self.tables.get_mut(&table).and_then(|table| table.entry_mut(item));
             match entry.and_then(|entry| entry.holder_mut(txn)) {
                 Some(own) if !own.pending => goes.push(item.clone()),
@@ -205,7 +206,6 @@ impl State {
         }
         let released = before - held(self);
         self.forget_if_idle(txn);
-        self.settle();
         released
     }
 
@@ -213,12 +213,12 @@ impl State {
     pub(super) fn cancel_wait(&mut self, id: TxnId) {
         let call = self.txns.get(&id).and_then(|txn| txn.call);
         // One that is over only waits to be received: its outcome stands.
-        if let Some(call) = call.filter(|call| !self.calls[*call].is_done()) {
+        let in_flight = |call: &CallId| !matches!(self.calls[*call].stage, Stage::Failing(_) | Stage::Done(_));
+        if let Some(call) = call.filter(in_flight) {
             self.fail(
                 call,
                 Error::new(ErrorKind::Cancelled, "the transaction ended while it waited for a lock").with("txn", id),
             );
-            self.settle();
         }
     }
 
@@ -232,50 +232,63 @@ impl State {
         }
     }
 
-    pub(super) fn unlock_all(&mut self, id: TxnId, commit_ts: Option<u64>) -> usize {
-        let Some(txn) = self.txns.get(&id) else { return 0 };
-        if let Some(call) = txn.call {
-            let error =
-                Error::new(ErrorKind::Cancelled, "the transaction ended while its call for a lock was in flight");
-            match self.calls[call].stage {
-                Stage::Waiting | Stage::Starved => self.fail(call, error.with("txn", id)),
-                // What it was granted goes with everything else; nobody may hear of it any more.
-                Stage::Done(Ok(_)) => self.finish(call, Err(error.with("txn", id))),
-                Stage::Done(Err(_)) => {}
-            }
+    /// Ends the call of a transaction and releases what it holds, as much of it as the slice allows;
+    /// counts that in `released`. True once nothing is left.
+    pub(super) fn unlock_all(&mut self, id: TxnId, commit_ts: Option<u64>, released: &mut usize) -> bool {
+        if !self.end_call(id) {
+            return false;
         }
-        if let Some(ts) = commit_ts {
-            self.note_commit(id, ts);
+        while self.slice.has_steps()
+            && let Some(txn) = self.txns.get_mut(&id)
+            && let Some((table_id, items)) = txn.take_some(self.slice.steps())
+        {
+            *released += items.len();
+            self.release_some(id, table_id, &items, commit_ts);
         }
-        let mut released = 0;
-        if let Some(txn) = self.txns.remove(&id) {
-            released = txn.count;
-            self.bytes -= txn.bytes;
-            for (table_id, items) in txn.held {
-                let Some(table) = self.tables.get_mut(&table_id) else { continue };
-                for item in items {
-                    table.take_hold(&item, id);
-                    if !table.waiting.is_empty() {
-                        self.left.push((table_id, item));
-                    }
-                }
-            }
-            if txn.call.is_some() {
-                // Known until the outcome is taken.
-                self.txns.insert(id, Txn { call: txn.call, ..Txn::default() });
-            }
+        if self.txns.get(&id).is_some_and(|txn| txn.count > 0) {
+            return false;
         }
-        self.settle();
-        released
+        self.forget_if_idle(id);
+        true
     }
 
-    /// Tells the tables, and everybody in whose way the transaction stands, that it committed at `ts` (C5).
-    fn note_commit(&mut self, id: TxnId, ts: u64) {
-        self.commits += 1;
-        let Some(txn) = self.txns.get(&id) else { return };
-        for (table_id, items) in &txn.held {
-            if let Some(table) = self.tables.get_mut(table_id) {
-                table.note_commit(id, items, self.commits, ts);
+    /// Ends the call of a transaction that ends, if it has one. False if that takes another slice.
+    fn end_call(&mut self, id: TxnId) -> bool {
+        let Some(call) = self.txns.get(&id).and_then(|txn| txn.call) else { return true };
+        let error = Error::new(ErrorKind::Cancelled, "the transaction ended while its call for a lock was in flight")
+            .with("txn", id);
+        match self.calls[call].stage {
+            Stage::Waiting | Stage::Starved | Stage::Moving | Stage::Failing(_) => {
+                self.withdraw(call, Some(error));
+                self.give_up(call)
+            }
+            // What it was granted goes with everything else; nobody may hear of it any more.
+            Stage::Done(Ok(_)) => {
+                self.finish(call, Err(error));
+                true
+            }
+            Stage::Done(Err(_)) => true,
+        }
+    }
+
+    /// Ends holds that are on the list of a transaction no more. Their table, and everybody in whose way
+    /// they stand, is told that it committed at `commit_ts` (C5).
+    fn release_some(&mut self, id: TxnId, table_id: TableId, items: &[LockItem], commit_ts: Option<u64>) {
+        let bytes = items.iter().map(hold_bytes).sum::<usize>();
+        self.bytes -= bytes;
+        if let Some(txn) = self.txns.get_mut(&id) {
+            txn.bytes -= bytes;
+        }
+        items.iter().for_each(|_| self.slice.spend());
+        let Some(table) = self.tables.get_mut(&table_id) else { return };
+        if let Some(ts) = commit_ts {
+            self.commits += 1;
+            table.note_commit(id, items, self.commits, ts);
+        }
+        for item in items {
+            table.take_hold(item, id);
+            if !table.waiting.is_empty() {
+                self.left.push((table_id, Left::Item(item.clone())));
             }
         }
     }

@@ -9,6 +9,7 @@ use std::cell::Cell;
 #[cfg(any(test, feature = "testing"))]
 thread_local! {
     static STEPS: Cell<u64> = const { Cell::new(0) };
+    static LONGEST_HOLD: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Counts one step.
@@ -22,4 +23,32 @@ pub(super) fn step() {
 #[cfg(any(test, feature = "testing"))]
 pub fn engine_steps() -> u64 {
     STEPS.with(Cell::get)
+}
+
+/// A hold of an engine's mutex: on its end its steps are compared with those of the longest one.
+pub(super) struct Hold {
+    #[cfg(any(test, feature = "testing"))]
+    begun: u64,
+}
+
+impl Hold {
+    pub(super) fn begin() -> Self {
+        Self {
+            #[cfg(any(test, feature = "testing"))]
+            begun: engine_steps(),
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        #[cfg(any(test, feature = "testing"))]
+        LONGEST_HOLD.with(|longest| longest.set(longest.get().max(engine_steps() - self.begun)));
+    }
+}
+
+/// The most steps under one hold of an engine's mutex by the current thread since this was last called.
+#[cfg(any(test, feature = "testing"))]
+pub fn engine_longest_hold() -> u64 {
+    LONGEST_HOLD.with(|longest| longest.replace(0))
 }

@@ -60,6 +60,19 @@ impl Txn {
         self.held[at].1.get(slot as usize)
     }
 
+    /// Takes out at most `most` of the items that it holds, all in one table.
+    pub(super) fn take_some(&mut self, most: usize) -> Option<(TableId, SmallVec<[LockItem; 1]>)> {
+        let (table, mut items) = self.held.pop()?;
+        if items.len() > most {
+            // The last ones: the others keep their slots.
+            let taken = items.drain(items.len() - most..).collect();
+            self.held.push((table, items));
+            items = taken;
+        }
+        self.count -= items.len();
+        Some((table, items))
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.count == 0 && self.call.is_none() && self.nested.is_empty()
     }

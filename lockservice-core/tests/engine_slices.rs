@@ -1,0 +1,236 @@
+//! What happens between two slices of the engine's work, while others have its mutex: nothing that a caller
+//! could tell from a call that waits.
+
+use std::future::Future;
+use std::ops::Bound;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+
+use lockservice_core::allocator::{Bind, TokenBlock};
+use lockservice_core::clock::Time;
+use lockservice_core::table::{EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy};
+use lockservice_core::{
+    BindVersion, Error, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result, ServiceId, TableId,
+    TableRef, TxnId,
+};
+
+use WaitPolicy::{NoWait, Wait};
+
+const TABLE: TableId = TableId::new(1);
+const VERSION: BindVersion = BindVersion::new(1);
+/// The transaction whose call of many rows is between two slices, and how many those are.
+const SLICED: u64 = 1;
+const ROWS: u64 = 50;
+
+/// One step under each hold of the mutex.
+fn engine() -> LockEngine {
+    let engine = LockEngine::with_steps_per_hold(EngineSettings::default(), 1);
+    let table = TableRef::new("g", "t").expect("a name");
+    let bind = Bind { table, id: TABLE, partition: 0, owner: ServiceId::new(1), version: VERSION };
+    let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1 << 40) };
+    engine.install(bind, Some(block), None).expect("the first version");
+    engine
+}
+
+fn txn(number: u64) -> TxnId {
+    TxnId::new(ServiceId::new(1), number, false)
+}
+
+fn row(number: u64) -> LockItem {
+    LockItem::Row(Key::new(number.to_be_bytes()).expect("a key"))
+}
+
+fn rows() -> Vec<LockItem> {
+    (0..ROWS).map(row).collect()
+}
+
+fn lock(engine: &LockEngine, who: u64, items: Vec<LockItem>, wait: WaitPolicy) -> LockCall {
+    let mode = LockMode::Exclusive;
+    engine.lock(LockRequest { txn: txn(who), table: TABLE, version: VERSION, items, mode, wait }, Time::ZERO)
+}
+
+fn poll(call: &mut LockCall) -> Poll<Result<Grant>> {
+    Pin::new(call).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+fn kind(call: &mut LockCall) -> Option<ErrorKind> {
+    match poll(call) {
+        Poll::Ready(outcome) => outcome.err().map(|error| error.kind()),
+        Poll::Pending => panic!("it is over"),
+    }
+}
+
+type Act = Box<dyn FnOnce() + Send>;
+
+/// Runs something when it is woken.
+struct Runs(Mutex<Option<Act>>);
+
+impl Wake for Runs {
+    fn wake(self: Arc<Self>) {
+        let act = self.0.lock().expect("no panic").take();
+        if let Some(act) = act {
+            act();
+        }
+    }
+}
+
+/// Does `act` in the middle of the engine's work: when the first of two who waited for 100 and 101 has been
+/// granted its row, and the second has not.
+fn amid<T: Send + 'static>(engine: &LockEngine, act: impl FnOnce(&LockEngine) -> T + Send + 'static) -> T {
+    drop(poll(&mut lock(engine, 100, vec![row(100), row(101)], Wait)));
+    let result = Arc::new(Mutex::new(None));
+    let (inner, kept) = (engine.clone(), Arc::clone(&result));
+    let act: Act = Box::new(move || *kept.lock().expect("no panic") = Some(act(&inner)));
+    let waker = Waker::from(Arc::new(Runs(Mutex::new(Some(act)))));
+    let mut first = lock(engine, 101, vec![row(100)], Wait);
+    assert!(Pin::new(&mut first).poll(&mut Context::from_waker(&waker)).is_pending());
+    let mut second = lock(engine, 102, vec![row(101)], Wait);
+    assert!(poll(&mut second).is_pending());
+    engine.unlock_all(txn(100), None);
+    // What `act` did may have ended their calls; their locks go here.
+    drop((first, second));
+    engine.unlock_all(txn(101), None);
+    engine.unlock_all(txn(102), None);
+    result.lock().expect("no panic").take().expect("the first one was woken")
+}
+
+/// A call of many rows that is between two slices.
+fn sliced(engine: &LockEngine, wait: WaitPolicy) -> LockCall {
+    let call = lock(engine, SLICED, rows(), wait);
+    let held = engine.held(txn(SLICED)) as u64;
+    assert!((1..ROWS).contains(&held), "it has {held} rows");
+    call
+}
+
+#[test]
+fn a_call_between_two_slices_goes_on_until_it_is_granted() {
+    let engine = engine();
+    let mut call = amid(&engine, |engine| {
+        let call = sliced(engine, Wait);
+        // T2, and what it has taken is in the way of others.
+        assert_eq!(kind(&mut lock(engine, SLICED, vec![row(0)], Wait)), Some(ErrorKind::InvalidArgument));
+        assert_eq!(kind(&mut lock(engine, 2, vec![row(0)], NoWait)), Some(ErrorKind::Conflict));
+        assert!(engine.locks(None).iter().filter(|lock| lock.txn == txn(SLICED)).all(|lock| lock.pending));
+        call
+    });
+    let Poll::Ready(Ok(grant)) = poll(&mut call) else { panic!("granted") };
+    assert_eq!((grant.changes.len() as u64, engine.held(txn(SLICED)) as u64), (ROWS, ROWS));
+    let locks = engine.locks(None);
+    assert!(locks.iter().all(|lock| lock.token == grant.token && !lock.pending), "one token for all of them");
+}
+
+#[test]
+fn whoever_polls_a_call_between_two_slices_is_told_at_once_what_is_to_be_had_at_once() {
+    let engine = engine();
+    let (granted, refused, waits) = amid(&engine, |engine| {
+        let granted = kind(&mut sliced(engine, Wait));
+        engine.unlock_all(txn(SLICED), None);
+        drop(poll(&mut lock(engine, 2, vec![row(ROWS - 1)], Wait)));
+        let refused = kind(&mut sliced(engine, NoWait));
+        let mut waiting = sliced(engine, Wait);
+        (granted, refused, poll(&mut waiting).is_pending() && waiting.blocker().is_some())
+    });
+    assert_eq!((granted, refused, waits), (None, Some(ErrorKind::Conflict), true));
+}
+
+#[test]
+fn a_call_that_is_dropped_between_two_slices_leaves_nothing_and_its_transaction_can_go_on() {
+    let engine = engine();
+    let mut next = amid(&engine, |engine| {
+        let call = sliced(engine, Wait);
+        let mut other = lock(engine, 2, vec![row(0)], Wait);
+        assert!(poll(&mut other).is_pending());
+        drop(call);
+        assert_eq!(engine.held(txn(SLICED)), 0, "at once, whoever settles the rest");
+        let next = lock(engine, SLICED, vec![row(ROWS)], Wait);
+        drop(other);
+        next
+    });
+    assert_eq!(kind(&mut next), None);
+}
+
+#[test]
+fn the_end_of_a_transaction_ends_its_call_between_two_slices() {
+    let engine = engine();
+    let mut call = amid(&engine, |engine| {
+        let call = sliced(engine, Wait);
+        assert_eq!(engine.unlock_all(txn(SLICED), Some(1)), 0, "nothing was granted");
+        assert_eq!(engine.held(txn(SLICED)), 0);
+        call
+    });
+    assert_eq!(kind(&mut call), Some(ErrorKind::Cancelled));
+    assert!(engine.locks(None).is_empty());
+}
+
+#[test]
+fn a_call_is_cancelled_or_sealed_or_loses_its_table_between_two_slices() {
+    type Way = fn(&LockEngine);
+    let ways: [(Way, ErrorKind); 3] = [
+        (|engine| engine.cancel_wait(txn(SLICED)), ErrorKind::Cancelled),
+        (|engine| engine.seal(|| Error::new(ErrorKind::LeaseLost, "sealed")), ErrorKind::LeaseLost),
+        (|engine| engine.remove(TABLE, VERSION), ErrorKind::BindChanged),
+    ];
+    for (way, expected) in ways {
+        let engine = engine();
+        let told = amid(&engine, move |engine| {
+            let mut call = sliced(engine, Wait);
+            way(engine);
+            kind(&mut call)
+        });
+        assert_eq!(told, Some(expected));
+        assert_eq!(engine.held(txn(SLICED)), 0, "all or nothing");
+        assert!(engine.locks(None).is_empty() && engine.waits(None).is_empty());
+    }
+}
+
+#[test]
+fn a_call_that_may_not_wait_is_refused_in_a_later_slice_and_leaves_nothing() {
+    let engine = engine();
+    drop(poll(&mut lock(&engine, 2, vec![row(ROWS - 1)], Wait)));
+    let mut call = amid(&engine, |engine| sliced(engine, NoWait));
+    assert_eq!(kind(&mut call), Some(ErrorKind::Conflict));
+    assert_eq!(engine.held(txn(SLICED)), 0);
+}
+
+#[test]
+fn a_cycle_that_a_later_slice_closes_is_found() {
+    let engine = engine();
+    drop(poll(&mut lock(&engine, 2, vec![row(ROWS - 1)], Wait)));
+    let (mut call, mut other) = amid(&engine, |engine| {
+        let call = sliced(engine, Wait);
+        let other = lock(engine, 2, vec![row(0)], Wait);
+        (call, other)
+    });
+    assert_eq!(kind(&mut other), Some(ErrorKind::Deadlock), "it has fewer locks");
+    assert!(poll(&mut call).is_pending());
+    engine.unlock_all(txn(2), None);
+    assert_eq!(kind(&mut call), None);
+}
+
+#[test]
+fn one_whose_turn_has_come_is_not_passed_before_it_is_granted() {
+    let engine = engine();
+    let mut late = amid(&engine, |engine| {
+        match poll(&mut lock(engine, 2, vec![row(101)], NoWait)) {
+            Poll::Ready(Err(error)) => {
+                let blocker = error.blocker().expect("it is told");
+                assert_eq!((blocker.txn, blocker.granted), (txn(102), false), "nobody holds it any more");
+            }
+            other => panic!("102 was there before: {other:?}"),
+        }
+        lock(engine, 3, vec![row(101)], Wait)
+    });
+    assert_eq!(kind(&mut late), None, "after 102 has ended");
+}
+
+#[test]
+fn a_range_that_many_wait_in_is_handed_on_to_all_of_them() {
+    let engine = engine();
+    let range = KeyRange::new(Bound::Included(Key::new("k").expect("a key")), Bound::Unbounded).expect("a range");
+    drop(poll(&mut lock(&engine, 1, vec![LockItem::Range(range)], Wait)));
+    let key = |number: u64| LockItem::Row(Key::new(format!("k{number}")).expect("a key"));
+    let mut calls: Vec<LockCall> = (10..30).map(|who| lock(&engine, who, vec![key(who)], Wait)).collect();
+    engine.unlock_all(txn(1), None);
+    assert!(calls.iter_mut().all(|call| kind(call).is_none()));
+}
