@@ -629,6 +629,57 @@ async fn what_a_later_call_was_told_it_holds_is_not_taken_back_with_an_earlier_o
     other.lock(nowait("b")).await.expect("taken back");
 }
 
+/// A session whose transaction 1 locked `a` and `b` by its call 1, and whose calls 2 and 3 were told that
+/// they hold `a`.
+async fn called_again(service: &LockService) -> Session {
+    let session = open(service);
+    let both = LockSpec::new(table(), vec![row("a"), row("b")]);
+    for (sequence, spec) in [(1, both), (2, spec("a")), (3, spec("a"))] {
+        locked(session.submit(op(1, sequence), Operation::Lock(spec)).await);
+    }
+    session
+}
+
+fn held(service: &LockService) -> Vec<LockItem> {
+    service.locks(None).into_iter().map(|lock| lock.info.item).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_for_later_calls_goes_when_the_last_of_them_is_taken_back() {
+    for order in [[1, 2, 3], [1, 3, 2], [2, 1, 3], [2, 3, 1], [3, 1, 2], [3, 2, 1]] {
+        // Each acknowledged before the next one, or none of them.
+        for acks in [false, true] {
+            let (service, _allocator) = service().await;
+            let session = called_again(&service).await;
+            let mut acked = 0;
+            for (sequence, undone) in (4..).zip(order) {
+                let undo = TxnOp { acked, ..op(1, sequence) };
+                done(session.submit(undo, Operation::Undo { sequence: undone }).await);
+                let gone = |n| order[..sequence as usize - 3].contains(&n);
+                let expected = match (gone(1), gone(2) && gone(3)) {
+                    (false, _) => vec![row("a"), row("b")],
+                    (true, false) => vec![row("a")],
+                    (true, true) => vec![],
+                };
+                assert_eq!(held(&service), expected, "{undone} of {order:?}");
+                acked = (1..).take_while(|n| acks && gone(*n)).last().unwrap_or(0);
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_acknowledged_call_was_told_it_holds_is_not_taken_back_with_a_later_one() {
+    let (service, _allocator) = service().await;
+    let session = called_again(&service).await;
+    done(session.submit(op(1, 4), Operation::Undo { sequence: 1 }).await);
+    let undo = TxnOp { acked: 2, ..op(1, 5) };
+    done(session.submit(undo, Operation::Undo { sequence: 3 }).await);
+    assert_eq!(held(&service), [row("a")], "the second call has it");
+    done(session.submit(op(1, 6), Operation::End { commit_ts: None }).await);
+    assert_eq!(held(&service), []);
+}
+
 #[tokio::test(start_paused = true)]
 async fn nothing_is_left_of_a_grant_and_its_upgrade_once_both_are_undone() {
     for order in [[2, 3], [3, 2]] {
@@ -642,8 +693,7 @@ async fn nothing_is_left_of_a_grant_and_its_upgrade_once_both_are_undone() {
         for (sequence, undone) in [(4, order[0]), (5, order[1])] {
             done(session.submit(op(1, sequence), Operation::Undo { sequence: undone }).await);
         }
-        let left: Vec<_> = service.locks(None).into_iter().map(|lock| lock.info.item).collect();
-        assert_eq!(left, [row("b")], "undone in the order {order:?}");
+        assert_eq!(held(&service), [row("b")], "undone in the order {order:?}");
     }
 }
 

@@ -20,7 +20,8 @@
 //! - **Numbered by one side.** Either the client numbers the operations of a transaction, or the service does, in the order in which they
 //!   arrive. Of those nobody can ask for the answer again, so none is kept.
 //! - **Only what a call added is taken back**, less what a later call was told it holds (`relied_on`): that call's answer would else
-//!   become untrue.
+//!   become untrue. It goes when the last of those calls is taken back too; once one of them was
+//!   acknowledged, it stays until the transaction ends.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -172,8 +173,8 @@ pub(super) enum Step {
         cancelled: oneshot::Receiver<()>,
     },
     Unlock(TableRef, Vec<LockItem>, Option<u64>),
-    /// Take this grant back, less what later calls rely on: see [`keep_relied_on`].
-    TakeBack(Grant, Vec<Relied>),
+    /// Take these grants back, each less what later calls rely on: see [`keep_relied_on`].
+    TakeBack(Vec<(Grant, Vec<Relied>)>),
     /// What is taken back added nothing that would be left.
     Done,
     End(Option<u64>),
@@ -359,16 +360,20 @@ impl TxnQueue {
 
     /// The client has the answers up to `acked`: nothing of them will be asked for again.
     pub(super) fn acknowledge(&mut self, acked: u64) {
+        let (relied_on, undone) = (&self.relied_on, &self.undone);
         self.decided.retain(|sequence, decided| {
-            let kept = *sequence > acked;
+            // What of a grant that was taken back was kept for later calls goes with the last of them.
+            let mut later = relied_on.range(sequence + 1..).filter(|(at, _)| !undone.contains(at));
+            let kept =
+                *sequence > acked || undone.contains(sequence) && later.next().is_some_and(|(at, _)| *at > acked);
             if !kept {
                 self.kept_bytes -= decided.bytes;
             }
             kept
         });
         self.relied_on.retain(|decided, _| *decided > acked);
-        let next = self.next;
-        self.undone.retain(|undone| *undone > acked || *undone >= next);
+        let (next, decided) = (self.next, &self.decided);
+        self.undone.retain(|undone| *undone > acked || *undone >= next || decided.contains_key(undone));
     }
 
     /// Cancels an operation that waits, for its locks or for its turn, as if it had been taken back.
@@ -431,12 +436,21 @@ impl TxnQueue {
                 ErrorKind::InvalidArgument,
                 "the operation to take back was acknowledged, or never was: release its keys instead",
             )),
-            Some(Ok(Answer::Locked(granted))) => {
-                let later = self.relied_on.range(sequence + 1..).filter(|(at, _)| !self.undone.contains(at));
-                Step::TakeBack(granted.grant.clone(), later.map(|(_, relied)| relied.clone()).collect())
+            Some(Ok(Answer::Locked(_))) => {
+                // What it relied on may have been kept for it alone of grants that were taken back before.
+                let relies = self.relied_on.contains_key(&sequence);
+                let before = self.undone.range(..sequence).filter(|_| relies);
+                Step::TakeBack(before.chain([&sequence]).filter_map(|at| self.with_relied(*at)).collect())
             }
             Some(_) => Step::Done,
         }
+    }
+
+    /// A grant, and what later calls that were not taken back rely on.
+    fn with_relied(&self, sequence: u64) -> Option<(Grant, Vec<Relied>)> {
+        let Ok(Answer::Locked(granted)) = &self.decided.get(&sequence)?.answer else { return None };
+        let later = self.relied_on.range(sequence + 1..).filter(|(at, _)| !self.undone.contains(at));
+        Some((granted.grant.clone(), later.map(|(_, relied)| relied.clone()).collect()))
     }
 
     /// Files the answer of the operation that ran.
@@ -478,8 +492,9 @@ impl TxnQueue {
     }
 }
 
-/// Leaves out of what is to be taken back the items that a later call of the transaction was told it holds: what another was granted is
-/// not this call's any more. They go with the transaction's end. May take a while: not to be called under a lock.
+/// Leaves out of what is to be taken back the items that a later call of the transaction was told it
+/// holds: what another was granted is not this call's any more. They go when that is taken back, or with
+/// the transaction's end. May take a while: not to be called under a lock.
 pub(super) fn keep_relied_on(grant: &mut Grant, later: &[Relied]) {
     for relied in later.iter().filter(|relied| relied.table == grant.bind.id) {
         let too_many = grant.changes.len().saturating_mul(relied.items.len()) > RELIED_PAIRS_MAX;

@@ -497,9 +497,11 @@ impl Session {
                 Step::Unlock(table, items, commit_ts) => {
                     Ok(Answer::Done { released: self.inner.unlock(&txn, &table, &items, commit_ts) })
                 }
-                Step::TakeBack(mut grant, later) => {
-                    keep_relied_on(&mut grant, &later);
-                    self.inner.engine.take_back(txn.id, grant.bind.id, &grant);
+                Step::TakeBack(grants) => {
+                    for (mut grant, later) in grants {
+                        keep_relied_on(&mut grant, &later);
+                        self.inner.engine.take_back(txn.id, grant.bind.id, &grant);
+                    }
                     Ok(Answer::DONE)
                 }
                 Step::Done => Ok(Answer::DONE),
