@@ -10,7 +10,7 @@ use lockservice_core::allocator::{
 use lockservice_core::clock::hi;
 use lockservice_core::maintenance::{Dump, EPOCHS_SKIPPED, RestoreOptions, Restored, problems, restore};
 use lockservice_core::store::{
-    self, BindRecord, BindStore, Candidate, ClusterConstants, ClusterId, Floor, Leadership, MemoryStore, Op,
+    self, BindRecord, BindStore, Candidate, ClusterConstants, ClusterId, Floor, Forgotten, Leadership, MemoryStore, Op,
     ServiceRecord, ServiceState, StoreState, TableRecord,
 };
 use lockservice_core::testing::{Fault, FaultyStore, SharedStore, TokioClock};
@@ -31,11 +31,12 @@ fn states(most: usize) -> impl Strategy<Value = StoreState> {
         1..1_000u64,
         any::<u32>(),
         any::<Option<u16>>(),
+        any::<Option<(u16, u16)>>(),
         vec(service, 1..4),
         vec(table, 0..most),
         vec(any::<u16>(), 0..4),
     );
-    parts.prop_map(|(epoch, applied, constants, services, tables, tombstones)| {
+    parts.prop_map(|(epoch, applied, constants, forgotten, services, tables, tombstones)| {
         let number = |at: usize| epoch << EPOCH_SHIFT | at as u64;
         let services: Vec<_> = services
             .into_iter()
@@ -75,6 +76,10 @@ fn states(most: usize) -> impl Strategy<Value = StoreState> {
                 .map(|(at, n)| TxnId::new(services[at % services.len()].id, u64::from(n) << 4 | at as u64, true))
                 .collect(),
             tables,
+            forgotten: forgotten.map_or_else(Forgotten::default, |(numbers, tokens)| Forgotten {
+                numbers: number(numbers.into()),
+                tokens_reserved_to: number(tokens.into()),
+            }),
             services,
             volatile_tokens_from: None,
         }
@@ -126,6 +131,7 @@ fn sample(tables: usize) -> StoreState {
                 binds: vec![BindRecord { owner, version: BindVersion::new(7 << 32 | at) }],
             })
             .collect(),
+        forgotten: Forgotten { numbers: 7 << 32 | 1 << 20, tokens_reserved_to: 8 << 32 },
         tombstones: vec![TxnId::new(owner, 3, true)],
         volatile_tokens_from: None,
     }

@@ -59,7 +59,8 @@
 //! With asynchronous standbys a promotion can lose acknowledged writes: it is seen by the timeline, and answered as L4 says.
 //!
 //! # Reading it
-//! The schema is made for people: `select * from lockservice.head`, `lockservice.tables`, `lockservice.services`, `lockservice.tombstones`.
+//! The schema is made for people: `select * from lockservice.head`, `lockservice.tables`,
+//! `lockservice.forgotten`, `lockservice.services`, `lockservice.tombstones`.
 
 mod calls;
 mod config;

@@ -15,9 +15,12 @@ use sqlx::postgres::PgRow;
 #[derive(Debug, Default)]
 pub(crate) struct Arrays {
     pub(crate) constants: Option<String>,
+    pub(crate) forgotten: Option<String>,
     pub(crate) put_groups: Vec<String>,
     pub(crate) put_names: Vec<String>,
     pub(crate) put_tables: Vec<String>,
+    pub(crate) gone_groups: Vec<String>,
+    pub(crate) gone_names: Vec<String>,
     pub(crate) put_service_ids: Vec<String>,
     pub(crate) put_services: Vec<String>,
     pub(crate) gone_services: Vec<String>,
@@ -30,13 +33,15 @@ pub(crate) struct Arrays {
 impl From<&Batch> for Arrays {
     fn from(batch: &Batch) -> Self {
         let mut arrays = Self::default();
-        let mut tables = BTreeMap::<&TableRef, &TableRecord>::new();
+        let mut tables = BTreeMap::<&TableRef, Option<&TableRecord>>::new();
         let mut services = BTreeMap::<ServiceId, Option<&ServiceRecord>>::new();
         let mut tombstones = BTreeMap::<TxnId, bool>::new();
         for op in batch {
             match op {
                 Op::PutConstants(constants) => arrays.constants = Some(json(constants)),
-                Op::PutTable(table) => drop(tables.insert(&table.table, table)),
+                Op::PutTable(table) => drop(tables.insert(&table.table, Some(table))),
+                Op::RemoveTable(table) => drop(tables.insert(table, None)),
+                Op::PutForgotten(forgotten) => arrays.forgotten = Some(json(forgotten)),
                 Op::PutService(service) => drop(services.insert(service.id, Some(service))),
                 Op::RemoveService(id) => drop(services.insert(*id, None)),
                 Op::PutTombstone(txn) => drop(tombstones.insert(*txn, true)),
@@ -44,9 +49,13 @@ impl From<&Batch> for Arrays {
             }
         }
         for (name, table) in tables {
-            arrays.put_groups.push(name.group.as_str().to_owned());
-            arrays.put_names.push(name.name.as_str().to_owned());
-            arrays.put_tables.push(json(table));
+            let (groups, names) = match table {
+                Some(_) => (&mut arrays.put_groups, &mut arrays.put_names),
+                None => (&mut arrays.gone_groups, &mut arrays.gone_names),
+            };
+            groups.push(name.group.as_str().to_owned());
+            names.push(name.name.as_str().to_owned());
+            arrays.put_tables.extend(table.map(json));
         }
         for (id, service) in services {
             match service {
@@ -85,6 +94,11 @@ pub(crate) fn head(row: &PgRow) -> Result<Option<Head>> {
 pub(crate) fn add_constants(state: &mut StoreState, row: &PgRow) -> Result<()> {
     let constants: ClusterConstants = record("constants", row)?;
     state.constants = Some(constants);
+    Ok(())
+}
+
+pub(crate) fn add_forgotten(state: &mut StoreState, row: &PgRow) -> Result<()> {
+    state.forgotten = record("forgotten", row)?;
     Ok(())
 }
 
@@ -153,18 +167,33 @@ pub(crate) const fn format_written() -> i16 {
 
 #[cfg(test)]
 mod tests {
-    use lockservice_core::ServiceId;
+    use lockservice_core::{ServiceId, TableId};
 
     use super::*;
 
     #[test]
     fn the_last_change_to_a_key_counts() {
         let txn = TxnId::new(ServiceId::new(u64::MAX), 3, true);
-        let batch = vec![Op::PutTombstone(txn), Op::RemoveTombstone(txn), Op::RemoveService(ServiceId::new(7))];
+        let table = TableRef::new("g", "t").expect("names");
+        let batch = vec![
+            Op::PutTombstone(txn),
+            Op::RemoveTombstone(txn),
+            Op::RemoveService(ServiceId::new(7)),
+            Op::PutTable(TableRecord {
+                table: table.clone(),
+                id: TableId::new(1),
+                partitions: 1,
+                tokens_reserved_to: 1,
+                binds: Vec::new(),
+            }),
+            Op::RemoveTable(table),
+        ];
         let arrays = Arrays::from(&batch);
         assert!(arrays.put_origins.is_empty());
         assert_eq!(arrays.gone_origins, [u64::MAX.to_string()]);
         assert_eq!(arrays.gone_services, ["7"]);
+        assert_eq!((arrays.put_names.len(), arrays.put_tables.len()), (0, 0));
+        assert_eq!((arrays.gone_groups, arrays.gone_names), (vec!["g".to_owned()], vec!["t".to_owned()]));
     }
 
     #[test]

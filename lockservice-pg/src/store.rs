@@ -18,7 +18,9 @@ use crate::config::{PgConfig, SchemaName, millis};
 use crate::error::{Failure, Stage};
 use crate::link::{Links, Statement};
 use crate::migrate::{check_format, in_schema, migrate};
-use crate::record::{Arrays, add_constants, add_service, add_table, add_tombstone, format_written, head, json};
+use crate::record::{
+    Arrays, add_constants, add_forgotten, add_service, add_table, add_tombstone, format_written, head, json,
+};
 use crate::servers::Servers;
 use crate::watch::Watch;
 
@@ -45,6 +47,7 @@ struct Sql {
     resign: Arc<str>,
     write: Arc<str>,
     constants: Arc<str>,
+    forgotten: Arc<str>,
     tables: Arc<str>,
     services: Arc<str>,
     tombstones: Arc<str>,
@@ -168,8 +171,9 @@ impl PgStore {
             (state.epoch, state.applied) = (head.epoch, head.applied);
         }
         type Add = fn(&mut StoreState, &PgRow) -> Result<()>;
-        let parts: [(&Arc<str>, Add); 4] = [
+        let parts: [(&Arc<str>, Add); 5] = [
             (&self.sql.constants, add_constants),
+            (&self.sql.forgotten, add_forgotten),
             (&self.sql.tables, add_table),
             (&self.sql.services, add_service),
             (&self.sql.tombstones, add_tombstone),
@@ -254,9 +258,12 @@ impl BindStore for PgStore {
             .bind(number(batch_number))
             .bind(format_written())
             .bind(arrays.constants)
+            .bind(arrays.forgotten)
             .bind(arrays.put_groups)
             .bind(arrays.put_names)
             .bind(arrays.put_tables)
+            .bind(arrays.gone_groups)
+            .bind(arrays.gone_names)
             .bind(arrays.put_service_ids)
             .bind(arrays.put_services)
             .bind(arrays.gone_services)
@@ -303,9 +310,11 @@ impl Sql {
             renew: text("select * from $schema.renew($1, $2)"),
             resign: text("select * from $schema.resign($1, $2, $3)"),
             write: text(
-                "select * from $schema.write_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+                "select * from $schema.write_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, \
+                 $16, $17, $18)",
             ),
             constants: text("select format, record::text as record from $schema.constants"),
+            forgotten: text("select format, record::text as record from $schema.forgotten"),
             tables: text("select \"group\", name, format, record::text as record from $schema.tables"),
             services: text("select id::text as id, format, record::text as record from $schema.services"),
             tombstones: text("select origin::text as origin, counter::text as counter, format from $schema.tombstones"),

@@ -120,6 +120,7 @@ pub fn problems(state: &StoreState) -> Vec<Problem> {
         }
     }
     found.tables(state);
+    found.forgotten(state);
     found.services(state);
     let twice = "the transaction is recorded twice: remove one of the two";
     found.twice(state.tombstones.iter().map(|txn: &TxnId| (*txn, format!("tombstone {txn}"))), twice);
@@ -158,12 +159,22 @@ impl Found {
                     self.add(ProblemKind::UnknownOwner, &what, sentence);
                 }
             }
-            if table.tokens_reserved_to > 1 << 53 {
-                self.out_of_range(&what, "the end of its tokens", table.tokens_reserved_to, 1 << 53);
-            } else if state.volatile_tokens_from.is_none() {
-                // A block's end belongs to the epoch before.
-                self.number(&what, "its last token", table.tokens_reserved_to.saturating_sub(1));
-            }
+            self.tokens(&what, table.tokens_reserved_to, state);
+        }
+    }
+
+    fn forgotten(&mut self, state: &StoreState) {
+        let what = "the forgotten tables";
+        self.number(what, "their highest number", state.forgotten.numbers);
+        self.tokens(what, state.forgotten.tokens_reserved_to, state);
+    }
+
+    fn tokens(&mut self, what: &str, reserved_to: u64, state: &StoreState) {
+        if reserved_to > 1 << 53 {
+            self.out_of_range(what, "the end of the tokens", reserved_to, 1 << 53);
+        } else if state.volatile_tokens_from.is_none() {
+            // A block's end belongs to the epoch before.
+            self.number(what, "the last token", reserved_to.saturating_sub(1));
         }
     }
 
@@ -224,7 +235,7 @@ impl Found {
 mod tests {
     use super::*;
     use crate::id::{BindVersion, Nonce, TableId};
-    use crate::store::{BindRecord, ClusterConstants, Damage, ServiceRecord};
+    use crate::store::{BindRecord, ClusterConstants, Damage, Forgotten, ServiceRecord};
 
     fn service(number: u64, node: &str) -> ServiceRecord {
         ServiceRecord {
@@ -252,6 +263,7 @@ mod tests {
             applied: 9,
             constants: Some(ClusterConstants::default()),
             tables: vec![table("a", 1), table("b", 2)],
+            forgotten: Forgotten { numbers: 3 << 32 | 5, tokens_reserved_to: 4 << 32 },
             services: vec![service(1, "n"), service(2, "m")],
             tombstones: vec![TxnId::new(ServiceId::new(3 << 32 | 1), 7, true)],
             volatile_tokens_from: None,
@@ -263,7 +275,7 @@ mod tests {
         assert_eq!(problems(&sound()), []);
         assert_eq!(problems(&StoreState::default()), []);
         type Spoil = fn(&mut StoreState);
-        let cases: [(ProblemKind, &str, Spoil); 14] = [
+        let cases: [(ProblemKind, &str, Spoil); 17] = [
             (ProblemKind::Twice, "table g/a", |s| s.tables.push(TableRecord { id: TableId::new(1), ..table("a", 9) })),
             (ProblemKind::Twice, "table g/b", |s| s.tables[1].id = s.tables[0].id),
             (ProblemKind::Twice, "incarnation 12884901889", |s| {
@@ -276,6 +288,9 @@ mod tests {
             (ProblemKind::EpochAhead, "incarnation 17179869184 of z", |s| {
                 s.services.push(ServiceRecord { id: ServiceId::new(4 << 32), ..service(0, "z") });
             }),
+            (ProblemKind::EpochAhead, "the forgotten tables", |s| s.forgotten.numbers = 4 << 32),
+            (ProblemKind::EpochAhead, "the forgotten tables", |s| s.forgotten.tokens_reserved_to += 1),
+            (ProblemKind::OutOfRange, "the forgotten tables", |s| s.forgotten.tokens_reserved_to = (1 << 53) + 1),
             (ProblemKind::OutOfRange, "table g/a", |s| s.tables[0].tokens_reserved_to = (1 << 53) + 1),
             (ProblemKind::OutOfRange, "the constants", |s| {
                 s.constants = Some(ClusterConstants { lease_ttl_ms: 0, ..ClusterConstants::default() });

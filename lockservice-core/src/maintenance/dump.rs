@@ -3,7 +3,7 @@
 //! | line | what |
 //! |---|---|
 //! | the first | `{"dump":{"format":1,"version":…,"source":…,"cluster":…,"epoch":…,…}}` |
-//! | any between | `{"constants":…}`, `{"service":…}`, `{"table":…}` or `{"tombstone":…}`, one record each |
+//! | any between | `{"constants":…}`, `{"service":…}`, `{"table":…}`, `{"forgotten":…}` or `{"tombstone":…}`, one record each |
 //! | the last | `{"end":{"constants":…,"services":…,"tables":…,"tombstones":…}}`, how many there were |
 //!
 //! Equal contents give equal records in an equal order, so that two dumps can be compared line by line.
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::check::problems;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, TxnId};
-use crate::store::{ClusterConstants, ClusterId, ServiceRecord, StoreState, TableRecord};
+use crate::store::{ClusterConstants, ClusterId, Forgotten, ServiceRecord, StoreState, TableRecord};
 
 /// Version of the dump's format. A dump of a higher one is refused, never guessed at.
 pub const DUMP_FORMAT: u32 = 1;
@@ -43,6 +43,7 @@ enum Line {
     Constants(ClusterConstants),
     Service(ServiceRecord),
     Table(TableRecord),
+    Forgotten(Forgotten),
     Tombstone(TxnId),
     End(Counts),
 }
@@ -65,6 +66,9 @@ struct Counts {
     constants: usize,
     services: usize,
     tables: usize,
+    /// 1 if any table was forgotten.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    forgotten: usize,
     tombstones: usize,
 }
 
@@ -118,6 +122,9 @@ impl Dump {
         for table in &state.tables {
             line(Line::Table(table.clone()))?;
         }
+        if !state.forgotten.is_none() {
+            line(Line::Forgotten(state.forgotten))?;
+        }
         for txn in &state.tombstones {
             line(Line::Tombstone(*txn))?;
         }
@@ -150,6 +157,10 @@ impl Dump {
                 Line::Constants(constants) => state.constants = Some(constants),
                 Line::Service(service) => state.services.push(service),
                 Line::Table(table) => state.tables.push(table),
+                Line::Forgotten(_) if !state.forgotten.is_none() => {
+                    return Err(lines.wrong("the dump has two lines of forgotten tables: make it again"));
+                }
+                Line::Forgotten(forgotten) => state.forgotten = forgotten,
                 Line::Tombstone(txn) => state.tombstones.push(txn),
                 Line::End(counts) => break counts,
             }
@@ -187,9 +198,14 @@ impl Counts {
             constants: usize::from(state.constants.is_some()),
             services: state.services.len(),
             tables: state.tables.len(),
+            forgotten: usize::from(!state.forgotten.is_none()),
             tombstones: state.tombstones.len(),
         }
     }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 struct Lines<R> {

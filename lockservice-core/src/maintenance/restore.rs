@@ -127,13 +127,15 @@ fn ops(goal: &StoreState) -> Vec<Op> {
     let constants = goal.constants.map(Op::PutConstants);
     let services = goal.services.iter().cloned().map(Op::PutService);
     let tables = goal.tables.iter().cloned().map(Op::PutTable);
+    let forgotten = (!goal.forgotten.is_none()).then_some(Op::PutForgotten(goal.forgotten));
     let tombstones = goal.tombstones.iter().copied().map(Op::PutTombstone);
-    constants.into_iter().chain(services).chain(tables).chain(tombstones).collect()
+    constants.into_iter().chain(forgotten).chain(services).chain(tables).chain(tombstones).collect()
 }
 
 /// Refuses a store that holds anything but a part of `goal` under the mark of an interrupted restore.
 fn check_empty(found: &StoreState, goal: &StoreState) -> Result<()> {
-    let records = found.tables.len() + found.services.len() + found.tombstones.len();
+    let forgotten = usize::from(!found.forgotten.is_none());
+    let records = found.tables.len() + found.services.len() + found.tombstones.len() + forgotten;
     if records == 0 && found.constants.is_none() {
         return Ok(());
     }
@@ -168,6 +170,7 @@ fn strangers(found: &StoreState, goal: &StoreState) -> usize {
             .count()
         + found.tombstones.iter().filter(|txn| !tombstones.contains(txn)).count()
         + usize::from(constants)
+        + usize::from(!found.forgotten.is_none() && found.forgotten != goal.forgotten)
 }
 
 /// Nothing is taken on trust: a store that went back in time between two writes may lack the first.
@@ -177,6 +180,7 @@ fn check_read_back(found: &StoreState, goal: &StoreState) -> Result<()> {
         && found.services.len() == goal.services.len() + 1
         && found.tombstones.len() == goal.tombstones.len()
         && found.constants == goal.constants
+        && found.forgotten == goal.forgotten
         && strangers(found, goal) == 0;
     if whole {
         return Ok(());

@@ -6,6 +6,7 @@
 //! | `head` | who leads and how far the store has come |
 //! | `constants` | the cluster's constants |
 //! | `table/GROUP\0NAME` | a table |
+//! | `forgotten` | the highest numbers of the tables that were forgotten; absent if none was |
 //! | `service/` + 8 bytes | an incarnation |
 //! | `tombstone/` + 16 bytes | a transaction that can never commit, or the floor of an origin |
 
@@ -19,6 +20,7 @@ pub const STORE_FORMAT: u32 = 1;
 pub(super) const FORMAT_KEY: &[u8] = b"format";
 pub(super) const HEAD_KEY: &[u8] = b"head";
 const CONSTANTS_KEY: &[u8] = b"constants";
+const FORGOTTEN_KEY: &[u8] = b"forgotten";
 const TABLE_PREFIX: &[u8] = b"table/";
 const SERVICE_PREFIX: &[u8] = b"service/";
 const TOMBSTONE_PREFIX: &[u8] = b"tombstone/";
@@ -49,6 +51,8 @@ fn change(op: &Op) -> Change {
     match op {
         Op::PutConstants(constants) => Change::Put { key: CONSTANTS_KEY.to_vec(), value: encode(constants) },
         Op::PutTable(table) => Change::Put { key: table_key(&table.table), value: encode(table) },
+        Op::RemoveTable(table) => Change::Delete { key: table_key(table) },
+        Op::PutForgotten(forgotten) => Change::Put { key: FORGOTTEN_KEY.to_vec(), value: encode(forgotten) },
         Op::PutService(service) => Change::Put { key: service_key(service.id), value: encode(service) },
         Op::RemoveService(id) => Change::Delete { key: service_key(*id) },
         Op::PutTombstone(txn) => Change::Put { key: tombstone_key(*txn), value: encode(txn) },
@@ -83,6 +87,8 @@ pub fn absorb(state: &mut StoreState, key: &[u8], value: &[u8]) -> Result<()> {
         (state.epoch, state.applied) = (head.epoch, head.applied);
     } else if key == CONSTANTS_KEY {
         state.constants = Some(decode(&what, value)?);
+    } else if key == FORGOTTEN_KEY {
+        state.forgotten = decode(&what, value)?;
     } else if key.starts_with(TABLE_PREFIX) {
         let table: TableRecord = decode(&what, value)?;
         check_key(table_key(&table.table))?;

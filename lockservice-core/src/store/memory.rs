@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    Applied, Batch, BindStore, Candidate, Cluster, ClusterConstants, Floor, Leadership, Lineage, Loss, Op, Renewal,
-    ServiceRecord, StoreState, TableRecord, Terms, WriteAck,
+    Applied, Batch, BindStore, Candidate, Cluster, ClusterConstants, Floor, Forgotten, Leadership, Lineage, Loss, Op,
+    Renewal, ServiceRecord, StoreState, TableRecord, Terms, WriteAck,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, ServiceId, TableRef, TxnId};
@@ -38,6 +38,7 @@ struct Inner {
     constants: Option<ClusterConstants>,
     cluster: Option<Cluster>,
     tables: HashMap<TableRef, TableRecord>,
+    forgotten: Forgotten,
     services: HashMap<ServiceId, ServiceRecord>,
     tombstones: HashSet<TxnId>,
 }
@@ -56,6 +57,7 @@ impl MemoryStore {
                 constants: None,
                 cluster: None,
                 tables: HashMap::new(),
+                forgotten: Forgotten::default(),
                 services: HashMap::new(),
                 tombstones: HashSet::new(),
             })),
@@ -79,6 +81,10 @@ impl Inner {
             Op::PutTable(table) => {
                 self.tables.insert(table.table.clone(), table.clone());
             }
+            Op::RemoveTable(table) => {
+                self.tables.remove(table);
+            }
+            Op::PutForgotten(forgotten) => self.forgotten = *forgotten,
             Op::PutService(service) => {
                 self.services.insert(service.id, service.clone());
             }
@@ -108,6 +114,7 @@ impl BindStore for MemoryStore {
             applied: inner.applied,
             constants: inner.constants,
             tables: inner.tables.values().cloned().collect(),
+            forgotten: inner.forgotten,
             services: inner.services.values().cloned().collect(),
             tombstones: inner.tombstones.iter().copied().collect(),
             volatile_tokens_from: Some(inner.tokens_from),

@@ -7,6 +7,7 @@
 mod cluster;
 mod exclusive;
 mod floor;
+mod forgotten;
 mod head;
 mod inspection;
 mod layout;
@@ -28,6 +29,7 @@ use crate::id::{Epoch, NodeName, Nonce};
 pub use self::cluster::{Cluster, ClusterId, ClusterKey, Proof};
 pub use self::exclusive::{Exclusive, ExclusiveStore, KeyValue, Visit};
 pub use self::floor::Floor;
+pub use self::forgotten::Forgotten;
 pub use self::head::{Head, Leader};
 pub use self::inspection::{Damage, Inspection};
 pub use self::layout::{Change, STORE_FORMAT, absorb, changes};

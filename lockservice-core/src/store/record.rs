@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::Forgotten;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
 
@@ -101,6 +102,10 @@ pub enum Op {
     PutConstants(ClusterConstants),
     /// Creates or replaces a table, by its name.
     PutTable(TableRecord),
+    /// Forgets a table, together with or after the [`Forgotten`] that covers its numbers.
+    RemoveTable(TableRef),
+    /// Sets what is kept of all tables that were forgotten.
+    PutForgotten(Forgotten),
     /// Creates or replaces an incarnation, by its id.
     PutService(ServiceRecord),
     /// Forgets an incarnation to which no bind refers any more.
@@ -126,6 +131,8 @@ pub struct StoreState {
     pub constants: Option<ClusterConstants>,
     /// Every table, in no particular order.
     pub tables: Vec<TableRecord>,
+    /// What is kept of the tables that were forgotten.
+    pub forgotten: Forgotten,
     /// Every incarnation, in no particular order.
     pub services: Vec<ServiceRecord>,
     /// Every transaction that can never commit, and the floors of the origins

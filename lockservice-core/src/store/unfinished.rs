@@ -46,16 +46,22 @@ impl StoreState {
             Some(_) => 0,
             None => table.tokens_reserved_to.saturating_sub(1),
         });
-        Epoch::new(tokens.max().unwrap_or(0).max(self.highest_number()) >> EPOCH_SHIFT)
+        let forgotten = match self.volatile_tokens_from {
+            Some(_) => 0,
+            None => self.forgotten.tokens_reserved_to.saturating_sub(1),
+        };
+        let tokens = tokens.max().unwrap_or(0).max(forgotten);
+        Epoch::new(tokens.max(self.highest_number()) >> EPOCH_SHIFT)
     }
 
     /// The highest version, incarnation or table id in the store; no leader ever handed out a higher one durably, for the incarnation with
-    /// the highest number is never forgotten.
+    /// the highest number is never forgotten, and of a table that is forgotten its numbers are kept.
     pub fn highest_number(&self) -> u64 {
         let tables = self
             .tables
             .iter()
             .flat_map(|table| table.binds.iter().map(|bind| bind.version.get()).chain([table.id.get()]));
-        tables.chain(self.services.iter().map(|service| service.id.get())).max().unwrap_or(0)
+        let services = self.services.iter().map(|service| service.id.get());
+        tables.chain(services).fold(self.forgotten.numbers, u64::max)
     }
 }

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use crate::error::ErrorKind;
 use crate::id::{BindVersion, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
 use crate::store::{
-    BindRecord, BindStore, Candidate, ClusterConstants, Doubt, Leadership, Op, Seen, ServiceRecord, ServiceState,
-    StoreState, TableRecord,
+    BindRecord, BindStore, Candidate, ClusterConstants, Doubt, Forgotten, Leadership, Op, Seen, ServiceRecord,
+    ServiceState, StoreState, TableRecord,
 };
 
 const TTL: Duration = Duration::from_secs(5);
@@ -156,6 +156,7 @@ async fn every_record_survives_a_reopening(fixture: &dyn StoreFixture) {
         Op::PutConstants(ClusterConstants { leadership_ttl_ms: 2_000, lease_ttl_ms: 3_000 }),
         Op::PutTable(table("g", "ä table/with: odd\"name", 7)),
         Op::PutTable(table("h", "t", 8)),
+        Op::PutForgotten(Forgotten { numbers: 6, tokens_reserved_to: 1 << 53 }),
         Op::PutService(service(11, ServiceState::Live)),
         Op::PutService(service(12, ServiceState::Fenced)),
         Op::PutService(service(13, ServiceState::Resigned)),
@@ -169,6 +170,7 @@ async fn every_record_survives_a_reopening(fixture: &dyn StoreFixture) {
     assert_eq!((before.epoch, before.applied), (epoch, 1));
     let constants = before.constants.map(Op::PutConstants);
     let records = constants.into_iter().chain(before.tables.iter().cloned().map(Op::PutTable));
+    let records = records.chain([Op::PutForgotten(before.forgotten)]);
     let records = records.chain(before.services.iter().cloned().map(Op::PutService));
     let records = records.chain(before.tombstones.iter().copied().map(Op::PutTombstone));
     assert_eq!(records.collect::<Vec<_>>(), batch, "nothing is lost of any record");
@@ -187,6 +189,9 @@ async fn records_are_replaced_and_removed(fixture: &dyn StoreFixture) {
     let txn = TxnId::new(ServiceId::new(1), 1, true);
     let first = vec![
         Op::PutTable(table("g", "t", 1)),
+        Op::PutTable(table("g", "gone", 2)),
+        Op::PutTable(table("g", "back", 3)),
+        Op::PutForgotten(Forgotten { numbers: 1, tokens_reserved_to: 5 }),
         Op::PutService(service(1, ServiceState::Live)),
         Op::PutService(service(2, ServiceState::Live)),
         Op::PutTombstone(txn),
@@ -202,13 +207,22 @@ async fn records_are_replaced_and_removed(fixture: &dyn StoreFixture) {
         Op::RemoveService(ServiceId::new(77)),
         Op::PutService(service(3, ServiceState::Live)),
         Op::RemoveService(ServiceId::new(3)),
+        Op::PutForgotten(Forgotten { numbers: 2, tokens_reserved_to: 7 }),
+        Op::RemoveTable(table("g", "gone", 2).table),
+        Op::RemoveTable(table("g", "never", 2).table),
+        Op::RemoveTable(table("g", "back", 3).table),
+        Op::PutForgotten(Forgotten { numbers: 3, tokens_reserved_to: 7 }),
+        Op::PutTable(table("g", "back", 10)),
+        Op::PutTable(table("g", "short", 11)),
+        Op::RemoveTable(table("g", "short", 11).table),
     ];
     store.write(epoch, 2, &second).await.expect("write");
     drop(store);
     let store = fixture.open().await;
     acquire(&*store, 0).await;
-    let state = store.load().await.expect("load");
-    assert_eq!(state.tables, vec![table("g", "t", 9)]);
+    let state = sorted(store.load().await.expect("load"));
+    assert_eq!(state.tables, vec![table("g", "back", 10), table("g", "t", 9)]);
+    assert_eq!(state.forgotten, Forgotten { numbers: 3, tokens_reserved_to: 7 });
     assert_eq!(state.services, vec![service(1, ServiceState::Fenced)]);
     assert_eq!(state.tombstones, vec![]);
     assert_eq!(state.applied, 2);

@@ -32,6 +32,14 @@ create table $schema.tables (
     primary key ("group", name)
 );
 
+create table $schema.forgotten (
+    one boolean primary key default true check (one),
+    format smallint not null,
+    record jsonb not null
+);
+comment on table $schema.forgotten is
+    'lockservice: the highest numbers of the tables that were forgotten; no row if none was';
+
 create table $schema.services (
     id numeric(20) primary key,
     format smallint not null,
@@ -113,8 +121,8 @@ end $$;
 -- One batch, fenced by epoch and number (L2): the update of the head locks its row and compares it in one step. No key comes twice.
 create function $schema.write_batch(
     lock_ms integer, of_epoch bigint, number bigint, of_format smallint,
-    constants text,
-    put_groups text[], put_names text[], put_tables text[],
+    constants text, forgotten text,
+    put_groups text[], put_names text[], put_tables text[], gone_groups text[], gone_names text[],
     put_service_ids text[], put_services text[], gone_services text[],
     put_origins text[], put_counters text[], gone_origins text[], gone_counters text[]
 ) returns table (done boolean, format smallint, record text, lineage text) language plpgsql as $$
@@ -129,6 +137,14 @@ begin
     if constants is not null then
         insert into $schema.constants (format, record) values (of_format, constants::jsonb)
             on conflict (one) do update set format = excluded.format, record = excluded.record;
+    end if;
+    if forgotten is not null then
+        insert into $schema.forgotten (format, record) values (of_format, forgotten::jsonb)
+            on conflict (one) do update set format = excluded.format, record = excluded.record;
+    end if;
+    if cardinality(gone_names) > 0 then
+        delete from $schema.tables as t using unnest(gone_groups, gone_names) as n("group", name)
+            where t."group" = n."group" and t.name = n.name;
     end if;
     if cardinality(put_names) > 0 then
         insert into $schema.tables ("group", name, format, record)
