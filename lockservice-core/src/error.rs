@@ -83,6 +83,11 @@ kinds! {
     /// this call. End the transaction; start it again if the table may be owned by the same node then, else lock its tables in transactions
     /// of their own.
     SpansNodes => "spans_nodes", RetryTransaction;
+    /// A table was not dropped: something in it is locked or waited for, or a commit is in flight on its bind. Nothing was changed; try
+    /// again when that has ended.
+    TableInUse => "table_in_use", RetryCall;
+    /// There is no such table. Correct its name; a lock makes it.
+    TableNotFound => "table_not_found", FixRequest;
     /// The transaction is unknown here, or has ended. Start a new one.
     TxnNotFound => "txn_not_found", RetryTransaction;
     /// The commit was refused: the transaction was made unable to commit (C4), its origin is fenced, or it said that it would not validate. Start a new one.

@@ -154,6 +154,21 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         }
     }
 
+    /// How many shards there are.
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Shows every entry of one shard, for those to whom all entries in one go are too many. Shows none if there is no such shard;
+    /// otherwise as [`for_each`](Self::for_each).
+    pub fn for_each_in(&self, shard: usize, mut visit: impl FnMut(&K, &V)) {
+        if let Some(shard) = self.shards.get(shard) {
+            for (key, value) in shard.0.read().iter() {
+                visit(key, value);
+            }
+        }
+    }
+
     /// Lets `update` change every entry, shard by shard, each under its write lock. Otherwise as [`for_each`](Self::for_each).
     pub fn update_each(&self, mut update: impl FnMut(&K, &mut V)) {
         for shard in &self.shards {

@@ -243,8 +243,13 @@ fn state() -> (AllocatorState, Arc<Pins>, impl Fn(u64) -> BeginCommit) {
     let pins = Arc::new(Pins::default());
     let bind = BindEntry { owner: service(owner), version: BindVersion::new(9), pins: Arc::clone(&pins) };
     let table = TableRef::new("g", "t").expect("names");
-    let entry =
-        TableEntry { id: TableId::new(5), tokens_reserved_to: 0, binds: [bind].into_iter().collect(), pending: None };
+    let entry = TableEntry {
+        id: TableId::new(5),
+        tokens_reserved_to: 0,
+        binds: [bind].into_iter().collect(),
+        pending: None,
+        leaving: false,
+    };
     state.tables.upsert(table.clone(), || entry, |_| ());
     let presented = PresentedBind { table, partition: 0, owner, version: BindVersion::new(9) };
     (state, pins, move |n| BeginCommit { binds: vec![presented.clone()], ..unseen(origin, n) })

@@ -9,8 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockservice_core::allocator::{
     AllocatorSettings, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
-    Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress, Report, ReservedTokens,
-    Resume, TxnRange,
+    Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress, Released,
+    Report, ReservedTokens, Resume, TxnRange,
 };
 use lockservice_core::clock::lo;
 use lockservice_core::service::{LockService, LockSpec, ServiceParts, TxnOptions};
@@ -81,6 +81,20 @@ impl LockTableAllocator for Moody {
     async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
         self.inner.reserve_tokens(service, table, version).await
     }
+    async fn release_table(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        table: &TableRef,
+        version: BindVersion,
+    ) -> Result<Released> {
+        self.inner.release_table(service, nonce, table, version).await
+    }
+
+    async fn forget_table(&self, table: &TableRef) -> Result<Forgetting> {
+        self.inner.forget_table(table).await
+    }
+
     async fn latest(&self, table: &TableRef) -> Result<Latest> {
         self.inner.latest(table).await
     }

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Incarnation, Latest,
-    LeaseAck, LockTableAllocator, Progress, Report, ReservedTokens, Resume, TxnRange,
+    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting, Incarnation,
+    Latest, LeaseAck, LockTableAllocator, Progress, Released, Report, ReservedTokens, Resume, TxnRange,
 };
 use lockservice_core::store::ClusterId;
 use lockservice_core::{
@@ -205,6 +205,30 @@ impl LockTableAllocator for RemoteAllocator {
         self.call(self.patience.call, self.peer().reserve_tokens(self.request(request)))
             .await
             .and_then(convert::reserved_from_proto)
+    }
+
+    async fn release_table(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        table: &TableRef,
+        version: BindVersion,
+    ) -> Result<Released> {
+        let request = proto::ReleaseTableRequest {
+            incarnation: Some(convert::incarnation_to_proto(service, nonce)),
+            group: table.group.to_string(),
+            table: table.name.to_string(),
+            version: version.get(),
+        };
+        let answer = self.call(self.patience.call, self.peer().release_table(self.request(request))).await?;
+        Ok(convert::released_from_proto(answer))
+    }
+
+    async fn forget_table(&self, table: &TableRef) -> Result<Forgetting> {
+        let request = proto::ForgetTableRequest { group: table.group.to_string(), table: table.name.to_string() };
+        self.call(self.patience.call, self.peer().forget_table(self.request(request)))
+            .await
+            .and_then(convert::forgetting_from_proto)
     }
 
     async fn latest(&self, table: &TableRef) -> Result<Latest> {

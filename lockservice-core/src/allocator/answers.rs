@@ -14,8 +14,8 @@ use super::local::{LocalAllocator, Shared};
 use super::report::Report;
 use super::state::{AllocatorState, lease_lost, not_told, stopping};
 use super::types::{
-    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Incarnation, Latest, LeaseAck, Progress,
-    ReservedTokens, Resume, ServiceStatus,
+    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting, Incarnation, Latest, LeaseAck,
+    Progress, Released, ReservedTokens, Resume, ServiceStatus,
 };
 use super::writer::{Command, Done, end};
 use crate::error::{Error, ErrorKind, Result};
@@ -131,6 +131,25 @@ impl LockTableAllocator for LocalAllocator {
         let state = self.shared.leading().await?;
         let tokens = self.shared.reserve_tokens(&state, service, table, version).await?;
         Ok(ReservedTokens { tokens, at: state.progress() })
+    }
+
+    async fn release_table(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        table: &TableRef,
+        version: BindVersion,
+    ) -> Result<Released> {
+        let state = self.shared.leading().await?;
+        let known = state.service(service).filter(|known| known.nonce == nonce).ok_or_else(|| lease_lost(service))?;
+        let kept = self.shared.release_table(&state, &known, table, version).await?;
+        Ok(Released { kept, at: state.progress() })
+    }
+
+    async fn forget_table(&self, table: &TableRef) -> Result<Forgetting> {
+        let state = self.shared.leading().await?;
+        let outcome = self.shared.forget_table(&state, table).await?;
+        Ok(Forgetting { outcome, at: state.progress() })
     }
 
     async fn latest(&self, table: &TableRef) -> Result<Latest> {

@@ -26,8 +26,8 @@ use super::report::Report;
 use super::state::stopping;
 use super::told::Told;
 use super::types::{
-    AllocatorStatus, Answer, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Incarnation, Latest, LeaseAck,
-    Progress, ReservedTokens, Resume,
+    AllocatorStatus, Answer, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting, Incarnation, Latest,
+    LeaseAck, Progress, Released, ReservedTokens, Resume,
 };
 use super::{AllocatorSettings, LockTableAllocator};
 use crate::clock::{Clock, Time, hi};
@@ -625,6 +625,20 @@ impl LockTableAllocator for ElectedAllocator {
         routed!(self, leader => leader.reserve_tokens(service, table, version))
     }
 
+    async fn release_table(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        table: &TableRef,
+        version: BindVersion,
+    ) -> Result<Released> {
+        routed!(self, leader => leader.release_table(service, nonce, table, version))
+    }
+
+    async fn forget_table(&self, table: &TableRef) -> Result<Forgetting> {
+        routed!(self, leader => leader.forget_table(table))
+    }
+
     async fn latest(&self, table: &TableRef) -> Result<Latest> {
         routed!(self, leader => leader.latest(table))
     }
@@ -736,6 +750,20 @@ impl LockTableAllocator for LeaderView {
 
     async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
         self.answer_node(async |term| term.reserve_tokens(service, table, version).await).await
+    }
+
+    async fn release_table(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        table: &TableRef,
+        version: BindVersion,
+    ) -> Result<Released> {
+        self.answer_node(async |term| term.release_table(service, nonce, table, version).await).await
+    }
+
+    async fn forget_table(&self, table: &TableRef) -> Result<Forgetting> {
+        self.answer_node(async |term| term.forget_table(table).await).await
     }
 
     async fn latest(&self, table: &TableRef) -> Result<Latest> {

@@ -54,7 +54,7 @@ impl Shared {
             }
             // Without queue room: nearly every call finds the table bound.
             let bound = state.tables.read(table, |entry| {
-                let entry = entry?;
+                let entry = entry.filter(|entry| !entry.leaving)?;
                 let bind = entry.binds.first().filter(|bind| bind.owner.holds(now))?;
                 Some(bound_table(state, table, entry.id, bind, None))
             });
@@ -127,7 +127,8 @@ impl Shared {
                 .with("limit", self.settings.tables_max));
             }
             None if !held.is_zero() => return Err(rebinding(table, held)),
-            None => (None, 0, 1),
+            // F1: a table of this name may have been forgotten.
+            None => (None, state.forgotten.lock().tokens_reserved_to, 1),
         };
         // B6: id, layout, bind and first token block are one batch.
         let block = match state.token_block(reserved_to)? {
@@ -159,6 +160,7 @@ impl Shared {
             tokens_reserved_to: reserved_to,
             binds: SmallVec::new(),
             pending: None,
+            leaving: false,
         });
         let mut ops: SmallVec<[Op; 2]> = SmallVec::new();
         ops.extend(fenced.as_ref().map(|owner| Op::PutService(owner.record(ServiceState::Fenced))));

@@ -3,6 +3,7 @@
 mod answers;
 pub mod commit;
 mod elected;
+mod forget;
 mod grant;
 mod incarnation;
 pub mod leadership;
@@ -36,7 +37,8 @@ pub use self::report::Report;
 pub use self::settings::{AllocatorSettings, TTL_MS_MAX, TTL_MS_MIN};
 pub use self::types::{
     AllocatorStatus, BeginCommit, Bind, BindState, BindStatus, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
-    Incarnation, Latest, LeaseAck, PresentedBind, Progress, ReservedTokens, Resume, ServiceStatus, TokenBlock,
+    ForgetOutcome, Forgetting, Incarnation, Latest, LeaseAck, PresentedBind, Progress, Released, ReservedTokens,
+    Resume, ServiceStatus, TokenBlock,
 };
 
 /// What services call to have tables bound, to stay alive, and to have commits validated.
@@ -89,6 +91,31 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
 
     /// Reserves a further block of fencing tokens for a bind (F2). Fails with `BindChanged` if the bind is not current.
     async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens>;
+
+    /// The owner of a bind gives it up, and the table is forgotten (B5): no number of it comes back, and whoever binds its name again
+    /// gets another table. To be called when nothing is locked in the table, and nothing more is granted in it.
+    ///
+    /// The answer says if the bind was kept instead: then it is what it was, and nothing of this call lands later. One that is
+    /// repeated because its answer was lost finds the table gone, which is no error.
+    ///
+    /// # Errors
+    /// `BindChanged` if `version` is not current: it was released before, and the table bound anew. `LeaseLost` if `service` is not live.
+    /// After any other error it is not known whether the table was forgotten, or will be: ask again, and do not serve it meanwhile.
+    async fn release_table(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        table: &TableRef,
+        version: BindVersion,
+    ) -> Result<Released>;
+
+    /// Forgets a table that nobody owns any more, for an operator. Of one that a live incarnation owns it changes nothing, and answers who
+    /// that is.
+    ///
+    /// # Errors
+    /// `Rebinding` (with the time to wait) while its last owner may still be at work (B3); `Unavailable` or `StoreUnusable` if the store
+    /// cannot be written.
+    async fn forget_table(&self, table: &TableRef) -> Result<Forgetting>;
 
     /// The bind of `table` if there is one. Binds nothing.
     async fn latest(&self, table: &TableRef) -> Result<Latest>;

@@ -22,6 +22,7 @@ use crate::store::{
     Applied, Batch, BindStore, Candidate, Cluster, Doubt, Floor, Leadership, Lineage, Loss, NodeAddress, Op, Seen,
     ServiceRecord, ServiceState, StoreState, Terms,
 };
+use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Between two attempts to read a store that does not answer.
@@ -148,6 +149,7 @@ pub(super) async fn open(
         None => TokenSource::Epoch { from },
     };
     let mut state = AllocatorState::new(epoch, from, applied, tokens, settings.commit_binds_max);
+    state.forgotten = Mutex::new(loaded.forgotten);
     (state.earlier_until, state.held_until) = (earlier_until, held_until);
     (state.leader, state.cluster) = (candidate.nonce, cluster);
     if floor.number() > 0 {
@@ -226,7 +228,8 @@ pub(super) async fn open(
             })
             .collect();
         state.ids.upsert(table.id, || table.table.clone(), |_| ());
-        let entry = TableEntry { id: table.id, tokens_reserved_to: table.tokens_reserved_to, binds, pending: None };
+        let tokens_reserved_to = table.tokens_reserved_to;
+        let entry = TableEntry { id: table.id, tokens_reserved_to, binds, pending: None, leaving: false };
         state.tables.upsert(table.table, || entry, |_| ());
     }
     // In this order: what is no longer needed goes after what makes it so. Repeated from the start if it is interrupted.

@@ -1,5 +1,7 @@
 //! [`AllocatorSettings`].
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -19,6 +21,9 @@ pub struct AllocatorSettings {
     pub constants: ClusterConstants,
     /// Largest number of lock tables. Default: 1,000,000.
     pub tables_max: usize,
+    /// For how long nobody may own a lock table before it is forgotten, in milliseconds; 0 for ever. Counts from when its last owner was
+    /// last heard of, or from when this leader began. Default: 86,400,000 (a day).
+    pub table_idle_ms: u64,
     /// Largest number of nodes that are known at one time. Default: 10,000.
     pub nodes_max: usize,
     /// Largest number of changes that wait for the store; whoever has more waits for room. Default: 8,192.
@@ -36,6 +41,7 @@ impl Default for AllocatorSettings {
         Self {
             constants: ClusterConstants::default(),
             tables_max: 1_000_000,
+            table_idle_ms: 86_400_000,
             nodes_max: 10_000,
             queue_max: 8_192,
             batch_max: 1_024,
@@ -46,6 +52,11 @@ impl Default for AllocatorSettings {
 }
 
 impl AllocatorSettings {
+    /// For how long nobody may own a table before it is forgotten; `None` for ever.
+    pub fn table_idle(&self) -> Option<Duration> {
+        (self.table_idle_ms > 0).then(|| Duration::from_millis(self.table_idle_ms))
+    }
+
     /// Fails with `InvalidArgument`, naming the setting, if one is out of its range.
     pub fn check(&self) -> Result<()> {
         let ttls =

@@ -5,12 +5,13 @@
 //! - A partition's bind is valid while its owner's lease holds ([`Service::holds`]); it is *void* from the moment it does not (B3).
 //! - What memory says of a table was durable before it was visible: a grant appears in [`TableEntry::binds`] when its write landed.
 //!   [`TableEntry::pending`] says that a write is under way; there is at most one per table.
+//! - A table that is being forgotten is [leaving](TableEntry::leaving) until it is gone: no pin is added to it.
 //! - A pin is added under the shard's read lock, after the owner was seen live there. Whoever waits for pins first makes the owner not
 //!   live, then visits the shard under its write lock: every admission before is counted then, every later one refused.
 //!
 //! # Locks, in the order of taking
 //! 1. one shard of `tables`, of `services` or of `ids`: never two;
-//! 2. one stripe of a [`CommitControl`]. A write that closes over a bind may fence its lapsed owner, stripe after stripe, under the
+//! 2. [`forgotten`](AllocatorState::forgotten), or one stripe of a [`CommitControl`]. A write that closes over a bind may fence its lapsed owner, stripe after stripe, under the
 //!    table's shard.
 
 use std::sync::Arc;
@@ -29,7 +30,8 @@ use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::guarded_map::GuardedMap;
 use crate::id::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
-use crate::store::{BindRecord, Cluster, ServiceRecord, ServiceState, TableRecord, Terms};
+use crate::store::{BindRecord, Cluster, Forgotten, ServiceRecord, ServiceState, TableRecord, Terms};
+use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// When to ask again about a transaction that its origin has not told of: it tells ahead, and at once when it falls behind.
@@ -148,6 +150,8 @@ pub struct TableEntry {
     pub binds: SmallVec<[BindEntry; 1]>,
     /// Closes when the write that is under way has landed or failed.
     pub pending: Option<watch::Receiver<()>>,
+    /// True while the write that is under way forgets the table: nothing may rely on its binds any more.
+    pub leaving: bool,
 }
 
 /// Whom a partition is, or was last, bound to.
@@ -198,6 +202,8 @@ pub struct AllocatorState {
     pub tables: GuardedMap<TableRef, TableEntry>,
     /// Every incarnation.
     pub services: GuardedMap<ServiceId, Arc<Service>>,
+    /// What is kept of tables that were forgotten. Locked while what follows from it is queued.
+    pub forgotten: Mutex<Forgotten>,
     /// The name of each table, by its number.
     pub ids: GuardedMap<TableId, TableRef>,
     /// Versions, incarnations, table ids.
@@ -247,6 +253,7 @@ impl AllocatorState {
         Self {
             tables: GuardedMap::new(),
             services: GuardedMap::new(),
+            forgotten: Mutex::new(Forgotten::default()),
             ids: GuardedMap::new(),
             numbers: Numbers::new(from, epoch),
             tokens,
@@ -435,7 +442,8 @@ impl AllocatorState {
     /// Compares and pins one presented bind, under its shard's lock (C3), and answers what is left of its owner's lease.
     fn pin(&self, presented: &PresentedBind, window: Duration, now: Time) -> Result<(Pin, Duration)> {
         let pinned = self.tables.read(&presented.table, |entry| {
-            let bind = entry?.binds.get(presented.partition as usize)?;
+            let entry = entry.filter(|entry| !entry.leaving)?;
+            let bind = entry.binds.get(presented.partition as usize)?;
             if bind.version != presented.version || bind.owner.id != presented.owner || !bind.owner.check_holds(now) {
                 return None;
             }

@@ -213,7 +213,7 @@ fn sweep_every(shared: &Shared) -> Duration {
 pub(super) async fn sweep(shared: Arc<Shared>) {
     let Ok(state) = shared.opened().await else { return };
     let every = sweep_every(&shared);
-    let mut turn = 0;
+    let (mut turn, mut shard) = (0, 0);
     while !shared.queue.is_closed() && !state.leadership.ended() {
         tokio::time::sleep(every).await;
         let now = shared.clock.now();
@@ -232,6 +232,9 @@ pub(super) async fn sweep(shared: Arc<Shared>) {
             }
         }
         turn += 1;
+        if let Err(e) = shared.forget_unowned(&state, &mut shard).await {
+            tracing::warn!(error = ?e, "tables that nobody owns could not be forgotten yet");
+        }
         if now >= state.held_until && !state.settled.load(Ordering::Acquire) {
             // Fails only once the allocator has stopped.
             drop(shared.queue.send(Command::Settle).await);

@@ -139,6 +139,35 @@ pub struct ReservedTokens {
     pub at: Progress,
 }
 
+/// The answer to the release of a bind.
+#[derive(Clone, Debug)]
+pub struct Released {
+    /// Why the bind was kept, and surely is what it was; `None` if the table was forgotten.
+    pub kept: Option<Error>,
+    /// Who answered.
+    pub at: Progress,
+}
+
+/// The answer to an operator who wants a table forgotten.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Forgetting {
+    /// What became of it.
+    pub outcome: ForgetOutcome,
+    /// Who answered.
+    pub at: Progress,
+}
+
+/// What became of a table that an operator wants forgotten.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ForgetOutcome {
+    /// It is forgotten.
+    Forgotten,
+    /// There is no such table.
+    Unknown,
+    /// A live incarnation owns it, and decides.
+    Owned(BindStatus),
+}
+
 /// What is known of a table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Latest {
@@ -233,7 +262,18 @@ macro_rules! answers {
     };
 }
 
-answers!(Incarnation, LeaseAck, BoundTable, ReservedTokens, Latest, CommitAdmission, CannotCommit, AllocatorStatus,);
+answers!(
+    Incarnation,
+    LeaseAck,
+    BoundTable,
+    ReservedTokens,
+    Released,
+    Forgetting,
+    Latest,
+    CommitAdmission,
+    CannotCommit,
+    AllocatorStatus,
+);
 
 /// What an operator sees of an allocator.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Fault, FaultyStore, StoreFixture};
-use crate::allocator::{AllocatorSettings, LocalAllocator, LockTableAllocator, Resume, TokenBlock};
+use crate::allocator::{AllocatorSettings, Bind, LocalAllocator, LockTableAllocator, Resume, TokenBlock};
 use crate::clock::SystemClock;
 use crate::error::{ErrorKind, Result};
-use crate::id::{NodeName, Nonce, TableRef, TxnId};
+use crate::id::{NodeName, Nonce, ServiceId, TableRef, TxnId};
 use crate::store::{BindStore, Candidate, ClusterConstants, Leadership};
 
 /// The node whose allocator is tested.
@@ -76,6 +76,7 @@ async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
         blocks.push((bound.bind.id, block.tokens));
         binds.push(bound.bind);
     }
+    let forgotten = forget_one(&allocator, incarnation.service, what).await;
     let kept = TxnId::new(incarnation.service, 1, true);
     let both = [kept, TxnId::new(incarnation.service, 2, true)];
     let answer = again(what, || async {
@@ -109,9 +110,26 @@ async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
             assert!(block.end.get() <= record.tokens_reserved_to, "{what}: tokens are not reserved");
         }
     }
+    assert!(state.forgotten.numbers >= forgotten.version.get().max(forgotten.id.get()), "{what}: {state:?}");
+    assert!(state.tables.iter().all(|table| table.tokens_reserved_to > 0 && table.table != forgotten.table));
     assert_eq!(state.tombstones.iter().copied().collect::<HashSet<_>>(), HashSet::from(both), "{what}");
     assert_eq!(state.services.len(), 1, "{what}: {:?}", state.services);
     allocator.shutdown(false, Duration::ZERO).await.ok();
+}
+
+/// Binds one more table and has it forgotten, once, however often it has to be asked.
+async fn forget_one(allocator: &LocalAllocator, owner: ServiceId, what: &str) -> Bind {
+    let table = TableRef::new("g", "forgotten").expect("a name");
+    let bind = again(what, || allocator.bind(owner, &table)).await.bind;
+    again(what, || async {
+        match allocator.release_table(owner, Nonce::new(5), &table, bind.version).await?.kept {
+            Some(kept) => Err(kept),
+            None => Ok(()),
+        }
+    })
+    .await;
+    assert!(allocator.latest(&table).await.is_ok_and(|latest| latest.bind.is_none()), "{what}");
+    bind
 }
 
 /// Whoever leads next finds all of it.

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use crate::allocator::{
-    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Incarnation, Latest,
-    LeaseAck, LockTableAllocator, Progress, Report, ReservedTokens, Resume, TxnRange,
+    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting, Incarnation,
+    Latest, LeaseAck, LockTableAllocator, Progress, Released, Report, ReservedTokens, Resume, TxnRange,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
@@ -67,6 +67,8 @@ forward! {
     resign(service: ServiceId, nonce: Nonce) -> Progress;
     bind(service: ServiceId, table: &TableRef) -> BoundTable;
     reserve_tokens(service: ServiceId, table: TableId, version: BindVersion) -> ReservedTokens;
+    release_table(service: ServiceId, nonce: Nonce, table: &TableRef, version: BindVersion) -> Released;
+    forget_table(table: &TableRef) -> Forgetting;
     latest(table: &TableRef) -> Latest;
     begin_commit(request: &BeginCommit) -> CommitAdmission;
     finish_commit(txn: TxnId, attempt: CommitAttempt) -> Progress;

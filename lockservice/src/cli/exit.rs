@@ -92,7 +92,9 @@ impl From<Error> for Failure {
 pub(crate) fn status_of(kind: ErrorKind) -> u8 {
     match kind {
         // A lock that the outer command holds never comes: the command line is what is to be changed.
-        ErrorKind::InvalidArgument | ErrorKind::NotPermitted | ErrorKind::HeldByAncestor => USAGE,
+        ErrorKind::InvalidArgument | ErrorKind::NotPermitted | ErrorKind::HeldByAncestor | ErrorKind::TableNotFound => {
+            USAGE
+        }
         ErrorKind::Conflict
         | ErrorKind::Timeout
         | ErrorKind::Deadlock
@@ -100,6 +102,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> u8 {
         | ErrorKind::BindChanged
         | ErrorKind::SpansNodes
         | ErrorKind::TxnNotFound
+        | ErrorKind::TableInUse
         | ErrorKind::StoreInUse => NOT_NOW,
         ErrorKind::ResourceExhausted => LIMIT,
         ErrorKind::Cancelled => INTERRUPTED,

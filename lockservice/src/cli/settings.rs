@@ -49,6 +49,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("allocator.constants.leadership_ttl_ms", "how long a silent leader leads; the same on every node"),
     ("allocator.constants.lease_ttl_ms", "how long a silent node keeps its tables; the same on every node"),
     ("allocator.tables_max", "most lock tables"),
+    ("allocator.table_idle_ms", "how long nobody may own a table before it is forgotten; 0: for ever"),
     ("allocator.nodes_max", "most nodes known at one time"),
     ("allocator.queue_max", "most changes that wait for the store"),
     ("allocator.batch_max", "most changes in one write to the store"),

@@ -320,7 +320,7 @@ fn node_from_proto(node: &proto::NodeStatus) -> Result<ServiceStatus> {
     })
 }
 
-fn invalid(message: &str) -> Error {
+pub(super) fn invalid(message: &str) -> Error {
     Error::new(ErrorKind::InvalidArgument, message)
 }
 

@@ -186,9 +186,10 @@ pub fn code(kind: ErrorKind) -> Code {
         ErrorKind::Timeout => Code::DeadlineExceeded,
         ErrorKind::Cancelled => Code::Cancelled,
         ErrorKind::Rebinding | ErrorKind::ShuttingDown | ErrorKind::Unavailable => Code::Unavailable,
-        ErrorKind::TxnNotFound => Code::NotFound,
+        ErrorKind::TxnNotFound | ErrorKind::TableNotFound => Code::NotFound,
         ErrorKind::HeldByAncestor
         | ErrorKind::NotOwner
+        | ErrorKind::TableInUse
         | ErrorKind::NotLeader
         | ErrorKind::SpansNodes
         | ErrorKind::CannotCommit

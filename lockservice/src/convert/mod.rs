@@ -5,6 +5,7 @@
 
 mod allocator;
 mod error;
+mod forgetting;
 mod item;
 mod lock;
 mod status;
@@ -21,6 +22,7 @@ pub use self::allocator::{
     tokens_to_proto, txns_from_proto, txns_to_proto,
 };
 pub use self::error::{code, error_from_proto, error_to_proto, from_status, to_status};
+pub use self::forgetting::{forgetting_from_proto, forgetting_to_proto, released_from_proto, released_to_proto};
 pub use self::item::{
     item_from_range, item_from_row, items_from_proto, items_to_proto, mode_from_proto, mode_to_proto, range_from_proto,
     range_to_proto, table_from_proto,

@@ -82,6 +82,31 @@ impl proto::peer_server::Peer for PeerApi {
         self.gate.pass(request, call).await
     }
 
+    async fn release_table(
+        &self,
+        request: Request<proto::ReleaseTableRequest>,
+    ) -> Result<Response<proto::ReleaseTableResponse>, Status> {
+        let call = async |request: proto::ReleaseTableRequest| {
+            let (service, nonce) = convert::incarnation_from_proto(request.incarnation)?;
+            let table = convert::table_from_proto(&request.group, &request.table)?;
+            let version = BindVersion::new(request.version);
+            let released = self.allocator.release_table(service, nonce, &table, version).await?;
+            Ok(convert::released_to_proto(&released))
+        };
+        self.gate.pass(request, call).await
+    }
+
+    async fn forget_table(
+        &self,
+        request: Request<proto::ForgetTableRequest>,
+    ) -> Result<Response<proto::ForgetTableResponse>, Status> {
+        let call = async |request: proto::ForgetTableRequest| {
+            let table = convert::table_from_proto(&request.group, &request.table)?;
+            Ok(convert::forgetting_to_proto(&self.allocator.forget_table(&table).await?))
+        };
+        self.gate.pass(request, call).await
+    }
+
     async fn cannot_commit(
         &self,
         request: Request<proto::CannotCommitRequest>,

@@ -1,0 +1,284 @@
+//! Forgetting tables: released by their owner (B5), or given up by the leader because nobody owns
+//! them any more. What is left of them is a [`Forgotten`](crate::store::Forgotten) in the same batch.
+//!
+//! # Implementation details
+//! 1. Under the table's shard it is decided that nothing rests on the bind. From there on the table
+//!    is [leaving](super::state::TableEntry::leaving): no commit is admitted on it (C2), and whoever
+//!    asks for it waits.
+//! 2. The batch removes its record and raises what is kept of its numbers.
+//! 3. When that has landed the table is gone. Whoever asks for it then gets a new table, with a new
+//!    id, above every number of the old one. If it surely has not landed, the bind is what it was.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::local::Shared;
+use super::state::{AllocatorState, Service, TableEntry, lease_lost, rebinding, stopping};
+use super::types::{BindStatus, ForgetOutcome};
+use super::writer::{Command, Done};
+use crate::clock::Time;
+use crate::error::{Detail, Error, ErrorKind, Result};
+use crate::id::{BindVersion, TableRef};
+use crate::store::{Op, ServiceState};
+use crate::sync::atomic::Ordering;
+
+/// When to ask again whether a commit in flight has ended: most last for milliseconds.
+const COMMIT_ENDS: Duration = Duration::from_millis(50);
+
+/// What a look at the table under its shard's lock decided.
+enum Step {
+    /// A write is under way that decides about the table: look again when it has landed or failed.
+    Wait(watch::Receiver<()>),
+    /// Nothing is forgotten, because a live incarnation owns it.
+    Owned(BindStatus),
+    /// Nothing is forgotten, for a reason that passes.
+    Kept(Error),
+    /// This call's own write is queued.
+    Queued(oneshot::Receiver<Result<()>>),
+}
+
+impl Shared {
+    /// Forgets a table at the word of its owner, `service`. Answers why it was kept, if it surely was;
+    /// one that is gone already is no error.
+    pub(super) async fn release_table(
+        self: &Arc<Self>,
+        state: &Arc<AllocatorState>,
+        service: &Arc<Service>,
+        table: &TableRef,
+        version: BindVersion,
+    ) -> Result<Option<Error>> {
+        loop {
+            let room = self.room().await?;
+            let now = self.clock.now();
+            if !service.check_holds(now) {
+                return Err(lease_lost(service.id));
+            }
+            let step = state
+                .tables
+                .update_existing(table, |entry| self.plan_release(state, service, (table, version), entry, room));
+            match step {
+                None => return Ok(None),
+                Some(Err(e)) => return Err(e),
+                // It closes rather than changes: that is the event.
+                Some(Ok(Step::Wait(mut landed))) => drop(landed.changed().await),
+                Some(Ok(Step::Kept(why))) => return Ok(Some(why)),
+                Some(Ok(Step::Owned(_))) => return Err(not_current(table, version)),
+                Some(Ok(Step::Queued(landed))) => {
+                    return match landed.await.unwrap_or_else(|_| Err(stopping())) {
+                        Ok(()) => {
+                            tracing::info!(%table, %version, service = %service.id, "a table without locks was forgotten");
+                            Ok(None)
+                        }
+                        // Whoever leads next must be asked: this leader does not know what landed.
+                        Err(e) if matches!(e.kind(), ErrorKind::NotLeader | ErrorKind::ShuttingDown) => Err(e),
+                        // The writer settles what it does not know, so this surely is not there.
+                        Err(e) => Ok(Some(e)),
+                    };
+                }
+            }
+        }
+    }
+
+    fn plan_release(
+        self: &Arc<Self>,
+        state: &Arc<AllocatorState>,
+        service: &Arc<Service>,
+        (table, version): (&TableRef, BindVersion),
+        entry: &mut TableEntry,
+        room: mpsc::Permit<'_, Command>,
+    ) -> Result<Step> {
+        if let Some(pending) = &entry.pending {
+            return Ok(Step::Wait(pending.clone()));
+        }
+        let own = |bind: &super::state::BindEntry| bind.version == version && bind.owner.id == service.id;
+        if !entry.binds.iter().all(own) {
+            return Err(not_current(table, version));
+        }
+        let now = self.clock.now();
+        if !service.check_holds(now) {
+            return Err(lease_lost(service.id));
+        }
+        if entry.binds.iter().any(|bind| bind.pins.held(now)) {
+            let message = "a commit is in flight on the table's bind: try again when it has ended";
+            let kept = Error::new(ErrorKind::TableInUse, message);
+            return Ok(Step::Kept(kept.with("table", table).with_detail(Detail::RetryAfter(COMMIT_ENDS))));
+        }
+        Ok(Step::Queued(self.queue_forgetting(state, table, entry, room)))
+    }
+
+    /// Forgets a table that nobody can hold promises on; else answers who owns it, or fails with the
+    /// time to wait.
+    pub(super) async fn forget_table(
+        self: &Arc<Self>,
+        state: &Arc<AllocatorState>,
+        table: &TableRef,
+    ) -> Result<ForgetOutcome> {
+        loop {
+            let room = self.room().await?;
+            let step =
+                state.tables.update_existing(table, |entry| self.plan_forgetting(state, table, entry, None, room));
+            match step {
+                None => return Ok(ForgetOutcome::Unknown),
+                Some(Step::Wait(mut landed)) => drop(landed.changed().await),
+                Some(Step::Owned(bind)) => return Ok(ForgetOutcome::Owned(bind)),
+                Some(Step::Kept(why)) => return Err(why),
+                Some(Step::Queued(landed)) => {
+                    landed.await.unwrap_or_else(|_| Err(stopping()))?;
+                    tracing::info!(%table, "a table that nobody owned was forgotten");
+                    return Ok(ForgetOutcome::Forgotten);
+                }
+            }
+        }
+    }
+
+    /// As for a bind: what may be granted anew may be forgotten (B3). With `idle`, only if that was so
+    /// for as long since the owner was last heard of.
+    fn plan_forgetting(
+        self: &Arc<Self>,
+        state: &Arc<AllocatorState>,
+        table: &TableRef,
+        entry: &mut TableEntry,
+        idle: Option<Duration>,
+        room: mpsc::Permit<'_, Command>,
+    ) -> Step {
+        if let Some(pending) = &entry.pending {
+            return Step::Wait(pending.clone());
+        }
+        let now = self.clock.now();
+        let mut wait = state.held_until.remaining(now);
+        for (partition, bind) in entry.binds.iter().enumerate() {
+            let owner = &bind.owner;
+            owner.fence_if_lapsed(now);
+            let lease = owner.lease.get();
+            if lease.holds(owner.ttl, now)
+                && let Some(status) = entry.status(table, partition as u32, now)
+            {
+                return Step::Owned(status);
+            }
+            wait = wait.max(lease.granted_anew_in(owner.ttl, now));
+            if let Some(idle) = idle {
+                wait = wait.max((lease.renewed_at + idle).remaining(now));
+            }
+        }
+        if !wait.is_zero() {
+            return Step::Kept(rebinding(table, wait));
+        }
+        Step::Queued(self.queue_forgetting(state, table, entry, room))
+    }
+
+    /// Queues the batch that forgets a table. Runs under the table's shard lock.
+    fn queue_forgetting(
+        self: &Arc<Self>,
+        state: &Arc<AllocatorState>,
+        table: &TableRef,
+        entry: &mut TableEntry,
+        room: mpsc::Permit<'_, Command>,
+    ) -> oneshot::Receiver<Result<()>> {
+        let (closes, pending) = watch::channel(());
+        (entry.pending, entry.leaving) = (Some(pending), true);
+        let now = self.clock.now();
+        // B1: the old owner's end is in the store no later than what follows it.
+        let fenced = entry
+            .binds
+            .iter()
+            .map(|bind| &bind.owner)
+            .find(|owner| !owner.holds(now) && !owner.end_durable.load(Ordering::Acquire));
+        let fenced = fenced.map(Arc::clone);
+        let record = entry.record(table, &entry.binds, entry.tokens_reserved_to);
+        let (answer, landed) = oneshot::channel();
+        let mut ops: SmallVec<[Op; 2]> = SmallVec::new();
+        ops.extend(fenced.as_ref().map(|owner| Op::PutService(owner.record(ServiceState::Fenced))));
+        let (shared, of, name) = (Arc::clone(self), Arc::clone(state), table.clone());
+        let done: Done = Box::new(move |outcome: Result<()>| {
+            if outcome.is_ok() {
+                if let Some(owner) = fenced {
+                    owner.end_durable.store(true, Ordering::Release);
+                }
+                shared.forgetting_landed(&of, &name);
+            } else {
+                of.tables.update_existing(&name, |entry| (entry.pending, entry.leaving) = (None, false));
+            }
+            drop(answer.send(outcome));
+            drop(closes);
+        });
+        // Queued under the mutex: what is stored of several tables only grows.
+        let mut forgotten = state.forgotten.lock();
+        *forgotten = forgotten.with(&record);
+        ops.extend([Op::PutForgotten(*forgotten), Op::RemoveTable(table.clone())]);
+        room.send(Command::Write { ops, done });
+        landed
+    }
+
+    fn forgetting_landed(&self, state: &AllocatorState, table: &TableRef) {
+        let gone = state.tables.remove_if(table, |_| true);
+        let Some(entry) = gone else { return };
+        state.ids.remove_if(&entry.id, |_| true);
+        self.tables.fetch_sub(1, Ordering::AcqRel);
+        for bind in &entry.binds {
+            bind.owner.references.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Forgets tables whose owners ended a [`table_idle_ms`](super::AllocatorSettings::table_idle_ms)
+    /// ago, at most one write's worth of them. `shard` is where the last call stopped.
+    pub(super) async fn forget_unowned(self: &Arc<Self>, state: &Arc<AllocatorState>, shard: &mut usize) -> Result<()> {
+        let Some(idle) = self.settings.table_idle() else { return Ok(()) };
+        let now = self.clock.now();
+        if !any_unowned(state, idle, now) {
+            return Ok(());
+        }
+        let mut landing = Vec::new();
+        for _ in 0..state.tables.shards() {
+            let mut found = Vec::new();
+            state.tables.for_each_in(*shard, |table, entry| {
+                let unowned = entry.binds.iter().all(|bind| is_over(&bind.owner, idle, now));
+                if unowned && landing.len() + found.len() < self.settings.batch_max {
+                    found.push(table.clone());
+                }
+            });
+            for table in found {
+                let room = self.room().await?;
+                let plan = |entry: &mut TableEntry| self.plan_forgetting(state, &table, entry, Some(idle), room);
+                if let Some(Step::Queued(landed)) = state.tables.update_existing(&table, plan) {
+                    landing.push(landed);
+                }
+            }
+            if landing.len() >= self.settings.batch_max {
+                break;
+            }
+            *shard = (*shard + 1) % state.tables.shards();
+            // Between two shards everybody else goes on.
+            tokio::task::yield_now().await;
+        }
+        let count = landing.len();
+        for landed in landing {
+            landed.await.unwrap_or_else(|_| Err(stopping()))?;
+        }
+        if count > 0 {
+            tracing::info!(tables = count, ?idle, "tables that nobody has owned for so long were forgotten");
+        }
+        Ok(())
+    }
+}
+
+/// True if `service` ended so long ago. Its tables are looked at only then.
+fn is_over(service: &Service, idle: Duration, now: Time) -> bool {
+    !service.holds(now) && now >= service.lease.get().renewed_at + idle
+}
+
+fn any_unowned(state: &AllocatorState, idle: Duration, now: Time) -> bool {
+    let mut any = false;
+    state.services.for_each(|_, service| {
+        any |= service.references.load(Ordering::SeqCst) > 0 && is_over(service, idle, now);
+    });
+    any
+}
+
+fn not_current(table: &TableRef, version: BindVersion) -> Error {
+    Error::new(ErrorKind::BindChanged, "the bind is not current any more: serve the table at that version no longer")
+        .with("table", table)
+        .with("version", version)
+}
