@@ -83,8 +83,8 @@ kinds! {
     /// this call. End the transaction; start it again if the table may be owned by the same node then, else lock its tables in transactions
     /// of their own.
     SpansNodes => "spans_nodes", RetryTransaction;
-    /// A table was not dropped: something in it is locked or waited for, or a commit is in flight on its bind. Nothing was changed; try
-    /// again when that has ended.
+    /// A table was not dropped: something in it is locked or waited for, or a commit is in flight
+    /// on its bind. Nothing was changed; try again when that has ended.
     TableInUse => "table_in_use", RetryCall;
     /// There is no such table. Correct its name; a lock makes it.
     TableNotFound => "table_not_found", FixRequest;

@@ -159,8 +159,8 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         self.shards.len()
     }
 
-    /// Shows every entry of one shard, for those to whom all entries in one go are too many. Shows none if there is no such shard;
-    /// otherwise as [`for_each`](Self::for_each).
+    /// Shows every entry of one shard, for those to whom all entries in one go are too many. Shows
+    /// none if there is no such shard; otherwise as [`for_each`](Self::for_each).
     pub fn for_each_in(&self, shard: usize, mut visit: impl FnMut(&K, &V)) {
         if let Some(shard) = self.shards.get(shard) {
             for (key, value) in shard.0.read().iter() {

@@ -50,7 +50,8 @@ fn assert_above(had: &Had, bound: &BoundTable) {
 #[tokio::test(start_paused = true)]
 async fn no_number_of_a_forgotten_table_comes_back_in_this_leadership_or_the_next() {
     let cluster = Cluster::with_lease(LEASE);
-    // Numbers begin with this clock, which stands still: nothing but what is kept keeps them growing.
+    // Numbers begin with this clock, which stands still: nothing but what is kept keeps them
+    // growing.
     cluster.store.set_floor(Floor::of_clock(NOON_S).expect("in range"));
     let first = cluster.led().await;
     let second = cluster.node("b");

@@ -1,10 +1,11 @@
 //! Forgetting tables: released by their owner (B5), or given up by the leader because nobody owns
-//! them any more. What is left of them is a [`Forgotten`](crate::store::Forgotten) in the same batch.
+//! them any more. What is left of them is a [`Forgotten`](crate::store::Forgotten) in the same
+//! batch.
 //!
 //! # Implementation details
 //! 1. Under the table's shard it is decided that nothing rests on the bind. From there on the table
-//!    is [leaving](super::state::TableEntry::leaving): no commit is admitted on it (C2), and whoever
-//!    asks for it waits.
+//!    is [leaving](super::state::TableEntry::leaving): no commit is admitted on it (C2), and
+//!    whoever asks for it waits.
 //! 2. The batch removes its record and raises what is kept of its numbers.
 //! 3. When that has landed the table is gone. Whoever asks for it then gets a new table, with a new
 //!    id, above every number of the old one. If it surely has not landed, the bind is what it was.
@@ -41,8 +42,8 @@ enum Step {
 }
 
 impl Shared {
-    /// Forgets a table at the word of its owner, `service`. Answers why it was kept, if it surely was;
-    /// one that is gone already is no error.
+    /// Forgets a table at the word of its owner, `service`. Answers why it was kept, if it surely
+    /// was; one that is gone already is no error.
     pub(super) async fn release_table(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
@@ -109,8 +110,8 @@ impl Shared {
         Ok(Step::Queued(self.queue_forgetting(state, table, entry, room)))
     }
 
-    /// Forgets a table that nobody can hold promises on; else answers who owns it, or fails with the
-    /// time to wait.
+    /// Forgets a table that nobody can hold promises on; else answers who owns it, or fails with
+    /// the time to wait.
     pub(super) async fn forget_table(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
@@ -134,8 +135,8 @@ impl Shared {
         }
     }
 
-    /// As for a bind: what may be granted anew may be forgotten (B3). With `idle`, only if that was so
-    /// for as long since the owner was last heard of.
+    /// As for a bind: what may be granted anew may be forgotten (B3). With `idle`, only if that was
+    /// so for as long since the owner was last heard of.
     fn plan_forgetting(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
@@ -222,8 +223,9 @@ impl Shared {
         }
     }
 
-    /// Forgets tables whose owners ended a [`table_idle_ms`](super::AllocatorSettings::table_idle_ms)
-    /// ago, at most one write's worth of them. `shard` is where the last call stopped.
+    /// Forgets tables whose owners ended a
+    /// [`table_idle_ms`](super::AllocatorSettings::table_idle_ms) ago, at most one write's worth of
+    /// them. `shard` is where the last call stopped.
     pub(super) async fn forget_unowned(self: &Arc<Self>, state: &Arc<AllocatorState>, shard: &mut usize) -> Result<()> {
         let Some(idle) = self.settings.table_idle() else { return Ok(()) };
         let now = self.clock.now();

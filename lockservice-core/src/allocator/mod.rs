@@ -92,15 +92,18 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     /// Reserves a further block of fencing tokens for a bind (F2). Fails with `BindChanged` if the bind is not current.
     async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens>;
 
-    /// The owner of a bind gives it up, and the table is forgotten (B5): no number of it comes back, and whoever binds its name again
-    /// gets another table. To be called when nothing is locked in the table, and nothing more is granted in it.
+    /// The owner of a bind gives it up, and the table is forgotten (B5): no number of it comes
+    /// back, and whoever binds its name again gets another table. To be called when nothing is
+    /// locked in the table, and nothing more is granted in it.
     ///
-    /// The answer says if the bind was kept instead: then it is what it was, and nothing of this call lands later. One that is
-    /// repeated because its answer was lost finds the table gone, which is no error.
+    /// The answer says if the bind was kept instead: then it is what it was, and nothing of this
+    /// call lands later. One that is repeated because its answer was lost finds the table gone,
+    /// which is no error.
     ///
     /// # Errors
-    /// `BindChanged` if `version` is not current: it was released before, and the table bound anew. `LeaseLost` if `service` is not live.
-    /// After any other error it is not known whether the table was forgotten, or will be: ask again, and do not serve it meanwhile.
+    /// `BindChanged` if `version` is not current: it was released before, and the table bound anew.
+    /// `LeaseLost` if `service` is not live. After any other error it is not known whether the
+    /// table was forgotten, or will be: ask again, and do not serve it meanwhile.
     async fn release_table(
         &self,
         service: ServiceId,
@@ -109,12 +112,12 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
         version: BindVersion,
     ) -> Result<Released>;
 
-    /// Forgets a table that nobody owns any more, for an operator. Of one that a live incarnation owns it changes nothing, and answers who
-    /// that is.
+    /// Forgets a table that nobody owns any more, for an operator. Of one that a live incarnation
+    /// owns it changes nothing, and answers who that is.
     ///
     /// # Errors
-    /// `Rebinding` (with the time to wait) while its last owner may still be at work (B3); `Unavailable` or `StoreUnusable` if the store
-    /// cannot be written.
+    /// `Rebinding` (with the time to wait) while its last owner may still be at work (B3);
+    /// `Unavailable` or `StoreUnusable` if the store cannot be written.
     async fn forget_table(&self, table: &TableRef) -> Result<Forgetting>;
 
     /// The bind of `table` if there is one. Binds nothing.

@@ -21,8 +21,9 @@ pub struct AllocatorSettings {
     pub constants: ClusterConstants,
     /// Largest number of lock tables. Default: 1,000,000.
     pub tables_max: usize,
-    /// For how long nobody may own a lock table before it is forgotten, in milliseconds; 0 for ever. Counts from when its last owner was
-    /// last heard of, or from when this leader began. Default: 86,400,000 (a day).
+    /// For how long nobody may own a lock table before it is forgotten, in milliseconds; 0 for
+    /// ever. Counts from when its last owner was last heard of, or from when this leader began.
+    /// Default: 86,400,000 (a day).
     pub table_idle_ms: u64,
     /// Largest number of nodes that are known at one time. Default: 10,000.
     pub nodes_max: usize,

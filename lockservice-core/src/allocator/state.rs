@@ -5,13 +5,15 @@
 //! - A partition's bind is valid while its owner's lease holds ([`Service::holds`]); it is *void* from the moment it does not (B3).
 //! - What memory says of a table was durable before it was visible: a grant appears in [`TableEntry::binds`] when its write landed.
 //!   [`TableEntry::pending`] says that a write is under way; there is at most one per table.
-//! - A table that is being forgotten is [leaving](TableEntry::leaving) until it is gone: no pin is added to it.
+//! - A table that is being forgotten is [leaving](TableEntry::leaving) until it is gone: no pin is
+//!   added to it.
 //! - A pin is added under the shard's read lock, after the owner was seen live there. Whoever waits for pins first makes the owner not
 //!   live, then visits the shard under its write lock: every admission before is counted then, every later one refused.
 //!
 //! # Locks, in the order of taking
 //! 1. one shard of `tables`, of `services` or of `ids`: never two;
-//! 2. [`forgotten`](AllocatorState::forgotten), or one stripe of a [`CommitControl`]. A write that closes over a bind may fence its lapsed owner, stripe after stripe, under the
+//! 2. [`forgotten`](AllocatorState::forgotten), or one stripe of a [`CommitControl`]. A write that
+//!    closes over a bind may fence its lapsed owner, stripe after stripe, under the
 //!    table's shard.
 
 use std::sync::Arc;
@@ -150,7 +152,8 @@ pub struct TableEntry {
     pub binds: SmallVec<[BindEntry; 1]>,
     /// Closes when the write that is under way has landed or failed.
     pub pending: Option<watch::Receiver<()>>,
-    /// True while the write that is under way forgets the table: nothing may rely on its binds any more.
+    /// True while the write that is under way forgets the table: nothing may rely on its binds any
+    /// more.
     pub leaving: bool,
 }
 

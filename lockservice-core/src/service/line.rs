@@ -10,8 +10,11 @@
 //! 3. It makes the calls at the engine in the order of the line ([`Lines::next`]). Only when nobody
 //!    is left in it does the table count as owned, so that no later call comes in ahead.
 //!
+//! A table that is being forgotten has a line too: [`forget`](super::forget) opens it, and starts a
+//! binder when it is known that the table is gone, if anybody stands in it then.
+//!
 //! # Invariants
-//! - A table is owned or has a line, not both; a line has a binder.
+//! - A table is owned or has a line, not both; a line has a binder, or one who forgets its table.
 //! - A call leaves its line exactly once: it is handed over, refused, or gives up.
 
 use std::collections::BTreeMap;
@@ -137,6 +140,17 @@ impl Lines {
         let line = self.lines.entry(table.clone()).or_default();
         line.waiting.insert(place, waiter);
         Ok(Joined { place, begun: begun.then(|| Arc::clone(&line.deserted)) })
+    }
+
+    /// Opens a line for a table that is neither owned nor has one: whoever does this sees to its
+    /// binder.
+    pub(super) fn open(&mut self, table: &TableRef) -> Arc<Notify> {
+        Arc::clone(&self.lines.entry(table.clone()).or_default().deserted)
+    }
+
+    /// How many calls stand in the line of a table, if it has one.
+    pub(super) fn standing_in(&self, table: &TableRef) -> Option<usize> {
+        self.lines.get(table).map(|line| line.waiting.len())
     }
 
     /// A call gives up, if it still stands there. Answers why it did not get the table by `now`.

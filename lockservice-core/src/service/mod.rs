@@ -26,6 +26,7 @@
 //! - **A lost session's locks** go at once if their transaction does not validate, and otherwise only after the allocator made it
 //!   unable to commit (C4); a commit in flight keeps them.
 
+mod forget;
 mod keeper;
 mod lease;
 mod line;
@@ -175,6 +176,7 @@ impl LockService {
         inner.parts.allocator.attach_origin(inner.id, live);
         inner.spawn(keeper::keep_lease(Arc::clone(&inner)));
         inner.spawn(live::report(Arc::clone(&inner)));
+        inner.spawn(forget::forget_idle(Arc::clone(&inner)));
         Ok(Self { _last: Arc::new(SealOnDrop(Arc::clone(&inner))), inner })
     }
 

@@ -38,6 +38,9 @@ pub struct ServiceSettings {
     /// Most memory that the queued operations and unacknowledged answers of all sessions together may
     /// use, in bytes, as estimated; at least 65,536. Beyond it locks are refused. Default 1 GiB.
     pub kept_bytes_max: usize,
+    /// For how long nothing may be locked in a table before it is forgotten, in milliseconds; 0 for
+    /// ever. Default 86,400,000 (a day).
+    pub table_idle_ms: u64,
     /// Limits of the lock engine.
     pub engine: EngineSettings,
 }
@@ -55,6 +58,7 @@ impl Default for ServiceSettings {
             ops_per_txn_max: 256,
             kept_bytes_per_session_max: 16 << 20,
             kept_bytes_max: 1 << 30,
+            table_idle_ms: 86_400_000,
             engine: EngineSettings::default(),
         }
     }
@@ -97,6 +101,11 @@ impl ServiceSettings {
             return wrong("service.kept_bytes_max", "must be at least 65536: less leaves no room to work");
         }
         Ok(())
+    }
+
+    /// For how long nothing may be locked in a table before it is forgotten; `None` for ever.
+    pub(crate) fn table_idle(&self) -> Option<Duration> {
+        (self.table_idle_ms > 0).then(|| Duration::from_millis(self.table_idle_ms))
     }
 
     /// What all sessions may use together.

@@ -23,9 +23,9 @@ const TOKENS_LOW: u64 = 1 << 19;
 pub(crate) struct Tables {
     /// Installed in the engine, and current as long as this incarnation lives: a bind leaves a live incarnation only by its
     /// acknowledged release (B5).
-    owned: RwLock<HashMap<TableRef, Arc<Bind>>>,
+    pub(super) owned: RwLock<HashMap<TableRef, Arc<Bind>>>,
     /// Who waits for a table to be bound here. `owned` is locked inside.
-    lines: Mutex<Lines>,
+    pub(super) lines: Mutex<Lines>,
     /// Tables whose next block of tokens is on its way.
     refilling: Mutex<HashSet<TableRef>>,
 }
@@ -124,7 +124,7 @@ impl Inner {
     ///
     /// It ends with the line: when the table is bound, when it is refused for a reason that does not
     /// pass, when the service stops serving, or when nobody waits any more.
-    async fn bind_for_line(self: &Arc<Self>, table: &TableRef, deserted: &Notify) {
+    pub(super) async fn bind_for_line(self: &Arc<Self>, table: &TableRef, deserted: &Notify) {
         let mut pause = RETRY_FIRST;
         loop {
             let outcome = tokio::select! {
@@ -163,7 +163,7 @@ impl Inner {
     }
 
     /// Makes the calls of a line at the engine, in their order; then the table is owned.
-    fn hand_to_line(&self, table: &TableRef, bind: &Arc<Bind>) {
+    pub(super) fn hand_to_line(&self, table: &TableRef, bind: &Arc<Bind>) {
         loop {
             let mut lines = self.tables.lines.lock();
             let Some((waiter, waited)) = lines.next(table) else {
@@ -206,7 +206,17 @@ impl Inner {
                 .with_detail(Detail::Owner { service: bound.bind.owner, node: bound.node, address: bound.address }));
         }
         // C5: a snapshot that was begun before now may be older than the last owner's last commit.
-        self.engine.install(bound.bind.clone(), bound.tokens, Some(self.parts.clock.now()))?;
+        let installed = self.engine.install(bound.bind.clone(), bound.tokens, Some(self.parts.clock.now()));
+        if let Err(e) = installed {
+            if e.kind() == ErrorKind::BindChanged {
+                // B5: this version may have been served. It is given up, and the next one asked
+                // for.
+                self.settle_release(&bound.bind).await?;
+                let message = "an earlier bind of the table was given up first: try again";
+                return Err(Error::new(ErrorKind::Unavailable, message).with("table", table).with_source(e));
+            }
+            return Err(e);
+        }
         let bind = Arc::new(bound.bind);
         tracing::info!(%table, id = %bind.id, version = %bind.version, "table bound");
         if bound.tokens.is_none() {
@@ -263,6 +273,7 @@ fn passes(error: &Error) -> bool {
     matches!(
         error.kind(),
         ErrorKind::Rebinding
+            | ErrorKind::TableInUse
             | ErrorKind::Unavailable
             | ErrorKind::UnknownOutcome
             | ErrorKind::NotLeader

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::TableRecord;
 
-/// The highest numbers of all tables that a store has forgotten: one record, however many they were.
+/// The highest numbers of all tables that a store has forgotten: one record, however many they
+/// were.
 ///
 /// A table that is bound for the first time begins above it (L4, F1): nothing tells whether a table
 /// of the same name was there before.

@@ -55,7 +55,8 @@ impl StoreState {
     }
 
     /// The highest version, incarnation or table id in the store; no leader ever handed out a higher one durably, for the incarnation with
-    /// the highest number is never forgotten, and of a table that is forgotten its numbers are kept.
+    /// the highest number is never forgotten, and of a table that is forgotten its numbers are
+    /// kept.
     pub fn highest_number(&self) -> u64 {
         let tables = self
             .tables

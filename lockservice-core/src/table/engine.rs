@@ -99,7 +99,9 @@ impl LockEngine {
     /// The table's history is known since `history_since` (C5); all of it with `None`. Each grant says so.
     ///
     /// # Errors
-    /// [`BindChanged`](crate::ErrorKind::BindChanged) if this or a later version was ever installed (B5): bind the table anew. The error of
+    /// [`BindChanged`](crate::ErrorKind::BindChanged) if this or a later version was ever installed
+    /// (B5), or a later one of any table was [removed](Self::remove): give the bind up, and bind
+    /// the table anew. The error of
     /// [`seal`](Self::seal) if the engine is sealed. An earlier version that is still installed is removed first.
     pub fn install(&self, bind: Bind, tokens: Option<TokenBlock>, history_since: Option<Time>) -> Result<()> {
         self.with(|state| state.install(bind, tokens, history_since))

@@ -51,6 +51,11 @@ impl<V> IntervalMap<V> {
         Self { root: None, len: 0 }
     }
 
+    /// How many ranges there are.
+    pub(super) const fn len(&self) -> usize {
+        self.len
+    }
+
     pub(super) const fn is_empty(&self) -> bool {
         self.len == 0
     }

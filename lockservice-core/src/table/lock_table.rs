@@ -7,6 +7,7 @@ use super::call::CallId;
 use super::entry::{Entry, Place};
 use super::hash::IdMap;
 use super::holders::Holder;
+use super::idle::{Quiet, Usage};
 use super::interval::{IntervalMap, compare};
 use super::queue::Queue;
 use super::search::address;
@@ -35,6 +36,8 @@ pub(super) struct LockTable {
     pub(super) waiting: BTreeMap<Place, CallId>,
     /// Every call of this table that waits for a lock or a token, or whose outcome was not received yet.
     pub(super) calls: IdMap<CallId, ()>,
+    /// Since when nobody was seen to use it.
+    pub(super) quiet: Option<Quiet>,
     rows: BTreeMap<Key, Entry>,
     /// The rows that somebody waits for.
     wanted_rows: BTreeSet<Key>,
@@ -79,6 +82,7 @@ impl LockTable {
             commit_ts: None,
             waiting: BTreeMap::new(),
             calls: IdMap::default(),
+            quiet: None,
             rows: BTreeMap::new(),
             wanted_rows: BTreeSet::new(),
             ranges: IntervalMap::new(),
@@ -100,6 +104,16 @@ impl LockTable {
 
     pub(super) fn take_token(&mut self) -> Option<FencingToken> {
         take_token(&mut self.tokens)
+    }
+
+    /// The token that the next lock gets, if there is one.
+    pub(super) fn next_token(&self) -> FencingToken {
+        self.tokens.front().map_or(self.tokens_end, |block| block.next)
+    }
+
+    /// What is locked and waited for.
+    pub(super) fn usage(&self) -> Usage {
+        Usage { items: self.rows.len() + self.ranges.len(), calls: self.calls.len() }
     }
 
     pub(super) fn tokens_left(&self) -> u64 {

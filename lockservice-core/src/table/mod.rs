@@ -140,6 +140,7 @@ mod engine;
 mod entry;
 mod hash;
 mod holders;
+mod idle;
 mod inspect;
 mod interval;
 mod list;
@@ -154,6 +155,7 @@ mod txn;
 mod types;
 
 pub use self::engine::{LockCall, LockEngine};
+pub use self::idle::{IdleTables, Usage};
 pub use self::list::{LockList, WaitList};
 #[cfg(any(test, feature = "testing"))]
 pub use self::steps::{engine_longest_hold, engine_steps};

@@ -28,8 +28,11 @@ pub(super) struct State {
     pub(super) table_ids: BTreeSet<TableId>,
     pub(super) txns: IdMap<TxnId, Txn>,
     pub(super) calls: Calls,
-    /// The last version of each table that was ever installed here (B5).
+    /// The last version of each table that is installed here (B5).
     versions: IdMap<TableId, BindVersion>,
+    /// The highest version that was removed. Versions only grow, whatever the table: so none that
+    /// was served is served again (B5), and nothing is kept of each table that has gone.
+    removed_to: BindVersion,
     sealed: Option<fn() -> Error>,
     /// Calls that wait for a lock or a token.
     pub(super) in_flight: usize,
@@ -79,6 +82,7 @@ impl State {
             txns: IdMap::default(),
             calls: Calls::default(),
             versions: IdMap::default(),
+            removed_to: BindVersion::default(),
             sealed: None,
             in_flight: 0,
             bytes: 0,
@@ -106,16 +110,15 @@ impl State {
         self.check_not_sealed()?;
         let (table, version) = (bind.id, bind.version);
         // B5: a (table, version) is installed empty at most once.
-        if let Some(last) = self.versions.get(&table)
-            && version <= *last
-        {
+        let last = self.versions.get(&table).copied().unwrap_or(self.removed_to);
+        if version <= last {
             return Err(Error::new(
                 ErrorKind::BindChanged,
                 "this version of the table, or a later one, was already served here: bind it anew",
             )
             .with("table", &bind.table)
             .with("version", version)
-            .with("last", *last));
+            .with("last", last));
         }
         self.drop_table(table);
         self.versions.insert(table, version);
@@ -127,6 +130,8 @@ impl State {
     pub(super) fn remove(&mut self, table: TableId, version: BindVersion) {
         if self.tables.get(&table).is_some_and(|installed| installed.bind.version == version) {
             self.drop_table(table);
+            self.versions.remove(&table);
+            self.removed_to = self.removed_to.max(version);
         }
     }
 

@@ -41,6 +41,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("service.ops_per_txn_max", "most operations of one transaction that are queued or kept for a replay"),
     ("service.kept_bytes_per_session_max", "memory for those of one session"),
     ("service.kept_bytes_max", "memory for those of all sessions together"),
+    ("service.table_idle_ms", "how long a table without locks is kept; 0: for ever"),
     ("service.engine.items_per_request_max", "most rows and ranges in one request, of any caller"),
     ("service.engine.lock_bytes_max", "memory for the locks and waits of this node"),
     ("service.engine.txn_lock_bytes_max", "memory for the locks of one transaction"),
