@@ -209,6 +209,26 @@ async fn a_transaction_that_would_hold_locks_on_two_nodes_is_told_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_is_dropped_by_its_owner_whichever_node_is_asked() {
+    let (_store, nodes) = three().await;
+    own(&nodes[1], "b's").await;
+    let admin = nodes[2].client().await.admin();
+    let table = spec("b's", "k").table;
+    let session = nodes[2].client().await.session(None).await.expect("it serves");
+    let lock = session.lock(spec("b's", "k")).await.expect("free");
+    let used = within(admin.drop_table(&table)).await.expect_err("b has a lock in it");
+    assert_eq!(used.kind(), ErrorKind::TableInUse, "{used:?}");
+    let first = lock.token();
+    lock.unlock().await.expect("acknowledged");
+    within(admin.drop_table(&table)).await.expect("nothing is locked");
+    let gone = within(admin.drop_table(&table)).await.expect_err("it is forgotten");
+    assert_eq!(gone.kind(), ErrorKind::TableNotFound);
+    // The owner that was remembered refuses nothing: whoever is asked first has the name now.
+    let again = within(session.lock(spec("b's", "k"))).await.expect("free");
+    assert!(again.token() > first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_commit_is_validated_by_the_leader_whichever_node_is_asked() {
     let (_store, nodes) = three().await;
     own(&nodes[1], "b's").await;

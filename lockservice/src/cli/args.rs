@@ -103,6 +103,9 @@ pub(crate) enum Command {
     Waits(ListArgs),
     /// List which node every lock table is bound to.
     Binds(ClientArgs),
+    /// Drop a lock table.
+    #[command(subcommand)]
+    Table(TableCommand),
     /// Check, migrate, dump or restore a store.
     #[command(subcommand)]
     Store(StoreCommand),
@@ -185,6 +188,10 @@ pub(crate) struct ServeArgs {
     /// How long a client that fell silent keeps its locks if it asks for nothing else [default: 10s].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) session_ttl: Option<Duration>,
+    /// How long a table is kept in which nothing is locked, for example 12h; 0 for ever [default:
+    /// 1d].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) table_idle: Option<Duration>,
 }
 
 impl ServeArgs {
@@ -202,6 +209,7 @@ impl ServeArgs {
             ("--lease-ttl", self.lease_ttl.is_some()),
             ("--start-timeout", self.start_timeout.is_some()),
             ("--session-ttl", self.session_ttl.is_some()),
+            ("--table-idle", self.table_idle.is_some()),
         ]
         .into_iter()
         .filter_map(|(flag, given)| given.then_some(flag))
@@ -337,6 +345,31 @@ impl ListArgs {
     /// The table, if one was named.
     pub(crate) fn table(&self) -> Option<TableRef> {
         self.table.as_ref().map(|name| TableRef { group: self.group.clone(), name: name.clone() })
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TableCommand {
+    /// Forget a table in which nothing is locked, at the node that owns it. A table that nobody
+    /// uses is forgotten by itself in time: see --table-idle of serve.
+    Drop(DropArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DropArgs {
+    /// The lock table.
+    table: TableName,
+    /// The group of the table.
+    #[arg(long, default_value = "default")]
+    group: GroupName,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+impl DropArgs {
+    /// The table.
+    pub(crate) fn table(&self) -> TableRef {
+        TableRef { group: self.group.clone(), name: self.table.clone() }
     }
 }
 

@@ -171,6 +171,10 @@ impl Config {
         if let Some(time) = args.start_timeout {
             self.start_ms_max = ms(time).max(1);
         }
+        if let Some(idle) = args.table_idle {
+            // One with an owner and one without: to whoever sets this they are the same.
+            (self.service.table_idle_ms, self.allocator.table_idle_ms) = (ms(idle), ms(idle));
+        }
         if let Some(ttl) = args.session_ttl {
             self.service.session_ttl_ms = ms(ttl);
         }

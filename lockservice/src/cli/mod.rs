@@ -18,6 +18,7 @@ mod signals;
 mod sink;
 mod store;
 mod supervise;
+mod table;
 mod waiting;
 
 use std::ffi::OsStr;
@@ -63,6 +64,7 @@ fn run() -> ExitCode {
         Command::Locks(args) => block_on(list::locks(args, json)).map(|()| 0),
         Command::Waits(args) => block_on(list::waits(args, json)).map(|()| 0),
         Command::Binds(args) => block_on(list::binds(args, json)).map(|()| 0),
+        Command::Table(command) => block_on(table::run(command, json)).map(|()| 0),
         Command::Store(command) => block_on(store::run(command, json)),
         Command::Bench(args) => bench::run(args, json).map(|()| 0),
     };

@@ -12,6 +12,9 @@ use crate::convert;
 use crate::proto;
 use crate::proto::admin_client::AdminClient as Wire;
 
+/// How many answers that name another owner are followed (T5).
+const HOPS_MAX: usize = 3;
+
 /// Lists of a server's locks and waits and of the cluster's binds, of bounded length: see [`Listed::is_cut`]. Every call fails with `Unavailable` if no server answers.
 #[derive(Clone, Debug)]
 pub struct AdminClient {
@@ -53,6 +56,30 @@ impl AdminClient {
         let mut wire = self.wire.clone();
         let stream = self.node.call(wire.list_binds(proto::ListBindsRequest {})).await?;
         self.collect(stream, |info| (info.cut, convert::bind_status_from_proto(info))).await
+    }
+
+    /// Forgets a table in which nothing is locked, at the node that owns it, wherever that is.
+    ///
+    /// # Errors
+    /// Nothing is changed by any of these: `TableInUse` while something in it is locked or waits;
+    /// `TableNotFound`; `Rebinding` while its last owner may still be at work. After `Unavailable`
+    /// it is not known whether it was forgotten: ask again.
+    ///
+    /// # Cancel safety
+    /// A dropped call may have the table forgotten all the same.
+    pub async fn drop_table(&self, table: &TableRef) -> Result<()> {
+        let (mut node, mut hops) = (self.node.clone(), 0);
+        loop {
+            let (group, table) = names(Some(table));
+            let mut wire = Wire::new(node.channel.clone());
+            let Err(error) = node.call(wire.drop_table(proto::DropTableRequest { group, table })).await else {
+                return Ok(());
+            };
+            let owner = error.owner().filter(|address| !address.is_empty() && hops < HOPS_MAX);
+            let Some(owner) = owner else { return Err(error) };
+            node = self.node.client.node(owner)?;
+            hops += 1;
+        }
     }
 
     async fn collect<W, T>(

@@ -225,6 +225,17 @@ impl proto::admin_server::Admin for AdminApi {
         Ok(Response::new(proto::NodeInfo { node: service.node().to_string(), service: service.id().get() }))
     }
 
+    async fn drop_table(
+        &self,
+        request: Request<proto::DropTableRequest>,
+    ) -> Result<Response<proto::DropTableResponse>, Status> {
+        let proto::DropTableRequest { group, table } = request.get_ref();
+        let table = convert::table_from_proto(group, table).map_err(|e| status(&e))?;
+        let dropped = self.host()?.current().drop_table(&table).await;
+        tracing::info!(%table, error = ?dropped.as_ref().err(), "an operator wants a table dropped");
+        dropped.map(|()| Response::new(proto::DropTableResponse {})).map_err(|e| status(&e))
+    }
+
     async fn list_binds(
         &self,
         _request: Request<proto::ListBindsRequest>,
