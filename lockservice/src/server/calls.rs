@@ -31,11 +31,12 @@ const MESSAGE_BYTES_SMALL: usize = 4 << 10;
 /// Bytes before each message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
 
-/// Calls that release something: they are let in when others are not.
-const RELEASES: [&str; 4] = [
+/// Calls that release something, or keep it: they are let in when others are not.
+const RELEASES: [&str; 5] = [
     "/lockservice.v1.Locks/Unlock",
     "/lockservice.v1.Locks/End",
     "/lockservice.v1.Locks/CloseSession",
+    "/lockservice.v1.Locks/LeaveSession",
     "/lockservice.v1.Locks/KeepSession",
 ];
 
