@@ -147,35 +147,32 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
 
     /// Shows every entry, shard by shard in no particular order. An entry that comes or goes meanwhile may be seen or not; every other is seen once.
     pub fn for_each(&self, mut visit: impl FnMut(&K, &V)) {
-        for shard in &self.shards {
-            for (key, value) in shard.0.read().iter() {
-                visit(key, value);
-            }
+        for shard in 0..self.shards() {
+            self.for_each_in(shard, &mut visit);
         }
     }
 
-    /// How many shards there are.
+    /// How many shards there are, to be visited one after another with pauses in between.
     pub fn shards(&self) -> usize {
         self.shards.len()
     }
 
-    /// Shows every entry of one shard, for those to whom all entries in one go are too many. Shows
-    /// none if there is no such shard; otherwise as [`for_each`](Self::for_each).
-    pub fn for_each_in(&self, shard: usize, mut visit: impl FnMut(&K, &V)) {
-        if let Some(shard) = self.shards.get(shard) {
-            for (key, value) in shard.0.read().iter() {
-                visit(key, value);
-            }
-        }
+    /// As [`for_each`](Self::for_each), of one shard. Returns how many entries it has; 0 beyond the
+    /// [last](Self::shards) one.
+    pub fn for_each_in(&self, shard: usize, mut visit: impl FnMut(&K, &V)) -> usize {
+        let Some(Shard(shard)) = self.shards.get(shard) else { return 0 };
+        let shard = shard.read();
+        shard.iter().for_each(|(key, value)| visit(key, value));
+        shard.len()
     }
 
-    /// Lets `update` change every entry, shard by shard, each under its write lock. Otherwise as [`for_each`](Self::for_each).
-    pub fn update_each(&self, mut update: impl FnMut(&K, &mut V)) {
-        for shard in &self.shards {
-            for (key, value) in shard.0.write().iter_mut() {
-                update(key, value);
-            }
-        }
+    /// Lets `update` change every entry of a shard, under its write lock. Otherwise as
+    /// [`for_each_in`](Self::for_each_in).
+    pub fn update_each_in(&self, shard: usize, mut update: impl FnMut(&K, &mut V)) -> usize {
+        let Some(Shard(shard)) = self.shards.get(shard) else { return 0 };
+        let mut shard = shard.write();
+        shard.iter_mut().for_each(|(key, value)| update(key, value));
+        shard.len()
     }
 
     /// The number of entries, counted shard by shard: exact only while nobody adds or removes one.

@@ -4,15 +4,19 @@
 
 mod cluster;
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use lockservice_core::allocator::{AllocatorSettings, LocalAllocator, LockTableAllocator, Progress, Role, TxnRange};
+use lockservice_core::allocator::{
+    AllocatorSettings, LocalAllocator, LockTableAllocator, Progress, Resume, Role, TxnRange,
+};
 use lockservice_core::clock::{Clock, SystemClock, hi, lo};
-use lockservice_core::store::{BindStore, Candidate, Floor, Leadership, MemoryStore, Op, TableRecord};
+use lockservice_core::store::{BindRecord, BindStore, Candidate, Floor, Leadership, MemoryStore, Op, TableRecord};
 use lockservice_core::testing::SharedStore;
-use lockservice_core::{ErrorKind, NodeName, Nonce, TableId, TxnId};
+use lockservice_core::{BindVersion, ErrorKind, NodeName, Nonce, ServiceId, TableId, TxnId};
 use tokio::time::Instant;
 
 use self::cluster::{Cluster, LEASE, TTL, commit, table};
@@ -65,9 +69,19 @@ async fn a_leader_renews_while_its_opening_holds_a_thread() {
     outcome.await.expect("it is elected").expect("renewed while the store was being read");
 }
 
-/// An exclusive store with many tables, opened on one thread: how often do others get their turn?
+/// How often a future is polled until it is ready: in between others have their turn.
+async fn polls<F: Future>(future: F) -> (F::Output, usize) {
+    let mut future = pin!(future);
+    let mut polls = 0;
+    let output = poll_fn(|context| {
+        polls += 1;
+        future.as_mut().poll(context)
+    });
+    (output.await, polls)
+}
+
 #[tokio::test]
-async fn the_opening_of_many_tables_lets_other_tasks_run() {
+async fn work_over_many_tables_lets_other_tasks_run() {
     const TABLES: usize = 20_000;
     let store: Arc<dyn BindStore> = Arc::new(MemoryStore::new(1));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -82,10 +96,12 @@ async fn the_opening_of_many_tables_lets_other_tasks_run() {
             id: TableId::new(epoch.first_number() + 1 + n as u64),
             partitions: 1,
             tokens_reserved_to: 0,
-            binds: Vec::new(),
+            binds: vec![BindRecord { owner: ServiceId::new(1), version: BindVersion::new(1) }],
         })
     });
     store.write(epoch, 1, &tables.collect()).await.expect("it leads");
+    let least = TABLES / 1_000;
+    // It opens in a task of its own, so what counts is how often another one has its turn.
     let turns = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&turns);
     let other = tokio::spawn(async move {
@@ -94,11 +110,21 @@ async fn the_opening_of_many_tables_lets_other_tasks_run() {
             tokio::task::yield_now().await;
         }
     });
-    let allocator = LocalAllocator::open(store, clock, AllocatorSettings::default(), name).await.expect("opens");
-    let turns = turns.load(Ordering::SeqCst);
+    let allocator = LocalAllocator::open(store, clock, AllocatorSettings::default(), name.clone()).await;
+    let times = turns.load(Ordering::SeqCst);
     other.abort();
+    let allocator = allocator.expect("opens");
     assert_eq!(allocator.entries().0, TABLES);
-    assert!(turns >= TABLES / 1_000, "others had {turns} turns in all");
+    assert!(times >= least, "others had {times} turns in all");
+    let (status, times) = polls(allocator.status()).await;
+    let binds = status.expect("it leads").binds;
+    assert!(binds.len() == TABLES && binds.is_sorted_by(|a, b| a.bind.table < b.bind.table));
+    assert!(times >= least, "the status took {times} polls");
+    let resume = Resume { node: name, nonce: Nonce::new(7), address: String::new(), replaces: None };
+    let service = allocator.resume(&resume).await.expect("a free name").service;
+    let (resigned, times) = polls(allocator.resign(service, Nonce::new(7))).await;
+    resigned.expect("nothing is pinned");
+    assert!(times >= least, "the resignation took {times} polls");
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockservice_core::store::{
     Applied, Batch, BindStore, Candidate, Damage, Floor, Head, Inspection, Leadership, Lineage, Renewal, StoreState,
-    WriteAck,
+    Turns, WriteAck,
 };
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use sqlx::postgres::PgRow;
@@ -178,8 +178,10 @@ impl PgStore {
             (&self.sql.services, add_service),
             (&self.sql.tombstones, add_tombstone),
         ];
+        let mut turns = Turns::default();
         for (query, add) in parts {
             for row in calls.asked(link.rows(sql(query), calls.load_timeout).await)? {
+                turns.next().await;
                 damage.bear(add(&mut state, &row).map_err(|e| e.with("store", &calls.describe)))?;
             }
         }

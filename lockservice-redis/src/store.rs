@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockservice_core::store::{
     Applied, Batch, BindStore, Candidate, Change, Damage, Floor, Head, Inspection, Leadership, Lineage, Renewal,
-    STORE_FORMAT, StoreState, WriteAck, absorb, changes, encode,
+    STORE_FORMAT, StoreState, Turns, WriteAck, absorb, changes, encode,
 };
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use redis::Value;
@@ -167,7 +167,9 @@ impl RedisStore {
         let mut state = StoreState::default();
         (state.epoch, state.applied) = before.as_ref().and_then(place).unwrap_or_default();
         // Format and head were looked at before.
+        let mut turns = Turns::default();
         for (key, value) in records.iter().filter(|(key, _)| *key != b"format" && !key.starts_with(b"head/")) {
+            turns.next().await;
             damage.bear(absorb(&mut state, key, value))?;
         }
         Ok(Some((state, before.and_then(|found| found.head))))

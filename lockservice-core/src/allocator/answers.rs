@@ -20,7 +20,7 @@ use super::types::{
 use super::writer::{Command, Done, end};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
-use crate::store::{Op, ServiceState};
+use crate::store::{Op, ServiceState, Turns};
 use crate::sync::atomic::Ordering;
 
 #[async_trait]
@@ -95,7 +95,10 @@ impl LockTableAllocator for LocalAllocator {
         }
         // From here on no new pin on its binds and, after the fence, no new commit of its transactions.
         known.commits.fence();
-        let mut pins = state.pins_of(service);
+        let (mut pins, mut turns) = (Vec::new(), Turns::default());
+        for shard in 0..state.tables.shards() {
+            turns.after(state.pins_in(shard, service, &mut pins)).await;
+        }
         // C2: a resignation waits for pins. Polled: a commit must not pay for telling whoever waits, and the wait is bounded by the lease.
         loop {
             let now = self.shared.clock.now();
@@ -213,23 +216,37 @@ impl LockTableAllocator for LocalAllocator {
         let state = self.shared.leading().await?;
         let now = self.shared.clock.now();
         let mut status = AllocatorStatus { at: state.progress(), ..AllocatorStatus::default() };
-        state.tables.for_each(|table, entry| {
+        let mut turns = Turns::default();
+        for shard in 0..state.tables.shards() {
+            let visited = state.tables.for_each_in(shard, |table, entry| {
+                status
+                    .binds
+                    .extend((0..entry.binds.len() as u32).filter_map(|partition| entry.status(table, partition, now)));
+            });
+            turns.after(visited).await;
+        }
+        for shard in 0..state.services.shards() {
+            let visited = state.services.for_each_in(shard, |_, service| {
+                if service.holds(now) || service.references.load(Ordering::Acquire) > 0 {
+                    status.services.push(ServiceStatus {
+                        id: service.id,
+                        node: service.node.clone(),
+                        address: service.address.clone(),
+                        state: service.state(),
+                    });
+                }
+            });
+            turns.after(visited).await;
+        }
+        // A million binds take seconds to sort.
+        let sorted = tokio::task::spawn_blocking(move || {
+            status.binds.sort_by(|a, b| (&a.bind.table, a.bind.partition).cmp(&(&b.bind.table, b.bind.partition)));
+            status.services.sort_by_key(|service| service.id);
             status
-                .binds
-                .extend((0..entry.binds.len() as u32).filter_map(|partition| entry.status(table, partition, now)));
         });
-        state.services.for_each(|_, service| {
-            if service.holds(now) || service.references.load(Ordering::Acquire) > 0 {
-                status.services.push(ServiceStatus {
-                    id: service.id,
-                    node: service.node.clone(),
-                    address: service.address.clone(),
-                    state: service.state(),
-                });
-            }
-        });
-        status.binds.sort_by(|a, b| (&a.bind.table, a.bind.partition).cmp(&(&b.bind.table, b.bind.partition)));
-        status.services.sort_by_key(|service| service.id);
+        let status = sorted.await.map_err(|_| stopping())?;
+        // L1: nothing is answered once the leadership has run out.
+        self.shared.leading().await?;
         Ok(status)
     }
 }

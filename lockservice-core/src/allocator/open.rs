@@ -20,16 +20,13 @@ use crate::error::{ErrorKind, Result};
 use crate::id::{EPOCH_SHIFT, Epoch, NodeName, Nonce, ServiceId, TxnId};
 use crate::store::{
     Applied, Batch, BindStore, Candidate, Cluster, Doubt, Floor, Leadership, Lineage, Loss, NodeAddress, Op, Seen,
-    ServiceRecord, ServiceState, StoreState, Terms,
+    ServiceRecord, ServiceState, StoreState, Terms, Turns,
 };
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Between two attempts to read a store that does not answer.
 const LOAD_AGAIN: Duration = Duration::from_millis(50);
-
-/// How many records are taken in before other tasks get their turn: well below a millisecond's worth.
-const RECORDS_AT_ONCE: usize = 256;
 
 /// What an opening found.
 pub(super) struct Opened {
@@ -249,20 +246,6 @@ pub(super) async fn open(
     }
     state.applied.store(applied, Ordering::Release);
     Ok(Opened { state, names, epoch, applied, constants_later })
-}
-
-/// Lets other tasks run now and then.
-#[derive(Default)]
-struct Turns(usize);
-
-impl Turns {
-    /// Before each record.
-    async fn next(&mut self) {
-        self.0 += 1;
-        if self.0.is_multiple_of(RECORDS_AT_ONCE) {
-            tokio::task::yield_now().await;
-        }
-    }
 }
 
 /// Reads everything. A shared store that does not answer is asked again for `patience`, as long as the leadership lasts: to give that up would

@@ -432,14 +432,16 @@ impl AllocatorState {
         }
     }
 
-    /// What holds the binds of `owner` in place. Once its lease is not live, no commit that these do not count can be admitted on them.
-    pub fn pins_of(&self, owner: ServiceId) -> Vec<Arc<Pins>> {
-        let mut pins = Vec::new();
-        // Exclusively: a commit that saw the owner live under the shard's lock has added its pin before this gets the lock.
-        self.tables.update_each(|_, entry| {
-            pins.extend(entry.binds.iter().filter(|bind| bind.owner.id == owner).map(|bind| Arc::clone(&bind.pins)));
-        });
-        pins
+    /// Adds to `pins` what holds the binds of `owner` in place, of the tables in one shard; returns how many
+    /// tables those are. Once its lease is not live, no commit that these do not count can be admitted
+    /// on them.
+    pub fn pins_in(&self, shard: usize, owner: ServiceId, pins: &mut Vec<Arc<Pins>>) -> usize {
+        // Exclusively: a commit that saw the owner live under the shard's lock has added its pin before
+        // this gets the lock.
+        self.tables.update_each_in(shard, |_, entry| {
+            let own = entry.binds.iter().filter(|bind| bind.owner.id == owner);
+            pins.extend(own.map(|bind| Arc::clone(&bind.pins)));
+        })
     }
 
     /// Compares and pins one presented bind, under its shard's lock (C3), and answers what is left of its owner's lease.

@@ -15,6 +15,7 @@ mod memory;
 mod place;
 mod record;
 mod terms;
+mod turns;
 mod unfinished;
 
 use std::fmt;
@@ -40,6 +41,7 @@ pub use self::record::{
     decode, encode,
 };
 pub use self::terms::{Term, Terms};
+pub use self::turns::Turns;
 
 /// The durable state of an allocator, on RocksDB, PostgreSQL, Redis, in a file or in memory.
 ///
@@ -65,7 +67,8 @@ pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     /// What this store is, for messages to operators: its URL without secrets.
     fn describe(&self) -> String;
 
-    /// Reads everything. Called once by a new leader.
+    /// Reads everything. Called once by a new leader. It can be a million records: to decode them it lets other
+    /// tasks run by [`Turns`], or does it on a blocking thread.
     ///
     /// Fails with `StoreCorrupt` or `StoreNewer` for content that this version cannot read (nothing is changed), `Unavailable` if
     /// the store does not answer.
