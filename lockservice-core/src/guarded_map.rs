@@ -8,7 +8,7 @@
 //! 1. **A read creates nothing.** [`read`](GuardedMap::read), [`contains`](GuardedMap::contains), [`for_each`](GuardedMap::for_each) and
 //!    [`update_existing`](GuardedMap::update_existing) never add an entry. Entries come from [`upsert`](GuardedMap::upsert) and
 //!    [`alter`](GuardedMap::alter) alone, under the shard's write lock. (A lookup that created entries of a plain map under a read lock is
-//!    how the reference system died: spec J1.)
+//!    how a system of this kind died: an entry created by readers, in a plain map.)
 //! 2. **No guard leaves.** Values are reached inside closures only, so nothing can be held over an await, and a caller blocks others no
 //!    longer than its closure runs.
 //! 3. **Readers do not exclude readers.** Two closures of [`read`](GuardedMap::read) run side by side, in one shard and on one key too.
@@ -135,7 +135,7 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
 
     /// Removes the entry of `key` if `condition` holds for its value, and answers the value.
     ///
-    /// The condition is looked at and the entry removed in one step, so that an entry that was replaced meanwhile stays (spec J4).
+    /// The condition is looked at and the entry removed in one step, so that an entry that was replaced meanwhile stays.
     pub fn remove_if(&self, key: &K, condition: impl FnOnce(&V) -> bool) -> Option<V> {
         let hash = self.hasher.hash_one(key);
         let mut shard = self.shard(hash).write();

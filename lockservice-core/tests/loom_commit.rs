@@ -1,4 +1,4 @@
-//! Every interleaving of small models of commit admission (spec J2, J6, J8; C2 to C4).
+//! Every interleaving of small models of commit admission (C2 to C4).
 #![cfg(loom)]
 
 use std::time::Duration;
@@ -72,7 +72,7 @@ fn once_an_origin_is_fenced_none_of_its_commits_is_admitted() {
         let fencing = Arc::clone(&control);
         let fence = thread::spawn(move || {
             fencing.fence();
-            // What is in flight now is all there will ever be (J6).
+            // What is in flight now is all there will ever be.
             fencing.in_flight_until(NOW)
         });
         let admitted = control.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).is_ok();
@@ -109,7 +109,7 @@ fn finishing_one_attempt_leaves_the_other_in_flight() {
         });
         control.admit(txn(), attempt(2), PinSet::new(), WINDOW, NOW).expect("free");
         let marked = control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit");
-        assert_eq!(marked, Marked::Committing, "the second attempt is in flight (J8)");
+        assert_eq!(marked, Marked::Committing, "the second attempt is in flight");
         first.join().expect("no panic");
         assert_eq!(control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit"), Marked::Committing);
         control.finish(txn(), attempt(2));
@@ -197,7 +197,7 @@ fn the_cleaner_takes_off_only_the_mark_that_it_saw() {
         cleaner.join().expect("no panic");
         assert!(control.len() <= 1);
         let again = control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit");
-        // Had the cleaner removed a mark that is newer than its look (J2), its write would stay behind in the store.
+        // Had the cleaner removed a mark that is newer than its look, its write would stay behind in the store.
         assert!(matches!(again, Marked::ToWrite(_)), "{again:?}");
     });
 }

@@ -1,4 +1,4 @@
-//! Every interleaving of small models of the guarded map (spec J1, J4).
+//! Every interleaving of small models of the guarded map.
 #![cfg(loom)]
 
 use lockservice_core::GuardedMap;
@@ -59,7 +59,7 @@ fn what_was_replaced_meanwhile_is_not_removed() {
         let cleaner = thread::spawn(move || other.remove_if(&1, |value| *value == 0).is_some());
         let refilled = map.update_existing(&1, |value| *value = 5).is_some();
         let removed = cleaner.join().expect("no panic");
-        assert_ne!(refilled, removed, "either it was empty and went, or it was refilled and stays (J4)");
+        assert_ne!(refilled, removed, "either it was empty and went, or it was refilled and stays");
         assert_eq!(map.contains(&1), refilled);
     });
 }

@@ -1,4 +1,4 @@
-//! The outage that started it all (spec J1): the first start, and the first after an upgrade, under full concurrent load.
+//! The outage that started it all: the first start, and the first after an upgrade, under full concurrent load.
 #![cfg(not(loom))]
 
 use std::sync::{Arc, Mutex, mpsc};

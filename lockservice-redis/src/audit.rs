@@ -48,7 +48,7 @@ impl Known<'_> {
     }
 
     fn persistence(&self) -> Option<String> {
-        const WHAT_THEN: &str = "Whatever is lost is noticed and stepped over (L4): locks are granted anew only after a pause, and \
+        const WHAT_THEN: &str = "Whatever is lost is noticed and stepped over: locks are granted anew only after a pause, and \
              transactions that were not proven to hold their binds fail.";
         let appends = self.setting("appendonly").map(|value| value == "yes");
         let appends = appends.or_else(|| field(self.info, "aof_enabled").map(|value| value == "1")).unwrap_or(false);

@@ -194,7 +194,7 @@ struct Stripe {
     fenced: bool,
     /// Numbers below this are over.
     floor: u64,
-    /// Raised with every mark; a removal must name the one it saw (spec J2, J3).
+    /// Raised with every mark; a removal must name the one it saw.
     generation: u64,
     /// No attempt runs out before this: until then a look for room finds none. `None` if there is no attempt.
     expires_from: Option<Time>,
@@ -370,7 +370,7 @@ impl CommitControl {
         answer
     }
 
-    /// Ends an attempt. Idempotent; one that is unknown changes nothing. Other attempts of the transaction go on (spec J8).
+    /// Ends an attempt. Idempotent; one that is unknown changes nothing. Other attempts of the transaction go on.
     pub fn finish(&self, txn: TxnId, attempt: CommitAttempt) {
         let mut stripe = self.stripe(txn);
         let mut ended = None;
@@ -431,7 +431,7 @@ impl CommitControl {
     }
 
     /// The write of a mark landed. A mark that was taken off, made again, or whose removal began meanwhile, stays as it is; one at the
-    /// last generation never counts as written (spec J9: it is written again each time).
+    /// last generation never counts as written (it is written again each time).
     pub fn durable(&self, txn: TxnId, written: u64) {
         if let Some(Commit::Tombstone { generation, durable }) = self.stripe(txn).commits.get_mut(&txn.counter)
             && *generation == written
@@ -441,8 +441,8 @@ impl CommitControl {
         }
     }
 
-    /// Takes a mark off, unless it was made again after `generation` (spec J2, J3). At the last generation nothing is taken off: it can
-    /// no longer be told apart (spec J9: fail closed).
+    /// Takes a mark off, unless it was made again after `generation`. At the last generation nothing is taken off: it can
+    /// no longer be told apart (fail closed).
     pub fn remove(&self, txn: TxnId, seen: u64) {
         let mut stripe = self.stripe(txn);
         if let Entry::Occupied(entry) = stripe.commits.entry(txn.counter)

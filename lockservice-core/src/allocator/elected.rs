@@ -273,7 +273,7 @@ async fn campaign(shared: Arc<Shared>) {
                     shared.belongs_to(cluster);
                 }
                 if seen.leader.is_none() {
-                    tracing::info!("the store holds no leader's record: waiting, in case it was lost (L4)");
+                    tracing::info!("the store holds no leader's record: waiting, in case it was lost");
                 }
                 let own = &shared.address.nodes;
                 let at_our_address = address.as_ref().is_some_and(|at| !own.is_empty() && at.nodes == *own);

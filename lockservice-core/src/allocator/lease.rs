@@ -64,7 +64,7 @@ impl Lease {
 
 /// A [`Lease`] that commits read with one load and no lock.
 ///
-/// One word, so that a renewal and a fence cannot both succeed (spec J11): nanoseconds of the last renewal, and the state in the two
+/// One word, so that a renewal and a fence cannot both succeed: nanoseconds of the last renewal, and the state in the two
 /// lowest bits.
 #[derive(Debug)]
 pub struct LeaseCell(AtomicU64);
@@ -175,7 +175,7 @@ mod tests {
     fn a_renewal_that_comes_before_the_fence_wins_over_a_lapse_seen_earlier() {
         let cell = LeaseCell::new(at(0), LeaseState::Live);
         assert!(cell.renew(TTL, || at(5_000)));
-        assert!(!cell.fence_if(|lease| lease.lapsed(TTL, at(5_150))), "the sweep decided on an old reading (J11)");
+        assert!(!cell.fence_if(|lease| lease.lapsed(TTL, at(5_150))), "the sweep decided on an old reading");
         assert_eq!(cell.get().state, LeaseState::Live);
     }
 

@@ -129,7 +129,7 @@ mod tests {
         let volatile = TokenSource::Volatile { from: TOKEN_END - TOKEN_BLOCK };
         volatile.block(0, Epoch::new(1)).expect("the last block").expect("no epoch involved");
         assert!(volatile.block(TOKEN_END, Epoch::new(1)).is_err());
-        assert!(TokenSource::Epoch { from: 0 }.block(u64::MAX - 1, Epoch::new(1)).is_err(), "no wrap-around (J9)");
+        assert!(TokenSource::Epoch { from: 0 }.block(u64::MAX - 1, Epoch::new(1)).is_err(), "no wrap-around");
     }
 
     #[test]

@@ -6,6 +6,9 @@ pub mod architecture {}
 #[doc = include_str!("backend.md")]
 pub mod backend {}
 
+#[doc = include_str!("glossary.md")]
+pub mod glossary {}
+
 #[doc = include_str!("invariants.md")]
 pub mod invariants {}
 

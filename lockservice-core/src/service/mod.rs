@@ -22,7 +22,7 @@
 //!   (`line.rs`), and are made at the engine in its order before any later one.
 //! - **One deadline for everything** that a call waits for: its turn, the bind, the locks, a token. It is made when the call comes.
 //!   A call that may not wait waits for none of them; it asks the allocator once, for a second at most.
-//! - **A transaction ends once.** Its state is set before its locks are released, so that a grant on its way is seen (J63) and taken back.
+//! - **A transaction ends once.** Its state is set before its locks are released, so that a grant on its way is seen and taken back.
 //! - **A lost session's locks** go at once if their transaction does not validate, and otherwise only after the allocator made it
 //!   unable to commit (C4); a commit in flight keeps them.
 

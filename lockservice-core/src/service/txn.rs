@@ -89,8 +89,7 @@ impl Inner {
             )
             .with("most", ANCESTORS_MAX));
         }
-        // One absolute deadline for everything that the call waits for: its turn, the bind, the queue, a token (B11 to B15 of the
-        // reference).
+        // One absolute deadline for everything that the call waits for: its turn, the bind, the queue, a token.
         let deadline = self.deadline(&spec, began);
         let LockSpec { table, items, mode, wait, timeout, ancestors, .. } = spec;
         let asked = Asked { txn: txn.id, ancestors, items, mode, wait, since: began };
@@ -176,7 +175,7 @@ impl Inner {
     /// Incident 1 of `peers.md`: a waiter must not be answered after the promise under it has lapsed. So lease and transaction are
     /// looked at once more, after the grant and before the answer; what lapses after that is covered by the promise that the answer carries.
     fn still_good(&self, txn: &TxnRecord, grant: &Grant, now: Time) -> Result<Granted> {
-        // J63: the end of a transaction marks it first and releases then, so a grant that came in between is seen here.
+        // The end of a transaction marks it first and releases then, so a grant that came in between is seen here.
         let still = txn.check_active().and_then(|()| self.promise(txn.session.as_deref()));
         match still {
             Ok(promise) => {

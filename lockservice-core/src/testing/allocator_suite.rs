@@ -245,7 +245,7 @@ async fn attempts_of_one_transaction_are_counted_each(fixture: &dyn AllocatorFix
     }
     allocator.finish_commit(txn, CommitAttempt::new(1)).await.expect("admitted");
     let answer = allocator.cannot_commit(&[txn]).await.expect("answer");
-    assert_eq!(answer.committing, vec![txn], "the second attempt is in flight (J8)");
+    assert_eq!(answer.committing, vec![txn], "the second attempt is in flight");
     allocator.finish_commit(txn, CommitAttempt::new(2)).await.expect("admitted");
     let answer = allocator.cannot_commit(&[txn]).await.expect("answer");
     assert_eq!(answer.tombstoned, vec![txn]);

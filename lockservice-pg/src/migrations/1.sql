@@ -16,7 +16,7 @@ create table $schema.head (
     record jsonb not null default '{}'
 ) with (fillfactor = 50);
 comment on table $schema.head is
-    'lockservice: who leads (L1) and how far the store has come (L2); record is as it was when the leadership began, the columns are as of now; epoch 0 stands for nobody ever';
+    'lockservice: who leads and how far the store has come; record is as it was when the leadership began, the columns are as of now; epoch 0 stands for nobody ever';
 
 create table $schema.constants (
     one boolean primary key default true check (one),
