@@ -15,10 +15,12 @@ use async_trait::async_trait;
 use integration::allocators::{Node, TTL, settings};
 use integration::containers::{Container, Postgres, PostgresOptions, Redis, RedisOptions};
 use lockservice_core::allocator::{
-    BeginCommit, CommitWindow, Incarnation, LocalAllocator, LockTableAllocator, PresentedBind, Resume,
+    BeginCommit, CommitWindow, Incarnation, LocalAllocator, LockTableAllocator, PresentedBind, Registration,
 };
 use lockservice_core::clock::SystemClock;
-use lockservice_core::store::{Applied, Batch, BindStore, Candidate, Doubt, Leadership, Renewal, StoreState, WriteAck};
+use lockservice_core::store::{
+    Applied, Batch, BindStore, Candidate, DataLoss, Leadership, Renewal, StoreState, WriteAck,
+};
 use lockservice_core::testing::LocalPeers;
 use lockservice_core::{CommitAttempt, Epoch, NodeName, Nonce, Result, TableRef, TxnId};
 use lockservice_pg::PgStore;
@@ -95,11 +97,11 @@ async fn settled(store: &dyn BindStore) -> Candidate {
     for _ in 0..3 {
         match store.acquire_leadership(&candidate, TTL).await.expect("an answer") {
             Leadership::Acquired { continuous: true, .. } => break,
-            Leadership::Acquired { .. } => candidate.doubt = Doubt::Settled,
+            Leadership::Acquired { .. } => candidate.data_loss = DataLoss::Settled,
             Leadership::Held { seen, .. } => candidate.seen = Some(seen),
         }
     }
-    Candidate { doubt: Doubt::Unknown, ..candidate }
+    Candidate { data_loss: DataLoss::Unknown, ..candidate }
 }
 
 async fn binds(name: &str, store: Arc<dyn BindStore>) {
@@ -166,13 +168,13 @@ fn p99(times: &mut [Duration]) -> Duration {
 }
 
 async fn begin(allocator: &dyn LockTableAllocator, name: &str) -> Incarnation {
-    let request = Resume {
+    let request = Registration {
         node: NodeName::new(name).expect("a name"),
         nonce: Nonce::new(1),
         address: "127.0.0.1:2".to_owned(),
         replaces: None,
     };
-    allocator.resume(&request).await.expect("a leader answers")
+    allocator.register(&request).await.expect("a leader answers")
 }
 
 /// Validation while the store is paused, and the fail-over of a leader that died.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use lockservice_core::allocator::{
     AllocatorSettings, BeginCommit, CommitWindow, ElectedAllocator, Incarnation, LockTableAllocator, PresentedBind,
-    Progress, Resume, Role, TokenBlock,
+    Progress, Registration, Role, TokenBlock,
 };
 use lockservice_core::clock::SystemClock;
 use lockservice_core::store::{BindStore, ClusterConstants, StoreState};
@@ -181,8 +181,8 @@ pub async fn work(
     while !*stop.borrow() {
         let nonce = Nonce::new(random.random());
         let request =
-            Resume { node: NodeName::new(&name).expect("a name"), nonce, address: name.clone(), replaces: last };
-        let incarnation = match bounded("resume", allocator.resume(&request)).await {
+            Registration { node: NodeName::new(&name).expect("a name"), nonce, address: name.clone(), replaces: last };
+        let incarnation = match bounded("resume", allocator.register(&request)).await {
             Ok(incarnation) => incarnation,
             Err(e) => {
                 let fine =
@@ -234,7 +234,7 @@ async fn live(
             Err(e) if e.kind() == ErrorKind::LeaseLost => break,
             Err(e) => {
                 let fine =
-                    [ErrorKind::Unavailable, ErrorKind::Rebinding, ErrorKind::NotLeader, ErrorKind::UnknownOutcome];
+                    [ErrorKind::Unavailable, ErrorKind::Reassigning, ErrorKind::NotLeader, ErrorKind::UnknownOutcome];
                 assert!(fine.contains(&e.kind()), "bind: {e:?}");
                 pause(stop, Duration::from_millis(20)).await;
                 continue;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Resume,
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Registration,
 };
 use lockservice_core::clock::SystemClock;
 use lockservice_core::store::{ClusterConstants, MemoryStore};
@@ -30,8 +30,8 @@ async fn prepare() -> Prepared {
     let node = NodeName::new("bench").unwrap();
     let store = Arc::new(MemoryStore::new(1));
     let allocator = LocalAllocator::open(store, Arc::new(SystemClock), settings, node.clone()).await.unwrap();
-    let resume = Resume { node, nonce: Nonce::new(1), address: String::new(), replaces: None };
-    let origin = allocator.resume(&resume).await.unwrap().service;
+    let register = Registration { node, nonce: Nonce::new(1), address: String::new(), replaces: None };
+    let origin = allocator.register(&register).await.unwrap().service;
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..TABLES {
         let allocator = Arc::clone(&allocator);

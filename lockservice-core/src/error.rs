@@ -76,7 +76,7 @@ kinds! {
     /// A table that the transaction locked is bound anew: its locks there are void (T4). End the transaction and start it again.
     BindChanged => "bind_changed", RetryTransaction;
     /// The table's last owner may still be at work; it is granted anew after [`Error::retry_after`] (B3). Try again then.
-    Rebinding => "rebinding", RetryCall;
+    Reassigning => "rebinding", RetryCall;
     /// This service does not own the table; [`Error::owner`] does. Follow it.
     NotOwner => "not_owner", RetryCall;
     /// The transaction holds locks on one node and asked for a table of another: a transaction lives on one node (T5). Nothing was locked by
@@ -204,10 +204,10 @@ pub enum Detail {
 ///
 /// Cheap enough to clone: an answer that is kept for a replay (T2) is the same error every time.
 #[derive(Clone)]
-pub struct Error(Box<Inner>);
+pub struct Error(Box<ErrorDetails>);
 
 #[derive(Clone)]
-struct Inner {
+struct ErrorDetails {
     kind: ErrorKind,
     message: String,
     context: Vec<(String, String)>,
@@ -222,7 +222,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind` with a sentence that says what happened and what to do.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner {
+        Self(Box::new(ErrorDetails {
             kind,
             message: message.into(),
             context: Vec::new(),

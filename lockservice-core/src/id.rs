@@ -19,7 +19,7 @@ pub const EPOCH_SHIFT: u32 = 32;
 pub const EPOCH_END: u64 = 1 << 21;
 
 /// How many epochs a leap can skip, and one more.
-const LEAP_END: u64 = 16;
+const SKIP_END: u64 = 16;
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {
@@ -114,8 +114,8 @@ impl Epoch {
     /// This epoch, or one shortly after it, as `nonce` decides: of two leaderships that know nothing of each other, because their store
     /// forgot the first, the second hardly ever gets the epoch of the first (L4).
     #[must_use]
-    pub fn leap(self, nonce: Nonce) -> Self {
-        Self((self.0 + nonce.get() % LEAP_END).min(EPOCH_END - 1).max(self.0))
+    pub fn skip_ahead(self, nonce: Nonce) -> Self {
+        Self((self.0 + nonce.get() % SKIP_END).min(EPOCH_END - 1).max(self.0))
     }
 }
 
@@ -344,8 +344,8 @@ mod tests {
 
     #[test]
     fn a_leap_goes_forward_and_stays_in_range() {
-        assert_eq!(Epoch::new(7).leap(Nonce::new(0)), Epoch::new(7));
-        assert_eq!(Epoch::new(7).leap(Nonce::new(u64::MAX)), Epoch::new(7 + LEAP_END - 1));
-        assert_eq!(Epoch::new(EPOCH_END - 3).leap(Nonce::new(200)), Epoch::new(EPOCH_END - 1));
+        assert_eq!(Epoch::new(7).skip_ahead(Nonce::new(0)), Epoch::new(7));
+        assert_eq!(Epoch::new(7).skip_ahead(Nonce::new(u64::MAX)), Epoch::new(7 + SKIP_END - 1));
+        assert_eq!(Epoch::new(EPOCH_END - 3).skip_ahead(Nonce::new(200)), Epoch::new(EPOCH_END - 1));
     }
 }

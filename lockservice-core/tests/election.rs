@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorSettings, LocalAllocator, LockTableAllocator, Progress, Resume, Role, TxnRange,
+    AllocatorSettings, LocalAllocator, LockTableAllocator, Progress, Registration, Role, TxnRange,
 };
 use lockservice_core::clock::{Clock, SystemClock, hi, lo};
 use lockservice_core::store::{BindRecord, BindStore, Candidate, Floor, Leadership, MemoryStore, Op, TableRecord};
@@ -39,7 +39,7 @@ async fn an_empty_store_is_watched_once_then_held_for_a_lease_and_then_led_by_on
     assert!(begin.elapsed() <= hi(TTL) + TTL / 4 * 2, "watched for {:?}", begin.elapsed());
     let incarnation = nodes[1].begin().await;
     let held = nodes[1].allocator.bind(incarnation.service, &table("t")).await.expect_err("held (L4)");
-    assert_eq!(held.kind(), ErrorKind::Rebinding);
+    assert_eq!(held.kind(), ErrorKind::Reassigning);
     tokio::time::sleep(held.retry_after().expect("it says so") / 2).await;
     nodes[1].keep(&incarnation, Progress::default()).await.expect("in time");
     tokio::time::sleep(held.retry_after().expect("it says so") / 2).await;
@@ -120,8 +120,8 @@ async fn work_over_many_tables_lets_other_tasks_run() {
     let binds = status.expect("it leads").binds;
     assert!(binds.len() == TABLES && binds.is_sorted_by(|a, b| a.bind.table < b.bind.table));
     assert!(times >= least, "the status took {times} polls");
-    let resume = Resume { node: name, nonce: Nonce::new(7), address: String::new(), replaces: None };
-    let service = allocator.resume(&resume).await.expect("a free name").service;
+    let register = Registration { node: name, nonce: Nonce::new(7), address: String::new(), replaces: None };
+    let service = allocator.register(&register).await.expect("a free name").service;
     let (resigned, times) = polls(allocator.resign(service, Nonce::new(7))).await;
     resigned.expect("nothing is pinned");
     assert!(times >= least, "the resignation took {times} polls");
@@ -183,8 +183,8 @@ async fn a_node_that_advertises_the_leaders_address_says_so_instead_of_waiting_f
     let first = cluster.led().await;
     let second = cluster.node_at("b", first.name, |_| {});
     let mut roles = second.allocator.roles();
-    let told = |role: &Role| matches!(role, Role::Searching(Some(_)));
-    let Role::Searching(Some(why)) = roles.wait_for(told).await.expect("it lives").clone() else { unreachable!() };
+    let observed = |role: &Role| matches!(role, Role::Searching(Some(_)));
+    let Role::Searching(Some(why)) = roles.wait_for(observed).await.expect("it lives").clone() else { unreachable!() };
     assert!(why.kind() == ErrorKind::NameInUse && why.to_string().contains("--advertise"), "{why}");
     // The next process of a node finds its own address there too, and takes over.
     cluster.kill(second);
@@ -271,7 +271,7 @@ async fn a_leader_that_was_cut_off_answers_nothing_once_another_leads_and_writes
     let first = cluster.led().await;
     let old = first.begin().await;
     let bound = first.allocator.bind(old.service, &table("t")).await.expect("free");
-    let Role::Leading(term) = first.allocator.role() else { panic!("it leads") };
+    let Role::Leading(local) = first.allocator.role() else { panic!("it leads") };
     let second = cluster.node("b");
     second.allocator.settled().await.expect("follows");
     first.store.inner.set_cut(true);
@@ -279,19 +279,19 @@ async fn a_leader_that_was_cut_off_answers_nothing_once_another_leads_and_writes
     // Whatever the old leader admits ends before the new one can lead.
     let mut promised = cut;
     while !second.leads() {
-        if let Ok(admission) = term.begin_commit_now(&commit(&old, &bound, 1)) {
+        if let Ok(admission) = local.begin_commit_now(&commit(&old, &bound, 1)) {
             promised = promised.max(Instant::now() + lo(admission.commit_before));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(Instant::now() >= promised, "a commit admitted by the old leader outlived it");
     first.store.inner.set_cut(false);
-    let why = term.ended().await;
+    let why = local.ended().await;
     assert_eq!(why.kind(), ErrorKind::Fenced, "{why:?}");
-    let refused = term.bind(old.service, &table("other")).await.expect_err("it does not lead");
+    let refused = local.bind(old.service, &table("other")).await.expect_err("it does not lead");
     assert_eq!(refused.kind(), ErrorKind::NotLeader);
     assert_eq!(
-        term.begin_commit_now(&commit(&old, &bound, 2)).expect_err("it does not lead").kind(),
+        local.begin_commit_now(&commit(&old, &bound, 2)).expect_err("it does not lead").kind(),
         ErrorKind::NotLeader
     );
     // Its node follows by itself.
@@ -305,22 +305,22 @@ async fn a_store_that_went_back_on_another_copy_is_held_for_a_lease_and_reuses_n
     let incarnation = node.begin().await;
     let backup = cluster.store.backup();
     let lost = node.allocator.bind(incarnation.service, &table("t")).await.expect("free");
-    let told = node.keep(&incarnation, lost.at).await.expect("live");
+    let observed = node.keep(&incarnation, lost.at).await.expect("live");
     cluster.store.restore(&backup, true);
     let refused =
         node.allocator.bind(incarnation.service, &table("u")).await.expect_err("the store is not the one it was");
     assert!(matches!(refused.kind(), ErrorKind::LeaseLost | ErrorKind::NotLeader), "{refused:?}");
     node.leading().await;
     // The one who was told of the lost bind says so; or has said so to its own node.
-    let gone = node.keep(&incarnation, told).await.expect_err("nothing of before is relied on");
+    let gone = node.keep(&incarnation, observed).await.expect_err("nothing of before is relied on");
     assert!(matches!(gone.kind(), ErrorKind::LeaseLost | ErrorKind::NotLeader), "{gone:?}");
     node.leading().await;
     tokio::time::sleep(Duration::from_millis(1)).await;
     let again = node.begin().await;
     let held = node.allocator.bind(again.service, &table("t")).await.expect_err("its owner may still be at work");
-    assert_eq!(held.kind(), ErrorKind::Rebinding, "{held:?}");
+    assert_eq!(held.kind(), ErrorKind::Reassigning, "{held:?}");
     while let Err(e) = node.allocator.bind(again.service, &table("t")).await {
-        assert_eq!(e.kind(), ErrorKind::Rebinding, "{e:?}");
+        assert_eq!(e.kind(), ErrorKind::Reassigning, "{e:?}");
         node.keep(&again, Progress::default()).await.expect("live");
         tokio::time::sleep(e.retry_after().expect("it says so").min(TTL / 3)).await;
     }
@@ -342,12 +342,12 @@ async fn a_disk_image_put_back_unnoticed_is_found_by_what_a_node_was_told() {
     cluster.kill(first);
     cluster.store.restore(&backup, false);
     second.leading().await;
-    let Role::Leading(term) = second.allocator.role() else { panic!("it leads") };
-    let status = term.status().await.expect("it leads");
+    let Role::Leading(local) = second.allocator.role() else { panic!("it leads") };
+    let status = local.status().await.expect("it leads");
     assert!(status.services.iter().all(|service| service.id != incarnation.service), "the incarnation is lost too");
     let again = second.begin().await;
     let held = second.allocator.bind(again.service, &table("t")).await.expect_err("the node was told of a later write");
-    assert_eq!(held.kind(), ErrorKind::Rebinding);
+    assert_eq!(held.kind(), ErrorKind::Reassigning);
     assert!(again.at.epoch > lost.at.epoch);
 }
 
@@ -357,21 +357,21 @@ async fn a_report_from_a_node_makes_a_leader_that_knows_less_step_over_it() {
     let node = cluster.led().await;
     let incarnation = node.begin().await;
     let before = node.keep(&incarnation, Progress::default()).await.expect("live");
-    let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
+    let Role::Leading(local) = node.allocator.role() else { panic!("it leads") };
     // A report of a leadership that this store knows nothing of.
-    let told = Progress {
+    let observed = Progress {
         epoch: lockservice_core::Epoch::new(before.epoch.get() + 40),
         write: 1,
-        numbers: 0,
+        high_water: 0,
         leader: Nonce::default(),
     };
-    let refused = term.keepalive(incarnation.service, Nonce::new(7), told).await.expect_err("it must step over");
+    let refused = local.keepalive(incarnation.service, Nonce::new(7), observed).await.expect_err("it must step over");
     assert_eq!(refused.kind(), ErrorKind::NotLeader);
-    term.ended().await;
+    local.ended().await;
     node.allocator.roles().wait_for(|role| !matches!(role, Role::Leading(_))).await.expect("noticed");
     node.leading().await;
     let again = node.begin().await;
-    assert!(again.at.epoch > told.epoch, "one above the reported (L4)");
+    assert!(again.at.epoch > observed.epoch, "one above the reported (L4)");
 }
 
 #[tokio::test(start_paused = true)]
@@ -413,18 +413,18 @@ async fn a_restart_that_lost_nothing_ends_the_leadership_and_keeps_every_bind() 
     let node = cluster.led().await;
     let incarnation = node.begin().await;
     let bound = node.allocator.bind(incarnation.service, &table("t")).await.expect("free");
-    let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
+    let Role::Leading(local) = node.allocator.role() else { panic!("it leads") };
     let everything = cluster.store.backup();
     cluster.store.restore(&everything, true);
-    let refused = term.bind(incarnation.service, &table("u")).await.expect_err("another copy (L4)");
+    let refused = local.bind(incarnation.service, &table("u")).await.expect_err("another copy (L4)");
     assert_eq!(refused.kind(), ErrorKind::NotLeader, "{refused:?}");
-    let told = node.keep(&incarnation, Progress::default()).await.expect("taken as renewed at the takeover");
-    assert!(told.epoch > bound.at.epoch);
+    let observed = node.keep(&incarnation, Progress::default()).await.expect("taken as renewed at the takeover");
+    assert!(observed.epoch > bound.at.epoch);
     let held = node.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await.expect_err("held");
     assert_eq!(held.kind(), ErrorKind::Unavailable, "{held:?}");
     let mut left = held.retry_after().expect("it says so");
     while !left.is_zero() {
-        node.keep(&incarnation, told).await.expect("it was told of nothing that is not there");
+        node.keep(&incarnation, observed).await.expect("it was told of nothing that is not there");
         let pause = left.min(TTL / 3);
         tokio::time::sleep(pause).await;
         left -= pause;

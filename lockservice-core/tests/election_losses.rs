@@ -96,10 +96,10 @@ async fn a_leader_whose_epoch_was_raised_without_an_answer_goes_on() {
     let cluster = Cluster::with_lease(LEASE);
     let node = cluster.node("a");
     node.leading().await;
-    let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
+    let Role::Leading(local) = node.allocator.role() else { panic!("it leads") };
     // The first is to settle the doubt about a new store.
     node.store.lose_acquisitions(4);
-    let over = tokio::time::timeout(lockservice_core::clock::hi(LEASE) + TTL * 3, term.ended()).await;
+    let over = tokio::time::timeout(lockservice_core::clock::hi(LEASE) + TTL * 3, local.ended()).await;
     assert_eq!(node.store.acquisitions_to_lose(), 0, "it was raised");
     assert!(over.is_err(), "{over:?}");
     assert!(node.leads());
@@ -156,9 +156,9 @@ async fn a_leadership_counts_from_before_its_renewal_was_sent() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     node.store.inner.set_cut(true);
-    let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
+    let Role::Leading(local) = node.allocator.role() else { panic!("it leads") };
     let mut answered = tokio::time::Instant::now();
-    while term.begin_commit_now(&commit(&incarnation, &bound, 1)).is_ok() {
+    while local.begin_commit_now(&commit(&incarnation, &bound, 1)).is_ok() {
         answered = tokio::time::Instant::now();
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -176,9 +176,9 @@ async fn first_numbers(cluster: &Cluster) -> ([u64; 4], Epoch) {
     let owner = node.begin_in_time().await;
     let bound = node.allocator.bind(owner.service, &table("t")).await.expect("free");
     let tokens = bound.tokens.expect("fresh");
-    let numbers = [owner.service.get(), bound.bind.id.get(), bound.bind.version.get(), tokens.next.get()];
+    let high_water = [owner.service.get(), bound.bind.id.get(), bound.bind.version.get(), tokens.next.get()];
     cluster.kill(node);
-    (numbers, bound.at.epoch)
+    (high_water, bound.at.epoch)
 }
 
 /// L4, F1: everybody who remembered anything dies each time, and it all happens within one epoch of the server's clock.
@@ -188,10 +188,10 @@ async fn a_store_that_forgets_everything_time_and_again_hands_nothing_out_twice(
     let mut last = [0; 4];
     for life in 0..8 {
         cluster.store.set_floor(Floor::of_clock(NOON_S + life * 30).expect("in range"));
-        let (numbers, epoch) = first_numbers(&cluster).await;
-        assert!(numbers.iter().zip(last).all(|(number, last)| *number > last), "{numbers:?} after {last:?}");
-        assert!(numbers.iter().all(|number| number >> 32 <= epoch.get()), "{numbers:?} in {epoch:?}");
-        last = numbers;
+        let (high_water, epoch) = first_numbers(&cluster).await;
+        assert!(high_water.iter().zip(last).all(|(number, last)| *number > last), "{high_water:?} after {last:?}");
+        assert!(high_water.iter().all(|number| number >> 32 <= epoch.get()), "{high_water:?} in {epoch:?}");
+        last = high_water;
         cluster.store.forget();
     }
 }
@@ -230,9 +230,9 @@ async fn a_node_that_starts_anew_tells_a_leader_with_a_lower_epoch_what_it_knows
     let second = cluster.node("b");
     second.allocator.settled().await.expect("follows");
     let owner = second.begin_in_time().await;
-    let told = Progress { epoch: Epoch::new(owner.at.epoch.get() + 2_000), ..owner.at };
+    let observed = Progress { epoch: Epoch::new(owner.at.epoch.get() + 2_000), ..owner.at };
     // The leader steps over it, and what it was told is forgotten with the store.
-    second.allocator.keepalive(owner.service, Nonce::new(7), told).await.expect_err("void");
+    second.allocator.keepalive(owner.service, Nonce::new(7), observed).await.expect_err("void");
     cluster.kill(first);
     cluster.store.forget();
     second.store.inner.set_cut(true);
@@ -240,7 +240,7 @@ async fn a_node_that_starts_anew_tells_a_leader_with_a_lower_epoch_what_it_knows
     third.leading().await;
     second.store.inner.set_cut(false);
     let again = tokio::time::timeout(10 * LEASE, second.begin_in_time()).await.expect("it gets through");
-    assert!(again.at.epoch > told.epoch);
+    assert!(again.at.epoch > observed.epoch);
 }
 
 /// The store shows the same copy, and the number of its last write is above that of what was lost, as if nothing had happened.
@@ -270,15 +270,15 @@ async fn a_report_of_what_was_lost_before_a_doubt_was_settled_changes_nothing() 
     let owner = second.begin_in_time().await;
     let backup = cluster.store.backup();
     second.allocator.bind(owner.service, &table("t")).await.expect("free");
-    let told = second.keep(&owner, Progress::default()).await.expect("live");
+    let observed = second.keep(&owner, Progress::default()).await.expect("live");
     cluster.store.restore(&backup, true);
     cluster.kill(first);
     second.allocator.shutdown(false, Duration::ZERO).await.expect("stops");
     let third = cluster.node("c");
     third.leading().await;
     tokio::time::sleep(lockservice_core::clock::hi(LEASE) + TTL).await;
-    let Role::Leading(term) = third.allocator.role() else { panic!("it leads") };
-    let straggler = term.keepalive(owner.service, Nonce::new(7), told).await.expect_err("it has lapsed");
+    let Role::Leading(local) = third.allocator.role() else { panic!("it leads") };
+    let straggler = local.keepalive(owner.service, Nonce::new(7), observed).await.expect_err("it has lapsed");
     assert_eq!(straggler.kind(), lockservice_core::ErrorKind::LeaseLost);
     assert!(third.leads());
 }
@@ -290,20 +290,20 @@ async fn that_writes_were_lost_is_recorded_although_the_queue_of_changes_is_full
     node.leading().await;
     tokio::time::sleep(lockservice_core::clock::hi(LEASE) + TTL).await;
     let owner = node.begin_in_time().await;
-    let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
+    let Role::Leading(local) = node.allocator.role() else { panic!("it leads") };
     node.store.inner.set_cut(true);
     for name in ["s", "t", "u", "v"] {
-        let term = std::sync::Arc::clone(&term);
-        tokio::spawn(async move { term.bind(owner.service, &table(name)).await });
+        let local = std::sync::Arc::clone(&local);
+        tokio::spawn(async move { local.bind(owner.service, &table(name)).await });
     }
     tokio::time::sleep(Duration::from_millis(10)).await;
-    let told =
-        Progress { epoch: Epoch::new(owner.at.epoch.get() + 40), write: 1, numbers: 0, leader: Nonce::default() };
-    term.keepalive(owner.service, Nonce::new(7), told).await.expect_err("it must step over");
+    let observed =
+        Progress { epoch: Epoch::new(owner.at.epoch.get() + 40), write: 1, high_water: 0, leader: Nonce::default() };
+    local.keepalive(owner.service, Nonce::new(7), observed).await.expect_err("it must step over");
     node.store.inner.set_cut(false);
-    tokio::time::timeout(TTL * 3, term.ended()).await.expect("it is over");
+    tokio::time::timeout(TTL * 3, local.ended()).await.expect("it is over");
     let head = cluster.store.head().await.expect("answers").expect("led");
-    assert!(head.loss.known && head.in_doubt, "{head:?}");
+    assert!(head.loss.known && head.loss_unresolved, "{head:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@ mod cluster;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockservice_core::allocator::{Incarnation, LockTableAllocator, Progress, Report, Resume, Role};
+use lockservice_core::allocator::{Incarnation, LockTableAllocator, Progress, Registration, Report, Role};
 use lockservice_core::clock::{hi, lo};
 use lockservice_core::store::{self, BindStore, Floor, Proof};
 use lockservice_core::{Epoch, ErrorKind, NodeName, Nonce, ServiceId};
@@ -14,9 +14,9 @@ use tokio::time::{Instant, sleep};
 
 use self::cluster::{Cluster, LEASE, Node, TTL, commit, granted_after_the_owner, table};
 
-fn resume(name: &str, nonce: u64) -> Resume {
+fn register(name: &str, nonce: u64) -> Registration {
     let node = NodeName::new(name).expect("a name");
-    Resume { node, nonce: Nonce::new(nonce), address: name.to_owned(), replaces: None }
+    Registration { node, nonce: Nonce::new(nonce), address: name.to_owned(), replaces: None }
 }
 
 /// 1. A leads a store in doubt. Just before it would settle that, it loses the store: the raise is tried again and again, and meanwhile
@@ -39,11 +39,11 @@ async fn a_raise_that_comes_back_after_another_led_and_resigned_takes_nothing_ov
     a.allocator.roles().wait_for(|role| !matches!(role, Role::Leading(_))).await.expect("noticed");
     a.leading().await;
     let began = Instant::now();
-    let Role::Leading(term) = a.allocator.role() else { panic!("it leads") };
+    let Role::Leading(local) = a.allocator.role() else { panic!("it leads") };
     let d = cluster.node("d");
     d.allocator.settled().await.expect("follows");
     while began.elapsed() < hi(LEASE) - Duration::from_millis(200) {
-        term.keepalive(owner.service, Nonce::new(7), Progress::default()).await.expect("live");
+        local.keepalive(owner.service, Nonce::new(7), Progress::default()).await.expect("live");
         sleep(Duration::from_millis(100)).await;
     }
     a.store.inner.set_cut(true);
@@ -57,7 +57,7 @@ async fn a_raise_that_comes_back_after_another_led_and_resigned_takes_nothing_ov
     }
     assert!(d.allocator.shutdown(true, Duration::from_secs(1)).await.expect("stops").resigned);
     a.store.inner.set_cut(false);
-    term.ended().await;
+    local.ended().await;
     // It may well lead anew, as any other: then it takes the owner as renewed at its takeover (B4).
     let bound = loop {
         let asks = a.begin_in_time().await;
@@ -129,17 +129,17 @@ async fn whoever_leads_after_a_step_over_is_above_what_was_reported_at_once() {
     let a = cluster.led().await;
     let c = cluster.node("c");
     c.allocator.settled().await.expect("follows");
-    let Role::Leading(term) = a.allocator.role() else { panic!("it leads") };
+    let Role::Leading(local) = a.allocator.role() else { panic!("it leads") };
     let epoch = cluster.store.head().await.expect("answers").expect("led").epoch.get() + 3_000;
-    let told = Progress { epoch: Epoch::new(epoch), write: 1, numbers: epoch << 32 | 5, leader: Nonce::new(9) };
-    term.report(&cluster.report(told).await).await.expect_err("steps over");
-    term.ended().await;
+    let observed = Progress { epoch: Epoch::new(epoch), write: 1, high_water: epoch << 32 | 5, leader: Nonce::new(9) };
+    local.report(&cluster.report(observed).await).await.expect_err("steps over");
+    local.ended().await;
     cluster.kill(a);
     c.leading().await;
     let before = cluster.store.head().await.expect("answers").expect("led").epoch;
     let started = c.begin_in_time().await;
     let after = cluster.store.head().await.expect("answers").expect("led").epoch;
-    assert!(before > told.epoch && started.service.get() >= told.numbers, "{before} {started:?}");
+    assert!(before > observed.epoch && started.service.get() >= observed.high_water, "{before} {started:?}");
     assert!(after.get() - before.get() <= 1, "raised from {before} to {after}");
 }
 
@@ -151,11 +151,11 @@ async fn reports_from_nowhere_do_not_use_up_the_epochs() {
     let node = cluster.led().await;
     for _ in 0..8 {
         node.leading().await;
-        let Role::Leading(term) = node.allocator.role() else { continue };
+        let Role::Leading(local) = node.allocator.role() else { continue };
         let epoch = cluster.store.head().await.expect("answers").expect("led").epoch;
-        let told =
-            Progress { epoch: Epoch::new(epoch.get() + 60_000), write: 1, numbers: u64::MAX, leader: Nonce::new(9) };
-        drop(term.report(&cluster.report(told).await).await);
+        let observed =
+            Progress { epoch: Epoch::new(epoch.get() + 60_000), write: 1, high_water: u64::MAX, leader: Nonce::new(9) };
+        drop(local.report(&cluster.report(observed).await).await);
         sleep(TTL * 3).await;
     }
     let epoch = cluster.store.head().await.expect("answers").expect("led").epoch;
@@ -183,17 +183,17 @@ async fn a_node_that_has_gone_does_not_keep_its_place() {
     let a = cluster.node_with("a", |settings| settings.nodes_max = 2);
     a.leading().await;
     sleep(hi(LEASE) + TTL).await;
-    let Role::Leading(term) = a.allocator.role() else { panic!("it leads") };
-    let one = term.resume(&resume("n1", 1)).await.expect("room");
-    let two = term.resume(&resume("n2", 2)).await.expect("room");
-    term.resign(two.service, Nonce::new(2)).await.expect("live");
+    let Role::Leading(local) = a.allocator.role() else { panic!("it leads") };
+    let one = local.register(&register("n1", 1)).await.expect("room");
+    let two = local.register(&register("n2", 2)).await.expect("room");
+    local.resign(two.service, Nonce::new(2)).await.expect("live");
     for _ in 0..200 {
-        term.keepalive(one.service, Nonce::new(1), Progress::default()).await.expect("live");
+        local.keepalive(one.service, Nonce::new(1), Progress::default()).await.expect("live");
         sleep(Duration::from_secs(1)).await;
     }
     let stored = cluster.store.load().await.expect("answers").services;
     assert!(stored.iter().any(|service| service.id == two.service));
-    term.resume(&resume("n3", 3)).await.expect("n2 has left long ago");
+    local.register(&register("n3", 3)).await.expect("n2 has left long ago");
 }
 
 #[tokio::test(start_paused = true)]
@@ -201,19 +201,19 @@ async fn that_writes_were_lost_is_recorded_although_a_write_is_not_settled() {
     let cluster = Cluster::with_lease(LEASE);
     let node = cluster.led().await;
     let owner = node.begin_in_time().await;
-    let Role::Leading(term) = node.allocator.role() else { panic!("it leads") };
+    let Role::Leading(local) = node.allocator.role() else { panic!("it leads") };
     let store = node.store.inner.clone();
     node.store.after_write(move || store.set_cut(true));
-    let binds = Arc::clone(&term);
+    let binds = Arc::clone(&local);
     tokio::spawn(async move { binds.bind(owner.service, &table("s")).await });
     sleep(Duration::from_millis(10)).await;
-    let told = Progress { epoch: Epoch::new(owner.at.epoch.get() + 40), write: 1, ..Progress::default() };
-    term.keepalive(owner.service, Nonce::new(7), told).await.expect_err("it must step over");
+    let observed = Progress { epoch: Epoch::new(owner.at.epoch.get() + 40), write: 1, ..Progress::default() };
+    local.keepalive(owner.service, Nonce::new(7), observed).await.expect_err("it must step over");
     sleep(Duration::from_millis(1_500)).await;
     node.store.inner.set_cut(false);
-    tokio::time::timeout(TTL * 3, term.ended()).await.expect("it is over");
+    tokio::time::timeout(TTL * 3, local.ended()).await.expect("it is over");
     let head = cluster.store.head().await.expect("answers").expect("led");
-    assert!(head.loss.known && head.in_doubt, "{head:?}");
+    assert!(head.loss.known && head.loss_unresolved, "{head:?}");
 }
 
 /// 1. B owns a table and a transaction of it is in flight.
@@ -227,23 +227,23 @@ async fn the_report_of_a_stranger_ends_no_leadership() {
     let b = cluster.node("b");
     let owner = b.begin_in_time().await;
     let bound = b.allocator.bind(owner.service, &table("t")).await.expect("free");
-    let Role::Leading(term) = a.allocator.role() else { panic!("it leads") };
+    let Role::Leading(local) = a.allocator.role() else { panic!("it leads") };
     let epoch = bound.at.epoch.next().expect("epochs are left");
     let leader = a.allocator.as_leader();
     for at in [bound.at, Progress::default()] {
-        let told = Progress { epoch, ..at };
+        let observed = Progress { epoch, ..at };
         let invented = ServiceId::new(owner.service.get() + 1);
         for (service, nonce) in [(ServiceId::default(), 0), (invented, 7), (owner.service, 8)] {
-            let refused = leader.keepalive(service, Nonce::new(nonce), told).await.expect_err("a stranger");
+            let refused = leader.keepalive(service, Nonce::new(nonce), observed).await.expect_err("a stranger");
             assert_eq!(refused.kind(), ErrorKind::LeaseLost, "{refused:?}");
         }
-        let other = Report::new(told, &store::Cluster::random());
-        for report in [other, Report { told, proof: Proof::default() }] {
+        let other = Report::new(observed, &store::Cluster::random());
+        for report in [other, Report { observed, proof: Proof::default() }] {
             let refused = leader.report(&report).await.expect_err("another cluster");
             assert_eq!(refused.kind(), ErrorKind::NotPermitted, "{refused:?}");
         }
     }
-    tokio::time::timeout(Duration::ZERO, term.ended()).await.expect_err("it goes on");
+    tokio::time::timeout(Duration::ZERO, local.ended()).await.expect_err("it goes on");
     b.keep(&owner, Progress::default()).await.expect("live");
     b.allocator.begin_commit(&commit(&owner, &bound, 1)).await.expect("its bind is valid");
     assert_eq!(cluster.store.head().await.expect("answers").expect("led").epoch, bound.at.epoch);
@@ -271,12 +271,12 @@ async fn a_node_whose_incarnation_the_store_has_lost_is_believed_with_the_proof_
     b.store.inner.set_cut(true);
     cluster.kill(a);
     c.leading().await;
-    let Role::Leading(term) = c.allocator.role() else { panic!("it leads") };
+    let Role::Leading(local) = c.allocator.role() else { panic!("it leads") };
     b.store.inner.set_cut(false);
     b.follows(&c).await;
     let lost = b.keep(&owner, Progress::default()).await.expect_err("its incarnation is lost");
     assert_eq!(lost.kind(), ErrorKind::LeaseLost, "{lost:?}");
-    term.ended().await;
+    local.ended().await;
     let bound = loop {
         let asks = c.begin_in_time().await;
         match c.allocator.bind(asks.service, &table("t")).await {

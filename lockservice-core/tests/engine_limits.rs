@@ -120,11 +120,11 @@ fn a_grant_and_its_upgrade_can_be_taken_back_in_either_order() {
         let shared = granted(lock(&engine, 1, vec![row("k")], Shared));
         let exclusive = granted(lock(&engine, 1, vec![row("k")], Exclusive));
         let order = if upgrade_first { [&exclusive, &shared] } else { [&shared, &exclusive] };
-        engine.take_back(txn(1), TABLE, order[0]);
+        engine.roll_back(txn(1), TABLE, order[0]);
         let left: Vec<_> = engine.locks(None).into_iter().map(|lock| (lock.mode, lock.token)).collect();
         let expected = if upgrade_first { (Shared, shared.token) } else { (Exclusive, exclusive.token) };
         assert_eq!(left, [expected], "only what the one call added was taken back");
-        engine.take_back(txn(1), TABLE, order[1]);
+        engine.roll_back(txn(1), TABLE, order[1]);
         assert_eq!(engine.held(txn(1)), 0, "both were taken back");
         granted(lock(&engine, 2, vec![row("k")], Exclusive));
     }
@@ -143,7 +143,7 @@ fn what_is_taken_back_or_released_beneath_an_upgrade_in_flight_does_not_come_bac
             if release {
                 engine.unlock(txn(1), TABLE, &[row("k")], None);
             } else {
-                engine.take_back(txn(1), TABLE, &shared);
+                engine.roll_back(txn(1), TABLE, &shared);
             }
             if fails {
                 drop(upgrade);
@@ -151,7 +151,7 @@ fn what_is_taken_back_or_released_beneath_an_upgrade_in_flight_does_not_come_bac
                 engine.unlock_all(txn(2), None);
                 let grant = outcome(&mut upgrade).expect("m is free").expect("it is granted");
                 assert_eq!(engine.held(txn(1)), 2, "the upgrade stands by itself");
-                engine.take_back(txn(1), TABLE, &grant);
+                engine.roll_back(txn(1), TABLE, &grant);
             }
             assert_eq!(engine.held(txn(1)), 0);
         }

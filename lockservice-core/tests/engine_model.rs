@@ -212,11 +212,11 @@ impl Run {
                 if self.random.random_bool(0.5) {
                     // Any of them, and perhaps again later.
                     let any = grants.choose(&mut self.random).cloned();
-                    any.into_iter().for_each(|grant| self.take_back(txn, &grant));
+                    any.into_iter().for_each(|grant| self.roll_back(txn, &grant));
                 } else {
                     let mut all = grants.clone();
                     all.shuffle(&mut self.random);
-                    all.iter().for_each(|grant| self.take_back(txn, grant));
+                    all.iter().for_each(|grant| self.roll_back(txn, grant));
                     if self.clients[txn].call.is_none() {
                         *self.counts.entry("all taken back").or_default() += 1;
                         assert_eq!(self.engine.held(id(txn)), 0, "everything was taken back");
@@ -267,9 +267,9 @@ impl Run {
         self.check();
     }
 
-    fn take_back(&mut self, txn: usize, (table, grant): &(usize, Grant)) {
-        self.engine.take_back(id(txn), TableId::new(*table as u64), grant);
-        self.model.take_back(txn, *table, grant, &mut self.clients);
+    fn roll_back(&mut self, txn: usize, (table, grant): &(usize, Grant)) {
+        self.engine.roll_back(id(txn), TableId::new(*table as u64), grant);
+        self.model.roll_back(txn, *table, grant, &mut self.clients);
     }
 
     fn lock(&mut self, txn: usize, table: usize) {

@@ -147,7 +147,7 @@ impl Session {
             ["cancel", who] => drop(self.calls.remove(&txn(who)).expect("a call to cancel")),
             ["undo", who] => {
                 let grant = self.grants.remove(&txn(who)).expect("a grant to undo");
-                self.engine.take_back(id(txn(who)), grant.bind.id, &grant);
+                self.engine.roll_back(id(txn(who)), grant.bind.id, &grant);
             }
             ["tokens", name, count] => {
                 let block = self.block(count.parse().expect("a number"));

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorSettings, BoundTable, ForgetOutcome, Incarnation, LocalAllocator, LockTableAllocator, Progress, Resume,
+    AllocatorSettings, BoundTable, ForgetOutcome, Incarnation, LocalAllocator, LockTableAllocator, Progress,
+    Registration,
 };
 use lockservice_core::clock::hi;
 use lockservice_core::maintenance::{Dump, RestoreOptions, problems, restore};
@@ -151,8 +152,8 @@ impl Alone {
 
 async fn begin(allocator: &LocalAllocator, node: &str, nonce: u64) -> Incarnation {
     let node = NodeName::new(node).expect("a name");
-    let request = Resume { node, nonce: Nonce::new(nonce), address: String::new(), replaces: None };
-    allocator.resume(&request).await.expect("a free name")
+    let request = Registration { node, nonce: Nonce::new(nonce), address: String::new(), replaces: None };
+    allocator.register(&request).await.expect("a free name")
 }
 
 #[tokio::test(start_paused = true)]
@@ -259,7 +260,7 @@ async fn a_new_leader_waits_for_the_owner_before_an_operator_may_have_a_table_fo
         match second.allocator.forget_table(&table("t")).await {
             Ok(answer) if answer.outcome == ForgetOutcome::Forgotten => break,
             Ok(answer) => assert!(matches!(answer.outcome, ForgetOutcome::Owned(_)), "{answer:?}"),
-            Err(e) => assert_eq!(e.kind(), ErrorKind::Rebinding),
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Reassigning),
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorPeers, AllocatorSettings, ElectedAllocator, LocalAllocator, LockTableAllocator, Resume,
+    AllocatorPeers, AllocatorSettings, ElectedAllocator, LocalAllocator, LockTableAllocator, Registration,
 };
 use lockservice_core::clock::hi;
 use lockservice_core::maintenance::{Dump, EPOCHS_SKIPPED, RestoreOptions, Restored, problems, restore};
@@ -249,8 +249,8 @@ async fn numbers_begin_above(above: Epoch, clock_epoch: u64, least: Epoch) {
     let allocator = LocalAllocator::open(Arc::new(store), Arc::new(clock), AllocatorSettings::default(), node.clone());
     let allocator = allocator.await.expect("restored stores are resigned");
     tokio::time::sleep(Duration::from_secs(60)).await;
-    let resume = Resume { node, nonce: Nonce::new(1), address: String::new(), replaces: None };
-    let owner = allocator.resume(&resume).await.expect("it leads");
+    let register = Registration { node, nonce: Nonce::new(1), address: String::new(), replaces: None };
+    let owner = allocator.register(&register).await.expect("it leads");
     for table in ["new", "t00001"] {
         let table = TableRef::new("g", table).expect("names");
         let bound = allocator.bind(owner.service, &table).await.expect("everybody was waited for");
@@ -372,13 +372,14 @@ async fn nothing_of_the_old_cluster_is_valid_in_the_restored_one_and_its_numbers
     let refused = allocator.keepalive(old.id, old.nonce, Default::default()).await.expect_err("of the old cluster");
     assert_eq!(refused.kind(), ErrorKind::LeaseLost, "{refused}");
     let table = &dump.state.tables[0];
-    let resume = Resume { node: old.node.clone(), nonce: Nonce::new(1), address: String::new(), replaces: None };
-    let incarnation = allocator.resume(&resume).await.expect("its name is free");
+    let register =
+        Registration { node: old.node.clone(), nonce: Nonce::new(1), address: String::new(), replaces: None };
+    let incarnation = allocator.register(&register).await.expect("its name is free");
     let waits = allocator.bind(incarnation.service, &table.table).await.expect_err("promised by the old cluster (B3)");
-    assert_eq!(waits.kind(), ErrorKind::Rebinding, "{waits}");
+    assert_eq!(waits.kind(), ErrorKind::Reassigning, "{waits}");
     tokio::time::sleep(hi(TTL)).await;
-    allocator.keepalive(incarnation.service, resume.nonce, Default::default()).await.ok();
-    let incarnation = allocator.resume(&Resume { nonce: Nonce::new(2), ..resume }).await.expect("again");
+    allocator.keepalive(incarnation.service, register.nonce, Default::default()).await.ok();
+    let incarnation = allocator.register(&Registration { nonce: Nonce::new(2), ..register }).await.expect("again");
     let bound = allocator.bind(incarnation.service, &table.table).await.expect("the promises are over");
     assert_eq!(bound.bind.id, table.id, "a table keeps its number");
     assert!(bound.bind.version > table.binds[0].version);

@@ -10,7 +10,7 @@ use lockservice_core::allocator::lease::LeaseState;
 use lockservice_core::allocator::state::{AllocatorState, BindEntry, Service, TableEntry};
 use lockservice_core::allocator::tokens::TokenSource;
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Resume,
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Registration,
 };
 use lockservice_core::clock::{Clock, Time};
 use lockservice_core::store::{
@@ -68,8 +68,13 @@ fn start(store: Arc<dyn BindStore>) -> Arc<LocalAllocator> {
     LocalAllocator::start(store, Arc::new(ManualClock::new()), AllocatorSettings::default(), node).expect("defaults")
 }
 
-fn resume(node: &str) -> Resume {
-    Resume { node: NodeName::new(node).expect("a name"), nonce: Nonce::new(1), address: String::new(), replaces: None }
+fn register(node: &str) -> Registration {
+    Registration {
+        node: NodeName::new(node).expect("a name"),
+        nonce: Nonce::new(1),
+        address: String::new(),
+        replaces: None,
+    }
 }
 
 /// A commit that presents binds of a group that nobody has ever seen.
@@ -103,8 +108,8 @@ async fn storm(allocator: &Arc<LocalAllocator>, origin: ServiceId, while_running
             allocator.finish_commit(unseen(origin, n).txn, CommitAttempt::new(1)).await.expect("no error");
         });
     }
-    let request = resume("binder");
-    let (binder, ()) = tokio::join!(allocator.resume(&request), while_running);
+    let request = register("binder");
+    let (binder, ()) = tokio::join!(allocator.register(&request), while_running);
     let binder = binder.expect("a free name").service;
     for n in 0..BINDS {
         let allocator = Arc::clone(allocator);
@@ -126,7 +131,7 @@ async fn storm(allocator: &Arc<LocalAllocator>, origin: ServiceId, while_running
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_first_start_on_an_empty_store_bears_commits_of_groups_never_seen_before() {
     let allocator = start(Arc::new(MemoryStore::new(1)));
-    let origin = allocator.resume(&resume("origin")).await.expect("a free name").service;
+    let origin = allocator.register(&register("origin")).await.expect("a free name").service;
     let (tables, services, transactions) = allocator.entries();
     assert_eq!((tables, services, transactions), (0, 1, 0));
     storm(&allocator, origin, async {}).await;
@@ -201,7 +206,7 @@ async fn a_commit_held_in_the_allocator_holds_up_no_other_of_the_same_group() {
     let node = NodeName::new("n").expect("a name");
     let allocator = LocalAllocator::open(Arc::new(MemoryStore::new(1)), clock, AllocatorSettings::default(), node);
     let allocator = allocator.await.expect("opens");
-    let origin = allocator.resume(&resume("origin")).await.expect("a free name").service;
+    let origin = allocator.register(&register("origin")).await.expect("a free name").service;
     let bound = allocator.bind(origin, &TableRef::new("g", "t").expect("names")).await.expect("free");
     let request = |n| BeginCommit { binds: vec![PresentedBind::from(&bound.bind)], ..unseen(origin, n) };
     let held = request(1);

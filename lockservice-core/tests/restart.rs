@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Progress, Resume,
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Progress,
+    Registration,
 };
 use lockservice_core::clock::hi;
 use lockservice_core::store::{
@@ -74,7 +75,7 @@ async fn silent_clients_never_fill_an_incarnation_up() {
     let node = NodeName::new("n").expect("a name");
     let open = LocalAllocator::open(Arc::new(disk.clone()), Arc::new(clock), settings, node);
     let allocator = open.await.expect("opens");
-    let origin = allocator.resume(&resume(1)).await.expect("leads").service;
+    let origin = allocator.register(&register(1)).await.expect("leads").service;
     let txns: Vec<TxnId> = (0..10_000).map(|number| TxnId::new(origin, number, true)).collect();
     for some in txns.chunks(100) {
         let answer = allocator.cannot_commit(some).await.expect("there is always room");
@@ -87,7 +88,7 @@ async fn silent_clients_never_fill_an_incarnation_up() {
     }
     let lost = allocator.keepalive(origin, Nonce::new(1), Progress::default()).await.expect_err("fenced as a whole");
     assert_eq!(lost.kind(), ErrorKind::LeaseLost);
-    let next = allocator.resume(&resume(2)).await.expect("its node starts again").service;
+    let next = allocator.register(&register(2)).await.expect("its node starts again").service;
     let answer = allocator.cannot_commit(&[TxnId::new(next, 1, true)]).await.expect("room");
     assert_eq!(answer.tombstoned.len(), 1);
     let forgotten = async {
@@ -105,7 +106,7 @@ async fn one_transaction_that_fails_does_not_keep_the_others_from_being_answered
     let node = NodeName::new("n").expect("a name");
     let open = LocalAllocator::open(Arc::new(disk), Arc::new(clock), settings, node);
     let allocator = open.await.expect("opens");
-    let origin = allocator.resume(&resume(1)).await.expect("leads").service;
+    let origin = allocator.register(&register(1)).await.expect("leads").service;
     // All of one stripe, which has no room for another one then.
     for number in 0..64 {
         let txn = TxnId::new(origin, number * 64, true);
@@ -127,7 +128,7 @@ async fn what_a_start_takes_off_the_store_goes_in_writes_of_bounded_size() {
         LocalAllocator::open(store, clock, settings.clone(), NodeName::new("n").expect("a name"))
     };
     let first = open().await.expect("opens");
-    let origin = first.resume(&resume(1)).await.expect("leads").service;
+    let origin = first.register(&register(1)).await.expect("leads").service;
     let txns: Vec<TxnId> = (0..100).map(|number| TxnId::new(origin, number, true)).collect();
     first.cannot_commit(&txns).await.expect("marked");
     drop(first);
@@ -137,7 +138,7 @@ async fn what_a_start_takes_off_the_store_goes_in_writes_of_bounded_size() {
     let found = disk.load().await.expect("readable");
     assert_eq!((found.tombstones.len(), found.services[0].state), (0, ServiceState::Fenced));
     assert!(disk.writes.load(Ordering::SeqCst) - before >= 100 / 8);
-    second.resume(&resume(2)).await.expect("the numbers of its writes follow");
+    second.register(&register(2)).await.expect("the numbers of its writes follow");
 }
 
 async fn open(disk: &Disk, clock: &ManualClock, lease_ttl_ms: u64) -> Arc<LocalAllocator> {
@@ -149,8 +150,8 @@ async fn open(disk: &Disk, clock: &ManualClock, lease_ttl_ms: u64) -> Arc<LocalA
     LocalAllocator::open(Arc::new(disk.clone()), Arc::new(clock.clone()), settings, node).await.expect("opens")
 }
 
-fn resume(nonce: u64) -> Resume {
-    Resume {
+fn register(nonce: u64) -> Registration {
+    Registration {
         node: NodeName::new("n").expect("a name"),
         nonce: Nonce::new(nonce),
         address: String::new(),
@@ -171,14 +172,14 @@ fn commit(txn: TxnId, binds: Vec<PresentedBind>) -> BeginCommit {
 async fn after_an_unclean_stop_old_tables_wait_out_the_lease_and_new_ones_do_not() {
     let (disk, clock) = (Disk::new(), ManualClock::new());
     let first = open(&disk, &clock, 5_000).await;
-    let a = first.resume(&resume(1)).await.expect("free");
+    let a = first.register(&register(1)).await.expect("free");
     let old = first.bind(a.service, &table("t")).await.expect("free");
     let txn = TxnId::new(a.service, 1, true);
     first.shutdown(false, Duration::ZERO).await.expect("stops without resigning");
     drop(first);
 
     let second = open(&disk, &clock, 5_000).await;
-    let b = second.resume(&resume(2)).await.expect("whoever holds the store replaces the process before (B1)");
+    let b = second.register(&register(2)).await.expect("whoever holds the store replaces the process before (B1)");
     assert!(b.service > a.service);
     let stale = second.begin_commit(&commit(txn, vec![PresentedBind::from(&old.bind)])).await.expect_err("void");
     assert!(matches!(stale.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit));
@@ -186,7 +187,7 @@ async fn after_an_unclean_stop_old_tables_wait_out_the_lease_and_new_ones_do_not
     assert_eq!(answer.committing, vec![txn], "it may be in flight (L1)");
     second.bind(b.service, &table("new")).await.expect("a new table does not wait");
     let wait = second.bind(b.service, &table("t")).await.expect_err("the old owner's clients may be at work (B3)");
-    assert_eq!((wait.kind(), wait.retry_after()), (ErrorKind::Rebinding, Some(hi(a.lease_ttl))));
+    assert_eq!((wait.kind(), wait.retry_after()), (ErrorKind::Reassigning, Some(hi(a.lease_ttl))));
     clock.advance(hi(a.lease_ttl) / 2);
     second.keepalive(b.service, Nonce::new(2), Progress::default()).await.expect("in time");
     clock.advance(hi(a.lease_ttl) / 2 - Duration::from_millis(1));
@@ -203,7 +204,7 @@ async fn after_an_unclean_stop_old_tables_wait_out_the_lease_and_new_ones_do_not
 async fn after_a_clean_stop_nothing_waits() {
     let (disk, clock) = (Disk::new(), ManualClock::new());
     let first = open(&disk, &clock, 5_000).await;
-    let a = first.resume(&resume(1)).await.expect("free");
+    let a = first.register(&register(1)).await.expect("free");
     let old = first.bind(a.service, &table("t")).await.expect("free");
     first.resign(a.service, Nonce::new(1)).await.expect("live");
     assert!(first.shutdown(true, Duration::from_secs(1)).await.expect("stops").resigned);
@@ -212,7 +213,7 @@ async fn after_a_clean_stop_nothing_waits() {
     drop(first);
 
     let second = open(&disk, &clock, 5_000).await;
-    let b = second.resume(&resume(2)).await.expect("free");
+    let b = second.register(&register(2)).await.expect("free");
     let new = second.bind(b.service, &table("t")).await.expect("no wait");
     assert!(new.bind.version > old.bind.version);
     assert!(new.tokens.expect("fresh").next >= old.tokens.expect("fresh").end);
@@ -223,12 +224,12 @@ async fn after_a_clean_stop_nothing_waits() {
 async fn after_a_clean_stop_nothing_waits_for_an_incarnation_that_lapsed_before_it() {
     let (disk, clock) = (Disk::new(), ManualClock::new());
     let first = open(&disk, &clock, 5_000).await;
-    let a = first.resume(&resume(1)).await.expect("free");
+    let a = first.register(&register(1)).await.expect("free");
     first.bind(a.service, &table("t")).await.expect("free");
     clock.advance(hi(a.lease_ttl));
     assert!(first.shutdown(true, Duration::ZERO).await.expect("stops").resigned, "its promise is over");
     let second = open(&disk, &clock, 5_000).await;
-    let b = second.resume(&resume(2)).await.expect("free");
+    let b = second.register(&register(2)).await.expect("free");
     second.bind(b.service, &table("t")).await.expect("no wait");
 }
 
@@ -236,7 +237,7 @@ async fn after_a_clean_stop_nothing_waits_for_an_incarnation_that_lapsed_before_
 async fn a_stop_whose_caller_does_not_say_that_all_is_quiet_does_not_resign() {
     let (disk, clock) = (Disk::new(), ManualClock::new());
     let first = open(&disk, &clock, 5_000).await;
-    let a = first.resume(&resume(1)).await.expect("free");
+    let a = first.register(&register(1)).await.expect("free");
     first.resign(a.service, Nonce::new(1)).await.expect("live");
     let stopped = first.shutdown(false, Duration::from_secs(1)).await.expect("stops");
     assert!(!stopped.resigned, "nobody gave the word (P5)");
@@ -246,7 +247,7 @@ async fn a_stop_whose_caller_does_not_say_that_all_is_quiet_does_not_resign() {
 async fn tombstones_of_an_earlier_life_go_with_the_fence_of_their_origin() {
     let (disk, clock) = (Disk::new(), ManualClock::new());
     let first = open(&disk, &clock, 5_000).await;
-    let a = first.resume(&resume(1)).await.expect("free");
+    let a = first.register(&register(1)).await.expect("free");
     let txn = TxnId::new(a.service, 1, true);
     assert_eq!(first.cannot_commit(&[txn]).await.expect("answer").tombstoned, vec![txn]);
     assert_eq!(disk.load().await.expect("load").tombstones, vec![txn], "durable when it is answered (C4)");
@@ -269,7 +270,7 @@ async fn tokens_of_a_store_in_memory_go_on_over_restarts_of_its_allocator() {
         let (store, clock) = (Arc::new(store.clone()), Arc::new(clock.clone()));
         let allocator = LocalAllocator::open(store, clock, AllocatorSettings::default(), node.clone()).await;
         let allocator = allocator.expect("opens");
-        let a = allocator.resume(&resume(life)).await.expect("free");
+        let a = allocator.register(&register(life)).await.expect("free");
         let bound = allocator.bind(a.service, &table("t")).await.expect("free");
         let more =
             allocator.reserve_tokens(a.service, bound.bind.id, bound.bind.version).await.expect("current").tokens;
@@ -286,7 +287,7 @@ async fn tokens_of_a_store_in_memory_go_on_over_restarts_of_its_allocator() {
 async fn a_stop_beside_a_live_incarnation_does_not_resign() {
     let (disk, clock) = (Disk::new(), ManualClock::new());
     let allocator = open(&disk, &clock, 5_000).await;
-    allocator.resume(&resume(1)).await.expect("free");
+    allocator.register(&register(1)).await.expect("free");
     let stopped = allocator.shutdown(true, Duration::ZERO).await.expect("stops");
     assert!(!stopped.resigned, "its promises still hold (P5)");
 }
@@ -295,12 +296,12 @@ async fn a_stop_beside_a_live_incarnation_does_not_resign() {
 async fn a_shorter_ttl_waits_out_the_longer_one_over_two_restarts() {
     let (disk, clock) = (Disk::new(), ManualClock::new());
     let first = open(&disk, &clock, 60_000).await;
-    let a = first.resume(&resume(1)).await.expect("free");
+    let a = first.register(&register(1)).await.expect("free");
     first.bind(a.service, &table("t")).await.expect("free");
     first.shutdown(false, Duration::ZERO).await.expect("stops");
     open(&disk, &clock, 1_000).await.shutdown(false, Duration::ZERO).await.expect("stops");
     let third = open(&disk, &clock, 1_000).await;
-    let b = third.resume(&resume(2)).await.expect("free");
+    let b = third.register(&register(2)).await.expect("free");
     assert_eq!(b.lease_ttl, Duration::from_secs(1));
     let wait = third.bind(b.service, &table("t")).await.expect_err("the old promise");
     assert_eq!(wait.retry_after(), Some(hi(Duration::from_secs(60))), "changing a TTL waits out the old (B4)");
@@ -311,7 +312,7 @@ async fn a_lost_answer_is_settled_by_the_number_whether_the_write_landed_or_not(
     for lost in [1, 2, 3, 4] {
         let (disk, clock) = (Disk::new(), ManualClock::new());
         let allocator = open(&disk, &clock, 5_000).await;
-        let a = allocator.resume(&resume(1)).await.expect("free");
+        let a = allocator.register(&register(1)).await.expect("free");
         disk.lose.store(lost, Ordering::SeqCst);
         let bound = allocator.bind(a.service, &table("t")).await.expect("settled (L2)");
         assert!(bound.tokens.is_some());
@@ -326,7 +327,7 @@ async fn a_lost_answer_is_settled_by_the_number_whether_the_write_landed_or_not(
 async fn a_caller_that_goes_away_does_not_undo_its_bind() {
     let (disk, clock) = (Disk::new(), ManualClock::new());
     let allocator = open(&disk, &clock, 5_000).await;
-    let a = allocator.resume(&resume(1)).await.expect("free");
+    let a = allocator.register(&register(1)).await.expect("free");
     let t = table("t");
     {
         let bind = allocator.bind(a.service, &t);
@@ -353,7 +354,7 @@ async fn futures_poll_once<F: Future + Unpin>(future: F) -> Option<F::Output> {
 async fn ten_thousand_binds_at_once_take_at_most_one_write_per_hundred() {
     let (disk, clock) = (Disk::new(), ManualClock::new());
     let allocator = open(&disk, &clock, 60_000).await;
-    let a = allocator.resume(&resume(1)).await.expect("free");
+    let a = allocator.register(&register(1)).await.expect("free");
     let before = disk.writes.load(Ordering::SeqCst);
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..10_000 {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Progress, Resume,
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Progress,
+    Registration,
 };
 use lockservice_core::service::{
     Answer, Granted, LockService, LockSpec, Operation, ServiceParts, ServiceSettings, Session, TxnOp, TxnOptions,
@@ -491,12 +492,12 @@ async fn a_shutdown_that_a_session_does_not_confirm_does_not_resign() {
     let next = LockService::start(ServiceParts { replaces, ..parts(&allocator) }).await.expect("replaced");
     let txn = next.begin(TxnOptions::default()).expect("begin");
     let refused = txn.lock(nowait("k")).await.expect_err("its last owner may be at work");
-    assert_eq!(refused.kind(), ErrorKind::Rebinding);
+    assert_eq!(refused.kind(), ErrorKind::Reassigning);
     assert!(refused.retry_after().is_some_and(|after| after > SECOND), "{refused}");
     let other = LockSpec { table: TableRef::new("g", "other").expect("names"), ..nowait("k") };
     txn.lock(other).await.expect("a new table does not wait");
-    let granted_anew = txn.lock(spec("k")).await.expect("after the lease");
-    assert!(granted_anew.grant.token > granted.grant.token);
+    let reassigned = txn.lock(spec("k")).await.expect("after the lease");
+    assert!(reassigned.grant.token > granted.grant.token);
 }
 
 #[tokio::test(start_paused = true)]
@@ -728,11 +729,11 @@ async fn a_sealed_service_does_not_go_on_asking_an_allocator_that_fails() {
 #[tokio::test(start_paused = true)]
 async fn a_start_that_is_repeated_has_a_whole_lease() {
     let allocator = allocator().await;
-    let request = Resume { node: node(), nonce: Nonce::new(7), address: String::new(), replaces: None };
-    let first = allocator.resume(&request).await.expect("a fresh name");
+    let request = Registration { node: node(), nonce: Nonce::new(7), address: String::new(), replaces: None };
+    let first = allocator.register(&request).await.expect("a fresh name");
     tokio::time::sleep(4 * SECOND).await;
     // The first answer was lost. Whoever asks again counts its lease from now.
-    let again = allocator.resume(&request).await.expect("the same process");
+    let again = allocator.register(&request).await.expect("the same process");
     assert_eq!(again.service, first.service);
     tokio::time::sleep(4 * SECOND).await;
     allocator

@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockservice_core::allocator::{
     AllocatorSettings, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
-    Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress, Released,
-    Report, ReservedTokens, Resume, TxnRange,
+    Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress,
+    Registration, Released, Report, ReservedTokens, TxnRange,
 };
 use lockservice_core::service::{Granted, LockService, LockSpec, ServiceParts, ServiceSettings, Txn, TxnOptions};
 use lockservice_core::store::MemoryStore;
@@ -78,8 +78,8 @@ impl LockTableAllocator for Lossy {
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
         self.inner.resign(service, nonce).await
     }
-    async fn resume(&self, request: &Resume) -> Result<Incarnation> {
-        self.inner.resume(request).await
+    async fn register(&self, request: &Registration) -> Result<Incarnation> {
+        self.inner.register(request).await
     }
     async fn latest(&self, table: &TableRef) -> Result<Latest> {
         self.inner.latest(table).await

@@ -9,8 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockservice_core::allocator::{
     AllocatorSettings, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
-    Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress, Released,
-    Report, ReservedTokens, Resume, TxnRange,
+    Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress,
+    Registration, Released, Report, ReservedTokens, TxnRange,
 };
 use lockservice_core::clock::lo;
 use lockservice_core::service::{LockService, LockSpec, ServiceParts, TxnOptions};
@@ -72,8 +72,8 @@ impl LockTableAllocator for Moody {
         }
         self.inner.resign(service, nonce).await
     }
-    async fn resume(&self, request: &Resume) -> Result<Incarnation> {
-        self.inner.resume(request).await
+    async fn register(&self, request: &Registration) -> Result<Incarnation> {
+        self.inner.register(request).await
     }
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
         self.inner.bind(service, table).await

@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockservice_core::allocator::{
     AllocatorSettings, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
-    Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress, Released,
-    Report, ReservedTokens, Resume, TxnRange,
+    Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress,
+    Registration, Released, Report, ReservedTokens, TxnRange,
 };
 use lockservice_core::clock::hi;
 use lockservice_core::service::{
@@ -63,8 +63,8 @@ impl LockTableAllocator for Stubborn {
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
         self.inner.resign(service, nonce).await
     }
-    async fn resume(&self, request: &Resume) -> Result<Incarnation> {
-        self.inner.resume(request).await
+    async fn register(&self, request: &Registration) -> Result<Incarnation> {
+        self.inner.register(request).await
     }
     async fn release_table(
         &self,
@@ -122,8 +122,8 @@ async fn start(allocator: &Arc<Stubborn>, node: &str, replaces: Option<(ServiceI
 
 /// An incarnation of `node` that owns the table, and of which nothing is heard any more.
 async fn owner(allocator: &Stubborn, node: &str) -> (ServiceId, BoundTable) {
-    let resume = Resume { node: name(node), nonce: Nonce::new(1), address: String::new(), replaces: None };
-    let service = allocator.inner.resume(&resume).await.expect("a free name").service;
+    let register = Registration { node: name(node), nonce: Nonce::new(1), address: String::new(), replaces: None };
+    let service = allocator.inner.register(&register).await.expect("a free name").service;
     (service, allocator.inner.bind(service, &table()).await.expect("a free table"))
 }
 
@@ -194,7 +194,9 @@ async fn those_who_wait_out_an_old_lease_are_seen_and_come_in_as_they_came() {
         let txn = service.begin(TxnOptions::default()).expect("it serves");
         match txn.lock(no_wait("k")).await {
             Ok(_) => break came_in.lock().len(),
-            Err(e) => assert!(matches!(e.kind(), ErrorKind::Rebinding | ErrorKind::Conflict | ErrorKind::Unavailable)),
+            Err(e) => {
+                assert!(matches!(e.kind(), ErrorKind::Reassigning | ErrorKind::Conflict | ErrorKind::Unavailable))
+            }
         }
         sleep(MS / 2).await;
     };
@@ -215,7 +217,7 @@ async fn a_wait_shorter_than_the_rest_of_a_lease_is_waited_and_then_told_the_res
     about(waited, 2 * SECOND);
     about(error.retry_after().expect("it says so"), hi(LEASE) - 2 * SECOND);
     let (error, waited) = fails(&service, no_wait("k")).await;
-    assert_eq!(error.kind(), ErrorKind::Rebinding, "{error:?}");
+    assert_eq!(error.kind(), ErrorKind::Reassigning, "{error:?}");
     about(waited, Duration::ZERO);
     about(error.retry_after().expect("it says so"), hi(LEASE) - 2 * SECOND);
     assert!(service.waits(None).is_empty(), "whoever has gone is not seen");

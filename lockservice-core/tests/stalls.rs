@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, Progress, Resume,
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, Progress, Registration,
 };
 use lockservice_core::clock::hi;
 use lockservice_core::service::{
@@ -126,8 +126,8 @@ async fn an_incarnation_that_was_told_to_be_fenced_is_not_renewed_afterwards() {
         let lease = settings.constants.lease_ttl();
         let allocator =
             LocalAllocator::open(store, Arc::new(stalling.clone()), settings, node()).await.expect("it opens");
-        let resume = Resume { node: node(), nonce: Nonce::new(7), address: String::new(), replaces: None };
-        let incarnation = allocator.resume(&resume).await.expect("a free name");
+        let register = Registration { node: node(), nonce: Nonce::new(7), address: String::new(), replaces: None };
+        let incarnation = allocator.register(&register).await.expect("a free name");
         clock.advance(hi(lease) - MOMENT);
         let (renewing, runtime) = (Arc::clone(&allocator), tokio::runtime::Handle::current());
         let renewal = stalling.stall(nth, move || {

@@ -8,11 +8,11 @@ use tokio::time::timeout;
 
 use crate::config::PgConfig;
 use crate::error::{Failure, Stage};
-use crate::link::{Link, Links, Statement};
+use crate::link::{Connections, Link, Statement};
 
 #[derive(Debug)]
 pub(crate) struct Calls {
-    pub(crate) links: Links,
+    pub(crate) connections: Connections,
     pub(crate) describe: String,
     pub(crate) load_timeout: Duration,
     pub(crate) answer_timeout: Duration,
@@ -20,13 +20,13 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
-    pub(crate) fn new(links: Links, describe: String, config: &PgConfig) -> Self {
+    pub(crate) fn new(connections: Connections, describe: String, config: &PgConfig) -> Self {
         let (load_timeout, answer_timeout) = (config.load_timeout, config.answer_timeout());
-        Self { links, describe, load_timeout, answer_timeout, call_timeout: config.call_timeout() }
+        Self { connections, describe, load_timeout, answer_timeout, call_timeout: config.call_timeout() }
     }
 
     pub(crate) async fn take(&self) -> Result<Link<'_>> {
-        self.asked(self.links.take().await)
+        self.asked(self.connections.take().await)
     }
 
     /// What a failure means if nothing that changes anything was sent.
@@ -42,14 +42,14 @@ impl Calls {
     ) -> Result<PgRow> {
         let row = timeout(self.call_timeout, async {
             loop {
-                let mut link = self.links.take().await.map_err(|failure| (failure, Stage::Asking))?;
+                let mut link = self.connections.take().await.map_err(|failure| (failure, Stage::Asking))?;
                 match link.row(statement(), self.answer_timeout).await {
                     Ok(row) => {
                         link.keep();
                         return Ok(row);
                     }
                     // A new connection is taken next, for which this cannot be: the loop ends.
-                    Err(failure) if link.reused() && failure.is_lost() => self.links.forget_idle(),
+                    Err(failure) if link.reused() && failure.is_lost() => self.connections.forget_idle(),
                     Err(failure) => return Err((failure, stage)),
                 }
             }
@@ -69,7 +69,7 @@ impl Calls {
             }
             Err(failure) => {
                 if failure.is_lost() {
-                    self.links.forget_idle();
+                    self.connections.forget_idle();
                 }
                 Err(failure.explain(&self.describe, Stage::Changing))
             }

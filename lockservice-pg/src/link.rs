@@ -1,4 +1,4 @@
-//! [`Links`]: the few connections of a store.
+//! [`Connections`]: the few connections of a store.
 //!
 //! # Implementation details
 //! A store that knows the server's address opens connections itself, so that what the server says is not hidden behind "the pool timed
@@ -25,7 +25,7 @@ use crate::servers::Servers;
 pub(crate) type Statement<'q> = Query<'q, Postgres, PgArguments>;
 
 #[derive(Debug)]
-pub(crate) struct Links {
+pub(crate) struct Connections {
     source: Source,
     servers: Arc<Servers>,
     permits: Semaphore,
@@ -39,7 +39,7 @@ enum Source {
 
 /// A connection for one call, and one of the places.
 pub(crate) struct Link<'a> {
-    links: &'a Links,
+    connections: &'a Connections,
     raw: Option<Raw>,
     reused: bool,
     /// True while a transaction of several statements is open.
@@ -52,7 +52,7 @@ enum Raw {
     Pool(PoolConnection<Postgres>),
 }
 
-impl Links {
+impl Connections {
     pub(crate) fn own(config: &PgConfig, servers: &Arc<Servers>) -> Self {
         Self {
             source: Source::Own { idle: Mutex::default() },
@@ -89,7 +89,7 @@ impl Links {
                     (Raw::Own(Box::new(connection)), reused)
                 }
             };
-            Ok::<_, Failure>(Link { links: self, raw: Some(raw), reused, began: false, _permit: permit })
+            Ok::<_, Failure>(Link { connections: self, raw: Some(raw), reused, began: false, _permit: permit })
         });
         taken.await.map_err(|_| Failure::NoConnection(self.connect_timeout))?
     }
@@ -111,7 +111,7 @@ impl Link<'_> {
 
     /// The one row that `statement` answers, after its transaction has ended.
     pub(crate) async fn row(&mut self, statement: Statement<'_>, limit: Duration) -> Result<PgRow, Failure> {
-        let pooler = self.links.servers.pooler();
+        let pooler = self.connections.servers.pooler();
         let call = async {
             self.enter(pooler).await?;
             let row = statement.persistent(!pooler).fetch_one(self.connection()).await?;
@@ -122,7 +122,7 @@ impl Link<'_> {
     }
 
     pub(crate) async fn rows(&mut self, statement: Statement<'_>, limit: Duration) -> Result<Vec<PgRow>, Failure> {
-        let pooler = self.links.servers.pooler();
+        let pooler = self.connections.servers.pooler();
         let call = async {
             self.enter(pooler).await?;
             let rows = statement.persistent(!pooler).fetch_all(self.connection()).await?;
@@ -136,7 +136,7 @@ impl Link<'_> {
     /// the same server, and its time-outs are set for it alone.
     async fn enter(&mut self, pooler: bool) -> Result<(), sqlx::Error> {
         if pooler && !self.began {
-            let begin = self.links.servers.begin();
+            let begin = self.connections.servers.begin();
             self.connection().execute(sqlx::raw_sql(AssertSqlSafe(begin))).await?;
         }
         Ok(())
@@ -170,7 +170,7 @@ impl Link<'_> {
 
     /// Gives the connection back: everything that was asked has been answered, and no transaction is open.
     pub(crate) fn keep(mut self) {
-        match (self.raw.take(), &self.links.source) {
+        match (self.raw.take(), &self.connections.source) {
             (Some(Raw::Own(connection)), Source::Own { idle }) => lock(idle).push(*connection),
             (raw, _) => drop(raw),
         }

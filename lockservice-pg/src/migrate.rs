@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Row};
 use crate::calls::Calls;
 use crate::config::{PgConfig, SchemaName, millis};
 use crate::error::{Failure, Stage};
-use crate::link::{Link, Links};
+use crate::link::{Connections, Link};
 use crate::servers::Servers;
 
 /// Entry N − 1 makes format N of format N − 1.
@@ -31,7 +31,7 @@ pub(crate) fn in_schema(text: &str, schema: &SchemaName) -> String {
 pub async fn stored_format(url: &str) -> Result<u32> {
     let config = PgConfig::from_url(url)?;
     let servers = Arc::new(Servers::new(&config));
-    let calls = Calls::new(Links::own(&config, &servers), config.describe(), &config);
+    let calls = Calls::new(Connections::own(&config, &servers), config.describe(), &config);
     let mut link = calls.take().await?;
     found(&calls, &mut link, &config.schema).await
 }

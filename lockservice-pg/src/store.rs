@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, PgPool, Row};
 use crate::calls::Calls;
 use crate::config::{PgConfig, SchemaName, millis};
 use crate::error::{Failure, Stage};
-use crate::link::{Links, Statement};
+use crate::link::{Connections, Statement};
 use crate::migrate::{check_format, in_schema, migrate};
 use crate::record::{
     Arrays, add_constants, add_forgotten, add_service, add_table, add_tombstone, format_written, head, json,
@@ -67,7 +67,7 @@ impl PgStore {
     pub async fn connect_with(config: PgConfig) -> Result<Self> {
         let servers = Arc::new(Servers::new(&config));
         // On the heap: it is done once, and the driver's part is large.
-        Box::pin(Self::open(Links::own(&config, &servers), config, servers)).await
+        Box::pin(Self::open(Connections::own(&config, &servers), config, servers)).await
     }
 
     /// Opens the store in `config.schema` through a ready pool, whose own rules then hold: for opening and closing connections, and for the
@@ -80,7 +80,7 @@ impl PgStore {
         let config = PgConfig { connect: (*pool.connect_options()).clone(), others: Vec::new(), ..config };
         let servers = Arc::new(Servers::new(&config));
         // On the heap: it is done once, and the driver's part is large.
-        Box::pin(Self::open(Links::pool(pool, &config, &servers), config, servers)).await
+        Box::pin(Self::open(Connections::pool(pool, &config, &servers), config, servers)).await
     }
 
     /// Reads the store that a URL names, damaged or not, as far as it can be read. Creates and migrates nothing.
@@ -90,22 +90,22 @@ impl PgStore {
     pub async fn inspect(url: &str) -> Result<Inspection> {
         let config = PgConfig::from_url(url)?;
         let servers = Arc::new(Servers::new(&config));
-        let store = Self::reach(Links::own(&config, &servers), &config, servers).await?;
+        let store = Self::reach(Connections::own(&config, &servers), &config, servers).await?;
         check_format(&store.calls, &config.schema).await?;
         let mut damage = Damage::noted();
         let (state, head) = Box::pin(store.read(&mut damage)).await?;
         Ok(Inspection { store: store.describe(), state, head, damage })
     }
 
-    async fn open(links: Links, config: PgConfig, servers: Arc<Servers>) -> Result<Self> {
-        let store = Self::reach(links, &config, servers).await?;
+    async fn open(connections: Connections, config: PgConfig, servers: Arc<Servers>) -> Result<Self> {
+        let store = Self::reach(connections, &config, servers).await?;
         migrate(&store.calls, &config.schema).await?;
         Ok(store)
     }
 
     /// A store whose schema may be missing or old.
-    async fn reach(links: Links, config: &PgConfig, servers: Arc<Servers>) -> Result<Self> {
-        let calls = Calls::new(links, config.describe(), config);
+    async fn reach(connections: Connections, config: &PgConfig, servers: Arc<Servers>) -> Result<Self> {
+        let calls = Calls::new(connections, config.describe(), config);
         check_server(&calls).await?;
         let channel = format!("lockservice:{}", config.schema);
         let watch = Watch::new(config, &channel, servers);
@@ -166,7 +166,7 @@ impl PgStore {
         calls.asked(link.begin(&begin, calls.answer_timeout).await)?;
         let mut state = StoreState::default();
         let look = calls.asked(link.row(sql(&self.sql.look), calls.answer_timeout).await)?;
-        let head = damage.bear(head(&look))?.flatten();
+        let head = damage.tolerate(head(&look))?.flatten();
         if let Some(head) = &head {
             (state.epoch, state.applied) = (head.epoch, head.applied);
         }
@@ -182,7 +182,7 @@ impl PgStore {
         for (query, add) in parts {
             for row in calls.asked(link.rows(sql(query), calls.load_timeout).await)? {
                 turns.next().await;
-                damage.bear(add(&mut state, &row).map_err(|e| e.with("store", &calls.describe)))?;
+                damage.tolerate(add(&mut state, &row).map_err(|e| e.with("store", &calls.describe)))?;
             }
         }
         calls.asked(link.commit(calls.answer_timeout).await)?;
@@ -202,7 +202,7 @@ impl BindStore for PgStore {
         match load().await {
             // A connection from before a restart of the server tells so only when it is used: once more, with new ones.
             Err(e) if e.kind() == ErrorKind::Unavailable => {
-                self.calls.links.forget_idle();
+                self.calls.connections.forget_idle();
                 load().await
             }
             outcome => outcome,

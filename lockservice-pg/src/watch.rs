@@ -59,13 +59,13 @@ impl Watch {
     pub(crate) async fn changed(&self, poll: Duration) {
         if self.listen && !self.servers.pooler() {
             self.task.get_or_init(|| {
-                let ears = Ears {
+                let listener = Listener {
                     servers: Arc::clone(&self.servers),
                     channel: self.channel.clone(),
                     connect_timeout: self.connect_timeout,
                     generation: self.generation.clone(),
                 };
-                tokio::spawn(ears.listen())
+                tokio::spawn(listener.listen())
             });
         }
         let asked = self.asked.load(Ordering::Relaxed);
@@ -91,14 +91,14 @@ impl fmt::Debug for Watch {
 }
 
 /// What the task has.
-struct Ears {
+struct Listener {
     servers: Arc<Servers>,
     channel: String,
     connect_timeout: Duration,
     generation: watch::Sender<u64>,
 }
 
-impl Ears {
+impl Listener {
     async fn listen(self) {
         while !self.servers.pooler() {
             if let Err(error) = self.listen_once().await {

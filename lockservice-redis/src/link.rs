@@ -31,11 +31,11 @@ pub(crate) struct Link {
     config: Arc<RedisConfig>,
     errors: Errors,
     topology: Topology,
-    current: Mutex<Current>,
+    current: Mutex<CurrentMaster>,
 }
 
 #[derive(Default)]
-struct Current {
+struct CurrentMaster {
     master: Option<Master>,
     /// Where the master is, as the one before it said.
     hint: Option<Address>,
@@ -54,7 +54,7 @@ struct Master {
 }
 
 /// One call of a script.
-pub(crate) struct Call<'a> {
+pub(crate) struct ScriptCall<'a> {
     pub(crate) script: &'a Script,
     pub(crate) key: &'a str,
     pub(crate) arguments: Vec<Vec<u8>>,
@@ -65,7 +65,7 @@ pub(crate) struct Call<'a> {
 }
 
 /// What a script answered.
-pub(crate) struct Answer {
+pub(crate) struct ScriptAnswer {
     pub(crate) value: Value,
     /// False if what it wrote did not reach as many replicas as it must.
     pub(crate) replicated: bool,
@@ -97,7 +97,7 @@ impl Link {
     }
 
     /// Runs a script on the master. What is no [`Stage::Write`] is sent once more over a new connection if the old one was lost.
-    pub(crate) async fn run(&self, call: Call<'_>) -> Result<Answer> {
+    pub(crate) async fn run(&self, call: ScriptCall<'_>) -> Result<ScriptAnswer> {
         let waits = call.waits && self.config.replicas > 0;
         let mut pipeline = self.pipeline(&call, waits, false);
         let within = self.config.response_timeout + if waits { self.config.wait_timeout } else { Duration::ZERO };
@@ -105,7 +105,7 @@ impl Link {
             self.persist(&mut pipeline, call.stage, within, |link| link.pipeline(&call, waits, true)).await?;
         let replicated = !waits || matches!(answers.pop(), Some(Value::Int(n)) if n >= i64::from(self.config.replicas));
         let value = answers.pop().ok_or_else(|| self.errors.strange("nothing"))?;
-        Ok(Answer { value, replicated })
+        Ok(ScriptAnswer { value, replicated })
     }
 
     /// Runs a plain command that changes nothing on the master.
@@ -326,7 +326,7 @@ impl Link {
         }
     }
 
-    fn pipeline(&self, call: &Call<'_>, waits: bool, whole: bool) -> Pipeline {
+    fn pipeline(&self, call: &ScriptCall<'_>, waits: bool, whole: bool) -> Pipeline {
         let mut command = if whole { redis::cmd("EVAL") } else { redis::cmd("EVALSHA") };
         command.arg(if whole { &call.script.code } else { &call.script.digest }).arg(1).arg(call.key);
         for argument in &call.arguments {

@@ -18,7 +18,7 @@ use crate::audit::audit;
 use crate::config::{RedisConfig, Servers};
 use crate::error::{Errors, Stage};
 use crate::head::{Fields, Found, Verdict, verdict};
-use crate::link::{Answer, Call, Link};
+use crate::link::{Link, ScriptAnswer, ScriptCall};
 use crate::scripts::{Script, Scripts};
 use crate::watch::Watch;
 
@@ -99,8 +99,8 @@ impl RedisStore {
         Found::parse(answer.value, &self.0.errors)
     }
 
-    async fn run(&self, script: &Script, arguments: Vec<Vec<u8>>, stage: Stage, waits: bool) -> Result<Answer> {
-        self.0.link.run(Call { script, key: &self.0.key, arguments, stage, waits }).await
+    async fn run(&self, script: &Script, arguments: Vec<Vec<u8>>, stage: Stage, waits: bool) -> Result<ScriptAnswer> {
+        self.0.link.run(ScriptCall { script, key: &self.0.key, arguments, stage, waits }).await
     }
 
     /// Runs a script that checks and writes. Fails with `Fenced` if it found another epoch or number, and if too few replicas have it.
@@ -144,7 +144,7 @@ impl RedisStore {
 
     /// The same, but `None` if something was written meanwhile. Notes no damage then.
     async fn read_once(&self, damage: &mut Damage) -> Result<Option<(StoreState, Option<Head>)>> {
-        let before = damage.bear(self.found().await)?;
+        let before = damage.tolerate(self.found().await)?;
         let mut records = BTreeMap::new();
         let mut cursor = b"0".to_vec();
         loop {
@@ -170,7 +170,7 @@ impl RedisStore {
         let mut turns = Turns::default();
         for (key, value) in records.iter().filter(|(key, _)| *key != b"format" && !key.starts_with(b"head/")) {
             turns.next().await;
-            damage.bear(absorb(&mut state, key, value))?;
+            damage.tolerate(absorb(&mut state, key, value))?;
         }
         Ok(Some((state, before.and_then(|found| found.head))))
     }

@@ -182,7 +182,7 @@ impl KeyValue for RocksEngine {
         Ok(())
     }
 
-    fn check_place(&self) -> Result<()> {
+    fn check_path(&self) -> Result<()> {
         self.place.check(&self.marker, Path::new(MARKER))
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockservice_core::allocator::{
     AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting, Incarnation,
-    Latest, LeaseAck, LockTableAllocator, Progress, Released, Report, ReservedTokens, Resume, TxnRange,
+    Latest, LeaseAck, LockTableAllocator, Progress, Registration, Released, Report, ReservedTokens, TxnRange,
 };
 use lockservice_core::store::ClusterId;
 use lockservice_core::{
@@ -162,17 +162,17 @@ impl RemoteAllocator {
 
 #[async_trait]
 impl LockTableAllocator for RemoteAllocator {
-    async fn resume(&self, request: &Resume) -> Result<Incarnation> {
+    async fn register(&self, request: &Registration) -> Result<Incarnation> {
         let answer = self
-            .call(self.patience.change, self.peer().resume(self.request(convert::resume_to_proto(request))))
+            .call(self.patience.change, self.peer().register(self.request(convert::registration_to_proto(request))))
             .await?;
         Ok(convert::started_from_proto(answer))
     }
 
-    async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
+    async fn keepalive(&self, service: ServiceId, nonce: Nonce, observed: Progress) -> Result<LeaseAck> {
         let request = proto::KeepaliveRequest {
             incarnation: Some(convert::incarnation_to_proto(service, nonce)),
-            told: Some(convert::progress_to_proto(told)),
+            observed: Some(convert::progress_to_proto(observed)),
         };
         self.call(self.patience.call, self.peer().keepalive(self.request(request))).await.map(convert::lease_from_proto)
     }

@@ -13,7 +13,8 @@ use lockservice::proto::allocator_client::AllocatorClient;
 use lockservice::proto::peer_client::PeerClient;
 use lockservice::server::{PeerServer, Server, ServerSettings};
 use lockservice_core::allocator::{
-    AllocatorPeers, AllocatorSettings, ElectedAllocator, LocalAllocator, LockTableAllocator, Progress, Report, Resume,
+    AllocatorPeers, AllocatorSettings, ElectedAllocator, LocalAllocator, LockTableAllocator, Progress, Registration,
+    Report,
 };
 use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::store::{Candidate, Cluster, MemoryStore, NodeAddress};
@@ -82,8 +83,8 @@ async fn the_allocator_over_grpc_keeps_the_contract_of_an_allocator() {
 #[tokio::test]
 async fn a_status_and_a_list_of_transactions_of_any_length_get_through() {
     let fixture = Remote::start().await;
-    let request = Resume { node: name("n"), nonce: Nonce::new(1), address: "n:1".to_owned(), replaces: None };
-    let service = fixture.remote.resume(&request).await.expect("a fresh store").service;
+    let request = Registration { node: name("n"), nonce: Nonce::new(1), address: "n:1".to_owned(), replaces: None };
+    let service = fixture.remote.register(&request).await.expect("a fresh store").service;
     let long = "x".repeat(200);
     let binds = (0..3_000).map(|n| {
         let (remote, table) =
@@ -146,8 +147,8 @@ fn cluster(node: &Elected) -> Cluster {
     node.allocator.cluster().borrow().expect("the store has told")
 }
 
-fn resume(node: &str) -> Resume {
-    Resume { node: name(node), nonce: Nonce::new(1), address: "n:1".to_owned(), replaces: None }
+fn register(node: &str) -> Registration {
+    Registration { node: name(node), nonce: Nonce::new(1), address: "n:1".to_owned(), replaces: None }
 }
 
 #[tokio::test]
@@ -162,7 +163,7 @@ async fn a_node_that_follows_tells_nodes_and_clients_where_each_of_them_reaches_
     let error = from_status(&client.status(proto::StatusRequest {}).await.expect_err("it follows"));
     assert_eq!((error.kind(), error.leader()), (ErrorKind::NotLeader, Some(&*leads.address.clients)), "{error:?}");
     // Its own calls get there, and a client's own way, too.
-    let at = follows.allocator.resume(&resume("b")).await.expect("the leader answers");
+    let at = follows.allocator.register(&register("b")).await.expect("the leader answers");
     assert_eq!(leads.allocator.status().await.expect("it leads").services[0].id, at.service);
     let client = Client::connect(&follows.address.clients).await.expect("it listens");
     let table = TableRef::new("g", "t").expect("names");
@@ -175,10 +176,10 @@ async fn what_is_for_nodes_is_not_served_to_clients() {
     let node = join("a", &store).await;
     let channel = Endpoint::from_shared(format!("http://{}", node.address.clients)).expect("an address");
     let mut wire = PeerClient::new(channel.connect().await.expect("it listens"));
-    let mut request = Request::new(convert::resume_to_proto(&resume("b")));
+    let mut request = Request::new(convert::registration_to_proto(&register("b")));
     request.metadata_mut().insert("lockservice-cluster", cluster(&node).id.to_string().parse().expect("ascii"));
-    assert_eq!(wire.resume(request).await.expect_err("for nodes").code(), Code::Unimplemented);
-    let refused = node.allocator.for_clients().resume(&resume("b")).await.expect_err("for nodes");
+    assert_eq!(wire.register(request).await.expect_err("for nodes").code(), Code::Unimplemented);
+    let refused = node.allocator.for_clients().register(&register("b")).await.expect_err("for nodes");
     assert_eq!(refused.kind(), ErrorKind::NotPermitted);
 }
 
@@ -189,14 +190,14 @@ async fn nodes_of_two_clusters_believe_nothing_of_each_other() {
     let (leads, stranger) = (join("a", &ours).await, join("x", &theirs).await);
     assert_ne!(cluster(&leads).id, cluster(&stranger).id);
     let before = stranger.allocator.status().await.expect("it leads").at;
-    let astray = GrpcPeers::new(PATIENCE).connect(&stranger.address.nodes, cluster(&leads).id).expect("an address");
-    let told = Progress { epoch: before.epoch.next().expect("more"), ..before };
-    let report = Report::new(told, &cluster(&leads));
+    let wrong_node = GrpcPeers::new(PATIENCE).connect(&stranger.address.nodes, cluster(&leads).id).expect("an address");
+    let observed = Progress { epoch: before.epoch.next().expect("more"), ..before };
+    let report = Report::new(observed, &cluster(&leads));
     let answers = [
-        astray.resume(&resume("b")).await.map(drop),
-        astray.keepalive(ServiceId::new(1), Nonce::new(1), told).await.map(drop),
-        astray.report(&report).await.map(drop),
-        astray.status().await.map(drop),
+        wrong_node.register(&register("b")).await.map(drop),
+        wrong_node.keepalive(ServiceId::new(1), Nonce::new(1), observed).await.map(drop),
+        wrong_node.report(&report).await.map(drop),
+        wrong_node.status().await.map(drop),
     ];
     for answer in answers {
         assert_eq!(answer.expect_err("no answer").kind(), ErrorKind::Unavailable);
@@ -204,10 +205,10 @@ async fn nodes_of_two_clusters_believe_nothing_of_each_other() {
     // Whoever names no cluster is refused, and told whose node it is.
     let channel = Endpoint::from_shared(format!("http://{}", stranger.address.nodes)).expect("an address");
     let mut wire = PeerClient::new(channel.connect().await.expect("it listens"));
-    let refused = wire.resume(convert::resume_to_proto(&resume("b"))).await.expect_err("no cluster");
+    let refused = wire.register(convert::registration_to_proto(&register("b"))).await.expect_err("no cluster");
     assert_eq!(from_status(&refused).kind(), ErrorKind::NotPermitted, "{refused:?}");
-    let told = refused.metadata().get("lockservice-cluster").expect("it names its own").to_str().expect("ascii");
-    assert_eq!(told, cluster(&stranger).id.to_string());
+    let observed = refused.metadata().get("lockservice-cluster").expect("it names its own").to_str().expect("ascii");
+    assert_eq!(observed, cluster(&stranger).id.to_string());
     let after = stranger.allocator.status().await.expect("it leads");
     assert_eq!((after.at, after.services.len()), (before, 0), "nothing has happened");
 }

@@ -171,7 +171,7 @@ async fn a_lock_at_a_node_that_does_not_own_the_table_is_taken_at_the_one_that_d
     while nodes[1].host.current().locks(None).len() != 50 {
         tokio::task::yield_now().await;
     }
-    assert!(session.guard_deadline() <= held[0].guard_deadline());
+    assert!(session.deadline() <= held[0].deadline());
     within(session.close()).await.expect("both servers answer");
     while !nodes[1].host.current().locks(None).is_empty() {
         tokio::task::yield_now().await;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Resume,
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Registration,
 };
 use lockservice_core::clock::SystemClock;
 use lockservice_core::maintenance::{ProblemKind, diagnose};
@@ -326,8 +326,8 @@ async fn a_store_of_format_one_is_opened_while_commits_are_validated_and_tables_
             allocator.begin_commit(&request).await.expect_err("of the past").kind()
         });
     }
-    let resume = Resume { node, nonce: Nonce::new(1), address: "127.0.0.1:1".to_owned(), replaces: None };
-    let me = allocator.resume(&resume).await.expect("it starts").service;
+    let register = Registration { node, nonce: Nonce::new(1), address: "127.0.0.1:1".to_owned(), replaces: None };
+    let me = allocator.register(&register).await.expect("it starts").service;
     let mut binds = JoinSet::new();
     for n in 2..100 {
         let allocator = Arc::clone(&allocator);

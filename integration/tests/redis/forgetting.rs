@@ -6,7 +6,7 @@ use std::time::Duration;
 use integration::allocators::Node;
 use integration::containers::{Redis, RedisOptions};
 use integration::within;
-use lockservice_core::allocator::{LockTableAllocator, Progress, Resume};
+use lockservice_core::allocator::{LockTableAllocator, Progress, Registration};
 use lockservice_core::store::{BindStore, Candidate, Floor, Leadership};
 use lockservice_core::testing::LocalPeers;
 use lockservice_core::{ErrorKind, NodeName, Nonce, TableRef};
@@ -63,10 +63,10 @@ async fn a_restart_without_persistence_is_noticed() {
 async fn first_numbers(allocator: &dyn LockTableAllocator) -> [u64; 4] {
     let (nonce, table) = (Nonce::new(1), TableRef::new("g", "t").expect("names"));
     let node = NodeName::new("n").expect("a name");
-    let resume = Resume { node, nonce, address: "n:1".to_owned(), replaces: None };
+    let register = Registration { node, nonce, address: "n:1".to_owned(), replaces: None };
     loop {
         // While nobody leads, and until old promises have run out, it is told to try again.
-        if let Ok(owner) = allocator.resume(&resume).await
+        if let Ok(owner) = allocator.register(&register).await
             && allocator.keepalive(owner.service, nonce, Progress::default()).await.is_ok()
             && let Ok(bound) = allocator.bind(owner.service, &table).await
         {
@@ -84,9 +84,9 @@ async fn a_redis_that_forgets_everything_with_all_its_nodes_hands_nothing_out_tw
     let mut last = [0; 4];
     for _ in 0..3 {
         let node = Node::join("n", Arc::new(open(redis.url()).await), &LocalPeers::default());
-        let numbers = within("an owner on an empty store", first_numbers(&*node.allocator)).await;
-        assert!(numbers.iter().zip(last).all(|(number, last)| *number > last), "{numbers:?} after {last:?}");
-        last = numbers;
+        let high_water = within("an owner on an empty store", first_numbers(&*node.allocator)).await;
+        assert!(high_water.iter().zip(last).all(|(number, last)| *number > last), "{high_water:?} after {last:?}");
+        last = high_water;
         drop(node);
         redis.kill().await;
         redis.start().await;

@@ -7,8 +7,8 @@ use integration::store::named;
 use integration::within;
 use lockservice_core::maintenance::ProblemKind;
 use lockservice_core::store::{
-    BindStore, Candidate, ClusterConstants, Head, Leadership, Lineage, Op, ServiceRecord, ServiceState, StoreState,
-    Terms, decode, encode,
+    BindStore, Candidate, ClusterConstants, Head, Leadership, LeadershipHistory, Lineage, Op, ServiceRecord,
+    ServiceState, StoreState, decode, encode,
 };
 use lockservice_core::{Epoch, ErrorKind, Nonce, ServiceId, TxnId};
 use lockservice_redis::{RedisStore, redis as driver};
@@ -60,7 +60,7 @@ fn line(name: &[u8], value: &[u8]) -> String {
             let head: Head = decode("head/record", value).expect("a head");
             // The committed head is older than the optional field of where leaderships began; it opens all the same.
             let lineage = Lineage("another/copy".to_owned());
-            encode(&Head { epoch: Epoch::new(900_000), lineage, terms: Terms::default(), ..head })
+            encode(&Head { epoch: Epoch::new(900_000), lineage, history: LeadershipHistory::default(), ..head })
         }
         _ => value.to_vec(),
     };

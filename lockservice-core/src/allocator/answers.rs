@@ -10,12 +10,12 @@ use tokio::sync::oneshot;
 use super::LockTableAllocator;
 use super::commit::{Marked, OriginTxns, TxnLife, TxnRange};
 use super::lease::LeaseState;
-use super::local::{LocalAllocator, Shared};
+use super::local::{LocalAllocator, LocalShared};
 use super::report::Report;
 use super::state::{AllocatorState, lease_lost, not_told, stopping};
 use super::types::{
     AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting, Incarnation, Latest, LeaseAck,
-    Progress, Released, ReservedTokens, Resume, ServiceStatus,
+    Progress, Registration, Released, ReservedTokens, ServiceStatus,
 };
 use super::writer::{Command, Done, end};
 use crate::error::{Error, ErrorKind, Result};
@@ -25,11 +25,11 @@ use crate::sync::atomic::Ordering;
 
 #[async_trait]
 impl LockTableAllocator for LocalAllocator {
-    async fn resume(&self, request: &Resume) -> Result<Incarnation> {
+    async fn register(&self, request: &Registration) -> Result<Incarnation> {
         let state = self.shared.leading().await?;
         loop {
             let room = self.shared.room().await?;
-            let number = match state.numbers.take() {
+            let number = match state.sequence.take() {
                 Ok(number) => number,
                 Err(wanted) => {
                     drop(room);
@@ -59,12 +59,12 @@ impl LockTableAllocator for LocalAllocator {
         }
     }
 
-    async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
+    async fn keepalive(&self, service: ServiceId, nonce: Nonce, observed: Progress) -> Result<LeaseAck> {
         let state = self.shared.leading().await?;
         // L4: nothing is believed of a stranger, who may have invented it. One that the store has
         // lost proves its report.
         let known = state.service(service).filter(|known| known.nonce == nonce).ok_or_else(|| lease_lost(service))?;
-        self.shared.compare(&state, told)?;
+        self.shared.compare(&state, observed)?;
         if !known.renew(|| self.shared.clock.now()) {
             return Err(lease_lost(service));
         }
@@ -74,13 +74,13 @@ impl LockTableAllocator for LocalAllocator {
     async fn report(&self, report: &Report) -> Result<Progress> {
         let state = self.shared.leading().await?;
         if !report.is_of(&state.cluster) {
-            tracing::warn!(told = ?report.told, cluster = %state.cluster.id, "refused a report that is not of this cluster");
+            tracing::warn!(observed = ?report.observed, cluster = %state.cluster.id, "refused a report that is not of this cluster");
             return Err(Error::new(
                 ErrorKind::NotPermitted,
                 "the report does not come from a node of this cluster: does its store belong to another one?",
             ));
         }
-        self.shared.compare(&state, report.told)?;
+        self.shared.compare(&state, report.observed)?;
         Ok(state.progress())
     }
 
@@ -263,31 +263,31 @@ enum Verdict {
     Writing(oneshot::Receiver<Result<()>>),
 }
 
-impl Shared {
+impl LocalShared {
     /// Compares what a node was told with the store's history (L4). Fails with `NotLeader` if the
     /// store has lost it: the leadership is over.
-    fn compare(&self, state: &AllocatorState, told: Progress) -> Result<()> {
-        let told = told.believed(state.numbers.epoch(), state.sure);
-        if !state.exclusive && state.went_back(told) {
-            return Err(self.step_over(state, told));
+    fn compare(&self, state: &AllocatorState, observed: Progress) -> Result<()> {
+        let observed = observed.believed(state.sequence.epoch(), state.sure);
+        if !state.exclusive && state.went_back(observed) {
+            return Err(self.raise_above(state, observed));
         }
         Ok(())
     }
 
-    /// Ends the leadership because the store has lost what `told` says: a new one steps over it (L4).
-    fn step_over(&self, state: &AllocatorState, told: Progress) -> Error {
+    /// Ends the leadership because the store has lost what `observed` says: a new one steps over it (L4).
+    fn raise_above(&self, state: &AllocatorState, observed: Progress) -> Error {
         let why = Error::new(
             ErrorKind::NotLeader,
             "the store has lost writes that a node was told of: the leadership ends, and a new one takes every bind as void",
         )
-        .with("told_epoch", told.epoch)
-        .with("told_write", told.write);
-        self.told.lock().add(told);
+        .with("told_epoch", observed.epoch)
+        .with("told_write", observed.write);
+        self.observed.lock().add(observed);
         // Without a wait: from here on nothing is answered. Whoever leads next must know, whichever node that is.
         state.leadership.end();
-        let place = self.step_over.lock().take();
+        let place = self.raise_above.lock().take();
         if let Some(place) = place {
-            place.send(Command::StepOver { why: why.clone(), told });
+            place.send(Command::RaiseAbove { why: why.clone(), observed });
         }
         if self.queue.is_closed() {
             // The writer has ended, and cannot make it known.
@@ -336,7 +336,7 @@ impl Shared {
             marked
         })?;
         match marked {
-            Marked::Crowded => {
+            Marked::Full => {
                 tracing::error!(service = %txn.origin, "too many transactions of silent clients are kept from committing one by one: the incarnation is fenced, and its node starts a new one");
                 // Its binds are void from here on, and granted anew when its lease must have run out (B3).
                 origin.fence();

@@ -169,7 +169,7 @@ pub enum Marked {
     Fenced,
     /// So many transactions of the origin are marked, of clients that fell silent, that there is no room for more: nothing was marked. Fence
     /// the origin, which says of all of them what their marks say.
-    Crowded,
+    Full,
 }
 
 /// The control state of one origin's commits. Created at its registration, never on a miss (C3).
@@ -407,7 +407,7 @@ impl CommitControl {
         }
         let full = stripe.full(self.per_stripe_max, now, &mut old);
         // Commits in flight make room by themselves, marks do not.
-        let crowded = full && stripe.tombstones * 2 >= stripe.commits.len();
+        let full = full && stripe.tombstones * 2 >= stripe.commits.len();
         let generation = stripe.next_generation();
         let marked = match stripe.commits.entry(txn.counter) {
             Entry::Occupied(mut entry) => match entry.get_mut() {
@@ -417,7 +417,7 @@ impl CommitControl {
                 }
                 Commit::InFlight { .. } => unreachable!("an attempt in flight was answered above, under the same lock"),
             },
-            Entry::Vacant(_) if crowded => Marked::Crowded,
+            Entry::Vacant(_) if full => Marked::Full,
             Entry::Vacant(_) if full => return Err(exhausted(txn)),
             Entry::Vacant(entry) => {
                 entry.insert(Commit::Tombstone { generation, durable: false });

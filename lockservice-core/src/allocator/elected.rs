@@ -2,7 +2,7 @@
 //!
 //! # Implementation details
 //! One task campaigns: it asks the store for the leadership, watches whoever holds it, and takes over what stood still for long enough
-//! ([`Vigil`]). Each leadership is a [`LocalAllocator`] of its own with a nonce of its own, so that no memory of an earlier one is left in it.
+//! ([`LeadershipWatch`]). Each leadership is a [`LocalAllocator`] of its own with a nonce of its own, so that no memory of an earlier one is left in it.
 //! Calls are routed by the role that the task last published; the task holds nothing over an await that a call needs.
 //!
 //! What leaders told is reported to later ones (L4). A renewal reports for an incarnation that its
@@ -18,16 +18,16 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::commit::{OriginTxns, TxnRange};
-use super::leadership::{Namesake, Vigil};
+use super::leadership::{LeadershipWatch, Namesake};
 use super::local::{AllocatorStopped, Beginning, LocalAllocator};
+use super::observed::Observed;
 use super::open::{HeldBy, acquire};
 use super::origins::Origins;
 use super::report::Report;
 use super::state::stopping;
-use super::told::Told;
 use super::types::{
     AllocatorStatus, Answer, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting, Incarnation, Latest,
-    LeaseAck, Progress, Released, ReservedTokens, Resume,
+    LeaseAck, Progress, Registration, Released, ReservedTokens,
 };
 use super::{AllocatorSettings, LockTableAllocator};
 use crate::clock::{Clock, Time, hi};
@@ -65,13 +65,13 @@ pub trait AllocatorPeers: fmt::Debug + Send + Sync + 'static {
 /// On an exclusive store it leads at once and never follows.
 #[derive(Debug)]
 pub struct ElectedAllocator {
-    shared: Arc<Shared>,
+    shared: Arc<ElectedShared>,
     /// Locked for a moment, together with nothing.
     campaign: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ElectedShared {
     store: Arc<dyn BindStore>,
     clock: Arc<dyn Clock>,
     settings: AllocatorSettings,
@@ -82,11 +82,11 @@ struct Shared {
     /// Whose the store is, as its last answer told.
     cluster: watch::Sender<Option<Cluster>>,
     /// The leadership that is being opened, or is open, until it is over. Locked to set or to take it.
-    term: Mutex<Option<Arc<LocalAllocator>>>,
+    local: Mutex<Option<Arc<LocalAllocator>>>,
     /// How the stop ended. Locked for as long as one is under way.
     stopped: tokio::sync::Mutex<Option<AllocatorStopped>>,
     /// What the answers have told (L3, L4). Locked for a comparison.
-    told: Mutex<Told>,
+    observed: Mutex<Observed>,
     /// The origins of this process (C4).
     origins: Arc<Origins>,
 }
@@ -128,7 +128,7 @@ impl ElectedAllocator {
         peers: Arc<dyn AllocatorPeers>,
     ) -> Result<Arc<Self>> {
         settings.check()?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ElectedShared {
             store,
             clock,
             settings,
@@ -137,9 +137,9 @@ impl ElectedAllocator {
             peers,
             role: watch::Sender::new(Role::Searching(None)),
             cluster: watch::Sender::new(None),
-            term: Mutex::new(None),
+            local: Mutex::new(None),
             stopped: tokio::sync::Mutex::new(None),
-            told: Mutex::new(Told::default()),
+            observed: Mutex::new(Observed::default()),
             origins: Arc::default(),
         });
         let campaign = tokio::spawn(campaign(Arc::clone(&shared)));
@@ -204,9 +204,9 @@ impl ElectedAllocator {
         }
         // It leads until it has ended: commits in flight, for which it waits, must be able to finish. Also a leadership that is still being
         // opened is one that the others wait out.
-        let term = self.shared.term.lock().clone();
-        let stopped = match term {
-            Some(term) => term.shutdown(quiet, grace).await,
+        let local = self.shared.local.lock().clone();
+        let stopped = match local {
+            Some(local) => local.shutdown(quiet, grace).await,
             None => Ok(AllocatorStopped { resigned: true }),
         };
         self.shared.role.send_replace(Role::Stopped(stopping()));
@@ -224,16 +224,16 @@ impl Drop for ElectedAllocator {
 }
 
 /// Leads whenever it may, for ever.
-async fn campaign(shared: Arc<Shared>) {
+async fn campaign(shared: Arc<ElectedShared>) {
     let ttl = shared.settings.constants.leadership_ttl();
     let mut candidate = Candidate::new(shared.node.clone(), shared.address.clone());
-    let mut vigil = Vigil::default();
+    let mut watch = LeadershipWatch::default();
     let mut namesake = Namesake::default();
     let mut pause = PAUSE_FIRST;
     let mut unreadable = None;
     loop {
-        candidate.floor = shared.told.lock().last().epoch;
-        candidate.seen = vigil.complete(ttl, shared.clock.now()).cloned();
+        candidate.floor = shared.observed.lock().last().epoch;
+        candidate.seen = watch.complete(ttl, shared.clock.now()).cloned();
         match acquire(&*shared.store, &*shared.clock, &candidate, ttl).await {
             Ok(Ok(acquired)) => {
                 candidate.cluster = acquired.cluster;
@@ -241,10 +241,10 @@ async fn campaign(shared: Arc<Shared>) {
                 let cluster = acquired.cluster.id;
                 tracing::info!(epoch = %acquired.epoch, continuous = acquired.continuous, %cluster, "leads the store");
                 let exclusive = acquired.exclusive;
-                let why = shared.reign(Beginning {
+                let why = shared.lead(Beginning {
                     candidate: candidate.clone(),
                     acquired: Some(acquired),
-                    told: shared.told.lock().clone(),
+                    observed: shared.observed.lock().clone(),
                     origins: Arc::clone(&shared.origins),
                 });
                 let why = why.await;
@@ -254,7 +254,7 @@ async fn campaign(shared: Arc<Shared>) {
                     return;
                 }
                 tracing::warn!(error = ?why, "does not lead any more");
-                *shared.term.lock() = None;
+                *shared.local.lock() = None;
                 // Nobody can lead a store that cannot be read: whoever waits is told why, until somebody leads.
                 let is_unreadable =
                     matches!(why.kind(), ErrorKind::StoreCorrupt | ErrorKind::StoreNewer | ErrorKind::StoreUnusable);
@@ -263,7 +263,7 @@ async fn campaign(shared: Arc<Shared>) {
                 // A nonce of its own for each leadership: commits that the last one admitted may still be in flight, so this process
                 // counts like any other.
                 candidate.nonce = Nonce::new(rand::random());
-                vigil.restart();
+                watch.restart();
                 pause = PAUSE_FIRST;
             }
             Ok(Err(HeldBy { seen, address, cluster })) => {
@@ -278,13 +278,13 @@ async fn campaign(shared: Arc<Shared>) {
                 let own = &shared.address.nodes;
                 let at_our_address = address.as_ref().is_some_and(|at| !own.is_empty() && at.nodes == *own);
                 let taken = at_our_address && seen.leader.is_some_and(|leader| namesake.lives(leader));
-                vigil.observe(seen, shared.clock.now());
+                watch.observe(seen, shared.clock.now());
                 if taken {
                     shared.follow(None, Some(&address_taken(own)));
                 } else {
                     shared.follow(address, unreadable.as_ref());
                 }
-                let left = vigil.left(ttl, shared.clock.now());
+                let left = watch.left(ttl, shared.clock.now());
                 // An error only means that the store cannot tell; it is asked again.
                 if let Err(e) = shared.store.wait_for_change(left.clamp(Duration::from_millis(1), ttl / 8)).await {
                     tracing::debug!(error = ?e, "cannot wait for a change of leadership");
@@ -313,32 +313,32 @@ async fn campaign(shared: Arc<Shared>) {
     }
 }
 
-impl Shared {
+impl ElectedShared {
     /// Leads until that is over; answers why.
-    async fn reign(&self, beginning: Beginning) -> Error {
+    async fn lead(&self, beginning: Beginning) -> Error {
         // Whoever it followed does not lead any more, and it cannot answer yet.
         self.role.send_replace(Role::Searching(None));
-        let known = beginning.told.clone();
+        let known = beginning.observed.clone();
         let epoch = beginning.acquired.as_ref().map_or_else(Epoch::default, |acquired| acquired.epoch);
         let begun =
             LocalAllocator::begin(Arc::clone(&self.store), Arc::clone(&self.clock), self.settings.clone(), beginning);
-        let term = match begun {
-            Ok(term) => term,
+        let local = match begun {
+            Ok(local) => local,
             Err(e) => return e,
         };
-        *self.term.lock() = Some(Arc::clone(&term));
-        if let Err(e) = term.opened().await {
+        *self.local.lock() = Some(Arc::clone(&local));
+        if let Err(e) = local.opened().await {
             return e;
         }
         // What was told before is accounted for: the leadership began with it.
         {
-            let mut told = self.told.lock();
-            known.each().iter().for_each(|report| told.compared(*report, epoch));
+            let mut observed = self.observed.lock();
+            known.each().iter().for_each(|report| observed.compared(*report, epoch));
         }
-        self.role.send_replace(Role::Leading(Arc::clone(&term)));
-        let why = term.ended().await;
-        let mut told = self.told.lock();
-        term.told().each().iter().for_each(|at| told.add(*at));
+        self.role.send_replace(Role::Leading(Arc::clone(&local)));
+        let why = local.ended().await;
+        let mut observed = self.observed.lock();
+        local.observed().each().iter().for_each(|at| observed.add(*at));
         why
     }
 
@@ -356,8 +356,8 @@ impl Shared {
     }
 
     /// What a node of this cluster says it was told. `None` before the store has told whose it is.
-    fn report(&self, told: Progress) -> Option<Report> {
-        self.cluster.borrow().map(|cluster| Report::new(told, &cluster))
+    fn report(&self, observed: Progress) -> Option<Report> {
+        self.cluster.borrow().map(|cluster| Report::new(observed, &cluster))
     }
 
     /// Renews at `leader`. One that does not know the incarnation believes nothing of it: it may
@@ -367,11 +367,11 @@ impl Shared {
         leader: &dyn LockTableAllocator,
         service: ServiceId,
         nonce: Nonce,
-        told: Progress,
+        observed: Progress,
     ) -> Result<LeaseAck> {
-        let outcome = leader.keepalive(service, nonce, told).await;
+        let outcome = leader.keepalive(service, nonce, observed).await;
         if outcome.as_ref().is_err_and(|e| e.kind() == ErrorKind::LeaseLost)
-            && let Some(report) = self.report(told)
+            && let Some(report) = self.report(observed)
         {
             // What it is answered makes no difference: the lease is lost.
             drop(leader.report(&report).await);
@@ -441,7 +441,7 @@ fn address_taken(address: &str) -> Error {
 
 /// One call's way to the leader.
 struct Route<'a> {
-    shared: &'a Shared,
+    shared: &'a ElectedShared,
     give_up: Time,
     hint: Option<Arc<dyn LockTableAllocator>>,
     hops: usize,
@@ -450,11 +450,11 @@ struct Route<'a> {
     /// What whoever answered does not know: it was replaced, or leads a store that has forgotten it, and must step over it (L4).
     unknown: Option<Progress>,
     /// True if whoever seemed to lead does not.
-    astray: bool,
+    wrong_node: bool,
 }
 
 impl<'a> Route<'a> {
-    fn new(shared: &'a Shared) -> Self {
+    fn new(shared: &'a ElectedShared) -> Self {
         let patience = hi(shared.settings.constants.leadership_ttl()) * 2;
         Self {
             shared,
@@ -463,7 +463,7 @@ impl<'a> Route<'a> {
             hops: 0,
             own: None,
             unknown: None,
-            astray: false,
+            wrong_node: false,
         }
     }
 
@@ -474,15 +474,15 @@ impl<'a> Route<'a> {
             return Ok(hint);
         }
         let mut role = self.shared.role.subscribe();
-        if std::mem::take(&mut self.astray) {
+        if std::mem::take(&mut self.wrong_node) {
             // Over time or not, it looks again.
             drop(tokio::time::timeout(ASK_AGAIN, role.changed()).await);
         }
         loop {
             let unavailable = match &*role.borrow_and_update() {
-                Role::Leading(term) => {
-                    self.own = Some(term.epoch());
-                    return Ok(Arc::<LocalAllocator>::clone(term));
+                Role::Leading(local) => {
+                    self.own = Some(local.epoch());
+                    return Ok(Arc::<LocalAllocator>::clone(local));
                 }
                 Role::Following { allocator, .. } => return Ok(Arc::clone(allocator)),
                 Role::Stopped(e) => return Err(e.clone()),
@@ -511,10 +511,10 @@ impl<'a> Route<'a> {
             Err(e) => e.answered_by().or(self.own),
         };
         let Some(epoch) = epoch else { return outcome };
-        let mut told = self.shared.told.lock();
-        let last = told.last().epoch;
+        let mut observed = self.shared.observed.lock();
+        let last = observed.last().epoch;
         if epoch < last {
-            self.unknown = Some(told.last());
+            self.unknown = Some(observed.last());
             return Err(Error::new(
                 ErrorKind::NotLeader,
                 "an earlier leader answered, which does not know yet that it was replaced: try again",
@@ -523,7 +523,7 @@ impl<'a> Route<'a> {
             .with("known", last));
         }
         if let Ok(answer) = &outcome {
-            told.add(answer.at());
+            observed.add(answer.at());
         }
         outcome
     }
@@ -540,7 +540,7 @@ impl<'a> Route<'a> {
             .zip(*self.shared.cluster.borrow())
             .and_then(|(address, cluster)| self.shared.peers.connect(address, cluster.id).ok());
         self.hops += 1;
-        self.astray = self.hint.is_none();
+        self.wrong_node = self.hint.is_none();
         true
     }
 }
@@ -560,7 +560,7 @@ macro_rules! routed {
         loop {
             let $leader = route.next().await?;
             let outcome = route.checked($call.await);
-            if let Some(report) = route.unknown.take().and_then(|told| $self.shared.report(told)) {
+            if let Some(report) = route.unknown.take().and_then(|observed| $self.shared.report(observed)) {
                 // What it is answered makes no difference.
                 drop($leader.report(&report).await);
             }
@@ -573,10 +573,10 @@ macro_rules! routed {
 
 impl ElectedAllocator {
     /// Tells the leader what an earlier one told. What is not believed is kept, to be told again.
-    async fn tell(&self, told: Progress) -> Result<()> {
-        let Some(report) = self.shared.report(told) else { return Ok(()) };
+    async fn tell(&self, observed: Progress) -> Result<()> {
+        let Some(report) = self.shared.report(observed) else { return Ok(()) };
         match self.report(&report).await {
-            Ok(at) => self.shared.told.lock().compared(told, at.epoch),
+            Ok(at) => self.shared.observed.lock().compared(observed, at.epoch),
             // This node has yet to learn whose the store is now.
             Err(e) if e.kind() == ErrorKind::NotPermitted => {
                 tracing::warn!(error = ?e, "the leader does not believe what this node was told");
@@ -589,23 +589,23 @@ impl ElectedAllocator {
 
 #[async_trait]
 impl LockTableAllocator for ElectedAllocator {
-    async fn resume(&self, request: &Resume) -> Result<Incarnation> {
-        routed!(self, leader => leader.resume(request))
+    async fn register(&self, request: &Registration) -> Result<Incarnation> {
+        routed!(self, leader => leader.register(request))
     }
 
-    async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
+    async fn keepalive(&self, service: ServiceId, nonce: Nonce, observed: Progress) -> Result<LeaseAck> {
         let mut reports = {
-            let mut all = self.shared.told.lock();
-            all.add(told);
+            let mut all = self.shared.observed.lock();
+            all.add(observed);
             all.each().to_vec()
         };
         // L4: a later leader is told what each earlier one said, hardly ever more than one.
         let last = reports.pop().unwrap_or_default();
-        for told in reports {
-            self.tell(told).await?;
+        for observed in reports {
+            self.tell(observed).await?;
         }
         let answer = routed!(self, leader => self.shared.renew(leader.as_ref(), service, nonce, last))?;
-        self.shared.told.lock().compared(last, answer.at.epoch);
+        self.shared.observed.lock().compared(last, answer.at.epoch);
         Ok(answer)
     }
 
@@ -672,15 +672,15 @@ impl LockTableAllocator for ElectedAllocator {
 /// See [`ElectedAllocator::as_leader`] and [`ElectedAllocator::for_clients`].
 #[derive(Debug)]
 struct LeaderView {
-    shared: Arc<Shared>,
+    shared: Arc<ElectedShared>,
     /// True if nodes ask.
     nodes: bool,
 }
 
 impl LeaderView {
-    fn term(&self) -> Result<Arc<LocalAllocator>> {
-        if let Role::Leading(term) = &*self.shared.role.borrow() {
-            return Ok(Arc::clone(term));
+    fn local(&self) -> Result<Arc<LocalAllocator>> {
+        if let Role::Leading(local) = &*self.shared.role.borrow() {
+            return Ok(Arc::clone(local));
         }
         Err(self.shared.not_leader(self.nodes))
     }
@@ -690,10 +690,10 @@ impl LeaderView {
     where
         F: Future<Output = Result<T>>,
     {
-        let term = self.term()?;
+        let local = self.local()?;
         // Before the call: what it decides is decided under this epoch or a later one.
-        let epoch = term.epoch();
-        call(term).await.map_err(|e| {
+        let epoch = local.epoch();
+        call(local).await.map_err(|e| {
             // That this leader stops is no news for those who ask from afar: another will lead.
             let e = if e.kind() == ErrorKind::ShuttingDown { self.shared.not_leader(self.nodes) } else { e };
             e.with_answered_by(epoch)
@@ -711,7 +711,7 @@ impl LeaderView {
         if !self.nodes {
             return Err(Error::new(ErrorKind::NotPermitted, "this call is for nodes"));
         }
-        if self.term()?.is_exclusive() {
+        if self.local()?.is_exclusive() {
             return Err(not_for_others());
         }
         self.answer(call).await
@@ -728,28 +728,28 @@ fn not_for_others() -> Error {
 
 #[async_trait]
 impl LockTableAllocator for LeaderView {
-    async fn resume(&self, request: &Resume) -> Result<Incarnation> {
-        self.answer_node(async |term| term.resume(request).await).await
+    async fn register(&self, request: &Registration) -> Result<Incarnation> {
+        self.answer_node(async |local| local.register(request).await).await
     }
 
-    async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
-        self.answer_node(async |term| term.keepalive(service, nonce, told).await).await
+    async fn keepalive(&self, service: ServiceId, nonce: Nonce, observed: Progress) -> Result<LeaseAck> {
+        self.answer_node(async |local| local.keepalive(service, nonce, observed).await).await
     }
 
     async fn report(&self, report: &Report) -> Result<Progress> {
-        self.answer_node(async |term| term.report(report).await).await
+        self.answer_node(async |local| local.report(report).await).await
     }
 
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
-        self.answer_node(async |term| term.resign(service, nonce).await).await
+        self.answer_node(async |local| local.resign(service, nonce).await).await
     }
 
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
-        self.answer_node(async |term| term.bind(service, table).await).await
+        self.answer_node(async |local| local.bind(service, table).await).await
     }
 
     async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
-        self.answer_node(async |term| term.reserve_tokens(service, table, version).await).await
+        self.answer_node(async |local| local.reserve_tokens(service, table, version).await).await
     }
 
     async fn release_table(
@@ -759,34 +759,34 @@ impl LockTableAllocator for LeaderView {
         table: &TableRef,
         version: BindVersion,
     ) -> Result<Released> {
-        self.answer_node(async |term| term.release_table(service, nonce, table, version).await).await
+        self.answer_node(async |local| local.release_table(service, nonce, table, version).await).await
     }
 
     async fn forget_table(&self, table: &TableRef) -> Result<Forgetting> {
-        self.answer_node(async |term| term.forget_table(table).await).await
+        self.answer_node(async |local| local.forget_table(table).await).await
     }
 
     async fn latest(&self, table: &TableRef) -> Result<Latest> {
-        self.answer(async |term| term.latest(table).await).await
+        self.answer(async |local| local.latest(table).await).await
     }
 
     async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
-        self.answer(async |term| term.begin_commit(request).await).await
+        self.answer(async |local| local.begin_commit(request).await).await
     }
 
     async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<Progress> {
-        self.answer(async |term| term.finish_commit(txn, attempt).await).await
+        self.answer(async |local| local.finish_commit(txn, attempt).await).await
     }
 
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
-        self.answer_node(async |term| term.cannot_commit(txns).await).await
+        self.answer_node(async |local| local.cannot_commit(txns).await).await
     }
 
     async fn report_txns(&self, service: ServiceId, nonce: Nonce, range: TxnRange) -> Result<Progress> {
-        self.answer_node(async |term| term.report_txns(service, nonce, range).await).await
+        self.answer_node(async |local| local.report_txns(service, nonce, range).await).await
     }
 
     async fn status(&self) -> Result<AllocatorStatus> {
-        self.answer(async |term| term.status().await).await
+        self.answer(async |local| local.status().await).await
     }
 }

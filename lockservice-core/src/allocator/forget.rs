@@ -16,8 +16,8 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::local::Shared;
-use super::state::{AllocatorState, Service, TableEntry, lease_lost, rebinding, stopping};
+use super::local::LocalShared;
+use super::state::{AllocatorState, Service, TableEntry, lease_lost, reassigning, stopping};
 use super::types::{BindStatus, ForgetOutcome};
 use super::writer::{Command, Done};
 use crate::clock::Time;
@@ -41,7 +41,7 @@ enum Step {
     Queued(oneshot::Receiver<Result<()>>),
 }
 
-impl Shared {
+impl LocalShared {
     /// Forgets a table at the word of its owner, `service`. Answers why it was kept, if it surely
     /// was; one that is gone already is no error.
     pub(super) async fn release_table(
@@ -159,13 +159,13 @@ impl Shared {
             {
                 return Step::Owned(status);
             }
-            wait = wait.max(lease.granted_anew_in(owner.ttl, now));
+            wait = wait.max(lease.reassigned_in(owner.ttl, now));
             if let Some(idle) = idle {
                 wait = wait.max((lease.renewed_at + idle).remaining(now));
             }
         }
         if !wait.is_zero() {
-            return Step::Kept(rebinding(table, wait));
+            return Step::Kept(reassigning(table, wait));
         }
         Step::Queued(self.queue_forgetting(state, table, entry, room))
     }

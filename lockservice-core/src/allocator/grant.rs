@@ -9,8 +9,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::commit::Pins;
 use super::lease::LeaseState;
-use super::local::Shared;
-use super::state::{AllocatorState, BindEntry, Service, TableEntry, lease_lost, rebinding, stopping};
+use super::local::LocalShared;
+use super::state::{AllocatorState, BindEntry, Service, TableEntry, lease_lost, reassigning, stopping};
 use super::tokens::RaiseEpoch;
 use super::types::{Bind, BoundTable, TokenBlock};
 use super::writer::{Command, Done};
@@ -37,7 +37,7 @@ enum Step<T> {
     Queued(oneshot::Receiver<Result<T>>),
 }
 
-impl Shared {
+impl LocalShared {
     /// Answers whom `table` is bound to, binding it to `service` if nobody owns it (B3, B6).
     pub(super) async fn bind(
         self: &Arc<Self>,
@@ -67,7 +67,7 @@ impl Shared {
                 Step::Answer(bound) => return Ok(bound),
                 // It closes rather than changes: that is the event.
                 Step::Wait(mut landed) => drop(landed.changed().await),
-                Step::Resigning(_, wait) if !patient => return Err(rebinding(table, wait)),
+                Step::Resigning(_, wait) if !patient => return Err(reassigning(table, wait)),
                 Step::Resigning(owner, wait) => {
                     patient = false;
                     resigned(&owner, wait.min(RESIGNING_MAX)).await;
@@ -104,12 +104,12 @@ impl Shared {
                     if lease.holds(owner.ttl, now) {
                         return Ok(Step::Answer(bound_table(state, table, entry.id, bind, None)));
                     }
-                    let wait = lease.granted_anew_in(owner.ttl, now).max(held);
+                    let wait = lease.reassigned_in(owner.ttl, now).max(held);
                     if !wait.is_zero() {
                         if lease.state == LeaseState::Resigning {
                             return Ok(Step::Resigning(Arc::clone(owner), wait));
                         }
-                        return Err(rebinding(table, wait));
+                        return Err(reassigning(table, wait));
                     }
                     if !owner.end_durable.load(Ordering::Acquire) {
                         // B1: the old owner's end is in the store no later than the bind that follows it.
@@ -126,7 +126,7 @@ impl Shared {
                 .with("table", table)
                 .with("limit", self.settings.tables_max));
             }
-            None if !held.is_zero() => return Err(rebinding(table, held)),
+            None if !held.is_zero() => return Err(reassigning(table, held)),
             // F1: a table of this name may have been forgotten.
             None => (None, state.forgotten.lock().tokens_reserved_to, 1),
         };
@@ -135,11 +135,11 @@ impl Shared {
             Ok(block) => block,
             Err(wanted) => return Ok(Step::Raise(wanted)),
         };
-        let id = match id.map_or_else(|| state.numbers.take().map(TableId::new), Ok) {
+        let id = match id.map_or_else(|| state.sequence.take().map(TableId::new), Ok) {
             Ok(id) => id,
             Err(wanted) => return Ok(Step::Raise(wanted)),
         };
-        let version = match state.numbers.take() {
+        let version = match state.sequence.take() {
             Ok(number) => BindVersion::new(number),
             Err(wanted) => return Ok(Step::Raise(wanted)),
         };

@@ -7,9 +7,9 @@ use smallvec::{SmallVec, smallvec};
 use tokio::sync::{mpsc, oneshot};
 
 use super::lease::LeaseState;
-use super::local::{NameHolder, Shared};
+use super::local::{LocalShared, NameHolder};
 use super::state::{AllocatorState, Service, stopping};
-use super::types::Resume;
+use super::types::Registration;
 use super::writer::{Command, Done};
 use crate::clock::hi;
 use crate::error::{Detail, Error, ErrorKind, Result};
@@ -17,13 +17,13 @@ use crate::id::{NodeName, ServiceId};
 use crate::store::{Op, ServiceRecord, ServiceState};
 use crate::sync::atomic::Ordering;
 
-impl Shared {
+impl LocalShared {
     /// Decides about a new incarnation (B1) and queues its record. `Ok(Ok(id))` if this very process has asked before.
     #[allow(clippy::type_complexity, reason = "one caller, which takes it apart at once")]
     pub(super) fn start_incarnation(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
-        request: &Resume,
+        request: &Registration,
         id: ServiceId,
         room: mpsc::Permit<'_, Command>,
     ) -> Result<Result<ServiceId, oneshot::Receiver<Result<ServiceId>>>> {

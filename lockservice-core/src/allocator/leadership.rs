@@ -72,11 +72,11 @@ fn nanos(at: Time) -> u64 {
 
 /// What a candidate has watched (L1): for how long the store has shown the same leadership, on the same copy of itself.
 #[derive(Debug, Default)]
-pub struct Vigil {
+pub struct LeadershipWatch {
     since: Option<(Seen, Time)>,
 }
 
-impl Vigil {
+impl LeadershipWatch {
     /// Adds a reading that was received at `now`. A different one starts the count anew.
     pub fn observe(&mut self, seen: Seen, now: Time) {
         match &self.since {
@@ -167,28 +167,28 @@ mod tests {
     #[test]
     fn no_promise_of_a_leader_outlives_its_successors_count() {
         // The candidate's first reading of the last counter comes after the renewal was sent.
-        let (cell, mut vigil) = (LeadershipCell::shared(at(0), TTL), Vigil::default());
-        vigil.observe(seen(1, 5_000, "a"), at(0));
+        let (cell, mut watch) = (LeadershipCell::shared(at(0), TTL), LeadershipWatch::default());
+        watch.observe(seen(1, 5_000, "a"), at(0));
         for ms in 0..6_000 {
             let promised = cell.remaining(at(ms));
             if !promised.is_zero() {
-                assert_eq!(vigil.complete(TTL, at(ms)), None);
-                assert_eq!(vigil.complete(TTL, at(ms) + promised), None, "promised at {ms} ms");
+                assert_eq!(watch.complete(TTL, at(ms)), None);
+                assert_eq!(watch.complete(TTL, at(ms) + promised), None, "promised at {ms} ms");
             }
         }
-        assert!(vigil.complete(TTL, at(5_150)).is_some(), "hi(TTL)");
+        assert!(watch.complete(TTL, at(5_150)).is_some(), "hi(TTL)");
     }
 
     #[test]
     fn a_renewal_and_another_copy_of_the_store_start_the_count_anew() {
-        let mut vigil = Vigil::default();
-        vigil.observe(seen(1, 5_000, "a"), at(0));
-        vigil.observe(seen(2, 5_000, "a"), at(5_000));
-        assert_eq!(vigil.left(TTL, at(5_000)), hi(TTL));
-        vigil.observe(seen(2, 5_000, "b"), at(6_000));
-        vigil.observe(seen(2, 5_000, "b"), at(11_000));
-        assert_eq!(vigil.complete(TTL, at(11_149)), None);
-        assert!(vigil.complete(TTL, at(11_150)).is_some());
+        let mut watch = LeadershipWatch::default();
+        watch.observe(seen(1, 5_000, "a"), at(0));
+        watch.observe(seen(2, 5_000, "a"), at(5_000));
+        assert_eq!(watch.left(TTL, at(5_000)), hi(TTL));
+        watch.observe(seen(2, 5_000, "b"), at(6_000));
+        watch.observe(seen(2, 5_000, "b"), at(11_000));
+        assert_eq!(watch.complete(TTL, at(11_149)), None);
+        assert!(watch.complete(TTL, at(11_150)).is_some());
     }
 
     #[test]
@@ -208,9 +208,9 @@ mod tests {
 
     #[test]
     fn the_longer_of_both_ttls_is_waited_out() {
-        let mut vigil = Vigil::default();
-        vigil.observe(seen(1, 9_000, "a"), at(0));
-        assert_eq!(vigil.left(TTL, at(0)), hi(Duration::from_secs(9)));
-        assert_eq!(vigil.left(Duration::from_secs(20), at(0)), hi(Duration::from_secs(20)));
+        let mut watch = LeadershipWatch::default();
+        watch.observe(seen(1, 9_000, "a"), at(0));
+        assert_eq!(watch.left(TTL, at(0)), hi(Duration::from_secs(9)));
+        assert_eq!(watch.left(Duration::from_secs(20), at(0)), hi(Duration::from_secs(20)));
     }
 }

@@ -54,7 +54,7 @@ impl Lease {
     }
 
     /// How long until binds of its owner can be granted anew (B3). Meaningful once it no longer holds.
-    pub fn granted_anew_in(self, ttl: Duration, now: Time) -> Duration {
+    pub fn reassigned_in(self, ttl: Duration, now: Time) -> Duration {
         match self.state {
             LeaseState::Resigned => Duration::ZERO,
             _ => (self.renewed_at + hi(ttl)).remaining(now),
@@ -206,9 +206,9 @@ mod tests {
         let cell = LeaseCell::new(at(0), LeaseState::Live);
         assert!(cell.begin_resign(TTL, || at(1)));
         assert!(!cell.renew(TTL, || at(2)), "it gave itself up");
-        assert_eq!(cell.get().granted_anew_in(TTL, at(150)), Duration::from_secs(5));
+        assert_eq!(cell.get().reassigned_in(TTL, at(150)), Duration::from_secs(5));
         assert!(cell.finish_resign());
-        assert_eq!(cell.get().granted_anew_in(TTL, at(150)), Duration::ZERO);
+        assert_eq!(cell.get().reassigned_in(TTL, at(150)), Duration::ZERO);
         assert!(!cell.fence_if(|_| true));
     }
 }

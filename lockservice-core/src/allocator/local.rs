@@ -10,13 +10,13 @@ use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use super::observed::Observed;
 use super::open::Acquired;
 use super::origins::Origins;
 use super::settings::AllocatorSettings;
 use super::state::{AllocatorState, stopping};
 use super::term::{lead, sweep};
 use super::tokens::RaiseEpoch;
-use super::told::Told;
 use super::types::{BeginCommit, CommitAdmission};
 use super::writer::{Command, Done};
 use crate::clock::{Clock, Time};
@@ -54,7 +54,7 @@ pub struct AllocatorStopped {
 ///
 /// Dropping it without [`shutdown`](Self::shutdown) is an unclean stop: the next start waits as after a crash.
 pub struct LocalAllocator {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<LocalShared>,
     /// Writer and sweep. Locked for a moment, together with nothing.
     tasks: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
 }
@@ -65,12 +65,12 @@ pub(super) struct Beginning {
     /// What the store gave; `None` to ask for it.
     pub(super) acquired: Option<Acquired>,
     /// What leaders have told this node (L4).
-    pub(super) told: Told,
+    pub(super) observed: Observed,
     /// The origins of this process, also those that a leader before this one was told of.
     pub(super) origins: Arc<Origins>,
 }
 
-pub(super) struct Shared {
+pub(super) struct LocalShared {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: AllocatorSettings,
     pub(super) queue: mpsc::Sender<Command>,
@@ -80,10 +80,10 @@ pub(super) struct Shared {
     pub(super) opened: watch::Sender<Option<Result<()>>>,
     /// Why the leadership is over, once it is.
     pub(super) ended: watch::Sender<Option<Error>>,
-    /// A place in the queue that is kept for [`Command::StepOver`], until it is sent: it must not be lost because there is much to write.
-    pub(super) step_over: Mutex<Option<mpsc::OwnedPermit<Command>>>,
+    /// A place in the queue that is kept for [`Command::RaiseAbove`], until it is sent: it must not be lost because there is much to write.
+    pub(super) raise_above: Mutex<Option<mpsc::OwnedPermit<Command>>>,
     /// What leaders have told this node, or one that reported it where that shows that the store went back (L4).
-    pub(super) told: Mutex<Told>,
+    pub(super) observed: Mutex<Observed>,
     /// Which incarnation has each name. Locked for a few lookups, never over an await or another lock but a service shard's.
     pub(super) names: Mutex<HashMap<NodeName, NameHolder>>,
     /// Entries of `tables`, counted so that the limit holds without counting shards.
@@ -125,8 +125,12 @@ impl LocalAllocator {
         settings: AllocatorSettings,
         candidate: impl Into<Candidate>,
     ) -> Result<Arc<Self>> {
-        let beginning =
-            Beginning { candidate: candidate.into(), acquired: None, told: Told::default(), origins: Arc::default() };
+        let beginning = Beginning {
+            candidate: candidate.into(),
+            acquired: None,
+            observed: Observed::default(),
+            origins: Arc::default(),
+        };
         Self::begin(store, clock, settings, beginning)
     }
 
@@ -139,16 +143,16 @@ impl LocalAllocator {
     ) -> Result<Arc<Self>> {
         settings.check()?;
         let (queue, commands) = mpsc::channel(settings.queue_max + 1);
-        let step_over = Mutex::new(queue.clone().try_reserve_owned().ok());
-        let shared = Arc::new(Shared {
+        let raise_above = Mutex::new(queue.clone().try_reserve_owned().ok());
+        let shared = Arc::new(LocalShared {
             clock,
             settings,
             queue,
-            step_over,
+            raise_above,
             state: std::sync::OnceLock::new(),
             opened: watch::Sender::new(None),
             ended: watch::Sender::new(None),
-            told: Mutex::new(beginning.told.clone()),
+            observed: Mutex::new(beginning.observed.clone()),
             names: Mutex::new(HashMap::new()),
             tables: crate::sync::atomic::AtomicUsize::new(0),
             constants_later: Mutex::new(None),
@@ -177,7 +181,7 @@ impl LocalAllocator {
 
     /// The leadership's epoch now; zero while the store is being opened.
     pub(super) fn epoch(&self) -> Epoch {
-        self.shared.state.get().map_or_else(Epoch::default, |state| state.numbers.epoch())
+        self.shared.state.get().map_or_else(Epoch::default, |state| state.sequence.epoch())
     }
 
     /// True while it may answer: its store is open, and the leadership has not run out (L1).
@@ -191,12 +195,12 @@ impl LocalAllocator {
     }
 
     /// What this leader has told, and others before it (L4).
-    pub(super) fn told(&self) -> Told {
-        let mut told = self.shared.told.lock().clone();
+    pub(super) fn observed(&self) -> Observed {
+        let mut observed = self.shared.observed.lock().clone();
         if let Some(state) = self.shared.state.get() {
-            told.add(state.progress());
+            observed.add(state.progress());
         }
-        told
+        observed
     }
 
     /// [`LockTableAllocator::begin_commit`] without a wait: no await, no store, no lock that all commits share.
@@ -288,7 +292,7 @@ impl LocalAllocator {
             let mut until: Option<Time> = None;
             state.services.for_each(|_, service| {
                 until = until.max(service.commits.in_flight_until(now));
-                let left = service.lease.get().granted_anew_in(service.ttl, now);
+                let left = service.lease.get().reassigned_in(service.ttl, now);
                 if state.exclusive && !left.is_zero() {
                     until = until.max(Some(now + left));
                 }
@@ -320,7 +324,7 @@ impl fmt::Debug for LocalAllocator {
     }
 }
 
-impl Shared {
+impl LocalShared {
     /// The state, once the store is open.
     pub(super) async fn opened(&self) -> Result<Arc<AllocatorState>> {
         if let Some(state) = self.state.get() {

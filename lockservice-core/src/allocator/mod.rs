@@ -9,6 +9,7 @@ mod incarnation;
 pub mod leadership;
 pub mod lease;
 mod local;
+mod observed;
 mod open;
 mod origins;
 mod report;
@@ -16,7 +17,6 @@ mod settings;
 pub mod state;
 mod term;
 pub mod tokens;
-mod told;
 mod types;
 mod writer;
 
@@ -37,8 +37,8 @@ pub use self::report::Report;
 pub use self::settings::{AllocatorSettings, TTL_MS_MAX, TTL_MS_MIN};
 pub use self::types::{
     AllocatorStatus, BeginCommit, Bind, BindState, BindStatus, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
-    ForgetOutcome, Forgetting, Incarnation, Latest, LeaseAck, PresentedBind, Progress, Released, ReservedTokens,
-    Resume, ServiceStatus, TokenBlock,
+    ForgetOutcome, Forgetting, Incarnation, Latest, LeaseAck, PresentedBind, Progress, Registration, Released,
+    ReservedTokens, ServiceStatus, TokenBlock,
 };
 
 /// What services call to have tables bound, to stay alive, and to have commits validated.
@@ -52,7 +52,7 @@ pub use self::types::{
 ///   is admitted or extended, and it is tombstoned when what was admitted has ended.
 /// - **Who answered** (L3). Every answer tells the leadership that gave it, refusals by [`Error::answered_by`] where they crossed a network: a
 ///   caller that knows a later one must not act on it. [`ElectedAllocator`] sees to that.
-/// - No method creates anything for a name or id that it does not know, except [`resume`](Self::resume) and [`bind`](Self::bind).
+/// - No method creates anything for a name or id that it does not know, except [`register`](Self::register) and [`bind`](Self::bind).
 ///
 /// # Cancel safety
 /// Every method may be dropped at any await; what it had begun then either happens whole or not at all, and repeating it is safe.
@@ -61,15 +61,15 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     /// Starts, or starts again, a node as a new incarnation (B1), and creates the control state of its commits (C3).
     ///
     /// Fails with `NameInUse` while another process holds a lease under this name, `ResourceExhausted` at the limit of nodes.
-    async fn resume(&self, request: &Resume) -> Result<Incarnation>;
+    async fn register(&self, request: &Registration) -> Result<Incarnation>;
 
-    /// Renews an incarnation's lease. The answer's lease counts from before the call was sent. `told` is the furthest that any answer of
+    /// Renews an incarnation's lease. The answer's lease counts from before the call was sent. `observed` is the furthest that any answer of
     /// any allocator has told the caller (L4).
     ///
     /// Fails with `LeaseLost` if it has lapsed or was replaced, or is not known: the service must
     /// seal itself and start again as a new incarnation. Nothing is believed of one that is not
     /// known: that is what [`report`](Self::report) is for.
-    async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck>;
+    async fn keepalive(&self, service: ServiceId, nonce: Nonce, observed: Progress) -> Result<LeaseAck>;
 
     /// Tells the leader what an earlier one told, whichever incarnation that was told to (L4).
     ///
@@ -84,7 +84,7 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
 
     /// Answers whom `table` is bound to, binding it to `service` if nobody owns it.
     ///
-    /// Fails with `Rebinding` (with the time to wait) while the last owner may still be at work (of one that is just giving its binds
+    /// Fails with `Reassigning` (with the time to wait) while the last owner may still be at work (of one that is just giving its binds
     /// up it waits a moment for that first), `LeaseLost` if `service` is not
     /// live, `ResourceExhausted` at the limit of tables, `Unavailable` or `StoreUnusable` if the store cannot be written.
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable>;
@@ -116,7 +116,7 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     /// owns it changes nothing, and answers who that is.
     ///
     /// # Errors
-    /// `Rebinding` (with the time to wait) while its last owner may still be at work (B3);
+    /// `Reassigning` (with the time to wait) while its last owner may still be at work (B3);
     /// `Unavailable` or `StoreUnusable` if the store cannot be written.
     async fn forget_table(&self, table: &TableRef) -> Result<Forgetting>;
 

@@ -9,18 +9,18 @@ use smallvec::SmallVec;
 use super::commit::{Marked, Pins};
 use super::leadership::LeadershipCell;
 use super::lease::LeaseState;
+use super::observed::Observed;
 use super::settings::AllocatorSettings;
 use super::state::{AllocatorState, BindEntry, Service, TableEntry};
 use super::tokens::TokenSource;
-use super::told::Told;
 use super::types::Progress;
 use super::writer::another_store;
 use crate::clock::{Clock, Time, hi};
 use crate::error::{ErrorKind, Result};
 use crate::id::{EPOCH_SHIFT, Epoch, NodeName, Nonce, ServiceId, TxnId};
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, Cluster, Doubt, Floor, Leadership, Lineage, Loss, NodeAddress, Op, Seen,
-    ServiceRecord, ServiceState, StoreState, Terms, Turns,
+    Applied, Batch, BindStore, Candidate, Cluster, DataLoss, Floor, Leadership, LeadershipHistory, Lineage, Loss,
+    NodeAddress, Op, Seen, ServiceRecord, ServiceState, StoreState, Turns,
 };
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -55,7 +55,7 @@ pub(super) struct Acquired {
     pub(super) clean: bool,
     pub(super) continuous: bool,
     pub(super) loss: Loss,
-    pub(super) terms: Terms,
+    pub(super) history: LeadershipHistory,
     pub(super) floor: Floor,
     pub(super) lineage: Lineage,
     pub(super) cluster: Cluster,
@@ -63,7 +63,7 @@ pub(super) struct Acquired {
     pub(super) sent: Time,
 }
 
-/// Loads everything that a new leader must know, and makes its first write. `told` is what leaders have told this node.
+/// Loads everything that a new leader must know, and makes its first write. `observed` is what leaders have told this node.
 ///
 /// Fails as the store does. Repeating it is safe.
 pub(super) async fn open(
@@ -73,7 +73,7 @@ pub(super) async fn open(
     candidate: &mut Candidate,
     acquired: Acquired,
     hold: Hold<'_>,
-    told: &Told,
+    observed: &Observed,
 ) -> Result<Opened> {
     let ttl = settings.constants.leadership_ttl();
     if !acquired.exclusive {
@@ -87,7 +87,7 @@ pub(super) async fn open(
         clean,
         continuous,
         mut loss,
-        mut terms,
+        mut history,
         floor,
         lineage,
         cluster,
@@ -100,32 +100,35 @@ pub(super) async fn open(
     }
     loaded.check_finished()?;
     // L4: numbers lie below the end of their epoch. A store that lost its newest epoch but not its records is stepped over.
-    let reported = told.numbers().max(loss.numbers);
-    let used = loaded.highest_epoch().max(told.last().epoch).max(Epoch::new(reported.saturating_sub(1) >> EPOCH_SHIFT));
+    let reported = observed.high_water().max(loss.high_water);
+    let used =
+        loaded.highest_epoch().max(observed.last().epoch).max(Epoch::new(reported.saturating_sub(1) >> EPOCH_SHIFT));
     // This node was told of writes that are not there. Whatever they were, nothing in the store can be relied on: everybody starts again.
-    let lost = |told: &Progress| told.epoch >= loss.heard_before && terms.lost(told.epoch, told.leader, told.write);
-    let found_out = !exclusive && told.each().iter().any(lost);
+    let lost = |observed: &Progress| {
+        observed.epoch >= loss.observed_before && history.lost(observed.epoch, observed.leader, observed.write)
+    };
+    let found_out = !exclusive && observed.each().iter().any(lost);
     // A leader before may have found out, and not have lived to step over it.
     let went_back = found_out || loss.known;
     let continuous = continuous && !went_back;
     if went_back {
-        tracing::error!(?told, applied, ?loss, "the store has lost writes: every bind is void");
+        tracing::error!(?observed, applied, ?loss, "the store has lost writes: every bind is void");
     }
     if used > epoch || found_out {
         candidate.floor = candidate.floor.max(used);
         if found_out {
-            candidate.doubt = Doubt::Raised { numbers: told.numbers() };
+            candidate.data_loss = DataLoss::Raised { high_water: observed.high_water() };
         }
         // No renewal may name the epoch that is being replaced.
         let mut head = hold.head.lock().await;
         match acquire(store, clock, candidate, ttl).await? {
             Ok(again) if again.lineage == lineage && again.applied == applied && again.cluster == cluster => {
-                (epoch, loss, terms) = (again.epoch, again.loss, again.terms);
+                (epoch, loss, history) = (again.epoch, again.loss, again.history);
             }
             _ => return Err(another_store()),
         }
         *head = epoch;
-        candidate.doubt = Doubt::Unknown;
+        candidate.data_loss = DataLoss::Unknown;
     }
     // Counted from after the answer: nobody else can have been promised anything later (B4).
     let now = clock.now();
@@ -152,7 +155,7 @@ pub(super) async fn open(
     if floor.number() > 0 {
         state.sure = floor.epoch();
     }
-    (state.heard_before, state.terms) = (AtomicU64::new(loss.heard_before.get()), terms);
+    (state.observed_before, state.history) = (AtomicU64::new(loss.observed_before.get()), history);
     state.settled = AtomicBool::new(continuous);
     let mut batch = Batch::new();
     let mut constants_later = None;
@@ -283,8 +286,19 @@ pub(super) async fn acquire(
 ) -> Result<Result<Acquired, HeldBy>> {
     let sent = clock.now();
     Ok(match store.acquire_leadership(candidate, ttl).await? {
-        Leadership::Acquired { epoch, applied, exclusive, clean, continuous, loss, terms, floor, lineage, cluster } => {
-            Ok(Acquired { epoch, applied, exclusive, clean, continuous, loss, terms, floor, lineage, cluster, sent })
+        Leadership::Acquired {
+            epoch,
+            applied,
+            exclusive,
+            clean,
+            continuous,
+            loss,
+            history,
+            floor,
+            lineage,
+            cluster,
+        } => {
+            Ok(Acquired { epoch, applied, exclusive, clean, continuous, loss, history, floor, lineage, cluster, sent })
         }
         Leadership::Held { seen, address, cluster } => Err(HeldBy { seen, address, cluster }),
     })
@@ -303,7 +317,7 @@ fn restore_tombstone(origin: &Service, txn: TxnId, now: Time) {
     match marked {
         Ok(Marked::ToWrite(generation)) => origin.commits.durable(txn, generation),
         // Over the limit of this run's settings: refuse all of the origin rather than forget one.
-        Ok(Marked::Crowded) | Err(_) => origin.fence(),
+        Ok(Marked::Full) | Err(_) => origin.fence(),
         Ok(Marked::Committing | Marked::Durable | Marked::Fenced | Marked::Over) => {}
     }
 }

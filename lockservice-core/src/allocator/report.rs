@@ -8,28 +8,28 @@ use crate::store::{Cluster, Proof};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Report {
     /// The furthest that one leadership told.
-    pub told: Progress,
+    pub observed: Progress,
     /// Made with the key of the cluster. See [`ClusterKey`](crate::store::ClusterKey).
     pub proof: Proof,
 }
 
 impl Report {
     /// A report by a node of `cluster`.
-    pub fn new(told: Progress, cluster: &Cluster) -> Self {
-        Self { told, proof: cluster.key.prove(&words(told)) }
+    pub fn new(observed: Progress, cluster: &Cluster) -> Self {
+        Self { observed, proof: cluster.key.prove(&words(observed)) }
     }
 
     /// True if it comes from a node of `cluster`, or was made by one at some time: what is true
     /// stays so.
     pub fn is_of(&self, cluster: &Cluster) -> bool {
-        cluster.key.proves(&words(self.told), &self.proof)
+        cluster.key.proves(&words(self.observed), &self.proof)
     }
 }
 
-fn words(told: Progress) -> [u8; 32] {
+fn words(observed: Progress) -> [u8; 32] {
     let mut words = [0; 32];
-    let numbers = [told.epoch.get(), told.write, told.numbers, told.leader.get()];
-    for (bytes, number) in words.chunks_exact_mut(8).zip(numbers) {
+    let high_water = [observed.epoch.get(), observed.write, observed.high_water, observed.leader.get()];
+    for (bytes, number) in words.chunks_exact_mut(8).zip(high_water) {
         bytes.copy_from_slice(&number.to_be_bytes());
     }
     words
@@ -43,16 +43,16 @@ mod tests {
     #[test]
     fn a_report_holds_as_it_was_made_and_in_its_cluster_alone() {
         let (cluster, other) = (Cluster::random(), Cluster::random());
-        let told = Progress { epoch: Epoch::new(3), write: 5, numbers: 7, leader: Nonce::new(9) };
-        let report = Report::new(told, &cluster);
+        let observed = Progress { epoch: Epoch::new(3), write: 5, high_water: 7, leader: Nonce::new(9) };
+        let report = Report::new(observed, &cluster);
         assert!(report.is_of(&cluster) && !report.is_of(&other));
         for altered in [
-            Progress { epoch: Epoch::new(4), ..told },
-            Progress { write: 6, ..told },
-            Progress { numbers: 8, ..told },
-            Progress { leader: Nonce::new(8), ..told },
+            Progress { epoch: Epoch::new(4), ..observed },
+            Progress { write: 6, ..observed },
+            Progress { high_water: 8, ..observed },
+            Progress { leader: Nonce::new(8), ..observed },
         ] {
-            assert!(!Report { told: altered, ..report }.is_of(&cluster), "{altered:?}");
+            assert!(!Report { observed: altered, ..report }.is_of(&cluster), "{altered:?}");
         }
     }
 }

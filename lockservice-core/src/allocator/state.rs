@@ -26,13 +26,13 @@ use super::commit::{CommitControl, Pin, PinSet, Pins, TxnLife};
 use super::leadership::LeadershipCell;
 use super::lease::{LeaseCell, LeaseState};
 use super::origins::Origins;
-use super::tokens::{Numbers, RaiseEpoch, TokenSource};
+use super::tokens::{NumberSequence, RaiseEpoch, TokenSource};
 use super::types::{BeginCommit, Bind, BindState, BindStatus, CommitAdmission, PresentedBind, Progress, TokenBlock};
 use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::guarded_map::GuardedMap;
 use crate::id::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
-use crate::store::{BindRecord, Cluster, Forgotten, ServiceRecord, ServiceState, TableRecord, Terms};
+use crate::store::{BindRecord, Cluster, Forgotten, LeadershipHistory, ServiceRecord, ServiceState, TableRecord};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -187,7 +187,7 @@ impl TableEntry {
         let state = if lease.holds(bind.owner.ttl, now) {
             BindState::Bound
         } else {
-            BindState::Void { granted_anew_in: lease.granted_anew_in(bind.owner.ttl, now) }
+            BindState::Invalid { reassigned_in: lease.reassigned_in(bind.owner.ttl, now) }
         };
         Some(BindStatus {
             bind: Bind { table: table.clone(), id: self.id, partition, owner: bind.owner.id, version: bind.version },
@@ -210,7 +210,7 @@ pub struct AllocatorState {
     /// The name of each table, by its number.
     pub ids: GuardedMap<TableId, TableRef>,
     /// Versions, incarnations, table ids.
-    pub numbers: Numbers,
+    pub sequence: NumberSequence,
     /// Where tokens come from.
     pub tokens: TokenSource,
     /// Every token in a block that was planned is below this.
@@ -234,9 +234,9 @@ pub struct AllocatorState {
     /// True once the store knows that the wait until [`held_until`](Self::held_until) is over.
     pub settled: AtomicBool,
     /// What leaderships before this one told is accounted for (L4).
-    pub heard_before: AtomicU64,
+    pub observed_before: AtomicU64,
     /// Where this leadership and those before it began (L4).
-    pub terms: Terms,
+    pub history: LeadershipHistory,
     /// Until then nothing is granted that was not bound before, and no commit is admitted: the store may have lost writes, and whoever
     /// was told of them must have run out of lease, or have said so, first (L4). Past if the store is known to be whole.
     pub held_until: Time,
@@ -258,7 +258,7 @@ impl AllocatorState {
             services: GuardedMap::new(),
             forgotten: Mutex::new(Forgotten::default()),
             ids: GuardedMap::new(),
-            numbers: Numbers::new(from, epoch),
+            sequence: NumberSequence::new(from, epoch),
             tokens,
             tokens_end: AtomicU64::new(0),
             exclusive: true,
@@ -270,8 +270,8 @@ impl AllocatorState {
             sure: epoch,
             first_service: ServiceId::new(from + 1),
             settled: AtomicBool::new(true),
-            heard_before: AtomicU64::new(0),
-            terms: Terms::default(),
+            observed_before: AtomicU64::new(0),
+            history: LeadershipHistory::default(),
             held_until: Time::ZERO,
             earlier_until: Time::ZERO,
             commit_binds_max,
@@ -285,13 +285,13 @@ impl AllocatorState {
         // ORDERING: Acquire, the partner of the writer's release: an answer names no less than the write it rests on.
         let write = self.applied.load(Ordering::Acquire);
         // Read last: what an answer tells of was taken before it.
-        let numbers = self.numbers.end().max(self.tokens_end.load(Ordering::Acquire));
-        Progress { epoch: self.numbers.epoch(), write, numbers, leader: self.leader }
+        let numbers = self.sequence.end().max(self.tokens_end.load(Ordering::Acquire));
+        Progress { epoch: self.sequence.epoch(), write, high_water: numbers, leader: self.leader }
     }
 
     /// The next block of tokens of a table whose blocks so far end at `reserved_to`; see [`TokenSource::block`].
     pub fn token_block(&self, reserved_to: u64) -> Result<Result<TokenBlock, RaiseEpoch>> {
-        let block = self.tokens.block(reserved_to, self.numbers.epoch())?;
+        let block = self.tokens.block(reserved_to, self.sequence.epoch())?;
         if let Ok(block) = &block {
             // ORDERING: Release, the partner of the acquire in `progress`. Before it is durable: at worst more is told than was handed out.
             self.tokens_end.fetch_max(block.end.get(), Ordering::AcqRel);
@@ -299,20 +299,20 @@ impl AllocatorState {
         Ok(block)
     }
 
-    /// True if `told` cannot be of this store: a leadership it knows nothing of, or a write that it had lost when this leadership
+    /// True if `observed` cannot be of this store: a leadership it knows nothing of, or a write that it had lost when this leadership
     /// began (L4).
-    pub fn went_back(&self, told: Progress) -> bool {
-        if told.epoch > self.numbers.epoch() {
+    pub fn went_back(&self, observed: Progress) -> bool {
+        if observed.epoch > self.sequence.epoch() {
             return true;
         }
-        let mine = told.leader == self.leader || told.leader == Nonce::default();
-        if told.epoch >= self.first_epoch && mine {
+        let mine = observed.leader == self.leader || observed.leader == Nonce::default();
+        if observed.epoch >= self.first_epoch && mine {
             // This one told what its store has lost since.
-            return told.write > self.applied.load(Ordering::Acquire);
+            return observed.write > self.applied.load(Ordering::Acquire);
         }
         // ORDERING: Acquire, the partner of the writer's release when it settles a doubt.
-        told.epoch.get() >= self.heard_before.load(Ordering::Acquire)
-            && self.terms.lost(told.epoch, told.leader, told.write)
+        observed.epoch.get() >= self.observed_before.load(Ordering::Acquire)
+            && self.history.lost(observed.epoch, observed.leader, observed.write)
     }
 
     /// Fails with `Unavailable` once the leader must not answer (L1).
@@ -510,9 +510,9 @@ pub fn lease_lost(service: ServiceId) -> Error {
 }
 
 /// The answer for a table that cannot be granted anew yet (B3).
-pub fn rebinding(table: &TableRef, after: Duration) -> Error {
+pub fn reassigning(table: &TableRef, after: Duration) -> Error {
     Error::new(
-        ErrorKind::Rebinding,
+        ErrorKind::Reassigning,
         "the table's last owner may still be at work: try again when its lease must have run out",
     )
     .with("table", table)

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::leadership::LeadershipCell;
 use super::lease::LeaseState;
-use super::local::{Beginning, NameHolder, Shared};
+use super::local::{Beginning, LocalShared, NameHolder};
 use super::open::{self, Acquired, HeldBy, Hold, acquire};
 use super::state::{AllocatorState, Service, stopping};
 use super::writer::{Command, Done, Writer, another_store, end};
@@ -26,7 +26,7 @@ const SWEEP_EVERY_MAX: Duration = Duration::from_millis(500);
 
 /// Opens the store, then writes to it until told to stop. A shared store's leadership is renewed beside that.
 pub(super) async fn lead(
-    shared: Arc<Shared>,
+    shared: Arc<LocalShared>,
     store: Arc<dyn BindStore>,
     beginning: Beginning,
     commands: mpsc::Receiver<Command>,
@@ -77,7 +77,7 @@ impl Drop for EndsWithMe {
 }
 
 /// The leadership of the store, asked for once if need be. Fails with `StoreInUse` if another leads.
-async fn acquired(shared: &Shared, store: &dyn BindStore, beginning: &Beginning) -> Result<Acquired> {
+async fn acquired(shared: &LocalShared, store: &dyn BindStore, beginning: &Beginning) -> Result<Acquired> {
     if let Some(acquired) = &beginning.acquired {
         return Ok(acquired.clone());
     }
@@ -94,7 +94,7 @@ async fn acquired(shared: &Shared, store: &dyn BindStore, beginning: &Beginning)
 }
 
 async fn write(
-    shared: Arc<Shared>,
+    shared: Arc<LocalShared>,
     store: Arc<dyn BindStore>,
     beginning: Beginning,
     acquired: Acquired,
@@ -102,11 +102,11 @@ async fn write(
     leadership: Arc<LeadershipCell>,
     commands: mpsc::Receiver<Command>,
 ) {
-    let Beginning { mut candidate, told, .. } = beginning;
+    let Beginning { mut candidate, observed, .. } = beginning;
     let lineage = acquired.lineage.clone();
     let exclusive = acquired.exclusive;
     let hold = Hold { head: &head, leadership: &leadership };
-    let opened = open::open(&*store, &*shared.clock, &shared.settings, &mut candidate, acquired, hold, &told).await;
+    let opened = open::open(&*store, &*shared.clock, &shared.settings, &mut candidate, acquired, hold, &observed).await;
     let opened = match opened {
         Ok(opened) => opened,
         Err(e) => {
@@ -146,7 +146,7 @@ async fn write(
 
 /// Renews the leadership every third of its TTL, after a failure every tenth, until it is known that it is over.
 async fn renew(
-    shared: Arc<Shared>,
+    shared: Arc<LocalShared>,
     store: Arc<dyn BindStore>,
     lineage: Lineage,
     head: Arc<tokio::sync::Mutex<Epoch>>,
@@ -182,7 +182,7 @@ async fn renew(
 /// Asks an exclusive store several times within a lease whether it still is exclusive. It need not be renewed (L1), but somebody may
 /// have taken its file away: then another process can open the path. Ends when the sender of `stopped` is dropped.
 async fn watch(
-    shared: Arc<Shared>,
+    shared: Arc<LocalShared>,
     store: Arc<dyn BindStore>,
     leadership: Arc<LeadershipCell>,
     mut stopped: oneshot::Receiver<Infallible>,
@@ -205,12 +205,12 @@ async fn watch(
 }
 
 /// How often a leader looks for what nobody tells it.
-fn sweep_every(shared: &Shared) -> Duration {
+fn sweep_every(shared: &LocalShared) -> Duration {
     (shared.settings.constants.lease_ttl() / 8).min(SWEEP_EVERY_MAX)
 }
 
 /// Fences lapsed incarnations durably, forgets commits that have run out and incarnations nobody refers to. Holds nothing over an await.
-pub(super) async fn sweep(shared: Arc<Shared>) {
+pub(super) async fn sweep(shared: Arc<LocalShared>) {
     let Ok(state) = shared.opened().await else { return };
     let every = sweep_every(&shared);
     let (mut turn, mut shard) = (0, 0);
@@ -246,7 +246,7 @@ pub(super) async fn sweep(shared: Arc<Shared>) {
     }
 }
 
-impl Shared {
+impl LocalShared {
     /// Makes the end of an incarnation durable, and forgets it when that is safe.
     async fn sweep_service(&self, state: &AllocatorState, service: &Arc<Service>, now: Time) -> Result<()> {
         let lease = service.lease.get();
@@ -263,7 +263,7 @@ impl Shared {
         // Fences are for ever (C4), but they concern an id that is never handed out again (L4): once no bind names the incarnation, its
         // promises have run out and none of its commits is in flight, an unknown origin and an unknown service are refused just the same.
         let unused = service.references.load(Ordering::SeqCst) == 0
-            && lease.granted_anew_in(service.ttl, now).is_zero()
+            && lease.reassigned_in(service.ttl, now).is_zero()
             && service.commits.in_flight_until(now).is_none()
             && now >= state.earlier_until;
         if unused {

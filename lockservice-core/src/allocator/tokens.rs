@@ -57,14 +57,14 @@ impl TokenSource {
 
 /// Hands out versions, incarnations and table ids: each lies below the end of the epoch and is larger than every one before (L4).
 #[derive(Debug)]
-pub struct Numbers {
+pub struct NumberSequence {
     /// The next number. The only shared state: numbers need an order, nothing else hangs on them.
     next: AtomicU64,
     /// The current epoch.
     epoch: AtomicU64,
 }
 
-impl Numbers {
+impl NumberSequence {
     /// The numbers of `epoch` above `from`.
     pub fn new(from: u64, epoch: Epoch) -> Self {
         Self { next: AtomicU64::new(from + 1), epoch: AtomicU64::new(epoch.get()) }
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn numbers_of_an_exhausted_epoch_come_from_the_next() {
-        let numbers = Numbers::new(Epoch::new(1).first_number(), Epoch::new(1));
+        let numbers = NumberSequence::new(Epoch::new(1).first_number(), Epoch::new(1));
         numbers.next.store(Epoch::new(1).end_number() - 1, Ordering::SeqCst);
         assert_eq!(numbers.take(), Ok(Epoch::new(1).end_number() - 1));
         assert_eq!(numbers.take(), Err(RaiseEpoch(Epoch::new(2))));

@@ -17,7 +17,7 @@ pub struct Progress {
     /// The number of the last write to the store when it answered.
     pub write: u64,
     /// Every version, incarnation, table id and token that had been handed out is below this.
-    pub numbers: u64,
+    pub high_water: u64,
     /// Tells the leadership from another that was given the same epoch, by a store that went back; 0 if that is not known.
     pub leader: Nonce,
 }
@@ -31,17 +31,17 @@ impl Progress {
     /// epochs and numbers.
     pub(super) fn believed(self, epoch: Epoch, sure: Epoch) -> Self {
         if self.epoch > epoch && self.epoch.get() > sure.get().saturating_add(EPOCHS_AHEAD_MAX) {
-            tracing::warn!(told = %self.epoch, %epoch, "a report of an epoch that nobody can have reached is ignored");
+            tracing::warn!(observed = %self.epoch, %epoch, "a report of an epoch that nobody can have reached is ignored");
             return Self::default();
         }
         // Numbers lie below the end of their epoch.
-        Self { numbers: self.numbers.min(self.epoch.end_number()), ..self }
+        Self { high_water: self.high_water.min(self.epoch.end_number()), ..self }
     }
 }
 
 /// A node asks to start as a new incarnation.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Resume {
+pub struct Registration {
     /// The node's name, the same over its restarts.
     pub node: NodeName,
     /// Random number of the new incarnation.
@@ -318,19 +318,19 @@ pub enum BindState {
     /// The owner's lease holds.
     Bound,
     /// The owner has lapsed or was replaced. The table can be granted anew after this much time.
-    Void {
+    Invalid {
         /// Zero if it can be granted now.
-        granted_anew_in: Duration,
+        reassigned_in: Duration,
     },
 }
 
 impl BindState {
-    /// `bound`, `waiting` (void, and not yet to be granted anew) or `void`.
+    /// `bound`, `waiting` (void, and not yet to be granted anew) or `invalid`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Bound => "bound",
-            Self::Void { granted_anew_in } if granted_anew_in.is_zero() => "void",
-            Self::Void { .. } => "waiting",
+            Self::Invalid { reassigned_in } if reassigned_in.is_zero() => "void",
+            Self::Invalid { .. } => "waiting",
         }
     }
 }

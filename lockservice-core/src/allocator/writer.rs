@@ -22,11 +22,11 @@ use super::state::{AllocatorState, not_leading};
 use super::types::Progress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
-use crate::store::{Applied, Batch, BindStore, Candidate, Doubt, Leadership, Lineage, Op};
+use crate::store::{Applied, Batch, BindStore, Candidate, DataLoss, Leadership, Lineage, Op};
 use crate::sync::atomic::Ordering;
 
 /// Between two attempts to tell the store that it has lost writes.
-const STEP_OVER_PAUSE: Duration = Duration::from_millis(50);
+const RAISE_PAUSE: Duration = Duration::from_millis(50);
 
 /// What to do once a change has landed, or surely has not. Runs in the writer's task: must not block.
 pub(super) type Done = Box<dyn FnOnce(Result<()>) + Send>;
@@ -40,7 +40,7 @@ pub(super) enum Command {
     /// Record that nobody can have been told of anything that the store lost (L4).
     Settle,
     /// Record that the store has lost what earlier leaderships told (L4), as it was told, and end the leadership because of it.
-    StepOver { why: Error, told: Progress },
+    RaiseAbove { why: Error, observed: Progress },
     /// Give the leadership up and stop.
     Resign { done: oneshot::Sender<Result<()>> },
     /// Stop without giving it up.
@@ -113,7 +113,7 @@ impl Writer {
                 Some(Command::Raise { wanted, done }) => drop(done.send(self.raise(wanted).await)),
                 // Failed, it is asked for again.
                 Some(Command::Settle) => drop(self.settle().await),
-                Some(Command::StepOver { why, told }) => self.step_over(why, told).await,
+                Some(Command::RaiseAbove { why, observed }) => self.raise_above(why, observed).await,
                 Some(Command::Resign { done }) => {
                     let outcome = self.resign().await;
                     let stop = outcome.is_ok();
@@ -227,12 +227,12 @@ impl Writer {
         if self.state.settled.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.candidate.doubt = Doubt::Settled;
+        self.candidate.data_loss = DataLoss::Settled;
         let settled = self.raise(self.epoch.next()?).await;
-        self.candidate.doubt = Doubt::Unknown;
+        self.candidate.data_loss = DataLoss::Unknown;
         settled?;
         tracing::info!(epoch = %self.epoch, "nobody can have been told any more of anything that the store lost: the doubt is settled");
-        self.state.heard_before.store(self.epoch.get(), Ordering::Release);
+        self.state.observed_before.store(self.epoch.get(), Ordering::Release);
         self.state.settled.store(true, Ordering::Release);
         Ok(())
     }
@@ -275,7 +275,7 @@ impl Writer {
                 if epoch >= wanted && applied == self.applied && lineage == self.lineage =>
             {
                 (self.epoch, *head) = (epoch, epoch);
-                self.state.numbers.raise(epoch);
+                self.state.sequence.raise(epoch);
                 Ok(())
             }
             other => Err(self.lose(
@@ -287,9 +287,9 @@ impl Writer {
 
     /// The leadership has ended already; the store is told why, if it answers within the leadership's time. Also while it is unknown whether
     /// the last write or raise is there: whoever leads next must know, and nothing is changed if another leads already.
-    async fn step_over(&mut self, why: Error, told: Progress) {
-        self.candidate.doubt = Doubt::Raised { numbers: told.numbers };
-        self.candidate.floor = self.candidate.floor.max(told.epoch);
+    async fn raise_above(&mut self, why: Error, observed: Progress) {
+        self.candidate.data_loss = DataLoss::Raised { high_water: observed.high_water };
+        self.candidate.floor = self.candidate.floor.max(observed.epoch);
         let mut head = Arc::clone(&self.head).lock_owned().await;
         let tell = async {
             loop {
@@ -297,7 +297,7 @@ impl Writer {
                     Ok(answer) => return answer,
                     Err(e) => tracing::warn!(error = ?e, "the store cannot be told yet that it has lost writes"),
                 }
-                tokio::time::sleep(STEP_OVER_PAUSE).await;
+                tokio::time::sleep(RAISE_PAUSE).await;
             }
         };
         if let Ok(Leadership::Acquired { epoch, .. }) = tokio::time::timeout(self.leadership_ttl, tell).await {
@@ -315,7 +315,7 @@ impl Writer {
         self.store.resign(self.epoch).await
     }
 
-    /// The leadership was ended by another task, which tells why it is over, or asks this one to (`StepOver`): nothing more is written.
+    /// The leadership was ended by another task, which tells why it is over, or asks this one to (`RaiseAbove`): nothing more is written.
     fn give_up(&mut self) -> Error {
         let lost = not_leading(true);
         self.lost = Some(lost.clone());

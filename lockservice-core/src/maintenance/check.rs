@@ -165,7 +165,7 @@ impl Found {
 
     fn forgotten(&mut self, state: &StoreState) {
         let what = "the forgotten tables";
-        self.number(what, "their highest number", state.forgotten.numbers);
+        self.number(what, "their highest number", state.forgotten.high_water);
         self.tokens(what, state.forgotten.tokens_reserved_to, state);
     }
 
@@ -263,7 +263,7 @@ mod tests {
             applied: 9,
             constants: Some(ClusterConstants::default()),
             tables: vec![table("a", 1), table("b", 2)],
-            forgotten: Forgotten { numbers: 3 << 32 | 5, tokens_reserved_to: 4 << 32 },
+            forgotten: Forgotten { high_water: 3 << 32 | 5, tokens_reserved_to: 4 << 32 },
             services: vec![service(1, "n"), service(2, "m")],
             tombstones: vec![TxnId::new(ServiceId::new(3 << 32 | 1), 7, true)],
             volatile_tokens_from: None,
@@ -288,7 +288,7 @@ mod tests {
             (ProblemKind::EpochAhead, "incarnation 17179869184 of z", |s| {
                 s.services.push(ServiceRecord { id: ServiceId::new(4 << 32), ..service(0, "z") });
             }),
-            (ProblemKind::EpochAhead, "the forgotten tables", |s| s.forgotten.numbers = 4 << 32),
+            (ProblemKind::EpochAhead, "the forgotten tables", |s| s.forgotten.high_water = 4 << 32),
             (ProblemKind::EpochAhead, "the forgotten tables", |s| s.forgotten.tokens_reserved_to += 1),
             (ProblemKind::OutOfRange, "the forgotten tables", |s| s.forgotten.tokens_reserved_to = (1 << 53) + 1),
             (ProblemKind::OutOfRange, "table g/a", |s| s.tables[0].tokens_reserved_to = (1 << 53) + 1),
@@ -328,7 +328,7 @@ mod tests {
         for number in (0..103).rev() {
             let kind = if number == 50 { ErrorKind::StoreNewer } else { ErrorKind::StoreCorrupt };
             let error = Error::new(kind, "unreadable").with("record", format!("{number:03}"));
-            inspection.damage.bear::<()>(Err(error.with_source(std::io::Error::other("because")))).expect("noted");
+            inspection.damage.tolerate::<()>(Err(error.with_source(std::io::Error::other("because")))).expect("noted");
         }
         let found = diagnose(&inspection);
         let named: Vec<_> = found.iter().map(|problem| problem.record.as_str()).collect();

@@ -9,7 +9,7 @@
 //!   if it comes back.
 //! - The restored store gets a cluster id of its own (T3): nodes of the old cluster and of the
 //!   restored one believe nothing of each other.
-//! - An exclusive store is left without a resignation, a shared one in doubt ([`Doubt`]): its first leader waits out every promise (L1, L4).
+//! - An exclusive store is left without a resignation, a shared one in doubt ([`DataLoss`]): its first leader waits out every promise (L1, L4).
 //!
 //! # What it cannot know
 //! Whether the cluster that was dumped still runs. Epochs fence writers of one store; two stores know nothing of each other. Two clusters
@@ -19,13 +19,13 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::dump::Dump;
-use crate::allocator::leadership::Vigil;
+use crate::allocator::leadership::LeadershipWatch;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{EPOCH_END, Epoch, NodeName, ServiceId, TableRef};
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, ClusterId, Doubt, Floor, Leadership, Op, Seen, ServiceRecord, ServiceState,
-    StoreState, TableRecord,
+    Applied, Batch, BindStore, Candidate, ClusterId, DataLoss, Floor, Leadership, Op, Seen, ServiceRecord,
+    ServiceState, StoreState, TableRecord,
 };
 
 /// How many epochs are left out between those of a dump and the restored store's, for leaderships of the old cluster after the dump.
@@ -82,7 +82,7 @@ pub async fn restore(
         // Whoever leads the restored store waits for everybody who was promised something by the old one (L4).
         // Nothing that was told before is in it, and nothing before is relied on. Where the server has a clock, numbers begin there, not with the
         // epoch, so what is known of the old cluster's is handed on.
-        doubt: Doubt::Raised { numbers: above(options.above) },
+        data_loss: DataLoss::Raised { high_water: above(options.above) },
         founds: true,
         ..Candidate::from(options.node.clone())
     };
@@ -90,8 +90,8 @@ pub async fn restore(
     if vouched.number() > 0 && goal.highest_epoch() >= vouched.epoch() {
         // The old cluster's clock was ahead of this one: what it handed out after the dump was made is above what this clock vouches for.
         let skipped = Epoch::new(goal.highest_epoch().get().saturating_add(EPOCHS_SKIPPED).min(EPOCH_END - 2));
-        let doubt = Doubt::Raised { numbers: above(options.above.max(skipped)) };
-        candidate = Candidate { doubt, elected: true, ..candidate };
+        let data_loss = DataLoss::Raised { high_water: above(options.above.max(skipped)) };
+        candidate = Candidate { data_loss, elected: true, ..candidate };
         (writer, _) = lead(store, clock, &mut candidate, ttl).await?;
     }
     let found = store.load().await?;
@@ -198,7 +198,7 @@ async fn lead<'a>(
     candidate: &mut Candidate,
     ttl: Duration,
 ) -> Result<(Writer<'a>, Floor)> {
-    let mut vigil = Vigil::default();
+    let mut vigil = LeadershipWatch::default();
     let mut first: Option<Seen> = None;
     loop {
         candidate.seen = vigil.complete(ttl, clock.now()).cloned();

@@ -5,7 +5,7 @@
 //!
 //! 1. [`Tables::leave`] takes the table out of those that are owned, if nothing in it is locked,
 //!    waited for or asked for. Calls that come from here on stand in the table's line.
-//! 2. [`Inner::settle_release`] has the allocator forget the table. As long as it is not known
+//! 2. [`ServiceInner::settle_release`] has the allocator forget the table. As long as it is not known
 //!    whether that has happened, the table is not served.
 //! 3. If it was forgotten, the engine drops that version for ever, and whoever stands in the line
 //!    has the name bound anew: to another table. If it surely was not, the table is served as
@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::tables::{RETRY_FIRST, RETRY_MOST, Tables};
-use super::{Inner, LockService, shutting_down};
+use super::{LockService, ServiceInner, shutting_down};
 use crate::allocator::{Bind, ForgetOutcome};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{BindVersion, TableRef};
@@ -96,7 +96,7 @@ impl Tables {
 }
 
 /// Forgets tables that nobody has used for as long as is set. Ends with the service.
-pub(crate) async fn forget_idle(inner: Arc<Inner>) {
+pub(crate) async fn forget_idle(inner: Arc<ServiceInner>) {
     let Some(idle) = inner.parts.settings.table_idle() else { return };
     let every = (idle / 8).clamp(LOOK_EVERY.0, LOOK_EVERY.1);
     loop {
@@ -108,7 +108,7 @@ pub(crate) async fn forget_idle(inner: Arc<Inner>) {
     }
 }
 
-impl Inner {
+impl ServiceInner {
     async fn forget_idle_tables(self: &Arc<Self>, idle: Duration) {
         let mut releases = JoinSet::new();
         let mut after = None;
@@ -172,7 +172,7 @@ impl Inner {
             let release = self.parts.allocator.release_table(self.id, self.nonce, &bind.table, bind.version);
             match release.await {
                 Ok(released) => {
-                    self.heard(released.at);
+                    self.observe(released.at);
                     match released.kept {
                         None => return Ok(()),
                         Some(why) if !unknown => return Err(why),
@@ -213,7 +213,7 @@ impl LockService {
     /// # Errors
     /// Nothing is changed by any of these: `TableInUse` while something in it is locked or waits,
     /// or a commit is in flight on it; `TableNotFound`; `NotOwner` if another node owns it: ask
-    /// that one; `Rebinding` while its last owner may still be at work. `ShuttingDown`,
+    /// that one; `Reassigning` while its last owner may still be at work. `ShuttingDown`,
     /// `LeaseLost`,
     /// `Unavailable`: it is not known; ask again.
     ///
@@ -234,7 +234,7 @@ impl LockService {
     async fn drop_elsewhere(&self, table: &TableRef) -> Result<()> {
         let inner = &self.inner;
         let answer = inner.parts.allocator.forget_table(table).await?;
-        inner.heard(answer.at);
+        inner.observe(answer.at);
         match answer.outcome {
             ForgetOutcome::Forgotten => Ok(()),
             ForgetOutcome::Unknown => {

@@ -15,7 +15,7 @@ use crate::allocator::LeaseAck;
 use crate::clock::Time;
 use crate::error::{ErrorKind, Result};
 use crate::service::txn::timer;
-use crate::service::{Inner, Phase, lease_lost};
+use crate::service::{Phase, ServiceInner, lease_lost};
 
 /// One request to renew the lease.
 struct Attempt {
@@ -24,15 +24,15 @@ struct Attempt {
 }
 
 impl Attempt {
-    fn new(inner: &Inner, sent: Time) -> Self {
+    fn new(inner: &ServiceInner, sent: Time) -> Self {
         let (allocator, service, nonce) = (Arc::clone(&inner.parts.allocator), inner.id, inner.nonce);
-        let told = inner.told();
-        Self { sent, call: Box::pin(async move { allocator.keepalive(service, nonce, told).await }) }
+        let observed = inner.observed();
+        Self { sent, call: Box::pin(async move { allocator.keepalive(service, nonce, observed).await }) }
     }
 }
 
 /// Renews the lease until the service gives it up or is sealed. Ends with the service.
-pub(crate) async fn keep_lease(inner: Arc<Inner>) {
+pub(crate) async fn keep_lease(inner: Arc<ServiceInner>) {
     let mut phase = inner.phase.subscribe();
     // In the order of their sends.
     let mut attempts: Vec<Attempt> = Vec::new();
@@ -58,7 +58,7 @@ pub(crate) async fn keep_lease(inner: Arc<Inner>) {
         };
         match answer {
             Ok(ack) => {
-                inner.heard(ack.at);
+                inner.observe(ack.at);
                 // One that comes after the lease's end renews nothing, which the next turn sees.
                 inner.with_lease(|lease, now| lease.renewed(sent, ack.lease_ttl, now));
                 attempts.retain(|attempt| attempt.sent > sent);

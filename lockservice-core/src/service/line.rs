@@ -272,7 +272,7 @@ impl Refusal {
     /// What a call is told that may not wait.
     fn at_once(&self, table: &TableRef, now: Time) -> Error {
         match self.until {
-            Some(until) if self.error.kind() == ErrorKind::Rebinding => rebinding(table, until.remaining(now)),
+            Some(until) if self.error.kind() == ErrorKind::Reassigning => reassigning(table, until.remaining(now)),
             _ => Error::new(
                 ErrorKind::Unavailable,
                 "no allocator can bind the table now: try again, or wait for the lock",
@@ -301,9 +301,9 @@ impl Refusal {
     }
 }
 
-fn rebinding(table: &TableRef, left: Duration) -> Error {
+fn reassigning(table: &TableRef, left: Duration) -> Error {
     Error::new(
-        ErrorKind::Rebinding,
+        ErrorKind::Reassigning,
         "the table's last owner may still be at work: try again when its lease must have run out",
     )
     .with("table", table)

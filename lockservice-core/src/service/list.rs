@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use crate::id::TableRef;
-use crate::service::{Inner, LockStatus, WaitStatus};
+use crate::service::{LockStatus, ServiceInner, WaitStatus};
 use crate::table::{self, WaitInfo};
 
 /// Locks, made in slices; see [`table::LockList`].
 #[derive(Debug)]
 pub struct LockList {
-    pub(super) inner: Arc<Inner>,
+    pub(super) inner: Arc<ServiceInner>,
     /// `None` if the table that was asked for is not served here.
     pub(super) list: Option<table::LockList>,
 }
@@ -17,7 +17,7 @@ pub struct LockList {
 /// Waits, made in slices; see [`table::WaitList`].
 #[derive(Debug)]
 pub struct WaitList {
-    inner: Arc<Inner>,
+    inner: Arc<ServiceInner>,
     only: Option<TableRef>,
     /// Those in the engine; `None` at their end, or if the table that was asked for is not served here.
     list: Option<table::WaitList>,
@@ -40,7 +40,7 @@ impl LockList {
 }
 
 impl WaitList {
-    pub(super) fn new(inner: Arc<Inner>, list: Option<table::WaitList>, only: Option<TableRef>) -> Self {
+    pub(super) fn new(inner: Arc<ServiceInner>, list: Option<table::WaitList>, only: Option<TableRef>) -> Self {
         Self { inner, only, list, at: None, over: false }
     }
 

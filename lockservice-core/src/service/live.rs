@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use crate::allocator::{OriginTxns, TxnLife, TxnRange};
 use crate::error::ErrorKind;
 use crate::id::{Epoch, TxnId};
-use crate::service::{Inner, Phase};
+use crate::service::{Phase, ServiceInner};
 use crate::sync::Mutex;
 
 /// How many transactions the allocator is told of before they begin, so that none waits for that. It is told again when half of
@@ -89,14 +89,14 @@ impl OriginTxns for LiveTxns {
 }
 
 /// Tells the allocator which transactions can be alive, until the service is sealed or gives its lease up.
-pub(crate) async fn report(inner: Arc<Inner>) {
+pub(crate) async fn report(inner: Arc<ServiceInner>) {
     let mut phase = inner.phase.subscribe();
-    let mut told: Option<(TxnRange, Epoch)> = None;
+    let mut observed: Option<(TxnRange, Epoch)> = None;
     let mut pause = TELL_EVERY;
     loop {
         let range = inner.live.range();
         // A leader that follows has heard nothing yet.
-        let news = told != Some((range, inner.told().epoch));
+        let news = observed != Some((range, inner.observed().epoch));
         let work = async {
             if news {
                 let outcome = inner.parts.allocator.report_txns(inner.id, inner.nonce, range).await;
@@ -116,9 +116,9 @@ pub(crate) async fn report(inner: Arc<Inner>) {
         match outcome {
             None => continue,
             Some(Ok(at)) => {
-                inner.heard(at);
+                inner.observe(at);
                 inner.live.told_end.store(range.end, Ordering::Relaxed);
-                told = Some((range, at.epoch));
+                observed = Some((range, at.epoch));
                 pause = super::tables::RETRY_FIRST;
             }
             // Whoever renews the lease finds out the same.

@@ -53,7 +53,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
-use crate::allocator::{Progress, Resume};
+use crate::allocator::{Progress, Registration};
 use crate::clock::{Clock, Time};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{NodeName, Nonce, ServiceId, SessionId, TableRef, TxnId};
@@ -85,12 +85,12 @@ const SLICE: usize = 1_024;
 /// One incarnation of a node: grants locks on the tables it owns. A cheap handle; the last one dropped seals the service.
 #[derive(Debug, Clone)]
 pub struct LockService {
-    pub(crate) inner: Arc<Inner>,
+    pub(crate) inner: Arc<ServiceInner>,
     _last: Arc<SealOnDrop>,
 }
 
 #[derive(Debug)]
-struct SealOnDrop(Arc<Inner>);
+struct SealOnDrop(Arc<ServiceInner>);
 
 impl Drop for SealOnDrop {
     fn drop(&mut self) {
@@ -99,7 +99,7 @@ impl Drop for SealOnDrop {
 }
 
 #[derive(Debug)]
-pub(crate) struct Inner {
+pub(crate) struct ServiceInner {
     pub(crate) parts: ServiceParts,
     pub(crate) id: ServiceId,
     nonce: Nonce,
@@ -113,7 +113,7 @@ pub(crate) struct Inner {
     pub(crate) live: Arc<LiveTxns>,
     lease: Mutex<Lease>,
     /// The furthest that any answer of the allocator has told (L4). Locked for a comparison.
-    told: Mutex<Progress>,
+    observed: Mutex<Progress>,
     pub(crate) phase: watch::Sender<Phase>,
     /// Told whenever a session or a transaction has gone.
     pub(crate) departed: Notify,
@@ -148,15 +148,15 @@ impl LockService {
     /// Starts a node as a new incarnation: obtains a lease from the allocator and keeps it.
     ///
     /// Must be called within a tokio runtime with time enabled, on which the service's tasks then run. Fails with `InvalidArgument` for
-    /// settings that make no sense, and as [`resume`](crate::allocator::LockTableAllocator::resume) does.
+    /// settings that make no sense, and as [`register`](crate::allocator::LockTableAllocator::register) does.
     pub async fn start(parts: ServiceParts) -> Result<Self> {
         parts.settings.check()?;
         let nonce = Nonce::new(rand::random_range(1..1 << 53));
         let sent = parts.clock.now();
-        let resume =
-            Resume { node: parts.node.clone(), nonce, address: parts.address.clone(), replaces: parts.replaces };
-        let incarnation = parts.allocator.resume(&resume).await?;
-        let inner = Arc::new(Inner {
+        let register =
+            Registration { node: parts.node.clone(), nonce, address: parts.address.clone(), replaces: parts.replaces };
+        let incarnation = parts.allocator.register(&register).await?;
+        let inner = Arc::new(ServiceInner {
             id: incarnation.service,
             nonce,
             engine: LockEngine::new(parts.settings.engine),
@@ -166,7 +166,7 @@ impl LockService {
             sessions: Registry::new("sessions", parts.settings.sessions_max),
             live: Arc::new(LiveTxns::new()),
             lease: Mutex::new(Lease::new(sent, incarnation.lease_ttl)),
-            told: Mutex::new(incarnation.at),
+            observed: Mutex::new(incarnation.at),
             phase: watch::Sender::new(Phase::Serving),
             departed: Notify::new(),
             parts,
@@ -289,16 +289,16 @@ impl LockService {
     }
 }
 
-impl Inner {
+impl ServiceInner {
     /// Remembers what an answer of the allocator told (L4).
-    pub(crate) fn heard(&self, at: Progress) {
-        let mut told = self.told.lock();
-        *told = at.max(*told);
+    pub(crate) fn observe(&self, at: Progress) {
+        let mut observed = self.observed.lock();
+        *observed = at.max(*observed);
     }
 
     /// The furthest that any answer of the allocator has told.
-    pub(crate) fn told(&self) -> Progress {
-        *self.told.lock()
+    pub(crate) fn observed(&self) -> Progress {
+        *self.observed.lock()
     }
 
     /// Fails unless locks may be granted now.

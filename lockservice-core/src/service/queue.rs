@@ -306,9 +306,9 @@ impl TxnQueue {
     /// The first answer of an operation that was decided.
     fn decided_before(&self, sequence: u64) -> Result<Result<Answer>> {
         match self.decided.get(&sequence).map(|decided| &decided.answer) {
-            Some(answer) if self.undone.contains(&sequence) => Ok(answer.clone().and(Err(taken_back()))),
+            Some(answer) if self.undone.contains(&sequence) => Ok(answer.clone().and(Err(rolled_back()))),
             Some(answer) => Ok(answer.clone()),
-            None if self.ending => Err(taken_back()),
+            None if self.ending => Err(rolled_back()),
             None => {
                 Err(Error::new(ErrorKind::InvalidArgument, "this operation was answered, and its answer acknowledged")
                     .with("sequence", sequence))
@@ -413,7 +413,7 @@ impl TxnQueue {
         let step = match queued.operation.take() {
             // Cannot be: an operation is taken once, and then filed.
             None => Step::Refuse(Error::new(ErrorKind::Internal, "an operation was run twice")),
-            Some(Operation::Lock(_)) if self.ending || self.undone.contains(&sequence) => Step::Refuse(taken_back()),
+            Some(Operation::Lock(_)) if self.ending || self.undone.contains(&sequence) => Step::Refuse(rolled_back()),
             Some(Operation::Lock(spec)) => {
                 let (cancel, cancelled) = oneshot::channel();
                 self.cancel = Some(cancel);
@@ -425,12 +425,12 @@ impl TxnQueue {
             Some(Operation::Unlock { table, items, commit_ts }) => Step::Unlock(table, items, commit_ts),
             Some(Operation::End { commit_ts }) => Step::End(commit_ts),
             Some(Operation::Refuse(why)) => Step::Refuse(why),
-            Some(Operation::Undo { sequence }) => self.take_back(sequence),
+            Some(Operation::Undo { sequence }) => self.roll_back(sequence),
         };
         Some((sequence, step))
     }
 
-    fn take_back(&self, sequence: u64) -> Step {
+    fn roll_back(&self, sequence: u64) -> Step {
         match self.decided.get(&sequence).map(|decided| &decided.answer) {
             None => Step::Refuse(Error::new(
                 ErrorKind::InvalidArgument,
@@ -462,7 +462,7 @@ impl TxnQueue {
         {
             // It was cancelled when the grant had been made but was not filed yet.
             given_back = Some(granted.clone());
-            result = Err(taken_back());
+            result = Err(rolled_back());
         } else if let Some(relied) = relied {
             bytes += weight::of_items(&relied.items);
             self.relied_on.insert(sequence, relied);
@@ -503,6 +503,6 @@ pub(super) fn keep_relied_on(grant: &mut Grant, later: &[Relied]) {
 }
 
 /// The answer to a call that was taken back before it was decided.
-pub(super) fn taken_back() -> Error {
+pub(super) fn rolled_back() -> Error {
     Error::new(ErrorKind::Cancelled, "the call was taken back, or its transaction ended, before it was decided")
 }

@@ -21,12 +21,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{SessionId, TableRef, TxnId};
 use crate::service::pending::Pending;
 use crate::service::queue::{
-    Filed, NumberedBy, Relied, Room, Step, Taken, Timer, TxnQueue, keep_relied_on, taken_back,
+    Filed, NumberedBy, Relied, Room, Step, Taken, Timer, TxnQueue, keep_relied_on, rolled_back,
 };
 use crate::service::quota::{Charge, Quota};
 use crate::service::txn::{TxnRecord, timer};
 use crate::service::waits::{WaitNotices, Waits};
-use crate::service::{Answer, Granted, Inner, LockService, LockSpec, Operation, Phase, Promise, TxnOp, TxnOptions};
+use crate::service::{
+    Answer, Granted, LockService, LockSpec, Operation, Phase, Promise, ServiceInner, TxnOp, TxnOptions,
+};
 use crate::sync::Mutex;
 
 /// Longest text about what a client left running.
@@ -36,7 +38,7 @@ pub const STILL_RUNNING_BYTES_MAX: usize = 1_024;
 #[derive(Debug, Clone)]
 pub struct Session {
     pub(crate) record: Arc<SessionRecord>,
-    inner: Arc<Inner>,
+    inner: Arc<ServiceInner>,
 }
 
 #[derive(Debug)]
@@ -44,7 +46,7 @@ pub(crate) struct SessionRecord {
     id: SessionId,
     client: String,
     renewals: Arc<Renewals>,
-    state: Mutex<State>,
+    state: Mutex<SessionState>,
     /// Why the session is lost, once it is.
     lost: watch::Sender<Option<Error>>,
     /// The number of the current attachment (T3).
@@ -119,7 +121,7 @@ impl Renewals {
 }
 
 #[derive(Debug)]
-struct State {
+struct SessionState {
     open: bool,
     txns: BTreeMap<u64, TxnQueue>,
     /// The highest transaction number that was ever used: a lower one that is not in `txns` has ended (T3).
@@ -133,7 +135,7 @@ struct State {
     charge: Charge,
 }
 
-impl State {
+impl SessionState {
     /// Lets `change` change the queue of a transaction, if there is it, and counts what is kept. It is told what all others keep.
     fn with_queue<R>(&mut self, number: u64, change: impl FnOnce(&mut TxnQueue, usize) -> R) -> Option<R> {
         let queue = self.txns.get_mut(&number)?;
@@ -230,7 +232,7 @@ impl LockService {
             id,
             client: client.to_owned(),
             renewals: Arc::new(Renewals::new(ttl, inner.parts.clock.now())),
-            state: Mutex::new(State {
+            state: Mutex::new(SessionState {
                 open: true,
                 txns: BTreeMap::new(),
                 highest: 0,
@@ -343,7 +345,7 @@ impl Session {
     }
 
     /// Begins transaction `number`. The number is spent, also if the transaction cannot begin: what follows is told that it has ended.
-    fn begin_as(&self, state: &mut State, number: u64, options: &TxnOptions) -> Result<TxnId> {
+    fn begin_as(&self, state: &mut SessionState, number: u64, options: &TxnOptions) -> Result<TxnId> {
         state.highest = number;
         if state.txns.len() >= self.inner.parts.settings.txns_per_session_max {
             return Err(Error::new(
@@ -487,7 +489,7 @@ impl Session {
                         biased;
                         result = self.noting_a_wait((number, sequence), txn.id, table, lock) => result,
                         // Dropping the call takes its claim away, or hands on a grant that had just been made.
-                        _ = cancelled => Err(taken_back()),
+                        _ = cancelled => Err(rolled_back()),
                     };
                     if let (Ok(granted), Some(items)) = (&result, items) {
                         relied = Relied::of(granted, &items);
@@ -500,7 +502,7 @@ impl Session {
                 Step::TakeBack(grants) => {
                     for (mut grant, later) in grants {
                         keep_relied_on(&mut grant, &later);
-                        self.inner.engine.take_back(txn.id, grant.bind.id, &grant);
+                        self.inner.engine.roll_back(txn.id, grant.bind.id, &grant);
                     }
                     Ok(Answer::DONE)
                 }
@@ -541,7 +543,7 @@ impl Session {
         let over = if ends { state.remove_queue(number) } else { None };
         drop(state);
         if let Some(granted) = given_back {
-            self.inner.engine.take_back(granted.txn, granted.grant.bind.id, &granted.grant);
+            self.inner.engine.roll_back(granted.txn, granted.grant.bind.id, &granted.grant);
         }
         for sender in waiting {
             // A connection that is gone will ask again.

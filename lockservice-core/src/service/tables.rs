@@ -11,7 +11,7 @@ use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::TableRef;
 use crate::service::line::{Asked, Handed, LastOwner, Lines, Standing, Waiter};
-use crate::service::{Inner, WaitsFor, shutting_down};
+use crate::service::{ServiceInner, WaitsFor, shutting_down};
 use crate::sync::{Mutex, RwLock};
 use crate::table::{LockRequest, WaitPolicy};
 
@@ -55,7 +55,7 @@ impl Tables {
 
 /// A call's place in the line of its table. Dropped, it gives the place up.
 struct Place<'a> {
-    inner: &'a Inner,
+    inner: &'a ServiceInner,
     table: &'a TableRef,
     place: u64,
 }
@@ -73,7 +73,7 @@ impl Drop for Place<'_> {
     }
 }
 
-impl Inner {
+impl ServiceInner {
     /// Makes a call at the engine, once its table is bound to this service: at once if it is, else
     /// in the order in which the calls for it came.
     ///
@@ -148,7 +148,7 @@ impl Inner {
             self.tables.lines.lock().refused(table, &error, now);
             // What keeps it may be over earlier than was said: its owner may resign, or another
             // leader know better. So it is asked again, ever more rarely.
-            let told = error.retry_after().filter(|_| error.kind() == ErrorKind::Rebinding);
+            let told = error.retry_after().filter(|_| error.kind() == ErrorKind::Reassigning);
             let again = now + told.map_or(pause, |told| told.min(pause));
             pause = (pause * 2).min(RETRY_MOST);
             tokio::select! {
@@ -181,7 +181,7 @@ impl Inner {
     /// Finds out whom a table is waited for, for those who look. Never resolves.
     async fn find_owner(&self, table: &TableRef, why: ErrorKind) -> Infallible {
         let known = self.tables.lines.lock().knows_owner(table);
-        if why == ErrorKind::Rebinding
+        if why == ErrorKind::Reassigning
             && !known
             && let Ok(latest) = self.parts.allocator.latest(table).await
             && let Some(bind) = latest.bind
@@ -198,7 +198,7 @@ impl Inner {
     /// A dropped call is made again: the allocator answers with the bind that the first obtained.
     async fn bind(self: &Arc<Self>, table: &TableRef) -> Result<Arc<Bind>> {
         let bound = self.parts.allocator.bind(self.id, table).await?;
-        self.heard(bound.at);
+        self.observe(bound.at);
         if bound.bind.owner != self.id {
             return Err(Error::new(ErrorKind::NotOwner, "another node owns the table: ask that one")
                 .with("table", table)
@@ -243,7 +243,7 @@ impl Inner {
             loop {
                 match inner.parts.allocator.reserve_tokens(inner.id, bind.id, bind.version).await {
                     Ok(reserved) => {
-                        inner.heard(reserved.at);
+                        inner.observe(reserved.at);
                         inner.engine.add_tokens(bind.id, bind.version, reserved.tokens);
                         break;
                     }
@@ -272,7 +272,7 @@ const ASK_MAX: std::time::Duration = std::time::Duration::from_secs(1);
 fn passes(error: &Error) -> bool {
     matches!(
         error.kind(),
-        ErrorKind::Rebinding
+        ErrorKind::Reassigning
             | ErrorKind::TableInUse
             | ErrorKind::Unavailable
             | ErrorKind::UnknownOutcome

@@ -10,7 +10,7 @@ use crate::id::{TableRef, TxnId};
 use crate::key::LockItem;
 use crate::service::line::{Asked, Handed};
 use crate::service::session::Renewals;
-use crate::service::{ANCESTORS_MAX, Granted, Inner, LockService, LockSpec, Promise, TxnOptions};
+use crate::service::{ANCESTORS_MAX, Granted, LockService, LockSpec, Promise, ServiceInner, TxnOptions};
 use crate::sync::Mutex;
 use crate::table::Grant;
 
@@ -26,11 +26,11 @@ pub(crate) struct TxnRecord {
     pub(crate) client: String,
     /// What its session promises; `None` for an embedder's, which lives as long as the process.
     pub(crate) session: Option<Arc<Renewals>>,
-    state: Mutex<State>,
+    state: Mutex<TxnPhase>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum TxnPhase {
     Active,
     /// Nothing more is granted, but what it holds stays until it surely cannot commit.
     Closing,
@@ -40,8 +40,8 @@ enum State {
 impl TxnRecord {
     fn check_active(&self) -> Result<()> {
         match *self.state.lock() {
-            State::Active => Ok(()),
-            State::Closing | State::Ended => {
+            TxnPhase::Active => Ok(()),
+            TxnPhase::Closing | TxnPhase::Ended => {
                 Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one")
                     .with("txn", self.id))
             }
@@ -49,7 +49,7 @@ impl TxnRecord {
     }
 }
 
-impl Inner {
+impl ServiceInner {
     pub(crate) fn begin(
         &self,
         options: &TxnOptions,
@@ -68,7 +68,7 @@ impl Inner {
             label: options.label.clone(),
             client: client.to_owned(),
             session,
-            state: Mutex::new(State::Active),
+            state: Mutex::new(TxnPhase::Active),
         });
         self.txns.insert(id, Arc::clone(&record)).inspect_err(|_| self.live.end(id))?;
         Ok(record)
@@ -183,7 +183,7 @@ impl Inner {
                 Ok(Granted { txn: txn.id, grant: grant.clone(), promise, history_known })
             }
             Err(e) => {
-                self.engine.take_back(txn.id, grant.bind.id, grant);
+                self.engine.roll_back(txn.id, grant.bind.id, grant);
                 Err(e)
             }
         }
@@ -216,7 +216,7 @@ impl Inner {
 
     /// Ends a transaction whose owner says so, and answers how many items that released. Idempotent.
     pub(crate) fn end(&self, txn: &TxnRecord, commit_ts: Option<u64>) -> usize {
-        *txn.state.lock() = State::Ended;
+        *txn.state.lock() = TxnPhase::Ended;
         // C4: nobody may commit any more what the next holder is about to change.
         self.live.end(txn.id);
         let released = self.engine.unlock_all(txn.id, commit_ts);
@@ -229,16 +229,16 @@ impl Inner {
     pub(crate) fn abandon(self: &Arc<Self>, txns: Vec<Arc<TxnRecord>>) {
         let mut validating = Vec::new();
         for txn in txns {
-            let was = std::mem::replace(&mut *txn.state.lock(), State::Closing);
+            let was = std::mem::replace(&mut *txn.state.lock(), TxnPhase::Closing);
             match was {
-                State::Ended => *txn.state.lock() = State::Ended,
-                State::Closing => {}
+                TxnPhase::Ended => *txn.state.lock() = TxnPhase::Ended,
+                TxnPhase::Closing => {}
                 // Sealed, this incarnation grants nothing more, and the allocator fences all its transactions at once (C4).
-                State::Active if txn.id.validates() && !self.is_sealed() => {
+                TxnPhase::Active if txn.id.validates() && !self.is_sealed() => {
                     self.engine.cancel_wait(txn.id);
                     validating.push(txn);
                 }
-                State::Active => self.force_end(&txn),
+                TxnPhase::Active => self.force_end(&txn),
             }
         }
         if !validating.is_empty() {
@@ -248,7 +248,7 @@ impl Inner {
     }
 
     fn force_end(&self, txn: &TxnRecord) {
-        *txn.state.lock() = State::Ended;
+        *txn.state.lock() = TxnPhase::Ended;
         self.live.end(txn.id);
         // C5: it may have committed at a timestamp that nobody told us.
         self.engine.unlock_all_forced(txn.id, self.parts.clock.now());
@@ -267,7 +267,7 @@ impl Inner {
             let ids: Vec<TxnId> = txns.iter().map(|txn| txn.id).collect();
             match self.parts.allocator.cannot_commit(&ids).await {
                 Ok(answer) => {
-                    self.heard(answer.at);
+                    self.observe(answer.at);
                     for (txn, e) in &answer.failed {
                         tracing::warn!(%txn, error = ?e, "cannot make a transaction unable to commit; trying again");
                     }
@@ -299,7 +299,7 @@ impl Inner {
 #[derive(Debug)]
 #[must_use = "dropping a transaction releases its locks"]
 pub struct Txn {
-    inner: Arc<Inner>,
+    inner: Arc<ServiceInner>,
     record: Arc<TxnRecord>,
     /// When it was begun: its snapshot is taken to be no older, unless a call says otherwise.
     began: Time,
@@ -330,7 +330,7 @@ impl Txn {
     ///
     /// # Errors
     /// `Conflict`, `Timeout`: not to be had now; the transaction goes on. `Deadlock`, `BindChanged`, `TxnNotFound`: start a new
-    /// transaction. `Rebinding` (NoWait only): try again after the time it names. `NotOwner`: ask that node. `LeaseLost`,
+    /// transaction. `Reassigning` (NoWait only): try again after the time it names. `NotOwner`: ask that node. `LeaseLost`,
     /// `ShuttingDown`: everything held here is, or will be, given away: stop the work. `InvalidArgument`, `ResourceExhausted`: ask for less.
     ///
     /// # Cancel safety

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use crate::clock::Time;
 use crate::error::Blocker;
 use crate::id::{NodeName, ServiceId, TableRef, TxnId};
-use crate::service::Inner;
+use crate::service::ServiceInner;
 use crate::service::session::SessionRecord;
 use crate::sync::Mutex;
 use crate::table::CallObstacle;
@@ -187,7 +187,7 @@ impl Drop for Begun<'_> {
 #[derive(Debug)]
 pub struct WaitNotices {
     pub(super) record: Arc<SessionRecord>,
-    pub(super) inner: Arc<Inner>,
+    pub(super) inner: Arc<ServiceInner>,
 }
 
 impl WaitNotices {
@@ -223,7 +223,7 @@ impl WaitNotices {
     }
 }
 
-impl Inner {
+impl ServiceInner {
     /// What the lock call of a transaction, in `table`, waits for; `None` if it is over, or if that is
     /// not known.
     fn waits_for(&self, txn: TxnId, table: &TableRef) -> Option<WaitsFor> {

@@ -35,7 +35,7 @@ pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<()> + 'a;
 /// 1. [`apply`](Self::apply) is atomic and durable: what it answered `Ok` to is there after any crash, whole.
 /// 2. While the engine exists, also while [`reopen`](Self::reopen) runs, no other process can open the same store.
 /// 3. Damage is found and reported as [`ErrorKind::StoreCorrupt`], at the latest when the damaged entry is read.
-/// 4. Where the store has a path, [`check_place`](Self::check_place) finds out that another process may use that path: see
+/// 4. Where the store has a path, [`check_path`](Self::check_path) finds out that another process may use that path: see
 ///    [`Place`](super::Place).
 pub trait KeyValue: fmt::Debug + Send + 'static {
     /// The value under `key`.
@@ -52,7 +52,7 @@ pub trait KeyValue: fmt::Debug + Send + 'static {
 
     /// Fails with [`ErrorKind::Fenced`], from then on for ever, if the store's path no longer names what is open here. The default
     /// is for an engine without a path.
-    fn check_place(&self) -> Result<()> {
+    fn check_path(&self) -> Result<()> {
         Ok(())
     }
 }
@@ -60,7 +60,7 @@ pub trait KeyValue: fmt::Debug + Send + 'static {
 /// A [`BindStore`] on a [`KeyValue`] engine. The exclusive open is the leadership (L1). Clones are handles to one store.
 #[derive(Clone)]
 pub struct ExclusiveStore {
-    shared: Arc<Shared>,
+    shared: Arc<ExclusiveShared>,
 }
 
 /// A type that is an [`ExclusiveStore`] under a name and with constructors of its own: that makes it a [`BindStore`].
@@ -75,12 +75,12 @@ impl Exclusive for ExclusiveStore {
     }
 }
 
-struct Shared {
+struct ExclusiveShared {
     url: String,
-    state: Mutex<State>,
+    state: Mutex<ExclusiveState>,
 }
 
-struct State {
+struct ExclusiveState {
     engine: Box<dyn KeyValue>,
     /// True from a failure until the engine was opened again.
     broken: bool,
@@ -106,7 +106,9 @@ impl ExclusiveStore {
             Ok(engine)
         });
         let engine = Box::new(opened.await.map_err(|error| error.with("store", &described))?);
-        Ok(Self { shared: Arc::new(Shared { url, state: Mutex::new(State { engine, broken: false }) }) })
+        Ok(Self {
+            shared: Arc::new(ExclusiveShared { url, state: Mutex::new(ExclusiveState { engine, broken: false }) }),
+        })
     }
 
     /// Opens a store that may be damaged by `open`, reads it as far as it can be read, and closes it again. Writes no entry.
@@ -121,13 +123,13 @@ impl ExclusiveStore {
             let engine = open()?;
             match engine.read(FORMAT_KEY)? {
                 // One that is damaged, not newer, is noted with the other records.
-                Some(format) => drop(Damage::noted().bear(layout::check_format(&format))?),
+                Some(format) => drop(Damage::noted().tolerate(layout::check_format(&format))?),
                 None => refuse_entries(&engine)?,
             }
             let (mut state, mut damage) = (StoreState::default(), Damage::noted());
             let read = unless_panic(|| read(&engine, &mut state, &mut damage));
             // The engine's own damage: nobody knows what stands behind it.
-            damage.bear(read.map_err(|error| error.with("record", "all that were not read yet")))?;
+            damage.tolerate(read.map_err(|error| error.with("record", "all that were not read yet")))?;
             // If it cannot be read, that is noted already.
             let head = head(&engine).ok().filter(|head| *head != Head::default());
             Ok(Inspection { store, state, head, damage })
@@ -182,7 +184,7 @@ impl ExclusiveStore {
                 return Err(Error::new(ErrorKind::Cancelled, "the call was dropped before it began"));
             }
             // L1: the exclusive open is the leadership, and it is one only while the path leads here.
-            state.engine.check_place()?;
+            state.engine.check_path()?;
             if state.broken {
                 unless_panic(|| state.engine.reopen())?;
                 state.broken = false;
@@ -295,7 +297,7 @@ fn refuse_entries(engine: &dyn KeyValue) -> Result<()> {
 
 /// Adds every record to `state`.
 fn read(engine: &dyn KeyValue, state: &mut StoreState, damage: &mut Damage) -> Result<()> {
-    engine.scan(&mut |key, value| damage.bear(layout::absorb(state, key, value)).map(drop))
+    engine.scan(&mut |key, value| damage.tolerate(layout::absorb(state, key, value)).map(drop))
 }
 
 /// Storage engines answer some kinds of damage with a panic, which must end neither the process nor the mutex's owner.

@@ -13,7 +13,7 @@ use super::TableRecord;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Forgotten {
     /// The highest table id or version of a bind.
-    pub numbers: u64,
+    pub high_water: u64,
     /// The highest end of a table's blocks of tokens (F2).
     pub tokens_reserved_to: u64,
 }
@@ -27,9 +27,9 @@ impl Forgotten {
     /// With one more table.
     #[must_use]
     pub fn with(self, table: &TableRecord) -> Self {
-        let numbers = table.binds.iter().map(|bind| bind.version.get()).chain([table.id.get()]);
+        let high_water = table.binds.iter().map(|bind| bind.version.get()).chain([table.id.get()]);
         Self {
-            numbers: numbers.fold(self.numbers, u64::max),
+            high_water: high_water.fold(self.high_water, u64::max),
             tokens_reserved_to: self.tokens_reserved_to.max(table.tokens_reserved_to),
         }
     }
@@ -51,7 +51,7 @@ mod tests {
             binds: vec![BindRecord { owner: ServiceId::new(1), version: BindVersion::new(version) }],
         };
         let tables = [table(1, 9, 50), table(3, 4, 70), table(12, 2, 60)];
-        let highest = Forgotten { numbers: 12, tokens_reserved_to: 70 };
+        let highest = Forgotten { high_water: 12, tokens_reserved_to: 70 };
         assert_eq!(tables.iter().fold(Forgotten::default(), Forgotten::with), highest);
         assert_eq!(tables.iter().rev().fold(Forgotten::default(), Forgotten::with), highest);
         assert!(Forgotten::default().is_none() && !highest.is_none());

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Candidate, Cluster, Doubt, Floor, LeaderSeen, Leadership, Lineage, Loss, NodeAddress, Seen, Terms};
+use super::{
+    Candidate, Cluster, DataLoss, Floor, LeaderSeen, Leadership, LeadershipHistory, Lineage, Loss, NodeAddress, Seen,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, NodeName, Nonce};
 
@@ -30,13 +32,15 @@ pub struct Head {
     pub lineage: Lineage,
     /// True while writes may have been lost (L4).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub in_doubt: bool,
+    #[serde(rename = "in_doubt")]
+    pub loss_unresolved: bool,
     /// What is known to be lost (L4).
     #[serde(default, skip_serializing_if = "Loss::is_none")]
     pub loss: Loss,
     /// Where this leadership and those before it began (L4). Stays empty where the exclusive open is the leadership.
-    #[serde(default, skip_serializing_if = "Terms::is_empty")]
-    pub terms: Terms,
+    #[serde(default, skip_serializing_if = "LeadershipHistory::is_empty")]
+    #[serde(rename = "terms")]
+    pub history: LeadershipHistory,
     /// Whose the store is; `None` if it was never led by a version that knew clusters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<Cluster>,
@@ -76,7 +80,7 @@ impl Head {
             clean: self.leader.is_none(),
             continuous: true,
             loss: Loss::default(),
-            terms: Terms::default(),
+            history: LeadershipHistory::default(),
             floor: Floor::default(),
             lineage: Lineage::default(),
             cluster,
@@ -109,11 +113,11 @@ impl Head {
         let leader = found.and_then(|head| head.leader.as_ref());
         let clean = continuous && leader.is_none();
         let own = continuous && leader.is_some_and(|leader| leader.nonce == candidate.nonce);
-        let doubted = found.is_some_and(|head| head.in_doubt);
-        let in_doubt = match candidate.doubt {
-            Doubt::Raised { .. } => true,
-            Doubt::Settled if own => false,
-            Doubt::Settled | Doubt::Unknown => !continuous || doubted,
+        let loss_unresolved = found.is_some_and(|head| head.loss_unresolved);
+        let loss_unresolved = match candidate.data_loss {
+            DataLoss::Raised { .. } => true,
+            DataLoss::Settled if own => false,
+            DataLoss::Settled | DataLoss::Unknown => !continuous || loss_unresolved,
         };
         let may_take_over = !candidate.elected && (clean || candidate.seen.as_ref() == Some(&seen));
         if !own && !may_take_over {
@@ -122,24 +126,25 @@ impl Head {
             return Ok((None, Leadership::Held { seen, address, cluster: found.and_then(|head| head.cluster) }));
         }
         // L4: what it may have forgotten includes epochs.
-        let leaps = matches!(candidate.doubt, Doubt::Raised { .. }) || (in_doubt && !(continuous && doubted));
+        let leaps = matches!(candidate.data_loss, DataLoss::Raised { .. })
+            || (loss_unresolved && !(continuous && loss_unresolved));
         let before = found.cloned().unwrap_or_default();
         let cluster = before.cluster_of(candidate);
         let mut head = before.led_by(candidate, ttl, floor.epoch(), lineage.clone())?;
         if leaps {
-            head.epoch = head.epoch.leap(candidate.nonce);
+            head.epoch = head.epoch.skip_ahead(candidate.nonce);
         }
-        head.in_doubt = in_doubt;
+        head.loss_unresolved = loss_unresolved;
         head.loss = found.map(|head| head.loss).unwrap_or_default();
-        match candidate.doubt {
-            Doubt::Raised { numbers } => {
-                let numbers = head.loss.numbers.max(numbers);
-                head.loss = Loss { known: true, heard_before: head.epoch, numbers };
+        match candidate.data_loss {
+            DataLoss::Raised { high_water } => {
+                let high_water = head.loss.high_water.max(high_water);
+                head.loss = Loss { known: true, observed_before: head.epoch, high_water };
             }
-            Doubt::Settled if own => (head.loss.known, head.loss.heard_before) = (false, head.epoch),
-            Doubt::Settled | Doubt::Unknown => {}
+            DataLoss::Settled if own => (head.loss.known, head.loss.observed_before) = (false, head.epoch),
+            DataLoss::Settled | DataLoss::Unknown => {}
         }
-        head.terms = found.map(|found| &found.terms).unwrap_or(&Terms::default()).with(
+        head.history = found.map(|found| &found.history).unwrap_or(&LeadershipHistory::default()).with(
             head.epoch,
             head.applied,
             candidate.nonce,
@@ -149,9 +154,9 @@ impl Head {
             applied: head.applied,
             exclusive: false,
             clean,
-            continuous: !in_doubt,
+            continuous: !loss_unresolved,
             loss: head.loss,
-            terms: head.terms.clone(),
+            history: head.history.clone(),
             floor,
             lineage: lineage.clone(),
             cluster,
@@ -177,9 +182,9 @@ impl Head {
             counter: self.counter,
             ttl_ms,
             lineage,
-            in_doubt: false,
+            loss_unresolved: false,
             loss: Loss::default(),
-            terms: Terms::default(),
+            history: LeadershipHistory::default(),
             cluster: Some(self.cluster_of(candidate)),
         })
     }
@@ -288,7 +293,7 @@ mod tests {
         let continuous = |answer: Leadership| matches!(answer, Leadership::Acquired { continuous: true, .. });
         let (first, answer) = take_over(None, candidate("a"), "one");
         assert!(!continuous(answer), "an empty store may have lost everything");
-        let other = Candidate { doubt: Doubt::Settled, ..candidate("b") };
+        let other = Candidate { data_loss: DataLoss::Settled, ..candidate("b") };
         let (second, answer) = take_over(Some(&first), other.clone(), "one");
         assert!(!continuous(answer), "only the leader can know that it waited");
         let (settled, answer) = acquire(Some(&second), &other, "one");
@@ -299,28 +304,28 @@ mod tests {
         let (fourth, answer) = take_over(Some(&third), candidate("d"), "two");
         assert!(!continuous(answer), "another copy");
         let (fifth, _) = take_over(Some(&settled), candidate("e"), "one");
-        let raised = Candidate { doubt: Doubt::Raised { numbers: 0 }, ..candidate("f") };
+        let raised = Candidate { data_loss: DataLoss::Raised { high_water: 0 }, ..candidate("f") };
         let (sixth, answer) = take_over(Some(&fifth), raised, "one");
         assert!(!continuous(answer), "it says so itself");
-        assert!(fourth.in_doubt && sixth.in_doubt);
+        assert!(fourth.loss_unresolved && sixth.loss_unresolved);
     }
 
     #[test]
     fn what_is_known_to_be_lost_is_known_to_every_leader_until_one_settles_it() {
         let (first, _) = take_over(None, candidate("a"), "one");
         assert_eq!(first.loss, Loss::default(), "possible, not known");
-        let knows = |numbers| Candidate { doubt: Doubt::Raised { numbers }, ..candidate("b") };
+        let knows = |high_water| Candidate { data_loss: DataLoss::Raised { high_water }, ..candidate("b") };
         let (second, answer) = take_over(Some(&first), knows(77), "one");
-        assert_eq!(second.loss, Loss { known: true, heard_before: second.epoch, numbers: 77 });
+        assert_eq!(second.loss, Loss { known: true, observed_before: second.epoch, high_water: 77 });
         assert!(matches!(answer, Leadership::Acquired { loss, continuous: false, .. } if loss == second.loss));
         let (third, _) = take_over(Some(&second), candidate("c"), "one");
         assert_eq!(third.loss, second.loss);
         let (fourth, _) = take_over(Some(&third), knows(5), "two");
-        assert_eq!(fourth.loss, Loss { known: true, heard_before: fourth.epoch, numbers: 77 }, "lost twice");
-        let settled = Candidate { doubt: Doubt::Settled, nonce: leader(&fourth), ..candidate("b") };
+        assert_eq!(fourth.loss, Loss { known: true, observed_before: fourth.epoch, high_water: 77 }, "lost twice");
+        let settled = Candidate { data_loss: DataLoss::Settled, nonce: leader(&fourth), ..candidate("b") };
         let sound = acquire(Some(&fourth), &settled, "two").0.expect("its own");
-        assert_eq!(sound.loss, Loss { known: false, heard_before: sound.epoch, numbers: 77 });
-        assert!(!sound.in_doubt);
+        assert_eq!(sound.loss, Loss { known: false, observed_before: sound.epoch, high_water: 77 });
+        assert!(!sound.loss_unresolved);
     }
 
     #[test]
@@ -353,13 +358,13 @@ mod tests {
     fn where_each_leadership_began_is_kept() {
         let (first, _) = take_over(None, candidate("a"), "one");
         let (second, answer) = take_over(Some(&Head { applied: 8, ..first.clone() }), candidate("b"), "one");
-        assert!(matches!(&answer, Leadership::Acquired { terms, .. } if *terms == second.terms));
+        assert!(matches!(&answer, Leadership::Acquired { history, .. } if *history == second.history));
         let (third, _) = take_over(Some(&Head { applied: 90, ..second.clone() }), candidate("c"), "one");
-        let lost = |by: &Head, write| third.terms.lost(by.epoch, leader(by), write);
+        let lost = |by: &Head, write| third.history.lost(by.epoch, leader(by), write);
         assert!(lost(&first, 9) && !lost(&first, 8));
         assert!(lost(&second, 91) && !lost(&second, 90));
-        let resigned = third.resign(third.epoch).expect("it leads").terms;
-        assert_eq!(resigned, third.terms);
+        let resigned = third.resign(third.epoch).expect("it leads").history;
+        assert_eq!(resigned, third.history);
     }
 
     #[test]
@@ -410,17 +415,17 @@ mod tests {
 
     #[test]
     fn whoever_leads_a_store_that_may_have_forgotten_epochs_leaps_over_some_once() {
-        let leaps = |found: Option<&Head>, nonce, doubt, on| {
-            let me = Candidate { nonce: Nonce::new(nonce), doubt, ..candidate("a") };
+        let leaps = |found: Option<&Head>, nonce, data_loss, on| {
+            let me = Candidate { nonce: Nonce::new(nonce), data_loss, ..candidate("a") };
             take_over(found, me, on).0
         };
-        let first = leaps(None, 300, Doubt::Unknown, "one");
+        let first = leaps(None, 300, DataLoss::Unknown, "one");
         assert_eq!(first.epoch, Epoch::new(1 + 300 % 16), "an empty store");
-        let same = leaps(Some(&first), 200, Doubt::Unknown, "one");
+        let same = leaps(Some(&first), 200, DataLoss::Unknown, "one");
         assert_eq!(same.epoch, first.epoch.next().expect("left"), "the same doubt goes on");
-        let other = leaps(Some(&same), 200, Doubt::Unknown, "two");
+        let other = leaps(Some(&same), 200, DataLoss::Unknown, "two");
         assert_eq!(other.epoch.get(), same.epoch.get() + 1 + 200 % 16, "another copy");
-        let raised = leaps(Some(&other), 100, Doubt::Raised { numbers: 0 }, "two");
+        let raised = leaps(Some(&other), 100, DataLoss::Raised { high_water: 0 }, "two");
         assert_eq!(raised.epoch.get(), other.epoch.get() + 1 + 100 % 16, "known to have lost some");
     }
 

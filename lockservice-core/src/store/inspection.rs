@@ -42,7 +42,7 @@ impl Damage {
     ///
     /// Fails if the first such record ends the reading, and with what is wrong with the store as a whole: every error but a `StoreCorrupt`
     /// or `StoreNewer` that names its `record`.
-    pub fn bear<T>(&mut self, read: Result<T>) -> Result<Option<T>> {
+    pub fn tolerate<T>(&mut self, read: Result<T>) -> Result<Option<T>> {
         match read {
             Ok(read) => Ok(Some(read)),
             Err(error) if self.named_max > 0 && is_of_a_record(&error) => {
@@ -84,19 +84,19 @@ mod tests {
     #[test]
     fn a_hundred_records_are_named_and_the_others_counted() {
         let mut damage = Damage::noted();
-        assert_eq!(damage.bear(Ok(7)).expect("nothing is wrong"), Some(7));
+        assert_eq!(damage.tolerate(Ok(7)).expect("nothing is wrong"), Some(7));
         for number in 0..103 {
-            assert_eq!(damage.bear(of_record(number)).expect("noted"), None);
+            assert_eq!(damage.tolerate(of_record(number)).expect("noted"), None);
         }
         assert_eq!((damage.named().len(), damage.unnamed()), (100, 3));
     }
 
     #[test]
     fn damage_ends_the_reading_of_a_leader_and_what_is_of_no_record_that_of_anybody() {
-        Damage::refused().bear(of_record(1)).expect_err("the first");
+        Damage::refused().tolerate(of_record(1)).expect_err("the first");
         let mut damage = Damage::noted();
         for kind in [ErrorKind::StoreCorrupt, ErrorKind::Unavailable] {
-            assert_eq!(damage.bear::<()>(Err(Error::new(kind, "all of it"))).expect_err("all of it").kind(), kind);
+            assert_eq!(damage.tolerate::<()>(Err(Error::new(kind, "all of it"))).expect_err("all of it").kind(), kind);
         }
         assert_eq!((damage.named().len(), damage.unnamed()), (0, 0));
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    Applied, Batch, BindStore, Candidate, Cluster, ClusterConstants, Floor, Forgotten, Leadership, Lineage, Loss, Op,
-    Renewal, ServiceRecord, StoreState, TableRecord, Terms, WriteAck,
+    Applied, Batch, BindStore, Candidate, Cluster, ClusterConstants, Floor, Forgotten, Leadership, LeadershipHistory,
+    Lineage, Loss, Op, Renewal, ServiceRecord, StoreState, TableRecord, WriteAck,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, ServiceId, TableRef, TxnId};
@@ -23,11 +23,11 @@ const TOKENS_PER_SECOND: u64 = 1 << 20;
 /// leadership through one of them replaces the leader before, as a process that opens a file does.
 #[derive(Debug, Clone)]
 pub struct MemoryStore {
-    inner: Arc<Mutex<Inner>>,
+    inner: Arc<Mutex<MemoryState>>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct MemoryState {
     epoch: Epoch,
     applied: u64,
     /// False from an acquisition until the leader resigned.
@@ -48,7 +48,7 @@ impl MemoryStore {
     /// that they normally grow over restarts of the process too.
     pub fn new(wall_clock_s: u64) -> Self {
         Self {
-            inner: Arc::new(Mutex::new(Inner {
+            inner: Arc::new(Mutex::new(MemoryState {
                 epoch: Epoch::default(),
                 applied: 0,
                 clean: true,
@@ -65,7 +65,7 @@ impl MemoryStore {
     }
 }
 
-impl Inner {
+impl MemoryState {
     fn check_epoch(&self, epoch: Epoch) -> Result<()> {
         if epoch == self.epoch && self.led {
             return Ok(());
@@ -137,7 +137,7 @@ impl BindStore for MemoryStore {
             clean,
             continuous: true,
             loss: Loss::default(),
-            terms: Terms::default(),
+            history: LeadershipHistory::default(),
             floor: Floor::default(),
             lineage: Lineage::default(),
             cluster,

@@ -9,12 +9,12 @@ mod exclusive;
 mod floor;
 mod forgotten;
 mod head;
+mod history;
 mod inspection;
 mod layout;
 mod memory;
 mod place;
 mod record;
-mod terms;
 mod turns;
 mod unfinished;
 
@@ -32,6 +32,7 @@ pub use self::exclusive::{Exclusive, ExclusiveStore, KeyValue, Visit};
 pub use self::floor::Floor;
 pub use self::forgotten::Forgotten;
 pub use self::head::{Head, Leader};
+pub use self::history::{LeadershipHistory, PastLeadership};
 pub use self::inspection::{Damage, Inspection};
 pub use self::layout::{Change, STORE_FORMAT, absorb, changes};
 pub use self::memory::MemoryStore;
@@ -40,7 +41,6 @@ pub use self::record::{
     Batch, BindRecord, ClusterConstants, Op, RECORD_FORMAT, ServiceRecord, ServiceState, StoreState, TableRecord,
     decode, encode,
 };
-pub use self::terms::{Term, Terms};
 pub use self::turns::Turns;
 
 /// The durable state of an allocator, on RocksDB, PostgreSQL, Redis, in a file or in memory.
@@ -160,7 +160,7 @@ pub struct Candidate {
     /// The new epoch must be above this: the highest that any node reported (L4).
     pub floor: Epoch,
     /// What the candidate knows of writes that the store may have lost.
-    pub doubt: Doubt,
+    pub data_loss: DataLoss,
     /// True once it leads: only its own leadership is then raised or marked, and nothing is taken over. What it has in memory would be wrong
     /// if another had led meanwhile, even if that one has resigned.
     pub elected: bool,
@@ -168,14 +168,14 @@ pub struct Candidate {
 
 /// Whether a store may have lost writes (L4). The doubt is kept with the leadership, so that it survives a leader that dies of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Doubt {
+pub enum DataLoss {
     /// As the store itself knows: it is in doubt from the moment that it is another copy than the last leader's, or holds no record, ...
     #[default]
     Unknown,
     /// ... or that a candidate says so, who knows that something was lost, ...
     Raised {
         /// Every version, incarnation, table id and token that may have been handed out is below this, as far as a node could report.
-        numbers: u64,
+        high_water: u64,
     },
     /// ... until its leader has waited for everybody who could have been told of something lost.
     Settled,
@@ -189,9 +189,11 @@ pub struct Loss {
     pub known: bool,
     /// What leaderships before this one told is accounted for: it is void, or everybody who was told of it has renewed or run out of lease
     /// since. 0 if no doubt was ever raised or settled.
-    pub heard_before: Epoch,
+    #[serde(rename = "heard_before")]
+    pub observed_before: Epoch,
     /// Versions, incarnations, table ids and tokens below this may have been handed out, as far as a node could report.
-    pub numbers: u64,
+    #[serde(rename = "numbers")]
+    pub high_water: u64,
 }
 
 impl Loss {
@@ -235,12 +237,12 @@ pub enum Leadership {
         exclusive: bool,
         /// True if the last leadership ended by [`BindStore::resign`]: nothing can be in flight. Also for a new exclusive store.
         clean: bool,
-        /// True if nothing can have been lost: the store is not in [`Doubt`] (L4). Always true of an exclusive store.
+        /// True if nothing can have been lost: the store is not in [`DataLoss`] (L4). Always true of an exclusive store.
         continuous: bool,
         /// What is known to be lost.
         loss: Loss,
         /// Where this leadership and those before it began. Empty of an exclusive store.
-        terms: Terms,
+        history: LeadershipHistory,
         /// Where the backend vouches that numbers may begin (L4); zero if it cannot.
         floor: Floor,
         /// Which copy of the store answered.
@@ -299,7 +301,7 @@ impl Candidate {
             founds: false,
             seen: None,
             floor: Epoch::default(),
-            doubt: Doubt::Unknown,
+            data_loss: DataLoss::Unknown,
             elected: false,
         }
     }

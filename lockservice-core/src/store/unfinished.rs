@@ -63,6 +63,6 @@ impl StoreState {
             .iter()
             .flat_map(|table| table.binds.iter().map(|bind| bind.version.get()).chain([table.id.get()]));
         let services = self.services.iter().map(|service| service.id.get());
-        tables.chain(services).fold(self.forgotten.numbers, u64::max)
+        tables.chain(services).fold(self.forgotten.high_water, u64::max)
     }
 }

@@ -5,7 +5,7 @@ use std::task::Waker;
 
 use smallvec::SmallVec;
 
-use super::entry::Place;
+use super::entry::Position;
 use super::types::{Grant, ItemGrant, WaitPolicy};
 use crate::clock::Time;
 use crate::error::{Blocker, Error, Result};
@@ -18,7 +18,7 @@ pub(super) struct CallId(u32);
 
 /// A call that takes its items one after another.
 #[derive(Debug)]
-pub(super) struct Call {
+pub(super) struct EngineCall {
     pub(super) txn: TxnId,
     /// The transactions whose work waits for this call to end.
     pub(super) ancestors: Ancestors,
@@ -46,7 +46,7 @@ pub(super) struct Call {
     /// When the call was made.
     pub(super) since: Time,
     /// Its place in the queue while it waits, or among the unfinished calls between two slices.
-    pub(super) place: Place,
+    pub(super) position: Position,
     pub(super) stage: Stage,
     pub(super) waker: Option<Waker>,
     /// What its waiting was counted with.
@@ -63,7 +63,7 @@ pub(super) enum Stage {
     /// Waits for others to leave its next item.
     Waiting,
     /// Has all its items; waits for a fencing token.
-    Starved,
+    AwaitingToken,
     /// Waits for nothing: it takes what is free, or is between two slices of that.
     Moving,
     /// Gives back what it added, or is between two slices of that, and ends with this error then.
@@ -73,7 +73,7 @@ pub(super) enum Stage {
     Done(Result<Grant>),
 }
 
-impl Call {
+impl EngineCall {
     /// The item it waits for. Only for a call that waits.
     pub(super) fn item(&self) -> &LockItem {
         &self.items[self.next]
@@ -103,12 +103,12 @@ impl Call {
 /// All calls in flight, and those whose outcome has not been taken.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
-    slots: Vec<Option<Box<Call>>>,
+    slots: Vec<Option<Box<EngineCall>>>,
     free: Vec<u32>,
 }
 
 impl Calls {
-    pub(super) fn insert(&mut self, call: Box<Call>) -> CallId {
+    pub(super) fn insert(&mut self, call: Box<EngineCall>) -> CallId {
         match self.free.pop() {
             Some(at) => {
                 self.slots[at as usize] = Some(call);
@@ -122,20 +122,20 @@ impl Calls {
         }
     }
 
-    pub(super) fn get(&self, id: CallId) -> Option<&Call> {
+    pub(super) fn get(&self, id: CallId) -> Option<&EngineCall> {
         self.slots.get(id.0 as usize)?.as_deref()
     }
 
     /// Takes a call out to work on it; [`put`](Self::put) brings it back.
-    pub(super) fn take(&mut self, id: CallId) -> Box<Call> {
+    pub(super) fn take(&mut self, id: CallId) -> Box<EngineCall> {
         self.slots[id.0 as usize].take().expect("a call id is used only while its call is kept")
     }
 
-    pub(super) fn put(&mut self, id: CallId, call: Box<Call>) {
+    pub(super) fn put(&mut self, id: CallId, call: Box<EngineCall>) {
         self.slots[id.0 as usize] = Some(call);
     }
 
-    pub(super) fn remove(&mut self, id: CallId) -> Box<Call> {
+    pub(super) fn remove(&mut self, id: CallId) -> Box<EngineCall> {
         let call = self.take(id);
         self.free.push(id.0);
         call
@@ -147,15 +147,15 @@ impl Calls {
 }
 
 impl Index<CallId> for Calls {
-    type Output = Call;
+    type Output = EngineCall;
 
-    fn index(&self, id: CallId) -> &Call {
+    fn index(&self, id: CallId) -> &EngineCall {
         self.get(id).expect("a call id is used only while its call is kept")
     }
 }
 
 impl IndexMut<CallId> for Calls {
-    fn index_mut(&mut self, id: CallId) -> &mut Call {
+    fn index_mut(&mut self, id: CallId) -> &mut EngineCall {
         self.slots[id.0 as usize].as_deref_mut().expect("a call id is used only while its call is kept")
     }
 }

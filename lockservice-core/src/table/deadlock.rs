@@ -2,12 +2,12 @@
 
 use std::ops::ControlFlow;
 
-use super::call::{Call, CallId};
-use super::entry::Place;
+use super::call::{CallId, EngineCall};
+use super::entry::Position;
 use super::hash::IdMap;
 use super::lock_table::{ItemRef, LockTable};
 use super::search::{Edges, WaitedFor, Waiters};
-use super::state::State;
+use super::state::EngineState;
 use super::types::VictimPolicy;
 use crate::error::{DeadlockEdge, Detail, Error, ErrorKind};
 use crate::id::TxnId;
@@ -19,21 +19,21 @@ const LOOKS_FORWARD: usize = 64;
 /// So many of a transaction's locks are compared with what others wait for before a search tells.
 const LOCKS_COMPARED: usize = 16;
 
-impl State {
+impl EngineState {
     /// A waiter behind which a call must wait for its next item: one that is incompatible and does not itself, directly or over others, wait
     /// for the call's transaction.
-    pub(super) fn must_wait_behind(&self, call: &Call) -> Option<CallId> {
+    pub(super) fn must_wait_behind(&self, call: &EngineCall) -> Option<CallId> {
         let table = &self.tables[&call.table];
         let holds_something = self.family_holds_something(call);
         let mut waiters: Option<IdMap<CallId, Option<CallId>>> = None;
         let mut behind = None;
         table.overlapping_queues(call.item(), |at, queue| {
             if holds_something {
-                for wanted in [LockMode::Shared, LockMode::Exclusive] {
-                    let mut ahead = queue.between(wanted, Place::FIRST, Place::LAST).peekable();
-                    if wanted.is_compatible(call.mode)
+                for requested in [LockMode::Shared, LockMode::Exclusive] {
+                    let mut ahead = queue.between(requested, Position::FIRST, Position::LAST).peekable();
+                    if requested.is_compatible(call.mode)
                         || ahead.peek().is_none()
-                        || call.family().any(|txn| self.is_seen_in_the_way(table, txn, at, wanted))
+                        || call.family().any(|txn| self.is_seen_conflicting(table, txn, at, requested))
                     {
                         continue;
                     }
@@ -54,13 +54,13 @@ impl State {
         behind.map(|(_, id)| id)
     }
 
-    /// True if it is seen at once that a transaction holds something that keeps all others from having an item in `wanted`.
-    fn is_seen_in_the_way(&self, table: &LockTable, txn: TxnId, at: ItemRef<'_>, wanted: LockMode) -> bool {
+    /// True if it is seen at once that a transaction holds something that keeps all others from having an item in `requested`.
+    fn is_seen_conflicting(&self, table: &LockTable, txn: TxnId, at: ItemRef<'_>, requested: LockMode) -> bool {
         let Some(held) = self.txns.get(&txn).map(|txn| &txn.held) else { return false };
         let items = held.iter().filter(|(id, _)| *id == table.bind.id).flat_map(|(_, items)| items);
         items.take(LOCKS_COMPARED).any(|item| {
             let own = table.entry(item).and_then(|entry| entry.holder(txn));
-            own.is_some_and(|own| !own.mode.is_compatible(wanted)) && at.overlaps(item)
+            own.is_some_and(|own| !own.mode.is_compatible(requested)) && at.overlaps(item)
         })
     }
 
@@ -117,7 +117,7 @@ impl State {
         let claimed = forward.claimed;
         let is_start = claimed.contains_key(&start);
         let mut victims: Vec<CallId> = if is_start { vec![start] } else { claimed.into_keys().collect() };
-        victims.sort_by_key(|id| self.calls[*id].place);
+        victims.sort_by_key(|id| self.calls[*id].position);
         for id in victims {
             let error = self.deadlock_error(&[], id);
             self.fail(id, error);
@@ -179,7 +179,7 @@ impl State {
     }
 
     /// The one in the family of `next` whose lock `call` waits for: `next` itself, if it can be.
-    fn holder_of(&self, call: &Call, next: &Call) -> TxnId {
+    fn holder_of(&self, call: &EngineCall, next: &EngineCall) -> TxnId {
         let mut holder = None;
         if !next.ancestors.is_empty() {
             self.tables[&call.table].overlapping(call.item(), |_, entry| {
@@ -198,7 +198,7 @@ impl State {
     }
 
     /// False if nobody can wait for a lock of the call's transaction or of an ancestor.
-    fn family_holds_something(&self, call: &Call) -> bool {
+    fn family_holds_something(&self, call: &EngineCall) -> bool {
         call.family().any(|txn| self.txns.get(&txn).is_some_and(|txn| txn.count > 0))
     }
 
@@ -214,8 +214,8 @@ impl State {
         let members = forward.found;
         let mut beside: Vec<CallId> = waiters.into_keys().filter(|id| !members.contains_key(id)).collect();
         let mut on_cycle: Vec<CallId> = members.into_keys().collect();
-        on_cycle.sort_by_key(|id| self.calls[*id].place);
-        beside.sort_by_key(|id| self.calls[*id].place);
+        on_cycle.sort_by_key(|id| self.calls[*id].position);
+        beside.sort_by_key(|id| self.calls[*id].position);
         let mut order = self.holders_first(&on_cycle);
         order.append(&mut beside);
         // All leave before any comes back: a place is never taken twice.
@@ -225,9 +225,9 @@ impl State {
             self.calls.put(*id, call);
         }
         for id in order {
-            let place = self.next_place(false);
-            self.enqueue(id, place);
-            self.candidates.insert((place, id));
+            let position = self.next_position(false);
+            self.enqueue(id, position);
+            self.candidates.insert((position, id));
         }
     }
 
@@ -266,8 +266,8 @@ impl State {
         within: &IdMap<CallId, Option<CallId>>,
         asked: &mut IdMap<(u64, u64), ()>,
     ) -> Vec<CallId> {
-        let wanted = self.wanted_at(id);
-        if asked.insert(wanted, ()).is_some() {
+        let requested = self.requested_at(id);
+        if asked.insert(requested, ()).is_some() {
             return Vec::new();
         }
         let call = &self.calls[id];
@@ -277,7 +277,7 @@ impl State {
             holders.extend(waiters.filter(|waiter| within.contains_key(waiter)));
             ControlFlow::Continue(())
         });
-        holders.sort_by_key(|id| std::cmp::Reverse((self.wanted_at(*id) == wanted, self.calls[*id].place)));
+        holders.sort_by_key(|id| std::cmp::Reverse((self.requested_at(*id) == requested, self.calls[*id].position)));
         holders.dedup();
         holders
     }

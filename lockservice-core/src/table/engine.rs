@@ -1,4 +1,4 @@
-//! The engine as its users see it: a shell around the pure [`State`], which adds one mutex, wakers, and the future of a call.
+//! The engine as its users see it: a shell around the pure [`EngineState`], which adds one mutex, wakers, and the future of a call.
 
 use std::fmt;
 use std::future::Future;
@@ -9,7 +9,7 @@ use super::call::CallId;
 use super::list::{LockList, WaitList};
 use super::locking::put_in_order;
 use super::slices::{STEPS, Slice};
-use super::state::{Begun, State};
+use super::state::{EngineState, Started};
 use super::steps::Hold;
 use super::types::{CallObstacle, EngineSettings, Grant, LockInfo, LockRequest, WaitInfo};
 use crate::allocator::{Bind, TokenBlock};
@@ -30,7 +30,7 @@ pub struct LockEngine(Arc<Shell>);
 
 struct Shell {
     items_per_request_max: usize,
-    state: Mutex<State>,
+    state: Mutex<EngineState>,
 }
 
 impl LockEngine {
@@ -48,12 +48,12 @@ impl LockEngine {
 
     fn sliced(settings: EngineSettings, steps: usize) -> Self {
         let items_per_request_max = settings.items_per_request_max;
-        let state = State::new(settings, Slice::new(steps));
+        let state = EngineState::new(settings, Slice::new(steps));
         Self(Arc::new(Shell { items_per_request_max, state: Mutex::new(state) }))
     }
 
     /// Does something to the state, under one hold of the mutex.
-    pub(super) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+    pub(super) fn with<T>(&self, act: impl FnOnce(&mut EngineState) -> T) -> T {
         let mut act = Some(act);
         self.in_slices(|state| act.take().map(|act| act(state))).expect("it was not done before")
     }
@@ -61,7 +61,7 @@ impl LockEngine {
     /// Does something to the state in slices, each under a hold of the mutex of its own, until it has a
     /// result; then has the state settled. Whom that concerns is woken while the mutex is free: a waker
     /// may run anything, also this engine.
-    fn in_slices<T>(&self, mut act: impl FnMut(&mut State) -> Option<T>) -> Option<T> {
+    fn in_slices<T>(&self, mut act: impl FnMut(&mut EngineState) -> Option<T>) -> Option<T> {
         let mut result = None;
         let mut drains = false;
         loop {
@@ -72,7 +72,7 @@ impl LockEngine {
                 result = act(&mut state);
             }
             if result.is_some() {
-                state.settle();
+                state.promote_waiters();
             }
             let is_over = result.is_some() && (state.is_settled() || state.draining && !drains);
             if is_over {
@@ -159,9 +159,9 @@ impl LockEngine {
             return LockCall { engine: self.clone(), txn, stage: Stage::Ready(Err(error)) };
         }
         let stage = match self.with(|state| state.lock(request, ancestors, now)) {
-            Begun::Done(outcome) => Stage::Ready(outcome),
+            Started::Done(outcome) => Stage::Ready(outcome),
             // It can be over by now: nothing needs to be kept then.
-            Begun::Kept(id) => self.with(|state| state.take_outcome(id)).map_or(Stage::Kept(id), Stage::Ready),
+            Started::Kept(id) => self.with(|state| state.take_outcome(id)).map_or(Stage::Kept(id), Stage::Ready),
         };
         LockCall { engine: self.clone(), txn, stage }
     }
@@ -170,7 +170,7 @@ impl LockEngine {
     /// go; upgraded ones are again held in their former mode and under their former token, if what
     /// they were held by was not taken back too. A lock that was upgraded since stays as long as
     /// its upgrade. Repeating it does nothing.
-    pub fn take_back(&self, txn: TxnId, table: TableId, grant: &Grant) {
+    pub fn roll_back(&self, txn: TxnId, table: TableId, grant: &Grant) {
         let mut left = grant.changes.as_slice();
         self.in_slices(|state| {
             let (rest, some) = left.split_at(left.len().saturating_sub(state.slice.steps()));
@@ -336,7 +336,7 @@ impl Future for LockCall {
 impl Drop for LockCall {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Ready(Ok(grant)) => self.engine.take_back(self.txn, grant.bind.id, &grant),
+            Stage::Ready(Ok(grant)) => self.engine.roll_back(self.txn, grant.bind.id, &grant),
             Stage::Kept(id) => {
                 self.engine.in_slices(|state| state.abandon(id).then_some(()));
             }

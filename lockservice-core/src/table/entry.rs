@@ -8,9 +8,9 @@ use crate::key::LockMode;
 
 /// A waiter's place in the node's one queue order: smaller is earlier. An upgrade gets one before, an ordinary wait one behind all others.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(super) struct Place(pub(super) i64);
+pub(super) struct Position(pub(super) i64);
 
-impl Place {
+impl Position {
     /// Before every waiter.
     pub(super) const FIRST: Self = Self(i64::MIN);
     /// Behind every waiter.
@@ -55,7 +55,12 @@ impl Entry {
     }
 
     /// The holds, of later transactions than `after`, that keep `txn` from having this item in `mode`.
-    pub(super) fn in_the_way(&self, txn: TxnId, mode: LockMode, after: Option<TxnId>) -> impl Iterator<Item = &Holder> {
+    pub(super) fn conflicting(
+        &self,
+        txn: TxnId,
+        mode: LockMode,
+        after: Option<TxnId>,
+    ) -> impl Iterator<Item = &Holder> {
         // An exclusive holder is the only one, so one tells about all.
         let excluded = self.holders.first().is_some_and(|first| !mode.is_compatible(first.mode));
         excluded.then(|| self.holders.after(after)).into_iter().flatten().filter(move |holder| holder.txn != txn)
@@ -70,19 +75,19 @@ impl Entry {
     }
 
     /// The first waiter that is incompatible with `mode`.
-    pub(super) fn first_wanting(&self, mode: LockMode) -> Option<(Place, CallId)> {
+    pub(super) fn first_wanting(&self, mode: LockMode) -> Option<(Position, CallId)> {
         self.queue().and_then(|queue| queue.first_incompatible(mode))
     }
 
     /// Puts a waiter into the queue. It is told of the commits after the one with number `commits`.
-    pub(super) fn enqueue(&mut self, place: Place, id: CallId, mode: LockMode, commits: u64) {
-        self.queue.get_or_insert_default().insert(place, id, mode, commits);
+    pub(super) fn enqueue(&mut self, position: Position, id: CallId, mode: LockMode, commits: u64) {
+        self.queue.get_or_insert_default().insert(position, id, mode, commits);
     }
 
     /// Takes a waiter out of the queue. The largest timestamp of the commits that it is told of, if there are any.
-    pub(super) fn dequeue(&mut self, place: Place, mode: LockMode) -> Option<u64> {
+    pub(super) fn dequeue(&mut self, position: Position, mode: LockMode) -> Option<u64> {
         let queue = self.queue.as_mut()?;
-        let commit_ts = queue.remove(place, mode);
+        let commit_ts = queue.remove(position, mode);
         if queue.is_empty() {
             self.queue = None;
         }

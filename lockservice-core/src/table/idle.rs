@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::engine::LockEngine;
 use super::lock_table::LockTable;
-use super::state::State;
+use super::state::EngineState;
 use crate::clock::Time;
 use crate::id::{BindVersion, FencingToken, TableId, TableRef};
 
@@ -61,7 +61,7 @@ impl LockEngine {
     }
 }
 
-impl State {
+impl EngineState {
     fn idle_tables(&mut self, after: Option<TableId>, most: usize, now: Time, idle: Duration) -> IdleTables {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut found = IdleTables { idle: Vec::new(), last: None };

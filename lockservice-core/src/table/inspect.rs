@@ -6,9 +6,9 @@
 use std::ops::{Bound, ControlFlow};
 
 use super::call::{CallId, Stage};
-use super::entry::{Entry, Place};
+use super::entry::{Entry, Position};
 use super::lock_table::{ItemRef, LockTable, holds};
-use super::state::State;
+use super::state::EngineState;
 use super::types::{CallObstacle, LockInfo, WaitInfo};
 use crate::error::Blocker;
 use crate::id::{TableId, TxnId};
@@ -27,7 +27,7 @@ pub(super) struct LocksAt {
 pub(super) struct WaitsAt {
     table: TableId,
     /// The last waiter looked at.
-    place: Place,
+    position: Position,
     /// The last entry in its way that was looked at, if there may be more.
     within: Option<(LockItem, Part)>,
 }
@@ -39,14 +39,14 @@ enum Part {
     /// The holders up to this one.
     Holders(TxnId),
     /// The holders, and the waiters up to this one.
-    Ahead(Place),
+    Ahead(Position),
     Everything,
 }
 
 /// The work that a slice may still do.
-struct Left(usize);
+struct Budget(usize);
 
-impl Left {
+impl Budget {
     fn take(&mut self) {
         self.0 = self.0.saturating_sub(1);
     }
@@ -64,21 +64,21 @@ impl LocksAt {
 
 impl WaitsAt {
     const fn start(table: TableId) -> Self {
-        Self { table, place: Place::FIRST, within: None }
+        Self { table, position: Position::FIRST, within: None }
     }
 }
 
-impl State {
+impl EngineState {
     /// Who stands in the way of a call that waits: the first one found.
     pub(super) fn blocker(&self, id: CallId) -> Option<Blocker> {
         let call = self.calls.get(id).filter(|call| call.is_waiting())?;
         let mut blocker = None;
         self.tables[&call.table].overlapping(call.item(), |at, entry| {
-            blocker = match entry.in_the_way(call.txn, call.mode, None).next() {
+            blocker = match entry.conflicting(call.txn, call.mode, None).next() {
                 Some(holder) => Some(holds(at, holder)),
                 None => entry
                     .first_wanting(call.mode)
-                    .filter(|(ahead, _)| *ahead < call.place)
+                    .filter(|(ahead, _)| *ahead < call.position)
                     .map(|(_, ahead)| self.calls[ahead].wants()),
             };
             if blocker.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -91,7 +91,7 @@ impl State {
         let id = self.txns.get(&txn)?.call?;
         match self.calls.get(id)?.stage {
             Stage::Waiting => self.blocker(id).map(CallObstacle::Lock),
-            Stage::Starved => Some(CallObstacle::Token),
+            Stage::AwaitingToken => Some(CallObstacle::Token),
             Stage::Moving | Stage::Failing(_) | Stage::Done(_) => None,
         }
     }
@@ -102,7 +102,7 @@ impl State {
 
     /// The next locks of a list, at most so many, for about as much work; none is left if `at` is `None` then.
     pub(super) fn locks(&self, only: Option<TableId>, at: &mut Option<LocksAt>, most: usize) -> Vec<LockInfo> {
-        let (mut locks, mut left) = (Vec::new(), Left(most));
+        let (mut locks, mut left) = (Vec::new(), Budget(most));
         while left.flow().is_continue()
             && let Some(here) = at
         {
@@ -119,7 +119,7 @@ impl State {
         &self,
         table: &LockTable,
         after: &mut Option<(LockItem, Option<TxnId>)>,
-        left: &mut Left,
+        left: &mut Budget,
         locks: &mut Vec<LockInfo>,
     ) -> ControlFlow<()> {
         let from = after.take();
@@ -153,7 +153,7 @@ impl State {
         item: &LockItem,
         entry: &Entry,
         from: Option<TxnId>,
-        left: &mut Left,
+        left: &mut Budget,
         locks: &mut Vec<LockInfo>,
     ) -> ControlFlow<TxnId> {
         let Some(mode) = entry.holders().first().map(|holder| holder.mode) else { return ControlFlow::Continue(()) };
@@ -190,19 +190,19 @@ impl State {
 
     /// The next waits of a list, at most so many, for about as much work; none is left if `at` is `None` then.
     pub(super) fn waits(&self, only: Option<TableId>, at: &mut Option<WaitsAt>, most: usize) -> Vec<WaitInfo> {
-        let (mut waits, mut left) = (Vec::new(), Left(most));
+        let (mut waits, mut left) = (Vec::new(), Budget(most));
         while left.flow().is_continue()
             && let Some(here) = at
         {
             let next = self.tables.get(&here.table).and_then(|table| {
-                let same = here.within.as_ref().and_then(|_| table.waiting.get_key_value(&here.place));
-                same.or_else(|| table.waiting.range((Bound::Excluded(here.place), Bound::Unbounded)).next())
+                let same = here.within.as_ref().and_then(|_| table.waiting.get_key_value(&here.position));
+                same.or_else(|| table.waiting.range((Bound::Excluded(here.position), Bound::Unbounded)).next())
             });
             left.take();
             match next {
-                Some((place, id)) => {
-                    if *place != here.place {
-                        (here.place, here.within) = (*place, None);
+                Some((position, id)) => {
+                    if *position != here.position {
+                        (here.position, here.within) = (*position, None);
                     }
                     here.within = self.waits_of(*id, here.within.take(), &mut left, &mut waits).break_value();
                 }
@@ -217,7 +217,7 @@ impl State {
         &self,
         id: CallId,
         from: Option<(LockItem, Part)>,
-        left: &mut Left,
+        left: &mut Budget,
         waits: &mut Vec<WaitInfo>,
     ) -> ControlFlow<(LockItem, Part)> {
         let call = &self.calls[id];
@@ -239,23 +239,23 @@ impl State {
                 left.flow()
             };
             let holders = match from {
-                Part::Nothing => Some(entry.in_the_way(call.txn, call.mode, None)),
-                Part::Holders(txn) => Some(entry.in_the_way(call.txn, call.mode, Some(txn))),
+                Part::Nothing => Some(entry.conflicting(call.txn, call.mode, None)),
+                Part::Holders(txn) => Some(entry.conflicting(call.txn, call.mode, Some(txn))),
                 Part::Ahead(_) | Part::Everything => None,
             };
             for holder in holders.into_iter().flatten() {
                 line(holder.txn, true).map_break(|()| Part::Holders(holder.txn))?;
             }
             let after = match from {
-                Part::Nothing | Part::Holders(_) => Some(Place::FIRST),
-                Part::Ahead(place) => Some(place),
+                Part::Nothing | Part::Holders(_) => Some(Position::FIRST),
+                Part::Ahead(position) => Some(position),
                 Part::Everything => None,
             };
             let queue = entry.queue().zip(after);
-            for (place, ahead) in
-                queue.into_iter().flat_map(|(queue, after)| queue.nearest_ahead(call.mode, call.place, after))
+            for (position, ahead) in
+                queue.into_iter().flat_map(|(queue, after)| queue.nearest_ahead(call.mode, call.position, after))
             {
-                line(self.calls[ahead].txn, false).map_break(|()| Part::Ahead(place))?;
+                line(self.calls[ahead].txn, false).map_break(|()| Part::Ahead(position))?;
             }
             left.flow().map_break(|()| Part::Everything)
         };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
 use std::ops::{Bound, ControlFlow};
 
 use super::call::CallId;
-use super::entry::{Entry, Place};
+use super::entry::{Entry, Position};
 use super::hash::IdMap;
 use super::holders::Holder;
 use super::idle::{Quiet, Usage};
@@ -29,11 +29,11 @@ pub(super) struct LockTable {
     /// The end of the last block.
     tokens_end: FencingToken,
     /// Calls that have all their items and wait for a token, first come first.
-    pub(super) starved: BTreeMap<Place, CallId>,
+    pub(super) awaiting_token: BTreeMap<Position, CallId>,
     /// The largest commit timestamp that an unlock carried.
     pub(super) commit_ts: Option<u64>,
     /// The calls that wait in this table, in queue order.
-    pub(super) waiting: BTreeMap<Place, CallId>,
+    pub(super) waiting: BTreeMap<Position, CallId>,
     /// Every call of this table that waits for a lock or a token, or whose outcome was not received yet.
     pub(super) calls: IdMap<CallId, ()>,
     /// Since when nobody was seen to use it.
@@ -53,7 +53,7 @@ pub(super) enum ItemRef<'a> {
 
 /// What stands between a transaction and an item.
 #[derive(Debug, Default)]
-pub(super) struct Survey {
+pub(super) struct Conflicts {
     /// The largest token under which it already has the item, at least as strongly.
     pub(super) covered: Option<FencingToken>,
     /// It has the item, but more weakly: to have it is an upgrade.
@@ -78,7 +78,7 @@ impl LockTable {
             history_since,
             tokens: VecDeque::new(),
             tokens_end: FencingToken::new(0),
-            starved: BTreeMap::new(),
+            awaiting_token: BTreeMap::new(),
             commit_ts: None,
             waiting: BTreeMap::new(),
             calls: IdMap::default(),
@@ -248,8 +248,8 @@ impl LockTable {
         let rows = match item {
             LockItem::Row(_) => self.overlapping_rows(item, &mut look),
             LockItem::Range(range) => {
-                let mut wanted = self.wanted_rows.range((range.start().cloned(), range.end().cloned()));
-                wanted.try_for_each(|key| {
+                let mut requested = self.wanted_rows.range((range.start().cloned(), range.end().cloned()));
+                requested.try_for_each(|key| {
                     step();
                     self.rows.get(key).map_or(ControlFlow::Continue(()), |entry| look(ItemRef::Row(key), entry))
                 })
@@ -287,11 +287,11 @@ impl LockTable {
     }
 
     /// Puts a call into the queue of an item. It is told of the commits after the one with number `commits`.
-    pub(super) fn enqueue(&mut self, item: &LockItem, place: Place, id: CallId, mode: LockMode, commits: u64) {
-        self.waiting.insert(place, id);
+    pub(super) fn enqueue(&mut self, item: &LockItem, position: Position, id: CallId, mode: LockMode, commits: u64) {
+        self.waiting.insert(position, id);
         let entry = self.entry_or_new(item);
         let is_first = entry.queue().is_none();
-        entry.enqueue(place, id, mode, commits);
+        entry.enqueue(position, id, mode, commits);
         if let LockItem::Row(key) = item
             && is_first
         {
@@ -300,10 +300,10 @@ impl LockTable {
     }
 
     /// Takes a call out of the queue of an item. The largest timestamp of the commits that it is told of, if there are any.
-    pub(super) fn dequeue(&mut self, item: &LockItem, place: Place, mode: LockMode) -> Option<u64> {
-        self.waiting.remove(&place);
+    pub(super) fn dequeue(&mut self, item: &LockItem, position: Position, mode: LockMode) -> Option<u64> {
+        self.waiting.remove(&position);
         let entry = self.entry_mut(item)?;
-        let commit_ts = entry.dequeue(place, mode);
+        let commit_ts = entry.dequeue(position, mode);
         if let LockItem::Row(key) = item
             && entry.queue().is_none()
         {
@@ -381,25 +381,25 @@ impl LockTable {
         self.ranges.for_each(&mut |range, entry| visit(ItemRef::Range(range), entry));
     }
 
-    pub(super) fn survey(&self, item: &LockItem, txn: TxnId, mode: LockMode) -> Survey {
-        let mut survey = Survey::default();
+    pub(super) fn conflicts(&self, item: &LockItem, txn: TxnId, mode: LockMode) -> Conflicts {
+        let mut conflicts = Conflicts::default();
         let mut look = |at: ItemRef<'_>, entry: &Entry| {
             if let Some(own) = entry.holder(txn)
                 && at.covers(item)
             {
                 if own.mode >= mode {
-                    survey.covered = survey.covered.max(Some(own.token));
+                    conflicts.covered = conflicts.covered.max(Some(own.token));
                 } else {
-                    survey.upgrade = true;
+                    conflicts.upgrade = true;
                 }
             }
-            if survey.held_by.is_none()
-                && let Some(holder) = entry.in_the_way(txn, mode, None).next()
+            if conflicts.held_by.is_none()
+                && let Some(holder) = entry.conflicting(txn, mode, None).next()
             {
-                survey.held_by = Some(holds(at, holder));
+                conflicts.held_by = Some(holds(at, holder));
             }
             // What others hold excludes that it is covered; an upgrade can still show.
-            if survey.held_by.is_some() && (survey.upgrade || matches!(at, ItemRef::Row(_))) {
+            if conflicts.held_by.is_some() && (conflicts.upgrade || matches!(at, ItemRef::Row(_))) {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
@@ -408,7 +408,7 @@ impl LockTable {
         // The rows are not looked at to the end once one is in the way: none of them covers a range of several keys.
         let _ = self.overlapping_rows(item, &mut look);
         let _ = self.overlapping_ranges(item, &mut look);
-        survey
+        conflicts
     }
 
     /// Tells everybody in whose way one of the items stands, which `txn` holds, that it committed at `ts`; `number` is that of the commit.
@@ -436,13 +436,13 @@ impl LockTable {
         }
     }
 
-    /// What is in the way of a waiter: a lock of another transaction, or a waiter before `place`.
-    pub(super) fn obstacle(&self, item: &LockItem, txn: TxnId, mode: LockMode, place: Place) -> Option<Obstacle> {
+    /// What is in the way of a waiter: a lock of another transaction, or a waiter before `position`.
+    pub(super) fn obstacle(&self, item: &LockItem, txn: TxnId, mode: LockMode, position: Position) -> Option<Obstacle> {
         let mut obstacle = None;
         self.overlapping(item, |_, entry| {
-            obstacle = match entry.in_the_way(txn, mode, None).next() {
+            obstacle = match entry.conflicting(txn, mode, None).next() {
                 Some(holder) => Some(Obstacle::Holder(holder.txn)),
-                None => entry.first_wanting(mode).filter(|(ahead, _)| *ahead < place).map(|_| Obstacle::Ahead),
+                None => entry.first_wanting(mode).filter(|(ahead, _)| *ahead < position).map(|_| Obstacle::Ahead),
             };
             if obstacle.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });

@@ -4,13 +4,13 @@
 use std::ops::{Bound, ControlFlow};
 use std::time::Duration;
 
-use super::call::{Ancestors, Call, CallId, Stage};
-use super::entry::{Entry, Place};
+use super::call::{Ancestors, CallId, EngineCall, Stage};
+use super::entry::{Entry, Position};
 use super::holders::{Holder, NONE};
-use super::slices::Left;
-use super::state::{Begun, State, bind_changed};
+use super::slices::Budget;
+use super::state::{EngineState, Started, bind_changed};
 use super::steps::step;
-use super::txn::{NESTED_MAX, Txn};
+use super::txn::{NESTED_MAX, TxnHolds};
 use super::types::{Grant, ItemGrant, LockRequest, WaitPolicy};
 use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
@@ -20,7 +20,7 @@ use crate::key::{Key, LockItem, LockMode, compare_ends, compare_starts};
 /// How far a call got.
 enum Advance {
     Complete,
-    Blocked(Place),
+    Blocked(Position),
     /// The slice is used up.
     Unfinished,
 }
@@ -29,7 +29,7 @@ enum Advance {
 #[allow(clippy::large_enum_variant, reason = "the grant is the common case and must not cost an allocation")]
 enum Next {
     Grant(Grant),
-    Wait(Place),
+    Wait(Position),
     AwaitToken,
     /// It goes on in another slice.
     Unfinished,
@@ -64,62 +64,62 @@ pub(super) fn put_in_order(items: &mut Vec<LockItem>, most: usize) -> Result<()>
     Ok(())
 }
 
-impl State {
+impl EngineState {
     /// Begins a call, whose items are [in order](put_in_order). One that is granted here, in one slice,
     /// was never in anybody's way.
-    pub(super) fn lock(&mut self, request: LockRequest, ancestors: &[TxnId], now: Time) -> Begun {
+    pub(super) fn lock(&mut self, request: LockRequest, ancestors: &[TxnId], now: Time) -> Started {
         let mut call = match self.accept(request, ancestors, now) {
             Ok(accepted) => accepted,
-            Err(error) => return Begun::Done(Err(error)),
+            Err(error) => return Started::Done(Err(error)),
         };
         let advanced = self.advance(&mut call);
         self.look_again_at_nested(&call, 0);
         let next = match self.next(&mut call, advanced) {
-            Next::Grant(grant) => return Begun::Done(Ok(grant)),
-            Next::Refuse(error) if self.revert(&mut call) => {
+            Next::Grant(grant) => return Started::Done(Ok(grant)),
+            Next::Refuse(error) if self.roll_back_call(&mut call) => {
                 self.forget_if_idle(call.txn);
-                return Begun::Done(Err(error));
+                return Started::Done(Err(error));
             }
             next => next,
         };
         let id = self.calls.insert(Box::new(call));
         self.register(id);
         self.follow(id, next);
-        Begun::Kept(id)
+        Started::Kept(id)
     }
 
     /// What is to become of a call that got so far.
-    fn next(&mut self, call: &mut Call, advanced: Result<Advance>) -> Next {
+    fn next(&mut self, call: &mut EngineCall, advanced: Result<Advance>) -> Next {
         // One that has waited has its room.
         let has_waited = call.bytes > 0;
-        let place = match advanced {
+        let position = match advanced {
             Err(error) => return Next::Refuse(error),
             Ok(Advance::Unfinished) => return Next::Unfinished,
             Ok(Advance::Blocked(_)) if call.wait == WaitPolicy::NoWait => {
-                return Next::Refuse(match self.ancestor_in_the_way(call) {
+                return Next::Refuse(match self.conflicting_ancestor(call) {
                     Some(ancestor) => held_by_ancestor(call, ancestor),
                     None => conflict(call),
                 });
             }
-            Ok(Advance::Blocked(place)) => Some(place),
+            Ok(Advance::Blocked(position)) => Some(position),
             Ok(Advance::Complete) if !self.take_token(call) && call.wait == WaitPolicy::NoWait => {
                 return Next::Refuse(no_token());
             }
             Ok(Advance::Complete) if call.token.is_none() && !call.changes.is_empty() => None,
             Ok(Advance::Complete) => return self.grant(call).map_or(Next::Unfinished, Next::Grant),
         };
-        let room = match place {
+        let room = match position {
             _ if has_waited => Ok(()),
             Some(_) => self.check_worth_waiting(call),
             None => self.check_room_to_wait(call),
         };
-        room.map_or_else(Next::Refuse, |()| place.map_or(Next::AwaitToken, Next::Wait))
+        room.map_or_else(Next::Refuse, |()| position.map_or(Next::AwaitToken, Next::Wait))
     }
 
     fn follow(&mut self, id: CallId, next: Next) {
         match next {
             Next::Grant(grant) => self.finish(id, Ok(grant)),
-            Next::Wait(place) => self.begin_wait(id, place),
+            Next::Wait(position) => self.begin_wait(id, position),
             Next::AwaitToken => {
                 self.enter_flight(id);
                 self.hold_up_for_token(id);
@@ -129,7 +129,7 @@ impl State {
         }
     }
 
-    fn accept(&self, request: LockRequest, ancestors: &[TxnId], now: Time) -> Result<Call> {
+    fn accept(&self, request: LockRequest, ancestors: &[TxnId], now: Time) -> Result<EngineCall> {
         self.check_not_sealed()?;
         let LockRequest { txn, table, version, items, mode, wait } = request;
         if self.tables.get(&table).is_none_or(|table| table.bind.version != version) {
@@ -144,7 +144,7 @@ impl State {
             .with("txn", txn));
         }
         let (ancestors, linked) = self.ancestors(txn, ancestors);
-        Ok(Call {
+        Ok(EngineCall {
             txn,
             ancestors,
             linked,
@@ -161,7 +161,7 @@ impl State {
             conflict: None,
             prev_commit_ts: None,
             since: now,
-            place: Place::LAST,
+            position: Position::LAST,
             stage: Stage::Moving,
             waker: None,
             bytes: 0,
@@ -182,7 +182,7 @@ impl State {
     }
 
     /// Takes item after item until one is not to be had, or the slice is used up.
-    fn advance(&mut self, call: &mut Call) -> Result<Advance> {
+    fn advance(&mut self, call: &mut EngineCall) -> Result<Advance> {
         while let Some(item) = call.items.get(call.next) {
             if !self.slice.has_steps() {
                 return Ok(Advance::Unfinished);
@@ -204,23 +204,23 @@ impl State {
                 continue;
             }
             let table = &self.tables[&call.table];
-            let survey = table.survey(item, call.txn, call.mode);
-            if let Some(token) = survey.covered {
+            let conflicts = table.conflicts(item, call.txn, call.mode);
+            if let Some(token) = conflicts.covered {
                 call.covered = call.covered.max(token);
                 call.next += 1;
                 continue;
             }
-            if let Some(holder) = survey.held_by {
+            if let Some(holder) = conflicts.held_by {
                 call.conflict.get_or_insert(holder);
-                return Ok(Advance::Blocked(self.next_place(survey.upgrade)));
+                return Ok(Advance::Blocked(self.next_position(conflicts.upgrade)));
             }
             // An upgrade goes ahead of everybody who waits.
-            if !survey.upgrade
+            if !conflicts.upgrade
                 && !table.waiting.is_empty()
                 && let Some(waiter) = self.must_wait_behind(call)
             {
                 call.conflict.get_or_insert_with(|| self.calls[waiter].wants());
-                return Ok(Advance::Blocked(self.next_place(false)));
+                return Ok(Advance::Blocked(self.next_position(false)));
             }
             self.take_item(call)?;
         }
@@ -253,18 +253,18 @@ impl State {
     }
 
     /// A place for a wait that begins now.
-    pub(super) fn next_place(&mut self, upgrade: bool) -> Place {
+    pub(super) fn next_position(&mut self, upgrade: bool) -> Position {
         if upgrade {
             self.first -= 1;
-            Place(self.first)
+            Position(self.first)
         } else {
             self.last += 1;
-            Place(self.last)
+            Position(self.last)
         }
     }
 
     /// Makes the call's transaction hold the next item.
-    pub(super) fn take_item(&mut self, call: &mut Call) -> Result<()> {
+    pub(super) fn take_item(&mut self, call: &mut EngineCall) -> Result<()> {
         let item = &call.items[call.next];
         let table = self.tables.get_mut(&call.table).expect("calls end with their table");
         if let Some(own) = table.entry_mut(item).and_then(|entry| entry.holder_mut(call.txn)) {
@@ -298,7 +298,7 @@ impl State {
 
     /// Takes the token of a call that has all its items (F1: after the last key was granted), if it needs
     /// one and has none. False if the table has none left.
-    fn take_token(&mut self, call: &mut Call) -> bool {
+    fn take_token(&mut self, call: &mut EngineCall) -> bool {
         if call.token.is_none() && !call.changes.is_empty() {
             let table = self.tables.get_mut(&call.table).expect("calls end with their table");
             call.token = table.take_token();
@@ -308,7 +308,7 @@ impl State {
     }
 
     /// Gives what a call added its token, as much as the slice allows; the grant once that is all.
-    fn grant(&mut self, call: &mut Call) -> Option<Grant> {
+    fn grant(&mut self, call: &mut EngineCall) -> Option<Grant> {
         let table = self.tables.get_mut(&call.table).expect("calls end with their table");
         let token = call.token.unwrap_or(call.covered);
         while let Some(last) = call.without_token.checked_sub(1) {
@@ -338,12 +338,12 @@ impl State {
     }
 
     /// Takes back what an unfinished call added, as much as the slice allows. True once that is all.
-    fn revert(&mut self, call: &mut Call) -> bool {
+    fn roll_back_call(&mut self, call: &mut EngineCall) -> bool {
         while self.slice.has_steps()
             && let Some(change) = call.changes.pop()
         {
             self.slice.spend();
-            self.take_back_item(call.txn, call.table, change.item, call.token.unwrap_or(NONE), true);
+            self.roll_back_item(call.txn, call.table, change.item, call.token.unwrap_or(NONE), true);
         }
         call.changes.is_empty()
     }
@@ -353,7 +353,7 @@ impl State {
     ///
     /// An upgrade lies on what was held before. Whichever of the two is taken back, the other one
     /// stays; nothing is held once both are.
-    fn take_back_item(&mut self, txn: TxnId, id: TableId, item: LockItem, token: FencingToken, in_flight: bool) {
+    fn roll_back_item(&mut self, txn: TxnId, id: TableId, item: LockItem, token: FencingToken, in_flight: bool) {
         let Some(table) = self.tables.get_mut(&id) else { return };
         let Some(own) = table.entry_mut(&item).and_then(|entry| entry.holder_mut(txn)) else { return };
         let is_on_top = if own.pending { in_flight } else { own.token == token };
@@ -365,7 +365,7 @@ impl State {
             self.release(txn, id, item);
         } else {
             own.uncover();
-            self.left.push((id, Left::Item(item)));
+            self.left.push((id, Budget::Item(item)));
         }
     }
 
@@ -381,11 +381,11 @@ impl State {
             moved.expect("what a transaction's list names is held").slot = holder.slot;
         }
         if !table.waiting.is_empty() {
-            self.left.push((table_id, Left::Item(item)));
+            self.left.push((table_id, Budget::Item(item)));
         }
     }
 
-    fn check_room_to_wait(&self, call: &Call) -> Result<()> {
+    fn check_room_to_wait(&self, call: &EngineCall) -> Result<()> {
         if self.in_flight >= self.settings.waiters_max {
             return Err(exhausted("waiters_max"));
         }
@@ -397,7 +397,7 @@ impl State {
 
     /// Fails if there is no room to wait, or if the wait would be for nothing: the limits would end
     /// the call when its turn comes, however much others leave.
-    fn check_worth_waiting(&self, call: &Call) -> Result<()> {
+    fn check_worth_waiting(&self, call: &EngineCall) -> Result<()> {
         self.check_room_to_wait(call)?;
         let held = self.txns.get(&call.txn).map_or(0, |txn| txn.bytes);
         let (txn_left, left) = (
@@ -425,7 +425,7 @@ impl State {
     }
 
     /// What a call that waits for its next item has still to add to its transaction's holds.
-    fn bytes_to_come(&self, call: &Call) -> usize {
+    fn bytes_to_come(&self, call: &EngineCall) -> usize {
         let table = &self.tables[&call.table];
         let mut bytes = 0;
         // Items come in the order of their starts: one that ends no later than an earlier one is
@@ -437,7 +437,7 @@ impl State {
             }
             furthest = Some(item.end());
             let upgraded = table.entry(item).is_some_and(|entry| entry.holder(call.txn).is_some());
-            if !upgraded && table.survey(item, call.txn, call.mode).covered.is_none() {
+            if !upgraded && table.conflicts(item, call.txn, call.mode).covered.is_none() {
                 bytes += hold_bytes(item);
             }
         }
@@ -466,26 +466,26 @@ impl State {
     }
 
     fn hold_up_for_token(&mut self, id: CallId) {
-        let place = self.next_place(false);
+        let position = self.next_position(false);
         let call = &mut self.calls[id];
-        call.stage = Stage::Starved;
-        call.place = place;
-        self.tables.get_mut(&call.table).expect("calls end with their table").starved.insert(place, id);
+        call.stage = Stage::AwaitingToken;
+        call.position = position;
+        self.tables.get_mut(&call.table).expect("calls end with their table").awaiting_token.insert(position, id);
     }
 
     /// Puts a call into the queue of its next item and resolves what cycles that closes. Its end, if it comes at once, is its stage.
-    fn begin_wait(&mut self, id: CallId, place: Place) {
+    fn begin_wait(&mut self, id: CallId, position: Position) {
         self.enter_flight(id);
         let call = &mut self.calls[id];
         call.stage = Stage::Waiting;
         call.waited = true;
-        self.enqueue(id, place);
+        self.enqueue(id, position);
         self.resolve_wait(id);
     }
 
     /// A call has added `changes[from..]` to what its transaction holds. If calls wait on behalf of that,
     /// whoever waits for it now waits for them: a cycle can be closed although no wait begins.
-    fn look_again_at_nested(&mut self, call: &Call, from: usize) {
+    fn look_again_at_nested(&mut self, call: &EngineCall, from: usize) {
         if self.nested == 0 {
             return;
         }
@@ -508,7 +508,7 @@ impl State {
 
     /// Ends a wait that cannot end by itself, or breaks the cycles that it closes.
     pub(super) fn resolve_wait(&mut self, id: CallId) {
-        match self.ancestor_in_the_way(&self.calls[id]) {
+        match self.conflicting_ancestor(&self.calls[id]) {
             Some(ancestor) => {
                 let error = held_by_ancestor(&self.calls[id], ancestor);
                 self.fail(id, error);
@@ -518,7 +518,7 @@ impl State {
     }
 
     /// An ancestor of a call whose lock is in the way of its next item, if there is one.
-    fn ancestor_in_the_way(&self, call: &Call) -> Option<TxnId> {
+    fn conflicting_ancestor(&self, call: &EngineCall) -> Option<TxnId> {
         if call.ancestors.is_empty() {
             return None;
         }
@@ -545,24 +545,24 @@ impl State {
         found
     }
 
-    /// Puts a call into the queue of its next item, at `place`.
-    pub(super) fn enqueue(&mut self, id: CallId, place: Place) {
+    /// Puts a call into the queue of its next item, at `position`.
+    pub(super) fn enqueue(&mut self, id: CallId, position: Position) {
         let call = &mut self.calls[id];
-        call.place = place;
+        call.position = position;
         let table = self.tables.get_mut(&call.table).expect("calls end with their table");
-        table.enqueue(call.item(), place, id, call.mode, self.commits);
+        table.enqueue(call.item(), position, id, call.mode, self.commits);
     }
 
     /// Takes a call out of the queue in which it waits. It learns of the commits there since its wait began (C5).
-    pub(super) fn dequeue(&mut self, call: &mut Call) {
+    pub(super) fn dequeue(&mut self, call: &mut EngineCall) {
         let Some(table) = self.tables.get_mut(&call.table) else { return };
-        let commit_ts = table.dequeue(call.item(), call.place, call.mode);
+        let commit_ts = table.dequeue(call.item(), call.position, call.mode);
         call.prev_commit_ts = call.prev_commit_ts.max(commit_ts);
     }
 
     /// Goes on with a call whose waited-for item has just become free: takes it, and what follows, until
     /// it must wait again, is over, or has used the slice up.
-    pub(super) fn resume(&mut self, id: CallId) {
+    pub(super) fn continue_call(&mut self, id: CallId) {
         let mut call = self.calls.take(id);
         let before = call.changes.len();
         self.dequeue(&mut call);
@@ -572,7 +572,7 @@ impl State {
             Err(error) => {
                 // It left the queue of that item, and does not hold it: those behind it have nobody
                 // else to look at them.
-                self.left.push((call.table, Left::Item(call.item().clone())));
+                self.left.push((call.table, Budget::Item(call.item().clone())));
                 Err(error)
             }
         };
@@ -588,7 +588,7 @@ impl State {
     }
 
     /// A call has got so far, and has added `changes[before..]` by that.
-    fn proceed(&mut self, id: CallId, mut call: Box<Call>, before: usize, advanced: Result<Advance>) {
+    fn proceed(&mut self, id: CallId, mut call: Box<EngineCall>, before: usize, advanced: Result<Advance>) {
         self.look_again_at_nested(&call, before);
         let next = self.next(&mut call, advanced);
         self.calls.put(id, call);
@@ -597,7 +597,7 @@ impl State {
 
     /// Ends a call without a grant: takes it out of its queue and takes back what it added.
     pub(super) fn fail(&mut self, id: CallId, error: Error) {
-        self.withdraw(id, Some(error));
+        self.end_wait(id, Some(error));
         if !self.give_up(id) {
             self.pause(id);
         }
@@ -605,20 +605,20 @@ impl State {
 
     /// Takes a call out of wherever it waits. It only gives back what it added from here on, also if
     /// that was granted and not received.
-    pub(super) fn withdraw(&mut self, id: CallId, why: Option<Error>) {
+    pub(super) fn end_wait(&mut self, id: CallId, why: Option<Error>) {
         let mut call = self.calls.take(id);
         match std::mem::replace(&mut call.stage, Stage::Failing(why)) {
             Stage::Waiting => {
                 self.dequeue(&mut call);
-                self.left.push((call.table, Left::Item(call.item().clone())));
+                self.left.push((call.table, Budget::Item(call.item().clone())));
             }
-            Stage::Starved => {
+            Stage::AwaitingToken => {
                 if let Some(table) = self.tables.get_mut(&call.table) {
-                    table.starved.remove(&call.place);
+                    table.awaiting_token.remove(&call.position);
                 }
             }
             Stage::Moving | Stage::Failing(_) => {
-                self.unfinished.remove(&call.place);
+                self.unfinished.remove(&call.position);
             }
             Stage::Done(Ok(grant)) => (call.changes, call.token) = (grant.changes, Some(grant.token)),
             Stage::Done(Err(_)) => {}
@@ -639,7 +639,7 @@ impl State {
 
     fn give_back(&mut self, id: CallId) -> bool {
         let mut call = self.calls.take(id);
-        let is_all = self.revert(&mut call);
+        let is_all = self.roll_back_call(&mut call);
         self.calls.put(id, call);
         is_all
     }
@@ -649,7 +649,7 @@ impl State {
         self.leave_flight(id);
         let call = &mut self.calls[id];
         if matches!(call.stage, Stage::Moving | Stage::Failing(_)) {
-            self.unfinished.remove(&call.place);
+            self.unfinished.remove(&call.position);
         }
         call.stage = Stage::Done(outcome);
         call.changes = Vec::new();
@@ -686,7 +686,7 @@ impl State {
     }
 
     pub(super) fn forget_if_idle(&mut self, id: TxnId) {
-        if self.txns.get(&id).is_some_and(Txn::is_idle) {
+        if self.txns.get(&id).is_some_and(TxnHolds::is_idle) {
             self.txns.remove(&id);
         }
     }
@@ -694,7 +694,7 @@ impl State {
     /// The owner of a call is gone: its claim is withdrawn, or the grant that it did not receive is taken
     /// back. True once the call is gone; its owner goes on until then.
     pub(super) fn abandon(&mut self, id: CallId) -> bool {
-        self.withdraw(id, None);
+        self.end_wait(id, None);
         let is_all = self.give_back(id);
         if is_all {
             self.leave_flight(id);
@@ -710,7 +710,7 @@ impl State {
         }
         for change in changes.iter().rev() {
             self.slice.spend();
-            self.take_back_item(txn, table, change.item.clone(), grant.token, false);
+            self.roll_back_item(txn, table, change.item.clone(), grant.token, false);
         }
         self.forget_if_idle(txn);
     }
@@ -722,7 +722,7 @@ impl State {
         }
         match self.discard(id) {
             Stage::Done(outcome) => Some(outcome),
-            Stage::Waiting | Stage::Starved | Stage::Moving | Stage::Failing(_) => None,
+            Stage::Waiting | Stage::AwaitingToken | Stage::Moving | Stage::Failing(_) => None,
         }
     }
 }
@@ -738,9 +738,9 @@ pub(super) fn hold_bytes(item: &LockItem) -> usize {
     HOLD_BYTES + 2 * item_heap_bytes(item)
 }
 
-fn wait_bytes(call: &Call) -> usize {
+fn wait_bytes(call: &EngineCall) -> usize {
     // An ancestor may be known by this alone.
-    let ancestors = call.ancestors.len() * (size_of::<(TxnId, Txn)>() + size_of::<CallId>());
+    let ancestors = call.ancestors.len() * (size_of::<(TxnId, TxnHolds)>() + size_of::<CallId>());
     320 + ancestors + call.items.iter().map(|item| size_of::<LockItem>() + item_heap_bytes(item)).sum::<usize>()
 }
 
@@ -776,7 +776,7 @@ fn no_token() -> Error {
     )
 }
 
-fn held_by_ancestor(call: &Call, ancestor: TxnId) -> Error {
+fn held_by_ancestor(call: &EngineCall, ancestor: TxnId) -> Error {
     Error::new(
         ErrorKind::HeldByAncestor,
         "the lock is held by the very work that asks for it and waits for this call to end, so it would never come: \
@@ -786,7 +786,7 @@ fn held_by_ancestor(call: &Call, ancestor: TxnId) -> Error {
     .with("holder", ancestor)
 }
 
-fn conflict(call: &Call) -> Error {
+fn conflict(call: &EngineCall) -> Error {
     let error = Error::new(ErrorKind::Conflict, "a lock is not free: try again later, or wait for it");
     match &call.conflict {
         Some(blocker) => error.with_detail(Detail::Blocked(blocker.clone())),

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
 use super::call::CallId;
-use super::entry::Place;
+use super::entry::Position;
 use super::steps::step;
 use crate::key::LockMode;
 
 /// The waiters of an entry, in queue order. It has at least one: without waiters there is no queue.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    shared: BTreeMap<Place, Waiter>,
-    exclusive: BTreeMap<Place, Waiter>,
+    shared: BTreeMap<Position, Waiter>,
+    exclusive: BTreeMap<Position, Waiter>,
     /// Of those who held the item shared, or something that overlaps it.
     shared_commits: Commits,
     /// The same for those who held it exclusively.
@@ -31,13 +31,13 @@ impl Queue {
         self.shared.is_empty() && self.exclusive.is_empty()
     }
 
-    pub(super) fn insert(&mut self, place: Place, id: CallId, mode: LockMode, commits: u64) {
-        self.wanting_mut(mode).insert(place, Waiter { id, commits });
+    pub(super) fn insert(&mut self, position: Position, id: CallId, mode: LockMode, commits: u64) {
+        self.wanting_mut(mode).insert(position, Waiter { id, commits });
     }
 
     /// The largest timestamp of the commits that the waiter is told of.
-    pub(super) fn remove(&mut self, place: Place, mode: LockMode) -> Option<u64> {
-        let waiter = self.wanting_mut(mode).remove(&place)?;
+    pub(super) fn remove(&mut self, position: Position, mode: LockMode) -> Option<u64> {
+        let waiter = self.wanting_mut(mode).remove(&position)?;
         let exclusive = self.exclusive_commits.largest_after(waiter.commits);
         match mode {
             LockMode::Shared => exclusive,
@@ -54,18 +54,18 @@ impl Queue {
     }
 
     /// The first waiter that is incompatible with `mode`.
-    pub(super) fn first_incompatible(&self, mode: LockMode) -> Option<(Place, CallId)> {
+    pub(super) fn first_incompatible(&self, mode: LockMode) -> Option<(Position, CallId)> {
         match mode {
-            LockMode::Shared => first(&self.exclusive, Place::FIRST),
-            LockMode::Exclusive => self.first_after(Place::FIRST),
+            LockMode::Shared => first(&self.exclusive, Position::FIRST),
+            LockMode::Exclusive => self.first_after(Position::FIRST),
         }
     }
 
-    /// The waiter that follows `place`. If the first one has something in its way, so has everybody behind it, except a
+    /// The waiter that follows `position`. If the first one has something in its way, so has everybody behind it, except a
     /// sharer that itself is what is in the way of the others.
-    pub(super) fn first_after(&self, place: Place) -> Option<(Place, CallId)> {
-        let sharer = first(&self.shared, place);
-        let exclusive = first(&self.exclusive, place);
+    pub(super) fn first_after(&self, position: Position) -> Option<(Position, CallId)> {
+        let sharer = first(&self.shared, position);
+        let exclusive = first(&self.exclusive, position);
         match (sharer, exclusive) {
             (Some(a), Some(b)) => Some(if a.0 < b.0 { a } else { b }),
             (one, other) => one.or(other),
@@ -73,32 +73,37 @@ impl Queue {
     }
 
     /// Those that want the item in `mode`, between two places, in order.
-    pub(super) fn between(&self, mode: LockMode, after: Place, before: Place) -> impl Iterator<Item = (Place, CallId)> {
+    pub(super) fn between(
+        &self,
+        mode: LockMode,
+        after: Position,
+        before: Position,
+    ) -> impl Iterator<Item = (Position, CallId)> {
         let between = (after < before).then(|| {
             let range = (Bound::Excluded(after), Bound::Excluded(before));
-            self.wanting(mode).range(range).map(|(place, waiter)| (*place, waiter.id)).inspect(|_| step())
+            self.wanting(mode).range(range).map(|(position, waiter)| (*position, waiter.id)).inspect(|_| step())
         });
         between.into_iter().flatten()
     }
 
-    /// The last one before `place` that wants the item exclusively. It waits for everything before it itself.
-    pub(super) fn nearest_exclusive(&self, place: Place) -> Option<(Place, CallId)> {
+    /// The last one before `position` that wants the item exclusively. It waits for everything before it itself.
+    pub(super) fn nearest_exclusive(&self, position: Position) -> Option<(Position, CallId)> {
         step();
-        self.exclusive.range(..place).next_back().map(|(place, waiter)| (*place, waiter.id))
+        self.exclusive.range(..position).next_back().map(|(position, waiter)| (*position, waiter.id))
     }
 
-    /// Those before `place` that are incompatible with `mode`, as many as it takes to reach all of them along the waits
+    /// Those before `position` that are incompatible with `mode`, as many as it takes to reach all of them along the waits
     /// of those found; of these the ones behind `after`.
     pub(super) fn nearest_ahead(
         &self,
         mode: LockMode,
-        place: Place,
-        after: Place,
-    ) -> impl Iterator<Item = (Place, CallId)> {
-        let exclusive = self.nearest_exclusive(place);
-        let from = exclusive.map_or(Place::FIRST, |(at, _)| at);
+        position: Position,
+        after: Position,
+    ) -> impl Iterator<Item = (Position, CallId)> {
+        let exclusive = self.nearest_exclusive(position);
+        let from = exclusive.map_or(Position::FIRST, |(at, _)| at);
         // For a sharer the sharers in between are not in the way.
-        let before = if mode == LockMode::Exclusive { place } else { from };
+        let before = if mode == LockMode::Exclusive { position } else { from };
         let sharers = self.between(LockMode::Shared, from.max(after), before);
         exclusive.filter(|(at, _)| *at > after).into_iter().chain(sharers)
     }
@@ -120,14 +125,14 @@ impl Queue {
         }
     }
 
-    const fn wanting(&self, mode: LockMode) -> &BTreeMap<Place, Waiter> {
+    const fn wanting(&self, mode: LockMode) -> &BTreeMap<Position, Waiter> {
         match mode {
             LockMode::Shared => &self.shared,
             LockMode::Exclusive => &self.exclusive,
         }
     }
 
-    const fn wanting_mut(&mut self, mode: LockMode) -> &mut BTreeMap<Place, Waiter> {
+    const fn wanting_mut(&mut self, mode: LockMode) -> &mut BTreeMap<Position, Waiter> {
         match mode {
             LockMode::Shared => &mut self.shared,
             LockMode::Exclusive => &mut self.exclusive,
@@ -135,9 +140,9 @@ impl Queue {
     }
 }
 
-fn first(waiters: &BTreeMap<Place, Waiter>, after: Place) -> Option<(Place, CallId)> {
+fn first(waiters: &BTreeMap<Position, Waiter>, after: Position) -> Option<(Position, CallId)> {
     let mut rest = waiters.range((Bound::Excluded(after), Bound::Unbounded));
-    rest.next().map(|(place, waiter)| (*place, waiter.id))
+    rest.next().map(|(position, waiter)| (*position, waiter.id))
 }
 
 /// Commits by their numbers, which rise, with their timestamps, which fall: one that was followed by a larger timestamp
@@ -190,12 +195,12 @@ mod tests {
                 match random.random_range(0..8) {
                     0 => {
                         let mode = mode(random.random());
-                        queue.insert(Place(number), CallId::default(), mode, number as u64 - 1);
+                        queue.insert(Position(number), CallId::default(), mode, number as u64 - 1);
                         waiters.push((number, mode, None));
                     }
                     1 if waiters.len() > 1 => {
-                        let (place, mode, expected) = waiters.swap_remove(random.random_range(0..waiters.len()));
-                        assert_eq!(queue.remove(Place(place), mode), expected, "seed {seed}");
+                        let (position, mode, expected) = waiters.swap_remove(random.random_range(0..waiters.len()));
+                        assert_eq!(queue.remove(Position(position), mode), expected, "seed {seed}");
                     }
                     _ => {
                         // Mostly falling, so that many have to be kept.

@@ -8,12 +8,12 @@ use std::ops::ControlFlow;
 
 use smallvec::SmallVec;
 
-use super::call::{Call, CallId};
-use super::entry::{Entry, Place};
+use super::call::{CallId, EngineCall};
+use super::entry::{Entry, Position};
 use super::hash::IdMap;
 use super::lock_table::LockTable;
 use super::queue::Queue;
-use super::state::State;
+use super::state::EngineState;
 use super::steps::step;
 use crate::id::TxnId;
 use crate::key::{LockItem, LockMode};
@@ -31,7 +31,7 @@ pub(super) enum Edges {
 
 impl Edges {
     /// Those whose locks others wait for until a call has ended.
-    fn family(self, call: &Call) -> impl Iterator<Item = TxnId> {
+    fn family(self, call: &EngineCall) -> impl Iterator<Item = TxnId> {
         call.family().take(if self == Self::Hard { 1 } else { usize::MAX })
     }
 }
@@ -43,7 +43,7 @@ pub(super) fn address<T>(of: &T) -> u64 {
 
 /// A search backwards from a transaction: who waits for it, directly or over others.
 pub(super) struct Waiters<'a> {
-    state: &'a State,
+    state: &'a EngineState,
     edges: Edges,
     /// The transaction, and its call's ancestors.
     root: SmallVec<[TxnId; 2]>,
@@ -51,9 +51,9 @@ pub(super) struct Waiters<'a> {
     /// Each waiter found, and for whom it waits: another one found, or the root.
     pub(super) found: IdMap<CallId, Option<CallId>>,
     /// Found and not asked yet who waits for them.
-    next: VecDeque<Found>,
+    next: VecDeque<SearchFound>,
     /// From which place on each queue was walked: by those who want the item shared, and exclusively.
-    walked: IdMap<u64, [Place; 2]>,
+    walked: IdMap<u64, [Position; 2]>,
     /// The entries whose holders were asked.
     asked: IdMap<u64, ()>,
     /// The ancestors whose locks were gone through: many calls can name the same one.
@@ -64,12 +64,12 @@ pub(super) struct Waiters<'a> {
 struct Asker {
     id: CallId,
     queue: u64,
-    place: Place,
+    position: Position,
     mode: LockMode,
 }
 
 #[derive(Clone, Copy)]
-struct Found {
+struct SearchFound {
     id: CallId,
     /// Nobody before it, of those who want the same item in the same mode, was found together with it: who is behind
     /// them is behind it.
@@ -78,15 +78,16 @@ struct Found {
 
 impl<'a> Waiters<'a> {
     /// From the transaction of a waiting call.
-    pub(super) fn new(state: &'a State, edges: Edges, asker: CallId) -> Self {
+    pub(super) fn new(state: &'a EngineState, edges: Edges, asker: CallId) -> Self {
         let call = &state.calls[asker];
         let queue = state.tables[&call.table].entry(call.item()).and_then(Entry::queue);
-        let asker = queue.map(|queue| Asker { id: asker, queue: address(queue), place: call.place, mode: call.mode });
+        let asker =
+            queue.map(|queue| Asker { id: asker, queue: address(queue), position: call.position, mode: call.mode });
         Self { asker, ..Self::of(state, edges, call) }
     }
 
     /// From the transaction of a call that does not wait yet.
-    pub(super) fn of(state: &'a State, edges: Edges, call: &Call) -> Self {
+    pub(super) fn of(state: &'a EngineState, edges: Edges, call: &EngineCall) -> Self {
         Self {
             state,
             edges,
@@ -181,14 +182,14 @@ impl<'a> Waiters<'a> {
                 // Whoever waits for one holder of an entry waits for all of them, but nobody for itself: the root, asked
                 // first, does not find its own call, which is to be found then.
                 if of.is_none() || self.asked.insert(address(entry), ()).is_none() {
-                    closes |= self.walk(table, item, own.mode, Place::FIRST, of);
+                    closes |= self.walk(table, item, own.mode, Position::FIRST, of);
                 }
             }
         }
         let waiting = of.or_else(|| self.asker.as_ref().map(|asker| asker.id));
         if let Some(id) = waiting.filter(|_| behind && self.edges == Edges::All) {
             let call = &state.calls[id];
-            closes |= self.walk(&state.tables[&call.table], call.item(), call.mode, call.place, of);
+            closes |= self.walk(&state.tables[&call.table], call.item(), call.mode, call.position, of);
         }
         closes
     }
@@ -199,7 +200,7 @@ impl<'a> Waiters<'a> {
         table: &'a LockTable,
         item: &LockItem,
         mode: LockMode,
-        after: Place,
+        after: Position,
         over: Option<CallId>,
     ) -> bool {
         let mut closes = false;
@@ -207,18 +208,18 @@ impl<'a> Waiters<'a> {
             let asker = self.asker.as_ref();
             closes |= over.is_some()
                 && asker.is_some_and(|asker| {
-                    asker.queue == address(queue) && asker.place > after && !asker.mode.is_compatible(mode)
+                    asker.queue == address(queue) && asker.position > after && !asker.mode.is_compatible(mode)
                 });
-            let walked = self.walked.entry(address(queue)).or_insert([Place::LAST; 2]);
-            for (walked, wanted) in walked.iter_mut().zip([LockMode::Shared, LockMode::Exclusive]) {
-                if wanted.is_compatible(mode) || after >= *walked {
+            let walked = self.walked.entry(address(queue)).or_insert([Position::LAST; 2]);
+            for (walked, requested) in walked.iter_mut().zip([LockMode::Shared, LockMode::Exclusive]) {
+                if requested.is_compatible(mode) || after >= *walked {
                     continue;
                 }
                 let mut is_first = true;
-                for (_, id) in queue.between(wanted, after, *walked) {
+                for (_, id) in queue.between(requested, after, *walked) {
                     if asker.is_none_or(|asker| asker.id != id) {
                         self.found.insert(id, over);
-                        self.next.push_back(Found { id, is_first });
+                        self.next.push_back(SearchFound { id, is_first });
                         is_first = false;
                     }
                 }
@@ -232,7 +233,7 @@ impl<'a> Waiters<'a> {
 
 /// A search forwards from a waiter: for whom it waits, directly or over others, of those who wait themselves.
 pub(super) struct WaitedFor<'a> {
-    state: &'a State,
+    state: &'a EngineState,
     edges: Edges,
     from: CallId,
     /// Only these are found, and only over these; everybody if there is no such limit.
@@ -249,12 +250,12 @@ pub(super) struct WaitedFor<'a> {
     /// The queues, by mode, whose waiters were asked who holds what they wait for.
     asked: IdMap<(u64, u64), ()>,
     /// By queue and its exclusive waiter: up to where the sharers behind that one were walked.
-    walked: IdMap<(u64, Place), Place>,
+    walked: IdMap<(u64, Position), Position>,
 }
 
 impl<'a> WaitedFor<'a> {
     pub(super) fn new(
-        state: &'a State,
+        state: &'a EngineState,
         edges: Edges,
         from: CallId,
         within: Option<&'a IdMap<CallId, Option<CallId>>>,
@@ -307,7 +308,7 @@ impl<'a> WaitedFor<'a> {
         let (state, call) = (self.state, &self.state.calls[id]);
         // Those who want the same wait for the same holders, but nobody for itself: the first one, who asks for all of them, was
         // found before; only that somebody waits for `from` is still to be found after `from` has asked.
-        let asks = self.asked.insert(state.wanted_at(id), ()).is_none();
+        let asks = self.asked.insert(state.requested_at(id), ()).is_none();
         if id == self.from {
             self.asked.clear();
         }
@@ -332,7 +333,7 @@ impl<'a> WaitedFor<'a> {
                     }
                 }
                 match entry.queue().filter(|_| self.edges == Edges::All) {
-                    Some(queue) => self.walk(queue, call.mode, call.place),
+                    Some(queue) => self.walk(queue, call.mode, call.position),
                     None => ControlFlow::Continue(()),
                 }
             })();
@@ -341,24 +342,24 @@ impl<'a> WaitedFor<'a> {
         enough
     }
 
-    /// Finds the waiters of a queue before `place` that are incompatible with `mode`: the nearest exclusive one, which waits
+    /// Finds the waiters of a queue before `position` that are incompatible with `mode`: the nearest exclusive one, which waits
     /// for those before it itself, and the sharers behind that one.
-    fn walk(&mut self, queue: &'a Queue, mode: LockMode, place: Place) -> ControlFlow<()> {
-        let nearest = queue.nearest_exclusive(place);
+    fn walk(&mut self, queue: &'a Queue, mode: LockMode, position: Position) -> ControlFlow<()> {
+        let nearest = queue.nearest_exclusive(position);
         if let Some((_, id)) = nearest {
             self.reach(id)?;
         }
         if mode == LockMode::Shared {
             return ControlFlow::Continue(());
         }
-        let behind = nearest.map_or(Place::FIRST, |(at, _)| at);
+        let behind = nearest.map_or(Position::FIRST, |(at, _)| at);
         let walked = self.walked.entry((address(queue), behind)).or_insert(behind);
-        let from = std::mem::replace(walked, place.max(*walked));
-        queue.between(LockMode::Shared, from, place).try_for_each(|(_, id)| self.reach(id))
+        let from = std::mem::replace(walked, position.max(*walked));
+        queue.between(LockMode::Shared, from, position).try_for_each(|(_, id)| self.reach(id))
     }
 }
 
-impl State {
+impl EngineState {
     /// The call of a transaction, if that waits for a lock.
     pub(super) fn waiting_call(&self, txn: TxnId) -> Option<CallId> {
         self.txns.get(&txn)?.call.filter(|id| self.calls.get(*id).is_some_and(|call| call.is_waiting()))
@@ -370,7 +371,7 @@ impl State {
         let mut waits: SmallVec<[Option<CallId>; 1]> = SmallVec::new();
         if let Some(txn) = self.txns.get(&txn) {
             let calls = txn.call.iter().chain(&txn.nested);
-            let waiting = calls.filter(|id| self.calls.get(**id).is_some_and(Call::is_waiting));
+            let waiting = calls.filter(|id| self.calls.get(**id).is_some_and(EngineCall::is_waiting));
             waits.extend(waiting.map(|id| Some(*id)));
         }
         if waits.is_empty() {
@@ -380,7 +381,7 @@ impl State {
     }
 
     /// What a waiter wants, as a key: the same for all who want the same item in the same mode.
-    pub(super) fn wanted_at(&self, id: CallId) -> (u64, u64) {
+    pub(super) fn requested_at(&self, id: CallId) -> (u64, u64) {
         let call = &self.calls[id];
         let queue = self.tables[&call.table].entry(call.item()).and_then(Entry::queue);
         (queue.map_or(0, address), u64::from(call.mode == LockMode::Exclusive))
@@ -398,7 +399,7 @@ impl State {
         let within = within.filter(|within| within.len() < entry.holders().len());
         let excluded = entry.holders().first().is_some_and(|first| !first.mode.is_compatible(mode));
         let holders = (excluded && within.is_none())
-            .then(|| entry.in_the_way(txn, mode, None).flat_map(|holder| self.calls_waited_for(holder.txn)));
+            .then(|| entry.conflicting(txn, mode, None).flat_map(|holder| self.calls_waited_for(holder.txn)));
         let waiters = within.filter(|_| excluded).map(|within| {
             within.keys().copied().inspect(|_| step()).filter_map(move |id| {
                 let mut family = self.calls[id].family();

@@ -16,15 +16,15 @@
 //!   left. A request that comes meanwhile queues behind it as behind every other waiter.
 //! - Of a transaction that ends, the rest of its locks is held until it is released.
 //!
-//! Who [drains](State::draining) goes on, hold after hold, until nothing is left to settle. Everybody
+//! Who [drains](EngineState::draining) goes on, hold after hold, until nothing is left to settle. Everybody
 //! else only does what his own hold leaves room for, and goes on with the call that he polls.
 
 use std::ops::ControlFlow;
 
-use super::call::{Call, CallId, Stage};
-use super::entry::{Entry, Place};
+use super::call::{CallId, EngineCall, Stage};
+use super::entry::{Entry, Position};
 use super::lock_table::Obstacle;
-use super::state::State;
+use super::state::EngineState;
 use super::steps::step;
 use crate::id::TableId;
 use crate::key::{KeyRange, LockItem};
@@ -67,16 +67,16 @@ impl Slice {
 
 /// What somebody left.
 #[derive(Debug)]
-pub(super) enum Left {
+pub(super) enum Budget {
     Item(LockItem),
     /// Of a range that was left, the rows whose queues were not looked at yet.
     Rows(KeyRange),
 }
 
-impl State {
+impl EngineState {
     /// Grants whatever can be granted, always to the first grantable waiter in queue order, until nothing
     /// is left to grant or the slice is used up.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn promote_waiters(&mut self) {
         if self.is_sealed() {
             // Nobody waits any more: nothing is to be granted.
             self.left.clear();
@@ -90,11 +90,11 @@ impl State {
                 self.feed(table);
             } else if let Some((table, left)) = self.left.pop() {
                 self.find_candidates(table, left);
-            } else if let Some((place, id)) = self.candidates.pop_first() {
-                self.promote(place, id);
+            } else if let Some((position, id)) = self.candidates.pop_first() {
+                self.promote(position, id);
             } else if let Some(nested) = self.look_again.pop() {
                 self.slice.spend();
-                if self.calls.get(nested).is_some_and(Call::is_waiting) {
+                if self.calls.get(nested).is_some_and(EngineCall::is_waiting) {
                     self.resolve_wait(nested);
                 }
             } else {
@@ -114,16 +114,16 @@ impl State {
 
     /// A call has used the slice up: it goes on after those that have done so before.
     pub(super) fn pause(&mut self, id: CallId) {
-        let place = self.next_place(false);
-        self.calls[id].place = place;
-        self.unfinished.insert(place, id);
+        let position = self.next_position(false);
+        self.calls[id].position = position;
+        self.unfinished.insert(position, id);
     }
 
     /// Goes on with a call, if it is between two slices; true if it still is then.
     pub(super) fn is_unfinished_after_a_slice(&mut self, id: CallId) -> bool {
         let is_unfinished = |state: &Self| matches!(state.calls[id].stage, Stage::Moving | Stage::Failing(_));
         if is_unfinished(self) {
-            self.unfinished.remove(&self.calls[id].place);
+            self.unfinished.remove(&self.calls[id].position);
             self.go_on(id);
         }
         is_unfinished(self)
@@ -142,61 +142,63 @@ impl State {
     fn feed(&mut self, id: TableId) {
         self.slice.spend();
         let Some(table) = self.tables.get_mut(&id).filter(|table| table.tokens_left() > 0) else { return };
-        let Some((_, call)) = table.starved.pop_first() else { return };
+        let Some((_, call)) = table.awaiting_token.pop_first() else { return };
         self.fed.push(id);
         self.calls[call].stage = Stage::Moving;
         self.move_on(call);
     }
 
     /// Finds the waiters whose turn may have come after something was left: the first one of each queue.
-    fn find_candidates(&mut self, id: TableId, left: Left) {
+    fn find_candidates(&mut self, id: TableId, left: Budget) {
         self.slice.spend();
         let Some(table) = self.tables.get(&id) else { return };
         let range = match left {
-            Left::Item(item @ LockItem::Row(_)) => {
+            Budget::Item(item @ LockItem::Row(_)) => {
                 table.overlapping_queues(&item, |_, queue| {
-                    self.candidates.extend(queue.first_after(Place::FIRST));
+                    self.candidates.extend(queue.first_after(Position::FIRST));
                     ControlFlow::Continue(())
                 });
                 return;
             }
-            Left::Item(item @ LockItem::Range(_)) => {
+            Budget::Item(item @ LockItem::Range(_)) => {
                 table.overlapping_range_queues(&item, |queue| {
-                    self.candidates.extend(queue.first_after(Place::FIRST));
+                    self.candidates.extend(queue.first_after(Position::FIRST));
                 });
                 let LockItem::Range(range) = item else { return };
                 range
             }
-            Left::Rows(range) => range,
+            Budget::Rows(range) => range,
         };
         let most = self.slice.steps().max(1);
         let slice = &mut self.slice;
         let rest = table.row_queues(&range, most, |queue| {
             slice.spend();
-            self.candidates.extend(queue.first_after(Place::FIRST));
+            self.candidates.extend(queue.first_after(Position::FIRST));
         });
-        self.left.extend(rest.map(|rest| (id, Left::Rows(rest))));
+        self.left.extend(rest.map(|rest| (id, Budget::Rows(rest))));
     }
 
     /// Grants a waiter what it waits for, if nothing is in its way.
-    fn promote(&mut self, place: Place, id: CallId) {
+    fn promote(&mut self, position: Position, id: CallId) {
         self.slice.spend();
-        let Some(call) = self.calls.get(id).filter(|call| call.is_waiting() && call.place == place) else { return };
+        let Some(call) = self.calls.get(id).filter(|call| call.is_waiting() && call.position == position) else {
+            return;
+        };
         let table = &self.tables[&call.table];
-        match table.obstacle(call.item(), call.txn, call.mode, place) {
+        match table.obstacle(call.item(), call.txn, call.mode, position) {
             None => {
                 // A sharer may have others behind it that can go as well.
                 let queue = table.entry(call.item()).and_then(Entry::queue);
-                self.candidates.extend(queue.and_then(|queue| queue.first_after(place)));
-                self.resume(id);
+                self.candidates.extend(queue.and_then(|queue| queue.first_after(position)));
+                self.continue_call(id);
             }
             // It is in the way of everybody in this queue but of itself, if it waits there too.
             Some(Obstacle::Holder(txn)) => {
                 if let Some(own) = self.waiting_call(txn)
-                    && self.calls[own].place > place
-                    && self.wanted_at(own) == self.wanted_at(id)
+                    && self.calls[own].position > position
+                    && self.requested_at(own) == self.requested_at(id)
                 {
-                    self.candidates.insert((self.calls[own].place, own));
+                    self.candidates.insert((self.calls[own].position, own));
                 }
             }
             Some(Obstacle::Ahead) => {}

@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::task::Waker;
 
 use super::call::{CallId, Calls, Stage};
-use super::entry::Place;
+use super::entry::Position;
 use super::hash::IdMap;
 use super::lock_table::LockTable;
 use super::locking::hold_bytes;
-use super::slices::{Left, Slice};
-use super::txn::Txn;
+use super::slices::{Budget, Slice};
+use super::txn::TxnHolds;
 use super::types::{EngineSettings, Grant};
 use crate::allocator::{Bind, TokenBlock};
 use crate::clock::Time;
@@ -21,12 +21,12 @@ use crate::key::LockItem;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct EngineState {
     pub(super) settings: EngineSettings,
     pub(super) tables: IdMap<TableId, LockTable>,
     /// The tables in order, for lists.
     pub(super) table_ids: BTreeSet<TableId>,
-    pub(super) txns: IdMap<TxnId, Txn>,
+    pub(super) txns: IdMap<TxnId, TxnHolds>,
     pub(super) calls: Calls,
     /// The last version of each table that is installed here (B5).
     versions: IdMap<TableId, BindVersion>,
@@ -48,11 +48,11 @@ pub(super) struct State {
     /// Nested calls of transactions that hold more than when these began to wait.
     pub(super) look_again: Vec<CallId>,
     /// Items that something left: waiters that overlap them may have become grantable.
-    pub(super) left: Vec<(TableId, Left)>,
+    pub(super) left: Vec<(TableId, Budget)>,
     /// Waiters that may have become grantable, in queue order.
-    pub(super) candidates: BTreeSet<(Place, CallId)>,
+    pub(super) candidates: BTreeSet<(Position, CallId)>,
     /// Calls between two slices of their work, first come first.
-    pub(super) unfinished: BTreeMap<Place, CallId>,
+    pub(super) unfinished: BTreeMap<Position, CallId>,
     /// Tables that have got tokens for which calls wait.
     pub(super) fed: Vec<TableId>,
     /// What this hold of the mutex may still do.
@@ -66,14 +66,14 @@ pub(super) struct State {
 /// What became of a lock call at once.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "the grant is the common case and must not cost an allocation")]
-pub(super) enum Begun {
+pub(super) enum Started {
     /// It is over.
     Done(Result<Grant>),
     /// It is kept under this id; its outcome is to be taken from there.
     Kept(CallId),
 }
 
-impl State {
+impl EngineState {
     pub(super) fn new(settings: EngineSettings, slice: Slice) -> Self {
         Self {
             settings,
@@ -164,7 +164,7 @@ impl State {
         for id in self.calls.ids() {
             match &self.calls[id].stage {
                 // B2: a sealed owner answers nothing else, not even a grant made just before.
-                Stage::Waiting | Stage::Starved | Stage::Moving | Stage::Done(Ok(_)) => self.fail(id, error()),
+                Stage::Waiting | Stage::AwaitingToken | Stage::Moving | Stage::Done(Ok(_)) => self.fail(id, error()),
                 Stage::Failing(_) | Stage::Done(Err(_)) => {}
             }
         }
@@ -263,8 +263,8 @@ impl State {
         let error = Error::new(ErrorKind::Cancelled, "the transaction ended while its call for a lock was in flight")
             .with("txn", id);
         match self.calls[call].stage {
-            Stage::Waiting | Stage::Starved | Stage::Moving | Stage::Failing(_) => {
-                self.withdraw(call, Some(error));
+            Stage::Waiting | Stage::AwaitingToken | Stage::Moving | Stage::Failing(_) => {
+                self.end_wait(call, Some(error));
                 self.give_up(call)
             }
             // What it was granted goes with everything else; nobody may hear of it any more.
@@ -293,7 +293,7 @@ impl State {
         for item in items {
             table.take_hold(item, id);
             if !table.waiting.is_empty() {
-                self.left.push((table_id, Left::Item(item.clone())));
+                self.left.push((table_id, Budget::Item(item.clone())));
             }
         }
     }

@@ -8,7 +8,7 @@ use crate::key::LockItem;
 
 /// A transaction that holds something or has a call in flight.
 #[derive(Debug, Default)]
-pub(super) struct Txn {
+pub(super) struct TxnHolds {
     /// Per table; in no order. [`Holder::slot`](super::entry::Holder::slot) points into the list.
     pub(super) held: SmallVec<[(TableId, SmallVec<[LockItem; 1]>); 1]>,
     /// How many items it holds.
@@ -25,7 +25,7 @@ pub(super) struct Txn {
 /// at whenever that transaction gets a lock for which others wait, and anybody can name it.
 pub(super) const NESTED_MAX: usize = 16;
 
-impl Txn {
+impl TxnHolds {
     /// The slot that the next item gets.
     pub(super) fn next_slot(&self, table: TableId) -> u32 {
         // `lock_bytes_max` ends long before 2^32 items.

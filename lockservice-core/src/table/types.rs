@@ -35,7 +35,7 @@ pub enum WaitPolicy {
     Wait,
     /// Fail at once with [`ErrorKind::Conflict`](crate::ErrorKind::Conflict). An earlier incompatible waiter counts as a lock.
     /// Nothing else is waited for either: where a table has no fencing token left, or is not bound,
-    /// the call fails with `Unavailable` or `Rebinding`.
+    /// the call fails with `Unavailable` or `Reassigning`.
     NoWait,
 }
 

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 
 use crate::allocator::{
     BeginCommit, Bind, BindState, CommitWindow, ForgetOutcome, Incarnation, LockTableAllocator, PresentedBind,
-    Progress, Resume, TxnRange,
+    Progress, Registration, TxnRange,
 };
 use crate::clock::hi;
 use crate::error::{Error, ErrorKind, Result};
@@ -79,12 +79,12 @@ async fn a_name_belongs_to_one_incarnation_at_a_time(fixture: &dyn AllocatorFixt
     let first = start(&*allocator, "n", 1).await;
     let again = start(&*allocator, "n", 1).await;
     assert_eq!(again.service, first.service, "the same process may ask again");
-    let refused = allocator.resume(&resume("n", 2)).await.expect_err("another process (B1)");
+    let refused = allocator.register(&register("n", 2)).await.expect_err("another process (B1)");
     assert_eq!(refused.kind(), ErrorKind::NameInUse);
-    let wrong = Resume { replaces: Some((first.service, Nonce::new(9))), ..resume("n", 2) };
-    assert_eq!(allocator.resume(&wrong).await.expect_err("not its nonce").kind(), ErrorKind::NameInUse);
-    let right = Resume { replaces: Some((first.service, Nonce::new(1))), ..resume("n", 3) };
-    let second = allocator.resume(&right).await.expect("its own former incarnation");
+    let wrong = Registration { replaces: Some((first.service, Nonce::new(9))), ..register("n", 2) };
+    assert_eq!(allocator.register(&wrong).await.expect_err("not its nonce").kind(), ErrorKind::NameInUse);
+    let right = Registration { replaces: Some((first.service, Nonce::new(1))), ..register("n", 3) };
+    let second = allocator.register(&right).await.expect("its own former incarnation");
     assert!(second.service > first.service);
     let old = allocator.keepalive(first.service, Nonce::new(1), Progress::default()).await.expect_err("replaced");
     assert_eq!(old.kind(), ErrorKind::LeaseLost);
@@ -133,15 +133,15 @@ async fn a_replaced_incarnation_waits_out_its_own_lease(fixture: &dyn AllocatorF
     let a = start(&*allocator, "a", 1).await;
     let t = table("t");
     let old = allocator.bind(a.service, &t).await.expect("free");
-    let again = Resume { replaces: Some((a.service, Nonce::new(1))), ..resume("a", 2) };
-    let a2 = allocator.resume(&again).await.expect("its own");
-    let void = allocator.latest(&t).await.expect("answer").bind.expect("known");
-    assert!(matches!(void.state, BindState::Void { granted_anew_in } if !granted_anew_in.is_zero()), "{void:?}");
+    let again = Registration { replaces: Some((a.service, Nonce::new(1))), ..register("a", 2) };
+    let a2 = allocator.register(&again).await.expect("its own");
+    let invalid = allocator.latest(&t).await.expect("answer").bind.expect("known");
+    assert!(matches!(invalid.state, BindState::Invalid { reassigned_in } if !reassigned_in.is_zero()), "{invalid:?}");
     let txn = TxnId::new(a2.service, 1, true);
     let stale = allocator.begin_commit(&commit(txn, 1, &[&old.bind])).await.expect_err("void at once (B3)");
     assert_eq!(stale.kind(), ErrorKind::BindChanged);
     let wait = allocator.bind(a2.service, &t).await.expect_err("the old lease may still be relied on");
-    assert_eq!(wait.kind(), ErrorKind::Rebinding);
+    assert_eq!(wait.kind(), ErrorKind::Reassigning);
     let after = wait.retry_after().expect("it says how long");
     assert!(after <= hi(a.lease_ttl));
     allocator.bind(a2.service, &table("new")).await.expect("tables not bound before do not wait");
@@ -216,8 +216,8 @@ async fn an_origin_that_is_no_longer_live_commits_nothing(fixture: &dyn Allocato
     let (owner, a) = (start(&*allocator, "owner", 1).await, start(&*allocator, "a", 2).await);
     let (b, c) = (start(&*allocator, "b", 3).await, start(&*allocator, "c", 4).await);
     let bound = allocator.bind(owner.service, &table("t")).await.expect("free");
-    let again = Resume { replaces: Some((a.service, Nonce::new(2))), ..resume("a", 5) };
-    allocator.resume(&again).await.expect("its own");
+    let again = Registration { replaces: Some((a.service, Nonce::new(2))), ..register("a", 5) };
+    allocator.register(&again).await.expect("its own");
     allocator.resign(b.service, Nonce::new(3)).await.expect("live");
     fixture.advance(hi(c.lease_ttl) / 2).await;
     allocator.keepalive(owner.service, Nonce::new(1), Progress::default()).await.expect("in time");
@@ -384,7 +384,7 @@ async fn a_resignation_waits_for_commits_on_its_binds(fixture: &dyn AllocatorFix
                     assert!(matches!(refused.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit), "{refused:?}");
                 }
                 let still = allocator.bind(b.service, &t).await.expect_err("a commit may rely on it");
-                assert_eq!(still.kind(), ErrorKind::Rebinding);
+                assert_eq!(still.kind(), ErrorKind::Reassigning);
             } => {}
         }
         allocator.finish_commit(in_flight, CommitAttempt::new(1)).await.expect("admitted");
@@ -494,15 +494,15 @@ async fn an_operator_may_forget_what_may_be_granted_anew(fixture: &dyn Allocator
     allocator.resign(b.service, Nonce::new(2)).await.expect("live");
     assert_eq!(forget("resigns").await.expect("at once"), ForgetOutcome::Forgotten);
     assert_eq!(forget("resigns").await.expect("answer"), ForgetOutcome::Unknown);
-    let again = Resume { replaces: Some((a.service, Nonce::new(1))), ..resume("a", 3) };
-    let a2 = allocator.resume(&again).await.expect("its own");
+    let again = Registration { replaces: Some((a.service, Nonce::new(1))), ..register("a", 3) };
+    let a2 = allocator.register(&again).await.expect("its own");
     let wait = forget("lapses").await.expect_err("the old lease may still be relied on (B3)");
-    assert_eq!(wait.kind(), ErrorKind::Rebinding);
+    assert_eq!(wait.kind(), ErrorKind::Reassigning);
     let after = wait.retry_after().expect("it says how long");
     fixture.advance(after / 2).await;
     allocator.keepalive(a2.service, Nonce::new(3), Progress::default()).await.expect("in time");
     fixture.advance(after - after / 2 - Duration::from_millis(1)).await;
-    assert_eq!(forget("lapses").await.expect_err("not yet").kind(), ErrorKind::Rebinding);
+    assert_eq!(forget("lapses").await.expect_err("not yet").kind(), ErrorKind::Reassigning);
     fixture.advance(Duration::from_millis(1)).await;
     assert_eq!(forget("lapses").await.expect("over"), ForgetOutcome::Forgotten);
     let new = allocator.bind(a2.service, &table("lapses")).await.expect("free").bind;
@@ -537,8 +537,8 @@ async fn unknown_names_are_answered_and_create_nothing(fixture: &dyn AllocatorFi
     allocator.finish_commit(txn, CommitAttempt::new(9)).await.expect("no error");
 }
 
-fn resume(node: &str, nonce: u64) -> Resume {
-    Resume {
+fn register(node: &str, nonce: u64) -> Registration {
+    Registration {
         node: NodeName::new(node).expect("a name"),
         nonce: Nonce::new(nonce),
         address: format!("{node}:1"),
@@ -547,7 +547,7 @@ fn resume(node: &str, nonce: u64) -> Resume {
 }
 
 async fn start(allocator: &dyn LockTableAllocator, node: &str, nonce: u64) -> Incarnation {
-    allocator.resume(&resume(node, nonce)).await.expect("a free name")
+    allocator.register(&register(node, nonce)).await.expect("a free name")
 }
 
 fn table(name: &str) -> TableRef {

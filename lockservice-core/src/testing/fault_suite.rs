@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Fault, FaultyStore, StoreFixture};
-use crate::allocator::{AllocatorSettings, Bind, LocalAllocator, LockTableAllocator, Resume, TokenBlock};
+use crate::allocator::{AllocatorSettings, Bind, LocalAllocator, LockTableAllocator, Registration, TokenBlock};
 use crate::clock::SystemClock;
 use crate::error::{ErrorKind, Result};
 use crate::id::{NodeName, Nonce, ServiceId, TableRef, TxnId};
@@ -59,13 +59,13 @@ where
 async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
     settle(&*inner).await;
     let allocator = open(store, what).await;
-    let request = Resume {
+    let request = Registration {
         node: NodeName::new(NODE).expect("a name"),
         nonce: Nonce::new(5),
         address: "127.0.0.1:2".to_owned(),
         replaces: None,
     };
-    let incarnation = again(what, || allocator.resume(&request)).await;
+    let incarnation = again(what, || allocator.register(&request)).await;
     let (mut binds, mut blocks) = (Vec::new(), Vec::new());
     for name in ["a", "b", "c"] {
         let table = TableRef::new("g", name).expect("a name");
@@ -110,7 +110,7 @@ async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
             assert!(block.end.get() <= record.tokens_reserved_to, "{what}: tokens are not reserved");
         }
     }
-    assert!(state.forgotten.numbers >= forgotten.version.get().max(forgotten.id.get()), "{what}: {state:?}");
+    assert!(state.forgotten.high_water >= forgotten.version.get().max(forgotten.id.get()), "{what}: {state:?}");
     assert!(state.tables.iter().all(|table| table.tokens_reserved_to > 0 && table.table != forgotten.table));
     assert_eq!(state.tombstones.iter().copied().collect::<HashSet<_>>(), HashSet::from(both), "{what}");
     assert_eq!(state.services.len(), 1, "{what}: {:?}", state.services);
@@ -146,7 +146,7 @@ async fn settle(store: &dyn BindStore) {
         match store.acquire_leadership(&candidate, Duration::from_secs(5)).await.expect("acquire") {
             Leadership::Acquired { exclusive: true, .. } => return,
             Leadership::Acquired { epoch, continuous: true, .. } => return store.resign(epoch).await.expect("resign"),
-            Leadership::Acquired { .. } => candidate.doubt = crate::store::Doubt::Settled,
+            Leadership::Acquired { .. } => candidate.data_loss = crate::store::DataLoss::Settled,
             Leadership::Held { seen, .. } => candidate.seen = Some(seen),
         }
     }

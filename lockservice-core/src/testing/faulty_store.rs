@@ -54,10 +54,10 @@ enum Plan {
 /// A [`BindStore`] that hands calls on to another and lets faults befall them, reproducibly.
 pub struct FaultyStore {
     inner: Arc<dyn BindStore>,
-    state: Mutex<State>,
+    state: Mutex<FaultState>,
 }
 
-struct State {
+struct FaultState {
     plan: Plan,
     calls: u64,
     struck: u64,
@@ -84,7 +84,7 @@ impl FaultyStore {
     }
 
     fn new(inner: Arc<dyn BindStore>, plan: Plan) -> Self {
-        Self { inner, state: Mutex::new(State { plan, calls: 0, struck: 0, late: Vec::new() }) }
+        Self { inner, state: Mutex::new(FaultState { plan, calls: 0, struck: 0, late: Vec::new() }) }
     }
 
     /// How many calls something befell.

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use crate::allocator::{
     AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting, Incarnation,
-    Latest, LeaseAck, LockTableAllocator, Progress, Released, Report, ReservedTokens, Resume, TxnRange,
+    Latest, LeaseAck, LockTableAllocator, Progress, Registration, Released, Report, ReservedTokens, TxnRange,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
@@ -61,8 +61,8 @@ macro_rules! forward {
 }
 
 forward! {
-    resume(request: &Resume) -> Incarnation;
-    keepalive(service: ServiceId, nonce: Nonce, told: Progress) -> LeaseAck;
+    register(request: &Registration) -> Incarnation;
+    keepalive(service: ServiceId, nonce: Nonce, observed: Progress) -> LeaseAck;
     report(report: &Report) -> Progress;
     resign(service: ServiceId, nonce: Nonce) -> Progress;
     bind(service: ServiceId, table: &TableRef) -> BoundTable;

@@ -25,12 +25,12 @@ const ANSWER_MAX: Duration = Duration::from_secs(1);
 /// not, as a restored disk image does. While a connection is [cut](Self::set_cut), calls on it wait, then fail.
 #[derive(Clone, Debug, Default)]
 pub struct SharedStore {
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     cut: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct SharedState {
     content: Mutex<Content>,
     /// What the server's clock vouches for.
     floor: Mutex<Floor>,

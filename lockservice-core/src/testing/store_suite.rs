@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use crate::error::ErrorKind;
 use crate::id::{BindVersion, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
 use crate::store::{
-    BindRecord, BindStore, Candidate, ClusterConstants, Doubt, Forgotten, Leadership, Op, Seen, ServiceRecord,
+    BindRecord, BindStore, Candidate, ClusterConstants, DataLoss, Forgotten, Leadership, Op, Seen, ServiceRecord,
     ServiceState, StoreState, TableRecord,
 };
 
@@ -101,7 +101,7 @@ async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_still(fixture:
     let taken = store.acquire_leadership(&second, TTL).await.expect("what it watched stands still");
     assert!(matches!(taken, Leadership::Acquired { applied: 1, clean: false, continuous: false, .. }), "{taken:?}");
     assert!(acquired(taken) > raised);
-    let settled = Candidate { doubt: Doubt::Settled, ..second };
+    let settled = Candidate { data_loss: DataLoss::Settled, ..second };
     let taken = store.acquire_leadership(&settled, TTL).await.expect("its own");
     assert!(matches!(taken, Leadership::Acquired { continuous: true, .. }), "it settled the doubt (L4): {taken:?}");
     let taken = acquired(taken);
@@ -156,7 +156,7 @@ async fn every_record_survives_a_reopening(fixture: &dyn StoreFixture) {
         Op::PutConstants(ClusterConstants { leadership_ttl_ms: 2_000, lease_ttl_ms: 3_000 }),
         Op::PutTable(table("g", "ä table/with: odd\"name", 7)),
         Op::PutTable(table("h", "t", 8)),
-        Op::PutForgotten(Forgotten { numbers: 6, tokens_reserved_to: 1 << 53 }),
+        Op::PutForgotten(Forgotten { high_water: 6, tokens_reserved_to: 1 << 53 }),
         Op::PutService(service(11, ServiceState::Live)),
         Op::PutService(service(12, ServiceState::Fenced)),
         Op::PutService(service(13, ServiceState::Resigned)),
@@ -191,7 +191,7 @@ async fn records_are_replaced_and_removed(fixture: &dyn StoreFixture) {
         Op::PutTable(table("g", "t", 1)),
         Op::PutTable(table("g", "gone", 2)),
         Op::PutTable(table("g", "back", 3)),
-        Op::PutForgotten(Forgotten { numbers: 1, tokens_reserved_to: 5 }),
+        Op::PutForgotten(Forgotten { high_water: 1, tokens_reserved_to: 5 }),
         Op::PutService(service(1, ServiceState::Live)),
         Op::PutService(service(2, ServiceState::Live)),
         Op::PutTombstone(txn),
@@ -207,11 +207,11 @@ async fn records_are_replaced_and_removed(fixture: &dyn StoreFixture) {
         Op::RemoveService(ServiceId::new(77)),
         Op::PutService(service(3, ServiceState::Live)),
         Op::RemoveService(ServiceId::new(3)),
-        Op::PutForgotten(Forgotten { numbers: 2, tokens_reserved_to: 7 }),
+        Op::PutForgotten(Forgotten { high_water: 2, tokens_reserved_to: 7 }),
         Op::RemoveTable(table("g", "gone", 2).table),
         Op::RemoveTable(table("g", "never", 2).table),
         Op::RemoveTable(table("g", "back", 3).table),
-        Op::PutForgotten(Forgotten { numbers: 3, tokens_reserved_to: 7 }),
+        Op::PutForgotten(Forgotten { high_water: 3, tokens_reserved_to: 7 }),
         Op::PutTable(table("g", "back", 10)),
         Op::PutTable(table("g", "short", 11)),
         Op::RemoveTable(table("g", "short", 11).table),
@@ -222,7 +222,7 @@ async fn records_are_replaced_and_removed(fixture: &dyn StoreFixture) {
     acquire(&*store, 0).await;
     let state = sorted(store.load().await.expect("load"));
     assert_eq!(state.tables, vec![table("g", "back", 10), table("g", "t", 9)]);
-    assert_eq!(state.forgotten, Forgotten { numbers: 3, tokens_reserved_to: 7 });
+    assert_eq!(state.forgotten, Forgotten { high_water: 3, tokens_reserved_to: 7 });
     assert_eq!(state.services, vec![service(1, ServiceState::Fenced)]);
     assert_eq!(state.tombstones, vec![]);
     assert_eq!(state.applied, 2);

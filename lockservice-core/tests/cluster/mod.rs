@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use lockservice_core::allocator::{
     AllocatorSettings, BeginCommit, BoundTable, CommitWindow, ElectedAllocator, Incarnation, LockTableAllocator,
-    PresentedBind, Progress, Report, Resume, Role,
+    PresentedBind, Progress, Registration, Report, Role,
 };
 use lockservice_core::clock::{hi, lo};
 use lockservice_core::store::{BindStore as _, ClusterConstants};
@@ -91,9 +91,9 @@ impl Cluster {
     }
 
     /// A report of a node that can read the store.
-    pub(crate) async fn report(&self, told: Progress) -> Report {
+    pub(crate) async fn report(&self, observed: Progress) -> Report {
         let head = self.store.head().await.expect("answers").expect("led");
-        Report::new(told, &head.cluster.expect("every leader names it"))
+        Report::new(observed, &head.cluster.expect("every leader names it"))
     }
 
     /// The node dies without a word.
@@ -118,25 +118,25 @@ impl Node {
         self.allocator.roles().wait_for(follows).await.expect("the allocator is there");
     }
 
-    async fn resume(&self) -> Result<Incarnation> {
-        let request = Resume {
+    async fn register(&self) -> Result<Incarnation> {
+        let request = Registration {
             node: NodeName::new(self.name).expect("a name"),
             nonce: Nonce::new(7),
             address: self.name.to_owned(),
             replaces: None,
         };
-        self.allocator.resume(&request).await
+        self.allocator.register(&request).await
     }
 
     /// Begins an incarnation at once.
     pub(crate) async fn begin(&self) -> Incarnation {
-        self.resume().await.expect("a leader answers")
+        self.register().await.expect("a leader answers")
     }
 
     /// Begins an incarnation when it may, and there is a leader.
     pub(crate) async fn begin_in_time(&self) -> Incarnation {
         loop {
-            match self.resume().await {
+            match self.register().await {
                 Ok(incarnation) => return incarnation,
                 Err(e) if e.kind() == ErrorKind::NameInUse => tokio::time::sleep(TTL / 10).await,
                 Err(e) if e.kind() == ErrorKind::Unavailable => tokio::time::sleep(TTL / 10).await,
@@ -145,8 +145,8 @@ impl Node {
         }
     }
 
-    pub(crate) async fn keep(&self, incarnation: &Incarnation, told: Progress) -> Result<Progress> {
-        self.allocator.keepalive(incarnation.service, Nonce::new(7), told).await.map(|ack| ack.at)
+    pub(crate) async fn keep(&self, incarnation: &Incarnation, observed: Progress) -> Result<Progress> {
+        self.allocator.keepalive(incarnation.service, Nonce::new(7), observed).await.map(|ack| ack.at)
     }
 }
 
@@ -189,7 +189,7 @@ pub(crate) async fn granted_after_the_owner(name: &str, owner: &Node, owns: &Inc
             }
             Err(e) if e.kind() == ErrorKind::LeaseLost => {}
             Err(e) => assert!(
-                matches!(e.kind(), ErrorKind::Rebinding | ErrorKind::Unavailable | ErrorKind::NotLeader),
+                matches!(e.kind(), ErrorKind::Reassigning | ErrorKind::Unavailable | ErrorKind::NotLeader),
                 "{e:?}"
             ),
         }

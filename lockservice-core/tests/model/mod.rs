@@ -99,7 +99,7 @@ pub(super) struct Model {
     /// Waiting calls, in queue order.
     queue: Vec<Call>,
     /// Calls that wait for a token.
-    starved: Vec<Call>,
+    awaiting_token: Vec<Call>,
     /// Outcomes not received yet.
     pub(super) done: BTreeMap<usize, Outcome>,
     /// Cycles that the engine reported and that were found to be real.
@@ -115,7 +115,7 @@ impl Model {
             tables: (0..tables).map(|_| Table::default()).collect(),
             holds: Vec::new(),
             queue: Vec::new(),
-            starved: Vec::new(),
+            awaiting_token: Vec::new(),
             done: BTreeMap::new(),
             explained: BTreeSet::new(),
             at_once: BTreeSet::new(),
@@ -145,7 +145,7 @@ impl Model {
     pub(super) fn remove(&mut self, table: usize) {
         self.tables[table].installed = false;
         self.holds.retain(|hold| hold.table != table);
-        for list in [&mut self.queue, &mut self.starved] {
+        for list in [&mut self.queue, &mut self.awaiting_token] {
             for call in list.iter().filter(|call| call.table == table) {
                 self.done.insert(call.txn, Outcome::Failed(ErrorKind::BindChanged));
             }
@@ -162,8 +162,8 @@ impl Model {
         if self.tables[table].installed {
             self.tables[table].tokens.extend(block.next.get()..block.end.get());
             while !self.tables[table].tokens.is_empty() {
-                let Some(at) = self.starved.iter().position(|call| call.table == table) else { break };
-                let call = self.starved.remove(at);
+                let Some(at) = self.awaiting_token.iter().position(|call| call.table == table) else { break };
+                let call = self.awaiting_token.remove(at);
                 self.complete(call);
             }
         }
@@ -225,7 +225,7 @@ impl Model {
     /// What all holds and waits are counted with, and what those of one transaction are. `call` is
     /// in no list at the moment.
     fn bytes(&self, call: &Call) -> (usize, usize) {
-        let waits: usize = self.queue.iter().chain(&self.starved).map(wait_bytes).sum();
+        let waits: usize = self.queue.iter().chain(&self.awaiting_token).map(wait_bytes).sum();
         let holds: usize = self.holds.iter().map(|hold| hold_bytes(&hold.item)).sum();
         let own = self.holds.iter().filter(|hold| hold.txn == call.txn);
         let wait = if call.waited { wait_bytes(call) } else { 0 };
@@ -233,7 +233,7 @@ impl Model {
     }
 
     fn has_room_to_wait(&self, call: &Call) -> bool {
-        let in_flight = self.queue.len() + self.starved.len();
+        let in_flight = self.queue.len() + self.awaiting_token.len();
         in_flight < self.settings.waiters_max && self.bytes(call).0 + wait_bytes(call) <= self.settings.lock_bytes_max
     }
 
@@ -313,7 +313,7 @@ impl Model {
         let table = &mut self.tables[call.table];
         let token = if call.changes.is_empty() { Some(call.covered) } else { table.tokens.pop_front() };
         let Some(token) = token else {
-            self.starved.push(call);
+            self.awaiting_token.push(call);
             return;
         };
         for (item, _) in &call.changes {
@@ -335,12 +335,12 @@ impl Model {
 
     fn revert(&mut self, call: Call) {
         for (item, _) in call.changes {
-            self.take_back_item(call.txn, call.table, &item, None);
+            self.roll_back_item(call.txn, call.table, &item, None);
         }
     }
 
     /// Takes back what a grant under `token` did to a hold, or without one what the call in flight did.
-    fn take_back_item(&mut self, txn: usize, table: usize, item: &LockItem, token: Option<u64>) {
+    fn roll_back_item(&mut self, txn: usize, table: usize, item: &LockItem, token: Option<u64>) {
         let exact = |hold: &Hold| hold.txn == txn && hold.table == table && hold.item == *item;
         let Some(at) = self.holds.iter().position(exact) else { return };
         let hold = &mut self.holds[at];
@@ -447,7 +447,7 @@ impl Model {
     }
 
     fn fail(&mut self, txn: usize, kind: ErrorKind) {
-        let found = [&mut self.queue, &mut self.starved].into_iter().find_map(|list| {
+        let found = [&mut self.queue, &mut self.awaiting_token].into_iter().find_map(|list| {
             let at = list.iter().position(|call| call.txn == txn)?;
             Some(list.remove(at))
         });
@@ -476,7 +476,7 @@ impl Model {
         match self.done.remove(&txn) {
             Some(Outcome::Granted { table, grant }) => {
                 for (item, _) in grant.changes {
-                    self.take_back_item(txn, table, &item, Some(grant.token));
+                    self.roll_back_item(txn, table, &item, Some(grant.token));
                 }
             }
             Some(Outcome::Failed(_)) => {}
@@ -488,10 +488,10 @@ impl Model {
         self.settle(clients);
     }
 
-    pub(super) fn take_back(&mut self, txn: usize, table: usize, grant: &Grant, clients: &mut [Client]) {
+    pub(super) fn roll_back(&mut self, txn: usize, table: usize, grant: &Grant, clients: &mut [Client]) {
         if self.tables[table].installed && grant.bind.version == self.tables[table].version {
             for change in &grant.changes {
-                self.take_back_item(txn, table, &change.item, Some(grant.token.get()));
+                self.roll_back_item(txn, table, &change.item, Some(grant.token.get()));
             }
         }
         self.settle(clients);

@@ -462,7 +462,7 @@ pub(crate) mod command_line {
     pub(crate) fn supervise(parent: Pid, job: &Job<'_>) -> Vec<String> {
         let mut args = vec![
             "__supervise".to_owned(),
-            format!("--guard-ns={}", job.guard_end.since_origin().as_nanos()),
+            format!("--guard-ns={}", job.deadline.since_origin().as_nanos()),
             format!("--stop-ms={}", job.stop_time.as_millis()),
         ];
         args.extend(common(parent, job.blocked, job.json));

@@ -98,7 +98,7 @@ pub(crate) fn status_of(kind: ErrorKind) -> u8 {
         ErrorKind::Conflict
         | ErrorKind::Timeout
         | ErrorKind::Deadlock
-        | ErrorKind::Rebinding
+        | ErrorKind::Reassigning
         | ErrorKind::BindChanged
         | ErrorKind::SpansNodes
         | ErrorKind::TxnNotFound

@@ -85,8 +85,8 @@ pub(crate) async fn binds(args: &ClientArgs, json: bool) -> Result<(), Failure> 
             let bind = &status.bind;
             let wait = match status.state {
                 BindState::Bound => Value::Null,
-                BindState::Void { granted_anew_in } => {
-                    u64::try_from(granted_anew_in.as_millis()).unwrap_or(u64::MAX).into()
+                BindState::Invalid { reassigned_in } => {
+                    u64::try_from(reassigned_in.as_millis()).unwrap_or(u64::MAX).into()
                 }
             };
             json!({

@@ -114,7 +114,7 @@ async fn take(
             Ok((lock, stop_time)) => match opened.take() {
                 Some(session) => return Ok((lock, session, stop_time)),
                 // A lock hangs on the session that was opened for it.
-                None => return Err(lost(&guard_over())),
+                None => return Err(lost(&deadline_passed())),
             },
             Err(failure) => failure,
         };
@@ -173,7 +173,7 @@ async fn give_up(session: &Session) {
 
 /// How long the command is given to stop when the lock is lost.
 fn stop_time(args: &LockArgs, client: &Client, session: &Session) -> Result<Duration, Failure> {
-    let guard = session.guard_deadline().remaining(client.clock().now());
+    let guard = session.deadline().remaining(client.clock().now());
     match args.stop_time {
         None => Ok((guard / 10).min(STOP_TIME_MAX)),
         Some(time) if time <= guard / 3 => Ok(time),
@@ -230,8 +230,8 @@ async fn hold(args: &LockArgs, lock: &LockGuard, stop_time: Duration, signals: &
     ];
     // Of the node where the lock is.
     let mut guard = lock.guard();
-    let mut guard_end = *guard.borrow_and_update();
-    let job = Job { command: &args.command, env: &env, blocked: signals.blocked_before(), guard_end, stop_time, json };
+    let mut deadline = *guard.borrow_and_update();
+    let job = Job { command: &args.command, env: &env, blocked: signals.blocked_before(), deadline, stop_time, json };
     let mut supervised = match Supervised::start(&job) {
         Ok(supervised) => supervised,
         Err(error) => {
@@ -256,8 +256,8 @@ async fn hold(args: &LockArgs, lock: &LockGuard, stop_time: Duration, signals: &
                 }
             },
             Ok(()) = guard.changed(), if why_lost.is_none() => {
-                guard_end = *guard.borrow_and_update();
-                supervised.tell(Frame::Guard(guard_end));
+                deadline = *guard.borrow_and_update();
+                supervised.tell(Frame::Guard(deadline));
                 continue;
             }
             why = lock.lost(), if why_lost.is_none() => {
@@ -274,9 +274,9 @@ async fn hold(args: &LockArgs, lock: &LockGuard, stop_time: Duration, signals: &
                 }
                 continue;
             }
-            () = passed(&clock, guard_end, kill_margin(stop_time) / 2) => {
+            () = passed(&clock, deadline, kill_margin(stop_time) / 2) => {
                 // The supervisor should have ended the command: it is stopped, or slow (P2).
-                why_lost.get_or_insert_with(guard_over);
+                why_lost.get_or_insert_with(deadline_passed);
                 break;
             }
         };
@@ -305,7 +305,7 @@ async fn hold(args: &LockArgs, lock: &LockGuard, stop_time: Duration, signals: &
     let outcome = match last {
         Some(Frame::Exited(status)) => Ok(End::Status(status)),
         Some(Frame::Died(number)) => Ok(died(number, &received)),
-        Some(Frame::Stopped) => Err(lost(&lock.lost_now().or(why_lost).unwrap_or_else(guard_over))),
+        Some(Frame::Stopped) => Err(lost(&lock.lost_now().or(why_lost).unwrap_or_else(deadline_passed))),
         Some(Frame::Failed(errno)) => Err(supervisor_failed(&std::io::Error::from_raw_os_error(errno).to_string())),
         _ => match why_lost {
             Some(why) => Err(lost(&why)),
@@ -361,7 +361,7 @@ fn suspend(by: i32) {
     }
 }
 
-fn guard_over() -> Error {
+fn deadline_passed() -> Error {
     Error::new(ErrorKind::SessionLost, "the session was not renewed in time")
 }
 

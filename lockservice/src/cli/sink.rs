@@ -53,11 +53,11 @@ pub(crate) fn flush() {
 
 /// A file whose lines are written by a thread of its own.
 #[derive(Clone)]
-pub(crate) struct Sink(Arc<Shared>);
+pub(crate) struct Sink(Arc<SinkShared>);
 
-struct Shared {
+struct SinkShared {
     /// Held for a moment, never while something is written.
-    state: Mutex<State>,
+    state: Mutex<SinkState>,
     /// A line came, or the queue is empty and nothing is being written.
     changed: Condvar,
     /// Held by the thread for as long as it writes; by a caller only if there is no thread.
@@ -65,7 +65,7 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct State {
+struct SinkState {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
     /// Lines that found no room since the last one that did.
@@ -78,7 +78,7 @@ struct State {
 impl Sink {
     fn new(out: impl Write + Send + 'static) -> Self {
         let shared =
-            Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), out: Mutex::new(Box::new(out)) });
+            Arc::new(SinkShared { state: Mutex::default(), changed: Condvar::new(), out: Mutex::new(Box::new(out)) });
         let writer = Arc::clone(&shared);
         let started = std::thread::Builder::new().name("output".to_owned()).spawn(move || writer.write_on());
         shared.state.lock().direct = started.is_err();
@@ -111,13 +111,13 @@ impl Sink {
     /// Waits until everything is written, at most for `longest`.
     fn flush(&self, longest: Duration) {
         let mut state = self.0.state.lock();
-        let busy = |state: &mut State| state.writing || !state.lines.is_empty() || state.lost > 0;
+        let busy = |state: &mut SinkState| state.writing || !state.lines.is_empty() || state.lost > 0;
         // Whoever does not read by now never will.
         let _ = self.0.changed.wait_while_for(&mut state, busy, longest);
     }
 }
 
-impl Shared {
+impl SinkShared {
     fn write_on(&self) {
         loop {
             let mut state = self.state.lock();
@@ -142,7 +142,7 @@ impl Shared {
     }
 }
 
-impl State {
+impl SinkState {
     fn push(&mut self, line: Vec<u8>) {
         self.bytes += line.len();
         self.lines.push_back(line);
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_loss_is_told_where_it_was() {
-        let mut state = State { lost: 2, ..State::default() };
+        let mut state = SinkState { lost: 2, ..SinkState::default() };
         let note = state.note().unwrap();
         assert!(note.starts_with(b"warning: 2 lines were lost"), "{}", String::from_utf8_lossy(&note));
         assert_eq!(state.note(), None, "once");

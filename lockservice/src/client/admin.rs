@@ -62,7 +62,7 @@ impl AdminClient {
     ///
     /// # Errors
     /// Nothing is changed by any of these: `TableInUse` while something in it is locked or waits;
-    /// `TableNotFound`; `Rebinding` while its last owner may still be at work. After `Unavailable`
+    /// `TableNotFound`; `Reassigning` while its last owner may still be at work. After `Unavailable`
     /// it is not known whether it was forgotten: ask again.
     ///
     /// # Cancel safety

@@ -114,7 +114,7 @@ impl AllocatorClient {
                 Err(e) if e.kind() == ErrorKind::NotLeader => None,
                 Err(e) => e.answered_by().map(Epoch::get),
             };
-            let error = match self.heard(epoch, sent).and(outcome) {
+            let error = match self.observe(epoch, sent).and(outcome) {
                 Ok(answer) => {
                     *parts.leader.lock() = Some(address);
                     return Ok((answer, sent));
@@ -150,7 +150,7 @@ impl AllocatorClient {
     /// An earlier leader cannot decide anything any more once a later one has answered (L1): all that can come from it is an answer that was
     /// on its way. Long after that a lower epoch is that of a store that has forgotten the higher one, and is believed: else this client
     /// would refuse the cluster for as long as it runs.
-    fn heard(&self, epoch: Option<u64>, sent: Time) -> Result<()> {
+    fn observe(&self, epoch: Option<u64>, sent: Time) -> Result<()> {
         let Some(epoch) = epoch.map(Epoch::new) else { return Ok(()) };
         let parts = &self.client.parts;
         let mut known = parts.epoch.lock();

@@ -11,7 +11,7 @@ use tonic::Streaming;
 
 use super::connect::Node;
 use super::outbox::{Answered, Outbox};
-use super::place::{Closing, Handle, Info, Shared, guard_ended};
+use super::place::{Closing, Handle, Info, SessionShared, deadline_passed};
 use super::stream::Requests;
 use crate::channel::StreamChannel;
 use crate::convert::{error_from_proto, from_status, millis_up, waiting_from_proto};
@@ -84,9 +84,9 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
         volatile: welcome.volatile,
     };
     let permits = usize::try_from(welcome.ops_max).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS);
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(SessionShared {
         node: node.clone(),
-        span: OnceLock::new(),
+        cluster_session: OnceLock::new(),
         outbox,
         info,
         guard: watch::Sender::new(Time::ZERO),
@@ -107,8 +107,8 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
 
 /// Fails with `InvalidArgument` if the protected work needs longer to stop than the server promises:
 /// the session would be lost at once, and every other one after it.
-fn leaves_time_to_work(shared: &Shared, connected: &Connected) -> Result<()> {
-    let promise = Duration::from_millis(connected.welcome.promise.unwrap_or_default().guard_ms);
+fn leaves_time_to_work(shared: &SessionShared, connected: &Connected) -> Result<()> {
+    let promise = Duration::from_millis(connected.welcome.promise.unwrap_or_default().valid_for_ms);
     let stop_time = shared.node.client.parts.stop_time;
     if stop_time.is_zero() || lo(promise) > stop_time {
         return Ok(());
@@ -152,13 +152,13 @@ async fn connect(node: &Node, outbox: &Arc<Outbox>, hello: proto::Hello) -> Resu
 }
 
 /// Takes a welcome into account and lets the outbox go.
-fn begin(shared: &Shared, connected: &Connected) {
+fn begin(shared: &SessionShared, connected: &Connected) {
     let promise = connected.welcome.promise.unwrap_or_default();
-    shared.renewed(connected.sent, Duration::from_millis(promise.guard_ms));
+    shared.renewed(connected.sent, Duration::from_millis(promise.valid_for_ms));
     shared.outbox.open(shared.info.message_bytes_max);
 }
 
-async fn run(shared: Arc<Shared>, mut connected: Connected) {
+async fn run(shared: Arc<SessionShared>, mut connected: Connected) {
     let mut closing = shared.closing.subscribe();
     let over = closing.wait_for(|closing| *closing != Closing::No);
     let session = async {
@@ -187,16 +187,16 @@ async fn run(shared: Arc<Shared>, mut connected: Connected) {
 }
 
 /// Serves one stream until it ends.
-async fn serve(shared: &Shared, connected: Connected, backoff: &mut Backoff) -> End {
+async fn serve(shared: &SessionShared, connected: Connected, backoff: &mut Backoff) -> End {
     let sent = connected.sent;
     let end = serve_stream(shared, connected).await;
     backoff.lived(shared.node.client.clock().now().since(sent));
     end
 }
 
-async fn serve_stream(shared: &Shared, connected: Connected) -> End {
+async fn serve_stream(shared: &SessionShared, connected: Connected) -> End {
     let mut answers = connected.answers;
-    let first = Duration::from_millis(connected.welcome.promise.unwrap_or_default().guard_ms);
+    let first = Duration::from_millis(connected.welcome.promise.unwrap_or_default().valid_for_ms);
     let interval = |promised: Duration| promised.min(shared.info.ttl) / 3;
     let mut next_renewal = connected.sent + interval(first);
     let mut tick = pin!(tokio::time::sleep(Duration::ZERO));
@@ -271,7 +271,7 @@ async fn serve_stream(shared: &Shared, connected: Connected) -> End {
                 let guard = *shared.guard.borrow();
                 if now >= guard {
                     // P2. The stream stays, so that what is released still gets there.
-                    shared.lose(guard_ended());
+                    shared.lose(deadline_passed());
                 }
                 let renewing = shared.lost.borrow().as_ref().is_none_or(|why| why.kind() == ErrorKind::ShuttingDown);
                 if renewing && now >= next_renewal {
@@ -294,7 +294,7 @@ async fn serve_stream(shared: &Shared, connected: Connected) -> End {
 }
 
 /// Resumes the session on a new stream (P3). `None` if that is no longer possible: then it is lost.
-async fn resume(shared: &Shared, backoff: &mut Backoff) -> Option<Connected> {
+async fn resume(shared: &SessionShared, backoff: &mut Backoff) -> Option<Connected> {
     loop {
         let clock = shared.node.client.clock();
         let guard = *shared.guard.borrow();
@@ -304,7 +304,7 @@ async fn resume(shared: &Shared, backoff: &mut Backoff) -> Option<Connected> {
         }
         let left = guard.remaining(clock.now());
         if left.is_zero() {
-            shared.lose(guard_ended());
+            shared.lose(deadline_passed());
             return None;
         }
         let hello = proto::Hello {

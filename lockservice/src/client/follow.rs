@@ -16,7 +16,7 @@ use lockservice_core::table::{Grant, WaitPolicy};
 use lockservice_core::{Detail, Error, ErrorKind, Result, ServiceId, TableRef};
 
 use super::Txn;
-use super::outbox::Terms;
+use super::outbox::LeadershipHistory;
 use super::txn::timed_out;
 
 /// How many answers are followed before the leader is asked.
@@ -34,11 +34,11 @@ pub(super) async fn go_to_last_owner(txn: &Txn, spec: &LockSpec, address: &str, 
         return;
     }
     let left = give_up(txn, spec, deadline).remaining(txn.clock().now());
-    match tokio::time::timeout(left.min(REACH_MAX), txn.span.at(address, None)).await {
+    match tokio::time::timeout(left.min(REACH_MAX), txn.cluster_session.at(address, None)).await {
         // False if something was granted meanwhile: it stays.
         Ok(Ok(handle)) => drop(txn.move_to(&handle)),
         // Whoever is asked instead knows more.
-        Ok(Err(_)) | Err(_) => txn.span.set_owner(&spec.table, None),
+        Ok(Err(_)) | Err(_) => txn.cluster_session.set_owner(&spec.table, None),
     }
 }
 
@@ -55,7 +55,7 @@ pub(super) fn helps(txn: &Txn, error: &Error) -> bool {
         return error.owner().is_some_and(|address| !address.is_empty());
     }
     // The node was left while nothing was held there.
-    unreachable(error) && txn.is_free() && !std::ptr::eq(&*txn.handle(), &*txn.span.home)
+    unreachable(error) && txn.is_free() && !std::ptr::eq(&*txn.handle(), &*txn.cluster_session.home)
 }
 
 fn unreachable(error: &Error) -> bool {
@@ -66,8 +66,8 @@ fn unreachable(error: &Error) -> bool {
 }
 
 /// Goes on with a lock call that failed with `error`, which [`helps`].
-pub(super) async fn lock(txn: &Txn, spec: &LockSpec, terms: Terms<'_>, error: Error) -> Result<Grant> {
-    let span = &txn.span;
+pub(super) async fn lock(txn: &Txn, spec: &LockSpec, terms: LeadershipHistory<'_>, error: Error) -> Result<Grant> {
+    let cluster_session = &txn.cluster_session;
     let clock = txn.clock();
     let give_up = give_up(txn, spec, terms.deadline);
     let (mut error, mut hops, mut pause) = (error, 0, PAUSE.0);
@@ -82,12 +82,12 @@ pub(super) async fn lock(txn: &Txn, spec: &LockSpec, terms: Terms<'_>, error: Er
         }
         let went = match &owner {
             Some((address, service)) => {
-                span.set_owner(&spec.table, Some(address));
+                cluster_session.set_owner(&spec.table, Some(address));
                 if !txn.is_free() {
                     return Err(spans_nodes(txn, spec, address));
                 }
                 let left = give_up.remaining(clock.now());
-                match tokio::time::timeout(left.min(REACH_MAX), span.at(address, *service)).await {
+                match tokio::time::timeout(left.min(REACH_MAX), cluster_session.at(address, *service)).await {
                     Ok(Ok(handle)) if txn.move_to(&handle) => Ok(()),
                     Ok(Ok(_)) => return Err(spans_nodes(txn, spec, address)),
                     Ok(Err(e)) if unreachable(&e) => Err(not_reached(ErrorKind::Unavailable, address).with_source(e)),
@@ -97,12 +97,12 @@ pub(super) async fn lock(txn: &Txn, spec: &LockSpec, terms: Terms<'_>, error: Er
                 }
             }
             // Its node was lost while it held nothing there: the home knows who owns the table now.
-            None if error.kind() != ErrorKind::NotOwner && txn.move_to(&span.home) => Ok(()),
+            None if error.kind() != ErrorKind::NotOwner && txn.move_to(&cluster_session.home) => Ok(()),
             None => Err(error.clone()),
         };
         if let Err(e) = went {
-            span.set_owner(&spec.table, None);
-            let home = txn.move_to(&span.home) && span.home.shared.check().is_ok();
+            cluster_session.set_owner(&spec.table, None);
+            let home = txn.move_to(&cluster_session.home) && cluster_session.home.shared.check().is_ok();
             if spec.wait != WaitPolicy::Wait || e.kind() == ErrorKind::Timeout || !home {
                 return Err(e);
             }
@@ -135,7 +135,7 @@ fn owner(error: &Error) -> Option<(String, Option<ServiceId>)> {
 
 /// Who owns `table`, if the leader knows somebody who does, and says so within `patience`.
 async fn ask_leader(txn: &Txn, table: &TableRef, patience: Duration) -> Option<(String, Option<ServiceId>)> {
-    let allocator = txn.span.home.shared.node.client.allocator();
+    let allocator = txn.cluster_session.home.shared.node.client.allocator();
     let bind = tokio::time::timeout(patience, allocator.latest(table)).await.ok()?.ok()??;
     (bind.state == BindState::Bound && !bind.address.is_empty()).then_some((bind.address, Some(bind.bind.owner)))
 }

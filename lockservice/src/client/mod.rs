@@ -53,13 +53,13 @@
 
 mod admin;
 mod allocator;
+mod cluster_session;
 mod connect;
 mod driver;
 mod follow;
 mod outbox;
 mod place;
 mod session;
-mod span;
 mod stream;
 mod txn;
 

@@ -32,11 +32,11 @@ const OP_OVERHEAD_BYTES: usize = 32;
 /// See the module's documentation. Its mutex is a leaf: nothing else is locked, and nobody is woken, under it.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    state: Mutex<State>,
+    state: Mutex<OutboxState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct OutboxState {
     last_id: u64,
     last_txn: u64,
     /// Every operation that has no answer yet.
@@ -61,7 +61,7 @@ pub(super) type WaitsSender = watch::Sender<Option<WaitsFor>>;
 
 /// What a lock call says beyond what it asks for.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Terms<'a> {
+pub(super) struct LeadershipHistory<'a> {
     /// When its time is up.
     pub(super) deadline: Option<Time>,
     /// When the transaction's snapshot was begun, if that is known.
@@ -93,13 +93,13 @@ pub(super) struct CallId {
 
 /// What a transaction knows of itself.
 #[derive(Debug)]
-pub(super) struct Begun {
+pub(super) struct TxnNumber {
     /// Its number; 0 until its first operation.
     number: Mutex<u64>,
     options: TxnOptions,
 }
 
-impl Begun {
+impl TxnNumber {
     pub(super) fn new(options: TxnOptions) -> Self {
         Self { number: Mutex::new(0), options }
     }
@@ -109,25 +109,25 @@ impl Outbox {
     /// Puts a lock request in. Fails with `InvalidArgument` if it is too large to send, `ResourceExhausted` if too many are under way.
     pub(super) fn lock(
         &self,
-        begun: &Begun,
+        txn_number: &TxnNumber,
         mut op: proto::LockOp,
-        terms: Terms<'_>,
+        terms: LeadershipHistory<'_>,
         permit: OwnedSemaphorePermit,
     ) -> Result<(CallId, oneshot::Receiver<Result<Granted>>)> {
         let (reply, answer) = oneshot::channel();
-        let bytes = op.encoded_len() + OP_OVERHEAD_BYTES + begun.options.label.len();
+        let bytes = op.encoded_len() + OP_OVERHEAD_BYTES + txn_number.options.label.len();
         // The transaction's number is chosen and its operation queued in one step: numbers must arrive in rising order.
-        let mut number = begun.number.lock();
+        let mut number = txn_number.number.lock();
         let mut state = self.state.lock();
         state.check_size(bytes)?;
-        let txn = state.next_op(&mut number, &begun.options)?;
+        let txn = state.next_op(&mut number, &txn_number.options)?;
         let call = CallId { txn: txn.number, sequence: txn.sequence };
         op.txn = Some(txn);
         let what = What::Lock { txn: call.txn, sequence: call.sequence, reply, _permit: permit };
         if let Some(waits) = terms.waits {
             state.listening.insert((call.txn, call.sequence), waits.clone());
         }
-        let Terms { deadline, snapshot, .. } = terms;
+        let LeadershipHistory { deadline, snapshot, .. } = terms;
         let waker = state.push(Pending { op: Op::Lock(op), bytes, what, deadline, snapshot, sent: None });
         drop(state);
         wake(waker);
@@ -135,13 +135,17 @@ impl Outbox {
     }
 
     /// Puts an unlock of chosen keys in.
-    pub(super) fn unlock(&self, begun: &Begun, mut op: proto::UnlockOp) -> Result<oneshot::Receiver<Result<()>>> {
+    pub(super) fn unlock(
+        &self,
+        txn_number: &TxnNumber,
+        mut op: proto::UnlockOp,
+    ) -> Result<oneshot::Receiver<Result<()>>> {
         let (reply, answer) = oneshot::channel();
-        let bytes = op.encoded_len() + OP_OVERHEAD_BYTES + begun.options.label.len();
-        let mut number = begun.number.lock();
+        let bytes = op.encoded_len() + OP_OVERHEAD_BYTES + txn_number.options.label.len();
+        let mut number = txn_number.number.lock();
         let mut state = self.state.lock();
         state.check_size(bytes)?;
-        let txn = state.next_op(&mut number, &begun.options)?;
+        let txn = state.next_op(&mut number, &txn_number.options)?;
         let what =
             What::Release { txn: txn.number, sequence: txn.sequence, undone: 0, ends: false, reply: Some(reply) };
         op.txn = Some(txn);
@@ -152,8 +156,12 @@ impl Outbox {
     }
 
     /// Ends a transaction; `None` if it never did anything.
-    pub(super) fn end(&self, begun: &Begun, commit_timestamp: Option<u64>) -> Option<oneshot::Receiver<Result<()>>> {
-        let number = *begun.number.lock();
+    pub(super) fn end(
+        &self,
+        txn_number: &TxnNumber,
+        commit_timestamp: Option<u64>,
+    ) -> Option<oneshot::Receiver<Result<()>>> {
+        let number = *txn_number.number.lock();
         if number == 0 {
             return None;
         }
@@ -282,7 +290,7 @@ impl Outbox {
                 Ok(Answer::Promise(promise)) => {
                     // Nothing is answered before it was sent.
                     let sent = pending.sent.unwrap_or_default();
-                    Answered::Renewed(sent, Duration::from_millis(promise.guard_ms))
+                    Answered::Renewed(sent, Duration::from_millis(promise.valid_for_ms))
                 }
                 Ok(_) => Answered::Settled,
                 Err(e) => Answered::Lost(e),
@@ -314,7 +322,7 @@ impl Outbox {
                 let mut answered = Answered::Settled;
                 let result = match answer {
                     Ok(Answer::Locked(locked)) => {
-                        let promise = Duration::from_millis(locked.promise.unwrap_or_default().guard_ms);
+                        let promise = Duration::from_millis(locked.promise.unwrap_or_default().valid_for_ms);
                         answered = Answered::Promised(pending.sent.unwrap_or_default(), promise);
                         crate::convert::granted_from_proto(locked).and_then(|granted| accept().map(|()| granted))
                     }
@@ -411,7 +419,7 @@ impl Outbox {
     }
 }
 
-impl State {
+impl OutboxState {
     fn check_size(&self, bytes: usize) -> Result<()> {
         if bytes > self.frame_bytes_max {
             return Err(Error::new(

@@ -7,15 +7,15 @@ use lockservice_core::clock::{Time, lo};
 use lockservice_core::{Error, ErrorKind, NodeName, Result, ServiceId, SessionId};
 use tokio::sync::{Semaphore, watch};
 
+use super::cluster_session::ClusterSession;
 use super::connect::Node;
 use super::outbox::Outbox;
-use super::span::Span;
 use crate::proto;
 
 /// Dropped with the last user of a session.
 #[derive(Debug)]
 pub(super) struct Handle {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SessionShared>,
 }
 
 impl Drop for Handle {
@@ -42,10 +42,10 @@ pub(super) enum Closing {
 
 /// What the handles and the driver of a session share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct SessionShared {
     pub(super) node: Node,
     /// What spans it; not set while it is being opened.
-    pub(super) span: OnceLock<Weak<Span>>,
+    pub(super) cluster_session: OnceLock<Weak<ClusterSession>>,
     pub(super) outbox: Arc<Outbox>,
     pub(super) info: Info,
     pub(super) guard: watch::Sender<Time>,
@@ -66,9 +66,9 @@ pub(super) struct Info {
     pub(super) volatile: bool,
 }
 
-impl Shared {
+impl SessionShared {
     /// Counts a promise of raw length `promised`, from the send of its request (P2).
-    pub(super) fn guard_ends(&self, sent: Time, promised: Duration) -> Time {
+    pub(super) fn deadline_from(&self, sent: Time, promised: Duration) -> Time {
         sent + lo(promised).saturating_sub(self.node.client.parts.stop_time)
     }
 
@@ -78,7 +78,7 @@ impl Shared {
             return Err(why.clone());
         }
         if self.node.client.clock().now() >= *self.guard.borrow() {
-            return Err(guard_ended());
+            return Err(deadline_passed());
         }
         Ok(())
     }
@@ -101,25 +101,25 @@ impl Shared {
         if first {
             tracing::warn!(session = %self.info.session, reason = %why, "session lost");
             self.outbox.fail_locks(&why);
-            if let Some(span) = self.span() {
-                span.lost_at(self, &why);
+            if let Some(cluster_session) = self.cluster_session() {
+                cluster_session.lost_at(self, &why);
             }
         }
     }
 
     /// A renewal was acknowledged: the guard moves on.
     pub(super) fn renewed(&self, sent: Time, promised: Duration) {
-        self.move_guard(self.guard_ends(sent, promised), Duration::ZERO);
+        self.move_deadline(self.deadline_from(sent, promised), Duration::ZERO);
     }
 
     /// A grant carried a promise. True if the guard moves on by it, as it does only when that is worth
     /// telling everybody who watches it.
     pub(super) fn promised(&self, sent: Time, promised: Duration) -> bool {
-        self.move_guard(self.guard_ends(sent, promised), promised / 16)
+        self.move_deadline(self.deadline_from(sent, promised), promised / 16)
     }
 
     /// What was promised before holds, so the guard never moves back.
-    fn move_guard(&self, end: Time, least: Duration) -> bool {
+    fn move_deadline(&self, end: Time, least: Duration) -> bool {
         let moved = self.guard.send_if_modified(|guard| {
             let moves = end > *guard + least;
             if moves {
@@ -127,14 +127,14 @@ impl Shared {
             }
             moves
         });
-        if moved && let Some(span) = self.span() {
-            span.refresh();
+        if moved && let Some(cluster_session) = self.cluster_session() {
+            cluster_session.refresh();
         }
         moved
     }
 
-    pub(super) fn span(&self) -> Option<Arc<Span>> {
-        self.span.get().and_then(Weak::upgrade)
+    pub(super) fn cluster_session(&self) -> Option<Arc<ClusterSession>> {
+        self.cluster_session.get().and_then(Weak::upgrade)
     }
 
     /// Ends the session on this side, without a word to the server. Answers how it was.
@@ -149,7 +149,7 @@ impl Shared {
         let mut lost = self.lost.subscribe();
         let why = lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
         // The sender lives in `self`.
-        why.unwrap_or_else(guard_ended)
+        why.unwrap_or_else(deadline_passed)
     }
 
     /// Resolves when `deadline` has passed; never if there is none. Timers only wake, and stand still while the machine sleeps; the clock
@@ -198,7 +198,7 @@ impl Shared {
     }
 }
 
-pub(super) fn guard_ended() -> Error {
+pub(super) fn deadline_passed() -> Error {
     Error::new(
         ErrorKind::SessionLost,
         "the server did not renew the session in time: the locks may be given away, stop the protected work",

@@ -8,11 +8,11 @@ use lockservice_core::service::{LockSpec, STILL_RUNNING_BYTES_MAX, TxnOptions, W
 use lockservice_core::{Error, NodeName, Result, ServiceId, SessionId};
 use tokio::sync::watch;
 
+use super::cluster_session::ClusterSession;
 use super::connect::Node;
 use super::driver;
 use super::outbox::WaitsSender;
-use super::place::{Handle, Shared};
-use super::span::Span;
+use super::place::{Handle, SessionShared};
 use super::txn::{LockGuard, Txn};
 
 /// A session (P1), at the server where it was opened and at those whose tables its transactions were sent on to (T5). It is renewed in the
@@ -24,23 +24,23 @@ use super::txn::{LockGuard, Txn};
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Session {
-    span: Arc<Span>,
+    cluster_session: Arc<ClusterSession>,
 }
 
 impl Session {
     /// Opens a session at `node`.
     pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Self> {
         let home: Arc<Handle> = driver::open(node, ttl).await?;
-        Ok(Self { span: Span::new(home, ttl) })
+        Ok(Self { cluster_session: ClusterSession::new(home, ttl) })
     }
 
-    fn home(&self) -> &Shared {
-        &self.span.home.shared
+    fn home(&self) -> &SessionShared {
+        &self.cluster_session.home.shared
     }
 
     /// Begins a transaction. Nothing is sent before its first lock.
     pub fn txn(&self, options: TxnOptions) -> Txn {
-        Txn::new(Arc::clone(&self.span), options, Some(self.home().node.client.clock().now()))
+        Txn::new(Arc::clone(&self.cluster_session), options, Some(self.home().node.client.clock().now()))
     }
 
     /// Locks in a transaction of its own, which ends when the guard is dropped. Whoever reads by a snapshot that was begun before says how
@@ -68,7 +68,7 @@ impl Session {
     }
 
     async fn lock_with(&self, spec: LockSpec, waits: Option<&WaitsSender>) -> Result<LockGuard> {
-        let txn = Txn::new(Arc::clone(&self.span), TxnOptions::default(), None);
+        let txn = Txn::new(Arc::clone(&self.cluster_session), TxnOptions::default(), None);
         let grant = txn.lock_with(spec, waits).await?;
         Ok(LockGuard::new(txn, grant))
     }
@@ -79,23 +79,23 @@ impl Session {
     /// `ShuttingDown` is early notice: the guard still holds, and closing lets the server stop cleanly. `LeaseLost` and `SessionLost` come at
     /// once when the server says so, and at the latest when the guard ends (P2). Never resolves for a session that was closed. Cancel safe.
     pub async fn lost(&self) -> Error {
-        self.span.lost().await
+        self.cluster_session.lost().await
     }
 
     /// The reason why the session is lost, if it is.
     pub fn lost_now(&self) -> Option<Error> {
-        self.span.lost.borrow().clone()
+        self.cluster_session.lost.borrow().clone()
     }
 
     /// Until when, by the client's clock, the locks of the session are safe (P2): the earliest of its guards. Moves on with the acknowledged
     /// renewals, and back when a transaction is sent on to a server whose guard ends earlier.
-    pub fn guard_deadline(&self) -> Time {
-        *self.span.guard.borrow()
+    pub fn deadline(&self) -> Time {
+        *self.cluster_session.guard.borrow()
     }
 
     /// The guard's deadline as it changes, for whoever supervises protected work and must not depend on this task being run.
     pub fn guard(&self) -> watch::Receiver<Time> {
-        self.span.guard.subscribe()
+        self.cluster_session.guard.subscribe()
     }
 
     /// Gives the session up, at every server: ends its transactions, releases their locks, and confirms that all protected work has
@@ -106,7 +106,7 @@ impl Session {
     /// # Cancel safety
     /// Once polled the session is over on this side.
     pub async fn close(&self) -> Result<()> {
-        self.span.close().await
+        self.cluster_session.close().await
     }
 
     /// Ends the session on this side, as [`abandon`](Self::abandon) does, and tells every server why:
@@ -125,13 +125,13 @@ impl Session {
         if text.is_empty() {
             text.push_str("not known");
         }
-        self.span.leave(&text).await
+        self.cluster_session.leave(&text).await
     }
 
     /// Ends the session on this side without a word to any server, for when protected work may still go on and cannot be stopped: nothing is
     /// released, and nobody else gets the locks before the session has lapsed by its TTL (P5).
     pub fn abandon(&self) {
-        self.span.abandon();
+        self.cluster_session.abandon();
     }
 
     /// The session's id: unguessable, to be shown to nobody.

@@ -13,10 +13,10 @@ use lockservice_core::{Error, ErrorKind, FencingToken, LockItem, NodeName, Resul
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
+use super::cluster_session::{ClusterSession, NodePin};
 use super::follow;
-use super::outbox::{Begun, CallId, Terms, WaitsSender};
-use super::place::{Handle, Shared};
-use super::span::{Span, Stay};
+use super::outbox::{CallId, LeadershipHistory, TxnNumber, WaitsSender};
+use super::place::{Handle, SessionShared};
 use crate::convert::{items_to_proto, lock_spec_to_proto};
 use crate::proto;
 
@@ -30,41 +30,41 @@ const ANSWER_GRACE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 #[must_use = "a transaction that is dropped has ended"]
 pub struct Txn {
-    pub(super) span: Arc<Span>,
+    pub(super) cluster_session: Arc<ClusterSession>,
     options: TxnOptions,
     /// When it was begun, by the client's clock: its snapshot is taken to be no older, unless a call says otherwise. `None` if
     /// its snapshot may be older.
     began: Option<Time>,
     /// Locked for a look or a change, together with nothing.
-    seat: Mutex<Seat>,
+    placement: Mutex<Placement>,
     ended: bool,
 }
 
 /// Where a transaction is.
 #[derive(Debug)]
-struct Seat {
+struct Placement {
     handle: Arc<Handle>,
-    begun: Arc<Begun>,
+    txn_number: Arc<TxnNumber>,
     id: Option<TxnId>,
     /// Lock calls that have not been answered.
     under_way: usize,
     /// True once a lock was granted, or may have been: then it stays.
     holds: bool,
     /// While it holds something at another node than the home.
-    stay: Option<Stay>,
+    pin: Option<NodePin>,
 }
 
 impl Txn {
-    pub(super) fn new(span: Arc<Span>, options: TxnOptions, began: Option<Time>) -> Self {
-        let seat = Seat {
-            handle: Arc::clone(&span.home),
-            begun: Arc::new(Begun::new(options.clone())),
+    pub(super) fn new(cluster_session: Arc<ClusterSession>, options: TxnOptions, began: Option<Time>) -> Self {
+        let placement = Placement {
+            handle: Arc::clone(&cluster_session.home),
+            txn_number: Arc::new(TxnNumber::new(options.clone())),
             id: None,
             under_way: 0,
             holds: false,
-            stay: None,
+            pin: None,
         };
-        Self { span, options, began, seat: Mutex::new(seat), ended: false }
+        Self { cluster_session, options, began, placement: Mutex::new(placement), ended: false }
     }
 
     /// Locks all items of `spec`, or none: at the table's owner, to which a transaction that holds nothing moves (T5).
@@ -79,7 +79,7 @@ impl Txn {
     /// # Errors
     /// `Conflict`, `Timeout`: not to be had now. `Deadlock`, `BindChanged`, `TxnNotFound`: end this transaction and start anew.
     /// `SpansNodes`: the transaction holds locks at another node than the table's owner; end it, and lock the tables of the two nodes in
-    /// transactions of their own. `SessionLost`, `LeaseLost`, `ShuttingDown`: stop the protected work. `Rebinding`: the table's last
+    /// transactions of their own. `SessionLost`, `LeaseLost`, `ShuttingDown`: stop the protected work. `Reassigning`: the table's last
     /// owner may still be at work; try again after the time given. `InvalidArgument`, `ResourceExhausted`: ask for something else, or less.
     ///
     /// # Cancel safety
@@ -110,9 +110,9 @@ impl Txn {
     pub(super) async fn lock_with(&self, spec: LockSpec, waits: Option<&WaitsSender>) -> Result<Grant> {
         let deadline = spec.timeout.map(|timeout| self.clock().now() + timeout);
         let snapshot = spec.snapshot_age.map(|age| self.clock().now() - age).or(self.began);
-        let terms = Terms { deadline, snapshot, waits };
+        let terms = LeadershipHistory { deadline, snapshot, waits };
         // Rarely needed, and large.
-        if let Some(address) = self.span.owner_of(&spec.table) {
+        if let Some(address) = self.cluster_session.owner_of(&spec.table) {
             Box::pin(follow::go_to_last_owner(self, &spec, &address, deadline)).await;
         }
         match self.try_lock(&spec, terms).await {
@@ -122,8 +122,8 @@ impl Txn {
     }
 
     /// Locks where the transaction is.
-    pub(super) async fn try_lock(&self, spec: &LockSpec, terms: Terms<'_>) -> Result<Grant> {
-        let Terms { deadline, snapshot, .. } = terms;
+    pub(super) async fn try_lock(&self, spec: &LockSpec, terms: LeadershipHistory<'_>) -> Result<Grant> {
+        let LeadershipHistory { deadline, snapshot, .. } = terms;
         let turn = Turn::begin(self);
         let shared = &turn.handle.shared;
         shared.check()?;
@@ -138,7 +138,7 @@ impl Txn {
         let permit = permit(shared, spec.wait, deadline).await?;
         // It may have been waited for.
         shared.check()?;
-        let (call, answer) = shared.outbox.lock(&turn.begun, lock_spec_to_proto(spec), terms, permit)?;
+        let (call, answer) = shared.outbox.lock(&turn.txn_number, lock_spec_to_proto(spec), terms, permit)?;
         let mut call = Call { shared, call: Some(call), answer };
         let result = tokio::select! {
             biased;
@@ -165,47 +165,47 @@ impl Txn {
 
     /// Moves to the node of `handle`, unless something is or may yet be held where it is. True if it is there then.
     pub(super) fn move_to(&self, handle: &Arc<Handle>) -> bool {
-        let next = Seat {
+        let next = Placement {
             handle: Arc::clone(handle),
-            begun: Arc::new(Begun::new(self.options.clone())),
+            txn_number: Arc::new(TxnNumber::new(self.options.clone())),
             id: None,
             under_way: 0,
             holds: false,
-            stay: None,
+            pin: None,
         };
         let left = {
-            let mut seat = self.seat.lock();
-            if Arc::ptr_eq(&seat.handle, handle) {
+            let mut placement = self.placement.lock();
+            if Arc::ptr_eq(&placement.handle, handle) {
                 return true;
             }
-            if seat.holds || seat.under_way > 0 {
+            if placement.holds || placement.under_way > 0 {
                 return false;
             }
-            std::mem::replace(&mut *seat, next)
+            std::mem::replace(&mut *placement, next)
         };
         // Nobody waits for the answer: it holds nothing.
-        drop(left.handle.shared.outbox.end(&left.begun, None));
+        drop(left.handle.shared.outbox.end(&left.txn_number, None));
         true
     }
 
-    fn place(&self) -> (Arc<Handle>, Arc<Begun>) {
-        let seat = self.seat.lock();
-        (Arc::clone(&seat.handle), Arc::clone(&seat.begun))
+    fn place(&self) -> (Arc<Handle>, Arc<TxnNumber>) {
+        let placement = self.placement.lock();
+        (Arc::clone(&placement.handle), Arc::clone(&placement.txn_number))
     }
 
     pub(super) fn clock(&self) -> &Arc<dyn Clock> {
-        self.span.home.shared.node.client.clock()
+        self.cluster_session.home.shared.node.client.clock()
     }
 
     /// Where the transaction is.
     pub(super) fn handle(&self) -> Arc<Handle> {
-        Arc::clone(&self.seat.lock().handle)
+        Arc::clone(&self.placement.lock().handle)
     }
 
     /// True if it may move.
     pub(super) fn is_free(&self) -> bool {
-        let seat = self.seat.lock();
-        !seat.holds && seat.under_way == 0
+        let placement = self.placement.lock();
+        !placement.holds && placement.under_way == 0
     }
 
     /// Releases chosen items, exactly as they were locked; those not held are ignored. `commit_ts` is the timestamp at which what they
@@ -223,8 +223,8 @@ impl Txn {
             commit_timestamp: commit_ts,
             ..proto::UnlockOp::default()
         };
-        let (handle, begun) = self.place();
-        match handle.shared.outbox.unlock(&begun, op) {
+        let (handle, txn_number) = self.place();
+        match handle.shared.outbox.unlock(&txn_number, op) {
             Ok(answer) => Ended::waiting(&handle, answer),
             Err(e) => Ended(EndedState::Ready(Some(Err(e)))),
         }
@@ -240,10 +240,10 @@ impl Txn {
     /// given to others before it ended.
     pub fn end(mut self, commit_ts: Option<u64>) -> Ended {
         self.ended = true;
-        let (handle, begun) = self.place();
-        let holds = self.seat.lock().holds;
+        let (handle, txn_number) = self.place();
+        let holds = self.placement.lock().holds;
         let lost = handle.shared.check().err().filter(|why| holds && why.kind() != ErrorKind::ShuttingDown);
-        match (handle.shared.outbox.end(&begun, commit_ts), lost) {
+        match (handle.shared.outbox.end(&txn_number, commit_ts), lost) {
             // It was sent all the same: nobody need wait for the session to lapse.
             (_, Some(why)) => Ended(EndedState::Ready(Some(Err(why)))),
             (Some(answer), None) => Ended::waiting(&handle, answer),
@@ -254,12 +254,12 @@ impl Txn {
 
     /// The transaction's id, known once a lock was granted.
     pub fn id(&self) -> Option<TxnId> {
-        self.seat.lock().id
+        self.placement.lock().id
     }
 
     /// The node where it is: settled once a lock was granted.
     pub fn node(&self) -> NodeName {
-        self.seat.lock().handle.shared.info.node.clone()
+        self.placement.lock().handle.shared.info.node.clone()
     }
 
     /// As [`Session::lost`](super::Session::lost), of the node where the transaction is. Cancel safe.
@@ -270,32 +270,32 @@ impl Txn {
 
     /// The reason why the session is lost at the node where the transaction is, if it is.
     pub fn lost_now(&self) -> Option<Error> {
-        self.seat.lock().handle.shared.lost.borrow().clone()
+        self.placement.lock().handle.shared.lost.borrow().clone()
     }
 
-    /// As [`Session::guard_deadline`](super::Session::guard_deadline), of the node where the transaction is.
-    pub fn guard_deadline(&self) -> Time {
-        *self.seat.lock().handle.shared.guard.borrow()
+    /// As [`Session::deadline`](super::Session::deadline), of the node where the transaction is.
+    pub fn deadline(&self) -> Time {
+        *self.placement.lock().handle.shared.guard.borrow()
     }
 
     /// As [`Session::guard`](super::Session::guard), of the node where the transaction is.
     pub fn guard(&self) -> watch::Receiver<Time> {
-        self.seat.lock().handle.shared.guard.subscribe()
+        self.placement.lock().handle.shared.guard.subscribe()
     }
 }
 
 impl Drop for Txn {
     fn drop(&mut self) {
         if !self.ended {
-            let (handle, begun) = self.place();
+            let (handle, txn_number) = self.place();
             // Nobody waits for the answer.
-            drop(handle.shared.outbox.end(&begun, None));
+            drop(handle.shared.outbox.end(&txn_number, None));
         }
     }
 }
 
 /// A place among the calls that the server allows under way.
-async fn permit(shared: &Shared, wait: WaitPolicy, deadline: Option<Time>) -> Result<OwnedSemaphorePermit> {
+async fn permit(shared: &SessionShared, wait: WaitPolicy, deadline: Option<Time>) -> Result<OwnedSemaphorePermit> {
     const FULL: &str = "as many calls are under way in this session as the server allows";
     if let Ok(permit) = Arc::clone(&shared.locks).try_acquire_owned() {
         return Ok(permit);
@@ -326,38 +326,38 @@ pub(super) fn timed_out(message: &str) -> Error {
 struct Turn<'a> {
     txn: &'a Txn,
     handle: Arc<Handle>,
-    begun: Arc<Begun>,
+    txn_number: Arc<TxnNumber>,
 }
 
 impl<'a> Turn<'a> {
     fn begin(txn: &'a Txn) -> Self {
-        let mut seat = txn.seat.lock();
-        seat.under_way += 1;
-        Self { txn, handle: Arc::clone(&seat.handle), begun: Arc::clone(&seat.begun) }
+        let mut placement = txn.placement.lock();
+        placement.under_way += 1;
+        Self { txn, handle: Arc::clone(&placement.handle), txn_number: Arc::clone(&placement.txn_number) }
     }
 
     fn granted(&self, id: TxnId) {
         let first = {
-            let mut seat = self.txn.seat.lock();
-            seat.id = Some(id);
-            !std::mem::replace(&mut seat.holds, true)
+            let mut placement = self.txn.placement.lock();
+            placement.id = Some(id);
+            !std::mem::replace(&mut placement.holds, true)
         };
         // Before the caller knows of the grant: from then on the session's guard is at most that of this node.
-        if first && let Some(stay) = self.txn.span.stay(&self.handle) {
-            self.txn.seat.lock().stay = Some(stay);
+        if first && let Some(pin) = self.txn.cluster_session.pin(&self.handle) {
+            self.txn.placement.lock().pin = Some(pin);
         }
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.txn.seat.lock().under_way -= 1;
+        self.txn.placement.lock().under_way -= 1;
     }
 }
 
 /// A lock request that was handed in: taken back if it is dropped before its answer was taken.
 struct Call<'a> {
-    shared: &'a Shared,
+    shared: &'a SessionShared,
     call: Option<CallId>,
     answer: oneshot::Receiver<Result<Granted>>,
 }
@@ -452,8 +452,8 @@ impl LockGuard {
     }
 
     /// Until when, by the client's clock, the locks are safe (P2): the guard of the node where they are.
-    pub fn guard_deadline(&self) -> Time {
-        self.txn.guard_deadline()
+    pub fn deadline(&self) -> Time {
+        self.txn.deadline()
     }
 
     /// The guard's deadline as it changes.

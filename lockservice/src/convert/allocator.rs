@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lockservice_core::allocator::{
     AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow, Incarnation, Latest,
-    LeaseAck, Progress, Report, ReservedTokens, Resume, ServiceStatus, TokenBlock,
+    LeaseAck, Progress, Registration, Report, ReservedTokens, ServiceStatus, TokenBlock,
 };
 use lockservice_core::store::{ClusterConstants, Proof, ServiceState};
 use lockservice_core::{
@@ -21,24 +21,24 @@ use crate::proto;
 
 /// How far an allocator has come as a message.
 pub fn progress_to_proto(at: Progress) -> proto::Progress {
-    proto::Progress { epoch: at.epoch.get(), write: at.write, numbers: at.numbers, leader: at.leader.get() }
+    proto::Progress { epoch: at.epoch.get(), write: at.write, high_water: at.high_water, leader: at.leader.get() }
 }
 
 /// How far an allocator had come, as a message tells; nowhere if it does not.
 pub fn progress_from_proto(at: Option<proto::Progress>) -> Progress {
     let at = at.unwrap_or_default();
-    Progress { epoch: Epoch::new(at.epoch), write: at.write, numbers: at.numbers, leader: Nonce::new(at.leader) }
+    Progress { epoch: Epoch::new(at.epoch), write: at.write, high_water: at.high_water, leader: Nonce::new(at.leader) }
 }
 
 /// A report as a message.
 pub fn report_to_proto(report: &Report) -> proto::ReportRequest {
     let proof = report.proof.as_bytes().to_vec().into();
-    proto::ReportRequest { told: Some(progress_to_proto(report.told)), proof }
+    proto::ReportRequest { observed: Some(progress_to_proto(report.observed)), proof }
 }
 
 /// The report that a message tells of.
 pub fn report_from_proto(report: proto::ReportRequest) -> Report {
-    Report { told: progress_from_proto(report.told), proof: Proof::from_bytes(&report.proof) }
+    Report { observed: progress_from_proto(report.observed), proof: Proof::from_bytes(&report.proof) }
 }
 
 /// That something was done as a message.
@@ -58,8 +58,8 @@ pub fn incarnation_from_proto(incarnation: Option<proto::IncarnationRef>) -> Res
 }
 
 /// A node's request to start as a message.
-pub fn resume_to_proto(request: &Resume) -> proto::ResumeRequest {
-    proto::ResumeRequest {
+pub fn registration_to_proto(request: &Registration) -> proto::RegisterRequest {
+    proto::RegisterRequest {
         node: request.node.to_string(),
         nonce: request.nonce.get(),
         address: request.address.clone(),
@@ -68,8 +68,8 @@ pub fn resume_to_proto(request: &Resume) -> proto::ResumeRequest {
 }
 
 /// The request to start that a message tells of.
-pub fn resume_from_proto(request: proto::ResumeRequest) -> Result<Resume> {
-    Ok(Resume {
+pub fn registration_from_proto(request: proto::RegisterRequest) -> Result<Registration> {
+    Ok(Registration {
         node: NodeName::new(&request.node)?,
         nonce: Nonce::new(request.nonce),
         address: request.address,
@@ -78,8 +78,8 @@ pub fn resume_from_proto(request: proto::ResumeRequest) -> Result<Resume> {
 }
 
 /// A new incarnation as a message.
-pub fn started_to_proto(started: &Incarnation) -> proto::ResumeResponse {
-    proto::ResumeResponse {
+pub fn started_to_proto(started: &Incarnation) -> proto::RegisterResponse {
+    proto::RegisterResponse {
         service: started.service.get(),
         at: Some(progress_to_proto(started.at)),
         lease_ttl_ms: millis_down(started.lease_ttl),
@@ -89,7 +89,7 @@ pub fn started_to_proto(started: &Incarnation) -> proto::ResumeResponse {
 }
 
 /// The new incarnation that a message tells of.
-pub fn started_from_proto(started: proto::ResumeResponse) -> Incarnation {
+pub fn started_from_proto(started: proto::RegisterResponse) -> Incarnation {
     Incarnation {
         service: ServiceId::new(started.service),
         at: progress_from_proto(started.at),
@@ -344,10 +344,11 @@ mod tests {
     #[test]
     fn what_nodes_and_the_allocator_say_crosses_the_wire() {
         let node = NodeName::new("n").expect("a name");
-        let at = Progress { epoch: Epoch::new(3), write: 99, numbers: 12_345, leader: Nonce::new(77) };
+        let at = Progress { epoch: Epoch::new(3), write: 99, high_water: 12_345, leader: Nonce::new(77) };
         for replaces in [None, Some((ServiceId::new(1 << 32 | 4), Nonce::new(5)))] {
-            let resume = Resume { node: node.clone(), nonce: Nonce::new(7), address: "a:1".to_owned(), replaces };
-            assert_eq!(resume_from_proto(resume_to_proto(&resume)).expect("own message"), resume);
+            let register =
+                Registration { node: node.clone(), nonce: Nonce::new(7), address: "a:1".to_owned(), replaces };
+            assert_eq!(registration_from_proto(registration_to_proto(&register)).expect("own message"), register);
         }
         let report = Report::new(at, &lockservice_core::store::Cluster::random());
         assert_eq!(report_from_proto(report_to_proto(&report)), report);
@@ -409,7 +410,7 @@ mod tests {
         };
         for (nodes, binds, parts) in [(0, 0, 1), (3, 0, 1), (2, 9, 3), (4, 5, 3)] {
             let status = AllocatorStatus {
-                at: Progress { epoch: Epoch::new(1), write: 2, numbers: 3, leader: Nonce::new(4) },
+                at: Progress { epoch: Epoch::new(1), write: 2, high_water: 3, leader: Nonce::new(4) },
                 services: (0..nodes).map(service).collect(),
                 binds: (0..binds).map(status_of).collect(),
             };

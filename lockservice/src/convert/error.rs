@@ -185,7 +185,7 @@ pub fn code(kind: ErrorKind) -> Code {
         ErrorKind::Conflict | ErrorKind::Deadlock | ErrorKind::BindChanged => Code::Aborted,
         ErrorKind::Timeout => Code::DeadlineExceeded,
         ErrorKind::Cancelled => Code::Cancelled,
-        ErrorKind::Rebinding | ErrorKind::ShuttingDown | ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::Reassigning | ErrorKind::ShuttingDown | ErrorKind::Unavailable => Code::Unavailable,
         ErrorKind::TxnNotFound | ErrorKind::TableNotFound => Code::NotFound,
         ErrorKind::HeldByAncestor
         | ErrorKind::NotOwner

@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn what_became_of_a_table_crosses_the_wire() {
-        let at = Progress { epoch: Epoch::new(3), write: 99, numbers: 12_345, leader: Nonce::new(77) };
+        let at = Progress { epoch: Epoch::new(3), write: 99, high_water: 12_345, leader: Nonce::new(77) };
         let bind = BindStatus {
             bind: Bind {
                 table: TableRef::new("g", "t").expect("names"),

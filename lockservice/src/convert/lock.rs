@@ -116,7 +116,7 @@ pub fn granted_to_proto(granted: &Granted) -> proto::Locked {
         prev_commit_timestamp: grant.prev_commit_ts,
         table_commit_timestamp: grant.table_commit_ts,
         history_unknown: grant.history_unknown,
-        promise: Some(proto::Promise { guard_ms: millis_down(granted.promise.guard) }),
+        promise: Some(proto::Promise { valid_for_ms: millis_down(granted.promise.guard) }),
         history_known_ms: granted.history_known.map(millis_down),
         ..proto::Locked::default()
     };
@@ -157,7 +157,7 @@ pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
             changes: Vec::new(),
             tokens_left: 0,
         },
-        promise: Promise { guard: Duration::from_millis(locked.promise.unwrap_or_default().guard_ms) },
+        promise: Promise { guard: Duration::from_millis(locked.promise.unwrap_or_default().valid_for_ms) },
         history_known: locked.history_known_ms.map(Duration::from_millis),
     })
 }

@@ -119,8 +119,8 @@ pub fn bind_status_to_proto(status: &BindStatus) -> proto::BindInfo {
         node: status.node.to_string(),
         address: status.address.clone(),
         state: status.state.name().to_owned(),
-        granted_anew_in_ms: match status.state {
-            BindState::Void { granted_anew_in } => millis_up(granted_anew_in),
+        reassigned_in_ms: match status.state {
+            BindState::Invalid { reassigned_in } => millis_up(reassigned_in),
             BindState::Bound => 0,
         },
         cut: false,
@@ -131,7 +131,7 @@ pub fn bind_status_to_proto(status: &BindStatus) -> proto::BindInfo {
 pub fn bind_status_from_proto(info: proto::BindInfo) -> Result<BindStatus> {
     let state = match info.state.as_str() {
         "bound" => BindState::Bound,
-        "void" | "waiting" => BindState::Void { granted_anew_in: Duration::from_millis(info.granted_anew_in_ms) },
+        "void" | "waiting" => BindState::Invalid { reassigned_in: Duration::from_millis(info.reassigned_in_ms) },
         other => {
             return Err(Error::new(ErrorKind::InvalidArgument, "a bind is in a state that this version does not know")
                 .with("state", other));
@@ -208,8 +208,8 @@ mod tests {
         let waits = Duration::from_millis(9);
         for state in [
             BindState::Bound,
-            BindState::Void { granted_anew_in: waits },
-            BindState::Void { granted_anew_in: Duration::ZERO },
+            BindState::Invalid { reassigned_in: waits },
+            BindState::Invalid { reassigned_in: Duration::ZERO },
         ] {
             let bind = BindStatus {
                 bind: Bind {

@@ -99,7 +99,7 @@ pub(crate) fn open(
         service: service.id().get(),
         node: service.node().as_str().to_owned(),
         ttl_ms: convert::millis_down(session.ttl()),
-        promise: Some(proto::Promise { guard_ms: convert::millis_down(promise.guard) }),
+        promise: Some(proto::Promise { valid_for_ms: convert::millis_down(promise.guard) }),
         resumed,
         message_bytes_max: settings.message_bytes_max as u64,
         ops_max: u32::try_from(settings.ops_under_way_max).unwrap_or(u32::MAX),
@@ -125,7 +125,7 @@ impl Stream {
         let mut attachment = session.attach();
         let mut lost = std::pin::pin!(session.lost());
         let mut stopping = std::pin::pin!(session.stopping());
-        let mut told = false;
+        let mut observed = false;
         let notices = stream::unfold(session.waits(), async |mut waits| Some((waits.next().await, waits)));
         let mut notices = std::pin::pin!(notices);
         loop {
@@ -151,8 +151,8 @@ impl Stream {
                     self.flush().await;
                     return;
                 }
-                grace = &mut stopping, if !told => {
-                    told = true;
+                grace = &mut stopping, if !observed => {
+                    observed = true;
                     let grace_ms = convert::millis_down(grace);
                     self.notice(proto::notice::Notice::ShuttingDown(proto::ShuttingDown { grace_ms }));
                 }
@@ -201,9 +201,9 @@ impl Stream {
                     for acked in heartbeat.acked {
                         self.session.ack(acked.txn, acked.sequence);
                     }
-                    self.session
-                        .renew()
-                        .map(|promise| Wire::Promise(proto::Promise { guard_ms: convert::millis_down(promise.guard) }))
+                    self.session.renew().map(|promise| {
+                        Wire::Promise(proto::Promise { valid_for_ms: convert::millis_down(promise.guard) })
+                    })
                 }
                 Op::Goodbye(_) => {
                     self.session.close().await;

@@ -101,8 +101,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_ends_as_deadline_exceeded_before_the_transport_cancels_it() {
-        for (told, asked) in [("50m", Duration::from_millis(50)), ("2S", Duration::from_secs(2))] {
-            let request = http::Request::builder().header("grpc-timeout", told).body(()).expect("a request");
+        for (observed, asked) in [("50m", Duration::from_millis(50)), ("2S", Duration::from_secs(2))] {
+            let request = http::Request::builder().header("grpc-timeout", observed).body(()).expect("a request");
             let begun = tokio::time::Instant::now();
             let Ok(response) = Deadline(Never).call(request).await;
             assert!(begun.elapsed() < asked && begun.elapsed() > asked / 2, "{:?}", begun.elapsed());

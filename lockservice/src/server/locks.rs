@@ -64,7 +64,7 @@ impl proto::locks_server::Locks for LocksApi {
     async fn keep_session(&self, request: Request<proto::SessionRef>) -> Result<Response<proto::Promise>, Status> {
         let session = self.session(Some(request.into_inner()))?;
         let promise = session.renew().map_err(|e| status(&e))?;
-        Ok(Response::new(proto::Promise { guard_ms: convert::millis_down(promise.guard) }))
+        Ok(Response::new(proto::Promise { valid_for_ms: convert::millis_down(promise.guard) }))
     }
 
     async fn close_session(&self, request: Request<proto::SessionRef>) -> Result<Response<proto::Done>, Status> {

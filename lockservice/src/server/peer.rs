@@ -26,9 +26,12 @@ impl PeerApi {
 
 #[tonic::async_trait]
 impl proto::peer_server::Peer for PeerApi {
-    async fn resume(&self, request: Request<proto::ResumeRequest>) -> Result<Response<proto::ResumeResponse>, Status> {
+    async fn register(
+        &self,
+        request: Request<proto::RegisterRequest>,
+    ) -> Result<Response<proto::RegisterResponse>, Status> {
         let call = async |request| {
-            let started = self.allocator.resume(&convert::resume_from_proto(request)?).await?;
+            let started = self.allocator.register(&convert::registration_from_proto(request)?).await?;
             Ok(convert::started_to_proto(&started))
         };
         self.gate.pass(request, call).await
@@ -40,8 +43,8 @@ impl proto::peer_server::Peer for PeerApi {
     ) -> Result<Response<proto::KeepaliveResponse>, Status> {
         let call = async |request: proto::KeepaliveRequest| {
             let (service, nonce) = convert::incarnation_from_proto(request.incarnation)?;
-            let told = convert::progress_from_proto(request.told);
-            Ok(convert::lease_to_proto(&self.allocator.keepalive(service, nonce, told).await?))
+            let observed = convert::progress_from_proto(request.observed);
+            Ok(convert::lease_to_proto(&self.allocator.keepalive(service, nonce, observed).await?))
         };
         self.gate.pass(request, call).await
     }

@@ -304,7 +304,7 @@ async fn a_stopping_server_tells_holders_and_waiters_and_resigns_when_they_have_
     assert_eq!(waiting.await.expect_err("stopped").kind(), ErrorKind::ShuttingDown);
     assert_eq!(a.lost().await.kind(), ErrorKind::ShuttingDown);
     // The guard still holds: the work may be put away in order.
-    assert!(a.guard_deadline() > SystemClock.now());
+    assert!(a.deadline() > SystemClock.now());
     held.unlock();
     a.close().await.expect("the server waits for it");
     b.close().await.expect("the server waits for it");
@@ -323,8 +323,8 @@ async fn the_guard_of_a_client_that_hears_nothing_ends_before_its_session_can() 
     let lost = session.lost().await;
     assert_eq!(lost.kind(), ErrorKind::SessionLost);
     let now = SystemClock.now();
-    assert!(now >= session.guard_deadline(), "not before the guard ends");
-    assert!(session.guard_deadline() <= muted + ttl, "P2: lo(ttl) after the last renewal was sent");
+    assert!(now >= session.deadline(), "not before the guard ends");
+    assert!(session.deadline() <= muted + ttl, "P2: lo(ttl) after the last renewal was sent");
     assert_eq!(session.lock(spec("bob")).await.expect_err("lost").kind(), ErrorKind::SessionLost);
     drop(held);
 }
@@ -381,7 +381,7 @@ async fn the_guard_ends_earlier_by_the_time_that_the_work_needs_to_stop() {
     let plain = session(&served.address).await;
     let careful = Client::builder().stop_time(stop).connect(&served.address).await.expect("the server answers");
     let careful = careful.session(None).await.expect("a session");
-    let difference = plain.guard_deadline().since(careful.guard_deadline());
+    let difference = plain.deadline().since(careful.deadline());
     assert!(difference > stop / 2, "{difference:?}");
 }
 

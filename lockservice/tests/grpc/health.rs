@@ -9,7 +9,7 @@ use lockservice::server::{Server, ServerSettings, ServiceHost};
 use lockservice_core::NodeName;
 use lockservice_core::Nonce;
 use lockservice_core::allocator::{
-    AllocatorSettings, ElectedAllocator, LocalAllocator, LockTableAllocator, Resume, Role,
+    AllocatorSettings, ElectedAllocator, LocalAllocator, LockTableAllocator, Registration, Role,
 };
 use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::service::ServiceParts;
@@ -89,7 +89,7 @@ async fn locks_are_reported_as_served_only_while_the_node_has_its_lease() {
     assert_eq!((locks.now().await, whole.now().await), (ServingStatus::Serving, ServingStatus::Serving));
     // Another process takes the name over, as it may that knows the incarnation; the lease is lost.
     let (nonce, replaces) = (Nonce::new(1), Some((first.id(), first.nonce())));
-    let thief = allocator.resume(&Resume { node: name("n"), nonce, address: "x:1".to_owned(), replaces }).await;
+    let thief = allocator.register(&Registration { node: name("n"), nonce, address: "x:1".to_owned(), replaces }).await;
     let thief = thief.expect("it knows the incarnation");
     locks.becomes(ServingStatus::NotServing).await;
     whole.becomes(ServingStatus::NotServing).await;

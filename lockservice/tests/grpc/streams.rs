@@ -38,7 +38,7 @@ impl Locks for EndsStreams {
         let mut frames = request.into_inner();
         let hello = frames.message().await?.and_then(|frame| frame.ops.into_iter().next());
         let id = hello.map_or(0, |op| op.id);
-        let promise = Some(proto::Promise { guard_ms: 2_000 });
+        let promise = Some(proto::Promise { valid_for_ms: 2_000 });
         let welcome = proto::Welcome {
             session: 1,
             service: 1,
@@ -132,7 +132,7 @@ async fn every_answered_lock_renews_the_session_so_that_busy_clients_need_no_hea
     let client = Client::connect(&served.address).await.expect("it answers");
     let asked = SystemClock.now();
     let session = client.session(Some(TTL)).await.expect("a session");
-    let first = session.guard_deadline();
+    let first = session.deadline();
     let moved = session.guard();
     let txn = session.txn(Default::default());
     // The guard moves when that is worth it; the lease renews itself meanwhile.
@@ -142,7 +142,7 @@ async fn every_answered_lock_renews_the_session_so_that_busy_clients_need_no_hea
         let item: LockItem = row(&format!("row {n}"));
         txn.lock(lockservice_core::service::LockSpec { items: vec![item], ..spec("x") }).await.expect("free");
     }
-    assert!(session.guard_deadline() > first);
+    assert!(session.deadline() > first);
     // The first heartbeat is due after a third of the promise.
     assert!(SystemClock.now().since(asked) < TTL / 4, "no heartbeat has moved it");
 }

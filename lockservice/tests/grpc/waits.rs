@@ -15,10 +15,10 @@ async fn session(address: &str, name: &str) -> Session {
     client.session(None).await.expect("a session")
 }
 
-type Told = watch::Receiver<Option<WaitsFor>>;
+type Observed = watch::Receiver<Option<WaitsFor>>;
 
 /// The next holder that is told.
-async fn holder(told: &mut Told) -> Blocker {
+async fn holder(told: &mut Observed) -> Blocker {
     told.changed().await.expect("the sender is kept");
     match told.borrow_and_update().clone() {
         Some(WaitsFor::Txn(blocker)) => blocker,

@@ -499,7 +499,7 @@ async fn a_client_cannot_act_as_the_node_of_an_exclusive_store() {
     let (group, table) = ("default".to_owned(), "mine".to_owned());
     let bind = lock.bind();
     let refused = [
-        wire.resume(proto::ResumeRequest {
+        wire.register(proto::RegisterRequest {
             node: service.node().to_string(),
             nonce: 1,
             address: "thief:1".to_owned(),
@@ -509,7 +509,7 @@ async fn a_client_cannot_act_as_the_node_of_an_exclusive_store() {
         .expect_err("resume"),
         wire.keepalive(proto::KeepaliveRequest {
             incarnation: Some(me),
-            told: Some(proto::Progress { epoch: 9, write: 1, numbers: 0, leader: 0 }),
+            observed: Some(proto::Progress { epoch: 9, write: 1, high_water: 0, leader: 0 }),
         })
         .await
         .expect_err("keepalive"),

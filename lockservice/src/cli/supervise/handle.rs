@@ -33,7 +33,7 @@ pub(crate) struct Job<'a> {
     /// The signals that are to be blocked in it.
     pub(crate) blocked: &'a [i32],
     /// When the guard ends.
-    pub(crate) guard_end: Time,
+    pub(crate) deadline: Time,
     /// How long the command has between SIGTERM and the guard's end.
     pub(crate) stop_time: Duration,
     /// Whether errors are printed as JSON.

@@ -63,9 +63,10 @@ fn only_lock(frame: Poll<Option<proto::ClientFrame>>) -> proto::LockOp {
 fn nobody_is_woken_under_the_mutex_when_a_session_is_lost() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(1));
-    let begun = Begun::new(TxnOptions::default());
-    let (_, mut answer) =
-        outbox.lock(&begun, proto::LockOp::default(), Terms::default(), permit(&permits)).expect("it is small");
+    let txn_number = TxnNumber::new(TxnOptions::default());
+    let (_, mut answer) = outbox
+        .lock(&txn_number, proto::LockOp::default(), LeadershipHistory::default(), permit(&permits))
+        .expect("it is small");
     let sender = Looker::new(&outbox);
     let waker = Waker::from(Arc::clone(&sender));
     let mut cx = Context::from_waker(&waker);
@@ -90,11 +91,11 @@ fn nobody_is_woken_under_the_mutex_when_a_session_is_lost() {
 fn the_time_before_each_send_is_taken_off_the_time_out_and_makes_the_snapshot_older() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(1));
-    let begun = Begun::new(TxnOptions::default());
+    let txn_number = TxnNumber::new(TxnOptions::default());
     let op = proto::LockOp { timeout_ms: Some(1_000), ..Default::default() };
     let deadline = Some(Time::from_origin(Duration::from_secs(1)));
-    let terms = Terms { deadline, snapshot: Some(Time::ZERO), waits: None };
-    let _waiting = outbox.lock(&begun, op, terms, permit(&permits)).expect("it is small");
+    let terms = LeadershipHistory { deadline, snapshot: Some(Time::ZERO), waits: None };
+    let _waiting = outbox.lock(&txn_number, op, terms, permit(&permits)).expect("it is small");
     let mut cx = Context::from_waker(Waker::noop());
     let clock = Settable::default();
     let mut stream = stream;
@@ -114,8 +115,12 @@ fn a_renewal_goes_ahead_of_the_data_and_no_frame_of_several_operations_is_large(
     let large = proto::LockOp { rows: vec![vec![0; 4_096].into(); 30], ..Default::default() };
     let mut waiting = Vec::new();
     for _ in 0..3 {
-        let begun = Begun::new(TxnOptions::default());
-        waiting.push(outbox.lock(&begun, large.clone(), Terms::default(), permit(&permits)).expect("it may be sent"));
+        let txn_number = TxnNumber::new(TxnOptions::default());
+        waiting.push(
+            outbox
+                .lock(&txn_number, large.clone(), LeadershipHistory::default(), permit(&permits))
+                .expect("it may be sent"),
+        );
     }
     outbox.heartbeat();
     let mut cx = Context::from_waker(Waker::noop());
@@ -131,9 +136,10 @@ fn a_renewal_goes_ahead_of_the_data_and_no_frame_of_several_operations_is_large(
 fn a_grant_renews_from_when_its_request_was_last_sent() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(1));
-    let begun = Begun::new(TxnOptions::default());
-    let (_, _answer) =
-        outbox.lock(&begun, proto::LockOp::default(), Terms::default(), permit(&permits)).expect("it is small");
+    let txn_number = TxnNumber::new(TxnOptions::default());
+    let (_, _answer) = outbox
+        .lock(&txn_number, proto::LockOp::default(), LeadershipHistory::default(), permit(&permits))
+        .expect("it is small");
     let clock = Settable::default();
     let mut cx = Context::from_waker(Waker::noop());
     clock.0.store(100, SeqCst);
@@ -142,7 +148,7 @@ fn a_grant_renews_from_when_its_request_was_last_sent() {
     outbox.open(1 << 20);
     clock.0.store(700, SeqCst);
     let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &clock, &mut cx) else { panic!("nothing to send") };
-    let promise = Some(proto::Promise { guard_ms: 5_000 });
+    let promise = Some(proto::Promise { valid_for_ms: 5_000 });
     let locked = proto::Locked { promise, ..proto::Locked::default() };
     let answered = outbox.answer(frame.ops[0].id, Ok(proto::server_op::Answer::Locked(locked)), || Ok(()));
     let Answered::Promised(sent, promised) = answered else { panic!("no promise: {answered:?}") };
@@ -153,12 +159,14 @@ fn a_grant_renews_from_when_its_request_was_last_sent() {
 fn a_caller_is_told_what_its_own_call_waits_for_and_nothing_is_kept_when_that_is_over() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(2));
-    let begun = Begun::new(TxnOptions::default());
+    let txn_number = TxnNumber::new(TxnOptions::default());
     let (waits, mut seen) = watch::channel(None);
-    let terms = Terms { waits: Some(&waits), ..Terms::default() };
-    let (call, _answer) = outbox.lock(&begun, proto::LockOp::default(), terms, permit(&permits)).expect("it is small");
-    let (other, _answer) =
-        outbox.lock(&begun, proto::LockOp::default(), Terms::default(), permit(&permits)).expect("it is small");
+    let terms = LeadershipHistory { waits: Some(&waits), ..LeadershipHistory::default() };
+    let (call, _answer) =
+        outbox.lock(&txn_number, proto::LockOp::default(), terms, permit(&permits)).expect("it is small");
+    let (other, _answer) = outbox
+        .lock(&txn_number, proto::LockOp::default(), LeadershipHistory::default(), permit(&permits))
+        .expect("it is small");
     let tell = |call: CallId| {
         outbox.waiting(Waiting { number: call.txn, sequence: call.sequence, waits_for: WaitsFor::Token });
     };

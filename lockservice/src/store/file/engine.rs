@@ -155,7 +155,7 @@ impl KeyValue for FileEngine {
         Ok(())
     }
 
-    fn check_place(&self) -> Result<()> {
+    fn check_path(&self) -> Result<()> {
         match &self.held {
             Some(held) => held.place.check(&held.file, Path::new("")),
             None => Ok(()),

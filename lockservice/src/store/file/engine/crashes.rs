@@ -28,7 +28,7 @@ enum Fault {
 }
 
 #[derive(Debug)]
-struct State {
+struct DiskState {
     durable: Vec<u8>,
     shown: Vec<u8>,
     unsynced: Vec<Unsynced>,
@@ -41,12 +41,12 @@ struct State {
 
 /// A disk in memory whose power can fail.
 #[derive(Clone, Debug)]
-struct Disk(Arc<Mutex<State>>);
+struct Disk(Arc<Mutex<DiskState>>);
 
 impl Disk {
     fn new(content: &[u8], fault: Option<(usize, Fault)>) -> Self {
         let (durable, shown) = (content.to_vec(), content.to_vec());
-        Self(Arc::new(Mutex::new(State {
+        Self(Arc::new(Mutex::new(DiskState {
             durable,
             shown,
             unsynced: Vec::new(),
@@ -57,7 +57,7 @@ impl Disk {
         })))
     }
 
-    fn with<T>(&self, call: impl FnOnce(&mut State) -> T) -> T {
+    fn with<T>(&self, call: impl FnOnce(&mut DiskState) -> T) -> T {
         call(&mut self.0.lock().expect("nobody panics while it is locked"))
     }
 
@@ -131,7 +131,7 @@ fn apply(step: &Unsynced, disk: &mut Vec<u8>) {
     }
 }
 
-impl State {
+impl DiskState {
     /// Counts a step; fails if it is the one that fails, or if the power has failed.
     fn step(&mut self) -> io::Result<()> {
         let now = self.steps;

@@ -1,4 +1,4 @@
-//! [`Span`]: a session at every node that its transactions were sent on to (T5).
+//! [`ClusterSession`]: a session at every node that its transactions were sent on to (T5).
 //!
 //! The first node is the *home*; the others are opened when a table turns out to be owned there, and kept for the next transaction. What
 //! holds for the whole session is the least of what holds at home and at each other node **in use**: one where a transaction holds
@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::driver;
-use super::place::{Closing, Handle, Shared};
+use super::place::{Closing, Handle, SessionShared};
 
 /// Most nodes beside the home.
 const NODES_MAX: usize = 64;
@@ -23,7 +23,7 @@ const OWNERS_MAX: usize = 10_000;
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub(super) struct Span {
+pub(super) struct ClusterSession {
     pub(super) home: Arc<Handle>,
     ttl: Option<Duration>,
     /// The earliest guard, and the first loss, of home and the nodes in use. Each is computed while the channel is locked, so that
@@ -38,7 +38,7 @@ pub(super) struct Span {
 
 #[derive(Debug)]
 struct Used {
-    shared: Arc<Shared>,
+    shared: Arc<SessionShared>,
     by: usize,
 }
 
@@ -53,9 +53,9 @@ struct Known {
     owners: HashMap<TableRef, String>,
 }
 
-impl Span {
+impl ClusterSession {
     pub(super) fn new(home: Arc<Handle>, ttl: Option<Duration>) -> Arc<Self> {
-        let span = Arc::new(Self {
+        let cluster_session = Arc::new(Self {
             home,
             ttl,
             guard: watch::Sender::new(Time::ZERO),
@@ -63,19 +63,19 @@ impl Span {
             used: Mutex::default(),
             known: Mutex::default(),
         });
-        span.adopt(&span.home);
-        span.refresh();
+        cluster_session.adopt(&cluster_session.home);
+        cluster_session.refresh();
         // It may have been lost, and nobody told, before it was adopted.
-        let lost = span.home.shared.lost.borrow().clone();
+        let lost = cluster_session.home.shared.lost.borrow().clone();
         if let Some(why) = lost {
-            span.lost_at(&span.home.shared, &why);
+            cluster_session.lost_at(&cluster_session.home.shared, &why);
         }
-        span
+        cluster_session
     }
 
     fn adopt(self: &Arc<Self>, handle: &Handle) {
         // It is set once: a session belongs to one span.
-        drop(handle.shared.span.set(Arc::downgrade(self)));
+        drop(handle.shared.cluster_session.set(Arc::downgrade(self)));
     }
 
     /// The earliest guard is computed anew.
@@ -90,8 +90,8 @@ impl Span {
     }
 
     /// The session was lost at one node.
-    pub(super) fn lost_at(&self, shared: &Shared, why: &Error) {
-        let is = |other: &Shared| std::ptr::eq(other, shared);
+    pub(super) fn lost_at(&self, shared: &SessionShared, why: &Error) {
+        let is = |other: &SessionShared| std::ptr::eq(other, shared);
         if is(&self.home.shared) || self.used.lock().iter().any(|used| is(&used.shared)) {
             self.lost.send_if_modified(|lost| {
                 let first = lost.is_none();
@@ -112,7 +112,7 @@ impl Span {
     }
 
     /// A transaction holds something at a node from now on, until the answer is dropped. Nothing need be counted for the home.
-    pub(super) fn stay(self: &Arc<Self>, handle: &Arc<Handle>) -> Option<Stay> {
+    pub(super) fn pin(self: &Arc<Self>, handle: &Arc<Handle>) -> Option<NodePin> {
         if Arc::ptr_eq(handle, &self.home) {
             return None;
         }
@@ -130,7 +130,7 @@ impl Span {
         if let Some(why) = lost {
             self.lost_at(shared, &why);
         }
-        Some(Stay { span: Arc::downgrade(self), shared: Arc::clone(shared) })
+        Some(NodePin { cluster_session: Arc::downgrade(self), shared: Arc::clone(shared) })
     }
 
     /// Where the owner of `table` was last, if that is known and not the home.
@@ -239,16 +239,16 @@ impl Span {
 
 /// A transaction that holds something at a node beside the home.
 #[derive(Debug)]
-pub(super) struct Stay {
-    span: Weak<Span>,
-    shared: Arc<Shared>,
+pub(super) struct NodePin {
+    cluster_session: Weak<ClusterSession>,
+    shared: Arc<SessionShared>,
 }
 
-impl Drop for Stay {
+impl Drop for NodePin {
     fn drop(&mut self) {
-        let Some(span) = self.span.upgrade() else { return };
+        let Some(cluster_session) = self.cluster_session.upgrade() else { return };
         {
-            let mut used = span.used.lock();
+            let mut used = cluster_session.used.lock();
             if let Some(at) = used.iter().position(|used| Arc::ptr_eq(&used.shared, &self.shared)) {
                 used[at].by -= 1;
                 if used[at].by == 0 {
@@ -256,6 +256,6 @@ impl Drop for Stay {
                 }
             }
         }
-        span.refresh();
+        cluster_session.refresh();
     }
 }

@@ -1,4 +1,4 @@
-//! [`Told`]: what leaders told a node, until a later leader has compared it with its store (L4).
+//! [`Observed`]: what leaders told a node, until a later leader has compared it with its store (L4).
 
 use super::types::Progress;
 use crate::id::Epoch;
@@ -9,17 +9,17 @@ const EPOCHS_MAX: usize = 16;
 /// The furthest that each leadership told, the earliest first. Never empty of what no later leader has heard of: a later leader's own
 /// writes may have the numbers of those that were lost, so the furthest of all would hide what an earlier one told.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Told(Vec<Progress>);
+pub(super) struct Observed(Vec<Progress>);
 
-impl Told {
+impl Observed {
     /// The last leadership that told anything, and how far it was.
     pub(super) fn last(&self) -> Progress {
         self.0.last().copied().unwrap_or_default()
     }
 
     /// Every number that any of them told of is below this.
-    pub(super) fn numbers(&self) -> u64 {
-        self.0.iter().map(|told| told.numbers).max().unwrap_or(0)
+    pub(super) fn high_water(&self) -> u64 {
+        self.0.iter().map(|observed| observed.high_water).max().unwrap_or(0)
     }
 
     /// Each leadership that told anything.
@@ -35,7 +35,7 @@ impl Told {
         let same = |known: &&mut Progress| known.epoch == at.epoch && known.leader == at.leader;
         match self.0.iter_mut().find(same) {
             Some(known) => {
-                (known.write, known.numbers) = (known.write.max(at.write), known.numbers.max(at.numbers));
+                (known.write, known.high_water) = (known.write.max(at.write), known.high_water.max(at.high_water));
             }
             None => self.0.insert(self.0.partition_point(|known| known.epoch <= at.epoch), at),
         }
@@ -43,16 +43,16 @@ impl Told {
             // As if the earlier of them had told all of it: at worst a leader takes as lost what is not.
             let later = self.0.remove(1);
             self.0[0].write = self.0[0].write.max(later.write);
-            self.0[0].numbers = self.0[0].numbers.max(later.numbers);
+            self.0[0].high_water = self.0[0].high_water.max(later.high_water);
         }
     }
 
     /// A leader of `epoch` has compared `report`.
     pub(super) fn compared(&mut self, report: Progress, epoch: Epoch) {
-        let heard = |known: &Progress| {
+        let observe = |known: &Progress| {
             known.epoch == report.epoch && known.leader == report.leader && known.write <= report.write
         };
-        self.0.retain(|known| !(heard(known) && known.epoch < epoch));
+        self.0.retain(|known| !(observe(known) && known.epoch < epoch));
     }
 }
 
@@ -62,45 +62,45 @@ mod tests {
     use crate::id::Nonce;
 
     fn at(epoch: u64, write: u64) -> Progress {
-        Progress { epoch: Epoch::new(epoch), write, numbers: epoch * 1000, leader: Nonce::new(epoch) }
+        Progress { epoch: Epoch::new(epoch), write, high_water: epoch * 1000, leader: Nonce::new(epoch) }
     }
 
     #[test]
     fn what_an_earlier_leader_told_stays_until_a_later_one_has_compared_it() {
-        let mut told = Told::default();
+        let mut observed = Observed::default();
         for progress in [at(5, 10), at(7, 9), at(5, 8), at(7, 8), Progress::default()] {
-            told.add(progress);
+            observed.add(progress);
         }
-        assert_eq!(told.each(), [at(5, 10), at(7, 9)]);
-        told.compared(at(5, 9), Epoch::new(7));
-        assert_eq!(told.each(), [at(5, 10), at(7, 9)], "told more since it was reported");
-        told.compared(at(5, 10), Epoch::new(5));
-        told.compared(at(7, 9), Epoch::new(7));
-        assert_eq!(told.each(), [at(5, 10), at(7, 9)], "by the leader itself");
-        told.compared(at(5, 10), Epoch::new(7));
-        assert_eq!((told.each(), told.last()), (&[at(7, 9)][..], at(7, 9)));
+        assert_eq!(observed.each(), [at(5, 10), at(7, 9)]);
+        observed.compared(at(5, 9), Epoch::new(7));
+        assert_eq!(observed.each(), [at(5, 10), at(7, 9)], "told more since it was reported");
+        observed.compared(at(5, 10), Epoch::new(5));
+        observed.compared(at(7, 9), Epoch::new(7));
+        assert_eq!(observed.each(), [at(5, 10), at(7, 9)], "by the leader itself");
+        observed.compared(at(5, 10), Epoch::new(7));
+        assert_eq!((observed.each(), observed.last()), (&[at(7, 9)][..], at(7, 9)));
     }
 
     #[test]
     fn two_leaderships_of_one_epoch_are_told_apart() {
-        let (mut told, other) = (Told::default(), Progress { leader: Nonce::new(99), ..at(5, 3) });
-        told.add(at(5, 10));
-        told.add(other);
-        assert_eq!(told.each(), [at(5, 10), other]);
-        told.compared(at(5, 10), Epoch::new(7));
-        assert_eq!(told.each(), [other]);
+        let (mut observed, other) = (Observed::default(), Progress { leader: Nonce::new(99), ..at(5, 3) });
+        observed.add(at(5, 10));
+        observed.add(other);
+        assert_eq!(observed.each(), [at(5, 10), other]);
+        observed.compared(at(5, 10), Epoch::new(7));
+        assert_eq!(observed.each(), [other]);
     }
 
     #[test]
     fn too_many_leaderships_are_taken_together_on_the_safe_side() {
-        let mut told = Told::default();
+        let mut observed = Observed::default();
         for epoch in 1..100 {
-            told.add(at(epoch, 200 - epoch));
+            observed.add(at(epoch, 200 - epoch));
         }
-        assert_eq!(told.each().len(), EPOCHS_MAX);
-        let first = told.each()[0];
+        assert_eq!(observed.each().len(), EPOCHS_MAX);
+        let first = observed.each()[0];
         assert_eq!((first.epoch, first.write), (Epoch::new(1), 199));
-        assert!(first.numbers > 1000 && told.numbers() == 99_000);
-        assert_eq!(told.last(), at(99, 101));
+        assert!(first.high_water > 1000 && observed.high_water() == 99_000);
+        assert_eq!(observed.last(), at(99, 101));
     }
 }

@@ -1,11 +1,11 @@
-//! [`Terms`]: where the leaderships of a store began, so that a report of what a leader told can be compared with the store's history (L4). Pure.
+//! [`LeadershipHistory`]: where the leaderships of a store began, so that a report of what a leader told can be compared with the store's history (L4). Pure.
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Epoch, Nonce};
 
 /// Most leaderships that are kept.
-const TERMS_MAX: usize = 32;
+const LEADERSHIPS_MAX: usize = 32;
 
 /// Where each of the last leaderships of a store began, the earliest first.
 ///
@@ -15,11 +15,11 @@ const TERMS_MAX: usize = 32;
 /// lost leadership's epoch to the next one, so a leadership is told by its epoch *and* its nonce.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Terms(Vec<Term>);
+pub struct LeadershipHistory(Vec<PastLeadership>);
 
 /// Where a leadership began.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Term {
+pub struct PastLeadership {
     /// Its first epoch.
     pub epoch: Epoch,
     /// Its last epoch so far: it may have raised it.
@@ -30,7 +30,7 @@ pub struct Term {
     pub above: u64,
 }
 
-impl Terms {
+impl LeadershipHistory {
     /// True if none is kept: of a store whose leaders never change, or of a version that kept none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -39,20 +39,20 @@ impl Terms {
     /// With a further leadership, or a later epoch of the last one. The earliest are forgotten first.
     #[must_use]
     pub fn with(&self, epoch: Epoch, above: u64, leader: Nonce) -> Self {
-        let mut terms = self.0.clone();
-        match terms.last_mut() {
+        let mut history = self.0.clone();
+        match history.last_mut() {
             Some(last) if last.leader == leader => last.to = epoch,
-            _ => terms.push(Term { epoch, to: epoch, leader, above }),
+            _ => history.push(PastLeadership { epoch, to: epoch, leader, above }),
         }
-        let forgotten = terms.len().saturating_sub(TERMS_MAX);
-        Self(terms.split_off(forgotten))
+        let forgotten = history.len().saturating_sub(LEADERSHIPS_MAX);
+        Self(history.split_off(forgotten))
     }
 
     /// True if this history has lost the write of number `write`, which `leader` has told of in `epoch`: the first leadership after that one,
     /// or the one that has its epoch in this history, found less. `leader` 0 is one that is not known. Of a leadership before all that are
     /// kept, losses that later writes have made up for are not seen.
     pub fn lost(&self, epoch: Epoch, leader: Nonce, write: u64) -> bool {
-        let another = |term: &&Term| {
+        let another = |term: &&PastLeadership| {
             let in_its_place = term.to >= epoch && leader != Nonce::default() && term.leader != leader;
             term.epoch > epoch || in_its_place
         };
@@ -73,47 +73,47 @@ mod tests {
         Nonce::new(n * 100)
     }
 
-    fn terms(began: &[(u64, u64)]) -> Terms {
-        began.iter().fold(Terms::default(), |terms, (n, above)| terms.with(epoch(*n), *above, of(*n)))
+    fn history(began: &[(u64, u64)]) -> LeadershipHistory {
+        began.iter().fold(LeadershipHistory::default(), |history, (n, above)| history.with(epoch(*n), *above, of(*n)))
     }
 
     #[test]
     fn what_the_first_leadership_after_it_did_not_find_is_lost_whatever_was_written_since() {
-        let terms = terms(&[(3, 0), (7, 50), (8, 90)]);
-        assert!(!terms.lost(epoch(3), of(3), 50) && terms.lost(epoch(3), of(3), 51));
+        let history = history(&[(3, 0), (7, 50), (8, 90)]);
+        assert!(!history.lost(epoch(3), of(3), 50) && history.lost(epoch(3), of(3), 51));
         assert!(
-            !terms.lost(epoch(5), of(5), 50) && terms.lost(epoch(5), of(5), 80),
+            !history.lost(epoch(5), of(5), 50) && history.lost(epoch(5), of(5), 80),
             "one that the history does not know"
         );
-        assert!(!terms.lost(epoch(7), of(7), 90) && terms.lost(epoch(7), of(7), 91));
-        assert!(!terms.lost(epoch(8), of(8), 1_000), "its own: only the present knows");
-        assert!(!Terms::default().lost(epoch(1), of(1), 9));
+        assert!(!history.lost(epoch(7), of(7), 90) && history.lost(epoch(7), of(7), 91));
+        assert!(!history.lost(epoch(8), of(8), 1_000), "its own: only the present knows");
+        assert!(!LeadershipHistory::default().lost(epoch(1), of(1), 9));
     }
 
     #[test]
     fn a_leadership_that_had_the_epoch_of_one_in_the_history_is_another() {
-        let terms = terms(&[(3, 0), (4, 20), (9, 60)]);
+        let history = history(&[(3, 0), (4, 20), (9, 60)]);
         let lost = Nonce::new(77);
-        assert!(terms.lost(epoch(4), lost, 21) && !terms.lost(epoch(4), lost, 20));
-        assert!(terms.lost(epoch(9), lost, 61), "also the last one's");
-        assert!(!terms.lost(epoch(4), Nonce::default(), 60), "not known: taken for the one in the history");
+        assert!(history.lost(epoch(4), lost, 21) && !history.lost(epoch(4), lost, 20));
+        assert!(history.lost(epoch(9), lost, 61), "also the last one's");
+        assert!(!history.lost(epoch(4), Nonce::default(), 60), "not known: taken for the one in the history");
     }
 
     #[test]
     fn an_epoch_that_a_leader_raised_is_still_its_own() {
-        let terms = terms(&[(3, 0)]).with(epoch(5), 40, of(3)).with(epoch(6), 70, of(6));
+        let history = history(&[(3, 0)]).with(epoch(5), 40, of(3)).with(epoch(6), 70, of(6));
         for told in [3, 4, 5] {
-            assert!(!terms.lost(epoch(told), of(3), 70) && terms.lost(epoch(told), of(3), 71));
+            assert!(!history.lost(epoch(told), of(3), 70) && history.lost(epoch(told), of(3), 71));
         }
-        assert_eq!(terms.0.len(), 2, "a leader that raises its epoch often forgets no history");
+        assert_eq!(history.0.len(), 2, "a leader that raises its epoch often forgets no history");
     }
 
     #[test]
     fn the_earliest_are_forgotten_and_never_make_anything_lost() {
         let began: Vec<_> = (1..=100).map(|n| (n, n * 10)).collect();
-        let terms = terms(&began);
-        assert_eq!(terms.0.len(), TERMS_MAX);
-        assert!(!terms.lost(epoch(1), of(1), 500) && terms.lost(epoch(1), of(1), 1_000));
-        assert!(terms.lost(epoch(98), of(98), 991) && !terms.lost(epoch(98), of(98), 990));
+        let history = history(&began);
+        assert_eq!(history.0.len(), LEADERSHIPS_MAX);
+        assert!(!history.lost(epoch(1), of(1), 500) && history.lost(epoch(1), of(1), 1_000));
+        assert!(history.lost(epoch(98), of(98), 991) && !history.lost(epoch(98), of(98), 990));
     }
 }
