@@ -220,7 +220,7 @@ async fn tables_whose_owner_ended_are_forgotten_when_nobody_wanted_them_for_as_l
     assert_eq!(allocator.entries().0, 1, "all but the one that has an owner");
     let state = alone.store.load().await.expect("readable");
     assert_eq!((state.tables.len(), state.tables[0].id), (1, kept.id));
-    assert!(state.forgotten.numbers < allocator.bind(b.service, &table("t7")).await.expect("free").bind.id.get());
+    assert!(state.forgotten.high_water < allocator.bind(b.service, &table("t7")).await.expect("free").bind.id.get());
     assert!(state.services.iter().all(|service| service.id != a.service), "nothing refers to it any more");
 }
 
@@ -273,7 +273,7 @@ async fn a_new_leader_waits_for_the_owner_before_an_operator_may_have_a_table_fo
 async fn a_store_that_has_forgotten_says_so_in_its_highest_numbers() {
     let store = SharedStore::new();
     let mut state = store.load().await.expect("readable");
-    state.forgotten.numbers = 7 << 32 | 3;
+    state.forgotten.high_water = 7 << 32 | 3;
     assert_eq!((state.highest_number(), state.highest_epoch()), (7 << 32 | 3, Epoch::new(7)));
     state.forgotten.tokens_reserved_to = 9 << 32;
     assert_eq!(state.highest_epoch(), Epoch::new(8), "the end of a block belongs to the block before (F2)");

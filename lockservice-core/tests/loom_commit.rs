@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use lockservice_core::allocator::commit::{CommitControl, Marked, PinSet, Pins};
-use lockservice_core::allocator::lease::LeaseState;
+use lockservice_core::allocator::state::commits::{CommitControl, Marked, PinSet, Pins};
+use lockservice_core::allocator::state::leases::LeaseState;
+use lockservice_core::allocator::state::tokens::TokenSource;
 use lockservice_core::allocator::state::{AllocatorState, BindEntry, Service, TableEntry};
-use lockservice_core::allocator::tokens::TokenSource;
 use lockservice_core::allocator::{BeginCommit, CommitWindow, PresentedBind};
 use lockservice_core::clock::Time;
 use lockservice_core::store::{ServiceRecord, ServiceState};

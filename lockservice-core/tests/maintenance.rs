@@ -77,7 +77,7 @@ fn states(most: usize) -> impl Strategy<Value = StoreState> {
                 .collect(),
             tables,
             forgotten: forgotten.map_or_else(Forgotten::default, |(numbers, tokens)| Forgotten {
-                numbers: number(numbers.into()),
+                high_water: number(numbers.into()),
                 tokens_reserved_to: number(tokens.into()),
             }),
             services,
@@ -131,7 +131,7 @@ fn sample(tables: usize) -> StoreState {
                 binds: vec![BindRecord { owner, version: BindVersion::new(7 << 32 | at) }],
             })
             .collect(),
-        forgotten: Forgotten { numbers: 7 << 32 | 1 << 20, tokens_reserved_to: 8 << 32 },
+        forgotten: Forgotten { high_water: 7 << 32 | 1 << 20, tokens_reserved_to: 8 << 32 },
         tombstones: vec![TxnId::new(owner, 3, true)],
         volatile_tokens_from: None,
     }

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lockservice_core::allocator::commit::Pins;
-use lockservice_core::allocator::lease::LeaseState;
+use lockservice_core::allocator::state::commits::Pins;
+use lockservice_core::allocator::state::leases::LeaseState;
+use lockservice_core::allocator::state::tokens::TokenSource;
 use lockservice_core::allocator::state::{AllocatorState, BindEntry, Service, TableEntry};
-use lockservice_core::allocator::tokens::TokenSource;
 use lockservice_core::allocator::{
     AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Registration,
 };

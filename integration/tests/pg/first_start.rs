@@ -57,7 +57,7 @@ async fn a_store_of_format_one_is_opened_by_sixteen_nodes_at_once_while_one_writ
     let before = state(&first).await;
     assert_eq!((before.epoch.get(), before.applied), (27_557, 40));
     assert_eq!((before.tables.len(), before.services.len(), before.tombstones.len()), (40, 3, 2));
-    assert_eq!((before.forgotten.numbers, before.forgotten.tokens_reserved_to), (41, 41 << 32));
+    assert_eq!((before.forgotten.high_water, before.forgotten.tokens_reserved_to), (41, 41 << 32));
     assert_eq!(before.constants.expect("set").lease_ttl_ms, 3_000);
     // Its leader's clock of then says no more than ours of today.
     let epoch = crate::support::lead(&first).await;

@@ -1,24 +1,11 @@
 //! The allocator: which service owns which lock table, at which version, for how long, and whether a commit may go ahead.
 
-mod answers;
-pub mod commit;
-mod elected;
-mod forget;
-mod grant;
-mod incarnation;
-pub mod leadership;
-pub mod lease;
-mod local;
-mod observed;
-mod open;
-mod origins;
+mod cluster;
+pub(crate) mod leader;
+mod messages;
 mod report;
 mod settings;
 pub mod state;
-mod term;
-pub mod tokens;
-mod types;
-mod writer;
 
 use std::fmt;
 use std::sync::Weak;
@@ -30,16 +17,16 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
 
-pub use self::commit::{OriginTxns, TxnLife, TxnRange};
-pub use self::elected::{AllocatorPeers, ElectedAllocator, Role};
-pub use self::local::{AllocatorStopped, LocalAllocator};
-pub use self::report::Report;
-pub use self::settings::{AllocatorSettings, TTL_MS_MAX, TTL_MS_MIN};
-pub use self::types::{
+pub use self::cluster::{AllocatorPeers, ElectedAllocator, Role};
+pub use self::leader::{AllocatorStopped, LocalAllocator};
+pub use self::messages::{
     AllocatorStatus, BeginCommit, Bind, BindState, BindStatus, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
     ForgetOutcome, Forgetting, Incarnation, Latest, LeaseAck, PresentedBind, Progress, Registration, Released,
     ReservedTokens, ServiceStatus, TokenBlock,
 };
+pub use self::report::Report;
+pub use self::settings::{AllocatorSettings, TTL_MS_MAX, TTL_MS_MIN};
+pub use self::state::commits::{OriginTxns, TxnLife, TxnRange};
 
 /// What services call to have tables bound, to stay alive, and to have commits validated.
 ///

@@ -1,6 +1,6 @@
 //! [`Report`]: what a node was told, for a leader that may not know the node (L4).
 
-use super::types::Progress;
+use crate::allocator::messages::Progress;
 use crate::store::{Cluster, Proof};
 
 /// What leaders have told a node, and the proof that it comes from somebody who can read the store

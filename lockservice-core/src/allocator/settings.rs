@@ -13,7 +13,7 @@ pub const TTL_MS_MIN: u64 = 1_000;
 /// Longest TTL that is accepted, in milliseconds: one hour.
 pub const TTL_MS_MAX: u64 = 3_600_000;
 
-/// Limits and constants of a [`LocalAllocator`](super::LocalAllocator).
+/// Limits and constants of a [`LocalAllocator`](crate::allocator::LocalAllocator).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AllocatorSettings {

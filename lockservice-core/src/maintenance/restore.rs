@@ -19,7 +19,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::dump::Dump;
-use crate::allocator::leadership::LeadershipWatch;
+use crate::allocator::leader::leadership::LeadershipWatch;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{EPOCH_END, Epoch, NodeName, ServiceId, TableRef};

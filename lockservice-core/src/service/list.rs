@@ -9,9 +9,9 @@ use crate::table::{self, WaitInfo};
 /// Locks, made in slices; see [`table::LockList`].
 #[derive(Debug)]
 pub struct LockList {
-    pub(super) inner: Arc<ServiceInner>,
+    pub(in crate::service) inner: Arc<ServiceInner>,
     /// `None` if the table that was asked for is not served here.
-    pub(super) list: Option<table::LockList>,
+    pub(in crate::service) list: Option<table::LockList>,
 }
 
 /// Waits, made in slices; see [`table::WaitList`].
@@ -40,7 +40,11 @@ impl LockList {
 }
 
 impl WaitList {
-    pub(super) fn new(inner: Arc<ServiceInner>, list: Option<table::WaitList>, only: Option<TableRef>) -> Self {
+    pub(in crate::service) fn new(
+        inner: Arc<ServiceInner>,
+        list: Option<table::WaitList>,
+        only: Option<TableRef>,
+    ) -> Self {
         Self { inner, only, list, at: None, over: false }
     }
 

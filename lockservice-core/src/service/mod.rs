@@ -26,23 +26,13 @@
 //! - **A lost session's locks** go at once if their transaction does not validate, and otherwise only after the allocator made it
 //!   unable to commit (C4); a commit in flight keeps them.
 
-mod forget;
-mod keeper;
 mod lease;
-mod line;
 mod list;
-mod live;
-mod pending;
-mod queue;
-mod quota;
-mod registry;
+mod messages;
 mod session;
 mod settings;
 mod tables;
 mod txn;
-mod types;
-mod waits;
-mod weight;
 
 use std::future::Future;
 use std::pin::pin;
@@ -60,24 +50,24 @@ use crate::id::{NodeName, Nonce, ServiceId, SessionId, TableRef, TxnId};
 use crate::sync::Mutex;
 use crate::table::LockEngine;
 
-use self::lease::Lease;
-use self::live::LiveTxns;
-use self::registry::Registry;
-use self::session::SessionRecord;
-use self::tables::Tables;
-use self::txn::{TxnRecord, timer};
+use crate::service::lease::Lease;
+use crate::service::session::SessionRecord;
+use crate::service::session::registry::Registry;
+use crate::service::tables::Tables;
+use crate::service::txn::live::LiveTxns;
+use crate::service::txn::{TxnRecord, timer};
 
 pub use self::list::{LockList, WaitList};
-pub use self::pending::Pending;
-pub use self::quota::{CallMemory, OpenCall, Quota, QuotaSettings};
-pub use self::session::{Attachment, HeldFrame, STILL_RUNNING_BYTES_MAX, Session};
-pub use self::settings::ServiceSettings;
-pub use self::txn::Txn;
-pub use self::types::{
+pub use self::messages::{
     ANCESTORS_MAX, Answer, Granted, LockSpec, LockStatus, Operation, Promise, ServiceParts, Stopped, TxnOp, TxnOptions,
     WaitStatus,
 };
-pub use self::waits::{WaitNotices, Waiting, WaitsFor};
+pub use self::session::pending::Pending;
+pub use self::session::quota::{CallMemory, OpenCall, Quota, QuotaSettings};
+pub use self::session::{Attachment, HeldFrame, STILL_RUNNING_BYTES_MAX, Session};
+pub use self::settings::ServiceSettings;
+pub use self::txn::Txn;
+pub use self::txn::waits::{WaitNotices, Waiting, WaitsFor};
 
 /// Lines of a slice, where all of a list is wanted.
 const SLICE: usize = 1_024;
@@ -174,9 +164,9 @@ impl LockService {
         tracing::info!(node = %inner.parts.node, service = %inner.id, lease = ?incarnation.lease_ttl, "service started");
         let live = Arc::downgrade(&inner.live);
         inner.parts.allocator.attach_origin(inner.id, live);
-        inner.spawn(keeper::keep_lease(Arc::clone(&inner)));
-        inner.spawn(live::report(Arc::clone(&inner)));
-        inner.spawn(forget::forget_idle(Arc::clone(&inner)));
+        inner.spawn(lease::renewal::keep_lease(Arc::clone(&inner)));
+        inner.spawn(txn::live::report(Arc::clone(&inner)));
+        inner.spawn(tables::forget::forget_idle(Arc::clone(&inner)));
         Ok(Self { _last: Arc::new(SealOnDrop(Arc::clone(&inner))), inner })
     }
 

@@ -11,7 +11,7 @@ use crate::table::EngineSettings;
 /// Less would hold up a client that does nothing unusual.
 const KEPT_BYTES_MIN: usize = 1 << 16;
 
-/// Limits and defaults of a [`LockService`](super::LockService).
+/// Limits and defaults of a [`LockService`](crate::service::LockService).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServiceSettings {

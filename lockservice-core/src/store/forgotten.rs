@@ -13,6 +13,7 @@ use super::TableRecord;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Forgotten {
     /// The highest table id or version of a bind.
+    #[serde(rename = "numbers")]
     pub high_water: u64,
     /// The highest end of a table's blocks of tokens (F2).
     pub tokens_reserved_to: u64,

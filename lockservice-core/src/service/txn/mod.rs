@@ -1,5 +1,8 @@
 //! Transactions: one lock call at a time, checked again before it is answered, and ended exactly once.
 
+pub(in crate::service) mod live;
+pub(in crate::service) mod waits;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +11,8 @@ use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{TableRef, TxnId};
 use crate::key::LockItem;
-use crate::service::line::{Asked, Handed};
 use crate::service::session::Renewals;
+use crate::service::tables::line::{Asked, Handed};
 use crate::service::{ANCESTORS_MAX, Granted, LockService, LockSpec, Promise, ServiceInner, TxnOptions};
 use crate::sync::Mutex;
 use crate::table::Grant;
@@ -257,7 +260,7 @@ impl ServiceInner {
     }
 
     async fn fence_then_release(self: Arc<Self>, mut txns: Vec<Arc<TxnRecord>>) {
-        let mut pause = super::tables::RETRY_FIRST;
+        let mut pause = crate::service::tables::RETRY_FIRST;
         while !txns.is_empty() {
             if self.is_sealed() {
                 // As in `abandon`: nothing is granted here any more, and nobody would end this task.
@@ -288,7 +291,7 @@ impl ServiceInner {
                 }
             }
             self.pause(pause).await;
-            pause = (pause * 2).min(super::tables::RETRY_MOST);
+            pause = (pause * 2).min(crate::service::tables::RETRY_MOST);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Weak;
 
-use super::commit::{OriginTxns, TxnLife};
+use crate::allocator::state::commits::{OriginTxns, TxnLife};
 use crate::id::{ServiceId, TxnId};
 use crate::sync::RwLock;
 

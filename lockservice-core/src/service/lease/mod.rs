@@ -4,6 +4,8 @@
 //! the lease, with a reading of the clock made under it. So a lapse and a renewal exclude each other:
 //! whichever is decided first, the other sees it.
 
+pub(in crate::service) mod renewal;
+
 use std::time::Duration;
 
 use crate::clock::{Time, hi, lo};

@@ -9,12 +9,12 @@ use smallvec::{SmallVec, smallvec};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::leadership::LeadershipCell;
-use super::lease::LeaseState;
-use super::local::{Beginning, LocalShared, NameHolder};
-use super::open::{self, Acquired, HeldBy, Hold, acquire};
-use super::state::{AllocatorState, Service, stopping};
-use super::writer::{Command, Done, Writer, another_store, end};
+use crate::allocator::leader::leadership::LeadershipCell;
+use crate::allocator::leader::recover::{self, Acquired, HeldBy, Hold, acquire};
+use crate::allocator::leader::writer::{Command, Done, Writer, another_store, end};
+use crate::allocator::leader::{Beginning, LocalShared, NameHolder};
+use crate::allocator::state::leases::LeaseState;
+use crate::allocator::state::{AllocatorState, Service, stopping};
 use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{Epoch, TxnId};
@@ -25,7 +25,7 @@ use crate::sync::atomic::Ordering;
 const SWEEP_EVERY_MAX: Duration = Duration::from_millis(500);
 
 /// Opens the store, then writes to it until told to stop. A shared store's leadership is renewed beside that.
-pub(super) async fn lead(
+pub(in crate::allocator) async fn lead(
     shared: Arc<LocalShared>,
     store: Arc<dyn BindStore>,
     beginning: Beginning,
@@ -106,7 +106,8 @@ async fn write(
     let lineage = acquired.lineage.clone();
     let exclusive = acquired.exclusive;
     let hold = Hold { head: &head, leadership: &leadership };
-    let opened = open::open(&*store, &*shared.clock, &shared.settings, &mut candidate, acquired, hold, &observed).await;
+    let opened =
+        recover::open(&*store, &*shared.clock, &shared.settings, &mut candidate, acquired, hold, &observed).await;
     let opened = match opened {
         Ok(opened) => opened,
         Err(e) => {
@@ -210,7 +211,7 @@ fn sweep_every(shared: &LocalShared) -> Duration {
 }
 
 /// Fences lapsed incarnations durably, forgets commits that have run out and incarnations nobody refers to. Holds nothing over an await.
-pub(super) async fn sweep(shared: Arc<LocalShared>) {
+pub(in crate::allocator) async fn sweep(shared: Arc<LocalShared>) {
     let Ok(state) = shared.opened().await else { return };
     let every = sweep_every(&shared);
     let (mut turn, mut shard) = (0, 0);
@@ -306,7 +307,7 @@ impl LocalShared {
     }
 
     /// Makes the end of an incarnation durable, unless it is.
-    pub(super) async fn store_end(&self, service: &Arc<Service>, state: ServiceState) -> Result<()> {
+    pub(in crate::allocator) async fn store_end(&self, service: &Arc<Service>, state: ServiceState) -> Result<()> {
         if service.end_durable.load(Ordering::Acquire) {
             return Ok(());
         }

@@ -78,7 +78,7 @@ impl From<&WaitsFor> for Whom {
 
 /// See the module. Its mutex is a leaf.
 #[derive(Debug, Default)]
-pub(super) struct Waits {
+pub(in crate::service) struct Waits {
     schedule: Mutex<Schedule>,
     /// Told when a call begins to wait, and when all are to be looked at anew.
     begun: Notify,
@@ -156,14 +156,20 @@ impl Schedule {
 
 impl Waits {
     /// A call waits from now on, until the answer is dropped.
-    pub(super) fn begin(&self, (number, sequence): (u64, u64), txn: TxnId, table: TableRef, now: Time) -> Begun<'_> {
+    pub(in crate::service) fn begin(
+        &self,
+        (number, sequence): (u64, u64),
+        txn: TxnId,
+        table: TableRef,
+        now: Time,
+    ) -> Begun<'_> {
         self.schedule.lock().begin(Look { number, sequence, txn, table }, now);
         self.begun.notify_one();
         Begun { waits: self, number }
     }
 
     /// Somebody else listens, and was told nothing.
-    pub(super) fn renew(&self, now: Time) {
+    pub(in crate::service) fn renew(&self, now: Time) {
         self.schedule.lock().renew(now);
         self.begun.notify_one();
     }
@@ -171,7 +177,7 @@ impl Waits {
 
 /// A call that waits; it is dropped when the wait is over.
 #[must_use]
-pub(super) struct Begun<'a> {
+pub(in crate::service) struct Begun<'a> {
     waits: &'a Waits,
     number: u64,
 }
@@ -183,11 +189,11 @@ impl Drop for Begun<'_> {
 }
 
 /// Tells of the lock calls of a session that wait: hints, for people. See
-/// [`Session::waits`](super::Session::waits).
+/// [`Session::waits`](crate::service::Session::waits).
 #[derive(Debug)]
 pub struct WaitNotices {
-    pub(super) record: Arc<SessionRecord>,
-    pub(super) inner: Arc<ServiceInner>,
+    pub(in crate::service) record: Arc<SessionRecord>,
+    pub(in crate::service) inner: Arc<ServiceInner>,
 }
 
 impl WaitNotices {

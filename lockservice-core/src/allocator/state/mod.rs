@@ -16,18 +16,24 @@
 //!    closes over a bind may fence its lapsed owner, stripe after stripe, under the
 //!    table's shard.
 
+pub mod commits;
+pub mod leases;
+pub mod tokens;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::sync::{Notify, watch};
 
-use super::commit::{CommitControl, Pin, PinSet, Pins, TxnLife};
-use super::leadership::LeadershipCell;
-use super::lease::{LeaseCell, LeaseState};
-use super::origins::Origins;
-use super::tokens::{NumberSequence, RaiseEpoch, TokenSource};
-use super::types::{BeginCommit, Bind, BindState, BindStatus, CommitAdmission, PresentedBind, Progress, TokenBlock};
+use crate::allocator::leader::leadership::LeadershipCell;
+use crate::allocator::leader::origins::Origins;
+use crate::allocator::messages::{
+    BeginCommit, Bind, BindState, BindStatus, CommitAdmission, PresentedBind, Progress, TokenBlock,
+};
+use crate::allocator::state::commits::{CommitControl, Pin, PinSet, Pins, TxnLife};
+use crate::allocator::state::leases::{LeaseCell, LeaseState};
+use crate::allocator::state::tokens::{NumberSequence, RaiseEpoch, TokenSource};
 use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::guarded_map::GuardedMap;

@@ -17,11 +17,11 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::tables::{RETRY_FIRST, RETRY_MOST, Tables};
-use super::{LockService, ServiceInner, shutting_down};
 use crate::allocator::{Bind, ForgetOutcome};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{BindVersion, TableRef};
+use crate::service::tables::{RETRY_FIRST, RETRY_MOST, Tables};
+use crate::service::{LockService, ServiceInner, shutting_down};
 use crate::table::{LockEngine, Usage};
 
 /// Tables that are looked at in one hold of the engine's mutex.
@@ -166,7 +166,7 @@ impl ServiceInner {
 
     /// Releases a bind at the allocator, however long it takes to know how that went. Fails if the
     /// bind surely was kept, and will be.
-    pub(super) async fn settle_release(&self, bind: &Bind) -> Result<()> {
+    pub(in crate::service) async fn settle_release(&self, bind: &Bind) -> Result<()> {
         let (mut pause, mut unknown) = (RETRY_FIRST, false);
         loop {
             let release = self.parts.allocator.release_table(self.id, self.nonce, &bind.table, bind.version);

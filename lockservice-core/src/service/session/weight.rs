@@ -9,13 +9,13 @@ use crate::service::{Answer, Operation};
 use crate::table::ItemGrant;
 
 /// What every operation takes, whatever it does: its places in the queue's maps, who waits for it, its answer without items.
-pub(super) const OPERATION: usize = 512;
+pub(in crate::service) const OPERATION: usize = 512;
 
 /// Keys up to this length lie in their items.
 const KEY_INLINE_MAX: usize = 22;
 
 /// The most that `operation`, and later its answer, will take.
-pub(super) fn of_operation(operation: &Operation) -> usize {
+pub(in crate::service) fn of_operation(operation: &Operation) -> usize {
     let items: &[LockItem] = match operation {
         Operation::Lock(spec) => &spec.items,
         Operation::Unlock { items, .. } => items,
@@ -32,7 +32,7 @@ pub(super) fn of_operation(operation: &Operation) -> usize {
 }
 
 /// What the answer takes.
-pub(super) fn of_answer(answer: &Result<Answer, Error>) -> usize {
+pub(in crate::service) fn of_answer(answer: &Result<Answer, Error>) -> usize {
     OPERATION
         + match answer {
             Ok(Answer::Locked(granted)) => {
@@ -44,7 +44,7 @@ pub(super) fn of_answer(answer: &Result<Answer, Error>) -> usize {
 }
 
 /// What items that are kept once more take.
-pub(super) fn of_items(items: &[LockItem]) -> usize {
+pub(in crate::service) fn of_items(items: &[LockItem]) -> usize {
     items.iter().map(|item| size_of::<LockItem>() + keys(item)).sum()
 }
 

@@ -7,17 +7,17 @@ use async_trait::async_trait;
 use smallvec::smallvec;
 use tokio::sync::oneshot;
 
-use super::LockTableAllocator;
-use super::commit::{Marked, OriginTxns, TxnLife, TxnRange};
-use super::lease::LeaseState;
-use super::local::{LocalAllocator, LocalShared};
-use super::report::Report;
-use super::state::{AllocatorState, lease_lost, not_told, stopping};
-use super::types::{
+use crate::allocator::LockTableAllocator;
+use crate::allocator::leader::writer::{Command, Done, end};
+use crate::allocator::leader::{LocalAllocator, LocalShared};
+use crate::allocator::messages::{
     AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting, Incarnation, Latest, LeaseAck,
     Progress, Registration, Released, ReservedTokens, ServiceStatus,
 };
-use super::writer::{Command, Done, end};
+use crate::allocator::report::Report;
+use crate::allocator::state::commits::{Marked, OriginTxns, TxnLife, TxnRange};
+use crate::allocator::state::leases::LeaseState;
+use crate::allocator::state::{AllocatorState, lease_lost, not_told, stopping};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
 use crate::store::{Op, ServiceState, Turns};

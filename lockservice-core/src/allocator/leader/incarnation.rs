@@ -6,11 +6,11 @@ use std::time::Duration;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::{mpsc, oneshot};
 
-use super::lease::LeaseState;
-use super::local::{LocalShared, NameHolder};
-use super::state::{AllocatorState, Service, stopping};
-use super::types::Registration;
-use super::writer::{Command, Done};
+use crate::allocator::leader::writer::{Command, Done};
+use crate::allocator::leader::{LocalShared, NameHolder};
+use crate::allocator::messages::Registration;
+use crate::allocator::state::leases::LeaseState;
+use crate::allocator::state::{AllocatorState, Service, stopping};
 use crate::clock::hi;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{NodeName, ServiceId};
@@ -20,7 +20,7 @@ use crate::sync::atomic::Ordering;
 impl LocalShared {
     /// Decides about a new incarnation (B1) and queues its record. `Ok(Ok(id))` if this very process has asked before.
     #[allow(clippy::type_complexity, reason = "one caller, which takes it apart at once")]
-    pub(super) fn start_incarnation(
+    pub(in crate::allocator) fn start_incarnation(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
         request: &Registration,

@@ -9,6 +9,8 @@
 //! leader knows. Everything else is proven with the key of the cluster, which every answer of the
 //! store tells: see [`Cluster`].
 
+pub(in crate::allocator) mod observed;
+
 use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -17,19 +19,19 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::commit::{OriginTxns, TxnRange};
-use super::leadership::{LeadershipWatch, Namesake};
-use super::local::{AllocatorStopped, Beginning, LocalAllocator};
-use super::observed::Observed;
-use super::open::{HeldBy, acquire};
-use super::origins::Origins;
-use super::report::Report;
-use super::state::stopping;
-use super::types::{
+use crate::allocator::cluster::observed::Observed;
+use crate::allocator::leader::leadership::{LeadershipWatch, Namesake};
+use crate::allocator::leader::origins::Origins;
+use crate::allocator::leader::recover::{HeldBy, acquire};
+use crate::allocator::leader::{AllocatorStopped, Beginning, LocalAllocator};
+use crate::allocator::messages::{
     AllocatorStatus, Answer, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting, Incarnation, Latest,
     LeaseAck, Progress, Registration, Released, ReservedTokens,
 };
-use super::{AllocatorSettings, LockTableAllocator};
+use crate::allocator::report::Report;
+use crate::allocator::state::commits::{OriginTxns, TxnRange};
+use crate::allocator::state::stopping;
+use crate::allocator::{AllocatorSettings, LockTableAllocator};
 use crate::clock::{Clock, Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};

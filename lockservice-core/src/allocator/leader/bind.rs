@@ -7,13 +7,13 @@ use std::time::Duration;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::commit::Pins;
-use super::lease::LeaseState;
-use super::local::LocalShared;
-use super::state::{AllocatorState, BindEntry, Service, TableEntry, lease_lost, reassigning, stopping};
-use super::tokens::RaiseEpoch;
-use super::types::{Bind, BoundTable, TokenBlock};
-use super::writer::{Command, Done};
+use crate::allocator::leader::LocalShared;
+use crate::allocator::leader::writer::{Command, Done};
+use crate::allocator::messages::{Bind, BoundTable, TokenBlock};
+use crate::allocator::state::commits::Pins;
+use crate::allocator::state::leases::LeaseState;
+use crate::allocator::state::tokens::RaiseEpoch;
+use crate::allocator::state::{AllocatorState, BindEntry, Service, TableEntry, lease_lost, reassigning, stopping};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, ServiceId, TableId, TableRef};
 use crate::store::{Op, ServiceState};
@@ -39,7 +39,7 @@ enum Step<T> {
 
 impl LocalShared {
     /// Answers whom `table` is bound to, binding it to `service` if nobody owns it (B3, B6).
-    pub(super) async fn bind(
+    pub(in crate::allocator) async fn bind(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
         service: ServiceId,
@@ -232,7 +232,7 @@ impl LocalShared {
     }
 
     /// Reserves a further block for a bind that is current (F2).
-    pub(super) async fn reserve_tokens(
+    pub(in crate::allocator) async fn reserve_tokens(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
         service: ServiceId,

@@ -1,5 +1,5 @@
 //! [`TxnQueue`]: the operations of one transaction of a session, in order, each taking effect once (T2). Pure: it runs nothing, waits
-//! for nothing and reads no clock; [`Session`](super::Session) does what the [`Step`]s say and files what came of it.
+//! for nothing and reads no clock; [`Session`](crate::service::Session) does what the [`Step`]s say and files what came of it.
 //!
 //! # States of an operation, by its sequence
 //! unseen → *queued* → *running* (one at a time) → *decided* (its answer is kept) → *acknowledged* (forgotten). One that arrives again
@@ -33,8 +33,8 @@ use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{TableId, TableRef};
 use crate::key::LockItem;
+use crate::service::session::weight;
 use crate::service::txn::TxnRecord;
-use crate::service::weight;
 use crate::service::{Answer, Granted, LockSpec, Operation};
 use crate::table::Grant;
 
@@ -45,12 +45,12 @@ const JOINED_MAX: usize = 16;
 const RELIED_PAIRS_MAX: usize = 1 << 20;
 
 /// Where an answer is sent.
-pub(super) type Waiting = oneshot::Sender<Result<Answer>>;
+pub(in crate::service) type Waiting = oneshot::Sender<Result<Answer>>;
 
 /// One transaction of a session.
 #[derive(Debug)]
-pub(super) struct TxnQueue {
-    pub(super) txn: Arc<TxnRecord>,
+pub(in crate::service) struct TxnQueue {
+    pub(in crate::service) txn: Arc<TxnRecord>,
     /// The sequence that is decided next.
     next: u64,
     /// Arrived but not decided. The first may be running.
@@ -78,7 +78,7 @@ pub(super) struct TxnQueue {
 
 /// Who gives operations, or transactions, their numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum NumberedBy {
+pub(in crate::service) enum NumberedBy {
     Client,
     Service,
 }
@@ -98,7 +98,7 @@ struct Queued {
 
 /// A task that ends with what it was made for.
 #[derive(Debug)]
-pub(super) struct Timer(pub(super) AbortHandle);
+pub(in crate::service) struct Timer(pub(in crate::service) AbortHandle);
 
 impl Drop for Timer {
     fn drop(&mut self) {
@@ -115,20 +115,20 @@ struct Decided {
 
 /// How much may be kept.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(in crate::service) struct Room {
     /// Operations and answers of this transaction.
-    pub(super) ops_max: usize,
+    pub(in crate::service) ops_max: usize,
     /// Weight of all that its session keeps.
-    pub(super) bytes_max: usize,
+    pub(in crate::service) bytes_max: usize,
     /// What the session's other transactions weigh.
-    pub(super) bytes_of_others: usize,
+    pub(in crate::service) bytes_of_others: usize,
     /// Why no lock is taken in now, whatever there is room for here.
-    pub(super) exhausted: Option<Error>,
+    pub(in crate::service) exhausted: Option<Error>,
 }
 
 /// The items of a call that was granted, and their table.
 #[derive(Debug, Clone)]
-pub(super) struct Relied {
+pub(in crate::service) struct Relied {
     table: TableId,
     items: Arc<[LockItem]>,
 }
@@ -136,7 +136,7 @@ pub(super) struct Relied {
 impl Relied {
     /// What `granted` says is held although it did not add it, if it is anything. `items` are what
     /// was asked for. What it upgraded is not among them: an upgrade stands without what it lies on.
-    pub(super) fn of(granted: &Granted, items: &[LockItem]) -> Option<Self> {
+    pub(in crate::service) fn of(granted: &Granted, items: &[LockItem]) -> Option<Self> {
         let (table, changes) = (granted.grant.bind.id, &granted.grant.changes);
         if changes.len() >= items.len() {
             return None;
@@ -149,7 +149,7 @@ impl Relied {
 
 /// What became of an operation that arrived.
 #[allow(clippy::large_enum_variant, reason = "moved once and never kept")]
-pub(super) enum Taken {
+pub(in crate::service) enum Taken {
     /// It was decided before: this was its answer.
     Decided(Result<Answer>),
     /// Its answer will come here. If `run`, nobody runs the queue, and it is to be run. If `behind`, it is new and its turn comes later:
@@ -162,7 +162,7 @@ pub(super) enum Taken {
     clippy::large_enum_variant,
     reason = "moved once and never kept; a lock is the usual step, and must not cost an allocation"
 )]
-pub(super) enum Step {
+pub(in crate::service) enum Step {
     Refuse(Error),
     Lock {
         spec: LockSpec,
@@ -181,17 +181,17 @@ pub(super) enum Step {
 }
 
 /// An answer that was filed.
-pub(super) struct Filed {
+pub(in crate::service) struct Filed {
     /// The answer as it stands.
-    pub(super) result: Result<Answer>,
+    pub(in crate::service) result: Result<Answer>,
     /// Who is to be told.
-    pub(super) waiting: Vec<Waiting>,
+    pub(in crate::service) waiting: Vec<Waiting>,
     /// A grant that came too late: take it back.
-    pub(super) given_back: Option<Granted>,
+    pub(in crate::service) given_back: Option<Granted>,
 }
 
 impl TxnQueue {
-    pub(super) fn new(txn: Arc<TxnRecord>) -> Self {
+    pub(in crate::service) fn new(txn: Arc<TxnRecord>) -> Self {
         Self {
             txn,
             next: 1,
@@ -212,7 +212,7 @@ impl TxnQueue {
     /// The sequence of an operation whose client gives it none (0), or gives it `sequence`.
     ///
     /// Fails with `InvalidArgument` if the transaction's operations were numbered by the other side before.
-    pub(super) fn number(&mut self, sequence: u64) -> Result<u64> {
+    pub(in crate::service) fn number(&mut self, sequence: u64) -> Result<u64> {
         let by = if sequence == 0 { NumberedBy::Service } else { NumberedBy::Client };
         if *self.numbered_by.get_or_insert(by) != by {
             return Err(Error::new(
@@ -226,17 +226,23 @@ impl TxnQueue {
     }
 
     /// About how much memory is in use for what is queued or not acknowledged.
-    pub(super) fn kept_bytes(&self) -> usize {
+    pub(in crate::service) fn kept_bytes(&self) -> usize {
         self.kept_bytes
     }
 
     /// How many operations are queued or being decided.
-    pub(super) fn ops_under_way(&self) -> usize {
+    pub(in crate::service) fn ops_under_way(&self) -> usize {
         self.queue.len()
     }
 
     /// Takes an operation that arrived at `now` in, at its place in the order, if there is `room`.
-    pub(super) fn take_in(&mut self, sequence: u64, operation: Operation, now: Time, room: Room) -> Result<Taken> {
+    pub(in crate::service) fn take_in(
+        &mut self,
+        sequence: u64,
+        operation: Operation,
+        now: Time,
+        room: Room,
+    ) -> Result<Taken> {
         if sequence < self.next {
             return self.decided_before(sequence).map(Taken::Decided);
         }
@@ -283,7 +289,7 @@ impl TxnQueue {
 
     /// Has an operation that stands behind others watched by a timer, if it is a lock. The timer is to call
     /// [`expire`](Self::expire); it ends with the operation's turn.
-    pub(super) fn time(&mut self, sequence: u64, timer: impl FnOnce(&LockSpec) -> Timer) {
+    pub(in crate::service) fn time(&mut self, sequence: u64, timer: impl FnOnce(&LockSpec) -> Timer) {
         if let Some(queued) = self.queue.get_mut(&sequence)
             && let Some(Operation::Lock(spec)) = &queued.operation
         {
@@ -293,7 +299,7 @@ impl TxnQueue {
 
     /// The time of a lock is up: unless its turn has come, it is refused with `error` in its turn, and whoever waits for its answer
     /// is told now.
-    pub(super) fn expire(&mut self, sequence: u64, error: Error) -> Vec<Waiting> {
+    pub(in crate::service) fn expire(&mut self, sequence: u64, error: Error) -> Vec<Waiting> {
         let Some(queued) = self.queue.get_mut(&sequence) else { return Vec::new() };
         if !matches!(queued.operation, Some(Operation::Lock(_))) {
             return Vec::new();
@@ -359,7 +365,7 @@ impl TxnQueue {
     }
 
     /// The client has the answers up to `acked`: nothing of them will be asked for again.
-    pub(super) fn acknowledge(&mut self, acked: u64) {
+    pub(in crate::service) fn acknowledge(&mut self, acked: u64) {
         let (relied_on, undone) = (&self.relied_on, &self.undone);
         self.decided.retain(|sequence, decided| {
             // What of a grant that was taken back was kept for later calls goes with the last of them.
@@ -377,7 +383,7 @@ impl TxnQueue {
     }
 
     /// Cancels an operation that waits, for its locks or for its turn, as if it had been taken back.
-    pub(super) fn cancel(&mut self, sequence: u64) {
+    pub(in crate::service) fn cancel(&mut self, sequence: u64) {
         if self.queue.contains_key(&sequence) {
             self.cancelled |= self.running && self.next == sequence;
             self.undo(sequence);
@@ -401,7 +407,7 @@ impl TxnQueue {
 
     /// The operation whose turn it is, and what to do for it. `None` if it has not arrived: the queue is to be run again when
     /// [`take_in`](Self::take_in) says so.
-    pub(super) fn step(&mut self) -> Option<(u64, Step)> {
+    pub(in crate::service) fn step(&mut self) -> Option<(u64, Step)> {
         // What has not arrived before an `End` can no longer matter: it is passed over.
         let sequence = if self.ending { self.queue.keys().next().copied() } else { Some(self.next) };
         let Some((sequence, queued)) = sequence.and_then(|at| Some((at, self.queue.get_mut(&at)?))) else {
@@ -454,7 +460,12 @@ impl TxnQueue {
     }
 
     /// Files the answer of the operation that ran.
-    pub(super) fn file(&mut self, sequence: u64, mut result: Result<Answer>, relied: Option<Relied>) -> Filed {
+    pub(in crate::service) fn file(
+        &mut self,
+        sequence: u64,
+        mut result: Result<Answer>,
+        relied: Option<Relied>,
+    ) -> Filed {
         let mut given_back = None;
         let mut bytes = 0;
         if std::mem::take(&mut self.cancelled)
@@ -487,7 +498,7 @@ impl TxnQueue {
     }
 
     /// Everybody who waits for an answer that will not come. The wait of a running call ends with this too: its canceller is dropped.
-    pub(super) fn into_waiting(self) -> impl Iterator<Item = Waiting> {
+    pub(in crate::service) fn into_waiting(self) -> impl Iterator<Item = Waiting> {
         self.queue.into_values().flat_map(|queued| queued.waiting)
     }
 }
@@ -495,7 +506,7 @@ impl TxnQueue {
 /// Leaves out of what is to be taken back the items that a later call of the transaction was told it
 /// holds: what another was granted is not this call's any more. They go when that is taken back, or with
 /// the transaction's end. May take a while: not to be called under a lock.
-pub(super) fn keep_relied_on(grant: &mut Grant, later: &[Relied]) {
+pub(in crate::service) fn keep_relied_on(grant: &mut Grant, later: &[Relied]) {
     for relied in later.iter().filter(|relied| relied.table == grant.bind.id) {
         let too_many = grant.changes.len().saturating_mul(relied.items.len()) > RELIED_PAIRS_MAX;
         grant.changes.retain(|change| !too_many && !relied.items.iter().any(|item| item.overlaps(&change.item)));
@@ -503,6 +514,6 @@ pub(super) fn keep_relied_on(grant: &mut Grant, later: &[Relied]) {
 }
 
 /// The answer to a call that was taken back before it was decided.
-pub(super) fn rolled_back() -> Error {
+pub(in crate::service) fn rolled_back() -> Error {
     Error::new(ErrorKind::Cancelled, "the call was taken back, or its transaction ended, before it was decided")
 }

@@ -4,7 +4,7 @@
 //!
 //! # Implementation details
 //! 1. Under the table's shard it is decided that nothing rests on the bind. From there on the table
-//!    is [leaving](super::state::TableEntry::leaving): no commit is admitted on it (C2), and
+//!    is [leaving](crate::allocator::state::TableEntry::leaving): no commit is admitted on it (C2), and
 //!    whoever asks for it waits.
 //! 2. The batch removes its record and raises what is kept of its numbers.
 //! 3. When that has landed the table is gone. Whoever asks for it then gets a new table, with a new
@@ -16,10 +16,10 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::local::LocalShared;
-use super::state::{AllocatorState, Service, TableEntry, lease_lost, reassigning, stopping};
-use super::types::{BindStatus, ForgetOutcome};
-use super::writer::{Command, Done};
+use crate::allocator::leader::LocalShared;
+use crate::allocator::leader::writer::{Command, Done};
+use crate::allocator::messages::{BindStatus, ForgetOutcome};
+use crate::allocator::state::{AllocatorState, Service, TableEntry, lease_lost, reassigning, stopping};
 use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{BindVersion, TableRef};
@@ -44,7 +44,7 @@ enum Step {
 impl LocalShared {
     /// Forgets a table at the word of its owner, `service`. Answers why it was kept, if it surely
     /// was; one that is gone already is no error.
-    pub(super) async fn release_table(
+    pub(in crate::allocator) async fn release_table(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
         service: &Arc<Service>,
@@ -94,7 +94,7 @@ impl LocalShared {
         if let Some(pending) = &entry.pending {
             return Ok(Step::Wait(pending.clone()));
         }
-        let own = |bind: &super::state::BindEntry| bind.version == version && bind.owner.id == service.id;
+        let own = |bind: &crate::allocator::state::BindEntry| bind.version == version && bind.owner.id == service.id;
         if !entry.binds.iter().all(own) {
             return Err(not_current(table, version));
         }
@@ -112,7 +112,7 @@ impl LocalShared {
 
     /// Forgets a table that nobody can hold promises on; else answers who owns it, or fails with
     /// the time to wait.
-    pub(super) async fn forget_table(
+    pub(in crate::allocator) async fn forget_table(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
         table: &TableRef,
@@ -224,9 +224,13 @@ impl LocalShared {
     }
 
     /// Forgets tables whose owners ended a
-    /// [`table_idle_ms`](super::AllocatorSettings::table_idle_ms) ago, at most one write's worth of
+    /// [`table_idle_ms`](crate::allocator::AllocatorSettings::table_idle_ms) ago, at most one write's worth of
     /// them. `shard` is where the last call stopped.
-    pub(super) async fn forget_unowned(self: &Arc<Self>, state: &Arc<AllocatorState>, shard: &mut usize) -> Result<()> {
+    pub(in crate::allocator) async fn forget_unowned(
+        self: &Arc<Self>,
+        state: &Arc<AllocatorState>,
+        shard: &mut usize,
+    ) -> Result<()> {
         let Some(idle) = self.settings.table_idle() else { return Ok(()) };
         let now = self.clock.now();
         if !any_unowned(state, idle, now) {

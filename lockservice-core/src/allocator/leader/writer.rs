@@ -18,8 +18,8 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::state::{AllocatorState, not_leading};
-use super::types::Progress;
+use crate::allocator::messages::Progress;
+use crate::allocator::state::{AllocatorState, not_leading};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
 use crate::store::{Applied, Batch, BindStore, Candidate, DataLoss, Leadership, Lineage, Op};
@@ -29,10 +29,10 @@ use crate::sync::atomic::Ordering;
 const RAISE_PAUSE: Duration = Duration::from_millis(50);
 
 /// What to do once a change has landed, or surely has not. Runs in the writer's task: must not block.
-pub(super) type Done = Box<dyn FnOnce(Result<()>) + Send>;
+pub(in crate::allocator) type Done = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// What the writer is asked to do.
-pub(super) enum Command {
+pub(in crate::allocator) enum Command {
     /// Write these, all in one batch.
     Write { ops: SmallVec<[Op; 2]>, done: Done },
     /// Raise the epoch to at least this.
@@ -48,31 +48,31 @@ pub(super) enum Command {
 }
 
 /// The writer's own state.
-pub(super) struct Writer {
-    pub(super) store: Arc<dyn BindStore>,
-    pub(super) candidate: Candidate,
-    pub(super) leadership_ttl: Duration,
-    pub(super) epoch: Epoch,
-    pub(super) applied: u64,
-    pub(super) batch_max: usize,
-    pub(super) lost: Option<Error>,
+pub(in crate::allocator) struct Writer {
+    pub(in crate::allocator) store: Arc<dyn BindStore>,
+    pub(in crate::allocator) candidate: Candidate,
+    pub(in crate::allocator) leadership_ttl: Duration,
+    pub(in crate::allocator) epoch: Epoch,
+    pub(in crate::allocator) applied: u64,
+    pub(in crate::allocator) batch_max: usize,
+    pub(in crate::allocator) lost: Option<Error>,
     /// True from a write that the store refused until one that it took.
-    pub(super) refused: bool,
+    pub(in crate::allocator) refused: bool,
     /// The copy of the store that was acquired (L4).
-    pub(super) lineage: Lineage,
+    pub(in crate::allocator) lineage: Lineage,
     /// True while it is unknown whether the store's epoch was raised.
-    pub(super) uncertain: bool,
+    pub(in crate::allocator) uncertain: bool,
     /// What the writes and the epochs belong to.
-    pub(super) state: Arc<AllocatorState>,
+    pub(in crate::allocator) state: Arc<AllocatorState>,
     /// Told once why nothing can be written any more.
-    pub(super) ended: watch::Sender<Option<Error>>,
+    pub(in crate::allocator) ended: watch::Sender<Option<Error>>,
     /// The epoch that the store has. Locked while it is raised: a renewal must not name one that is being replaced.
-    pub(super) head: Arc<tokio::sync::Mutex<Epoch>>,
+    pub(in crate::allocator) head: Arc<tokio::sync::Mutex<Epoch>>,
 }
 
 impl Writer {
     /// Runs until told to stop, or until nobody can queue any more.
-    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+    pub(in crate::allocator) async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
         while let Some(first) = queue.recv().await {
             // Let those who are ready queue theirs too.
             let mut waiting = queue.len();
@@ -332,7 +332,7 @@ impl Writer {
 }
 
 /// Says why a leadership is over. The first reason stays.
-pub(super) fn end(ended: &watch::Sender<Option<Error>>, why: &Error) {
+pub(in crate::allocator) fn end(ended: &watch::Sender<Option<Error>>, why: &Error) {
     let first = ended.send_if_modified(|ended| {
         let first = ended.is_none();
         if first {
@@ -346,7 +346,7 @@ pub(super) fn end(ended: &watch::Sender<Option<Error>>, why: &Error) {
 }
 
 /// Why a leader stops that finds another copy of its store (L4).
-pub(super) fn another_store() -> Error {
+pub(in crate::allocator) fn another_store() -> Error {
     Error::new(
         ErrorKind::Fenced,
         "the store was restarted, restored or replaced by a copy, and may have gone back in time: its leadership starts anew",

@@ -119,14 +119,14 @@ pub(crate) async fn report(inner: Arc<ServiceInner>) {
                 inner.observe(at);
                 inner.live.told_end.store(range.end, Ordering::Relaxed);
                 observed = Some((range, at.epoch));
-                pause = super::tables::RETRY_FIRST;
+                pause = crate::service::tables::RETRY_FIRST;
             }
             // Whoever renews the lease finds out the same.
             Some(Err(e)) if e.kind() == ErrorKind::LeaseLost => return,
             Some(Err(e)) => {
                 tracing::debug!(error = ?e, "cannot tell the allocator which transactions are alive; trying again");
                 inner.pause(pause).await;
-                pause = (pause * 2).min(super::tables::RETRY_MOST);
+                pause = (pause * 2).min(crate::service::tables::RETRY_MOST);
                 continue;
             }
         }

@@ -1,7 +1,7 @@
 //! [`Lines`]: the calls that wait for a table to be bound to this service, in one line per table.
 //!
 //! Pure but for the channel on which a call is told how it went: nothing here asks the allocator,
-//! waits or reads a clock. [`tables`](super::tables) does, in this order:
+//! waits or reads a clock. [`tables`](crate::service::tables) does, in this order:
 //!
 //! 1. A call that finds its table not bound here stands in the table's line ([`Lines::join`]). The
 //!    first one of a line has a binder started for it.
@@ -10,7 +10,7 @@
 //! 3. It makes the calls at the engine in the order of the line ([`Lines::next`]). Only when nobody
 //!    is left in it does the table count as owned, so that no later call comes in ahead.
 //!
-//! A table that is being forgotten has a line too: [`forget`](super::forget) opens it, and starts a
+//! A table that is being forgotten has a line too: [`forget`](crate::service::tables::forget) opens it, and starts a
 //! binder when it is known that the table is gone, if anybody stands in it then.
 //!
 //! # Invariants
@@ -33,44 +33,44 @@ use crate::table::{LockCall, WaitInfo, WaitPolicy};
 
 /// What a call asks for.
 #[derive(Debug)]
-pub(super) struct Asked {
-    pub(super) txn: TxnId,
+pub(in crate::service) struct Asked {
+    pub(in crate::service) txn: TxnId,
     /// The transactions whose work waits until the call has ended.
-    pub(super) ancestors: Vec<TxnId>,
-    pub(super) items: Vec<LockItem>,
-    pub(super) mode: LockMode,
-    pub(super) wait: WaitPolicy,
+    pub(in crate::service) ancestors: Vec<TxnId>,
+    pub(in crate::service) items: Vec<LockItem>,
+    pub(in crate::service) mode: LockMode,
+    pub(in crate::service) wait: WaitPolicy,
     /// When its turn in its transaction came.
-    pub(super) since: Time,
+    pub(in crate::service) since: Time,
 }
 
 /// A call that was made at the engine.
 #[derive(Debug)]
-pub(super) struct Handed {
-    pub(super) bind: Arc<Bind>,
-    pub(super) call: LockCall,
+pub(in crate::service) struct Handed {
+    pub(in crate::service) bind: Arc<Bind>,
+    pub(in crate::service) call: LockCall,
     /// Something kept the table from being bound while it stood in line: it has waited.
-    pub(super) waited: bool,
+    pub(in crate::service) waited: bool,
 }
 
 /// A call in a line.
 #[derive(Debug)]
-pub(super) struct Waiter {
-    pub(super) asked: Asked,
+pub(in crate::service) struct Waiter {
+    pub(in crate::service) asked: Asked,
     /// Where it is told how it went.
-    pub(super) answer: oneshot::Sender<Result<Handed>>,
+    pub(in crate::service) answer: oneshot::Sender<Result<Handed>>,
 }
 
 /// Whom the table was bound to last.
 #[derive(Clone, Debug)]
-pub(super) struct LastOwner {
-    pub(super) service: ServiceId,
-    pub(super) node: NodeName,
+pub(in crate::service) struct LastOwner {
+    pub(in crate::service) service: ServiceId,
+    pub(in crate::service) node: NodeName,
 }
 
 /// Every line of a service.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub(in crate::service) struct Lines {
     lines: BTreeMap<TableRef, Line>,
     /// How many calls stand in all of them.
     waiting: usize,
@@ -99,19 +99,19 @@ struct Refusal {
 
 /// A place in a line.
 #[derive(Debug)]
-pub(super) struct Joined {
-    pub(super) place: u64,
+pub(in crate::service) struct Joined {
+    pub(in crate::service) place: u64,
     /// Set for the first one: a binder is to be started, which is told here that nobody is left.
-    pub(super) begun: Option<Arc<Notify>>,
+    pub(in crate::service) begun: Option<Arc<Notify>>,
 }
 
 /// A call that waits for a table, as an operator sees it.
 #[derive(Debug)]
-pub(super) struct Standing {
-    pub(super) info: WaitInfo,
-    pub(super) place: u64,
+pub(in crate::service) struct Standing {
+    pub(in crate::service) info: WaitInfo,
+    pub(in crate::service) place: u64,
     /// The node of the table's last owner; `None` if it is not known that there is one.
-    pub(super) node: Option<NodeName>,
+    pub(in crate::service) node: Option<NodeName>,
 }
 
 impl Lines {
@@ -119,7 +119,7 @@ impl Lines {
     ///
     /// Fails with what keeps the table from being bound for a call that may not wait, and with
     /// `ResourceExhausted` if `most` calls stand in lines.
-    pub(super) fn join(&mut self, table: &TableRef, waiter: Waiter, most: usize) -> Result<Joined> {
+    pub(in crate::service) fn join(&mut self, table: &TableRef, waiter: Waiter, most: usize) -> Result<Joined> {
         if let Some(line) = self.lines.get(table)
             && waiter.asked.wait == WaitPolicy::NoWait
             && let Some(refusal) = &line.refusal
@@ -144,17 +144,17 @@ impl Lines {
 
     /// Opens a line for a table that is neither owned nor has one: whoever does this sees to its
     /// binder.
-    pub(super) fn open(&mut self, table: &TableRef) -> Arc<Notify> {
+    pub(in crate::service) fn open(&mut self, table: &TableRef) -> Arc<Notify> {
         Arc::clone(&self.lines.entry(table.clone()).or_default().deserted)
     }
 
     /// How many calls stand in the line of a table, if it has one.
-    pub(super) fn standing_in(&self, table: &TableRef) -> Option<usize> {
+    pub(in crate::service) fn standing_in(&self, table: &TableRef) -> Option<usize> {
         self.lines.get(table).map(|line| line.waiting.len())
     }
 
     /// A call gives up, if it still stands there. Answers why it did not get the table by `now`.
-    pub(super) fn leave(&mut self, table: &TableRef, place: u64, now: Time) -> Option<Error> {
+    pub(in crate::service) fn leave(&mut self, table: &TableRef, place: u64, now: Time) -> Option<Error> {
         let line = self.lines.get_mut(table)?;
         let waiter = line.waiting.remove(&place)?;
         self.waiting -= 1;
@@ -176,7 +176,7 @@ impl Lines {
     }
 
     /// The table cannot be bound now. The calls that may not wait are answered so, the others stay.
-    pub(super) fn refused(&mut self, table: &TableRef, error: &Error, now: Time) {
+    pub(in crate::service) fn refused(&mut self, table: &TableRef, error: &Error, now: Time) {
         let Some(line) = self.lines.get_mut(table) else { return };
         let refusal = Refusal { error: error.clone(), until: error.retry_after().map(|after| now + after) };
         let impatient = line.waiting.iter().filter(|(_, waiter)| waiter.asked.wait == WaitPolicy::NoWait);
@@ -193,23 +193,23 @@ impl Lines {
     }
 
     /// Whom the table was bound to last, if that is to be found out.
-    pub(super) fn set_owner(&mut self, table: &TableRef, owner: LastOwner) {
+    pub(in crate::service) fn set_owner(&mut self, table: &TableRef, owner: LastOwner) {
         if let Some(line) = self.lines.get_mut(table) {
             line.owner = Some(owner);
         }
     }
 
     /// If something keeps the table from being bound: whom it was bound to last, if that is known.
-    pub(super) fn what_keeps(&self, table: &TableRef) -> Option<Option<LastOwner>> {
+    pub(in crate::service) fn what_keeps(&self, table: &TableRef) -> Option<Option<LastOwner>> {
         self.lines.get(table).filter(|line| line.refusal.is_some()).map(|line| line.owner.clone())
     }
 
-    pub(super) fn knows_owner(&self, table: &TableRef) -> bool {
+    pub(in crate::service) fn knows_owner(&self, table: &TableRef) -> bool {
         self.lines.get(table).is_some_and(|line| line.owner.is_some())
     }
 
     /// Takes the first call out of a line, and whether it has waited. `None` if nobody stands there.
-    pub(super) fn next(&mut self, table: &TableRef) -> Option<(Waiter, bool)> {
+    pub(in crate::service) fn next(&mut self, table: &TableRef) -> Option<(Waiter, bool)> {
         let line = self.lines.get_mut(table)?;
         let (_, waiter) = line.waiting.pop_first()?;
         self.waiting -= 1;
@@ -217,7 +217,7 @@ impl Lines {
     }
 
     /// Ends a line. Whoever still stands in it is answered with `why`.
-    pub(super) fn end(&mut self, table: &TableRef, why: &Error) {
+    pub(in crate::service) fn end(&mut self, table: &TableRef, why: &Error) {
         let Some(line) = self.lines.remove(table) else { return };
         self.waiting -= line.waiting.len();
         for waiter in line.waiting.into_values() {
@@ -226,7 +226,7 @@ impl Lines {
     }
 
     /// Ends a line in which nobody stands; false if somebody does.
-    pub(super) fn end_if_deserted(&mut self, table: &TableRef) -> bool {
+    pub(in crate::service) fn end_if_deserted(&mut self, table: &TableRef) -> bool {
         if self.lines.get(table).is_some_and(|line| !line.waiting.is_empty()) {
             return false;
         }
@@ -235,7 +235,7 @@ impl Lines {
     }
 
     /// Those who wait for a table, or for one table, in the order of the lines: at most `most` of those after the place `after`.
-    pub(super) fn standing(
+    pub(in crate::service) fn standing(
         &self,
         only: Option<&TableRef>,
         after: Option<&(TableRef, u64)>,

@@ -2,10 +2,16 @@
 //!
 //! # Implementation details
 //! A session's transactions are numbered by its client, and the operations of each transaction too (T2): their order, and how they take
-//! effect once, is the business of each transaction's [`queue`](super::queue).
+//! effect once, is the business of each transaction's [`queue`](crate::service::session::queue).
 //!
 //! One mutex per session guards all of that. It is never held across an await, nor while an operation runs: the runner takes the
 //! next operation under it, runs it without it, and files the answer under it.
+
+pub(in crate::service) mod pending;
+pub(in crate::service) mod queue;
+pub(in crate::service) mod quota;
+pub(in crate::service) mod registry;
+pub(in crate::service) mod weight;
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -19,13 +25,13 @@ use tokio::sync::watch;
 use crate::clock::{Clock, Time, hi};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{SessionId, TableRef, TxnId};
-use crate::service::pending::Pending;
-use crate::service::queue::{
+use crate::service::session::pending::Pending;
+use crate::service::session::queue::{
     Filed, NumberedBy, Relied, Room, Step, Taken, Timer, TxnQueue, keep_relied_on, rolled_back,
 };
-use crate::service::quota::{Charge, Quota};
+use crate::service::session::quota::{Charge, Quota};
+use crate::service::txn::waits::{WaitNotices, Waits};
 use crate::service::txn::{TxnRecord, timer};
-use crate::service::waits::{WaitNotices, Waits};
 use crate::service::{
     Answer, Granted, LockService, LockSpec, Operation, Phase, Promise, ServiceInner, TxnOp, TxnOptions,
 };
@@ -56,7 +62,7 @@ pub(crate) struct SessionRecord {
 }
 
 impl SessionRecord {
-    pub(super) fn waits(&self) -> &Waits {
+    pub(in crate::service) fn waits(&self) -> &Waits {
         &self.waits
     }
 }
@@ -365,7 +371,7 @@ impl Session {
     /// transaction where none has one: its answer cannot be asked for again.
     ///
     /// # Errors
-    /// Those of [`Txn::lock`](super::Txn::lock), and `SessionLost`; `TxnNotFound` for an operation of a transaction that has ended
+    /// Those of [`Txn::lock`](crate::service::Txn::lock), and `SessionLost`; `TxnNotFound` for an operation of a transaction that has ended
     /// (but unlocks, ends and undos of such a one succeed); `ResourceExhausted` beyond the bounds on transactions and operations.
     ///
     /// # Cancel safety

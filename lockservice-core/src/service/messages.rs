@@ -1,4 +1,4 @@
-//! What goes into and comes out of a [`LockService`](super::LockService).
+//! What goes into and comes out of a [`LockService`](crate::service::LockService).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +58,7 @@ pub struct LockSpec {
     /// How long to wait at most; the service's ceiling if `None`. Counts from the call, over everything it waits for.
     pub timeout: Option<Duration>,
     /// How long before the call the transaction's snapshot was begun, raw (C5). `None`: unknown, so that it is taken as older than
-    /// everything; a [`Txn`](super::Txn) then says when it was begun itself.
+    /// everything; a [`Txn`](crate::service::Txn) then says when it was begun itself.
     pub snapshot_age: Option<Duration>,
     /// The transactions whose work waits until this call has ended, at most [`ANCESTORS_MAX`]: those of
     /// an outer command that started this one, say. What they hold is never waited for

@@ -1,6 +1,6 @@
 //! [`Observed`]: what leaders told a node, until a later leader has compared it with its store (L4).
 
-use super::types::Progress;
+use crate::allocator::messages::Progress;
 use crate::id::Epoch;
 
 /// Most leaderships that are told apart. More within one lease are taken together, on the safe side.
@@ -9,26 +9,26 @@ const EPOCHS_MAX: usize = 16;
 /// The furthest that each leadership told, the earliest first. Never empty of what no later leader has heard of: a later leader's own
 /// writes may have the numbers of those that were lost, so the furthest of all would hide what an earlier one told.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Observed(Vec<Progress>);
+pub(in crate::allocator) struct Observed(Vec<Progress>);
 
 impl Observed {
     /// The last leadership that told anything, and how far it was.
-    pub(super) fn last(&self) -> Progress {
+    pub(in crate::allocator) fn last(&self) -> Progress {
         self.0.last().copied().unwrap_or_default()
     }
 
     /// Every number that any of them told of is below this.
-    pub(super) fn high_water(&self) -> u64 {
+    pub(in crate::allocator) fn high_water(&self) -> u64 {
         self.0.iter().map(|observed| observed.high_water).max().unwrap_or(0)
     }
 
     /// Each leadership that told anything.
-    pub(super) fn each(&self) -> &[Progress] {
+    pub(in crate::allocator) fn each(&self) -> &[Progress] {
         &self.0
     }
 
     /// A leader told this.
-    pub(super) fn add(&mut self, at: Progress) {
+    pub(in crate::allocator) fn add(&mut self, at: Progress) {
         if at == Progress::default() {
             return;
         }
@@ -48,7 +48,7 @@ impl Observed {
     }
 
     /// A leader of `epoch` has compared `report`.
-    pub(super) fn compared(&mut self, report: Progress, epoch: Epoch) {
+    pub(in crate::allocator) fn compared(&mut self, report: Progress, epoch: Epoch) {
         let observe = |known: &Progress| {
             known.epoch == report.epoch && known.leader == report.leader && known.write <= report.write
         };

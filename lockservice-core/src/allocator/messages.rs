@@ -1,4 +1,4 @@
-//! What goes into and comes out of a [`LockTableAllocator`](super::LockTableAllocator).
+//! What goes into and comes out of a [`LockTableAllocator`](crate::allocator::LockTableAllocator).
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ const EPOCHS_AHEAD_MAX: u64 = 1 << 16;
 impl Progress {
     /// This report as a leader of `epoch` may believe it, if its store's server vouches for `sure`: reports from nowhere must not use up all
     /// epochs and numbers.
-    pub(super) fn believed(self, epoch: Epoch, sure: Epoch) -> Self {
+    pub(in crate::allocator) fn believed(self, epoch: Epoch, sure: Epoch) -> Self {
         if self.epoch > epoch && self.epoch.get() > sure.get().saturating_add(EPOCHS_AHEAD_MAX) {
             tracing::warn!(observed = %self.epoch, %epoch, "a report of an epoch that nobody can have reached is ignored");
             return Self::default();
@@ -227,7 +227,7 @@ pub struct CommitAdmission {
     pub at: Progress,
 }
 
-/// What became of each transaction of a [`cannot_commit`](super::LockTableAllocator::cannot_commit).
+/// What became of each transaction of a [`cannot_commit`](crate::allocator::LockTableAllocator::cannot_commit).
 #[derive(Clone, Debug, Default)]
 pub struct CannotCommit {
     /// Who answered.
@@ -241,7 +241,7 @@ pub struct CannotCommit {
 }
 
 /// An answer of an allocator, which tells who gave it (L3).
-pub(super) trait Answer {
+pub(in crate::allocator) trait Answer {
     /// Who answered.
     fn at(&self) -> Progress;
 }

@@ -72,13 +72,13 @@ fn nanos(at: Time) -> u64 {
 
 /// What a candidate has watched (L1): for how long the store has shown the same leadership, on the same copy of itself.
 #[derive(Debug, Default)]
-pub struct LeadershipWatch {
+pub(crate) struct LeadershipWatch {
     since: Option<(Seen, Time)>,
 }
 
 impl LeadershipWatch {
     /// Adds a reading that was received at `now`. A different one starts the count anew.
-    pub fn observe(&mut self, seen: Seen, now: Time) {
+    pub(crate) fn observe(&mut self, seen: Seen, now: Time) {
         match &self.since {
             Some((before, _)) if *before == seen => {}
             _ => self.since = Some((seen, now)),
@@ -86,18 +86,18 @@ impl LeadershipWatch {
     }
 
     /// Forgets what it saw.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.since = None;
     }
 
     /// What has stood still for hi(TTL), if anything has: the longer of the leader's TTL and `own`.
-    pub fn complete(&self, own: Duration, now: Time) -> Option<&Seen> {
+    pub(crate) fn complete(&self, own: Duration, now: Time) -> Option<&Seen> {
         let (seen, _) = self.since.as_ref()?;
         self.left(own, now).is_zero().then_some(seen)
     }
 
     /// How long until [`complete`](Self::complete), if nothing changes.
-    pub fn left(&self, own: Duration, now: Time) -> Duration {
+    pub(crate) fn left(&self, own: Duration, now: Time) -> Duration {
         let Some((seen, since)) = &self.since else { return hi(own) };
         let leaders = seen.leader.map_or(Duration::ZERO, |leader| Duration::from_millis(leader.ttl_ms));
         (*since + hi(leaders.max(own))).remaining(now)
@@ -109,7 +109,7 @@ impl LeadershipWatch {
 /// After a restart that is the node's last process, whose record stands still. A record that goes
 /// on changing is that of another process, and nobody can tell the two apart by their address.
 #[derive(Debug, Default)]
-pub(super) struct Namesake {
+pub(in crate::allocator) struct Namesake {
     last: Option<LeaderSeen>,
     changes: u32,
 }
@@ -119,7 +119,7 @@ impl Namesake {
     const CHANGES: u32 = 3;
 
     /// Adds a reading. True once the leader must be another process that is alive.
-    pub(super) fn lives(&mut self, leader: LeaderSeen) -> bool {
+    pub(in crate::allocator) fn lives(&mut self, leader: LeaderSeen) -> bool {
         match self.last.replace(leader) {
             Some(before) if before.nonce != leader.nonce => self.changes = 0,
             Some(before) if before != leader => self.changes += 1,

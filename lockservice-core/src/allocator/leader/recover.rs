@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::commit::{Marked, Pins};
-use super::leadership::LeadershipCell;
-use super::lease::LeaseState;
-use super::observed::Observed;
-use super::settings::AllocatorSettings;
-use super::state::{AllocatorState, BindEntry, Service, TableEntry};
-use super::tokens::TokenSource;
-use super::types::Progress;
-use super::writer::another_store;
+use crate::allocator::cluster::observed::Observed;
+use crate::allocator::leader::leadership::LeadershipCell;
+use crate::allocator::leader::writer::another_store;
+use crate::allocator::messages::Progress;
+use crate::allocator::settings::AllocatorSettings;
+use crate::allocator::state::commits::{Marked, Pins};
+use crate::allocator::state::leases::LeaseState;
+use crate::allocator::state::tokens::TokenSource;
+use crate::allocator::state::{AllocatorState, BindEntry, Service, TableEntry};
 use crate::clock::{Clock, Time, hi};
 use crate::error::{ErrorKind, Result};
 use crate::id::{EPOCH_SHIFT, Epoch, NodeName, Nonce, ServiceId, TxnId};
@@ -29,44 +29,44 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 const LOAD_AGAIN: Duration = Duration::from_millis(50);
 
 /// What an opening found.
-pub(super) struct Opened {
-    pub(super) state: AllocatorState,
-    pub(super) names: HashMap<NodeName, ServiceId>,
-    pub(super) epoch: Epoch,
-    pub(super) applied: u64,
+pub(in crate::allocator) struct Opened {
+    pub(in crate::allocator) state: AllocatorState,
+    pub(in crate::allocator) names: HashMap<NodeName, ServiceId>,
+    pub(in crate::allocator) epoch: Epoch,
+    pub(in crate::allocator) applied: u64,
     /// To be stored once the promises under the old constants have run out (B4), and when that is.
-    pub(super) constants_later: Option<Time>,
+    pub(in crate::allocator) constants_later: Option<Time>,
 }
 
 /// By what a leadership is held that is renewed meanwhile.
 #[derive(Clone, Copy)]
-pub(super) struct Hold<'a> {
+pub(in crate::allocator) struct Hold<'a> {
     /// The epoch that the renewals name.
-    pub(super) head: &'a tokio::sync::Mutex<Epoch>,
-    pub(super) leadership: &'a LeadershipCell,
+    pub(in crate::allocator) head: &'a tokio::sync::Mutex<Epoch>,
+    pub(in crate::allocator) leadership: &'a LeadershipCell,
 }
 
 /// A leadership that a store gave.
 #[derive(Clone, Debug)]
-pub(super) struct Acquired {
-    pub(super) epoch: Epoch,
-    pub(super) applied: u64,
-    pub(super) exclusive: bool,
-    pub(super) clean: bool,
-    pub(super) continuous: bool,
-    pub(super) loss: Loss,
-    pub(super) history: LeadershipHistory,
-    pub(super) floor: Floor,
-    pub(super) lineage: Lineage,
-    pub(super) cluster: Cluster,
+pub(in crate::allocator) struct Acquired {
+    pub(in crate::allocator) epoch: Epoch,
+    pub(in crate::allocator) applied: u64,
+    pub(in crate::allocator) exclusive: bool,
+    pub(in crate::allocator) clean: bool,
+    pub(in crate::allocator) continuous: bool,
+    pub(in crate::allocator) loss: Loss,
+    pub(in crate::allocator) history: LeadershipHistory,
+    pub(in crate::allocator) floor: Floor,
+    pub(in crate::allocator) lineage: Lineage,
+    pub(in crate::allocator) cluster: Cluster,
     /// Before it was asked for: it counts from here.
-    pub(super) sent: Time,
+    pub(in crate::allocator) sent: Time,
 }
 
 /// Loads everything that a new leader must know, and makes its first write. `observed` is what leaders have told this node.
 ///
 /// Fails as the store does. Repeating it is safe.
-pub(super) async fn open(
+pub(in crate::allocator) async fn open(
     store: &dyn BindStore,
     clock: &dyn Clock,
     settings: &AllocatorSettings,
@@ -278,7 +278,7 @@ async fn load(
 }
 
 /// Asks for the leadership. `Ok(Err(..))` says who holds it.
-pub(super) async fn acquire(
+pub(in crate::allocator) async fn acquire(
     store: &dyn BindStore,
     clock: &dyn Clock,
     candidate: &Candidate,
@@ -306,10 +306,10 @@ pub(super) async fn acquire(
 
 /// Who holds a leadership that was asked for.
 #[derive(Debug)]
-pub(super) struct HeldBy {
-    pub(super) seen: Seen,
-    pub(super) address: Option<NodeAddress>,
-    pub(super) cluster: Option<Cluster>,
+pub(in crate::allocator) struct HeldBy {
+    pub(in crate::allocator) seen: Seen,
+    pub(in crate::allocator) address: Option<NodeAddress>,
+    pub(in crate::allocator) cluster: Option<Cluster>,
 }
 
 fn restore_tombstone(origin: &Service, txn: TxnId, now: Time) {

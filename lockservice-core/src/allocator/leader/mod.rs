@@ -1,5 +1,15 @@
-//! [`LocalAllocator`]: the pure state of [`state`](super::state) in a thin shell that writes to one [`BindStore`]. One of them is one
+//! [`LocalAllocator`]: the pure state of [`state`](crate::allocator::state) in a thin shell that writes to one [`BindStore`]. One of them is one
 //! leadership: when that is over, so is the allocator.
+
+pub(in crate::allocator) mod api;
+pub(in crate::allocator) mod bind;
+pub(in crate::allocator) mod forget;
+pub(in crate::allocator) mod incarnation;
+pub(crate) mod leadership;
+pub(in crate::allocator) mod origins;
+pub(in crate::allocator) mod recover;
+pub(in crate::allocator) mod run;
+pub(in crate::allocator) mod writer;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,15 +20,15 @@ use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::observed::Observed;
-use super::open::Acquired;
-use super::origins::Origins;
-use super::settings::AllocatorSettings;
-use super::state::{AllocatorState, stopping};
-use super::term::{lead, sweep};
-use super::tokens::RaiseEpoch;
-use super::types::{BeginCommit, CommitAdmission};
-use super::writer::{Command, Done};
+use crate::allocator::cluster::observed::Observed;
+use crate::allocator::leader::origins::Origins;
+use crate::allocator::leader::recover::Acquired;
+use crate::allocator::leader::run::{lead, sweep};
+use crate::allocator::leader::writer::{Command, Done};
+use crate::allocator::messages::{BeginCommit, CommitAdmission};
+use crate::allocator::settings::AllocatorSettings;
+use crate::allocator::state::tokens::RaiseEpoch;
+use crate::allocator::state::{AllocatorState, stopping};
 use crate::clock::{Clock, Time};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{CommitAttempt, Epoch, NodeName, ServiceId, TxnId};
@@ -27,7 +37,7 @@ use crate::sync::Mutex;
 use crate::sync::atomic::Ordering;
 
 #[cfg(doc)]
-use super::{ElectedAllocator, LockTableAllocator};
+use crate::allocator::{ElectedAllocator, LockTableAllocator};
 
 /// How long a stop waits for a write that is under way.
 const STORE_GRACE: Duration = Duration::from_secs(5);
@@ -54,47 +64,47 @@ pub struct AllocatorStopped {
 ///
 /// Dropping it without [`shutdown`](Self::shutdown) is an unclean stop: the next start waits as after a crash.
 pub struct LocalAllocator {
-    pub(super) shared: Arc<LocalShared>,
+    pub(in crate::allocator) shared: Arc<LocalShared>,
     /// Writer and sweep. Locked for a moment, together with nothing.
     tasks: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
 }
 
 /// With what a leadership begins.
-pub(super) struct Beginning {
-    pub(super) candidate: Candidate,
+pub(in crate::allocator) struct Beginning {
+    pub(in crate::allocator) candidate: Candidate,
     /// What the store gave; `None` to ask for it.
-    pub(super) acquired: Option<Acquired>,
+    pub(in crate::allocator) acquired: Option<Acquired>,
     /// What leaders have told this node (L4).
-    pub(super) observed: Observed,
+    pub(in crate::allocator) observed: Observed,
     /// The origins of this process, also those that a leader before this one was told of.
-    pub(super) origins: Arc<Origins>,
+    pub(in crate::allocator) origins: Arc<Origins>,
 }
 
-pub(super) struct LocalShared {
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) settings: AllocatorSettings,
-    pub(super) queue: mpsc::Sender<Command>,
+pub(in crate::allocator) struct LocalShared {
+    pub(in crate::allocator) clock: Arc<dyn Clock>,
+    pub(in crate::allocator) settings: AllocatorSettings,
+    pub(in crate::allocator) queue: mpsc::Sender<Command>,
     /// Set once, when the opening succeeded.
-    pub(super) state: std::sync::OnceLock<Arc<AllocatorState>>,
+    pub(in crate::allocator) state: std::sync::OnceLock<Arc<AllocatorState>>,
     /// `None` while opening.
-    pub(super) opened: watch::Sender<Option<Result<()>>>,
+    pub(in crate::allocator) opened: watch::Sender<Option<Result<()>>>,
     /// Why the leadership is over, once it is.
-    pub(super) ended: watch::Sender<Option<Error>>,
+    pub(in crate::allocator) ended: watch::Sender<Option<Error>>,
     /// A place in the queue that is kept for [`Command::RaiseAbove`], until it is sent: it must not be lost because there is much to write.
-    pub(super) raise_above: Mutex<Option<mpsc::OwnedPermit<Command>>>,
+    pub(in crate::allocator) raise_above: Mutex<Option<mpsc::OwnedPermit<Command>>>,
     /// What leaders have told this node, or one that reported it where that shows that the store went back (L4).
-    pub(super) observed: Mutex<Observed>,
+    pub(in crate::allocator) observed: Mutex<Observed>,
     /// Which incarnation has each name. Locked for a few lookups, never over an await or another lock but a service shard's.
-    pub(super) names: Mutex<HashMap<NodeName, NameHolder>>,
+    pub(in crate::allocator) names: Mutex<HashMap<NodeName, NameHolder>>,
     /// Entries of `tables`, counted so that the limit holds without counting shards.
-    pub(super) tables: crate::sync::atomic::AtomicUsize,
-    pub(super) constants_later: Mutex<Option<Time>>,
+    pub(in crate::allocator) tables: crate::sync::atomic::AtomicUsize,
+    pub(in crate::allocator) constants_later: Mutex<Option<Time>>,
     /// The origins of this process (C4).
-    pub(super) origins: Arc<Origins>,
+    pub(in crate::allocator) origins: Arc<Origins>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum NameHolder {
+pub(in crate::allocator) enum NameHolder {
     Known(ServiceId),
     /// Its record is being written.
     Starting(ServiceId),
@@ -135,7 +145,7 @@ impl LocalAllocator {
     }
 
     /// Begins to open a store whose leadership may have been acquired already.
-    pub(super) fn begin(
+    pub(in crate::allocator) fn begin(
         store: Arc<dyn BindStore>,
         clock: Arc<dyn Clock>,
         settings: AllocatorSettings,
@@ -180,7 +190,7 @@ impl LocalAllocator {
     }
 
     /// The leadership's epoch now; zero while the store is being opened.
-    pub(super) fn epoch(&self) -> Epoch {
+    pub(in crate::allocator) fn epoch(&self) -> Epoch {
         self.shared.state.get().map_or_else(Epoch::default, |state| state.sequence.epoch())
     }
 
@@ -190,12 +200,12 @@ impl LocalAllocator {
     }
 
     /// True if the store is open to this process alone. False while it is being opened.
-    pub(super) fn is_exclusive(&self) -> bool {
+    pub(in crate::allocator) fn is_exclusive(&self) -> bool {
         self.shared.state.get().is_some_and(|state| state.exclusive)
     }
 
     /// What this leader has told, and others before it (L4).
-    pub(super) fn observed(&self) -> Observed {
+    pub(in crate::allocator) fn observed(&self) -> Observed {
         let mut observed = self.shared.observed.lock().clone();
         if let Some(state) = self.shared.state.get() {
             observed.add(state.progress());
@@ -326,7 +336,7 @@ impl fmt::Debug for LocalAllocator {
 
 impl LocalShared {
     /// The state, once the store is open.
-    pub(super) async fn opened(&self) -> Result<Arc<AllocatorState>> {
+    pub(in crate::allocator) async fn opened(&self) -> Result<Arc<AllocatorState>> {
         if let Some(state) = self.state.get() {
             return Ok(Arc::clone(state));
         }
@@ -337,7 +347,7 @@ impl LocalShared {
     }
 
     /// The state, if the leader may answer now (L1). Every answer of the allocator begins here.
-    pub(super) async fn leading(&self) -> Result<Arc<AllocatorState>> {
+    pub(in crate::allocator) async fn leading(&self) -> Result<Arc<AllocatorState>> {
         let state = self.opened().await?;
         state.check_leading(self.clock.now())?;
         Ok(state)
@@ -351,19 +361,19 @@ impl LocalShared {
     }
 
     /// Room in the writer's queue for one change. Fails once the allocator has stopped.
-    pub(super) async fn room(&self) -> Result<mpsc::Permit<'_, Command>> {
+    pub(in crate::allocator) async fn room(&self) -> Result<mpsc::Permit<'_, Command>> {
         self.queue.reserve().await.map_err(|_| stopping())
     }
 
     /// Writes `ops` and waits for it.
-    pub(super) async fn write(&self, ops: SmallVec<[Op; 2]>) -> Result<()> {
+    pub(in crate::allocator) async fn write(&self, ops: SmallVec<[Op; 2]>) -> Result<()> {
         let (done, answer) = oneshot::channel();
         self.room().await?.send(Command::Write { ops, done: send_to(done) });
         answer.await.unwrap_or_else(|_| Err(stopping()))
     }
 
     /// Raises the epoch to at least `wanted`.
-    pub(super) async fn raise(&self, wanted: RaiseEpoch) -> Result<()> {
+    pub(in crate::allocator) async fn raise(&self, wanted: RaiseEpoch) -> Result<()> {
         let (done, answer) = oneshot::channel();
         self.room().await?.send(Command::Raise { wanted: wanted.0, done });
         answer.await.unwrap_or_else(|_| Err(stopping()))
@@ -371,6 +381,6 @@ impl LocalShared {
 }
 
 /// Hands the outcome to a caller that may have gone.
-pub(super) fn send_to(done: oneshot::Sender<Result<()>>) -> Done {
+pub(in crate::allocator) fn send_to(done: oneshot::Sender<Result<()>>) -> Done {
     Box::new(move |outcome| drop(done.send(outcome)))
 }

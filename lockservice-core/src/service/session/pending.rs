@@ -23,15 +23,15 @@ enum PendingState {
 }
 
 impl Pending {
-    pub(super) fn ready(result: Result<Answer>) -> Self {
+    pub(in crate::service) fn ready(result: Result<Answer>) -> Self {
         Self(PendingState::Ready(Some(result)))
     }
 
-    pub(super) fn waiting(answer: oneshot::Receiver<Result<Answer>>, sequence: u64) -> Self {
+    pub(in crate::service) fn waiting(answer: oneshot::Receiver<Result<Answer>>, sequence: u64) -> Self {
         Self(PendingState::Waiting(answer, sequence))
     }
 
-    /// The operation's sequence in its transaction, if it was not decided before: to [cancel](super::Session::cancel) it.
+    /// The operation's sequence in its transaction, if it was not decided before: to [cancel](crate::service::Session::cancel) it.
     pub fn sequence(&self) -> Option<u64> {
         match &self.0 {
             PendingState::Ready(_) => None,

@@ -1,5 +1,8 @@
 //! Finding the bind of a table, binding it if need be, and keeping it supplied with tokens.
 
+pub(in crate::service) mod forget;
+pub(in crate::service) mod line;
+
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -10,7 +13,7 @@ use crate::allocator::Bind;
 use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::TableRef;
-use crate::service::line::{Asked, Handed, LastOwner, Lines, Standing, Waiter};
+use crate::service::tables::line::{Asked, Handed, LastOwner, Lines, Standing, Waiter};
 use crate::service::{ServiceInner, WaitsFor, shutting_down};
 use crate::sync::{Mutex, RwLock};
 use crate::table::{LockRequest, WaitPolicy};
@@ -23,9 +26,9 @@ const TOKENS_LOW: u64 = 1 << 19;
 pub(crate) struct Tables {
     /// Installed in the engine, and current as long as this incarnation lives: a bind leaves a live incarnation only by its
     /// acknowledged release (B5).
-    pub(super) owned: RwLock<HashMap<TableRef, Arc<Bind>>>,
+    pub(in crate::service) owned: RwLock<HashMap<TableRef, Arc<Bind>>>,
     /// Who waits for a table to be bound here. `owned` is locked inside.
-    pub(super) lines: Mutex<Lines>,
+    pub(in crate::service) lines: Mutex<Lines>,
     /// Tables whose next block of tokens is on its way.
     refilling: Mutex<HashSet<TableRef>>,
 }
@@ -37,13 +40,13 @@ impl Tables {
     }
 
     /// What those in the line of a table wait for; `None` if nobody waits, or it is not known yet.
-    pub(super) fn waits_for(&self, table: &TableRef) -> Option<WaitsFor> {
+    pub(in crate::service) fn waits_for(&self, table: &TableRef) -> Option<WaitsFor> {
         let last_owner = self.lines.lock().what_keeps(table)?;
         Some(WaitsFor::Table { last_owner: last_owner.map(|owner| (owner.service, owner.node)) })
     }
 
     /// Those who wait for a table, or for one table, to be bound here: the next ones after `after`, at most `most`.
-    pub(super) fn standing(
+    pub(in crate::service) fn standing(
         &self,
         only: Option<&TableRef>,
         after: Option<&(TableRef, u64)>,
@@ -83,7 +86,12 @@ impl ServiceInner {
     ///
     /// # Cancel safety
     /// A call that is dropped gives its place up, or takes back what it was granted.
-    pub(super) async fn hand_over(self: &Arc<Self>, table: &TableRef, asked: Asked, deadline: Time) -> Result<Handed> {
+    pub(in crate::service) async fn hand_over(
+        self: &Arc<Self>,
+        table: &TableRef,
+        asked: Asked,
+        deadline: Time,
+    ) -> Result<Handed> {
         if let Some(bind) = self.tables.owned(table) {
             return Ok(self.at_engine(bind, asked, false));
         }
@@ -124,7 +132,7 @@ impl ServiceInner {
     ///
     /// It ends with the line: when the table is bound, when it is refused for a reason that does not
     /// pass, when the service stops serving, or when nobody waits any more.
-    pub(super) async fn bind_for_line(self: &Arc<Self>, table: &TableRef, deserted: &Notify) {
+    pub(in crate::service) async fn bind_for_line(self: &Arc<Self>, table: &TableRef, deserted: &Notify) {
         let mut pause = RETRY_FIRST;
         loop {
             let outcome = tokio::select! {
@@ -163,7 +171,7 @@ impl ServiceInner {
     }
 
     /// Makes the calls of a line at the engine, in their order; then the table is owned.
-    pub(super) fn hand_to_line(&self, table: &TableRef, bind: &Arc<Bind>) {
+    pub(in crate::service) fn hand_to_line(&self, table: &TableRef, bind: &Arc<Bind>) {
         loop {
             let mut lines = self.tables.lines.lock();
             let Some((waiter, waited)) = lines.next(table) else {
