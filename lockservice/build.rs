@@ -17,7 +17,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("lockservice.bin"), descriptors.encode_to_vec())?;
     std::fs::write(out.join("shapes.rs"), shapes(&descriptors)?)?;
-    tonic_prost_build::configure().bytes(".").codec_path("crate::codec::BoundedCodec").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .codec_path("crate::codec::BoundedCodec")
+        .compile_fds(descriptors)?;
     Ok(())
 }
 
@@ -28,7 +31,10 @@ fn shapes(descriptors: &FileDescriptorSet) -> Result<String, Box<dyn Error>> {
     for message in files.flat_map(|file| &file.message_type) {
         let name = message.name();
         if !message.nested_type.is_empty() {
-            return Err(format!("{name} has a nested message: `shapes` does not know their names in Rust").into());
+            return Err(format!(
+                "{name} has a nested message: `shapes` does not know their names in Rust"
+            )
+            .into());
         }
         writeln!(code, "impl Shaped for crate::proto::{name} {{")?;
         writeln!(code, "    const SHAPE: &'static Shape = &Shape {{")?;

@@ -1,5 +1,6 @@
-//! What each store costs an allocator: binds per second alone and with 64 callers, writes per bind, validation while the store is paused,
-//! and the time of a fail-over. Prints one line per store; compare only lines of one run.
+//! What each store costs an allocator: binds per second alone and with 64 callers, writes per bind,
+//! validation while the store is paused, and the time of a fail-over. Prints one line per store;
+//! compare only lines of one run.
 //!
 //! ```text
 //! cargo bench -p integration --bench stores            (memory, file, PostgreSQL, Redis; with --all-features RocksDB too)
@@ -15,7 +16,8 @@ use async_trait::async_trait;
 use integration::allocators::{Node, TTL, settings};
 use integration::containers::{Container, Postgres, PostgresOptions, Redis, RedisOptions};
 use lockservice_core::allocator::{
-    BeginCommit, CommitWindow, Incarnation, LocalAllocator, LockTableAllocator, PresentedBind, Registration,
+    BeginCommit, CommitWindow, Incarnation, LocalAllocator, LockTableAllocator, PresentedBind,
+    Registration,
 };
 use lockservice_core::clock::SystemClock;
 use lockservice_core::store::{
@@ -63,9 +65,12 @@ impl BindStore for Counted {
 }
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(Box::pin(async {
-        println!("store      alone: binds/s    p99   64 callers: binds/s    p99   writes per 100 binds");
+        println!(
+            "store      alone: binds/s    p99   64 callers: binds/s    p99   writes per 100 binds"
+        );
         let folder = tempfile::tempdir().expect("a folder");
         local("memory", "memory:").await;
         local("file", &format!("file:{}", folder.path().join("bench.db").display())).await;
@@ -73,14 +78,19 @@ fn main() {
         local("rocks", &format!("rocks:{}", folder.path().join("rocks").display())).await;
         if let Some(postgres) = Postgres::start(PostgresOptions::default()).await {
             let url = postgres.url().to_owned();
-            let open = async || Arc::new(PgStore::connect(&url).await.expect("it has started")) as Arc<dyn BindStore>;
+            let open = async || {
+                Arc::new(PgStore::connect(&url).await.expect("it has started"))
+                    as Arc<dyn BindStore>
+            };
             binds("postgres", open().await).await;
             Box::pin(shared("postgres", open, &postgres)).await;
         }
         if let Some(redis) = Redis::start(RedisOptions::durable()).await {
             let url = redis.url().to_owned();
-            let open =
-                async || Arc::new(RedisStore::connect(&url).await.expect("it has started")) as Arc<dyn BindStore>;
+            let open = async || {
+                Arc::new(RedisStore::connect(&url).await.expect("it has started"))
+                    as Arc<dyn BindStore>
+            };
             binds("redis", open().await).await;
             Box::pin(shared("redis", open, &redis)).await;
         }
@@ -107,15 +117,23 @@ async fn settled(store: &dyn BindStore) -> Candidate {
 async fn binds(name: &str, store: Arc<dyn BindStore>) {
     let candidate = settled(&*store).await;
     let counted = Arc::new(Counted(store, AtomicU64::new(0)));
-    let allocator = LocalAllocator::open(Arc::clone(&counted) as _, Arc::new(SystemClock), settings(), candidate)
-        .await
-        .expect("leads");
+    let allocator = LocalAllocator::open(
+        Arc::clone(&counted) as _,
+        Arc::new(SystemClock),
+        settings(),
+        candidate,
+    )
+    .await
+    .expect("leads");
     let service = begin(&*allocator, "bench").await.service;
     let alive = tokio::spawn({
         let allocator = Arc::clone(&allocator);
         async move {
             loop {
-                allocator.keepalive(service, Nonce::new(1), Default::default()).await.expect("live");
+                allocator
+                    .keepalive(service, Nonce::new(1), Default::default())
+                    .await
+                    .expect("live");
                 tokio::time::sleep(TTL / 4).await;
             }
         }
@@ -150,7 +168,8 @@ async fn binds(name: &str, store: Arc<dyn BindStore>) {
     }
     let mut together: Vec<Duration> = callers.join_all().await.into_iter().flatten().collect();
     let together_rate = together.len() as f64 / began.elapsed().as_secs_f64();
-    let writes = (counted.1.load(Ordering::Relaxed) - writes) as f64 * 100.0 / together.len() as f64;
+    let writes =
+        (counted.1.load(Ordering::Relaxed) - writes) as f64 * 100.0 / together.len() as f64;
     println!(
         "{name:<10} {alone_rate:>14.0} {:>8.2?} {together_rate:>20.0} {:>8.2?} {writes:>20.1}",
         p99(&mut alone),
@@ -185,8 +204,11 @@ async fn shared(name: &str, open: impl AsyncFn() -> Arc<dyn BindStore>, server: 
     let second = Node::join("second", open().await, &peers);
     second.allocator.settled().await.expect("follows");
     let incarnation = begin(&*first.allocator, "first").await;
-    let bound =
-        first.allocator.bind(incarnation.service, &TableRef::new("bench", "one").expect("a name")).await.expect("free");
+    let bound = first
+        .allocator
+        .bind(incarnation.service, &TableRef::new("bench", "one").expect("a name"))
+        .await
+        .expect("free");
     let mut counter = 0;
     let mut rate = async |time: Duration| {
         let began = Instant::now();
@@ -197,7 +219,10 @@ async fn shared(name: &str, open: impl AsyncFn() -> Arc<dyn BindStore>, server: 
                 txn: TxnId::new(incarnation.service, counter, true),
                 binds: vec![PresentedBind::from(&bound.bind)],
                 attempt: CommitAttempt::new(1),
-                asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_millis(100) },
+                asked: CommitWindow {
+                    least: Duration::from_millis(1),
+                    most: Duration::from_millis(100),
+                },
             };
             first.allocator.begin_commit(&commit).await.expect("the leadership lasts");
             first.allocator.finish_commit(commit.txn, commit.attempt).await.expect("admitted");
@@ -205,13 +230,18 @@ async fn shared(name: &str, open: impl AsyncFn() -> Arc<dyn BindStore>, server: 
         }
         admitted as f64 / began.elapsed().as_secs_f64()
     };
-    first.allocator.keepalive(incarnation.service, Nonce::new(1), Default::default()).await.expect("live");
+    first
+        .allocator
+        .keepalive(incarnation.service, Nonce::new(1), Default::default())
+        .await
+        .expect("live");
     let before = rate(Duration::from_millis(500)).await;
     server.pause().await;
     let paused = rate(Duration::from_millis(500)).await;
     server.unpause().await;
     println!(
-        "{name:<10} begin_commit + finish_commit: {before:.0}/s, while the store is paused {paused:.0}/s ({:.2})",
+        "{name:<10} begin_commit + finish_commit: {before:.0}/s, while the store is paused \
+            {paused:.0}/s ({:.2})",
         paused / before
     );
     first.allocator.keepalive(incarnation.service, Nonce::new(1), Default::default()).await.ok();
@@ -223,5 +253,8 @@ async fn shared(name: &str, open: impl AsyncFn() -> Arc<dyn BindStore>, server: 
         .wait_for(|role| matches!(role, lockservice_core::allocator::Role::Leading(_)))
         .await
         .expect("there");
-    println!("{name:<10} a leader that died is replaced after {:.2?} (TTL {TTL:?})", died.elapsed());
+    println!(
+        "{name:<10} a leader that died is replaced after {:.2?} (TTL {TTL:?})",
+        died.elapsed()
+    );
 }

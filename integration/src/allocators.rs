@@ -1,21 +1,24 @@
 //! Allocators of several nodes on one real store, what they were asked, and what they acknowledged.
 //!
-//! The nodes are in this process, so that their store is all that can fail; each asks, all the time, for binds, tokens, commits and
-//! tombstones, as a service does. The [`Ledger`] holds what was acknowledged and fails the test at the first acknowledgement that
-//! contradicts an earlier one.
+//! The nodes are in this process, so that their store is all that can fail; each asks, all the
+//! time, for binds, tokens, commits and tombstones, as a service does. The [`Ledger`] holds what
+//! was acknowledged and fails the test at the first acknowledgement that contradicts an earlier
+//! one.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, ElectedAllocator, Incarnation, LockTableAllocator, PresentedBind,
-    Progress, Registration, Role, TokenBlock,
+    AllocatorSettings, BeginCommit, CommitWindow, ElectedAllocator, Incarnation,
+    LockTableAllocator, PresentedBind, Progress, Registration, Role, TokenBlock,
 };
 use lockservice_core::clock::SystemClock;
 use lockservice_core::store::{BindStore, ClusterConstants, StoreState};
 use lockservice_core::testing::LocalPeers;
-use lockservice_core::{CommitAttempt, ErrorKind, NodeName, Nonce, Result, ServiceId, TableRef, TxnId};
+use lockservice_core::{
+    CommitAttempt, ErrorKind, NodeName, Nonce, Result, ServiceId, TableRef, TxnId,
+};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
@@ -25,7 +28,8 @@ use crate::within_limit;
 
 /// The TTLs of these clusters, leadership and lease.
 pub const TTL: Duration = Duration::from_secs(2);
-/// No call may take longer: two leadership TTLs until a leader is found, and what the store takes on top.
+/// No call may take longer: two leadership TTLs until a leader is found, and what the store takes
+/// on top.
 const CALL_MAX: Duration = Duration::from_secs(20);
 /// How many tables the nodes share.
 const TABLES: usize = 40;
@@ -66,7 +70,11 @@ impl Ledger {
         let history = self.tables.entry(bound.bind.table.clone()).or_default();
         let version = bound.bind.version.get();
         let owner = *history.owners.entry(version).or_insert(bound.bind.owner);
-        assert_eq!(owner, bound.bind.owner, "{}: two owners at version {version}", bound.bind.table);
+        assert_eq!(
+            owner, bound.bind.owner,
+            "{}: two owners at version {version}",
+            bound.bind.table
+        );
         if let Some(block) = bound.tokens {
             assert!(
                 // Another may have been told of it first.
@@ -110,10 +118,16 @@ impl Ledger {
                 history.newest
             );
             if let Some(owner) = history.owners.get(&stored) {
-                assert_eq!(*owner, record.binds[0].owner, "{table}: another owner is stored than was acknowledged");
+                assert_eq!(
+                    *owner, record.binds[0].owner,
+                    "{table}: another owner is stored than was acknowledged"
+                );
             }
             for block in &history.blocks {
-                assert!(block.end.get() <= record.tokens_reserved_to, "{table}: tokens are given out, not reserved");
+                assert!(
+                    block.end.get() <= record.tokens_reserved_to,
+                    "{table}: tokens are given out, not reserved"
+                );
             }
         }
     }
@@ -122,7 +136,10 @@ impl Ledger {
 impl History {
     fn tokens(&mut self, block: TokenBlock, table: &TableRef) {
         let last = self.blocks.iter().map(|block| block.end).max();
-        assert!(last.is_none_or(|last| block.next >= last), "{table}: tokens {block:?} after {last:?}");
+        assert!(
+            last.is_none_or(|last| block.next >= last),
+            "{table}: tokens {block:?} after {last:?}"
+        );
         self.blocks.push(block);
     }
 }
@@ -165,10 +182,12 @@ impl Drop for Node {
     }
 }
 
-/// Asks `allocator` for all that a service asks for, until `stop`; everything that is acknowledged goes into `ledger`.
+/// Asks `allocator` for all that a service asks for, until `stop`; everything that is acknowledged
+/// goes into `ledger`.
 ///
 /// # Panics
-/// At an acknowledgement that contradicts an earlier one, an error that is none of those of its call, or a call that takes too long.
+/// At an acknowledgement that contradicts an earlier one, an error that is none of those of its
+/// call, or a call that takes too long.
 pub async fn work(
     name: String,
     allocator: Arc<ElectedAllocator>,
@@ -180,13 +199,21 @@ pub async fn work(
     let mut last: Option<(ServiceId, Nonce)> = None;
     while !*stop.borrow() {
         let nonce = Nonce::new(random.random());
-        let request =
-            Registration { node: NodeName::new(&name).expect("a name"), nonce, address: name.clone(), replaces: last };
+        let request = Registration {
+            node: NodeName::new(&name).expect("a name"),
+            nonce,
+            address: name.clone(),
+            replaces: last,
+        };
         let incarnation = match bounded("resume", allocator.register(&request)).await {
             Ok(incarnation) => incarnation,
             Err(e) => {
-                let fine =
-                    [ErrorKind::Unavailable, ErrorKind::NameInUse, ErrorKind::NotLeader, ErrorKind::UnknownOutcome];
+                let fine = [
+                    ErrorKind::Unavailable,
+                    ErrorKind::NameInUse,
+                    ErrorKind::NotLeader,
+                    ErrorKind::UnknownOutcome,
+                ];
                 assert!(fine.contains(&e.kind()), "resume: {e:?}");
                 pause(&mut stop, Duration::from_millis(50)).await;
                 continue;
@@ -213,7 +240,8 @@ async fn live(
     let renewing = Arc::clone(allocator);
     renewals.spawn(async move {
         loop {
-            if let Err(e) = bounded("keepalive", renewing.keepalive(service, nonce, Progress::default())).await
+            if let Err(e) =
+                bounded("keepalive", renewing.keepalive(service, nonce, Progress::default())).await
                 && e.kind() == ErrorKind::LeaseLost
             {
                 over.send_replace(true);
@@ -226,15 +254,22 @@ async fn live(
     while !*stop.borrow() && !*is_over.borrow_and_update() {
         counter += 1;
         // One of its own, so that each has something to commit, else one that all ask for.
-        let table =
-            if random.random_ratio(1, 4) { own.to_owned() } else { format!("t{}", random.random_range(0..TABLES)) };
+        let table = if random.random_ratio(1, 4) {
+            own.to_owned()
+        } else {
+            format!("t{}", random.random_range(0..TABLES))
+        };
         let table = TableRef::new("g", table).expect("a name");
         let bound = match bounded("bind", allocator.bind(service, &table)).await {
             Ok(bound) => bound,
             Err(e) if e.kind() == ErrorKind::LeaseLost => break,
             Err(e) => {
-                let fine =
-                    [ErrorKind::Unavailable, ErrorKind::Reassigning, ErrorKind::NotLeader, ErrorKind::UnknownOutcome];
+                let fine = [
+                    ErrorKind::Unavailable,
+                    ErrorKind::Reassigning,
+                    ErrorKind::NotLeader,
+                    ErrorKind::UnknownOutcome,
+                ];
                 assert!(fine.contains(&e.kind()), "bind: {e:?}");
                 pause(stop, Duration::from_millis(20)).await;
                 continue;
@@ -260,8 +295,11 @@ async fn live(
             );
         }
         if random.random_ratio(1, 8)
-            && let Ok(reserved) =
-                bounded("reserve_tokens", allocator.reserve_tokens(service, bound.bind.id, bound.bind.version)).await
+            && let Ok(reserved) = bounded(
+                "reserve_tokens",
+                allocator.reserve_tokens(service, bound.bind.id, bound.bind.version),
+            )
+            .await
         {
             ledger.lock().expect("no panic holds it").reserved(&table, reserved.tokens);
         }
@@ -283,7 +321,10 @@ async fn live(
             let refused = bounded("begin_commit", allocator.begin_commit(&commit)).await;
             assert!(refused.is_err(), "a transaction that can never commit was admitted: {dead}");
         }
-        if bounded("finish_commit", allocator.finish_commit(txn, CommitAttempt::new(counter))).await.is_err() {
+        if bounded("finish_commit", allocator.finish_commit(txn, CommitAttempt::new(counter)))
+            .await
+            .is_err()
+        {
             pause(stop, Duration::from_millis(20)).await;
         }
     }

@@ -16,8 +16,8 @@ pub fn bank() -> &'static Path {
     FOUND.get_or_init(|| find("examples/bank", &["--example", "bank"]))
 }
 
-/// The program beside the test's own executable. Compiled only if it is missing, and then without RocksDB: `integration/test` builds all
-/// programs with every feature before it runs the tests.
+/// The program beside the test's own executable. Compiled only if it is missing, and then without
+/// RocksDB: `integration/test` builds all programs with every feature before it runs the tests.
 fn find(name: &str, build: &[&str]) -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its executable");
     let profile = test.parent().and_then(Path::parent).expect("tests are in target/PROFILE/deps");
@@ -25,8 +25,13 @@ fn find(name: &str, build: &[&str]) -> PathBuf {
     if !program.exists() {
         eprintln!("{} is missing: compiling it", program.display());
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["build", "--quiet", "-p", "lockservice"]).args(build).current_dir(env!("CARGO_MANIFEST_DIR"));
-        cargo.arg("--target-dir").arg(profile.parent().expect("the profile is in the target directory"));
+        cargo
+            .args(["build", "--quiet", "-p", "lockservice"])
+            .args(build)
+            .current_dir(env!("CARGO_MANIFEST_DIR"));
+        cargo
+            .arg("--target-dir")
+            .arg(profile.parent().expect("the profile is in the target directory"));
         if profile.ends_with("release") {
             cargo.arg("--release");
         }

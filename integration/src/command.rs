@@ -9,8 +9,9 @@ use tokio::process::{Child, ChildStdout, Command};
 
 use crate::{binary, pid_of, within};
 
-/// Holds a kernel lock on the timeline's companion file for its life, says so, and leaves a trace fifty times a second until it is killed.
-/// Deaf to SIGTERM: only what ends it by force keeps it from running beside the next holder.
+/// Holds a kernel lock on the timeline's companion file for its life, says so, and leaves a trace
+/// fifty times a second until it is killed. Deaf to SIGTERM: only what ends it by force keeps it
+/// from running beside the next holder.
 const STUBBORN: &str = r#"
 trap '' TERM
 exec 9>>"$TIMELINE.flock"
@@ -62,7 +63,8 @@ impl Commands<'_> {
 
     /// Starts a command that works, deaf to SIGTERM, until it is killed.
     pub fn stubborn(&self, name: &str, table: &str, key: &str) -> Holder {
-        let mut child = self.lock(name, &[], table, key, STUBBORN).spawn().expect("the binary can be started");
+        let mut child =
+            self.lock(name, &[], table, key, STUBBORN).spawn().expect("the binary can be started");
         let stdout = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
         Holder { child, stdout }
     }
@@ -70,7 +72,9 @@ impl Commands<'_> {
     /// Runs a command that ends at once, waiting for the lock as `flags` say.
     pub async fn brief(&self, name: &str, flags: &[&str], table: &str, key: &str) -> Ended {
         let mut command = self.lock(name, flags, table, key, BRIEF);
-        let output = within("a brief command ends", command.output()).await.expect("the binary can be started");
+        let output = within("a brief command ends", command.output())
+            .await
+            .expect("the binary can be started");
         Ended::from(&output)
     }
 }
@@ -81,11 +85,14 @@ impl Holder {
     /// # Panics
     /// If it never does.
     pub async fn begun(&mut self) -> u64 {
-        let line = within("a command begins", self.stdout.next_line()).await.expect("its output can be read");
+        let line = within("a command begins", self.stdout.next_line())
+            .await
+            .expect("its output can be read");
         line.and_then(|line| line.parse().ok()).expect("the command says its token")
     }
 
-    /// Sends a signal to the `lock` process alone, not to what watches over the command in its stead.
+    /// Sends a signal to the `lock` process alone, not to what watches over the command in its
+    /// stead.
     ///
     /// # Panics
     /// If it has ended.
@@ -95,7 +102,9 @@ impl Holder {
 
     /// Waits until the `lock` process ends by itself.
     pub async fn ended(self) -> Ended {
-        let output = within("a holder ends", self.child.wait_with_output()).await.expect("a child can be waited for");
+        let output = within("a holder ends", self.child.wait_with_output())
+            .await
+            .expect("a child can be waited for");
         Ended::from(&output)
     }
 }

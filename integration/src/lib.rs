@@ -1,4 +1,5 @@
-//! What the tests in `tests/` share: the real binary as processes, and the commands that run under its locks.
+//! What the tests in `tests/` share: the real binary as processes, and the commands that run under
+//! its locks.
 //!
 //! Everything waits for an event, with [`LIMIT`] as the bound that fails a test which would hang.
 
@@ -19,10 +20,12 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::process::Child;
 
-/// No wait of a test is longer. Generous, for machines that do a lot else; nothing ever takes that long unless it hangs.
+/// No wait of a test is longer. Generous, for machines that do a lot else; nothing ever takes that
+/// long unless it hangs.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
-/// The lease of the servers under test: as short as it may be without a busy machine losing it for want of a processor.
+/// The lease of the servers under test: as short as it may be without a busy machine losing it for
+/// want of a processor.
 pub const LEASE: Duration = Duration::from_secs(3);
 
 /// Waits for `future`, at most [`LIMIT`].
@@ -67,7 +70,8 @@ pub fn is_ci() -> bool {
     std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false")
 }
 
-/// Says loudly that a test is skipped, on stderr and to the test command, which repeats it at its end; fails in CI, where nothing may be.
+/// Says loudly that a test is skipped, on stderr and to the test command, which repeats it at its
+/// end; fails in CI, where nothing may be.
 ///
 /// # Panics
 /// In CI.
@@ -75,8 +79,10 @@ pub fn skip(why: &str) {
     assert!(!is_ci(), "not to be skipped in CI: {why}");
     eprintln!("\n*** SKIPPED: {why}\n");
     if let Some(path) = std::env::var_os("INTEGRATION_SKIPPED") {
-        let mut skipped =
-            OpenOptions::new().append(true).open(path).expect("the test command's list of what is skipped");
+        let mut skipped = OpenOptions::new()
+            .append(true)
+            .open(path)
+            .expect("the test command's list of what is skipped");
         // One write, so that tests that run at once do not mix their lines.
         skipped.write_all(format!("{why}\n").as_bytes()).expect("a line can be added to it");
     }

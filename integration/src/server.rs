@@ -44,7 +44,12 @@ impl Place {
     /// A new place with an empty store.
     pub fn new(store: StoreKind) -> Self {
         let directory = TempDir::new().expect("there is room for temporary files");
-        Self { store: store.url(directory.path()), address: free_address(), directory, node: "n".to_owned() }
+        Self {
+            store: store.url(directory.path()),
+            address: free_address(),
+            directory,
+            node: "n".to_owned(),
+        }
     }
 
     /// A place of one of several nodes with one store.
@@ -62,7 +67,16 @@ impl Place {
     pub fn serve(&self) -> Command {
         let mut command = Command::new(binary::lockservice());
         command
-            .args(["--json", "serve", "--node", &self.node, "--listen", &self.address, "--store", &self.store])
+            .args([
+                "--json",
+                "serve",
+                "--node",
+                &self.node,
+                "--listen",
+                &self.address,
+                "--store",
+                &self.store,
+            ])
             // With a store that nodes share: any port, for the leader's stands in the store.
             .args(["--peer-listen", "127.0.0.1:0"])
             .arg(format!("--lease-ttl={}ms", LEASE.as_millis()))
@@ -88,15 +102,22 @@ impl Place {
     /// If it does not become so.
     pub async fn start_with(&self, mut command: Command) -> Server {
         static LIVES: AtomicU32 = AtomicU32::new(0);
-        let stderr = self.directory.path().join(format!("serve-{}.log", LIVES.fetch_add(1, Relaxed)));
+        let stderr =
+            self.directory.path().join(format!("serve-{}.log", LIVES.fetch_add(1, Relaxed)));
         let log = File::create(&stderr).expect("the test's directory can be written");
-        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("the server can be started");
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(log).spawn().expect("the server can be started");
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
-        let line = within("a server becomes ready", stdout.next_line()).await.expect("its output can be read");
-        let Some(line) = line else { panic!("the server did not become ready: {}", text_of(&stderr)) };
+        let line = within("a server becomes ready", stdout.next_line())
+            .await
+            .expect("its output can be read");
+        let Some(line) = line else {
+            panic!("the server did not become ready: {}", text_of(&stderr))
+        };
         let ready: Value = serde_json::from_str(&line).expect("serve --json says JSON");
         assert_eq!(ready["event"], "ready", "{line}");
-        let incarnation = ready["incarnation"].as_u64().expect("the ready line names the incarnation");
+        let incarnation =
+            ready["incarnation"].as_u64().expect("the ready line names the incarnation");
         Server { child, _stdout: stdout, stderr, incarnation }
     }
 
@@ -170,7 +191,11 @@ impl Server {
     /// If it had ended before: then something else is wrong.
     pub async fn kill(mut self) {
         let ended = self.child.try_wait().expect("a child can be waited for");
-        assert!(ended.is_none(), "the server had ended by itself, with {ended:?}: {}", text_of(&self.stderr));
+        assert!(
+            ended.is_none(),
+            "the server had ended by itself, with {ended:?}: {}",
+            text_of(&self.stderr)
+        );
         self.signal(Signal::SIGKILL);
         self.ended().await;
     }
@@ -195,12 +220,13 @@ fn text_of(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
-/// A free port on loopback, below those that the kernel gives to clients: a client that connects while the server is down could be given
-/// the server's own port otherwise, and talk to itself.
+/// A free port on loopback, below those that the kernel gives to clients: a client that connects
+/// while the server is down could be given the server's own port otherwise, and talk to itself.
 pub fn free_address() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
-        let number = std::process::id().wrapping_mul(7_919).wrapping_add(NEXT.fetch_add(1, Relaxed));
+        let number =
+            std::process::id().wrapping_mul(7_919).wrapping_add(NEXT.fetch_add(1, Relaxed));
         let address = format!("127.0.0.1:{}", 12_000 + number % 18_000);
         if TcpListener::bind(&address).is_ok() {
             return address;

@@ -34,7 +34,8 @@ impl StoreKind {
         if self == Self::File {
             return true;
         }
-        // A port that cannot be listened on would end `serve` before the store is looked at, so an impossible path tells.
+        // A port that cannot be listened on would end `serve` before the store is looked at, so an
+        // impossible path tells.
         let path = Path::new("/dev/null/no-such-directory");
         let output = Command::new(binary::lockservice())
             .args(["serve", "--listen", "127.0.0.1:0", "--store", &self.url(path)])
@@ -43,7 +44,10 @@ impl StoreKind {
         let sentence = String::from_utf8_lossy(&output.stderr);
         let missing = sentence.contains("--features rocks");
         if missing {
-            skip("this lockservice was built without RocksDB: cargo build -p lockservice --features rocks");
+            skip(
+                "this lockservice was built without RocksDB: cargo build -p lockservice \
+                    --features rocks",
+            );
         }
         !missing
     }

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// A file to which every command appends one line for everything it does, `NAME DOES TOKEN`. The kernel puts the lines in order.
+/// A file to which every command appends one line for everything it does, `NAME DOES TOKEN`. The
+/// kernel puts the lines in order.
 #[derive(Debug)]
 pub struct Timeline(PathBuf);
 
@@ -37,7 +38,11 @@ impl Timeline {
         text.lines()
             .map(|line| {
                 let mut words = line.split(' ').map(str::to_owned);
-                match (words.next(), words.next(), words.next().and_then(|token| token.parse().ok())) {
+                match (
+                    words.next(),
+                    words.next(),
+                    words.next().and_then(|token| token.parse().ok()),
+                ) {
                     (Some(name), Some(does), Some(token)) => Event { name, does, token },
                     _ => panic!("not a line of a timeline: {line:?}"),
                 }
@@ -45,7 +50,8 @@ impl Timeline {
             .collect()
     }
 
-    /// Checks that no command ran beside another, in the order of their tokens (F1, B3, P2), and that exactly `names` ran, in this order.
+    /// Checks that no command ran beside another, in the order of their tokens (F1, B3, P2), and
+    /// that exactly `names` ran, in this order.
     ///
     /// # Panics
     /// If that is not so.
@@ -53,10 +59,14 @@ impl Timeline {
         let events = self.events();
         let overlap = events.iter().find(|event| event.does == "overlaps");
         assert_eq!(overlap, None, "a command began while the one before it still ran: {events:?}");
-        let mut turns: Vec<(&str, u64)> = events.iter().map(|event| (event.name.as_str(), event.token)).collect();
+        let mut turns: Vec<(&str, u64)> =
+            events.iter().map(|event| (event.name.as_str(), event.token)).collect();
         turns.dedup();
         let ran: Vec<&str> = turns.iter().map(|(name, _)| *name).collect();
         assert_eq!(ran, names, "each command runs once, and is over before the next begins");
-        assert!(turns.is_sorted_by(|(_, first), (_, second)| first < second), "tokens grow: {turns:?}");
+        assert!(
+            turns.is_sorted_by(|(_, first), (_, second)| first < second),
+            "tokens grow: {turns:?}"
+        );
     }
 }

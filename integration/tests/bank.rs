@@ -46,9 +46,14 @@ fn bank(address: &str, journal: &Path, flags: &[&str]) -> Child {
 
 async fn ended(bank: Child) -> (Output, String) {
     let limit = Duration::from_secs(seconds() + 60);
-    let output =
-        within_limit(limit, "the bank ends", bank.wait_with_output()).await.expect("a child can be waited for");
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let output = within_limit(limit, "the bank ends", bank.wait_with_output())
+        .await
+        .expect("a child can be waited for");
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     (output, said)
 }
 
@@ -65,7 +70,11 @@ mod check {
         let place = Place::new(store);
         let mut server = place.start().await;
         let journal = place.directory().join("bank.journal");
-        let bank = bank(&place.address, &journal, &["--seconds", &seconds().to_string(), "--seed", &seed.to_string()]);
+        let bank = bank(
+            &place.address,
+            &journal,
+            &["--seconds", &seconds().to_string(), "--seed", &seed.to_string()],
+        );
         let mut kills = 0;
         let killing = async {
             loop {
@@ -93,7 +102,11 @@ mod check {
 async fn without_locks_money_is_lost_and_the_bank_says_so() {
     let directory = tempfile::TempDir::new().expect("there is room for temporary files");
     // No server is needed by those who lock nothing.
-    let bank = bank("127.0.0.1:1", &directory.path().join("journal"), &["--seconds", "3", "--without-locks"]);
+    let bank = bank(
+        "127.0.0.1:1",
+        &directory.path().join("journal"),
+        &["--seconds", "3", "--without-locks"],
+    );
     let (output, said) = ended(bank).await;
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("MONEY IS LOST OR INVENTED"), "{said}");

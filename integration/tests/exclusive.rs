@@ -13,7 +13,9 @@ mod check {
     use super::*;
 
     /// L1: opening is the leadership.
-    pub(super) async fn a_second_server_on_one_store_ends_at_once_naming_the_path_and_what_to_do(store: StoreKind) {
+    pub(super) async fn a_second_server_on_one_store_ends_at_once_naming_the_path_and_what_to_do(
+        store: StoreKind,
+    ) {
         let place = Place::new(store);
         let server = place.start().await;
         let mut elsewhere = Place::new(store);
@@ -29,7 +31,9 @@ mod check {
         assert!(server.stop().await.success());
     }
 
-    pub(super) async fn a_second_server_on_one_port_ends_at_once_and_leaves_the_store_alone(store: StoreKind) {
+    pub(super) async fn a_second_server_on_one_port_ends_at_once_and_leaves_the_store_alone(
+        store: StoreKind,
+    ) {
         let place = Place::new(store);
         let server = place.start().await;
         let mut elsewhere = Place::new(store);

@@ -1,5 +1,6 @@
-//! The first start of a whole cluster: sixteen nodes at the same instant, on an empty store and on one of format 1, while each of them
-//! binds and commits (the outage this product began with). Exactly one leads, nobody is told of an error, no bind is lost.
+//! The first start of a whole cluster: sixteen nodes at the same instant, on an empty store and on
+//! one of format 1, while each of them binds and commits (the outage this product began with).
+//! Exactly one leads, nobody is told of an error, no bind is lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,8 @@ async fn sixteen_nodes_start_on_an_empty_postgres() {
 async fn sixteen_nodes_start_on_a_postgres_of_format_1() {
     let Some(postgres) = Postgres::start(PostgresOptions::default()).await else { return };
     let options: sqlx::postgres::PgConnectOptions = postgres.url().parse().expect("a URL");
-    let mut connection = within("connecting", Box::pin(options.connect())).await.expect("it has started");
+    let mut connection =
+        within("connecting", Box::pin(options.connect())).await.expect("it has started");
     let fixture = include_str!("../fixtures/pg-format-1.sql");
     sqlx::raw_sql(fixture).execute(&mut connection).await.expect("the fixture is SQL");
     let store = Box::pin(together(open_pg(postgres.url()))).await;
@@ -43,23 +45,32 @@ async fn sixteen_nodes_start_on_an_empty_redis() {
     let url = redis.url().to_owned();
     let open = move || {
         let url = url.clone();
-        async move { Arc::new(RedisStore::connect(&url).await.expect("it has started")) as Arc<dyn BindStore> }
+        async move {
+            Arc::new(RedisStore::connect(&url).await.expect("it has started")) as Arc<dyn BindStore>
+        }
     };
     Box::pin(together(open)).await;
 }
 
-fn open_pg(url: &str) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = Arc<dyn BindStore>> + Send>> + use<> {
-    let config =
-        PgConfig { connections_max: 2, connect_timeout: CONNECT_MAX, ..PgConfig::from_url(url).expect("a URL") };
+fn open_pg(
+    url: &str,
+) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = Arc<dyn BindStore>> + Send>> + use<> {
+    let config = PgConfig {
+        connections_max: 2,
+        connect_timeout: CONNECT_MAX,
+        ..PgConfig::from_url(url).expect("a URL")
+    };
     move || {
         let config = config.clone();
         Box::pin(async move {
-            Arc::new(PgStore::connect_with(config).await.expect("no error, whoever migrates")) as Arc<dyn BindStore>
+            Arc::new(PgStore::connect_with(config).await.expect("no error, whoever migrates"))
+                as Arc<dyn BindStore>
         })
     }
 }
 
-/// Starts all nodes at once, lets each bind and commit, and compares what was acknowledged with what is stored.
+/// Starts all nodes at once, lets each bind and commit, and compares what was acknowledged with
+/// what is stored.
 async fn together<Opening>(open: impl Fn() -> Opening) -> Arc<dyn BindStore>
 where
     Opening: Future<Output = Arc<dyn BindStore>> + Send + 'static,
@@ -75,7 +86,8 @@ where
             gate.wait().await;
             let node = Node::join(&format!("node-{name}"), opening.await, &peers);
             let allocator = Arc::clone(&node.allocator);
-            let worker = tokio::spawn(work(format!("node-{name}"), allocator, ledger, stopped, name as u64));
+            let worker =
+                tokio::spawn(work(format!("node-{name}"), allocator, ledger, stopped, name as u64));
             (node, worker)
         });
     }

@@ -1,5 +1,6 @@
-//! Three nodes as processes on one PostgreSQL or Redis: the leader, and the owner of a table, do not run for longer than their promises, and
-//! then go on as if nothing had happened (L1, L3, B2, B3, B5, C1).
+//! Three nodes as processes on one PostgreSQL or Redis: the leader, and the owner of a table, do
+//! not run for longer than their promises, and then go on as if nothing had happened (L1, L3, B2,
+//! B3, B5, C1).
 
 use integration::LEASE;
 use integration::command::Commands;
@@ -89,7 +90,10 @@ mod check {
         let mut held = through(b, &timeline).stubborn("held", "jobs", "nightly");
         held.begun().await;
         let before = b.binds().await;
-        assert_eq!(before["jobs"].owner, nodes.servers[1].incarnation, "the first to ask owns the table");
+        assert_eq!(
+            before["jobs"].owner, nodes.servers[1].incarnation,
+            "the first to ask owns the table"
+        );
 
         let clock = SystemClock;
         nodes.servers[0].signal(Signal::SIGSTOP);
@@ -113,7 +117,11 @@ mod check {
             assert_eq!(now["jobs"], before["jobs"], "seen by {}", place.address);
             assert_eq!(now["other"], between["other"], "seen by {}", place.address);
         }
-        assert!(nodes.servers[0].log().contains("does not lead any more"), "{}", nodes.servers[0].log());
+        assert!(
+            nodes.servers[0].log().contains("does not lead any more"),
+            "{}",
+            nodes.servers[0].log()
+        );
         held.signal(Signal::SIGINT);
         held.ended().await;
         timeline.check(&["held"]);
@@ -134,7 +142,8 @@ mod check {
         let before = b.binds().await;
         assert_eq!(before["jobs"].owner, nodes.servers[2].incarnation);
 
-        // A transaction that validates, on a table of the same owner; its commit is admitted before the owner stops.
+        // A transaction that validates, on a table of the same owner; its commit is admitted before
+        // the owner stops.
         let client = c.client().await;
         let session = client.session(None).await.expect("a session");
         let options = TxnOptions { validates: true, ..TxnOptions::default() };
@@ -148,17 +157,25 @@ mod check {
                 txn: txn.id().expect("granted"),
                 binds: vec![PresentedBind::from(&grant.bind)],
                 attempt: CommitAttempt::new(1),
-                asked: CommitWindow { least: Duration::from_millis(10), most: Duration::from_secs(60) },
+                asked: CommitWindow {
+                    least: Duration::from_millis(10),
+                    most: Duration::from_secs(60),
+                },
             });
         }
         let clock = SystemClock;
         let validator = a.client().await;
-        let admitted = validator.allocator().begin_commit(&commits[0]).await.expect("everything holds");
+        let admitted =
+            validator.allocator().begin_commit(&commits[0]).await.expect("everything holds");
         nodes.servers[2].signal(Signal::SIGSTOP);
         let stopped = clock.now();
-        assert!(admitted.until.since(stopped) <= LEASE, "no commit outlives the lease it rests on (C1)");
+        assert!(
+            admitted.until.since(stopped) <= LEASE,
+            "no commit outlives the lease it rests on (C1)"
+        );
 
-        // The next holder comes in when the owner's lease must have run out, and the old one's command has ended before.
+        // The next holder comes in when the owner's lease must have run out, and the old one's
+        // command has ended before.
         let next = through(b, &timeline).brief("next", &["--timeout=30s"], "jobs", "nightly").await;
         let took = clock.now().since(stopped);
         assert_eq!(next.status, Some(0), "{next:?}; {}", nodes.servers[1].log());
@@ -167,15 +184,25 @@ mod check {
         assert!(clock.now() >= admitted.until, "a commit admitted before lands before");
         let old = within("the old holder ends", old.ended()).await;
         assert_eq!(old.status, Some(70), "{old:?}");
-        let refused =
-            validator.allocator().begin_commit(&commits[1]).await.expect_err("its origin and its bind are void");
-        assert!(matches!(refused.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit), "{refused:?}");
+        let refused = validator
+            .allocator()
+            .begin_commit(&commits[1])
+            .await
+            .expect_err("its origin and its bind are void");
+        assert!(
+            matches!(refused.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit),
+            "{refused:?}"
+        );
         let moved = b.binds().await;
-        assert!(moved["jobs"].version > before["jobs"].version && moved["jobs"].owner != before["jobs"].owner);
+        assert!(
+            moved["jobs"].version > before["jobs"].version
+                && moved["jobs"].owner != before["jobs"].owner
+        );
 
         let_pass(&clock, stopped, LEASE * 2).await;
         nodes.servers[2].signal(Signal::SIGCONT);
-        let after = through(c, &timeline).brief("after", &["--timeout=30s"], "jobs", "nightly").await;
+        let after =
+            through(c, &timeline).brief("after", &["--timeout=30s"], "jobs", "nightly").await;
         assert_eq!(after.status, Some(0), "{after:?}; {}", nodes.servers[2].log());
         assert!(after.token > next.token, "granted by the new owner");
         assert_eq!(c.binds().await["jobs"], moved["jobs"], "it granted nothing of its own");

@@ -37,7 +37,9 @@ mod check {
         // The time itself is what is tested here: the lease must run out by every count.
         let clock = SystemClock;
         let stopped = clock.now();
-        while clock.now().since(stopped) < integration::LEASE + (integration::LEASE - lo(integration::LEASE)) {
+        while clock.now().since(stopped)
+            < integration::LEASE + (integration::LEASE - lo(integration::LEASE))
+        {
             tokio::time::sleep(integration::LEASE / 10).await;
         }
         assert_eq!(timeline.events().len(), work_ended, "nothing of the command is left");

@@ -44,7 +44,9 @@ mod check {
     use super::*;
 
     /// B3, P2: also where the process that watches over the command is stopped.
-    pub(super) async fn after_a_kill_no_command_of_the_old_holder_runs_beside_the_next_ones(store: StoreKind) {
+    pub(super) async fn after_a_kill_no_command_of_the_old_holder_runs_beside_the_next_ones(
+        store: StoreKind,
+    ) {
         let place = Place::new(store);
         let server = place.start().await;
         let timeline = Timeline::new(place.directory());
@@ -68,7 +70,11 @@ mod check {
 
         assert_eq!(old.status, Some(70), "{old:?}");
         assert!(old.said.contains("lost"), "{old:?}");
-        assert_eq!((next.status, next_after_stopped.status), (Some(0), Some(0)), "{next:?} {next_after_stopped:?}");
+        assert_eq!(
+            (next.status, next_after_stopped.status),
+            (Some(0), Some(0)),
+            "{next:?} {next_after_stopped:?}"
+        );
         assert!(next.token > Some(old_token), "{next:?}");
         assert!(next_after_stopped.token > Some(stopped_token), "{next_after_stopped:?}");
         timeline.check(&["old", "next"]);
@@ -94,7 +100,11 @@ mod check {
         let known = place.binds().await;
         for (table, bind) in &before {
             let now = known.get(table).expect("every table is still known");
-            assert_eq!((now.version, now.owner, now.state.as_str()), (bind.version, bind.owner, "waiting"), "{table}");
+            assert_eq!(
+                (now.version, now.owner, now.state.as_str()),
+                (bind.version, bind.owner, "waiting"),
+                "{table}"
+            );
         }
         let session = place.client().await.session(None).await.expect("the server runs");
         let tokens_after = tokens(&session, &tables).await;
@@ -103,13 +113,21 @@ mod check {
         for (table, bind) in &before {
             let now = &after[table];
             assert_eq!(now.state, "bound", "{table}");
-            assert!(now.version > bind.version && now.owner > bind.owner, "{table}: {bind:?}, then {now:?}");
-            assert!(tokens_after[table] > tokens_before[table], "{table}: {tokens_before:?}, then {tokens_after:?}");
+            assert!(
+                now.version > bind.version && now.owner > bind.owner,
+                "{table}: {bind:?}, then {now:?}"
+            );
+            assert!(
+                tokens_after[table] > tokens_before[table],
+                "{table}: {tokens_before:?}, then {tokens_after:?}"
+            );
         }
     }
 
     /// B3.
-    pub(super) async fn after_a_kill_new_tables_are_granted_at_once_and_old_ones_wait_out_the_lease(store: StoreKind) {
+    pub(super) async fn after_a_kill_new_tables_are_granted_at_once_and_old_ones_wait_out_the_lease(
+        store: StoreKind,
+    ) {
         let place = Place::new(store);
         let server = place.start().await;
         let timeline = Timeline::new(place.directory());
@@ -122,7 +140,8 @@ mod check {
         let refused = commands.brief("refused", &["--no-wait"], "old", "k").await;
         assert_eq!((refused.status, refused.token), (Some(75), None), "{refused:?}");
         assert!(
-            refused.said.contains("may still be at work: try again") && refused.said.contains("remaining_ms"),
+            refused.said.contains("may still be at work: try again")
+                && refused.said.contains("remaining_ms"),
             "{refused:?}"
         );
         // Less than the lease, but not to be had.
@@ -134,16 +153,20 @@ mod check {
         assert_eq!(patient.status, Some(0), "{patient:?}");
         let waited = SystemClock.now().since(killed);
         assert!(waited >= hi(LEASE), "granted anew after {waited:?}");
-        let ran: Vec<String> = timeline.events().into_iter().filter(|e| e.does == "ends").map(|e| e.name).collect();
+        let ran: Vec<String> =
+            timeline.events().into_iter().filter(|e| e.does == "ends").map(|e| e.name).collect();
         assert_eq!(ran, ["first", "fresh", "patient"]);
     }
 
     /// B3, C3.
-    pub(super) async fn after_a_kill_a_transaction_that_locked_before_cannot_commit_and_is_told_why(store: StoreKind) {
+    pub(super) async fn after_a_kill_a_transaction_that_locked_before_cannot_commit_and_is_told_why(
+        store: StoreKind,
+    ) {
         let place = Place::new(store);
         let server = place.start().await;
         let session = place.client().await.session(None).await.expect("the server runs");
-        let asked = CommitWindow { least: Duration::from_millis(10), most: Duration::from_millis(500) };
+        let asked =
+            CommitWindow { least: Duration::from_millis(10), most: Duration::from_millis(500) };
         let lock = async |session: &Session, key: &str| {
             let txn = session.txn(TxnOptions { validates: true, label: "late".to_owned() });
             let grant = txn.lock(row("ledger", key)).await.expect("nobody else locks");
@@ -161,7 +184,10 @@ mod check {
         let allocator = place.client().await.allocator();
         for request in [&early, &late] {
             let refused = allocator.begin_commit(request).await.expect_err("its locks are gone");
-            assert!(matches!(refused.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit), "{refused:?}");
+            assert!(
+                matches!(refused.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit),
+                "{refused:?}"
+            );
             let sentence = refused.to_string();
             assert!(sentence.contains("start"), "it says what to do: {sentence}");
         }
@@ -169,7 +195,10 @@ mod check {
         let session = place.client().await.session(None).await.expect("the server runs");
         let (_new_txn, new) = lock(&session, "late").await;
         let refused = allocator.begin_commit(&late).await.expect_err("its locks are gone");
-        assert!(matches!(refused.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit), "{refused:?}");
+        assert!(
+            matches!(refused.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit),
+            "{refused:?}"
+        );
         allocator.begin_commit(&new).await.expect("a transaction of now may commit");
     }
 
@@ -203,8 +232,11 @@ mod check {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_grow_over_a_kill_while_the_clock_of_the_machine_is_set_back_a_day() {
-    // Asked for what it does to a process: it would stand between this test and the server, and leave that behind when it is killed.
-    let preloads = std::process::Command::new("faketime").args(["-f", "-1d", "printenv", "LD_PRELOAD"]).output();
+    // Asked for what it does to a process: it would stand between this test and the server, and
+    // leave that behind when it is killed.
+    let preloads = std::process::Command::new("faketime")
+        .args(["-f", "-1d", "printenv", "LD_PRELOAD"])
+        .output();
     let Ok(preloads) = preloads else {
         return integration::skip("faketime is missing (Debian's package faketime)");
     };
@@ -228,7 +260,11 @@ async fn tokens_grow_over_a_kill_while_the_clock_of_the_machine_is_set_back_a_da
         set_back.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
         let server = place.start_with(set_back).await;
         let (next, old) = tokio::join!(commands.brief("next", &[], "jobs", "k"), old.ended());
-        assert!(day(&server.log()) < today, "the server sees a clock set back: {} after {today}", server.log());
+        assert!(
+            day(&server.log()) < today,
+            "the server sees a clock set back: {} after {today}",
+            server.log()
+        );
         assert_eq!((old.status, next.status), (Some(70), Some(0)), "{old:?} {next:?}");
         assert!(next.token > Some(old_token), "{next:?} after {old_token}");
         assert!(place.binds().await["jobs"].version > before["jobs"].version);

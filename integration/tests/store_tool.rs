@@ -1,4 +1,5 @@
-//! `lockservice store` against real PostgreSQL and Redis: dumps go from any backend to any other, and a half of one is never served from.
+//! `lockservice store` against real PostgreSQL and Redis: dumps go from any backend to any other,
+//! and a half of one is never served from.
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -19,9 +20,13 @@ fn command(args: &[&str]) -> Command {
 }
 
 async fn run(args: &[&str]) -> Output {
-    let output = within("the command ends", command(args).output()).await.expect("it can be started");
+    let output =
+        within("the command ends", command(args).output()).await.expect("it can be started");
     for text in [&output.stdout, &output.stderr] {
-        assert!(!String::from_utf8_lossy(text).contains("secret"), "a password was printed: {args:?}");
+        assert!(
+            !String::from_utf8_lossy(text).contains("secret"),
+            "a password was printed: {args:?}"
+        );
     }
     output
 }
@@ -63,7 +68,8 @@ async fn used() -> (Place, PathBuf, Vec<Value>) {
 
 async fn dump(url: &str, to: &Path) -> Vec<Value> {
     let lines = done(&["store", "dump", "--store", url]).await;
-    std::fs::write(to, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).expect("a file");
+    std::fs::write(to, lines.iter().map(|line| format!("{line}\n")).collect::<String>())
+        .expect("a file");
     lines
 }
 
@@ -84,9 +90,10 @@ async fn restore(url: &str, dump: &Path) -> Output {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dump_goes_from_a_file_to_postgres_and_from_there_to_redis() {
-    let (Some(postgres), Some(redis)) =
-        (Postgres::start(PostgresOptions::default()).await, Redis::start(RedisOptions::durable()).await)
-    else {
+    let (Some(postgres), Some(redis)) = (
+        Postgres::start(PostgresOptions::default()).await,
+        Redis::start(RedisOptions::durable()).await,
+    ) else {
         return;
     };
     if !has_drivers().await {
@@ -96,7 +103,8 @@ async fn a_dump_goes_from_a_file_to_postgres_and_from_there_to_redis() {
 
     let missing = run(&["store", "check", "--store", postgres.url()]).await;
     assert_eq!(missing.status.code(), Some(74), "{}", said(&missing));
-    let mut connection = within("a connection", PgConnection::connect(postgres.url())).await.expect("it answers");
+    let mut connection =
+        within("a connection", PgConnection::connect(postgres.url())).await.expect("it answers");
     let schemas = sqlx::query("SELECT count(*) FROM pg_namespace WHERE nspname = 'lockservice'");
     let count: i64 = schemas.fetch_one(&mut connection).await.expect("an answer").get(0);
     assert_eq!(count, 0, "a check creates nothing");
@@ -118,7 +126,11 @@ async fn a_dump_goes_from_a_file_to_postgres_and_from_there_to_redis() {
     assert!(epoch(&first) < epoch(&second) && epoch(&second) < epoch(&third), "epochs only grow");
     for url in [postgres.url(), redis.url()] {
         let summary = done(&["store", "check", "--json", "--store", url]).await;
-        assert_eq!((&summary[0]["tables"], &summary[0]["leader"]), (&Value::from(2), &Value::Null), "it resigned");
+        assert_eq!(
+            (&summary[0]["tables"], &summary[0]["leader"]),
+            (&Value::from(2), &Value::Null),
+            "it resigned"
+        );
         let refused = restore(url, &path).await;
         assert_eq!(refused.status.code(), Some(64), "it holds records: {}", said(&refused));
     }
@@ -139,18 +151,21 @@ async fn a_restore_that_was_killed_is_refused_by_servers_and_finished_by_the_nex
         let (id, owner) = ((1u64 << 32) + at, 1u64 << 32);
         let name = serde_json::json!({"group": "g", "name": format!("t{at}")});
         let binds = serde_json::json!([{"owner": owner, "version": id}]);
-        let table =
-            serde_json::json!({"table": name, "id": id, "partitions": 1, "tokens_reserved_to": 0, "binds": binds});
+        let table = serde_json::json!({"table": name, "id": id, "partitions": 1, "tokens_reserved_to": 0, "binds": binds});
         text.push_str(&format!("{{\"table\":{table}}}\n"));
     }
-    text.push_str(&format!("{{\"end\":{{\"constants\":0,\"services\":0,\"tables\":{tables},\"tombstones\":0}}}}\n"));
+    text.push_str(&format!(
+        "{{\"end\":{{\"constants\":0,\"services\":0,\"tables\":{tables},\"tombstones\":0}}}}\n"
+    ));
     std::fs::write(&path, text).expect("a file");
     done(&["store", "migrate", "--json", "--store", postgres.url()]).await;
 
     let input = path.to_str().expect("text");
-    let mut killed =
-        command(&["store", "restore", "--store", postgres.url(), "--input", input]).spawn().expect("it starts");
-    let mut connection = within("a connection", PgConnection::connect(postgres.url())).await.expect("it answers");
+    let mut killed = command(&["store", "restore", "--store", postgres.url(), "--input", input])
+        .spawn()
+        .expect("it starts");
+    let mut connection =
+        within("a connection", PgConnection::connect(postgres.url())).await.expect("it answers");
     within("the first records", async {
         let count = || sqlx::query("SELECT count(*) FROM lockservice.tables");
         while count().fetch_one(&mut connection).await.expect("an answer").get::<i64, _>(0) == 0 {
@@ -166,7 +181,12 @@ async fn a_restore_that_was_killed_is_refused_by_servers_and_finished_by_the_nex
     assert!(String::from_utf8_lossy(&check.stdout).contains("unfinished_restore"));
     let serve = run(&["serve", "--listen", "127.0.0.1:0", "--store", postgres.url()]).await;
     // In use while the killed restore's leadership may last, and then unfinished.
-    assert!([Some(74), Some(75)].contains(&serve.status.code()), "{:?}: {}", serve.status, said(&serve));
+    assert!(
+        [Some(74), Some(75)].contains(&serve.status.code()),
+        "{:?}: {}",
+        serve.status,
+        said(&serve)
+    );
 
     let output = restore(postgres.url(), &path).await;
     assert!(output.status.success(), "{}", said(&output));

@@ -1,6 +1,7 @@
-//! Three allocators on one real store that is paused, killed and stopped in the middle of binds, commits, tombstones and renewals: no
-//! acknowledged bind is lost, no version or token goes back, no version has two owners, every caller gets an answer, and work goes on by
-//! itself (L1 to L4, B3 to B6, C1 to C4).
+//! Three allocators on one real store that is paused, killed and stopped in the middle of binds,
+//! commits, tombstones and renewals: no acknowledged bind is lost, no version or token goes back,
+//! no version has two owners, every caller gets an answer, and work goes on by itself (L1 to L4, B3
+//! to B6, C1 to C4).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +31,9 @@ async fn postgres_is_paused_killed_and_stopped_under_load() {
     let Some(postgres) = Postgres::start(PostgresOptions::default()).await else { return };
     let url = postgres.url().to_owned();
     let open = async || -> Arc<dyn BindStore> {
-        let store = within("connecting", Box::pin(PgStore::connect(&url))).await.expect("the server answers");
+        let store = within("connecting", Box::pin(PgStore::connect(&url)))
+            .await
+            .expect("the server answers");
         Arc::new(store) as _
     };
     Box::pin(under_faults(open, &postgres)).await;
@@ -41,7 +44,9 @@ async fn redis_is_paused_killed_and_stopped_under_load() {
     let Some(redis) = Redis::start(RedisOptions::durable()).await else { return };
     let url = redis.url().to_owned();
     let open = async || -> Arc<dyn BindStore> {
-        let store = within("connecting", Box::pin(RedisStore::connect(&url))).await.expect("the server answers");
+        let store = within("connecting", Box::pin(RedisStore::connect(&url)))
+            .await
+            .expect("the server answers");
         Arc::new(store) as _
     };
     Box::pin(under_faults(open, &redis)).await;
@@ -58,8 +63,14 @@ async fn under_faults(open: impl AsyncFn() -> Arc<dyn BindStore>, server: &Conta
     for (seed, (node, worker)) in nodes.iter_mut().enumerate() {
         *worker = Some(spawn(&mut workers, node, &ledger, &stopped, seed as u64));
     }
-    let faults =
-        [Fault::Pause(TTL / 4), Fault::Kill, Fault::LeaderDies, Fault::Pause(TTL * 2), Fault::Stop, Fault::LeaderDies];
+    let faults = [
+        Fault::Pause(TTL / 4),
+        Fault::Kill,
+        Fault::LeaderDies,
+        Fault::Pause(TTL * 2),
+        Fault::Stop,
+        Fault::LeaderDies,
+    ];
     let mut joined = 0;
     for fault in faults {
         progress(&ledger, &mut workers).await;

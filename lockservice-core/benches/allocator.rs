@@ -1,4 +1,5 @@
-//! Commit admission among 100,000 tables, on one thread, and on two beside two separate allocators: one run, so that the ratio counts.
+//! Commit admission among 100,000 tables, on one thread, and on two beside two separate allocators:
+//! one run, so that the ratio counts.
 //!
 //! `cargo bench -p lockservice-core --bench allocator`
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
@@ -7,7 +8,8 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Registration,
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator,
+    PresentedBind, Registration,
 };
 use lockservice_core::clock::SystemClock;
 use lockservice_core::store::{ClusterConstants, MemoryStore};
@@ -29,8 +31,10 @@ async fn prepare() -> Prepared {
     };
     let node = NodeName::new("bench").unwrap();
     let store = Arc::new(MemoryStore::new(1));
-    let allocator = LocalAllocator::open(store, Arc::new(SystemClock), settings, node.clone()).await.unwrap();
-    let register = Registration { node, nonce: Nonce::new(1), address: String::new(), replaces: None };
+    let allocator =
+        LocalAllocator::open(store, Arc::new(SystemClock), settings, node.clone()).await.unwrap();
+    let register =
+        Registration { node, nonce: Nonce::new(1), address: String::new(), replaces: None };
     let origin = allocator.register(&register).await.unwrap().service;
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..TABLES {
@@ -43,7 +47,8 @@ async fn prepare() -> Prepared {
     Prepared { allocator, origin, binds: tasks.join_all().await }
 }
 
-/// Nanoseconds per begin_commit + finish_commit with four binds; thread `part` of `parts` uses tables of its own.
+/// Nanoseconds per begin_commit + finish_commit with four binds; thread `part` of `parts` uses
+/// tables of its own.
 #[allow(clippy::disallowed_methods, reason = "a benchmark measures with the machine's clock")]
 fn cycles(prepared: &Prepared, part: u64, parts: u64, start: &Barrier) -> f64 {
     let asked = CommitWindow { least: Duration::ZERO, most: Duration::from_secs(1) };
@@ -53,7 +58,8 @@ fn cycles(prepared: &Prepared, part: u64, parts: u64, start: &Barrier) -> f64 {
             txn: TxnId::new(prepared.origin, n * parts + part, true),
             binds: (0..4)
                 .map(|i| {
-                    let at = (n * 4 + i).wrapping_mul(0x9e37_79b9) as usize % (TABLES / parts as usize);
+                    let at =
+                        (n * 4 + i).wrapping_mul(0x9e37_79b9) as usize % (TABLES / parts as usize);
                     prepared.binds[at * parts as usize + part as usize].clone()
                 })
                 .collect(),
@@ -87,7 +93,8 @@ fn main() {
         let one = cycles(&a, 0, 1, &Barrier::new(1));
         let (together, separate) = (two(&a, &a), two(&a, &b));
         println!(
-            "round {round}: one thread {one:.0} ns, two threads on one allocator {together:.0} ns, on two {separate:.0} ns, ratio {:.2}",
+            "round {round}: one thread {one:.0} ns, two threads on one allocator {together:.0} \
+                ns, on two {separate:.0} ns, ratio {:.2}",
             separate / together
         );
     }

@@ -1,7 +1,8 @@
-//! The lock engine beside what it cannot beat: a bare map under a mutex, and a bare hand-over between two tasks.
+//! The lock engine beside what it cannot beat: a bare map under a mutex, and a bare hand-over
+//! between two tasks.
 //!
-//! `cargo bench -p lockservice-core --bench engine`. Each pair runs side by side in turns, and the ratio is printed: timings on a shared
-//! machine swing too much to compare across runs.
+//! `cargo bench -p lockservice-core --bench engine`. Each pair runs side by side in turns, and the
+//! ratio is printed: timings on a shared machine swing too much to compare across runs.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -13,9 +14,12 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::{Clock, SystemClock, Time};
-use lockservice_core::table::{EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy};
+use lockservice_core::table::{
+    EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy,
+};
 use lockservice_core::{
-    BindVersion, ErrorKind, FencingToken, Key, LockItem, LockMode, Result, ServiceId, TableId, TableRef, TxnId,
+    BindVersion, ErrorKind, FencingToken, Key, LockItem, LockMode, Result, ServiceId, TableId,
+    TableRef, TxnId,
 };
 use parking_lot::Mutex;
 
@@ -80,7 +84,12 @@ fn time(rounds: u64, mut act: impl FnMut(u64)) -> Duration {
 }
 
 /// Runs two things in turns and prints how their times compare: the median of the ratios.
-fn beside(what: &str, rounds: u64, mut ours: impl FnMut(u64) -> Duration, mut theirs: impl FnMut(u64) -> Duration) {
+fn beside(
+    what: &str,
+    rounds: u64,
+    mut ours: impl FnMut(u64) -> Duration,
+    mut theirs: impl FnMut(u64) -> Duration,
+) {
     let mut turns: Vec<(f64, Duration, Duration)> = (0..15)
         .map(|_| {
             let (a, b) = (ours(rounds), theirs(rounds));
@@ -115,9 +124,16 @@ fn uncontended(criterion: &mut Criterion) {
             black_box(map.lock().remove(&bytes(other)));
         };
         let name = format!("lock and unlock a row, {resident} held");
-        beside(&name, 100_000, |rounds| time(rounds, |_| ours()), |rounds| time(rounds, |_| theirs()));
+        beside(
+            &name,
+            100_000,
+            |rounds| time(rounds, |_| ours()),
+            |rounds| time(rounds, |_| theirs()),
+        );
         criterion.bench_function(&name, |bencher| bencher.iter(&mut ours));
-        criterion.bench_function(&format!("insert and remove, {resident} there"), |bencher| bencher.iter(&mut theirs));
+        criterion.bench_function(&format!("insert and remove, {resident} there"), |bencher| {
+            bencher.iter(&mut theirs)
+        });
     }
 }
 
@@ -183,7 +199,9 @@ fn deadlock(_: &mut Criterion) {
                 let mut call = lock(&engine, close.0, close.1);
                 let time = clock.now().since(before);
                 let told = calls.iter_mut().chain([&mut call]).find_map(|call| match poll(call) {
-                    Poll::Ready(Err(error)) if error.kind() == ErrorKind::Deadlock => error.deadlock().map(<[_]>::len),
+                    Poll::Ready(Err(error)) if error.kind() == ErrorKind::Deadlock => {
+                        error.deadlock().map(<[_]>::len)
+                    }
                     _ => None,
                 });
                 assert_eq!(told, Some(cycle_length));
@@ -193,7 +211,8 @@ fn deadlock(_: &mut Criterion) {
         times.sort();
         println!("a deadlock among {WAITERS} waiters, {what}: {:?}", times[times.len() / 2]);
     };
-    // Transaction 0 holds row 0, for which all wait; the last of them holds row 1, for which 0 waits then.
+    // Transaction 0 holds row 0, for which all wait; the last of them holds row 1, for which 0
+    // waits then.
     let hot = |engine: &LockEngine| {
         granted(lock(engine, 0, 0));
         granted(lock(engine, WAITERS, 1));
@@ -208,13 +227,15 @@ fn deadlock(_: &mut Criterion) {
     report("all in one cycle", WAITERS as usize + 1, &chain, (0, WAITERS));
 }
 
-/// Ten thousand transactions, for each of which another one waits, queue at one row, one after another.
+/// Ten thousand transactions, for each of which another one waits, queue at one row, one after
+/// another.
 fn hot_row(_: &mut Criterion) {
     const WAITERS: u64 = 10_000;
     let engine = engine();
     granted(lock(&engine, 3 * WAITERS, 0));
     (1..=WAITERS).for_each(|who| drop(granted(lock(&engine, who, who))));
-    let mut calls: Vec<LockCall> = (1..=WAITERS).map(|who| lock(&engine, WAITERS + who, who)).collect();
+    let mut calls: Vec<LockCall> =
+        (1..=WAITERS).map(|who| lock(&engine, WAITERS + who, who)).collect();
     let total = time(WAITERS, |who| calls.push(lock(&engine, who + 1, 0)));
     println!(
         "{WAITERS} transactions, each waited for, queue at a row: {} ns each",

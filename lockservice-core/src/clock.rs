@@ -1,14 +1,15 @@
 //! Time that counts through suspend, and the margins that make promises safe.
 //!
-//! Safety decisions (is this lease over? may this table be granted anew?) read a [`Clock`] at the moment of the
-//! decision. Timers only wake; they decide nothing. No reading is ever compared with that of another process:
-//! durations travel, times do not.
+//! Safety decisions (is this lease over? may this table be granted anew?) read a [`Clock`] at the
+//! moment of the decision. Timers only wake; they decide nothing. No reading is ever compared with
+//! that of another process: durations travel, times do not.
 
 use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
-/// A reading of a [`Clock`]: time since an arbitrary origin of this machine, comparable only within one process.
+/// A reading of a [`Clock`]: time since an arbitrary origin of this machine, comparable only within
+/// one process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Time(Duration);
 
@@ -67,7 +68,8 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
     fn now(&self) -> Time;
 }
 
-/// `CLOCK_BOOTTIME` of this machine. (`std::time::Instant` stops during suspend on Linux and must not be used for promises.)
+/// `CLOCK_BOOTTIME` of this machine. (`std::time::Instant` stops during suspend on Linux and must
+/// not be used for promises.)
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
@@ -79,14 +81,17 @@ impl Clock for SystemClock {
     }
 }
 
-/// The longest a promise of raw length `d` can seem to last on another machine: whoever waits for its end waits this long.
+/// The longest a promise of raw length `d` can seem to last on another machine: whoever waits for
+/// its end waits this long.
 ///
-/// `protocol.md`, first paragraph: clock rates may differ by 1 %, and 100 ms cover the reading of the clocks.
+/// `protocol.md`, first paragraph: clock rates may differ by 1 %, and 100 ms cover the reading of
+/// the clocks.
 pub fn hi(d: Duration) -> Duration {
     d.saturating_add(d / 100).saturating_add(Duration::from_millis(100))
 }
 
-/// How much of a promise of raw length `d` its receiver may use, counted from before it sent its request.
+/// How much of a promise of raw length `d` its receiver may use, counted from before it sent its
+/// request.
 pub fn lo(d: Duration) -> Duration {
     d.saturating_sub(d / 100).saturating_sub(Duration::from_millis(100))
 }

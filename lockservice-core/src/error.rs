@@ -19,7 +19,8 @@ pub enum Advice {
     RetryCall,
     /// End this transaction and start a new one.
     RetryTransaction,
-    /// Everything held through this session is gone. Stop the protected work, open a new session, start over.
+    /// Everything held through this session is gone. Stop the protected work, open a new session,
+    /// start over.
     NewSession,
     /// Nothing the program can do by itself: tell an operator.
     Operator,
@@ -59,29 +60,36 @@ macro_rules! kinds {
 kinds! {
     /// The request is malformed: an empty key, a range upside down, a bad name. Fix the request.
     InvalidArgument => "invalid_argument", FixRequest;
-    /// The call needs a right, or a kind of transaction, that the caller does not have. Fix the request.
+    /// The call needs a right, or a kind of transaction, that the caller does not have. Fix the
+    /// request.
     NotPermitted => "not_permitted", FixRequest;
     /// `NoWait` met a lock, or an earlier incompatible waiter. Nothing was locked; try again later.
     Conflict => "conflict", RetryCall;
     /// The wait's deadline passed. Nothing was locked by this call; try again, or give up.
     Timeout => "timeout", RetryCall;
-    /// The caller cancelled the call, or ended its transaction while the call waited. Nothing was locked by this call.
+    /// The caller cancelled the call, or ended its transaction while the call waited. Nothing was
+    /// locked by this call.
     Cancelled => "cancelled", RetryCall;
-    /// A cycle of waits ran through this call, and it was chosen to break it ([`Error::deadlock`] tells the cycle). Nothing was locked
-    /// by this call. Release the transaction's locks and start it again.
+    /// A cycle of waits ran through this call, and it was chosen to break it ([`Error::deadlock`]
+    /// tells the cycle). Nothing was locked by this call. Release the transaction's locks and start
+    /// it again.
     Deadlock => "deadlock", RetryTransaction;
-    /// The lock is held by the very work that asks for it and waits for the call to end: by one of the
-    /// call's ancestors. It would never come. Use the lock that is held, instead of asking for it again.
+    /// The lock is held by the very work that asks for it and waits for the call to end: by one of
+    /// the call's ancestors. It would never come. Use the lock that is held, instead of asking for
+    /// it again.
     HeldByAncestor => "held_by_ancestor", FixRequest;
-    /// A table that the transaction locked is bound anew: its locks there are void (T4). End the transaction and start it again.
+    /// A table that the transaction locked is bound anew: its locks there are void (T4). End the
+    /// transaction and start it again.
     BindChanged => "bind_changed", RetryTransaction;
-    /// The table's last owner may still be at work; it is granted anew after [`Error::retry_after`] (B3). Try again then.
+    /// The table's last owner may still be at work; it is granted anew after [`Error::retry_after`]
+    /// (B3). Try again then.
     Reassigning => "rebinding", RetryCall;
     /// This service does not own the table; [`Error::owner`] does. Follow it.
     NotOwner => "not_owner", RetryCall;
-    /// The transaction holds locks on one node and asked for a table of another: a transaction lives on one node (T5). Nothing was locked by
-    /// this call. End the transaction; start it again if the table may be owned by the same node then, else lock its tables in transactions
-    /// of their own.
+    /// The transaction holds locks on one node and asked for a table of another: a transaction
+    /// lives on one node (T5). Nothing was locked by this call. End the transaction; start it again
+    /// if the table may be owned by the same node then, else lock its tables in transactions of
+    /// their own.
     SpansNodes => "spans_nodes", RetryTransaction;
     /// A table was not dropped: something in it is locked or waited for, or a commit is in flight
     /// on its bind. Nothing was changed; try again when that has ended.
@@ -90,26 +98,33 @@ kinds! {
     TableNotFound => "table_not_found", FixRequest;
     /// The transaction is unknown here, or has ended. Start a new one.
     TxnNotFound => "txn_not_found", RetryTransaction;
-    /// The commit was refused: the transaction was made unable to commit (C4), its origin is fenced, or it said that it would not validate. Start a new one.
+    /// The commit was refused: the transaction was made unable to commit (C4), its origin is
+    /// fenced, or it said that it would not validate. Start a new one.
     CannotCommit => "cannot_commit", RetryTransaction;
-    /// The session is unknown, has lapsed, or was replaced by another connection. Its locks are, or will be, given away: stop the protected work.
+    /// The session is unknown, has lapsed, or was replaced by another connection. Its locks are, or
+    /// will be, given away: stop the protected work.
     SessionLost => "session_lost", NewSession;
-    /// The service's own lease has lapsed: it is sealed and grants nothing (B2). Its locks are void: stop the protected work.
+    /// The service's own lease has lapsed: it is sealed and grants nothing (B2). Its locks are
+    /// void: stop the protected work.
     LeaseLost => "lease_lost", NewSession;
-    /// The service is shutting down. Stop the protected work and confirm it by closing the session; then try another node, or later.
+    /// The service is shutting down. Stop the protected work and confirm it by closing the session;
+    /// then try another node, or later.
     ShuttingDown => "shutting_down", NewSession;
-    /// The service or the store cannot be reached now. What was promised stays promised; try the call again.
+    /// The service or the store cannot be reached now. What was promised stays promised; try the
+    /// call again.
     Unavailable => "unavailable", RetryCall;
     /// The outcome of a write is unknown: it may or may not have happened. Read before deciding.
     UnknownOutcome => "unknown_outcome", RetryCall;
-    /// A limit on memory, queues or tables was reached. Try again when there is room, ask for less, or raise the limit. A request that is too
-    /// large by itself is an `InvalidArgument`.
+    /// A limit on memory, queues or tables was reached. Try again when there is room, ask for less,
+    /// or raise the limit. A request that is too large by itself is an `InvalidArgument`.
     ResourceExhausted => "resource_exhausted", RetryCall;
     /// This node does not lead the store; [`Error::leader`] does, if that is known. Follow it.
     NotLeader => "not_leader", RetryCall;
-    /// The write names an epoch that is no longer current: another leader has taken over (L2). Stop leading.
+    /// The write names an epoch that is no longer current: another leader has taken over (L2). Stop
+    /// leading.
     Fenced => "fenced", RetryCall;
-    /// A live incarnation of this node name exists in another process (B1). Choose another name, or stop the other process.
+    /// A live incarnation of this node name exists in another process (B1). Choose another name, or
+    /// stop the other process.
     NameInUse => "name_in_use", Operator;
     /// The store is open in another process. Stop that process, or choose another store.
     StoreInUse => "store_in_use", Operator;
@@ -117,7 +132,8 @@ kinds! {
     StoreCorrupt => "store_corrupt", Operator;
     /// The store was written by a newer version of this software. Use that version.
     StoreNewer => "store_newer", Operator;
-    /// The store cannot be opened or written: permission, a missing folder, a full disk. The message names the path and what to do.
+    /// The store cannot be opened or written: permission, a missing folder, a full disk. The
+    /// message names the path and what to do.
     StoreUnusable => "store_unusable", Operator;
     /// A broken invariant of this software. Please report it.
     Internal => "internal", Operator;
@@ -136,7 +152,8 @@ pub struct DeadlockEdge {
     pub mode: LockMode,
     /// The transaction it waits for.
     pub holder: TxnId,
-    /// True for the transaction that is told this error. It may hold nothing, and then it knows itself by no other name.
+    /// True for the transaction that is told this error. It may hold nothing, and then it knows
+    /// itself by no other name.
     pub asker: bool,
     /// The label of the transaction that waits.
     pub label: String,
@@ -200,7 +217,8 @@ pub enum Detail {
     Leader(String),
 }
 
-/// An error of this library: a [kind](ErrorKind), a sentence that says what to do, and what it happened to.
+/// An error of this library: a [kind](ErrorKind), a sentence that says what to do, and what it
+/// happened to.
 ///
 /// Cheap enough to clone: an answer that is kept for a replay (T2) is the same error every time.
 #[derive(Clone)]
@@ -255,7 +273,10 @@ impl Error {
 
     /// Adds the error that caused this one.
     #[must_use]
-    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    pub fn with_source(
+        mut self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
         self.0.source = Some(Arc::from(source.into()));
         self
     }
@@ -285,7 +306,8 @@ impl Error {
         self.0.detail.as_ref()
     }
 
-    /// The leadership that answered with it, of a refusal by the allocator of another node. Whoever knows a later one must not act on it (L3).
+    /// The leadership that answered with it, of a refusal by the allocator of another node. Whoever
+    /// knows a later one must not act on it (L3).
     pub fn answered_by(&self) -> Option<Epoch> {
         self.0.answered_by
     }
@@ -298,7 +320,8 @@ impl Error {
         }
     }
 
-    /// Who stands in the way, of a [`ErrorKind::Conflict`] or a [`ErrorKind::Timeout`], if that is known.
+    /// Who stands in the way, of a [`ErrorKind::Conflict`] or a [`ErrorKind::Timeout`], if that is
+    /// known.
     pub fn blocker(&self) -> Option<&Blocker> {
         match self.detail() {
             Some(Detail::Blocked(blocker)) => Some(blocker),
@@ -348,7 +371,11 @@ impl fmt::Display for Error {
         }
         for edge in self.deadlock().unwrap_or_default() {
             let asker = if edge.asker { " (this one)" } else { "" };
-            write!(f, "; {}{asker} waits in {} for {} of {}", edge.waiter, edge.table, edge.item, edge.holder)?;
+            write!(
+                f,
+                "; {}{asker} waits in {} for {} of {}",
+                edge.waiter, edge.table, edge.item, edge.holder
+            )?;
         }
         if let Some(blocker) = self.blocker() {
             write!(f, "; {blocker}")?;
@@ -388,10 +415,16 @@ mod tests {
 
     #[test]
     fn an_error_reads_as_a_sentence_and_debug_shows_its_causes() {
-        let error = Error::new(ErrorKind::StoreUnusable, "cannot open the store: check the folder's permissions")
-            .with("path", "/x")
-            .with_source(std::io::Error::other("denied"));
-        assert_eq!(error.to_string(), "cannot open the store: check the folder's permissions (path: /x)");
+        let error = Error::new(
+            ErrorKind::StoreUnusable,
+            "cannot open the store: check the folder's permissions",
+        )
+        .with("path", "/x")
+        .with_source(std::io::Error::other("denied"));
+        assert_eq!(
+            error.to_string(),
+            "cannot open the store: check the folder's permissions (path: /x)"
+        );
         assert_eq!(format!("{error:?}"), format!("store_unusable: {error}: denied"));
     }
 }

@@ -1,19 +1,24 @@
-//! [`GuardedMap`]: a map that many threads share, whose API leaves no room for the races of a plain one.
+//! [`GuardedMap`]: a map that many threads share, whose API leaves no room for the races of a plain
+//! one.
 //!
 //! # Implementation details
-//! A fixed power of two of shards, chosen by the hash of the whole key, each a hash table under its own reader-writer lock. The key is
-//! hashed once: the upper bits choose the shard, the hash goes on to the shard's table.
+//! A fixed power of two of shards, chosen by the hash of the whole key, each a hash table under its
+//! own reader-writer lock. The key is hashed once: the upper bits choose the shard, the hash goes
+//! on to the shard's table.
 //!
 //! # Invariants
-//! 1. **A read creates nothing.** [`read`](GuardedMap::read), [`contains`](GuardedMap::contains), [`for_each`](GuardedMap::for_each) and
-//!    [`update_existing`](GuardedMap::update_existing) never add an entry. Entries come from [`upsert`](GuardedMap::upsert) and
-//!    [`alter`](GuardedMap::alter) alone, under the shard's write lock. (A lookup that created entries of a plain map under a read lock is
-//!    how a system of this kind died: an entry created by readers, in a plain map.)
-//! 2. **No guard leaves.** Values are reached inside closures only, so nothing can be held over an await, and a caller blocks others no
-//!    longer than its closure runs.
-//! 3. **Readers do not exclude readers.** Two closures of [`read`](GuardedMap::read) run side by side, in one shard and on one key too.
-//! 4. **One shard at a time.** No method takes a second shard's lock while it holds one. A closure must not call back into the same map:
-//!    it could wait for its own shard.
+//! 1. **A read creates nothing.** [`read`](GuardedMap::read), [`contains`](GuardedMap::contains),
+//!    [`for_each`](GuardedMap::for_each) and [`update_existing`](GuardedMap::update_existing) never
+//!    add an entry. Entries come from [`upsert`](GuardedMap::upsert) and
+//!    [`alter`](GuardedMap::alter) alone, under the shard's write lock. (A lookup that created
+//!    entries of a plain map under a read lock is how a system of this kind died: an entry created
+//!    by readers, in a plain map.)
+//! 2. **No guard leaves.** Values are reached inside closures only, so nothing can be held over an
+//!    await, and a caller blocks others no longer than its closure runs.
+//! 3. **Readers do not exclude readers.** Two closures of [`read`](GuardedMap::read) run side by
+//!    side, in one shard and on one key too.
+//! 4. **One shard at a time.** No method takes a second shard's lock while it holds one. A closure
+//!    must not call back into the same map: it could wait for its own shard.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
@@ -23,7 +28,8 @@ use hashbrown::hash_table::Entry;
 
 use crate::sync::RwLock;
 
-/// Shards of a map that was not told otherwise. Enough that two of a few dozen threads rarely meet in one.
+/// Shards of a map that was not told otherwise. Enough that two of a few dozen threads rarely meet
+/// in one.
 #[cfg(not(loom))]
 const SHARDS_DEFAULT: usize = 256;
 #[cfg(loom)]
@@ -35,10 +41,11 @@ type KeyHasher = foldhash::quality::RandomState;
 #[cfg(loom)]
 type KeyHasher = foldhash::quality::FixedState;
 
-/// A sharded map reached through closures: no guard can be held too long, and no lookup creates an entry.
+/// A sharded map reached through closures: no guard can be held too long, and no lookup creates an
+/// entry.
 ///
-/// See the [module's invariants](self#invariants). A closure runs under its shard's lock: keep it short, do not block in it, do not call
-/// the same map from it.
+/// See the [module's invariants](self#invariants). A closure runs under its shard's lock: keep it
+/// short, do not block in it, do not call the same map from it.
 ///
 /// ```
 /// use lockservice_core::GuardedMap;
@@ -54,7 +61,8 @@ pub struct GuardedMap<K, V> {
     hasher: KeyHasher,
 }
 
-/// Padded, so that two locks never share a cache line (nor the pair that the processor fetches together).
+/// Padded, so that two locks never share a cache line (nor the pair that the processor fetches
+/// together).
 #[repr(align(128))]
 struct Shard<K, V>(RwLock<HashTable<(K, V)>>);
 
@@ -64,7 +72,8 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         Self::with_shards(SHARDS_DEFAULT)
     }
 
-    /// An empty map with at least `shards` shards: rounded up to a power of two, at least 1, at most 65,536.
+    /// An empty map with at least `shards` shards: rounded up to a power of two, at least 1, at
+    /// most 65,536.
     pub fn with_shards(shards: usize) -> Self {
         let shards = shards.clamp(1, 1 << 16).next_power_of_two();
         Self {
@@ -73,7 +82,8 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         }
     }
 
-    /// Shows `read` the value of `key`, or `None`. Other readers of the same shard go on meanwhile. Creates nothing.
+    /// Shows `read` the value of `key`, or `None`. Other readers of the same shard go on meanwhile.
+    /// Creates nothing.
     pub fn read<R>(&self, key: &K, read: impl FnOnce(Option<&V>) -> R) -> R {
         let hash = self.hasher.hash_one(key);
         let shard = self.shard(hash).read();
@@ -85,7 +95,8 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         self.read(key, |value| value.is_some())
     }
 
-    /// Lets `update` change the value of `key` and answers what it returned; `None`, without calling it, if there is no entry.
+    /// Lets `update` change the value of `key` and answers what it returned; `None`, without
+    /// calling it, if there is no entry.
     pub fn update_existing<R>(&self, key: &K, update: impl FnOnce(&mut V) -> R) -> Option<R> {
         let hash = self.hasher.hash_one(key);
         let mut shard = self.shard(hash).write();
@@ -93,7 +104,12 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
     }
 
     /// Lets `update` change the value of `key`, which `make` creates first if there is none.
-    pub fn upsert<R>(&self, key: K, make: impl FnOnce() -> V, update: impl FnOnce(&mut V) -> R) -> R {
+    pub fn upsert<R>(
+        &self,
+        key: K,
+        make: impl FnOnce() -> V,
+        update: impl FnOnce(&mut V) -> R,
+    ) -> R {
         let hash = self.hasher.hash_one(&key);
         let mut shard = self.shard(hash).write();
         let entry = shard.entry(hash, |(k, _)| *k == key, |(k, _)| self.hasher.hash_one(k));
@@ -103,9 +119,11 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         }
     }
 
-    /// Decides about the entry of `key` in one step: `decide` sees the value, or `None`, and leaves in the option what shall be there.
+    /// Decides about the entry of `key` in one step: `decide` sees the value, or `None`, and leaves
+    /// in the option what shall be there.
     ///
-    /// Setting `Some` where there was none creates the entry, leaving `None` removes it. If `decide` panics, an entry that there was is gone.
+    /// Setting `Some` where there was none creates the entry, leaving `None` removes it. If
+    /// `decide` panics, an entry that there was is gone.
     pub fn alter<R>(&self, key: &K, decide: impl FnOnce(&mut Option<V>) -> R) -> R
     where
         K: Clone,
@@ -126,7 +144,9 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
                 let mut value = None;
                 let answer = decide(&mut value);
                 if let Some(value) = value {
-                    shard.insert_unique(hash, (key.clone(), value), |(k, _)| self.hasher.hash_one(k));
+                    shard.insert_unique(hash, (key.clone(), value), |(k, _)| {
+                        self.hasher.hash_one(k)
+                    });
                 }
                 answer
             }
@@ -135,7 +155,8 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
 
     /// Removes the entry of `key` if `condition` holds for its value, and answers the value.
     ///
-    /// The condition is looked at and the entry removed in one step, so that an entry that was replaced meanwhile stays.
+    /// The condition is looked at and the entry removed in one step, so that an entry that was
+    /// replaced meanwhile stays.
     pub fn remove_if(&self, key: &K, condition: impl FnOnce(&V) -> bool) -> Option<V> {
         let hash = self.hasher.hash_one(key);
         let mut shard = self.shard(hash).write();
@@ -145,7 +166,8 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         }
     }
 
-    /// Shows every entry, shard by shard in no particular order. An entry that comes or goes meanwhile may be seen or not; every other is seen once.
+    /// Shows every entry, shard by shard in no particular order. An entry that comes or goes
+    /// meanwhile may be seen or not; every other is seen once.
     pub fn for_each(&self, mut visit: impl FnMut(&K, &V)) {
         for shard in 0..self.shards() {
             self.for_each_in(shard, &mut visit);

@@ -1,9 +1,10 @@
 //! One newtype per identifier.
 //!
-//! Numbers that must never be handed out twice, even by a store that lost its newest writes, begin with the epoch of the leadership that
-//! handed them out, `epoch * 2^32`, or with the clock of the store's server where it has one
-//! ([`Floor`](crate::store::Floor), rule L4); always they end below `(epoch + 1) * 2^32`. Epochs stay below 2^21, so all of
-//! them, and fencing tokens, stay below 2^53 and survive languages whose numbers are doubles (F2).
+//! Numbers that must never be handed out twice, even by a store that lost its newest writes, begin
+//! with the epoch of the leadership that handed them out, `epoch * 2^32`, or with the clock of the
+//! store's server where it has one ([`Floor`](crate::store::Floor), rule L4); always they end below
+//! `(epoch + 1) * 2^32`. Epochs stay below 2^21, so all of them, and fencing tokens, stay below
+//! 2^53 and survive languages whose numbers are doubles (F2).
 
 use std::fmt;
 use std::sync::Arc;
@@ -55,7 +56,8 @@ macro_rules! number {
 }
 
 number! {
-    /// Number of an allocator leadership. Grows with every leadership; each write to the store names it (L2).
+    /// Number of an allocator leadership. Grows with every leadership; each write to the store
+    /// names it (L2).
     Epoch
 }
 number! {
@@ -63,7 +65,8 @@ number! {
     ServiceId
 }
 number! {
-    /// A random number that tells two incarnations apart even if a store handed out one id twice (L4).
+    /// A random number that tells two incarnations apart even if a store handed out one id twice
+    /// (L4).
     Nonce
 }
 number! {
@@ -83,7 +86,8 @@ number! {
     SessionId
 }
 number! {
-    /// A commit attempt of a transaction, chosen by whoever makes the data durable: repeating it is idempotent (C1).
+    /// A commit attempt of a transaction, chosen by whoever makes the data durable: repeating it is
+    /// idempotent (C1).
     CommitAttempt
 }
 
@@ -111,8 +115,9 @@ impl Epoch {
 }
 
 impl Epoch {
-    /// This epoch, or one shortly after it, as `nonce` decides: of two leaderships that know nothing of each other, because their store
-    /// forgot the first, the second hardly ever gets the epoch of the first (L4).
+    /// This epoch, or one shortly after it, as `nonce` decides: of two leaderships that know
+    /// nothing of each other, because their store forgot the first, the second hardly ever gets the
+    /// epoch of the first (L4).
     #[must_use]
     pub fn skip_ahead(self, nonce: Nonce) -> Self {
         Self((self.0 + nonce.get() % SKIP_END).min(EPOCH_END - 1).max(self.0))
@@ -121,8 +126,9 @@ impl Epoch {
 
 /// A transaction: the incarnation that issued it and a counter there (T1).
 ///
-/// Whether the transaction will validate its commit is part of its identity (the lowest bit of the counter), so that an
-/// allocator can refuse `begin_commit` for one that said it would not, without remembering anything about it.
+/// Whether the transaction will validate its commit is part of its identity (the lowest bit of the
+/// counter), so that an allocator can refuse `begin_commit` for one that said it would not, without
+/// remembering anything about it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TxnId {
     /// The incarnation on which the transaction started.
@@ -142,9 +148,11 @@ impl TxnId {
         self.counter >> 1
     }
 
-    /// The id under which a store keeps that every validating transaction of `origin` with a number below `floor` is over (C4).
+    /// The id under which a store keeps that every validating transaction of `origin` with a number
+    /// below `floor` is over (C4).
     ///
-    /// No transaction is ever marked under such an id: it says of itself that it does not validate, and those need no mark.
+    /// No transaction is ever marked under such an id: it says of itself that it does not validate,
+    /// and those need no mark.
     pub const fn floor_mark(origin: ServiceId, floor: u64) -> Self {
         Self::new(origin, floor, false)
     }
@@ -177,8 +185,11 @@ impl std::str::FromStr for TxnId {
                 Some(Self { origin: ServiceId::new(parse(origin)?), counter: parse(counter)? })
             })
             .ok_or_else(|| {
-                Error::new(ErrorKind::InvalidArgument, "a transaction id is two hexadecimal numbers joined by '-'")
-                    .with("given", text)
+                Error::new(
+                    ErrorKind::InvalidArgument,
+                    "a transaction id is two hexadecimal numbers joined by '-'",
+                )
+                .with("given", text)
             })
     }
 }
@@ -196,7 +207,8 @@ macro_rules! name {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Checks and wraps a name. Fails with [`ErrorKind::InvalidArgument`]: choose another name.
+            /// Checks and wraps a name. Fails with [`ErrorKind::InvalidArgument`]: choose another
+            /// name.
             pub fn new(name: impl AsRef<str>) -> Result<Self, Error> {
                 let name = name.as_ref();
                 check_name($what, name)?;
@@ -292,7 +304,8 @@ pub struct TableRef {
 }
 
 impl TableRef {
-    /// The table `name` of `group`. Fails with [`ErrorKind::InvalidArgument`] if either is no valid name.
+    /// The table `name` of `group`. Fails with [`ErrorKind::InvalidArgument`] if either is no valid
+    /// name.
     pub fn new(group: impl AsRef<str>, name: impl AsRef<str>) -> Result<Self, Error> {
         Ok(Self { group: GroupName::new(group)?, name: TableName::new(name)? })
     }
@@ -346,6 +359,9 @@ mod tests {
     fn a_leap_goes_forward_and_stays_in_range() {
         assert_eq!(Epoch::new(7).skip_ahead(Nonce::new(0)), Epoch::new(7));
         assert_eq!(Epoch::new(7).skip_ahead(Nonce::new(u64::MAX)), Epoch::new(7 + SKIP_END - 1));
-        assert_eq!(Epoch::new(EPOCH_END - 3).skip_ahead(Nonce::new(200)), Epoch::new(EPOCH_END - 1));
+        assert_eq!(
+            Epoch::new(EPOCH_END - 3).skip_ahead(Nonce::new(200)),
+            Epoch::new(EPOCH_END - 1)
+        );
     }
 }

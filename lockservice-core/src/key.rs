@@ -18,15 +18,22 @@ pub const KEY_BYTES_MAX: usize = 4096;
 pub struct Key(SmallVec<[u8; 22]>);
 
 impl Key {
-    /// Checks and copies a key. Fails with [`ErrorKind::InvalidArgument`] if it is empty or too long.
+    /// Checks and copies a key. Fails with [`ErrorKind::InvalidArgument`] if it is empty or too
+    /// long.
     pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self, Error> {
         let bytes = bytes.as_ref();
         if bytes.is_empty() {
-            return Err(Error::new(ErrorKind::InvalidArgument, "a key is empty: use 1 to 4096 bytes"));
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "a key is empty: use 1 to 4096 bytes",
+            ));
         }
         if bytes.len() > KEY_BYTES_MAX {
-            return Err(Error::new(ErrorKind::InvalidArgument, "a key is too long: use 1 to 4096 bytes")
-                .with("bytes", bytes.len()));
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "a key is too long: use 1 to 4096 bytes",
+            )
+            .with("bytes", bytes.len()));
         }
         Ok(Self(SmallVec::from_slice(bytes)))
     }
@@ -67,7 +74,8 @@ impl fmt::Display for Key {
     }
 }
 
-/// A range of keys with inclusive, exclusive or unbounded ends. Never upside down; unbounded at both ends is the whole table.
+/// A range of keys with inclusive, exclusive or unbounded ends. Never upside down; unbounded at
+/// both ends is the whole table.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct KeyRange {
     start: Bound<Key>,
@@ -75,7 +83,8 @@ pub struct KeyRange {
 }
 
 impl KeyRange {
-    /// A range between two bounds. Fails with [`ErrorKind::InvalidArgument`] if no key can lie inside.
+    /// A range between two bounds. Fails with [`ErrorKind::InvalidArgument`] if no key can lie
+    /// inside.
     pub fn new(start: Bound<Key>, end: Bound<Key>) -> Result<Self, Error> {
         let holds_a_key = match (&start, &end) {
             (Bound::Included(a), Bound::Included(b)) => a <= b,
@@ -173,9 +182,9 @@ pub(crate) fn compare_starts(a: Bound<&Key>, b: Bound<&Key>) -> Ordering {
         (Bound::Unbounded, Bound::Unbounded) => Ordering::Equal,
         (Bound::Unbounded, _) => Ordering::Less,
         (_, Bound::Unbounded) => Ordering::Greater,
-        (Bound::Included(x) | Bound::Excluded(x), Bound::Included(y) | Bound::Excluded(y)) => {
-            x.cmp(y).then_with(|| matches!(a, Bound::Excluded(_)).cmp(&matches!(b, Bound::Excluded(_))))
-        }
+        (Bound::Included(x) | Bound::Excluded(x), Bound::Included(y) | Bound::Excluded(y)) => x
+            .cmp(y)
+            .then_with(|| matches!(a, Bound::Excluded(_)).cmp(&matches!(b, Bound::Excluded(_)))),
     }
 }
 
@@ -185,9 +194,9 @@ pub(crate) fn compare_ends(a: Bound<&Key>, b: Bound<&Key>) -> Ordering {
         (Bound::Unbounded, Bound::Unbounded) => Ordering::Equal,
         (Bound::Unbounded, _) => Ordering::Greater,
         (_, Bound::Unbounded) => Ordering::Less,
-        (Bound::Included(x) | Bound::Excluded(x), Bound::Included(y) | Bound::Excluded(y)) => {
-            x.cmp(y).then_with(|| matches!(a, Bound::Included(_)).cmp(&matches!(b, Bound::Included(_))))
-        }
+        (Bound::Included(x) | Bound::Excluded(x), Bound::Included(y) | Bound::Excluded(y)) => x
+            .cmp(y)
+            .then_with(|| matches!(a, Bound::Included(_)).cmp(&matches!(b, Bound::Included(_)))),
     }
 }
 
@@ -243,7 +252,9 @@ impl LockItem {
     pub fn overlaps(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Row(a), Self::Row(b)) => a == b,
-            (Self::Row(key), Self::Range(range)) | (Self::Range(range), Self::Row(key)) => range.contains(key),
+            (Self::Row(key), Self::Range(range)) | (Self::Range(range), Self::Row(key)) => {
+                range.contains(key)
+            }
             (Self::Range(a), Self::Range(b)) => a.overlaps(b),
         }
     }
@@ -361,7 +372,10 @@ mod tests {
                 assert_eq!(a.overlaps(b), common, "{a} overlaps {b}");
                 assert_eq!(a.overlaps(b), b.overlaps(a));
                 if a.covers(b) {
-                    assert!(probes().iter().all(|k| !b.contains(k) || a.contains(k)), "{a} covers {b}");
+                    assert!(
+                        probes().iter().all(|k| !b.contains(k) || a.contains(k)),
+                        "{a} covers {b}"
+                    );
                 }
             }
             assert!(a.covers(a));

@@ -1,11 +1,16 @@
-//! The core of lockservice: a lock engine, an allocator of lock tables, and the service that puts them together. No network, no driver.
+//! The core of lockservice: a lock engine, an allocator of lock tables, and the service that puts
+//! them together. No network, no driver.
 //!
 //! Five nouns:
 //!
-//! - A [`LockItem`] is a row or a range of rows, locked [shared or exclusive](LockMode) in a lock table ([`TableRef`]).
-//! - A **bind** ([`allocator::Bind`]) says which incarnation of which node grants a table's locks, and at which version.
-//! - A **transaction** ([`TxnId`]) holds locks; it belongs to a [`service::Session`] of a client, or to the embedding process.
-//! - A **fencing token** ([`FencingToken`]) comes with every grant: of two conflicting grants the later has the larger one.
+//! - A [`LockItem`] is a row or a range of rows, locked [shared or exclusive](LockMode) in a lock
+//!   table ([`TableRef`]).
+//! - A **bind** ([`allocator::Bind`]) says which incarnation of which node grants a table's locks,
+//!   and at which version.
+//! - A **transaction** ([`TxnId`]) holds locks; it belongs to a [`service::Session`] of a client,
+//!   or to the embedding process.
+//! - A **fencing token** ([`FencingToken`]) comes with every grant: of two conflicting grants the
+//!   later has the larger one.
 //! - A **promise** ([`service::Promise`]) says how long locks are safe without another word.
 //!
 //! ```text
@@ -39,8 +44,8 @@
 //! # }
 //! ```
 //!
-//! A store is a [`BindStore`](store::BindStore); the suites of `testing` (feature `testing`) say whether it is a good one. How it all works:
-//! the notes in `docs`.
+//! A store is a [`BindStore`](store::BindStore); the suites of `testing` (feature `testing`) say
+//! whether it is a good one. How it all works: the notes in `docs`.
 
 pub mod allocator;
 pub mod clock;
@@ -62,7 +67,7 @@ pub mod testing;
 pub use crate::error::{Advice, Blocker, DeadlockEdge, Detail, Error, ErrorKind, Result};
 pub use crate::guarded_map::GuardedMap;
 pub use crate::id::{
-    BindVersion, CommitAttempt, EPOCH_END, EPOCH_SHIFT, Epoch, FencingToken, GroupName, NAME_BYTES_MAX, NodeName,
-    Nonce, ServiceId, SessionId, TableId, TableName, TableRef, TxnId,
+    BindVersion, CommitAttempt, EPOCH_END, EPOCH_SHIFT, Epoch, FencingToken, GroupName,
+    NAME_BYTES_MAX, NodeName, Nonce, ServiceId, SessionId, TableId, TableName, TableRef, TxnId,
 };
 pub use crate::key::{KEY_BYTES_MAX, Key, KeyRange, LockItem, LockMode};

@@ -1,8 +1,9 @@
-//! Every lock, atomic and channel of this crate comes from here, so that a model checker can replace them all.
+//! Every lock, atomic and channel of this crate comes from here, so that a model checker can
+//! replace them all.
 //!
-//! Under `--cfg loom` the types are loom's and every interleaving of a small model can be visited; otherwise
-//! they are `parking_lot` locks and the standard library's atomics. The lock types show one common surface:
-//! `lock`, `read` and `write` return a guard and never a poison error.
+//! Under `--cfg loom` the types are loom's and every interleaving of a small model can be visited;
+//! otherwise they are `parking_lot` locks and the standard library's atomics. The lock types show
+//! one common surface: `lock`, `read` and `write` return a guard and never a poison error.
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::Arc;
@@ -21,7 +22,8 @@ pub(crate) use parking_lot::{Mutex, RwLock};
 #[cfg(loom)]
 pub(crate) use self::loom_locks::{Mutex, RwLock};
 
-/// Lets go of a mutex so that who waits for it gets it, and not the caller who wants it again at once.
+/// Lets go of a mutex so that who waits for it gets it, and not the caller who wants it again at
+/// once.
 #[cfg(not(loom))]
 pub(crate) fn unlock_fair<T>(guard: parking_lot::MutexGuard<'_, T>) {
     parking_lot::MutexGuard::unlock_fair(guard);

@@ -10,7 +10,8 @@ use lockservice_core::allocator::{AllocatorSettings, LocalAllocator, LockTableAl
 use lockservice_core::clock::Clock;
 use lockservice_core::store::{BindStore, Candidate, MemoryStore};
 use lockservice_core::testing::{
-    AllocatorFixture, ManualClock, SharedStore, StoreFixture, allocator_suite, fault_suite, store_suite,
+    AllocatorFixture, ManualClock, SharedStore, StoreFixture, allocator_suite, fault_suite,
+    store_suite,
 };
 
 struct Memory(MemoryStore);
@@ -43,8 +44,13 @@ async fn the_shared_store_of_the_tests_keeps_the_contract_of_a_store() {
 
 #[tokio::test(start_paused = true)]
 async fn whatever_befalls_a_store_an_allocator_makes_the_best_of_it() {
-    fault_suite(|| async { Box::new(Shared(SharedStore::new())) as Box<dyn StoreFixture> }, 0..200).await;
-    fault_suite(|| async { Box::new(Memory(MemoryStore::new(1))) as Box<dyn StoreFixture> }, 0..200).await;
+    fault_suite(|| async { Box::new(Shared(SharedStore::new())) as Box<dyn StoreFixture> }, 0..200)
+        .await;
+    fault_suite(
+        || async { Box::new(Memory(MemoryStore::new(1))) as Box<dyn StoreFixture> },
+        0..200,
+    )
+    .await;
 }
 
 struct Local(Arc<LocalAllocator>, ManualClock);
@@ -67,9 +73,10 @@ async fn the_local_allocator_keeps_the_contract_of_an_allocator() {
         let dyn_clock: Arc<dyn Clock> = Arc::new(clock.clone());
         let candidate = Candidate::new(NodeName::new("n").expect("a name"), "n:1");
         let store = Arc::new(MemoryStore::new(1_700_000_000));
-        let allocator = LocalAllocator::open(store, dyn_clock, AllocatorSettings::default(), candidate)
-            .await
-            .expect("an empty store");
+        let allocator =
+            LocalAllocator::open(store, dyn_clock, AllocatorSettings::default(), candidate)
+                .await
+                .expect("an empty store");
         Box::new(Local(allocator, clock)) as Box<dyn AllocatorFixture>
     })
     .await;

@@ -1,5 +1,6 @@
-//! Several nodes with one shared store: one leads, the others stand by, and whatever becomes of leader or store, nothing is promised twice
-//! (L1 to L4). Time is tokio's paused clock: every wait here is counted, none is waited for.
+//! Several nodes with one shared store: one leads, the others stand by, and whatever becomes of
+//! leader or store, nothing is promised twice (L1 to L4). Time is tokio's paused clock: every wait
+//! here is counted, none is waited for.
 #![cfg(not(loom))]
 
 mod cluster;
@@ -14,7 +15,9 @@ use lockservice_core::allocator::{
     AllocatorSettings, LocalAllocator, LockTableAllocator, Progress, Registration, Role, TxnRange,
 };
 use lockservice_core::clock::{Clock, SystemClock, hi, lo};
-use lockservice_core::store::{BindRecord, BindStore, Candidate, Floor, Leadership, MemoryStore, Op, TableRecord};
+use lockservice_core::store::{
+    BindRecord, BindStore, Candidate, Floor, Leadership, MemoryStore, Op, TableRecord,
+};
 use lockservice_core::testing::SharedStore;
 use lockservice_core::{BindVersion, ErrorKind, NodeName, Nonce, ServiceId, TableId, TxnId};
 use tokio::time::Instant;
@@ -38,7 +41,8 @@ async fn an_empty_store_is_watched_once_then_held_for_a_lease_and_then_led_by_on
     assert!(begin.elapsed() >= hi(TTL), "watched for {:?}", begin.elapsed());
     assert!(begin.elapsed() <= hi(TTL) + TTL / 4 * 2, "watched for {:?}", begin.elapsed());
     let incarnation = nodes[1].begin().await;
-    let held = nodes[1].allocator.bind(incarnation.service, &table("t")).await.expect_err("held (L4)");
+    let held =
+        nodes[1].allocator.bind(incarnation.service, &table("t")).await.expect_err("held (L4)");
     assert_eq!(held.kind(), ErrorKind::Reassigning);
     tokio::time::sleep(held.retry_after().expect("it says so") / 2).await;
     nodes[1].keep(&incarnation, Progress::default()).await.expect("in time");
@@ -46,12 +50,19 @@ async fn an_empty_store_is_watched_once_then_held_for_a_lease_and_then_led_by_on
     let bound = nodes[1].allocator.bind(incarnation.service, &table("t")).await.expect("free");
     assert_eq!(bound.bind.owner, incarnation.service);
     for node in &nodes {
-        let latest = node.allocator.latest(&table("t")).await.expect("through any node").bind.expect("bound");
+        let latest = node
+            .allocator
+            .latest(&table("t"))
+            .await
+            .expect("through any node")
+            .bind
+            .expect("bound");
         assert_eq!(latest.bind, bound.bind);
     }
 }
 
-/// Real threads: one that reads what it found, in one go, until the leadership has been renewed beside it.
+/// Real threads: one that reads what it found, in one go, until the leadership has been renewed
+/// beside it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_renews_while_its_opening_holds_a_thread() {
     let cluster = cluster();
@@ -86,10 +97,11 @@ async fn work_over_many_tables_lets_other_tasks_run() {
     let store: Arc<dyn BindStore> = Arc::new(MemoryStore::new(1));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let name = NodeName::new("n").expect("a name");
-    let epoch = match store.acquire_leadership(&Candidate::from(name.clone()), TTL).await.expect("free") {
-        Leadership::Acquired { epoch, .. } => epoch,
-        held => panic!("{held:?}"),
-    };
+    let epoch =
+        match store.acquire_leadership(&Candidate::from(name.clone()), TTL).await.expect("free") {
+            Leadership::Acquired { epoch, .. } => epoch,
+            held => panic!("{held:?}"),
+        };
     let tables = (0..TABLES).map(|n| {
         Op::PutTable(TableRecord {
             table: table(&format!("t{n}")),
@@ -110,7 +122,8 @@ async fn work_over_many_tables_lets_other_tasks_run() {
             tokio::task::yield_now().await;
         }
     });
-    let allocator = LocalAllocator::open(store, clock, AllocatorSettings::default(), name.clone()).await;
+    let allocator =
+        LocalAllocator::open(store, clock, AllocatorSettings::default(), name.clone()).await;
     let times = turns.load(Ordering::SeqCst);
     other.abort();
     let allocator = allocator.expect("opens");
@@ -120,7 +133,8 @@ async fn work_over_many_tables_lets_other_tasks_run() {
     let binds = status.expect("it leads").binds;
     assert!(binds.len() == TABLES && binds.is_sorted_by(|a, b| a.bind.table < b.bind.table));
     assert!(times >= least, "the status took {times} polls");
-    let register = Registration { node: name, nonce: Nonce::new(7), address: String::new(), replaces: None };
+    let register =
+        Registration { node: name, nonce: Nonce::new(7), address: String::new(), replaces: None };
     let service = allocator.register(&register).await.expect("a free name").service;
     let (resigned, times) = polls(allocator.resign(service, Nonce::new(7))).await;
     resigned.expect("nothing is pinned");
@@ -161,10 +175,18 @@ async fn tombstones_below_the_floor_of_their_origin_go_and_the_next_leader_refus
     second.leading().await;
     second.keep(&origin, bound.at).await.expect("live");
     for number in [1, 2, 7] {
-        let refused = second.allocator.begin_commit(&commit(&origin, &bound, number)).await.expect_err("for ever (C4)");
+        let refused = second
+            .allocator
+            .begin_commit(&commit(&origin, &bound, number))
+            .await
+            .expect_err("for ever (C4)");
         assert_eq!(refused.kind(), ErrorKind::CannotCommit);
     }
-    second.allocator.begin_commit(&commit(&origin, &bound, 3)).await.expect("alive, as far as it is known");
+    second
+        .allocator
+        .begin_commit(&commit(&origin, &bound, 3))
+        .await
+        .expect("alive, as far as it is known");
     let answer = second.allocator.cannot_commit(&txns).await.expect("nothing is to be written");
     assert_eq!(answer.tombstoned, txns);
     kept(8, &[TxnId::floor_mark(origin.service, 8)]).await;
@@ -184,14 +206,21 @@ async fn a_node_that_advertises_the_leaders_address_says_so_instead_of_waiting_f
     let second = cluster.node_at("b", first.name, |_| {});
     let mut roles = second.allocator.roles();
     let observed = |role: &Role| matches!(role, Role::Searching(Some(_)));
-    let Role::Searching(Some(why)) = roles.wait_for(observed).await.expect("it lives").clone() else { unreachable!() };
+    let Role::Searching(Some(why)) = roles.wait_for(observed).await.expect("it lives").clone()
+    else {
+        unreachable!()
+    };
     assert!(why.kind() == ErrorKind::NameInUse && why.to_string().contains("--advertise"), "{why}");
     // The next process of a node finds its own address there too, and takes over.
     cluster.kill(second);
     cluster.kill(first);
     let third = cluster.node_at("a", "a", |_| {});
     let mut roles = third.allocator.roles();
-    let settled = roles.wait_for(|role| !matches!(role, Role::Searching(None))).await.expect("it lives").clone();
+    let settled = roles
+        .wait_for(|role| !matches!(role, Role::Searching(None)))
+        .await
+        .expect("it lives")
+        .clone();
     assert!(matches!(settled, Role::Leading(_)), "{settled:?}");
 }
 
@@ -212,11 +241,21 @@ async fn a_dead_leader_is_replaced_within_its_ttl_and_every_bind_is_kept() {
     // It was last renewed under the old leader and is taken as renewed at the takeover (B4).
     let after = second.keep(&incarnation, before).await.expect("still live");
     assert!(after.epoch > before.epoch);
-    assert_eq!(second.allocator.latest(&table("t")).await.expect("answers").bind.expect("kept").bind, bound.bind);
+    assert_eq!(
+        second.allocator.latest(&table("t")).await.expect("answers").bind.expect("kept").bind,
+        bound.bind
+    );
     second.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await.expect("still valid");
-    let other = second.allocator.bind(incarnation.service, &table("new")).await.expect("no wait for new tables");
+    let other = second
+        .allocator
+        .bind(incarnation.service, &table("new"))
+        .await
+        .expect("no wait for new tables");
     assert!(other.bind.version > bound.bind.version);
-    assert!(other.tokens.expect("fresh").next.get() >= after.epoch.first_number(), "tokens begin with the epoch");
+    assert!(
+        other.tokens.expect("fresh").next.get() >= after.epoch.first_number(),
+        "tokens begin with the epoch"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -234,7 +273,8 @@ async fn a_resignation_is_noticed_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_without_its_store_validates_as_long_as_the_leadership_lasts_and_goes_on_afterwards() {
+async fn a_leader_without_its_store_validates_as_long_as_the_leadership_lasts_and_goes_on_afterwards()
+ {
     let cluster = cluster();
     let node = cluster.led().await;
     let incarnation = node.begin().await;
@@ -245,7 +285,10 @@ async fn a_leader_without_its_store_validates_as_long_as_the_leadership_lasts_an
     let refused = loop {
         match node.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await {
             Ok(admission) => {
-                assert!(cut.elapsed() + lo(admission.commit_before) < TTL, "no commit outlives the leadership")
+                assert!(
+                    cut.elapsed() + lo(admission.commit_before) < TTL,
+                    "no commit outlives the leadership"
+                )
             }
             Err(e) => break e,
         }
@@ -253,15 +296,26 @@ async fn a_leader_without_its_store_validates_as_long_as_the_leadership_lasts_an
         tokio::time::sleep(Duration::from_millis(100)).await;
     };
     assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused:?}");
-    assert!(cut.elapsed() > lo(TTL) - TTL / 3 - Duration::from_millis(200), "validated for {:?} only", cut.elapsed());
-    assert!(cut.elapsed() <= lo(TTL) + Duration::from_millis(200), "validated for {:?}", cut.elapsed());
+    assert!(
+        cut.elapsed() > lo(TTL) - TTL / 3 - Duration::from_millis(200),
+        "validated for {:?} only",
+        cut.elapsed()
+    );
+    assert!(
+        cut.elapsed() <= lo(TTL) + Duration::from_millis(200),
+        "validated for {:?}",
+        cut.elapsed()
+    );
     node.store.inner.set_cut(false);
     tokio::time::sleep(TTL / 3).await;
     assert!(node.leads(), "nobody took over meanwhile");
     let again = node.begin().await;
     node.allocator.bind(again.service, &table("u")).await.expect("the same leadership goes on");
     assert_eq!(again.at.epoch, bound.at.epoch);
-    assert_eq!(node.allocator.latest(&table("t")).await.expect("answers").bind.expect("kept").bind, bound.bind);
+    assert_eq!(
+        node.allocator.latest(&table("t")).await.expect("answers").bind.expect("kept").bind,
+        bound.bind
+    );
     assert!(cluster.store.writes() > writes);
 }
 
@@ -295,7 +349,10 @@ async fn a_leader_that_was_cut_off_answers_nothing_once_another_leads_and_writes
         ErrorKind::NotLeader
     );
     // Its node follows by itself.
-    assert_eq!(first.allocator.latest(&table("t")).await.expect("followed").bind.expect("kept").bind, bound.bind);
+    assert_eq!(
+        first.allocator.latest(&table("t")).await.expect("followed").bind.expect("kept").bind,
+        bound.bind
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -307,8 +364,11 @@ async fn a_store_that_went_back_on_another_copy_is_held_for_a_lease_and_reuses_n
     let lost = node.allocator.bind(incarnation.service, &table("t")).await.expect("free");
     let observed = node.keep(&incarnation, lost.at).await.expect("live");
     cluster.store.restore(&backup, true);
-    let refused =
-        node.allocator.bind(incarnation.service, &table("u")).await.expect_err("the store is not the one it was");
+    let refused = node
+        .allocator
+        .bind(incarnation.service, &table("u"))
+        .await
+        .expect_err("the store is not the one it was");
     assert!(matches!(refused.kind(), ErrorKind::LeaseLost | ErrorKind::NotLeader), "{refused:?}");
     node.leading().await;
     // The one who was told of the lost bind says so; or has said so to its own node.
@@ -317,7 +377,11 @@ async fn a_store_that_went_back_on_another_copy_is_held_for_a_lease_and_reuses_n
     node.leading().await;
     tokio::time::sleep(Duration::from_millis(1)).await;
     let again = node.begin().await;
-    let held = node.allocator.bind(again.service, &table("t")).await.expect_err("its owner may still be at work");
+    let held = node
+        .allocator
+        .bind(again.service, &table("t"))
+        .await
+        .expect_err("its owner may still be at work");
     assert_eq!(held.kind(), ErrorKind::Reassigning, "{held:?}");
     while let Err(e) = node.allocator.bind(again.service, &table("t")).await {
         assert_eq!(e.kind(), ErrorKind::Reassigning, "{e:?}");
@@ -325,9 +389,16 @@ async fn a_store_that_went_back_on_another_copy_is_held_for_a_lease_and_reuses_n
         tokio::time::sleep(e.retry_after().expect("it says so").min(TTL / 3)).await;
     }
     let bound = node.allocator.latest(&table("t")).await.expect("answers").bind.expect("bound");
-    assert!(bound.bind.version > lost.bind.version && bound.bind.id > lost.bind.id, "no number is given out twice");
-    let refused = node.allocator.begin_commit(&commit(&incarnation, &lost, 1)).await.expect_err("void");
-    assert!(matches!(refused.kind(), ErrorKind::CannotCommit | ErrorKind::BindChanged), "{refused:?}");
+    assert!(
+        bound.bind.version > lost.bind.version && bound.bind.id > lost.bind.id,
+        "no number is given out twice"
+    );
+    let refused =
+        node.allocator.begin_commit(&commit(&incarnation, &lost, 1)).await.expect_err("void");
+    assert!(
+        matches!(refused.kind(), ErrorKind::CannotCommit | ErrorKind::BindChanged),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -344,9 +415,16 @@ async fn a_disk_image_put_back_unnoticed_is_found_by_what_a_node_was_told() {
     second.leading().await;
     let Role::Leading(local) = second.allocator.role() else { panic!("it leads") };
     let status = local.status().await.expect("it leads");
-    assert!(status.services.iter().all(|service| service.id != incarnation.service), "the incarnation is lost too");
+    assert!(
+        status.services.iter().all(|service| service.id != incarnation.service),
+        "the incarnation is lost too"
+    );
     let again = second.begin().await;
-    let held = second.allocator.bind(again.service, &table("t")).await.expect_err("the node was told of a later write");
+    let held = second
+        .allocator
+        .bind(again.service, &table("t"))
+        .await
+        .expect_err("the node was told of a later write");
     assert_eq!(held.kind(), ErrorKind::Reassigning);
     assert!(again.at.epoch > lost.at.epoch);
 }
@@ -365,10 +443,17 @@ async fn a_report_from_a_node_makes_a_leader_that_knows_less_step_over_it() {
         high_water: 0,
         leader: Nonce::default(),
     };
-    let refused = local.keepalive(incarnation.service, Nonce::new(7), observed).await.expect_err("it must step over");
+    let refused = local
+        .keepalive(incarnation.service, Nonce::new(7), observed)
+        .await
+        .expect_err("it must step over");
     assert_eq!(refused.kind(), ErrorKind::NotLeader);
     local.ended().await;
-    node.allocator.roles().wait_for(|role| !matches!(role, Role::Leading(_))).await.expect("noticed");
+    node.allocator
+        .roles()
+        .wait_for(|role| !matches!(role, Role::Leading(_)))
+        .await
+        .expect("noticed");
     node.leading().await;
     let again = node.begin().await;
     assert!(again.at.epoch > observed.epoch, "one above the reported (L4)");
@@ -389,19 +474,28 @@ async fn an_answer_of_an_earlier_leader_is_rejected() {
     let third = cluster.node("c");
     third.allocator.settled().await.expect("follows");
     third.keep(&incarnation, Progress::default()).await.expect("told the new epoch");
-    // A network that still leads to a leader of an earlier epoch: one that has not noticed, so the epoch is all there is to go by.
+    // A network that still leads to a leader of an earlier epoch: one that has not noticed, so the
+    // epoch is all there is to go by.
     let old_store = SharedStore::new();
     // It leaps over no epoch (L4).
-    let candidate = Candidate { nonce: Nonce::new(0), ..Candidate::new(NodeName::new("x").expect("a name"), "x") };
+    let candidate = Candidate {
+        nonce: Nonce::new(0),
+        ..Candidate::new(NodeName::new("x").expect("a name"), "x")
+    };
     drop(stale);
     let seen = match old_store.acquire_leadership(&candidate, TTL).await.expect("asks") {
         Leadership::Held { seen, .. } => Some(seen),
         other => panic!("{other:?}"),
     };
     let clock: Arc<dyn Clock> = Arc::new(cluster.clock);
-    let earlier = LocalAllocator::open(Arc::new(old_store), clock, cluster.settings(), Candidate { seen, ..candidate })
-        .await
-        .expect("leads a store of its own");
+    let earlier = LocalAllocator::open(
+        Arc::new(old_store),
+        clock,
+        cluster.settings(),
+        Candidate { seen, ..candidate },
+    )
+    .await
+    .expect("leads a store of its own");
     cluster.net.join("b", earlier);
     let rejected = third.allocator.status().await.expect_err("its epoch is of the past (L3)");
     assert_eq!(rejected.kind(), ErrorKind::Unavailable, "{rejected:?}");
@@ -416,11 +510,16 @@ async fn a_restart_that_lost_nothing_ends_the_leadership_and_keeps_every_bind() 
     let Role::Leading(local) = node.allocator.role() else { panic!("it leads") };
     let everything = cluster.store.backup();
     cluster.store.restore(&everything, true);
-    let refused = local.bind(incarnation.service, &table("u")).await.expect_err("another copy (L4)");
+    let refused =
+        local.bind(incarnation.service, &table("u")).await.expect_err("another copy (L4)");
     assert_eq!(refused.kind(), ErrorKind::NotLeader, "{refused:?}");
-    let observed = node.keep(&incarnation, Progress::default()).await.expect("taken as renewed at the takeover");
+    let observed = node
+        .keep(&incarnation, Progress::default())
+        .await
+        .expect("taken as renewed at the takeover");
     assert!(observed.epoch > bound.at.epoch);
-    let held = node.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await.expect_err("held");
+    let held =
+        node.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await.expect_err("held");
     assert_eq!(held.kind(), ErrorKind::Unavailable, "{held:?}");
     let mut left = held.retry_after().expect("it says so");
     while !left.is_zero() {
@@ -430,5 +529,8 @@ async fn a_restart_that_lost_nothing_ends_the_leadership_and_keeps_every_bind() 
         left -= pause;
     }
     node.allocator.begin_commit(&commit(&incarnation, &bound, 1)).await.expect("nothing was lost");
-    assert_eq!(node.allocator.latest(&table("t")).await.expect("answers").bind.expect("kept").bind, bound.bind);
+    assert_eq!(
+        node.allocator.latest(&table("t")).await.expect("answers").bind.expect("kept").bind,
+        bound.bind
+    );
 }

@@ -1,4 +1,5 @@
-//! What stores and leaders lose, and who may not find out too late (L1, L2, L4). Time is tokio's paused clock.
+//! What stores and leaders lose, and who may not find out too late (L1, L2, L4). Time is tokio's
+//! paused clock.
 #![cfg(not(loom))]
 
 mod cluster;
@@ -12,7 +13,8 @@ use lockservice_core::{Epoch, Nonce, TxnId};
 
 use self::cluster::{Cluster, LEASE, Node, TTL, commit, granted_after_the_owner, table};
 
-/// A leader and two nodes that follow it; `owner` is an incarnation of the second and owns nothing yet.
+/// A leader and two nodes that follow it; `owner` is an incarnation of the second and owns nothing
+/// yet.
 struct Followed {
     cluster: Cluster,
     leader: Node,
@@ -38,8 +40,9 @@ impl Followed {
         Self { cluster, leader, second, third, owner }
     }
 
-    /// The owner is told that `t` is bound to it. Then the store goes back to before that, as another copy (`new_life`) or unnoticeably,
-    /// and the leader dies. The third node leads next, while the second is cut off from the store, and stays so.
+    /// The owner is told that `t` is bound to it. Then the store goes back to before that, as
+    /// another copy (`new_life`) or unnoticeably, and the leader dies. The third node leads next,
+    /// while the second is cut off from the store, and stays so.
     async fn roll_back(self, new_life: bool) -> RolledBack {
         let Self { cluster, leader, second, third, owner } = self;
         let backup = cluster.store.backup();
@@ -64,7 +67,8 @@ async fn a_stop_ends_although_a_write_of_unknown_outcome_cannot_be_settled() {
     let allocator = std::sync::Arc::clone(&node.allocator);
     let bind = tokio::spawn(async move { allocator.bind(incarnation.service, &table("t")).await });
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let stopped = tokio::time::timeout(TTL * 3, node.allocator.shutdown(true, Duration::from_secs(1))).await;
+    let stopped =
+        tokio::time::timeout(TTL * 3, node.allocator.shutdown(true, Duration::from_secs(1))).await;
     let stopped = stopped.expect("the stop does not wait for the store");
     assert!(!stopped.is_ok_and(|stopped| stopped.resigned), "nothing was given up");
     bind.await.expect("no panic").expect_err("never acknowledged");
@@ -99,7 +103,8 @@ async fn a_leader_whose_epoch_was_raised_without_an_answer_goes_on() {
     let Role::Leading(local) = node.allocator.role() else { panic!("it leads") };
     // The first is to settle the doubt about a new store.
     node.store.lose_acquisitions(4);
-    let over = tokio::time::timeout(lockservice_core::clock::hi(LEASE) + TTL * 3, local.ended()).await;
+    let over =
+        tokio::time::timeout(lockservice_core::clock::hi(LEASE) + TTL * 3, local.ended()).await;
     assert_eq!(node.store.acquisitions_to_lose(), 0, "it was raised");
     assert!(over.is_err(), "{over:?}");
     assert!(node.leads());
@@ -141,7 +146,10 @@ async fn the_writes_of_a_leader_that_noticed_nothing_do_not_stand_for_those_that
     }
     second.store.inner.set_cut(false);
     second.follows(&third).await;
-    second.keep(&owner, Progress::default()).await.expect_err("it reports what the leader does not know of");
+    second
+        .keep(&owner, Progress::default())
+        .await
+        .expect_err("it reports what the leader does not know of");
     granted_after_the_owner("t", &second, &owner, &third).await;
 }
 
@@ -164,7 +172,10 @@ async fn a_leadership_counts_from_before_its_renewal_was_sent() {
     }
     let sent = node.store.renewed().expect("renewed");
     let lasted = answered - sent;
-    assert!(lasted < lo(TTL) && lasted > lo(TTL) - Duration::from_millis(50), "answered for {lasted:?}");
+    assert!(
+        lasted < lo(TTL) && lasted > lo(TTL) - Duration::from_millis(50),
+        "answered for {lasted:?}"
+    );
 }
 
 /// A moment of a server's clock, in seconds since 1970: an epoch's floor has just begun.
@@ -176,12 +187,14 @@ async fn first_numbers(cluster: &Cluster) -> ([u64; 4], Epoch) {
     let owner = node.begin_in_time().await;
     let bound = node.allocator.bind(owner.service, &table("t")).await.expect("free");
     let tokens = bound.tokens.expect("fresh");
-    let high_water = [owner.service.get(), bound.bind.id.get(), bound.bind.version.get(), tokens.next.get()];
+    let high_water =
+        [owner.service.get(), bound.bind.id.get(), bound.bind.version.get(), tokens.next.get()];
     cluster.kill(node);
     (high_water, bound.at.epoch)
 }
 
-/// L4, F1: everybody who remembered anything dies each time, and it all happens within one epoch of the server's clock.
+/// L4, F1: everybody who remembered anything dies each time, and it all happens within one epoch of
+/// the server's clock.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_forgets_everything_time_and_again_hands_nothing_out_twice() {
     let cluster = Cluster::with_lease(LEASE);
@@ -189,8 +202,14 @@ async fn a_store_that_forgets_everything_time_and_again_hands_nothing_out_twice(
     for life in 0..8 {
         cluster.store.set_floor(Floor::of_clock(NOON_S + life * 30).expect("in range"));
         let (high_water, epoch) = first_numbers(&cluster).await;
-        assert!(high_water.iter().zip(last).all(|(number, last)| *number > last), "{high_water:?} after {last:?}");
-        assert!(high_water.iter().all(|number| number >> 32 <= epoch.get()), "{high_water:?} in {epoch:?}");
+        assert!(
+            high_water.iter().zip(last).all(|(number, last)| *number > last),
+            "{high_water:?} after {last:?}"
+        );
+        assert!(
+            high_water.iter().all(|number| number >> 32 <= epoch.get()),
+            "{high_water:?} in {epoch:?}"
+        );
         last = high_water;
         cluster.store.forget();
     }
@@ -198,7 +217,8 @@ async fn a_store_that_forgets_everything_time_and_again_hands_nothing_out_twice(
 
 /// A copy on another machine, whose clock is behind: what nodes were told is what counts.
 #[tokio::test(start_paused = true)]
-async fn numbers_go_on_above_what_a_node_reports_although_the_clock_of_the_promoted_copy_is_behind() {
+async fn numbers_go_on_above_what_a_node_reports_although_the_clock_of_the_promoted_copy_is_behind()
+{
     let cluster = Cluster::with_lease(LEASE);
     cluster.store.set_floor(Floor::of_clock(NOON_S + 600).expect("in range"));
     let first = cluster.led().await;
@@ -216,9 +236,17 @@ async fn numbers_go_on_above_what_a_node_reports_although_the_clock_of_the_promo
     third.leading().await;
     second.store.inner.set_cut(false);
     granted_after_the_owner("t", &second, &owner, &third).await;
-    let bound = third.allocator.latest(&table("t")).await.expect("answers").bind.expect("bound").bind;
-    assert!(bound.version > lost.bind.version && bound.id > lost.bind.id, "{bound:?} after {lost:?}");
-    let more = third.allocator.reserve_tokens(bound.owner, bound.id, bound.version).await.expect("current");
+    let bound =
+        third.allocator.latest(&table("t")).await.expect("answers").bind.expect("bound").bind;
+    assert!(
+        bound.version > lost.bind.version && bound.id > lost.bind.id,
+        "{bound:?} after {lost:?}"
+    );
+    let more = third
+        .allocator
+        .reserve_tokens(bound.owner, bound.id, bound.version)
+        .await
+        .expect("current");
     assert!(more.tokens.next >= lost.tokens.expect("fresh").end, "{more:?} after {lost:?}");
 }
 
@@ -239,11 +267,13 @@ async fn a_node_that_starts_anew_tells_a_leader_with_a_lower_epoch_what_it_knows
     let third = cluster.node("c");
     third.leading().await;
     second.store.inner.set_cut(false);
-    let again = tokio::time::timeout(10 * LEASE, second.begin_in_time()).await.expect("it gets through");
+    let again =
+        tokio::time::timeout(10 * LEASE, second.begin_in_time()).await.expect("it gets through");
     assert!(again.at.epoch > observed.epoch);
 }
 
-/// The store shows the same copy, and the number of its last write is above that of what was lost, as if nothing had happened.
+/// The store shows the same copy, and the number of its last write is above that of what was lost,
+/// as if nothing had happened.
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_noticed_nothing_and_has_left_does_not_hide_what_was_lost() {
     let RolledBack { cluster, second, third, owner } = Followed::new().await.roll_back(false).await;
@@ -257,7 +287,10 @@ async fn a_leader_that_noticed_nothing_and_has_left_does_not_hide_what_was_lost(
     fourth.leading().await;
     second.store.inner.set_cut(false);
     second.follows(&fourth).await;
-    second.keep(&owner, Progress::default()).await.expect_err("it reports what the leader does not know of");
+    second
+        .keep(&owner, Progress::default())
+        .await
+        .expect_err("it reports what the leader does not know of");
     granted_after_the_owner("t", &second, &owner, &fourth).await;
 }
 
@@ -278,7 +311,8 @@ async fn a_report_of_what_was_lost_before_a_doubt_was_settled_changes_nothing() 
     third.leading().await;
     tokio::time::sleep(lockservice_core::clock::hi(LEASE) + TTL).await;
     let Role::Leading(local) = third.allocator.role() else { panic!("it leads") };
-    let straggler = local.keepalive(owner.service, Nonce::new(7), observed).await.expect_err("it has lapsed");
+    let straggler =
+        local.keepalive(owner.service, Nonce::new(7), observed).await.expect_err("it has lapsed");
     assert_eq!(straggler.kind(), lockservice_core::ErrorKind::LeaseLost);
     assert!(third.leads());
 }
@@ -297,8 +331,12 @@ async fn that_writes_were_lost_is_recorded_although_the_queue_of_changes_is_full
         tokio::spawn(async move { local.bind(owner.service, &table(name)).await });
     }
     tokio::time::sleep(Duration::from_millis(10)).await;
-    let observed =
-        Progress { epoch: Epoch::new(owner.at.epoch.get() + 40), write: 1, high_water: 0, leader: Nonce::default() };
+    let observed = Progress {
+        epoch: Epoch::new(owner.at.epoch.get() + 40),
+        write: 1,
+        high_water: 0,
+        leader: Nonce::default(),
+    };
     local.keepalive(owner.service, Nonce::new(7), observed).await.expect_err("it must step over");
     node.store.inner.set_cut(false);
     tokio::time::timeout(TTL * 3, local.ended()).await.expect("it is over");
@@ -341,11 +379,17 @@ async fn a_stop_that_is_asked_for_again_answers_what_was_given_up() {
     });
     let grace = Duration::from_secs(1);
     for _ in 0..2 {
-        assert!(follows.allocator.shutdown(true, grace).await.expect("stops").resigned, "nothing to give up");
+        assert!(
+            follows.allocator.shutdown(true, grace).await.expect("stops").resigned,
+            "nothing to give up"
+        );
         assert!(leads.allocator.shutdown(true, grace).await.expect("stops").resigned);
     }
     reads.await.expect("it is elected");
     for _ in 0..2 {
-        assert!(!opens.allocator.shutdown(true, grace).await.expect("stops").resigned, "the others wait it out");
+        assert!(
+            !opens.allocator.shutdown(true, grace).await.expect("stops").resigned,
+            "the others wait it out"
+        );
     }
 }

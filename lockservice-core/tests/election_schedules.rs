@@ -1,4 +1,5 @@
-//! Schedules that a reviewer found, each of which once let two own one table, or kept a cluster from work (L1, L4). Time is tokio's paused clock.
+//! Schedules that a reviewer found, each of which once let two own one table, or kept a cluster
+//! from work (L1, L4). Time is tokio's paused clock.
 #![cfg(not(loom))]
 
 mod cluster;
@@ -6,7 +7,9 @@ mod cluster;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockservice_core::allocator::{Incarnation, LockTableAllocator, Progress, Registration, Report, Role};
+use lockservice_core::allocator::{
+    Incarnation, LockTableAllocator, Progress, Registration, Report, Role,
+};
 use lockservice_core::clock::{hi, lo};
 use lockservice_core::store::{self, BindStore, Floor, Proof};
 use lockservice_core::{Epoch, ErrorKind, NodeName, Nonce, ServiceId};
@@ -19,10 +22,11 @@ fn register(name: &str, nonce: u64) -> Registration {
     Registration { node, nonce: Nonce::new(nonce), address: name.to_owned(), replaces: None }
 }
 
-/// 1. A leads a store in doubt. Just before it would settle that, it loses the store: the raise is tried again and again, and meanwhile
-///    nothing is renewed.
+/// 1. A leads a store in doubt. Just before it would settle that, it loses the store: the raise is
+///    tried again and again, and meanwhile nothing is renewed.
 /// 2. D takes over; the owner of `t` renews at D. D resigns.
-/// 3. A reaches the store again. It must not take the leadership back: what it knows of the owner's lease is old.
+/// 3. A reaches the store again. It must not take the leadership back: what it knows of the owner's
+///    lease is old.
 #[tokio::test(start_paused = true)]
 async fn a_raise_that_comes_back_after_another_led_and_resigned_takes_nothing_over() {
     let cluster = Cluster::with_lease(LEASE);
@@ -70,8 +74,9 @@ async fn a_raise_that_comes_back_after_another_led_and_resigned_takes_nothing_ov
     assert!(since >= lo(LEASE), "{bound:?} after {since:?}");
 }
 
-/// `b` owns `t` by the word of a leader X whose leadership was then lost, unnoticeably. C, who was told nothing, leads with the same epoch, and
-/// has written more than X. `b` is still cut off from the store.
+/// `b` owns `t` by the word of a leader X whose leadership was then lost, unnoticeably. C, who was
+/// told nothing, leads with the same epoch, and has written more than X. `b` is still cut off from
+/// the store.
 async fn led_twice_in_one_epoch() -> (Cluster, Node, Incarnation, Node) {
     let cluster = Cluster::with_lease(LEASE);
     let a = cluster.led().await;
@@ -104,11 +109,14 @@ async fn led_twice_in_one_epoch() -> (Cluster, Node, Incarnation, Node) {
 #[tokio::test(start_paused = true)]
 async fn what_was_told_under_an_epoch_that_was_given_twice_is_found_by_a_report() {
     let (_cluster, b, owner, c) = led_twice_in_one_epoch().await;
-    // Its count of renewals is another than the lost leader's: that it is followed is not what this is about.
+    // Its count of renewals is another than the lost leader's: that it is followed is not what this
+    // is about.
     sleep(TTL / 3 * 2).await;
     b.store.inner.set_cut(false);
     b.follows(&c).await;
-    b.keep(&owner, Progress::default()).await.expect_err("it reports what the leader does not know of");
+    b.keep(&owner, Progress::default())
+        .await
+        .expect_err("it reports what the leader does not know of");
     granted_after_the_owner("t", &b, &owner, &c).await;
 }
 
@@ -119,7 +127,9 @@ async fn a_leader_is_not_taken_for_one_that_had_its_epoch_and_stood_still() {
     b.store.inner.set_cut(false);
     b.follows(&c).await;
     assert!(c.leads());
-    b.keep(&owner, Progress::default()).await.expect_err("it reports what the leader does not know of");
+    b.keep(&owner, Progress::default())
+        .await
+        .expect_err("it reports what the leader does not know of");
     granted_after_the_owner("t", &b, &owner, &c).await;
 }
 
@@ -131,7 +141,12 @@ async fn whoever_leads_after_a_step_over_is_above_what_was_reported_at_once() {
     c.allocator.settled().await.expect("follows");
     let Role::Leading(local) = a.allocator.role() else { panic!("it leads") };
     let epoch = cluster.store.head().await.expect("answers").expect("led").epoch.get() + 3_000;
-    let observed = Progress { epoch: Epoch::new(epoch), write: 1, high_water: epoch << 32 | 5, leader: Nonce::new(9) };
+    let observed = Progress {
+        epoch: Epoch::new(epoch),
+        write: 1,
+        high_water: epoch << 32 | 5,
+        leader: Nonce::new(9),
+    };
     local.report(&cluster.report(observed).await).await.expect_err("steps over");
     local.ended().await;
     cluster.kill(a);
@@ -139,7 +154,10 @@ async fn whoever_leads_after_a_step_over_is_above_what_was_reported_at_once() {
     let before = cluster.store.head().await.expect("answers").expect("led").epoch;
     let started = c.begin_in_time().await;
     let after = cluster.store.head().await.expect("answers").expect("led").epoch;
-    assert!(before > observed.epoch && started.service.get() >= observed.high_water, "{before} {started:?}");
+    assert!(
+        before > observed.epoch && started.service.get() >= observed.high_water,
+        "{before} {started:?}"
+    );
     assert!(after.get() - before.get() <= 1, "raised from {before} to {after}");
 }
 
@@ -153,8 +171,12 @@ async fn reports_from_nowhere_do_not_use_up_the_epochs() {
         node.leading().await;
         let Role::Leading(local) = node.allocator.role() else { continue };
         let epoch = cluster.store.head().await.expect("answers").expect("led").epoch;
-        let observed =
-            Progress { epoch: Epoch::new(epoch.get() + 60_000), write: 1, high_water: u64::MAX, leader: Nonce::new(9) };
+        let observed = Progress {
+            epoch: Epoch::new(epoch.get() + 60_000),
+            write: 1,
+            high_water: u64::MAX,
+            leader: Nonce::new(9),
+        };
         drop(local.report(&cluster.report(observed).await).await);
         sleep(TTL * 3).await;
     }
@@ -171,7 +193,10 @@ async fn a_node_that_can_renew_but_not_read_does_not_keep_the_leadership() {
     b.store.fail_loads();
     cluster.kill(a);
     sleep(TTL * 3).await;
-    assert!(!matches!(b.allocator.role(), Role::Following { .. }), "nobody leads whom it could follow");
+    assert!(
+        !matches!(b.allocator.role(), Role::Following { .. }),
+        "nobody leads whom it could follow"
+    );
     let c = cluster.node("c");
     tokio::time::timeout(TTL * 100, c.leading()).await.expect("c can read it");
 }
@@ -207,7 +232,8 @@ async fn that_writes_were_lost_is_recorded_although_a_write_is_not_settled() {
     let binds = Arc::clone(&local);
     tokio::spawn(async move { binds.bind(owner.service, &table("s")).await });
     sleep(Duration::from_millis(10)).await;
-    let observed = Progress { epoch: Epoch::new(owner.at.epoch.get() + 40), write: 1, ..Progress::default() };
+    let observed =
+        Progress { epoch: Epoch::new(owner.at.epoch.get() + 40), write: 1, ..Progress::default() };
     local.keepalive(owner.service, Nonce::new(7), observed).await.expect_err("it must step over");
     sleep(Duration::from_millis(1_500)).await;
     node.store.inner.set_cut(false);
@@ -234,7 +260,10 @@ async fn the_report_of_a_stranger_ends_no_leadership() {
         let observed = Progress { epoch, ..at };
         let invented = ServiceId::new(owner.service.get() + 1);
         for (service, nonce) in [(ServiceId::default(), 0), (invented, 7), (owner.service, 8)] {
-            let refused = leader.keepalive(service, Nonce::new(nonce), observed).await.expect_err("a stranger");
+            let refused = leader
+                .keepalive(service, Nonce::new(nonce), observed)
+                .await
+                .expect_err("a stranger");
             assert_eq!(refused.kind(), ErrorKind::LeaseLost, "{refused:?}");
         }
         let other = Report::new(observed, &store::Cluster::random());

@@ -1,5 +1,5 @@
-//! Calls on whose end outer transactions wait: what an ancestor holds is refused at once, and cycles of
-//! waits over ancestors are found as cycles.
+//! Calls on whose end outer transactions wait: what an ancestor holds is refused at once, and
+//! cycles of waits over ancestors are found as cycles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -9,10 +9,12 @@ use std::task::{Context, Poll, Waker};
 
 use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::Time;
-use lockservice_core::table::{EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy, engine_steps};
+use lockservice_core::table::{
+    EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy, engine_steps,
+};
 use lockservice_core::{
-    BindVersion, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result, ServiceId, TableId, TableRef,
-    TxnId,
+    BindVersion, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result, ServiceId,
+    TableId, TableRef, TxnId,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -42,9 +44,21 @@ fn range(from: &str, to: &str) -> LockItem {
     LockItem::Range(KeyRange::new(bound(from), bound(to)).expect("a range"))
 }
 
-fn lock_as(engine: &LockEngine, who: u64, ancestors: &[u64], item: LockItem, mode: LockMode) -> LockCall {
-    let request =
-        LockRequest { txn: txn(who), table: TABLE, version: VERSION, items: vec![item], mode, wait: WaitPolicy::Wait };
+fn lock_as(
+    engine: &LockEngine,
+    who: u64,
+    ancestors: &[u64],
+    item: LockItem,
+    mode: LockMode,
+) -> LockCall {
+    let request = LockRequest {
+        txn: txn(who),
+        table: TABLE,
+        version: VERSION,
+        items: vec![item],
+        mode,
+        wait: WaitPolicy::Wait,
+    };
     let ancestors: Vec<TxnId> = ancestors.iter().map(|number| txn(*number)).collect();
     engine.lock_for(request, &ancestors, Time::ZERO)
 }
@@ -79,7 +93,10 @@ fn refused(call: &mut LockCall) -> String {
 fn refused_as_held_by_ancestor(call: &mut LockCall) {
     match poll(call) {
         Poll::Ready(Err(error)) if error.kind() == ErrorKind::HeldByAncestor => {
-            assert!(error.to_string().contains("use the lock that the outer call holds"), "{error}");
+            assert!(
+                error.to_string().contains("use the lock that the outer call holds"),
+                "{error}"
+            );
         }
         other => panic!("no refusal: {other:?}"),
     }
@@ -110,7 +127,9 @@ fn what_an_ancestor_holds_is_refused_at_once_and_says_so() {
         };
         refused_as_held_by_ancestor(&mut engine.lock_for(request.clone(), &[txn(1)], Time::ZERO));
         let mut of_stranger = engine.lock_for(request, &[txn(2)], Time::ZERO);
-        assert!(matches!(poll(&mut of_stranger), Poll::Ready(Err(error)) if error.kind() == ErrorKind::Conflict));
+        assert!(
+            matches!(poll(&mut of_stranger), Poll::Ready(Err(error)) if error.kind() == ErrorKind::Conflict)
+        );
         // Of a stranger it is waited for, and it hinders no stranger.
         let mut stranger = lock_as(&engine, 4, &[2], wanted, as_what);
         assert!(waits(&mut stranger));
@@ -157,8 +176,12 @@ fn two_trees_that_want_what_the_other_holds_are_a_deadlock_and_one_goes_on() {
     let ended = [poll(&mut first), poll(&mut second)];
     let errors: Vec<_> = ended.iter().filter(|ended| ended.is_ready()).collect();
     let [Poll::Ready(Err(error))] = errors[..] else { panic!("one of the two: {errors:?}") };
-    let mut cycle: Vec<_> =
-        error.deadlock().expect("a cycle").iter().map(|edge| (edge.waiter, edge.item.clone(), edge.holder)).collect();
+    let mut cycle: Vec<_> = error
+        .deadlock()
+        .expect("a cycle")
+        .iter()
+        .map(|edge| (edge.waiter, edge.item.clone(), edge.holder))
+        .collect();
     cycle.sort();
     assert_eq!(cycle, [(txn(3), "b".to_owned(), txn(2)), (txn(4), "a".to_owned(), txn(1))]);
     // The one that is left gets it when the other tree has ended.
@@ -193,8 +216,8 @@ fn a_nested_call_goes_ahead_of_those_who_wait_for_its_ancestor() {
     assert!(!waits(&mut whole));
 }
 
-/// A stranger holds `h` and waits, or begins to wait, for what the claimed transaction holds. Without the
-/// claim it is a wait like any other.
+/// A stranger holds `h` and waits, or begins to wait, for what the claimed transaction holds.
+/// Without the claim it is a wait like any other.
 #[test]
 fn a_false_claim_has_nobody_fail_but_the_one_who_makes_it() {
     for (claimants_first, claimants) in [(false, 1), (true, 1), (true, 10)] {
@@ -212,10 +235,12 @@ fn a_false_claim_has_nobody_fail_but_the_one_who_makes_it() {
         // An honest nested call, which waits for the same and claims nothing that closes a cycle.
         let mut honest = lock(&engine, 3, &[4], row("h"));
         let claim = |who| lock(&engine, who, &[claimed], row("h"));
-        let mut early: Vec<_> = (first..first + claimants).filter(|_| claimants_first).map(claim).collect();
+        let mut early: Vec<_> =
+            (first..first + claimants).filter(|_| claimants_first).map(claim).collect();
         assert!(early.iter_mut().all(waits));
         let mut waits_for_claimed = lock(&engine, stranger, &[], row("a"));
-        let mut late: Vec<_> = (first..first + claimants).filter(|_| !claimants_first).map(claim).collect();
+        let mut late: Vec<_> =
+            (first..first + claimants).filter(|_| !claimants_first).map(claim).collect();
         for call in early.iter_mut().chain(&mut late) {
             refused(call);
         }
@@ -275,7 +300,8 @@ fn calls_that_claim_one_transaction_go_through_its_locks_together() {
         hold(&engine, 2, row("h"), LockMode::Exclusive);
         hold(&engine, 3, row("x"), LockMode::Exclusive);
         // Somebody waits in the table, so that locks are looked at.
-        let mut claims: Vec<_> = (100..100 + claimants).map(|who| lock(&engine, who, &[1], row("h"))).collect();
+        let mut claims: Vec<_> =
+            (100..100 + claimants).map(|who| lock(&engine, who, &[1], row("h"))).collect();
         let mut crowd: Vec<_> = (200..300).map(|who| lock(&engine, who, &[], row("x"))).collect();
         assert!(claims.iter_mut().chain(&mut crowd).all(waits));
         let before = engine_steps();
@@ -297,12 +323,13 @@ enum Node {
 
 type Graph = BTreeMap<Node, BTreeSet<Node>>;
 
-/// Who waits for whom. A holder ends when its own call and those made on its behalf have ended; a call
-/// that waits ahead only has to leave the queue.
+/// Who waits for whom. A holder ends when its own call and those made on its behalf have ended; a
+/// call that waits ahead only has to leave the queue.
 fn graph(engine: &LockEngine, pending: &BTreeMap<u64, (LockCall, Vec<u64>)>) -> Graph {
     let mut graph = Graph::new();
     for wait in engine.waits(None) {
-        let what_for = if wait.granted { Node::Holder(wait.holder) } else { Node::Call(wait.holder) };
+        let what_for =
+            if wait.granted { Node::Holder(wait.holder) } else { Node::Call(wait.holder) };
         graph.entry(Node::Call(wait.waiter)).or_default().insert(what_for);
     }
     for (who, (_, ancestors)) in pending {
@@ -360,7 +387,8 @@ fn whatever_trees_of_transactions_do_no_cycle_of_waits_is_left_and_nothing_stays
                     engine.unlock_all(txn(who), None);
                 }
                 _ if !pending.contains_key(&who) => {
-                    let key = |rng: &mut StdRng| char::from(b'a' + rng.random_range(0..5)).to_string();
+                    let key =
+                        |rng: &mut StdRng| char::from(b'a' + rng.random_range(0..5)).to_string();
                     let (one, other) = (key(&mut rng), key(&mut rng));
                     let item = if rng.random_ratio(1, 4) {
                         range(one.as_str().min(&other), one.as_str().max(&other))

@@ -12,7 +12,8 @@ use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::Time;
 use lockservice_core::table::{EngineSettings, LockCall, LockEngine, LockRequest, WaitPolicy};
 use lockservice_core::{
-    BindVersion, Error, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, ServiceId, TableId, TableRef, TxnId,
+    BindVersion, Error, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, ServiceId,
+    TableId, TableRef, TxnId,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -49,7 +50,14 @@ fn range(from: &str, to: &str) -> LockItem {
 }
 
 fn request(who: u64, items: Vec<LockItem>, mode: LockMode) -> LockRequest {
-    LockRequest { txn: txn(who), table: TABLE, version: VERSION, items, mode, wait: WaitPolicy::Wait }
+    LockRequest {
+        txn: txn(who),
+        table: TABLE,
+        version: VERSION,
+        items,
+        mode,
+        wait: WaitPolicy::Wait,
+    }
 }
 
 fn lock(engine: &LockEngine, who: u64, items: &[LockItem], mode: LockMode) -> LockCall {
@@ -78,7 +86,8 @@ fn wherever_a_call_is_dropped_the_others_are_granted_and_nothing_stays_behind() 
         (vec![row("c"), range("a", "b")], Exclusive),
         (vec![range("b", "d"), row("a")], Shared),
     ];
-    // The calls begin one after another; then those granted end one after another. Call `dropped` goes after step `at`, polled or not.
+    // The calls begin one after another; then those granted end one after another. Call `dropped`
+    // goes after step `at`, polled or not.
     for dropped in 0..wants.len() {
         for at in dropped..40 {
             for polled in [false, true] {
@@ -94,7 +103,11 @@ fn wherever_a_call_is_dropped_the_others_are_granted_and_nothing_stays_behind() 
                             engine.unlock_all(txn(dropped as u64), None);
                         }
                         drop(call);
-                        assert_eq!(engine.held(txn(dropped as u64)), 0, "a dropped call leaves nothing");
+                        assert_eq!(
+                            engine.held(txn(dropped as u64)),
+                            0,
+                            "a dropped call leaves nothing"
+                        );
                     }
                     *step += 1;
                 };
@@ -119,14 +132,21 @@ fn wherever_a_call_is_dropped_the_others_are_granted_and_nothing_stays_behind() 
                 if let Some(call) = calls[dropped].take() {
                     drop(call);
                 }
-                let waiting: Vec<usize> = (0..calls.len()).filter(|who| calls[*who].is_some()).collect();
+                let waiting: Vec<usize> =
+                    (0..calls.len()).filter(|who| calls[*who].is_some()).collect();
                 for who in waiting {
                     let call = calls[who].as_mut().expect("it waits");
-                    assert!(poll(call).is_ready(), "{who} waits for nobody; {dropped} was dropped at {at}");
+                    assert!(
+                        poll(call).is_ready(),
+                        "{who} waits for nobody; {dropped} was dropped at {at}"
+                    );
                     calls[who] = None;
                     engine.unlock_all(txn(who as u64), None);
                 }
-                assert!(engine.locks(None).is_empty() && engine.waits(None).is_empty(), "nothing stays behind");
+                assert!(
+                    engine.locks(None).is_empty() && engine.waits(None).is_empty(),
+                    "nothing stays behind"
+                );
             }
         }
     }
@@ -190,17 +210,29 @@ fn at_a_limit_a_request_fails_and_changes_nothing() {
     let engine = engine(settings);
     let rows = |keys: &[&str]| keys.iter().map(|key| row(key)).collect::<Vec<_>>();
     assert_eq!(kind(lock(&engine, 1, &[], LockMode::Shared)), ErrorKind::InvalidArgument);
-    assert_eq!(kind(lock(&engine, 1, &rows(&["a", "b", "c", "d"]), LockMode::Shared)), ErrorKind::InvalidArgument);
+    assert_eq!(
+        kind(lock(&engine, 1, &rows(&["a", "b", "c", "d"]), LockMode::Shared)),
+        ErrorKind::InvalidArgument
+    );
     drop(poll(&mut lock(&engine, 1, &rows(&["a", "b", "c"]), LockMode::Exclusive)));
-    assert_eq!(kind(lock(&engine, 1, &rows(&["d", "e"]), LockMode::Shared)), ErrorKind::ResourceExhausted);
+    assert_eq!(
+        kind(lock(&engine, 1, &rows(&["d", "e"]), LockMode::Shared)),
+        ErrorKind::ResourceExhausted
+    );
     assert_eq!(engine.held(txn(1)), 3);
     let _waits = lock(&engine, 2, &rows(&["a"]), LockMode::Shared);
-    assert_eq!(kind(lock(&engine, 3, &rows(&["0", "a"]), LockMode::Shared)), ErrorKind::ResourceExhausted);
+    assert_eq!(
+        kind(lock(&engine, 3, &rows(&["0", "a"]), LockMode::Shared)),
+        ErrorKind::ResourceExhausted
+    );
     assert_eq!(engine.held(txn(3)), 0);
     let mut others = 10..;
     let refused = others.find(|who| {
         let key = format!("k{who}");
-        matches!(poll(&mut lock(&engine, *who, &[row(&key)], LockMode::Shared)), Poll::Ready(Err(_)))
+        matches!(
+            poll(&mut lock(&engine, *who, &[row(&key)], LockMode::Shared)),
+            Poll::Ready(Err(_))
+        )
     });
     assert!(refused.is_some_and(|who| who < 60), "10,000 bytes hold fewer than 60 locks");
     // Memory comes back with the locks.
@@ -217,16 +249,29 @@ fn a_grant_says_since_when_the_history_is_known() {
     let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(100) };
     let at = |seconds| Time::from_origin(Duration::from_secs(seconds));
     engine.install(bind(VERSION), Some(block), Some(at(10))).expect("the first version");
-    let since = |who: u64, item: &str| match poll(&mut lock(&engine, who, &[row(item)], LockMode::Exclusive)) {
+    let since = |who: u64, item: &str| match poll(&mut lock(
+        &engine,
+        who,
+        &[row(item)],
+        LockMode::Exclusive,
+    )) {
         Poll::Ready(Ok(grant)) => {
-            assert_eq!(grant.history_unknown, grant.history_since.is_some(), "to a snapshot of unknown age");
+            assert_eq!(
+                grant.history_unknown,
+                grant.history_since.is_some(),
+                "to a snapshot of unknown age"
+            );
             grant.history_since
         }
         other => panic!("not granted: {other:?}"),
     };
     assert_eq!(since(1, "a"), Some(at(10)));
     engine.unlock_all_forced(txn(1), at(20));
-    assert_eq!(since(2, "b"), Some(at(20)), "what the other may have committed is unknown in the whole table");
+    assert_eq!(
+        since(2, "b"),
+        Some(at(20)),
+        "what the other may have committed is unknown in the whole table"
+    );
     engine.unlock_all(txn(2), None);
     engine.unlock_all_forced(txn(3), at(30));
     assert_eq!(since(4, "c"), Some(at(20)), "one that held nothing committed nothing here");
@@ -239,8 +284,8 @@ fn under_many_threads_and_cancels_two_are_never_inside_and_nobody_is_left_waitin
     many_threads(engine(EngineSettings::default()), 2_000);
 }
 
-/// The same with a hold of the mutex for each step: calls, ends and cancels of several rows meet in the
-/// middle.
+/// The same with a hold of the mutex for each step: calls, ends and cancels of several rows meet in
+/// the middle.
 #[test]
 fn under_many_threads_and_cancels_the_same_holds_when_the_mutex_is_let_go_after_each_step() {
     let engine = LockEngine::with_steps_per_hold(EngineSettings::default(), 1);
@@ -250,7 +295,8 @@ fn under_many_threads_and_cancels_the_same_holds_when_the_mutex_is_let_go_after_
 fn many_threads(engine: LockEngine, rounds: u64) {
     const TASKS: u64 = 6;
     let inside = Arc::new(AtomicU64::new(0));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(4).build().expect("a runtime");
     runtime.block_on(async {
         let tasks: Vec<_> = (0..TASKS)
             .map(|task| {
@@ -266,7 +312,8 @@ fn many_threads(engine: LockEngine, rounds: u64) {
                         };
                         let mut call = lock(&engine, who, &items, LockMode::Exclusive);
                         if random.random_bool(0.4) {
-                            // Gives up after a moment; if it was granted by then it never hears of it.
+                            // Gives up after a moment; if it was granted by then it never hears of
+                            // it.
                             tokio::select! {
                                 biased;
                                 outcome = &mut call => drop(outcome.expect("nothing here fails")),
@@ -278,7 +325,8 @@ fn many_threads(engine: LockEngine, rounds: u64) {
                                     } else {
                                         drop(call);
                                     }
-                                    assert_eq!(engine.held(txn(who)), 0, "one that gave up has nothing");
+                                    assert_eq!(engine.held(txn(who)), 0, "one that gave up has \
+                                        nothing");
                                     continue;
                                 }
                             }

@@ -1,7 +1,8 @@
-//! What the engine's work costs as things grow, in steps, not in time: a step is one entry, holder or waiter that is looked at.
+//! What the engine's work costs as things grow, in steps, not in time: a step is one entry, holder
+//! or waiter that is looked at.
 //!
-//! Every case is done with some number of transactions and with ten times as many. The work may grow a little more than
-//! tenfold; where each is compared with each it grows a hundredfold.
+//! Every case is done with some number of transactions and with ten times as many. The work may
+//! grow a little more than tenfold; where each is compared with each it grows a hundredfold.
 
 use std::future::Future;
 use std::ops::Bound;
@@ -11,11 +12,12 @@ use std::task::{Context, Poll, Waker};
 use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::Time;
 use lockservice_core::table::{
-    EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy, engine_longest_hold, engine_steps,
+    EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy, engine_longest_hold,
+    engine_steps,
 };
 use lockservice_core::{
-    BindVersion, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result, ServiceId, TableId, TableRef,
-    TxnId,
+    BindVersion, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result, ServiceId,
+    TableId, TableRef, TxnId,
 };
 
 use LockMode::{Exclusive, Shared};
@@ -36,7 +38,8 @@ fn engine(tables: u64, tokens: bool) -> LockEngine {
             owner: ServiceId::new(1),
             version: BindVersion::new(1),
         };
-        let block = tokens.then(|| TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1 << 40) });
+        let block = tokens
+            .then(|| TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1 << 40) });
         engine.install(bind, block, None).expect("the first version");
     }
     engine
@@ -54,7 +57,13 @@ fn everything() -> LockItem {
     LockItem::Range(KeyRange::new(Bound::Unbounded, Bound::Unbounded).expect("a range"))
 }
 
-fn lock_in(engine: &LockEngine, table: u64, who: u64, items: Vec<LockItem>, mode: LockMode) -> LockCall {
+fn lock_in(
+    engine: &LockEngine,
+    table: u64,
+    who: u64,
+    items: Vec<LockItem>,
+    mode: LockMode,
+) -> LockCall {
     let (table, version, wait) = (TableId::new(table), BindVersion::new(1), WaitPolicy::Wait);
     engine.lock(LockRequest { txn: txn(who), table, version, items, mode, wait }, Time::ZERO)
 }
@@ -94,7 +103,10 @@ fn grows_with(act: impl Fn(u64)) {
     let (few, many) = (cost(150), cost(1_500));
     println!("150: {few} steps, 1,500: {many} steps");
     assert!(few >= 150, "the steps are counted");
-    assert!(many <= 14 * few, "the work grew from {few} to {many} steps while everything grew tenfold");
+    assert!(
+        many <= 14 * few,
+        "the work grew from {few} to {many} steps while everything grew tenfold"
+    );
 }
 
 #[test]
@@ -102,7 +114,8 @@ fn sharers_that_wait_and_give_up_cost_the_same_each() {
     grows_with(|n| {
         let engine = engine(1, true);
         holds(&engine, OTHER, row(HOT), Exclusive);
-        let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, row(HOT), Shared)).collect();
+        let calls: Vec<LockCall> =
+            (0..n).map(|who| waits(&engine, who, row(HOT), Shared)).collect();
         calls.into_iter().for_each(drop);
         assert!(engine.waits(None).is_empty());
     });
@@ -114,8 +127,10 @@ fn transactions_that_others_wait_for_queue_at_a_hot_row_at_the_same_cost_each() 
         let engine = engine(1, true);
         holds(&engine, OTHER, row(HOT), Exclusive);
         (0..n).for_each(|who| holds(&engine, who, row(who), Exclusive));
-        let others: Vec<LockCall> = (0..n).map(|who| waits(&engine, n + who, row(who), Exclusive)).collect();
-        let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, row(HOT), Exclusive)).collect();
+        let others: Vec<LockCall> =
+            (0..n).map(|who| waits(&engine, n + who, row(who), Exclusive)).collect();
+        let calls: Vec<LockCall> =
+            (0..n).map(|who| waits(&engine, who, row(HOT), Exclusive)).collect();
         // And each hands the hot row on.
         engine.unlock_all(txn(OTHER), Some(1));
         for (who, call) in (0..).zip(calls) {
@@ -132,8 +147,10 @@ fn transactions_that_others_wait_for_queue_behind_many_sharers_at_the_same_cost_
         let engine = engine(1, true);
         (0..n).for_each(|who| holds(&engine, OTHER + who, row(HOT), Shared));
         (0..n).for_each(|who| holds(&engine, who, row(who), Exclusive));
-        let others: Vec<LockCall> = (0..n).map(|who| waits(&engine, n + who, row(who), Exclusive)).collect();
-        let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, row(HOT), Exclusive)).collect();
+        let others: Vec<LockCall> =
+            (0..n).map(|who| waits(&engine, n + who, row(who), Exclusive)).collect();
+        let calls: Vec<LockCall> =
+            (0..n).map(|who| waits(&engine, who, row(HOT), Exclusive)).collect();
         (0..n).for_each(|who| {
             engine.unlock_all(txn(OTHER + who), Some(who));
         });
@@ -150,7 +167,8 @@ fn one_for_whom_many_wait_can_wait_for_others_at_the_same_cost_each_time() {
     grows_with(|n| {
         let engine = engine(1, true);
         holds(&engine, OTHER, row(HOT), Exclusive);
-        let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, row(HOT), Exclusive)).collect();
+        let calls: Vec<LockCall> =
+            (0..n).map(|who| waits(&engine, who, row(HOT), Exclusive)).collect();
         for other in 0..n {
             holds(&engine, n + other, row(other), Exclusive);
             let call = waits(&engine, OTHER, row(other), Exclusive);
@@ -167,7 +185,8 @@ fn one_for_whom_many_wait_can_go_ahead_of_them_at_the_same_cost_each_time() {
         grows_with(|n| {
             let engine = engine(1, true);
             holds(&engine, OTHER, row(HOT), Exclusive);
-            let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, everything(), mode)).collect();
+            let calls: Vec<LockCall> =
+                (0..n).map(|who| waits(&engine, who, everything(), mode)).collect();
             (0..n).for_each(|number| holds(&engine, OTHER, row(number), Exclusive));
             drop(calls);
         });
@@ -182,7 +201,8 @@ fn a_request_that_closes_many_cycles_fails_alone_at_a_cost_that_grows_with_them(
         // It has the most locks: a victim for a single cycle would be another one.
         (1..=2).for_each(|number| holds(&engine, OTHER, row(number), Exclusive));
         (0..n).for_each(|who| holds(&engine, who, row(HOT), Shared));
-        let mut calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, row(0), Exclusive)).collect();
+        let mut calls: Vec<LockCall> =
+            (0..n).map(|who| waits(&engine, who, row(0), Exclusive)).collect();
         let mut asker = lock(&engine, OTHER, row(HOT), Exclusive);
         match poll(&mut asker) {
             Poll::Ready(Err(error)) => {
@@ -198,7 +218,8 @@ fn a_request_that_closes_many_cycles_fails_alone_at_a_cost_that_grows_with_them(
 #[test]
 fn of_cycles_with_another_common_member_the_cheapest_common_one_fails() {
     let engine = engine(1, true);
-    // OTHER waits for two sharers, both of them for B, and B for OTHER. B has fewer locks than OTHER.
+    // OTHER waits for two sharers, both of them for B, and B for OTHER. B has fewer locks than
+    // OTHER.
     let b = OTHER - 1;
     (0..3).for_each(|number| holds(&engine, OTHER, row(number), Exclusive));
     (3..5).for_each(|number| holds(&engine, b, row(number), Exclusive));
@@ -218,7 +239,8 @@ fn rows_are_released_under_many_waiting_sharers_of_the_table_at_the_same_cost_ea
     grows_with(|n| {
         let engine = engine(1, true);
         (0..n).for_each(|number| holds(&engine, OTHER, row(number), Exclusive));
-        let mut calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, everything(), Shared)).collect();
+        let mut calls: Vec<LockCall> =
+            (0..n).map(|who| waits(&engine, who, everything(), Shared)).collect();
         for number in 0..n / 2 {
             engine.unlock(txn(OTHER), TableId::new(TABLE), &[row(number)], None);
         }
@@ -251,7 +273,8 @@ fn locks_of_many_sharers_with_many_waiters_are_listed_at_the_same_cost_each() {
     grows_with(|n| {
         let engine = engine(1, true);
         (0..n).for_each(|who| holds(&engine, who, row(HOT), Shared));
-        let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, OTHER + who, row(HOT), Exclusive)).collect();
+        let calls: Vec<LockCall> =
+            (0..n).map(|who| waits(&engine, OTHER + who, row(HOT), Exclusive)).collect();
         let locks = engine.locks(None);
         assert!(locks.len() as u64 == n && locks.iter().all(|lock| lock.waiters as u64 == n));
         drop(calls);
@@ -263,7 +286,8 @@ fn a_table_wait_behind_many_locks_costs_what_it_costs_behind_one() {
     grows_with(|n| {
         let engine = engine(1, true);
         (0..n).for_each(|number| holds(&engine, OTHER, row(number), Exclusive));
-        let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, everything(), Exclusive)).collect();
+        let calls: Vec<LockCall> =
+            (0..n).map(|who| waits(&engine, who, everything(), Exclusive)).collect();
         calls.into_iter().for_each(drop);
     });
 }
@@ -273,12 +297,16 @@ fn upgrades_among_many_sharers_cost_the_same_each() {
     grows_with(|n| {
         let engine = engine(1, true);
         (0..n).for_each(|who| holds(&engine, who, row(HOT), Shared));
-        let mut calls: Vec<LockCall> = (0..n).map(|who| lock(&engine, who, row(HOT), Exclusive)).collect();
+        let mut calls: Vec<LockCall> =
+            (0..n).map(|who| lock(&engine, who, row(HOT), Exclusive)).collect();
         let told = calls.iter_mut().filter_map(|call| match poll(call) {
             Poll::Ready(Err(error)) => Some(error.kind()),
             _ => None,
         });
-        assert!(told.filter(|kind| *kind == ErrorKind::Deadlock).count() as u64 == n - 1, "two of them never fit");
+        assert!(
+            told.filter(|kind| *kind == ErrorKind::Deadlock).count() as u64 == n - 1,
+            "two of them never fit"
+        );
     });
 }
 
@@ -286,13 +314,17 @@ fn upgrades_among_many_sharers_cost_the_same_each() {
 fn the_queue_is_brought_into_another_order_at_a_cost_that_grows_with_it() {
     grows_with(|n| {
         let engine = engine(1, true);
-        // The range waits for A, and everybody else behind the range; A, which asks for a row that another one holds, is
-        // behind them all and yet goes first.
+        // The range waits for A, and everybody else behind the range; A, which asks for a row that
+        // another one holds, is behind them all and yet goes first.
         let (a, b) = (OTHER, OTHER + 1);
         holds(&engine, a, row(0), Exclusive);
         holds(&engine, b, row(1), Exclusive);
         let mut calls = vec![waits(&engine, OTHER + 2, everything(), Exclusive)];
-        calls.extend((0..n).map(|who| waits(&engine, who, row(1), if who % 2 == 0 { Shared } else { Exclusive })));
+        calls.extend(
+            (0..n).map(|who| {
+                waits(&engine, who, row(1), if who % 2 == 0 { Shared } else { Exclusive })
+            }),
+        );
         let of_a = waits(&engine, a, row(1), Exclusive);
         engine.unlock_all(txn(b), None);
         granted(of_a);
@@ -321,7 +353,8 @@ fn a_slice_of_a_list_costs_the_same_however_much_there_is() {
     let slices = |n: u64| {
         let engine = engine(n, true);
         let mut calls = Vec::new();
-        // Many tables, many holders and many waiters of one row, many rows in the way of one waiter, many waiters of a range.
+        // Many tables, many holders and many waiters of one row, many rows in the way of one
+        // waiter, many waiters of a range.
         (0..n).for_each(|who| holds(&engine, who, row(HOT), Shared));
         calls.extend((0..n).map(|who| waits(&engine, n + who, row(HOT), Exclusive)));
         for (who, table) in (2 * n..).zip(1..n / 2) {
@@ -330,7 +363,9 @@ fn a_slice_of_a_list_costs_the_same_however_much_there_is() {
         }
         let last = n - 1;
         granted(lock_in(&engine, last, OTHER, (0..n).map(row).collect(), Exclusive));
-        calls.extend((0..n).map(|who| lock_in(&engine, last, 4 * n + who, vec![everything()], Shared)));
+        calls.extend(
+            (0..n).map(|who| lock_in(&engine, last, 4 * n + who, vec![everything()], Shared)),
+        );
         let (mut locks, mut waiting) = (engine.lock_list(None), engine.wait_list(None));
         (dearest_slice(|| locks.next_slice(64)), dearest_slice(|| waiting.next_slice(64)))
     };
@@ -355,7 +390,8 @@ fn a_list_made_in_slices_tells_of_what_was_there_all_the_time_once() {
     let mut turn = 0;
     while let Some(slice) = list.next_slice(7) {
         for lock in slice {
-            *seen.entry((lock.table.to_string(), lock.item.to_string(), lock.txn)).or_insert(0) += 1;
+            *seen.entry((lock.table.to_string(), lock.item.to_string(), lock.txn)).or_insert(0) +=
+                1;
         }
         turn += 1;
         let item = row(2 * (turn * 37 % 100) + 1);
@@ -371,13 +407,14 @@ fn a_list_made_in_slices_tells_of_what_was_there_all_the_time_once() {
 
 /// Ranges that overlap no row that the tests lock, each different.
 fn everything_after(number: u64) -> LockItem {
-    let key = |number: u64| Key::new([&[0xff; 9][..], &number.to_be_bytes()].concat()).expect("a key");
+    let key =
+        |number: u64| Key::new([&[0xff; 9][..], &number.to_be_bytes()].concat()).expect("a key");
     let range = KeyRange::new(Bound::Included(key(number)), Bound::Unbounded);
     LockItem::Range(range.expect("a range"))
 }
 
-/// No hold of the engine's mutex takes more steps than this, however many rows a call names. A slice has
-/// 256 steps of its own; each may look at a few entries.
+/// No hold of the engine's mutex takes more steps than this, however many rows a call names. A
+/// slice has 256 steps of its own; each may look at a few entries.
 const HOLD_MAX: u64 = 1_500;
 
 /// Does `act`, and asserts that it took `least` steps and that it let the mutex go between them.
@@ -401,7 +438,10 @@ fn a_call_of_many_rows_lets_the_mutex_go_between_them() {
     let (n, engine) = (20_000, engine(1, true));
     let at_once = |who, wait| {
         let (table, version, items) = (TableId::new(TABLE), BindVersion::new(1), rows(0..n));
-        engine.lock(LockRequest { txn: txn(who), table, version, items, mode: Exclusive, wait }, Time::ZERO)
+        engine.lock(
+            LockRequest { txn: txn(who), table, version, items, mode: Exclusive, wait },
+            Time::ZERO,
+        )
     };
     // Granted at once, and taken back.
     let grant = in_short_holds(2 * n - 1, || granted(at_once(1, WaitPolicy::Wait)));
@@ -419,7 +459,9 @@ fn a_call_of_many_rows_lets_the_mutex_go_between_them() {
     // Cancelled, by its transaction's end or by its owner, while it waits for its last row.
     let mut call = in_short_holds(n, || at_once(1, WaitPolicy::Wait));
     in_short_holds(n - 1, || engine.unlock_all(txn(1), None));
-    assert!(matches!(poll(&mut call), Poll::Ready(Err(error)) if error.kind() == ErrorKind::Cancelled));
+    assert!(
+        matches!(poll(&mut call), Poll::Ready(Err(error)) if error.kind() == ErrorKind::Cancelled)
+    );
     let call = at_once(1, WaitPolicy::Wait);
     in_short_holds(n - 1, || drop(call));
     assert_eq!(engine.held(txn(1)), 0, "all or nothing");
@@ -428,12 +470,16 @@ fn a_call_of_many_rows_lets_the_mutex_go_between_them() {
     let call = at_once(1, WaitPolicy::Wait);
     in_short_holds(2 * n, || engine.unlock_all(txn(OTHER), None));
     granted(call);
-    assert_eq!(in_short_holds(n, || engine.unlock(txn(1), TableId::new(TABLE), &rows(0..n), Some(1))), n as usize);
+    assert_eq!(
+        in_short_holds(n, || engine.unlock(txn(1), TableId::new(TABLE), &rows(0..n), Some(1))),
+        n as usize
+    );
     assert!(engine.locks(None).is_empty() && engine.waits(None).is_empty());
 }
 
 #[test]
-fn the_end_of_a_transaction_lets_the_mutex_go_between_its_rows_and_between_those_who_waited_for_them() {
+fn the_end_of_a_transaction_lets_the_mutex_go_between_its_rows_and_between_those_who_waited_for_them()
+ {
     let (n, engine) = (20_000, engine(1, true));
     granted(lock_in(&engine, TABLE, OTHER, rows(0..n), Exclusive));
     let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, row(who), Exclusive)).collect();
@@ -454,7 +500,8 @@ fn many_who_waited_for_one_lock_are_granted_theirs_with_the_mutex_let_go_between
     ] {
         let engine = engine(1, true);
         holds(&engine, OTHER, held, Exclusive);
-        let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, wanted(who), mode)).collect();
+        let calls: Vec<LockCall> =
+            (0..n).map(|who| waits(&engine, who, wanted(who), mode)).collect();
         in_short_holds(2 * n, || engine.unlock_all(txn(OTHER), None));
         calls.into_iter().for_each(|call| drop(granted(call)));
     }
@@ -464,7 +511,8 @@ fn many_who_waited_for_one_lock_are_granted_theirs_with_the_mutex_let_go_between
 fn sharers_that_wait_with_many_rows_each_are_granted_them_with_the_mutex_let_go_between_them() {
     let (sharers, each, engine) = (100, 200, engine(1, true));
     holds(&engine, OTHER, row(0), Exclusive);
-    let calls: Vec<LockCall> = (0..sharers).map(|who| lock_in(&engine, TABLE, who, rows(0..each), Shared)).collect();
+    let calls: Vec<LockCall> =
+        (0..sharers).map(|who| lock_in(&engine, TABLE, who, rows(0..each), Shared)).collect();
     in_short_holds(2 * sharers * each, || engine.unlock_all(txn(OTHER), None));
     calls.into_iter().for_each(|call| drop(granted(call)));
     // And rows with many holders each are released.
@@ -476,10 +524,13 @@ fn sharers_that_wait_with_many_rows_each_are_granted_them_with_the_mutex_let_go_
 #[test]
 fn calls_with_many_rows_that_wait_for_tokens_get_them_with_the_mutex_let_go_between_them() {
     let (calls, each, engine) = (20, 1_000, engine(1, false));
-    let waiting: Vec<LockCall> =
-        (0..calls).map(|who| lock_in(&engine, TABLE, who, rows(who * each..(who + 1) * each), Exclusive)).collect();
+    let waiting: Vec<LockCall> = (0..calls)
+        .map(|who| lock_in(&engine, TABLE, who, rows(who * each..(who + 1) * each), Exclusive))
+        .collect();
     let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1 + calls) };
-    in_short_holds(calls * each, || engine.add_tokens(TableId::new(TABLE), BindVersion::new(1), block));
+    in_short_holds(calls * each, || {
+        engine.add_tokens(TableId::new(TABLE), BindVersion::new(1), block)
+    });
     for (who, call) in (1..).zip(waiting) {
         assert_eq!(granted(call).token.get(), who, "first come, first served");
     }

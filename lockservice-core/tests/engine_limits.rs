@@ -1,4 +1,5 @@
-//! Limits of the engine, and what clients choose: neither may cost others their turn, or the process.
+//! Limits of the engine, and what clients choose: neither may cost others their turn, or the
+//! process.
 
 use std::future::Future;
 use std::ops::Bound;
@@ -7,10 +8,12 @@ use std::task::{Context, Poll, Waker};
 
 use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::Time;
-use lockservice_core::table::{EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy};
+use lockservice_core::table::{
+    EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy,
+};
 use lockservice_core::{
-    BindVersion, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result, ServiceId, TableId, TableRef,
-    TxnId,
+    BindVersion, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result, ServiceId,
+    TableId, TableRef, TxnId,
 };
 
 const TABLE: TableId = TableId::new(1);
@@ -41,11 +44,20 @@ fn row(text: &str) -> LockItem {
 }
 
 fn range(from: &[u8], to: &[u8]) -> LockItem {
-    LockItem::Range(KeyRange::new(Bound::Included(key(from)), Bound::Included(key(to))).expect("a range"))
+    LockItem::Range(
+        KeyRange::new(Bound::Included(key(from)), Bound::Included(key(to))).expect("a range"),
+    )
 }
 
 fn lock(engine: &LockEngine, who: u64, items: Vec<LockItem>, mode: LockMode) -> LockCall {
-    let request = LockRequest { txn: txn(who), table: TABLE, version: VERSION, items, mode, wait: WaitPolicy::Wait };
+    let request = LockRequest {
+        txn: txn(who),
+        table: TABLE,
+        version: VERSION,
+        items,
+        mode,
+        wait: WaitPolicy::Wait,
+    };
     engine.lock(request, Time::ZERO)
 }
 
@@ -91,7 +103,10 @@ fn a_wait_that_its_limits_can_never_satisfy_is_refused_when_it_begins() {
     let engine = engine(settings);
     granted(lock(&engine, 1, vec![row("m")], Exclusive));
     granted(lock(&engine, 2, vec![row("a"), row("b")], Exclusive));
-    assert_eq!(refused(lock(&engine, 2, vec![row("m"), row("n")], Exclusive)), ErrorKind::ResourceExhausted);
+    assert_eq!(
+        refused(lock(&engine, 2, vec![row("m"), row("n")], Exclusive)),
+        ErrorKind::ResourceExhausted
+    );
     assert_eq!(engine.held(txn(2)), 2, "a refused call leaves everything as it was");
     // What it holds, and what an earlier item covers, takes no room.
     let few = vec![row("a"), range(b"m", b"n"), row("m"), row("n"), range(b"m", b"mm")];
@@ -107,7 +122,8 @@ fn a_wait_that_its_limits_can_never_satisfy_is_refused_when_it_begins() {
     let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(100) };
     node.install(bind, Some(block), None).expect("the first version");
     granted(lock(&node, 1, vec![row("m")], Exclusive));
-    // The wait counts too: with it there is no room for a second lock, also when the first has gone.
+    // The wait counts too: with it there is no room for a second lock, also when the first has
+    // gone.
     let call = lock(&node, 2, vec![row("m"), row("n")], Exclusive);
     assert_eq!(refused(call), ErrorKind::ResourceExhausted);
 }
@@ -121,8 +137,10 @@ fn a_grant_and_its_upgrade_can_be_taken_back_in_either_order() {
         let exclusive = granted(lock(&engine, 1, vec![row("k")], Exclusive));
         let order = if upgrade_first { [&exclusive, &shared] } else { [&shared, &exclusive] };
         engine.roll_back(txn(1), TABLE, order[0]);
-        let left: Vec<_> = engine.locks(None).into_iter().map(|lock| (lock.mode, lock.token)).collect();
-        let expected = if upgrade_first { (Shared, shared.token) } else { (Exclusive, exclusive.token) };
+        let left: Vec<_> =
+            engine.locks(None).into_iter().map(|lock| (lock.mode, lock.token)).collect();
+        let expected =
+            if upgrade_first { (Shared, shared.token) } else { (Exclusive, exclusive.token) };
         assert_eq!(left, [expected], "only what the one call added was taken back");
         engine.roll_back(txn(1), TABLE, order[1]);
         assert_eq!(engine.held(txn(1)), 0, "both were taken back");

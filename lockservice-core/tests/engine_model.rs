@@ -1,13 +1,14 @@
 //! The lock engine against a deliberately naive model, step by step.
 //!
-//! The model is a flat list of holds and a flat list of waiters in queue order; every question is answered by looking at all
-//! of them. Both are driven by the same random steps, and after each the held locks with their modes and tokens, the waits, and the
-//! outcomes of all calls must be the same. The model predicts everything except which of several cycles is broken first; there
-//! it checks that the cycle the engine reports exists.
+//! The model is a flat list of holds and a flat list of waiters in queue order; every question is
+//! answered by looking at all of them. Both are driven by the same random steps, and after each the
+//! held locks with their modes and tokens, the waits, and the outcomes of all calls must be the
+//! same. The model predicts everything except which of several cycles is broken first; there it
+//! checks that the cycle the engine reports exists.
 //!
-//! Half of the runs have limits so small that calls run into them, also as their turn comes. In half of
-//! them the engine's mutex is let go after so few steps that nearly every call is done in several
-//! slices: nothing may come of that.
+//! Half of the runs have limits so small that calls run into them, also as their turn comes. In
+//! half of them the engine's mutex is let go after so few steps that nearly every call is done in
+//! several slices: nothing may come of that.
 
 mod model;
 
@@ -21,10 +22,12 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::Time;
-use lockservice_core::table::{EngineSettings, Grant, LockCall, LockEngine, LockRequest, VictimPolicy, WaitPolicy};
+use lockservice_core::table::{
+    EngineSettings, Grant, LockCall, LockEngine, LockRequest, VictimPolicy, WaitPolicy,
+};
 use lockservice_core::{
-    BindVersion, DeadlockEdge, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, ServiceId, TableId,
-    TableRef, TxnId,
+    BindVersion, DeadlockEdge, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode,
+    ServiceId, TableId, TableRef, TxnId,
 };
 use model::{Model, Outcome};
 use rand::rngs::StdRng;
@@ -66,7 +69,8 @@ struct Client {
 }
 
 impl Client {
-    /// Polls if there is a reason to: never yet, or woken since. A wake-up that is lost leaves the outcome where it is.
+    /// Polls if there is a reason to: never yet, or woken since. A wake-up that is lost leaves the
+    /// outcome where it is.
     fn poll(&mut self, anyway: bool) {
         let Some(call) = &mut self.call else { return };
         let woken = self.woken.0.swap(false, Ordering::Relaxed);
@@ -107,7 +111,11 @@ impl Run {
         let mut random = StdRng::seed_from_u64(seed);
         let txns = random.random_range(2..14);
         let tables = random.random_range(1..3);
-        let victim = if random.random_bool(0.5) { VictimPolicy::FewestLocks } else { VictimPolicy::Youngest };
+        let victim = if random.random_bool(0.5) {
+            VictimPolicy::FewestLocks
+        } else {
+            VictimPolicy::Youngest
+        };
         let mut settings = EngineSettings { victim, ..EngineSettings::default() };
         if random.random_bool(0.5) {
             settings.txn_lock_bytes_max = random.random_range(200..4_000);
@@ -167,7 +175,8 @@ impl Run {
         };
         let block = self.random.random_bool(0.8).then(|| self.block(60));
         self.engine.install(bind.clone(), block, None).expect("a new version");
-        let again = self.engine.install(bind, None, None).expect_err("B5: a version is installed once");
+        let again =
+            self.engine.install(bind, None, None).expect_err("B5: a version is installed once");
         assert_eq!(again.kind(), ErrorKind::BindChanged);
         self.model.install(table, version, block);
     }
@@ -227,13 +236,19 @@ impl Run {
                 let mut items: Vec<LockItem> = self.model.items(txn, table);
                 items.retain(|_| self.random.random_bool(0.4));
                 items.push(self.item());
-                let ts = self.random.random_bool(0.3).then(|| self.random.random_range(0..self.next_ts + 3));
+                let ts = self
+                    .random
+                    .random_bool(0.3)
+                    .then(|| self.random.random_range(0..self.next_ts + 3));
                 self.next_ts = self.next_ts.max(ts.unwrap_or(0));
                 let released = self.engine.unlock(id(txn), TableId::new(table as u64), &items, ts);
                 assert_eq!(released, self.model.unlock(txn, table, &items, ts, &mut self.clients));
             }
             75..94 => {
-                let ts = self.random.random_bool(0.5).then(|| self.random.random_range(0..self.next_ts + 3));
+                let ts = self
+                    .random
+                    .random_bool(0.5)
+                    .then(|| self.random.random_range(0..self.next_ts + 3));
                 self.next_ts = self.next_ts.max(ts.unwrap_or(0));
                 self.engine.unlock_all(id(txn), ts);
                 self.model.unlock_all(txn, ts, &mut self.clients);
@@ -278,11 +293,22 @@ impl Run {
         }
         let count = *[1, 1, 1, 2, 3, 5].choose(&mut self.random).expect("a count");
         let items: Vec<LockItem> = (0..count).map(|_| self.item()).collect();
-        let mode = if self.random.random_bool(0.5) { LockMode::Shared } else { LockMode::Exclusive };
+        let mode =
+            if self.random.random_bool(0.5) { LockMode::Shared } else { LockMode::Exclusive };
         let wait = if self.random.random_bool(0.8) { WaitPolicy::Wait } else { WaitPolicy::NoWait };
-        let version = if self.random.random_bool(0.99) { self.model.version(table) } else { BindVersion::new(0) };
-        let request =
-            LockRequest { txn: id(txn), table: TableId::new(table as u64), version, items: items.clone(), mode, wait };
+        let version = if self.random.random_bool(0.99) {
+            self.model.version(table)
+        } else {
+            BindVersion::new(0)
+        };
+        let request = LockRequest {
+            txn: id(txn),
+            table: TableId::new(table as u64),
+            version,
+            items: items.clone(),
+            mode,
+            wait,
+        };
         let call = self.engine.lock(request, Time::ZERO);
         let client = &mut self.clients[txn];
         client.call = Some(call);
@@ -304,30 +330,42 @@ impl Run {
             }
             let Some(received) = client.received.take() else { continue };
             let expected = self.model.done.remove(&txn);
-            let expected = expected.unwrap_or_else(|| panic!("{txn} received {received:?}, in the model it waits"));
+            let expected = expected
+                .unwrap_or_else(|| panic!("{txn} received {received:?}, in the model it waits"));
             match (received, expected) {
                 (Err(error), Outcome::Failed(kind)) => {
                     *self.counts.entry(kind.name()).or_default() += 1;
                     assert_eq!(error.kind(), kind, "{txn}: {error:?}");
                 }
                 (Ok(grant), Outcome::Granted { table, grant: expected }) => {
-                    *self.counts.entry(if grant.waited.is_some() { "waited" } else { "granted" }).or_default() += 1;
+                    *self
+                        .counts
+                        .entry(if grant.waited.is_some() { "waited" } else { "granted" })
+                        .or_default() += 1;
                     assert_eq!(grant.waited.is_some(), expected.waited, "{txn}: {grant:?}");
                     assert_eq!(grant.conflict.is_some(), expected.waited, "{txn}: {grant:?}");
                     assert_eq!(grant.token.get(), expected.token, "{txn}: {grant:?}");
-                    assert_eq!(grant.newly_locked, !expected.changes.is_empty(), "{txn}: {grant:?}");
+                    assert_eq!(
+                        grant.newly_locked,
+                        !expected.changes.is_empty(),
+                        "{txn}: {grant:?}"
+                    );
                     assert_eq!(grant.prev_commit_ts, expected.prev_commit_ts, "{txn}: {grant:?}");
                     assert_eq!(grant.table_commit_ts, expected.table_commit_ts, "{txn}: {grant:?}");
                     assert_eq!(grant.tokens_left, expected.tokens_left, "{txn}: {grant:?}");
-                    let changes: Vec<_> = grant.changes.iter().map(|at| (at.item.clone(), at.before)).collect();
+                    let changes: Vec<_> =
+                        grant.changes.iter().map(|at| (at.item.clone(), at.before)).collect();
                     assert_eq!(changes, expected.changes, "{txn}: {grant:?}");
                     client.grants.push((table, grant));
                 }
-                (received, expected) => panic!("{txn} received {received:?} instead of {expected:?}"),
+                (received, expected) => {
+                    panic!("{txn} received {received:?} instead of {expected:?}")
+                }
             }
         }
         self.model.check_invariants();
-        let table_number = |table: &TableRef| table.name.as_str()[1..].parse::<usize>().expect("our own name");
+        let table_number =
+            |table: &TableRef| table.name.as_str()[1..].parse::<usize>().expect("our own name");
         // However the lists are cut into slices, nothing is missing and nothing is there twice.
         let most = if self.seed.is_multiple_of(8) { 1 + self.seed as usize / 8 % 7 } else { 1_000 };
         let mut list = self.engine.lock_list(None);
@@ -337,7 +375,14 @@ impl Run {
             .into_iter()
             .map(|lock| {
                 let table = table_number(&lock.table);
-                (table, format!("{:?}", lock.item), lock.mode, number(lock.txn), lock.token.get(), lock.waiters)
+                (
+                    table,
+                    format!("{:?}", lock.item),
+                    lock.mode,
+                    number(lock.txn),
+                    lock.token.get(),
+                    lock.waiters,
+                )
             })
             .collect();
         assert_eq!(locks, self.model.locks(), "seed {}: the locks", self.seed);
@@ -346,7 +391,12 @@ impl Run {
         let mut list = self.engine.wait_list(None);
         let listed: Vec<_> = std::iter::from_fn(|| list.next_slice(most)).flatten().collect();
         if most < 1_000 {
-            assert_eq!(listed, self.engine.waits(None), "seed {}: the waits in slices and in one go", self.seed);
+            assert_eq!(
+                listed,
+                self.engine.waits(None),
+                "seed {}: the waits in slices and in one go",
+                self.seed
+            );
         }
         for wait in listed {
             let (held, ahead) = waits.entry(number(wait.waiter)).or_default();
@@ -357,11 +407,22 @@ impl Run {
             };
         }
         let expected = self.model.waits();
-        assert_eq!(waits.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "who waits");
+        assert_eq!(
+            waits.keys().collect::<Vec<_>>(),
+            expected.keys().collect::<Vec<_>>(),
+            "who waits"
+        );
         for (waiter, (held, ahead)) in &waits {
             assert_eq!(*held, expected[waiter].0, "the holders for whom {waiter} waits");
-            assert!(ahead.is_subset(&expected[waiter].1), "those behind whom {waiter} waits: {ahead:?}");
-            assert_eq!(ahead.is_empty(), expected[waiter].1.is_empty(), "those behind whom {waiter} waits");
+            assert!(
+                ahead.is_subset(&expected[waiter].1),
+                "those behind whom {waiter} waits: {ahead:?}"
+            );
+            assert_eq!(
+                ahead.is_empty(),
+                expected[waiter].1.is_empty(),
+                "those behind whom {waiter} waits"
+            );
         }
         self.check_tokens();
     }
@@ -396,7 +457,10 @@ impl Run {
             self.clients[txn].poll(true);
             self.check();
         }
-        assert!(self.engine.locks(None).is_empty() && self.engine.waits(None).is_empty(), "everybody has left");
+        assert!(
+            self.engine.locks(None).is_empty() && self.engine.waits(None).is_empty(),
+            "everybody has left"
+        );
         self.counts
     }
 }
@@ -410,7 +474,9 @@ fn steps(seeds: std::ops::Range<u64>, steps: u32) -> BTreeMap<&'static str, u64>
             run.finish()
         });
         match run {
-            Ok(run) => run.into_iter().for_each(|(what, count)| *counts.entry(what).or_default() += count),
+            Ok(run) => {
+                run.into_iter().for_each(|(what, count)| *counts.entry(what).or_default() += count)
+            }
             Err(panic) => {
                 eprintln!("seed {seed}");
                 std::panic::resume_unwind(panic);
@@ -425,9 +491,13 @@ fn steps(seeds: std::ops::Range<u64>, steps: u32) -> BTreeMap<&'static str, u64>
 fn the_engine_does_what_the_model_does_in_long_runs() {
     let counts = steps(0..500, 1000);
     println!("{counts:?}");
-    let of_calls = ["granted", "waited", "conflict", "deadlock", "cancelled", "bind_changed", "dropped"];
+    let of_calls =
+        ["granted", "waited", "conflict", "deadlock", "cancelled", "bind_changed", "dropped"];
     for what in of_calls.into_iter().chain(["resource_exhausted", "all taken back"]) {
-        assert!(counts.get(what).is_some_and(|count| *count > 100), "the runs saw too little: {counts:?}");
+        assert!(
+            counts.get(what).is_some_and(|count| *count > 100),
+            "the runs saw too little: {counts:?}"
+        );
     }
 }
 

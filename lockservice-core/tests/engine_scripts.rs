@@ -1,7 +1,8 @@
 //! Data-driven scripts: commands in, the whole lock table printed after each.
 //!
-//! A script (`tests/scripts/*.txt`) is a list of lines `> command`, each followed by what the engine shows then: the outcomes of
-//! calls that ended by it, the locks, and the waits. `UPDATE_SCRIPTS=1` writes what is shown into the scripts; read the difference.
+//! A script (`tests/scripts/*.txt`) is a list of lines `> command`, each followed by what the
+//! engine shows then: the outcomes of calls that ended by it, the locks, and the waits.
+//! `UPDATE_SCRIPTS=1` writes what is shown into the scripts; read the difference.
 //!
 //! | command | does |
 //! |---|---|
@@ -15,7 +16,8 @@
 //! | `undo TXN` | takes back its last grant |
 //! | `tokens TABLE N` | adds a block of N tokens |
 //!
-//! Items are rows (`k`) or ranges in mathematical notation without blanks (`[a,b]`, `(a,b)`, `(,b]`, `(,)`).
+//! Items are rows (`k`) or ranges in mathematical notation without blanks (`[a,b]`, `(a,b)`,
+//! `(,b]`, `(,)`).
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -27,9 +29,12 @@ use std::task::{Context, Poll, Waker};
 
 use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::Time;
-use lockservice_core::table::{EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy};
+use lockservice_core::table::{
+    EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy,
+};
 use lockservice_core::{
-    BindVersion, Blocker, FencingToken, Key, KeyRange, LockItem, LockMode, ServiceId, TableId, TableRef, TxnId,
+    BindVersion, Blocker, FencingToken, Key, KeyRange, LockItem, LockMode, ServiceId, TableId,
+    TableRef, TxnId,
 };
 
 struct Session {
@@ -59,20 +64,30 @@ fn show_txn(id: TxnId) -> u64 {
 }
 
 fn item(text: &str) -> LockItem {
-    let Some((start, end)) = text.split_once(',') else { return LockItem::Row(Key::new(text).expect("a key")) };
+    let Some((start, end)) = text.split_once(',') else {
+        return LockItem::Row(Key::new(text).expect("a key"));
+    };
     let bound = |open: bool, key: &str| match key {
         "" => Bound::Unbounded,
         key if open => Bound::Excluded(Key::new(key).expect("a key")),
         key => Bound::Included(Key::new(key).expect("a key")),
     };
-    let range =
-        KeyRange::new(bound(start.starts_with('('), &start[1..]), bound(end.ends_with(')'), &end[..end.len() - 1]));
+    let range = KeyRange::new(
+        bound(start.starts_with('('), &start[1..]),
+        bound(end.ends_with(')'), &end[..end.len() - 1]),
+    );
     LockItem::Range(range.expect("a range"))
 }
 
 fn items(words: &[&str]) -> (TableId, Vec<LockItem>) {
     let (name, _) = words[0].split_once('/').unwrap_or(("t", words[0]));
-    (table(name), words.iter().map(|word| item(word.split_once('/').map_or(*word, |(_, item)| item))).collect())
+    (
+        table(name),
+        words
+            .iter()
+            .map(|word| item(word.split_once('/').map_or(*word, |(_, item)| item)))
+            .collect(),
+    )
 }
 
 impl Session {
@@ -114,7 +129,8 @@ impl Session {
             ["new"] => *self = Self::new(self.make),
             ["install", name] => self.install(name, 1000),
             ["install", name, tokens] => self.install(name, tokens.parse().expect("a number")),
-            ["remove", name] => (1..=self.version).for_each(|at| self.engine.remove(table(name), BindVersion::new(at))),
+            ["remove", name] => (1..=self.version)
+                .for_each(|at| self.engine.remove(table(name), BindVersion::new(at))),
             ["lock", who, rest @ ..] => {
                 let (rest, wait) = match rest {
                     [rest @ .., "nowait"] => (rest, WaitPolicy::NoWait),
@@ -123,8 +139,9 @@ impl Session {
                 let [rest @ .., mode] = rest else { panic!("no mode in {command}") };
                 let mode = if *mode == "x" { LockMode::Exclusive } else { LockMode::Shared };
                 let (table, items) = items(rest);
-                let version =
-                    (1..=self.version).map(BindVersion::new).rfind(|at| self.engine.tokens_left(table, *at).is_some());
+                let version = (1..=self.version)
+                    .map(BindVersion::new)
+                    .rfind(|at| self.engine.tokens_left(table, *at).is_some());
                 let version = version.unwrap_or_default();
                 let request = LockRequest { txn: id(txn(who)), table, version, items, mode, wait };
                 let call = self.engine.lock(request, Time::ZERO);
@@ -151,7 +168,9 @@ impl Session {
             }
             ["tokens", name, count] => {
                 let block = self.block(count.parse().expect("a number"));
-                (1..=self.version).for_each(|at| self.engine.add_tokens(table(name), BindVersion::new(at), block));
+                (1..=self.version).for_each(|at| {
+                    self.engine.add_tokens(table(name), BindVersion::new(at), block)
+                });
             }
             _ => panic!("unknown command: {command}"),
         }
@@ -189,12 +208,18 @@ impl Session {
                         write!(text, "{who}: {}", error.kind().name()).expect("a string");
                         for edge in error.deadlock().unwrap_or_default() {
                             let (waiter, holder) = (show_txn(edge.waiter), show_txn(edge.holder));
-                            assert_eq!(edge.asker, waiter == *who, "the one that is told finds itself");
-                            write!(text, "; {waiter} waits for {} of {holder}", edge.item).expect("a string");
+                            assert_eq!(
+                                edge.asker,
+                                waiter == *who,
+                                "the one that is told finds itself"
+                            );
+                            write!(text, "; {waiter} waits for {} of {holder}", edge.item)
+                                .expect("a string");
                         }
                         if let Some(Blocker { item, mode, txn, granted, .. }) = error.blocker() {
                             let how = if *granted { "held by" } else { "wanted by" };
-                            write!(text, "; {item} {mode} {how} {}", show_txn(*txn)).expect("a string");
+                            write!(text, "; {item} {mode} {how} {}", show_txn(*txn))
+                                .expect("a string");
                         }
                     }
                 }
@@ -203,12 +228,14 @@ impl Session {
             }
         });
         self.calls = calls;
-        let named =
-            |table: &TableRef| if table.name.as_str() == "t" { String::new() } else { format!("{}/", table.name) };
+        let named = |table: &TableRef| {
+            if table.name.as_str() == "t" { String::new() } else { format!("{}/", table.name) }
+        };
         for lock in self.engine.locks(None) {
             let (who, token) = (show_txn(lock.txn), lock.token);
             let how = if lock.pending { "pending, token" } else { "token" };
-            write!(text, "  {}{} {} {who} {how} {token}", named(&lock.table), lock.item, lock.mode).expect("a string");
+            write!(text, "  {}{} {} {who} {how} {token}", named(&lock.table), lock.item, lock.mode)
+                .expect("a string");
             if lock.waiters > 0 {
                 write!(text, " wanted by {}", lock.waiters).expect("a string");
             }
@@ -218,8 +245,13 @@ impl Session {
             let (who, holder) = (show_txn(wait.waiter), show_txn(wait.holder));
             let how = if wait.granted { "held by" } else { "behind" };
             let (item, held) = (&wait.item, &wait.held_item);
-            writeln!(text, "  {who} waits for {}{item} {}: {held} {how} {holder}", named(&wait.table), wait.mode)
-                .expect("a string");
+            writeln!(
+                text,
+                "  {who} waits for {}{item} {}: {held} {how} {holder}",
+                named(&wait.table),
+                wait.mode
+            )
+            .expect("a string");
         }
         text
     }
@@ -237,8 +269,10 @@ fn the_same_is_shown_when_the_mutex_is_let_go_after_each_step() {
 
 fn run_scripts(update: bool, engine: fn(EngineSettings) -> LockEngine) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
-    let mut scripts: Vec<_> =
-        std::fs::read_dir(&folder).expect("the scripts").map(|entry| entry.expect("a script").path()).collect();
+    let mut scripts: Vec<_> = std::fs::read_dir(&folder)
+        .expect("the scripts")
+        .map(|entry| entry.expect("a script").path())
+        .collect();
     scripts.sort();
     assert!(scripts.len() > 5, "the scripts are missing");
     for path in scripts {

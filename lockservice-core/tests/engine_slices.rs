@@ -1,5 +1,5 @@
-//! What happens between two slices of the engine's work, while others have its mutex: nothing that a caller
-//! could tell from a call that waits.
+//! What happens between two slices of the engine's work, while others have its mutex: nothing that
+//! a caller could tell from a call that waits.
 
 use std::future::Future;
 use std::ops::Bound;
@@ -9,10 +9,12 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::Time;
-use lockservice_core::table::{EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy};
+use lockservice_core::table::{
+    EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy,
+};
 use lockservice_core::{
-    BindVersion, Error, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result, ServiceId, TableId,
-    TableRef, TxnId,
+    BindVersion, Error, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result,
+    ServiceId, TableId, TableRef, TxnId,
 };
 
 use WaitPolicy::{NoWait, Wait};
@@ -47,7 +49,10 @@ fn rows() -> Vec<LockItem> {
 
 fn lock(engine: &LockEngine, who: u64, items: Vec<LockItem>, wait: WaitPolicy) -> LockCall {
     let mode = LockMode::Exclusive;
-    engine.lock(LockRequest { txn: txn(who), table: TABLE, version: VERSION, items, mode, wait }, Time::ZERO)
+    engine.lock(
+        LockRequest { txn: txn(who), table: TABLE, version: VERSION, items, mode, wait },
+        Time::ZERO,
+    )
 }
 
 fn poll(call: &mut LockCall) -> Poll<Result<Grant>> {
@@ -75,9 +80,12 @@ impl Wake for Runs {
     }
 }
 
-/// Does `act` in the middle of the engine's work: when the first of two who waited for 100 and 101 has been
-/// granted its row, and the second has not.
-fn amid<T: Send + 'static>(engine: &LockEngine, act: impl FnOnce(&LockEngine) -> T + Send + 'static) -> T {
+/// Does `act` in the middle of the engine's work: when the first of two who waited for 100 and 101
+/// has been granted its row, and the second has not.
+fn amid<T: Send + 'static>(
+    engine: &LockEngine,
+    act: impl FnOnce(&LockEngine) -> T + Send + 'static,
+) -> T {
     drop(poll(&mut lock(engine, 100, vec![row(100), row(101)], Wait)));
     let result = Arc::new(Mutex::new(None));
     let (inner, kept) = (engine.clone(), Arc::clone(&result));
@@ -109,15 +117,27 @@ fn a_call_between_two_slices_goes_on_until_it_is_granted() {
     let mut call = amid(&engine, |engine| {
         let call = sliced(engine, Wait);
         // T2, and what it has taken is in the way of others.
-        assert_eq!(kind(&mut lock(engine, SLICED, vec![row(0)], Wait)), Some(ErrorKind::InvalidArgument));
+        assert_eq!(
+            kind(&mut lock(engine, SLICED, vec![row(0)], Wait)),
+            Some(ErrorKind::InvalidArgument)
+        );
         assert_eq!(kind(&mut lock(engine, 2, vec![row(0)], NoWait)), Some(ErrorKind::Conflict));
-        assert!(engine.locks(None).iter().filter(|lock| lock.txn == txn(SLICED)).all(|lock| lock.pending));
+        assert!(
+            engine
+                .locks(None)
+                .iter()
+                .filter(|lock| lock.txn == txn(SLICED))
+                .all(|lock| lock.pending)
+        );
         call
     });
     let Poll::Ready(Ok(grant)) = poll(&mut call) else { panic!("granted") };
     assert_eq!((grant.changes.len() as u64, engine.held(txn(SLICED)) as u64), (ROWS, ROWS));
     let locks = engine.locks(None);
-    assert!(locks.iter().all(|lock| lock.token == grant.token && !lock.pending), "one token for all of them");
+    assert!(
+        locks.iter().all(|lock| lock.token == grant.token && !lock.pending),
+        "one token for all of them"
+    );
 }
 
 #[test]
@@ -215,7 +235,11 @@ fn one_whose_turn_has_come_is_not_passed_before_it_is_granted() {
         match poll(&mut lock(engine, 2, vec![row(101)], NoWait)) {
             Poll::Ready(Err(error)) => {
                 let blocker = error.blocker().expect("it is told");
-                assert_eq!((blocker.txn, blocker.granted), (txn(102), false), "nobody holds it any more");
+                assert_eq!(
+                    (blocker.txn, blocker.granted),
+                    (txn(102), false),
+                    "nobody holds it any more"
+                );
             }
             other => panic!("102 was there before: {other:?}"),
         }
@@ -227,10 +251,12 @@ fn one_whose_turn_has_come_is_not_passed_before_it_is_granted() {
 #[test]
 fn a_range_that_many_wait_in_is_handed_on_to_all_of_them() {
     let engine = engine();
-    let range = KeyRange::new(Bound::Included(Key::new("k").expect("a key")), Bound::Unbounded).expect("a range");
+    let range = KeyRange::new(Bound::Included(Key::new("k").expect("a key")), Bound::Unbounded)
+        .expect("a range");
     drop(poll(&mut lock(&engine, 1, vec![LockItem::Range(range)], Wait)));
     let key = |number: u64| LockItem::Row(Key::new(format!("k{number}")).expect("a key"));
-    let mut calls: Vec<LockCall> = (10..30).map(|who| lock(&engine, who, vec![key(who)], Wait)).collect();
+    let mut calls: Vec<LockCall> =
+        (10..30).map(|who| lock(&engine, who, vec![key(who)], Wait)).collect();
     engine.unlock_all(txn(1), None);
     assert!(calls.iter_mut().all(|call| kind(call).is_none()));
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorSettings, BoundTable, ForgetOutcome, Incarnation, LocalAllocator, LockTableAllocator, Progress,
-    Registration,
+    AllocatorSettings, BoundTable, ForgetOutcome, Incarnation, LocalAllocator, LockTableAllocator,
+    Progress, Registration,
 };
 use lockservice_core::clock::hi;
 use lockservice_core::maintenance::{Dump, RestoreOptions, problems, restore};
@@ -35,16 +35,22 @@ async fn forget(node: &Node, owner: &Incarnation) -> Had {
     let bound = allocator.bind(owner.service, &table("t")).await.expect("free");
     let mut tokens = bound.tokens.expect("a fresh bind").end;
     for _ in 0..5 {
-        let reserved = allocator.reserve_tokens(owner.service, bound.bind.id, bound.bind.version).await;
+        let reserved =
+            allocator.reserve_tokens(owner.service, bound.bind.id, bound.bind.version).await;
         tokens = reserved.expect("current").tokens.end;
     }
-    let released = allocator.release_table(owner.service, Nonce::new(7), &bound.bind.table, bound.bind.version).await;
+    let released = allocator
+        .release_table(owner.service, Nonce::new(7), &bound.bind.table, bound.bind.version)
+        .await;
     assert!(released.expect("live").kept.is_none());
     Had { numbers: bound.bind.id.get().max(bound.bind.version.get()) + 1, tokens: tokens.get() }
 }
 
 fn assert_above(had: &Had, bound: &BoundTable) {
-    assert!(bound.bind.id.get() >= had.numbers && bound.bind.version.get() >= had.numbers, "{bound:?}");
+    assert!(
+        bound.bind.id.get() >= had.numbers && bound.bind.version.get() >= had.numbers,
+        "{bound:?}"
+    );
     assert!(bound.tokens.expect("a fresh bind").next.get() >= had.tokens, "{bound:?}");
 }
 
@@ -62,7 +68,11 @@ async fn no_number_of_a_forgotten_table_comes_back_in_this_leadership_or_the_nex
         let bound = first.allocator.bind(owner.service, &table(name)).await.expect("free");
         assert_above(&had, &bound);
         let version = bound.bind.version;
-        first.allocator.release_table(owner.service, Nonce::new(7), &table(name), version).await.expect("live");
+        first
+            .allocator
+            .release_table(owner.service, Nonce::new(7), &table(name), version)
+            .await
+            .expect("live");
         had = Had { numbers: version.get() + 1, tokens: bound.tokens.expect("fresh").end.get() };
     }
     assert_eq!(cluster.store.load().await.expect("readable").tables, []);
@@ -117,14 +127,21 @@ async fn a_release_whose_answer_is_lost_with_its_leader_is_found_done_or_is_done
         }
         let allocator = Arc::clone(&first.allocator);
         let (service, of) = (owner.service, t.clone());
-        let lost = tokio::spawn(async move { allocator.release_table(service, Nonce::new(7), &of, version).await });
+        let lost = tokio::spawn(async move {
+            allocator.release_table(service, Nonce::new(7), &of, version).await
+        });
         // The owner renews with whoever answers, and its node leads next.
         second.leading().await;
         drop(lost);
         cluster.kill(first);
-        let released = second.allocator.release_table(owner.service, Nonce::new(7), &t, version).await;
+        let released =
+            second.allocator.release_table(owner.service, Nonce::new(7), &t, version).await;
         assert!(released.expect("live").kept.is_none(), "landed: {landed}");
-        let refused = second.allocator.begin_commit(&commit(&owner, &bound, 1)).await.expect_err("not current");
+        let refused = second
+            .allocator
+            .begin_commit(&commit(&owner, &bound, 1))
+            .await
+            .expect_err("not current");
         assert_eq!(refused.kind(), ErrorKind::BindChanged);
         let again = second.allocator.bind(owner.service, &t).await.expect("free");
         assert!(again.bind.id > bound.bind.id && again.bind.version > version);
@@ -152,7 +169,8 @@ impl Alone {
 
 async fn begin(allocator: &LocalAllocator, node: &str, nonce: u64) -> Incarnation {
     let node = NodeName::new(node).expect("a name");
-    let request = Registration { node, nonce: Nonce::new(nonce), address: String::new(), replaces: None };
+    let request =
+        Registration { node, nonce: Nonce::new(nonce), address: String::new(), replaces: None };
     allocator.register(&request).await.expect("a free name")
 }
 
@@ -166,11 +184,16 @@ async fn a_table_that_is_forgotten_makes_room_for_another() {
     let full = allocator.bind(a.service, &table("v")).await.expect_err("two are the most");
     assert_eq!(full.kind(), ErrorKind::ResourceExhausted);
     for _ in 0..2 {
-        let released = allocator.release_table(a.service, Nonce::new(1), &table("t"), first.bind.version).await;
+        let released = allocator
+            .release_table(a.service, Nonce::new(1), &table("t"), first.bind.version)
+            .await;
         assert!(released.expect("live").kept.is_none());
     }
     allocator.bind(a.service, &table("v")).await.expect("there is room");
-    let full = allocator.bind(a.service, &table("t")).await.expect_err("for one, however often it was asked");
+    let full = allocator
+        .bind(a.service, &table("t"))
+        .await
+        .expect_err("for one, however often it was asked");
     assert_eq!(full.kind(), ErrorKind::ResourceExhausted);
     assert_eq!(allocator.entries().0, 2);
 }
@@ -203,7 +226,10 @@ async fn tables_whose_owner_ended_are_forgotten_when_nobody_wanted_them_for_as_l
     let kept = allocator.bind(b.service, &table("kept")).await.expect("free").bind;
     let renew = async {
         loop {
-            allocator.keepalive(b.service, Nonce::new(2), Progress::default()).await.expect("in time");
+            allocator
+                .keepalive(b.service, Nonce::new(2), Progress::default())
+                .await
+                .expect("in time");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     };
@@ -220,8 +246,14 @@ async fn tables_whose_owner_ended_are_forgotten_when_nobody_wanted_them_for_as_l
     assert_eq!(allocator.entries().0, 1, "all but the one that has an owner");
     let state = alone.store.load().await.expect("readable");
     assert_eq!((state.tables.len(), state.tables[0].id), (1, kept.id));
-    assert!(state.forgotten.high_water < allocator.bind(b.service, &table("t7")).await.expect("free").bind.id.get());
-    assert!(state.services.iter().all(|service| service.id != a.service), "nothing refers to it any more");
+    assert!(
+        state.forgotten.high_water
+            < allocator.bind(b.service, &table("t7")).await.expect("free").bind.id.get()
+    );
+    assert!(
+        state.services.iter().all(|service| service.id != a.service),
+        "nothing refers to it any more"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -252,7 +284,9 @@ async fn a_new_leader_waits_for_the_owner_before_an_operator_may_have_a_table_fo
     second.leading().await;
     let since = tokio::time::Instant::now();
     // The new leader takes it as renewed just now (B4).
-    let ForgetOutcome::Owned(bind) = second.allocator.forget_table(&table("t")).await.expect("answers").outcome else {
+    let ForgetOutcome::Owned(bind) =
+        second.allocator.forget_table(&table("t")).await.expect("answers").outcome
+    else {
         panic!("its owner is alive");
     };
     assert_eq!((bind.bind.owner, bind.node.as_str()), (owner.service, "b"));
@@ -264,7 +298,11 @@ async fn a_new_leader_waits_for_the_owner_before_an_operator_may_have_a_table_fo
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert!(since.elapsed() + TTL >= hi(LEASE), "it was silent for its lease only after {:?}", since.elapsed());
+    assert!(
+        since.elapsed() + TTL >= hi(LEASE),
+        "it was silent for its lease only after {:?}",
+        since.elapsed()
+    );
     let again = second.allocator.forget_table(&table("t")).await.expect("answers");
     assert_eq!(again.outcome, ForgetOutcome::Unknown);
 }
@@ -276,7 +314,11 @@ async fn a_store_that_has_forgotten_says_so_in_its_highest_numbers() {
     state.forgotten.high_water = 7 << 32 | 3;
     assert_eq!((state.highest_number(), state.highest_epoch()), (7 << 32 | 3, Epoch::new(7)));
     state.forgotten.tokens_reserved_to = 9 << 32;
-    assert_eq!(state.highest_epoch(), Epoch::new(8), "the end of a block belongs to the block before (F2)");
+    assert_eq!(
+        state.highest_epoch(),
+        Epoch::new(8),
+        "the end of a block belongs to the block before (F2)"
+    );
     state.volatile_tokens_from = Some(1);
     assert_eq!(state.highest_epoch(), Epoch::new(7));
 }

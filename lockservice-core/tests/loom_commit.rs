@@ -10,7 +10,9 @@ use lockservice_core::allocator::state::{AllocatorState, BindEntry, Service, Tab
 use lockservice_core::allocator::{BeginCommit, CommitWindow, PresentedBind};
 use lockservice_core::clock::Time;
 use lockservice_core::store::{ServiceRecord, ServiceState};
-use lockservice_core::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
+use lockservice_core::{
+    BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId,
+};
 use loom::sync::Arc;
 use loom::thread;
 
@@ -53,12 +55,21 @@ fn state() -> (Arc<AllocatorState>, std::sync::Arc<Service>, std::sync::Arc<Pins
         version: BindVersion::new(9),
         pins: std::sync::Arc::clone(&pins),
     };
-    let entry =
-        TableEntry { id: TableId::new(5), tokens_reserved_to: 0, binds: [bind].into_iter().collect(), pending: None };
+    let entry = TableEntry {
+        id: TableId::new(5),
+        tokens_reserved_to: 0,
+        binds: [bind].into_iter().collect(),
+        pending: None,
+    };
     state.tables.upsert(table.clone(), || entry, |_| ());
     let request = BeginCommit {
         txn: txn(),
-        binds: vec![PresentedBind { table, partition: 0, owner: OWNER, version: BindVersion::new(9) }],
+        binds: vec![PresentedBind {
+            table,
+            partition: 0,
+            owner: OWNER,
+            version: BindVersion::new(9),
+        }],
         attempt: attempt(1),
         asked: CommitWindow { least: Duration::ZERO, most: Duration::from_secs(1) },
     };
@@ -87,7 +98,9 @@ fn a_transaction_is_tombstoned_or_committing_and_never_both() {
     loom::model(|| {
         let control = Arc::new(CommitControl::new(10));
         let other = Arc::clone(&control);
-        let cannot = thread::spawn(move || other.tombstone(txn(), NOW, |marked| marked).expect("far from the limit"));
+        let cannot = thread::spawn(move || {
+            other.tombstone(txn(), NOW, |marked| marked).expect("far from the limit")
+        });
         let admitted = control.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).is_ok();
         match cannot.join().expect("no panic") {
             Marked::Committing => assert!(admitted),
@@ -111,7 +124,10 @@ fn finishing_one_attempt_leaves_the_other_in_flight() {
         let marked = control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit");
         assert_eq!(marked, Marked::Committing, "the second attempt is in flight");
         first.join().expect("no panic");
-        assert_eq!(control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit"), Marked::Committing);
+        assert_eq!(
+            control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit"),
+            Marked::Committing
+        );
         control.finish(txn(), attempt(2));
         let ended = control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit");
         assert!(matches!(ended, Marked::ToWrite(_)), "{ended:?}");
@@ -124,7 +140,9 @@ fn once_committing_was_answered_nothing_more_is_admitted_and_the_end_is_a_tombst
         let control = Arc::new(CommitControl::new(10));
         control.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).expect("free");
         let other = Arc::clone(&control);
-        let asker = thread::spawn(move || other.tombstone(txn(), NOW, |marked| marked).expect("far from the limit"));
+        let asker = thread::spawn(move || {
+            other.tombstone(txn(), NOW, |marked| marked).expect("far from the limit")
+        });
         let second = control.admit(txn(), attempt(2), PinSet::new(), WINDOW, NOW).is_ok();
         control.finish(txn(), attempt(1));
         control.finish(txn(), attempt(2));
@@ -132,12 +150,16 @@ fn once_committing_was_answered_nothing_more_is_admitted_and_the_end_is_a_tombst
         match told {
             // Asked after all of it: never in flight again.
             Marked::ToWrite(_) => {}
-            // Asked while one was in flight; a later attempt can only have been admitted before that.
+            // Asked while one was in flight; a later attempt can only have been admitted before
+            // that.
             Marked::Committing => {}
             other => panic!("neither: {other:?}"),
         }
         let late = control.admit(txn(), attempt(3), PinSet::new(), WINDOW, NOW);
-        assert!(late.is_err(), "admitted after {told:?} was answered (C4), second admitted: {second}");
+        assert!(
+            late.is_err(),
+            "admitted after {told:?} was answered (C4), second admitted: {second}"
+        );
         let again = control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit");
         assert!(matches!(again, Marked::ToWrite(_)), "its last attempt has ended: {again:?}");
     });
@@ -197,7 +219,8 @@ fn the_cleaner_takes_off_only_the_mark_that_it_saw() {
         cleaner.join().expect("no panic");
         assert!(control.len() <= 1);
         let again = control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit");
-        // Had the cleaner removed a mark that is newer than its look, its write would stay behind in the store.
+        // Had the cleaner removed a mark that is newer than its look, its write would stay behind
+        // in the store.
         assert!(matches!(again, Marked::ToWrite(_)), "{again:?}");
     });
 }
@@ -208,7 +231,8 @@ fn whoever_waits_for_pins_sees_every_commit_that_was_admitted() {
         let (state, service, pins, request) = state();
         let admitting = Arc::clone(&state);
         let commit = thread::spawn(move || admitting.begin_commit(&request, NOW).is_ok());
-        // A resignation (C2): the owner stops being live, then its binds are visited shard by shard.
+        // A resignation (C2): the owner stops being live, then its binds are visited shard by
+        // shard.
         assert!(service.lease.begin_resign(TTL, || NOW));
         let mut pins = Vec::new();
         for shard in 0..state.tables.shards() {
@@ -217,7 +241,10 @@ fn whoever_waits_for_pins_sees_every_commit_that_was_admitted() {
         assert_eq!(pins.len(), 1);
         let held = pins.held(NOW);
         let admitted = commit.join().expect("no panic");
-        assert!(held || !admitted, "a commit was admitted on a bind that nobody waits for any more");
+        assert!(
+            held || !admitted,
+            "a commit was admitted on a bind that nobody waits for any more"
+        );
         if !admitted {
             assert!(!pins.held(NOW), "a refused commit left its pin");
         }

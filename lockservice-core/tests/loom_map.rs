@@ -15,7 +15,8 @@ fn lookups_of_what_was_never_seen_and_inserts_leave_exactly_what_was_inserted() 
             writer.upsert((1, 1), || 7, |_| ());
             writer.upsert((1, 2), || 8, |_| ());
         });
-        // The outage: validations of tables of one group, never seen before, beside inserts into that group.
+        // The outage: validations of tables of one group, never seen before, beside inserts into
+        // that group.
         let seen = map.read(&(1, 2), |value| value.copied());
         assert!(seen.is_none_or(|value| value == 8), "a value is seen whole or not at all");
         assert_eq!(map.read(&(2, 1), |value| value.copied()), None);

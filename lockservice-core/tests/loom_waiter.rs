@@ -10,7 +10,8 @@ use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::Time;
 use lockservice_core::table::{EngineSettings, LockCall, LockEngine, LockRequest, WaitPolicy};
 use lockservice_core::{
-    BindVersion, ErrorKind, FencingToken, Key, LockItem, LockMode, ServiceId, TableId, TableRef, TxnId,
+    BindVersion, ErrorKind, FencingToken, Key, LockItem, LockMode, ServiceId, TableId, TableRef,
+    TxnId,
 };
 use loom::future::block_on;
 use loom::thread;
@@ -34,7 +35,10 @@ fn txn(number: u64) -> TxnId {
 fn lock(engine: &LockEngine, who: u64) -> LockCall {
     let items = vec![LockItem::Row(Key::new("a").expect("a key"))];
     let (mode, wait) = (LockMode::Exclusive, WaitPolicy::Wait);
-    engine.lock(LockRequest { txn: txn(who), table: TABLE, version: VERSION, items, mode, wait }, Time::ZERO)
+    engine.lock(
+        LockRequest { txn: txn(who), table: TABLE, version: VERSION, items, mode, wait },
+        Time::ZERO,
+    )
 }
 
 fn poll(call: &mut LockCall) -> Poll<lockservice_core::Result<lockservice_core::table::Grant>> {

@@ -1,21 +1,26 @@
-//! Dumps and restores: what goes in comes out, and nothing but a whole, consistent dump in an empty store is ever served from.
+//! Dumps and restores: what goes in comes out, and nothing but a whole, consistent dump in an empty
+//! store is ever served from.
 #![cfg(not(loom))]
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorPeers, AllocatorSettings, ElectedAllocator, LocalAllocator, LockTableAllocator, Registration,
+    AllocatorPeers, AllocatorSettings, ElectedAllocator, LocalAllocator, LockTableAllocator,
+    Registration,
 };
 use lockservice_core::clock::hi;
-use lockservice_core::maintenance::{Dump, EPOCHS_SKIPPED, RestoreOptions, Restored, problems, restore};
+use lockservice_core::maintenance::{
+    Dump, EPOCHS_SKIPPED, RestoreOptions, Restored, problems, restore,
+};
 use lockservice_core::store::{
-    self, BindRecord, BindStore, Candidate, ClusterConstants, ClusterId, Floor, Forgotten, Leadership, MemoryStore, Op,
-    ServiceRecord, ServiceState, StoreState, TableRecord,
+    self, BindRecord, BindStore, Candidate, ClusterConstants, ClusterId, Floor, Forgotten,
+    Leadership, MemoryStore, Op, ServiceRecord, ServiceState, StoreState, TableRecord,
 };
 use lockservice_core::testing::{Fault, FaultyStore, SharedStore, TokioClock};
 use lockservice_core::{
-    BindVersion, EPOCH_SHIFT, Epoch, Error, ErrorKind, NodeName, Nonce, Result, ServiceId, TableId, TableRef, TxnId,
+    BindVersion, EPOCH_SHIFT, Epoch, Error, ErrorKind, NodeName, Nonce, Result, ServiceId, TableId,
+    TableRef, TxnId,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -23,7 +28,8 @@ use tokio::time::Instant;
 
 const TTL: Duration = Duration::from_secs(5);
 
-/// A store as allocators make it: `epoch` leaderships, each with incarnations and tables of its own.
+/// A store as allocators make it: `epoch` leaderships, each with incarnations and tables of its
+/// own.
 fn states(most: usize) -> impl Strategy<Value = StoreState> {
     let service = (0..3u8, any::<u64>(), "[a-z0-9:.]{0,12}");
     let table = (any::<bool>(), "\\PC{1,20}", any::<u16>(), 1..4u32);
@@ -46,14 +52,16 @@ fn states(most: usize) -> impl Strategy<Value = StoreState> {
                 node: NodeName::new(format!("node-{at}")).expect("a name"),
                 nonce: Nonce::new(nonce),
                 address,
-                state: [ServiceState::Live, ServiceState::Fenced, ServiceState::Resigned][usize::from(state)],
+                state: [ServiceState::Live, ServiceState::Fenced, ServiceState::Resigned]
+                    [usize::from(state)],
             })
             .collect();
         let tables: Vec<_> = tables
             .into_iter()
             .enumerate()
             .map(|(at, (group, name, tokens, partitions))| TableRecord {
-                table: TableRef::new(if group { "g" } else { "h" }, format!("{at}{name}")).expect("names"),
+                table: TableRef::new(if group { "g" } else { "h" }, format!("{at}{name}"))
+                    .expect("names"),
                 id: TableId::new(number(at)),
                 partitions,
                 tokens_reserved_to: number(usize::from(tokens)),
@@ -68,12 +76,20 @@ fn states(most: usize) -> impl Strategy<Value = StoreState> {
         StoreState {
             epoch: Epoch::new(epoch),
             applied: applied.into(),
-            constants: constants
-                .map(|ms| ClusterConstants { leadership_ttl_ms: 1_000 + u64::from(ms), lease_ttl_ms: 5_000 }),
+            constants: constants.map(|ms| ClusterConstants {
+                leadership_ttl_ms: 1_000 + u64::from(ms),
+                lease_ttl_ms: 5_000,
+            }),
             tombstones: tombstones
                 .into_iter()
                 .enumerate()
-                .map(|(at, n)| TxnId::new(services[at % services.len()].id, u64::from(n) << 4 | at as u64, true))
+                .map(|(at, n)| {
+                    TxnId::new(
+                        services[at % services.len()].id,
+                        u64::from(n) << 4 | at as u64,
+                        true,
+                    )
+                })
                 .collect(),
             tables,
             forgotten: forgotten.map_or_else(Forgotten::default, |(numbers, tokens)| Forgotten {
@@ -105,7 +121,11 @@ fn read(text: &[u8]) -> Result<Dump> {
 }
 
 fn options() -> RestoreOptions {
-    RestoreOptions { node: NodeName::new("restorer").expect("a name"), leadership_ttl: TTL, above: Epoch::default() }
+    RestoreOptions {
+        node: NodeName::new("restorer").expect("a name"),
+        leadership_ttl: TTL,
+        above: Epoch::default(),
+    }
 }
 
 /// Some state, the same each time.
@@ -147,9 +167,17 @@ fn expect_restored(found: StoreState, dumped: &StoreState, restored: Restored, a
     for service in &mut goal.services {
         service.state = ServiceState::Fenced;
     }
-    assert!(restored.epoch.get() > dumped.epoch.max(dumped.highest_epoch()).max(above).get() + EPOCHS_SKIPPED);
+    assert!(
+        restored.epoch.get()
+            > dumped.epoch.max(dumped.highest_epoch()).max(above).get() + EPOCHS_SKIPPED
+    );
     assert_eq!(found.epoch, restored.epoch);
-    let same = StoreState { epoch: goal.epoch, applied: goal.applied, volatile_tokens_from: None, ..found };
+    let same = StoreState {
+        epoch: goal.epoch,
+        applied: goal.applied,
+        volatile_tokens_from: None,
+        ..found
+    };
     assert_eq!(sorted(same), sorted(goal));
 }
 
@@ -206,16 +234,25 @@ proptest! {
 
 #[test]
 fn what_is_wrong_with_a_dump_is_named_with_its_line() {
-    let whole = String::from_utf8(text(&Dump::new("test:", sample(2)).expect("finished"))).expect("text");
+    let whole =
+        String::from_utf8(text(&Dump::new("test:", sample(2)).expect("finished"))).expect("text");
     let lines: Vec<&str> = whole.lines().collect();
     let cases: [(String, ErrorKind, &str); 9] = [
         (String::new(), ErrorKind::StoreCorrupt, "empty"),
         ("{}\n".to_owned(), ErrorKind::StoreCorrupt, "no dump"),
-        (whole.replacen("\"format\":1", "\"format\":2,\"more\":true", 1), ErrorKind::StoreNewer, "dump format 2"),
+        (
+            whole.replacen("\"format\":1", "\"format\":2,\"more\":true", 1),
+            ErrorKind::StoreNewer,
+            "dump format 2",
+        ),
         (whole.replacen("\"format\":1", "\"format\":0", 1), ErrorKind::StoreCorrupt, "no dump"),
         (lines[..lines.len() - 1].join("\n") + "\n", ErrorKind::StoreCorrupt, "cut off"),
         ([&lines[..3], &lines[4..]].concat().join("\n"), ErrorKind::StoreCorrupt, "missing"),
-        (whole.replacen("\"partitions\":1", "\"partitions\":-1", 1), ErrorKind::StoreCorrupt, "line: 4"),
+        (
+            whole.replacen("\"partitions\":1", "\"partitions\":-1", 1),
+            ErrorKind::StoreCorrupt,
+            "line: 4",
+        ),
         (whole.replacen("t00001", "t00000", 1), ErrorKind::StoreCorrupt, "contradicts itself"),
         (whole.clone() + &whole, ErrorKind::StoreCorrupt, "one at a time"),
     ];
@@ -234,22 +271,37 @@ async fn numbers_and_tokens_of_a_restored_cluster_are_above_the_epoch_that_was_g
 
 /// What the old cluster handed out after the dump was made is above what this clock vouches for.
 #[tokio::test(start_paused = true)]
-async fn numbers_and_tokens_of_a_cluster_whose_clock_was_ahead_are_stepped_over_when_it_is_restored() {
+async fn numbers_and_tokens_of_a_cluster_whose_clock_was_ahead_are_stepped_over_when_it_is_restored()
+ {
     let highest = sample(2_500).highest_epoch();
-    numbers_begin_above(Epoch::default(), highest.get() - 1, Epoch::new(highest.get() + EPOCHS_SKIPPED)).await;
+    numbers_begin_above(
+        Epoch::default(),
+        highest.get() - 1,
+        Epoch::new(highest.get() + EPOCHS_SKIPPED),
+    )
+    .await;
 }
 
-/// Restores the dump with `above`, on a server whose clock vouches for `clock_epoch`: all that is handed out is above the epoch `least`.
+/// Restores the dump with `above`, on a server whose clock vouches for `clock_epoch`: all that is
+/// handed out is above the epoch `least`.
 async fn numbers_begin_above(above: Epoch, clock_epoch: u64, least: Epoch) {
     let store = SharedStore::new();
     store.set_floor(Floor::of_clock(1_767_225_600 + clock_epoch * 1024).expect("in range"));
     let clock = TokioClock::new();
-    restore(&store, &clock, &dump(), &RestoreOptions { above, ..options() }).await.expect("restored");
+    restore(&store, &clock, &dump(), &RestoreOptions { above, ..options() })
+        .await
+        .expect("restored");
     let node = NodeName::new("n").expect("a name");
-    let allocator = LocalAllocator::open(Arc::new(store), Arc::new(clock), AllocatorSettings::default(), node.clone());
+    let allocator = LocalAllocator::open(
+        Arc::new(store),
+        Arc::new(clock),
+        AllocatorSettings::default(),
+        node.clone(),
+    );
     let allocator = allocator.await.expect("restored stores are resigned");
     tokio::time::sleep(Duration::from_secs(60)).await;
-    let register = Registration { node, nonce: Nonce::new(1), address: String::new(), replaces: None };
+    let register =
+        Registration { node, nonce: Nonce::new(1), address: String::new(), replaces: None };
     let owner = allocator.register(&register).await.expect("it leads");
     for table in ["new", "t00001"] {
         let table = TableRef::new("g", table).expect("names");
@@ -277,11 +329,15 @@ async fn a_store_that_somebody_leads_is_refused_and_one_whose_leader_died_is_wat
     let store = SharedStore::new();
     let clock = TokioClock::new();
     let mut candidate = Candidate::from(NodeName::new("other").expect("a name"));
-    let Leadership::Held { seen, .. } = store.acquire_leadership(&candidate, TTL).await.expect("asked") else {
+    let Leadership::Held { seen, .. } =
+        store.acquire_leadership(&candidate, TTL).await.expect("asked")
+    else {
         panic!("an empty store is watched first")
     };
     candidate.seen = Some(seen);
-    let Leadership::Acquired { epoch, .. } = store.acquire_leadership(&candidate, TTL).await.expect("asked") else {
+    let Leadership::Acquired { epoch, .. } =
+        store.acquire_leadership(&candidate, TTL).await.expect("asked")
+    else {
         panic!("it was watched")
     };
     let other = store.connect();
@@ -299,7 +355,8 @@ async fn a_store_that_somebody_leads_is_refused_and_one_whose_leader_died_is_wat
     assert!(begun.elapsed() >= hi(TTL), "{:?}", begun.elapsed());
 }
 
-/// Every fault at every call of a restore: it succeeds, or the store is refused by every leader until the same restore was run again.
+/// Every fault at every call of a restore: it succeeds, or the store is refused by every leader
+/// until the same restore was run again.
 #[tokio::test(start_paused = true)]
 async fn an_interrupted_restore_is_never_served_from_and_can_be_finished() {
     let dump = dump();
@@ -326,7 +383,9 @@ async fn an_interrupted_restore_is_never_served_from_and_can_be_finished() {
                 assert!(Dump::new("test:", found.clone()).is_err(), "{what}: nor is it dumped");
                 if found.tables.len() > 1 {
                     let other = Dump::new("other:", sample(1)).expect("finished");
-                    let refused = restore(&shared, &clock, &other, &options()).await.expect_err("another dump");
+                    let refused = restore(&shared, &clock, &other, &options())
+                        .await
+                        .expect_err("another dump");
                     assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{what}: {refused}");
                 }
             } else if records > 0 {
@@ -344,7 +403,12 @@ async fn an_interrupted_restore_is_never_served_from_and_can_be_finished() {
                 continue;
             }
             let restored = restore(&shared, &clock, &dump, &options()).await.expect(&what);
-            expect_restored(shared.load().await.expect("readable"), &dump.state, restored, Epoch::default());
+            expect_restored(
+                shared.load().await.expect("readable"),
+                &dump.state,
+                restored,
+                Epoch::default(),
+            );
         }
     }
     assert!(unfinished > 5, "only {unfinished} faults left a restore unfinished");
@@ -358,10 +422,17 @@ async fn open_once_free(store: &SharedStore) -> Result<Arc<LocalAllocator>> {
         candidate.seen = Some(seen);
     }
     let store = Arc::new(store.connect());
-    LocalAllocator::open(store, Arc::new(TokioClock::new()), AllocatorSettings::default(), candidate).await
+    LocalAllocator::open(
+        store,
+        Arc::new(TokioClock::new()),
+        AllocatorSettings::default(),
+        candidate,
+    )
+    .await
 }
 
-/// The restored cluster's first leader finds nothing of the old one valid, and hands out only what is above.
+/// The restored cluster's first leader finds nothing of the old one valid, and hands out only what
+/// is above.
 #[tokio::test(start_paused = true)]
 async fn nothing_of_the_old_cluster_is_valid_in_the_restored_one_and_its_numbers_grow() {
     let shared = SharedStore::new();
@@ -369,18 +440,32 @@ async fn nothing_of_the_old_cluster_is_valid_in_the_restored_one_and_its_numbers
     restore(&shared, &TokioClock::new(), &dump, &options()).await.expect("restored");
     let allocator = open_once_free(&shared).await.expect("complete");
     let old = &dump.state.services[0];
-    let refused = allocator.keepalive(old.id, old.nonce, Default::default()).await.expect_err("of the old cluster");
+    let refused = allocator
+        .keepalive(old.id, old.nonce, Default::default())
+        .await
+        .expect_err("of the old cluster");
     assert_eq!(refused.kind(), ErrorKind::LeaseLost, "{refused}");
     let table = &dump.state.tables[0];
-    let register =
-        Registration { node: old.node.clone(), nonce: Nonce::new(1), address: String::new(), replaces: None };
+    let register = Registration {
+        node: old.node.clone(),
+        nonce: Nonce::new(1),
+        address: String::new(),
+        replaces: None,
+    };
     let incarnation = allocator.register(&register).await.expect("its name is free");
-    let waits = allocator.bind(incarnation.service, &table.table).await.expect_err("promised by the old cluster (B3)");
+    let waits = allocator
+        .bind(incarnation.service, &table.table)
+        .await
+        .expect_err("promised by the old cluster (B3)");
     assert_eq!(waits.kind(), ErrorKind::Reassigning, "{waits}");
     tokio::time::sleep(hi(TTL)).await;
     allocator.keepalive(incarnation.service, register.nonce, Default::default()).await.ok();
-    let incarnation = allocator.register(&Registration { nonce: Nonce::new(2), ..register }).await.expect("again");
-    let bound = allocator.bind(incarnation.service, &table.table).await.expect("the promises are over");
+    let incarnation = allocator
+        .register(&Registration { nonce: Nonce::new(2), ..register })
+        .await
+        .expect("again");
+    let bound =
+        allocator.bind(incarnation.service, &table.table).await.expect("the promises are over");
     assert_eq!(bound.bind.id, table.id, "a table keeps its number");
     assert!(bound.bind.version > table.binds[0].version);
     assert!(bound.tokens.expect("a block").next.get() >= table.tokens_reserved_to);
@@ -404,9 +489,17 @@ async fn a_node_that_joins_the_cluster_of_an_unfinished_restore_is_told_why_nobo
     assert!(shared.load().await.expect("readable").unfinished_restore().is_some());
     let node = NodeName::new("a").expect("a name");
     let settings = AllocatorSettings::default();
-    let joined = ElectedAllocator::start(Arc::new(shared), Arc::new(clock), settings, node, "here", Arc::new(Alone));
-    let told =
-        tokio::time::timeout(hi(TTL) * 4, joined.expect("valid settings").settled()).await.expect("told in time");
+    let joined = ElectedAllocator::start(
+        Arc::new(shared),
+        Arc::new(clock),
+        settings,
+        node,
+        "here",
+        Arc::new(Alone),
+    );
+    let told = tokio::time::timeout(hi(TTL) * 4, joined.expect("valid settings").settled())
+        .await
+        .expect("told in time");
     assert_eq!(told.expect_err("unfinished").kind(), ErrorKind::StoreUnusable);
 }
 
@@ -414,12 +507,18 @@ async fn a_node_that_joins_the_cluster_of_an_unfinished_restore_is_told_why_nobo
 async fn a_mark_alone_is_refused_by_an_exclusive_stores_leader_too() {
     let store = MemoryStore::new(0);
     let candidate = Candidate::from(NodeName::new("a").expect("a name"));
-    let Leadership::Acquired { epoch, .. } = store.acquire_leadership(&candidate, TTL).await.expect("asked") else {
+    let Leadership::Acquired { epoch, .. } =
+        store.acquire_leadership(&candidate, TTL).await.expect("asked")
+    else {
         panic!("exclusive")
     };
-    store.write(epoch, 1, &vec![Op::PutService(StoreState::unfinished("x"))]).await.expect("written");
+    store
+        .write(epoch, 1, &vec![Op::PutService(StoreState::unfinished("x"))])
+        .await
+        .expect("written");
     let clock = Arc::new(TokioClock::new());
-    let opened = LocalAllocator::open(Arc::new(store), clock, AllocatorSettings::default(), candidate).await;
+    let opened =
+        LocalAllocator::open(Arc::new(store), clock, AllocatorSettings::default(), candidate).await;
     assert_eq!(opened.expect_err("unfinished").kind(), ErrorKind::StoreUnusable);
 }
 
@@ -427,12 +526,25 @@ async fn a_mark_alone_is_refused_by_an_exclusive_stores_leader_too() {
 async fn a_restored_store_is_another_clusters_than_the_dumped_one() {
     let (store, clock) = (SharedStore::new(), TokioClock::new());
     let node = NodeName::new("a").expect("a name");
-    let cluster =
-        async || store.head().await.expect("answers").expect("led").cluster.expect("every leader names it").id;
+    let cluster = async || {
+        store
+            .head()
+            .await
+            .expect("answers")
+            .expect("led")
+            .cluster
+            .expect("every leader names it")
+            .id
+    };
     // Led once, and empty: it may even be the dumped one.
-    restore(&store, &clock, &Dump::new("test:", StoreState::default()).expect("finished"), &options())
-        .await
-        .expect("empty");
+    restore(
+        &store,
+        &clock,
+        &Dump::new("test:", StoreState::default()).expect("finished"),
+        &options(),
+    )
+    .await
+    .expect("empty");
     let before = cluster().await;
     let dumped = dump().of(Some(before));
     assert_eq!(read(&text(&dumped)).expect("its own dump"), dumped);

@@ -1,4 +1,5 @@
-//! The outage that started it all: the first start, and the first after an upgrade, under full concurrent load.
+//! The outage that started it all: the first start, and the first after an upgrade, under full
+//! concurrent load.
 #![cfg(not(loom))]
 
 use std::sync::{Arc, Mutex, mpsc};
@@ -10,16 +11,18 @@ use lockservice_core::allocator::state::leases::LeaseState;
 use lockservice_core::allocator::state::tokens::TokenSource;
 use lockservice_core::allocator::state::{AllocatorState, BindEntry, Service, TableEntry};
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Registration,
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator,
+    PresentedBind, Registration,
 };
 use lockservice_core::clock::{Clock, Time};
 use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, Leadership, MemoryStore, Renewal, ServiceRecord, ServiceState, StoreState,
-    WriteAck,
+    Applied, Batch, BindStore, Candidate, Leadership, MemoryStore, Renewal, ServiceRecord,
+    ServiceState, StoreState, WriteAck,
 };
 use lockservice_core::testing::ManualClock;
 use lockservice_core::{
-    BindVersion, CommitAttempt, Epoch, ErrorKind, NodeName, Nonce, Result, ServiceId, TableId, TableRef, TxnId,
+    BindVersion, CommitAttempt, Epoch, ErrorKind, NodeName, Nonce, Result, ServiceId, TableId,
+    TableRef, TxnId,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -27,7 +30,8 @@ use tokio::task::JoinSet;
 const COMMITS: u64 = 400;
 const BINDS: u64 = 100;
 
-/// A store whose acquisition and loading are held open until they are let go, as by a long migration.
+/// A store whose acquisition and loading are held open until they are let go, as by a long
+/// migration.
 #[derive(Debug)]
 struct Migrating {
     inner: MemoryStore,
@@ -65,7 +69,8 @@ impl BindStore for Migrating {
 
 fn start(store: Arc<dyn BindStore>) -> Arc<LocalAllocator> {
     let node = NodeName::new("n").expect("a name");
-    LocalAllocator::start(store, Arc::new(ManualClock::new()), AllocatorSettings::default(), node).expect("defaults")
+    LocalAllocator::start(store, Arc::new(ManualClock::new()), AllocatorSettings::default(), node)
+        .expect("defaults")
 }
 
 fn register(node: &str) -> Registration {
@@ -95,7 +100,11 @@ fn unseen(origin: ServiceId, n: u64) -> BeginCommit {
 }
 
 /// Hundreds of commits of unseen groups beside binds. Answers when all have been answered.
-async fn storm(allocator: &Arc<LocalAllocator>, origin: ServiceId, while_running: impl Future<Output = ()>) {
+async fn storm(
+    allocator: &Arc<LocalAllocator>,
+    origin: ServiceId,
+    while_running: impl Future<Output = ()>,
+) {
     let mut tasks = JoinSet::new();
     for n in 0..COMMITS {
         let allocator = Arc::clone(allocator);
@@ -104,8 +113,14 @@ async fn storm(allocator: &Arc<LocalAllocator>, origin: ServiceId, while_running
             let at_once = allocator.begin_commit_now(&unseen(origin, n)).expect_err("never seen");
             assert_ne!(at_once.kind(), ErrorKind::Internal);
             let refused = allocator.begin_commit(&unseen(origin, n)).await.expect_err("never seen");
-            assert!(matches!(refused.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit), "{refused:?}");
-            allocator.finish_commit(unseen(origin, n).txn, CommitAttempt::new(1)).await.expect("no error");
+            assert!(
+                matches!(refused.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit),
+                "{refused:?}"
+            );
+            allocator
+                .finish_commit(unseen(origin, n).txn, CommitAttempt::new(1))
+                .await
+                .expect("no error");
         });
     }
     let request = register("binder");
@@ -152,9 +167,14 @@ async fn a_migration_that_takes_long_bears_the_same_load_and_nobody_is_lost() {
     let origin = ServiceId::new(3);
     storm(&allocator, origin, async {
         at_gate.wait_for(|reached| *reached).await.expect("the store lives");
-        let early = allocator.begin_commit_now(&unseen(origin, 1)).expect_err("the store is being opened");
+        let early =
+            allocator.begin_commit_now(&unseen(origin, 1)).expect_err("the store is being opened");
         assert_eq!(early.kind(), ErrorKind::Unavailable);
-        assert_eq!(allocator.entries(), (0, 0, 0), "nothing is created while the store is being opened");
+        assert_eq!(
+            allocator.entries(),
+            (0, 0, 0),
+            "nothing is created while the store is being opened"
+        );
         gate.add_permits(1);
         tokio::task::yield_now().await;
         gate.add_permits(1);
@@ -187,7 +207,11 @@ impl Clock for Held {
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs `commit` in a thread of its own; panics if it does not come back.
-fn comes_back<T: Send>(commit: impl FnOnce() -> T + Send, meanwhile: &str, release: impl FnOnce()) -> T {
+fn comes_back<T: Send>(
+    commit: impl FnOnce() -> T + Send,
+    meanwhile: &str,
+    release: impl FnOnce(),
+) -> T {
     let (done, answer) = mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(move || drop(done.send(commit())));
@@ -204,11 +228,18 @@ async fn a_commit_held_in_the_allocator_holds_up_no_other_of_the_same_group() {
     let (release, held) = mpsc::channel();
     let clock = Arc::new(Held { clock: ManualClock::new(), inside, release: Mutex::new(held) });
     let node = NodeName::new("n").expect("a name");
-    let allocator = LocalAllocator::open(Arc::new(MemoryStore::new(1)), clock, AllocatorSettings::default(), node);
+    let allocator = LocalAllocator::open(
+        Arc::new(MemoryStore::new(1)),
+        clock,
+        AllocatorSettings::default(),
+        node,
+    );
     let allocator = allocator.await.expect("opens");
     let origin = allocator.register(&register("origin")).await.expect("a free name").service;
-    let bound = allocator.bind(origin, &TableRef::new("g", "t").expect("names")).await.expect("free");
-    let request = |n| BeginCommit { binds: vec![PresentedBind::from(&bound.bind)], ..unseen(origin, n) };
+    let bound =
+        allocator.bind(origin, &TableRef::new("g", "t").expect("names")).await.expect("free");
+    let request =
+        |n| BeginCommit { binds: vec![PresentedBind::from(&bound.bind)], ..unseen(origin, n) };
     let held = request(1);
     std::thread::scope(|scope| {
         let first = std::thread::Builder::new()
@@ -228,7 +259,8 @@ async fn a_commit_held_in_the_allocator_holds_up_no_other_of_the_same_group() {
 
 const NOW: Time = Time::from_origin(Duration::from_secs(100));
 
-/// The state of an allocator with two incarnations, of which the first owns table `t` of group `g`; and the pins of its bind.
+/// The state of an allocator with two incarnations, of which the first owns table `t` of group `g`;
+/// and the pins of its bind.
 fn state() -> (AllocatorState, Arc<Pins>, impl Fn(u64) -> BeginCommit) {
     let (owner, origin) = (ServiceId::new(1 << 32 | 1), ServiceId::new(1 << 32 | 2));
     let state = AllocatorState::new(Epoch::new(1), 0, 0, TokenSource::Epoch { from: 0 }, 10);
@@ -240,13 +272,15 @@ fn state() -> (AllocatorState, Arc<Pins>, impl Fn(u64) -> BeginCommit) {
             address: String::new(),
             state: ServiceState::Live,
         };
-        let service = Arc::new(Service::new(record, Duration::from_secs(5), NOW, LeaseState::Live, 1_000));
+        let service =
+            Arc::new(Service::new(record, Duration::from_secs(5), NOW, LeaseState::Live, 1_000));
         state.services.upsert(id, || Arc::clone(&service), |_| ());
         service
     };
     service(origin);
     let pins = Arc::new(Pins::default());
-    let bind = BindEntry { owner: service(owner), version: BindVersion::new(9), pins: Arc::clone(&pins) };
+    let bind =
+        BindEntry { owner: service(owner), version: BindVersion::new(9), pins: Arc::clone(&pins) };
     let table = TableRef::new("g", "t").expect("names");
     let entry = TableEntry {
         id: TableId::new(5),
@@ -264,8 +298,8 @@ fn state() -> (AllocatorState, Arc<Pins>, impl Fn(u64) -> BeginCommit) {
 fn a_commit_needs_none_of_the_shards_it_looks_into_for_itself() {
     let (state, _, request) = state();
     let unseen = BeginCommit { binds: unseen(request(1).txn.origin, 1).binds, ..request(1) };
-    // As another validation does while it compares binds: each of these shards is being read. One that wanted a shard for itself would
-    // wait here until the reader has left.
+    // As another validation does while it compares binds: each of these shards is being read. One
+    // that wanted a shard for itself would wait here until the reader has left.
     for (n, (commit, refused)) in (1..).zip([(request(1), false), (unseen, true)]) {
         let table = commit.binds[0].table.clone();
         let (left, leave) = mpsc::channel::<()>();
@@ -301,7 +335,8 @@ fn a_commit_held_behind_its_pins_holds_up_no_other_of_the_same_table() {
         let state = &state;
         let origin = state.service(held.txn.origin).expect("registered");
         let txn = held.txn;
-        // Somebody is busy with the first transaction, so that its admission waits after it has pinned its bind.
+        // Somebody is busy with the first transaction, so that its admission waits after it has
+        // pinned its bind.
         scope.spawn(move || {
             origin.commits.tombstone(txn, NOW, |_| {
                 inside.send(()).expect("the test waits");
@@ -319,7 +354,8 @@ fn a_commit_held_behind_its_pins_holds_up_no_other_of_the_same_table() {
             || left.send(()).expect("somebody is busy"),
         );
         answer.expect("current");
-        let first = first.join().expect("no panic").expect_err("it was made unable to commit meanwhile");
+        let first =
+            first.join().expect("no panic").expect_err("it was made unable to commit meanwhile");
         assert_eq!(first.kind(), ErrorKind::CannotCommit);
     });
 }

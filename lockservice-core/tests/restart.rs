@@ -1,4 +1,5 @@
-//! What an allocator does after a restart: L1, B3, B4, F2, L4; and with a store whose answers get lost: L2.
+//! What an allocator does after a restart: L1, B3, B4, F2, L4; and with a store whose answers get
+//! lost: L2.
 #![cfg(not(loom))]
 
 use std::sync::Arc;
@@ -7,23 +8,27 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Progress,
-    Registration,
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator,
+    PresentedBind, Progress, Registration,
 };
 use lockservice_core::clock::hi;
 use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, ClusterConstants, Leadership, MemoryStore, Renewal, ServiceState, StoreState,
-    WriteAck,
+    Applied, Batch, BindStore, Candidate, ClusterConstants, Leadership, MemoryStore, Renewal,
+    ServiceState, StoreState, WriteAck,
 };
 use lockservice_core::testing::ManualClock;
-use lockservice_core::{CommitAttempt, Epoch, Error, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId};
+use lockservice_core::{
+    CommitAttempt, Epoch, Error, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId,
+};
 
-/// A memory store that behaves as one on disk (its tokens begin with the epoch), counts its writes, and loses answers when told to.
+/// A memory store that behaves as one on disk (its tokens begin with the epoch), counts its writes,
+/// and loses answers when told to.
 #[derive(Debug, Clone)]
 struct Disk {
     inner: MemoryStore,
     writes: Arc<AtomicUsize>,
-    /// The answers of the next so many writes are lost: of even ones after they landed, of odd ones before.
+    /// The answers of the next so many writes are lost: of even ones after they landed, of odd ones
+    /// before.
     lose: Arc<AtomicUsize>,
 }
 
@@ -67,7 +72,8 @@ impl BindStore for Disk {
     }
 }
 
-/// C4: their marks stay until their origin is fenced, and there is an end to what is kept of one origin.
+/// C4: their marks stay until their origin is fenced, and there is an end to what is kept of one
+/// origin.
 #[tokio::test(start_paused = true)]
 async fn silent_clients_never_fill_an_incarnation_up() {
     let (disk, clock) = (Disk::new(), ManualClock::new());
@@ -84,19 +90,28 @@ async fn silent_clients_never_fill_an_incarnation_up() {
     for txn in txns {
         let asked = CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(1) };
         let request = BeginCommit { txn, binds: Vec::new(), attempt: CommitAttempt::new(1), asked };
-        assert_eq!(allocator.begin_commit(&request).await.expect_err("never").kind(), ErrorKind::CannotCommit);
+        assert_eq!(
+            allocator.begin_commit(&request).await.expect_err("never").kind(),
+            ErrorKind::CannotCommit
+        );
     }
-    let lost = allocator.keepalive(origin, Nonce::new(1), Progress::default()).await.expect_err("fenced as a whole");
+    let lost = allocator
+        .keepalive(origin, Nonce::new(1), Progress::default())
+        .await
+        .expect_err("fenced as a whole");
     assert_eq!(lost.kind(), ErrorKind::LeaseLost);
     let next = allocator.register(&register(2)).await.expect("its node starts again").service;
     let answer = allocator.cannot_commit(&[TxnId::new(next, 1, true)]).await.expect("room");
     assert_eq!(answer.tombstoned.len(), 1);
     let forgotten = async {
-        while allocator.entries().2 > 1 || disk.load().await.expect("readable").tombstones.len() > 1 {
+        while allocator.entries().2 > 1 || disk.load().await.expect("readable").tombstones.len() > 1
+        {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), forgotten).await.expect("nothing is kept of the fenced one");
+    tokio::time::timeout(Duration::from_secs(60), forgotten)
+        .await
+        .expect("nothing is kept of the fenced one");
 }
 
 #[tokio::test(start_paused = true)]
@@ -116,7 +131,10 @@ async fn one_transaction_that_fails_does_not_keep_the_others_from_being_answered
     let answer = allocator.cannot_commit(&txns).await.expect("an answer for each");
     assert_eq!((answer.tombstoned, answer.committing), (vec![txns[0], txns[2]], vec![]));
     let (failed, why) = &answer.failed[0];
-    assert_eq!((answer.failed.len(), *failed, why.kind()), (1, txns[1], ErrorKind::ResourceExhausted));
+    assert_eq!(
+        (answer.failed.len(), *failed, why.kind()),
+        (1, txns[1], ErrorKind::ResourceExhausted)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -147,7 +165,9 @@ async fn open(disk: &Disk, clock: &ManualClock, lease_ttl_ms: u64) -> Arc<LocalA
         ..AllocatorSettings::default()
     };
     let node = NodeName::new("n").expect("a name");
-    LocalAllocator::open(Arc::new(disk.clone()), Arc::new(clock.clone()), settings, node).await.expect("opens")
+    LocalAllocator::open(Arc::new(disk.clone()), Arc::new(clock.clone()), settings, node)
+        .await
+        .expect("opens")
 }
 
 fn register(nonce: u64) -> Registration {
@@ -179,14 +199,23 @@ async fn after_an_unclean_stop_old_tables_wait_out_the_lease_and_new_ones_do_not
     drop(first);
 
     let second = open(&disk, &clock, 5_000).await;
-    let b = second.register(&register(2)).await.expect("whoever holds the store replaces the process before (B1)");
+    let b = second
+        .register(&register(2))
+        .await
+        .expect("whoever holds the store replaces the process before (B1)");
     assert!(b.service > a.service);
-    let stale = second.begin_commit(&commit(txn, vec![PresentedBind::from(&old.bind)])).await.expect_err("void");
+    let stale = second
+        .begin_commit(&commit(txn, vec![PresentedBind::from(&old.bind)]))
+        .await
+        .expect_err("void");
     assert!(matches!(stale.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit));
     let answer = second.cannot_commit(&[txn]).await.expect("answer");
     assert_eq!(answer.committing, vec![txn], "it may be in flight (L1)");
     second.bind(b.service, &table("new")).await.expect("a new table does not wait");
-    let wait = second.bind(b.service, &table("t")).await.expect_err("the old owner's clients may be at work (B3)");
+    let wait = second
+        .bind(b.service, &table("t"))
+        .await
+        .expect_err("the old owner's clients may be at work (B3)");
     assert_eq!((wait.kind(), wait.retry_after()), (ErrorKind::Reassigning, Some(hi(a.lease_ttl))));
     clock.advance(hi(a.lease_ttl) / 2);
     second.keepalive(b.service, Nonce::new(2), Progress::default()).await.expect("in time");
@@ -217,7 +246,10 @@ async fn after_a_clean_stop_nothing_waits() {
     let new = second.bind(b.service, &table("t")).await.expect("no wait");
     assert!(new.bind.version > old.bind.version);
     assert!(new.tokens.expect("fresh").next >= old.tokens.expect("fresh").end);
-    assert_eq!(second.cannot_commit(&[TxnId::new(a.service, 1, true)]).await.expect("answer").committing, vec![]);
+    assert_eq!(
+        second.cannot_commit(&[TxnId::new(a.service, 1, true)]).await.expect("answer").committing,
+        vec![]
+    );
 }
 
 #[tokio::test]
@@ -227,7 +259,10 @@ async fn after_a_clean_stop_nothing_waits_for_an_incarnation_that_lapsed_before_
     let a = first.register(&register(1)).await.expect("free");
     first.bind(a.service, &table("t")).await.expect("free");
     clock.advance(hi(a.lease_ttl));
-    assert!(first.shutdown(true, Duration::ZERO).await.expect("stops").resigned, "its promise is over");
+    assert!(
+        first.shutdown(true, Duration::ZERO).await.expect("stops").resigned,
+        "its promise is over"
+    );
     let second = open(&disk, &clock, 5_000).await;
     let b = second.register(&register(2)).await.expect("free");
     second.bind(b.service, &table("t")).await.expect("no wait");
@@ -250,13 +285,20 @@ async fn tombstones_of_an_earlier_life_go_with_the_fence_of_their_origin() {
     let a = first.register(&register(1)).await.expect("free");
     let txn = TxnId::new(a.service, 1, true);
     assert_eq!(first.cannot_commit(&[txn]).await.expect("answer").tombstoned, vec![txn]);
-    assert_eq!(disk.load().await.expect("load").tombstones, vec![txn], "durable when it is answered (C4)");
+    assert_eq!(
+        disk.load().await.expect("load").tombstones,
+        vec![txn],
+        "durable when it is answered (C4)"
+    );
     first.shutdown(false, Duration::ZERO).await.expect("stops");
     drop(first);
     let second = open(&disk, &clock, 5_000).await;
     let stored = disk.load().await.expect("load");
     assert_eq!(stored.tombstones, vec![], "the fence says the same, for ever (C4)");
-    assert!(stored.services.iter().all(|service| service.state == ServiceState::Fenced), "and it is durable");
+    assert!(
+        stored.services.iter().all(|service| service.state == ServiceState::Fenced),
+        "and it is durable"
+    );
     let refused = second.begin_commit(&commit(txn, vec![])).await.expect_err("still");
     assert_eq!(refused.kind(), ErrorKind::CannotCommit);
 }
@@ -268,12 +310,16 @@ async fn tokens_of_a_store_in_memory_go_on_over_restarts_of_its_allocator() {
     let mut last = 0;
     for life in 1..4 {
         let (store, clock) = (Arc::new(store.clone()), Arc::new(clock.clone()));
-        let allocator = LocalAllocator::open(store, clock, AllocatorSettings::default(), node.clone()).await;
+        let allocator =
+            LocalAllocator::open(store, clock, AllocatorSettings::default(), node.clone()).await;
         let allocator = allocator.expect("opens");
         let a = allocator.register(&register(life)).await.expect("free");
         let bound = allocator.bind(a.service, &table("t")).await.expect("free");
-        let more =
-            allocator.reserve_tokens(a.service, bound.bind.id, bound.bind.version).await.expect("current").tokens;
+        let more = allocator
+            .reserve_tokens(a.service, bound.bind.id, bound.bind.version)
+            .await
+            .expect("current")
+            .tokens;
         for block in [bound.tokens.expect("fresh"), more] {
             assert!(block.next.get() >= last, "life {life}: tokens only grow (F1, B7)");
             last = block.end.get();
@@ -304,7 +350,11 @@ async fn a_shorter_ttl_waits_out_the_longer_one_over_two_restarts() {
     let b = third.register(&register(2)).await.expect("free");
     assert_eq!(b.lease_ttl, Duration::from_secs(1));
     let wait = third.bind(b.service, &table("t")).await.expect_err("the old promise");
-    assert_eq!(wait.retry_after(), Some(hi(Duration::from_secs(60))), "changing a TTL waits out the old (B4)");
+    assert_eq!(
+        wait.retry_after(),
+        Some(hi(Duration::from_secs(60))),
+        "changing a TTL waits out the old (B4)"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -338,7 +388,11 @@ async fn a_caller_that_goes_away_does_not_undo_its_bind() {
     let bound = allocator.bind(a.service, &t).await.expect("bound");
     assert_eq!(bound.bind.owner, a.service);
     assert_eq!(disk.load().await.expect("load").tables.len(), 1);
-    let block = allocator.reserve_tokens(a.service, bound.bind.id, bound.bind.version).await.expect("current").tokens;
+    let block = allocator
+        .reserve_tokens(a.service, bound.bind.id, bound.bind.version)
+        .await
+        .expect("current")
+        .tokens;
     assert!(block.left() > 0, "the tokens that went with the caller are replaced");
 }
 
@@ -359,7 +413,9 @@ async fn ten_thousand_binds_at_once_take_at_most_one_write_per_hundred() {
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..10_000 {
         let (allocator, service) = (Arc::clone(&allocator), a.service);
-        tasks.spawn(async move { allocator.bind(service, &table(&format!("t{n}"))).await.expect("free") });
+        tasks.spawn(async move {
+            allocator.bind(service, &table(&format!("t{n}"))).await.expect("free")
+        });
     }
     while let Some(bound) = tasks.join_next().await {
         bound.expect("no panic");

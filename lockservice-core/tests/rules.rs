@@ -56,7 +56,9 @@ fn defined() -> BTreeSet<String> {
     let protocol = fs::read_to_string(repository().join("lockservice-core/src/docs/protocol.md"));
     let protocol = protocol.expect("the rules");
     let rules = protocol.lines().filter_map(|line| line.strip_prefix("- **"));
-    rules.filter_map(|rule| numbers(rule.split(['.', ' ']).next()?).first().map(|n| (*n).to_owned())).collect()
+    rules
+        .filter_map(|rule| numbers(rule.split(['.', ' ']).next()?).first().map(|n| (*n).to_owned()))
+        .collect()
 }
 
 #[test]
@@ -77,7 +79,11 @@ fn every_rule_that_is_cited_is_defined() {
             }
         }
     }
-    assert!(undefined.is_empty(), "cited, and not defined in protocol.md:\n{}", undefined.join("\n"));
+    assert!(
+        undefined.is_empty(),
+        "cited, and not defined in protocol.md:\n{}",
+        undefined.join("\n")
+    );
 }
 
 /// An operator has no rule book.
@@ -85,7 +91,13 @@ fn every_rule_that_is_cited_is_defined() {
 fn no_log_line_error_or_comment_in_a_database_cites_a_rule() {
     let defined = defined();
     let mut files = Vec::new();
-    for member in ["lockservice-core", "lockservice-pg", "lockservice-redis", "lockservice-rocks", "lockservice"] {
+    for member in [
+        "lockservice-core",
+        "lockservice-pg",
+        "lockservice-redis",
+        "lockservice-rocks",
+        "lockservice",
+    ] {
         collect(&repository().join(member).join("src"), &mut files);
     }
     let mut cited = Vec::new();

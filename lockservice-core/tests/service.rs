@@ -1,22 +1,27 @@
-//! What users of the service can see: transactions, sessions, and what happens to them when promises lapse.
+//! What users of the service can see: transactions, sessions, and what happens to them when
+//! promises lapse.
 //!
-//! Tokio's paused clock drives everything, the service's clock included: no test waits for real time.
+//! Tokio's paused clock drives everything, the service's clock included: no test waits for real
+//! time.
 #![cfg(not(loom))]
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Progress,
-    Registration,
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator,
+    PresentedBind, Progress, Registration,
 };
 use lockservice_core::service::{
-    Answer, Granted, LockService, LockSpec, Operation, ServiceParts, ServiceSettings, Session, TxnOp, TxnOptions,
+    Answer, Granted, LockService, LockSpec, Operation, ServiceParts, ServiceSettings, Session,
+    TxnOp, TxnOptions,
 };
 use lockservice_core::store::{BindStore, MemoryStore};
 use lockservice_core::table::WaitPolicy;
 use lockservice_core::testing::TokioClock;
-use lockservice_core::{CommitAttempt, ErrorKind, Key, LockItem, LockMode, NodeName, Nonce, Result, TableRef, TxnId};
+use lockservice_core::{
+    CommitAttempt, ErrorKind, Key, LockItem, LockMode, NodeName, Nonce, Result, TableRef, TxnId,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -30,11 +35,17 @@ async fn allocator() -> Arc<LocalAllocator> {
 
 async fn allocator_with(settings: AllocatorSettings) -> Arc<LocalAllocator> {
     let store: Arc<dyn BindStore> = Arc::new(MemoryStore::new(1));
-    LocalAllocator::open(store, Arc::new(TokioClock::new()), settings, node()).await.expect("a fresh store opens")
+    LocalAllocator::open(store, Arc::new(TokioClock::new()), settings, node())
+        .await
+        .expect("a fresh store opens")
 }
 
 fn parts(allocator: &Arc<LocalAllocator>) -> ServiceParts {
-    ServiceParts::new(Arc::clone(allocator) as Arc<dyn LockTableAllocator>, Arc::new(TokioClock::new()), node())
+    ServiceParts::new(
+        Arc::clone(allocator) as Arc<dyn LockTableAllocator>,
+        Arc::new(TokioClock::new()),
+        node(),
+    )
 }
 
 async fn service() -> (LockService, Arc<LocalAllocator>) {
@@ -165,7 +176,11 @@ async fn a_release_says_how_much_went() {
     let (service, _allocator) = service().await;
     let session = open(&service);
     let rows = |names: &[&str]| names.iter().map(|name| row(name)).collect::<Vec<_>>();
-    locked(session.submit(op(1, 1), Operation::Lock(LockSpec::new(table(), rows(&["a", "b", "c"])))).await);
+    locked(
+        session
+            .submit(op(1, 1), Operation::Lock(LockSpec::new(table(), rows(&["a", "b", "c"]))))
+            .await,
+    );
     let items = rows(&["a", "z"]);
     let unlock = Operation::Unlock { table: table(), items, commit_ts: None };
     assert_eq!(released(session.submit(op(1, 2), unlock).await), 1);
@@ -189,10 +204,14 @@ async fn a_label_that_is_too_long_is_refused() {
 async fn a_wait_that_the_ceiling_shortened_names_it() {
     let allocator = allocator().await;
     let settings = ServiceSettings { wait_ms_max: 2_000, ..ServiceSettings::default() };
-    let service = LockService::start(ServiceParts { settings, ..parts(&allocator) }).await.expect("it starts");
+    let service = LockService::start(ServiceParts { settings, ..parts(&allocator) })
+        .await
+        .expect("it starts");
     let (a, b) = (open(&service), open(&service));
     locked(a.submit(op(1, 1), Operation::Lock(spec("k"))).await);
-    for (number, asked, named) in [(1, None, true), (2, Some(3_600 * SECOND), true), (3, Some(SECOND), false)] {
+    for (number, asked, named) in
+        [(1, None, true), (2, Some(3_600 * SECOND), true), (3, Some(SECOND), false)]
+    {
         let spec = LockSpec { timeout: asked, ..spec("k") };
         let error = b.submit(op(number, 1), Operation::Lock(spec)).await.expect_err("held");
         assert_eq!(error.kind(), ErrorKind::Timeout);
@@ -206,7 +225,8 @@ async fn a_client_may_leave_all_numbers_to_the_service() {
     let session = open(&service);
     let (first, id) = session.begin(&TxnOptions::default()).expect("begin");
     let (second, _) = session.begin(&TxnOptions::default()).expect("begin");
-    // The later one is used first, and more than the kept answers of a numbered transaction would allow.
+    // The later one is used first, and more than the kept answers of a numbered transaction would
+    // allow.
     for n in 0..1_000 {
         locked(session.submit(op(second, 0), Operation::Lock(spec(&format!("k{n}")))).await);
     }
@@ -218,13 +238,22 @@ async fn a_client_may_leave_all_numbers_to_the_service() {
     let end = Operation::End { commit_ts: None };
     assert_eq!(released(session.submit(op(second, 0), end.clone()).await), 1_000);
     // One side numbers.
-    let mixed = session.submit(op(first, 7), Operation::Lock(spec("k"))).await.expect_err("it numbers nothing itself");
+    let mixed = session
+        .submit(op(first, 7), Operation::Lock(spec("k")))
+        .await
+        .expect_err("it numbers nothing itself");
     assert_eq!(mixed.kind(), ErrorKind::InvalidArgument);
-    let mixed = session.submit(op(9, 1), Operation::Lock(spec("k"))).await.expect_err("its transactions are begun");
+    let mixed = session
+        .submit(op(9, 1), Operation::Lock(spec("k")))
+        .await
+        .expect_err("its transactions are begun");
     assert_eq!(mixed.kind(), ErrorKind::InvalidArgument);
     let other = open(&service);
     locked(other.submit(op(1, 1), Operation::Lock(spec("k"))).await);
-    assert_eq!(other.begin(&TxnOptions::default()).expect_err("it numbers itself").kind(), ErrorKind::InvalidArgument);
+    assert_eq!(
+        other.begin(&TxnOptions::default()).expect_err("it numbers itself").kind(),
+        ErrorKind::InvalidArgument
+    );
     assert_eq!(released(session.submit(op(first, 0), end).await), 1);
 }
 
@@ -249,7 +278,10 @@ async fn operations_take_effect_in_the_order_of_their_numbers() {
     let session = open(&service);
     locked(session.submit(op(1, 1), Operation::Lock(spec("a"))).await);
     let third = session.submit(op(1, 3), Operation::End { commit_ts: None });
-    let second = session.submit(op(1, 2), Operation::Unlock { table: table(), items: vec![row("a")], commit_ts: None });
+    let second = session.submit(
+        op(1, 2),
+        Operation::Unlock { table: table(), items: vec![row("a")], commit_ts: None },
+    );
     done(second.await);
     done(third.await);
     assert!(service.locks(None).is_empty());
@@ -269,7 +301,8 @@ async fn undo_cancels_a_wait_and_takes_a_grant_back_and_nothing_else() {
     // A grant.
     locked(session.submit(op(2, 4), Operation::Lock(spec("c"))).await);
     done(session.submit(op(2, 5), Operation::Undo { sequence: 4 }).await);
-    let held: Vec<String> = service.locks(None).iter().map(|lock| lock.info.item.to_string()).collect();
+    let held: Vec<String> =
+        service.locks(None).iter().map(|lock| lock.info.item.to_string()).collect();
     assert_eq!(held, ["a", "b"]);
     // One that arrives after its undo.
     let undo = session.submit(op(2, 7), Operation::Undo { sequence: 6 });
@@ -299,7 +332,10 @@ async fn a_silent_session_keeps_its_locks_for_its_ttl_and_not_longer() {
     let next = service.begin(TxnOptions::default()).expect("begin");
     next.lock(spec("k")).await.expect("given away in the end");
     let waited = start.elapsed();
-    assert!(waited >= 2 * SECOND, "given away after {waited:?}, before the client can have noticed");
+    assert!(
+        waited >= 2 * SECOND,
+        "given away after {waited:?}, before the client can have noticed"
+    );
     assert!(waited < 3 * SECOND, "kept for {waited:?}");
     assert_eq!(session.lost().await.kind(), ErrorKind::SessionLost);
     assert_eq!(session.renew().expect_err("lapsed").kind(), ErrorKind::SessionLost);
@@ -365,23 +401,30 @@ async fn a_commit_in_flight_keeps_the_locks_of_a_lost_session() {
     let start = tokio::time::Instant::now();
     let next = service.begin(TxnOptions::default()).expect("begin");
     next.lock(spec("k")).await.expect("released in the end");
-    assert!(start.elapsed() >= admitted.commit_before, "given away while its write could still land");
+    assert!(
+        start.elapsed() >= admitted.commit_before,
+        "given away while its write could still land"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_transaction_that_cannot_be_fenced_yet_does_not_keep_the_locks_of_the_others() {
-    let allocator = allocator_with(AllocatorSettings { commits_max: 1, ..AllocatorSettings::default() }).await;
+    let allocator =
+        allocator_with(AllocatorSettings { commits_max: 1, ..AllocatorSettings::default() }).await;
     let service = LockService::start(parts(&allocator)).await.expect("the service starts");
     let session = open(&service);
     let stuck = locked(session.submit(validating(1, 1), Operation::Lock(spec("stuck"))).await);
     locked(session.submit(validating(2, 1), Operation::Lock(spec("free"))).await);
-    // Commits in flight fill the stripe of the first one up, and leave that of the second one alone.
+    // Commits in flight fill the stripe of the first one up, and leave that of the second one
+    // alone.
     let stripe = |txn: TxnId| (txn.counter >> 1) % 64;
     let options = TxnOptions { validates: true, label: String::new() };
-    let others: Vec<_> = (0..64 * 64).map(|_| service.begin(options.clone()).expect("begin")).collect();
+    let others: Vec<_> =
+        (0..64 * 64).map(|_| service.begin(options.clone()).expect("begin")).collect();
     for txn in others.iter().filter(|txn| stripe(txn.id()) == stripe(stuck.txn)) {
         let asked = CommitWindow { least: Duration::from_millis(1), most: SECOND };
-        let request = BeginCommit { txn: txn.id(), binds: Vec::new(), attempt: CommitAttempt::new(1), asked };
+        let request =
+            BeginCommit { txn: txn.id(), binds: Vec::new(), attempt: CommitAttempt::new(1), asked };
         allocator.begin_commit(&request).await.expect("room");
     }
     session.close().await;
@@ -417,14 +460,20 @@ async fn history_is_unknown_to_transactions_older_than_the_bind() {
 async fn a_snapshot_older_than_a_forced_release_is_told_however_late_its_session_begins() {
     let (service, _allocator) = service().await;
     let dies = service.open_session(Some(SECOND), "dies").expect("a session");
-    // Another holder's release may tell nothing: that there was one is told to everybody whose snapshot may be older.
+    // Another holder's release may tell nothing: that there was one is told to everybody whose
+    // snapshot may be older.
     locked(dies.submit(op(1, 1), Operation::Lock(spec("k"))).await);
     dies.lost().await;
     let holder = open(&service);
     locked(holder.submit(op(1, 1), Operation::Lock(spec("k"))).await);
     done(holder.submit(op(1, 2), Operation::End { commit_ts: Some(9) }).await);
     tokio::time::sleep(10 * SECOND).await;
-    let ages = [(None, true), (Some(11 * SECOND), true), (Some(10 * SECOND), true), (Some(9 * SECOND), false)];
+    let ages = [
+        (None, true),
+        (Some(11 * SECOND), true),
+        (Some(10 * SECOND), true),
+        (Some(9 * SECOND), false),
+    ];
     for (age, unknown) in ages {
         let session = open(&service);
         let spec = LockSpec { snapshot_age: age, ..spec("k") };
@@ -444,14 +493,18 @@ async fn a_snapshot_ages_while_its_call_waits_for_its_turn_and_for_the_lock() {
     tokio::time::sleep(SECOND).await;
     let dies = service.open_session(Some(SECOND), "dies").expect("a session");
     locked(dies.submit(op(1, 1), Operation::Lock(spec("l"))).await);
-    let fresh = |name| Operation::Lock(LockSpec { snapshot_age: Some(Duration::ZERO), ..spec(name) });
+    let fresh =
+        |name| Operation::Lock(LockSpec { snapshot_age: Some(Duration::ZERO), ..spec(name) });
     let first = session.submit(op(1, 1), fresh("k"));
     let second = session.submit(op(1, 2), fresh("m"));
     dies.lost().await;
     tokio::time::sleep(SECOND).await;
     done(holder.submit(op(1, 2), Operation::End { commit_ts: None }).await);
     for granted in [locked(first.await), locked(second.await)] {
-        assert!(granted.grant.history_unknown, "the snapshot was begun before the other's locks were taken away");
+        assert!(
+            granted.grant.history_unknown,
+            "the snapshot was begun before the other's locks were taken away"
+        );
     }
 }
 
@@ -468,7 +521,10 @@ async fn shutdown_ends_waits_waits_for_the_sessions_and_resigns() {
         session.close().await;
     });
     assert!(stopped.expect("stopped").resigned);
-    assert_eq!(service.begin(TxnOptions::default()).expect_err("sealed").kind(), ErrorKind::ShuttingDown);
+    assert_eq!(
+        service.begin(TxnOptions::default()).expect_err("sealed").kind(),
+        ErrorKind::ShuttingDown
+    );
 
     // After a clean stop the table is granted anew at once.
     let next = LockService::start(parts(&allocator)).await.expect("the name is free");
@@ -487,9 +543,11 @@ async fn a_shutdown_that_a_session_does_not_confirm_does_not_resign() {
     assert!(!stopped.resigned);
     assert_eq!(session.lost().await.kind(), ErrorKind::ShuttingDown);
 
-    // The next incarnation of this process waits the old lease out before it grants the table (B3), and can grant others.
+    // The next incarnation of this process waits the old lease out before it grants the table (B3),
+    // and can grant others.
     let replaces = Some((service.id(), service.nonce()));
-    let next = LockService::start(ServiceParts { replaces, ..parts(&allocator) }).await.expect("replaced");
+    let next =
+        LockService::start(ServiceParts { replaces, ..parts(&allocator) }).await.expect("replaced");
     let txn = next.begin(TxnOptions::default()).expect("begin");
     let refused = txn.lock(nowait("k")).await.expect_err("its last owner may be at work");
     assert_eq!(refused.kind(), ErrorKind::Reassigning);
@@ -508,11 +566,15 @@ async fn a_service_that_cannot_renew_seals_itself_before_its_tables_are_given_aw
     let waiting = session.submit(op(2, 1), Operation::Lock(spec("k")));
     // Another process takes the name over, as after a restart: the next renewal is refused.
     let replaces = Some((service.id(), service.nonce()));
-    let next = LockService::start(ServiceParts { replaces, ..parts(&allocator) }).await.expect("replaced");
+    let next =
+        LockService::start(ServiceParts { replaces, ..parts(&allocator) }).await.expect("replaced");
     assert_eq!(service.sealed().await.kind(), ErrorKind::LeaseLost);
     assert_eq!(waiting.await.expect_err("sealed").kind(), ErrorKind::LeaseLost);
     assert_eq!(session.lost().await.kind(), ErrorKind::LeaseLost);
-    assert_eq!(service.begin(TxnOptions::default()).expect_err("sealed").kind(), ErrorKind::LeaseLost);
+    assert_eq!(
+        service.begin(TxnOptions::default()).expect_err("sealed").kind(),
+        ErrorKind::LeaseLost
+    );
     let txn = next.begin(TxnOptions::default()).expect("begin");
     txn.lock(spec("k")).await.expect("granted anew");
 }
@@ -550,12 +612,19 @@ async fn a_deadlock_names_its_whole_cycle_and_one_is_told() {
 async fn narrow_service() -> (LockService, Arc<LocalAllocator>) {
     let allocator = allocator().await;
     let settings = ServiceSettings { ops_per_txn_max: 4, ..ServiceSettings::default() };
-    (LockService::start(ServiceParts { settings, ..parts(&allocator) }).await.expect("the service starts"), allocator)
+    (
+        LockService::start(ServiceParts { settings, ..parts(&allocator) })
+            .await
+            .expect("the service starts"),
+        allocator,
+    )
 }
 
 /// What an operation that must not hang is answered.
 async fn soon(answer: impl Future<Output = Result<Answer>>) -> Result<Answer> {
-    tokio::time::timeout(SECOND, answer).await.expect("it is answered, not left to wait for what never comes")
+    tokio::time::timeout(SECOND, answer)
+        .await
+        .expect("it is answered, not left to wait for what never comes")
 }
 
 #[tokio::test(start_paused = true)]
@@ -565,7 +634,9 @@ async fn a_refused_operation_leaves_no_hole_in_the_order() {
     for sequence in 1..=4 {
         locked(session.submit(op(1, sequence), Operation::Lock(spec(&sequence.to_string()))).await);
     }
-    let refused = soon(session.submit(op(1, 5), Operation::Lock(spec("5")))).await.expect_err("nothing acknowledged");
+    let refused = soon(session.submit(op(1, 5), Operation::Lock(spec("5"))))
+        .await
+        .expect_err("nothing acknowledged");
     assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
     let acked = TxnOp { acked: 5, ..op(1, 6) };
     locked(soon(session.submit(acked, Operation::Lock(spec("6")))).await);
@@ -579,14 +650,19 @@ async fn a_transaction_ends_however_much_of_it_is_unacknowledged_or_never_arrive
     let (service, _allocator) = narrow_service().await;
     let session = open(&service);
     for sequence in 1..=20 {
-        let _ = soon(session.submit(op(1, sequence), Operation::Lock(spec(&sequence.to_string())))).await;
+        let _ = soon(session.submit(op(1, sequence), Operation::Lock(spec(&sequence.to_string()))))
+            .await;
     }
     let acked = TxnOp { acked: 20, ..op(1, 21) };
-    let refused = soon(session.submit(acked, Operation::Lock(spec("k")))).await.expect_err("only its end is left");
+    let refused = soon(session.submit(acked, Operation::Lock(spec("k"))))
+        .await
+        .expect_err("only its end is left");
     assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
     done(soon(session.submit(op(1, 30), Operation::End { commit_ts: None })).await);
     assert!(service.locks(None).is_empty());
-    let late = soon(session.submit(op(1, 25), Operation::Lock(spec("k")))).await.expect_err("it has ended");
+    let late = soon(session.submit(op(1, 25), Operation::Lock(spec("k"))))
+        .await
+        .expect_err("it has ended");
     assert_eq!(late.kind(), ErrorKind::TxnNotFound);
 }
 
@@ -594,12 +670,16 @@ async fn a_transaction_ends_however_much_of_it_is_unacknowledged_or_never_arrive
 async fn a_transaction_that_could_not_begin_has_ended() {
     let allocator = allocator().await;
     let settings = ServiceSettings { txns_per_session_max: 1, ..ServiceSettings::default() };
-    let service = LockService::start(ServiceParts { settings, ..parts(&allocator) }).await.expect("the service starts");
+    let service = LockService::start(ServiceParts { settings, ..parts(&allocator) })
+        .await
+        .expect("the service starts");
     let session = open(&service);
     locked(session.submit(op(1, 1), Operation::Lock(spec("a"))).await);
-    let refused = session.submit(op(2, 1), Operation::Lock(spec("b"))).await.expect_err("one too many");
+    let refused =
+        session.submit(op(2, 1), Operation::Lock(spec("b"))).await.expect_err("one too many");
     assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
-    let again = session.submit(op(2, 2), Operation::Lock(spec("b"))).await.expect_err("it never began");
+    let again =
+        session.submit(op(2, 2), Operation::Lock(spec("b"))).await.expect_err("it never began");
     assert_eq!(again.kind(), ErrorKind::TxnNotFound);
     done(session.submit(op(2, 3), Operation::End { commit_ts: None }).await);
 }
@@ -612,7 +692,11 @@ async fn a_replayed_grant_promises_no_more_than_is_left() {
     tokio::time::sleep(3 * SECOND).await;
     let again = locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
     assert_eq!(again.grant, first.grant);
-    assert!(again.promise.guard <= SECOND, "{:?} counts from the replay, and the session ends before", again.promise);
+    assert!(
+        again.promise.guard <= SECOND,
+        "{:?} counts from the replay, and the session ends before",
+        again.promise
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -626,12 +710,15 @@ async fn what_a_later_call_was_told_it_holds_is_not_taken_back_with_an_earlier_o
     // The first call's caller had gone before it could take the answer.
     done(session.submit(op(1, 3), Operation::Undo { sequence: 1 }).await);
     let other = service.begin(TxnOptions::default()).expect("begin");
-    assert_eq!(other.lock(nowait("a")).await.expect_err("held by the second call").kind(), ErrorKind::Conflict);
+    assert_eq!(
+        other.lock(nowait("a")).await.expect_err("held by the second call").kind(),
+        ErrorKind::Conflict
+    );
     other.lock(nowait("b")).await.expect("taken back");
 }
 
-/// A session whose transaction 1 locked `a` and `b` by its call 1, and whose calls 2 and 3 were told that
-/// they hold `a`.
+/// A session whose transaction 1 locked `a` and `b` by its call 1, and whose calls 2 and 3 were
+/// told that they hold `a`.
 async fn called_again(service: &LockService) -> Session {
     let session = open(service);
     let both = LockSpec::new(table(), vec![row("a"), row("b")]);
@@ -703,7 +790,8 @@ async fn an_operation_that_is_sent_over_and_over_while_it_waits_takes_no_memory(
     let (service, _allocator) = service().await;
     let session = open(&service);
     locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
-    let waiting: Vec<_> = (0..1_000).map(|_| session.submit(op(2, 1), Operation::Lock(spec("k")))).collect();
+    let waiting: Vec<_> =
+        (0..1_000).map(|_| session.submit(op(2, 1), Operation::Lock(spec("k")))).collect();
     let refused = waiting.into_iter().last().expect("many").await.expect_err("too many of one");
     assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
     // Those whose connection has gone do not count.
@@ -729,7 +817,8 @@ async fn a_sealed_service_does_not_go_on_asking_an_allocator_that_fails() {
 #[tokio::test(start_paused = true)]
 async fn a_start_that_is_repeated_has_a_whole_lease() {
     let allocator = allocator().await;
-    let request = Registration { node: node(), nonce: Nonce::new(7), address: String::new(), replaces: None };
+    let request =
+        Registration { node: node(), nonce: Nonce::new(7), address: String::new(), replaces: None };
     let first = allocator.register(&request).await.expect("a fresh name");
     tokio::time::sleep(4 * SECOND).await;
     // The first answer was lost. Whoever asks again counts its lease from now.

@@ -1,6 +1,7 @@
 //! The local lock service keeps its promises to the sessions of its clients.
 //!
-//! Tokio's paused clock drives everything, the service's clock included: no clause waits for real time.
+//! Tokio's paused clock drives everything, the service's clock included: no clause waits for real
+//! time.
 #![cfg(not(loom))]
 
 use std::sync::Arc;
@@ -8,15 +9,22 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lockservice_core::allocator::{AllocatorSettings, BeginCommit, CannotCommit, LocalAllocator, LockTableAllocator};
+use lockservice_core::allocator::{
+    AllocatorSettings, BeginCommit, CannotCommit, LocalAllocator, LockTableAllocator,
+};
 use lockservice_core::clock::Clock;
 use lockservice_core::service::{
-    Answer, LockService, LockSpec, LockStatus, Operation, ServiceParts, Session, Stopped, TxnOp, TxnOptions, WaitStatus,
+    Answer, LockService, LockSpec, LockStatus, Operation, ServiceParts, Session, Stopped, TxnOp,
+    TxnOptions, WaitStatus,
 };
 use lockservice_core::store::MemoryStore;
 use lockservice_core::table::{Grant, WaitPolicy};
-use lockservice_core::testing::{ServiceFixture, SessionFixture, TokioClock, TxnFixture, UnparsedItem, service_suite};
-use lockservice_core::{CommitAttempt, Error, ErrorKind, Key, KeyRange, LockItem, NodeName, Result, TableRef, TxnId};
+use lockservice_core::testing::{
+    ServiceFixture, SessionFixture, TokioClock, TxnFixture, UnparsedItem, service_suite,
+};
+use lockservice_core::{
+    CommitAttempt, Error, ErrorKind, Key, KeyRange, LockItem, NodeName, Result, TableRef, TxnId,
+};
 use tokio::task::JoinHandle;
 
 #[tokio::test(start_paused = true)]
@@ -34,17 +42,27 @@ impl Local {
         let clock: Arc<dyn Clock> = Arc::new(TokioClock::new());
         let node = NodeName::new("n").expect("a name");
         let store = Arc::new(MemoryStore::new(1));
-        let allocator =
-            LocalAllocator::open(store, Arc::clone(&clock), AllocatorSettings::default(), node.clone()).await;
+        let allocator = LocalAllocator::open(
+            store,
+            Arc::clone(&clock),
+            AllocatorSettings::default(),
+            node.clone(),
+        )
+        .await;
         let allocator = allocator.expect("an empty store");
-        let parts = ServiceParts::new(Arc::clone(&allocator) as Arc<dyn LockTableAllocator>, clock, node);
+        let parts =
+            ServiceParts::new(Arc::clone(&allocator) as Arc<dyn LockTableAllocator>, clock, node);
         Self { service: LockService::start(parts).await.expect("a fresh allocator"), allocator }
     }
 }
 
 #[async_trait]
 impl ServiceFixture for Local {
-    async fn session(&self, client: &str, ttl: Option<Duration>) -> Result<Box<dyn SessionFixture>> {
+    async fn session(
+        &self,
+        client: &str,
+        ttl: Option<Duration>,
+    ) -> Result<Box<dyn SessionFixture>> {
         let session = self.service.open_session(ttl, client)?;
         let renewed = session.clone();
         let renewals = tokio::spawn(async move {
@@ -73,7 +91,9 @@ impl ServiceFixture for Local {
         };
         let items = items.into_iter().map(parse).collect::<Result<_>>()?;
         let txn = self.service.begin(TxnOptions::default())?;
-        txn.lock(LockSpec { wait: WaitPolicy::NoWait, ..LockSpec::new(table.clone(), items) }).await.map(drop)
+        txn.lock(LockSpec { wait: WaitPolicy::NoWait, ..LockSpec::new(table.clone(), items) })
+            .await
+            .map(drop)
     }
 
     async fn locks(&self, table: Option<&TableRef>) -> Result<Vec<LockStatus>> {
@@ -131,7 +151,8 @@ impl SessionFixture for LocalSession {
         tokio::select! {
             biased;
             why = self.session.lost() => why,
-            _ = self.session.stopping() => Error::new(ErrorKind::ShuttingDown, "the service is about to stop"),
+            _ = self.session.stopping() => Error::new(ErrorKind::ShuttingDown, "the service is \
+                about to stop"),
         }
     }
 
@@ -204,8 +225,15 @@ impl TxnFixture for LocalTxn {
         }
     }
 
-    async fn unlock(&self, table: &TableRef, items: &[LockItem], commit_ts: Option<u64>) -> Result<()> {
-        self.0.done(Operation::Unlock { table: table.clone(), items: items.to_vec(), commit_ts }).await
+    async fn unlock(
+        &self,
+        table: &TableRef,
+        items: &[LockItem],
+        commit_ts: Option<u64>,
+    ) -> Result<()> {
+        self.0
+            .done(Operation::Unlock { table: table.clone(), items: items.to_vec(), commit_ts })
+            .await
     }
 
     async fn end(&self, commit_ts: Option<u64>) -> Result<()> {

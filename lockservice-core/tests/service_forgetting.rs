@@ -6,17 +6,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorSettings, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
-    Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress,
-    Registration, Released, Report, ReservedTokens, TxnRange,
+    AllocatorSettings, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission,
+    CommitWindow, Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator,
+    PresentedBind, Progress, Registration, Released, Report, ReservedTokens, TxnRange,
 };
-use lockservice_core::service::{Granted, LockService, LockSpec, ServiceParts, ServiceSettings, Txn, TxnOptions};
+use lockservice_core::service::{
+    Granted, LockService, LockSpec, ServiceParts, ServiceSettings, Txn, TxnOptions,
+};
 use lockservice_core::store::MemoryStore;
 use lockservice_core::table::WaitPolicy;
 use lockservice_core::testing::TokioClock;
 use lockservice_core::{
-    BindVersion, CommitAttempt, Error, ErrorKind, Key, LockItem, NodeName, Nonce, Result, ServiceId, TableId, TableRef,
-    TxnId,
+    BindVersion, CommitAttempt, Error, ErrorKind, Key, LockItem, NodeName, Nonce, Result,
+    ServiceId, TableId, TableRef, TxnId,
 };
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
@@ -69,10 +71,20 @@ impl LockTableAllocator for Lossy {
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
         self.inner.bind(service, table).await
     }
-    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
+    async fn reserve_tokens(
+        &self,
+        service: ServiceId,
+        table: TableId,
+        version: BindVersion,
+    ) -> Result<ReservedTokens> {
         self.inner.reserve_tokens(service, table, version).await
     }
-    async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
+    async fn keepalive(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        told: Progress,
+    ) -> Result<LeaseAck> {
         self.inner.keepalive(service, nonce, told).await
     }
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
@@ -96,7 +108,12 @@ impl LockTableAllocator for Lossy {
     async fn report(&self, report: &Report) -> Result<Progress> {
         self.inner.report(report).await
     }
-    async fn report_txns(&self, service: ServiceId, nonce: Nonce, range: TxnRange) -> Result<Progress> {
+    async fn report_txns(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        range: TxnRange,
+    ) -> Result<Progress> {
         self.inner.report_txns(service, nonce, range).await
     }
     async fn status(&self) -> Result<AllocatorStatus> {
@@ -118,7 +135,9 @@ impl Stage {
     async fn with_idle(idle: Duration) -> Self {
         let (store, clock) = (Arc::new(MemoryStore::new(1)), Arc::new(TokioClock::new()));
         let settings = AllocatorSettings::default();
-        let inner = LocalAllocator::open(store, clock, settings, name("leader")).await.expect("a fresh store");
+        let inner = LocalAllocator::open(store, clock, settings, name("leader"))
+            .await
+            .expect("a fresh store");
         let allocator = Arc::new(Lossy { inner, fates: Mutex::default() });
         let service = Self::start(&allocator, "a", idle).await;
         Self { allocator, service }
@@ -127,7 +146,10 @@ impl Stage {
     async fn start(allocator: &Arc<Lossy>, node: &str, idle: Duration) -> LockService {
         let of: Arc<dyn LockTableAllocator> = Arc::<Lossy>::clone(allocator);
         let parts = ServiceParts::new(of, Arc::new(TokioClock::new()), name(node));
-        let settings = ServiceSettings { table_idle_ms: idle.as_millis() as u64, ..ServiceSettings::default() };
+        let settings = ServiceSettings {
+            table_idle_ms: idle.as_millis() as u64,
+            ..ServiceSettings::default()
+        };
         LockService::start(ServiceParts { settings, ..parts }).await.expect("it starts")
     }
 
@@ -203,7 +225,10 @@ async fn a_table_is_kept_while_anything_is_locked_and_its_time_begins_with_its_l
         sleep(HOUR / 4).await;
         assert!(stage.knows("held").await && stage.knows("used").await);
     }
-    assert_eq!(txn.lock(spec("held", "k")).await.expect("still its own").grant.token, held.grant.token);
+    assert_eq!(
+        txn.lock(spec("held", "k")).await.expect("still its own").grant.token,
+        held.grant.token
+    );
     let ended = Instant::now();
     txn.end(None);
     stage.forgotten("held").await;
@@ -289,7 +314,8 @@ async fn a_table_on_which_a_commit_is_in_flight_is_served_on_the_same_bind() {
     stage.allocator.finish_commit(granted.txn, CommitAttempt::new(1)).await.expect("admitted");
     txn.end(None);
     stage.service.drop_table(&table("t")).await.expect("nothing is in the way");
-    let late = stage.allocator.begin_commit(&commit(&granted, SECOND)).await.expect_err("forgotten");
+    let late =
+        stage.allocator.begin_commit(&commit(&granted, SECOND)).await.expect_err("forgotten");
     assert!(matches!(late.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit), "{late:?}");
 }
 
@@ -303,7 +329,11 @@ async fn after_a_lost_release_a_refusal_is_not_taken_for_the_last_word() {
     *stage.allocator.fates.lock() = vec![Fate::Lost];
     let began = Instant::now();
     stage.service.drop_table(&table("t")).await.expect("it is asked again until it is done");
-    assert!(began.elapsed() >= SECOND * 3, "the commit's time was waited for: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() >= SECOND * 3,
+        "the commit's time was waited for: {:?}",
+        began.elapsed()
+    );
     assert!(!stage.knows("t").await);
 }
 
@@ -355,7 +385,10 @@ async fn an_earlier_bind_that_arrives_after_a_later_one_was_dropped_is_given_up_
     assert!(late.grant.bind.version > early.version);
     stage.service.drop_table(&table("late")).await.expect("free");
     let granted = stage.touch("early").await;
-    assert!(granted.grant.bind.version > late.grant.bind.version, "B5, with one number for all that was dropped");
+    assert!(
+        granted.grant.bind.version > late.grant.bind.version,
+        "B5, with one number for all that was dropped"
+    );
 }
 
 #[tokio::test(start_paused = true)]

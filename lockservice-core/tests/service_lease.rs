@@ -1,6 +1,8 @@
-//! The lease under a service: how it is kept while the allocator hangs, is slow or fails, and how it is given up.
+//! The lease under a service: how it is kept while the allocator hangs, is slow or fails, and how
+//! it is given up.
 //!
-//! Tokio's paused clock drives everything, the service's clock included: no test waits for real time.
+//! Tokio's paused clock drives everything, the service's clock included: no test waits for real
+//! time.
 #![cfg(not(loom))]
 
 use std::sync::Arc;
@@ -8,17 +10,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorSettings, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
-    Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress,
-    Registration, Released, Report, ReservedTokens, TxnRange,
+    AllocatorSettings, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission,
+    CommitWindow, Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator,
+    PresentedBind, Progress, Registration, Released, Report, ReservedTokens, TxnRange,
 };
 use lockservice_core::clock::lo;
 use lockservice_core::service::{LockService, LockSpec, ServiceParts, TxnOptions};
 use lockservice_core::store::MemoryStore;
 use lockservice_core::testing::TokioClock;
 use lockservice_core::{
-    BindVersion, CommitAttempt, Error, ErrorKind, Key, LockItem, NodeName, Nonce, Result, ServiceId, TableId, TableRef,
-    TxnId,
+    BindVersion, CommitAttempt, Error, ErrorKind, Key, LockItem, NodeName, Nonce, Result,
+    ServiceId, TableId, TableRef, TxnId,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -37,7 +39,8 @@ enum Mood {
     Fails,
 }
 
-/// A local allocator whose renewals are as well as they are told to be. Its mood counts from the moment of the request.
+/// A local allocator whose renewals are as well as they are told to be. Its mood counts from the
+/// moment of the request.
 #[derive(Debug)]
 struct Moody {
     inner: Arc<LocalAllocator>,
@@ -49,7 +52,12 @@ struct Moody {
 
 #[async_trait]
 impl LockTableAllocator for Moody {
-    async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
+    async fn keepalive(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        told: Progress,
+    ) -> Result<LeaseAck> {
         self.asked.send_modify(|asked| asked.push(Instant::now()));
         let mood = *self.mood.borrow();
         match mood {
@@ -78,7 +86,12 @@ impl LockTableAllocator for Moody {
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
         self.inner.bind(service, table).await
     }
-    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
+    async fn reserve_tokens(
+        &self,
+        service: ServiceId,
+        table: TableId,
+        version: BindVersion,
+    ) -> Result<ReservedTokens> {
         self.inner.reserve_tokens(service, table, version).await
     }
     async fn release_table(
@@ -107,7 +120,12 @@ impl LockTableAllocator for Moody {
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
         self.inner.cannot_commit(txns).await
     }
-    async fn report_txns(&self, service: ServiceId, nonce: Nonce, range: TxnRange) -> Result<Progress> {
+    async fn report_txns(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        range: TxnRange,
+    ) -> Result<Progress> {
         self.inner.report_txns(service, nonce, range).await
     }
     async fn status(&self) -> Result<AllocatorStatus> {
@@ -121,14 +139,18 @@ fn node() -> NodeName {
 
 async fn allocator(resigning_hangs: bool) -> Arc<Moody> {
     let (store, clock) = (Arc::new(MemoryStore::new(1)), Arc::new(TokioClock::new()));
-    let inner = LocalAllocator::open(store, clock, AllocatorSettings::default(), node()).await.expect("a fresh store");
+    let inner = LocalAllocator::open(store, clock, AllocatorSettings::default(), node())
+        .await
+        .expect("a fresh store");
     let (mood, asked) = (watch::Sender::new(Mood::Fine), watch::Sender::new(Vec::new()));
     Arc::new(Moody { inner, mood, asked, resigning_hangs })
 }
 
 async fn start(allocator: &Arc<Moody>) -> LockService {
     let allocator: Arc<dyn LockTableAllocator> = Arc::<Moody>::clone(allocator);
-    LockService::start(ServiceParts::new(allocator, Arc::new(TokioClock::new()), node())).await.expect("it starts")
+    LockService::start(ServiceParts::new(allocator, Arc::new(TokioClock::new()), node()))
+        .await
+        .expect("it starts")
 }
 
 fn row() -> LockSpec {
@@ -136,7 +158,8 @@ fn row() -> LockSpec {
     LockSpec::new(TableRef::new("g", "t").expect("names"), vec![LockItem::Row(key)])
 }
 
-/// Waits until the allocator was asked to renew `times` in all, as it must be before the lease is over.
+/// Waits until the allocator was asked to renew `times` in all, as it must be before the lease is
+/// over.
 async fn asked(allocator: &Moody, times: usize) {
     let mut asked = allocator.asked.subscribe();
     let asked = tokio::time::timeout(LEASE, asked.wait_for(|asked| asked.len() >= times)).await;
@@ -171,9 +194,13 @@ async fn a_slow_answer_renews_and_counts_from_its_own_request() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let guard = txn.promise().expect("the lease is kept").guard;
         let now = Instant::now();
-        let answered = allocator.asked.borrow().iter().rev().find(|sent| **sent + late <= now).copied();
+        let answered =
+            allocator.asked.borrow().iter().rev().find(|sent| **sent + late <= now).copied();
         if let Some(sent) = answered {
-            assert!(guard <= LEASE - (now - sent), "{guard:?} is more than is left of the lease last acknowledged");
+            assert!(
+                guard <= LEASE - (now - sent),
+                "{guard:?} is more than is left of the lease last acknowledged"
+            );
         }
     }
 }
@@ -188,7 +215,11 @@ async fn without_any_answer_it_seals_at_the_end_of_the_last_acknowledged_lease()
         allocator.mood.send_replace(mood);
         assert_eq!(service.sealed().await.kind(), ErrorKind::LeaseLost, "{mood:?}");
         let (sealed, due) = (Instant::now(), last + lo(LEASE));
-        assert!(sealed >= due && sealed < due + Duration::from_millis(5), "{mood:?}: {:?}", sealed - last);
+        assert!(
+            sealed >= due && sealed < due + Duration::from_millis(5),
+            "{mood:?}: {:?}",
+            sealed - last
+        );
         let tries = allocator.asked.borrow().len() - 2;
         assert!((3..=8).contains(&tries), "{mood:?}: tried {tries} times");
     }
@@ -224,13 +255,19 @@ async fn a_lease_that_ends_during_a_stop_does_not_make_it_a_loss() {
     allocator.mood.send_replace(Mood::Hangs);
     let stopped = service.shutdown(20 * SECOND).await.expect("stopped");
     assert!(!stopped.resigned, "nobody confirmed (P5)");
-    for why in [service.sealed().await, session.lost().await, session.renew().expect_err("sealed")] {
-        assert_eq!(why.kind(), ErrorKind::ShuttingDown, "a host would start a new incarnation: {why}");
+    for why in [service.sealed().await, session.lost().await, session.renew().expect_err("sealed")]
+    {
+        assert_eq!(
+            why.kind(),
+            ErrorKind::ShuttingDown,
+            "a host would start a new incarnation: {why}"
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_allocator_that_does_not_answer_a_resignation_holds_a_stop_up_no_longer_than_the_lease() {
+async fn an_allocator_that_does_not_answer_a_resignation_holds_a_stop_up_no_longer_than_the_lease()
+{
     let allocator = allocator(true).await;
     let service = start(&allocator).await;
     let stopped = tokio::time::timeout(2 * LEASE, service.shutdown(SECOND)).await.expect("it ends");

@@ -1,6 +1,8 @@
-//! Calls that wait for their table to be bound, for a token, or for their turn: in order, seen, and within their time.
+//! Calls that wait for their table to be bound, for a token, or for their turn: in order, seen, and
+//! within their time.
 //!
-//! Tokio's paused clock drives everything, the service's clock included: no test waits for real time.
+//! Tokio's paused clock drives everything, the service's clock included: no test waits for real
+//! time.
 #![cfg(not(loom))]
 
 use std::sync::Arc;
@@ -9,20 +11,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorSettings, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
-    Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator, PresentedBind, Progress,
-    Registration, Released, Report, ReservedTokens, TxnRange,
+    AllocatorSettings, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission,
+    CommitWindow, Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator,
+    PresentedBind, Progress, Registration, Released, Report, ReservedTokens, TxnRange,
 };
 use lockservice_core::clock::hi;
 use lockservice_core::service::{
-    Answer, LockService, LockSpec, Operation, ServiceParts, Session, TxnOp, TxnOptions, WaitNotices, Waiting, WaitsFor,
+    Answer, LockService, LockSpec, Operation, ServiceParts, Session, TxnOp, TxnOptions,
+    WaitNotices, Waiting, WaitsFor,
 };
 use lockservice_core::store::MemoryStore;
 use lockservice_core::table::WaitPolicy;
 use lockservice_core::testing::TokioClock;
 use lockservice_core::{
-    BindVersion, CommitAttempt, Error, ErrorKind, Key, LockItem, NodeName, Nonce, Result, ServiceId, TableId, TableRef,
-    TxnId,
+    BindVersion, CommitAttempt, Error, ErrorKind, Key, LockItem, NodeName, Nonce, Result,
+    ServiceId, TableId, TableRef, TxnId,
 };
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
@@ -51,13 +54,23 @@ impl LockTableAllocator for Stubborn {
         let tokens = bound.tokens.filter(|_| !self.no_tokens.load(Ordering::Relaxed));
         Ok(BoundTable { tokens, ..bound })
     }
-    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
+    async fn reserve_tokens(
+        &self,
+        service: ServiceId,
+        table: TableId,
+        version: BindVersion,
+    ) -> Result<ReservedTokens> {
         if self.no_tokens.load(Ordering::Relaxed) {
             std::future::pending().await
         }
         self.inner.reserve_tokens(service, table, version).await
     }
-    async fn keepalive(&self, service: ServiceId, nonce: Nonce, told: Progress) -> Result<LeaseAck> {
+    async fn keepalive(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        told: Progress,
+    ) -> Result<LeaseAck> {
         self.inner.keepalive(service, nonce, told).await
     }
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
@@ -95,7 +108,12 @@ impl LockTableAllocator for Stubborn {
     async fn report(&self, report: &Report) -> Result<Progress> {
         self.inner.report(report).await
     }
-    async fn report_txns(&self, service: ServiceId, nonce: Nonce, range: TxnRange) -> Result<Progress> {
+    async fn report_txns(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        range: TxnRange,
+    ) -> Result<Progress> {
         self.inner.report_txns(service, nonce, range).await
     }
     async fn status(&self) -> Result<AllocatorStatus> {
@@ -110,11 +128,20 @@ fn name(node: &str) -> NodeName {
 async fn allocator() -> Arc<Stubborn> {
     let (store, clock) = (Arc::new(MemoryStore::new(1)), Arc::new(TokioClock::new()));
     let settings = AllocatorSettings::default();
-    let inner = LocalAllocator::open(store, clock, settings, name("leader")).await.expect("a fresh store");
-    Arc::new(Stubborn { inner, bind_hangs: AtomicBool::new(false), no_tokens: AtomicBool::new(false) })
+    let inner =
+        LocalAllocator::open(store, clock, settings, name("leader")).await.expect("a fresh store");
+    Arc::new(Stubborn {
+        inner,
+        bind_hangs: AtomicBool::new(false),
+        no_tokens: AtomicBool::new(false),
+    })
 }
 
-async fn start(allocator: &Arc<Stubborn>, node: &str, replaces: Option<(ServiceId, Nonce)>) -> LockService {
+async fn start(
+    allocator: &Arc<Stubborn>,
+    node: &str,
+    replaces: Option<(ServiceId, Nonce)>,
+) -> LockService {
     let allocator: Arc<dyn LockTableAllocator> = Arc::<Stubborn>::clone(allocator);
     let parts = ServiceParts::new(allocator, Arc::new(TokioClock::new()), name(node));
     LockService::start(ServiceParts { replaces, ..parts }).await.expect("it starts")
@@ -122,7 +149,12 @@ async fn start(allocator: &Arc<Stubborn>, node: &str, replaces: Option<(ServiceI
 
 /// An incarnation of `node` that owns the table, and of which nothing is heard any more.
 async fn owner(allocator: &Stubborn, node: &str) -> (ServiceId, BoundTable) {
-    let register = Registration { node: name(node), nonce: Nonce::new(1), address: String::new(), replaces: None };
+    let register = Registration {
+        node: name(node),
+        nonce: Nonce::new(1),
+        address: String::new(),
+        replaces: None,
+    };
     let service = allocator.inner.register(&register).await.expect("a free name").service;
     (service, allocator.inner.bind(service, &table()).await.expect("a free table"))
 }
@@ -195,7 +227,10 @@ async fn those_who_wait_out_an_old_lease_are_seen_and_come_in_as_they_came() {
         match txn.lock(no_wait("k")).await {
             Ok(_) => break came_in.lock().len(),
             Err(e) => {
-                assert!(matches!(e.kind(), ErrorKind::Reassigning | ErrorKind::Conflict | ErrorKind::Unavailable))
+                assert!(matches!(
+                    e.kind(),
+                    ErrorKind::Reassigning | ErrorKind::Conflict | ErrorKind::Unavailable
+                ))
             }
         }
         sleep(MS / 2).await;
@@ -230,7 +265,8 @@ async fn a_wait_shorter_than_the_rest_of_a_lease_is_waited_and_then_told_the_res
 async fn a_call_that_gives_up_leaves_its_place_in_the_line_to_the_next() {
     let allocator = allocator().await;
     let (service, _) = restarted(&allocator).await;
-    let txns: Vec<_> = (0..3).map(|_| service.begin(TxnOptions::default()).expect("it serves")).collect();
+    let txns: Vec<_> =
+        (0..3).map(|_| service.begin(TxnOptions::default()).expect("it serves")).collect();
     let mut first = Box::pin(txns[0].lock(spec("k")));
     let mut second = Box::pin(txns[1].lock(spec("k")));
     tokio::select! {
@@ -261,7 +297,8 @@ async fn whoever_asks_while_the_owner_resigns_is_served_when_that_has_landed() {
         };
         allocator.begin_commit(&in_flight).await.expect("the owner is alive");
         let resigning = Arc::clone(&allocator);
-        let resigned = tokio::spawn(async move { resigning.resign(stopping, Nonce::new(1)).await.map(drop) });
+        let resigned =
+            tokio::spawn(async move { resigning.resign(stopping, Nonce::new(1)).await.map(drop) });
         sleep(10 * MS).await;
         let finish = async {
             sleep(commit_takes).await;
@@ -277,7 +314,10 @@ async fn whoever_asks_while_the_owner_resigns_is_served_when_that_has_landed() {
         let (landed, served) = tokio::join!(finish, lock);
         let late = served.saturating_duration_since(landed);
         let most = if commit_takes < SECOND { 10 * MS } else { SECOND };
-        assert!(late <= most, "served {late:?} after the resignation, not when the lease would have run out");
+        assert!(
+            late <= most,
+            "served {late:?} after the resignation, not when the lease would have run out"
+        );
     }
 }
 
@@ -289,7 +329,8 @@ async fn a_call_that_may_not_wait_waits_neither_for_a_bind_that_hangs_nor_for_a_
     let (error, waited) = fails(&service, no_wait("k")).await;
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     about(waited, SECOND);
-    let (error, waited) = fails(&service, LockSpec { timeout: Some(10 * MS), ..no_wait("k") }).await;
+    let (error, waited) =
+        fails(&service, LockSpec { timeout: Some(10 * MS), ..no_wait("k") }).await;
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     about(waited, 10 * MS);
     let (error, waited) = fails(&service, within(3 * SECOND, "k")).await;
@@ -357,7 +398,8 @@ async fn the_time_of_a_lock_runs_while_earlier_operations_wait_or_are_missing() 
     // The order goes on behind them.
     submit(&session, 1, 3, spec("e")).await.expect("free");
     submit(&session, 2, 4, spec("f")).await.expect("free");
-    let held: Vec<_> = service.locks(None).into_iter().map(|lock| lock.info.item.to_string()).collect();
+    let held: Vec<_> =
+        service.locks(None).into_iter().map(|lock| lock.info.item.to_string()).collect();
     assert_eq!(held, ["a", "d", "e", "f", "held"]);
 }
 
@@ -408,7 +450,9 @@ async fn the_client_of_a_call_that_waits_for_a_table_is_told_whose_it_was_and_th
         }
     };
     let waits = async {
-        let Answer::Locked(granted) = first.await.expect("the lease runs out") else { panic!("no lock") };
+        let Answer::Locked(granted) = first.await.expect("the lease runs out") else {
+            panic!("no lock")
+        };
         (granted.txn, told(&mut notices).await)
     };
     let (holder, waiting) = tokio::select! {

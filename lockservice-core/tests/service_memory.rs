@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use lockservice_core::allocator::{AllocatorSettings, LocalAllocator};
 use lockservice_core::service::{
-    Answer, Granted, LockService, LockSpec, Operation, ServiceParts, ServiceSettings, Session, TxnOp, TxnOptions,
+    Answer, Granted, LockService, LockSpec, Operation, ServiceParts, ServiceSettings, Session,
+    TxnOp, TxnOptions,
 };
 use lockservice_core::store::MemoryStore;
 use lockservice_core::testing::TokioClock;
@@ -19,10 +20,15 @@ const KEY_BYTES: usize = 4_000;
 async fn service() -> LockService {
     let node = NodeName::new("n").expect("a name");
     let (store, clock) = (Arc::new(MemoryStore::new(1)), TokioClock::new());
-    let allocator = LocalAllocator::open(store, Arc::new(clock), AllocatorSettings::default(), node.clone()).await;
-    let settings = ServiceSettings { kept_bytes_per_session_max: LIMIT, ..ServiceSettings::default() };
-    let parts =
-        ServiceParts { settings, ..ServiceParts::new(allocator.expect("a fresh store"), Arc::new(clock), node) };
+    let allocator =
+        LocalAllocator::open(store, Arc::new(clock), AllocatorSettings::default(), node.clone())
+            .await;
+    let settings =
+        ServiceSettings { kept_bytes_per_session_max: LIMIT, ..ServiceSettings::default() };
+    let parts = ServiceParts {
+        settings,
+        ..ServiceParts::new(allocator.expect("a fresh store"), Arc::new(clock), node)
+    };
     LockService::start(parts).await.expect("the service starts")
 }
 
@@ -67,7 +73,8 @@ fn done(answer: Result<Answer>) {
     assert!(matches!(answer, Ok(Answer::Done { .. })), "{answer:?}");
 }
 
-/// Locks in transaction `number` until there is no room. Answers the grants; the refused operation is the one after the last.
+/// Locks in transaction `number` until there is no room. Answers the grants; the refused operation
+/// is the one after the last.
 async fn fill(session: &Session, number: u64) -> Vec<Granted> {
     let mut grants = Vec::new();
     for sequence in 1..200 {
@@ -94,7 +101,10 @@ async fn what_a_session_keeps_is_bounded_and_every_answer_stays_until_it_is_ackn
     locked(submit(&open(&service), op(1, 1), lock(3, 1)).await);
     for (sequence, first) in (1..).zip(&grants) {
         let again = locked(submit(&session, op(1, sequence), lock(1, sequence)).await);
-        assert_eq!(again.grant, first.grant, "a replay of operation {sequence} is answered as the first time");
+        assert_eq!(
+            again.grant, first.grant,
+            "a replay of operation {sequence} is answered as the first time"
+        );
     }
     // The refusal took its place: nothing is missing in the order.
     let refused = grants.len() as u64 + 1;
@@ -168,7 +178,11 @@ async fn room_is_given_back_in_full_however_an_operation_ends() {
                 submit(
                     &session,
                     op(number, 6),
-                    Operation::Unlock { table: table(), items: vec![item(number, 1)], commit_ts: None },
+                    Operation::Unlock {
+                        table: table(),
+                        items: vec![item(number, 1)],
+                        commit_ts: None,
+                    },
                 )
                 .await,
             ),

@@ -1,12 +1,14 @@
-//! What a thread that stops between its reading of the clock and what it does with it must not spoil: real threads, and a clock that
-//! stalls inside `now`. Every reading that an operation makes is stalled in turn, whichever it is that decides.
+//! What a thread that stops between its reading of the clock and what it does with it must not
+//! spoil: real threads, and a clock that stalls inside `now`. Every reading that an operation makes
+//! is stalled in turn, whichever it is that decides.
 #![cfg(not(loom))]
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, Progress, Registration,
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, Progress,
+    Registration,
 };
 use lockservice_core::clock::hi;
 use lockservice_core::service::{
@@ -28,10 +30,16 @@ fn node() -> NodeName {
 /// The service reads the stalling clock, its allocator another that shows the same time.
 async fn service(clock: &ManualClock, stalling: &StallingClock) -> LockService {
     let store = Arc::new(MemoryStore::new(1));
-    let allocator = LocalAllocator::open(store, Arc::new(clock.clone()), AllocatorSettings::default(), node()).await;
+    let allocator =
+        LocalAllocator::open(store, Arc::new(clock.clone()), AllocatorSettings::default(), node())
+            .await;
     let allocator: Arc<dyn LockTableAllocator> = allocator.expect("a fresh store opens");
-    let settings = ServiceSettings { session_ttl_ms: TTL.as_millis() as u64, ..ServiceSettings::default() };
-    let parts = ServiceParts { settings, ..ServiceParts::new(allocator, Arc::new(stalling.clone()), node()) };
+    let settings =
+        ServiceSettings { session_ttl_ms: TTL.as_millis() as u64, ..ServiceSettings::default() };
+    let parts = ServiceParts {
+        settings,
+        ..ServiceParts::new(allocator, Arc::new(stalling.clone()), node())
+    };
     LockService::start(parts).await.expect("the service starts")
 }
 
@@ -64,7 +72,11 @@ async fn a_session_whose_renewal_was_acknowledged_has_not_lapsed() {
             tokio::task::yield_now().await;
         }
         let kept = service.session(session.id()).is_ok();
-        assert_eq!(renewed.is_ok(), kept, "stopped at reading {nth}: renewed {renewed:?}, kept {kept}");
+        assert_eq!(
+            renewed.is_ok(),
+            kept,
+            "stopped at reading {nth}: renewed {renewed:?}, kept {kept}"
+        );
     }
 }
 
@@ -91,7 +103,10 @@ async fn a_grant_promises_no_longer_than_the_ttl_of_its_session() {
         match lock.go_on() {
             Ok(Answer::Locked(granted)) => {
                 let guard = granted.promise.guard;
-                assert!(guard <= TTL, "stopped at reading {nth}: the grant is promised for {guard:?}");
+                assert!(
+                    guard <= TTL,
+                    "stopped at reading {nth}: the grant is promised for {guard:?}"
+                );
             }
             other => panic!("stopped at reading {nth}: {other:?}"),
         }
@@ -124,14 +139,24 @@ async fn an_incarnation_that_was_told_to_be_fenced_is_not_renewed_afterwards() {
         let store = Arc::new(MemoryStore::new(1));
         let settings = AllocatorSettings::default();
         let lease = settings.constants.lease_ttl();
-        let allocator =
-            LocalAllocator::open(store, Arc::new(stalling.clone()), settings, node()).await.expect("it opens");
-        let register = Registration { node: node(), nonce: Nonce::new(7), address: String::new(), replaces: None };
+        let allocator = LocalAllocator::open(store, Arc::new(stalling.clone()), settings, node())
+            .await
+            .expect("it opens");
+        let register = Registration {
+            node: node(),
+            nonce: Nonce::new(7),
+            address: String::new(),
+            replaces: None,
+        };
         let incarnation = allocator.register(&register).await.expect("a free name");
         clock.advance(hi(lease) - MOMENT);
         let (renewing, runtime) = (Arc::clone(&allocator), tokio::runtime::Handle::current());
         let renewal = stalling.stall(nth, move || {
-            runtime.block_on(renewing.keepalive(incarnation.service, Nonce::new(7), Progress::default()))
+            runtime.block_on(renewing.keepalive(
+                incarnation.service,
+                Nonce::new(7),
+                Progress::default(),
+            ))
         });
         let in_time = renewal.has_ended();
         clock.advance(2 * MOMENT);

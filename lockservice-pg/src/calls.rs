@@ -22,7 +22,13 @@ pub(crate) struct Calls {
 impl Calls {
     pub(crate) fn new(connections: Connections, describe: String, config: &PgConfig) -> Self {
         let (load_timeout, answer_timeout) = (config.load_timeout, config.answer_timeout());
-        Self { connections, describe, load_timeout, answer_timeout, call_timeout: config.call_timeout() }
+        Self {
+            connections,
+            describe,
+            load_timeout,
+            answer_timeout,
+            call_timeout: config.call_timeout(),
+        }
     }
 
     pub(crate) async fn take(&self) -> Result<Link<'_>> {
@@ -34,7 +40,8 @@ impl Calls {
         outcome.map_err(|failure| failure.explain(&self.describe, Stage::Asking))
     }
 
-    /// Sends a statement that does no harm if it is done twice. A connection that the server closed since the last call is replaced.
+    /// Sends a statement that does no harm if it is done twice. A connection that the server closed
+    /// since the last call is replaced.
     pub(crate) async fn repeatable<'q>(
         &self,
         stage: Stage,
@@ -42,14 +49,17 @@ impl Calls {
     ) -> Result<PgRow> {
         let row = timeout(self.call_timeout, async {
             loop {
-                let mut link = self.connections.take().await.map_err(|failure| (failure, Stage::Asking))?;
+                let mut link =
+                    self.connections.take().await.map_err(|failure| (failure, Stage::Asking))?;
                 match link.row(statement(), self.answer_timeout).await {
                     Ok(row) => {
                         link.keep();
                         return Ok(row);
                     }
                     // A new connection is taken next, for which this cannot be: the loop ends.
-                    Err(failure) if link.reused() && failure.is_lost() => self.connections.forget_idle(),
+                    Err(failure) if link.reused() && failure.is_lost() => {
+                        self.connections.forget_idle()
+                    }
                     Err(failure) => return Err((failure, stage)),
                 }
             }

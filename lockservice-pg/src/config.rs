@@ -8,7 +8,8 @@ use lockservice_core::{Error, ErrorKind, Result};
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-/// How long the client waits for an answer beyond the time after which the server gives up by itself.
+/// How long the client waits for an answer beyond the time after which the server gives up by
+/// itself.
 const ANSWER_MARGIN: Duration = Duration::from_millis(500);
 
 /// Most servers in a URL.
@@ -32,36 +33,43 @@ const DRIVER_OPTIONS: &[&str] = &[
 
 /// Which server, which schema, and how long each call may take.
 ///
-/// The time-outs must stay well below the leadership's TTL: a leader whose renewal hangs for that long stops leading. The defaults
-/// bound a call to three seconds, for a TTL of five. [`Debug`](fmt::Debug) shows no password.
+/// The time-outs must stay well below the leadership's TTL: a leader whose renewal hangs for that
+/// long stops leading. The defaults bound a call to three seconds, for a TTL of five.
+/// [`Debug`](fmt::Debug) shows no password.
 #[derive(Clone)]
 pub struct PgConfig {
-    /// Host, database, user, password, TLS. Not used by [`PgStore::with_pool`](crate::PgStore::with_pool), whose pool knows them.
+    /// Host, database, user, password, TLS. Not used by
+    /// [`PgStore::with_pool`](crate::PgStore::with_pool), whose pool knows them.
     pub connect: PgConnectOptions,
-    /// Further servers. Of all of them the one that takes writes is used, whichever that is at the moment. Not used by
-    /// [`PgStore::with_pool`](crate::PgStore::with_pool). Default none.
+    /// Further servers. Of all of them the one that takes writes is used, whichever that is at the
+    /// moment. Not used by [`PgStore::with_pool`](crate::PgStore::with_pool). Default none.
     pub others: Vec<PgConnectOptions>,
-    /// Whether a single server, too, is passed over while it does not take writes, as one that `others` names is. Default false: the
-    /// error then says what is wrong with that server.
+    /// Whether a single server, too, is passed over while it does not take writes, as one that
+    /// `others` names is. Default false: the error then says what is wrong with that server.
     pub writable_only: bool,
-    /// Whether the connections go through a pooler that shares them between transactions. Default false: that is found out, except
-    /// with a ready pool.
+    /// Whether the connections go through a pooler that shares them between transactions. Default
+    /// false: that is found out, except with a ready pool.
     pub pooler: bool,
     /// The schema that holds everything of one cluster. Default `lockservice`.
     pub schema: SchemaName,
-    /// Most connections open at once for calls, besides the one that listens. At least 1, default 4.
+    /// Most connections open at once for calls, besides the one that listens. At least 1, default
+    /// 4.
     pub connections_max: usize,
     /// Longest wait for a connection: a free one, or a new one. Default 1 s.
     pub connect_timeout: Duration,
-    /// Longest time the server works on one call (its `statement_timeout`). Default 1.5 s; the caller waits 0.5 s longer, because an
-    /// answer that says "given up" is worth more than silence. With a ready pool the server's own setting applies.
+    /// Longest time the server works on one call (its `statement_timeout`). Default 1.5 s; the
+    /// caller waits 0.5 s longer, because an answer that says "given up" is worth more than
+    /// silence. With a ready pool the server's own setting applies.
     pub statement_timeout: Duration,
-    /// Longest wait on the server for a lock that another holds on our rows (its `lock_timeout`). Default 1 s.
+    /// Longest wait on the server for a lock that another holds on our rows (its `lock_timeout`).
+    /// Default 1 s.
     pub lock_timeout: Duration,
-    /// Longest time to read everything, or to wait until another node has migrated the schema. Default 30 s.
+    /// Longest time to read everything, or to wait until another node has migrated the schema.
+    /// Default 30 s.
     pub load_timeout: Duration,
-    /// Whether a candidate keeps one more connection open that hears at once (`LISTEN`) when the leadership changes. Default true. Where
-    /// that is not wanted, or does not work as behind a pooler, candidates look from time to time.
+    /// Whether a candidate keeps one more connection open that hears at once (`LISTEN`) when the
+    /// leadership changes. Default true. Where that is not wanted, or does not work as behind a
+    /// pooler, candidates look from time to time.
     pub listen: bool,
 }
 
@@ -83,24 +91,30 @@ impl PgConfig {
         }
     }
 
-    /// Reads `postgres://USER:PASSWORD@HOST:PORT/DATABASE?schema=NAME&sslmode=…`, with what libpq's environment variables say as
-    /// defaults (`PGPASSWORD`, `PGSSLROOTCERT`, …, and `~/.pgpass`). Several servers are separated by commas, `HOST:PORT,HOST:PORT`.
+    /// Reads `postgres://USER:PASSWORD@HOST:PORT/DATABASE?schema=NAME&sslmode=…`, with what libpq's
+    /// environment variables say as defaults (`PGPASSWORD`, `PGSSLROOTCERT`, …, and `~/.pgpass`).
+    /// Several servers are separated by commas, `HOST:PORT,HOST:PORT`.
     ///
-    /// Options: `schema` (default `lockservice`), `listen` (`true` or `false`), `pooler` (`true` or `false`),
-    /// `target_session_attrs` (`read-write` or `primary`, which several servers imply), `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `host` (a folder for a Unix socket),
-    /// `hostaddr`, `port`, `dbname`, `user`, `password`, `application_name`, `statement-cache-capacity`.
+    /// Options: `schema` (default `lockservice`), `listen` (`true` or `false`), `pooler` (`true` or
+    /// `false`), `target_session_attrs` (`read-write` or `primary`, which several servers imply),
+    /// `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `host` (a folder for a Unix socket),
+    /// `hostaddr`, `port`, `dbname`, `user`, `password`, `application_name`,
+    /// `statement-cache-capacity`.
     ///
-    /// Fails with `InvalidArgument`, whose message repeats nothing of the URL: any part of a misread one may be the password.
+    /// Fails with `InvalidArgument`, whose message repeats nothing of the URL: any part of a
+    /// misread one may be the password.
     pub fn from_url(url: &str) -> Result<Self> {
         let (place, options) = url.split_once('?').unwrap_or((url, ""));
         let rest = place.split_once("://").map_or("", |(_, rest)| rest);
         let path = rest.find('/').map_or("", |slash| &rest[slash..]);
         if url.contains('#') || options.contains('@') || path.contains('@') {
             return Err(invalid(
-                "the store's URL cannot be read: write the characters / ? # @ in a user name or password as %2F %3F %23 %40",
+                "the store's URL cannot be read: write the characters / ? # @ in a user name or \
+                    password as %2F %3F %23 %40",
             ));
         }
-        let (mut schema, mut listen, mut pooler, mut writable_only) = (SchemaName::default(), true, false, false);
+        let (mut schema, mut listen, mut pooler, mut writable_only) =
+            (SchemaName::default(), true, false, false);
         let mut passed_on = Vec::new();
         for option in options.split('&').filter(|option| !option.is_empty()) {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
@@ -108,36 +122,43 @@ impl PgConfig {
                 "schema" => schema = SchemaName::new(value)?,
                 "listen" => listen = flag("listen", value)?,
                 "pooler" => pooler = flag("pooler", value)?,
-                "target_session_attrs" if matches!(value, "read-write" | "primary") => writable_only = true,
+                "target_session_attrs" if matches!(value, "read-write" | "primary") => {
+                    writable_only = true
+                }
                 "target_session_attrs" => {
                     return Err(invalid(
-                        "the store needs a server that takes writes: leave target_session_attrs out of its URL, or write read-write",
+                        "the store needs a server that takes writes: leave target_session_attrs \
+                            out of its URL, or write read-write",
                     ));
                 }
                 "host" | "hostaddr" | "port" if value.contains(',') => {
                     return Err(invalid(
-                        "the store's URL names several servers in an option: write postgres://USER@HOST:PORT,HOST:PORT/DATABASE",
+                        "the store's URL names several servers in an option: write \
+                            postgres://USER@HOST:PORT,HOST:PORT/DATABASE",
                     ));
                 }
                 name if DRIVER_OPTIONS.contains(&name) => passed_on.push(option),
                 _ => {
                     let known = DRIVER_OPTIONS.join(", ");
                     return Err(invalid(format!(
-                        "the store's URL has an option that is not known: use schema, listen, pooler, target_session_attrs, {known}"
+                        "the store's URL has an option that is not known: use schema, listen, \
+                            pooler, target_session_attrs, {known}"
                     )));
                 }
             }
         }
         let unreadable = || {
             invalid(
-                "the store's URL cannot be read: write postgres://USER:PASSWORD@HOST:PORT/DATABASE, with several servers HOST:PORT,HOST:PORT, \
+                "the store's URL cannot be read: write \
+                 postgres://USER:PASSWORD@HOST:PORT/DATABASE, with several servers \
+                 HOST:PORT,HOST:PORT, \
                  and special characters as %XX",
             )
         };
         let authority = &rest[..rest.len() - path.len()];
-        let (user, hosts) = authority
-            .rsplit_once('@')
-            .map_or(("", authority), |(_, hosts)| (&authority[..authority.len() - hosts.len()], hosts));
+        let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(_, hosts)| {
+            (&authority[..authority.len() - hosts.len()], hosts)
+        });
         let scheme = &place[..place.len() - rest.len()];
         let hosts: Vec<&str> = hosts.split(',').collect();
         if hosts.len() > HOSTS_MAX || hosts.len() > 1 && hosts.contains(&"") {
@@ -166,12 +187,14 @@ impl PgConfig {
             };
             format!("{host}:{}", connect.get_port())
         };
-        let hosts: Vec<String> = std::iter::once(&self.connect).chain(&self.others).map(host).collect();
+        let hosts: Vec<String> =
+            std::iter::once(&self.connect).chain(&self.others).map(host).collect();
         let database = self.connect.get_database().unwrap_or_default();
         format!("postgres://{}/{database}?schema={}", hosts.join(","), self.schema)
     }
 
-    /// Longest time that one call takes, everything counted, except reading everything and migrating.
+    /// Longest time that one call takes, everything counted, except reading everything and
+    /// migrating.
     pub fn call_timeout(&self) -> Duration {
         self.connect_timeout + self.answer_timeout()
     }
@@ -211,7 +234,8 @@ impl fmt::Debug for PgConfig {
     }
 }
 
-/// The name of a schema: 1 to 48 of `a-z`, `0-9` and `_`, beginning with a letter, and not with `pg_`.
+/// The name of a schema: 1 to 48 of `a-z`, `0-9` and `_`, beginning with a letter, and not with
+/// `pg_`.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct SchemaName(String);
 
@@ -226,7 +250,10 @@ impl SchemaName {
         if good {
             return Ok(Self(name.to_owned()));
         }
-        Err(invalid("the schema's name must be 1 to 48 of a-z, 0-9 and _, beginning with a letter, and not with pg_"))
+        Err(invalid(
+            "the schema's name must be 1 to 48 of a-z, 0-9 and _, beginning with a letter, and \
+                not with pg_",
+        ))
     }
 
     /// The name as text.
@@ -265,7 +292,8 @@ mod tests {
     #[test]
     fn a_url_is_read_and_its_schema_is_our_own() {
         let config =
-            PgConfig::from_url("postgres://me:s%40cret@db:6432/d?schema=locks_2&sslmode=require").expect("a URL");
+            PgConfig::from_url("postgres://me:s%40cret@db:6432/d?schema=locks_2&sslmode=require")
+                .expect("a URL");
         assert_eq!(config.schema.as_str(), "locks_2");
         assert_eq!(config.describe(), "postgres://db:6432/d?schema=locks_2");
         assert!(matches!(config.connect.get_ssl_mode(), PgSslMode::Require));
@@ -276,9 +304,10 @@ mod tests {
 
     #[test]
     fn several_servers_are_read_and_described_and_listening_can_be_switched_off() {
-        let config =
-            PgConfig::from_url("postgres://me:s@h1,h2:6432,[::1]:7/d?target_session_attrs=read-write&listen=false")
-                .expect("a URL");
+        let config = PgConfig::from_url(
+            "postgres://me:s@h1,h2:6432,[::1]:7/d?target_session_attrs=read-write&listen=false",
+        )
+        .expect("a URL");
         assert_eq!(config.describe(), "postgres://h1:5432,h2:6432,[::1]:7/d?schema=lockservice");
         assert!(config.writable_only && !config.listen && !config.pooler);
         assert!(config.others.iter().all(|other| other.get_username() == "me"));
@@ -288,7 +317,11 @@ mod tests {
             "postgres://h1/d?listen=maybe",
             "postgres:///d?host=h1,h2",
         ] {
-            assert_eq!(PgConfig::from_url(url).expect_err(url).kind(), ErrorKind::InvalidArgument, "{url}");
+            assert_eq!(
+                PgConfig::from_url(url).expect_err(url).kind(),
+                ErrorKind::InvalidArgument,
+                "{url}"
+            );
         }
     }
 

@@ -35,26 +35,39 @@ impl From<sqlx::Error> for Failure {
     }
 }
 
-/// A SQLSTATE, or the class that its first two characters name; its kind; its name in PostgreSQL's manual; what to do.
+/// A SQLSTATE, or the class that its first two characters name; its kind; its name in PostgreSQL's
+/// manual; what to do.
 type Row = (&'static str, ErrorKind, &'static str, &'static str);
 
-const LOST: &str = "the store's server cannot be reached, or closed the connection: is it running and reachable?";
-const STOPPED: &str = "the store's server is stopping or starting, or an administrator ended the session: try again";
+const LOST: &str =
+    "the store's server cannot be reached, or closed the connection: is it running and reachable?";
+const STOPPED: &str =
+    "the store's server is stopping or starting, or an administrator ended the session: try again";
 const CLASH: &str = "another transaction got in the way: try again";
 const LOGIN: &str = "the store's server refuses the login: check user, password and pg_hba.conf";
-const NO_TLS: &str = "no encrypted connection to the store's server: check sslmode and the certificates";
-const GONE: &str = "the store's schema is gone, or not what it should be: was it dropped or restored while this program ran? restart it to set up the schema again, or restore a backup";
-const FOREIGN: &str = "the schema holds other objects of the same names: choose another with ?schema=NAME";
-const POOLER: &str = "a pooler between here and the server loses prepared statements, and was not noticed: set pooler=true in the store's URL (or in PgConfig), or connect to the server itself";
-const BROKEN: &str = "the store's server cannot read or write its files: see to its disk and its log";
+const NO_TLS: &str =
+    "no encrypted connection to the store's server: check sslmode and the certificates";
+const GONE: &str = "the store's schema is gone, or not what it should be: was it dropped or \
+    restored while this program ran? restart it to set up the schema again, or restore a backup";
+const FOREIGN: &str =
+    "the schema holds other objects of the same names: choose another with ?schema=NAME";
+const POOLER: &str = "a pooler between here and the server loses prepared statements, and was not \
+    noticed: set pooler=true in the store's URL (or in PgConfig), or connect to the server itself";
+const BROKEN: &str =
+    "the store's server cannot read or write its files: see to its disk and its log";
 const DAMAGED: &str = "the store's server reports damaged data: restore the database from a backup";
-const LIMIT: &str =
-    "the store's server is out of memory or of another resource: raise its limits; nothing acknowledged is lost";
+const LIMIT: &str = "the store's server is out of memory or of another resource: raise its \
+    limits; nothing acknowledged is lost";
 
 /// Every SQLSTATE that can occur, exact codes before their classes.
 const TABLE: &[Row] = &[
     ("08", Unavailable, "connection_exception", LOST),
-    ("0A000", Unavailable, "feature_not_supported", "the store's schema changed under a prepared statement: try again"),
+    (
+        "0A000",
+        Unavailable,
+        "feature_not_supported",
+        "the store's schema changed under a prepared statement: try again",
+    ),
     (
         "22021",
         InvalidArgument,
@@ -71,7 +84,9 @@ const TABLE: &[Row] = &[
         "25006",
         StoreUnusable,
         "read_only_sql_transaction",
-        "the store's server is read-only: point the store's URL at the primary, or end default_transaction_read_only; nothing acknowledged is lost, and writes succeed again by themselves",
+        "the store's server is read-only: point the store's URL at the primary, or end \
+            default_transaction_read_only; nothing acknowledged is lost, and writes succeed again \
+            by themselves",
     ),
     ("25P03", Unavailable, "idle_in_transaction_session_timeout", CLASH),
     (
@@ -97,7 +112,8 @@ const TABLE: &[Row] = &[
         "42501",
         StoreUnusable,
         "insufficient_privilege",
-        "the store's user lacks a right: let it create a schema in the database or own the store's schema, and execute pg_control_system()",
+        "the store's user lacks a right: let it create a schema in the database or own the \
+            store's schema, and execute pg_control_system()",
     ),
     ("42P01", StoreUnusable, "undefined_table", GONE),
     ("42P02", StoreUnusable, "undefined_parameter", GONE),
@@ -114,14 +130,16 @@ const TABLE: &[Row] = &[
         "53100",
         StoreUnusable,
         "disk_full",
-        "the disk under the store's server is full: free space there; nothing acknowledged is lost, and writes succeed again by themselves",
+        "the disk under the store's server is full: free space there; nothing acknowledged is \
+            lost, and writes succeed again by themselves",
     ),
     ("53200", Unavailable, "out_of_memory", LIMIT),
     (
         "53300",
         Unavailable,
         "too_many_connections",
-        "the store's server has no connection left: raise its max_connections, or the user's limit, or lower connections_max here",
+        "the store's server has no connection left: raise its max_connections, or the user's \
+            limit, or lower connections_max here",
     ),
     (
         "54",
@@ -133,19 +151,22 @@ const TABLE: &[Row] = &[
         "55000",
         StoreUnusable,
         "object_not_in_prerequisite_state",
-        "the store's server is a standby that follows another: point the store's URL at the primary",
+        "the store's server is a standby that follows another: point the store's URL at the \
+            primary",
     ),
     (
         "55P03",
         Unavailable,
         "lock_not_available",
-        "another session holds a lock on the store's tables: end it (pg_locks and pg_stat_activity show which), or try again",
+        "another session holds a lock on the store's tables: end it (pg_locks and \
+            pg_stat_activity show which), or try again",
     ),
     (
         "57014",
         Unavailable,
         "query_canceled",
-        "the store's server gave up on the call: it is overloaded, or its statement_timeout is too short",
+        "the store's server gave up on the call: it is overloaded, or its statement_timeout is \
+            too short",
     ),
     ("57P01", Unavailable, "admin_shutdown", STOPPED),
     ("57P02", Unavailable, "crash_shutdown", STOPPED),
@@ -158,18 +179,26 @@ const TABLE: &[Row] = &[
     ),
     ("57P05", Unavailable, "idle_session_timeout", LOST),
     ("58", StoreUnusable, "system_error", BROKEN),
-    ("F0", StoreUnusable, "config_file_error", "the store's server has a broken configuration: see its log"),
+    (
+        "F0",
+        StoreUnusable,
+        "config_file_error",
+        "the store's server has a broken configuration: see its log",
+    ),
     ("XX000", StoreUnusable, "internal_error", "the store's server failed inside: see its log"),
     ("XX001", StoreCorrupt, "data_corrupted", DAMAGED),
     ("XX002", StoreCorrupt, "index_corrupted", DAMAGED),
 ];
 
-const UNKNOWN_STATE: Row = ("", StoreUnusable, "unknown", "the store's server refuses the call: its message says why");
+const UNKNOWN_STATE: Row =
+    ("", StoreUnusable, "unknown", "the store's server refuses the call: its message says why");
 
 /// The exact code, else its class.
 fn row(code: &str) -> &'static Row {
     let exact = TABLE.iter().find(|row| row.0 == code);
-    exact.or_else(|| TABLE.iter().find(|row| Some(row.0) == code.get(..2))).unwrap_or(&UNKNOWN_STATE)
+    exact
+        .or_else(|| TABLE.iter().find(|row| Some(row.0) == code.get(..2)))
+        .unwrap_or(&UNKNOWN_STATE)
 }
 
 impl Failure {
@@ -182,19 +211,24 @@ impl Failure {
                 ends_connection(error) || matches!(error.code(), "0A000" | "25006" | "55000")
             }
             Self::Driver(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => true,
-            Self::Driver(_) | Self::NoConnection(_) | Self::NoAnswer(_) | Self::NotWritable => false,
+            Self::Driver(_) | Self::NoConnection(_) | Self::NoAnswer(_) | Self::NotWritable => {
+                false
+            }
         }
     }
 
     /// What this means for the caller; `store` describes the store.
     pub(crate) fn explain(self, store: &str, stage: Stage) -> Error {
         let (kind, message) = self.classify();
-        // An error that the server reports and survives has rolled the change back. Anything else may have come after the commit.
+        // An error that the server reports and survives has rolled the change back. Anything else
+        // may have come after the commit.
         let uncertain = stage == Stage::Changing && self.may_follow_a_commit();
         let (kind, message) = match uncertain {
             true => (
                 ErrorKind::UnknownOutcome,
-                format!("{message} (whether the change was made is not known: read before deciding)"),
+                format!(
+                    "{message} (whether the change was made is not known: read before deciding)"
+                ),
             ),
             false => (kind, message.to_owned()),
         };
@@ -203,10 +237,15 @@ impl Failure {
             Self::Driver(sqlx::Error::Database(source)) => {
                 let code = source.code().unwrap_or_default().into_owned();
                 let state = format!("{code} {}", row(&code).2);
-                error.with("sqlstate", state).with("cause", source.message()).with_source(sqlx::Error::Database(source))
+                error
+                    .with("sqlstate", state)
+                    .with("cause", source.message())
+                    .with_source(sqlx::Error::Database(source))
             }
             Self::Driver(source) => error.with("cause", &source).with_source(source),
-            Self::NoConnection(waited) | Self::NoAnswer(waited) => error.with("waited", format!("{waited:?}")),
+            Self::NoConnection(waited) | Self::NoAnswer(waited) => {
+                error.with("waited", format!("{waited:?}"))
+            }
             Self::NotWritable => error,
         }
     }
@@ -219,17 +258,22 @@ impl Failure {
             }
             Self::Driver(sqlx::Error::Tls(_)) => (StoreUnusable, NO_TLS),
             // A certificate that is refused comes as this.
-            Self::Driver(sqlx::Error::Io(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+            Self::Driver(sqlx::Error::Io(error))
+                if error.kind() == std::io::ErrorKind::InvalidData =>
+            {
                 (StoreUnusable, NO_TLS)
             }
             Self::Driver(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => (Unavailable, LOST),
             Self::Driver(sqlx::Error::Configuration(_)) => (
                 StoreUnusable,
-                "the connection to the store's server cannot be set up: check the options of the store's URL",
+                "the connection to the store's server cannot be set up: check the options of the \
+                    store's URL",
             ),
-            Self::Driver(sqlx::Error::PoolTimedOut) => {
-                (Unavailable, "the pool had no connection in time: is the server reachable, and the pool large enough?")
-            }
+            Self::Driver(sqlx::Error::PoolTimedOut) => (
+                Unavailable,
+                "the pool had no connection in time: is the server reachable, and the pool large \
+                    enough?",
+            ),
             Self::Driver(sqlx::Error::PoolClosed) => {
                 (StoreUnusable, "the pool was closed: keep it open as long as the store")
             }
@@ -241,18 +285,23 @@ impl Failure {
                 | sqlx::Error::RowNotFound
                 | sqlx::Error::TypeNotFound { .. },
             ) => (StoreUnusable, GONE),
-            Self::Driver(_) => (ErrorKind::Internal, "the driver was used wrongly: please report this"),
+            Self::Driver(_) => {
+                (ErrorKind::Internal, "the driver was used wrongly: please report this")
+            }
             Self::NoConnection(_) => (
                 Unavailable,
-                "the store's server accepts no connection in time: is it running, reachable and not overloaded?",
+                "the store's server accepts no connection in time: is it running, reachable and \
+                    not overloaded?",
             ),
             Self::NotWritable => (
                 Unavailable,
-                "none of the store's servers that answer takes writes now: is one of them being promoted, and does the store's URL name the primary too?",
+                "none of the store's servers that answer takes writes now: is one of them being \
+                    promoted, and does the store's URL name the primary too?",
             ),
             Self::NoAnswer(_) => (
                 Unavailable,
-                "the store's server does not answer in time: is it running, reachable and not overloaded?",
+                "the store's server does not answer in time: is it running, reachable and not \
+                    overloaded?",
             ),
         }
     }
@@ -264,7 +313,9 @@ impl Failure {
                 // 40003 is statement_completion_unknown.
                 ends_connection(error) || error.code() == "40003"
             }
-            Self::Driver(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Encode(_)) => false,
+            Self::Driver(
+                sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Encode(_),
+            ) => false,
             Self::Driver(_) | Self::NoAnswer(_) => true,
             Self::NoConnection(_) | Self::NotWritable => false,
         }
@@ -305,7 +356,10 @@ mod tests {
         assert_eq!(lost().explain("s", Stage::Asking).kind(), Unavailable);
         assert_eq!(lost().explain("s", Stage::Changing).kind(), ErrorKind::UnknownOutcome);
         let waited = Duration::from_secs(1);
-        assert_eq!(Failure::NoAnswer(waited).explain("s", Stage::Changing).kind(), ErrorKind::UnknownOutcome);
+        assert_eq!(
+            Failure::NoAnswer(waited).explain("s", Stage::Changing).kind(),
+            ErrorKind::UnknownOutcome
+        );
         assert_eq!(Failure::NoConnection(waited).explain("s", Stage::Changing).kind(), Unavailable);
     }
 }

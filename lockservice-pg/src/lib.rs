@@ -1,7 +1,8 @@
-//! Bindings of lockservice in PostgreSQL: `postgres://USER:PASSWORD@HOST:PORT/DATABASE?schema=NAME`.
+//! Bindings of lockservice in PostgreSQL:
+//! `postgres://USER:PASSWORD@HOST:PORT/DATABASE?schema=NAME`.
 //!
-//! [`PgStore`] is a [`BindStore`](lockservice_core::store::BindStore) in one schema of a database, shared by any number of nodes: one of them
-//! leads, the others stand by.
+//! [`PgStore`] is a [`BindStore`](lockservice_core::store::BindStore) in one schema of a database,
+//! shared by any number of nodes: one of them leads, the others stand by.
 //!
 //! ```no_run
 //! # tokio::runtime::Runtime::new().expect("a runtime").block_on(async {
@@ -26,37 +27,48 @@
 //! ```
 //!
 //! # What it needs
-//! - PostgreSQL 12 or later (tested on 15), the primary, a database in UTF-8, and a role that may create a schema in it, or owns an empty one that was
-//!   made for it. The schema is created and migrated by whichever node comes first; any number may start at once. A schema of a
-//!   newer format is refused and left as it is.
-//! - `fsync` on. A write waits for the disk also where the server's `synchronous_commit` is off, and for synchronous standbys where the
-//!   server is set up to.
-//! - Connections: per node at most [`connections_max`](PgConfig::connections_max), and one that listens on a node that stands by.
-//! - A pooler such as pgbouncer is found out and needs no option, in any of its modes but `statement`. Each call is then a transaction of its
-//!   own: that costs some round trips, and candidates look for a change of leadership from time to time. What is set is set for that
+//! - PostgreSQL 12 or later (tested on 15), the primary, a database in UTF-8, and a role that may
+//!   create a schema in it, or owns an empty one that was made for it. The schema is created and
+//!   migrated by whichever node comes first; any number may start at once. A schema of a newer
+//!   format is refused and left as it is.
+//! - `fsync` on. A write waits for the disk also where the server's `synchronous_commit` is off,
+//!   and for synchronous standbys where the server is set up to.
+//! - Connections: per node at most [`connections_max`](PgConfig::connections_max), and one that
+//!   listens on a node that stands by.
+//! - A pooler such as pgbouncer is found out and needs no option, in any of its modes but
+//!   `statement`. Each call is then a transaction of its own: that costs some round trips, and
+//!   candidates look for a change of leadership from time to time. What is set is set for that
 //!   transaction, so that nothing of ours reaches other applications.
-//! - Several servers of which one takes writes, as Patroni keeps them: name all, `postgres://USER@HOST1:5432,HOST2:5432/DATABASE`.
+//! - Several servers of which one takes writes, as Patroni keeps them: name all,
+//!   `postgres://USER@HOST1:5432,HOST2:5432/DATABASE`.
 //!
 //! # What it guarantees
-//! - **Durable, atomic, fenced, numbered** (L2). A batch is one statement and one round trip: a function of the schema updates the row of the
-//!   leadership if epoch and number fit, which locks it, applies the batch, and commits. Refusals are answers, not errors.
-//! - **An unknown outcome stays harmless.** A write whose caller went away, or whose answer was lost, may still be under way, for as long as the
-//!   server takes. Once a write with the next number has landed it finds its number taken and does nothing; until then it is one and the
-//!   same write. So it never lands after [`applied`](lockservice_core::store::BindStore::applied) was read *and* a successor was written.
-//! - **No lock outlives a call** (L1). A candidate reads, decides, and then sets the leadership only if nothing has changed. So a node that is
-//!   stopped between the two stands in nobody's way.
+//! - **Durable, atomic, fenced, numbered** (L2). A batch is one statement and one round trip: a
+//!   function of the schema updates the row of the leadership if epoch and number fit, which locks
+//!   it, applies the batch, and commits. Refusals are answers, not errors.
+//! - **An unknown outcome stays harmless.** A write whose caller went away, or whose answer was
+//!   lost, may still be under way, for as long as the server takes. Once a write with the next
+//!   number has landed it finds its number taken and does nothing; until then it is one and the
+//!   same write. So it never lands after [`applied`](lockservice_core::store::BindStore::applied)
+//!   was read *and* a successor was written.
+//! - **No lock outlives a call** (L1). A candidate reads, decides, and then sets the leadership
+//!   only if nothing has changed. So a node that is stopped between the two stands in nobody's way.
 //! - **Bounded.** Each call ends within [`PgConfig::call_timeout`], three seconds by default.
 //!
 //! # Stepping back in time (L4)
-//! Each answer names the server's line of history: its system identifier and its timeline. A promoted standby, and a backup restored
-//! with recovery, have another timeline; a copy in another server has another identifier. A disk image put back, or a dump restored into
-//! the same server, has the same line and is not noticed by it.
+//! Each answer names the server's line of history: its system identifier and its timeline. A
+//! promoted standby, and a backup restored with recovery, have another timeline; a copy in another
+//! server has another identifier. A disk image put back, or a dump restored into the same server,
+//! has the same line and is not noticed by it.
 //!
-//! Therefore the server's clock is a floor of every new epoch, and of every version, incarnation, table id and token
-//! ([`Floor`](lockservice_core::store::Floor)): what an older leadership handed out stays below, even if nothing of it is stored any more, as long as
-//! the servers' clocks agree to a few seconds or a node of that time still runs. Epochs reach their end, 2^21, after 68 years.
+//! Therefore the server's clock is a floor of every new epoch, and of every version, incarnation,
+//! table id and token ([`Floor`](lockservice_core::store::Floor)): what an older leadership handed
+//! out stays below, even if nothing of it is stored any more, as long as the servers' clocks agree
+//! to a few seconds or a node of that time still runs. Epochs reach their end, 2^21, after 68
+//! years.
 //!
-//! With asynchronous standbys a promotion can lose acknowledged writes: it is seen by the timeline, and answered as L4 says.
+//! With asynchronous standbys a promotion can lose acknowledged writes: it is seen by the timeline,
+//! and answered as L4 says.
 //!
 //! # Reading it
 //! The schema is made for people: `select * from lockservice.head`, `lockservice.tables`,

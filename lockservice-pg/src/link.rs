@@ -1,11 +1,12 @@
 //! [`Connections`]: the few connections of a store.
 //!
 //! # Implementation details
-//! A store that knows the server's address opens connections itself, so that what the server says is not hidden behind "the pool timed
-//! out", and an answered call costs one round trip and no more. With a ready pool, that pool's rules apply.
+//! A store that knows the server's address opens connections itself, so that what the server says
+//! is not hidden behind "the pool timed out", and an answered call costs one round trip and no
+//! more. With a ready pool, that pool's rules apply.
 //!
-//! A connection goes back only after a whole answer. One whose call failed or was dropped half-way is closed at once: it never
-//! takes a place, whatever became of the server.
+//! A connection goes back only after a whole answer. One whose call failed or was dropped half-way
+//! is closed at once: it never takes a place, whatever became of the server.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -63,7 +64,8 @@ impl Connections {
     }
 
     pub(crate) fn pool(pool: PgPool, config: &PgConfig, servers: &Arc<Servers>) -> Self {
-        // More would only wait inside the pool, where it cannot be told from a server that does not answer.
+        // More would only wait inside the pool, where it cannot be told from a server that does not
+        // answer.
         let most = config.connections_max.min(pool.options().get_max_connections() as usize);
         Self {
             source: Source::Pool(pool),
@@ -89,7 +91,13 @@ impl Connections {
                     (Raw::Own(Box::new(connection)), reused)
                 }
             };
-            Ok::<_, Failure>(Link { connections: self, raw: Some(raw), reused, began: false, _permit: permit })
+            Ok::<_, Failure>(Link {
+                connections: self,
+                raw: Some(raw),
+                reused,
+                began: false,
+                _permit: permit,
+            })
         });
         taken.await.map_err(|_| Failure::NoConnection(self.connect_timeout))?
     }
@@ -104,13 +112,18 @@ impl Connections {
 }
 
 impl Link<'_> {
-    /// True if the connection was made for an earlier call, since when the server may have closed it.
+    /// True if the connection was made for an earlier call, since when the server may have closed
+    /// it.
     pub(crate) fn reused(&self) -> bool {
         self.reused
     }
 
     /// The one row that `statement` answers, after its transaction has ended.
-    pub(crate) async fn row(&mut self, statement: Statement<'_>, limit: Duration) -> Result<PgRow, Failure> {
+    pub(crate) async fn row(
+        &mut self,
+        statement: Statement<'_>,
+        limit: Duration,
+    ) -> Result<PgRow, Failure> {
         let pooler = self.connections.servers.pooler();
         let call = async {
             self.enter(pooler).await?;
@@ -121,7 +134,11 @@ impl Link<'_> {
         timeout(limit, call).await.map_err(|_| Failure::NoAnswer(limit))?
     }
 
-    pub(crate) async fn rows(&mut self, statement: Statement<'_>, limit: Duration) -> Result<Vec<PgRow>, Failure> {
+    pub(crate) async fn rows(
+        &mut self,
+        statement: Statement<'_>,
+        limit: Duration,
+    ) -> Result<Vec<PgRow>, Failure> {
         let pooler = self.connections.servers.pooler();
         let call = async {
             self.enter(pooler).await?;
@@ -132,8 +149,8 @@ impl Link<'_> {
         timeout(limit, call).await.map_err(|_| Failure::NoAnswer(limit))?
     }
 
-    /// Behind a pooler a single statement needs a transaction too: the driver prepares and executes it in two steps, which must reach
-    /// the same server, and its time-outs are set for it alone.
+    /// Behind a pooler a single statement needs a transaction too: the driver prepares and executes
+    /// it in two steps, which must reach the same server, and its time-outs are set for it alone.
     async fn enter(&mut self, pooler: bool) -> Result<(), sqlx::Error> {
         if pooler && !self.began {
             let begin = self.connections.servers.begin();
@@ -164,11 +181,13 @@ impl Link<'_> {
 
     /// Runs statements that take no arguments and answer nothing.
     pub(crate) async fn run(&mut self, sql: &str, limit: Duration) -> Result<(), Failure> {
-        let done = timeout(limit, self.connection().execute(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
+        let done =
+            timeout(limit, self.connection().execute(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
         done.map_err(|_| Failure::NoAnswer(limit))?.map(drop).map_err(Failure::from)
     }
 
-    /// Gives the connection back: everything that was asked has been answered, and no transaction is open.
+    /// Gives the connection back: everything that was asked has been answered, and no transaction
+    /// is open.
     pub(crate) fn keep(mut self) {
         match (self.raw.take(), &self.connections.source) {
             (Some(Raw::Own(connection)), Source::Own { idle }) => lock(idle).push(*connection),
@@ -186,7 +205,8 @@ impl Link<'_> {
 
 impl Drop for Link<'_> {
     fn drop(&mut self) {
-        // Given back, the pool would wait for the rest of the answer, for as long as the server keeps silent.
+        // Given back, the pool would wait for the rest of the answer, for as long as the server
+        // keeps silent.
         if let Some(Raw::Pool(connection)) = self.raw.take() {
             drop(connection.detach());
         }

@@ -1,7 +1,8 @@
 //! The schema and its versions.
 //!
-//! Any number of nodes may open the same schema at the same instant: one migrates, in one transaction and under an advisory lock that
-//! the schema's name gives; the others wait, look again, and find it done.
+//! Any number of nodes may open the same schema at the same instant: one migrates, in one
+//! transaction and under an advisory lock that the schema's name gives; the others wait, look
+//! again, and find it done.
 
 use std::sync::Arc;
 
@@ -36,7 +37,8 @@ pub async fn stored_format(url: &str) -> Result<u32> {
     found(&calls, &mut link, &config.schema).await
 }
 
-/// Fails with `StoreUnusable` unless the schema is there and of [`SCHEMA_FORMAT`], and as [`stored_format`] does. Changes nothing.
+/// Fails with `StoreUnusable` unless the schema is there and of [`SCHEMA_FORMAT`], and as
+/// [`stored_format`] does. Changes nothing.
 pub(crate) async fn check_format(calls: &Calls, schema: &SchemaName) -> Result<()> {
     let mut link = calls.take().await?;
     let format = found(calls, &mut link, schema).await?;
@@ -47,7 +49,10 @@ pub(crate) async fn check_format(calls: &Calls, schema: &SchemaName) -> Result<(
     let message = match format {
         0 => "there is no store: correct its URL".to_owned(),
         format => {
-            format!("the store's schema is of format {format}, this version reads {SCHEMA_FORMAT}: migrate it first")
+            format!(
+                "the store's schema is of format {format}, this version reads {SCHEMA_FORMAT}: \
+                    migrate it first"
+            )
         }
     };
     Err(Error::new(ErrorKind::StoreUnusable, message).with("store", &calls.describe))
@@ -65,30 +70,37 @@ pub(crate) async fn migrate(calls: &Calls, schema: &SchemaName) -> Result<()> {
     let patience = calls.load_timeout;
     // With a ready pool the session's settings are the user's.
     let begin = format!(
-        "begin isolation level read committed; set local lock_timeout = {}; set local statement_timeout = {}",
+        "begin isolation level read committed; set local lock_timeout = {}; set local \
+            statement_timeout = {}",
         millis(patience),
         millis(patience + answer),
     );
     calls.asked(link.begin(&begin, answer).await)?;
-    let lock =
-        sqlx::query("select pg_advisory_xact_lock(hashtextextended($1, 0))").bind(format!("lockservice:{schema}"));
+    let lock = sqlx::query("select pg_advisory_xact_lock(hashtextextended($1, 0))")
+        .bind(format!("lockservice:{schema}"));
     calls.asked(link.row(lock, patience + answer).await)?;
     let format = found(calls, &mut link, schema).await?;
     if format < SCHEMA_FORMAT {
         let there =
-            sqlx::query("select exists (select from pg_namespace where nspname = $1) as there").bind(schema.as_str());
+            sqlx::query("select exists (select from pg_namespace where nspname = $1) as there")
+                .bind(schema.as_str());
         // Creating it asks for a right in the database that is not needed where it was made ready.
         if !calls.asked(link.row(there, answer).await)?.get::<bool, _>("there") {
             calls.asked(link.run(&in_schema("create schema $schema", schema), answer).await)?;
         }
         for version in format + 1..=SCHEMA_FORMAT {
             let step = in_schema(MIGRATIONS[version as usize - 1], schema);
-            let done = in_schema(&format!("insert into $schema.format (version) values ({version})"), schema);
+            let done = in_schema(
+                &format!("insert into $schema.format (version) values ({version})"),
+                schema,
+            );
             calls.asked(link.run(&format!("{step};\n{done}"), patience).await)?;
         }
-        tracing::info!(store = %calls.describe, from = format, to = SCHEMA_FORMAT, "the store's schema was migrated");
+        tracing::info!(store = %calls.describe, from = format, to = SCHEMA_FORMAT, "the store's \
+            schema was migrated");
     }
-    // If this fails with an unknown outcome, the next open finds the schema as it was or as it shall be.
+    // If this fails with an unknown outcome, the next open finds the schema as it was or as it
+    // shall be.
     calls.asked(link.commit(patience).await)?;
     link.keep();
     Ok(())
@@ -96,7 +108,8 @@ pub(crate) async fn migrate(calls: &Calls, schema: &SchemaName) -> Result<()> {
 
 /// The format of the schema, 0 if there is none. Fails for a newer one.
 async fn found(calls: &Calls, link: &mut Link<'_>, schema: &SchemaName) -> Result<u32> {
-    // Read from the catalog itself: a name is looked up in a cache, which after waiting for the advisory lock may still say "none".
+    // Read from the catalog itself: a name is looked up in a cache, which after waiting for the
+    // advisory lock may still say "none".
     let table = sqlx::query(
         "select exists (select from pg_class join pg_namespace on pg_namespace.oid = relnamespace \
          where nspname = $1 and relname = 'format') as there",
@@ -106,13 +119,16 @@ async fn found(calls: &Calls, link: &mut Link<'_>, schema: &SchemaName) -> Resul
         return Ok(0);
     }
     let version = in_schema("select max(version) from $schema.format", schema);
-    let row = calls.asked(link.row(sqlx::query(AssertSqlSafe(version)), calls.answer_timeout).await)?;
-    let version: Option<i32> = row.try_get(0).map_err(|e| Failure::from(e).explain(&calls.describe, Stage::Asking))?;
+    let row =
+        calls.asked(link.row(sqlx::query(AssertSqlSafe(version)), calls.answer_timeout).await)?;
+    let version: Option<i32> =
+        row.try_get(0).map_err(|e| Failure::from(e).explain(&calls.describe, Stage::Asking))?;
     match version.and_then(|version| u32::try_from(version).ok()) {
         Some(version) if version > SCHEMA_FORMAT => Err(Error::new(
             ErrorKind::StoreNewer,
             format!(
-                "the store was written by a newer version of lockservice (schema format {version}, this one reads \
+                "the store was written by a newer version of lockservice (schema format \
+                 {version}, this one reads \
                  {SCHEMA_FORMAT}): use that version, or another schema"
             ),
         )

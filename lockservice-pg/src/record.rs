@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use lockservice_core::store::{
-    Batch, ClusterConstants, Head, Op, RECORD_FORMAT, ServiceRecord, StoreState, TableRecord, decode,
+    Batch, ClusterConstants, Head, Op, RECORD_FORMAT, ServiceRecord, StoreState, TableRecord,
+    decode,
 };
 use lockservice_core::{Error, ErrorKind, Result, ServiceId, TableRef, TxnId};
 use serde::Serialize;
@@ -79,10 +80,12 @@ impl From<&Batch> for Arrays {
 }
 
 pub(crate) fn json<T: Serialize>(record: &T) -> String {
-    serde_json::to_string(record).expect("records are plain data, and writing to memory cannot fail")
+    serde_json::to_string(record)
+        .expect("records are plain data, and writing to memory cannot fail")
 }
 
-/// The head that a row carries in `format` and `record`; `None` for none, and for the one that stands for "nobody ever".
+/// The head that a row carries in `format` and `record`; `None` for none, and for the one that
+/// stands for "nobody ever".
 pub(crate) fn head(row: &PgRow) -> Result<Option<Head>> {
     let Some(record) = column::<Option<String>>(row, "record", "head")? else {
         return Ok(None);
@@ -103,7 +106,8 @@ pub(crate) fn add_forgotten(state: &mut StoreState, row: &PgRow) -> Result<()> {
 }
 
 pub(crate) fn add_table(state: &mut StoreState, row: &PgRow) -> Result<()> {
-    let (group, name): (String, String) = (column(row, "group", "a table")?, column(row, "name", "a table")?);
+    let (group, name): (String, String) =
+        (column(row, "group", "a table")?, column(row, "name", "a table")?);
     let what = format!("table {group}/{name}");
     let table: TableRecord = record(&what, row)?;
     if table.table.group.as_str() != group || table.table.name.as_str() != name {
@@ -137,7 +141,8 @@ fn record<T: DeserializeOwned>(what: &str, row: &PgRow) -> Result<T> {
     versioned(what, column(row, "format", what)?, &column::<String>(row, "record", what)?)
 }
 
-/// Reads a record as the core does: `StoreNewer` for a later format, `StoreCorrupt` for what is no record.
+/// Reads a record as the core does: `StoreNewer` for a later format, `StoreCorrupt` for what is no
+/// record.
 fn versioned<T: DeserializeOwned>(what: &str, format: i16, record: &str) -> Result<T> {
     let format = match u8::try_from(format) {
         Ok(format) => format,
@@ -156,8 +161,11 @@ where
 }
 
 fn damaged(what: &str) -> Error {
-    Error::new(ErrorKind::StoreCorrupt, "a record in the store is damaged: restore the store from a backup")
-        .with("record", what)
+    Error::new(
+        ErrorKind::StoreCorrupt,
+        "a record in the store is damaged: restore the store from a backup",
+    )
+    .with("record", what)
 }
 
 /// The format of what is written, as the column's type.
@@ -193,7 +201,10 @@ mod tests {
         assert_eq!(arrays.gone_origins, [u64::MAX.to_string()]);
         assert_eq!(arrays.gone_services, ["7"]);
         assert_eq!((arrays.put_names.len(), arrays.put_tables.len()), (0, 0));
-        assert_eq!((arrays.gone_groups, arrays.gone_names), (vec!["g".to_owned()], vec!["t".to_owned()]));
+        assert_eq!(
+            (arrays.gone_groups, arrays.gone_names),
+            (vec!["g".to_owned()], vec!["t".to_owned()])
+        );
     }
 
     #[test]

@@ -1,13 +1,17 @@
-//! [`Servers`]: how a connection is made, to whichever server takes writes, directly or through a pooler.
+//! [`Servers`]: how a connection is made, to whichever server takes writes, directly or through a
+//! pooler.
 //!
 //! # Implementation details
-//! **What a session needs** (time-outs, an isolation level) goes into the connection's startup packet, not into a `SET`: behind a pooler
-//! that shares connections between transactions, a `SET` would change the queries of whoever comes next. A pooler refuses such a startup
-//! packet, or ignores it, which the first question to a new connection tells. From then on nothing rests on the session: each call is a
-//! transaction of its own that sets what it needs for itself, its statement has no name, and nobody listens.
+//! **What a session needs** (time-outs, an isolation level) goes into the connection's startup
+//! packet, not into a `SET`: behind a pooler that shares connections between transactions, a `SET`
+//! would change the queries of whoever comes next. A pooler refuses such a startup packet, or
+//! ignores it, which the first question to a new connection tells. From then on nothing rests on
+//! the session: each call is a transaction of its own that sets what it needs for itself, its
+//! statement has no name, and nobody listens.
 //!
-//! **Several servers.** The one that was connected last is asked first. If it refuses, or is silent for a moment, all others are asked at
-//! once, so that one that is gone costs no time. One that follows another, or is read-only, is passed over.
+//! **Several servers.** The one that was connected last is asked first. If it refuses, or is silent
+//! for a moment, all others are asked at once, so that one that is gone costs no time. One that
+//! follows another, or is read-only, is passed over.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -24,7 +28,8 @@ use crate::error::Failure;
 const HEAD_START: u32 = 4;
 
 /// What is asked of each new connection.
-const PROBE: &str = "select (extract(epoch from current_setting('statement_timeout')::interval) * 1000)::bigint as statement_timeout, \
+const PROBE: &str = "select (extract(epoch from current_setting('statement_timeout')::interval) * \
+ 1000)::bigint as statement_timeout, \
      pg_is_in_recovery() or current_setting('transaction_read_only')::bool as read_only";
 
 /// Which server was tried, and its connection, with whether a pooler is before it.
@@ -76,11 +81,13 @@ impl Servers {
     pub(crate) fn begin(&self) -> String {
         let set = |(name, value): &(&str, String)| format!("; set local {name} = '{value}'");
         // The isolation is that of the transaction.
-        let local = self.session.iter().filter(|(name, _)| *name != "default_transaction_isolation");
+        let local =
+            self.session.iter().filter(|(name, _)| *name != "default_transaction_isolation");
         format!("begin isolation level read committed{}", local.map(set).collect::<String>())
     }
 
-    /// A new connection. Ends a little before the time for one is over, so that what was found out by then is told.
+    /// A new connection. Ends a little before the time for one is over, so that what was found out
+    /// by then is told.
     pub(crate) async fn connect(&self) -> Result<PgConnection, Failure> {
         let bound = self.connect_timeout * 9 / 10;
         let end = Instant::now() + bound;
@@ -105,8 +112,10 @@ impl Servers {
                     self.current.store(at, Ordering::Relaxed);
                     if pooler && !self.pooler.swap(true, Ordering::Relaxed) {
                         tracing::warn!(
-                            "a pooler stands between here and the store's server: each call takes a transaction of its own, which costs \
-                             some round trips, and a change of leadership is looked for, not listened for; connect to the server itself \
+                            "a pooler stands between here and the store's server: each call takes \
+                             a transaction of its own, which costs \
+                             some round trips, and a change of leadership is looked for, not \
+                             listened for; connect to the server itself \
                              to spare both"
                         );
                     }
@@ -128,13 +137,17 @@ impl Servers {
 
     fn try_one(&self, tries: &mut Tries, at: usize) {
         let plain = self.plain[at].clone();
-        let full = plain.clone().options(self.session.iter().map(|(name, value)| (*name, value.as_str())));
-        let (pooler, expected, writable_only) = (self.pooler(), self.statement_timeout_ms, self.writable_only);
+        let full =
+            plain.clone().options(self.session.iter().map(|(name, value)| (*name, value.as_str())));
+        let (pooler, expected, writable_only) =
+            (self.pooler(), self.statement_timeout_ms, self.writable_only);
         let attempt = async move {
             let (mut connection, mut pooler) = match pooler {
                 true => (PgConnection::connect_with(&plain).await?, true),
                 false => match PgConnection::connect_with(&full).await {
-                    Err(error) if refuses_startup(&error) => (PgConnection::connect_with(&plain).await?, true),
+                    Err(error) if refuses_startup(&error) => {
+                        (PgConnection::connect_with(&plain).await?, true)
+                    }
                     connection => (connection?, false),
                 },
             };

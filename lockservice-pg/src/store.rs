@@ -1,4 +1,5 @@
-//! [`PgStore`]: the store itself. What a change of leadership means is the core's [`Head`]; how a batch lands is `write_batch` of the schema.
+//! [`PgStore`]: the store itself. What a change of leadership means is the core's [`Head`]; how a
+//! batch lands is `write_batch` of the schema.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, Damage, Floor, Head, Inspection, Leadership, Lineage, Renewal, StoreState,
-    Turns, WriteAck,
+    Applied, Batch, BindStore, Candidate, Damage, Floor, Head, Inspection, Leadership, Lineage,
+    Renewal, StoreState, Turns, WriteAck,
 };
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use sqlx::postgres::PgRow;
@@ -19,7 +20,8 @@ use crate::error::{Failure, Stage};
 use crate::link::{Connections, Statement};
 use crate::migrate::{check_format, in_schema, migrate};
 use crate::record::{
-    Arrays, add_constants, add_forgotten, add_service, add_table, add_tombstone, format_written, head, json,
+    Arrays, add_constants, add_forgotten, add_service, add_table, add_tombstone, format_written,
+    head, json,
 };
 use crate::servers::Servers;
 use crate::watch::Watch;
@@ -29,8 +31,8 @@ const DECISIONS_MAX: usize = 8;
 
 /// A [`BindStore`] in a schema of a PostgreSQL database, shared by any number of nodes.
 ///
-/// Dropping it closes its connections. Cheap calls on it cost one round trip; see the [crate's](crate) documentation for what it
-/// guarantees and what it needs.
+/// Dropping it closes its connections. Cheap calls on it cost one round trip; see the
+/// [crate's](crate) documentation for what it guarantees and what it needs.
 pub struct PgStore {
     calls: Calls,
     sql: Sql,
@@ -54,11 +56,13 @@ struct Sql {
 }
 
 impl PgStore {
-    /// Opens the store that a URL names, and creates or migrates its schema; [`PgConfig::from_url`] says how it is written.
+    /// Opens the store that a URL names, and creates or migrates its schema; [`PgConfig::from_url`]
+    /// says how it is written.
     ///
-    /// Fails with `InvalidArgument` for a URL that cannot be read, `Unavailable` if the server does not answer (try again),
-    /// `StoreUnusable` if the login, a right or the database is missing or the server is a standby or read-only, `StoreNewer` and
-    /// `StoreCorrupt` as the content says. Cancel safe: a migration is done as a whole or not at all.
+    /// Fails with `InvalidArgument` for a URL that cannot be read, `Unavailable` if the server does
+    /// not answer (try again), `StoreUnusable` if the login, a right or the database is missing or
+    /// the server is a standby or read-only, `StoreNewer` and `StoreCorrupt` as the content says.
+    /// Cancel safe: a migration is done as a whole or not at all.
     pub async fn connect(url: &str) -> Result<Self> {
         Self::connect_with(PgConfig::from_url(url)?).await
     }
@@ -70,23 +74,27 @@ impl PgStore {
         Box::pin(Self::open(Connections::own(&config, &servers), config, servers)).await
     }
 
-    /// Opens the store in `config.schema` through a ready pool, whose own rules then hold: for opening and closing connections, and for the
-    /// longest time of a statement. Fails as [`connect`](Self::connect) does.
+    /// Opens the store in `config.schema` through a ready pool, whose own rules then hold: for
+    /// opening and closing connections, and for the longest time of a statement. Fails as
+    /// [`connect`](Self::connect) does.
     ///
-    /// At most `config.connections_max` of its connections are used at once. The connection that listens is one more, opened with the
-    /// pool's options but outside of it; `config.listen` turns it off. Where the pool's connections go through a pooler that shares
-    /// them between transactions, say so in `config.pooler`: here it is not found out.
+    /// At most `config.connections_max` of its connections are used at once. The connection that
+    /// listens is one more, opened with the pool's options but outside of it; `config.listen` turns
+    /// it off. Where the pool's connections go through a pooler that shares them between
+    /// transactions, say so in `config.pooler`: here it is not found out.
     pub async fn with_pool(pool: PgPool, config: PgConfig) -> Result<Self> {
-        let config = PgConfig { connect: (*pool.connect_options()).clone(), others: Vec::new(), ..config };
+        let config =
+            PgConfig { connect: (*pool.connect_options()).clone(), others: Vec::new(), ..config };
         let servers = Arc::new(Servers::new(&config));
         // On the heap: it is done once, and the driver's part is large.
         Box::pin(Self::open(Connections::pool(pool, &config, &servers), config, servers)).await
     }
 
-    /// Reads the store that a URL names, damaged or not, as far as it can be read. Creates and migrates nothing.
+    /// Reads the store that a URL names, damaged or not, as far as it can be read. Creates and
+    /// migrates nothing.
     ///
-    /// Fails as [`connect`](Self::connect) does, but for damaged records: those are in the answer. Also with `StoreUnusable` if there is no
-    /// store, or one of an older format. Cancel safe.
+    /// Fails as [`connect`](Self::connect) does, but for damaged records: those are in the answer.
+    /// Also with `StoreUnusable` if there is no store, or one of an older format. Cancel safe.
     pub async fn inspect(url: &str) -> Result<Inspection> {
         let config = PgConfig::from_url(url)?;
         let servers = Arc::new(Servers::new(&config));
@@ -97,19 +105,33 @@ impl PgStore {
         Ok(Inspection { store: store.describe(), state, head, damage })
     }
 
-    async fn open(connections: Connections, config: PgConfig, servers: Arc<Servers>) -> Result<Self> {
+    async fn open(
+        connections: Connections,
+        config: PgConfig,
+        servers: Arc<Servers>,
+    ) -> Result<Self> {
         let store = Self::reach(connections, &config, servers).await?;
         migrate(&store.calls, &config.schema).await?;
         Ok(store)
     }
 
     /// A store whose schema may be missing or old.
-    async fn reach(connections: Connections, config: &PgConfig, servers: Arc<Servers>) -> Result<Self> {
+    async fn reach(
+        connections: Connections,
+        config: &PgConfig,
+        servers: Arc<Servers>,
+    ) -> Result<Self> {
         let calls = Calls::new(connections, config.describe(), config);
         check_server(&calls).await?;
         let channel = format!("lockservice:{}", config.schema);
         let watch = Watch::new(config, &channel, servers);
-        Ok(Self { sql: Sql::new(&config.schema), lock_ms: millis(config.lock_timeout), calls, channel, watch })
+        Ok(Self {
+            sql: Sql::new(&config.schema),
+            lock_ms: millis(config.lock_timeout),
+            calls,
+            channel,
+            watch,
+        })
     }
 
     /// The head as it stands, which copy of the store answers, and the server's clock.
@@ -138,8 +160,11 @@ impl PgStore {
     fn refused<T>(&self, row: &PgRow, check: impl FnOnce(&Head) -> Result<T>) -> Error {
         match head(row).map(Option::unwrap_or_default).and_then(|head| check(&head)) {
             Err(refusal) => refusal.with("store", &self.calls.describe),
-            Ok(_) => Error::new(ErrorKind::Internal, "the store refused a change that was due: please report this")
-                .with("store", &self.calls.describe),
+            Ok(_) => Error::new(
+                ErrorKind::Internal,
+                "the store refused a change that was due: please report this",
+            )
+            .with("store", &self.calls.describe),
         }
     }
 
@@ -159,7 +184,8 @@ impl PgStore {
         let calls = &self.calls;
         let mut link = calls.take().await?;
         let begin = format!(
-            "begin isolation level repeatable read, read only; set local statement_timeout = {}; set local lock_timeout = {}",
+            "begin isolation level repeatable read, read only; set local statement_timeout = {}; \
+                set local lock_timeout = {}",
             millis(calls.load_timeout),
             self.lock_ms,
         );
@@ -182,7 +208,9 @@ impl PgStore {
         for (query, add) in parts {
             for row in calls.asked(link.rows(sql(query), calls.load_timeout).await)? {
                 turns.next().await;
-                damage.tolerate(add(&mut state, &row).map_err(|e| e.with("store", &calls.describe)))?;
+                damage.tolerate(
+                    add(&mut state, &row).map_err(|e| e.with("store", &calls.describe)),
+                )?;
             }
         }
         calls.asked(link.commit(calls.answer_timeout).await)?;
@@ -200,7 +228,8 @@ impl BindStore for PgStore {
     async fn load(&self) -> Result<StoreState> {
         let load = async || self.read(&mut Damage::refused()).await.map(|(state, _)| state);
         match load().await {
-            // A connection from before a restart of the server tells so only when it is used: once more, with new ones.
+            // A connection from before a restart of the server tells so only when it is used: once
+            // more, with new ones.
             Err(e) if e.kind() == ErrorKind::Unavailable => {
                 self.calls.connections.forget_idle();
                 load().await
@@ -220,7 +249,8 @@ impl BindStore for PgStore {
             let row = self.look().await?;
             let (found, lineage) = (head(&row)?, self.lineage(&row)?);
             let clock_s = u64::try_from(self.get::<i64>(&row, "clock_s")?).unwrap_or(0);
-            let floor = Floor::of_clock(clock_s).map_err(|e| e.with("store", &self.calls.describe))?;
+            let floor =
+                Floor::of_clock(clock_s).map_err(|e| e.with("store", &self.calls.describe))?;
             match Head::acquire_shared(found.as_ref(), candidate, ttl, &lineage, floor)? {
                 (None, held) => return Ok(held),
                 (Some(next), acquired) => {
@@ -244,7 +274,8 @@ impl BindStore for PgStore {
     }
 
     async fn resign(&self, epoch: Epoch) -> Result<()> {
-        let resign = sql(&self.sql.resign).bind(self.lock_ms).bind(&self.channel).bind(number(epoch.get()));
+        let resign =
+            sql(&self.sql.resign).bind(self.lock_ms).bind(&self.channel).bind(number(epoch.get()));
         let row = self.calls.once(resign).await?;
         match self.get(&row, "done")? {
             true => Ok(()),
@@ -308,18 +339,28 @@ impl Sql {
                  floor(extract(epoch from clock_timestamp()))::bigint as clock_s \
                  from (select) as one left join $schema.head_record() as r on true",
             ),
-            lead: text("select * from $schema.lead($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb)"),
+            lead: text(
+                "select * from $schema.lead($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb)",
+            ),
             renew: text("select * from $schema.renew($1, $2)"),
             resign: text("select * from $schema.resign($1, $2, $3)"),
             write: text(
-                "select * from $schema.write_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, \
+                "select * from $schema.write_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, \
+                 $12, $13, $14, $15, \
                  $16, $17, $18)",
             ),
             constants: text("select format, record::text as record from $schema.constants"),
             forgotten: text("select format, record::text as record from $schema.forgotten"),
-            tables: text("select \"group\", name, format, record::text as record from $schema.tables"),
-            services: text("select id::text as id, format, record::text as record from $schema.services"),
-            tombstones: text("select origin::text as origin, counter::text as counter, format from $schema.tombstones"),
+            tables: text(
+                "select \"group\", name, format, record::text as record from $schema.tables",
+            ),
+            services: text(
+                "select id::text as id, format, record::text as record from $schema.services",
+            ),
+            tombstones: text(
+                "select origin::text as origin, counter::text as counter, format from \
+                    $schema.tombstones",
+            ),
         }
     }
 }
@@ -328,28 +369,38 @@ fn sql<'q>(text: &Arc<str>) -> Statement<'q> {
     sqlx::query(AssertSqlSafe(Arc::clone(text)))
 }
 
-/// A number as the server's type. None that is stored reaches its end, so one beyond it is refused like any other wrong one.
+/// A number as the server's type. None that is stored reaches its end, so one beyond it is refused
+/// like any other wrong one.
 fn number(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Refuses a server that could not keep the store's promises, and warns of one that is set up not to.
+/// Refuses a server that could not keep the store's promises, and warns of one that is set up not
+/// to.
 async fn check_server(calls: &Calls) -> Result<()> {
     let facts = || {
         sqlx::query(
-            "select current_setting('server_version_num')::int as version, pg_is_in_recovery() as standby, \
+            "select current_setting('server_version_num')::int as version, pg_is_in_recovery() as \
+             standby, \
              current_setting('server_encoding') as encoding, current_setting('fsync') as fsync",
         )
     };
     let row = calls.repeatable(Stage::Asking, facts).await?;
-    let unusable = |message: String| Err(Error::new(ErrorKind::StoreUnusable, message).with("store", &calls.describe));
+    let unusable = |message: String| {
+        Err(Error::new(ErrorKind::StoreUnusable, message).with("store", &calls.describe))
+    };
     let version: i32 = calls.asked(row.try_get("version").map_err(Failure::from))?;
     if version < 120_000 {
-        return unusable(format!("the store's server is PostgreSQL {}: use 12 or later", version / 10_000));
+        return unusable(format!(
+            "the store's server is PostgreSQL {}: use 12 or later",
+            version / 10_000
+        ));
     }
     if calls.asked(row.try_get("standby").map_err(Failure::from))? {
         return unusable(
-            "the store's server is a standby that follows another: point the store's URL at the primary".to_owned(),
+            "the store's server is a standby that follows another: point the store's URL at the \
+                primary"
+                .to_owned(),
         );
     }
     let encoding: String = calls.asked(row.try_get("encoding").map_err(Failure::from))?;
@@ -358,7 +409,8 @@ async fn check_server(calls: &Calls) -> Result<()> {
     }
     let fsync: String = calls.asked(row.try_get("fsync").map_err(Failure::from))?;
     if fsync == "off" {
-        tracing::warn!(store = %calls.describe, "the store's server has fsync off: what it acknowledged is lost when its machine stops");
+        tracing::warn!(store = %calls.describe, "the store's server has fsync off: what it \
+            acknowledged is lost when its machine stops");
     }
     Ok(())
 }

@@ -1,10 +1,12 @@
 //! [`Watch`]: hears of changes of leadership at once (`LISTEN`).
 //!
 //! # Implementation details
-//! A task of its own holds the connection; it begins with the first wait, so that a node that never stands by has none. A change raises a
-//! generation. A caller waits until the generation is above the one at which it last asked for the leadership, so a change
-//! between asking and waiting is not missed. The task raises it also after each new connection: what happened meanwhile is not known.
-//! Behind a pooler nobody listens: what a session hears would reach whoever has its connection then.
+//! A task of its own holds the connection; it begins with the first wait, so that a node that never
+//! stands by has none. A change raises a generation. A caller waits until the generation is above
+//! the one at which it last asked for the leadership, so a change between asking and waiting is not
+//! missed. The task raises it also after each new connection: what happened meanwhile is not known.
+//! Behind a pooler nobody listens: what a session hears would reach whoever has its connection
+//! then.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,7 +34,8 @@ pub(crate) struct Watch {
     channel: String,
     connect_timeout: Duration,
     generation: watch::Sender<u64>,
-    /// The generation before the last question for the leadership. Alone: nothing else is published by it.
+    /// The generation before the last question for the leadership. Alone: nothing else is published
+    /// by it.
     asked: AtomicU64,
     task: OnceLock<JoinHandle<()>>,
 }
@@ -102,7 +105,8 @@ impl Listener {
     async fn listen(self) {
         while !self.servers.pooler() {
             if let Err(error) = self.listen_once().await {
-                tracing::debug!(channel = self.channel, %error, "cannot hear of changes of leadership; trying again");
+                tracing::debug!(channel = self.channel, %error, "cannot hear of changes of \
+                    leadership; trying again");
             }
             sleep(RECONNECT_PAUSE).await;
         }
@@ -110,7 +114,8 @@ impl Listener {
 
     /// Until the connection is lost.
     async fn listen_once(&self) -> sqlx::Result<()> {
-        // A pool for this one connection: a place that is held by a server's silence is of no more use.
+        // A pool for this one connection: a place that is held by a server's silence is of no more
+        // use.
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(self.connect_timeout)
@@ -123,7 +128,8 @@ impl Listener {
             listener.listen(&self.channel).await?;
             Ok::<_, sqlx::Error>(listener)
         };
-        let mut listener = timeout(self.connect_timeout, begin).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+        let mut listener =
+            timeout(self.connect_timeout, begin).await.map_err(|_| sqlx::Error::PoolTimedOut)??;
         loop {
             self.generation.send_modify(|generation| *generation += 1);
             loop {
@@ -132,7 +138,8 @@ impl Listener {
                     Ok(Ok(None)) => return Ok(()),
                     Ok(Err(error)) => return Err(error),
                     Err(_) => {
-                        let asked = timeout(self.connect_timeout, (&mut listener).execute("select")).await;
+                        let asked =
+                            timeout(self.connect_timeout, (&mut listener).execute("select")).await;
                         asked.map_err(|_| sqlx::Error::PoolTimedOut)??;
                     }
                 }

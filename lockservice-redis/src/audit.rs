@@ -1,4 +1,5 @@
-//! What a server is asked once, when a store is opened: whether it can serve, and whether it may forget.
+//! What a server is asked once, when a store is opened: whether it can serve, and whether it may
+//! forget.
 
 use lockservice_core::{ErrorKind, Result};
 use redis::Value;
@@ -8,15 +9,24 @@ use crate::error::Errors;
 use crate::link::Link;
 use crate::topology::text;
 
-/// Fails with `StoreUnusable` for a server that is too old; warns of one that may lose what it acknowledged.
+/// Fails with `StoreUnusable` for a server that is too old; warns of one that may lose what it
+/// acknowledged.
 pub(crate) async fn audit(link: &Link, config: &RedisConfig, errors: &Errors) -> Result<()> {
     let mut info = redis::cmd("INFO");
     info.arg("server").arg("persistence").arg("memory");
     let info = text(&link.query(info).await?).ok_or_else(|| errors.strange("no INFO"))?;
     let version = field(&info, "redis_version").unwrap_or_default();
-    if version.split('.').next().and_then(|major| major.parse::<u32>().ok()).is_none_or(|major| major < 7) {
+    if version
+        .split('.')
+        .next()
+        .and_then(|major| major.parse::<u32>().ok())
+        .is_none_or(|major| major < 7)
+    {
         return Err(errors
-            .about(ErrorKind::StoreUnusable, "this Redis is too old: version 7.0 or later is needed")
+            .about(
+                ErrorKind::StoreUnusable,
+                "this Redis is too old: version 7.0 or later is needed",
+            )
             .with("version", version));
     }
     if config.replicas > 0 {
@@ -48,47 +58,59 @@ impl Known<'_> {
     }
 
     fn persistence(&self) -> Option<String> {
-        const WHAT_THEN: &str = "Whatever is lost is noticed and stepped over: locks are granted anew only after a pause, and \
+        const WHAT_THEN: &str = "Whatever is lost is noticed and stepped over: locks are granted \
+         anew only after a pause, and \
              transactions that were not proven to hold their binds fail.";
         let appends = self.setting("appendonly").map(|value| value == "yes");
-        let appends = appends.or_else(|| field(self.info, "aof_enabled").map(|value| value == "1")).unwrap_or(false);
+        let appends = appends
+            .or_else(|| field(self.info, "aof_enabled").map(|value| value == "1"))
+            .unwrap_or(false);
         if !appends {
             let saves = match self.setting("save") {
                 Some("") => "and saves no snapshots: a restart forgets everything",
                 Some(_) => "only snapshots: a restart goes back to the last one",
                 None => {
-                    "and whether it saves snapshots could not be checked (CONFIG is forbidden): a restart may forget everything"
+                    "and whether it saves snapshots could not be checked (CONFIG is forbidden): a \
+                        restart may forget everything"
                 }
             };
             return Some(format!(
-                "Redis keeps no append-only file {saves}. {WHAT_THEN} Set appendonly yes and appendfsync always."
+                "Redis keeps no append-only file {saves}. {WHAT_THEN} Set appendonly yes and \
+                    appendfsync always."
             ));
         }
         match self.setting("appendfsync") {
             Some("always") => None,
             Some(policy) => Some(format!(
-                "Redis syncs its append-only file to the disk with appendfsync {policy}: a crash of the machine can lose \
+                "Redis syncs its append-only file to the disk with appendfsync {policy}: a crash \
+                 of the machine can lose \
                  what was acknowledged. {WHAT_THEN} Set appendfsync always."
             )),
             None => Some(format!(
-                "Redis keeps an append-only file, but how often it syncs it to the disk could not be checked (CONFIG is \
-                 forbidden): unless that is appendfsync always, a crash of the machine can lose what was acknowledged. {WHAT_THEN}"
+                "Redis keeps an append-only file, but how often it syncs it to the disk could not \
+                 be checked (CONFIG is \
+                 forbidden): unless that is appendfsync always, a crash of the machine can lose \
+                 what was acknowledged. {WHAT_THEN}"
             )),
         }
     }
 
     fn eviction(&self) -> Option<String> {
-        let policy = self.setting("maxmemory-policy").or_else(|| field(self.info, "maxmemory_policy"));
+        let policy =
+            self.setting("maxmemory-policy").or_else(|| field(self.info, "maxmemory_policy"));
         match policy {
             Some("noeviction") => None,
             // The key never expires, so these never choose it.
             Some(volatile) if volatile.starts_with("volatile-") => None,
             Some(policy) => Some(format!(
-                "DANGER: Redis deletes keys when its memory is full (maxmemory-policy {policy}), the lock service's too: every \
-                 bind would be void at once. Set maxmemory-policy noeviction, or give the lock service a Redis of its own."
+                "DANGER: Redis deletes keys when its memory is full (maxmemory-policy {policy}), \
+                 the lock service's too: every \
+                 bind would be void at once. Set maxmemory-policy noeviction, or give the lock \
+                 service a Redis of its own."
             )),
             None => Some(
-                "Redis does not tell its maxmemory-policy: make sure that it is noeviction, or it may delete the lock \
+                "Redis does not tell its maxmemory-policy: make sure that it is noeviction, or it \
+                 may delete the lock \
                  service's data when its memory is full."
                     .to_owned(),
             ),
@@ -115,10 +137,17 @@ mod tests {
 
     fn warnings(info: &str, settings: Option<[&str; 4]>) -> String {
         let settings = settings.map(|[appendonly, save, appendfsync, policy]| {
-            [("appendonly", appendonly), ("save", save), ("appendfsync", appendfsync), ("maxmemory-policy", policy)]
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            [
+                ("appendonly", appendonly),
+                ("save", save),
+                ("appendfsync", appendfsync),
+                ("maxmemory-policy", policy),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
         });
-        Known { info, settings: settings.as_ref().map(|settings| settings.as_slice()) }.warnings().join("\n")
+        Known { info, settings: settings.as_ref().map(|settings| settings.as_slice()) }
+            .warnings()
+            .join("\n")
     }
 
     #[test]
@@ -138,10 +167,17 @@ mod tests {
 
     #[test]
     fn what_could_not_be_checked_is_said() {
-        let found = warnings("# Persistence\r\naof_enabled:1\r\nmaxmemory_policy:noeviction\r\n", None);
-        assert!(found.contains("appendfsync always") && found.contains("could not be checked"), "{found}");
+        let found =
+            warnings("# Persistence\r\naof_enabled:1\r\nmaxmemory_policy:noeviction\r\n", None);
+        assert!(
+            found.contains("appendfsync always") && found.contains("could not be checked"),
+            "{found}"
+        );
         assert!(!found.contains("maxmemory"), "{found}");
         let found = warnings("aof_enabled:0\r\n", None);
-        assert!(found.contains("no append-only file") && found.contains("maxmemory-policy"), "{found}");
+        assert!(
+            found.contains("no append-only file") && found.contains("maxmemory-policy"),
+            "{found}"
+        );
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use lockservice_core::{Error, ErrorKind, Result};
 
-/// Where Redis is, and how it is used. Made from a URL by [`from_url`](Self::from_url), or field by field over
-/// [`default`](Self::default).
+/// Where Redis is, and how it is used. Made from a URL by [`from_url`](Self::from_url), or field by
+/// field over [`default`](Self::default).
 ///
 /// `Debug` shows no secret.
 #[derive(Clone)]
@@ -25,11 +25,13 @@ pub struct RedisConfig {
     pub database: i64,
     /// How to encrypt connections, those to Sentinels too; `None` sends everything in the clear.
     pub tls: Option<RedisTls>,
-    /// Tells several clusters of lockservice apart that share a Redis: 1 to 64 letters, digits, `.`, `_` and `-`. Default `default`. Everything
-    /// is kept under the one key `{lockservice:NAME}`.
+    /// Tells several clusters of lockservice apart that share a Redis: 1 to 64 letters, digits,
+    /// `.`, `_` and `-`. Default `default`. Everything is kept under the one key
+    /// `{lockservice:NAME}`.
     pub name: String,
-    /// How many replicas must have received a change before it counts (L4). Default 0. Unless it is the number of *all* replicas that
-    /// can be promoted, a fail-over can lose acknowledged changes.
+    /// How many replicas must have received a change before it counts (L4). Default 0. Unless it is
+    /// the number of *all* replicas that can be promoted, a fail-over can lose acknowledged
+    /// changes.
     pub replicas: u32,
     /// How long to wait for [`replicas`](Self::replicas). Default 500 ms.
     pub wait_timeout: Duration,
@@ -37,8 +39,8 @@ pub struct RedisConfig {
     pub connect_timeout: Duration,
     /// How long to wait for an answer of the server. Default 1 s.
     pub response_timeout: Duration,
-    /// How long any call may take in all, with the search for a new master. Default 2 s. It must be well below the leadership's TTL, or
-    /// one call that fails costs the leadership.
+    /// How long any call may take in all, with the search for a new master. Default 2 s. It must be
+    /// well below the leadership's TTL, or one call that fails costs the leadership.
     pub call_timeout: Duration,
     /// How long reading the whole store may take. Default 30 s.
     pub load_timeout: Duration,
@@ -59,7 +61,8 @@ pub enum Servers {
     },
     /// Some nodes of a Cluster. The others are learnt from them.
     Cluster(Vec<Address>),
-    /// A ready client; its address, credentials and encryption are used instead of the configuration's.
+    /// A ready client; its address, credentials and encryption are used instead of the
+    /// configuration's.
     Client(redis::Client),
 }
 
@@ -75,7 +78,8 @@ pub struct Address {
 /// How connections are encrypted (rustls).
 #[derive(Clone, Default)]
 pub struct RedisTls {
-    /// Certificates of the authorities to trust, in PEM; `None` trusts those of the operating system.
+    /// Certificates of the authorities to trust, in PEM; `None` trusts those of the operating
+    /// system.
     pub authorities: Option<Vec<u8>>,
     /// The client's certificate chain and private key, in PEM, for mutual TLS.
     pub identity: Option<(Vec<u8>, Vec<u8>)>,
@@ -126,20 +130,29 @@ impl RedisConfig {
         if self.name.is_empty() || self.name.len() > 64 || !self.name.chars().all(in_name) {
             return invalid("the store's name must be 1 to 64 letters, digits, `.`, `_` or `-`");
         }
-        let times = [self.connect_timeout, self.response_timeout, self.call_timeout, self.load_timeout];
+        let times =
+            [self.connect_timeout, self.response_timeout, self.call_timeout, self.load_timeout];
         if times.contains(&Duration::ZERO) {
-            return invalid("a time-out of the Redis store is zero: set it to at least a millisecond");
+            return invalid(
+                "a time-out of the Redis store is zero: set it to at least a millisecond",
+            );
         }
         if self.replicas > 0 && self.wait_timeout < Duration::from_millis(1) {
             return invalid("the time to wait for replicas must be at least a millisecond");
         }
         let identity = self.tls.as_ref().and_then(|tls| tls.identity.as_ref());
         if identity.is_some_and(|(certificate, key)| certificate.is_empty() || key.is_empty()) {
-            return invalid("for mutual TLS name both the client's certificate (`cert`) and its key (`key`)");
+            return invalid(
+                "for mutual TLS name both the client's certificate (`cert`) and its key (`key`)",
+            );
         }
         match &self.servers {
-            Servers::Sentinel { sentinels, .. } if sentinels.is_empty() => invalid("no Sentinel is named"),
-            Servers::Cluster(nodes) if nodes.is_empty() => invalid("no node of the Redis Cluster is named"),
+            Servers::Sentinel { sentinels, .. } if sentinels.is_empty() => {
+                invalid("no Sentinel is named")
+            }
+            Servers::Cluster(nodes) if nodes.is_empty() => {
+                invalid("no node of the Redis Cluster is named")
+            }
             Servers::Cluster(_) if self.database != 0 => {
                 invalid("a Redis Cluster has only database 0: leave the number out of the URL")
             }
@@ -147,7 +160,8 @@ impl RedisConfig {
         }
     }
 
-    /// The one key that holds everything. Braces, so that the channel beside it lies in the same slot of a Cluster.
+    /// The one key that holds everything. Braces, so that the channel beside it lies in the same
+    /// slot of a Cluster.
     pub(crate) fn key(&self) -> String {
         format!("{{lockservice:{}}}", self.name)
     }
@@ -159,15 +173,23 @@ impl RedisConfig {
 
     /// The URL without secrets.
     pub(crate) fn describe(&self) -> String {
-        let list = |addresses: &[Address]| addresses.iter().map(Address::to_string).collect::<Vec<_>>().join(",");
-        let plain_or_tls = |plain: &str, tls: &str| if self.tls.is_some() { tls.to_owned() } else { plain.to_owned() };
+        let list = |addresses: &[Address]| {
+            addresses.iter().map(Address::to_string).collect::<Vec<_>>().join(",")
+        };
+        let plain_or_tls = |plain: &str, tls: &str| {
+            if self.tls.is_some() { tls.to_owned() } else { plain.to_owned() }
+        };
         let (scheme, place) = match &self.servers {
-            Servers::Single(address) => (plain_or_tls("redis", "rediss"), format!("{address}/{}", self.database)),
+            Servers::Single(address) => {
+                (plain_or_tls("redis", "rediss"), format!("{address}/{}", self.database))
+            }
             Servers::Sentinel { sentinels, master } => (
                 plain_or_tls("redis-sentinel", "rediss-sentinel"),
                 format!("{}/{master}/{}", list(sentinels), self.database),
             ),
-            Servers::Cluster(nodes) => (plain_or_tls("redis-cluster", "rediss-cluster"), list(nodes)),
+            Servers::Cluster(nodes) => {
+                (plain_or_tls("redis-cluster", "rediss-cluster"), list(nodes))
+            }
             Servers::Client(client) => {
                 let info = client.get_connection_info();
                 ("redis".to_owned(), format!("{}/{}", info.addr(), info.redis_settings().db()))
@@ -178,9 +200,12 @@ impl RedisConfig {
 
     /// Every secret, so that none gets into a message.
     pub(crate) fn secrets(&self) -> Vec<String> {
-        let mut secrets: Vec<_> = [&self.password, &self.sentinel_password].into_iter().flatten().cloned().collect();
+        let mut secrets: Vec<_> =
+            [&self.password, &self.sentinel_password].into_iter().flatten().cloned().collect();
         if let Servers::Client(client) = &self.servers {
-            secrets.extend(client.get_connection_info().redis_settings().password().map(str::to_owned));
+            secrets.extend(
+                client.get_connection_info().redis_settings().password().map(str::to_owned),
+            );
         }
         secrets.retain(|secret| !secret.is_empty());
         secrets
@@ -213,14 +238,17 @@ impl fmt::Debug for Servers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Single(address) => f.debug_tuple("Single").field(address).finish(),
-            Self::Sentinel { sentinels, master } => {
-                f.debug_struct("Sentinel").field("sentinels", sentinels).field("master", master).finish()
-            }
+            Self::Sentinel { sentinels, master } => f
+                .debug_struct("Sentinel")
+                .field("sentinels", sentinels)
+                .field("master", master)
+                .finish(),
             Self::Cluster(nodes) => f.debug_tuple("Cluster").field(nodes).finish(),
             // The driver's own output may name the password.
-            Self::Client(client) => {
-                f.debug_tuple("Client").field(&client.get_connection_info().addr().to_string()).finish()
-            }
+            Self::Client(client) => f
+                .debug_tuple("Client")
+                .field(&client.get_connection_info().addr().to_string())
+                .finish(),
         }
     }
 }

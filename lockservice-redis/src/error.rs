@@ -37,7 +37,8 @@ impl Errors {
             Some(code) => answered(code, error),
             None => silent(error, stage),
         };
-        // The driver's error is not kept as a source: an answer may repeat what was sent, a password too.
+        // The driver's error is not kept as a source: an answer may repeat what was sent, a
+        // password too.
         self.about(kind, message).with("cause", self.scrubbed(&error.to_string()))
     }
 
@@ -46,10 +47,14 @@ impl Errors {
         match stage {
             Stage::Connect => self.about(
                 ErrorKind::Unavailable,
-                "no connection to Redis in time: is it running and reachable? Nothing was changed; try again",
+                "no connection to Redis in time: is it running and reachable? Nothing was \
+                    changed; try again",
             ),
-            Stage::Repeatable => self
-                .about(ErrorKind::Unavailable, "Redis did not answer in time: is it paused or overloaded? Try again"),
+            Stage::Repeatable => self.about(
+                ErrorKind::Unavailable,
+                "Redis did not answer in time: is it paused or \
+                    overloaded? Try again",
+            ),
             Stage::Write => self.about(
                 ErrorKind::UnknownOutcome,
                 "Redis did not answer a write in time: read its number before the next write",
@@ -68,67 +73,89 @@ impl Errors {
 
     /// The error for a record that is not what it should be.
     pub(crate) fn damaged(&self, record: &str) -> Error {
-        self.about(ErrorKind::StoreCorrupt, "a record in the store is damaged: restore the store from a backup")
-            .with("record", record)
+        self.about(
+            ErrorKind::StoreCorrupt,
+            "a record in the store is damaged: restore the store from a backup",
+        )
+        .with("record", record)
     }
 
     fn scrubbed(&self, text: &str) -> String {
-        self.secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
+        self.secrets
+            .iter()
+            .fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
     }
 }
 
-/// An error that the server answered, by its code. Whatever was asked was refused before anything was changed: the scripts check
-/// everything before they write, and Redis checks memory, role and disk before it starts them.
+/// An error that the server answered, by its code. Whatever was asked was refused before anything
+/// was changed: the scripts check everything before they write, and Redis checks memory, role and
+/// disk before it starts them.
 fn answered(code: &str, error: &RedisError) -> (ErrorKind, &'static str) {
     use ErrorKind::{StoreUnusable, Unavailable};
     match code {
         "OOM" => (
             StoreUnusable,
-            "Redis is out of memory and refused the write; nothing was written: raise maxmemory, or give the lock service \
+            "Redis is out of memory and refused the write; nothing was written: raise maxmemory, \
+             or give the lock service \
              a Redis of its own",
         ),
         "READONLY" => (
             Unavailable,
-            "this Redis is a replica and takes no writes: after a fail-over try again; else name the master, its Sentinels \
+            "this Redis is a replica and takes no writes: after a fail-over try again; else name \
+             the master, its Sentinels \
              or the Cluster",
         ),
         "LOADING" => (Unavailable, "Redis is still loading its data: try again"),
         "NOSCRIPT" => (Unavailable, "Redis forgot the script and was not sent it again: try again"),
-        "MASTERDOWN" => {
-            (Unavailable, "this Redis is a replica that has lost its master: try again after the fail-over")
-        }
-        "CLUSTERDOWN" => {
-            (Unavailable, "the Redis Cluster is down, or the slot has no node: try again once it is repaired")
-        }
+        "MASTERDOWN" => (
+            Unavailable,
+            "this Redis is a replica that has lost its master: try again after the fail-over",
+        ),
+        "CLUSTERDOWN" => (
+            Unavailable,
+            "the Redis Cluster is down, or the slot has no node: try again once it is repaired",
+        ),
         "MOVED" => (
             Unavailable,
-            "the key has moved to another node of the Redis Cluster: try again; with a redis:// URL write redis-cluster://",
+            "the key has moved to another node of the Redis Cluster: try again; with a redis:// \
+                URL write redis-cluster://",
         ),
         "ASK" | "TRYAGAIN" => (
             Unavailable,
-            "the key is being moved to another node of the Redis Cluster, which does not serve it yet: try again, and finish \
+            "the key is being moved to another node of the Redis Cluster, which does not serve it \
+             yet: try again, and finish \
              the move if it was interrupted",
         ),
-        "NOAUTH" => (StoreUnusable, "Redis wants a password: put it into the URL, redis://:PASSWORD@HOST"),
-        "WRONGPASS" => (StoreUnusable, "Redis refused the user name or password: correct them in the URL"),
+        "NOAUTH" => {
+            (StoreUnusable, "Redis wants a password: put it into the URL, redis://:PASSWORD@HOST")
+        }
+        "WRONGPASS" => {
+            (StoreUnusable, "Redis refused the user name or password: correct them in the URL")
+        }
         "NOPERM" => (
             StoreUnusable,
-            "the Redis user lacks a permission: grant the key and channel {lockservice:NAME}* and the commands \
+            "the Redis user lacks a permission: grant the key and channel {lockservice:NAME}* and \
+             the commands \
              @read @write @scripting @pubsub @connection wait info time",
         ),
         "MISCONF" => (
             StoreUnusable,
-            "Redis cannot save to its disk and refuses writes; nothing was written: free disk space or repair its \
+            "Redis cannot save to its disk and refuses writes; nothing was written: free disk \
+             space or repair its \
              configuration",
         ),
-        "BUSY" | "UNKILLABLE" => (Unavailable, "Redis is busy with somebody's script: try again once it is done"),
+        "BUSY" | "UNKILLABLE" => {
+            (Unavailable, "Redis is busy with somebody's script: try again once it is done")
+        }
         "NOREPLICAS" => (
             Unavailable,
-            "Redis has fewer replicas than its min-replicas-to-write and refused the write; nothing was written: try again",
+            "Redis has fewer replicas than its min-replicas-to-write and refused the write; \
+                nothing was written: try again",
         ),
         "WRONGTYPE" => (
             StoreUnusable,
-            "the store's key is used by something else: choose another name (`?name=`), or remove the key",
+            "the store's key is used by something else: choose another name (`?name=`), or remove \
+                the key",
         ),
         _ if error.to_string().contains("max number of clients") => {
             (Unavailable, "Redis has as many clients as it may: raise its maxclients, or try again")
@@ -143,7 +170,8 @@ fn silent(error: &RedisError, stage: Stage) -> (ErrorKind, &'static str) {
     match error.kind() {
         _ if stage == Stage::Write => (
             UnknownOutcome,
-            "the connection to Redis was lost while a write was under way: read its number before the next write",
+            "the connection to Redis was lost while a write was under way: read its number before \
+                the next write",
         ),
         redis::ErrorKind::AuthenticationFailed => {
             (StoreUnusable, "Redis refused the user name or password: correct them in the URL")
@@ -151,13 +179,17 @@ fn silent(error: &RedisError, stage: Stage) -> (ErrorKind, &'static str) {
         redis::ErrorKind::InvalidClientConfig => {
             (StoreUnusable, "the settings of the connection to Redis cannot be used: correct them")
         }
-        redis::ErrorKind::Parse | redis::ErrorKind::UnexpectedReturnType | redis::ErrorKind::RESP3NotSupported => (
+        redis::ErrorKind::Parse
+        | redis::ErrorKind::UnexpectedReturnType
+        | redis::ErrorKind::RESP3NotSupported => (
             Unavailable,
-            "what answers does not speak the protocol of Redis: correct host and port, and use rediss:// for TLS",
+            "what answers does not speak the protocol of Redis: correct host and port, and use \
+                rediss:// for TLS",
         ),
-        _ if error.is_connection_refusal() => {
-            (Unavailable, "Redis refuses connections: start it, or correct host and port; nothing was changed")
-        }
+        _ if error.is_connection_refusal() => (
+            Unavailable,
+            "Redis refuses connections: start it, or correct host and port; nothing was changed",
+        ),
         _ => (Unavailable, "the connection to Redis was lost, or could not be made: try again"),
     }
 }

@@ -24,11 +24,14 @@ pub(crate) struct Found {
 impl Found {
     /// Reads the answer of the scripts `read` and `touch`.
     ///
-    /// Fails with `StoreNewer` for a store of a later format, with `StoreCorrupt` for one that is none.
+    /// Fails with `StoreNewer` for a store of a later format, with `StoreCorrupt` for one that is
+    /// none.
     pub(crate) fn parse(value: Value, errors: &Errors) -> Result<Self> {
         let strange = || errors.strange("another shape of head");
         let Value::Array(parts) = value else { return Err(strange()) };
-        let [lineage, time, Value::Int(entries), Value::Array(found)] = parts.as_slice() else { return Err(strange()) };
+        let [lineage, time, Value::Int(entries), Value::Array(found)] = parts.as_slice() else {
+            return Err(strange());
+        };
         let lineage = Lineage(text(lineage).ok_or_else(strange)?);
         let time_s: u64 = text(time).and_then(|time| time.parse().ok()).ok_or_else(strange)?;
         let fields: Vec<_> = found.iter().map(bytes).collect();
@@ -50,7 +53,8 @@ fn head(fields: &Fields, errors: &Errors) -> Result<Head> {
     if format.is_empty() {
         return Err(errors.about(
             ErrorKind::StoreCorrupt,
-            "the store's key holds something that is not a store of lockservice, or a damaged one: choose another name \
+            "the store's key holds something that is not a store of lockservice, or a damaged \
+             one: choose another name \
              (`?name=`), or restore it from a backup",
         ));
     }
@@ -94,14 +98,19 @@ pub(crate) fn verdict(value: Value, errors: &Errors) -> Result<(Lineage, Verdict
         Some("race") => Verdict::Race,
         Some("fenced") => Verdict::Fenced(
             errors
-                .about(ErrorKind::Fenced, "another leader has taken over the store, or this one resigned: stop leading")
+                .about(
+                    ErrorKind::Fenced,
+                    "another leader has taken over the store, or this one \
+                    resigned: stop leading",
+                )
                 .with("current", stored()),
         ),
         Some("number") => Verdict::Fenced(
             errors
                 .about(
                     ErrorKind::Fenced,
-                    "the write's number does not follow the last applied one: read that before the next write",
+                    "the write's number does not follow the last applied one: read that before \
+                        the next write",
                 )
                 .with("applied", stored()),
         ),
@@ -118,7 +127,9 @@ mod tests {
         \"counter\":0,\"ttl_ms\":5000,\"lineage\":\"run/line\"}";
 
     fn answer(time_s: u64, entries: i64, fields: [&str; 6]) -> Value {
-        let bulk = |text: &str| if text.is_empty() { Value::Nil } else { Value::BulkString(text.as_bytes().to_vec()) };
+        let bulk = |text: &str| {
+            if text.is_empty() { Value::Nil } else { Value::BulkString(text.as_bytes().to_vec()) }
+        };
         Value::Array(vec![
             bulk("run/line"),
             bulk(&time_s.to_string()),
@@ -128,12 +139,17 @@ mod tests {
     }
 
     fn parse(time_s: u64, entries: i64, fields: [&str; 6]) -> Result<Found> {
-        Found::parse(answer(time_s, entries, fields), &Errors::new("redis://test".to_owned(), Vec::new()))
+        Found::parse(
+            answer(time_s, entries, fields),
+            &Errors::new("redis://test".to_owned(), Vec::new()),
+        )
     }
 
     #[test]
     fn a_head_is_read_whole_or_refused() {
-        let head = |led| parse(0, 6, ["1", "7", "3", "2", led, RECORD]).expect("a head").head.expect("a record");
+        let head = |led| {
+            parse(0, 6, ["1", "7", "3", "2", led, RECORD]).expect("a head").head.expect("a record")
+        };
         let led = head("1");
         assert_eq!((led.epoch.get(), led.applied, led.counter, led.ttl_ms), (7, 3, 2, 5000));
         assert_eq!(led.leader.as_ref().map(|leader| leader.address.as_str()), Some("a"));

@@ -1,10 +1,13 @@
-//! [`Link`]: one connection to the server that holds the store, made anew whenever it is lost or that server is no longer the master.
+//! [`Link`]: one connection to the server that holds the store, made anew whenever it is lost or
+//! that server is no longer the master.
 //!
 //! # Implementation details
-//! **A slot of a Cluster that is being moved.** The store is one key. Until that key has moved its old node answers; then the old node
-//! answers `ASK`, and the new one serves whoever says `ASKING` right before the command. So each call takes two steps until the move is
-//! over: nothing is remembered but the connection to the new node, for a move may be given up. `MOVED` says that the slot has another
-//! node for good, and is followed without looking the node up: other nodes may not know it yet.
+//! **A slot of a Cluster that is being moved.** The store is one key. Until that key has moved its
+//! old node answers; then the old node answers `ASK`, and the new one serves whoever says `ASKING`
+//! right before the command. So each call takes two steps until the move is over: nothing is
+//! remembered but the connection to the new node, for a move may be given up. `MOVED` says that the
+//! slot has another node for good, and is followed without looking the node up: other nodes may not
+//! know it yet.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,8 +84,8 @@ enum Failure {
     Redirected { to: Address, asking: bool, why: Error },
     /// The slot is being moved, and cannot be used at this moment: nothing was changed.
     TryAgain(Error),
-    /// The time of the call ended in the middle of an attempt, and nothing was changed. If no attempt
-    /// before it told a reason, this is the error.
+    /// The time of the call ended in the middle of an attempt, and nothing was changed. If no
+    /// attempt before it told a reason, this is the error.
     OutOfTime(Error),
     /// The connection was lost.
     Lost(Error),
@@ -96,14 +99,18 @@ impl Link {
         Self { config, errors, topology, current: Mutex::default() }
     }
 
-    /// Runs a script on the master. What is no [`Stage::Write`] is sent once more over a new connection if the old one was lost.
+    /// Runs a script on the master. What is no [`Stage::Write`] is sent once more over a new
+    /// connection if the old one was lost.
     pub(crate) async fn run(&self, call: ScriptCall<'_>) -> Result<ScriptAnswer> {
         let waits = call.waits && self.config.replicas > 0;
         let mut pipeline = self.pipeline(&call, waits, false);
-        let within = self.config.response_timeout + if waits { self.config.wait_timeout } else { Duration::ZERO };
-        let mut answers =
-            self.persist(&mut pipeline, call.stage, within, |link| link.pipeline(&call, waits, true)).await?;
-        let replicated = !waits || matches!(answers.pop(), Some(Value::Int(n)) if n >= i64::from(self.config.replicas));
+        let within = self.config.response_timeout
+            + if waits { self.config.wait_timeout } else { Duration::ZERO };
+        let mut answers = self
+            .persist(&mut pipeline, call.stage, within, |link| link.pipeline(&call, waits, true))
+            .await?;
+        let replicated = !waits
+            || matches!(answers.pop(), Some(Value::Int(n)) if n >= i64::from(self.config.replicas));
         let value = answers.pop().ok_or_else(|| self.errors.strange("nothing"))?;
         Ok(ScriptAnswer { value, replicated })
     }
@@ -114,8 +121,9 @@ impl Link {
         pipeline.add_command(command);
         let unchanged = pipeline.clone();
         let stage = Stage::Repeatable;
-        let mut answers =
-            self.persist(&mut pipeline, stage, self.config.response_timeout, |_| unchanged.clone()).await?;
+        let mut answers = self
+            .persist(&mut pipeline, stage, self.config.response_timeout, |_| unchanged.clone())
+            .await?;
         answers.pop().ok_or_else(|| self.errors.strange("nothing"))
     }
 
@@ -137,7 +145,8 @@ impl Link {
         whole: impl Fn(&Self) -> Pipeline,
     ) -> Result<Vec<Value>> {
         let end = Instant::now() + self.config.call_timeout;
-        // An attempt that is cut short says less than the one before it, and of a write nothing for certain.
+        // An attempt that is cut short says less than the one before it, and of a write nothing for
+        // certain.
         let last_attempt = end - self.config.call_timeout / 4;
         let mut again = stage != Stage::Write;
         let (mut asking, mut hops) = (None, 0);
@@ -165,7 +174,9 @@ impl Link {
             }
             match failure {
                 Failure::Lost(_) if again && Instant::now() < end => again = false,
-                Failure::Elsewhere(error) | Failure::TryAgain(error) | Failure::Redirected { why: error, .. }
+                Failure::Elsewhere(error)
+                | Failure::TryAgain(error)
+                | Failure::Redirected { why: error, .. }
                     if Instant::now() + PAUSE < last_attempt =>
                 {
                     reason = Some(error);
@@ -204,7 +215,8 @@ impl Link {
             }
         };
         // The answer to `ASKING` says nothing.
-        let sent = master.connection.send_packed_commands(pipeline, skipped, pipeline.len() - skipped);
+        let sent =
+            master.connection.send_packed_commands(pipeline, skipped, pipeline.len() - skipped);
         let left = end - Instant::now();
         let answers = match timeout(within.min(left), sent).await {
             Ok(answers) => answers,
@@ -214,7 +226,11 @@ impl Link {
                 let error = self.errors.timed_out(stage);
                 // A write that was sent may have landed, whatever was said before.
                 let cut_short = left < within && stage != Stage::Write;
-                return Err(if cut_short { Failure::OutOfTime(error) } else { Failure::Final(error) });
+                return Err(if cut_short {
+                    Failure::OutOfTime(error)
+                } else {
+                    Failure::Final(error)
+                });
             }
         };
         let error = match answers {
@@ -328,7 +344,10 @@ impl Link {
 
     fn pipeline(&self, call: &ScriptCall<'_>, waits: bool, whole: bool) -> Pipeline {
         let mut command = if whole { redis::cmd("EVAL") } else { redis::cmd("EVALSHA") };
-        command.arg(if whole { &call.script.code } else { &call.script.digest }).arg(1).arg(call.key);
+        command
+            .arg(if whole { &call.script.code } else { &call.script.digest })
+            .arg(1)
+            .arg(call.key);
         for argument in &call.arguments {
             command.arg(argument.as_slice());
         }
@@ -336,7 +355,10 @@ impl Link {
         pipeline.add_command(command);
         if waits {
             // On the same connection: Redis waits for what this connection wrote last.
-            pipeline.cmd("WAIT").arg(self.config.replicas).arg(self.config.wait_timeout.as_millis() as u64);
+            pipeline
+                .cmd("WAIT")
+                .arg(self.config.replicas)
+                .arg(self.config.wait_timeout.as_millis() as u64);
         }
         pipeline
     }

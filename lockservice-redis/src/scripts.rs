@@ -1,7 +1,8 @@
 //! The scripts: one for each operation, each one atomic step.
 //!
 //! # What is stored
-//! One hash, so that it is evicted, expired or deleted as a whole (which is noticed, L4) or not at all, and so that a Cluster moves it as a whole.
+//! One hash, so that it is evicted, expired or deleted as a whole (which is noticed, L4) or not at
+//! all, and so that a Cluster moves it as a whole.
 //!
 //! | field | value |
 //! |---|---|
@@ -12,10 +13,12 @@
 //! | any other | a record under the key of `lockservice_core::store::changes` |
 //!
 //! # To ensure correctness
-//! - Each script finds out on which copy it runs (L4) and refuses on a replica, also on one that accepts writes.
-//! - Each checks everything before its first write. Redis refuses a script for memory, role or disk before it starts, never half-way.
-//! - What keeps a leadership (acquire, renew, resign) replaces a few hundred bytes and may do so when memory is short: a full Redis delays
-//!   binds, it does not end the validation of commits.
+//! - Each script finds out on which copy it runs (L4) and refuses on a replica, also on one that
+//!   accepts writes.
+//! - Each checks everything before its first write. Redis refuses a script for memory, role or disk
+//!   before it starts, never half-way.
+//! - What keeps a leadership (acquire, renew, resign) replaces a few hundred bytes and may do so
+//!   when memory is short: a full Redis delays binds, it does not end the validation of commits.
 
 /// A script and the digest under which Redis keeps it.
 pub(crate) struct Script {
@@ -53,7 +56,8 @@ const READ: &str = r"
 return {lineage, redis.call('TIME')[1], redis.call('HLEN', KEYS[1]), head()}
 ";
 
-/// Reads, and writes what is there again: what a replica has of this, it has of everything before it.
+/// Reads, and writes what is there again: what a replica has of this, it has of everything before
+/// it.
 const TOUCH: &str = r"
 local found = head()
 if found[3] then
@@ -62,7 +66,8 @@ end
 return {lineage, redis.call('TIME')[1], redis.call('HLEN', KEYS[1]), found}
 ";
 
-/// ARGV: the lineage and the six fields as they were read ('' for none); channel; the six fields as they are to be.
+/// ARGV: the lineage and the six fields as they were read ('' for none); channel; the six fields as
+/// they are to be.
 const ACQUIRE: &str = r"
 if lineage ~= ARGV[1] then
   return {lineage, 'race'}
@@ -99,7 +104,8 @@ redis.pcall('PUBLISH', ARGV[2], '')
 return {lineage, 'done'}
 ";
 
-/// ARGV[2..4]: the number before, the number, how many records to put; then those, field and value; then the fields to delete.
+/// ARGV[2..4]: the number before, the number, how many records to put; then those, field and value;
+/// then the fields to delete.
 const WRITE: &str = r"
 if found[3] ~= ARGV[2] then
   return {lineage, 'number', found[3] or '0'}

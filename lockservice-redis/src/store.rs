@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, Change, Damage, Floor, Head, Inspection, Leadership, Lineage, Renewal,
-    STORE_FORMAT, StoreState, Turns, WriteAck, absorb, changes, encode,
+    Applied, Batch, BindStore, Candidate, Change, Damage, Floor, Head, Inspection, Leadership,
+    Lineage, Renewal, STORE_FORMAT, StoreState, Turns, WriteAck, absorb, changes, encode,
 };
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use redis::Value;
@@ -34,9 +34,11 @@ const PAGE: usize = 500;
 /// The most records that one write may change: Redis takes no more than a million arguments.
 const CHANGES_MAX: usize = 400_000;
 
-/// A [`BindStore`] in Redis, shared by any number of processes. The crate's documentation says what it promises.
+/// A [`BindStore`] in Redis, shared by any number of processes. The crate's documentation says what
+/// it promises.
 ///
-/// Clones are handles that share one connection. It is made anew by itself whenever it is lost, and leads to the new master after a fail-over.
+/// Clones are handles that share one connection. It is made anew by itself whenever it is lost, and
+/// leads to the new master after a fail-over.
 #[derive(Clone)]
 pub struct RedisStore(Arc<Inner>);
 
@@ -52,9 +54,10 @@ struct Inner {
 impl RedisStore {
     /// Opens the store that a URL names; [`RedisConfig::from_url`] tells the syntax.
     ///
-    /// Fails with `InvalidArgument` for a malformed URL, `Unavailable` if no server answers, `StoreUnusable` for one that cannot serve (too
-    /// old, a wrong password, a missing permission), and `StoreCorrupt` or `StoreNewer` for content that cannot be read. Warns in the log
-    /// if the server may lose what it acknowledged. Creates nothing; cancel safe.
+    /// Fails with `InvalidArgument` for a malformed URL, `Unavailable` if no server answers,
+    /// `StoreUnusable` for one that cannot serve (too old, a wrong password, a missing permission),
+    /// and `StoreCorrupt` or `StoreNewer` for content that cannot be read. Warns in the log if the
+    /// server may lose what it acknowledged. Creates nothing; cancel safe.
     pub async fn connect(url: &str) -> Result<Self> {
         Self::connect_with(RedisConfig::from_url(url)?).await
     }
@@ -68,7 +71,8 @@ impl RedisStore {
 
     /// Reads the store that a URL names, damaged or not, as far as it can be read.
     ///
-    /// Fails as [`connect`](Self::connect) does, but for damaged records: those are in the answer. Cancel safe.
+    /// Fails as [`connect`](Self::connect) does, but for damaged records: those are in the answer.
+    /// Cancel safe.
     pub async fn inspect(url: &str) -> Result<Inspection> {
         let store = Self::reach(RedisConfig::from_url(url)?).await?;
         let mut damage = Damage::noted();
@@ -83,13 +87,21 @@ impl RedisStore {
         let errors = Errors::new(config.describe(), config.secrets());
         let link = Link::new(Arc::clone(&config), errors.clone());
         let watch = Watch::new(config.channel());
-        let store = Self(Arc::new(Inner { key: config.key(), scripts: Scripts::new(), config, errors, link, watch }));
+        let store = Self(Arc::new(Inner {
+            key: config.key(),
+            scripts: Scripts::new(),
+            config,
+            errors,
+            link,
+            watch,
+        }));
         audit(&store.0.link, &store.0.config, &store.0.errors).await?;
         Ok(store)
     }
 
-    /// Opens a store through a client that is there already. The client's address, credentials and encryption are used; everything else is
-    /// taken from `config`. Fails as [`connect`](Self::connect) does.
+    /// Opens a store through a client that is there already. The client's address, credentials and
+    /// encryption are used; everything else is taken from `config`. Fails as
+    /// [`connect`](Self::connect) does.
     pub async fn with_client(client: redis::Client, config: RedisConfig) -> Result<Self> {
         Self::connect_with(RedisConfig { servers: Servers::Client(client), ..config }).await
     }
@@ -99,12 +111,24 @@ impl RedisStore {
         Found::parse(answer.value, &self.0.errors)
     }
 
-    async fn run(&self, script: &Script, arguments: Vec<Vec<u8>>, stage: Stage, waits: bool) -> Result<ScriptAnswer> {
+    async fn run(
+        &self,
+        script: &Script,
+        arguments: Vec<Vec<u8>>,
+        stage: Stage,
+        waits: bool,
+    ) -> Result<ScriptAnswer> {
         self.0.link.run(ScriptCall { script, key: &self.0.key, arguments, stage, waits }).await
     }
 
-    /// Runs a script that checks and writes. Fails with `Fenced` if it found another epoch or number, and if too few replicas have it.
-    async fn decide(&self, script: &Script, arguments: Vec<Vec<u8>>, stage: Stage) -> Result<(Lineage, bool)> {
+    /// Runs a script that checks and writes. Fails with `Fenced` if it found another epoch or
+    /// number, and if too few replicas have it.
+    async fn decide(
+        &self,
+        script: &Script,
+        arguments: Vec<Vec<u8>>,
+        stage: Stage,
+    ) -> Result<(Lineage, bool)> {
         let answer = self.run(script, arguments, stage, true).await?;
         match verdict(answer.value, &self.0.errors)? {
             (_, Verdict::Fenced(error)) => Err(error),
@@ -119,10 +143,14 @@ impl RedisStore {
         let (kind, message) = if stage == Stage::Write {
             (
                 ErrorKind::UnknownOutcome,
-                "the write did not reach enough replicas in time: read its number before the next write",
+                "the write did not reach enough replicas in time: read its number before the next \
+                    write",
             )
         } else {
-            (ErrorKind::Unavailable, "the change did not reach enough replicas in time: are they running? Try again")
+            (
+                ErrorKind::Unavailable,
+                "the change did not reach enough replicas in time: are they running? Try again",
+            )
         };
         self.0.errors.about(kind, message).with("replicas", self.0.config.replicas)
     }
@@ -135,7 +163,10 @@ impl RedisStore {
                     return Ok(read);
                 }
             }
-            Err(self.0.errors.about(ErrorKind::Unavailable, "the store was written while it was read: try again"))
+            Err(self.0.errors.about(
+                ErrorKind::Unavailable,
+                "the store was written while it was read: try again",
+            ))
         };
         timeout(self.0.config.load_timeout, read)
             .await
@@ -156,8 +187,8 @@ impl RedisStore {
             }
         }
         let place = |found: &Found| found.head.as_ref().map(|head| (head.epoch, head.applied));
-        // Only the leader writes: if epoch, number and copy are as before, so is everything else. Of a damaged head there is nothing to
-        // compare, and nobody can become the leader.
+        // Only the leader writes: if epoch, number and copy are as before, so is everything else.
+        // Of a damaged head there is nothing to compare, and nobody can become the leader.
         if let Some(before) = &before {
             let after = self.found().await?;
             if before.lineage != after.lineage || place(before) != place(&after) {
@@ -168,7 +199,9 @@ impl RedisStore {
         (state.epoch, state.applied) = before.as_ref().and_then(place).unwrap_or_default();
         // Format and head were looked at before.
         let mut turns = Turns::default();
-        for (key, value) in records.iter().filter(|(key, _)| *key != b"format" && !key.starts_with(b"head/")) {
+        for (key, value) in
+            records.iter().filter(|(key, _)| *key != b"format" && !key.starts_with(b"head/"))
+        {
             turns.next().await;
             damage.tolerate(absorb(&mut state, key, value))?;
         }
@@ -179,12 +212,15 @@ impl RedisStore {
     fn take_page(&self, page: Value, records: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Vec<u8>> {
         let strange = || self.0.errors.strange("another shape of HSCAN");
         let Value::Array(parts) = page else { return Err(strange()) };
-        let Ok([Value::BulkString(cursor), Value::Array(entries)]) = <[Value; 2]>::try_from(parts) else {
+        let Ok([Value::BulkString(cursor), Value::Array(entries)]) = <[Value; 2]>::try_from(parts)
+        else {
             return Err(strange());
         };
         let mut entries = entries.into_iter();
         while let (Some(key), Some(value)) = (entries.next(), entries.next()) {
-            let (Value::BulkString(key), Value::BulkString(value)) = (key, value) else { return Err(strange()) };
+            let (Value::BulkString(key), Value::BulkString(value)) = (key, value) else {
+                return Err(strange());
+            };
             records.insert(key, value);
         }
         Ok(cursor)
@@ -225,15 +261,27 @@ impl BindStore for RedisStore {
         let compete = async {
             for _ in 0..RACES_MAX {
                 let found = self.found().await?;
-                let floor = Floor::of_clock(found.time_s).map_err(|e| self.0.errors.about(e.kind(), e.message()))?;
-                let (head, answer) = Head::acquire_shared(found.head.as_ref(), candidate, ttl, &found.lineage, floor)?;
+                let floor = Floor::of_clock(found.time_s)
+                    .map_err(|e| self.0.errors.about(e.kind(), e.message()))?;
+                let (head, answer) = Head::acquire_shared(
+                    found.head.as_ref(),
+                    candidate,
+                    ttl,
+                    &found.lineage,
+                    floor,
+                )?;
                 let Some(head) = head else { return Ok(answer) };
                 let arguments = self.acquire_arguments(&found, &head);
-                if let (_, true) = self.decide(&self.0.scripts.acquire, arguments, Stage::Repeatable).await? {
+                if let (_, true) =
+                    self.decide(&self.0.scripts.acquire, arguments, Stage::Repeatable).await?
+                {
                     return Ok(answer);
                 }
             }
-            Err(self.0.errors.about(ErrorKind::Unavailable, "others changed the leadership all the time: try again"))
+            Err(self.0.errors.about(
+                ErrorKind::Unavailable,
+                "others changed the leadership all the time: try again",
+            ))
         };
         // Two scripts if nobody is in the way.
         timeout(self.0.config.call_timeout * 2, compete)
@@ -243,19 +291,24 @@ impl BindStore for RedisStore {
 
     async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
         let epoch = epoch.get().to_string().into_bytes();
-        let (lineage, _) = self.decide(&self.0.scripts.renew, vec![epoch], Stage::Repeatable).await?;
+        let (lineage, _) =
+            self.decide(&self.0.scripts.renew, vec![epoch], Stage::Repeatable).await?;
         Ok(Renewal { lineage })
     }
 
     async fn resign(&self, epoch: Epoch) -> Result<()> {
-        let arguments = vec![epoch.get().to_string().into_bytes(), self.0.config.channel().into_bytes()];
+        let arguments =
+            vec![epoch.get().to_string().into_bytes(), self.0.config.channel().into_bytes()];
         self.decide(&self.0.scripts.resign, arguments, Stage::Write).await?;
         Ok(())
     }
 
     async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
         let Some(before) = number.checked_sub(1) else {
-            return Err(self.0.errors.about(ErrorKind::Fenced, "no write has the number 0: the first has 1"));
+            return Err(self
+                .0
+                .errors
+                .about(ErrorKind::Fenced, "no write has the number 0: the first has 1"));
         };
         // The later change of a record wins.
         let mut last: BTreeMap<Vec<u8>, Option<Vec<u8>>> = BTreeMap::new();
@@ -266,11 +319,15 @@ impl BindStore for RedisStore {
             };
         }
         if last.len() > CHANGES_MAX {
-            return Err(self.0.errors.about(ErrorKind::ResourceExhausted, "the batch is too big for Redis: split it"));
+            return Err(self
+                .0
+                .errors
+                .about(ErrorKind::ResourceExhausted, "the batch is too big for Redis: split it"));
         }
         let puts = last.values().flatten().count();
         let decimal = |number: u64| number.to_string().into_bytes();
-        let mut arguments = vec![decimal(epoch.get()), decimal(before), decimal(number), decimal(puts as u64)];
+        let mut arguments =
+            vec![decimal(epoch.get()), decimal(before), decimal(number), decimal(puts as u64)];
         let mut deletes = Vec::new();
         for (key, value) in last {
             match value {
@@ -284,8 +341,10 @@ impl BindStore for RedisStore {
     }
 
     async fn applied(&self) -> Result<Applied> {
-        // L4: what is read must outlive a fail-over as what is written must, or a write would be settled that can still be lost.
-        let script = if self.0.config.replicas > 0 { &self.0.scripts.touch } else { &self.0.scripts.read };
+        // L4: what is read must outlive a fail-over as what is written must, or a write would be
+        // settled that can still be lost.
+        let script =
+            if self.0.config.replicas > 0 { &self.0.scripts.touch } else { &self.0.scripts.read };
         let answer = self.run(script, Vec::new(), Stage::Repeatable, true).await?;
         let found = Found::parse(answer.value, &self.0.errors)?;
         if !answer.replicated {

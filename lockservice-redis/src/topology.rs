@@ -1,4 +1,5 @@
-//! Finding the server that holds the store: itself, the master that Sentinels name, or the node of a Cluster that has the key's slot.
+//! Finding the server that holds the store: itself, the master that Sentinels name, or the node of
+//! a Cluster that has the key's slot.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +7,8 @@ use std::time::Duration;
 use lockservice_core::{Error, ErrorKind, Result};
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, TlsCertificates, Value,
+    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo,
+    TlsCertificates, Value,
 };
 use tokio::task::JoinSet;
 
@@ -26,13 +28,15 @@ impl Topology {
         Self { config, errors, learnt: parking_lot::Mutex::default() }
     }
 
-    /// A client for the server that holds the store, as far as those asked know. Bounded by the time-out of a connection.
+    /// A client for the server that holds the store, as far as those asked know. Bounded by the
+    /// time-out of a connection.
     pub(crate) async fn find(&self) -> Result<Client> {
         match &self.config.servers {
             Servers::Single(address) => self.client(address),
             Servers::Client(client) => Ok(client.clone()),
             Servers::Sentinel { sentinels, master } => {
-                let question = redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg(master).to_owned();
+                let question =
+                    redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg(master).to_owned();
                 let answer = self.ask_any(sentinels, Login::Sentinel, vec![question]).await?;
                 let address = answer.first().and_then(host_and_port).ok_or_else(|| {
                     self.errors
@@ -46,13 +50,17 @@ impl Topology {
             }
             Servers::Cluster(nodes) => {
                 let mut known = self.learnt.lock().clone();
-                known.extend(nodes.iter().filter(|node| !known.contains(node)).cloned().collect::<Vec<_>>());
+                known.extend(
+                    nodes.iter().filter(|node| !known.contains(node)).cloned().collect::<Vec<_>>(),
+                );
                 let slot = redis::cmd("CLUSTER").arg("KEYSLOT").arg(self.config.key()).to_owned();
                 let slots = redis::cmd("CLUSTER").arg("SLOTS").to_owned();
                 let answer = self.ask_any(&known, Login::Server, vec![slot, slots]).await?;
                 let (address, learnt) = owner(&answer).ok_or_else(|| {
-                    self.errors
-                        .about(ErrorKind::Unavailable, "no node of the Redis Cluster has the key's slot: repair it")
+                    self.errors.about(
+                        ErrorKind::Unavailable,
+                        "no node of the Redis Cluster has the key's slot: repair it",
+                    )
                 })?;
                 *self.learnt.lock() = learnt;
                 self.client(&address)
@@ -71,11 +79,18 @@ impl Topology {
             .map_err(|error| self.errors.redis(&error, Stage::Connect).with("server", address))
     }
 
-    /// Asks all of them at once. The first answer counts: one of those that fell silent must not cost the time-out.
-    async fn ask_any(&self, servers: &[Address], login: Login, questions: Vec<redis::Cmd>) -> Result<Vec<Value>> {
+    /// Asks all of them at once. The first answer counts: one of those that fell silent must not
+    /// cost the time-out.
+    async fn ask_any(
+        &self,
+        servers: &[Address],
+        login: Login,
+        questions: Vec<redis::Cmd>,
+    ) -> Result<Vec<Value>> {
         let mut asked = JoinSet::new();
         for address in servers {
-            let (config, errors, address) = (Arc::clone(&self.config), self.errors.clone(), address.clone());
+            let (config, errors, address) =
+                (Arc::clone(&self.config), self.errors.clone(), address.clone());
             let questions = questions.clone();
             asked.spawn(async move {
                 let answer = ask(&config, &errors, login, &address, &questions).await;
@@ -117,11 +132,14 @@ async fn ask(
     address: &Address,
     questions: &[redis::Cmd],
 ) -> Result<Vec<Value>> {
-    let client = client(config, login, address).map_err(|error| errors.redis(&error, Stage::Connect))?;
+    let client =
+        client(config, login, address).map_err(|error| errors.redis(&error, Stage::Connect))?;
     let mut connection = connect(&client, config.connect_timeout, errors).await?;
     let mut answers = Vec::with_capacity(questions.len());
     for question in questions {
-        let answer = tokio::time::timeout(config.response_timeout, connection.send_packed_command(question)).await;
+        let answer =
+            tokio::time::timeout(config.response_timeout, connection.send_packed_command(question))
+                .await;
         let answer = answer.map_err(|_| errors.timed_out(Stage::Connect))?;
         answers.push(answer.map_err(|error| errors.redis(&error, Stage::Connect))?);
     }
@@ -130,10 +148,21 @@ async fn ask(
     Ok(answers)
 }
 
-async fn connect(client: &Client, within: Duration, errors: &Errors) -> Result<MultiplexedConnection> {
-    // The caller counts the time of each answer: a reply that comes too late must not look like a lost connection.
-    let settings = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-    match tokio::time::timeout(within, client.get_multiplexed_async_connection_with_config(&settings)).await {
+async fn connect(
+    client: &Client,
+    within: Duration,
+    errors: &Errors,
+) -> Result<MultiplexedConnection> {
+    // The caller counts the time of each answer: a reply that comes too late must not look like a
+    // lost connection.
+    let settings =
+        AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    match tokio::time::timeout(
+        within,
+        client.get_multiplexed_async_connection_with_config(&settings),
+    )
+    .await
+    {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(error)) => Err(errors.redis(&error, Stage::Connect)),
         Err(_) => Err(errors.timed_out(Stage::Connect)),
@@ -154,10 +183,15 @@ fn client(config: &RedisConfig, login: Login, address: &Address) -> redis::Redis
     }
     let (host, port) = (address.host.clone(), address.port);
     let Some(tls) = &config.tls else {
-        return Client::open(ConnectionAddr::Tcp(host, port).into_connection_info()?.set_redis_settings(settings));
+        return Client::open(
+            ConnectionAddr::Tcp(host, port).into_connection_info()?.set_redis_settings(settings),
+        );
     };
     let place = ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None };
-    Client::build_with_tls(place.into_connection_info()?.set_redis_settings(settings), certificates(tls))
+    Client::build_with_tls(
+        place.into_connection_info()?.set_redis_settings(settings),
+        certificates(tls),
+    )
 }
 
 fn certificates(tls: &RedisTls) -> TlsCertificates {
@@ -166,8 +200,10 @@ fn certificates(tls: &RedisTls) -> TlsCertificates {
         // It fails only if another thread was faster, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
     }
-    let client_tls =
-        tls.identity.clone().map(|(client_cert, client_key)| redis::ClientTlsConfig { client_cert, client_key });
+    let client_tls = tls
+        .identity
+        .clone()
+        .map(|(client_cert, client_key)| redis::ClientTlsConfig { client_cert, client_key });
     TlsCertificates { client_tls, root_cert: tls.authorities.clone() }
 }
 
@@ -178,9 +214,12 @@ fn host_and_port(answer: &Value) -> Option<Address> {
     Some(Address::new(text(host)?, text(port)?.parse().ok()?))
 }
 
-/// The node that has the slot, and all nodes, from the answers to `CLUSTER KEYSLOT` and `CLUSTER SLOTS` and the host that answered.
+/// The node that has the slot, and all nodes, from the answers to `CLUSTER KEYSLOT` and
+/// `CLUSTER SLOTS` and the host that answered.
 fn owner(answers: &[Value]) -> Option<(Address, Vec<Address>)> {
-    let [Value::Int(slot), Value::Array(ranges), Value::SimpleString(asked)] = answers else { return None };
+    let [Value::Int(slot), Value::Array(ranges), Value::SimpleString(asked)] = answers else {
+        return None;
+    };
     let mut found = None;
     let mut all = Vec::new();
     for range in ranges {
@@ -202,7 +241,9 @@ fn owner(answers: &[Value]) -> Option<(Address, Vec<Address>)> {
 fn cluster_node(node: &Value, asked: &str) -> Option<Address> {
     let Value::Array(parts) = node else { return None };
     let [host, Value::Int(port), ..] = parts.as_slice() else { return None };
-    let host = text(host).filter(|host| !host.is_empty() && host != "?").unwrap_or_else(|| asked.to_owned());
+    let host = text(host)
+        .filter(|host| !host.is_empty() && host != "?")
+        .unwrap_or_else(|| asked.to_owned());
     Some(Address::new(host, u16::try_from(*port).ok()?))
 }
 

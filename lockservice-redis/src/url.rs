@@ -19,8 +19,9 @@ impl RedisConfig {
     /// redis-cluster://[USER:PASSWORD@]HOST[:6379][,HOST[:6379]…][?OPTIONS]
     /// ```
     ///
-    /// `rediss`, `rediss-sentinel` and `rediss-cluster` are the same over TLS. User, password and values of options may be
-    /// percent-encoded; a user may be left out (`:PASSWORD@`). An IPv6 address stands in brackets.
+    /// `rediss`, `rediss-sentinel` and `rediss-cluster` are the same over TLS. User, password and
+    /// values of options may be percent-encoded; a user may be left out (`:PASSWORD@`). An IPv6
+    /// address stands in brackets.
     ///
     /// | option | sets |
     /// |---|---|
@@ -30,7 +31,8 @@ impl RedisConfig {
     /// | `sentinel_username`, `sentinel_password` | the Sentinels' credentials |
     /// | `ca`, `cert`, `key` | paths of PEM files for TLS: authorities, the client's certificate and its key |
     ///
-    /// Fails with `InvalidArgument` for anything else, `StoreUnusable` for a file of certificates that cannot be read.
+    /// Fails with `InvalidArgument` for anything else, `StoreUnusable` for a file of certificates
+    /// that cannot be read.
     pub fn from_url(url: &str) -> Result<Self> {
         let (scheme, rest) = url.split_once("://").ok_or_else(syntax)?;
         let (place, options) = rest.split_once('?').unwrap_or((rest, ""));
@@ -52,7 +54,8 @@ impl RedisConfig {
         config.tls = tls.then(RedisTls::default);
         let database = match kind {
             "" => {
-                let [address] = <[Address; 1]>::try_from(addresses(hosts, 6379)?).map_err(|_| syntax())?;
+                let [address] =
+                    <[Address; 1]>::try_from(addresses(hosts, 6379)?).map_err(|_| syntax())?;
                 config.servers = Servers::Single(address);
                 path
             }
@@ -60,7 +63,9 @@ impl RedisConfig {
                 let (master, database) = path.split_once('/').unwrap_or((path, ""));
                 let master = decoded(master)?;
                 if master.is_empty() {
-                    return Err(invalid("the URL lacks the master's name: redis-sentinel://HOST:26379/MASTER"));
+                    return Err(invalid(
+                        "the URL lacks the master's name: redis-sentinel://HOST:26379/MASTER",
+                    ));
                 }
                 config.servers = Servers::Sentinel { sentinels: addresses(hosts, 26379)?, master };
                 database
@@ -95,7 +100,8 @@ impl RedisConfig {
             "sentinel_password" => self.sentinel_password = Some(value.to_owned()),
             "ca" | "cert" | "key" => {
                 let tls = self.tls.as_mut().ok_or_else(|| {
-                    invalid("this option is for TLS: write rediss:// instead of redis://").with("option", name)
+                    invalid("this option is for TLS: write rediss:// instead of redis://")
+                        .with("option", name)
                 })?;
                 let pem = file(value)?;
                 match name {
@@ -106,8 +112,10 @@ impl RedisConfig {
             }
             _ => {
                 return Err(invalid(
-                    "the Redis URL has an unknown option: use name, wait, wait_timeout_ms, connect_timeout_ms, \
-                     response_timeout_ms, call_timeout_ms, load_timeout_ms, sentinel_username, sentinel_password, ca, \
+                    "the Redis URL has an unknown option: use name, wait, wait_timeout_ms, \
+                     connect_timeout_ms, \
+                     response_timeout_ms, call_timeout_ms, load_timeout_ms, sentinel_username, \
+                     sentinel_password, ca, \
                      cert, key",
                 )
                 .with("option", name));
@@ -133,7 +141,14 @@ fn address(text: &str, default_port: u16) -> Result<Address> {
     let (host, port) = match text.strip_prefix('[') {
         Some(v6) => {
             let (host, port) = v6.split_once(']').ok_or_else(syntax)?;
-            (host, if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or_else(syntax)?) })
+            (
+                host,
+                if port.is_empty() {
+                    None
+                } else {
+                    Some(port.strip_prefix(':').ok_or_else(syntax)?)
+                },
+            )
         }
         None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
     };
@@ -145,7 +160,8 @@ fn address(text: &str, default_port: u16) -> Result<Address> {
 }
 
 fn number<T: std::str::FromStr>(what: &str, text: &str) -> Result<T> {
-    text.parse().map_err(|_| invalid("a number in the Redis URL is none, or too big").with("of", what))
+    text.parse()
+        .map_err(|_| invalid("a number in the Redis URL is none, or too big").with("of", what))
 }
 
 fn millis(what: &str, text: &str) -> Result<Duration> {
@@ -154,9 +170,12 @@ fn millis(what: &str, text: &str) -> Result<Duration> {
 
 fn file(path: &str) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|error| {
-        Error::new(ErrorKind::StoreUnusable, "cannot read a file of certificates that the Redis URL names")
-            .with("path", path)
-            .with_source(error)
+        Error::new(
+            ErrorKind::StoreUnusable,
+            "cannot read a file of certificates that the Redis URL names",
+        )
+        .with("path", path)
+        .with_source(error)
     })
 }
 
@@ -169,7 +188,10 @@ fn decoded(text: &str) -> Result<String> {
             bytes.push(byte);
             continue;
         }
-        let digits = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok()).ok_or_else(syntax)?;
+        let digits = after
+            .get(..2)
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .ok_or_else(syntax)?;
         bytes.push(u8::from_str_radix(digits, 16).map_err(|_| syntax())?);
         rest = &after[2..];
     }
@@ -186,7 +208,10 @@ mod tests {
             ("redis://h", "redis://h:6379/0?name=default"),
             ("redis://u:s%40crEt@h:1/3?name=x", "redis://h:1/3?name=x"),
             ("rediss://:s@crEt@[::1]:2", "rediss://[::1]:2/0?name=default"),
-            ("redis-sentinel://:s@crEt@a,b:7/main", "redis-sentinel://a:26379,b:7/main/0?name=default"),
+            (
+                "redis-sentinel://:s@crEt@a,b:7/main",
+                "redis-sentinel://a:26379,b:7/main/0?name=default",
+            ),
             (
                 "rediss-sentinel://a/main/5?sentinel_password=s@crEt&wait=2",
                 "rediss-sentinel://a:26379/main/5?name=default",
@@ -197,10 +222,18 @@ mod tests {
             assert_eq!(config.describe(), described);
             assert!(!format!("{config:?}").contains("crEt"), "{config:?}");
         }
-        let config =
-            RedisConfig::from_url("redis://u:s%40crEt@h?wait=2&wait_timeout_ms=9&call_timeout_ms=10").expect("a URL");
-        assert_eq!((config.username.as_deref(), config.password.as_deref()), (Some("u"), Some("s@crEt")));
-        assert_eq!((config.replicas, config.wait_timeout.as_millis(), config.call_timeout.as_millis()), (2, 9, 10));
+        let config = RedisConfig::from_url(
+            "redis://u:s%40crEt@h?wait=2&wait_timeout_ms=9&call_timeout_ms=10",
+        )
+        .expect("a URL");
+        assert_eq!(
+            (config.username.as_deref(), config.password.as_deref()),
+            (Some("u"), Some("s@crEt"))
+        );
+        assert_eq!(
+            (config.replicas, config.wait_timeout.as_millis(), config.call_timeout.as_millis()),
+            (2, 9, 10)
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! [`Watch`]: hears of a change of leadership at once where Redis can tell, else in the time of a poll.
+//! [`Watch`]: hears of a change of leadership at once where Redis can tell, else in the time of a
+//! poll.
 
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use crate::config::RedisConfig;
 use crate::link::Link;
 
-/// A subscription to the announcements. It is only a hint: whatever happens to it, the caller looks at the store again in time.
+/// A subscription to the announcements. It is only a hint: whatever happens to it, the caller looks
+/// at the store again in time.
 pub(crate) struct Watch {
     channel: String,
     subscription: Mutex<Option<PubSub>>,
@@ -27,7 +29,9 @@ impl Watch {
     pub(crate) async fn wait(&self, link: &Link, config: &RedisConfig, poll: Duration) {
         let end = Instant::now() + poll;
         // A second one that waits through the same store polls.
-        let Ok(mut subscription) = self.subscription.try_lock() else { return sleep_until(end).await };
+        let Ok(mut subscription) = self.subscription.try_lock() else {
+            return sleep_until(end).await;
+        };
         if subscription.is_none() {
             let within = config.connect_timeout.min(poll);
             *subscription = timeout(within, self.subscribe(link)).await.ok().flatten();
@@ -40,7 +44,8 @@ impl Watch {
         match heard {
             // What was announced before it is of no interest any more.
             Ok(Some(_)) => while let Some(Some(_)) = open.on_message().next().now_or_never() {},
-            // The connection has ended; the leader's server may have, too: look at once, then poll until there is one again.
+            // The connection has ended; the leader's server may have, too: look at once, then poll
+            // until there is one again.
             Ok(None) => *subscription = None,
             Err(_) => {}
         }

@@ -10,8 +10,8 @@ use rocksdb::{LogLevel, Options};
 pub struct RocksConfig {
     /// The store's folder. It is created if it is not there; the folder around it is not.
     pub path: PathBuf,
-    /// RocksDB's options. Whatever durability and exclusion rest on is set over them: the way back after a crash, the checks of what
-    /// is read, and when a database may be created.
+    /// RocksDB's options. Whatever durability and exclusion rest on is set over them: the way back
+    /// after a crash, the checks of what is read, and when a database may be created.
     pub options: Options,
 }
 

@@ -5,21 +5,25 @@ use std::path::Path;
 
 use lockservice_core::{Error, ErrorKind};
 
-const DAMAGED: (ErrorKind, &str) = (ErrorKind::StoreCorrupt, "the store is damaged: restore it from a backup");
+const DAMAGED: (ErrorKind, &str) =
+    (ErrorKind::StoreCorrupt, "the store is damaged: restore it from a backup");
 const IN_USE: (ErrorKind, &str) = (
     ErrorKind::StoreInUse,
     "the store is open in another process: stop that process, or choose another store with --store",
 );
 const FULL: (ErrorKind, &str) = (
     ErrorKind::StoreUnusable,
-    "the disk under the store is full: free space there; nothing acknowledged is lost, and writes succeed again by themselves",
+    "the disk under the store is full: free space there; nothing acknowledged is lost, and writes \
+        succeed again by themselves",
 );
 const DENIED: (ErrorKind, &str) = (
     ErrorKind::StoreUnusable,
     "no permission to open the store's folder: give this user the right to read and write it",
 );
-const READ_ONLY: (ErrorKind, &str) =
-    (ErrorKind::StoreUnusable, "the store's file system is read-only: mount it writable, or choose another store");
+const READ_ONLY: (ErrorKind, &str) = (
+    ErrorKind::StoreUnusable,
+    "the store's file system is read-only: mount it writable, or choose another store",
+);
 const FAILING: (ErrorKind, &str) =
     (ErrorKind::StoreUnusable, "the store's folder cannot be read or written: see to the disk");
 
@@ -33,12 +37,17 @@ pub(crate) fn from_rocksdb(path: &Path, error: rocksdb::Error) -> Error {
         Rocks::IOError => io_error(error.as_ref()),
         Rocks::NotSupported => (
             ErrorKind::StoreNewer,
-            "the store was written by a newer RocksDB, or is damaged: use the version that wrote it, or restore it from a backup",
+            "the store was written by a newer RocksDB, or is damaged: use the version that wrote \
+                it, or restore it from a backup",
         ),
-        Rocks::Busy | Rocks::TimedOut | Rocks::TryAgain | Rocks::Incomplete | Rocks::MergeInProgress => {
-            (ErrorKind::Unavailable, "the store is busy: try again")
+        Rocks::Busy
+        | Rocks::TimedOut
+        | Rocks::TryAgain
+        | Rocks::Incomplete
+        | Rocks::MergeInProgress => (ErrorKind::Unavailable, "the store is busy: try again"),
+        Rocks::Aborted | Rocks::ShutdownInProgress => {
+            (ErrorKind::Unavailable, "the store is being closed: try again")
         }
-        Rocks::Aborted | Rocks::ShutdownInProgress => (ErrorKind::Unavailable, "the store is being closed: try again"),
         Rocks::Expired | Rocks::CompactionTooLarge | Rocks::ColumnFamilyDropped => {
             (ErrorKind::Internal, "the store was used wrongly: please report this")
         }
@@ -79,14 +88,18 @@ pub(crate) fn from_io(path: &Path, error: io::Error) -> Error {
         Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => FULL,
         Io::PermissionDenied => DENIED,
         Io::ReadOnlyFilesystem => READ_ONLY,
-        Io::NotFound => {
-            (ErrorKind::StoreUnusable, "the folder around the store does not exist: create it, or choose another path")
-        }
+        Io::NotFound => (
+            ErrorKind::StoreUnusable,
+            "the folder around the store does not exist: create it, or choose another path",
+        ),
         Io::NotADirectory | Io::AlreadyExists => (
             ErrorKind::StoreUnusable,
-            "the store's path, or a part of it, is a file: RocksDB needs a folder of its own, choose another path",
+            "the store's path, or a part of it, is a file: RocksDB needs a folder of its own, \
+                choose another path",
         ),
-        Io::InvalidFilename => (ErrorKind::StoreUnusable, "the store's path is no valid name: choose another path"),
+        Io::InvalidFilename => {
+            (ErrorKind::StoreUnusable, "the store's path is no valid name: choose another path")
+        }
         _ => FAILING,
     };
     Error::new(kind, message).with("path", path.display()).with("cause", &error).with_source(error)
@@ -115,10 +128,22 @@ mod tests {
     #[test]
     fn the_words_of_the_system_lead_to_what_to_do() {
         for (text, kind) in [
-            ("IO error: No space left on device: While appending to file: /s/000004.log", ErrorKind::StoreUnusable),
-            ("IO error: While lock file: /s/LOCK: Resource temporarily unavailable", ErrorKind::StoreInUse),
-            ("IO error: While open a file for lock: /s/LOCK: Permission denied", ErrorKind::StoreUnusable),
-            ("IO error: No such file or directory: While open a file: /s/000012.sst", ErrorKind::StoreCorrupt),
+            (
+                "IO error: No space left on device: While appending to file: /s/000004.log",
+                ErrorKind::StoreUnusable,
+            ),
+            (
+                "IO error: While lock file: /s/LOCK: Resource temporarily unavailable",
+                ErrorKind::StoreInUse,
+            ),
+            (
+                "IO error: While open a file for lock: /s/LOCK: Permission denied",
+                ErrorKind::StoreUnusable,
+            ),
+            (
+                "IO error: No such file or directory: While open a file: /s/000012.sst",
+                ErrorKind::StoreCorrupt,
+            ),
         ] {
             assert_eq!(io_error(text).0, kind, "{text}");
         }

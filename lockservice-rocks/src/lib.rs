@@ -1,7 +1,8 @@
 //! Bindings of lockservice in RocksDB: `rocks:PATH`.
 //!
-//! [`RocksStore`] is a [`BindStore`](lockservice_core::store::BindStore) in a folder of its own, open to one process at a time. Each
-//! write is one atomic batch that has reached the disk (a synced write-ahead log) before it is answered.
+//! [`RocksStore`] is a [`BindStore`](lockservice_core::store::BindStore) in a folder of its own,
+//! open to one process at a time. Each write is one atomic batch that has reached the disk (a
+//! synced write-ahead log) before it is answered.
 //!
 //! ```
 //! # tokio::runtime::Runtime::new().expect("a runtime").block_on(async {

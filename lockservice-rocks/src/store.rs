@@ -6,7 +6,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use lockservice_core::store::{Change, Exclusive, ExclusiveStore, Inspection, KeyValue, Place, Visit};
+use lockservice_core::store::{
+    Change, Exclusive, ExclusiveStore, Inspection, KeyValue, Place, Visit,
+};
 use lockservice_core::{Error, ErrorKind, Result};
 use rocksdb::{DB, DBRecoveryMode, IteratorMode, Options, WriteBatch, WriteOptions};
 
@@ -14,34 +16,41 @@ use crate::config::RocksConfig;
 use crate::error::{damaged, foreign, from_io, from_rocksdb, in_use};
 use crate::log::damaged_log;
 
-/// A file of ours beside those of RocksDB. Its lock keeps other processes out also while the database is closed and opened again; once
-/// something stands in it, a database was there and must not be created anew.
+/// A file of ours beside those of RocksDB. Its lock keeps other processes out also while the
+/// database is closed and opened again; once something stands in it, a database was there and must
+/// not be created anew.
 ///
-/// Behind the text stands the *seal*: how far the database had come when it was last opened or closed. RocksDB takes damage at the end
-/// of its manifest or log for what a crash cut off, and opens without it: a database that is behind its seal has lost something.
+/// Behind the text stands the *seal*: how far the database had come when it was last opened or
+/// closed. RocksDB takes damage at the end of its manifest or log for what a crash cut off, and
+/// opens without it: a database that is behind its seal has lost something.
 const MARKER: &str = "LOCKSERVICE";
-const MARKER_TEXT: &str =
-    "A store of lockservice. The files beside this one belong together: move or remove them only all at once.\n";
+const MARKER_TEXT: &str = "A store of lockservice. The files beside this one belong together: \
+    move or remove them only all at once.\n";
 /// `sealed ` and 20 digits.
 const SEAL_BYTES: usize = 27;
 
-/// A [`BindStore`](lockservice_core::store::BindStore) in RocksDB, in a folder of its own, open to one process at a time.
+/// A [`BindStore`](lockservice_core::store::BindStore) in RocksDB, in a folder of its own, open to
+/// one process at a time.
 ///
-/// Each write is one atomic batch, synced to the disk before it is answered. When the disk is full, writes fail with
-/// [`StoreUnusable`](lockservice_core::ErrorKind::StoreUnusable) and succeed again once there is space; nothing acknowledged is lost.
-/// Clones are handles to one store; it is closed with the last of them.
+/// Each write is one atomic batch, synced to the disk before it is answered. When the disk is full,
+/// writes fail with [`StoreUnusable`](lockservice_core::ErrorKind::StoreUnusable) and succeed again
+/// once there is space; nothing acknowledged is lost. Clones are handles to one store; it is closed
+/// with the last of them.
 ///
-/// While it is open, the file `PATH.lock` beside the folder is locked. A store that is removed, renamed or replaced meanwhile answers
-/// [`Fenced`](lockservice_core::ErrorKind::Fenced) to everything, for ever: another process may use the path then.
+/// While it is open, the file `PATH.lock` beside the folder is locked. A store that is removed,
+/// renamed or replaced meanwhile answers [`Fenced`](lockservice_core::ErrorKind::Fenced) to
+/// everything, for ever: another process may use the path then.
 #[derive(Clone, Debug)]
 pub struct RocksStore(ExclusiveStore);
 
 impl RocksStore {
-    /// Opens the store in the folder `path`, which is created if it is not there (the folder around it is not).
+    /// Opens the store in the folder `path`, which is created if it is not there (the folder around
+    /// it is not).
     ///
-    /// Fails, naming the path and what to do, with `StoreInUse` if another process has it open, `StoreUnusable` if the folder
-    /// cannot be opened, created or written, `StoreCorrupt` if it is not a store of lockservice or is damaged, and `StoreNewer` if a newer
-    /// version wrote it. Reads the whole store once to check it. Cancel safe.
+    /// Fails, naming the path and what to do, with `StoreInUse` if another process has it open,
+    /// `StoreUnusable` if the folder cannot be opened, created or written, `StoreCorrupt` if it is
+    /// not a store of lockservice or is damaged, and `StoreNewer` if a newer version wrote it.
+    /// Reads the whole store once to check it. Cancel safe.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self> {
         Self::open_with(RocksConfig::new(path)).await
     }
@@ -53,8 +62,8 @@ impl RocksStore {
 
     /// Reads the store in the folder `path`, damaged or not, as far as it can be read.
     ///
-    /// Like [`open`](Self::open) it creates a folder that is not there, and fails as that does, but for damaged records: those are in the
-    /// answer. Cancel safe.
+    /// Like [`open`](Self::open) it creates a folder that is not there, and fails as that does, but
+    /// for damaged records: those are in the answer. Cancel safe.
     pub async fn inspect(path: impl Into<PathBuf>) -> Result<Inspection> {
         let config = RocksConfig::new(path);
         ExclusiveStore::inspect(url(&config), move || RocksEngine::open(config)).await
@@ -91,7 +100,8 @@ impl fmt::Debug for RocksEngine {
 impl RocksEngine {
     fn open(config: RocksConfig) -> Result<Self> {
         let RocksConfig { path, mut options } = config;
-        // What a crash cut off at the end of the log was never acknowledged; damage anywhere else is an error, not the end of the log.
+        // What a crash cut off at the end of the log was never acknowledged; damage anywhere else
+        // is an error, not the end of the log.
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
         options.set_paranoid_checks(true);
         options.set_recycle_log_file_num(0);
@@ -115,8 +125,11 @@ impl RocksEngine {
 
     fn database(&self) -> Result<&DB> {
         self.database.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Unavailable, "the store failed and was not opened again yet: try again")
-                .with("path", self.path.display())
+            Error::new(
+                ErrorKind::Unavailable,
+                "the store failed and was not opened again yet: try again",
+            )
+            .with("path", self.path.display())
         })
     }
 
@@ -165,15 +178,16 @@ impl KeyValue for RocksEngine {
     }
 
     fn reopen(&mut self) -> Result<()> {
-        // RocksDB's own lock is free only when the old database is closed. What it did not acknowledge it may have logged: opening it
-        // again decides that for good.
+        // RocksDB's own lock is free only when the old database is closed. What it did not
+        // acknowledge it may have logged: opening it again decides that for good.
         self.database = None;
         if let Some(file) = damaged_log(&self.path).map_err(|error| from_io(&self.path, error))? {
             return Err(damaged(&self.path, &file));
         }
         let established = self.is_established()?;
         self.options.create_if_missing(!established);
-        let database = DB::open(&self.options, &self.path).map_err(|error| from_rocksdb(&self.path, error))?;
+        let database =
+            DB::open(&self.options, &self.path).map_err(|error| from_rocksdb(&self.path, error))?;
         if self.sealed().is_some_and(|sealed| database.latest_sequence_number() < sealed) {
             return Err(damaged(&self.path, "the end of the manifest or the log"));
         }
@@ -206,7 +220,9 @@ fn open_marker(path: &Path) -> Result<File> {
         Err(error) => return Err(io(error)),
     }
     let marker = path.join(MARKER);
-    let open = |create| OpenOptions::new().read(true).write(true).create(create).truncate(false).open(&marker);
+    let open = |create| {
+        OpenOptions::new().read(true).write(true).create(create).truncate(false).open(&marker)
+    };
     match open(false) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if is_foreign(path).map_err(io)? {

@@ -1,5 +1,5 @@
-//! A bank on lockservice: many workers move money between accounts, auditors add it all up, and the sum stays right, also while the
-//! server is killed and restarted.
+//! A bank on lockservice: many workers move money between accounts, auditors add it all up, and the
+//! sum stays right, also while the server is killed and restarted.
 //!
 //! ```sh
 //! cargo run --release -- serve &
@@ -7,9 +7,10 @@
 //! cargo run --release --example bank -- --seconds 5 --journal /tmp/other.journal --without-locks   # loses money, exits 1
 //! ```
 //!
-//! The accounts live in a journal file of the bank's own. Its only concurrency control is the fencing token that every read and write
-//! presents (rule F1): a write below the highest token seen on that account is refused, and so is a read below the highest that has
-//! written. Workers read balances and write absolute values, so whoever works without a lock loses somebody's money.
+//! The accounts live in a journal file of the bank's own. Its only concurrency control is the
+//! fencing token that every read and write presents (rule F1): a write below the highest token seen
+//! on that account is refused, and so is a read below the highest that has written. Workers read
+//! balances and write absolute values, so whoever works without a lock loses somebody's money.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -26,7 +27,9 @@ use lockservice::core::allocator::{BeginCommit, CommitWindow, PresentedBind};
 use lockservice::core::clock::{Clock as _, SystemClock};
 use lockservice::core::service::{LockSpec, TxnOptions};
 use lockservice::core::table::Grant;
-use lockservice::core::{Advice, CommitAttempt, Error, ErrorKind, Key, KeyRange, LockItem, LockMode, TableRef};
+use lockservice::core::{
+    Advice, CommitAttempt, Error, ErrorKind, Key, KeyRange, LockItem, LockMode, TableRef,
+};
 use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 
@@ -93,9 +96,12 @@ impl Journal {
         let mut line = String::new();
         while reader.read_line(&mut line)? > 0 && line.ends_with('\n') {
             for change in line.split_whitespace() {
-                let fields: Option<Vec<i64>> = change.split(':').map(|field| field.parse().ok()).collect();
+                let fields: Option<Vec<i64>> =
+                    change.split(':').map(|field| field.parse().ok()).collect();
                 let Some([account, token, balance]) = fields.as_deref() else { continue };
-                let Some(account) = usize::try_from(*account).ok().and_then(|account| state.get_mut(account)) else {
+                let Some(account) =
+                    usize::try_from(*account).ok().and_then(|account| state.get_mut(account))
+                else {
                     continue;
                 };
                 account.balance = *balance;
@@ -126,8 +132,10 @@ impl Journal {
         if changes.iter().any(|(account, token, _)| *token < accounts[*account].seen) {
             return Err(Refused);
         }
-        let line: Vec<String> =
-            changes.iter().map(|(account, token, balance)| format!("{account}:{token}:{balance}")).collect();
+        let line: Vec<String> = changes
+            .iter()
+            .map(|(account, token, balance)| format!("{account}:{token}:{balance}"))
+            .collect();
         // A journal that cannot be written is no bank: stop here, with nothing half done.
         writeln!(file, "{}", line.join(" ")).expect("the journal can be written");
         for (account, token, balance) in changes {
@@ -163,7 +171,8 @@ struct Bank {
     server: String,
     counters: Counters,
     stop: AtomicBool,
-    /// Commit timestamps, commit attempts, and with `--without-locks` tokens: each only has to rise.
+    /// Commit timestamps, commit attempts, and with `--without-locks` tokens: each only has to
+    /// rise.
     next: AtomicU64,
 }
 
@@ -211,10 +220,16 @@ impl Bank {
         (from, to)
     }
 
-    async fn transfer(&self, client: &Client, session: &Session, rng: &mut SmallRng) -> Result<(), Failure> {
+    async fn transfer(
+        &self,
+        client: &Client,
+        session: &Session,
+        rng: &mut SmallRng,
+    ) -> Result<(), Failure> {
         let (from, to) = self.pick(rng);
         let txn = session.txn(TxnOptions { validates: true, label: "transfer".to_owned() });
-        // One after the other, in no particular order: deadlocks are found, and told to one of the two.
+        // One after the other, in no particular order: deadlocks are found, and told to one of the
+        // two.
         let first = txn.lock(LockSpec::new(self.table.clone(), vec![row(from)])).await?;
         let second = txn.lock(LockSpec::new(self.table.clone(), vec![row(to)])).await?;
         let (from_token, to_token) = (first.token.get(), second.token.get());
@@ -222,7 +237,10 @@ impl Bank {
         let to_balance = self.journal.read(to, to_token)?;
         let amount = rng.random_range(1..=10);
         self.commit(client, txn, &[&first, &second], || {
-            self.journal.write(&[(from, from_token, from_balance - amount), (to, to_token, to_balance + amount)])
+            self.journal.write(&[
+                (from, from_token, from_balance - amount),
+                (to, to_token, to_balance + amount),
+            ])
         })
         .await?;
         self.counters.transfers.fetch_add(1, Relaxed);
@@ -232,7 +250,10 @@ impl Bank {
     async fn audit(&self, client: &Client, session: &Session) -> Result<(), Failure> {
         let txn = session.txn(TxnOptions { validates: true, label: "audit".to_owned() });
         let all = KeyRange::new(Bound::Included(key(0)), Bound::Included(key(self.accounts - 1)))?;
-        let spec = LockSpec { mode: LockMode::Shared, ..LockSpec::new(self.table.clone(), vec![LockItem::Range(all)]) };
+        let spec = LockSpec {
+            mode: LockMode::Shared,
+            ..LockSpec::new(self.table.clone(), vec![LockItem::Range(all)])
+        };
         let grant = txn.lock(spec).await?;
         let mut sum = 0;
         for account in 0..self.accounts {
@@ -253,17 +274,23 @@ impl Bank {
         grants: &[&Grant],
         work: impl FnOnce() -> Result<(), Refused>,
     ) -> Result<(), Failure> {
-        let id = txn.id().ok_or_else(|| Error::new(ErrorKind::TxnNotFound, "the transaction was never begun"))?;
-        let mut binds: Vec<PresentedBind> = grants.iter().map(|grant| PresentedBind::from(&grant.bind)).collect();
+        let id = txn
+            .id()
+            .ok_or_else(|| Error::new(ErrorKind::TxnNotFound, "the transaction was never begun"))?;
+        let mut binds: Vec<PresentedBind> =
+            grants.iter().map(|grant| PresentedBind::from(&grant.bind)).collect();
         binds.dedup();
         let attempt = CommitAttempt::new(self.next());
         let asked = CommitWindow { least: Duration::from_millis(50), most: Duration::from_secs(2) };
         let allocator = client.allocator();
-        let admission = allocator.begin_commit(&BeginCommit { txn: id, binds, attempt, asked }).await?;
-        // C1: the write must not land later than this. What slips through between this look and the write meets the tokens.
+        let admission =
+            allocator.begin_commit(&BeginCommit { txn: id, binds, attempt, asked }).await?;
+        // C1: the write must not land later than this. What slips through between this look and the
+        // write meets the tokens.
         let result = if SystemClock.now() < admission.until { work() } else { Err(Refused) };
         let commit_ts = result.is_ok().then(|| self.next());
-        // Not waited for: a finish that is lost only keeps the bind pinned until the admission has run out.
+        // Not waited for: a finish that is lost only keeps the bind pinned until the admission has
+        // run out.
         let _ = allocator.finish_commit(id, attempt).await;
         drop(txn.end(commit_ts));
         result.map_err(Failure::from)
@@ -275,7 +302,9 @@ impl Bank {
                 before if before < WRONG_AUDITS_TOLD => {
                     eprintln!("bank: an audit found {sum} instead of {}", self.expected());
                 }
-                WRONG_AUDITS_TOLD => eprintln!("bank: more audits are wrong; from now on they are only counted"),
+                WRONG_AUDITS_TOLD => {
+                    eprintln!("bank: more audits are wrong; from now on they are only counted")
+                }
                 _ => {}
             }
         }
@@ -363,9 +392,10 @@ impl Bank {
             };
             tokio::task::yield_now().await;
             let amount = rng.random_range(1..=10);
-            let written = self
-                .journal
-                .write(&[(from, self.next(), from_balance - amount), (to, self.next(), to_balance + amount)]);
+            let written = self.journal.write(&[
+                (from, self.next(), from_balance - amount),
+                (to, self.next(), to_balance + amount),
+            ]);
             if written.is_ok() {
                 self.counters.transfers.fetch_add(1, Relaxed);
             }
@@ -390,9 +420,10 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> Result<bool, Box<dyn std::error::Error>> {
     let accounts = usize::from(args.accounts);
-    let journal =
-        Journal::open(&args.journal, accounts).map_err(|e| format!("cannot open {}: {e}", args.journal.display()))?;
-    let highest = journal.state.lock().0.iter().map(|account| account.seen).max().unwrap_or_default();
+    let journal = Journal::open(&args.journal, accounts)
+        .map_err(|e| format!("cannot open {}: {e}", args.journal.display()))?;
+    let highest =
+        journal.state.lock().0.iter().map(|account| account.seen).max().unwrap_or_default();
     let bank = Arc::new(Bank {
         journal,
         accounts,
@@ -405,11 +436,12 @@ async fn run(args: Args) -> Result<bool, Box<dyn std::error::Error>> {
     let mut workers = tokio::task::JoinSet::new();
     for worker in 0..args.workers {
         let bank = Arc::clone(&bank);
-        let rng = SmallRng::seed_from_u64(args.seed.wrapping_mul(1_000_003).wrapping_add(worker as u64));
+        let rng =
+            SmallRng::seed_from_u64(args.seed.wrapping_mul(1_000_003).wrapping_add(worker as u64));
         let without_locks = args.without_locks;
-        workers.spawn(
-            async move { if without_locks { bank.work_without_locks(rng).await } else { bank.work(rng).await } },
-        );
+        workers.spawn(async move {
+            if without_locks { bank.work_without_locks(rng).await } else { bank.work(rng).await }
+        });
     }
     tokio::select! {
         () = tokio::time::sleep(Duration::from_secs(args.seconds)) => {}
@@ -424,7 +456,8 @@ async fn run(args: Args) -> Result<bool, Box<dyn std::error::Error>> {
     let counters = &bank.counters;
     let (sum, expected) = (bank.journal.sum(), bank.expected());
     println!(
-        "bank: {} transfers, {} audits ({} wrong); retried: {} deadlocks, {} refused commits, {} refused by the journal, {} lost sessions, {} others",
+        "bank: {} transfers, {} audits ({} wrong); retried: {} deadlocks, {} refused commits, {} \
+            refused by the journal, {} lost sessions, {} others",
         counters.transfers.load(Relaxed),
         counters.audits.load(Relaxed),
         counters.wrong_audits.load(Relaxed),
@@ -439,9 +472,12 @@ async fn run(args: Args) -> Result<bool, Box<dyn std::error::Error>> {
     match (right, worked) {
         (true, true) => println!("bank: the sum is right: {sum}"),
         (true, false) => println!(
-            "bank: the sum is right ({sum}), but nothing was moved or nothing was audited: is the server there?"
+            "bank: the sum is right ({sum}), but nothing was moved or nothing was audited: is the \
+                server there?"
         ),
-        (false, _) => println!("bank: MONEY IS LOST OR INVENTED: the sum is {sum} instead of {expected}"),
+        (false, _) => {
+            println!("bank: MONEY IS LOST OR INVENTED: the sum is {sum} instead of {expected}")
+        }
     }
     Ok(right && worked)
 }

@@ -1,9 +1,9 @@
 //! Connections to nodes: HTTP/2 channels by address, made when they are first used.
 //!
 //! One channel for each address carries its calls. Session streams live long, and a peer bounds how
-//! many streams a connection may have at once: one more waits without a word, and so does every call
-//! behind it. So streams are counted, and those that the first channel has no room for get further
-//! channels.
+//! many streams a connection may have at once: one more waits without a word, and so does every
+//! call behind it. So streams are counted, and those that the first channel has no room for get
+//! further channels.
 
 mod dial;
 mod race;
@@ -20,19 +20,25 @@ pub(crate) use self::dial::Dial;
 #[cfg(feature = "client")]
 pub(crate) use self::race::{Tried, race};
 
-/// Most addresses whose channels are kept. One that was forgotten is connected anew, which costs a round trip.
+/// Most addresses whose channels are kept. One that was forgotten is connected anew, which costs a
+/// round trip.
 const CHANNELS_MAX: usize = 256;
 /// Most session streams on one channel. HTTP/2 recommends that peers allow at least 100 streams
 /// (RFC 9113, 6.5.2); the rest is for calls.
 #[cfg(feature = "client")]
 const STREAMS_PER_CHANNEL_MAX: usize = 90;
 
-/// The endpoint at `address`: `HOST:PORT` or `http://HOST:PORT`. Fails with `InvalidArgument` for an address that is none.
+/// The endpoint at `address`: `HOST:PORT` or `http://HOST:PORT`. Fails with `InvalidArgument` for
+/// an address that is none.
 pub(crate) fn endpoint(address: &str, connect_timeout: Duration) -> Result<Endpoint> {
-    let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+    let url =
+        if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
     let bad = || {
-        Error::new(ErrorKind::InvalidArgument, "the server's address is HOST:PORT or http://HOST:PORT")
-            .with("address", address)
+        Error::new(
+            ErrorKind::InvalidArgument,
+            "the server's address is HOST:PORT or http://HOST:PORT",
+        )
+        .with("address", address)
     };
     if !url.starts_with("http://") {
         return Err(bad());
@@ -40,11 +46,15 @@ pub(crate) fn endpoint(address: &str, connect_timeout: Duration) -> Result<Endpo
     let endpoint = Endpoint::from_shared(url).map_err(|e| bad().with_source(e))?;
     let uri = endpoint.uri();
     // A port that is no number in range would be taken for none, and none for that of the scheme.
-    let port_is_given = !address.contains("://") || uri.authority().map(|authority| authority.as_str()) != uri.host();
-    if uri.host().is_none_or(str::is_empty) || (port_is_given && uri.port_u16().is_none_or(|port| port == 0)) {
+    let port_is_given = !address.contains("://")
+        || uri.authority().map(|authority| authority.as_str()) != uri.host();
+    if uri.host().is_none_or(str::is_empty)
+        || (port_is_given && uri.port_u16().is_none_or(|port| port == 0))
+    {
         return Err(bad());
     }
-    // A dead connection is noticed well within a promise, so that there is time to resume on a new one (P3).
+    // A dead connection is noticed well within a promise, so that there is time to resume on a new
+    // one (P3).
     Ok(endpoint
         .connect_timeout(connect_timeout)
         .http2_keep_alive_interval(Duration::from_secs(1))
@@ -52,7 +62,8 @@ pub(crate) fn endpoint(address: &str, connect_timeout: Duration) -> Result<Endpo
         .keep_alive_while_idle(true))
 }
 
-/// Channels by address, a bounded number of them. A channel connects when it is first used, and again when it broke.
+/// Channels by address, a bounded number of them. A channel connects when it is first used, and
+/// again when it broke.
 #[derive(Debug)]
 pub(crate) struct Channels {
     connect_timeout: Duration,
@@ -75,7 +86,10 @@ struct Connections {
     /// For calls, and for the first streams.
     first: Counted,
     /// For further streams; those without one are dropped.
-    #[cfg_attr(not(feature = "client"), allow(dead_code, reason = "only clients have session streams"))]
+    #[cfg_attr(
+        not(feature = "client"),
+        allow(dead_code, reason = "only clients have session streams")
+    )]
     further: Vec<Counted>,
 }
 
@@ -83,7 +97,10 @@ struct Connections {
 #[derive(Clone, Debug)]
 struct Counted {
     channel: Channel,
-    #[cfg_attr(not(feature = "client"), allow(dead_code, reason = "only clients have session streams"))]
+    #[cfg_attr(
+        not(feature = "client"),
+        allow(dead_code, reason = "only clients have session streams")
+    )]
     streams: Arc<()>,
 }
 
@@ -101,8 +118,10 @@ impl Counted {
     }
 
     fn stream(&self) -> Option<StreamChannel> {
-        (self.streams() < STREAMS_PER_CHANNEL_MAX)
-            .then(|| StreamChannel { channel: self.channel.clone(), _counted: Arc::clone(&self.streams) })
+        (self.streams() < STREAMS_PER_CHANNEL_MAX).then(|| StreamChannel {
+            channel: self.channel.clone(),
+            _counted: Arc::clone(&self.streams),
+        })
     }
 }
 
@@ -120,7 +139,8 @@ impl Channels {
         Self { connect_timeout, known: Mutex::default() }
     }
 
-    /// The channel to `address`. Must be called within a tokio runtime. Fails with `InvalidArgument` for an address that is none.
+    /// The channel to `address`. Must be called within a tokio runtime. Fails with
+    /// `InvalidArgument` for an address that is none.
     pub(crate) fn to(&self, address: &str) -> Result<Channel> {
         let mut known = self.known.lock();
         if let Some(connections) = known.used(address) {
@@ -141,7 +161,9 @@ impl Channels {
         }
         let connections = known.used(address).expect("it was just kept");
         connections.further.retain(|further| further.streams() > 0);
-        let room = std::iter::once(&connections.first).chain(&connections.further).find_map(Counted::stream);
+        let room = std::iter::once(&connections.first)
+            .chain(&connections.further)
+            .find_map(Counted::stream);
         if let Some(stream) = room {
             return Ok(stream);
         }
@@ -174,11 +196,16 @@ impl Known {
     fn keep(&mut self, address: &str, channel: Channel) {
         if self.channels.len() >= CHANNELS_MAX {
             // Whoever uses it keeps a clone of it.
-            let oldest = self.channels.iter().min_by_key(|(_, known)| known.used).map(|(address, _)| address.clone());
+            let oldest = self
+                .channels
+                .iter()
+                .min_by_key(|(_, known)| known.used)
+                .map(|(address, _)| address.clone());
             oldest.map(|oldest| self.channels.remove(&oldest));
         }
         self.uses += 1;
-        let connections = Connections { used: self.uses, first: Counted::new(channel), further: Vec::new() };
+        let connections =
+            Connections { used: self.uses, first: Counted::new(channel), further: Vec::new() };
         self.channels.insert(address.to_owned(), connections);
     }
 }
@@ -208,7 +235,11 @@ mod tests {
         channels.to("other:1").expect("an address");
         let known = &channels.known.lock().channels;
         assert_eq!(known.len(), CHANNELS_MAX);
-        assert!(known.contains_key("host:1") && known.contains_key("other:1") && !known.contains_key("host:2"));
+        assert!(
+            known.contains_key("host:1")
+                && known.contains_key("other:1")
+                && !known.contains_key("host:2")
+        );
     }
 
     #[cfg(feature = "client")]
@@ -216,10 +247,14 @@ mod tests {
     async fn streams_beyond_what_a_channel_carries_get_further_channels_that_go_with_them() {
         let channels = Channels::new(Duration::from_secs(1));
         let further = || channels.known.lock().channels["host:1"].further.len();
-        let mut streams: Vec<_> =
-            (0..STREAMS_PER_CHANNEL_MAX).map(|_| channels.for_stream("host:1").expect("an address")).collect();
+        let mut streams: Vec<_> = (0..STREAMS_PER_CHANNEL_MAX)
+            .map(|_| channels.for_stream("host:1").expect("an address"))
+            .collect();
         assert_eq!(further(), 0);
-        streams.extend((0..=STREAMS_PER_CHANNEL_MAX).map(|_| channels.for_stream("host:1").expect("an address")));
+        streams.extend(
+            (0..=STREAMS_PER_CHANNEL_MAX)
+                .map(|_| channels.for_stream("host:1").expect("an address")),
+        );
         assert_eq!(further(), 2, "each carries at most {STREAMS_PER_CHANNEL_MAX}");
         streams.truncate(1);
         streams.push(channels.for_stream("host:1").expect("an address"));

@@ -84,7 +84,11 @@ fn parts_bytes(mut message: &[u8], shape: &Shape, most: usize) -> Result<usize> 
 }
 
 fn field(shape: &Shape, number: usize) -> Option<&'static Field> {
-    shape.fields.iter().find(|(known, _)| usize::try_from(*known) == Ok(number)).map(|(_, field)| field)
+    shape
+        .fields
+        .iter()
+        .find(|(known, _)| usize::try_from(*known) == Ok(number))
+        .map(|(_, field)| field)
 }
 
 fn varint(message: &mut &[u8]) -> Result<usize> {
@@ -179,9 +183,12 @@ mod tests {
     #[test]
     fn the_largest_request_is_decoded() {
         let key = |at: u32| {
-            Some(proto::Bound { bound: Some(proto::bound::Bound::Included(at.to_be_bytes().to_vec().into())) })
+            Some(proto::Bound {
+                bound: Some(proto::bound::Bound::Included(at.to_be_bytes().to_vec().into())),
+            })
         };
-        let ranges = (0..20_000).map(|at| proto::KeyRange { start: key(at), end: key(at) }).collect();
+        let ranges =
+            (0..20_000).map(|at| proto::KeyRange { start: key(at), end: key(at) }).collect();
         let lock = proto::LockOp { table: "t".to_owned(), ranges, ..proto::LockOp::default() };
         let op = proto::ClientOp { id: 1, op: Some(proto::client_op::Op::Lock(lock)) };
         let frame = proto::ClientFrame { ops: vec![op] };
@@ -191,14 +198,18 @@ mod tests {
     #[test]
     fn a_frame_of_empty_operations_is_refused() {
         // 2 bytes each.
-        is_refused::<proto::ClientFrame>(&proto::ClientFrame { ops: vec![proto::ClientOp::default(); 300_000] });
+        is_refused::<proto::ClientFrame>(&proto::ClientFrame {
+            ops: vec![proto::ClientOp::default(); 300_000],
+        });
     }
 
     #[test]
     fn acknowledgements_and_empty_keys_and_names_are_counted_where_they_stand() {
         let frame = |op| proto::ClientFrame { ops: vec![proto::ClientOp { id: 1, op: Some(op) }] };
         let acked = vec![proto::Acked::default(); 600_000];
-        is_refused::<proto::ClientFrame>(&frame(proto::client_op::Op::Heartbeat(proto::Heartbeat { acked })));
+        is_refused::<proto::ClientFrame>(&frame(proto::client_op::Op::Heartbeat(
+            proto::Heartbeat { acked },
+        )));
         let rows = vec![Bytes::new(); 300_000];
         is_refused::<proto::ClientFrame>(&frame(proto::client_op::Op::Lock(proto::LockOp {
             rows,
@@ -216,22 +227,30 @@ mod tests {
         let counted = parts_bytes(&message, proto::LockOp::SHAPE, usize::MAX).expect("well formed");
         assert!(counted >= 1_000 * size_of::<Bytes>(), "{counted}");
         let frame = proto::ClientFrame { ops: vec![proto::ClientOp::default(); 1_000] };
-        let counted = parts_bytes(&frame.encode_to_vec(), proto::ClientFrame::SHAPE, usize::MAX).expect("well formed");
+        let counted = parts_bytes(&frame.encode_to_vec(), proto::ClientFrame::SHAPE, usize::MAX)
+            .expect("well formed");
         assert!(counted >= 1_000 * size_of::<proto::ClientOp>(), "{counted}");
     }
 
     #[test]
     fn a_malformed_message_is_an_error_and_no_panic() {
         let whole = proto::ClientFrame {
-            ops: vec![proto::ClientOp { id: 7, op: Some(proto::client_op::Op::Hello(proto::Hello::default())) }],
+            ops: vec![proto::ClientOp {
+                id: 7,
+                op: Some(proto::client_op::Op::Hello(proto::Hello::default())),
+            }],
         };
         let whole = whole.encode_to_vec();
         for length in 1..whole.len() {
-            assert!(decode::<proto::ClientFrame>(Bytes::copy_from_slice(&whole[..length])).is_err(), "{length}");
+            assert!(
+                decode::<proto::ClientFrame>(Bytes::copy_from_slice(&whole[..length])).is_err(),
+                "{length}"
+            );
         }
         // A group, a wire type that is none, a length beyond the end, a varint without an end.
         for bytes in [&[0x0b][..], &[0x0e], &[0x0a, 0x7f], &[0xff; 11]] {
-            let refused = decode::<proto::ClientFrame>(Bytes::copy_from_slice(bytes)).expect_err("malformed");
+            let refused =
+                decode::<proto::ClientFrame>(Bytes::copy_from_slice(bytes)).expect_err("malformed");
             assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
         }
     }
@@ -241,9 +260,16 @@ mod tests {
         // Field 999: a number, 8 bytes, 4 bytes, and 2 bytes of its own.
         let mut bytes = Vec::new();
         for (wire, content) in [(0u64, &[5u8][..]), (1, &[0; 8]), (5, &[0; 4]), (2, &[2, 9, 9])] {
-            prost::encode_length_delimiter(usize::try_from(999 << 3 | wire).expect("small"), &mut bytes).expect("room");
+            prost::encode_length_delimiter(
+                usize::try_from(999 << 3 | wire).expect("small"),
+                &mut bytes,
+            )
+            .expect("room");
             bytes.extend_from_slice(content);
         }
-        assert_eq!(decode::<proto::ClientFrame>(bytes.into()).expect("known to nobody"), proto::ClientFrame::default());
+        assert_eq!(
+            decode::<proto::ClientFrame>(bytes.into()).expect("known to nobody"),
+            proto::ClientFrame::default()
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The facade of lockservice: stores by URL, the gRPC API, the server, the client and the command line.
+//! The facade of lockservice: stores by URL, the gRPC API, the server, the client and the command
+//! line.
 //!
 //! | feature | what it adds |
 //! |---|---|
@@ -10,8 +11,8 @@
 //! | `pg` | the store `postgres://…` |
 //! | `redis` | the stores `redis://…`, `redis-sentinel://…` and `redis-cluster://…` |
 //!
-//! The core is re-exported as [`core`]. To embed it without a server, open an allocator and start a service on it; see the README and
-//! [`open_allocator`].
+//! The core is re-exported as [`core`]. To embed it without a server, open an allocator and start a
+//! service on it; see the README and [`open_allocator`].
 
 pub use lockservice_core as core;
 
@@ -35,33 +36,40 @@ pub mod store;
 
 use std::sync::Arc;
 
-use lockservice_core::allocator::{AllocatorPeers, AllocatorSettings, ElectedAllocator, LockTableAllocator};
+use lockservice_core::allocator::{
+    AllocatorPeers, AllocatorSettings, ElectedAllocator, LockTableAllocator,
+};
 use lockservice_core::clock::SystemClock;
 use lockservice_core::store::ClusterId;
 #[cfg(feature = "server")]
 use lockservice_core::store::NodeAddress;
 use lockservice_core::{Error, ErrorKind, NodeName, Result};
 
-/// Opens the store that `url` names and an allocator on it, with default settings: the start of an embedded service in one process alone.
+/// Opens the store that `url` names and an allocator on it, with default settings: the start of an
+/// embedded service in one process alone.
 ///
-/// Must be called within a tokio runtime. Fails as [`store::open`] and the opening of the allocator do, and with `InvalidArgument` for a
-/// store that several nodes share: they must be able to reach each other, see [`join_cluster`]. Call
-/// [`shutdown`](ElectedAllocator::shutdown) when the service has stopped, so that the next start need not wait for its lease.
+/// Must be called within a tokio runtime. Fails as [`store::open`] and the opening of the allocator
+/// do, and with `InvalidArgument` for a store that several nodes share: they must be able to reach
+/// each other, see [`join_cluster`]. Call [`shutdown`](ElectedAllocator::shutdown) when the service
+/// has stopped, so that the next start need not wait for its lease.
 pub async fn open_allocator(url: &str, node: NodeName) -> Result<Arc<ElectedAllocator>> {
     if store::is_shared(url) {
         return Err(Error::new(
             ErrorKind::InvalidArgument,
-            "several nodes share this store and must reach each other: join_cluster takes the address of this one",
+            "several nodes share this store and must reach each other: join_cluster takes the \
+                address of this one",
         ));
     }
     let store = store::open(url).await?;
     let settings = AllocatorSettings::default();
-    let allocator = ElectedAllocator::start(store, Arc::new(SystemClock), settings, node, "", Arc::new(Alone))?;
+    let allocator =
+        ElectedAllocator::start(store, Arc::new(SystemClock), settings, node, "", Arc::new(Alone))?;
     allocator.settled().await?;
     Ok(allocator)
 }
 
-/// Joins the cluster of nodes that share the store that `url` names, with default settings: the start of an embedded service among others.
+/// Joins the cluster of nodes that share the store that `url` names, with default settings: the
+/// start of an embedded service among others.
 ///
 /// `address` says where this node is reached. Before its service starts it must serve
 /// [`as_leader`](ElectedAllocator::as_leader) with a [`PeerServer`](server::PeerServer) to other
@@ -69,9 +77,14 @@ pub async fn open_allocator(url: &str, node: NodeName) -> Result<Arc<ElectedAllo
 /// [`for_clients`](ElectedAllocator::for_clients) with a [`Server`](server::Server). Any store will
 /// do.
 ///
-/// Must be called within a tokio runtime. Fails as [`store::open`] does; does not wait until a leader is known.
+/// Must be called within a tokio runtime. Fails as [`store::open`] does; does not wait until a
+/// leader is known.
 #[cfg(feature = "server")]
-pub async fn join_cluster(url: &str, node: NodeName, address: NodeAddress) -> Result<Arc<ElectedAllocator>> {
+pub async fn join_cluster(
+    url: &str,
+    node: NodeName,
+    address: NodeAddress,
+) -> Result<Arc<ElectedAllocator>> {
     let store = store::open(url).await?;
     let settings = AllocatorSettings::default();
     let patience = peers::Patience::for_lease(settings.constants.lease_ttl());
@@ -85,7 +98,10 @@ struct Alone;
 
 impl AllocatorPeers for Alone {
     fn connect(&self, _address: &str, _cluster: ClusterId) -> Result<Arc<dyn LockTableAllocator>> {
-        Err(Error::new(ErrorKind::NotPermitted, "another process leads this store, which was opened for one alone"))
+        Err(Error::new(
+            ErrorKind::NotPermitted,
+            "another process leads this store, which was opened for one alone",
+        ))
     }
 }
 

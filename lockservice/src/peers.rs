@@ -4,8 +4,8 @@
 //! gives it. An address may be another cluster's by now: what is answered there is no answer (T3),
 //! and the call fails with `Unavailable`.
 //!
-//! A call fails with `Unavailable` if the other node cannot be reached or does not answer in time; that says nothing about whether it was
-//! carried out, and every call may be repeated.
+//! A call fails with `Unavailable` if the other node cannot be reached or does not answer in time;
+//! that says nothing about whether it was carried out, and every call may be repeated.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,12 +13,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting, Incarnation,
-    Latest, LeaseAck, LockTableAllocator, Progress, Registration, Released, Report, ReservedTokens, TxnRange,
+    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission,
+    Forgetting, Incarnation, Latest, LeaseAck, LockTableAllocator, Progress, Registration,
+    Released, Report, ReservedTokens, TxnRange,
 };
 use lockservice_core::store::ClusterId;
 use lockservice_core::{
-    BindVersion, CommitAttempt, Error, ErrorKind, Nonce, Result, ServiceId, TableId, TableRef, TxnId,
+    BindVersion, CommitAttempt, Error, ErrorKind, Nonce, Result, ServiceId, TableId, TableRef,
+    TxnId,
 };
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::Channel;
@@ -41,20 +43,24 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// How long to wait for another node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Patience {
-    /// For a connection, and for the answer to a call on which a promise rests or whose caller tries again.
+    /// For a connection, and for the answer to a call on which a promise rests or whose caller
+    /// tries again.
     pub call: Duration,
-    /// For the answer to a start or a resignation: the one waits for the store, the other for commits in flight (C2).
+    /// For the answer to a start or a resignation: the one waits for the store, the other for
+    /// commits in flight (C2).
     pub change: Duration,
 }
 
 impl Patience {
-    /// What goes with a lease of raw length `lease_ttl`: a third of it, so that a renewal can be sent again in time, and the whole.
+    /// What goes with a lease of raw length `lease_ttl`: a third of it, so that a renewal can be
+    /// sent again in time, and the whole.
     pub fn for_lease(lease_ttl: Duration) -> Self {
         Self { call: lease_ttl / 3, change: lease_ttl }
     }
 }
 
-/// The allocators of other nodes, over gRPC: one channel for each address, a bounded number of them.
+/// The allocators of other nodes, over gRPC: one channel for each address, a bounded number of
+/// them.
 #[derive(Debug)]
 pub struct GrpcPeers {
     channels: Channels,
@@ -71,13 +77,20 @@ impl GrpcPeers {
 impl AllocatorPeers for GrpcPeers {
     fn connect(&self, address: &str, cluster: ClusterId) -> Result<Arc<dyn LockTableAllocator>> {
         let channel = self.channels.to(address)?;
-        Ok(Arc::new(RemoteAllocator { channel, address: address.to_owned(), cluster, patience: self.patience }))
+        Ok(Arc::new(RemoteAllocator {
+            channel,
+            address: address.to_owned(),
+            cluster,
+            patience: self.patience,
+        }))
     }
 }
 
-/// The allocator of another node. It connects when it is first called, and again when the connection broke.
+/// The allocator of another node. It connects when it is first called, and again when the
+/// connection broke.
 ///
-/// Calls of a node that does not lead fail with `NotLeader`: [`ElectedAllocator`](lockservice_core::allocator::ElectedAllocator) follows.
+/// Calls of a node that does not lead fail with `NotLeader`:
+/// [`ElectedAllocator`](lockservice_core::allocator::ElectedAllocator) follows.
 #[derive(Clone, Debug)]
 pub struct RemoteAllocator {
     channel: Channel,
@@ -147,7 +160,8 @@ impl RemoteAllocator {
     fn elsewhere(&self, answered: impl fmt::Display) -> Error {
         Error::new(
             ErrorKind::Unavailable,
-            "whoever answers at the leader's address is no node of this cluster: does each node advertise an address of its own?",
+            "whoever answers at the leader's address is no node of this cluster: does each node \
+                advertise an address of its own?",
         )
         .with("allocator", &self.address)
         .with("cluster", self.cluster)
@@ -164,17 +178,27 @@ impl RemoteAllocator {
 impl LockTableAllocator for RemoteAllocator {
     async fn register(&self, request: &Registration) -> Result<Incarnation> {
         let answer = self
-            .call(self.patience.change, self.peer().register(self.request(convert::registration_to_proto(request))))
+            .call(
+                self.patience.change,
+                self.peer().register(self.request(convert::registration_to_proto(request))),
+            )
             .await?;
         Ok(convert::started_from_proto(answer))
     }
 
-    async fn keepalive(&self, service: ServiceId, nonce: Nonce, observed: Progress) -> Result<LeaseAck> {
+    async fn keepalive(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        observed: Progress,
+    ) -> Result<LeaseAck> {
         let request = proto::KeepaliveRequest {
             incarnation: Some(convert::incarnation_to_proto(service, nonce)),
             observed: Some(convert::progress_to_proto(observed)),
         };
-        self.call(self.patience.call, self.peer().keepalive(self.request(request))).await.map(convert::lease_from_proto)
+        self.call(self.patience.call, self.peer().keepalive(self.request(request)))
+            .await
+            .map(convert::lease_from_proto)
     }
 
     async fn report(&self, report: &Report) -> Result<Progress> {
@@ -196,12 +220,22 @@ impl LockTableAllocator for RemoteAllocator {
             group: table.group.to_string(),
             table: table.name.to_string(),
         };
-        self.call(self.patience.call, self.peer().bind(self.request(request))).await.and_then(convert::bound_from_proto)
+        self.call(self.patience.call, self.peer().bind(self.request(request)))
+            .await
+            .and_then(convert::bound_from_proto)
     }
 
-    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
-        let request =
-            proto::ReserveTokensRequest { service: service.get(), table_id: table.get(), version: version.get() };
+    async fn reserve_tokens(
+        &self,
+        service: ServiceId,
+        table: TableId,
+        version: BindVersion,
+    ) -> Result<ReservedTokens> {
+        let request = proto::ReserveTokensRequest {
+            service: service.get(),
+            table_id: table.get(),
+            version: version.get(),
+        };
         self.call(self.patience.call, self.peer().reserve_tokens(self.request(request)))
             .await
             .and_then(convert::reserved_from_proto)
@@ -220,19 +254,24 @@ impl LockTableAllocator for RemoteAllocator {
             table: table.name.to_string(),
             version: version.get(),
         };
-        let answer = self.call(self.patience.call, self.peer().release_table(self.request(request))).await?;
+        let answer =
+            self.call(self.patience.call, self.peer().release_table(self.request(request))).await?;
         Ok(convert::released_from_proto(answer))
     }
 
     async fn forget_table(&self, table: &TableRef) -> Result<Forgetting> {
-        let request = proto::ForgetTableRequest { group: table.group.to_string(), table: table.name.to_string() };
+        let request = proto::ForgetTableRequest {
+            group: table.group.to_string(),
+            table: table.name.to_string(),
+        };
         self.call(self.patience.call, self.peer().forget_table(self.request(request)))
             .await
             .and_then(convert::forgetting_from_proto)
     }
 
     async fn latest(&self, table: &TableRef) -> Result<Latest> {
-        let request = proto::LatestRequest { group: table.group.to_string(), table: table.name.to_string() };
+        let request =
+            proto::LatestRequest { group: table.group.to_string(), table: table.name.to_string() };
         self.call(self.patience.call, self.allocator().latest(self.request(request)))
             .await
             .and_then(convert::latest_from_proto)
@@ -242,7 +281,8 @@ impl LockTableAllocator for RemoteAllocator {
         let answer = self
             .call(
                 self.patience.call,
-                self.allocator().begin_commit(self.request(convert::begin_commit_to_proto(request))),
+                self.allocator()
+                    .begin_commit(self.request(convert::begin_commit_to_proto(request))),
             )
             .await?;
         Ok(convert::admission_from_proto(answer))
@@ -250,16 +290,21 @@ impl LockTableAllocator for RemoteAllocator {
 
     async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<Progress> {
         let request = proto::FinishCommitRequest { txn: txn.to_string(), attempt: attempt.get() };
-        let done = self.call(self.patience.call, self.allocator().finish_commit(self.request(request))).await?;
+        let done = self
+            .call(self.patience.call, self.allocator().finish_commit(self.request(request)))
+            .await?;
         Ok(convert::progress_from_proto(done.at))
     }
 
-    /// A failure half way leaves the transactions of the earlier messages unable to commit, which a repetition finds out.
+    /// A failure half way leaves the transactions of the earlier messages unable to commit, which a
+    /// repetition finds out.
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
         let mut all: Option<CannotCommit> = None;
         for some in pages(txns) {
             let request = proto::CannotCommitRequest { txns: convert::txns_to_proto(some) };
-            let answer = self.call(self.patience.call, self.peer().cannot_commit(self.request(request))).await?;
+            let answer = self
+                .call(self.patience.call, self.peer().cannot_commit(self.request(request)))
+                .await?;
             let answer = convert::cannot_commit_from_proto(answer)?;
             match &mut all {
                 None => all = Some(answer),
@@ -275,19 +320,29 @@ impl LockTableAllocator for RemoteAllocator {
         Ok(all.unwrap_or_default())
     }
 
-    async fn report_txns(&self, service: ServiceId, nonce: Nonce, range: TxnRange) -> Result<Progress> {
+    async fn report_txns(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        range: TxnRange,
+    ) -> Result<Progress> {
         let request = proto::ReportTxnsRequest {
             incarnation: Some(convert::incarnation_to_proto(service, nonce)),
             floor: range.floor,
             end: range.end,
         };
-        let done = self.call(self.patience.call, self.peer().report_txns(self.request(request))).await?;
+        let done =
+            self.call(self.patience.call, self.peer().report_txns(self.request(request))).await?;
         Ok(convert::progress_from_proto(done.at))
     }
 
     async fn status(&self) -> Result<AllocatorStatus> {
-        let mut parts =
-            self.call(self.patience.call, self.allocator().status(self.request(proto::StatusRequest {}))).await?;
+        let mut parts = self
+            .call(
+                self.patience.call,
+                self.allocator().status(self.request(proto::StatusRequest {})),
+            )
+            .await?;
         let mut status = AllocatorStatus::default();
         loop {
             match tokio::time::timeout(self.patience.call, parts.message()).await {
@@ -300,7 +355,8 @@ impl LockTableAllocator for RemoteAllocator {
     }
 }
 
-/// The transactions in pieces that fit into a message; one empty piece if there are none, for the answer says who leads.
+/// The transactions in pieces that fit into a message; one empty piece if there are none, for the
+/// answer says who leads.
 fn pages(txns: &[TxnId]) -> impl Iterator<Item = &[TxnId]> + Send {
     let none = txns.is_empty().then_some(txns);
     none.into_iter().chain(txns.chunks(TXNS_MAX))

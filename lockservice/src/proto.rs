@@ -1,4 +1,5 @@
-//! The messages and services of `lockservice.v1`, generated from `proto/lockservice/v1/lockservice.proto`.
+//! The messages and services of `lockservice.v1`, generated from
+//! `proto/lockservice/v1/lockservice.proto`.
 
 // Generated code follows no lints of ours.
 #![allow(missing_docs, unreachable_pub, unused_qualifications, missing_debug_implementations)]

@@ -13,8 +13,8 @@ use lockservice::proto::allocator_client::AllocatorClient;
 use lockservice::proto::peer_client::PeerClient;
 use lockservice::server::{PeerServer, Server, ServerSettings};
 use lockservice_core::allocator::{
-    AllocatorPeers, AllocatorSettings, ElectedAllocator, LocalAllocator, LockTableAllocator, Progress, Registration,
-    Report,
+    AllocatorPeers, AllocatorSettings, ElectedAllocator, LocalAllocator, LockTableAllocator,
+    Progress, Registration, Report,
 };
 use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::store::{Candidate, Cluster, MemoryStore, NodeAddress};
@@ -29,7 +29,8 @@ fn name(text: &str) -> NodeName {
     NodeName::new(text).expect("a name")
 }
 
-const PATIENCE: Patience = Patience { call: Duration::from_secs(10), change: Duration::from_secs(30) };
+const PATIENCE: Patience =
+    Patience { call: Duration::from_secs(10), change: Duration::from_secs(30) };
 
 struct Remote {
     remote: Arc<dyn LockTableAllocator>,
@@ -42,10 +43,14 @@ impl Remote {
         let clock = ManualClock::new();
         let dyn_clock: Arc<dyn Clock> = Arc::new(clock.clone());
         let store = Arc::new(MemoryStore::new(1_700_000_000));
-        let local =
-            LocalAllocator::open(store, dyn_clock, AllocatorSettings::default(), Candidate::new(name("n"), "n:1"))
-                .await
-                .expect("an empty store");
+        let local = LocalAllocator::open(
+            store,
+            dyn_clock,
+            AllocatorSettings::default(),
+            Candidate::new(name("n"), "n:1"),
+        )
+        .await
+        .expect("an empty store");
         let cluster = Cluster::random();
         let (address, _server) = serve(local, cluster).await;
         let remote = GrpcPeers::new(PATIENCE).connect(&address, cluster.id).expect("an address");
@@ -77,26 +82,36 @@ impl AllocatorFixture for Remote {
 
 #[tokio::test]
 async fn the_allocator_over_grpc_keeps_the_contract_of_an_allocator() {
-    allocator_suite(|| async { Box::new(Remote::start().await) as Box<dyn AllocatorFixture> }).await;
+    allocator_suite(|| async { Box::new(Remote::start().await) as Box<dyn AllocatorFixture> })
+        .await;
 }
 
 #[tokio::test]
 async fn a_status_and_a_list_of_transactions_of_any_length_get_through() {
     let fixture = Remote::start().await;
-    let request = Registration { node: name("n"), nonce: Nonce::new(1), address: "n:1".to_owned(), replaces: None };
+    let request = Registration {
+        node: name("n"),
+        nonce: Nonce::new(1),
+        address: "n:1".to_owned(),
+        replaces: None,
+    };
     let service = fixture.remote.register(&request).await.expect("a fresh store").service;
     let long = "x".repeat(200);
     let binds = (0..3_000).map(|n| {
-        let (remote, table) =
-            (Arc::clone(&fixture.remote), TableRef::new(&long, format!("{long}{n:04}")).expect("names"));
+        let (remote, table) = (
+            Arc::clone(&fixture.remote),
+            TableRef::new(&long, format!("{long}{n:04}")).expect("names"),
+        );
         async move { drop(remote.bind(service, &table).await.expect("free")) }
     });
     futures::stream::iter(binds).buffer_unordered(256).collect::<Vec<()>>().await;
     let status = fixture.remote.status().await.expect("it leads");
     assert_eq!((status.services.len(), status.binds.len()), (1, 3_000));
     assert!(status.at > Progress::default());
-    // Of an origin that nobody knows: nothing is written, and it is known at once that they cannot commit.
-    let txns: Vec<_> = (0..250_000).map(|n| TxnId::new(ServiceId::new(1 << 32 | 7), n, true)).collect();
+    // Of an origin that nobody knows: nothing is written, and it is known at once that they cannot
+    // commit.
+    let txns: Vec<_> =
+        (0..250_000).map(|n| TxnId::new(ServiceId::new(1 << 32 | 7), n, true)).collect();
     let answer = fixture.remote.cannot_commit(&txns).await.expect("it leads");
     assert_eq!(answer.tombstoned, txns);
 }
@@ -113,10 +128,16 @@ async fn a_node_that_cannot_be_reached_or_says_nothing_is_unavailable_within_the
         let peer = peers.connect(&address, Cluster::random().id).expect("an address");
         let error = peer.status().await.expect_err("nobody answers");
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
-        let error = peer.keepalive(ServiceId::new(1), Nonce::new(1), Progress::default()).await.expect_err("nobody");
+        let error = peer
+            .keepalive(ServiceId::new(1), Nonce::new(1), Progress::default())
+            .await
+            .expect_err("nobody");
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     }
-    assert_eq!(peers.connect("no address", Cluster::random().id).expect_err("none").kind(), ErrorKind::InvalidArgument);
+    assert_eq!(
+        peers.connect("no address", Cluster::random().id).expect_err("none").kind(),
+        ErrorKind::InvalidArgument
+    );
 }
 
 /// One of several nodes, as others and clients reach it.
@@ -135,10 +156,13 @@ async fn join(node: &str, store: &SharedStore) -> Elected {
     let (store, clock) = (Arc::new(store.connect()), Arc::new(SystemClock));
     let peers = Arc::new(GrpcPeers::new(PATIENCE));
     let allocator =
-        ElectedAllocator::start(store, clock, settings, name(node), address.clone(), peers).expect("settings");
+        ElectedAllocator::start(store, clock, settings, name(node), address.clone(), peers)
+            .expect("settings");
     let settings = ServerSettings::default();
-    let _peers = PeerServer::start(peer_listener, allocator.as_leader(), allocator.cluster(), settings);
-    let _server = Server::start(listener, allocator.for_clients(), settings).await.expect("it serves");
+    let _peers =
+        PeerServer::start(peer_listener, allocator.as_leader(), allocator.cluster(), settings);
+    let _server =
+        Server::start(listener, allocator.for_clients(), settings).await.expect("it serves");
     allocator.settled().await.expect("the store answers");
     Elected { address, allocator, _peers, _server }
 }
@@ -148,20 +172,36 @@ fn cluster(node: &Elected) -> Cluster {
 }
 
 fn register(node: &str) -> Registration {
-    Registration { node: name(node), nonce: Nonce::new(1), address: "n:1".to_owned(), replaces: None }
+    Registration {
+        node: name(node),
+        nonce: Nonce::new(1),
+        address: "n:1".to_owned(),
+        replaces: None,
+    }
 }
 
 #[tokio::test]
 async fn a_node_that_follows_tells_nodes_and_clients_where_each_of_them_reaches_the_leader() {
     let store = SharedStore::new();
     let (leads, follows) = (join("a", &store).await, join("b", &store).await);
-    let follower = GrpcPeers::new(PATIENCE).connect(&follows.address.nodes, cluster(&leads).id).expect("an address");
+    let follower = GrpcPeers::new(PATIENCE)
+        .connect(&follows.address.nodes, cluster(&leads).id)
+        .expect("an address");
     let error = follower.status().await.expect_err("it follows");
-    assert_eq!((error.kind(), error.leader()), (ErrorKind::NotLeader, Some(&*leads.address.nodes)), "{error:?}");
-    let channel = Endpoint::from_shared(format!("http://{}", follows.address.clients)).expect("an address");
+    assert_eq!(
+        (error.kind(), error.leader()),
+        (ErrorKind::NotLeader, Some(&*leads.address.nodes)),
+        "{error:?}"
+    );
+    let channel =
+        Endpoint::from_shared(format!("http://{}", follows.address.clients)).expect("an address");
     let mut client = AllocatorClient::new(channel.connect().await.expect("it listens"));
     let error = from_status(&client.status(proto::StatusRequest {}).await.expect_err("it follows"));
-    assert_eq!((error.kind(), error.leader()), (ErrorKind::NotLeader, Some(&*leads.address.clients)), "{error:?}");
+    assert_eq!(
+        (error.kind(), error.leader()),
+        (ErrorKind::NotLeader, Some(&*leads.address.clients)),
+        "{error:?}"
+    );
     // Its own calls get there, and a client's own way, too.
     let at = follows.allocator.register(&register("b")).await.expect("the leader answers");
     assert_eq!(leads.allocator.status().await.expect("it leads").services[0].id, at.service);
@@ -174,12 +214,16 @@ async fn a_node_that_follows_tells_nodes_and_clients_where_each_of_them_reaches_
 async fn what_is_for_nodes_is_not_served_to_clients() {
     let store = SharedStore::new();
     let node = join("a", &store).await;
-    let channel = Endpoint::from_shared(format!("http://{}", node.address.clients)).expect("an address");
+    let channel =
+        Endpoint::from_shared(format!("http://{}", node.address.clients)).expect("an address");
     let mut wire = PeerClient::new(channel.connect().await.expect("it listens"));
     let mut request = Request::new(convert::registration_to_proto(&register("b")));
-    request.metadata_mut().insert("lockservice-cluster", cluster(&node).id.to_string().parse().expect("ascii"));
+    request
+        .metadata_mut()
+        .insert("lockservice-cluster", cluster(&node).id.to_string().parse().expect("ascii"));
     assert_eq!(wire.register(request).await.expect_err("for nodes").code(), Code::Unimplemented);
-    let refused = node.allocator.for_clients().register(&register("b")).await.expect_err("for nodes");
+    let refused =
+        node.allocator.for_clients().register(&register("b")).await.expect_err("for nodes");
     assert_eq!(refused.kind(), ErrorKind::NotPermitted);
 }
 
@@ -190,7 +234,9 @@ async fn nodes_of_two_clusters_believe_nothing_of_each_other() {
     let (leads, stranger) = (join("a", &ours).await, join("x", &theirs).await);
     assert_ne!(cluster(&leads).id, cluster(&stranger).id);
     let before = stranger.allocator.status().await.expect("it leads").at;
-    let wrong_node = GrpcPeers::new(PATIENCE).connect(&stranger.address.nodes, cluster(&leads).id).expect("an address");
+    let wrong_node = GrpcPeers::new(PATIENCE)
+        .connect(&stranger.address.nodes, cluster(&leads).id)
+        .expect("an address");
     let observed = Progress { epoch: before.epoch.next().expect("more"), ..before };
     let report = Report::new(observed, &cluster(&leads));
     let answers = [
@@ -203,11 +249,20 @@ async fn nodes_of_two_clusters_believe_nothing_of_each_other() {
         assert_eq!(answer.expect_err("no answer").kind(), ErrorKind::Unavailable);
     }
     // Whoever names no cluster is refused, and told whose node it is.
-    let channel = Endpoint::from_shared(format!("http://{}", stranger.address.nodes)).expect("an address");
+    let channel =
+        Endpoint::from_shared(format!("http://{}", stranger.address.nodes)).expect("an address");
     let mut wire = PeerClient::new(channel.connect().await.expect("it listens"));
-    let refused = wire.register(convert::registration_to_proto(&register("b"))).await.expect_err("no cluster");
+    let refused = wire
+        .register(convert::registration_to_proto(&register("b")))
+        .await
+        .expect_err("no cluster");
     assert_eq!(from_status(&refused).kind(), ErrorKind::NotPermitted, "{refused:?}");
-    let observed = refused.metadata().get("lockservice-cluster").expect("it names its own").to_str().expect("ascii");
+    let observed = refused
+        .metadata()
+        .get("lockservice-cluster")
+        .expect("it names its own")
+        .to_str()
+        .expect("ascii");
     assert_eq!(observed, cluster(&stranger).id.to_string());
     let after = stranger.allocator.status().await.expect("it leads");
     assert_eq!((after.at, after.services.len()), (before, 0), "nothing has happened");

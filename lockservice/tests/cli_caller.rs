@@ -13,7 +13,8 @@ use rustix::process::Signal;
 /// `launcher` starts: directly, and under a lock.
 fn dispositions(server: &Server, launcher: &[&str]) -> [String; 2] {
     let show = ["grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"];
-    let lock = [env!("CARGO_BIN_EXE_lockservice"), "lock", "--server", &server.address, "t", "k", "--"];
+    let lock =
+        [env!("CARGO_BIN_EXE_lockservice"), "lock", "--server", &server.address, "t", "k", "--"];
     [[launcher, &show].concat(), [launcher, &lock, &show].concat()].map(|line| {
         let output = Command::new(line[0]).args(&line[1..]).output().expect("it starts");
         assert!(output.status.success(), "{line:?}: {}", stderr(&output));
@@ -42,24 +43,38 @@ fn of_all_ignored_signals_sigpipe_alone_is_not_ignored_in_the_command() {
     const PIPE: u64 = 1 << (13 - 1);
     let server = Server::start();
     let ignored = |status: &str| {
-        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("it is shown");
+        let mask =
+            status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("it is shown");
         u64::from_str_radix(mask.trim(), 16).expect("a mask")
     };
     let launcher = ["env", "--ignore-signal=PIPE,CHLD,USR1", "--block-signal=TERM"];
     let [directly, under_a_lock] = dispositions(&server, &launcher);
     assert_eq!(ignored(&directly) & PIPE, PIPE);
     assert_eq!(ignored(&under_a_lock), ignored(&directly) & !PIPE, "as `lock --help` says");
-    let blocked = |status: &str| status.lines().find(|line| line.starts_with("SigBlk")).map(ToOwned::to_owned);
+    let blocked = |status: &str| {
+        status.lines().find(|line| line.starts_with("SigBlk")).map(ToOwned::to_owned)
+    };
     assert_eq!(blocked(&directly), blocked(&under_a_lock));
 }
 
 #[test]
 fn the_exit_status_is_known_also_to_a_caller_that_ignores_the_end_of_children() {
     let server = Server::start();
-    let line = [env!("CARGO_BIN_EXE_lockservice"), "lock", "--server", &server.address, "t", "k", "--", "sh", "-c"];
+    let line = [
+        env!("CARGO_BIN_EXE_lockservice"),
+        "lock",
+        "--server",
+        &server.address,
+        "t",
+        "k",
+        "--",
+        "sh",
+        "-c",
+    ];
     for (script, status) in [("exit 7", 7), ("sleep 1000 & kill -TERM $$", 143)] {
         let mut command = Command::new("env");
-        let output = command.arg("--ignore-signal=CHLD").args(line).arg(script).output().expect("it starts");
+        let output =
+            command.arg("--ignore-signal=CHLD").args(line).arg(script).output().expect("it starts");
         assert_eq!(code(&output), status, "{script}: {}", stderr(&output));
     }
     assert!(server.run(&["locks", "--json"]).stdout.is_empty(), "everything was released");
@@ -112,7 +127,8 @@ fn without_proc_nothing_is_locked_and_the_error_says_what_is_missing() {
         env!("CARGO_BIN_EXE_lockservice"),
         server.address
     );
-    let output = Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().expect("it starts");
+    let output =
+        Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().expect("it starts");
     let text = stderr(&output);
     if text.contains("unshare failed") {
         eprintln!("SKIPPED: no mount namespace is to be had here: {text}");
@@ -138,7 +154,9 @@ fn a_signal_that_comes_with_the_grant_keeps_the_command_from_being_started() {
         let give_up = now() + DEADLINE;
         let holds = |server: &Server| {
             let locks = json_lines(&server.run(&["locks", "--json"]));
-            locks.iter().any(|lock| lock["client"].as_str().is_some_and(|client| client.ends_with(&own)))
+            locks
+                .iter()
+                .any(|lock| lock["client"].as_str().is_some_and(|client| client.ends_with(&own)))
         };
         while !holds(&server) {
             assert!(now() < give_up, "the waiter has its turn");
@@ -185,8 +203,10 @@ fn every_signal_that_would_end_the_wrapper_reaches_the_command() {
         ("PWR", Signal::POWER),
         ("WINCH", Signal::WINCH),
     ] {
-        let mut holder =
-            server.lock(&["t", "k"], &format!("trap 'echo got; exit 3' {name}; echo ready; sleep 1000 & wait"));
+        let mut holder = server.lock(
+            &["t", "k"],
+            &format!("trap 'echo got; exit 3' {name}; echo ready; sleep 1000 & wait"),
+        );
         assert_eq!(holder.line(), "ready");
         holder.signal(signal);
         assert_eq!(holder.line(), "got", "{name}");
@@ -198,7 +218,9 @@ fn every_signal_that_would_end_the_wrapper_reaches_the_command() {
 fn a_signal_that_may_not_be_passed_on_is_not_swallowed_in_silence() {
     use std::os::unix::process::CommandExt as _;
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: this test runs a command as another user, for which it must be run as root");
+        eprintln!(
+            "SKIPPED: this test runs a command as another user, for which it must be run as root"
+        );
         return;
     }
     let server = Server::start();
@@ -213,7 +235,8 @@ fn a_signal_that_may_not_be_passed_on_is_not_swallowed_in_silence() {
     let mut nobody = Command::new(&program);
     nobody.args(["lock", "t", "k", "--server", &server.address, "--"]).arg(&become_root);
     nobody.args(["--reuid", "0", "sh", "-c", "echo $$; exec sleep 1000"]);
-    let mut holder = Running::start(nobody.uid(65_534).gid(65_534).stdin(std::process::Stdio::null()));
+    let mut holder =
+        Running::start(nobody.uid(65_534).gid(65_534).stdin(std::process::Stdio::null()));
     let command = holder.process();
     holder.signal(Signal::TERM);
     let said = holder.error_line();
@@ -228,7 +251,11 @@ fn a_key_that_begins_with_a_hyphen_can_be_locked_and_the_error_says_how() {
     let server = Server::start();
     let output = server.run(&["lock", "t", "--x", "--", "true"]);
     assert_eq!(code(&output), 64);
-    assert!(stderr(&output).contains("--key=--x") && !stderr(&output).contains("-- --x"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("--key=--x") && !stderr(&output).contains("-- --x"),
+        "{}",
+        stderr(&output)
+    );
     let output = server.run(&["--json", "lock", "t", "--x", "--", "true"]);
     assert!(stderr(&output).contains("--key=--x"), "{}", stderr(&output));
 

@@ -5,7 +5,9 @@ mod cli_support;
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
-use cli_support::{Running, Server, code, full_pipe, json_lines, lockservice, now, stderr, wait_for_end_of};
+use cli_support::{
+    Running, Server, code, full_pipe, json_lines, lockservice, now, stderr, wait_for_end_of,
+};
 use rustix::process::{Pid, Signal};
 
 #[test]
@@ -13,7 +15,8 @@ fn two_commands_on_one_key_never_overlap_and_the_second_has_the_larger_token() {
     let server = Server::start();
     let log = server.folder.path().join("log");
     let script = format!(
-        "echo $LOCKSERVICE_TABLE $LOCKSERVICE_TOKEN; echo in >> {log}; read line < {fifo}; echo out >> {log}",
+        "echo $LOCKSERVICE_TABLE $LOCKSERVICE_TOKEN; echo in >> {log}; read line < {fifo}; echo \
+            out >> {log}",
         log = log.display(),
         fifo = server.folder.path().join("fifo").display(),
     );
@@ -28,8 +31,14 @@ fn two_commands_on_one_key_never_overlap_and_the_second_has_the_larger_token() {
         (wait["table"].as_str(), wait["key"].as_str(), wait["state"].as_str()),
         (Some("jobs"), Some("nightly"), Some("holds"))
     );
-    assert_eq!(wait["holder_client"].as_str().unwrap().split(':').next_back(), Some(&*first.child.id().to_string()));
-    assert_eq!(wait["waiter_client"].as_str().unwrap().split(':').next_back(), Some(&*second.child.id().to_string()));
+    assert_eq!(
+        wait["holder_client"].as_str().unwrap().split(':').next_back(),
+        Some(&*first.child.id().to_string())
+    );
+    assert_eq!(
+        wait["waiter_client"].as_str().unwrap().split(':').next_back(),
+        Some(&*second.child.id().to_string())
+    );
 
     std::fs::write(&fifo, "go\n").unwrap();
     assert!(first.wait().0.success());
@@ -44,8 +53,14 @@ fn two_commands_on_one_key_never_overlap_and_the_second_has_the_larger_token() {
 #[test]
 fn the_exit_status_is_the_commands_own() {
     let server = Server::start();
-    for (script, status) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("exit 255", 255)] {
-        assert_eq!(code(&server.run(&["lock", "t", "k", "--", "sh", "-c", script])), status, "{script}");
+    for (script, status) in
+        [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("exit 255", 255)]
+    {
+        assert_eq!(
+            code(&server.run(&["lock", "t", "k", "--", "sh", "-c", script])),
+            status,
+            "{script}"
+        );
     }
     let output = server.run(&["lock", "t", "k", "--", "no-such-command"]);
     assert_eq!(code(&output), 127);
@@ -63,13 +78,19 @@ fn a_lock_not_to_be_had_in_time_exits_with_75_and_says_who_holds_it() {
         let output = server.run(&args);
         assert_eq!(code(&output), 75);
         let text = stderr(&output);
-        assert!(text.starts_with("error: ") && text.contains(&format!(":{}", holder.child.id())), "{text}");
+        assert!(
+            text.starts_with("error: ") && text.contains(&format!(":{}", holder.child.id())),
+            "{text}"
+        );
         assert_eq!(text.lines().count(), 1, "one sentence: {text}");
     }
     let json = server.run(&["--json", "lock", "t", "k", "--no-wait", "--", "true"]);
     let object: serde_json::Value = serde_json::from_slice(&json.stderr).unwrap();
     assert_eq!(object["kind"], "conflict");
-    assert_eq!((&object["blocker"]["key"], &object["blocker"]["state"]), (&"k".into(), &"holds".into()));
+    assert_eq!(
+        (&object["blocker"]["key"], &object["blocker"]["state"]),
+        (&"k".into(), &"holds".into())
+    );
     let client = object["blocker"]["client"].as_str().unwrap();
     assert!(client.ends_with(&format!(":{}", holder.child.id())), "as data, too: {client}");
 }
@@ -78,7 +99,9 @@ fn a_lock_not_to_be_had_in_time_exits_with_75_and_says_who_holds_it() {
 fn sharers_and_ranges_exclude_whom_they_must() {
     let server = Server::start();
     let (_holder, _) = server.hold(&["t", "--range", "b", "d", "--shared"]);
-    let attempt = |args: &[&str]| code(&server.run(&[&["lock", "t"], args, &["--no-wait", "--", "true"]].concat()));
+    let attempt = |args: &[&str]| {
+        code(&server.run(&[&["lock", "t"], args, &["--no-wait", "--", "true"]].concat()))
+    };
     assert_eq!(attempt(&["a"]), 0);
     assert_eq!(attempt(&["b"]), 75, "FROM is inside");
     assert_eq!(attempt(&["d"]), 75, "TO is inside");
@@ -159,7 +182,11 @@ fn ctrl_c_of_a_waiter_exits_at_once_and_leaves_the_queue() {
     server.waits(1);
     let asked = now();
     waiter.signal(Signal::INT);
-    assert_eq!(waiter.wait().0.signal(), Some(2), "it dies of it, so that a script around it ends too");
+    assert_eq!(
+        waiter.wait().0.signal(),
+        Some(2),
+        "it dies of it, so that a script around it ends too"
+    );
     assert!(now().since(asked) < Duration::from_secs(2));
     server.waits(0);
     // And of the holder: the next comes in at once, not after the TTL.
@@ -175,8 +202,10 @@ fn ctrl_c_of_a_waiter_exits_at_once_and_leaves_the_queue() {
 #[test]
 fn what_the_command_leaves_is_ended_before_the_lock_is_released() {
     let server = Server::start();
-    let mut holder =
-        server.lock(&["t", "k", "--stop-time", "100ms"], "trap '' TERM; sleep 1000 > /dev/null 2>&1 & echo $!");
+    let mut holder = server.lock(
+        &["t", "k", "--stop-time", "100ms"],
+        "trap '' TERM; sleep 1000 > /dev/null 2>&1 & echo $!",
+    );
     let left = holder.process();
     assert_eq!(holder.wait().0.code(), Some(0));
     assert!(rustix::process::test_kill_process(left).is_err(), "it is gone");
@@ -212,7 +241,10 @@ fn after_a_crash_of_the_server_the_old_command_has_ended_before_the_next_one_run
     // B3: it waits for as long as the crashed server's promises may last.
     let mut next = server.lock(&["t", "k", "--timeout", "30s"], "echo $LOCKSERVICE_TOKEN");
     let after = token(next.line());
-    assert!(rustix::process::test_kill_process(command).is_err(), "the old command runs beside the new one");
+    assert!(
+        rustix::process::test_kill_process(command).is_err(),
+        "the old command runs beside the new one"
+    );
     assert!(after > before);
     assert!(next.wait().0.success());
     let (status, text) = holder.wait();
@@ -268,7 +300,9 @@ fn stuck(server: &Server, ttl: &str, after: &str) -> Option<Stuck> {
     use std::os::unix::fs::PermissionsExt as _;
     use std::os::unix::process::CommandExt as _;
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: this test runs a command as another user, for which it must be run as root");
+        eprintln!(
+            "SKIPPED: this test runs a command as another user, for which it must be run as root"
+        );
         return None;
     }
     let folder = server.folder.path();
@@ -285,23 +319,42 @@ fn stuck(server: &Server, ttl: &str, after: &str) -> Option<Stuck> {
         become_root.display()
     );
     let mut nobody = std::process::Command::new(&program);
-    nobody.args(["lock", "t", "k", "--server", &server.address, "--ttl", ttl, "--", "sh", "-c", &script]);
-    let mut holder = Running::start(nobody.uid(65_534).gid(65_534).stdin(std::process::Stdio::null()));
+    nobody.args([
+        "lock",
+        "t",
+        "k",
+        "--server",
+        &server.address,
+        "--ttl",
+        ttl,
+        "--",
+        "sh",
+        "-c",
+        &script,
+    ]);
+    let mut holder =
+        Running::start(nobody.uid(65_534).gid(65_534).stdin(std::process::Stdio::null()));
     let numbers = [holder.process(), holder.process()];
     let of_root = |pid: &Pid| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()))
+            .expect("it runs");
         status.lines().any(|line| line.starts_with("Uid:\t0\t0\t0"))
     };
-    let (member, command) = if of_root(&numbers[0]) { (numbers[0], numbers[1]) } else { (numbers[1], numbers[0]) };
+    let (member, command) =
+        if of_root(&numbers[0]) { (numbers[0], numbers[1]) } else { (numbers[1], numbers[0]) };
     Some(Stuck { holder, command, member: Member(member) })
 }
 
 #[test]
 fn when_the_supervisor_was_killed_the_lock_is_released_once_all_has_gone_and_not_before() {
     let server = Server::start();
-    let Some(Stuck { holder, command, member }) = stuck(&server, "30s", "exec sleep 1000") else { return };
-    let script =
-        format!("if kill -0 {} 2> /dev/null; then echo beside; else echo alone; fi", member.0.as_raw_nonzero());
+    let Some(Stuck { holder, command, member }) = stuck(&server, "30s", "exec sleep 1000") else {
+        return;
+    };
+    let script = format!(
+        "if kill -0 {} 2> /dev/null; then echo beside; else echo alone; fi",
+        member.0.as_raw_nonzero()
+    );
     let mut next = server.lock(&["t", "k"], &script);
     server.waits(1);
     rustix::process::kill_process(holder.supervisor(), Signal::KILL).unwrap();
@@ -327,7 +380,10 @@ fn when_the_supervisor_was_killed_the_lock_is_released_once_all_has_gone_and_not
 fn a_command_that_cannot_be_ended_keeps_the_lock_until_the_session_has_lapsed() {
     for kill_supervisor in [true, false] {
         let server = Server::start();
-        let Some(Stuck { holder, command, member }) = stuck(&server, "3s", "exec sleep 1000") else { return };
+        let Some(Stuck { holder, command, member }) = stuck(&server, "3s", "exec sleep 1000")
+        else {
+            return;
+        };
         let mut next = server.lock(&["t", "k"], "echo in");
         server.waits(1);
         let ended = now();
@@ -340,14 +396,26 @@ fn a_command_that_cannot_be_ended_keeps_the_lock_until_the_session_has_lapsed() 
         let (status, text) = holder.wait();
         assert_eq!(status.code(), Some(71), "{text}");
         assert!(text.contains("not released") && text.lines().count() == 1, "{text}");
-        assert!(text.contains(&format!("process {} (sleep)", member.0.as_raw_nonzero())), "it is named: {text}");
+        assert!(
+            text.contains(&format!("process {} (sleep)", member.0.as_raw_nonzero())),
+            "it is named: {text}"
+        );
         let gave_up = now();
         let locks = json_lines(&server.run(&["locks", "--json"]));
-        let named = locks.first().and_then(|lock| lock["still_running"].as_str()).unwrap_or_default();
-        assert!(named.contains(&format!("{} (sleep)", member.0.as_raw_nonzero())), "the operator sees it: {locks:?}");
+        let named =
+            locks.first().and_then(|lock| lock["still_running"].as_str()).unwrap_or_default();
+        assert!(
+            named.contains(&format!("{} (sleep)", member.0.as_raw_nonzero())),
+            "the operator sees it: {locks:?}"
+        );
         assert_eq!(next.line(), "in");
-        // A third of the TTL may have passed since the last renewal; a release is a matter of milliseconds.
-        assert!(now().since(gave_up) > Duration::from_millis(500), "lapsed, not released: {:?}", now().since(gave_up));
+        // A third of the TTL may have passed since the last renewal; a release is a matter of
+        // milliseconds.
+        assert!(
+            now().since(gave_up) > Duration::from_millis(500),
+            "lapsed, not released: {:?}",
+            now().since(gave_up)
+        );
         assert!(now().since(ended) > Duration::from_secs(3));
         member.end();
     }
@@ -365,7 +433,11 @@ fn more_keys_than_a_request_may_name_are_wrong_usage_and_not_a_matter_of_time() 
     };
     let output = lock(&keys);
     assert_eq!(code(&output), 64, "{}", stderr(&output));
-    assert!(stderr(&output).contains("too many keys") && stderr(&output).contains("20000"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("too many keys") && stderr(&output).contains("20000"),
+        "{}",
+        stderr(&output)
+    );
     assert_eq!(code(&lock(&keys[..20_000])), 0);
 }
 
@@ -375,13 +447,18 @@ fn a_wrapper_whose_stderr_nobody_reads_says_nothing_and_ends_as_it_should() {
     let (_holder, _) = server.hold(&["t", "k"]);
     let (_reader, writer) = full_pipe();
     let refused = ["lock", "t", "k", "--no-wait", "--", "true"];
-    let mut wrapper = Running::start_with_stderr(&mut server.command(&refused), writer.try_clone().unwrap());
+    let mut wrapper =
+        Running::start_with_stderr(&mut server.command(&refused), writer.try_clone().unwrap());
     assert_eq!(wrapper.wait().0.code(), Some(75));
     // Nor do the words of the last step before the command keep it.
     let missing = ["lock", "t", "other", "--", "no-such-command"];
     wrapper = Running::start_with_stderr(&mut server.command(&missing), writer);
     assert_eq!(wrapper.wait().0.code(), Some(127));
-    assert_eq!(code(&server.run(&["lock", "t", "other", "--no-wait", "--", "true"])), 0, "it was released");
+    assert_eq!(
+        code(&server.run(&["lock", "t", "other", "--no-wait", "--", "true"])),
+        0,
+        "it was released"
+    );
 }
 
 #[test]
@@ -393,7 +470,8 @@ fn the_command_is_told_what_is_locked() {
         (&["--range", "", "m"], "g t\n\nm\n"),
         (&["--from=k"], "g t\nk\n\n"),
     ] {
-        let output = server.run(&[&["lock", "--group", "g", "t"], args, &["--", "sh", "-c", script]].concat());
+        let output = server
+            .run(&[&["lock", "--group", "g", "t"], args, &["--", "sh", "-c", script]].concat());
         assert_eq!(String::from_utf8_lossy(&output.stdout), told, "{args:?}: {}", stderr(&output));
     }
 }
@@ -421,7 +499,11 @@ fn a_waiter_says_whom_it_waits_for_and_again_when_that_changes_unless_told_to_be
     let (_holder, _) = server.hold(&["t", "k"]);
     let waiter = Running::start(&mut server.command(&["lock", "t", "k", "--json", "--", "true"]));
     let object: serde_json::Value = serde_json::from_str(&waiter.error_line()).unwrap();
-    assert_eq!((object["event"].as_str(), object["key"].as_str()), (Some("waiting_for"), Some("k")), "{object}");
+    assert_eq!(
+        (object["event"].as_str(), object["key"].as_str()),
+        (Some("waiting_for"), Some("k")),
+        "{object}"
+    );
     assert_eq!(object["holder"]["state"].as_str(), Some("holds"), "{object}");
 }
 
@@ -465,9 +547,11 @@ fn the_status_of_a_lock_that_was_not_to_be_had_can_be_chosen() {
     let server = Server::start();
     let (_holder, _) = server.hold(&["t", "k"]);
     for args in [&["-E", "3"][..], &["--conflict-exit-code=3"]] {
-        let output = server.run(&[&["lock", "t", "k", "--no-wait"], args, &["--", "true"]].concat());
+        let output =
+            server.run(&[&["lock", "t", "k", "--no-wait"], args, &["--", "true"]].concat());
         assert_eq!(code(&output), 3, "{}", stderr(&output));
-        let own = server.run(&[&["lock", "t", "free"], args, &["--", "sh", "-c", "exit 75"]].concat());
+        let own =
+            server.run(&[&["lock", "t", "free"], args, &["--", "sh", "-c", "exit 75"]].concat());
         assert_eq!(code(&own), 75, "the command's own");
     }
 }
@@ -481,8 +565,13 @@ fn a_key_like_an_option_is_refused_with_the_way_to_give_it() {
         "{}",
         stderr(&output)
     );
-    let output = lockservice(&["lock", "t", "--range", "", "--no-wait", "--", "true"]).output().unwrap();
-    assert!(code(&output) == 64 && stderr(&output).contains("--to=--no-wait"), "{}", stderr(&output));
+    let output =
+        lockservice(&["lock", "t", "--range", "", "--no-wait", "--", "true"]).output().unwrap();
+    assert!(
+        code(&output) == 64 && stderr(&output).contains("--to=--no-wait"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -491,7 +580,8 @@ fn a_time_out_bounds_the_way_to_a_server_that_does_not_answer_too() {
     server.running.signal(Signal::STOP);
     let output = server.run(&["lock", "t", "k", "--timeout", "300ms", "--", "true"]);
     let text = stderr(&output);
-    // Whichever is first of the call's time-out and the deadline; not the connection's own end, seconds later.
+    // Whichever is first of the call's time-out and the deadline; not the connection's own end,
+    // seconds later.
     let in_time = ["no server answered within the time-out", "the server did not answer in time"];
     assert!(in_time.iter().any(|in_time| text.contains(in_time)), "{text}");
     assert_eq!(code(&output), 69);
@@ -503,14 +593,23 @@ fn a_time_out_bounds_the_way_to_a_server_that_does_not_answer_too() {
 fn a_nested_lock_of_what_a_command_around_it_holds_is_refused_at_once_and_says_so() {
     let server = Server::start();
     let program = env!("CARGO_BIN_EXE_lockservice");
-    for (outer, inner) in
-        [(&["k"][..], "k"), (&["k", "--shared"], "k"), (&["--range", "a", "m"], "k"), (&["k"], "--range a m")]
-    {
+    for (outer, inner) in [
+        (&["k"][..], "k"),
+        (&["k", "--shared"], "k"),
+        (&["--range", "a", "m"], "k"),
+        (&["k"], "--range a m"),
+    ] {
         // Far longer than the outer command would wait for itself.
-        let script = format!("{program} lock t other -- {program} lock t {inner} --timeout 1h -- echo never");
+        let script = format!(
+            "{program} lock t other -- {program} lock t {inner} --timeout 1h -- echo never"
+        );
         let output = server.run(&[&["lock", "t"], outer, &["--", "sh", "-c", &script]].concat());
         assert_eq!(code(&output), 64, "{outer:?} {inner}: {}", stderr(&output));
-        assert!(stderr(&output).contains("use the lock that the outer call holds"), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains("use the lock that the outer call holds"),
+            "{}",
+            stderr(&output)
+        );
         assert!(output.stdout.is_empty());
         // Trying again would help nothing, so that is not what a status chosen for it says.
         let script = format!("{program} lock t {inner} --no-wait -E 3 --json -- echo never");
@@ -536,7 +635,8 @@ fn two_scripts_that_lock_what_the_other_holds_are_a_deadlock_and_one_goes_on() {
     };
     let tree = |held: &str, wanted: &str| {
         let go = fifo(held);
-        let script = format!("echo ready; read x < {go}; {program} lock t {wanted} --quiet -- echo got");
+        let script =
+            format!("echo ready; read x < {go}; {program} lock t {wanted} --quiet -- echo got");
         let mut outer = server.lock(&["t", held], &script);
         assert_eq!(outer.line(), "ready");
         (outer, go)

@@ -9,8 +9,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use cli_support::{
-    DEADLINE, Running, Server, code, ends_within, full_pipe, json_lines, lockservice, now, run, serve, stderr,
-    wait_for_end_of,
+    DEADLINE, Running, Server, code, ends_within, full_pipe, json_lines, lockservice, now, run,
+    serve, stderr, wait_for_end_of,
 };
 use lockservice::client::Client;
 use lockservice_core::service::LockSpec;
@@ -51,7 +51,8 @@ fn wrong_usage_exits_with_64_and_help_with_0() {
 #[test]
 fn without_a_server_the_status_is_69() {
     // Bound and closed again: nobody listens there.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let free =
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     for args in [&["locks"][..], &["waits"], &["binds"], &["lock", "t", "k", "--", "true"]] {
         let output = lockservice(args).env("LOCKSERVICE_SERVER", &free).output().unwrap();
         assert_eq!(code(&output), 69, "{args:?}: {}", stderr(&output));
@@ -101,7 +102,13 @@ fn a_port_or_store_in_use_is_an_error_that_says_what_to_do() {
 
 #[test]
 fn a_store_in_memory_says_what_it_means() {
-    let mut server = Running::start(&mut lockservice(&["serve", "--listen", "127.0.0.1:0", "--store", "memory:"]));
+    let mut server = Running::start(&mut lockservice(&[
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--store",
+        "memory:",
+    ]));
     assert!(server.line().contains("store memory:"));
     server.signal(Signal::TERM);
     let (status, text) = server.wait();
@@ -113,7 +120,8 @@ fn a_store_in_memory_says_what_it_means() {
 fn the_lists_are_tables_or_objects() {
     let server = Server::start();
     let (_holder, _) = server.hold(&["accounts", "alice"]);
-    let lock: Value = serde_json::from_slice(&server.run(&["locks", "accounts", "--json"]).stdout).unwrap();
+    let lock: Value =
+        serde_json::from_slice(&server.run(&["locks", "accounts", "--json"]).stdout).unwrap();
     assert_eq!(
         (lock["table"].as_str(), lock["key"].as_str(), lock["mode"].as_str()),
         (Some("accounts"), Some("alice"), Some("exclusive"))
@@ -125,7 +133,10 @@ fn the_lists_are_tables_or_objects() {
     }
     assert_eq!(bind["state"], "bound");
     let table = String::from_utf8(server.run(&["locks"]).stdout).unwrap();
-    assert!(table.lines().next().unwrap().starts_with("GROUP") && table.contains("alice"), "{table}");
+    assert!(
+        table.lines().next().unwrap().starts_with("GROUP") && table.contains("alice"),
+        "{table}"
+    );
 }
 
 #[test]
@@ -146,7 +157,12 @@ fn a_closed_pipe_is_no_panic() {
     for args in [&["locks"][..], &["binds", "--json"], &["--help"]] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let output = server.command(args).stdout(Stdio::from(writer)).stderr(Stdio::piped()).output().unwrap();
+        let output = server
+            .command(args)
+            .stdout(Stdio::from(writer))
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
         assert_eq!(code(&output), 0, "{}", stderr(&output));
         assert_eq!(stderr(&output), "");
     }
@@ -158,9 +174,8 @@ fn the_benchmark_prints_both_sides() {
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     let runs = json_lines(&output);
     assert_eq!(runs.iter().map(|run| run["callers"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 4]);
-    assert!(
-        runs.iter().all(|run| run["lock"]["p50_us"].as_f64() > Some(0.0) && run["echo"]["p50_us"].as_f64() > Some(0.0))
-    );
+    assert!(runs.iter().all(|run| run["lock"]["p50_us"].as_f64() > Some(0.0)
+        && run["echo"]["p50_us"].as_f64() > Some(0.0)));
 }
 
 #[test]
@@ -171,25 +186,46 @@ fn a_list_that_was_cut_says_so_on_stderr_and_its_lines_stay_whole() {
     let server = Server::start_with(&["--config", file.to_str().unwrap()]);
     let (_holder, _) = server.hold(&["t", "a", "b", "c"]);
     let json = server.run(&["locks", "--json"]);
-    let keys: Vec<_> = json_lines(&json).iter().map(|line| line["key"].as_str().unwrap().to_owned()).collect();
+    let keys: Vec<_> =
+        json_lines(&json).iter().map(|line| line["key"].as_str().unwrap().to_owned()).collect();
     assert_eq!((code(&json), keys), (0, vec!["a".to_owned(), "b".to_owned()]));
     let warning: Value = serde_json::from_slice(&json.stderr).unwrap();
     assert_eq!(warning["kind"], "list_cut");
     let people = server.run(&["locks"]);
-    assert!(stderr(&people).starts_with("warning: there are more locks than the 2 shown"), "{}", stderr(&people));
+    assert!(
+        stderr(&people).starts_with("warning: there are more locks than the 2 shown"),
+        "{}",
+        stderr(&people)
+    );
     assert_eq!(stderr(&server.run(&["binds"])), "", "this list is whole");
 
     let output = {
         std::fs::write(&file, "[server]\nlist_lines_max = 0\n").unwrap();
-        run(&["serve", "--listen", "127.0.0.1:0", "--store", "memory:", "--config", file.to_str().unwrap()])
+        run(&[
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--store",
+            "memory:",
+            "--config",
+            file.to_str().unwrap(),
+        ])
     };
-    assert!(code(&output) == 78 && stderr(&output).contains("server.list_lines_max"), "{}", stderr(&output));
+    assert!(
+        code(&output) == 78 && stderr(&output).contains("server.list_lines_max"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
 fn help_lists_every_setting_with_its_default() {
     let help = String::from_utf8(run(&["serve", "--help"]).stdout).unwrap();
-    for setting in ["listen = \"127.0.0.1:7654\"", "server.connections_max = 10000", "service.engine.victim = "] {
+    for setting in [
+        "listen = \"127.0.0.1:7654\"",
+        "server.connections_max = 10000",
+        "service.engine.victim = ",
+    ] {
         assert!(help.contains(setting), "{setting}: {help}");
     }
     let short = String::from_utf8(run(&["serve", "-h"]).stdout).unwrap();
@@ -199,7 +235,8 @@ fn help_lists_every_setting_with_its_default() {
 /// The server under a soft and a hard limit on open files.
 fn serve_limited(soft: u32, hard: u32) -> Running {
     let script = format!(
-        "ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" serve --json --listen 127.0.0.1:0 --store memory:"
+        "ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" serve --json --listen 127.0.0.1:0 \
+            --store memory:"
     );
     let mut command = lockservice(&[]);
     let program = command.get_program().to_owned();
@@ -248,13 +285,22 @@ fn an_environment_that_is_not_utf_8_or_of_kubernetes_or_empty_keeps_no_server_fr
     let ready: Value = serde_json::from_str(&server.line()).unwrap();
     let address = ready["address"].as_str().unwrap();
     // The flag is not needed, and an empty variable does not replace the default.
-    let output = lockservice(&["locks", "--server", address]).env("LOCKSERVICE_SERVER", "").output().unwrap();
+    let output = lockservice(&["locks", "--server", address])
+        .env("LOCKSERVICE_SERVER", "")
+        .output()
+        .unwrap();
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     let output = lockservice(&["locks"]).env("LOCKSERVICE_SERVER", "").output().unwrap();
     assert!([0, 69].contains(&code(&output)), "the default address: {}", stderr(&output));
-    let output =
-        lockservice(&["serve"]).env("LOCKSERVICE_NODE", std::ffi::OsString::from_vec(vec![0xff])).output().unwrap();
-    assert!(code(&output) == 78 && stderr(&output).contains("LOCKSERVICE_NODE"), "{}", stderr(&output));
+    let output = lockservice(&["serve"])
+        .env("LOCKSERVICE_NODE", std::ffi::OsString::from_vec(vec![0xff]))
+        .output()
+        .unwrap();
+    assert!(
+        code(&output) == 78 && stderr(&output).contains("LOCKSERVICE_NODE"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -265,7 +311,9 @@ fn a_server_whose_stderr_nobody_reads_starts_serves_and_stops() {
     command.env("RUST_LOG", "trace");
     let mut server = Running::start_with_stderr(&mut command, writer);
     let ready = server.line();
-    let address = ready.split_whitespace().find_map(|word| word.strip_suffix(',').filter(|word| word.contains(':')));
+    let address = ready
+        .split_whitespace()
+        .find_map(|word| word.strip_suffix(',').filter(|word| word.contains(':')));
     let address = address.unwrap_or_else(|| panic!("{ready}"));
     let keys: Vec<String> = (0..1_000).map(|key| key.to_string()).collect();
     let mut args = vec!["lock", "t", "--server", address];
@@ -309,7 +357,14 @@ fn a_hang_up_stops_a_server_of_a_terminal_in_order_and_is_nothing_to_a_daemon() 
     let serve = |setsid: &[&str]| {
         let program = lockservice(&[]).get_program().to_owned();
         let mut command = std::process::Command::new("setsid");
-        command.args(setsid).arg(program).args(["serve", "--json", "--listen", "127.0.0.1:0", "--store", "memory:"]);
+        command.args(setsid).arg(program).args([
+            "serve",
+            "--json",
+            "--listen",
+            "127.0.0.1:0",
+            "--store",
+            "memory:",
+        ]);
         command
     };
     let mut daemon = Running::start(serve(&[]).stdin(Stdio::null()));
@@ -323,7 +378,9 @@ fn a_hang_up_stops_a_server_of_a_terminal_in_order_and_is_nothing_to_a_daemon() 
     let (status, text) = daemon.wait();
     assert!(status.success() && text.contains("SIGHUP changes nothing"), "{text}");
 
-    let terminal = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    let terminal =
+        rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+            .unwrap();
     rustix::pty::grantpt(&terminal).unwrap();
     rustix::pty::unlockpt(&terminal).unwrap();
     let name = rustix::pty::ptsname(&terminal, Vec::new()).unwrap().into_string().unwrap();
@@ -340,7 +397,8 @@ fn a_hang_up_stops_a_server_of_a_terminal_in_order_and_is_nothing_to_a_daemon() 
 
 #[test]
 fn a_wrong_log_filter_is_said_and_log_lines_are_json_if_all_is() {
-    let mut command = lockservice(&["serve", "--json", "--listen", "127.0.0.1:0", "--store", "memory:"]);
+    let mut command =
+        lockservice(&["serve", "--json", "--listen", "127.0.0.1:0", "--store", "memory:"]);
     let mut server = Running::start(command.env("RUST_LOG", "lockservice=loud"));
     server.line();
     server.signal(Signal::TERM);
@@ -353,7 +411,8 @@ fn a_wrong_log_filter_is_said_and_log_lines_are_json_if_all_is() {
     let (status, text) = server.wait();
     assert!(status.success() && text.lines().count() > 0, "{text}");
     for line in text.lines() {
-        let object: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("one object: {line}"));
+        let object: Value =
+            serde_json::from_str(line).unwrap_or_else(|_| panic!("one object: {line}"));
         assert!(object.is_object());
     }
 }
@@ -387,11 +446,25 @@ fn a_full_disk_is_said_loses_nothing_and_is_forgotten_when_there_is_space() {
     let store = format!("file:{}", disk.path().join("db").display());
     let (server, address) = serve(&store, &[]);
     let lock = |address: &str, table: &str| {
-        run(&["lock", table, "k", "--timeout", "5s", "--server", address, "--", "sh", "-c", "echo $LOCKSERVICE_TOKEN"])
+        run(&[
+            "lock",
+            table,
+            "k",
+            "--timeout",
+            "5s",
+            "--server",
+            address,
+            "--",
+            "sh",
+            "-c",
+            "echo $LOCKSERVICE_TOKEN",
+        ])
     };
     let binds = |address: &str| {
         let binds = json_lines(&run(&["binds", "--json", "--server", address]));
-        let bind = |bind: &Value| (bind["table"].as_str().unwrap().to_owned(), bind["version"].as_u64().unwrap());
+        let bind = |bind: &Value| {
+            (bind["table"].as_str().unwrap().to_owned(), bind["version"].as_u64().unwrap())
+        };
         binds.iter().map(bind).collect::<BTreeMap<_, _>>()
     };
     assert_eq!(code(&lock(&address, "before")), 0);
@@ -417,7 +490,10 @@ fn a_full_disk_is_said_loses_nothing_and_is_forgotten_when_there_is_space() {
     server.signal(Signal::KILL);
     let (_, text) = server.wait();
     let logged = |what: &str| text.lines().filter(|line| line.contains(what)).count();
-    assert!(logged("the store cannot be written") > 0 && logged("is full: free space") > 0, "{text}");
+    assert!(
+        logged("the store cannot be written") > 0 && logged("is full: free space") > 0,
+        "{text}"
+    );
     assert!(
         logged("the store can be written again") > 0 && text.lines().count() < 20,
         "said, and not each time: {text}"
@@ -430,17 +506,25 @@ fn a_full_disk_is_said_loses_nothing_and_is_forgotten_when_there_is_space() {
 
 /// Locks a row of ever new tables until that fails: the tables, and why it failed.
 fn fill_with_tables(address: &str) -> (Vec<String>, String) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("threads");
     runtime.block_on(async {
         let client = Client::connect(address).await.expect("it serves");
         let session = client.session(None).await.expect("a session");
         let mut bound = Vec::new();
         for batch in 0..1_000 {
-            let names: Vec<String> = (0..64).map(|n| format!("{batch}-{n}-{}", "x".repeat(200))).collect();
+            let names: Vec<String> =
+                (0..64).map(|n| format!("{batch}-{n}-{}", "x".repeat(200))).collect();
             let calls = names.iter().map(|name| {
                 let table = TableRef::new("default", name).expect("a name");
                 let row = LockItem::Row(Key::new("k").expect("a key"));
-                session.lock(LockSpec { timeout: Some(Duration::from_secs(20)), ..LockSpec::new(table, vec![row]) })
+                session.lock(LockSpec {
+                    timeout: Some(Duration::from_secs(20)),
+                    ..LockSpec::new(table, vec![row])
+                })
             });
             let mut why = None;
             for (name, result) in names.iter().zip(futures::future::join_all(calls).await) {
@@ -476,7 +560,8 @@ fn meddlers() -> [(&'static str, Meddler); 3] {
 }
 
 #[test]
-fn a_store_that_is_removed_renamed_or_replaced_lets_no_second_server_in_and_ends_the_first_with_a_sentence() {
+fn a_store_that_is_removed_renamed_or_replaced_lets_no_second_server_in_and_ends_the_first_with_a_sentence()
+ {
     for (what, meddle) in meddlers() {
         let server = Server::start();
         let db = server.folder.path().join("db");
@@ -488,11 +573,17 @@ fn a_store_that_is_removed_renamed_or_replaced_lets_no_second_server_in_and_ends
         let second = run(&["serve", "--listen", "127.0.0.1:0", "--store", &store]);
         let said = stderr(&second);
         assert_eq!(code(&second), 75, "{what}: {said}");
-        assert!(said.contains(db.to_str().unwrap()) && said.contains("stop that process"), "{what}: {said}");
+        assert!(
+            said.contains(db.to_str().unwrap()) && said.contains("stop that process"),
+            "{what}: {said}"
+        );
         server.running.signal(Signal::CONT);
         let (status, said) = server.running.wait();
         assert_eq!(status.code(), Some(70), "{what}: {said}");
-        assert!(said.contains("removed, renamed or replaced") && said.contains(db.to_str().unwrap()), "{what}: {said}");
+        assert!(
+            said.contains("removed, renamed or replaced") && said.contains(db.to_str().unwrap()),
+            "{what}: {said}"
+        );
         holder.end_of_output();
         drop(serve(&store, &[]));
     }

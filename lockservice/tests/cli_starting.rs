@@ -16,7 +16,9 @@ use tokio::net::TcpListener;
 
 /// `lock ARGS -- sh -c SCRIPT` at a server, running.
 fn lock(server: &str, args: &[&str], script: &str) -> Running {
-    Running::start(&mut lockservice(&[&["lock", "--server", server], args, &["--", "sh", "-c", script]].concat()))
+    Running::start(&mut lockservice(
+        &[&["lock", "--server", server], args, &["--", "sh", "-c", script]].concat(),
+    ))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -26,23 +28,32 @@ async fn whoever_waits_meets_a_node_that_is_starting_and_waits_on() {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let node = NodeName::new("node").expect("a name");
     let (store, settings) = (Arc::new(MemoryStore::new(1)), AllocatorSettings::default());
-    let allocator = LocalAllocator::open(store, Arc::clone(&clock), settings, node.clone()).await.expect("it opens");
+    let allocator = LocalAllocator::open(store, Arc::clone(&clock), settings, node.clone())
+        .await
+        .expect("it opens");
     let allocator: Arc<dyn LockTableAllocator> = allocator;
-    let mut server =
-        Server::start(listener, Arc::clone(&allocator), ServerSettings::default()).await.expect("it listens");
+    let mut server = Server::start(listener, Arc::clone(&allocator), ServerSettings::default())
+        .await
+        .expect("it listens");
 
     let mut waiting = lock(&address, &["t", "k", "--timeout", "60s"], "echo got it");
     let refused = address.clone();
     let refused = tokio::task::spawn_blocking(move || {
-        lockservice(&["lock", "--server", &refused, "t", "k", "--no-wait", "--", "true"]).output().expect("it starts")
+        lockservice(&["lock", "--server", &refused, "t", "k", "--no-wait", "--", "true"])
+            .output()
+            .expect("it starts")
     });
     let refused = refused.await.expect("no panic");
     assert_eq!(code(&refused), 69, "one that may not wait is answered: {}", stderr(&refused));
     assert!(stderr(&refused).contains("the node is starting"), "{}", stderr(&refused));
 
-    let host = ServiceHost::start(ServiceParts::new(allocator, clock, node)).await.expect("it has a lease");
+    let host = ServiceHost::start(ServiceParts::new(allocator, clock, node))
+        .await
+        .expect("it has a lease");
     server.host(host).await;
-    let line = tokio::task::spawn_blocking(move || (waiting.line(), waiting.wait())).await.expect("no panic");
+    let line = tokio::task::spawn_blocking(move || (waiting.line(), waiting.wait()))
+        .await
+        .expect("no panic");
     assert_eq!((line.0.as_str(), line.1.0.code()), ("got it", Some(0)), "{}", line.1.1);
 }
 
@@ -55,8 +66,9 @@ fn whoever_waits_goes_on_when_its_server_is_restarted() {
     let address = free.local_addr().expect("it is bound").to_string();
     drop(free);
     let serve = || {
-        let mut server =
-            Running::start(&mut lockservice(&["serve", "--json", "--listen", &address, "--store", &store]));
+        let mut server = Running::start(&mut lockservice(&[
+            "serve", "--json", "--listen", &address, "--store", &store,
+        ]));
         server.line();
         server
     };
@@ -65,7 +77,11 @@ fn whoever_waits_goes_on_when_its_server_is_restarted() {
     assert_eq!(holder.line(), "held");
     let mut waiting = lock(&address, &["t", "k", "--timeout", "120s"], "echo got it");
     let give_up = now() + cli_support::DEADLINE;
-    while json_lines(&lockservice(&["waits", "--json", "--server", &address]).output().expect("it starts")).is_empty() {
+    while json_lines(
+        &lockservice(&["waits", "--json", "--server", &address]).output().expect("it starts"),
+    )
+    .is_empty()
+    {
         assert!(now() < give_up, "nobody waits");
     }
     server.signal(Signal::TERM);

@@ -69,8 +69,16 @@ fn a_used_store_is_clean_and_a_store_in_use_or_missing_says_so() {
     let output = store("check", &url, &["--json"]);
     assert_eq!(code(&output), 0, "{}", String::from_utf8_lossy(&output.stdout));
     let summary = &json_lines(&output)[0];
-    assert_eq!((summary["format"].as_u64(), summary["tables"].as_u64()), (Some(1), Some(2)), "{summary}");
-    assert_eq!((&summary["problems"], &summary["leader"]), (&Value::from(0), &Value::Null), "it was stopped in order");
+    assert_eq!(
+        (summary["format"].as_u64(), summary["tables"].as_u64()),
+        (Some(1), Some(2)),
+        "{summary}"
+    );
+    assert_eq!(
+        (&summary["problems"], &summary["leader"]),
+        (&Value::from(0), &Value::Null),
+        "it was stopped in order"
+    );
     let people = String::from_utf8(store("check", &url, &[]).stdout).unwrap();
     assert!(people.starts_with("store ") && people.contains("tables          2\n"), "{people}");
     assert_eq!(dumped(folder.path(), &url).1[1..], before[1..], "nothing was changed");
@@ -80,7 +88,11 @@ fn a_used_store_is_clean_and_a_store_in_use_or_missing_says_so() {
     for command in ["check", "migrate", "dump", "restore"] {
         let input = folder.path().join("one.dump");
         fs::write(&input, store("dump", &url, &[]).stdout).unwrap();
-        let output = if command == "restore" { restore(&in_use, &input) } else { store(command, &in_use, &[]) };
+        let output = if command == "restore" {
+            restore(&in_use, &input)
+        } else {
+            store(command, &in_use, &[])
+        };
         assert_eq!(code(&output), 75, "{command}: {}", stderr(&output));
         assert!(stderr(&output).contains("another process"), "{command}: {}", stderr(&output));
 
@@ -90,13 +102,18 @@ fn a_used_store_is_clean_and_a_store_in_use_or_missing_says_so() {
             let missing = folder.path().join("missing");
             let output = store(command, &format!("file:{}", missing.display()), &[]);
             assert_eq!(code(&output), 74, "{command}: {}", stderr(&output));
-            assert!(stderr(&output).contains("missing") && !missing.exists(), "{command}: {}", stderr(&output));
+            assert!(
+                stderr(&output).contains("missing") && !missing.exists(),
+                "{command}: {}",
+                stderr(&output)
+            );
         }
     }
     let output = store("migrate", &url, &["--json"]);
     assert_eq!((code(&output), json_lines(&output)[0]["before"].as_u64()), (0, Some(1)));
     // The store of the configuration, as of serve.
-    let output = lockservice(&["store", "check", "--json"]).env("LOCKSERVICE_STORE", &url).output().unwrap();
+    let output =
+        lockservice(&["store", "check", "--json"]).env("LOCKSERVICE_STORE", &url).output().unwrap();
     assert_eq!(json_lines(&output)[0]["tables"], 2, "{}", stderr(&output));
 }
 
@@ -104,15 +121,21 @@ fn a_used_store_is_clean_and_a_store_in_use_or_missing_says_so() {
 fn damage_is_found_and_exits_with_1() {
     let folder = tempfile::tempdir().unwrap();
     // Its binds name owners that have no records.
-    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1.db"), folder.path().join("db"))
-        .unwrap();
+    fs::copy(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1.db"),
+        folder.path().join("db"),
+    )
+    .unwrap();
     let url = file(folder.path(), "db");
     let output = store("check", &url, &["--json"]);
     let found = json_lines(&output);
     assert_eq!(code(&output), 1, "{}", stderr(&output));
     assert_eq!(found[0]["problems"], found.len() - 1);
     assert!(
-        found[1..].iter().any(|line| line["problem"] == "unknown_owner" && line["record"] == "table group/table-2")
+        found[1..]
+            .iter()
+            .any(|line| line["problem"] == "unknown_owner"
+                && line["record"] == "table group/table-2")
     );
     let people = String::from_utf8(store("check", &url, &[]).stdout).unwrap();
     assert!(people.contains("problem: table group/table-2: "), "{people}");
@@ -139,7 +162,12 @@ fn every_damaged_record_is_named_and_what_could_be_read_is_counted() {
     let output = store("check", &site.url(), &["--json"]);
     let found = json_lines(&output);
     assert_eq!(code(&output), 1, "{}", stderr(&output));
-    assert_eq!((&found[0]["tables"], &found[0]["problems"]), (&Value::from(5), &Value::from(3)), "{}", found[0]);
+    assert_eq!(
+        (&found[0]["tables"], &found[0]["problems"]),
+        (&Value::from(5), &Value::from(3)),
+        "{}",
+        found[0]
+    );
     let named: Vec<_> = found[1..].iter().map(|line| (&line["problem"], &line["record"])).collect();
     let expected = [
         ("store_newer", "incarnation 7"),
@@ -149,7 +177,10 @@ fn every_damaged_record_is_named_and_what_could_be_read_is_counted() {
     .map(|(kind, record)| (Value::from(kind), Value::from(record)));
     assert_eq!(named, expected.iter().map(|(kind, record)| (kind, record)).collect::<Vec<_>>());
     let people = String::from_utf8(store("check", &site.url(), &[]).stdout).unwrap();
-    assert!(people.contains("problem: table group/table-3: a record in the store is damaged"), "{people}");
+    assert!(
+        people.contains("problem: table group/table-3: a record in the store is damaged"),
+        "{people}"
+    );
     assert_eq!(code(&store("dump", &site.url(), &[])), 65, "a half of a store is not dumped");
     let output = run(&["serve", "--listen", "127.0.0.1:0", "--store", &site.url()]);
     assert_eq!(code(&output), 65, "and not served from: {}", stderr(&output));
@@ -163,7 +194,8 @@ fn a_dump_restored_into_another_file_serves_the_same_tables_with_larger_tokens()
     let token = |url: &str| {
         let (running, address) = serve(url, &[]);
         let script = "echo $LOCKSERVICE_TOKEN";
-        let output = run(&["lock", "accounts", "k", "--server", &address, "--", "sh", "-c", script]);
+        let output =
+            run(&["lock", "accounts", "k", "--server", &address, "--", "sh", "-c", script]);
         assert_eq!(code(&output), 0, "{}", stderr(&output));
         running.signal(Signal::TERM);
         assert!(running.wait().0.success());
@@ -177,7 +209,10 @@ fn a_dump_restored_into_another_file_serves_the_same_tables_with_larger_tokens()
     assert_eq!(code(&output), 64, "not empty: {}", stderr(&output));
     assert!(stderr(&output).contains("into an empty one"), "{}", stderr(&output));
     let new = token(&to);
-    assert!(new > old, "the token of a leadership after the dump was {old}, that of the restored store {new}");
+    assert!(
+        new > old,
+        "the token of a leadership after the dump was {old}, that of the restored store {new}"
+    );
     let output = store("check", &to, &["--json"]);
     assert_eq!(code(&output), 0, "{}", String::from_utf8_lossy(&output.stdout));
 }
@@ -231,7 +266,10 @@ fn a_dump_that_is_none_leaves_nothing_behind() {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(whole.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_eq!((code(&output), json_lines(&output)[0]["records"].as_u64()), (0, Some(dump.len() as u64 - 2)));
+    assert_eq!(
+        (code(&output), json_lines(&output)[0]["records"].as_u64()),
+        (0, Some(dump.len() as u64 - 2))
+    );
 }
 
 #[test]
@@ -246,8 +284,11 @@ fn a_dump_that_nobody_reads_to_its_end_is_a_failure_and_no_panic() {
         },
         Stdio::from(File::options().write(true).open("/dev/full").unwrap()),
     ] {
-        let output =
-            lockservice(&["store", "dump", "--store", &url]).stdout(to).stderr(Stdio::piped()).output().unwrap();
+        let output = lockservice(&["store", "dump", "--store", &url])
+            .stdout(to)
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
         assert_eq!(code(&output), 74, "{}", stderr(&output));
         assert!(stderr(&output).contains("not written to its end"), "{}", stderr(&output));
     }
@@ -268,7 +309,9 @@ fn a_restore_onto_a_full_disk_is_never_served_from_and_is_finished_when_there_is
     let mut text =
         "{\"dump\":{\"format\":1,\"version\":\"0\",\"source\":\"test\",\"epoch\":1,\"applied\":1}}\n".to_owned();
     text.extend((0..tables).map(table));
-    text.push_str(&format!("{{\"end\":{{\"constants\":0,\"services\":0,\"tables\":{tables},\"tombstones\":0}}}}\n"));
+    text.push_str(&format!(
+        "{{\"end\":{{\"constants\":0,\"services\":0,\"tables\":{tables},\"tombstones\":0}}}}\n"
+    ));
     fs::write(&dump, text).unwrap();
     let small = file(disk.path(), "db");
     let output = restore(&small, &dump);
@@ -293,8 +336,11 @@ fn a_restore_onto_a_full_disk_is_never_served_from_and_is_finished_when_there_is
 #[test]
 fn a_store_gets_a_cluster_at_its_first_leadership_and_keeps_it_and_a_restored_one_gets_another() {
     let folder = tempfile::tempdir().unwrap();
-    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1.db"), folder.path().join("old"))
-        .unwrap();
+    fs::copy(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1.db"),
+        folder.path().join("old"),
+    )
+    .unwrap();
     let (old, new) = (file(folder.path(), "old"), file(folder.path(), "new"));
     let cluster = |url: &str| json_lines(&store("check", url, &["--json"]))[0]["cluster"].clone();
     let lead = |url: &str| {

@@ -81,7 +81,8 @@ fn a_command_that_stops_alone_as_su_does_stops_its_job_too() {
 fn ctrl_c_ends_the_script_around_it() {
     let server = Server::start();
     let mut terminal = Terminal::open(&server);
-    let script = "for i in 1 2 3; do $lock t k -- sh -c \"echo i''n; exec sleep 1000\"; done; echo sur''vived";
+    let script = "for i in 1 2 3; do $lock t k -- sh -c \"echo i''n; exec sleep 1000\"; done; \
+        echo sur''vived";
     terminal.type_in(&format!("bash -c '{}'\n", script.replace('\'', "'\\''")));
     terminal.expect("in\r");
     terminal.type_in("\x03");

@@ -59,7 +59,8 @@ impl Scene {
         let folder = server.folder.path();
         std::fs::write(folder.join("work.sh"), WORKER).expect("there is room");
         // For a worker of another user.
-        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o777)).expect("it is ours");
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o777))
+            .expect("it is ours");
         let journal = std::fs::File::create(folder.join("journal")).expect("there is room");
         journal.set_permissions(std::fs::Permissions::from_mode(0o666)).expect("it is ours");
 
@@ -67,16 +68,28 @@ impl Scene {
             "export MINE=$LOCKSERVICE_TOKEN FOLDER='{folder}' WORK='sh {folder}/work.sh'\n{start}",
             folder = folder.display()
         );
-        let mut command = lockservice(&["lock", "--server", &server.address, "t", "k", "--", "bash", "-c", &script]);
+        let mut command = lockservice(&[
+            "lock",
+            "--server",
+            &server.address,
+            "t",
+            "k",
+            "--",
+            "bash",
+            "-c",
+            &script,
+        ]);
         command.env("SELF", env!("CARGO_BIN_EXE_lockservice"));
         // A group of its own, as `timeout` and shells make it.
         let holder = Running::start(command.process_group(0).stdin(Stdio::null()));
-        let worker = contents_of(&folder.join("worker"), &holder).trim().parse().expect("a process number");
+        let worker =
+            contents_of(&folder.join("worker"), &holder).trim().parse().expect("a process number");
         Self { server, holder, worker: Pid::from_raw(worker).expect("not zero") }
     }
 
     fn next(&self) -> Running {
-        let mut command = self.server.command(&["lock", "--timeout", "60s", "t", "k", "--", "sh", "-c", NEXT]);
+        let mut command =
+            self.server.command(&["lock", "--timeout", "60s", "t", "k", "--", "sh", "-c", NEXT]);
         Running::start(command.env("FOLDER", self.server.folder.path()))
     }
 
@@ -95,12 +108,15 @@ impl Scene {
             Fault::SupervisorIsKilled => {
                 kill_process(self.holder.supervisor(), Signal::KILL).expect("it runs");
             }
-            Fault::GroupIsKilled => kill_process_group(self.holder.pid(), Signal::KILL).expect("it runs"),
+            Fault::GroupIsKilled => {
+                kill_process_group(self.holder.pid(), Signal::KILL).expect("it runs")
+            }
         }
         let mut next = next.unwrap_or_else(|| self.next());
         let token = next.line();
         assert!(next.wait().0.success(), "{fault:?}");
-        let journal = std::fs::read_to_string(self.server.folder.path().join("journal")).expect("it is there");
+        let journal = std::fs::read_to_string(self.server.folder.path().join("journal"))
+            .expect("it is there");
         assert_ne!(journal.lines().next(), Some(&*token), "{fault:?}: the worker worked");
         assert_no_line_beside(&journal, &token, fault);
         wait_for_end_of(self.worker);
@@ -114,7 +130,12 @@ fn contents_of(path: &Path, writer: &Running) -> String {
     loop {
         match std::fs::read_to_string(path) {
             Ok(text) => return text,
-            Err(_) => assert!(now() < give_up, "{} does not appear: {:?}", path.display(), writer.errors()),
+            Err(_) => assert!(
+                now() < give_up,
+                "{} does not appear: {:?}",
+                path.display(),
+                writer.errors()
+            ),
         }
         std::thread::yield_now();
     }
@@ -159,7 +180,9 @@ fn a_job_of_an_interactive_shell_on_a_terminal_of_its_own_ends_with_the_lock() {
 #[test]
 fn what_runs_as_another_user_ends_with_the_lock() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: this test runs a command as another user, for which it must be run as root");
+        eprintln!(
+            "SKIPPED: this test runs a command as another user, for which it must be run as root"
+        );
         return;
     }
     on_every_fault("su nobody -s /bin/sh -c \"$WORK\"; true");
@@ -173,8 +196,11 @@ fn what_runs_under_a_nested_lock_ends_with_the_outer_one() {
 #[test]
 fn what_forks_and_exits_all_the_time_ends_with_the_lock() {
     // Each generation starts the next in a session of its own and ends: no look at it finds all.
-    let generation = r#"echo "$MINE" >>"$FOLDER/journal"; setsid sh "$FOLDER/generation.sh" & exit"#;
-    on_every_fault(&format!("printf '%s' '{generation}' >$FOLDER/generation.sh; sh $FOLDER/generation.sh; exec $WORK"));
+    let generation =
+        r#"echo "$MINE" >>"$FOLDER/journal"; setsid sh "$FOLDER/generation.sh" & exit"#;
+    on_every_fault(&format!(
+        "printf '%s' '{generation}' >$FOLDER/generation.sh; sh $FOLDER/generation.sh; exec $WORK"
+    ));
 }
 
 #[test]
@@ -198,18 +224,22 @@ fn what_the_caller_had_before_is_left_alone() {
 
 #[test]
 fn a_daemon_that_a_command_leaves_behind_is_ended_before_the_lock_is_released() {
-    let scene = Scene::new("(setsid bash -c '$WORK & exit' &); until [ -e $FOLDER/worker ]; do sleep 0.01; done");
+    let scene = Scene::new(
+        "(setsid bash -c '$WORK & exit' &); until [ -e $FOLDER/worker ]; do sleep 0.01; done",
+    );
     let mut next = scene.next();
     let token = next.line();
     assert!(next.wait().0.success());
     assert_eq!(scene.holder.wait().0.code(), Some(0));
-    let journal = std::fs::read_to_string(scene.server.folder.path().join("journal")).expect("it is there");
+    let journal =
+        std::fs::read_to_string(scene.server.folder.path().join("journal")).expect("it is there");
     assert_no_line_beside(&journal, &token, "daemon");
     wait_for_end_of(scene.worker);
 }
 
 /// Nothing but the next holder wrote after its first line.
 fn assert_no_line_beside(journal: &str, token: &str, why: impl std::fmt::Debug) {
-    let beside = journal.lines().skip_while(|line| *line != token).filter(|line| *line != token).count();
+    let beside =
+        journal.lines().skip_while(|line| *line != token).filter(|line| *line != token).count();
     assert_eq!(beside, 0, "{why:?}: lines of the old worker after the next holder's first");
 }

@@ -1,4 +1,5 @@
-//! Several nodes on one store, in one process, with real connections between them and to their clients (L1, L3, T5).
+//! Several nodes on one store, in one process, with real connections between them and to their
+//! clients (L1, L3, T5).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,8 @@ use lockservice::client::Client;
 use lockservice::peers::{GrpcPeers, Patience};
 use lockservice::server::{PeerServer, Server, ServerSettings, ServiceHost};
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, ElectedAllocator, LockTableAllocator, PresentedBind, Role,
+    AllocatorSettings, BeginCommit, CommitWindow, ElectedAllocator, LockTableAllocator,
+    PresentedBind, Role,
 };
 use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::service::{LockSpec, ServiceParts, TxnOptions};
@@ -46,8 +48,11 @@ impl Drop for Node {
 
 impl Node {
     async fn start(name: &'static str, store: &SharedStore) -> Self {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("threads");
         let started = runtime.spawn(Self::begin(name, store.connect()));
         let (address, allocator, host, stop, serving) = started.await.expect("it starts");
         Self { address, allocator, host, stop: Some(stop), serving, runtime: Some(runtime) }
@@ -62,17 +67,21 @@ impl Node {
         let peer_listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let nodes = peer_listener.local_addr().expect("it is bound").to_string();
         let mut settings = AllocatorSettings::default();
-        (settings.constants.leadership_ttl_ms, settings.constants.lease_ttl_ms) = (LEADERSHIP_TTL_MS, LEASE_TTL_MS);
+        (settings.constants.leadership_ttl_ms, settings.constants.lease_ttl_ms) =
+            (LEADERSHIP_TTL_MS, LEASE_TTL_MS);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let node = NodeName::new(name).expect("a name");
         let peers = Arc::new(GrpcPeers::new(Patience::for_lease(settings.constants.lease_ttl())));
         let (store, at) = (Arc::new(store), NodeAddress { nodes, clients: address.clone() });
-        let allocator = ElectedAllocator::start(store, Arc::clone(&clock), settings, node.clone(), at, peers)
-            .expect("valid settings");
+        let allocator =
+            ElectedAllocator::start(store, Arc::clone(&clock), settings, node.clone(), at, peers)
+                .expect("valid settings");
         let server_settings = ServerSettings { grace_ms: 1_000, ..ServerSettings::default() };
         let (leader, cluster) = (allocator.as_leader(), allocator.cluster());
         let peers = PeerServer::start(peer_listener, leader, cluster, server_settings);
-        let mut server = Server::start(listener, allocator.for_clients(), server_settings).await.expect("it listens");
+        let mut server = Server::start(listener, allocator.for_clients(), server_settings)
+            .await
+            .expect("it listens");
         allocator.settled().await.expect("the store answers");
         let parts = ServiceParts {
             address: address.clone(),
@@ -83,8 +92,12 @@ impl Node {
         let (stop, stopped) = oneshot::channel::<()>();
         let elected = Arc::clone(&allocator);
         let serving = tokio::spawn(async move {
-            let stopped = server.run(async { drop(stopped.await) }).await.expect("the listener works");
-            elected.shutdown(stopped.confirmed, Duration::from_secs(1)).await.expect("the store answers");
+            let stopped =
+                server.run(async { drop(stopped.await) }).await.expect("the listener works");
+            elected
+                .shutdown(stopped.confirmed, Duration::from_secs(1))
+                .await
+                .expect("the store answers");
             server.close().await;
             peers.close().await;
         });
@@ -147,11 +160,18 @@ async fn a_lock_at_a_node_that_does_not_own_the_table_is_taken_at_the_one_that_d
     // The node itself says who owns it.
     let local = nodes[2].host.current().begin(TxnOptions::default()).expect("it serves");
     let error = local.lock(spec("b's", "k")).await.expect_err("not its own");
-    assert_eq!((error.kind(), error.owner()), (ErrorKind::NotOwner, Some(nodes[1].address.as_str())), "{error:?}");
+    assert_eq!(
+        (error.kind(), error.owner()),
+        (ErrorKind::NotOwner, Some(nodes[1].address.as_str())),
+        "{error:?}"
+    );
     // The client follows, and the lock is one and the same whoever is asked.
     let session = nodes[2].client().await.session(None).await.expect("it serves");
     let lock = session.lock(spec("b's", "k")).await.expect("free");
-    assert_eq!((lock.bind().owner, lock.txn().node().as_str()), (nodes[1].host.current().id(), "b"));
+    assert_eq!(
+        (lock.bind().owner, lock.txn().node().as_str()),
+        (nodes[1].host.current().id(), "b")
+    );
     let other = nodes[0].client().await.session(None).await.expect("it serves");
     let nowait = LockSpec { wait: WaitPolicy::NoWait, ..spec("b's", "k") };
     assert_eq!(other.lock(nowait.clone()).await.expect_err("held").kind(), ErrorKind::Conflict);
@@ -190,13 +210,18 @@ async fn a_transaction_that_would_hold_locks_on_two_nodes_is_told_what_to_do() {
     let id = txn.id().expect("granted");
     assert_eq!(id.origin, nodes[1].host.current().id());
     let error = txn.lock(spec("c's", "k")).await.expect_err("it holds a lock at b");
-    assert_eq!((error.kind(), error.advice()), (ErrorKind::SpansNodes, Advice::RetryTransaction), "{error:?}");
+    assert_eq!(
+        (error.kind(), error.advice()),
+        (ErrorKind::SpansNodes, Advice::RetryTransaction),
+        "{error:?}"
+    );
     let error = txn.lock(spec("new", "k")).await;
     // A table that nobody owns becomes the property of the node where the transaction is.
     assert_eq!(error.expect("free").bind.owner, nodes[1].host.current().id());
     assert_eq!(nodes[1].host.current().locks(None).len(), 2, "what it held stays");
     txn.end(None).await.expect("acknowledged");
-    // Calls that are made at once find the owner together, at the latest when the transaction is started again.
+    // Calls that are made at once find the owner together, at the latest when the transaction is
+    // started again.
     let calls = || async {
         let txn = session.txn(TxnOptions::default());
         let (x, y) = tokio::join!(txn.lock(spec("c's", "x")), txn.lock(spec("c's", "y")));
@@ -245,7 +270,10 @@ async fn a_commit_is_validated_by_the_leader_whichever_node_is_asked() {
     let admission = client.allocator().begin_commit(&request).await.expect("c sends it on to a");
     assert!(admission.until > client.clock().now());
     let stale = BeginCommit { txn: request.txn, attempt: CommitAttempt::new(2), ..request.clone() };
-    let changed = PresentedBind { version: lockservice_core::BindVersion::new(1), ..request.binds[0].clone() };
+    let changed = PresentedBind {
+        version: lockservice_core::BindVersion::new(1),
+        ..request.binds[0].clone()
+    };
     let stale = BeginCommit { binds: vec![changed], ..stale };
     let refused = client.allocator().begin_commit(&stale).await.expect_err("not the current bind");
     assert_eq!(refused.kind(), ErrorKind::BindChanged);
@@ -256,7 +284,8 @@ async fn a_commit_is_validated_by_the_leader_whichever_node_is_asked() {
     assert_eq!(client.admin().node().await.expect("it answers").0.as_str(), "c");
 }
 
-/// After the leader has gone, in order or not: binds and locks of the others stay, and commits are validated.
+/// After the leader has gone, in order or not: binds and locks of the others stay, and commits are
+/// validated.
 async fn survives_the_leader(vanish: bool) {
     let (_store, mut nodes) = three().await;
     own(&nodes[1], "b's").await;
@@ -283,7 +312,9 @@ async fn survives_the_leader(vanish: bool) {
         attempt: CommitAttempt::new(1),
         asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_millis(500) },
     };
-    within(client.allocator().begin_commit(&request)).await.expect("the bind is kept, and the new leader is found");
+    within(client.allocator().begin_commit(&request))
+        .await
+        .expect("the bind is kept, and the new leader is found");
     client.allocator().finish_commit(request.txn, request.attempt).await.expect("idempotent");
     assert!(session.lost_now().is_none() && txn.lost_now().is_none(), "nobody else lost anything");
     // A new session, too, finds a node that answers.
@@ -302,7 +333,8 @@ async fn when_the_leader_vanishes_binds_and_transactions_of_the_others_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_table_of_a_node_that_vanished_goes_to_the_node_that_is_asked_when_its_lease_has_run_out() {
+async fn the_table_of_a_node_that_vanished_goes_to_the_node_that_is_asked_when_its_lease_has_run_out()
+ {
     let (_store, mut nodes) = three().await;
     own(&nodes[1], "b's").await;
     let session = nodes[2].client().await.session(None).await.expect("it serves");

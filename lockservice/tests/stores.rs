@@ -1,7 +1,8 @@
-//! What every store on a disk must survive: a second process, a kill, a full disk, missing rights, damage, and a newer version.
+//! What every store on a disk must survive: a second process, a kill, a full disk, missing rights,
+//! damage, and a newer version.
 //!
-//! Each test runs on `file:` and, with the feature, on `rocks:`. Processes that have to die are this test binary itself, started again
-//! with a role (see `child_process`).
+//! Each test runs on `file:` and, with the feature, on `rocks:`. Processes that have to die are
+//! this test binary itself, started again with a role (see `child_process`).
 
 #![cfg(feature = "file")]
 
@@ -13,13 +14,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator, PresentedBind, Registration,
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator,
+    PresentedBind, Registration,
 };
 use lockservice_core::clock::SystemClock;
 use lockservice_core::maintenance::{ProblemKind, diagnose};
-use lockservice_core::store::{BindStore, ClusterConstants, Op, ServiceRecord, ServiceState, StoreState};
+use lockservice_core::store::{
+    BindStore, ClusterConstants, Op, ServiceRecord, ServiceState, StoreState,
+};
 use lockservice_core::testing::{StoreFixture, fault_suite, store_suite};
-use lockservice_core::{BindVersion, CommitAttempt, Epoch, ErrorKind, NodeName, Nonce, ServiceId, TableRef, TxnId};
+use lockservice_core::{
+    BindVersion, CommitAttempt, Epoch, ErrorKind, NodeName, Nonce, ServiceId, TableRef, TxnId,
+};
 use tokio::task::JoinSet;
 
 use self::store_kit::child;
@@ -74,7 +80,10 @@ async fn a_second_process_is_told_the_path_and_what_to_do_and_may_come_in_after_
     let error = site.open().await.expect_err("the child has it");
     assert_eq!(error.kind(), ErrorKind::StoreInUse);
     let text = error.to_string();
-    assert!(text.contains(&site.path().display().to_string()) && text.contains("stop that process"), "{text}");
+    assert!(
+        text.contains(&site.path().display().to_string()) && text.contains("stop that process"),
+        "{text}"
+    );
     holder.kill();
     site.open().await.expect("the lock ends with the process");
 }
@@ -95,7 +104,11 @@ async fn every_acknowledged_write_survives_a_kill_in_the_middle_of_writing(kind:
         writer.wait_for(&(before + 3 + 7 * round).to_string());
         let acknowledged: u64 = writer.kill().parse().expect("the last line is a number");
         let state = state_of(&*site.open().await.expect("reopened after a kill")).await;
-        assert!(state.applied >= acknowledged, "{} is there, {acknowledged} was acknowledged", state.applied);
+        assert!(
+            state.applied >= acknowledged,
+            "{} is there, {acknowledged} was acknowledged",
+            state.applied
+        );
         // Write n puts the tables 2n and 2n + 1: neither of them is ever there alone.
         let ids: Vec<_> = state.tables.iter().map(|table| table.id.get()).collect();
         assert_eq!(ids, (2..2 * state.applied + 2).collect::<Vec<_>>());
@@ -111,12 +124,17 @@ async fn a_kill_during_the_very_first_open_leaves_a_store_that_opens(kind: Kind)
         // Nothing tells what happens inside an open: the kills are spread over it.
         tokio::time::sleep(Duration::from_micros(delay_us)).await;
         opener.kill();
-        let store = site.open().await.unwrap_or_else(|error| panic!("killed after {delay_us} µs: {error:?}"));
+        let store = site
+            .open()
+            .await
+            .unwrap_or_else(|error| panic!("killed after {delay_us} µs: {error:?}"));
         assert_eq!(state_of(&*store).await, StoreState::default());
     }
 }
 
-async fn a_full_disk_refuses_writes_loses_nothing_and_the_store_goes_on_when_there_is_space(kind: Kind) {
+async fn a_full_disk_refuses_writes_loses_nothing_and_the_store_goes_on_when_there_is_space(
+    kind: Kind,
+) {
     let Some(disk) = small_disk(24 << 20) else { return };
     let url = kind.url(&disk.path().join("store"));
     let store = open(&url).await.expect("there is space for a new store");
@@ -131,23 +149,36 @@ async fn a_full_disk_refuses_writes_loses_nothing_and_the_store_goes_on_when_the
             }
             assert!(written < 100_000, "the disk never was full");
         };
-        // Where the store cannot even be opened again to look, the outcome is unknown until there is space.
-        assert!(matches!(error.kind(), ErrorKind::StoreUnusable | ErrorKind::UnknownOutcome), "{error:?}");
+        // Where the store cannot even be opened again to look, the outcome is unknown until there
+        // is space.
+        assert!(
+            matches!(error.kind(), ErrorKind::StoreUnusable | ErrorKind::UnknownOutcome),
+            "{error:?}"
+        );
         assert!(format!("{error:?}").contains("is full: free space"), "{error:?}");
         match store.applied().await {
             Ok(applied) => assert_eq!(applied.number, written, "a refused write is not there"),
             Err(error) => assert_eq!(error.kind(), ErrorKind::StoreUnusable, "{error:?}"),
         }
-        assert_eq!(open(&url).await.expect_err("it still is ours alone").kind(), ErrorKind::StoreInUse);
+        assert_eq!(
+            open(&url).await.expect_err("it still is ours alone").kind(),
+            ErrorKind::StoreInUse
+        );
     }
 
     disk.free();
     let applied = store.applied().await.expect("the store is back").number;
-    assert!(applied == written || applied == written + 1, "{applied} were applied, {written} acknowledged");
+    assert!(
+        applied == written || applied == written + 1,
+        "{applied} were applied, {written} acknowledged"
+    );
     write_tables(&*store, epoch, applied + 1).await.expect("the same leadership goes on");
     drop(store);
     let state = state_of(&*open(&url).await.expect("reopened")).await;
-    assert_eq!((state.applied, state.tables), (applied + 1, (2..2 * applied + 4).map(table).collect()));
+    assert_eq!(
+        (state.applied, state.tables),
+        (applied + 1, (2..2 * applied + 4).map(table).collect())
+    );
 }
 
 async fn missing_rights_are_named_with_what_to_do(kind: Kind) {
@@ -182,12 +213,21 @@ async fn paths_that_cannot_be_a_store_are_refused_with_what_to_do(kind: Kind) {
     let letter = "I am a letter and no store at all. ".repeat(1_000);
     std::fs::write(folder.join("letter"), &letter).expect("a file");
     refused(folder.join("letter/store"), &[ErrorKind::StoreUnusable], "another path").await;
-    refused(folder.join("letter"), &[ErrorKind::StoreUnusable, ErrorKind::StoreCorrupt], "another path").await;
+    refused(
+        folder.join("letter"),
+        &[ErrorKind::StoreUnusable, ErrorKind::StoreCorrupt],
+        "another path",
+    )
+    .await;
     assert_eq!(std::fs::read_to_string(folder.join("letter")).expect("still there"), letter);
     std::fs::create_dir(folder.join("letters")).expect("a folder");
     std::fs::write(folder.join("letters/one"), "not ours").expect("a file");
     refused(folder.join("letters"), &[ErrorKind::StoreUnusable], "folder").await;
-    assert_eq!(std::fs::read_dir(folder.join("letters")).expect("there").count(), 1, "nothing was left behind");
+    assert_eq!(
+        std::fs::read_dir(folder.join("letters")).expect("there").count(),
+        1,
+        "nothing was left behind"
+    );
 }
 
 async fn a_store_of_a_newer_format_is_refused_as_newer_and_left_alone(kind: Kind) {
@@ -231,8 +271,14 @@ async fn a_flipped_byte_anywhere_is_found_or_harmless(kind: Kind) {
                 harmless += 1;
             }
             Err(error) => {
-                assert!(matches!(error.kind(), ErrorKind::StoreCorrupt | ErrorKind::StoreNewer), "{place}: {error:?}");
-                assert!(error.to_string().contains(&copy.path().display().to_string()), "{place}: {error}");
+                assert!(
+                    matches!(error.kind(), ErrorKind::StoreCorrupt | ErrorKind::StoreNewer),
+                    "{place}: {error:?}"
+                );
+                assert!(
+                    error.to_string().contains(&copy.path().display().to_string()),
+                    "{place}: {error}"
+                );
                 found += 1;
             }
         }
@@ -258,7 +304,8 @@ async fn an_inspection_names_every_damaged_record_and_an_open_refuses_the_store(
     let url = site.url();
     let damaged = async || {
         let inspection = lockservice::store::inspect(&url).await.expect("a store of lockservice");
-        let problems = diagnose(&inspection).into_iter().map(|problem| (problem.kind, problem.record));
+        let problems =
+            diagnose(&inspection).into_iter().map(|problem| (problem.kind, problem.record));
         (problems.collect::<Vec<_>>(), inspection)
     };
     let records = |records: &[(ProblemKind, &str)]| -> Vec<_> {
@@ -281,7 +328,10 @@ async fn an_inspection_names_every_damaged_record_and_an_open_refuses_the_store(
     assert_eq!(inspection.head.expect("sound").epoch, state.epoch);
     assert_eq!(site.raw_entries(), entries, "nothing was changed");
     let refused = site.open().await.expect_err("nobody leads it");
-    assert!(matches!(refused.kind(), ErrorKind::StoreCorrupt | ErrorKind::StoreNewer), "{refused:?}");
+    assert!(
+        matches!(refused.kind(), ErrorKind::StoreCorrupt | ErrorKind::StoreNewer),
+        "{refused:?}"
+    );
 
     site.raw_put(b"head", b"");
     let (problems, inspection) = damaged().await;
@@ -297,7 +347,10 @@ async fn a_store_of_format_one_as_it_was_committed_still_opens(kind: Kind) {
     assert_eq!(state.tables, (2..8).map(table).collect::<Vec<_>>());
     assert_eq!(state.constants.expect("constants").lease_ttl_ms, 7_000);
     assert_eq!(state.tombstones, [TxnId { origin: ServiceId::new(3 << 32 | 1), counter: 9 }]);
-    assert_eq!(state.services.iter().map(|service| service.address.as_str()).collect::<Vec<_>>(), ["127.0.0.1:1"]);
+    assert_eq!(
+        state.services.iter().map(|service| service.address.as_str()).collect::<Vec<_>>(),
+        ["127.0.0.1:1"]
+    );
     let (epoch, clean) = acquire(&*store).await;
     assert_eq!((epoch, clean), (Epoch::new(4), true));
     write_tables(&*store, epoch, 5).await.expect("and is written");
@@ -309,7 +362,12 @@ async fn a_store_of_format_one_is_opened_while_commits_are_validated_and_tables_
     let store = site.open().await.expect("format 1");
     let node = NodeName::new("n").expect("a name");
     // It answers at once; whoever calls waits until the store is open.
-    let allocator = LocalAllocator::start(store, Arc::new(SystemClock), AllocatorSettings::default(), node.clone());
+    let allocator = LocalAllocator::start(
+        store,
+        Arc::new(SystemClock),
+        AllocatorSettings::default(),
+        node.clone(),
+    );
     let allocator = allocator.expect("valid settings");
     let mut commits = JoinSet::new();
     for n in 0..300 {
@@ -319,26 +377,43 @@ async fn a_store_of_format_one_is_opened_while_commits_are_validated_and_tables_
             let table = TableRef::new(format!("group-{n}"), "never-seen").expect("names");
             let request = BeginCommit {
                 txn: TxnId::new(origin, n, true),
-                binds: vec![PresentedBind { table, partition: 0, owner: origin, version: BindVersion::new(1) }],
+                binds: vec![PresentedBind {
+                    table,
+                    partition: 0,
+                    owner: origin,
+                    version: BindVersion::new(1),
+                }],
                 attempt: CommitAttempt::new(1),
-                asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(1) },
+                asked: CommitWindow {
+                    least: Duration::from_millis(1),
+                    most: Duration::from_secs(1),
+                },
             };
             allocator.begin_commit(&request).await.expect_err("of the past").kind()
         });
     }
-    let register = Registration { node, nonce: Nonce::new(1), address: "127.0.0.1:1".to_owned(), replaces: None };
+    let register = Registration {
+        node,
+        nonce: Nonce::new(1),
+        address: "127.0.0.1:1".to_owned(),
+        replaces: None,
+    };
     let me = allocator.register(&register).await.expect("it starts").service;
     let mut binds = JoinSet::new();
     for n in 2..100 {
         let allocator = Arc::clone(&allocator);
-        binds
-            .spawn(async move { allocator.bind(me, &table(n).table).await.expect("after a clean stop nothing waits") });
+        binds.spawn(async move {
+            allocator.bind(me, &table(n).table).await.expect("after a clean stop nothing waits")
+        });
     }
     for bound in binds.join_all().await {
         let old = (2..8).map(table).find(|known| known.table == bound.bind.table);
         assert_eq!(bound.bind.owner, me);
         if let Some(old) = old {
-            assert!(bound.bind.id == old.id && bound.bind.version > old.binds[0].version, "{bound:?}");
+            assert!(
+                bound.bind.id == old.id && bound.bind.version > old.binds[0].version,
+                "{bound:?}"
+            );
             assert!(bound.tokens.expect("fresh").next.get() >= old.tokens_reserved_to);
         }
     }
@@ -373,7 +448,8 @@ async fn child_process() {
     }
 }
 
-/// Writes what `a_store_of_format_one_as_it_was_committed_still_opens` expects. To make a fixture for a later format:
+/// Writes what `a_store_of_format_one_as_it_was_committed_still_opens` expects. To make a fixture
+/// for a later format:
 /// `LOCKSERVICE_TEST_ROLE=fixture LOCKSERVICE_TEST_STORE=file:format-2.db cargo test -p lockservice --test stores child_process`.
 async fn write_fixture(store: &dyn BindStore) {
     acquire(store).await;
@@ -384,8 +460,13 @@ async fn write_fixture(store: &dyn BindStore) {
     }
     let id = ServiceId::new(3 << 32 | 1);
     let who = candidate();
-    let service =
-        ServiceRecord { id, node: who.node, nonce: who.nonce, address: who.address.nodes, state: ServiceState::Live };
+    let service = ServiceRecord {
+        id,
+        node: who.node,
+        nonce: who.nonce,
+        address: who.address.nodes,
+        state: ServiceState::Live,
+    };
     let batch = vec![
         Op::PutService(service),
         Op::PutConstants(ClusterConstants { leadership_ttl_ms: 6_000, lease_ttl_ms: 7_000 }),

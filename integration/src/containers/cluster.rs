@@ -35,7 +35,8 @@ pub struct Cluster {
 impl Cluster {
     const MASTERS: usize = 3;
 
-    /// Starts it; returns when every node takes it for complete. `None`, having said so, where there is no Docker or no image.
+    /// Starts it; returns when every node takes it for complete. `None`, having said so, where
+    /// there is no Docker or no image.
     ///
     /// # Panics
     /// If it does not come up; in CI also where there is no Docker or no image.
@@ -56,8 +57,14 @@ impl Cluster {
                 "--cluster-announce-ip",
                 "127.0.0.1",
             ];
-            let bus = ["--cluster-port".into(), pair[1].to_string(), "--repl-diskless-sync-delay".into(), "0".into()];
-            let arguments = own.map(String::from).into_iter().chain(bus).chain(options.arguments.clone());
+            let bus = [
+                "--cluster-port".into(),
+                pair[1].to_string(),
+                "--repl-diskless-sync-delay".into(),
+                "0".into(),
+            ];
+            let arguments =
+                own.map(String::from).into_iter().chain(bus).chain(options.arguments.clone());
             nodes.push((pair[0], network.server(pair[0], arguments).await));
         }
         let cluster = Self { nodes, _network: network };
@@ -81,27 +88,39 @@ impl Cluster {
     /// If that node does not answer.
     pub async fn master_of(&self, asked: usize, key: &str) -> usize {
         let asked = url(self.nodes[asked].0);
-        let slot: u16 = ask(&asked, redis::cmd("CLUSTER").arg("KEYSLOT").arg(key)).await.expect("the slot of a key");
-        let nodes: String = ask(&asked, redis::cmd("CLUSTER").arg("NODES")).await.expect("the nodes of the cluster");
-        let line = nodes.lines().find(|line| has_slot(line, slot)).expect("some master has every slot");
+        let slot: u16 = ask(&asked, redis::cmd("CLUSTER").arg("KEYSLOT").arg(key))
+            .await
+            .expect("the slot of a key");
+        let nodes: String = ask(&asked, redis::cmd("CLUSTER").arg("NODES"))
+            .await
+            .expect("the nodes of the cluster");
+        let line =
+            nodes.lines().find(|line| has_slot(line, slot)).expect("some master has every slot");
         let address = line.split_whitespace().nth(1).expect("a node has an address");
-        self.nodes.iter().position(|(port, _)| address.starts_with(&format!("127.0.0.1:{port}@"))).expect("one of ours")
+        self.nodes
+            .iter()
+            .position(|(port, _)| address.starts_with(&format!("127.0.0.1:{port}@")))
+            .expect("one of ours")
     }
 
-    /// Begins to move the slot of `key` from the master at place `from` to the one at place `to`: keys go one by one, by
-    /// [`move_key`](Self::move_key), until [`finish_move`](Self::finish_move).
+    /// Begins to move the slot of `key` from the master at place `from` to the one at place `to`:
+    /// keys go one by one, by [`move_key`](Self::move_key), until
+    /// [`finish_move`](Self::finish_move).
     ///
     /// # Panics
     /// If they do not agree; so do the other two.
     pub async fn begin_move(&self, key: &str, from: usize, to: usize) {
         let slot = self.slot(key).await;
         for (place, what, other) in [(to, "IMPORTING", from), (from, "MIGRATING", to)] {
-            let other: String =
-                ask(&url(self.nodes[other].0), redis::cmd("CLUSTER").arg("MYID")).await.expect("its name");
-            let () =
-                ask(&url(self.nodes[place].0), redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(what).arg(other))
-                    .await
-                    .expect("a master of the cluster");
+            let other: String = ask(&url(self.nodes[other].0), redis::cmd("CLUSTER").arg("MYID"))
+                .await
+                .expect("its name");
+            let () = ask(
+                &url(self.nodes[place].0),
+                redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(what).arg(other),
+            )
+            .await
+            .expect("a master of the cluster");
         }
     }
 
@@ -112,22 +131,29 @@ impl Cluster {
         let _: String = ask(&url(self.nodes[from].0), &command).await.expect("the key moves");
     }
 
-    /// Gives the slot to the master at place `to`. Only both masters are told: the third hears of it later.
+    /// Gives the slot to the master at place `to`. Only both masters are told: the third hears of
+    /// it later.
     pub async fn finish_move(&self, key: &str, from: usize, to: usize) {
         let slot = self.slot(key).await;
-        let name: String = ask(&url(self.nodes[to].0), redis::cmd("CLUSTER").arg("MYID")).await.expect("its name");
+        let name: String =
+            ask(&url(self.nodes[to].0), redis::cmd("CLUSTER").arg("MYID")).await.expect("its name");
         for place in [to, from] {
-            let () =
-                ask(&url(self.nodes[place].0), redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg("NODE").arg(&name))
-                    .await
-                    .expect("a master of the cluster");
+            let () = ask(
+                &url(self.nodes[place].0),
+                redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg("NODE").arg(&name),
+            )
+            .await
+            .expect("a master of the cluster");
         }
     }
 
-    /// Gives a move up whose keys may be on either side: those of `key`'s slot go back, and the slot stays where it was.
+    /// Gives a move up whose keys may be on either side: those of `key`'s slot go back, and the
+    /// slot stays where it was.
     pub async fn move_back(&self, key: &str, from: usize, to: usize) {
         let slot = self.slot(key).await;
-        let own: String = ask(&url(self.nodes[from].0), redis::cmd("CLUSTER").arg("MYID")).await.expect("its name");
+        let own: String = ask(&url(self.nodes[from].0), redis::cmd("CLUSTER").arg("MYID"))
+            .await
+            .expect("its name");
         let stable = || redis::cmd("CLUSTER").arg("SETSLOT").arg(slot).arg("STABLE").to_owned();
         // The old node takes what is its own again, and the new one sends it back.
         let () = ask(&url(self.nodes[from].0), &stable()).await.expect("a master of the cluster");
@@ -139,14 +165,19 @@ impl Cluster {
     }
 
     async fn slot(&self, key: &str) -> u16 {
-        ask(&url(self.nodes[0].0), redis::cmd("CLUSTER").arg("KEYSLOT").arg(key)).await.expect("the slot of a key")
+        ask(&url(self.nodes[0].0), redis::cmd("CLUSTER").arg("KEYSLOT").arg(key))
+            .await
+            .expect("the slot of a key")
     }
 
     /// Makes the nodes one cluster and waits until each of them says so.
     async fn join(&self, replicas: usize) {
-        let nodes: Vec<String> = self.nodes.iter().map(|(port, _)| format!("127.0.0.1:{port}")).collect();
-        let command =
-            format!("redis-cli --cluster create {} --cluster-replicas {replicas} --cluster-yes", nodes.join(" "));
+        let nodes: Vec<String> =
+            self.nodes.iter().map(|(port, _)| format!("127.0.0.1:{port}")).collect();
+        let command = format!(
+            "redis-cli --cluster create {} --cluster-replicas {replicas} --cluster-yes",
+            nodes.join(" ")
+        );
         let (status, output) = self.node(0).exec(["sh", "-c", &command]).await;
         assert_eq!(status, 0, "{output}");
         within("every node sees the whole cluster", async {
@@ -168,7 +199,8 @@ impl Cluster {
     }
 }
 
-/// True if a line of `CLUSTER NODES` is of a node that serves `slot`: after eight columns come its slots, `7` or `0-5460`.
+/// True if a line of `CLUSTER NODES` is of a node that serves `slot`: after eight columns come its
+/// slots, `7` or `0-5460`.
 fn has_slot(line: &str, slot: u16) -> bool {
     line.split_whitespace().skip(8).any(|slots| {
         let (first, last) = slots.split_once('-').unwrap_or((slots, slots));

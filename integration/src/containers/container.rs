@@ -75,13 +75,18 @@ impl Container {
                     host_ip: Some("127.0.0.1".into()),
                     host_port: Some(host_port.to_string()),
                 };
-                let bindings = published.iter().map(|(ours, its)| (format!("{its}/tcp"), Some(vec![binding(*ours)])));
+                let bindings = published
+                    .iter()
+                    .map(|(ours, its)| (format!("{its}/tcp"), Some(vec![binding(*ours)])));
                 host.port_bindings = Some(bindings.collect::<HashMap<_, _>>());
                 host.publish_all_ports = Some(false);
             });
         }
-        let inner = within("the start of a container", request.start()).await.expect("the container starts");
-        let container = Self { inner, probe, data, data_is_bounded: data_bytes_max.is_some(), _ports: ports };
+        let inner = within("the start of a container", request.start())
+            .await
+            .expect("the container starts");
+        let container =
+            Self { inner, probe, data, data_is_bounded: data_bytes_max.is_some(), _ports: ports };
         container.wait_until_it_serves().await;
         container
     }
@@ -91,7 +96,8 @@ impl Container {
         self.inner.id()
     }
 
-    /// Freezes every process in it: connections stay, questions get no answer, until [`unpause`](Self::unpause).
+    /// Freezes every process in it: connections stay, questions get no answer, until
+    /// [`unpause`](Self::unpause).
     ///
     /// # Panics
     /// If Docker does not do it; so do all others here.
@@ -104,7 +110,8 @@ impl Container {
         within("docker unpause", self.inner.unpause()).await.expect("it can go on");
     }
 
-    /// SIGKILL to every process in it; returns when it is dead. The data stays unless it is in memory. [`start`](Self::start) brings it back.
+    /// SIGKILL to every process in it; returns when it is dead. The data stays unless it is in
+    /// memory. [`start`](Self::start) brings it back.
     pub async fn kill(&self) {
         assert!(docker(&["kill", "--signal", "KILL", self.id()]).await, "it can be killed");
         assert!(docker(&["wait", self.id()]).await, "its end can be waited for");
@@ -112,10 +119,13 @@ impl Container {
 
     /// A clean stop (SIGTERM, or what the image says); returns when it has ended.
     pub async fn stop(&self) {
-        within("docker stop", self.inner.stop_with_timeout(Some(STOP_SECONDS_MAX))).await.expect("it can be stopped");
+        within("docker stop", self.inner.stop_with_timeout(Some(STOP_SECONDS_MAX)))
+            .await
+            .expect("it can be stopped");
     }
 
-    /// Starts it again after [`kill`](Self::kill) or [`stop`](Self::stop), with its data and its port; returns when it serves.
+    /// Starts it again after [`kill`](Self::kill) or [`stop`](Self::stop), with its data and its
+    /// port; returns when it serves.
     pub async fn start(&self) {
         self.start_without_waiting().await;
         self.wait_until_it_serves().await;
@@ -126,23 +136,34 @@ impl Container {
         assert!(docker(&["start", self.id()]).await, "it can be started again");
     }
 
-    /// Runs a command in it, as root; answers its exit status and what it wrote, standard error after standard output.
+    /// Runs a command in it, as root; answers its exit status and what it wrote, standard error
+    /// after standard output.
     pub async fn exec<const N: usize>(&self, command: [&str; N]) -> (i64, String) {
         within(&format!("{command:?} in the container"), async {
-            let mut result =
-                self.inner.exec(ExecCommand::new(command)).await.expect("a command can be run in the container");
+            let mut result = self
+                .inner
+                .exec(ExecCommand::new(command))
+                .await
+                .expect("a command can be run in the container");
             let mut output = result.stdout_to_vec().await.expect("its output can be read");
             output.extend(result.stderr_to_vec().await.expect("its errors can be read"));
-            let status = result.exit_code().await.expect("its status is known").expect("it has ended");
+            let status =
+                result.exit_code().await.expect("its status is known").expect("it has ended");
             (status, String::from_utf8_lossy(&output).into_owned())
         })
         .await
     }
 
-    /// Fills the server's disk to the last byte, until [`free_disk`](Self::free_disk). Only for data of bounded size.
+    /// Fills the server's disk to the last byte, until [`free_disk`](Self::free_disk). Only for
+    /// data of bounded size.
     pub async fn fill_disk(&self) {
-        assert!(self.data_is_bounded, "this machine's own disk must not be filled: start it with `data_bytes_max`");
-        let (status, output) = self.exec(["dd", "if=/dev/zero", &format!("of={}/ballast", self.data), "bs=4096"]).await;
+        assert!(
+            self.data_is_bounded,
+            "this machine's own disk must not be filled: start it with `data_bytes_max`"
+        );
+        let (status, output) = self
+            .exec(["dd", "if=/dev/zero", &format!("of={}/ballast", self.data), "bs=4096"])
+            .await;
         assert!(status != 0 && output.contains("No space left"), "the disk is full: {output}");
     }
 

@@ -8,10 +8,14 @@
 //! postgres.stop().await;     // a clean stop             until  start()
 //! ```
 //!
-//! - A start answers `None` where there is no Docker or no image, and has said so ([`crate::skip`]); in CI it fails.
-//! - A server is reached at 127.0.0.1 and at one port for its whole life, which is why `start` after `kill` or `stop` needs no new URL.
-//! - Every wait is for an answer of the server, and bounded. What cannot be done panics, with the server's log.
-//! - The container is removed when its value is dropped, in a panic too. Drop it inside a tokio runtime.
+//! - A start answers `None` where there is no Docker or no image, and has said so
+//!   ([`crate::skip`]); in CI it fails.
+//! - A server is reached at 127.0.0.1 and at one port for its whole life, which is why `start`
+//!   after `kill` or `stop` needs no new URL.
+//! - Every wait is for an answer of the server, and bounded. What cannot be done panics, with the
+//!   server's log.
+//! - The container is removed when its value is dropped, in a panic too. Drop it inside a tokio
+//!   runtime.
 //!
 //! Docker must be on this machine: ports are published on 127.0.0.1 only.
 
@@ -44,7 +48,8 @@ enum Program {
 }
 
 impl Program {
-    /// The official image's name and tag, then those of the image that is made where no registry answers.
+    /// The official image's name and tag, then those of the image that is made where no registry
+    /// answers.
     fn names(self) -> [(&'static str, &'static str); 2] {
         match self {
             Self::Postgres => [("postgres", "15"), ("localhost/lockservice-test-postgres", "15")],
@@ -57,7 +62,8 @@ impl Program {
     /// # Panics
     /// If there is none, in CI.
     async fn image(self) -> Option<GenericImage> {
-        if std::env::var_os("INTEGRATION_WITHOUT_CONTAINERS").is_some_and(|value| !value.is_empty()) {
+        if std::env::var_os("INTEGRATION_WITHOUT_CONTAINERS").is_some_and(|value| !value.is_empty())
+        {
             skip("INTEGRATION_WITHOUT_CONTAINERS is set");
             return None;
         }
@@ -66,7 +72,9 @@ impl Program {
                 return Some(GenericImage::new(name, tag));
             }
         }
-        skip(&format!("Docker does not answer, or has no image of {self:?} (./integration/test sees to both)"));
+        skip(&format!(
+            "Docker does not answer, or has no image of {self:?} (./integration/test sees to both)"
+        ));
         None
     }
 }

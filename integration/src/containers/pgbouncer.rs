@@ -26,8 +26,9 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Starts one before `server`, with these settings beside its own, such as `("pool_mode", "transaction")`; returns when it
-    /// answers. `None`, having said so, where it is not installed.
+    /// Starts one before `server`, with these settings beside its own, such as
+    /// `("pool_mode", "transaction")`; returns when it answers. `None`, having said so, where it is
+    /// not installed.
     ///
     /// # Panics
     /// If it does not come up; in CI also where it is not installed.
@@ -40,7 +41,8 @@ impl PgBouncer {
         let options: PgConnectOptions = server.url().parse().expect("the server's URL");
         let mut text = format!(
             "[databases]\nlockservice = host=127.0.0.1 port={} user=lockservice password=secret\n\
-             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\nunix_socket_dir =\nauth_type = any\n",
+             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\nunix_socket_dir =\nauth_type \
+             = any\n",
             options.get_port(),
             port.number(),
         );
@@ -57,7 +59,12 @@ impl PgBouncer {
             // As which it refuses to run.
             command.args(["-u", "nobody"]);
         }
-        command.arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        command
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
         let process = command.spawn().expect("it starts");
         let bouncer = Self { port, _process: process, _folder: folder };
         within("pgbouncer", async {

@@ -21,10 +21,12 @@ const PORT: u16 = 5432;
 pub struct PostgresOptions {
     /// Settings of the server, such as `("max_connections", "20")`.
     pub settings: Vec<(&'static str, String)>,
-    /// Keep the data in memory, with this much room in bytes (at least 100 MB, or PostgreSQL has no room for its own), so that
-    /// [`Container::fill_disk`] can be used. Such data is lost when the container stops.
+    /// Keep the data in memory, with this much room in bytes (at least 100 MB, or PostgreSQL has no
+    /// room for its own), so that [`Container::fill_disk`] can be used. Such data is lost when the
+    /// container stops.
     pub data_bytes_max: Option<u64>,
-    /// Serve TLS too, with a certificate for 127.0.0.1 from an authority made for this server. Plain connections are still accepted.
+    /// Serve TLS too, with a certificate for 127.0.0.1 from an authority made for this server.
+    /// Plain connections are still accepted.
     pub tls: bool,
 }
 
@@ -38,7 +40,8 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts one; returns when it answers. `None`, having said so, where there is no Docker or no image.
+    /// Starts one; returns when it answers. `None`, having said so, where there is no Docker or no
+    /// image.
     ///
     /// # Panics
     /// If it does not come up; in CI also where there is no Docker or no image.
@@ -61,8 +64,14 @@ impl Postgres {
             .with_env_var("POSTGRES_PASSWORD", "secret")
             .with_env_var("POSTGRES_DB", "lockservice");
         let published = vec![(port.number(), PORT)];
-        let parts = Parts { published, network_of: None, data: DATA, data_bytes_max: options.data_bytes_max };
-        let container = Container::run(request, parts, vec![port], Probe::Postgres(url.clone())).await;
+        let parts = Parts {
+            published,
+            network_of: None,
+            data: DATA,
+            data_bytes_max: options.data_bytes_max,
+        };
+        let container =
+            Container::run(request, parts, vec![port], Probe::Postgres(url.clone())).await;
         Some(Self { container, url, authority })
     }
 
@@ -96,24 +105,32 @@ impl Deref for Postgres {
     }
 }
 
-/// Has the server serve TLS. Its key must belong to the server's user, as which only the container knows: a shell inside sees to that.
-fn with_tls(image: GenericImage, mut arguments: Vec<String>) -> (ContainerRequest<GenericImage>, (TempDir, PathBuf)) {
+/// Has the server serve TLS. Its key must belong to the server's user, as which only the container
+/// knows: a shell inside sees to that.
+fn with_tls(
+    image: GenericImage,
+    mut arguments: Vec<String>,
+) -> (ContainerRequest<GenericImage>, (TempDir, PathBuf)) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().expect("a key");
     let authority = CertifiedIssuer::self_signed(params, key).expect("an authority");
     let key = KeyPair::generate().expect("a key");
-    let params = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).expect("names of this machine");
+    let params = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()])
+        .expect("names of this machine");
     let certificate = params.signed_by(&key, &authority).expect("a certificate");
 
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("authority.pem");
     std::fs::write(&path, authority.pem()).expect("a file can be written");
 
-    for setting in ["ssl=on", "ssl_cert_file=/tls/own/server.crt", "ssl_key_file=/tls/own/server.key"] {
+    for setting in
+        ["ssl=on", "ssl_cert_file=/tls/own/server.crt", "ssl_key_file=/tls/own/server.key"]
+    {
         arguments.extend(["-c".into(), setting.into()]);
     }
-    let script = "install -d -o postgres -m 700 /tls/own && install -o postgres -m 600 /tls/server.* /tls/own && exec docker-entrypoint.sh \"$@\"";
+    let script = "install -d -o postgres -m 700 /tls/own && install -o postgres -m 600 \
+        /tls/server.* /tls/own && exec docker-entrypoint.sh \"$@\"";
     let command = ["-c".into(), script.into(), "sh".into()].into_iter().chain(arguments);
     let request = image
         .with_entrypoint("sh")

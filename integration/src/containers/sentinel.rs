@@ -22,7 +22,12 @@ pub struct SentinelOptions {
 
 impl Default for SentinelOptions {
     fn default() -> Self {
-        Self { replicas: 1, sentinels: 3, down_after: Duration::from_secs(1), arguments: Vec::new() }
+        Self {
+            replicas: 1,
+            sentinels: 3,
+            down_after: Duration::from_secs(1),
+            arguments: Vec::new(),
+        }
     }
 }
 
@@ -39,13 +44,14 @@ impl Sentinel {
     /// The name under which the sentinels know the master.
     pub const MASTER_NAME: &str = "lockservice";
 
-    /// Starts them; returns when the replicas are in step and every sentinel knows them and the other sentinels. `None`, having said so,
-    /// where there is no Docker or no image.
+    /// Starts them; returns when the replicas are in step and every sentinel knows them and the
+    /// other sentinels. `None`, having said so, where there is no Docker or no image.
     ///
     /// # Panics
     /// If they do not come up; in CI also where there is no Docker or no image.
     pub async fn start(options: SentinelOptions) -> Option<Self> {
-        let ports: Vec<Port> = (0..1 + options.replicas + options.sentinels).map(|_| Port::reserve()).collect();
+        let ports: Vec<Port> =
+            (0..1 + options.replicas + options.sentinels).map(|_| Port::reserve()).collect();
         let numbers: Vec<u16> = ports.iter().map(Port::number).collect();
         let (of_servers, of_sentinels) = numbers.split_at(1 + options.replicas);
         let network = Network::start(ports).await?;
@@ -53,15 +59,21 @@ impl Sentinel {
         let mut servers = Vec::new();
         for &port in of_servers {
             let mut arguments =
-                ["--replica-announce-ip", "127.0.0.1", "--repl-diskless-sync-delay", "0"].map(String::from).to_vec();
+                ["--replica-announce-ip", "127.0.0.1", "--repl-diskless-sync-delay", "0"]
+                    .map(String::from)
+                    .to_vec();
             if port != master {
                 arguments.extend(["--replicaof".into(), "127.0.0.1".into(), master.to_string()]);
             }
-            servers.push((port, network.server(port, arguments.into_iter().chain(options.arguments.clone())).await));
+            servers.push((
+                port,
+                network.server(port, arguments.into_iter().chain(options.arguments.clone())).await,
+            ));
         }
         let name = Self::MASTER_NAME;
         let configuration = format!(
-            "sentinel monitor {name} 127.0.0.1 {master} {}\nsentinel down-after-milliseconds {name} {}\nsentinel failover-timeout {name} 5000\n",
+            "sentinel monitor {name} 127.0.0.1 {master} {}\nsentinel down-after-milliseconds \
+                {name} {}\nsentinel failover-timeout {name} 5000\n",
             options.sentinels / 2 + 1,
             options.down_after.as_millis(),
         );
@@ -99,15 +111,20 @@ impl Sentinel {
     /// # Panics
     /// If that sentinel does not answer.
     pub async fn master(&self, sentinel: usize) -> usize {
-        let question = redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg(Self::MASTER_NAME).to_owned();
-        let answer =
-            within("a sentinel's answer", ask::<(String, u16)>(&url(self.sentinels[sentinel].0), &question)).await;
+        let question =
+            redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg(Self::MASTER_NAME).to_owned();
+        let answer = within(
+            "a sentinel's answer",
+            ask::<(String, u16)>(&url(self.sentinels[sentinel].0), &question),
+        )
+        .await;
         let (host, port) = answer.expect("a sentinel that lives answers");
         assert_eq!(host, "127.0.0.1", "clients are told an address that they can reach");
         self.servers.iter().position(|(own, _)| *own == port).expect("one of the servers")
     }
 
-    /// Waits until every sentinel has seen a master other than the one at `place`, and that one says itself that it is; answers its place.
+    /// Waits until every sentinel has seen a master other than the one at `place`, and that one
+    /// says itself that it is; answers its place.
     pub async fn wait_for_another_master(&self, place: usize) -> usize {
         within("a replica becomes master", async {
             loop {
@@ -117,7 +134,8 @@ impl Sentinel {
                 }
                 let new = seen[0];
                 if new != place && seen.iter().all(|each| *each == new) {
-                    let role = ask::<redis::Value>(&url(self.servers[new].0), &redis::cmd("ROLE")).await;
+                    let role =
+                        ask::<redis::Value>(&url(self.servers[new].0), &redis::cmd("ROLE")).await;
                     if format!("{role:?}").contains("master") {
                         return new;
                     }
@@ -132,15 +150,21 @@ impl Sentinel {
     async fn wait_until_complete(&self, replicas: usize, sentinels: usize) {
         let name = Self::MASTER_NAME;
         let known = async |port: u16, what: &str| -> Vec<String> {
-            let answer = ask::<Vec<redis::Value>>(&url(port), redis::cmd("SENTINEL").arg(what).arg(name)).await;
+            let answer =
+                ask::<Vec<redis::Value>>(&url(port), redis::cmd("SENTINEL").arg(what).arg(name))
+                    .await;
             answer.unwrap_or_default().iter().map(|each| format!("{each:?}")).collect()
         };
         within("the sentinels know each other and the replicas", async {
             for (port, _) in &self.sentinels {
                 loop {
                     let seen = known(*port, "replicas").await;
-                    let in_step = seen.iter().filter(|each| each.contains("'ok'") || each.contains("\"ok\"")).count();
-                    if in_step == replicas && known(*port, "sentinels").await.len() == sentinels - 1 {
+                    let in_step = seen
+                        .iter()
+                        .filter(|each| each.contains("'ok'") || each.contains("\"ok\""))
+                        .count();
+                    if in_step == replicas && known(*port, "sentinels").await.len() == sentinels - 1
+                    {
                         break;
                     }
                     tokio::time::sleep(Duration::from_millis(50)).await;

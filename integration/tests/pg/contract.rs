@@ -25,7 +25,8 @@ impl StoreFixture for Site {
     async fn open(&self) -> Arc<dyn BindStore> {
         let config = self.config.clone();
         let opened = if self.pooled {
-            let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(config.connect.clone());
+            let pool =
+                PgPoolOptions::new().max_connections(2).connect_lazy_with(config.connect.clone());
             PgStore::with_pool(pool, config).await
         } else {
             PgStore::connect_with(config).await
@@ -37,7 +38,8 @@ impl StoreFixture for Site {
 async fn suite(server: &Postgres, pooled: bool) {
     let made = AtomicUsize::new(0);
     store_suite(|| {
-        let schema = SchemaName::new(&format!("site_{}", made.fetch_add(1, Ordering::Relaxed))).expect("a name");
+        let schema = SchemaName::new(&format!("site_{}", made.fetch_add(1, Ordering::Relaxed)))
+            .expect("a name");
         let config = PgConfig { schema, ..config(server) };
         async move { Box::new(Site { config, pooled }) as Box<dyn StoreFixture> }
     })
@@ -55,7 +57,8 @@ async fn an_allocator_on_it_bears_lost_late_and_doubled_answers() {
     let Some(server) = server(&[]).await else { return };
     let made = AtomicUsize::new(0);
     let site = || {
-        let schema = SchemaName::new(&format!("fault_{}", made.fetch_add(1, Ordering::Relaxed))).expect("a name");
+        let schema = SchemaName::new(&format!("fault_{}", made.fetch_add(1, Ordering::Relaxed)))
+            .expect("a name");
         let config = PgConfig { schema, ..config(&server) };
         async move { Box::new(Site { config, pooled: false }) as Box<dyn StoreFixture> }
     };
@@ -71,7 +74,9 @@ async fn it_keeps_the_contract_through_a_ready_pool_and_leaves_the_pool_its_conn
     let epoch = lead(&store).await;
     for number in 1..20 {
         store.write(epoch, number, &vec![]).await.expect("a write");
-        drop(within("the pool's one connection", pool.acquire()).await.expect("free between calls"));
+        drop(
+            within("the pool's one connection", pool.acquire()).await.expect("free between calls"),
+        );
     }
 }
 
@@ -134,7 +139,8 @@ async fn a_write_and_a_renewal_are_one_round_trip_each() {
     let Some(server) = server(&[]).await else { return };
     let connect = config(&server).connect;
     let (port, turns) = counting_proxy(format!("127.0.0.1:{}", connect.get_port())).await;
-    let config = PgConfig { connect: connect.port(port).ssl_mode(PgSslMode::Disable), ..config(&server) };
+    let config =
+        PgConfig { connect: connect.port(port).ssl_mode(PgSslMode::Disable), ..config(&server) };
     let store = PgStore::connect_with(config).await.expect("a store");
     let epoch = lead(&store).await;
     // The first of each kind has its statement prepared.
@@ -154,17 +160,23 @@ async fn an_epoch_is_above_the_floor_of_the_servers_clock_also_when_the_store_fo
     let Some(server) = server(&[]).await else { return };
     let store = open(&server).await;
     let mut admin = admin(&server).await;
-    let floor = "select floor((extract(epoch from now()) - extract(epoch from timestamptz '2026-01-01 00:00:00Z')) / 1024)::bigint";
+    let floor = "select floor((extract(epoch from now()) - extract(epoch from timestamptz \
+        '2026-01-01 00:00:00Z')) / 1024)::bigint";
     let floor = count(&mut admin, floor).await as u64;
     assert!(floor > 0, "it is after 2026");
     let first = lead(&store).await;
     // An empty store may have forgotten some: it leaps over them.
     assert!((floor + 1..floor + 18).contains(&first.get()), "{first} after {floor}");
     run(&mut admin, "delete from lockservice.head").await;
-    let Leadership::Held { seen, .. } = store.acquire_leadership(&candidate(), TTL).await.expect("an answer") else {
+    let Leadership::Held { seen, .. } =
+        store.acquire_leadership(&candidate(), TTL).await.expect("an answer")
+    else {
         panic!("a store that forgot its leader is led by nobody before it was watched")
     };
     assert_eq!(seen.leader, None);
-    assert_eq!(store.renew(first).await.expect_err("forgotten").kind(), lockservice_core::ErrorKind::Fenced);
+    assert_eq!(
+        store.renew(first).await.expect_err("forgotten").kind(),
+        lockservice_core::ErrorKind::Fenced
+    );
     assert!(lead(&store).await.get() > floor);
 }

@@ -1,4 +1,5 @@
-//! A server that refuses: each a clear error within the bound, then recovery, and nothing acknowledged lost.
+//! A server that refuses: each a clear error within the bound, then recovery, and nothing
+//! acknowledged lost.
 
 use integration::containers::{Postgres, PostgresOptions};
 use integration::within;
@@ -7,7 +8,9 @@ use lockservice_core::store::{BindStore, Op};
 use lockservice_pg::sqlx::{Connection, PgConnection};
 use lockservice_pg::{PgConfig, PgStore};
 
-use crate::support::{Journal, admin, assert_refused, bounded, config, count, open, run, server, state, table, until};
+use crate::support::{
+    Journal, admin, assert_refused, bounded, config, count, open, run, server, state, table, until,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_connection_terminated_is_an_error_once_and_new_ones_take_over() {
@@ -16,7 +19,8 @@ async fn every_connection_terminated_is_an_error_once_and_new_ones_take_over() {
     let mut journal = Journal::begin(&store).await;
     let mut admin = admin(&server).await;
     for _ in 0..3 {
-        let all = "select count(pg_terminate_backend(pid, 10000)) from pg_stat_activity where application_name = 'lockservice'";
+        let all = "select count(pg_terminate_backend(pid, 10000)) from pg_stat_activity where \
+            application_name = 'lockservice'";
         assert!(count(&mut admin, all).await > 0, "there was a connection");
         // What may be asked twice is, and does not even show it.
         bounded("a renewal", store.renew(journal.epoch)).await.expect("by a new connection");
@@ -34,7 +38,11 @@ async fn every_connection_terminated_is_an_error_once_and_new_ones_take_over() {
 async fn too_many_connections_is_said_as_such_and_an_open_store_goes_on() {
     let Some(server) = server(&[("max_connections", "10")]).await else { return };
     let mut admin = admin(&server).await;
-    run(&mut admin, "create role node login password 'node'; grant create on database lockservice to node").await;
+    run(
+        &mut admin,
+        "create role node login password 'node'; grant create on database lockservice to node",
+    )
+    .await;
     let connect = config(&server).connect.username("node").password("node");
     let config = PgConfig { connect: connect.clone(), ..config(&server) };
     let store = PgStore::connect_with(config.clone()).await.expect("a store");
@@ -45,7 +53,11 @@ async fn too_many_connections_is_said_as_such_and_an_open_store_goes_on() {
         assert!(others.len() < 20, "there is a limit");
     }
     let refused = bounded("an open", PgStore::connect_with(config.clone())).await;
-    assert_refused(refused, ErrorKind::Unavailable, &["53300 too_many_connections", "max_connections"]);
+    assert_refused(
+        refused,
+        ErrorKind::Unavailable,
+        &["53300 too_many_connections", "max_connections"],
+    );
     journal.write(&store).await.expect("it has its connection");
     journal.check(&store).await;
     for other in others {
@@ -76,11 +88,18 @@ async fn a_read_only_server_refuses_changes_as_such_until_it_is_writable_again()
         }
         outcome
     });
-    assert_refused(refused.await, ErrorKind::StoreUnusable, &["25006 read_only_sql_transaction", "primary"]);
+    assert_refused(
+        refused.await,
+        ErrorKind::StoreUnusable,
+        &["25006 read_only_sql_transaction", "primary"],
+    );
     assert_refused(store.renew(journal.epoch).await, ErrorKind::StoreUnusable, &["25006"]);
     assert_refused(store.resign(journal.epoch).await, ErrorKind::StoreUnusable, &["25006"]);
     assert_eq!(store.applied().await.expect("reading works").number, journal.applied);
-    let config = PgConfig { schema: lockservice_pg::SchemaName::new("other").expect("a name"), ..config(&server) };
+    let config = PgConfig {
+        schema: lockservice_pg::SchemaName::new("other").expect("a name"),
+        ..config(&server)
+    };
     assert_refused(PgStore::connect_with(config).await, ErrorKind::StoreUnusable, &["25006"]);
     set_read_only(&mut admin, "off").await;
     journal.go_on(&store).await;
@@ -99,9 +118,11 @@ async fn a_lock_that_another_session_holds_is_named_and_waited_for_within_the_bo
     let store = open(&server).await;
     let mut journal = Journal::begin(&store).await;
     let mut other = admin(&server).await;
-    for lock in
-        ["lock table lockservice.tables", "select from lockservice.head for update", "lock table lockservice.head"]
-    {
+    for lock in [
+        "lock table lockservice.tables",
+        "select from lockservice.head for update",
+        "lock table lockservice.head",
+    ] {
         run(&mut other, &format!("begin; {lock}")).await;
         let refused = journal.write(&store).await;
         assert_refused(refused, ErrorKind::Unavailable, &["55P03 lock_not_available", "pg_locks"]);
@@ -117,16 +138,26 @@ async fn a_lock_that_another_session_holds_is_named_and_waited_for_within_the_bo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_changes_as_such_until_there_is_space() {
-    let settings =
-        [("min_wal_size", "96MB"), ("checkpoint_timeout", "1h")].map(|(name, value)| (name, value.to_owned()));
-    let options = PostgresOptions { settings: settings.into(), data_bytes_max: Some(320 << 20), ..Default::default() };
+    let settings = [("min_wal_size", "96MB"), ("checkpoint_timeout", "1h")]
+        .map(|(name, value)| (name, value.to_owned()));
+    let options = PostgresOptions {
+        settings: settings.into(),
+        data_bytes_max: Some(320 << 20),
+        ..Default::default()
+    };
     let Some(server) = Postgres::start(options).await else { return };
     let store = open(&server).await;
     let mut journal = Journal::begin(&store).await;
     let mut admin = admin(&server).await;
-    // Segments of the log that can be used again: what fills up is the data. A server whose log is full stops.
+    // Segments of the log that can be used again: what fills up is the data. A server whose log is
+    // full stops.
     for _ in 0..6 {
-        run(&mut admin, "create table public.some as select generate_series(1, 1000); drop table public.some; select pg_switch_wal()").await;
+        run(
+            &mut admin,
+            "create table public.some as select generate_series(1, 1000); drop table \
+            public.some; select pg_switch_wal()",
+        )
+        .await;
     }
     run(&mut admin, "checkpoint").await;
     for _ in 0..2 {
@@ -134,7 +165,8 @@ async fn a_full_disk_refuses_changes_as_such_until_there_is_space() {
         let refused = within("the disk to be full", async {
             loop {
                 let number = journal.applied + 1;
-                let batch: Vec<Op> = vec![Op::PutTable(table(number)), Op::PutService(large_service(number))];
+                let batch: Vec<Op> =
+                    vec![Op::PutTable(table(number)), Op::PutService(large_service(number))];
                 match bounded("a write", store.write(journal.epoch, number, &batch)).await {
                     Ok(_) => journal.applied = number,
                     refused => return refused,
@@ -161,7 +193,8 @@ fn large_service(number: u64) -> lockservice_core::store::ServiceRecord {
     }
 }
 
-/// L2: the number of a write whose caller went away is free, or its own; never does it land behind its successor.
+/// L2: the number of a write whose caller went away is free, or its own; never does it land behind
+/// its successor.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_write_does_not_land_after_a_successor_was_written() {
     let Some(server) = server(&[]).await else { return };
@@ -175,18 +208,28 @@ async fn a_dropped_write_does_not_land_after_a_successor_was_written() {
     let mut other = admin(&server).await;
     run(&mut other, "begin; select from lockservice.head for update").await;
     let waiting = |sql: &'static str| {
-        format!("select (count(*) filter (where wait_event_type = 'Lock') >= {sql})::int::bigint from pg_stat_activity")
+        format!(
+            "select (count(*) filter (where wait_event_type = 'Lock') >= {sql})::int::bigint from \
+                pg_stat_activity"
+        )
     };
     let write = |name: u64| {
-        let (store, epoch, number) = (std::sync::Arc::clone(&store), journal.epoch, journal.applied + 1);
-        tokio::spawn(async move { store.write(epoch, number, &vec![Op::PutTable(table(name))]).await })
+        let (store, epoch, number) =
+            (std::sync::Arc::clone(&store), journal.epoch, journal.applied + 1);
+        tokio::spawn(
+            async move { store.write(epoch, number, &vec![Op::PutTable(table(name))]).await },
+        )
     };
     let dropped = write(100);
     let mut watcher = admin_of(&server).await;
     until(&mut watcher, &waiting("1")).await;
     dropped.abort();
     assert!(dropped.await.is_err(), "its caller went away");
-    assert_eq!(store.applied().await.expect("readable").number, journal.applied, "it has not landed");
+    assert_eq!(
+        store.applied().await.expect("readable").number,
+        journal.applied,
+        "it has not landed"
+    );
     let successor = write(200);
     until(&mut watcher, &waiting("2")).await;
     run(&mut other, "rollback").await;
@@ -194,10 +237,13 @@ async fn a_dropped_write_does_not_land_after_a_successor_was_written() {
     // Both asked for one number: the server decides which it is, once and for all.
     until(
         &mut watcher,
-        "select (count(*) filter (where wait_event_type = 'Lock') = 0)::int::bigint from pg_stat_activity",
+        "select (count(*) filter (where wait_event_type = 'Lock') = 0)::int::bigint from \
+            pg_stat_activity",
     )
     .await;
-    let there = |state: lockservice_core::store::StoreState| state.tables.iter().map(|table| table.id.get()).max();
+    let there = |state: lockservice_core::store::StoreState| {
+        state.tables.iter().map(|table| table.id.get()).max()
+    };
     let winner = if successor.is_ok() { 200 } else { 100 };
     assert_eq!(there(state(&*store).await), Some(winner));
     if let Err(refusal) = successor {

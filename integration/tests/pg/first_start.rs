@@ -10,7 +10,9 @@ use lockservice_pg::{PgConfig, PgStore, SchemaName};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
-use crate::support::{Journal, admin, assert_refused, bounded, config, count, open, run, server, state};
+use crate::support::{
+    Journal, admin, assert_refused, bounded, config, count, open, run, server, state,
+};
 
 const NODES: usize = 16;
 
@@ -20,7 +22,8 @@ async fn open_together(config: &PgConfig) -> Vec<PgStore> {
     let mut nodes = JoinSet::new();
     for _ in 0..NODES {
         let (gate, config) = (Arc::clone(&gate), PgConfig { connections_max: 2, ..config.clone() });
-        // Sixteen nodes in one process on a small machine: each may wait for the others' connections.
+        // Sixteen nodes in one process on a small machine: each may wait for the others'
+        // connections.
         let config = PgConfig { connect_timeout: Duration::from_secs(20), ..config };
         nodes.spawn(async move {
             gate.wait().await;
@@ -38,9 +41,16 @@ async fn of_sixteen_nodes_on_an_empty_schema_one_migrates_and_none_fails() {
     for round in 0..5 {
         let schema = SchemaName::new(&format!("first_{round}")).expect("a name");
         stores = open_together(&PgConfig { schema, ..config(&server) }).await;
-        assert_eq!(count(&mut admin, &format!("select count(*) from first_{round}.format")).await, 1);
+        assert_eq!(
+            count(&mut admin, &format!("select count(*) from first_{round}.format")).await,
+            1
+        );
     }
-    assert_eq!(server.log().await.matches("create schema \"first_").count(), 5, "one migration each");
+    assert_eq!(
+        server.log().await.matches("create schema \"first_").count(),
+        5,
+        "one migration each"
+    );
     let mut journal = Journal::begin(&stores[0]).await;
     for store in &stores[1..] {
         journal.write(store).await.expect("every node can use it");
@@ -83,9 +93,11 @@ async fn a_store_of_format_one_is_opened_by_sixteen_nodes_at_once_while_one_writ
 #[tokio::test(flavor = "multi_thread")]
 async fn two_schemas_in_one_database_do_not_meet() {
     let Some(server) = server(&[]).await else { return };
-    let named = |name: &str| PgConfig { schema: SchemaName::new(name).expect("a name"), ..config(&server) };
+    let named =
+        |name: &str| PgConfig { schema: SchemaName::new(name).expect("a name"), ..config(&server) };
     // A word of SQL is a name like any other.
-    let (one, other) = tokio::join!(PgStore::connect_with(named("one")), PgStore::connect_with(named("table")));
+    let (one, other) =
+        tokio::join!(PgStore::connect_with(named("one")), PgStore::connect_with(named("table")));
     let (one, other) = (one.expect("a store"), other.expect("a store"));
     let journal = Journal::begin(&one).await;
     assert_eq!(state(&other).await, Default::default());
@@ -99,12 +111,23 @@ async fn two_schemas_in_one_database_do_not_meet() {
 async fn a_migration_that_another_holds_up_is_waited_for_within_a_bound() {
     let Some(server) = server(&[]).await else { return };
     let mut other = admin(&server).await;
-    run(&mut other, "begin; select pg_advisory_xact_lock(hashtextextended('lockservice:lockservice', 0))").await;
+    run(
+        &mut other,
+        "begin; select pg_advisory_xact_lock(hashtextextended('lockservice:lockservice', 0))",
+    )
+    .await;
     let hurried = PgConfig { load_timeout: Duration::from_millis(300), ..config(&server) };
-    assert_refused(bounded("an open", PgStore::connect_with(hurried)).await, ErrorKind::Unavailable, &["55P03"]);
+    assert_refused(
+        bounded("an open", PgStore::connect_with(hurried)).await,
+        ErrorKind::Unavailable,
+        &["55P03"],
+    );
     let patient = tokio::spawn(PgStore::connect_with(config(&server)));
-    crate::support::until(&mut other, "select count(*) from pg_locks where locktype = 'advisory' and not granted")
-        .await;
+    crate::support::until(
+        &mut other,
+        "select count(*) from pg_locks where locktype = 'advisory' and not granted",
+    )
+    .await;
     run(&mut other, "rollback").await;
     patient.await.expect("no panic").expect("its turn");
 }
@@ -113,7 +136,8 @@ async fn a_migration_that_another_holds_up_is_waited_for_within_a_bound() {
 async fn a_migration_that_fails_half_way_leaves_nothing_behind() {
     let Some(server) = server(&[]).await else { return };
     let mut admin = admin(&server).await;
-    run(&mut admin, "create schema lockservice; create table lockservice.services (mine integer)").await;
+    run(&mut admin, "create schema lockservice; create table lockservice.services (mine integer)")
+        .await;
     let refused = PgStore::connect_with(config(&server)).await;
     assert_refused(refused, ErrorKind::StoreUnusable, &["42P07 duplicate_table", "?schema=NAME"]);
     let tables = "select count(*) from pg_tables where schemaname = 'lockservice'";
@@ -123,17 +147,26 @@ async fn a_migration_that_fails_half_way_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_without_rights_is_told_which_and_needs_none_in_the_database_where_the_schema_is_its_own() {
+async fn a_role_without_rights_is_told_which_and_needs_none_in_the_database_where_the_schema_is_its_own()
+ {
     let Some(server) = server(&[]).await else { return };
     let mut admin = admin(&server).await;
     run(&mut admin, "create role node login password 'node'").await;
     let connect = config(&server).connect.username("node").password("node");
     let config = PgConfig { connect, ..config(&server) };
     let refused = PgStore::connect_with(config.clone()).await;
-    assert_refused(refused, ErrorKind::StoreUnusable, &["42501 insufficient_privilege", "create a schema"]);
+    assert_refused(
+        refused,
+        ErrorKind::StoreUnusable,
+        &["42501 insufficient_privilege", "create a schema"],
+    );
     run(&mut admin, "create schema lockservice authorization node").await;
     let store = PgStore::connect_with(config).await.expect("its own schema is enough");
     Journal::begin(&store).await.check(&store).await;
-    run(&mut admin, "revoke all on schema lockservice from node; alter schema lockservice owner to lockservice").await;
+    run(
+        &mut admin,
+        "revoke all on schema lockservice from node; alter schema lockservice owner to lockservice",
+    )
+    .await;
     assert_refused(store.applied().await, ErrorKind::StoreUnusable, &["42501"]);
 }

@@ -21,7 +21,11 @@ async fn a_schema_of_a_newer_format_is_refused_and_left_alone() {
     assert_eq!(count(&mut admin, "select count(*) from lockservice.format").await, 2);
     journal.check(&store).await;
     run(&mut admin, "delete from lockservice.format").await;
-    assert_refused(PgStore::connect_with(config(&server)).await, ErrorKind::StoreCorrupt, &["format"]);
+    assert_refused(
+        PgStore::connect_with(config(&server)).await,
+        ErrorKind::StoreCorrupt,
+        &["format"],
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -54,7 +58,11 @@ async fn a_record_that_is_newer_or_damaged_or_misplaced_is_refused_by_name() {
             ErrorKind::StoreCorrupt,
             "table group/table-1",
         ),
-        ("update lockservice.tables set name = 'x' where name = 'table-1'", ErrorKind::StoreCorrupt, "table group/x"),
+        (
+            "update lockservice.tables set name = 'x' where name = 'table-1'",
+            ErrorKind::StoreCorrupt,
+            "table group/x",
+        ),
         ("update lockservice.tombstones set format = 300", ErrorKind::StoreNewer, "tombstone 7 3"),
         ("update lockservice.head set format = 2", ErrorKind::StoreNewer, "head"),
         ("update lockservice.head set record = '{\"leader\": 3}'", ErrorKind::StoreCorrupt, "head"),
@@ -64,7 +72,12 @@ async fn a_record_that_is_newer_or_damaged_or_misplaced_is_refused_by_name() {
     for (damage, kind, name) in load_fails {
         // In a transaction that the damage does not outlive: what was refused is unchanged.
         run(&mut admin, "drop schema if exists spare cascade; create schema spare").await;
-        run(&mut admin, "create table spare.t as table lockservice.tables; create table spare.h as table lockservice.head; create table spare.b as table lockservice.tombstones").await;
+        run(
+            &mut admin,
+            "create table spare.t as table lockservice.tables; create table spare.h \
+            as table lockservice.head; create table spare.b as table lockservice.tombstones",
+        )
+        .await;
         run(&mut admin, damage).await;
         assert_refused(store.load().await, kind, &[name]);
         if damage.starts_with("drop") {
@@ -72,22 +85,35 @@ async fn a_record_that_is_newer_or_damaged_or_misplaced_is_refused_by_name() {
         }
         run(
             &mut admin,
-            "begin; delete from lockservice.tables; insert into lockservice.tables select * from spare.t; \
+            "begin; delete from lockservice.tables; insert into lockservice.tables select * from \
+             spare.t; \
              delete from lockservice.head; insert into lockservice.head select * from spare.h; \
-             delete from lockservice.tombstones; insert into lockservice.tombstones select * from spare.b; commit",
+             delete from lockservice.tombstones; insert into lockservice.tombstones select * from \
+             spare.b; commit",
         )
         .await;
         assert_eq!(store.load().await.expect("as it was").tables.len(), 3);
     }
-    assert_refused(journal.write(&store).await, ErrorKind::StoreUnusable, &["3F000 invalid_schema_name", "backup"]);
+    assert_refused(
+        journal.write(&store).await,
+        ErrorKind::StoreUnusable,
+        &["3F000 invalid_schema_name", "backup"],
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_inspection_names_every_damaged_record_and_changes_nothing() {
     let Some(server) = server(&[]).await else { return };
     let mut admin = admin(&server).await;
-    assert_refused(PgStore::inspect(server.url()).await, ErrorKind::StoreUnusable, &["there is no store"]);
-    assert_eq!(count(&mut admin, "select count(*) from pg_namespace where nspname = 'lockservice'").await, 0);
+    assert_refused(
+        PgStore::inspect(server.url()).await,
+        ErrorKind::StoreUnusable,
+        &["there is no store"],
+    );
+    assert_eq!(
+        count(&mut admin, "select count(*) from pg_namespace where nspname = 'lockservice'").await,
+        0
+    );
 
     let store = open(&server).await;
     let journal = Journal::begin(&store).await;
@@ -110,7 +136,10 @@ async fn an_inspection_names_every_damaged_record_and_changes_nothing() {
     ];
     assert_eq!(named(&inspection), three);
     assert_eq!((inspection.state.tables, inspection.state.applied), (vec![table(3)], 4));
-    assert_eq!((inspection.store, inspection.head.expect("sound").epoch), (store.describe(), journal.epoch));
+    assert_eq!(
+        (inspection.store, inspection.head.expect("sound").epoch),
+        (store.describe(), journal.epoch)
+    );
 
     run(&mut admin, "update lockservice.head set record = '{\"leader\": 3}'").await;
     let inspection = PgStore::inspect(server.url()).await.expect("a store");

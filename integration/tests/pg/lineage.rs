@@ -15,7 +15,8 @@ const FOREVER: Duration = Duration::from_secs(600);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promoted_copy_has_another_line_of_history_and_each_answer_says_so() {
-    // With nothing to fetch from an archive, recovery ends at the end of the log, on a timeline of its own: what a promotion does.
+    // With nothing to fetch from an archive, recovery ends at the end of the log, on a timeline of
+    // its own: what a promotion does.
     let Some(server) = server(&[("restore_command", "false")]).await else { return };
     let store = open(&server).await;
     let me = candidate();
@@ -31,9 +32,16 @@ async fn a_promoted_copy_has_another_line_of_history_and_each_answer_says_so() {
     until(&mut admin(&server).await, "select (not pg_is_in_recovery())::int::bigint").await;
     let after = store.applied().await.expect("readable").lineage;
     assert_ne!(after, before);
-    assert_eq!(after.0.split('/').next(), before.0.split('/').next(), "the same system, another timeline");
+    assert_eq!(
+        after.0.split('/').next(),
+        before.0.split('/').next(),
+        "the same system, another timeline"
+    );
     assert_eq!(store.renew(epoch).await.expect("the epoch is the same").lineage, after);
-    assert_eq!(store.write(epoch, 2, &vec![]).await.expect("and the number follows").lineage, after);
+    assert_eq!(
+        store.write(epoch, 2, &vec![]).await.expect("and the number follows").lineage,
+        after
+    );
     // L4: on another copy neither the leader's own name nor a resignation proves anything.
     let asked = store.acquire_leadership(&me, TTL).await.expect("an answer");
     assert!(matches!(&asked, Leadership::Held { seen, .. } if seen.lineage == after), "{asked:?}");
@@ -56,7 +64,8 @@ async fn a_stand_by_hears_of_a_resignation_at_once_also_after_its_connection_was
         bounded("a resignation", leader.resign(epoch)).await.expect("it leads");
         let led = within("the news", &mut heard).await.expect("no panic");
         waiting.resign(led).await.expect("it leads now");
-        let ended = "select count(pg_terminate_backend(pid, 10000)) from pg_stat_activity where query like 'LISTEN%'";
+        let ended = "select count(pg_terminate_backend(pid, 10000)) from pg_stat_activity where \
+            query like 'LISTEN%'";
         assert_eq!(count(&mut admin, ended).await, 1);
     }
 }

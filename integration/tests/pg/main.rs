@@ -1,4 +1,5 @@
-//! The store on PostgreSQL, against a real server: contract, first starts, formats, faults, poolers, secrets.
+//! The store on PostgreSQL, against a real server: contract, first starts, formats, faults,
+//! poolers, secrets.
 
 mod contract;
 mod faults;

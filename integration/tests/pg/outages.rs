@@ -38,9 +38,12 @@ impl Writer {
     /// Waits until as many more were acknowledged.
     async fn some_more(&mut self, more: u64) {
         let now = *self.acknowledged.borrow();
-        within("writes to be acknowledged", self.acknowledged.wait_for(|number| *number >= now + more))
-            .await
-            .expect("the writer works");
+        within(
+            "writes to be acknowledged",
+            self.acknowledged.wait_for(|number| *number >= now + more),
+        )
+        .await
+        .expect("the writer works");
     }
 
     async fn stop(self) -> Journal {
@@ -87,10 +90,22 @@ async fn a_stopped_server_is_said_to_be_away_within_the_bound() {
     let mut journal = Journal::begin(&store).await;
     server.stop().await;
     // The first finds its connection closed, the second none at all.
-    assert_refused(journal.write(&store).await, ErrorKind::UnknownOutcome, &["read before deciding"]);
+    assert_refused(
+        journal.write(&store).await,
+        ErrorKind::UnknownOutcome,
+        &["read before deciding"],
+    );
     assert_refused(journal.write(&store).await, ErrorKind::Unavailable, &["is it running"]);
-    assert_refused(bounded("a renewal", store.renew(journal.epoch)).await, ErrorKind::Unavailable, &["server"]);
-    assert_refused(bounded("a reading", store.applied()).await, ErrorKind::Unavailable, &["server"]);
+    assert_refused(
+        bounded("a renewal", store.renew(journal.epoch)).await,
+        ErrorKind::Unavailable,
+        &["server"],
+    );
+    assert_refused(
+        bounded("a reading", store.applied()).await,
+        ErrorKind::Unavailable,
+        &["server"],
+    );
     assert_refused(bounded("a load", store.load()).await, ErrorKind::Unavailable, &["server"]);
     assert_refused(
         bounded("an open", PgStore::connect_with(config(&server))).await,
@@ -109,10 +124,18 @@ async fn a_paused_server_is_not_waited_for_beyond_the_bound_and_its_late_write_i
     let mut journal = Journal::begin(&store).await;
     for _ in 0..2 {
         server.pause().await;
-        assert_refused(journal.write(&store).await, ErrorKind::UnknownOutcome, &["does not answer in time"]);
+        assert_refused(
+            journal.write(&store).await,
+            ErrorKind::UnknownOutcome,
+            &["does not answer in time"],
+        );
         // More calls than there are places: none is held by a call that was given up.
         for _ in 0..5 {
-            assert_refused(bounded("a reading", store.applied()).await, ErrorKind::Unavailable, &["in time"]);
+            assert_refused(
+                bounded("a reading", store.applied()).await,
+                ErrorKind::Unavailable,
+                &["in time"],
+            );
         }
         let renewal = bounded("a renewal", store.renew(journal.epoch)).await;
         assert_refused(renewal, ErrorKind::Unavailable, &["in time"]);

@@ -11,7 +11,9 @@ use lockservice_core::ErrorKind;
 use lockservice_core::store::BindStore;
 use lockservice_core::testing::{StoreFixture, store_suite};
 use lockservice_pg::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use lockservice_pg::sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _, raw_sql};
+use lockservice_pg::sqlx::{
+    AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _, raw_sql,
+};
 use lockservice_pg::{PgConfig, PgStore, SchemaName};
 
 use crate::support::{Journal, admin, assert_refused, count, server};
@@ -26,7 +28,9 @@ const SETUPS: [&[(&str, &str)]; 2] = [
 async fn found_by(application: &PgConnectOptions) -> Vec<String> {
     let mut connection = PgConnection::connect_with(application).await.expect("a connection");
     let mut found = Vec::new();
-    for name in ["statement_timeout", "lock_timeout", "default_transaction_isolation", "synchronous_commit"] {
+    for name in
+        ["statement_timeout", "lock_timeout", "default_transaction_isolation", "synchronous_commit"]
+    {
         let ask = format!("select current_setting('{name}')");
         let row = connection.fetch_one(raw_sql(AssertSqlSafe(ask))).await.expect("an answer");
         found.push(row.get::<String, _>(0));
@@ -41,7 +45,8 @@ async fn behind_a_pooler_nothing_that_we_set_reaches_another_application() {
         let Some(pooler) = PgBouncer::start(&server, setup).await else { return };
         let before = found_by(&pooler.application()).await;
         let schema = format!("setup_{}", setup.len());
-        let store = PgStore::connect(&format!("{}?schema={schema}", pooler.url())).await.expect("a store");
+        let store =
+            PgStore::connect(&format!("{}?schema={schema}", pooler.url())).await.expect("a store");
         let mut journal = Journal::begin(&store).await;
         for _ in 0..3 {
             journal.write(&store).await.expect("a write");
@@ -50,7 +55,11 @@ async fn behind_a_pooler_nothing_that_we_set_reaches_another_application() {
         journal.check(&store).await;
         // A time-out of our own still holds: somebody has our row, on a connection of their own.
         let mut other = admin(&server).await;
-        crate::support::run(&mut other, &format!("begin; update {schema}.head set counter = counter")).await;
+        crate::support::run(
+            &mut other,
+            &format!("begin; update {schema}.head set counter = counter"),
+        )
+        .await;
         assert_refused(store.renew(journal.epoch).await, ErrorKind::Unavailable, &["55P03"]);
     }
 }
@@ -63,7 +72,11 @@ async fn behind_a_pooler_nobody_listens_and_a_wait_for_a_change_ends_all_the_sam
     let waited = store.wait_for_change(Duration::from_millis(300));
     within("the end of a wait", waited).await.expect("it can tell");
     let mut admin = admin(&server).await;
-    assert_eq!(count(&mut admin, "select count(*) from pg_stat_activity where query ilike 'listen%'").await, 0);
+    assert_eq!(
+        count(&mut admin, "select count(*) from pg_stat_activity where query ilike 'listen%'")
+            .await,
+        0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,7 +85,11 @@ async fn without_listening_no_connection_is_kept_for_it() {
     let store = PgStore::connect(&format!("{}?listen=false", server.url())).await.expect("a store");
     store.wait_for_change(Duration::from_millis(300)).await.expect("it can tell");
     let mut admin = admin(&server).await;
-    assert_eq!(count(&mut admin, "select count(*) from pg_stat_activity where query ilike 'listen%'").await, 0);
+    assert_eq!(
+        count(&mut admin, "select count(*) from pg_stat_activity where query ilike 'listen%'")
+            .await,
+        0
+    );
 }
 
 struct Site {
@@ -100,7 +117,8 @@ async fn keeps_the_contract(settings: &[(&str, &str)], ready_pool: bool) {
     let Some(pooler) = PgBouncer::start(&server, settings).await else { return };
     let made = AtomicUsize::new(0);
     store_suite(|| {
-        let schema = SchemaName::new(&format!("site_{}", made.fetch_add(1, Ordering::Relaxed))).expect("a name");
+        let schema = SchemaName::new(&format!("site_{}", made.fetch_add(1, Ordering::Relaxed)))
+            .expect("a name");
         let config = PgConfig { schema, ..PgConfig::from_url(&pooler.url()).expect("a URL") };
         async move { Box::new(Site { config, ready_pool }) as Box<dyn StoreFixture> }
     })
@@ -110,8 +128,11 @@ async fn keeps_the_contract(settings: &[(&str, &str)], ready_pool: bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_keeps_the_contract_behind_a_pooler_that_shares_connections_between_transactions() {
     // Several connections, so that a transaction does not come back to the same one.
-    keeps_the_contract(&[("pool_mode", "transaction"), ("default_pool_size", "4"), ("server_round_robin", "1")], false)
-        .await;
+    keeps_the_contract(
+        &[("pool_mode", "transaction"), ("default_pool_size", "4"), ("server_round_robin", "1")],
+        false,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,6 +142,9 @@ async fn it_keeps_the_contract_behind_a_pooler_that_shares_connections_between_s
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_keeps_the_contract_through_a_ready_pool_before_a_pooler() {
-    keeps_the_contract(&[("pool_mode", "transaction"), ("default_pool_size", "4"), ("server_round_robin", "1")], true)
-        .await;
+    keeps_the_contract(
+        &[("pool_mode", "transaction"), ("default_pool_size", "4"), ("server_round_robin", "1")],
+        true,
+    )
+    .await;
 }

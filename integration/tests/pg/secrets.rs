@@ -33,7 +33,11 @@ impl Write for Log {
 async fn a_password_is_never_shown() {
     let Some(server) = server(&[]).await else { return };
     let mut admin = crate::support::admin(&server).await;
-    crate::support::run(&mut admin, &format!("create role node login superuser password '{SECRET}'")).await;
+    crate::support::run(
+        &mut admin,
+        &format!("create role node login superuser password '{SECRET}'"),
+    )
+    .await;
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -58,7 +62,11 @@ async fn a_password_is_never_shown() {
         let journal = Journal::begin(&store).await;
         shown.push(format!("{:?}", store.write(journal.epoch, 99, &vec![]).await));
         store.wait_for_change(std::time::Duration::from_millis(200)).await.expect("it can tell");
-        crate::support::run(&mut admin, "delete from lockservice.head; delete from lockservice.tables").await;
+        crate::support::run(
+            &mut admin,
+            "delete from lockservice.head; delete from lockservice.tables",
+        )
+        .await;
     }
     server.stop().await;
     shown.push(format!("{:?}", PgStore::connect(&good).await));
@@ -72,15 +80,19 @@ async fn a_password_is_never_shown() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_is_used_and_a_server_of_another_authority_is_refused() {
     let options = || PostgresOptions { tls: true, ..PostgresOptions::default() };
-    let (Some(server), Some(other)) = tokio::join!(Postgres::start(options()), Postgres::start(options())) else {
+    let (Some(server), Some(other)) =
+        tokio::join!(Postgres::start(options()), Postgres::start(options()))
+    else {
         return;
     };
     let store = PgStore::connect(&server.tls_url()).await.expect("a store");
     Journal::begin(&store).await.check(&store).await;
     let mut admin = crate::support::admin(&server).await;
-    let encrypted = "select count(*) from pg_stat_ssl join pg_stat_activity using (pid) where ssl and application_name = 'lockservice'";
+    let encrypted = "select count(*) from pg_stat_ssl join pg_stat_activity using (pid) where ssl \
+        and application_name = 'lockservice'";
     assert!(crate::support::count(&mut admin, encrypted).await > 0);
-    let stranger = format!("{}?sslmode=verify-full&sslrootcert={}", server.url(), other.authority().display());
+    let stranger =
+        format!("{}?sslmode=verify-full&sslrootcert={}", server.url(), other.authority().display());
     assert_refused(PgStore::connect(&stranger).await, ErrorKind::StoreUnusable, &["certificates"]);
     let plain = crate::support::server(&[]).await.expect("as above");
     let insists = format!("{}?sslmode=require", plain.url());

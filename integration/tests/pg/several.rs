@@ -13,25 +13,35 @@ async fn of_several_servers_the_one_that_takes_writes_is_used_whichever_that_is_
     // It accepts connections and says nothing.
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let silent = silent.local_addr().expect("bound");
-    let host = |url: &str| url.split_once('@').and_then(|(_, rest)| rest.split_once('/')).expect("a host").0.to_owned();
+    let host = |url: &str| {
+        url.split_once('@').and_then(|(_, rest)| rest.split_once('/')).expect("a host").0.to_owned()
+    };
     let hosts = [silent.to_string(), "127.0.0.1:1".to_owned(), host(one.url()), host(other.url())];
-    let url = format!("postgres://lockservice:secret@{}/lockservice?target_session_attrs=read-write", hosts.join(","));
+    let url = format!(
+        "postgres://lockservice:secret@{}/lockservice?target_session_attrs=read-write",
+        hosts.join(",")
+    );
     drop(open(&other).await);
     let (mut admin_one, mut admin_other) = tokio::join!(admin(&one), admin(&other));
-    let set =
-        |value: &str| format!("alter system set default_transaction_read_only = {value}; select pg_reload_conf()");
+    let set = |value: &str| {
+        format!("alter system set default_transaction_read_only = {value}; select pg_reload_conf()")
+    };
     // One statement each: `alter system` takes no transaction.
     let read_only = async |admin: &mut _, value: &str| {
         for statement in set(value).split("; ") {
             run(admin, statement).await;
         }
     };
-    let until_read_only = "select current_setting('default_transaction_read_only')::bool::int::bigint";
+    let until_read_only =
+        "select current_setting('default_transaction_read_only')::bool::int::bigint";
     read_only(&mut admin_other, "on").await;
     crate::support::until(&mut admin_other, until_read_only).await;
 
     let store = bounded("the first connection", PgStore::connect(&url)).await.expect("a store");
-    assert!(store.describe().contains(&hosts.join(",")) && !store.describe().contains("secret"), "{store:?}");
+    assert!(
+        store.describe().contains(&hosts.join(",")) && !store.describe().contains("secret"),
+        "{store:?}"
+    );
     let mut journal = Journal::begin(&store).await;
     journal.write(&store).await.expect("a write");
     let lineage = store.applied().await.expect("an answer").lineage;
@@ -49,7 +59,8 @@ async fn of_several_servers_the_one_that_takes_writes_is_used_whichever_that_is_
     read_only(&mut admin_other, "off").await;
     crate::support::until(
         &mut admin_other,
-        "select (setting = 'off')::int::bigint from pg_file_settings where name = 'default_transaction_read_only'",
+        "select (setting = 'off')::int::bigint from pg_file_settings where name = \
+            'default_transaction_read_only'",
     )
     .await;
     let refused = bounded("the other", async {

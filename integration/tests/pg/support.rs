@@ -4,9 +4,15 @@ use std::time::Duration;
 
 use integration::containers::{Postgres, PostgresOptions};
 use integration::{within, within_limit};
-use lockservice_core::store::{BindRecord, BindStore, Candidate, Leadership, Op, StoreState, TableRecord};
-use lockservice_core::{BindVersion, Epoch, ErrorKind, NodeName, Result, ServiceId, TableId, TableRef};
-use lockservice_pg::sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row, query, raw_sql};
+use lockservice_core::store::{
+    BindRecord, BindStore, Candidate, Leadership, Op, StoreState, TableRecord,
+};
+use lockservice_core::{
+    BindVersion, Epoch, ErrorKind, NodeName, Result, ServiceId, TableId, TableRef,
+};
+use lockservice_pg::sqlx::{
+    AssertSqlSafe, Connection, Executor, PgConnection, Row, query, raw_sql,
+};
 use lockservice_pg::{PgConfig, PgStore};
 
 pub(crate) const TTL: Duration = Duration::from_secs(5);
@@ -35,12 +41,18 @@ pub(crate) async fn admin(server: &Postgres) -> PgConnection {
 
 /// Runs statements that answer nothing.
 pub(crate) async fn run(connection: &mut PgConnection, sql: &str) {
-    connection.execute(raw_sql(AssertSqlSafe(sql))).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    connection
+        .execute(raw_sql(AssertSqlSafe(sql)))
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
 /// The one number that a query answers.
 pub(crate) async fn count(connection: &mut PgConnection, sql: &str) -> i64 {
-    let row = connection.fetch_one(query(AssertSqlSafe(sql))).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    let row = connection
+        .fetch_one(query(AssertSqlSafe(sql)))
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {error}"));
     row.get(0)
 }
 
@@ -75,7 +87,10 @@ pub(crate) fn table(number: u64) -> TableRecord {
         id: TableId::new(number),
         partitions: 1,
         tokens_reserved_to: number << 32,
-        binds: vec![BindRecord { owner: ServiceId::new(number), version: BindVersion::new(number) }],
+        binds: vec![BindRecord {
+            owner: ServiceId::new(number),
+            version: BindVersion::new(number),
+        }],
     }
 }
 
@@ -95,7 +110,11 @@ pub(crate) async fn bounded<T>(what: &str, call: impl Future<Output = T>) -> T {
 }
 
 /// A refusal of this kind, whose text holds all of these.
-pub(crate) fn assert_refused<T: std::fmt::Debug>(outcome: Result<T>, kind: ErrorKind, texts: &[&str]) {
+pub(crate) fn assert_refused<T: std::fmt::Debug>(
+    outcome: Result<T>,
+    kind: ErrorKind,
+    texts: &[&str],
+) {
     let error = outcome.expect_err("it cannot have worked");
     let shown = format!("{error:?}");
     assert_eq!(error.kind(), kind, "{shown}");
@@ -126,7 +145,9 @@ impl Journal {
     /// The next write.
     pub(crate) async fn write(&mut self, store: &dyn BindStore) -> Result<()> {
         let number = self.applied + 1;
-        let outcome = bounded("a write", store.write(self.epoch, number, &vec![Op::PutTable(table(number))])).await;
+        let outcome =
+            bounded("a write", store.write(self.epoch, number, &vec![Op::PutTable(table(number))]))
+                .await;
         if outcome.is_ok() {
             self.applied = number;
         }
@@ -139,7 +160,10 @@ impl Journal {
             loop {
                 if let Ok(applied) = bounded("a reading of the number", store.applied()).await {
                     assert_eq!(applied.epoch, self.epoch, "nobody else leads");
-                    assert!((self.applied..=self.applied + 1).contains(&applied.number), "{self:?}, but {applied:?}");
+                    assert!(
+                        (self.applied..=self.applied + 1).contains(&applied.number),
+                        "{self:?}, but {applied:?}"
+                    );
                     self.applied = applied.number;
                     if self.write(store).await.is_ok() {
                         return;

@@ -1,4 +1,5 @@
-//! Who may use the store, and how: passwords, permissions, TLS, ready clients, foreign keys, and servers that are none.
+//! Who may use the store, and how: passwords, permissions, TLS, ready clients, foreign keys, and
+//! servers that are none.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,9 +24,11 @@ async fn refused(url: &str) -> Error {
 async fn a_wrong_or_missing_password_and_a_missing_permission_are_told_and_no_secret_is() {
     let Some(redis) = Redis::start(RedisOptions::default()).await else { return };
     let host = redis.url().trim_start_matches("redis://").trim_end_matches('/').to_owned();
-    for rule in
-        ["on >hidden ~* &* +@all -info", "on >hidden ~other &* +@all", "on >hidden ~* resetchannels +@all -config"]
-    {
+    for rule in [
+        "on >hidden ~* &* +@all -info",
+        "on >hidden ~other &* +@all",
+        "on >hidden ~* resetchannels +@all -config",
+    ] {
         let () = ask(redis.url(), &format!("ACL SETUSER poor reset {rule}")).await;
         if rule.contains("config") {
             // Neither CONFIG nor the channel is needed.
@@ -78,7 +81,11 @@ async fn what_does_not_answer_or_is_no_redis_is_told_in_time() {
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = garbage.accept().await {
             // An error means that the other side has gone.
-            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+            let _ = tokio::io::AsyncWriteExt::write_all(
+                &mut stream,
+                b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            )
+            .await;
         }
     });
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -101,7 +108,8 @@ async fn a_ready_client_serves_and_a_resignation_is_heard_at_once() {
     let Some(redis) = Redis::start(RedisOptions::default()).await else { return };
     let client = driver::Client::open(redis.url()).expect("a URL");
     let config = RedisConfig { name: "shared".to_owned(), ..RedisConfig::default() };
-    let leads = bounded(RedisStore::with_client(client.clone(), config.clone())).await.expect("it opens");
+    let leads =
+        bounded(RedisStore::with_client(client.clone(), config.clone())).await.expect("it opens");
     let waits = Arc::new(bounded(RedisStore::with_client(client, config)).await.expect("it opens"));
     let leader = Leader::of(&leads).await;
     let poll = Duration::from_secs(40);
@@ -109,7 +117,9 @@ async fn a_ready_client_serves_and_a_resignation_is_heard_at_once() {
     let waiting = Arc::clone(&waits);
     let heard = tokio::spawn(async move { waiting.wait_for_change(poll).await });
     within("the subscription", async {
-        while ask::<(String, u32)>(redis.url(), "PUBSUB NUMSUB {lockservice:shared}:leader").await.1 == 0 {
+        while ask::<(String, u32)>(redis.url(), "PUBSUB NUMSUB {lockservice:shared}:leader").await.1
+            == 0
+        {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -117,7 +127,8 @@ async fn a_ready_client_serves_and_a_resignation_is_heard_at_once() {
     bounded(leads.resign(leader.epoch)).await.expect("resigned");
     within("the news", heard).await.expect("no panic").expect("heard");
     assert!(begin.elapsed() < poll / 2, "{:?}", begin.elapsed());
-    let answer = bounded(waits.acquire_leadership(&candidate("next"), TTL)).await.expect("an answer");
+    let answer =
+        bounded(waits.acquire_leadership(&candidate("next"), TTL)).await.expect("an answer");
     assert!(matches!(answer, Leadership::Acquired { clean: true, .. }), "{answer:?}");
     // The news of its own acquisition ends one wait; then nothing happens, and the poll does.
     let begin = Instant::now();
@@ -130,14 +141,17 @@ async fn a_ready_client_serves_and_a_resignation_is_heard_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn over_tls_only_the_right_authority_is_trusted() {
     let Some(redis) = Redis::start(RedisOptions::default()).await else { return };
-    let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
+    let signed =
+        rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
     let (certificate, key) = (signed.cert.pem(), signed.signing_key.serialize_pem());
     for (file, content) in [("cert.pem", &certificate), ("key.pem", &key)] {
-        let (status, output) =
-            redis.exec(["sh", "-c", &format!("umask 022; printf %s '{content}' > /data/{file}")]).await;
+        let (status, output) = redis
+            .exec(["sh", "-c", &format!("umask 022; printf %s '{content}' > /data/{file}")])
+            .await;
         assert_eq!(status, 0, "{output}");
     }
-    let switch = "CONFIG SET tls-cert-file /data/cert.pem tls-key-file /data/key.pem tls-ca-cert-file /data/cert.pem \
+    let switch = "CONFIG SET tls-cert-file /data/cert.pem tls-key-file /data/key.pem \
+     tls-ca-cert-file /data/cert.pem \
                   tls-auth-clients no port 0 tls-port 6379";
     let () = ask(redis.url(), switch).await;
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,6 +1,8 @@
 //! The contract of a store on each kind of Redis.
 
-use integration::containers::{Cluster, ClusterOptions, Redis, RedisOptions, Sentinel, SentinelOptions};
+use integration::containers::{
+    Cluster, ClusterOptions, Redis, RedisOptions, Sentinel, SentinelOptions,
+};
 use lockservice_core::testing::{StoreFixture, fault_suite, store_suite};
 
 use crate::support::Named;

@@ -42,7 +42,11 @@ async fn a_master_that_becomes_a_replica_refuses_everything_and_comes_back_as_an
     // Also if it would take writes, and for mere reading: what a replica says may be old.
     for writable in ["yes", "no"] {
         let () = ask(redis.url(), &format!("CONFIG SET replica-read-only {writable}")).await;
-        for refused in [leader.write().await.err(), leader.renew().await.err(), bounded(store.applied()).await.err()] {
+        for refused in [
+            leader.write().await.err(),
+            leader.renew().await.err(),
+            bounded(store.applied()).await.err(),
+        ] {
             let refused = refused.expect("it is no master");
             assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused:?}");
             assert!(refused.to_string().contains("replica"), "{refused}");
@@ -53,7 +57,8 @@ async fn a_master_that_becomes_a_replica_refuses_everything_and_comes_back_as_an
     assert_whole(&bounded(store.load()).await.expect("load"), 1);
 }
 
-/// Leads to `server` until `frozen` is set. After that it accepts connections and passes nothing on.
+/// Leads to `server` until `frozen` is set. After that it accepts connections and passes nothing
+/// on.
 async fn relay(server: String, frozen: Arc<AtomicBool>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -111,7 +116,10 @@ async fn a_server_that_forgot_the_scripts_is_sent_them_again() {
     let () = ask(redis.url(), "CONFIG RESETSTAT").await;
     leader.write().await.expect("a write");
     let stats: String = ask(redis.url(), "INFO commandstats").await;
-    assert!(stats.contains("cmdstat_evalsha:calls=1,") && !stats.contains("cmdstat_eval:"), "{stats}");
+    assert!(
+        stats.contains("cmdstat_evalsha:calls=1,") && !stats.contains("cmdstat_eval:"),
+        "{stats}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,7 +136,8 @@ async fn a_paused_server_costs_no_call_more_than_its_bound_and_a_write_is_settle
     assert!(bounded(store.load()).await.is_err());
     assert!(begin.elapsed() < BOUND * 3, "{:?}", begin.elapsed());
     redis.unpause().await;
-    // What was sent into the pause has landed, or never will: its number is taken, by itself or by the next.
+    // What was sent into the pause has landed, or never will: its number is taken, by itself or by
+    // the next.
     let found = bounded(store.applied()).await.expect("it answers");
     assert_eq!(found.lineage, leader.lineage, "a pause loses nothing");
     match bounded(store.write(leader.epoch, 2, &batch(2))).await {
@@ -140,16 +149,26 @@ async fn a_paused_server_costs_no_call_more_than_its_bound_and_a_write_is_settle
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_still_loads_says_so_until_it_serves() {
-    // 20 ms for each of 200 keys: longer than Docker may take to start the container. It answers after each kibibyte, every 14 keys.
-    let slow = "--key-load-delay 20000 --loading-process-events-interval-bytes 1024 --rdbcompression no --save ";
-    let options = RedisOptions { arguments: slow.split(' ').map(String::from).collect(), ..RedisOptions::default() };
+    // 20 ms for each of 200 keys: longer than Docker may take to start the container. It answers
+    // after each kibibyte, every 14 keys.
+    let slow = "--key-load-delay 20000 --loading-process-events-interval-bytes 1024 \
+        --rdbcompression no --save ";
+    let options = RedisOptions {
+        arguments: slow.split(' ').map(String::from).collect(),
+        ..RedisOptions::default()
+    };
     let Some(redis) = Redis::start(options).await else { return };
     let store = open(redis.url()).await;
     let mut leader = Leader::of(&store).await;
     leader.write().await.expect("a write");
-    let () =
-        ask(redis.url(), &format!("MSET{}", (0..200).map(|n| format!(" k{n} {}", "v".repeat(64))).collect::<String>()))
-            .await;
+    let () = ask(
+        redis.url(),
+        &format!(
+            "MSET{}",
+            (0..200).map(|n| format!(" k{n} {}", "v".repeat(64))).collect::<String>()
+        ),
+    )
+    .await;
     let () = ask(redis.url(), "SAVE").await;
     redis.kill().await;
     redis.start_without_waiting().await;
@@ -180,9 +199,13 @@ async fn without_enough_replicas_nothing_counts() {
     let unknown = bounded(store.write(leader.epoch, 2, &batch(2))).await.expect_err("no replica");
     assert_eq!(unknown.kind(), ErrorKind::UnknownOutcome, "{unknown:?}");
     assert!(unknown.to_string().contains("replicas"), "{unknown}");
-    let unsettled = bounded(store.applied()).await.expect_err("what can still be lost settles nothing");
+    let unsettled =
+        bounded(store.applied()).await.expect_err("what can still be lost settles nothing");
     assert_eq!(unsettled.kind(), ErrorKind::Unavailable, "{unsettled:?}");
-    assert_eq!(bounded(store.renew(leader.epoch)).await.expect_err("no replica").kind(), ErrorKind::Unavailable);
+    assert_eq!(
+        bounded(store.renew(leader.epoch)).await.expect_err("no replica").kind(),
+        ErrorKind::Unavailable
+    );
     let asked = bounded(store.acquire_leadership(&leader.candidate, crate::support::TTL)).await;
     assert_eq!(asked.expect_err("no replica").kind(), ErrorKind::Unavailable);
 }

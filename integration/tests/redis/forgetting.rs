@@ -11,17 +11,25 @@ use lockservice_core::store::{BindStore, Candidate, Floor, Leadership};
 use lockservice_core::testing::LocalPeers;
 use lockservice_core::{ErrorKind, NodeName, Nonce, TableRef};
 
-use crate::support::{Leader, TTL, ask, assert_whole, batch, bounded, candidate, leader_seen, open, seen};
+use crate::support::{
+    Leader, TTL, ask, assert_whole, batch, bounded, candidate, leader_seen, open, seen,
+};
 
 fn arguments(arguments: &str) -> RedisOptions {
-    RedisOptions { arguments: arguments.split(' ').map(String::from).collect(), ..RedisOptions::default() }
+    RedisOptions {
+        arguments: arguments.split(' ').map(String::from).collect(),
+        ..RedisOptions::default()
+    }
 }
 
 /// The record is gone: the leader is refused, and the next one waits once, then begins above it.
 async fn the_loss_is_noticed(mut leader: Leader) {
     assert_eq!(leader.renew().await.expect_err("no record").kind(), ErrorKind::Fenced);
     assert_eq!(leader.write().await.expect_err("no record").kind(), ErrorKind::Fenced);
-    assert_eq!(bounded(leader.store.resign(leader.epoch)).await.expect_err("no record").kind(), ErrorKind::Fenced);
+    assert_eq!(
+        bounded(leader.store.resign(leader.epoch)).await.expect_err("no record").kind(),
+        ErrorKind::Fenced
+    );
     let state = bounded(leader.store.load()).await.expect("it is empty, not damaged");
     assert_eq!((state.applied, state.tables.len()), (0, 0));
     // The leader itself must watch too: its name stands nowhere.
@@ -59,7 +67,8 @@ async fn a_restart_without_persistence_is_noticed() {
     the_loss_is_noticed(leader).await;
 }
 
-/// What is handed out to the first owner on a store that was found empty: incarnation, table id, version, token.
+/// What is handed out to the first owner on a store that was found empty: incarnation, table id,
+/// version, token.
 async fn first_numbers(allocator: &dyn LockTableAllocator) -> [u64; 4] {
     let (nonce, table) = (Nonce::new(1), TableRef::new("g", "t").expect("names"));
     let node = NodeName::new("n").expect("a name");
@@ -77,15 +86,20 @@ async fn first_numbers(allocator: &dyn LockTableAllocator) -> [u64; 4] {
     }
 }
 
-/// F1, L4: whoever remembered anything dies with it, again and again, and all that within one epoch of the server's clock.
+/// F1, L4: whoever remembered anything dies with it, again and again, and all that within one epoch
+/// of the server's clock.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_forgets_everything_with_all_its_nodes_hands_nothing_out_twice() {
     let Some(redis) = Redis::start(arguments("--save  --appendonly no")).await else { return };
     let mut last = [0; 4];
     for _ in 0..3 {
         let node = Node::join("n", Arc::new(open(redis.url()).await), &LocalPeers::default());
-        let high_water = within("an owner on an empty store", first_numbers(&*node.allocator)).await;
-        assert!(high_water.iter().zip(last).all(|(number, last)| *number > last), "{high_water:?} after {last:?}");
+        let high_water =
+            within("an owner on an empty store", first_numbers(&*node.allocator)).await;
+        assert!(
+            high_water.iter().zip(last).all(|(number, last)| *number > last),
+            "{high_water:?} after {last:?}"
+        );
         last = high_water;
         drop(node);
         redis.kill().await;
@@ -104,15 +118,22 @@ async fn a_restart_from_a_snapshot_is_noticed_by_the_number_and_by_the_lineage()
     redis.kill().await;
     redis.start().await;
     assert_ne!(leader.renew().await.expect("the record is there"), leader.lineage);
-    assert_eq!(leader.write().await.expect_err("the number does not follow").kind(), ErrorKind::Fenced);
+    assert_eq!(
+        leader.write().await.expect_err("the number does not follow").kind(),
+        ErrorKind::Fenced
+    );
     let found = bounded(store.applied()).await.expect("it answers");
     assert_eq!((found.epoch, found.number), (leader.epoch, 1));
     assert_ne!(found.lineage, leader.lineage);
-    // Its own name stands there, but on another copy: it must watch like any other, and is told that something may be lost.
+    // Its own name stands there, but on another copy: it must watch like any other, and is told
+    // that something may be lost.
     let me = Candidate { seen: None, ..leader.candidate.clone() };
     let next = Candidate { seen: Some(seen(&store, &me).await), ..me };
     let answer = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
-    assert!(matches!(answer, Leadership::Acquired { applied: 1, clean: false, continuous: false, .. }), "{answer:?}");
+    assert!(
+        matches!(answer, Leadership::Acquired { applied: 1, clean: false, continuous: false, .. }),
+        "{answer:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -126,7 +147,10 @@ async fn a_resignation_before_a_restart_proves_nothing_after_it() {
     let mut next = candidate("next");
     next.seen = Some(seen(&store, &next).await);
     let answer = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
-    assert!(matches!(answer, Leadership::Acquired { clean: false, continuous: false, .. }), "{answer:?}");
+    assert!(
+        matches!(answer, Leadership::Acquired { clean: false, continuous: false, .. }),
+        "{answer:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,12 +175,23 @@ async fn with_a_synced_append_only_file_no_acknowledged_write_is_lost_to_kill_ni
             let (failure, ()) = tokio::join!(writing, killing);
             (leader.applied, failure)
         };
-        assert!(matches!(failure.kind(), ErrorKind::UnknownOutcome | ErrorKind::Unavailable), "{failure:?}");
-        assert!(matches!(leader.renew().await.expect_err("it is dead").kind(), ErrorKind::Unavailable));
+        assert!(
+            matches!(failure.kind(), ErrorKind::UnknownOutcome | ErrorKind::Unavailable),
+            "{failure:?}"
+        );
+        assert!(matches!(
+            leader.renew().await.expect_err("it is dead").kind(),
+            ErrorKind::Unavailable
+        ));
         redis.start().await;
-        let found = bounded(store.applied()).await.expect("it answers again, over a new connection");
+        let found =
+            bounded(store.applied()).await.expect("it answers again, over a new connection");
         assert_ne!(found.lineage, leader.lineage);
-        assert!(found.number == written || found.number == written + 1, "{} of {written}", found.number);
+        assert!(
+            found.number == written || found.number == written + 1,
+            "{} of {written}",
+            found.number
+        );
         written = found.number;
         assert_whole(&bounded(store.load()).await.expect("load"), written);
         // Whoever watches may lead the new copy.
@@ -177,7 +212,11 @@ async fn epochs_begin_above_a_floor_from_the_servers_clock() {
     let floor = Floor::of_clock(now_s).expect("a clock that is right").epoch().get();
     let leader = Leader::of(&store).await;
     // An empty store may have forgotten some: it leaps over them.
-    assert!(leader.epoch.get() > floor && leader.epoch.get() <= floor + 17, "{} above {floor}", leader.epoch);
+    assert!(
+        leader.epoch.get() > floor && leader.epoch.get() <= floor + 17,
+        "{} above {floor}",
+        leader.epoch
+    );
     let watched = seen(&store, &candidate("other")).await;
     assert_eq!(leader_seen(&watched).epoch, leader.epoch);
     assert_eq!(leader_seen(&watched).ttl_ms, 5_000);

@@ -7,8 +7,8 @@ use integration::store::named;
 use integration::within;
 use lockservice_core::maintenance::ProblemKind;
 use lockservice_core::store::{
-    BindStore, Candidate, ClusterConstants, Head, Leadership, LeadershipHistory, Lineage, Op, ServiceRecord,
-    ServiceState, StoreState, decode, encode,
+    BindStore, Candidate, ClusterConstants, Head, Leadership, LeadershipHistory, Lineage, Op,
+    ServiceRecord, ServiceState, StoreState, decode, encode,
 };
 use lockservice_core::{Epoch, ErrorKind, Nonce, ServiceId, TxnId};
 use lockservice_redis::{RedisStore, redis as driver};
@@ -58,9 +58,15 @@ fn line(name: &[u8], value: &[u8]) -> String {
         b"head/epoch" => b"900000".to_vec(),
         b"head/record" => {
             let head: Head = decode("head/record", value).expect("a head");
-            // The committed head is older than the optional field of where leaderships began; it opens all the same.
+            // The committed head is older than the optional field of where leaderships began; it
+            // opens all the same.
             let lineage = Lineage("another/copy".to_owned());
-            encode(&Head { epoch: Epoch::new(900_000), lineage, history: LeadershipHistory::default(), ..head })
+            encode(&Head {
+                epoch: Epoch::new(900_000),
+                lineage,
+                history: LeadershipHistory::default(),
+                ..head
+            })
         }
         _ => value.to_vec(),
     };
@@ -75,7 +81,8 @@ fn unescaped(text: &str) -> Vec<u8> {
             b'\\' => match rest.next().expect("an escape") {
                 b'x' => {
                     let digits = [rest.next().expect("a digit"), rest.next().expect("a digit")];
-                    u8::from_str_radix(std::str::from_utf8(&digits).expect("digits"), 16).expect("hexadecimal")
+                    u8::from_str_radix(std::str::from_utf8(&digits).expect("digits"), 16)
+                        .expect("hexadecimal")
                 }
                 b'n' => b'\n',
                 b'r' => b'\r',
@@ -95,8 +102,11 @@ async fn restore(url: &str) {
         let (name, value) = line.split_once(' ').expect("a name and a value");
         command.arg(unescaped(name)).arg(unescaped(value));
     }
-    let mut connection =
-        driver::Client::open(url).expect("a URL").get_multiplexed_async_connection().await.expect("it connects");
+    let mut connection = driver::Client::open(url)
+        .expect("a URL")
+        .get_multiplexed_async_connection()
+        .await
+        .expect("it connects");
     let () = command.query_async(&mut connection).await.expect("restored");
 }
 
@@ -104,7 +114,10 @@ fn assert_as_committed(mut state: StoreState) {
     assert_eq!((state.epoch.get(), state.applied), (900_000, 1));
     state.tables.sort_by_key(|table| table.id);
     assert_eq!(state.tables, [table(1), table(2)]);
-    assert_eq!(state.constants, Some(ClusterConstants { leadership_ttl_ms: 6_000, lease_ttl_ms: 7_000 }));
+    assert_eq!(
+        state.constants,
+        Some(ClusterConstants { leadership_ttl_ms: 6_000, lease_ttl_ms: 7_000 })
+    );
     assert_eq!(state.services.iter().map(|service| service.id).collect::<Vec<_>>(), [ORIGIN]);
     assert_eq!(state.tombstones, [TxnId { origin: ORIGIN, counter: 9 }]);
 }
@@ -114,11 +127,15 @@ async fn what_is_written_today_is_format_one_as_it_was_committed() {
     let Some(redis) = Redis::start(RedisOptions::default()).await else { return };
     make(&open(redis.url()).await).await;
     let written = dump(redis.url()).await;
-    assert_eq!(without_additions(&written), FIXTURE, "the format has changed; what is written now:\n{written}");
+    assert_eq!(
+        without_additions(&written),
+        FIXTURE,
+        "the format has changed; what is written now:\n{written}"
+    );
 }
 
-/// Takes out what records of format 1 may have since the fixture was committed: the leader's address
-/// for clients, and the cluster, whose id is random.
+/// Takes out what records of format 1 may have since the fixture was committed: the leader's
+/// address for clients, and the cluster, whose id is random.
 fn without_additions(written: &str) -> String {
     let mut text = written.to_owned();
     for (field, end) in [(r#",\"clients\":\""#, r#"\""#), (r#",\"cluster\":{"#, "}")] {
@@ -181,7 +198,9 @@ async fn an_inspection_names_every_damaged_record_and_changes_nothing() {
     let inspection = bounded(RedisStore::inspect(url)).await.expect("a store");
     assert!(inspection.damage.named().is_empty());
     assert_as_committed(inspection.state);
-    let spoil = async |field: &str, value: &str| ask::<i64>(url, &format!("HSET {KEY} {field} {value}")).await;
+    let spoil = async |field: &str, value: &str| {
+        ask::<i64>(url, &format!("HSET {KEY} {field} {value}")).await
+    };
     spoil("table/g\0t1", "\u{1}{}").await;
     spoil("service/\0\0\0\0\0\0\0\u{7}", "\u{2}").await;
     spoil("invention", "?").await;
@@ -197,7 +216,10 @@ async fn an_inspection_names_every_damaged_record_and_changes_nothing() {
     assert_eq!(inspection.head.expect("sound").epoch, Epoch::new(900_000));
     assert_eq!(dump(url).await, before, "nothing was changed");
     let refused = bounded(open(url).await.load()).await.expect_err("nobody leads it");
-    assert!(matches!(refused.kind(), ErrorKind::StoreCorrupt | ErrorKind::StoreNewer), "{refused:?}");
+    assert!(
+        matches!(refused.kind(), ErrorKind::StoreCorrupt | ErrorKind::StoreNewer),
+        "{refused:?}"
+    );
 
     spoil("head/record", "\u{1}{}").await;
     let inspection = bounded(RedisStore::inspect(url)).await.expect("a store");

@@ -1,4 +1,5 @@
-//! Sentinel and Cluster: the store finds the new master by itself, and what a promoted replica lacks is noticed (L4).
+//! Sentinel and Cluster: the store finds the new master by itself, and what a promoted replica
+//! lacks is noticed (L4).
 
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use lockservice_redis::redis;
 use crate::support::{Leader, TTL, ask, assert_whole, bounded, open, seen};
 
 fn hosts(urls: &[String]) -> String {
-    let hosts: Vec<_> = urls.iter().map(|url| url.trim_start_matches("redis://").trim_end_matches('/')).collect();
+    let hosts: Vec<_> =
+        urls.iter().map(|url| url.trim_start_matches("redis://").trim_end_matches('/')).collect();
     hosts.join(",")
 }
 
@@ -83,11 +85,15 @@ async fn a_promoted_replica_that_lacks_the_last_writes_is_noticed() {
     group.server(0).kill().await;
     group.wait_for_another_master(0).await;
     assert_ne!(renewed(&leader).await, leader.lineage);
-    assert_eq!(leader.write().await.expect_err("the number does not follow").kind(), ErrorKind::Fenced);
+    assert_eq!(
+        leader.write().await.expect_err("the number does not follow").kind(),
+        ErrorKind::Fenced
+    );
     let me = Candidate { seen: None, ..leader.candidate.clone() };
     let next = Candidate { seen: Some(seen(&store, &me).await), ..me };
     let answer = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
-    let Leadership::Acquired { epoch, applied: 1, clean: false, continuous: false, .. } = answer else {
+    let Leadership::Acquired { epoch, applied: 1, clean: false, continuous: false, .. } = answer
+    else {
         panic!("{answer:?}")
     };
     assert!(epoch > leader.epoch, "also above what the promoted one had not received");
@@ -96,7 +102,11 @@ async fn a_promoted_replica_that_lacks_the_last_writes_is_noticed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_is_followed_when_the_slot_gets_another_master() {
-    let options = ClusterOptions { replicas: 1, node_timeout: Duration::from_secs(1), ..ClusterOptions::default() };
+    let options = ClusterOptions {
+        replicas: 1,
+        node_timeout: Duration::from_secs(1),
+        ..ClusterOptions::default()
+    };
     let Some(cluster) = Cluster::start(options).await else { return };
     let key = "{lockservice:default}";
     let store = open(&cluster_url(&cluster)).await;
@@ -112,7 +122,8 @@ async fn a_cluster_is_followed_when_the_slot_gets_another_master() {
     cluster.node(first).start().await;
     let old = open(&format!("redis-cluster://{}", hosts(&cluster.urls()[first..=first]))).await;
     assert_eq!(bounded(old.applied()).await.expect("it answers").lineage, lineage);
-    // And is made master again, while all live: the connection leads to a replica, which says where the key has moved.
+    // And is made master again, while all live: the connection leads to a replica, which says where
+    // the key has moved.
     within("the replica is in step, and takes over", take_over(&cluster.urls()[first])).await;
     assert_ne!(renewed(&leader).await, lineage);
     let mut leader = led_again(&leader).await;
@@ -143,7 +154,11 @@ async fn a_slot_is_moved_key_by_key_while_the_store_is_written_and_no_call_fails
     for (n, neighbour) in neighbours.iter().enumerate() {
         if n == neighbours.len() / 2 {
             cluster.move_key(key, from, to).await;
-            assert_ne!(leader.renew().await.expect("it is followed"), leader.lineage, "another copy answers (L4)");
+            assert_ne!(
+                leader.renew().await.expect("it is followed"),
+                leader.lineage,
+                "another copy answers (L4)"
+            );
         }
         cluster.move_key(neighbour, from, to).await;
         served(&mut leader, "while keys are moved").await;
@@ -185,10 +200,17 @@ async fn replicated(master: &str) {
     let mut connection = within("a connection", connection).await.expect("a connection");
     within("the replica is in step", async {
         loop {
-            // WAIT speaks of the writes of its own connection only: without one it answers at once. It waits for less than a call may take, for
-            // the replica may not have attached yet.
+            // WAIT speaks of the writes of its own connection only: without one it answers at once.
+            // It waits for less than a call may take, for the replica may not have attached yet.
             let mut asked = redis::pipe();
-            asked.cmd("SET").arg("{lockservice:default}-of-the-test").arg(1).ignore().cmd("WAIT").arg(1).arg(100);
+            asked
+                .cmd("SET")
+                .arg("{lockservice:default}-of-the-test")
+                .arg(1)
+                .ignore()
+                .cmd("WAIT")
+                .arg(1)
+                .arg(100);
             let (received,): (u32,) = asked.query_async(&mut connection).await.expect("an answer");
             if received == 1 {
                 return;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use integration::within;
 use lockservice_core::store::{
-    Batch, BindRecord, BindStore, Candidate, LeaderSeen, Leadership, Lineage, Op, Seen, StoreState, TableRecord,
+    Batch, BindRecord, BindStore, Candidate, LeaderSeen, Leadership, Lineage, Op, Seen, StoreState,
+    TableRecord,
 };
 use lockservice_core::testing::StoreFixture;
 use lockservice_core::{BindVersion, Epoch, Error, NodeName, ServiceId, TableId, TableRef};
@@ -136,6 +137,8 @@ pub(crate) async fn ask<T: FromRedisValue>(url: &str, command: &str) -> T {
     }
     let client = redis::Client::open(url).expect("a URL");
     let mut connection =
-        within("a connection", Box::pin(client.get_multiplexed_async_connection())).await.expect("a connection");
+        within("a connection", Box::pin(client.get_multiplexed_async_connection()))
+            .await
+            .expect("a connection");
     within(command, Box::pin(asked.query_async(&mut connection))).await.expect(command)
 }

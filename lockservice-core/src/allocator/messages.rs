@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::id::{
-    BindVersion, CommitAttempt, Epoch, FencingToken, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId,
+    BindVersion, CommitAttempt, Epoch, FencingToken, NodeName, Nonce, ServiceId, TableId, TableRef,
+    TxnId,
 };
 use crate::store::{ClusterConstants, ServiceState};
 
-/// How far the allocator has come, as its answers say: a node rejects answers of an earlier leadership (L3), and reports the furthest it
-/// was told of, so that a leader notices that its store went back (L4).
+/// How far the allocator has come, as its answers say: a node rejects answers of an earlier
+/// leadership (L3), and reports the furthest it was told of, so that a leader notices that its
+/// store went back (L4).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
 pub struct Progress {
     /// The leadership's epoch when it answered.
@@ -18,20 +20,22 @@ pub struct Progress {
     pub write: u64,
     /// Every version, incarnation, table id and token that had been handed out is below this.
     pub high_water: u64,
-    /// Tells the leadership from another that was given the same epoch, by a store that went back; 0 if that is not known.
+    /// Tells the leadership from another that was given the same epoch, by a store that went back;
+    /// 0 if that is not known.
     pub leader: Nonce,
 }
 
-/// How far above the clock of the store's server, or above a leader where there is none, an epoch can honestly be: each leadership is worth
-/// one, a leap up to 15 more.
+/// How far above the clock of the store's server, or above a leader where there is none, an epoch
+/// can honestly be: each leadership is worth one, a leap up to 15 more.
 const EPOCHS_AHEAD_MAX: u64 = 1 << 16;
 
 impl Progress {
-    /// This report as a leader of `epoch` may believe it, if its store's server vouches for `sure`: reports from nowhere must not use up all
-    /// epochs and numbers.
+    /// This report as a leader of `epoch` may believe it, if its store's server vouches for `sure`:
+    /// reports from nowhere must not use up all epochs and numbers.
     pub(in crate::allocator) fn believed(self, epoch: Epoch, sure: Epoch) -> Self {
         if self.epoch > epoch && self.epoch.get() > sure.get().saturating_add(EPOCHS_AHEAD_MAX) {
-            tracing::warn!(observed = %self.epoch, %epoch, "a report of an epoch that nobody can have reached is ignored");
+            tracing::warn!(observed = %self.epoch, %epoch, "a report of an epoch that nobody can \
+                have reached is ignored");
             return Self::default();
         }
         // Numbers lie below the end of their epoch.
@@ -48,7 +52,8 @@ pub struct Registration {
     pub nonce: Nonce,
     /// Where clients reach it.
     pub address: String,
-    /// The incarnation that this same process had before, if its lease was lost: it is replaced, not in the way.
+    /// The incarnation that this same process had before, if its lease was lost: it is replaced,
+    /// not in the way.
     pub replaces: Option<(ServiceId, Nonce)>,
 }
 
@@ -192,11 +197,17 @@ pub struct PresentedBind {
 
 impl From<&Bind> for PresentedBind {
     fn from(bind: &Bind) -> Self {
-        Self { table: bind.table.clone(), partition: bind.partition, owner: bind.owner, version: bind.version }
+        Self {
+            table: bind.table.clone(),
+            partition: bind.partition,
+            owner: bind.owner,
+            version: bind.version,
+        }
     }
 }
 
-/// How long a commit needs: less than `least` is of no use to it, more than `most` it does not ask for.
+/// How long a commit needs: less than `least` is of no use to it, more than `most` it does not ask
+/// for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CommitWindow {
     /// The admission is refused if it would be shorter.
@@ -221,13 +232,15 @@ pub struct BeginCommit {
 /// A commit may go ahead.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CommitAdmission {
-    /// The write must have landed before this much time has passed, lo-counted from before the request was sent (C1).
+    /// The write must have landed before this much time has passed, lo-counted from before the
+    /// request was sent (C1).
     pub commit_before: Duration,
     /// Who answered.
     pub at: Progress,
 }
 
-/// What became of each transaction of a [`cannot_commit`](crate::allocator::LockTableAllocator::cannot_commit).
+/// What became of each transaction of a
+/// [`cannot_commit`](crate::allocator::LockTableAllocator::cannot_commit).
 #[derive(Clone, Debug, Default)]
 pub struct CannotCommit {
     /// Who answered.
@@ -236,7 +249,8 @@ pub struct CannotCommit {
     pub tombstoned: Vec<TxnId>,
     /// The commit of these is in flight: keep their locks and ask again later.
     pub committing: Vec<TxnId>,
-    /// It is not known of these whether they can commit, and why: keep their locks and ask again later.
+    /// It is not known of these whether they can commit, and why: keep their locks and ask again
+    /// later.
     pub failed: Vec<(TxnId, Error)>,
 }
 

@@ -28,7 +28,8 @@ impl Report {
 
 fn words(observed: Progress) -> [u8; 32] {
     let mut words = [0; 32];
-    let high_water = [observed.epoch.get(), observed.write, observed.high_water, observed.leader.get()];
+    let high_water =
+        [observed.epoch.get(), observed.write, observed.high_water, observed.leader.get()];
     for (bytes, number) in words.chunks_exact_mut(8).zip(high_water) {
         bytes.copy_from_slice(&number.to_be_bytes());
     }
@@ -43,7 +44,8 @@ mod tests {
     #[test]
     fn a_report_holds_as_it_was_made_and_in_its_cluster_alone() {
         let (cluster, other) = (Cluster::random(), Cluster::random());
-        let observed = Progress { epoch: Epoch::new(3), write: 5, high_water: 7, leader: Nonce::new(9) };
+        let observed =
+            Progress { epoch: Epoch::new(3), write: 5, high_water: 7, leader: Nonce::new(9) };
         let report = Report::new(observed, &cluster);
         assert!(report.is_of(&cluster) && !report.is_of(&other));
         for altered in [

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::ClusterConstants;
 
-/// Shortest TTL that is accepted, in milliseconds: below it the margins for the clocks leave nothing of a promise.
+/// Shortest TTL that is accepted, in milliseconds: below it the margins for the clocks leave
+/// nothing of a promise.
 pub const TTL_MS_MIN: u64 = 1_000;
 
 /// Longest TTL that is accepted, in milliseconds: one hour.
@@ -17,7 +18,8 @@ pub const TTL_MS_MAX: u64 = 3_600_000;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AllocatorSettings {
-    /// The cluster's TTLs, in milliseconds, each 1,000 to 3,600,000. Default: 2,000 of leadership, 5,000 of a lease. Changing one waits out the old (B4).
+    /// The cluster's TTLs, in milliseconds, each 1,000 to 3,600,000. Default: 2,000 of leadership,
+    /// 5,000 of a lease. Changing one waits out the old (B4).
     pub constants: ClusterConstants,
     /// Largest number of lock tables. Default: 1,000,000.
     pub tables_max: usize,
@@ -27,13 +29,15 @@ pub struct AllocatorSettings {
     pub table_idle_ms: u64,
     /// Largest number of nodes that are known at one time. Default: 10,000.
     pub nodes_max: usize,
-    /// Largest number of changes that wait for the store; whoever has more waits for room. Default: 8,192.
+    /// Largest number of changes that wait for the store; whoever has more waits for room. Default:
+    /// 8,192.
     pub queue_max: usize,
     /// Largest number of changes in one write to the store. Default: 1,024.
     pub batch_max: usize,
     /// Largest number of binds that one commit presents. Default: 10,000.
     pub commit_binds_max: usize,
-    /// Largest number of transactions of one origin that are committing or tombstoned at one time. Default: 1,000,000.
+    /// Largest number of transactions of one origin that are committing or tombstoned at one time.
+    /// Default: 1,000,000.
     pub commits_max: usize,
 }
 
@@ -60,8 +64,10 @@ impl AllocatorSettings {
 
     /// Fails with `InvalidArgument`, naming the setting, if one is out of its range.
     pub fn check(&self) -> Result<()> {
-        let ttls =
-            [("leadership_ttl_ms", self.constants.leadership_ttl_ms), ("lease_ttl_ms", self.constants.lease_ttl_ms)];
+        let ttls = [
+            ("leadership_ttl_ms", self.constants.leadership_ttl_ms),
+            ("lease_ttl_ms", self.constants.lease_ttl_ms),
+        ];
         for (setting, value) in ttls {
             if !(TTL_MS_MIN..=TTL_MS_MAX).contains(&value) {
                 return Err(invalid(setting, value, "a TTL is 1,000 to 3,600,000 milliseconds"));

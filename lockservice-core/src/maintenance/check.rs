@@ -29,7 +29,8 @@ pub enum ProblemKind {
     Newer,
     /// Two records have one name or one number.
     Twice,
-    /// A number begins with an epoch that the store has not reached: it lost its newest leadership (L4).
+    /// A number begins with an epoch that the store has not reached: it lost its newest leadership
+    /// (L4).
     EpochAhead,
     /// A number lies outside of what it may be (F2).
     OutOfRange,
@@ -59,15 +60,16 @@ impl ProblemKind {
         }
     }
 
-    /// True if the next leader steps over it by itself, so that a dump which has it can be restored: it takes an epoch above all numbers,
-    /// holds an unknown owner for fenced, and waits out every lease.
+    /// True if the next leader steps over it by itself, so that a dump which has it can be
+    /// restored: it takes an epoch above all numbers, holds an unknown owner for fenced, and waits
+    /// out every lease.
     pub const fn heals(self) -> bool {
         matches!(self, Self::EpochAhead | Self::UnknownOwner | Self::TwoLive)
     }
 }
 
-/// Everything that is wrong with a store: each record that cannot be read (of more than a hundred, how many more), or else what
-/// [`problems`] finds.
+/// Everything that is wrong with a store: each record that cannot be read (of more than a hundred,
+/// how many more), or else what [`problems`] finds.
 ///
 /// Not both: records that make no sense together may do so with those that could not be read.
 pub fn diagnose(inspection: &Inspection) -> Vec<Problem> {
@@ -88,8 +90,13 @@ pub fn diagnose(inspection: &Inspection) -> Vec<Problem> {
 }
 
 fn unreadable(error: &Error) -> Problem {
-    let kind = if error.kind() == ErrorKind::StoreNewer { ProblemKind::Newer } else { ProblemKind::Damaged };
-    let record = error.context().find_map(|(name, value)| (name == "record").then(|| value.to_owned()));
+    let kind = if error.kind() == ErrorKind::StoreNewer {
+        ProblemKind::Newer
+    } else {
+        ProblemKind::Damaged
+    };
+    let record =
+        error.context().find_map(|(name, value)| (name == "record").then(|| value.to_owned()));
     let mut sentence = error.message().to_owned();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -106,16 +113,26 @@ pub fn problems(state: &StoreState) -> Vec<Problem> {
         found.add(
             ProblemKind::UnfinishedRestore,
             "the store",
-            format!("a restore of {dump} was interrupted: run it again with the same dump, or empty the store"),
+            format!(
+                "a restore of {dump} was interrupted: run it again with the same dump, or \
+                empty the store"
+            ),
         );
     }
     if state.epoch.get() >= EPOCH_END {
         found.out_of_range("the leadership", "its epoch", state.epoch.get(), EPOCH_END - 1);
     }
     if let Some(constants) = state.constants {
-        for (name, ms) in [("leadership", constants.leadership_ttl_ms), ("lease", constants.lease_ttl_ms)] {
+        for (name, ms) in
+            [("leadership", constants.leadership_ttl_ms), ("lease", constants.lease_ttl_ms)]
+        {
             if !(TTL_MS_MIN..=TTL_MS_MAX).contains(&ms) {
-                found.out_of_range("the constants", &format!("the {name} TTL in milliseconds"), ms, TTL_MS_MAX);
+                found.out_of_range(
+                    "the constants",
+                    &format!("the {name} TTL in milliseconds"),
+                    ms,
+                    TTL_MS_MAX,
+                );
             }
         }
     }
@@ -123,7 +140,10 @@ pub fn problems(state: &StoreState) -> Vec<Problem> {
     found.forgotten(state);
     found.services(state);
     let twice = "the transaction is recorded twice: remove one of the two";
-    found.twice(state.tombstones.iter().map(|txn: &TxnId| (*txn, format!("tombstone {txn}"))), twice);
+    found.twice(
+        state.tombstones.iter().map(|txn: &TxnId| (*txn, format!("tombstone {txn}"))),
+        twice,
+    );
     found.problems
 }
 
@@ -141,13 +161,19 @@ impl Found {
         self.twice(tables.iter().map(|table| (&table.table, record(&table.table))), twice);
         let twice = "another table has the same number: restore the store from a backup";
         self.twice(tables.iter().map(|table| (table.id, record(&table.table))), twice);
-        let services: HashSet<ServiceId> = state.services.iter().map(|service| service.id).collect();
+        let services: HashSet<ServiceId> =
+            state.services.iter().map(|service| service.id).collect();
         for table in tables {
             let what = record(&table.table);
             self.number(&what, "its number", table.id.get());
             if table.partitions == 0 || table.binds.len() as u64 != u64::from(table.partitions) {
-                let counted = format!("{} binds for {} partitions", table.binds.len(), table.partitions);
-                self.add(ProblemKind::Layout, &what, format!("it has {counted}: restore the store from a backup"));
+                let counted =
+                    format!("{} binds for {} partitions", table.binds.len(), table.partitions);
+                self.add(
+                    ProblemKind::Layout,
+                    &what,
+                    format!("it has {counted}: restore the store from a backup"),
+                );
             }
             for bind in &table.binds {
                 self.number(&what, "the version of its bind", bind.version.get());
@@ -179,9 +205,13 @@ impl Found {
     }
 
     fn services(&mut self, state: &StoreState) {
-        let services = || state.services.iter().filter(|service| service.id != StoreState::UNFINISHED);
+        let services =
+            || state.services.iter().filter(|service| service.id != StoreState::UNFINISHED);
         let twice = "two incarnations have this number: restore the store from a backup";
-        self.twice(services().map(|service| (service.id, format!("incarnation {}", service.id))), twice);
+        self.twice(
+            services().map(|service| (service.id, format!("incarnation {}", service.id))),
+            twice,
+        );
         let mut live: HashMap<&NodeName, ServiceId> = HashMap::new();
         for service in services() {
             let what = format!("incarnation {} of {}", service.id, service.node);
@@ -189,8 +219,10 @@ impl Found {
             if service.state == ServiceState::Live
                 && let Some(other) = live.insert(&service.node, service.id)
             {
-                let sentence =
-                    format!("incarnation {other} of the same node is live too: one of them ends with its lease");
+                let sentence = format!(
+                    "incarnation {other} of the same node is live too: one of them ends with its \
+                        lease"
+                );
                 self.add(ProblemKind::TwoLive, &what, sentence);
             }
         }
@@ -213,7 +245,8 @@ impl Found {
             self.out_of_range(record, name, number, (EPOCH_END << EPOCH_SHIFT) - 1);
         } else if epoch > self.epoch.get() {
             let sentence = format!(
-                "{name}, {number}, is of epoch {epoch}, and the store has reached only {}: it lost its newest leadership; the next leader steps over it",
+                "{name}, {number}, is of epoch {epoch}, and the store has reached only {}: it \
+                    lost its newest leadership; the next leader steps over it",
                 self.epoch
             );
             self.add(ProblemKind::EpochAhead, record, sentence);
@@ -221,8 +254,10 @@ impl Found {
     }
 
     fn out_of_range(&mut self, record: &str, name: &str, number: u64, most: u64) {
-        let sentence =
-            format!("{name} is {number}, which nothing may be (at most {most}): restore the store from a backup");
+        let sentence = format!(
+            "{name} is {number}, which nothing may be (at most {most}): restore the store from a \
+                backup"
+        );
         self.add(ProblemKind::OutOfRange, record, sentence);
     }
 
@@ -253,7 +288,10 @@ mod tests {
             id: TableId::new(3 << 32 | number),
             partitions: 1,
             tokens_reserved_to: 4 << 32,
-            binds: vec![BindRecord { owner: ServiceId::new(3 << 32 | 1), version: BindVersion::new(3 << 32) }],
+            binds: vec![BindRecord {
+                owner: ServiceId::new(3 << 32 | 1),
+                version: BindVersion::new(3 << 32),
+            }],
         }
     }
 
@@ -276,34 +314,59 @@ mod tests {
         assert_eq!(problems(&StoreState::default()), []);
         type Spoil = fn(&mut StoreState);
         let cases: [(ProblemKind, &str, Spoil); 17] = [
-            (ProblemKind::Twice, "table g/a", |s| s.tables.push(TableRecord { id: TableId::new(1), ..table("a", 9) })),
+            (ProblemKind::Twice, "table g/a", |s| {
+                s.tables.push(TableRecord { id: TableId::new(1), ..table("a", 9) })
+            }),
             (ProblemKind::Twice, "table g/b", |s| s.tables[1].id = s.tables[0].id),
             (ProblemKind::Twice, "incarnation 12884901889", |s| {
-                s.services.push(ServiceRecord { node: NodeName::new("x").unwrap(), ..s.services[0].clone() });
+                s.services.push(ServiceRecord {
+                    node: NodeName::new("x").unwrap(),
+                    ..s.services[0].clone()
+                });
             }),
             (ProblemKind::Twice, "tombstone 300000001-f", |s| s.tombstones.push(s.tombstones[0])),
             (ProblemKind::EpochAhead, "table g/a", |s| s.tables[0].id = TableId::new(4 << 32)),
-            (ProblemKind::EpochAhead, "table g/a", |s| s.tables[0].binds[0].version = BindVersion::new(4 << 32)),
-            (ProblemKind::EpochAhead, "table g/a", |s| s.tables[0].tokens_reserved_to = (4 << 32) + 1),
+            (ProblemKind::EpochAhead, "table g/a", |s| {
+                s.tables[0].binds[0].version = BindVersion::new(4 << 32)
+            }),
+            (ProblemKind::EpochAhead, "table g/a", |s| {
+                s.tables[0].tokens_reserved_to = (4 << 32) + 1
+            }),
             (ProblemKind::EpochAhead, "incarnation 17179869184 of z", |s| {
                 s.services.push(ServiceRecord { id: ServiceId::new(4 << 32), ..service(0, "z") });
             }),
             (ProblemKind::EpochAhead, "the forgotten tables", |s| s.forgotten.high_water = 4 << 32),
-            (ProblemKind::EpochAhead, "the forgotten tables", |s| s.forgotten.tokens_reserved_to += 1),
-            (ProblemKind::OutOfRange, "the forgotten tables", |s| s.forgotten.tokens_reserved_to = (1 << 53) + 1),
-            (ProblemKind::OutOfRange, "table g/a", |s| s.tables[0].tokens_reserved_to = (1 << 53) + 1),
+            (ProblemKind::EpochAhead, "the forgotten tables", |s| {
+                s.forgotten.tokens_reserved_to += 1
+            }),
+            (ProblemKind::OutOfRange, "the forgotten tables", |s| {
+                s.forgotten.tokens_reserved_to = (1 << 53) + 1
+            }),
+            (ProblemKind::OutOfRange, "table g/a", |s| {
+                s.tables[0].tokens_reserved_to = (1 << 53) + 1
+            }),
             (ProblemKind::OutOfRange, "the constants", |s| {
-                s.constants = Some(ClusterConstants { lease_ttl_ms: 0, ..ClusterConstants::default() });
+                s.constants =
+                    Some(ClusterConstants { lease_ttl_ms: 0, ..ClusterConstants::default() });
             }),
             (ProblemKind::Layout, "table g/a", |s| s.tables[0].partitions = 2),
-            (ProblemKind::UnknownOwner, "table g/a", |s| s.tables[0].binds[0].owner = ServiceId::new(3 << 32 | 77)),
-            (ProblemKind::TwoLive, "incarnation 12884901890 of n", |s| s.services[1] = service(2, "n")),
-            (ProblemKind::UnfinishedRestore, "the store", |s| s.services.push(StoreState::unfinished("x"))),
+            (ProblemKind::UnknownOwner, "table g/a", |s| {
+                s.tables[0].binds[0].owner = ServiceId::new(3 << 32 | 77)
+            }),
+            (ProblemKind::TwoLive, "incarnation 12884901890 of n", |s| {
+                s.services[1] = service(2, "n")
+            }),
+            (ProblemKind::UnfinishedRestore, "the store", |s| {
+                s.services.push(StoreState::unfinished("x"))
+            }),
         ];
         for (kind, record, spoil) in cases {
             let mut state = sound();
             spoil(&mut state);
-            let found: Vec<_> = problems(&state).into_iter().map(|problem| (problem.kind, problem.record)).collect();
+            let found: Vec<_> = problems(&state)
+                .into_iter()
+                .map(|problem| (problem.kind, problem.record))
+                .collect();
             assert_eq!(found, [(kind, record.to_owned())]);
         }
     }
@@ -314,7 +377,11 @@ mod tests {
         state.tables[0].tokens_reserved_to = 4 << 32;
         assert_eq!(problems(&state), []);
         state.tables[0].tokens_reserved_to = 1 << 53;
-        assert_eq!(problems(&state)[0].kind, ProblemKind::EpochAhead, "the last token there is, of a later epoch");
+        assert_eq!(
+            problems(&state)[0].kind,
+            ProblemKind::EpochAhead,
+            "the last token there is, of a later epoch"
+        );
     }
 
     #[test]
@@ -328,14 +395,20 @@ mod tests {
         for number in (0..103).rev() {
             let kind = if number == 50 { ErrorKind::StoreNewer } else { ErrorKind::StoreCorrupt };
             let error = Error::new(kind, "unreadable").with("record", format!("{number:03}"));
-            inspection.damage.tolerate::<()>(Err(error.with_source(std::io::Error::other("because")))).expect("noted");
+            inspection
+                .damage
+                .tolerate::<()>(Err(error.with_source(std::io::Error::other("because"))))
+                .expect("noted");
         }
         let found = diagnose(&inspection);
         let named: Vec<_> = found.iter().map(|problem| problem.record.as_str()).collect();
-        let expected: Vec<_> =
-            (3..103).map(|number| format!("{number:03}")).chain(["3 more records".to_owned()]).collect();
+        let expected: Vec<_> = (3..103)
+            .map(|number| format!("{number:03}"))
+            .chain(["3 more records".to_owned()])
+            .collect();
         assert_eq!(named, expected);
-        let newer: Vec<_> = found.iter().filter(|problem| problem.kind == ProblemKind::Newer).collect();
+        let newer: Vec<_> =
+            found.iter().filter(|problem| problem.kind == ProblemKind::Newer).collect();
         assert_eq!((newer.len(), newer[0].record.as_str()), (1, "050"));
         assert_eq!(found[0].sentence, "unreadable: because");
     }

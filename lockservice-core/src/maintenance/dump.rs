@@ -6,7 +6,8 @@
 //! | any between | `{"constants":…}`, `{"service":…}`, `{"table":…}`, `{"forgotten":…}` or `{"tombstone":…}`, one record each |
 //! | the last | `{"end":{"constants":…,"services":…,"tables":…,"tombstones":…}}`, how many there were |
 //!
-//! Equal contents give equal records in an equal order, so that two dumps can be compared line by line.
+//! Equal contents give equal records in an equal order, so that two dumps can be compared line by
+//! line.
 
 use std::io::{self, BufRead, Read as _, Write};
 
@@ -15,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use super::check::problems;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, TxnId};
-use crate::store::{ClusterConstants, ClusterId, Forgotten, ServiceRecord, StoreState, TableRecord};
+use crate::store::{
+    ClusterConstants, ClusterId, Forgotten, ServiceRecord, StoreState, TableRecord,
+};
 
 /// Version of the dump's format. A dump of a higher one is refused, never guessed at.
 pub const DUMP_FORMAT: u32 = 1;
@@ -84,11 +87,17 @@ struct AnyFormat {
 }
 
 impl Dump {
-    /// A dump of `state`, made by this version. Fails with `StoreUnusable` for a store whose restore was interrupted: finish that first.
+    /// A dump of `state`, made by this version. Fails with `StoreUnusable` for a store whose
+    /// restore was interrupted: finish that first.
     pub fn new(source: impl Into<String>, mut state: StoreState) -> Result<Self> {
         state.check_finished()?;
         sort(&mut state);
-        Ok(Self { version: env!("CARGO_PKG_VERSION").to_owned(), source: source.into(), cluster: None, state })
+        Ok(Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            source: source.into(),
+            cluster: None,
+            state,
+        })
     }
 
     /// The dump of the store of `cluster`.
@@ -97,7 +106,8 @@ impl Dump {
         Self { cluster, ..self }
     }
 
-    /// Writes the dump. Fails as `out` does: what was written then is no whole dump, and is refused as such.
+    /// Writes the dump. Fails as `out` does: what was written then is no whole dump, and is refused
+    /// as such.
     pub fn write_to(&self, mut out: impl Write) -> io::Result<()> {
         let state = &self.state;
         let mut line = |line: Line| -> io::Result<()> {
@@ -134,23 +144,31 @@ impl Dump {
 
     /// Reads a whole dump and checks it.
     ///
-    /// Fails, naming the line, with `StoreNewer` for a dump of a later format, with `StoreCorrupt` for one that is damaged, cut off, or
-    /// contradicts itself, and for what is no dump; with `StoreUnusable` if `input` cannot be read.
+    /// Fails, naming the line, with `StoreNewer` for a dump of a later format, with `StoreCorrupt`
+    /// for one that is damaged, cut off, or contradicts itself, and for what is no dump; with
+    /// `StoreUnusable` if `input` cannot be read.
     pub fn read_from(input: impl BufRead) -> Result<Self> {
         let mut lines = Lines { input, number: 0, line: Vec::new() };
         if lines.advance()?.is_none() {
-            return Err(lines.wrong("the dump is empty: was the right file given, and was it written to its end?"));
+            return Err(lines.wrong(
+                "the dump is empty: was the right file given, and was it written to its end?",
+            ));
         }
         let Line::Dump(header) = lines.header()? else {
             return Err(lines.wrong(NO_DUMP));
         };
-        let mut state = StoreState { epoch: header.epoch, applied: header.applied, ..StoreState::default() };
+        let mut state =
+            StoreState { epoch: header.epoch, applied: header.applied, ..StoreState::default() };
         let counts = loop {
             if lines.advance()?.is_none() {
-                return Err(lines.wrong("the dump is cut off, its last line is missing: copy or make it again"));
+                return Err(lines.wrong(
+                    "the dump is cut off, its last line is missing: copy or make it again",
+                ));
             }
             match lines.parse()? {
-                Line::Dump(_) => return Err(lines.wrong("a second dump begins here: restore one at a time")),
+                Line::Dump(_) => {
+                    return Err(lines.wrong("a second dump begins here: restore one at a time"));
+                }
                 Line::Constants(_) if state.constants.is_some() => {
                     return Err(lines.wrong("the dump has two lines of constants: make it again"));
                 }
@@ -158,7 +176,9 @@ impl Dump {
                 Line::Service(service) => state.services.push(service),
                 Line::Table(table) => state.tables.push(table),
                 Line::Forgotten(_) if !state.forgotten.is_none() => {
-                    return Err(lines.wrong("the dump has two lines of forgotten tables: make it again"));
+                    return Err(
+                        lines.wrong("the dump has two lines of forgotten tables: make it again")
+                    );
                 }
                 Line::Forgotten(forgotten) => state.forgotten = forgotten,
                 Line::Tombstone(txn) => state.tombstones.push(txn),
@@ -176,7 +196,8 @@ impl Dump {
             return Err(lines.wrong("the dump goes on behind its last line: restore one at a time"));
         }
         if let Some(problem) = problems(&state).into_iter().find(|problem| !problem.kind.heals()) {
-            let message = format!("the dump contradicts itself, {}: {}", problem.record, problem.sentence);
+            let message =
+                format!("the dump contradicts itself, {}: {}", problem.record, problem.sentence);
             return Err(Error::new(ErrorKind::StoreCorrupt, message));
         }
         sort(&mut state);
@@ -222,9 +243,12 @@ impl<R: BufRead> Lines<R> {
             self.number += 1;
             let read = self.input.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut self.line);
             let read = read.map_err(|e| {
-                Error::new(ErrorKind::StoreUnusable, "the dump cannot be read: see to the file or the pipe")
-                    .with("cause", &e)
-                    .with_source(e)
+                Error::new(
+                    ErrorKind::StoreUnusable,
+                    "the dump cannot be read: see to the file or the pipe",
+                )
+                .with("cause", &e)
+                .with_source(e)
             })?;
             if read == 0 {
                 return Ok(None);
@@ -240,11 +264,14 @@ impl<R: BufRead> Lines<R> {
             Ok(AnyHeader { dump }) if dump.format > u64::from(DUMP_FORMAT) => Err(Error::new(
                 ErrorKind::StoreNewer,
                 format!(
-                    "the dump was made by a newer version of lockservice (dump format {}, this one reads {DUMP_FORMAT}): use that version",
+                    "the dump was made by a newer version of lockservice (dump format {}, this \
+                        one reads {DUMP_FORMAT}): use that version",
                     dump.format
                 ),
             )),
-            Ok(AnyHeader { dump }) if dump.format < u64::from(DUMP_FORMAT) => Err(self.wrong(NO_DUMP)),
+            Ok(AnyHeader { dump }) if dump.format < u64::from(DUMP_FORMAT) => {
+                Err(self.wrong(NO_DUMP))
+            }
             Ok(_) => self.parse(),
             Err(_) => Err(self.wrong(NO_DUMP)),
         }

@@ -1,6 +1,8 @@
-//! What an operator does with a store: checking it, dumping it, and restoring a dump into any other backend.
+//! What an operator does with a store: checking it, dumping it, and restoring a dump into any other
+//! backend.
 //!
-//! Written once, above [`BindStore`](crate::store::BindStore): [`diagnose`], [`problems`] and [`Dump`] are pure, [`restore`] leads the store while it writes.
+//! Written once, above [`BindStore`](crate::store::BindStore): [`diagnose`], [`problems`] and
+//! [`Dump`] are pure, [`restore`] leads the store while it writes.
 
 mod check;
 mod dump;

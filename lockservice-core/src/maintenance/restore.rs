@@ -1,19 +1,24 @@
 //! [`restore`]: writes a dump into an empty store of any backend.
 //!
 //! # To ensure correctness
-//! - The restorer leads the store while it writes (L1, L2): nobody else writes between, and whoever led an empty store before is fenced.
-//! - The first write marks the store as unfinished and the last takes the mark away, so that a part of a dump is never served from.
-//! - The new epoch is above every number of the dump, and [`EPOCHS_SKIPPED`] above that (L4): what the old cluster handed out after the dump was
-//!   made stays below whatever the restored one hands out.
-//! - Every incarnation is written as fenced (C4): no bind, lease, session or transaction of the old cluster is valid in the restored one, also
-//!   if it comes back.
+//! - The restorer leads the store while it writes (L1, L2): nobody else writes between, and whoever
+//!   led an empty store before is fenced.
+//! - The first write marks the store as unfinished and the last takes the mark away, so that a part
+//!   of a dump is never served from.
+//! - The new epoch is above every number of the dump, and [`EPOCHS_SKIPPED`] above that (L4): what
+//!   the old cluster handed out after the dump was made stays below whatever the restored one hands
+//!   out.
+//! - Every incarnation is written as fenced (C4): no bind, lease, session or transaction of the old
+//!   cluster is valid in the restored one, also if it comes back.
 //! - The restored store gets a cluster id of its own (T3): nodes of the old cluster and of the
 //!   restored one believe nothing of each other.
-//! - An exclusive store is left without a resignation, a shared one in doubt ([`DataLoss`]): its first leader waits out every promise (L1, L4).
+//! - An exclusive store is left without a resignation, a shared one in doubt ([`DataLoss`]): its
+//!   first leader waits out every promise (L1, L4).
 //!
 //! # What it cannot know
-//! Whether the cluster that was dumped still runs. Epochs fence writers of one store; two stores know nothing of each other. Two clusters
-//! from one dump both grant the same locks, and only data that checks tokens (F1) tells their holders apart, for as long as the restored one is ahead.
+//! Whether the cluster that was dumped still runs. Epochs fence writers of one store; two stores
+//! know nothing of each other. Two clusters from one dump both grant the same locks, and only data
+//! that checks tokens (F1) tells their holders apart, for as long as the restored one is ahead.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -24,11 +29,12 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{EPOCH_END, Epoch, NodeName, ServiceId, TableRef};
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, ClusterId, DataLoss, Floor, Leadership, Op, Seen, ServiceRecord,
-    ServiceState, StoreState, TableRecord,
+    Applied, Batch, BindStore, Candidate, ClusterId, DataLoss, Floor, Leadership, Op, Seen,
+    ServiceRecord, ServiceState, StoreState, TableRecord,
 };
 
-/// How many epochs are left out between those of a dump and the restored store's, for leaderships of the old cluster after the dump.
+/// How many epochs are left out between those of a dump and the restored store's, for leaderships
+/// of the old cluster after the dump.
 pub const EPOCHS_SKIPPED: u64 = 1_024;
 
 /// Records in one write.
@@ -42,10 +48,12 @@ const SENDS_MAX: usize = 3;
 pub struct RestoreOptions {
     /// Who restores.
     pub node: NodeName,
-    /// The leadership's TTL of the clusters that may have led this store: so long a shared store is watched before it is written (L1).
+    /// The leadership's TTL of the clusters that may have led this store: so long a shared store is
+    /// watched before it is written (L1).
     pub leadership_ttl: Duration,
-    /// An epoch that the old cluster reached after the dump was made, as far as that is known: the restored store's is above it, and so are
-    /// all numbers and tokens that its leaders hand out. 0 if nothing is known.
+    /// An epoch that the old cluster reached after the dump was made, as far as that is known: the
+    /// restored store's is above it, and so are all numbers and tokens that its leaders hand out. 0
+    /// if nothing is known.
     pub above: Epoch,
 }
 
@@ -60,12 +68,14 @@ pub struct Restored {
     pub records: usize,
 }
 
-/// Writes `dump` into `store`, which must be empty, or hold an interrupted restore of the same dump, which this finishes.
+/// Writes `dump` into `store`, which must be empty, or hold an interrupted restore of the same
+/// dump, which this finishes.
 ///
-/// A shared store is first watched for hi(the leadership's TTL), unless its last leader resigned. Fails with `InvalidArgument` if the store
-/// holds records (nothing is changed), `StoreInUse` if another process leads it, `Fenced` if one took it over meanwhile, and as the store does.
-/// After any failure, and when the call is dropped, a store that was begun stays marked and is refused by every leader until the restore
-/// was run again.
+/// A shared store is first watched for hi(the leadership's TTL), unless its last leader resigned.
+/// Fails with `InvalidArgument` if the store holds records (nothing is changed), `StoreInUse` if
+/// another process leads it, `Fenced` if one took it over meanwhile, and as the store does. After
+/// any failure, and when the call is dropped, a store that was begun stays marked and is refused by
+/// every leader until the restore was run again.
 pub async fn restore(
     store: &dyn BindStore,
     clock: &dyn Clock,
@@ -75,21 +85,27 @@ pub async fn restore(
     let goal = restored(&dump.state);
     // Before the leadership: an acquisition is a change too.
     check_empty(&store.load().await?, &goal)?;
-    let ttl = goal.constants.map_or(options.leadership_ttl, |c| c.leadership_ttl().max(options.leadership_ttl));
+    let ttl = goal
+        .constants
+        .map_or(options.leadership_ttl, |c| c.leadership_ttl().max(options.leadership_ttl));
     let floor = goal.epoch.max(goal.highest_epoch()).max(options.above);
     let mut candidate = Candidate {
         floor: Epoch::new(floor.get().saturating_add(EPOCHS_SKIPPED)),
-        // Whoever leads the restored store waits for everybody who was promised something by the old one (L4).
-        // Nothing that was told before is in it, and nothing before is relied on. Where the server has a clock, numbers begin there, not with the
-        // epoch, so what is known of the old cluster's is handed on.
+        // Whoever leads the restored store waits for everybody who was promised something by the
+        // old one (L4). Nothing that was told before is in it, and nothing before is relied on.
+        // Where the server has a clock, numbers begin there, not with the epoch, so what is known
+        // of the old cluster's is handed on.
         data_loss: DataLoss::Raised { high_water: above(options.above) },
         founds: true,
         ..Candidate::from(options.node.clone())
     };
     let (mut writer, vouched) = lead(store, clock, &mut candidate, ttl).await?;
     if vouched.number() > 0 && goal.highest_epoch() >= vouched.epoch() {
-        // The old cluster's clock was ahead of this one: what it handed out after the dump was made is above what this clock vouches for.
-        let skipped = Epoch::new(goal.highest_epoch().get().saturating_add(EPOCHS_SKIPPED).min(EPOCH_END - 2));
+        // The old cluster's clock was ahead of this one: what it handed out after the dump was made
+        // is above what this clock vouches for.
+        let skipped = Epoch::new(
+            goal.highest_epoch().get().saturating_add(EPOCHS_SKIPPED).min(EPOCH_END - 2),
+        );
         let data_loss = DataLoss::Raised { high_water: above(options.above.max(skipped)) };
         candidate = Candidate { data_loss, elected: true, ..candidate };
         (writer, _) = lead(store, clock, &mut candidate, ttl).await?;
@@ -132,7 +148,8 @@ fn ops(goal: &StoreState) -> Vec<Op> {
     constants.into_iter().chain(forgotten).chain(services).chain(tables).chain(tombstones).collect()
 }
 
-/// Refuses a store that holds anything but a part of `goal` under the mark of an interrupted restore.
+/// Refuses a store that holds anything but a part of `goal` under the mark of an interrupted
+/// restore.
 fn check_empty(found: &StoreState, goal: &StoreState) -> Result<()> {
     let forgotten = usize::from(!found.forgotten.is_none());
     let records = found.tables.len() + found.services.len() + found.tombstones.len() + forgotten;
@@ -148,7 +165,8 @@ fn check_empty(found: &StoreState, goal: &StoreState) -> Result<()> {
             0 => return Ok(()),
             strangers => (
                 strangers,
-                "the store holds an unfinished restore of another dump: restore that one, or empty the store",
+                "the store holds an unfinished restore of another dump: restore that one, or \
+                    empty the store",
             ),
         },
     };
@@ -157,7 +175,8 @@ fn check_empty(found: &StoreState, goal: &StoreState) -> Result<()> {
 
 /// Records of `found` that are not in `goal`.
 fn strangers(found: &StoreState, goal: &StoreState) -> usize {
-    let tables: HashMap<&TableRef, &TableRecord> = goal.tables.iter().map(|table| (&table.table, table)).collect();
+    let tables: HashMap<&TableRef, &TableRecord> =
+        goal.tables.iter().map(|table| (&table.table, table)).collect();
     let services: HashMap<ServiceId, &ServiceRecord> =
         goal.services.iter().map(|service| (service.id, service)).collect();
     let tombstones: HashSet<_> = goal.tombstones.iter().collect();
@@ -166,7 +185,9 @@ fn strangers(found: &StoreState, goal: &StoreState) -> usize {
         + found
             .services
             .iter()
-            .filter(|service| service.id != StoreState::UNFINISHED && services.get(&service.id) != Some(service))
+            .filter(|service| {
+                service.id != StoreState::UNFINISHED && services.get(&service.id) != Some(service)
+            })
             .count()
         + found.tombstones.iter().filter(|txn| !tombstones.contains(txn)).count()
         + usize::from(constants)
@@ -187,7 +208,8 @@ fn check_read_back(found: &StoreState, goal: &StoreState) -> Result<()> {
     }
     Err(Error::new(
         ErrorKind::StoreUnusable,
-        "the store does not hold what was written to it: see to its server or disk, empty it, and restore again",
+        "the store does not hold what was written to it: see to its server or disk, empty it, and \
+            restore again",
     ))
 }
 
@@ -211,7 +233,8 @@ async fn lead<'a>(
                 if first.get_or_insert_with(|| seen.clone()) != &seen {
                     return Err(Error::new(
                         ErrorKind::StoreInUse,
-                        "another process leads this store: stop every server that uses it, then restore",
+                        "another process leads this store: stop every server that uses it, then \
+                            restore",
                     )
                     .with("store", store.describe())
                     .with("leader", address.as_ref().map_or("unknown", |address| &address.nodes)));
@@ -235,13 +258,15 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     async fn write(&mut self, batch: &Batch) -> Result<()> {
-        // A write takes far less than a leadership's TTL, so one renewal each is enough, and a takeover is noticed here.
+        // A write takes far less than a leadership's TTL, so one renewal each is enough, and a
+        // takeover is noticed here.
         self.store.renew(self.epoch).await?;
         let number = self.applied + 1;
         for _ in 1..SENDS_MAX {
             match self.store.write(self.epoch, number, batch).await {
                 Err(e) if e.kind() == ErrorKind::UnknownOutcome => {
-                    // L2: settled by reading the number. The same write under the same number lands once.
+                    // L2: settled by reading the number. The same write under the same number lands
+                    // once.
                     let Applied { epoch, number: applied, .. } = self.store.applied().await?;
                     if epoch == self.epoch && applied == number {
                         self.applied = number;

@@ -1,4 +1,5 @@
-//! Lists of locks and waits with the names that operators know the transactions by, made slice by slice.
+//! Lists of locks and waits with the names that operators know the transactions by, made slice by
+//! slice.
 
 use std::sync::Arc;
 
@@ -19,7 +20,8 @@ pub struct LockList {
 pub struct WaitList {
     inner: Arc<ServiceInner>,
     only: Option<TableRef>,
-    /// Those in the engine; `None` at their end, or if the table that was asked for is not served here.
+    /// Those in the engine; `None` at their end, or if the table that was asked for is not served
+    /// here.
     list: Option<table::WaitList>,
     /// Then those who wait for a table to be bound here: the last one that was listed.
     at: Option<(TableRef, u64)>,
@@ -76,7 +78,11 @@ impl WaitList {
         Some(named.collect())
     }
 
-    fn status(&self, info: WaitInfo, (holder_label, holder_client): (String, String)) -> WaitStatus {
+    fn status(
+        &self,
+        info: WaitInfo,
+        (holder_label, holder_client): (String, String),
+    ) -> WaitStatus {
         let (waiter_label, waiter_client) = self.inner.names(info.waiter);
         let waiting = self.inner.parts.clock.now().since(info.since);
         WaitStatus { info, waiting, waiter_label, waiter_client, holder_label, holder_client }

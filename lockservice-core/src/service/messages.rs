@@ -30,15 +30,27 @@ pub struct ServiceParts {
 
 impl ServiceParts {
     /// A service that is reached only from within this process, with default settings.
-    pub fn new(allocator: Arc<dyn LockTableAllocator>, clock: Arc<dyn Clock>, node: NodeName) -> Self {
-        Self { allocator, clock, node, address: String::new(), settings: ServiceSettings::default(), replaces: None }
+    pub fn new(
+        allocator: Arc<dyn LockTableAllocator>,
+        clock: Arc<dyn Clock>,
+        node: NodeName,
+    ) -> Self {
+        Self {
+            allocator,
+            clock,
+            node,
+            address: String::new(),
+            settings: ServiceSettings::default(),
+            replaces: None,
+        }
     }
 }
 
 /// How a transaction is begun.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TxnOptions {
-    /// Whether it will validate its commit with `begin_commit` (T1). One that will not is refused there.
+    /// Whether it will validate its commit with `begin_commit` (T1). One that will not is refused
+    /// there.
     pub validates: bool,
     /// A name for operators. At most 255 bytes.
     pub label: String,
@@ -55,15 +67,17 @@ pub struct LockSpec {
     pub mode: LockMode,
     /// What to do about locks of others.
     pub wait: WaitPolicy,
-    /// How long to wait at most; the service's ceiling if `None`. Counts from the call, over everything it waits for.
+    /// How long to wait at most; the service's ceiling if `None`. Counts from the call, over
+    /// everything it waits for.
     pub timeout: Option<Duration>,
-    /// How long before the call the transaction's snapshot was begun, raw (C5). `None`: unknown, so that it is taken as older than
-    /// everything; a [`Txn`](crate::service::Txn) then says when it was begun itself.
+    /// How long before the call the transaction's snapshot was begun, raw (C5). `None`: unknown, so
+    /// that it is taken as older than everything; a [`Txn`](crate::service::Txn) then says when it
+    /// was begun itself.
     pub snapshot_age: Option<Duration>,
-    /// The transactions whose work waits until this call has ended, at most [`ANCESTORS_MAX`]: those of
-    /// an outer command that started this one, say. What they hold is never waited for
-    /// (`HeldByAncestor`, at once), and a cycle of waits over them is a deadlock. Nobody checks this
-    /// claim: of a cycle that there is only by a claim, the call that makes it fails.
+    /// The transactions whose work waits until this call has ended, at most [`ANCESTORS_MAX`]:
+    /// those of an outer command that started this one, say. What they hold is never waited for
+    /// (`HeldByAncestor`, at once), and a cycle of waits over them is a deadlock. Nobody checks
+    /// this claim: of a cycle that there is only by a claim, the call that makes it fails.
     pub ancestors: Vec<TxnId>,
 }
 
@@ -78,7 +92,8 @@ impl LockSpec {
     }
 }
 
-/// How long locks are safe, raw: whoever receives it counts [`lo`](crate::clock::lo) of it, from before it sent its request (P2).
+/// How long locks are safe, raw: whoever receives it counts [`lo`](crate::clock::lo) of it, from
+/// before it sent its request (P2).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Promise {
     /// The shortest promise on which the locks rest, never longer than the session's TTL (P1).
@@ -94,20 +109,24 @@ pub struct Granted {
     pub grant: Grant,
     /// How long they are safe without a renewal.
     pub promise: Promise,
-    /// For how long, raw, the owner has known the table's history: what was committed earlier may be unknown (C5). `None`: it knows all.
+    /// For how long, raw, the owner has known the table's history: what was committed earlier may
+    /// be unknown (C5). `None`: it knows all.
     ///
-    /// A request says how old its snapshot is when it is sent, and cannot say how long it is on its way. So a client looks once more
-    /// when the answer arrives: unless its snapshot was begun less than [`lo`](crate::clock::lo) of this before, the history is
-    /// unknown to it, whatever [`Grant::history_unknown`] says.
+    /// A request says how old its snapshot is when it is sent, and cannot say how long it is on its
+    /// way. So a client looks once more when the answer arrives: unless its snapshot was begun less
+    /// than [`lo`](crate::clock::lo) of this before, the history is unknown to it, whatever
+    /// [`Grant::history_unknown`] says.
     pub history_known: Option<Duration>,
 }
 
 /// Names an operation of a session (T2).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TxnOp {
-    /// The client's number of the transaction in the session, from 1. Numbers are first used in rising order, and never again.
+    /// The client's number of the transaction in the session, from 1. Numbers are first used in
+    /// rising order, and never again.
     pub number: u64,
-    /// The operation's number in the transaction: 1, 2, 3, …; 0 lets the service number all of them, as they arrive.
+    /// The operation's number in the transaction: 1, 2, 3, …; 0 lets the service number all of
+    /// them, as they arrive.
     pub sequence: u64,
     /// The client has every answer of this transaction up to here: they may be forgotten.
     pub acked: u64,
@@ -134,12 +153,14 @@ pub enum Operation {
         /// The commit's timestamp, if it committed (C5).
         commit_ts: Option<u64>,
     },
-    /// Takes back one lock operation of the same transaction, whether it waits, was granted or has not arrived.
+    /// Takes back one lock operation of the same transaction, whether it waits, was granted or has
+    /// not arrived.
     Undo {
         /// Its sequence.
         sequence: u64,
     },
-    /// Fails with this error, in its turn: the place in the order of an operation that could not be understood.
+    /// Fails with this error, in its turn: the place in the order of an operation that could not be
+    /// understood.
     Refuse(Error),
 }
 
@@ -171,8 +192,8 @@ pub struct LockStatus {
     pub label: String,
     /// The holder's client.
     pub client: String,
-    /// What that client left running when it went; empty unless it said so. The lock stays until its
-    /// session has lapsed.
+    /// What that client left running when it went; empty unless it said so. The lock stays until
+    /// its session has lapsed.
     pub still_running: String,
 }
 
@@ -196,9 +217,10 @@ pub struct WaitStatus {
 /// How a service stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stopped {
-    /// True if every session and transaction had ended in time: nothing of the service is in use any more.
+    /// True if every session and transaction had ended in time: nothing of the service is in use
+    /// any more.
     pub confirmed: bool,
-    /// True if everything was given back and the lease resigned: the next start need not wait. False if some session did not confirm in
-    /// time that its work had stopped (P5).
+    /// True if everything was given back and the lease resigned: the next start need not wait.
+    /// False if some session did not confirm in time that its work had stopped (P5).
     pub resigned: bool,
 }

@@ -1,4 +1,5 @@
-//! The service: transactions and sessions over the lock engine, under the lease that the allocator gives this node.
+//! The service: transactions and sessions over the lock engine, under the lease that the allocator
+//! gives this node.
 //!
 //! One [`LockService`] is one **incarnation** of a node (B1). It lives through these phases:
 //!
@@ -10,21 +11,28 @@
 //! | sealed | the reason | the reason | never: start a new incarnation |
 //!
 //! # Invariants
-//! - **Nothing is answered under a lapsed promise** (B2, P1). Whoever answers reads the clock after the engine has granted and before
-//!   the answer is made; a grant whose lease, session or transaction is over by then is taken back.
-//! - **A lapse, a renewal and a grant are each decided in one critical section, in which the clock is read**: that of the lease, or of
-//!   the session's promise. Whichever comes first is seen by the others, however long a thread stops between its reading and its act:
-//!   what was acknowledged as renewed has not lapsed, and what was found over is never renewed.
-//! - **Sealed is for ever.** Whoever first finds the lease over seals the service; a renewal that is acknowledged later changes nothing.
-//! - **Who asked for a stop gets one.** Once it was asked to shut down, a service is sealed with `ShuttingDown`, also if its lease ends
-//!   meanwhile: `LeaseLost` asks the host for a new incarnation, and none is wanted.
-//! - **First come, first served, also for a table.** Calls that find a table not bound here stand in one line per table
-//!   (`line.rs`), and are made at the engine in its order before any later one.
-//! - **One deadline for everything** that a call waits for: its turn, the bind, the locks, a token. It is made when the call comes.
-//!   A call that may not wait waits for none of them; it asks the allocator once, for a second at most.
-//! - **A transaction ends once.** Its state is set before its locks are released, so that a grant on its way is seen and taken back.
-//! - **A lost session's locks** go at once if their transaction does not validate, and otherwise only after the allocator made it
-//!   unable to commit (C4); a commit in flight keeps them.
+//! - **Nothing is answered under a lapsed promise** (B2, P1). Whoever answers reads the clock after
+//!   the engine has granted and before the answer is made; a grant whose lease, session or
+//!   transaction is over by then is taken back.
+//! - **A lapse, a renewal and a grant are each decided in one critical section, in which the clock
+//!   is read**: that of the lease, or of the session's promise. Whichever comes first is seen by
+//!   the others, however long a thread stops between its reading and its act: what was acknowledged
+//!   as renewed has not lapsed, and what was found over is never renewed.
+//! - **Sealed is for ever.** Whoever first finds the lease over seals the service; a renewal that
+//!   is acknowledged later changes nothing.
+//! - **Who asked for a stop gets one.** Once it was asked to shut down, a service is sealed with
+//!   `ShuttingDown`, also if its lease ends meanwhile: `LeaseLost` asks the host for a new
+//!   incarnation, and none is wanted.
+//! - **First come, first served, also for a table.** Calls that find a table not bound here stand
+//!   in one line per table (`line.rs`), and are made at the engine in its order before any later
+//!   one.
+//! - **One deadline for everything** that a call waits for: its turn, the bind, the locks, a token.
+//!   It is made when the call comes. A call that may not wait waits for none of them; it asks the
+//!   allocator once, for a second at most.
+//! - **A transaction ends once.** Its state is set before its locks are released, so that a grant
+//!   on its way is seen and taken back.
+//! - **A lost session's locks** go at once if their transaction does not validate, and otherwise
+//!   only after the allocator made it unable to commit (C4); a commit in flight keeps them.
 
 mod lease;
 mod list;
@@ -59,8 +67,8 @@ use crate::service::txn::{TxnRecord, timer};
 
 pub use self::list::{LockList, WaitList};
 pub use self::messages::{
-    ANCESTORS_MAX, Answer, Granted, LockSpec, LockStatus, Operation, Promise, ServiceParts, Stopped, TxnOp, TxnOptions,
-    WaitStatus,
+    ANCESTORS_MAX, Answer, Granted, LockSpec, LockStatus, Operation, Promise, ServiceParts,
+    Stopped, TxnOp, TxnOptions, WaitStatus,
 };
 pub use self::session::pending::Pending;
 pub use self::session::quota::{CallMemory, OpenCall, Quota, QuotaSettings};
@@ -72,7 +80,8 @@ pub use self::txn::waits::{WaitNotices, Waiting, WaitsFor};
 /// Lines of a slice, where all of a list is wanted.
 const SLICE: usize = 1_024;
 
-/// One incarnation of a node: grants locks on the tables it owns. A cheap handle; the last one dropped seals the service.
+/// One incarnation of a node: grants locks on the tables it owns. A cheap handle; the last one
+/// dropped seals the service.
 #[derive(Debug, Clone)]
 pub struct LockService {
     pub(crate) inner: Arc<ServiceInner>,
@@ -115,7 +124,8 @@ pub(crate) enum Phase {
     Stopping {
         grace: Duration,
     },
-    /// Everybody has gone and the lease is being given up: it is renewed no more, and that the allocator says so is no loss.
+    /// Everybody has gone and the lease is being given up: it is renewed no more, and that the
+    /// allocator says so is no loss.
     Resigning,
     Sealed(Error),
 }
@@ -130,21 +140,27 @@ fn shutting_down() -> Error {
 fn lease_lost() -> Error {
     Error::new(
         ErrorKind::LeaseLost,
-        "the server's lease ran out before it could be renewed, and its locks are void: stop the protected work and start again",
+        "the server's lease ran out before it could be renewed, and its locks are void: stop the \
+            protected work and start again",
     )
 }
 
 impl LockService {
     /// Starts a node as a new incarnation: obtains a lease from the allocator and keeps it.
     ///
-    /// Must be called within a tokio runtime with time enabled, on which the service's tasks then run. Fails with `InvalidArgument` for
-    /// settings that make no sense, and as [`register`](crate::allocator::LockTableAllocator::register) does.
+    /// Must be called within a tokio runtime with time enabled, on which the service's tasks then
+    /// run. Fails with `InvalidArgument` for settings that make no sense, and as
+    /// [`register`](crate::allocator::LockTableAllocator::register) does.
     pub async fn start(parts: ServiceParts) -> Result<Self> {
         parts.settings.check()?;
         let nonce = Nonce::new(rand::random_range(1..1 << 53));
         let sent = parts.clock.now();
-        let register =
-            Registration { node: parts.node.clone(), nonce, address: parts.address.clone(), replaces: parts.replaces };
+        let register = Registration {
+            node: parts.node.clone(),
+            nonce,
+            address: parts.address.clone(),
+            replaces: parts.replaces,
+        };
         let incarnation = parts.allocator.register(&register).await?;
         let inner = Arc::new(ServiceInner {
             id: incarnation.service,
@@ -195,32 +211,37 @@ impl LockService {
         &self.inner.parts.clock
     }
 
-    /// Every lock held here, of one table if `table` is given; as [`lock_list`](Self::lock_list), to its end.
+    /// Every lock held here, of one table if `table` is given; as [`lock_list`](Self::lock_list),
+    /// to its end.
     pub fn locks(&self, table: Option<&TableRef>) -> Vec<LockStatus> {
         let mut list = self.lock_list(table);
         std::iter::from_fn(|| list.next_slice(SLICE)).flatten().collect()
     }
 
-    /// Every wait here: who waits for what of whom; of one table if `table` is given. As [`wait_list`](Self::wait_list), to its end.
+    /// Every wait here: who waits for what of whom; of one table if `table` is given. As
+    /// [`wait_list`](Self::wait_list), to its end.
     pub fn waits(&self, table: Option<&TableRef>) -> Vec<WaitStatus> {
         let mut list = self.wait_list(table);
         std::iter::from_fn(|| list.next_slice(SLICE)).flatten().collect()
     }
 
-    /// The locks held here, of one table if `table` is given, slice by slice: between two slices everybody else goes on.
+    /// The locks held here, of one table if `table` is given, slice by slice: between two slices
+    /// everybody else goes on.
     pub fn lock_list(&self, table: Option<&TableRef>) -> LockList {
         let list = self.table_filter(table).map(|only| self.inner.engine.lock_list(only));
         LockList { inner: Arc::clone(&self.inner), list }
     }
 
-    /// The waits here, of one table if `table` is given, slice by slice: between two slices everybody else goes on. Those who wait
-    /// for a table to be bound here come last; the holder is then the table's last owner.
+    /// The waits here, of one table if `table` is given, slice by slice: between two slices
+    /// everybody else goes on. Those who wait for a table to be bound here come last; the holder is
+    /// then the table's last owner.
     pub fn wait_list(&self, table: Option<&TableRef>) -> WaitList {
         let list = self.table_filter(table).map(|only| self.inner.engine.wait_list(only));
         WaitList::new(Arc::clone(&self.inner), list, table.cloned())
     }
 
-    /// `None` if the table is asked for but not bound here; nothing is bound for the question's sake.
+    /// `None` if the table is asked for but not bound here; nothing is bound for the question's
+    /// sake.
     fn table_filter(&self, table: Option<&TableRef>) -> Option<Option<crate::id::TableId>> {
         match table {
             None => Some(None),
@@ -228,8 +249,8 @@ impl LockService {
         }
     }
 
-    /// Resolves when this incarnation is sealed, with the reason: `LeaseLost` asks the host to start a new incarnation that replaces
-    /// this one, `ShuttingDown` does not. Cancel safe.
+    /// Resolves when this incarnation is sealed, with the reason: `LeaseLost` asks the host to
+    /// start a new incarnation that replaces this one, `ShuttingDown` does not. Cancel safe.
     pub async fn sealed(&self) -> Error {
         let mut phase = self.inner.phase.subscribe();
         match phase.wait_for(|phase| matches!(phase, Phase::Sealed(_))).await.as_deref() {
@@ -238,11 +259,12 @@ impl LockService {
         }
     }
 
-    /// Stops: ends every wait with `ShuttingDown`, tells the sessions, waits up to `grace` for them to close, and resigns the lease if
-    /// nothing is in use any more (P5), so that the next start need not wait for it.
+    /// Stops: ends every wait with `ShuttingDown`, tells the sessions, waits up to `grace` for them
+    /// to close, and resigns the lease if nothing is in use any more (P5), so that the next start
+    /// need not wait for it.
     ///
-    /// If it was not to resign, or the allocator could not be reached, the tables wait out the lease at the next start. Dropped
-    /// halfway it leaves the service stopping; call it again.
+    /// If it was not to resign, or the allocator could not be reached, the tables wait out the
+    /// lease at the next start. Dropped halfway it leaves the service stopping; call it again.
     pub async fn shutdown(&self, grace: Duration) -> Result<Stopped> {
         let inner = &self.inner;
         inner.phase.send_if_modified(|phase| {
@@ -256,16 +278,21 @@ impl LockService {
         let deadline = inner.parts.clock.now() + grace;
         let gone = inner.until(deadline, inner.everybody_gone()).await.is_some();
         let resigned = if gone && inner.begin_to_resign() {
-            // Once the lease must have run out there is nothing left to resign, however long the allocator takes.
+            // Once the lease must have run out there is nothing left to resign, however long the
+            // allocator takes.
             let lapsed_at = inner.lease.lock().lapsed_at();
-            match inner.until(lapsed_at, inner.parts.allocator.resign(inner.id, inner.nonce)).await {
+            match inner.until(lapsed_at, inner.parts.allocator.resign(inner.id, inner.nonce)).await
+            {
                 Some(Ok(_)) => true,
                 Some(Err(e)) => {
-                    tracing::warn!(error = ?e, "could not resign the lease: the next start waits for it");
+                    tracing::warn!(error = ?e, "could not resign the lease: the next start waits \
+                        for it");
                     false
                 }
                 None => {
-                    tracing::warn!("the allocator did not answer the resignation while the lease lasted");
+                    tracing::warn!(
+                        "the allocator did not answer the resignation while the lease lasted"
+                    );
                     false
                 }
             }
@@ -318,7 +345,8 @@ impl ServiceInner {
         decide(&mut lease, now)
     }
 
-    /// Grants and answers nothing any more (B2), and answers why: the first reason stays, and a stop that was asked for is the first.
+    /// Grants and answers nothing any more (B2), and answers why: the first reason stays, and a
+    /// stop that was asked for is the first.
     pub(crate) fn seal(&self, why: Error) -> Error {
         let mut reason = why;
         let first = self.phase.send_if_modified(|phase| {
@@ -335,7 +363,11 @@ impl ServiceInner {
         });
         if first {
             tracing::info!(service = %self.id, %reason, "service sealed");
-            self.engine.seal(if reason.kind() == ErrorKind::LeaseLost { lease_lost } else { shutting_down });
+            self.engine.seal(if reason.kind() == ErrorKind::LeaseLost {
+                lease_lost
+            } else {
+                shutting_down
+            });
             self.departed.notify_waiters();
         }
         reason
@@ -390,11 +422,14 @@ impl ServiceInner {
         }
     }
 
-    /// Polls `future` until it is ready or `deadline` has passed by the service's clock; what is ready counts, also at the last moment.
+    /// Polls `future` until it is ready or `deadline` has passed by the service's clock; what is
+    /// ready counts, also at the last moment.
     pub(crate) async fn until<F: Future>(&self, deadline: Time, future: F) -> Option<F::Output> {
         let mut future = pin!(future);
         // The usual case needs no timer.
-        if let Poll::Ready(output) = std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
+        if let Poll::Ready(output) =
+            std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+        {
             return Some(output);
         }
         loop {

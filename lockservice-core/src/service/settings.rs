@@ -15,13 +15,16 @@ const KEPT_BYTES_MIN: usize = 1 << 16;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServiceSettings {
-    /// How long a silent client's locks are kept if it asks for nothing else, in milliseconds. Default 10,000.
+    /// How long a silent client's locks are kept if it asks for nothing else, in milliseconds.
+    /// Default 10,000.
     pub session_ttl_ms: u64,
-    /// Shortest such time that a client may ask for, in milliseconds; at least 1,000. Default 1,000.
+    /// Shortest such time that a client may ask for, in milliseconds; at least 1,000. Default
+    /// 1,000.
     pub session_ttl_ms_min: u64,
     /// Longest such time that a client may ask for, in milliseconds. Default 3,600,000 (one hour).
     pub session_ttl_ms_max: u64,
-    /// Longest time that a call may wait, whatever it asks for, in milliseconds. Default 3,600,000 (one hour).
+    /// Longest time that a call may wait, whatever it asks for, in milliseconds. Default 3,600,000
+    /// (one hour).
     pub wait_ms_max: u64,
     /// Most sessions at once. Default 10,000.
     pub sessions_max: usize,
@@ -29,14 +32,17 @@ pub struct ServiceSettings {
     pub txns_per_session_max: usize,
     /// Most transactions at once. Default 1,000,000.
     pub txns_max: usize,
-    /// Most operations of one transaction that are queued, or whose answers are kept for a replay. Default 256.
+    /// Most operations of one transaction that are queued, or whose answers are kept for a replay.
+    /// Default 256.
     pub ops_per_txn_max: usize,
-    /// Most memory that one session's queued operations and its unacknowledged answers may use, in bytes, as estimated; at least 65,536.
-    /// What goes beyond is refused until answers are acknowledged; the one operation that reaches the limit is still taken in, and
-    /// releasing by `Undo` or by the transaction's end is not held up. Default 16 MiB.
+    /// Most memory that one session's queued operations and its unacknowledged answers may use, in
+    /// bytes, as estimated; at least 65,536. What goes beyond is refused until answers are
+    /// acknowledged; the one operation that reaches the limit is still taken in, and releasing by
+    /// `Undo` or by the transaction's end is not held up. Default 16 MiB.
     pub kept_bytes_per_session_max: usize,
-    /// Most memory that the queued operations and unacknowledged answers of all sessions together may
-    /// use, in bytes, as estimated; at least 65,536. Beyond it locks are refused. Default 1 GiB.
+    /// Most memory that the queued operations and unacknowledged answers of all sessions together
+    /// may use, in bytes, as estimated; at least 65,536. Beyond it locks are refused. Default 1
+    /// GiB.
     pub kept_bytes_max: usize,
     /// For how long nothing may be locked in a table before it is forgotten, in milliseconds; 0 for
     /// ever. Default 86,400,000 (a day).
@@ -68,7 +74,8 @@ impl ServiceSettings {
     /// Fails with `InvalidArgument`, naming the setting, if one makes no sense.
     pub fn check(&self) -> Result<()> {
         let wrong = |name: &str, why: &str| {
-            Err(Error::new(ErrorKind::InvalidArgument, format!("the setting {name} {why}")).with("setting", name))
+            Err(Error::new(ErrorKind::InvalidArgument, format!("the setting {name} {why}"))
+                .with("setting", name))
         };
         // A limit of 0 would serve nobody.
         let limits = [
@@ -92,13 +99,22 @@ impl ServiceSettings {
             );
         }
         if !(self.session_ttl_ms_min..=self.session_ttl_ms_max).contains(&self.session_ttl_ms) {
-            return wrong("service.session_ttl_ms", "must lie between session_ttl_ms_min and session_ttl_ms_max");
+            return wrong(
+                "service.session_ttl_ms",
+                "must lie between session_ttl_ms_min and session_ttl_ms_max",
+            );
         }
         if self.kept_bytes_per_session_max < KEPT_BYTES_MIN {
-            return wrong("service.kept_bytes_per_session_max", "must be at least 65536: less leaves no room to work");
+            return wrong(
+                "service.kept_bytes_per_session_max",
+                "must be at least 65536: less leaves no room to work",
+            );
         }
         if self.kept_bytes_max < KEPT_BYTES_MIN {
-            return wrong("service.kept_bytes_max", "must be at least 65536: less leaves no room to work");
+            return wrong(
+                "service.kept_bytes_max",
+                "must be at least 65536: less leaves no room to work",
+            );
         }
         Ok(())
     }
@@ -113,11 +129,14 @@ impl ServiceSettings {
         QuotaSettings { kept_bytes_max: self.kept_bytes_max, ..QuotaSettings::default() }
     }
 
-    /// The session TTL for a request of `asked` (P1). Fails with `InvalidArgument` if that is out of bounds.
+    /// The session TTL for a request of `asked` (P1). Fails with `InvalidArgument` if that is out
+    /// of bounds.
     pub(crate) fn session_ttl(&self, asked: Option<Duration>) -> Result<Duration> {
         let ttl = asked.unwrap_or(Duration::from_millis(self.session_ttl_ms));
-        let (min, max) =
-            (Duration::from_millis(self.session_ttl_ms_min), Duration::from_millis(self.session_ttl_ms_max));
+        let (min, max) = (
+            Duration::from_millis(self.session_ttl_ms_min),
+            Duration::from_millis(self.session_ttl_ms_max),
+        );
         if ttl < min {
             // P1: a TTL that leaves less than two renewals is refused.
             return Err(Error::new(
@@ -128,9 +147,12 @@ impl ServiceSettings {
             .with("least", format!("{min:?}")));
         }
         if ttl > max {
-            return Err(Error::new(ErrorKind::InvalidArgument, "the session TTL is too long: ask for less")
-                .with("ttl", format!("{ttl:?}"))
-                .with("most", format!("{max:?}")));
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "the session TTL is too long: ask for less",
+            )
+            .with("ttl", format!("{ttl:?}"))
+            .with("most", format!("{max:?}")));
         }
         Ok(ttl)
     }

@@ -137,7 +137,8 @@ impl ClusterKey {
     }
 
     fn mac(&self, words: &[u8]) -> Hmac<Sha256> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
         mac.update(PURPOSE);
         mac.update(words);
         mac
@@ -168,8 +169,14 @@ impl fmt::Debug for Proof {
 
 /// `N` bytes from twice as many lower-case digits.
 fn hexadecimal<const N: usize>(text: &str) -> Result<[u8; N], Error> {
-    let invalid = || Error::new(ErrorKind::InvalidArgument, "a cluster's id or key is lower-case hexadecimal digits");
-    if text.len() != 2 * N || !text.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
+    let invalid = || {
+        Error::new(
+            ErrorKind::InvalidArgument,
+            "a cluster's id or key is lower-case hexadecimal digits",
+        )
+    };
+    if text.len() != 2 * N || !text.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+    {
         return Err(invalid());
     }
     let mut bytes = [0; N];
@@ -192,7 +199,9 @@ mod tests {
         assert_eq!(cluster.id.to_string().parse::<ClusterId>().expect("its own text"), cluster.id);
         let key = String::from(cluster.key);
         assert!(text.contains(&key) && !format!("{cluster:?}").contains(&key), "{cluster:?}");
-        for wrong in ["", "7", "+f000000000000000000000000000000f", "F0000000000000000000000000000000"] {
+        for wrong in
+            ["", "7", "+f000000000000000000000000000000f", "F0000000000000000000000000000000"]
+        {
             wrong.parse::<ClusterId>().expect_err(wrong);
         }
     }
@@ -203,6 +212,9 @@ mod tests {
         let proof = one.prove(b"words");
         assert!(one.proves(b"words", &Proof::from_bytes(proof.as_bytes())));
         assert!(!one.proves(b"other words", &proof) && !other.proves(b"words", &proof));
-        assert!(!one.proves(b"words", &Proof::default()) && !one.proves(b"words", &Proof::from_bytes(b"short")));
+        assert!(
+            !one.proves(b"words", &Proof::default())
+                && !one.proves(b"words", &Proof::from_bytes(b"short"))
+        );
     }
 }

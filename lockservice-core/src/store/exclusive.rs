@@ -1,15 +1,18 @@
 //! [`ExclusiveStore`]: everything that stores which one process opens alone have in common.
 //!
 //! # Implementation details
-//! A backend is a [`KeyValue`] engine; here it becomes a [`BindStore`]. Calls to the engine block, so each runs on
-//! tokio's blocking threads, one at a time under the engine's mutex. Each write replaces the head record, which names the epoch and the
-//! number of the last write, in the same atomic batch (L2).
+//! A backend is a [`KeyValue`] engine; here it becomes a [`BindStore`]. Calls to the engine block,
+//! so each runs on tokio's blocking threads, one at a time under the engine's mutex. Each write
+//! replaces the head record, which names the epoch and the number of the last write, in the same
+//! atomic batch (L2).
 //!
-//! After an engine failed or panicked in the middle of a write, what it has in memory is worth nothing: it is opened again, and the head
-//! that is found on the disk tells whether the write is there.
+//! After an engine failed or panicked in the middle of a write, what it has in memory is worth
+//! nothing: it is opened again, and the head that is found on the disk tells whether the write is
+//! there.
 //!
-//! Before each call the engine compares its path with what it has open. A store that was removed, renamed or replaced answers `Fenced`
-//! to everything from then on; its leader asks several times within a lease, and ends.
+//! Before each call the engine compares its path with what it has open. A store that was removed,
+//! renamed or replaced answers `Fenced` to everything from then on; its leader asks several times
+//! within a lease, and ends.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +22,8 @@ use async_trait::async_trait;
 
 use super::layout::{self, Change, FORMAT_KEY, HEAD_KEY, STORE_FORMAT};
 use super::{
-    Applied, Batch, BindStore, Candidate, Damage, Head, Inspection, Leadership, Lineage, Renewal, StoreState, WriteAck,
+    Applied, Batch, BindStore, Candidate, Damage, Head, Inspection, Leadership, Lineage, Renewal,
+    StoreState, WriteAck,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
@@ -32,11 +36,14 @@ pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<()> + 'a;
 /// An ordered map of keys to values on a disk, open to this process alone. Every method may block.
 ///
 /// # Contract
-/// 1. [`apply`](Self::apply) is atomic and durable: what it answered `Ok` to is there after any crash, whole.
-/// 2. While the engine exists, also while [`reopen`](Self::reopen) runs, no other process can open the same store.
-/// 3. Damage is found and reported as [`ErrorKind::StoreCorrupt`], at the latest when the damaged entry is read.
-/// 4. Where the store has a path, [`check_path`](Self::check_path) finds out that another process may use that path: see
-///    [`Place`](super::Place).
+/// 1. [`apply`](Self::apply) is atomic and durable: what it answered `Ok` to is there after any
+///    crash, whole.
+/// 2. While the engine exists, also while [`reopen`](Self::reopen) runs, no other process can open
+///    the same store.
+/// 3. Damage is found and reported as [`ErrorKind::StoreCorrupt`], at the latest when the damaged
+///    entry is read.
+/// 4. Where the store has a path, [`check_path`](Self::check_path) finds out that another process
+///    may use that path: see [`Place`](super::Place).
 pub trait KeyValue: fmt::Debug + Send + 'static {
     /// The value under `key`.
     fn read(&self, key: &[u8]) -> Result<Option<Vec<u8>>>;
@@ -47,23 +54,26 @@ pub trait KeyValue: fmt::Debug + Send + 'static {
     /// Makes all changes, or none of them.
     fn apply(&mut self, changes: &[Change]) -> Result<()>;
 
-    /// Opens the store again after a failure, so that it shows what is on the disk. May be called again after it failed.
+    /// Opens the store again after a failure, so that it shows what is on the disk. May be called
+    /// again after it failed.
     fn reopen(&mut self) -> Result<()>;
 
-    /// Fails with [`ErrorKind::Fenced`], from then on for ever, if the store's path no longer names what is open here. The default
-    /// is for an engine without a path.
+    /// Fails with [`ErrorKind::Fenced`], from then on for ever, if the store's path no longer names
+    /// what is open here. The default is for an engine without a path.
     fn check_path(&self) -> Result<()> {
         Ok(())
     }
 }
 
-/// A [`BindStore`] on a [`KeyValue`] engine. The exclusive open is the leadership (L1). Clones are handles to one store.
+/// A [`BindStore`] on a [`KeyValue`] engine. The exclusive open is the leadership (L1). Clones are
+/// handles to one store.
 #[derive(Clone)]
 pub struct ExclusiveStore {
     shared: Arc<ExclusiveShared>,
 }
 
-/// A type that is an [`ExclusiveStore`] under a name and with constructors of its own: that makes it a [`BindStore`].
+/// A type that is an [`ExclusiveStore`] under a name and with constructors of its own: that makes
+/// it a [`BindStore`].
 pub trait Exclusive: fmt::Debug + Send + Sync + 'static {
     /// The store that it is.
     fn exclusive(&self) -> &ExclusiveStore;
@@ -94,11 +104,17 @@ impl fmt::Debug for ExclusiveStore {
 }
 
 impl ExclusiveStore {
-    /// Opens the store by `open`, on a blocking thread, and checks its format. A new one gets the current format.
+    /// Opens the store by `open`, on a blocking thread, and checks its format. A new one gets the
+    /// current format.
     ///
-    /// Fails as `open` does, with `StoreNewer` for a store of a later version, and with `StoreCorrupt` for one that holds anything but
-    /// entries of lockservice, or damaged ones. Nothing is changed in either. Cancel safe: a store that is opened nevertheless is closed again.
-    pub async fn open<E: KeyValue>(url: String, open: impl FnOnce() -> Result<E> + Send + 'static) -> Result<Self> {
+    /// Fails as `open` does, with `StoreNewer` for a store of a later version, and with
+    /// `StoreCorrupt` for one that holds anything but entries of lockservice, or damaged ones.
+    /// Nothing is changed in either. Cancel safe: a store that is opened nevertheless is closed
+    /// again.
+    pub async fn open<E: KeyValue>(
+        url: String,
+        open: impl FnOnce() -> Result<E> + Send + 'static,
+    ) -> Result<Self> {
         let described = url.clone();
         let opened = blocking(move || {
             let mut engine = open()?;
@@ -107,13 +123,18 @@ impl ExclusiveStore {
         });
         let engine = Box::new(opened.await.map_err(|error| error.with("store", &described))?);
         Ok(Self {
-            shared: Arc::new(ExclusiveShared { url, state: Mutex::new(ExclusiveState { engine, broken: false }) }),
+            shared: Arc::new(ExclusiveShared {
+                url,
+                state: Mutex::new(ExclusiveState { engine, broken: false }),
+            }),
         })
     }
 
-    /// Opens a store that may be damaged by `open`, reads it as far as it can be read, and closes it again. Writes no entry.
+    /// Opens a store that may be damaged by `open`, reads it as far as it can be read, and closes
+    /// it again. Writes no entry.
     ///
-    /// Fails as [`open`](Self::open) does, but for damaged records: those are in the answer. Cancel safe.
+    /// Fails as [`open`](Self::open) does, but for damaged records: those are in the answer. Cancel
+    /// safe.
     pub async fn inspect<E: KeyValue>(
         url: String,
         open: impl FnOnce() -> Result<E> + Send + 'static,
@@ -129,7 +150,9 @@ impl ExclusiveStore {
             let (mut state, mut damage) = (StoreState::default(), Damage::noted());
             let read = unless_panic(|| read(&engine, &mut state, &mut damage));
             // The engine's own damage: nobody knows what stands behind it.
-            damage.tolerate(read.map_err(|error| error.with("record", "all that were not read yet")))?;
+            damage.tolerate(
+                read.map_err(|error| error.with("record", "all that were not read yet")),
+            )?;
             // If it cannot be read, that is noted already.
             let head = head(&engine).ok().filter(|head| *head != Head::default());
             Ok(Inspection { store, state, head, damage })
@@ -137,7 +160,8 @@ impl ExclusiveStore {
         inspected.await.map_err(|error| error.with("store", &url))
     }
 
-    /// Replaces the head by what `next` makes of it, together with its changes, and answers its answer.
+    /// Replaces the head by what `next` makes of it, together with its changes, and answers its
+    /// answer.
     async fn write_head<T: Send + 'static>(
         &self,
         next: impl FnOnce(&Head) -> Result<(Head, Vec<Change>, T)> + Send + 'static,
@@ -156,7 +180,8 @@ impl ExclusiveStore {
                 Ok(_) => Err(error),
                 Err(again) => Err(Error::new(
                     ErrorKind::UnknownOutcome,
-                    "a write to the store failed, and the store cannot be read to see whether it is there: see to the disk",
+                    "a write to the store failed, and the store cannot be read to see whether it \
+                        is there: see to the disk",
                 )
                 .with("because", again)
                 .with_source(error)),
@@ -167,8 +192,8 @@ impl ExclusiveStore {
 
     /// Runs `call` on a blocking thread with the engine to itself.
     ///
-    /// When the returned future is dropped before `call` began, `call` never runs, so that whoever asks for the outcome afterwards
-    /// is not overtaken.
+    /// When the returned future is dropped before `call` began, `call` never runs, so that whoever
+    /// asks for the outcome afterwards is not overtaken.
     async fn run<T: Send + 'static>(
         &self,
         call: impl FnOnce(&mut dyn KeyValue) -> Result<T> + Send + 'static,
@@ -178,12 +203,17 @@ impl ExclusiveStore {
         let shared = Arc::clone(&self.shared);
         let done = blocking(move || {
             let mut state = shared.state.lock();
-            // ORDERING: Relaxed. Partner: CancelOnDrop. Whoever asks after the drop takes the mutex after it; a call that holds the mutex
-            // by then has already passed here and is waited for.
+            // ORDERING: Relaxed. Partner: CancelOnDrop. Whoever asks after the drop takes the mutex
+            // after it; a call that holds the mutex by then has already passed here and is waited
+            // for.
             if cancelled.load(Ordering::Relaxed) {
-                return Err(Error::new(ErrorKind::Cancelled, "the call was dropped before it began"));
+                return Err(Error::new(
+                    ErrorKind::Cancelled,
+                    "the call was dropped before it began",
+                ));
             }
-            // L1: the exclusive open is the leadership, and it is one only while the path leads here.
+            // L1: the exclusive open is the leadership, and it is one only while the path leads
+            // here.
             state.engine.check_path()?;
             if state.broken {
                 unless_panic(|| state.engine.reopen())?;
@@ -214,7 +244,11 @@ impl<S: Exclusive> BindStore for S {
     }
 
     /// Waits for nothing: whoever has the store open leads.
-    async fn acquire_leadership(&self, candidate: &Candidate, _ttl: Duration) -> Result<Leadership> {
+    async fn acquire_leadership(
+        &self,
+        candidate: &Candidate,
+        _ttl: Duration,
+    ) -> Result<Leadership> {
         let candidate = candidate.clone();
         let acquire = move |head: &Head| {
             let (head, answer) = head.acquire_exclusive(&candidate)?;
@@ -225,7 +259,9 @@ impl<S: Exclusive> BindStore for S {
 
     /// There is nothing to renew: only checks the epoch.
     async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
-        self.exclusive().run(move |engine| head(engine)?.check(epoch).map(|()| Renewal::default())).await
+        self.exclusive()
+            .run(move |engine| head(engine)?.check(epoch).map(|()| Renewal::default()))
+            .await
     }
 
     async fn resign(&self, epoch: Epoch) -> Result<()> {
@@ -234,7 +270,8 @@ impl<S: Exclusive> BindStore for S {
 
     async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
         let changes = layout::changes(batch);
-        let write = move |head: &Head| Ok((head.advance(epoch, number)?, changes, WriteAck::default()));
+        let write =
+            move |head: &Head| Ok((head.advance(epoch, number)?, changes, WriteAck::default()));
         self.exclusive().write_head(write).await
     }
 
@@ -248,7 +285,9 @@ impl<S: Exclusive> BindStore for S {
 
     /// A leader is one that did not stop cleanly: this process has the store open now.
     async fn head(&self) -> Result<Option<Head>> {
-        self.exclusive().run(|engine| head(engine).map(|head| (head != Head::default()).then_some(head))).await
+        self.exclusive()
+            .run(|engine| head(engine).map(|head| (head != Head::default()).then_some(head)))
+            .await
     }
 }
 
@@ -281,7 +320,10 @@ fn establish(engine: &mut dyn KeyValue) -> Result<()> {
         return read(engine, &mut StoreState::default(), &mut Damage::refused());
     }
     refuse_entries(engine)?;
-    engine.apply(&[Change::Put { key: FORMAT_KEY.to_vec(), value: STORE_FORMAT.to_string().into_bytes() }])
+    engine.apply(&[Change::Put {
+        key: FORMAT_KEY.to_vec(),
+        value: STORE_FORMAT.to_string().into_bytes(),
+    }])
 }
 
 /// What has no format must be empty.
@@ -289,7 +331,8 @@ fn refuse_entries(engine: &dyn KeyValue) -> Result<()> {
     engine.scan(&mut |key, _| {
         Err(Error::new(
             ErrorKind::StoreCorrupt,
-            "this is not a store of lockservice, or its format record is lost: choose another store, or restore it from a backup",
+            "this is not a store of lockservice, or its format record is lost: choose another \
+                store, or restore it from a backup",
         )
         .with("entry", String::from_utf8_lossy(key)))
     })
@@ -300,7 +343,8 @@ fn read(engine: &dyn KeyValue, state: &mut StoreState, damage: &mut Damage) -> R
     engine.scan(&mut |key, value| damage.tolerate(layout::absorb(state, key, value)).map(drop))
 }
 
-/// Storage engines answer some kinds of damage with a panic, which must end neither the process nor the mutex's owner.
+/// Storage engines answer some kinds of damage with a panic, which must end neither the process nor
+/// the mutex's owner.
 fn unless_panic<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
         let said = panic
@@ -310,18 +354,22 @@ fn unless_panic<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
             .unwrap_or("no message");
         Err(Error::new(
             ErrorKind::StoreCorrupt,
-            "the storage engine broke down over the store's content: restore the store from a backup",
+            "the storage engine broke down over the store's content: restore the store from a \
+                backup",
         )
         .with("engine", said))
     })
 }
 
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     match tokio::task::spawn_blocking(move || unless_panic(call)).await {
         Ok(outcome) => outcome,
         Err(error) => Err(Error::new(
             ErrorKind::UnknownOutcome,
-            "the runtime was shut down during a call to the store: open the store again to see what is there",
+            "the runtime was shut down during a call to the store: open the store again to see \
+                what is there",
         )
         .with_source(error)),
     }
@@ -397,8 +445,13 @@ mod tests {
         let damaged = [1, 3, 5].map(|counter| TxnId { origin: ServiceId::new(1), counter });
         assert_eq!(records(&inspection), damaged.map(|txn| format!("tombstone {txn}")));
         assert_eq!((inspection.state.tombstones.len(), inspection.store.as_str()), (3, "mine:"));
-        let refused = ExclusiveStore::open("mine:".to_owned(), move || Ok(engine)).await.expect_err("damaged");
-        assert!(refused.to_string().contains(&format!("record: tombstone {}", damaged[0])), "{refused}");
+        let refused = ExclusiveStore::open("mine:".to_owned(), move || Ok(engine))
+            .await
+            .expect_err("damaged");
+        assert!(
+            refused.to_string().contains(&format!("record: tombstone {}", damaged[0])),
+            "{refused}"
+        );
     }
 
     #[tokio::test]
@@ -415,9 +468,15 @@ mod tests {
         engine.entries[0].1 = b"2".to_vec();
         assert_eq!(inspect(engine.clone()).await.expect_err("newer").kind(), ErrorKind::StoreNewer);
         engine.entries[0].1 = b"?".to_vec();
-        assert_eq!(records(&inspect(engine.clone()).await.expect("damaged")), ["format", "tombstone 1-1"]);
+        assert_eq!(
+            records(&inspect(engine.clone()).await.expect("damaged")),
+            ["format", "tombstone 1-1"]
+        );
         engine.entries.remove(0);
-        assert_eq!(inspect(engine.clone()).await.expect_err("no store").kind(), ErrorKind::StoreCorrupt);
+        assert_eq!(
+            inspect(engine.clone()).await.expect_err("no store").kind(),
+            ErrorKind::StoreCorrupt
+        );
         engine.entries.clear();
         assert_eq!(inspect(engine).await.expect("empty").state, StoreState::default());
     }

@@ -6,36 +6,44 @@ use crate::id::{EPOCH_SHIFT, Epoch};
 /// 2026-01-01 00:00:00 UTC in seconds since 1970: where numbers begin.
 const BEGIN_S: u64 = 1_767_225_600;
 
-/// Numbers for one second of a clock, as a power of two: an epoch for 1,024 seconds, all epochs for 68 years.
+/// Numbers for one second of a clock, as a power of two: an epoch for 1,024 seconds, all epochs for
+/// 68 years.
 const SECOND_SHIFT: u32 = EPOCH_SHIFT - 10;
 
 /// Every number that the store has handed out is below this, also those that it has forgotten (L4).
 ///
 /// # Why a clock, and why not through the epoch
-/// A store that forgets everything, time and again, while the nodes are started anew each time (a Redis without persistence), leaves nobody who
-/// remembers an epoch. A clock does. But an epoch for every second of decades does not fit below 2^21, so the epoch's own floor is coarse, and leaderships
-/// that follow each other quickly run ahead of it:
+/// A store that forgets everything, time and again, while the nodes are started anew each time (a
+/// Redis without persistence), leaves nobody who remembers an epoch. A clock does. But an epoch for
+/// every second of decades does not fit below 2^21, so the epoch's own floor is coarse, and
+/// leaderships that follow each other quickly run ahead of it:
 ///
-/// 1. 12:00:00 the store is empty, its clock says epoch 100; the leader takes 101, then 102 when the doubt is settled;
+/// 1. 12:00:00 the store is empty, its clock says epoch 100; the leader takes 101, then 102 when
+///    the doubt is settled;
 /// 2. 12:00:30 a token of 102 is handed out;
-/// 3. 12:01:00 store and nodes are started anew, everything is lost; the clock still says 100; the leader takes 101, and *its* tokens
-///    would be below those of step 2 if they began with the epoch.
+/// 3. 12:01:00 store and nodes are started anew, everything is lost; the clock still says 100; the
+///    leader takes 101, and *its* tokens would be below those of step 2 if they began with the
+///    epoch.
 ///
-/// Therefore numbers do not begin with the epoch where there is a clock, but with the clock's second, of which there are 2^22 each: nobody
-/// hands out so many in a second for long.
+/// Therefore numbers do not begin with the epoch where there is a clock, but with the clock's
+/// second, of which there are 2^22 each: nobody hands out so many in a second for long.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Floor(u64);
 
 impl Floor {
-    /// The floor that a server's clock gives, in seconds since 1970. A clock that was never set gives none.
+    /// The floor that a server's clock gives, in seconds since 1970. A clock that was never set
+    /// gives none.
     ///
     /// Fails with `StoreUnusable` for a clock that is decades ahead: it would use up all numbers.
     pub fn of_clock(unix_s: u64) -> Result<Self> {
         let seconds = unix_s.saturating_sub(BEGIN_S);
         let floor = Self(seconds.min(u64::MAX >> SECOND_SHIFT) << SECOND_SHIFT);
         floor.epoch().next().map(|_| floor).map_err(|e| {
-            Error::new(ErrorKind::StoreUnusable, "the clock of the store's server is decades ahead: set it right")
-                .with_source(e)
+            Error::new(
+                ErrorKind::StoreUnusable,
+                "the clock of the store's server is decades ahead: set it right",
+            )
+            .with_source(e)
         })
     }
 

@@ -49,7 +49,10 @@ mod tests {
             id: TableId::new(id),
             partitions: 1,
             tokens_reserved_to,
-            binds: vec![BindRecord { owner: ServiceId::new(1), version: BindVersion::new(version) }],
+            binds: vec![BindRecord {
+                owner: ServiceId::new(1),
+                version: BindVersion::new(version),
+            }],
         };
         let tables = [table(1, 9, 50), table(3, 4, 70), table(12, 2, 60)];
         let highest = Forgotten { high_water: 12, tokens_reserved_to: 70 };

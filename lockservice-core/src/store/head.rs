@@ -1,18 +1,22 @@
-//! [`Head`]: who leads and how far the store has come. Pure: what a store answers to a candidate is decided here for every backend (L1, L2, L4).
+//! [`Head`]: who leads and how far the store has come. Pure: what a store answers to a candidate is
+//! decided here for every backend (L1, L2, L4).
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Candidate, Cluster, DataLoss, Floor, LeaderSeen, Leadership, LeadershipHistory, Lineage, Loss, NodeAddress, Seen,
+    Candidate, Cluster, DataLoss, Floor, LeaderSeen, Leadership, LeadershipHistory, Lineage, Loss,
+    NodeAddress, Seen,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, NodeName, Nonce};
 
-/// Who leads and how far the store has come: the one record that every write reads and replaces (L2).
+/// Who leads and how far the store has come: the one record that every write reads and replaces
+/// (L2).
 ///
-/// A backend keeps it in whatever way lets it compare `epoch` and `applied` in the same atomic step as a write.
+/// A backend keeps it in whatever way lets it compare `epoch` and `applied` in the same atomic step
+/// as a write.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Head {
     /// The epoch of the current or last leadership; 0 if there was none.
@@ -24,10 +28,12 @@ pub struct Head {
     /// Raised by each renewal. Stays 0 where the exclusive open is the leadership.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub counter: u64,
-    /// How long the leadership lasts without a renewal, as its holder counts it. Stays 0 where the exclusive open is the leadership.
+    /// How long the leadership lasts without a renewal, as its holder counts it. Stays 0 where the
+    /// exclusive open is the leadership.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub ttl_ms: u64,
-    /// The copy of the store on which the leadership was acquired (L4). Empty where it cannot go back in time.
+    /// The copy of the store on which the leadership was acquired (L4). Empty where it cannot go
+    /// back in time.
     #[serde(default, skip_serializing_if = "is_empty")]
     pub lineage: Lineage,
     /// True while writes may have been lost (L4).
@@ -37,7 +43,8 @@ pub struct Head {
     /// What is known to be lost (L4).
     #[serde(default, skip_serializing_if = "Loss::is_none")]
     pub loss: Loss,
-    /// Where this leadership and those before it began (L4). Stays empty where the exclusive open is the leadership.
+    /// Where this leadership and those before it began (L4). Stays empty where the exclusive open
+    /// is the leadership.
     #[serde(default, skip_serializing_if = "LeadershipHistory::is_empty")]
     #[serde(rename = "terms")]
     pub history: LeadershipHistory,
@@ -69,7 +76,8 @@ fn is_empty(lineage: &Lineage) -> bool {
 }
 
 impl Head {
-    /// The head of an exclusive store once `candidate` leads, and the answer to it (L1: the exclusive open is the leadership).
+    /// The head of an exclusive store once `candidate` leads, and the answer to it (L1: the
+    /// exclusive open is the leadership).
     pub fn acquire_exclusive(&self, candidate: &Candidate) -> Result<(Self, Leadership)> {
         let cluster = self.cluster_of(candidate);
         let head = self.led_by(candidate, Duration::ZERO, Epoch::default(), Lineage::default())?;
@@ -88,10 +96,12 @@ impl Head {
         Ok((head, acquired))
     }
 
-    /// What a shared store answers to `candidate` (L1), and the head to be stored in the same atomic step if it leads now.
+    /// What a shared store answers to `candidate` (L1), and the head to be stored in the same
+    /// atomic step if it leads now.
     ///
-    /// `found` is the stored head, `None` if there is none; `ttl` the TTL of the candidate's own leadership; `lineage` the copy of the store
-    /// that answers; `floor` what the backend can vouch for, for example by its server's clock (L4; zero if it has none).
+    /// `found` is the stored head, `None` if there is none; `ttl` the TTL of the candidate's own
+    /// leadership; `lineage` the copy of the store that answers; `floor` what the backend can vouch
+    /// for, for example by its server's clock (L4; zero if it has none).
     pub fn acquire_shared(
         found: Option<&Self>,
         candidate: &Candidate,
@@ -108,7 +118,8 @@ impl Head {
             }),
             lineage: lineage.clone(),
         };
-        // On another copy of the store neither a resignation nor the candidate's own name proves anything: it may be of the past.
+        // On another copy of the store neither a resignation nor the candidate's own name proves
+        // anything: it may be of the past.
         let continuous = found.is_some_and(|head| head.lineage == *lineage);
         let leader = found.and_then(|head| head.leader.as_ref());
         let clean = continuous && leader.is_none();
@@ -121,9 +132,14 @@ impl Head {
         };
         let may_take_over = !candidate.elected && (clean || candidate.seen.as_ref() == Some(&seen));
         if !own && !may_take_over {
-            let address =
-                leader.map(|leader| NodeAddress { nodes: leader.address.clone(), clients: leader.clients.clone() });
-            return Ok((None, Leadership::Held { seen, address, cluster: found.and_then(|head| head.cluster) }));
+            let address = leader.map(|leader| NodeAddress {
+                nodes: leader.address.clone(),
+                clients: leader.clients.clone(),
+            });
+            return Ok((
+                None,
+                Leadership::Held { seen, address, cluster: found.and_then(|head| head.cluster) },
+            ));
         }
         // L4: what it may have forgotten includes epochs.
         let leaps = matches!(candidate.data_loss, DataLoss::Raised { .. })
@@ -141,14 +157,15 @@ impl Head {
                 let high_water = head.loss.high_water.max(high_water);
                 head.loss = Loss { known: true, observed_before: head.epoch, high_water };
             }
-            DataLoss::Settled if own => (head.loss.known, head.loss.observed_before) = (false, head.epoch),
+            DataLoss::Settled if own => {
+                (head.loss.known, head.loss.observed_before) = (false, head.epoch)
+            }
             DataLoss::Settled | DataLoss::Unknown => {}
         }
-        head.history = found.map(|found| &found.history).unwrap_or(&LeadershipHistory::default()).with(
-            head.epoch,
-            head.applied,
-            candidate.nonce,
-        );
+        head.history = found
+            .map(|found| &found.history)
+            .unwrap_or(&LeadershipHistory::default())
+            .with(head.epoch, head.applied, candidate.nonce);
         let acquired = Leadership::Acquired {
             epoch: head.epoch,
             applied: head.applied,
@@ -169,9 +186,20 @@ impl Head {
         self.cluster.filter(|_| !candidate.founds).unwrap_or(candidate.cluster)
     }
 
-    fn led_by(&self, candidate: &Candidate, ttl: Duration, floor: Epoch, lineage: Lineage) -> Result<Self> {
+    fn led_by(
+        &self,
+        candidate: &Candidate,
+        ttl: Duration,
+        floor: Epoch,
+        lineage: Lineage,
+    ) -> Result<Self> {
         let NodeAddress { nodes, clients } = candidate.address.clone();
-        let leader = Leader { node: candidate.node.clone(), nonce: candidate.nonce, address: nodes, clients };
+        let leader = Leader {
+            node: candidate.node.clone(),
+            nonce: candidate.nonce,
+            address: nodes,
+            clients,
+        };
         // L4: epochs only grow.
         let epoch = self.epoch.max(candidate.floor).max(floor).next()?;
         let ttl_ms = ttl.as_millis() as u64;
@@ -208,7 +236,8 @@ impl Head {
         if self.applied.checked_add(1) != Some(number) {
             return Err(Error::new(
                 ErrorKind::Fenced,
-                "the write's number does not follow the last applied one: read that before the next write",
+                "the write's number does not follow the last applied one: read that before the \
+                    next write",
             )
             .with("number", number)
             .with("applied", self.applied));
@@ -237,15 +266,23 @@ mod tests {
 
     fn candidate(node: &str) -> Candidate {
         let nonce = Nonce::new(u64::from(node.as_bytes()[0]) << 32);
-        Candidate { nonce, ..Candidate::new(NodeName::new(node).expect("a name"), format!("{node}:1")) }
+        Candidate {
+            nonce,
+            ..Candidate::new(NodeName::new(node).expect("a name"), format!("{node}:1"))
+        }
     }
 
     fn lineage(name: &str) -> Lineage {
         Lineage(name.to_owned())
     }
 
-    fn acquire(found: Option<&Head>, candidate: &Candidate, on: &str) -> (Option<Head>, Leadership) {
-        Head::acquire_shared(found, candidate, TTL, &lineage(on), Floor::default()).expect("epochs are left")
+    fn acquire(
+        found: Option<&Head>,
+        candidate: &Candidate,
+        on: &str,
+    ) -> (Option<Head>, Leadership) {
+        Head::acquire_shared(found, candidate, TTL, &lineage(on), Floor::default())
+            .expect("epochs are left")
     }
 
     fn seen(answer: Leadership) -> Seen {
@@ -266,7 +303,10 @@ mod tests {
     fn an_empty_shared_store_is_watched_before_it_is_led() {
         let (head, answer) = take_over(None, candidate("a"), "one");
         assert_eq!(head.epoch, Epoch::new(1));
-        assert!(matches!(answer, Leadership::Acquired { clean: false, continuous: false, exclusive: false, .. }));
+        assert!(matches!(
+            answer,
+            Leadership::Acquired { clean: false, continuous: false, exclusive: false, .. }
+        ));
     }
 
     #[test]
@@ -290,7 +330,8 @@ mod tests {
 
     #[test]
     fn a_doubt_outlives_leaders_until_one_of_them_settles_it() {
-        let continuous = |answer: Leadership| matches!(answer, Leadership::Acquired { continuous: true, .. });
+        let continuous =
+            |answer: Leadership| matches!(answer, Leadership::Acquired { continuous: true, .. });
         let (first, answer) = take_over(None, candidate("a"), "one");
         assert!(!continuous(answer), "an empty store may have lost everything");
         let other = Candidate { data_loss: DataLoss::Settled, ..candidate("b") };
@@ -314,15 +355,26 @@ mod tests {
     fn what_is_known_to_be_lost_is_known_to_every_leader_until_one_settles_it() {
         let (first, _) = take_over(None, candidate("a"), "one");
         assert_eq!(first.loss, Loss::default(), "possible, not known");
-        let knows = |high_water| Candidate { data_loss: DataLoss::Raised { high_water }, ..candidate("b") };
+        let knows =
+            |high_water| Candidate { data_loss: DataLoss::Raised { high_water }, ..candidate("b") };
         let (second, answer) = take_over(Some(&first), knows(77), "one");
-        assert_eq!(second.loss, Loss { known: true, observed_before: second.epoch, high_water: 77 });
-        assert!(matches!(answer, Leadership::Acquired { loss, continuous: false, .. } if loss == second.loss));
+        assert_eq!(
+            second.loss,
+            Loss { known: true, observed_before: second.epoch, high_water: 77 }
+        );
+        assert!(
+            matches!(answer, Leadership::Acquired { loss, continuous: false, .. } if loss == second.loss)
+        );
         let (third, _) = take_over(Some(&second), candidate("c"), "one");
         assert_eq!(third.loss, second.loss);
         let (fourth, _) = take_over(Some(&third), knows(5), "two");
-        assert_eq!(fourth.loss, Loss { known: true, observed_before: fourth.epoch, high_water: 77 }, "lost twice");
-        let settled = Candidate { data_loss: DataLoss::Settled, nonce: leader(&fourth), ..candidate("b") };
+        assert_eq!(
+            fourth.loss,
+            Loss { known: true, observed_before: fourth.epoch, high_water: 77 },
+            "lost twice"
+        );
+        let settled =
+            Candidate { data_loss: DataLoss::Settled, nonce: leader(&fourth), ..candidate("b") };
         let sound = acquire(Some(&fourth), &settled, "two").0.expect("its own");
         assert_eq!(sound.loss, Loss { known: false, observed_before: sound.epoch, high_water: 77 });
         assert!(!sound.loss_unresolved);
@@ -338,7 +390,9 @@ mod tests {
             assert_eq!(first.cluster, Some(a.cluster), "the first leader's");
             assert!(matches!(answer, Leadership::Acquired { cluster, .. } if cluster == a.cluster));
             let (_, answer) = acquire(Some(&first), &candidate("b"), "one");
-            assert!(matches!(answer, Leadership::Held { cluster, .. } if cluster == Some(a.cluster)));
+            assert!(
+                matches!(answer, Leadership::Held { cluster, .. } if cluster == Some(a.cluster))
+            );
             let (second, answer) = take_over(Some(&first), candidate("b"), "two");
             assert_eq!(second.cluster, Some(a.cluster));
             assert!(matches!(answer, Leadership::Acquired { cluster, .. } if cluster == a.cluster));
@@ -348,18 +402,25 @@ mod tests {
             assert_eq!(third.cluster, Some(founder.cluster));
             assert_ne!(third.cluster, second.cluster);
         }
-        let (exclusive, _) = Head::default().acquire_exclusive(&candidate("a")).expect("epochs are left");
+        let (exclusive, _) =
+            Head::default().acquire_exclusive(&candidate("a")).expect("epochs are left");
         let (next, answer) = exclusive.acquire_exclusive(&candidate("b")).expect("epochs are left");
         assert!(next.cluster.is_some() && next.cluster == exclusive.cluster);
-        assert!(matches!(answer, Leadership::Acquired { cluster, .. } if Some(cluster) == next.cluster));
+        assert!(
+            matches!(answer, Leadership::Acquired { cluster, .. } if Some(cluster) == next.cluster)
+        );
     }
 
     #[test]
     fn where_each_leadership_began_is_kept() {
         let (first, _) = take_over(None, candidate("a"), "one");
-        let (second, answer) = take_over(Some(&Head { applied: 8, ..first.clone() }), candidate("b"), "one");
-        assert!(matches!(&answer, Leadership::Acquired { history, .. } if *history == second.history));
-        let (third, _) = take_over(Some(&Head { applied: 90, ..second.clone() }), candidate("c"), "one");
+        let (second, answer) =
+            take_over(Some(&Head { applied: 8, ..first.clone() }), candidate("b"), "one");
+        assert!(
+            matches!(&answer, Leadership::Acquired { history, .. } if *history == second.history)
+        );
+        let (third, _) =
+            take_over(Some(&Head { applied: 90, ..second.clone() }), candidate("c"), "one");
         let lost = |by: &Head, write| third.history.lost(by.epoch, leader(by), write);
         assert!(lost(&first, 9) && !lost(&first, 8));
         assert!(lost(&second, 91) && !lost(&second, 90));
@@ -396,8 +457,14 @@ mod tests {
         assert_eq!(raised.expect("its own").epoch, Epoch::new(2));
         assert_eq!(seen(acquire(Some(&head), &me, "two").1).lineage, lineage("two"));
         let resigned = head.resign(head.epoch).expect("it leads");
-        assert!(matches!(acquire(Some(&resigned), &candidate("b"), "one").1, Leadership::Acquired { clean: true, .. }));
-        assert!(matches!(acquire(Some(&resigned), &candidate("b"), "two").1, Leadership::Held { address: None, .. }));
+        assert!(matches!(
+            acquire(Some(&resigned), &candidate("b"), "one").1,
+            Leadership::Acquired { clean: true, .. }
+        ));
+        assert!(matches!(
+            acquire(Some(&resigned), &candidate("b"), "two").1,
+            Leadership::Held { address: None, .. }
+        ));
         let (_, answer) = take_over(Some(&resigned), candidate("b"), "two");
         assert!(matches!(answer, Leadership::Acquired { clean: false, continuous: false, .. }));
     }
@@ -408,9 +475,13 @@ mod tests {
         me.floor = Epoch::new(41);
         me.seen = Some(Seen::default());
         let floor = Floor::of_clock(1_767_225_600 + 77 * 1024 + 1023).expect("in range");
-        let (head, answer) = Head::acquire_shared(None, &me, TTL, &Lineage::default(), floor).expect("epochs are left");
+        let (head, answer) = Head::acquire_shared(None, &me, TTL, &Lineage::default(), floor)
+            .expect("epochs are left");
         assert_eq!(head.expect("acquired").epoch, Epoch::new(78));
-        assert!(matches!(answer, Leadership::Acquired { floor: told, .. } if told == floor), "{answer:?}");
+        assert!(
+            matches!(answer, Leadership::Acquired { floor: told, .. } if told == floor),
+            "{answer:?}"
+        );
     }
 
     #[test]
@@ -431,7 +502,8 @@ mod tests {
 
     #[test]
     fn an_exclusive_head_is_written_as_in_the_first_format_and_with_its_cluster() {
-        let (head, _) = Head::default().acquire_exclusive(&candidate("a")).expect("epochs are left");
+        let (head, _) =
+            Head::default().acquire_exclusive(&candidate("a")).expect("epochs are left");
         let json = serde_json::to_value(&head).expect("plain data");
         let names: Vec<&String> = json.as_object().expect("an object").keys().collect();
         assert_eq!(names, ["applied", "cluster", "epoch", "leader"]);

@@ -1,4 +1,5 @@
-//! [`LeadershipHistory`]: where the leaderships of a store began, so that a report of what a leader told can be compared with the store's history (L4). Pure.
+//! [`LeadershipHistory`]: where the leaderships of a store began, so that a report of what a leader
+//! told can be compared with the store's history (L4). Pure.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,10 +10,12 @@ const LEADERSHIPS_MAX: usize = 32;
 
 /// Where each of the last leaderships of a store began, the earliest first.
 ///
-/// The number of a write alone does not identify it: a store that went back gives the numbers of the lost writes to those of the next leader.
-/// With the leadership it does, as in Kafka's leader epochs (KIP-101) and Raft's log matching: what a leader told of write *w* is part of
-/// this history only if the first leadership after it began with *w* or later. A store that went back unnoticed may also give the
-/// lost leadership's epoch to the next one, so a leadership is told by its epoch *and* its nonce.
+/// The number of a write alone does not identify it: a store that went back gives the numbers of
+/// the lost writes to those of the next leader. With the leadership it does, as in Kafka's leader
+/// epochs (KIP-101) and Raft's log matching: what a leader told of write *w* is part of this
+/// history only if the first leadership after it began with *w* or later. A store that went back
+/// unnoticed may also give the lost leadership's epoch to the next one, so a leadership is told by
+/// its epoch *and* its nonce.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct LeadershipHistory(Vec<PastLeadership>);
@@ -36,7 +39,8 @@ impl LeadershipHistory {
         self.0.is_empty()
     }
 
-    /// With a further leadership, or a later epoch of the last one. The earliest are forgotten first.
+    /// With a further leadership, or a later epoch of the last one. The earliest are forgotten
+    /// first.
     #[must_use]
     pub fn with(&self, epoch: Epoch, above: u64, leader: Nonce) -> Self {
         let mut history = self.0.clone();
@@ -48,12 +52,14 @@ impl LeadershipHistory {
         Self(history.split_off(forgotten))
     }
 
-    /// True if this history has lost the write of number `write`, which `leader` has told of in `epoch`: the first leadership after that one,
-    /// or the one that has its epoch in this history, found less. `leader` 0 is one that is not known. Of a leadership before all that are
-    /// kept, losses that later writes have made up for are not seen.
+    /// True if this history has lost the write of number `write`, which `leader` has told of in
+    /// `epoch`: the first leadership after that one, or the one that has its epoch in this history,
+    /// found less. `leader` 0 is one that is not known. Of a leadership before all that are kept,
+    /// losses that later writes have made up for are not seen.
     pub fn lost(&self, epoch: Epoch, leader: Nonce, write: u64) -> bool {
         let another = |term: &&PastLeadership| {
-            let in_its_place = term.to >= epoch && leader != Nonce::default() && term.leader != leader;
+            let in_its_place =
+                term.to >= epoch && leader != Nonce::default() && term.leader != leader;
             term.epoch > epoch || in_its_place
         };
         self.0.iter().find(another).is_some_and(|next| write > next.above)
@@ -74,7 +80,9 @@ mod tests {
     }
 
     fn history(began: &[(u64, u64)]) -> LeadershipHistory {
-        began.iter().fold(LeadershipHistory::default(), |history, (n, above)| history.with(epoch(*n), *above, of(*n)))
+        began.iter().fold(LeadershipHistory::default(), |history, (n, above)| {
+            history.with(epoch(*n), *above, of(*n))
+        })
     }
 
     #[test]
@@ -96,7 +104,10 @@ mod tests {
         let lost = Nonce::new(77);
         assert!(history.lost(epoch(4), lost, 21) && !history.lost(epoch(4), lost, 20));
         assert!(history.lost(epoch(9), lost, 61), "also the last one's");
-        assert!(!history.lost(epoch(4), Nonce::default(), 60), "not known: taken for the one in the history");
+        assert!(
+            !history.lost(epoch(4), Nonce::default(), 60),
+            "not known: taken for the one in the history"
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! [`Inspection`]: a store as an operator sees it, damaged or not. Whoever leads reads it with [`Damage::refused`] instead.
+//! [`Inspection`]: a store as an operator sees it, damaged or not. Whoever leads reads it with
+//! [`Damage::refused`] instead.
 
 use super::{Head, StoreState};
 use crate::error::{Error, ErrorKind, Result};
@@ -13,13 +14,15 @@ pub struct Inspection {
     pub store: String,
     /// Every record that could be read.
     pub state: StoreState,
-    /// The leadership as it is recorded; `None` if there was never one, or if its record cannot be read.
+    /// The leadership as it is recorded; `None` if there was never one, or if its record cannot be
+    /// read.
     pub head: Option<Head>,
     /// The records that could not be read.
     pub damage: Damage,
 }
 
-/// What becomes of a record that cannot be read: it ends the reading, or is noted, and the reading goes on.
+/// What becomes of a record that cannot be read: it ends the reading, or is noted, and the reading
+/// goes on.
 #[derive(Clone, Debug)]
 pub struct Damage {
     named_max: usize,
@@ -40,8 +43,8 @@ impl Damage {
 
     /// Whatever was read; `None` if it is a record that cannot be, and that was noted.
     ///
-    /// Fails if the first such record ends the reading, and with what is wrong with the store as a whole: every error but a `StoreCorrupt`
-    /// or `StoreNewer` that names its `record`.
+    /// Fails if the first such record ends the reading, and with what is wrong with the store as a
+    /// whole: every error but a `StoreCorrupt` or `StoreNewer` that names its `record`.
     pub fn tolerate<T>(&mut self, read: Result<T>) -> Result<Option<T>> {
         match read {
             Ok(read) => Ok(Some(read)),
@@ -96,7 +99,13 @@ mod tests {
         Damage::refused().tolerate(of_record(1)).expect_err("the first");
         let mut damage = Damage::noted();
         for kind in [ErrorKind::StoreCorrupt, ErrorKind::Unavailable] {
-            assert_eq!(damage.tolerate::<()>(Err(Error::new(kind, "all of it"))).expect_err("all of it").kind(), kind);
+            assert_eq!(
+                damage
+                    .tolerate::<()>(Err(Error::new(kind, "all of it")))
+                    .expect_err("all of it")
+                    .kind(),
+                kind
+            );
         }
         assert_eq!((damage.named().len(), damage.unnamed()), (0, 0));
     }

@@ -1,4 +1,5 @@
-//! How a store of keys and values keeps the records: the key of each, and the record of the leadership.
+//! How a store of keys and values keeps the records: the key of each, and the record of the
+//! leadership.
 //!
 //! | key | value |
 //! |---|---|
@@ -49,11 +50,17 @@ pub fn changes(batch: &Batch) -> Vec<Change> {
 
 fn change(op: &Op) -> Change {
     match op {
-        Op::PutConstants(constants) => Change::Put { key: CONSTANTS_KEY.to_vec(), value: encode(constants) },
+        Op::PutConstants(constants) => {
+            Change::Put { key: CONSTANTS_KEY.to_vec(), value: encode(constants) }
+        }
         Op::PutTable(table) => Change::Put { key: table_key(&table.table), value: encode(table) },
         Op::RemoveTable(table) => Change::Delete { key: table_key(table) },
-        Op::PutForgotten(forgotten) => Change::Put { key: FORGOTTEN_KEY.to_vec(), value: encode(forgotten) },
-        Op::PutService(service) => Change::Put { key: service_key(service.id), value: encode(service) },
+        Op::PutForgotten(forgotten) => {
+            Change::Put { key: FORGOTTEN_KEY.to_vec(), value: encode(forgotten) }
+        }
+        Op::PutService(service) => {
+            Change::Put { key: service_key(service.id), value: encode(service) }
+        }
         Op::RemoveService(id) => Change::Delete { key: service_key(*id) },
         Op::PutTombstone(txn) => Change::Put { key: tombstone_key(*txn), value: encode(txn) },
         Op::RemoveTombstone(txn) => Change::Delete { key: tombstone_key(*txn) },
@@ -70,13 +77,19 @@ fn service_key(id: ServiceId) -> Vec<u8> {
 }
 
 fn tombstone_key(txn: TxnId) -> Vec<u8> {
-    [TOMBSTONE_PREFIX, txn.origin.get().to_be_bytes().as_slice(), txn.counter.to_be_bytes().as_slice()].concat()
+    [
+        TOMBSTONE_PREFIX,
+        txn.origin.get().to_be_bytes().as_slice(),
+        txn.counter.to_be_bytes().as_slice(),
+    ]
+    .concat()
 }
 
 /// Adds one entry of a store of keys and values to `state`.
 ///
-/// Fails with `StoreCorrupt` for an entry that this format does not have, or one that does not stand under its own key, and as
-/// [`decode`] does. Then nothing is added, and the error names the entry.
+/// Fails with `StoreCorrupt` for an entry that this format does not have, or one that does not
+/// stand under its own key, and as [`decode`] does. Then nothing is added, and the error names the
+/// entry.
 pub fn absorb(state: &mut StoreState, key: &[u8], value: &[u8]) -> Result<()> {
     let what = name(key);
     let check_key = |own: Vec<u8>| if own == key { Ok(()) } else { Err(damaged(&what)) };
@@ -107,7 +120,8 @@ pub fn absorb(state: &mut StoreState, key: &[u8], value: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// What people are told of the entry under `key`, which may be damaged itself: nothing in it may reach a terminal as it is.
+/// What people are told of the entry under `key`, which may be damaged itself: nothing in it may
+/// reach a terminal as it is.
 fn name(key: &[u8]) -> String {
     if let Some(names) = key.strip_prefix(TABLE_PREFIX) {
         let names = String::from_utf8_lossy(names).replacen('\0', "/", 1);
@@ -116,7 +130,8 @@ fn name(key: &[u8]) -> String {
     if let Some(id) = key.strip_prefix(SERVICE_PREFIX).and_then(number) {
         return format!("incarnation {id}");
     }
-    if let Some((origin, counter)) = key.strip_prefix(TOMBSTONE_PREFIX).and_then(|txn| txn.split_at_checked(8))
+    if let Some((origin, counter)) =
+        key.strip_prefix(TOMBSTONE_PREFIX).and_then(|txn| txn.split_at_checked(8))
         && let (Some(origin), Some(counter)) = (number(origin), number(counter))
     {
         return format!("tombstone {}", TxnId { origin: ServiceId::new(origin), counter });
@@ -128,14 +143,16 @@ fn number(bytes: &[u8]) -> Option<u64> {
     bytes.try_into().ok().map(u64::from_be_bytes)
 }
 
-/// Fails with `StoreNewer` for a store of a later format, with `StoreCorrupt` for what is no format at all.
+/// Fails with `StoreNewer` for a store of a later format, with `StoreCorrupt` for what is no format
+/// at all.
 pub(super) fn check_format(value: &[u8]) -> Result<()> {
     match std::str::from_utf8(value).ok().and_then(|text| text.parse::<u32>().ok()) {
         Some(STORE_FORMAT) => Ok(()),
         Some(format) if format > STORE_FORMAT => Err(Error::new(
             ErrorKind::StoreNewer,
             format!(
-                "the store was written by a newer version of lockservice (store format {format}, this one reads \
+                "the store was written by a newer version of lockservice (store format {format}, \
+                 this one reads \
                  {STORE_FORMAT}): use that version, or another store"
             ),
         )),
@@ -144,8 +161,11 @@ pub(super) fn check_format(value: &[u8]) -> Result<()> {
 }
 
 fn damaged(record: &str) -> Error {
-    Error::new(ErrorKind::StoreCorrupt, "a record in the store is damaged: restore the store from a backup")
-        .with("record", record)
+    Error::new(
+        ErrorKind::StoreCorrupt,
+        "a record in the store is damaged: restore the store from a backup",
+    )
+    .with("record", record)
 }
 
 /// The head that stands under [`HEAD_KEY`]; the first one if nothing does.
@@ -169,8 +189,14 @@ mod tests {
         absorb(&mut state, &tombstone_key(txn), &encode(&txn)).expect("its own key");
         assert_eq!(state.tombstones, [txn]);
         let other = tombstone_key(TxnId::new(ServiceId::new(7), 4, true));
-        assert_eq!(absorb(&mut state, &other, &encode(&txn)).expect_err("moved").kind(), ErrorKind::StoreCorrupt);
-        assert_eq!(absorb(&mut state, b"what", b"1").expect_err("unknown").kind(), ErrorKind::StoreCorrupt);
+        assert_eq!(
+            absorb(&mut state, &other, &encode(&txn)).expect_err("moved").kind(),
+            ErrorKind::StoreCorrupt
+        );
+        assert_eq!(
+            absorb(&mut state, b"what", b"1").expect_err("unknown").kind(),
+            ErrorKind::StoreCorrupt
+        );
         assert_eq!(state.tombstones, [txn], "damage adds nothing");
     }
 

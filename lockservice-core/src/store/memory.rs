@@ -6,21 +6,24 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    Applied, Batch, BindStore, Candidate, Cluster, ClusterConstants, Floor, Forgotten, Leadership, LeadershipHistory,
-    Lineage, Loss, Op, Renewal, ServiceRecord, StoreState, TableRecord, WriteAck,
+    Applied, Batch, BindStore, Candidate, Cluster, ClusterConstants, Floor, Forgotten, Leadership,
+    LeadershipHistory, Lineage, Loss, Op, Renewal, ServiceRecord, StoreState, TableRecord,
+    WriteAck,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, ServiceId, TableRef, TxnId};
 use crate::sync::{Arc, Mutex};
 
-/// Tokens that one wall-clock second is worth (B7): a process that starts a second later than another, on a clock that was not set
-/// back, begins above all tokens of the other, unless that gave out more than a million a second.
+/// Tokens that one wall-clock second is worth (B7): a process that starts a second later than
+/// another, on a clock that was not set back, begins above all tokens of the other, unless that
+/// gave out more than a million a second.
 const TOKENS_PER_SECOND: u64 = 1 << 20;
 
 /// A store in memory, for one process alone: nothing of it survives the process (B7).
 ///
-/// Mutual exclusion and the order of tokens hold within one life of the process. Clones are handles to one store; whoever acquires the
-/// leadership through one of them replaces the leader before, as a process that opens a file does.
+/// Mutual exclusion and the order of tokens hold within one life of the process. Clones are handles
+/// to one store; whoever acquires the leadership through one of them replaces the leader before, as
+/// a process that opens a file does.
 #[derive(Debug, Clone)]
 pub struct MemoryStore {
     inner: Arc<Mutex<MemoryState>>,
@@ -44,8 +47,8 @@ struct MemoryState {
 }
 
 impl MemoryStore {
-    /// An empty store. `wall_clock_s` is the time now in seconds since 1970: fencing tokens begin at `wall_clock_s * 2^20` (B7), so
-    /// that they normally grow over restarts of the process too.
+    /// An empty store. `wall_clock_s` is the time now in seconds since 1970: fencing tokens begin
+    /// at `wall_clock_s * 2^20` (B7), so that they normally grow over restarts of the process too.
     pub fn new(wall_clock_s: u64) -> Self {
         Self {
             inner: Arc::new(Mutex::new(MemoryState {
@@ -121,7 +124,11 @@ impl BindStore for MemoryStore {
         })
     }
 
-    async fn acquire_leadership(&self, candidate: &Candidate, _ttl: Duration) -> Result<Leadership> {
+    async fn acquire_leadership(
+        &self,
+        candidate: &Candidate,
+        _ttl: Duration,
+    ) -> Result<Leadership> {
         let mut inner = self.inner.lock();
         let clean = inner.clean;
         let epoch = inner.epoch.max(candidate.floor).next()?;
@@ -163,7 +170,8 @@ impl BindStore for MemoryStore {
         if inner.applied.checked_add(1) != Some(number) {
             return Err(Error::new(
                 ErrorKind::Fenced,
-                "the write's number does not follow the last applied one: read it before the next write",
+                "the write's number does not follow the last applied one: read it before the next \
+                    write",
             )
             .with("number", number)
             .with("applied", inner.applied));

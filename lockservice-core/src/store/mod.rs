@@ -1,8 +1,9 @@
 //! [`BindStore`]: what a backend implements, as little as possible.
 //!
-//! A store keeps the allocator's durable state: which tables exist, whom they are bound to, at which version, which fencing
-//! tokens may have been handed out, which incarnations were fenced and which transactions may never commit. Leases, caching,
-//! batching and leadership logic are written once, above it, in [`crate::allocator`].
+//! A store keeps the allocator's durable state: which tables exist, whom they are bound to, at
+//! which version, which fencing tokens may have been handed out, which incarnations were fenced and
+//! which transactions may never commit. Leases, caching, batching and leadership logic are written
+//! once, above it, in [`crate::allocator`].
 
 mod cluster;
 mod exclusive;
@@ -38,81 +39,100 @@ pub use self::layout::{Change, STORE_FORMAT, absorb, changes};
 pub use self::memory::MemoryStore;
 pub use self::place::Place;
 pub use self::record::{
-    Batch, BindRecord, ClusterConstants, Op, RECORD_FORMAT, ServiceRecord, ServiceState, StoreState, TableRecord,
-    decode, encode,
+    Batch, BindRecord, ClusterConstants, Op, RECORD_FORMAT, ServiceRecord, ServiceState,
+    StoreState, TableRecord, decode, encode,
 };
 pub use self::turns::Turns;
 
 /// The durable state of an allocator, on RocksDB, PostgreSQL, Redis, in a file or in memory.
 ///
 /// # Contract
-/// 1. **Atomic and durable.** A [`write`](Self::write) that answered `Ok` is there, whole, after any crash; one that failed with
-///    anything but [`ErrorKind::UnknownOutcome`](crate::ErrorKind::UnknownOutcome) is not there, not even in part.
-/// 2. **Fenced** (L2). A write names the epoch of a leadership and fails with [`ErrorKind::Fenced`](crate::ErrorKind::Fenced) if
-///    that is not the current one, checked in the same transaction as the write itself.
-/// 3. **Numbered** (L2). A write carries a number one above the last applied, and the store refuses any other with
-///    [`ErrorKind::Fenced`](crate::ErrorKind::Fenced), so that a delayed duplicate cannot land late.
-/// 4. **One leader** (L1). [`acquire_leadership`](Self::acquire_leadership) is a compare-and-set; epochs only grow, and grow past
-///    the candidate's floor (L4). A store that one process opens exclusively *is* the leadership while it is open.
-/// 5. **One line of history** (L4). Every answer of a store that can go back in time names its [`Lineage`]; a store that cannot answers
-///    the empty one.
-/// 6. Every method may be called from any thread at any time, and may be cancelled by dropping its future; a cancelled write
-///    has an unknown outcome. Every method ends within a bounded time, with `Unavailable` or `UnknownOutcome`.
+/// 1. **Atomic and durable.** A [`write`](Self::write) that answered `Ok` is there, whole, after
+///    any crash; one that failed with anything but
+///    [`ErrorKind::UnknownOutcome`](crate::ErrorKind::UnknownOutcome) is not there, not even in
+///    part.
+/// 2. **Fenced** (L2). A write names the epoch of a leadership and fails with
+///    [`ErrorKind::Fenced`](crate::ErrorKind::Fenced) if that is not the current one, checked in
+///    the same transaction as the write itself.
+/// 3. **Numbered** (L2). A write carries a number one above the last applied, and the store refuses
+///    any other with [`ErrorKind::Fenced`](crate::ErrorKind::Fenced), so that a delayed duplicate
+///    cannot land late.
+/// 4. **One leader** (L1). [`acquire_leadership`](Self::acquire_leadership) is a compare-and-set;
+///    epochs only grow, and grow past the candidate's floor (L4). A store that one process opens
+///    exclusively *is* the leadership while it is open.
+/// 5. **One line of history** (L4). Every answer of a store that can go back in time names its
+///    [`Lineage`]; a store that cannot answers the empty one.
+/// 6. Every method may be called from any thread at any time, and may be cancelled by dropping its
+///    future; a cancelled write has an unknown outcome. Every method ends within a bounded time,
+///    with `Unavailable` or `UnknownOutcome`.
 ///
 /// # Minimal implementation
-/// Everything but [`head`](Self::head) and [`wait_for_change`](Self::wait_for_change). What a change of leadership means is decided by [`Head`]; a backend stores a
-/// head, and compares its epoch and number atomically with each write. Run `testing::store_suite` (feature `testing`) against it.
+/// Everything but [`head`](Self::head) and [`wait_for_change`](Self::wait_for_change). What a
+/// change of leadership means is decided by [`Head`]; a backend stores a head, and compares its
+/// epoch and number atomically with each write. Run `testing::store_suite` (feature `testing`)
+/// against it.
 #[async_trait]
 pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     /// What this store is, for messages to operators: its URL without secrets.
     fn describe(&self) -> String;
 
-    /// Reads everything. Called once by a new leader. It can be a million records: to decode them it lets other
-    /// tasks run by [`Turns`], or does it on a blocking thread.
+    /// Reads everything. Called once by a new leader. It can be a million records: to decode them
+    /// it lets other tasks run by [`Turns`], or does it on a blocking thread.
     ///
-    /// Fails with `StoreCorrupt` or `StoreNewer` for content that this version cannot read (nothing is changed), `Unavailable` if
-    /// the store does not answer.
+    /// Fails with `StoreCorrupt` or `StoreNewer` for content that this version cannot read (nothing
+    /// is changed), `Unavailable` if the store does not answer.
     async fn load(&self) -> Result<StoreState>;
 
-    /// Asks for a leadership that lasts `ttl` without a renewal; decided by [`Head::acquire_exclusive`] or [`Head::acquire_shared`].
+    /// Asks for a leadership that lasts `ttl` without a renewal; decided by
+    /// [`Head::acquire_exclusive`] or [`Head::acquire_shared`].
     ///
-    /// A shared store answers an [elected](Candidate::elected) candidate with `Acquired` only if it is the holder. Otherwise it answers
-    /// [`Leadership::Held`] unless the holder resigned, the candidate is the holder, or `candidate.seen` proves that
-    /// the caller watched the store stand still for hi(the leader's TTL) (L1). The new epoch is above the stored one, above
-    /// `candidate.floor`, and above a floor of the backend's own where it has one (L4); it is durable before the answer. Not
-    /// numbered: the number of the last applied write stays. After an unknown outcome, ask again with the same nonce.
+    /// A shared store answers an [elected](Candidate::elected) candidate with `Acquired` only if it
+    /// is the holder. Otherwise it answers [`Leadership::Held`] unless the holder resigned, the
+    /// candidate is the holder, or `candidate.seen` proves that the caller watched the store stand
+    /// still for hi(the leader's TTL) (L1). The new epoch is above the stored one, above
+    /// `candidate.floor`, and above a floor of the backend's own where it has one (L4); it is
+    /// durable before the answer. Not numbered: the number of the last applied write stays. After
+    /// an unknown outcome, ask again with the same nonce.
     ///
-    /// An exclusive store whose path another process may use now fails with `Fenced`, here and in every other method: this process
-    /// never leads it again.
+    /// An exclusive store whose path another process may use now fails with `Fenced`, here and in
+    /// every other method: this process never leads it again.
     async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership>;
 
-    /// Raises the leader's counter. Fails with `Fenced` if `epoch` is no longer current. An exclusive store has nothing to renew and
-    /// only checks the epoch. After an unknown outcome, renew again: the promise counts from before the renewal that was answered.
+    /// Raises the leader's counter. Fails with `Fenced` if `epoch` is no longer current. An
+    /// exclusive store has nothing to renew and only checks the epoch. After an unknown outcome,
+    /// renew again: the promise counts from before the renewal that was answered.
     async fn renew(&self, epoch: Epoch) -> Result<Renewal>;
 
-    /// Gives the leadership up, durably: the next candidate need not wait, and an exclusive store remembers that it was closed
-    /// cleanly. Only to be called when no commit is in flight and nothing is answered any more (L1). Fails with `Fenced` if `epoch` is
-    /// no longer current.
+    /// Gives the leadership up, durably: the next candidate need not wait, and an exclusive store
+    /// remembers that it was closed cleanly. Only to be called when no commit is in flight and
+    /// nothing is answered any more (L1). Fails with `Fenced` if `epoch` is no longer current.
     async fn resign(&self, epoch: Epoch) -> Result<()>;
 
     /// Applies `batch` as one atomic, durable write.
     ///
-    /// Fails with `Fenced` (wrong epoch or number), `StoreUnusable` (disk full, read-only), `Unavailable` (surely not applied) or
-    /// `UnknownOutcome` (settle it with [`applied`](Self::applied) before the next write).
+    /// Fails with `Fenced` (wrong epoch or number), `StoreUnusable` (disk full, read-only),
+    /// `Unavailable` (surely not applied) or `UnknownOutcome` (settle it with
+    /// [`applied`](Self::applied) before the next write).
     async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck>;
 
-    /// How far the store has come, to settle an unknown outcome (L2). The epoch tells whether the last write can still be the caller's.
+    /// How far the store has come, to settle an unknown outcome (L2). The epoch tells whether the
+    /// last write can still be the caller's.
     async fn applied(&self) -> Result<Applied>;
 
-    /// The leadership as it is recorded, for operators; changes nothing. `None` if there was never one. The default knows only what
-    /// [`applied`](Self::applied) tells: no leader.
+    /// The leadership as it is recorded, for operators; changes nothing. `None` if there was never
+    /// one. The default knows only what [`applied`](Self::applied) tells: no leader.
     async fn head(&self) -> Result<Option<Head>> {
         let Applied { epoch, number, lineage } = self.applied().await?;
-        Ok((epoch > Epoch::default()).then(|| Head { epoch, applied: number, lineage, ..Head::default() }))
+        Ok((epoch > Epoch::default()).then(|| Head {
+            epoch,
+            applied: number,
+            lineage,
+            ..Head::default()
+        }))
     }
 
-    /// Waits until the leadership may have changed, at most `poll`. The default only lets that time pass. An error means no more than
-    /// that the store cannot tell; the caller goes on polling.
+    /// Waits until the leadership may have changed, at most `poll`. The default only lets that time
+    /// pass. An error means no more than that the store cannot tell; the caller goes on polling.
     async fn wait_for_change(&self, poll: Duration) -> Result<()> {
         tokio::time::sleep(poll).await;
         Ok(())
@@ -161,20 +181,24 @@ pub struct Candidate {
     pub floor: Epoch,
     /// What the candidate knows of writes that the store may have lost.
     pub data_loss: DataLoss,
-    /// True once it leads: only its own leadership is then raised or marked, and nothing is taken over. What it has in memory would be wrong
-    /// if another had led meanwhile, even if that one has resigned.
+    /// True once it leads: only its own leadership is then raised or marked, and nothing is taken
+    /// over. What it has in memory would be wrong if another had led meanwhile, even if that one
+    /// has resigned.
     pub elected: bool,
 }
 
-/// Whether a store may have lost writes (L4). The doubt is kept with the leadership, so that it survives a leader that dies of it.
+/// Whether a store may have lost writes (L4). The doubt is kept with the leadership, so that it
+/// survives a leader that dies of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum DataLoss {
-    /// As the store itself knows: it is in doubt from the moment that it is another copy than the last leader's, or holds no record, ...
+    /// As the store itself knows: it is in doubt from the moment that it is another copy than the
+    /// last leader's, or holds no record, ...
     #[default]
     Unknown,
     /// ... or that a candidate says so, who knows that something was lost, ...
     Raised {
-        /// Every version, incarnation, table id and token that may have been handed out is below this, as far as a node could report.
+        /// Every version, incarnation, table id and token that may have been handed out is below
+        /// this, as far as a node could report.
         high_water: u64,
     },
     /// ... until its leader has waited for everybody who could have been told of something lost.
@@ -184,14 +208,16 @@ pub enum DataLoss {
 /// What is known of the losses of a store (L4). Kept with the leadership, for whoever leads next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Loss {
-    /// True while the store is in doubt and something is known to be lost, not only possible: nothing in it is relied on.
+    /// True while the store is in doubt and something is known to be lost, not only possible:
+    /// nothing in it is relied on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub known: bool,
-    /// What leaderships before this one told is accounted for: it is void, or everybody who was told of it has renewed or run out of lease
-    /// since. 0 if no doubt was ever raised or settled.
+    /// What leaderships before this one told is accounted for: it is void, or everybody who was
+    /// told of it has renewed or run out of lease since. 0 if no doubt was ever raised or settled.
     #[serde(rename = "heard_before")]
     pub observed_before: Epoch,
-    /// Versions, incarnations, table ids and tokens below this may have been handed out, as far as a node could report.
+    /// Versions, incarnations, table ids and tokens below this may have been handed out, as far as
+    /// a node could report.
     #[serde(rename = "numbers")]
     pub high_water: u64,
 }
@@ -202,7 +228,8 @@ impl Loss {
     }
 }
 
-/// What a candidate sees of a store's leadership. While it stays equal, no leader has renewed and the store has not gone back (L1, L4).
+/// What a candidate sees of a store's leadership. While it stays equal, no leader has renewed and
+/// the store has not gone back (L1, L4).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Seen {
     /// The last leadership; `None` if the store holds no record of one.
@@ -216,11 +243,13 @@ pub struct Seen {
 pub struct LeaderSeen {
     /// The leader's epoch.
     pub epoch: Epoch,
-    /// Tells the leadership from another that was given the same epoch, by a store that went back; 0 after a resignation.
+    /// Tells the leadership from another that was given the same epoch, by a store that went back;
+    /// 0 after a resignation.
     pub nonce: Nonce,
     /// The leader's renewal counter.
     pub counter: u64,
-    /// How long the leadership lasts without a renewal, in milliseconds: what a candidate must wait out, whatever its own TTL is.
+    /// How long the leadership lasts without a renewal, in milliseconds: what a candidate must wait
+    /// out, whatever its own TTL is.
     pub ttl_ms: u64,
 }
 
@@ -233,11 +262,14 @@ pub enum Leadership {
         epoch: Epoch,
         /// The number of the last applied write.
         applied: u64,
-        /// True if the store is open to this process alone, which then *is* the leadership: it never runs out (L1).
+        /// True if the store is open to this process alone, which then *is* the leadership: it
+        /// never runs out (L1).
         exclusive: bool,
-        /// True if the last leadership ended by [`BindStore::resign`]: nothing can be in flight. Also for a new exclusive store.
+        /// True if the last leadership ended by [`BindStore::resign`]: nothing can be in flight.
+        /// Also for a new exclusive store.
         clean: bool,
-        /// True if nothing can have been lost: the store is not in [`DataLoss`] (L4). Always true of an exclusive store.
+        /// True if nothing can have been lost: the store is not in [`DataLoss`] (L4). Always true
+        /// of an exclusive store.
         continuous: bool,
         /// What is known to be lost.
         loss: Loss,
@@ -250,9 +282,11 @@ pub enum Leadership {
         /// Whose the store is.
         cluster: Cluster,
     },
-    /// Another leads, or may be leading: the store holds no record, or its line of history is not the leader's.
+    /// Another leads, or may be leading: the store holds no record, or its line of history is not
+    /// the leader's.
     Held {
-        /// What was seen. A candidate that sees it unchanged for hi(leadership TTL) asks again with it.
+        /// What was seen. A candidate that sees it unchanged for hi(leadership TTL) asks again with
+        /// it.
         seen: Seen,
         /// Where the leader is reached; `None` if nobody leads for sure.
         address: Option<NodeAddress>,
@@ -272,7 +306,8 @@ pub struct Applied {
     pub lineage: Lineage,
 }
 
-/// Identifies one line of history of a store (L4): a change means that the store may have gone back in time. Empty where it cannot.
+/// Identifies one line of history of a store (L4): a change means that the store may have gone back
+/// in time. Empty where it cannot.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Hash, Serialize, Deserialize)]
 pub struct Lineage(pub String);
 

@@ -46,7 +46,9 @@ impl Place {
         let absolute = std::path::absolute(path).map_err(&io)?;
         let lock_path = lock_path(&absolute).map_err(&io)?;
         let about = |error: Error| error.with("lock_file", lock_path.display());
-        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path);
+        let open = || {
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path)
+        };
         for _ in 0..TRIES_MAX {
             let lock = open().map_err(|error| about(io(error)))?;
             match lock.try_lock() {
@@ -74,9 +76,11 @@ impl Place {
     /// - `Unavailable` if the file system does not tell.
     pub fn check(&self, opened: &File, inside: &Path) -> Result<()> {
         // An empty `inside` must not end the path with a slash.
-        let path = if inside.as_os_str().is_empty() { self.path.clone() } else { self.path.join(inside) };
+        let path =
+            if inside.as_os_str().is_empty() { self.path.clone() } else { self.path.join(inside) };
         for (file, path) in [(opened, &path), (&self.lock, &self.lock_path)] {
-            // ORDERING: Relaxed. Partner: the store below. The flag carries no other memory with it.
+            // ORDERING: Relaxed. Partner: the store below. The flag carries no other memory with
+            // it.
             if self.lost.load(Ordering::Relaxed) {
                 return Err(self.is_lost(path));
             }
@@ -90,7 +94,8 @@ impl Place {
                 Err(error) => {
                     return Err(Error::new(
                         ErrorKind::Unavailable,
-                        "the store's path cannot be looked at, so that nobody knows whether the store is still there",
+                        "the store's path cannot be looked at, so that nobody knows whether the \
+                            store is still there",
                     )
                     .with("path", path.display())
                     .with("cause", &error)
@@ -104,7 +109,8 @@ impl Place {
     fn is_lost(&self, file: &Path) -> Error {
         Error::new(
             ErrorKind::Fenced,
-            "the store was removed, renamed or replaced while it was open, and another process may use its path now: stop the \
+            "the store was removed, renamed or replaced while it was open, and another process \
+             may use its path now: stop the \
              server before you touch its store, put the store back, and start the server again",
         )
         .with("path", self.path.display())
@@ -132,7 +138,11 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let opened = file.metadata()?;
     match fs::metadata(path) {
         Ok(found) => Ok((found.dev(), found.ino()) == (opened.dev(), opened.ino())),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }
@@ -140,7 +150,8 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
 fn in_use(path: &Path) -> Error {
     Error::new(
         ErrorKind::StoreInUse,
-        "the store is open in another process: stop that process, or choose another store with --store",
+        "the store is open in another process: stop that process, or choose another store with \
+            --store",
     )
     .with("path", path.display())
 }
@@ -149,7 +160,8 @@ fn in_use(path: &Path) -> Error {
 fn no_locks(path: &Path, error: io::Error) -> Error {
     Error::new(
         ErrorKind::StoreUnusable,
-        "the store's file system has no file locks, so that two processes could use the store at once: put it on a local disk",
+        "the store's file system has no file locks, so that two processes could use the store at \
+            once: put it on a local disk",
     )
     .with("path", path.display())
     .with_source(error)
@@ -197,7 +209,11 @@ mod tests {
             assert!(error.to_string().contains(&path.display().to_string()), "{what}: {error}");
             // Whoever puts it back is too late: another may have been there.
             drop(fs::rename(path.with_extension("old"), &path));
-            assert_eq!(place.check(&file, Path::new("")).expect_err(what).kind(), ErrorKind::Fenced, "{what}");
+            assert_eq!(
+                place.check(&file, Path::new("")).expect_err(what).kind(),
+                ErrorKind::Fenced,
+                "{what}"
+            );
             drop(fs::remove_dir_all(folder.path().with_extension("old")));
         }
     }

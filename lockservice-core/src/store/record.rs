@@ -9,23 +9,25 @@ use super::Forgotten;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
 
-/// Version of the encoding of every record. A record of a higher version is refused, never guessed at.
+/// Version of the encoding of every record. A record of a higher version is refused, never guessed
+/// at.
 pub const RECORD_FORMAT: u8 = 1;
 
-/// Durations that every node of a cluster must agree on; kept in the store. Each is at least one second.
+/// Durations that every node of a cluster must agree on; kept in the store. Each is at least one
+/// second.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterConstants {
-    /// How long a leadership lasts without a renewal, in milliseconds. At most half of the lease's, else a fail-over of the leader costs
-    /// leases.
+    /// How long a leadership lasts without a renewal, in milliseconds. At most half of the lease's,
+    /// else a fail-over of the leader costs leases.
     pub leadership_ttl_ms: u64,
     /// How long a service's lease lasts without a renewal, in milliseconds.
     pub lease_ttl_ms: u64,
 }
 
 impl Default for ClusterConstants {
-    /// Two seconds of leadership, five of a lease: a leader that died is replaced before the leases run out that it can no longer renew, so
-    /// that a fail-over costs nobody a lock.
+    /// Two seconds of leadership, five of a lease: a leader that died is replaced before the leases
+    /// run out that it can no longer renew, so that a fail-over costs nobody a lock.
     fn default() -> Self {
         Self { leadership_ttl_ms: 2_000, lease_ttl_ms: 5_000 }
     }
@@ -43,7 +45,8 @@ impl ClusterConstants {
     }
 }
 
-/// A lock table: its number, its layout, its bind, and the tokens that may have been handed out (B6).
+/// A lock table: its number, its layout, its bind, and the tokens that may have been handed out
+/// (B6).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TableRecord {
     /// Group and name.
@@ -138,35 +141,49 @@ pub struct StoreState {
     /// Every transaction that can never commit, and the floors of the origins
     /// ([`TxnId::floor_mark`]), in no particular order.
     pub tombstones: Vec<TxnId>,
-    /// `None` for every store that outlives the process. A store that forgets everything with it names the token from which this life
-    /// of the process begins (B7): its epochs start again at 1 and cannot keep tokens growing.
+    /// `None` for every store that outlives the process. A store that forgets everything with it
+    /// names the token from which this life of the process begins (B7): its epochs start again at 1
+    /// and cannot keep tokens growing.
     pub volatile_tokens_from: Option<u64>,
 }
 
 /// Encodes a record: one byte of [`RECORD_FORMAT`], then JSON.
 pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
     let mut bytes = vec![RECORD_FORMAT];
-    serde_json::to_writer(&mut bytes, record).expect("records are plain data, and writing to memory cannot fail");
+    serde_json::to_writer(&mut bytes, record)
+        .expect("records are plain data, and writing to memory cannot fail");
     bytes
 }
 
 /// Decodes what [`encode`] made.
 ///
-/// Fails with `StoreNewer` for a record of a later format, `StoreCorrupt` for anything else that is not a record; `what` names it.
+/// Fails with `StoreNewer` for a record of a later format, `StoreCorrupt` for anything else that is
+/// not a record; `what` names it.
 pub fn decode<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T> {
     match bytes.split_first() {
         Some((&RECORD_FORMAT, json)) => serde_json::from_slice(json).map_err(|e| {
-            Error::new(ErrorKind::StoreCorrupt, "a record in the store is damaged: restore the store from a backup")
-                .with("record", what)
-                .with_source(e)
+            Error::new(
+                ErrorKind::StoreCorrupt,
+                "a record in the store is damaged: restore the \
+                store from a backup",
+            )
+            .with("record", what)
+            .with_source(e)
         }),
         Some((&format, _)) if format > RECORD_FORMAT => Err(Error::new(
             ErrorKind::StoreNewer,
-            format!("the store was written by a newer version of lockservice (record format {format}, this one reads {RECORD_FORMAT}): use that version"),
+            format!(
+                "the store was written by a newer version of lockservice (record format \
+                {format}, this one reads {RECORD_FORMAT}): use that version"
+            ),
         )
         .with("record", what)),
-        _ => Err(Error::new(ErrorKind::StoreCorrupt, "a record in the store is damaged: restore the store from a backup")
-            .with("record", what)),
+        _ => Err(Error::new(
+            ErrorKind::StoreCorrupt,
+            "a record in the store is damaged: restore \
+            the store from a backup",
+        )
+        .with("record", what)),
     }
 }
 
@@ -186,10 +203,19 @@ mod tests {
         let mut bytes = encode(&record);
         assert_eq!(decode::<TableRecord>("t", &bytes).expect("own encoding"), record);
         bytes[0] = RECORD_FORMAT + 1;
-        assert_eq!(decode::<TableRecord>("t", &bytes).expect_err("newer").kind(), ErrorKind::StoreNewer);
+        assert_eq!(
+            decode::<TableRecord>("t", &bytes).expect_err("newer").kind(),
+            ErrorKind::StoreNewer
+        );
         bytes[0] = RECORD_FORMAT;
         bytes.truncate(10);
-        assert_eq!(decode::<TableRecord>("t", &bytes).expect_err("cut").kind(), ErrorKind::StoreCorrupt);
-        assert_eq!(decode::<TableRecord>("t", &[]).expect_err("empty").kind(), ErrorKind::StoreCorrupt);
+        assert_eq!(
+            decode::<TableRecord>("t", &bytes).expect_err("cut").kind(),
+            ErrorKind::StoreCorrupt
+        );
+        assert_eq!(
+            decode::<TableRecord>("t", &[]).expect_err("empty").kind(),
+            ErrorKind::StoreCorrupt
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! The mark of a restore that is under way: while it stands in a store, nobody serves from it.
 //!
-//! It is the record of an incarnation whose number no leader ever hands out (all begin with an epoch, and there is no epoch 0), so that every
-//! backend can hold it, in every format.
+//! It is the record of an incarnation whose number no leader ever hands out (all begin with an
+//! epoch, and there is no epoch 0), so that every backend can hold it, in every format.
 
 use super::{ServiceRecord, ServiceState, StoreState};
 use crate::error::{Error, ErrorKind, Result};
@@ -28,19 +28,22 @@ impl StoreState {
         mark.map(|mark| mark.address.as_str())
     }
 
-    /// Fails with `StoreUnusable` if a restore into this store was not finished: it holds a part of what it should.
+    /// Fails with `StoreUnusable` if a restore into this store was not finished: it holds a part of
+    /// what it should.
     pub fn check_finished(&self) -> Result<()> {
         match self.unfinished_restore() {
             None => Ok(()),
             Some(dump) => Err(Error::new(
                 ErrorKind::StoreUnusable,
-                "a restore into this store was not finished: run `lockservice store restore` again with the same dump, or empty the store",
+                "a restore into this store was not finished: run `lockservice store restore` \
+                    again with the same dump, or empty the store",
             )
             .with("dump of", dump)),
         }
     }
 
-    /// The highest epoch that any number in the store lies in. The end of a block of tokens belongs to the block before (F2).
+    /// The highest epoch that any number in the store lies in. The end of a block of tokens belongs
+    /// to the block before (F2).
     pub fn highest_epoch(&self) -> Epoch {
         let tokens = self.tables.iter().map(|table| match self.volatile_tokens_from {
             Some(_) => 0,
@@ -54,14 +57,13 @@ impl StoreState {
         Epoch::new(tokens.max(self.highest_number()) >> EPOCH_SHIFT)
     }
 
-    /// The highest version, incarnation or table id in the store; no leader ever handed out a higher one durably, for the incarnation with
-    /// the highest number is never forgotten, and of a table that is forgotten its numbers are
-    /// kept.
+    /// The highest version, incarnation or table id in the store; no leader ever handed out a
+    /// higher one durably, for the incarnation with the highest number is never forgotten, and of a
+    /// table that is forgotten its numbers are kept.
     pub fn highest_number(&self) -> u64 {
-        let tables = self
-            .tables
-            .iter()
-            .flat_map(|table| table.binds.iter().map(|bind| bind.version.get()).chain([table.id.get()]));
+        let tables = self.tables.iter().flat_map(|table| {
+            table.binds.iter().map(|bind| bind.version.get()).chain([table.id.get()])
+        });
         let services = self.services.iter().map(|service| service.id.get());
         tables.chain(services).fold(self.forgotten.high_water, u64::max)
     }

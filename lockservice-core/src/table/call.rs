@@ -82,11 +82,18 @@ impl EngineCall {
     /// What it is told as to those in whose way it waits; its names are not known here.
     pub(super) fn wants(&self) -> Blocker {
         let (label, client) = (String::new(), String::new());
-        Blocker { txn: self.txn, item: self.item().clone(), mode: self.mode, granted: false, label, client }
+        Blocker {
+            txn: self.txn,
+            item: self.item().clone(),
+            mode: self.mode,
+            granted: false,
+            label,
+            client,
+        }
     }
 
-    /// Those whose locks others wait for until this call has ended: its transaction, then the ancestors
-    /// that are part of the graph.
+    /// Those whose locks others wait for until this call has ended: its transaction, then the
+    /// ancestors that are part of the graph.
     pub(super) fn family(&self) -> impl Iterator<Item = TxnId> {
         std::iter::once(self.txn).chain(self.ancestors[..self.linked].iter().copied())
     }
@@ -156,6 +163,8 @@ impl Index<CallId> for Calls {
 
 impl IndexMut<CallId> for Calls {
     fn index_mut(&mut self, id: CallId) -> &mut EngineCall {
-        self.slots[id.0 as usize].as_deref_mut().expect("a call id is used only while its call is kept")
+        self.slots[id.0 as usize]
+            .as_deref_mut()
+            .expect("a call id is used only while its call is kept")
     }
 }

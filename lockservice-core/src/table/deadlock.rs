@@ -13,15 +13,16 @@ use crate::error::{DeadlockEdge, Detail, Error, ErrorKind};
 use crate::id::TxnId;
 use crate::key::LockMode;
 
-/// In so few looks it is often seen that a waiter does not wait for itself, however many wait for it.
+/// In so few looks it is often seen that a waiter does not wait for itself, however many wait for
+/// it.
 const LOOKS_FORWARD: usize = 64;
 
 /// So many of a transaction's locks are compared with what others wait for before a search tells.
 const LOCKS_COMPARED: usize = 16;
 
 impl EngineState {
-    /// A waiter behind which a call must wait for its next item: one that is incompatible and does not itself, directly or over others, wait
-    /// for the call's transaction.
+    /// A waiter behind which a call must wait for its next item: one that is incompatible and does
+    /// not itself, directly or over others, wait for the call's transaction.
     pub(super) fn must_wait_behind(&self, call: &EngineCall) -> Option<CallId> {
         let table = &self.tables[&call.table];
         let holds_something = self.family_holds_something(call);
@@ -30,10 +31,13 @@ impl EngineState {
         table.overlapping_queues(call.item(), |at, queue| {
             if holds_something {
                 for requested in [LockMode::Shared, LockMode::Exclusive] {
-                    let mut ahead = queue.between(requested, Position::FIRST, Position::LAST).peekable();
+                    let mut ahead =
+                        queue.between(requested, Position::FIRST, Position::LAST).peekable();
                     if requested.is_compatible(call.mode)
                         || ahead.peek().is_none()
-                        || call.family().any(|txn| self.is_seen_conflicting(table, txn, at, requested))
+                        || call
+                            .family()
+                            .any(|txn| self.is_seen_conflicting(table, txn, at, requested))
                     {
                         continue;
                     }
@@ -54,8 +58,15 @@ impl EngineState {
         behind.map(|(_, id)| id)
     }
 
-    /// True if it is seen at once that a transaction holds something that keeps all others from having an item in `requested`.
-    fn is_seen_conflicting(&self, table: &LockTable, txn: TxnId, at: ItemRef<'_>, requested: LockMode) -> bool {
+    /// True if it is seen at once that a transaction holds something that keeps all others from
+    /// having an item in `requested`.
+    fn is_seen_conflicting(
+        &self,
+        table: &LockTable,
+        txn: TxnId,
+        at: ItemRef<'_>,
+        requested: LockMode,
+    ) -> bool {
         let Some(held) = self.txns.get(&txn).map(|txn| &txn.held) else { return false };
         let items = held.iter().filter(|(id, _)| *id == table.bind.id).flat_map(|(_, items)| items);
         items.take(LOCKS_COMPARED).any(|item| {
@@ -64,7 +75,8 @@ impl EngineState {
         })
     }
 
-    /// A wait has begun: breaks every cycle that it closed. All of them run through it, since there were none before.
+    /// A wait has begun: breaks every cycle that it closed. All of them run through it, since there
+    /// were none before.
     pub(super) fn resolve_cycles(&mut self, id: CallId) {
         if !self.family_holds_something(&self.calls[id]) {
             // Nobody waits for one that holds nothing, nor is anybody behind it yet.
@@ -88,10 +100,11 @@ impl EngineState {
         self.reorder(id);
     }
 
-    /// Breaks the cycles through `start` that are left and that only ancestors close. True if `start` failed.
+    /// Breaks the cycles through `start` that are left and that only ancestors close. True if
+    /// `start` failed.
     ///
-    /// An ancestor is a claim that nobody can check. So only a call fails whose own claim is part of a
-    /// cycle: whoever names strangers as its ancestors has nobody fail but itself.
+    /// An ancestor is a claim that nobody can check. So only a call fails whose own claim is part
+    /// of a cycle: whoever names strangers as its ancestors has nobody fail but itself.
     fn resolve_claimed_cycles(&mut self, start: CallId) -> bool {
         let Some(cycle) = self.cycle(start, Edges::Claimed) else { return false };
         let before = cycle.iter().cycle().skip(cycle.len() - 1);
@@ -100,7 +113,10 @@ impl EngineState {
             !call.ancestors.is_empty() && self.holder_of(waiter, call) != call.txn
         });
         // One is enough if it is `start`, and nearly always otherwise.
-        let victim = claims.map(|(_, id)| *id).min_by_key(|id| (*id != start, self.cost(*id))).unwrap_or(start);
+        let victim = claims
+            .map(|(_, id)| *id)
+            .min_by_key(|id| (*id != start, self.cost(*id)))
+            .unwrap_or(start);
         let error = self.deadlock_error(&cycle, victim);
         self.fail(victim, error);
         if victim == start {
@@ -116,7 +132,8 @@ impl EngineState {
         forward.all();
         let claimed = forward.claimed;
         let is_start = claimed.contains_key(&start);
-        let mut victims: Vec<CallId> = if is_start { vec![start] } else { claimed.into_keys().collect() };
+        let mut victims: Vec<CallId> =
+            if is_start { vec![start] } else { claimed.into_keys().collect() };
         victims.sort_by_key(|id| self.calls[*id].position);
         for id in victims {
             let error = self.deadlock_error(&[], id);
@@ -125,7 +142,8 @@ impl EngineState {
         is_start
     }
 
-    /// A cycle of waits for holders through `start`: each member waits for a lock of the next, the last for one of `start`.
+    /// A cycle of waits for holders through `start`: each member waits for a lock of the next, the
+    /// last for one of `start`.
     fn cycle(&self, start: CallId, edges: Edges) -> Option<Vec<CallId>> {
         let mut search = Waiters::new(self, edges, start);
         let mut cycle = vec![start];
@@ -137,8 +155,8 @@ impl EngineState {
         (cycle.len() > 1).then_some(cycle)
     }
 
-    /// The one member of a cycle that fails. Without it there is no cycle through `start` any more: if there are several, it is on all of them,
-    /// as `start` is.
+    /// The one member of a cycle that fails. Without it there is no cycle through `start` any more:
+    /// if there are several, it is on all of them, as `start` is.
     fn victim(&self, start: CallId, cycle: &[CallId]) -> CallId {
         let search = Waiters::new(self, Edges::Hard, start);
         let from_start: Vec<CallId> = cycle[1..].iter().rev().copied().collect();
@@ -173,7 +191,8 @@ impl EngineState {
         });
         Error::new(
             ErrorKind::Deadlock,
-            "the transactions of a cycle waited for each other and this one was chosen to give way: release its locks and start it again",
+            "the transactions of a cycle waited for each other and this one was chosen to give \
+                way: release its locks and start it again",
         )
         .with_detail(Detail::Deadlock(edges.collect()))
     }
@@ -183,7 +202,9 @@ impl EngineState {
         let mut holder = None;
         if !next.ancestors.is_empty() {
             self.tables[&call.table].overlapping(call.item(), |_, entry| {
-                let held = |txn: &TxnId| entry.holder(*txn).is_some_and(|held| !held.mode.is_compatible(call.mode));
+                let held = |txn: &TxnId| {
+                    entry.holder(*txn).is_some_and(|held| !held.mode.is_compatible(call.mode))
+                };
                 match next.family().find(held) {
                     Some(own) if own == next.txn => {
                         holder = Some(own);
@@ -202,7 +223,8 @@ impl EngineState {
         call.family().any(|txn| self.txns.get(&txn).is_some_and(|txn| txn.count > 0))
     }
 
-    /// If the waits for holders and for those ahead together close a cycle through `start`, brings the queue into an order that has none.
+    /// If the waits for holders and for those ahead together close a cycle through `start`, brings
+    /// the queue into an order that has none.
     fn reorder(&mut self, start: CallId) {
         let mut search = Waiters::new(self, Edges::All, start);
         if !search.all() {
@@ -212,7 +234,8 @@ impl EngineState {
         let mut forward = WaitedFor::new(self, Edges::All, start, Some(&waiters), usize::MAX);
         forward.all();
         let members = forward.found;
-        let mut beside: Vec<CallId> = waiters.into_keys().filter(|id| !members.contains_key(id)).collect();
+        let mut beside: Vec<CallId> =
+            waiters.into_keys().filter(|id| !members.contains_key(id)).collect();
         let mut on_cycle: Vec<CallId> = members.into_keys().collect();
         on_cycle.sort_by_key(|id| self.calls[*id].position);
         beside.sort_by_key(|id| self.calls[*id].position);
@@ -231,9 +254,11 @@ impl EngineState {
         }
     }
 
-    /// The members of cycles in their order, except that each comes after those whose locks it waits for.
+    /// The members of cycles in their order, except that each comes after those whose locks it
+    /// waits for.
     fn holders_first(&self, members: &[CallId]) -> Vec<CallId> {
-        let mut left: IdMap<CallId, Option<CallId>> = members.iter().map(|id| (*id, None)).collect();
+        let mut left: IdMap<CallId, Option<CallId>> =
+            members.iter().map(|id| (*id, None)).collect();
         let within = left.clone();
         let mut asked = IdMap::default();
         let mut order = Vec::with_capacity(members.len());
@@ -258,8 +283,9 @@ impl EngineState {
         order
     }
 
-    /// Those `within` whose locks a waiter waits for, the last ones first. Nobody if another one that wants the same has asked already: then they
-    /// come before that one. A holder that wants the same itself goes last: it waits for all the others.
+    /// Those `within` whose locks a waiter waits for, the last ones first. Nobody if another one
+    /// that wants the same has asked already: then they come before that one. A holder that wants
+    /// the same itself goes last: it waits for all the others.
     fn holders_asked(
         &self,
         id: CallId,
@@ -277,7 +303,9 @@ impl EngineState {
             holders.extend(waiters.filter(|waiter| within.contains_key(waiter)));
             ControlFlow::Continue(())
         });
-        holders.sort_by_key(|id| std::cmp::Reverse((self.requested_at(*id) == requested, self.calls[*id].position)));
+        holders.sort_by_key(|id| {
+            std::cmp::Reverse((self.requested_at(*id) == requested, self.calls[*id].position))
+        });
         holders.dedup();
         holders
     }

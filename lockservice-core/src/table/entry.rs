@@ -6,7 +6,8 @@ use super::queue::Queue;
 use crate::id::TxnId;
 use crate::key::LockMode;
 
-/// A waiter's place in the node's one queue order: smaller is earlier. An upgrade gets one before, an ordinary wait one behind all others.
+/// A waiter's place in the node's one queue order: smaller is earlier. An upgrade gets one before,
+/// an ordinary wait one behind all others.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct Position(pub(super) i64);
 
@@ -54,7 +55,8 @@ impl Entry {
         self.holders.take(txn)
     }
 
-    /// The holds, of later transactions than `after`, that keep `txn` from having this item in `mode`.
+    /// The holds, of later transactions than `after`, that keep `txn` from having this item in
+    /// `mode`.
     pub(super) fn conflicting(
         &self,
         txn: TxnId,
@@ -63,7 +65,11 @@ impl Entry {
     ) -> impl Iterator<Item = &Holder> {
         // An exclusive holder is the only one, so one tells about all.
         let excluded = self.holders.first().is_some_and(|first| !mode.is_compatible(first.mode));
-        excluded.then(|| self.holders.after(after)).into_iter().flatten().filter(move |holder| holder.txn != txn)
+        excluded
+            .then(|| self.holders.after(after))
+            .into_iter()
+            .flatten()
+            .filter(move |holder| holder.txn != txn)
     }
 
     pub(super) fn queue(&self) -> Option<&Queue> {
@@ -84,7 +90,8 @@ impl Entry {
         self.queue.get_or_insert_default().insert(position, id, mode, commits);
     }
 
-    /// Takes a waiter out of the queue. The largest timestamp of the commits that it is told of, if there are any.
+    /// Takes a waiter out of the queue. The largest timestamp of the commits that it is told of, if
+    /// there are any.
     pub(super) fn dequeue(&mut self, position: Position, mode: LockMode) -> Option<u64> {
         let queue = self.queue.as_mut()?;
         let commit_ts = queue.remove(position, mode);

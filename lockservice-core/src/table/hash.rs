@@ -1,7 +1,8 @@
 //! A fast hash for ids.
 //!
-//! A client chooses which of its transactions stay open, and may name any as an ancestor of a call. It
-//! could keep to ids that fall into one bucket. So each process hashes with random words of its own.
+//! A client chooses which of its transactions stay open, and may name any as an ancestor of a call.
+//! It could keep to ids that fall into one bucket. So each process hashes with random words of its
+//! own.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};

@@ -46,10 +46,12 @@ impl Holder {
     }
 }
 
-/// From here on holders are kept in a map: to put one into the middle of a long list moves all behind it.
+/// From here on holders are kept in a map: to put one into the middle of a long list moves all
+/// behind it.
 const LISTED_MAX: usize = 32;
 
-/// The holders of an item, ordered by transaction. Either any number of sharers, or one exclusive one.
+/// The holders of an item, ordered by transaction. Either any number of sharers, or one exclusive
+/// one.
 #[derive(Debug)]
 pub(super) enum Holders {
     Few(SmallVec<[Holder; 1]>),
@@ -127,7 +129,8 @@ impl Holders {
                 Err(at) => list.insert(at, holder),
             },
             Self::Few(list) => {
-                let mut map: BTreeMap<_, _> = list.drain(..).map(|holder| (holder.txn, holder)).collect();
+                let mut map: BTreeMap<_, _> =
+                    list.drain(..).map(|holder| (holder.txn, holder)).collect();
                 map.insert(holder.txn, holder);
                 *self = Self::Many(map);
             }
@@ -162,7 +165,14 @@ mod tests {
 
     fn holder(number: u64) -> Holder {
         let txn = TxnId::new(ServiceId::new(1), number, false);
-        Holder { txn, token: FencingToken::new(number), slot: 0, mode: LockMode::Shared, pending: false, beneath: NONE }
+        Holder {
+            txn,
+            token: FencingToken::new(number),
+            slot: 0,
+            mode: LockMode::Shared,
+            pending: false,
+            beneath: NONE,
+        }
     }
 
     #[test]
@@ -173,13 +183,19 @@ mod tests {
         for number in (0..200).map(|at| at * 7 % 200) {
             holders.add(holder(number));
             expected.insert(holder(number).txn, number);
-            assert!(holders.iter().map(|holder| holder.txn).eq(expected.keys().copied()), "in order");
+            assert!(
+                holders.iter().map(|holder| holder.txn).eq(expected.keys().copied()),
+                "in order"
+            );
         }
         for number in (0..200).map(|at| at * 11 % 200) {
             let txn = holder(number).txn;
             assert_eq!(holders.get(txn).map(|holder| holder.token.get()), Some(number));
             assert!(
-                holders.after(Some(txn)).map(|holder| holder.txn).eq(expected.range(txn..).skip(1).map(|at| *at.0))
+                holders
+                    .after(Some(txn))
+                    .map(|holder| holder.txn)
+                    .eq(expected.range(txn..).skip(1).map(|at| *at.0))
             );
             assert!(holders.take(txn).is_some() && holders.take(txn).is_none());
             expected.remove(&txn);

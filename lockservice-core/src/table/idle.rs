@@ -48,7 +48,13 @@ impl LockEngine {
     ///
     /// A table counts from the look that first found it without locks and calls, and with no lock
     /// granted since the look before.
-    pub fn idle_tables(&self, after: Option<TableId>, most: usize, now: Time, idle: Duration) -> IdleTables {
+    pub fn idle_tables(
+        &self,
+        after: Option<TableId>,
+        most: usize,
+        now: Time,
+        idle: Duration,
+    ) -> IdleTables {
         self.with(|state| state.idle_tables(after, most, now, idle))
     }
 
@@ -62,7 +68,13 @@ impl LockEngine {
 }
 
 impl EngineState {
-    fn idle_tables(&mut self, after: Option<TableId>, most: usize, now: Time, idle: Duration) -> IdleTables {
+    fn idle_tables(
+        &mut self,
+        after: Option<TableId>,
+        most: usize,
+        now: Time,
+        idle: Duration,
+    ) -> IdleTables {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut found = IdleTables { idle: Vec::new(), last: None };
         for (count, id) in self.table_ids.range((from, Bound::Unbounded)).enumerate() {

@@ -1,7 +1,7 @@
 //! What an operator sees: who holds what, and who waits for whom.
 //!
-//! Lists are made in slices of bounded work. Between two slices the engine goes on, so a list is not of one moment; but
-//! what was there all the time is in it, once.
+//! Lists are made in slices of bounded work. Between two slices the engine goes on, so a list is
+//! not of one moment; but what was there all the time is in it, once.
 
 use std::ops::{Bound, ControlFlow};
 
@@ -18,7 +18,8 @@ use crate::key::LockItem;
 #[derive(Debug)]
 pub(super) struct LocksAt {
     table: TableId,
-    /// The last entry looked at, and the last holder of it that is in the list if there may be more.
+    /// The last entry looked at, and the last holder of it that is in the list if there may be
+    /// more.
     after: Option<(LockItem, Option<TxnId>)>,
 }
 
@@ -100,14 +101,22 @@ impl EngineState {
         only.or_else(|| self.table_ids.first().copied()).map(LocksAt::start)
     }
 
-    /// The next locks of a list, at most so many, for about as much work; none is left if `at` is `None` then.
-    pub(super) fn locks(&self, only: Option<TableId>, at: &mut Option<LocksAt>, most: usize) -> Vec<LockInfo> {
+    /// The next locks of a list, at most so many, for about as much work; none is left if `at` is
+    /// `None` then.
+    pub(super) fn locks(
+        &self,
+        only: Option<TableId>,
+        at: &mut Option<LocksAt>,
+        most: usize,
+    ) -> Vec<LockInfo> {
         let (mut locks, mut left) = (Vec::new(), Budget(most));
         while left.flow().is_continue()
             && let Some(here) = at
         {
             let table = self.tables.get(&here.table);
-            if table.is_none_or(|table| self.locks_of(table, &mut here.after, &mut left, &mut locks).is_continue()) {
+            if table.is_none_or(|table| {
+                self.locks_of(table, &mut here.after, &mut left, &mut locks).is_continue()
+            }) {
                 left.take();
                 *at = self.table_after(only, here.table).map(LocksAt::start);
             }
@@ -139,14 +148,17 @@ impl EngineState {
                     *after = Some((item, Some(txn)));
                     ControlFlow::Break(())
                 }
-                ControlFlow::Continue(()) => left.flow().map_break(|()| *after = Some((item, None))),
+                ControlFlow::Continue(()) => {
+                    left.flow().map_break(|()| *after = Some((item, None)))
+                }
             };
             flow
         });
         flow
     }
 
-    /// The holders of an entry after `from`. Breaks with the last one in the list if there is no work left.
+    /// The holders of an entry after `from`. Breaks with the last one in the list if there is no
+    /// work left.
     fn locks_at(
         &self,
         table: &LockTable,
@@ -156,8 +168,11 @@ impl EngineState {
         left: &mut Budget,
         locks: &mut Vec<LockInfo>,
     ) -> ControlFlow<TxnId> {
-        let Some(mode) = entry.holders().first().map(|holder| holder.mode) else { return ControlFlow::Continue(()) };
-        // All holders of an entry have the same mode: the same calls wait because of them, each without its own.
+        let Some(mode) = entry.holders().first().map(|holder| holder.mode) else {
+            return ControlFlow::Continue(());
+        };
+        // All holders of an entry have the same mode: the same calls wait because of them, each
+        // without its own.
         let mut wanting = 0;
         table.overlapping_queues(item, |_, queue| {
             left.take();
@@ -165,9 +180,12 @@ impl EngineState {
             ControlFlow::Continue(())
         });
         for holder in entry.holders().after(from) {
-            let own = self.waiting_call(holder.txn).map(|own| &self.calls[own]).is_some_and(|own| {
-                own.table == table.bind.id && !own.mode.is_compatible(mode) && own.item().overlaps(item)
-            });
+            let own =
+                self.waiting_call(holder.txn).map(|own| &self.calls[own]).is_some_and(|own| {
+                    own.table == table.bind.id
+                        && !own.mode.is_compatible(mode)
+                        && own.item().overlaps(item)
+                });
             locks.push(LockInfo {
                 table: table.bind.table.clone(),
                 item: item.clone(),
@@ -188,15 +206,24 @@ impl EngineState {
         only.or_else(|| self.table_ids.first().copied()).map(WaitsAt::start)
     }
 
-    /// The next waits of a list, at most so many, for about as much work; none is left if `at` is `None` then.
-    pub(super) fn waits(&self, only: Option<TableId>, at: &mut Option<WaitsAt>, most: usize) -> Vec<WaitInfo> {
+    /// The next waits of a list, at most so many, for about as much work; none is left if `at` is
+    /// `None` then.
+    pub(super) fn waits(
+        &self,
+        only: Option<TableId>,
+        at: &mut Option<WaitsAt>,
+        most: usize,
+    ) -> Vec<WaitInfo> {
         let (mut waits, mut left) = (Vec::new(), Budget(most));
         while left.flow().is_continue()
             && let Some(here) = at
         {
             let next = self.tables.get(&here.table).and_then(|table| {
-                let same = here.within.as_ref().and_then(|_| table.waiting.get_key_value(&here.position));
-                same.or_else(|| table.waiting.range((Bound::Excluded(here.position), Bound::Unbounded)).next())
+                let same =
+                    here.within.as_ref().and_then(|_| table.waiting.get_key_value(&here.position));
+                same.or_else(|| {
+                    table.waiting.range((Bound::Excluded(here.position), Bound::Unbounded)).next()
+                })
             });
             left.take();
             match next {
@@ -204,7 +231,8 @@ impl EngineState {
                     if *position != here.position {
                         (here.position, here.within) = (*position, None);
                     }
-                    here.within = self.waits_of(*id, here.within.take(), &mut left, &mut waits).break_value();
+                    here.within =
+                        self.waits_of(*id, here.within.take(), &mut left, &mut waits).break_value();
                 }
                 None => *at = self.table_after(only, here.table).map(WaitsAt::start),
             }
@@ -252,14 +280,16 @@ impl EngineState {
                 Part::Everything => None,
             };
             let queue = entry.queue().zip(after);
-            for (position, ahead) in
-                queue.into_iter().flat_map(|(queue, after)| queue.nearest_ahead(call.mode, call.position, after))
+            for (position, ahead) in queue
+                .into_iter()
+                .flat_map(|(queue, after)| queue.nearest_ahead(call.mode, call.position, after))
             {
                 line(self.calls[ahead].txn, false).map_break(|()| Part::Ahead(position))?;
             }
             left.flow().map_break(|()| Part::Everything)
         };
-        // Of one that is done nothing is looked at, or a slice that is over by then would get no further.
+        // Of one that is done nothing is looked at, or a slice that is over by then would get no
+        // further.
         if let Some((item, part)) = &from
             && !matches!(part, Part::Everything)
             && let Some((at, entry)) = table.entry_at(item)
@@ -276,7 +306,9 @@ impl EngineState {
 
     /// The table that follows in a list.
     fn table_after(&self, only: Option<TableId>, table: TableId) -> Option<TableId> {
-        let all = only.is_none().then(|| self.table_ids.range((Bound::Excluded(table), Bound::Unbounded)));
+        let all = only
+            .is_none()
+            .then(|| self.table_ids.range((Bound::Excluded(table), Bound::Unbounded)));
         all.into_iter().flatten().next().copied()
     }
 }

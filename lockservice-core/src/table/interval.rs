@@ -146,7 +146,8 @@ impl<V> IntervalMap<V> {
         (path, None)
     }
 
-    /// Visits, in order of (start, end), every range that some key shares with the one between the bounds.
+    /// Visits, in order of (start, end), every range that some key shares with the one between the
+    /// bounds.
     pub(super) fn overlapping<'a>(
         &'a self,
         start: Bound<&Key>,
@@ -251,8 +252,8 @@ pub(super) fn compare(a: &KeyRange, b: &KeyRange) -> Ordering {
     compare_starts(a.start(), b.start()).then_with(|| compare_ends(a.end(), b.end()))
 }
 
-/// Puts the tree together again from the bottom to the root. The heights of a node's children differ
-/// by at most one in the result.
+/// Puts the tree together again from the bottom to the root. The heights of a node's children
+/// differ by at most one in the result.
 fn rebuild<V>(path: Path<V>, below: Link<V>) -> Link<V> {
     path.into_iter().rev().fold(below, |below, (mut node, side)| {
         *node.child_mut(side) = below;
@@ -327,7 +328,8 @@ mod tests {
         let (left, right) = (check(&node.left), check(&node.right));
         assert!(left.abs_diff(right) <= 1, "the children's heights are {left} and {right}");
         assert_eq!(node.height, 1 + left.max(right));
-        let ends = [&node.left, &node.right].into_iter().flatten().map(|child| child.end_max.as_ref());
+        let ends =
+            [&node.left, &node.right].into_iter().flatten().map(|child| child.end_max.as_ref());
         let furthest = ends.chain([node.range.end()]).max_by(|a, b| compare_ends(*a, *b));
         assert_eq!(furthest, Some(node.end_max.as_ref()));
         node.height
@@ -358,11 +360,15 @@ mod tests {
             let mut map = IntervalMap::new();
             let mut list: Vec<(KeyRange, u32)> = Vec::new();
             for step in 0..500 {
-                let Ok(range) = KeyRange::new(bound(&mut random), bound(&mut random)) else { continue };
+                let Ok(range) = KeyRange::new(bound(&mut random), bound(&mut random)) else {
+                    continue;
+                };
                 let at = list.iter().position(|(other, _)| *other == range);
                 assert_eq!(map.get(&range), at.map(|at| &list[at].1));
                 match at {
-                    Some(at) if random.random_bool(0.6) => assert_eq!(map.remove(&range), Some(list.swap_remove(at).1)),
+                    Some(at) if random.random_bool(0.6) => {
+                        assert_eq!(map.remove(&range), Some(list.swap_remove(at).1))
+                    }
                     Some(at) => {
                         *map.get_mut(&range).expect("it is there") = step;
                         list[at].1 = step;
@@ -375,14 +381,17 @@ mod tests {
                 }
                 assert_eq!(map.is_empty(), list.is_empty());
                 check(&map.root);
-                let Ok(query) = KeyRange::new(bound(&mut random), bound(&mut random)) else { continue };
+                let Ok(query) = KeyRange::new(bound(&mut random), bound(&mut random)) else {
+                    continue;
+                };
                 let mut found = Vec::new();
                 let end = map.overlapping(query.start(), query.end(), &mut |range, value| {
                     found.push((range.clone(), *value));
                     ControlFlow::Continue(())
                 });
                 assert!(end.is_continue());
-                let mut expected: Vec<_> = list.iter().filter(|(range, _)| range.overlaps(&query)).cloned().collect();
+                let mut expected: Vec<_> =
+                    list.iter().filter(|(range, _)| range.overlaps(&query)).cloned().collect();
                 expected.sort_by(|a, b| compare(&a.0, &b.0));
                 assert_eq!(found, expected, "seed {seed} step {step}: what overlaps {query}");
             }

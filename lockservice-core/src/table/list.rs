@@ -5,8 +5,8 @@ use super::inspect::{LocksAt, WaitsAt};
 use super::types::{LockInfo, WaitInfo};
 use crate::id::TableId;
 
-/// Locks, made in slices: the engine works on between them, so the list is not of one moment. A lock that is held all the
-/// time is in it once.
+/// Locks, made in slices: the engine works on between them, so the list is not of one moment. A
+/// lock that is held all the time is in it once.
 #[derive(Debug)]
 pub struct LockList {
     engine: LockEngine,
@@ -28,7 +28,8 @@ impl LockList {
         Self { engine, only, at }
     }
 
-    /// The next locks, at most `most` and perhaps none, for about as much work as that many lines take; `None` at the end.
+    /// The next locks, at most `most` and perhaps none, for about as much work as that many lines
+    /// take; `None` at the end.
     pub fn next_slice(&mut self, most: usize) -> Option<Vec<LockInfo>> {
         self.at.as_ref()?;
         Some(self.engine.with(|state| state.locks(self.only, &mut self.at, most.max(1))))
@@ -41,7 +42,8 @@ impl WaitList {
         Self { engine, only, at }
     }
 
-    /// The next waits, at most `most` and perhaps none, for about as much work as that many lines take; `None` at the end.
+    /// The next waits, at most `most` and perhaps none, for about as much work as that many lines
+    /// take; `None` at the end.
     pub fn next_slice(&mut self, most: usize) -> Option<Vec<WaitInfo>> {
         self.at.as_ref()?;
         Some(self.engine.with(|state| state.waits(self.only, &mut self.at, most.max(1))))

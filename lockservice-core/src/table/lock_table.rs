@@ -22,7 +22,8 @@ use crate::key::{Key, KeyRange, LockItem, LockMode};
 #[derive(Debug)]
 pub(super) struct LockTable {
     pub(super) bind: Bind,
-    /// Since when the history is known: what was committed before may be unknown (C5). `None`: all of it is.
+    /// Since when the history is known: what was committed before may be unknown (C5). `None`: all
+    /// of it is.
     pub(super) history_since: Option<Time>,
     /// Blocks not used up yet, in rising order.
     tokens: VecDeque<TokenBlock>,
@@ -34,7 +35,8 @@ pub(super) struct LockTable {
     pub(super) commit_ts: Option<u64>,
     /// The calls that wait in this table, in queue order.
     pub(super) waiting: BTreeMap<Position, CallId>,
-    /// Every call of this table that waits for a lock or a token, or whose outcome was not received yet.
+    /// Every call of this table that waits for a lock or a token, or whose outcome was not received
+    /// yet.
     pub(super) calls: IdMap<CallId, ()>,
     /// Since when nobody was seen to use it.
     pub(super) quiet: Option<Quiet>,
@@ -147,9 +149,15 @@ impl LockTable {
         }
     }
 
-    /// The hot path: puts a holder on a row that nobody holds or waits for, in one look-up. Only while there are no ranges, which might cover
-    /// the row. With `token` the holder gets the next one, if there is one.
-    pub(super) fn take_free_row(&mut self, key: &Key, mut holder: Holder, token: bool) -> Option<Option<FencingToken>> {
+    /// The hot path: puts a holder on a row that nobody holds or waits for, in one look-up. Only
+    /// while there are no ranges, which might cover the row. With `token` the holder gets the next
+    /// one, if there is one.
+    pub(super) fn take_free_row(
+        &mut self,
+        key: &Key,
+        mut holder: Holder,
+        token: bool,
+    ) -> Option<Option<FencingToken>> {
         if !self.ranges.is_empty() {
             return None;
         }
@@ -167,7 +175,9 @@ impl LockTable {
     pub(super) fn take_hold(&mut self, item: &LockItem, txn: TxnId) -> Option<Holder> {
         match item {
             LockItem::Row(key) => {
-                let btree_map::Entry::Occupied(mut entry) = self.rows.entry(key.clone()) else { return None };
+                let btree_map::Entry::Occupied(mut entry) = self.rows.entry(key.clone()) else {
+                    return None;
+                };
                 let holder = entry.get_mut().take(txn);
                 if entry.get().is_empty() {
                     entry.remove();
@@ -213,10 +223,15 @@ impl LockTable {
             visit(ItemRef::Row(key), entry)
         };
         match item {
-            LockItem::Row(key) => self.rows.get_key_value(key).map_or(ControlFlow::Continue(()), visit),
+            LockItem::Row(key) => {
+                self.rows.get_key_value(key).map_or(ControlFlow::Continue(()), visit)
+            }
             LockItem::Range(range) => {
-                // `BTreeMap` takes bounds that hold no key at all for a mistake; a `KeyRange` always holds one.
-                self.rows.range((range.start().cloned(), range.end().cloned())).try_for_each(&mut visit)
+                // `BTreeMap` takes bounds that hold no key at all for a mistake; a `KeyRange`
+                // always holds one.
+                self.rows
+                    .range((range.start().cloned(), range.end().cloned()))
+                    .try_for_each(&mut visit)
             }
         }
     }
@@ -235,7 +250,8 @@ impl LockTable {
         })
     }
 
-    /// As [`overlapping`](Self::overlapping), only the entries that somebody waits for, each with its queue.
+    /// As [`overlapping`](Self::overlapping), only the entries that somebody waits for, each with
+    /// its queue.
     pub(super) fn overlapping_queues<'a>(
         &'a self,
         item: &LockItem,
@@ -244,14 +260,19 @@ impl LockTable {
         if self.waiting.is_empty() {
             return;
         }
-        let mut look = |at, entry: &'a Entry| entry.queue().map_or(ControlFlow::Continue(()), |queue| visit(at, queue));
+        let mut look = |at, entry: &'a Entry| {
+            entry.queue().map_or(ControlFlow::Continue(()), |queue| visit(at, queue))
+        };
         let rows = match item {
             LockItem::Row(_) => self.overlapping_rows(item, &mut look),
             LockItem::Range(range) => {
-                let mut requested = self.wanted_rows.range((range.start().cloned(), range.end().cloned()));
+                let mut requested =
+                    self.wanted_rows.range((range.start().cloned(), range.end().cloned()));
                 requested.try_for_each(|key| {
                     step();
-                    self.rows.get(key).map_or(ControlFlow::Continue(()), |entry| look(ItemRef::Row(key), entry))
+                    self.rows
+                        .get(key)
+                        .map_or(ControlFlow::Continue(()), |entry| look(ItemRef::Row(key), entry))
                 })
             }
         };
@@ -261,7 +282,11 @@ impl LockTable {
     }
 
     /// As [`overlapping_queues`](Self::overlapping_queues), only those of ranges.
-    pub(super) fn overlapping_range_queues<'a>(&'a self, item: &LockItem, mut visit: impl FnMut(&'a Queue)) {
+    pub(super) fn overlapping_range_queues<'a>(
+        &'a self,
+        item: &LockItem,
+        mut visit: impl FnMut(&'a Queue),
+    ) {
         let _ = self.overlapping_ranges(item, &mut |_, entry| {
             entry.queue().into_iter().for_each(&mut visit);
             ControlFlow::Continue(())
@@ -277,7 +302,8 @@ impl LockTable {
         mut visit: impl FnMut(&'a Queue),
     ) -> Option<KeyRange> {
         let mut last = None;
-        for key in self.wanted_rows.range((range.start().cloned(), range.end().cloned())).take(most) {
+        for key in self.wanted_rows.range((range.start().cloned(), range.end().cloned())).take(most)
+        {
             step();
             self.rows.get(key).and_then(Entry::queue).into_iter().for_each(&mut visit);
             last = Some(key);
@@ -286,8 +312,16 @@ impl LockTable {
         KeyRange::new(Bound::Excluded(last?.clone()), range.end().cloned()).ok()
     }
 
-    /// Puts a call into the queue of an item. It is told of the commits after the one with number `commits`.
-    pub(super) fn enqueue(&mut self, item: &LockItem, position: Position, id: CallId, mode: LockMode, commits: u64) {
+    /// Puts a call into the queue of an item. It is told of the commits after the one with number
+    /// `commits`.
+    pub(super) fn enqueue(
+        &mut self,
+        item: &LockItem,
+        position: Position,
+        id: CallId,
+        mode: LockMode,
+        commits: u64,
+    ) {
         self.waiting.insert(position, id);
         let entry = self.entry_or_new(item);
         let is_first = entry.queue().is_none();
@@ -299,8 +333,14 @@ impl LockTable {
         }
     }
 
-    /// Takes a call out of the queue of an item. The largest timestamp of the commits that it is told of, if there are any.
-    pub(super) fn dequeue(&mut self, item: &LockItem, position: Position, mode: LockMode) -> Option<u64> {
+    /// Takes a call out of the queue of an item. The largest timestamp of the commits that it is
+    /// told of, if there are any.
+    pub(super) fn dequeue(
+        &mut self,
+        item: &LockItem,
+        position: Position,
+        mode: LockMode,
+    ) -> Option<u64> {
         self.waiting.remove(&position);
         let entry = self.entry_mut(item)?;
         let commit_ts = entry.dequeue(position, mode);
@@ -333,7 +373,9 @@ impl LockTable {
         };
         if rows.is_continue() {
             let _ = self.overlapping_ranges(item, &mut |at, entry| match (at, after) {
-                (ItemRef::Range(range), Some(LockItem::Range(after))) if compare(range, after).is_le() => {
+                (ItemRef::Range(range), Some(LockItem::Range(after)))
+                    if compare(range, after).is_le() =>
+                {
                     ControlFlow::Continue(())
                 }
                 _ => visit(at, entry),
@@ -352,7 +394,8 @@ impl LockTable {
             Some(LockItem::Row(key)) => (Some(Bound::Excluded(key)), None),
             Some(LockItem::Range(range)) => (None, Some(range)),
         };
-        let rows = row.into_iter().flat_map(|row| self.rows.range::<Key, _>((row, Bound::Unbounded)));
+        let rows =
+            row.into_iter().flat_map(|row| self.rows.range::<Key, _>((row, Bound::Unbounded)));
         for (key, entry) in rows {
             step();
             if visit(ItemRef::Row(key), entry).is_break() {
@@ -368,10 +411,13 @@ impl LockTable {
     /// The entry of an item, with what it is for.
     pub(super) fn entry_at(&self, item: &LockItem) -> Option<(ItemRef<'_>, &Entry)> {
         match item {
-            LockItem::Row(key) => self.rows.get_key_value(key).map(|(key, entry)| (ItemRef::Row(key), entry)),
-            LockItem::Range(range) => {
-                self.ranges.get_key_value(range).map(|(range, entry)| (ItemRef::Range(range), entry))
+            LockItem::Row(key) => {
+                self.rows.get_key_value(key).map(|(key, entry)| (ItemRef::Row(key), entry))
             }
+            LockItem::Range(range) => self
+                .ranges
+                .get_key_value(range)
+                .map(|(range, entry)| (ItemRef::Range(range), entry)),
         }
     }
 
@@ -405,13 +451,15 @@ impl LockTable {
                 ControlFlow::Continue(())
             }
         };
-        // The rows are not looked at to the end once one is in the way: none of them covers a range of several keys.
+        // The rows are not looked at to the end once one is in the way: none of them covers a range
+        // of several keys.
         let _ = self.overlapping_rows(item, &mut look);
         let _ = self.overlapping_ranges(item, &mut look);
         conflicts
     }
 
-    /// Tells everybody in whose way one of the items stands, which `txn` holds, that it committed at `ts`; `number` is that of the commit.
+    /// Tells everybody in whose way one of the items stands, which `txn` holds, that it committed
+    /// at `ts`; `number` is that of the commit.
     pub(super) fn note_commit(&mut self, txn: TxnId, items: &[LockItem], number: u64, ts: u64) {
         self.commit_ts = self.commit_ts.max(Some(ts));
         if self.waiting.is_empty() {
@@ -423,7 +471,10 @@ impl LockTable {
         for item in items {
             let Some(own) = self.entry(item).and_then(|entry| entry.holder(txn)) else { continue };
             self.overlapping_queues(item, |at, queue| {
-                if seen.insert((address(queue), u64::from(own.mode == LockMode::Exclusive)), ()).is_none() {
+                if seen
+                    .insert((address(queue), u64::from(own.mode == LockMode::Exclusive)), ())
+                    .is_none()
+                {
                     told.push((at.to_item(), own.mode));
                 }
                 ControlFlow::Continue(())
@@ -436,13 +487,23 @@ impl LockTable {
         }
     }
 
-    /// What is in the way of a waiter: a lock of another transaction, or a waiter before `position`.
-    pub(super) fn obstacle(&self, item: &LockItem, txn: TxnId, mode: LockMode, position: Position) -> Option<Obstacle> {
+    /// What is in the way of a waiter: a lock of another transaction, or a waiter before
+    /// `position`.
+    pub(super) fn obstacle(
+        &self,
+        item: &LockItem,
+        txn: TxnId,
+        mode: LockMode,
+        position: Position,
+    ) -> Option<Obstacle> {
         let mut obstacle = None;
         self.overlapping(item, |_, entry| {
             obstacle = match entry.conflicting(txn, mode, None).next() {
                 Some(holder) => Some(Obstacle::Holder(holder.txn)),
-                None => entry.first_wanting(mode).filter(|(ahead, _)| *ahead < position).map(|_| Obstacle::Ahead),
+                None => entry
+                    .first_wanting(mode)
+                    .filter(|(ahead, _)| *ahead < position)
+                    .map(|_| Obstacle::Ahead),
             };
             if obstacle.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });

@@ -1,5 +1,5 @@
-//! The way of a call: its items are taken in key order, one after another; it waits where something is in its way; it ends with a grant, or with
-//! everything that it added taken back.
+//! The way of a call: its items are taken in key order, one after another; it waits where something
+//! is in its way; it ends with a grant, or with everything that it added taken back.
 
 use std::ops::{Bound, ControlFlow};
 use std::time::Duration;
@@ -26,7 +26,10 @@ enum Advance {
 }
 
 /// What is to become of a call.
-#[allow(clippy::large_enum_variant, reason = "the grant is the common case and must not cost an allocation")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the grant is the common case and must not cost an allocation"
+)]
 enum Next {
     Grant(Grant),
     Wait(Position),
@@ -36,8 +39,8 @@ enum Next {
     Refuse(Error),
 }
 
-/// Checks a request's items and brings them into the order in which they are taken, without duplicates. Before the
-/// engine's mutex is taken: this can take as long as everything under it.
+/// Checks a request's items and brings them into the order in which they are taken, without
+/// duplicates. Before the engine's mutex is taken: this can take as long as everything under it.
 pub(super) fn put_in_order(items: &mut Vec<LockItem>, most: usize) -> Result<()> {
     if items.is_empty() {
         return Err(Error::new(
@@ -65,8 +68,8 @@ pub(super) fn put_in_order(items: &mut Vec<LockItem>, most: usize) -> Result<()>
 }
 
 impl EngineState {
-    /// Begins a call, whose items are [in order](put_in_order). One that is granted here, in one slice,
-    /// was never in anybody's way.
+    /// Begins a call, whose items are [in order](put_in_order). One that is granted here, in one
+    /// slice, was never in anybody's way.
     pub(super) fn lock(&mut self, request: LockRequest, ancestors: &[TxnId], now: Time) -> Started {
         let mut call = match self.accept(request, ancestors, now) {
             Ok(accepted) => accepted,
@@ -168,14 +171,16 @@ impl EngineState {
         })
     }
 
-    /// The ancestors of a call of `txn`, and how many of them, the first ones, have room for it among
-    /// their nested calls.
+    /// The ancestors of a call of `txn`, and how many of them, the first ones, have room for it
+    /// among their nested calls.
     fn ancestors(&self, txn: TxnId, named: &[TxnId]) -> (Ancestors, usize) {
         // Its own is no ancestor, whatever the caller says.
-        let mut ancestors: Ancestors = named.iter().copied().filter(|ancestor| *ancestor != txn).collect();
+        let mut ancestors: Ancestors =
+            named.iter().copied().filter(|ancestor| *ancestor != txn).collect();
         ancestors.sort_unstable();
         ancestors.dedup();
-        let is_full = |txn: &TxnId| self.txns.get(txn).is_some_and(|txn| txn.nested.len() >= NESTED_MAX);
+        let is_full =
+            |txn: &TxnId| self.txns.get(txn).is_some_and(|txn| txn.nested.len() >= NESTED_MAX);
         ancestors.sort_by_key(is_full);
         let linked = ancestors.iter().take_while(|ancestor| !is_full(ancestor)).count();
         (ancestors, linked)
@@ -227,7 +232,8 @@ impl EngineState {
         Ok(Advance::Complete)
     }
 
-    /// Makes a transaction hold a row that is free, with the call's token if it is the `last` one. False if it takes a closer look.
+    /// Makes a transaction hold a row that is free, with the call's token if it is the `last` one.
+    /// False if it takes a closer look.
     fn take_free_row(
         &mut self,
         id: TxnId,
@@ -239,7 +245,9 @@ impl EngineState {
     ) -> bool {
         let bytes = HOLD_BYTES + 2 * key_heap_bytes(key);
         let txn = self.txns.entry(id).or_default();
-        if self.bytes + bytes > self.settings.lock_bytes_max || txn.bytes + bytes > self.settings.txn_lock_bytes_max {
+        if self.bytes + bytes > self.settings.lock_bytes_max
+            || txn.bytes + bytes > self.settings.txn_lock_bytes_max
+        {
             return false;
         }
         let slot = txn.next_slot(table_id);
@@ -268,7 +276,8 @@ impl EngineState {
         let item = &call.items[call.next];
         let table = self.tables.get_mut(&call.table).expect("calls end with their table");
         if let Some(own) = table.entry_mut(item).and_then(|entry| entry.holder_mut(call.txn)) {
-            call.changes.push(ItemGrant { item: item.clone(), before: Some((own.mode, own.token)) });
+            call.changes
+                .push(ItemGrant { item: item.clone(), before: Some((own.mode, own.token)) });
             own.beneath = own.token;
             own.mode = call.mode;
             own.pending = true;
@@ -296,8 +305,8 @@ impl EngineState {
         Ok(())
     }
 
-    /// Takes the token of a call that has all its items (F1: after the last key was granted), if it needs
-    /// one and has none. False if the table has none left.
+    /// Takes the token of a call that has all its items (F1: after the last key was granted), if it
+    /// needs one and has none. False if the table has none left.
     fn take_token(&mut self, call: &mut EngineCall) -> bool {
         if call.token.is_none() && !call.changes.is_empty() {
             let table = self.tables.get_mut(&call.table).expect("calls end with their table");
@@ -316,7 +325,9 @@ impl EngineState {
                 return None;
             }
             self.slice.spend();
-            let own = table.entry_mut(&call.changes[last].item).and_then(|entry| entry.holder_mut(call.txn));
+            let own = table
+                .entry_mut(&call.changes[last].item)
+                .and_then(|entry| entry.holder_mut(call.txn));
             let own = own.expect("what a call added is held until the call is over");
             own.token = token;
             own.pending = false;
@@ -337,25 +348,41 @@ impl EngineState {
         })
     }
 
-    /// Takes back what an unfinished call added, as much as the slice allows. True once that is all.
+    /// Takes back what an unfinished call added, as much as the slice allows. True once that is
+    /// all.
     fn roll_back_call(&mut self, call: &mut EngineCall) -> bool {
         while self.slice.has_steps()
             && let Some(change) = call.changes.pop()
         {
             self.slice.spend();
-            self.roll_back_item(call.txn, call.table, change.item, call.token.unwrap_or(NONE), true);
+            self.roll_back_item(
+                call.txn,
+                call.table,
+                change.item,
+                call.token.unwrap_or(NONE),
+                true,
+            );
         }
         call.changes.is_empty()
     }
 
-    /// Takes back what the grant under that token did to a hold; of a call in flight also what it did
-    /// without a token so far.
+    /// Takes back what the grant under that token did to a hold; of a call in flight also what it
+    /// did without a token so far.
     ///
     /// An upgrade lies on what was held before. Whichever of the two is taken back, the other one
     /// stays; nothing is held once both are.
-    fn roll_back_item(&mut self, txn: TxnId, id: TableId, item: LockItem, token: FencingToken, in_flight: bool) {
+    fn roll_back_item(
+        &mut self,
+        txn: TxnId,
+        id: TableId,
+        item: LockItem,
+        token: FencingToken,
+        in_flight: bool,
+    ) {
         let Some(table) = self.tables.get_mut(&id) else { return };
-        let Some(own) = table.entry_mut(&item).and_then(|entry| entry.holder_mut(txn)) else { return };
+        let Some(own) = table.entry_mut(&item).and_then(|entry| entry.holder_mut(txn)) else {
+            return;
+        };
         let is_on_top = if own.pending { in_flight } else { own.token == token };
         if !is_on_top {
             if !in_flight && own.beneath == token {
@@ -470,10 +497,15 @@ impl EngineState {
         let call = &mut self.calls[id];
         call.stage = Stage::AwaitingToken;
         call.position = position;
-        self.tables.get_mut(&call.table).expect("calls end with their table").awaiting_token.insert(position, id);
+        self.tables
+            .get_mut(&call.table)
+            .expect("calls end with their table")
+            .awaiting_token
+            .insert(position, id);
     }
 
-    /// Puts a call into the queue of its next item and resolves what cycles that closes. Its end, if it comes at once, is its stage.
+    /// Puts a call into the queue of its next item and resolves what cycles that closes. Its end,
+    /// if it comes at once, is its stage.
     fn begin_wait(&mut self, id: CallId, position: Position) {
         self.enter_flight(id);
         let call = &mut self.calls[id];
@@ -483,13 +515,17 @@ impl EngineState {
         self.resolve_wait(id);
     }
 
-    /// A call has added `changes[from..]` to what its transaction holds. If calls wait on behalf of that,
-    /// whoever waits for it now waits for them: a cycle can be closed although no wait begins.
+    /// A call has added `changes[from..]` to what its transaction holds. If calls wait on behalf of
+    /// that, whoever waits for it now waits for them: a cycle can be closed although no wait
+    /// begins.
     fn look_again_at_nested(&mut self, call: &EngineCall, from: usize) {
         if self.nested == 0 {
             return;
         }
-        let (Some(txn), Some(table)) = (self.txns.get(&call.txn), self.tables.get(&call.table)) else { return };
+        let (Some(txn), Some(table)) = (self.txns.get(&call.txn), self.tables.get(&call.table))
+        else {
+            return;
+        };
         let mut is_waited_for = false;
         let mut gained = call.changes[from..].iter();
         while !is_waited_for
@@ -530,10 +566,12 @@ impl EngineState {
             // A range can overlap everything that is locked; what the ancestors hold is less.
             return call.ancestors.iter().copied().find(|ancestor| {
                 let held = self.txns.get(ancestor).into_iter().flat_map(|txn| &txn.held);
-                let mut items = held.filter(|(id, _)| *id == call.table).flat_map(|(_, items)| items);
+                let mut items =
+                    held.filter(|(id, _)| *id == call.table).flat_map(|(_, items)| items);
                 items.any(|item| {
                     step();
-                    item.overlaps(call.item()) && table.entry(item).is_some_and(|entry| excludes(entry, *ancestor))
+                    item.overlaps(call.item())
+                        && table.entry(item).is_some_and(|entry| excludes(entry, *ancestor))
                 })
             });
         }
@@ -553,15 +591,16 @@ impl EngineState {
         table.enqueue(call.item(), position, id, call.mode, self.commits);
     }
 
-    /// Takes a call out of the queue in which it waits. It learns of the commits there since its wait began (C5).
+    /// Takes a call out of the queue in which it waits. It learns of the commits there since its
+    /// wait began (C5).
     pub(super) fn dequeue(&mut self, call: &mut EngineCall) {
         let Some(table) = self.tables.get_mut(&call.table) else { return };
         let commit_ts = table.dequeue(call.item(), call.position, call.mode);
         call.prev_commit_ts = call.prev_commit_ts.max(commit_ts);
     }
 
-    /// Goes on with a call whose waited-for item has just become free: takes it, and what follows, until
-    /// it must wait again, is over, or has used the slice up.
+    /// Goes on with a call whose waited-for item has just become free: takes it, and what follows,
+    /// until it must wait again, is over, or has used the slice up.
     pub(super) fn continue_call(&mut self, id: CallId) {
         let mut call = self.calls.take(id);
         let before = call.changes.len();
@@ -588,7 +627,13 @@ impl EngineState {
     }
 
     /// A call has got so far, and has added `changes[before..]` by that.
-    fn proceed(&mut self, id: CallId, mut call: Box<EngineCall>, before: usize, advanced: Result<Advance>) {
+    fn proceed(
+        &mut self,
+        id: CallId,
+        mut call: Box<EngineCall>,
+        before: usize,
+        advanced: Result<Advance>,
+    ) {
         self.look_again_at_nested(&call, before);
         let next = self.next(&mut call, advanced);
         self.calls.put(id, call);
@@ -603,8 +648,8 @@ impl EngineState {
         }
     }
 
-    /// Takes a call out of wherever it waits. It only gives back what it added from here on, also if
-    /// that was granted and not received.
+    /// Takes a call out of wherever it waits. It only gives back what it added from here on, also
+    /// if that was granted and not received.
     pub(super) fn end_wait(&mut self, id: CallId, why: Option<Error>) {
         let mut call = self.calls.take(id);
         match std::mem::replace(&mut call.stage, Stage::Failing(why)) {
@@ -620,7 +665,9 @@ impl EngineState {
             Stage::Moving | Stage::Failing(_) => {
                 self.unfinished.remove(&call.position);
             }
-            Stage::Done(Ok(grant)) => (call.changes, call.token) = (grant.changes, Some(grant.token)),
+            Stage::Done(Ok(grant)) => {
+                (call.changes, call.token) = (grant.changes, Some(grant.token))
+            }
             Stage::Done(Err(_)) => {}
         }
         self.calls.put(id, call);
@@ -631,7 +678,9 @@ impl EngineState {
         if !self.give_back(id) {
             return false;
         }
-        if let Stage::Failing(Some(why)) = std::mem::replace(&mut self.calls[id].stage, Stage::Failing(None)) {
+        if let Stage::Failing(Some(why)) =
+            std::mem::replace(&mut self.calls[id].stage, Stage::Failing(None))
+        {
             self.finish(id, Err(why));
         }
         true
@@ -691,8 +740,8 @@ impl EngineState {
         }
     }
 
-    /// The owner of a call is gone: its claim is withdrawn, or the grant that it did not receive is taken
-    /// back. True once the call is gone; its owner goes on until then.
+    /// The owner of a call is gone: its claim is withdrawn, or the grant that it did not receive is
+    /// taken back. True once the call is gone; its owner goes on until then.
     pub(super) fn abandon(&mut self, id: CallId) -> bool {
         self.end_wait(id, None);
         let is_all = self.give_back(id);
@@ -704,8 +753,18 @@ impl EngineState {
     }
 
     /// Takes back some of the changes of a grant, the last one first.
-    pub(super) fn undo(&mut self, txn: TxnId, table: TableId, grant: &Grant, changes: &[ItemGrant]) {
-        if self.tables.get(&table).is_none_or(|installed| installed.bind.version != grant.bind.version) {
+    pub(super) fn undo(
+        &mut self,
+        txn: TxnId,
+        table: TableId,
+        grant: &Grant,
+        changes: &[ItemGrant],
+    ) {
+        if self
+            .tables
+            .get(&table)
+            .is_none_or(|installed| installed.bind.version != grant.bind.version)
+        {
             return;
         }
         for change in changes.iter().rev() {
@@ -731,7 +790,8 @@ fn is_range(item: &LockItem) -> bool {
     matches!(item, LockItem::Range(_))
 }
 
-/// Estimated memory of one hold with short keys: the entry, the holder, and the transaction's own list.
+/// Estimated memory of one hold with short keys: the entry, the holder, and the transaction's own
+/// list.
 const HOLD_BYTES: usize = 240;
 
 pub(super) fn hold_bytes(item: &LockItem) -> usize {
@@ -741,7 +801,8 @@ pub(super) fn hold_bytes(item: &LockItem) -> usize {
 fn wait_bytes(call: &EngineCall) -> usize {
     // An ancestor may be known by this alone.
     let ancestors = call.ancestors.len() * (size_of::<(TxnId, TxnHolds)>() + size_of::<CallId>());
-    320 + ancestors + call.items.iter().map(|item| size_of::<LockItem>() + item_heap_bytes(item)).sum::<usize>()
+    320 + ancestors
+        + call.items.iter().map(|item| size_of::<LockItem>() + item_heap_bytes(item)).sum::<usize>()
 }
 
 fn item_heap_bytes(item: &LockItem) -> usize {
@@ -772,14 +833,16 @@ fn exhausted(limit: &'static str) -> Error {
 fn no_token() -> Error {
     Error::new(
         ErrorKind::Unavailable,
-        "the table has no fencing token left until the store answers: try again, or wait for the lock",
+        "the table has no fencing token left until the store answers: try again, or wait for the \
+            lock",
     )
 }
 
 fn held_by_ancestor(call: &EngineCall, ancestor: TxnId) -> Error {
     Error::new(
         ErrorKind::HeldByAncestor,
-        "the lock is held by the very work that asks for it and waits for this call to end, so it would never come: \
+        "the lock is held by the very work that asks for it and waits for this call to end, so it \
+         would never come: \
          use the lock that the outer call holds, and do not ask for it again",
     )
     .with("item", call.item())
@@ -787,7 +850,8 @@ fn held_by_ancestor(call: &EngineCall, ancestor: TxnId) -> Error {
 }
 
 fn conflict(call: &EngineCall) -> Error {
-    let error = Error::new(ErrorKind::Conflict, "a lock is not free: try again later, or wait for it");
+    let error =
+        Error::new(ErrorKind::Conflict, "a lock is not free: try again later, or wait for it");
     match &call.conflict {
         Some(blocker) => error.with_detail(Detail::Blocked(blocker.clone())),
         None => error,

@@ -61,8 +61,8 @@ impl Queue {
         }
     }
 
-    /// The waiter that follows `position`. If the first one has something in its way, so has everybody behind it, except a
-    /// sharer that itself is what is in the way of the others.
+    /// The waiter that follows `position`. If the first one has something in its way, so has
+    /// everybody behind it, except a sharer that itself is what is in the way of the others.
     pub(super) fn first_after(&self, position: Position) -> Option<(Position, CallId)> {
         let sharer = first(&self.shared, position);
         let exclusive = first(&self.exclusive, position);
@@ -81,19 +81,26 @@ impl Queue {
     ) -> impl Iterator<Item = (Position, CallId)> {
         let between = (after < before).then(|| {
             let range = (Bound::Excluded(after), Bound::Excluded(before));
-            self.wanting(mode).range(range).map(|(position, waiter)| (*position, waiter.id)).inspect(|_| step())
+            self.wanting(mode)
+                .range(range)
+                .map(|(position, waiter)| (*position, waiter.id))
+                .inspect(|_| step())
         });
         between.into_iter().flatten()
     }
 
-    /// The last one before `position` that wants the item exclusively. It waits for everything before it itself.
+    /// The last one before `position` that wants the item exclusively. It waits for everything
+    /// before it itself.
     pub(super) fn nearest_exclusive(&self, position: Position) -> Option<(Position, CallId)> {
         step();
-        self.exclusive.range(..position).next_back().map(|(position, waiter)| (*position, waiter.id))
+        self.exclusive
+            .range(..position)
+            .next_back()
+            .map(|(position, waiter)| (*position, waiter.id))
     }
 
-    /// Those before `position` that are incompatible with `mode`, as many as it takes to reach all of them along the waits
-    /// of those found; of these the ones behind `after`.
+    /// Those before `position` that are incompatible with `mode`, as many as it takes to reach all
+    /// of them along the waits of those found; of these the ones behind `after`.
     pub(super) fn nearest_ahead(
         &self,
         mode: LockMode,
@@ -108,8 +115,8 @@ impl Queue {
         exclusive.filter(|(at, _)| *at > after).into_iter().chain(sharers)
     }
 
-    /// Notes that a holder in `mode`, in the way of those waiters with whom it is incompatible, has committed at `ts`. Commits
-    /// have rising numbers.
+    /// Notes that a holder in `mode`, in the way of those waiters with whom it is incompatible, has
+    /// committed at `ts`. Commits have rising numbers.
     pub(super) fn note_commit(&mut self, mode: LockMode, number: u64, ts: u64) {
         let waiters = self.shared.len() + self.exclusive.len();
         let commits = match mode {
@@ -145,8 +152,9 @@ fn first(waiters: &BTreeMap<Position, Waiter>, after: Position) -> Option<(Posit
     rest.next().map(|(position, waiter)| (*position, waiter.id))
 }
 
-/// Commits by their numbers, which rise, with their timestamps, which fall: one that was followed by a larger timestamp
-/// is of no interest to anybody. So the first one after any number has the largest timestamp after it.
+/// Commits by their numbers, which rise, with their timestamps, which fall: one that was followed
+/// by a larger timestamp is of no interest to anybody. So the first one after any number has the
+/// largest timestamp after it.
 #[derive(Debug, Default)]
 struct Commits(VecDeque<(u64, u64)>);
 
@@ -199,16 +207,26 @@ mod tests {
                         waiters.push((number, mode, None));
                     }
                     1 if waiters.len() > 1 => {
-                        let (position, mode, expected) = waiters.swap_remove(random.random_range(0..waiters.len()));
+                        let (position, mode, expected) =
+                            waiters.swap_remove(random.random_range(0..waiters.len()));
                         assert_eq!(queue.remove(Position(position), mode), expected, "seed {seed}");
                     }
                     _ => {
                         // Mostly falling, so that many have to be kept.
-                        let (mode, ts) = (mode(random.random()), random.random_range(0..20) + 1_000 - number as u64);
+                        let (mode, ts) = (
+                            mode(random.random()),
+                            random.random_range(0..20) + 1_000 - number as u64,
+                        );
                         queue.note_commit(mode, number as u64, ts);
-                        let kept =
-                            if mode == LockMode::Shared { &queue.shared_commits } else { &queue.exclusive_commits };
-                        assert!(kept.0.len() <= 2 * waiters.len() + 8, "no more is kept than somebody is told");
+                        let kept = if mode == LockMode::Shared {
+                            &queue.shared_commits
+                        } else {
+                            &queue.exclusive_commits
+                        };
+                        assert!(
+                            kept.0.len() <= 2 * waiters.len() + 8,
+                            "no more is kept than somebody is told"
+                        );
                         for (_, other, told) in &mut waiters {
                             if !other.is_compatible(mode) {
                                 *told = (*told).max(Some(ts));

@@ -1,7 +1,7 @@
 //! Searches in the wait graph: who waits for a transaction, and for whom a waiter waits.
 //!
-//! Each queue is walked once in a search, not once for each of those in whose way its waiters stand; those who hold an
-//! entry are one node.
+//! Each queue is walked once in a search, not once for each of those in whose way its waiters
+//! stand; those who hold an entry are one node.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -52,7 +52,8 @@ pub(super) struct Waiters<'a> {
     pub(super) found: IdMap<CallId, Option<CallId>>,
     /// Found and not asked yet who waits for them.
     next: VecDeque<SearchFound>,
-    /// From which place on each queue was walked: by those who want the item shared, and exclusively.
+    /// From which place on each queue was walked: by those who want the item shared, and
+    /// exclusively.
     walked: IdMap<u64, [Position; 2]>,
     /// The entries whose holders were asked.
     asked: IdMap<u64, ()>,
@@ -60,7 +61,8 @@ pub(super) struct Waiters<'a> {
     ancestors: IdMap<TxnId, ()>,
 }
 
-/// The root's own waiting call. It is never found: that the root waits for one who waits for the root closes a cycle.
+/// The root's own waiting call. It is never found: that the root waits for one who waits for the
+/// root closes a cycle.
 struct Asker {
     id: CallId,
     queue: u64,
@@ -71,8 +73,8 @@ struct Asker {
 #[derive(Clone, Copy)]
 struct SearchFound {
     id: CallId,
-    /// Nobody before it, of those who want the same item in the same mode, was found together with it: who is behind
-    /// them is behind it.
+    /// Nobody before it, of those who want the same item in the same mode, was found together with
+    /// it: who is behind them is behind it.
     is_first: bool,
 }
 
@@ -81,8 +83,12 @@ impl<'a> Waiters<'a> {
     pub(super) fn new(state: &'a EngineState, edges: Edges, asker: CallId) -> Self {
         let call = &state.calls[asker];
         let queue = state.tables[&call.table].entry(call.item()).and_then(Entry::queue);
-        let asker =
-            queue.map(|queue| Asker { id: asker, queue: address(queue), position: call.position, mode: call.mode });
+        let asker = queue.map(|queue| Asker {
+            id: asker,
+            queue: address(queue),
+            position: call.position,
+            mode: call.mode,
+        });
         Self { asker, ..Self::of(state, edges, call) }
     }
 
@@ -101,8 +107,8 @@ impl<'a> Waiters<'a> {
         }
     }
 
-    /// Searches until it is found that the root waits for one of those who wait for it. Answers which one; the way back
-    /// from there is in `found`, and is a shortest one.
+    /// Searches until it is found that the root waits for one of those who wait for it. Answers
+    /// which one; the way back from there is in `found`, and is a shortest one.
     pub(super) fn closing(&mut self) -> Option<CallId> {
         let closes = self.expand(None, true);
         debug_assert!(!closes, "a transaction does not wait for itself");
@@ -123,11 +129,13 @@ impl<'a> Waiters<'a> {
         closes
     }
 
-    /// The members of a cycle, given as those that are waited for in turn from the root on, without which nobody would wait
-    /// for the root over whom the root waits: each of them is on every cycle. One search, which goes on from one member
-    /// only when everything is found that needs none of the later ones.
+    /// The members of a cycle, given as those that are waited for in turn from the root on, without
+    /// which nobody would wait for the root over whom the root waits: each of them is on every
+    /// cycle. One search, which goes on from one member only when everything is found that needs
+    /// none of the later ones.
     pub(super) fn on_every_way(mut self, cycle: &[CallId]) -> Vec<CallId> {
-        let numbers: IdMap<CallId, usize> = (1..).zip(cycle).map(|(number, id)| (*id, number)).collect();
+        let numbers: IdMap<CallId, usize> =
+            (1..).zip(cycle).map(|(number, id)| (*id, number)).collect();
         let end = cycle.len() + 1;
         let mut without = Vec::new();
         let mut furthest = 0;
@@ -159,7 +167,8 @@ impl<'a> Waiters<'a> {
         without
     }
 
-    /// Finds who waits for a waiter that was found, or for the root. True if the root's own call is among them.
+    /// Finds who waits for a waiter that was found, or for the root. True if the root's own call is
+    /// among them.
     fn expand(&mut self, of: Option<CallId>, behind: bool) -> bool {
         let state = self.state;
         // Whoever waits for a lock of an ancestor waits for the call for which the ancestor waits.
@@ -173,14 +182,20 @@ impl<'a> Waiters<'a> {
         };
         let mut closes = false;
         let held = family.iter().filter_map(|txn| Some((*txn, &state.txns.get(txn)?.held)));
-        for (txn, (table, items)) in held.flat_map(|(txn, held)| held.iter().map(move |held| (txn, held))) {
-            let Some(table) = state.tables.get(table).filter(|table| !table.waiting.is_empty()) else { continue };
+        for (txn, (table, items)) in
+            held.flat_map(|(txn, held)| held.iter().map(move |held| (txn, held)))
+        {
+            let Some(table) = state.tables.get(table).filter(|table| !table.waiting.is_empty())
+            else {
+                continue;
+            };
             for item in items {
                 step();
                 let Some(entry) = table.entry(item) else { continue };
                 let Some(own) = entry.holder(txn) else { continue };
-                // Whoever waits for one holder of an entry waits for all of them, but nobody for itself: the root, asked
-                // first, does not find its own call, which is to be found then.
+                // Whoever waits for one holder of an entry waits for all of them, but nobody for
+                // itself: the root, asked first, does not find its own call, which is to be found
+                // then.
                 if of.is_none() || self.asked.insert(address(entry), ()).is_none() {
                     closes |= self.walk(table, item, own.mode, Position::FIRST, of);
                 }
@@ -189,12 +204,14 @@ impl<'a> Waiters<'a> {
         let waiting = of.or_else(|| self.asker.as_ref().map(|asker| asker.id));
         if let Some(id) = waiting.filter(|_| behind && self.edges == Edges::All) {
             let call = &state.calls[id];
-            closes |= self.walk(&state.tables[&call.table], call.item(), call.mode, call.position, of);
+            closes |=
+                self.walk(&state.tables[&call.table], call.item(), call.mode, call.position, of);
         }
         closes
     }
 
-    /// Finds the waiters behind `after` that want something of `item` in a mode incompatible with `mode`.
+    /// Finds the waiters behind `after` that want something of `item` in a mode incompatible with
+    /// `mode`.
     fn walk(
         &mut self,
         table: &'a LockTable,
@@ -208,10 +225,14 @@ impl<'a> Waiters<'a> {
             let asker = self.asker.as_ref();
             closes |= over.is_some()
                 && asker.is_some_and(|asker| {
-                    asker.queue == address(queue) && asker.position > after && !asker.mode.is_compatible(mode)
+                    asker.queue == address(queue)
+                        && asker.position > after
+                        && !asker.mode.is_compatible(mode)
                 });
             let walked = self.walked.entry(address(queue)).or_insert([Position::LAST; 2]);
-            for (walked, requested) in walked.iter_mut().zip([LockMode::Shared, LockMode::Exclusive]) {
+            for (walked, requested) in
+                walked.iter_mut().zip([LockMode::Shared, LockMode::Exclusive])
+            {
                 if requested.is_compatible(mode) || after >= *walked {
                     continue;
                 }
@@ -231,7 +252,8 @@ impl<'a> Waiters<'a> {
     }
 }
 
-/// A search forwards from a waiter: for whom it waits, directly or over others, of those who wait themselves.
+/// A search forwards from a waiter: for whom it waits, directly or over others, of those who wait
+/// themselves.
 pub(super) struct WaitedFor<'a> {
     state: &'a EngineState,
     edges: Edges,
@@ -297,7 +319,9 @@ impl<'a> WaitedFor<'a> {
     fn reach(&mut self, id: CallId) -> ControlFlow<()> {
         if id == self.from {
             self.closes = true;
-        } else if self.within.is_none_or(|within| within.contains_key(&id)) && self.found.insert(id, ()).is_none() {
+        } else if self.within.is_none_or(|within| within.contains_key(&id))
+            && self.found.insert(id, ()).is_none()
+        {
             self.next.push(id);
         }
         self.look()
@@ -306,8 +330,9 @@ impl<'a> WaitedFor<'a> {
     /// Finds for whom a waiter waits.
     fn expand(&mut self, id: CallId) -> ControlFlow<()> {
         let (state, call) = (self.state, &self.state.calls[id]);
-        // Those who want the same wait for the same holders, but nobody for itself: the first one, who asks for all of them, was
-        // found before; only that somebody waits for `from` is still to be found after `from` has asked.
+        // Those who want the same wait for the same holders, but nobody for itself: the first one,
+        // who asks for all of them, was found before; only that somebody waits for `from` is still
+        // to be found after `from` has asked.
         let asks = self.asked.insert(state.requested_at(id), ()).is_none();
         if id == self.from {
             self.asked.clear();
@@ -321,8 +346,8 @@ impl<'a> WaitedFor<'a> {
                         match waiter {
                             Some(waiter) => {
                                 let own = state.calls[waiter].txn;
-                                let is_known =
-                                    waiter == self.from || self.within.is_none_or(|of| of.contains_key(&waiter));
+                                let is_known = waiter == self.from
+                                    || self.within.is_none_or(|of| of.contains_key(&waiter));
                                 if is_known && entry.holder(own).is_none() {
                                     self.claimed.insert(waiter, ());
                                 }
@@ -342,8 +367,9 @@ impl<'a> WaitedFor<'a> {
         enough
     }
 
-    /// Finds the waiters of a queue before `position` that are incompatible with `mode`: the nearest exclusive one, which waits
-    /// for those before it itself, and the sharers behind that one.
+    /// Finds the waiters of a queue before `position` that are incompatible with `mode`: the
+    /// nearest exclusive one, which waits for those before it itself, and the sharers behind that
+    /// one.
     fn walk(&mut self, queue: &'a Queue, mode: LockMode, position: Position) -> ControlFlow<()> {
         let nearest = queue.nearest_exclusive(position);
         if let Some((_, id)) = nearest {
@@ -362,16 +388,20 @@ impl<'a> WaitedFor<'a> {
 impl EngineState {
     /// The call of a transaction, if that waits for a lock.
     pub(super) fn waiting_call(&self, txn: TxnId) -> Option<CallId> {
-        self.txns.get(&txn)?.call.filter(|id| self.calls.get(*id).is_some_and(|call| call.is_waiting()))
+        self.txns
+            .get(&txn)?
+            .call
+            .filter(|id| self.calls.get(*id).is_some_and(|call| call.is_waiting()))
     }
 
-    /// The calls for which a transaction waits: its own, if that waits for a lock, and those made on its
-    /// behalf. `None` alone if it does not wait.
+    /// The calls for which a transaction waits: its own, if that waits for a lock, and those made
+    /// on its behalf. `None` alone if it does not wait.
     fn calls_waited_for(&self, txn: TxnId) -> SmallVec<[Option<CallId>; 1]> {
         let mut waits: SmallVec<[Option<CallId>; 1]> = SmallVec::new();
         if let Some(txn) = self.txns.get(&txn) {
             let calls = txn.call.iter().chain(&txn.nested);
-            let waiting = calls.filter(|id| self.calls.get(**id).is_some_and(EngineCall::is_waiting));
+            let waiting =
+                calls.filter(|id| self.calls.get(**id).is_some_and(EngineCall::is_waiting));
             waits.extend(waiting.map(|id| Some(*id)));
         }
         if waits.is_empty() {
@@ -387,8 +417,9 @@ impl EngineState {
         (queue.map_or(0, address), u64::from(call.mode == LockMode::Exclusive))
     }
 
-    /// The waiting calls of those who hold an entry in a mode incompatible with `mode`, except of `txn`; `None` for each
-    /// who does not wait. Only of those `within`, if that is given and smaller.
+    /// The waiting calls of those who hold an entry in a mode incompatible with `mode`, except of
+    /// `txn`; `None` for each who does not wait. Only of those `within`, if that is given and
+    /// smaller.
     pub(super) fn waiting_holders(
         &self,
         entry: &Entry,
@@ -398,12 +429,15 @@ impl EngineState {
     ) -> impl Iterator<Item = Option<CallId>> {
         let within = within.filter(|within| within.len() < entry.holders().len());
         let excluded = entry.holders().first().is_some_and(|first| !first.mode.is_compatible(mode));
-        let holders = (excluded && within.is_none())
-            .then(|| entry.conflicting(txn, mode, None).flat_map(|holder| self.calls_waited_for(holder.txn)));
+        let holders = (excluded && within.is_none()).then(|| {
+            entry.conflicting(txn, mode, None).flat_map(|holder| self.calls_waited_for(holder.txn))
+        });
         let waiters = within.filter(|_| excluded).map(|within| {
             within.keys().copied().inspect(|_| step()).filter_map(move |id| {
                 let mut family = self.calls[id].family();
-                family.any(|holder| holder != txn && entry.holder(holder).is_some()).then_some(Some(id))
+                family
+                    .any(|holder| holder != txn && entry.holder(holder).is_some())
+                    .then_some(Some(id))
             })
         });
         holders.into_iter().flatten().chain(waiters.into_iter().flatten())

@@ -1,23 +1,24 @@
-//! Work in slices: one hold of the engine's mutex takes a bounded number of steps, and what is left is
-//! done under later ones.
+//! Work in slices: one hold of the engine's mutex takes a bounded number of steps, and what is left
+//! is done under later ones.
 //!
-//! A step here is one item that is taken, given its token or released, or one waiter whose turn it may
-//! be. What a single step does is not divided: to look at everything that overlaps a range, or for a
-//! cycle in the wait graph.
+//! A step here is one item that is taken, given its token or released, or one waiter whose turn it
+//! may be. What a single step does is not divided: to look at everything that overlaps a range, or
+//! for a cycle in the wait graph.
 //!
 //! Everything between two slices is in the state, so that others can act on it:
 //!
-//! - A call that takes many items is [`Moving`](Stage::Moving) and registered, but in no queue. What it
-//!   has taken so far is pending, as with a call that waits. Nobody waits for the call itself, so there
-//!   is no edge of the wait graph from it; one begins only if it has to wait.
-//! - A call that ends without a grant is [`Failing`](Stage::Failing): it waits for nothing, and gives
-//!   back what it took, the last item first.
-//! - A waiter whose turn may have come is a candidate, or stands behind an item on the list of those
-//!   left. A request that comes meanwhile queues behind it as behind every other waiter.
+//! - A call that takes many items is [`Moving`](Stage::Moving) and registered, but in no queue.
+//!   What it has taken so far is pending, as with a call that waits. Nobody waits for the call
+//!   itself, so there is no edge of the wait graph from it; one begins only if it has to wait.
+//! - A call that ends without a grant is [`Failing`](Stage::Failing): it waits for nothing, and
+//!   gives back what it took, the last item first.
+//! - A waiter whose turn may have come is a candidate, or stands behind an item on the list of
+//!   those left. A request that comes meanwhile queues behind it as behind every other waiter.
 //! - Of a transaction that ends, the rest of its locks is held until it is released.
 //!
-//! Who [drains](EngineState::draining) goes on, hold after hold, until nothing is left to settle. Everybody
-//! else only does what his own hold leaves room for, and goes on with the call that he polls.
+//! Who [drains](EngineState::draining) goes on, hold after hold, until nothing is left to settle.
+//! Everybody else only does what his own hold leaves room for, and goes on with the call that he
+//! polls.
 
 use std::ops::ControlFlow;
 
@@ -74,8 +75,8 @@ pub(super) enum Budget {
 }
 
 impl EngineState {
-    /// Grants whatever can be granted, always to the first grantable waiter in queue order, until nothing
-    /// is left to grant or the slice is used up.
+    /// Grants whatever can be granted, always to the first grantable waiter in queue order, until
+    /// nothing is left to grant or the slice is used up.
     pub(super) fn promote_waiters(&mut self) {
         if self.is_sealed() {
             // Nobody waits any more: nothing is to be granted.
@@ -121,7 +122,8 @@ impl EngineState {
 
     /// Goes on with a call, if it is between two slices; true if it still is then.
     pub(super) fn is_unfinished_after_a_slice(&mut self, id: CallId) -> bool {
-        let is_unfinished = |state: &Self| matches!(state.calls[id].stage, Stage::Moving | Stage::Failing(_));
+        let is_unfinished =
+            |state: &Self| matches!(state.calls[id].stage, Stage::Moving | Stage::Failing(_));
         if is_unfinished(self) {
             self.unfinished.remove(&self.calls[id].position);
             self.go_on(id);
@@ -141,14 +143,17 @@ impl EngineState {
     /// Gives the first call that waits for a token of a table one, if there is one.
     fn feed(&mut self, id: TableId) {
         self.slice.spend();
-        let Some(table) = self.tables.get_mut(&id).filter(|table| table.tokens_left() > 0) else { return };
+        let Some(table) = self.tables.get_mut(&id).filter(|table| table.tokens_left() > 0) else {
+            return;
+        };
         let Some((_, call)) = table.awaiting_token.pop_first() else { return };
         self.fed.push(id);
         self.calls[call].stage = Stage::Moving;
         self.move_on(call);
     }
 
-    /// Finds the waiters whose turn may have come after something was left: the first one of each queue.
+    /// Finds the waiters whose turn may have come after something was left: the first one of each
+    /// queue.
     fn find_candidates(&mut self, id: TableId, left: Budget) {
         self.slice.spend();
         let Some(table) = self.tables.get(&id) else { return };
@@ -181,7 +186,9 @@ impl EngineState {
     /// Grants a waiter what it waits for, if nothing is in its way.
     fn promote(&mut self, position: Position, id: CallId) {
         self.slice.spend();
-        let Some(call) = self.calls.get(id).filter(|call| call.is_waiting() && call.position == position) else {
+        let Some(call) =
+            self.calls.get(id).filter(|call| call.is_waiting() && call.position == position)
+        else {
             return;
         };
         let table = &self.tables[&call.table];

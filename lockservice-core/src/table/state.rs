@@ -1,6 +1,8 @@
-//! The engine's pure state: every table of the node, every transaction that holds or waits, every call in flight.
+//! The engine's pure state: every table of the node, every transaction that holds or waits, every
+//! call in flight.
 //!
-//! Nothing here reads a clock, awaits or wakes: wakers are collected and fired by the shell, after its mutex is free.
+//! Nothing here reads a clock, awaits or wakes: wakers are collected and fired by the shell, after
+//! its mutex is free.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::task::Waker;
@@ -65,7 +67,10 @@ pub(super) struct EngineState {
 
 /// What became of a lock call at once.
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "the grant is the common case and must not cost an allocation")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the grant is the common case and must not cost an allocation"
+)]
 pub(super) enum Started {
     /// It is over.
     Done(Result<Grant>),
@@ -145,7 +150,8 @@ impl EngineState {
             }
         }
         let mut holders = BTreeSet::new();
-        dropped.for_each(|_, entry| holders.extend(entry.holders().iter().map(|holder| holder.txn)));
+        dropped
+            .for_each(|_, entry| holders.extend(entry.holders().iter().map(|holder| holder.txn)));
         for id in holders {
             let Some(txn) = self.txns.get_mut(&id) else { continue };
             if let Some(at) = txn.held.iter().position(|(held, _)| *held == table) {
@@ -164,7 +170,9 @@ impl EngineState {
         for id in self.calls.ids() {
             match &self.calls[id].stage {
                 // B2: a sealed owner answers nothing else, not even a grant made just before.
-                Stage::Waiting | Stage::AwaitingToken | Stage::Moving | Stage::Done(Ok(_)) => self.fail(id, error()),
+                Stage::Waiting | Stage::AwaitingToken | Stage::Moving | Stage::Done(Ok(_)) => {
+                    self.fail(id, error())
+                }
                 Stage::Failing(_) | Stage::Done(Err(_)) => {}
             }
         }
@@ -179,12 +187,22 @@ impl EngineState {
     }
 
     pub(super) fn add_tokens(&mut self, table: TableId, version: BindVersion, block: TokenBlock) {
-        let Some(installed) = self.tables.get_mut(&table).filter(|table| table.bind.version == version) else { return };
+        let Some(installed) =
+            self.tables.get_mut(&table).filter(|table| table.bind.version == version)
+        else {
+            return;
+        };
         installed.add_tokens(block);
         self.fed.push(table);
     }
 
-    pub(super) fn unlock(&mut self, txn: TxnId, table: TableId, items: &[LockItem], commit_ts: Option<u64>) -> usize {
+    pub(super) fn unlock(
+        &mut self,
+        txn: TxnId,
+        table: TableId,
+        items: &[LockItem],
+        commit_ts: Option<u64>,
+    ) -> usize {
         let held = |state: &Self| state.txns.get(&txn).map_or(0, |txn| txn.count);
         let before = held(self);
         let mut goes = Vec::new();
@@ -218,11 +236,16 @@ impl EngineState {
     pub(super) fn cancel_wait(&mut self, id: TxnId) {
         let call = self.txns.get(&id).and_then(|txn| txn.call);
         // One that is over only waits to be received: its outcome stands.
-        let in_flight = |call: &CallId| !matches!(self.calls[*call].stage, Stage::Failing(_) | Stage::Done(_));
+        let in_flight =
+            |call: &CallId| !matches!(self.calls[*call].stage, Stage::Failing(_) | Stage::Done(_));
         if let Some(call) = call.filter(in_flight) {
             self.fail(
                 call,
-                Error::new(ErrorKind::Cancelled, "the transaction ended while it waited for a lock").with("txn", id),
+                Error::new(
+                    ErrorKind::Cancelled,
+                    "the transaction ended while it waited for a lock",
+                )
+                .with("txn", id),
             );
         }
     }
@@ -237,9 +260,14 @@ impl EngineState {
         }
     }
 
-    /// Ends the call of a transaction and releases what it holds, as much of it as the slice allows;
-    /// counts that in `released`. True once nothing is left.
-    pub(super) fn unlock_all(&mut self, id: TxnId, commit_ts: Option<u64>, released: &mut usize) -> bool {
+    /// Ends the call of a transaction and releases what it holds, as much of it as the slice
+    /// allows; counts that in `released`. True once nothing is left.
+    pub(super) fn unlock_all(
+        &mut self,
+        id: TxnId,
+        commit_ts: Option<u64>,
+        released: &mut usize,
+    ) -> bool {
         if !self.end_call(id) {
             return false;
         }
@@ -260,8 +288,11 @@ impl EngineState {
     /// Ends the call of a transaction that ends, if it has one. False if that takes another slice.
     fn end_call(&mut self, id: TxnId) -> bool {
         let Some(call) = self.txns.get(&id).and_then(|txn| txn.call) else { return true };
-        let error = Error::new(ErrorKind::Cancelled, "the transaction ended while its call for a lock was in flight")
-            .with("txn", id);
+        let error = Error::new(
+            ErrorKind::Cancelled,
+            "the transaction ended while its call for a lock was in flight",
+        )
+        .with("txn", id);
         match self.calls[call].stage {
             Stage::Waiting | Stage::AwaitingToken | Stage::Moving | Stage::Failing(_) => {
                 self.end_wait(call, Some(error));
@@ -276,9 +307,15 @@ impl EngineState {
         }
     }
 
-    /// Ends holds that are on the list of a transaction no more. Their table, and everybody in whose way
-    /// they stand, is told that it committed at `commit_ts` (C5).
-    fn release_some(&mut self, id: TxnId, table_id: TableId, items: &[LockItem], commit_ts: Option<u64>) {
+    /// Ends holds that are on the list of a transaction no more. Their table, and everybody in
+    /// whose way they stand, is told that it committed at `commit_ts` (C5).
+    fn release_some(
+        &mut self,
+        id: TxnId,
+        table_id: TableId,
+        items: &[LockItem],
+        commit_ts: Option<u64>,
+    ) {
         let bytes = items.iter().map(hold_bytes).sum::<usize>();
         self.bytes -= bytes;
         if let Some(txn) = self.txns.get_mut(&id) {
@@ -302,7 +339,8 @@ impl EngineState {
 pub(super) fn bind_changed(table: TableId) -> Error {
     Error::new(
         ErrorKind::BindChanged,
-        "this version of the table's bind is not served here: end the transaction and start it again",
+        "this version of the table's bind is not served here: end the transaction and start it \
+            again",
     )
     .with("table", table)
 }

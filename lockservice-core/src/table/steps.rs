@@ -1,7 +1,8 @@
-//! How much work the engine does, counted so that tests can show that a cost grows no faster than it should.
+//! How much work the engine does, counted so that tests can show that a cost grows no faster than
+//! it should.
 //!
-//! A step is one entry, holder or waiter that is looked at. The count is of the thread: a test compares what
-//! its own calls cost, whatever else runs. Outside of tests nothing is counted.
+//! A step is one entry, holder or waiter that is looked at. The count is of the thread: a test
+//! compares what its own calls cost, whatever else runs. Outside of tests nothing is counted.
 
 #[cfg(any(test, feature = "testing"))]
 use std::cell::Cell;
@@ -47,7 +48,8 @@ impl Drop for Hold {
     }
 }
 
-/// The most steps under one hold of an engine's mutex by the current thread since this was last called.
+/// The most steps under one hold of an engine's mutex by the current thread since this was last
+/// called.
 #[cfg(any(test, feature = "testing"))]
 pub fn engine_longest_hold() -> u64 {
     LONGEST_HOLD.with(|longest| longest.replace(0))

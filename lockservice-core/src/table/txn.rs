@@ -21,8 +21,8 @@ pub(super) struct TxnHolds {
     pub(super) nested: SmallVec<[CallId; 1]>,
 }
 
-/// So many calls in flight can be part of the wait graph as nested ones of a transaction. Each is looked
-/// at whenever that transaction gets a lock for which others wait, and anybody can name it.
+/// So many calls in flight can be part of the wait graph as nested ones of a transaction. Each is
+/// looked at whenever that transaction gets a lock for which others wait, and anybody can name it.
 pub(super) const NESTED_MAX: usize = 16;
 
 impl TxnHolds {

@@ -33,9 +33,9 @@ pub struct LockRequest {
 pub enum WaitPolicy {
     /// Wait in line. How long is the business of whoever polls the call.
     Wait,
-    /// Fail at once with [`ErrorKind::Conflict`](crate::ErrorKind::Conflict). An earlier incompatible waiter counts as a lock.
-    /// Nothing else is waited for either: where a table has no fencing token left, or is not bound,
-    /// the call fails with `Unavailable` or `Reassigning`.
+    /// Fail at once with [`ErrorKind::Conflict`](crate::ErrorKind::Conflict). An earlier
+    /// incompatible waiter counts as a lock. Nothing else is waited for either: where a table has
+    /// no fencing token left, or is not bound, the call fails with `Unavailable` or `Reassigning`.
     NoWait,
 }
 
@@ -44,30 +44,35 @@ pub enum WaitPolicy {
 pub struct Grant {
     /// The bind on which it was granted: to be presented at the commit.
     pub bind: Bind,
-    /// The call's fencing token (F1), taken after its last key was granted. If nothing was newly locked, the largest token under which
-    /// its items were already held.
+    /// The call's fencing token (F1), taken after its last key was granted. If nothing was newly
+    /// locked, the largest token under which its items were already held.
     pub token: FencingToken,
     /// False if every item was already held at least as strongly.
     pub newly_locked: bool,
-    /// How long the call waited for others; `None` if it did not. The engine reads no clock: it answers zero for a call that waited, and
-    /// whoever took the time of the call puts the duration here.
+    /// How long the call waited for others; `None` if it did not. The engine reads no clock: it
+    /// answers zero for a call that waited, and whoever took the time of the call puts the duration
+    /// here.
     pub waited: Option<Duration>,
     /// The first lock or waiter that stood in the way, if any did: the transaction and the item.
     pub conflict: Option<(TxnId, LockItem)>,
     /// The largest commit timestamp of those it waited for, over all its waits (C5).
     pub prev_commit_ts: Option<u64>,
-    /// The largest commit timestamp that any unlock of this table carried since the bind was installed.
+    /// The largest commit timestamp that any unlock of this table carried since the bind was
+    /// installed.
     pub table_commit_ts: Option<u64>,
-    /// Something may have been committed in the table that the transaction's snapshot does not show and no timestamp tells of: take the
-    /// snapshot after this answer (C5). The engine knows of no snapshot and says so to everybody for as long as there is a
+    /// Something may have been committed in the table that the transaction's snapshot does not show
+    /// and no timestamp tells of: take the snapshot after this answer (C5). The engine knows of no
+    /// snapshot and says so to everybody for as long as there is a
     /// [`history_since`](Self::history_since); whoever knows when the snapshot was begun decides.
     pub history_unknown: bool,
-    /// Since when the owner knows the table's history: since it took over, or since the last release that its holder did not ask for.
-    /// `None`: all of it. By the owner's clock, with whom it stays.
+    /// Since when the owner knows the table's history: since it took over, or since the last
+    /// release that its holder did not ask for. `None`: all of it. By the owner's clock, with whom
+    /// it stays.
     pub history_since: Option<Time>,
     /// What exactly was newly locked or upgraded, so that it can be taken back (T2).
     pub changes: Vec<ItemGrant>,
-    /// How many tokens are left to the owner of the table after this grant: it renews them ahead (F2).
+    /// How many tokens are left to the owner of the table after this grant: it renews them ahead
+    /// (F2).
     pub tokens_left: u64,
 }
 
@@ -87,9 +92,11 @@ pub struct ItemGrant {
 pub struct EngineSettings {
     /// Most rows and ranges in one request. Default 20,000.
     pub items_per_request_max: usize,
-    /// Most memory that the locks and waits of this node may use, in bytes, as estimated. Default 1 GiB.
+    /// Most memory that the locks and waits of this node may use, in bytes, as estimated. Default 1
+    /// GiB.
     pub lock_bytes_max: usize,
-    /// Most memory that the locks of one transaction may use, in bytes, as estimated. Default 256 MiB.
+    /// Most memory that the locks of one transaction may use, in bytes, as estimated. Default 256
+    /// MiB.
     pub txn_lock_bytes_max: usize,
     /// Most calls that may wait at once on this node. Default 100,000.
     pub waiters_max: usize,
@@ -109,7 +116,8 @@ impl Default for EngineSettings {
     }
 }
 
-/// Which member of a deadlock's cycle is told. If a wait closes several cycles, one of those that are on all of them: the others go on.
+/// Which member of a deadlock's cycle is told. If a wait closes several cycles, one of those that
+/// are on all of them: the others go on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -134,8 +142,8 @@ pub struct LockInfo {
     pub txn: TxnId,
     /// Under which token. If it is pending: that of the former hold, or 0.
     pub token: FencingToken,
-    /// True if it is not granted: a call that still waits for more has taken it, or upgraded it, and keeps others from it
-    /// meanwhile.
+    /// True if it is not granted: a call that still waits for more has taken it, or upgraded it,
+    /// and keeps others from it meanwhile.
     pub pending: bool,
     /// How many calls wait because of it.
     pub waiters: usize,
@@ -153,7 +161,8 @@ pub struct WaitInfo {
     /// Who waits.
     pub waiter: TxnId,
     /// For whom. Counter 0 names no transaction but a whole incarnation: the last owner of a table
-    /// that is waited for until it can be bound again, or, with origin 0, that its owner is unknown.
+    /// that is waited for until it can be bound again, or, with origin 0, that its owner is
+    /// unknown.
     pub holder: TxnId,
     /// What of the holder's is in the way.
     pub held_item: LockItem,

@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::allocator::{
-    BeginCommit, Bind, BindState, CommitWindow, ForgetOutcome, Incarnation, LockTableAllocator, PresentedBind,
-    Progress, Registration, TxnRange,
+    BeginCommit, Bind, BindState, CommitWindow, ForgetOutcome, Incarnation, LockTableAllocator,
+    PresentedBind, Progress, Registration, TxnRange,
 };
 use crate::clock::hi;
 use crate::error::{Error, ErrorKind, Result};
@@ -42,7 +42,8 @@ where
     an_origin_that_is_no_longer_live_commits_nothing(&*make().await).await;
     attempts_of_one_transaction_are_counted_each(&*make().await).await;
     a_tombstone_keeps_a_transaction_from_committing(&*make().await).await;
-    a_commit_that_somebody_was_told_of_is_not_extended_and_ends_in_a_tombstone(&*make().await).await;
+    a_commit_that_somebody_was_told_of_is_not_extended_and_ends_in_a_tombstone(&*make().await)
+        .await;
     what_its_origin_says_is_over_or_has_not_begun_is_not_admitted(&*make().await).await;
     the_end_of_a_transaction_takes_nobodys_tombstone_away(&*make().await).await;
     a_resignation_waits_for_commits_on_its_binds(&*make().await).await;
@@ -64,11 +65,16 @@ async fn a_table_belongs_to_the_first_who_asks(fixture: &dyn AllocatorFixture) {
         let again = allocator.bind(asker, &t).await.expect("bound");
         assert_eq!((again.bind, again.tokens), (bound.bind.clone(), None));
     }
-    let (x, y) = tokio::join!(async { allocator.bind(a.service, &table("u")).await.expect("one of two") }, async {
-        allocator.bind(b.service, &table("u")).await.expect("one of two")
-    },);
+    let (x, y) = tokio::join!(
+        async { allocator.bind(a.service, &table("u")).await.expect("one of two") },
+        async { allocator.bind(b.service, &table("u")).await.expect("one of two") },
+    );
     assert_eq!(x.bind, y.bind, "concurrent first askers agree");
-    assert_eq!([&x, &y].iter().filter(|bound| bound.tokens.is_some()).count(), 1, "and one of them got the tokens");
+    assert_eq!(
+        [&x, &y].iter().filter(|bound| bound.tokens.is_some()).count(),
+        1,
+        "and one of them got the tokens"
+    );
     let other_group = TableRef::new("other", "t").expect("names");
     let elsewhere = allocator.bind(b.service, &other_group).await.expect("free");
     assert_ne!(elsewhere.bind.id, bound.bind.id);
@@ -82,11 +88,17 @@ async fn a_name_belongs_to_one_incarnation_at_a_time(fixture: &dyn AllocatorFixt
     let refused = allocator.register(&register("n", 2)).await.expect_err("another process (B1)");
     assert_eq!(refused.kind(), ErrorKind::NameInUse);
     let wrong = Registration { replaces: Some((first.service, Nonce::new(9))), ..register("n", 2) };
-    assert_eq!(allocator.register(&wrong).await.expect_err("not its nonce").kind(), ErrorKind::NameInUse);
+    assert_eq!(
+        allocator.register(&wrong).await.expect_err("not its nonce").kind(),
+        ErrorKind::NameInUse
+    );
     let right = Registration { replaces: Some((first.service, Nonce::new(1))), ..register("n", 3) };
     let second = allocator.register(&right).await.expect("its own former incarnation");
     assert!(second.service > first.service);
-    let old = allocator.keepalive(first.service, Nonce::new(1), Progress::default()).await.expect_err("replaced");
+    let old = allocator
+        .keepalive(first.service, Nonce::new(1), Progress::default())
+        .await
+        .expect_err("replaced");
     assert_eq!(old.kind(), ErrorKind::LeaseLost);
     fixture.advance(hi(second.lease_ttl)).await;
     let third = start(&*allocator, "n", 4).await;
@@ -98,7 +110,9 @@ async fn a_name_belongs_to_one_incarnation_at_a_time(fixture: &dyn AllocatorFixt
     assert_eq!(late.kind(), ErrorKind::LeaseLost);
 }
 
-async fn a_lapsed_owners_table_is_void_at_once_and_granted_anew_later(fixture: &dyn AllocatorFixture) {
+async fn a_lapsed_owners_table_is_void_at_once_and_granted_anew_later(
+    fixture: &dyn AllocatorFixture,
+) {
     let allocator = fixture.allocator();
     let a = start(&*allocator, "a", 1).await;
     let t = table("t");
@@ -136,11 +150,16 @@ async fn a_replaced_incarnation_waits_out_its_own_lease(fixture: &dyn AllocatorF
     let again = Registration { replaces: Some((a.service, Nonce::new(1))), ..register("a", 2) };
     let a2 = allocator.register(&again).await.expect("its own");
     let invalid = allocator.latest(&t).await.expect("answer").bind.expect("known");
-    assert!(matches!(invalid.state, BindState::Invalid { reassigned_in } if !reassigned_in.is_zero()), "{invalid:?}");
+    assert!(
+        matches!(invalid.state, BindState::Invalid { reassigned_in } if !reassigned_in.is_zero()),
+        "{invalid:?}"
+    );
     let txn = TxnId::new(a2.service, 1, true);
-    let stale = allocator.begin_commit(&commit(txn, 1, &[&old.bind])).await.expect_err("void at once (B3)");
+    let stale =
+        allocator.begin_commit(&commit(txn, 1, &[&old.bind])).await.expect_err("void at once (B3)");
     assert_eq!(stale.kind(), ErrorKind::BindChanged);
-    let wait = allocator.bind(a2.service, &t).await.expect_err("the old lease may still be relied on");
+    let wait =
+        allocator.bind(a2.service, &t).await.expect_err("the old lease may still be relied on");
     assert_eq!(wait.kind(), ErrorKind::Reassigning);
     let after = wait.retry_after().expect("it says how long");
     assert!(after <= hi(a.lease_ttl));
@@ -165,18 +184,31 @@ async fn a_commit_is_admitted_on_current_binds_only(fixture: &dyn AllocatorFixtu
     allocator.begin_commit(&commit(txn, 2, &[])).await.expect("no locks, no binds");
     let mut wrong = commit(txn, 3, &[&bound.bind]);
     wrong.binds[0].version = BindVersion::new(bound.bind.version.get() + 1);
-    assert_eq!(allocator.begin_commit(&wrong).await.expect_err("version").kind(), ErrorKind::BindChanged);
+    assert_eq!(
+        allocator.begin_commit(&wrong).await.expect_err("version").kind(),
+        ErrorKind::BindChanged
+    );
     let mut wrong = commit(txn, 3, &[&bound.bind]);
     wrong.binds[0].owner = b.service;
-    assert_eq!(allocator.begin_commit(&wrong).await.expect_err("owner").kind(), ErrorKind::BindChanged);
+    assert_eq!(
+        allocator.begin_commit(&wrong).await.expect_err("owner").kind(),
+        ErrorKind::BindChanged
+    );
     let mut wrong = commit(txn, 3, &[&bound.bind]);
     wrong.binds[0].partition = 1;
-    assert_eq!(allocator.begin_commit(&wrong).await.expect_err("partition").kind(), ErrorKind::BindChanged);
+    assert_eq!(
+        allocator.begin_commit(&wrong).await.expect_err("partition").kind(),
+        ErrorKind::BindChanged
+    );
     let quiet = TxnId::new(b.service, 2, false);
-    let refused = allocator.begin_commit(&commit(quiet, 1, &[])).await.expect_err("it does not validate (T1)");
+    let refused = allocator
+        .begin_commit(&commit(quiet, 1, &[]))
+        .await
+        .expect_err("it does not validate (T1)");
     assert_eq!(refused.kind(), ErrorKind::CannotCommit);
     let stranger = TxnId::new(ServiceId::new(7), 1, true);
-    let refused = allocator.begin_commit(&commit(stranger, 1, &[])).await.expect_err("unknown origin (C3)");
+    let refused =
+        allocator.begin_commit(&commit(stranger, 1, &[])).await.expect_err("unknown origin (C3)");
     assert_eq!(refused.kind(), ErrorKind::CannotCommit);
 }
 
@@ -193,7 +225,10 @@ async fn a_commit_is_never_promised_more_than_a_lease_has_left(fixture: &dyn All
     let short = allocator.begin_commit(&request).await.expect("half a second is enough");
     assert!(short.commit_before <= Duration::from_millis(500), "the owner's lease (C1): {short:?}");
     request.asked.least = Duration::from_secs(1);
-    assert_eq!(allocator.begin_commit(&request).await.expect_err("too short").kind(), ErrorKind::Timeout);
+    assert_eq!(
+        allocator.begin_commit(&request).await.expect_err("too short").kind(),
+        ErrorKind::Timeout
+    );
     allocator.keepalive(a.service, Nonce::new(1), Progress::default()).await.expect("in time");
     let longer = allocator.begin_commit(&request).await.expect("a repeat extends it");
     assert!(longer.commit_before > short.commit_before && longer.commit_before <= a.lease_ttl);
@@ -207,7 +242,10 @@ async fn a_commit_is_never_promised_more_than_a_lease_has_left(fixture: &dyn All
         let mut request = commit(TxnId::new(b.service, 2, true), 1, binds);
         request.asked.most = b.lease_ttl * 10;
         let short = allocator.begin_commit(&request).await.expect("half a second is enough");
-        assert!(short.commit_before <= Duration::from_millis(500), "the origin's lease (C1): {short:?}");
+        assert!(
+            short.commit_before <= Duration::from_millis(500),
+            "the origin's lease (C1): {short:?}"
+        );
     }
 }
 
@@ -223,14 +261,18 @@ async fn an_origin_that_is_no_longer_live_commits_nothing(fixture: &dyn Allocato
     allocator.keepalive(owner.service, Nonce::new(1), Progress::default()).await.expect("in time");
     fixture.advance(hi(c.lease_ttl) - hi(c.lease_ttl) / 2).await;
     // Nobody has looked at it since: whoever looks first finds that it lapsed.
-    let late = allocator.keepalive(c.service, Nonce::new(4), Progress::default()).await.expect_err("lapsed (B1)");
+    let late = allocator
+        .keepalive(c.service, Nonce::new(4), Progress::default())
+        .await
+        .expect_err("lapsed (B1)");
     assert_eq!(late.kind(), ErrorKind::LeaseLost);
     for (origin, what) in [(a, "replaced"), (b, "resigned"), (c, "lapsed")] {
         let txn = TxnId::new(origin.service, 1, true);
         for binds in [&[][..], &[&bound.bind][..]] {
             let mut request = commit(txn, 1, binds);
             request.asked.least = Duration::ZERO;
-            let refused = allocator.begin_commit(&request).await.expect_err("its origin is fenced (C3)");
+            let refused =
+                allocator.begin_commit(&request).await.expect_err("its origin is fenced (C3)");
             assert_eq!(refused.kind(), ErrorKind::CannotCommit, "{what}");
         }
     }
@@ -267,42 +309,61 @@ async fn a_tombstone_keeps_a_transaction_from_committing(fixture: &dyn Allocator
     allocator.begin_commit(&request).await.expect("another transaction");
     assert_eq!(allocator.cannot_commit(&[other]).await.expect("answer").committing, vec![other]);
     fixture.advance(hi(Duration::from_secs(1)) - Duration::from_millis(1)).await;
-    assert_eq!(allocator.cannot_commit(&[other]).await.expect("answer").committing, vec![other], "by its clock");
+    assert_eq!(
+        allocator.cannot_commit(&[other]).await.expect("answer").committing,
+        vec![other],
+        "by its clock"
+    );
     fixture.advance(Duration::from_millis(1)).await;
     let answer = allocator.cannot_commit(&[other]).await.expect("answer");
     assert_eq!(answer.tombstoned, vec![other], "a commit counts until hi(commit_before) (C2)");
 }
 
-async fn a_commit_that_somebody_was_told_of_is_not_extended_and_ends_in_a_tombstone(fixture: &dyn AllocatorFixture) {
+async fn a_commit_that_somebody_was_told_of_is_not_extended_and_ends_in_a_tombstone(
+    fixture: &dyn AllocatorFixture,
+) {
     let allocator = fixture.allocator();
     let a = start(&*allocator, "a", 1).await;
     for finished in [true, false] {
         let txn = TxnId::new(a.service, 1 + u64::from(finished), true);
         let first = allocator.begin_commit(&commit(txn, 1, &[])).await.expect("live").commit_before;
         fixture.advance(Duration::from_millis(500)).await;
-        let extended = allocator.begin_commit(&commit(txn, 1, &[])).await.expect("live").commit_before;
+        let extended =
+            allocator.begin_commit(&commit(txn, 1, &[])).await.expect("live").commit_before;
         assert_eq!(extended, first, "nobody was told: it is extended");
         assert_eq!(allocator.cannot_commit(&[txn]).await.expect("answer").committing, [txn]);
         let mut left = extended;
         for _ in 0..2 {
             fixture.advance(Duration::from_millis(500)).await;
             left -= Duration::from_millis(500);
-            let again = allocator.begin_commit(&commit(txn, 1, &[])).await.expect("what was admitted stands");
+            let again = allocator
+                .begin_commit(&commit(txn, 1, &[]))
+                .await
+                .expect("what was admitted stands");
             assert_eq!(again.commit_before, left, "nothing is extended (C4)");
-            let anew = allocator.begin_commit(&commit(txn, 2, &[])).await.expect_err("nothing is admitted (C4)");
+            let anew = allocator
+                .begin_commit(&commit(txn, 2, &[]))
+                .await
+                .expect_err("nothing is admitted (C4)");
             assert_eq!(anew.kind(), ErrorKind::CannotCommit);
         }
         if finished {
             allocator.finish_commit(txn, CommitAttempt::new(1)).await.expect("admitted");
         } else {
             fixture.advance(left).await;
-            let over = allocator.begin_commit(&commit(txn, 1, &[])).await.expect_err("its time is over");
+            let over =
+                allocator.begin_commit(&commit(txn, 1, &[])).await.expect_err("its time is over");
             assert_eq!(over.kind(), ErrorKind::CannotCommit);
-            assert_eq!(allocator.cannot_commit(&[txn]).await.expect("answer").committing, [txn], "by its own clock");
+            assert_eq!(
+                allocator.cannot_commit(&[txn]).await.expect("answer").committing,
+                [txn],
+                "by its own clock"
+            );
             fixture.advance(hi(extended) - extended).await;
         }
         for attempt in [1, 2] {
-            let refused = allocator.begin_commit(&commit(txn, attempt, &[])).await.expect_err("a tombstone");
+            let refused =
+                allocator.begin_commit(&commit(txn, attempt, &[])).await.expect_err("a tombstone");
             assert_eq!(refused.kind(), ErrorKind::CannotCommit);
         }
         assert_eq!(allocator.cannot_commit(&[txn]).await.expect("answer").tombstoned, [txn]);
@@ -310,32 +371,51 @@ async fn a_commit_that_somebody_was_told_of_is_not_extended_and_ends_in_a_tombst
     }
 }
 
-async fn what_its_origin_says_is_over_or_has_not_begun_is_not_admitted(fixture: &dyn AllocatorFixture) {
+async fn what_its_origin_says_is_over_or_has_not_begun_is_not_admitted(
+    fixture: &dyn AllocatorFixture,
+) {
     let allocator = fixture.allocator();
     let a = start(&*allocator, "a", 1).await;
     let txn = |number| TxnId::new(a.service, number, true);
-    let report = |floor, end| allocator.report_txns(a.service, Nonce::new(1), TxnRange { floor, end });
+    let report =
+        |floor, end| allocator.report_txns(a.service, Nonce::new(1), TxnRange { floor, end });
     allocator.begin_commit(&commit(txn(1), 1, &[])).await.expect("its origin has told nothing yet");
     report(5, 9).await.expect("live");
     let late = report(3, 7).await;
     late.expect("an earlier word that comes late changes nothing");
     for over in [2, 4] {
-        let refused = allocator.begin_commit(&commit(txn(over), 1, &[])).await.expect_err("it is over (C4)");
+        let refused =
+            allocator.begin_commit(&commit(txn(over), 1, &[])).await.expect_err("it is over (C4)");
         assert_eq!(refused.kind(), ErrorKind::CannotCommit);
-        assert_eq!(allocator.cannot_commit(&[txn(over)]).await.expect("answer").tombstoned, [txn(over)]);
+        assert_eq!(
+            allocator.cannot_commit(&[txn(over)]).await.expect("answer").tombstoned,
+            [txn(over)]
+        );
     }
-    assert_eq!(allocator.cannot_commit(&[txn(1)]).await.expect("answer").committing, [txn(1)], "admitted before");
+    assert_eq!(
+        allocator.cannot_commit(&[txn(1)]).await.expect("answer").committing,
+        [txn(1)],
+        "admitted before"
+    );
     for alive in [5, 8] {
         allocator.begin_commit(&commit(txn(alive), 1, &[])).await.expect("alive");
     }
-    // A number that is yet to come is not marked either: that would hit a transaction which nobody meant.
-    let never = allocator.begin_commit(&commit(txn(9), 1, &[])).await.expect_err("not begun, as far as is known (C4)");
+    // A number that is yet to come is not marked either: that would hit a transaction which nobody
+    // meant.
+    let never = allocator
+        .begin_commit(&commit(txn(9), 1, &[]))
+        .await
+        .expect_err("not begun, as far as is known (C4)");
     assert_eq!(never.kind(), ErrorKind::Unavailable);
     let answer = allocator.cannot_commit(&[txn(9), txn(7)]).await.expect("answer");
-    assert_eq!((answer.tombstoned, answer.failed.len(), answer.failed[0].0), (vec![txn(7)], 1, txn(9)));
+    assert_eq!(
+        (answer.tombstoned, answer.failed.len(), answer.failed[0].0),
+        (vec![txn(7)], 1, txn(9))
+    );
     report(5, 10).await.expect("live");
     allocator.begin_commit(&commit(txn(9), 1, &[])).await.expect("its origin has told of it");
-    let stranger = allocator.report_txns(a.service, Nonce::new(2), TxnRange { floor: 99, end: 99 }).await;
+    let stranger =
+        allocator.report_txns(a.service, Nonce::new(2), TxnRange { floor: 99, end: 99 }).await;
     assert_eq!(stranger.expect_err("not its nonce").kind(), ErrorKind::LeaseLost);
 }
 
@@ -348,8 +428,12 @@ async fn the_end_of_a_transaction_takes_nobodys_tombstone_away(fixture: &dyn All
         assert_eq!(allocator.cannot_commit(&[txn]).await.expect("answer").tombstoned, [txn]);
     }
     for floor in [1, 3, 100] {
-        allocator.report_txns(a.service, Nonce::new(1), TxnRange { floor, end: 1_000 }).await.expect("live");
-        let refused = allocator.begin_commit(&commit(txn, 1, &[])).await.expect_err("for ever (C4)");
+        allocator
+            .report_txns(a.service, Nonce::new(1), TxnRange { floor, end: 1_000 })
+            .await
+            .expect("live");
+        let refused =
+            allocator.begin_commit(&commit(txn, 1, &[])).await.expect_err("for ever (C4)");
         assert_eq!(refused.kind(), ErrorKind::CannotCommit, "with the floor at {floor}");
         let older = allocator.begin_commit(&commit(old, 1, &[])).await;
         assert_eq!(older.is_ok(), floor <= 1, "an older one lives as long as the floor says");
@@ -373,17 +457,20 @@ async fn a_resignation_waits_for_commits_on_its_binds(fixture: &dyn AllocatorFix
         tokio::select! {
             biased;
             ended = &mut resign => panic!("a commit {what} is in flight (C2): {ended:?}"),
-            // Begun after the resignation, with time for that to go on: a write that it had queued would land before the second of these.
+            // Begun after the resignation, with time for that to go on: a write that it had queued
+            // would land before the second of these.
             () = async {
                 for _ in 0..2 {
                     writes += 1;
                     allocator.bind(b.service, &table(&format!("later-{writes}"))).await.expect("free");
                 }
                 for late in [commit(txn, 2, &[&bound.bind]), commit(own, 2, &[])] {
-                    let refused = allocator.begin_commit(&late).await.expect_err("no new pin, no new commit");
+                    let refused = allocator.begin_commit(&late).await.expect_err("no new pin, no \
+                        new commit");
                     assert!(matches!(refused.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit), "{refused:?}");
                 }
-                let still = allocator.bind(b.service, &t).await.expect_err("a commit may rely on it");
+                let still = allocator.bind(b.service, &t).await.expect_err("a commit may rely on \
+                    it");
                 assert_eq!(still.kind(), ErrorKind::Reassigning);
             } => {}
         }
@@ -401,14 +488,21 @@ async fn tokens_grow_from_block_to_block_and_owner_to_owner(fixture: &dyn Alloca
     let mut last = bound.tokens.expect("a fresh bind").end;
     // One more than the blocks of an epoch: the leader raises its epoch on the way (F2).
     for _ in 0..4_100 {
-        let block =
-            allocator.reserve_tokens(a.service, bound.bind.id, bound.bind.version).await.expect("current").tokens;
+        let block = allocator
+            .reserve_tokens(a.service, bound.bind.id, bound.bind.version)
+            .await
+            .expect("current")
+            .tokens;
         assert!(block.next >= last && block.left() > 0);
         last = block.end;
     }
-    assert!(allocator.bind(a.service, &t).await.expect("bound").bind == bound.bind, "the bind is still the same");
+    assert!(
+        allocator.bind(a.service, &t).await.expect("bound").bind == bound.bind,
+        "the bind is still the same"
+    );
     let stale = BindVersion::new(bound.bind.version.get() - 1);
-    let refused = allocator.reserve_tokens(a.service, bound.bind.id, stale).await.expect_err("not current");
+    let refused =
+        allocator.reserve_tokens(a.service, bound.bind.id, stale).await.expect_err("not current");
     assert_eq!(refused.kind(), ErrorKind::BindChanged);
     allocator.resign(a.service, Nonce::new(1)).await.expect("live");
     let b = start(&*allocator, "b", 2).await;
@@ -416,47 +510,78 @@ async fn tokens_grow_from_block_to_block_and_owner_to_owner(fixture: &dyn Alloca
     assert!(new.tokens.expect("a fresh bind").next >= last);
 }
 
-async fn release(allocator: &dyn LockTableAllocator, bind: &Bind, nonce: u64) -> Result<Option<Error>> {
-    let released = allocator.release_table(bind.owner, Nonce::new(nonce), &bind.table, bind.version).await?;
+async fn release(
+    allocator: &dyn LockTableAllocator,
+    bind: &Bind,
+    nonce: u64,
+) -> Result<Option<Error>> {
+    let released =
+        allocator.release_table(bind.owner, Nonce::new(nonce), &bind.table, bind.version).await?;
     Ok(released.kept)
 }
 
-async fn a_released_table_is_forgotten_and_its_name_is_another_table(fixture: &dyn AllocatorFixture) {
+async fn a_released_table_is_forgotten_and_its_name_is_another_table(
+    fixture: &dyn AllocatorFixture,
+) {
     let allocator = fixture.allocator();
     let (a, b) = (start(&*allocator, "a", 1).await, start(&*allocator, "b", 2).await);
     let t = table("t");
     let old = allocator.bind(a.service, &t).await.expect("free").bind;
-    let mut last = allocator.reserve_tokens(a.service, old.id, old.version).await.expect("current").tokens.end;
+    let mut last =
+        allocator.reserve_tokens(a.service, old.id, old.version).await.expect("current").tokens.end;
     for _ in 0..3 {
-        last = allocator.reserve_tokens(a.service, old.id, old.version).await.expect("current").tokens.end;
+        last = allocator
+            .reserve_tokens(a.service, old.id, old.version)
+            .await
+            .expect("current")
+            .tokens
+            .end;
     }
     let stale = Bind { version: BindVersion::new(old.version.get() - 1), ..old.clone() };
     let of_b = Bind { owner: b.service, ..old.clone() };
-    for (wrong, nonce, kind) in
-        [(&stale, 1, ErrorKind::BindChanged), (&of_b, 2, ErrorKind::BindChanged), (&old, 9, ErrorKind::LeaseLost)]
-    {
-        let refused = release(&*allocator, wrong, nonce).await.expect_err("not current, not its own, not its nonce");
+    for (wrong, nonce, kind) in [
+        (&stale, 1, ErrorKind::BindChanged),
+        (&of_b, 2, ErrorKind::BindChanged),
+        (&old, 9, ErrorKind::LeaseLost),
+    ] {
+        let refused = release(&*allocator, wrong, nonce)
+            .await
+            .expect_err("not current, not its own, not its nonce");
         assert_eq!(refused.kind(), kind);
     }
     let still = allocator.latest(&t).await.expect("answer").bind.expect("refused");
     assert_eq!(still.bind, old);
     for _ in 0..2 {
-        assert!(release(&*allocator, &old, 1).await.expect("its own").is_none(), "gone already is done");
+        assert!(
+            release(&*allocator, &old, 1).await.expect("its own").is_none(),
+            "gone already is done"
+        );
         assert_eq!(allocator.latest(&t).await.expect("answer").bind, None);
     }
     let txn = TxnId::new(b.service, 1, true);
     let refused = allocator.begin_commit(&commit(txn, 1, &[&old])).await.expect_err("not current");
     assert_eq!(refused.kind(), ErrorKind::BindChanged);
-    let refused = allocator.reserve_tokens(a.service, old.id, old.version).await.expect_err("not current");
+    let refused =
+        allocator.reserve_tokens(a.service, old.id, old.version).await.expect_err("not current");
     assert_eq!(refused.kind(), ErrorKind::BindChanged);
     for name in ["new", "t"] {
         let new = allocator.bind(b.service, &table(name)).await.expect("free");
-        assert!(new.bind.id > old.id && new.bind.id.get() > old.version.get() && new.bind.version > old.version);
-        assert!(new.tokens.expect("a fresh bind").next >= last, "of {name}: nobody knows what was there before (F1)");
+        assert!(
+            new.bind.id > old.id
+                && new.bind.id.get() > old.version.get()
+                && new.bind.version > old.version
+        );
+        assert!(
+            new.tokens.expect("a fresh bind").next >= last,
+            "of {name}: nobody knows what was there before (F1)"
+        );
     }
     let late = release(&*allocator, &old, 1).await.expect_err("another has the name now");
     assert_eq!(late.kind(), ErrorKind::BindChanged);
-    assert_eq!(allocator.latest(&t).await.expect("answer").bind.expect("bound").bind.owner, b.service);
+    assert_eq!(
+        allocator.latest(&t).await.expect("answer").bind.expect("bound").bind.owner,
+        b.service
+    );
 }
 
 async fn a_bind_is_kept_while_a_commit_is_in_flight_on_it(fixture: &dyn AllocatorFixture) {
@@ -474,19 +599,22 @@ async fn a_bind_is_kept_while_a_commit_is_in_flight_on_it(fixture: &dyn Allocato
         allocator.finish_commit(txn(n), CommitAttempt::new(1)).await.expect("admitted");
     }
     assert!(release(&*allocator, &bound.bind, 1).await.expect("its own").is_none());
-    let refused = allocator.begin_commit(&commit(txn(3), 1, &[&bound.bind])).await.expect_err("not current");
+    let refused =
+        allocator.begin_commit(&commit(txn(3), 1, &[&bound.bind])).await.expect_err("not current");
     assert_eq!(refused.kind(), ErrorKind::BindChanged);
 }
 
 async fn an_operator_may_forget_what_may_be_granted_anew(fixture: &dyn AllocatorFixture) {
     let allocator = fixture.allocator();
     let (a, b) = (start(&*allocator, "a", 1).await, start(&*allocator, "b", 2).await);
-    let forget = async |name: &str| allocator.forget_table(&table(name)).await.map(|answer| answer.outcome);
+    let forget =
+        async |name: &str| allocator.forget_table(&table(name)).await.map(|answer| answer.outcome);
     let lapses = allocator.bind(a.service, &table("lapses")).await.expect("free").bind;
     let resigns = allocator.bind(b.service, &table("resigns")).await.expect("free").bind;
     assert_eq!(forget("never").await.expect("answer"), ForgetOutcome::Unknown);
     for bind in [&lapses, &resigns] {
-        let ForgetOutcome::Owned(owned) = forget(bind.table.name.as_str()).await.expect("answer") else {
+        let ForgetOutcome::Owned(owned) = forget(bind.table.name.as_str()).await.expect("answer")
+        else {
             panic!("its owner lives");
         };
         assert_eq!(&owned.bind, bind);
@@ -521,17 +649,31 @@ async fn unknown_names_are_answered_and_create_nothing(fixture: &dyn AllocatorFi
         owner: a.service,
         version: BindVersion::new(1),
     });
-    assert_eq!(allocator.begin_commit(&request).await.expect_err("never seen").kind(), ErrorKind::BindChanged);
+    assert_eq!(
+        allocator.begin_commit(&request).await.expect_err("never seen").kind(),
+        ErrorKind::BindChanged
+    );
     assert_eq!(allocator.latest(&table("t")).await.expect("answer").bind, None);
     assert_eq!(allocator.status().await.expect("answer").binds, vec![]);
     let ghost = ServiceId::new(3);
-    assert_eq!(allocator.bind(ghost, &table("t")).await.expect_err("unknown").kind(), ErrorKind::LeaseLost);
     assert_eq!(
-        allocator.keepalive(ghost, Nonce::new(1), Progress::default()).await.expect_err("unknown").kind(),
+        allocator.bind(ghost, &table("t")).await.expect_err("unknown").kind(),
         ErrorKind::LeaseLost
     );
     assert_eq!(
-        allocator.keepalive(a.service, Nonce::new(2), Progress::default()).await.expect_err("nonce").kind(),
+        allocator
+            .keepalive(ghost, Nonce::new(1), Progress::default())
+            .await
+            .expect_err("unknown")
+            .kind(),
+        ErrorKind::LeaseLost
+    );
+    assert_eq!(
+        allocator
+            .keepalive(a.service, Nonce::new(2), Progress::default())
+            .await
+            .expect_err("nonce")
+            .kind(),
         ErrorKind::LeaseLost
     );
     allocator.finish_commit(txn, CommitAttempt::new(9)).await.expect("no error");

@@ -30,12 +30,14 @@ impl Clock for ManualClock {
     }
 }
 
-/// The time of tokio's clock, so that paused tokio time (`start_paused`) drives timers and decisions alike.
+/// The time of tokio's clock, so that paused tokio time (`start_paused`) drives timers and
+/// decisions alike.
 #[derive(Debug, Clone, Copy)]
 pub struct TokioClock(tokio::time::Instant);
 
 impl TokioClock {
-    /// A clock whose origin is one hour before now. Clocks made at different times do not agree: clone one.
+    /// A clock whose origin is one hour before now. Clocks made at different times do not agree:
+    /// clone one.
     pub fn new() -> Self {
         Self(tokio::time::Instant::now())
     }
@@ -53,14 +55,14 @@ impl Clock for TokioClock {
     }
 }
 
-/// How long a stopped thread waits for another to read the clock. It may hold a mutex that the other
-/// needs before it can read; then the other comes second, and there is nothing to wait for.
+/// How long a stopped thread waits for another to read the clock. It may hold a mutex that the
+/// other needs before it can read; then the other comes second, and there is nothing to wait for.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How long the other is given to act on what it has read.
 const HEAD_START: Duration = Duration::from_millis(10);
 
-/// A clock that stops a thread between its reading and whatever it does with that: the schedule that
-/// no test on one thread can show, and in which a decision made on an old reading goes wrong.
+/// A clock that stops a thread between its reading and whatever it does with that: the schedule
+/// that no test on one thread can show, and in which a decision made on an old reading goes wrong.
 ///
 /// Clones stop the same threads.
 #[derive(Debug, Clone)]
@@ -112,13 +114,17 @@ impl StallingClock {
         Self { inner: Arc::new(inner), gate: Arc::default() }
     }
 
-    /// Runs `act` on a thread of its own. Returns when that thread stands in its `nth` reading of this
-    /// clock (from 1), or has ended without making that many.
+    /// Runs `act` on a thread of its own. Returns when that thread stands in its `nth` reading of
+    /// this clock (from 1), or has ended without making that many.
     ///
     /// The reading is made before the stop and returned after it. The thread goes on a moment after
-    /// another thread has read the clock, by [`Stalled::go_on`], or when nobody can read it because of
-    /// what the stopped thread holds. One thread is stopped at a time.
-    pub fn stall<T: Send + 'static>(&self, nth: usize, act: impl FnOnce() -> T + Send + 'static) -> Stalled<T> {
+    /// another thread has read the clock, by [`Stalled::go_on`], or when nobody can read it because
+    /// of what the stopped thread holds. One thread is stopped at a time.
+    pub fn stall<T: Send + 'static>(
+        &self,
+        nth: usize,
+        act: impl FnOnce() -> T + Send + 'static,
+    ) -> Stalled<T> {
         let gate = Arc::clone(&self.gate);
         gate.change(|state| *state = GateState::default());
         let thread = thread::spawn(move || {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Fault, FaultyStore, StoreFixture};
-use crate::allocator::{AllocatorSettings, Bind, LocalAllocator, LockTableAllocator, Registration, TokenBlock};
+use crate::allocator::{
+    AllocatorSettings, Bind, LocalAllocator, LockTableAllocator, Registration, TokenBlock,
+};
 use crate::clock::SystemClock;
 use crate::error::{ErrorKind, Result};
 use crate::id::{NodeName, Nonce, ServiceId, TableRef, TxnId};
@@ -17,9 +19,11 @@ const NODE: &str = "suite";
 /// A call is repeated as often as this before the test fails.
 const TRIES_MAX: usize = 50;
 
-/// Lets every [`Fault`] befall every call to the store, one at a time, while an allocator starts, binds, reserves tokens and makes a
-/// transaction unable to commit. Every call must succeed when it is repeated; what was acknowledged must be in the store, nothing may be
-/// there twice, and no number or token may be given out twice (L2, B6, F2, C4). Then the same with random faults from `seeds`.
+/// Lets every [`Fault`] befall every call to the store, one at a time, while an allocator starts,
+/// binds, reserves tokens and makes a transaction unable to commit. Every call must succeed when it
+/// is repeated; what was acknowledged must be in the store, nothing may be there twice, and no
+/// number or token may be given out twice (L2, B6, F2, C4). Then the same with random faults from
+/// `seeds`.
 ///
 /// # Panics
 /// At the first clause that does not hold, naming fault and call.
@@ -71,8 +75,10 @@ async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
         let table = TableRef::new("g", name).expect("a name");
         let bound = again(what, || allocator.bind(incarnation.service, &table)).await;
         blocks.extend(bound.tokens.map(|block| (bound.bind.id, block)));
-        let block =
-            again(what, || allocator.reserve_tokens(incarnation.service, bound.bind.id, bound.bind.version)).await;
+        let block = again(what, || {
+            allocator.reserve_tokens(incarnation.service, bound.bind.id, bound.bind.version)
+        })
+        .await;
         blocks.push((bound.bind.id, block.tokens));
         binds.push(bound.bind);
     }
@@ -90,29 +96,49 @@ async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
     .await;
     assert_eq!(answer.tombstoned.len(), 2, "{what}");
 
-    let versions: HashSet<u64> = binds.iter().flat_map(|bind| [bind.version.get(), bind.id.get()]).collect();
+    let versions: HashSet<u64> =
+        binds.iter().flat_map(|bind| [bind.version.get(), bind.id.get()]).collect();
     assert_eq!(versions.len(), 6, "{what}: a number was given out twice");
     for (at, (table, block)) in blocks.iter().enumerate() {
         for (_, other) in blocks[at + 1..].iter().filter(|(other, _)| other == table) {
-            assert!(!overlap(block, other), "{what}: tokens were given out twice: {block:?} {other:?}");
+            assert!(
+                !overlap(block, other),
+                "{what}: tokens were given out twice: {block:?} {other:?}"
+            );
         }
     }
     let state = inner.load().await.expect("load");
     assert_eq!(state.tables.len(), 3, "{what}: {state:?}");
     for bind in &binds {
-        let record = state.tables.iter().find(|table| table.table == bind.table).expect("acknowledged");
+        let record =
+            state.tables.iter().find(|table| table.table == bind.table).expect("acknowledged");
         assert_eq!(
             (record.id, record.binds[0].version, record.binds[0].owner),
             (bind.id, bind.version, bind.owner),
             "{what}"
         );
         for (_, block) in blocks.iter().filter(|(table, _)| *table == bind.id) {
-            assert!(block.end.get() <= record.tokens_reserved_to, "{what}: tokens are not reserved");
+            assert!(
+                block.end.get() <= record.tokens_reserved_to,
+                "{what}: tokens are not reserved"
+            );
         }
     }
-    assert!(state.forgotten.high_water >= forgotten.version.get().max(forgotten.id.get()), "{what}: {state:?}");
-    assert!(state.tables.iter().all(|table| table.tokens_reserved_to > 0 && table.table != forgotten.table));
-    assert_eq!(state.tombstones.iter().copied().collect::<HashSet<_>>(), HashSet::from(both), "{what}");
+    assert!(
+        state.forgotten.high_water >= forgotten.version.get().max(forgotten.id.get()),
+        "{what}: {state:?}"
+    );
+    assert!(
+        state
+            .tables
+            .iter()
+            .all(|table| table.tokens_reserved_to > 0 && table.table != forgotten.table)
+    );
+    assert_eq!(
+        state.tombstones.iter().copied().collect::<HashSet<_>>(),
+        HashSet::from(both),
+        "{what}"
+    );
     assert_eq!(state.services.len(), 1, "{what}: {:?}", state.services);
     allocator.shutdown(false, Duration::ZERO).await.ok();
 }
@@ -139,13 +165,16 @@ async fn afterwards(fixture: &dyn StoreFixture, what: &str) {
     assert_eq!((after.tables.len(), after.tombstones.len()), (3, 2), "{what}");
 }
 
-/// A shared store that is new is in doubt until a leader settles that; here nobody can have been told of anything.
+/// A shared store that is new is in doubt until a leader settles that; here nobody can have been
+/// told of anything.
 async fn settle(store: &dyn BindStore) {
     let mut candidate = candidate();
     for _ in 0..3 {
         match store.acquire_leadership(&candidate, Duration::from_secs(5)).await.expect("acquire") {
             Leadership::Acquired { exclusive: true, .. } => return,
-            Leadership::Acquired { epoch, continuous: true, .. } => return store.resign(epoch).await.expect("resign"),
+            Leadership::Acquired { epoch, continuous: true, .. } => {
+                return store.resign(epoch).await.expect("resign");
+            }
             Leadership::Acquired { .. } => candidate.data_loss = crate::store::DataLoss::Settled,
             Leadership::Held { seen, .. } => candidate.seen = Some(seen),
         }
@@ -157,8 +186,8 @@ fn candidate() -> Candidate {
     Candidate::new(NodeName::new(NODE).expect("a name"), "127.0.0.1:1")
 }
 
-/// Opens the allocator, again and again until nothing befalls that. A leadership whose acknowledgement was lost is asked for again with the
-/// same nonce.
+/// Opens the allocator, again and again until nothing befalls that. A leadership whose
+/// acknowledgement was lost is asked for again with the same nonce.
 async fn open(store: Arc<FaultyStore>, what: &str) -> Arc<LocalAllocator> {
     let settings = AllocatorSettings {
         constants: ClusterConstants { leadership_ttl_ms: 60_000, lease_ttl_ms: 60_000 },
@@ -168,7 +197,14 @@ async fn open(store: Arc<FaultyStore>, what: &str) -> Arc<LocalAllocator> {
     let mut last = None;
     for _ in 0..TRIES_MAX {
         let store: Arc<dyn BindStore> = Arc::<FaultyStore>::clone(&store);
-        match LocalAllocator::open(store, Arc::new(SystemClock), settings.clone(), candidate.clone()).await {
+        match LocalAllocator::open(
+            store,
+            Arc::new(SystemClock),
+            settings.clone(),
+            candidate.clone(),
+        )
+        .await
+        {
             Ok(allocator) => return allocator,
             Err(e) => last = Some(e),
         }

@@ -11,16 +11,20 @@ use rand::{Rng, SeedableRng};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
-use crate::store::{Applied, Batch, BindStore, Candidate, Head, Leadership, Renewal, StoreState, WriteAck};
+use crate::store::{
+    Applied, Batch, BindStore, Candidate, Head, Leadership, Renewal, StoreState, WriteAck,
+};
 
 /// What befalls one call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
     /// It never arrives: `Unavailable`, nothing happened.
     Refused,
-    /// It arrives, but its answer is lost: `UnknownOutcome` for what changes something, `Unavailable` for the rest.
+    /// It arrives, but its answer is lost: `UnknownOutcome` for what changes something,
+    /// `Unavailable` for the rest.
     ReplyLost,
-    /// Its answer is lost before it arrives: it is carried out only when the caller asks for the next thing, if ever.
+    /// Its answer is lost before it arrives: it is carried out only when the caller asks for the
+    /// next thing, if ever.
     LateArrival,
     /// It arrives twice; the first answer is given.
     Duplicate,
@@ -84,7 +88,10 @@ impl FaultyStore {
     }
 
     fn new(inner: Arc<dyn BindStore>, plan: Plan) -> Self {
-        Self { inner, state: Mutex::new(FaultState { plan, calls: 0, struck: 0, late: Vec::new() }) }
+        Self {
+            inner,
+            state: Mutex::new(FaultState { plan, calls: 0, struck: 0, late: Vec::new() }),
+        }
     }
 
     /// How many calls something befell.
@@ -100,12 +107,13 @@ impl FaultyStore {
             state.calls += 1;
             let fault = match &mut state.plan {
                 Plan::Once(at, fault) => (*at == call).then_some(*fault),
-                Plan::Random { per_cent, faults, random } => {
-                    random.random_ratio(*per_cent, 100).then(|| faults[random.random_range(0..faults.len())])
-                }
+                Plan::Random { per_cent, faults, random } => random
+                    .random_ratio(*per_cent, 100)
+                    .then(|| faults[random.random_range(0..faults.len())]),
             };
             state.struck += u64::from(fault.is_some());
-            let (arrived, late) = std::mem::take(&mut state.late).into_iter().partition(|late| late.0 <= call);
+            let (arrived, late) =
+                std::mem::take(&mut state.late).into_iter().partition(|late| late.0 <= call);
             state.late = late;
             let arrived: Vec<(u64, Epoch, u64, Batch)> = arrived;
             (call, fault, arrived)
@@ -155,7 +163,11 @@ impl BindStore for FaultyStore {
     }
 
     async fn load(&self) -> Result<StoreState> {
-        self.next().await.1.filter(|fault| !matches!(fault, Fault::Delay(_))).map_or(Ok(()), |_| Err(refused()))?;
+        self.next()
+            .await
+            .1
+            .filter(|fault| !matches!(fault, Fault::Delay(_)))
+            .map_or(Ok(()), |_| Err(refused()))?;
         self.inner.load().await
     }
 
@@ -170,7 +182,8 @@ impl BindStore for FaultyStore {
                 drop(self.inner.acquire_leadership(candidate, ttl).await);
                 Err(reply_lost())
             }
-            // An acquisition that arrives twice makes its own first answer's epoch one of the past: that is a lost reply.
+            // An acquisition that arrives twice makes its own first answer's epoch one of the past:
+            // that is a lost reply.
             Some(Fault::Duplicate | Fault::LateDuplicate | Fault::Delay(_)) | None => {
                 self.inner.acquire_leadership(candidate, ttl).await
             }

@@ -7,14 +7,16 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use crate::allocator::{
-    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting, Incarnation,
-    Latest, LeaseAck, LockTableAllocator, Progress, Registration, Released, Report, ReservedTokens, TxnRange,
+    AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission,
+    Forgetting, Incarnation, Latest, LeaseAck, LockTableAllocator, Progress, Registration,
+    Released, Report, ReservedTokens, TxnRange,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
 use crate::store::ClusterId;
 
-/// The nodes of one process, by address. A connection looks the node up on every call, as a network does. Clones are the same network.
+/// The nodes of one process, by address. A connection looks the node up on every call, as a network
+/// does. Clones are the same network.
 #[derive(Clone, Debug, Default)]
 pub struct LocalPeers(Arc<Mutex<HashMap<String, Arc<dyn LockTableAllocator>>>>);
 
@@ -45,7 +47,10 @@ struct Connection {
 impl Connection {
     fn node(&self) -> Result<Arc<dyn LockTableAllocator>> {
         let node = self.peers.0.lock().get(&self.address).map(Arc::clone);
-        node.ok_or_else(|| Error::new(ErrorKind::Unavailable, "nobody answers there").with("address", &self.address))
+        node.ok_or_else(|| {
+            Error::new(ErrorKind::Unavailable, "nobody answers there")
+                .with("address", &self.address)
+        })
     }
 }
 

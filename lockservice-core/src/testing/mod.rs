@@ -1,7 +1,9 @@
-//! What every store, every allocator and every lock service must show, and the clocks that tests need (feature `testing`).
+//! What every store, every allocator and every lock service must show, and the clocks that tests
+//! need (feature `testing`).
 //!
-//! [`store_suite`], [`allocator_suite`] and [`service_suite`] take a factory and panic at the first clause that does not hold; call each
-//! from a test with a multi-threaded or single-threaded tokio runtime.
+//! [`store_suite`], [`allocator_suite`] and [`service_suite`] take a factory and panic at the first
+//! clause that does not hold; call each from a test with a multi-threaded or single-threaded tokio
+//! runtime.
 
 mod allocator_suite;
 mod clock;
@@ -19,6 +21,8 @@ pub use self::fault_suite::fault_suite;
 pub use self::faulty_store::{Fault, FaultyStore};
 pub use self::local_peers::LocalPeers;
 #[cfg(not(loom))]
-pub use self::service_suite::{ServiceFixture, SessionFixture, TxnFixture, UnparsedItem, service_suite};
+pub use self::service_suite::{
+    ServiceFixture, SessionFixture, TxnFixture, UnparsedItem, service_suite,
+};
 pub use self::shared_store::{Backup, SharedStore};
 pub use self::store_suite::{StoreFixture, store_suite};

@@ -1,4 +1,5 @@
-//! [`SharedStore`]: a store that several processes share, in memory, whose faults are called for by the test.
+//! [`SharedStore`]: a store that several processes share, in memory, whose faults are called for by
+//! the test.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,18 +12,19 @@ use tokio::sync::watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, Change, Floor, Head, Leadership, Lineage, Renewal, StoreState, WriteAck,
-    absorb, changes,
+    Applied, Batch, BindStore, Candidate, Change, Floor, Head, Leadership, Lineage, Renewal,
+    StoreState, WriteAck, absorb, changes,
 };
 
 /// How long a call waits for a connection that is cut.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
-/// A shared [`BindStore`] in memory: what PostgreSQL and Redis are, without the server. Clones share a connection, each
-/// [`connect`](Self::connect) makes a further one to the same store.
+/// A shared [`BindStore`] in memory: what PostgreSQL and Redis are, without the server. Clones
+/// share a connection, each [`connect`](Self::connect) makes a further one to the same store.
 ///
-/// The whole content can be [taken](Self::backup) and [put back](Self::restore), which changes the lineage as a promoted replica does, or
-/// not, as a restored disk image does. While a connection is [cut](Self::set_cut), calls on it wait, then fail.
+/// The whole content can be [taken](Self::backup) and [put back](Self::restore), which changes the
+/// lineage as a promoted replica does, or not, as a restored disk image does. While a connection is
+/// [cut](Self::set_cut), calls on it wait, then fail.
 #[derive(Clone, Debug, Default)]
 pub struct SharedStore {
     shared: Arc<SharedState>,
@@ -79,7 +81,8 @@ impl SharedStore {
         self.restore(&Backup(Content::default()), true);
     }
 
-    /// While true, every call on this connection waits, as for a server that is paused or cannot be reached.
+    /// While true, every call on this connection waits, as for a server that is paused or cannot be
+    /// reached.
     pub fn set_cut(&self, cut: bool) {
         self.cut.send_replace(cut);
     }
@@ -97,13 +100,19 @@ impl SharedStore {
     async fn run<T>(&self, call: impl FnOnce(&mut Content) -> Result<T>) -> Result<T> {
         let mut cut = self.cut.subscribe();
         if tokio::time::timeout(ANSWER_MAX, cut.wait_for(|cut| !cut)).await.is_err() {
-            return Err(Error::new(ErrorKind::Unavailable, "the store does not answer: is it running?"));
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the store does not answer: is it running?",
+            ));
         }
         call(&mut self.shared.content.lock())
     }
 
     /// Replaces the head by what `next` makes of it.
-    async fn write_head<T>(&self, next: impl FnOnce(&Head, &mut Content) -> Result<(Head, T)>) -> Result<T> {
+    async fn write_head<T>(
+        &self,
+        next: impl FnOnce(&Head, &mut Content) -> Result<(Head, T)>,
+    ) -> Result<T> {
         self.run(|content| {
             let head = content.head.clone().unwrap_or_default();
             let (head, answer) = next(&head, content)?;
@@ -147,8 +156,13 @@ impl BindStore for SharedStore {
         let floor = *self.shared.floor.lock();
         let answer = self
             .run(|content| {
-                let (head, answer) =
-                    Head::acquire_shared(content.head.as_ref(), candidate, ttl, &content.lineage(), floor)?;
+                let (head, answer) = Head::acquire_shared(
+                    content.head.as_ref(),
+                    candidate,
+                    ttl,
+                    &content.lineage(),
+                    floor,
+                )?;
                 if let Some(head) = head {
                     content.head = Some(head);
                 }
@@ -162,7 +176,10 @@ impl BindStore for SharedStore {
     }
 
     async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
-        self.write_head(|head, content| Ok((head.renew(epoch)?, Renewal { lineage: content.lineage() }))).await
+        self.write_head(|head, content| {
+            Ok((head.renew(epoch)?, Renewal { lineage: content.lineage() }))
+        })
+        .await
     }
 
     async fn resign(&self, epoch: Epoch) -> Result<()> {

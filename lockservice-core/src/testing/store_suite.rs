@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use crate::error::ErrorKind;
 use crate::id::{BindVersion, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
 use crate::store::{
-    BindRecord, BindStore, Candidate, ClusterConstants, DataLoss, Forgotten, Leadership, Op, Seen, ServiceRecord,
-    ServiceState, StoreState, TableRecord,
+    BindRecord, BindStore, Candidate, ClusterConstants, DataLoss, Forgotten, Leadership, Op, Seen,
+    ServiceRecord, ServiceState, StoreState, TableRecord,
 };
 
 const TTL: Duration = Duration::from_secs(5);
@@ -18,8 +18,9 @@ const TTL: Duration = Duration::from_secs(5);
 /// One store under test, empty at first.
 #[async_trait]
 pub trait StoreFixture: Send + Sync {
-    /// Opens the store, or opens it again after the handle of the last call was dropped. The suite drops every handle it has before it
-    /// calls this: without a [`resign`](BindStore::resign) before, that is an unclean stop; after one, a clean stop.
+    /// Opens the store, or opens it again after the handle of the last call was dropped. The suite
+    /// drops every handle it has before it calls this: without a [`resign`](BindStore::resign)
+    /// before, that is an unclean stop; after one, a clean stop.
     async fn open(&self) -> Arc<dyn BindStore>;
 }
 
@@ -46,14 +47,16 @@ where
     a_write_whose_caller_went_away_is_settled_by_its_number(&*make().await).await;
 }
 
-async fn an_empty_store_is_empty_and_its_first_leader_waits_for_nothing(fixture: &dyn StoreFixture) {
+async fn an_empty_store_is_empty_and_its_first_leader_waits_for_nothing(
+    fixture: &dyn StoreFixture,
+) {
     let store = fixture.open().await;
     assert!(!store.describe().is_empty());
     let first = store.acquire_leadership(&candidate(0), TTL).await.expect("acquire");
     let (epoch, applied, clean) = match first {
-        Leadership::Acquired { epoch, applied, exclusive: true, clean, continuous: true, .. } => {
-            (epoch, applied, clean)
-        }
+        Leadership::Acquired {
+            epoch, applied, exclusive: true, clean, continuous: true, ..
+        } => (epoch, applied, clean),
         // L4: an empty shared store may be one that lost everything.
         Leadership::Held { seen, address: None, cluster: None } => {
             assert_eq!(seen.leader, None, "nobody ever led it");
@@ -68,13 +71,24 @@ async fn an_empty_store_is_empty_and_its_first_leader_waits_for_nothing(fixture:
     let known = store.applied().await.expect("applied");
     assert_eq!((known.epoch, known.number), (epoch, 0));
     let state = store.load().await.expect("load");
-    assert_eq!(state, StoreState { epoch, volatile_tokens_from: state.volatile_tokens_from, ..StoreState::default() });
+    assert_eq!(
+        state,
+        StoreState {
+            epoch,
+            volatile_tokens_from: state.volatile_tokens_from,
+            ..StoreState::default()
+        }
+    );
 }
 
-async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_still(fixture: &dyn StoreFixture) {
+async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_still(
+    fixture: &dyn StoreFixture,
+) {
     let store = fixture.open().await;
     let first = candidate(0);
-    let Leadership::Held { seen, .. } = store.acquire_leadership(&first, TTL).await.expect("acquire") else {
+    let Leadership::Held { seen, .. } =
+        store.acquire_leadership(&first, TTL).await.expect("acquire")
+    else {
         // An exclusive store: who opens it leads.
         return;
     };
@@ -94,44 +108,65 @@ async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_still(fixture:
     let after = watch(store.acquire_leadership(&second, TTL).await.expect("ask"));
     assert_ne!(after, second.seen, "a renewal is seen (L1)");
     second.seen = after;
-    store.write(epoch, 1, &vec![Op::PutTable(table("g", "t", 1))]).await.expect("a write is no renewal");
+    store
+        .write(epoch, 1, &vec![Op::PutTable(table("g", "t", 1))])
+        .await
+        .expect("a write is no renewal");
     let raised = acquired(store.acquire_leadership(&first, TTL).await.expect("its own"));
     assert!(raised > epoch, "the leader may raise its epoch (F2)");
     second.seen = watch(store.acquire_leadership(&second, TTL).await.expect("ask"));
     let taken = store.acquire_leadership(&second, TTL).await.expect("what it watched stands still");
-    assert!(matches!(taken, Leadership::Acquired { applied: 1, clean: false, continuous: false, .. }), "{taken:?}");
+    assert!(
+        matches!(taken, Leadership::Acquired { applied: 1, clean: false, continuous: false, .. }),
+        "{taken:?}"
+    );
     assert!(acquired(taken) > raised);
     let settled = Candidate { data_loss: DataLoss::Settled, ..second };
     let taken = store.acquire_leadership(&settled, TTL).await.expect("its own");
-    assert!(matches!(taken, Leadership::Acquired { continuous: true, .. }), "it settled the doubt (L4): {taken:?}");
+    assert!(
+        matches!(taken, Leadership::Acquired { continuous: true, .. }),
+        "it settled the doubt (L4): {taken:?}"
+    );
     let taken = acquired(taken);
     assert!(taken > raised);
     for fenced in [epoch, raised] {
         assert_eq!(store.renew(fenced).await.expect_err("taken over").kind(), ErrorKind::Fenced);
-        assert_eq!(store.write(fenced, 2, &vec![]).await.expect_err("taken over").kind(), ErrorKind::Fenced);
+        assert_eq!(
+            store.write(fenced, 2, &vec![]).await.expect_err("taken over").kind(),
+            ErrorKind::Fenced
+        );
         assert_eq!(store.resign(fenced).await.expect_err("taken over").kind(), ErrorKind::Fenced);
     }
     let mut old = first;
     old.seen = watch_again(&*store, &old).await;
     store.resign(taken).await.expect("resign");
     let answer = store.acquire_leadership(&candidate(0), TTL).await.expect("at once");
-    assert!(matches!(answer, Leadership::Acquired { clean: true, continuous: true, .. }), "{answer:?}");
+    assert!(
+        matches!(answer, Leadership::Acquired { clean: true, continuous: true, .. }),
+        "{answer:?}"
+    );
     let late = store.acquire_leadership(&old, TTL).await.expect("ask");
     assert!(matches!(late, Leadership::Held { .. }), "what it watched is long past: {late:?}");
 }
 
 async fn of_concurrent_candidates_one_leads(fixture: &dyn StoreFixture) {
     let store = fixture.open().await;
-    let Leadership::Held { seen, .. } = store.acquire_leadership(&candidate(0), TTL).await.expect("acquire") else {
+    let Leadership::Held { seen, .. } =
+        store.acquire_leadership(&candidate(0), TTL).await.expect("acquire")
+    else {
         return;
     };
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..16 {
-        let (store, candidate) = (Arc::clone(&store), Candidate { seen: Some(seen.clone()), ..candidate(0) });
-        tasks.spawn(async move { store.acquire_leadership(&candidate, TTL).await.expect("an answer") });
+        let (store, candidate) =
+            (Arc::clone(&store), Candidate { seen: Some(seen.clone()), ..candidate(0) });
+        tasks.spawn(
+            async move { store.acquire_leadership(&candidate, TTL).await.expect("an answer") },
+        );
     }
     let answers = tasks.join_all().await;
-    let leaders = answers.iter().filter(|answer| matches!(answer, Leadership::Acquired { .. })).count();
+    let leaders =
+        answers.iter().filter(|answer| matches!(answer, Leadership::Acquired { .. })).count();
     assert_eq!(leaders, 1, "{answers:?}");
 }
 
@@ -238,8 +273,14 @@ async fn only_the_current_epoch_writes_renews_and_resigns(fixture: &dyn StoreFix
     for epoch in [old, Epoch::new(new.get() + 1)] {
         let refused = store.write(epoch, 1, &batch).await.expect_err("not the current epoch");
         assert_eq!(refused.kind(), ErrorKind::Fenced);
-        assert_eq!(store.renew(epoch).await.expect_err("not the current epoch").kind(), ErrorKind::Fenced);
-        assert_eq!(store.resign(epoch).await.expect_err("not the current epoch").kind(), ErrorKind::Fenced);
+        assert_eq!(
+            store.renew(epoch).await.expect_err("not the current epoch").kind(),
+            ErrorKind::Fenced
+        );
+        assert_eq!(
+            store.resign(epoch).await.expect_err("not the current epoch").kind(),
+            ErrorKind::Fenced
+        );
     }
     assert_eq!(store.applied().await.expect("applied").number, 0);
     store.write(new, 1, &batch).await.expect("the current epoch writes");
@@ -285,7 +326,10 @@ async fn only_a_resignation_makes_a_stop_clean(fixture: &dyn StoreFixture) {
     let (epoch, _, clean) = acquire(&*store, 0).await;
     assert!(!clean, "it was dropped");
     store.resign(epoch).await.expect("resign");
-    assert_eq!(store.write(epoch, 1, &vec![]).await.expect_err("it resigned").kind(), ErrorKind::Fenced);
+    assert_eq!(
+        store.write(epoch, 1, &vec![]).await.expect_err("it resigned").kind(),
+        ErrorKind::Fenced
+    );
     drop(store);
     let store = fixture.open().await;
     let (epoch, _, clean) = acquire(&*store, 0).await;
@@ -300,7 +344,8 @@ async fn only_a_resignation_makes_a_stop_clean(fixture: &dyn StoreFixture) {
 async fn a_big_batch_lands_whole(fixture: &dyn StoreFixture) {
     let store = fixture.open().await;
     let (epoch, ..) = acquire(&*store, 0).await;
-    let batch: Vec<Op> = (0..5_000).map(|n| Op::PutTable(table("g", &format!("t{n}"), n))).collect();
+    let batch: Vec<Op> =
+        (0..5_000).map(|n| Op::PutTable(table("g", &format!("t{n}"), n))).collect();
     store.write(epoch, 1, &batch).await.expect("write");
     drop(store);
     let store = fixture.open().await;
@@ -314,7 +359,9 @@ async fn of_concurrent_writes_with_one_number_one_lands(fixture: &dyn StoreFixtu
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..16 {
         let store = Arc::clone(&store);
-        tasks.spawn(async move { (n, store.write(epoch, 1, &vec![Op::PutTable(table("g", "t", n))]).await) });
+        tasks.spawn(async move {
+            (n, store.write(epoch, 1, &vec![Op::PutTable(table("g", "t", n))]).await)
+        });
     }
     let mut landed = Vec::new();
     while let Some(done) = tasks.join_next().await {
@@ -342,9 +389,14 @@ async fn a_write_whose_caller_went_away_is_settled_by_its_number(fixture: &dyn S
         }
     }
     let tables = |state: StoreState| state.tables.len() as u64;
-    // It may land late, but then at its number: the next write either takes that number, or meets it.
+    // It may land late, but then at its number: the next write either takes that number, or meets
+    // it.
     match store.write(epoch, 1, &vec![]).await {
-        Ok(_) => assert_eq!(tables(store.load().await.expect("load")), 0, "number 1 was free, so it never lands"),
+        Ok(_) => assert_eq!(
+            tables(store.load().await.expect("load")),
+            0,
+            "number 1 was free, so it never lands"
+        ),
         Err(e) => {
             assert_eq!(e.kind(), ErrorKind::Fenced);
             assert_eq!(tables(store.load().await.expect("load")), 1, "number 1 was its own");
@@ -366,7 +418,10 @@ async fn acquire(store: &dyn BindStore, floor: u64) -> (Epoch, u64, bool) {
 }
 
 fn candidate(floor: u64) -> Candidate {
-    Candidate { floor: Epoch::new(floor), ..Candidate::new(NodeName::new("suite").expect("a name"), "127.0.0.1:1") }
+    Candidate {
+        floor: Epoch::new(floor),
+        ..Candidate::new(NodeName::new("suite").expect("a name"), "127.0.0.1:1")
+    }
 }
 
 fn table(group: &str, name: &str, number: u64) -> TableRecord {
@@ -375,7 +430,10 @@ fn table(group: &str, name: &str, number: u64) -> TableRecord {
         id: TableId::new(number),
         partitions: 1,
         tokens_reserved_to: (1 << 53) - 1 - number,
-        binds: vec![BindRecord { owner: ServiceId::new(number + 1), version: BindVersion::new(number + 2) }],
+        binds: vec![BindRecord {
+            owner: ServiceId::new(number + 1),
+            version: BindVersion::new(number + 2),
+        }],
     }
 }
 

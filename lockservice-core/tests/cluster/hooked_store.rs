@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lockservice_core::store::{Applied, Batch, BindStore, Candidate, Leadership, Renewal, StoreState, WriteAck};
+use lockservice_core::store::{
+    Applied, Batch, BindStore, Candidate, Leadership, Renewal, StoreState, WriteAck,
+};
 use lockservice_core::testing::SharedStore;
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use parking_lot::Mutex;
@@ -103,7 +105,11 @@ impl BindStore for HookedStore {
         let answer = self.inner.acquire_leadership(candidate, ttl).await?;
         let lose = |left: u32| left.checked_sub(1);
         if matches!(answer, Leadership::Acquired { .. })
-            && self.hooks.acquisitions_lost.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose).is_ok()
+            && self
+                .hooks
+                .acquisitions_lost
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose)
+                .is_ok()
         {
             return Err(lost());
         }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, BoundTable, CommitWindow, ElectedAllocator, Incarnation, LockTableAllocator,
-    PresentedBind, Progress, Registration, Report, Role,
+    AllocatorSettings, BeginCommit, BoundTable, CommitWindow, ElectedAllocator, Incarnation,
+    LockTableAllocator, PresentedBind, Progress, Registration, Report, Role,
 };
 use lockservice_core::clock::{hi, lo};
 use lockservice_core::store::{BindStore as _, ClusterConstants};
@@ -39,14 +39,23 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn with_lease(lease: Duration) -> Self {
-        Self { store: SharedStore::new(), clock: TokioClock::new(), net: LocalPeers::default(), lease }
+        Self {
+            store: SharedStore::new(),
+            clock: TokioClock::new(),
+            net: LocalPeers::default(),
+            lease,
+        }
     }
 
     pub(crate) fn node(&self, name: &'static str) -> Node {
         self.node_with(name, |_| {})
     }
 
-    pub(crate) fn node_with(&self, name: &'static str, alter: impl FnOnce(&mut AllocatorSettings)) -> Node {
+    pub(crate) fn node_with(
+        &self,
+        name: &'static str,
+        alter: impl FnOnce(&mut AllocatorSettings),
+    ) -> Node {
         self.node_at(name, name, alter)
     }
 
@@ -74,7 +83,8 @@ impl Cluster {
     }
 
     pub(crate) fn settings(&self) -> AllocatorSettings {
-        let (leadership_ttl_ms, lease_ttl_ms) = (TTL.as_millis() as u64, self.lease.as_millis() as u64);
+        let (leadership_ttl_ms, lease_ttl_ms) =
+            (TTL.as_millis() as u64, self.lease.as_millis() as u64);
         AllocatorSettings {
             constants: ClusterConstants { leadership_ttl_ms, lease_ttl_ms },
             ..AllocatorSettings::default()
@@ -85,7 +95,8 @@ impl Cluster {
     pub(crate) async fn led(&self) -> Node {
         let node = self.node("a");
         node.leading().await;
-        // An empty store may be one that lost everything: nothing is granted for one lease, until that is settled (L4).
+        // An empty store may be one that lost everything: nothing is granted for one lease, until
+        // that is settled (L4).
         tokio::time::sleep(hi(self.lease) + TTL / 4).await;
         node
     }
@@ -109,12 +120,17 @@ impl Node {
 
     /// Waits until it leads.
     pub(crate) async fn leading(&self) {
-        self.allocator.roles().wait_for(|role| matches!(role, Role::Leading(_))).await.expect("the allocator is there");
+        self.allocator
+            .roles()
+            .wait_for(|role| matches!(role, Role::Leading(_)))
+            .await
+            .expect("the allocator is there");
     }
 
     /// Waits until it follows `leader`.
     pub(crate) async fn follows(&self, leader: &Self) {
-        let follows = |role: &Role| matches!(role, Role::Following { address, .. } if address == leader.name);
+        let follows =
+            |role: &Role| matches!(role, Role::Following { address, .. } if address == leader.name);
         self.allocator.roles().wait_for(follows).await.expect("the allocator is there");
     }
 
@@ -145,8 +161,15 @@ impl Node {
         }
     }
 
-    pub(crate) async fn keep(&self, incarnation: &Incarnation, observed: Progress) -> Result<Progress> {
-        self.allocator.keepalive(incarnation.service, Nonce::new(7), observed).await.map(|ack| ack.at)
+    pub(crate) async fn keep(
+        &self,
+        incarnation: &Incarnation,
+        observed: Progress,
+    ) -> Result<Progress> {
+        self.allocator
+            .keepalive(incarnation.service, Nonce::new(7), observed)
+            .await
+            .map(|ack| ack.at)
     }
 }
 
@@ -163,9 +186,14 @@ pub(crate) fn commit(incarnation: &Incarnation, bound: &BoundTable, counter: u64
     }
 }
 
-/// `owner` has been granted `name` and renews for as long as it may; `other` tries to have it. Passes if `other` is granted it only once the
-/// lease of `owner` must have run out.
-pub(crate) async fn granted_after_the_owner(name: &str, owner: &Node, owns: &Incarnation, other: &Node) {
+/// `owner` has been granted `name` and renews for as long as it may; `other` tries to have it.
+/// Passes if `other` is granted it only once the lease of `owner` must have run out.
+pub(crate) async fn granted_after_the_owner(
+    name: &str,
+    owner: &Node,
+    owns: &Incarnation,
+    other: &Node,
+) {
     let mut renewed = Instant::now();
     let mut alive = true;
     let mut asks = other.begin_in_time().await;
@@ -177,19 +205,29 @@ pub(crate) async fn granted_after_the_owner(name: &str, owner: &Node, owns: &Inc
                 Err(e) => alive = e.kind() != ErrorKind::LeaseLost,
             }
         }
-        if other.keep(&asks, Progress::default()).await.is_err_and(|e| e.kind() == ErrorKind::LeaseLost) {
+        if other
+            .keep(&asks, Progress::default())
+            .await
+            .is_err_and(|e| e.kind() == ErrorKind::LeaseLost)
+        {
             asks = other.begin_in_time().await;
         }
         match other.allocator.bind(asks.service, &table(name)).await {
             Ok(bound) => {
                 assert_eq!(bound.bind.owner, asks.service, "granted to it");
                 let since = renewed.elapsed();
-                assert!(!alive || since >= lo(LEASE), "granted {since:?} after the owner's last renewal");
+                assert!(
+                    !alive || since >= lo(LEASE),
+                    "granted {since:?} after the owner's last renewal"
+                );
                 return;
             }
             Err(e) if e.kind() == ErrorKind::LeaseLost => {}
             Err(e) => assert!(
-                matches!(e.kind(), ErrorKind::Reassigning | ErrorKind::Unavailable | ErrorKind::NotLeader),
+                matches!(
+                    e.kind(),
+                    ErrorKind::Reassigning | ErrorKind::Unavailable | ErrorKind::NotLeader
+                ),
                 "{e:?}"
             ),
         }

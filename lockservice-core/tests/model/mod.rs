@@ -5,7 +5,9 @@ use std::ops::Bound;
 
 use lockservice_core::allocator::TokenBlock;
 use lockservice_core::table::{EngineSettings, Grant, VictimPolicy, WaitPolicy};
-use lockservice_core::{BindVersion, DeadlockEdge, ErrorKind, FencingToken, Key, LockItem, LockMode};
+use lockservice_core::{
+    BindVersion, DeadlockEdge, ErrorKind, FencingToken, Key, LockItem, LockMode,
+};
 
 use super::{Client, number, poll_all};
 
@@ -104,7 +106,8 @@ pub(super) struct Model {
     pub(super) done: BTreeMap<usize, Outcome>,
     /// Cycles that the engine reported and that were found to be real.
     explained: BTreeSet<usize>,
-    /// Calls that were over when they were made: what comes later changes nothing about their outcome.
+    /// Calls that were over when they were made: what comes later changes nothing about their
+    /// outcome.
     at_once: BTreeSet<usize>,
 }
 
@@ -135,8 +138,14 @@ impl Model {
         own.map(|hold| hold.item.clone()).collect()
     }
 
-    pub(super) fn install(&mut self, table: usize, version: BindVersion, block: Option<TokenBlock>) {
-        self.tables[table] = Table { installed: true, version, tokens: VecDeque::new(), commit_ts: None };
+    pub(super) fn install(
+        &mut self,
+        table: usize,
+        version: BindVersion,
+        block: Option<TokenBlock>,
+    ) {
+        self.tables[table] =
+            Table { installed: true, version, tokens: VecDeque::new(), commit_ts: None };
         if let Some(block) = block {
             self.tables[table].tokens.extend(block.next.get()..block.end.get());
         }
@@ -152,7 +161,9 @@ impl Model {
             list.retain(|call| call.table != table);
         }
         for (txn, outcome) in &mut self.done {
-            if !self.at_once.contains(txn) && matches!(outcome, Outcome::Granted { table: at, .. } if *at == table) {
+            if !self.at_once.contains(txn)
+                && matches!(outcome, Outcome::Granted { table: at, .. } if *at == table)
+            {
                 *outcome = Outcome::Failed(ErrorKind::BindChanged);
             }
         }
@@ -162,7 +173,10 @@ impl Model {
         if self.tables[table].installed {
             self.tables[table].tokens.extend(block.next.get()..block.end.get());
             while !self.tables[table].tokens.is_empty() {
-                let Some(at) = self.awaiting_token.iter().position(|call| call.table == table) else { break };
+                let Some(at) = self.awaiting_token.iter().position(|call| call.table == table)
+                else {
+                    break;
+                };
                 let call = self.awaiting_token.remove(at);
                 self.complete(call);
             }
@@ -187,14 +201,28 @@ impl Model {
             return;
         }
         items.sort_by(|a, b| {
-            start_of(a).cmp(&start_of(b)).then(end_of(b).cmp(&end_of(a))).then(is_range(a).cmp(&is_range(b)))
+            start_of(a)
+                .cmp(&start_of(b))
+                .then(end_of(b).cmp(&end_of(a)))
+                .then(is_range(a).cmp(&is_range(b)))
         });
         items.dedup();
         let changes = Vec::new();
-        let mut call =
-            Call { txn, table, items, next: 0, mode, changes, covered: 0, waited: false, prev_commit_ts: None };
+        let mut call = Call {
+            txn,
+            table,
+            items,
+            next: 0,
+            mode,
+            changes,
+            covered: 0,
+            waited: false,
+            prev_commit_ts: None,
+        };
         let refused = match self.advance(&mut call) {
-            Advance::Complete if self.lacks_token(&call) && wait == WaitPolicy::NoWait => Some(ErrorKind::Unavailable),
+            Advance::Complete if self.lacks_token(&call) && wait == WaitPolicy::NoWait => {
+                Some(ErrorKind::Unavailable)
+            }
             Advance::Complete if self.lacks_token(&call) && !self.has_room_to_wait(&call) => {
                 Some(ErrorKind::ResourceExhausted)
             }
@@ -234,14 +262,22 @@ impl Model {
 
     fn has_room_to_wait(&self, call: &Call) -> bool {
         let in_flight = self.queue.len() + self.awaiting_token.len();
-        in_flight < self.settings.waiters_max && self.bytes(call).0 + wait_bytes(call) <= self.settings.lock_bytes_max
+        in_flight < self.settings.waiters_max
+            && self.bytes(call).0 + wait_bytes(call) <= self.settings.lock_bytes_max
     }
 
     /// True if the limits let the call have the rest of its items when nobody else is there.
     fn can_ever_fit(&self, call: &Call) -> bool {
         let own = |exact: bool, item: &LockItem| {
-            let mut own = self.holds.iter().filter(|hold| hold.txn == call.txn && hold.table == call.table);
-            own.any(|hold| if exact { hold.item == *item } else { hold.mode >= call.mode && hold.item.covers(item) })
+            let mut own =
+                self.holds.iter().filter(|hold| hold.txn == call.txn && hold.table == call.table);
+            own.any(|hold| {
+                if exact {
+                    hold.item == *item
+                } else {
+                    hold.mode >= call.mode && hold.item.covers(item)
+                }
+            })
         };
         let mut new: Vec<&LockItem> = Vec::new();
         let mut later: Vec<&LockItem> = Vec::new();
@@ -253,7 +289,8 @@ impl Model {
             }
         }
         let needed = self.bytes(call).1 + new.into_iter().map(hold_bytes).sum::<usize>();
-        needed <= self.settings.txn_lock_bytes_max && needed + wait_bytes(call) <= self.settings.lock_bytes_max
+        needed <= self.settings.txn_lock_bytes_max
+            && needed + wait_bytes(call) <= self.settings.lock_bytes_max
     }
 
     fn lacks_token(&self, call: &Call) -> bool {
@@ -264,16 +301,20 @@ impl Model {
     fn advance(&mut self, call: &mut Call) -> Advance {
         while call.next < call.items.len() {
             let item = &call.items[call.next];
-            let own = self.holds.iter().filter(|hold| hold.txn == call.txn && hold.table == call.table);
+            let own =
+                self.holds.iter().filter(|hold| hold.txn == call.txn && hold.table == call.table);
             let own: Vec<&Hold> = own.filter(|hold| hold.item.covers(item)).collect();
-            if let Some(token) = own.iter().filter(|hold| hold.mode >= call.mode).map(|hold| hold.token).max() {
+            if let Some(token) =
+                own.iter().filter(|hold| hold.mode >= call.mode).map(|hold| hold.token).max()
+            {
                 call.covered = call.covered.max(token);
                 call.next += 1;
                 continue;
             }
             let upgrade = !own.is_empty();
             let behind = (0..self.queue.len()).filter(|at| in_the_way(&self.queue[*at], call));
-            let must_wait = !upgrade && behind.into_iter().any(|at| !self.reaches(at, call.txn, true));
+            let must_wait =
+                !upgrade && behind.into_iter().any(|at| !self.reaches(at, call.txn, true));
             if !self.holders_in_the_way(call).is_empty() || must_wait {
                 return Advance::Blocked(upgrade);
             }
@@ -289,8 +330,11 @@ impl Model {
         let (all, own) = self.bytes(call);
         let item = call.items[call.next].clone();
         let bytes = hold_bytes(&item);
-        let full = all + bytes > self.settings.lock_bytes_max || own + bytes > self.settings.txn_lock_bytes_max;
-        let exact = |hold: &&mut Hold| hold.txn == call.txn && hold.table == call.table && hold.item == item;
+        let full = all + bytes > self.settings.lock_bytes_max
+            || own + bytes > self.settings.txn_lock_bytes_max;
+        let exact = |hold: &&mut Hold| {
+            hold.txn == call.txn && hold.table == call.table && hold.item == item
+        };
         match self.holds.iter_mut().find(exact) {
             Some(hold) => {
                 call.changes.push((item, Some((hold.mode, FencingToken::new(hold.token)))));
@@ -301,7 +345,15 @@ impl Model {
             None if full => return false,
             None => {
                 let (table, txn, mode) = (call.table, call.txn, call.mode);
-                self.holds.push(Hold { table, txn, item: item.clone(), mode, token: 0, pending: true, beneath: 0 });
+                self.holds.push(Hold {
+                    table,
+                    txn,
+                    item: item.clone(),
+                    mode,
+                    token: 0,
+                    pending: true,
+                    beneath: 0,
+                });
                 call.changes.push((item, None));
             }
         }
@@ -311,13 +363,16 @@ impl Model {
 
     fn complete(&mut self, call: Call) {
         let table = &mut self.tables[call.table];
-        let token = if call.changes.is_empty() { Some(call.covered) } else { table.tokens.pop_front() };
+        let token =
+            if call.changes.is_empty() { Some(call.covered) } else { table.tokens.pop_front() };
         let Some(token) = token else {
             self.awaiting_token.push(call);
             return;
         };
         for (item, _) in &call.changes {
-            let exact = |hold: &&mut Hold| hold.txn == call.txn && hold.table == call.table && hold.item == *item;
+            let exact = |hold: &&mut Hold| {
+                hold.txn == call.txn && hold.table == call.table && hold.item == *item
+            };
             let hold = self.holds.iter_mut().find(exact).expect("what a call took is held");
             hold.token = token;
             hold.pending = false;
@@ -339,7 +394,8 @@ impl Model {
         }
     }
 
-    /// Takes back what a grant under `token` did to a hold, or without one what the call in flight did.
+    /// Takes back what a grant under `token` did to a hold, or without one what the call in flight
+    /// did.
     fn roll_back_item(&mut self, txn: usize, table: usize, item: &LockItem, token: Option<u64>) {
         let exact = |hold: &Hold| hold.txn == txn && hold.table == table && hold.item == *item;
         let Some(at) = self.holds.iter().position(exact) else { return };
@@ -348,7 +404,8 @@ impl Model {
             if hold.beneath == 0 {
                 self.holds.remove(at);
             } else {
-                (hold.mode, hold.token, hold.pending, hold.beneath) = (LockMode::Shared, hold.beneath, false, 0);
+                (hold.mode, hold.token, hold.pending, hold.beneath) =
+                    (LockMode::Shared, hold.beneath, false, 0);
             }
         } else if token.is_some_and(|token| hold.beneath == token) {
             forget_beneath(hold);
@@ -376,30 +433,41 @@ impl Model {
         }
     }
 
-    /// Which member of a cycle the engine told, having checked that there is that cycle and that the policy names that member.
+    /// Which member of a cycle the engine told, having checked that there is that cycle and that
+    /// the policy names that member.
     fn explain(&mut self, txn: usize, clients: &mut [Client]) -> usize {
         let mut reported = poll_all(clients);
-        reported.retain(|(victim, cycle)| !self.explained.contains(victim) && self.is_real(cycle, txn));
+        reported
+            .retain(|(victim, cycle)| !self.explained.contains(victim) && self.is_real(cycle, txn));
         let all = reported.clone();
-        let is_member = |who: usize, cycle: &[DeadlockEdge]| cycle.iter().any(|edge| number(edge.waiter) == who);
+        let is_member = |who: usize, cycle: &[DeadlockEdge]| {
+            cycle.iter().any(|edge| number(edge.waiter) == who)
+        };
         // The first one told is in no cycle that was found after it.
-        let first = reported
-            .into_iter()
-            .find(|(victim, _)| all.iter().all(|(other, cycle)| other == victim || !is_member(*victim, cycle)));
-        let (victim, cycle) = first.unwrap_or_else(|| panic!("a deadlock of {txn} was not told to anybody"));
+        let first = reported.into_iter().find(|(victim, _)| {
+            all.iter().all(|(other, cycle)| other == victim || !is_member(*victim, cycle))
+        });
+        let (victim, cycle) =
+            first.unwrap_or_else(|| panic!("a deadlock of {txn} was not told to anybody"));
         let cost = |who: usize| match self.settings.victim {
-            VictimPolicy::FewestLocks => (self.holds.iter().filter(|hold| hold.txn == who).count(), usize::MAX - who),
+            VictimPolicy::FewestLocks => {
+                (self.holds.iter().filter(|hold| hold.txn == who).count(), usize::MAX - who)
+            }
             _ => (0, usize::MAX - who),
         };
         let members = cycle.iter().map(|edge| number(edge.waiter));
-        let expected = members.filter(|who| !self.closes_without(txn, *who)).min_by_key(|who| cost(*who));
+        let expected =
+            members.filter(|who| !self.closes_without(txn, *who)).min_by_key(|who| cost(*who));
         assert_eq!(Some(victim), expected, "the victim of {cycle:?}");
         self.explained.insert(victim);
         victim
     }
 
     fn is_real(&self, cycle: &[DeadlockEdge], txn: usize) -> bool {
-        let closes = cycle.iter().zip(cycle.iter().cycle().skip(1)).all(|(edge, next)| edge.holder == next.waiter);
+        let closes = cycle
+            .iter()
+            .zip(cycle.iter().cycle().skip(1))
+            .all(|(edge, next)| edge.holder == next.waiter);
         closes
             && cycle.iter().any(|edge| number(edge.waiter) == txn)
             && cycle.iter().all(|edge| {
@@ -416,18 +484,24 @@ impl Model {
         let mut queue = self.queue.clone();
         queue.retain(|call| call.txn != without);
         let rest = Self { queue, holds: self.holds.clone(), ..Self::new(0, self.settings) };
-        rest.queue.iter().position(|call| call.txn == txn).is_some_and(|at| rest.reaches(at, txn, false))
+        rest.queue
+            .iter()
+            .position(|call| call.txn == txn)
+            .is_some_and(|at| rest.reaches(at, txn, false))
     }
 
-    /// Those that wait for `at` and for which it waits are brought into an order with those first whose locks others wait for;
-    /// they and all others that wait for `at` go behind everybody else.
+    /// Those that wait for `at` and for which it waits are brought into an order with those first
+    /// whose locks others wait for; they and all others that wait for `at` go behind everybody
+    /// else.
     fn reorder(&mut self, at: usize) {
         let txn = self.queue[at].txn;
         let waits_for_it = |from: &usize| *from == at || self.reaches(*from, txn, true);
         let waiting: Vec<usize> = (0..self.queue.len()).filter(waits_for_it).collect();
         let reached = self.reached(at, true);
-        let on_cycle: Vec<usize> = waiting.iter().copied().filter(|at| reached.contains(at)).collect();
-        let mut order: Vec<usize> = (0..self.queue.len()).filter(|at| !waiting.contains(at)).collect();
+        let on_cycle: Vec<usize> =
+            waiting.iter().copied().filter(|at| reached.contains(at)).collect();
+        let mut order: Vec<usize> =
+            (0..self.queue.len()).filter(|at| !waiting.contains(at)).collect();
         fn visit(model: &Model, at: usize, on_cycle: &[usize], order: &mut Vec<usize>) {
             if order.contains(&at) || !on_cycle.contains(&at) {
                 return;
@@ -460,7 +534,8 @@ impl Model {
     fn settle(&mut self, clients: &mut [Client]) {
         while let Some(at) = (0..self.queue.len()).find(|at| !self.is_blocked(*at)) {
             let mut call = self.queue.remove(at);
-            let advanced = if self.take(&mut call) { self.advance(&mut call) } else { Advance::Full };
+            let advanced =
+                if self.take(&mut call) { self.advance(&mut call) } else { Advance::Full };
             match advanced {
                 Advance::Complete => self.complete(call),
                 Advance::Blocked(upgrade) => self.begin_wait(call, upgrade, clients),
@@ -488,7 +563,13 @@ impl Model {
         self.settle(clients);
     }
 
-    pub(super) fn roll_back(&mut self, txn: usize, table: usize, grant: &Grant, clients: &mut [Client]) {
+    pub(super) fn roll_back(
+        &mut self,
+        txn: usize,
+        table: usize,
+        grant: &Grant,
+        clients: &mut [Client],
+    ) {
         if self.tables[table].installed && grant.bind.version == self.tables[table].version {
             for change in &grant.changes {
                 self.roll_back_item(txn, table, &change.item, Some(grant.token.get()));
@@ -505,16 +586,20 @@ impl Model {
         ts: Option<u64>,
         clients: &mut [Client],
     ) -> usize {
-        let named = |hold: &Hold| hold.txn == txn && hold.table == table && items.contains(&hold.item);
+        let named =
+            |hold: &Hold| hold.txn == txn && hold.table == table && items.contains(&hold.item);
         self.holds.iter_mut().filter(|hold| named(hold) && hold.pending).for_each(forget_beneath);
         let goes = |hold: &Hold| named(hold) && !hold.pending;
         let released: Vec<Hold> = self.holds.iter().filter(|hold| goes(hold)).cloned().collect();
         if ts.is_some() && !released.is_empty() {
             self.tables[table].commit_ts = self.tables[table].commit_ts.max(ts);
-            // Its own call that waits, for others, is told too: to know its own commit harms nobody.
+            // Its own call that waits, for others, is told too: to know its own commit harms
+            // nobody.
             for call in self.queue.iter_mut().filter(|call| call.table == table) {
-                let in_the_way =
-                    |hold: &Hold| !hold.mode.is_compatible(call.mode) && hold.item.overlaps(&call.items[call.next]);
+                let in_the_way = |hold: &Hold| {
+                    !hold.mode.is_compatible(call.mode)
+                        && hold.item.overlaps(&call.items[call.next])
+                };
                 if released.iter().any(in_the_way) {
                     call.prev_commit_ts = call.prev_commit_ts.max(ts);
                 }
@@ -527,7 +612,9 @@ impl Model {
 
     pub(super) fn unlock_all(&mut self, txn: usize, ts: Option<u64>, clients: &mut [Client]) {
         self.fail(txn, ErrorKind::Cancelled);
-        if matches!(self.done.get(&txn), Some(Outcome::Granted { .. })) && !self.at_once.contains(&txn) {
+        if matches!(self.done.get(&txn), Some(Outcome::Granted { .. }))
+            && !self.at_once.contains(&txn)
+        {
             self.done.insert(txn, Outcome::Failed(ErrorKind::Cancelled));
         }
         if ts.is_some() {
@@ -560,7 +647,8 @@ impl Model {
     }
 
     fn is_blocked(&self, at: usize) -> bool {
-        !self.holders_in_the_way(&self.queue[at]).is_empty() || !self.waiters_in_the_way(at).is_empty()
+        !self.holders_in_the_way(&self.queue[at]).is_empty()
+            || !self.waiters_in_the_way(at).is_empty()
     }
 
     /// The waiters for which a waiter waits, directly or over others, and itself; in queue order.
@@ -583,7 +671,8 @@ impl Model {
     fn reaches(&self, from: usize, txn: usize, soft: bool) -> bool {
         self.reached(from, soft).into_iter().any(|at| {
             self.holders_in_the_way(&self.queue[at]).contains(&txn)
-                || soft && self.waiters_in_the_way(at).iter().any(|ahead| self.queue[*ahead].txn == txn)
+                || soft
+                    && self.waiters_in_the_way(at).iter().any(|ahead| self.queue[*ahead].txn == txn)
         })
     }
 
@@ -597,7 +686,11 @@ impl Model {
         }
         for at in 0..self.queue.len() {
             assert!(self.is_blocked(at), "nothing is in the way of {:?}", self.queue[at]);
-            assert!(!self.reaches(at, self.queue[at].txn, true), "{:?} waits for itself", self.queue[at]);
+            assert!(
+                !self.reaches(at, self.queue[at].txn, true),
+                "{:?} waits for itself",
+                self.queue[at]
+            );
         }
     }
 
@@ -609,14 +702,25 @@ impl Model {
                     && !call.mode.is_compatible(hold.mode)
                     && call.items[call.next].overlaps(&hold.item)
             });
-            (hold.table, format!("{:?}", hold.item), hold.mode, hold.txn, hold.token, wanted.count())
+            (
+                hold.table,
+                format!("{:?}", hold.item),
+                hold.mode,
+                hold.txn,
+                hold.token,
+                wanted.count(),
+            )
         };
         self.holds.iter().map(lock).collect()
     }
 
     pub(super) fn waits(&self) -> BTreeMap<usize, (BTreeSet<usize>, BTreeSet<usize>)> {
         let wait = |at: usize| {
-            let ahead = self.waiters_in_the_way(at).into_iter().map(|ahead| self.queue[ahead].txn).collect();
+            let ahead = self
+                .waiters_in_the_way(at)
+                .into_iter()
+                .map(|ahead| self.queue[ahead].txn)
+                .collect();
             (self.queue[at].txn, (self.holders_in_the_way(&self.queue[at]), ahead))
         };
         (0..self.queue.len()).map(wait).collect()

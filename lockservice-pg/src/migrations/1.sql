@@ -1,4 +1,5 @@
--- Format 1. "$schema" is the cluster's schema. Names are compared byte by byte ("C"), whatever the database's locale is or becomes.
+-- Format 1. "$schema" is the cluster's schema. Names are compared byte by byte ("C"), whatever the
+-- database's locale is or becomes.
 
 create table $schema.format (
     version integer primary key,
@@ -53,7 +54,8 @@ create table $schema.tombstones (
     primary key (origin, counter)
 );
 
--- The line of history (L4): a copy restored elsewhere has another identifier, a promoted replica another timeline.
+-- The line of history (L4): a copy restored elsewhere has another identifier, a promoted replica
+-- another timeline.
 create function $schema.lineage() returns text language sql volatile as $$
     select c.system_identifier || '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) from pg_control_system() as c
 $$;
@@ -64,7 +66,8 @@ create function $schema.head_record() returns table (format smallint, record tex
         || case when h.led then '{}' else '{"leader": null}' end::jsonb)::text from $schema.head as h
 $$;
 
--- What every change begins with: it waits for nobody's lock longer than this, and is not done before it is on the disk.
+-- What every change begins with: it waits for nobody's lock longer than this, and is not done
+-- before it is on the disk.
 create function $schema.begin_change(lock_ms integer) returns void language plpgsql as $$
 begin
     perform set_config('lock_timeout', lock_ms::text, true);
@@ -73,7 +76,8 @@ begin
     end if;
 end $$;
 
--- L1: compare and set. Nothing is changed unless the head is still the one on which the decision was made.
+-- L1: compare and set. Nothing is changed unless the head is still the one on which the decision
+-- was made.
 create function $schema.lead(
     lock_ms integer, channel text,
     found_epoch bigint, found_applied bigint, found_counter bigint, found_led boolean,
@@ -118,7 +122,8 @@ begin
     end if;
 end $$;
 
--- One batch, fenced by epoch and number (L2): the update of the head locks its row and compares it in one step. No key comes twice.
+-- One batch, fenced by epoch and number (L2): the update of the head locks its row and compares it
+-- in one step. No key comes twice.
 create function $schema.write_batch(
     lock_ms integer, of_epoch bigint, number bigint, of_format smallint,
     constants text, forgotten text,

@@ -1,8 +1,8 @@
 //! [`Dial`]: connects to a name, which may stand for several addresses.
 //!
-//! The kernel accepts for a process that is stopped, so a connection says little. A server of HTTP/2
-//! speaks first: of several addresses the first one is taken from which something comes, and one that
-//! is silent only if no other will do (a proxy may wait for the client to speak).
+//! The kernel accepts for a process that is stopped, so a connection says little. A server of
+//! HTTP/2 speaks first: of several addresses the first one is taken from which something comes, and
+//! one that is silent only if no other will do (a proxy may wait for the client to speak).
 
 use std::io;
 use std::net::SocketAddr;
@@ -31,16 +31,18 @@ type Lookup = dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAdd
 #[derive(Clone)]
 pub(crate) struct Dial {
     lookup: Arc<Lookup>,
-    /// How long one address of several may take to connect and to speak: less than the whole may, so
-    /// that one which is silent can still be taken.
+    /// How long one address of several may take to connect and to speak: less than the whole may,
+    /// so that one which is silent can still be taken.
     each: Duration,
 }
 
 impl Dial {
-    /// Asks the system for addresses. All of it may take `connect_timeout`, which is for the caller to
-    /// see to.
+    /// Asks the system for addresses. All of it may take `connect_timeout`, which is for the caller
+    /// to see to.
     pub(crate) fn new(connect_timeout: Duration) -> Self {
-        let lookup = |host: String, port| async move { Ok(tokio::net::lookup_host((host, port)).await?.collect()) };
+        let lookup = |host: String, port| async move {
+            Ok(tokio::net::lookup_host((host, port)).await?.collect())
+        };
         Self::with_lookup(Arc::new(move |host, port| lookup(host, port).boxed()), connect_timeout)
     }
 
@@ -50,13 +52,17 @@ impl Dial {
 
     async fn connect(self, uri: Uri) -> io::Result<TcpStream> {
         // An IPv6 address stands in brackets.
-        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host =
+            uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
         let addresses = (self.lookup)(host, uri.port_u16().unwrap_or(PORT)).await?;
         let stream = match *addresses.as_slice() {
             // There is nothing to choose.
             [address] => TcpStream::connect(address).await?,
             _ => {
-                let tries = addresses.into_iter().take(ADDRESSES_MAX).map(|address| try_one(address, self.each));
+                let tries = addresses
+                    .into_iter()
+                    .take(ADDRESSES_MAX)
+                    .map(|address| try_one(address, self.each));
                 race(tries).await.map_err(|why| why.unwrap_or_else(no_address))?
             }
         };
@@ -66,7 +72,10 @@ impl Dial {
 }
 
 fn no_address() -> io::Error {
-    io::Error::new(io::ErrorKind::NotFound, "the server's name has no address, or none that answers")
+    io::Error::new(
+        io::ErrorKind::NotFound,
+        "the server's name has no address, or none that answers",
+    )
 }
 
 async fn try_one(address: SocketAddr, each: Duration) -> Tried<TcpStream, io::Error> {
@@ -151,23 +160,31 @@ mod tests {
     async fn a_name_whose_first_address_is_frozen_or_gone_is_reached_at_the_next() {
         // The kernel accepts, nobody answers: as with a process that is stopped.
         let (_frozen, frozen) = listener().await;
-        let gone = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+        let gone = std::net::TcpListener::bind("127.0.0.1:0")
+            .expect("a port")
+            .local_addr()
+            .expect("bound");
         let good = speaker().await;
-        let found = dial(vec![frozen, gone, good], Duration::from_secs(60)).await.expect("one answers");
+        let found =
+            dial(vec![frozen, gone, good], Duration::from_secs(60)).await.expect("one answers");
         assert_eq!(found, good);
     }
 
     #[tokio::test]
     async fn one_that_is_silent_is_taken_if_there_is_no_other() {
         let (_silent, silent) = listener().await;
-        let gone = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+        let gone = std::net::TcpListener::bind("127.0.0.1:0")
+            .expect("a port")
+            .local_addr()
+            .expect("bound");
         for addresses in [vec![silent], vec![gone, silent]] {
             let found = dial(addresses, Duration::from_millis(200)).await.expect("it is connected");
             assert_eq!(found, silent);
         }
         let none = dial(Vec::new(), Duration::from_secs(1)).await.expect_err("no address");
         assert!(none.to_string().contains("no address"), "{none}");
-        let error = dial(vec![gone, gone], Duration::from_secs(1)).await.expect_err("nobody listens");
+        let error =
+            dial(vec![gone, gone], Duration::from_secs(1)).await.expect_err("nobody listens");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 

@@ -20,8 +20,8 @@ pub(crate) enum Tried<T, E> {
 }
 
 /// Makes the tries in their order, each alone for 300 ms: if it has neither succeeded nor failed by
-/// then, the next one is made beside it. Returns what is good first; else, when all are over, what was
-/// second best first. Fails with the last reason that is known.
+/// then, the next one is made beside it. Returns what is good first; else, when all are over, what
+/// was second best first. Fails with the last reason that is known.
 ///
 /// Each try must end by itself.
 ///

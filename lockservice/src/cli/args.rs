@@ -24,7 +24,8 @@ Examples:
   lockservice waits                            # who waits for whom
 
 Exit status: 64 wrong usage, 69 no server answers, 70 the lock was lost, 73 a limit of the server \
-was reached, 75 the lock was not to be had in time; otherwise that of the COMMAND, or 0. The README \
+was reached, 75 the lock was not to be had in time; otherwise that of the COMMAND, or 0. The \
+README \
 lists them all.";
 
 const LOCK_EXAMPLES: &str = "\
@@ -43,7 +44,8 @@ LOCKSERVICE_GROUP, LOCKSERVICE_TABLE and LOCKSERVICE_KEYS (rows one a line, or F
 and TO). It and all that it starts, also in the background or as a daemon, is ended when the lock \
 is lost: with SIGTERM, and with SIGKILL before anybody else can have the lock. What is left when \
 the command has ended gets the stop time to end, and is then killed, before the lock is released. \
-Signals that the caller ignores or blocks stay so in the command, but for SIGPIPE, which always ends \
+Signals that the caller ignores or blocks stay so in the command, but for SIGPIPE, which always \
+ends \
 it (a command that is to ignore it says so itself: trap '' PIPE).
 
 Exit status: that of the COMMAND (128 + n if signal n ended it; the same signal, if it was sent to \
@@ -76,7 +78,8 @@ use, 78 the settings are wrong.";
 
 const RESTORE_NOTES: &str = "\
 Stop the cluster that was dumped, for good, before its dump is restored: two clusters of one dump \
-both grant the same locks, and neither store can know of the other. Everything of the old cluster is \
+both grant the same locks, and neither store can know of the other. Everything of the old cluster \
+is \
 void in the new one: sessions, leases, binds; tokens and versions only grow. A restore that was \
 interrupted leaves a store that no server accepts, until the same restore was run again.";
 
@@ -126,7 +129,8 @@ pub(crate) struct ClientArgs {
 }
 
 const SERVE_NOTES: &str = "\
-Every setting can stand in the TOML file of --config (listen, store, node, …), or in the environment \
+Every setting can stand in the TOML file of --config (listen, store, node, …), or in the \
+environment \
 (LOCKSERVICE_LISTEN, …, LOCKSERVICE_ALLOCATOR__TABLES_MAX for a key of a section). Flags go before \
 the environment, and that before the file. A variable that is empty is not set.
 
@@ -135,13 +139,15 @@ LOCKSERVICE_STORE instead, or as `store` in a --config file that only this user 
 PostgreSQL the URL can do without it: PGPASSWORD, or the password file of PGPASSFILE (~/.pgpass).
 
 The first SIGINT or SIGTERM stops the server in order: its locks are given up, and the next start \
-need not wait. Another one, a second later or more, stops it at once. SIGHUP means that the terminal \
+need not wait. Another one, a second later or more, stops it at once. SIGHUP means that the \
+terminal \
 has gone if the server was started from one; else it changes nothing. RUST_LOG says what is logged \
 to stderr (warn); lines that nobody reads are dropped and counted.
 
 Exit status: 0 stopped in order, 64 wrong usage, 65 the store is damaged or of a newer version, 69 \
 the store does not answer, or stopped at once, 70 the service failed, 71 the operating system \
-refused something, 74 the store cannot be read or written, 75 it is in use, 78 the settings are wrong.
+refused something, 74 the store cannot be read or written, 75 it is in use, 78 the settings are \
+wrong.
 
 Examples:
   lockservice serve
@@ -182,10 +188,12 @@ pub(crate) struct ServeArgs {
     /// How long a node that fell silent keeps its tables, for example 5s [default: 5s].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) lease_ttl: Option<Duration>,
-    /// How long to wait at the start for the store and for a leader, for example 60s [default: without an end].
+    /// How long to wait at the start for the store and for a leader, for example 60s
+    /// [default: without an end].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) start_timeout: Option<Duration>,
-    /// How long a client that fell silent keeps its locks if it asks for nothing else [default: 10s].
+    /// How long a client that fell silent keeps its locks if it asks for nothing else
+    /// [default: 10s].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) session_ttl: Option<Duration>,
     /// How long a table is kept in which nothing is locked, for example 12h; 0 for ever [default:
@@ -218,7 +226,8 @@ impl ServeArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = LOCK_EXAMPLES, override_usage = "lockservice lock [OPTIONS] TABLE (KEY… | --range FROM TO) -- COMMAND…")]
+#[command(after_help = LOCK_EXAMPLES, override_usage = "lockservice lock [OPTIONS] TABLE (KEY… | \
+    --range FROM TO) -- COMMAND…")]
 pub(crate) struct LockArgs {
     /// The lock table.
     pub(crate) table: TableName,
@@ -259,10 +268,12 @@ pub(crate) struct LockArgs {
     /// Do not say whom the lock is waited for.
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// How long the server keeps the lock if this process falls silent [default: the server's, 10s].
+    /// How long the server keeps the lock if this process falls silent
+    /// [default: the server's, 10s].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) ttl: Option<Duration>,
-    /// How long the command may take to end when the lock is lost [default: a tenth of the guard, at most 1s].
+    /// How long the command may take to end when the lock is lost
+    /// [default: a tenth of the guard, at most 1s].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) stop_time: Option<Duration>,
     #[command(flatten)]
@@ -279,7 +290,9 @@ impl LockArgs {
         let items = match self.ends()? {
             Some([from, to]) => vec![LockItem::Range(KeyRange::new(bound(from)?, bound(to)?)?)],
             None => {
-                let row = |key: &OsString| -> Result<LockItem, Failure> { Ok(LockItem::Row(Key::new(bytes(key))?)) };
+                let row = |key: &OsString| -> Result<LockItem, Failure> {
+                    Ok(LockItem::Row(Key::new(bytes(key))?))
+                };
                 self.keys.iter().chain(&self.more_keys).map(row).collect::<Result<_, _>>()?
             }
         };
@@ -290,12 +303,16 @@ impl LockArgs {
     fn ends(&self) -> Result<Option<[&OsStr; 2]>, Failure> {
         let Some([from, to]) = self.range.as_deref() else {
             let is_range = self.from.is_some() || self.to.is_some();
-            return Ok(is_range.then(|| [&self.from, &self.to].map(|end| end.as_deref().unwrap_or_default())));
+            return Ok(is_range
+                .then(|| [&self.from, &self.to].map(|end| end.as_deref().unwrap_or_default())));
         };
-        if let Some(end) = [from, to].into_iter().find(|end| end.as_encoded_bytes().starts_with(b"--")) {
+        if let Some(end) =
+            [from, to].into_iter().find(|end| end.as_encoded_bytes().starts_with(b"--"))
+        {
             let end = end.to_string_lossy();
             return Err(Failure::usage(format!(
-                "--range takes {end:?} as an end of the range: give both ends, '' for an open one; an end that really begins \
+                "--range takes {end:?} as an end of the range: give both ends, '' for an open \
+                 one; an end that really begins \
                  so is given as --from={end} or --to={end}"
             )));
         }
@@ -405,7 +422,8 @@ pub(crate) struct RestoreArgs {
     /// The dump [default: standard input].
     #[arg(long, value_name = "FILE")]
     pub(crate) input: Option<PathBuf>,
-    /// An epoch that the old cluster reached after the dump was made, if it may have led more than 1,024 times since.
+    /// An epoch that the old cluster reached after the dump was made, if it may have led more than
+    /// 1,024 times since.
     #[arg(long, value_name = "EPOCH", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..lockservice_core::EPOCH_END))]
     pub(crate) above_epoch: u64,
 }
@@ -482,13 +500,18 @@ pub(crate) mod command_line {
     }
 }
 
-/// The error for arguments that do not parse, with a tip that helps where clap's own does not: after
-/// `--` the command begins, so that no key can stand there.
+/// The error for arguments that do not parse, with a tip that helps where clap's own does not:
+/// after `--` the command begins, so that no key can stand there.
 pub(crate) fn with_tip_for_keys(mut error: clap::Error) -> clap::Error {
-    let is_lock = error.get(ContextKind::Usage).is_some_and(|usage| usage.to_string().contains("lockservice lock "));
-    if let (true, ErrorKind::UnknownArgument, Some(_), Some(ContextValue::String(argument))) =
-        (is_lock, error.kind(), error.get(ContextKind::Suggested), error.get(ContextKind::InvalidArg))
-    {
+    let is_lock = error
+        .get(ContextKind::Usage)
+        .is_some_and(|usage| usage.to_string().contains("lockservice lock "));
+    if let (true, ErrorKind::UnknownArgument, Some(_), Some(ContextValue::String(argument))) = (
+        is_lock,
+        error.kind(),
+        error.get(ContextKind::Suggested),
+        error.get(ContextKind::InvalidArg),
+    ) {
         let tip = format!("to lock a key that begins with a hyphen, write '--key={argument}'");
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
     }
@@ -500,7 +523,8 @@ fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse::<u32>() {
         return Ok(Duration::from_secs(seconds.into()));
     }
-    humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 500ms, 30s or 2m"))
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write for example 500ms, 30s or 2m"))
 }
 
 #[cfg(test)]
@@ -531,13 +555,20 @@ mod tests {
     #[test]
     fn an_option_is_not_taken_for_an_end_and_a_key_like_an_option_can_be_given() {
         let refused = target(&["--range", "", "--no-wait"]).unwrap_err();
-        assert!(refused.status == exit::USAGE && refused.sentence.contains("--to=--no-wait"), "{}", refused.sentence);
+        assert!(
+            refused.status == exit::USAGE && refused.sentence.contains("--to=--no-wait"),
+            "{}",
+            refused.sentence
+        );
         assert!(target(&["--range", "--shared", "a"]).is_err());
         assert_eq!(target(&["--range", "-a", "-b"]).unwrap(), "[-a, -b]");
         assert_eq!(target(&["--from=--a", "--to=--b"]).unwrap(), "[--a, --b]");
         assert_eq!(target(&["a", "--key=--x", "--key=-y"]).unwrap(), "a --x -y");
-        for both in [&["a", "--from", "b"][..], &["--key=a", "--range", "a", "b"], &["--range", "a", "b", "--to", "c"]]
-        {
+        for both in [
+            &["a", "--from", "b"][..],
+            &["--key=a", "--range", "a", "b"],
+            &["--range", "a", "b", "--to", "c"],
+        ] {
             assert!(target(both).is_err(), "{both:?}");
         }
     }
@@ -545,15 +576,19 @@ mod tests {
     #[test]
     fn no_line_of_help_is_wrapped_twice() {
         fn check(command: &clap::Command) {
-            for text in [command.get_after_help(), command.get_after_long_help()].into_iter().flatten() {
+            for text in
+                [command.get_after_help(), command.get_after_long_help()].into_iter().flatten()
+            {
                 let text = text.to_string();
                 let mut before = "";
                 for line in text.lines() {
                     if line.starts_with(' ') {
                         assert!(line.chars().count() <= 80, "wrapped at 80 columns: {line:?}");
                     } else {
-                        // Running text is wrapped by clap, so a line break ends a paragraph or opens a list.
-                        let goes_on = !line.is_empty() && !before.is_empty() && !before.starts_with(' ');
+                        // Running text is wrapped by clap, so a line break ends a paragraph or
+                        // opens a list.
+                        let goes_on =
+                            !line.is_empty() && !before.is_empty() && !before.starts_with(' ');
                         assert!(!goes_on, "wrapped by hand: {before:?} {line:?}");
                     }
                     before = line;
@@ -567,7 +602,17 @@ mod tests {
 
     #[test]
     fn the_commands_own_status_and_ours_can_be_told_apart() {
-        let cli = Cli::try_parse_from(["lockservice", "lock", "t", "k", "-E", "1", "--lost-exit-code=2", "--", "true"]);
+        let cli = Cli::try_parse_from([
+            "lockservice",
+            "lock",
+            "t",
+            "k",
+            "-E",
+            "1",
+            "--lost-exit-code=2",
+            "--",
+            "true",
+        ]);
         let Command::Lock(args) = cli.unwrap().command else { panic!("lock") };
         let with = |status| args.with_own_status(Failure::new(status, "kind", "why")).status;
         assert_eq!([exit::NOT_NOW, exit::LOST, exit::USAGE].map(with), [1, 2, exit::USAGE]);

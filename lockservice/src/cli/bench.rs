@@ -1,7 +1,8 @@
 //! `bench`: lock + unlock through a server, beside an echo on a bare gRPC stream in the same run.
 //!
-//! Both sides run in turns on the same runtime, over loopback or wherever the server is: only their ratio means something. An echo
-//! carries the same bytes as a lock request, on one stream that all callers share, as all callers share one session.
+//! Both sides run in turns on the same runtime, over loopback or wherever the server is: only their
+//! ratio means something. An echo carries the same bytes as a lock request, on one stream that all
+//! callers share, as all callers share one session.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -27,7 +28,10 @@ struct Measured {
 
 /// Runs the benchmark.
 pub(crate) fn run(args: &BenchArgs, json: bool) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(super::no_runtime)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(super::no_runtime)?;
     runtime.block_on(bench(args, json))
 }
 
@@ -66,13 +70,17 @@ fn describe(callers: u32, locks: &Measured, echo: &Measured, json: bool) -> Stri
     let side = |measured: &Measured| -> Value {
         json!({ "cycles_per_s": measured.cycles_per_s, "p50_us": measured.p50_us, "p99_us": measured.p99_us })
     };
-    let (throughput, latency) = (locks.cycles_per_s / echo.cycles_per_s, locks.p50_us / echo.p50_us);
+    let (throughput, latency) =
+        (locks.cycles_per_s / echo.cycles_per_s, locks.p50_us / echo.p50_us);
     if json {
         let ratio = json!({ "cycles_per_s": throughput, "p50": latency, "p99": locks.p99_us / echo.p99_us });
         return json!({ "callers": callers, "lock": side(locks), "echo": side(echo), "ratio": ratio }).to_string();
     }
     let row = |name: &str, m: &Measured| {
-        format!("  {name:<13} {:>9.0} cycles/s   p50 {:>8.1} µs   p99 {:>8.1} µs\n", m.cycles_per_s, m.p50_us, m.p99_us)
+        format!(
+            "  {name:<13} {:>9.0} cycles/s   p50 {:>8.1} µs   p99 {:>8.1} µs\n",
+            m.cycles_per_s, m.p50_us, m.p99_us
+        )
     };
     format!(
         "{callers} caller{}\n{}{}  ratio         {throughput:>9.2}            p50 {latency:>8.2}      p99 {:>8.2}",
@@ -94,7 +102,8 @@ async fn locks(session: &Session, callers: u32, time: Duration) -> Result<Measur
                 let txn = session.txn(TxnOptions::default());
                 async move {
                     txn.lock(spec).await?;
-                    // Sent, not waited for: the next lock of the same key comes after it on the stream.
+                    // Sent, not waited for: the next lock of the same key comes after it on the
+                    // stream.
                     drop(txn.end(None));
                     Ok(())
                 }
@@ -120,7 +129,11 @@ async fn echoes(callers: u32, time: Duration) -> Result<Measured, Failure> {
 }
 
 /// Lets `callers` tasks repeat a cycle, each in a closed loop, for `time`.
-async fn measure<P, C, F>(callers: u32, time: Duration, prepare: impl Fn(u32) -> P) -> Result<Measured, Failure>
+async fn measure<P, C, F>(
+    callers: u32,
+    time: Duration,
+    prepare: impl Fn(u32) -> P,
+) -> Result<Measured, Failure>
 where
     P: Future<Output = Result<C>>,
     C: FnMut() -> F + Send + 'static,
@@ -153,12 +166,19 @@ where
         .collect();
     let mut took = Vec::new();
     for task in tasks {
-        let result =
-            task.await.map_err(|error| Error::new(ErrorKind::Internal, "a caller failed").with_source(error))?;
+        let result = task.await.map_err(|error| {
+            Error::new(ErrorKind::Internal, "a caller failed").with_source(error)
+        })?;
         took.extend(result?);
     }
     let elapsed = clock.now().since(start);
     took.sort_unstable();
-    let at = |share: usize| took.get(took.len().saturating_sub(1) * share / 100).map_or(0.0, |d| d.as_secs_f64() * 1e6);
-    Ok(Measured { cycles_per_s: took.len() as f64 / elapsed.as_secs_f64(), p50_us: at(50), p99_us: at(99) })
+    let at = |share: usize| {
+        took.get(took.len().saturating_sub(1) * share / 100).map_or(0.0, |d| d.as_secs_f64() * 1e6)
+    };
+    Ok(Measured {
+        cycles_per_s: took.len() as f64 / elapsed.as_secs_f64(),
+        p50_us: at(50),
+        p99_us: at(99),
+    })
 }

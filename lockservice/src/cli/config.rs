@@ -46,13 +46,15 @@ pub(crate) struct Config {
     /// Where other nodes reach this one, HOST:PORT. Default (empty): the address it listens on for
     /// them.
     pub(crate) peer_advertise: String,
-    /// Where bindings are kept: `file:PATH`, `rocks:PATH`, `postgres://…`, `redis://…` or `memory:`. Default `file:./lockservice.db`.
+    /// Where bindings are kept: `file:PATH`, `rocks:PATH`, `postgres://…`, `redis://…` or
+    /// `memory:`. Default `file:./lockservice.db`.
     pub(crate) store: String,
     /// The node's name, the same over its restarts. Default (empty): the machine's name.
     pub(crate) node: String,
     /// Serve addresses other than loopback without encryption and passwords. Default false.
     pub(crate) insecure: bool,
-    /// How long a start may wait for the store and for a leader, in milliseconds; 0: without an end. Default 0.
+    /// How long a start may wait for the store and for a leader, in milliseconds; 0: without an
+    /// end. Default 0.
     pub(crate) start_ms_max: u64,
     /// Limits of the gRPC server.
     pub(crate) server: ServerSettings,
@@ -91,8 +93,8 @@ impl Origin {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let file = self.file.iter().map(|file| format!("the configuration file {file}"));
-        let variables =
-            (!self.variables.is_empty()).then(|| format!("the environment ({})", self.variables.join(", ")));
+        let variables = (!self.variables.is_empty())
+            .then(|| format!("the environment ({})", self.variables.join(", ")));
         let flags = (!self.flags.is_empty()).then(|| format!("flags ({})", self.flags.join(", ")));
         let all: Vec<String> = file.chain(variables).chain(flags).collect();
         f.write_str(&if all.is_empty() { "the defaults".to_owned() } else { all.join(", ") })
@@ -130,7 +132,8 @@ impl Config {
         if let Some(path) = &args.config {
             let text = std::fs::read_to_string(path).map_err(|error| {
                 config(format!(
-                    "cannot read the configuration file {file}: {error}; check --config and LOCKSERVICE_CONFIG"
+                    "cannot read the configuration file {file}: {error}; check --config and \
+                        LOCKSERVICE_CONFIG"
                 ))
             })?;
             figment = figment.merge(Toml::string(&text));
@@ -143,7 +146,8 @@ impl Config {
         };
         figment = figment.merge(environment);
         let mut merged: Self = figment.extract().map_err(|errors| {
-            let all: Vec<String> = errors.into_iter().map(|error| describe(&error, &file)).collect();
+            let all: Vec<String> =
+                errors.into_iter().map(|error| describe(&error, &file)).collect();
             config(all.join("; "))
         })?;
         merged.apply(args);
@@ -164,7 +168,8 @@ impl Config {
         set(&mut self.store, &args.store);
         set(&mut self.node, &args.node);
         self.insecure |= args.insecure;
-        let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let ms =
+            |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         if let Some(ttl) = args.lease_ttl {
             self.allocator.constants.lease_ttl_ms = ms(ttl);
         }
@@ -181,16 +186,22 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), Failure> {
-        let checked = self.allocator.check().and_then(|()| self.service.check()).and_then(|()| self.server.check());
+        let checked = self
+            .allocator
+            .check()
+            .and_then(|()| self.service.check())
+            .and_then(|()| self.server.check());
         checked.map_err(|error| Failure { status: exit::CONFIG, ..Failure::from(error) })
     }
 
-    /// The addresses to listen on, tried in this order. Refused if one can be reached from other machines, unless told `insecure`.
+    /// The addresses to listen on, tried in this order. Refused if one can be reached from other
+    /// machines, unless told `insecure`.
     pub(crate) fn addresses(&self) -> Result<Vec<SocketAddr>, Failure> {
         let addresses = resolve(&self.listen, "--listen")?;
         if !self.insecure && addresses.iter().any(|address| !address.ip().is_loopback()) {
             return Err(Failure::usage(format!(
-                "{} can be reached from other machines, and this server has neither encryption nor passwords: \
+                "{} can be reached from other machines, and this server has neither encryption \
+                 nor passwords: \
                  listen on 127.0.0.1, or say --insecure if the network is trusted",
                 self.listen
             )));
@@ -201,15 +212,20 @@ impl Config {
     /// The addresses to listen on for other nodes, tried in this order, if clients are listened to
     /// on `clients`; `None` if there can be no other nodes. Refused if one can be reached from
     /// other machines, unless told `insecure`.
-    pub(crate) fn peer_addresses(&self, clients: SocketAddr) -> Result<Option<Vec<SocketAddr>>, Failure> {
+    pub(crate) fn peer_addresses(
+        &self,
+        clients: SocketAddr,
+    ) -> Result<Option<Vec<SocketAddr>>, Failure> {
         if !crate::store::is_shared(&self.store) {
             return Ok(None);
         }
         if self.peer_listen.is_empty() {
             if !clients.ip().is_loopback() {
                 return Err(Failure::usage(
-                    "nodes that share a store must reach each other, and by default only those on this machine do: say with \
-                     --peer-listen HOST:PORT where this node listens to other nodes (127.0.0.1:PORT if it is alone). Whoever reaches that \
+                    "nodes that share a store must reach each other, and by default only those on \
+                     this machine do: say with \
+                     --peer-listen HOST:PORT where this node listens to other nodes \
+                     (127.0.0.1:PORT if it is alone). Whoever reaches that \
                      port owns the cluster",
                 ));
             }
@@ -218,7 +234,10 @@ impl Config {
             let port = match port {
                 0 => 0,
                 port => port.checked_add(1).ok_or_else(|| {
-                    Failure::usage("there is no port after that of --listen: say with --peer-listen where to listen to other nodes")
+                    Failure::usage(
+                        "there is no port after that of --listen: say with \
+                        --peer-listen where to listen to other nodes",
+                    )
                 })?,
             };
             return Ok(Some(vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port))]));
@@ -226,7 +245,8 @@ impl Config {
         let addresses = resolve(&self.peer_listen, "--peer-listen")?;
         if !self.insecure && addresses.iter().any(|address| !address.ip().is_loopback()) {
             return Err(Failure::usage(format!(
-                "{} can be reached from other machines, and whoever reaches it owns the cluster: let only its nodes reach it, and \
+                "{} can be reached from other machines, and whoever reaches it owns the cluster: \
+                 let only its nodes reach it, and \
                  say --insecure",
                 self.peer_listen
             )));
@@ -247,13 +267,17 @@ impl Config {
 
     fn reached_at(&self, given: &str, flag: &str, address: SocketAddr) -> Result<String, Failure> {
         if !given.is_empty() {
-            crate::channel::endpoint(given, std::time::Duration::ZERO)
-                .map_err(|_| Failure::usage(format!("nobody can connect to {given:?}: write HOST:PORT in {flag}")))?;
+            crate::channel::endpoint(given, std::time::Duration::ZERO).map_err(|_| {
+                Failure::usage(format!(
+                    "nobody can connect to {given:?}: write HOST:PORT in {flag}"
+                ))
+            })?;
             return Ok(given.to_owned());
         }
         if crate::store::is_shared(&self.store) && address.ip().is_unspecified() {
             return Err(Failure::usage(format!(
-                "nodes that share a store must reach each other, and {address} is no address to connect to: \
+                "nodes that share a store must reach each other, and {address} is no address to \
+                 connect to: \
                  say with {flag} HOST:PORT where this node is reached"
             )));
         }
@@ -275,7 +299,8 @@ fn resolve(address: &str, flag: &str) -> Result<Vec<SocketAddr>, Failure> {
     let address = address.strip_prefix("http://").unwrap_or(address);
     let resolved = address.to_socket_addrs().map_err(|error| {
         Failure::usage(format!(
-            "cannot listen on {address:?}: {error}; write HOST:PORT in {flag}, for example 127.0.0.1:7654"
+            "cannot listen on {address:?}: {error}; write HOST:PORT in {flag}, for example \
+                127.0.0.1:7654"
         ))
     })?;
     Ok(resolved.collect())
@@ -283,7 +308,8 @@ fn resolve(address: &str, flag: &str) -> Result<Vec<SocketAddr>, Failure> {
 
 fn describe(error: &figment::Error, file: &str) -> String {
     let path = error.path.join(".");
-    let from_env = error.metadata.as_ref().is_some_and(|metadata| metadata.name == Environment::NAME);
+    let from_env =
+        error.metadata.as_ref().is_some_and(|metadata| metadata.name == Environment::NAME);
     let place = |key: &str| {
         if from_env {
             format!("the environment variable {PREFIX}{}", key.replace('.', "__").to_uppercase())
@@ -293,17 +319,25 @@ fn describe(error: &figment::Error, file: &str) -> String {
     };
     match &error.kind {
         Kind::UnknownField(name, expected) => {
-            let full =
-                if path.is_empty() || path.ends_with(name.as_str()) { path.clone() } else { format!("{path}.{name}") };
+            let full = if path.is_empty() || path.ends_with(name.as_str()) {
+                path.clone()
+            } else {
+                format!("{path}.{name}")
+            };
             let full = if full.is_empty() { name.clone() } else { full };
-            format!("unknown key {full:?} in {}: remove it, or use one of {}", place(&full), expected.join(", "))
+            format!(
+                "unknown key {full:?} in {}: remove it, or use one of {}",
+                place(&full),
+                expected.join(", ")
+            )
         }
         _ if path.is_empty() => format!("{}: {}; correct it", place(""), error.kind),
         kind => format!("the key {path:?} in {} is wrong: {kind}; correct it", place(&path)),
     }
 }
 
-/// `LOCKSERVICE_KEY` and `LOCKSERVICE_SECTION__KEY`, read as what the key's default is: a node may be called `007`.
+/// `LOCKSERVICE_KEY` and `LOCKSERVICE_SECTION__KEY`, read as what the key's default is: a node may
+/// be called `007`.
 struct Environment {
     settings: Dict,
     /// The variables that were taken.
@@ -314,11 +348,17 @@ impl Environment {
     const NAME: &str = "environment";
 
     /// Takes what is a setting. Empty means not set. Fails for a setting that is no text.
-    fn new(defaults: &Figment, env: impl Iterator<Item = (OsString, OsString)>) -> Result<Self, Failure> {
+    fn new(
+        defaults: &Figment,
+        env: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, Failure> {
         let (mut settings, mut names) = (Dict::new(), Vec::new());
         for (name, value) in env {
             let name = name.to_string_lossy();
-            let Some(key) = name.strip_prefix(PREFIX).filter(|_| !NOT_SETTINGS.contains(&&*name)) else { continue };
+            let Some(key) = name.strip_prefix(PREFIX).filter(|_| !NOT_SETTINGS.contains(&&*name))
+            else {
+                continue;
+            };
             if value.is_empty() || is_service_link(key, &value.to_string_lossy()) {
                 continue;
             }
@@ -329,7 +369,9 @@ impl Environment {
             let key = key.to_lowercase().replace("__", ".");
             let value = match defaults.find_value(&key) {
                 Ok(Value::Num(..)) => text.parse::<u64>().map_or_else(|_| text.into(), Value::from),
-                Ok(Value::Bool(..)) => text.parse::<bool>().map_or_else(|_| text.into(), Value::from),
+                Ok(Value::Bool(..)) => {
+                    text.parse::<bool>().map_or_else(|_| text.into(), Value::from)
+                }
                 _ => text.into(),
             };
             insert(&mut settings, &key, value);
@@ -340,10 +382,12 @@ impl Environment {
     }
 }
 
-/// True for what Kubernetes sets in every pod about a service that is named `lockservice` or `lockservice-…`.
+/// True for what Kubernetes sets in every pod about a service that is named `lockservice` or
+/// `lockservice-…`.
 ///
 /// Of a service `lockservice` those are, behind our prefix: `SERVICE_HOST`, `SERVICE_PORT`,
-/// `SERVICE_PORT_GRPC`, `PORT` (a URL), `PORT_7654_TCP`, and `PORT_7654_TCP_ADDR`, `_PORT`, `_PROTO`.
+/// `SERVICE_PORT_GRPC`, `PORT` (a URL), `PORT_7654_TCP`, and `PORT_7654_TCP_ADDR`, `_PORT`,
+/// `_PROTO`.
 fn is_service_link(key: &str, value: &str) -> bool {
     let key = format!("_{key}");
     let of_a_port = key.rsplit_once("_PORT_").is_some_and(|(_, rest)| {
@@ -388,12 +432,17 @@ mod tests {
     use clap::Parser;
 
     fn load(flags: &[&str], env: &[(&str, &str)]) -> Result<Config, Failure> {
-        let cli = crate::cli::args::Cli::try_parse_from(["lockservice", "serve"].iter().chain(flags)).unwrap();
+        let cli =
+            crate::cli::args::Cli::try_parse_from(["lockservice", "serve"].iter().chain(flags))
+                .unwrap();
         let crate::cli::args::Command::Serve(args) = cli.command else { panic!("serve") };
         load_os(&args, env.iter().map(|(name, value)| (name.into(), value.into())))
     }
 
-    fn load_os(args: &ServeArgs, env: impl Iterator<Item = (OsString, OsString)>) -> Result<Config, Failure> {
+    fn load_os(
+        args: &ServeArgs,
+        env: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<Config, Failure> {
         Config::load(args, env).map(|(config, _)| config)
     }
 
@@ -407,12 +456,17 @@ mod tests {
             insecure: true,
             ..ServeArgs::default()
         };
-        let env =
-            [("LOCKSERVICE_NODE", "a"), ("LOCKSERVICE_LISTEN", ""), ("LOCKSERVICE_ADVERTISE", "h:1"), ("HOME", "/")];
+        let env = [
+            ("LOCKSERVICE_NODE", "a"),
+            ("LOCKSERVICE_LISTEN", ""),
+            ("LOCKSERVICE_ADVERTISE", "h:1"),
+            ("HOME", "/"),
+        ];
         let env = env.into_iter().map(|(name, value)| (name.into(), value.into()));
         let (_, origin) = Config::load(&args, env).unwrap();
         let expected = format!(
-            "the configuration file {}, the environment (LOCKSERVICE_ADVERTISE, LOCKSERVICE_NODE), flags (--store, --config, --insecure)",
+            "the configuration file {}, the environment (LOCKSERVICE_ADVERTISE, \
+                LOCKSERVICE_NODE), flags (--store, --config, --insecure)",
             path.display()
         );
         assert_eq!(origin.to_string(), expected);
@@ -423,7 +477,11 @@ mod tests {
     #[test]
     fn flags_go_before_the_environment_and_that_before_the_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "listen = \"127.0.0.1:1\"\nnode = \"f\"\nstore = \"memory:\"\n").unwrap();
+        std::fs::write(
+            file.path(),
+            "listen = \"127.0.0.1:1\"\nnode = \"f\"\nstore = \"memory:\"\n",
+        )
+        .unwrap();
         let path = file.path().to_str().unwrap();
         let config = load(
             &["--config", path, "--listen", "127.0.0.1:3"],
@@ -444,7 +502,9 @@ mod tests {
     #[test]
     fn an_unknown_key_is_an_error_that_names_it() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        for (text, key) in [("lisen = \"x\"\n", "lisen"), ("[service]\nsession_max = 3\n", "session_max")] {
+        for (text, key) in
+            [("lisen = \"x\"\n", "lisen"), ("[service]\nsession_max = 3\n", "session_max")]
+        {
             std::fs::write(file.path(), text).unwrap();
             let failure = load(&["--config", file.path().to_str().unwrap()], &[]).unwrap_err();
             assert_eq!(failure.status, exit::CONFIG);
@@ -470,11 +530,17 @@ mod tests {
             ("LOCKSERVICE_NODE_PORT_7654_TCP_ADDR", "10.0.0.12"),
         ];
         assert_eq!(load(&[], &links).unwrap(), Config::default());
-        for wrong in
-            [("LOCKSERVICE_PORT", "7655"), ("LOCKSERVICE_SERVICE_SESSIONS_MAX", "9"), ("LOCKSERVICE_STORE_PORT", "1")]
-        {
+        for wrong in [
+            ("LOCKSERVICE_PORT", "7655"),
+            ("LOCKSERVICE_SERVICE_SESSIONS_MAX", "9"),
+            ("LOCKSERVICE_STORE_PORT", "1"),
+        ] {
             let refused = load(&[], &[wrong]).unwrap_err();
-            assert!(refused.status == exit::CONFIG && refused.sentence.contains(wrong.0), "{}", refused.sentence);
+            assert!(
+                refused.status == exit::CONFIG && refused.sentence.contains(wrong.0),
+                "{}",
+                refused.sentence
+            );
         }
     }
 
@@ -500,8 +566,11 @@ mod tests {
 
     #[test]
     fn an_empty_variable_is_one_that_is_not_set() {
-        let empty =
-            [("LOCKSERVICE_STORE", ""), ("LOCKSERVICE_INSECURE", ""), ("LOCKSERVICE_SERVICE__SESSIONS_MAX", "")];
+        let empty = [
+            ("LOCKSERVICE_STORE", ""),
+            ("LOCKSERVICE_INSECURE", ""),
+            ("LOCKSERVICE_SERVICE__SESSIONS_MAX", ""),
+        ];
         assert_eq!(load(&[], &empty).unwrap(), Config::default());
     }
 
@@ -510,10 +579,27 @@ mod tests {
         let everywhere: SocketAddr = "0.0.0.0:7".parse().unwrap();
         let shared = ["--store", "postgres://h/d"];
         let refused = load(&shared, &[]).unwrap().advertised(everywhere).unwrap_err();
-        assert!(refused.status == exit::USAGE && refused.sentence.contains("--advertise"), "{}", refused.sentence);
-        assert_eq!(load(&shared, &[("LOCKSERVICE_ADVERTISE", "h:7")]).unwrap().advertised(everywhere).unwrap(), "h:7");
-        assert_eq!(load(&shared, &[]).unwrap().advertised("127.0.0.1:7".parse().unwrap()).unwrap(), "127.0.0.1:7");
-        assert_eq!(load(&[], &[]).unwrap().advertised(everywhere).unwrap(), "0.0.0.0:7", "nobody else is there");
+        assert!(
+            refused.status == exit::USAGE && refused.sentence.contains("--advertise"),
+            "{}",
+            refused.sentence
+        );
+        assert_eq!(
+            load(&shared, &[("LOCKSERVICE_ADVERTISE", "h:7")])
+                .unwrap()
+                .advertised(everywhere)
+                .unwrap(),
+            "h:7"
+        );
+        assert_eq!(
+            load(&shared, &[]).unwrap().advertised("127.0.0.1:7".parse().unwrap()).unwrap(),
+            "127.0.0.1:7"
+        );
+        assert_eq!(
+            load(&[], &[]).unwrap().advertised(everywhere).unwrap(),
+            "0.0.0.0:7",
+            "nobody else is there"
+        );
         assert!(load(&["--advertise", "a b"], &[]).unwrap().advertised(everywhere).is_err());
     }
 
@@ -525,7 +611,11 @@ mod tests {
         assert_eq!(peers(&shared, local).unwrap().unwrap(), ["127.0.0.1:9001".parse().unwrap()]);
         let free = ["--store", "postgres://h/d", "--listen", "127.0.0.1:0"];
         assert_eq!(peers(&free, local).unwrap().unwrap(), ["127.0.0.1:0".parse().unwrap()]);
-        assert_eq!(peers(&["--peer-listen", "127.0.0.1:9"], local).unwrap(), None, "a file has no other nodes");
+        assert_eq!(
+            peers(&["--peer-listen", "127.0.0.1:9"], local).unwrap(),
+            None,
+            "a file has no other nodes"
+        );
         let told = [&shared[..], &["--peer-listen", "127.0.0.1:9"]].concat();
         assert_eq!(peers(&told, local).unwrap().unwrap(), ["127.0.0.1:9".parse().unwrap()]);
         let last = ["--store", "postgres://h/d", "--listen", "127.0.0.1:65535"];
@@ -541,7 +631,10 @@ mod tests {
 
     #[test]
     fn an_address_that_others_can_reach_is_refused_unless_told_insecure() {
-        assert_eq!(load(&["--listen", "0.0.0.0:0"], &[]).unwrap().addresses().unwrap_err().status, exit::USAGE);
+        assert_eq!(
+            load(&["--listen", "0.0.0.0:0"], &[]).unwrap().addresses().unwrap_err().status,
+            exit::USAGE
+        );
         assert!(load(&["--listen", "0.0.0.0:0", "--insecure"], &[]).unwrap().addresses().is_ok());
         assert!(load(&["--listen", "nonsense"], &[]).unwrap().addresses().is_err());
     }

@@ -52,7 +52,10 @@ impl Echo {
         let server = tokio::spawn(async move {
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
             // If it ends, so does the stream, and the callers say so.
-            let _ = tonic::transport::Server::builder().add_service(EchoServer).serve_with_incoming(incoming).await;
+            let _ = tonic::transport::Server::builder()
+                .add_service(EchoServer)
+                .serve_with_incoming(incoming)
+                .await;
         });
         let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
             .map_err(failed)?
@@ -66,7 +69,8 @@ impl Echo {
         let codec: ProstCodec<ClientFrame, ClientFrame> = ProstCodec::default();
         let request = Request::new(ReceiverStream::new(frames));
         let path = http::uri::PathAndQuery::from_static(PATH);
-        let mut answers = client.streaming(request, path, codec).await.map_err(failed)?.into_inner();
+        let mut answers =
+            client.streaming(request, path, codec).await.map_err(failed)?.into_inner();
         let (to, callers): (Vec<_>, Vec<_>) = (0..callers)
             .map(|_| {
                 let (to, receive) = mpsc::channel(1);
@@ -89,7 +93,8 @@ impl Echo {
     /// Takes the caller of this number. Fails if it was taken before.
     pub(super) fn caller(self: &Arc<Self>, number: u32) -> Result<Caller> {
         let receive = self.callers.get(number as usize).and_then(|caller| caller.lock().take());
-        let receive = receive.ok_or_else(|| Error::new(ErrorKind::Internal, "an echo caller was taken twice"))?;
+        let receive = receive
+            .ok_or_else(|| Error::new(ErrorKind::Internal, "an echo caller was taken twice"))?;
         Ok(Caller { number, send: self.send.clone(), receive })
     }
 }
@@ -105,7 +110,8 @@ impl Caller {
             ..LockOp::default()
         };
         let op = ClientOp { id: self.number.into(), op: Some(client_op::Op::Lock(lock)) };
-        let gone = || Error::new(ErrorKind::Unavailable, "the echo stream ended: run the benchmark again");
+        let gone =
+            || Error::new(ErrorKind::Unavailable, "the echo stream ended: run the benchmark again");
         self.send.send(ClientFrame { ops: vec![op] }).await.map_err(|_| gone())?;
         self.receive.recv().await.map(drop).ok_or_else(gone)
     }

@@ -21,7 +21,8 @@ pub(crate) const UNAVAILABLE: u8 = 69;
 pub(crate) const LOST: u8 = 70;
 /// The operating system refused something (`EX_OSERR`).
 pub(crate) const OS: u8 = 71;
-/// A limit of the server was reached: later may be no better, less or a higher limit is (`EX_CANTCREAT`).
+/// A limit of the server was reached: later may be no better, less or a higher limit is
+/// (`EX_CANTCREAT`).
 pub(crate) const LIMIT: u8 = 73;
 /// A file or store cannot be read or written (`EX_IOERR`).
 pub(crate) const IO: u8 = 74;
@@ -91,10 +92,12 @@ impl From<Error> for Failure {
 /// The exit status for an error of the library, while nothing is held.
 pub(crate) fn status_of(kind: ErrorKind) -> u8 {
     match kind {
-        // A lock that the outer command holds never comes: the command line is what is to be changed.
-        ErrorKind::InvalidArgument | ErrorKind::NotPermitted | ErrorKind::HeldByAncestor | ErrorKind::TableNotFound => {
-            USAGE
-        }
+        // A lock that the outer command holds never comes: the command line is what is to be
+        // changed.
+        ErrorKind::InvalidArgument
+        | ErrorKind::NotPermitted
+        | ErrorKind::HeldByAncestor
+        | ErrorKind::TableNotFound => USAGE,
         ErrorKind::Conflict
         | ErrorKind::Timeout
         | ErrorKind::Deadlock
@@ -143,7 +146,8 @@ pub(crate) fn say_warning(json: bool, kind: &str, sentence: &str) {
     say(json.then(|| json!({ "warning": sentence, "kind": kind })), "warning", sentence);
 }
 
-/// Writes a note to stderr. Nothing is printed in JSON mode, where every line is a result or an error.
+/// Writes a note to stderr. Nothing is printed in JSON mode, where every line is a result or an
+/// error.
 pub(crate) fn say_note(json: bool, sentence: &str) {
     if !json {
         say(None, "lockservice", sentence);

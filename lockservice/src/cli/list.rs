@@ -28,8 +28,12 @@ pub(crate) async fn locks(args: &ListArgs, json: bool) -> Result<(), Failure> {
             row.insert("client".into(), lock.client.as_str().into());
             row.insert("token".into(), lock.info.token.get().into());
             row.insert("waiters".into(), lock.info.waiters.into());
-            // A call that waits for more has taken it: nothing was granted yet, but others are kept from it.
-            row.insert("state".into(), if lock.info.pending { "taken by a waiter" } else { "holds" }.into());
+            // A call that waits for more has taken it: nothing was granted yet, but others are kept
+            // from it.
+            row.insert(
+                "state".into(),
+                if lock.info.pending { "taken by a waiter" } else { "holds" }.into(),
+            );
             row.insert("node".into(), node.as_str().into());
             // Its client has gone: the lock stays until the session has lapsed.
             if !lock.still_running.is_empty() {
@@ -38,7 +42,8 @@ pub(crate) async fn locks(args: &ListArgs, json: bool) -> Result<(), Failure> {
             Value::Object(row)
         })
         .collect();
-    let mut columns = vec!["group", "table", "key", "mode", "txn", "client", "token", "waiters", "state"];
+    let mut columns =
+        vec!["group", "table", "key", "mode", "txn", "client", "token", "waiters", "state"];
     if locks.iter().any(|lock| !lock.still_running.is_empty()) {
         columns.push("still_running");
     }
@@ -63,14 +68,30 @@ pub(crate) async fn waits(args: &ListArgs, json: bool) -> Result<(), Failure> {
             row.insert("holder".into(), wait.info.holder.to_string().into());
             row.insert("holder_label".into(), wait.holder_label.as_str().into());
             row.insert("holder_client".into(), wait.holder_client.as_str().into());
-            row.insert("state".into(), if wait.info.granted { "holds" } else { "waits too" }.into());
-            row.insert("waiting_ms".into(), u64::try_from(wait.waiting.as_millis()).unwrap_or(u64::MAX).into());
+            row.insert(
+                "state".into(),
+                if wait.info.granted { "holds" } else { "waits too" }.into(),
+            );
+            row.insert(
+                "waiting_ms".into(),
+                u64::try_from(wait.waiting.as_millis()).unwrap_or(u64::MAX).into(),
+            );
             row.insert("node".into(), node.as_str().into());
             Value::Object(row)
         })
         .collect();
-    let columns =
-        ["group", "table", "key", "mode", "waiter", "waiter_client", "holder", "holder_client", "state", "waiting_ms"];
+    let columns = [
+        "group",
+        "table",
+        "key",
+        "mode",
+        "waiter",
+        "waiter_client",
+        "holder",
+        "holder_client",
+        "state",
+        "waiting_ms",
+    ];
     Output::new(json).rows(&columns, &rows)
 }
 
@@ -102,10 +123,14 @@ pub(crate) async fn binds(args: &ClientArgs, json: bool) -> Result<(), Failure> 
             })
         })
         .collect();
-    Output::new(json).rows(&["group", "table", "partition", "owner", "version", "state", "node", "address"], &rows)
+    Output::new(json).rows(
+        &["group", "table", "partition", "owner", "version", "state", "node", "address"],
+        &rows,
+    )
 }
 
-/// Says that a list is not the whole truth: on stderr, so that what reads the lines is not disturbed.
+/// Says that a list is not the whole truth: on stderr, so that what reads the lines is not
+/// disturbed.
 fn say_if_cut(json: bool, cut: bool, shown: usize, what: &str) {
     if cut {
         let narrow = if what == "binds" { "" } else { "name a table to see only its own, or " };
@@ -113,7 +138,8 @@ fn say_if_cut(json: bool, cut: bool, shown: usize, what: &str) {
             json,
             "list_cut",
             &format!(
-                "there are more {what} than the {shown} shown: {narrow}raise server.list_lines_max in the server's settings"
+                "there are more {what} than the {shown} shown: {narrow}raise \
+                    server.list_lines_max in the server's settings"
             ),
         );
     }
@@ -172,7 +198,8 @@ fn item(table: &TableRef, item: &LockItem) -> Map<String, Value> {
     row
 }
 
-/// The item: `key` for people, as text where it is text; `key_hex`, or both ends of a range, exactly.
+/// The item: `key` for people, as text where it is text; `key_hex`, or both ends of a range,
+/// exactly.
 fn key(item: &LockItem) -> Map<String, Value> {
     let mut row = Map::new();
     row.insert("key".into(), item.to_string().into());
@@ -230,9 +257,14 @@ mod tests {
             label: "nightly".into(),
             client: "c".into(),
         };
-        let fields = particulars(&Error::new(ErrorKind::Deadlock, "m").with_detail(Detail::Deadlock(vec![edge])));
+        let fields = particulars(
+            &Error::new(ErrorKind::Deadlock, "m").with_detail(Detail::Deadlock(vec![edge])),
+        );
         let edge = &fields["deadlock"][0];
-        assert_eq!((&edge["waiter"], &edge["holder"]), (&json!(txn(1).to_string()), &json!(txn(2).to_string())));
+        assert_eq!(
+            (&edge["waiter"], &edge["holder"]),
+            (&json!(txn(1).to_string()), &json!(txn(2).to_string()))
+        );
         assert_eq!((&edge["mode"], &edge["asker"]), (&json!("shared"), &json!(true)));
         assert_eq!((&edge["key"], &edge["label"]), (&json!("[a, b]"), &json!("nightly")));
     }

@@ -22,7 +22,8 @@ use crate::client::{Client, LockGuard, Session};
 /// Longest default stop time.
 const STOP_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// How long the release is waited for: the next holder comes in at once if it arrives, after the session's TTL if it does not.
+/// How long the release is waited for: the next holder comes in at once if it arrives, after the
+/// session's TTL if it does not.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
 
 /// How long to try to connect to a server.
@@ -63,12 +64,13 @@ fn of_signal(number: i32) -> u8 {
 /// Takes the lock, runs the command, releases the lock. Answers how this process is to end.
 pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
     if !std::path::Path::new("/proc/self/exe").exists() {
-        let sentence =
-            "/proc is not mounted here, and nothing can be supervised without it: mount it; nothing was locked";
+        let sentence = "/proc is not mounted here, and nothing can be supervised without it: \
+            mount it; nothing was locked";
         return Err(Failure::new(exit::OS, "os", sentence));
     }
-    let mut signals = Signals::take()
-        .map_err(|error| Failure::new(exit::OS, "os", format!("cannot take signals: {error}; nothing was locked")))?;
+    let mut signals = Signals::take().map_err(|error| {
+        Failure::new(exit::OS, "os", format!("cannot take signals: {error}; nothing was locked"))
+    })?;
     let mut session = None;
     let outcome = tokio::select! {
         // Signals first: one that came before the lock did is not passed on to a command, it keeps
@@ -98,8 +100,8 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
     outcome
 }
 
-/// Connects, opens a session and takes the lock; again while the server is starting or away, as long as the call may wait. What was opened
-/// and is not answered is left in `opened`.
+/// Connects, opens a session and takes the lock; again while the server is starting or away, as
+/// long as the call may wait. What was opened and is not answered is left in `opened`.
 async fn take(
     args: &LockArgs,
     opened: &mut Option<Session>,
@@ -137,7 +139,9 @@ async fn try_to_take(
     let opening = open(args, patience);
     let (client, session) = match left {
         None => opening.await?,
-        Some(left) => tokio::time::timeout(left, opening).await.unwrap_or_else(|_| Err(patience::no_answer()))?,
+        Some(left) => tokio::time::timeout(left, opening)
+            .await
+            .unwrap_or_else(|_| Err(patience::no_answer()))?,
     };
     let session = opened.insert(session);
     let stop_time = stop_time(args, &client, session)?;
@@ -158,7 +162,8 @@ async fn open(args: &LockArgs, patience: &mut Patience) -> Result<(Client, Sessi
     Ok((client, session))
 }
 
-/// Releases the lock for whoever waits: sent, acknowledged, and the session given up, so that the server knows that work has stopped (P5).
+/// Releases the lock for whoever waits: sent, acknowledged, and the session given up, so that the
+/// server knows that work has stopped (P5).
 async fn release(lock: LockGuard, session: &Session) {
     if lock.lost_now().is_none() {
         let _ = tokio::time::timeout(RELEASE_WAIT, lock.unlock()).await;
@@ -166,7 +171,8 @@ async fn release(lock: LockGuard, session: &Session) {
     give_up(session).await;
 }
 
-/// Closes the session. If the server cannot be told, its TTL ends it: nothing that this process could do better.
+/// Closes the session. If the server cannot be told, its TTL ends it: nothing that this process
+/// could do better.
 async fn give_up(session: &Session) {
     let _ = tokio::time::timeout(RELEASE_WAIT, session.close()).await;
 }
@@ -178,13 +184,19 @@ fn stop_time(args: &LockArgs, client: &Client, session: &Session) -> Result<Dura
         None => Ok((guard / 10).min(STOP_TIME_MAX)),
         Some(time) if time <= guard / 3 => Ok(time),
         Some(time) => Err(Failure::usage(format!(
-            "the stop time {time:?} is more than a third of the {guard:?} for which the lock is safe without a renewal: \
+            "the stop time {time:?} is more than a third of the {guard:?} for which the lock is \
+             safe without a renewal: \
              use a shorter --stop-time, or a longer --ttl here and lease at the server"
         ))),
     }
 }
 
-async fn acquire(args: &LockArgs, patience: &Patience, session: &Session, json: bool) -> Result<LockGuard, Failure> {
+async fn acquire(
+    args: &LockArgs,
+    patience: &Patience,
+    session: &Session,
+    json: bool,
+) -> Result<LockGuard, Failure> {
     let (table, items) = args.target()?;
     let spec = LockSpec {
         mode: if args.shared { LockMode::Shared } else { LockMode::Exclusive },
@@ -212,26 +224,42 @@ fn client_name() -> String {
 /// How a command under a lock ended.
 struct Held {
     outcome: Result<End, Failure>,
-    /// What of the command may still run, as people look for it: unless there is nothing the lock may
-    /// not be released (P5).
+    /// What of the command may still run, as people look for it: unless there is nothing the lock
+    /// may not be released (P5).
     still_running: Vec<String>,
 }
 
 /// Runs the command until it ends, or until the lock is lost.
-async fn hold(args: &LockArgs, lock: &LockGuard, stop_time: Duration, signals: &mut Signals, json: bool) -> Held {
+async fn hold(
+    args: &LockArgs,
+    lock: &LockGuard,
+    stop_time: Duration,
+    signals: &mut Signals,
+    json: bool,
+) -> Held {
     let env = [
         ("LOCKSERVICE_TOKEN", lock.token().to_string().into()),
         ("LOCKSERVICE_GROUP", args.group.to_string().into()),
         ("LOCKSERVICE_TABLE", args.table.to_string().into()),
         ("LOCKSERVICE_KEYS", args.keys_for_command()),
-        ("LOCKSERVICE_HELD", outer::with(std::env::var_os(outer::VARIABLE), lock.txn().id(), &args.client.server)),
+        (
+            "LOCKSERVICE_HELD",
+            outer::with(std::env::var_os(outer::VARIABLE), lock.txn().id(), &args.client.server),
+        ),
         // Also if it was a flag: a nested `lockservice` means the same server.
         ("LOCKSERVICE_SERVER", args.client.server.clone().into()),
     ];
     // Of the node where the lock is.
     let mut guard = lock.guard();
     let mut deadline = *guard.borrow_and_update();
-    let job = Job { command: &args.command, env: &env, blocked: signals.blocked_before(), deadline, stop_time, json };
+    let job = Job {
+        command: &args.command,
+        env: &env,
+        blocked: signals.blocked_before(),
+        deadline,
+        stop_time,
+        json,
+    };
     let mut supervised = match Supervised::start(&job) {
         Ok(supervised) => supervised,
         Err(error) => {
@@ -305,14 +333,19 @@ async fn hold(args: &LockArgs, lock: &LockGuard, stop_time: Duration, signals: &
     let outcome = match last {
         Some(Frame::Exited(status)) => Ok(End::Status(status)),
         Some(Frame::Died(number)) => Ok(died(number, &received)),
-        Some(Frame::Stopped) => Err(lost(&lock.lost_now().or(why_lost).unwrap_or_else(deadline_passed))),
-        Some(Frame::Failed(errno)) => Err(supervisor_failed(&std::io::Error::from_raw_os_error(errno).to_string())),
+        Some(Frame::Stopped) => {
+            Err(lost(&lock.lost_now().or(why_lost).unwrap_or_else(deadline_passed)))
+        }
+        Some(Frame::Failed(errno)) => {
+            Err(supervisor_failed(&std::io::Error::from_raw_os_error(errno).to_string()))
+        }
         _ => match why_lost {
             Some(why) => Err(lost(&why)),
             None => Err(supervisor_failed(&broken)),
         },
     };
-    let outcome = if still_running.is_empty() { outcome } else { Err(not_over(outcome, &still_running)) };
+    let outcome =
+        if still_running.is_empty() { outcome } else { Err(not_over(outcome, &still_running)) };
     Held { outcome, still_running }
 }
 
@@ -327,7 +360,8 @@ fn died(number: i32, received: &[Signal]) -> End {
 /// Says that something of the command could not be ended, whatever else has happened.
 fn not_over(outcome: Result<End, Failure>, still_running: &[String]) -> Failure {
     let left = format!(
-        "what it started could not all be ended, so the lock was not released and goes to others when the session has run out: \
+        "what it started could not all be ended, so the lock was not released and goes to others \
+         when the session has run out: \
          end it (process {})",
         still_running.join(", ")
     );
@@ -337,7 +371,11 @@ fn not_over(outcome: Result<End, Failure>, still_running: &[String]) -> Failure 
                 End::Status(status) => format!("with status {status}"),
                 End::Signal(signal) => format!("by {signal}"),
             };
-            Failure::new(exit::OS, "command_left_running", format!("the command ended {how}, but {left}"))
+            Failure::new(
+                exit::OS,
+                "command_left_running",
+                format!("the command ended {how}, but {left}"),
+            )
         }
         Err(failure) => {
             let why = match failure.status {
@@ -367,7 +405,9 @@ fn deadline_passed() -> Error {
 
 fn lost(why: &Error) -> Failure {
     let what = match why.kind() {
-        ErrorKind::ShuttingDown => "the server is shutting down, so the lock was given up and the command was ended",
+        ErrorKind::ShuttingDown => {
+            "the server is shutting down, so the lock was given up and the command was ended"
+        }
         _ => "the lock was lost and the command was ended",
     };
     Failure::new(
@@ -381,11 +421,15 @@ fn supervisor_failed(why: &str) -> Failure {
     Failure::new(
         exit::OS,
         "os",
-        format!("the command's supervisor failed ({why}): the command was ended and the lock released; start it again"),
+        format!(
+            "the command's supervisor failed ({why}): the command was ended and the lock \
+                released; start it again"
+        ),
     )
 }
 
-/// Resolves when `end` is less than `margin` away. The timer only wakes; the clock, which counts through suspend, decides.
+/// Resolves when `end` is less than `margin` away. The timer only wakes; the clock, which counts
+/// through suspend, decides.
 async fn passed(clock: &SystemClock, end: Time, margin: Duration) {
     loop {
         let left = end.remaining(clock.now());

@@ -43,8 +43,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run() -> ExitCode {
-    let parsed =
-        without_empty_variables(Cli::command()).try_get_matches().and_then(|found| Cli::from_arg_matches(&found));
+    let parsed = without_empty_variables(Cli::command())
+        .try_get_matches()
+        .and_then(|found| Cli::from_arg_matches(&found));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => return refuse(&args::with_tip_for_keys(error)),
@@ -54,13 +55,14 @@ fn run() -> ExitCode {
         sink::use_json();
     }
     let result = match &cli.command {
-        // These two stay single-threaded and without a runtime: the first is the last to be alive, the second becomes the command.
+        // These two stay single-threaded and without a runtime: the first is the last to be alive,
+        // the second becomes the command.
         Command::Supervise(args) => return supervise::supervise(args),
         Command::Exec(args) => return supervise::exec(args),
         Command::Serve(args) => serve::run(args, json),
-        Command::Lock(args) => {
-            block_on(lock::run(args, json)).map(lock::End::finish).map_err(|failure| args.with_own_status(failure))
-        }
+        Command::Lock(args) => block_on(lock::run(args, json))
+            .map(lock::End::finish)
+            .map_err(|failure| args.with_own_status(failure)),
         Command::Locks(args) => block_on(list::locks(args, json)).map(|()| 0),
         Command::Waits(args) => block_on(list::waits(args, json)).map(|()| 0),
         Command::Binds(args) => block_on(list::binds(args, json)).map(|()| 0),
@@ -74,20 +76,31 @@ fn run() -> ExitCode {
     }
 }
 
-/// Runs a future on this very thread: the parent-death signal of a child is sent when the thread ends that started it.
+/// Runs a future on this very thread: the parent-death signal of a child is sent when the thread
+/// ends that started it.
 fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_runtime)?.block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(no_runtime)?
+        .block_on(future)
 }
 
 fn no_runtime(error: std::io::Error) -> Failure {
-    Failure::new(exit::OS, "os", format!("cannot start: {error}; check the limits on open files and threads"))
+    Failure::new(
+        exit::OS,
+        "os",
+        format!("cannot start: {error}; check the limits on open files and threads"),
+    )
 }
 
 /// The same command line, for which an empty variable of the environment is one that is not set.
 fn without_empty_variables(command: clap::Command) -> clap::Command {
     let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
     command
-        .mut_args(|arg| if arg.get_env().is_some_and(is_empty) { arg.env(Resettable::Reset) } else { arg })
+        .mut_args(|arg| {
+            if arg.get_env().is_some_and(is_empty) { arg.env(Resettable::Reset) } else { arg }
+        })
         .mut_subcommands(without_empty_variables)
 }
 
@@ -99,13 +112,15 @@ fn refuse(error: &clap::Error) -> ExitCode {
             let _ = error.print();
             ExitCode::SUCCESS
         }
-        // Arguments did not parse, so `--json` is looked for by hand, up to where the user's own command begins.
+        // Arguments did not parse, so `--json` is looked for by hand, up to where the user's own
+        // command begins.
         _ if std::env::args_os().take_while(|arg| arg != "--").any(|arg| arg == "--json") => {
             sink::use_json();
             let text = error.render().to_string();
             let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
             let tips = rest.lines().filter_map(|line| line.trim_start().strip_prefix("tip: "));
-            let sentence: Vec<&str> = std::iter::once(first.trim_start_matches("error: ")).chain(tips).collect();
+            let sentence: Vec<&str> =
+                std::iter::once(first.trim_start_matches("error: ")).chain(tips).collect();
             Failure::usage(sentence.join("; ")).report(true)
         }
         _ => {

@@ -1,4 +1,5 @@
-//! A node: its listener, its place in the cluster, and its service, from the first try to start to the last word when it stops.
+//! A node: its listener, its place in the cluster, and its service, from the first try to start to
+//! the last word when it stops.
 
 use std::io;
 use std::net::SocketAddr;
@@ -47,8 +48,9 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Starts a node. Whatever time may cure is waited for and said to `waiting`: a store that does not answer yet, no leader, a lease that
-    /// the node's last process left behind. Whatever it may not is an error at once.
+    /// Starts a node. Whatever time may cure is waited for and said to `waiting`: a store that does
+    /// not answer yet, no leader, a lease that the node's last process left behind. Whatever it may
+    /// not is an error at once.
     ///
     /// If it fails or is dropped, `joined` has to leave.
     pub(crate) async fn start(
@@ -83,11 +85,14 @@ impl Node {
             Arc::new(GrpcPeers::new(patience)),
         )?;
         joined.set(&allocator);
-        let settings = ServerSettings { volatile: store::is_volatile(&config.store), ..config.server };
-        // Before the service: if this node is elected, the others need its allocator, and so does its own service.
+        let settings =
+            ServerSettings { volatile: store::is_volatile(&config.store), ..config.server };
+        // Before the service: if this node is elected, the others need its allocator, and so does
+        // its own service.
         let peer_address = peer_listener.as_ref().map(|(_, address)| *address);
-        let peers = peer_listener
-            .map(|(listener, _)| PeerServer::start(listener, allocator.as_leader(), allocator.cluster(), settings));
+        let peers = peer_listener.map(|(listener, _)| {
+            PeerServer::start(listener, allocator.as_leader(), allocator.cluster(), settings)
+        });
         let mut server = Server::start(listener, allocator.for_clients(), settings).await?;
         server.follow(allocator.roles());
         settle(&allocator, waiting).await?;
@@ -99,11 +104,20 @@ impl Node {
         let service = start_patiently(&parts, may_pass, |e| waiting.say_error(e)).await?;
         let host = ServiceHost::keep(parts, service);
         server.host(host.clone()).await;
-        Ok(Self { server, peers, address, peer_address, allocator, host, settings, store: described })
+        Ok(Self {
+            server,
+            peers,
+            address,
+            peer_address,
+            allocator,
+            host,
+            settings,
+            store: described,
+        })
     }
 
-    /// Serves until `stop` resolves, then gives everything back that may be: first what the service has, then the leadership. Fails if the
-    /// node can serve no more, having stopped it.
+    /// Serves until `stop` resolves, then gives everything back that may be: first what the service
+    /// has, then the leadership. Fails if the node can serve no more, having stopped it.
     pub(crate) async fn serve(self, stop: impl Future<Output = ()>) -> Result<Ending, Failure> {
         let Self { mut server, mut peers, allocator, host, settings, .. } = self;
         let over = OnceLock::new();
@@ -118,7 +132,8 @@ impl Node {
         };
         let service = server.run(stop).await;
         let quiet = service.as_ref().is_ok_and(|stopped| stopped.confirmed);
-        // The connections are still there: other nodes learn at once that they must look for another leader.
+        // The connections are still there: other nodes learn at once that they must look for
+        // another leader.
         let left = allocator.shutdown(quiet, Duration::from_millis(settings.grace_ms)).await;
         server.close().await;
         if let Some(peers) = peers {
@@ -156,13 +171,16 @@ impl Ending {
         match self {
             Self::Everything => "stopped: everything was given back",
             Self::NotConfirmed => {
-                "stopped, but a client did not confirm in time that its work has ended: the next start waits until its promise has run out"
+                "stopped, but a client did not confirm in time that its work has ended: the next \
+                    start waits until its promise has run out"
             }
             Self::LeaseKept => {
-                "stopped, but no allocator took the lease back: the tables of this node are granted anew when it has run out"
+                "stopped, but no allocator took the lease back: the tables of this node are \
+                    granted anew when it has run out"
             }
             Self::LeadershipKept => {
-                "stopped, but the leadership could not be given up (a commit was in flight, or the store did not answer): \
+                "stopped, but the leadership could not be given up (a commit was in flight, or \
+                 the store did not answer): \
                  the next leader waits until it has run out"
             }
         }
@@ -208,7 +226,9 @@ impl Waiting {
     fn say_error(&self, error: &Error) {
         let mut reason = Failure::from(error.clone()).sentence;
         if let Some(after) = error.retry_after().filter(|_| error.kind() == ErrorKind::NameInUse) {
-            reason = format!("{reason}; if that process has died, its lease runs out within {after:.1?}");
+            reason = format!(
+                "{reason}; if that process has died, its lease runs out within {after:.1?}"
+            );
         }
         self.say(&reason);
     }
@@ -253,17 +273,22 @@ async fn settle(allocator: &ElectedAllocator, waiting: &Waiting) -> Result<(), F
             // The allocator has gone, and was stopped before that.
             Ok(Err(_)) => return Ok(()),
             Err(_) if matches!(&*roles.borrow(), Role::Searching(None)) => {
-                waiting.say("no node leads the store yet: it is taken over when the last leadership has run out");
+                waiting.say(
+                    "no node leads the store yet: it is taken over when the last \
+                    leadership has run out",
+                );
             }
             Err(_) => {}
         }
     }
 }
 
-/// Resolves when the allocator has stopped without being told to: its exclusive store failed, or was taken over.
+/// Resolves when the allocator has stopped without being told to: its exclusive store failed, or
+/// was taken over.
 async fn stopped_by_itself(allocator: &ElectedAllocator) -> Error {
     let mut roles = allocator.roles();
-    let stopped = roles.wait_for(|role| matches!(role, Role::Stopped(_))).await.ok().map(|role| role.clone());
+    let stopped =
+        roles.wait_for(|role| matches!(role, Role::Stopped(_))).await.ok().map(|role| role.clone());
     match stopped {
         Some(Role::Stopped(why)) => why,
         // The sender lives in `allocator`.
@@ -280,21 +305,30 @@ async fn broken(peers: &mut Option<PeerServer>) -> Error {
 }
 
 /// Listens on the first of `addresses` that can be had, as `flag` says.
-async fn listen(addresses: &[SocketAddr], flag: &str) -> Result<(TcpListener, SocketAddr), Failure> {
+async fn listen(
+    addresses: &[SocketAddr],
+    flag: &str,
+) -> Result<(TcpListener, SocketAddr), Failure> {
     let bound = TcpListener::bind(addresses).await.and_then(|listener| {
         let address = listener.local_addr()?;
         Ok((listener, address))
     });
     bound.map_err(|error| {
         let what_to_do = match error.kind() {
-            io::ErrorKind::AddrInUse => "another process has it: stop that one, or choose another port with",
+            io::ErrorKind::AddrInUse => {
+                "another process has it: stop that one, or choose another port with"
+            }
             io::ErrorKind::PermissionDenied => "this user may not: choose a port above 1023 with",
             io::ErrorKind::AddrNotAvailable => "this machine does not have that address: correct",
             _ => "correct",
         };
         let addresses: Vec<_> = addresses.iter().map(SocketAddr::to_string).collect();
         let addresses = addresses.join(", ");
-        Failure::new(exit::OS, "listen", format!("cannot listen on {addresses}: {error}; {what_to_do} {flag}"))
+        Failure::new(
+            exit::OS,
+            "listen",
+            format!("cannot listen on {addresses}: {error}; {what_to_do} {flag}"),
+        )
     })
 }
 
@@ -310,7 +344,8 @@ mod tests {
         settings.constants.leadership_ttl_ms = 1_000;
         let peers = Arc::new(GrpcPeers::new(Patience::for_lease(Duration::from_secs(1))));
         let (clock, name) = (Arc::new(SystemClock), NodeName::new("n").expect("a name"));
-        ElectedAllocator::start(Arc::new(store.clone()), clock, settings, name, "n:1", peers).expect("valid settings")
+        ElectedAllocator::start(Arc::new(store.clone()), clock, settings, name, "n:1", peers)
+            .expect("valid settings")
     }
 
     #[tokio::test]
@@ -322,7 +357,10 @@ mod tests {
         let settled = settle(&allocator, &waiting);
         let heal = async {
             let mut roles = allocator.roles();
-            roles.wait_for(|role| matches!(role, Role::Searching(Some(_)))).await.expect("it lives");
+            roles
+                .wait_for(|role| matches!(role, Role::Searching(Some(_))))
+                .await
+                .expect("it lives");
             while waiting.last().is_none() {
                 tokio::task::yield_now().await;
             }

@@ -1,7 +1,8 @@
 //! What the outer commands of a nested `lockservice lock` hold: they wait for it to end.
 //!
-//! A command finds in `LOCKSERVICE_HELD` the transactions of every `lockservice lock` around it, each on
-//! a line with the server as it was given there. One of another server is none of this server's.
+//! A command finds in `LOCKSERVICE_HELD` the transactions of every `lockservice lock` around it,
+//! each on a line with the server as it was given there. One of another server is none of this
+//! server's.
 
 use std::ffi::OsString;
 
@@ -11,12 +12,13 @@ use lockservice_core::service::ANCESTORS_MAX;
 /// The variable that names them.
 pub(crate) const VARIABLE: &str = "LOCKSERVICE_HELD";
 
-/// The transactions at `server` of the commands around this one. What cannot be read is left out: it
-/// only helps to find deadlocks.
+/// The transactions at `server` of the commands around this one. What cannot be read is left out:
+/// it only helps to find deadlocks.
 pub(crate) fn ancestors(held: Option<OsString>, server: &str) -> Vec<TxnId> {
     let held = held.unwrap_or_default();
     let held = held.to_string_lossy();
-    let at_server = held.lines().filter_map(|line| line.split_once(' ').filter(|(_, at)| *at == server));
+    let at_server =
+        held.lines().filter_map(|line| line.split_once(' ').filter(|(_, at)| *at == server));
     let mut ancestors: Vec<TxnId> = at_server.filter_map(|(txn, _)| txn.parse().ok()).collect();
     // The innermost are the last.
     ancestors.split_off(ancestors.len().saturating_sub(ANCESTORS_MAX))
@@ -53,6 +55,9 @@ mod tests {
         assert_eq!(ancestors(None, "a:1"), []);
         let many = (0..100).fold(None, |held, n| Some(with(held, Some(txn(n)), "a:1")));
         let innermost = ancestors(many, "a:1");
-        assert_eq!((innermost.len(), innermost[0]), (ANCESTORS_MAX, txn(100 - ANCESTORS_MAX as u64)));
+        assert_eq!(
+            (innermost.len(), innermost[0]),
+            (ANCESTORS_MAX, txn(100 - ANCESTORS_MAX as u64))
+        );
     }
 }

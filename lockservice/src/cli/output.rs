@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::exit::{self, Failure};
 
-/// Stdout, written to so that a closed pipe (`lockservice locks | head -1`) ends the command quietly instead of with a panic.
+/// Stdout, written to so that a closed pipe (`lockservice locks | head -1`) ends the command
+/// quietly instead of with a panic.
 #[derive(Debug)]
 pub(crate) struct Output {
     json: bool,
@@ -29,25 +30,37 @@ impl Output {
         written(write_all(&lines))
     }
 
-    /// Writes rows: aligned under a header for people, one object a line as JSON. `columns` names the fields that people see.
+    /// Writes rows: aligned under a header for people, one object a line as JSON. `columns` names
+    /// the fields that people see.
     pub(crate) fn rows(&self, columns: &[&str], rows: &[Value]) -> Result<(), Failure> {
         if self.json {
-            let lines: Vec<String> = rows.iter().map(|row| printable_json(&row.to_string())).collect();
+            let lines: Vec<String> =
+                rows.iter().map(|row| printable_json(&row.to_string())).collect();
             return written(write_all(&lines));
         }
-        let cells: Vec<Vec<String>> =
-            rows.iter().map(|row| columns.iter().map(|name| cell(row.get(*name))).collect()).collect();
-        let header: Vec<String> = columns.iter().map(|name| name.replace('_', " ").to_uppercase()).collect();
-        let widths: Vec<usize> = (0..columns.len())
-            .map(|i| std::iter::once(&header).chain(&cells).map(|row| row[i].chars().count()).max().unwrap_or(0))
+        let cells: Vec<Vec<String>> = rows
+            .iter()
+            .map(|row| columns.iter().map(|name| cell(row.get(*name))).collect())
             .collect();
-        let lines: Vec<String> = std::iter::once(&header).chain(&cells).map(|row| aligned(row, &widths)).collect();
+        let header: Vec<String> =
+            columns.iter().map(|name| name.replace('_', " ").to_uppercase()).collect();
+        let widths: Vec<usize> = (0..columns.len())
+            .map(|i| {
+                std::iter::once(&header)
+                    .chain(&cells)
+                    .map(|row| row[i].chars().count())
+                    .max()
+                    .unwrap_or(0)
+            })
+            .collect();
+        let lines: Vec<String> =
+            std::iter::once(&header).chain(&cells).map(|row| aligned(row, &widths)).collect();
         written(write_all(&lines))
     }
 }
 
-/// Text that somebody else wrote, as it may be shown on a terminal: a server, or a client that chose
-/// a name, must not move the cursor, clear the screen or turn the order of letters round.
+/// Text that somebody else wrote, as it may be shown on a terminal: a server, or a client that
+/// chose a name, must not move the cursor, clear the screen or turn the order of letters round.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_command) {
         return Cow::Borrowed(text);
@@ -76,7 +89,8 @@ pub(crate) fn printable_json(json: &str) -> String {
 
 /// True for what a terminal acts upon instead of showing it.
 fn is_command(c: char) -> bool {
-    let turns_round = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let turns_round =
+        matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || turns_round || matches!(c, '\u{2028}' | '\u{2029}')
 }
 

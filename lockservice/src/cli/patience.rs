@@ -1,6 +1,6 @@
 //! The one deadline of everything until the lock is held: to connect, to open a session, to follow
-//! the table to its owner, and to wait. And how long `lock` goes on while its server is starting, or
-//! has gone while the lock was waited for.
+//! the table to its owner, and to wait. And how long `lock` goes on while its server is starting,
+//! or has gone while the lock was waited for.
 
 use std::time::Duration;
 
@@ -95,7 +95,10 @@ mod tests {
         let mut patience = patience(true, Some(Duration::from_secs(20)));
         assert_eq!(patience.left(at(5)), Some(Duration::from_secs(15)));
         for second in 0..19 {
-            assert!(patience.after(&failed(ErrorKind::Unavailable), at(second)).is_some(), "after {second} s");
+            assert!(
+                patience.after(&failed(ErrorKind::Unavailable), at(second)).is_some(),
+                "after {second} s"
+            );
         }
         assert_eq!(patience.after(&failed(ErrorKind::Unavailable), at(20)), None);
     }
@@ -112,7 +115,8 @@ mod tests {
     #[test]
     fn one_that_may_not_wait_or_met_nobody_or_was_refused_fails_at_once() {
         assert_eq!(patience(false, None).after(&failed(ErrorKind::Unavailable), at(0)), None);
-        let unmet = Patience { met: false, ..patience(true, None) }.after(&failed(ErrorKind::Unavailable), at(0));
+        let unmet = Patience { met: false, ..patience(true, None) }
+            .after(&failed(ErrorKind::Unavailable), at(0));
         assert_eq!(unmet, None);
         for kind in [ErrorKind::Conflict, ErrorKind::Timeout, ErrorKind::InvalidArgument] {
             assert_eq!(patience(true, None).after(&failed(kind), at(0)), None, "{kind:?}");

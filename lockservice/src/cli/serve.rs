@@ -28,18 +28,24 @@ pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
     log_to_stderr(json);
     origin.say(json);
     limits::allow_connections(config.server.connections_max, json);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(super::no_runtime)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(super::no_runtime)?;
     runtime.block_on(serve(config, json))
 }
 
-/// Warnings go to stderr; `RUST_LOG` says what else. No line is waited for. A panic is a line of the
-/// log too.
+/// Warnings go to stderr; `RUST_LOG` says what else. No line is waited for. A panic is a line of
+/// the log too.
 fn log_to_stderr(json: bool) {
     let filter = match std::env::var_os("RUST_LOG").filter(|wish| !wish.is_empty()) {
         None => EnvFilter::new("warn"),
         Some(wish) => EnvFilter::try_new(wish.to_string_lossy()).unwrap_or_else(|error| {
             // It may be meant for other programs: no reason not to serve.
-            let sentence = format!("RUST_LOG is wrong ({error}), so warnings and errors are logged: write for example info, or lockservice=debug");
+            let sentence = format!(
+                "RUST_LOG is wrong ({error}), so warnings and errors are \
+                logged: write for example info, or lockservice=debug"
+            );
             say_warning(json, "rust_log", &sentence);
             EnvFilter::new("warn")
         }),
@@ -67,8 +73,13 @@ pub(crate) struct InMemory {
 
 /// Starts a server in this process.
 pub(crate) async fn in_memory() -> Result<InMemory, Failure> {
-    let config = Config { listen: "127.0.0.1:0".to_owned(), store: "memory:".to_owned(), ..Config::default() };
-    let node = Node::start(&config, config.node()?, &Joined::default(), &Waiting::new(true)).await?;
+    let config = Config {
+        listen: "127.0.0.1:0".to_owned(),
+        store: "memory:".to_owned(),
+        ..Config::default()
+    };
+    let node =
+        Node::start(&config, config.node()?, &Joined::default(), &Waiting::new(true)).await?;
     let address = node.address;
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(node.serve(async {
@@ -85,16 +96,18 @@ impl InMemory {
         let _ = self.stop.send(());
         match self.serving.await {
             Ok(result) => result.map(drop),
-            Err(error) => {
-                Err(Failure::new(exit::LOST, "internal", format!("the server failed: {error}; please report it")))
-            }
+            Err(error) => Err(Failure::new(
+                exit::LOST,
+                "internal",
+                format!("the server failed: {error}; please report it"),
+            )),
         }
     }
 }
 
 async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
-    let mut signals =
-        StopSignals::take().map_err(|error| Failure::new(exit::OS, "os", format!("cannot take signals: {error}")))?;
+    let mut signals = StopSignals::take()
+        .map_err(|error| Failure::new(exit::OS, "os", format!("cannot take signals: {error}")))?;
     let name = config.node()?;
     let (joined, waiting) = (Joined::default(), Waiting::new(json));
     let node = tokio::select! {
@@ -111,13 +124,15 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
             return Ok(0);
         }
     };
-    let (address, peer_address) = (node.address, node.peer_address.map(|address| address.to_string()));
+    let (address, peer_address) =
+        (node.address, node.peer_address.map(|address| address.to_string()));
     let incarnation = node.host.current().id();
     if node.settings.volatile {
         // B7.
         say_note(
             json,
-            "the store is memory: locks exclude each other and tokens grow only within the life of this process, and a restart waits \
+            "the store is memory: locks exclude each other and tokens grow only within the life \
+             of this process, and a restart waits \
              for no lock; use file:PATH for anything that matters",
         );
     }
@@ -132,9 +147,12 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
         })
         .to_string()
     } else {
-        let nodes = peer_address.map(|address| format!(" (and to other nodes on {address})")).unwrap_or_default();
+        let nodes = peer_address
+            .map(|address| format!(" (and to other nodes on {address})"))
+            .unwrap_or_default();
         format!(
-            "lockservice is ready: listening on {address}{nodes}, store {}, node {name}, incarnation {incarnation}",
+            "lockservice is ready: listening on {address}{nodes}, store {}, node {name}, \
+                incarnation {incarnation}",
             node.store
         )
     };
@@ -149,7 +167,8 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
             return Err(Failure::new(
                 exit::UNAVAILABLE,
                 "stopped",
-                "told to stop twice, stopped at once: the next start waits until the promises made have run out",
+                "told to stop twice, stopped at once: the next start waits until the promises \
+                    made have run out",
             ));
         }
     };
@@ -169,12 +188,19 @@ async fn within(
     let most = Duration::from_millis(config.start_ms_max);
     tokio::time::timeout(most, start).await.unwrap_or_else(|_| {
         let why = waiting.last().unwrap_or_else(|| "it is not known why".to_owned());
-        Err(Failure::new(exit::UNAVAILABLE, "start_timeout", format!("not ready within {most:?}: {why}")))
+        Err(Failure::new(
+            exit::UNAVAILABLE,
+            "start_timeout",
+            format!("not ready within {most:?}: {why}"),
+        ))
     })
 }
 
-/// Two futures: the first signal, which stops the server in order, and a later one, which stops it at once.
-fn stop_and_again(mut signals: StopSignals) -> (impl Future<Output = ()>, impl Future<Output = ()>) {
+/// Two futures: the first signal, which stops the server in order, and a later one, which stops it
+/// at once.
+fn stop_and_again(
+    mut signals: StopSignals,
+) -> (impl Future<Output = ()>, impl Future<Output = ()>) {
     let (pass, passed) = oneshot::channel::<(StopSignals, Stopping)>();
     let first = async move {
         signals.next().await;
@@ -204,7 +230,8 @@ struct Stopping {
 impl Stopping {
     /// True if a signal that comes `now` asks for a stop at once.
     ///
-    /// One that follows closely is the same wish: `timeout` signals its child and then its group, and so do supervisors.
+    /// One that follows closely is the same wish: `timeout` signals its child and then its group,
+    /// and so do supervisors.
     fn is_meant_again(&self, now: Time) -> bool {
         now.since(self.since) >= AGAIN_AFTER
     }
@@ -264,7 +291,9 @@ mod tests {
     fn a_doubled_signal_is_one_wish_and_a_later_one_is_another() {
         let at = |ms| Time::from_origin(Duration::from_millis(ms));
         let stopping = Stopping { since: at(5_000) };
-        for (ms, again) in [(5_000, false), (5_001, false), (5_999, false), (6_000, true), (60_000, true)] {
+        for (ms, again) in
+            [(5_000, false), (5_001, false), (5_999, false), (6_000, true), (60_000, true)]
+        {
             assert_eq!(stopping.is_meant_again(at(ms)), again, "{ms}");
         }
     }

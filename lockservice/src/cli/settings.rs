@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use super::config::Config;
 
-/// Each key of [`Config`] and what it sets, in the order in which they are shown. Defaults are read from `Config` itself.
+/// Each key of [`Config`] and what it sets, in the order in which they are shown. Defaults are read
+/// from `Config` itself.
 const SETTINGS: &[(&str, &str)] = &[
     ("listen", "address to listen on"),
     ("advertise", "where clients reach this node; empty: where it listens"),
@@ -22,13 +23,25 @@ const SETTINGS: &[(&str, &str)] = &[
     ("server.connections_max", "most connections at once"),
     ("server.connections_per_address_max", "most connections of one address at once"),
     ("server.sessions_per_connection_max", "most sessions that one connection has opened"),
-    ("server.ops_per_connection_max", "most operations under way in the sessions of one connection"),
-    ("server.calls_per_connection_max", "most open calls of one connection; as many again of releases"),
-    ("server.kept_bytes_per_connection_max", "memory for its messages and what is queued or kept of them"),
+    (
+        "server.ops_per_connection_max",
+        "most operations under way in the sessions of one connection",
+    ),
+    (
+        "server.calls_per_connection_max",
+        "most open calls of one connection; as many again of releases",
+    ),
+    (
+        "server.kept_bytes_per_connection_max",
+        "memory for its messages and what is queued or kept of them",
+    ),
     ("server.sessions_per_address_max", "most sessions of one address"),
     ("server.ops_per_address_max", "most operations under way in the sessions of one address"),
     ("server.calls_per_address_max", "most open calls of one address; as many again of releases"),
-    ("server.kept_bytes_per_address_max", "memory for its messages and what is queued or kept of them"),
+    (
+        "server.kept_bytes_per_address_max",
+        "memory for its messages and what is queued or kept of them",
+    ),
     ("server.list_lines_max", "most lines in a list of locks, waits or binds"),
     ("server.grace_ms", "how long a stop waits for the sessions to close"),
     ("service.session_ttl_ms", "how long a silent client's locks are kept"),
@@ -38,7 +51,10 @@ const SETTINGS: &[(&str, &str)] = &[
     ("service.sessions_max", "most sessions at once"),
     ("service.txns_per_session_max", "most transactions of one session"),
     ("service.txns_max", "most transactions at once"),
-    ("service.ops_per_txn_max", "most operations of one transaction that are queued or kept for a replay"),
+    (
+        "service.ops_per_txn_max",
+        "most operations of one transaction that are queued or kept for a replay",
+    ),
     ("service.kept_bytes_per_session_max", "memory for those of one session"),
     ("service.kept_bytes_max", "memory for those of all sessions together"),
     ("service.table_idle_ms", "how long a table without locks is kept; 0: for ever"),
@@ -47,22 +63,39 @@ const SETTINGS: &[(&str, &str)] = &[
     ("service.engine.txn_lock_bytes_max", "memory for the locks of one transaction"),
     ("service.engine.waiters_max", "most calls that wait at once"),
     ("service.engine.victim", "who is told of a deadlock: fewest-locks or youngest"),
-    ("allocator.constants.leadership_ttl_ms", "how long a silent leader leads; the same on every node"),
-    ("allocator.constants.lease_ttl_ms", "how long a silent node keeps its tables; the same on every node"),
+    (
+        "allocator.constants.leadership_ttl_ms",
+        "how long a silent leader leads; the same on every node",
+    ),
+    (
+        "allocator.constants.lease_ttl_ms",
+        "how long a silent node keeps its tables; the same on every node",
+    ),
     ("allocator.tables_max", "most lock tables"),
-    ("allocator.table_idle_ms", "how long nobody may own a table before it is forgotten; 0: for ever"),
+    (
+        "allocator.table_idle_ms",
+        "how long nobody may own a table before it is forgotten; 0: for ever",
+    ),
     ("allocator.nodes_max", "most nodes known at one time"),
     ("allocator.queue_max", "most changes that wait for the store"),
     ("allocator.batch_max", "most changes in one write to the store"),
     ("allocator.commit_binds_max", "most binds that one commit presents"),
-    ("allocator.commits_max", "most transactions of one node that are committing, or were made unable to"),
+    (
+        "allocator.commits_max",
+        "most transactions of one node that are committing, or were made unable to",
+    ),
 ];
 
 /// Each setting with its default, and below it what it sets: narrow, so that no terminal wraps it.
 pub(crate) fn help() -> String {
     let defaults = serde_json::to_value(Config::default()).expect("settings are plain data");
-    let lines = SETTINGS.iter().map(|(key, what)| format!("  {key} = {}\n      {what}\n", default(&defaults, key)));
-    format!("Settings and their defaults (durations in milliseconds, sizes in bytes):\n{}", lines.collect::<String>())
+    let lines = SETTINGS
+        .iter()
+        .map(|(key, what)| format!("  {key} = {}\n      {what}\n", default(&defaults, key)));
+    format!(
+        "Settings and their defaults (durations in milliseconds, sizes in bytes):\n{}",
+        lines.collect::<String>()
+    )
 }
 
 fn default<'a>(defaults: &'a Value, key: &str) -> &'a Value {
@@ -79,7 +112,11 @@ mod tests {
         match value {
             Value::Object(section) => {
                 for (key, value) in section {
-                    keys(value, &if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, found);
+                    keys(
+                        value,
+                        &if path.is_empty() { key.clone() } else { format!("{path}.{key}") },
+                        found,
+                    );
                 }
             }
             _ => drop(found.insert(path.to_owned())),
@@ -91,7 +128,10 @@ mod tests {
         let mut real = BTreeSet::new();
         keys(&serde_json::to_value(Config::default()).unwrap(), "", &mut real);
         let listed: BTreeSet<String> = SETTINGS.iter().map(|(key, _)| (*key).to_owned()).collect();
-        assert_eq!(listed, real, "a setting that is new or gone: add it to SETTINGS, or remove it there");
+        assert_eq!(
+            listed, real,
+            "a setting that is new or gone: add it to SETTINGS, or remove it there"
+        );
         assert_eq!(listed.len(), SETTINGS.len());
         assert!(help().contains("server.connections_max = 10000\n"), "{}", help());
     }

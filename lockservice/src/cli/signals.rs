@@ -4,10 +4,11 @@
 //! wrapper can still die of a signal, as its caller expects, and what it starts inherits exactly
 //! what it was given itself.
 //!
-//! SIGPIPE is the exception. The standard library ignores it before `main`, and what the caller had is
-//! gone by then: `/proc` shows the library's choice, and that of the parent process says nothing (Python
-//! ignores the signal itself and not in what it starts). To look earlier takes unsafe code, which this
-//! crate forbids, or an unstable feature. So the command always has the default: it ends by SIGPIPE.
+//! SIGPIPE is the exception. The standard library ignores it before `main`, and what the caller had
+//! is gone by then: `/proc` shows the library's choice, and that of the parent process says nothing
+//! (Python ignores the signal itself and not in what it starts). To look earlier takes unsafe code,
+//! which this crate forbids, or an unstable feature. So the command always has the default: it ends
+//! by SIGPIPE.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -141,7 +142,8 @@ impl Taken {
     }
 }
 
-/// Dies of `signal`, so that the caller sees that: a shell ends its loop after Ctrl-C, make its run.
+/// Dies of `signal`, so that the caller sees that: a shell ends its loop after Ctrl-C, make its
+/// run.
 ///
 /// Comes back only if the signal does not end this process.
 pub(crate) fn die_of(signal: Signal) {

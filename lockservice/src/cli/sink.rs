@@ -77,10 +77,14 @@ struct SinkState {
 
 impl Sink {
     fn new(out: impl Write + Send + 'static) -> Self {
-        let shared =
-            Arc::new(SinkShared { state: Mutex::default(), changed: Condvar::new(), out: Mutex::new(Box::new(out)) });
+        let shared = Arc::new(SinkShared {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            out: Mutex::new(Box::new(out)),
+        });
         let writer = Arc::clone(&shared);
-        let started = std::thread::Builder::new().name("output".to_owned()).spawn(move || writer.write_on());
+        let started =
+            std::thread::Builder::new().name("output".to_owned()).spawn(move || writer.write_on());
         shared.state.lock().direct = started.is_err();
         Self(shared)
     }
@@ -111,7 +115,8 @@ impl Sink {
     /// Waits until everything is written, at most for `longest`.
     fn flush(&self, longest: Duration) {
         let mut state = self.0.state.lock();
-        let busy = |state: &mut SinkState| state.writing || !state.lines.is_empty() || state.lost > 0;
+        let busy =
+            |state: &mut SinkState| state.writing || !state.lines.is_empty() || state.lost > 0;
         // Whoever does not read by now never will.
         let _ = self.0.changed.wait_while_for(&mut state, busy, longest);
     }
@@ -154,7 +159,8 @@ impl SinkState {
         if lost == 0 {
             return None;
         }
-        let sentence = format!("{lost} lines were lost here, because nobody read this output in time");
+        let sentence =
+            format!("{lost} lines were lost here, because nobody read this output in time");
         let note = if JSON.load(Ordering::Relaxed) {
             json!({ "warning": sentence, "kind": "output_lost", "lines": lost }).to_string()
         } else {
@@ -207,7 +213,10 @@ mod tests {
         };
         assert_eq!(
             note,
-            format!("warning: {} lines were lost here, because nobody read this output in time", count - next)
+            format!(
+                "warning: {} lines were lost here, because nobody read this output in time",
+                count - next
+            )
         );
         sink.line("after\n");
         assert_eq!(lines.next().unwrap(), "after");
@@ -217,7 +226,11 @@ mod tests {
     fn a_loss_is_told_where_it_was() {
         let mut state = SinkState { lost: 2, ..SinkState::default() };
         let note = state.note().unwrap();
-        assert!(note.starts_with(b"warning: 2 lines were lost"), "{}", String::from_utf8_lossy(&note));
+        assert!(
+            note.starts_with(b"warning: 2 lines were lost"),
+            "{}",
+            String::from_utf8_lossy(&note)
+        );
         assert_eq!(state.note(), None, "once");
     }
 }

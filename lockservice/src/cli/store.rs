@@ -1,4 +1,5 @@
-//! `store check`, `migrate`, `dump` and `restore`: the command line of [`lockservice_core::maintenance`].
+//! `store check`, `migrate`, `dump` and `restore`: the command line of
+//! [`lockservice_core::maintenance`].
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
@@ -22,17 +23,24 @@ pub(crate) async fn run(command: &StoreCommand, json: bool) -> Result<u8, Failur
         StoreCommand::Check(args) => Box::pin(check(&config(args)?, json)).await,
         StoreCommand::Migrate(args) => Box::pin(migrate(&config(args)?, json)).await,
         StoreCommand::Dump(args) => Box::pin(dump(&config(args)?, json)).await,
-        StoreCommand::Restore(args) => Box::pin(restore_from(args, &config(&args.store)?, json)).await,
+        StoreCommand::Restore(args) => {
+            Box::pin(restore_from(args, &config(&args.store)?, json)).await
+        }
     }
 }
 
 /// The settings of the server whose store it is.
 fn config(args: &StoreArgs) -> Result<Config, Failure> {
-    let args = ServeArgs { store: args.store.clone(), config: args.config.clone(), ..ServeArgs::default() };
+    let args = ServeArgs {
+        store: args.store.clone(),
+        config: args.config.clone(),
+        ..ServeArgs::default()
+    };
     let (config, _) = Config::load(&args, std::env::vars_os())?;
     if store::is_volatile(&config.store) {
         return Err(Failure::usage(
-            "a store in memory ends with its process, so there is none to be opened: name another with --store",
+            "a store in memory ends with its process, so there is none to be opened: name another \
+                with --store",
         ));
     }
     Ok(config)
@@ -112,7 +120,13 @@ fn say_summary(output: &Output, json: bool, summary: &Value) -> Result<(), Failu
     Ok(())
 }
 
-fn say_problem(output: &Output, json: bool, kind: &str, record: &str, sentence: &str) -> Result<(), Failure> {
+fn say_problem(
+    output: &Output,
+    json: bool,
+    kind: &str,
+    record: &str,
+    sentence: &str,
+) -> Result<(), Failure> {
     if json {
         output.line(&json!({ "problem": kind, "record": record, "sentence": sentence }).to_string())
     } else {
@@ -129,7 +143,9 @@ async fn migrate(config: &Config, json: bool) -> Result<u8, Failure> {
     let described = store::open(&config.store).await?.describe();
     let before = before.unwrap_or(STORE_FORMAT);
     let text = match before {
-        STORE_FORMAT => format!("{described} is in format {STORE_FORMAT}, the current one: there was nothing to do"),
+        STORE_FORMAT => format!(
+            "{described} is in format {STORE_FORMAT}, the current one: there was nothing to do"
+        ),
         0 => format!("{described} was created, in format {STORE_FORMAT}"),
         before => format!("{described} was brought from format {before} to {STORE_FORMAT}"),
     };
@@ -161,7 +177,8 @@ async fn dump(config: &Config, json: bool) -> Result<u8, Failure> {
             exit::PROBLEMS,
             "problems",
             format!(
-                "the store has {fatal} problems over which this dump cannot be restored: run `lockservice store check`"
+                "the store has {fatal} problems over which this dump cannot be restored: run \
+                    `lockservice store check`"
             ),
         ));
     }
@@ -185,7 +202,11 @@ async fn restore_from(args: &RestoreArgs, config: &Config, json: bool) -> Result
     };
     let store = store::open(&config.store).await?;
     if store::is_shared(&config.store) {
-        say_note(json, "restoring; a store that servers may share is first watched, to be sure that none uses it");
+        say_note(
+            json,
+            "restoring; a store that servers may share is first watched, to be sure that none \
+                uses it",
+        );
     }
     let options = RestoreOptions {
         node: config.node()?,

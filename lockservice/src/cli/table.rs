@@ -21,7 +21,8 @@ async fn drop_table(args: &DropArgs, json: bool) -> Result<(), Failure> {
     let output = Output::new(json);
     if json {
         let (group, name) = (table.group.as_str(), table.name.as_str());
-        return output.line(&json!({ "group": group, "table": name, "state": "forgotten" }).to_string());
+        return output
+            .line(&json!({ "group": group, "table": name, "state": "forgotten" }).to_string());
     }
     output.line(&format!("forgotten: {table}"))
 }

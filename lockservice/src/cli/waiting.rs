@@ -14,16 +14,22 @@ use super::list::{blocker, hex_if_needed};
 /// How long a wait is silent.
 const SILENT: Duration = Duration::from_secs(1);
 
-/// Says on stderr what is waited for in `table`: after a second, and whenever another thing is told.
-/// The server bounds how often that is. Never returns.
+/// Says on stderr what is waited for in `table`: after a second, and whenever another thing is
+/// told. The server bounds how often that is. Never returns.
 ///
 /// # Cancel safety
 /// To be dropped when the wait is over.
-pub(crate) async fn say_whom(mut told: watch::Receiver<Option<WaitsFor>>, table: &TableRef, json: bool) -> Infallible {
+pub(crate) async fn say_whom(
+    mut told: watch::Receiver<Option<WaitsFor>>,
+    table: &TableRef,
+    json: bool,
+) -> Infallible {
     tokio::time::sleep(SILENT).await;
     loop {
         let waits_for = told.borrow_and_update().clone();
-        if let Some((sentence, object)) = waits_for.as_ref().and_then(|waits_for| described(waits_for, table)) {
+        if let Some((sentence, object)) =
+            waits_for.as_ref().and_then(|waits_for| described(waits_for, table))
+        {
             say_event("waiting for ", &sentence, json.then_some(object));
         }
         if told.changed().await.is_err() {
@@ -52,9 +58,14 @@ fn described(waits_for: &WaitsFor, table: &TableRef) -> Option<(String, Value)> 
         }
         WaitsFor::Table { last_owner: Some((_, node)) } => {
             fields.insert("last_owner".into(), node.as_str().into());
-            format!("table {table}: node {node} had it last, and may still be at work until its lease has run out")
+            format!(
+                "table {table}: node {node} had it last, and may still be at work until its lease \
+                    has run out"
+            )
         }
-        WaitsFor::Table { last_owner: None } => format!("table {table}: no node can be given it yet"),
+        WaitsFor::Table { last_owner: None } => {
+            format!("table {table}: no node can be given it yet")
+        }
         WaitsFor::Token => {
             fields.insert("token".into(), true.into());
             format!("a fencing token of {table}: the store gives no more now")

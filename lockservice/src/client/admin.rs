@@ -15,7 +15,8 @@ use crate::proto::admin_client::AdminClient as Wire;
 /// How many answers that name another owner are followed (T5).
 const HOPS_MAX: usize = 3;
 
-/// Lists of a server's locks and waits and of the cluster's binds, of bounded length: see [`Listed::is_cut`]. Every call fails with `Unavailable` if no server answers.
+/// Lists of a server's locks and waits and of the cluster's binds, of bounded length: see
+/// [`Listed::is_cut`]. Every call fails with `Unavailable` if no server answers.
 #[derive(Clone, Debug)]
 pub struct AdminClient {
     node: Node,
@@ -38,15 +39,18 @@ impl AdminClient {
     pub async fn locks(&self, table: Option<&TableRef>) -> Result<Listed<LockStatus>> {
         let (group, table) = names(table);
         let mut wire = self.wire.clone();
-        let stream = self.node.call(wire.list_locks(proto::ListLocksRequest { group, table })).await?;
+        let stream =
+            self.node.call(wire.list_locks(proto::ListLocksRequest { group, table })).await?;
         self.collect(stream, |info| (info.cut, convert::lock_status_from_proto(info))).await
     }
 
-    /// Every wait: who waits for what of whom; of one table if one is given. `since` is counted back from the answer.
+    /// Every wait: who waits for what of whom; of one table if one is given. `since` is counted
+    /// back from the answer.
     pub async fn waits(&self, table: Option<&TableRef>) -> Result<Listed<WaitStatus>> {
         let (group, table) = names(table);
         let mut wire = self.wire.clone();
-        let stream = self.node.call(wire.list_waits(proto::ListWaitsRequest { group, table })).await?;
+        let stream =
+            self.node.call(wire.list_waits(proto::ListWaitsRequest { group, table })).await?;
         let now = self.node.client.clock().now();
         self.collect(stream, |info| (info.cut, convert::wait_status_from_proto(info, now))).await
     }
@@ -62,8 +66,8 @@ impl AdminClient {
     ///
     /// # Errors
     /// Nothing is changed by any of these: `TableInUse` while something in it is locked or waits;
-    /// `TableNotFound`; `Reassigning` while its last owner may still be at work. After `Unavailable`
-    /// it is not known whether it was forgotten: ask again.
+    /// `TableNotFound`; `Reassigning` while its last owner may still be at work. After
+    /// `Unavailable` it is not known whether it was forgotten: ask again.
     ///
     /// # Cancel safety
     /// A dropped call may have the table forgotten all the same.
@@ -72,7 +76,9 @@ impl AdminClient {
         loop {
             let (group, table) = names(Some(table));
             let mut wire = Wire::new(node.channel.clone());
-            let Err(error) = node.call(wire.drop_table(proto::DropTableRequest { group, table })).await else {
+            let Err(error) =
+                node.call(wire.drop_table(proto::DropTableRequest { group, table })).await
+            else {
                 return Ok(());
             };
             let owner = error.owner().filter(|address| !address.is_empty() && hops < HOPS_MAX);
@@ -89,7 +95,8 @@ impl AdminClient {
     ) -> Result<Listed<T>> {
         let mut listed = Listed { lines: Vec::new(), cut: false };
         loop {
-            match tokio::time::timeout(self.node.client.parts.call_timeout, stream.message()).await {
+            match tokio::time::timeout(self.node.client.parts.call_timeout, stream.message()).await
+            {
                 Ok(Ok(Some(message))) => {
                     let (cut, line) = parse(message);
                     listed.cut = cut;
@@ -111,7 +118,8 @@ pub struct Listed<T> {
 }
 
 impl<T> Listed<T> {
-    /// True if there is more: the server sends a bounded number of lines. Ask for one table to see more of it.
+    /// True if there is more: the server sends a bounded number of lines. Ask for one table to see
+    /// more of it.
     pub fn is_cut(&self) -> bool {
         self.cut
     }

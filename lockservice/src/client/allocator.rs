@@ -15,14 +15,17 @@ use crate::proto::allocator_client::AllocatorClient as Wire;
 
 /// How often hints are followed before the addresses that were given are asked again (T5).
 const HOPS_MAX: usize = 3;
-/// For how long after a later leader has answered the answer of an earlier one may still arrive: far longer than any call takes.
+/// For how long after a later leader has answered the answer of an earlier one may still arrive:
+/// far longer than any call takes.
 const ON_ITS_WAY_MAX: Duration = Duration::from_secs(60);
 /// Pause before the same server is asked again who leads.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
-/// Validates commits at the leader of the cluster's allocators, which it finds by asking any server: the one at hand tells where the leader is.
+/// Validates commits at the leader of the cluster's allocators, which it finds by asking any
+/// server: the one at hand tells where the leader is.
 ///
-/// While none leads a call waits, at most for the client's call time-out. Every call fails with `Unavailable` if no server answers.
+/// While none leads a call waits, at most for the client's call time-out. Every call fails with
+/// `Unavailable` if no server answers.
 #[derive(Clone, Debug)]
 pub struct AllocatorClient {
     client: Client,
@@ -31,8 +34,9 @@ pub struct AllocatorClient {
 /// A commit may go ahead, for a while.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Admission {
-    /// The write must have landed before this reading of the client's clock: lo of what was promised, counted from before the request
-    /// was sent (C1). Look at the clock just before the write, and be sure that the write cannot take longer.
+    /// The write must have landed before this reading of the client's clock: lo of what was
+    /// promised, counted from before the request was sent (C1). Look at the clock just before the
+    /// write, and be sure that the write cannot take longer.
     pub until: Time,
     /// What was promised, raw.
     pub commit_before: Duration,
@@ -45,10 +49,11 @@ impl AllocatorClient {
         Self { client: client.clone() }
     }
 
-    /// Validates a transaction's binds and admits its commit for a limited time (C1). Repeating an attempt is harmless.
+    /// Validates a transaction's binds and admits its commit for a limited time (C1). Repeating an
+    /// attempt is harmless.
     ///
-    /// Fails with `BindChanged` or `CannotCommit` if the transaction may not commit: start it again as a new one. Fails with `Timeout` if
-    /// less than `asked.least` could be promised.
+    /// Fails with `BindChanged` or `CannotCommit` if the transaction may not commit: start it again
+    /// as a new one. Fails with `Timeout` if less than `asked.least` could be promised.
     pub async fn begin_commit(&self, request: &BeginCommit) -> Result<Admission> {
         let message = convert::begin_commit_to_proto(request);
         let (answer, sent) = self
@@ -71,7 +76,8 @@ impl AllocatorClient {
     /// Ends a commit that was admitted, whether the data was written or not. Idempotent.
     pub async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()> {
         let call = |mut wire: Wire<Channel>| {
-            let message = proto::FinishCommitRequest { txn: txn.to_string(), attempt: attempt.get() };
+            let message =
+                proto::FinishCommitRequest { txn: txn.to_string(), attempt: attempt.get() };
             async move { wire.finish_commit(message).await }
         };
         self.ask(call, |answer| answer.at.as_ref()).await.map(drop)
@@ -80,15 +86,23 @@ impl AllocatorClient {
     /// The bind of a table, if it has one. Binds nothing.
     pub async fn latest(&self, table: &TableRef) -> Result<Option<BindStatus>> {
         let call = |mut wire: Wire<Channel>| {
-            let message = proto::LatestRequest { group: table.group.to_string(), table: table.name.to_string() };
+            let message = proto::LatestRequest {
+                group: table.group.to_string(),
+                table: table.name.to_string(),
+            };
             async move { wire.latest(message).await }
         };
         let (answer, _) = self.ask(call, |answer| answer.at.as_ref()).await?;
         Ok(convert::latest_from_proto(answer)?.bind)
     }
 
-    /// Makes a call at the leader; answers also when that request was sent. Every call may be repeated.
-    async fn ask<T, F, Answer>(&self, call: F, at: fn(&T) -> Option<&proto::Progress>) -> Result<(T, Time)>
+    /// Makes a call at the leader; answers also when that request was sent. Every call may be
+    /// repeated.
+    async fn ask<T, F, Answer>(
+        &self,
+        call: F,
+        at: fn(&T) -> Option<&proto::Progress>,
+    ) -> Result<(T, Time)>
     where
         F: Fn(Wire<Channel>) -> Answer,
         Answer: Future<Output = Result<Response<T>, Status>>,
@@ -144,12 +158,13 @@ impl AllocatorClient {
         }
     }
 
-    /// Takes the epoch of an answer to a request sent at `sent` into account. Fails with `NotLeader` if an earlier leader gave it, be it a
-    /// refusal (L3).
+    /// Takes the epoch of an answer to a request sent at `sent` into account. Fails with
+    /// `NotLeader` if an earlier leader gave it, be it a refusal (L3).
     ///
-    /// An earlier leader cannot decide anything any more once a later one has answered (L1): all that can come from it is an answer that was
-    /// on its way. Long after that a lower epoch is that of a store that has forgotten the higher one, and is believed: else this client
-    /// would refuse the cluster for as long as it runs.
+    /// An earlier leader cannot decide anything any more once a later one has answered (L1): all
+    /// that can come from it is an answer that was on its way. Long after that a lower epoch is
+    /// that of a store that has forgotten the higher one, and is believed: else this client would
+    /// refuse the cluster for as long as it runs.
     fn observe(&self, epoch: Option<u64>, sent: Time) -> Result<()> {
         let Some(epoch) = epoch.map(Epoch::new) else { return Ok(()) };
         let parts = &self.client.parts;
@@ -158,7 +173,8 @@ impl AllocatorClient {
         if epoch < highest && sent < since + ON_ITS_WAY_MAX {
             return Err(Error::new(
                 ErrorKind::NotLeader,
-                "an earlier leader answered, which does not know yet that it was replaced: try again",
+                "an earlier leader answered, which does not know yet that it was replaced: try \
+                    again",
             )
             .with("epoch", epoch)
             .with("known", highest));

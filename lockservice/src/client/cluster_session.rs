@@ -1,8 +1,9 @@
 //! [`ClusterSession`]: a session at every node that its transactions were sent on to (T5).
 //!
-//! The first node is the *home*; the others are opened when a table turns out to be owned there, and kept for the next transaction. What
-//! holds for the whole session is the least of what holds at home and at each other node **in use**: one where a transaction holds
-//! something. A node that nobody uses may be lost without harm; it is opened anew when it is needed.
+//! The first node is the *home*; the others are opened when a table turns out to be owned there,
+//! and kept for the next transaction. What holds for the whole session is the least of what holds
+//! at home and at each other node **in use**: one where a transaction holds something. A node that
+//! nobody uses may be lost without harm; it is opened anew when it is needed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -26,8 +27,9 @@ const OWNERS_MAX: usize = 10_000;
 pub(super) struct ClusterSession {
     pub(super) home: Arc<Handle>,
     ttl: Option<Duration>,
-    /// The earliest guard, and the first loss, of home and the nodes in use. Each is computed while the channel is locked, so that
-    /// whoever computes last has seen everything; `used` is locked inside.
+    /// The earliest guard, and the first loss, of home and the nodes in use. Each is computed while
+    /// the channel is locked, so that whoever computes last has seen everything; `used` is locked
+    /// inside.
     pub(super) guard: watch::Sender<Time>,
     pub(super) lost: watch::Sender<Option<Error>>,
     /// A leaf.
@@ -103,15 +105,19 @@ impl ClusterSession {
         }
     }
 
-    /// Resolves when the session is lost at home or at a node in use; never for one that was closed. Cancel safe.
+    /// Resolves when the session is lost at home or at a node in use; never for one that was
+    /// closed. Cancel safe.
     pub(super) async fn lost(&self) -> Error {
         let mut lost = self.lost.subscribe();
         let why = lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
         // The sender lives in `self`.
-        why.unwrap_or_else(|| Error::new(ErrorKind::SessionLost, "the session was closed: open a new one"))
+        why.unwrap_or_else(|| {
+            Error::new(ErrorKind::SessionLost, "the session was closed: open a new one")
+        })
     }
 
-    /// A transaction holds something at a node from now on, until the answer is dropped. Nothing need be counted for the home.
+    /// A transaction holds something at a node from now on, until the answer is dropped. Nothing
+    /// need be counted for the home.
     pub(super) fn pin(self: &Arc<Self>, handle: &Arc<Handle>) -> Option<NodePin> {
         if Arc::ptr_eq(handle, &self.home) {
             return None;
@@ -153,10 +159,16 @@ impl ClusterSession {
         }
     }
 
-    /// The session at the node at `address`, which is that of incarnation `service` if that is known: opened if need be.
+    /// The session at the node at `address`, which is that of incarnation `service` if that is
+    /// known: opened if need be.
     ///
-    /// Fails as [`driver::open`] does. Cancel safe: a session that was opened for a dropped call lapses by its TTL.
-    pub(super) async fn at(self: &Arc<Self>, address: &str, service: Option<ServiceId>) -> Result<Arc<Handle>> {
+    /// Fails as [`driver::open`] does. Cancel safe: a session that was opened for a dropped call
+    /// lapses by its TTL.
+    pub(super) async fn at(
+        self: &Arc<Self>,
+        address: &str,
+        service: Option<ServiceId>,
+    ) -> Result<Arc<Handle>> {
         let home = &self.home.shared;
         if service == Some(home.info.service) || address == &*home.node.address {
             return Ok(Arc::clone(&self.home));
@@ -193,7 +205,8 @@ impl ClusterSession {
             if known.away.len() >= NODES_MAX {
                 return Err(Error::new(
                     ErrorKind::ResourceExhausted,
-                    "the session spans too many nodes: end some of its transactions, or open another session",
+                    "the session spans too many nodes: end some of its transactions, or open \
+                        another session",
                 )
                 .with("limit", NODES_MAX));
             }
@@ -201,7 +214,8 @@ impl ClusterSession {
         Ok(Arc::clone(known.away.entry(address.to_owned()).or_default()))
     }
 
-    /// No node is added any more. Ends every session on this side; answers those that the servers have not been told of.
+    /// No node is added any more. Ends every session on this side; answers those that the servers
+    /// have not been told of.
     fn shut(&self) -> Vec<Arc<Handle>> {
         let slots: Vec<Away> = {
             let mut known = self.known.lock();
@@ -220,14 +234,18 @@ impl ClusterSession {
     /// See [`Session::close`](super::Session::close).
     pub(super) async fn close(&self) -> Result<()> {
         let handles = self.shut();
-        let told = futures::future::join_all(handles.iter().map(|handle| handle.shared.give_up())).await;
+        let told =
+            futures::future::join_all(handles.iter().map(|handle| handle.shared.give_up())).await;
         told.into_iter().collect()
     }
 
     /// See [`Session::leave`](super::Session::leave).
     pub(super) async fn leave(&self, still_running: &str) -> Result<()> {
         let handles = self.shut();
-        let told = futures::future::join_all(handles.iter().map(|handle| handle.shared.leave(still_running))).await;
+        let told = futures::future::join_all(
+            handles.iter().map(|handle| handle.shared.leave(still_running)),
+        )
+        .await;
         told.into_iter().collect()
     }
 

@@ -15,13 +15,15 @@ use super::{AdminClient, AllocatorClient};
 use crate::channel::{Channels, Dial, StreamChannel, Tried, endpoint, race};
 use crate::proto::locks_client::LocksClient;
 
-/// Most bytes of an answer. Larger than what a server puts into a frame, for a deadlock's cycle can be long.
+/// Most bytes of an answer. Larger than what a server puts into a frame, for a deadlock's cycle can
+/// be long.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// The least pause before a server that is starting is asked again.
 const START_PAUSE: Duration = Duration::from_millis(50);
 
-/// Connections to the servers of one cluster. Cheap to clone; each connects again by itself when it broke.
+/// Connections to the servers of one cluster. Cheap to clone; each connects again by itself when it
+/// broke.
 #[derive(Clone, Debug)]
 pub struct Client {
     pub(super) parts: Arc<Parts>,
@@ -38,7 +40,8 @@ pub(super) struct Parts {
     channels: Channels,
     /// Where the allocator's leader was last. Locked for a copy.
     pub(super) leader: Mutex<Option<String>>,
-    /// The last leadership that answered, and when it was first heard of (L3). Locked for a comparison.
+    /// The last leadership that answered, and when it was first heard of (L3). Locked for a
+    /// comparison.
     pub(super) epoch: Mutex<(Epoch, Time)>,
     pub(super) name: String,
     pub(super) call_timeout: Duration,
@@ -93,20 +96,22 @@ impl ClientBuilder {
         self
     }
 
-    /// How long a call that waits for no lock may take: opening a session, the calls of the allocator, lists. Default 10 s.
+    /// How long a call that waits for no lock may take: opening a session, the calls of the
+    /// allocator, lists. Default 10 s.
     pub fn call_timeout(mut self, timeout: Duration) -> Self {
         self.call_timeout = timeout;
         self
     }
 
-    /// How long a session waits to be opened while the servers that answer are starting. Default: as long
-    /// as a call may take. Zero: it fails at once.
+    /// How long a session waits to be opened while the servers that answer are starting. Default:
+    /// as long as a call may take. Zero: it fails at once.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = Some(timeout);
         self
     }
 
-    /// How long the protected work needs to stop: the guard of every session ends earlier by this (P2). Default: zero.
+    /// How long the protected work needs to stop: the guard of every session ends earlier by this
+    /// (P2). Default: zero.
     pub fn stop_time(mut self, time: Duration) -> Self {
         self.stop_time = time;
         self
@@ -118,14 +123,16 @@ impl ClientBuilder {
         self
     }
 
-    /// Connects to the first server that answers of `addresses`: `HOST:PORT` or `http://HOST:PORT`, several separated by commas.
+    /// Connects to the first server that answers of `addresses`: `HOST:PORT` or `http://HOST:PORT`,
+    /// several separated by commas.
     ///
-    /// They are tried in the order given. Each is tried alone for 300 ms; if it has neither answered
-    /// nor failed by then, the next one is tried beside it. A server that answers that it cannot
-    /// serve yet is taken only if no other can. A name that stands for several addresses is tried in
-    /// the same way, at each of them.
+    /// They are tried in the order given. Each is tried alone for 300 ms; if it has neither
+    /// answered nor failed by then, the next one is tried beside it. A server that answers that it
+    /// cannot serve yet is taken only if no other can. A name that stands for several addresses is
+    /// tried in the same way, at each of them.
     ///
-    /// Fails with `InvalidArgument` for an address that is none, `Unavailable` if no server answers.
+    /// Fails with `InvalidArgument` for an address that is none, `Unavailable` if no server
+    /// answers.
     pub async fn connect(self, addresses: &str) -> Result<Client> {
         let given: Vec<String> =
             addresses.split(',').map(str::trim).filter(|a| !a.is_empty()).map(Into::into).collect();
@@ -140,15 +147,18 @@ impl ClientBuilder {
             )
             .with("address", addresses));
         }
-        let (home, channel) = first_that_answers(endpoints, self.connect_timeout).await.map_err(|why| {
-            let error =
-                Error::new(ErrorKind::Unavailable, "no server answers: is it running, and is the address right?");
-            let error = error.with("address", addresses);
-            match why {
-                Some(why) => error.with_source(why),
-                None => error,
-            }
-        })?;
+        let (home, channel) =
+            first_that_answers(endpoints, self.connect_timeout).await.map_err(|why| {
+                let error = Error::new(
+                    ErrorKind::Unavailable,
+                    "no server answers: is it running, and is the address right?",
+                );
+                let error = error.with("address", addresses);
+                match why {
+                    Some(why) => error.with_source(why),
+                    None => error,
+                }
+            })?;
         let channels = Channels::new(self.connect_timeout);
         channels.insert(&given[home], channel);
         let parts = Parts {
@@ -168,8 +178,8 @@ impl ClientBuilder {
     }
 }
 
-/// When to ask a server again that is starting, or that lost its lease and is about to serve on as a new
-/// incarnation; `None` if `error` says neither.
+/// When to ask a server again that is starting, or that lost its lease and is about to serve on as
+/// a new incarnation; `None` if `error` says neither.
 fn pause_of_a_start(error: &Error) -> Option<Duration> {
     match error.kind() {
         ErrorKind::LeaseLost => Some(error.retry_after().unwrap_or(START_PAUSE)),
@@ -179,8 +189,8 @@ fn pause_of_a_start(error: &Error) -> Option<Duration> {
     }
 }
 
-/// The number of the endpoint that answers first, and its channel. One that answers that it cannot serve
-/// yet is second best. Fails with the last reason.
+/// The number of the endpoint that answers first, and its channel. One that answers that it cannot
+/// serve yet is second best. Fails with the last reason.
 async fn first_that_answers(
     endpoints: Vec<Endpoint>,
     each: Duration,
@@ -199,7 +209,11 @@ async fn first_that_answers(
 }
 
 /// A connection says little: the kernel accepts for a process that is stopped. So a call is made.
-async fn try_one(endpoint: &Endpoint, each: Duration, alone: bool) -> Tried<Channel, tonic::transport::Error> {
+async fn try_one(
+    endpoint: &Endpoint,
+    each: Duration,
+    alone: bool,
+) -> Tried<Channel, tonic::transport::Error> {
     let channel = match endpoint.connect_with_connector(Dial::new(each)).await {
         Ok(channel) => channel,
         Err(e) => return Tried::Failed(Some(e)),
@@ -207,7 +221,9 @@ async fn try_one(endpoint: &Endpoint, each: Duration, alone: bool) -> Tried<Chan
     if alone {
         return Tried::Good(channel);
     }
-    match crate::proto::admin_client::AdminClient::new(channel.clone()).get_node(crate::proto::GetNodeRequest {}).await
+    match crate::proto::admin_client::AdminClient::new(channel.clone())
+        .get_node(crate::proto::GetNodeRequest {})
+        .await
     {
         Ok(_) => Tried::Good(channel),
         Err(status) if status.code() != Code::Unavailable => Tried::Good(channel),
@@ -218,10 +234,11 @@ async fn try_one(endpoint: &Endpoint, each: Duration, alone: bool) -> Tried<Chan
 }
 
 impl Client {
-    /// Connects to the first server that answers of `addresses`: `HOST:PORT` or `http://HOST:PORT`, several separated by commas. With the
-    /// defaults of [`ClientBuilder`].
+    /// Connects to the first server that answers of `addresses`: `HOST:PORT` or `http://HOST:PORT`,
+    /// several separated by commas. With the defaults of [`ClientBuilder`].
     ///
-    /// Fails with `InvalidArgument` for an address that is none, `Unavailable` if no server answers.
+    /// Fails with `InvalidArgument` for an address that is none, `Unavailable` if no server
+    /// answers.
     pub async fn connect(addresses: &str) -> Result<Self> {
         Self::builder().connect(addresses).await
     }
@@ -231,14 +248,15 @@ impl Client {
         ClientBuilder::default()
     }
 
-    /// Opens a session whose locks are kept for `ttl` (the server's default if `None`) when the client falls silent: at the server that
-    /// answered last, or else at the next of the addresses.
+    /// Opens a session whose locks are kept for `ttl` (the server's default if `None`) when the
+    /// client falls silent: at the server that answered last, or else at the next of the addresses.
     ///
-    /// If no server can open it yet, but one says that it is starting, all are asked again, for as long
-    /// as [`start_timeout`](ClientBuilder::start_timeout) says.
+    /// If no server can open it yet, but one says that it is starting, all are asked again, for as
+    /// long as [`start_timeout`](ClientBuilder::start_timeout) says.
     ///
-    /// Fails with `InvalidArgument` for a TTL that the server does not allow, `Unavailable` if no server answers or none has started in
-    /// time, `ShuttingDown`, `LeaseLost` or `ResourceExhausted` as the server says.
+    /// Fails with `InvalidArgument` for a TTL that the server does not allow, `Unavailable` if no
+    /// server answers or none has started in time, `ShuttingDown`, `LeaseLost` or
+    /// `ResourceExhausted` as the server says.
     ///
     /// # Cancel safety
     /// A session that was opened for a dropped call lapses by its TTL.
@@ -257,8 +275,8 @@ impl Client {
         }
     }
 
-    /// Opens a session at the first server that can. Else that one is starting is said before anything
-    /// else.
+    /// Opens a session at the first server that can. Else that one is starting is said before
+    /// anything else.
     async fn open_anywhere(&self, ttl: Option<Duration>) -> Result<Session> {
         let count = self.parts.addresses.len();
         let first = self.parts.home.load(Ordering::Relaxed);
@@ -273,8 +291,10 @@ impl Client {
                 Err(e) => e,
             };
             tried += 1;
-            let elsewhere =
-                matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::ShuttingDown | ErrorKind::LeaseLost);
+            let elsewhere = matches!(
+                error.kind(),
+                ErrorKind::Unavailable | ErrorKind::ShuttingDown | ErrorKind::LeaseLost
+            );
             if !elsewhere {
                 return Err(error);
             }
@@ -297,7 +317,8 @@ impl Client {
         AdminClient::new(self.home())
     }
 
-    /// What operators see of the server at `address`. Fails with `InvalidArgument` for an address that is none.
+    /// What operators see of the server at `address`. Fails with `InvalidArgument` for an address
+    /// that is none.
     pub fn admin_at(&self, address: &str) -> Result<AdminClient> {
         Ok(AdminClient::new(self.node(address)?))
     }
@@ -314,7 +335,11 @@ impl Client {
 
     /// The server at `address`, connected when it is first called.
     pub(super) fn node(&self, address: &str) -> Result<Node> {
-        Ok(Node { channel: self.parts.channels.to(address)?, client: self.clone(), address: address.into() })
+        Ok(Node {
+            channel: self.parts.channels.to(address)?,
+            client: self.clone(),
+            address: address.into(),
+        })
     }
 
     /// The server that answered last.
@@ -339,7 +364,8 @@ impl Node {
     /// For one session stream, which is counted until the second part of the answer is dropped.
     pub(super) fn stream_client(&self) -> Result<(LocksClient<Channel>, StreamChannel)> {
         let stream = self.client.parts.channels.for_stream(&self.address)?;
-        let wire = LocksClient::new(stream.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
+        let wire =
+            LocksClient::new(stream.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
         Ok((wire, stream))
     }
 
@@ -356,7 +382,10 @@ impl Node {
     }
 
     pub(super) fn no_answer(&self) -> Error {
-        Error::new(ErrorKind::Unavailable, "the server did not answer in time: it may be stopped or overloaded")
-            .with("address", &self.address)
+        Error::new(
+            ErrorKind::Unavailable,
+            "the server did not answer in time: it may be stopped or overloaded",
+        )
+        .with("address", &self.address)
     }
 }

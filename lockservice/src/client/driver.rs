@@ -35,8 +35,8 @@ struct Connected {
     _counted: StreamChannel,
 }
 
-/// The pauses between attempts to connect again: none before the first, then longer and longer ones.
-/// A stream that was welcomed and ends at once is an attempt that failed, too.
+/// The pauses between attempts to connect again: none before the first, then longer and longer
+/// ones. A stream that was welcomed and ends at once is an attempt that failed, too.
 #[derive(Debug, Default)]
 struct Backoff(Duration);
 
@@ -48,7 +48,8 @@ impl Backoff {
         }
     }
 
-    /// The pause before the next attempt, a little shorter than it might be: not all clients at once.
+    /// The pause before the next attempt, a little shorter than it might be: not all clients at
+    /// once.
     fn next(&mut self) -> Duration {
         let pause = self.0.mul_f64(rand::random_range(0.5..1.0));
         self.0 = (self.0 * 2).clamp(BACKOFF.0, BACKOFF.1);
@@ -83,7 +84,8 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
         message_bytes_max: usize::try_from(welcome.message_bytes_max).unwrap_or(usize::MAX),
         volatile: welcome.volatile,
     };
-    let permits = usize::try_from(welcome.ops_max).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS);
+    let permits =
+        usize::try_from(welcome.ops_max).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS);
     let shared = Arc::new(SessionShared {
         node: node.clone(),
         cluster_session: OnceLock::new(),
@@ -105,8 +107,8 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
     Ok(Arc::new(Handle { shared }))
 }
 
-/// Fails with `InvalidArgument` if the protected work needs longer to stop than the server promises:
-/// the session would be lost at once, and every other one after it.
+/// Fails with `InvalidArgument` if the protected work needs longer to stop than the server
+/// promises: the session would be lost at once, and every other one after it.
 fn leaves_time_to_work(shared: &SessionShared, connected: &Connected) -> Result<()> {
     let promise = Duration::from_millis(connected.welcome.promise.unwrap_or_default().valid_for_ms);
     let stop_time = shared.node.client.parts.stop_time;
@@ -115,7 +117,8 @@ fn leaves_time_to_work(shared: &SessionShared, connected: &Connected) -> Result<
     }
     Err(Error::new(
         ErrorKind::InvalidArgument,
-        "the work needs longer to stop than its locks are safe without a renewal: give it a shorter stop time, \
+        "the work needs longer to stop than its locks are safe without a renewal: give it a \
+         shorter stop time, \
          or the session a longer TTL and the server a longer lease",
     )
     .with("stop_time", format!("{stop_time:?}"))
@@ -135,14 +138,20 @@ async fn connect(node: &Node, outbox: &Arc<Outbox>, hello: proto::Hello) -> Resu
     let sent = node.client.clock().now();
     let (mut wire, counted) = node.stream_client()?;
     let greeted = async {
-        let mut answers = wire.session(requests).await.map_err(|status| from_status(&status))?.into_inner();
+        let mut answers =
+            wire.session(requests).await.map_err(|status| from_status(&status))?.into_inner();
         let frame = answers.message().await.map_err(|status| from_status(&status))?;
         let answer = frame.and_then(|frame| frame.ops.into_iter().next()).and_then(|op| op.answer);
         match answer {
-            Some(Answer::Welcome(welcome)) => Ok(Connected { answers, welcome, sent, _counted: counted }),
+            Some(Answer::Welcome(welcome)) => {
+                Ok(Connected { answers, welcome, sent, _counted: counted })
+            }
             Some(Answer::Error(error)) => Err(error_from_proto(error)),
-            _ => Err(Error::new(ErrorKind::Unavailable, "the server did not greet: is it a lockservice?")
-                .with("address", &node.address)),
+            _ => Err(Error::new(
+                ErrorKind::Unavailable,
+                "the server did not greet: is it a lockservice?",
+            )
+            .with("address", &node.address)),
         }
     };
     match tokio::time::timeout(node.client.parts.call_timeout, greeted).await {
@@ -181,7 +190,8 @@ async fn run(shared: Arc<SessionShared>, mut connected: Connected) {
     if closing == Closing::Dropped {
         // Nobody uses the session any more, so all of its work has stopped (P5).
         if let Err(e) = shared.give_up().await {
-            tracing::debug!(error = %e, "a session that is not used any more could not be closed: it lapses by its TTL");
+            tracing::debug!(error = %e, "a session that is not used any more could not be closed: \
+                it lapses by its TTL");
         }
     }
 }
@@ -229,7 +239,8 @@ async fn serve_stream(shared: &SessionShared, connected: Connected) -> End {
                                 }
                                 Some(proto::notice::Notice::ShuttingDown(_)) => shared.lose(Error::new(
                                     ErrorKind::ShuttingDown,
-                                    "the server is shutting down: stop the protected work, then close the session",
+                                    "the server is shutting down: stop the protected work, then \
+                                        close the session",
                                 )),
                                 // A hint: one that cannot be read is none.
                                 Some(proto::notice::Notice::Waiting(waiting)) => {
@@ -244,7 +255,8 @@ async fn serve_stream(shared: &SessionShared, connected: Connected) -> End {
                         }
                         Some(Answer::Error(error)) => Err(error_from_proto(error)),
                         Some(answer) => Ok(answer),
-                        None => Err(Error::new(ErrorKind::Internal, "the server sent an answer that this client does not know")),
+                        None => Err(Error::new(ErrorKind::Internal, "the server sent an answer \
+                            that this client does not know")),
                     };
                     match shared.outbox.answer(op.id, answer, || shared.check()) {
                         Answered::Settled => {}

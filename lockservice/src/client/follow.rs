@@ -1,11 +1,13 @@
 //! Following a table to its owner (T5).
 //!
-//! A server that does not own a table answers `NotOwner` with the owner's address. The transaction then moves there if it holds nothing:
-//! it is ended where it was and begins again, under a session that is opened there and kept. If it holds something the call fails with
-//! `SpansNodes`, and the owner is remembered, so that the next transaction which begins with that table begins there.
+//! A server that does not own a table answers `NotOwner` with the owner's address. The transaction
+//! then moves there if it holds nothing: it is ended where it was and begins again, under a session
+//! that is opened there and kept. If it holds something the call fails with `SpansNodes`, and the
+//! owner is remembered, so that the next transaction which begins with that table begins there.
 //!
-//! After three hops the leader's allocator is asked who owns the table. An owner that cannot be reached keeps its tables until its lease
-//! has run out: a call that may wait goes back to the home and asks again, until its time is up or somebody owns the table who can be reached.
+//! After three hops the leader's allocator is asked who owns the table. An owner that cannot be
+//! reached keeps its tables until its lease has run out: a call that may wait goes back to the home
+//! and asks again, until its time is up or somebody owns the table who can be reached.
 
 use std::time::Duration;
 
@@ -23,13 +25,19 @@ use super::txn::timed_out;
 const HOPS_MAX: usize = 3;
 /// How long a call without a time-out goes on looking for an owner that can be reached.
 const LOOK_MAX: Duration = Duration::from_secs(60);
-/// How long an owner is tried to be reached before the home is asked again who owns the table: it may not run any more.
+/// How long an owner is tried to be reached before the home is asked again who owns the table: it
+/// may not run any more.
 const REACH_MAX: Duration = Duration::from_secs(1);
 /// First and longest pause between two rounds.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
 /// Begins at the node that owned `table` when it was last asked for, if nothing speaks against it.
-pub(super) async fn go_to_last_owner(txn: &Txn, spec: &LockSpec, address: &str, deadline: Option<Time>) {
+pub(super) async fn go_to_last_owner(
+    txn: &Txn,
+    spec: &LockSpec,
+    address: &str,
+    deadline: Option<Time>,
+) {
     if !txn.is_free() {
         return;
     }
@@ -42,8 +50,8 @@ pub(super) async fn go_to_last_owner(txn: &Txn, spec: &LockSpec, address: &str, 
     }
 }
 
-/// When a call is given up: at its deadline, or after what such a call may take. It is never asked to
-/// wait for a lock longer than to the first of these.
+/// When a call is given up: at its deadline, or after what such a call may take. It is never asked
+/// to wait for a lock longer than to the first of these.
 fn give_up(txn: &Txn, spec: &LockSpec, deadline: Option<Time>) -> Time {
     let most = if spec.wait == WaitPolicy::Wait { LOOK_MAX } else { REACH_MAX };
     deadline.unwrap_or(txn.clock().now() + most)
@@ -61,12 +69,20 @@ pub(super) fn helps(txn: &Txn, error: &Error) -> bool {
 fn unreachable(error: &Error) -> bool {
     matches!(
         error.kind(),
-        ErrorKind::Unavailable | ErrorKind::ShuttingDown | ErrorKind::SessionLost | ErrorKind::LeaseLost
+        ErrorKind::Unavailable
+            | ErrorKind::ShuttingDown
+            | ErrorKind::SessionLost
+            | ErrorKind::LeaseLost
     )
 }
 
 /// Goes on with a lock call that failed with `error`, which [`helps`].
-pub(super) async fn lock(txn: &Txn, spec: &LockSpec, terms: LeadershipHistory<'_>, error: Error) -> Result<Grant> {
+pub(super) async fn lock(
+    txn: &Txn,
+    spec: &LockSpec,
+    terms: LeadershipHistory<'_>,
+    error: Error,
+) -> Result<Grant> {
     let cluster_session = &txn.cluster_session;
     let clock = txn.clock();
     let give_up = give_up(txn, spec, terms.deadline);
@@ -87,28 +103,39 @@ pub(super) async fn lock(txn: &Txn, spec: &LockSpec, terms: LeadershipHistory<'_
                     return Err(spans_nodes(txn, spec, address));
                 }
                 let left = give_up.remaining(clock.now());
-                match tokio::time::timeout(left.min(REACH_MAX), cluster_session.at(address, *service)).await {
+                match tokio::time::timeout(
+                    left.min(REACH_MAX),
+                    cluster_session.at(address, *service),
+                )
+                .await
+                {
                     Ok(Ok(handle)) if txn.move_to(&handle) => Ok(()),
                     Ok(Ok(_)) => return Err(spans_nodes(txn, spec, address)),
-                    Ok(Err(e)) if unreachable(&e) => Err(not_reached(ErrorKind::Unavailable, address).with_source(e)),
+                    Ok(Err(e)) if unreachable(&e) => {
+                        Err(not_reached(ErrorKind::Unavailable, address).with_source(e))
+                    }
                     Ok(Err(e)) => return Err(e),
                     Err(_) if left > REACH_MAX => Err(not_reached(ErrorKind::Unavailable, address)),
                     Err(_) => Err(not_reached(ErrorKind::Timeout, address)),
                 }
             }
             // Its node was lost while it held nothing there: the home knows who owns the table now.
-            None if error.kind() != ErrorKind::NotOwner && txn.move_to(&cluster_session.home) => Ok(()),
+            None if error.kind() != ErrorKind::NotOwner && txn.move_to(&cluster_session.home) => {
+                Ok(())
+            }
             None => Err(error.clone()),
         };
         if let Err(e) = went {
             cluster_session.set_owner(&spec.table, None);
-            let home = txn.move_to(&cluster_session.home) && cluster_session.home.shared.check().is_ok();
+            let home =
+                txn.move_to(&cluster_session.home) && cluster_session.home.shared.check().is_ok();
             if spec.wait != WaitPolicy::Wait || e.kind() == ErrorKind::Timeout || !home {
                 return Err(e);
             }
             if clock.now() + pause >= give_up {
                 return Err(timed_out(
-                    "the table's owner could not be reached within the time-out of the lock: try again",
+                    "the table's owner could not be reached within the time-out of the lock: try \
+                        again",
                 )
                 .with_source(e));
             }
@@ -134,21 +161,31 @@ fn owner(error: &Error) -> Option<(String, Option<ServiceId>)> {
 }
 
 /// Who owns `table`, if the leader knows somebody who does, and says so within `patience`.
-async fn ask_leader(txn: &Txn, table: &TableRef, patience: Duration) -> Option<(String, Option<ServiceId>)> {
+async fn ask_leader(
+    txn: &Txn,
+    table: &TableRef,
+    patience: Duration,
+) -> Option<(String, Option<ServiceId>)> {
     let allocator = txn.cluster_session.home.shared.node.client.allocator();
     let bind = tokio::time::timeout(patience, allocator.latest(table)).await.ok()?.ok()??;
-    (bind.state == BindState::Bound && !bind.address.is_empty()).then_some((bind.address, Some(bind.bind.owner)))
+    (bind.state == BindState::Bound && !bind.address.is_empty())
+        .then_some((bind.address, Some(bind.bind.owner)))
 }
 
 fn not_reached(kind: ErrorKind, address: &str) -> Error {
-    Error::new(kind, "the table's owner cannot be reached: try again, it has the table until its lease has run out")
-        .with("owner", address)
+    Error::new(
+        kind,
+        "the table's owner cannot be reached: try again, it has the table until its \
+        lease has run out",
+    )
+    .with("owner", address)
 }
 
 fn spans_nodes(txn: &Txn, spec: &LockSpec, address: &str) -> Error {
     Error::new(
         ErrorKind::SpansNodes,
-        "another node owns this table than the one where the transaction is, and a transaction lives on one node: end it, and lock \
+        "another node owns this table than the one where the transaction is, and a transaction \
+         lives on one node: end it, and lock \
          the tables of the two nodes in transactions of their own",
     )
     .with("table", &spec.table)

@@ -37,19 +37,23 @@
 //! ```
 //!
 //! # Implementation details
-//! A [`Session`] has one stream and one task that reads it. Callers put operations into an outbox; the request side of the stream
-//! takes everything that is there into one frame, without a task in between. Every operation stays in the outbox until it is
-//! answered, so that a new stream, after a connection broke, sends again whatever is unanswered, under the same sequence (T2).
+//! A [`Session`] has one stream and one task that reads it. Callers put operations into an outbox;
+//! the request side of the stream takes everything that is there into one frame, without a task in
+//! between. Every operation stays in the outbox until it is answered, so that a new stream, after a
+//! connection broke, sends again whatever is unanswered, under the same sequence (T2).
 //!
-//! The **guard** of the locks ends at lo(promise) after the send of the last acknowledged renewal, less the time that the
-//! protected work needs to stop (P2). From then on the session is lost, whatever the server may still say.
+//! The **guard** of the locks ends at lo(promise) after the send of the last acknowledged renewal,
+//! less the time that the protected work needs to stop (P2). From then on the session is lost,
+//! whatever the server may still say.
 //!
 //! # Several nodes
-//! A lock table is owned by one node, and a session belongs to one node (T5). So a [`Session`] spans nodes: the one where it was opened, and
-//! each where one of its transactions was sent because the owner of its table is there. A transaction lives on exactly one of
-//! them: it moves while it holds nothing, and fails with `SpansNodes` if it would have to hold locks at two. A lock rests on
-//! the promise of the node where it is (P1, P2): [`LockGuard::guard`] and [`LockGuard::lost`] tell of that one alone, [`Session::guard`] and
-//! [`Session::lost`] of all that are in use, so that watching the session is enough. Closing the session closes it everywhere.
+//! A lock table is owned by one node, and a session belongs to one node (T5). So a [`Session`]
+//! spans nodes: the one where it was opened, and each where one of its transactions was sent
+//! because the owner of its table is there. A transaction lives on exactly one of them: it moves
+//! while it holds nothing, and fails with `SpansNodes` if it would have to hold locks at two. A
+//! lock rests on the promise of the node where it is (P1, P2): [`LockGuard::guard`] and
+//! [`LockGuard::lost`] tell of that one alone, [`Session::guard`] and [`Session::lost`] of all that
+//! are in use, so that watching the session is enough. Closing the session closes it everywhere.
 
 mod admin;
 mod allocator;

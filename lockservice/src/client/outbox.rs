@@ -24,12 +24,14 @@ const FRAME_OPS_MAX: usize = 128;
 /// Most bytes of a frame of several operations. A renewal goes first in the next frame, so no more
 /// than this is ahead of it; an operation that is larger by itself goes alone.
 const FRAME_BYTES_MAX: usize = 4 << 10;
-/// Most operations of one transaction under way. A server keeps at least this many, and as many again for their undos.
+/// Most operations of one transaction under way. A server keeps at least this many, and as many
+/// again for their undos.
 const TXN_OPS_MAX: u32 = 64;
 /// What an operation may cost in a frame beyond its own encoding: its id, tags and lengths.
 const OP_OVERHEAD_BYTES: usize = 32;
 
-/// See the module's documentation. Its mutex is a leaf: nothing else is locked, and nobody is woken, under it.
+/// See the module's documentation. Its mutex is a leaf: nothing else is locked, and nobody is
+/// woken, under it.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     state: Mutex<OutboxState>,
@@ -77,8 +79,8 @@ pub(super) enum Answered {
     Settled,
     /// A renewal, sent at this time, was acknowledged.
     Renewed(Time, Duration),
-    /// A grant, asked for at this time, carries a promise: the server renews a session with everything
-    /// that it takes in.
+    /// A grant, asked for at this time, carries a promise: the server renews a session with
+    /// everything that it takes in.
     Promised(Time, Duration),
     /// The session cannot go on.
     Lost(Error),
@@ -106,7 +108,8 @@ impl TxnNumber {
 }
 
 impl Outbox {
-    /// Puts a lock request in. Fails with `InvalidArgument` if it is too large to send, `ResourceExhausted` if too many are under way.
+    /// Puts a lock request in. Fails with `InvalidArgument` if it is too large to send,
+    /// `ResourceExhausted` if too many are under way.
     pub(super) fn lock(
         &self,
         txn_number: &TxnNumber,
@@ -116,7 +119,8 @@ impl Outbox {
     ) -> Result<(CallId, oneshot::Receiver<Result<Granted>>)> {
         let (reply, answer) = oneshot::channel();
         let bytes = op.encoded_len() + OP_OVERHEAD_BYTES + txn_number.options.label.len();
-        // The transaction's number is chosen and its operation queued in one step: numbers must arrive in rising order.
+        // The transaction's number is chosen and its operation queued in one step: numbers must
+        // arrive in rising order.
         let mut number = txn_number.number.lock();
         let mut state = self.state.lock();
         state.check_size(bytes)?;
@@ -128,7 +132,8 @@ impl Outbox {
             state.listening.insert((call.txn, call.sequence), waits.clone());
         }
         let LeadershipHistory { deadline, snapshot, .. } = terms;
-        let waker = state.push(Pending { op: Op::Lock(op), bytes, what, deadline, snapshot, sent: None });
+        let waker =
+            state.push(Pending { op: Op::Lock(op), bytes, what, deadline, snapshot, sent: None });
         drop(state);
         wake(waker);
         Ok((call, answer))
@@ -146,10 +151,22 @@ impl Outbox {
         let mut state = self.state.lock();
         state.check_size(bytes)?;
         let txn = state.next_op(&mut number, &txn_number.options)?;
-        let what =
-            What::Release { txn: txn.number, sequence: txn.sequence, undone: 0, ends: false, reply: Some(reply) };
+        let what = What::Release {
+            txn: txn.number,
+            sequence: txn.sequence,
+            undone: 0,
+            ends: false,
+            reply: Some(reply),
+        };
         op.txn = Some(txn);
-        let waker = state.push(Pending { op: Op::Unlock(op), bytes, what, deadline: None, snapshot: None, sent: None });
+        let waker = state.push(Pending {
+            op: Op::Unlock(op),
+            bytes,
+            what,
+            deadline: None,
+            snapshot: None,
+            sent: None,
+        });
         drop(state);
         wake(waker);
         Ok(answer)
@@ -168,9 +185,16 @@ impl Outbox {
         let (reply, answer) = oneshot::channel();
         let mut state = self.state.lock();
         let txn = state.release_op(number)?;
-        let what = What::Release { txn: number, sequence: txn.sequence, undone: 0, ends: true, reply: Some(reply) };
+        let what = What::Release {
+            txn: number,
+            sequence: txn.sequence,
+            undone: 0,
+            ends: true,
+            reply: Some(reply),
+        };
         let op = Op::End(proto::EndOp { txn: Some(txn), commit_timestamp });
-        let waker = state.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: None });
+        let waker =
+            state.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: None });
         drop(state);
         wake(waker);
         Some(answer)
@@ -196,13 +220,20 @@ impl Outbox {
         let mut state = self.state.lock();
         let op = Op::Heartbeat(proto::Heartbeat::default());
         let bytes = OP_OVERHEAD_BYTES;
-        let waker =
-            state.push_first(Pending { op, bytes, what: What::Heartbeat, deadline: None, snapshot: None, sent: None });
+        let waker = state.push_first(Pending {
+            op,
+            bytes,
+            what: What::Heartbeat,
+            deadline: None,
+            snapshot: None,
+            sent: None,
+        });
         drop(state);
         wake(waker);
     }
 
-    /// Begins a new stream: the request side of the former one ends. Nothing is sent before [`open`](Self::open).
+    /// Begins a new stream: the request side of the former one ends. Nothing is sent before
+    /// [`open`](Self::open).
     pub(super) fn new_stream(&self) -> u64 {
         let mut state = self.state.lock();
         state.stream += 1;
@@ -214,7 +245,8 @@ impl Outbox {
         number
     }
 
-    /// The server welcomed the current stream: everything unanswered is sent, again and in the old order (T2).
+    /// The server welcomed the current stream: everything unanswered is sent, again and in the old
+    /// order (T2).
     pub(super) fn open(&self, frame_bytes_max: usize) {
         let mut state = self.state.lock();
         state.open = true;
@@ -274,7 +306,8 @@ impl Outbox {
         Poll::Ready(Some(proto::ClientFrame { ops }))
     }
 
-    /// Hands an answer to whoever waits for it. A grant is refused, and given back, unless `accept` allows it (P2).
+    /// Hands an answer to whoever waits for it. A grant is refused, and given back, unless `accept`
+    /// allows it (P2).
     pub(super) fn answer(
         &self,
         id: u64,
@@ -322,20 +355,24 @@ impl Outbox {
                 let mut answered = Answered::Settled;
                 let result = match answer {
                     Ok(Answer::Locked(locked)) => {
-                        let promise = Duration::from_millis(locked.promise.unwrap_or_default().valid_for_ms);
+                        let promise =
+                            Duration::from_millis(locked.promise.unwrap_or_default().valid_for_ms);
                         answered = Answered::Promised(pending.sent.unwrap_or_default(), promise);
-                        crate::convert::granted_from_proto(locked).and_then(|granted| accept().map(|()| granted))
+                        crate::convert::granted_from_proto(locked)
+                            .and_then(|granted| accept().map(|()| granted))
                     }
-                    Ok(_) => {
-                        Err(Error::new(ErrorKind::Internal, "the server answered a lock request with something else"))
-                    }
+                    Ok(_) => Err(Error::new(
+                        ErrorKind::Internal,
+                        "the server answered a lock request with something else",
+                    )),
                     Err(e) => {
                         drop(state);
                         let _ = reply.send(Err(e));
                         return Answered::Settled;
                     }
                 };
-                let waker = if result.is_err() { state.undo(CallId { txn, sequence }) } else { None };
+                let waker =
+                    if result.is_err() { state.undo(CallId { txn, sequence }) } else { None };
                 drop(state);
                 wake(waker);
                 // A caller that has gone has put an Undo in itself.
@@ -345,17 +382,21 @@ impl Outbox {
         }
     }
 
-    /// Answers the callers of large requests that were sent with `why`, and takes the requests back:
-    /// the server has no room for one of them. Everything else is sent again.
+    /// Answers the callers of large requests that were sent with `why`, and takes the requests
+    /// back: the server has no room for one of them. Everything else is sent again.
     pub(super) fn fail_large_locks(&self, why: &Error) {
         let mut state = self.state.lock();
-        let is_large = |pending: &Pending| pending.sent.is_some() && pending.bytes > FRAME_BYTES_MAX;
-        let large: Vec<u64> = state.pending.iter().filter(|(_, p)| is_large(p)).map(|(id, _)| *id).collect();
+        let is_large =
+            |pending: &Pending| pending.sent.is_some() && pending.bytes > FRAME_BYTES_MAX;
+        let large: Vec<u64> =
+            state.pending.iter().filter(|(_, p)| is_large(p)).map(|(id, _)| *id).collect();
         // Kept until the mutex is free: dropping one wakes whoever waits for its permit.
         let mut failed = Vec::with_capacity(large.len());
         let mut waker = None;
         for id in large {
-            let Some((call, what)) = state.pending.get_mut(&id).and_then(Pending::take_lock) else { continue };
+            let Some((call, what)) = state.pending.get_mut(&id).and_then(Pending::take_lock) else {
+                continue;
+            };
             // It may have been granted, and only the answer is lost.
             waker = waker.or(state.undo(call));
             failed.push(what);
@@ -373,15 +414,19 @@ impl Outbox {
     /// Answers every caller with `why`. What releases stays, to be sent if there is still a stream.
     pub(super) fn fail_locks(&self, why: &Error) {
         let mut state = self.state.lock();
-        let locks: Vec<u64> =
-            state.pending.iter().filter(|(_, p)| matches!(p.what, What::Lock { .. })).map(|(id, _)| *id).collect();
+        let locks: Vec<u64> = state
+            .pending
+            .iter()
+            .filter(|(_, p)| matches!(p.what, What::Lock { .. }))
+            .map(|(id, _)| *id)
+            .collect();
         let mut waker = None;
         // Kept until the mutex is free: dropping one wakes whoever waits for its permit.
         let mut failed = Vec::with_capacity(locks.len());
         for id in locks {
             let Some(pending) = state.pending.remove(&id) else { continue };
-            // P2: a grant on its way is given back. What was never sent leaves a hole that only the end of the session
-            // fills, and the session is ending.
+            // P2: a grant on its way is given back. What was never sent leaves a hole that only the
+            // end of the session fills, and the session is ending.
             if pending.sent.is_some()
                 && let What::Lock { txn, sequence, .. } = pending.what
             {
@@ -424,7 +469,8 @@ impl OutboxState {
         if bytes > self.frame_bytes_max {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
-                "the request is larger than the server accepts: lock fewer keys at a time, or a range that covers them",
+                "the request is larger than the server accepts: lock fewer keys at a time, or a \
+                    range that covers them",
             )
             .with("bytes", bytes)
             .with("limit", self.frame_bytes_max));
@@ -432,7 +478,8 @@ impl OutboxState {
         Ok(())
     }
 
-    /// Who wanted to know what a call waits for, which is over: to be dropped when the mutex is free.
+    /// Who wanted to know what a call waits for, which is over: to be dropped when the mutex is
+    /// free.
     fn stop_listening(&mut self, txn: u64, sequence: u64) -> Option<WaitsSender> {
         // Nearly nobody listens.
         if self.listening.is_empty() { None } else { self.listening.remove(&(txn, sequence)) }
@@ -440,7 +487,10 @@ impl OutboxState {
 
     fn next_op(&mut self, number: &mut u64, options: &TxnOptions) -> Result<proto::TxnRef> {
         if self.closed {
-            return Err(Error::new(ErrorKind::SessionLost, "the session was closed: open a new one"));
+            return Err(Error::new(
+                ErrorKind::SessionLost,
+                "the session was closed: open a new one",
+            ));
         }
         if *number == 0 {
             self.last_txn += 1;
@@ -448,7 +498,10 @@ impl OutboxState {
             self.txns.insert(*number, Sequences::default());
         }
         let Some(slot) = self.txns.get_mut(number) else {
-            return Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one"));
+            return Err(Error::new(
+                ErrorKind::TxnNotFound,
+                "the transaction has ended: start a new one",
+            ));
         };
         if slot.under_way >= TXN_OPS_MAX {
             return Err(Error::new(
@@ -458,8 +511,12 @@ impl OutboxState {
         }
         slot.under_way += 1;
         slot.last += 1;
-        let mut txn =
-            proto::TxnRef { number: *number, sequence: slot.last, acked: slot.acked, ..proto::TxnRef::default() };
+        let mut txn = proto::TxnRef {
+            number: *number,
+            sequence: slot.last,
+            acked: slot.acked,
+            ..proto::TxnRef::default()
+        };
         if slot.last == 1 {
             txn.validates = options.validates;
             txn.label.clone_from(&options.label);
@@ -467,18 +524,30 @@ impl OutboxState {
         Ok(txn)
     }
 
-    /// As [`next_op`](Self::next_op), for what must never be refused; `None` if the transaction has ended.
+    /// As [`next_op`](Self::next_op), for what must never be refused; `None` if the transaction has
+    /// ended.
     fn release_op(&mut self, number: u64) -> Option<proto::TxnRef> {
         let slot = self.txns.get_mut(&number)?;
         slot.under_way += 1;
         slot.last += 1;
-        Some(proto::TxnRef { number, sequence: slot.last, acked: slot.acked, ..proto::TxnRef::default() })
+        Some(proto::TxnRef {
+            number,
+            sequence: slot.last,
+            acked: slot.acked,
+            ..proto::TxnRef::default()
+        })
     }
 
     fn undo(&mut self, call: CallId) -> Option<Waker> {
         let txn = self.release_op(call.txn)?;
         let (number, sequence) = (call.txn, txn.sequence);
-        let what = What::Release { txn: number, sequence, undone: call.sequence, ends: false, reply: None };
+        let what = What::Release {
+            txn: number,
+            sequence,
+            undone: call.sequence,
+            ends: false,
+            reply: None,
+        };
         let op = Op::Undo(proto::UndoOp { txn: Some(txn), undone: call.sequence });
         self.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: None })
     }

@@ -72,7 +72,8 @@ impl SessionShared {
         sent + lo(promised).saturating_sub(self.node.client.parts.stop_time)
     }
 
-    /// Fails if the session is lost, or its guard is over by the clock, whoever else has noticed yet (P2).
+    /// Fails if the session is lost, or its guard is over by the clock, whoever else has noticed
+    /// yet (P2).
     pub(super) fn check(&self) -> Result<()> {
         if let Some(why) = &*self.lost.borrow() {
             return Err(why.clone());
@@ -88,8 +89,11 @@ impl SessionShared {
         let why = if why.advice() == lockservice_core::Advice::NewSession {
             why
         } else {
-            Error::new(ErrorKind::SessionLost, "the session cannot go on: stop the protected work and open a new one")
-                .with_source(why)
+            Error::new(
+                ErrorKind::SessionLost,
+                "the session cannot go on: stop the protected work and open a new one",
+            )
+            .with_source(why)
         };
         let first = self.lost.send_if_modified(|lost| {
             let first = lost.is_none();
@@ -112,8 +116,8 @@ impl SessionShared {
         self.move_deadline(self.deadline_from(sent, promised), Duration::ZERO);
     }
 
-    /// A grant carried a promise. True if the guard moves on by it, as it does only when that is worth
-    /// telling everybody who watches it.
+    /// A grant carried a promise. True if the guard moves on by it, as it does only when that is
+    /// worth telling everybody who watches it.
     pub(super) fn promised(&self, sent: Time, promised: Duration) -> bool {
         self.move_deadline(self.deadline_from(sent, promised), promised / 16)
     }
@@ -144,7 +148,8 @@ impl SessionShared {
         before
     }
 
-    /// Resolves when the session is lost, with the reason; never for one that was closed. Cancel safe.
+    /// Resolves when the session is lost, with the reason; never for one that was closed. Cancel
+    /// safe.
     pub(super) async fn lost(&self) -> Error {
         let mut lost = self.lost.subscribe();
         let why = lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
@@ -152,8 +157,8 @@ impl SessionShared {
         why.unwrap_or_else(deadline_passed)
     }
 
-    /// Resolves when `deadline` has passed; never if there is none. Timers only wake, and stand still while the machine sleeps; the clock
-    /// decides.
+    /// Resolves when `deadline` has passed; never if there is none. Timers only wake, and stand
+    /// still while the machine sleeps; the clock decides.
     pub(super) async fn past(&self, deadline: Option<Time>) {
         const NAP_MAX: Duration = Duration::from_secs(1);
         let Some(deadline) = deadline else { return std::future::pending().await };
@@ -169,13 +174,19 @@ impl SessionShared {
     /// The reason to give a caller whose answer will never come.
     pub(super) fn why_lost(&self) -> Error {
         let lost = self.lost.borrow();
-        lost.clone().unwrap_or_else(|| Error::new(ErrorKind::SessionLost, "the session was closed: open a new one"))
+        lost.clone().unwrap_or_else(|| {
+            Error::new(ErrorKind::SessionLost, "the session was closed: open a new one")
+        })
     }
 
     /// Tells the server what may still be running, after the session has ended on this side.
     pub(super) async fn leave(&self, still_running: &str) -> Result<()> {
-        let session = proto::SessionRef { session: self.info.session.get(), service: self.info.service.get() };
-        let leaving = proto::Leaving { session: Some(session), still_running: still_running.to_owned() };
+        let session = proto::SessionRef {
+            session: self.info.session.get(),
+            service: self.info.service.get(),
+        };
+        let leaving =
+            proto::Leaving { session: Some(session), still_running: still_running.to_owned() };
         let mut wire = self.node.locks_client();
         match self.node.call(wire.leave_session(leaving)).await {
             Ok(_) => Ok(()),
@@ -187,7 +198,10 @@ impl SessionShared {
 
     /// Tells the server that the session is over and its work has stopped.
     pub(super) async fn give_up(&self) -> Result<()> {
-        let reference = proto::SessionRef { session: self.info.session.get(), service: self.info.service.get() };
+        let reference = proto::SessionRef {
+            session: self.info.session.get(),
+            service: self.info.service.get(),
+        };
         let mut wire = self.node.locks_client();
         match self.node.call(wire.close_session(reference)).await {
             Ok(_) => Ok(()),
@@ -201,6 +215,7 @@ impl SessionShared {
 pub(super) fn deadline_passed() -> Error {
     Error::new(
         ErrorKind::SessionLost,
-        "the server did not renew the session in time: the locks may be given away, stop the protected work",
+        "the server did not renew the session in time: the locks may be given away, stop the \
+            protected work",
     )
 }

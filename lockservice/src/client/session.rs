@@ -15,12 +15,14 @@ use super::outbox::WaitsSender;
 use super::place::{Handle, SessionShared};
 use super::txn::{LockGuard, Txn};
 
-/// A session (P1), at the server where it was opened and at those whose tables its transactions were sent on to (T5). It is renewed in the
-/// background, over broken connections, until it is closed or lost. A cheap handle; when the last one, and the last transaction of it,
-/// is dropped, the session is given up.
+/// A session (P1), at the server where it was opened and at those whose tables its transactions
+/// were sent on to (T5). It is renewed in the background, over broken connections, until it is
+/// closed or lost. A cheap handle; when the last one, and the last transaction of it, is dropped,
+/// the session is given up.
 ///
-/// What is said of the session holds for all of its locks, wherever they are: it is lost when it is lost at its first server, or at any other
-/// where a transaction is. [`Txn`] and [`LockGuard`] say the same of the one server where their locks are, which may be longer.
+/// What is said of the session holds for all of its locks, wherever they are: it is lost when it is
+/// lost at its first server, or at any other where a transaction is. [`Txn`] and [`LockGuard`] say
+/// the same of the one server where their locks are, which may be longer.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Session {
@@ -40,12 +42,17 @@ impl Session {
 
     /// Begins a transaction. Nothing is sent before its first lock.
     pub fn txn(&self, options: TxnOptions) -> Txn {
-        Txn::new(Arc::clone(&self.cluster_session), options, Some(self.home().node.client.clock().now()))
+        Txn::new(
+            Arc::clone(&self.cluster_session),
+            options,
+            Some(self.home().node.client.clock().now()),
+        )
     }
 
-    /// Locks in a transaction of its own, which ends when the guard is dropped. Whoever reads by a snapshot that was begun before says how
-    /// old it is ([`LockSpec::snapshot_age`]): without it [`Grant::history_unknown`](lockservice_core::table::Grant::history_unknown)
-    /// takes it as old (C5).
+    /// Locks in a transaction of its own, which ends when the guard is dropped. Whoever reads by a
+    /// snapshot that was begun before says how old it is ([`LockSpec::snapshot_age`]): without it
+    /// [`Grant::history_unknown`](lockservice_core::table::Grant::history_unknown) takes it as old
+    /// (C5).
     ///
     /// # Errors
     /// Those of [`Txn::lock`].
@@ -63,7 +70,11 @@ impl Session {
     ///
     /// # Cancel safety
     /// Dropping the call takes the request back.
-    pub async fn lock_telling(&self, spec: LockSpec, waits: &watch::Sender<Option<WaitsFor>>) -> Result<LockGuard> {
+    pub async fn lock_telling(
+        &self,
+        spec: LockSpec,
+        waits: &watch::Sender<Option<WaitsFor>>,
+    ) -> Result<LockGuard> {
         self.lock_with(spec, Some(waits)).await
     }
 
@@ -73,11 +84,12 @@ impl Session {
         Ok(LockGuard::new(txn, grant))
     }
 
-    /// Resolves when the locks of the session must no longer be relied on, with the reason: stop the protected work, then
-    /// [`close`](Self::close) the session to say so.
+    /// Resolves when the locks of the session must no longer be relied on, with the reason: stop
+    /// the protected work, then [`close`](Self::close) the session to say so.
     ///
-    /// `ShuttingDown` is early notice: the guard still holds, and closing lets the server stop cleanly. `LeaseLost` and `SessionLost` come at
-    /// once when the server says so, and at the latest when the guard ends (P2). Never resolves for a session that was closed. Cancel safe.
+    /// `ShuttingDown` is early notice: the guard still holds, and closing lets the server stop
+    /// cleanly. `LeaseLost` and `SessionLost` come at once when the server says so, and at the
+    /// latest when the guard ends (P2). Never resolves for a session that was closed. Cancel safe.
     pub async fn lost(&self) -> Error {
         self.cluster_session.lost().await
     }
@@ -87,21 +99,24 @@ impl Session {
         self.cluster_session.lost.borrow().clone()
     }
 
-    /// Until when, by the client's clock, the locks of the session are safe (P2): the earliest of its guards. Moves on with the acknowledged
-    /// renewals, and back when a transaction is sent on to a server whose guard ends earlier.
+    /// Until when, by the client's clock, the locks of the session are safe (P2): the earliest of
+    /// its guards. Moves on with the acknowledged renewals, and back when a transaction is sent on
+    /// to a server whose guard ends earlier.
     pub fn deadline(&self) -> Time {
         *self.cluster_session.guard.borrow()
     }
 
-    /// The guard's deadline as it changes, for whoever supervises protected work and must not depend on this task being run.
+    /// The guard's deadline as it changes, for whoever supervises protected work and must not
+    /// depend on this task being run.
     pub fn guard(&self) -> watch::Receiver<Time> {
         self.cluster_session.guard.subscribe()
     }
 
-    /// Gives the session up, at every server: ends its transactions, releases their locks, and confirms that all protected work has
-    /// stopped (P5).
+    /// Gives the session up, at every server: ends its transactions, releases their locks, and
+    /// confirms that all protected work has stopped (P5).
     ///
-    /// Fails with `Unavailable` if some server does not answer; there the session then lapses by its TTL.
+    /// Fails with `Unavailable` if some server does not answer; there the session then lapses by
+    /// its TTL.
     ///
     /// # Cancel safety
     /// Once polled the session is over on this side.
@@ -109,10 +124,10 @@ impl Session {
         self.cluster_session.close().await
     }
 
-    /// Ends the session on this side, as [`abandon`](Self::abandon) does, and tells every server why:
-    /// `still_running` names the work that could not be stopped. Operators see it with the locks, which
-    /// stay until the session has lapsed (P5). Of a long text the beginning is told, without control
-    /// characters.
+    /// Ends the session on this side, as [`abandon`](Self::abandon) does, and tells every server
+    /// why: `still_running` names the work that could not be stopped. Operators see it with the
+    /// locks, which stay until the session has lapsed (P5). Of a long text the beginning is told,
+    /// without control characters.
     ///
     /// # Errors
     /// `Unavailable` if some server does not answer: it is over on this side all the same.
@@ -128,8 +143,9 @@ impl Session {
         self.cluster_session.leave(&text).await
     }
 
-    /// Ends the session on this side without a word to any server, for when protected work may still go on and cannot be stopped: nothing is
-    /// released, and nobody else gets the locks before the session has lapsed by its TTL (P5).
+    /// Ends the session on this side without a word to any server, for when protected work may
+    /// still go on and cannot be stopped: nothing is released, and nobody else gets the locks
+    /// before the session has lapsed by its TTL (P5).
     pub fn abandon(&self) {
         self.cluster_session.abandon();
     }
@@ -154,7 +170,8 @@ impl Session {
         self.home().info.ttl
     }
 
-    /// True if the server keeps its bindings in memory: exclusion and the order of tokens hold only within its life (B7).
+    /// True if the server keeps its bindings in memory: exclusion and the order of tokens hold only
+    /// within its life (B7).
     pub fn volatile(&self) -> bool {
         self.home().info.volatile
     }

@@ -9,7 +9,9 @@ use lockservice_core::allocator::Bind;
 use lockservice_core::clock::{Clock, Time, lo};
 use lockservice_core::service::{Granted, LockSpec, TxnOptions, WaitsFor};
 use lockservice_core::table::{Grant, WaitPolicy};
-use lockservice_core::{Error, ErrorKind, FencingToken, LockItem, NodeName, Result, TableRef, TxnId};
+use lockservice_core::{
+    Error, ErrorKind, FencingToken, LockItem, NodeName, Result, TableRef, TxnId,
+};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
@@ -20,8 +22,8 @@ use super::place::{Handle, SessionShared};
 use crate::convert::{items_to_proto, lock_spec_to_proto};
 use crate::proto;
 
-/// How long past its deadline a call listens for the server's own answer: one that time is up says who stood in the way, one that the lock
-/// was granted in time is as good as any.
+/// How long past its deadline a call listens for the server's own answer: one that time is up says
+/// who stood in the way, one that the lock was granted in time is as good as any.
 const ANSWER_GRACE: Duration = Duration::from_millis(100);
 
 /// A transaction of a session. Dropping it ends it.
@@ -32,8 +34,8 @@ const ANSWER_GRACE: Duration = Duration::from_millis(100);
 pub struct Txn {
     pub(super) cluster_session: Arc<ClusterSession>,
     options: TxnOptions,
-    /// When it was begun, by the client's clock: its snapshot is taken to be no older, unless a call says otherwise. `None` if
-    /// its snapshot may be older.
+    /// When it was begun, by the client's clock: its snapshot is taken to be no older, unless a
+    /// call says otherwise. `None` if its snapshot may be older.
     began: Option<Time>,
     /// Locked for a look or a change, together with nothing.
     placement: Mutex<Placement>,
@@ -55,7 +57,11 @@ struct Placement {
 }
 
 impl Txn {
-    pub(super) fn new(cluster_session: Arc<ClusterSession>, options: TxnOptions, began: Option<Time>) -> Self {
+    pub(super) fn new(
+        cluster_session: Arc<ClusterSession>,
+        options: TxnOptions,
+        began: Option<Time>,
+    ) -> Self {
         let placement = Placement {
             handle: Arc::clone(&cluster_session.home),
             txn_number: Arc::new(TxnNumber::new(options.clone())),
@@ -67,47 +73,61 @@ impl Txn {
         Self { cluster_session, options, began, placement: Mutex::new(placement), ended: false }
     }
 
-    /// Locks all items of `spec`, or none: at the table's owner, to which a transaction that holds nothing moves (T5).
+    /// Locks all items of `spec`, or none: at the table's owner, to which a transaction that holds
+    /// nothing moves (T5).
     ///
-    /// The time-out counts from this call, over everything that it waits for: a place among the calls that the server allows under way, a
-    /// connection, the table's owner, the locks. Only the server's own word that time is up, which says more, may take a tenth of a second
-    /// longer. While the owner cannot be reached a call that may wait goes on trying, for a minute if it has no time-out.
+    /// The time-out counts from this call, over everything that it waits for: a place among the
+    /// calls that the server allows under way, a connection, the table's owner, the locks. Only the
+    /// server's own word that time is up, which says more, may take a tenth of a second longer.
+    /// While the owner cannot be reached a call that may wait goes on trying, for a minute if it
+    /// has no time-out.
     ///
-    /// [`Grant::history_unknown`] counts on a snapshot that was not begun before this transaction. One that was must be told by
-    /// [`LockSpec::snapshot_age`] (C5).
+    /// [`Grant::history_unknown`] counts on a snapshot that was not begun before this transaction.
+    /// One that was must be told by [`LockSpec::snapshot_age`] (C5).
     ///
     /// # Errors
-    /// `Conflict`, `Timeout`: not to be had now. `Deadlock`, `BindChanged`, `TxnNotFound`: end this transaction and start anew.
-    /// `SpansNodes`: the transaction holds locks at another node than the table's owner; end it, and lock the tables of the two nodes in
-    /// transactions of their own. `SessionLost`, `LeaseLost`, `ShuttingDown`: stop the protected work. `Reassigning`: the table's last
-    /// owner may still be at work; try again after the time given. `InvalidArgument`, `ResourceExhausted`: ask for something else, or less.
+    /// `Conflict`, `Timeout`: not to be had now. `Deadlock`, `BindChanged`, `TxnNotFound`: end this
+    /// transaction and start anew. `SpansNodes`: the transaction holds locks at another node than
+    /// the table's owner; end it, and lock the tables of the two nodes in transactions of their
+    /// own. `SessionLost`, `LeaseLost`, `ShuttingDown`: stop the protected work. `Reassigning`: the
+    /// table's last owner may still be at work; try again after the time given. `InvalidArgument`,
+    /// `ResourceExhausted`: ask for something else, or less.
     ///
     /// # Cancel safety
-    /// Dropping the call takes the request back: nothing that it asked for may be relied on, whether it was granted in that moment
-    /// or not, and everything that it added is released. What the transaction held before stays.
+    /// Dropping the call takes the request back: nothing that it asked for may be relied on,
+    /// whether it was granted in that moment or not, and everything that it added is released. What
+    /// the transaction held before stays.
     pub async fn lock(&self, spec: LockSpec) -> Result<Grant> {
         self.lock_with(spec, None).await
     }
 
-    /// As [`lock`](Self::lock), and puts into `waits` what the call waits for, as the server tells: when
-    /// it begins to wait, and when it waits for another holder than before. A call that is decided at
-    /// once puts nothing in.
+    /// As [`lock`](Self::lock), and puts into `waits` what the call waits for, as the server tells:
+    /// when it begins to wait, and when it waits for another holder than before. A call that is
+    /// decided at once puts nothing in.
     ///
-    /// This is a hint, to tell people: it may be out of date when it arrives. There is one place for
-    /// it: a reader that is slow misses what was replaced meanwhile, and holds up nothing. It stays there
-    /// when the call is over. See the module for an example.
+    /// This is a hint, to tell people: it may be out of date when it arrives. There is one place
+    /// for it: a reader that is slow misses what was replaced meanwhile, and holds up nothing. It
+    /// stays there when the call is over. See the module for an example.
     ///
     /// # Errors
     /// Those of [`lock`](Self::lock).
     ///
     /// # Cancel safety
     /// As for [`lock`](Self::lock).
-    pub async fn lock_telling(&self, spec: LockSpec, waits: &watch::Sender<Option<WaitsFor>>) -> Result<Grant> {
+    pub async fn lock_telling(
+        &self,
+        spec: LockSpec,
+        waits: &watch::Sender<Option<WaitsFor>>,
+    ) -> Result<Grant> {
         self.lock_with(spec, Some(waits)).await
     }
 
     /// Locks, and tells what is waited for if somebody wants to know.
-    pub(super) async fn lock_with(&self, spec: LockSpec, waits: Option<&WaitsSender>) -> Result<Grant> {
+    pub(super) async fn lock_with(
+        &self,
+        spec: LockSpec,
+        waits: Option<&WaitsSender>,
+    ) -> Result<Grant> {
         let deadline = spec.timeout.map(|timeout| self.clock().now() + timeout);
         let snapshot = spec.snapshot_age.map(|age| self.clock().now() - age).or(self.began);
         let terms = LeadershipHistory { deadline, snapshot, waits };
@@ -116,13 +136,19 @@ impl Txn {
             Box::pin(follow::go_to_last_owner(self, &spec, &address, deadline)).await;
         }
         match self.try_lock(&spec, terms).await {
-            Err(e) if follow::helps(self, &e) => Box::pin(follow::lock(self, &spec, terms, e)).await,
+            Err(e) if follow::helps(self, &e) => {
+                Box::pin(follow::lock(self, &spec, terms, e)).await
+            }
             outcome => outcome,
         }
     }
 
     /// Locks where the transaction is.
-    pub(super) async fn try_lock(&self, spec: &LockSpec, terms: LeadershipHistory<'_>) -> Result<Grant> {
+    pub(super) async fn try_lock(
+        &self,
+        spec: &LockSpec,
+        terms: LeadershipHistory<'_>,
+    ) -> Result<Grant> {
         let LeadershipHistory { deadline, snapshot, .. } = terms;
         let turn = Turn::begin(self);
         let shared = &turn.handle.shared;
@@ -138,19 +164,21 @@ impl Txn {
         let permit = permit(shared, spec.wait, deadline).await?;
         // It may have been waited for.
         shared.check()?;
-        let (call, answer) = shared.outbox.lock(&turn.txn_number, lock_spec_to_proto(spec), terms, permit)?;
+        let (call, answer) =
+            shared.outbox.lock(&turn.txn_number, lock_spec_to_proto(spec), terms, permit)?;
         let mut call = Call { shared, call: Some(call), answer };
         let result = tokio::select! {
             biased;
             answer = &mut call.answer => answer.unwrap_or_else(|_| Err(shared.why_lost())),
             // `call` is still armed: the request is taken back, wherever it is.
             () = shared.past(deadline.map(|deadline| deadline + ANSWER_GRACE)) => {
-                return Err(timed_out("the server did not answer within the time-out of the lock: try again, or allow more time"));
+                return Err(timed_out("the server did not answer within the time-out of the lock: \
+                    try again, or allow more time"));
             }
         };
         if result.is_ok() {
-            // P2: decided by the clock at this moment, for the answer may have lain here for long. Fails with `call` still armed, so
-            // that the grant is given back.
+            // P2: decided by the clock at this moment, for the answer may have lain here for long.
+            // Fails with `call` still armed, so that the grant is given back.
             shared.check()?;
         }
         call.settle();
@@ -158,12 +186,14 @@ impl Txn {
         turn.granted(granted.txn);
         if let (Some(known), Some(snapshot)) = (granted.history_known, snapshot) {
             // C5: the server cannot know how long the request was on its way to it.
-            granted.grant.history_unknown |= shared.node.client.clock().now().since(snapshot) >= lo(known);
+            granted.grant.history_unknown |=
+                shared.node.client.clock().now().since(snapshot) >= lo(known);
         }
         Ok(granted.grant)
     }
 
-    /// Moves to the node of `handle`, unless something is or may yet be held where it is. True if it is there then.
+    /// Moves to the node of `handle`, unless something is or may yet be held where it is. True if
+    /// it is there then.
     pub(super) fn move_to(&self, handle: &Arc<Handle>) -> bool {
         let next = Placement {
             handle: Arc::clone(handle),
@@ -208,8 +238,8 @@ impl Txn {
         !placement.holds && placement.under_way == 0
     }
 
-    /// Releases chosen items, exactly as they were locked; those not held are ignored. `commit_ts` is the timestamp at which what they
-    /// protect was committed, if it was (C5).
+    /// Releases chosen items, exactly as they were locked; those not held are ignored. `commit_ts`
+    /// is the timestamp at which what they protect was committed, if it was (C5).
     ///
     /// # Cancel safety
     /// The release is sent when this is called; waiting for the answer is optional.
@@ -230,19 +260,24 @@ impl Txn {
         }
     }
 
-    /// Ends the transaction and releases everything it holds; `commit_ts` is its commit's timestamp, if it committed (C5).
+    /// Ends the transaction and releases everything it holds; `commit_ts` is its commit's
+    /// timestamp, if it committed (C5).
     ///
-    /// The release is sent when this is called; waiting for the answer is optional, but for the last release of a program: what is not sent
-    /// when the runtime ends is not sent at all.
+    /// The release is sent when this is called; waiting for the answer is optional, but for the
+    /// last release of a program: what is not sent when the runtime ends is not sent at all.
     ///
     /// # Errors
-    /// `SessionLost`, `LeaseLost` if the session was lost before the end was acknowledged: what the transaction held may have been
-    /// given to others before it ended.
+    /// `SessionLost`, `LeaseLost` if the session was lost before the end was acknowledged: what the
+    /// transaction held may have been given to others before it ended.
     pub fn end(mut self, commit_ts: Option<u64>) -> Ended {
         self.ended = true;
         let (handle, txn_number) = self.place();
         let holds = self.placement.lock().holds;
-        let lost = handle.shared.check().err().filter(|why| holds && why.kind() != ErrorKind::ShuttingDown);
+        let lost = handle
+            .shared
+            .check()
+            .err()
+            .filter(|why| holds && why.kind() != ErrorKind::ShuttingDown);
         match (handle.shared.outbox.end(&txn_number, commit_ts), lost) {
             // It was sent all the same: nobody need wait for the session to lapse.
             (_, Some(why)) => Ended(EndedState::Ready(Some(Err(why)))),
@@ -262,7 +297,8 @@ impl Txn {
         self.placement.lock().handle.shared.info.node.clone()
     }
 
-    /// As [`Session::lost`](super::Session::lost), of the node where the transaction is. Cancel safe.
+    /// As [`Session::lost`](super::Session::lost), of the node where the transaction is. Cancel
+    /// safe.
     pub async fn lost(&self) -> Error {
         let handle = self.handle();
         handle.shared.lost().await
@@ -295,7 +331,11 @@ impl Drop for Txn {
 }
 
 /// A place among the calls that the server allows under way.
-async fn permit(shared: &SessionShared, wait: WaitPolicy, deadline: Option<Time>) -> Result<OwnedSemaphorePermit> {
+async fn permit(
+    shared: &SessionShared,
+    wait: WaitPolicy,
+    deadline: Option<Time>,
+) -> Result<OwnedSemaphorePermit> {
     const FULL: &str = "as many calls are under way in this session as the server allows";
     if let Ok(permit) = Arc::clone(&shared.locks).try_acquire_owned() {
         return Ok(permit);
@@ -313,7 +353,8 @@ async fn permit(shared: &SessionShared, wait: WaitPolicy, deadline: Option<Time>
         // Nobody may come back to give one up.
         _ = lost.wait_for(Option::is_some) => Err(shared.why_lost()),
         () = shared.past(deadline) => {
-            Err(timed_out(&format!("{FULL}, and none ended within the time-out: try again, or allow more time")))
+            Err(timed_out(&format!("{FULL}, and none ended within the time-out: try again, or \
+                allow more time")))
         }
     }
 }
@@ -333,7 +374,11 @@ impl<'a> Turn<'a> {
     fn begin(txn: &'a Txn) -> Self {
         let mut placement = txn.placement.lock();
         placement.under_way += 1;
-        Self { txn, handle: Arc::clone(&placement.handle), txn_number: Arc::clone(&placement.txn_number) }
+        Self {
+            txn,
+            handle: Arc::clone(&placement.handle),
+            txn_number: Arc::clone(&placement.txn_number),
+        }
     }
 
     fn granted(&self, id: TxnId) {
@@ -342,7 +387,8 @@ impl<'a> Turn<'a> {
             placement.id = Some(id);
             !std::mem::replace(&mut placement.holds, true)
         };
-        // Before the caller knows of the grant: from then on the session's guard is at most that of this node.
+        // Before the caller knows of the grant: from then on the session's guard is at most that of
+        // this node.
         if first && let Some(pin) = self.txn.cluster_session.pin(&self.handle) {
             self.txn.placement.lock().pin = Some(pin);
         }
@@ -451,7 +497,8 @@ impl LockGuard {
         self.txn.lost_now()
     }
 
-    /// Until when, by the client's clock, the locks are safe (P2): the guard of the node where they are.
+    /// Until when, by the client's clock, the locks are safe (P2): the guard of the node where they
+    /// are.
     pub fn deadline(&self) -> Time {
         self.txn.deadline()
     }
@@ -461,13 +508,15 @@ impl LockGuard {
         self.txn.guard()
     }
 
-    /// Releases the locks. Sent at once; waiting for the answer is optional, see [`release`](Self::release).
+    /// Releases the locks. Sent at once; waiting for the answer is optional, see
+    /// [`release`](Self::release).
     pub fn unlock(self) -> Ended {
         self.txn.end(None)
     }
 
-    /// Releases the locks, and waits until the server has acknowledged it. The last release of a program is to be this one: what is not
-    /// sent when its runtime ends keeps others waiting until the session has lapsed.
+    /// Releases the locks, and waits until the server has acknowledged it. The last release of a
+    /// program is to be this one: what is not sent when its runtime ends keeps others waiting until
+    /// the session has lapsed.
     ///
     /// # Errors
     /// Those of [`Txn::end`].

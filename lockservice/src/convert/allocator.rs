@@ -1,12 +1,14 @@
 //! What nodes and the allocator tell each other.
 //!
-//! Promises are rounded down and waits up to whole milliseconds, so that neither side relies on more than was meant.
+//! Promises are rounded down and waits up to whole milliseconds, so that neither side relies on
+//! more than was meant.
 
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow, Incarnation, Latest,
-    LeaseAck, Progress, Registration, Report, ReservedTokens, ServiceStatus, TokenBlock,
+    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
+    Incarnation, Latest, LeaseAck, Progress, Registration, Report, ReservedTokens, ServiceStatus,
+    TokenBlock,
 };
 use lockservice_core::store::{ClusterConstants, Proof, ServiceState};
 use lockservice_core::{
@@ -14,20 +16,30 @@ use lockservice_core::{
 };
 
 use super::{
-    bind_from_proto, bind_status_from_proto, bind_status_to_proto, bind_to_proto, error_from_proto, error_to_proto,
-    millis_down, millis_up, presented_from_proto, txn_from_proto,
+    bind_from_proto, bind_status_from_proto, bind_status_to_proto, bind_to_proto, error_from_proto,
+    error_to_proto, millis_down, millis_up, presented_from_proto, txn_from_proto,
 };
 use crate::proto;
 
 /// How far an allocator has come as a message.
 pub fn progress_to_proto(at: Progress) -> proto::Progress {
-    proto::Progress { epoch: at.epoch.get(), write: at.write, high_water: at.high_water, leader: at.leader.get() }
+    proto::Progress {
+        epoch: at.epoch.get(),
+        write: at.write,
+        high_water: at.high_water,
+        leader: at.leader.get(),
+    }
 }
 
 /// How far an allocator had come, as a message tells; nowhere if it does not.
 pub fn progress_from_proto(at: Option<proto::Progress>) -> Progress {
     let at = at.unwrap_or_default();
-    Progress { epoch: Epoch::new(at.epoch), write: at.write, high_water: at.high_water, leader: Nonce::new(at.leader) }
+    Progress {
+        epoch: Epoch::new(at.epoch),
+        write: at.write,
+        high_water: at.high_water,
+        leader: Nonce::new(at.leader),
+    }
 }
 
 /// A report as a message.
@@ -38,7 +50,10 @@ pub fn report_to_proto(report: &Report) -> proto::ReportRequest {
 
 /// The report that a message tells of.
 pub fn report_from_proto(report: proto::ReportRequest) -> Report {
-    Report { observed: progress_from_proto(report.observed), proof: Proof::from_bytes(&report.proof) }
+    Report {
+        observed: progress_from_proto(report.observed),
+        proof: Proof::from_bytes(&report.proof),
+    }
 }
 
 /// That something was done as a message.
@@ -52,7 +67,9 @@ pub fn incarnation_to_proto(service: ServiceId, nonce: Nonce) -> proto::Incarnat
 }
 
 /// The incarnation and the nonce that a message tells of.
-pub fn incarnation_from_proto(incarnation: Option<proto::IncarnationRef>) -> Result<(ServiceId, Nonce)> {
+pub fn incarnation_from_proto(
+    incarnation: Option<proto::IncarnationRef>,
+) -> Result<(ServiceId, Nonce)> {
     let incarnation = incarnation.ok_or_else(|| invalid("the request names no incarnation"))?;
     Ok((ServiceId::new(incarnation.service), Nonce::new(incarnation.nonce)))
 }
@@ -73,7 +90,10 @@ pub fn registration_from_proto(request: proto::RegisterRequest) -> Result<Regist
         node: NodeName::new(&request.node)?,
         nonce: Nonce::new(request.nonce),
         address: request.address,
-        replaces: request.replaces.map(|replaced| incarnation_from_proto(Some(replaced))).transpose()?,
+        replaces: request
+            .replaces
+            .map(|replaced| incarnation_from_proto(Some(replaced)))
+            .transpose()?,
     })
 }
 
@@ -103,7 +123,10 @@ pub fn started_from_proto(started: proto::RegisterResponse) -> Incarnation {
 
 /// A renewed lease as a message.
 pub fn lease_to_proto(ack: &LeaseAck) -> proto::KeepaliveResponse {
-    proto::KeepaliveResponse { at: Some(progress_to_proto(ack.at)), lease_ttl_ms: millis_down(ack.lease_ttl) }
+    proto::KeepaliveResponse {
+        at: Some(progress_to_proto(ack.at)),
+        lease_ttl_ms: millis_down(ack.lease_ttl),
+    }
 }
 
 /// The renewed lease that a message tells of.
@@ -125,7 +148,9 @@ pub fn bound_to_proto(bound: &BoundTable) -> proto::BindResponse {
 /// Whom a table is bound to, as a message tells.
 pub fn bound_from_proto(bound: proto::BindResponse) -> Result<BoundTable> {
     Ok(BoundTable {
-        bind: bind_from_proto(bound.bind.ok_or_else(|| invalid("an answer about a bind comes without it"))?)?,
+        bind: bind_from_proto(
+            bound.bind.ok_or_else(|| invalid("an answer about a bind comes without it"))?,
+        )?,
         node: NodeName::new(&bound.node)?,
         address: bound.address,
         at: progress_from_proto(bound.at),
@@ -156,7 +181,8 @@ pub fn reserved_to_proto(reserved: &ReservedTokens) -> proto::ReserveTokensRespo
 
 /// The further block of tokens that a message tells of.
 pub fn reserved_from_proto(reserved: proto::ReserveTokensResponse) -> Result<ReservedTokens> {
-    let tokens = reserved.tokens.ok_or_else(|| invalid("an answer about tokens comes without them"))?;
+    let tokens =
+        reserved.tokens.ok_or_else(|| invalid("an answer about tokens comes without them"))?;
     Ok(ReservedTokens { tokens: tokens_from_proto(tokens)?, at: progress_from_proto(reserved.at) })
 }
 
@@ -174,7 +200,8 @@ pub fn latest_from_proto(latest: proto::LatestResponse) -> Result<Latest> {
     Ok(Latest { bind, at: progress_from_proto(latest.at) })
 }
 
-/// A request to validate a commit as a message. The time asked for is never shorter at its least, nor longer at its most.
+/// A request to validate a commit as a message. The time asked for is never shorter at its least,
+/// nor longer at its most.
 pub fn begin_commit_to_proto(request: &BeginCommit) -> proto::BeginCommitRequest {
     let binds = request.binds.iter().map(|bind| proto::Bind {
         group: bind.table.group.to_string(),
@@ -268,12 +295,20 @@ pub fn status_to_proto(
     lines: usize,
 ) -> impl Iterator<Item = proto::StatusPart> + Send + 'static {
     let AllocatorStatus { at, services, binds } = status;
-    let part = move || proto::StatusPart { at: Some(progress_to_proto(at)), ..proto::StatusPart::default() };
+    let part = move || proto::StatusPart {
+        at: Some(progress_to_proto(at)),
+        ..proto::StatusPart::default()
+    };
     let (mut services, mut binds) = (services.into_iter(), binds.into_iter());
     let mut first = true;
     std::iter::from_fn(move || {
-        let nodes: Vec<_> = services.by_ref().take(lines).map(|service| node_to_proto(&service)).collect();
-        let binds: Vec<_> = binds.by_ref().take(lines - nodes.len()).map(|bind| bind_status_to_proto(&bind)).collect();
+        let nodes: Vec<_> =
+            services.by_ref().take(lines).map(|service| node_to_proto(&service)).collect();
+        let binds: Vec<_> = binds
+            .by_ref()
+            .take(lines - nodes.len())
+            .map(|bind| bind_status_to_proto(&bind))
+            .collect();
         let empty = nodes.is_empty() && binds.is_empty();
         (std::mem::take(&mut first) || !empty).then(|| proto::StatusPart { nodes, binds, ..part() })
     })
@@ -310,7 +345,10 @@ fn node_from_proto(node: &proto::NodeStatus) -> Result<ServiceStatus> {
         "live" => ServiceState::Live,
         "fenced" => ServiceState::Fenced,
         "resigned" => ServiceState::Resigned,
-        other => return Err(invalid("a node is in a state that this version does not know").with("state", other)),
+        other => {
+            return Err(invalid("a node is in a state that this version does not know")
+                .with("state", other));
+        }
     };
     Ok(ServiceStatus {
         id: ServiceId::new(node.service),
@@ -344,11 +382,23 @@ mod tests {
     #[test]
     fn what_nodes_and_the_allocator_say_crosses_the_wire() {
         let node = NodeName::new("n").expect("a name");
-        let at = Progress { epoch: Epoch::new(3), write: 99, high_water: 12_345, leader: Nonce::new(77) };
+        let at = Progress {
+            epoch: Epoch::new(3),
+            write: 99,
+            high_water: 12_345,
+            leader: Nonce::new(77),
+        };
         for replaces in [None, Some((ServiceId::new(1 << 32 | 4), Nonce::new(5)))] {
-            let register =
-                Registration { node: node.clone(), nonce: Nonce::new(7), address: "a:1".to_owned(), replaces };
-            assert_eq!(registration_from_proto(registration_to_proto(&register)).expect("own message"), register);
+            let register = Registration {
+                node: node.clone(),
+                nonce: Nonce::new(7),
+                address: "a:1".to_owned(),
+                replaces,
+            };
+            assert_eq!(
+                registration_from_proto(registration_to_proto(&register)).expect("own message"),
+                register
+            );
         }
         let report = Report::new(at, &lockservice_core::store::Cluster::random());
         assert_eq!(report_from_proto(report_to_proto(&report)), report);
@@ -361,24 +411,47 @@ mod tests {
         assert_eq!(started_from_proto(started_to_proto(&started)), started);
         let ack = LeaseAck { at, lease_ttl: Duration::from_millis(4_321) };
         assert_eq!(lease_from_proto(lease_to_proto(&ack)), ack);
-        for tokens in [None, Some(TokenBlock { next: FencingToken::new(5), end: FencingToken::new(9) })] {
-            let bound = BoundTable { bind: bind(1), node: node.clone(), address: "b:2".to_owned(), at, tokens };
+        for tokens in
+            [None, Some(TokenBlock { next: FencingToken::new(5), end: FencingToken::new(9) })]
+        {
+            let bound = BoundTable {
+                bind: bind(1),
+                node: node.clone(),
+                address: "b:2".to_owned(),
+                at,
+                tokens,
+            };
             assert_eq!(bound_from_proto(bound_to_proto(&bound)).expect("own message"), bound);
         }
         assert!(tokens_from_proto(proto::TokenBlock { next: 2, end: 1 }).is_err());
         let tokens = TokenBlock { next: FencingToken::new(5), end: FencingToken::new(9) };
         let reserved = ReservedTokens { tokens, at };
-        assert_eq!(reserved_from_proto(reserved_to_proto(&reserved)).expect("own message"), reserved);
+        assert_eq!(
+            reserved_from_proto(reserved_to_proto(&reserved)).expect("own message"),
+            reserved
+        );
         let state = BindState::Bound;
-        for found in [None, Some(BindStatus { bind: bind(1), node: node.clone(), address: "b:2".to_owned(), state })] {
+        for found in [
+            None,
+            Some(BindStatus {
+                bind: bind(1),
+                node: node.clone(),
+                address: "b:2".to_owned(),
+                state,
+            }),
+        ] {
             let latest = Latest { bind: found, at };
             assert_eq!(latest_from_proto(latest_to_proto(&latest)).expect("own message"), latest);
         }
         assert_eq!(progress_from_proto(acknowledged_to_proto(at).at), at);
         let txn = TxnId::new(ServiceId::new(1 << 32 | 1), 5, true);
         let why = Error::new(ErrorKind::UnknownOutcome, "who knows").with("txn", txn);
-        let answer =
-            CannotCommit { at, tombstoned: vec![txn], committing: vec![txn, txn], failed: vec![(txn, why.clone())] };
+        let answer = CannotCommit {
+            at,
+            tombstoned: vec![txn],
+            committing: vec![txn, txn],
+            failed: vec![(txn, why.clone())],
+        };
         let back = cannot_commit_from_proto(cannot_commit_to_proto(&answer)).expect("own message");
         assert_eq!((back.at, back.tombstoned, back.committing), (at, vec![txn], vec![txn, txn]));
         let (failed, error) = &back.failed[0];
@@ -391,7 +464,10 @@ mod tests {
             attempt: CommitAttempt::new(6),
             asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_millis(2) },
         };
-        assert_eq!(begin_commit_from_proto(begin_commit_to_proto(&request)).expect("own message"), request);
+        assert_eq!(
+            begin_commit_from_proto(begin_commit_to_proto(&request)).expect("own message"),
+            request
+        );
     }
 
     #[test]
@@ -400,7 +476,8 @@ mod tests {
             id: ServiceId::new(n),
             node: NodeName::new(format!("n{n}")).expect("a name"),
             address: "a:1".to_owned(),
-            state: [ServiceState::Live, ServiceState::Fenced, ServiceState::Resigned][n as usize % 3],
+            state: [ServiceState::Live, ServiceState::Fenced, ServiceState::Resigned]
+                [n as usize % 3],
         };
         let status_of = |n| BindStatus {
             bind: bind(n),
@@ -410,7 +487,12 @@ mod tests {
         };
         for (nodes, binds, parts) in [(0, 0, 1), (3, 0, 1), (2, 9, 3), (4, 5, 3)] {
             let status = AllocatorStatus {
-                at: Progress { epoch: Epoch::new(1), write: 2, high_water: 3, leader: Nonce::new(4) },
+                at: Progress {
+                    epoch: Epoch::new(1),
+                    write: 2,
+                    high_water: 3,
+                    leader: Nonce::new(4),
+                },
                 services: (0..nodes).map(service).collect(),
                 binds: (0..binds).map(status_of).collect(),
             };

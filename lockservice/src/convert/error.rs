@@ -1,21 +1,27 @@
-//! Errors: a message of their own in the session stream, a gRPC status with that message among its details elsewhere.
+//! Errors: a message of their own in the session stream, a gRPC status with that message among its
+//! details elsewhere.
 
 use std::time::Duration;
 
 use lockservice_core::{
-    Advice, Blocker, DeadlockEdge, Detail, Epoch, Error, ErrorKind, NodeName, Result, ServiceId, TableRef,
+    Advice, Blocker, DeadlockEdge, Detail, Epoch, Error, ErrorKind, NodeName, Result, ServiceId,
+    TableRef,
 };
 use prost::Message as _;
 use tonic::{Code, Status};
 
 use super::status::item_to_proto;
-use super::{item_from_range, item_from_row, millis_up, mode_from_proto, mode_to_proto, txn_from_proto};
+use super::{
+    item_from_range, item_from_row, millis_up, mode_from_proto, mode_to_proto, txn_from_proto,
+};
 use crate::proto;
 
-/// Most bytes of an error among a status' details. They travel in a header, as base64, beside the status' message, which they contain
-/// once more; and peers refuse headers of more than 8 KiB in all.
+/// Most bytes of an error among a status' details. They travel in a header, as base64, beside the
+/// status' message, which they contain once more; and peers refuse headers of more than 8 KiB in
+/// all.
 const DETAILS_BYTES_MAX: usize = 3_500;
-/// Most bytes of a status' message; the details hold the whole sentence. A byte may take three in the header.
+/// Most bytes of a status' message; the details hold the whole sentence. A byte may take three in
+/// the header.
 const MESSAGE_BYTES_MAX: usize = 500;
 
 /// `google.rpc.Status`: what gRPC libraries read from a status' details.
@@ -38,7 +44,8 @@ struct Any {
     value: Vec<u8>,
 }
 
-/// What an [`Any`] that holds a [`proto::Error`] is called. The part before the slash may be anything.
+/// What an [`Any`] that holds a [`proto::Error`] is called. The part before the slash may be
+/// anything.
 const ERROR_TYPE: &str = "type.googleapis.com/lockservice.v1.Error";
 
 /// The error as a message. Its causes become one entry `cause` of the context.
@@ -65,12 +72,17 @@ pub fn error_to_proto(error: &Error) -> proto::Error {
     };
     message.epoch = error.answered_by().map(Epoch::get);
     match error.detail() {
-        Some(Detail::Deadlock(cycle)) => message.deadlock = cycle.iter().map(edge_to_proto).collect(),
+        Some(Detail::Deadlock(cycle)) => {
+            message.deadlock = cycle.iter().map(edge_to_proto).collect()
+        }
         Some(Detail::Blocked(blocker)) => message.blocker = Some(blocker_to_proto(blocker)),
         Some(Detail::RetryAfter(after)) => message.retry_after_ms = Some(millis_up(*after)),
         Some(Detail::Owner { service, node, address }) => {
-            message.owner =
-                Some(proto::Owner { service: service.get(), node: node.to_string(), address: address.clone() });
+            message.owner = Some(proto::Owner {
+                service: service.get(),
+                node: node.to_string(),
+                address: address.clone(),
+            });
         }
         Some(Detail::Leader(address)) => message.leader = Some(address.clone()),
         // A particular that this version cannot send: the sentence says enough.
@@ -79,8 +91,9 @@ pub fn error_to_proto(error: &Error) -> proto::Error {
     message
 }
 
-/// The error that a message tells of. A kind that this version does not know becomes `Internal` with the kind's name in the context;
-/// particulars that cannot be read are left out, for the error itself matters more.
+/// The error that a message tells of. A kind that this version does not know becomes `Internal`
+/// with the kind's name in the context; particulars that cannot be read are left out, for the error
+/// itself matters more.
 pub fn error_from_proto(message: proto::Error) -> Error {
     let known = ErrorKind::from_name(&message.kind);
     let mut error = Error::new(known.unwrap_or(ErrorKind::Internal), message.message);
@@ -114,7 +127,8 @@ pub fn error_from_proto(message: proto::Error) -> Error {
     }
 }
 
-/// The error as a gRPC status; [`from_status`] leads back. A cycle or a key too long for a header is left out of the details.
+/// The error as a gRPC status; [`from_status`] leads back. A cycle or a key too long for a header
+/// is left out of the details.
 pub fn to_status(error: &Error) -> Status {
     let mut message = error_to_proto(error);
     if message.encoded_len() > DETAILS_BYTES_MAX {
@@ -145,8 +159,8 @@ fn error_of(status: &Status) -> Option<proto::Error> {
     proto::Error::decode(packed.value.as_slice()).ok()
 }
 
-/// The error that a failed call tells of. A status that is not of this service's making (the transport's, a proxy's) is
-/// mapped by its code.
+/// The error that a failed call tells of. A status that is not of this service's making (the
+/// transport's, a proxy's) is mapped by its code.
 pub fn from_status(status: &Status) -> Error {
     if let Some(message) = error_of(status)
         && ErrorKind::from_name(&message.kind).is_some()
@@ -156,21 +170,29 @@ pub fn from_status(status: &Status) -> Error {
     let (kind, text) = match status.code() {
         Code::InvalidArgument => (ErrorKind::InvalidArgument, "the server refused the request"),
         // The transport's word for a message that is too large.
-        Code::OutOfRange => {
-            (ErrorKind::InvalidArgument, "the server refused the request as too large: ask for less at a time")
+        Code::OutOfRange => (
+            ErrorKind::InvalidArgument,
+            "the server refused the request as too large: ask for less at a time",
+        ),
+        Code::ResourceExhausted => (
+            ErrorKind::ResourceExhausted,
+            "the server refused the request as too much: ask for less, or later",
+        ),
+        Code::PermissionDenied | Code::Unauthenticated => {
+            (ErrorKind::NotPermitted, "the server does not permit this")
         }
-        Code::ResourceExhausted => {
-            (ErrorKind::ResourceExhausted, "the server refused the request as too much: ask for less, or later")
-        }
-        Code::PermissionDenied | Code::Unauthenticated => (ErrorKind::NotPermitted, "the server does not permit this"),
         Code::DeadlineExceeded => (ErrorKind::Timeout, "the call took too long"),
-        Code::Unimplemented => {
-            (ErrorKind::InvalidArgument, "the server does not know this call: is it a lockservice of this version?")
+        Code::Unimplemented => (
+            ErrorKind::InvalidArgument,
+            "the server does not know this call: is it a lockservice of this version?",
+        ),
+        Code::DataLoss | Code::Internal => {
+            (ErrorKind::Unavailable, "the connection to the server broke: try again")
         }
-        Code::DataLoss | Code::Internal => (ErrorKind::Unavailable, "the connection to the server broke: try again"),
         _ => (
             ErrorKind::Unavailable,
-            "the server cannot be reached: is it running, is the address right, and has it room for one more connection?",
+            "the server cannot be reached: is it running, is the address right, and has it room \
+                for one more connection?",
         ),
     };
     let error = Error::new(kind, text);
@@ -185,7 +207,9 @@ pub fn code(kind: ErrorKind) -> Code {
         ErrorKind::Conflict | ErrorKind::Deadlock | ErrorKind::BindChanged => Code::Aborted,
         ErrorKind::Timeout => Code::DeadlineExceeded,
         ErrorKind::Cancelled => Code::Cancelled,
-        ErrorKind::Reassigning | ErrorKind::ShuttingDown | ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::Reassigning | ErrorKind::ShuttingDown | ErrorKind::Unavailable => {
+            Code::Unavailable
+        }
         ErrorKind::TxnNotFound | ErrorKind::TableNotFound => Code::NotFound,
         ErrorKind::HeldByAncestor
         | ErrorKind::NotOwner
@@ -271,7 +295,12 @@ pub(super) fn blocker_from_proto(blocker: proto::Blocker) -> Result<Blocker> {
         item: match blocker.item {
             Some(Item::Row(row)) => item_from_row(&row)?,
             Some(Item::Range(range)) => item_from_range(range)?,
-            None => return Err(Error::new(ErrorKind::InvalidArgument, "neither a row nor a range is named")),
+            None => {
+                return Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    "neither a row nor a range is named",
+                ));
+            }
         },
         mode: mode_from_proto(blocker.mode)?,
         granted: blocker.granted,
@@ -337,8 +366,14 @@ mod tests {
     #[test]
     fn every_kind_crosses_the_wire_as_a_message_and_as_a_status() {
         for kind in ErrorKind::ALL {
-            let error = Error::new(*kind, "something happened: do something").with("path", "/é").with("n", 3);
-            let error = if kind.name().len() % 2 == 0 { error } else { error.with_answered_by(Epoch::new(7)) };
+            let error = Error::new(*kind, "something happened: do something")
+                .with("path", "/é")
+                .with("n", 3);
+            let error = if kind.name().len() % 2 == 0 {
+                error
+            } else {
+                error.with_answered_by(Epoch::new(7))
+            };
             same(&error, &error_from_proto(error_to_proto(&error)));
             same(&error, &from_status(&to_status(&error)));
             assert!(
@@ -385,16 +420,22 @@ mod tests {
     #[test]
     fn a_status_fits_into_a_header_whatever_the_error() {
         let cycle = (0..10_000).map(|n| edge(n, n + 1)).collect();
-        let error = Error::new(ErrorKind::Deadlock, "é".repeat(10_000)).with_detail(Detail::Deadlock(cycle));
+        let error = Error::new(ErrorKind::Deadlock, "é".repeat(10_000))
+            .with_detail(Detail::Deadlock(cycle));
         let status = to_status(&error);
         let header = status.details().len().div_ceil(3) * 4 + 3 * status.message().len();
         assert!(header < 7_500, "{header} bytes of header");
         assert_eq!(from_status(&status).kind(), ErrorKind::Deadlock);
         let key = Key::new([b'k'; 4_096]).expect("a key");
-        let range = KeyRange::new(std::ops::Bound::Included(key.clone()), std::ops::Bound::Included(key));
+        let range =
+            KeyRange::new(std::ops::Bound::Included(key.clone()), std::ops::Bound::Included(key));
         let long = blocker(LockItem::Range(range.expect("one key")));
-        let status = to_status(&Error::new(ErrorKind::Conflict, "m").with_detail(Detail::Blocked(long)));
-        assert!(status.details().len() <= DETAILS_BYTES_MAX && status.message().len() <= MESSAGE_BYTES_MAX + 3);
+        let status =
+            to_status(&Error::new(ErrorKind::Conflict, "m").with_detail(Detail::Blocked(long)));
+        assert!(
+            status.details().len() <= DETAILS_BYTES_MAX
+                && status.message().len() <= MESSAGE_BYTES_MAX + 3
+        );
         assert_eq!(from_status(&status).kind(), ErrorKind::Conflict);
     }
 
@@ -402,7 +443,8 @@ mod tests {
     fn the_details_of_a_status_are_what_grpc_libraries_expect() {
         let status = to_status(&Error::new(ErrorKind::Conflict, "m"));
         let details = status.details();
-        // google.rpc.Status { code: 10 (ABORTED), message, details: [Any { type_url, value }] }, byte by byte.
+        // google.rpc.Status { code: 10 (ABORTED), message, details: [Any { type_url, value }] },
+        // byte by byte.
         let text = status.message();
         let mut expected = vec![0x08, 10, 0x12, text.len() as u8];
         expected.extend_from_slice(text.as_bytes());

@@ -4,8 +4,8 @@ use lockservice_core::Result;
 use lockservice_core::allocator::{ForgetOutcome, Forgetting, Released};
 
 use super::{
-    bind_status_from_proto, bind_status_to_proto, error_from_proto, error_to_proto, progress_from_proto,
-    progress_to_proto,
+    bind_status_from_proto, bind_status_to_proto, error_from_proto, error_to_proto,
+    progress_from_proto, progress_to_proto,
 };
 use crate::proto;
 use crate::proto::forget_table_response::Outcome;
@@ -39,7 +39,11 @@ pub fn forgetting_from_proto(answer: proto::ForgetTableResponse) -> Result<Forge
         Some(Outcome::Forgotten(_)) => ForgetOutcome::Forgotten,
         Some(Outcome::Unknown(_)) => ForgetOutcome::Unknown,
         Some(Outcome::Owned(bind)) => ForgetOutcome::Owned(bind_status_from_proto(bind)?),
-        None => return Err(super::allocator::invalid("the answer does not say what became of the table")),
+        None => {
+            return Err(super::allocator::invalid(
+                "the answer does not say what became of the table",
+            ));
+        }
     };
     Ok(Forgetting { outcome, at: progress_from_proto(answer.at) })
 }
@@ -47,13 +51,20 @@ pub fn forgetting_from_proto(answer: proto::ForgetTableResponse) -> Result<Forge
 #[cfg(test)]
 mod tests {
     use lockservice_core::allocator::{Bind, BindState, BindStatus, Progress};
-    use lockservice_core::{BindVersion, Epoch, Error, ErrorKind, NodeName, Nonce, ServiceId, TableId, TableRef};
+    use lockservice_core::{
+        BindVersion, Epoch, Error, ErrorKind, NodeName, Nonce, ServiceId, TableId, TableRef,
+    };
 
     use super::*;
 
     #[test]
     fn what_became_of_a_table_crosses_the_wire() {
-        let at = Progress { epoch: Epoch::new(3), write: 99, high_water: 12_345, leader: Nonce::new(77) };
+        let at = Progress {
+            epoch: Epoch::new(3),
+            write: 99,
+            high_water: 12_345,
+            leader: Nonce::new(77),
+        };
         let bind = BindStatus {
             bind: Bind {
                 table: TableRef::new("g", "t").expect("names"),
@@ -66,13 +77,20 @@ mod tests {
             address: "b:2".to_owned(),
             state: BindState::Bound,
         };
-        for outcome in [ForgetOutcome::Forgotten, ForgetOutcome::Unknown, ForgetOutcome::Owned(bind)] {
+        for outcome in
+            [ForgetOutcome::Forgotten, ForgetOutcome::Unknown, ForgetOutcome::Owned(bind)]
+        {
             let answer = Forgetting { outcome, at };
-            assert_eq!(forgetting_from_proto(forgetting_to_proto(&answer)).expect("own message"), answer);
+            assert_eq!(
+                forgetting_from_proto(forgetting_to_proto(&answer)).expect("own message"),
+                answer
+            );
         }
         assert!(forgetting_from_proto(proto::ForgetTableResponse::default()).is_err());
-        for kept in [None, Some(Error::new(ErrorKind::TableInUse, "a commit").with("table", "g/t"))] {
-            let released = released_from_proto(released_to_proto(&Released { kept: kept.clone(), at }));
+        for kept in [None, Some(Error::new(ErrorKind::TableInUse, "a commit").with("table", "g/t"))]
+        {
+            let released =
+                released_from_proto(released_to_proto(&Released { kept: kept.clone(), at }));
             assert_eq!(released.at, at);
             assert_eq!(released.kept.map(|e| e.to_string()), kept.map(|e| e.to_string()));
         }

@@ -13,7 +13,11 @@ pub fn table_from_proto(group: &str, table: &str) -> Result<TableRef> {
 }
 
 /// The items of a request, at most `most` of them.
-pub fn items_from_proto(rows: &[Bytes], ranges: Vec<proto::KeyRange>, most: usize) -> Result<Vec<LockItem>> {
+pub fn items_from_proto(
+    rows: &[Bytes],
+    ranges: Vec<proto::KeyRange>,
+    most: usize,
+) -> Result<Vec<LockItem>> {
     let count = rows.len() + ranges.len();
     if count > most {
         return Err(Error::new(
@@ -63,7 +67,10 @@ fn bound_from_proto(bound: Option<proto::Bound>) -> Result<Bound<Key>> {
 
 /// The range as a message.
 pub fn range_to_proto(range: &KeyRange) -> proto::KeyRange {
-    proto::KeyRange { start: Some(bound_to_proto(range.start())), end: Some(bound_to_proto(range.end())) }
+    proto::KeyRange {
+        start: Some(bound_to_proto(range.start())),
+        end: Some(bound_to_proto(range.end())),
+    }
 }
 
 fn bound_to_proto(bound: Bound<&Key>) -> proto::Bound {
@@ -98,7 +105,8 @@ pub fn mode_from_proto(mode: i32) -> Result<LockMode> {
         Ok(proto::LockMode::Unspecified | proto::LockMode::Exclusive) => Ok(LockMode::Exclusive),
         Ok(proto::LockMode::Shared) => Ok(LockMode::Shared),
         Err(_) => {
-            Err(Error::new(ErrorKind::InvalidArgument, "this server does not know the lock mode").with("mode", mode))
+            Err(Error::new(ErrorKind::InvalidArgument, "this server does not know the lock mode")
+                .with("mode", mode))
         }
     }
 }
@@ -140,7 +148,9 @@ mod tests {
             assert_eq!(item_from_row(row).expect_err("bad").kind(), ErrorKind::InvalidArgument);
         }
         let bound = |key: &'static str| {
-            Some(proto::Bound { bound: Some(proto::bound::Bound::Included(Bytes::from_static(key.as_bytes()))) })
+            Some(proto::Bound {
+                bound: Some(proto::bound::Bound::Included(Bytes::from_static(key.as_bytes()))),
+            })
         };
         let ranges = [
             proto::KeyRange { start: bound("b"), end: bound("a") },
@@ -149,7 +159,10 @@ mod tests {
             proto::KeyRange { start: Some(proto::Bound { bound: None }), end: bound("a") },
         ];
         for range in ranges {
-            assert_eq!(range_from_proto(range).expect_err("bad").kind(), ErrorKind::InvalidArgument);
+            assert_eq!(
+                range_from_proto(range).expect_err("bad").kind(),
+                ErrorKind::InvalidArgument
+            );
         }
         assert!(mode_from_proto(77).is_err());
         assert_eq!(

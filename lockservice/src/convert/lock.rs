@@ -5,12 +5,14 @@ use std::time::Duration;
 use lockservice_core::allocator::{Bind, PresentedBind};
 use lockservice_core::service::{ANCESTORS_MAX, Granted, LockSpec, Promise};
 use lockservice_core::table::{Grant, WaitPolicy};
-use lockservice_core::{BindVersion, Error, ErrorKind, FencingToken, LockItem, Result, ServiceId, TableId, TxnId};
+use lockservice_core::{
+    BindVersion, Error, ErrorKind, FencingToken, LockItem, Result, ServiceId, TableId, TxnId,
+};
 
 use super::item::bytes;
 use super::{
-    item_from_range, item_from_row, items_from_proto, items_to_proto, millis_down, millis_up, mode_from_proto,
-    mode_to_proto, range_to_proto, table_from_proto,
+    item_from_range, item_from_row, items_from_proto, items_to_proto, millis_down, millis_up,
+    mode_from_proto, mode_to_proto, range_to_proto, table_from_proto,
 };
 use crate::proto;
 
@@ -20,8 +22,11 @@ pub fn lock_spec_from_proto(op: proto::LockOp, items_max: usize) -> Result<LockS
         Ok(proto::WaitPolicy::Unspecified | proto::WaitPolicy::Wait) => WaitPolicy::Wait,
         Ok(proto::WaitPolicy::NoWait) => WaitPolicy::NoWait,
         Err(_) => {
-            return Err(Error::new(ErrorKind::InvalidArgument, "this server does not know the wait policy")
-                .with("policy", op.wait));
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "this server does not know the wait policy",
+            )
+            .with("policy", op.wait));
         }
     };
     Ok(LockSpec {
@@ -35,11 +40,15 @@ pub fn lock_spec_from_proto(op: proto::LockOp, items_max: usize) -> Result<LockS
     })
 }
 
-/// The transactions that wait for a call. Their number is looked at first: it is a client's to choose.
+/// The transactions that wait for a call. Their number is looked at first: it is a client's to
+/// choose.
 fn ancestors_from_proto(ancestors: &[String]) -> Result<Vec<TxnId>> {
     if ancestors.len() > ANCESTORS_MAX {
-        return Err(Error::new(ErrorKind::InvalidArgument, "too many ancestors of one call: nest calls less deeply")
-            .with("most", ANCESTORS_MAX));
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            "too many ancestors of one call: nest calls less deeply",
+        )
+        .with("most", ANCESTORS_MAX));
     }
     ancestors.iter().map(|txn| txn_from_proto(txn)).collect()
 }
@@ -130,7 +139,8 @@ pub fn granted_to_proto(granted: &Granted) -> proto::Locked {
     locked
 }
 
-/// The grant that a message tells of. What only the owner needs (`history_since`, `changes`, `tokens_left`) stays there and is empty here.
+/// The grant that a message tells of. What only the owner needs (`history_since`, `changes`,
+/// `tokens_left`) stays there and is empty here.
 pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
     let conflict = if locked.conflict_txn.is_empty() {
         None
@@ -141,7 +151,9 @@ pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
         };
         Some((txn_from_proto(&locked.conflict_txn)?, item))
     };
-    let bind = locked.bind.ok_or_else(|| Error::new(ErrorKind::InvalidArgument, "a grant names no bind"))?;
+    let bind = locked
+        .bind
+        .ok_or_else(|| Error::new(ErrorKind::InvalidArgument, "a grant names no bind"))?;
     Ok(Granted {
         txn: txn_from_proto(&locked.txn)?,
         grant: Grant {
@@ -157,7 +169,9 @@ pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
             changes: Vec::new(),
             tokens_left: 0,
         },
-        promise: Promise { guard: Duration::from_millis(locked.promise.unwrap_or_default().valid_for_ms) },
+        promise: Promise {
+            guard: Duration::from_millis(locked.promise.unwrap_or_default().valid_for_ms),
+        },
         history_known: locked.history_known_ms.map(Duration::from_millis),
     })
 }
@@ -185,7 +199,11 @@ mod tests {
     #[test]
     fn a_grant_crosses_the_wire() {
         let other = TxnId::new(ServiceId::new(1 << 32 | 1), 5, true);
-        let conflicts = [None, Some((other, row("k"))), Some((other, LockItem::Range(KeyRange::whole_table())))];
+        let conflicts = [
+            None,
+            Some((other, row("k"))),
+            Some((other, LockItem::Range(KeyRange::whole_table()))),
+        ];
         for conflict in conflicts {
             let granted = Granted {
                 txn: TxnId::new(ServiceId::new(1 << 32 | 1), 7, true),
@@ -205,16 +223,21 @@ mod tests {
                 promise: Promise { guard: Duration::from_millis(4_321) },
                 history_known: Some(Duration::from_millis(77)),
             };
-            assert_eq!(granted_from_proto(granted_to_proto(&granted)).expect("own message"), granted);
+            assert_eq!(
+                granted_from_proto(granted_to_proto(&granted)).expect("own message"),
+                granted
+            );
         }
     }
 
     #[test]
     fn a_lock_request_crosses_the_wire() {
         let millis = |ms| Some(Duration::from_millis(ms));
-        for (wait, timeout) in
-            [(WaitPolicy::Wait, None), (WaitPolicy::Wait, millis(0)), (WaitPolicy::NoWait, millis(7))]
-        {
+        for (wait, timeout) in [
+            (WaitPolicy::Wait, None),
+            (WaitPolicy::Wait, millis(0)),
+            (WaitPolicy::NoWait, millis(7)),
+        ] {
             let spec = LockSpec {
                 mode: LockMode::Shared,
                 wait,
@@ -223,18 +246,30 @@ mod tests {
                 ancestors: vec![TxnId::new(ServiceId::new(1 << 32 | 1), 7, true)],
                 ..LockSpec::new(bind().table, vec![row("a")])
             };
-            assert_eq!(lock_spec_from_proto(lock_spec_to_proto(&spec), 9).expect("own message"), spec);
+            assert_eq!(
+                lock_spec_from_proto(lock_spec_to_proto(&spec), 9).expect("own message"),
+                spec
+            );
         }
         let bad = proto::LockOp { table: "a\nb".to_owned(), ..Default::default() };
-        assert_eq!(lock_spec_from_proto(bad, 9).expect_err("bad name").kind(), ErrorKind::InvalidArgument);
+        assert_eq!(
+            lock_spec_from_proto(bad, 9).expect_err("bad name").kind(),
+            ErrorKind::InvalidArgument
+        );
         let bad = proto::LockOp { table: "t".to_owned(), wait: 55, ..Default::default() };
-        assert_eq!(lock_spec_from_proto(bad, 9).expect_err("bad policy").kind(), ErrorKind::InvalidArgument);
+        assert_eq!(
+            lock_spec_from_proto(bad, 9).expect_err("bad policy").kind(),
+            ErrorKind::InvalidArgument
+        );
     }
 
     #[test]
     fn a_bind_crosses_the_wire() {
         assert_eq!(bind_from_proto(bind_to_proto(&bind())).expect("own message"), bind());
-        assert_eq!(presented_from_proto(bind_to_proto(&bind())).expect("own message"), PresentedBind::from(&bind()));
+        assert_eq!(
+            presented_from_proto(bind_to_proto(&bind())).expect("own message"),
+            PresentedBind::from(&bind())
+        );
         assert!(txn_from_proto("nonsense").is_err());
     }
 }

@@ -1,7 +1,9 @@
-//! Between the messages of [`proto`](crate::proto) and the types of the core, both ways and without loss.
+//! Between the messages of [`proto`](crate::proto) and the types of the core, both ways and without
+//! loss.
 //!
-//! What comes from the wire is parsed here, once, into types that cannot be invalid; whatever is wrong with it is an
-//! [`InvalidArgument`](lockservice_core::ErrorKind::InvalidArgument), never a panic.
+//! What comes from the wire is parsed here, once, into types that cannot be invalid; whatever is
+//! wrong with it is an [`InvalidArgument`](lockservice_core::ErrorKind::InvalidArgument), never a
+//! panic.
 
 mod allocator;
 mod error;
@@ -14,26 +16,29 @@ mod waiting;
 use std::time::Duration;
 
 pub use self::allocator::{
-    acknowledged_to_proto, add_status_from_proto, admission_from_proto, admission_to_proto, begin_commit_from_proto,
-    begin_commit_to_proto, bound_from_proto, bound_to_proto, cannot_commit_from_proto, cannot_commit_to_proto,
-    incarnation_from_proto, incarnation_to_proto, latest_from_proto, latest_to_proto, lease_from_proto, lease_to_proto,
-    progress_from_proto, progress_to_proto, registration_from_proto, registration_to_proto, report_from_proto,
-    report_to_proto, reserved_from_proto, reserved_to_proto, started_from_proto, started_to_proto, status_to_proto,
-    tokens_from_proto, tokens_to_proto, txns_from_proto, txns_to_proto,
+    acknowledged_to_proto, add_status_from_proto, admission_from_proto, admission_to_proto,
+    begin_commit_from_proto, begin_commit_to_proto, bound_from_proto, bound_to_proto,
+    cannot_commit_from_proto, cannot_commit_to_proto, incarnation_from_proto, incarnation_to_proto,
+    latest_from_proto, latest_to_proto, lease_from_proto, lease_to_proto, progress_from_proto,
+    progress_to_proto, registration_from_proto, registration_to_proto, report_from_proto,
+    report_to_proto, reserved_from_proto, reserved_to_proto, started_from_proto, started_to_proto,
+    status_to_proto, tokens_from_proto, tokens_to_proto, txns_from_proto, txns_to_proto,
 };
 pub use self::error::{code, error_from_proto, error_to_proto, from_status, to_status};
-pub use self::forgetting::{forgetting_from_proto, forgetting_to_proto, released_from_proto, released_to_proto};
+pub use self::forgetting::{
+    forgetting_from_proto, forgetting_to_proto, released_from_proto, released_to_proto,
+};
 pub use self::item::{
-    item_from_range, item_from_row, items_from_proto, items_to_proto, mode_from_proto, mode_to_proto, range_from_proto,
-    range_to_proto, table_from_proto,
+    item_from_range, item_from_row, items_from_proto, items_to_proto, mode_from_proto,
+    mode_to_proto, range_from_proto, range_to_proto, table_from_proto,
 };
 pub use self::lock::{
-    bind_from_proto, bind_to_proto, done_to_proto, granted_from_proto, granted_to_proto, lock_spec_from_proto,
-    lock_spec_to_proto, presented_from_proto, txn_from_proto,
+    bind_from_proto, bind_to_proto, done_to_proto, granted_from_proto, granted_to_proto,
+    lock_spec_from_proto, lock_spec_to_proto, presented_from_proto, txn_from_proto,
 };
 pub use self::status::{
-    bind_status_from_proto, bind_status_to_proto, lock_status_from_proto, lock_status_to_proto, wait_status_from_proto,
-    wait_status_to_proto,
+    bind_status_from_proto, bind_status_to_proto, lock_status_from_proto, lock_status_to_proto,
+    wait_status_from_proto, wait_status_to_proto,
 };
 pub use self::waiting::{waiting_from_proto, waiting_to_proto};
 

@@ -11,8 +11,8 @@ use prost::bytes::Bytes;
 
 use super::item::bytes;
 use super::{
-    bind_from_proto, bind_to_proto, item_from_range, item_from_row, millis_down, millis_up, mode_from_proto,
-    mode_to_proto, range_to_proto, table_from_proto, txn_from_proto,
+    bind_from_proto, bind_to_proto, item_from_range, item_from_row, millis_down, millis_up,
+    mode_from_proto, mode_to_proto, range_to_proto, table_from_proto, txn_from_proto,
 };
 use crate::proto;
 
@@ -131,19 +131,34 @@ pub fn bind_status_to_proto(status: &BindStatus) -> proto::BindInfo {
 pub fn bind_status_from_proto(info: proto::BindInfo) -> Result<BindStatus> {
     let state = match info.state.as_str() {
         "bound" => BindState::Bound,
-        "void" | "waiting" => BindState::Invalid { reassigned_in: Duration::from_millis(info.reassigned_in_ms) },
+        "void" | "waiting" => {
+            BindState::Invalid { reassigned_in: Duration::from_millis(info.reassigned_in_ms) }
+        }
         other => {
-            return Err(Error::new(ErrorKind::InvalidArgument, "a bind is in a state that this version does not know")
-                .with("state", other));
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "a bind is in a state that this version does not know",
+            )
+            .with("state", other));
         }
     };
-    let bind =
-        info.bind.ok_or_else(|| Error::new(ErrorKind::InvalidArgument, "a bind's state comes without the bind"))?;
-    Ok(BindStatus { bind: bind_from_proto(bind)?, node: NodeName::new(&info.node)?, address: info.address, state })
+    let bind = info.bind.ok_or_else(|| {
+        Error::new(ErrorKind::InvalidArgument, "a bind's state comes without the bind")
+    })?;
+    Ok(BindStatus {
+        bind: bind_from_proto(bind)?,
+        node: NodeName::new(&info.node)?,
+        address: info.address,
+        state,
+    })
 }
 
 /// The item as the field of a message that is either a row or a range.
-pub(super) fn item_to_proto<T>(item: &LockItem, row: fn(Bytes) -> T, range: fn(proto::KeyRange) -> T) -> T {
+pub(super) fn item_to_proto<T>(
+    item: &LockItem,
+    row: fn(Bytes) -> T,
+    range: fn(proto::KeyRange) -> T,
+) -> T {
     match item {
         LockItem::Row(key) => row(bytes(key)),
         LockItem::Range(keys) => range(range_to_proto(keys)),
@@ -157,7 +172,9 @@ fn no_item() -> Error {
 #[cfg(test)]
 mod tests {
     use lockservice_core::allocator::Bind;
-    use lockservice_core::{BindVersion, Key, KeyRange, LockMode, ServiceId, TableId, TableRef, TxnId};
+    use lockservice_core::{
+        BindVersion, Key, KeyRange, LockMode, ServiceId, TableId, TableRef, TxnId,
+    };
 
     use super::*;
 
@@ -168,7 +185,10 @@ mod tests {
     #[test]
     fn what_operators_see_crosses_the_wire() {
         let table = TableRef::new("g", "t").expect("a name");
-        let items = [LockItem::Row(Key::new("k").expect("a key")), LockItem::Range(KeyRange::whole_table())];
+        let items = [
+            LockItem::Row(Key::new("k").expect("a key")),
+            LockItem::Range(KeyRange::whole_table()),
+        ];
         for item in items {
             let lock = LockStatus {
                 info: LockInfo {
@@ -184,7 +204,10 @@ mod tests {
                 client: "c".to_owned(),
                 still_running: "7 (sleep)".to_owned(),
             };
-            assert_eq!(lock_status_from_proto(lock_status_to_proto(&lock)).expect("own message"), lock);
+            assert_eq!(
+                lock_status_from_proto(lock_status_to_proto(&lock)).expect("own message"),
+                lock
+            );
             let wait = WaitStatus {
                 info: WaitInfo {
                     table: table.clone(),
@@ -203,7 +226,10 @@ mod tests {
                 holder_client: "d".to_owned(),
             };
             let now = Time::from_origin(Duration::from_secs(6));
-            assert_eq!(wait_status_from_proto(wait_status_to_proto(&wait), now).expect("own message"), wait);
+            assert_eq!(
+                wait_status_from_proto(wait_status_to_proto(&wait), now).expect("own message"),
+                wait
+            );
         }
         let waits = Duration::from_millis(9);
         for state in [
@@ -223,7 +249,10 @@ mod tests {
                 address: "a:1".to_owned(),
                 state,
             };
-            assert_eq!(bind_status_from_proto(bind_status_to_proto(&bind)).expect("own message"), bind);
+            assert_eq!(
+                bind_status_from_proto(bind_status_to_proto(&bind)).expect("own message"),
+                bind
+            );
         }
     }
 }

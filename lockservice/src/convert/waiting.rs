@@ -21,21 +21,32 @@ pub fn waiting_to_proto(waiting: &Waiting) -> Option<proto::Waiting> {
         WaitsFor::Token => Wire::Token(proto::AwaitedToken {}),
         _ => return None,
     };
-    Some(proto::Waiting { txn: waiting.number, sequence: waiting.sequence, waits_for: Some(waits_for) })
+    Some(proto::Waiting {
+        txn: waiting.number,
+        sequence: waiting.sequence,
+        waits_for: Some(waits_for),
+    })
 }
 
-/// The notice that a message tells of. Fails with `InvalidArgument` if it cannot be read: it is a hint, and
-/// may be passed over.
+/// The notice that a message tells of. Fails with `InvalidArgument` if it cannot be read: it is a
+/// hint, and may be passed over.
 pub fn waiting_from_proto(waiting: proto::Waiting) -> Result<Waiting> {
     let waits_for = match waiting.waits_for {
         Some(Wire::Blocker(blocker)) => WaitsFor::Txn(blocker_from_proto(blocker)?),
-        Some(Wire::Table(table)) if table.last_owner.is_empty() => WaitsFor::Table { last_owner: None },
+        Some(Wire::Table(table)) if table.last_owner.is_empty() => {
+            WaitsFor::Table { last_owner: None }
+        }
         Some(Wire::Table(table)) => {
             let last_owner = (ServiceId::new(table.service), NodeName::new(&table.last_owner)?);
             WaitsFor::Table { last_owner: Some(last_owner) }
         }
         Some(Wire::Token(_)) => WaitsFor::Token,
-        None => return Err(Error::new(ErrorKind::InvalidArgument, "a wait that names nothing it waits for")),
+        None => {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "a wait that names nothing it waits for",
+            ));
+        }
     };
     Ok(Waiting { number: waiting.txn, sequence: waiting.sequence, waits_for })
 }

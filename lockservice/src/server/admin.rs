@@ -15,10 +15,12 @@ use crate::convert::{self, to_status as status};
 use crate::proto;
 use crate::server::{ServerSettings, ServiceHost, Slot};
 
-/// Most lists being sent at the same time. Each holds a slice and the lines that wait for its reader. Others wait their turn.
+/// Most lists being sent at the same time. Each holds a slice and the lines that wait for its
+/// reader. Others wait their turn.
 const LISTS_MAX: usize = 64;
 
-/// The longest that a list may take, from the request to its last line: no reader keeps its place for longer.
+/// The longest that a list may take, from the request to its last line: no reader keeps its place
+/// for longer.
 const LIST_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Lines that are made in one go. Between two slices the lock engine serves everybody else.
@@ -45,8 +47,8 @@ impl AdminApi {
         self.slot.get().map_err(|e| status(&e))
     }
 
-    /// Sends at most `lines_max` lines, made slice by slice as the client reads them. The last one says if there is more. A list that is not
-    /// finished in time ends with an error.
+    /// Sends at most `lines_max` lines, made slice by slice as the client reads them. The last one
+    /// says if there is more. A list that is not finished in time ends with an error.
     async fn send<L: List>(
         &self,
         make: impl Future<Output = Result<L, Status>>,
@@ -69,7 +71,8 @@ impl AdminApi {
     }
 }
 
-/// Sends a list, and says at its end if that is not the end: a list that just stops would pass for whole.
+/// Sends a list, and says at its end if that is not the end: a list that just stops would pass for
+/// whole.
 async fn deliver<L: List>(
     list: L,
     lines_max: usize,
@@ -100,7 +103,8 @@ async fn send_all<L: List>(
     let mut ready: Option<L::Line> = None;
     let mut lines = 0;
     // A client that does not read must not keep a place from others.
-    let send = |line| async move { matches!(timeout(write_max, out.send(Ok(line))).await, Ok(Ok(()))) };
+    let send =
+        |line| async move { matches!(timeout(write_max, out.send(Ok(line))).await, Ok(Ok(()))) };
     while let Some(slice) = list.next_slice() {
         for line in slice {
             if lines == lines_max {
@@ -160,8 +164,12 @@ impl List for Binds {
     type Line = proto::BindInfo;
 
     fn next_slice(&mut self) -> Option<Vec<Self::Line>> {
-        let slice: Vec<_> =
-            self.0.by_ref().take(SLICE_LINES).map(|bind| convert::bind_status_to_proto(&bind)).collect();
+        let slice: Vec<_> = self
+            .0
+            .by_ref()
+            .take(SLICE_LINES)
+            .map(|bind| convert::bind_status_to_proto(&bind))
+            .collect();
         (!slice.is_empty()).then_some(slice)
     }
 }
@@ -220,9 +228,15 @@ impl proto::admin_server::Admin for AdminApi {
         self.send(async { Ok(self.host()?.current().wait_list(table.as_ref())) }).await
     }
 
-    async fn get_node(&self, _request: Request<proto::GetNodeRequest>) -> Result<Response<proto::NodeInfo>, Status> {
+    async fn get_node(
+        &self,
+        _request: Request<proto::GetNodeRequest>,
+    ) -> Result<Response<proto::NodeInfo>, Status> {
         let service = self.host()?.current();
-        Ok(Response::new(proto::NodeInfo { node: service.node().to_string(), service: service.id().get() }))
+        Ok(Response::new(proto::NodeInfo {
+            node: service.node().to_string(),
+            service: service.id().get(),
+        }))
     }
 
     async fn drop_table(
@@ -232,7 +246,8 @@ impl proto::admin_server::Admin for AdminApi {
         let proto::DropTableRequest { group, table } = request.get_ref();
         let table = convert::table_from_proto(group, table).map_err(|e| status(&e))?;
         let dropped = self.host()?.current().drop_table(&table).await;
-        tracing::info!(%table, error = ?dropped.as_ref().err(), "an operator wants a table dropped");
+        tracing::info!(%table, error = ?dropped.as_ref().err(), "an operator wants a table \
+            dropped");
         dropped.map(|()| Response::new(proto::DropTableResponse {})).map_err(|e| status(&e))
     }
 
@@ -269,10 +284,20 @@ mod tests {
         }
     }
 
-    async fn read(lines: usize, lines_max: usize, pause: Duration) -> (usize, bool, Option<Status>) {
+    async fn read(
+        lines: usize,
+        lines_max: usize,
+        pause: Duration,
+    ) -> (usize, bool, Option<Status>) {
         let (out, mut sent) = mpsc::channel(LINES_WAITING_MAX + 1);
         let until = Instant::now() + LIST_TIME_MAX;
-        tokio::spawn(deliver(Lines { left: lines, slices: 0 }, lines_max, Duration::from_secs(5), until, out));
+        tokio::spawn(deliver(
+            Lines { left: lines, slices: 0 },
+            lines_max,
+            Duration::from_secs(5),
+            until,
+            out,
+        ));
         let (mut count, mut cut) = (0, false);
         loop {
             tokio::time::sleep(pause).await;
@@ -304,7 +329,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_list_that_is_read_too_slowly_ends_with_an_error_and_never_as_if_it_were_whole() {
-        // The first does not read a line for too long; the second reads one now and then, which takes too long altogether.
+        // The first does not read a line for too long; the second reads one now and then, which
+        // takes too long altogether.
         for pause in [Duration::from_secs(50), Duration::from_secs(2)] {
             let (count, _, error) = read(2_000, 10_000, pause).await;
             let error = error.expect("it was not read to its end");

@@ -12,7 +12,8 @@ use super::gate::Gate;
 use crate::convert;
 use crate::proto;
 
-/// Most nodes or binds in one part of a status: about half a megabyte if all names are as long as they may be.
+/// Most nodes or binds in one part of a status: about half a megabyte if all names are as long as
+/// they may be.
 const STATUS_LINES_MAX: usize = 500;
 
 /// Answers as the leader of the store, if the node leads; `allocator` decides that.
@@ -37,7 +38,8 @@ impl proto::allocator_server::Allocator for AllocatorApi {
         request: Request<proto::BeginCommitRequest>,
     ) -> Result<Response<proto::BeginCommitResponse>, Status> {
         let call = async |request| {
-            let admission = self.allocator.begin_commit(&convert::begin_commit_from_proto(request)?).await?;
+            let admission =
+                self.allocator.begin_commit(&convert::begin_commit_from_proto(request)?).await?;
             Ok(convert::admission_to_proto(&admission))
         };
         self.gate.pass(request, call).await
@@ -49,13 +51,17 @@ impl proto::allocator_server::Allocator for AllocatorApi {
     ) -> Result<Response<proto::Acknowledged>, Status> {
         let call = async |request: proto::FinishCommitRequest| {
             let txn = convert::txn_from_proto(&request.txn)?;
-            let done = self.allocator.finish_commit(txn, CommitAttempt::new(request.attempt)).await?;
+            let done =
+                self.allocator.finish_commit(txn, CommitAttempt::new(request.attempt)).await?;
             Ok(convert::acknowledged_to_proto(done))
         };
         self.gate.pass(request, call).await
     }
 
-    async fn latest(&self, request: Request<proto::LatestRequest>) -> Result<Response<proto::LatestResponse>, Status> {
+    async fn latest(
+        &self,
+        request: Request<proto::LatestRequest>,
+    ) -> Result<Response<proto::LatestResponse>, Status> {
         let call = async |request: proto::LatestRequest| {
             let table = convert::table_from_proto(&request.group, &request.table)?;
             Ok(convert::latest_to_proto(&self.allocator.latest(&table).await?))
@@ -63,9 +69,13 @@ impl proto::allocator_server::Allocator for AllocatorApi {
         self.gate.pass(request, call).await
     }
 
-    async fn status(&self, request: Request<proto::StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
+    async fn status(
+        &self,
+        request: Request<proto::StatusRequest>,
+    ) -> Result<Response<Self::StatusStream>, Status> {
         let call = async |_| {
-            let parts = convert::status_to_proto(self.allocator.status().await?, STATUS_LINES_MAX).map(Ok);
+            let parts =
+                convert::status_to_proto(self.allocator.status().await?, STATUS_LINES_MAX).map(Ok);
             Ok(Box::pin(futures::stream::iter(parts)) as Self::StatusStream)
         };
         self.gate.pass(request, call).await

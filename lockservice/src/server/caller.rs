@@ -88,7 +88,8 @@ impl Callers {
             *connections += 1;
             known.quota(ip, &self.settings)
         };
-        let quota = Quota::new("of one connection", self.settings.of_a_connection(), Some(of_address));
+        let quota =
+            Quota::new("of one connection", self.settings.of_a_connection(), Some(of_address));
         Some((Caller { quota }, Counted { ip, known: Arc::clone(&self.known) }))
     }
 }
@@ -119,7 +120,10 @@ mod tests {
 
     #[test]
     fn an_address_has_as_many_connections_as_it_may_and_others_do_not_count() {
-        let callers = Callers::new(ServerSettings { connections_per_address_max: 2, ..ServerSettings::default() });
+        let callers = Callers::new(ServerSettings {
+            connections_per_address_max: 2,
+            ..ServerSettings::default()
+        });
         let first = callers.connected(address(1)).expect("room");
         let _second = callers.connected(address(1)).expect("room");
         assert!(callers.connected(address(1)).is_none());
@@ -136,7 +140,9 @@ mod tests {
         let (kept, counted) = callers.connected(address(1)).expect("room");
         // As a session does that outlives its connection.
         drop(counted);
-        let of_address = || callers.known.lock().quotas[&address(1).ip()].upgrade().map(|quota| Arc::as_ptr(&quota));
+        let of_address = || {
+            callers.known.lock().quotas[&address(1).ip()].upgrade().map(|quota| Arc::as_ptr(&quota))
+        };
         let before = of_address().expect("in use");
         let (_again, _counted) = callers.connected(address(1)).expect("room");
         assert_eq!(of_address(), Some(before));

@@ -91,9 +91,12 @@ where
             Err(e) => return Box::pin(std::future::ready(Ok(to_status(&e).into_http()))),
         };
         let most = self.message_bytes_max;
-        let answer = self.service.call(request.map(|body| Body::new(Arriving::new(body, &call, most))));
+        let answer =
+            self.service.call(request.map(|body| Body::new(Arriving::new(body, &call, most))));
         // The call is open until its last answer is sent.
-        Box::pin(async move { Ok(answer.await?.map(|body| Body::new(Answering { body, _call: call }))) })
+        Box::pin(
+            async move { Ok(answer.await?.map(|body| Body::new(Answering { body, _call: call }))) },
+        )
     }
 }
 
@@ -111,7 +114,13 @@ struct Arriving {
 
 impl Arriving {
     fn new(body: Body, call: &Arc<OpenCall>, bytes_max: usize) -> Self {
-        Self { body, memory: call.memory(), bytes_max, prefix: Vec::with_capacity(PREFIX_BYTES), missing: 0 }
+        Self {
+            body,
+            memory: call.memory(),
+            bytes_max,
+            prefix: Vec::with_capacity(PREFIX_BYTES),
+            missing: 0,
+        }
     }
 
     /// Charges the messages that begin in `bytes`. Fails with `ResourceExhausted` if there is no
@@ -146,7 +155,10 @@ impl http_body::Body for Arriving {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if let Some(Ok(frame)) = &frame
             && let Some(bytes) = frame.data_ref()
@@ -176,7 +188,10 @@ impl http_body::Body for Answering {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 
@@ -224,7 +239,11 @@ mod tests {
             for part in bytes.chunks(cut) {
                 arriving.take_in(part).expect("room");
             }
-            assert_eq!((room(&quota), arriving.missing), (50_000, 0), "as much as the largest, cut at {cut}");
+            assert_eq!(
+                (room(&quota), arriving.missing),
+                (50_000, 0),
+                "as much as the largest, cut at {cut}"
+            );
             drop(arriving);
             assert_eq!(room(&quota), 100_000);
         }

@@ -1,8 +1,9 @@
 //! One session stream: frames in, answers out, as they become known.
 //!
-//! One task per stream. Whatever is ready when a frame goes out rides in it. The task stops reading while its answers are not being
-//! read, so a client that only writes fills its own buffers and nobody else's; one that never reads is cut after a while, and its
-//! session lapses by its TTL unless it comes back.
+//! One task per stream. Whatever is ready when a frame goes out rides in it. The task stops reading
+//! while its answers are not being read, so a client that only writes fills its own buffers and
+//! nobody else's; one that never reads is cut after a while, and its session lapses by its TTL
+//! unless it comes back.
 
 use std::sync::Arc;
 
@@ -41,14 +42,19 @@ pub(crate) async fn run(
             return;
         }
         Err(_) => {
-            let late = Error::new(ErrorKind::Timeout, "the stream said no hello in time: send it in the first frame");
+            let late = Error::new(
+                ErrorKind::Timeout,
+                "the stream said no hello in time: send it in the first frame",
+            );
             let _ = out.send(Err(convert::to_status(&late))).await;
             return;
         }
     };
     let mut ops = first.ops.into_iter();
     let opened = match ops.next() {
-        Some(proto::ClientOp { id, op: Some(Op::Hello(hello)) }) => (id, open(&host, &settings, quota, hello)),
+        Some(proto::ClientOp { id, op: Some(Op::Hello(hello)) }) => {
+            (id, open(&host, &settings, quota, hello))
+        }
         _ => {
             let error = invalid("the first operation of a session stream must be hello");
             let _ = out.send(Err(convert::to_status(&error))).await;
@@ -69,8 +75,14 @@ pub(crate) async fn run(
         }
     };
     tracing::debug!(id, "session stream opened");
-    let mut stream =
-        Stream { session, settings, under_way: FuturesUnordered::new(), ready: Vec::new(), out, over: false };
+    let mut stream = Stream {
+        session,
+        settings,
+        under_way: FuturesUnordered::new(),
+        ready: Vec::new(),
+        out,
+        over: false,
+    };
     stream.take_in(ops.collect()).await;
     stream.serve(inbound).await;
 }
@@ -126,7 +138,8 @@ impl Stream {
         let mut lost = std::pin::pin!(session.lost());
         let mut stopping = std::pin::pin!(session.stopping());
         let mut observed = false;
-        let notices = stream::unfold(session.waits(), async |mut waits| Some((waits.next().await, waits)));
+        let notices =
+            stream::unfold(session.waits(), async |mut waits| Some((waits.next().await, waits)));
         let mut notices = std::pin::pin!(notices);
         loop {
             // Everything that is ready by now rides in the next frame.
@@ -166,7 +179,8 @@ impl Stream {
                 }
                 frame = inbound.message() => match frame {
                     Ok(Some(frame)) => self.take_in(frame.ops).await,
-                    // P3: a lost connection is not a lost session. A message that was too large ends the stream with its reason.
+                    // P3: a lost connection is not a lost session. A message that was too large
+                    // ends the stream with its reason.
                     Ok(None) => return,
                     Err(status) => {
                         let _ = self.out.try_send(Err(status));
@@ -192,17 +206,24 @@ impl Stream {
                 return;
             }
             let Some(op) = op else {
-                self.ready.push(failed(id, &invalid("the operation is empty, or newer than this server")));
+                self.ready.push(failed(
+                    id,
+                    &invalid("the operation is empty, or newer than this server"),
+                ));
                 continue;
             };
             let result = match op {
-                Op::Hello(_) => Err(invalid("a stream carries one session: hello comes first, and once")),
+                Op::Hello(_) => {
+                    Err(invalid("a stream carries one session: hello comes first, and once"))
+                }
                 Op::Heartbeat(heartbeat) => {
                     for acked in heartbeat.acked {
                         self.session.ack(acked.txn, acked.sequence);
                     }
                     self.session.renew().map(|promise| {
-                        Wire::Promise(proto::Promise { valid_for_ms: convert::millis_down(promise.guard) })
+                        Wire::Promise(proto::Promise {
+                            valid_for_ms: convert::millis_down(promise.guard),
+                        })
                     })
                 }
                 Op::Goodbye(_) => {
@@ -231,13 +252,15 @@ impl Stream {
                     }
                     Err(e) => Err(e),
                 },
-                Op::Unlock(unlock) => match unlock_operation(unlock, self.settings.items_per_request_max) {
-                    Ok((txn, operation)) => {
-                        self.submit(id, txn, operation);
-                        continue;
+                Op::Unlock(unlock) => {
+                    match unlock_operation(unlock, self.settings.items_per_request_max) {
+                        Ok((txn, operation)) => {
+                            self.submit(id, txn, operation);
+                            continue;
+                        }
+                        Err(e) => Err(e),
                     }
-                    Err(e) => Err(e),
-                },
+                }
                 Op::End(end) => match end_operation(end) {
                     Ok((txn, operation)) => {
                         self.submit(id, txn, operation);
@@ -262,13 +285,16 @@ impl Stream {
 
     fn submit(&mut self, id: u64, txn: TxnOp, operation: Operation) {
         // Only waits are refused at the bound: an unlock makes room.
-        if self.under_way.len() >= self.settings.ops_under_way_max && matches!(operation, Operation::Lock(_)) {
+        if self.under_way.len() >= self.settings.ops_under_way_max
+            && matches!(operation, Operation::Lock(_))
+        {
             let error = Error::new(
                 ErrorKind::ResourceExhausted,
                 "too many operations are under way in this session: wait for answers",
             )
             .with("limit", self.settings.ops_under_way_max);
-            // The place in the transaction's order is taken all the same, so that what follows is not held up.
+            // The place in the transaction's order is taken all the same, so that what follows is
+            // not held up.
             drop(self.session.submit(txn, Operation::Refuse(error.clone())));
             self.ready.push(failed(id, &error));
             return;
@@ -293,7 +319,9 @@ impl Stream {
         match self.out.send_timeout(Ok(frame), self.settings.write_max()).await {
             Ok(()) => true,
             Err(_) => {
-                tracing::info!("a session stream is cut: its client has gone, or does not read its answers");
+                tracing::info!(
+                    "a session stream is cut: its client has gone, or does not read its answers"
+                );
                 false
             }
         }
@@ -303,7 +331,9 @@ impl Stream {
 /// About how much memory the operations of a frame take, beside its message: they share its bytes,
 /// which were charged when it arrived.
 fn bytes_of(ops: &[proto::ClientOp]) -> usize {
-    let of_items = |rows: &[prost::bytes::Bytes], ranges: &[proto::KeyRange]| size_of_val(rows) + size_of_val(ranges);
+    let of_items = |rows: &[prost::bytes::Bytes], ranges: &[proto::KeyRange]| {
+        size_of_val(rows) + size_of_val(ranges)
+    };
     let of_op = |op: &proto::ClientOp| match &op.op {
         Some(Op::Lock(lock)) => of_items(&lock.rows, &lock.ranges),
         Some(Op::Unlock(unlock)) => of_items(&unlock.rows, &unlock.ranges),
@@ -327,19 +357,27 @@ fn txn_op(txn: Option<proto::TxnRef>) -> Result<TxnOp> {
     })
 }
 
-pub(crate) fn lock_operation(mut lock: proto::LockOp, items_max: usize) -> Result<(TxnOp, Operation)> {
+pub(crate) fn lock_operation(
+    mut lock: proto::LockOp,
+    items_max: usize,
+) -> Result<(TxnOp, Operation)> {
     let txn = txn_op(lock.txn.take())?;
     let spec = convert::lock_spec_from_proto(lock, items_max);
     // A malformed request takes its place in the transaction's order too: the client numbered it.
     Ok((txn, spec.map_or_else(Operation::Refuse, Operation::Lock)))
 }
 
-pub(crate) fn unlock_operation(unlock: proto::UnlockOp, items_max: usize) -> Result<(TxnOp, Operation)> {
+pub(crate) fn unlock_operation(
+    unlock: proto::UnlockOp,
+    items_max: usize,
+) -> Result<(TxnOp, Operation)> {
     let txn = txn_op(unlock.txn)?;
     let parsed = convert::table_from_proto(&unlock.group, &unlock.table).and_then(|table| {
         let items = convert::items_from_proto(&unlock.rows, unlock.ranges, items_max)?;
         if items.is_empty() {
-            return Err(invalid("an unlock names nothing: give rows or ranges, or end the transaction"));
+            return Err(invalid(
+                "an unlock names nothing: give rows or ranges, or end the transaction",
+            ));
         }
         Ok(Operation::Unlock { table, items, commit_ts: unlock.commit_timestamp })
     });
@@ -360,7 +398,9 @@ fn failed(id: u64, error: &Error) -> proto::ServerOp {
 
 fn answered(id: u64, result: Result<Answer>) -> proto::ServerOp {
     match result {
-        Ok(Answer::Locked(granted)) => answer(id, Wire::Locked(convert::granted_to_proto(&granted))),
+        Ok(Answer::Locked(granted)) => {
+            answer(id, Wire::Locked(convert::granted_to_proto(&granted)))
+        }
         Ok(Answer::Done { released }) => answer(id, Wire::Done(convert::done_to_proto(released))),
         Err(e) => failed(id, &e),
     }

@@ -1,7 +1,8 @@
 //! The deadlines of calls, as their clients tell them (`grpc-timeout`).
 //!
-//! The transport ends a call at its deadline, too, but as `CANCELLED`: then it depends on who looks at the clock first whether the client
-//! is told that time was up or that somebody cancelled its call. [`Deadline`] is always first.
+//! The transport ends a call at its deadline, too, but as `CANCELLED`: then it depends on who looks
+//! at the clock first whether the client is told that time was up or that somebody cancelled its
+//! call. [`Deadline`] is always first.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -19,7 +20,8 @@ use crate::convert::to_status;
 /// How much earlier than asked a call ends: a tenth of its time, at most this.
 const AHEAD_MAX: Duration = Duration::from_millis(20);
 
-/// A service whose calls end at their deadlines, with `DEADLINE_EXCEEDED`. Ending one drops it, as cancelling it does.
+/// A service whose calls end at their deadlines, with `DEADLINE_EXCEEDED`. Ending one drops it, as
+/// cancelling it does.
 #[derive(Clone, Debug)]
 pub(super) struct Deadline<S>(pub(super) S);
 
@@ -49,7 +51,10 @@ where
             match tokio::time::timeout(ends, call).await {
                 Ok(response) => response,
                 Err(_) => {
-                    let late = Error::new(ErrorKind::Timeout, "the call's deadline has passed: allow more time");
+                    let late = Error::new(
+                        ErrorKind::Timeout,
+                        "the call's deadline has passed: allow more time",
+                    );
                     Ok(to_status(&late).into_http())
                 }
             }
@@ -57,7 +62,8 @@ where
     }
 }
 
-/// A `grpc-timeout`: up to eight digits and a unit. `None` for anything else, which is then the transport's to judge.
+/// A `grpc-timeout`: up to eight digits and a unit. `None` for anything else, which is then the
+/// transport's to judge.
 fn parse(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
@@ -101,11 +107,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_ends_as_deadline_exceeded_before_the_transport_cancels_it() {
-        for (observed, asked) in [("50m", Duration::from_millis(50)), ("2S", Duration::from_secs(2))] {
-            let request = http::Request::builder().header("grpc-timeout", observed).body(()).expect("a request");
+        for (observed, asked) in
+            [("50m", Duration::from_millis(50)), ("2S", Duration::from_secs(2))]
+        {
+            let request = http::Request::builder()
+                .header("grpc-timeout", observed)
+                .body(())
+                .expect("a request");
             let begun = tokio::time::Instant::now();
             let Ok(response) = Deadline(Never).call(request).await;
-            assert!(begun.elapsed() < asked && begun.elapsed() > asked / 2, "{:?}", begun.elapsed());
+            assert!(
+                begun.elapsed() < asked && begun.elapsed() > asked / 2,
+                "{:?}",
+                begun.elapsed()
+            );
             let status = tonic::Status::from_header_map(response.headers()).expect("a status");
             assert_eq!(status.code(), Code::DeadlineExceeded);
         }

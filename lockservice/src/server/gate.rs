@@ -48,7 +48,8 @@ impl Gate {
     where
         F: Future<Output = Result<A>>,
     {
-        let own = self.0.as_ref().and_then(|members| members.cluster.borrow().map(|cluster| cluster.id));
+        let own =
+            self.0.as_ref().and_then(|members| members.cluster.borrow().map(|cluster| cluster.id));
         let outcome = match &self.0 {
             Some(members) => members.check(own, request.metadata()),
             None => Ok(()),
@@ -77,7 +78,10 @@ impl Members {
     /// Fails unless the call comes from a node of this node's cluster.
     fn check(&self, own: Option<ClusterId>, request: &MetadataMap) -> Result<()> {
         let Some(own) = own else {
-            return Err(Error::new(ErrorKind::Unavailable, "this node does not know its cluster yet: try again"));
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "this node does not know its cluster yet: try again",
+            ));
         };
         let asks = cluster_from_metadata(request);
         if asks == Some(own) {

@@ -11,12 +11,12 @@ use tokio::task::JoinHandle;
 
 /// First and longest pause between two tries to start.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// How often a lease that somebody has under the node's name is waited out: it may be that of this node's last process, and a new leader
-/// counts it anew (B4). Whoever still has it then is alive.
+/// How often a lease that somebody has under the node's name is waited out: it may be that of this
+/// node's last process, and a new leader counts it anew (B4). Whoever still has it then is alive.
 const NAME_WAITS_MAX: usize = 2;
 
-/// A node: the incarnation that serves now, and the one that follows when its lease was lost (B1), for example because the process
-/// was suspended for longer than the lease. A cheap handle.
+/// A node: the incarnation that serves now, and the one that follows when its lease was lost (B1),
+/// for example because the process was suspended for longer than the lease. A cheap handle.
 #[derive(Debug, Clone)]
 pub struct ServiceHost(Arc<Host>);
 
@@ -62,7 +62,12 @@ impl ServiceHost {
                     host.current.send_replace(service.clone());
                 }
             });
-            Host { current: watch::Sender::new(first), allocator, successor, ended: watch::Sender::new(None) }
+            Host {
+                current: watch::Sender::new(first),
+                allocator,
+                successor,
+                ended: watch::Sender::new(None),
+            }
         });
         Self(host)
     }
@@ -82,8 +87,8 @@ impl ServiceHost {
         Arc::clone(&self.0.allocator)
     }
 
-    /// Resolves when the node will never serve again, with the reason: its lease was lost, and another process has its name now (B1).
-    /// Stop it then. Cancel safe.
+    /// Resolves when the node will never serve again, with the reason: its lease was lost, and
+    /// another process has its name now (B1). Stop it then. Cancel safe.
     pub async fn ended(&self) -> Error {
         let mut ended = self.0.ended.subscribe();
         let why = ended.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
@@ -94,13 +99,19 @@ impl ServiceHost {
         }
     }
 
-    /// The session `id` of incarnation `service`. Fails with `SessionLost` if it is not, or no longer, here.
-    pub(crate) fn session(&self, id: u64, service: u64) -> Result<lockservice_core::service::Session> {
+    /// The session `id` of incarnation `service`. Fails with `SessionLost` if it is not, or no
+    /// longer, here.
+    pub(crate) fn session(
+        &self,
+        id: u64,
+        service: u64,
+    ) -> Result<lockservice_core::service::Session> {
         let current = self.current();
         if current.id() != ServiceId::new(service) {
             return Err(Error::new(
                 ErrorKind::SessionLost,
-                "the server was restarted and the session's locks are given away: stop the protected work and open a new session",
+                "the server was restarted and the session's locks are given away: stop the \
+                    protected work and open a new session",
             ));
         }
         current.session(SessionId::new(id))
@@ -113,16 +124,21 @@ impl ServiceHost {
     }
 }
 
-/// Starts the incarnation after `last`, however long that takes: the allocator may refuse it until the store can be written. Fails if
-/// there can be none.
+/// Starts the incarnation after `last`, however long that takes: the allocator may refuse it until
+/// the store can be written. Fails if there can be none.
 async fn next(parts: &ServiceParts, last: &LockService) -> Result<LockService> {
     let parts = ServiceParts { replaces: Some((last.id(), last.nonce())), ..parts.clone() };
-    let passes = |e: &Error| !matches!(e.kind(), ErrorKind::InvalidArgument | ErrorKind::ShuttingDown);
-    let say = |e: &Error| tracing::warn!(error = ?e, "cannot start again after the lease was lost; trying again");
+    let passes =
+        |e: &Error| !matches!(e.kind(), ErrorKind::InvalidArgument | ErrorKind::ShuttingDown);
+    let say = |e: &Error| {
+        tracing::warn!(error = ?e, "cannot start again after the lease was \
+        lost; trying again")
+    };
     start_patiently(&parts, passes, say).await
 }
 
-/// True for an error that time may cure, without anybody's doing: no leader is known, or the store does not answer.
+/// True for an error that time may cure, without anybody's doing: no leader is known, or the store
+/// does not answer.
 #[cfg(any(feature = "cli", test))]
 pub(crate) fn may_pass(error: &Error) -> bool {
     matches!(
@@ -136,8 +152,9 @@ pub(crate) fn may_pass(error: &Error) -> bool {
     )
 }
 
-/// Starts a service, again and again for as long as it fails with an error that `passes`, each of which it `say`s first. A name that is in
-/// use is waited for as long as the lease of a process that ended without a word can last.
+/// Starts a service, again and again for as long as it fails with an error that `passes`, each of
+/// which it `say`s first. A name that is in use is waited for as long as the lease of a process
+/// that ended without a word can last.
 pub(crate) async fn start_patiently(
     parts: &ServiceParts,
     passes: impl Fn(&Error) -> bool,
@@ -180,15 +197,18 @@ mod tests {
     use crate::peers::Patience;
 
     #[tokio::test]
-    async fn the_name_of_a_process_that_died_is_waited_for_and_that_of_one_that_lives_is_not_to_be_had() {
+    async fn the_name_of_a_process_that_died_is_waited_for_and_that_of_one_that_lives_is_not_to_be_had()
+     {
         let name = NodeName::new("n").expect("a name");
         let mut settings = AllocatorSettings::default();
         settings.constants.lease_ttl_ms = 1_000;
         let store = Arc::new(SharedStore::new());
-        let (clock, none) =
-            (Arc::new(SystemClock), Arc::new(crate::peers::GrpcPeers::new(Patience::for_lease(Duration::ZERO))));
-        let allocator =
-            ElectedAllocator::start(store, clock, settings, name.clone(), "n:1", none).expect("valid settings");
+        let (clock, none) = (
+            Arc::new(SystemClock),
+            Arc::new(crate::peers::GrpcPeers::new(Patience::for_lease(Duration::ZERO))),
+        );
+        let allocator = ElectedAllocator::start(store, clock, settings, name.clone(), "n:1", none)
+            .expect("valid settings");
         let parts = ServiceParts::new(allocator, Arc::new(SystemClock), name);
         // Dropped without a word, it renews no more.
         drop(LockService::start(parts.clone()).await.expect("a free name"));

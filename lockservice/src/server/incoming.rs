@@ -16,7 +16,8 @@ use tonic::transport::server::Connected;
 use crate::server::ServerSettings;
 use crate::server::caller::{Caller, Callers, Counted};
 
-/// Bytes with which every HTTP/2 connection begins. Once they are there, keep-alive watches the peer.
+/// Bytes with which every HTTP/2 connection begins. Once they are there, keep-alive watches the
+/// peer.
 const PREFACE_BYTES: usize = 24;
 
 /// Pause after the machine had no room for a connection.
@@ -25,9 +26,12 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How many refused connections share one line in the log.
 const REFUSED_PER_LINE: u64 = 1_000;
 
-/// The connections of `listener`, at most `connections_max` at a time: more are closed at once, so that their clients learn it at once.
-/// Never ends, and never yields an error.
-pub(super) fn incoming(listener: TcpListener, settings: ServerSettings) -> impl Stream<Item = io::Result<Connection>> {
+/// The connections of `listener`, at most `connections_max` at a time: more are closed at once, so
+/// that their clients learn it at once. Never ends, and never yields an error.
+pub(super) fn incoming(
+    listener: TcpListener,
+    settings: ServerSettings,
+) -> impl Stream<Item = io::Result<Connection>> {
     let callers = Callers::new(settings);
     let permits = Arc::new(Semaphore::new(settings.connections_max.min(Semaphore::MAX_PERMITS)));
     let silence = settings.hello_max();
@@ -38,14 +42,17 @@ pub(super) fn incoming(listener: TcpListener, settings: ServerSettings) -> impl 
                 Ok(accepted) => accepted,
                 Err(error) if is_of_the_connection(&error) => continue,
                 Err(error) => {
-                    // Out of file descriptors, mostly: whoever waits is served when some connection has ended.
-                    tracing::warn!(%error, "cannot accept a connection now: raise the limit on open files (ulimit -n)");
+                    // Out of file descriptors, mostly: whoever waits is served when some connection
+                    // has ended.
+                    tracing::warn!(%error, "cannot accept a connection now: raise the limit on \
+                        open files (ulimit -n)");
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
             };
             let permit = Arc::clone(&permits).try_acquire_owned().ok();
-            let (Some(permit), Some((caller, counted))) = (permit, callers.connected(address)) else {
+            let (Some(permit), Some((caller, counted))) = (permit, callers.connected(address))
+            else {
                 if refused.is_multiple_of(REFUSED_PER_LINE) {
                     tracing::warn!(
                         %address,
@@ -59,7 +66,10 @@ pub(super) fn incoming(listener: TcpListener, settings: ServerSettings) -> impl 
             };
             // Best effort: without it answers are only slower.
             let _ = stream.set_nodelay(true);
-            let silent = Some(Silent { until: Box::pin(tokio::time::sleep(silence)), missing: PREFACE_BYTES });
+            let silent = Some(Silent {
+                until: Box::pin(tokio::time::sleep(silence)),
+                missing: PREFACE_BYTES,
+            });
             let connection = Connection { stream, silent, caller, _counted: (permit, counted) };
             return Some((Ok(connection), (listener, permits, callers, refused)));
         }
@@ -69,7 +79,10 @@ pub(super) fn incoming(listener: TcpListener, settings: ServerSettings) -> impl 
 /// True for what befell one connection before it was accepted.
 fn is_of_the_connection(error: &io::Error) -> bool {
     use io::ErrorKind as Io;
-    matches!(error.kind(), Io::ConnectionAborted | Io::ConnectionReset | Io::ConnectionRefused | Io::Interrupted)
+    matches!(
+        error.kind(),
+        Io::ConnectionAborted | Io::ConnectionReset | Io::ConnectionRefused | Io::Interrupted
+    )
 }
 
 /// A connection, counted for as long as it lives.
@@ -97,13 +110,20 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         let Some(silent) = &mut self.silent else { return read };
         if read.is_pending() {
             ready!(silent.until.as_mut().poll(cx));
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the connection said nothing in time")));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the connection said nothing in time",
+            )));
         }
         silent.missing = silent.missing.saturating_sub(buf.filled().len() - before);
         if silent.missing == 0 {
@@ -114,7 +134,11 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 

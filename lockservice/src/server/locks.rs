@@ -33,7 +33,8 @@ impl LocksApi {
 
     fn session(&self, session: Option<proto::SessionRef>) -> Result<Session, Status> {
         let session = session.unwrap_or_default();
-        let session = self.host()?.session(session.session, session.service).map_err(|e| status(&e))?;
+        let session =
+            self.host()?.session(session.session, session.service).map_err(|e| status(&e))?;
         // Whatever the client asks, it is there. An error is that of the call, too.
         let _ = session.renew();
         Ok(session)
@@ -50,43 +51,70 @@ impl proto::locks_server::Locks for LocksApi {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (out, frames) = mpsc::channel(FRAMES_WAITING_MAX);
         let quota = Caller::quota(request.extensions());
-        tokio::spawn(connection::run(self.host()?.clone(), self.settings, quota, request.into_inner(), out));
+        tokio::spawn(connection::run(
+            self.host()?.clone(),
+            self.settings,
+            quota,
+            request.into_inner(),
+            out,
+        ));
         Ok(Response::new(Box::pin(ReceiverStream::new(frames))))
     }
 
-    async fn open_session(&self, request: Request<proto::Hello>) -> Result<Response<proto::Welcome>, Status> {
+    async fn open_session(
+        &self,
+        request: Request<proto::Hello>,
+    ) -> Result<Response<proto::Welcome>, Status> {
         let quota = Caller::quota(request.extensions());
         let opened = connection::open(self.host()?, &self.settings, quota, request.into_inner());
         let (_, welcome) = opened.map_err(|e| status(&e))?;
         Ok(Response::new(welcome))
     }
 
-    async fn keep_session(&self, request: Request<proto::SessionRef>) -> Result<Response<proto::Promise>, Status> {
+    async fn keep_session(
+        &self,
+        request: Request<proto::SessionRef>,
+    ) -> Result<Response<proto::Promise>, Status> {
         let session = self.session(Some(request.into_inner()))?;
         let promise = session.renew().map_err(|e| status(&e))?;
         Ok(Response::new(proto::Promise { valid_for_ms: convert::millis_down(promise.guard) }))
     }
 
-    async fn close_session(&self, request: Request<proto::SessionRef>) -> Result<Response<proto::Done>, Status> {
+    async fn close_session(
+        &self,
+        request: Request<proto::SessionRef>,
+    ) -> Result<Response<proto::Done>, Status> {
         self.session(Some(request.into_inner()))?.close().await;
         Ok(Response::new(proto::Done::default()))
     }
 
-    async fn leave_session(&self, request: Request<proto::Leaving>) -> Result<Response<proto::Done>, Status> {
+    async fn leave_session(
+        &self,
+        request: Request<proto::Leaving>,
+    ) -> Result<Response<proto::Done>, Status> {
         let proto::Leaving { session, still_running } = request.into_inner();
         let session = session.unwrap_or_default();
         // Not renewed: nobody is there any more.
-        let left = self.host()?.session(session.session, session.service).and_then(|it| it.leave(&still_running));
+        let left = self
+            .host()?
+            .session(session.session, session.service)
+            .and_then(|it| it.leave(&still_running));
         left.map_err(|e| status(&e))?;
         Ok(Response::new(proto::Done::default()))
     }
 
-    async fn lock(&self, request: Request<proto::UnaryLock>) -> Result<Response<proto::Locked>, Status> {
+    async fn lock(
+        &self,
+        request: Request<proto::UnaryLock>,
+    ) -> Result<Response<proto::Locked>, Status> {
         let request = request.into_inner();
         let session = self.session(request.session)?;
-        let lock = request.lock.ok_or_else(|| status(&connection::invalid("the call lacks what to lock")))?;
+        let lock = request
+            .lock
+            .ok_or_else(|| status(&connection::invalid("the call lacks what to lock")))?;
         let (txn, operation) =
-            connection::lock_operation(lock, self.settings.items_per_request_max).map_err(|e| status(&e))?;
+            connection::lock_operation(lock, self.settings.items_per_request_max)
+                .map_err(|e| status(&e))?;
         // gRPC drops this call when the client cancels it.
         let mut cancel = CancelOnDrop { session: &session, txn: txn.clone(), armed: true };
         let mut answer = session.submit(txn, operation);
@@ -109,24 +137,38 @@ impl proto::locks_server::Locks for LocksApi {
         }
     }
 
-    async fn unlock(&self, request: Request<proto::UnaryUnlock>) -> Result<Response<proto::Done>, Status> {
+    async fn unlock(
+        &self,
+        request: Request<proto::UnaryUnlock>,
+    ) -> Result<Response<proto::Done>, Status> {
         let request = request.into_inner();
         let session = self.session(request.session)?;
-        let unlock = request.unlock.ok_or_else(|| status(&connection::invalid("the call lacks what to unlock")))?;
+        let unlock = request
+            .unlock
+            .ok_or_else(|| status(&connection::invalid("the call lacks what to unlock")))?;
         let (txn, operation) =
-            connection::unlock_operation(unlock, self.settings.items_per_request_max).map_err(|e| status(&e))?;
+            connection::unlock_operation(unlock, self.settings.items_per_request_max)
+                .map_err(|e| status(&e))?;
         released(session.submit(txn, operation).await)
     }
 
-    async fn end(&self, request: Request<proto::UnaryEnd>) -> Result<Response<proto::Done>, Status> {
+    async fn end(
+        &self,
+        request: Request<proto::UnaryEnd>,
+    ) -> Result<Response<proto::Done>, Status> {
         let request = request.into_inner();
         let session = self.session(request.session)?;
-        let end = request.end.ok_or_else(|| status(&connection::invalid("the call lacks what to end")))?;
+        let end = request
+            .end
+            .ok_or_else(|| status(&connection::invalid("the call lacks what to end")))?;
         let (txn, operation) = connection::end_operation(end).map_err(|e| status(&e))?;
         released(session.submit(txn, operation).await)
     }
 
-    async fn begin(&self, request: Request<proto::BeginTxn>) -> Result<Response<proto::Begun>, Status> {
+    async fn begin(
+        &self,
+        request: Request<proto::BeginTxn>,
+    ) -> Result<Response<proto::Begun>, Status> {
         let request = request.into_inner();
         let session = self.session(request.session)?;
         let options = TxnOptions { validates: request.validates, label: request.label };

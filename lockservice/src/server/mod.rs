@@ -1,8 +1,9 @@
 //! The gRPC server: a node's service and allocator, for every language.
 //!
-//! A [`Server`] listens before the node's service stands; [`serve`] runs a node that stands until it is told to stop. The session stream
-//! is the first-class API (see the proto file); the unary calls work on a session too. Everything that a client can make large is
-//! bounded: connections, messages, operations under way, lists, the frames that wait to be read.
+//! A [`Server`] listens before the node's service stands; [`serve`] runs a node that stands until
+//! it is told to stop. The session stream is the first-class API (see the proto file); the unary
+//! calls work on a session too. Everything that a client can make large is bounded: connections,
+//! messages, operations under way, lists, the frames that wait to be read.
 //!
 //! Where several nodes share a store, each needs a [`PeerServer`] beside it, on a listener of its
 //! own. **Whoever reaches that listener owns the cluster**: it can take over nodes and end leases.
@@ -61,13 +62,16 @@ const HEADER_BYTES_MAX: u32 = 8 << 10;
 pub struct ServerSettings {
     /// Largest message that is accepted, in bytes. Default 4 MiB.
     pub message_bytes_max: usize,
-    /// Most rows and ranges in one request: more are refused before they are taken apart. Default 20,000.
+    /// Most rows and ranges in one request: more are refused before they are taken apart. Default
+    /// 20,000.
     pub items_per_request_max: usize,
     /// Most operations that may be under way in one session stream, waits included. Default 10,000.
     pub ops_under_way_max: usize,
-    /// How long a client that does not read its answers is waited for, in milliseconds, before its stream is cut. Default 10,000.
+    /// How long a client that does not read its answers is waited for, in milliseconds, before its
+    /// stream is cut. Default 10,000.
     pub write_ms_max: u64,
-    /// How long a new connection or stream may take to say something, in milliseconds, before it is closed. Default 10,000.
+    /// How long a new connection or stream may take to say something, in milliseconds, before it is
+    /// closed. Default 10,000.
     pub hello_ms_max: u64,
     /// Most connections at once; more are closed as they come. Default 10,000.
     pub connections_max: usize,
@@ -92,7 +96,8 @@ pub struct ServerSettings {
     pub calls_per_address_max: usize,
     /// As `kept_bytes_per_connection_max`, of one address. Default 256 MiB.
     pub kept_bytes_per_address_max: usize,
-    /// Most lines in a list of locks, waits or binds. The last line says how many more there are. Default 100,000.
+    /// Most lines in a list of locks, waits or binds. The last line says how many more there are.
+    /// Default 100,000.
     pub list_lines_max: usize,
     /// How long a stop waits for the sessions to close, in milliseconds. Default 6,000.
     pub grace_ms: u64,
@@ -214,14 +219,17 @@ impl Server {
     ) -> Result<Self> {
         let (health, health_service) = tonic_health::server::health_reporter();
         let slot = Slot::default();
-        let locks = proto::locks_server::LocksServer::new(locks::LocksApi::new(slot.clone(), settings))
-            .max_decoding_message_size(settings.message_bytes_max);
+        let locks =
+            proto::locks_server::LocksServer::new(locks::LocksApi::new(slot.clone(), settings))
+                .max_decoding_message_size(settings.message_bytes_max);
         let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, Gate::open()))
             .max_decoding_message_size(settings.message_bytes_max);
-        let admin = proto::admin_server::AdminServer::new(admin::AdminApi::new(slot.clone(), &settings));
+        let admin =
+            proto::admin_server::AdminServer::new(admin::AdminApi::new(slot.clone(), &settings));
         health::set_locks(&health, false).await;
         health::set_allocator(&health, true).await;
-        let broken = |e| Error::new(ErrorKind::Internal, "the API's descriptors are broken").with_source(e);
+        let broken =
+            |e| Error::new(ErrorKind::Internal, "the API's descriptors are broken").with_source(e);
         let reflection = reflection_builder().build_v1().map_err(broken)?;
         // For clients made before there was `v1`, as most are.
         let reflection_alpha = reflection_builder().build_v1alpha().map_err(broken)?;
@@ -238,7 +246,8 @@ impl Server {
         Ok(Self { slot, settings, health, locks_health, allocator_health, serving })
     }
 
-    /// The node's service stands: from now on its locks are served. Only the first one counts; it replaces itself (see [`ServiceHost`]).
+    /// The node's service stands: from now on its locks are served. Only the first one counts; it
+    /// replaces itself (see [`ServiceHost`]).
     pub async fn host(&mut self, host: ServiceHost) {
         if self.slot.fill(host.clone()) {
             health::set_locks(&self.health, true).await;
@@ -252,8 +261,9 @@ impl Server {
         self.allocator_health.spawn(health::follow_roles(self.health.clone(), roles));
     }
 
-    /// Serves until `stop` resolves, then stops the service in order: tells the sessions, ends every wait, waits up to the grace for the
-    /// sessions to close, and resigns the lease if all did. The connections stay, and the allocator answers.
+    /// Serves until `stop` resolves, then stops the service in order: tells the sessions, ends
+    /// every wait, waits up to the grace for the sessions to close, and resigns the lease if all
+    /// did. The connections stay, and the allocator answers.
     ///
     /// Fails with `Unavailable` if the listener breaks; then nothing was waited for.
     pub async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<Stopped> {
@@ -272,7 +282,8 @@ impl Server {
         broken.map_or(Ok(stopped), Err)
     }
 
-    /// Closes the connections. The session streams have ended by themselves with their sessions; whoever still hangs on is cut.
+    /// Closes the connections. The session streams have ended by themselves with their sessions;
+    /// whoever still hangs on is cut.
     pub async fn close(self) {
         self.serving.close().await;
     }
@@ -357,7 +368,11 @@ struct Serving {
 }
 
 impl Serving {
-    fn start(router: tonic::transport::server::Router, listener: TcpListener, settings: ServerSettings) -> Self {
+    fn start(
+        router: tonic::transport::server::Router,
+        listener: TcpListener,
+        settings: ServerSettings,
+    ) -> Self {
         let (finish, finished) = oneshot::channel::<()>();
         let incoming = incoming::incoming(listener, settings);
         let task = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async {
@@ -376,8 +391,11 @@ impl Serving {
             Ok(Err(e)) => e.into(),
             Err(e) => e.into(),
         };
-        Error::new(ErrorKind::Unavailable, "the server cannot accept connections any more: start it again")
-            .with_source(why)
+        Error::new(
+            ErrorKind::Unavailable,
+            "the server cannot accept connections any more: start it again",
+        )
+        .with_source(why)
     }
 
     async fn close(mut self) {
@@ -396,7 +414,8 @@ impl Drop for Serving {
     }
 }
 
-/// Serves a node that stands until `stop` resolves, then stops in order and closes the connections: see [`Server::run`].
+/// Serves a node that stands until `stop` resolves, then stops in order and closes the connections:
+/// see [`Server::run`].
 ///
 /// Where several nodes share a store, use [`Server`] and [`PeerServer`] instead.
 pub async fn serve(

@@ -31,7 +31,8 @@ impl proto::peer_server::Peer for PeerApi {
         request: Request<proto::RegisterRequest>,
     ) -> Result<Response<proto::RegisterResponse>, Status> {
         let call = async |request| {
-            let started = self.allocator.register(&convert::registration_from_proto(request)?).await?;
+            let started =
+                self.allocator.register(&convert::registration_from_proto(request)?).await?;
             Ok(convert::started_to_proto(&started))
         };
         self.gate.pass(request, call).await
@@ -49,7 +50,10 @@ impl proto::peer_server::Peer for PeerApi {
         self.gate.pass(request, call).await
     }
 
-    async fn report(&self, request: Request<proto::ReportRequest>) -> Result<Response<proto::Acknowledged>, Status> {
+    async fn report(
+        &self,
+        request: Request<proto::ReportRequest>,
+    ) -> Result<Response<proto::Acknowledged>, Status> {
         let call = async |request| {
             let done = self.allocator.report(&convert::report_from_proto(request)).await?;
             Ok(convert::acknowledged_to_proto(done))
@@ -57,7 +61,10 @@ impl proto::peer_server::Peer for PeerApi {
         self.gate.pass(request, call).await
     }
 
-    async fn resign(&self, request: Request<proto::IncarnationRef>) -> Result<Response<proto::Acknowledged>, Status> {
+    async fn resign(
+        &self,
+        request: Request<proto::IncarnationRef>,
+    ) -> Result<Response<proto::Acknowledged>, Status> {
         let call = async |request| {
             let (service, nonce) = convert::incarnation_from_proto(Some(request))?;
             Ok(convert::acknowledged_to_proto(self.allocator.resign(service, nonce).await?))
@@ -65,10 +72,15 @@ impl proto::peer_server::Peer for PeerApi {
         self.gate.pass(request, call).await
     }
 
-    async fn bind(&self, request: Request<proto::BindRequest>) -> Result<Response<proto::BindResponse>, Status> {
+    async fn bind(
+        &self,
+        request: Request<proto::BindRequest>,
+    ) -> Result<Response<proto::BindResponse>, Status> {
         let call = async |request: proto::BindRequest| {
             let table = convert::table_from_proto(&request.group, &request.table)?;
-            Ok(convert::bound_to_proto(&self.allocator.bind(ServiceId::new(request.service), &table).await?))
+            Ok(convert::bound_to_proto(
+                &self.allocator.bind(ServiceId::new(request.service), &table).await?,
+            ))
         };
         self.gate.pass(request, call).await
     }
@@ -78,8 +90,12 @@ impl proto::peer_server::Peer for PeerApi {
         request: Request<proto::ReserveTokensRequest>,
     ) -> Result<Response<proto::ReserveTokensResponse>, Status> {
         let call = async |request: proto::ReserveTokensRequest| {
-            let (service, table) = (ServiceId::new(request.service), TableId::new(request.table_id));
-            let reserved = self.allocator.reserve_tokens(service, table, BindVersion::new(request.version)).await?;
+            let (service, table) =
+                (ServiceId::new(request.service), TableId::new(request.table_id));
+            let reserved = self
+                .allocator
+                .reserve_tokens(service, table, BindVersion::new(request.version))
+                .await?;
             Ok(convert::reserved_to_proto(&reserved))
         };
         self.gate.pass(request, call).await
@@ -115,7 +131,8 @@ impl proto::peer_server::Peer for PeerApi {
         request: Request<proto::CannotCommitRequest>,
     ) -> Result<Response<proto::CannotCommitResponse>, Status> {
         let call = async |request: proto::CannotCommitRequest| {
-            let answer = self.allocator.cannot_commit(&convert::txns_from_proto(&request.txns)?).await?;
+            let answer =
+                self.allocator.cannot_commit(&convert::txns_from_proto(&request.txns)?).await?;
             Ok(convert::cannot_commit_to_proto(&answer))
         };
         self.gate.pass(request, call).await
@@ -128,7 +145,9 @@ impl proto::peer_server::Peer for PeerApi {
         let call = async |request: proto::ReportTxnsRequest| {
             let (service, nonce) = convert::incarnation_from_proto(request.incarnation)?;
             let range = TxnRange { floor: request.floor, end: request.end };
-            Ok(convert::acknowledged_to_proto(self.allocator.report_txns(service, nonce, range).await?))
+            Ok(convert::acknowledged_to_proto(
+                self.allocator.report_txns(service, nonce, range).await?,
+            ))
         };
         self.gate.pass(request, call).await
     }

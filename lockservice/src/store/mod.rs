@@ -18,7 +18,8 @@ pub use lockservice_redis::RedisStore;
 #[cfg(feature = "rocks")]
 pub use lockservice_rocks::RocksStore;
 
-const REDIS: [&str; 6] = ["redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster"];
+const REDIS: [&str; 6] =
+    ["redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster"];
 
 /// The schemes that this build can open.
 pub fn schemes() -> Vec<&'static str> {
@@ -33,23 +34,30 @@ pub fn schemes() -> Vec<&'static str> {
         schemes.push("postgres://USER:PASSWORD@HOST/DATABASE");
     }
     if cfg!(feature = "redis") {
-        schemes.extend(["redis://HOST", "redis-sentinel://HOST,HOST/MASTER", "redis-cluster://HOST,HOST"]);
+        schemes.extend([
+            "redis://HOST",
+            "redis-sentinel://HOST,HOST/MASTER",
+            "redis-cluster://HOST,HOST",
+        ]);
     }
     schemes
 }
 
-/// Opens the store that a URL names: `memory:`, `file:PATH`, `rocks:PATH`, `postgres://…` or `redis://…` (also
-/// `redis-sentinel://…` and `redis-cluster://…`).
+/// Opens the store that a URL names: `memory:`, `file:PATH`, `rocks:PATH`, `postgres://…` or
+/// `redis://…` (also `redis-sentinel://…` and `redis-cluster://…`).
 ///
-/// Fails with `InvalidArgument` for a URL that no build knows, or that this one was not built for (the error names the feature), and
-/// as the store's own `open` does.
+/// Fails with `InvalidArgument` for a URL that no build knows, or that this one was not built for
+/// (the error names the feature), and as the store's own `open` does.
 pub async fn open(url: &str) -> Result<Arc<dyn BindStore>> {
     let (scheme, path) = url.split_once(':').unwrap_or((url, ""));
     match scheme {
         "memory" => Ok(Arc::new(MemoryStore::new(wall_clock_s()))),
         "file" | "rocks" if path.is_empty() => Err(Error::new(
             ErrorKind::InvalidArgument,
-            format!("the store's URL lacks a path: write {scheme}:PATH, for example {scheme}:./lockservice.db"),
+            format!(
+                "the store's URL lacks a path: write {scheme}:PATH, for example \
+                    {scheme}:./lockservice.db"
+            ),
         )),
         "file" => open_file(path).await,
         "rocks" => open_rocks(path).await,
@@ -63,16 +71,18 @@ pub async fn open(url: &str) -> Result<Arc<dyn BindStore>> {
     }
 }
 
-/// Opens a store that is there: nothing is created or migrated. Of a `memory:` store there is never one.
+/// Opens a store that is there: nothing is created or migrated. Of a `memory:` store there is never
+/// one.
 ///
-/// Fails with `InvalidArgument` for a URL that cannot be opened here, `StoreUnusable` if there is no store, or only one of an older
-/// format, and as the store's own `open` does.
+/// Fails with `InvalidArgument` for a URL that cannot be opened here, `StoreUnusable` if there is
+/// no store, or only one of an older format, and as the store's own `open` does.
 pub async fn open_existing(url: &str) -> Result<Arc<dyn BindStore>> {
     check_existing(url).await?;
     open(url).await
 }
 
-/// Reads a store that is there, damaged or not, as far as it can be read. Nothing is created, migrated or changed.
+/// Reads a store that is there, damaged or not, as far as it can be read. Nothing is created,
+/// migrated or changed.
 ///
 /// Fails as [`open_existing`] does, but for damaged records: those are in the answer.
 pub async fn inspect(url: &str) -> Result<Inspection> {
@@ -100,7 +110,8 @@ async fn check_existing(url: &str) -> Result<()> {
     if is_volatile(url) {
         return Err(Error::new(
             ErrorKind::InvalidArgument,
-            "a store in memory ends with its process, so there is none to be opened: name another with --store",
+            "a store in memory ends with its process, so there is none to be opened: name another \
+                with --store",
         ));
     }
     match stored_format(url).await? {
@@ -112,15 +123,16 @@ async fn check_existing(url: &str) -> Result<()> {
         Some(format) if format < STORE_FORMAT => Err(Error::new(
             ErrorKind::StoreUnusable,
             format!(
-                "the store is in format {format}, this version reads {STORE_FORMAT}: run `lockservice store migrate`"
+                "the store is in format {format}, this version reads {STORE_FORMAT}: run \
+                    `lockservice store migrate`"
             ),
         )),
         _ => Ok(()),
     }
 }
 
-/// The format of a store that has to be migrated before it is read, or 0 if there is no store; `None` if opening it tells, and does no harm.
-/// Changes nothing.
+/// The format of a store that has to be migrated before it is read, or 0 if there is no store;
+/// `None` if opening it tells, and does no harm. Changes nothing.
 ///
 /// Fails as [`open`] does, and with `StoreNewer` for the format of a later version.
 pub async fn stored_format(url: &str) -> Result<Option<u32>> {
@@ -141,7 +153,8 @@ fn is_missing(path: &Path) -> bool {
 }
 
 fn is_missing_or_empty(folder: &Path) -> bool {
-    is_missing(folder) || std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+    is_missing(folder)
+        || std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// The URL of a store that is not there, if no secret can be in it.
@@ -205,16 +218,20 @@ fn not_built(feature: &str) -> Error {
     Error::new(
         ErrorKind::InvalidArgument,
         format!(
-            "this build lacks the feature {feature}, which this store needs: build it with `--features {feature}`, or use one of {}",
+            "this build lacks the feature {feature}, which this store needs: build it with \
+                `--features {feature}`, or use one of {}",
             schemes().join(", ")
         ),
     )
 }
 
-/// Where the tokens of a store in memory begin (B7). The one use of the wall clock; nothing is compared with it.
+/// Where the tokens of a store in memory begin (B7). The one use of the wall clock; nothing is
+/// compared with it.
 #[allow(clippy::disallowed_methods)]
 fn wall_clock_s() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
@@ -229,12 +246,19 @@ mod tests {
             assert!(refused.to_string().contains("file:"), "{refused}");
         }
         open("memory:").await.expect("always there");
-        let built = [("postgres", "pg", cfg!(feature = "pg")), ("redis-sentinel", "redis", cfg!(feature = "redis"))];
+        let built = [
+            ("postgres", "pg", cfg!(feature = "pg")),
+            ("redis-sentinel", "redis", cfg!(feature = "redis")),
+        ];
         for (scheme, feature, built) in built {
-            let refused = open(&format!("{scheme}://me:hidden@x/m?y=1")).await.expect_err("no such option");
+            let refused =
+                open(&format!("{scheme}://me:hidden@x/m?y=1")).await.expect_err("no such option");
             assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
             let said = if built { "option".to_owned() } else { format!("--features {feature}") };
-            assert!(refused.to_string().contains(&said) && !refused.to_string().contains("hidden"), "{refused}");
+            assert!(
+                refused.to_string().contains(&said) && !refused.to_string().contains("hidden"),
+                "{refused}"
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The real command as processes. Waits are for events (a line, an end of file, an exit), bounded by a deadline.
+//! The real command as processes. Waits are for events (a line, an end of file, an exit), bounded
+//! by a deadline.
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
@@ -73,7 +74,8 @@ impl Running {
 
     /// Its stderr goes elsewhere.
     pub(crate) fn start_with_stderr(command: &mut Command, stderr: impl Into<Stdio>) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().expect("the command starts");
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(stderr).spawn().expect("the command starts");
         let out = lines(child.stdout.take().expect("piped"));
         Self { child, out, err: channel().1 }
     }
@@ -101,7 +103,8 @@ impl Running {
         Pid::from_raw(self.line().parse().expect("a process number")).expect("not zero")
     }
 
-    /// Waits until nobody has stdout open any more: the wrapper, the supervisor and the command are all gone.
+    /// Waits until nobody has stdout open any more: the wrapper, the supervisor and the command are
+    /// all gone.
     pub(crate) fn end_of_output(&mut self) -> Vec<String> {
         let mut rest = Vec::new();
         loop {
@@ -124,7 +127,8 @@ impl Running {
     /// The supervisor of a `lock`: its only child, or the last if it had some before.
     pub(crate) fn supervisor(&self) -> Pid {
         let pid = self.child.id();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
         let last = children.split_ascii_whitespace().next_back().expect("a child");
         Pid::from_raw(last.parse().expect("a number")).expect("not zero")
     }
@@ -205,7 +209,12 @@ impl Server {
     fn open(folder: tempfile::TempDir, flags: &[&str]) -> Self {
         let store = format!("file:{}", folder.path().join("db").display());
         let (running, address) = serve(&store, flags);
-        Self { running, address, folder, flags: flags.iter().map(|flag| (*flag).to_owned()).collect() }
+        Self {
+            running,
+            address,
+            folder,
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+        }
     }
 
     /// Kills the server with SIGKILL and starts it again on the same store, at another address.

@@ -48,8 +48,13 @@ impl Terminal {
                 }
             }
         });
-        let mut terminal =
-            Self { keyboard: File::from(pty.master), shell, screen: lines, shown: String::new(), seen: 0 };
+        let mut terminal = Self {
+            keyboard: File::from(pty.master),
+            shell,
+            screen: lines,
+            shown: String::new(),
+            seen: 0,
+        };
         terminal.expect("ready> ");
         terminal
     }

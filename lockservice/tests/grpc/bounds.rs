@@ -27,7 +27,10 @@ impl http_body::Body for Begun {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         match self.0.take() {
             Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
             None => Poll::Pending,
@@ -57,7 +60,8 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 
 #[tokio::test]
 async fn messages_that_never_arrive_whole_take_no_more_memory_than_their_address_may() {
-    let settings = ServerSettings { kept_bytes_per_address_max: 256 * KIB, ..ServerSettings::default() };
+    let settings =
+        ServerSettings { kept_bytes_per_address_max: 256 * KIB, ..ServerSettings::default() };
     let served = Served::start(settings).await;
     // Two connections of one address.
     let (mut one, two) = (Caller::new(&served).await, Caller::new(&served).await);
@@ -87,10 +91,12 @@ async fn messages_that_never_arrive_whole_take_no_more_memory_than_their_address
 
 #[tokio::test]
 async fn a_session_stream_without_room_for_its_frame_is_told_why_it_ends() {
-    let settings = ServerSettings { kept_bytes_per_connection_max: 64 * KIB, ..ServerSettings::default() };
+    let settings =
+        ServerSettings { kept_bytes_per_connection_max: 64 * KIB, ..ServerSettings::default() };
     let served = Served::start(settings).await;
     let mut caller = Caller::new(&served).await;
-    let lock = proto::LockOp { rows: vec![Bytes::from(vec![7; 1_000]); 100], ..proto::LockOp::default() };
+    let lock =
+        proto::LockOp { rows: vec![Bytes::from(vec![7; 1_000]); 100], ..proto::LockOp::default() };
     let op = proto::ClientOp { id: 1, op: Some(proto::client_op::Op::Lock(lock)) };
     let frames = tokio_stream::once(proto::ClientFrame { ops: vec![op] });
     let mut answers = caller.wire.session(frames).await.expect("it begins").into_inner();

@@ -46,19 +46,28 @@ async fn an_address_that_is_frozen_or_not_ready_does_not_keep_a_client_from_the_
     let frozen = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let frozen = (frozen.local_addr().expect("bound").to_string(), frozen);
     // Bound and closed again: nobody listens there.
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").to_string();
+    let gone = std::net::TcpListener::bind("127.0.0.1:0")
+        .expect("a port")
+        .local_addr()
+        .expect("bound")
+        .to_string();
     let (starting, _server) = starting().await;
-    let addresses = [&frozen.0, &gone, &starting, &frozen.0, &served.address].map(String::as_str).join(",");
+    let addresses =
+        [&frozen.0, &gone, &starting, &frozen.0, &served.address].map(String::as_str).join(",");
     // Only the head start of each address bounds how long a frozen one is waited for.
     let found = Client::builder().connect_timeout(Duration::from_secs(600)).connect(&addresses);
     let found = within(found).await.expect("one serves");
     found.admin().locks(None).await.expect("it serves");
-    let held = found.session(None).await.expect("a session").lock(spec("alice")).await.expect("free");
+    let held =
+        found.session(None).await.expect("a session").lock(spec("alice")).await.expect("free");
     held.unlock();
 
     let second_best = client(&format!("{},{starting}", frozen.0)).await;
     let error = second_best.admin().locks(None).await.expect_err("it cannot serve yet");
-    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("starting"), "{error}");
+    assert!(
+        error.kind() == ErrorKind::Unavailable && error.to_string().contains("starting"),
+        "{error}"
+    );
     let error = Client::builder()
         .connect_timeout(Duration::from_millis(500))
         .connect(&format!("{},{gone}", frozen.0))
@@ -73,7 +82,8 @@ async fn starting() -> (String, lockservice::server::Server) {
     let address = listener.local_addr().expect("bound").to_string();
     let name = lockservice_core::NodeName::new("starting").expect("a name");
     let allocator = lockservice::open_allocator("memory:", name).await.expect("in memory");
-    let server = lockservice::server::Server::start(listener, allocator, ServerSettings::default()).await;
+    let server =
+        lockservice::server::Server::start(listener, allocator, ServerSettings::default()).await;
     (address, server.expect("it listens"))
 }
 
@@ -85,10 +95,19 @@ async fn a_session_waits_for_a_server_that_is_starting_unless_it_may_not() {
     let allocator = lockservice::open_allocator("memory:", name.clone()).await.expect("in memory");
     let allocator: Arc<dyn lockservice_core::allocator::LockTableAllocator> = allocator;
     let settings = ServerSettings::default();
-    let mut server = lockservice::server::Server::start(listener, Arc::clone(&allocator), settings).await.expect("ok");
-    let impatient = Client::builder().start_timeout(Duration::ZERO).connect(&address).await.expect("it answers");
+    let mut server = lockservice::server::Server::start(listener, Arc::clone(&allocator), settings)
+        .await
+        .expect("ok");
+    let impatient = Client::builder()
+        .start_timeout(Duration::ZERO)
+        .connect(&address)
+        .await
+        .expect("it answers");
     let error = impatient.session(None).await.expect_err("it may not wait");
-    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("starting"), "{error}");
+    assert!(
+        error.kind() == ErrorKind::Unavailable && error.to_string().contains("starting"),
+        "{error}"
+    );
     let patient = client(&address).await;
     let opened = patient.session(None);
     let mut opened = std::pin::pin!(opened);
@@ -97,8 +116,11 @@ async fn a_session_waits_for_a_server_that_is_starting_unless_it_may_not() {
         // Longer than one round.
         () = tokio::time::sleep(Duration::from_millis(250)) => {}
     }
-    let parts = lockservice_core::service::ServiceParts::new(allocator, Arc::new(SystemClock), name);
-    server.host(lockservice::server::ServiceHost::start(parts).await.expect("it has a lease")).await;
+    let parts =
+        lockservice_core::service::ServiceParts::new(allocator, Arc::new(SystemClock), name);
+    server
+        .host(lockservice::server::ServiceHost::start(parts).await.expect("it has a lease"))
+        .await;
     let session = opened.await.expect("it has started");
     session.lock(spec("alice")).await.expect("free").release().await.expect("acknowledged");
 }
@@ -214,7 +236,8 @@ async fn chosen_keys_can_be_unlocked_and_a_dropped_session_leaves_nothing() {
     let session = session(&served.address).await;
     let admin = client(&served.address).await.admin();
     let txn = session.txn(TxnOptions { label: "audit".to_owned(), ..Default::default() });
-    let shared = LockSpec { mode: LockMode::Shared, ..LockSpec::new(table(), vec![row("a"), row("b")]) };
+    let shared =
+        LockSpec { mode: LockMode::Shared, ..LockSpec::new(table(), vec![row("a"), row("b")]) };
     txn.lock(shared).await.expect("free");
     txn.unlock(&table(), &[row("a")], None).await.expect("acknowledged");
     let left = admin.locks(Some(&table())).await.expect("the server answers");
@@ -248,7 +271,10 @@ async fn a_commit_is_admitted_for_a_time_that_counts_from_the_request() {
     let silent = session.txn(TxnOptions::default());
     silent.lock(spec("bob")).await.expect("free");
     request.txn = silent.id().expect("it locked");
-    assert_eq!(allocator.begin_commit(&request).await.expect_err("T1").kind(), ErrorKind::CannotCommit);
+    assert_eq!(
+        allocator.begin_commit(&request).await.expect_err("T1").kind(),
+        ErrorKind::CannotCommit
+    );
     assert!(allocator.latest(&table()).await.expect("the server answers").is_some());
     let unknown = TableRef::new("default", "unknown").expect("names");
     assert!(allocator.latest(&unknown).await.expect("the server answers").is_none());
@@ -264,7 +290,8 @@ impl Clock for Ahead {
     }
 }
 
-/// L3: whoever removes a store, or loses it, has servers whose epochs begin anew, and clients that have heard of later ones.
+/// L3: whoever removes a store, or loses it, has servers whose epochs begin anew, and clients that
+/// have heard of later ones.
 #[tokio::test]
 async fn a_lower_epoch_is_refused_as_an_earlier_leaders_and_believed_when_that_cannot_be() {
     let later = Served::start_above(Epoch::new(77), ServerSettings::default()).await;
@@ -343,12 +370,20 @@ async fn a_client_that_slept_past_its_guard_has_lost_its_session_whatever_the_se
     let served = server().await;
     let clock = Arc::new(Settable::default());
     let builder = Client::builder().clock(Arc::clone(&clock) as Arc<dyn Clock>);
-    let session =
-        builder.connect(&served.address).await.expect("the server answers").session(None).await.expect("a session");
+    let session = builder
+        .connect(&served.address)
+        .await
+        .expect("the server answers")
+        .session(None)
+        .await
+        .expect("a session");
     session.lock(spec("alice")).await.expect("free").unlock();
     clock.0.store(60_000, SeqCst);
     // At once, by the clock, not when some timer fires.
-    assert_eq!(session.lock(spec("alice")).await.expect_err("slept").kind(), ErrorKind::SessionLost);
+    assert_eq!(
+        session.lock(spec("alice")).await.expect_err("slept").kind(),
+        ErrorKind::SessionLost
+    );
     assert_eq!(session.lost().await.kind(), ErrorKind::SessionLost);
     session.close().await.expect("the server is told");
 }
@@ -358,8 +393,13 @@ async fn a_grant_that_arrives_after_the_guard_is_given_back() {
     let served = server().await;
     let clock = Arc::new(Settable::default());
     let builder = Client::builder().clock(Arc::clone(&clock) as Arc<dyn Clock>);
-    let sleeper =
-        builder.connect(&served.address).await.expect("the server answers").session(None).await.expect("a session");
+    let sleeper = builder
+        .connect(&served.address)
+        .await
+        .expect("the server answers")
+        .session(None)
+        .await
+        .expect("a session");
     let admin = client(&served.address).await.admin();
     let held = session(&served.address).await.lock(spec("alice")).await.expect("free");
     let txn = sleeper.txn(TxnOptions::default());
@@ -379,7 +419,11 @@ async fn the_guard_ends_earlier_by_the_time_that_the_work_needs_to_stop() {
     let served = server().await;
     let stop = Duration::from_secs(2);
     let plain = session(&served.address).await;
-    let careful = Client::builder().stop_time(stop).connect(&served.address).await.expect("the server answers");
+    let careful = Client::builder()
+        .stop_time(stop)
+        .connect(&served.address)
+        .await
+        .expect("the server answers");
     let careful = careful.session(None).await.expect("a session");
     let difference = plain.deadline().since(careful.deadline());
     assert!(difference > stop / 2, "{difference:?}");
@@ -394,10 +438,17 @@ async fn too_much_in_one_request_is_refused_and_the_session_goes_on() {
     let many = |n: u32| LockSpec::new(table(), (0..n).map(|n| row(&format!("{n}"))).collect());
     // More than the server takes into one request, and more than fits into one message.
     for n in [30_000, 1_000_000] {
-        assert_eq!(txn.lock(many(n)).await.expect_err("too many").kind(), ErrorKind::InvalidArgument, "{n}");
+        assert_eq!(
+            txn.lock(many(n)).await.expect_err("too many").kind(),
+            ErrorKind::InvalidArgument,
+            "{n}"
+        );
     }
     let ten_million = LockSpec::new(table(), vec![row("a"); 10_000_000]);
-    assert_eq!(txn.lock(ten_million).await.expect_err("too many").kind(), ErrorKind::InvalidArgument);
+    assert_eq!(
+        txn.lock(ten_million).await.expect_err("too many").kind(),
+        ErrorKind::InvalidArgument
+    );
     let nothing = LockSpec::new(table(), Vec::<LockItem>::new());
     assert_eq!(txn.lock(nothing).await.expect_err("nothing").kind(), ErrorKind::InvalidArgument);
     txn.lock(many(1_000)).await.expect("as much as is allowed");
@@ -410,17 +461,32 @@ async fn without_a_server_the_client_says_so() {
     let address = listener.local_addr().expect("bound").to_string();
     drop(listener);
     assert_eq!(Client::connect(&address).await.expect_err("nobody").kind(), ErrorKind::Unavailable);
-    for bad in
-        ["", "::::", "ftp://x", "http://", "localhost", "localhost:0", "localhost:65536", "http://localhost:65536"]
-    {
-        assert_eq!(Client::connect(bad).await.expect_err("no address").kind(), ErrorKind::InvalidArgument, "{bad}");
+    for bad in [
+        "",
+        "::::",
+        "ftp://x",
+        "http://",
+        "localhost",
+        "localhost:0",
+        "localhost:65536",
+        "http://localhost:65536",
+    ] {
+        assert_eq!(
+            Client::connect(bad).await.expect_err("no address").kind(),
+            ErrorKind::InvalidArgument,
+            "{bad}"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_ttl_too_short_to_be_renewed_is_refused() {
     let served = server().await;
-    let error = client(&served.address).await.session(Some(Duration::from_millis(5))).await.expect_err("too short");
+    let error = client(&served.address)
+        .await
+        .session(Some(Duration::from_millis(5)))
+        .await
+        .expect_err("too short");
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
 }
 
@@ -446,13 +512,20 @@ async fn a_time_out_counts_from_the_call_also_while_no_further_call_is_allowed()
 async fn a_time_out_counts_from_the_call_also_while_the_server_is_silent() {
     let served = server().await;
     let proxy = Proxy::start(&served.address).await;
-    let session = client(&proxy.address).await.session(Some(Duration::from_secs(60))).await.expect("a session");
+    let session = client(&proxy.address)
+        .await
+        .session(Some(Duration::from_secs(60)))
+        .await
+        .expect("a session");
     proxy.mute(true);
     let txn = session.txn(TxnOptions::default());
     let short = LockSpec { timeout: Some(Duration::from_millis(50)), ..spec("alice") };
     let asked = SystemClock.now();
     assert_eq!(within(txn.lock(short)).await.expect_err("no answer").kind(), ErrorKind::Timeout);
-    assert!(SystemClock.now().since(asked) < Duration::from_secs(2), "long before anything is noticed of the server");
+    assert!(
+        SystemClock.now().since(asked) < Duration::from_secs(2),
+        "long before anything is noticed of the server"
+    );
     // It was granted, and is taken back; the transaction goes on.
     proxy.mute(false);
     proxy.cut();

@@ -14,7 +14,9 @@ use lockservice::server::ServerSettings;
 use lockservice_core::allocator::{BeginCommit, CannotCommit};
 use lockservice_core::service::{LockSpec, LockStatus, Stopped, TxnOptions, WaitStatus};
 use lockservice_core::table::Grant;
-use lockservice_core::testing::{ServiceFixture, SessionFixture, TxnFixture, UnparsedItem, service_suite};
+use lockservice_core::testing::{
+    ServiceFixture, SessionFixture, TxnFixture, UnparsedItem, service_suite,
+};
 use lockservice_core::{CommitAttempt, Error, LockItem, Result, TableRef, TxnId};
 use prost::bytes::Bytes;
 
@@ -33,7 +35,8 @@ struct Remote {
 
 impl Remote {
     async fn start() -> Self {
-        let served = Served::start(ServerSettings { grace_ms: 3_000, ..ServerSettings::default() }).await;
+        let served =
+            Served::start(ServerSettings { grace_ms: 3_000, ..ServerSettings::default() }).await;
         let address = served.address.clone();
         let operator = Client::connect(&address).await.expect("the server answers");
         Self { address, operator, served: Mutex::new(Some(served)) }
@@ -42,7 +45,11 @@ impl Remote {
 
 #[async_trait]
 impl ServiceFixture for Remote {
-    async fn session(&self, client: &str, ttl: Option<Duration>) -> Result<Box<dyn SessionFixture>> {
+    async fn session(
+        &self,
+        client: &str,
+        ttl: Option<Duration>,
+    ) -> Result<Box<dyn SessionFixture>> {
         // Connections of its own, that can be cut without harm to others.
         let proxy = Proxy::start(&self.address).await;
         let client = Client::builder().name(client).connect(&proxy.address).await?;
@@ -51,9 +58,13 @@ impl ServiceFixture for Remote {
     }
 
     async fn lock_unparsed(&self, table: &TableRef, items: Vec<UnparsedItem>) -> Result<()> {
-        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", self.address)).expect("an address");
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", self.address))
+            .expect("an address");
         let mut wire = LocksClient::new(endpoint.connect().await.expect("the server answers"));
-        let welcome = wire.open_session(proto::Hello::default()).await.map_err(|status| from_status(&status))?;
+        let welcome = wire
+            .open_session(proto::Hello::default())
+            .await
+            .map_err(|status| from_status(&status))?;
         let welcome = welcome.into_inner();
         let session = proto::SessionRef { session: welcome.session, service: welcome.service };
         let mut lock = proto::LockOp {
@@ -67,7 +78,8 @@ impl ServiceFixture for Remote {
             match item {
                 UnparsedItem::Row(row) => lock.rows.push(row.into()),
                 UnparsedItem::Range(start, end) => {
-                    lock.ranges.push(proto::KeyRange { start: Some(bound(start)), end: Some(bound(end)) });
+                    lock.ranges
+                        .push(proto::KeyRange { start: Some(bound(start)), end: Some(bound(end)) });
                 }
             }
         }
@@ -90,7 +102,8 @@ impl ServiceFixture for Remote {
 
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
         // A call for nodes, and this server has none beside it.
-        let allocator = self.served.lock().expect("no panic").as_ref().expect("it serves").host.allocator();
+        let allocator =
+            self.served.lock().expect("no panic").as_ref().expect("it serves").host.allocator();
         allocator.cannot_commit(txns).await
     }
 
@@ -166,7 +179,12 @@ impl TxnFixture for RemoteTxn {
         Ok(grant)
     }
 
-    async fn unlock(&self, table: &TableRef, items: &[LockItem], commit_ts: Option<u64>) -> Result<()> {
+    async fn unlock(
+        &self,
+        table: &TableRef,
+        items: &[LockItem],
+        commit_ts: Option<u64>,
+    ) -> Result<()> {
         self.active().expect("it has not ended").unlock(table, items, commit_ts).await
     }
 

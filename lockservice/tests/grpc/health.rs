@@ -65,7 +65,14 @@ impl Probe {
         let request = self.request();
         let mut news = self.0.watch(request).await.expect("it is known").into_inner();
         let becomes = async {
-            while news.message().await.expect("the server lives").expect("the server lives").status() != status {}
+            while news
+                .message()
+                .await
+                .expect("the server lives")
+                .expect("the server lives")
+                .status()
+                != status
+            {}
         };
         tokio::time::timeout(DEADLINE, becomes).await.expect("in time");
     }
@@ -75,21 +82,34 @@ impl Probe {
 async fn locks_are_reported_as_served_only_while_the_node_has_its_lease() {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (store, candidate) = (Arc::new(MemoryStore::new(1)), Candidate::from(name("n")));
-    let allocator = LocalAllocator::open(store, Arc::clone(&clock), settings(), candidate).await.expect("fresh");
+    let allocator = LocalAllocator::open(store, Arc::clone(&clock), settings(), candidate)
+        .await
+        .expect("fresh");
     let leader = Arc::clone(&allocator) as Arc<dyn LockTableAllocator>;
     let (address, listener) = listen().await;
-    let mut server = Server::start(listener, Arc::clone(&leader), ServerSettings::default()).await.expect("listens");
+    let mut server = Server::start(listener, Arc::clone(&leader), ServerSettings::default())
+        .await
+        .expect("listens");
     let (mut locks, mut whole) = (Probe::of(&address, LOCKS).await, Probe::of(&address, "").await);
     let mut commits = Probe::of(&address, ALLOCATOR).await;
-    assert_eq!((locks.now().await, whole.now().await), (ServingStatus::NotServing, ServingStatus::NotServing));
+    assert_eq!(
+        (locks.now().await, whole.now().await),
+        (ServingStatus::NotServing, ServingStatus::NotServing)
+    );
     assert_eq!(commits.now().await, ServingStatus::Serving, "it answers before the service stands");
-    let host = ServiceHost::start(ServiceParts::new(leader, clock, name("n"))).await.expect("starts");
+    let host =
+        ServiceHost::start(ServiceParts::new(leader, clock, name("n"))).await.expect("starts");
     let first = host.current();
     server.host(host.clone()).await;
-    assert_eq!((locks.now().await, whole.now().await), (ServingStatus::Serving, ServingStatus::Serving));
+    assert_eq!(
+        (locks.now().await, whole.now().await),
+        (ServingStatus::Serving, ServingStatus::Serving)
+    );
     // Another process takes the name over, as it may that knows the incarnation; the lease is lost.
     let (nonce, replaces) = (Nonce::new(1), Some((first.id(), first.nonce())));
-    let thief = allocator.register(&Registration { node: name("n"), nonce, address: "x:1".to_owned(), replaces }).await;
+    let thief = allocator
+        .register(&Registration { node: name("n"), nonce, address: "x:1".to_owned(), replaces })
+        .await;
     let thief = thief.expect("it knows the incarnation");
     locks.becomes(ServingStatus::NotServing).await;
     whole.becomes(ServingStatus::NotServing).await;
@@ -99,7 +119,8 @@ async fn locks_are_reported_as_served_only_while_the_node_has_its_lease() {
     locks.becomes(ServingStatus::Serving).await;
     whole.becomes(ServingStatus::Serving).await;
     assert_ne!(host.current().id(), first.id());
-    let session = Client::connect(&address).await.expect("listens").session(None).await.expect("serves");
+    let session =
+        Client::connect(&address).await.expect("listens").session(None).await.expect("serves");
     drop(session.lock(spec("k")).await.expect("served"));
     session.close().await.expect("acknowledged");
     let stop = tokio::spawn(async move { server.run(async {}).await.map(|_| server) });
@@ -116,11 +137,20 @@ async fn the_allocator_is_reported_as_served_while_the_node_leads_or_knows_who_d
         let (address, listener) = listen().await;
         let connection = store.connect();
         let (own, clock) = (Arc::new(connection.clone()), Arc::new(SystemClock));
-        let allocator = ElectedAllocator::start(own, clock, settings(), name(node), node, Arc::new(net.clone()));
+        let allocator = ElectedAllocator::start(
+            own,
+            clock,
+            settings(),
+            name(node),
+            node,
+            Arc::new(net.clone()),
+        );
         let allocator = allocator.expect("valid settings");
         net.join(node, allocator.as_leader());
         let mut server =
-            Server::start(listener, allocator.for_clients(), ServerSettings::default()).await.expect("listens");
+            Server::start(listener, allocator.for_clients(), ServerSettings::default())
+                .await
+                .expect("listens");
         server.follow(allocator.roles());
         allocator.settled().await.expect("the store answers");
         let mut probe = Probe::of(&address, ALLOCATOR).await;
@@ -132,14 +162,17 @@ async fn the_allocator_is_reported_as_served_while_the_node_leads_or_knows_who_d
     let lost = store.connect();
     lost.set_cut(true);
     let (lost, clock) = (Arc::new(lost), Arc::new(SystemClock));
-    let allocator = ElectedAllocator::start(lost, clock, settings(), name("c"), "c", Arc::new(net.clone()));
+    let allocator =
+        ElectedAllocator::start(lost, clock, settings(), name("c"), "c", Arc::new(net.clone()));
     let allocator = allocator.expect("valid settings");
     let server = Server::start(listener, allocator.for_clients(), ServerSettings::default()).await;
     let mut server = server.expect("listens");
     server.follow(allocator.roles());
     Probe::of(&address, ALLOCATOR).await.becomes(ServingStatus::NotServing).await;
 
-    let [(_, leads, _, leader), (store, _, _, follower)] = &mut nodes[..] else { unreachable!("two") };
+    let [(_, leads, _, leader), (store, _, _, follower)] = &mut nodes[..] else {
+        unreachable!("two")
+    };
     assert!(matches!(leads.role(), Role::Leading(_)));
     // The follower alone does not reach the store: it knows who leads all the same.
     store.set_cut(true);

@@ -17,7 +17,9 @@ async fn what_a_client_could_not_stop_is_seen_with_its_locks_which_stay_until_th
     let client = Client::connect(&served.address).await.expect("it answers");
     let next = client.session(None).await.expect("a session");
     let ttl = Duration::from_secs(1);
-    for (said, seen) in [("7 (sl\neep)", "7 (sleep)"), ("", "not known"), (&"é".repeat(4_000), &"é".repeat(512))] {
+    for (said, seen) in
+        [("7 (sl\neep)", "7 (sleep)"), ("", "not known"), (&"é".repeat(4_000), &"é".repeat(512))]
+    {
         let session = client.session(Some(ttl)).await.expect("a session");
         let lock = session.lock(spec("alice")).await.expect("free");
         let renewed = tokio::time::Instant::now();
@@ -38,11 +40,13 @@ async fn what_a_client_could_not_stop_is_seen_with_its_locks_which_stay_until_th
 #[tokio::test]
 async fn what_a_client_says_when_it_leaves_is_bounded_and_does_not_renew_its_session() {
     let served = Served::start(ServerSettings::default()).await;
-    let mut wire = LocksClient::connect(format!("http://{}", served.address)).await.expect("it listens");
+    let mut wire =
+        LocksClient::connect(format!("http://{}", served.address)).await.expect("it listens");
     let hello = proto::Hello { ttl_ms: 1_000, ..proto::Hello::default() };
     let welcome = wire.open_session(hello).await.expect("welcome").into_inner();
     let session = Some(proto::SessionRef { session: welcome.session, service: welcome.service });
-    let leaving = |still_running: &str| proto::Leaving { session, still_running: still_running.to_owned() };
+    let leaving =
+        |still_running: &str| proto::Leaving { session, still_running: still_running.to_owned() };
     for bad in ["", "a\nb", &"x".repeat(STILL_RUNNING_BYTES_MAX + 1)] {
         let refused = wire.leave_session(leaving(bad)).await.expect_err("out of bounds");
         assert_eq!(from_status(&refused).kind(), ErrorKind::InvalidArgument, "{bad}");

@@ -31,7 +31,10 @@ type Frames = Pin<Box<dyn Stream<Item = Result<ServerFrame, Status>> + Send>>;
 impl Locks for EndsStreams {
     type SessionStream = Frames;
 
-    async fn session(&self, request: Request<Streaming<ClientFrame>>) -> Result<Response<Frames>, Status> {
+    async fn session(
+        &self,
+        request: Request<Streaming<ClientFrame>>,
+    ) -> Result<Response<Frames>, Status> {
         if self.0.fetch_add(1, SeqCst) >= WELCOMED {
             return Err(Status::unavailable("not any more"));
         }
@@ -51,7 +54,10 @@ impl Locks for EndsStreams {
         Ok(Response::new(Box::pin(tokio_stream::once(Ok(ServerFrame { ops: vec![op] })))))
     }
 
-    async fn open_session(&self, _: Request<proto::Hello>) -> Result<Response<proto::Welcome>, Status> {
+    async fn open_session(
+        &self,
+        _: Request<proto::Hello>,
+    ) -> Result<Response<proto::Welcome>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
 
@@ -63,15 +69,24 @@ impl Locks for EndsStreams {
         Err(Status::unimplemented("not asked for here"))
     }
 
-    async fn keep_session(&self, _: Request<proto::SessionRef>) -> Result<Response<proto::Promise>, Status> {
+    async fn keep_session(
+        &self,
+        _: Request<proto::SessionRef>,
+    ) -> Result<Response<proto::Promise>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
 
-    async fn close_session(&self, _: Request<proto::SessionRef>) -> Result<Response<proto::Done>, Status> {
+    async fn close_session(
+        &self,
+        _: Request<proto::SessionRef>,
+    ) -> Result<Response<proto::Done>, Status> {
         Ok(Response::new(proto::Done::default()))
     }
 
-    async fn leave_session(&self, _: Request<proto::Leaving>) -> Result<Response<proto::Done>, Status> {
+    async fn leave_session(
+        &self,
+        _: Request<proto::Leaving>,
+    ) -> Result<Response<proto::Done>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
 
@@ -79,7 +94,10 @@ impl Locks for EndsStreams {
         Err(Status::unimplemented("not asked for here"))
     }
 
-    async fn unlock(&self, _: Request<proto::UnaryUnlock>) -> Result<Response<proto::Done>, Status> {
+    async fn unlock(
+        &self,
+        _: Request<proto::UnaryUnlock>,
+    ) -> Result<Response<proto::Done>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
 }
@@ -93,7 +111,8 @@ async fn a_stream_that_is_welcomed_and_ends_is_not_replaced_again_and_again_with
         .add_service(LocksServer::new(EndsStreams(Arc::clone(&streams))))
         .serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(server);
-    let session = Client::connect(&address).await.expect("it listens").session(None).await.expect("welcomed");
+    let session =
+        Client::connect(&address).await.expect("it listens").session(None).await.expect("welcomed");
     // It resumes, and is welcomed, and so renewed, until it is welcomed no more: for 2 s from then.
     session.lost().await;
     // The pauses are 0, 10, 20, 40, … and then 500 ms.
@@ -118,7 +137,11 @@ async fn more_sessions_than_a_connection_has_streams_are_opened_and_other_calls_
 #[tokio::test]
 async fn a_stop_time_that_leaves_no_time_to_work_is_refused_when_the_session_is_opened() {
     let served = Served::start(ServerSettings::default()).await;
-    let client = Client::builder().stop_time(Duration::from_secs(60)).connect(&served.address).await.expect("there");
+    let client = Client::builder()
+        .stop_time(Duration::from_secs(60))
+        .connect(&served.address)
+        .await
+        .expect("there");
     let refused = client.session(None).await.expect_err("the lease is shorter");
     assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{refused}");
     assert!(refused.to_string().contains("stop time"), "{refused}");
@@ -140,7 +163,9 @@ async fn every_answered_lock_renews_the_session_so_that_busy_clients_need_no_hea
     while !moved.has_changed().expect("the session is there") {
         n += 1;
         let item: LockItem = row(&format!("row {n}"));
-        txn.lock(lockservice_core::service::LockSpec { items: vec![item], ..spec("x") }).await.expect("free");
+        txn.lock(lockservice_core::service::LockSpec { items: vec![item], ..spec("x") })
+            .await
+            .expect("free");
     }
     assert!(session.deadline() > first);
     // The first heartbeat is due after a third of the promise.
@@ -149,8 +174,11 @@ async fn every_answered_lock_renews_the_session_so_that_busy_clients_need_no_hea
 
 #[tokio::test]
 async fn one_address_cannot_take_all_sessions_and_one_connection_not_all_of_an_address() {
-    let settings =
-        ServerSettings { sessions_per_connection_max: 2, sessions_per_address_max: 3, ..ServerSettings::default() };
+    let settings = ServerSettings {
+        sessions_per_connection_max: 2,
+        sessions_per_address_max: 3,
+        ..ServerSettings::default()
+    };
     let served = Served::start(settings).await;
     let client = || async { Client::connect(&served.address).await.expect("it answers") };
     let (first, second) = (client().await, client().await);
@@ -174,7 +202,8 @@ async fn waits_of_one_address_are_bounded_over_its_sessions_and_releases_are_not
     let settings = ServerSettings { ops_per_address_max: 2, ..ServerSettings::default() };
     let served = Served::start(settings).await;
     let client = Client::connect(&served.address).await.expect("it answers");
-    let (a, b) = (client.session(None).await.expect("room"), client.session(None).await.expect("room"));
+    let (a, b) =
+        (client.session(None).await.expect("room"), client.session(None).await.expect("room"));
     let held = a.lock(spec("alice")).await.expect("free");
     let waiting = [tokio::spawn(wait_in(a.clone())), tokio::spawn(wait_in(b.clone()))];
     while client.admin().waits(None).await.expect("an answer").len() < 2 {
@@ -205,10 +234,15 @@ async fn frames_of_clients_that_read_no_answers_count_in_what_their_address_may_
     let client = Client::connect(&served.address).await.expect("it answers");
     let session = client.session(None).await.expect("room");
     let rows = (0..200).map(|n| row(&format!("{n:01000}"))).collect();
-    session.lock(lockservice_core::service::LockSpec { items: rows, ..spec("x") }).await.expect("it has room").unlock();
+    session
+        .lock(lockservice_core::service::LockSpec { items: rows, ..spec("x") })
+        .await
+        .expect("it has room")
+        .unlock();
     let rows = (0..400).map(|n| row(&format!("{n:01000}"))).collect();
     let too_much = lockservice_core::service::LockSpec { items: rows, ..spec("x") };
-    let refused = session.lock(too_much).await.expect_err("more than the address may have in memory");
+    let refused =
+        session.lock(too_much).await.expect_err("more than the address may have in memory");
     assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
     assert!(refused.to_string().contains("bytes of messages"), "{refused}");
     session.lock(spec("alice")).await.expect("the session goes on").unlock();

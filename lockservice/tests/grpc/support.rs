@@ -41,15 +41,23 @@ impl Served {
         Self::start_with(Epoch::default(), allocator, settings).await
     }
 
-    async fn start_with(floor: Epoch, allocator: AllocatorSettings, settings: ServerSettings) -> Self {
+    async fn start_with(
+        floor: Epoch,
+        allocator: AllocatorSettings,
+        settings: ServerSettings,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let store: Arc<dyn BindStore> = Arc::new(MemoryStore::new(1));
-        let candidate = Candidate { floor, ..Candidate::from(NodeName::new("node-1").expect("a name")) };
+        let candidate =
+            Candidate { floor, ..Candidate::from(NodeName::new("node-1").expect("a name")) };
         let allocator: Arc<dyn LockTableAllocator> =
-            LocalAllocator::open(store, Arc::clone(&clock), allocator, candidate).await.expect("a fresh store opens");
-        let mut parts = ServiceParts::new(allocator, clock, NodeName::new("node-1").expect("a name"));
+            LocalAllocator::open(store, Arc::clone(&clock), allocator, candidate)
+                .await
+                .expect("a fresh store opens");
+        let mut parts =
+            ServiceParts::new(allocator, clock, NodeName::new("node-1").expect("a name"));
         parts.address.clone_from(&address);
         let host = ServiceHost::start(parts).await.expect("the service starts");
         let (stop, stopped) = oneshot::channel::<()>();

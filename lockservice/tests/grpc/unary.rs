@@ -25,10 +25,12 @@ pub(crate) struct Caller {
 
 impl Caller {
     pub(crate) async fn new(served: &Served) -> Self {
-        let endpoint = Endpoint::from_shared(format!("http://{}", served.address)).expect("an address");
+        let endpoint =
+            Endpoint::from_shared(format!("http://{}", served.address)).expect("an address");
         let channel = endpoint.connect().await.expect("the server answers");
         let mut wire = LocksClient::new(channel.clone());
-        let welcome = wire.open_session(proto::Hello::default()).await.expect("a session").into_inner();
+        let welcome =
+            wire.open_session(proto::Hello::default()).await.expect("a session").into_inner();
         let session = proto::SessionRef { session: welcome.session, service: welcome.service };
         Self { channel, wire, session }
     }
@@ -41,7 +43,12 @@ impl Caller {
     }
 
     fn request(&self, txn: &TxnRef, rows: Vec<Bytes>) -> proto::UnaryLock {
-        let lock = proto::LockOp { txn: Some(txn.clone()), table: "t".to_owned(), rows, ..Default::default() };
+        let lock = proto::LockOp {
+            txn: Some(txn.clone()),
+            table: "t".to_owned(),
+            rows,
+            ..Default::default()
+        };
         proto::UnaryLock { session: Some(self.session), lock: Some(lock) }
     }
 
@@ -49,7 +56,11 @@ impl Caller {
         self.lock_rows(txn, vec![Bytes::copy_from_slice(row)]).await
     }
 
-    pub(crate) async fn lock_rows(&mut self, txn: &TxnRef, rows: Vec<Bytes>) -> Result<proto::Locked, Status> {
+    pub(crate) async fn lock_rows(
+        &mut self,
+        txn: &TxnRef,
+        rows: Vec<Bytes>,
+    ) -> Result<proto::Locked, Status> {
         let request = self.request(txn, rows);
         self.wire.lock(request).await.map(tonic::Response::into_inner)
     }
@@ -69,13 +80,20 @@ async fn a_lock_that_waits_ends_at_the_deadline_of_its_call_and_waits_no_more() 
     caller.lock(&holder, b"a").await.expect("free");
     let mut request = Request::new(caller.request(&waiter, vec![Bytes::from_static(b"a")]));
     request.set_timeout(Duration::from_millis(300));
-    let late = tokio::time::timeout(WAIT, caller.wire.lock(request)).await.expect("it ends").expect_err("held");
+    let late = tokio::time::timeout(WAIT, caller.wire.lock(request))
+        .await
+        .expect("it ends")
+        .expect_err("held");
     assert_eq!(late.code(), Code::DeadlineExceeded, "{late:?}");
     // The server said so: the client's own clock knows no details.
     assert_eq!(from_status(&late).kind(), ErrorKind::Timeout);
     assert!(!late.details().is_empty(), "{late:?}");
     assert_eq!(caller.end(&holder).await.expect("it ends").released, 1);
-    assert_eq!(caller.end(&waiter).await.expect("it ends").released, 0, "nothing was granted to it");
+    assert_eq!(
+        caller.end(&waiter).await.expect("it ends").released,
+        0,
+        "nothing was granted to it"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,8 +29,11 @@ async fn holder(told: &mut Observed) -> Blocker {
 #[tokio::test]
 async fn a_call_that_waits_is_told_whom_it_waits_for_and_again_when_that_changes() {
     let served = Served::start(ServerSettings::default()).await;
-    let (a, b, c) =
-        (session(&served.address, "a").await, session(&served.address, "b").await, session(&served.address, "c").await);
+    let (a, b, c) = (
+        session(&served.address, "a").await,
+        session(&served.address, "b").await,
+        session(&served.address, "c").await,
+    );
     let (waits, mut told) = watch::channel(None);
     let first = a.txn(TxnOptions { label: "nightly".to_owned(), ..TxnOptions::default() });
     first.lock_telling(spec("alice"), &waits).await.expect("free");
@@ -42,7 +45,10 @@ async fn a_call_that_waits_is_told_whom_it_waits_for_and_again_when_that_changes
         seen = holder(&mut told) => seen,
         outcome = &mut of_b => panic!("it is held: {outcome:?}"),
     };
-    assert_eq!((Some(seen.txn), seen.label.as_str(), seen.client.as_str()), (first.id(), "nightly", "a"));
+    assert_eq!(
+        (Some(seen.txn), seen.label.as_str(), seen.client.as_str()),
+        (first.id(), "nightly", "a")
+    );
     assert!(seen.granted && seen.mode == LockMode::Exclusive, "{seen}");
 
     let last = c.txn(TxnOptions::default());

@@ -1,4 +1,5 @@
-//! What a server does with clients that are not ours: bad requests, garbage, and those that never read.
+//! What a server does with clients that are not ours: bad requests, garbage, and those that never
+//! read.
 
 use std::time::Duration;
 
@@ -23,7 +24,8 @@ use tonic::{Code, Streaming};
 async fn channel(served: &Served) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{}", served.address)).expect("an address");
     // The smallest windows, so that a client that does not read fills them soon.
-    let endpoint = endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535);
+    let endpoint =
+        endpoint.initial_stream_window_size(65_535).initial_connection_window_size(65_535);
     endpoint.connect().await.expect("the server answers")
 }
 
@@ -36,7 +38,8 @@ impl Raw {
     async fn open(served: &Served) -> Self {
         let (requests, frames) = mpsc::channel(1);
         let mut wire = LocksClient::new(channel(served).await);
-        let answers = wire.session(ReceiverStream::new(frames)).await.expect("a stream").into_inner();
+        let answers =
+            wire.session(ReceiverStream::new(frames)).await.expect("a stream").into_inner();
         Self { requests, answers }
     }
 
@@ -53,10 +56,12 @@ impl Raw {
         self.next().await.into_iter().next().expect("an answer").answer
     }
 
-    /// The answers of the next frame that has any: notices, which nobody asked for, are passed over.
+    /// The answers of the next frame that has any: notices, which nobody asked for, are passed
+    /// over.
     async fn next(&mut self) -> Vec<proto::ServerOp> {
         loop {
-            let frame = self.answers.message().await.expect("the stream lives").expect("the stream lives");
+            let frame =
+                self.answers.message().await.expect("the stream lives").expect("the stream lives");
             let answers: Vec<_> = frame.ops.into_iter().filter(|op| op.id != 0).collect();
             if !answers.is_empty() {
                 return answers;
@@ -96,7 +101,12 @@ fn kind(answer: Option<Answer>) -> String {
 
 /// The server still serves others.
 async fn alive(served: &Served) {
-    let session = Client::connect(&served.address).await.expect("it answers").session(None).await.expect("a session");
+    let session = Client::connect(&served.address)
+        .await
+        .expect("it answers")
+        .session(None)
+        .await
+        .expect("a session");
     session.lock(spec("alive")).await.expect("it locks").unlock().await.expect("it unlocks");
 }
 
@@ -104,8 +114,9 @@ async fn alive(served: &Served) {
 async fn bad_requests_are_answered_one_by_one_and_the_transaction_goes_on() {
     let served = Served::start(ServerSettings::default()).await;
     let (mut raw, _) = Raw::greeted(&served).await;
-    let included =
-        |key: &'static [u8]| Some(proto::Bound { bound: Some(proto::bound::Bound::Included(Bytes::from_static(key))) });
+    let included = |key: &'static [u8]| {
+        Some(proto::Bound { bound: Some(proto::bound::Bound::Included(Bytes::from_static(key))) })
+    };
     let upside_down = proto::KeyRange { start: included(b"b"), end: included(b"a") };
     let half = proto::KeyRange { start: included(b"a"), end: None };
     let bad = [
@@ -154,9 +165,11 @@ async fn a_stream_that_does_not_begin_with_hello_is_ended() {
 #[tokio::test]
 async fn garbage_on_the_port_hurts_nobody() {
     let served = Served::start(ServerSettings::default()).await;
-    for garbage in
-        [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff"]
-    {
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0xff; 4096],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff",
+    ] {
         let mut socket = tokio::net::TcpStream::connect(&served.address).await.expect("it listens");
         socket.write_all(garbage).await.expect("sent");
         // It hangs up, or answers something and hangs up.
@@ -168,7 +181,8 @@ async fn garbage_on_the_port_hurts_nobody() {
 
 #[tokio::test]
 async fn a_message_that_is_too_large_ends_its_stream_and_not_its_session() {
-    let served = Served::start(ServerSettings { message_bytes_max: 64 << 10, ..Default::default() }).await;
+    let served =
+        Served::start(ServerSettings { message_bytes_max: 64 << 10, ..Default::default() }).await;
     let (mut raw, welcome) = Raw::greeted(&served).await;
     assert_eq!(welcome.message_bytes_max, 64 << 10);
     let rows = vec![Bytes::from(vec![1; 1024]); 100];
@@ -176,7 +190,8 @@ async fn a_message_that_is_too_large_ends_its_stream_and_not_its_session() {
     let status = raw.answers.message().await.expect_err("too large");
     assert_eq!(from_status(&status).kind(), ErrorKind::InvalidArgument);
     let mut again = Raw::open(&served).await;
-    let hello = proto::Hello { session: welcome.session, service: welcome.service, ..Default::default() };
+    let hello =
+        proto::Hello { session: welcome.session, service: welcome.service, ..Default::default() };
     match again.ask(Op::Hello(hello)).await {
         Some(Answer::Welcome(welcome)) => assert!(welcome.resumed),
         other => panic!("not resumed: {other:?}"),
@@ -188,14 +203,20 @@ async fn a_client_that_never_reads_is_cut_off_and_blocks_nobody() {
     let served = Served::start(ServerSettings { write_ms_max: 200, ..Default::default() }).await;
     let (mut raw, _) = Raw::greeted(&served).await;
     let frame = proto::ClientFrame {
-        ops: (1..=500).map(|id| proto::ClientOp { id, op: Some(Op::Heartbeat(proto::Heartbeat::default())) }).collect(),
+        ops: (1..=500)
+            .map(|id| proto::ClientOp { id, op: Some(Op::Heartbeat(proto::Heartbeat::default())) })
+            .collect(),
     };
     // Writes as much as the server takes, and reads nothing; meanwhile others are served.
-    while tokio::time::timeout(Duration::from_secs(1), raw.requests.send(frame.clone())).await.is_ok() {
+    while tokio::time::timeout(Duration::from_secs(1), raw.requests.send(frame.clone()))
+        .await
+        .is_ok()
+    {
         alive(&served).await;
     }
     alive(&served).await;
-    // Too late: the stream ends after the few answers that were on their way. One that was not cut would go on.
+    // Too late: the stream ends after the few answers that were on their way. One that was not cut
+    // would go on.
     let drained = async { while let Ok(Some(_)) = raw.answers.message().await {} };
     tokio::time::timeout(Duration::from_secs(10), drained).await.expect("the stream was cut");
 }
@@ -205,13 +226,17 @@ async fn a_new_stream_takes_the_place_of_the_old_one() {
     let served = Served::start(ServerSettings::default()).await;
     let (mut old, welcome) = Raw::greeted(&served).await;
     let mut new = Raw::open(&served).await;
-    let hello = proto::Hello { session: welcome.session, service: welcome.service, ..Default::default() };
+    let hello =
+        proto::Hello { session: welcome.session, service: welcome.service, ..Default::default() };
     assert!(matches!(new.ask(Op::Hello(hello)).await, Some(Answer::Welcome(_))));
     let frame = old.answers.message().await.expect("it ends in order").expect("it says why");
     let Some(Answer::Notice(notice)) = &frame.ops[0].answer else { panic!("no notice: {frame:?}") };
     assert!(matches!(notice.notice, Some(proto::notice::Notice::Replaced(_))), "{notice:?}");
     assert!(old.answers.message().await.is_ok_and(|frame| frame.is_none()), "T3: the old one ends");
-    assert!(matches!(new.ask(Op::Heartbeat(proto::Heartbeat::default())).await, Some(Answer::Promise(_))));
+    assert!(matches!(
+        new.ask(Op::Heartbeat(proto::Heartbeat::default())).await,
+        Some(Answer::Promise(_))
+    ));
 }
 
 #[tokio::test]
@@ -223,7 +248,8 @@ async fn a_session_that_is_unknown_or_of_another_incarnation_is_lost() {
         let hello = proto::Hello { session, service, ..Default::default() };
         assert_eq!(kind(raw.ask(Op::Hello(hello)).await), "session_lost");
         let mut wire = LocksClient::new(channel(&served).await);
-        let status = wire.keep_session(proto::SessionRef { session, service }).await.expect_err("unknown");
+        let status =
+            wire.keep_session(proto::SessionRef { session, service }).await.expect_err("unknown");
         assert_eq!(from_status(&status).kind(), ErrorKind::SessionLost);
     }
 }
@@ -234,8 +260,10 @@ async fn the_unary_calls_lock_and_a_cancelled_one_stops_waiting() {
     let mut wire = LocksClient::new(channel(&served).await);
     let mut sessions = Vec::new();
     for _ in 0..2 {
-        let welcome = wire.open_session(proto::Hello::default()).await.expect("a session").into_inner();
-        sessions.push(Some(proto::SessionRef { session: welcome.session, service: welcome.service }));
+        let welcome =
+            wire.open_session(proto::Hello::default()).await.expect("a session").into_inner();
+        sessions
+            .push(Some(proto::SessionRef { session: welcome.session, service: welcome.service }));
     }
     let request = |session: usize, sequence| proto::UnaryLock {
         session: sessions[session],
@@ -251,14 +279,19 @@ async fn the_unary_calls_lock_and_a_cancelled_one_stops_waiting() {
     };
     let mut other = wire.clone();
     let mut waiting = Box::pin(other.lock(request(1, 1)));
-    while (&mut waiting).now_or_never().is_none() && admin.waits(None).await.expect("it answers").is_empty() {}
+    while (&mut waiting).now_or_never().is_none()
+        && admin.waits(None).await.expect("it answers").is_empty()
+    {}
     waits(1).await;
     drop(waiting);
     waits(0).await;
     let end = proto::UnaryEnd { session: sessions[0], end: Some(end(1, 2)) };
     assert_eq!(wire.end(end).await.expect("it ends").into_inner().released, 1);
     let nothing = proto::UnaryLock { session: sessions[0], lock: None };
-    assert_eq!(from_status(&wire.lock(nothing).await.expect_err("bad")).kind(), ErrorKind::InvalidArgument);
+    assert_eq!(
+        from_status(&wire.lock(nothing).await.expect_err("bad")).kind(),
+        ErrorKind::InvalidArgument
+    );
     for session in sessions.into_iter().flatten() {
         wire.close_session(session).await.expect("it closes");
     }
@@ -283,7 +316,10 @@ async fn a_session_lives_as_long_as_its_open_call() {
     let session = proto::SessionRef { session: welcome.session, service: welcome.service };
     let txn = begun(&mut wire, session).await;
     let spec = lockservice::convert::lock_spec_to_proto(&spec("a"));
-    let lock = proto::UnaryLock { session: Some(session), lock: Some(proto::LockOp { txn: Some(txn), ..spec }) };
+    let lock = proto::UnaryLock {
+        session: Some(session),
+        lock: Some(proto::LockOp { txn: Some(txn), ..spec }),
+    };
     let mut waiting = std::pin::pin!(wire.lock(lock));
     // Twice as long as a silent client's session would last.
     let waits = tokio::time::timeout(Duration::from_millis(2_300), &mut waiting).await;
@@ -316,14 +352,24 @@ async fn an_unlock_of_nothing_is_refused_and_a_release_says_how_much_went() {
     let served = Served::start(ServerSettings::default()).await;
     let (mut raw, welcome) = Raw::greeted(&served).await;
     assert_eq!(welcome.txn_ops_max, 256);
-    let rows = |names: &[&'static str]| names.iter().map(|name| Bytes::from(*name)).collect::<Vec<_>>();
+    let rows =
+        |names: &[&'static str]| names.iter().map(|name| Bytes::from(*name)).collect::<Vec<_>>();
     let three = proto::LockOp { rows: rows(&["a", "b", "c"]), ..lock(1, "t", b"") };
     assert!(matches!(raw.ask(Op::Lock(three)).await, Some(Answer::Locked(_))));
     for (sequence, table) in [(2, ""), (3, "t")] {
-        let nothing = proto::UnlockOp { txn: txn(1, sequence), table: table.to_owned(), ..Default::default() };
+        let nothing = proto::UnlockOp {
+            txn: txn(1, sequence),
+            table: table.to_owned(),
+            ..Default::default()
+        };
         assert_eq!(kind(raw.ask(Op::Unlock(nothing)).await), "invalid_argument");
     }
-    let one = proto::UnlockOp { txn: txn(1, 4), table: "t".to_owned(), rows: rows(&["a", "z"]), ..Default::default() };
+    let one = proto::UnlockOp {
+        txn: txn(1, 4),
+        table: "t".to_owned(),
+        rows: rows(&["a", "z"]),
+        ..Default::default()
+    };
     for (op, released) in [(Op::Unlock(one), 1), (Op::End(end(1, 5)), 2)] {
         match raw.ask(op).await {
             Some(Answer::Done(done)) => assert_eq!(done.released, released),
@@ -346,17 +392,34 @@ async fn health_and_reflection_answer() {
     let channel = channel(&served).await;
     for service in ["", "lockservice.v1.Locks"] {
         let request = tonic_health::pb::HealthCheckRequest { service: service.to_owned() };
-        let health = HealthClient::new(channel.clone()).check(request).await.expect("it answers").into_inner();
-        assert_eq!(health.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
+        let health = HealthClient::new(channel.clone())
+            .check(request)
+            .await
+            .expect("it answers")
+            .into_inner();
+        assert_eq!(
+            health.status(),
+            tonic_health::pb::health_check_response::ServingStatus::Serving
+        );
     }
     let request = v1::ServerReflectionRequest {
-        message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),
+        message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(
+            String::new(),
+        )),
         ..Default::default()
     };
     let mut client = v1::server_reflection_client::ServerReflectionClient::new(channel.clone());
-    let answers = client.server_reflection_info(tokio_stream::once(request)).await.expect("it answers");
-    let answer = answers.into_inner().message().await.expect("it answers").expect("one answer").message_response;
-    let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(list)) = answer else {
+    let answers =
+        client.server_reflection_info(tokio_stream::once(request)).await.expect("it answers");
+    let answer = answers
+        .into_inner()
+        .message()
+        .await
+        .expect("it answers")
+        .expect("one answer")
+        .message_response;
+    let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(list)) = answer
+    else {
         panic!("no list: {answer:?}")
     };
     let mut listed: Vec<_> = list.service.iter().map(|known| known.name.as_str()).collect();
@@ -367,15 +430,26 @@ async fn health_and_reflection_answer() {
     assert_eq!(listed[1..], served_here);
 
     let request = v1alpha::ServerReflectionRequest {
-        message_request: Some(v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(
-            "lockservice.v1.Locks".to_owned(),
-        )),
+        message_request: Some(
+            v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(
+                "lockservice.v1.Locks".to_owned(),
+            ),
+        ),
         ..Default::default()
     };
     let mut older = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
-    let answers = older.server_reflection_info(tokio_stream::once(request)).await.expect("it answers");
-    let answer = answers.into_inner().message().await.expect("it answers").expect("one answer").message_response;
-    let found = v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(Default::default());
+    let answers =
+        older.server_reflection_info(tokio_stream::once(request)).await.expect("it answers");
+    let answer = answers
+        .into_inner()
+        .message()
+        .await
+        .expect("it answers")
+        .expect("one answer")
+        .message_response;
+    let found = v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(
+        Default::default(),
+    );
     let same = answer.as_ref().map(std::mem::discriminant) == Some(std::mem::discriminant(&found));
     assert!(same, "no descriptor: {answer:?}");
 }
@@ -387,7 +461,12 @@ async fn many_operations_ride_in_one_frame_and_are_answered_out_of_order() {
     let (mut other, _) = Raw::greeted(&served).await;
     assert!(matches!(other.ask(Op::Lock(lock(1, "t", b"a"))).await, Some(Answer::Locked(_))));
     let free = proto::LockOp { txn: txn(2, 1), ..lock(1, "t", b"b") };
-    raw.send(vec![Op::Lock(lock(1, "t", b"a")), Op::Lock(free), Op::Heartbeat(proto::Heartbeat::default())]).await;
+    raw.send(vec![
+        Op::Lock(lock(1, "t", b"a")),
+        Op::Lock(free),
+        Op::Heartbeat(proto::Heartbeat::default()),
+    ])
+    .await;
     let mut ids = Vec::new();
     while ids.len() < 2 {
         ids.extend(raw.next().await.iter().map(|op| op.id));
@@ -407,7 +486,8 @@ async fn a_frame_of_many_small_operations_is_answered_in_frames_of_bounded_size(
     raw.send((0..OPS).map(|_| Op::Heartbeat(proto::Heartbeat::default())).collect()).await;
     let mut answered = 0;
     while answered < OPS {
-        let frame = raw.answers.message().await.expect("the stream lives").expect("the stream lives");
+        let frame =
+            raw.answers.message().await.expect("the stream lives").expect("the stream lives");
         assert!(frame.ops.len() <= 1_024, "{} answers in one frame", frame.ops.len());
         answered += frame.ops.len();
     }
@@ -420,10 +500,12 @@ async fn more_connections_than_allowed_are_closed_as_they_come_until_one_ends() 
     let first = Client::connect(&served.address).await.expect("a place");
     let second = Client::connect(&served.address).await.expect("a place");
     let mut third = tokio::net::TcpStream::connect(&served.address).await.expect("it listens");
-    let closed = tokio::time::timeout(Duration::from_secs(10), third.read_to_end(&mut Vec::new())).await;
+    let closed =
+        tokio::time::timeout(Duration::from_secs(10), third.read_to_end(&mut Vec::new())).await;
     // An end or a reset; either is at once.
     let _ = closed.expect("it is closed");
-    // Connecting may seem to succeed, for the server accepts before it closes; nothing can be asked.
+    // Connecting may seem to succeed, for the server accepts before it closes; nothing can be
+    // asked.
     let served_at = async |address: &str| Client::connect(address).await?.admin().binds().await;
     let error = served_at(&served.address).await.expect_err("no place");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
@@ -441,7 +523,9 @@ async fn a_connection_that_says_nothing_or_almost_nothing_is_closed_and_one_that
     for said in [&b""[..], b"P", b"PRI * HTTP/2.0\r\n"] {
         let mut socket = tokio::net::TcpStream::connect(&served.address).await.expect("it listens");
         socket.write_all(said).await.expect("sent");
-        let closed = tokio::time::timeout(Duration::from_secs(10), socket.read_to_end(&mut Vec::new())).await;
+        let closed =
+            tokio::time::timeout(Duration::from_secs(10), socket.read_to_end(&mut Vec::new()))
+                .await;
         let _ = closed.expect("it is closed");
     }
     session.lock(spec("alice")).await.expect("it lives").unlock().await.expect("acknowledged");
@@ -465,7 +549,8 @@ async fn a_long_list_is_cut_and_says_so() {
 #[tokio::test]
 async fn readers_that_do_not_read_their_lists_keep_nobody_from_a_list() {
     // Far less than the minute that a list may take in all.
-    let served = Served::start(ServerSettings { write_ms_max: 300, ..ServerSettings::default() }).await;
+    let served =
+        Served::start(ServerSettings { write_ms_max: 300, ..ServerSettings::default() }).await;
     let client = Client::connect(&served.address).await.expect("it answers");
     let session = client.session(None).await.expect("a session");
     // More than a connection takes in that nobody reads.
@@ -490,7 +575,12 @@ async fn readers_that_do_not_read_their_lists_keep_nobody_from_a_list() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_cannot_act_as_the_node_of_an_exclusive_store() {
     let served = Served::start(ServerSettings::default()).await;
-    let session = Client::connect(&served.address).await.expect("it listens").session(None).await.expect("room");
+    let session = Client::connect(&served.address)
+        .await
+        .expect("it listens")
+        .session(None)
+        .await
+        .expect("room");
     let lock = session.lock(spec("k")).await.expect("free");
     let service = served.host.current();
     let me = proto::IncarnationRef { service: service.id().get(), nonce: service.nonce().get() };
@@ -514,7 +604,9 @@ async fn a_client_cannot_act_as_the_node_of_an_exclusive_store() {
         .await
         .expect_err("keepalive"),
         wire.resign(me).await.expect_err("resign"),
-        wire.bind(proto::BindRequest { service: me.service, group, table }).await.expect_err("bind"),
+        wire.bind(proto::BindRequest { service: me.service, group, table })
+            .await
+            .expect_err("bind"),
         wire.reserve_tokens(proto::ReserveTokensRequest {
             service: me.service,
             table_id: bind.id.get(),
@@ -522,7 +614,9 @@ async fn a_client_cannot_act_as_the_node_of_an_exclusive_store() {
         })
         .await
         .expect_err("reserve_tokens"),
-        wire.cannot_commit(proto::CannotCommitRequest { txns: txns.clone() }).await.expect_err("cannot_commit"),
+        wire.cannot_commit(proto::CannotCommitRequest { txns: txns.clone() })
+            .await
+            .expect_err("cannot_commit"),
         wire.report_txns(proto::ReportTxnsRequest::default()).await.expect_err("report_txns"),
     ];
     for status in refused {

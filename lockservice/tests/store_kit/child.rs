@@ -36,7 +36,8 @@ pub(crate) fn spawn(role: &str, url: &str) -> Process {
 
 fn start(mut command: Command, role: &str, url: &str) -> Process {
     command.args(["child_process", "--exact", "--nocapture"]).env(ROLE, role).env(STORE, url);
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("this binary starts");
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("this binary starts");
     let out = BufReader::new(child.stdout.take().expect("piped"));
     let (send, lines) = channel();
     std::thread::spawn(move || {
@@ -55,7 +56,9 @@ impl Process {
     pub(crate) fn wait_for(&mut self, line: &str) {
         while self.last != line {
             let next = self.lines.recv_timeout(PATIENCE);
-            self.last = next.unwrap_or_else(|error| panic!("waiting for {line:?}, last was {:?}: {error}", self.last));
+            self.last = next.unwrap_or_else(|error| {
+                panic!("waiting for {line:?}, last was {:?}: {error}", self.last)
+            });
         }
     }
 
@@ -82,7 +85,8 @@ impl Drop for Process {
     }
 }
 
-/// What a user without rights on the store is told. `None`, with a loud word, if there is no way to be one.
+/// What a user without rights on the store is told. `None`, with a loud word, if there is no way to
+/// be one.
 pub(crate) fn open_without_rights(site: &Site) -> Option<String> {
     let exe = std::env::current_exe().expect("this binary");
     let mut process = if rustix::process::geteuid().is_root() {
@@ -95,7 +99,10 @@ pub(crate) fn open_without_rights(site: &Site) -> Option<String> {
     };
     let said = process.last_line();
     if said.is_empty() {
-        eprintln!("SKIPPED: setpriv, or the right of user 65534 to run {}, is missing", exe.display());
+        eprintln!(
+            "SKIPPED: setpriv, or the right of user 65534 to run {}, is missing",
+            exe.display()
+        );
         return None;
     }
     Some(said)

@@ -14,11 +14,16 @@ pub(crate) struct SmallDisk(TempDir);
 pub(crate) fn small_disk(bytes: u64) -> Option<SmallDisk> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut mount = Command::new("mount");
-    mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "lockservice-test"]).arg(folder.path());
+    mount
+        .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "lockservice-test"])
+        .arg(folder.path());
     match mount.output() {
         Ok(done) if done.status.success() => Some(SmallDisk(folder)),
         other => {
-            eprintln!("SKIPPED: this test mounts a small disk, for which it must be run as root: {other:?}");
+            eprintln!(
+                "SKIPPED: this test mounts a small disk, for which it must be run as root: \
+                    {other:?}"
+            );
             None
         }
     }
@@ -31,7 +36,8 @@ impl SmallDisk {
 
     /// Takes all the space there is.
     pub(crate) fn fill(&self) {
-        let mut file = OpenOptions::new().create(true).append(true).open(self.ballast()).expect("a file");
+        let mut file =
+            OpenOptions::new().create(true).append(true).open(self.ballast()).expect("a file");
         for chunk in [1 << 16, 1 << 12, 1] {
             loop {
                 match file.write(&vec![0; chunk]) {

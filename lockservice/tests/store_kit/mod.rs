@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockservice_core::store::{BindRecord, BindStore, Candidate, Leadership, Op, StoreState, TableRecord};
+use lockservice_core::store::{
+    BindRecord, BindStore, Candidate, Leadership, Op, StoreState, TableRecord,
+};
 use lockservice_core::{BindVersion, Epoch, NodeName, Result, ServiceId, TableId, TableRef};
 use tempfile::TempDir;
 
@@ -85,18 +87,22 @@ impl Site {
         fs::set_permissions(self.path(), Permissions::from_mode(mode)).expect("our own store");
     }
 
-    /// Every file with what was stored, relative to the store, and about `count` places in each: the first 64 and others spread over it.
+    /// Every file with what was stored, relative to the store, and about `count` places in each:
+    /// the first 64 and others spread over it.
     pub(crate) fn offsets(&self, count: u64) -> Vec<(PathBuf, u64)> {
         let files = match self.kind {
             Kind::File => vec![PathBuf::new()],
             #[cfg(feature = "rocks")]
             Kind::Rocks => {
-                let names =
-                    fs::read_dir(self.path()).expect("a folder").map(|entry| entry.expect("an entry").file_name());
+                let names = fs::read_dir(self.path())
+                    .expect("a folder")
+                    .map(|entry| entry.expect("an entry").file_name());
                 // What RocksDB and we write for people is not read back.
                 let read = |name: &PathBuf| {
                     let name = name.to_string_lossy();
-                    !["LOG", "LOCK", "OPTIONS", "IDENTITY"].iter().any(|prefix| name.starts_with(prefix))
+                    !["LOG", "LOCK", "OPTIONS", "IDENTITY"]
+                        .iter()
+                        .any(|prefix| name.starts_with(prefix))
                 };
                 names.map(PathBuf::from).filter(read).collect()
             }
@@ -104,9 +110,11 @@ impl Site {
         let places = |file: PathBuf| {
             let len = self.file(&file).metadata().expect("there").len();
             let step = (len / count).max(1);
-            let spread =
-                (0..len).step_by(usize::try_from(step).expect("small")).map(|at| at + at / step % step.min(97));
-            let mut places: Vec<_> = (0..64.min(count)).chain(spread).filter(|at| *at < len).collect();
+            let spread = (0..len)
+                .step_by(usize::try_from(step).expect("small"))
+                .map(|at| at + at / step % step.min(97));
+            let mut places: Vec<_> =
+                (0..64.min(count)).chain(spread).filter(|at| *at < len).collect();
             places.sort_unstable();
             places.dedup();
             places.into_iter().map(|at| (file.clone(), at)).collect::<Vec<_>>()
@@ -151,8 +159,13 @@ impl Site {
             Kind::File => {
                 use redb::{ReadableDatabase, ReadableTable};
                 let database = redb::Database::create(self.path()).expect("a database");
-                let records = database.begin_read().expect("a transaction").open_table(RECORDS).expect("the table");
-                let entries = records.iter().expect("readable").map(|entry| entry.expect("readable"));
+                let records = database
+                    .begin_read()
+                    .expect("a transaction")
+                    .open_table(RECORDS)
+                    .expect("the table");
+                let entries =
+                    records.iter().expect("readable").map(|entry| entry.expect("readable"));
                 entries.map(|(key, value)| (key.value().to_vec(), value.value().to_vec())).collect()
             }
             #[cfg(feature = "rocks")]
@@ -173,7 +186,8 @@ impl Site {
     }
 }
 
-/// Puts three records behind the store's back that cannot be read: table `group/table-3`, incarnation 7, and a tombstone of it.
+/// Puts three records behind the store's back that cannot be read: table `group/table-3`,
+/// incarnation 7, and a tombstone of it.
 pub(crate) fn spoil(site: &Site) {
     let service = 7u64.to_be_bytes();
     site.raw_put(b"table/group\0table-3", b"\x01{\"partitions\":1}");
@@ -201,7 +215,11 @@ pub(crate) fn candidate() -> Candidate {
 
 /// Becomes the leader; answers the epoch, and whether the last leader resigned.
 pub(crate) async fn acquire(store: &dyn BindStore) -> (Epoch, bool) {
-    match store.acquire_leadership(&candidate(), Duration::from_secs(5)).await.expect("an exclusive store") {
+    match store
+        .acquire_leadership(&candidate(), Duration::from_secs(5))
+        .await
+        .expect("an exclusive store")
+    {
         Leadership::Acquired { epoch, clean, exclusive: true, .. } => (epoch, clean),
         other => panic!("an exclusive store answers no {other:?}"),
     }
@@ -213,7 +231,10 @@ pub(crate) fn table(number: u64) -> TableRecord {
         id: TableId::new(number),
         partitions: 1,
         tokens_reserved_to: number << 32,
-        binds: vec![BindRecord { owner: ServiceId::new(number), version: BindVersion::new(number) }],
+        binds: vec![BindRecord {
+            owner: ServiceId::new(number),
+            version: BindVersion::new(number),
+        }],
     }
 }
 

@@ -1,9 +1,12 @@
-//! [`ElectedAllocator`]: the cluster's allocator as one node sees it. It leads when it is elected, and follows whoever is (L1, L3, L4).
+//! [`ElectedAllocator`]: the cluster's allocator as one node sees it. It leads when it is elected,
+//! and follows whoever is (L1, L3, L4).
 //!
 //! # Implementation details
-//! One task campaigns: it asks the store for the leadership, watches whoever holds it, and takes over what stood still for long enough
-//! ([`LeadershipWatch`]). Each leadership is a [`LocalAllocator`] of its own with a nonce of its own, so that no memory of an earlier one is left in it.
-//! Calls are routed by the role that the task last published; the task holds nothing over an await that a call needs.
+//! One task campaigns: it asks the store for the leadership, watches whoever holds it, and takes
+//! over what stood still for long enough ([`LeadershipWatch`]). Each leadership is a
+//! [`LocalAllocator`] of its own with a nonce of its own, so that no memory of an earlier one is
+//! left in it. Calls are routed by the role that the task last published; the task holds nothing
+//! over an await that a call needs.
 //!
 //! What leaders told is reported to later ones (L4). A renewal reports for an incarnation that its
 //! leader knows. Everything else is proven with the key of the cluster, which every answer of the
@@ -25,8 +28,8 @@ use crate::allocator::leader::origins::Origins;
 use crate::allocator::leader::recover::{HeldBy, acquire};
 use crate::allocator::leader::{AllocatorStopped, Beginning, LocalAllocator};
 use crate::allocator::messages::{
-    AllocatorStatus, Answer, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting, Incarnation, Latest,
-    LeaseAck, Progress, Registration, Released, ReservedTokens,
+    AllocatorStatus, Answer, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting,
+    Incarnation, Latest, LeaseAck, Progress, Registration, Released, ReservedTokens,
 };
 use crate::allocator::report::Report;
 use crate::allocator::state::commits::{OriginTxns, TxnRange};
@@ -34,7 +37,9 @@ use crate::allocator::state::stopping;
 use crate::allocator::{AllocatorSettings, LockTableAllocator};
 use crate::clock::{Clock, Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
-use crate::id::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
+use crate::id::{
+    BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId,
+};
 use crate::store::{BindStore, Candidate, Cluster, ClusterId, NodeAddress};
 use crate::sync::Mutex;
 
@@ -43,26 +48,30 @@ const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MOST: Duration = Duration::from_secs(1);
 /// How long a call waits before it asks again who leads, where nobody tells it.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
-/// How often it is looked whether the campaign has ended that a stop has aborted: it does within moments.
+/// How often it is looked whether the campaign has ended that a stop has aborted: it does within
+/// moments.
 const CAMPAIGN_ENDS: Duration = Duration::from_millis(1);
 /// How often a call follows a hint before it waits for the campaign to find the leader (T5).
 const HOPS_MAX: usize = 3;
 
 /// How a node reaches the allocators of others.
 pub trait AllocatorPeers: fmt::Debug + Send + Sync + 'static {
-    /// The allocator at `address`, which may not answer, or not lead. Connects when it is first called; fails only for an
-    /// address that is none.
+    /// The allocator at `address`, which may not answer, or not lead. Connects when it is first
+    /// called; fails only for an address that is none.
     ///
     /// Its calls tell that they come from a node of `cluster`, and fail with `Unavailable` if
     /// another cluster answers (T3).
     fn connect(&self, address: &str, cluster: ClusterId) -> Result<Arc<dyn LockTableAllocator>>;
 }
 
-/// The cluster's allocator as one node sees it: any number of nodes with one store, one of which leads (L1).
+/// The cluster's allocator as one node sees it: any number of nodes with one store, one of which
+/// leads (L1).
 ///
-/// Calls go to the leader, which may be this very process. While none is known they wait, at most for about two leadership TTLs, then fail
-/// with `Unavailable`. Answers of an earlier leadership than the last known are rejected (L3), and what each leader told is reported to a later one at the next [`keepalive`](LockTableAllocator::keepalive) (L4). What other nodes may ask of this one is
-/// [`as_leader`](Self::as_leader), what clients may ask [`for_clients`](Self::for_clients).
+/// Calls go to the leader, which may be this very process. While none is known they wait, at most
+/// for about two leadership TTLs, then fail with `Unavailable`. Answers of an earlier leadership
+/// than the last known are rejected (L3), and what each leader told is reported to a later one at
+/// the next [`keepalive`](LockTableAllocator::keepalive) (L4). What other nodes may ask of this one
+/// is [`as_leader`](Self::as_leader), what clients may ask [`for_clients`](Self::for_clients).
 ///
 /// On an exclusive store it leads at once and never follows.
 #[derive(Debug)]
@@ -83,7 +92,8 @@ struct ElectedShared {
     role: watch::Sender<Role>,
     /// Whose the store is, as its last answer told.
     cluster: watch::Sender<Option<Cluster>>,
-    /// The leadership that is being opened, or is open, until it is over. Locked to set or to take it.
+    /// The leadership that is being opened, or is open, until it is over. Locked to set or to take
+    /// it.
     local: Mutex<Option<Arc<LocalAllocator>>>,
     /// How the stop ended. Locked for as long as one is under way.
     stopped: tokio::sync::Mutex<Option<AllocatorStopped>>,
@@ -119,8 +129,9 @@ impl ElectedAllocator {
     /// Joins the cluster of `store` as `node`, which other nodes and clients reach at `address`.
     /// Answers at once; [`settled`](Self::settled) waits.
     ///
-    /// Fails with `InvalidArgument` for settings out of range. Must be called within a tokio runtime, in which it spawns a task that
-    /// ends with it. Dropping it without [`shutdown`](Self::shutdown) lets the others wait for the leadership's TTL.
+    /// Fails with `InvalidArgument` for settings out of range. Must be called within a tokio
+    /// runtime, in which it spawns a task that ends with it. Dropping it without
+    /// [`shutdown`](Self::shutdown) lets the others wait for the leadership's TTL.
     pub fn start(
         store: Arc<dyn BindStore>,
         clock: Arc<dyn Clock>,
@@ -148,11 +159,15 @@ impl ElectedAllocator {
         Ok(Arc::new(Self { shared, campaign: Mutex::new(Some(campaign)) }))
     }
 
-    /// Waits until a leader is known, or this node leads. Fails with the store's error as soon as the store does not let it find out. Cancel
-    /// safe; may be called again after a failure, for the campaign goes on.
+    /// Waits until a leader is known, or this node leads. Fails with the store's error as soon as
+    /// the store does not let it find out. Cancel safe; may be called again after a failure, for
+    /// the campaign goes on.
     pub async fn settled(&self) -> Result<()> {
         let mut role = self.shared.role.subscribe();
-        let settled = role.wait_for(|role| !matches!(role, Role::Searching(None))).await.map_err(|_| stopping())?;
+        let settled = role
+            .wait_for(|role| !matches!(role, Role::Searching(None)))
+            .await
+            .map_err(|_| stopping())?;
         match &*settled {
             Role::Searching(Some(e)) | Role::Stopped(e) => Err(e.clone()),
             _ => Ok(()),
@@ -177,7 +192,8 @@ impl ElectedAllocator {
     /// What other nodes may ask of this one: it answers as the leader, or fails with `NotLeader`,
     /// which tells where nodes reach the leader.
     ///
-    /// On an exclusive store the calls that are for nodes fail with `NotPermitted`: only this process can be meant, and it asks itself.
+    /// On an exclusive store the calls that are for nodes fail with `NotPermitted`: only this
+    /// process can be meant, and it asks itself.
     pub fn as_leader(&self) -> Arc<dyn LockTableAllocator> {
         Arc::new(LeaderView { shared: Arc::clone(&self.shared), nodes: true })
     }
@@ -190,8 +206,10 @@ impl ElectedAllocator {
         Arc::new(LeaderView { shared: Arc::clone(&self.shared), nodes: false })
     }
 
-    /// Stops: campaigns no more and, if it leads, gives the leadership up as [`LocalAllocator::shutdown`] does. A node that follows has
-    /// nothing to give up and answers as if it had. Dropped half way, it may be called again; once it has answered, it answers the same.
+    /// Stops: campaigns no more and, if it leads, gives the leadership up as
+    /// [`LocalAllocator::shutdown`] does. A node that follows has nothing to give up and answers as
+    /// if it had. Dropped half way, it may be called again; once it has answered, it answers the
+    /// same.
     pub async fn shutdown(&self, quiet: bool, grace: Duration) -> Result<AllocatorStopped> {
         let mut outcome = self.shared.stopped.lock().await;
         if let Some(stopped) = *outcome {
@@ -200,12 +218,13 @@ impl ElectedAllocator {
         if let Some(campaign) = &*self.campaign.lock() {
             campaign.abort();
         }
-        // Aborted, it ends at its next await. It is taken only then, so that whoever stops again after this was dropped waits for it too.
+        // Aborted, it ends at its next await. It is taken only then, so that whoever stops again
+        // after this was dropped waits for it too.
         while self.campaign.lock().as_ref().is_some_and(|campaign| !campaign.is_finished()) {
             tokio::time::sleep(CAMPAIGN_ENDS).await;
         }
-        // It leads until it has ended: commits in flight, for which it waits, must be able to finish. Also a leadership that is still being
-        // opened is one that the others wait out.
+        // It leads until it has ended: commits in flight, for which it waits, must be able to
+        // finish. Also a leadership that is still being opened is one that the others wait out.
         let local = self.shared.local.lock().clone();
         let stopped = match local {
             Some(local) => local.shutdown(quiet, grace).await,
@@ -251,19 +270,23 @@ async fn campaign(shared: Arc<ElectedShared>) {
                 });
                 let why = why.await;
                 if exclusive {
-                    // Nobody else can have it, so asking again would not help: the store failed, or another process took it over.
+                    // Nobody else can have it, so asking again would not help: the store failed, or
+                    // another process took it over.
                     shared.role.send_replace(Role::Stopped(why));
                     return;
                 }
                 tracing::warn!(error = ?why, "does not lead any more");
                 *shared.local.lock() = None;
-                // Nobody can lead a store that cannot be read: whoever waits is told why, until somebody leads.
-                let is_unreadable =
-                    matches!(why.kind(), ErrorKind::StoreCorrupt | ErrorKind::StoreNewer | ErrorKind::StoreUnusable);
+                // Nobody can lead a store that cannot be read: whoever waits is told why, until
+                // somebody leads.
+                let is_unreadable = matches!(
+                    why.kind(),
+                    ErrorKind::StoreCorrupt | ErrorKind::StoreNewer | ErrorKind::StoreUnusable
+                );
                 unreadable = is_unreadable.then_some(why);
                 shared.role.send_replace(Role::Searching(unreadable.clone()));
-                // A nonce of its own for each leadership: commits that the last one admitted may still be in flight, so this process
-                // counts like any other.
+                // A nonce of its own for each leadership: commits that the last one admitted may
+                // still be in flight, so this process counts like any other.
                 candidate.nonce = Nonce::new(rand::random());
                 watch.restart();
                 pause = PAUSE_FIRST;
@@ -275,11 +298,15 @@ async fn campaign(shared: Arc<ElectedShared>) {
                     shared.belongs_to(cluster);
                 }
                 if seen.leader.is_none() {
-                    tracing::info!("the store holds no leader's record: waiting, in case it was lost");
+                    tracing::info!(
+                        "the store holds no leader's record: waiting, in case it was lost"
+                    );
                 }
                 let own = &shared.address.nodes;
-                let at_our_address = address.as_ref().is_some_and(|at| !own.is_empty() && at.nodes == *own);
-                let taken = at_our_address && seen.leader.is_some_and(|leader| namesake.lives(leader));
+                let at_our_address =
+                    address.as_ref().is_some_and(|at| !own.is_empty() && at.nodes == *own);
+                let taken =
+                    at_our_address && seen.leader.is_some_and(|leader| namesake.lives(leader));
                 watch.observe(seen, shared.clock.now());
                 if taken {
                     shared.follow(None, Some(&address_taken(own)));
@@ -288,7 +315,11 @@ async fn campaign(shared: Arc<ElectedShared>) {
                 }
                 let left = watch.left(ttl, shared.clock.now());
                 // An error only means that the store cannot tell; it is asked again.
-                if let Err(e) = shared.store.wait_for_change(left.clamp(Duration::from_millis(1), ttl / 8)).await {
+                if let Err(e) = shared
+                    .store
+                    .wait_for_change(left.clamp(Duration::from_millis(1), ttl / 8))
+                    .await
+                {
                     tracing::debug!(error = ?e, "cannot wait for a change of leadership");
                     tokio::time::sleep(left.min(ASK_AGAIN)).await;
                 }
@@ -321,9 +352,14 @@ impl ElectedShared {
         // Whoever it followed does not lead any more, and it cannot answer yet.
         self.role.send_replace(Role::Searching(None));
         let known = beginning.observed.clone();
-        let epoch = beginning.acquired.as_ref().map_or_else(Epoch::default, |acquired| acquired.epoch);
-        let begun =
-            LocalAllocator::begin(Arc::clone(&self.store), Arc::clone(&self.clock), self.settings.clone(), beginning);
+        let epoch =
+            beginning.acquired.as_ref().map_or_else(Epoch::default, |acquired| acquired.epoch);
+        let begun = LocalAllocator::begin(
+            Arc::clone(&self.store),
+            Arc::clone(&self.clock),
+            self.settings.clone(),
+            beginning,
+        );
         let local = match begun {
             Ok(local) => local,
             Err(e) => return e,
@@ -352,7 +388,8 @@ impl ElectedShared {
                 store = %self.store.describe(),
                 before = %before.id,
                 now = %cluster.id,
-                "the store belongs to another cluster than before: it was emptied, or restored from a dump"
+                "the store belongs to another cluster than before: it was emptied, or restored \
+                    from a dump"
             );
         }
     }
@@ -383,7 +420,8 @@ impl ElectedShared {
 
     fn follow(&self, address: Option<NodeAddress>, unreadable: Option<&Error>) {
         // Its own address is that of the process that it replaces, or of its own last leadership.
-        let address = address.filter(|address| !address.nodes.is_empty() && address.nodes != self.address.nodes);
+        let address = address
+            .filter(|address| !address.nodes.is_empty() && address.nodes != self.address.nodes);
         // No leader is recorded without it.
         let cluster = self.cluster.borrow().map(|cluster| cluster.id);
         let next = match address.zip(cluster) {
@@ -405,7 +443,8 @@ impl ElectedShared {
                 }
             }
         };
-        let same = matches!((&*self.role.borrow(), &next), (Role::Searching(None), Role::Searching(None)));
+        let same =
+            matches!((&*self.role.borrow(), &next), (Role::Searching(None), Role::Searching(None)));
         if !same {
             self.role.send_replace(next);
         }
@@ -413,7 +452,8 @@ impl ElectedShared {
 
     /// Tells who leads, to a node or to a client.
     fn not_leader(&self, nodes: bool) -> Error {
-        let error = Error::new(ErrorKind::NotLeader, "this node does not lead the store: ask the leader");
+        let error =
+            Error::new(ErrorKind::NotLeader, "this node does not lead the store: ask the leader");
         let role = self.role.borrow();
         let address = match &*role {
             Role::Following { address, clients, .. } => {
@@ -435,7 +475,8 @@ impl ElectedShared {
 fn address_taken(address: &str) -> Error {
     Error::new(
         ErrorKind::NameInUse,
-        "another node leads the store and tells the others that it is reached at this node's own address: give each node \
+        "another node leads the store and tells the others that it is reached at this node's own \
+         address: give each node \
          addresses of its own with --peer-advertise and --advertise",
     )
     .with("address", address)
@@ -449,7 +490,8 @@ struct Route<'a> {
     hops: usize,
     /// The leadership that is asked, if it is this node's own.
     own: Option<Epoch>,
-    /// What whoever answered does not know: it was replaced, or leads a store that has forgotten it, and must step over it (L4).
+    /// What whoever answered does not know: it was replaced, or leads a store that has forgotten
+    /// it, and must step over it (L4).
     unknown: Option<Progress>,
     /// True if whoever seemed to lead does not.
     wrong_node: bool,
@@ -489,8 +531,12 @@ impl<'a> Route<'a> {
                 Role::Following { allocator, .. } => return Ok(Arc::clone(allocator)),
                 Role::Stopped(e) => return Err(e.clone()),
                 Role::Searching(why) => {
-                    let error = Error::new(ErrorKind::Unavailable, "no allocator leads the store now: try again");
-                    why.as_ref().map_or_else(|| error.clone(), |why| error.clone().with_source(why.clone()))
+                    let error = Error::new(
+                        ErrorKind::Unavailable,
+                        "no allocator leads the store now: try again",
+                    );
+                    why.as_ref()
+                        .map_or_else(|| error.clone(), |why| error.clone().with_source(why.clone()))
                 }
             };
             let left = self.give_up.remaining(self.shared.clock.now());
@@ -504,7 +550,8 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// Takes an answer into account. Nobody acts on one of an earlier leader than the last that is known, be it a refusal (L3).
+    /// Takes an answer into account. Nobody acts on one of an earlier leader than the last that is
+    /// known, be it a refusal (L3).
     fn checked<T: Answer>(&mut self, outcome: Result<T>) -> Result<T> {
         let epoch = match &outcome {
             Ok(answer) => Some(answer.at().epoch),
@@ -519,7 +566,8 @@ impl<'a> Route<'a> {
             self.unknown = Some(observed.last());
             return Err(Error::new(
                 ErrorKind::NotLeader,
-                "an earlier leader answered, which does not know yet that it was replaced: try again",
+                "an earlier leader answered, which does not know yet that it was replaced: try \
+                    again",
             )
             .with("epoch", epoch)
             .with("known", last));
@@ -533,7 +581,9 @@ impl<'a> Route<'a> {
     /// True if the call should be made again, because whoever was asked does not lead.
     fn again<T>(&mut self, outcome: &Result<T>) -> bool {
         let Err(e) = outcome else { return false };
-        if e.kind() != ErrorKind::NotLeader || self.give_up.remaining(self.shared.clock.now()).is_zero() {
+        if e.kind() != ErrorKind::NotLeader
+            || self.give_up.remaining(self.shared.clock.now()).is_zero()
+        {
             return false;
         }
         self.hint = e
@@ -552,7 +602,8 @@ fn nobody_leads(last: Error) -> Error {
     if last.kind() != ErrorKind::NotLeader {
         return last;
     }
-    Error::new(ErrorKind::Unavailable, "no allocator leads the store now: try again").with_source(last)
+    Error::new(ErrorKind::Unavailable, "no allocator leads the store now: try again")
+        .with_source(last)
 }
 
 /// Makes a call at the leader, wherever that is. Every call of the allocator may be repeated.
@@ -562,7 +613,9 @@ macro_rules! routed {
         loop {
             let $leader = route.next().await?;
             let outcome = route.checked($call.await);
-            if let Some(report) = route.unknown.take().and_then(|observed| $self.shared.report(observed)) {
+            if let Some(report) =
+                route.unknown.take().and_then(|observed| $self.shared.report(observed))
+            {
                 // What it is answered makes no difference.
                 drop($leader.report(&report).await);
             }
@@ -595,7 +648,12 @@ impl LockTableAllocator for ElectedAllocator {
         routed!(self, leader => leader.register(request))
     }
 
-    async fn keepalive(&self, service: ServiceId, nonce: Nonce, observed: Progress) -> Result<LeaseAck> {
+    async fn keepalive(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        observed: Progress,
+    ) -> Result<LeaseAck> {
         let mut reports = {
             let mut all = self.shared.observed.lock();
             all.add(observed);
@@ -606,7 +664,8 @@ impl LockTableAllocator for ElectedAllocator {
         for observed in reports {
             self.tell(observed).await?;
         }
-        let answer = routed!(self, leader => self.shared.renew(leader.as_ref(), service, nonce, last))?;
+        let answer =
+            routed!(self, leader => self.shared.renew(leader.as_ref(), service, nonce, last))?;
         self.shared.observed.lock().compared(last, answer.at.epoch);
         Ok(answer)
     }
@@ -623,7 +682,12 @@ impl LockTableAllocator for ElectedAllocator {
         routed!(self, leader => leader.bind(service, table))
     }
 
-    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
+    async fn reserve_tokens(
+        &self,
+        service: ServiceId,
+        table: TableId,
+        version: BindVersion,
+    ) -> Result<ReservedTokens> {
         routed!(self, leader => leader.reserve_tokens(service, table, version))
     }
 
@@ -657,7 +721,12 @@ impl LockTableAllocator for ElectedAllocator {
         routed!(self, leader => leader.cannot_commit(txns))
     }
 
-    async fn report_txns(&self, service: ServiceId, nonce: Nonce, range: TxnRange) -> Result<Progress> {
+    async fn report_txns(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        range: TxnRange,
+    ) -> Result<Progress> {
         routed!(self, leader => leader.report_txns(service, nonce, range))
     }
 
@@ -697,7 +766,11 @@ impl LeaderView {
         let epoch = local.epoch();
         call(local).await.map_err(|e| {
             // That this leader stops is no news for those who ask from afar: another will lead.
-            let e = if e.kind() == ErrorKind::ShuttingDown { self.shared.not_leader(self.nodes) } else { e };
+            let e = if e.kind() == ErrorKind::ShuttingDown {
+                self.shared.not_leader(self.nodes)
+            } else {
+                e
+            };
             e.with_answered_by(epoch)
         })
     }
@@ -724,7 +797,8 @@ impl LeaderView {
 fn not_for_others() -> Error {
     Error::new(
         ErrorKind::NotPermitted,
-        "this call is for nodes, and the store is open to this node alone: share a store between nodes instead",
+        "this call is for nodes, and the store is open to this node alone: share a store between \
+            nodes instead",
     )
 }
 
@@ -734,7 +808,12 @@ impl LockTableAllocator for LeaderView {
         self.answer_node(async |local| local.register(request).await).await
     }
 
-    async fn keepalive(&self, service: ServiceId, nonce: Nonce, observed: Progress) -> Result<LeaseAck> {
+    async fn keepalive(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        observed: Progress,
+    ) -> Result<LeaseAck> {
         self.answer_node(async |local| local.keepalive(service, nonce, observed).await).await
     }
 
@@ -750,7 +829,12 @@ impl LockTableAllocator for LeaderView {
         self.answer_node(async |local| local.bind(service, table).await).await
     }
 
-    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
+    async fn reserve_tokens(
+        &self,
+        service: ServiceId,
+        table: TableId,
+        version: BindVersion,
+    ) -> Result<ReservedTokens> {
         self.answer_node(async |local| local.reserve_tokens(service, table, version).await).await
     }
 
@@ -761,7 +845,8 @@ impl LockTableAllocator for LeaderView {
         table: &TableRef,
         version: BindVersion,
     ) -> Result<Released> {
-        self.answer_node(async |local| local.release_table(service, nonce, table, version).await).await
+        self.answer_node(async |local| local.release_table(service, nonce, table, version).await)
+            .await
     }
 
     async fn forget_table(&self, table: &TableRef) -> Result<Forgetting> {
@@ -784,7 +869,12 @@ impl LockTableAllocator for LeaderView {
         self.answer_node(async |local| local.cannot_commit(txns).await).await
     }
 
-    async fn report_txns(&self, service: ServiceId, nonce: Nonce, range: TxnRange) -> Result<Progress> {
+    async fn report_txns(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        range: TxnRange,
+    ) -> Result<Progress> {
         self.answer_node(async |local| local.report_txns(service, nonce, range).await).await
     }
 

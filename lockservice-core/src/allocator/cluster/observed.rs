@@ -1,13 +1,16 @@
-//! [`Observed`]: what leaders told a node, until a later leader has compared it with its store (L4).
+//! [`Observed`]: what leaders told a node, until a later leader has compared it with its store
+//! (L4).
 
 use crate::allocator::messages::Progress;
 use crate::id::Epoch;
 
-/// Most leaderships that are told apart. More within one lease are taken together, on the safe side.
+/// Most leaderships that are told apart. More within one lease are taken together, on the safe
+/// side.
 const EPOCHS_MAX: usize = 16;
 
-/// The furthest that each leadership told, the earliest first. Never empty of what no later leader has heard of: a later leader's own
-/// writes may have the numbers of those that were lost, so the furthest of all would hide what an earlier one told.
+/// The furthest that each leadership told, the earliest first. Never empty of what no later leader
+/// has heard of: a later leader's own writes may have the numbers of those that were lost, so the
+/// furthest of all would hide what an earlier one told.
 #[derive(Clone, Debug, Default)]
 pub(in crate::allocator) struct Observed(Vec<Progress>);
 
@@ -35,12 +38,14 @@ impl Observed {
         let same = |known: &&mut Progress| known.epoch == at.epoch && known.leader == at.leader;
         match self.0.iter_mut().find(same) {
             Some(known) => {
-                (known.write, known.high_water) = (known.write.max(at.write), known.high_water.max(at.high_water));
+                (known.write, known.high_water) =
+                    (known.write.max(at.write), known.high_water.max(at.high_water));
             }
             None => self.0.insert(self.0.partition_point(|known| known.epoch <= at.epoch), at),
         }
         if self.0.len() > EPOCHS_MAX {
-            // As if the earlier of them had told all of it: at worst a leader takes as lost what is not.
+            // As if the earlier of them had told all of it: at worst a leader takes as lost what is
+            // not.
             let later = self.0.remove(1);
             self.0[0].write = self.0[0].write.max(later.write);
             self.0[0].high_water = self.0[0].high_water.max(later.high_water);
@@ -50,7 +55,9 @@ impl Observed {
     /// A leader of `epoch` has compared `report`.
     pub(in crate::allocator) fn compared(&mut self, report: Progress, epoch: Epoch) {
         let observe = |known: &Progress| {
-            known.epoch == report.epoch && known.leader == report.leader && known.write <= report.write
+            known.epoch == report.epoch
+                && known.leader == report.leader
+                && known.write <= report.write
         };
         self.0.retain(|known| !(observe(known) && known.epoch < epoch));
     }
@@ -62,7 +69,12 @@ mod tests {
     use crate::id::Nonce;
 
     fn at(epoch: u64, write: u64) -> Progress {
-        Progress { epoch: Epoch::new(epoch), write, high_water: epoch * 1000, leader: Nonce::new(epoch) }
+        Progress {
+            epoch: Epoch::new(epoch),
+            write,
+            high_water: epoch * 1000,
+            leader: Nonce::new(epoch),
+        }
     }
 
     #[test]
@@ -83,7 +95,8 @@ mod tests {
 
     #[test]
     fn two_leaderships_of_one_epoch_are_told_apart() {
-        let (mut observed, other) = (Observed::default(), Progress { leader: Nonce::new(99), ..at(5, 3) });
+        let (mut observed, other) =
+            (Observed::default(), Progress { leader: Nonce::new(99), ..at(5, 3) });
         observed.add(at(5, 10));
         observed.add(other);
         assert_eq!(observed.each(), [at(5, 10), other]);

@@ -11,8 +11,8 @@ use crate::allocator::LockTableAllocator;
 use crate::allocator::leader::writer::{Command, Done, end};
 use crate::allocator::leader::{LocalAllocator, LocalShared};
 use crate::allocator::messages::{
-    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting, Incarnation, Latest, LeaseAck,
-    Progress, Registration, Released, ReservedTokens, ServiceStatus,
+    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting,
+    Incarnation, Latest, LeaseAck, Progress, Registration, Released, ReservedTokens, ServiceStatus,
 };
 use crate::allocator::report::Report;
 use crate::allocator::state::commits::{Marked, OriginTxns, TxnLife, TxnRange};
@@ -37,7 +37,8 @@ impl LockTableAllocator for LocalAllocator {
                     continue;
                 }
             };
-            let answer = self.shared.start_incarnation(&state, request, ServiceId::new(number), room)?;
+            let answer =
+                self.shared.start_incarnation(&state, request, ServiceId::new(number), room)?;
             let service = match answer {
                 Ok(service) => service,
                 Err(landed) => landed.await.unwrap_or_else(|_| Err(stopping()))?,
@@ -59,11 +60,19 @@ impl LockTableAllocator for LocalAllocator {
         }
     }
 
-    async fn keepalive(&self, service: ServiceId, nonce: Nonce, observed: Progress) -> Result<LeaseAck> {
+    async fn keepalive(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        observed: Progress,
+    ) -> Result<LeaseAck> {
         let state = self.shared.leading().await?;
         // L4: nothing is believed of a stranger, who may have invented it. One that the store has
         // lost proves its report.
-        let known = state.service(service).filter(|known| known.nonce == nonce).ok_or_else(|| lease_lost(service))?;
+        let known = state
+            .service(service)
+            .filter(|known| known.nonce == nonce)
+            .ok_or_else(|| lease_lost(service))?;
         self.shared.compare(&state, observed)?;
         if !known.renew(|| self.shared.clock.now()) {
             return Err(lease_lost(service));
@@ -77,7 +86,8 @@ impl LockTableAllocator for LocalAllocator {
             tracing::warn!(observed = ?report.observed, cluster = %state.cluster.id, "refused a report that is not of this cluster");
             return Err(Error::new(
                 ErrorKind::NotPermitted,
-                "the report does not come from a node of this cluster: does its store belong to another one?",
+                "the report does not come from a node of this cluster: does its store belong to \
+                    another one?",
             ));
         }
         self.shared.compare(&state, report.observed)?;
@@ -86,20 +96,25 @@ impl LockTableAllocator for LocalAllocator {
 
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
         let state = self.shared.leading().await?;
-        let known = state.service(service).filter(|known| known.nonce == nonce).ok_or_else(|| lease_lost(service))?;
+        let known = state
+            .service(service)
+            .filter(|known| known.nonce == nonce)
+            .ok_or_else(|| lease_lost(service))?;
         if known.lease.get().state == LeaseState::Resigned {
             return Ok(state.progress());
         }
         if !known.lease.begin_resign(known.ttl, || self.shared.clock.now()) {
             return Err(lease_lost(service));
         }
-        // From here on no new pin on its binds and, after the fence, no new commit of its transactions.
+        // From here on no new pin on its binds and, after the fence, no new commit of its
+        // transactions.
         known.commits.fence();
         let (mut pins, mut turns) = (Vec::new(), Turns::default());
         for shard in 0..state.tables.shards() {
             turns.after(state.pins_in(shard, service, &mut pins)).await;
         }
-        // C2: a resignation waits for pins. Polled: a commit must not pay for telling whoever waits, and the wait is bounded by the lease.
+        // C2: a resignation waits for pins. Polled: a commit must not pay for telling whoever
+        // waits, and the wait is bounded by the lease.
         loop {
             let now = self.shared.clock.now();
             pins.retain(|pins| pins.held(now));
@@ -114,7 +129,8 @@ impl LockTableAllocator for LocalAllocator {
         let done: Done = Box::new(move |outcome: Result<()>| {
             if outcome.is_ok() {
                 ended.end_durable.store(true, Ordering::Release);
-                // False if it was fenced meanwhile: then its binds wait for the lease, which is on the safe side.
+                // False if it was fenced meanwhile: then its binds wait for the lease, which is on
+                // the safe side.
                 ended.finish_resign();
             }
             drop(done.send(outcome));
@@ -130,7 +146,12 @@ impl LockTableAllocator for LocalAllocator {
         self.shared.bind(&state, service, table).await
     }
 
-    async fn reserve_tokens(&self, service: ServiceId, table: TableId, version: BindVersion) -> Result<ReservedTokens> {
+    async fn reserve_tokens(
+        &self,
+        service: ServiceId,
+        table: TableId,
+        version: BindVersion,
+    ) -> Result<ReservedTokens> {
         let state = self.shared.leading().await?;
         let tokens = self.shared.reserve_tokens(&state, service, table, version).await?;
         Ok(ReservedTokens { tokens, at: state.progress() })
@@ -144,7 +165,10 @@ impl LockTableAllocator for LocalAllocator {
         version: BindVersion,
     ) -> Result<Released> {
         let state = self.shared.leading().await?;
-        let known = state.service(service).filter(|known| known.nonce == nonce).ok_or_else(|| lease_lost(service))?;
+        let known = state
+            .service(service)
+            .filter(|known| known.nonce == nonce)
+            .ok_or_else(|| lease_lost(service))?;
         let kept = self.shared.release_table(&state, &known, table, version).await?;
         Ok(Released { kept, at: state.progress() })
     }
@@ -198,9 +222,17 @@ impl LockTableAllocator for LocalAllocator {
         Ok(answer)
     }
 
-    async fn report_txns(&self, service: ServiceId, nonce: Nonce, range: TxnRange) -> Result<Progress> {
+    async fn report_txns(
+        &self,
+        service: ServiceId,
+        nonce: Nonce,
+        range: TxnRange,
+    ) -> Result<Progress> {
         let state = self.shared.leading().await?;
-        let known = state.service(service).filter(|known| known.nonce == nonce).ok_or_else(|| lease_lost(service))?;
+        let known = state
+            .service(service)
+            .filter(|known| known.nonce == nonce)
+            .ok_or_else(|| lease_lost(service))?;
         if !known.holds(self.shared.clock.now()) {
             return Err(lease_lost(service));
         }
@@ -219,9 +251,10 @@ impl LockTableAllocator for LocalAllocator {
         let mut turns = Turns::default();
         for shard in 0..state.tables.shards() {
             let visited = state.tables.for_each_in(shard, |table, entry| {
-                status
-                    .binds
-                    .extend((0..entry.binds.len() as u32).filter_map(|partition| entry.status(table, partition, now)));
+                status.binds.extend(
+                    (0..entry.binds.len() as u32)
+                        .filter_map(|partition| entry.status(table, partition, now)),
+                );
             });
             turns.after(visited).await;
         }
@@ -240,7 +273,9 @@ impl LockTableAllocator for LocalAllocator {
         }
         // A million binds take seconds to sort.
         let sorted = tokio::task::spawn_blocking(move || {
-            status.binds.sort_by(|a, b| (&a.bind.table, a.bind.partition).cmp(&(&b.bind.table, b.bind.partition)));
+            status.binds.sort_by(|a, b| {
+                (&a.bind.table, a.bind.partition).cmp(&(&b.bind.table, b.bind.partition))
+            });
             status.services.sort_by_key(|service| service.id);
             status
         });
@@ -251,7 +286,8 @@ impl LockTableAllocator for LocalAllocator {
     }
 }
 
-/// True for an error that says nothing of one transaction: whoever leads next must be asked about all.
+/// True for an error that says nothing of one transaction: whoever leads next must be asked about
+/// all.
 fn of_the_leadership(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::NotLeader | ErrorKind::ShuttingDown)
 }
@@ -274,16 +310,19 @@ impl LocalShared {
         Ok(())
     }
 
-    /// Ends the leadership because the store has lost what `observed` says: a new one steps over it (L4).
+    /// Ends the leadership because the store has lost what `observed` says: a new one steps over it
+    /// (L4).
     fn raise_above(&self, state: &AllocatorState, observed: Progress) -> Error {
         let why = Error::new(
             ErrorKind::NotLeader,
-            "the store has lost writes that a node was told of: the leadership ends, and a new one takes every bind as void",
+            "the store has lost writes that a node was told of: the leadership ends, and a new \
+                one takes every bind as void",
         )
         .with("told_epoch", observed.epoch)
         .with("told_write", observed.write);
         self.observed.lock().add(observed);
-        // Without a wait: from here on nothing is answered. Whoever leads next must know, whichever node that is.
+        // Without a wait: from here on nothing is answered. Whoever leads next must know, whichever
+        // node that is.
         state.leadership.end();
         let place = self.raise_above.lock().take();
         if let Some(place) = place {
@@ -303,8 +342,8 @@ impl LocalShared {
             return Ok(Verdict::Tombstoned);
         }
         let origin = state.service(txn.origin);
-        // L1: a commit that an earlier leader admitted may still be in flight. (One origin of a shared store may live on, and one that the store
-        // has lost may have any number.)
+        // L1: a commit that an earlier leader admitted may still be in flight. (One origin of a
+        // shared store may live on, and one that the store has lost may have any number.)
         if (txn.origin < state.first_service || origin.is_none()) && now < state.earlier_until {
             return Ok(Verdict::Committing);
         }
@@ -313,11 +352,15 @@ impl LocalShared {
         // A mark on a number that is yet to come would hit a transaction that nobody meant.
         match state.origins.life(txn) {
             Some(TxnLife::NotBegun) => {
-                return Err(Error::new(ErrorKind::TxnNotFound, "the transaction was never begun: correct its id")
-                    .with("txn", txn));
+                return Err(Error::new(
+                    ErrorKind::TxnNotFound,
+                    "the transaction was never begun: correct its id",
+                )
+                .with("txn", txn));
             }
             None if !origin.commits.may_have_begun(txn) => return Err(not_told(txn)),
-            // One that is over as its origin says is marked like any other: a later leader may hear of its end only later.
+            // One that is over as its origin says is marked like any other: a later leader may hear
+            // of its end only later.
             _ => {}
         }
         let room = self.room().await?;
@@ -337,8 +380,11 @@ impl LocalShared {
         })?;
         match marked {
             Marked::Full => {
-                tracing::error!(service = %txn.origin, "too many transactions of silent clients are kept from committing one by one: the incarnation is fenced, and its node starts a new one");
-                // Its binds are void from here on, and granted anew when its lease must have run out (B3).
+                tracing::error!(service = %txn.origin, "too many transactions of silent clients \
+                    are kept from committing one by one: the incarnation is fenced, and its node \
+                    starts a new one");
+                // Its binds are void from here on, and granted anew when its lease must have run
+                // out (B3).
                 origin.fence();
                 self.store_end(&origin, origin.state()).await?;
                 Ok(Verdict::Tombstoned)
@@ -347,15 +393,17 @@ impl LocalShared {
             Marked::Durable | Marked::Over => Ok(Verdict::Tombstoned),
             Marked::ToWrite(_) => Ok(Verdict::Writing(landed)),
             Marked::Fenced => match origin.lease.get().state {
-                // Not an end of its own yet: it says the same to whoever commits now, and its end will be stored before anything is given away.
+                // Not an end of its own yet: it says the same to whoever commits now, and its end
+                // will be stored before anything is given away.
                 LeaseState::Fenced | LeaseState::Resigned => {
                     self.store_end(&origin, origin.state()).await?;
                     Ok(Verdict::Tombstoned)
                 }
-                LeaseState::Resigning => {
-                    Err(Error::new(ErrorKind::Unavailable, "the transaction's origin is just resigning: try again")
-                        .with("txn", txn))
-                }
+                LeaseState::Resigning => Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the transaction's origin is just resigning: try again",
+                )
+                .with("txn", txn)),
                 // Only a stop fences the origins of live leases.
                 LeaseState::Live => Err(stopping()),
             },

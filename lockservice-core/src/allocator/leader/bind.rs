@@ -1,4 +1,5 @@
-//! Granting binds and token blocks: decided under the table's shard, written in a shared batch, visible when durable (B6).
+//! Granting binds and token blocks: decided under the table's shard, written in a shared batch,
+//! visible when durable (B6).
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,14 +14,16 @@ use crate::allocator::messages::{Bind, BoundTable, TokenBlock};
 use crate::allocator::state::commits::Pins;
 use crate::allocator::state::leases::LeaseState;
 use crate::allocator::state::tokens::RaiseEpoch;
-use crate::allocator::state::{AllocatorState, BindEntry, Service, TableEntry, lease_lost, reassigning, stopping};
+use crate::allocator::state::{
+    AllocatorState, BindEntry, Service, TableEntry, lease_lost, reassigning, stopping,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, ServiceId, TableId, TableRef};
 use crate::store::{Op, ServiceState};
 use crate::sync::atomic::Ordering;
 
-/// How long a bind waits for the resignation of the table's owner: longer than its write takes. One that has to wait for commits in
-/// flight may last; whoever asks is told so.
+/// How long a bind waits for the resignation of the table's owner: longer than its write takes. One
+/// that has to wait for commits in flight may last; whoever asks is told so.
 const RESIGNING_MAX: Duration = Duration::from_millis(250);
 
 /// What a look at the table under its shard's lock decided.
@@ -29,7 +32,8 @@ enum Step<T> {
     Answer(T),
     /// A write is under way that decides about the table: look again when it has landed or failed.
     Wait(watch::Receiver<()>),
-    /// The owner is just giving its binds up, which it must have done after so long: look again when it has.
+    /// The owner is just giving its binds up, which it must have done after so long: look again
+    /// when it has.
     Resigning(Arc<Service>, Duration),
     /// The epoch must be raised first.
     Raise(RaiseEpoch),
@@ -62,7 +66,9 @@ impl LocalShared {
                 return Ok(bound);
             }
             let room = self.room().await?;
-            let step = state.tables.alter(table, |slot| self.plan_bind(state, &asker, table, slot, room))?;
+            let step = state
+                .tables
+                .alter(table, |slot| self.plan_bind(state, &asker, table, slot, room))?;
             match step {
                 Step::Answer(bound) => return Ok(bound),
                 // It closes rather than changes: that is the event.
@@ -98,7 +104,8 @@ impl LocalShared {
                 }
                 if let Some(bind) = entry.binds.first() {
                     let owner = &bind.owner;
-                    // A lapse is found by whoever looks first; the sweep only makes sure that somebody does.
+                    // A lapse is found by whoever looks first; the sweep only makes sure that
+                    // somebody does.
                     owner.fence_if_lapsed(now);
                     let lease = owner.lease.get();
                     if lease.holds(owner.ttl, now) {
@@ -112,7 +119,8 @@ impl LocalShared {
                         return Err(reassigning(table, wait));
                     }
                     if !owner.end_durable.load(Ordering::Acquire) {
-                        // B1: the old owner's end is in the store no later than the bind that follows it.
+                        // B1: the old owner's end is in the store no later than the bind that
+                        // follows it.
                         fenced = Some(Arc::clone(owner));
                     }
                 }
@@ -143,14 +151,19 @@ impl LocalShared {
             Ok(number) => BindVersion::new(number),
             Err(wanted) => return Ok(Step::Raise(wanted)),
         };
-        // Counted before it is looked at again: whoever forgets ended incarnations looks in the opposite order.
+        // Counted before it is looked at again: whoever forgets ended incarnations looks in the
+        // opposite order.
         asker.references.fetch_add(partitions, Ordering::SeqCst);
         if !asker.check_holds(now) {
             asker.references.fetch_sub(partitions, Ordering::SeqCst);
             return Err(lease_lost(asker.id));
         }
         let binds: SmallVec<[BindEntry; 1]> = (0..partitions)
-            .map(|_| BindEntry { owner: Arc::clone(asker), version, pins: Arc::new(Pins::default()) })
+            .map(|_| BindEntry {
+                owner: Arc::clone(asker),
+                version,
+                pins: Arc::new(Pins::default()),
+            })
             .collect();
         if slot.is_none() {
             self.tables.fetch_add(1, Ordering::AcqRel);
@@ -185,7 +198,8 @@ impl LocalShared {
                     Err(e)
                 }
             };
-            // The caller first, so that it is the one that gets the tokens; then those who wait for the table.
+            // The caller first, so that it is the one that gets the tokens; then those who wait for
+            // the table.
             drop(answer.send(result));
             drop(closes);
         });
@@ -240,9 +254,12 @@ impl LocalShared {
         version: BindVersion,
     ) -> Result<TokenBlock> {
         let changed = || {
-            Error::new(ErrorKind::BindChanged, "the bind is not current any more: no tokens are reserved for it")
-                .with("table", id)
-                .with("version", version)
+            Error::new(
+                ErrorKind::BindChanged,
+                "the bind is not current any more: no tokens are reserved for it",
+            )
+            .with("table", id)
+            .with("version", version)
         };
         let table = state.ids.read(&id, |table| table.cloned()).ok_or_else(changed)?;
         loop {
@@ -250,10 +267,11 @@ impl LocalShared {
             let now = self.clock.now();
             let step = state.tables.update_existing(&table, |entry| {
                 let current = entry.id == id
-                    && entry
-                        .binds
-                        .iter()
-                        .any(|bind| bind.version == version && bind.owner.id == service && bind.owner.check_holds(now));
+                    && entry.binds.iter().any(|bind| {
+                        bind.version == version
+                            && bind.owner.id == service
+                            && bind.owner.check_holds(now)
+                    });
                 if !current {
                     return Err(changed());
                 }
@@ -324,7 +342,13 @@ fn bound_table(
     tokens: Option<TokenBlock>,
 ) -> BoundTable {
     BoundTable {
-        bind: Bind { table: table.clone(), id, partition: 0, owner: bind.owner.id, version: bind.version },
+        bind: Bind {
+            table: table.clone(),
+            id,
+            partition: 0,
+            owner: bind.owner.id,
+            version: bind.version,
+        },
         node: bind.owner.node.clone(),
         address: bind.owner.address.clone(),
         at: state.progress(),

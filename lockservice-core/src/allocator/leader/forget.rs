@@ -4,8 +4,8 @@
 //!
 //! # Implementation details
 //! 1. Under the table's shard it is decided that nothing rests on the bind. From there on the table
-//!    is [leaving](crate::allocator::state::TableEntry::leaving): no commit is admitted on it (C2), and
-//!    whoever asks for it waits.
+//!    is [leaving](crate::allocator::state::TableEntry::leaving): no commit is admitted on it (C2),
+//!    and whoever asks for it waits.
 //! 2. The batch removes its record and raises what is kept of its numbers.
 //! 3. When that has landed the table is gone. Whoever asks for it then gets a new table, with a new
 //!    id, above every number of the old one. If it surely has not landed, the bind is what it was.
@@ -19,7 +19,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::allocator::leader::LocalShared;
 use crate::allocator::leader::writer::{Command, Done};
 use crate::allocator::messages::{BindStatus, ForgetOutcome};
-use crate::allocator::state::{AllocatorState, Service, TableEntry, lease_lost, reassigning, stopping};
+use crate::allocator::state::{
+    AllocatorState, Service, TableEntry, lease_lost, reassigning, stopping,
+};
 use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{BindVersion, TableRef};
@@ -57,9 +59,9 @@ impl LocalShared {
             if !service.check_holds(now) {
                 return Err(lease_lost(service.id));
             }
-            let step = state
-                .tables
-                .update_existing(table, |entry| self.plan_release(state, service, (table, version), entry, room));
+            let step = state.tables.update_existing(table, |entry| {
+                self.plan_release(state, service, (table, version), entry, room)
+            });
             match step {
                 None => return Ok(None),
                 Some(Err(e)) => return Err(e),
@@ -74,7 +76,14 @@ impl LocalShared {
                             Ok(None)
                         }
                         // Whoever leads next must be asked: this leader does not know what landed.
-                        Err(e) if matches!(e.kind(), ErrorKind::NotLeader | ErrorKind::ShuttingDown) => Err(e),
+                        Err(e)
+                            if matches!(
+                                e.kind(),
+                                ErrorKind::NotLeader | ErrorKind::ShuttingDown
+                            ) =>
+                        {
+                            Err(e)
+                        }
                         // The writer settles what it does not know, so this surely is not there.
                         Err(e) => Ok(Some(e)),
                     };
@@ -94,7 +103,9 @@ impl LocalShared {
         if let Some(pending) = &entry.pending {
             return Ok(Step::Wait(pending.clone()));
         }
-        let own = |bind: &crate::allocator::state::BindEntry| bind.version == version && bind.owner.id == service.id;
+        let own = |bind: &crate::allocator::state::BindEntry| {
+            bind.version == version && bind.owner.id == service.id
+        };
         if !entry.binds.iter().all(own) {
             return Err(not_current(table, version));
         }
@@ -105,7 +116,9 @@ impl LocalShared {
         if entry.binds.iter().any(|bind| bind.pins.held(now)) {
             let message = "a commit is in flight on the table's bind: try again when it has ended";
             let kept = Error::new(ErrorKind::TableInUse, message);
-            return Ok(Step::Kept(kept.with("table", table).with_detail(Detail::RetryAfter(COMMIT_ENDS))));
+            return Ok(Step::Kept(
+                kept.with("table", table).with_detail(Detail::RetryAfter(COMMIT_ENDS)),
+            ));
         }
         Ok(Step::Queued(self.queue_forgetting(state, table, entry, room)))
     }
@@ -119,8 +132,9 @@ impl LocalShared {
     ) -> Result<ForgetOutcome> {
         loop {
             let room = self.room().await?;
-            let step =
-                state.tables.update_existing(table, |entry| self.plan_forgetting(state, table, entry, None, room));
+            let step = state.tables.update_existing(table, |entry| {
+                self.plan_forgetting(state, table, entry, None, room)
+            });
             match step {
                 None => return Ok(ForgetOutcome::Unknown),
                 Some(Step::Wait(mut landed)) => drop(landed.changed().await),
@@ -200,7 +214,8 @@ impl LocalShared {
                 }
                 shared.forgetting_landed(&of, &name);
             } else {
-                of.tables.update_existing(&name, |entry| (entry.pending, entry.leaving) = (None, false));
+                of.tables
+                    .update_existing(&name, |entry| (entry.pending, entry.leaving) = (None, false));
             }
             drop(answer.send(outcome));
             drop(closes);
@@ -224,8 +239,8 @@ impl LocalShared {
     }
 
     /// Forgets tables whose owners ended a
-    /// [`table_idle_ms`](crate::allocator::AllocatorSettings::table_idle_ms) ago, at most one write's worth of
-    /// them. `shard` is where the last call stopped.
+    /// [`table_idle_ms`](crate::allocator::AllocatorSettings::table_idle_ms) ago, at most one
+    /// write's worth of them. `shard` is where the last call stopped.
     pub(in crate::allocator) async fn forget_unowned(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
@@ -247,7 +262,9 @@ impl LocalShared {
             });
             for table in found {
                 let room = self.room().await?;
-                let plan = |entry: &mut TableEntry| self.plan_forgetting(state, &table, entry, Some(idle), room);
+                let plan = |entry: &mut TableEntry| {
+                    self.plan_forgetting(state, &table, entry, Some(idle), room)
+                };
                 if let Some(Step::Queued(landed)) = state.tables.update_existing(&table, plan) {
                     landing.push(landed);
                 }
@@ -264,7 +281,11 @@ impl LocalShared {
             landed.await.unwrap_or_else(|_| Err(stopping()))?;
         }
         if count > 0 {
-            tracing::info!(tables = count, ?idle, "tables that nobody has owned for so long were forgotten");
+            tracing::info!(
+                tables = count,
+                ?idle,
+                "tables that nobody has owned for so long were forgotten"
+            );
         }
         Ok(())
     }
@@ -284,7 +305,10 @@ fn any_unowned(state: &AllocatorState, idle: Duration, now: Time) -> bool {
 }
 
 fn not_current(table: &TableRef, version: BindVersion) -> Error {
-    Error::new(ErrorKind::BindChanged, "the bind is not current any more: serve the table at that version no longer")
-        .with("table", table)
-        .with("version", version)
+    Error::new(
+        ErrorKind::BindChanged,
+        "the bind is not current any more: serve the table at that version no longer",
+    )
+    .with("table", table)
+    .with("version", version)
 }

@@ -18,7 +18,8 @@ use crate::store::{Op, ServiceRecord, ServiceState};
 use crate::sync::atomic::Ordering;
 
 impl LocalShared {
-    /// Decides about a new incarnation (B1) and queues its record. `Ok(Ok(id))` if this very process has asked before.
+    /// Decides about a new incarnation (B1) and queues its record. `Ok(Ok(id))` if this very
+    /// process has asked before.
     #[allow(clippy::type_complexity, reason = "one caller, which takes it apart at once")]
     pub(in crate::allocator) fn start_incarnation(
         self: &Arc<Self>,
@@ -43,16 +44,21 @@ impl LocalShared {
             Some(NameHolder::Starting(_)) => return Err(name_in_use(&request.node, None)),
             Some(NameHolder::Known(known)) => {
                 if let Some(known) = state.service(*known) {
-                    // Whoever asks again counts its lease from this request (B2), so it must be renewed as by any other.
+                    // Whoever asks again counts its lease from this request (B2), so it must be
+                    // renewed as by any other.
                     if known.nonce == request.nonce && known.renew(|| self.clock.now()) {
                         return Ok(Ok(known.id));
                     }
                     let (now, lease) = (self.clock.now(), known.lease.get());
                     let replaces = request.replaces == Some((known.id, known.nonce));
                     if lease.holds(known.ttl, now) && !replaces {
-                        return Err(name_in_use(&request.node, Some(lease.remaining(known.ttl, now))));
+                        return Err(name_in_use(
+                            &request.node,
+                            Some(lease.remaining(known.ttl, now)),
+                        ));
                     }
-                    // B3: its binds are void at once. Their regrant waits for its lease, although it says itself that it is over.
+                    // B3: its binds are void at once. Their regrant waits for its lease, although
+                    // it says itself that it is over.
                     known.fence();
                     replaced = Some(known);
                 }
@@ -66,7 +72,9 @@ impl LocalShared {
             state: ServiceState::Live,
         };
         let mut ops: SmallVec<[Op; 2]> = smallvec![Op::PutService(record.clone())];
-        if let Some(replaced) = replaced.as_ref().filter(|replaced| !replaced.end_durable.load(Ordering::Acquire)) {
+        if let Some(replaced) =
+            replaced.as_ref().filter(|replaced| !replaced.end_durable.load(Ordering::Acquire))
+        {
             ops.insert(0, Op::PutService(replaced.record(replaced.state())));
         }
         let before = names.insert(request.node.clone(), NameHolder::Starting(id));
@@ -79,12 +87,19 @@ impl LocalShared {
                     if let Some(replaced) = replaced {
                         replaced.end_durable.store(true, Ordering::Release);
                     }
-                    // C3: control state is created here, at the origin's registration. The lease counts from now: after the answer can
-                    // have been sent no later than the next reading, and before it can be used.
+                    // C3: control state is created here, at the origin's registration. The lease
+                    // counts from now: after the answer can have been sent no later than the next
+                    // reading, and before it can be used.
                     let ttl = shared.settings.constants.lease_ttl();
                     let max = shared.settings.commits_max;
                     let node = record.node.clone();
-                    let service = Arc::new(Service::new(record, ttl, shared.clock.now(), LeaseState::Live, max));
+                    let service = Arc::new(Service::new(
+                        record,
+                        ttl,
+                        shared.clock.now(),
+                        LeaseState::Live,
+                        max,
+                    ));
                     // A stop that began meanwhile fenced those it saw: this one must not escape it.
                     state.services.upsert(id, || Arc::clone(&service), |_| ());
                     if !state.admitting.load(Ordering::SeqCst) {
@@ -110,7 +125,8 @@ impl LocalShared {
 fn name_in_use(node: &NodeName, remaining: Option<Duration>) -> Error {
     let error = Error::new(
         ErrorKind::NameInUse,
-        "another process holds the lease of this node name: choose another name, or stop that process",
+        "another process holds the lease of this node name: choose another name, or stop that \
+            process",
     )
     .with("node", node);
     match remaining {

@@ -1,4 +1,5 @@
-//! The leadership's own clockwork (L1), pure: until when a leader may answer, and when a candidate has watched long enough.
+//! The leadership's own clockwork (L1), pure: until when a leader may answer, and when a candidate
+//! has watched long enough.
 
 use std::time::Duration;
 
@@ -13,12 +14,13 @@ const ENDED: u64 = u64::MAX - 1;
 
 /// How long a leader may still answer. Commits read it with one load and no lock.
 ///
-/// It counts from before the last successful renewal was *sent*. That it ran out does not end it: if a later renewal succeeds,
-/// nobody took over in between, and the leader goes on with everything it knows. It ends when it is known that another leads, or that the
-/// store is not the one it was.
+/// It counts from before the last successful renewal was *sent*. That it ran out does not end it:
+/// if a later renewal succeeds, nobody took over in between, and the leader goes on with everything
+/// it knows. It ends when it is known that another leads, or that the store is not the one it was.
 #[derive(Debug)]
 pub struct LeadershipCell {
-    /// Nanoseconds of the moment before the last successful renewal was sent, or one of the constants above.
+    /// Nanoseconds of the moment before the last successful renewal was sent, or one of the
+    /// constants above.
     sent: AtomicU64,
     ttl: Duration,
 }
@@ -34,7 +36,8 @@ impl LeadershipCell {
         Self { sent: AtomicU64::new(nanos(sent)), ttl }
     }
 
-    /// Takes a successful renewal into account that was sent at `sent`. Nothing revives a leadership that has ended.
+    /// Takes a successful renewal into account that was sent at `sent`. Nothing revives a
+    /// leadership that has ended.
     pub fn renewed(&self, sent: Time) {
         // ORDERING: the word carries no other memory with it; an update needs only its own order.
         let _ = self.sent.fetch_update(Ordering::AcqRel, Ordering::Acquire, |before| {
@@ -52,15 +55,20 @@ impl LeadershipCell {
         self.sent.load(Ordering::Acquire) == ENDED
     }
 
-    /// The raw time that is left, zero once the leader must not answer (L1). A promise of at most this much, whose receiver counts lo of
-    /// it from before its request, ends before a candidate that has counted hi(TTL) can lead.
+    /// The raw time that is left, zero once the leader must not answer (L1). A promise of at most
+    /// this much, whose receiver counts lo of it from before its request, ends before a candidate
+    /// that has counted hi(TTL) can lead.
     pub fn remaining(&self, now: Time) -> Duration {
         match self.sent.load(Ordering::Acquire) {
             EXCLUSIVE => Duration::MAX,
             ENDED => Duration::ZERO,
             sent => {
                 let sent = Time::from_origin(Duration::from_nanos(sent));
-                if now >= sent + lo(self.ttl) { Duration::ZERO } else { (sent + self.ttl).remaining(now) }
+                if now >= sent + lo(self.ttl) {
+                    Duration::ZERO
+                } else {
+                    (sent + self.ttl).remaining(now)
+                }
             }
         }
     }
@@ -70,7 +78,8 @@ fn nanos(at: Time) -> u64 {
     at.since_origin().as_nanos().min(u128::from(ENDED) - 1) as u64
 }
 
-/// What a candidate has watched (L1): for how long the store has shown the same leadership, on the same copy of itself.
+/// What a candidate has watched (L1): for how long the store has shown the same leadership, on the
+/// same copy of itself.
 #[derive(Debug, Default)]
 pub(crate) struct LeadershipWatch {
     since: Option<(Seen, Time)>,
@@ -99,7 +108,8 @@ impl LeadershipWatch {
     /// How long until [`complete`](Self::complete), if nothing changes.
     pub(crate) fn left(&self, own: Duration, now: Time) -> Duration {
         let Some((seen, since)) = &self.since else { return hi(own) };
-        let leaders = seen.leader.map_or(Duration::ZERO, |leader| Duration::from_millis(leader.ttl_ms));
+        let leaders =
+            seen.leader.map_or(Duration::ZERO, |leader| Duration::from_millis(leader.ttl_ms));
         (*since + hi(leaders.max(own))).remaining(now)
     }
 }
@@ -143,7 +153,12 @@ mod tests {
 
     fn seen(counter: u64, ttl_ms: u64, lineage: &str) -> Seen {
         Seen {
-            leader: Some(LeaderSeen { epoch: Epoch::new(1), nonce: Nonce::new(1), counter, ttl_ms }),
+            leader: Some(LeaderSeen {
+                epoch: Epoch::new(1),
+                nonce: Nonce::new(1),
+                counter,
+                ttl_ms,
+            }),
             lineage: Lineage(lineage.to_owned()),
         }
     }
@@ -157,7 +172,11 @@ mod tests {
         cell.renewed(at(9_000));
         assert_eq!(cell.remaining(at(10_000)), Duration::from_secs(4));
         cell.renewed(at(8_000));
-        assert_eq!(cell.remaining(at(10_000)), Duration::from_secs(4), "a late answer to an earlier renewal");
+        assert_eq!(
+            cell.remaining(at(10_000)),
+            Duration::from_secs(4),
+            "a late answer to an earlier renewal"
+        );
         cell.end();
         cell.renewed(at(11_000));
         assert_eq!(cell.remaining(at(11_000)), Duration::ZERO, "ended is for ever");
@@ -192,14 +211,22 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_that_goes_on_renewing_at_our_address_is_another_process_and_one_that_stands_still_is_not() {
-        let leader =
-            |nonce, counter| LeaderSeen { epoch: Epoch::new(1), nonce: Nonce::new(nonce), counter, ttl_ms: 5_000 };
+    fn a_leader_that_goes_on_renewing_at_our_address_is_another_process_and_one_that_stands_still_is_not()
+     {
+        let leader = |nonce, counter| LeaderSeen {
+            epoch: Epoch::new(1),
+            nonce: Nonce::new(nonce),
+            counter,
+            ttl_ms: 5_000,
+        };
         let mut namesake = Namesake::default();
         for _ in 0..10 {
             assert!(!namesake.lives(leader(1, 4)), "the last process of this node");
         }
-        assert!(!namesake.lives(leader(1, 5)) && !namesake.lives(leader(1, 6)), "perhaps on their way when it ended");
+        assert!(
+            !namesake.lives(leader(1, 5)) && !namesake.lives(leader(1, 6)),
+            "perhaps on their way when it ended"
+        );
         assert!(!namesake.lives(leader(2, 7)), "another one has begun");
         assert!(!namesake.lives(leader(2, 8)) && !namesake.lives(leader(2, 9)));
         assert!(namesake.lives(leader(2, 10)));

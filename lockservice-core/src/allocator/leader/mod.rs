@@ -1,5 +1,6 @@
-//! [`LocalAllocator`]: the pure state of [`state`](crate::allocator::state) in a thin shell that writes to one [`BindStore`]. One of them is one
-//! leadership: when that is over, so is the allocator.
+//! [`LocalAllocator`]: the pure state of [`state`](crate::allocator::state) in a thin shell that
+//! writes to one [`BindStore`]. One of them is one leadership: when that is over, so is the
+//! allocator.
 
 pub(in crate::allocator) mod api;
 pub(in crate::allocator) mod bind;
@@ -49,20 +50,24 @@ pub struct AllocatorStopped {
     pub resigned: bool,
 }
 
-/// The allocator of a process that leads its store (L1). Where several processes share a store, [`ElectedAllocator`] makes one whenever
-/// its process is elected.
+/// The allocator of a process that leads its store (L1). Where several processes share a store,
+/// [`ElectedAllocator`] makes one whenever its process is elected.
 ///
 /// # States
-/// *opening* (the store is acquired and loaded; calls wait, and [`begin_commit_now`](Self::begin_commit_now) answers `Unavailable`) →
-/// *open* → *stopping* ([`shutdown`](Self::shutdown)) → *stopped*; or *opening* → *failed*, in which every call answers the failure; or
-/// *open* → *ended* ([`ended`](Self::ended)), in which every call answers `NotLeader`. While a shared store does not answer for longer than
-/// the leadership lasts, every call answers `Unavailable`; it goes on by itself if the store is back before another leads.
+/// *opening* (the store is acquired and loaded; calls wait, and
+/// [`begin_commit_now`](Self::begin_commit_now) answers `Unavailable`) → *open* → *stopping*
+/// ([`shutdown`](Self::shutdown)) → *stopped*; or *opening* → *failed*, in which every call answers
+/// the failure; or *open* → *ended* ([`ended`](Self::ended)), in which every call answers
+/// `NotLeader`. While a shared store does not answer for longer than the leadership lasts, every
+/// call answers `Unavailable`; it goes on by itself if the store is back before another leads.
 ///
 /// # What waits for what
-/// Commits wait for nothing. Binds, token blocks, starts and fences wait for the store; concurrent ones share a write (B6). A caller that
-/// is cancelled does not undo what it queued; repeating the call is safe.
+/// Commits wait for nothing. Binds, token blocks, starts and fences wait for the store; concurrent
+/// ones share a write (B6). A caller that is cancelled does not undo what it queued; repeating the
+/// call is safe.
 ///
-/// Dropping it without [`shutdown`](Self::shutdown) is an unclean stop: the next start waits as after a crash.
+/// Dropping it without [`shutdown`](Self::shutdown) is an unclean stop: the next start waits as
+/// after a crash.
 pub struct LocalAllocator {
     pub(in crate::allocator) shared: Arc<LocalShared>,
     /// Writer and sweep. Locked for a moment, together with nothing.
@@ -90,11 +95,14 @@ pub(in crate::allocator) struct LocalShared {
     pub(in crate::allocator) opened: watch::Sender<Option<Result<()>>>,
     /// Why the leadership is over, once it is.
     pub(in crate::allocator) ended: watch::Sender<Option<Error>>,
-    /// A place in the queue that is kept for [`Command::RaiseAbove`], until it is sent: it must not be lost because there is much to write.
+    /// A place in the queue that is kept for [`Command::RaiseAbove`], until it is sent: it must not
+    /// be lost because there is much to write.
     pub(in crate::allocator) raise_above: Mutex<Option<mpsc::OwnedPermit<Command>>>,
-    /// What leaders have told this node, or one that reported it where that shows that the store went back (L4).
+    /// What leaders have told this node, or one that reported it where that shows that the store
+    /// went back (L4).
     pub(in crate::allocator) observed: Mutex<Observed>,
-    /// Which incarnation has each name. Locked for a few lookups, never over an await or another lock but a service shard's.
+    /// Which incarnation has each name. Locked for a few lookups, never over an await or another
+    /// lock but a service shard's.
     pub(in crate::allocator) names: Mutex<HashMap<NodeName, NameHolder>>,
     /// Entries of `tables`, counted so that the limit holds without counting shards.
     pub(in crate::allocator) tables: crate::sync::atomic::AtomicUsize,
@@ -113,8 +121,9 @@ pub(in crate::allocator) enum NameHolder {
 impl LocalAllocator {
     /// Opens the store and leads it: [`start`](Self::start), then [`opened`](Self::opened).
     ///
-    /// Fails with `InvalidArgument` for settings out of range, `StoreInUse` if another leads, and as the store does. Must be called
-    /// within a tokio runtime, in which it spawns two tasks that end with the allocator.
+    /// Fails with `InvalidArgument` for settings out of range, `StoreInUse` if another leads, and
+    /// as the store does. Must be called within a tokio runtime, in which it spawns two tasks that
+    /// end with the allocator.
     pub async fn open(
         store: Arc<dyn BindStore>,
         clock: Arc<dyn Clock>,
@@ -178,8 +187,8 @@ impl LocalAllocator {
         self.shared.opened().await.map(drop)
     }
 
-    /// Resolves when the leadership is over for good, with the reason: another leads, or the store is not the one it was. Never for an
-    /// exclusive store that works. Cancel safe.
+    /// Resolves when the leadership is over for good, with the reason: another leads, or the store
+    /// is not the one it was. Never for an exclusive store that works. Cancel safe.
     pub async fn ended(&self) -> Error {
         let mut ended = self.shared.ended.subscribe();
         match ended.wait_for(Option::is_some).await.as_deref() {
@@ -196,7 +205,10 @@ impl LocalAllocator {
 
     /// True while it may answer: its store is open, and the leadership has not run out (L1).
     pub fn answers(&self) -> bool {
-        self.shared.state.get().is_some_and(|state| state.check_leading(self.shared.clock.now()).is_ok())
+        self.shared
+            .state
+            .get()
+            .is_some_and(|state| state.check_leading(self.shared.clock.now()).is_ok())
     }
 
     /// True if the store is open to this process alone. False while it is being opened.
@@ -213,7 +225,8 @@ impl LocalAllocator {
         observed
     }
 
-    /// [`LockTableAllocator::begin_commit`] without a wait: no await, no store, no lock that all commits share.
+    /// [`LockTableAllocator::begin_commit`] without a wait: no await, no store, no lock that all
+    /// commits share.
     ///
     /// Answers `Unavailable` while the store is being opened: try again.
     pub fn begin_commit_now(&self, request: &BeginCommit) -> Result<CommitAdmission> {
@@ -228,7 +241,8 @@ impl LocalAllocator {
         }
     }
 
-    /// The number of tables and of incarnations in memory, and of transactions with control state: for tests and operators.
+    /// The number of tables and of incarnations in memory, and of transactions with control state:
+    /// for tests and operators.
     pub fn entries(&self) -> (usize, usize, usize) {
         let Some(state) = self.shared.state.get() else { return (0, 0, 0) };
         let mut transactions = 0;
@@ -236,13 +250,16 @@ impl LocalAllocator {
         (state.tables.len(), state.services.len(), transactions)
     }
 
-    /// Stops: admits nothing more, waits up to `grace` for commits in flight, and gives the leadership up durably if that is safe.
+    /// Stops: admits nothing more, waits up to `grace` for commits in flight, and gives the
+    /// leadership up durably if that is safe.
     ///
-    /// For an exclusive store `quiet` is the caller's word that nothing of its own services is in use (P5), and no promise of an
-    /// incarnation that did not resign may still hold; without it, there is no wait. A shared store's next leader takes every live
-    /// incarnation as renewed (B4), so that only commits are waited for. Both tasks have ended when it answers.
+    /// For an exclusive store `quiet` is the caller's word that nothing of its own services is in
+    /// use (P5), and no promise of an incarnation that did not resign may still hold; without it,
+    /// there is no wait. A shared store's next leader takes every live incarnation as renewed (B4),
+    /// so that only commits are waited for. Both tasks have ended when it answers.
     ///
-    /// Not cancel safe in this sense: dropped half way, the allocator may be left stopping; call it again.
+    /// Not cancel safe in this sense: dropped half way, the allocator may be left stopping; call it
+    /// again.
     pub async fn shutdown(&self, quiet: bool, grace: Duration) -> Result<AllocatorStopped> {
         let mut outcome = Ok(AllocatorStopped { resigned: false });
         if let Some(state) = self.shared.state.get() {
@@ -252,11 +269,13 @@ impl LocalAllocator {
             let give_up = self.shared.clock.now() + grace;
             let may_resign = quiet || !state.exclusive;
             if may_resign && !self.wait_for_promises(state, give_up).await {
-                // A store that is away must not hold up the stop: the writer may be settling a write for as long as that lasts (L2).
+                // A store that is away must not hold up the stop: the writer may be settling a
+                // write for as long as that lasts (L2).
                 outcome = match tokio::time::timeout(STORE_GRACE, self.resign()).await {
                     Ok(outcome) => outcome,
                     Err(_) => {
-                        // Whoever waits for the writer is told, and a resignation that lands yet is one of a leader that answers nothing.
+                        // Whoever waits for the writer is told, and a resignation that lands yet is
+                        // one of a leader that answers nothing.
                         state.leadership.end();
                         Ok(AllocatorStopped { resigned: false })
                     }
@@ -272,11 +291,13 @@ impl LocalAllocator {
             }
             let writer_stop = writer.abort_handle();
             let stop = async {
-                // Fails only if the writer has ended already; so does a join of a task that was aborted.
+                // Fails only if the writer has ended already; so does a join of a task that was
+                // aborted.
                 drop(self.shared.queue.send(Command::Stop).await);
                 drop(writer.await);
             };
-            // A store that is away must not hold up the stop: a write of unknown outcome lands under this epoch or never (L2).
+            // A store that is away must not hold up the stop: a write of unknown outcome lands
+            // under this epoch or never (L2).
             if tokio::time::timeout(STORE_GRACE, stop).await.is_err() {
                 writer_stop.abort();
             }
@@ -289,7 +310,10 @@ impl LocalAllocator {
     async fn resign(&self) -> Result<AllocatorStopped> {
         let (done, answer) = oneshot::channel();
         match self.shared.queue.send(Command::Resign { done }).await {
-            Ok(()) => answer.await.unwrap_or_else(|_| Err(stopping())).map(|()| AllocatorStopped { resigned: true }),
+            Ok(()) => answer
+                .await
+                .unwrap_or_else(|_| Err(stopping()))
+                .map(|()| AllocatorStopped { resigned: true }),
             // Stopped before.
             Err(_) => Ok(AllocatorStopped { resigned: false }),
         }
@@ -312,7 +336,10 @@ impl LocalAllocator {
                 Some(_) if now >= give_up => return true,
                 // Polled: a commit that finishes must not pay for telling whoever waits.
                 Some(until) => {
-                    tokio::time::sleep(until.min(give_up).remaining(now).min(Duration::from_millis(5))).await
+                    tokio::time::sleep(
+                        until.min(give_up).remaining(now).min(Duration::from_millis(5)),
+                    )
+                    .await
                 }
             }
         }
@@ -330,7 +357,9 @@ impl Drop for LocalAllocator {
 
 impl fmt::Debug for LocalAllocator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LocalAllocator").field("open", &self.shared.state.get().is_some()).finish_non_exhaustive()
+        f.debug_struct("LocalAllocator")
+            .field("open", &self.shared.state.get().is_some())
+            .finish_non_exhaustive()
     }
 }
 
@@ -356,7 +385,9 @@ impl LocalShared {
     fn not_open(&self) -> Error {
         match &*self.opened.borrow() {
             Some(Err(e)) => e.clone(),
-            _ => Error::new(ErrorKind::Unavailable, "the allocator is opening its store: try again"),
+            _ => {
+                Error::new(ErrorKind::Unavailable, "the allocator is opening its store: try again")
+            }
         }
     }
 

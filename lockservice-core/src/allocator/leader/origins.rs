@@ -1,4 +1,5 @@
-//! [`Origins`]: the origins of this process, which know of each of their transactions whether it is alive (C4).
+//! [`Origins`]: the origins of this process, which know of each of their transactions whether it is
+//! alive (C4).
 
 use std::collections::HashMap;
 use std::sync::Weak;
@@ -7,7 +8,8 @@ use crate::allocator::state::commits::{OriginTxns, TxnLife};
 use crate::id::{ServiceId, TxnId};
 use crate::sync::RwLock;
 
-/// The origins in this process. Outlives the leaderships of its node. Locked for a lookup, together with nothing.
+/// The origins in this process. Outlives the leaderships of its node. Locked for a lookup, together
+/// with nothing.
 #[derive(Debug, Default)]
 pub struct Origins(RwLock<HashMap<ServiceId, Weak<dyn OriginTxns>>>);
 
@@ -19,7 +21,8 @@ impl Origins {
         origins.insert(service, origin);
     }
 
-    /// What its origin says of a validating transaction; `None` if the origin is of another process, or has gone.
+    /// What its origin says of a validating transaction; `None` if the origin is of another
+    /// process, or has gone.
     pub fn life(&self, txn: TxnId) -> Option<TxnLife> {
         let origin = self.0.read().get(&txn.origin)?.upgrade()?;
         Some(origin.life(txn.number()))

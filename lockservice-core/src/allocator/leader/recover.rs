@@ -19,8 +19,8 @@ use crate::clock::{Clock, Time, hi};
 use crate::error::{ErrorKind, Result};
 use crate::id::{EPOCH_SHIFT, Epoch, NodeName, Nonce, ServiceId, TxnId};
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, Cluster, DataLoss, Floor, Leadership, LeadershipHistory, Lineage, Loss,
-    NodeAddress, Op, Seen, ServiceRecord, ServiceState, StoreState, Turns,
+    Applied, Batch, BindStore, Candidate, Cluster, DataLoss, Floor, Leadership, LeadershipHistory,
+    Lineage, Loss, NodeAddress, Op, Seen, ServiceRecord, ServiceState, StoreState, Turns,
 };
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -63,7 +63,8 @@ pub(in crate::allocator) struct Acquired {
     pub(in crate::allocator) sent: Time,
 }
 
-/// Loads everything that a new leader must know, and makes its first write. `observed` is what leaders have told this node.
+/// Loads everything that a new leader must know, and makes its first write. `observed` is what
+/// leaders have told this node.
 ///
 /// Fails as the store does. Repeating it is safe.
 pub(in crate::allocator) async fn open(
@@ -94,18 +95,26 @@ pub(in crate::allocator) async fn open(
         ..
     } = acquired;
     let loaded = load(store, clock, hold.leadership, exclusive, hi(ttl)).await?;
-    // L4: a copy that was promoted meanwhile may have neither the leadership nor the last writes before it.
-    if !exclusive && store.applied().await? != (Applied { epoch, number: applied, lineage: lineage.clone() }) {
+    // L4: a copy that was promoted meanwhile may have neither the leadership nor the last writes
+    // before it.
+    if !exclusive
+        && store.applied().await? != (Applied { epoch, number: applied, lineage: lineage.clone() })
+    {
         return Err(another_store());
     }
     loaded.check_finished()?;
-    // L4: numbers lie below the end of their epoch. A store that lost its newest epoch but not its records is stepped over.
+    // L4: numbers lie below the end of their epoch. A store that lost its newest epoch but not its
+    // records is stepped over.
     let reported = observed.high_water().max(loss.high_water);
-    let used =
-        loaded.highest_epoch().max(observed.last().epoch).max(Epoch::new(reported.saturating_sub(1) >> EPOCH_SHIFT));
-    // This node was told of writes that are not there. Whatever they were, nothing in the store can be relied on: everybody starts again.
+    let used = loaded
+        .highest_epoch()
+        .max(observed.last().epoch)
+        .max(Epoch::new(reported.saturating_sub(1) >> EPOCH_SHIFT));
+    // This node was told of writes that are not there. Whatever they were, nothing in the store can
+    // be relied on: everybody starts again.
     let lost = |observed: &Progress| {
-        observed.epoch >= loss.observed_before && history.lost(observed.epoch, observed.leader, observed.write)
+        observed.epoch >= loss.observed_before
+            && history.lost(observed.epoch, observed.leader, observed.write)
     };
     let found_out = !exclusive && observed.each().iter().any(lost);
     // A leader before may have found out, and not have lived to step over it.
@@ -122,7 +131,11 @@ pub(in crate::allocator) async fn open(
         // No renewal may name the epoch that is being replaced.
         let mut head = hold.head.lock().await;
         match acquire(store, clock, candidate, ttl).await? {
-            Ok(again) if again.lineage == lineage && again.applied == applied && again.cluster == cluster => {
+            Ok(again)
+                if again.lineage == lineage
+                    && again.applied == applied
+                    && again.cluster == cluster =>
+            {
                 (epoch, loss, history) = (again.epoch, again.loss, again.history);
             }
             _ => return Err(another_store()),
@@ -135,10 +148,12 @@ pub(in crate::allocator) async fn open(
     let new = settings.constants;
     let old = loaded.constants.unwrap_or(new);
     let wait_ttl = old.lease_ttl().max(new.lease_ttl());
-    // L1: an exclusive store was waited for by nobody, so after an unclean stop everything earlier counts for hi(lease TTL).
+    // L1: an exclusive store was waited for by nobody, so after an unclean stop everything earlier
+    // counts for hi(lease TTL).
     let earlier_until = if (exclusive && !clean) || !continuous { now + hi(wait_ttl) } else { now };
     let held_until = if continuous { now } else { now + hi(wait_ttl) };
-    // L4: above everything that was ever handed out. Where the server has a clock that vouches for it, the epoch does not count: see `Floor`.
+    // L4: above everything that was ever handed out. Where the server has a clock that vouches for
+    // it, the epoch does not count: see `Floor`.
     let vouched = match floor.number() {
         0 => epoch.first_number(),
         number => number,
@@ -171,7 +186,8 @@ pub(in crate::allocator) async fn open(
     let mut turns = Turns::default();
     for mut record in loaded.services {
         turns.next().await;
-        // B1: whoever opens a store exclusively replaces the process before it. Else a live one counts as renewed now (B4).
+        // B1: whoever opens a store exclusively replaces the process before it. Else a live one
+        // counts as renewed now (B4).
         let live = record.state == ServiceState::Live;
         let lease = match record.state {
             ServiceState::Live if !exclusive && !went_back => LeaseState::Live,
@@ -194,8 +210,11 @@ pub(in crate::allocator) async fn open(
         state.services.upsert(service.id, || Arc::clone(&service), |_| ());
     }
     // C4: the floors first, for they say the same as the tombstones below them.
-    let (floors, tombstones): (Vec<_>, Vec<_>) = loaded.tombstones.into_iter().partition(|txn| !txn.validates());
-    let live = |txn: &TxnId| state.service(txn.origin).filter(|origin| origin.lease.get().state == LeaseState::Live);
+    let (floors, tombstones): (Vec<_>, Vec<_>) =
+        loaded.tombstones.into_iter().partition(|txn| !txn.validates());
+    let live = |txn: &TxnId| {
+        state.service(txn.origin).filter(|origin| origin.lease.get().state == LeaseState::Live)
+    };
     for mark in &floors {
         turns.next().await;
         if let Some(origin) = live(mark) {
@@ -220,26 +239,31 @@ pub(in crate::allocator) async fn open(
             .binds
             .iter()
             .map(|bind| {
-                let owner = state
-                    .service(bind.owner)
-                    .unwrap_or_else(|| forgotten(&state, bind.owner, wait_ttl, now, exclusive && clean));
+                let owner = state.service(bind.owner).unwrap_or_else(|| {
+                    forgotten(&state, bind.owner, wait_ttl, now, exclusive && clean)
+                });
                 owner.references.fetch_add(1, Ordering::AcqRel);
                 BindEntry { owner, version: bind.version, pins: Arc::new(Pins::default()) }
             })
             .collect();
         state.ids.upsert(table.id, || table.table.clone(), |_| ());
         let tokens_reserved_to = table.tokens_reserved_to;
-        let entry = TableEntry { id: table.id, tokens_reserved_to, binds, pending: None, leaving: false };
+        let entry =
+            TableEntry { id: table.id, tokens_reserved_to, binds, pending: None, leaving: false };
         state.tables.upsert(table.table, || entry, |_| ());
     }
-    // In this order: what is no longer needed goes after what makes it so. Repeated from the start if it is interrupted.
+    // In this order: what is no longer needed goes after what makes it so. Repeated from the start
+    // if it is interrupted.
     for some in batch.chunks(settings.batch_max) {
         match store.write(epoch, applied + 1, &some.to_vec()).await {
             Ok(ack) if ack.lineage == lineage => {}
             Ok(_) => return Err(another_store()),
-            // L2: settled by reading the number. It is a new leadership's write, so no other can have that number.
+            // L2: settled by reading the number. It is a new leadership's write, so no other can
+            // have that number.
             Err(e) if e.kind() == ErrorKind::UnknownOutcome => {
-                if store.applied().await? != (Applied { epoch, number: applied + 1, lineage: lineage.clone() }) {
+                if store.applied().await?
+                    != (Applied { epoch, number: applied + 1, lineage: lineage.clone() })
+                {
                     return Err(e);
                 }
             }
@@ -251,8 +275,8 @@ pub(in crate::allocator) async fn open(
     Ok(Opened { state, names, epoch, applied, constants_later })
 }
 
-/// Reads everything. A shared store that does not answer is asked again for `patience`, as long as the leadership lasts: to give that up would
-/// cost the cluster another TTL.
+/// Reads everything. A shared store that does not answer is asked again for `patience`, as long as
+/// the leadership lasts: to give that up would cost the cluster another TTL.
 async fn load(
     store: &dyn BindStore,
     clock: &dyn Clock,
@@ -269,7 +293,8 @@ async fn load(
                 if leadership.remaining(now).is_zero() || give_up.remaining(now).is_zero() {
                     return Err(e);
                 }
-                tracing::warn!(store = %store.describe(), error = ?e, "cannot read the store yet; trying again");
+                tracing::warn!(store = %store.describe(), error = ?e, "cannot read the store yet; \
+                    trying again");
                 tokio::time::sleep(LOAD_AGAIN).await;
             }
             loaded => return loaded,
@@ -297,9 +322,19 @@ pub(in crate::allocator) async fn acquire(
             floor,
             lineage,
             cluster,
-        } => {
-            Ok(Acquired { epoch, applied, exclusive, clean, continuous, loss, history, floor, lineage, cluster, sent })
-        }
+        } => Ok(Acquired {
+            epoch,
+            applied,
+            exclusive,
+            clean,
+            continuous,
+            loss,
+            history,
+            floor,
+            lineage,
+            cluster,
+            sent,
+        }),
         Leadership::Held { seen, address, cluster } => Err(HeldBy { seen, address, cluster }),
     })
 }
@@ -323,7 +358,13 @@ fn restore_tombstone(origin: &Service, txn: TxnId, now: Time) {
 }
 
 /// An owner whose record is not in the store: it is as good as fenced, and its binds void.
-fn forgotten(state: &AllocatorState, id: ServiceId, ttl: Duration, now: Time, clean: bool) -> Arc<Service> {
+fn forgotten(
+    state: &AllocatorState,
+    id: ServiceId,
+    ttl: Duration,
+    now: Time,
+    clean: bool,
+) -> Arc<Service> {
     let record = ServiceRecord {
         id,
         node: NodeName::new("unknown").expect("a valid name"),

@@ -1,5 +1,6 @@
-//! What a leader does by itself: it opens the store, renews its leadership (L1) or watches over an exclusive store, fences lapsed incarnations durably, and forgets what is
-//! over. Timers only wake; everything is decided by the clock.
+//! What a leader does by itself: it opens the store, renews its leadership (L1) or watches over an
+//! exclusive store, fences lapsed incarnations durably, and forgets what is over. Timers only wake;
+//! everything is decided by the clock.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,10 +22,12 @@ use crate::id::{Epoch, TxnId};
 use crate::store::{BindStore, Lineage, Op, ServiceState};
 use crate::sync::atomic::Ordering;
 
-/// How often the sweep looks for lapsed incarnations, at most: it decides nothing by its timer, it only looks.
+/// How often the sweep looks for lapsed incarnations, at most: it decides nothing by its timer, it
+/// only looks.
 const SWEEP_EVERY_MAX: Duration = Duration::from_millis(500);
 
-/// Opens the store, then writes to it until told to stop. A shared store's leadership is renewed beside that.
+/// Opens the store, then writes to it until told to stop. A shared store's leadership is renewed
+/// beside that.
 pub(in crate::allocator) async fn lead(
     shared: Arc<LocalShared>,
     store: Arc<dyn BindStore>,
@@ -42,7 +45,8 @@ pub(in crate::allocator) async fn lead(
     if acquired.exclusive {
         let leadership = Arc::new(LeadershipCell::exclusive());
         let (stop, stopped) = oneshot::channel();
-        let watch = watch(Arc::clone(&shared), Arc::clone(&store), Arc::clone(&leadership), stopped);
+        let watch =
+            watch(Arc::clone(&shared), Arc::clone(&store), Arc::clone(&leadership), stopped);
         let writes = async {
             write(shared, store, beginning, acquired, head, leadership, commands).await;
             drop(stop);
@@ -53,8 +57,8 @@ pub(in crate::allocator) async fn lead(
     }
     let ttl = shared.settings.constants.leadership_ttl();
     let leadership = Arc::new(LeadershipCell::shared(acquired.sent, ttl));
-    // In a task of its own, from before the store is loaded: nothing that this one does in one go keeps it from renewing. It ends
-    // with this one, also if that is aborted.
+    // In a task of its own, from before the store is loaded: nothing that this one does in one go
+    // keeps it from renewing. It ends with this one, also if that is aborted.
     let _renewals = EndsWithMe(tokio::spawn(renew(
         Arc::clone(&shared),
         Arc::clone(&store),
@@ -62,7 +66,8 @@ pub(in crate::allocator) async fn lead(
         Arc::clone(&head),
         Arc::clone(&leadership),
     )));
-    // It has its first turn now: a task that is spawned, or woken, by one that then holds its thread waits for it (tokio's LIFO slot).
+    // It has its first turn now: a task that is spawned, or woken, by one that then holds its
+    // thread waits for it (tokio's LIFO slot).
     tokio::task::yield_now().await;
     write(shared, store, beginning, acquired, head, leadership, commands).await;
 }
@@ -76,21 +81,29 @@ impl Drop for EndsWithMe {
     }
 }
 
-/// The leadership of the store, asked for once if need be. Fails with `StoreInUse` if another leads.
-async fn acquired(shared: &LocalShared, store: &dyn BindStore, beginning: &Beginning) -> Result<Acquired> {
+/// The leadership of the store, asked for once if need be. Fails with `StoreInUse` if another
+/// leads.
+async fn acquired(
+    shared: &LocalShared,
+    store: &dyn BindStore,
+    beginning: &Beginning,
+) -> Result<Acquired> {
     if let Some(acquired) = &beginning.acquired {
         return Ok(acquired.clone());
     }
     let ttl = shared.settings.constants.leadership_ttl();
-    acquire(store, &*shared.clock, &beginning.candidate, ttl).await?.map_err(|HeldBy { address, .. }| {
-        Error::new(
+    acquire(store, &*shared.clock, &beginning.candidate, ttl).await?.map_err(
+        |HeldBy { address, .. }| {
+            Error::new(
             ErrorKind::StoreInUse,
-            "another allocator leads this store, or may be leading it: use that one, stop it, or stand by for it",
+            "another allocator leads this store, or may be leading it: use that one, stop it, or \
+                stand by for it",
         )
         .with("store", store.describe())
         .with("leader", address.as_ref().map_or("unknown", |address| &address.nodes))
         .with_detail(Detail::RetryAfter(hi(ttl)))
-    })
+        },
+    )
 }
 
 async fn write(
@@ -106,8 +119,16 @@ async fn write(
     let lineage = acquired.lineage.clone();
     let exclusive = acquired.exclusive;
     let hold = Hold { head: &head, leadership: &leadership };
-    let opened =
-        recover::open(&*store, &*shared.clock, &shared.settings, &mut candidate, acquired, hold, &observed).await;
+    let opened = recover::open(
+        &*store,
+        &*shared.clock,
+        &shared.settings,
+        &mut candidate,
+        acquired,
+        hold,
+        &observed,
+    )
+    .await;
     let opened = match opened {
         Ok(opened) => opened,
         Err(e) => {
@@ -121,7 +142,8 @@ async fn write(
     state.origins = Arc::clone(&shared.origins);
     let state = Arc::new(state);
     shared.tables.store(state.tables.len(), Ordering::Release);
-    *shared.names.lock() = opened.names.into_iter().map(|(name, id)| (name, NameHolder::Known(id))).collect();
+    *shared.names.lock() =
+        opened.names.into_iter().map(|(name, id)| (name, NameHolder::Known(id))).collect();
     *shared.constants_later.lock() = opened.constants_later;
     let writer = Writer {
         store,
@@ -145,7 +167,8 @@ async fn write(
     writer.run(commands).await;
 }
 
-/// Renews the leadership every third of its TTL, after a failure every tenth, until it is known that it is over.
+/// Renews the leadership every third of its TTL, after a failure every tenth, until it is known
+/// that it is over.
 async fn renew(
     shared: Arc<LocalShared>,
     store: Arc<dyn BindStore>,
@@ -180,8 +203,9 @@ async fn renew(
     }
 }
 
-/// Asks an exclusive store several times within a lease whether it still is exclusive. It need not be renewed (L1), but somebody may
-/// have taken its file away: then another process can open the path. Ends when the sender of `stopped` is dropped.
+/// Asks an exclusive store several times within a lease whether it still is exclusive. It need not
+/// be renewed (L1), but somebody may have taken its file away: then another process can open the
+/// path. Ends when the sender of `stopped` is dropped.
 async fn watch(
     shared: Arc<LocalShared>,
     store: Arc<dyn BindStore>,
@@ -210,7 +234,8 @@ fn sweep_every(shared: &LocalShared) -> Duration {
     (shared.settings.constants.lease_ttl() / 8).min(SWEEP_EVERY_MAX)
 }
 
-/// Fences lapsed incarnations durably, forgets commits that have run out and incarnations nobody refers to. Holds nothing over an await.
+/// Fences lapsed incarnations durably, forgets commits that have run out and incarnations nobody
+/// refers to. Holds nothing over an await.
 pub(in crate::allocator) async fn sweep(shared: Arc<LocalShared>) {
     let Ok(state) = shared.opened().await else { return };
     let every = sweep_every(&shared);
@@ -229,7 +254,8 @@ pub(in crate::allocator) async fn sweep(shared: Arc<LocalShared>) {
             service.commits.sweep(turn, now);
             let swept = shared.sweep_service(&state, &service, now).await;
             if let Err(e) = swept {
-                tracing::warn!(service = %service.id, error = ?e, "the end of an incarnation could not be stored yet");
+                tracing::warn!(service = %service.id, error = ?e, "the end of an incarnation \
+                    could not be stored yet");
             }
         }
         turn += 1;
@@ -241,7 +267,8 @@ pub(in crate::allocator) async fn sweep(shared: Arc<LocalShared>) {
             drop(shared.queue.send(Command::Settle).await);
         }
         let due = shared.constants_later.lock().is_some_and(|at| now >= at);
-        if due && shared.write(smallvec![Op::PutConstants(shared.settings.constants)]).await.is_ok() {
+        if due && shared.write(smallvec![Op::PutConstants(shared.settings.constants)]).await.is_ok()
+        {
             *shared.constants_later.lock() = None;
         }
     }
@@ -249,20 +276,28 @@ pub(in crate::allocator) async fn sweep(shared: Arc<LocalShared>) {
 
 impl LocalShared {
     /// Makes the end of an incarnation durable, and forgets it when that is safe.
-    async fn sweep_service(&self, state: &AllocatorState, service: &Arc<Service>, now: Time) -> Result<()> {
+    async fn sweep_service(
+        &self,
+        state: &AllocatorState,
+        service: &Arc<Service>,
+        now: Time,
+    ) -> Result<()> {
         let lease = service.lease.get();
         if !matches!(lease.state, LeaseState::Fenced | LeaseState::Resigned) {
             return self.forget_over(service).await;
         }
         self.store_end(service, service.state()).await?;
-        // C4: from here on the end says of every transaction what their tombstones said. One that cannot be removed now is removed by the
-        // next leader.
+        // C4: from here on the end says of every transaction what their tombstones said. One that
+        // cannot be removed now is removed by the next leader.
         for some in service.commits.take_marks().chunks(self.settings.batch_max) {
-            let marks = some.iter().map(|&counter| Op::RemoveTombstone(TxnId { origin: service.id, counter }));
+            let marks = some
+                .iter()
+                .map(|&counter| Op::RemoveTombstone(TxnId { origin: service.id, counter }));
             self.write(marks.collect()).await?;
         }
-        // Fences are for ever (C4), but they concern an id that is never handed out again (L4): once no bind names the incarnation, its
-        // promises have run out and none of its commits is in flight, an unknown origin and an unknown service are refused just the same.
+        // Fences are for ever (C4), but they concern an id that is never handed out again (L4):
+        // once no bind names the incarnation, its promises have run out and none of its commits is
+        // in flight, an unknown origin and an unknown service are refused just the same.
         let unused = service.references.load(Ordering::SeqCst) == 0
             && lease.reassigned_in(service.ttl, now).is_zero()
             && service.commits.in_flight_until(now).is_none()
@@ -273,7 +308,8 @@ impl LocalShared {
                 names.remove(&service.node);
             }
         }
-        // L4: a later leader must find the highest number that was handed out (`StoreState::highest_number`).
+        // L4: a later leader must find the highest number that was handed out
+        // (`StoreState::highest_number`).
         if unused && state.later_incarnation(service.id) {
             self.write(smallvec![Op::RemoveService(service.id)]).await?;
             state.services.remove_if(&service.id, |known| Arc::ptr_eq(known, service));
@@ -281,7 +317,8 @@ impl LocalShared {
         Ok(())
     }
 
-    /// Takes off the tombstones below the floor of their origin, once that is durable and says the same of their transactions (C4).
+    /// Takes off the tombstones below the floor of their origin, once that is durable and says the
+    /// same of their transactions (C4).
     async fn forget_over(&self, service: &Service) -> Result<()> {
         let (origin, commits) = (service.id, &service.commits);
         let (floor, marks) = commits.below_floor();
@@ -294,7 +331,8 @@ impl LocalShared {
             }
         }
         for some in marks.chunks(self.settings.batch_max) {
-            let marks = some.iter().map(|&(counter, _)| Op::RemoveTombstone(TxnId { origin, counter }));
+            let marks =
+                some.iter().map(|&(counter, _)| Op::RemoveTombstone(TxnId { origin, counter }));
             // The floor first, and in a write before this one or the same.
             self.write(std::mem::take(&mut put).into_iter().chain(marks).collect()).await?;
             commits.floor_stored(floor);
@@ -307,7 +345,11 @@ impl LocalShared {
     }
 
     /// Makes the end of an incarnation durable, unless it is.
-    pub(in crate::allocator) async fn store_end(&self, service: &Arc<Service>, state: ServiceState) -> Result<()> {
+    pub(in crate::allocator) async fn store_end(
+        &self,
+        service: &Arc<Service>,
+        state: ServiceState,
+    ) -> Result<()> {
         if service.end_durable.load(Ordering::Acquire) {
             return Ok(());
         }

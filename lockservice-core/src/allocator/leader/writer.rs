@@ -1,13 +1,16 @@
-//! The one task that writes to the store: group commit, numbering, unknown outcomes, and raising the epoch (L2, B6, F2).
+//! The one task that writes to the store: group commit, numbering, unknown outcomes, and raising
+//! the epoch (L2, B6, F2).
 //!
 //! # Implementation details
-//! Changes wait in a bounded queue; the task takes as many as there are (up to a limit) and writes them as one batch. It lets other
-//! tasks run before it takes them, as long as more keep coming, so that a storm of binds becomes a few large batches. A caller
-//! that goes away does not undo what it queued: what a landed write means for memory is done here, by the change's `done`.
+//! Changes wait in a bounded queue; the task takes as many as there are (up to a limit) and writes
+//! them as one batch. It lets other tasks run before it takes them, as long as more keep coming, so
+//! that a storm of binds becomes a few large batches. A caller that goes away does not undo what it
+//! queued: what a landed write means for memory is done here, by the change's `done`.
 //!
 //! # Invariants
 //! - One write is under way at a time, and its number is one above the last applied (L2).
-//! - After an unknown outcome nothing else is written until the number was read: the same batch is written again only if it is not there.
+//! - After an unknown outcome nothing else is written until the number was read: the same batch is
+//!   written again only if it is not there.
 //! - Changes land in the order in which they were queued.
 //! - After a write was refused as fenced nothing is written any more.
 
@@ -28,7 +31,8 @@ use crate::sync::atomic::Ordering;
 /// Between two attempts to tell the store that it has lost writes.
 const RAISE_PAUSE: Duration = Duration::from_millis(50);
 
-/// What to do once a change has landed, or surely has not. Runs in the writer's task: must not block.
+/// What to do once a change has landed, or surely has not. Runs in the writer's task: must not
+/// block.
 pub(in crate::allocator) type Done = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// What the writer is asked to do.
@@ -39,7 +43,8 @@ pub(in crate::allocator) enum Command {
     Raise { wanted: Epoch, done: oneshot::Sender<Result<()>> },
     /// Record that nobody can have been told of anything that the store lost (L4).
     Settle,
-    /// Record that the store has lost what earlier leaderships told (L4), as it was told, and end the leadership because of it.
+    /// Record that the store has lost what earlier leaderships told (L4), as it was told, and end
+    /// the leadership because of it.
     RaiseAbove { why: Error, observed: Progress },
     /// Give the leadership up and stop.
     Resign { done: oneshot::Sender<Result<()>> },
@@ -66,7 +71,8 @@ pub(in crate::allocator) struct Writer {
     pub(in crate::allocator) state: Arc<AllocatorState>,
     /// Told once why nothing can be written any more.
     pub(in crate::allocator) ended: watch::Sender<Option<Error>>,
-    /// The epoch that the store has. Locked while it is raised: a renewal must not name one that is being replaced.
+    /// The epoch that the store has. Locked while it is raised: a renewal must not name one that is
+    /// being replaced.
     pub(in crate::allocator) head: Arc<tokio::sync::Mutex<Epoch>>,
 }
 
@@ -113,7 +119,9 @@ impl Writer {
                 Some(Command::Raise { wanted, done }) => drop(done.send(self.raise(wanted).await)),
                 // Failed, it is asked for again.
                 Some(Command::Settle) => drop(self.settle().await),
-                Some(Command::RaiseAbove { why, observed }) => self.raise_above(why, observed).await,
+                Some(Command::RaiseAbove { why, observed }) => {
+                    self.raise_above(why, observed).await
+                }
                 Some(Command::Resign { done }) => {
                     let outcome = self.resign().await;
                     let stop = outcome.is_ok();
@@ -127,8 +135,8 @@ impl Writer {
         }
     }
 
-    /// Says that the store takes no writes, once, and that it does so again. Each caller is told too, but
-    /// an operator reads the log.
+    /// Says that the store takes no writes, once, and that it does so again. Each caller is told
+    /// too, but an operator reads the log.
     fn log(&mut self, outcome: &Result<()>) {
         match outcome {
             Err(e) if self.lost.is_none() => {
@@ -136,7 +144,8 @@ impl Writer {
                     tracing::error!(
                         store = %self.store.describe(),
                         error = ?e,
-                        "the store cannot be written: what is bound goes on, nothing new is bound until it can"
+                        "the store cannot be written: what is bound goes on, nothing new is bound \
+                            until it can"
                     );
                 }
             }
@@ -144,7 +153,8 @@ impl Writer {
             Err(_) => {}
             Ok(()) => {
                 if std::mem::take(&mut self.refused) {
-                    tracing::warn!(store = %self.store.describe(), "the store can be written again");
+                    tracing::warn!(store = %self.store.describe(), "the store can be written \
+                        again");
                 }
             }
         }
@@ -165,8 +175,8 @@ impl Writer {
             match outcome {
                 Ok(ack) => return self.landed(number, &ack.lineage),
                 Err(e) if e.kind() == ErrorKind::UnknownOutcome => unknown = true,
-                // After an unknown outcome this says that the first try landed late, or that another leads: the number and the
-                // epoch tell which.
+                // After an unknown outcome this says that the first try landed late, or that
+                // another leads: the number and the epoch tell which.
                 Err(e) if e.kind() == ErrorKind::Fenced && !unknown => return Err(self.lose(e)),
                 Err(e) if e.kind() == ErrorKind::Fenced => {
                     if let Err(fenced) = self.store.renew(self.epoch).await
@@ -175,25 +185,34 @@ impl Writer {
                         return Err(self.lose(fenced));
                     }
                 }
-                // Surely not applied by this try; but an earlier one with an unknown outcome may yet land.
+                // Surely not applied by this try; but an earlier one with an unknown outcome may
+                // yet land.
                 Err(e) if !unknown => return Err(e),
                 Err(_) => {}
             }
-            // L2: settle it by reading the number, however long that takes; the callers have deadlines of their own.
+            // L2: settle it by reading the number, however long that takes; the callers have
+            // deadlines of their own.
             loop {
                 if self.state.leadership.ended() {
                     return Err(self.give_up());
                 }
                 match self.store.applied().await {
                     // The number alone would not do: another leader's first write has it too.
-                    Ok(Applied { epoch, number: applied, lineage }) if epoch == self.epoch && applied == number => {
+                    Ok(Applied { epoch, number: applied, lineage })
+                        if epoch == self.epoch && applied == number =>
+                    {
                         return self.landed(number, &lineage);
                     }
-                    Ok(Applied { epoch, number: applied, .. }) if epoch == self.epoch && applied + 1 == number => break,
+                    Ok(Applied { epoch, number: applied, .. })
+                        if epoch == self.epoch && applied + 1 == number =>
+                    {
+                        break;
+                    }
                     Ok(Applied { epoch, number: applied, .. }) => {
                         let error = Error::new(
                             ErrorKind::Fenced,
-                            "the store's epoch or write number is not the leader's: another leads, or the store went back",
+                            "the store's epoch or write number is not the leader's: another \
+                                leads, or the store went back",
                         )
                         .with("epoch", epoch)
                         .with("applied", applied)
@@ -201,7 +220,8 @@ impl Writer {
                         return Err(self.lose(error));
                     }
                     Err(e) => {
-                        tracing::warn!(store = %self.store.describe(), error = ?e, "cannot settle a write of unknown outcome yet");
+                        tracing::warn!(store = %self.store.describe(), error = ?e, "cannot settle \
+                            a write of unknown outcome yet");
                         tokio::time::sleep(pause).await;
                         pause = (pause * 2).min(Duration::from_secs(1));
                     }
@@ -231,7 +251,8 @@ impl Writer {
         let settled = self.raise(self.epoch.next()?).await;
         self.candidate.data_loss = DataLoss::Unknown;
         settled?;
-        tracing::info!(epoch = %self.epoch, "nobody can have been told any more of anything that the store lost: the doubt is settled");
+        tracing::info!(epoch = %self.epoch, "nobody can have been told any more of anything that \
+            the store lost: the doubt is settled");
         self.state.observed_before.store(self.epoch.get(), Ordering::Release);
         self.state.settled.store(true, Ordering::Release);
         Ok(())
@@ -252,16 +273,21 @@ impl Writer {
         let answer = loop {
             match self.store.acquire_leadership(&self.candidate, self.leadership_ttl).await {
                 Ok(answer) => break answer,
-                // The store may have raised it, and then a renewal that named the old one would be refused as another leader's: it
-                // is asked until it answers. (An exclusive store renews nothing, and who asked may ask again.)
+                // The store may have raised it, and then a renewal that named the old one would be
+                // refused as another leader's: it is asked until it answers. (An exclusive store
+                // renews nothing, and who asked may ask again.)
                 Err(e)
                     if !self.state.exclusive
-                        && matches!(e.kind(), ErrorKind::UnknownOutcome | ErrorKind::Unavailable) =>
+                        && matches!(
+                            e.kind(),
+                            ErrorKind::UnknownOutcome | ErrorKind::Unavailable
+                        ) =>
                 {
                     if self.state.leadership.ended() {
                         return Err(self.give_up());
                     }
-                    tracing::warn!(store = %self.store.describe(), error = ?e, "cannot raise the epoch yet");
+                    tracing::warn!(store = %self.store.describe(), error = ?e, "cannot raise the \
+                        epoch yet");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(1));
                 }
@@ -279,14 +305,18 @@ impl Writer {
                 Ok(())
             }
             other => Err(self.lose(
-                Error::new(ErrorKind::Fenced, "the epoch could not be raised: another leads the store, or wrote to it")
-                    .with("answer", format!("{other:?}")),
+                Error::new(
+                    ErrorKind::Fenced,
+                    "the epoch could not be raised: another leads the store, or wrote to it",
+                )
+                .with("answer", format!("{other:?}")),
             )),
         }
     }
 
-    /// The leadership has ended already; the store is told why, if it answers within the leadership's time. Also while it is unknown whether
-    /// the last write or raise is there: whoever leads next must know, and nothing is changed if another leads already.
+    /// The leadership has ended already; the store is told why, if it answers within the
+    /// leadership's time. Also while it is unknown whether the last write or raise is there:
+    /// whoever leads next must know, and nothing is changed if another leads already.
     async fn raise_above(&mut self, why: Error, observed: Progress) {
         self.candidate.data_loss = DataLoss::Raised { high_water: observed.high_water };
         self.candidate.floor = self.candidate.floor.max(observed.epoch);
@@ -295,12 +325,17 @@ impl Writer {
             loop {
                 match self.store.acquire_leadership(&self.candidate, self.leadership_ttl).await {
                     Ok(answer) => return answer,
-                    Err(e) => tracing::warn!(error = ?e, "the store cannot be told yet that it has lost writes"),
+                    Err(e) => {
+                        tracing::warn!(error = ?e, "the store cannot be told yet that it has lost \
+                            writes")
+                    }
                 }
                 tokio::time::sleep(RAISE_PAUSE).await;
             }
         };
-        if let Ok(Leadership::Acquired { epoch, .. }) = tokio::time::timeout(self.leadership_ttl, tell).await {
+        if let Ok(Leadership::Acquired { epoch, .. }) =
+            tokio::time::timeout(self.leadership_ttl, tell).await
+        {
             (self.epoch, *head) = (epoch, epoch);
         }
         self.lose(why);
@@ -315,7 +350,8 @@ impl Writer {
         self.store.resign(self.epoch).await
     }
 
-    /// The leadership was ended by another task, which tells why it is over, or asks this one to (`RaiseAbove`): nothing more is written.
+    /// The leadership was ended by another task, which tells why it is over, or asks this one to
+    /// (`RaiseAbove`): nothing more is written.
     fn give_up(&mut self) -> Error {
         let lost = not_leading(true);
         self.lost = Some(lost.clone());
@@ -349,12 +385,16 @@ pub(in crate::allocator) fn end(ended: &watch::Sender<Option<Error>>, why: &Erro
 pub(in crate::allocator) fn another_store() -> Error {
     Error::new(
         ErrorKind::Fenced,
-        "the store was restarted, restored or replaced by a copy, and may have gone back in time: its leadership starts anew",
+        "the store was restarted, restored or replaced by a copy, and may have gone back in time: \
+            its leadership starts anew",
     )
 }
 
 impl fmt::Debug for Writer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Writer").field("epoch", &self.epoch).field("applied", &self.applied).finish_non_exhaustive()
+        f.debug_struct("Writer")
+            .field("epoch", &self.epoch)
+            .field("applied", &self.applied)
+            .finish_non_exhaustive()
     }
 }

@@ -1,4 +1,5 @@
-//! Commit admission (C1 to C4): pins on binds, and each origin's commits in flight and tombstones. Pure: takes time as an argument.
+//! Commit admission (C1 to C4): pins on binds, and each origin's commits in flight and tombstones.
+//! Pure: takes time as an argument.
 //!
 //! # States of a transaction, under its stripe
 //! ```text
@@ -10,42 +11,55 @@
 //!    +------------------------------------------> tombstoned ---> forgotten
 //!                                                       below the floor, or the origin is fenced
 //! ```
-//! - *committing*: one or more attempts, each with its pins. New ones are admitted, known ones extended.
-//! - *closing*: somebody asked for a tombstone and was answered "committing". What was admitted stands; nothing is extended
-//!   and nothing is admitted (C4). So whoever asked waits for a time that is bounded.
-//! - *tombstoned*: refused for ever. A tombstone goes only when something else refuses the transaction for ever: the floor of
-//!   its origin, or the origin's fence. The end of the transaction, as its origin tells it, is no reason: see the schedules.
+//! - *committing*: one or more attempts, each with its pins. New ones are admitted, known ones
+//!   extended.
+//! - *closing*: somebody asked for a tombstone and was answered "committing". What was admitted
+//!   stands; nothing is extended and nothing is admitted (C4). So whoever asked waits for a time
+//!   that is bounded.
+//! - *tombstoned*: refused for ever. A tombstone goes only when something else refuses the
+//!   transaction for ever: the floor of its origin, or the origin's fence. The end of the
+//!   transaction, as its origin tells it, is no reason: see the schedules.
 //!
 //! # Who is admitted
-//! Only a transaction that its origin has begun and not ended. An origin in this process says so itself, exactly
-//! ([`OriginTxns`]). Any other tells a [`TxnRange`] from time to time: below `floor` all are over, from `end` on none has begun.
-//! Between them only a tombstone is known to be over. Until the origin has told anything (a new leader has just taken over)
-//! only the floor counts that the store knows.
+//! Only a transaction that its origin has begun and not ended. An origin in this process says so
+//! itself, exactly ([`OriginTxns`]). Any other tells a [`TxnRange`] from time to time: below
+//! `floor` all are over, from `end` on none has begun. Between them only a tombstone is known to be
+//! over. Until the origin has told anything (a new leader has just taken over) only the floor
+//! counts that the store knows.
 //!
 //! # Schedules
-//! One: the origin's word takes nobody else's tombstone away. Data D asks for T1 to be fenced, its client leaves.
+//! One: the origin's word takes nobody else's tombstone away. Data D asks for T1 to be fenced, its
+//! client leaves.
 //! 1. D: `cannot_commit(T1)` → tombstoned. D hands T1's work to another.
-//! 2. The client says goodbye; the origin asks for `cannot_commit(T1)` too, releases the row, and T1 is over.
+//! 2. The client says goodbye; the origin asks for `cannot_commit(T1)` too, releases the row, and
+//!    T1 is over.
 //! 3. T3 gets the row. A message of T1 that was on its way arrives: `begin_commit(T1)`.
 //!
-//! T1 is refused in step 3: by its tombstone as long as an older transaction keeps the floor below it, by the floor afterwards.
+//! T1 is refused in step 3: by its tombstone as long as an older transaction keeps the floor below
+//! it, by the floor afterwards.
 //!
-//! Two: a silent client cannot keep its locks by extending. Its session has lapsed, and T1 has a commit in flight.
+//! Two: a silent client cannot keep its locks by extending. Its session has lapsed, and T1 has a
+//! commit in flight.
 //! 1. Origin: `cannot_commit(T1)` → committing, and T1 is closing.
-//! 2. Client: `begin_commit(T1, the same attempt)` → the rest of what it was given, no more; another attempt → refused.
-//! 3. At hi(commit_before) after the last admission the attempt ends, and T1 is tombstoned in memory at that moment.
+//! 2. Client: `begin_commit(T1, the same attempt)` → the rest of what it was given, no more;
+//!    another attempt → refused.
+//! 3. At hi(commit_before) after the last admission the attempt ends, and T1 is tombstoned in
+//!    memory at that moment.
 //! 4. Origin: `cannot_commit(T1)` → written, then answered as tombstoned. Its locks are released.
 //!
-//! Three: a leader that follows knows no attempts (C2). It answers "committing" to nobody who asks about T1 in flight under the
-//! leader before, except as L1 says; a `begin_commit` of T1 there is one of a transaction that its origin holds alive.
+//! Three: a leader that follows knows no attempts (C2). It answers "committing" to nobody who asks
+//! about T1 in flight under the leader before, except as L1 says; a `begin_commit` of T1 there is
+//! one of a transaction that its origin holds alive.
 //!
 //! # Invariants
-//! - An attempt is registered only under its transaction's stripe, after that stripe was seen neither fenced nor the transaction
-//!   tombstoned, closing or below the floor (C3). [`CommitControl::fence`] takes every stripe, so none is registered after it
-//!   returned; [`CommitControl::raise_floor`] too.
-//! - A pin is counted from before its commit is registered until that registration is dropped; each is dropped exactly once,
-//!   whether by a finish, an expiry or a refused admission.
-//! - A tombstone leaves the store only together with, or after, a floor or a fence that refuses the same transaction.
+//! - An attempt is registered only under its transaction's stripe, after that stripe was seen
+//!   neither fenced nor the transaction tombstoned, closing or below the floor (C3).
+//!   [`CommitControl::fence`] takes every stripe, so none is registered after it returned;
+//!   [`CommitControl::raise_floor`] too.
+//! - A pin is counted from before its commit is registered until that registration is dropped; each
+//!   is dropped exactly once, whether by a finish, an expiry or a refused admission.
+//! - A tombstone leaves the store only together with, or after, a floor or a fence that refuses the
+//!   same transaction.
 //! - Nothing here is created by a lookup: the stripes exist from the origin's registration (C3).
 //!
 //! # Locks
@@ -90,7 +104,8 @@ impl Default for Pins {
 impl Pins {
     /// True while a commit is, or may be, in flight on the bind. Exact once no more pins can come.
     pub fn held(&self, now: Time) -> bool {
-        // ORDERING: Acquire, the partner of the releases in `Pin`. New pins are kept out by the shard's lock, see `state`.
+        // ORDERING: Acquire, the partner of the releases in `Pin`. New pins are kept out by the
+        // shard's lock, see `state`.
         self.count.load(Ordering::Acquire) > 0 && self.until.load(Ordering::Acquire) > nanos(now)
     }
 
@@ -105,7 +120,8 @@ impl Pins {
 pub struct Pin(Arc<Pins>);
 
 impl Pin {
-    /// Pins the bind at least until `until`. To be called under the lock of the bind's shard, after the bind was compared (C3).
+    /// Pins the bind at least until `until`. To be called under the lock of the bind's shard, after
+    /// the bind was compared (C3).
     pub fn new(pins: &Arc<Pins>, until: Time) -> Self {
         pins.until.fetch_max(nanos(until), Ordering::AcqRel);
         pins.count.fetch_add(1, Ordering::AcqRel);
@@ -126,9 +142,11 @@ fn nanos(time: Time) -> u64 {
     u64::try_from(time.since_origin().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Which transactions of an origin can be alive, as the origin tells it: a superset of those that are.
+/// Which transactions of an origin can be alive, as the origin tells it: a superset of those that
+/// are.
 ///
-/// Both ends only ever rise. They are numbers as in [`TxnId::number`]; transactions that do not validate do not count.
+/// Both ends only ever rise. They are numbers as in [`TxnId::number`]; transactions that do not
+/// validate do not count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TxnRange {
     /// Every validating transaction below this is over.
@@ -148,7 +166,8 @@ pub enum TxnLife {
     Over,
 }
 
-/// An origin in the same process, which knows of each of its validating transactions whether it is alive.
+/// An origin in the same process, which knows of each of its validating transactions whether it is
+/// alive.
 pub trait OriginTxns: fmt::Debug + Send + Sync + 'static {
     /// What became of the validating transaction with this [number](TxnId::number). Must not block.
     fn life(&self, number: u64) -> TxnLife;
@@ -157,18 +176,22 @@ pub trait OriginTxns: fmt::Debug + Send + Sync + 'static {
 /// What [`CommitControl::tombstone`] found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Marked {
-    /// A commit of the transaction is in flight. Nothing is marked, and from here on nothing is admitted or extended (C4).
+    /// A commit of the transaction is in flight. Nothing is marked, and from here on nothing is
+    /// admitted or extended (C4).
     Committing,
-    /// The transaction is below the floor of its origin, which is durable and keeps it from committing for ever.
+    /// The transaction is below the floor of its origin, which is durable and keeps it from
+    /// committing for ever.
     Over,
     /// The transaction is marked, and the mark is durable already.
     Durable,
-    /// The transaction is marked in memory, under this generation. Write it, then call [`CommitControl::durable`].
+    /// The transaction is marked in memory, under this generation. Write it, then call
+    /// [`CommitControl::durable`].
     ToWrite(u64),
     /// The origin is fenced: none of its transactions commits.
     Fenced,
-    /// So many transactions of the origin are marked, of clients that fell silent, that there is no room for more: nothing was marked. Fence
-    /// the origin, which says of all of them what their marks say.
+    /// So many transactions of the origin are marked, of clients that fell silent, that there is no
+    /// room for more: nothing was marked. Fence the origin, which says of all of them what their
+    /// marks say.
     Full,
 }
 
@@ -176,7 +199,8 @@ pub enum Marked {
 pub struct CommitControl {
     stripes: Box<[Padded]>,
     per_stripe_max: usize,
-    /// What the origin has told last. Each stripe has it too, so that it cannot rise between a look and an admission.
+    /// What the origin has told last. Each stripe has it too, so that it cannot rise between a look
+    /// and an admission.
     floor: AtomicU64,
     /// None from here on has begun; `u64::MAX` as long as that is not known.
     end: AtomicU64,
@@ -196,7 +220,8 @@ struct Stripe {
     floor: u64,
     /// Raised with every mark; a removal must name the one it saw.
     generation: u64,
-    /// No attempt runs out before this: until then a look for room finds none. `None` if there is no attempt.
+    /// No attempt runs out before this: until then a look for room finds none. `None` if there is
+    /// no attempt.
     expires_from: Option<Time>,
     /// How many of `commits` are tombstones.
     tombstones: usize,
@@ -205,7 +230,8 @@ struct Stripe {
 
 enum Commit {
     InFlight {
-        /// Somebody was told of it: nothing is admitted or extended any more, and a tombstone follows (C4).
+        /// Somebody was told of it: nothing is admitted or extended any more, and a tombstone
+        /// follows (C4).
         closing: bool,
         attempts: SmallVec<[Attempt; 1]>,
     },
@@ -226,7 +252,8 @@ struct Attempt {
 }
 
 impl CommitControl {
-    /// The control state of a new origin, for at most `commits_max` transactions (rounded up to whole stripes).
+    /// The control state of a new origin, for at most `commits_max` transactions (rounded up to
+    /// whole stripes).
     pub fn new(commits_max: usize) -> Self {
         Self {
             stripes: (0..STRIPES).map(|_| Padded(Mutex::new(Stripe::default()))).collect(),
@@ -262,15 +289,18 @@ impl CommitControl {
         txn.number() < self.end.load(Ordering::Acquire)
     }
 
-    /// The origin tells which of its transactions can be alive. An earlier word that comes late changes nothing.
+    /// The origin tells which of its transactions can be alive. An earlier word that comes late
+    /// changes nothing.
     pub fn observe(&self, range: TxnRange) {
         self.raise_floor(range.floor);
         let known = |end: u64| if end == u64::MAX { range.end } else { end.max(range.end) };
-        // ORDERING: Release, the partner of the acquire in `may_have_begun`. It fails only if the closure says so.
+        // ORDERING: Release, the partner of the acquire in `may_have_begun`. It fails only if the
+        // closure says so.
         let _ = self.end.fetch_update(Ordering::AcqRel, Ordering::Acquire, |end| Some(known(end)));
     }
 
-    /// Once this returned, no transaction with a number below `floor` is admitted any more. Commits in flight go on.
+    /// Once this returned, no transaction with a number below `floor` is admitted any more. Commits
+    /// in flight go on.
     pub fn raise_floor(&self, floor: u64) {
         // ORDERING: Release, the partner of the acquire in `floor`.
         if self.floor.fetch_max(floor, Ordering::AcqRel) >= floor {
@@ -282,8 +312,9 @@ impl CommitControl {
         }
     }
 
-    /// The tombstones below the floor, which are needed no more once that is durable: of each its transaction's counter and what
-    /// [`remove`](Self::remove) must name; and the floor. Empty if it has not risen since the last [`cleaned`](Self::cleaned).
+    /// The tombstones below the floor, which are needed no more once that is durable: of each its
+    /// transaction's counter and what [`remove`](Self::remove) must name; and the floor. Empty if
+    /// it has not risen since the last [`cleaned`](Self::cleaned).
     pub fn below_floor(&self) -> (u64, Vec<(u64, u64)>) {
         let floor = self.floor();
         let mut found = Vec::new();
@@ -292,10 +323,14 @@ impl CommitControl {
             for stripe in &self.stripes {
                 let stripe = stripe.0.lock();
                 if stripe.tombstones > 0 {
-                    found.extend(stripe.commits.iter().filter_map(|(counter, commit)| match commit {
-                        Commit::Tombstone { generation, .. } if counter >> 1 < floor => Some((*counter, *generation)),
-                        _ => None,
-                    }));
+                    found.extend(stripe.commits.iter().filter_map(
+                        |(counter, commit)| match commit {
+                            Commit::Tombstone { generation, .. } if counter >> 1 < floor => {
+                                Some((*counter, *generation))
+                            }
+                            _ => None,
+                        },
+                    ));
                 }
             }
         }
@@ -307,12 +342,13 @@ impl CommitControl {
         self.cleaned.store(floor, Ordering::Relaxed);
     }
 
-    /// Registers a commit whose binds are pinned, for `window` from `now` (C3), and answers how long it is admitted. A repeat of
-    /// `attempt` replaces its pins and may extend its time (C1); once somebody was told that the transaction is committing, it is
-    /// answered what is left of its time (C4).
+    /// Registers a commit whose binds are pinned, for `window` from `now` (C3), and answers how
+    /// long it is admitted. A repeat of `attempt` replaces its pins and may extend its time (C1);
+    /// once somebody was told that the transaction is committing, it is answered what is left of
+    /// its time (C4).
     ///
-    /// Fails with `CannotCommit` if the origin is fenced, or the transaction tombstoned, closing or over; with
-    /// `ResourceExhausted` at the limit. The pins are taken off then.
+    /// Fails with `CannotCommit` if the origin is fenced, or the transaction tombstoned, closing or
+    /// over; with `ResourceExhausted` at the limit. The pins are taken off then.
     pub fn admit(
         &self,
         txn: TxnId,
@@ -338,7 +374,10 @@ impl CommitControl {
         let answer = match stripe.commits.entry(txn.counter) {
             Entry::Vacant(_) if full => Err(exhausted(txn)),
             Entry::Vacant(entry) => {
-                entry.insert(Commit::InFlight { closing: false, attempts: SmallVec::from_buf([new]) });
+                entry.insert(Commit::InFlight {
+                    closing: false,
+                    attempts: SmallVec::from_buf([new]),
+                });
                 Ok(window)
             }
             Entry::Occupied(mut entry) => match entry.get_mut() {
@@ -353,8 +392,12 @@ impl CommitControl {
                         Some(at) => {
                             let known = &mut attempts[at];
                             // The earlier answer may still be used.
-                            let (ends, until) = (window_ends.max(known.window_ends), until.max(known.until));
-                            old.push(std::mem::replace(known, Attempt { window_ends: ends, until, ..new }));
+                            let (ends, until) =
+                                (window_ends.max(known.window_ends), until.max(known.until));
+                            old.push(std::mem::replace(
+                                known,
+                                Attempt { window_ends: ends, until, ..new },
+                            ));
                             Ok(window)
                         }
                         None if attempts.len() >= ATTEMPTS_MAX => Err(exhausted(txn)),
@@ -370,7 +413,8 @@ impl CommitControl {
         answer
     }
 
-    /// Ends an attempt. Idempotent; one that is unknown changes nothing. Other attempts of the transaction go on.
+    /// Ends an attempt. Idempotent; one that is unknown changes nothing. Other attempts of the
+    /// transaction go on.
     pub fn finish(&self, txn: TxnId, attempt: CommitAttempt) {
         let mut stripe = self.stripe(txn);
         let mut ended = None;
@@ -386,10 +430,16 @@ impl CommitControl {
         drop(ended);
     }
 
-    /// Marks a transaction so that it never commits, unless a commit of it is in flight: then nothing more of it is admitted or
-    /// extended, and it is marked when the last attempt ends (C4). `write` is called under the stripe's lock with the outcome, so
-    /// that the order of writes is the order of marks.
-    pub fn tombstone<R>(&self, txn: TxnId, now: Time, write: impl FnOnce(Marked) -> R) -> Result<R> {
+    /// Marks a transaction so that it never commits, unless a commit of it is in flight: then
+    /// nothing more of it is admitted or extended, and it is marked when the last attempt ends
+    /// (C4). `write` is called under the stripe's lock with the outcome, so that the order of
+    /// writes is the order of marks.
+    pub fn tombstone<R>(
+        &self,
+        txn: TxnId,
+        now: Time,
+        write: impl FnOnce(Marked) -> R,
+    ) -> Result<R> {
         // Dropped after the lock.
         let mut old = SmallVec::<[Attempt; 1]>::new();
         let mut stripe = self.stripe(txn);
@@ -401,7 +451,8 @@ impl CommitControl {
         if stripe.fenced {
             return Ok(write(Marked::Fenced));
         }
-        // Only what a later leader knows too may be answered: what is below the floor in memory alone is marked.
+        // Only what a later leader knows too may be answered: what is below the floor in memory
+        // alone is marked.
         if txn.number() < self.stored_floor() {
             return Ok(write(Marked::Over));
         }
@@ -415,7 +466,9 @@ impl CommitControl {
                     *known = generation;
                     if *durable { Marked::Durable } else { Marked::ToWrite(generation) }
                 }
-                Commit::InFlight { .. } => unreachable!("an attempt in flight was answered above, under the same lock"),
+                Commit::InFlight { .. } => {
+                    unreachable!("an attempt in flight was answered above, under the same lock")
+                }
             },
             Entry::Vacant(_) if full => Marked::Full,
             Entry::Vacant(_) if full => return Err(exhausted(txn)),
@@ -430,10 +483,12 @@ impl CommitControl {
         Ok(answer)
     }
 
-    /// The write of a mark landed. A mark that was taken off, made again, or whose removal began meanwhile, stays as it is; one at the
-    /// last generation never counts as written (it is written again each time).
+    /// The write of a mark landed. A mark that was taken off, made again, or whose removal began
+    /// meanwhile, stays as it is; one at the last generation never counts as written (it is written
+    /// again each time).
     pub fn durable(&self, txn: TxnId, written: u64) {
-        if let Some(Commit::Tombstone { generation, durable }) = self.stripe(txn).commits.get_mut(&txn.counter)
+        if let Some(Commit::Tombstone { generation, durable }) =
+            self.stripe(txn).commits.get_mut(&txn.counter)
             && *generation == written
             && written != u64::MAX
         {
@@ -441,8 +496,8 @@ impl CommitControl {
         }
     }
 
-    /// Takes a mark off, unless it was made again after `generation`. At the last generation nothing is taken off: it can
-    /// no longer be told apart (fail closed).
+    /// Takes a mark off, unless it was made again after `generation`. At the last generation
+    /// nothing is taken off: it can no longer be told apart (fail closed).
     pub fn remove(&self, txn: TxnId, seen: u64) {
         let mut stripe = self.stripe(txn);
         if let Entry::Occupied(entry) = stripe.commits.entry(txn.counter)
@@ -453,15 +508,16 @@ impl CommitControl {
         }
     }
 
-    /// Fences the origin: once this returned, none of its transactions is admitted any more (C3). Commits in flight go on.
+    /// Fences the origin: once this returned, none of its transactions is admitted any more (C3).
+    /// Commits in flight go on.
     pub fn fence(&self) {
         for stripe in &self.stripes {
             stripe.0.lock().fenced = true;
         }
     }
 
-    /// Takes the marks of a fenced origin off, that of its floor too, and answers of which transactions: once the fence is durable, it says of each what its mark
-    /// said (C4).
+    /// Takes the marks of a fenced origin off, that of its floor too, and answers of which
+    /// transactions: once the fence is durable, it says of each what its mark said (C4).
     pub fn take_marks(&self) -> Vec<u64> {
         let mut marked = Vec::new();
         let floor = self.stored_floor.swap(0, Ordering::AcqRel);
@@ -488,14 +544,21 @@ impl CommitControl {
         for stripe in &self.stripes {
             for commit in stripe.0.lock().commits.values() {
                 if let Commit::InFlight { attempts, .. } = commit {
-                    last = last.max(attempts.iter().map(|attempt| attempt.until).filter(|until| *until > now).max());
+                    last = last.max(
+                        attempts
+                            .iter()
+                            .map(|attempt| attempt.until)
+                            .filter(|until| *until > now)
+                            .max(),
+                    );
                 }
             }
         }
         last
     }
 
-    /// Forgets the attempts that have run out, in the `turn`th stripe only: a sweep visits one stripe at a time.
+    /// Forgets the attempts that have run out, in the `turn`th stripe only: a sweep visits one
+    /// stripe at a time.
     pub fn sweep(&self, turn: usize, now: Time) {
         // Dropped after the lock.
         let mut old = SmallVec::<[Attempt; 1]>::new();
@@ -523,7 +586,8 @@ impl CommitControl {
 }
 
 impl Stripe {
-    /// True if there is no room for another transaction, also after those that have run out by now made theirs.
+    /// True if there is no room for another transaction, also after those that have run out by now
+    /// made theirs.
     fn full(&mut self, most: usize, now: Time, old: &mut SmallVec<[Attempt; 1]>) -> bool {
         if self.commits.len() >= most {
             self.expire(now, old);
@@ -556,15 +620,18 @@ impl Stripe {
 
     /// The same for one transaction.
     fn expire_one(&mut self, counter: u64, now: Time, old: &mut SmallVec<[Attempt; 1]>) {
-        let Some(Commit::InFlight { attempts, .. }) = self.commits.get_mut(&counter) else { return };
+        let Some(Commit::InFlight { attempts, .. }) = self.commits.get_mut(&counter) else {
+            return;
+        };
         expire(attempts, now, old);
         if attempts.is_empty() {
             self.last_attempt_ended(counter);
         }
     }
 
-    /// Forgets a transaction without attempts, or makes a tombstone of it if somebody was told that it was committing (C4). It is
-    /// written when somebody asks: until then nobody was told that the transaction can never commit.
+    /// Forgets a transaction without attempts, or makes a tombstone of it if somebody was told that
+    /// it was committing (C4). It is written when somebody asks: until then nobody was told that
+    /// the transaction can never commit.
     fn last_attempt_ended(&mut self, counter: u64) {
         let generation = self.next_generation();
         let Entry::Occupied(mut entry) = self.commits.entry(counter) else { return };
@@ -586,7 +653,9 @@ impl Stripe {
 impl fmt::Debug for CommitControl {
     /// Takes no lock.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CommitControl").field("stripes", &self.stripes.len()).finish_non_exhaustive()
+        f.debug_struct("CommitControl")
+            .field("stripes", &self.stripes.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -602,15 +671,24 @@ fn expire(attempts: &mut SmallVec<[Attempt; 1]>, now: Time, into: &mut SmallVec<
 }
 
 fn fenced(txn: TxnId) -> Error {
-    Error::new(ErrorKind::CannotCommit, "the transaction's origin is fenced: start a new transaction").with("txn", txn)
+    Error::new(
+        ErrorKind::CannotCommit,
+        "the transaction's origin is fenced: start a new transaction",
+    )
+    .with("txn", txn)
 }
 
 fn over(txn: TxnId) -> Error {
-    Error::new(ErrorKind::CannotCommit, "the transaction has ended: start a new one").with("txn", txn)
+    Error::new(ErrorKind::CannotCommit, "the transaction has ended: start a new one")
+        .with("txn", txn)
 }
 
 fn tombstoned(txn: TxnId) -> Error {
-    Error::new(ErrorKind::CannotCommit, "the transaction was made unable to commit: start a new one").with("txn", txn)
+    Error::new(
+        ErrorKind::CannotCommit,
+        "the transaction was made unable to commit: start a new one",
+    )
+    .with("txn", txn)
 }
 
 fn exhausted(txn: TxnId) -> Error {
@@ -652,9 +730,14 @@ mod tests {
             }
             let next = |now| match tombstone {
                 true => control.tombstone(txn(most), now, |_| ()),
-                false => control.admit(txn(most), attempt(), PinSet::new(), Duration::from_secs(9), now).map(drop),
+                false => control
+                    .admit(txn(most), attempt(), PinSet::new(), Duration::from_secs(9), now)
+                    .map(drop),
             };
-            assert_eq!(next(at(20)).expect_err("all are in flight").kind(), ErrorKind::ResourceExhausted);
+            assert_eq!(
+                next(at(20)).expect_err("all are in flight").kind(),
+                ErrorKind::ResourceExhausted
+            );
             next(at(21)).expect("one has run out, and nobody has swept");
             assert_eq!(control.len(), most);
         }

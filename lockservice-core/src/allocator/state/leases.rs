@@ -1,11 +1,13 @@
 //! [`Lease`]: whether an incarnation is alive, and when what it held may be given away (B1 to B4).
 //!
 //! # States
-//! `Live` → `Resigning` → `Resigned`, or from either of the first two → `Fenced`. There is no way back (B1).
+//! `Live` → `Resigning` → `Resigned`, or from either of the first two → `Fenced`. There is no way
+//! back (B1).
 //!
 //! # Invariants
 //! - Only a `Live` lease renews, and only before it lapsed: hi(TTL) after its last renewal.
-//! - Once the state is not `Live` the time of the last renewal stands still, so the time of granting anew (B3) is fixed.
+//! - Once the state is not `Live` the time of the last renewal stands still, so the time of
+//!   granting anew (B3) is fixed.
 
 use std::time::Duration;
 
@@ -19,7 +21,8 @@ pub enum LeaseState {
     Live,
     /// Its owner gives it up, and waits for the commits in flight on its binds (C2).
     Resigning,
-    /// It lapsed, or its owner was replaced. Binds are void at once, and granted anew when it must have run out (B3).
+    /// It lapsed, or its owner was replaced. Binds are void at once, and granted anew when it must
+    /// have run out (B3).
     Fenced,
     /// Its owner gave it up while nothing of it was in use: binds are granted anew at once.
     Resigned,
@@ -53,7 +56,8 @@ impl Lease {
         self.state == LeaseState::Live && !self.lapsed(ttl, now)
     }
 
-    /// How long until binds of its owner can be granted anew (B3). Meaningful once it no longer holds.
+    /// How long until binds of its owner can be granted anew (B3). Meaningful once it no longer
+    /// holds.
     pub fn reassigned_in(self, ttl: Duration, now: Time) -> Duration {
         match self.state {
             LeaseState::Resigned => Duration::ZERO,
@@ -64,8 +68,8 @@ impl Lease {
 
 /// A [`Lease`] that commits read with one load and no lock.
 ///
-/// One word, so that a renewal and a fence cannot both succeed: nanoseconds of the last renewal, and the state in the two
-/// lowest bits.
+/// One word, so that a renewal and a fence cannot both succeed: nanoseconds of the last renewal,
+/// and the state in the two lowest bits.
 #[derive(Debug)]
 pub struct LeaseCell(AtomicU64);
 
@@ -77,20 +81,25 @@ impl LeaseCell {
 
     /// The lease now.
     pub fn get(&self) -> Lease {
-        // ORDERING: Acquire, the partner of the releases in `change`: whoever sees a lease fenced sees what was done before.
+        // ORDERING: Acquire, the partner of the releases in `change`: whoever sees a lease fenced
+        // sees what was done before.
         unpack(self.0.load(Ordering::Acquire))
     }
 
-    /// Renews a live lease that has not lapsed; false if it is too late. `now` reads the clock, between the look at the lease and the
-    /// change: a thread that stops in between changes nothing if the lease was fenced meanwhile.
+    /// Renews a live lease that has not lapsed; false if it is too late. `now` reads the clock,
+    /// between the look at the lease and the change: a thread that stops in between changes nothing
+    /// if the lease was fenced meanwhile.
     pub fn renew(&self, ttl: Duration, now: impl Fn() -> Time) -> bool {
         self.change(|lease| {
             let now = now();
-            lease.holds(ttl, now).then(|| Lease { renewed_at: lease.renewed_at.max(now), state: LeaseState::Live })
+            lease
+                .holds(ttl, now)
+                .then(|| Lease { renewed_at: lease.renewed_at.max(now), state: LeaseState::Live })
         })
     }
 
-    /// Fences the lease if `condition` holds for it at that moment; false if it did not, or it was already fenced or resigned.
+    /// Fences the lease if `condition` holds for it at that moment; false if it did not, or it was
+    /// already fenced or resigned.
     pub fn fence_if(&self, condition: impl Fn(Lease) -> bool) -> bool {
         self.change(|lease| {
             let open = matches!(lease.state, LeaseState::Live | LeaseState::Resigning);
@@ -98,8 +107,8 @@ impl LeaseCell {
         })
     }
 
-    /// Begins to give the lease up; true also if that had begun before. False if it lapsed, was fenced or is given up. `now` as for
-    /// [`renew`](Self::renew).
+    /// Begins to give the lease up; true also if that had begun before. False if it lapsed, was
+    /// fenced or is given up. `now` as for [`renew`](Self::renew).
     pub fn begin_resign(&self, ttl: Duration, now: impl Fn() -> Time) -> bool {
         self.change(|lease| {
             let may = match lease.state {
@@ -110,10 +119,12 @@ impl LeaseCell {
         })
     }
 
-    /// Ends what [`begin_resign`](Self::begin_resign) began, once that is durable; false if it was fenced meanwhile.
+    /// Ends what [`begin_resign`](Self::begin_resign) began, once that is durable; false if it was
+    /// fenced meanwhile.
     pub fn finish_resign(&self) -> bool {
         self.change(|lease| {
-            (lease.state == LeaseState::Resigning).then_some(Lease { state: LeaseState::Resigned, ..lease })
+            (lease.state == LeaseState::Resigning)
+                .then_some(Lease { state: LeaseState::Resigned, ..lease })
         })
     }
 
@@ -175,7 +186,10 @@ mod tests {
     fn a_renewal_that_comes_before_the_fence_wins_over_a_lapse_seen_earlier() {
         let cell = LeaseCell::new(at(0), LeaseState::Live);
         assert!(cell.renew(TTL, || at(5_000)));
-        assert!(!cell.fence_if(|lease| lease.lapsed(TTL, at(5_150))), "the sweep decided on an old reading");
+        assert!(
+            !cell.fence_if(|lease| lease.lapsed(TTL, at(5_150))),
+            "the sweep decided on an old reading"
+        );
         assert_eq!(cell.get().state, LeaseState::Live);
     }
 

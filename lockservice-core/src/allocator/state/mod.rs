@@ -1,14 +1,17 @@
-//! [`AllocatorState`]: incarnations, tables and binds in memory, and commit admission over them. Pure: takes time as an argument, never
-//! touches the store, never waits.
+//! [`AllocatorState`]: incarnations, tables and binds in memory, and commit admission over them.
+//! Pure: takes time as an argument, never touches the store, never waits.
 //!
 //! # Invariants
-//! - A partition's bind is valid while its owner's lease holds ([`Service::holds`]); it is *void* from the moment it does not (B3).
-//! - What memory says of a table was durable before it was visible: a grant appears in [`TableEntry::binds`] when its write landed.
-//!   [`TableEntry::pending`] says that a write is under way; there is at most one per table.
+//! - A partition's bind is valid while its owner's lease holds ([`Service::holds`]); it is *void*
+//!   from the moment it does not (B3).
+//! - What memory says of a table was durable before it was visible: a grant appears in
+//!   [`TableEntry::binds`] when its write landed. [`TableEntry::pending`] says that a write is
+//!   under way; there is at most one per table.
 //! - A table that is being forgotten is [leaving](TableEntry::leaving) until it is gone: no pin is
 //!   added to it.
-//! - A pin is added under the shard's read lock, after the owner was seen live there. Whoever waits for pins first makes the owner not
-//!   live, then visits the shard under its write lock: every admission before is counted then, every later one refused.
+//! - A pin is added under the shard's read lock, after the owner was seen live there. Whoever waits
+//!   for pins first makes the owner not live, then visits the shard under its write lock: every
+//!   admission before is counted then, every later one refused.
 //!
 //! # Locks, in the order of taking
 //! 1. one shard of `tables`, of `services` or of `ids`: never two;
@@ -37,12 +40,17 @@ use crate::allocator::state::tokens::{NumberSequence, RaiseEpoch, TokenSource};
 use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::guarded_map::GuardedMap;
-use crate::id::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
-use crate::store::{BindRecord, Cluster, Forgotten, LeadershipHistory, ServiceRecord, ServiceState, TableRecord};
+use crate::id::{
+    BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId,
+};
+use crate::store::{
+    BindRecord, Cluster, Forgotten, LeadershipHistory, ServiceRecord, ServiceState, TableRecord,
+};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// When to ask again about a transaction that its origin has not told of: it tells ahead, and at once when it falls behind.
+/// When to ask again about a transaction that its origin has not told of: it tells ahead, and at
+/// once when it falls behind.
 const TELLS_AGAIN: Duration = Duration::from_millis(50);
 
 /// An incarnation (B1), with its lease and the control state of its commits.
@@ -56,7 +64,8 @@ pub struct Service {
     pub nonce: Nonce,
     /// Where clients reach it.
     pub address: String,
-    /// How long a renewal holds. For one of an earlier leadership the longer of the old and the new constant (B4).
+    /// How long a renewal holds. For one of an earlier leadership the longer of the old and the new
+    /// constant (B4).
     pub ttl: Duration,
     /// Whether it is alive.
     pub lease: LeaseCell,
@@ -72,7 +81,13 @@ pub struct Service {
 
 impl Service {
     /// An incarnation whose lease was last renewed at `renewed_at`.
-    pub fn new(record: ServiceRecord, ttl: Duration, renewed_at: Time, state: LeaseState, commits_max: usize) -> Self {
+    pub fn new(
+        record: ServiceRecord,
+        ttl: Duration,
+        renewed_at: Time,
+        state: LeaseState,
+        commits_max: usize,
+    ) -> Self {
         Self {
             id: record.id,
             node: record.node,
@@ -87,20 +102,22 @@ impl Service {
         }
     }
 
-    /// Its resignation is durable: what it held may be granted anew at once. Changes nothing if it was fenced meanwhile.
+    /// Its resignation is durable: what it held may be granted anew at once. Changes nothing if it
+    /// was fenced meanwhile.
     pub fn finish_resign(&self) {
         if self.lease.finish_resign() {
             self.gone.notify_waiters();
         }
     }
 
-    /// True while its binds are valid. To be told to nobody if it is false: see [`check_holds`](Self::check_holds).
+    /// True while its binds are valid. To be told to nobody if it is false: see
+    /// [`check_holds`](Self::check_holds).
     pub fn holds(&self, now: Time) -> bool {
         self.lease.get().holds(self.ttl, now)
     }
 
-    /// As [`holds`](Self::holds), and fences it if it has lapsed: what somebody was told is over is renewed by nothing, also not by a
-    /// thread that has read the clock before.
+    /// As [`holds`](Self::holds), and fences it if it has lapsed: what somebody was told is over is
+    /// renewed by nothing, also not by a thread that has read the clock before.
     pub fn check_holds(&self, now: Time) -> bool {
         self.holds(now) || {
             self.fence_if_lapsed(now);
@@ -118,7 +135,13 @@ impl Service {
 
     /// Its record, in `state`.
     pub fn record(&self, state: ServiceState) -> ServiceRecord {
-        ServiceRecord { id: self.id, node: self.node.clone(), nonce: self.nonce, address: self.address.clone(), state }
+        ServiceRecord {
+            id: self.id,
+            node: self.node.clone(),
+            nonce: self.nonce,
+            address: self.address.clone(),
+            state,
+        }
     }
 
     /// What became of it, as the store would say.
@@ -130,8 +153,8 @@ impl Service {
         }
     }
 
-    /// Fences it if its lease has lapsed; its transactions too, before anything of it can be given away. False if it holds, or is
-    /// fenced already.
+    /// Fences it if its lease has lapsed; its transactions too, before anything of it can be given
+    /// away. False if it holds, or is fenced already.
     pub fn fence_if_lapsed(&self, now: Time) -> bool {
         let lapsed = self.lease.fence_if(|lease| lease.lapsed(self.ttl, now));
         if lapsed {
@@ -176,13 +199,21 @@ pub struct BindEntry {
 
 impl TableEntry {
     /// The table's record with these binds and this end of its token blocks.
-    pub fn record(&self, table: &TableRef, binds: &[BindEntry], tokens_reserved_to: u64) -> TableRecord {
+    pub fn record(
+        &self,
+        table: &TableRef,
+        binds: &[BindEntry],
+        tokens_reserved_to: u64,
+    ) -> TableRecord {
         TableRecord {
             table: table.clone(),
             id: self.id,
             partitions: binds.len() as u32,
             tokens_reserved_to,
-            binds: binds.iter().map(|bind| BindRecord { owner: bind.owner.id, version: bind.version }).collect(),
+            binds: binds
+                .iter()
+                .map(|bind| BindRecord { owner: bind.owner.id, version: bind.version })
+                .collect(),
         }
     }
 
@@ -196,7 +227,13 @@ impl TableEntry {
             BindState::Invalid { reassigned_in: lease.reassigned_in(bind.owner.ttl, now) }
         };
         Some(BindStatus {
-            bind: Bind { table: table.clone(), id: self.id, partition, owner: bind.owner.id, version: bind.version },
+            bind: Bind {
+                table: table.clone(),
+                id: self.id,
+                partition,
+                owner: bind.owner.id,
+                version: bind.version,
+            },
             node: bind.owner.node.clone(),
             address: bind.owner.address.clone(),
             state,
@@ -233,7 +270,8 @@ pub struct AllocatorState {
     pub leader: Nonce,
     /// Whose the store is.
     pub cluster: Cluster,
-    /// An epoch that the clock of the store's server vouches for; the first of this leadership where there is none.
+    /// An epoch that the clock of the store's server vouches for; the first of this leadership
+    /// where there is none.
     pub sure: Epoch,
     /// Incarnations below this are of earlier leaderships.
     pub first_service: ServiceId,
@@ -243,10 +281,12 @@ pub struct AllocatorState {
     pub observed_before: AtomicU64,
     /// Where this leadership and those before it began (L4).
     pub history: LeadershipHistory,
-    /// Until then nothing is granted that was not bound before, and no commit is admitted: the store may have lost writes, and whoever
-    /// was told of them must have run out of lease, or have said so, first (L4). Past if the store is known to be whole.
+    /// Until then nothing is granted that was not bound before, and no commit is admitted: the
+    /// store may have lost writes, and whoever was told of them must have run out of lease, or have
+    /// said so, first (L4). Past if the store is known to be whole.
     pub held_until: Time,
-    /// Until then every transaction of an earlier leadership counts as committing (L1). Past after a clean stop.
+    /// Until then every transaction of an earlier leadership counts as committing (L1). Past after
+    /// a clean stop.
     pub earlier_until: Time,
     /// Largest number of binds in one commit.
     pub commit_binds_max: usize,
@@ -257,8 +297,15 @@ pub struct AllocatorState {
 }
 
 impl AllocatorState {
-    /// An empty state in `epoch`, on a store whose last write was `applied`; its numbers are above `from`.
-    pub fn new(epoch: Epoch, from: u64, applied: u64, tokens: TokenSource, commit_binds_max: usize) -> Self {
+    /// An empty state in `epoch`, on a store whose last write was `applied`; its numbers are above
+    /// `from`.
+    pub fn new(
+        epoch: Epoch,
+        from: u64,
+        applied: u64,
+        tokens: TokenSource,
+        commit_binds_max: usize,
+    ) -> Self {
         Self {
             tables: GuardedMap::new(),
             services: GuardedMap::new(),
@@ -288,25 +335,28 @@ impl AllocatorState {
 
     /// How far this leadership has come.
     pub fn progress(&self) -> Progress {
-        // ORDERING: Acquire, the partner of the writer's release: an answer names no less than the write it rests on.
+        // ORDERING: Acquire, the partner of the writer's release: an answer names no less than the
+        // write it rests on.
         let write = self.applied.load(Ordering::Acquire);
         // Read last: what an answer tells of was taken before it.
         let numbers = self.sequence.end().max(self.tokens_end.load(Ordering::Acquire));
         Progress { epoch: self.sequence.epoch(), write, high_water: numbers, leader: self.leader }
     }
 
-    /// The next block of tokens of a table whose blocks so far end at `reserved_to`; see [`TokenSource::block`].
+    /// The next block of tokens of a table whose blocks so far end at `reserved_to`; see
+    /// [`TokenSource::block`].
     pub fn token_block(&self, reserved_to: u64) -> Result<Result<TokenBlock, RaiseEpoch>> {
         let block = self.tokens.block(reserved_to, self.sequence.epoch())?;
         if let Ok(block) = &block {
-            // ORDERING: Release, the partner of the acquire in `progress`. Before it is durable: at worst more is told than was handed out.
+            // ORDERING: Release, the partner of the acquire in `progress`. Before it is durable: at
+            // worst more is told than was handed out.
             self.tokens_end.fetch_max(block.end.get(), Ordering::AcqRel);
         }
         Ok(block)
     }
 
-    /// True if `observed` cannot be of this store: a leadership it knows nothing of, or a write that it had lost when this leadership
-    /// began (L4).
+    /// True if `observed` cannot be of this store: a leadership it knows nothing of, or a write
+    /// that it had lost when this leadership began (L4).
     pub fn went_back(&self, observed: Progress) -> bool {
         if observed.epoch > self.sequence.epoch() {
             return true;
@@ -345,10 +395,12 @@ impl AllocatorState {
         self.services.read(&id, |service| service.map(Arc::clone))
     }
 
-    /// Validates and admits a commit (C1 to C3), or refuses it. No store, no wait, no global lock; creates nothing on a miss.
+    /// Validates and admits a commit (C1 to C3), or refuses it. No store, no wait, no global lock;
+    /// creates nothing on a miss.
     pub fn begin_commit(&self, request: &BeginCommit, now: Time) -> Result<CommitAdmission> {
         let txn = request.txn;
-        // ORDERING: only a hint to answer well; what keeps commits out of a stop is the fence of every origin.
+        // ORDERING: only a hint to answer well; what keeps commits out of a stop is the fence of
+        // every origin.
         if !self.admitting.load(Ordering::Relaxed) {
             return Err(stopping());
         }
@@ -357,21 +409,24 @@ impl AllocatorState {
         if !held.is_zero() {
             return Err(Error::new(
                 ErrorKind::Unavailable,
-                "the store may have lost writes, and whoever was told of them is waited for: try again",
+                "the store may have lost writes, and whoever was told of them is waited for: try \
+                    again",
             )
             .with_detail(Detail::RetryAfter(held)));
         }
         if !txn.validates() {
             return Err(Error::new(
                 ErrorKind::CannotCommit,
-                "the transaction said at its start that it would not validate: start a validating one",
+                "the transaction said at its start that it would not validate: start a validating \
+                    one",
             )
             .with("txn", txn));
         }
         if request.binds.len() > self.commit_binds_max {
             return Err(Error::new(
                 ErrorKind::ResourceExhausted,
-                "the commit presents too many binds: lock fewer tables in one transaction, or raise commit_binds_max",
+                "the commit presents too many binds: lock fewer tables in one transaction, or \
+                    raise commit_binds_max",
             )
             .with("binds", request.binds.len()));
         }
@@ -384,8 +439,11 @@ impl AllocatorState {
         };
         self.check_alive(&origin, txn)?;
         // C1: no commit outlives the leadership, nor the leases it rests on.
-        let mut window =
-            request.asked.most.min(origin.lease.get().remaining(origin.ttl, now)).min(self.leadership.remaining(now));
+        let mut window = request
+            .asked
+            .most
+            .min(origin.lease.get().remaining(origin.ttl, now))
+            .min(self.leadership.remaining(now));
         let mut pins = PinSet::new();
         for presented in &request.binds {
             let (pin, remaining) = self.pin(presented, window, now)?;
@@ -412,7 +470,8 @@ impl AllocatorState {
         if commit_before < request.asked.least {
             return Err(Error::new(
                 ErrorKind::CannotCommit,
-                "somebody asked for the end of the transaction, and less time is left of its admission than it needs: start a \
+                "somebody asked for the end of the transaction, and less time is left of its \
+                 admission than it needs: start a \
                  new one",
             )
             .with("txn", txn)
@@ -421,7 +480,8 @@ impl AllocatorState {
         Ok(CommitAdmission { commit_before, at: self.progress() })
     }
 
-    /// Fails unless the transaction has begun and has not ended, as far as its origin has told (C4).
+    /// Fails unless the transaction has begun and has not ended, as far as its origin has told
+    /// (C4).
     fn check_alive(&self, origin: &Service, txn: TxnId) -> Result<()> {
         match self.origins.life(txn) {
             Some(TxnLife::Alive) => Ok(()),
@@ -438,34 +498,45 @@ impl AllocatorState {
         }
     }
 
-    /// Adds to `pins` what holds the binds of `owner` in place, of the tables in one shard; returns how many
-    /// tables those are. Once its lease is not live, no commit that these do not count can be admitted
-    /// on them.
+    /// Adds to `pins` what holds the binds of `owner` in place, of the tables in one shard; returns
+    /// how many tables those are. Once its lease is not live, no commit that these do not count can
+    /// be admitted on them.
     pub fn pins_in(&self, shard: usize, owner: ServiceId, pins: &mut Vec<Arc<Pins>>) -> usize {
-        // Exclusively: a commit that saw the owner live under the shard's lock has added its pin before
-        // this gets the lock.
+        // Exclusively: a commit that saw the owner live under the shard's lock has added its pin
+        // before this gets the lock.
         self.tables.update_each_in(shard, |_, entry| {
             let own = entry.binds.iter().filter(|bind| bind.owner.id == owner);
             pins.extend(own.map(|bind| Arc::clone(&bind.pins)));
         })
     }
 
-    /// Compares and pins one presented bind, under its shard's lock (C3), and answers what is left of its owner's lease.
-    fn pin(&self, presented: &PresentedBind, window: Duration, now: Time) -> Result<(Pin, Duration)> {
+    /// Compares and pins one presented bind, under its shard's lock (C3), and answers what is left
+    /// of its owner's lease.
+    fn pin(
+        &self,
+        presented: &PresentedBind,
+        window: Duration,
+        now: Time,
+    ) -> Result<(Pin, Duration)> {
         let pinned = self.tables.read(&presented.table, |entry| {
             let entry = entry.filter(|entry| !entry.leaving)?;
             let bind = entry.binds.get(presented.partition as usize)?;
-            if bind.version != presented.version || bind.owner.id != presented.owner || !bind.owner.check_holds(now) {
+            if bind.version != presented.version
+                || bind.owner.id != presented.owner
+                || !bind.owner.check_holds(now)
+            {
                 return None;
             }
             let remaining = bind.owner.lease.get().remaining(bind.owner.ttl, now);
-            // The window can only shrink from here, so this is late enough; and it must be there before the shard's lock is left.
+            // The window can only shrink from here, so this is late enough; and it must be there
+            // before the shard's lock is left.
             Some((Pin::new(&bind.pins, now + hi(window.min(remaining))), remaining))
         });
         pinned.ok_or_else(|| {
             Error::new(
                 ErrorKind::BindChanged,
-                "a table that the transaction locked is bound anew, or its bind is void: end the transaction and start it again",
+                "a table that the transaction locked is bound anew, or its bind is void: end the \
+                    transaction and start it again",
             )
             .with("table", &presented.table)
             .with("version", presented.version)
@@ -484,15 +555,21 @@ fn not_alive(txn: TxnId, life: TxnLife) -> Error {
 
 /// The answer about a transaction of which its origin, another process, has told nothing yet.
 pub fn not_told(txn: TxnId) -> Error {
-    Error::new(ErrorKind::Unavailable, "the transaction's origin has not told yet that it has begun: try again")
-        .with("txn", txn)
-        .with_detail(Detail::RetryAfter(TELLS_AGAIN))
+    Error::new(
+        ErrorKind::Unavailable,
+        "the transaction's origin has not told yet that it has begun: try again",
+    )
+    .with("txn", txn)
+    .with_detail(Detail::RetryAfter(TELLS_AGAIN))
 }
 
 /// The answer of a leader whose leadership ran out, or ended.
 pub fn not_leading(ended: bool) -> Error {
     if ended {
-        Error::new(ErrorKind::NotLeader, "this node does not lead the store any more: ask the leader")
+        Error::new(
+            ErrorKind::NotLeader,
+            "this node does not lead the store any more: ask the leader",
+        )
     } else {
         Error::new(
             ErrorKind::Unavailable,
@@ -503,7 +580,10 @@ pub fn not_leading(ended: bool) -> Error {
 
 /// The answer while the allocator is being stopped.
 pub fn stopping() -> Error {
-    Error::new(ErrorKind::ShuttingDown, "the allocator is shutting down: try again when it has started anew")
+    Error::new(
+        ErrorKind::ShuttingDown,
+        "the allocator is shutting down: try again when it has started anew",
+    )
 }
 
 /// The answer for an incarnation that may not act any more.

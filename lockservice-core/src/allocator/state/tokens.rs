@@ -11,7 +11,8 @@ pub const TOKEN_BLOCK: u64 = 1 << 20;
 /// Tokens are below this bound, so that they survive languages whose numbers are doubles (F2).
 pub const TOKEN_END: u64 = 1 << 53;
 
-/// What must happen before a number or a block can be had: the leader raises its epoch to at least this.
+/// What must happen before a number or a block can be had: the leader raises its epoch to at least
+/// this.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RaiseEpoch(pub Epoch);
 
@@ -20,7 +21,8 @@ pub struct RaiseEpoch(pub Epoch);
 pub enum TokenSource {
     /// They lie below the end of the epoch (F2).
     Epoch {
-        /// The first that this leadership may give out of a new table: `epoch * 2^32`, or what the store's server vouches for (L4).
+        /// The first that this leadership may give out of a new table: `epoch * 2^32`, or what the
+        /// store's server vouches for (L4).
         from: u64,
     },
     /// The store forgets everything with the process: they begin here (B7).
@@ -31,10 +33,11 @@ pub enum TokenSource {
 }
 
 impl TokenSource {
-    /// The next block of a table whose blocks so far end at `reserved_to` (F2): base = max(reserved_to, from), and no block crosses
-    /// (epoch + 1) · 2^32.
+    /// The next block of a table whose blocks so far end at `reserved_to` (F2): base =
+    /// max(reserved_to, from), and no block crosses (epoch + 1) · 2^32.
     ///
-    /// Answers `Ok(Err(RaiseEpoch))` if the epoch must be raised first; fails with `ResourceExhausted` at the end of all tokens.
+    /// Answers `Ok(Err(RaiseEpoch))` if the epoch must be raised first; fails with
+    /// `ResourceExhausted` at the end of all tokens.
     pub fn block(self, reserved_to: u64, epoch: Epoch) -> Result<Result<TokenBlock, RaiseEpoch>> {
         let (base, end) = match self {
             Self::Epoch { from } => (reserved_to.max(from), epoch.end_number()),
@@ -51,11 +54,15 @@ impl TokenSource {
             let wanted = (base + TOKEN_BLOCK - 1) >> EPOCH_SHIFT;
             return Ok(Err(RaiseEpoch(Epoch::new(wanted))));
         }
-        Ok(Ok(TokenBlock { next: FencingToken::new(base), end: FencingToken::new(base + TOKEN_BLOCK) }))
+        Ok(Ok(TokenBlock {
+            next: FencingToken::new(base),
+            end: FencingToken::new(base + TOKEN_BLOCK),
+        }))
     }
 }
 
-/// Hands out versions, incarnations and table ids: each lies below the end of the epoch and is larger than every one before (L4).
+/// Hands out versions, incarnations and table ids: each lies below the end of the epoch and is
+/// larger than every one before (L4).
 #[derive(Debug)]
 pub struct NumberSequence {
     /// The next number. The only shared state: numbers need an order, nothing else hangs on them.
@@ -81,7 +88,8 @@ impl NumberSequence {
         Epoch::new(self.epoch.load(Ordering::Acquire))
     }
 
-    /// Goes on to a later epoch, which the store has already recorded. An earlier one changes nothing.
+    /// Goes on to a later epoch, which the store has already recorded. An earlier one changes
+    /// nothing.
     pub fn raise(&self, epoch: Epoch) {
         // ORDERING: Release, the partner of the acquire in `epoch`.
         self.epoch.fetch_max(epoch.get(), Ordering::AcqRel);
@@ -129,7 +137,10 @@ mod tests {
         let volatile = TokenSource::Volatile { from: TOKEN_END - TOKEN_BLOCK };
         volatile.block(0, Epoch::new(1)).expect("the last block").expect("no epoch involved");
         assert!(volatile.block(TOKEN_END, Epoch::new(1)).is_err());
-        assert!(TokenSource::Epoch { from: 0 }.block(u64::MAX - 1, Epoch::new(1)).is_err(), "no wrap-around");
+        assert!(
+            TokenSource::Epoch { from: 0 }.block(u64::MAX - 1, Epoch::new(1)).is_err(),
+            "no wrap-around"
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The service's own lease (B1, B2): a pure value that says until when the service may answer.
 //!
-//! Every method that decides takes the time as an argument, and is called under the mutex that guards
-//! the lease, with a reading of the clock made under it. So a lapse and a renewal exclude each other:
-//! whichever is decided first, the other sees it.
+//! Every method that decides takes the time as an argument, and is called under the mutex that
+//! guards the lease, with a reading of the clock made under it. So a lapse and a renewal exclude
+//! each other: whichever is decided first, the other sees it.
 
 pub(in crate::service) mod renewal;
 
@@ -26,8 +26,8 @@ impl Lease {
         Self { sent, ttl, over: false }
     }
 
-    /// Takes a renewal into account that was acknowledged by `now`. An answer that was overtaken by a
-    /// later one changes nothing. False if the lease is over: others may have been told so.
+    /// Takes a renewal into account that was acknowledged by `now`. An answer that was overtaken by
+    /// a later one changes nothing. False if the lease is over: others may have been told so.
     pub(crate) fn renewed(&mut self, sent: Time, ttl: Duration, now: Time) -> bool {
         if self.is_over(now) {
             return false;
@@ -60,7 +60,8 @@ impl Lease {
         (!self.is_over(now)).then(|| (self.sent + self.ttl).remaining(now))
     }
 
-    /// How long one try to renew may take before the next is made beside it: four fit between the first and the seal.
+    /// How long one try to renew may take before the next is made beside it: four fit between the
+    /// first and the seal.
     pub(crate) fn attempt_max(&self) -> Duration {
         self.ttl / 6
     }
@@ -94,7 +95,11 @@ mod tests {
         assert!(lease.renewed(at(3_000), TTL, at(5_849)));
         assert_eq!(lease.seal_at(), at(7_850));
         assert!(lease.renewed(at(2_000), TTL, at(7_000)));
-        assert_eq!(lease.seal_at(), at(7_850), "a late answer to an earlier renewal must not shorten the lease");
+        assert_eq!(
+            lease.seal_at(),
+            at(7_850),
+            "a late answer to an earlier renewal must not shorten the lease"
+        );
         assert_eq!(lease.remaining(at(7_850)), None);
     }
 
@@ -102,7 +107,10 @@ mod tests {
     fn a_lease_that_was_found_over_is_renewed_by_nothing() {
         let mut lease = Lease::new(at(1_000), TTL);
         assert!(lease.is_over(at(5_850)));
-        assert!(!lease.renewed(at(3_000), TTL, at(5_000)), "another thread has read the clock earlier");
+        assert!(
+            !lease.renewed(at(3_000), TTL, at(5_000)),
+            "another thread has read the clock earlier"
+        );
         assert_eq!(lease.remaining(at(5_000)), None);
     }
 }

@@ -1,10 +1,12 @@
 //! Keeps the lease alive, and seals the service when that fails for too long (B2).
 //!
 //! # Implementation details
-//! A renewal is due every third of the lease. An allocator that does not answer is asked again after a sixth of it, and one that fails
-//! after a tenth: else one request that got lost would cost the lease. A try that takes too long is not given up, since the allocator may
-//! only be slow; whichever answer comes first renews, counted from the send of its own request (P2). Once a try was acknowledged, those
-//! sent before it have nothing to add and are dropped. So all that are under way were sent within one lease, and they are few.
+//! A renewal is due every third of the lease. An allocator that does not answer is asked again
+//! after a sixth of it, and one that fails after a tenth: else one request that got lost would cost
+//! the lease. A try that takes too long is not given up, since the allocator may only be slow;
+//! whichever answer comes first renews, counted from the send of its own request (P2). Once a try
+//! was acknowledged, those sent before it have nothing to add and are dropped. So all that are
+//! under way were sent within one lease, and they are few.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -25,9 +27,13 @@ struct Attempt {
 
 impl Attempt {
     fn new(inner: &ServiceInner, sent: Time) -> Self {
-        let (allocator, service, nonce) = (Arc::clone(&inner.parts.allocator), inner.id, inner.nonce);
+        let (allocator, service, nonce) =
+            (Arc::clone(&inner.parts.allocator), inner.id, inner.nonce);
         let observed = inner.observed();
-        Self { sent, call: Box::pin(async move { allocator.keepalive(service, nonce, observed).await }) }
+        Self {
+            sent,
+            call: Box::pin(async move { allocator.keepalive(service, nonce, observed).await }),
+        }
     }
 }
 
@@ -69,7 +75,8 @@ pub(crate) async fn keep_lease(inner: Arc<ServiceInner>) {
                 return;
             }
             Err(e) => {
-                tracing::warn!(error = ?e, left = ?lease.seal_at().remaining(now), "cannot renew the lease; trying again");
+                tracing::warn!(error = ?e, left = ?lease.seal_at().remaining(now), "cannot renew \
+                    the lease; trying again");
                 // While a later try is under way, that one decides when it is time for another.
                 if attempts.iter().all(|attempt| attempt.sent < sent) {
                     not_before = sent + lease.retry_after();

@@ -1,11 +1,14 @@
-//! Sessions: how long a silent client's locks are kept, and exactly-once operations over a connection that may break.
+//! Sessions: how long a silent client's locks are kept, and exactly-once operations over a
+//! connection that may break.
 //!
 //! # Implementation details
-//! A session's transactions are numbered by its client, and the operations of each transaction too (T2): their order, and how they take
-//! effect once, is the business of each transaction's [`queue`](crate::service::session::queue).
+//! A session's transactions are numbered by its client, and the operations of each transaction too
+//! (T2): their order, and how they take effect once, is the business of each transaction's
+//! [`queue`](crate::service::session::queue).
 //!
-//! One mutex per session guards all of that. It is never held across an await, nor while an operation runs: the runner takes the
-//! next operation under it, runs it without it, and files the answer under it.
+//! One mutex per session guards all of that. It is never held across an await, nor while an
+//! operation runs: the runner takes the next operation under it, runs it without it, and files the
+//! answer under it.
 
 pub(in crate::service) mod pending;
 pub(in crate::service) mod queue;
@@ -33,7 +36,8 @@ use crate::service::session::quota::{Charge, Quota};
 use crate::service::txn::waits::{WaitNotices, Waits};
 use crate::service::txn::{TxnRecord, timer};
 use crate::service::{
-    Answer, Granted, LockService, LockSpec, Operation, Phase, Promise, ServiceInner, TxnOp, TxnOptions,
+    Answer, Granted, LockService, LockSpec, Operation, Phase, Promise, ServiceInner, TxnOp,
+    TxnOptions,
 };
 use crate::sync::Mutex;
 
@@ -67,10 +71,12 @@ impl SessionRecord {
     }
 }
 
-/// A session's promise (P1): when it was last renewed, and whether it is over. Shared with its transactions, whose grants rest on it.
+/// A session's promise (P1): when it was last renewed, and whether it is over. Shared with its
+/// transactions, whose grants rest on it.
 ///
-/// A renewal, a lapse and a grant are each decided under its mutex, by a reading of the clock that is made under it. So a renewal that
-/// is acknowledged counts for whoever looks for a lapse, and nothing is renewed or granted once the lapse was decided.
+/// A renewal, a lapse and a grant are each decided under its mutex, by a reading of the clock that
+/// is made under it. So a renewal that is acknowledged counts for whoever looks for a lapse, and
+/// nothing is renewed or granted once the lapse was decided.
 #[derive(Debug)]
 pub(crate) struct Renewals {
     pub(crate) ttl: Duration,
@@ -88,7 +94,11 @@ struct Kept {
 
 impl Renewals {
     fn new(ttl: Duration, now: Time) -> Self {
-        Self { ttl, kept: Mutex::new(Kept { renewed: now, over: false }), still_running: OnceLock::new() }
+        Self {
+            ttl,
+            kept: Mutex::new(Kept { renewed: now, over: false }),
+            still_running: OnceLock::new(),
+        }
     }
 
     /// What its client left running when it went; empty unless it said so.
@@ -107,7 +117,8 @@ impl Renewals {
         left.filter(|left| !left.is_zero())
     }
 
-    /// When the promise lapses unless it is renewed, and the reading by which it has not yet; `None` if it is over.
+    /// When the promise lapses unless it is renewed, and the reading by which it has not yet;
+    /// `None` if it is over.
     fn lapses(&self, clock: &dyn Clock) -> Option<(Time, Time)> {
         self.decide(clock, |kept, now| (kept.renewed + hi(self.ttl), now))
     }
@@ -117,7 +128,8 @@ impl Renewals {
         self.kept.lock().over = true;
     }
 
-    /// Acts on a promise that is not over now. One that has lapsed, hi(ttl) after its last renewal, is over from here on.
+    /// Acts on a promise that is not over now. One that has lapsed, hi(ttl) after its last renewal,
+    /// is over from here on.
     fn decide<T>(&self, clock: &dyn Clock, act: impl FnOnce(&mut Kept, Time) -> T) -> Option<T> {
         let mut kept = self.kept.lock();
         let now = clock.now();
@@ -130,7 +142,8 @@ impl Renewals {
 struct SessionState {
     open: bool,
     txns: BTreeMap<u64, TxnQueue>,
-    /// The highest transaction number that was ever used: a lower one that is not in `txns` has ended (T3).
+    /// The highest transaction number that was ever used: a lower one that is not in `txns` has
+    /// ended (T3).
     highest: u64,
     /// Who numbers the transactions; `None` before the first.
     numbered_by: Option<NumberedBy>,
@@ -142,8 +155,13 @@ struct SessionState {
 }
 
 impl SessionState {
-    /// Lets `change` change the queue of a transaction, if there is it, and counts what is kept. It is told what all others keep.
-    fn with_queue<R>(&mut self, number: u64, change: impl FnOnce(&mut TxnQueue, usize) -> R) -> Option<R> {
+    /// Lets `change` change the queue of a transaction, if there is it, and counts what is kept. It
+    /// is told what all others keep.
+    fn with_queue<R>(
+        &mut self,
+        number: u64,
+        change: impl FnOnce(&mut TxnQueue, usize) -> R,
+    ) -> Option<R> {
         let queue = self.txns.get_mut(&number)?;
         let others = self.kept_bytes - queue.kept_bytes();
         let other_ops = self.ops - queue.ops_under_way();
@@ -169,7 +187,8 @@ impl SessionState {
         }
         Err(Error::new(
             ErrorKind::InvalidArgument,
-            "either the client numbers the transactions of a session or the server does: begin them all in one way",
+            "either the client numbers the transactions of a session or the server does: begin \
+                them all in one way",
         ))
     }
 }
@@ -196,10 +215,12 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// Resolves when a later attachment has replaced this one: its frames are to be dropped (T3). Cancel safe.
+    /// Resolves when a later attachment has replaced this one: its frames are to be dropped (T3).
+    /// Cancel safe.
     pub async fn replaced(&mut self) {
         let number = self.number;
-        // The sender lives in the session; if that is gone, nothing can replace this attachment any more.
+        // The sender lives in the session; if that is gone, nothing can replace this attachment any
+        // more.
         if self.attached.wait_for(|current| *current > number).await.is_err() {
             std::future::pending().await
         }
@@ -207,21 +228,32 @@ impl Attachment {
 }
 
 impl LockService {
-    /// Opens a session whose locks are kept for `ttl` (the default of the settings if `None`) after its last renewal.
+    /// Opens a session whose locks are kept for `ttl` (the default of the settings if `None`) after
+    /// its last renewal.
     ///
-    /// Fails with `InvalidArgument` for a TTL or a name out of bounds, `ShuttingDown` or `LeaseLost` if the service no longer serves,
-    /// `ResourceExhausted` at the limit of sessions.
+    /// Fails with `InvalidArgument` for a TTL or a name out of bounds, `ShuttingDown` or
+    /// `LeaseLost` if the service no longer serves, `ResourceExhausted` at the limit of sessions.
     pub fn open_session(&self, ttl: Option<Duration>, client: &str) -> Result<Session> {
         self.open_session_of(None, ttl, client)
     }
 
     /// As [`open_session`](Self::open_session), for a peer whose sessions together are bounded by
     /// `quota`. Fails with `ResourceExhausted` at its bounds, too.
-    pub fn open_session_within(&self, quota: Arc<Quota>, ttl: Option<Duration>, client: &str) -> Result<Session> {
+    pub fn open_session_within(
+        &self,
+        quota: Arc<Quota>,
+        ttl: Option<Duration>,
+        client: &str,
+    ) -> Result<Session> {
         self.open_session_of(Some(quota), ttl, client)
     }
 
-    fn open_session_of(&self, quota: Option<Arc<Quota>>, ttl: Option<Duration>, client: &str) -> Result<Session> {
+    fn open_session_of(
+        &self,
+        quota: Option<Arc<Quota>>,
+        ttl: Option<Duration>,
+        client: &str,
+    ) -> Result<Session> {
         let inner = &self.inner;
         inner.check_serving()?;
         let ttl = inner.parts.settings.session_ttl(ttl)?;
@@ -232,7 +264,8 @@ impl LockService {
             ));
         }
         let charge = Charge::session(quota, &inner.quota)?;
-        // Random, so that one client cannot use another's session by counting; below 2^53, as all ids; not 0.
+        // Random, so that one client cannot use another's session by counting; below 2^53, as all
+        // ids; not 0.
         let id = SessionId::new(rand::random_range(1..1 << 53));
         let record = Arc::new(SessionRecord {
             id,
@@ -257,7 +290,8 @@ impl LockService {
         Ok(session)
     }
 
-    /// The session with this id. Fails with `SessionLost` if there is none, or no longer: stop the protected work.
+    /// The session with this id. Fails with `SessionLost` if there is none, or no longer: stop the
+    /// protected work.
     pub fn session(&self, id: SessionId) -> Result<Session> {
         match self.inner.sessions.get(&id) {
             Some(record) => Ok(Session { record, inner: Arc::clone(&self.inner) }),
@@ -269,7 +303,8 @@ impl LockService {
 fn unknown() -> Error {
     Error::new(
         ErrorKind::SessionLost,
-        "the session is unknown here or has lapsed, and its locks are given away: stop the protected work and open a new session",
+        "the session is unknown here or has lapsed, and its locks are given away: stop the \
+            protected work and open a new session",
     )
 }
 
@@ -288,7 +323,8 @@ impl Session {
     ///
     /// Fails with `SessionLost`, `LeaseLost` or `ShuttingDown`: stop the protected work.
     pub fn renew(&self) -> Result<Promise> {
-        // A stopping service renews for those who are putting their work away; only its lease can end that.
+        // A stopping service renews for those who are putting their work away; only its lease can
+        // end that.
         let lease = self.inner.lease_remaining()?;
         if !self.record.renewals.renew(&*self.inner.parts.clock) {
             return Err(self.why_lost());
@@ -296,8 +332,8 @@ impl Session {
         Ok(Promise { guard: lease.min(self.record.renewals.ttl) })
     }
 
-    /// Counts a frame of about `bytes` in memory among what the session's peer and the node keep, until
-    /// the answer is dropped.
+    /// Counts a frame of about `bytes` in memory among what the session's peer and the node keep,
+    /// until the answer is dropped.
     ///
     /// Fails with `ResourceExhausted` if there is no room for it: refuse what it asks for.
     pub fn hold_frame(&self, bytes: usize) -> Result<HeldFrame<'_>> {
@@ -305,7 +341,8 @@ impl Session {
         Ok(HeldFrame { session: self, bytes })
     }
 
-    /// Makes the caller the session's one current connection (T3); earlier attachments learn that they were replaced.
+    /// Makes the caller the session's one current connection (T3); earlier attachments learn that
+    /// they were replaced.
     pub fn attach(&self) -> Attachment {
         let mut number = 0;
         self.record.attached.send_modify(|current| {
@@ -327,18 +364,19 @@ impl Session {
         self.record.state.lock().with_queue(number, |queue, _| queue.acknowledge(sequence));
     }
 
-    /// Cancels a lock operation that waits, for its locks or for its turn, as if it had been taken back; does nothing to one that is
-    /// decided, or has not arrived.
+    /// Cancels a lock operation that waits, for its locks or for its turn, as if it had been taken
+    /// back; does nothing to one that is decided, or has not arrived.
     pub fn cancel(&self, number: u64, sequence: u64) {
         self.record.state.lock().with_queue(number, |queue, _| queue.cancel(sequence));
     }
 
-    /// Begins a transaction, and gives it its number in the session: for clients whose calls arrive in no order, as those of several
-    /// threads. Answers the transaction's id, too.
+    /// Begins a transaction, and gives it its number in the session: for clients whose calls arrive
+    /// in no order, as those of several threads. Answers the transaction's id, too.
     ///
     /// # Errors
-    /// `InvalidArgument` for a label that is too long, and in a session whose client has numbered transactions itself; `ResourceExhausted`
-    /// beyond the bounds on transactions; `SessionLost`, `LeaseLost`, `ShuttingDown`.
+    /// `InvalidArgument` for a label that is too long, and in a session whose client has numbered
+    /// transactions itself; `ResourceExhausted` beyond the bounds on transactions; `SessionLost`,
+    /// `LeaseLost`, `ShuttingDown`.
     pub fn begin(&self, options: &TxnOptions) -> Result<(u64, TxnId)> {
         let mut state = self.record.state.lock();
         if !state.open {
@@ -350,8 +388,14 @@ impl Session {
         Ok((number, id))
     }
 
-    /// Begins transaction `number`. The number is spent, also if the transaction cannot begin: what follows is told that it has ended.
-    fn begin_as(&self, state: &mut SessionState, number: u64, options: &TxnOptions) -> Result<TxnId> {
+    /// Begins transaction `number`. The number is spent, also if the transaction cannot begin: what
+    /// follows is told that it has ended.
+    fn begin_as(
+        &self,
+        state: &mut SessionState,
+        number: u64,
+        options: &TxnOptions,
+    ) -> Result<TxnId> {
         state.highest = number;
         if state.txns.len() >= self.inner.parts.settings.txns_per_session_max {
             return Err(Error::new(
@@ -360,19 +404,25 @@ impl Session {
             )
             .with("limit", self.inner.parts.settings.txns_per_session_max));
         }
-        let txn = self.inner.begin(options, Some(Arc::clone(&self.record.renewals)), &self.record.client)?;
+        let txn = self.inner.begin(
+            options,
+            Some(Arc::clone(&self.record.renewals)),
+            &self.record.client,
+        )?;
         let id = txn.id;
         state.txns.insert(number, TxnQueue::new(txn));
         Ok(id)
     }
 
-    /// Takes an operation in. Its place in its transaction's order is given by its sequence (T2); a sequence that was seen before is answered
-    /// with the answer of the first time, or joins it while it is being decided. One without a sequence (0) gets the next one, in a
-    /// transaction where none has one: its answer cannot be asked for again.
+    /// Takes an operation in. Its place in its transaction's order is given by its sequence (T2); a
+    /// sequence that was seen before is answered with the answer of the first time, or joins it
+    /// while it is being decided. One without a sequence (0) gets the next one, in a transaction
+    /// where none has one: its answer cannot be asked for again.
     ///
     /// # Errors
-    /// Those of [`Txn::lock`](crate::service::Txn::lock), and `SessionLost`; `TxnNotFound` for an operation of a transaction that has ended
-    /// (but unlocks, ends and undos of such a one succeed); `ResourceExhausted` beyond the bounds on transactions and operations.
+    /// Those of [`Txn::lock`](crate::service::Txn::lock), and `SessionLost`; `TxnNotFound` for an
+    /// operation of a transaction that has ended (but unlocks, ends and undos of such a one
+    /// succeed); `ResourceExhausted` beyond the bounds on transactions and operations.
     ///
     /// # Cancel safety
     /// The operation goes on if the answer is dropped; take a lock back with [`Operation::Undo`].
@@ -384,7 +434,8 @@ impl Session {
         };
         if run {
             // Most operations are decided without waiting: no task is made for them.
-            let mut runner: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(self.clone().run(number));
+            let mut runner: Pin<Box<dyn Future<Output = ()> + Send>> =
+                Box::pin(self.clone().run(number));
             if runner.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
                 self.inner.spawn(runner);
             }
@@ -394,7 +445,8 @@ impl Session {
 
     fn enqueue(&self, op: TxnOp, operation: Operation) -> Result<(Pending, bool)> {
         let ended_is_fine = !matches!(operation, Operation::Lock(_) | Operation::Refuse(_));
-        // Before anything is waited for: from here its time-out counts, and now its snapshot is as old as it says.
+        // Before anything is waited for: from here its time-out counts, and now its snapshot is as
+        // old as it says.
         let now = self.inner.parts.clock.now();
         let mut state = self.record.state.lock();
         if !state.open {
@@ -436,8 +488,11 @@ impl Session {
         match taken {
             // T3: below the floor and not there: it has ended, and nothing may bring it back.
             None if ended_is_fine => Ok((Pending::ready(Ok(Answer::DONE)), false)),
-            None => Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one")
-                .with("number", op.number)),
+            None => Err(Error::new(
+                ErrorKind::TxnNotFound,
+                "the transaction has ended: start a new one",
+            )
+            .with("number", op.number)),
             Some(taken) => Ok(match taken? {
                 (Taken::Decided(answer), _) => (Pending::ready(self.again(answer)), false),
                 (Taken::Queued { answer, run, behind }, sequence) => {
@@ -454,7 +509,8 @@ impl Session {
 
     /// Answers a lock whose time is up before its turn has come.
     fn timer(&self, number: u64, sequence: u64, spec: &LockSpec, now: Time) -> Timer {
-        let (deadline, table, timeout) = (self.inner.deadline(spec, now), spec.table.clone(), spec.timeout);
+        let (deadline, table, timeout) =
+            (self.inner.deadline(spec, now), spec.table.clone(), spec.timeout);
         let this = self.clone();
         Timer(self.inner.spawn(async move {
             // Whether the time is up is decided by the clock.
@@ -470,7 +526,8 @@ impl Session {
         }))
     }
 
-    /// The answer to a replay. Its promise counts from the replay's send (P2), so the promise of the first answer would be too long.
+    /// The answer to a replay. Its promise counts from the replay's send (P2), so the promise of
+    /// the first answer would be too long.
     fn again(&self, answer: Result<Answer>) -> Result<Answer> {
         match answer? {
             Answer::Locked(granted) => {
@@ -494,7 +551,8 @@ impl Session {
                     let result = tokio::select! {
                         biased;
                         result = self.noting_a_wait((number, sequence), txn.id, table, lock) => result,
-                        // Dropping the call takes its claim away, or hands on a grant that had just been made.
+                        // Dropping the call takes its claim away, or hands on a grant that had just
+                        // been made.
                         _ = cancelled => Err(rolled_back()),
                     };
                     if let (Ok(granted), Some(items)) = (&result, items) {
@@ -502,9 +560,9 @@ impl Session {
                     }
                     result.map(Answer::Locked)
                 }
-                Step::Unlock(table, items, commit_ts) => {
-                    Ok(Answer::Done { released: self.inner.unlock(&txn, &table, &items, commit_ts) })
-                }
+                Step::Unlock(table, items, commit_ts) => Ok(Answer::Done {
+                    released: self.inner.unlock(&txn, &table, &items, commit_ts),
+                }),
                 Step::TakeBack(grants) => {
                     for (mut grant, later) in grants {
                         keep_relied_on(&mut grant, &later);
@@ -513,7 +571,9 @@ impl Session {
                     Ok(Answer::DONE)
                 }
                 Step::Done => Ok(Answer::DONE),
-                Step::End(commit_ts) => Ok(Answer::Done { released: self.inner.end(&txn, commit_ts) }),
+                Step::End(commit_ts) => {
+                    Ok(Answer::Done { released: self.inner.end(&txn, commit_ts) })
+                }
             };
             if !self.file(number, sequence, result, relied, ends) {
                 return;
@@ -522,7 +582,13 @@ impl Session {
     }
 
     /// Runs a lock call, and notes that it waits if it is not decided at once.
-    async fn noting_a_wait<T>(&self, op: (u64, u64), txn: TxnId, table: TableRef, lock: impl Future<Output = T>) -> T {
+    async fn noting_a_wait<T>(
+        &self,
+        op: (u64, u64),
+        txn: TxnId,
+        table: TableRef,
+        lock: impl Future<Output = T>,
+    ) -> T {
         let mut lock = pin!(lock);
         if let Poll::Ready(output) = poll_fn(|cx| Poll::Ready(lock.as_mut().poll(cx))).await {
             return output;
@@ -541,7 +607,14 @@ impl Session {
     }
 
     /// Files an answer. False if the transaction is over.
-    fn file(&self, number: u64, sequence: u64, result: Result<Answer>, relied: Option<Relied>, ends: bool) -> bool {
+    fn file(
+        &self,
+        number: u64,
+        sequence: u64,
+        result: Result<Answer>,
+        relied: Option<Relied>,
+        ends: bool,
+    ) -> bool {
         let mut state = self.record.state.lock();
         let filed = state.with_queue(number, |queue, _| queue.file(sequence, result, relied));
         let Some(Filed { result, waiting, given_back }) = filed else { return false };
@@ -556,25 +629,30 @@ impl Session {
             let _ = sender.send(result.clone());
         }
         for sender in over.into_iter().flat_map(TxnQueue::into_waiting) {
-            let _ = sender.send(Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one")));
+            let _ = sender.send(Err(Error::new(
+                ErrorKind::TxnNotFound,
+                "the transaction has ended: start a new one",
+            )));
         }
         !ends
     }
 
-    /// Gives the session up: its client has stopped all protected work (P5). Ends its transactions; idempotent.
+    /// Gives the session up: its client has stopped all protected work (P5). Ends its transactions;
+    /// idempotent.
     pub async fn close(&self) {
         self.finish(Error::new(ErrorKind::SessionLost, "the session was closed"));
     }
 
     /// The client goes while work that the locks protect may still be running: `still_running` says
-    /// which, in at most [`STILL_RUNNING_BYTES_MAX`] bytes without control characters. Operators are told;
-    /// the first word stays. Nothing is released, ended or renewed: others get the locks when the
-    /// session has lapsed (P5).
+    /// which, in at most [`STILL_RUNNING_BYTES_MAX`] bytes without control characters. Operators
+    /// are told; the first word stays. Nothing is released, ended or renewed: others get the locks
+    /// when the session has lapsed (P5).
     ///
     /// # Errors
     /// `InvalidArgument` for a text out of bounds.
     pub fn leave(&self, still_running: &str) -> Result<()> {
-        let bad = still_running.len() > STILL_RUNNING_BYTES_MAX || still_running.chars().any(char::is_control);
+        let bad = still_running.len() > STILL_RUNNING_BYTES_MAX
+            || still_running.chars().any(char::is_control);
         if bad || still_running.is_empty() {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
@@ -590,7 +668,8 @@ impl Session {
                 client = %self.record.client,
                 ttl = ?renewals.ttl,
                 still_running,
-                "a client went without having stopped its work: its locks stay until its session has lapsed"
+                "a client went without having stopped its work: its locks stay until its session \
+                    has lapsed"
             );
         }
         Ok(())
@@ -605,7 +684,8 @@ impl Session {
         }
     }
 
-    /// Resolves when the service begins to shut down, with the time that it gives its sessions to close. Cancel safe.
+    /// Resolves when the service begins to shut down, with the time that it gives its sessions to
+    /// close. Cancel safe.
     pub async fn stopping(&self) -> Duration {
         self.inner.stopping().await
     }
@@ -614,7 +694,8 @@ impl Session {
         self.record.lost.borrow().clone().unwrap_or_else(unknown)
     }
 
-    /// Marks the session lost, then lets go of what it held. Only the first call does anything, and answers true.
+    /// Marks the session lost, then lets go of what it held. Only the first call does anything, and
+    /// answers true.
     fn finish(&self, why: Error) -> bool {
         let queues = {
             let mut state = self.record.state.lock();
@@ -648,7 +729,8 @@ impl Session {
             let Some((lapses, now)) = self.record.renewals.lapses(&*self.inner.parts.clock) else {
                 let why = Error::new(
                     ErrorKind::SessionLost,
-                    "the session was not renewed in time and its locks are given away: stop the protected work and open a new session",
+                    "the session was not renewed in time and its locks are given away: stop the \
+                        protected work and open a new session",
                 );
                 if self.finish(why) {
                     tracing::info!(client = %self.record.client, ttl = ?self.record.renewals.ttl, "session lapsed: its client was silent");

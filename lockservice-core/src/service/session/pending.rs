@@ -9,12 +9,14 @@ use tokio::sync::oneshot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::Answer;
 
-/// The answer to a submitted operation. Dropping it does not cancel the operation: submit an `Undo` for that.
+/// The answer to a submitted operation. Dropping it does not cancel the operation: submit an `Undo`
+/// for that.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct Pending(PendingState);
 
-// Not boxed: an operation that was decided at once is the usual case, and must not cost an allocation.
+// Not boxed: an operation that was decided at once is the usual case, and must not cost an
+// allocation.
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 enum PendingState {
@@ -27,11 +29,15 @@ impl Pending {
         Self(PendingState::Ready(Some(result)))
     }
 
-    pub(in crate::service) fn waiting(answer: oneshot::Receiver<Result<Answer>>, sequence: u64) -> Self {
+    pub(in crate::service) fn waiting(
+        answer: oneshot::Receiver<Result<Answer>>,
+        sequence: u64,
+    ) -> Self {
         Self(PendingState::Waiting(answer, sequence))
     }
 
-    /// The operation's sequence in its transaction, if it was not decided before: to [cancel](crate::service::Session::cancel) it.
+    /// The operation's sequence in its transaction, if it was not decided before: to
+    /// [cancel](crate::service::Session::cancel) it.
     pub fn sequence(&self) -> Option<u64> {
         match &self.0 {
             PendingState::Ready(_) => None,
@@ -45,14 +51,15 @@ impl Future for Pending {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
-            PendingState::Ready(result) => Poll::Ready(
-                result
-                    .take()
-                    .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "an answer was polled after it was taken"))),
-            ),
+            PendingState::Ready(result) => Poll::Ready(result.take().unwrap_or_else(|| {
+                Err(Error::new(ErrorKind::Internal, "an answer was polled after it was taken"))
+            })),
             PendingState::Waiting(answer, _) => Pin::new(answer).poll(cx).map(|result| {
                 result.unwrap_or_else(|_| {
-                    Err(Error::new(ErrorKind::SessionLost, "the session ended before the operation"))
+                    Err(Error::new(
+                        ErrorKind::SessionLost,
+                        "the session ended before the operation",
+                    ))
                 })
             }),
         }

@@ -1,27 +1,36 @@
-//! [`TxnQueue`]: the operations of one transaction of a session, in order, each taking effect once (T2). Pure: it runs nothing, waits
-//! for nothing and reads no clock; [`Session`](crate::service::Session) does what the [`Step`]s say and files what came of it.
+//! [`TxnQueue`]: the operations of one transaction of a session, in order, each taking effect once
+//! (T2). Pure: it runs nothing, waits for nothing and reads no clock;
+//! [`Session`](crate::service::Session) does what the [`Step`]s say and files what came of it.
 //!
 //! # States of an operation, by its sequence
-//! unseen → *queued* → *running* (one at a time) → *decided* (its answer is kept) → *acknowledged* (forgotten). One that arrives again
-//! while queued or running joins the first; one that is decided is answered with the first answer; one that is acknowledged is refused.
+//! unseen → *queued* → *running* (one at a time) → *decided* (its answer is kept) → *acknowledged*
+//! (forgotten). One that arrives again while queued or running joins the first; one that is decided
+//! is answered with the first answer; one that is acknowledged is refused.
 //!
 //! # Invariants
-//! - **In order.** What is decided is all of `1..next`, until an `End` has arrived. The turn of an `End` comes at once, also past
-//!   numbers that never arrived: whatever they were, they can no longer matter.
-//! - **No hole.** A number that is refused is decided, in its turn, with the refusal; else later ones would wait for it for ever. Where
-//!   even the refusal finds no room the queue is *broken*, and takes in nothing but an `End`.
-//! - **In time.** A lock's time-out counts from its arrival. One whose time is up before its turn is answered then; it keeps its place
-//!   in the order, and is decided with that answer.
-//! - **Kept until acknowledged.** An answer is never dropped before its client has it. So what is taken in is what bounds memory: an
-//!   operation weighs as much as it and its answer can come to, until it is decided; from then on its answer weighs what it takes.
-//! - [`kept_bytes`](TxnQueue::kept_bytes) is the sum of the weights of all that is queued or decided and not acknowledged.
-//! - **Closed is closed.** A sequence in `undone` is never granted: a call that runs is cancelled, one that is queued or comes later is
-//!   refused, and a grant that was filed is taken back in the `Undo`'s turn.
-//! - **Numbered by one side.** Either the client numbers the operations of a transaction, or the service does, in the order in which they
-//!   arrive. Of those nobody can ask for the answer again, so none is kept.
-//! - **Only what a call added is taken back**, less what a later call was told it holds (`relied_on`): that call's answer would else
-//!   become untrue. It goes when the last of those calls is taken back too; once one of them was
-//!   acknowledged, it stays until the transaction ends.
+//! - **In order.** What is decided is all of `1..next`, until an `End` has arrived. The turn of an
+//!   `End` comes at once, also past numbers that never arrived: whatever they were, they can no
+//!   longer matter.
+//! - **No hole.** A number that is refused is decided, in its turn, with the refusal; else later
+//!   ones would wait for it for ever. Where even the refusal finds no room the queue is *broken*,
+//!   and takes in nothing but an `End`.
+//! - **In time.** A lock's time-out counts from its arrival. One whose time is up before its turn
+//!   is answered then; it keeps its place in the order, and is decided with that answer.
+//! - **Kept until acknowledged.** An answer is never dropped before its client has it. So what is
+//!   taken in is what bounds memory: an operation weighs as much as it and its answer can come to,
+//!   until it is decided; from then on its answer weighs what it takes.
+//! - [`kept_bytes`](TxnQueue::kept_bytes) is the sum of the weights of all that is queued or
+//!   decided and not acknowledged.
+//! - **Closed is closed.** A sequence in `undone` is never granted: a call that runs is cancelled,
+//!   one that is queued or comes later is refused, and a grant that was filed is taken back in the
+//!   `Undo`'s turn.
+//! - **Numbered by one side.** Either the client numbers the operations of a transaction, or the
+//!   service does, in the order in which they arrive. Of those nobody can ask for the answer again,
+//!   so none is kept.
+//! - **Only what a call added is taken back**, less what a later call was told it holds
+//!   (`relied_on`): that call's answer would else become untrue. It goes when the last of those
+//!   calls is taken back too; once one of them was acknowledged, it stays until the transaction
+//!   ends.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -38,7 +47,8 @@ use crate::service::txn::TxnRecord;
 use crate::service::{Answer, Granted, LockSpec, Operation};
 use crate::table::Grant;
 
-/// Most callers that wait for one operation's answer: its first sender, and those who sent it again.
+/// Most callers that wait for one operation's answer: its first sender, and those who sent it
+/// again.
 const JOINED_MAX: usize = 16;
 
 /// Comparing more pairs than this is not worth the time: then all of it is kept.
@@ -59,12 +69,15 @@ pub(in crate::service) struct TxnQueue {
     decided: BTreeMap<u64, Decided>,
     /// What `queue`, `decided` and `relied_on` weigh.
     kept_bytes: usize,
-    /// Sequences that were taken back, in whatever state they were. Forgotten once they are decided and acknowledged.
+    /// Sequences that were taken back, in whatever state they were. Forgotten once they are decided
+    /// and acknowledged.
     undone: BTreeSet<u64>,
-    /// What unacknowledged grants name beyond what they added: it was held already, perhaps by an earlier call that may yet be taken back.
+    /// What unacknowledged grants name beyond what they added: it was held already, perhaps by an
+    /// earlier call that may yet be taken back.
     relied_on: BTreeMap<u64, Relied>,
     running: bool,
-    /// The running call was cancelled by [`cancel`](Self::cancel): no `Undo` will come to take its grant back.
+    /// The running call was cancelled by [`cancel`](Self::cancel): no `Undo` will come to take its
+    /// grant back.
     cancelled: bool,
     /// Ends the wait of the running call.
     cancel: Option<oneshot::Sender<()>>,
@@ -135,14 +148,16 @@ pub(in crate::service) struct Relied {
 
 impl Relied {
     /// What `granted` says is held although it did not add it, if it is anything. `items` are what
-    /// was asked for. What it upgraded is not among them: an upgrade stands without what it lies on.
+    /// was asked for. What it upgraded is not among them: an upgrade stands without what it lies
+    /// on.
     pub(in crate::service) fn of(granted: &Granted, items: &[LockItem]) -> Option<Self> {
         let (table, changes) = (granted.grant.bind.id, &granted.grant.changes);
         if changes.len() >= items.len() {
             return None;
         }
         let changed: HashSet<&LockItem> = changes.iter().map(|change| &change.item).collect();
-        let items: Arc<[LockItem]> = items.iter().filter(|item| !changed.contains(item)).cloned().collect();
+        let items: Arc<[LockItem]> =
+            items.iter().filter(|item| !changed.contains(item)).cloned().collect();
         (!items.is_empty()).then_some(Self { table, items })
     }
 }
@@ -152,8 +167,8 @@ impl Relied {
 pub(in crate::service) enum Taken {
     /// It was decided before: this was its answer.
     Decided(Result<Answer>),
-    /// Its answer will come here. If `run`, nobody runs the queue, and it is to be run. If `behind`, it is new and its turn comes later:
-    /// a lock is to be [timed](TxnQueue::time).
+    /// Its answer will come here. If `run`, nobody runs the queue, and it is to be run. If
+    /// `behind`, it is new and its turn comes later: a lock is to be [timed](TxnQueue::time).
     Queued { answer: oneshot::Receiver<Result<Answer>>, run: bool, behind: bool },
 }
 
@@ -211,7 +226,8 @@ impl TxnQueue {
 
     /// The sequence of an operation whose client gives it none (0), or gives it `sequence`.
     ///
-    /// Fails with `InvalidArgument` if the transaction's operations were numbered by the other side before.
+    /// Fails with `InvalidArgument` if the transaction's operations were numbered by the other side
+    /// before.
     pub(in crate::service) fn number(&mut self, sequence: u64) -> Result<u64> {
         let by = if sequence == 0 { NumberedBy::Service } else { NumberedBy::Client };
         if *self.numbered_by.get_or_insert(by) != by {
@@ -221,7 +237,8 @@ impl TxnQueue {
             )
             .with("sequence", sequence));
         }
-        let next = self.queue.last_key_value().map_or(self.next, |(last, _)| last.saturating_add(1));
+        let next =
+            self.queue.last_key_value().map_or(self.next, |(last, _)| last.saturating_add(1));
         Ok(if sequence == 0 { next } else { sequence })
     }
 
@@ -251,7 +268,8 @@ impl TxnQueue {
             if let Some(error) = &queued.expired {
                 return Ok(Taken::Decided(Err(error.clone())));
             }
-            // A replay of something that is still to be decided joins it. Those whose connection is gone do not count.
+            // A replay of something that is still to be decided joins it. Those whose connection is
+            // gone do not count.
             queued.waiting.retain(|sender| !sender.is_closed());
             if queued.waiting.len() >= JOINED_MAX {
                 return Err(Error::new(
@@ -287,9 +305,13 @@ impl TxnQueue {
         Ok(Taken::Queued { answer, run, behind: !run })
     }
 
-    /// Has an operation that stands behind others watched by a timer, if it is a lock. The timer is to call
-    /// [`expire`](Self::expire); it ends with the operation's turn.
-    pub(in crate::service) fn time(&mut self, sequence: u64, timer: impl FnOnce(&LockSpec) -> Timer) {
+    /// Has an operation that stands behind others watched by a timer, if it is a lock. The timer is
+    /// to call [`expire`](Self::expire); it ends with the operation's turn.
+    pub(in crate::service) fn time(
+        &mut self,
+        sequence: u64,
+        timer: impl FnOnce(&LockSpec) -> Timer,
+    ) {
         if let Some(queued) = self.queue.get_mut(&sequence)
             && let Some(Operation::Lock(spec)) = &queued.operation
         {
@@ -297,8 +319,8 @@ impl TxnQueue {
         }
     }
 
-    /// The time of a lock is up: unless its turn has come, it is refused with `error` in its turn, and whoever waits for its answer
-    /// is told now.
+    /// The time of a lock is up: unless its turn has come, it is refused with `error` in its turn,
+    /// and whoever waits for its answer is told now.
     pub(in crate::service) fn expire(&mut self, sequence: u64, error: Error) -> Vec<Waiting> {
         let Some(queued) = self.queue.get_mut(&sequence) else { return Vec::new() };
         if !matches!(queued.operation, Some(Operation::Lock(_))) {
@@ -312,39 +334,47 @@ impl TxnQueue {
     /// The first answer of an operation that was decided.
     fn decided_before(&self, sequence: u64) -> Result<Result<Answer>> {
         match self.decided.get(&sequence).map(|decided| &decided.answer) {
-            Some(answer) if self.undone.contains(&sequence) => Ok(answer.clone().and(Err(rolled_back()))),
+            Some(answer) if self.undone.contains(&sequence) => {
+                Ok(answer.clone().and(Err(rolled_back())))
+            }
             Some(answer) => Ok(answer.clone()),
             None if self.ending => Err(rolled_back()),
-            None => {
-                Err(Error::new(ErrorKind::InvalidArgument, "this operation was answered, and its answer acknowledged")
-                    .with("sequence", sequence))
-            }
+            None => Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "this operation was answered, and its answer acknowledged",
+            )
+            .with("sequence", sequence)),
         }
     }
 
-    /// Bounds what is kept. An operation that finds no room takes its place all the same and is refused in its turn, else what follows
-    /// would wait for it for ever. `Undo`s have as much room again, and an `End` is always taken in: it makes room.
+    /// Bounds what is kept. An operation that finds no room takes its place all the same and is
+    /// refused in its turn, else what follows would wait for it for ever. `Undo`s have as much room
+    /// again, and an `End` is always taken in: it makes room.
     fn admit(&mut self, sequence: u64, operation: Operation, room: Room) -> Result<Operation> {
-        let (ops, bytes) = (self.queue.len() + self.decided.len(), self.kept_bytes + room.bytes_of_others);
-        let full = |times: usize| {
-            if ops >= room.ops_max.saturating_mul(times) {
-                Some(Error::new(
+        let (ops, bytes) =
+            (self.queue.len() + self.decided.len(), self.kept_bytes + room.bytes_of_others);
+        let full =
+            |times: usize| {
+                if ops >= room.ops_max.saturating_mul(times) {
+                    Some(Error::new(
                     ErrorKind::ResourceExhausted,
-                    "too many operations of one transaction are queued or unacknowledged: wait for answers and acknowledge them",
+                    "too many operations of one transaction are queued or unacknowledged: wait \
+                        for answers and acknowledge them",
                 )
                 .with("limit", room.ops_max))
-            } else if bytes >= room.bytes_max.saturating_mul(times) {
-                Some(
-                    Error::new(
-                        ErrorKind::ResourceExhausted,
-                        "too much of one session is queued or unacknowledged: wait for answers and acknowledge them",
+                } else if bytes >= room.bytes_max.saturating_mul(times) {
+                    Some(
+                        Error::new(
+                            ErrorKind::ResourceExhausted,
+                            "too much of one session is queued or unacknowledged: wait for answers \
+                            and acknowledge them",
+                        )
+                        .with("limit_bytes", room.bytes_max),
                     )
-                    .with("limit_bytes", room.bytes_max),
-                )
-            } else {
-                None
-            }
-        };
+                } else {
+                    None
+                }
+            };
         if matches!(operation, Operation::End { .. }) && !self.ending {
             return Ok(operation);
         }
@@ -354,12 +384,16 @@ impl TxnQueue {
             return Err(exhausted);
         }
         match operation {
-            Operation::Undo { sequence: undone } if undone >= sequence => Ok(Operation::Refuse(Error::new(
-                ErrorKind::InvalidArgument,
-                "only an earlier operation of the transaction can be taken back",
-            ))),
+            Operation::Undo { sequence: undone } if undone >= sequence => {
+                Ok(Operation::Refuse(Error::new(
+                    ErrorKind::InvalidArgument,
+                    "only an earlier operation of the transaction can be taken back",
+                )))
+            }
             Operation::Undo { .. } => Ok(operation),
-            Operation::Lock(_) => Ok(full(1).or(room.exhausted).map_or(operation, Operation::Refuse)),
+            Operation::Lock(_) => {
+                Ok(full(1).or(room.exhausted).map_or(operation, Operation::Refuse))
+            }
             operation => Ok(full(1).map_or(operation, Operation::Refuse)),
         }
     }
@@ -368,10 +402,11 @@ impl TxnQueue {
     pub(in crate::service) fn acknowledge(&mut self, acked: u64) {
         let (relied_on, undone) = (&self.relied_on, &self.undone);
         self.decided.retain(|sequence, decided| {
-            // What of a grant that was taken back was kept for later calls goes with the last of them.
+            // What of a grant that was taken back was kept for later calls goes with the last of
+            // them.
             let mut later = relied_on.range(sequence + 1..).filter(|(at, _)| !undone.contains(at));
-            let kept =
-                *sequence > acked || undone.contains(sequence) && later.next().is_some_and(|(at, _)| *at > acked);
+            let kept = *sequence > acked
+                || undone.contains(sequence) && later.next().is_some_and(|(at, _)| *at > acked);
             if !kept {
                 self.kept_bytes -= decided.bytes;
             }
@@ -379,10 +414,12 @@ impl TxnQueue {
         });
         self.relied_on.retain(|decided, _| *decided > acked);
         let (next, decided) = (self.next, &self.decided);
-        self.undone.retain(|undone| *undone > acked || *undone >= next || decided.contains_key(undone));
+        self.undone
+            .retain(|undone| *undone > acked || *undone >= next || decided.contains_key(undone));
     }
 
-    /// Cancels an operation that waits, for its locks or for its turn, as if it had been taken back.
+    /// Cancels an operation that waits, for its locks or for its turn, as if it had been taken
+    /// back.
     pub(in crate::service) fn cancel(&mut self, sequence: u64) {
         if self.queue.contains_key(&sequence) {
             self.cancelled |= self.running && self.next == sequence;
@@ -400,17 +437,20 @@ impl TxnQueue {
 
     fn cancel_running(&mut self) {
         if let Some(cancel) = self.cancel.take() {
-            // The call may have been decided at this very moment; then its answer stands until the Undo takes its turn.
+            // The call may have been decided at this very moment; then its answer stands until the
+            // Undo takes its turn.
             let _ = cancel.send(());
         }
     }
 
-    /// The operation whose turn it is, and what to do for it. `None` if it has not arrived: the queue is to be run again when
-    /// [`take_in`](Self::take_in) says so.
+    /// The operation whose turn it is, and what to do for it. `None` if it has not arrived: the
+    /// queue is to be run again when [`take_in`](Self::take_in) says so.
     pub(in crate::service) fn step(&mut self) -> Option<(u64, Step)> {
         // What has not arrived before an `End` can no longer matter: it is passed over.
-        let sequence = if self.ending { self.queue.keys().next().copied() } else { Some(self.next) };
-        let Some((sequence, queued)) = sequence.and_then(|at| Some((at, self.queue.get_mut(&at)?))) else {
+        let sequence =
+            if self.ending { self.queue.keys().next().copied() } else { Some(self.next) };
+        let Some((sequence, queued)) = sequence.and_then(|at| Some((at, self.queue.get_mut(&at)?)))
+        else {
             self.running = false;
             return None;
         };
@@ -419,16 +459,24 @@ impl TxnQueue {
         let step = match queued.operation.take() {
             // Cannot be: an operation is taken once, and then filed.
             None => Step::Refuse(Error::new(ErrorKind::Internal, "an operation was run twice")),
-            Some(Operation::Lock(_)) if self.ending || self.undone.contains(&sequence) => Step::Refuse(rolled_back()),
+            Some(Operation::Lock(_)) if self.ending || self.undone.contains(&sequence) => {
+                Step::Refuse(rolled_back())
+            }
             Some(Operation::Lock(spec)) => {
                 let (cancel, cancelled) = oneshot::channel();
                 self.cancel = Some(cancel);
-                // Without an earlier grant that can still be taken back, which is the usual case, there is nothing to remember.
-                let earlier = self.decided.values().any(|decided| matches!(decided.answer, Ok(Answer::Locked(_))));
+                // Without an earlier grant that can still be taken back, which is the usual case,
+                // there is nothing to remember.
+                let earlier = self
+                    .decided
+                    .values()
+                    .any(|decided| matches!(decided.answer, Ok(Answer::Locked(_))));
                 let items = earlier.then(|| Arc::from(spec.items.as_slice()));
                 Step::Lock { spec, arrived: queued.arrived, items, cancelled }
             }
-            Some(Operation::Unlock { table, items, commit_ts }) => Step::Unlock(table, items, commit_ts),
+            Some(Operation::Unlock { table, items, commit_ts }) => {
+                Step::Unlock(table, items, commit_ts)
+            }
             Some(Operation::End { commit_ts }) => Step::End(commit_ts),
             Some(Operation::Refuse(why)) => Step::Refuse(why),
             Some(Operation::Undo { sequence }) => self.roll_back(sequence),
@@ -440,13 +488,17 @@ impl TxnQueue {
         match self.decided.get(&sequence).map(|decided| &decided.answer) {
             None => Step::Refuse(Error::new(
                 ErrorKind::InvalidArgument,
-                "the operation to take back was acknowledged, or never was: release its keys instead",
+                "the operation to take back was acknowledged, or never was: release its keys \
+                    instead",
             )),
             Some(Ok(Answer::Locked(_))) => {
-                // What it relied on may have been kept for it alone of grants that were taken back before.
+                // What it relied on may have been kept for it alone of grants that were taken back
+                // before.
                 let relies = self.relied_on.contains_key(&sequence);
                 let before = self.undone.range(..sequence).filter(|_| relies);
-                Step::TakeBack(before.chain([&sequence]).filter_map(|at| self.with_relied(*at)).collect())
+                Step::TakeBack(
+                    before.chain([&sequence]).filter_map(|at| self.with_relied(*at)).collect(),
+                )
             }
             Some(_) => Step::Done,
         }
@@ -455,7 +507,8 @@ impl TxnQueue {
     /// A grant, and what later calls that were not taken back rely on.
     fn with_relied(&self, sequence: u64) -> Option<(Grant, Vec<Relied>)> {
         let Ok(Answer::Locked(granted)) = &self.decided.get(&sequence)?.answer else { return None };
-        let later = self.relied_on.range(sequence + 1..).filter(|(at, _)| !self.undone.contains(at));
+        let later =
+            self.relied_on.range(sequence + 1..).filter(|(at, _)| !self.undone.contains(at));
         Some((granted.grant.clone(), later.map(|(_, relied)| relied.clone()).collect()))
     }
 
@@ -478,8 +531,9 @@ impl TxnQueue {
             bytes += weight::of_items(&relied.items);
             self.relied_on.insert(sequence, relied);
         }
-        // The call is decided: its canceller has nothing to cancel. (A canceller that was used before the call was polled to its
-        // end left it to whoever ran the call; the answer then says so.)
+        // The call is decided: its canceller has nothing to cancel. (A canceller that was used
+        // before the call was polled to its end left it to whoever ran the call; the answer then
+        // says so.)
         self.cancel = None;
         let mut waiting = Vec::new();
         if let Some(queued) = self.queue.remove(&sequence) {
@@ -497,23 +551,29 @@ impl TxnQueue {
         Filed { result, waiting, given_back }
     }
 
-    /// Everybody who waits for an answer that will not come. The wait of a running call ends with this too: its canceller is dropped.
+    /// Everybody who waits for an answer that will not come. The wait of a running call ends with
+    /// this too: its canceller is dropped.
     pub(in crate::service) fn into_waiting(self) -> impl Iterator<Item = Waiting> {
         self.queue.into_values().flat_map(|queued| queued.waiting)
     }
 }
 
-/// Leaves out of what is to be taken back the items that a later call of the transaction was told it
-/// holds: what another was granted is not this call's any more. They go when that is taken back, or with
-/// the transaction's end. May take a while: not to be called under a lock.
+/// Leaves out of what is to be taken back the items that a later call of the transaction was told
+/// it holds: what another was granted is not this call's any more. They go when that is taken back,
+/// or with the transaction's end. May take a while: not to be called under a lock.
 pub(in crate::service) fn keep_relied_on(grant: &mut Grant, later: &[Relied]) {
     for relied in later.iter().filter(|relied| relied.table == grant.bind.id) {
         let too_many = grant.changes.len().saturating_mul(relied.items.len()) > RELIED_PAIRS_MAX;
-        grant.changes.retain(|change| !too_many && !relied.items.iter().any(|item| item.overlaps(&change.item)));
+        grant.changes.retain(|change| {
+            !too_many && !relied.items.iter().any(|item| item.overlaps(&change.item))
+        });
     }
 }
 
 /// The answer to a call that was taken back before it was decided.
 pub(in crate::service) fn rolled_back() -> Error {
-    Error::new(ErrorKind::Cancelled, "the call was taken back, or its transaction ended, before it was decided")
+    Error::new(
+        ErrorKind::Cancelled,
+        "the call was taken back, or its transaction ended, before it was decided",
+    )
 }

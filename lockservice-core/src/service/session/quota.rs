@@ -31,7 +31,8 @@ pub struct QuotaSettings {
 impl Default for QuotaSettings {
     /// No bounds.
     fn default() -> Self {
-        let (sessions_max, ops_max, kept_bytes_max, calls_max) = (usize::MAX, usize::MAX, usize::MAX, usize::MAX);
+        let (sessions_max, ops_max, kept_bytes_max, calls_max) =
+            (usize::MAX, usize::MAX, usize::MAX, usize::MAX);
         Self { sessions_max, ops_max, kept_bytes_max, calls_max }
     }
 }
@@ -63,7 +64,8 @@ impl Quota {
         std::iter::successors(Some(self), |quota| quota.parent.as_deref())
     }
 
-    /// Takes one more session in. Fails with `ResourceExhausted` at a bound; then nothing is charged.
+    /// Takes one more session in. Fails with `ResourceExhausted` at a bound; then nothing is
+    /// charged.
     fn add_session(&self) -> Result<()> {
         self.add(1, |quota| (&quota.sessions, quota.settings.sessions_max))
             .map_err(|full| full.exhausted("sessions", "close some", full.settings.sessions_max))
@@ -77,7 +79,9 @@ impl Quota {
     pub fn open_call(self: &Arc<Self>, releases: bool) -> Result<OpenCall> {
         let times = if releases { 2 } else { 1 };
         self.add(1, |quota| (&quota.calls, quota.settings.calls_max.saturating_mul(times)))
-            .map_err(|full| full.exhausted("open calls", "wait for answers", full.settings.calls_max))?;
+            .map_err(|full| {
+                full.exhausted("open calls", "wait for answers", full.settings.calls_max)
+            })?;
         Ok(OpenCall { quota: Arc::clone(self) })
     }
 
@@ -104,7 +108,8 @@ impl Quota {
     }
 
     fn exhausted(&self, what: &str, remedy: &str, most: usize) -> Error {
-        let sentence = format!("too many {what} {} at once: {remedy}, or raise the server's limit", self.of);
+        let sentence =
+            format!("too many {what} {} at once: {remedy}, or raise the server's limit", self.of);
         Error::new(ErrorKind::ResourceExhausted, sentence).with("limit", most)
     }
 }
@@ -146,10 +151,9 @@ impl CallMemory {
     pub fn grow_to(&mut self, bytes: usize) -> Result<()> {
         let more = bytes.saturating_sub(self.bytes);
         let kept = |quota: &'_ Quota| quota.settings.kept_bytes_max;
-        self.call
-            .quota
-            .add(more, |quota| (&quota.kept_bytes, kept(quota)))
-            .map_err(|full| full.exhausted("bytes of messages and operations", "send less at a time", kept(full)))?;
+        self.call.quota.add(more, |quota| (&quota.kept_bytes, kept(quota))).map_err(|full| {
+            full.exhausted("bytes of messages and operations", "send less at a time", kept(full))
+        })?;
         self.bytes += more;
         Ok(())
     }
@@ -191,8 +195,8 @@ impl Charge {
 
     /// Fails with `ResourceExhausted` if there is no room for one more operation.
     ///
-    /// Sessions ask beside each other, so that each may be let in that finds the last place: the bounds
-    /// are exceeded by one operation for each at most.
+    /// Sessions ask beside each other, so that each may be let in that finds the last place: the
+    /// bounds are exceeded by one operation for each at most.
     pub(crate) fn check_room(&self) -> Result<()> {
         for quota in self.quotas() {
             let QuotaSettings { ops_max, kept_bytes_max, .. } = quota.settings;
@@ -222,7 +226,11 @@ impl Charge {
         for quota in self.quotas() {
             let most = quota.settings.kept_bytes_max;
             if quota.kept_bytes.load(Relaxed).saturating_add(bytes) > most {
-                return Err(quota.exhausted("bytes of frames and operations", "send less at a time", most));
+                return Err(quota.exhausted(
+                    "bytes of frames and operations",
+                    "send less at a time",
+                    most,
+                ));
             }
         }
         self.quotas().for_each(|quota| change(&quota.kept_bytes, 0, bytes));
@@ -230,8 +238,8 @@ impl Charge {
         Ok(())
     }
 
-    /// A frame of `bytes` that was held is no longer in memory. Does nothing for a session that ended
-    /// meanwhile: its charge was given back whole.
+    /// A frame of `bytes` that was held is no longer in memory. Does nothing for a session that
+    /// ended meanwhile: its charge was given back whole.
     pub(crate) fn let_go_of(&mut self, bytes: usize) {
         let bytes = bytes.min(self.frame_bytes);
         self.quotas().for_each(|quota| change(&quota.kept_bytes, bytes, 0));
@@ -274,8 +282,10 @@ mod tests {
     fn what_is_charged_to_one_is_charged_to_those_above_and_given_back_with_the_session() {
         let node = Quota::new("of the node", QuotaSettings::default(), None);
         let address = Quota::new("of one address", QuotaSettings::default(), None);
-        let one = Quota::new("of one connection", QuotaSettings::default(), Some(Arc::clone(&address)));
-        let two = Quota::new("of one connection", QuotaSettings::default(), Some(Arc::clone(&address)));
+        let one =
+            Quota::new("of one connection", QuotaSettings::default(), Some(Arc::clone(&address)));
+        let two =
+            Quota::new("of one connection", QuotaSettings::default(), Some(Arc::clone(&address)));
         let mut first = session(&one, &node).expect("room");
         let mut second = session(&two, &node).expect("room");
         first.set(3, 100);
@@ -316,7 +326,9 @@ mod tests {
         second.check_room().expect("room");
         second.set(1, 10);
         for charge in [&first, &second] {
-            assert!(charge.check_room().expect_err("full").to_string().contains("operations under way"));
+            assert!(
+                charge.check_room().expect_err("full").to_string().contains("operations under way")
+            );
         }
         second.set(0, 70);
         first.hold(10).expect("room");
@@ -332,14 +344,19 @@ mod tests {
     fn calls_and_the_memory_of_their_messages_are_bounded_and_given_back_with_them() {
         let bounds = QuotaSettings { calls_max: 2, ..bounded(9, 9, 100) };
         let address = Quota::new("of one address", bounds, None);
-        let one = Quota::new("of one connection", QuotaSettings::default(), Some(Arc::clone(&address)));
-        let other = Quota::new("of one connection", QuotaSettings::default(), Some(Arc::clone(&address)));
+        let one =
+            Quota::new("of one connection", QuotaSettings::default(), Some(Arc::clone(&address)));
+        let other =
+            Quota::new("of one connection", QuotaSettings::default(), Some(Arc::clone(&address)));
         let calls = [&one, &other].map(|quota| Arc::new(quota.open_call(false).expect("room")));
         let refused = one.open_call(false).expect_err("full");
         assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
         assert!(refused.to_string().contains("open calls of one address"), "{refused}");
         let releases = [one.open_call(true), one.open_call(true)];
-        assert!(releases.iter().all(Result::is_ok) && one.open_call(true).is_err(), "as many again");
+        assert!(
+            releases.iter().all(Result::is_ok) && one.open_call(true).is_err(),
+            "as many again"
+        );
         drop(releases);
 
         let [mut first, mut second] = calls.each_ref().map(OpenCall::memory);

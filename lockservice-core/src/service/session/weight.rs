@@ -1,5 +1,5 @@
-//! About how much memory it takes to keep an operation of a session, or its answer. Estimates: heap blocks of names, which are shared,
-//! and the slack of collections are left to the constant.
+//! About how much memory it takes to keep an operation of a session, or its answer. Estimates: heap
+//! blocks of names, which are shared, and the slack of collections are left to the constant.
 
 use std::ops::Bound;
 
@@ -8,7 +8,8 @@ use crate::key::{Key, LockItem};
 use crate::service::{Answer, Operation};
 use crate::table::ItemGrant;
 
-/// What every operation takes, whatever it does: its places in the queue's maps, who waits for it, its answer without items.
+/// What every operation takes, whatever it does: its places in the queue's maps, who waits for it,
+/// its answer without items.
 pub(in crate::service) const OPERATION: usize = 512;
 
 /// Keys up to this length lie in their items.
@@ -35,9 +36,12 @@ pub(in crate::service) fn of_operation(operation: &Operation) -> usize {
 pub(in crate::service) fn of_answer(answer: &Result<Answer, Error>) -> usize {
     OPERATION
         + match answer {
-            Ok(Answer::Locked(granted)) => {
-                granted.grant.changes.iter().map(|change| size_of::<ItemGrant>() + keys(&change.item)).sum()
-            }
+            Ok(Answer::Locked(granted)) => granted
+                .grant
+                .changes
+                .iter()
+                .map(|change| size_of::<ItemGrant>() + keys(&change.item))
+                .sum(),
             Ok(Answer::Done { .. }) => 0,
             Err(why) => of_error(why),
         }
@@ -51,9 +55,13 @@ pub(in crate::service) fn of_items(items: &[LockItem]) -> usize {
 /// The cycle of a deadlock can be long, and so can the key that is not free.
 fn of_error(error: &Error) -> usize {
     let cycle = error.deadlock().unwrap_or_default();
-    let edges = cycle.iter().map(|edge| size_of_val(edge) + edge.item.len() + edge.label.len() + edge.client.len());
+    let edges = cycle
+        .iter()
+        .map(|edge| size_of_val(edge) + edge.item.len() + edge.label.len() + edge.client.len());
     edges.sum::<usize>()
-        + error.blocker().map_or(0, |at| size_of_val(at) + keys(&at.item) + at.label.len() + at.client.len())
+        + error
+            .blocker()
+            .map_or(0, |at| size_of_val(at) + keys(&at.item) + at.label.len() + at.client.len())
 }
 
 fn keys(item: &LockItem) -> usize {

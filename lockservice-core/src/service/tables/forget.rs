@@ -5,8 +5,8 @@
 //!
 //! 1. [`Tables::leave`] takes the table out of those that are owned, if nothing in it is locked,
 //!    waited for or asked for. Calls that come from here on stand in the table's line.
-//! 2. [`ServiceInner::settle_release`] has the allocator forget the table. As long as it is not known
-//!    whether that has happened, the table is not served.
+//! 2. [`ServiceInner::settle_release`] has the allocator forget the table. As long as it is not
+//!    known whether that has happened, the table is not served.
 //! 3. If it was forgotten, the engine drops that version for ever, and whoever stands in the line
 //!    has the name bound anew: to another table. If it surely was not, the table is served as
 //!    before.
@@ -63,7 +63,9 @@ impl Tables {
     fn leave(&self, engine: &LockEngine, table: &TableRef, version: Option<BindVersion>) -> Leave {
         let mut lines = self.lines.lock();
         let mut owned = self.owned.write();
-        let Some(bind) = owned.get(table).filter(|bind| version.is_none_or(|version| version == bind.version)) else {
+        let Some(bind) =
+            owned.get(table).filter(|bind| version.is_none_or(|version| version == bind.version))
+        else {
             return lines.standing_in(table).map_or(Leave::NotOwned, Leave::Standing);
         };
         let mut usage = engine.usage(bind.id, bind.version);
@@ -74,7 +76,9 @@ impl Tables {
             return Leave::InUse(usage);
         }
         match owned.remove(table) {
-            Some(bind) => Leave::Leaving(Leaving { bind, deserted: lines.open(table), served: true }),
+            Some(bind) => {
+                Leave::Leaving(Leaving { bind, deserted: lines.open(table), served: true })
+            }
             None => Leave::NotOwned,
         }
     }
@@ -115,7 +119,11 @@ impl ServiceInner {
         loop {
             let slice = self.engine.idle_tables(after, SLICE, self.parts.clock.now(), idle);
             for (table, version) in slice.idle {
-                let Leave::Leaving(leaving) = self.tables.leave(&self.engine, &table, Some(version)) else { continue };
+                let Leave::Leaving(leaving) =
+                    self.tables.leave(&self.engine, &table, Some(version))
+                else {
+                    continue;
+                };
                 if releases.len() >= RELEASES_MAX {
                     drop(releases.join_next().await);
                 }
@@ -169,7 +177,8 @@ impl ServiceInner {
     pub(in crate::service) async fn settle_release(&self, bind: &Bind) -> Result<()> {
         let (mut pause, mut unknown) = (RETRY_FIRST, false);
         loop {
-            let release = self.parts.allocator.release_table(self.id, self.nonce, &bind.table, bind.version);
+            let release =
+                self.parts.allocator.release_table(self.id, self.nonce, &bind.table, bind.version);
             match release.await {
                 Ok(released) => {
                     self.observe(released.at);
@@ -187,7 +196,8 @@ impl ServiceInner {
                         tracing::warn!(
                             table = %bind.table,
                             error = ?e,
-                            "it is not known whether a table was forgotten: it is not served until that is settled"
+                            "it is not known whether a table was forgotten: it is not served \
+                                until that is settled"
                         );
                     }
                 }
@@ -237,10 +247,11 @@ impl LockService {
         inner.observe(answer.at);
         match answer.outcome {
             ForgetOutcome::Forgotten => Ok(()),
-            ForgetOutcome::Unknown => {
-                Err(Error::new(ErrorKind::TableNotFound, "there is no such table: correct its name")
-                    .with("table", table))
-            }
+            ForgetOutcome::Unknown => Err(Error::new(
+                ErrorKind::TableNotFound,
+                "there is no such table: correct its name",
+            )
+            .with("table", table)),
             // It was granted to a call that had gone before the answer came.
             ForgetOutcome::Owned(owned) if owned.bind.owner == inner.id => {
                 match inner.tables.leave_unserved(owned.bind) {
@@ -254,7 +265,11 @@ impl LockService {
                 Err(Error::new(ErrorKind::NotOwner, "another node owns the table: ask that one")
                     .with("table", table)
                     .with("owner", &owned.node)
-                    .with_detail(Detail::Owner { service: owned.bind.owner, node: owned.node, address: owned.address }))
+                    .with_detail(Detail::Owner {
+                        service: owned.bind.owner,
+                        node: owned.node,
+                        address: owned.address,
+                    }))
             }
         }
     }
@@ -266,12 +281,15 @@ fn in_use(table: &TableRef, usage: Usage) -> Error {
         (0, 0) => "it is just being bound or forgotten".to_owned(),
         (0, calls) => format!("{calls} of its calls wait or are under way"),
         (items, 0) => format!("{items} of its rows and ranges are locked"),
-        (items, calls) => format!("{items} of its rows and ranges are locked or waited for, and {calls} calls wait"),
+        (items, calls) => format!(
+            "{items} of its rows and ranges are locked or waited for, and {calls} calls wait"
+        ),
     };
     Error::new(
         ErrorKind::TableInUse,
         format!(
-            "the table is in use, {what}: `lockservice locks {} --group {}` lists them; try again when they are gone",
+            "the table is in use, {what}: `lockservice locks {} --group {}` lists them; try again \
+                when they are gone",
             table.name, table.group
         ),
     )

@@ -10,8 +10,8 @@
 //! 3. It makes the calls at the engine in the order of the line ([`Lines::next`]). Only when nobody
 //!    is left in it does the table count as owned, so that no later call comes in ahead.
 //!
-//! A table that is being forgotten has a line too: [`forget`](crate::service::tables::forget) opens it, and starts a
-//! binder when it is known that the table is gone, if anybody stands in it then.
+//! A table that is being forgotten has a line too: [`forget`](crate::service::tables::forget) opens
+//! it, and starts a binder when it is known that the table is gone, if anybody stands in it then.
 //!
 //! # Invariants
 //! - A table is owned or has a line, not both; a line has a binder, or one who forgets its table.
@@ -119,7 +119,12 @@ impl Lines {
     ///
     /// Fails with what keeps the table from being bound for a call that may not wait, and with
     /// `ResourceExhausted` if `most` calls stand in lines.
-    pub(in crate::service) fn join(&mut self, table: &TableRef, waiter: Waiter, most: usize) -> Result<Joined> {
+    pub(in crate::service) fn join(
+        &mut self,
+        table: &TableRef,
+        waiter: Waiter,
+        most: usize,
+    ) -> Result<Joined> {
         if let Some(line) = self.lines.get(table)
             && waiter.asked.wait == WaitPolicy::NoWait
             && let Some(refusal) = &line.refusal
@@ -154,7 +159,12 @@ impl Lines {
     }
 
     /// A call gives up, if it still stands there. Answers why it did not get the table by `now`.
-    pub(in crate::service) fn leave(&mut self, table: &TableRef, place: u64, now: Time) -> Option<Error> {
+    pub(in crate::service) fn leave(
+        &mut self,
+        table: &TableRef,
+        place: u64,
+        now: Time,
+    ) -> Option<Error> {
         let line = self.lines.get_mut(table)?;
         let waiter = line.waiting.remove(&place)?;
         self.waiting -= 1;
@@ -165,11 +175,13 @@ impl Lines {
             (Some(refusal), WaitPolicy::Wait) => refusal.in_time(table, now),
             (Some(refusal), WaitPolicy::NoWait) => refusal.at_once(table, now),
             (None, WaitPolicy::Wait) => {
-                Error::new(ErrorKind::Timeout, "binding the table took too long: try again").with("table", table)
+                Error::new(ErrorKind::Timeout, "binding the table took too long: try again")
+                    .with("table", table)
             }
             (None, WaitPolicy::NoWait) => Error::new(
                 ErrorKind::Unavailable,
-                "the table is not bound yet and the allocator does not answer: try again, or wait for the lock",
+                "the table is not bound yet and the allocator does not answer: try again, or wait \
+                    for the lock",
             )
             .with("table", table),
         })
@@ -178,8 +190,10 @@ impl Lines {
     /// The table cannot be bound now. The calls that may not wait are answered so, the others stay.
     pub(in crate::service) fn refused(&mut self, table: &TableRef, error: &Error, now: Time) {
         let Some(line) = self.lines.get_mut(table) else { return };
-        let refusal = Refusal { error: error.clone(), until: error.retry_after().map(|after| now + after) };
-        let impatient = line.waiting.iter().filter(|(_, waiter)| waiter.asked.wait == WaitPolicy::NoWait);
+        let refusal =
+            Refusal { error: error.clone(), until: error.retry_after().map(|after| now + after) };
+        let impatient =
+            line.waiting.iter().filter(|(_, waiter)| waiter.asked.wait == WaitPolicy::NoWait);
         for place in impatient.map(|(place, _)| *place).collect::<Vec<_>>() {
             let Some(waiter) = line.waiting.remove(&place) else { continue };
             self.waiting -= 1;
@@ -208,7 +222,8 @@ impl Lines {
         self.lines.get(table).is_some_and(|line| line.owner.is_some())
     }
 
-    /// Takes the first call out of a line, and whether it has waited. `None` if nobody stands there.
+    /// Takes the first call out of a line, and whether it has waited. `None` if nobody stands
+    /// there.
     pub(in crate::service) fn next(&mut self, table: &TableRef) -> Option<(Waiter, bool)> {
         let line = self.lines.get_mut(table)?;
         let (_, waiter) = line.waiting.pop_first()?;
@@ -234,7 +249,8 @@ impl Lines {
         true
     }
 
-    /// Those who wait for a table, or for one table, in the order of the lines: at most `most` of those after the place `after`.
+    /// Those who wait for a table, or for one table, in the order of the lines: at most `most` of
+    /// those after the place `after`.
     pub(in crate::service) fn standing(
         &self,
         only: Option<&TableRef>,
@@ -247,8 +263,12 @@ impl Lines {
             (None, None) => self.lines.range::<TableRef, _>(..),
         };
         let places = lines.flat_map(|(table, line)| {
-            let from = after.filter(|(last, _)| last == table).map_or(Bound::Unbounded, |(_, at)| Bound::Excluded(*at));
-            line.waiting.range((from, Bound::Unbounded)).map(move |(place, waiter)| (table, line, *place, waiter))
+            let from = after
+                .filter(|(last, _)| last == table)
+                .map_or(Bound::Unbounded, |(_, at)| Bound::Excluded(*at));
+            line.waiting
+                .range((from, Bound::Unbounded))
+                .map(move |(place, waiter)| (table, line, *place, waiter))
         });
         let standing = places.take(most).filter_map(|(table, line, place, waiter)| {
             let owner = line.owner.as_ref();
@@ -257,7 +277,10 @@ impl Lines {
                 item: waiter.asked.items.first()?.clone(),
                 mode: waiter.asked.mode,
                 waiter: waiter.asked.txn,
-                holder: TxnId { origin: owner.map_or_else(ServiceId::default, |owner| owner.service), counter: 0 },
+                holder: TxnId {
+                    origin: owner.map_or_else(ServiceId::default, |owner| owner.service),
+                    counter: 0,
+                },
                 held_item: LockItem::Range(KeyRange::whole_table()),
                 granted: owner.is_some(),
                 since: waiter.asked.since,
@@ -272,7 +295,9 @@ impl Refusal {
     /// What a call is told that may not wait.
     fn at_once(&self, table: &TableRef, now: Time) -> Error {
         match self.until {
-            Some(until) if self.error.kind() == ErrorKind::Reassigning => reassigning(table, until.remaining(now)),
+            Some(until) if self.error.kind() == ErrorKind::Reassigning => {
+                reassigning(table, until.remaining(now))
+            }
             _ => Error::new(
                 ErrorKind::Unavailable,
                 "no allocator can bind the table now: try again, or wait for the lock",
@@ -285,14 +310,18 @@ impl Refusal {
     /// What a call is told that has waited in vain.
     fn in_time(&self, table: &TableRef, now: Time) -> Error {
         let Some(until) = self.until else {
-            return Error::new(ErrorKind::Timeout, "no allocator could bind the table in time: try again")
-                .with("table", table)
-                .with_source(self.error.clone());
+            return Error::new(
+                ErrorKind::Timeout,
+                "no allocator could bind the table in time: try again",
+            )
+            .with("table", table)
+            .with_source(self.error.clone());
         };
         let left = until.remaining(now);
         Error::new(
             ErrorKind::Timeout,
-            "the wait ended before the lease of the table's last owner, who may still be at work: try again \
+            "the wait ended before the lease of the table's last owner, who may still be at work: \
+             try again \
              when that must have run out",
         )
         .with("table", table)

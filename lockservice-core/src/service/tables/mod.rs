@@ -24,8 +24,8 @@ const TOKENS_LOW: u64 = 1 << 19;
 /// The binds that this service owns.
 #[derive(Debug, Default)]
 pub(crate) struct Tables {
-    /// Installed in the engine, and current as long as this incarnation lives: a bind leaves a live incarnation only by its
-    /// acknowledged release (B5).
+    /// Installed in the engine, and current as long as this incarnation lives: a bind leaves a live
+    /// incarnation only by its acknowledged release (B5).
     pub(in crate::service) owned: RwLock<HashMap<TableRef, Arc<Bind>>>,
     /// Who waits for a table to be bound here. `owned` is locked inside.
     pub(in crate::service) lines: Mutex<Lines>,
@@ -45,7 +45,8 @@ impl Tables {
         Some(WaitsFor::Table { last_owner: last_owner.map(|owner| (owner.service, owner.node)) })
     }
 
-    /// Those who wait for a table, or for one table, to be bound here: the next ones after `after`, at most `most`.
+    /// Those who wait for a table, or for one table, to be bound here: the next ones after `after`,
+    /// at most `most`.
     pub(in crate::service) fn standing(
         &self,
         only: Option<&TableRef>,
@@ -130,9 +131,13 @@ impl ServiceInner {
 
     /// Binds a table for those who stand in its line, and hands it over to them in their order.
     ///
-    /// It ends with the line: when the table is bound, when it is refused for a reason that does not
-    /// pass, when the service stops serving, or when nobody waits any more.
-    pub(in crate::service) async fn bind_for_line(self: &Arc<Self>, table: &TableRef, deserted: &Notify) {
+    /// It ends with the line: when the table is bound, when it is refused for a reason that does
+    /// not pass, when the service stops serving, or when nobody waits any more.
+    pub(in crate::service) async fn bind_for_line(
+        self: &Arc<Self>,
+        table: &TableRef,
+        deserted: &Notify,
+    ) {
         let mut pause = RETRY_FIRST;
         loop {
             let outcome = tokio::select! {
@@ -208,20 +213,30 @@ impl ServiceInner {
         let bound = self.parts.allocator.bind(self.id, table).await?;
         self.observe(bound.at);
         if bound.bind.owner != self.id {
-            return Err(Error::new(ErrorKind::NotOwner, "another node owns the table: ask that one")
-                .with("table", table)
-                .with("owner", &bound.node)
-                .with_detail(Detail::Owner { service: bound.bind.owner, node: bound.node, address: bound.address }));
+            return Err(Error::new(
+                ErrorKind::NotOwner,
+                "another node owns the table: ask that one",
+            )
+            .with("table", table)
+            .with("owner", &bound.node)
+            .with_detail(Detail::Owner {
+                service: bound.bind.owner,
+                node: bound.node,
+                address: bound.address,
+            }));
         }
         // C5: a snapshot that was begun before now may be older than the last owner's last commit.
-        let installed = self.engine.install(bound.bind.clone(), bound.tokens, Some(self.parts.clock.now()));
+        let installed =
+            self.engine.install(bound.bind.clone(), bound.tokens, Some(self.parts.clock.now()));
         if let Err(e) = installed {
             if e.kind() == ErrorKind::BindChanged {
                 // B5: this version may have been served. It is given up, and the next one asked
                 // for.
                 self.settle_release(&bound.bind).await?;
                 let message = "an earlier bind of the table was given up first: try again";
-                return Err(Error::new(ErrorKind::Unavailable, message).with("table", table).with_source(e));
+                return Err(Error::new(ErrorKind::Unavailable, message)
+                    .with("table", table)
+                    .with_source(e));
             }
             return Err(e);
         }
@@ -246,7 +261,8 @@ impl ServiceInner {
         }
         let (inner, bind) = (Arc::clone(self), Arc::clone(bind));
         self.spawn(async move {
-            // A store that cannot be written holds up only the calls that need a token from it; they end by their deadlines.
+            // A store that cannot be written holds up only the calls that need a token from it;
+            // they end by their deadlines.
             let mut pause = RETRY_FIRST;
             loop {
                 match inner.parts.allocator.reserve_tokens(inner.id, bind.id, bind.version).await {
@@ -255,11 +271,14 @@ impl ServiceInner {
                         inner.engine.add_tokens(bind.id, bind.version, reserved.tokens);
                         break;
                     }
-                    Err(e) if matches!(e.kind(), ErrorKind::BindChanged | ErrorKind::LeaseLost) => break,
+                    Err(e) if matches!(e.kind(), ErrorKind::BindChanged | ErrorKind::LeaseLost) => {
+                        break;
+                    }
                     // Nothing is granted any more.
                     Err(_) if inner.is_sealed() => break,
                     Err(e) => {
-                        tracing::warn!(table = %bind.table, error = ?e, "no new fencing tokens; trying again");
+                        tracing::warn!(table = %bind.table, error = ?e, "no new fencing tokens; \
+                            trying again");
                         inner.pause(pause).await;
                         pause = (pause * 2).min(RETRY_MOST);
                     }
@@ -273,10 +292,12 @@ impl ServiceInner {
 pub(crate) const RETRY_FIRST: std::time::Duration = std::time::Duration::from_millis(50);
 pub(crate) const RETRY_MOST: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// How long a call that may not wait waits for the allocator's word about a table that is not bound.
+/// How long a call that may not wait waits for the allocator's word about a table that is not
+/// bound.
 const ASK_MAX: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// True for a failure of a bind that ends with a lease, with the election of a leader, or when the store answers again.
+/// True for a failure of a bind that ends with a lease, with the election of a leader, or when the
+/// store answers again.
 fn passes(error: &Error) -> bool {
     matches!(
         error.kind(),

@@ -1,4 +1,5 @@
-//! Which validating transactions of this incarnation are alive, and what the allocator is told of them (C4).
+//! Which validating transactions of this incarnation are alive, and what the allocator is told of
+//! them (C4).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use crate::id::{Epoch, TxnId};
 use crate::service::{Phase, ServiceInner};
 use crate::sync::Mutex;
 
-/// How many transactions the allocator is told of before they begin, so that none waits for that. It is told again when half of
-/// them have begun.
+/// How many transactions the allocator is told of before they begin, so that none waits for that.
+/// It is told again when half of them have begun.
 const AHEAD: u64 = 1 << 16;
 
 /// How often the allocator is told, if there is news and nothing is urgent.
@@ -23,10 +24,12 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 /// The numbers of an incarnation's transactions, and which of the validating ones are alive.
 #[derive(Debug)]
 pub(crate) struct LiveTxns {
-    /// The next number, for transactions of either kind. ORDERING: `Relaxed`, for only uniqueness matters; a validating
-    /// transaction takes its number under `validating`, which orders it for whoever looks there.
+    /// The next number, for transactions of either kind. ORDERING: `Relaxed`, for only uniqueness
+    /// matters; a validating transaction takes its number under `validating`, which orders it for
+    /// whoever looks there.
     next: AtomicU64,
-    /// The numbers of those that are alive, or are being ended. Locked for one change or look, with nothing.
+    /// The numbers of those that are alive, or are being ended. Locked for one change or look, with
+    /// nothing.
     validating: Mutex<BTreeSet<u64>>,
     /// The end that the allocator was told. A hint: it only wakes the reporter.
     told_end: AtomicU64,
@@ -69,9 +72,13 @@ impl LiveTxns {
     /// Which validating transactions can be alive, now and for the next [`AHEAD`].
     fn range(&self) -> TxnRange {
         let validating = self.validating.lock();
-        // Under the lock: no validating transaction has a number that is neither in the set nor at least this.
+        // Under the lock: no validating transaction has a number that is neither in the set nor at
+        // least this.
         let next = self.next.load(Ordering::Relaxed);
-        TxnRange { floor: validating.first().copied().unwrap_or(next), end: next.saturating_add(AHEAD) }
+        TxnRange {
+            floor: validating.first().copied().unwrap_or(next),
+            end: next.saturating_add(AHEAD),
+        }
     }
 }
 
@@ -88,7 +95,8 @@ impl OriginTxns for LiveTxns {
     }
 }
 
-/// Tells the allocator which transactions can be alive, until the service is sealed or gives its lease up.
+/// Tells the allocator which transactions can be alive, until the service is sealed or gives its
+/// lease up.
 pub(crate) async fn report(inner: Arc<ServiceInner>) {
     let mut phase = inner.phase.subscribe();
     let mut observed: Option<(TxnRange, Epoch)> = None;
@@ -124,7 +132,8 @@ pub(crate) async fn report(inner: Arc<ServiceInner>) {
             // Whoever renews the lease finds out the same.
             Some(Err(e)) if e.kind() == ErrorKind::LeaseLost => return,
             Some(Err(e)) => {
-                tracing::debug!(error = ?e, "cannot tell the allocator which transactions are alive; trying again");
+                tracing::debug!(error = ?e, "cannot tell the allocator which transactions are \
+                    alive; trying again");
                 inner.pause(pause).await;
                 pause = (pause * 2).min(crate::service::tables::RETRY_MOST);
                 continue;
@@ -158,7 +167,10 @@ mod tests {
         assert_eq!(live.range(), TxnRange { floor: 1, end: 5 + AHEAD });
         live.end(txn(3));
         assert_eq!(live.range().floor, 1);
-        assert_eq!([1, 3, 5].map(|number| live.life(number)), [TxnLife::Alive, TxnLife::Over, TxnLife::NotBegun]);
+        assert_eq!(
+            [1, 3, 5].map(|number| live.life(number)),
+            [TxnLife::Alive, TxnLife::Over, TxnLife::NotBegun]
+        );
         live.end(txn(1));
         assert_eq!(live.range().floor, 4, "one that does not validate does not count");
         live.end(txn(4));

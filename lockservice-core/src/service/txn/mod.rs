@@ -1,4 +1,5 @@
-//! Transactions: one lock call at a time, checked again before it is answered, and ended exactly once.
+//! Transactions: one lock call at a time, checked again before it is answered, and ended exactly
+//! once.
 
 pub(in crate::service) mod live;
 pub(in crate::service) mod waits;
@@ -13,7 +14,9 @@ use crate::id::{TableRef, TxnId};
 use crate::key::LockItem;
 use crate::service::session::Renewals;
 use crate::service::tables::line::{Asked, Handed};
-use crate::service::{ANCESTORS_MAX, Granted, LockService, LockSpec, Promise, ServiceInner, TxnOptions};
+use crate::service::{
+    ANCESTORS_MAX, Granted, LockService, LockSpec, Promise, ServiceInner, TxnOptions,
+};
 use crate::sync::Mutex;
 use crate::table::Grant;
 
@@ -44,10 +47,11 @@ impl TxnRecord {
     fn check_active(&self) -> Result<()> {
         match *self.state.lock() {
             TxnPhase::Active => Ok(()),
-            TxnPhase::Closing | TxnPhase::Ended => {
-                Err(Error::new(ErrorKind::TxnNotFound, "the transaction has ended: start a new one")
-                    .with("txn", self.id))
-            }
+            TxnPhase::Closing | TxnPhase::Ended => Err(Error::new(
+                ErrorKind::TxnNotFound,
+                "the transaction has ended: start a new one",
+            )
+            .with("txn", self.id)),
         }
     }
 }
@@ -61,9 +65,12 @@ impl ServiceInner {
     ) -> Result<Arc<TxnRecord>> {
         self.check_serving()?;
         if options.label.len() > LABEL_BYTES_MAX {
-            return Err(Error::new(ErrorKind::InvalidArgument, "a transaction's label is too long: shorten it")
-                .with("bytes", options.label.len())
-                .with("limit", LABEL_BYTES_MAX));
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "a transaction's label is too long: shorten it",
+            )
+            .with("bytes", options.label.len())
+            .with("limit", LABEL_BYTES_MAX));
         }
         let id = TxnId::new(self.id, self.live.begin(options.validates), options.validates);
         let record = Arc::new(TxnRecord {
@@ -77,11 +84,16 @@ impl ServiceInner {
         Ok(record)
     }
 
-    /// Locks, and answers only what still holds at the moment of the answer. `began` is when the call arrived: from then its time-out
-    /// counts, and then its snapshot was as old as it says.
+    /// Locks, and answers only what still holds at the moment of the answer. `began` is when the
+    /// call arrived: from then its time-out counts, and then its snapshot was as old as it says.
     ///
     /// Cancel safe: dropped before it is ready, it leaves the transaction's locks as they were.
-    pub(crate) async fn lock(self: &Arc<Self>, txn: &TxnRecord, spec: LockSpec, began: Time) -> Result<Granted> {
+    pub(crate) async fn lock(
+        self: &Arc<Self>,
+        txn: &TxnRecord,
+        spec: LockSpec,
+        began: Time,
+    ) -> Result<Granted> {
         self.check_serving()?;
         txn.check_active()?;
         let snapshot = spec.snapshot_age.map(|age| began - hi(age));
@@ -92,12 +104,14 @@ impl ServiceInner {
             )
             .with("most", ANCESTORS_MAX));
         }
-        // One absolute deadline for everything that the call waits for: its turn, the bind, the queue, a token.
+        // One absolute deadline for everything that the call waits for: its turn, the bind, the
+        // queue, a token.
         let deadline = self.deadline(&spec, began);
         let LockSpec { table, items, mode, wait, timeout, ancestors, .. } = spec;
         let asked = Asked { txn: txn.id, ancestors, items, mode, wait, since: began };
         let Handed { bind, mut call, waited } = self.hand_over(&table, asked, deadline).await?;
-        // The transaction may have ended before the call was in the engine, where its end would have found it.
+        // The transaction may have ended before the call was in the engine, where its end would
+        // have found it.
         txn.check_active()?;
         let outcome = match self.until(deadline, &mut call).await {
             Some(outcome) => outcome,
@@ -126,7 +140,9 @@ impl ServiceInner {
     /// An error of the engine with the names of those that it tells of.
     fn with_names(&self, mut error: Error) -> Error {
         match error.detail_mut() {
-            Some(Detail::Blocked(blocker)) => (blocker.label, blocker.client) = self.names(blocker.txn),
+            Some(Detail::Blocked(blocker)) => {
+                (blocker.label, blocker.client) = self.names(blocker.txn)
+            }
             Some(Detail::Deadlock(cycle)) => {
                 for edge in cycle {
                     (edge.label, edge.client) = self.names(edge.waiter);
@@ -139,7 +155,10 @@ impl ServiceInner {
 
     /// The label and the client that operators know a transaction by.
     pub(crate) fn names(&self, txn: TxnId) -> (String, String) {
-        self.txns.get(&txn).map(|record| (record.label.clone(), record.client.clone())).unwrap_or_default()
+        self.txns
+            .get(&txn)
+            .map(|record| (record.label.clone(), record.client.clone()))
+            .unwrap_or_default()
     }
 
     /// What the client of a transaction left running when it went; empty unless it said so.
@@ -157,14 +176,19 @@ impl ServiceInner {
     pub(crate) fn timed_out(&self, table: &TableRef, asked: Option<Duration>) -> Error {
         let waited = self.parts.settings.wait(asked);
         if asked.is_some_and(|asked| asked <= waited) {
-            return Error::new(ErrorKind::Timeout, "the lock was not to be had in time: try again, or give up")
-                .with("table", table)
-                .with("waited", format!("{waited:?}"));
+            return Error::new(
+                ErrorKind::Timeout,
+                "the lock was not to be had in time: try again, or give up",
+            )
+            .with("table", table)
+            .with("waited", format!("{waited:?}"));
         }
-        // Asked again it would wait as long again: whoever wants more than that must know why it got less.
+        // Asked again it would wait as long again: whoever wants more than that must know why it
+        // got less.
         let error = Error::new(
             ErrorKind::Timeout,
-            "the lock was not to be had within the longest wait that the server allows: try again, or have its setting \
+            "the lock was not to be had within the longest wait that the server allows: try \
+             again, or have its setting \
              wait_ms_max raised",
         )
         .with("table", table)
@@ -175,10 +199,12 @@ impl ServiceInner {
         }
     }
 
-    /// Incident 1 of `peers.md`: a waiter must not be answered after the promise under it has lapsed. So lease and transaction are
-    /// looked at once more, after the grant and before the answer; what lapses after that is covered by the promise that the answer carries.
+    /// Incident 1 of `peers.md`: a waiter must not be answered after the promise under it has
+    /// lapsed. So lease and transaction are looked at once more, after the grant and before the
+    /// answer; what lapses after that is covered by the promise that the answer carries.
     fn still_good(&self, txn: &TxnRecord, grant: &Grant, now: Time) -> Result<Granted> {
-        // The end of a transaction marks it first and releases then, so a grant that came in between is seen here.
+        // The end of a transaction marks it first and releases then, so a grant that came in
+        // between is seen here.
         let still = txn.check_active().and_then(|()| self.promise(txn.session.as_deref()));
         match still {
             Ok(promise) => {
@@ -192,7 +218,8 @@ impl ServiceInner {
         }
     }
 
-    /// The shortest promise on which a lock of this node rests (P1): the lease, and what is left of the session's.
+    /// The shortest promise on which a lock of this node rests (P1): the lease, and what is left of
+    /// the session's.
     pub(crate) fn promise(&self, session: Option<&Renewals>) -> Result<Promise> {
         let lease = self.lease_remaining()?;
         let Some(session) = session else { return Ok(Promise { guard: lease }) };
@@ -200,7 +227,8 @@ impl ServiceInner {
             Some(left) => Ok(Promise { guard: lease.min(left) }),
             None => Err(Error::new(
                 ErrorKind::SessionLost,
-                "the session was not renewed in time: stop the protected work and open a new session",
+                "the session was not renewed in time: stop the protected work and open a new \
+                    session",
             )),
         }
     }
@@ -217,7 +245,8 @@ impl ServiceInner {
         bind.map_or(0, |bind| self.engine.unlock(txn.id, bind.id, items, commit_ts))
     }
 
-    /// Ends a transaction whose owner says so, and answers how many items that released. Idempotent.
+    /// Ends a transaction whose owner says so, and answers how many items that released.
+    /// Idempotent.
     pub(crate) fn end(&self, txn: &TxnRecord, commit_ts: Option<u64>) -> usize {
         *txn.state.lock() = TxnPhase::Ended;
         // C4: nobody may commit any more what the next holder is about to change.
@@ -228,7 +257,8 @@ impl ServiceInner {
         released
     }
 
-    /// Ends transactions whose owner is gone: those that validate are first made unable to commit (C4), the others are released at once.
+    /// Ends transactions whose owner is gone: those that validate are first made unable to commit
+    /// (C4), the others are released at once.
     pub(crate) fn abandon(self: &Arc<Self>, txns: Vec<Arc<TxnRecord>>) {
         let mut validating = Vec::new();
         for txn in txns {
@@ -236,7 +266,8 @@ impl ServiceInner {
             match was {
                 TxnPhase::Ended => *txn.state.lock() = TxnPhase::Ended,
                 TxnPhase::Closing => {}
-                // Sealed, this incarnation grants nothing more, and the allocator fences all its transactions at once (C4).
+                // Sealed, this incarnation grants nothing more, and the allocator fences all its
+                // transactions at once (C4).
                 TxnPhase::Active if txn.id.validates() && !self.is_sealed() => {
                     self.engine.cancel_wait(txn.id);
                     validating.push(txn);
@@ -263,7 +294,8 @@ impl ServiceInner {
         let mut pause = crate::service::tables::RETRY_FIRST;
         while !txns.is_empty() {
             if self.is_sealed() {
-                // As in `abandon`: nothing is granted here any more, and nobody would end this task.
+                // As in `abandon`: nothing is granted here any more, and nobody would end this
+                // task.
                 txns.iter().for_each(|txn| self.force_end(txn));
                 return;
             }
@@ -272,22 +304,26 @@ impl ServiceInner {
                 Ok(answer) => {
                     self.observe(answer.at);
                     for (txn, e) in &answer.failed {
-                        tracing::warn!(%txn, error = ?e, "cannot make a transaction unable to commit; trying again");
+                        tracing::warn!(%txn, error = ?e, "cannot make a transaction unable to \
+                            commit; trying again");
                     }
                     let over: HashSet<TxnId> = answer.tombstoned.into_iter().collect();
-                    let (fenced, rest): (Vec<_>, Vec<_>) = txns.into_iter().partition(|txn| over.contains(&txn.id));
+                    let (fenced, rest): (Vec<_>, Vec<_>) =
+                        txns.into_iter().partition(|txn| over.contains(&txn.id));
                     txns = rest;
                     for txn in &fenced {
                         self.force_end(txn);
                     }
-                    // Their tombstones go with the floor of this incarnation, which rises past them now (C4).
+                    // Their tombstones go with the floor of this incarnation, which rises past them
+                    // now (C4).
                     if txns.is_empty() {
                         return;
                     }
                 }
                 // An error means that it is not known whether they can commit: no lock is released.
                 Err(e) => {
-                    tracing::warn!(error = ?e, "cannot make transactions of a lost session unable to commit; trying again")
+                    tracing::warn!(error = ?e, "cannot make transactions of a lost session unable \
+                        to commit; trying again")
                 }
             }
             self.pause(pause).await;
@@ -296,9 +332,11 @@ impl ServiceInner {
     }
 }
 
-/// A transaction of an embedder: it lives as long as this handle, and rests on the service's lease alone.
+/// A transaction of an embedder: it lives as long as this handle, and rests on the service's lease
+/// alone.
 ///
-/// Dropping it abandons it: if it said that it would validate, it is first made unable to commit, then released.
+/// Dropping it abandons it: if it said that it would validate, it is first made unable to commit,
+/// then released.
 #[derive(Debug)]
 #[must_use = "dropping a transaction releases its locks"]
 pub struct Txn {
@@ -313,7 +351,8 @@ pub struct Txn {
 impl LockService {
     /// Begins a transaction of an embedder, one that belongs to no session.
     ///
-    /// Fails with `ShuttingDown` or `LeaseLost` if the service no longer serves, `ResourceExhausted` at the limit of transactions.
+    /// Fails with `ShuttingDown` or `LeaseLost` if the service no longer serves,
+    /// `ResourceExhausted` at the limit of transactions.
     pub fn begin(&self, options: TxnOptions) -> Result<Txn> {
         let began = self.inner.parts.clock.now();
         let record = self.inner.begin(&options, None, "")?;
@@ -327,39 +366,45 @@ impl Txn {
         self.record.id
     }
 
-    /// Takes all the locks of `spec`, or none. Calls of one transaction are decided one after the other.
+    /// Takes all the locks of `spec`, or none. Calls of one transaction are decided one after the
+    /// other.
     ///
-    /// A call that does not say how old the transaction's snapshot is says that it was not begun before the transaction.
+    /// A call that does not say how old the transaction's snapshot is says that it was not begun
+    /// before the transaction.
     ///
     /// # Errors
-    /// `Conflict`, `Timeout`: not to be had now; the transaction goes on. `Deadlock`, `BindChanged`, `TxnNotFound`: start a new
-    /// transaction. `Reassigning` (NoWait only): try again after the time it names. `NotOwner`: ask that node. `LeaseLost`,
-    /// `ShuttingDown`: everything held here is, or will be, given away: stop the work. `InvalidArgument`, `ResourceExhausted`: ask for less.
+    /// `Conflict`, `Timeout`: not to be had now; the transaction goes on. `Deadlock`,
+    /// `BindChanged`, `TxnNotFound`: start a new transaction. `Reassigning` (NoWait only): try
+    /// again after the time it names. `NotOwner`: ask that node. `LeaseLost`, `ShuttingDown`:
+    /// everything held here is, or will be, given away: stop the work. `InvalidArgument`,
+    /// `ResourceExhausted`: ask for less.
     ///
     /// # Cancel safety
     /// A dropped call leaves the transaction's locks as they were before it.
     pub async fn lock(&self, mut spec: LockSpec) -> Result<Granted> {
         let now = self.inner.parts.clock.now();
         spec.snapshot_age.get_or_insert_with(|| now.since(self.began));
-        let Some(_turn) = self.inner.until(self.inner.deadline(&spec, now), self.turn.lock()).await else {
+        let Some(_turn) = self.inner.until(self.inner.deadline(&spec, now), self.turn.lock()).await
+        else {
             return Err(self.inner.timed_out(&spec.table, spec.timeout));
         };
         self.inner.lock(&self.record, spec, now).await
     }
 
-    /// Releases chosen rows and ranges, and returns how many; those not held are ignored. `commit_ts` is the timestamp at which what they
-    /// protect was committed, if it was (C5).
+    /// Releases chosen rows and ranges, and returns how many; those not held are ignored.
+    /// `commit_ts` is the timestamp at which what they protect was committed, if it was (C5).
     pub fn unlock(&self, table: &TableRef, items: &[LockItem], commit_ts: Option<u64>) -> usize {
         self.inner.unlock(&self.record, table, items, commit_ts)
     }
 
-    /// Ends the transaction, releases everything, and returns how many rows and ranges that were. `commit_ts` is the timestamp at which
-    /// it committed, if it did (C5).
+    /// Ends the transaction, releases everything, and returns how many rows and ranges that were.
+    /// `commit_ts` is the timestamp at which it committed, if it did (C5).
     pub fn end(self, commit_ts: Option<u64>) -> usize {
         self.inner.end(&self.record, commit_ts)
     }
 
-    /// When the locks that this transaction holds stop being safe, unless the service renews its lease by then.
+    /// When the locks that this transaction holds stop being safe, unless the service renews its
+    /// lease by then.
     ///
     /// Fails with `LeaseLost` or `ShuttingDown` if they no longer are.
     pub fn promise(&self) -> Result<Promise> {
@@ -375,6 +420,7 @@ impl Drop for Txn {
 
 /// The time left until `deadline`, for a timer.
 pub(crate) fn timer(deadline: Time, now: Time) -> Duration {
-    // Tokio's timers cannot be set further ahead than about two years; they only wake, and a wake-up too early is harmless.
+    // Tokio's timers cannot be set further ahead than about two years; they only wake, and a
+    // wake-up too early is harmless.
     deadline.remaining(now).min(Duration::from_secs(86_400))
 }

@@ -1,10 +1,12 @@
-//! [`Waits`]: the lock calls of a session that wait, and when it is to be looked whom they wait for.
+//! [`Waits`]: the lock calls of a session that wait, and when it is to be looked whom they wait
+//! for.
 //!
 //! # Implementation details
-//! A call that is decided at once never gets here. One that is not stands in the schedule until it is
-//! over, so that there are at most as many as the session has transactions. Whoever has the session's
-//! stream takes out those that are due ([`Waits::due`]), looks without a mutex whom each waits for,
-//! and files that ([`Waits::news`]). Nothing is kept of it but what tells it from another holder.
+//! A call that is decided at once never gets here. One that is not stands in the schedule until it
+//! is over, so that there are at most as many as the session has transactions. Whoever has the
+//! session's stream takes out those that are due ([`Waits::due`]), looks without a mutex whom each
+//! waits for, and files that ([`Waits::news`]). Nothing is kept of it but what tells it from
+//! another holder.
 //!
 //! The engine says nothing when those in the way of a waiter change: it would have to look at each
 //! waiter of a row at each release. So each call is looked at again, ever more rarely
@@ -70,7 +72,9 @@ impl From<&WaitsFor> for Whom {
     fn from(waits_for: &WaitsFor) -> Self {
         match waits_for {
             WaitsFor::Txn(blocker) => Self::Txn(blocker.txn, blocker.granted),
-            WaitsFor::Table { last_owner } => Self::Table(last_owner.as_ref().map(|(service, _)| *service)),
+            WaitsFor::Table { last_owner } => {
+                Self::Table(last_owner.as_ref().map(|(service, _)| *service))
+            }
             WaitsFor::Token => Self::Token,
         }
     }
@@ -149,7 +153,8 @@ impl Schedule {
 
     /// True if the call still waits, and whoever listens was told of another one, or of none.
     fn is_news(&mut self, look: &Look, whom: Whom) -> bool {
-        let entry = self.calls.get_mut(&look.number).filter(|entry| entry.look.sequence == look.sequence);
+        let entry =
+            self.calls.get_mut(&look.number).filter(|entry| entry.look.sequence == look.sequence);
         entry.is_some_and(|entry| entry.told.replace(whom) != Some(whom))
     }
 }
@@ -200,8 +205,8 @@ impl WaitNotices {
     /// The calls that have begun to wait, and those that wait for another holder than was told
     /// before: some at least, a bounded number. Those whose holder is not known yet come later.
     ///
-    /// Whether the holder is another is looked after 50 ms, and then after twice as long as the last
-    /// time, up to 30 s.
+    /// Whether the holder is another is looked after 50 ms, and then after twice as long as the
+    /// last time, up to 30 s.
     ///
     /// # Cancel safety
     /// Cancel safe: what is taken out is returned at once.
@@ -230,8 +235,8 @@ impl WaitNotices {
 }
 
 impl ServiceInner {
-    /// What the lock call of a transaction, in `table`, waits for; `None` if it is over, or if that is
-    /// not known.
+    /// What the lock call of a transaction, in `table`, waits for; `None` if it is over, or if that
+    /// is not known.
     fn waits_for(&self, txn: TxnId, table: &TableRef) -> Option<WaitsFor> {
         match self.engine.obstacle(txn) {
             Some(CallObstacle::Lock(mut blocker)) => {

@@ -7,7 +7,8 @@ use super::kit::{Actor, Ask as _, Held, Scene, eventually, exclusive, shared};
 use crate::error::ErrorKind;
 use crate::service::LockSpec;
 
-/// Somebody who holds locks, and asks for more, and to have one more strongly, where the next to the last is not to be had.
+/// Somebody who holds locks, and asks for more, and to have one more strongly, where the next to
+/// the last is not to be had.
 struct Attempt {
     who: Actor,
     /// In the way of the call.
@@ -34,7 +35,8 @@ impl Attempt {
     /// Its lock set is as it was, and nothing that it asked for is in anybody's way.
     async fn is_as_before(&self, scene: &Scene<'_>) {
         let what = format!("{:?}", self.before);
-        eventually(&what, async || scene.held_by(&self.who).await, |held| *held == self.before).await;
+        eventually(&what, async || scene.held_by(&self.who).await, |held| *held == self.before)
+            .await;
         let third = scene.actor("third").await;
         third.gets(exclusive("a [f,h] z")).await;
         third.gets(shared("b")).await;
@@ -45,22 +47,32 @@ impl Attempt {
     }
 }
 
-pub(super) async fn a_call_that_meets_a_conflict_leaves_everything_as_it_was(fixture: &dyn ServiceFixture) {
+pub(super) async fn a_call_that_meets_a_conflict_leaves_everything_as_it_was(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let attempt = Attempt::new(&scene).await;
     attempt.who.may_not(Attempt::call()).await;
-    assert_eq!(scene.held_by(&attempt.who).await, attempt.before, "at once: nobody need wait for it");
+    assert_eq!(
+        scene.held_by(&attempt.who).await,
+        attempt.before,
+        "at once: nobody need wait for it"
+    );
     attempt.is_as_before(&scene).await;
 }
 
-pub(super) async fn a_call_whose_time_is_up_leaves_everything_as_it_was(fixture: &dyn ServiceFixture) {
+pub(super) async fn a_call_whose_time_is_up_leaves_everything_as_it_was(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let attempt = Attempt::new(&scene).await;
     attempt.who.fails(Attempt::call().within(Duration::from_millis(50)), ErrorKind::Timeout).await;
     attempt.is_as_before(&scene).await;
 }
 
-pub(super) async fn a_call_that_is_cancelled_leaves_everything_as_it_was(fixture: &dyn ServiceFixture) {
+pub(super) async fn a_call_that_is_cancelled_leaves_everything_as_it_was(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let attempt = Attempt::new(&scene).await;
     let call = scene.waits(&attempt.who, Attempt::call()).await;
@@ -76,7 +88,9 @@ pub(super) async fn a_call_that_is_cancelled_leaves_everything_as_it_was(fixture
     }
 }
 
-pub(super) async fn a_call_that_is_the_victim_of_a_deadlock_leaves_everything_as_it_was(fixture: &dyn ServiceFixture) {
+pub(super) async fn a_call_that_is_the_victim_of_a_deadlock_leaves_everything_as_it_was(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let attempt = Attempt::new(&scene).await;
     let call = scene.waits(&attempt.who, Attempt::call()).await;
@@ -84,7 +98,9 @@ pub(super) async fn a_call_that_is_the_victim_of_a_deadlock_leaves_everything_as
     let of_other = attempt.other.asks(exclusive("y"));
     call.refused(ErrorKind::Deadlock).await;
     attempt.is_as_before(&scene).await;
-    scene.settles(&scene.holding().await.iter().map(String::as_str).collect::<Vec<_>>(), &["other"]).await;
+    scene
+        .settles(&scene.holding().await.iter().map(String::as_str).collect::<Vec<_>>(), &["other"])
+        .await;
     attempt.who.ends().await;
     of_other.granted().await;
 }
@@ -103,5 +119,8 @@ pub(super) async fn a_call_takes_all_of_its_items_or_waits_for_all(fixture: &dyn
     let grant = of_w.granted().await;
     let held = scene.held_by(&w).await;
     assert_eq!(held.len(), 3);
-    assert!(held.iter().all(|(_, _, token)| *token == grant.token), "one call, one token (F1): {held:?}");
+    assert!(
+        held.iter().all(|(_, _, token)| *token == grant.token),
+        "one call, one token (F1): {held:?}"
+    );
 }

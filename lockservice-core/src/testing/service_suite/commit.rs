@@ -24,7 +24,11 @@ pub(super) async fn a_commit_is_admitted_on_current_binds_only(fixture: &dyn Ser
     refused("an earlier version (C3)", fixture.begin_commit(&stale).await, ErrorKind::BindChanged);
     let mut unknown = request.clone();
     unknown.binds[0].table = table_named("never");
-    refused("a table that was never bound (C3)", fixture.begin_commit(&unknown).await, ErrorKind::BindChanged);
+    refused(
+        "a table that was never bound (C3)",
+        fixture.begin_commit(&unknown).await,
+        ErrorKind::BindChanged,
+    );
     fixture.begin_commit(&request).await.expect("a refusal changes nothing");
 }
 
@@ -38,7 +42,9 @@ pub(super) async fn a_transaction_that_said_it_would_not_validate_is_refused_at_
     scene.is(&["a holds k"], &[]).await;
 }
 
-pub(super) async fn a_transaction_that_has_ended_or_never_was_is_not_admitted(fixture: &dyn ServiceFixture) {
+pub(super) async fn a_transaction_that_has_ended_or_never_was_is_not_admitted(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     // Older, and alive all the time: the floor of the origin stays below it.
     let old = scene.validating("old").await;
@@ -55,10 +61,18 @@ pub(super) async fn a_transaction_that_has_ended_or_never_was_is_not_admitted(fi
         let mut late = request.clone();
         late.attempt = CommitAttempt::new(2);
         for request in [&request, &late] {
-            refused("it has ended (C4)", fixture.begin_commit(request).await, ErrorKind::CannotCommit);
+            refused(
+                "it has ended (C4)",
+                fixture.begin_commit(request).await,
+                ErrorKind::CannotCommit,
+            );
         }
         a.closes().await;
-        refused("so has its session (C4)", fixture.begin_commit(&request).await, ErrorKind::CannotCommit);
+        refused(
+            "so has its session (C4)",
+            fixture.begin_commit(&request).await,
+            ErrorKind::CannotCommit,
+        );
     }
     let mut request = old.commit(&[&kept]);
     fixture.begin_commit(&request).await.expect("it is alive");
@@ -66,7 +80,10 @@ pub(super) async fn a_transaction_that_has_ended_or_never_was_is_not_admitted(fi
         request.txn = TxnId::new(old.id().origin, old.id().number() + ahead, true);
         refused("it never was (C4)", fixture.begin_commit(&request).await, ErrorKind::CannotCommit);
         let answer = fixture.cannot_commit(&[request.txn]).await.expect("an answer");
-        assert_eq!((answer.tombstoned, answer.committing, answer.failed.len()), (vec![], vec![], 1));
+        assert_eq!(
+            (answer.tombstoned, answer.committing, answer.failed.len()),
+            (vec![], vec![], 1)
+        );
     }
 }
 
@@ -88,7 +105,11 @@ pub(super) async fn what_anybody_was_told_can_never_commit_does_not_commit_after
         a.closes().await;
         let next = scene.actor("next").await;
         next.locks(exclusive("k")).await;
-        refused("the next has its row (C4)", fixture.begin_commit(&request).await, ErrorKind::CannotCommit);
+        refused(
+            "the next has its row (C4)",
+            fixture.begin_commit(&request).await,
+            ErrorKind::CannotCommit,
+        );
         for who in [next, old] {
             who.closes().await;
         }
@@ -108,7 +129,10 @@ pub(super) async fn once_anybody_was_told_that_it_is_committing_nothing_more_of_
     assert_eq!(answer.committing, [request.txn]);
     tokio::time::sleep(Duration::from_millis(50)).await;
     let again = fixture.begin_commit(&request).await.expect("what was admitted stands");
-    assert!(again <= first - Duration::from_millis(40), "it was extended: {first:?}, then {again:?}");
+    assert!(
+        again <= first - Duration::from_millis(40),
+        "it was extended: {first:?}, then {again:?}"
+    );
     let mut other = request.clone();
     other.attempt = CommitAttempt::new(2);
     refused("anew (C4)", fixture.begin_commit(&other).await, ErrorKind::CannotCommit);
@@ -123,7 +147,8 @@ pub(super) async fn a_client_that_fell_silent_cannot_keep_its_locks_by_extending
     fixture: &dyn ServiceFixture,
 ) {
     let scene = Scene::new(fixture);
-    let (a, b) = (scene.with_ttl("a", Some(Duration::from_secs(1)), true).await, scene.actor("b").await);
+    let (a, b) =
+        (scene.with_ttl("a", Some(Duration::from_secs(1)), true).await, scene.actor("b").await);
     let grant = a.gets(exclusive("k")).await;
     let mut request = a.commit(&[&grant]);
     request.asked.most = Duration::from_secs(2);

@@ -11,7 +11,8 @@ impl Scene<'_> {
     /// The one of `calls` that is over, and its error. The others wait.
     async fn told(&self, calls: Vec<Call>) -> (usize, Error, Vec<Option<Call>>) {
         let over = async || calls.iter().position(Call::is_over);
-        let told = eventually("one of them is told", over, Option::is_some).await.expect("just seen");
+        let told =
+            eventually("one of them is told", over, Option::is_some).await.expect("just seen");
         assert_eq!(calls.iter().filter(|call| call.is_over()).count(), 1, "exactly one is told");
         let mut calls: Vec<_> = calls.into_iter().map(Some).collect();
         let call = calls[told].take().expect("just seen");
@@ -19,7 +20,9 @@ impl Scene<'_> {
     }
 }
 
-pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_is_told(fixture: &dyn ServiceFixture) {
+pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_is_told(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let mut ring = Vec::new();
     for name in ["a", "b", "c"] {
@@ -27,7 +30,8 @@ pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_is_told(f
         actor.gets(exclusive(name)).await;
         ring.push(actor);
     }
-    // Holds the least, is the youngest, and waits for a member; one who has the queue behind it, and one at its end.
+    // Holds the least, is the youngest, and waits for a member; one who has the queue behind it,
+    // and one at its end.
     let (d, e) = (scene.actor("d").await, scene.actor("e").await);
     let of_d = scene.waits(&d, exclusive("a")).await;
     let mut calls = Vec::new();
@@ -54,7 +58,8 @@ pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_is_told(f
 
     let still = scene.waiting().await.into_iter().collect::<BTreeSet<_>>();
     let all = [&ring[0], &ring[1], &ring[2], &d, &e];
-    let others = all.into_iter().map(|actor| actor.name.clone()).filter(|name| *name != ring[told].name);
+    let others =
+        all.into_iter().map(|actor| actor.name.clone()).filter(|name| *name != ring[told].name);
     assert_eq!(still, others.collect(), "everybody else goes on waiting");
     ring[told].ends().await;
     for freed in [(told + 2) % 3, (told + 1) % 3] {
@@ -65,7 +70,9 @@ pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_is_told(f
     of_e.granted().await;
 }
 
-pub(super) async fn two_sharers_that_upgrade_are_a_deadlock_and_exactly_one_is_told(fixture: &dyn ServiceFixture) {
+pub(super) async fn two_sharers_that_upgrade_are_a_deadlock_and_exactly_one_is_told(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     for what in ["k", "[j,l]"] {
         let pair = [scene.actor("a").await, scene.actor("b").await];
@@ -86,7 +93,9 @@ pub(super) async fn two_sharers_that_upgrade_are_a_deadlock_and_exactly_one_is_t
     }
 }
 
-pub(super) async fn a_cycle_that_another_order_of_the_queue_resolves_aborts_nobody(fixture: &dyn ServiceFixture) {
+pub(super) async fn a_cycle_that_another_order_of_the_queue_resolves_aborts_nobody(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let (a, b, r) = (scene.actor("a").await, scene.actor("b").await, scene.actor("r").await);
     a.gets(exclusive("c")).await;

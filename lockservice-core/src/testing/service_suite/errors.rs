@@ -4,7 +4,9 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use super::fixture::{ServiceFixture, UnparsedItem};
-use super::kit::{Ask as _, Scene, client_of, exclusive, item, refused, shared, table, table_named};
+use super::kit::{
+    Ask as _, Scene, client_of, exclusive, item, refused, shared, table, table_named,
+};
 use crate::error::{Advice, ErrorKind};
 use crate::key::{KEY_BYTES_MAX, LockMode};
 use crate::service::LockSpec;
@@ -30,12 +32,16 @@ pub(super) async fn locks_and_waits_show_who_waits_for_whom(fixture: &dyn Servic
         found.unwrap_or_else(|| panic!("{label} holds {text}: {locks:?}"))
     };
     assert_eq!(locks.len(), 4, "of that table alone: {locks:?}");
-    for (actor, text, mode, token, waiters) in
-        [(&a, "k", LockMode::Exclusive, of_a.token, 2), (&b, "[m,p]", LockMode::Shared, of_b.token, 1)]
-    {
+    for (actor, text, mode, token, waiters) in [
+        (&a, "k", LockMode::Exclusive, of_a.token, 2),
+        (&b, "[m,p]", LockMode::Shared, of_b.token, 1),
+    ] {
         let lock = lock(&actor.name, text);
         assert_eq!((lock.info.mode, lock.info.token, lock.info.txn), (mode, token, actor.id()));
-        assert_eq!((&lock.info.table, &lock.client, lock.info.waiters), (&table(), &client_of(&actor.name), waiters));
+        assert_eq!(
+            (&lock.info.table, &lock.client, lock.info.waiters),
+            (&table(), &client_of(&actor.name), waiters)
+        );
     }
 
     let waits = fixture.waits(Some(&table())).await.expect("a list");
@@ -63,8 +69,11 @@ pub(super) async fn locks_and_waits_show_who_waits_for_whom(fixture: &dyn Servic
             "w waits for k, shared, since k is held by a",
         ]
     );
-    let named = waits.iter().map(|wait| (wait.waiter_label.as_str(), wait.info.waiter, wait.info.holder));
-    let holder = |label: &str| waits.iter().find(|w| w.holder_label == label).expect("in the lines").info.holder;
+    let named =
+        waits.iter().map(|wait| (wait.waiter_label.as_str(), wait.info.waiter, wait.info.holder));
+    let holder = |label: &str| {
+        waits.iter().find(|w| w.holder_label == label).expect("in the lines").info.holder
+    };
     for (label, waiter, _) in named {
         assert_eq!(waiter, if label == "v" { v.id() } else { w.id() });
     }
@@ -80,17 +89,24 @@ pub(super) async fn locks_and_waits_show_who_waits_for_whom(fixture: &dyn Servic
     }
 }
 
-pub(super) async fn an_error_says_what_happened_to_what_and_what_to_do(fixture: &dyn ServiceFixture) {
+pub(super) async fn an_error_says_what_happened_to_what_and_what_to_do(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let (a, b) = (scene.actor("a").await, scene.actor("b").await);
     let grant = a.gets(exclusive("k")).await;
     b.gets(exclusive("l m")).await;
 
     let conflict = b.may_not(exclusive("a k")).await;
-    let timeout = b.fails(shared("[j,l)").within(Duration::from_millis(20)), ErrorKind::Timeout).await;
+    let timeout =
+        b.fails(shared("[j,l)").within(Duration::from_millis(20)), ErrorKind::Timeout).await;
     for error in [&conflict, &timeout] {
         let blocker = error.blocker().expect("who is in the way");
-        assert_eq!((blocker.txn, &blocker.item, blocker.granted), (a.id(), &item("k"), true), "{error}");
+        assert_eq!(
+            (blocker.txn, &blocker.item, blocker.granted),
+            (a.id(), &item("k"), true),
+            "{error}"
+        );
         assert_eq!(blocker.mode, LockMode::Exclusive);
         assert_eq!(
             (blocker.label.as_str(), blocker.client.as_str()),
@@ -103,7 +119,8 @@ pub(super) async fn an_error_says_what_happened_to_what_and_what_to_do(fixture: 
     let deadlock = call.refused(ErrorKind::Deadlock).await;
     of_b.cancelled().await;
     let invalid = b.fails(LockSpec::new(table(), Vec::new()), ErrorKind::InvalidArgument).await;
-    let commit = refused("T1", fixture.begin_commit(&a.commit(&[&grant])).await, ErrorKind::CannotCommit);
+    let commit =
+        refused("T1", fixture.begin_commit(&a.commit(&[&grant])).await, ErrorKind::CannotCommit);
     a.closes().await;
     let closed = a.fails(exclusive("x"), ErrorKind::SessionLost).await;
     for (error, advice) in [
@@ -115,7 +132,10 @@ pub(super) async fn an_error_says_what_happened_to_what_and_what_to_do(fixture: 
         (closed, Advice::NewSession),
     ] {
         assert_eq!(error.advice(), advice, "{error}");
-        assert!(error.message().contains(' ') && error.to_string().starts_with(error.message()), "{error}");
+        assert!(
+            error.message().contains(' ') && error.to_string().starts_with(error.message()),
+            "{error}"
+        );
     }
 }
 
@@ -147,6 +167,9 @@ pub(super) async fn bad_input_is_refused_and_the_transaction_goes_on(fixture: &d
         refused(&shown, fixture.lock_unparsed(&table(), items).await, ErrorKind::InvalidArgument);
     }
     scene.is(&["a holds [c, d]", "a holds a", "a holds b"], &[]).await;
-    let longest = vec![UnparsedItem::Row(vec![b'x'; KEY_BYTES_MAX]), UnparsedItem::Range(included("p"), included("p"))];
+    let longest = vec![
+        UnparsedItem::Row(vec![b'x'; KEY_BYTES_MAX]),
+        UnparsedItem::Range(included("p"), included("p")),
+    ];
     fixture.lock_unparsed(&table(), longest).await.expect("as much as is allowed");
 }

@@ -77,5 +77,8 @@ pub(super) async fn many_at_once_are_never_two_inside(fixture: &dyn ServiceFixtu
     }
     let tokens = tokens.lock();
     assert_eq!(tokens.len(), 80);
-    assert!(tokens.is_sorted_by(|earlier, later| earlier < later), "tokens rise in the order of the grants (F1)");
+    assert!(
+        tokens.is_sorted_by(|earlier, later| earlier < later),
+        "tokens rise in the order of the grants (F1)"
+    );
 }

@@ -18,7 +18,9 @@ pub(super) async fn a_writer_does_not_starve_behind_sharers(fixture: &dyn Servic
     of_b.granted().await;
 }
 
-pub(super) async fn a_range_does_not_starve_behind_rows_nor_a_row_behind_ranges(fixture: &dyn ServiceFixture) {
+pub(super) async fn a_range_does_not_starve_behind_rows_nor_a_row_behind_ranges(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let (a, r, b) = (scene.actor("a").await, scene.actor("r").await, scene.actor("b").await);
     a.gets(exclusive("c")).await;
@@ -71,7 +73,9 @@ pub(super) async fn all_sharers_at_the_head_come_in_together(fixture: &dyn Servi
     of_s4.granted().await;
 }
 
-pub(super) async fn whoever_is_waited_for_goes_ahead_of_those_who_wait(fixture: &dyn ServiceFixture) {
+pub(super) async fn whoever_is_waited_for_goes_ahead_of_those_who_wait(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let (a, b) = (scene.actor("a").await, scene.actor("b").await);
     let (v, w) = (scene.actor("v").await, scene.actor("w").await);
@@ -79,7 +83,8 @@ pub(super) async fn whoever_is_waited_for_goes_ahead_of_those_who_wait(fixture: 
     v.gets(exclusive("x")).await;
     let of_v = scene.waits(&v, exclusive("(,c]")).await;
     let of_w = scene.waits(&w, exclusive("[d,)")).await;
-    // One waits for a, the other for one who does: both would wait for ever if a had to wait behind them.
+    // One waits for a, the other for one who does: both would wait for ever if a had to wait behind
+    // them.
     a.gets(exclusive("b")).await;
     a.gets(exclusive("d [e,f]")).await;
     b.may_not(exclusive("g")).await;

@@ -1,5 +1,5 @@
-//! What the suite needs of a lock service, wherever it runs. What only one side can do, or must be told in its own way, is the fixture's
-//! business.
+//! What the suite needs of a lock service, wherever it runs. What only one side can do, or must be
+//! told in its own way, is the fixture's business.
 
 use std::ops::Bound;
 use std::time::Duration;
@@ -13,18 +13,23 @@ use crate::key::LockItem;
 use crate::service::{LockSpec, LockStatus, Stopped, TxnOptions, WaitStatus};
 use crate::table::Grant;
 
-/// One lock service under test: one node with an allocator over a new store, that owns every table it is asked for.
+/// One lock service under test: one node with an allocator over a new store, that owns every table
+/// it is asked for.
 ///
 /// # Contract
-/// - Timers of tokio and the service's clock go together: both are real, or both are those of a paused runtime.
-/// - Settings are the defaults, but that a stop may give the sessions less time; it gives them some seconds.
+/// - Timers of tokio and the service's clock go together: both are real, or both are those of a
+///   paused runtime.
+/// - Settings are the defaults, but that a stop may give the sessions less time; it gives them some
+///   seconds.
 #[async_trait]
 pub trait ServiceFixture: Send + Sync {
-    /// Opens a session of a client named `client`, which is renewed until it is closed or [falls silent](SessionFixture::fall_silent).
-    /// A client that is silent for `ttl` loses it; the service's default if `None`.
-    async fn session(&self, client: &str, ttl: Option<Duration>) -> Result<Box<dyn SessionFixture>>;
-    /// Asks for an exclusive lock on items that need not make sense, as a client in any language may, in a session and a transaction of
-    /// its own that end with the call. Does not wait.
+    /// Opens a session of a client named `client`, which is renewed until it is closed or
+    /// [falls silent](SessionFixture::fall_silent). A client that is silent for `ttl` loses it; the
+    /// service's default if `None`.
+    async fn session(&self, client: &str, ttl: Option<Duration>)
+    -> Result<Box<dyn SessionFixture>>;
+    /// Asks for an exclusive lock on items that need not make sense, as a client in any language
+    /// may, in a session and a transaction of its own that end with the call. Does not wait.
     async fn lock_unparsed(&self, table: &TableRef, items: Vec<UnparsedItem>) -> Result<()>;
     /// Every lock held; of one table if `table` is given.
     async fn locks(&self, table: Option<&TableRef>) -> Result<Vec<LockStatus>>;
@@ -45,7 +50,8 @@ pub trait ServiceFixture: Send + Sync {
 pub trait SessionFixture: Send + Sync {
     /// Begins a transaction. It may be that the service learns of it only with its first call.
     fn begin(&self, options: TxnOptions) -> Box<dyn TxnFixture>;
-    /// Resolves when the session's locks must no longer be relied on, or the service is about to stop, with the reason.
+    /// Resolves when the session's locks must no longer be relied on, or the service is about to
+    /// stop, with the reason.
     async fn lost(&self) -> Error;
     /// From now on nothing more is heard of the client, as if its machine had been cut off.
     async fn fall_silent(&self);
@@ -58,12 +64,19 @@ pub trait SessionFixture: Send + Sync {
 pub trait TxnFixture: Send + Sync {
     /// Its id, known once a lock was granted, also after its end.
     fn id(&self) -> Option<TxnId>;
-    /// Locks. One call at a time. Dropping the future takes the request back, and what it may have been granted meanwhile, if need be after
-    /// a while.
+    /// Locks. One call at a time. Dropping the future takes the request back, and what it may have
+    /// been granted meanwhile, if need be after a while.
     async fn lock(&self, spec: LockSpec) -> Result<Grant>;
-    /// Releases chosen items, with the timestamp of their commit if there was one; resolves when that is done.
-    async fn unlock(&self, table: &TableRef, items: &[LockItem], commit_ts: Option<u64>) -> Result<()>;
-    /// Ends the transaction; resolves when that is done. No other call is under way. Nothing happens the second time.
+    /// Releases chosen items, with the timestamp of their commit if there was one; resolves when
+    /// that is done.
+    async fn unlock(
+        &self,
+        table: &TableRef,
+        items: &[LockItem],
+        commit_ts: Option<u64>,
+    ) -> Result<()>;
+    /// Ends the transaction; resolves when that is done. No other call is under way. Nothing
+    /// happens the second time.
     async fn end(&self, commit_ts: Option<u64>) -> Result<()>;
 }
 

@@ -1,4 +1,5 @@
-//! What the clauses are written with: actors that lock, calls that wait, and pictures of who holds and who waits.
+//! What the clauses are written with: actors that lock, calls that wait, and pictures of who holds
+//! and who waits.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -16,9 +17,11 @@ use crate::key::{Key, KeyRange, LockItem, LockMode};
 use crate::service::{LockSpec, TxnOptions};
 use crate::table::{Grant, WaitPolicy};
 
-/// How long anything may take that must happen. With a paused clock nobody waits for it; over a network much less is needed.
+/// How long anything may take that must happen. With a paused clock nobody waits for it; over a
+/// network much less is needed.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// A list must be asked for again and again; with a paused clock a timer lets time pass, where a bare loop would stop it.
+/// A list must be asked for again and again; with a paused clock a timer lets time pass, where a
+/// bare loop would stop it.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// The table of nearly every clause.
@@ -113,7 +116,9 @@ impl Actor {
         let shown = format!("{spec:?}");
         match self.txn.lock(spec).await {
             Ok(grant) => grant,
-            Err(e) => panic!("{} was to get what it asks for with {shown}, and not {e:?}", self.name),
+            Err(e) => {
+                panic!("{} was to get what it asks for with {shown}, and not {e:?}", self.name)
+            }
         }
     }
 
@@ -224,7 +229,8 @@ impl Call {
         }
     }
 
-    /// Drops the caller. Answers what became of the call if that was known to it first: then it counts.
+    /// Drops the caller. Answers what became of the call if that was known to it first: then it
+    /// counts.
     pub(super) async fn cancelled_or_over(self) -> Option<Result<Grant>> {
         self.task.abort();
         match self.task.await {
@@ -262,8 +268,14 @@ impl<'a> Scene<'a> {
         self.with_ttl(name, None, true).await
     }
 
-    pub(super) async fn with_ttl(&self, name: &str, ttl: Option<Duration>, validates: bool) -> Actor {
-        let session = self.fixture.session(&client_of(name), ttl).await.expect("the service serves");
+    pub(super) async fn with_ttl(
+        &self,
+        name: &str,
+        ttl: Option<Duration>,
+        validates: bool,
+    ) -> Actor {
+        let session =
+            self.fixture.session(&client_of(name), ttl).await.expect("the service serves");
         Actor::new(name, Arc::from(session), validates)
     }
 
@@ -334,7 +346,11 @@ fn owned(texts: &[&str]) -> Vec<String> {
 }
 
 /// Looks until what is seen `is` right.
-pub(super) async fn eventually<T: Debug>(what: &str, look: impl AsyncFn() -> T, is: impl Fn(&T) -> bool) -> T {
+pub(super) async fn eventually<T: Debug>(
+    what: &str,
+    look: impl AsyncFn() -> T,
+    is: impl Fn(&T) -> bool,
+) -> T {
     let give_up = tokio::time::Instant::now() + PATIENCE;
     loop {
         let seen = look().await;

@@ -1,9 +1,10 @@
 //! The conformance suite of the lock service.
 //!
 //! # Implementation details
-//! A clause is one function whose name is the sentence that it shows. Each gets a service of its own, and has [`CLAUSE_MAX`] to show it.
-//! Clauses tell who holds and who waits from the lists that operators see, which are exact: they are made in one step with the grants.
-//! So that somebody goes on waiting is seen, and no clause waits for nothing to happen.
+//! A clause is one function whose name is the sentence that it shows. Each gets a service of its
+//! own, and has [`CLAUSE_MAX`] to show it. Clauses tell who holds and who waits from the lists that
+//! operators see, which are exact: they are made in one step with the grants. So that somebody goes
+//! on waiting is seen, and no clause waits for nothing to happen.
 
 mod calls;
 mod commit;
@@ -30,7 +31,8 @@ const CLAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Shows what a lock service promises its clients, on services from `make`, each new.
 ///
-/// Needs a tokio runtime with time enabled; it may be paused if the fixture's clock is that of tokio.
+/// Needs a tokio runtime with time enabled; it may be paused if the fixture's clock is that of
+/// tokio.
 ///
 /// # Panics
 /// At the first clause that does not hold.
@@ -114,7 +116,8 @@ where
     }
 }
 
-/// Says which clause it was that did not hold: the panic itself is often raised in what the clauses share.
+/// Says which clause it was that did not hold: the panic itself is often raised in what the clauses
+/// share.
 struct Clause(&'static str);
 
 impl Drop for Clause {

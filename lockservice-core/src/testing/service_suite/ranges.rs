@@ -3,7 +3,9 @@
 use super::fixture::ServiceFixture;
 use super::kit::{Scene, exclusive, shared};
 
-pub(super) async fn a_range_and_a_row_exclude_each_other_exactly_where_the_bounds_say(fixture: &dyn ServiceFixture) {
+pub(super) async fn a_range_and_a_row_exclude_each_other_exactly_where_the_bounds_say(
+    fixture: &dyn ServiceFixture,
+) {
     // In key order. "b\0" is the first key after "b".
     const KEYS: [&str; 7] = ["a", "b", "b\0", "c", "d", "d\0", "e"];
     // A bound, and the first or the last of the keys inside.

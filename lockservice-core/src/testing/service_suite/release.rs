@@ -3,7 +3,9 @@
 use super::fixture::ServiceFixture;
 use super::kit::{Ask as _, Scene, exclusive, shared, table_named};
 
-pub(super) async fn an_unlock_of_chosen_keys_wakes_exactly_those_who_became_compatible(fixture: &dyn ServiceFixture) {
+pub(super) async fn an_unlock_of_chosen_keys_wakes_exactly_those_who_became_compatible(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let (a, b) = (scene.actor("a").await, scene.actor("b").await);
     a.gets(exclusive("x y [p,q]")).await;
@@ -42,7 +44,12 @@ pub(super) async fn an_unlock_of_chosen_keys_tells_the_table_and_those_behind_th
     fixture: &dyn ServiceFixture,
 ) {
     let scene = Scene::new(fixture);
-    let (a, b, c, d) = (scene.actor("a").await, scene.actor("b").await, scene.actor("c").await, scene.actor("d").await);
+    let (a, b, c, d) = (
+        scene.actor("a").await,
+        scene.actor("b").await,
+        scene.actor("c").await,
+        scene.actor("d").await,
+    );
     a.gets(exclusive("x y")).await;
     let of_b = scene.waits(&b, exclusive("x")).await;
     let of_c = scene.waits(&c, exclusive("y")).await;
@@ -100,7 +107,8 @@ pub(super) async fn the_end_of_a_transaction_releases_everything(fixture: &dyn S
         calls.push((scene.waits(&actor, spec).await, actor));
     }
     a.ends().await;
-    let holds = ["other holds q", "w1 holds k", "w2 shares [n, nn]", "w3 holds z", "w4 holds (-∞, +∞)"];
+    let holds =
+        ["other holds q", "w1 holds k", "w2 shares [n, nn]", "w3 holds z", "w4 holds (-∞, +∞)"];
     scene.is(&holds, &["w5"]).await;
     other.ends().await;
     for (call, _) in calls {

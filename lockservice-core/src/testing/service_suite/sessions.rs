@@ -31,7 +31,9 @@ pub(super) async fn a_session_that_is_closed_gives_everything_up(fixture: &dyn S
     a.fails(exclusive("x"), ErrorKind::SessionLost).await;
 }
 
-pub(super) async fn a_silent_session_gives_everything_up_after_its_ttl(fixture: &dyn ServiceFixture) {
+pub(super) async fn a_silent_session_gives_everything_up_after_its_ttl(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let (a, b) = (scene.with_ttl("a", Some(TTL), false).await, scene.actor("b").await);
     let sibling = a.sibling("sibling");
@@ -63,19 +65,27 @@ pub(super) async fn a_lost_transaction_that_validates_cannot_commit_once_its_loc
     let next = of_b.granted().await;
     assert!(next.token > before.token);
     assert!(next.history_unknown, "it may have committed at a time that nobody told (C5)");
-    // Its client was only asleep, knows of nothing, and goes on: now, and when the service has forgotten the transaction.
+    // Its client was only asleep, knows of nothing, and goes on: now, and when the service has
+    // forgotten the transaction.
     let c = scene.actor("c").await;
     b.ends().await;
     for _ in 0..10 {
-        refused("a commit after its locks went (C4)", fixture.begin_commit(&request).await, ErrorKind::CannotCommit);
+        refused(
+            "a commit after its locks went (C4)",
+            fixture.begin_commit(&request).await,
+            ErrorKind::CannotCommit,
+        );
         c.gets(exclusive("k").of(&table_named("u"))).await;
         c.unlocks_of(&table_named("u"), "k").await;
     }
 }
 
-pub(super) async fn a_commit_in_flight_keeps_the_locks_of_a_lost_session(fixture: &dyn ServiceFixture) {
+pub(super) async fn a_commit_in_flight_keeps_the_locks_of_a_lost_session(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
-    let (silent, closed) = (scene.with_ttl("silent", Some(TTL), true).await, scene.validating("closed").await);
+    let (silent, closed) =
+        (scene.with_ttl("silent", Some(TTL), true).await, scene.validating("closed").await);
     let (b, c) = (scene.actor("b").await, scene.actor("c").await);
     let grants = [silent.gets(exclusive("k")).await, closed.gets(exclusive("l")).await];
     let of_b = scene.waits(&b, exclusive("k")).await;
@@ -93,10 +103,18 @@ pub(super) async fn a_commit_in_flight_keeps_the_locks_of_a_lost_session(fixture
     closed.closes().await;
     for (call, (before, commit_before)) in [(of_c, admitted[1]), (of_b, admitted[0])] {
         call.granted().await;
-        assert!(before.elapsed() >= commit_before, "given away while its write could land: {:?}", before.elapsed());
+        assert!(
+            before.elapsed() >= commit_before,
+            "given away while its write could land: {:?}",
+            before.elapsed()
+        );
     }
     let late = silent.commit(&[&grants[0]]);
-    refused("a commit after its locks went (C4)", fixture.begin_commit(&late).await, ErrorKind::CannotCommit);
+    refused(
+        "a commit after its locks went (C4)",
+        fixture.begin_commit(&late).await,
+        ErrorKind::CannotCommit,
+    );
 }
 
 pub(super) async fn whoever_has_a_snapshot_older_than_a_lost_holder_is_told_that_history_is_unknown(
@@ -113,7 +131,8 @@ pub(super) async fn whoever_has_a_snapshot_older_than_a_lost_holder_is_told_that
     // Everybody here begins long after that; what counts is when the snapshot was begun.
     let mut known = false;
     for round in 0..50 {
-        let (old, new) = (scene.actor(&format!("old{round}")).await, scene.actor(&format!("new{round}")).await);
+        let (old, new) =
+            (scene.actor(&format!("old{round}")).await, scene.actor(&format!("new{round}")).await);
         let granted = old.gets(shared("k").with_snapshot(before.elapsed())).await;
         assert!(granted.history_unknown, "its snapshot was begun before the lost one's locks went");
         known = !new.gets(shared("k").with_snapshot(Duration::ZERO)).await.history_unknown;

@@ -4,7 +4,9 @@ use super::fixture::ServiceFixture;
 use super::kit::{Scene, exclusive, refused};
 use crate::error::ErrorKind;
 
-pub(super) async fn a_stop_tells_holders_and_waiters_and_admits_nothing(fixture: &dyn ServiceFixture) {
+pub(super) async fn a_stop_tells_holders_and_waiters_and_admits_nothing(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let (a, w, idle) = (scene.actor("a").await, scene.actor("w").await, scene.actor("idle").await);
     let sibling = a.sibling("sibling");
@@ -15,13 +17,22 @@ pub(super) async fn a_stop_tells_holders_and_waiters_and_admits_nothing(fixture:
     let of_w = scene.waits(&w, exclusive("k")).await;
     let put_away = async {
         for actor in [&a, &w, &idle] {
-            assert_eq!(actor.session.lost().await.kind(), ErrorKind::ShuttingDown, "{}", actor.name);
+            assert_eq!(
+                actor.session.lost().await.kind(),
+                ErrorKind::ShuttingDown,
+                "{}",
+                actor.name
+            );
         }
         of_w.refused(ErrorKind::ShuttingDown).await;
         // Also what is free, and what is held already.
         idle.fails(exclusive("m"), ErrorKind::ShuttingDown).await;
         a.fails(exclusive("k"), ErrorKind::ShuttingDown).await;
-        refused("a new session", fixture.session("late", None).await.map(drop), ErrorKind::ShuttingDown);
+        refused(
+            "a new session",
+            fixture.session("late", None).await.map(drop),
+            ErrorKind::ShuttingDown,
+        );
         // What is held stays held until its holder has put its work away.
         scene.is(&["a holds k", "sibling holds l"], &[]).await;
         a.unlocks("k").await;

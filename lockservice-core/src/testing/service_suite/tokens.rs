@@ -5,12 +5,16 @@ use super::kit::{Scene, exclusive, item, shared};
 use crate::id::FencingToken;
 use crate::key::LockMode;
 
-pub(super) async fn the_next_holder_has_a_larger_token_over_rows_and_ranges(fixture: &dyn ServiceFixture) {
+pub(super) async fn the_next_holder_has_a_larger_token_over_rows_and_ranges(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let mut last = FencingToken::new(0);
     // Each has the key b.
     let mut before = None;
-    for (n, what) in ["b", "[a,c]", "b", "(,)", "a b", "[b,b]", "(a,b] d", "b"].into_iter().enumerate() {
+    for (n, what) in
+        ["b", "[a,c]", "b", "(,)", "a b", "[b,b]", "(a,b] d", "b"].into_iter().enumerate()
+    {
         let next = scene.actor(&n.to_string()).await;
         let spec = || if n % 3 == 2 { shared(what) } else { exclusive(what) };
         let grant = match before.replace(next) {
@@ -27,7 +31,9 @@ pub(super) async fn the_next_holder_has_a_larger_token_over_rows_and_ranges(fixt
     }
 }
 
-pub(super) async fn re_entry_returns_the_old_token_and_an_upgrade_a_new_one(fixture: &dyn ServiceFixture) {
+pub(super) async fn re_entry_returns_the_old_token_and_an_upgrade_a_new_one(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let a = scene.actor("a").await;
     let first = a.gets(shared("k")).await;
@@ -38,7 +44,11 @@ pub(super) async fn re_entry_returns_the_old_token_and_an_upgrade_a_new_one(fixt
     assert!(stronger.token > first.token && stronger.newly_locked);
     for spec in [shared("k"), exclusive("k")] {
         let again = a.gets(spec).await;
-        assert_eq!((again.token, again.newly_locked), (stronger.token, false), "it holds as much already");
+        assert_eq!(
+            (again.token, again.newly_locked),
+            (stronger.token, false),
+            "it holds as much already"
+        );
     }
     // What lies in a range is held with it.
     let range = a.gets(exclusive("[m,p]")).await;
@@ -53,7 +63,9 @@ pub(super) async fn re_entry_returns_the_old_token_and_an_upgrade_a_new_one(fixt
     assert_eq!(scene.held_by(&a).await, held.into());
 }
 
-pub(super) async fn a_grant_says_whether_it_waited_for_whom_and_what_was_committed(fixture: &dyn ServiceFixture) {
+pub(super) async fn a_grant_says_whether_it_waited_for_whom_and_what_was_committed(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let (a, b, c) = (scene.actor("a").await, scene.actor("b").await, scene.actor("c").await);
     let free = a.gets(exclusive("k")).await;

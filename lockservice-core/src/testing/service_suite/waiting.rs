@@ -49,7 +49,9 @@ pub(super) async fn a_wait_ends_at_its_deadline_and_leaves_no_claim(fixture: &dy
     w.gets(shared("k")).await;
 }
 
-pub(super) async fn a_cancelled_wait_leaves_no_claim_and_nobody_stalls(fixture: &dyn ServiceFixture) {
+pub(super) async fn a_cancelled_wait_leaves_no_claim_and_nobody_stalls(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let (a, w, r) = (scene.actor("a").await, scene.actor("w").await, scene.actor("r").await);
     let (b, c) = (scene.actor("b").await, scene.actor("c").await);
@@ -73,7 +75,9 @@ pub(super) async fn a_cancelled_wait_leaves_no_claim_and_nobody_stalls(fixture: 
     r.gets(exclusive("l")).await;
 }
 
-pub(super) async fn a_cancellation_that_meets_the_grant_loses_neither(fixture: &dyn ServiceFixture) {
+pub(super) async fn a_cancellation_that_meets_the_grant_loses_neither(
+    fixture: &dyn ServiceFixture,
+) {
     let scene = Scene::new(fixture);
     let (a, w, b) = (scene.actor("a").await, scene.actor("w").await, scene.actor("b").await);
     for _ in 0..20 {

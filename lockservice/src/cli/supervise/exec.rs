@@ -1,5 +1,5 @@
-//! `lockservice __exec`: the last step before the command. It ties itself to its parent, waits to be
-//! let go, and becomes the command with the signals that the caller had ignored and blocked.
+//! `lockservice __exec`: the last step before the command. It ties itself to its parent, waits to
+//! be let go, and becomes the command with the signals that the caller had ignored and blocked.
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
@@ -45,7 +45,8 @@ fn become_command(args: &ExecArgs) -> Result<Infallible, Failure> {
     let stdin = stdin::receive(rustix::stdio::stdin())
         .map_err(|error| os("take over the standard input", error))?
         .ok_or_else(|| Failure::silent(exit::LOST))?;
-    rustix::stdio::dup2_stdin(stdin).map_err(|error| os("take over the standard input", error.into()))?;
+    rustix::stdio::dup2_stdin(stdin)
+        .map_err(|error| os("take over the standard input", error.into()))?;
     // Everything was blocked up to here, and a mask survives exec.
     let mut mask = every();
     for number in &args.blocked {
@@ -58,13 +59,16 @@ fn become_command(args: &ExecArgs) -> Result<Infallible, Failure> {
     let Some((program, rest)) = args.command.split_first() else {
         return Err(Failure::usage("no command was given: add `-- COMMAND`"));
     };
-    // Ignored signals are inherited. SIGPIPE is not, see `signals`: this gives the command the default.
+    // Ignored signals are inherited. SIGPIPE is not, see `signals`: this gives the command the
+    // default.
     let error = Command::new(program).args(rest).exec();
     let name = program.to_string_lossy();
     Err(match (error.kind(), found(program)) {
         (io::ErrorKind::NotFound, Some(file)) => {
             let what = match interpreter(&file) {
-                Some(interpreter) => format!("its interpreter {interpreter:?} is missing: check its first line"),
+                Some(interpreter) => {
+                    format!("its interpreter {interpreter:?} is missing: check its first line")
+                }
                 None => "its interpreter or its dynamic loader is missing".to_owned(),
             };
             Failure::new(
@@ -76,13 +80,16 @@ fn become_command(args: &ExecArgs) -> Result<Infallible, Failure> {
         (io::ErrorKind::NotFound, None) => Failure::new(
             exit::NOT_FOUND,
             "command_not_found",
-            format!("the command {name:?} was not found: check its name and PATH; the lock was released"),
+            format!(
+                "the command {name:?} was not found: check its name and PATH; the lock was released"
+            ),
         ),
         _ => Failure::new(
             exit::NOT_EXECUTABLE,
             "command_not_executable",
             format!(
-                "the command {name:?} cannot be run: {error}; check its permissions and format; the lock was released"
+                "the command {name:?} cannot be run: {error}; check its permissions and format; \
+                    the lock was released"
             ),
         ),
     })
@@ -100,7 +107,9 @@ fn found(program: &OsStr) -> Option<PathBuf> {
 /// What the first line of a script names as its interpreter.
 fn interpreter(file: &PathBuf) -> Option<String> {
     let mut line = Vec::new();
-    BufReader::new(File::open(file).ok()?.take(FIRST_LINE_BYTES)).read_until(b'\n', &mut line).ok()?;
+    BufReader::new(File::open(file).ok()?.take(FIRST_LINE_BYTES))
+        .read_until(b'\n', &mut line)
+        .ok()?;
     let line = String::from_utf8_lossy(line.strip_prefix(b"#!")?).into_owned();
     // A line end of another system belongs to the name, and is what is wrong then.
     let line = line.strip_suffix('\n').unwrap_or(&line).trim_matches([' ', '\t']);

@@ -37,7 +37,9 @@ impl Frame {
     /// The frame's bytes.
     pub(crate) fn encode(self) -> [u8; FRAME_BYTES] {
         let (kind, value) = match self {
-            Self::Guard(end) => (1, u64::try_from(end.since_origin().as_nanos()).unwrap_or(u64::MAX)),
+            Self::Guard(end) => {
+                (1, u64::try_from(end.since_origin().as_nanos()).unwrap_or(u64::MAX))
+            }
             Self::Stop => (2, 0),
             Self::Signal(number) => (3, u64::from(number.unsigned_abs())),
             Self::Suspended(number) => (4, u64::from(number.unsigned_abs())),

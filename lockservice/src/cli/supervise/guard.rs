@@ -30,7 +30,8 @@ impl Guard {
         Self { end, stop_time, kill_at: None, killed: false }
     }
 
-    /// A renewal was acknowledged. Too late once the command was told to end: what it gave up is not taken up again.
+    /// A renewal was acknowledged. Too late once the command was told to end: what it gave up is
+    /// not taken up again.
     pub(super) fn renew(&mut self, end: Time) {
         if self.kill_at.is_none() {
             self.end = end;

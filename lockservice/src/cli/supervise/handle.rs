@@ -55,7 +55,8 @@ pub(crate) struct Supervised {
 impl Supervised {
     /// Starts the supervisor, which starts the command.
     ///
-    /// To be called on the main thread of the process: the parent-death signal of a child is sent when the *thread* ends that started it.
+    /// To be called on the main thread of the process: the parent-death signal of a child is sent
+    /// when the *thread* ends that started it.
     ///
     /// # Errors
     /// It could not be started. Nothing runs then.
@@ -98,8 +99,11 @@ impl Supervised {
     /// Cancel safe: a frame that was read or written in part is kept.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Frame>> {
         loop {
-            let interest =
-                if self.outbox.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+            let interest = if self.outbox.is_empty() {
+                Interest::READABLE
+            } else {
+                Interest::READABLE | Interest::WRITABLE
+            };
             let ready = self.control.ready(interest).await?;
             if ready.is_writable() {
                 let control = &self.control;
@@ -123,7 +127,10 @@ impl Supervised {
             if self.filled == FRAME_BYTES {
                 self.filled = 0;
                 let frame = Frame::decode(self.partial).ok_or_else(|| {
-                    io::Error::new(io::ErrorKind::InvalidData, "an unknown message of the supervisor")
+                    io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "an unknown message of the supervisor",
+                    )
                 })?;
                 return Ok(Some(frame));
             }
@@ -136,7 +143,8 @@ impl Supervised {
         self.outbox.push(frame);
     }
 
-    /// Waits for the supervisor to be gone, after [`next`](Self::next) answered a final frame: it does nothing more then.
+    /// Waits for the supervisor to be gone, after [`next`](Self::next) answered a final frame: it
+    /// does nothing more then.
     pub(crate) fn reap(&mut self) {
         // If the caller ignores the end of children there is nothing to be reaped.
         let _ = self.child.wait();
@@ -161,8 +169,13 @@ impl Supervised {
                 return Vec::new();
             }
             if clock.now() >= until {
-                let left: Vec<String> = self.tree.living().iter().map(ToString::to_string).collect();
-                return if left.is_empty() { vec!["one that /proc does not show".to_owned()] } else { left };
+                let left: Vec<String> =
+                    self.tree.living().iter().map(ToString::to_string).collect();
+                return if left.is_empty() {
+                    vec!["one that /proc does not show".to_owned()]
+                } else {
+                    left
+                };
             }
             tokio::time::sleep(TICK).await;
         }

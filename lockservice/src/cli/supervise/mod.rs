@@ -1,4 +1,5 @@
-//! Running a command so that it ends with its lock (P2), whatever happens to the processes that watch it.
+//! Running a command so that it ends with its lock (P2), whatever happens to the processes that
+//! watch it.
 //!
 //! # Implementation details
 //! Three processes of this one binary, so that no unsafe code is needed between fork and exec:
@@ -24,13 +25,13 @@
 //! | the supervisor is stopped | the wrapper, by its own count; if the wrapper dies too, its death continues the supervisor |
 //!
 //! The lock is released when nothing of the work can run any more, and not before (P5). What cannot
-//! be ended (it hangs in the kernel, or belongs to another user) keeps the lock from being released:
-//! the session lapses by its TTL instead, and the wrapper names it, on stderr and to the server, whose
-//! operator sees it with the locks.
+//! be ended (it hangs in the kernel, or belongs to another user) keeps the lock from being
+//! released: the session lapses by its TTL instead, and the wrapper names it, on stderr and to the
+//! server, whose operator sees it with the locks.
 //!
-//! What remains: neither watcher can act (one killed, and the other gone or stopped: then the kernel
-//! ends the command alone; both stopped: then nobody does); and work that the command asks another
-//! daemon for (`systemd-run`, `at`, a container), which is not below it.
+//! What remains: neither watcher can act (one killed, and the other gone or stopped: then the
+//! kernel ends the command alone; both stopped: then nobody does); and work that the command asks
+//! another daemon for (`systemd-run`, `at`, a container), which is not below it.
 
 mod exec;
 mod frame;

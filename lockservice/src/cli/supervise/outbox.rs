@@ -26,7 +26,10 @@ impl Outbox {
     }
 
     /// Writes as much as `write` takes. True if all has gone.
-    pub(super) fn flush(&mut self, mut write: impl FnMut(&[u8]) -> io::Result<usize>) -> io::Result<bool> {
+    pub(super) fn flush(
+        &mut self,
+        mut write: impl FnMut(&[u8]) -> io::Result<usize>,
+    ) -> io::Result<bool> {
         loop {
             let (bytes, gone) = match self.writing.take() {
                 Some(writing) => writing,
@@ -38,7 +41,11 @@ impl Outbox {
                 Ok(more) => self.writing = Some((bytes, gone + more)),
                 Err(error) => {
                     self.writing = Some((bytes, gone));
-                    return if error.kind() == io::ErrorKind::WouldBlock { Ok(false) } else { Err(error) };
+                    return if error.kind() == io::ErrorKind::WouldBlock {
+                        Ok(false)
+                    } else {
+                        Err(error)
+                    };
                 }
             }
         }

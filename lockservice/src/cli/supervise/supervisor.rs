@@ -13,7 +13,8 @@ use nix::sys::signal::{SigSet, Signal as NixSignal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
-    Pid, Signal, WaitStatus, getpgrp, getpid, getppid, set_child_subreaper, set_parent_process_death_signal, setsid,
+    Pid, Signal, WaitStatus, getpgrp, getpid, getppid, set_child_subreaper,
+    set_parent_process_death_signal, setsid,
 };
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
@@ -86,8 +87,8 @@ struct Ended {
 fn start(args: &SuperviseArgs) -> io::Result<Option<Supervisor>> {
     // Signals of the terminal and of the job are the wrapper's business; it says what to pass on.
     every().thread_block()?;
-    // If the wrapper dies while this process is stopped, this process goes on, sees the closed socket
-    // and ends the command.
+    // If the wrapper dies while this process is stopped, this process goes on, sees the closed
+    // socket and ends the command.
     set_parent_process_death_signal(Some(Signal::CONT))?;
     let wrapper = getppid();
     if wrapper != Pid::from_raw(args.parent) {
@@ -104,8 +105,12 @@ fn start(args: &SuperviseArgs) -> io::Result<Option<Supervisor>> {
     let mut mask = SigSet::empty();
     mask.add(NixSignal::SIGCHLD);
     let children = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    // Not `poll`'s own timeout: that one stands still while the machine is suspended, the promise does not.
-    let timer = rustix::time::timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+    // Not `poll`'s own timeout: that one stands still while the machine is suspended, the promise
+    // does not.
+    let timer = rustix::time::timerfd_create(
+        TimerfdClockId::Boottime,
+        TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+    )?;
 
     let stop_time = Duration::from_millis(args.stop_ms);
     let guard = Guard::new(Time::from_origin(Duration::from_nanos(args.guard_ns)), stop_time);
@@ -239,7 +244,9 @@ impl Supervisor {
             // It was stopped to be killed.
             return;
         }
-        let (Some(command), Some(wrapper)) = (Process::of(self.command), self.wrapper.and_then(Process::of)) else {
+        let (Some(command), Some(wrapper)) =
+            (Process::of(self.command), self.wrapper.and_then(Process::of))
+        else {
             return;
         };
         if !command.is_stopped() {
@@ -249,7 +256,10 @@ impl Supervisor {
             let left = self.guard.terminate_at().remaining(now).as_secs();
             exit::say_note(
                 self.json,
-                &format!("the command is stopped: it loses the lock, and is ended, unless it goes on within {left} s"),
+                &format!(
+                    "the command is stopped: it loses the lock, and is ended, unless it goes on \
+                        within {left} s"
+                ),
             );
             return;
         }
@@ -325,7 +335,9 @@ impl Supervisor {
             exit::say_warning(
                 self.json,
                 "signal_not_passed_on",
-                &format!("{name} cannot be passed on to process {process}: it runs as another user"),
+                &format!(
+                    "{name} cannot be passed on to process {process}: it runs as another user"
+                ),
             );
         }
     }
@@ -364,7 +376,14 @@ impl Supervisor {
     fn tell(&mut self, frame: Frame) -> io::Result<()> {
         match self.control.write_all(&frame.encode()) {
             // The wrapper has gone: nobody wants to know.
-            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                ) =>
+            {
+                Ok(())
+            }
             other => other,
         }
     }
@@ -378,7 +397,8 @@ impl Supervisor {
         };
         // All zero disarms it; a time in the past fires at once.
         let at = at.map_or(Duration::ZERO, |at| at.since_origin().max(Duration::from_nanos(1)));
-        let value = Timespec { tv_sec: at.as_secs().cast_signed(), tv_nsec: at.subsec_nanos().into() };
+        let value =
+            Timespec { tv_sec: at.as_secs().cast_signed(), tv_nsec: at.subsec_nanos().into() };
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         rustix::time::timerfd_settime(
             &self.timer,

@@ -11,8 +11,8 @@ use std::collections::{HashMap, HashSet};
 
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getpid, kill_process, pidfd_open,
-    pidfd_send_signal, wait, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getpid, kill_process,
+    pidfd_open, pidfd_send_signal, wait, waitid,
 };
 
 /// How often a signal's round is repeated at most for those that were started meanwhile. What still
@@ -42,7 +42,10 @@ impl Process {
     }
 
     fn read(pid: i32) -> Option<Self> {
-        Self::parse(pid, &String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/stat")).ok()?))
+        Self::parse(
+            pid,
+            &String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/stat")).ok()?),
+        )
     }
 
     /// The name stands in brackets and may contain anything.
@@ -113,12 +116,19 @@ impl Tree {
             return Self { spared: Vec::new() };
         }
         let own = own_number();
-        Self { spared: processes().into_iter().filter(|it| it.parent == own).map(|it| it.pid).collect() }
+        Self {
+            spared: processes()
+                .into_iter()
+                .filter(|it| it.parent == own)
+                .map(|it| it.pid)
+                .collect(),
+        }
     }
 
     /// Those that still run.
     pub(super) fn living(&self) -> Vec<Process> {
-        let mut found = self.walk().unwrap_or_else(|| descendants(&processes(), own_number(), &self.spared));
+        let mut found =
+            self.walk().unwrap_or_else(|| descendants(&processes(), own_number(), &self.spared));
         found.retain(|process| !process.is_dead());
         found
     }
@@ -147,8 +157,8 @@ impl Tree {
         Some(found)
     }
 
-    /// Sends `signal` to all that `chosen` is true for. Answers those that may not be signalled: they
-    /// belong to another user.
+    /// Sends `signal` to all that `chosen` is true for. Answers those that may not be signalled:
+    /// they belong to another user.
     pub(super) fn signal(&self, signal: Signal, chosen: impl Fn(&Process) -> bool) -> Vec<Process> {
         let mut seen = HashSet::new();
         let mut refused = Vec::new();
@@ -220,7 +230,8 @@ fn children(pid: i32) -> Option<Vec<i32>> {
     // Each thread has those that it started.
     for thread in std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
         if let Ok(children) = std::fs::read_to_string(thread.path().join("children")) {
-            let numbers = children.split_ascii_whitespace().filter_map(|number| number.parse::<i32>().ok());
+            let numbers =
+                children.split_ascii_whitespace().filter_map(|number| number.parse::<i32>().ok());
             listed.get_or_insert_with(Vec::new).extend(numbers);
         }
     }
@@ -273,9 +284,17 @@ mod tests {
 
     #[test]
     fn all_below_are_found_in_any_order_and_what_the_caller_had_before_is_spared() {
-        let all = [process(9, 4), process(4, 2), process(2, 1), process(3, 1), process(5, 3), process(6, 8)];
+        let all = [
+            process(9, 4),
+            process(4, 2),
+            process(2, 1),
+            process(3, 1),
+            process(5, 3),
+            process(6, 8),
+        ];
         let found = |root, spared: &[i32]| {
-            let mut found: Vec<i32> = descendants(&all, root, spared).into_iter().map(|it| it.pid).collect();
+            let mut found: Vec<i32> =
+                descendants(&all, root, spared).into_iter().map(|it| it.pid).collect();
             found.sort_unstable();
             found
         };
@@ -294,12 +313,16 @@ mod tests {
             .expect("it starts");
         let mut line = String::new();
         let stdout = child.stdout.take().expect("piped");
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("a line");
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)
+            .expect("a line");
         let root = i32::try_from(child.id()).expect("a number");
         // Other tests of this process have children too.
         let below = |found: Vec<Process>| {
-            let mut found: Vec<_> =
-                found.into_iter().filter(|it| it.pid == root || it.parent == root).map(|it| it.pid).collect();
+            let mut found: Vec<_> = found
+                .into_iter()
+                .filter(|it| it.pid == root || it.parent == root)
+                .map(|it| it.pid)
+                .collect();
             found.sort_unstable();
             found
         };

@@ -71,8 +71,8 @@ impl Sequences {
 }
 
 impl Pending {
-    /// Takes a lock's caller out. What stays is refused, and uses the lock's number up: the server may
-    /// never have seen that (T2). `None` for anything but a lock.
+    /// Takes a lock's caller out. What stays is refused, and uses the lock's number up: the server
+    /// may never have seen that (T2). `None` for anything but a lock.
     pub(super) fn take_lock(&mut self) -> Option<(CallId, What)> {
         let (Op::Lock(lock), &What::Lock { txn, sequence, .. }) = (&mut self.op, &self.what) else {
             return None;

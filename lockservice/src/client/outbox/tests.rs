@@ -14,7 +14,11 @@ struct Looker {
 
 impl Looker {
     fn new(outbox: &Arc<Outbox>) -> Arc<Self> {
-        Arc::new(Self { outbox: Arc::clone(outbox), woken: AtomicUsize::new(0), under_mutex: AtomicUsize::new(0) })
+        Arc::new(Self {
+            outbox: Arc::clone(outbox),
+            woken: AtomicUsize::new(0),
+            under_mutex: AtomicUsize::new(0),
+        })
     }
 
     fn seen(&self) -> (usize, usize) {
@@ -75,7 +79,8 @@ fn nobody_is_woken_under_the_mutex_when_a_session_is_lost() {
     assert!(outbox.poll_frame(stream, &clock, &mut cx).is_pending());
     // Somebody waits for the permit, somebody for the answer.
     let (next, caller) = (Looker::new(&outbox), Looker::new(&outbox));
-    let (next_waker, caller_waker) = (Waker::from(Arc::clone(&next)), Waker::from(Arc::clone(&caller)));
+    let (next_waker, caller_waker) =
+        (Waker::from(Arc::clone(&next)), Waker::from(Arc::clone(&caller)));
     let mut next_call = Box::pin(Arc::clone(&permits).acquire_owned());
     assert!(next_call.as_mut().poll(&mut Context::from_waker(&next_waker)).is_pending());
     let mut answer = std::pin::pin!(&mut answer);
@@ -83,7 +88,9 @@ fn nobody_is_woken_under_the_mutex_when_a_session_is_lost() {
 
     outbox.fail_locks(&Error::new(ErrorKind::SessionLost, "for the test"));
     assert_eq!((sender.seen(), next.seen(), caller.seen()), ((1, 0), (1, 0), (1, 0)));
-    let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &clock, &mut cx) else { panic!("nothing to send") };
+    let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &clock, &mut cx) else {
+        panic!("nothing to send")
+    };
     assert!(matches!(frame.ops[0].op, Some(Op::Undo(_))), "a grant on its way is given back");
 }
 
@@ -126,7 +133,9 @@ fn a_renewal_goes_ahead_of_the_data_and_no_frame_of_several_operations_is_large(
     let mut cx = Context::from_waker(Waker::noop());
     let mut frames = Vec::new();
     while let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &Settable::default(), &mut cx) {
-        frames.push(frame.ops.iter().map(|op| matches!(op.op, Some(Op::Heartbeat(_)))).collect::<Vec<_>>());
+        frames.push(
+            frame.ops.iter().map(|op| matches!(op.op, Some(Op::Heartbeat(_)))).collect::<Vec<_>>(),
+        );
     }
     // 120 KiB each: more than goes into a frame with anything else.
     assert_eq!(frames, [vec![true], vec![false], vec![false], vec![false]]);
@@ -147,12 +156,18 @@ fn a_grant_renews_from_when_its_request_was_last_sent() {
     let stream = outbox.new_stream();
     outbox.open(1 << 20);
     clock.0.store(700, SeqCst);
-    let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &clock, &mut cx) else { panic!("nothing to send") };
+    let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &clock, &mut cx) else {
+        panic!("nothing to send")
+    };
     let promise = Some(proto::Promise { valid_for_ms: 5_000 });
     let locked = proto::Locked { promise, ..proto::Locked::default() };
-    let answered = outbox.answer(frame.ops[0].id, Ok(proto::server_op::Answer::Locked(locked)), || Ok(()));
+    let answered =
+        outbox.answer(frame.ops[0].id, Ok(proto::server_op::Answer::Locked(locked)), || Ok(()));
     let Answered::Promised(sent, promised) = answered else { panic!("no promise: {answered:?}") };
-    assert_eq!((sent, promised), (Time::from_origin(Duration::from_millis(700)), Duration::from_secs(5)));
+    assert_eq!(
+        (sent, promised),
+        (Time::from_origin(Duration::from_millis(700)), Duration::from_secs(5))
+    );
 }
 
 #[test]
@@ -162,21 +177,30 @@ fn a_caller_is_told_what_its_own_call_waits_for_and_nothing_is_kept_when_that_is
     let txn_number = TxnNumber::new(TxnOptions::default());
     let (waits, mut seen) = watch::channel(None);
     let terms = LeadershipHistory { waits: Some(&waits), ..LeadershipHistory::default() };
-    let (call, _answer) =
-        outbox.lock(&txn_number, proto::LockOp::default(), terms, permit(&permits)).expect("it is small");
+    let (call, _answer) = outbox
+        .lock(&txn_number, proto::LockOp::default(), terms, permit(&permits))
+        .expect("it is small");
     let (other, _answer) = outbox
         .lock(&txn_number, proto::LockOp::default(), LeadershipHistory::default(), permit(&permits))
         .expect("it is small");
     let tell = |call: CallId| {
-        outbox.waiting(Waiting { number: call.txn, sequence: call.sequence, waits_for: WaitsFor::Token });
+        outbox.waiting(Waiting {
+            number: call.txn,
+            sequence: call.sequence,
+            waits_for: WaitsFor::Token,
+        });
     };
     tell(other);
     assert!(!seen.has_changed().expect("there is a sender"), "that is another call");
     tell(call);
     assert_eq!(*seen.borrow_and_update(), Some(WaitsFor::Token));
     let mut cx = Context::from_waker(Waker::noop());
-    let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &Settable::default(), &mut cx) else { panic!("none") };
+    let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &Settable::default(), &mut cx) else {
+        panic!("none")
+    };
     outbox.answer(frame.ops[0].id, Err(Error::new(ErrorKind::Timeout, "for the test")), || Ok(()));
     tell(call);
-    assert!(!seen.has_changed().expect("there is a sender") && outbox.state.lock().listening.is_empty());
+    assert!(
+        !seen.has_changed().expect("there is a sender") && outbox.state.lock().listening.is_empty()
+    );
 }

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use redb::StorageBackend;
 use rustix::fs::{FallocateFlags, fallocate};
 
-/// What redb reads and writes: a disk that outlives the database, so that it stays locked while the database is closed and opened again.
+/// What redb reads and writes: a disk that outlives the database, so that it stays locked while the
+/// database is closed and opened again.
 #[derive(Debug, Clone)]
 pub(super) struct Backend {
     disk: Arc<dyn StorageBackend>,
@@ -21,20 +22,26 @@ impl Backend {
         Self { disk, frozen: Arc::new(AtomicBool::new(false)) }
     }
 
-    /// From now on nothing is written any more: a database that is given up must not touch the file when it is dropped.
+    /// From now on nothing is written any more: a database that is given up must not touch the file
+    /// when it is dropped.
     pub(super) fn freeze(&self) {
-        // ORDERING: Relaxed. Partner: `Backend::check_writable`. The database is dropped by the thread that froze its file.
+        // ORDERING: Relaxed. Partner: `Backend::check_writable`. The database is dropped by the
+        // thread that froze its file.
         self.frozen.store(true, Ordering::Relaxed);
     }
 
     fn check_writable(&self) -> io::Result<()> {
         // ORDERING: Relaxed. Partner: `Backend::freeze`.
-        if self.frozen.load(Ordering::Relaxed) { Err(io::Error::other("the database was given up")) } else { Ok(()) }
+        if self.frozen.load(Ordering::Relaxed) {
+            Err(io::Error::other("the database was given up"))
+        } else {
+            Ok(())
+        }
     }
 }
 
-/// The locks of [`StorageBackend`] are for databases that several processes share; `close` would release them. This one is locked by
-/// whoever opened the file.
+/// The locks of [`StorageBackend`] are for databases that several processes share; `close` would
+/// release them. This one is locked by whoever opened the file.
 impl StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
         self.disk.len()
@@ -62,8 +69,9 @@ impl StorageBackend for Backend {
 
 /// A disk whose failed syncs are made good.
 ///
-/// After a sync that failed, Linux takes the pages that did not reach the disk for clean: they are read back as they were written, and a
-/// later sync passes over them. So whatever the file holds is written once more before the next sync counts.
+/// After a sync that failed, Linux takes the pages that did not reach the disk for clean: they are
+/// read back as they were written, and a later sync passes over them. So whatever the file holds is
+/// written once more before the next sync counts.
 #[derive(Debug)]
 pub(super) struct Resynced<D> {
     disk: D,
@@ -82,7 +90,8 @@ impl<D: StorageBackend> Resynced<D> {
         let (len, mut at) = (self.disk.len()?, 0);
         let mut bytes = vec![0; REWRITE_BYTES];
         while at < len {
-            let part = usize::try_from(len - at).map_or(REWRITE_BYTES, |left| left.min(REWRITE_BYTES));
+            let part =
+                usize::try_from(len - at).map_or(REWRITE_BYTES, |left| left.min(REWRITE_BYTES));
             self.disk.read(at, &mut bytes[..part])?;
             self.disk.write(at, &bytes[..part])?;
             at += part as u64;
@@ -135,7 +144,8 @@ impl StorageBackend for FileDisk {
     fn set_len(&self, len: u64) -> io::Result<()> {
         let old = self.len()?;
         if len > old {
-            // A file with holes would meet a full disk in the middle of a commit; here it fails while nothing has changed.
+            // A file with holes would meet a full disk in the middle of a commit; here it fails
+            // while nothing has changed.
             match fallocate(&self.0, FallocateFlags::empty(), old, len - old) {
                 Ok(()) => return Ok(()),
                 Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
@@ -168,7 +178,8 @@ pub(super) enum Header {
     Database,
 }
 
-/// Reads how a file begins. redb would take an empty file for a new database, and a foreign one for a damaged one.
+/// Reads how a file begins. redb would take an empty file for a new database, and a foreign one for
+/// a damaged one.
 pub(super) fn check_header(disk: &dyn StorageBackend) -> io::Result<Header> {
     const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
     let mut magic = [0; MAGIC.len()];

@@ -1,7 +1,8 @@
 //! A redb database as the engine of a store.
 //!
-//! Commits are two-phase: with redb's one-phase commits a damaged last commit looks like one that a crash interrupted, and would be
-//! taken back silently, although it was acknowledged. A second `fsync` is the price.
+//! Commits are two-phase: with redb's one-phase commits a damaged last commit looks like one that a
+//! crash interrupted, and would be taken back silently, although it was acknowledged. A second
+//! `fsync` is the price.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -10,7 +11,9 @@ use std::sync::Arc;
 
 use lockservice_core::store::{Change, KeyValue, Place, Visit};
 use lockservice_core::{Error, ErrorKind, Result};
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, TableError};
+use redb::{
+    Builder, Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, TableError,
+};
 
 use super::backend::{Backend, FileDisk, Header, Resynced, check_header};
 use super::error::{empty, foreign, from_io, from_redb, in_use};
@@ -29,7 +32,8 @@ pub(super) struct FileEngine {
     held: Option<Held>,
 }
 
-/// What keeps other processes out until it is closed: the file itself, for whoever comes by another name, and its place.
+/// What keeps other processes out until it is closed: the file itself, for whoever comes by another
+/// name, and its place.
 #[derive(Debug)]
 struct Held {
     file: Arc<File>,
@@ -85,8 +89,11 @@ impl FileEngine {
     fn database(&self) -> Result<&Database> {
         match &self.open {
             Some(open) => Ok(&open.database),
-            None => Err(Error::new(ErrorKind::Unavailable, "the store failed and was not opened again yet: try again")
-                .with("path", self.path.display())),
+            None => Err(Error::new(
+                ErrorKind::Unavailable,
+                "the store failed and was not opened again yet: try again",
+            )
+            .with("path", self.path.display())),
         }
     }
 
@@ -103,7 +110,9 @@ impl FileEngine {
             let mut records = txn.open_table(RECORDS)?;
             for change in changes {
                 match change {
-                    Change::Put { key, value } => drop(records.insert(key.as_slice(), value.as_slice())?),
+                    Change::Put { key, value } => {
+                        drop(records.insert(key.as_slice(), value.as_slice())?)
+                    }
                     Change::Delete { key } => drop(records.remove(key.as_slice())?),
                 }
             }
@@ -173,7 +182,8 @@ fn check_content(path: &Path, disk: &dyn StorageBackend) -> Result<()> {
     }
 }
 
-/// Opens the database, or makes one on an empty disk, and checks every page of it: redb by itself looks at checksums only after a crash.
+/// Opens the database, or makes one on an empty disk, and checks every page of it: redb by itself
+/// looks at checksums only after a crash.
 ///
 /// With two-phase commits the check never goes back to an earlier commit: it fails.
 fn open_database(path: &Path, disk: &Arc<dyn StorageBackend>) -> Result<Open> {
@@ -196,7 +206,8 @@ fn existing(path: &Path) -> io::Result<Option<Arc<File>>> {
     }
 }
 
-/// Takes the exclusive use of the file, until it is closed. Ends with the process, however that ends.
+/// Takes the exclusive use of the file, until it is closed. Ends with the process, however that
+/// ends.
 fn lock(path: &Path, file: &File) -> Result<()> {
     match file.try_lock() {
         Ok(()) => Ok(()),
@@ -205,10 +216,12 @@ fn lock(path: &Path, file: &File) -> Result<()> {
     }
 }
 
-/// Makes an empty database appear at `path`, whole or not at all, and never in place of another file.
+/// Makes an empty database appear at `path`, whole or not at all, and never in place of another
+/// file.
 fn create(path: &Path) -> Result<()> {
     let io = |error| from_io(path, error);
-    let mut name = path.file_name().ok_or_else(|| io(io::ErrorKind::InvalidFilename.into()))?.to_owned();
+    let mut name =
+        path.file_name().ok_or_else(|| io(io::ErrorKind::InvalidFilename.into()))?.to_owned();
     name.push(format!(".new-{}", std::process::id()));
     let draft = path.with_file_name(name);
     // Only a dead process of the same number can have left one.
@@ -223,14 +236,19 @@ fn create(path: &Path) -> Result<()> {
     });
     let removed = fs::remove_file(&draft).map_err(io);
     made.and(removed)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
 }
 
 /// Errors name `path`: that is the one whoever reads them knows.
 fn create_draft(draft: &Path, path: &Path) -> Result<()> {
-    let file =
-        OpenOptions::new().read(true).write(true).create_new(true).open(draft).map_err(|error| from_io(path, error))?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(draft)
+        .map_err(|error| from_io(path, error))?;
     let file = Arc::new(file);
     let disk: Arc<dyn StorageBackend> = Arc::new(FileDisk(Arc::clone(&file)));
     let Open { database, .. } = open_database(path, &disk)?;

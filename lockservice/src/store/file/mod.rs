@@ -11,23 +11,27 @@ use lockservice_core::store::{Exclusive, ExclusiveStore, Inspection};
 
 use self::engine::FileEngine;
 
-/// A [`BindStore`](lockservice_core::store::BindStore) in one file, a [redb](::redb) database, open to one process at a time.
+/// A [`BindStore`](lockservice_core::store::BindStore) in one file, a [redb](::redb) database, open
+/// to one process at a time.
 ///
-/// Each write is one transaction that has reached the disk (`fsync`) before it is answered. When the disk is full, writes fail with
-/// [`StoreUnusable`](lockservice_core::ErrorKind::StoreUnusable) and succeed again once there is space; nothing acknowledged is lost.
-/// Clones are handles to one store; the file is closed with the last of them.
+/// Each write is one transaction that has reached the disk (`fsync`) before it is answered. When
+/// the disk is full, writes fail with [`StoreUnusable`](lockservice_core::ErrorKind::StoreUnusable)
+/// and succeed again once there is space; nothing acknowledged is lost. Clones are handles to one
+/// store; the file is closed with the last of them.
 ///
-/// While it is open, the file `PATH.lock` beside it is locked. A store that is removed, renamed or replaced meanwhile answers
-/// [`Fenced`](lockservice_core::ErrorKind::Fenced) to everything, for ever: another process may use the path then.
+/// While it is open, the file `PATH.lock` beside it is locked. A store that is removed, renamed or
+/// replaced meanwhile answers [`Fenced`](lockservice_core::ErrorKind::Fenced) to everything, for
+/// ever: another process may use the path then.
 #[derive(Clone, Debug)]
 pub struct FileStore(ExclusiveStore);
 
 impl FileStore {
     /// Opens the store in the file `path`, which is created if it is not there (its folder is not).
     ///
-    /// Fails, naming the path and what to do, with `StoreInUse` if another process has it open, `StoreUnusable` if the file
-    /// cannot be opened, created or written, `StoreCorrupt` if it is not a store of lockservice or is damaged, and `StoreNewer` if a newer
-    /// version wrote it. Reads the whole file once to check it. Cancel safe.
+    /// Fails, naming the path and what to do, with `StoreInUse` if another process has it open,
+    /// `StoreUnusable` if the file cannot be opened, created or written, `StoreCorrupt` if it is
+    /// not a store of lockservice or is damaged, and `StoreNewer` if a newer version wrote it.
+    /// Reads the whole file once to check it. Cancel safe.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         ExclusiveStore::open(url(&path), move || FileEngine::open(&path)).await.map(Self)
@@ -35,8 +39,8 @@ impl FileStore {
 
     /// Reads the store in the file `path`, damaged or not, as far as it can be read.
     ///
-    /// Like [`open`](Self::open) it creates a file that is not there, and fails as that does, but for damaged records: those are in the
-    /// answer. Cancel safe.
+    /// Like [`open`](Self::open) it creates a file that is not there, and fails as that does, but
+    /// for damaged records: those are in the answer. Cancel safe.
     pub async fn inspect(path: impl Into<PathBuf>) -> Result<Inspection> {
         let path = path.into();
         ExclusiveStore::inspect(url(&path), move || FileEngine::open(&path)).await

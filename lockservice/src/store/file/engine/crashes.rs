@@ -1,4 +1,5 @@
-//! Power fails at each write, each growth and each sync of a file store, and again while it is repaired.
+//! Power fails at each write, each growth and each sync of a file store, and again while it is
+//! repaired.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -23,7 +24,8 @@ enum Unsynced {
 enum Fault {
     /// The power fails: so does everything after it.
     Power,
-    /// The disk refuses this one step. A sync that fails forgets what it should have written, as Linux does, but goes on to show it.
+    /// The disk refuses this one step. A sync that fails forgets what it should have written, as
+    /// Linux does, but goes on to show it.
     Refusal,
 }
 
@@ -73,9 +75,13 @@ impl Disk {
             match reached {
                 Reached::Nothing => unsynced.clear(),
                 Reached::Everything => {}
-                Reached::OnlyTheLast => unsynced = unsynced.split_off(unsynced.len().saturating_sub(1)),
+                Reached::OnlyTheLast => {
+                    unsynced = unsynced.split_off(unsynced.len().saturating_sub(1))
+                }
                 Reached::AllButTheLast => drop(unsynced.pop()),
-                Reached::TornAndReordered(seed) => unsynced = tear(unsynced, &mut StdRng::seed_from_u64(seed)),
+                Reached::TornAndReordered(seed) => {
+                    unsynced = tear(unsynced, &mut StdRng::seed_from_u64(seed))
+                }
             }
             unsynced.iter().for_each(|step| apply(step, &mut disk));
             disk
@@ -111,7 +117,10 @@ fn tear(steps: Vec<Unsynced>, random: &mut StdRng) -> Vec<Unsynced> {
                 }
                 _ => {
                     for (n, sector) in data.chunks(SECTOR).enumerate().filter(|_| random.random()) {
-                        torn.push(Unsynced::Write { offset: offset + n * SECTOR, data: sector.to_vec() });
+                        torn.push(Unsynced::Write {
+                            offset: offset + n * SECTOR,
+                            data: sector.to_vec(),
+                        });
                     }
                 }
             },
@@ -167,7 +176,8 @@ impl StorageBackend for Disk {
             if state.dead {
                 return Err(io::Error::other("the power has failed"));
             }
-            let found = state.shown.get(offset..offset + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+            let found =
+                state.shown.get(offset..offset + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
             out.copy_from_slice(found);
             Ok(())
         })
@@ -216,7 +226,8 @@ fn new_database() -> Vec<u8> {
 
 /// Puts, overwrites and removals; some make the file grow.
 fn batches() -> Vec<Vec<Change>> {
-    let put = |key: u8, fill: u8, len: usize| Change::Put { key: vec![key], value: vec![fill; len] };
+    let put =
+        |key: u8, fill: u8, len: usize| Change::Put { key: vec![key], value: vec![fill; len] };
     (0..5u8)
         .map(|n| {
             let large = if n % 3 == 1 { 40_000 } else { 300 };
@@ -249,22 +260,30 @@ fn entries_of(engine: &FileEngine) -> Result<Entries> {
     Ok(entries)
 }
 
-/// Opens the store, writes batches until one fails, and closes it. Answers how many were acknowledged.
+/// Opens the store, writes batches until one fails, and closes it. Answers how many were
+/// acknowledged.
 fn write_until_failure(disk: &Disk, batches: &[Vec<Change>]) -> usize {
     let Ok(mut engine) = FileEngine::on(path(), disk.clone(), None) else { return 0 };
     batches.iter().take_while(|batch| engine.apply(batch).is_ok()).count()
 }
 
-/// Fails unless a store on `content` opens with what was acknowledged, or with the batch after it too, whole.
+/// Fails unless a store on `content` opens with what was acknowledged, or with the batch after it
+/// too, whole.
 fn check(content: &[u8], batches: &[Vec<Change>], acknowledged: usize) -> Result<(), String> {
-    let engine = FileEngine::on(path(), Disk::new(content, None), None).map_err(|e| format!("does not open: {e:?}"))?;
+    let engine = FileEngine::on(path(), Disk::new(content, None), None)
+        .map_err(|e| format!("does not open: {e:?}"))?;
     let found = entries_of(&engine).map_err(|e| format!("cannot be read: {e:?}"))?;
     let most = batches.len().min(acknowledged + 1);
     let whole = (acknowledged..=most).any(|count| found == entries_after(&batches[..count]));
-    if whole { Ok(()) } else { Err(format!("{acknowledged} were acknowledged, found {:?}", found.keys())) }
+    if whole {
+        Ok(())
+    } else {
+        Err(format!("{acknowledged} were acknowledged, found {:?}", found.keys()))
+    }
 }
 
-const WHOLE: [Reached; 4] = [Reached::Nothing, Reached::Everything, Reached::OnlyTheLast, Reached::AllButTheLast];
+const WHOLE: [Reached; 4] =
+    [Reached::Nothing, Reached::Everything, Reached::OnlyTheLast, Reached::AllButTheLast];
 
 fn all_of(seeds: u64, base: usize) -> impl Iterator<Item = Reached> {
     let torn = (0..seeds).map(move |seed| Reached::TornAndReordered(seed << 32 | base as u64));
@@ -272,7 +291,8 @@ fn all_of(seeds: u64, base: usize) -> impl Iterator<Item = Reached> {
 }
 
 #[test]
-fn nothing_acknowledged_is_lost_when_the_power_fails_at_any_write_or_sync_nor_when_it_fails_again_during_the_repair() {
+fn nothing_acknowledged_is_lost_when_the_power_fails_at_any_write_or_sync_nor_when_it_fails_again_during_the_repair()
+ {
     let (new, batches) = (new_database(), batches());
     let mut failures = 0;
     for at in 0.. {
@@ -297,9 +317,14 @@ fn nothing_acknowledged_is_lost_when_the_power_fails_at_any_write_or_sync_nor_wh
             if !disk.failed() {
                 break;
             }
-            for reached in [Reached::Nothing, Reached::TornAndReordered((at << 16 | again) as u64)] {
-                if let Err(why) = check(&disk.after_power_failure(reached), &batches, acknowledged) {
-                    panic!("power failed at step {at} and at step {again} of the repair, {reached:?}: {why}");
+            for reached in [Reached::Nothing, Reached::TornAndReordered((at << 16 | again) as u64)]
+            {
+                if let Err(why) = check(&disk.after_power_failure(reached), &batches, acknowledged)
+                {
+                    panic!(
+                        "power failed at step {at} and at step {again} of the repair, \
+                            {reached:?}: {why}"
+                    );
                 }
             }
         }
@@ -346,5 +371,6 @@ fn a_disk_that_lies_about_its_syncs_is_found_out() {
     disk.with(|state| state.lies = true);
     let acknowledged = write_until_failure(&disk, &batches);
     assert!(acknowledged > 0 && disk.failed());
-    check(&disk.after_power_failure(Reached::Nothing), &batches, acknowledged).expect_err("it is lost");
+    check(&disk.after_power_failure(Reached::Nothing), &batches, acknowledged)
+        .expect_err("it is lost");
 }
