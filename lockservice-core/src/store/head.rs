@@ -124,11 +124,11 @@ impl Head {
         let leader = found.and_then(|head| head.leader.as_ref());
         let clean = continuous && leader.is_none();
         let own = continuous && leader.is_some_and(|leader| leader.nonce == candidate.nonce);
-        let loss_unresolved = found.is_some_and(|head| head.loss_unresolved);
+        let was_unresolved = found.is_some_and(|head| head.loss_unresolved);
         let loss_unresolved = match candidate.data_loss {
             DataLoss::Raised { .. } => true,
             DataLoss::Settled if own => false,
-            DataLoss::Settled | DataLoss::Unknown => !continuous || loss_unresolved,
+            DataLoss::Settled | DataLoss::Unknown => !continuous || was_unresolved,
         };
         let may_take_over = !candidate.elected && (clean || candidate.seen.as_ref() == Some(&seen));
         if !own && !may_take_over {
@@ -143,7 +143,7 @@ impl Head {
         }
         // L4: what it may have forgotten includes epochs.
         let leaps = matches!(candidate.data_loss, DataLoss::Raised { .. })
-            || (loss_unresolved && !(continuous && loss_unresolved));
+            || (loss_unresolved && !(continuous && was_unresolved));
         let before = found.cloned().unwrap_or_default();
         let cluster = before.cluster_of(candidate);
         let mut head = before.led_by(candidate, ttl, floor.epoch(), lineage.clone())?;

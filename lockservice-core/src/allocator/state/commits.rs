@@ -458,7 +458,7 @@ impl CommitControl {
         }
         let full = stripe.full(self.per_stripe_max, now, &mut old);
         // Commits in flight make room by themselves, marks do not.
-        let full = full && stripe.tombstones * 2 >= stripe.commits.len();
+        let of_tombstones = full && stripe.tombstones * 2 >= stripe.commits.len();
         let generation = stripe.next_generation();
         let marked = match stripe.commits.entry(txn.counter) {
             Entry::Occupied(mut entry) => match entry.get_mut() {
@@ -470,7 +470,7 @@ impl CommitControl {
                     unreachable!("an attempt in flight was answered above, under the same lock")
                 }
             },
-            Entry::Vacant(_) if full => Marked::Full,
+            Entry::Vacant(_) if of_tombstones => Marked::Full,
             Entry::Vacant(_) if full => return Err(exhausted(txn)),
             Entry::Vacant(entry) => {
                 entry.insert(Commit::Tombstone { generation, durable: false });
