@@ -258,10 +258,10 @@ fn a_grant_says_since_when_the_history_is_known() {
         Poll::Ready(Ok(grant)) => {
             assert_eq!(
                 grant.history_unknown,
-                grant.history_since.is_some(),
+                grant.history_since().is_some(),
                 "to a snapshot of unknown age"
             );
-            grant.history_since
+            grant.history_since()
         }
         other => panic!("not granted: {other:?}"),
     };

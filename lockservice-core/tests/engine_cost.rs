@@ -445,7 +445,7 @@ fn a_call_of_many_rows_lets_the_mutex_go_between_them() {
     };
     // Granted at once, and taken back.
     let grant = in_short_holds(2 * n - 1, || granted(at_once(1, WaitPolicy::Wait)));
-    assert_eq!((grant.changes.len() as u64, engine.held(txn(1)) as u64), (n, n));
+    assert_eq!((grant.changes().len() as u64, engine.held(txn(1)) as u64), (n, n));
     in_short_holds(n, || engine.roll_back(txn(1), TableId::new(TABLE), &grant));
     // Dropped when it was granted and not received.
     in_short_holds(3 * n - 1, || drop(at_once(1, WaitPolicy::Wait)));

@@ -132,7 +132,7 @@ fn a_call_between_two_slices_goes_on_until_it_is_granted() {
         call
     });
     let Poll::Ready(Ok(grant)) = poll(&mut call) else { panic!("granted") };
-    assert_eq!((grant.changes.len() as u64, engine.held(txn(SLICED)) as u64), (ROWS, ROWS));
+    assert_eq!((grant.changes().len() as u64, engine.held(txn(SLICED)) as u64), (ROWS, ROWS));
     let locks = engine.locks(None);
     assert!(
         locks.iter().all(|lock| lock.token == grant.token && !lock.pending),

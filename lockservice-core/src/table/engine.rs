@@ -193,7 +193,7 @@ impl LockEngine {
     /// they were held by was not taken back too. A lock that was upgraded since stays as long as
     /// its upgrade. Repeating it does nothing.
     pub fn roll_back(&self, txn: TxnId, table: TableId, grant: &Grant) {
-        let mut left = grant.changes.as_slice();
+        let mut left = grant.owner.changes.as_slice();
         self.in_slices(|state| {
             let (rest, some) = left.split_at(left.len().saturating_sub(state.slice.steps()));
             state.undo(txn, table, grant, some);

@@ -39,7 +39,7 @@ struct Node<V> {
 /// Which child of a node.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
-    Budget,
+    Left,
     Right,
 }
 
@@ -114,7 +114,7 @@ impl<V> IntervalMap<V> {
                 // The next one in the order takes the node's place.
                 let (mut next, mut further) = (right, Path::new());
                 while let Some(left) = next.left.take() {
-                    further.push((next, Side::Budget));
+                    further.push((next, Side::Left));
                     next = left;
                 }
                 let below = next.right.take();
@@ -136,7 +136,7 @@ impl<V> IntervalMap<V> {
         let mut link = self.root.take();
         while let Some(mut node) = link {
             let side = match compare(range, &node.range) {
-                Ordering::Less => Side::Budget,
+                Ordering::Less => Side::Left,
                 Ordering::Greater => Side::Right,
                 Ordering::Equal => return (path, Some(node)),
             };
@@ -224,7 +224,7 @@ impl<V> fmt::Debug for IntervalMap<V> {
 impl<V> Node<V> {
     fn child_mut(&mut self, side: Side) -> &mut Link<V> {
         match side {
-            Side::Budget => &mut self.left,
+            Side::Left => &mut self.left,
             Side::Right => &mut self.right,
         }
     }
@@ -266,15 +266,15 @@ fn balance<V>(mut node: Box<Node<V>>) -> Box<Node<V>> {
     node.update();
     let (left, right) = (height(&node.left), height(&node.right));
     let heavy = match (left > right + 1, right > left + 1) {
-        (true, _) => Side::Budget,
+        (true, _) => Side::Left,
         (_, true) => Side::Right,
         _ => return node,
     };
-    let other = if heavy == Side::Budget { Side::Right } else { Side::Budget };
+    let other = if heavy == Side::Left { Side::Right } else { Side::Left };
     let child = node.child_mut(heavy).take();
     let child = child.map(|mut child| {
         let inner_is_higher = match heavy {
-            Side::Budget => height(&child.right) > height(&child.left),
+            Side::Left => height(&child.right) > height(&child.left),
             Side::Right => height(&child.left) > height(&child.right),
         };
         if inner_is_higher {
@@ -289,7 +289,7 @@ fn balance<V>(mut node: Box<Node<V>>) -> Box<Node<V>> {
 /// Puts the child on `side` into the node's place, and the node below it.
 fn rotate<V>(mut node: Box<Node<V>>, side: Side) -> Box<Node<V>> {
     let Some(mut child) = node.child_mut(side).take() else { return node };
-    let other = if side == Side::Budget { Side::Right } else { Side::Budget };
+    let other = if side == Side::Left { Side::Right } else { Side::Left };
     *node.child_mut(side) = child.child_mut(other).take();
     node.update();
     *child.child_mut(other) = Some(node);

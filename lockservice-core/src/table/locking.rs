@@ -7,11 +7,11 @@ use std::time::Duration;
 use super::call::{Ancestors, CallId, EngineCall, Stage};
 use super::entry::{Entry, Position};
 use super::holders::{Holder, NONE};
-use super::slices::Budget;
+use super::slices::Released;
 use super::state::{EngineState, Started, bind_changed};
 use super::steps::step;
 use super::txn::{NESTED_MAX, TxnHolds};
-use super::types::{Grant, ItemGrant, LockRequest, WaitPolicy};
+use super::types::{Grant, ItemGrant, LockRequest, OwnerPart, WaitPolicy};
 use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{FencingToken, TableId, TxnId};
@@ -342,9 +342,11 @@ impl EngineState {
             prev_commit_ts: call.prev_commit_ts,
             table_commit_ts: table.commit_ts,
             history_unknown: table.history_since.is_some(),
-            history_since: table.history_since,
-            changes: std::mem::take(&mut call.changes),
-            tokens_left: table.tokens_left(),
+            owner: OwnerPart {
+                changes: std::mem::take(&mut call.changes),
+                history_since: table.history_since,
+                tokens_left: table.tokens_left(),
+            },
         })
     }
 
@@ -392,7 +394,7 @@ impl EngineState {
             self.release(txn, id, item);
         } else {
             own.uncover();
-            self.left.push((id, Budget::Item(item)));
+            self.released.push((id, Released::Item(item)));
         }
     }
 
@@ -408,7 +410,7 @@ impl EngineState {
             moved.expect("what a transaction's list names is held").slot = holder.slot;
         }
         if !table.waiting.is_empty() {
-            self.left.push((table_id, Budget::Item(item)));
+            self.released.push((table_id, Released::Item(item)));
         }
     }
 
@@ -611,7 +613,7 @@ impl EngineState {
             Err(error) => {
                 // It left the queue of that item, and does not hold it: those behind it have nobody
                 // else to look at them.
-                self.left.push((call.table, Budget::Item(call.item().clone())));
+                self.released.push((call.table, Released::Item(call.item().clone())));
                 Err(error)
             }
         };
@@ -655,7 +657,7 @@ impl EngineState {
         match std::mem::replace(&mut call.stage, Stage::Failing(why)) {
             Stage::Waiting => {
                 self.dequeue(&mut call);
-                self.left.push((call.table, Budget::Item(call.item().clone())));
+                self.released.push((call.table, Released::Item(call.item().clone())));
             }
             Stage::AwaitingToken => {
                 if let Some(table) = self.tables.get_mut(&call.table) {
@@ -666,7 +668,7 @@ impl EngineState {
                 self.unfinished.remove(&call.position);
             }
             Stage::Done(Ok(grant)) => {
-                (call.changes, call.token) = (grant.changes, Some(grant.token))
+                (call.changes, call.token) = (grant.owner.changes, Some(grant.token))
             }
             Stage::Done(Err(_)) => {}
         }

@@ -179,7 +179,7 @@ pub use self::list::{LockList, WaitList};
 #[cfg(any(test, feature = "testing"))]
 pub use self::steps::{engine_longest_hold, engine_steps};
 #[cfg_attr(loom, allow(unused_imports, reason = "the service is not built for loom"))]
-pub(crate) use self::types::CallObstacle;
+pub(crate) use self::types::{CallObstacle, ItemGrant};
 pub use self::types::{
-    EngineSettings, Grant, ItemGrant, LockInfo, LockRequest, VictimPolicy, WaitInfo, WaitPolicy,
+    EngineSettings, Grant, LockInfo, LockRequest, VictimPolicy, WaitInfo, WaitPolicy,
 };

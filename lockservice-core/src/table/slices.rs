@@ -68,7 +68,7 @@ impl Slice {
 
 /// What somebody left.
 #[derive(Debug)]
-pub(super) enum Budget {
+pub(super) enum Released {
     Item(LockItem),
     /// Of a range that was left, the rows whose queues were not looked at yet.
     Rows(KeyRange),
@@ -80,7 +80,7 @@ impl EngineState {
     pub(super) fn promote_waiters(&mut self) {
         if self.is_sealed() {
             // Nobody waits any more: nothing is to be granted.
-            self.left.clear();
+            self.released.clear();
             self.candidates.clear();
         }
         while self.slice.has_steps() {
@@ -89,7 +89,7 @@ impl EngineState {
                 self.go_on(id);
             } else if let Some(table) = self.fed.pop() {
                 self.feed(table);
-            } else if let Some((table, left)) = self.left.pop() {
+            } else if let Some((table, left)) = self.released.pop() {
                 self.find_candidates(table, left);
             } else if let Some((position, id)) = self.candidates.pop_first() {
                 self.promote(position, id);
@@ -108,7 +108,7 @@ impl EngineState {
     pub(super) fn is_settled(&self) -> bool {
         self.unfinished.is_empty()
             && self.fed.is_empty()
-            && self.left.is_empty()
+            && self.released.is_empty()
             && self.candidates.is_empty()
             && self.look_again.is_empty()
     }
@@ -154,25 +154,25 @@ impl EngineState {
 
     /// Finds the waiters whose turn may have come after something was left: the first one of each
     /// queue.
-    fn find_candidates(&mut self, id: TableId, left: Budget) {
+    fn find_candidates(&mut self, id: TableId, left: Released) {
         self.slice.spend();
         let Some(table) = self.tables.get(&id) else { return };
         let range = match left {
-            Budget::Item(item @ LockItem::Row(_)) => {
+            Released::Item(item @ LockItem::Row(_)) => {
                 table.overlapping_queues(&item, |_, queue| {
                     self.candidates.extend(queue.first_after(Position::FIRST));
                     ControlFlow::Continue(())
                 });
                 return;
             }
-            Budget::Item(item @ LockItem::Range(_)) => {
+            Released::Item(item @ LockItem::Range(_)) => {
                 table.overlapping_range_queues(&item, |queue| {
                     self.candidates.extend(queue.first_after(Position::FIRST));
                 });
                 let LockItem::Range(range) = item else { return };
                 range
             }
-            Budget::Rows(range) => range,
+            Released::Rows(range) => range,
         };
         let most = self.slice.steps().max(1);
         let slice = &mut self.slice;
@@ -180,7 +180,7 @@ impl EngineState {
             slice.spend();
             self.candidates.extend(queue.first_after(Position::FIRST));
         });
-        self.left.extend(rest.map(|rest| (id, Budget::Rows(rest))));
+        self.released.extend(rest.map(|rest| (id, Released::Rows(rest))));
     }
 
     /// Grants a waiter what it waits for, if nothing is in its way.

@@ -12,7 +12,7 @@ use super::entry::Position;
 use super::hash::IdMap;
 use super::lock_table::LockTable;
 use super::locking::hold_bytes;
-use super::slices::{Budget, Slice};
+use super::slices::{Released, Slice};
 use super::txn::TxnHolds;
 use super::types::{EngineSettings, Grant};
 use crate::allocator::{Bind, TokenBlock};
@@ -50,7 +50,7 @@ pub(super) struct EngineState {
     /// Nested calls of transactions that hold more than when these began to wait.
     pub(super) look_again: Vec<CallId>,
     /// Items that something left: waiters that overlap them may have become grantable.
-    pub(super) left: Vec<(TableId, Budget)>,
+    pub(super) released: Vec<(TableId, Released)>,
     /// Waiters that may have become grantable, in queue order.
     pub(super) candidates: BTreeSet<(Position, CallId)>,
     /// Calls between two slices of their work, first come first.
@@ -96,7 +96,7 @@ impl EngineState {
             last: 0,
             nested: 0,
             look_again: Vec::new(),
-            left: Vec::new(),
+            released: Vec::new(),
             candidates: BTreeSet::new(),
             unfinished: BTreeMap::new(),
             fed: Vec::new(),
@@ -330,7 +330,7 @@ impl EngineState {
         for item in items {
             table.take_hold(item, id);
             if !table.waiting.is_empty() {
-                self.left.push((table_id, Budget::Item(item.clone())));
+                self.released.push((table_id, Released::Item(item.clone())));
             }
         }
     }

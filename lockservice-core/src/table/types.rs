@@ -39,51 +39,97 @@ pub enum WaitPolicy {
     NoWait,
 }
 
-/// What a request was granted.
+/// The locks that a call was granted.
+///
+/// The owner of the table also keeps what a roll-back needs in it; a grant that came over the wire
+/// has none of that.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Grant {
-    /// The bind on which it was granted: to be presented at the commit.
+    /// The bind on which it was granted, to be presented at the commit.
     pub bind: Bind,
     /// The call's fencing token (F1), taken after its last key was granted. If nothing was newly
     /// locked, the largest token under which its items were already held.
     pub token: FencingToken,
     /// False if every item was already held at least as strongly.
     pub newly_locked: bool,
-    /// How long the call waited for others; `None` if it did not. The engine reads no clock: it
-    /// answers zero for a call that waited, and whoever took the time of the call puts the duration
-    /// here.
+    /// How long the call waited for others; `None` if it did not wait. The engine reads no clock:
+    /// it returns zero for a call that waited, and its caller replaces that by the duration.
     pub waited: Option<Duration>,
-    /// The first lock or waiter that stood in the way, if any did: the transaction and the item.
+    /// The first conflicting holder or waiter, if there was one: its transaction and item.
     pub conflict: Option<(TxnId, LockItem)>,
-    /// The largest commit timestamp of those it waited for, over all its waits (C5).
+    /// The largest commit timestamp of the transactions that it waited for, over all its waits
+    /// (C5).
     pub prev_commit_ts: Option<u64>,
-    /// The largest commit timestamp that any unlock of this table carried since the bind was
+    /// The largest commit timestamp that an unlock of this table carried since the bind was
     /// installed.
     pub table_commit_ts: Option<u64>,
-    /// Something may have been committed in the table that the transaction's snapshot does not show
-    /// and no timestamp tells of: take the snapshot after this answer (C5). The engine knows of no
-    /// snapshot and says so to everybody for as long as there is a
-    /// [`history_since`](Self::history_since); whoever knows when the snapshot was begun decides.
+    /// True if something may have been committed in the table that the transaction's snapshot does
+    /// not show and that no timestamp tells of (C5). Take the snapshot after this grant.
+    ///
+    /// The engine knows of no snapshot. It sets this while a part of the history is unknown, and
+    /// its caller, which knows the age of the snapshot, decides.
     pub history_unknown: bool,
-    /// Since when the owner knows the table's history: since it took over, or since the last
-    /// release that its holder did not ask for. `None`: all of it. By the owner's clock, with whom
-    /// it stays.
-    pub history_since: Option<Time>,
-    /// What exactly was newly locked or upgraded, so that it can be taken back (T2).
-    pub changes: Vec<ItemGrant>,
-    /// How many tokens are left to the owner of the table after this grant: it renews them ahead
-    /// (F2).
-    pub tokens_left: u64,
+    /// Stays with the owner of the table.
+    pub(crate) owner: OwnerPart,
 }
 
-/// One change that a call made to its transaction's lock set.
+/// What only the owner of a table knows of a grant. Empty at everybody else.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct OwnerPart {
+    /// Each item that was newly locked or upgraded: a roll-back ends exactly these (T2).
+    pub(crate) changes: Vec<ItemGrant>,
+    /// Since when the owner knows the table's history, by the owner's clock: since it took over,
+    /// or since the last release that its holder did not ask for. `None`: all of it.
+    pub(crate) history_since: Option<Time>,
+    /// How many tokens are left to the table after this grant. The owner renews them ahead (F2).
+    pub(crate) tokens_left: u64,
+}
+
+/// One change that a call made to the lock set of its transaction.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ItemGrant {
+pub(crate) struct ItemGrant {
     /// The item.
-    pub item: LockItem,
+    pub(crate) item: LockItem,
     /// How, and under which token, the transaction held exactly this item before; `None` if it did
-    /// not. Taking the grant back leaves that hold, unless it was itself taken back or released.
-    pub before: Option<(LockMode, FencingToken)>,
+    /// not. Rolling the grant back leaves that hold, unless it was itself rolled back or released.
+    pub(crate) before: Option<(LockMode, FencingToken)>,
+}
+
+impl Grant {
+    /// A grant under `token` on `bind` that nothing else is known of: nothing was newly locked, and
+    /// the call did not wait.
+    pub fn new(bind: Bind, token: FencingToken) -> Self {
+        Self {
+            bind,
+            token,
+            newly_locked: false,
+            waited: None,
+            conflict: None,
+            prev_commit_ts: None,
+            table_commit_ts: None,
+            history_unknown: false,
+            owner: OwnerPart::default(),
+        }
+    }
+}
+
+/// For tests of the engine, which look at what its owner keeps.
+#[cfg(any(test, feature = "testing"))]
+impl Grant {
+    /// Each item that was newly locked or upgraded, with the mode and token of the hold before.
+    pub fn changes(&self) -> Vec<(LockItem, Option<(LockMode, FencingToken)>)> {
+        self.owner.changes.iter().map(|change| (change.item.clone(), change.before)).collect()
+    }
+
+    /// Since when the owner knows the table's history; `None`: all of it.
+    pub fn history_since(&self) -> Option<Time> {
+        self.owner.history_since
+    }
+
+    /// How many tokens are left to the table after this grant.
+    pub fn tokens_left(&self) -> u64 {
+        self.owner.tokens_left
+    }
 }
 
 /// Limits and policies of the engine.

@@ -571,8 +571,8 @@ impl Model {
         clients: &mut [Client],
     ) {
         if self.tables[table].installed && grant.bind.version == self.tables[table].version {
-            for change in &grant.changes {
-                self.roll_back_item(txn, table, &change.item, Some(grant.token.get()));
+            for (item, _) in grant.changes() {
+                self.roll_back_item(txn, table, &item, Some(grant.token.get()));
             }
         }
         self.settle(clients);

@@ -139,8 +139,7 @@ pub fn granted_to_proto(granted: &Granted) -> proto::Locked {
     locked
 }
 
-/// The grant that a message tells of. What only the owner needs (`history_since`, `changes`,
-/// `tokens_left`) stays there and is empty here.
+/// The grant of a message. The part that only the owner needs stays there.
 pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
     let conflict = if locked.conflict_txn.is_empty() {
         None
@@ -154,21 +153,16 @@ pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
     let bind = locked
         .bind
         .ok_or_else(|| Error::new(ErrorKind::InvalidArgument, "a grant names no bind"))?;
+    let mut grant = Grant::new(bind_from_proto(bind)?, FencingToken::new(locked.token));
+    grant.newly_locked = locked.newly_locked;
+    grant.waited = locked.waited.then(|| Duration::from_millis(locked.waited_ms));
+    grant.conflict = conflict;
+    grant.prev_commit_ts = locked.prev_commit_timestamp;
+    grant.table_commit_ts = locked.table_commit_timestamp;
+    grant.history_unknown = locked.history_unknown;
     Ok(Granted {
         txn: txn_from_proto(&locked.txn)?,
-        grant: Grant {
-            bind: bind_from_proto(bind)?,
-            token: FencingToken::new(locked.token),
-            newly_locked: locked.newly_locked,
-            waited: locked.waited.then(|| Duration::from_millis(locked.waited_ms)),
-            conflict,
-            prev_commit_ts: locked.prev_commit_timestamp,
-            table_commit_ts: locked.table_commit_timestamp,
-            history_unknown: locked.history_unknown,
-            history_since: None,
-            changes: Vec::new(),
-            tokens_left: 0,
-        },
+        grant,
         promise: Promise {
             guard: Duration::from_millis(locked.promise.unwrap_or_default().valid_for_ms),
         },
@@ -205,21 +199,15 @@ mod tests {
             Some((other, LockItem::Range(KeyRange::whole_table()))),
         ];
         for conflict in conflicts {
+            let mut grant = Grant::new(bind(), FencingToken::new(99));
+            grant.newly_locked = true;
+            grant.waited = conflict.as_ref().map(|_| Duration::from_millis(12));
+            grant.conflict = conflict;
+            grant.prev_commit_ts = Some(0);
+            grant.history_unknown = true;
             let granted = Granted {
                 txn: TxnId::new(ServiceId::new(1 << 32 | 1), 7, true),
-                grant: Grant {
-                    bind: bind(),
-                    token: FencingToken::new(99),
-                    newly_locked: true,
-                    waited: conflict.as_ref().map(|_| Duration::from_millis(12)),
-                    conflict,
-                    prev_commit_ts: Some(0),
-                    table_commit_ts: None,
-                    history_unknown: true,
-                    history_since: None,
-                    changes: Vec::new(),
-                    tokens_left: 0,
-                },
+                grant,
                 promise: Promise { guard: Duration::from_millis(4_321) },
                 history_known: Some(Duration::from_millis(77)),
             };

@@ -151,7 +151,7 @@ impl Relied {
     /// was asked for. What it upgraded is not among them: an upgrade stands without what it lies
     /// on.
     pub(in crate::service) fn of(granted: &Granted, items: &[LockItem]) -> Option<Self> {
-        let (table, changes) = (granted.grant.bind.id, &granted.grant.changes);
+        let (table, changes) = (granted.grant.bind.id, &granted.grant.owner.changes);
         if changes.len() >= items.len() {
             return None;
         }
@@ -563,8 +563,9 @@ impl TxnQueue {
 /// or with the transaction's end. May take a while: not to be called under a lock.
 pub(in crate::service) fn keep_relied_on(grant: &mut Grant, later: &[Relied]) {
     for relied in later.iter().filter(|relied| relied.table == grant.bind.id) {
-        let too_many = grant.changes.len().saturating_mul(relied.items.len()) > RELIED_PAIRS_MAX;
-        grant.changes.retain(|change| {
+        let too_many =
+            grant.owner.changes.len().saturating_mul(relied.items.len()) > RELIED_PAIRS_MAX;
+        grant.owner.changes.retain(|change| {
             !too_many && !relied.items.iter().any(|item| item.overlaps(&change.item))
         });
     }

@@ -38,6 +38,7 @@ pub(in crate::service) fn of_answer(answer: &Result<Answer, Error>) -> usize {
         + match answer {
             Ok(Answer::Locked(granted)) => granted
                 .grant
+                .owner
                 .changes
                 .iter()
                 .map(|change| size_of::<ItemGrant>() + keys(&change.item))

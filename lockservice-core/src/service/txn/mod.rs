@@ -132,8 +132,8 @@ impl ServiceInner {
         grant.waited = grant.waited.map(|_| self.parts.clock.now().since(began));
         // C5. At the very moment counts as before.
         let before = |since: Time| snapshot.is_none_or(|snapshot| snapshot <= since);
-        grant.history_unknown = grant.history_since.is_some_and(before);
-        self.tokens_left(&bind, grant.tokens_left);
+        grant.history_unknown = grant.owner.history_since.is_some_and(before);
+        self.tokens_left(&bind, grant.owner.tokens_left);
         self.still_good(txn, &grant, began + grant.waited.unwrap_or_default())
     }
 
@@ -208,7 +208,7 @@ impl ServiceInner {
         let still = txn.check_active().and_then(|()| self.promise(txn.session.as_deref()));
         match still {
             Ok(promise) => {
-                let history_known = grant.history_since.map(|since| now.since(since));
+                let history_known = grant.owner.history_since.map(|since| now.since(since));
                 Ok(Granted { txn: txn.id, grant: grant.clone(), promise, history_known })
             }
             Err(e) => {
