@@ -102,7 +102,7 @@ async fn local(name: &str, url: &str) {
 }
 
 /// Leads at once: nobody can have been told of anything that a new store lost.
-async fn settled(store: &dyn BindStore) -> Candidate {
+async fn candidate(store: &dyn BindStore) -> Candidate {
     let mut candidate = Candidate::new(NodeName::new("bench").expect("a name"), "127.0.0.1:1");
     for _ in 0..3 {
         match store.acquire_leadership(&candidate, TTL).await.expect("an answer") {
@@ -115,7 +115,7 @@ async fn settled(store: &dyn BindStore) -> Candidate {
 }
 
 async fn binds(name: &str, store: Arc<dyn BindStore>) {
-    let candidate = settled(&*store).await;
+    let candidate = candidate(&*store).await;
     let counted = Arc::new(Counted(store, AtomicU64::new(0)));
     let allocator = LocalAllocator::open(
         Arc::clone(&counted) as _,

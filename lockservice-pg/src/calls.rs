@@ -7,8 +7,8 @@ use sqlx::postgres::PgRow;
 use tokio::time::timeout;
 
 use crate::config::PgConfig;
+use crate::connections::{Connection, Connections, Statement};
 use crate::error::{Failure, Stage};
-use crate::link::{Connections, Link, Statement};
 
 #[derive(Debug)]
 pub(crate) struct Calls {
@@ -31,13 +31,13 @@ impl Calls {
         }
     }
 
-    pub(crate) async fn take(&self) -> Result<Link<'_>> {
-        self.asked(self.connections.take().await)
+    pub(crate) async fn take(&self) -> Result<Connection<'_>> {
+        self.unchanged(self.connections.take().await)
     }
 
     /// What a failure means if nothing that changes anything was sent.
-    pub(crate) fn asked<T>(&self, outcome: Result<T, Failure>) -> Result<T> {
-        outcome.map_err(|failure| failure.explain(&self.describe, Stage::Asking))
+    pub(crate) fn unchanged<T>(&self, outcome: Result<T, Failure>) -> Result<T> {
+        outcome.map_err(|failure| failure.explain(&self.describe, Stage::Reading))
     }
 
     /// Sends a statement that does no harm if it is done twice. A connection that the server closed
@@ -49,15 +49,15 @@ impl Calls {
     ) -> Result<PgRow> {
         let row = timeout(self.call_timeout, async {
             loop {
-                let mut link =
-                    self.connections.take().await.map_err(|failure| (failure, Stage::Asking))?;
-                match link.row(statement(), self.answer_timeout).await {
+                let mut connection =
+                    self.connections.take().await.map_err(|failure| (failure, Stage::Reading))?;
+                match connection.row(statement(), self.answer_timeout).await {
                     Ok(row) => {
-                        link.keep();
+                        connection.keep();
                         return Ok(row);
                     }
                     // A new connection is taken next, for which this cannot be: the loop ends.
-                    Err(failure) if link.reused() && failure.is_lost() => {
+                    Err(failure) if connection.reused() && failure.is_lost() => {
                         self.connections.forget_idle()
                     }
                     Err(failure) => return Err((failure, stage)),
@@ -71,10 +71,10 @@ impl Calls {
 
     /// Sends a change that must not be sent twice.
     pub(crate) async fn once(&self, statement: Statement<'_>) -> Result<PgRow> {
-        let mut link = self.take().await?;
-        match link.row(statement, self.answer_timeout).await {
+        let mut connection = self.take().await?;
+        match connection.row(statement, self.answer_timeout).await {
             Ok(row) => {
-                link.keep();
+                connection.keep();
                 Ok(row)
             }
             Err(failure) => {

@@ -11,7 +11,7 @@ use self::ErrorKind::{InvalidArgument, StoreCorrupt, StoreUnusable, Unavailable}
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stage {
     /// Nothing that changes anything had been sent.
-    Asking,
+    Reading,
     /// A change had been sent: only an answer says that it is not there.
     Changing,
 }
@@ -353,7 +353,7 @@ mod tests {
     #[test]
     fn only_a_change_that_was_sent_has_an_unknown_outcome() {
         let lost = || Failure::Driver(sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into()));
-        assert_eq!(lost().explain("s", Stage::Asking).kind(), Unavailable);
+        assert_eq!(lost().explain("s", Stage::Reading).kind(), Unavailable);
         assert_eq!(lost().explain("s", Stage::Changing).kind(), ErrorKind::UnknownOutcome);
         let waited = Duration::from_secs(1);
         assert_eq!(

@@ -76,8 +76,8 @@
 
 mod calls;
 mod config;
+mod connections;
 mod error;
-mod link;
 mod migrate;
 mod record;
 mod servers;

@@ -11,8 +11,8 @@ use sqlx::{AssertSqlSafe, Row};
 
 use crate::calls::Calls;
 use crate::config::{PgConfig, SchemaName, millis};
+use crate::connections::{Connection, Connections};
 use crate::error::{Failure, Stage};
-use crate::link::{Connections, Link};
 use crate::servers::Servers;
 
 /// Entry N − 1 makes format N of format N − 1.
@@ -33,16 +33,16 @@ pub async fn stored_format(url: &str) -> Result<u32> {
     let config = PgConfig::from_url(url)?;
     let servers = Arc::new(Servers::new(&config));
     let calls = Calls::new(Connections::own(&config, &servers), config.describe(), &config);
-    let mut link = calls.take().await?;
-    found(&calls, &mut link, &config.schema).await
+    let mut connection = calls.take().await?;
+    found(&calls, &mut connection, &config.schema).await
 }
 
 /// Fails with `StoreUnusable` unless the schema is there and of [`SCHEMA_FORMAT`], and as
 /// [`stored_format`] does. Changes nothing.
 pub(crate) async fn check_format(calls: &Calls, schema: &SchemaName) -> Result<()> {
-    let mut link = calls.take().await?;
-    let format = found(calls, &mut link, schema).await?;
-    link.keep();
+    let mut connection = calls.take().await?;
+    let format = found(calls, &mut connection, schema).await?;
+    connection.keep();
     if format == SCHEMA_FORMAT {
         return Ok(());
     }
@@ -60,11 +60,11 @@ pub(crate) async fn check_format(calls: &Calls, schema: &SchemaName) -> Result<(
 
 /// Creates the schema, or brings it to [`SCHEMA_FORMAT`], or finds that nothing is to be done.
 pub(crate) async fn migrate(calls: &Calls, schema: &SchemaName) -> Result<()> {
-    let mut link = calls.take().await?;
+    let mut connection = calls.take().await?;
     let answer = calls.answer_timeout;
     // The common case takes no lock.
-    if found(calls, &mut link, schema).await? == SCHEMA_FORMAT {
-        link.keep();
+    if found(calls, &mut connection, schema).await? == SCHEMA_FORMAT {
+        connection.keep();
         return Ok(());
     }
     let patience = calls.load_timeout;
@@ -75,18 +75,20 @@ pub(crate) async fn migrate(calls: &Calls, schema: &SchemaName) -> Result<()> {
         millis(patience),
         millis(patience + answer),
     );
-    calls.asked(link.begin(&begin, answer).await)?;
+    calls.unchanged(connection.begin(&begin, answer).await)?;
     let lock = sqlx::query("select pg_advisory_xact_lock(hashtextextended($1, 0))")
         .bind(format!("lockservice:{schema}"));
-    calls.asked(link.row(lock, patience + answer).await)?;
-    let format = found(calls, &mut link, schema).await?;
+    calls.unchanged(connection.row(lock, patience + answer).await)?;
+    let format = found(calls, &mut connection, schema).await?;
     if format < SCHEMA_FORMAT {
         let there =
             sqlx::query("select exists (select from pg_namespace where nspname = $1) as there")
                 .bind(schema.as_str());
         // Creating it asks for a right in the database that is not needed where it was made ready.
-        if !calls.asked(link.row(there, answer).await)?.get::<bool, _>("there") {
-            calls.asked(link.run(&in_schema("create schema $schema", schema), answer).await)?;
+        if !calls.unchanged(connection.row(there, answer).await)?.get::<bool, _>("there") {
+            calls.unchanged(
+                connection.run(&in_schema("create schema $schema", schema), answer).await,
+            )?;
         }
         for version in format + 1..=SCHEMA_FORMAT {
             let step = in_schema(MIGRATIONS[version as usize - 1], schema);
@@ -94,20 +96,20 @@ pub(crate) async fn migrate(calls: &Calls, schema: &SchemaName) -> Result<()> {
                 &format!("insert into $schema.format (version) values ({version})"),
                 schema,
             );
-            calls.asked(link.run(&format!("{step};\n{done}"), patience).await)?;
+            calls.unchanged(connection.run(&format!("{step};\n{done}"), patience).await)?;
         }
         tracing::info!(store = %calls.describe, from = format, to = SCHEMA_FORMAT, "the store's \
             schema was migrated");
     }
     // If this fails with an unknown outcome, the next open finds the schema as it was or as it
     // shall be.
-    calls.asked(link.commit(patience).await)?;
-    link.keep();
+    calls.unchanged(connection.commit(patience).await)?;
+    connection.keep();
     Ok(())
 }
 
 /// The format of the schema, 0 if there is none. Fails for a newer one.
-async fn found(calls: &Calls, link: &mut Link<'_>, schema: &SchemaName) -> Result<u32> {
+async fn found(calls: &Calls, connection: &mut Connection<'_>, schema: &SchemaName) -> Result<u32> {
     // Read from the catalog itself: a name is looked up in a cache, which after waiting for the
     // advisory lock may still say "none".
     let table = sqlx::query(
@@ -115,14 +117,16 @@ async fn found(calls: &Calls, link: &mut Link<'_>, schema: &SchemaName) -> Resul
          where nspname = $1 and relname = 'format') as there",
     )
     .bind(schema.as_str());
-    if !calls.asked(link.row(table, calls.answer_timeout).await)?.get::<bool, _>("there") {
+    if !calls.unchanged(connection.row(table, calls.answer_timeout).await)?.get::<bool, _>("there")
+    {
         return Ok(0);
     }
     let version = in_schema("select max(version) from $schema.format", schema);
-    let row =
-        calls.asked(link.row(sqlx::query(AssertSqlSafe(version)), calls.answer_timeout).await)?;
+    let row = calls.unchanged(
+        connection.row(sqlx::query(AssertSqlSafe(version)), calls.answer_timeout).await,
+    )?;
     let version: Option<i32> =
-        row.try_get(0).map_err(|e| Failure::from(e).explain(&calls.describe, Stage::Asking))?;
+        row.try_get(0).map_err(|e| Failure::from(e).explain(&calls.describe, Stage::Reading))?;
     match version.and_then(|version| u32::try_from(version).ok()) {
         Some(version) if version > SCHEMA_FORMAT => Err(Error::new(
             ErrorKind::StoreNewer,

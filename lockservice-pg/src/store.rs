@@ -16,8 +16,8 @@ use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use crate::calls::Calls;
 use crate::config::{PgConfig, SchemaName, millis};
+use crate::connections::{Connections, Statement};
 use crate::error::{Failure, Stage};
-use crate::link::{Connections, Statement};
 use crate::migrate::{check_format, in_schema, migrate};
 use crate::record::{
     Arrays, add_constants, add_forgotten, add_service, add_table, add_tombstone, format_written,
@@ -43,7 +43,7 @@ pub struct PgStore {
 
 /// The statements, with the schema's name in them.
 struct Sql {
-    look: Arc<str>,
+    head: Arc<str>,
     lead: Arc<str>,
     renew: Arc<str>,
     resign: Arc<str>,
@@ -135,8 +135,8 @@ impl PgStore {
     }
 
     /// The head as it stands, which copy of the store answers, and the server's clock.
-    async fn look(&self) -> Result<PgRow> {
-        self.calls.repeatable(Stage::Asking, || sql(&self.sql.look)).await
+    async fn read_head(&self) -> Result<PgRow> {
+        self.calls.repeatable(Stage::Reading, || sql(&self.sql.head)).await
     }
 
     /// True if the head was still `found`, and is `next` now.
@@ -176,23 +176,24 @@ impl PgStore {
     where
         T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
     {
-        self.calls.asked(row.try_get(column).map_err(Failure::from))
+        self.calls.unchanged(row.try_get(column).map_err(Failure::from))
     }
 
     /// Everything, of one moment.
     async fn read(&self, damage: &mut Damage) -> Result<(StoreState, Option<Head>)> {
         let calls = &self.calls;
-        let mut link = calls.take().await?;
+        let mut connection = calls.take().await?;
         let begin = format!(
             "begin isolation level repeatable read, read only; set local statement_timeout = {}; \
                 set local lock_timeout = {}",
             millis(calls.load_timeout),
             self.lock_ms,
         );
-        calls.asked(link.begin(&begin, calls.answer_timeout).await)?;
+        calls.unchanged(connection.begin(&begin, calls.answer_timeout).await)?;
         let mut state = StoreState::default();
-        let look = calls.asked(link.row(sql(&self.sql.look), calls.answer_timeout).await)?;
-        let head = damage.tolerate(head(&look))?.flatten();
+        let head_row =
+            calls.unchanged(connection.row(sql(&self.sql.head), calls.answer_timeout).await)?;
+        let head = damage.tolerate(head(&head_row))?.flatten();
         if let Some(head) = &head {
             (state.epoch, state.applied) = (head.epoch, head.applied);
         }
@@ -206,15 +207,15 @@ impl PgStore {
         ];
         let mut turns = Turns::default();
         for (query, add) in parts {
-            for row in calls.asked(link.rows(sql(query), calls.load_timeout).await)? {
+            for row in calls.unchanged(connection.rows(sql(query), calls.load_timeout).await)? {
                 turns.next().await;
                 damage.tolerate(
                     add(&mut state, &row).map_err(|e| e.with("store", &calls.describe)),
                 )?;
             }
         }
-        calls.asked(link.commit(calls.answer_timeout).await)?;
-        link.keep();
+        calls.unchanged(connection.commit(calls.answer_timeout).await)?;
+        connection.keep();
         Ok((state, head))
     }
 }
@@ -239,14 +240,14 @@ impl BindStore for PgStore {
     }
 
     async fn head(&self) -> Result<Option<Head>> {
-        head(&self.look().await?)
+        head(&self.read_head().await?)
     }
 
     async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership> {
         // From here on a change is news.
-        self.watch.asked();
+        self.watch.observe();
         for _ in 0..DECISIONS_MAX {
-            let row = self.look().await?;
+            let row = self.read_head().await?;
             let (found, lineage) = (head(&row)?, self.lineage(&row)?);
             let clock_s = u64::try_from(self.get::<i64>(&row, "clock_s")?).unwrap_or(0);
             let floor =
@@ -312,7 +313,7 @@ impl BindStore for PgStore {
     }
 
     async fn applied(&self) -> Result<Applied> {
-        let row = self.look().await?;
+        let row = self.read_head().await?;
         let head = head(&row)?.unwrap_or_default();
         Ok(Applied { epoch: head.epoch, number: head.applied, lineage: self.lineage(&row)? })
     }
@@ -334,7 +335,7 @@ impl Sql {
         let text = |text: &str| Arc::from(in_schema(text, schema));
         Self {
             // One row, whether there is a head or not.
-            look: text(
+            head: text(
                 "select $schema.lineage() as lineage, r.format, r.record, \
                  floor(extract(epoch from clock_timestamp()))::bigint as clock_s \
                  from (select) as one left join $schema.head_record() as r on true",
@@ -385,29 +386,29 @@ async fn check_server(calls: &Calls) -> Result<()> {
              current_setting('server_encoding') as encoding, current_setting('fsync') as fsync",
         )
     };
-    let row = calls.repeatable(Stage::Asking, facts).await?;
+    let row = calls.repeatable(Stage::Reading, facts).await?;
     let unusable = |message: String| {
         Err(Error::new(ErrorKind::StoreUnusable, message).with("store", &calls.describe))
     };
-    let version: i32 = calls.asked(row.try_get("version").map_err(Failure::from))?;
+    let version: i32 = calls.unchanged(row.try_get("version").map_err(Failure::from))?;
     if version < 120_000 {
         return unusable(format!(
             "the store's server is PostgreSQL {}: use 12 or later",
             version / 10_000
         ));
     }
-    if calls.asked(row.try_get("standby").map_err(Failure::from))? {
+    if calls.unchanged(row.try_get("standby").map_err(Failure::from))? {
         return unusable(
             "the store's server is a standby that follows another: point the store's URL at the \
                 primary"
                 .to_owned(),
         );
     }
-    let encoding: String = calls.asked(row.try_get("encoding").map_err(Failure::from))?;
+    let encoding: String = calls.unchanged(row.try_get("encoding").map_err(Failure::from))?;
     if encoding != "UTF8" {
         return unusable(format!("the database is encoded in {encoding}: use one in UTF8"));
     }
-    let fsync: String = calls.asked(row.try_get("fsync").map_err(Failure::from))?;
+    let fsync: String = calls.unchanged(row.try_get("fsync").map_err(Failure::from))?;
     if fsync == "off" {
         tracing::warn!(store = %calls.describe, "the store's server has fsync off: what it \
             acknowledged is lost when its machine stops");

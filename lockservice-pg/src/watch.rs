@@ -36,7 +36,7 @@ pub(crate) struct Watch {
     generation: watch::Sender<u64>,
     /// The generation before the last question for the leadership. Alone: nothing else is published
     /// by it.
-    asked: AtomicU64,
+    observed: AtomicU64,
     task: OnceLock<JoinHandle<()>>,
 }
 
@@ -48,14 +48,14 @@ impl Watch {
             channel: channel.to_owned(),
             connect_timeout: config.connect_timeout,
             generation: watch::Sender::new(0),
-            asked: AtomicU64::new(0),
+            observed: AtomicU64::new(0),
             task: OnceLock::new(),
         }
     }
 
     /// The caller asks for the leadership now: what changes from here on it does not know.
-    pub(crate) fn asked(&self) {
-        self.asked.store(*self.generation.borrow(), Ordering::Relaxed);
+    pub(crate) fn observe(&self) {
+        self.observed.store(*self.generation.borrow(), Ordering::Relaxed);
     }
 
     /// Waits until something may have changed since then, at most `poll`. Cancel safe.
@@ -71,11 +71,11 @@ impl Watch {
                 tokio::spawn(listener.listen())
             });
         }
-        let asked = self.asked.load(Ordering::Relaxed);
+        let observed = self.observed.load(Ordering::Relaxed);
         let mut generation = self.generation.subscribe();
         // Over time or not, the caller looks again.
-        drop(timeout(poll, generation.wait_for(|now| *now > asked)).await);
-        self.asked();
+        drop(timeout(poll, generation.wait_for(|now| *now > observed)).await);
+        self.observe();
     }
 }
 

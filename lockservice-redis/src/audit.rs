@@ -5,16 +5,20 @@ use lockservice_core::{ErrorKind, Result};
 use redis::Value;
 
 use crate::config::RedisConfig;
+use crate::connection::StoreConnection;
 use crate::error::Errors;
-use crate::link::Link;
 use crate::topology::text;
 
 /// Fails with `StoreUnusable` for a server that is too old; warns of one that may lose what it
 /// acknowledged.
-pub(crate) async fn audit(link: &Link, config: &RedisConfig, errors: &Errors) -> Result<()> {
+pub(crate) async fn audit(
+    connection: &StoreConnection,
+    config: &RedisConfig,
+    errors: &Errors,
+) -> Result<()> {
     let mut info = redis::cmd("INFO");
     info.arg("server").arg("persistence").arg("memory");
-    let info = text(&link.query(info).await?).ok_or_else(|| errors.strange("no INFO"))?;
+    let info = text(&connection.query(info).await?).ok_or_else(|| errors.strange("no INFO"))?;
     let version = field(&info, "redis_version").unwrap_or_default();
     if version
         .split('.')
@@ -33,11 +37,11 @@ pub(crate) async fn audit(link: &Link, config: &RedisConfig, errors: &Errors) ->
         // Refused here rather than after the first write.
         let mut wait = redis::cmd("WAIT");
         wait.arg(0).arg(1);
-        link.query(wait).await?;
+        connection.query(wait).await?;
     }
     let mut settings = redis::cmd("CONFIG");
     settings.arg("GET").arg("appendonly").arg("save").arg("appendfsync").arg("maxmemory-policy");
-    let settings = link.query(settings).await.ok().map(|answer| pairs(&answer));
+    let settings = connection.query(settings).await.ok().map(|answer| pairs(&answer));
     let known = Known { info: &info, settings: settings.as_deref() };
     for warning in known.warnings() {
         tracing::warn!(store = config.describe(), "{warning}");

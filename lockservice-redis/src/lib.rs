@@ -107,9 +107,9 @@
 
 mod audit;
 mod config;
+mod connection;
 mod error;
 mod head;
-mod link;
 mod scripts;
 mod store;
 mod topology;

@@ -16,9 +16,9 @@ use tokio::time::timeout;
 
 use crate::audit::audit;
 use crate::config::{RedisConfig, Servers};
+use crate::connection::{ScriptCall, ScriptResponse, StoreConnection};
 use crate::error::{Errors, Stage};
 use crate::head::{Fields, Found, Verdict, verdict};
-use crate::link::{Link, ScriptAnswer, ScriptCall};
 use crate::scripts::{Script, Scripts};
 use crate::watch::Watch;
 
@@ -47,7 +47,7 @@ struct Inner {
     key: String,
     errors: Errors,
     scripts: Scripts,
-    link: Link,
+    connection: StoreConnection,
     watch: Watch,
 }
 
@@ -85,17 +85,17 @@ impl RedisStore {
         config.validate()?;
         let config = Arc::new(config);
         let errors = Errors::new(config.describe(), config.secrets());
-        let link = Link::new(Arc::clone(&config), errors.clone());
+        let connection = StoreConnection::new(Arc::clone(&config), errors.clone());
         let watch = Watch::new(config.channel());
         let store = Self(Arc::new(Inner {
             key: config.key(),
             scripts: Scripts::new(),
             config,
             errors,
-            link,
+            connection,
             watch,
         }));
-        audit(&store.0.link, &store.0.config, &store.0.errors).await?;
+        audit(&store.0.connection, &store.0.config, &store.0.errors).await?;
         Ok(store)
     }
 
@@ -117,8 +117,11 @@ impl RedisStore {
         arguments: Vec<Vec<u8>>,
         stage: Stage,
         waits: bool,
-    ) -> Result<ScriptAnswer> {
-        self.0.link.run(ScriptCall { script, key: &self.0.key, arguments, stage, waits }).await
+    ) -> Result<ScriptResponse> {
+        self.0
+            .connection
+            .run(ScriptCall { script, key: &self.0.key, arguments, stage, waits })
+            .await
     }
 
     /// Runs a script that checks and writes. Fails with `Fenced` if it found another epoch or
@@ -181,7 +184,7 @@ impl RedisStore {
         loop {
             let mut page = redis::cmd("HSCAN");
             page.arg(&self.0.key).arg(&cursor).arg("COUNT").arg(PAGE);
-            cursor = self.take_page(self.0.link.query(page).await?, &mut records)?;
+            cursor = self.take_page(self.0.connection.query(page).await?, &mut records)?;
             if cursor == b"0" {
                 break;
             }
@@ -355,7 +358,7 @@ impl BindStore for RedisStore {
     }
 
     async fn wait_for_change(&self, poll: Duration) -> Result<()> {
-        self.0.watch.wait(&self.0.link, &self.0.config, poll).await;
+        self.0.watch.wait(&self.0.connection, &self.0.config, poll).await;
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::config::RedisConfig;
-use crate::link::Link;
+use crate::connection::StoreConnection;
 
 /// A subscription to the announcements. It is only a hint: whatever happens to it, the caller looks
 /// at the store again in time.
@@ -26,7 +26,12 @@ impl Watch {
     /// Waits until a change was announced, at most `poll`.
     ///
     /// Cancel safe: the subscription stays, and what it hears meanwhile ends the next wait.
-    pub(crate) async fn wait(&self, link: &Link, config: &RedisConfig, poll: Duration) {
+    pub(crate) async fn wait(
+        &self,
+        connection: &StoreConnection,
+        config: &RedisConfig,
+        poll: Duration,
+    ) {
         let end = Instant::now() + poll;
         // A second one that waits through the same store polls.
         let Ok(mut subscription) = self.subscription.try_lock() else {
@@ -34,14 +39,14 @@ impl Watch {
         };
         if subscription.is_none() {
             let within = config.connect_timeout.min(poll);
-            *subscription = timeout(within, self.subscribe(link)).await.ok().flatten();
+            *subscription = timeout(within, self.subscribe(connection)).await.ok().flatten();
         }
         let Some(open) = subscription.as_mut() else {
             drop(subscription);
             return sleep_until(end).await;
         };
-        let heard = timeout_at(end, open.on_message().next()).await;
-        match heard {
+        let message = timeout_at(end, open.on_message().next()).await;
+        match message {
             // What was announced before it is of no interest any more.
             Ok(Some(_)) => while let Some(Some(_)) = open.on_message().next().now_or_never() {},
             // The connection has ended; the leader's server may have, too: look at once, then poll
@@ -51,8 +56,8 @@ impl Watch {
         }
     }
 
-    async fn subscribe(&self, link: &Link) -> Option<PubSub> {
-        let mut subscription = link.client().await.ok()?.get_async_pubsub().await.ok()?;
+    async fn subscribe(&self, connection: &StoreConnection) -> Option<PubSub> {
+        let mut subscription = connection.client().await.ok()?.get_async_pubsub().await.ok()?;
         subscription.subscribe(&self.channel).await.ok()?;
         Some(subscription)
     }

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use clap::Parser;
-use lockservice::client::{Client, Session, Txn};
+use lockservice::client::{Client, ClientTxn, Session};
 use lockservice::core::allocator::{BeginCommit, CommitWindow, PresentedBind};
 use lockservice::core::clock::{Clock as _, SystemClock};
 use lockservice::core::service::{LockSpec, TxnOptions};
@@ -270,7 +270,7 @@ impl Bank {
     async fn commit(
         &self,
         client: &Client,
-        txn: Txn,
+        txn: ClientTxn,
         grants: &[&Grant],
         work: impl FnOnce() -> Result<(), Refused>,
     ) -> Result<(), Failure> {

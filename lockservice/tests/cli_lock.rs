@@ -334,14 +334,14 @@ fn stuck(server: &Server, ttl: &str, after: &str) -> Option<Stuck> {
     ]);
     let mut holder =
         Running::start(nobody.uid(65_534).gid(65_534).stdin(std::process::Stdio::null()));
-    let numbers = [holder.process(), holder.process()];
+    let values = [holder.process(), holder.process()];
     let of_root = |pid: &Pid| {
         let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()))
             .expect("it runs");
         status.lines().any(|line| line.starts_with("Uid:\t0\t0\t0"))
     };
     let (member, command) =
-        if of_root(&numbers[0]) { (numbers[0], numbers[1]) } else { (numbers[1], numbers[0]) };
+        if of_root(&values[0]) { (values[0], values[1]) } else { (values[1], values[0]) };
     Some(Stuck { holder, command, member: Member(member) })
 }
 

@@ -44,10 +44,10 @@ impl Cluster {
         let count = Self::MASTERS * (1 + options.replicas);
         // Of the bus too: its ports are no clients' business, but no two clusters may share them.
         let ports: Vec<Port> = (0..2 * count).map(|_| Port::reserve()).collect();
-        let numbers: Vec<u16> = ports.iter().map(Port::number).collect();
+        let values: Vec<u16> = ports.iter().map(Port::number).collect();
         let network = Network::start(ports).await?;
         let mut nodes = Vec::new();
-        for pair in numbers.chunks_exact(2) {
+        for pair in values.chunks_exact(2) {
             let timeout_ms = options.node_timeout.as_millis().to_string();
             let own = [
                 "--cluster-enabled",

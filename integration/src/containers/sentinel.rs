@@ -52,8 +52,8 @@ impl Sentinel {
     pub async fn start(options: SentinelOptions) -> Option<Self> {
         let ports: Vec<Port> =
             (0..1 + options.replicas + options.sentinels).map(|_| Port::reserve()).collect();
-        let numbers: Vec<u16> = ports.iter().map(Port::number).collect();
-        let (of_servers, of_sentinels) = numbers.split_at(1 + options.replicas);
+        let values: Vec<u16> = ports.iter().map(Port::number).collect();
+        let (of_servers, of_sentinels) = values.split_at(1 + options.replicas);
         let network = Network::start(ports).await?;
         let master = of_servers[0];
         let mut servers = Vec::new();

@@ -29,8 +29,8 @@ impl Named {
     /// `url` without a name.
     pub(crate) fn new(url: &str) -> Self {
         static NAMES: AtomicU64 = AtomicU64::new(0);
-        let mark = if url.contains('?') { '&' } else { '?' };
-        Self { url: format!("{url}{mark}name=t{}", NAMES.fetch_add(1, Ordering::Relaxed)) }
+        let separator = if url.contains('?') { '&' } else { '?' };
+        Self { url: format!("{url}{separator}name=t{}", NAMES.fetch_add(1, Ordering::Relaxed)) }
     }
 }
 
@@ -123,9 +123,9 @@ pub(crate) fn table(number: u64) -> TableRecord {
 /// Exactly the tables of the writes up to `applied` are there.
 pub(crate) fn assert_whole(state: &StoreState, applied: u64) {
     assert_eq!(state.applied, applied);
-    let mut numbers: Vec<u64> = state.tables.iter().map(|table| table.id.get()).collect();
-    numbers.sort_unstable();
-    assert_eq!(numbers, (1..=applied).collect::<Vec<_>>());
+    let mut values: Vec<u64> = state.tables.iter().map(|table| table.id.get()).collect();
+    values.sort_unstable();
+    assert_eq!(values, (1..=applied).collect::<Vec<_>>());
 }
 
 /// One command to the server at `url`.

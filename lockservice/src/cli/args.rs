@@ -273,7 +273,7 @@ pub(crate) struct LockArgs {
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) ttl: Option<Duration>,
     /// How long the command may take to end when the lock is lost
-    /// [default: a tenth of the guard, at most 1s].
+    /// [default: a tenth of the time that the lock is valid for, at most 1s].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) stop_time: Option<Duration>,
     #[command(flatten)]
@@ -447,7 +447,7 @@ pub(crate) struct SuperviseArgs {
     #[arg(long)]
     pub(crate) parent: i32,
     #[arg(long)]
-    pub(crate) guard_ns: u64,
+    pub(crate) deadline_ns: u64,
     #[arg(long)]
     pub(crate) stop_ms: u64,
     #[arg(long, value_delimiter = ',')]
@@ -480,7 +480,7 @@ pub(crate) mod command_line {
     pub(crate) fn supervise(parent: Pid, job: &Job<'_>) -> Vec<String> {
         let mut args = vec![
             "__supervise".to_owned(),
-            format!("--guard-ns={}", job.deadline.since_origin().as_nanos()),
+            format!("--deadline-ns={}", job.deadline.since_origin().as_nanos()),
             format!("--stop-ms={}", job.stop_time.as_millis()),
         ];
         args.extend(common(parent, job.blocked, job.json));

@@ -179,12 +179,12 @@ async fn give_up(session: &Session) {
 
 /// How long the command is given to stop when the lock is lost.
 fn stop_time(args: &LockArgs, client: &Client, session: &Session) -> Result<Duration, Failure> {
-    let guard = session.deadline().remaining(client.clock().now());
+    let valid_for = session.deadline().remaining(client.clock().now());
     match args.stop_time {
-        None => Ok((guard / 10).min(STOP_TIME_MAX)),
-        Some(time) if time <= guard / 3 => Ok(time),
+        None => Ok((valid_for / 10).min(STOP_TIME_MAX)),
+        Some(time) if time <= valid_for / 3 => Ok(time),
         Some(time) => Err(Failure::usage(format!(
-            "the stop time {time:?} is more than a third of the {guard:?} for which the lock is \
+            "the stop time {time:?} is more than a third of the {valid_for:?} for which the lock is \
              safe without a renewal: \
              use a shorter --stop-time, or a longer --ttl here and lease at the server"
         ))),
@@ -205,11 +205,11 @@ async fn acquire(
         ancestors: outer::ancestors(std::env::var_os(outer::VARIABLE), &args.client.server),
         ..LockSpec::new(table, items)
     };
-    let (table, (waits, told)) = (spec.table.clone(), watch::channel(None));
+    let (table, (waits, observed)) = (spec.table.clone(), watch::channel(None));
     // Of a lock that is not to be had the error says who holds it.
     Ok(tokio::select! {
         outcome = session.lock_telling(spec, &waits) => outcome?,
-        never = waiting::say_whom(told, &table, json), if !args.quiet => match never {},
+        never = waiting::say_whom(observed, &table, json), if !args.quiet => match never {},
     })
 }
 
@@ -250,8 +250,8 @@ async fn hold(
         ("LOCKSERVICE_SERVER", args.client.server.clone().into()),
     ];
     // Of the node where the lock is.
-    let mut guard = lock.guard();
-    let mut deadline = *guard.borrow_and_update();
+    let mut deadlines = lock.watch_deadline();
+    let mut deadline = *deadlines.borrow_and_update();
     let job = Job {
         command: &args.command,
         env: &env,
@@ -283,9 +283,9 @@ async fn hold(
                     break;
                 }
             },
-            Ok(()) = guard.changed(), if why_lost.is_none() => {
-                deadline = *guard.borrow_and_update();
-                supervised.tell(Frame::Guard(deadline));
+            Ok(()) = deadlines.changed(), if why_lost.is_none() => {
+                deadline = *deadlines.borrow_and_update();
+                supervised.tell(Frame::Deadline(deadline));
                 continue;
             }
             why = lock.lost(), if why_lost.is_none() => {
@@ -327,7 +327,7 @@ async fn hold(
         Vec::new()
     } else {
         // Killed, perhaps: the kernel killed the command with it, and this whatever that started.
-        let until = *guard.borrow_and_update();
+        let until = *deadlines.borrow_and_update();
         supervised.end_all(&clock, until).await
     };
     let outcome = match last {

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::driver;
-use super::place::{Closing, Handle, SessionShared};
+use super::node_session::{Closing, Handle, SessionShared};
 
 /// Most nodes beside the home.
 const NODES_MAX: usize = 64;
@@ -30,7 +30,7 @@ pub(super) struct ClusterSession {
     /// The earliest guard, and the first loss, of home and the nodes in use. Each is computed while
     /// the channel is locked, so that whoever computes last has seen everything; `used` is locked
     /// inside.
-    pub(super) guard: watch::Sender<Time>,
+    pub(super) deadline: watch::Sender<Time>,
     pub(super) lost: watch::Sender<Option<Error>>,
     /// A leaf.
     used: Mutex<Vec<Used>>,
@@ -60,7 +60,7 @@ impl ClusterSession {
         let cluster_session = Arc::new(Self {
             home,
             ttl,
-            guard: watch::Sender::new(Time::ZERO),
+            deadline: watch::Sender::new(Time::ZERO),
             lost: watch::Sender::new(None),
             used: Mutex::default(),
             known: Mutex::default(),
@@ -82,12 +82,12 @@ impl ClusterSession {
 
     /// The earliest guard is computed anew.
     pub(super) fn refresh(&self) {
-        self.guard.send_if_modified(|guard| {
-            let mut least = *self.home.shared.guard.borrow();
+        self.deadline.send_if_modified(|deadline| {
+            let mut least = *self.home.shared.deadline.borrow();
             for used in &*self.used.lock() {
-                least = least.min(*used.shared.guard.borrow());
+                least = least.min(*used.shared.deadline.borrow());
             }
-            std::mem::replace(guard, least) != least
+            std::mem::replace(deadline, least) != least
         });
     }
 

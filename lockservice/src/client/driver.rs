@@ -10,8 +10,8 @@ use tokio::sync::{Semaphore, watch};
 use tonic::Streaming;
 
 use super::connect::Node;
+use super::node_session::{Closing, Handle, Info, SessionShared, deadline_passed};
 use super::outbox::{Answered, Outbox};
-use super::place::{Closing, Handle, Info, SessionShared, deadline_passed};
 use super::stream::Requests;
 use crate::channel::StreamChannel;
 use crate::convert::{error_from_proto, from_status, millis_up, waiting_from_proto};
@@ -91,7 +91,7 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
         cluster_session: OnceLock::new(),
         outbox,
         info,
-        guard: watch::Sender::new(Time::ZERO),
+        deadline: watch::Sender::new(Time::ZERO),
         lost: watch::Sender::new(None),
         closing: watch::Sender::new(Closing::No),
         locks: Arc::new(Semaphore::new(permits)),
@@ -259,7 +259,7 @@ async fn serve_stream(shared: &SessionShared, connected: Connected) -> End {
                             that this client does not know")),
                     };
                     match shared.outbox.answer(op.id, answer, || shared.check()) {
-                        Answered::Settled => {}
+                        Answered::Done => {}
                         Answered::Renewed(sent, promised) => {
                             shared.renewed(sent, promised);
                             next_renewal = sent + interval(promised);
@@ -280,8 +280,8 @@ async fn serve_stream(shared: &SessionShared, connected: Connected) -> End {
             () = tick.as_mut() => {
                 // Timers only wake; the clock decides.
                 let now = shared.node.client.clock().now();
-                let guard = *shared.guard.borrow();
-                if now >= guard {
+                let deadline = *shared.deadline.borrow();
+                if now >= deadline {
                     // P2. The stream stays, so that what is released still gets there.
                     shared.lose(deadline_passed());
                 }
@@ -295,8 +295,8 @@ async fn serve_stream(shared: &SessionShared, connected: Connected) -> End {
                 if renewing {
                     pause = pause.min(next_renewal.remaining(now));
                 }
-                if now < guard {
-                    pause = pause.min(guard.remaining(now));
+                if now < deadline {
+                    pause = pause.min(deadline.remaining(now));
                 }
                 let pause = pause.max(Duration::from_millis(1));
                 tick.as_mut().reset(tokio::time::Instant::now() + pause);
@@ -309,12 +309,12 @@ async fn serve_stream(shared: &SessionShared, connected: Connected) -> End {
 async fn resume(shared: &SessionShared, backoff: &mut Backoff) -> Option<Connected> {
     loop {
         let clock = shared.node.client.clock();
-        let guard = *shared.guard.borrow();
-        let pause = backoff.next().min(guard.remaining(clock.now()));
+        let deadline = *shared.deadline.borrow();
+        let pause = backoff.next().min(deadline.remaining(clock.now()));
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
-        let left = guard.remaining(clock.now());
+        let left = deadline.remaining(clock.now());
         if left.is_zero() {
             shared.lose(deadline_passed());
             return None;

@@ -17,8 +17,8 @@ use lockservice_core::service::LockSpec;
 use lockservice_core::table::{Grant, WaitPolicy};
 use lockservice_core::{Detail, Error, ErrorKind, Result, ServiceId, TableRef};
 
-use super::Txn;
-use super::outbox::LeadershipHistory;
+use super::ClientTxn;
+use super::outbox::CallContext;
 use super::txn::timed_out;
 
 /// How many answers are followed before the leader is asked.
@@ -33,7 +33,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_m
 
 /// Begins at the node that owned `table` when it was last asked for, if nothing speaks against it.
 pub(super) async fn go_to_last_owner(
-    txn: &Txn,
+    txn: &ClientTxn,
     spec: &LockSpec,
     address: &str,
     deadline: Option<Time>,
@@ -52,13 +52,13 @@ pub(super) async fn go_to_last_owner(
 
 /// When a call is given up: at its deadline, or after what such a call may take. It is never asked
 /// to wait for a lock longer than to the first of these.
-fn give_up(txn: &Txn, spec: &LockSpec, deadline: Option<Time>) -> Time {
+fn give_up(txn: &ClientTxn, spec: &LockSpec, deadline: Option<Time>) -> Time {
     let most = if spec.wait == WaitPolicy::Wait { LOOK_MAX } else { REACH_MAX };
     deadline.unwrap_or(txn.clock().now() + most)
 }
 
 /// True if a call that failed with `error` may succeed elsewhere.
-pub(super) fn helps(txn: &Txn, error: &Error) -> bool {
+pub(super) fn helps(txn: &ClientTxn, error: &Error) -> bool {
     if error.kind() == ErrorKind::NotOwner {
         return error.owner().is_some_and(|address| !address.is_empty());
     }
@@ -78,14 +78,14 @@ fn unreachable(error: &Error) -> bool {
 
 /// Goes on with a lock call that failed with `error`, which [`helps`].
 pub(super) async fn lock(
-    txn: &Txn,
+    txn: &ClientTxn,
     spec: &LockSpec,
-    terms: LeadershipHistory<'_>,
+    context: CallContext<'_>,
     error: Error,
 ) -> Result<Grant> {
     let cluster_session = &txn.cluster_session;
     let clock = txn.clock();
-    let give_up = give_up(txn, spec, terms.deadline);
+    let give_up = give_up(txn, spec, context.deadline);
     let (mut error, mut hops, mut pause) = (error, 0, PAUSE.0);
     loop {
         let mut owner = owner(&error);
@@ -145,7 +145,7 @@ pub(super) async fn lock(
             // Two servers that each name the other must not be asked all the time.
             tokio::time::sleep(PAUSE.0).await;
         }
-        match txn.try_lock(spec, terms).await {
+        match txn.try_lock(spec, context).await {
             Ok(grant) => return Ok(grant),
             Err(e) if helps(txn, &e) && clock.now() < give_up => error = e,
             Err(e) => return Err(e),
@@ -162,7 +162,7 @@ fn owner(error: &Error) -> Option<(String, Option<ServiceId>)> {
 
 /// Who owns `table`, if the leader knows somebody who does, and says so within `patience`.
 async fn ask_leader(
-    txn: &Txn,
+    txn: &ClientTxn,
     table: &TableRef,
     patience: Duration,
 ) -> Option<(String, Option<ServiceId>)> {
@@ -181,7 +181,7 @@ fn not_reached(kind: ErrorKind, address: &str) -> Error {
     .with("owner", address)
 }
 
-fn spans_nodes(txn: &Txn, spec: &LockSpec, address: &str) -> Error {
+fn spans_nodes(txn: &ClientTxn, spec: &LockSpec, address: &str) -> Error {
     Error::new(
         ErrorKind::SpansNodes,
         "another node owns this table than the one where the transaction is, and a transaction \

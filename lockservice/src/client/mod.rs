@@ -23,7 +23,7 @@
 //!
 //! ```no_run
 //! # async fn example(session: lockservice::client::Session, spec: lockservice_core::service::LockSpec) -> lockservice_core::Result<()> {
-//! let (waits, mut told) = tokio::sync::watch::channel(None);
+//! let (waits, mut observed) = tokio::sync::watch::channel(None);
 //! let lock = session.lock_telling(spec, &waits);
 //! let mut lock = std::pin::pin!(lock);
 //! let guard = loop {
@@ -42,7 +42,7 @@
 //! between. Every operation stays in the outbox until it is answered, so that a new stream, after a
 //! connection broke, sends again whatever is unanswered, under the same sequence (T2).
 //!
-//! The **guard** of the locks ends at lo(promise) after the send of the last acknowledged renewal,
+//! The **deadline** of the locks ends at lo(promise) after the send of the last acknowledged renewal,
 //! less the time that the protected work needs to stop (P2). From then on the session is lost,
 //! whatever the server may still say.
 //!
@@ -51,8 +51,8 @@
 //! spans nodes: the one where it was opened, and each where one of its transactions was sent
 //! because the owner of its table is there. A transaction lives on exactly one of them: it moves
 //! while it holds nothing, and fails with `SpansNodes` if it would have to hold locks at two. A
-//! lock rests on the promise of the node where it is (P1, P2): [`LockGuard::guard`] and
-//! [`LockGuard::lost`] tell of that one alone, [`Session::guard`] and [`Session::lost`] of all that
+//! lock rests on the promise of the node where it is (P1, P2): [`LockGuard::watch_deadline`] and
+//! [`LockGuard::lost`] tell of that one alone, [`Session::watch_deadline`] and [`Session::lost`] of all that
 //! are in use, so that watching the session is enough. Closing the session closes it everywhere.
 
 mod admin;
@@ -61,8 +61,8 @@ mod cluster_session;
 mod connect;
 mod driver;
 mod follow;
+mod node_session;
 mod outbox;
-mod place;
 mod session;
 mod stream;
 mod txn;
@@ -71,4 +71,4 @@ pub use self::admin::{AdminClient, Listed};
 pub use self::allocator::{Admission, AllocatorClient};
 pub use self::connect::{Client, ClientBuilder};
 pub use self::session::Session;
-pub use self::txn::{Ended, LockGuard, Txn};
+pub use self::txn::{ClientTxn, Ended, LockGuard};

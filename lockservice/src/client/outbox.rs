@@ -63,7 +63,7 @@ pub(super) type WaitsSender = watch::Sender<Option<WaitsFor>>;
 
 /// What a lock call says beyond what it asks for.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct LeadershipHistory<'a> {
+pub(super) struct CallContext<'a> {
     /// When its time is up.
     pub(super) deadline: Option<Time>,
     /// When the transaction's snapshot was begun, if that is known.
@@ -76,7 +76,7 @@ pub(super) struct LeadershipHistory<'a> {
 #[derive(Debug)]
 pub(super) enum Answered {
     /// Nothing.
-    Settled,
+    Done,
     /// A renewal, sent at this time, was acknowledged.
     Renewed(Time, Duration),
     /// A grant, asked for at this time, carries a promise: the server renews a session with
@@ -114,7 +114,7 @@ impl Outbox {
         &self,
         txn_number: &TxnNumber,
         mut op: proto::LockOp,
-        terms: LeadershipHistory<'_>,
+        context: CallContext<'_>,
         permit: OwnedSemaphorePermit,
     ) -> Result<(CallId, oneshot::Receiver<Result<Granted>>)> {
         let (reply, answer) = oneshot::channel();
@@ -128,10 +128,10 @@ impl Outbox {
         let call = CallId { txn: txn.number, sequence: txn.sequence };
         op.txn = Some(txn);
         let what = What::Lock { txn: call.txn, sequence: call.sequence, reply, _permit: permit };
-        if let Some(waits) = terms.waits {
+        if let Some(waits) = context.waits {
             state.listening.insert((call.txn, call.sequence), waits.clone());
         }
-        let LeadershipHistory { deadline, snapshot, .. } = terms;
+        let CallContext { deadline, snapshot, .. } = context;
         let waker =
             state.push(Pending { op: Op::Lock(op), bytes, what, deadline, snapshot, sent: None });
         drop(state);
@@ -209,9 +209,9 @@ impl Outbox {
     }
 
     /// The caller has taken the answer of a lock call: the server may forget it.
-    pub(super) fn settle(&self, call: CallId) {
+    pub(super) fn acknowledge(&self, call: CallId) {
         if let Some(txn) = self.state.lock().txns.get_mut(&call.txn) {
-            txn.settle(call.sequence);
+            txn.acknowledge(call.sequence);
         }
     }
 
@@ -317,7 +317,7 @@ impl Outbox {
         use proto::server_op::Answer;
         let mut state = self.state.lock();
         // An answer to nothing: one that an older stream had sent for.
-        let Some(pending) = state.pending.remove(&id) else { return Answered::Settled };
+        let Some(pending) = state.pending.remove(&id) else { return Answered::Done };
         match pending.what {
             What::Heartbeat => match answer {
                 Ok(Answer::Promise(promise)) => {
@@ -325,15 +325,15 @@ impl Outbox {
                     let sent = pending.sent.unwrap_or_default();
                     Answered::Renewed(sent, Duration::from_millis(promise.valid_for_ms))
                 }
-                Ok(_) => Answered::Settled,
+                Ok(_) => Answered::Done,
                 Err(e) => Answered::Lost(e),
             },
             What::Release { txn, sequence, undone, ends, reply } => {
                 if let Some(slot) = state.txns.get_mut(&txn) {
                     slot.under_way = slot.under_way.saturating_sub(1);
-                    slot.settle(sequence);
+                    slot.acknowledge(sequence);
                     if undone > 0 {
-                        slot.settle(undone);
+                        slot.acknowledge(undone);
                     }
                 }
                 if ends {
@@ -344,7 +344,7 @@ impl Outbox {
                     // Nobody need wait for it.
                     let _ = reply.send(answer.map(drop));
                 }
-                Answered::Settled
+                Answered::Done
             }
             What::Lock { txn, sequence, reply, _permit } => {
                 // Dropped when the mutex is free.
@@ -352,7 +352,7 @@ impl Outbox {
                 if let Some(slot) = state.txns.get_mut(&txn) {
                     slot.under_way = slot.under_way.saturating_sub(1);
                 }
-                let mut answered = Answered::Settled;
+                let mut answered = Answered::Done;
                 let result = match answer {
                     Ok(Answer::Locked(locked)) => {
                         let promise =
@@ -368,7 +368,7 @@ impl Outbox {
                     Err(e) => {
                         drop(state);
                         let _ = reply.send(Err(e));
-                        return Answered::Settled;
+                        return Answered::Done;
                     }
                 };
                 let waker =

@@ -11,9 +11,9 @@ use tokio::sync::watch;
 use super::cluster_session::ClusterSession;
 use super::connect::Node;
 use super::driver;
+use super::node_session::{Handle, SessionShared};
 use super::outbox::WaitsSender;
-use super::place::{Handle, SessionShared};
-use super::txn::{LockGuard, Txn};
+use super::txn::{ClientTxn, LockGuard};
 
 /// A session (P1), at the server where it was opened and at those whose tables its transactions
 /// were sent on to (T5). It is renewed in the background, over broken connections, until it is
@@ -21,7 +21,7 @@ use super::txn::{LockGuard, Txn};
 /// the session is given up.
 ///
 /// What is said of the session holds for all of its locks, wherever they are: it is lost when it is
-/// lost at its first server, or at any other where a transaction is. [`Txn`] and [`LockGuard`] say
+/// lost at its first server, or at any other where a transaction is. [`ClientTxn`] and [`LockGuard`] say
 /// the same of the one server where their locks are, which may be longer.
 #[derive(Clone, Debug)]
 #[must_use]
@@ -41,8 +41,8 @@ impl Session {
     }
 
     /// Begins a transaction. Nothing is sent before its first lock.
-    pub fn txn(&self, options: TxnOptions) -> Txn {
-        Txn::new(
+    pub fn txn(&self, options: TxnOptions) -> ClientTxn {
+        ClientTxn::new(
             Arc::clone(&self.cluster_session),
             options,
             Some(self.home().node.client.clock().now()),
@@ -55,7 +55,7 @@ impl Session {
     /// (C5).
     ///
     /// # Errors
-    /// Those of [`Txn::lock`].
+    /// Those of [`ClientTxn::lock`].
     ///
     /// # Cancel safety
     /// Dropping the call takes the request back.
@@ -63,10 +63,10 @@ impl Session {
         self.lock_with(spec, None).await
     }
 
-    /// As [`lock`](Self::lock), and tells what the call waits for, as [`Txn::lock_telling`] does.
+    /// As [`lock`](Self::lock), and tells what the call waits for, as [`ClientTxn::lock_telling`] does.
     ///
     /// # Errors
-    /// Those of [`Txn::lock`].
+    /// Those of [`ClientTxn::lock`].
     ///
     /// # Cancel safety
     /// Dropping the call takes the request back.
@@ -79,7 +79,7 @@ impl Session {
     }
 
     async fn lock_with(&self, spec: LockSpec, waits: Option<&WaitsSender>) -> Result<LockGuard> {
-        let txn = Txn::new(Arc::clone(&self.cluster_session), TxnOptions::default(), None);
+        let txn = ClientTxn::new(Arc::clone(&self.cluster_session), TxnOptions::default(), None);
         let grant = txn.lock_with(spec, waits).await?;
         Ok(LockGuard::new(txn, grant))
     }
@@ -103,13 +103,13 @@ impl Session {
     /// its guards. Moves on with the acknowledged renewals, and back when a transaction is sent on
     /// to a server whose guard ends earlier.
     pub fn deadline(&self) -> Time {
-        *self.cluster_session.guard.borrow()
+        *self.cluster_session.deadline.borrow()
     }
 
     /// The guard's deadline as it changes, for whoever supervises protected work and must not
     /// depend on this task being run.
-    pub fn guard(&self) -> watch::Receiver<Time> {
-        self.cluster_session.guard.subscribe()
+    pub fn watch_deadline(&self) -> watch::Receiver<Time> {
+        self.cluster_session.deadline.subscribe()
     }
 
     /// Gives the session up, at every server: ends its transactions, releases their locks, and

@@ -1,4 +1,4 @@
-//! [`Txn`]: what holds locks.
+//! [`ClientTxn`]: what holds locks.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::cluster_session::{ClusterSession, NodePin};
 use super::follow;
-use super::outbox::{CallId, LeadershipHistory, TxnNumber, WaitsSender};
-use super::place::{Handle, SessionShared};
+use super::node_session::{Handle, SessionShared};
+use super::outbox::{CallContext, CallId, TxnNumber, WaitsSender};
 use crate::convert::{items_to_proto, lock_spec_to_proto};
 use crate::proto;
 
@@ -31,7 +31,7 @@ const ANSWER_GRACE: Duration = Duration::from_millis(100);
 /// It lives on one node: the owner of the table in which its first lock was granted (T5).
 #[derive(Debug)]
 #[must_use = "a transaction that is dropped has ended"]
-pub struct Txn {
+pub struct ClientTxn {
     pub(super) cluster_session: Arc<ClusterSession>,
     options: TxnOptions,
     /// When it was begun, by the client's clock: its snapshot is taken to be no older, unless a
@@ -56,7 +56,7 @@ struct Placement {
     pin: Option<NodePin>,
 }
 
-impl Txn {
+impl ClientTxn {
     pub(super) fn new(
         cluster_session: Arc<ClusterSession>,
         options: TxnOptions,
@@ -130,14 +130,14 @@ impl Txn {
     ) -> Result<Grant> {
         let deadline = spec.timeout.map(|timeout| self.clock().now() + timeout);
         let snapshot = spec.snapshot_age.map(|age| self.clock().now() - age).or(self.began);
-        let terms = LeadershipHistory { deadline, snapshot, waits };
+        let context = CallContext { deadline, snapshot, waits };
         // Rarely needed, and large.
         if let Some(address) = self.cluster_session.owner_of(&spec.table) {
             Box::pin(follow::go_to_last_owner(self, &spec, &address, deadline)).await;
         }
-        match self.try_lock(&spec, terms).await {
+        match self.try_lock(&spec, context).await {
             Err(e) if follow::helps(self, &e) => {
-                Box::pin(follow::lock(self, &spec, terms, e)).await
+                Box::pin(follow::lock(self, &spec, context, e)).await
             }
             outcome => outcome,
         }
@@ -147,9 +147,9 @@ impl Txn {
     pub(super) async fn try_lock(
         &self,
         spec: &LockSpec,
-        terms: LeadershipHistory<'_>,
+        context: CallContext<'_>,
     ) -> Result<Grant> {
-        let LeadershipHistory { deadline, snapshot, .. } = terms;
+        let CallContext { deadline, snapshot, .. } = context;
         let turn = Turn::begin(self);
         let shared = &turn.handle.shared;
         shared.check()?;
@@ -165,7 +165,7 @@ impl Txn {
         // It may have been waited for.
         shared.check()?;
         let (call, answer) =
-            shared.outbox.lock(&turn.txn_number, lock_spec_to_proto(spec), terms, permit)?;
+            shared.outbox.lock(&turn.txn_number, lock_spec_to_proto(spec), context, permit)?;
         let mut call = Call { shared, call: Some(call), answer };
         let result = tokio::select! {
             biased;
@@ -181,7 +181,7 @@ impl Txn {
             // Fails with `call` still armed, so that the grant is given back.
             shared.check()?;
         }
-        call.settle();
+        call.acknowledge();
         let mut granted = result?;
         turn.granted(granted.txn);
         if let (Some(known), Some(snapshot)) = (granted.history_known, snapshot) {
@@ -311,16 +311,16 @@ impl Txn {
 
     /// As [`Session::deadline`](super::Session::deadline), of the node where the transaction is.
     pub fn deadline(&self) -> Time {
-        *self.placement.lock().handle.shared.guard.borrow()
+        *self.placement.lock().handle.shared.deadline.borrow()
     }
 
-    /// As [`Session::guard`](super::Session::guard), of the node where the transaction is.
-    pub fn guard(&self) -> watch::Receiver<Time> {
-        self.placement.lock().handle.shared.guard.subscribe()
+    /// As [`Session::watch_deadline`](super::Session::watch_deadline), of the node where the transaction is.
+    pub fn watch_deadline(&self) -> watch::Receiver<Time> {
+        self.placement.lock().handle.shared.deadline.subscribe()
     }
 }
 
-impl Drop for Txn {
+impl Drop for ClientTxn {
     fn drop(&mut self) {
         if !self.ended {
             let (handle, txn_number) = self.place();
@@ -365,13 +365,13 @@ pub(super) fn timed_out(message: &str) -> Error {
 
 /// A lock call of a transaction: while it is under way the transaction stays where it is.
 struct Turn<'a> {
-    txn: &'a Txn,
+    txn: &'a ClientTxn,
     handle: Arc<Handle>,
     txn_number: Arc<TxnNumber>,
 }
 
 impl<'a> Turn<'a> {
-    fn begin(txn: &'a Txn) -> Self {
+    fn begin(txn: &'a ClientTxn) -> Self {
         let mut placement = txn.placement.lock();
         placement.under_way += 1;
         Self {
@@ -409,9 +409,9 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    fn settle(&mut self) {
+    fn acknowledge(&mut self) {
         if let Some(call) = self.call.take() {
-            self.shared.outbox.settle(call);
+            self.shared.outbox.acknowledge(call);
         }
     }
 }
@@ -458,12 +458,12 @@ impl Future for Ended {
 #[derive(Debug)]
 #[must_use = "locks are released when the guard is dropped"]
 pub struct LockGuard {
-    txn: Txn,
+    txn: ClientTxn,
     grant: Grant,
 }
 
 impl LockGuard {
-    pub(super) fn new(txn: Txn, grant: Grant) -> Self {
+    pub(super) fn new(txn: ClientTxn, grant: Grant) -> Self {
         Self { txn, grant }
     }
 
@@ -483,7 +483,7 @@ impl LockGuard {
     }
 
     /// The transaction that holds the locks.
-    pub fn txn(&self) -> &Txn {
+    pub fn txn(&self) -> &ClientTxn {
         &self.txn
     }
 
@@ -504,8 +504,8 @@ impl LockGuard {
     }
 
     /// The guard's deadline as it changes.
-    pub fn guard(&self) -> watch::Receiver<Time> {
-        self.txn.guard()
+    pub fn watch_deadline(&self) -> watch::Receiver<Time> {
+        self.txn.watch_deadline()
     }
 
     /// Releases the locks. Sent at once; waiting for the answer is optional, see
@@ -519,7 +519,7 @@ impl LockGuard {
     /// the session has lapsed.
     ///
     /// # Errors
-    /// Those of [`Txn::end`].
+    /// Those of [`ClientTxn::end`].
     ///
     /// # Cancel safety
     /// The release is sent when this is first polled.

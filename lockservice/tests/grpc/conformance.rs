@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::support::{Proxy, Served};
 use async_trait::async_trait;
-use lockservice::client::{Client, Session, Txn};
+use lockservice::client::{Client, ClientTxn, Session};
 use lockservice::convert::from_status;
 use lockservice::proto;
 use lockservice::proto::locks_client::LocksClient;
@@ -155,12 +155,12 @@ impl SessionFixture for RemoteSession {
 
 struct RemoteTxn {
     /// `None` once it has ended.
-    txn: Mutex<Option<Arc<Txn>>>,
+    txn: Mutex<Option<Arc<ClientTxn>>>,
     id: OnceLock<TxnId>,
 }
 
 impl RemoteTxn {
-    fn active(&self) -> Option<Arc<Txn>> {
+    fn active(&self) -> Option<Arc<ClientTxn>> {
         self.txn.lock().expect("no panic").clone()
     }
 }

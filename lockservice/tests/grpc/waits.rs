@@ -18,9 +18,9 @@ async fn session(address: &str, name: &str) -> Session {
 type Observed = watch::Receiver<Option<WaitsFor>>;
 
 /// The next holder that is told.
-async fn holder(told: &mut Observed) -> Blocker {
-    told.changed().await.expect("the sender is kept");
-    match told.borrow_and_update().clone() {
+async fn holder(observed: &mut Observed) -> Blocker {
+    observed.changed().await.expect("the sender is kept");
+    match observed.borrow_and_update().clone() {
         Some(WaitsFor::Txn(blocker)) => blocker,
         other => panic!("no holder: {other:?}"),
     }
@@ -34,15 +34,15 @@ async fn a_call_that_waits_is_told_whom_it_waits_for_and_again_when_that_changes
         session(&served.address, "b").await,
         session(&served.address, "c").await,
     );
-    let (waits, mut told) = watch::channel(None);
+    let (waits, mut observed) = watch::channel(None);
     let first = a.txn(TxnOptions { label: "nightly".to_owned(), ..TxnOptions::default() });
     first.lock_telling(spec("alice"), &waits).await.expect("free");
-    assert!(!told.has_changed().expect("the sender is kept"), "it did not wait");
+    assert!(!observed.has_changed().expect("the sender is kept"), "it did not wait");
 
     let next = b.txn(TxnOptions::default());
     let mut of_b = Box::pin(next.lock_telling(spec("alice"), &waits));
     let seen = tokio::select! {
-        seen = holder(&mut told) => seen,
+        seen = holder(&mut observed) => seen,
         outcome = &mut of_b => panic!("it is held: {outcome:?}"),
     };
     assert_eq!(
@@ -52,17 +52,17 @@ async fn a_call_that_waits_is_told_whom_it_waits_for_and_again_when_that_changes
     assert!(seen.granted && seen.mode == LockMode::Exclusive, "{seen}");
 
     let last = c.txn(TxnOptions::default());
-    let (waits, mut told) = watch::channel(None);
+    let (waits, mut observed) = watch::channel(None);
     let mut of_c = Box::pin(last.lock_telling(spec("alice"), &waits));
     let seen = tokio::select! {
-        seen = holder(&mut told) => seen,
+        seen = holder(&mut observed) => seen,
         outcome = &mut of_c => panic!("it is held: {outcome:?}"),
     };
     assert_eq!(Some(seen.txn), first.id());
     first.end(None).await.expect("acknowledged");
     of_b.await.expect("it is the next");
     let seen = tokio::select! {
-        seen = holder(&mut told) => seen,
+        seen = holder(&mut observed) => seen,
         outcome = &mut of_c => panic!("it is held: {outcome:?}"),
     };
     assert_eq!((Some(seen.txn), seen.client.as_str()), (next.id(), "b"));
@@ -76,18 +76,18 @@ async fn a_new_stream_is_told_anew_and_a_reader_that_is_slow_loses_no_answer() {
     let proxy = Proxy::start(&served.address).await;
     let held = session(&served.address, "a").await.lock(spec("alice")).await.expect("free");
     let waiter = session(&proxy.address, "b").await;
-    let (waits, mut told) = watch::channel(None);
+    let (waits, mut observed) = watch::channel(None);
     let mut call = pin!(waiter.lock_telling(spec("alice"), &waits));
     for _ in 0..2 {
         let seen = tokio::select! {
-            seen = holder(&mut told) => seen,
+            seen = holder(&mut observed) => seen,
             outcome = &mut call => panic!("it is held: {outcome:?}"),
         };
         assert_eq!(Some(seen.txn), held.txn().id());
         proxy.cut();
     }
     // Nobody reads what is told from here on.
-    drop(told);
+    drop(observed);
     let free = waiter.lock(spec("bob")).await.expect("free");
     assert!(call.as_mut().now_or_never().is_none(), "it waits yet");
     held.release().await.expect("acknowledged");
@@ -99,11 +99,11 @@ async fn a_call_that_is_dropped_or_fails_is_told_of_no_more() {
     let served = Served::start(ServerSettings::default()).await;
     let held = session(&served.address, "a").await.lock(spec("alice")).await.expect("free");
     let waiter = session(&served.address, "b").await;
-    let (waits, mut told) = watch::channel(None);
+    let (waits, mut observed) = watch::channel(None);
     {
         let mut call = pin!(waiter.lock_telling(spec("alice"), &waits));
         tokio::select! {
-            seen = holder(&mut told) => assert_eq!(Some(seen.txn), held.txn().id()),
+            seen = holder(&mut observed) => assert_eq!(Some(seen.txn), held.txn().id()),
             outcome = &mut call => panic!("it is held: {outcome:?}"),
         }
     }
@@ -113,6 +113,6 @@ async fn a_call_that_is_dropped_or_fails_is_told_of_no_more() {
     assert_eq!(error.kind(), ErrorKind::Timeout);
     drop(waits);
     // Every call has let go of its sender: what is still to come is the end.
-    while told.changed().await.is_ok() {}
+    while observed.changed().await.is_ok() {}
     held.release().await.expect("acknowledged");
 }

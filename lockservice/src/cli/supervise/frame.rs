@@ -11,8 +11,8 @@ pub(crate) const FRAME_BYTES: usize = 9;
 /// machine, so they compare.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Frame {
-    /// To the supervisor: the guard of the lock now ends then (P2).
-    Guard(Time),
+    /// To the supervisor: the deadline of the lock is now this instant (P2).
+    Deadline(Time),
     /// To the supervisor: the lock is lost or about to be; end the command now.
     Stop,
     /// To the supervisor: pass this signal on to the command.
@@ -37,7 +37,7 @@ impl Frame {
     /// The frame's bytes.
     pub(crate) fn encode(self) -> [u8; FRAME_BYTES] {
         let (kind, value) = match self {
-            Self::Guard(end) => {
+            Self::Deadline(end) => {
                 (1, u64::try_from(end.since_origin().as_nanos()).unwrap_or(u64::MAX))
             }
             Self::Stop => (2, 0),
@@ -59,7 +59,7 @@ impl Frame {
         let [kind, value @ ..] = bytes;
         let value = u64::from_le_bytes(value);
         Some(match kind {
-            1 => Self::Guard(Time::from_origin(Duration::from_nanos(value))),
+            1 => Self::Deadline(Time::from_origin(Duration::from_nanos(value))),
             2 => Self::Stop,
             3 => Self::Signal(i32::try_from(value).ok()?),
             4 => Self::Suspended(i32::try_from(value).ok()?),
@@ -74,7 +74,7 @@ impl Frame {
 
     /// True if `later` says all that this one does, so that this one need not be sent any more.
     pub(super) fn is_said_by(self, later: Self) -> bool {
-        self == later || matches!((self, later), (Self::Guard(_), Self::Guard(_)))
+        self == later || matches!((self, later), (Self::Deadline(_), Self::Deadline(_)))
     }
 }
 
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn every_frame_survives_the_socket() {
         for frame in [
-            Frame::Guard(Time::from_origin(Duration::from_nanos(12_345_678_901))),
+            Frame::Deadline(Time::from_origin(Duration::from_nanos(12_345_678_901))),
             Frame::Stop,
             Frame::Signal(15),
             Frame::Suspended(20),

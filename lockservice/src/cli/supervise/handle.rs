@@ -1,4 +1,4 @@
-//! The wrapper's end: starts the supervisor, tells it the guard, hears how the command ended.
+//! The wrapper's end: starts the supervisor, tells it the deadline, hears how the command ended.
 
 use std::ffi::OsString;
 use std::io;
@@ -32,9 +32,9 @@ pub(crate) struct Job<'a> {
     pub(crate) env: &'a [(&'static str, OsString)],
     /// The signals that are to be blocked in it.
     pub(crate) blocked: &'a [i32],
-    /// When the guard ends.
+    /// The deadline of the lock.
     pub(crate) deadline: Time,
-    /// How long the command has between SIGTERM and the guard's end.
+    /// How long the command has between SIGTERM and the deadline.
     pub(crate) stop_time: Duration,
     /// Whether errors are printed as JSON.
     pub(crate) json: bool,

@@ -4,8 +4,8 @@
 //! # Implementation details
 //! Three processes of this one binary, so that no unsafe code is needed between fork and exec:
 //! ```text
-//! wrapper  `lockservice lock`                talks to the server, tells the guard's end at each renewal
-//!   └ supervisor  `lockservice __supervise`  counts the guard, ends the work; in a session of its own
+//! wrapper  `lockservice lock`                talks to the server, tells the deadline at each renewal
+//!   └ supervisor  `lockservice __supervise`  counts the deadline, ends the work; in a session of its own
 //!       └ command  `lockservice __exec`      waits to be let go, then becomes the command
 //! ```
 //! The command runs in the wrapper's process group and session, as it would without the wrapper:
@@ -18,8 +18,8 @@
 //!
 //! | what happens | who ends the work |
 //! |---|---|
-//! | the lock is lost | the wrapper tells the supervisor, which sends SIGTERM, and SIGKILL before the guard's end |
-//! | the wrapper is stopped, hangs or is cut off | the supervisor, by its own count of the guard |
+//! | the lock is lost | the wrapper tells the supervisor, which sends SIGTERM, and SIGKILL before the deadline |
+//! | the wrapper is stopped, hangs or is cut off | the supervisor, by its own count of the deadline |
 //! | the wrapper is killed (SIGKILL), or its whole group | the supervisor, at once: its socket closes |
 //! | the supervisor is killed | the kernel the command (parent-death signal), the wrapper the rest |
 //! | the supervisor is stopped | the wrapper, by its own count; if the wrapper dies too, its death continues the supervisor |
@@ -33,9 +33,9 @@
 //! kernel ends the command alone; both stopped: then nobody does); and work that the command asks
 //! another daemon for (`systemd-run`, `at`, a container), which is not below it.
 
+mod deadline;
 mod exec;
 mod frame;
-mod guard;
 mod handle;
 mod outbox;
 mod stdin;
@@ -49,7 +49,7 @@ pub(crate) use self::frame::Frame;
 pub(crate) use self::handle::{Job, Supervised};
 pub(crate) use self::supervisor::run as supervise;
 
-/// How long before the guard's end SIGKILL is sent, so that the last process is gone by then.
+/// How long before the deadline SIGKILL is sent, so that the last process is gone by then.
 pub(crate) fn kill_margin(stop_time: Duration) -> Duration {
     stop_time / 4
 }

@@ -60,8 +60,8 @@ mod tests {
 
     use super::*;
 
-    fn guard(seconds: u64) -> Frame {
-        Frame::Guard(Time::from_origin(Duration::from_secs(seconds)))
+    fn deadline(seconds: u64) -> Frame {
+        Frame::Deadline(Time::from_origin(Duration::from_secs(seconds)))
     }
 
     #[test]
@@ -91,10 +91,10 @@ mod tests {
     fn what_waits_is_bounded_however_long_the_supervisor_reads_nothing() {
         let mut outbox = Outbox::default();
         for second in 0..10_000 {
-            outbox.push(guard(second));
+            outbox.push(deadline(second));
             outbox.push(Frame::Signal(15));
             outbox.push(Frame::Stop);
         }
-        assert_eq!(outbox.waiting, [guard(9_999), Frame::Signal(15), Frame::Stop]);
+        assert_eq!(outbox.waiting, [deadline(9_999), Frame::Signal(15), Frame::Stop]);
     }
 }

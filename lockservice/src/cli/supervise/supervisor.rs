@@ -1,4 +1,4 @@
-//! `lockservice __supervise`: the process that counts the guard beside the wrapper, and ends the
+//! `lockservice __supervise`: the process that counts the deadline beside the wrapper, and ends the
 //! command.
 
 use std::io::{self, Read, Write};
@@ -18,8 +18,8 @@ use rustix::process::{
 };
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
+use super::deadline::{Action, WorkDeadline};
 use super::frame::{FRAME_BYTES, Frame};
-use super::guard::{Action, Guard};
 use super::tree::{Process, Tree};
 use super::{kill_margin, stdin};
 use crate::cli::args::{SuperviseArgs, command_line};
@@ -55,7 +55,7 @@ struct Supervisor {
     children: SignalFd,
     timer: OwnedFd,
     clock: SystemClock,
-    guard: Guard,
+    deadline: WorkDeadline,
     stop_time: Duration,
     tree: Tree,
     wrapper: Option<Pid>,
@@ -113,9 +113,10 @@ fn start(args: &SuperviseArgs) -> io::Result<Option<Supervisor>> {
     )?;
 
     let stop_time = Duration::from_millis(args.stop_ms);
-    let guard = Guard::new(Time::from_origin(Duration::from_nanos(args.guard_ns)), stop_time);
+    let deadline =
+        WorkDeadline::new(Time::from_origin(Duration::from_nanos(args.deadline_ns)), stop_time);
     let clock = SystemClock;
-    if guard.over(clock.now()) {
+    if deadline.over(clock.now()) {
         control.write_all(&Frame::Stopped.encode())?;
         return Ok(None);
     }
@@ -145,7 +146,7 @@ fn start(args: &SuperviseArgs) -> io::Result<Option<Supervisor>> {
         children,
         timer,
         clock,
-        guard,
+        deadline,
         stop_time,
         tree,
         wrapper,
@@ -186,16 +187,16 @@ impl Supervisor {
     fn watch(&mut self) -> io::Result<()> {
         loop {
             let now = self.clock.now();
-            // Before the guard is looked at: a command that ended in time was not ended by us.
+            // Before the deadline is looked at: a command that ended in time was not ended by us.
             if self.reap(now) {
                 let Some(ended) = self.ended else {
                     return Err(io::Error::other("the command's status was lost"));
                 };
                 return self.tell(if ended.stopped { Frame::Stopped } else { ended.how });
             }
-            match self.guard.due(now, self.asked_to_stop) {
+            match self.deadline.due(now, self.asked_to_stop) {
                 Some(Action::Terminate) => self.terminate(),
-                Some(Action::Kill) => self.kill_until(self.guard.end()),
+                Some(Action::Kill) => self.kill_until(self.deadline.end()),
                 None => {}
             }
             self.end_rest(now);
@@ -253,7 +254,7 @@ impl Supervisor {
             return;
         }
         if wrapper.is_stopped() {
-            let left = self.guard.terminate_at().remaining(now).as_secs();
+            let left = self.deadline.terminate_at().remaining(now).as_secs();
             exit::say_note(
                 self.json,
                 &format!(
@@ -308,11 +309,11 @@ impl Supervisor {
             // It is gone, perhaps killed: nobody renews the session, nobody reads the status.
             self.attended = false;
             let now = self.clock.now();
-            self.kill_until(self.guard.end().max(now + self.stop_time));
+            self.kill_until(self.deadline.end().max(now + self.stop_time));
             return;
         }
         match Frame::decode(bytes) {
-            Some(Frame::Guard(end)) => self.guard.renew(end),
+            Some(Frame::Deadline(end)) => self.deadline.renew(end),
             Some(Frame::Stop) => self.asked_to_stop = true,
             Some(Frame::Signal(number)) => {
                 if let Some(signal) = Signal::from_named_raw(number) {
@@ -367,7 +368,7 @@ impl Supervisor {
         self.suspended = None;
         self.ended = Some(Ended {
             how,
-            stopped: self.guard.stopping(),
+            stopped: self.deadline.stopping(),
             terminate_at: Some(now + self.stop_time / 2),
             kill_at: now + self.stop_time,
         });
@@ -393,7 +394,7 @@ impl Supervisor {
         let suspended = self.suspended.map(|(at, _)| at);
         let at = match self.killing_until {
             Some(_) => Some(now + KILL_TICK),
-            None => [self.guard.wake_at(), rest, suspended].into_iter().flatten().min(),
+            None => [self.deadline.wake_at(), rest, suspended].into_iter().flatten().min(),
         };
         // All zero disarms it; a time in the past fires at once.
         let at = at.map_or(Duration::ZERO, |at| at.since_origin().max(Duration::from_nanos(1)));

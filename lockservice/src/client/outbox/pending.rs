@@ -54,17 +54,17 @@ pub(super) struct Sequences {
     /// Everything up to here is settled: its answer was taken.
     pub(super) acked: u64,
     /// Settled above that.
-    pub(super) settled: BTreeSet<u64>,
+    pub(super) acked_above: BTreeSet<u64>,
     pub(super) under_way: u32,
 }
 
 impl Sequences {
-    pub(super) fn settle(&mut self, sequence: u64) {
+    pub(super) fn acknowledge(&mut self, sequence: u64) {
         if sequence <= self.acked {
             return;
         }
-        self.settled.insert(sequence);
-        while self.settled.remove(&(self.acked + 1)) {
+        self.acked_above.insert(sequence);
+        while self.acked_above.remove(&(self.acked + 1)) {
             self.acked += 1;
         }
     }

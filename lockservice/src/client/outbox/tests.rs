@@ -69,7 +69,7 @@ fn nobody_is_woken_under_the_mutex_when_a_session_is_lost() {
     let permits = Arc::new(Semaphore::new(1));
     let txn_number = TxnNumber::new(TxnOptions::default());
     let (_, mut answer) = outbox
-        .lock(&txn_number, proto::LockOp::default(), LeadershipHistory::default(), permit(&permits))
+        .lock(&txn_number, proto::LockOp::default(), CallContext::default(), permit(&permits))
         .expect("it is small");
     let sender = Looker::new(&outbox);
     let waker = Waker::from(Arc::clone(&sender));
@@ -101,8 +101,8 @@ fn the_time_before_each_send_is_taken_off_the_time_out_and_makes_the_snapshot_ol
     let txn_number = TxnNumber::new(TxnOptions::default());
     let op = proto::LockOp { timeout_ms: Some(1_000), ..Default::default() };
     let deadline = Some(Time::from_origin(Duration::from_secs(1)));
-    let terms = LeadershipHistory { deadline, snapshot: Some(Time::ZERO), waits: None };
-    let _waiting = outbox.lock(&txn_number, op, terms, permit(&permits)).expect("it is small");
+    let context = CallContext { deadline, snapshot: Some(Time::ZERO), waits: None };
+    let _waiting = outbox.lock(&txn_number, op, context, permit(&permits)).expect("it is small");
     let mut cx = Context::from_waker(Waker::noop());
     let clock = Settable::default();
     let mut stream = stream;
@@ -125,7 +125,7 @@ fn a_renewal_goes_ahead_of_the_data_and_no_frame_of_several_operations_is_large(
         let txn_number = TxnNumber::new(TxnOptions::default());
         waiting.push(
             outbox
-                .lock(&txn_number, large.clone(), LeadershipHistory::default(), permit(&permits))
+                .lock(&txn_number, large.clone(), CallContext::default(), permit(&permits))
                 .expect("it may be sent"),
         );
     }
@@ -147,7 +147,7 @@ fn a_grant_renews_from_when_its_request_was_last_sent() {
     let permits = Arc::new(Semaphore::new(1));
     let txn_number = TxnNumber::new(TxnOptions::default());
     let (_, _answer) = outbox
-        .lock(&txn_number, proto::LockOp::default(), LeadershipHistory::default(), permit(&permits))
+        .lock(&txn_number, proto::LockOp::default(), CallContext::default(), permit(&permits))
         .expect("it is small");
     let clock = Settable::default();
     let mut cx = Context::from_waker(Waker::noop());
@@ -176,12 +176,12 @@ fn a_caller_is_told_what_its_own_call_waits_for_and_nothing_is_kept_when_that_is
     let permits = Arc::new(Semaphore::new(2));
     let txn_number = TxnNumber::new(TxnOptions::default());
     let (waits, mut seen) = watch::channel(None);
-    let terms = LeadershipHistory { waits: Some(&waits), ..LeadershipHistory::default() };
+    let context = CallContext { waits: Some(&waits), ..CallContext::default() };
     let (call, _answer) = outbox
-        .lock(&txn_number, proto::LockOp::default(), terms, permit(&permits))
+        .lock(&txn_number, proto::LockOp::default(), context, permit(&permits))
         .expect("it is small");
     let (other, _answer) = outbox
-        .lock(&txn_number, proto::LockOp::default(), LeadershipHistory::default(), permit(&permits))
+        .lock(&txn_number, proto::LockOp::default(), CallContext::default(), permit(&permits))
         .expect("it is small");
     let tell = |call: CallId| {
         outbox.waiting(Waiting {

@@ -1,4 +1,4 @@
-//! [`Link`]: one connection to the server that holds the store, made anew whenever it is lost or
+//! [`StoreConnection`]: one connection to the server that holds the store, made anew whenever it is lost or
 //! that server is no longer the master.
 //!
 //! # Implementation details
@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 const HOPS_MAX: u32 = 5;
 
 /// The connection to the master.
-pub(crate) struct Link {
+pub(crate) struct StoreConnection {
     config: Arc<RedisConfig>,
     errors: Errors,
     topology: Topology,
@@ -68,7 +68,7 @@ pub(crate) struct ScriptCall<'a> {
 }
 
 /// What a script answered.
-pub(crate) struct ScriptAnswer {
+pub(crate) struct ScriptResponse {
     pub(crate) value: Value,
     /// False if what it wrote did not reach as many replicas as it must.
     pub(crate) replicated: bool,
@@ -93,7 +93,7 @@ enum Failure {
     Final(Error),
 }
 
-impl Link {
+impl StoreConnection {
     pub(crate) fn new(config: Arc<RedisConfig>, errors: Errors) -> Self {
         let topology = Topology::new(Arc::clone(&config), errors.clone());
         Self { config, errors, topology, current: Mutex::default() }
@@ -101,18 +101,18 @@ impl Link {
 
     /// Runs a script on the master. What is no [`Stage::Write`] is sent once more over a new
     /// connection if the old one was lost.
-    pub(crate) async fn run(&self, call: ScriptCall<'_>) -> Result<ScriptAnswer> {
+    pub(crate) async fn run(&self, call: ScriptCall<'_>) -> Result<ScriptResponse> {
         let waits = call.waits && self.config.replicas > 0;
         let mut pipeline = self.pipeline(&call, waits, false);
         let within = self.config.response_timeout
             + if waits { self.config.wait_timeout } else { Duration::ZERO };
         let mut answers = self
-            .persist(&mut pipeline, call.stage, within, |link| link.pipeline(&call, waits, true))
+            .persist(&mut pipeline, call.stage, within, |store| store.pipeline(&call, waits, true))
             .await?;
         let replicated = !waits
             || matches!(answers.pop(), Some(Value::Int(n)) if n >= i64::from(self.config.replicas));
         let value = answers.pop().ok_or_else(|| self.errors.strange("nothing"))?;
-        Ok(ScriptAnswer { value, replicated })
+        Ok(ScriptResponse { value, replicated })
     }
 
     /// Runs a plain command that changes nothing on the master.

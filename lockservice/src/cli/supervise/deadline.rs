@@ -15,17 +15,17 @@ pub(super) enum Action {
     Kill,
 }
 
-/// The guard of the lock, as the supervisor counts it (P2).
+/// The deadline of the lock, as the supervisor counts it (P2).
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Guard {
+pub(super) struct WorkDeadline {
     end: Time,
     stop_time: Duration,
     kill_at: Option<Time>,
     killed: bool,
 }
 
-impl Guard {
-    /// A guard that ends at `end`; the command needs `stop_time` to end.
+impl WorkDeadline {
+    /// A deadline that ends at `end`; the command needs `stop_time` to end.
     pub(super) fn new(end: Time, stop_time: Duration) -> Self {
         Self { end, stop_time, kill_at: None, killed: false }
     }
@@ -97,33 +97,33 @@ mod tests {
 
     #[test]
     fn the_command_is_told_to_end_and_killed_before_the_guard_ends() {
-        let mut guard = Guard::new(at(10_000), Duration::from_millis(1_000));
-        assert_eq!(guard.due(at(8_999), false), None);
-        assert_eq!(guard.wake_at(), Some(at(9_000)));
-        assert_eq!(guard.due(at(9_000), false), Some(Action::Terminate));
-        assert_eq!(guard.due(at(9_749), false), None);
-        assert_eq!(guard.wake_at(), Some(at(9_750)));
-        assert_eq!(guard.due(at(9_750), false), Some(Action::Kill));
-        assert_eq!(guard.due(at(20_000), false), None);
+        let mut deadline = WorkDeadline::new(at(10_000), Duration::from_millis(1_000));
+        assert_eq!(deadline.due(at(8_999), false), None);
+        assert_eq!(deadline.wake_at(), Some(at(9_000)));
+        assert_eq!(deadline.due(at(9_000), false), Some(Action::Terminate));
+        assert_eq!(deadline.due(at(9_749), false), None);
+        assert_eq!(deadline.wake_at(), Some(at(9_750)));
+        assert_eq!(deadline.due(at(9_750), false), Some(Action::Kill));
+        assert_eq!(deadline.due(at(20_000), false), None);
     }
 
     #[test]
     fn a_renewal_moves_the_end_but_not_once_the_command_was_told_to_end() {
-        let mut guard = Guard::new(at(10_000), Duration::from_millis(1_000));
-        guard.renew(at(20_000));
-        assert_eq!(guard.due(at(18_999), false), None);
-        assert_eq!(guard.due(at(19_000), false), Some(Action::Terminate));
-        guard.renew(at(30_000));
-        assert_eq!(guard.due(at(19_750), false), Some(Action::Kill));
+        let mut deadline = WorkDeadline::new(at(10_000), Duration::from_millis(1_000));
+        deadline.renew(at(20_000));
+        assert_eq!(deadline.due(at(18_999), false), None);
+        assert_eq!(deadline.due(at(19_000), false), Some(Action::Terminate));
+        deadline.renew(at(30_000));
+        assert_eq!(deadline.due(at(19_750), false), Some(Action::Kill));
     }
 
     #[test]
     fn a_command_asked_to_stop_has_the_stop_time_but_never_more_than_the_guard() {
-        let mut guard = Guard::new(at(10_000), Duration::from_millis(1_000));
-        assert_eq!(guard.due(at(1_000), true), Some(Action::Terminate));
-        assert_eq!(guard.wake_at(), Some(at(1_750)));
+        let mut deadline = WorkDeadline::new(at(10_000), Duration::from_millis(1_000));
+        assert_eq!(deadline.due(at(1_000), true), Some(Action::Terminate));
+        assert_eq!(deadline.wake_at(), Some(at(1_750)));
 
-        let mut late = Guard::new(at(10_000), Duration::from_millis(1_000));
+        let mut late = WorkDeadline::new(at(10_000), Duration::from_millis(1_000));
         assert_eq!(late.due(at(9_900), true), Some(Action::Terminate));
         assert_eq!(late.due(at(9_900), true), Some(Action::Kill));
     }

@@ -39,7 +39,7 @@ enum Source {
 }
 
 /// A connection for one call, and one of the places.
-pub(crate) struct Link<'a> {
+pub(crate) struct Connection<'a> {
     connections: &'a Connections,
     raw: Option<Raw>,
     reused: bool,
@@ -76,7 +76,7 @@ impl Connections {
     }
 
     /// A free connection, or a new one. Nothing has been sent if this fails.
-    pub(crate) async fn take(&self) -> Result<Link<'_>, Failure> {
+    pub(crate) async fn take(&self) -> Result<Connection<'_>, Failure> {
         let taken = timeout(self.connect_timeout, async {
             let permit = self.permits.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
             let (raw, reused) = match &self.source {
@@ -91,7 +91,7 @@ impl Connections {
                     (Raw::Own(Box::new(connection)), reused)
                 }
             };
-            Ok::<_, Failure>(Link {
+            Ok::<_, Failure>(Connection {
                 connections: self,
                 raw: Some(raw),
                 reused,
@@ -111,7 +111,7 @@ impl Connections {
     }
 }
 
-impl Link<'_> {
+impl Connection<'_> {
     /// True if the connection was made for an earlier call, since when the server may have closed
     /// it.
     pub(crate) fn reused(&self) -> bool {
@@ -127,7 +127,7 @@ impl Link<'_> {
         let pooler = self.connections.servers.pooler();
         let call = async {
             self.enter(pooler).await?;
-            let row = statement.persistent(!pooler).fetch_one(self.connection()).await?;
+            let row = statement.persistent(!pooler).fetch_one(self.raw()).await?;
             self.leave(pooler).await?;
             Ok(row)
         };
@@ -142,7 +142,7 @@ impl Link<'_> {
         let pooler = self.connections.servers.pooler();
         let call = async {
             self.enter(pooler).await?;
-            let rows = statement.persistent(!pooler).fetch_all(self.connection()).await?;
+            let rows = statement.persistent(!pooler).fetch_all(self.raw()).await?;
             self.leave(pooler).await?;
             Ok(rows)
         };
@@ -154,14 +154,14 @@ impl Link<'_> {
     async fn enter(&mut self, pooler: bool) -> Result<(), sqlx::Error> {
         if pooler && !self.began {
             let begin = self.connections.servers.begin();
-            self.connection().execute(sqlx::raw_sql(AssertSqlSafe(begin))).await?;
+            self.raw().execute(sqlx::raw_sql(AssertSqlSafe(begin))).await?;
         }
         Ok(())
     }
 
     async fn leave(&mut self, pooler: bool) -> Result<(), sqlx::Error> {
         if pooler && !self.began {
-            self.connection().execute(sqlx::raw_sql("commit")).await?;
+            self.raw().execute(sqlx::raw_sql("commit")).await?;
         }
         Ok(())
     }
@@ -181,8 +181,7 @@ impl Link<'_> {
 
     /// Runs statements that take no arguments and answer nothing.
     pub(crate) async fn run(&mut self, sql: &str, limit: Duration) -> Result<(), Failure> {
-        let done =
-            timeout(limit, self.connection().execute(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
+        let done = timeout(limit, self.raw().execute(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
         done.map_err(|_| Failure::NoAnswer(limit))?.map(drop).map_err(Failure::from)
     }
 
@@ -195,15 +194,19 @@ impl Link<'_> {
         }
     }
 
-    fn connection(&mut self) -> &mut PgConnection {
-        match self.raw.as_mut().expect("only keep and drop take it, and both consume the link") {
+    fn raw(&mut self) -> &mut PgConnection {
+        match self
+            .raw
+            .as_mut()
+            .expect("only keep and drop take it, and both consume the connection")
+        {
             Raw::Own(connection) => connection,
             Raw::Pool(connection) => connection,
         }
     }
 }
 
-impl Drop for Link<'_> {
+impl Drop for Connection<'_> {
     fn drop(&mut self) {
         // Given back, the pool would wait for the rest of the answer, for as long as the server
         // keeps silent.

@@ -48,7 +48,7 @@ pub(super) struct SessionShared {
     pub(super) cluster_session: OnceLock<Weak<ClusterSession>>,
     pub(super) outbox: Arc<Outbox>,
     pub(super) info: Info,
-    pub(super) guard: watch::Sender<Time>,
+    pub(super) deadline: watch::Sender<Time>,
     pub(super) lost: watch::Sender<Option<Error>>,
     pub(super) closing: watch::Sender<Closing>,
     /// One permit for each lock operation that the server allows under way.
@@ -78,7 +78,7 @@ impl SessionShared {
         if let Some(why) = &*self.lost.borrow() {
             return Err(why.clone());
         }
-        if self.node.client.clock().now() >= *self.guard.borrow() {
+        if self.node.client.clock().now() >= *self.deadline.borrow() {
             return Err(deadline_passed());
         }
         Ok(())
@@ -124,10 +124,10 @@ impl SessionShared {
 
     /// What was promised before holds, so the guard never moves back.
     fn move_deadline(&self, end: Time, least: Duration) -> bool {
-        let moved = self.guard.send_if_modified(|guard| {
-            let moves = end > *guard + least;
+        let moved = self.deadline.send_if_modified(|deadline| {
+            let moves = end > *deadline + least;
             if moves {
-                *guard = end;
+                *deadline = end;
             }
             moves
         });
