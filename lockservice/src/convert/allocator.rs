@@ -6,18 +6,14 @@
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, CommitWindow,
-    Incarnation, Latest, LeaseAck, Progress, Registration, Report, ReservedTokens, ServiceStatus,
+    BoundTable, Incarnation, Latest, LeaseAck, Progress, Registration, Report, ReservedTokens,
     TokenBlock,
 };
-use lockservice_core::store::{ClusterConstants, Proof, ServiceState};
-use lockservice_core::{
-    CommitAttempt, Epoch, Error, ErrorKind, FencingToken, NodeName, Nonce, Result, ServiceId, TxnId,
-};
+use lockservice_core::store::{ClusterConstants, Proof};
+use lockservice_core::{Epoch, Error, ErrorKind, FencingToken, NodeName, Nonce, Result, ServiceId};
 
 use super::{
-    bind_from_proto, bind_status_from_proto, bind_status_to_proto, bind_to_proto, error_from_proto,
-    error_to_proto, millis_down, millis_up, presented_from_proto, txn_from_proto,
+    bind_from_proto, bind_status_from_proto, bind_status_to_proto, bind_to_proto, millis_down,
 };
 use crate::proto;
 
@@ -200,176 +196,18 @@ pub fn latest_from_proto(latest: proto::LatestResponse) -> Result<Latest> {
     Ok(Latest { bind, at: progress_from_proto(latest.at) })
 }
 
-/// A request to validate a commit as a message. The time asked for is never shorter at its least,
-/// nor longer at its most.
-pub fn begin_commit_to_proto(request: &BeginCommit) -> proto::BeginCommitRequest {
-    let binds = request.binds.iter().map(|bind| proto::Bind {
-        group: bind.table.group.to_string(),
-        table: bind.table.name.to_string(),
-        // What is presented is compared by name, owner and version.
-        table_id: 0,
-        partition: bind.partition,
-        owner: bind.owner.get(),
-        version: bind.version.get(),
-    });
-    proto::BeginCommitRequest {
-        txn: request.txn.to_string(),
-        binds: binds.collect(),
-        attempt: request.attempt.get(),
-        least_ms: millis_up(request.asked.least),
-        most_ms: millis_down(request.asked.most),
-    }
-}
-
-/// The request to validate a commit that a message tells of.
-pub fn begin_commit_from_proto(request: proto::BeginCommitRequest) -> Result<BeginCommit> {
-    Ok(BeginCommit {
-        txn: txn_from_proto(&request.txn)?,
-        binds: request.binds.into_iter().map(presented_from_proto).collect::<Result<_>>()?,
-        attempt: CommitAttempt::new(request.attempt),
-        asked: CommitWindow {
-            least: Duration::from_millis(request.least_ms),
-            most: Duration::from_millis(request.most_ms),
-        },
-    })
-}
-
-/// An admitted commit as a message.
-pub fn admission_to_proto(admission: &CommitAdmission) -> proto::BeginCommitResponse {
-    proto::BeginCommitResponse {
-        commit_before_ms: millis_down(admission.commit_before),
-        at: Some(progress_to_proto(admission.at)),
-    }
-}
-
-/// The admitted commit that a message tells of.
-pub fn admission_from_proto(admission: proto::BeginCommitResponse) -> CommitAdmission {
-    CommitAdmission {
-        commit_before: Duration::from_millis(admission.commit_before_ms),
-        at: progress_from_proto(admission.at),
-    }
-}
-
-/// What became of transactions that are to commit no more, as a message.
-pub fn cannot_commit_to_proto(answer: &CannotCommit) -> proto::CannotCommitResponse {
-    proto::CannotCommitResponse {
-        tombstoned: txns_to_proto(&answer.tombstoned),
-        committing: txns_to_proto(&answer.committing),
-        failed: answer.failed.iter().map(failure_to_proto).collect(),
-        at: Some(progress_to_proto(answer.at)),
-    }
-}
-
-/// What became of transactions that are to commit no more, as a message tells.
-pub fn cannot_commit_from_proto(answer: proto::CannotCommitResponse) -> Result<CannotCommit> {
-    Ok(CannotCommit {
-        at: progress_from_proto(answer.at),
-        tombstoned: txns_from_proto(&answer.tombstoned)?,
-        committing: txns_from_proto(&answer.committing)?,
-        failed: answer.failed.into_iter().map(failure_from_proto).collect::<Result<_>>()?,
-    })
-}
-
-fn failure_to_proto((txn, error): &(TxnId, Error)) -> proto::TxnFailure {
-    proto::TxnFailure { txn: txn.to_string(), error: Some(error_to_proto(error)) }
-}
-
-fn failure_from_proto(failure: proto::TxnFailure) -> Result<(TxnId, Error)> {
-    let error = failure.error.ok_or_else(|| invalid("a failure comes without its error"))?;
-    Ok((txn_from_proto(&failure.txn)?, error_from_proto(error)))
-}
-
-/// Transaction ids as texts.
-pub fn txns_to_proto(txns: &[TxnId]) -> Vec<String> {
-    txns.iter().map(TxnId::to_string).collect()
-}
-
-/// The transaction ids that texts name.
-pub fn txns_from_proto(txns: &[String]) -> Result<Vec<TxnId>> {
-    txns.iter().map(|txn| txn_from_proto(txn)).collect()
-}
-
-/// A status in parts of at most `lines` nodes or binds; at least one part.
-pub fn status_to_proto(
-    status: AllocatorStatus,
-    lines: usize,
-) -> impl Iterator<Item = proto::StatusPart> + Send + 'static {
-    let AllocatorStatus { at, services, binds } = status;
-    let part = move || proto::StatusPart {
-        at: Some(progress_to_proto(at)),
-        ..proto::StatusPart::default()
-    };
-    let (mut services, mut binds) = (services.into_iter(), binds.into_iter());
-    let mut first = true;
-    std::iter::from_fn(move || {
-        let nodes: Vec<_> =
-            services.by_ref().take(lines).map(|service| node_to_proto(&service)).collect();
-        let binds: Vec<_> = binds
-            .by_ref()
-            .take(lines - nodes.len())
-            .map(|bind| bind_status_to_proto(&bind))
-            .collect();
-        let empty = nodes.is_empty() && binds.is_empty();
-        (std::mem::take(&mut first) || !empty).then(|| proto::StatusPart { nodes, binds, ..part() })
-    })
-}
-
-/// Adds a part of a status to what came before it.
-pub fn add_status_from_proto(status: &mut AllocatorStatus, part: proto::StatusPart) -> Result<()> {
-    status.at = progress_from_proto(part.at);
-    for node in part.nodes {
-        status.services.push(node_from_proto(&node)?);
-    }
-    for bind in part.binds {
-        status.binds.push(bind_status_from_proto(bind)?);
-    }
-    Ok(())
-}
-
-fn node_to_proto(service: &ServiceStatus) -> proto::NodeStatus {
-    let state = match service.state {
-        ServiceState::Live => "live",
-        ServiceState::Fenced => "fenced",
-        ServiceState::Resigned => "resigned",
-    };
-    proto::NodeStatus {
-        service: service.id.get(),
-        node: service.node.to_string(),
-        address: service.address.clone(),
-        state: state.to_owned(),
-    }
-}
-
-fn node_from_proto(node: &proto::NodeStatus) -> Result<ServiceStatus> {
-    let state = match node.state.as_str() {
-        "live" => ServiceState::Live,
-        "fenced" => ServiceState::Fenced,
-        "resigned" => ServiceState::Resigned,
-        other => {
-            return Err(invalid("a node is in a state that this version does not know")
-                .with("state", other));
-        }
-    };
-    Ok(ServiceStatus {
-        id: ServiceId::new(node.service),
-        node: NodeName::new(&node.node)?,
-        address: node.address.clone(),
-        state,
-    })
-}
-
 pub(super) fn invalid(message: &str) -> Error {
     Error::new(ErrorKind::InvalidArgument, message)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use lockservice_core::allocator::{Bind, BindState, BindStatus};
     use lockservice_core::{BindVersion, TableId, TableRef};
 
     use super::*;
 
-    fn bind(n: u64) -> Bind {
+    pub(crate) fn bind(n: u64) -> Bind {
         Bind {
             table: TableRef::new("g", format!("t{n}")).expect("a name"),
             id: TableId::new(n),
@@ -444,66 +282,5 @@ mod tests {
             assert_eq!(latest_from_proto(latest_to_proto(&latest)).expect("own message"), latest);
         }
         assert_eq!(progress_from_proto(acknowledged_to_proto(at).at), at);
-        let txn = TxnId::new(ServiceId::new(1 << 32 | 1), 5, true);
-        let why = Error::new(ErrorKind::UnknownOutcome, "who knows").with("txn", txn);
-        let answer = CannotCommit {
-            at,
-            tombstoned: vec![txn],
-            committing: vec![txn, txn],
-            failed: vec![(txn, why.clone())],
-        };
-        let back = cannot_commit_from_proto(cannot_commit_to_proto(&answer)).expect("own message");
-        assert_eq!((back.at, back.tombstoned, back.committing), (at, vec![txn], vec![txn, txn]));
-        let (failed, error) = &back.failed[0];
-        assert_eq!((*failed, error.kind(), error.to_string()), (txn, why.kind(), why.to_string()));
-        let admission = CommitAdmission { commit_before: Duration::from_millis(77), at };
-        assert_eq!(admission_from_proto(admission_to_proto(&admission)), admission);
-        let request = BeginCommit {
-            txn,
-            binds: vec![(&bind(1)).into()],
-            attempt: CommitAttempt::new(6),
-            asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_millis(2) },
-        };
-        assert_eq!(
-            begin_commit_from_proto(begin_commit_to_proto(&request)).expect("own message"),
-            request
-        );
-    }
-
-    #[test]
-    fn a_status_crosses_the_wire_in_parts_of_bounded_size() {
-        let service = |n| ServiceStatus {
-            id: ServiceId::new(n),
-            node: NodeName::new(format!("n{n}")).expect("a name"),
-            address: "a:1".to_owned(),
-            state: [ServiceState::Live, ServiceState::Fenced, ServiceState::Resigned]
-                [n as usize % 3],
-        };
-        let status_of = |n| BindStatus {
-            bind: bind(n),
-            node: NodeName::new("n").expect("a name"),
-            address: "a:1".to_owned(),
-            state: BindState::Bound,
-        };
-        for (nodes, binds, parts) in [(0, 0, 1), (3, 0, 1), (2, 9, 3), (4, 5, 3)] {
-            let status = AllocatorStatus {
-                at: Progress {
-                    epoch: Epoch::new(1),
-                    write: 2,
-                    high_water: 3,
-                    leader: Nonce::new(4),
-                },
-                services: (0..nodes).map(service).collect(),
-                binds: (0..binds).map(status_of).collect(),
-            };
-            let sent: Vec<_> = status_to_proto(status.clone(), 4).collect();
-            assert_eq!(sent.len(), parts);
-            assert!(sent.iter().all(|part| part.nodes.len() + part.binds.len() <= 4));
-            let mut got = AllocatorStatus::default();
-            for part in sent {
-                add_status_from_proto(&mut got, part).expect("own message");
-            }
-            assert_eq!(got, status);
-        }
     }
 }

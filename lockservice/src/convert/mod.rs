@@ -6,8 +6,11 @@
 //! panic.
 
 mod allocator;
+mod cluster_status;
+mod commit;
 mod error;
 mod forgetting;
+mod grpc_status;
 mod item;
 mod lock;
 mod status;
@@ -16,18 +19,22 @@ mod waiting;
 use std::time::Duration;
 
 pub use self::allocator::{
-    acknowledged_to_proto, add_status_from_proto, admission_from_proto, admission_to_proto,
-    begin_commit_from_proto, begin_commit_to_proto, bound_from_proto, bound_to_proto,
-    cannot_commit_from_proto, cannot_commit_to_proto, incarnation_from_proto, incarnation_to_proto,
-    latest_from_proto, latest_to_proto, lease_from_proto, lease_to_proto, progress_from_proto,
-    progress_to_proto, registration_from_proto, registration_to_proto, report_from_proto,
-    report_to_proto, reserved_from_proto, reserved_to_proto, started_from_proto, started_to_proto,
-    status_to_proto, tokens_from_proto, tokens_to_proto, txns_from_proto, txns_to_proto,
+    acknowledged_to_proto, bound_from_proto, bound_to_proto, incarnation_from_proto,
+    incarnation_to_proto, latest_from_proto, latest_to_proto, lease_from_proto, lease_to_proto,
+    progress_from_proto, progress_to_proto, registration_from_proto, registration_to_proto,
+    report_from_proto, report_to_proto, reserved_from_proto, reserved_to_proto, started_from_proto,
+    started_to_proto, tokens_from_proto, tokens_to_proto,
 };
-pub use self::error::{code, error_from_proto, error_to_proto, from_status, to_status};
+pub use self::cluster_status::{add_status_from_proto, status_to_proto};
+pub use self::commit::{
+    admission_from_proto, admission_to_proto, begin_commit_from_proto, begin_commit_to_proto,
+    cannot_commit_from_proto, cannot_commit_to_proto, txns_from_proto, txns_to_proto,
+};
+pub use self::error::{error_from_proto, error_to_proto};
 pub use self::forgetting::{
     forgetting_from_proto, forgetting_to_proto, released_from_proto, released_to_proto,
 };
+pub use self::grpc_status::{code, from_status, to_status};
 pub use self::item::{
     item_from_range, item_from_row, items_from_proto, items_to_proto, mode_from_proto,
     mode_to_proto, range_from_proto, range_to_proto, table_from_proto,

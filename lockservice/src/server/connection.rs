@@ -9,11 +9,15 @@ use std::sync::Arc;
 
 use futures::stream::{self, FuturesUnordered, StreamExt as _};
 use futures::{FutureExt as _, future::BoxFuture};
-use lockservice_core::service::{Answer, Operation, Quota, Session, TxnOp, TxnOptions};
+use lockservice_core::service::{Answer, Operation, Quota, Session, TxnOp};
 use lockservice_core::{Error, ErrorKind, Result};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
+use super::operation::{
+    answer, answered, bytes_of, end_operation, failed, invalid, lock_operation, txn_op,
+    unlock_operation,
+};
 use crate::convert;
 use crate::proto::{self, client_op::Op, server_op::Answer as Wire};
 use crate::server::{ServerSettings, ServiceHost};
@@ -325,83 +329,5 @@ impl Stream {
                 false
             }
         }
-    }
-}
-
-/// About how much memory the operations of a frame take, beside its message: they share its bytes,
-/// which were charged when it arrived.
-fn bytes_of(ops: &[proto::ClientOp]) -> usize {
-    let of_items = |rows: &[prost::bytes::Bytes], ranges: &[proto::KeyRange]| {
-        size_of_val(rows) + size_of_val(ranges)
-    };
-    let of_op = |op: &proto::ClientOp| match &op.op {
-        Some(Op::Lock(lock)) => of_items(&lock.rows, &lock.ranges),
-        Some(Op::Unlock(unlock)) => of_items(&unlock.rows, &unlock.ranges),
-        Some(Op::Heartbeat(heartbeat)) => size_of_val(heartbeat.acked.as_slice()),
-        _ => 0,
-    };
-    size_of_val(ops) + ops.iter().map(of_op).sum::<usize>()
-}
-
-pub(crate) fn invalid(message: &str) -> Error {
-    Error::new(ErrorKind::InvalidArgument, message)
-}
-
-fn txn_op(txn: Option<proto::TxnRef>) -> Result<TxnOp> {
-    let txn = txn.ok_or_else(|| invalid("the operation lacks its transaction"))?;
-    Ok(TxnOp {
-        number: txn.number,
-        sequence: txn.sequence,
-        acked: txn.acked,
-        options: TxnOptions { validates: txn.validates, label: txn.label },
-    })
-}
-
-pub(crate) fn lock_operation(
-    mut lock: proto::LockOp,
-    items_max: usize,
-) -> Result<(TxnOp, Operation)> {
-    let txn = txn_op(lock.txn.take())?;
-    let spec = convert::lock_spec_from_proto(lock, items_max);
-    // A malformed request takes its place in the transaction's order too: the client numbered it.
-    Ok((txn, spec.map_or_else(Operation::Refuse, Operation::Lock)))
-}
-
-pub(crate) fn unlock_operation(
-    unlock: proto::UnlockOp,
-    items_max: usize,
-) -> Result<(TxnOp, Operation)> {
-    let txn = txn_op(unlock.txn)?;
-    let parsed = convert::table_from_proto(&unlock.group, &unlock.table).and_then(|table| {
-        let items = convert::items_from_proto(&unlock.rows, unlock.ranges, items_max)?;
-        if items.is_empty() {
-            return Err(invalid(
-                "an unlock names nothing: give rows or ranges, or end the transaction",
-            ));
-        }
-        Ok(Operation::Unlock { table, items, commit_ts: unlock.commit_timestamp })
-    });
-    Ok((txn, parsed.unwrap_or_else(Operation::Refuse)))
-}
-
-pub(crate) fn end_operation(end: proto::EndOp) -> Result<(TxnOp, Operation)> {
-    Ok((txn_op(end.txn)?, Operation::End { commit_ts: end.commit_timestamp }))
-}
-
-fn answer(id: u64, wire: Wire) -> proto::ServerOp {
-    proto::ServerOp { id, answer: Some(wire) }
-}
-
-fn failed(id: u64, error: &Error) -> proto::ServerOp {
-    answer(id, Wire::Error(convert::error_to_proto(error)))
-}
-
-fn answered(id: u64, result: Result<Answer>) -> proto::ServerOp {
-    match result {
-        Ok(Answer::Locked(granted)) => {
-            answer(id, Wire::Locked(convert::granted_to_proto(&granted)))
-        }
-        Ok(Answer::Done { released }) => answer(id, Wire::Done(convert::done_to_proto(released))),
-        Err(e) => failed(id, &e),
     }
 }

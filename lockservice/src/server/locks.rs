@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::convert::{self, to_status as status};
 use crate::proto;
 use crate::server::caller::Caller;
+use crate::server::operation;
 use crate::server::{ServerSettings, ServiceHost, Slot, connection};
 
 /// Frames that may wait to be read by a client. Each may be large, and there are many sessions.
@@ -111,10 +112,9 @@ impl proto::locks_server::Locks for LocksApi {
         let session = self.session(request.session)?;
         let lock = request
             .lock
-            .ok_or_else(|| status(&connection::invalid("the call lacks what to lock")))?;
-        let (txn, operation) =
-            connection::lock_operation(lock, self.settings.items_per_request_max)
-                .map_err(|e| status(&e))?;
+            .ok_or_else(|| status(&operation::invalid("the call lacks what to lock")))?;
+        let (txn, operation) = operation::lock_operation(lock, self.settings.items_per_request_max)
+            .map_err(|e| status(&e))?;
         // gRPC drops this call when the client cancels it.
         let mut cancel = CancelOnDrop { session: &session, txn: txn.clone(), armed: true };
         let mut answer = session.submit(txn, operation);
@@ -145,9 +145,9 @@ impl proto::locks_server::Locks for LocksApi {
         let session = self.session(request.session)?;
         let unlock = request
             .unlock
-            .ok_or_else(|| status(&connection::invalid("the call lacks what to unlock")))?;
+            .ok_or_else(|| status(&operation::invalid("the call lacks what to unlock")))?;
         let (txn, operation) =
-            connection::unlock_operation(unlock, self.settings.items_per_request_max)
+            operation::unlock_operation(unlock, self.settings.items_per_request_max)
                 .map_err(|e| status(&e))?;
         released(session.submit(txn, operation).await)
     }
@@ -158,10 +158,9 @@ impl proto::locks_server::Locks for LocksApi {
     ) -> Result<Response<proto::Done>, Status> {
         let request = request.into_inner();
         let session = self.session(request.session)?;
-        let end = request
-            .end
-            .ok_or_else(|| status(&connection::invalid("the call lacks what to end")))?;
-        let (txn, operation) = connection::end_operation(end).map_err(|e| status(&e))?;
+        let end =
+            request.end.ok_or_else(|| status(&operation::invalid("the call lacks what to end")))?;
+        let (txn, operation) = operation::end_operation(end).map_err(|e| status(&e))?;
         released(session.submit(txn, operation).await)
     }
 

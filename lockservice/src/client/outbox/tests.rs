@@ -2,6 +2,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::task::Wake;
 
+use std::time::Duration;
+
+use lockservice_core::{Error, ErrorKind};
+
 use super::*;
 use tokio::sync::Semaphore;
 

@@ -1,24 +1,28 @@
 //! [`ClientTxn`]: what holds locks.
 
-use std::pin::Pin;
+mod call;
+mod ended;
+mod lock_guard;
+mod placement;
+
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use lockservice_core::allocator::Bind;
 use lockservice_core::clock::{Clock, Time, lo};
-use lockservice_core::service::{Granted, LockSpec, TxnOptions, WaitsFor};
-use lockservice_core::table::{Grant, WaitPolicy};
-use lockservice_core::{
-    Error, ErrorKind, FencingToken, LockItem, NodeName, Result, TableRef, TxnId,
-};
+use lockservice_core::service::{LockSpec, TxnOptions, WaitsFor};
+use lockservice_core::table::Grant;
+use lockservice_core::{Error, ErrorKind, LockItem, NodeName, Result, TableRef, TxnId};
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::watch;
 
-use super::cluster_session::{ClusterSession, NodePin};
+use self::call::{Call, Turn, permit};
+pub use self::ended::Ended;
+pub use self::lock_guard::LockGuard;
+use self::placement::Placement;
+use super::cluster_session::ClusterSession;
 use super::follow;
-use super::node_session::{Handle, SessionShared};
-use super::outbox::{CallContext, CallId, TxnNumber, WaitsSender};
+use super::node_session::Handle;
+use super::outbox::{CallContext, TxnNumber, WaitsSender};
 use crate::convert::{items_to_proto, lock_spec_to_proto};
 use crate::proto;
 
@@ -40,20 +44,6 @@ pub struct ClientTxn {
     /// Locked for a look or a change, together with nothing.
     placement: Mutex<Placement>,
     ended: bool,
-}
-
-/// Where a transaction is.
-#[derive(Debug)]
-struct Placement {
-    handle: Arc<Handle>,
-    txn_number: Arc<TxnNumber>,
-    id: Option<TxnId>,
-    /// Lock calls that have not been answered.
-    under_way: usize,
-    /// True once a lock was granted, or may have been: then it stays.
-    holds: bool,
-    /// While it holds something at another node than the home.
-    pin: Option<NodePin>,
 }
 
 impl ClientTxn {
@@ -256,7 +246,7 @@ impl ClientTxn {
         let (handle, txn_number) = self.place();
         match handle.shared.outbox.unlock(&txn_number, op) {
             Ok(answer) => Ended::waiting(&handle, answer),
-            Err(e) => Ended(EndedState::Ready(Some(Err(e)))),
+            Err(e) => Ended::ready(Err(e)),
         }
     }
 
@@ -280,10 +270,10 @@ impl ClientTxn {
             .filter(|why| holds && why.kind() != ErrorKind::ShuttingDown);
         match (handle.shared.outbox.end(&txn_number, commit_ts), lost) {
             // It was sent all the same: nobody need wait for the session to lapse.
-            (_, Some(why)) => Ended(EndedState::Ready(Some(Err(why)))),
+            (_, Some(why)) => Ended::ready(Err(why)),
             (Some(answer), None) => Ended::waiting(&handle, answer),
-            (None, None) if holds => Ended(EndedState::Ready(Some(Err(handle.shared.why_lost())))),
-            (None, None) => Ended(EndedState::Ready(Some(Ok(())))),
+            (None, None) if holds => Ended::ready(Err(handle.shared.why_lost())),
+            (None, None) => Ended::ready(Ok(())),
         }
     }
 
@@ -330,200 +320,6 @@ impl Drop for ClientTxn {
     }
 }
 
-/// A place among the calls that the server allows under way.
-async fn permit(
-    shared: &SessionShared,
-    wait: WaitPolicy,
-    deadline: Option<Time>,
-) -> Result<OwnedSemaphorePermit> {
-    const FULL: &str = "as many calls are under way in this session as the server allows";
-    if let Ok(permit) = Arc::clone(&shared.locks).try_acquire_owned() {
-        return Ok(permit);
-    }
-    if wait == WaitPolicy::NoWait {
-        return Err(Error::new(
-            ErrorKind::ResourceExhausted,
-            format!("{FULL}: wait for answers, or open another session"),
-        ));
-    }
-    let mut lost = shared.lost.subscribe();
-    tokio::select! {
-        biased;
-        permit = Arc::clone(&shared.locks).acquire_owned() => permit.map_err(|_| shared.why_lost()),
-        // Nobody may come back to give one up.
-        _ = lost.wait_for(Option::is_some) => Err(shared.why_lost()),
-        () = shared.past(deadline) => {
-            Err(timed_out(&format!("{FULL}, and none ended within the time-out: try again, or \
-                allow more time")))
-        }
-    }
-}
-
 pub(super) fn timed_out(message: &str) -> Error {
     Error::new(ErrorKind::Timeout, message)
-}
-
-/// A lock call of a transaction: while it is under way the transaction stays where it is.
-struct Turn<'a> {
-    txn: &'a ClientTxn,
-    handle: Arc<Handle>,
-    txn_number: Arc<TxnNumber>,
-}
-
-impl<'a> Turn<'a> {
-    fn begin(txn: &'a ClientTxn) -> Self {
-        let mut placement = txn.placement.lock();
-        placement.under_way += 1;
-        Self {
-            txn,
-            handle: Arc::clone(&placement.handle),
-            txn_number: Arc::clone(&placement.txn_number),
-        }
-    }
-
-    fn granted(&self, id: TxnId) {
-        let first = {
-            let mut placement = self.txn.placement.lock();
-            placement.id = Some(id);
-            !std::mem::replace(&mut placement.holds, true)
-        };
-        // Before the caller knows of the grant: from then on the session's guard is at most that of
-        // this node.
-        if first && let Some(pin) = self.txn.cluster_session.pin(&self.handle) {
-            self.txn.placement.lock().pin = Some(pin);
-        }
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.txn.placement.lock().under_way -= 1;
-    }
-}
-
-/// A lock request that was handed in: taken back if it is dropped before its answer was taken.
-struct Call<'a> {
-    shared: &'a SessionShared,
-    call: Option<CallId>,
-    answer: oneshot::Receiver<Result<Granted>>,
-}
-
-impl Call<'_> {
-    fn acknowledge(&mut self) {
-        if let Some(call) = self.call.take() {
-            self.shared.outbox.acknowledge(call);
-        }
-    }
-}
-
-impl Drop for Call<'_> {
-    fn drop(&mut self) {
-        if let Some(call) = self.call {
-            self.shared.outbox.undo(call);
-        }
-    }
-}
-
-/// The acknowledgement of a release that was sent. It may be ignored.
-#[derive(Debug)]
-pub struct Ended(EndedState);
-
-#[derive(Debug)]
-enum EndedState {
-    Ready(Option<Result<()>>),
-    Waiting(Arc<Handle>, oneshot::Receiver<Result<()>>),
-}
-
-impl Ended {
-    fn waiting(handle: &Arc<Handle>, answer: oneshot::Receiver<Result<()>>) -> Self {
-        Self(EndedState::Waiting(Arc::clone(handle), answer))
-    }
-}
-
-impl Future for Ended {
-    type Output = Result<()>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        match &mut self.0 {
-            EndedState::Ready(result) => Poll::Ready(result.take().unwrap_or(Ok(()))),
-            EndedState::Waiting(handle, answer) => {
-                let result = ready!(Pin::new(answer).poll(cx));
-                Poll::Ready(result.unwrap_or_else(|_| Err(handle.shared.why_lost())))
-            }
-        }
-    }
-}
-
-/// Locks held by a transaction of their own. Dropping it releases them.
-#[derive(Debug)]
-#[must_use = "locks are released when the guard is dropped"]
-pub struct LockGuard {
-    txn: ClientTxn,
-    grant: Grant,
-}
-
-impl LockGuard {
-    pub(super) fn new(txn: ClientTxn, grant: Grant) -> Self {
-        Self { txn, grant }
-    }
-
-    /// The fencing token (F1): present it with every write that the lock protects.
-    pub fn token(&self) -> FencingToken {
-        self.grant.token
-    }
-
-    /// The bind on which the locks were granted, to be presented at a commit.
-    pub fn bind(&self) -> &Bind {
-        &self.grant.bind
-    }
-
-    /// Everything that the server said.
-    pub fn grant(&self) -> &Grant {
-        &self.grant
-    }
-
-    /// The transaction that holds the locks.
-    pub fn txn(&self) -> &ClientTxn {
-        &self.txn
-    }
-
-    /// As [`Session::lost`](super::Session::lost), of the node where the locks are. Cancel safe.
-    pub async fn lost(&self) -> Error {
-        self.txn.lost().await
-    }
-
-    /// The reason why the locks are lost, if they are.
-    pub fn lost_now(&self) -> Option<Error> {
-        self.txn.lost_now()
-    }
-
-    /// Until when, by the client's clock, the locks are safe (P2): the guard of the node where they
-    /// are.
-    pub fn deadline(&self) -> Time {
-        self.txn.deadline()
-    }
-
-    /// The guard's deadline as it changes.
-    pub fn watch_deadline(&self) -> watch::Receiver<Time> {
-        self.txn.watch_deadline()
-    }
-
-    /// Releases the locks. Sent at once; waiting for the answer is optional, see
-    /// [`release`](Self::release).
-    pub fn unlock(self) -> Ended {
-        self.txn.end(None)
-    }
-
-    /// Releases the locks, and waits until the server has acknowledged it. The last release of a
-    /// program is to be this one: what is not sent when its runtime ends keeps others waiting until
-    /// the session has lapsed.
-    ///
-    /// # Errors
-    /// Those of [`ClientTxn::end`].
-    ///
-    /// # Cancel safety
-    /// The release is sent when this is first polled.
-    pub async fn release(self) -> Result<()> {
-        self.unlock().await
-    }
 }

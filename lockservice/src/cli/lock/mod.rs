@@ -1,21 +1,23 @@
 //! `lock`: runs a command while holding a lock.
 
+mod end;
+mod hold;
+
 use std::time::Duration;
 
-use lockservice_core::clock::{Clock, SystemClock, Time};
+use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::service::LockSpec;
 use lockservice_core::table::WaitPolicy;
 use lockservice_core::{Error, ErrorKind, LockMode};
-use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
+pub(crate) use self::end::End;
+use self::hold::hold;
 use super::args::LockArgs;
 use super::exit::{self, Failure};
 use super::outer;
 use super::patience::{self, Patience};
-use super::signals::{self, Signals};
-use super::sink;
-use super::supervise::{Frame, Job, Supervised, kill_margin};
+use super::signals::Signals;
 use super::waiting;
 use crate::client::{Client, LockGuard, Session};
 
@@ -31,35 +33,6 @@ const CONNECT_MAX: Duration = Duration::from_secs(3);
 
 /// How long the session is given up for when nothing was locked.
 const LAST_WORDS_MAX: Duration = Duration::from_millis(200);
-
-/// How `lock` ends, if it does not fail.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum End {
-    /// With this exit status, the command's.
-    Status(u8),
-    /// By this signal, which this process was sent.
-    Signal(Signal),
-}
-
-impl End {
-    /// The exit status. If it is to be a signal that ends this process it does so here: only that
-    /// tells a shell or make to stop too.
-    pub(crate) fn finish(self) -> u8 {
-        match self {
-            Self::Status(status) => status,
-            Self::Signal(signal) => {
-                sink::flush();
-                signals::die_of(signal);
-                of_signal(signal as i32)
-            }
-        }
-    }
-}
-
-/// The exit status that stands for a signal, as shells have it.
-fn of_signal(number: i32) -> u8 {
-    u8::try_from(128 + number).unwrap_or(u8::MAX)
-}
 
 /// Takes the lock, runs the command, releases the lock. Answers how this process is to end.
 pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
@@ -221,184 +194,6 @@ fn client_name() -> String {
     name
 }
 
-/// How a command under a lock ended.
-struct Held {
-    outcome: Result<End, Failure>,
-    /// What of the command may still run, as people look for it: unless there is nothing the lock
-    /// may not be released (P5).
-    still_running: Vec<String>,
-}
-
-/// Runs the command until it ends, or until the lock is lost.
-async fn hold(
-    args: &LockArgs,
-    lock: &LockGuard,
-    stop_time: Duration,
-    signals: &mut Signals,
-    json: bool,
-) -> Held {
-    let env = [
-        ("LOCKSERVICE_TOKEN", lock.token().to_string().into()),
-        ("LOCKSERVICE_GROUP", args.group.to_string().into()),
-        ("LOCKSERVICE_TABLE", args.table.to_string().into()),
-        ("LOCKSERVICE_KEYS", args.keys_for_command()),
-        (
-            "LOCKSERVICE_HELD",
-            outer::with(std::env::var_os(outer::VARIABLE), lock.txn().id(), &args.client.server),
-        ),
-        // Also if it was a flag: a nested `lockservice` means the same server.
-        ("LOCKSERVICE_SERVER", args.client.server.clone().into()),
-    ];
-    // Of the node where the lock is.
-    let mut deadlines = lock.watch_deadline();
-    let mut deadline = *deadlines.borrow_and_update();
-    let job = Job {
-        command: &args.command,
-        env: &env,
-        blocked: signals.blocked_before(),
-        deadline,
-        stop_time,
-        json,
-    };
-    let mut supervised = match Supervised::start(&job) {
-        Ok(supervised) => supervised,
-        Err(error) => {
-            let sentence = format!("cannot start the supervisor: {error}; the lock was released");
-            let outcome = Err(Failure::new(exit::OS, "os", sentence));
-            return Held { outcome, still_running: Vec::new() };
-        }
-    };
-    let clock = SystemClock;
-    let mut why_lost: Option<Error> = None;
-    let mut left = false;
-    let mut last = None;
-    let mut broken = "it was killed".to_owned();
-    let mut received = Vec::new();
-    loop {
-        let frame = tokio::select! {
-            frame = supervised.next() => match frame {
-                Ok(frame) => frame,
-                Err(error) => {
-                    broken = error.to_string();
-                    break;
-                }
-            },
-            Ok(()) = deadlines.changed(), if why_lost.is_none() => {
-                deadline = *deadlines.borrow_and_update();
-                supervised.tell(Frame::Deadline(deadline));
-                continue;
-            }
-            why = lock.lost(), if why_lost.is_none() => {
-                why_lost = Some(why);
-                supervised.tell(Frame::Stop);
-                continue;
-            }
-            taken = signals.next() => {
-                if !received.contains(&taken.signal) {
-                    received.push(taken.signal);
-                }
-                if !taken.to_group {
-                    supervised.tell(Frame::Signal(taken.signal as i32));
-                }
-                continue;
-            }
-            () = passed(&clock, deadline, kill_margin(stop_time) / 2) => {
-                // The supervisor should have ended the command: it is stopped, or slow (P2).
-                why_lost.get_or_insert_with(deadline_passed);
-                break;
-            }
-        };
-        match frame {
-            Some(end @ (Frame::Exited(_) | Frame::Died(_) | Frame::Stopped | Frame::Failed(_))) => {
-                last = Some(end);
-                break;
-            }
-            Some(Frame::Left) => left = true,
-            Some(Frame::Suspended(by)) => suspend(by),
-            Some(_) => {}
-            None => break,
-        }
-    }
-    if last.is_some() {
-        supervised.reap();
-    }
-    let still_running = if last.is_some() && !left {
-        // It has seen the end of everything.
-        Vec::new()
-    } else {
-        // Killed, perhaps: the kernel killed the command with it, and this whatever that started.
-        let until = *deadlines.borrow_and_update();
-        supervised.end_all(&clock, until).await
-    };
-    let outcome = match last {
-        Some(Frame::Exited(status)) => Ok(End::Status(status)),
-        Some(Frame::Died(number)) => Ok(died(number, &received)),
-        Some(Frame::Stopped) => {
-            Err(lost(&lock.lost_now().or(why_lost).unwrap_or_else(deadline_passed)))
-        }
-        Some(Frame::Failed(errno)) => {
-            Err(supervisor_failed(&std::io::Error::from_raw_os_error(errno).to_string()))
-        }
-        _ => match why_lost {
-            Some(why) => Err(lost(&why)),
-            None => Err(supervisor_failed(&broken)),
-        },
-    };
-    let outcome =
-        if still_running.is_empty() { outcome } else { Err(not_over(outcome, &still_running)) };
-    Held { outcome, still_running }
-}
-
-/// How to end after the command died of a signal: of the same if it came through this process.
-fn died(number: i32, received: &[Signal]) -> End {
-    match Signal::try_from(number) {
-        Ok(signal) if received.contains(&signal) => End::Signal(signal),
-        _ => End::Status(of_signal(number)),
-    }
-}
-
-/// Says that something of the command could not be ended, whatever else has happened.
-fn not_over(outcome: Result<End, Failure>, still_running: &[String]) -> Failure {
-    let left = format!(
-        "what it started could not all be ended, so the lock was not released and goes to others \
-         when the session has run out: \
-         end it (process {})",
-        still_running.join(", ")
-    );
-    match outcome {
-        Ok(end) => {
-            let how = match end {
-                End::Status(status) => format!("with status {status}"),
-                End::Signal(signal) => format!("by {signal}"),
-            };
-            Failure::new(
-                exit::OS,
-                "command_left_running",
-                format!("the command ended {how}, but {left}"),
-            )
-        }
-        Err(failure) => {
-            let why = match failure.status {
-                exit::LOST => "the lock was lost",
-                _ => "the command's supervisor failed",
-            };
-            Failure::new(
-                failure.status,
-                "command_left_running",
-                format!("{why} and the command was killed, but {left}"),
-            )
-        }
-    }
-}
-
-/// Stops this process as its command was stopped, so that the shell sees it and can continue both.
-fn suspend(by: i32) {
-    if let Ok(signal) = Signal::try_from(by) {
-        // Fails for no signal that stops.
-        let _ = nix::sys::signal::raise(signal);
-    }
-}
-
 fn deadline_passed() -> Error {
     Error::new(ErrorKind::SessionLost, "the session was not renewed in time")
 }
@@ -415,27 +210,4 @@ fn lost(why: &Error) -> Failure {
         why.kind().name(),
         format!("{what}: start it again to wait for the lock ({})", why.message()),
     )
-}
-
-fn supervisor_failed(why: &str) -> Failure {
-    Failure::new(
-        exit::OS,
-        "os",
-        format!(
-            "the command's supervisor failed ({why}): the command was ended and the lock \
-                released; start it again"
-        ),
-    )
-}
-
-/// Resolves when `end` is less than `margin` away. The timer only wakes; the clock, which counts
-/// through suspend, decides.
-async fn passed(clock: &SystemClock, end: Time, margin: Duration) {
-    loop {
-        let left = end.remaining(clock.now());
-        if left <= margin {
-            return;
-        }
-        tokio::time::sleep((left - margin).min(Duration::from_secs(3_600))).await;
-    }
 }

@@ -1,30 +1,28 @@
 //! `lockservice __supervise`: the process that counts the deadline beside the wrapper, and ends the
 //! command.
 
+mod start;
+
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use lockservice_core::clock::{Clock, SystemClock, Time};
-use nix::sys::signal::{SigSet, Signal as NixSignal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::Signal as NixSignal;
+use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{
-    Pid, Signal, WaitStatus, getpgrp, getpid, getppid, set_child_subreaper,
-    set_parent_process_death_signal, setsid,
-};
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use rustix::process::{Pid, Signal, WaitStatus};
+use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec};
 
+use self::start::start;
 use super::deadline::{Action, WorkDeadline};
 use super::frame::{FRAME_BYTES, Frame};
+use super::kill_margin;
 use super::tree::{Process, Tree};
-use super::{kill_margin, stdin};
-use crate::cli::args::{SuperviseArgs, command_line};
+use crate::cli::args::SuperviseArgs;
 use crate::cli::exit;
-use crate::cli::signals::{Ignored, every};
 
 /// How often the rest is killed again until it has gone: what it started meanwhile was not yet.
 const KILL_TICK: Duration = Duration::from_millis(10);
@@ -81,97 +79,6 @@ struct Ended {
     /// When what is left is told to end, and the same once it was told.
     terminate_at: Option<Time>,
     kill_at: Time,
-}
-
-/// Starts the command; `None` if there is no time left, or no wrapper.
-fn start(args: &SuperviseArgs) -> io::Result<Option<Supervisor>> {
-    // Signals of the terminal and of the job are the wrapper's business; it says what to pass on.
-    every().thread_block()?;
-    // If the wrapper dies while this process is stopped, this process goes on, sees the closed
-    // socket and ends the command.
-    set_parent_process_death_signal(Some(Signal::CONT))?;
-    let wrapper = getppid();
-    if wrapper != Pid::from_raw(args.parent) {
-        return Ok(None);
-    }
-    // Whatever the command leaves behind becomes this process's child.
-    set_child_subreaper(Some(getpid()))?;
-    let tree = Tree::from_now();
-
-    let mut control = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?);
-    let Some(stdin) = stdin::receive(&control)? else { return Ok(None) };
-    rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
-
-    let mut mask = SigSet::empty();
-    mask.add(NixSignal::SIGCHLD);
-    let children = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    // Not `poll`'s own timeout: that one stands still while the machine is suspended, the promise
-    // does not.
-    let timer = rustix::time::timerfd_create(
-        TimerfdClockId::Boottime,
-        TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-    )?;
-
-    let stop_time = Duration::from_millis(args.stop_ms);
-    let deadline =
-        WorkDeadline::new(Time::from_origin(Duration::from_nanos(args.deadline_ns)), stop_time);
-    let clock = SystemClock;
-    if deadline.over(clock.now()) {
-        control.write_all(&Frame::Stopped.encode())?;
-        return Ok(None);
-    }
-    let (go, waits_for_it) = UnixStream::pair()?;
-    let spawned = Command::new("/proc/self/exe")
-        .arg0("lockservice")
-        .args(command_line::exec(getpid(), &args.blocked, args.json))
-        .args(&args.command)
-        .stdin(Stdio::from(OwnedFd::from(waits_for_it)))
-        .spawn();
-    let child = match spawned {
-        Ok(child) => child,
-        Err(error) => {
-            control.write_all(&Frame::Failed(error.raw_os_error().unwrap_or_default()).encode())?;
-            return Ok(None);
-        }
-    };
-    let group = getpgrp().as_raw_nonzero().get();
-    // Only after it was started, so that the command stays in the wrapper's session, with its
-    // terminal; and before it may run, for from now on what is sent to the wrapper's group does not
-    // reach this process.
-    setsid()?;
-    see_children()?;
-    let supervisor = Supervisor {
-        control,
-        attended: true,
-        children,
-        timer,
-        clock,
-        deadline,
-        stop_time,
-        tree,
-        wrapper,
-        command: Pid::from_child(&child),
-        group,
-        asked_to_stop: false,
-        json: args.json,
-        suspended: None,
-        ended: None,
-        killing_until: None,
-    };
-    stdin::hand_over(&go, stdin.as_fd())?;
-    Ok(Some(supervisor))
-}
-
-/// Makes the end of a child visible if the caller ignores that. The command has inherited by now
-/// that it is ignored, and is to.
-fn see_children() -> io::Result<()> {
-    if Ignored::now().contains(NixSignal::SIGCHLD) {
-        // A handler takes the place of what was there. It never runs: the signal stays blocked.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-        let _entered = runtime.enter();
-        drop(tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child())?);
-    }
-    Ok(())
 }
 
 impl Supervisor {

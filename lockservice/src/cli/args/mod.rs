@@ -1,0 +1,198 @@
+//! What can be typed. Parsed once, here, into types that cannot be wrong.
+
+mod lock;
+mod serve;
+mod store;
+mod supervise;
+
+use std::time::Duration;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, Parser, Subcommand};
+use lockservice_core::{GroupName, TableName, TableRef};
+
+pub(crate) use self::lock::LockArgs;
+pub(crate) use self::serve::ServeArgs;
+pub(crate) use self::store::{RestoreArgs, StoreArgs, StoreCommand};
+pub(crate) use self::supervise::{ExecArgs, SuperviseArgs, command_line};
+
+// Running text stands in one line each, which clap wraps to the terminal; a line that is indented
+// must fit into 80 columns, for it would be wrapped without its indent.
+
+const AFTER_HELP: &str = "\
+Examples:
+  lockservice serve                            # in ./lockservice.db
+  lockservice lock jobs nightly -- ./backup.sh # waits for its turn
+  lockservice lock jobs nightly --no-wait -- ./backup.sh # or exits with 75
+  lockservice waits                            # who waits for whom
+
+Exit status: 64 wrong usage, 69 no server answers, 70 the lock was lost, 73 a limit of the server \
+was reached, 75 the lock was not to be had in time; otherwise that of the COMMAND, or 0. The \
+README \
+lists them all.";
+
+/// Row and range locks with fencing tokens, for jobs, services and databases.
+#[derive(Debug, Parser)]
+#[command(name = "lockservice", version, after_help = AFTER_HELP, max_term_width = 120)]
+pub(crate) struct Cli {
+    /// Print results and errors as JSON, one object a line.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a server.
+    Serve(ServeArgs),
+    /// Run a command while holding a lock.
+    Lock(LockArgs),
+    /// List the locks that are held at a node.
+    Locks(ListArgs),
+    /// List who waits for whom at a node.
+    Waits(ListArgs),
+    /// List which node every lock table is bound to.
+    Binds(ClientArgs),
+    /// Drop a lock table.
+    #[command(subcommand)]
+    Table(TableCommand),
+    /// Check, migrate, dump or restore a store.
+    #[command(subcommand)]
+    Store(StoreCommand),
+    /// Measure lock + unlock beside an echo on a bare gRPC stream.
+    Bench(BenchArgs),
+    #[command(name = "__supervise", hide = true)]
+    Supervise(SuperviseArgs),
+    #[command(name = "__exec", hide = true)]
+    Exec(ExecArgs),
+}
+
+/// Where the server is.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ClientArgs {
+    /// The server: HOST:PORT or URL; several nodes of one cluster separated by commas.
+    #[arg(long, env = "LOCKSERVICE_SERVER", default_value = "127.0.0.1:7654", value_name = "ADDR")]
+    pub(crate) server: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only this table.
+    pub(crate) table: Option<TableName>,
+    /// The group of the table.
+    #[arg(long, default_value = "default", requires = "table")]
+    pub(crate) group: GroupName,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+impl ListArgs {
+    /// The table, if one was named.
+    pub(crate) fn table(&self) -> Option<TableRef> {
+        self.table.as_ref().map(|name| TableRef { group: self.group.clone(), name: name.clone() })
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TableCommand {
+    /// Forget a table in which nothing is locked, at the node that owns it. A table that nobody
+    /// uses is forgotten by itself in time: see --table-idle of serve.
+    Drop(DropArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DropArgs {
+    /// The lock table.
+    table: TableName,
+    /// The group of the table.
+    #[arg(long, default_value = "default")]
+    group: GroupName,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+impl DropArgs {
+    /// The table.
+    pub(crate) fn table(&self) -> TableRef {
+        TableRef { group: self.group.clone(), name: self.table.clone() }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// How many callers, all in one process and on one session; one run for each number.
+    #[arg(long, value_delimiter = ',', default_value = "1,16,64", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) callers: Vec<u32>,
+    /// How many seconds each run lasts.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub(crate) seconds: u64,
+    /// The server: HOST:PORT or URL. Without it one is started in this process, in memory.
+    #[arg(long, env = "LOCKSERVICE_SERVER", value_name = "ADDR")]
+    pub(crate) server: Option<String>,
+}
+
+/// The error for arguments that do not parse, with a tip that helps where clap's own does not:
+/// after `--` the command begins, so that no key can stand there.
+pub(crate) fn with_tip_for_keys(mut error: clap::Error) -> clap::Error {
+    let is_lock = error
+        .get(ContextKind::Usage)
+        .is_some_and(|usage| usage.to_string().contains("lockservice lock "));
+    if let (true, ErrorKind::UnknownArgument, Some(_), Some(ContextValue::String(argument))) = (
+        is_lock,
+        error.kind(),
+        error.get(ContextKind::Suggested),
+        error.get(ContextKind::InvalidArg),
+    ) {
+        let tip = format!("to lock a key that begins with a hyphen, write '--key={argument}'");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
+/// A duration as people write it: `500ms`, `30s`, `2m 30s`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Ok(Duration::from_secs(seconds.into()));
+    }
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write for example 500ms, 30s or 2m"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_line_of_help_is_wrapped_twice() {
+        fn check(command: &clap::Command) {
+            for text in
+                [command.get_after_help(), command.get_after_long_help()].into_iter().flatten()
+            {
+                let text = text.to_string();
+                let mut before = "";
+                for line in text.lines() {
+                    if line.starts_with(' ') {
+                        assert!(line.chars().count() <= 80, "wrapped at 80 columns: {line:?}");
+                    } else {
+                        // Running text is wrapped by clap, so a line break ends a paragraph or
+                        // opens a list.
+                        let goes_on =
+                            !line.is_empty() && !before.is_empty() && !before.starts_with(' ');
+                        assert!(!goes_on, "wrapped by hand: {before:?} {line:?}");
+                    }
+                    before = line;
+                }
+            }
+            command.get_subcommands().for_each(check);
+        }
+        use clap::CommandFactory;
+        check(&Cli::command());
+    }
+}

@@ -1,0 +1,106 @@
+//! The arguments of `serve`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::duration;
+use crate::cli::settings;
+
+const SERVE_NOTES: &str = "\
+Every setting can stand in the TOML file of --config (listen, store, node, …), or in the \
+environment \
+(LOCKSERVICE_LISTEN, …, LOCKSERVICE_ALLOCATOR__TABLES_MAX for a key of a section). Flags go before \
+the environment, and that before the file. A variable that is empty is not set.
+
+A password in --store can be read by every user of the machine (ps). Give the URL as \
+LOCKSERVICE_STORE instead, or as `store` in a --config file that only this user may read. For \
+PostgreSQL the URL can do without it: PGPASSWORD, or the password file of PGPASSFILE (~/.pgpass).
+
+The first SIGINT or SIGTERM stops the server in order: its locks are given up, and the next start \
+need not wait. Another one, a second later or more, stops it at once. SIGHUP means that the \
+terminal \
+has gone if the server was started from one; else it changes nothing. RUST_LOG says what is logged \
+to stderr (warn); lines that nobody reads are dropped and counted.
+
+Exit status: 0 stopped in order, 64 wrong usage, 65 the store is damaged or of a newer version, 69 \
+the store does not answer, or stopped at once, 70 the service failed, 71 the operating system \
+refused something, 74 the store cannot be read or written, 75 it is in use, 78 the settings are \
+wrong.
+
+Examples:
+  lockservice serve
+  lockservice serve --store rocks:/var/lib/lockservice --node a
+  lockservice serve --store memory:    # for one process; forgets everything
+
+`lockservice serve --help` lists every setting; -h only these lines.";
+
+#[derive(Debug, Default, Args)]
+#[command(after_help = SERVE_NOTES, after_long_help = format!("{SERVE_NOTES}\n\n{}", settings::help()))]
+pub(crate) struct ServeArgs {
+    /// Address to listen on [default: 127.0.0.1:7654].
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<String>,
+    /// Where clients reach this node, HOST:PORT [default: the address it listens on].
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) advertise: Option<String>,
+    /// Address to listen on for other nodes, which own the cluster [default: 127.0.0.1, the port
+    /// after that of --listen].
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) peer_listen: Option<String>,
+    /// Where other nodes reach this one, HOST:PORT [default: the address it listens on for them].
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) peer_advertise: Option<String>,
+    /// Where bindings are kept: file:PATH, rocks:PATH, postgres://…, redis://… or memory:
+    /// [default: file:./lockservice.db]. For one with a password see below.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// Name of this node, the same over its restarts [default: the machine's name].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// A TOML file with settings.
+    #[arg(long, env = "LOCKSERVICE_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Serve addresses other than loopback although there is neither encryption nor a password.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    /// How long a node that fell silent keeps its tables, for example 5s [default: 5s].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) lease_ttl: Option<Duration>,
+    /// How long to wait at the start for the store and for a leader, for example 60s
+    /// [default: without an end].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) start_timeout: Option<Duration>,
+    /// How long a client that fell silent keeps its locks if it asks for nothing else
+    /// [default: 10s].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) session_ttl: Option<Duration>,
+    /// How long a table is kept in which nothing is locked, for example 12h; 0 for ever [default:
+    /// 1d].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) table_idle: Option<Duration>,
+}
+
+impl ServeArgs {
+    /// The flags that were given.
+    pub(crate) fn given(&self) -> Vec<&'static str> {
+        [
+            ("--listen", self.listen.is_some()),
+            ("--advertise", self.advertise.is_some()),
+            ("--peer-listen", self.peer_listen.is_some()),
+            ("--peer-advertise", self.peer_advertise.is_some()),
+            ("--store", self.store.is_some()),
+            ("--node", self.node.is_some()),
+            ("--config", self.config.is_some()),
+            ("--insecure", self.insecure),
+            ("--lease-ttl", self.lease_ttl.is_some()),
+            ("--start-timeout", self.start_timeout.is_some()),
+            ("--session-ttl", self.session_ttl.is_some()),
+            ("--table-idle", self.table_idle.is_some()),
+        ]
+        .into_iter()
+        .filter_map(|(flag, given)| given.then_some(flag))
+        .collect()
+    }
+}

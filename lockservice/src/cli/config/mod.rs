@@ -1,0 +1,279 @@
+//! What a server is told: one TOML file, the environment, flags, in rising priority.
+
+mod addresses;
+mod environment;
+mod origin;
+
+use std::ffi::OsString;
+
+use figment::Figment;
+use figment::error::Kind;
+use figment::providers::{Format, Serialized, Toml};
+use lockservice_core::NodeName;
+use lockservice_core::allocator::AllocatorSettings;
+use lockservice_core::service::ServiceSettings;
+use serde::{Deserialize, Serialize};
+
+use self::environment::Environment;
+pub(crate) use self::origin::Origin;
+use super::args::ServeArgs;
+use super::exit::{self, Failure};
+use crate::server::ServerSettings;
+
+const PREFIX: &str = "LOCKSERVICE_";
+
+/// Settings of `serve`. The sections' keys end in their units.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Address to listen on, HOST:PORT. Default `127.0.0.1:7654`.
+    pub(crate) listen: String,
+    /// Where clients reach this node, HOST:PORT. Default (empty): the address it listens on.
+    pub(crate) advertise: String,
+    /// Address to listen on for other nodes, HOST:PORT; not used with a store that one node has to
+    /// itself. Default (empty): 127.0.0.1, at the port after that of `listen`.
+    pub(crate) peer_listen: String,
+    /// Where other nodes reach this one, HOST:PORT. Default (empty): the address it listens on for
+    /// them.
+    pub(crate) peer_advertise: String,
+    /// Where bindings are kept: `file:PATH`, `rocks:PATH`, `postgres://…`, `redis://…` or
+    /// `memory:`. Default `file:./lockservice.db`.
+    pub(crate) store: String,
+    /// The node's name, the same over its restarts. Default (empty): the machine's name.
+    pub(crate) node: String,
+    /// Serve addresses other than loopback without encryption and passwords. Default false.
+    pub(crate) insecure: bool,
+    /// How long a start may wait for the store and for a leader, in milliseconds; 0: without an
+    /// end. Default 0.
+    pub(crate) start_ms_max: u64,
+    /// Limits of the gRPC server.
+    pub(crate) server: ServerSettings,
+    /// Limits and defaults of the lock service.
+    pub(crate) service: ServiceSettings,
+    /// Limits and constants of the allocator.
+    pub(crate) allocator: AllocatorSettings,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:7654".to_owned(),
+            advertise: String::new(),
+            peer_listen: String::new(),
+            peer_advertise: String::new(),
+            store: "file:./lockservice.db".to_owned(),
+            node: String::new(),
+            insecure: false,
+            start_ms_max: 0,
+            server: ServerSettings::default(),
+            service: ServiceSettings::default(),
+            allocator: AllocatorSettings::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Merges everything; also tells where it came from. Fails naming the key, and where it stands.
+    pub(crate) fn load(
+        args: &ServeArgs,
+        env: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<(Self, Origin), Failure> {
+        let config = |sentence: String| Failure::new(exit::CONFIG, "config", sentence);
+        let defaults = Figment::from(Serialized::defaults(Self::default()));
+        let mut figment = defaults.clone();
+        let file = args.config.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        if let Some(path) = &args.config {
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                config(format!(
+                    "cannot read the configuration file {file}: {error}; check --config and \
+                        LOCKSERVICE_CONFIG"
+                ))
+            })?;
+            figment = figment.merge(Toml::string(&text));
+        }
+        let environment = Environment::new(&defaults, env)?;
+        let origin = Origin {
+            file: args.config.as_ref().map(|_| file.clone()),
+            variables: environment.names.clone(),
+            flags: args.given(),
+        };
+        figment = figment.merge(environment);
+        let mut merged: Self = figment.extract().map_err(|errors| {
+            let all: Vec<String> =
+                errors.into_iter().map(|error| describe(&error, &file)).collect();
+            config(all.join("; "))
+        })?;
+        merged.apply(args);
+        merged.check()?;
+        Ok((merged, origin))
+    }
+
+    fn apply(&mut self, args: &ServeArgs) {
+        let set = |field: &mut String, flag: &Option<String>| {
+            if let Some(value) = flag {
+                field.clone_from(value);
+            }
+        };
+        set(&mut self.listen, &args.listen);
+        set(&mut self.advertise, &args.advertise);
+        set(&mut self.peer_listen, &args.peer_listen);
+        set(&mut self.peer_advertise, &args.peer_advertise);
+        set(&mut self.store, &args.store);
+        set(&mut self.node, &args.node);
+        self.insecure |= args.insecure;
+        let ms =
+            |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        if let Some(ttl) = args.lease_ttl {
+            self.allocator.constants.lease_ttl_ms = ms(ttl);
+        }
+        if let Some(time) = args.start_timeout {
+            self.start_ms_max = ms(time).max(1);
+        }
+        if let Some(idle) = args.table_idle {
+            // One with an owner and one without: to whoever sets this they are the same.
+            (self.service.table_idle_ms, self.allocator.table_idle_ms) = (ms(idle), ms(idle));
+        }
+        if let Some(ttl) = args.session_ttl {
+            self.service.session_ttl_ms = ms(ttl);
+        }
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        let checked = self
+            .allocator
+            .check()
+            .and_then(|()| self.service.check())
+            .and_then(|()| self.server.check());
+        checked.map_err(|error| Failure { status: exit::CONFIG, ..Failure::from(error) })
+    }
+
+    /// The node's name.
+    pub(crate) fn node(&self) -> Result<NodeName, Failure> {
+        if !self.node.is_empty() {
+            return Ok(NodeName::new(&self.node)?);
+        }
+        let uname = rustix::system::uname();
+        let host = uname.nodename().to_string_lossy();
+        Ok(NodeName::new(&*host).or_else(|_| NodeName::new("node-1"))?)
+    }
+}
+
+fn describe(error: &figment::Error, file: &str) -> String {
+    let path = error.path.join(".");
+    let from_env =
+        error.metadata.as_ref().is_some_and(|metadata| metadata.name == Environment::NAME);
+    let place = |key: &str| {
+        if from_env {
+            format!("the environment variable {PREFIX}{}", key.replace('.', "__").to_uppercase())
+        } else {
+            format!("the configuration file {file}")
+        }
+    };
+    match &error.kind {
+        Kind::UnknownField(name, expected) => {
+            let full = if path.is_empty() || path.ends_with(name.as_str()) {
+                path.clone()
+            } else {
+                format!("{path}.{name}")
+            };
+            let full = if full.is_empty() { name.clone() } else { full };
+            format!(
+                "unknown key {full:?} in {}: remove it, or use one of {}",
+                place(&full),
+                expected.join(", ")
+            )
+        }
+        _ if path.is_empty() => format!("{}: {}; correct it", place(""), error.kind),
+        kind => format!("the key {path:?} in {} is wrong: {kind}; correct it", place(&path)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    pub(super) fn load(flags: &[&str], env: &[(&str, &str)]) -> Result<Config, Failure> {
+        let cli =
+            crate::cli::args::Cli::try_parse_from(["lockservice", "serve"].iter().chain(flags))
+                .unwrap();
+        let crate::cli::args::Command::Serve(args) = cli.command else { panic!("serve") };
+        load_os(&args, env.iter().map(|(name, value)| (name.into(), value.into())))
+    }
+
+    pub(super) fn load_os(
+        args: &ServeArgs,
+        env: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<Config, Failure> {
+        Config::load(args, env).map(|(config, _)| config)
+    }
+
+    #[test]
+    fn where_the_settings_came_from_is_told_without_their_values() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_path_buf();
+        let args = ServeArgs {
+            config: Some(path.clone()),
+            store: Some("postgres://me:secret@h/d".to_owned()),
+            insecure: true,
+            ..ServeArgs::default()
+        };
+        let env = [
+            ("LOCKSERVICE_NODE", "a"),
+            ("LOCKSERVICE_LISTEN", ""),
+            ("LOCKSERVICE_ADVERTISE", "h:1"),
+            ("HOME", "/"),
+        ];
+        let env = env.into_iter().map(|(name, value)| (name.into(), value.into()));
+        let (_, origin) = Config::load(&args, env).unwrap();
+        let expected = format!(
+            "the configuration file {}, the environment (LOCKSERVICE_ADVERTISE, \
+                LOCKSERVICE_NODE), flags (--store, --config, --insecure)",
+            path.display()
+        );
+        assert_eq!(origin.to_string(), expected);
+        let (_, origin) = Config::load(&ServeArgs::default(), std::iter::empty()).unwrap();
+        assert_eq!(origin.to_string(), "the defaults");
+    }
+
+    #[test]
+    fn flags_go_before_the_environment_and_that_before_the_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(
+            file.path(),
+            "listen = \"127.0.0.1:1\"\nnode = \"f\"\nstore = \"memory:\"\n",
+        )
+        .unwrap();
+        let path = file.path().to_str().unwrap();
+        let config = load(
+            &["--config", path, "--listen", "127.0.0.1:3"],
+            &[
+                ("LOCKSERVICE_LISTEN", "127.0.0.1:2"),
+                ("LOCKSERVICE_NODE", "007"),
+                ("LOCKSERVICE_SERVICE__SESSIONS_MAX", "9"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(
+            (config.listen.as_str(), config.node.as_str(), config.store.as_str()),
+            ("127.0.0.1:3", "007", "memory:")
+        );
+        assert_eq!(config.service.sessions_max, 9);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, key) in
+            [("lisen = \"x\"\n", "lisen"), ("[service]\nsession_max = 3\n", "session_max")]
+        {
+            std::fs::write(file.path(), text).unwrap();
+            let failure = load(&["--config", file.path().to_str().unwrap()], &[]).unwrap_err();
+            assert_eq!(failure.status, exit::CONFIG);
+            assert!(failure.sentence.contains(key), "{}", failure.sentence);
+        }
+        let failure = load(&[], &[("LOCKSERVICE_LISEN", "x")]).unwrap_err();
+        assert!(failure.sentence.contains("LOCKSERVICE_LISEN"), "{}", failure.sentence);
+        assert!(load(&[], &[("LOCKSERVICE_TOKEN", "7"), ("LOCKSERVICE_TABLE", "t")]).is_ok());
+    }
+}

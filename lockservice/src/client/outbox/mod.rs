@@ -1,0 +1,298 @@
+//! What a session has asked and not been answered yet, in the order in which it was asked.
+
+mod pending;
+mod response;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::task::{Context, Poll, Waker};
+
+use lockservice_core::Result;
+use lockservice_core::clock::{Clock, Time};
+use lockservice_core::service::{Granted, TxnOptions, Waiting, WaitsFor};
+use parking_lot::Mutex;
+use prost::Message as _;
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+
+use self::pending::{Pending, What};
+pub(super) use self::response::Answered;
+use self::state::OutboxState;
+use crate::proto;
+use crate::proto::client_op::Op;
+
+/// Most operations in one frame.
+const FRAME_OPS_MAX: usize = 128;
+/// Most bytes of a frame of several operations. A renewal goes first in the next frame, so no more
+/// than this is ahead of it; an operation that is larger by itself goes alone.
+const FRAME_BYTES_MAX: usize = 4 << 10;
+/// Most operations of one transaction under way. A server keeps at least this many, and as many
+/// again for their undos.
+const TXN_OPS_MAX: u32 = 64;
+/// What an operation may cost in a frame beyond its own encoding: its id, tags and lengths.
+const OP_OVERHEAD_BYTES: usize = 32;
+
+/// See the module's documentation. Its mutex is a leaf: nothing else is locked, and nobody is
+/// woken, under it.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    state: Mutex<OutboxState>,
+}
+
+/// Where a caller is told what its call waits for.
+pub(super) type WaitsSender = watch::Sender<Option<WaitsFor>>;
+
+/// What a lock call says beyond what it asks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct CallContext<'a> {
+    /// When its time is up.
+    pub(super) deadline: Option<Time>,
+    /// When the transaction's snapshot was begun, if that is known.
+    pub(super) snapshot: Option<Time>,
+    /// Where its caller is told what it waits for.
+    pub(super) waits: Option<&'a WaitsSender>,
+}
+
+/// Names a lock operation that is under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CallId {
+    txn: u64,
+    sequence: u64,
+}
+
+/// What a transaction knows of itself.
+#[derive(Debug)]
+pub(super) struct TxnNumber {
+    /// Its number; 0 until its first operation.
+    number: Mutex<u64>,
+    options: TxnOptions,
+}
+
+impl TxnNumber {
+    pub(super) fn new(options: TxnOptions) -> Self {
+        Self { number: Mutex::new(0), options }
+    }
+}
+
+impl Outbox {
+    /// Puts a lock request in. Fails with `InvalidArgument` if it is too large to send,
+    /// `ResourceExhausted` if too many are under way.
+    pub(super) fn lock(
+        &self,
+        txn_number: &TxnNumber,
+        mut op: proto::LockOp,
+        context: CallContext<'_>,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(CallId, oneshot::Receiver<Result<Granted>>)> {
+        let (reply, answer) = oneshot::channel();
+        let bytes = op.encoded_len() + OP_OVERHEAD_BYTES + txn_number.options.label.len();
+        // The transaction's number is chosen and its operation queued in one step: numbers must
+        // arrive in rising order.
+        let mut number = txn_number.number.lock();
+        let mut state = self.state.lock();
+        state.check_size(bytes)?;
+        let txn = state.next_op(&mut number, &txn_number.options)?;
+        let call = CallId { txn: txn.number, sequence: txn.sequence };
+        op.txn = Some(txn);
+        let what = What::Lock { txn: call.txn, sequence: call.sequence, reply, _permit: permit };
+        if let Some(waits) = context.waits {
+            state.listening.insert((call.txn, call.sequence), waits.clone());
+        }
+        let CallContext { deadline, snapshot, .. } = context;
+        let waker =
+            state.push(Pending { op: Op::Lock(op), bytes, what, deadline, snapshot, sent: None });
+        drop(state);
+        wake(waker);
+        Ok((call, answer))
+    }
+
+    /// Puts an unlock of chosen keys in.
+    pub(super) fn unlock(
+        &self,
+        txn_number: &TxnNumber,
+        mut op: proto::UnlockOp,
+    ) -> Result<oneshot::Receiver<Result<()>>> {
+        let (reply, answer) = oneshot::channel();
+        let bytes = op.encoded_len() + OP_OVERHEAD_BYTES + txn_number.options.label.len();
+        let mut number = txn_number.number.lock();
+        let mut state = self.state.lock();
+        state.check_size(bytes)?;
+        let txn = state.next_op(&mut number, &txn_number.options)?;
+        let what = What::Release {
+            txn: txn.number,
+            sequence: txn.sequence,
+            undone: 0,
+            ends: false,
+            reply: Some(reply),
+        };
+        op.txn = Some(txn);
+        let waker = state.push(Pending {
+            op: Op::Unlock(op),
+            bytes,
+            what,
+            deadline: None,
+            snapshot: None,
+            sent: None,
+        });
+        drop(state);
+        wake(waker);
+        Ok(answer)
+    }
+
+    /// Ends a transaction; `None` if it never did anything.
+    pub(super) fn end(
+        &self,
+        txn_number: &TxnNumber,
+        commit_timestamp: Option<u64>,
+    ) -> Option<oneshot::Receiver<Result<()>>> {
+        let number = *txn_number.number.lock();
+        if number == 0 {
+            return None;
+        }
+        let (reply, answer) = oneshot::channel();
+        let mut state = self.state.lock();
+        let txn = state.release_op(number)?;
+        let what = What::Release {
+            txn: number,
+            sequence: txn.sequence,
+            undone: 0,
+            ends: true,
+            reply: Some(reply),
+        };
+        let op = Op::End(proto::EndOp { txn: Some(txn), commit_timestamp });
+        let waker =
+            state.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: None });
+        drop(state);
+        wake(waker);
+        Some(answer)
+    }
+
+    /// Takes a lock call back (T2). Until that is acknowledged nobody may rely on its keys.
+    pub(super) fn undo(&self, call: CallId) {
+        let mut state = self.state.lock();
+        let waker = state.undo(call);
+        drop(state);
+        wake(waker);
+    }
+
+    /// The caller has taken the answer of a lock call: the server may forget it.
+    pub(super) fn acknowledge(&self, call: CallId) {
+        if let Some(txn) = self.state.lock().txns.get_mut(&call.txn) {
+            txn.acknowledge(call.sequence);
+        }
+    }
+
+    /// Puts a renewal in, ahead of everything that is not sent yet.
+    pub(super) fn heartbeat(&self) {
+        let mut state = self.state.lock();
+        let op = Op::Heartbeat(proto::Heartbeat::default());
+        let bytes = OP_OVERHEAD_BYTES;
+        let waker = state.push_first(Pending {
+            op,
+            bytes,
+            what: What::Heartbeat,
+            deadline: None,
+            snapshot: None,
+            sent: None,
+        });
+        drop(state);
+        wake(waker);
+    }
+
+    /// Begins a new stream: the request side of the former one ends. Nothing is sent before
+    /// [`open`](Self::open).
+    pub(super) fn new_stream(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.stream += 1;
+        state.open = false;
+        let number = state.stream;
+        let waker = state.waker.take();
+        drop(state);
+        wake(waker);
+        number
+    }
+
+    /// The server welcomed the current stream: everything unanswered is sent, again and in the old
+    /// order (T2).
+    pub(super) fn open(&self, frame_bytes_max: usize) {
+        let mut state = self.state.lock();
+        state.open = true;
+        state.frame_bytes_max = frame_bytes_max;
+        // A renewal counts from its send on this stream: an old one is of no use.
+        state.pending.retain(|_, pending| !matches!(pending.what, What::Heartbeat));
+        state.unsent = state.pending.keys().copied().collect();
+        let waker = state.waker.take();
+        drop(state);
+        wake(waker);
+    }
+
+    /// Tells the caller of a lock call what it waits for, if it wants to know and waits yet.
+    pub(super) fn waiting(&self, waiting: Waiting) {
+        let waits = self.state.lock().listening.get(&(waiting.number, waiting.sequence)).cloned();
+        // Woken here, and not under the mutex.
+        if let Some(waits) = waits {
+            waits.send_replace(Some(waiting.waits_for));
+        }
+    }
+
+    /// The next frame of stream `number`; `None` if another stream has taken its place.
+    pub(super) fn poll_frame(
+        &self,
+        number: u64,
+        clock: &dyn Clock,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<proto::ClientFrame>> {
+        let mut state = self.state.lock();
+        if state.stream != number {
+            return Poll::Ready(None);
+        }
+        let mut ops = Vec::new();
+        let mut bytes = 0;
+        while state.open && ops.len() < FRAME_OPS_MAX {
+            let Some(&id) = state.unsent.front() else { break };
+            let bytes_max = state.frame_bytes_max.min(FRAME_BYTES_MAX);
+            let Some(pending) = state.pending.get_mut(&id) else {
+                state.unsent.pop_front();
+                continue;
+            };
+            if !ops.is_empty() && bytes + pending.bytes > bytes_max {
+                break;
+            }
+            bytes += pending.bytes;
+            ops.push(proto::ClientOp { id, op: Some(pending.for_the_wire(clock)) });
+            state.unsent.pop_front();
+        }
+        if ops.is_empty() {
+            // Rarely another task: cloning a waker costs more than looking.
+            match &mut state.waker {
+                Some(waker) => waker.clone_from(cx.waker()),
+                none => *none = Some(cx.waker().clone()),
+            }
+            return Poll::Pending;
+        }
+        Poll::Ready(Some(proto::ClientFrame { ops }))
+    }
+
+    /// Nothing will be sent or answered any more.
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        state.stream += 1;
+        state.open = false;
+        state.closed = true;
+        let pending = std::mem::take(&mut state.pending);
+        let listening = std::mem::take(&mut state.listening);
+        state.unsent.clear();
+        state.txns.clear();
+        let waker = state.waker.take();
+        drop(state);
+        wake(waker);
+        // Dropped senders tell the callers.
+        drop((pending, listening));
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}

@@ -1,0 +1,166 @@
+//! A response arrives: what it means for its caller, and for the driver.
+
+use std::time::Duration;
+
+use lockservice_core::clock::Time;
+use lockservice_core::{Error, ErrorKind, Result};
+
+use super::pending::{Pending, What};
+use super::{CallId, FRAME_BYTES_MAX, Outbox, wake};
+use crate::proto;
+
+/// What the driver must do about an answer.
+#[derive(Debug)]
+pub(in crate::client) enum Answered {
+    /// Nothing.
+    Done,
+    /// A renewal, sent at this time, was acknowledged.
+    Renewed(Time, Duration),
+    /// A grant, asked for at this time, carries a promise: the server renews a session with
+    /// everything that it takes in.
+    Promised(Time, Duration),
+    /// The session cannot go on.
+    Lost(Error),
+}
+
+impl Outbox {
+    /// Hands an answer to whoever waits for it. A grant is refused, and given back, unless `accept`
+    /// allows it (P2).
+    pub(in crate::client) fn answer(
+        &self,
+        id: u64,
+        answer: Result<proto::server_op::Answer>,
+        accept: impl FnOnce() -> Result<()>,
+    ) -> Answered {
+        use proto::server_op::Answer;
+        let mut state = self.state.lock();
+        // An answer to nothing: one that an older stream had sent for.
+        let Some(pending) = state.pending.remove(&id) else { return Answered::Done };
+        match pending.what {
+            What::Heartbeat => match answer {
+                Ok(Answer::Promise(promise)) => {
+                    // Nothing is answered before it was sent.
+                    let sent = pending.sent.unwrap_or_default();
+                    Answered::Renewed(sent, Duration::from_millis(promise.valid_for_ms))
+                }
+                Ok(_) => Answered::Done,
+                Err(e) => Answered::Lost(e),
+            },
+            What::Release { txn, sequence, undone, ends, reply } => {
+                if let Some(slot) = state.txns.get_mut(&txn) {
+                    slot.under_way = slot.under_way.saturating_sub(1);
+                    slot.acknowledge(sequence);
+                    if undone > 0 {
+                        slot.acknowledge(undone);
+                    }
+                }
+                if ends {
+                    state.txns.remove(&txn);
+                }
+                drop(state);
+                if let Some(reply) = reply {
+                    // Nobody need wait for it.
+                    let _ = reply.send(answer.map(drop));
+                }
+                Answered::Done
+            }
+            What::Lock { txn, sequence, reply, _permit } => {
+                // Dropped when the mutex is free.
+                let _listener = state.stop_listening(txn, sequence);
+                if let Some(slot) = state.txns.get_mut(&txn) {
+                    slot.under_way = slot.under_way.saturating_sub(1);
+                }
+                let mut answered = Answered::Done;
+                let result = match answer {
+                    Ok(Answer::Locked(locked)) => {
+                        let promise =
+                            Duration::from_millis(locked.promise.unwrap_or_default().valid_for_ms);
+                        answered = Answered::Promised(pending.sent.unwrap_or_default(), promise);
+                        crate::convert::granted_from_proto(locked)
+                            .and_then(|granted| accept().map(|()| granted))
+                    }
+                    Ok(_) => Err(Error::new(
+                        ErrorKind::Internal,
+                        "the server answered a lock request with something else",
+                    )),
+                    Err(e) => {
+                        drop(state);
+                        let _ = reply.send(Err(e));
+                        return Answered::Done;
+                    }
+                };
+                let waker =
+                    if result.is_err() { state.undo(CallId { txn, sequence }) } else { None };
+                drop(state);
+                wake(waker);
+                // A caller that has gone has put an Undo in itself.
+                let _ = reply.send(result);
+                answered
+            }
+        }
+    }
+
+    /// Answers the callers of large requests that were sent with `why`, and takes the requests
+    /// back: the server has no room for one of them. Everything else is sent again.
+    pub(in crate::client) fn fail_large_locks(&self, why: &Error) {
+        let mut state = self.state.lock();
+        let is_large =
+            |pending: &Pending| pending.sent.is_some() && pending.bytes > FRAME_BYTES_MAX;
+        let large: Vec<u64> =
+            state.pending.iter().filter(|(_, p)| is_large(p)).map(|(id, _)| *id).collect();
+        // Kept until the mutex is free: dropping one wakes whoever waits for its permit.
+        let mut failed = Vec::with_capacity(large.len());
+        let mut waker = None;
+        for id in large {
+            let Some((call, what)) = state.pending.get_mut(&id).and_then(Pending::take_lock) else {
+                continue;
+            };
+            // It may have been granted, and only the answer is lost.
+            waker = waker.or(state.undo(call));
+            failed.push(what);
+        }
+        drop(state);
+        wake(waker);
+        for what in failed {
+            if let What::Lock { reply, .. } = what {
+                // A caller that has gone needs no answer.
+                let _ = reply.send(Err(why.clone()));
+            }
+        }
+    }
+
+    /// Answers every caller with `why`. What releases stays, to be sent if there is still a stream.
+    pub(in crate::client) fn fail_locks(&self, why: &Error) {
+        let mut state = self.state.lock();
+        let locks: Vec<u64> = state
+            .pending
+            .iter()
+            .filter(|(_, p)| matches!(p.what, What::Lock { .. }))
+            .map(|(id, _)| *id)
+            .collect();
+        let mut waker = None;
+        // Kept until the mutex is free: dropping one wakes whoever waits for its permit.
+        let mut failed = Vec::with_capacity(locks.len());
+        for id in locks {
+            let Some(pending) = state.pending.remove(&id) else { continue };
+            // P2: a grant on its way is given back. What was never sent leaves a hole that only the
+            // end of the session fills, and the session is ending.
+            if pending.sent.is_some()
+                && let What::Lock { txn, sequence, .. } = pending.what
+            {
+                waker = waker.or(state.undo(CallId { txn, sequence }));
+            }
+            failed.push(pending.what);
+        }
+        let listening = std::mem::take(&mut state.listening);
+        drop(state);
+        wake(waker);
+        drop(listening);
+        for what in failed {
+            if let What::Lock { reply, .. } = what {
+                // A caller that has gone has put an Undo in itself.
+                let _ = reply.send(Err(why.clone()));
+            }
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! [`LockGuard`]: locks held by a transaction of their own.
+
+use lockservice_core::allocator::Bind;
+use lockservice_core::clock::Time;
+use lockservice_core::table::Grant;
+use lockservice_core::{Error, FencingToken, Result};
+use tokio::sync::watch;
+
+use super::{ClientTxn, Ended};
+
+/// Locks held by a transaction of their own. Dropping it releases them.
+#[derive(Debug)]
+#[must_use = "locks are released when the guard is dropped"]
+pub struct LockGuard {
+    txn: ClientTxn,
+    grant: Grant,
+}
+
+impl LockGuard {
+    pub(in crate::client) fn new(txn: ClientTxn, grant: Grant) -> Self {
+        Self { txn, grant }
+    }
+
+    /// The fencing token (F1): present it with every write that the lock protects.
+    pub fn token(&self) -> FencingToken {
+        self.grant.token
+    }
+
+    /// The bind on which the locks were granted, to be presented at a commit.
+    pub fn bind(&self) -> &Bind {
+        &self.grant.bind
+    }
+
+    /// Everything that the server said.
+    pub fn grant(&self) -> &Grant {
+        &self.grant
+    }
+
+    /// The transaction that holds the locks.
+    pub fn txn(&self) -> &ClientTxn {
+        &self.txn
+    }
+
+    /// As [`Session::lost`](crate::client::Session::lost), of the node where the locks are. Cancel safe.
+    pub async fn lost(&self) -> Error {
+        self.txn.lost().await
+    }
+
+    /// The reason why the locks are lost, if they are.
+    pub fn lost_now(&self) -> Option<Error> {
+        self.txn.lost_now()
+    }
+
+    /// Until when, by the client's clock, the locks are safe (P2): the guard of the node where they
+    /// are.
+    pub fn deadline(&self) -> Time {
+        self.txn.deadline()
+    }
+
+    /// The guard's deadline as it changes.
+    pub fn watch_deadline(&self) -> watch::Receiver<Time> {
+        self.txn.watch_deadline()
+    }
+
+    /// Releases the locks. Sent at once; waiting for the answer is optional, see
+    /// [`release`](Self::release).
+    pub fn unlock(self) -> Ended {
+        self.txn.end(None)
+    }
+
+    /// Releases the locks, and waits until the server has acknowledged it. The last release of a
+    /// program is to be this one: what is not sent when its runtime ends keeps others waiting until
+    /// the session has lapsed.
+    ///
+    /// # Errors
+    /// Those of [`ClientTxn::end`].
+    ///
+    /// # Cancel safety
+    /// The release is sent when this is first polled.
+    pub async fn release(self) -> Result<()> {
+        self.unlock().await
+    }
+}

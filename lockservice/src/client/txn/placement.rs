@@ -1,0 +1,23 @@
+//! [`Placement`]: the node on which a transaction is.
+
+use std::sync::Arc;
+
+use lockservice_core::TxnId;
+
+use crate::client::cluster_session::NodePin;
+use crate::client::node_session::Handle;
+use crate::client::outbox::TxnNumber;
+
+/// Where a transaction is.
+#[derive(Debug)]
+pub(super) struct Placement {
+    pub(super) handle: Arc<Handle>,
+    pub(super) txn_number: Arc<TxnNumber>,
+    pub(super) id: Option<TxnId>,
+    /// Lock calls that have not been answered.
+    pub(super) under_way: usize,
+    /// True once a lock was granted, or may have been: then it stays.
+    pub(super) holds: bool,
+    /// While it holds something at another node than the home.
+    pub(super) pin: Option<NodePin>,
+}

@@ -1,0 +1,132 @@
+//! [`Server`]: the listener for clients.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockservice_core::allocator::{LockTableAllocator, Role};
+use lockservice_core::service::Stopped;
+use lockservice_core::{Error, ErrorKind, Result};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic_health::server::HealthReporter;
+
+use super::calls::BoundedCalls;
+use super::deadline::Deadline;
+use super::gate::Gate;
+use super::serving::{Serving, transport};
+use super::{ServerSettings, ServiceHost, Slot, admin, allocator, health, locks};
+use crate::proto;
+use crate::proto::allocator_server::AllocatorServer;
+
+/// A gRPC server that listens to clients. `Allocator` answers at once, for the leader may be asked
+/// before this node's own service can start; the rest answers `Unavailable` until the service
+/// [stands](Self::host). Dropping it closes every connection.
+#[derive(Debug)]
+pub struct Server {
+    slot: Slot,
+    settings: ServerSettings,
+    health: HealthReporter,
+    /// What keeps the health as the service is, and as the role is.
+    locks_health: JoinSet<()>,
+    allocator_health: JoinSet<()>,
+    serving: Serving,
+}
+
+impl Server {
+    /// Starts to listen. What clients ask of the leader goes to `allocator`:
+    /// [`ElectedAllocator::for_clients`] where several nodes share a store.
+    ///
+    /// Must be called within a tokio runtime, in which it spawns a task.
+    ///
+    /// [`ElectedAllocator::for_clients`]:
+    /// lockservice_core::allocator::ElectedAllocator::for_clients
+    pub async fn start(
+        listener: TcpListener,
+        allocator: Arc<dyn LockTableAllocator>,
+        settings: ServerSettings,
+    ) -> Result<Self> {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let slot = Slot::default();
+        let locks =
+            proto::locks_server::LocksServer::new(locks::LocksApi::new(slot.clone(), settings))
+                .max_decoding_message_size(settings.message_bytes_max);
+        let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, Gate::open()))
+            .max_decoding_message_size(settings.message_bytes_max);
+        let admin =
+            proto::admin_server::AdminServer::new(admin::AdminApi::new(slot.clone(), &settings));
+        health::set_locks(&health, false).await;
+        health::set_allocator(&health, true).await;
+        let broken =
+            |e| Error::new(ErrorKind::Internal, "the API's descriptors are broken").with_source(e);
+        let reflection = reflection_builder().build_v1().map_err(broken)?;
+        // For clients made before there was `v1`, as most are.
+        let reflection_alpha = reflection_builder().build_v1alpha().map_err(broken)?;
+        let bounded = BoundedCalls::within(settings.message_bytes_max);
+        let router = transport()
+            .add_service(bounded.of(health_service))
+            .add_service(bounded.of(reflection))
+            .add_service(bounded.of(reflection_alpha))
+            .add_service(bounded.of(Deadline(locks)))
+            .add_service(bounded.of(Deadline(allocator)))
+            .add_service(bounded.of(Deadline(admin)));
+        let serving = Serving::start(router, listener, settings);
+        let (locks_health, allocator_health) = (JoinSet::new(), JoinSet::new());
+        Ok(Self { slot, settings, health, locks_health, allocator_health, serving })
+    }
+
+    /// The node's service stands: from now on its locks are served. Only the first one counts; it
+    /// replaces itself (see [`ServiceHost`]).
+    pub async fn host(&mut self, host: ServiceHost) {
+        if self.slot.fill(host.clone()) {
+            health::set_locks(&self.health, true).await;
+            self.locks_health.spawn(health::follow_host(self.health.clone(), host));
+        }
+    }
+
+    /// From now on the health of `Allocator` follows `roles`: it serves while the node leads, or
+    /// knows who does. Without this it serves as long as the server listens.
+    pub fn follow(&mut self, roles: watch::Receiver<Role>) {
+        self.allocator_health.spawn(health::follow_roles(self.health.clone(), roles));
+    }
+
+    /// Serves until `stop` resolves, then stops the service in order: tells the sessions, ends
+    /// every wait, waits up to the grace for the sessions to close, and resigns the lease if all
+    /// did. The connections stay, and the allocator answers.
+    ///
+    /// Fails with `Unavailable` if the listener breaks; then nothing was waited for.
+    pub async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<Stopped> {
+        let broken = tokio::select! {
+            () = stop => None,
+            why = self.serving.broken() => Some(why),
+        };
+        // The incarnation is not replaced any more.
+        self.locks_health.shutdown().await;
+        health::set_locks(&self.health, false).await;
+        let grace = if broken.is_some() { 0 } else { self.settings.grace_ms };
+        let stopped = match self.slot.host() {
+            Some(host) => host.stop(Duration::from_millis(grace)).await?,
+            None => Stopped { resigned: true, confirmed: true },
+        };
+        broken.map_or(Ok(stopped), Err)
+    }
+
+    /// Closes the connections. The session streams have ended by themselves with their sessions;
+    /// whoever still hangs on is cut.
+    pub async fn close(self) {
+        self.serving.close().await;
+    }
+}
+
+/// Describes what is served to clients, and nothing else.
+fn reflection_builder() -> tonic_reflection::server::Builder<'static> {
+    use proto::{admin_server, allocator_server, locks_server};
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name(locks_server::SERVICE_NAME)
+        .with_service_name(allocator_server::SERVICE_NAME)
+        .with_service_name(admin_server::SERVICE_NAME)
+        .with_service_name(tonic_health::pb::health_server::SERVICE_NAME)
+}

@@ -1,0 +1,58 @@
+//! [`PeerServer`]: the listener for other nodes.
+
+use std::sync::Arc;
+
+use lockservice_core::Error;
+use lockservice_core::allocator::LockTableAllocator;
+use lockservice_core::store::Cluster;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use super::deadline::Deadline;
+use super::gate::Gate;
+use super::serving::{Serving, transport};
+use super::{ServerSettings, allocator, peer};
+use crate::proto::allocator_server::AllocatorServer;
+use crate::proto::peer_server::PeerServer as PeerServiceServer;
+
+/// A gRPC server that listens to the other nodes of a cluster, on a listener of its own. See the
+/// [module](super) for who may reach it. Dropping it closes every connection.
+#[derive(Debug)]
+pub struct PeerServer(Serving);
+
+impl PeerServer {
+    /// Starts to listen. What nodes ask of the leader goes to `allocator`, which is
+    /// [`ElectedAllocator::as_leader`]; whoever is not of `cluster`, which is
+    /// [`ElectedAllocator::cluster`], is refused (T3).
+    ///
+    /// Must be called within a tokio runtime, in which it spawns a task.
+    ///
+    /// [`ElectedAllocator::as_leader`]: lockservice_core::allocator::ElectedAllocator::as_leader
+    /// [`ElectedAllocator::cluster`]: lockservice_core::allocator::ElectedAllocator::cluster
+    pub fn start(
+        listener: TcpListener,
+        allocator: Arc<dyn LockTableAllocator>,
+        cluster: watch::Receiver<Option<Cluster>>,
+        settings: ServerSettings,
+    ) -> Self {
+        let gate = Gate::members_of(cluster);
+        let peer = PeerServiceServer::new(peer::PeerApi::new(Arc::clone(&allocator), gate.clone()))
+            .max_decoding_message_size(settings.message_bytes_max);
+        // Nodes ask on behalf of their clients, too.
+        let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, gate))
+            .max_decoding_message_size(settings.message_bytes_max);
+        let router = transport().add_service(Deadline(peer)).add_service(Deadline(allocator));
+        Self(Serving::start(router, listener, settings))
+    }
+
+    /// Resolves when the listener breaks, with the reason: the node can lead no more then. Cancel
+    /// safe.
+    pub async fn broken(&mut self) -> Error {
+        self.0.broken().await
+    }
+
+    /// Closes the connections.
+    pub async fn close(self) {
+        self.0.close().await;
+    }
+}

@@ -1,0 +1,90 @@
+//! A listener that is served by a task.
+
+use std::time::Duration;
+
+use lockservice_core::{Error, ErrorKind, Result};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::{ServerSettings, incoming};
+
+/// Most streams of one connection at once: calls, and the streams of its sessions.
+const STREAMS_MAX: u32 = 10_000;
+
+/// Bytes that a connection may have sent and nobody has looked at: the least that HTTP/2 knows.
+const WINDOW_BYTES: u32 = 65_535;
+
+/// Most bytes of the metadata of one call, as HTTP/2 counts them.
+const HEADER_BYTES_MAX: u32 = 8 << 10;
+
+/// What every server has in common.
+pub(super) fn transport() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        // A peer that vanished without a word is noticed, and its stream ends; its session lives on
+        // until its TTL.
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        // Beyond it a client waits without a word, so what bounds its sessions is their number.
+        .max_concurrent_streams(Some(STREAMS_MAX))
+        // What a peer may send before somebody looks at it: nothing else bounds that.
+        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+}
+
+/// A task that serves a listener.
+#[derive(Debug)]
+pub(super) struct Serving {
+    finish: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// True once the task's end was seen.
+    ended: bool,
+}
+
+impl Serving {
+    pub(super) fn start(
+        router: tonic::transport::server::Router,
+        listener: TcpListener,
+        settings: ServerSettings,
+    ) -> Self {
+        let (finish, finished) = oneshot::channel::<()>();
+        let incoming = incoming::incoming(listener, settings);
+        let task = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async {
+            // An error means that the other side has gone: stop too.
+            let _ = finished.await;
+        }));
+        Self { finish: Some(finish), task, ended: false }
+    }
+
+    /// Resolves when nothing can be served any more. Cancel safe.
+    pub(super) async fn broken(&mut self) -> Error {
+        let ended = if self.ended { Ok(Ok(())) } else { (&mut self.task).await };
+        self.ended = true;
+        let why: Box<dyn std::error::Error + Send + Sync> = match ended {
+            Ok(Ok(())) => "it was closed".into(),
+            Ok(Err(e)) => e.into(),
+            Err(e) => e.into(),
+        };
+        Error::new(
+            ErrorKind::Unavailable,
+            "the server cannot accept connections any more: start it again",
+        )
+        .with_source(why)
+    }
+
+    pub(super) async fn close(mut self) {
+        // Nobody listens if the listener broke.
+        self.finish.take().map(|finish| finish.send(()));
+        if !self.task.is_finished() {
+            // Dropping the server cuts those who do not go.
+            drop(tokio::time::timeout(Duration::from_secs(1), &mut self.task).await);
+        }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

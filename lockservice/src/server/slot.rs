@@ -1,0 +1,38 @@
+//! [`Slot`]: where the service of a node will stand.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use lockservice_core::{Detail, Error, ErrorKind, Result};
+
+use super::ServiceHost;
+
+/// When one who meets a node that is starting is to ask again.
+const STARTING_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where the node's service will stand.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Slot(Arc<OnceLock<ServiceHost>>);
+
+impl Slot {
+    /// False for a second one, which does not count.
+    pub(super) fn fill(&self, host: ServiceHost) -> bool {
+        self.0.set(host).is_ok()
+    }
+
+    pub(super) fn host(&self) -> Option<&ServiceHost> {
+        self.0.get()
+    }
+
+    /// The node's service. Fails with `Unavailable` before it stands.
+    pub(crate) fn get(&self) -> Result<&ServiceHost> {
+        self.host().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unavailable,
+                "the node is starting and has no lease yet: try again, or ask another node",
+            )
+            // So a client tells this from a server that cannot be reached.
+            .with_detail(Detail::RetryAfter(STARTING_PAUSE))
+        })
+    }
+}
