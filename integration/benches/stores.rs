@@ -21,7 +21,8 @@ use lockservice_core::allocator::{
 };
 use lockservice_core::clock::SystemClock;
 use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, DataLoss, Leadership, Renewal, StoreState, WriteAck,
+    Acquired, Applied, Batch, BindStore, Candidate, DataLoss, Leadership, Renewal, StoreState,
+    WriteAck,
 };
 use lockservice_core::testing::LocalPeers;
 use lockservice_core::{CommitAttempt, Epoch, NodeName, Nonce, Result, TableRef, TxnId};
@@ -106,8 +107,8 @@ async fn candidate(store: &dyn BindStore) -> Candidate {
     let mut candidate = Candidate::new(NodeName::new("bench").expect("a name"), "127.0.0.1:1");
     for _ in 0..3 {
         match store.acquire_leadership(&candidate, TTL).await.expect("an answer") {
-            Leadership::Acquired { continuous: true, .. } => break,
-            Leadership::Acquired { .. } => candidate.data_loss = DataLoss::Settled,
+            Leadership::Acquired(Acquired { continuous: true, .. }) => break,
+            Leadership::Acquired(_) => candidate.data_loss = DataLoss::Resolved,
             Leadership::Held { seen, .. } => candidate.seen = Some(seen),
         }
     }
@@ -200,9 +201,9 @@ async fn begin(allocator: &dyn LockTableAllocator, name: &str) -> Incarnation {
 async fn shared(name: &str, open: impl AsyncFn() -> Arc<dyn BindStore>, server: &Container) {
     let peers = LocalPeers::default();
     let first = Node::join("first", open().await, &peers);
-    first.allocator.settled().await.expect("leads");
+    first.allocator.elected().await.expect("leads");
     let second = Node::join("second", open().await, &peers);
-    second.allocator.settled().await.expect("follows");
+    second.allocator.elected().await.expect("follows");
     let incarnation = begin(&*first.allocator, "first").await;
     let bound = first
         .allocator

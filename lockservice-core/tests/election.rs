@@ -16,7 +16,7 @@ use lockservice_core::allocator::{
 };
 use lockservice_core::clock::{Clock, SystemClock, hi, lo};
 use lockservice_core::store::{
-    BindRecord, BindStore, Candidate, Floor, Leadership, MemoryStore, Op, TableRecord,
+    Acquired, BindRecord, BindStore, Candidate, Floor, Leadership, MemoryStore, Op, TableRecord,
 };
 use lockservice_core::testing::SharedStore;
 use lockservice_core::{BindVersion, ErrorKind, NodeName, Nonce, ServiceId, TableId, TxnId};
@@ -35,7 +35,7 @@ async fn an_empty_store_is_watched_once_then_held_for_a_lease_and_then_led_by_on
     let begin = Instant::now();
     let nodes = [cluster.node("a"), cluster.node("b"), cluster.node("c")];
     for node in &nodes {
-        node.allocator.settled().await.expect("the store answers");
+        node.allocator.elected().await.expect("the store answers");
     }
     assert_eq!(nodes.iter().filter(|node| node.leads()).count(), 1);
     assert!(begin.elapsed() >= hi(TTL), "watched for {:?}", begin.elapsed());
@@ -99,7 +99,7 @@ async fn work_over_many_tables_lets_other_tasks_run() {
     let name = NodeName::new("n").expect("a name");
     let epoch =
         match store.acquire_leadership(&Candidate::from(name.clone()), TTL).await.expect("free") {
-            Leadership::Acquired { epoch, .. } => epoch,
+            Leadership::Acquired(Acquired { epoch, .. }) => epoch,
             held => panic!("{held:?}"),
         };
     let tables = (0..TABLES).map(|n| {
@@ -146,7 +146,7 @@ async fn tombstones_below_the_floor_of_their_origin_go_and_the_next_leader_refus
     let cluster = Cluster::with_lease(LEASE);
     let first = cluster.led().await;
     let second = cluster.node("b");
-    second.allocator.settled().await.expect("follows");
+    second.allocator.elected().await.expect("follows");
     let origin = second.begin_in_time().await;
     let bound = second.allocator.bind(origin.service, &table("t")).await.expect("free");
     let txns = [1, 2, 7].map(|number| TxnId::new(origin.service, number, true));
@@ -229,7 +229,7 @@ async fn a_dead_leader_is_replaced_within_its_ttl_and_every_bind_is_kept() {
     let cluster = cluster();
     let first = cluster.led().await;
     let second = cluster.node("b");
-    second.allocator.settled().await.expect("follows");
+    second.allocator.elected().await.expect("follows");
     let incarnation = second.begin().await;
     let bound = second.allocator.bind(incarnation.service, &table("t")).await.expect("free");
     let before = second.keep(&incarnation, bound.at).await.expect("live");
@@ -327,7 +327,7 @@ async fn a_leader_that_was_cut_off_answers_nothing_once_another_leads_and_writes
     let bound = first.allocator.bind(old.service, &table("t")).await.expect("free");
     let Role::Leading(local) = first.allocator.role() else { panic!("it leads") };
     let second = cluster.node("b");
-    second.allocator.settled().await.expect("follows");
+    second.allocator.elected().await.expect("follows");
     first.store.inner.set_cut(true);
     let cut = Instant::now();
     // Whatever the old leader admits ends before the new one can lead.
@@ -406,7 +406,7 @@ async fn a_disk_image_put_back_unnoticed_is_found_by_what_a_node_was_told() {
     let cluster = cluster();
     let first = cluster.led().await;
     let second = cluster.node("b");
-    second.allocator.settled().await.expect("follows");
+    second.allocator.elected().await.expect("follows");
     let backup = cluster.store.backup();
     let incarnation = second.begin().await;
     let lost = second.allocator.bind(incarnation.service, &table("t")).await.expect("free");
@@ -468,11 +468,11 @@ async fn an_answer_of_an_earlier_leader_is_rejected() {
     let incarnation = first.begin().await;
     let Role::Leading(stale) = first.allocator.role() else { panic!("it leads") };
     let second = cluster.node("b");
-    second.allocator.settled().await.expect("follows");
+    second.allocator.elected().await.expect("follows");
     first.allocator.shutdown(false, Duration::ZERO).await.expect("stops");
     second.leading().await;
     let third = cluster.node("c");
-    third.allocator.settled().await.expect("follows");
+    third.allocator.elected().await.expect("follows");
     third.keep(&incarnation, Progress::default()).await.expect("told the new epoch");
     // A network that still leads to a leader of an earlier epoch: one that has not noticed, so the
     // epoch is all there is to go by.

@@ -81,7 +81,7 @@ async fn what_was_read_from_another_copy_than_the_one_that_was_acquired_is_not_l
     let second = cluster.node("b");
     let incarnation = first.begin_in_time().await;
     let bound = first.allocator.bind(incarnation.service, &table("t")).await.expect("free");
-    second.allocator.settled().await.expect("follows");
+    second.allocator.elected().await.expect("follows");
     let backup = cluster.store.backup();
     let txn = TxnId::new(incarnation.service, 1, true);
     let answer = first.allocator.cannot_commit(&[txn]).await.expect("written");
@@ -224,7 +224,7 @@ async fn numbers_go_on_above_what_a_node_reports_although_the_clock_of_the_promo
     let first = cluster.led().await;
     let backup = cluster.store.backup();
     let second = cluster.node("b");
-    second.allocator.settled().await.expect("follows");
+    second.allocator.elected().await.expect("follows");
     let owner = second.begin_in_time().await;
     let lost = second.allocator.bind(owner.service, &table("t")).await.expect("free");
     cluster.store.set_floor(Floor::of_clock(NOON_S).expect("in range"));
@@ -256,7 +256,7 @@ async fn a_node_that_starts_anew_tells_a_leader_with_a_lower_epoch_what_it_knows
     let cluster = Cluster::with_lease(LEASE);
     let first = cluster.led().await;
     let second = cluster.node("b");
-    second.allocator.settled().await.expect("follows");
+    second.allocator.elected().await.expect("follows");
     let owner = second.begin_in_time().await;
     let observed = Progress { epoch: Epoch::new(owner.at.epoch.get() + 2_000), ..owner.at };
     // The leader steps over it, and what it was told is forgotten with the store.
@@ -282,7 +282,7 @@ async fn a_leader_that_noticed_nothing_and_has_left_does_not_hide_what_was_lost(
         third.allocator.bind(other.service, &table(name)).await.expect("nothing is in doubt");
     }
     let fourth = cluster.node("d");
-    fourth.allocator.settled().await.expect("follows");
+    fourth.allocator.elected().await.expect("follows");
     assert!(third.allocator.shutdown(true, Duration::from_secs(1)).await.expect("stops").resigned);
     fourth.leading().await;
     second.store.inner.set_cut(false);
@@ -349,7 +349,7 @@ async fn a_store_that_fails_while_a_new_leader_reads_it_costs_no_second_election
     let cluster = Cluster::with_lease(LEASE);
     let first = cluster.led().await;
     let second = cluster.node("b");
-    second.allocator.settled().await.expect("follows");
+    second.allocator.elected().await.expect("follows");
     let before = cluster.store.head().await.expect("answers").expect("led").epoch;
     let store = second.store.inner.clone();
     second.store.before_load(move || {
@@ -369,7 +369,7 @@ async fn a_stop_that_is_asked_for_again_answers_what_was_given_up() {
     let cluster = Cluster::with_lease(LEASE);
     let leads = cluster.led().await;
     let follows = cluster.node("b");
-    follows.allocator.settled().await.expect("follows");
+    follows.allocator.elected().await.expect("follows");
     let opens = cluster.node("c");
     let store = opens.store.inner.clone();
     let (reading, reads) = tokio::sync::oneshot::channel();

@@ -32,7 +32,7 @@ async fn a_raise_that_comes_back_after_another_led_and_resigned_takes_nothing_ov
     let cluster = Cluster::with_lease(LEASE);
     let a = cluster.led().await;
     let b = cluster.node("b");
-    b.allocator.settled().await.expect("follows");
+    b.allocator.elected().await.expect("follows");
     let owner = b.begin_in_time().await;
     b.allocator.bind(owner.service, &table("t")).await.expect("free");
     b.store.inner.set_cut(true);
@@ -45,7 +45,7 @@ async fn a_raise_that_comes_back_after_another_led_and_resigned_takes_nothing_ov
     let began = Instant::now();
     let Role::Leading(local) = a.allocator.role() else { panic!("it leads") };
     let d = cluster.node("d");
-    d.allocator.settled().await.expect("follows");
+    d.allocator.elected().await.expect("follows");
     while began.elapsed() < hi(LEASE) - Duration::from_millis(200) {
         local.keepalive(owner.service, Nonce::new(7), Progress::default()).await.expect("live");
         sleep(Duration::from_millis(100)).await;
@@ -81,8 +81,8 @@ async fn led_twice_in_one_epoch() -> (Cluster, Node, Incarnation, Node) {
     let cluster = Cluster::with_lease(LEASE);
     let a = cluster.led().await;
     let (b, x) = (cluster.node("b"), cluster.node("x"));
-    b.allocator.settled().await.expect("follows");
-    x.allocator.settled().await.expect("follows");
+    b.allocator.elected().await.expect("follows");
+    x.allocator.elected().await.expect("follows");
     let owner = b.begin_in_time().await;
     b.keep(&owner, Progress::default()).await.expect("live");
     let backup = cluster.store.backup();
@@ -138,7 +138,7 @@ async fn whoever_leads_after_a_step_over_is_above_what_was_reported_at_once() {
     let cluster = Cluster::with_lease(LEASE);
     let a = cluster.led().await;
     let c = cluster.node("c");
-    c.allocator.settled().await.expect("follows");
+    c.allocator.elected().await.expect("follows");
     let Role::Leading(local) = a.allocator.role() else { panic!("it leads") };
     let epoch = cluster.store.head().await.expect("answers").expect("led").epoch.get() + 3_000;
     let observed = Progress {
@@ -189,7 +189,7 @@ async fn a_node_that_can_renew_but_not_read_does_not_keep_the_leadership() {
     let cluster = Cluster::with_lease(LEASE);
     let a = cluster.led().await;
     let b = cluster.node("b");
-    b.allocator.settled().await.expect("follows");
+    b.allocator.elected().await.expect("follows");
     b.store.fail_loads();
     cluster.kill(a);
     sleep(TTL * 3).await;
@@ -289,8 +289,8 @@ async fn a_node_whose_incarnation_the_store_has_lost_is_believed_with_the_proof_
     let cluster = Cluster::with_lease(LEASE);
     let a = cluster.led().await;
     let (b, c) = (cluster.node("b"), cluster.node("c"));
-    b.allocator.settled().await.expect("follows");
-    c.allocator.settled().await.expect("follows");
+    b.allocator.elected().await.expect("follows");
+    c.allocator.elected().await.expect("follows");
     let backup = cluster.store.backup();
     let owner = b.begin_in_time().await;
     b.allocator.bind(owner.service, &table("t")).await.expect("free");

@@ -14,8 +14,8 @@ use lockservice_core::maintenance::{
     Dump, EPOCHS_SKIPPED, RestoreOptions, Restored, problems, restore,
 };
 use lockservice_core::store::{
-    self, BindRecord, BindStore, Candidate, ClusterConstants, ClusterId, Floor, Forgotten,
-    Leadership, MemoryStore, Op, ServiceRecord, ServiceState, StoreState, TableRecord,
+    self, Acquired, BindRecord, BindStore, Candidate, ClusterConstants, ClusterId, Floor,
+    Forgotten, Leadership, MemoryStore, Op, ServiceRecord, ServiceState, StoreState, TableRecord,
 };
 use lockservice_core::testing::{Fault, FaultyStore, SharedStore, TokioClock};
 use lockservice_core::{
@@ -335,7 +335,7 @@ async fn a_store_that_somebody_leads_is_refused_and_one_whose_leader_died_is_wat
         panic!("an empty store is watched first")
     };
     candidate.seen = Some(seen);
-    let Leadership::Acquired { epoch, .. } =
+    let Leadership::Acquired(Acquired { epoch, .. }) =
         store.acquire_leadership(&candidate, TTL).await.expect("asked")
     else {
         panic!("it was watched")
@@ -497,7 +497,7 @@ async fn a_node_that_joins_the_cluster_of_an_unfinished_restore_is_told_why_nobo
         "here",
         Arc::new(Alone),
     );
-    let told = tokio::time::timeout(hi(TTL) * 4, joined.expect("valid settings").settled())
+    let told = tokio::time::timeout(hi(TTL) * 4, joined.expect("valid settings").elected())
         .await
         .expect("told in time");
     assert_eq!(told.expect_err("unfinished").kind(), ErrorKind::StoreUnusable);
@@ -507,7 +507,7 @@ async fn a_node_that_joins_the_cluster_of_an_unfinished_restore_is_told_why_nobo
 async fn a_mark_alone_is_refused_by_an_exclusive_stores_leader_too() {
     let store = MemoryStore::new(0);
     let candidate = Candidate::from(NodeName::new("a").expect("a name"));
-    let Leadership::Acquired { epoch, .. } =
+    let Leadership::Acquired(Acquired { epoch, .. }) =
         store.acquire_leadership(&candidate, TTL).await.expect("asked")
     else {
         panic!("exclusive")
@@ -552,7 +552,7 @@ async fn a_restored_store_is_another_clusters_than_the_dumped_one() {
     assert_eq!(cluster().await, restored.cluster);
     assert_ne!(restored.cluster, before);
     // A leader keeps it.
-    let Leadership::Acquired { cluster: kept, .. } =
+    let Leadership::Acquired(Acquired { cluster: kept, .. }) =
         store.acquire_leadership(&Candidate::from(node), TTL).await.expect("asked")
     else {
         panic!("it was resigned")

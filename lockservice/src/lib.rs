@@ -64,7 +64,7 @@ pub async fn open_allocator(url: &str, node: NodeName) -> Result<Arc<ElectedAllo
     let settings = AllocatorSettings::default();
     let allocator =
         ElectedAllocator::start(store, Arc::new(SystemClock), settings, node, "", Arc::new(Alone))?;
-    allocator.settled().await?;
+    allocator.elected().await?;
     Ok(allocator)
 }
 

@@ -163,7 +163,7 @@ async fn join(node: &str, store: &SharedStore) -> Elected {
         PeerServer::start(peer_listener, allocator.as_leader(), allocator.cluster(), settings);
     let _server =
         Server::start(listener, allocator.for_clients(), settings).await.expect("it serves");
-    allocator.settled().await.expect("the store answers");
+    allocator.elected().await.expect("the store answers");
     Elected { address, allocator, _peers, _server }
 }
 

@@ -82,7 +82,7 @@ impl Node {
         let mut server = Server::start(listener, allocator.for_clients(), server_settings)
             .await
             .expect("it listens");
-        allocator.settled().await.expect("the store answers");
+        allocator.elected().await.expect("the store answers");
         let parts = ServiceParts {
             address: address.clone(),
             ..ServiceParts::new(Arc::clone(&allocator) as Arc<dyn LockTableAllocator>, clock, node)

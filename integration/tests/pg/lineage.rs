@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use integration::within;
-use lockservice_core::store::{BindStore, Candidate, Leadership};
+use lockservice_core::store::{Acquired, BindStore, Candidate, Leadership};
 use lockservice_core::{Epoch, NodeName};
 use lockservice_pg::PgStore;
 
@@ -74,7 +74,7 @@ async fn a_stand_by_hears_of_a_resignation_at_once_also_after_its_connection_was
 async fn hear(store: Arc<PgStore>, candidate: Candidate) -> Epoch {
     loop {
         match store.acquire_leadership(&candidate, TTL).await.expect("an answer") {
-            Leadership::Acquired { epoch, .. } => return epoch,
+            Leadership::Acquired(Acquired { epoch, .. }) => return epoch,
             Leadership::Held { .. } => store.wait_for_change(FOREVER).await.expect("it can tell"),
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use integration::containers::{Postgres, PostgresOptions};
 use integration::{within, within_limit};
 use lockservice_core::store::{
-    BindRecord, BindStore, Candidate, Leadership, Op, StoreState, TableRecord,
+    Acquired, BindRecord, BindStore, Candidate, Leadership, Op, StoreState, TableRecord,
 };
 use lockservice_core::{
     BindVersion, Epoch, ErrorKind, NodeName, Result, ServiceId, TableId, TableRef,
@@ -75,7 +75,7 @@ pub(crate) async fn lead(store: &dyn BindStore) -> Epoch {
     let mut candidate = candidate();
     loop {
         match store.acquire_leadership(&candidate, TTL).await.expect("an answer") {
-            Leadership::Acquired { epoch, .. } => return epoch,
+            Leadership::Acquired(Acquired { epoch, .. }) => return epoch,
             Leadership::Held { seen, .. } => candidate.seen = Some(seen),
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use integration::containers::{Redis, RedisOptions};
 use integration::within;
-use lockservice_core::store::{BindStore, Leadership, Op};
+use lockservice_core::store::{Acquired, BindStore, Leadership, Op};
 use lockservice_core::{Error, ErrorKind, ServiceId};
 use lockservice_redis::{RedisConfig, RedisStore, redis as driver};
 use tokio::net::TcpListener;
@@ -129,7 +129,7 @@ async fn a_ready_client_serves_and_a_resignation_is_heard_at_once() {
     assert!(begin.elapsed() < poll / 2, "{:?}", begin.elapsed());
     let answer =
         bounded(waits.acquire_leadership(&candidate("next"), TTL)).await.expect("an answer");
-    assert!(matches!(answer, Leadership::Acquired { clean: true, .. }), "{answer:?}");
+    assert!(matches!(answer, Leadership::Acquired(Acquired { clean: true, .. })), "{answer:?}");
     // The news of its own acquisition ends one wait; then nothing happens, and the poll does.
     let begin = Instant::now();
     for _ in 0..3 {

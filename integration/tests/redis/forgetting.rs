@@ -7,7 +7,7 @@ use integration::allocators::Node;
 use integration::containers::{Redis, RedisOptions};
 use integration::within;
 use lockservice_core::allocator::{LockTableAllocator, Progress, Registration};
-use lockservice_core::store::{BindStore, Candidate, Floor, Leadership};
+use lockservice_core::store::{Acquired, BindStore, Candidate, Floor, Leadership};
 use lockservice_core::testing::LocalPeers;
 use lockservice_core::{ErrorKind, NodeName, Nonce, TableRef};
 
@@ -37,7 +37,13 @@ async fn the_loss_is_noticed(mut leader: Leader) {
     assert_eq!(empty.leader, None);
     let next = Candidate { seen: Some(empty), floor: leader.epoch, ..leader.candidate };
     match bounded(leader.store.acquire_leadership(&next, TTL)).await.expect("an answer") {
-        Leadership::Acquired { epoch, applied: 0, clean: false, continuous: false, .. } => {
+        Leadership::Acquired(Acquired {
+            epoch,
+            applied: 0,
+            clean: false,
+            continuous: false,
+            ..
+        }) => {
             assert!(epoch > leader.epoch, "above what a node reports");
         }
         other => panic!("{other:?}"),
@@ -131,7 +137,10 @@ async fn a_restart_from_a_snapshot_is_noticed_by_the_number_and_by_the_lineage()
     let next = Candidate { seen: Some(seen(&store, &me).await), ..me };
     let answer = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
     assert!(
-        matches!(answer, Leadership::Acquired { applied: 1, clean: false, continuous: false, .. }),
+        matches!(
+            answer,
+            Leadership::Acquired(Acquired { applied: 1, clean: false, continuous: false, .. })
+        ),
         "{answer:?}"
     );
 }
@@ -148,7 +157,7 @@ async fn a_resignation_before_a_restart_proves_nothing_after_it() {
     next.seen = Some(seen(&store, &next).await);
     let answer = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
     assert!(
-        matches!(answer, Leadership::Acquired { clean: false, continuous: false, .. }),
+        matches!(answer, Leadership::Acquired(Acquired { clean: false, continuous: false, .. })),
         "{answer:?}"
     );
 }

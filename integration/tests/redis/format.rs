@@ -7,8 +7,8 @@ use integration::store::named;
 use integration::within;
 use lockservice_core::maintenance::ProblemKind;
 use lockservice_core::store::{
-    BindStore, Candidate, ClusterConstants, Head, Leadership, LeadershipHistory, Lineage, Op,
-    ServiceRecord, ServiceState, StoreState, decode, encode,
+    Acquired, BindStore, Candidate, ClusterConstants, Head, Leadership, LeadershipHistory, Lineage,
+    Op, ServiceRecord, ServiceState, StoreState, decode, encode,
 };
 use lockservice_core::{Epoch, ErrorKind, Nonce, ServiceId, TxnId};
 use lockservice_redis::{RedisStore, redis as driver};
@@ -171,7 +171,7 @@ async fn sixteen_nodes_open_format_one_at_once_under_load_and_one_leads() {
     for (store, node) in nodes {
         asking.spawn(async move {
             let answer = bounded(store.acquire_leadership(&node, TTL)).await.expect("an answer");
-            let led = matches!(&answer, Leadership::Acquired { applied: 1, clean: false, continuous: false, epoch, .. }
+            let led = matches!(&answer, Leadership::Acquired(Acquired { applied: 1, clean: false, continuous: false, epoch, .. })
                 // It may have forgotten some: the next leaps over them.
                 if (900_001..900_001 + 16).contains(&epoch.get()));
             (led.then(|| (store.clone(), node.clone())), bounded(store.load()).await.expect("read while it is led"))

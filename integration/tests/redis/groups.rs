@@ -6,7 +6,7 @@ use std::time::Duration;
 use integration::containers::{Cluster, ClusterOptions, Sentinel, SentinelOptions};
 use integration::within;
 use lockservice_core::ErrorKind;
-use lockservice_core::store::{BindStore, Candidate, Leadership, Lineage};
+use lockservice_core::store::{Acquired, BindStore, Candidate, Leadership, Lineage};
 use lockservice_redis::redis;
 
 use crate::support::{Leader, TTL, ask, assert_whole, bounded, open, seen};
@@ -92,7 +92,9 @@ async fn a_promoted_replica_that_lacks_the_last_writes_is_noticed() {
     let me = Candidate { seen: None, ..leader.candidate.clone() };
     let next = Candidate { seen: Some(seen(&store, &me).await), ..me };
     let answer = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
-    let Leadership::Acquired { epoch, applied: 1, clean: false, continuous: false, .. } = answer
+    let Leadership::Acquired(Acquired {
+        epoch, applied: 1, clean: false, continuous: false, ..
+    }) = answer
     else {
         panic!("{answer:?}")
     };

@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use integration::within;
 use lockservice_core::store::{
-    Batch, BindRecord, BindStore, Candidate, LeaderSeen, Leadership, Lineage, Op, Seen, StoreState,
-    TableRecord,
+    Acquired, Batch, BindRecord, BindStore, Candidate, LeaderSeen, Leadership, Lineage, Op, Seen,
+    StoreState, TableRecord,
 };
 use lockservice_core::testing::StoreFixture;
 use lockservice_core::{BindVersion, Epoch, Error, NodeName, ServiceId, TableId, TableRef};
@@ -69,7 +69,7 @@ impl Leader {
 
     pub(crate) async fn acquire(store: &RedisStore, candidate: Candidate) -> Self {
         match bounded(store.acquire_leadership(&candidate, TTL)).await.expect("an answer") {
-            Leadership::Acquired { epoch, applied, lineage, .. } => {
+            Leadership::Acquired(Acquired { epoch, applied, lineage, .. }) => {
                 Self { store: store.clone(), candidate, epoch, lineage, applied }
             }
             held => panic!("it watched what stands still, and may not lead: {held:?}"),

@@ -32,8 +32,8 @@ const EPOCHS_AHEAD_MAX: u64 = 1 << 16;
 impl Progress {
     /// This report as a leader of `epoch` may believe it, if its store's server vouches for `sure`:
     /// reports from nowhere must not use up all epochs and numbers.
-    pub(in crate::allocator) fn believed(self, epoch: Epoch, sure: Epoch) -> Self {
-        if self.epoch > epoch && self.epoch.get() > sure.get().saturating_add(EPOCHS_AHEAD_MAX) {
+    pub(in crate::allocator) fn believed(self, epoch: Epoch, vouched: Epoch) -> Self {
+        if self.epoch > epoch && self.epoch.get() > vouched.get().saturating_add(EPOCHS_AHEAD_MAX) {
             tracing::warn!(observed = %self.epoch, %epoch, "a report of an epoch that nobody can \
                 have reached is ignored");
             return Self::default();

@@ -1,7 +1,7 @@
 //! The allocator: which service owns which lock table, at which version, for how long, and whether
 //! a commit may go ahead.
 
-mod cluster;
+pub(crate) mod cluster;
 pub(crate) mod leader;
 mod messages;
 mod report;

@@ -24,13 +24,13 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::dump::Dump;
-use crate::allocator::leader::leadership::LeadershipWatch;
+use crate::allocator::cluster::watch::LeadershipWatch;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{EPOCH_END, Epoch, NodeName, ServiceId, TableRef};
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, ClusterId, DataLoss, Floor, Leadership, Op, Seen,
-    ServiceRecord, ServiceState, StoreState, TableRecord,
+    Acquired, Applied, Batch, BindStore, Candidate, ClusterId, DataLoss, Floor, Leadership, Op,
+    Seen, ServiceRecord, ServiceState, StoreState, TableRecord,
 };
 
 /// How many epochs are left out between those of a dump and the restored store's, for leaderships
@@ -95,7 +95,7 @@ pub async fn restore(
         // old one (L4). Nothing that was told before is in it, and nothing before is relied on.
         // Where the server has a clock, numbers begin there, not with the epoch, so what is known
         // of the old cluster's is handed on.
-        data_loss: DataLoss::Raised { high_water: above(options.above) },
+        data_loss: DataLoss::Known { high_water: above(options.above) },
         founds: true,
         ..Candidate::from(options.node.clone())
     };
@@ -106,7 +106,7 @@ pub async fn restore(
         let skipped = Epoch::new(
             goal.highest_epoch().get().saturating_add(EPOCHS_SKIPPED).min(EPOCH_END - 2),
         );
-        let data_loss = DataLoss::Raised { high_water: above(options.above.max(skipped)) };
+        let data_loss = DataLoss::Known { high_water: above(options.above.max(skipped)) };
         candidate = Candidate { data_loss, elected: true, ..candidate };
         (writer, _) = lead(store, clock, &mut candidate, ttl).await?;
     }
@@ -220,12 +220,12 @@ async fn lead<'a>(
     candidate: &mut Candidate,
     ttl: Duration,
 ) -> Result<(Writer<'a>, Floor)> {
-    let mut vigil = LeadershipWatch::default();
+    let mut watch = LeadershipWatch::default();
     let mut first: Option<Seen> = None;
     loop {
-        candidate.seen = vigil.complete(ttl, clock.now()).cloned();
+        candidate.seen = watch.complete(ttl, clock.now()).cloned();
         match store.acquire_leadership(candidate, ttl).await? {
-            Leadership::Acquired { epoch, applied, exclusive, floor, .. } => {
+            Leadership::Acquired(Acquired { epoch, applied, exclusive, floor, .. }) => {
                 return Ok((Writer { store, epoch, applied, exclusive }, floor));
             }
             Leadership::Held { seen, address, .. } => {
@@ -239,8 +239,8 @@ async fn lead<'a>(
                     .with("store", store.describe())
                     .with("leader", address.as_ref().map_or("unknown", |address| &address.nodes)));
                 }
-                vigil.observe(seen, clock.now());
-                let left = vigil.left(ttl, clock.now());
+                watch.observe(seen, clock.now());
+                let left = watch.left(ttl, clock.now());
                 store.wait_for_change(left.clamp(Duration::from_millis(1), ttl / 4)).await?;
             }
         }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Candidate, Cluster, DataLoss, Floor, LeaderSeen, Leadership, LeadershipHistory, Lineage, Loss,
-    NodeAddress, Seen,
+    Acquired, Candidate, Cluster, DataLoss, Floor, LeaderSeen, Leadership, LeadershipHistory,
+    Lineage, Loss, NodeAddress, Seen,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, NodeName, Nonce};
@@ -75,25 +75,21 @@ fn is_empty(lineage: &Lineage) -> bool {
     lineage.0.is_empty()
 }
 
+impl Leader {
+    fn node_address(&self) -> NodeAddress {
+        NodeAddress { nodes: self.address.clone(), clients: self.clients.clone() }
+    }
+}
+
 impl Head {
     /// The head of an exclusive store once `candidate` leads, and the answer to it (L1: the
     /// exclusive open is the leadership).
     pub fn acquire_exclusive(&self, candidate: &Candidate) -> Result<(Self, Leadership)> {
         let cluster = self.cluster_of(candidate);
         let head = self.led_by(candidate, Duration::ZERO, Epoch::default(), Lineage::default())?;
-        let acquired = Leadership::Acquired {
-            epoch: head.epoch,
-            applied: self.applied,
-            exclusive: true,
-            clean: self.leader.is_none(),
-            continuous: true,
-            loss: Loss::default(),
-            history: LeadershipHistory::default(),
-            floor: Floor::default(),
-            lineage: Lineage::default(),
-            cluster,
-        };
-        Ok((head, acquired))
+        let acquired =
+            Acquired::exclusive(head.epoch, self.applied, self.leader.is_none(), cluster);
+        Ok((head, Leadership::Acquired(acquired)))
     }
 
     /// What a shared store answers to `candidate` (L1), and the head to be stored in the same
@@ -109,15 +105,7 @@ impl Head {
         lineage: &Lineage,
         floor: Floor,
     ) -> Result<(Option<Self>, Leadership)> {
-        let seen = Seen {
-            leader: found.map(|head| LeaderSeen {
-                epoch: head.epoch,
-                nonce: head.leader.as_ref().map_or_else(Nonce::default, |leader| leader.nonce),
-                counter: head.counter,
-                ttl_ms: head.ttl_ms,
-            }),
-            lineage: lineage.clone(),
-        };
+        let seen = Seen { leader: found.map(Self::seen), lineage: lineage.clone() };
         // On another copy of the store neither a resignation nor the candidate's own name proves
         // anything: it may be of the past.
         let continuous = found.is_some_and(|head| head.lineage == *lineage);
@@ -126,47 +114,33 @@ impl Head {
         let own = continuous && leader.is_some_and(|leader| leader.nonce == candidate.nonce);
         let was_unresolved = found.is_some_and(|head| head.loss_unresolved);
         let loss_unresolved = match candidate.data_loss {
-            DataLoss::Raised { .. } => true,
-            DataLoss::Settled if own => false,
-            DataLoss::Settled | DataLoss::Unknown => !continuous || was_unresolved,
+            DataLoss::Known { .. } => true,
+            DataLoss::Resolved if own => false,
+            DataLoss::Resolved | DataLoss::Unknown => !continuous || was_unresolved,
         };
         let may_take_over = !candidate.elected && (clean || candidate.seen.as_ref() == Some(&seen));
         if !own && !may_take_over {
-            let address = leader.map(|leader| NodeAddress {
-                nodes: leader.address.clone(),
-                clients: leader.clients.clone(),
-            });
-            return Ok((
-                None,
-                Leadership::Held { seen, address, cluster: found.and_then(|head| head.cluster) },
-            ));
+            let address = leader.map(Leader::node_address);
+            let cluster = found.and_then(|head| head.cluster);
+            return Ok((None, Leadership::Held { seen, address, cluster }));
         }
-        // L4: what it may have forgotten includes epochs.
-        let leaps = matches!(candidate.data_loss, DataLoss::Raised { .. })
+        // L4: the store may have forgotten epochs too.
+        let skips = matches!(candidate.data_loss, DataLoss::Known { .. })
             || (loss_unresolved && !(continuous && was_unresolved));
         let before = found.cloned().unwrap_or_default();
         let cluster = before.cluster_of(candidate);
         let mut head = before.led_by(candidate, ttl, floor.epoch(), lineage.clone())?;
-        if leaps {
+        if skips {
             head.epoch = head.epoch.skip_ahead(candidate.nonce);
         }
         head.loss_unresolved = loss_unresolved;
         head.loss = found.map(|head| head.loss).unwrap_or_default();
-        match candidate.data_loss {
-            DataLoss::Raised { high_water } => {
-                let high_water = head.loss.high_water.max(high_water);
-                head.loss = Loss { known: true, observed_before: head.epoch, high_water };
-            }
-            DataLoss::Settled if own => {
-                (head.loss.known, head.loss.observed_before) = (false, head.epoch)
-            }
-            DataLoss::Settled | DataLoss::Unknown => {}
-        }
+        head.loss.update(candidate.data_loss, own, head.epoch);
         head.history = found
             .map(|found| &found.history)
             .unwrap_or(&LeadershipHistory::default())
             .with(head.epoch, head.applied, candidate.nonce);
-        let acquired = Leadership::Acquired {
+        let acquired = Leadership::Acquired(Acquired {
             epoch: head.epoch,
             applied: head.applied,
             exclusive: false,
@@ -177,11 +151,21 @@ impl Head {
             floor,
             lineage: lineage.clone(),
             cluster,
-        };
+        });
         Ok((Some(head), acquired))
     }
 
-    /// Whose the store is once `candidate` leads it.
+    /// The leadership as a candidate sees it.
+    fn seen(&self) -> LeaderSeen {
+        LeaderSeen {
+            epoch: self.epoch,
+            nonce: self.leader.as_ref().map_or_else(Nonce::default, |leader| leader.nonce),
+            counter: self.counter,
+            ttl_ms: self.ttl_ms,
+        }
+    }
+
+    /// The cluster of the store once `candidate` leads it.
     fn cluster_of(&self, candidate: &Candidate) -> Cluster {
         self.cluster.filter(|_| !candidate.founds).unwrap_or(candidate.cluster)
     }
@@ -288,7 +272,7 @@ mod tests {
     fn seen(answer: Leadership) -> Seen {
         match answer {
             Leadership::Held { seen, .. } => seen,
-            Leadership::Acquired { .. } => panic!("acquired: {answer:?}"),
+            Leadership::Acquired(_) => panic!("acquired: {answer:?}"),
         }
     }
 
@@ -305,7 +289,12 @@ mod tests {
         assert_eq!(head.epoch, Epoch::new(1));
         assert!(matches!(
             answer,
-            Leadership::Acquired { clean: false, continuous: false, exclusive: false, .. }
+            Leadership::Acquired(Acquired {
+                clean: false,
+                continuous: false,
+                exclusive: false,
+                ..
+            })
         ));
     }
 
@@ -323,18 +312,19 @@ mod tests {
         );
         let (taken, answer) = take_over(Some(&renewed), late, "one");
         assert!(taken.epoch > head.epoch);
-        assert!(matches!(answer, Leadership::Acquired { clean: false, .. }));
+        assert!(matches!(answer, Leadership::Acquired(Acquired { clean: false, .. })));
         assert_eq!(renewed.renew(taken.epoch).expect_err("not yet").kind(), ErrorKind::Fenced);
         assert_eq!(taken.renew(head.epoch).expect_err("fenced").kind(), ErrorKind::Fenced);
     }
 
     #[test]
     fn a_doubt_outlives_leaders_until_one_of_them_settles_it() {
-        let continuous =
-            |answer: Leadership| matches!(answer, Leadership::Acquired { continuous: true, .. });
+        let continuous = |answer: Leadership| {
+            matches!(answer, Leadership::Acquired(Acquired { continuous: true, .. }))
+        };
         let (first, answer) = take_over(None, candidate("a"), "one");
         assert!(!continuous(answer), "an empty store may have lost everything");
-        let other = Candidate { data_loss: DataLoss::Settled, ..candidate("b") };
+        let other = Candidate { data_loss: DataLoss::Resolved, ..candidate("b") };
         let (second, answer) = take_over(Some(&first), other.clone(), "one");
         assert!(!continuous(answer), "only the leader can know that it waited");
         let (settled, answer) = acquire(Some(&second), &other, "one");
@@ -345,7 +335,7 @@ mod tests {
         let (fourth, answer) = take_over(Some(&third), candidate("d"), "two");
         assert!(!continuous(answer), "another copy");
         let (fifth, _) = take_over(Some(&settled), candidate("e"), "one");
-        let raised = Candidate { data_loss: DataLoss::Raised { high_water: 0 }, ..candidate("f") };
+        let raised = Candidate { data_loss: DataLoss::Known { high_water: 0 }, ..candidate("f") };
         let (sixth, answer) = take_over(Some(&fifth), raised, "one");
         assert!(!continuous(answer), "it says so itself");
         assert!(fourth.loss_unresolved && sixth.loss_unresolved);
@@ -356,14 +346,14 @@ mod tests {
         let (first, _) = take_over(None, candidate("a"), "one");
         assert_eq!(first.loss, Loss::default(), "possible, not known");
         let knows =
-            |high_water| Candidate { data_loss: DataLoss::Raised { high_water }, ..candidate("b") };
+            |high_water| Candidate { data_loss: DataLoss::Known { high_water }, ..candidate("b") };
         let (second, answer) = take_over(Some(&first), knows(77), "one");
         assert_eq!(
             second.loss,
             Loss { known: true, observed_before: second.epoch, high_water: 77 }
         );
         assert!(
-            matches!(answer, Leadership::Acquired { loss, continuous: false, .. } if loss == second.loss)
+            matches!(answer, Leadership::Acquired(Acquired { loss, continuous: false, .. }) if loss == second.loss)
         );
         let (third, _) = take_over(Some(&second), candidate("c"), "one");
         assert_eq!(third.loss, second.loss);
@@ -374,7 +364,7 @@ mod tests {
             "lost twice"
         );
         let settled =
-            Candidate { data_loss: DataLoss::Settled, nonce: leader(&fourth), ..candidate("b") };
+            Candidate { data_loss: DataLoss::Resolved, nonce: leader(&fourth), ..candidate("b") };
         let sound = acquire(Some(&fourth), &settled, "two").0.expect("its own");
         assert_eq!(sound.loss, Loss { known: false, observed_before: sound.epoch, high_water: 77 });
         assert!(!sound.loss_unresolved);
@@ -388,14 +378,18 @@ mod tests {
             let a = candidate("a");
             let (first, answer) = take_over(found, a.clone(), "one");
             assert_eq!(first.cluster, Some(a.cluster), "the first leader's");
-            assert!(matches!(answer, Leadership::Acquired { cluster, .. } if cluster == a.cluster));
+            assert!(
+                matches!(answer, Leadership::Acquired(Acquired { cluster, .. }) if cluster == a.cluster)
+            );
             let (_, answer) = acquire(Some(&first), &candidate("b"), "one");
             assert!(
                 matches!(answer, Leadership::Held { cluster, .. } if cluster == Some(a.cluster))
             );
             let (second, answer) = take_over(Some(&first), candidate("b"), "two");
             assert_eq!(second.cluster, Some(a.cluster));
-            assert!(matches!(answer, Leadership::Acquired { cluster, .. } if cluster == a.cluster));
+            assert!(
+                matches!(answer, Leadership::Acquired(Acquired { cluster, .. }) if cluster == a.cluster)
+            );
             let resigned = second.resign(second.epoch).expect("it leads");
             let founder = Candidate { founds: true, ..candidate("c") };
             let third = acquire(Some(&resigned), &founder, "two").0.expect("it was resigned");
@@ -407,7 +401,7 @@ mod tests {
         let (next, answer) = exclusive.acquire_exclusive(&candidate("b")).expect("epochs are left");
         assert!(next.cluster.is_some() && next.cluster == exclusive.cluster);
         assert!(
-            matches!(answer, Leadership::Acquired { cluster, .. } if Some(cluster) == next.cluster)
+            matches!(answer, Leadership::Acquired(Acquired { cluster, .. }) if Some(cluster) == next.cluster)
         );
     }
 
@@ -417,7 +411,7 @@ mod tests {
         let (second, answer) =
             take_over(Some(&Head { applied: 8, ..first.clone() }), candidate("b"), "one");
         assert!(
-            matches!(&answer, Leadership::Acquired { history, .. } if *history == second.history)
+            matches!(&answer, Leadership::Acquired(Acquired { history, .. }) if *history == second.history)
         );
         let (third, _) =
             take_over(Some(&Head { applied: 90, ..second.clone() }), candidate("c"), "one");
@@ -459,14 +453,17 @@ mod tests {
         let resigned = head.resign(head.epoch).expect("it leads");
         assert!(matches!(
             acquire(Some(&resigned), &candidate("b"), "one").1,
-            Leadership::Acquired { clean: true, .. }
+            Leadership::Acquired(Acquired { clean: true, .. })
         ));
         assert!(matches!(
             acquire(Some(&resigned), &candidate("b"), "two").1,
             Leadership::Held { address: None, .. }
         ));
         let (_, answer) = take_over(Some(&resigned), candidate("b"), "two");
-        assert!(matches!(answer, Leadership::Acquired { clean: false, continuous: false, .. }));
+        assert!(matches!(
+            answer,
+            Leadership::Acquired(Acquired { clean: false, continuous: false, .. })
+        ));
     }
 
     #[test]
@@ -479,7 +476,7 @@ mod tests {
             .expect("epochs are left");
         assert_eq!(head.expect("acquired").epoch, Epoch::new(78));
         assert!(
-            matches!(answer, Leadership::Acquired { floor: told, .. } if told == floor),
+            matches!(answer, Leadership::Acquired(Acquired { floor: told, .. }) if told == floor),
             "{answer:?}"
         );
     }
@@ -496,7 +493,7 @@ mod tests {
         assert_eq!(same.epoch, first.epoch.next().expect("left"), "the same doubt goes on");
         let other = leaps(Some(&same), 200, DataLoss::Unknown, "two");
         assert_eq!(other.epoch.get(), same.epoch.get() + 1 + 200 % 16, "another copy");
-        let raised = leaps(Some(&other), 100, DataLoss::Raised { high_water: 0 }, "two");
+        let raised = leaps(Some(&other), 100, DataLoss::Known { high_water: 0 }, "two");
         assert_eq!(raised.epoch.get(), other.epoch.get() + 1 + 100 % 16, "known to have lost some");
     }
 

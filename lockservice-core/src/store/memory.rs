@@ -6,9 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    Applied, Batch, BindStore, Candidate, Cluster, ClusterConstants, Floor, Forgotten, Leadership,
-    LeadershipHistory, Lineage, Loss, Op, Renewal, ServiceRecord, StoreState, TableRecord,
-    WriteAck,
+    Acquired, Applied, Batch, BindStore, Candidate, Cluster, ClusterConstants, Forgotten,
+    Leadership, Lineage, Op, Renewal, ServiceRecord, StoreState, TableRecord, WriteAck,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, ServiceId, TableRef, TxnId};
@@ -137,18 +136,8 @@ impl BindStore for MemoryStore {
         inner.led = true;
         let cluster = inner.cluster.filter(|_| !candidate.founds).unwrap_or(candidate.cluster);
         inner.cluster = Some(cluster);
-        Ok(Leadership::Acquired {
-            epoch,
-            applied: inner.applied,
-            exclusive: true,
-            clean,
-            continuous: true,
-            loss: Loss::default(),
-            history: LeadershipHistory::default(),
-            floor: Floor::default(),
-            lineage: Lineage::default(),
-            cluster,
-        })
+        let acquired = Acquired::exclusive(epoch, inner.applied, clean, cluster);
+        Ok(Leadership::Acquired(acquired))
     }
 
     async fn renew(&self, epoch: Epoch) -> Result<Renewal> {

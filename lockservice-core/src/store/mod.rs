@@ -187,33 +187,58 @@ pub struct Candidate {
     pub elected: bool,
 }
 
-/// Whether a store may have lost writes (L4). The doubt is kept with the leadership, so that it
-/// survives a leader that dies of it.
+/// Whether a store may have lost writes (L4), as a candidate knows it.
+///
+/// The store keeps the state with the leadership, so that it survives a leader that fails because
+/// of it:
+///
+/// ```text
+///                 another copy of the store, or no record of a leader
+///   whole ────────────────────────────────────────────────────▶ may have lost writes
+///     ▲ ╲                                                        │  │
+///     │  ╲ Known                                           Known │  │ Resolved
+///     │   ╲                                                      ▼  │
+///     │    ╲─────────────────────────────────────────▶ has lost writes
+///     │                                                    │        │
+///     └────────────────────────────────────────────────────┴────────┘
+///                               Resolved
+/// ```
+///
+/// - *whole*: the new leader goes on with every bind, at once.
+/// - *may have lost writes*: the new leader refuses commits and grants nothing new until every node
+///   that could have been told of a lost write has renewed or run out of lease.
+/// - *has lost writes*: the same, and in addition every bind is invalid.
+///
+/// Each arrow to the right skips some epochs: the store may have forgotten epochs too.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub enum DataLoss {
-    /// As the store itself knows: it is in doubt from the moment that it is another copy than the
-    /// last leader's, or holds no record, ...
+    /// The candidate knows no more than the store: the state changes only if the store is another
+    /// copy than that of the last leader, or holds no record of one.
     #[default]
     Unknown,
-    /// ... or that a candidate says so, who knows that something was lost, ...
-    Raised {
+    /// The candidate knows that writes were lost.
+    Known {
         /// Every version, incarnation, table id and token that may have been handed out is below
         /// this, as far as a node could report.
         high_water: u64,
     },
-    /// ... until its leader has waited for everybody who could have been told of something lost.
-    Settled,
+    /// The leader has waited for every node that could have been told of a lost write. Only the
+    /// leader itself can say so; from any other candidate it counts as
+    /// [`Unknown`](Self::Unknown).
+    Resolved,
 }
 
-/// What is known of the losses of a store (L4). Kept with the leadership, for whoever leads next.
+/// What is known of the losses of a store (L4). Kept with the leadership, for the next leader.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Loss {
-    /// True while the store is in doubt and something is known to be lost, not only possible:
-    /// nothing in it is relied on.
+    /// True while a loss of writes is known, not only possible, and not resolved: nothing in the
+    /// store is relied on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub known: bool,
-    /// What leaderships before this one told is accounted for: it is void, or everybody who was
-    /// told of it has renewed or run out of lease since. 0 if no doubt was ever raised or settled.
+    /// What leaderships before this one told is accounted for: it is invalid, or every node that was
+    /// told of it has renewed or run out of lease since. 0 if no data loss was ever known or
+    /// resolved.
     #[serde(rename = "heard_before")]
     pub observed_before: Epoch,
     /// Versions, incarnations, table ids and tokens below this may have been handed out, as far as
@@ -225,6 +250,19 @@ pub struct Loss {
 impl Loss {
     fn is_none(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Takes into account what a candidate that leads in `epoch` from now on knows; `own` if it led
+    /// before.
+    fn update(&mut self, data_loss: DataLoss, own: bool, epoch: Epoch) {
+        match data_loss {
+            DataLoss::Known { high_water } => {
+                let high_water = self.high_water.max(high_water);
+                *self = Self { known: true, observed_before: epoch, high_water };
+            }
+            DataLoss::Resolved if own => (self.known, self.observed_before) = (false, epoch),
+            DataLoss::Resolved | DataLoss::Unknown => {}
+        }
     }
 }
 
@@ -253,46 +291,68 @@ pub struct LeaderSeen {
     pub ttl_ms: u64,
 }
 
-/// The answer to [`BindStore::acquire_leadership`].
+/// What [`BindStore::acquire_leadership`] returns. Exhaustive: a candidate must handle both.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Leadership {
     /// The caller leads.
-    Acquired {
-        /// The number of the new leadership.
-        epoch: Epoch,
-        /// The number of the last applied write.
-        applied: u64,
-        /// True if the store is open to this process alone, which then *is* the leadership: it
-        /// never runs out (L1).
-        exclusive: bool,
-        /// True if the last leadership ended by [`BindStore::resign`]: nothing can be in flight.
-        /// Also for a new exclusive store.
-        clean: bool,
-        /// True if nothing can have been lost: the store is not in [`DataLoss`] (L4). Always true
-        /// of an exclusive store.
-        continuous: bool,
-        /// What is known to be lost.
-        loss: Loss,
-        /// Where this leadership and those before it began. Empty of an exclusive store.
-        history: LeadershipHistory,
-        /// Where the backend vouches that numbers may begin (L4); zero if it cannot.
-        floor: Floor,
-        /// Which copy of the store answered.
-        lineage: Lineage,
-        /// Whose the store is.
-        cluster: Cluster,
-    },
+    Acquired(Acquired),
     /// Another leads, or may be leading: the store holds no record, or its line of history is not
     /// the leader's.
     Held {
-        /// What was seen. A candidate that sees it unchanged for hi(leadership TTL) asks again with
-        /// it.
+        /// The leadership as the store has it. A candidate that sees it unchanged for hi(leadership
+        /// TTL) asks again with it.
         seen: Seen,
-        /// Where the leader is reached; `None` if nobody leads for sure.
+        /// Where the leader is reached; `None` if certainly no node leads.
         address: Option<NodeAddress>,
-        /// Whose the store is; `None` if it holds no record of that.
+        /// The cluster of the store; `None` if it holds no record of one.
         cluster: Option<Cluster>,
     },
+}
+
+/// A leadership that a store gave.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Acquired {
+    /// The number of the new leadership.
+    pub epoch: Epoch,
+    /// The number of the last applied write.
+    pub applied: u64,
+    /// True if the store is open to this process alone, which then *is* the leadership: it never
+    /// runs out (L1).
+    pub exclusive: bool,
+    /// True if the last leadership ended by [`BindStore::resign`]: nothing can be in flight. Also
+    /// for a new exclusive store.
+    pub clean: bool,
+    /// True if nothing can have been lost: the store is *whole* (see [`DataLoss`]). Always true of
+    /// an exclusive store.
+    pub continuous: bool,
+    /// The losses that are known.
+    pub loss: Loss,
+    /// Where this leadership and those before it began. Empty of an exclusive store.
+    pub history: LeadershipHistory,
+    /// Where the backend vouches that numbers may begin (L4); zero if it cannot.
+    pub floor: Floor,
+    /// The copy of the store that gave it.
+    pub lineage: Lineage,
+    /// The cluster of the store.
+    pub cluster: Cluster,
+}
+
+impl Acquired {
+    /// The leadership of an exclusive store: nothing can be lost, and nothing runs out.
+    pub(crate) fn exclusive(epoch: Epoch, applied: u64, clean: bool, cluster: Cluster) -> Self {
+        Self {
+            epoch,
+            applied,
+            exclusive: true,
+            clean,
+            continuous: true,
+            loss: Loss::default(),
+            history: LeadershipHistory::default(),
+            floor: Floor::default(),
+            lineage: Lineage::default(),
+            cluster,
+        }
+    }
 }
 
 /// The answer to [`BindStore::applied`].

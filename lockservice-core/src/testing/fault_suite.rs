@@ -12,7 +12,7 @@ use crate::allocator::{
 use crate::clock::SystemClock;
 use crate::error::{ErrorKind, Result};
 use crate::id::{NodeName, Nonce, ServiceId, TableRef, TxnId};
-use crate::store::{BindStore, Candidate, ClusterConstants, Leadership};
+use crate::store::{Acquired, BindStore, Candidate, ClusterConstants, Leadership};
 
 /// The node whose allocator is tested.
 const NODE: &str = "suite";
@@ -171,11 +171,11 @@ async fn settle(store: &dyn BindStore) {
     let mut candidate = candidate();
     for _ in 0..3 {
         match store.acquire_leadership(&candidate, Duration::from_secs(5)).await.expect("acquire") {
-            Leadership::Acquired { exclusive: true, .. } => return,
-            Leadership::Acquired { epoch, continuous: true, .. } => {
+            Leadership::Acquired(Acquired { exclusive: true, .. }) => return,
+            Leadership::Acquired(Acquired { epoch, continuous: true, .. }) => {
                 return store.resign(epoch).await.expect("resign");
             }
-            Leadership::Acquired { .. } => candidate.data_loss = crate::store::DataLoss::Settled,
+            Leadership::Acquired(_) => candidate.data_loss = crate::store::DataLoss::Resolved,
             Leadership::Held { seen, .. } => candidate.seen = Some(seen),
         }
     }

@@ -169,7 +169,7 @@ impl BindStore for SharedStore {
                 Ok(answer)
             })
             .await?;
-        if matches!(answer, Leadership::Acquired { .. }) {
+        if matches!(answer, Leadership::Acquired(_)) {
             self.shared.changed.send_replace(());
         }
         Ok(answer)

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use crate::error::ErrorKind;
 use crate::id::{BindVersion, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
 use crate::store::{
-    BindRecord, BindStore, Candidate, ClusterConstants, DataLoss, Forgotten, Leadership, Op, Seen,
-    ServiceRecord, ServiceState, StoreState, TableRecord,
+    Acquired, BindRecord, BindStore, Candidate, ClusterConstants, DataLoss, Forgotten, Leadership,
+    Op, Seen, ServiceRecord, ServiceState, StoreState, TableRecord,
 };
 
 const TTL: Duration = Duration::from_secs(5);
@@ -54,9 +54,14 @@ async fn an_empty_store_is_empty_and_its_first_leader_waits_for_nothing(
     assert!(!store.describe().is_empty());
     let first = store.acquire_leadership(&candidate(0), TTL).await.expect("acquire");
     let (epoch, applied, clean) = match first {
-        Leadership::Acquired {
-            epoch, applied, exclusive: true, clean, continuous: true, ..
-        } => (epoch, applied, clean),
+        Leadership::Acquired(Acquired {
+            epoch,
+            applied,
+            exclusive: true,
+            clean,
+            continuous: true,
+            ..
+        }) => (epoch, applied, clean),
         // L4: an empty shared store may be one that lost everything.
         Leadership::Held { seen, address: None, cluster: None } => {
             assert_eq!(seen.leader, None, "nobody ever led it");
@@ -101,7 +106,7 @@ async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_still(
             assert_eq!(cluster, Some(first.cluster), "that of the first leader");
             Some(seen)
         }
-        Leadership::Acquired { .. } => panic!("led by two: {answer:?}"),
+        Leadership::Acquired(_) => panic!("led by two: {answer:?}"),
     };
     second.seen = watch(store.acquire_leadership(&second, TTL).await.expect("ask"));
     store.renew(epoch).await.expect("it leads");
@@ -117,14 +122,17 @@ async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_still(
     second.seen = watch(store.acquire_leadership(&second, TTL).await.expect("ask"));
     let taken = store.acquire_leadership(&second, TTL).await.expect("what it watched stands still");
     assert!(
-        matches!(taken, Leadership::Acquired { applied: 1, clean: false, continuous: false, .. }),
+        matches!(
+            taken,
+            Leadership::Acquired(Acquired { applied: 1, clean: false, continuous: false, .. })
+        ),
         "{taken:?}"
     );
     assert!(acquired(taken) > raised);
-    let settled = Candidate { data_loss: DataLoss::Settled, ..second };
+    let settled = Candidate { data_loss: DataLoss::Resolved, ..second };
     let taken = store.acquire_leadership(&settled, TTL).await.expect("its own");
     assert!(
-        matches!(taken, Leadership::Acquired { continuous: true, .. }),
+        matches!(taken, Leadership::Acquired(Acquired { continuous: true, .. })),
         "it settled the doubt (L4): {taken:?}"
     );
     let taken = acquired(taken);
@@ -142,7 +150,7 @@ async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_still(
     store.resign(taken).await.expect("resign");
     let answer = store.acquire_leadership(&candidate(0), TTL).await.expect("at once");
     assert!(
-        matches!(answer, Leadership::Acquired { clean: true, continuous: true, .. }),
+        matches!(answer, Leadership::Acquired(Acquired { clean: true, continuous: true, .. })),
         "{answer:?}"
     );
     let late = store.acquire_leadership(&old, TTL).await.expect("ask");
@@ -165,14 +173,13 @@ async fn of_concurrent_candidates_one_leads(fixture: &dyn StoreFixture) {
         );
     }
     let answers = tasks.join_all().await;
-    let leaders =
-        answers.iter().filter(|answer| matches!(answer, Leadership::Acquired { .. })).count();
+    let leaders = answers.iter().filter(|answer| matches!(answer, Leadership::Acquired(_))).count();
     assert_eq!(leaders, 1, "{answers:?}");
 }
 
 fn acquired(answer: Leadership) -> Epoch {
     match answer {
-        Leadership::Acquired { epoch, .. } => epoch,
+        Leadership::Acquired(Acquired { epoch, .. }) => epoch,
         Leadership::Held { .. } => panic!("{answer:?}"),
     }
 }
@@ -180,7 +187,7 @@ fn acquired(answer: Leadership) -> Epoch {
 async fn watch_again(store: &dyn BindStore, candidate: &Candidate) -> Option<Seen> {
     match store.acquire_leadership(candidate, TTL).await.expect("ask") {
         Leadership::Held { seen, .. } => Some(seen),
-        Leadership::Acquired { .. } => panic!("led by two"),
+        Leadership::Acquired(_) => panic!("led by two"),
     }
 }
 
@@ -410,7 +417,9 @@ async fn acquire(store: &dyn BindStore, floor: u64) -> (Epoch, u64, bool) {
     let mut candidate = candidate(floor);
     for _ in 0..2 {
         match store.acquire_leadership(&candidate, TTL).await.expect("acquire") {
-            Leadership::Acquired { epoch, applied, clean, .. } => return (epoch, applied, clean),
+            Leadership::Acquired(Acquired { epoch, applied, clean, .. }) => {
+                return (epoch, applied, clean);
+            }
             Leadership::Held { seen, .. } => candidate.seen = Some(seen),
         }
     }

@@ -104,7 +104,7 @@ impl BindStore for HookedStore {
     async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership> {
         let answer = self.inner.acquire_leadership(candidate, ttl).await?;
         let lose = |left: u32| left.checked_sub(1);
-        if matches!(answer, Leadership::Acquired { .. })
+        if matches!(answer, Leadership::Acquired(_))
             && self
                 .hooks
                 .acquisitions_lost

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockservice_core::store::{
-    BindRecord, BindStore, Candidate, Leadership, Op, StoreState, TableRecord,
+    Acquired, BindRecord, BindStore, Candidate, Leadership, Op, StoreState, TableRecord,
 };
 use lockservice_core::{BindVersion, Epoch, NodeName, Result, ServiceId, TableId, TableRef};
 use tempfile::TempDir;
@@ -220,7 +220,7 @@ pub(crate) async fn acquire(store: &dyn BindStore) -> (Epoch, bool) {
         .await
         .expect("an exclusive store")
     {
-        Leadership::Acquired { epoch, clean, exclusive: true, .. } => (epoch, clean),
+        Leadership::Acquired(Acquired { epoch, clean, exclusive: true, .. }) => (epoch, clean),
         other => panic!("an exclusive store answers no {other:?}"),
     }
 }

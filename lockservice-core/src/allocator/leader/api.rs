@@ -303,7 +303,7 @@ impl LocalShared {
     /// Compares what a node was told with the store's history (L4). Fails with `NotLeader` if the
     /// store has lost it: the leadership is over.
     fn compare(&self, state: &AllocatorState, observed: Progress) -> Result<()> {
-        let observed = observed.believed(state.sequence.epoch(), state.sure);
+        let observed = observed.believed(state.sequence.epoch(), state.vouched);
         if !state.exclusive && state.went_back(observed) {
             return Err(self.raise_above(state, observed));
         }

@@ -1,5 +1,14 @@
-//! Granting binds and token blocks: decided under the table's shard, written in a shared batch,
-//! visible when durable (B6).
+//! Granting binds and token blocks (B3, B6, F2).
+//!
+//! # The two halves of a bind
+//! 1. [`LocalShared::plan_bind`] runs on the caller's task, under the lock of the table's shard. It
+//!    decides, takes the numbers, and queues the write. From then on
+//!    [`TableEntry::pending`] makes every other caller wait.
+//! 2. [`Grant::done`] runs on the writer's task, when the write has landed or failed. It makes the
+//!    bind visible, or forgets the plan, and wakes the caller and those who wait for the table.
+//!
+//! A caller that goes away in between changes nothing: the second half runs all the same. A token
+//! block goes the same way, by [`LocalShared::plan_tokens`] and [`Block::done`].
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,36 +22,77 @@ use crate::allocator::leader::writer::{Command, Done};
 use crate::allocator::messages::{Bind, BoundTable, TokenBlock};
 use crate::allocator::state::commits::Pins;
 use crate::allocator::state::leases::LeaseState;
-use crate::allocator::state::tokens::RaiseEpoch;
+use crate::allocator::state::tokens::{NextBlock, RaiseEpoch};
 use crate::allocator::state::{
     AllocatorState, BindEntry, Service, TableEntry, lease_lost, reassigning, stopping,
 };
+use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, ServiceId, TableId, TableRef};
 use crate::store::{Op, ServiceState};
 use crate::sync::atomic::Ordering;
 
 /// How long a bind waits for the resignation of the table's owner: longer than its write takes. One
-/// that has to wait for commits in flight may last; whoever asks is told so.
+/// that has to wait for commits in flight may last; the caller is told so.
 const RESIGNING_MAX: Duration = Duration::from_millis(250);
 
-/// What a look at the table under its shard's lock decided.
-enum Step<T> {
-    /// The answer is there.
-    Answer(T),
+/// Why a look at the table under its shard's lock has queued no write.
+enum NotQueued {
+    /// The table is bound.
+    Bound(Box<BoundTable>),
     /// A write is under way that decides about the table: look again when it has landed or failed.
-    Wait(watch::Receiver<()>),
+    Pending(watch::Receiver<()>),
     /// The owner is just giving its binds up, which it must have done after so long: look again
     /// when it has.
     Resigning(Arc<Service>, Duration),
     /// The epoch must be raised first.
     Raise(RaiseEpoch),
-    /// This call's own write is queued.
-    Queued(oneshot::Receiver<Result<T>>),
+    /// The call fails.
+    Failed(Error),
+}
+
+impl From<Error> for NotQueued {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<RaiseEpoch> for NotQueued {
+    fn from(wanted: RaiseEpoch) -> Self {
+        Self::Raise(wanted)
+    }
+}
+
+/// A table that may be bound now.
+struct FreeTable {
+    /// `None` if the table is new.
+    id: Option<TableId>,
+    tokens_reserved_to: u64,
+    partitions: usize,
+    /// The last owner, if its end is not in the store yet.
+    fenced: Option<Arc<Service>>,
+}
+
+/// The numbers of a new bind. They are taken even if its write fails: no number is used twice.
+struct BindNumbers {
+    id: TableId,
+    version: BindVersion,
+    block: TokenBlock,
+}
+
+impl BindNumbers {
+    fn take(state: &AllocatorState, free: &FreeTable) -> Result<Self, NotQueued> {
+        let block = next_block(state, free.tokens_reserved_to)?;
+        let id = match free.id {
+            Some(id) => id,
+            None => TableId::new(state.sequence.take()?),
+        };
+        Ok(Self { id, version: BindVersion::new(state.sequence.take()?), block })
+    }
 }
 
 impl LocalShared {
-    /// Answers whom `table` is bound to, binding it to `service` if nobody owns it (B3, B6).
+    /// Returns the owner of `table`, binding it to `service` if it has none (B3, B6).
     pub(in crate::allocator) async fn bind(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
@@ -66,25 +116,29 @@ impl LocalShared {
                 return Ok(bound);
             }
             let room = self.room().await?;
-            let step = state
-                .tables
-                .alter(table, |slot| self.plan_bind(state, &asker, table, slot, room))?;
-            match step {
-                Step::Answer(bound) => return Ok(bound),
+            let plan =
+                state.tables.alter(table, |slot| self.plan_bind(state, &asker, table, slot, room));
+            match plan {
+                Ok(landed) => return landed.await.unwrap_or_else(|_| Err(stopping())),
+                Err(NotQueued::Bound(bound)) => return Ok(*bound),
                 // It closes rather than changes: that is the event.
-                Step::Wait(mut landed) => drop(landed.changed().await),
-                Step::Resigning(_, wait) if !patient => return Err(reassigning(table, wait)),
-                Step::Resigning(owner, wait) => {
+                Err(NotQueued::Pending(mut landed)) => drop(landed.changed().await),
+                Err(NotQueued::Resigning(_, wait)) if !patient => {
+                    return Err(reassigning(table, wait));
+                }
+                Err(NotQueued::Resigning(owner, wait)) => {
                     patient = false;
                     resigned(&owner, wait.min(RESIGNING_MAX)).await;
                 }
-                Step::Raise(wanted) => self.raise(wanted).await?,
-                Step::Queued(landed) => return landed.await.unwrap_or_else(|_| Err(stopping())),
+                Err(NotQueued::Raise(wanted)) => self.raise(wanted).await?,
+                Err(NotQueued::Failed(e)) => return Err(e),
             }
         }
     }
 
-    /// Runs under the table's shard lock: creates nothing unless it queues the write that binds it.
+    /// The first half of a bind. Runs on the caller's task, under the table's shard lock: creates
+    /// nothing unless it queues the write that binds the table. The receiver gets the outcome of
+    /// the second half.
     fn plan_bind(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
@@ -92,157 +146,97 @@ impl LocalShared {
         table: &TableRef,
         slot: &mut Option<TableEntry>,
         room: mpsc::Permit<'_, Command>,
-    ) -> Result<Step<BoundTable>> {
+    ) -> Result<oneshot::Receiver<Result<BoundTable>>, NotQueued> {
         let now = self.clock.now();
-        // L4: the last owner's bind may be among what the store lost.
-        let held = state.held_until.remaining(now);
-        let mut fenced = None;
-        let (id, reserved_to, partitions) = match slot.as_ref() {
-            Some(entry) => {
-                if let Some(pending) = &entry.pending {
-                    return Ok(Step::Wait(pending.clone()));
-                }
-                if let Some(bind) = entry.binds.first() {
-                    let owner = &bind.owner;
-                    // A lapse is found by whoever looks first; the sweep only makes sure that
-                    // somebody does.
-                    owner.fence_if_lapsed(now);
-                    let lease = owner.lease.get();
-                    if lease.holds(owner.ttl, now) {
-                        return Ok(Step::Answer(bound_table(state, table, entry.id, bind, None)));
-                    }
-                    let wait = lease.reassigned_in(owner.ttl, now).max(held);
-                    if !wait.is_zero() {
-                        if lease.state == LeaseState::Resigning {
-                            return Ok(Step::Resigning(Arc::clone(owner), wait));
-                        }
-                        return Err(reassigning(table, wait));
-                    }
-                    if !owner.end_durable.load(Ordering::Acquire) {
-                        // B1: the old owner's end is in the store no later than the bind that
-                        // follows it.
-                        fenced = Some(Arc::clone(owner));
-                    }
-                }
-                (Some(entry.id), entry.tokens_reserved_to, entry.binds.len().max(1))
-            }
-            None if self.tables.load(Ordering::Acquire) >= self.settings.tables_max => {
-                return Err(Error::new(
-                    ErrorKind::ResourceExhausted,
-                    "the limit of lock tables is reached: use fewer tables, or raise tables_max",
-                )
-                .with("table", table)
-                .with("limit", self.settings.tables_max));
-            }
-            None if !held.is_zero() => return Err(reassigning(table, held)),
-            // F1: a table of this name may have been forgotten.
-            None => (None, state.forgotten.lock().tokens_reserved_to, 1),
-        };
+        let free = self.free_table(state, table, slot.as_ref(), now)?;
         // B6: id, layout, bind and first token block are one batch.
-        let block = match state.token_block(reserved_to)? {
-            Ok(block) => block,
-            Err(wanted) => return Ok(Step::Raise(wanted)),
-        };
-        let id = match id.map_or_else(|| state.sequence.take().map(TableId::new), Ok) {
-            Ok(id) => id,
-            Err(wanted) => return Ok(Step::Raise(wanted)),
-        };
-        let version = match state.sequence.take() {
-            Ok(number) => BindVersion::new(number),
-            Err(wanted) => return Ok(Step::Raise(wanted)),
-        };
-        // Counted before it is looked at again: whoever forgets ended incarnations looks in the
-        // opposite order.
-        asker.references.fetch_add(partitions, Ordering::SeqCst);
+        let BindNumbers { id, version, block } = BindNumbers::take(state, &free)?;
+        // ORDERING: SeqCst, the partner of the look at the references by `forget`, which looks in
+        // the opposite order: counted before the lease is looked at again.
+        asker.references.fetch_add(free.partitions, Ordering::SeqCst);
         if !asker.check_holds(now) {
-            asker.references.fetch_sub(partitions, Ordering::SeqCst);
-            return Err(lease_lost(asker.id));
+            asker.references.fetch_sub(free.partitions, Ordering::SeqCst);
+            return Err(lease_lost(asker.id).into());
         }
-        let binds: SmallVec<[BindEntry; 1]> = (0..partitions)
-            .map(|_| BindEntry {
-                owner: Arc::clone(asker),
-                version,
-                pins: Arc::new(Pins::default()),
-            })
-            .collect();
+        let new_bind =
+            || BindEntry { owner: Arc::clone(asker), version, pins: Arc::new(Pins::default()) };
+        let binds: SmallVec<[BindEntry; 1]> = (0..free.partitions).map(|_| new_bind()).collect();
         if slot.is_none() {
             self.tables.fetch_add(1, Ordering::AcqRel);
         }
         let entry = slot.get_or_insert_with(|| TableEntry {
             id,
-            tokens_reserved_to: reserved_to,
+            tokens_reserved_to: free.tokens_reserved_to,
             binds: SmallVec::new(),
             pending: None,
             leaving: false,
         });
+        let fenced = free.fenced;
         let mut ops: SmallVec<[Op; 2]> = SmallVec::new();
         ops.extend(fenced.as_ref().map(|owner| Op::PutService(owner.record(ServiceState::Fenced))));
         ops.push(Op::PutTable(entry.record(table, &binds, block.end.get())));
         let (closes, pending) = watch::channel(());
         entry.pending = Some(pending);
-        let (answer, landed) = oneshot::channel();
+        let (caller, landed) = oneshot::channel();
         let (shared, state, table) = (Arc::clone(self), Arc::clone(state), table.clone());
-        let done: Done = Box::new(move |outcome: Result<()>| {
-            let result = match outcome {
-                Ok(()) => {
-                    if let Some(owner) = fenced {
-                        owner.end_durable.store(true, Ordering::Release);
-                    }
-                    Ok(shared.grant_landed(&state, &table, id, binds, block))
-                }
-                Err(e) => {
-                    if let Some(bind) = binds.first() {
-                        bind.owner.references.fetch_sub(binds.len(), Ordering::SeqCst);
-                    }
-                    shared.grant_failed(&state, &table);
-                    Err(e)
-                }
-            };
-            // The caller first, so that it is the one that gets the tokens; then those who wait for
-            // the table.
-            drop(answer.send(result));
-            drop(closes);
-        });
-        room.send(Command::Write { ops, done });
-        Ok(Step::Queued(landed))
+        let grant = Grant { shared, state, table, id, binds, block, fenced, caller, closes };
+        room.send(Command::Write { ops, done: Box::new(|outcome| grant.done(outcome)) });
+        Ok(landed)
     }
 
-    fn grant_landed(
+    /// Decides if a table may be bound now, from what stands in its slot.
+    fn free_table(
         &self,
         state: &AllocatorState,
         table: &TableRef,
-        id: TableId,
-        binds: SmallVec<[BindEntry; 1]>,
-        block: TokenBlock,
-    ) -> BoundTable {
-        state.ids.upsert(id, || table.clone(), |_| ());
-        let bound = bound_table(state, table, id, &binds[0], Some(block));
-        let old = state.tables.update_existing(table, |entry| {
-            entry.pending = None;
-            entry.tokens_reserved_to = block.end.get();
-            std::mem::replace(&mut entry.binds, binds)
-        });
-        for bind in old.unwrap_or_default() {
-            bind.owner.references.fetch_sub(1, Ordering::SeqCst);
-        }
-        bound
-    }
-
-    /// A table that was never bound is forgotten again.
-    fn grant_failed(&self, state: &AllocatorState, table: &TableRef) {
-        let gone = state.tables.alter(table, |slot| {
-            if let Some(entry) = slot {
-                entry.pending = None;
-                if entry.binds.is_empty() {
-                    *slot = None;
-                    return true;
-                }
+        slot: Option<&TableEntry>,
+        now: Time,
+    ) -> Result<FreeTable, NotQueued> {
+        // L4: the last owner's bind may be among what the store lost.
+        let held = state.held_until.remaining(now);
+        let Some(entry) = slot else {
+            if self.tables.load(Ordering::Acquire) >= self.settings.tables_max {
+                return Err(too_many_tables(table, self.settings.tables_max).into());
             }
-            false
-        });
-        if gone {
-            self.tables.fetch_sub(1, Ordering::AcqRel);
+            if !held.is_zero() {
+                return Err(reassigning(table, held).into());
+            }
+            // F1: a table of this name may have been forgotten.
+            let tokens_reserved_to = state.forgotten.lock().tokens_reserved_to;
+            return Ok(FreeTable { id: None, tokens_reserved_to, partitions: 1, fenced: None });
+        };
+        if let Some(pending) = &entry.pending {
+            return Err(NotQueued::Pending(pending.clone()));
         }
+        let mut fenced = None;
+        if let Some(bind) = entry.binds.first() {
+            let owner = &bind.owner;
+            // A lapse is found by the first look after it; the sweep makes sure that there is one.
+            owner.fence_if_lapsed(now);
+            let lease = owner.lease.get();
+            if lease.holds(owner.ttl, now) {
+                let bound = bound_table(state, table, entry.id, bind, None);
+                return Err(NotQueued::Bound(Box::new(bound)));
+            }
+            let wait = lease.reassigned_in(owner.ttl, now).max(held);
+            if !wait.is_zero() {
+                if lease.state == LeaseState::Resigning {
+                    return Err(NotQueued::Resigning(Arc::clone(owner), wait));
+                }
+                return Err(reassigning(table, wait).into());
+            }
+            // B1: the old owner's end is in the store no later than the bind that follows it.
+            // ORDERING: Acquire, the partner of the release in `Grant::landed`.
+            if !owner.end_durable.load(Ordering::Acquire) {
+                fenced = Some(Arc::clone(owner));
+            }
+        }
+        Ok(FreeTable {
+            id: Some(entry.id),
+            tokens_reserved_to: entry.tokens_reserved_to,
+            partitions: entry.binds.len().max(1),
+            fenced,
+        })
     }
 
     /// Reserves a further block for a bind that is current (F2).
@@ -265,7 +259,7 @@ impl LocalShared {
         loop {
             let room = self.room().await?;
             let now = self.clock.now();
-            let step = state.tables.update_existing(&table, |entry| {
+            let plan = state.tables.update_existing(&table, |entry| {
                 let current = entry.id == id
                     && entry.binds.iter().any(|bind| {
                         bind.version == version
@@ -273,54 +267,151 @@ impl LocalShared {
                             && bind.owner.check_holds(now)
                     });
                 if !current {
-                    return Err(changed());
+                    return Err(changed().into());
                 }
                 self.plan_tokens(state, &table, entry, room)
             });
-            match step.ok_or_else(changed)?? {
-                Step::Answer(block) => return Ok(block),
-                // Only of a table that is not bound.
-                Step::Resigning(..) => return Err(changed()),
-                Step::Wait(mut landed) => drop(landed.changed().await),
-                Step::Raise(wanted) => self.raise(wanted).await?,
-                Step::Queued(landed) => return landed.await.unwrap_or_else(|_| Err(stopping())),
+            match plan.ok_or_else(changed)? {
+                Ok(landed) => return landed.await.unwrap_or_else(|_| Err(stopping())),
+                Err(NotQueued::Pending(mut landed)) => drop(landed.changed().await),
+                Err(NotQueued::Raise(wanted)) => self.raise(wanted).await?,
+                Err(NotQueued::Failed(e)) => return Err(e),
+                // Only of a table that is being bound.
+                Err(NotQueued::Bound(_) | NotQueued::Resigning(..)) => return Err(changed()),
             }
         }
     }
 
+    /// The first half of a token block, as [`plan_bind`](Self::plan_bind) is that of a bind.
     fn plan_tokens(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
         table: &TableRef,
         entry: &mut TableEntry,
         room: mpsc::Permit<'_, Command>,
-    ) -> Result<Step<TokenBlock>> {
+    ) -> Result<oneshot::Receiver<Result<TokenBlock>>, NotQueued> {
         if let Some(pending) = &entry.pending {
-            return Ok(Step::Wait(pending.clone()));
+            return Err(NotQueued::Pending(pending.clone()));
         }
-        let block = match state.token_block(entry.tokens_reserved_to)? {
-            Ok(block) => block,
-            Err(wanted) => return Ok(Step::Raise(wanted)),
-        };
+        let block = next_block(state, entry.tokens_reserved_to)?;
         let record = entry.record(table, &entry.binds, block.end.get());
         let (closes, pending) = watch::channel(());
         entry.pending = Some(pending);
-        let (answer, landed) = oneshot::channel();
+        let (caller, landed) = oneshot::channel();
         let (state, table) = (Arc::clone(state), table.clone());
-        let done: Done = Box::new(move |outcome: Result<()>| {
-            state.tables.update_existing(&table, |entry| {
-                entry.pending = None;
-                if outcome.is_ok() {
-                    entry.tokens_reserved_to = block.end.get();
-                }
-            });
-            // A block whose caller has gone is lost, which tokens can bear: they only grow.
-            drop(answer.send(outcome.map(|()| block)));
-            drop(closes);
-        });
+        let reserved = Block { state, table, block, caller, closes };
+        let done: Done = Box::new(|outcome| reserved.done(outcome));
         room.send(Command::Write { ops: smallvec![Op::PutTable(record)], done });
-        Ok(Step::Queued(landed))
+        Ok(landed)
     }
+}
+
+/// A bind that is being written.
+struct Grant {
+    shared: Arc<LocalShared>,
+    state: Arc<AllocatorState>,
+    table: TableRef,
+    id: TableId,
+    binds: SmallVec<[BindEntry; 1]>,
+    block: TokenBlock,
+    /// The last owner, if its end is in the same write.
+    fenced: Option<Arc<Service>>,
+    caller: oneshot::Sender<Result<BoundTable>>,
+    /// Its drop wakes those who wait for the table.
+    closes: watch::Sender<()>,
+}
+
+impl Grant {
+    /// The second half of a bind. Runs on the writer's task, when the write has landed or failed.
+    fn done(self, outcome: Result<()>) {
+        let result = outcome.map(|()| self.landed()).inspect_err(|_| self.failed());
+        // The caller first, so that it is the one that gets the tokens; then those who wait for the
+        // table.
+        drop(self.caller.send(result));
+        drop(self.closes);
+    }
+
+    fn landed(&self) -> BoundTable {
+        if let Some(owner) = &self.fenced {
+            // ORDERING: Release, the partner of the acquire in `free_table`.
+            owner.end_durable.store(true, Ordering::Release);
+        }
+        let Self { state, table, id, binds, block, .. } = self;
+        state.ids.upsert(*id, || table.clone(), |_| ());
+        let bound = bound_table(state, table, *id, &binds[0], Some(*block));
+        let old = state.tables.update_existing(table, |entry| {
+            entry.pending = None;
+            entry.tokens_reserved_to = block.end.get();
+            std::mem::replace(&mut entry.binds, binds.clone())
+        });
+        for bind in old.unwrap_or_default() {
+            bind.owner.references.fetch_sub(1, Ordering::SeqCst);
+        }
+        bound
+    }
+
+    /// A table that was never bound is forgotten again.
+    fn failed(&self) {
+        if let Some(bind) = self.binds.first() {
+            bind.owner.references.fetch_sub(self.binds.len(), Ordering::SeqCst);
+        }
+        let gone = self.state.tables.alter(&self.table, |slot| {
+            if let Some(entry) = slot {
+                entry.pending = None;
+                if entry.binds.is_empty() {
+                    *slot = None;
+                    return true;
+                }
+            }
+            false
+        });
+        if gone {
+            self.shared.tables.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// A token block that is being written.
+struct Block {
+    state: Arc<AllocatorState>,
+    table: TableRef,
+    block: TokenBlock,
+    caller: oneshot::Sender<Result<TokenBlock>>,
+    /// Its drop wakes those who wait for the table.
+    closes: watch::Sender<()>,
+}
+
+impl Block {
+    /// The second half of a token block. Runs on the writer's task, when the write has landed or
+    /// failed.
+    fn done(self, outcome: Result<()>) {
+        self.state.tables.update_existing(&self.table, |entry| {
+            entry.pending = None;
+            if outcome.is_ok() {
+                entry.tokens_reserved_to = self.block.end.get();
+            }
+        });
+        // A block whose caller has gone is lost, which tokens can bear: they only grow.
+        drop(self.caller.send(outcome.map(|()| self.block)));
+        drop(self.closes);
+    }
+}
+
+/// The next token block of a table whose blocks so far end at `reserved_to`.
+fn next_block(state: &AllocatorState, reserved_to: u64) -> Result<TokenBlock, NotQueued> {
+    match state.token_block(reserved_to)? {
+        NextBlock::Reserved(block) => Ok(block),
+        NextBlock::Raise(wanted) => Err(wanted.into()),
+    }
+}
+
+fn too_many_tables(table: &TableRef, limit: usize) -> Error {
+    Error::new(
+        ErrorKind::ResourceExhausted,
+        "the limit of lock tables is reached: use fewer tables, or raise tables_max",
+    )
+    .with("table", table)
+    .with("limit", limit)
 }
 
 /// Waits until the resignation of `owner` has landed, at most so long.

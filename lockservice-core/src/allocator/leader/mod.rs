@@ -8,6 +8,7 @@ pub(in crate::allocator) mod forget;
 pub(in crate::allocator) mod incarnation;
 pub(crate) mod leadership;
 pub(in crate::allocator) mod origins;
+pub(in crate::allocator) mod records;
 pub(in crate::allocator) mod recover;
 pub(in crate::allocator) mod run;
 pub(in crate::allocator) mod writer;
@@ -23,7 +24,6 @@ use tokio::task::JoinHandle;
 
 use crate::allocator::cluster::observed::Observed;
 use crate::allocator::leader::origins::Origins;
-use crate::allocator::leader::recover::Acquired;
 use crate::allocator::leader::run::{lead, sweep};
 use crate::allocator::leader::writer::{Command, Done};
 use crate::allocator::messages::{BeginCommit, CommitAdmission};
@@ -33,7 +33,7 @@ use crate::allocator::state::{AllocatorState, stopping};
 use crate::clock::{Clock, Time};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{CommitAttempt, Epoch, NodeName, ServiceId, TxnId};
-use crate::store::{BindStore, Candidate, Op};
+use crate::store::{Acquired, BindStore, Candidate, Op};
 use crate::sync::Mutex;
 use crate::sync::atomic::Ordering;
 
@@ -74,11 +74,19 @@ pub struct LocalAllocator {
     tasks: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
 }
 
+/// A leadership that a store gave.
+#[derive(Clone, Debug)]
+pub(in crate::allocator) struct Elected {
+    pub(in crate::allocator) acquired: Acquired,
+    /// Before it was asked for: it counts from here.
+    pub(in crate::allocator) sent: Time,
+}
+
 /// With what a leadership begins.
 pub(in crate::allocator) struct Beginning {
     pub(in crate::allocator) candidate: Candidate,
     /// What the store gave; `None` to ask for it.
-    pub(in crate::allocator) acquired: Option<Acquired>,
+    pub(in crate::allocator) elected: Option<Elected>,
     /// What leaders have told this node (L4).
     pub(in crate::allocator) observed: Observed,
     /// The origins of this process, also those that a leader before this one was told of.
@@ -146,7 +154,7 @@ impl LocalAllocator {
     ) -> Result<Arc<Self>> {
         let beginning = Beginning {
             candidate: candidate.into(),
-            acquired: None,
+            elected: None,
             observed: Observed::default(),
             origins: Arc::default(),
         };

@@ -1,26 +1,36 @@
-//! Opening: from a store to an [`AllocatorState`] (L1, L4, B1, B4).
+//! The start of a leadership: what a new leader loads, compares and writes before it answers (L1,
+//! L4, B4).
+//!
+//! # What an opening does
+//! 1. [`load`] reads every record.
+//! 2. [`Opening::check_same_copy`] makes sure that the records are of the copy of the store that
+//!    gave the leadership.
+//! 3. [`Opening::compare`] compares the store with what leaders told this node, and raises the
+//!    epoch if the store has lost something (L4).
+//! 4. [`Opening::state`] decides from which numbers the leadership goes on, and how long it waits
+//!    for promises of earlier ones (L1, B4).
+//! 5. [`Records`] puts every record into memory, and collects what must change in the store.
+//! 6. [`Opening::first_writes`] writes that.
+//!
+//! An opening that fails, or is dropped, may be repeated: nothing that it wrote depends on the rest.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
-
-use smallvec::SmallVec;
 
 use crate::allocator::cluster::observed::Observed;
 use crate::allocator::leader::leadership::LeadershipCell;
+use crate::allocator::leader::records::{Past, Records};
 use crate::allocator::leader::writer::another_store;
 use crate::allocator::messages::Progress;
 use crate::allocator::settings::AllocatorSettings;
-use crate::allocator::state::commits::{Marked, Pins};
-use crate::allocator::state::leases::LeaseState;
+use crate::allocator::state::AllocatorState;
 use crate::allocator::state::tokens::TokenSource;
-use crate::allocator::state::{AllocatorState, BindEntry, Service, TableEntry};
 use crate::clock::{Clock, Time, hi};
 use crate::error::{ErrorKind, Result};
-use crate::id::{EPOCH_SHIFT, Epoch, NodeName, Nonce, ServiceId, TxnId};
+use crate::id::{EPOCH_SHIFT, Epoch, NodeName, ServiceId};
 use crate::store::{
-    Applied, Batch, BindStore, Candidate, Cluster, DataLoss, Floor, Leadership, LeadershipHistory,
-    Lineage, Loss, NodeAddress, Op, Seen, ServiceRecord, ServiceState, StoreState, Turns,
+    Acquired, Applied, Batch, BindStore, Candidate, ClusterConstants, DataLoss, Leadership, Op,
+    StoreState,
 };
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -46,233 +56,230 @@ pub(in crate::allocator) struct Hold<'a> {
     pub(in crate::allocator) leadership: &'a LeadershipCell,
 }
 
-/// A leadership that a store gave.
-#[derive(Clone, Debug)]
-pub(in crate::allocator) struct Acquired {
-    pub(in crate::allocator) epoch: Epoch,
-    pub(in crate::allocator) applied: u64,
-    pub(in crate::allocator) exclusive: bool,
-    pub(in crate::allocator) clean: bool,
-    pub(in crate::allocator) continuous: bool,
-    pub(in crate::allocator) loss: Loss,
-    pub(in crate::allocator) history: LeadershipHistory,
-    pub(in crate::allocator) floor: Floor,
-    pub(in crate::allocator) lineage: Lineage,
-    pub(in crate::allocator) cluster: Cluster,
-    /// Before it was asked for: it counts from here.
-    pub(in crate::allocator) sent: Time,
+/// A store that a new leader opens.
+pub(in crate::allocator) struct Opening<'a> {
+    pub(in crate::allocator) store: &'a dyn BindStore,
+    pub(in crate::allocator) clock: &'a dyn Clock,
+    pub(in crate::allocator) settings: &'a AllocatorSettings,
+    pub(in crate::allocator) candidate: &'a mut Candidate,
+    pub(in crate::allocator) hold: Hold<'a>,
+    /// What leaders have told this node (L4).
+    pub(in crate::allocator) observed: &'a Observed,
 }
 
-/// Loads everything that a new leader must know, and makes its first write. `observed` is what
-/// leaders have told this node.
-///
-/// Fails as the store does. Repeating it is safe.
-pub(in crate::allocator) async fn open(
-    store: &dyn BindStore,
-    clock: &dyn Clock,
-    settings: &AllocatorSettings,
-    candidate: &mut Candidate,
-    acquired: Acquired,
-    hold: Hold<'_>,
-    observed: &Observed,
-) -> Result<Opened> {
-    let ttl = settings.constants.leadership_ttl();
-    if !acquired.exclusive {
-        // From here on it has something in memory.
-        (candidate.elected, candidate.seen) = (true, None);
-    }
-    let Acquired {
-        mut epoch,
-        mut applied,
-        exclusive,
-        clean,
-        continuous,
-        mut loss,
-        mut history,
-        floor,
-        lineage,
-        cluster,
-        ..
-    } = acquired;
-    let loaded = load(store, clock, hold.leadership, exclusive, hi(ttl)).await?;
-    // L4: a copy that was promoted meanwhile may have neither the leadership nor the last writes
-    // before it.
-    if !exclusive
-        && store.applied().await? != (Applied { epoch, number: applied, lineage: lineage.clone() })
-    {
-        return Err(another_store());
-    }
-    loaded.check_finished()?;
-    // L4: numbers lie below the end of their epoch. A store that lost its newest epoch but not its
-    // records is stepped over.
-    let reported = observed.high_water().max(loss.high_water);
-    let used = loaded
-        .highest_epoch()
-        .max(observed.last().epoch)
-        .max(Epoch::new(reported.saturating_sub(1) >> EPOCH_SHIFT));
-    // This node was told of writes that are not there. Whatever they were, nothing in the store can
-    // be relied on: everybody starts again.
-    let lost = |observed: &Progress| {
-        observed.epoch >= loss.observed_before
-            && history.lost(observed.epoch, observed.leader, observed.write)
-    };
-    let found_out = !exclusive && observed.each().iter().any(lost);
-    // A leader before may have found out, and not have lived to step over it.
-    let went_back = found_out || loss.known;
-    let continuous = continuous && !went_back;
-    if went_back {
-        tracing::error!(?observed, applied, ?loss, "the store has lost writes: every bind is void");
-    }
-    if used > epoch || found_out {
-        candidate.floor = candidate.floor.max(used);
-        if found_out {
-            candidate.data_loss = DataLoss::Raised { high_water: observed.high_water() };
+impl Opening<'_> {
+    /// Loads everything that a new leader must know, and makes its first writes.
+    ///
+    /// # Errors
+    /// As the store has them, and `Fenced` if the store is another copy by now. Repeating it is
+    /// safe.
+    ///
+    /// # Cancel safety
+    /// Dropped half way, it may have raised the epoch and written some of its changes. Each of them
+    /// stands by itself.
+    pub(in crate::allocator) async fn open(mut self, mut acquired: Acquired) -> Result<Opened> {
+        let exclusive = acquired.exclusive;
+        if !exclusive {
+            // From here on it has something in memory.
+            (self.candidate.elected, self.candidate.seen) = (true, None);
         }
+        let patience = hi(self.settings.constants.leadership_ttl());
+        let loaded =
+            load(self.store, self.clock, self.hold.leadership, exclusive, patience).await?;
+        if !exclusive {
+            self.check_same_copy(&acquired).await?;
+        }
+        loaded.check_finished()?;
+        let reported = self.observed.high_water().max(acquired.loss.high_water);
+        let went_back = self.compare(&mut acquired, &loaded, reported).await?;
+        // Counted from after the response: no other leader can have promised anything later (B4).
+        let now = self.clock.now();
+        let constants = NextConstants::of(&loaded, self.settings.constants, now);
+        let past = Past {
+            now,
+            lease_ttl: constants.wait_ttl,
+            exclusive,
+            clean: acquired.clean,
+            went_back,
+        };
+        let state = self.state(&acquired, &loaded, reported, &past);
+        let mut records = Records::new(state, past, self.settings.commits_max);
+        records.batch.extend(constants.now);
+        records.add(loaded).await;
+        let Records { state, names, batch, .. } = records;
+        let applied = self.first_writes(&acquired, &batch).await?;
+        // ORDERING: Release, the partner of the acquire in `AllocatorState::progress`.
+        state.applied.store(applied, Ordering::Release);
+        Ok(Opened {
+            state,
+            names,
+            epoch: acquired.epoch,
+            applied,
+            constants_later: constants.later,
+        })
+    }
+
+    /// L4: a copy that was promoted meanwhile may have neither the leadership nor the last writes
+    /// before it.
+    async fn check_same_copy(&self, acquired: &Acquired) -> Result<()> {
+        let expected = applied(acquired, acquired.applied);
+        if self.store.applied().await? == expected { Ok(()) } else { Err(another_store()) }
+    }
+
+    /// Compares the store with what is known of it, and raises the epoch if it has lost something
+    /// (L4). Returns whether it has: then every bind is invalid, and `acquired` is not continuous.
+    async fn compare(
+        &mut self,
+        acquired: &mut Acquired,
+        loaded: &StoreState,
+        reported: u64,
+    ) -> Result<bool> {
+        // Numbers lie below the end of their epoch. A store that lost its newest epoch but not its
+        // records gets an epoch above them.
+        let used = loaded
+            .highest_epoch()
+            .max(self.observed.last().epoch)
+            .max(Epoch::new(reported.saturating_sub(1) >> EPOCH_SHIFT));
+        // This node observed writes that are not there. Whatever they were, nothing in the store
+        // can be relied on: every incarnation starts again.
+        let Acquired { loss, history, .. } = &*acquired;
+        let lost = |observed: &Progress| {
+            observed.epoch >= loss.observed_before
+                && history.lost(observed.epoch, observed.leader, observed.write)
+        };
+        let found_out = !acquired.exclusive && self.observed.each().iter().any(lost);
+        // A leader before may have found out, and not have lived to raise its epoch.
+        let went_back = found_out || loss.known;
+        acquired.continuous &= !went_back;
+        if went_back {
+            tracing::error!(
+                observed = ?self.observed,
+                applied = acquired.applied,
+                loss = ?acquired.loss,
+                "the store has lost writes: every bind is invalid"
+            );
+        }
+        if found_out {
+            self.candidate.data_loss = DataLoss::Known { high_water: self.observed.high_water() };
+        }
+        if used > acquired.epoch || found_out {
+            self.candidate.floor = self.candidate.floor.max(used);
+            self.raise(acquired).await?;
+        }
+        Ok(went_back)
+    }
+
+    /// Raises the epoch above the candidate's floor, with what the candidate knows of a data loss.
+    async fn raise(&mut self, acquired: &mut Acquired) -> Result<()> {
         // No renewal may name the epoch that is being replaced.
-        let mut head = hold.head.lock().await;
-        match acquire(store, clock, candidate, ttl).await? {
-            Ok(again)
-                if again.lineage == lineage
-                    && again.applied == applied
-                    && again.cluster == cluster =>
+        let mut head = self.hold.head.lock().await;
+        let ttl = self.settings.constants.leadership_ttl();
+        match self.store.acquire_leadership(self.candidate, ttl).await? {
+            Leadership::Acquired(again)
+                if again.lineage == acquired.lineage
+                    && again.applied == acquired.applied
+                    && again.cluster == acquired.cluster =>
             {
-                (epoch, loss, history) = (again.epoch, again.loss, again.history);
+                (acquired.epoch, acquired.loss, acquired.history) =
+                    (again.epoch, again.loss, again.history);
             }
             _ => return Err(another_store()),
         }
-        *head = epoch;
-        candidate.data_loss = DataLoss::Unknown;
+        *head = acquired.epoch;
+        self.candidate.data_loss = DataLoss::Unknown;
+        Ok(())
     }
-    // Counted from after the answer: nobody else can have been promised anything later (B4).
-    let now = clock.now();
-    let new = settings.constants;
-    let old = loaded.constants.unwrap_or(new);
-    let wait_ttl = old.lease_ttl().max(new.lease_ttl());
-    // L1: an exclusive store was waited for by nobody, so after an unclean stop everything earlier
-    // counts for hi(lease TTL).
-    let earlier_until = if (exclusive && !clean) || !continuous { now + hi(wait_ttl) } else { now };
-    let held_until = if continuous { now } else { now + hi(wait_ttl) };
-    // L4: above everything that was ever handed out. Where the server has a clock that vouches for
-    // it, the epoch does not count: see `Floor`.
-    let vouched = match floor.number() {
-        0 => epoch.first_number(),
-        number => number,
-    };
-    let from = vouched.max(loaded.highest_number()).max(reported);
-    let tokens = match loaded.volatile_tokens_from {
-        Some(from) => TokenSource::Volatile { from },
-        None => TokenSource::Epoch { from },
-    };
-    let mut state = AllocatorState::new(epoch, from, applied, tokens, settings.commit_binds_max);
-    state.forgotten = Mutex::new(loaded.forgotten);
-    (state.earlier_until, state.held_until) = (earlier_until, held_until);
-    (state.leader, state.cluster) = (candidate.nonce, cluster);
-    if floor.number() > 0 {
-        state.sure = floor.epoch();
-    }
-    (state.observed_before, state.history) = (AtomicU64::new(loss.observed_before.get()), history);
-    state.settled = AtomicBool::new(continuous);
-    let mut batch = Batch::new();
-    let mut constants_later = None;
-    if loaded.constants != Some(new) {
-        if new.lease_ttl_ms < old.lease_ttl_ms {
-            // Stored now, a second restart would wait for the shorter promise only.
-            constants_later = Some(now + hi(wait_ttl));
-        } else {
-            batch.push(Op::PutConstants(new));
-        }
-    }
-    let mut names = HashMap::new();
-    let mut turns = Turns::default();
-    for mut record in loaded.services {
-        turns.next().await;
-        // B1: whoever opens a store exclusively replaces the process before it. Else a live one
-        // counts as renewed now (B4).
-        let live = record.state == ServiceState::Live;
-        let lease = match record.state {
-            ServiceState::Live if !exclusive && !went_back => LeaseState::Live,
-            ServiceState::Resigned => LeaseState::Resigned,
-            // After a clean stop of the only process nothing of the past is in use.
-            _ if exclusive && clean => LeaseState::Resigned,
-            _ => LeaseState::Fenced,
+
+    /// The state of the new leadership, without any record: its numbers, and how long it waits.
+    fn state(
+        &self,
+        acquired: &Acquired,
+        loaded: &StoreState,
+        reported: u64,
+        past: &Past,
+    ) -> AllocatorState {
+        let Acquired { epoch, applied, continuous, floor, .. } = *acquired;
+        // L4: above everything that was ever handed out. Where the server has a clock that vouches
+        // for it, the epoch does not count: see `Floor`.
+        let vouched = match floor.number() {
+            0 => epoch.first_number(),
+            number => number,
         };
-        if live && lease != LeaseState::Live {
-            record.state = ServiceState::Fenced;
-            batch.push(Op::PutService(record.clone()));
+        let from = vouched.max(loaded.highest_number()).max(reported);
+        let tokens = match loaded.volatile_tokens_from {
+            Some(from) => TokenSource::Volatile { from },
+            None => TokenSource::Epoch { from },
+        };
+        let binds_max = self.settings.commit_binds_max;
+        let mut state = AllocatorState::new(epoch, from, applied, tokens, binds_max);
+        state.forgotten = Mutex::new(loaded.forgotten);
+        let wait_until = past.now + hi(past.lease_ttl);
+        // L1: no candidate waited for an exclusive store, so after an unclean stop everything
+        // earlier counts for hi(lease TTL).
+        let unclean = past.exclusive && !past.clean;
+        state.earlier_until = if unclean || !continuous { wait_until } else { past.now };
+        state.held_until = if continuous { past.now } else { wait_until };
+        (state.leader, state.cluster) = (self.candidate.nonce, acquired.cluster);
+        if floor.number() > 0 {
+            state.vouched = floor.epoch();
         }
-        if lease == LeaseState::Live {
-            names.insert(record.node.clone(), record.id);
-        }
-        let service = Arc::new(Service::new(record, wait_ttl, now, lease, settings.commits_max));
-        if lease != LeaseState::Live {
-            service.commits.fence();
-        }
-        state.services.upsert(service.id, || Arc::clone(&service), |_| ());
+        state.observed_before = AtomicU64::new(acquired.loss.observed_before.get());
+        state.history = acquired.history.clone();
+        state.resolved = AtomicBool::new(continuous);
+        state
     }
-    // C4: the floors first, for they say the same as the tombstones below them.
-    let (floors, tombstones): (Vec<_>, Vec<_>) =
-        loaded.tombstones.into_iter().partition(|txn| !txn.validates());
-    let live = |txn: &TxnId| {
-        state.service(txn.origin).filter(|origin| origin.lease.get().state == LeaseState::Live)
-    };
-    for mark in &floors {
-        turns.next().await;
-        if let Some(origin) = live(mark) {
-            origin.commits.raise_floor(mark.number());
-            origin.commits.floor_stored(mark.number());
-        }
-    }
-    for txn in floors.into_iter().chain(tombstones) {
-        turns.next().await;
-        match live(&txn) {
-            Some(origin) if txn.validates() && txn.number() >= origin.commits.stored_floor() => {
-                restore_tombstone(&origin, txn, now);
-            }
-            Some(origin) if !txn.validates() && txn.number() == origin.commits.stored_floor() => {}
-            // Its origin is fenced or its floor is higher, which says the same.
-            _ => batch.push(Op::RemoveTombstone(txn)),
-        }
-    }
-    for table in loaded.tables {
-        turns.next().await;
-        let binds: SmallVec<[BindEntry; 1]> = table
-            .binds
-            .iter()
-            .map(|bind| {
-                let owner = state.service(bind.owner).unwrap_or_else(|| {
-                    forgotten(&state, bind.owner, wait_ttl, now, exclusive && clean)
-                });
-                owner.references.fetch_add(1, Ordering::AcqRel);
-                BindEntry { owner, version: bind.version, pins: Arc::new(Pins::default()) }
-            })
-            .collect();
-        state.ids.upsert(table.id, || table.table.clone(), |_| ());
-        let tokens_reserved_to = table.tokens_reserved_to;
-        let entry =
-            TableEntry { id: table.id, tokens_reserved_to, binds, pending: None, leaving: false };
-        state.tables.upsert(table.table, || entry, |_| ());
-    }
-    // In this order: what is no longer needed goes after what makes it so. Repeated from the start
-    // if it is interrupted.
-    for some in batch.chunks(settings.batch_max) {
-        match store.write(epoch, applied + 1, &some.to_vec()).await {
-            Ok(ack) if ack.lineage == lineage => {}
-            Ok(_) => return Err(another_store()),
-            // L2: settled by reading the number. It is a new leadership's write, so no other can
-            // have that number.
-            Err(e) if e.kind() == ErrorKind::UnknownOutcome => {
-                if store.applied().await?
-                    != (Applied { epoch, number: applied + 1, lineage: lineage.clone() })
-                {
-                    return Err(e);
+
+    /// Writes `batch`, in its order: a record that is no longer needed goes after that which makes
+    /// it so. Returns the number of the last applied write.
+    async fn first_writes(&self, acquired: &Acquired, batch: &Batch) -> Result<u64> {
+        let mut number = acquired.applied;
+        for some in batch.chunks(self.settings.batch_max) {
+            match self.store.write(acquired.epoch, number + 1, &some.to_vec()).await {
+                Ok(ack) if ack.lineage == acquired.lineage => {}
+                Ok(_) => return Err(another_store()),
+                // L2: the number tells. It is a new leadership's write, so no other can have that
+                // number.
+                Err(e) if e.kind() == ErrorKind::UnknownOutcome => {
+                    if self.store.applied().await? != applied(acquired, number + 1) {
+                        return Err(e);
+                    }
                 }
+                Err(e) => return Err(e),
             }
-            Err(e) => return Err(e),
+            number += 1;
         }
-        applied += 1;
+        Ok(number)
     }
-    state.applied.store(applied, Ordering::Release);
-    Ok(Opened { state, names, epoch, applied, constants_later })
+}
+
+/// What the store says of itself when `number` was the last write of this leadership.
+fn applied(acquired: &Acquired, number: u64) -> Applied {
+    Applied { epoch: acquired.epoch, number, lineage: acquired.lineage.clone() }
+}
+
+/// How the constants of the cluster change (B4).
+struct NextConstants {
+    /// To be stored now.
+    now: Option<Op>,
+    /// When they may be stored, if not now.
+    later: Option<Time>,
+    /// The longer lease TTL of the old and the new constants.
+    wait_ttl: Duration,
+}
+
+impl NextConstants {
+    fn of(loaded: &StoreState, new: ClusterConstants, now: Time) -> Self {
+        let old = loaded.constants.unwrap_or(new);
+        let wait_ttl = old.lease_ttl().max(new.lease_ttl());
+        if loaded.constants == Some(new) {
+            Self { now: None, later: None, wait_ttl }
+        } else if new.lease_ttl_ms < old.lease_ttl_ms {
+            // Stored now, a second restart would wait for the shorter promise only.
+            Self { now: None, later: Some(now + hi(wait_ttl)), wait_ttl }
+        } else {
+            Self { now: Some(Op::PutConstants(new)), later: None, wait_ttl }
+        }
+    }
 }
 
 /// Reads everything. A shared store that does not answer is asked again for `patience`, as long as
@@ -288,7 +295,7 @@ async fn load(
     loop {
         match store.load().await {
             Err(e) if e.kind() == ErrorKind::Unavailable && !exclusive => {
-                // It is renewed meanwhile, but whoever cannot read must let another lead.
+                // It is renewed meanwhile, but a leader that cannot read must let another lead.
                 let now = clock.now();
                 if leadership.remaining(now).is_zero() || give_up.remaining(now).is_zero() {
                     return Err(e);
@@ -302,79 +309,14 @@ async fn load(
     }
 }
 
-/// Asks for the leadership. `Ok(Err(..))` says who holds it.
+/// Asks for the leadership. Returns what the store says, and when it was asked: a leadership counts
+/// from there (L1).
 pub(in crate::allocator) async fn acquire(
     store: &dyn BindStore,
     clock: &dyn Clock,
     candidate: &Candidate,
     ttl: Duration,
-) -> Result<Result<Acquired, HeldBy>> {
+) -> Result<(Leadership, Time)> {
     let sent = clock.now();
-    Ok(match store.acquire_leadership(candidate, ttl).await? {
-        Leadership::Acquired {
-            epoch,
-            applied,
-            exclusive,
-            clean,
-            continuous,
-            loss,
-            history,
-            floor,
-            lineage,
-            cluster,
-        } => Ok(Acquired {
-            epoch,
-            applied,
-            exclusive,
-            clean,
-            continuous,
-            loss,
-            history,
-            floor,
-            lineage,
-            cluster,
-            sent,
-        }),
-        Leadership::Held { seen, address, cluster } => Err(HeldBy { seen, address, cluster }),
-    })
-}
-
-/// Who holds a leadership that was asked for.
-#[derive(Debug)]
-pub(in crate::allocator) struct HeldBy {
-    pub(in crate::allocator) seen: Seen,
-    pub(in crate::allocator) address: Option<NodeAddress>,
-    pub(in crate::allocator) cluster: Option<Cluster>,
-}
-
-fn restore_tombstone(origin: &Service, txn: TxnId, now: Time) {
-    let marked = origin.commits.tombstone(txn, now, |marked| marked);
-    match marked {
-        Ok(Marked::ToWrite(generation)) => origin.commits.durable(txn, generation),
-        // Over the limit of this run's settings: refuse all of the origin rather than forget one.
-        Ok(Marked::Full) | Err(_) => origin.fence(),
-        Ok(Marked::Committing | Marked::Durable | Marked::Fenced | Marked::Over) => {}
-    }
-}
-
-/// An owner whose record is not in the store: it is as good as fenced, and its binds void.
-fn forgotten(
-    state: &AllocatorState,
-    id: ServiceId,
-    ttl: Duration,
-    now: Time,
-    clean: bool,
-) -> Arc<Service> {
-    let record = ServiceRecord {
-        id,
-        node: NodeName::new("unknown").expect("a valid name"),
-        nonce: Nonce::default(),
-        address: String::new(),
-        state: ServiceState::Fenced,
-    };
-    let lease = if clean { LeaseState::Resigned } else { LeaseState::Fenced };
-    let service = Arc::new(Service::new(record, ttl, now, lease, 1));
-    service.commits.fence();
-    state.services.upsert(id, || Arc::clone(&service), |_| ());
-    service
+    Ok((store.acquire_leadership(candidate, ttl).await?, sent))
 }

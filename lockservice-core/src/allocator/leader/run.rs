@@ -9,17 +9,18 @@ use std::time::Duration;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tracing::Instrument as _;
 
 use crate::allocator::leader::leadership::LeadershipCell;
-use crate::allocator::leader::recover::{self, Acquired, HeldBy, Hold, acquire};
+use crate::allocator::leader::recover::{Hold, Opening, acquire};
 use crate::allocator::leader::writer::{Command, Done, Writer, another_store, end};
-use crate::allocator::leader::{Beginning, LocalShared, NameHolder};
+use crate::allocator::leader::{Beginning, Elected, LocalShared, NameHolder};
 use crate::allocator::state::leases::LeaseState;
 use crate::allocator::state::{AllocatorState, Service, stopping};
 use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{Epoch, TxnId};
-use crate::store::{BindStore, Lineage, Op, ServiceState};
+use crate::store::{Acquired, BindStore, Leadership, Lineage, Op, ServiceState};
 use crate::sync::atomic::Ordering;
 
 /// How often the sweep looks for lapsed incarnations, at most: it decides nothing by its timer, it
@@ -34,42 +35,30 @@ pub(in crate::allocator) async fn lead(
     beginning: Beginning,
     commands: mpsc::Receiver<Command>,
 ) {
-    let acquired = match acquired(&shared, &*store, &beginning).await {
-        Ok(acquired) => acquired,
+    let Elected { acquired, sent } = match elected(&shared, &*store, &beginning).await {
+        Ok(elected) => elected,
         Err(e) => {
             shared.opened.send_replace(Some(Err(e)));
             return;
         }
     };
-    let head = Arc::new(tokio::sync::Mutex::new(acquired.epoch));
+    let span = tracing::info_span!("leadership", epoch = %acquired.epoch);
+    let leadership = if acquired.exclusive {
+        LeadershipCell::exclusive()
+    } else {
+        LeadershipCell::shared(sent, shared.settings.constants.leadership_ttl())
+    };
+    let led = Led {
+        head: Arc::new(tokio::sync::Mutex::new(acquired.epoch)),
+        leadership: Arc::new(leadership),
+        shared,
+        store,
+    };
     if acquired.exclusive {
-        let leadership = Arc::new(LeadershipCell::exclusive());
-        let (stop, stopped) = oneshot::channel();
-        let watch =
-            watch(Arc::clone(&shared), Arc::clone(&store), Arc::clone(&leadership), stopped);
-        let writes = async {
-            write(shared, store, beginning, acquired, head, leadership, commands).await;
-            drop(stop);
-        };
-        // A call that is under way ends first: it would hold the store open.
-        tokio::join!(writes, watch);
-        return;
+        led.lead_exclusive(beginning, acquired, commands).instrument(span).await;
+    } else {
+        led.lead_shared(beginning, acquired, commands).instrument(span).await;
     }
-    let ttl = shared.settings.constants.leadership_ttl();
-    let leadership = Arc::new(LeadershipCell::shared(acquired.sent, ttl));
-    // In a task of its own, from before the store is loaded: nothing that this one does in one go
-    // keeps it from renewing. It ends with this one, also if that is aborted.
-    let _renewals = EndsWithMe(tokio::spawn(renew(
-        Arc::clone(&shared),
-        Arc::clone(&store),
-        acquired.lineage.clone(),
-        Arc::clone(&head),
-        Arc::clone(&leadership),
-    )));
-    // It has its first turn now: a task that is spawned, or woken, by one that then holds its
-    // thread waits for it (tokio's LIFO slot).
-    tokio::task::yield_now().await;
-    write(shared, store, beginning, acquired, head, leadership, commands).await;
 }
 
 /// A task that is aborted when this is dropped.
@@ -83,153 +72,190 @@ impl Drop for EndsWithMe {
 
 /// The leadership of the store, asked for once if need be. Fails with `StoreInUse` if another
 /// leads.
-async fn acquired(
+async fn elected(
     shared: &LocalShared,
     store: &dyn BindStore,
     beginning: &Beginning,
-) -> Result<Acquired> {
-    if let Some(acquired) = &beginning.acquired {
-        return Ok(acquired.clone());
+) -> Result<Elected> {
+    if let Some(elected) = &beginning.elected {
+        return Ok(elected.clone());
     }
     let ttl = shared.settings.constants.leadership_ttl();
-    acquire(store, &*shared.clock, &beginning.candidate, ttl).await?.map_err(
-        |HeldBy { address, .. }| {
-            Error::new(
+    match acquire(store, &*shared.clock, &beginning.candidate, ttl).await? {
+        (Leadership::Acquired(acquired), sent) => Ok(Elected { acquired, sent }),
+        (Leadership::Held { address, .. }, _) => Err(Error::new(
             ErrorKind::StoreInUse,
             "another allocator leads this store, or may be leading it: use that one, stop it, or \
                 stand by for it",
         )
         .with("store", store.describe())
         .with("leader", address.as_ref().map_or("unknown", |address| &address.nodes))
-        .with_detail(Detail::RetryAfter(hi(ttl)))
-        },
-    )
-}
-
-async fn write(
-    shared: Arc<LocalShared>,
-    store: Arc<dyn BindStore>,
-    beginning: Beginning,
-    acquired: Acquired,
-    head: Arc<tokio::sync::Mutex<Epoch>>,
-    leadership: Arc<LeadershipCell>,
-    commands: mpsc::Receiver<Command>,
-) {
-    let Beginning { mut candidate, observed, .. } = beginning;
-    let lineage = acquired.lineage.clone();
-    let exclusive = acquired.exclusive;
-    let hold = Hold { head: &head, leadership: &leadership };
-    let opened = recover::open(
-        &*store,
-        &*shared.clock,
-        &shared.settings,
-        &mut candidate,
-        acquired,
-        hold,
-        &observed,
-    )
-    .await;
-    let opened = match opened {
-        Ok(opened) => opened,
-        Err(e) => {
-            end(&shared.ended, &e);
-            shared.opened.send_replace(Some(Err(e)));
-            return;
-        }
-    };
-    let mut state = opened.state;
-    (state.exclusive, state.leadership) = (exclusive, leadership);
-    state.origins = Arc::clone(&shared.origins);
-    let state = Arc::new(state);
-    shared.tables.store(state.tables.len(), Ordering::Release);
-    *shared.names.lock() =
-        opened.names.into_iter().map(|(name, id)| (name, NameHolder::Known(id))).collect();
-    *shared.constants_later.lock() = opened.constants_later;
-    let writer = Writer {
-        store,
-        candidate,
-        leadership_ttl: shared.settings.constants.leadership_ttl(),
-        epoch: opened.epoch,
-        applied: opened.applied,
-        batch_max: shared.settings.batch_max,
-        lost: None,
-        refused: false,
-        lineage,
-        uncertain: false,
-        state: Arc::clone(&state),
-        ended: shared.ended.clone(),
-        head,
-    };
-    if shared.state.set(state).is_err() {
-        unreachable!("only this task sets the state, once");
+        .with_detail(Detail::RetryAfter(hi(ttl)))),
     }
-    shared.opened.send_replace(Some(Ok(())));
-    writer.run(commands).await;
 }
 
-/// Renews the leadership every third of its TTL, after a failure every tenth, until it is known
-/// that it is over.
-async fn renew(
+/// A leadership and its store.
+#[derive(Clone)]
+struct Led {
     shared: Arc<LocalShared>,
     store: Arc<dyn BindStore>,
-    lineage: Lineage,
+    /// The epoch that the store has. Locked while it is raised.
     head: Arc<tokio::sync::Mutex<Epoch>>,
     leadership: Arc<LeadershipCell>,
-) {
-    let ttl = shared.settings.constants.leadership_ttl();
-    let mut pause = ttl / 3;
-    while !leadership.ended() {
-        tokio::time::sleep(pause).await;
-        let epoch = head.lock().await;
-        let sent = shared.clock.now();
-        match store.renew(*epoch).await {
-            Ok(renewal) if renewal.lineage != lineage => {
-                leadership.end();
-                end(&shared.ended, &another_store());
-            }
-            Ok(_) => {
-                leadership.renewed(sent);
-                pause = ttl / 3;
-            }
-            Err(e) if e.kind() == ErrorKind::Fenced => {
-                leadership.end();
-                end(&shared.ended, &e);
-            }
+}
+
+impl Led {
+    /// Leads a store that is open to this process alone, and looks after it meanwhile.
+    async fn lead_exclusive(
+        self,
+        beginning: Beginning,
+        acquired: Acquired,
+        commands: mpsc::Receiver<Command>,
+    ) {
+        let (stop, stopped) = oneshot::channel();
+        let watch = self.clone().watch(stopped);
+        let writes = async {
+            self.write(beginning, acquired, commands).await;
+            drop(stop);
+        };
+        // A call that is under way ends first: it would hold the store open.
+        tokio::join!(writes, watch);
+    }
+
+    /// Leads a shared store, and renews the leadership meanwhile.
+    async fn lead_shared(
+        self,
+        beginning: Beginning,
+        acquired: Acquired,
+        commands: mpsc::Receiver<Command>,
+    ) {
+        // In a task of its own, from before the store is loaded: nothing that this one does in one
+        // go keeps it from renewing. It ends with this one, also if that is aborted.
+        let renewals = self.clone().renew(acquired.lineage.clone());
+        let _renewals = EndsWithMe(tokio::spawn(renewals.in_current_span()));
+        // It has its first turn now: a task that is spawned, or woken, by one that then holds its
+        // thread waits for it (tokio's LIFO slot).
+        tokio::task::yield_now().await;
+        self.write(beginning, acquired, commands).await;
+    }
+
+    /// Opens the store, then writes to it until told to stop.
+    async fn write(
+        self,
+        beginning: Beginning,
+        acquired: Acquired,
+        commands: mpsc::Receiver<Command>,
+    ) {
+        let Self { shared, store, head, leadership } = self;
+        let Beginning { mut candidate, observed, .. } = beginning;
+        let lineage = acquired.lineage.clone();
+        let exclusive = acquired.exclusive;
+        let opening = Opening {
+            store: &*store,
+            clock: &*shared.clock,
+            settings: &shared.settings,
+            candidate: &mut candidate,
+            hold: Hold { head: &head, leadership: &leadership },
+            observed: &observed,
+        };
+        let opened = match opening.open(acquired).await {
+            Ok(opened) => opened,
             Err(e) => {
-                tracing::warn!(error = ?e, left = ?leadership.remaining(shared.clock.now()), "cannot renew the leadership; trying again");
-                pause = ttl / 10;
-            }
-        }
-    }
-}
-
-/// Asks an exclusive store several times within a lease whether it still is exclusive. It need not
-/// be renewed (L1), but somebody may have taken its file away: then another process can open the
-/// path. Ends when the sender of `stopped` is dropped.
-async fn watch(
-    shared: Arc<LocalShared>,
-    store: Arc<dyn BindStore>,
-    leadership: Arc<LeadershipCell>,
-    mut stopped: oneshot::Receiver<Infallible>,
-) {
-    let every = sweep_every(&shared);
-    while !leadership.ended() {
-        if tokio::time::timeout(every, &mut stopped).await.is_ok() {
-            return;
-        }
-        match store.applied().await {
-            Err(e) if e.kind() == ErrorKind::Fenced => {
-                leadership.end();
                 end(&shared.ended, &e);
+                shared.opened.send_replace(Some(Err(e)));
+                return;
             }
-            // Whoever writes is told.
-            Err(e) => tracing::warn!(error = ?e, "cannot look after the store; trying again"),
-            Ok(_) => {}
+        };
+        let mut state = opened.state;
+        (state.exclusive, state.leadership) = (exclusive, leadership);
+        state.origins = Arc::clone(&shared.origins);
+        let state = Arc::new(state);
+        shared.tables.store(state.tables.len(), Ordering::Release);
+        *shared.names.lock() =
+            opened.names.into_iter().map(|(name, id)| (name, NameHolder::Known(id))).collect();
+        *shared.constants_later.lock() = opened.constants_later;
+        let writer = Writer {
+            store,
+            candidate,
+            leadership_ttl: shared.settings.constants.leadership_ttl(),
+            epoch: opened.epoch,
+            applied: opened.applied,
+            batch_max: shared.settings.batch_max,
+            lost: None,
+            refused: false,
+            lineage,
+            uncertain: false,
+            state: Arc::clone(&state),
+            ended: shared.ended.clone(),
+            head,
+        };
+        if shared.state.set(state).is_err() {
+            unreachable!("only this task sets the state, once");
+        }
+        shared.opened.send_replace(Some(Ok(())));
+        writer.run(commands).await;
+    }
+
+    /// Renews the leadership every third of its TTL, after a failure every tenth, until it is known
+    /// that it is over.
+    async fn renew(self, lineage: Lineage) {
+        let Self { shared, store, head, leadership } = self;
+        let ttl = shared.settings.constants.leadership_ttl();
+        let mut pause = ttl / 3;
+        while !leadership.ended() {
+            tokio::time::sleep(pause).await;
+            let epoch = head.lock().await;
+            let sent = shared.clock.now();
+            match store.renew(*epoch).await {
+                Ok(renewal) if renewal.lineage != lineage => {
+                    leadership.end();
+                    end(&shared.ended, &another_store());
+                }
+                Ok(_) => {
+                    leadership.renewed(sent);
+                    pause = ttl / 3;
+                }
+                Err(e) if e.kind() == ErrorKind::Fenced => {
+                    leadership.end();
+                    end(&shared.ended, &e);
+                }
+                Err(e) => {
+                    let remaining = leadership.remaining(shared.clock.now());
+                    tracing::warn!(
+                        error = ?e,
+                        ?remaining,
+                        "cannot renew the leadership; trying again"
+                    );
+                    pause = ttl / 10;
+                }
+            }
+        }
+    }
+
+    /// Asks an exclusive store several times within a lease whether it still is exclusive. It need
+    /// not be renewed (L1), but its file may have been taken away: then another process can open
+    /// the path. Ends when the sender of `stopped` is dropped.
+    async fn watch(self, mut stopped: oneshot::Receiver<Infallible>) {
+        let Self { shared, store, leadership, .. } = self;
+        let every = sweep_every(&shared);
+        while !leadership.ended() {
+            if tokio::time::timeout(every, &mut stopped).await.is_ok() {
+                return;
+            }
+            match store.applied().await {
+                Err(e) if e.kind() == ErrorKind::Fenced => {
+                    leadership.end();
+                    end(&shared.ended, &e);
+                }
+                // Callers that write get the error.
+                Err(e) => tracing::warn!(error = ?e, "cannot look after the store; trying again"),
+                Ok(_) => {}
+            }
         }
     }
 }
 
-/// How often a leader looks for what nobody tells it.
+/// How often a leader looks for what no call tells it.
 fn sweep_every(shared: &LocalShared) -> Duration {
     (shared.settings.constants.lease_ttl() / 8).min(SWEEP_EVERY_MAX)
 }
@@ -262,9 +288,9 @@ pub(in crate::allocator) async fn sweep(shared: Arc<LocalShared>) {
         if let Err(e) = shared.forget_unowned(&state, &mut shard).await {
             tracing::warn!(error = ?e, "tables that nobody owns could not be forgotten yet");
         }
-        if now >= state.held_until && !state.settled.load(Ordering::Acquire) {
+        if now >= state.held_until && !state.resolved.load(Ordering::Acquire) {
             // Fails only once the allocator has stopped.
-            drop(shared.queue.send(Command::Settle).await);
+            drop(shared.queue.send(Command::Resolve).await);
         }
         let due = shared.constants_later.lock().is_some_and(|at| now >= at);
         if due && shared.write(smallvec![Op::PutConstants(shared.settings.constants)]).await.is_ok()

@@ -25,7 +25,9 @@ use crate::allocator::messages::Progress;
 use crate::allocator::state::{AllocatorState, not_leading};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
-use crate::store::{Applied, Batch, BindStore, Candidate, DataLoss, Leadership, Lineage, Op};
+use crate::store::{
+    Acquired, Applied, Batch, BindStore, Candidate, DataLoss, Leadership, Lineage, Op,
+};
 use crate::sync::atomic::Ordering;
 
 /// Between two attempts to tell the store that it has lost writes.
@@ -42,7 +44,7 @@ pub(in crate::allocator) enum Command {
     /// Raise the epoch to at least this.
     Raise { wanted: Epoch, done: oneshot::Sender<Result<()>> },
     /// Record that nobody can have been told of anything that the store lost (L4).
-    Settle,
+    Resolve,
     /// Record that the store has lost what earlier leaderships told (L4), as it was told, and end
     /// the leadership because of it.
     RaiseAbove { why: Error, observed: Progress },
@@ -118,7 +120,7 @@ impl Writer {
                 // Whoever asked may be gone: the epoch is raised all the same.
                 Some(Command::Raise { wanted, done }) => drop(done.send(self.raise(wanted).await)),
                 // Failed, it is asked for again.
-                Some(Command::Settle) => drop(self.settle().await),
+                Some(Command::Resolve) => drop(self.resolve().await),
                 Some(Command::RaiseAbove { why, observed }) => {
                     self.raise_above(why, observed).await
                 }
@@ -242,19 +244,19 @@ impl Writer {
         Ok(())
     }
 
-    async fn settle(&mut self) -> Result<()> {
+    async fn resolve(&mut self) -> Result<()> {
         // Asked for again while it was under way.
-        if self.state.settled.load(Ordering::Acquire) {
+        if self.state.resolved.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.candidate.data_loss = DataLoss::Settled;
-        let settled = self.raise(self.epoch.next()?).await;
+        self.candidate.data_loss = DataLoss::Resolved;
+        let raised = self.raise(self.epoch.next()?).await;
         self.candidate.data_loss = DataLoss::Unknown;
-        settled?;
+        raised?;
         tracing::info!(epoch = %self.epoch, "nobody can have been told any more of anything that \
             the store lost: the doubt is settled");
         self.state.observed_before.store(self.epoch.get(), Ordering::Release);
-        self.state.settled.store(true, Ordering::Release);
+        self.state.resolved.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -297,7 +299,7 @@ impl Writer {
         };
         self.uncertain = false;
         match answer {
-            Leadership::Acquired { epoch, applied, lineage, .. }
+            Leadership::Acquired(Acquired { epoch, applied, lineage, .. })
                 if epoch >= wanted && applied == self.applied && lineage == self.lineage =>
             {
                 (self.epoch, *head) = (epoch, epoch);
@@ -318,7 +320,7 @@ impl Writer {
     /// leadership's time. Also while it is unknown whether the last write or raise is there:
     /// whoever leads next must know, and nothing is changed if another leads already.
     async fn raise_above(&mut self, why: Error, observed: Progress) {
-        self.candidate.data_loss = DataLoss::Raised { high_water: observed.high_water };
+        self.candidate.data_loss = DataLoss::Known { high_water: observed.high_water };
         self.candidate.floor = self.candidate.floor.max(observed.epoch);
         let mut head = Arc::clone(&self.head).lock_owned().await;
         let tell = async {
@@ -333,7 +335,7 @@ impl Writer {
                 tokio::time::sleep(RAISE_PAUSE).await;
             }
         };
-        if let Ok(Leadership::Acquired { epoch, .. }) =
+        if let Ok(Leadership::Acquired(Acquired { epoch, .. })) =
             tokio::time::timeout(self.leadership_ttl, tell).await
         {
             (self.epoch, *head) = (epoch, epoch);

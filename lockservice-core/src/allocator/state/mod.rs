@@ -32,11 +32,11 @@ use tokio::sync::{Notify, watch};
 use crate::allocator::leader::leadership::LeadershipCell;
 use crate::allocator::leader::origins::Origins;
 use crate::allocator::messages::{
-    BeginCommit, Bind, BindState, BindStatus, CommitAdmission, PresentedBind, Progress, TokenBlock,
+    BeginCommit, Bind, BindState, BindStatus, CommitAdmission, PresentedBind, Progress,
 };
 use crate::allocator::state::commits::{CommitControl, Pin, PinSet, Pins, TxnLife};
 use crate::allocator::state::leases::{LeaseCell, LeaseState};
-use crate::allocator::state::tokens::{NumberSequence, RaiseEpoch, TokenSource};
+use crate::allocator::state::tokens::{NextBlock, NumberSequence, TokenSource};
 use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::guarded_map::GuardedMap;
@@ -272,11 +272,11 @@ pub struct AllocatorState {
     pub cluster: Cluster,
     /// An epoch that the clock of the store's server vouches for; the first of this leadership
     /// where there is none.
-    pub sure: Epoch,
+    pub vouched: Epoch,
     /// Incarnations below this are of earlier leaderships.
     pub first_service: ServiceId,
     /// True once the store knows that the wait until [`held_until`](Self::held_until) is over.
-    pub settled: AtomicBool,
+    pub resolved: AtomicBool,
     /// What leaderships before this one told is accounted for (L4).
     pub observed_before: AtomicU64,
     /// Where this leadership and those before it began (L4).
@@ -320,9 +320,9 @@ impl AllocatorState {
             first_epoch: epoch,
             leader: Nonce::default(),
             cluster: Cluster::random(),
-            sure: epoch,
+            vouched: epoch,
             first_service: ServiceId::new(from + 1),
-            settled: AtomicBool::new(true),
+            resolved: AtomicBool::new(true),
             observed_before: AtomicU64::new(0),
             history: LeadershipHistory::default(),
             held_until: Time::ZERO,
@@ -345,9 +345,9 @@ impl AllocatorState {
 
     /// The next block of tokens of a table whose blocks so far end at `reserved_to`; see
     /// [`TokenSource::block`].
-    pub fn token_block(&self, reserved_to: u64) -> Result<Result<TokenBlock, RaiseEpoch>> {
+    pub fn token_block(&self, reserved_to: u64) -> Result<NextBlock> {
         let block = self.tokens.block(reserved_to, self.sequence.epoch())?;
-        if let Ok(block) = &block {
+        if let NextBlock::Reserved(block) = &block {
             // ORDERING: Release, the partner of the acquire in `progress`. Before it is durable: at
             // worst more is told than was handed out.
             self.tokens_end.fetch_max(block.end.get(), Ordering::AcqRel);

@@ -16,6 +16,15 @@ pub const TOKEN_END: u64 = 1 << 53;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RaiseEpoch(pub Epoch);
 
+/// What [`TokenSource::block`] returns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NextBlock {
+    /// The block. It may be used once it is durable.
+    Reserved(TokenBlock),
+    /// There is no room for a block in this epoch.
+    Raise(RaiseEpoch),
+}
+
 /// Where tokens come from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TokenSource {
@@ -36,9 +45,9 @@ impl TokenSource {
     /// The next block of a table whose blocks so far end at `reserved_to` (F2): base =
     /// max(reserved_to, from), and no block crosses (epoch + 1) · 2^32.
     ///
-    /// Answers `Ok(Err(RaiseEpoch))` if the epoch must be raised first; fails with
-    /// `ResourceExhausted` at the end of all tokens.
-    pub fn block(self, reserved_to: u64, epoch: Epoch) -> Result<Result<TokenBlock, RaiseEpoch>> {
+    /// # Errors
+    /// `ResourceExhausted` at the end of all tokens: a new store is needed.
+    pub fn block(self, reserved_to: u64, epoch: Epoch) -> Result<NextBlock> {
         let (base, end) = match self {
             Self::Epoch { from } => (reserved_to.max(from), epoch.end_number()),
             Self::Volatile { from } => (reserved_to.max(from), TOKEN_END),
@@ -52,9 +61,9 @@ impl TokenSource {
         if base + TOKEN_BLOCK > end {
             // The epoch in which the whole block lies.
             let wanted = (base + TOKEN_BLOCK - 1) >> EPOCH_SHIFT;
-            return Ok(Err(RaiseEpoch(Epoch::new(wanted))));
+            return Ok(NextBlock::Raise(RaiseEpoch(Epoch::new(wanted))));
         }
-        Ok(Ok(TokenBlock {
+        Ok(NextBlock::Reserved(TokenBlock {
             next: FencingToken::new(base),
             end: FencingToken::new(base + TOKEN_BLOCK),
         }))
@@ -122,20 +131,23 @@ mod tests {
         let epoch = Epoch::new(3);
         let source = TokenSource::Epoch { from: epoch.first_number() };
         let end = epoch.end_number();
-        let last = source.block(end - TOKEN_BLOCK, epoch).expect("in range").expect("fits exactly");
+        let last = source.block(end - TOKEN_BLOCK, epoch).expect("in range");
+        let NextBlock::Reserved(last) = last else { panic!("fits exactly: {last:?}") };
         assert_eq!(last.end.get(), end);
         for reserved_to in [end - TOKEN_BLOCK + 1, end - 1, end] {
             let answer = source.block(reserved_to, epoch).expect("in range");
-            assert_eq!(answer, Err(RaiseEpoch(Epoch::new(4))), "from {reserved_to}");
+            assert_eq!(answer, NextBlock::Raise(RaiseEpoch(Epoch::new(4))), "from {reserved_to}");
         }
-        let next = source.block(end, Epoch::new(4)).expect("in range").expect("fits");
+        let next = source.block(end, Epoch::new(4)).expect("in range");
+        let NextBlock::Reserved(next) = next else { panic!("fits: {next:?}") };
         assert_eq!(next.next.get(), end);
     }
 
     #[test]
     fn tokens_end_below_two_to_the_53rd() {
         let volatile = TokenSource::Volatile { from: TOKEN_END - TOKEN_BLOCK };
-        volatile.block(0, Epoch::new(1)).expect("the last block").expect("no epoch involved");
+        let last = volatile.block(0, Epoch::new(1)).expect("the last block");
+        assert!(matches!(last, NextBlock::Reserved(_)), "no epoch involved: {last:?}");
         assert!(volatile.block(TOKEN_END, Epoch::new(1)).is_err());
         assert!(
             TokenSource::Epoch { from: 0 }.block(u64::MAX - 1, Epoch::new(1)).is_err(),
@@ -171,8 +183,8 @@ mod tests {
                 epoch = Epoch::new(epoch.get() + raise);
                 let block = loop {
                     match (TokenSource::Epoch { from }).block(reserved_to, epoch).expect("far from the end") {
-                        Ok(block) => break block,
-                        Err(RaiseEpoch(wanted)) => { prop_assert!(wanted > epoch); epoch = wanted; }
+                        NextBlock::Reserved(block) => break block,
+                        NextBlock::Raise(RaiseEpoch(wanted)) => { prop_assert!(wanted > epoch); epoch = wanted; }
                     }
                 };
                 prop_assert!(block.next.get() >= reserved_to.max(from));
