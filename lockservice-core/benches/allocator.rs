@@ -3,6 +3,7 @@
 //!
 //! `cargo bench -p lockservice-core --bench allocator`
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
+#![allow(clippy::disallowed_methods, reason = "a benchmark measures with the machine's clock")]
 
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
@@ -49,7 +50,6 @@ async fn prepare() -> Prepared {
 
 /// Nanoseconds per begin_commit + finish_commit with four binds; thread `part` of `parts` uses
 /// tables of its own.
-#[allow(clippy::disallowed_methods, reason = "a benchmark measures with the machine's clock")]
 fn cycles(prepared: &Prepared, part: u64, parts: u64, start: &Barrier) -> f64 {
     let asked = CommitWindow { least: Duration::ZERO, most: Duration::from_secs(1) };
     // Built before: the caller has them from its lock results.

@@ -4,6 +4,8 @@
 //! `cargo bench -p lockservice-core --bench engine`. Each pair runs side by side in turns, and the
 //! ratio is printed: timings on a shared machine swing too much to compare across runs.
 
+#![allow(clippy::disallowed_methods, reason = "a benchmark measures with the machine's clock")]
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::hint::black_box;

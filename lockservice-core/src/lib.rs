@@ -51,6 +51,7 @@ pub mod allocator;
 pub mod clock;
 #[cfg(any(doc, doctest))]
 pub mod docs;
+pub mod env;
 mod error;
 pub mod guarded_map;
 mod id;
@@ -62,6 +63,7 @@ pub mod store;
 pub(crate) mod sync;
 pub mod table;
 #[cfg(any(test, feature = "testing"))]
+#[allow(clippy::disallowed_methods, reason = "suites and fixtures drive effects themselves")]
 pub mod testing;
 
 pub use crate::error::{Advice, Blocker, DeadlockEdge, Detail, Error, ErrorKind, Result};

@@ -2,6 +2,7 @@
 //! leader or store, nothing is promised twice (L1 to L4). Time is tokio's paused clock: every wait
 //! here is counted, none is waited for.
 #![cfg(not(loom))]
+#![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 
 mod cluster;
 

@@ -1,6 +1,7 @@
 //! What stores and leaders lose, and who may not find out too late (L1, L2, L4). Time is tokio's
 //! paused clock.
 #![cfg(not(loom))]
+#![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 
 mod cluster;
 

@@ -1,6 +1,7 @@
 //! Schedules that a reviewer found, each of which once let two own one table, or kept a cluster
 //! from work (L1, L4). Time is tokio's paused clock.
 #![cfg(not(loom))]
+#![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 
 mod cluster;
 

@@ -1,5 +1,7 @@
 //! Calls that are dropped: at every point of a scenario, and while other threads release.
 
+#![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
+
 use std::future::Future;
 use std::ops::Bound;
 use std::pin::Pin;

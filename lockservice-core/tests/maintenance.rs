@@ -1,6 +1,7 @@
 //! Dumps and restores: what goes in comes out, and nothing but a whole, consistent dump in an empty
 //! store is ever served from.
 #![cfg(not(loom))]
+#![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! The outage that started it all: the first start, and the first after an upgrade, under full
 //! concurrent load.
 #![cfg(not(loom))]
+#![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! What an allocator does after a restart: L1, B3, B4, F2, L4; and with a store whose answers get
 //! lost: L2.
 #![cfg(not(loom))]
+#![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -4,6 +4,7 @@
 //! Tokio's paused clock drives everything, the service's clock included: no test waits for real
 //! time.
 #![cfg(not(loom))]
+#![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -3,6 +3,7 @@
 //! Tokio's paused clock drives everything, the service's clock included: no clause waits for real
 //! time.
 #![cfg(not(loom))]
+#![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

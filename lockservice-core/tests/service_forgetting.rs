@@ -1,5 +1,6 @@
 //! Tables that a service forgets: in time, and for an operator. Time is tokio's paused clock.
 #![cfg(not(loom))]
+#![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! What a session keeps for replays is bounded, and nothing of T2 is lost at the bound.
 #![cfg(not(loom))]
+#![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 
 use std::sync::Arc;
 use std::time::Duration;

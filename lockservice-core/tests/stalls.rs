@@ -2,6 +2,7 @@
 //! spoil: real threads, and a clock that stalls inside `now`. Every reading that an operation makes
 //! is stalled in turn, whichever it is that decides.
 #![cfg(not(loom))]
+#![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 
 use std::sync::Arc;
 use std::time::Duration;

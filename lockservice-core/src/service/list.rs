@@ -84,7 +84,7 @@ impl WaitList {
         (holder_label, holder_client): (String, String),
     ) -> WaitStatus {
         let (waiter_label, waiter_client) = self.inner.names(info.waiter);
-        let waiting = self.inner.parts.clock.now().since(info.since);
+        let waiting = self.inner.parts.env.now().since(info.since);
         WaitStatus { info, waiting, waiter_label, waiter_client, holder_label, holder_client }
     }
 }

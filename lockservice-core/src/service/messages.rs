@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::allocator::LockTableAllocator;
-use crate::clock::Clock;
+use crate::env::Env;
 use crate::error::Error;
 use crate::id::{NodeName, Nonce, ServiceId, TableRef, TxnId};
 use crate::key::{LockItem, LockMode};
@@ -16,8 +16,8 @@ use crate::table::{Grant, LockInfo, WaitInfo, WaitPolicy};
 pub struct ServiceParts {
     /// Who binds tables and admits commits.
     pub allocator: Arc<dyn LockTableAllocator>,
-    /// Where time comes from.
-    pub clock: Arc<dyn Clock>,
+    /// Where time, randomness, tasks and timers come from.
+    pub env: Env,
     /// The node's name, the same over its restarts.
     pub node: NodeName,
     /// Where clients reach it.
@@ -32,12 +32,12 @@ impl ServiceParts {
     /// A service that is reached only from within this process, with default settings.
     pub fn new(
         allocator: Arc<dyn LockTableAllocator>,
-        clock: Arc<dyn Clock>,
+        env: impl Into<Env>,
         node: NodeName,
     ) -> Self {
         Self {
             allocator,
-            clock,
+            env: env.into(),
             node,
             address: String::new(),
             settings: ServiceSettings::default(),

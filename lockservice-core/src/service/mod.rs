@@ -153,8 +153,8 @@ impl LockService {
     /// [`register`](crate::allocator::LockTableAllocator::register) does.
     pub async fn start(parts: ServiceParts) -> Result<Self> {
         parts.settings.check()?;
-        let nonce = Nonce::new(rand::random_range(1..1 << 53));
-        let sent = parts.clock.now();
+        let nonce = Nonce::new(parts.env.random_id());
+        let sent = parts.env.now();
         let register = Registration {
             node: parts.node.clone(),
             nonce,
@@ -208,7 +208,7 @@ impl LockService {
 
     /// The service's clock.
     pub fn clock(&self) -> &Arc<dyn Clock> {
-        &self.inner.parts.clock
+        self.inner.parts.env.clock()
     }
 
     /// Every lock held here, of one table if `table` is given; as [`lock_list`](Self::lock_list),
@@ -275,7 +275,7 @@ impl LockService {
             first
         });
         inner.engine.seal(shutting_down);
-        let deadline = inner.parts.clock.now() + grace;
+        let deadline = inner.parts.env.now() + grace;
         let gone = inner.until(deadline, inner.everybody_gone()).await.is_some();
         let resigned = if gone && inner.begin_to_resign() {
             // Once the lease must have run out there is nothing left to resign, however long the
@@ -341,7 +341,7 @@ impl ServiceInner {
     /// Decides something about the lease, by a reading of the clock that is made under its mutex.
     pub(crate) fn with_lease<T>(&self, decide: impl FnOnce(&mut Lease, Time) -> T) -> T {
         let mut lease = self.lease.lock();
-        let now = self.parts.clock.now();
+        let now = self.parts.env.now();
         decide(&mut lease, now)
     }
 
@@ -433,7 +433,7 @@ impl ServiceInner {
             return Some(output);
         }
         loop {
-            let now = self.parts.clock.now();
+            let now = self.parts.env.now();
             if now >= deadline {
                 return None;
             }
@@ -441,7 +441,7 @@ impl ServiceInner {
                 biased;
                 output = &mut future => return Some(output),
                 // Timers only wake: they may be early (they do not count suspend) or late.
-                () = tokio::time::sleep(timer(deadline, now)) => {}
+                () = self.parts.env.sleep(timer(deadline, now)) => {}
             }
         }
     }
@@ -450,13 +450,13 @@ impl ServiceInner {
     pub(crate) async fn pause(&self, pause: Duration) {
         let mut phase = self.phase.subscribe();
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = self.parts.env.sleep(pause) => {}
             _ = phase.wait_for(|phase| matches!(phase, Phase::Sealed(_))) => {}
         }
     }
 
     /// Runs a task that ends with the service, or when it is aborted.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
-        tokio::spawn(task).abort_handle()
+        self.parts.env.spawn(task).abort_handle()
     }
 }

@@ -7,6 +7,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
+use crate::env::Env;
 use crate::error::{Error, ErrorKind};
 
 /// Separates proofs from whatever else the key may be used for one day.
@@ -55,7 +56,13 @@ pub struct Cluster {
 impl Cluster {
     /// A new cluster.
     pub fn random() -> Self {
-        Self { id: ClusterId(rand::random()), key: ClusterKey(rand::random()) }
+        Self::in_env(&Env::system())
+    }
+
+    /// A new cluster, with the randomness of `env`.
+    pub fn in_env(env: &Env) -> Self {
+        let id = ClusterId(u128::from_le_bytes(env.random_bytes()));
+        Self { id, key: ClusterKey(env.random_bytes()) }
     }
 }
 

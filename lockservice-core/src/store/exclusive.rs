@@ -361,6 +361,7 @@ fn unless_panic<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
+#[allow(clippy::disallowed_methods, reason = "a store on a local disk is no part of a simulation")]
 async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

@@ -25,6 +25,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use crate::env::Env;
 use crate::error::Result;
 use crate::id::{Epoch, NodeName, Nonce};
 
@@ -134,7 +135,8 @@ pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     /// Waits until the leadership may have changed, at most `poll`. The default only lets that time
     /// pass. An error means no more than that the store cannot tell; the caller goes on polling.
     async fn wait_for_change(&self, poll: Duration) -> Result<()> {
-        tokio::time::sleep(poll).await;
+        // A store has no node's timers; a poll decides nothing.
+        Env::system().sleep(poll).await;
         Ok(())
     }
 }
@@ -388,11 +390,16 @@ pub struct WriteAck {
 impl Candidate {
     /// A candidate for a store that it has not seen: random nonce, nothing observed.
     pub fn new(node: NodeName, address: impl Into<NodeAddress>) -> Self {
+        Self::in_env(&Env::system(), node, address)
+    }
+
+    /// As [`new`](Self::new), with the randomness of `env`.
+    pub fn in_env(env: &Env, node: NodeName, address: impl Into<NodeAddress>) -> Self {
         Self {
             node,
-            nonce: Nonce::new(rand::random()),
+            nonce: Nonce::new(env.random_u64()),
             address: address.into(),
-            cluster: Cluster::random(),
+            cluster: Cluster::in_env(env),
             founds: false,
             seen: None,
             floor: Epoch::default(),

@@ -51,7 +51,7 @@ impl Campaign {
     fn new(shared: Arc<ElectedShared>) -> Self {
         Self {
             ttl: shared.settings.constants.leadership_ttl(),
-            candidate: Candidate::new(shared.node.clone(), shared.address.clone()),
+            candidate: Candidate::in_env(&shared.env, shared.node.clone(), shared.address.clone()),
             watch: LeadershipWatch::default(),
             namesake: Namesake::default(),
             pause: PAUSE_FIRST,
@@ -64,8 +64,8 @@ impl Campaign {
     async fn ask(&mut self) -> ControlFlow<()> {
         let shared = &self.shared;
         self.candidate.floor = shared.observed.lock().last().epoch;
-        self.candidate.seen = self.watch.complete(self.ttl, shared.clock.now()).cloned();
-        match acquire(&*shared.store, &*shared.clock, &self.candidate, self.ttl).await {
+        self.candidate.seen = self.watch.complete(self.ttl, shared.env.now()).cloned();
+        match acquire(&*shared.store, &shared.env, &self.candidate, self.ttl).await {
             Ok((Leadership::Acquired(acquired), sent)) => {
                 self.won(Elected { acquired, sent }).await
             }
@@ -121,7 +121,7 @@ impl Campaign {
         shared.role.send_replace(Role::Searching(self.unreadable.clone()));
         // A nonce of its own for each leadership: commits that the last one admitted may still be
         // in flight, so this process counts like any other.
-        self.candidate.nonce = Nonce::new(rand::random());
+        self.candidate.nonce = Nonce::new(shared.env.random_u64());
         self.watch.restart();
         self.pause = PAUSE_FIRST;
         ControlFlow::Continue(())
@@ -141,18 +141,18 @@ impl Campaign {
         let own = &shared.address.nodes;
         let at_our_address = address.as_ref().is_some_and(|at| !own.is_empty() && at.nodes == *own);
         let taken = at_our_address && seen.leader.is_some_and(|leader| self.namesake.lives(leader));
-        self.watch.observe(seen, shared.clock.now());
+        self.watch.observe(seen, shared.env.now());
         if taken {
             shared.follow(None, Some(&address_taken(own)));
         } else {
             shared.follow(address, self.unreadable.as_ref());
         }
-        let left = self.watch.left(self.ttl, shared.clock.now());
+        let left = self.watch.left(self.ttl, shared.env.now());
         // An error only means that the store cannot tell; it is asked again.
         let poll = left.clamp(Duration::from_millis(1), self.ttl / 8);
         if let Err(e) = shared.store.wait_for_change(poll).await {
             tracing::debug!(error = ?e, "cannot wait for a change of leadership; asks again soon");
-            tokio::time::sleep(left.min(ASK_AGAIN)).await;
+            shared.env.sleep(left.min(ASK_AGAIN)).await;
         }
         self.pause = PAUSE_FIRST;
     }
@@ -167,7 +167,7 @@ impl Campaign {
             }
             searching
         });
-        tokio::time::sleep(self.pause).await;
+        self.shared.env.sleep(self.pause).await;
         self.pause = (self.pause * 2).min(PAUSE_MAX);
     }
 }
@@ -184,7 +184,7 @@ impl ElectedShared {
             .map_or_else(Epoch::default, |elected| elected.acquired.epoch);
         let begun = LocalAllocator::begin(
             Arc::clone(&self.store),
-            Arc::clone(&self.clock),
+            self.env.clone(),
             self.settings.clone(),
             beginning,
         );

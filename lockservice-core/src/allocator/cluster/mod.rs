@@ -44,7 +44,7 @@ use crate::allocator::leader::origins::Origins;
 use crate::allocator::leader::{AllocatorStopped, LocalAllocator};
 use crate::allocator::state::stopping;
 use crate::allocator::{AllocatorSettings, LockTableAllocator};
-use crate::clock::Clock;
+use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::id::NodeName;
 use crate::store::{BindStore, Cluster, ClusterId, NodeAddress};
@@ -86,7 +86,7 @@ pub struct ElectedAllocator {
 #[derive(Debug)]
 struct ElectedShared {
     store: Arc<dyn BindStore>,
-    clock: Arc<dyn Clock>,
+    env: Env,
     settings: AllocatorSettings,
     node: NodeName,
     address: NodeAddress,
@@ -136,16 +136,17 @@ impl ElectedAllocator {
     /// [`shutdown`](Self::shutdown) lets the others wait for the leadership's TTL.
     pub fn start(
         store: Arc<dyn BindStore>,
-        clock: Arc<dyn Clock>,
+        env: impl Into<Env>,
         settings: AllocatorSettings,
         node: NodeName,
         address: impl Into<NodeAddress>,
         peers: Arc<dyn AllocatorPeers>,
     ) -> Result<Arc<Self>> {
         settings.check()?;
+        let env = env.into();
         let shared = Arc::new(ElectedShared {
             store,
-            clock,
+            env: env.clone(),
             settings,
             node,
             address: address.into(),
@@ -157,7 +158,7 @@ impl ElectedAllocator {
             observed: Mutex::new(Observed::default()),
             origins: Arc::default(),
         });
-        let campaign = tokio::spawn(campaign(Arc::clone(&shared)));
+        let campaign = env.spawn(campaign(Arc::clone(&shared)));
         Ok(Arc::new(Self { shared, campaign: Mutex::new(Some(campaign)) }))
     }
 
@@ -223,7 +224,7 @@ impl ElectedAllocator {
         // Aborted, it ends at its next await. It is taken only then, so that whoever stops again
         // after this was dropped waits for it too.
         while self.campaign.lock().as_ref().is_some_and(|campaign| !campaign.is_finished()) {
-            tokio::time::sleep(CAMPAIGN_ENDS).await;
+            self.shared.env.sleep(CAMPAIGN_ENDS).await;
         }
         // It leads until it has ended: commits in flight, for which it waits, must be able to
         // finish. Also a leadership that is still being opened is one that the others wait out.

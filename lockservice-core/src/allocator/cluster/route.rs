@@ -88,7 +88,7 @@ impl<'a> Route<'a> {
         let patience = hi(shared.settings.constants.leadership_ttl()) * 2;
         Self {
             shared,
-            give_up: shared.clock.now() + patience,
+            give_up: shared.env.now() + patience,
             hint: None,
             hops: 0,
             own: None,
@@ -106,7 +106,7 @@ impl<'a> Route<'a> {
         let mut role = self.shared.role.subscribe();
         if std::mem::take(&mut self.wrong_node) {
             // The timer only wakes: it looks again.
-            drop(tokio::time::timeout(ASK_AGAIN, role.changed()).await);
+            drop(self.shared.env.timeout(ASK_AGAIN, role.changed()).await);
         }
         loop {
             let unavailable = match &*role.borrow_and_update() {
@@ -125,12 +125,12 @@ impl<'a> Route<'a> {
                         .map_or_else(|| error.clone(), |why| error.clone().with_source(why.clone()))
                 }
             };
-            let left = self.give_up.remaining(self.shared.clock.now());
+            let left = self.give_up.remaining(self.shared.env.now());
             if left.is_zero() {
                 return Err(unavailable);
             }
             // The timer only wakes.
-            if let Ok(Err(_)) = tokio::time::timeout(left, role.changed()).await {
+            if let Ok(Err(_)) = self.shared.env.timeout(left, role.changed()).await {
                 return Err(stopping());
             }
         }
@@ -168,7 +168,7 @@ impl<'a> Route<'a> {
     fn again<T>(&mut self, outcome: &Result<T>) -> bool {
         let Err(e) = outcome else { return false };
         if e.kind() != ErrorKind::NotLeader
-            || self.give_up.remaining(self.shared.clock.now()).is_zero()
+            || self.give_up.remaining(self.shared.env.now()).is_zero()
         {
             return false;
         }

@@ -74,7 +74,7 @@ impl LockTableAllocator for LocalAllocator {
             .filter(|known| known.nonce == nonce)
             .ok_or_else(|| lease_lost(service))?;
         self.shared.compare(&state, observed)?;
-        if !known.renew(|| self.shared.clock.now()) {
+        if !known.renew(|| self.shared.env.now()) {
             return Err(lease_lost(service));
         }
         Ok(LeaseAck { at: state.progress(), lease_ttl: self.shared.settings.constants.lease_ttl() })
@@ -103,7 +103,7 @@ impl LockTableAllocator for LocalAllocator {
         if known.lease.get().state == LeaseState::Resigned {
             return Ok(state.progress());
         }
-        if !known.lease.begin_resign(known.ttl, || self.shared.clock.now()) {
+        if !known.lease.begin_resign(known.ttl, || self.shared.env.now()) {
             return Err(lease_lost(service));
         }
         // From here on no new pin on its binds and, after the fence, no new commit of its
@@ -116,12 +116,12 @@ impl LockTableAllocator for LocalAllocator {
         // C2: a resignation waits for pins. Polled: a commit must not pay for telling whoever
         // waits, and the wait is bounded by the lease.
         loop {
-            let now = self.shared.clock.now();
+            let now = self.shared.env.now();
             pins.retain(|pins| pins.held(now));
             if pins.is_empty() && known.commits.in_flight_until(now).is_none() {
                 break;
             }
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            self.shared.env.sleep(Duration::from_millis(2)).await;
         }
         let ops = smallvec![Op::PutService(known.record(ServiceState::Resigned))];
         let (done, answer) = oneshot::channel();
@@ -181,7 +181,7 @@ impl LockTableAllocator for LocalAllocator {
 
     async fn latest(&self, table: &TableRef) -> Result<Latest> {
         let state = self.shared.leading().await?;
-        let now = self.shared.clock.now();
+        let now = self.shared.env.now();
         let bind = state.tables.read(table, |entry| entry?.status(table, 0, now));
         Ok(Latest { bind, at: state.progress() })
     }
@@ -233,7 +233,7 @@ impl LockTableAllocator for LocalAllocator {
             .service(service)
             .filter(|known| known.nonce == nonce)
             .ok_or_else(|| lease_lost(service))?;
-        if !known.holds(self.shared.clock.now()) {
+        if !known.holds(self.shared.env.now()) {
             return Err(lease_lost(service));
         }
         known.commits.observe(range);
@@ -246,7 +246,7 @@ impl LockTableAllocator for LocalAllocator {
 
     async fn status(&self) -> Result<AllocatorStatus> {
         let state = self.shared.leading().await?;
-        let now = self.shared.clock.now();
+        let now = self.shared.env.now();
         let mut status = AllocatorStatus { at: state.progress(), ..AllocatorStatus::default() };
         let mut turns = Turns::default();
         for shard in 0..state.tables.shards() {
@@ -272,7 +272,7 @@ impl LockTableAllocator for LocalAllocator {
             turns.after(visited).await;
         }
         // A million binds take seconds to sort.
-        let sorted = tokio::task::spawn_blocking(move || {
+        let sorted = self.shared.env.spawn_blocking(move || {
             status.binds.sort_by(|a, b| {
                 (&a.bind.table, a.bind.partition).cmp(&(&b.bind.table, b.bind.partition))
             });
@@ -336,7 +336,7 @@ impl LocalShared {
     }
 
     async fn cannot_commit(&self, state: &Arc<AllocatorState>, txn: TxnId) -> Result<Verdict> {
-        let now = self.clock.now();
+        let now = self.env.now();
         // T1: it is refused at begin_commit anyway.
         if !txn.validates() {
             return Ok(Verdict::Tombstoned);

@@ -27,6 +27,7 @@ use crate::allocator::state::{
     AllocatorState, BindEntry, Service, TableEntry, lease_lost, reassigning, stopping,
 };
 use crate::clock::Time;
+use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, ServiceId, TableId, TableRef};
 use crate::store::{Op, ServiceState};
@@ -102,7 +103,7 @@ impl LocalShared {
         let asker = state.service(service).ok_or_else(|| lease_lost(service))?;
         let mut patient = true;
         loop {
-            let now = self.clock.now();
+            let now = self.env.now();
             if !asker.check_holds(now) {
                 return Err(lease_lost(service));
             }
@@ -128,7 +129,7 @@ impl LocalShared {
                 }
                 Err(NotQueued::Resigning(owner, wait)) => {
                     patient = false;
-                    resigned(&owner, wait.min(RESIGNING_MAX)).await;
+                    resigned(&self.env, &owner, wait.min(RESIGNING_MAX)).await;
                 }
                 Err(NotQueued::Raise(wanted)) => self.raise(wanted).await?,
                 Err(NotQueued::Failed(e)) => return Err(e),
@@ -147,7 +148,7 @@ impl LocalShared {
         slot: &mut Option<TableEntry>,
         room: mpsc::Permit<'_, Command>,
     ) -> Result<oneshot::Receiver<Result<BoundTable>>, NotQueued> {
-        let now = self.clock.now();
+        let now = self.env.now();
         let free = self.free_table(state, table, slot.as_ref(), now)?;
         // B6: id, layout, bind and first token block are one batch.
         let BindNumbers { id, version, block } = BindNumbers::take(state, &free)?;
@@ -258,7 +259,7 @@ impl LocalShared {
         let table = state.ids.read(&id, |table| table.cloned()).ok_or_else(changed)?;
         loop {
             let room = self.room().await?;
-            let now = self.clock.now();
+            let now = self.env.now();
             let plan = state.tables.update_existing(&table, |entry| {
                 let current = entry.id == id
                     && entry.binds.iter().any(|bind| {
@@ -415,13 +416,13 @@ fn too_many_tables(table: &TableRef, limit: usize) -> Error {
 }
 
 /// Waits until the resignation of `owner` has landed, at most so long.
-async fn resigned(owner: &Service, at_most: Duration) {
+async fn resigned(env: &Env, owner: &Service, at_most: Duration) {
     let mut gone = pin!(owner.gone.notified());
     // Registered before the look, so that a resignation that lands in between is not missed.
     gone.as_mut().enable();
     if owner.lease.get().state == LeaseState::Resigning {
         // The timer only wakes: the caller looks again.
-        drop(tokio::time::timeout(at_most, gone).await);
+        drop(env.timeout(at_most, gone).await);
     }
 }
 

@@ -55,7 +55,7 @@ impl LocalShared {
     ) -> Result<Option<Error>> {
         loop {
             let room = self.room().await?;
-            let now = self.clock.now();
+            let now = self.env.now();
             if !service.check_holds(now) {
                 return Err(lease_lost(service.id));
             }
@@ -109,7 +109,7 @@ impl LocalShared {
         if !entry.binds.iter().all(own) {
             return Err(not_current(table, version));
         }
-        let now = self.clock.now();
+        let now = self.env.now();
         if !service.check_holds(now) {
             return Err(lease_lost(service.id));
         }
@@ -162,7 +162,7 @@ impl LocalShared {
         if let Some(pending) = &entry.pending {
             return Step::Wait(pending.clone());
         }
-        let now = self.clock.now();
+        let now = self.env.now();
         let mut wait = state.held_until.remaining(now);
         for (partition, bind) in entry.binds.iter().enumerate() {
             let owner = &bind.owner;
@@ -194,7 +194,7 @@ impl LocalShared {
     ) -> oneshot::Receiver<Result<()>> {
         let (closes, pending) = watch::channel(());
         (entry.pending, entry.leaving) = (Some(pending), true);
-        let now = self.clock.now();
+        let now = self.env.now();
         // B1: the old owner's end is in the store no later than what follows it.
         let fenced = entry
             .binds
@@ -247,7 +247,7 @@ impl LocalShared {
         shard: &mut usize,
     ) -> Result<()> {
         let Some(idle) = self.settings.table_idle() else { return Ok(()) };
-        let now = self.clock.now();
+        let now = self.env.now();
         if !any_unowned(state, idle, now) {
             return Ok(());
         }

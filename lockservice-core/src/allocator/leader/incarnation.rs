@@ -46,10 +46,10 @@ impl LocalShared {
                 if let Some(known) = state.service(*known) {
                     // Whoever asks again counts its lease from this request (B2), so it must be
                     // renewed as by any other.
-                    if known.nonce == request.nonce && known.renew(|| self.clock.now()) {
+                    if known.nonce == request.nonce && known.renew(|| self.env.now()) {
                         return Ok(Ok(known.id));
                     }
-                    let (now, lease) = (self.clock.now(), known.lease.get());
+                    let (now, lease) = (self.env.now(), known.lease.get());
                     let replaces = request.replaces == Some((known.id, known.nonce));
                     if lease.holds(known.ttl, now) && !replaces {
                         return Err(name_in_use(
@@ -96,7 +96,7 @@ impl LocalShared {
                     let service = Arc::new(Service::new(
                         record,
                         ttl,
-                        shared.clock.now(),
+                        shared.env.now(),
                         LeaseState::Live,
                         max,
                     ));

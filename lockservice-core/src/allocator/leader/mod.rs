@@ -30,7 +30,8 @@ use crate::allocator::messages::{BeginCommit, CommitAdmission};
 use crate::allocator::settings::AllocatorSettings;
 use crate::allocator::state::tokens::RaiseEpoch;
 use crate::allocator::state::{AllocatorState, stopping};
-use crate::clock::{Clock, Time};
+use crate::clock::Time;
+use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{CommitAttempt, Epoch, NodeName, ServiceId, TxnId};
 use crate::store::{Acquired, BindStore, Candidate, Op};
@@ -94,7 +95,7 @@ pub(in crate::allocator) struct Beginning {
 }
 
 pub(in crate::allocator) struct LocalShared {
-    pub(in crate::allocator) clock: Arc<dyn Clock>,
+    pub(in crate::allocator) env: Env,
     pub(in crate::allocator) settings: AllocatorSettings,
     pub(in crate::allocator) queue: mpsc::Sender<Command>,
     /// Set once, when the opening succeeded.
@@ -134,11 +135,11 @@ impl LocalAllocator {
     /// end with the allocator.
     pub async fn open(
         store: Arc<dyn BindStore>,
-        clock: Arc<dyn Clock>,
+        env: impl Into<Env>,
         settings: AllocatorSettings,
         candidate: impl Into<Candidate>,
     ) -> Result<Arc<Self>> {
-        let allocator = Self::start(store, clock, settings, candidate)?;
+        let allocator = Self::start(store, env, settings, candidate)?;
         allocator.opened().await?;
         Ok(allocator)
     }
@@ -148,7 +149,7 @@ impl LocalAllocator {
     /// Fails with `InvalidArgument` for settings out of range.
     pub fn start(
         store: Arc<dyn BindStore>,
-        clock: Arc<dyn Clock>,
+        env: impl Into<Env>,
         settings: AllocatorSettings,
         candidate: impl Into<Candidate>,
     ) -> Result<Arc<Self>> {
@@ -158,13 +159,13 @@ impl LocalAllocator {
             observed: Observed::default(),
             origins: Arc::default(),
         };
-        Self::begin(store, clock, settings, beginning)
+        Self::begin(store, env.into(), settings, beginning)
     }
 
     /// Begins to open a store whose leadership may have been acquired already.
     pub(in crate::allocator) fn begin(
         store: Arc<dyn BindStore>,
-        clock: Arc<dyn Clock>,
+        env: Env,
         settings: AllocatorSettings,
         beginning: Beginning,
     ) -> Result<Arc<Self>> {
@@ -172,7 +173,7 @@ impl LocalAllocator {
         let (queue, commands) = mpsc::channel(settings.queue_max + 1);
         let raise_above = Mutex::new(queue.clone().try_reserve_owned().ok());
         let shared = Arc::new(LocalShared {
-            clock,
+            env: env.clone(),
             settings,
             queue,
             raise_above,
@@ -185,8 +186,8 @@ impl LocalAllocator {
             constants_later: Mutex::new(None),
             origins: Arc::clone(&beginning.origins),
         });
-        let writer = tokio::spawn(lead(Arc::clone(&shared), store, beginning, commands));
-        let sweep = tokio::spawn(sweep(Arc::clone(&shared)));
+        let writer = env.spawn(lead(Arc::clone(&shared), store, beginning, commands));
+        let sweep = env.spawn(sweep(Arc::clone(&shared)));
         Ok(Arc::new(Self { shared, tasks: Mutex::new(Some((writer, sweep))) }))
     }
 
@@ -216,7 +217,7 @@ impl LocalAllocator {
         self.shared
             .state
             .get()
-            .is_some_and(|state| state.check_leading(self.shared.clock.now()).is_ok())
+            .is_some_and(|state| state.check_leading(self.shared.env.now()).is_ok())
     }
 
     /// True if the store is open to this process alone. False while it is being opened.
@@ -239,7 +240,7 @@ impl LocalAllocator {
     /// Answers `Unavailable` while the store is being opened: try again.
     pub fn begin_commit_now(&self, request: &BeginCommit) -> Result<CommitAdmission> {
         let state = self.shared.state.get().ok_or_else(|| self.shared.not_open())?;
-        state.begin_commit(request, self.shared.clock.now())
+        state.begin_commit(request, self.shared.env.now())
     }
 
     /// [`LockTableAllocator::finish_commit`] without a wait.
@@ -274,12 +275,12 @@ impl LocalAllocator {
             // ORDERING: the fences below are what keeps commits out; this only makes answers clear.
             state.admitting.store(false, Ordering::Release);
             state.services.for_each(|_, service| service.commits.fence());
-            let give_up = self.shared.clock.now() + grace;
+            let give_up = self.shared.env.now() + grace;
             let may_resign = quiet || !state.exclusive;
             if may_resign && !self.wait_for_promises(state, give_up).await {
                 // A store that is away must not hold up the stop: the writer may be settling a
                 // write for as long as that lasts (L2).
-                outcome = match tokio::time::timeout(STORE_GRACE, self.resign()).await {
+                outcome = match self.shared.env.timeout(STORE_GRACE, self.resign()).await {
                     Ok(outcome) => outcome,
                     Err(_) => {
                         // Whoever waits for the writer is told, and a resignation that lands yet is
@@ -306,7 +307,7 @@ impl LocalAllocator {
             };
             // A store that is away must not hold up the stop: a write of unknown outcome lands
             // under this epoch or never (L2).
-            if tokio::time::timeout(STORE_GRACE, stop).await.is_err() {
+            if self.shared.env.timeout(STORE_GRACE, stop).await.is_err() {
                 writer_stop.abort();
             }
             drop(sweep.await);
@@ -330,7 +331,7 @@ impl LocalAllocator {
     /// True if a promise still holds when `give_up` comes.
     async fn wait_for_promises(&self, state: &AllocatorState, give_up: Time) -> bool {
         loop {
-            let now = self.shared.clock.now();
+            let now = self.shared.env.now();
             let mut until: Option<Time> = None;
             state.services.for_each(|_, service| {
                 until = until.max(service.commits.in_flight_until(now));
@@ -344,10 +345,10 @@ impl LocalAllocator {
                 Some(_) if now >= give_up => return true,
                 // Polled: a commit that finishes must not pay for telling whoever waits.
                 Some(until) => {
-                    tokio::time::sleep(
-                        until.min(give_up).remaining(now).min(Duration::from_millis(5)),
-                    )
-                    .await
+                    self.shared
+                        .env
+                        .sleep(until.min(give_up).remaining(now).min(Duration::from_millis(5)))
+                        .await
                 }
             }
         }
@@ -386,7 +387,7 @@ impl LocalShared {
     /// The state, if the leader may answer now (L1). Every answer of the allocator begins here.
     pub(in crate::allocator) async fn leading(&self) -> Result<Arc<AllocatorState>> {
         let state = self.opened().await?;
-        state.check_leading(self.clock.now())?;
+        state.check_leading(self.env.now())?;
         Ok(state)
     }
 

@@ -25,7 +25,8 @@ use crate::allocator::messages::Progress;
 use crate::allocator::settings::AllocatorSettings;
 use crate::allocator::state::AllocatorState;
 use crate::allocator::state::tokens::TokenSource;
-use crate::clock::{Clock, Time, hi};
+use crate::clock::{Time, hi};
+use crate::env::Env;
 use crate::error::{ErrorKind, Result};
 use crate::id::{EPOCH_SHIFT, Epoch, NodeName, ServiceId};
 use crate::store::{
@@ -59,7 +60,7 @@ pub(in crate::allocator) struct Hold<'a> {
 /// A store that a new leader opens.
 pub(in crate::allocator) struct Opening<'a> {
     pub(in crate::allocator) store: &'a dyn BindStore,
-    pub(in crate::allocator) clock: &'a dyn Clock,
+    pub(in crate::allocator) env: &'a Env,
     pub(in crate::allocator) settings: &'a AllocatorSettings,
     pub(in crate::allocator) candidate: &'a mut Candidate,
     pub(in crate::allocator) hold: Hold<'a>,
@@ -84,8 +85,7 @@ impl Opening<'_> {
             (self.candidate.elected, self.candidate.seen) = (true, None);
         }
         let patience = hi(self.settings.constants.leadership_ttl());
-        let loaded =
-            load(self.store, self.clock, self.hold.leadership, exclusive, patience).await?;
+        let loaded = load(self.store, self.env, self.hold.leadership, exclusive, patience).await?;
         if !exclusive {
             self.check_same_copy(&acquired).await?;
         }
@@ -93,7 +93,7 @@ impl Opening<'_> {
         let reported = self.observed.high_water().max(acquired.loss.high_water);
         let went_back = self.compare(&mut acquired, &loaded, reported).await?;
         // Counted from after the response: no other leader can have promised anything later (B4).
-        let now = self.clock.now();
+        let now = self.env.now();
         let constants = NextConstants::of(&loaded, self.settings.constants, now);
         let past = Past {
             now,
@@ -286,23 +286,23 @@ impl NextConstants {
 /// the leadership lasts: to give that up would cost the cluster another TTL.
 async fn load(
     store: &dyn BindStore,
-    clock: &dyn Clock,
+    env: &Env,
     leadership: &LeadershipCell,
     exclusive: bool,
     patience: Duration,
 ) -> Result<StoreState> {
-    let give_up = clock.now() + patience;
+    let give_up = env.now() + patience;
     loop {
         match store.load().await {
             Err(e) if e.kind() == ErrorKind::Unavailable && !exclusive => {
                 // It is renewed meanwhile, but a leader that cannot read must let another lead.
-                let now = clock.now();
+                let now = env.now();
                 if leadership.remaining(now).is_zero() || give_up.remaining(now).is_zero() {
                     return Err(e);
                 }
                 tracing::warn!(store = %store.describe(), error = ?e, "cannot read the store yet; \
                     trying again");
-                tokio::time::sleep(LOAD_AGAIN).await;
+                env.sleep(LOAD_AGAIN).await;
             }
             loaded => return loaded,
         }
@@ -313,10 +313,10 @@ async fn load(
 /// from there (L1).
 pub(in crate::allocator) async fn acquire(
     store: &dyn BindStore,
-    clock: &dyn Clock,
+    env: &Env,
     candidate: &Candidate,
     ttl: Duration,
 ) -> Result<(Leadership, Time)> {
-    let sent = clock.now();
+    let sent = env.now();
     Ok((store.acquire_leadership(candidate, ttl).await?, sent))
 }

@@ -81,7 +81,7 @@ async fn elected(
         return Ok(elected.clone());
     }
     let ttl = shared.settings.constants.leadership_ttl();
-    match acquire(store, &*shared.clock, &beginning.candidate, ttl).await? {
+    match acquire(store, &shared.env, &beginning.candidate, ttl).await? {
         (Leadership::Acquired(acquired), sent) => Ok(Elected { acquired, sent }),
         (Leadership::Held { address, .. }, _) => Err(Error::new(
             ErrorKind::StoreInUse,
@@ -132,7 +132,7 @@ impl Led {
         // In a task of its own, from before the store is loaded: nothing that this one does in one
         // go keeps it from renewing. It ends with this one, also if that is aborted.
         let renewals = self.clone().renew(acquired.lineage.clone());
-        let _renewals = EndsWithMe(tokio::spawn(renewals.in_current_span()));
+        let _renewals = EndsWithMe(self.shared.env.spawn(renewals.in_current_span()));
         // It has its first turn now: a task that is spawned, or woken, by one that then holds its
         // thread waits for it (tokio's LIFO slot).
         tokio::task::yield_now().await;
@@ -152,7 +152,7 @@ impl Led {
         let exclusive = acquired.exclusive;
         let opening = Opening {
             store: &*store,
-            clock: &*shared.clock,
+            env: &shared.env,
             settings: &shared.settings,
             candidate: &mut candidate,
             hold: Hold { head: &head, leadership: &leadership },
@@ -176,6 +176,7 @@ impl Led {
         *shared.constants_later.lock() = opened.constants_later;
         let writer = Writer {
             store,
+            env: shared.env.clone(),
             candidate,
             leadership_ttl: shared.settings.constants.leadership_ttl(),
             epoch: opened.epoch,
@@ -203,9 +204,9 @@ impl Led {
         let ttl = shared.settings.constants.leadership_ttl();
         let mut pause = ttl / 3;
         while !leadership.ended() {
-            tokio::time::sleep(pause).await;
+            shared.env.sleep(pause).await;
             let epoch = head.lock().await;
-            let sent = shared.clock.now();
+            let sent = shared.env.now();
             match store.renew(*epoch).await {
                 Ok(renewal) if renewal.lineage != lineage => {
                     leadership.end();
@@ -220,7 +221,7 @@ impl Led {
                     end(&shared.ended, &e);
                 }
                 Err(e) => {
-                    let remaining = leadership.remaining(shared.clock.now());
+                    let remaining = leadership.remaining(shared.env.now());
                     tracing::warn!(
                         error = ?e,
                         ?remaining,
@@ -239,7 +240,7 @@ impl Led {
         let Self { shared, store, leadership, .. } = self;
         let every = sweep_every(&shared);
         while !leadership.ended() {
-            if tokio::time::timeout(every, &mut stopped).await.is_ok() {
+            if shared.env.timeout(every, &mut stopped).await.is_ok() {
                 return;
             }
             match store.applied().await {
@@ -267,8 +268,8 @@ pub(in crate::allocator) async fn sweep(shared: Arc<LocalShared>) {
     let every = sweep_every(&shared);
     let (mut turn, mut shard) = (0, 0);
     while !shared.queue.is_closed() && !state.leadership.ended() {
-        tokio::time::sleep(every).await;
-        let now = shared.clock.now();
+        shared.env.sleep(every).await;
+        let now = shared.env.now();
         if state.check_leading(now).is_err() {
             // Nothing can be stored now; whoever lapses meanwhile is found later.
             continue;

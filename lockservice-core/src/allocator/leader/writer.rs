@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::allocator::messages::Progress;
 use crate::allocator::state::{AllocatorState, not_leading};
+use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
 use crate::store::{
@@ -57,6 +58,7 @@ pub(in crate::allocator) enum Command {
 /// The writer's own state.
 pub(in crate::allocator) struct Writer {
     pub(in crate::allocator) store: Arc<dyn BindStore>,
+    pub(in crate::allocator) env: Env,
     pub(in crate::allocator) candidate: Candidate,
     pub(in crate::allocator) leadership_ttl: Duration,
     pub(in crate::allocator) epoch: Epoch,
@@ -224,12 +226,12 @@ impl Writer {
                     Err(e) => {
                         tracing::warn!(store = %self.store.describe(), error = ?e, "cannot settle \
                             a write of unknown outcome yet");
-                        tokio::time::sleep(pause).await;
+                        self.env.sleep(pause).await;
                         pause = (pause * 2).min(Duration::from_secs(1));
                     }
                 }
             }
-            tokio::time::sleep(pause).await;
+            self.env.sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(1));
         }
     }
@@ -290,7 +292,7 @@ impl Writer {
                     }
                     tracing::warn!(store = %self.store.describe(), error = ?e, "cannot raise the \
                         epoch yet");
-                    tokio::time::sleep(pause).await;
+                    self.env.sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(1));
                 }
                 Err(e) if e.kind() == ErrorKind::Fenced => return Err(self.lose(e)),
@@ -332,11 +334,11 @@ impl Writer {
                             writes")
                     }
                 }
-                tokio::time::sleep(RAISE_PAUSE).await;
+                self.env.sleep(RAISE_PAUSE).await;
             }
         };
         if let Ok(Leadership::Acquired(Acquired { epoch, .. })) =
-            tokio::time::timeout(self.leadership_ttl, tell).await
+            self.env.timeout(self.leadership_ttl, tell).await
         {
             (self.epoch, *head) = (epoch, epoch);
         }

@@ -60,7 +60,7 @@ pub(crate) async fn keep_lease(inner: Arc<ServiceInner>) {
             answered = next_answer(&mut attempts) => answered,
             _ = phase.wait_for(|phase| matches!(phase, Phase::Resigning | Phase::Sealed(_))) => return,
             // The loop looks at the clock.
-            () = tokio::time::sleep(timer(due.min(lease.seal_at()), now)) => continue,
+            () = inner.parts.env.sleep(timer(due.min(lease.seal_at()), now)) => continue,
         };
         match answer {
             Ok(ack) => {

@@ -266,11 +266,11 @@ impl LockService {
         let charge = Charge::session(quota, &inner.quota)?;
         // Random, so that one client cannot use another's session by counting; below 2^53, as all
         // ids; not 0.
-        let id = SessionId::new(rand::random_range(1..1 << 53));
+        let id = SessionId::new(inner.parts.env.random_id());
         let record = Arc::new(SessionRecord {
             id,
             client: client.to_owned(),
-            renewals: Arc::new(Renewals::new(ttl, inner.parts.clock.now())),
+            renewals: Arc::new(Renewals::new(ttl, inner.parts.env.now())),
             state: Mutex::new(SessionState {
                 open: true,
                 txns: BTreeMap::new(),
@@ -326,7 +326,7 @@ impl Session {
         // A stopping service renews for those who are putting their work away; only its lease can
         // end that.
         let lease = self.inner.lease_remaining()?;
-        if !self.record.renewals.renew(&*self.inner.parts.clock) {
+        if !self.record.renewals.renew(&**self.inner.parts.env.clock()) {
             return Err(self.why_lost());
         }
         Ok(Promise { guard: lease.min(self.record.renewals.ttl) })
@@ -355,7 +355,7 @@ impl Session {
     /// Tells of the session's lock calls that wait, those that wait already included: for the one
     /// connection that the session has now. Of two that listen, each is told of some.
     pub fn waits(&self) -> WaitNotices {
-        self.record.waits.renew(self.inner.parts.clock.now());
+        self.record.waits.renew(self.inner.parts.env.now());
         WaitNotices { record: Arc::clone(&self.record), inner: Arc::clone(&self.inner) }
     }
 
@@ -447,7 +447,7 @@ impl Session {
         let ended_is_fine = !matches!(operation, Operation::Lock(_) | Operation::Refuse(_));
         // Before anything is waited for: from here its time-out counts, and now its snapshot is as
         // old as it says.
-        let now = self.inner.parts.clock.now();
+        let now = self.inner.parts.env.now();
         let mut state = self.record.state.lock();
         if !state.open {
             return Err(self.why_lost());
@@ -593,7 +593,7 @@ impl Session {
         if let Poll::Ready(output) = poll_fn(|cx| Poll::Ready(lock.as_mut().poll(cx))).await {
             return output;
         }
-        let _waits = self.record.waits.begin(op, txn, table, self.inner.parts.clock.now());
+        let _waits = self.record.waits.begin(op, txn, table, self.inner.parts.env.now());
         lock.await
     }
 
@@ -726,7 +726,8 @@ impl Session {
     async fn watch_over(self) {
         let mut phase = self.inner.phase.subscribe();
         loop {
-            let Some((lapses, now)) = self.record.renewals.lapses(&*self.inner.parts.clock) else {
+            let Some((lapses, now)) = self.record.renewals.lapses(&**self.inner.parts.env.clock())
+            else {
                 let why = Error::new(
                     ErrorKind::SessionLost,
                     "the session was not renewed in time and its locks are given away: stop the \
@@ -738,7 +739,7 @@ impl Session {
                 return;
             };
             tokio::select! {
-                () = tokio::time::sleep(timer(lapses, now)) => {}
+                () = self.inner.parts.env.sleep(timer(lapses, now)) => {}
                 _ = self.lost() => return,
                 sealed = phase.wait_for(|phase| matches!(phase, Phase::Sealed(_))) => {
                     let why = match sealed.as_deref() {

@@ -117,7 +117,7 @@ impl ServiceInner {
         let mut releases = JoinSet::new();
         let mut after = None;
         loop {
-            let slice = self.engine.idle_tables(after, SLICE, self.parts.clock.now(), idle);
+            let slice = self.engine.idle_tables(after, SLICE, self.parts.env.now(), idle);
             for (table, version) in slice.idle {
                 let Leave::Leaving(leaving) =
                     self.tables.leave(&self.engine, &table, Some(version))
@@ -129,7 +129,8 @@ impl ServiceInner {
                 }
                 let inner = Arc::clone(self);
                 // Kept, it is looked at again in its time.
-                releases.spawn(async move { drop(inner.release(leaving).await) });
+                let release = async move { drop(inner.release(leaving).await) };
+                self.parts.env.spawn_in(&mut releases, release);
             }
             after = slice.last;
             if after.is_none() {
@@ -210,7 +211,7 @@ impl ServiceInner {
     /// Runs a release to its end, whoever waits for it.
     async fn run_release(self: &Arc<Self>, leaving: Leaving) -> Result<()> {
         let inner = Arc::clone(self);
-        let release = tokio::spawn(async move { inner.release(leaving).await });
+        let release = self.parts.env.spawn(async move { inner.release(leaving).await });
         // It ends without an answer only together with the runtime.
         release.await.unwrap_or_else(|_| Err(shutting_down()))
     }

@@ -67,7 +67,7 @@ struct Place<'a> {
 impl Place<'_> {
     /// Gives the place up, and says why the call did not get the table.
     fn give_up(&self) -> Option<Error> {
-        self.inner.tables.lines.lock().leave(self.table, self.place, self.inner.parts.clock.now())
+        self.inner.tables.lines.lock().leave(self.table, self.place, self.inner.parts.env.now())
     }
 }
 
@@ -157,7 +157,7 @@ impl ServiceInner {
                 Err(error) if passes(&error) => error,
                 Err(error) => return self.tables.lines.lock().end(table, &error),
             };
-            let now = self.parts.clock.now();
+            let now = self.parts.env.now();
             self.tables.lines.lock().refused(table, &error, now);
             // What keeps it may be over earlier than was said: its owner may resign, or another
             // leader know better. So it is asked again, ever more rarely.
@@ -227,7 +227,7 @@ impl ServiceInner {
         }
         // C5: a snapshot that was begun before now may be older than the last owner's last commit.
         let installed =
-            self.engine.install(bound.bind.clone(), bound.tokens, Some(self.parts.clock.now()));
+            self.engine.install(bound.bind.clone(), bound.tokens, Some(self.parts.env.now()));
         if let Err(e) = installed {
             if e.kind() == ErrorKind::BindChanged {
                 // B5: this version may have been served. It is given up, and the next one asked

@@ -112,7 +112,7 @@ pub(crate) async fn report(inner: Arc<ServiceInner>) {
             }
             tokio::select! {
                 () = inner.live.behind.notified() => {}
-                () = tokio::time::sleep(TELL_EVERY) => {}
+                () = inner.parts.env.sleep(TELL_EVERY) => {}
             }
             None
         };
@@ -144,7 +144,7 @@ pub(crate) async fn report(inner: Arc<ServiceInner>) {
             biased;
             _ = phase.wait_for(|phase| matches!(phase, Phase::Resigning | Phase::Sealed(_))) => return,
             () = inner.live.behind.notified() => {}
-            () = tokio::time::sleep(TELL_EVERY) => {}
+            () = inner.parts.env.sleep(TELL_EVERY) => {}
         }
     }
 }

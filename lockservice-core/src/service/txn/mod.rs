@@ -129,7 +129,7 @@ impl ServiceInner {
             grant.waited.get_or_insert_default();
         }
         // The engine reads no clock: it only says whether the call waited.
-        grant.waited = grant.waited.map(|_| self.parts.clock.now().since(began));
+        grant.waited = grant.waited.map(|_| self.parts.env.now().since(began));
         // C5. At the very moment counts as before.
         let before = |since: Time| snapshot.is_none_or(|snapshot| snapshot <= since);
         grant.history_unknown = grant.owner.history_since.is_some_and(before);
@@ -223,7 +223,7 @@ impl ServiceInner {
     pub(crate) fn promise(&self, session: Option<&Renewals>) -> Result<Promise> {
         let lease = self.lease_remaining()?;
         let Some(session) = session else { return Ok(Promise { guard: lease }) };
-        match session.remaining(&*self.parts.clock) {
+        match session.remaining(&**self.parts.env.clock()) {
             Some(left) => Ok(Promise { guard: lease.min(left) }),
             None => Err(Error::new(
                 ErrorKind::SessionLost,
@@ -285,7 +285,7 @@ impl ServiceInner {
         *txn.state.lock() = TxnPhase::Ended;
         self.live.end(txn.id);
         // C5: it may have committed at a timestamp that nobody told us.
-        self.engine.unlock_all_forced(txn.id, self.parts.clock.now());
+        self.engine.unlock_all_forced(txn.id, self.parts.env.now());
         self.txns.remove(&txn.id);
         self.departed.notify_waiters();
     }
@@ -354,7 +354,7 @@ impl LockService {
     /// Fails with `ShuttingDown` or `LeaseLost` if the service no longer serves,
     /// `ResourceExhausted` at the limit of transactions.
     pub fn begin(&self, options: TxnOptions) -> Result<Txn> {
-        let began = self.inner.parts.clock.now();
+        let began = self.inner.parts.env.now();
         let record = self.inner.begin(&options, None, "")?;
         Ok(Txn { inner: Arc::clone(&self.inner), record, began, turn: tokio::sync::Mutex::new(()) })
     }
@@ -382,7 +382,7 @@ impl Txn {
     /// # Cancel safety
     /// A dropped call leaves the transaction's locks as they were before it.
     pub async fn lock(&self, mut spec: LockSpec) -> Result<Granted> {
-        let now = self.inner.parts.clock.now();
+        let now = self.inner.parts.env.now();
         spec.snapshot_age.get_or_insert_with(|| now.since(self.began));
         let Some(_turn) = self.inner.until(self.inner.deadline(&spec, now), self.turn.lock()).await
         else {

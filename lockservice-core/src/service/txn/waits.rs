@@ -211,9 +211,9 @@ impl WaitNotices {
     /// # Cancel safety
     /// Cancel safe: what is taken out is returned at once.
     pub async fn next(&mut self) -> Vec<Waiting> {
-        let (waits, clock) = (self.record.waits(), &self.inner.parts.clock);
+        let (waits, env) = (self.record.waits(), &self.inner.parts.env);
         loop {
-            let looks = waits.schedule.lock().due(clock.now());
+            let looks = waits.schedule.lock().due(env.now());
             let told: Vec<Waiting> = looks.into_iter().filter_map(|look| self.news(look)).collect();
             if !told.is_empty() {
                 return told;
