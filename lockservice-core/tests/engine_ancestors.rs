@@ -1,48 +1,17 @@
-//! Calls on whose end outer transactions wait: what an ancestor holds is refused at once, and
-//! cycles of waits over ancestors are found as cycles.
+//! Calls with ancestors: a lock of an ancestor is refused at once, and cycles of waits over
+//! ancestors are found.
+
+mod kit;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
-use std::ops::Bound;
-use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 
-use lockservice_core::allocator::{Bind, TokenBlock};
+use kit::{engine, kind, poll, range, request, row, txn};
 use lockservice_core::clock::Time;
-use lockservice_core::table::{
-    EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy, engine_steps,
-};
-use lockservice_core::{
-    BindVersion, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result, ServiceId,
-    TableId, TableRef, TxnId,
-};
+use lockservice_core::table::{LockCall, LockEngine, LockRequest, WaitPolicy, engine_steps};
+use lockservice_core::{ErrorKind, LockItem, LockMode, TxnId};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-
-const TABLE: TableId = TableId::new(1);
-const VERSION: BindVersion = BindVersion::new(1);
-
-fn engine() -> LockEngine {
-    let engine = LockEngine::new(EngineSettings::default());
-    let table = TableRef::new("g", "t").expect("a name");
-    let bind = Bind { table, id: TABLE, partition: 0, owner: ServiceId::new(1), version: VERSION };
-    let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1 << 52) };
-    engine.install(bind, Some(block), None).expect("the first version");
-    engine
-}
-
-fn txn(number: u64) -> TxnId {
-    TxnId::new(ServiceId::new(1), number, false)
-}
-
-fn row(key: &str) -> LockItem {
-    LockItem::Row(Key::new(key).expect("a key"))
-}
-
-fn range(from: &str, to: &str) -> LockItem {
-    let bound = |key| Bound::Included(Key::new(key).expect("a key"));
-    LockItem::Range(KeyRange::new(bound(from), bound(to)).expect("a range"))
-}
 
 fn lock_as(
     engine: &LockEngine,
@@ -51,24 +20,12 @@ fn lock_as(
     item: LockItem,
     mode: LockMode,
 ) -> LockCall {
-    let request = LockRequest {
-        txn: txn(who),
-        table: TABLE,
-        version: VERSION,
-        items: vec![item],
-        mode,
-        wait: WaitPolicy::Wait,
-    };
     let ancestors: Vec<TxnId> = ancestors.iter().map(|number| txn(*number)).collect();
-    engine.lock_for(request, &ancestors, Time::ZERO)
+    engine.lock_for(request(who, vec![item], mode), &ancestors, Time::ZERO)
 }
 
 fn lock(engine: &LockEngine, who: u64, ancestors: &[u64], item: LockItem) -> LockCall {
     lock_as(engine, who, ancestors, item, LockMode::Exclusive)
-}
-
-fn poll(call: &mut LockCall) -> Poll<Result<Grant>> {
-    Pin::new(call).poll(&mut Context::from_waker(Waker::noop()))
 }
 
 /// Holds an item from now on.
@@ -81,7 +38,7 @@ fn waits(call: &mut LockCall) -> bool {
     poll(call).is_pending()
 }
 
-/// Why the call ended, in words.
+/// The text of the deadlock with which the call failed.
 fn refused(call: &mut LockCall) -> String {
     match poll(call) {
         Poll::Ready(Err(error)) if error.kind() == ErrorKind::Deadlock => error.to_string(),
@@ -89,7 +46,7 @@ fn refused(call: &mut LockCall) -> String {
     }
 }
 
-/// Refuses what an ancestor holds, which says what to do.
+/// Asserts that the call fails for a lock of an ancestor, and says what to do.
 fn refused_as_held_by_ancestor(call: &mut LockCall) {
     match poll(call) {
         Poll::Ready(Err(error)) if error.kind() == ErrorKind::HeldByAncestor => {
@@ -105,7 +62,7 @@ fn refused_as_held_by_ancestor(call: &mut LockCall) {
 #[test]
 fn what_an_ancestor_holds_is_refused_at_once_and_says_so() {
     use LockMode::{Exclusive, Shared};
-    for (held, mode, wanted, as_what) in [
+    for (held, mode, requested, as_what) in [
         (row("a"), Exclusive, row("a"), Exclusive),
         (row("a"), Exclusive, row("a"), Shared),
         (row("a"), Shared, row("a"), Exclusive),
@@ -114,24 +71,18 @@ fn what_an_ancestor_holds_is_refused_at_once_and_says_so() {
     ] {
         let engine = engine();
         hold(&engine, 1, held, mode);
-        let mut nested = lock_as(&engine, 3, &[1, 2], wanted.clone(), as_what);
+        let mut nested = lock_as(&engine, 3, &[1, 2], requested.clone(), as_what);
         refused_as_held_by_ancestor(&mut nested);
-        // Nor is it free for one that does not wait: that is no reason to try again.
+        // It is refused in the same way to a call that may not wait: trying again does not help.
         let request = LockRequest {
-            txn: txn(5),
-            table: TABLE,
-            version: VERSION,
-            items: vec![wanted.clone()],
-            mode: as_what,
             wait: WaitPolicy::NoWait,
+            ..request(5, vec![requested.clone()], as_what)
         };
         refused_as_held_by_ancestor(&mut engine.lock_for(request.clone(), &[txn(1)], Time::ZERO));
-        let mut of_stranger = engine.lock_for(request, &[txn(2)], Time::ZERO);
-        assert!(
-            matches!(poll(&mut of_stranger), Poll::Ready(Err(error)) if error.kind() == ErrorKind::Conflict)
-        );
-        // Of a stranger it is waited for, and it hinders no stranger.
-        let mut stranger = lock_as(&engine, 4, &[2], wanted, as_what);
+        let of_stranger = engine.lock_for(request, &[txn(2)], Time::ZERO);
+        assert_eq!(kind(of_stranger), ErrorKind::Conflict);
+        // A stranger, and a call of a stranger, wait for it.
+        let mut stranger = lock_as(&engine, 4, &[2], requested, as_what);
         assert!(waits(&mut stranger));
         engine.unlock_all(txn(1), None);
         assert!(!waits(&mut stranger));
@@ -149,15 +100,8 @@ fn a_lock_of_an_ancestor_behind_others_is_refused_when_its_turn_would_come() {
     let engine = engine();
     hold(&engine, 1, row("b"), LockMode::Exclusive);
     hold(&engine, 9, row("a"), LockMode::Exclusive);
-    // The first row is another's, the second the ancestor's.
-    let request = LockRequest {
-        txn: txn(2),
-        table: TABLE,
-        version: VERSION,
-        items: vec![row("a"), row("b")],
-        mode: LockMode::Exclusive,
-        wait: WaitPolicy::Wait,
-    };
+    // Another transaction holds the first row, the ancestor the second.
+    let request = request(2, vec![row("a"), row("b")], LockMode::Exclusive);
     let mut nested = engine.lock_for(request, &[txn(1)], Time::ZERO);
     assert!(waits(&mut nested));
     engine.unlock_all(txn(9), None);
@@ -184,10 +128,10 @@ fn two_trees_that_want_what_the_other_holds_are_a_deadlock_and_one_goes_on() {
         .collect();
     cycle.sort();
     assert_eq!(cycle, [(txn(3), "b".to_owned(), txn(2)), (txn(4), "a".to_owned(), txn(1))]);
-    // The one that is left gets it when the other tree has ended.
-    let (left, tree) = if ended[0].is_ready() { (&mut second, 1) } else { (&mut first, 2) };
+    // The other call is granted when the tree of the victim has ended.
+    let (other, tree) = if ended[0].is_ready() { (&mut second, 1) } else { (&mut first, 2) };
     engine.unlock_all(txn(tree), None);
-    assert!(!waits(left));
+    assert!(!waits(other));
 }
 
 #[test]
@@ -206,7 +150,7 @@ fn a_cycle_over_an_ancestor_that_locks_while_its_nested_call_waits_is_found() {
 fn a_nested_call_goes_ahead_of_those_who_wait_for_its_ancestor() {
     let engine = engine();
     hold(&engine, 1, row("a"), LockMode::Exclusive);
-    // It waits for the outer transaction, and would keep everybody else from `b`.
+    // It waits for the outer transaction, and would keep all others from `b`.
     let mut whole = lock(&engine, 9, &[], range("a", "z"));
     assert!(waits(&mut whole));
     let mut nested = lock(&engine, 2, &[1], row("b"));
@@ -227,9 +171,9 @@ fn a_false_claim_has_nobody_fail_but_the_one_who_makes_it() {
         hold(&engine, stranger, row("h"), LockMode::Exclusive);
         let first = 10;
         for who in first..first + claimants {
-            // More locks than the stranger: by the policy that one would give way.
+            // More locks than the stranger: by the policy the stranger would fail.
             for key in ["x", "y", "z"] {
-                hold(&engine, who, row(&format!("{key}{who}")), LockMode::Exclusive);
+                hold(&engine, who, row(format!("{key}{who}")), LockMode::Exclusive);
             }
         }
         // An honest nested call, which waits for the same and claims nothing that closes a cycle.
@@ -281,7 +225,7 @@ fn many_who_claim_one_transaction_are_still_refused_what_it_holds() {
     }
     // It goes on locking, with all of them behind it.
     for key in 0..100 {
-        hold(&engine, 1, row(&format!("k{key}")), LockMode::Exclusive);
+        hold(&engine, 1, row(format!("k{key}")), LockMode::Exclusive);
     }
     drop(many);
     for who in 1..=2 {
@@ -295,17 +239,17 @@ fn calls_that_claim_one_transaction_go_through_its_locks_together() {
     let steps = |claimants: u64| {
         let engine = engine();
         for key in 0..2_000 {
-            hold(&engine, 1, row(&format!("k{key}")), LockMode::Exclusive);
+            hold(&engine, 1, row(format!("k{key}")), LockMode::Exclusive);
         }
         hold(&engine, 2, row("h"), LockMode::Exclusive);
         hold(&engine, 3, row("x"), LockMode::Exclusive);
-        // Somebody waits in the table, so that locks are looked at.
+        // A call waits in the table, so that locks are searched.
         let mut claims: Vec<_> =
             (100..100 + claimants).map(|who| lock(&engine, who, &[1], row("h"))).collect();
-        let mut crowd: Vec<_> = (200..300).map(|who| lock(&engine, who, &[], row("x"))).collect();
-        assert!(claims.iter_mut().chain(&mut crowd).all(waits));
+        let mut others: Vec<_> = (200..300).map(|who| lock(&engine, who, &[], row("x"))).collect();
+        assert!(claims.iter_mut().chain(&mut others).all(waits));
         let before = engine_steps();
-        // Those who claim wait for this one.
+        // The claimants wait for this transaction.
         assert!(waits(&mut lock(&engine, 2, &[], row("x"))));
         engine_steps() - before
     };
@@ -323,8 +267,8 @@ enum Node {
 
 type Graph = BTreeMap<Node, BTreeSet<Node>>;
 
-/// Who waits for whom. A holder ends when its own call and those made on its behalf have ended; a
-/// call that waits ahead only has to leave the queue.
+/// The wait graph. A holder ends when its own call and its nested calls have ended; a waiter ahead
+/// only has to leave the queue.
 fn graph(engine: &LockEngine, pending: &BTreeMap<u64, (LockCall, Vec<u64>)>) -> Graph {
     let mut graph = Graph::new();
     for wait in engine.waits(None) {
@@ -341,13 +285,13 @@ fn graph(engine: &LockEngine, pending: &BTreeMap<u64, (LockCall, Vec<u64>)>) -> 
 }
 
 fn has_cycle(graph: &Graph) -> bool {
-    // Whoever waits for nobody that is left can go, until nobody can.
-    let mut left = graph.clone();
+    // A node that waits for no remaining node is removed, until there is none.
+    let mut remaining = graph.clone();
     loop {
-        let stuck: BTreeSet<Node> = left.keys().copied().collect();
-        let before = left.len();
-        left.retain(|_, holders| holders.iter().any(|holder| stuck.contains(holder)));
-        if left.len() == before {
+        let stuck: BTreeSet<Node> = remaining.keys().copied().collect();
+        let before = remaining.len();
+        remaining.retain(|_, holders| holders.iter().any(|holder| stuck.contains(holder)));
+        if remaining.len() == before {
             return before > 0;
         }
     }
@@ -391,7 +335,7 @@ fn whatever_trees_of_transactions_do_no_cycle_of_waits_is_left_and_nothing_stays
                         |rng: &mut StdRng| char::from(b'a' + rng.random_range(0..5)).to_string();
                     let (one, other) = (key(&mut rng), key(&mut rng));
                     let item = if rng.random_ratio(1, 4) {
-                        range(one.as_str().min(&other), one.as_str().max(&other))
+                        range((&one).min(&other), (&one).max(&other))
                     } else {
                         row(&one)
                     };

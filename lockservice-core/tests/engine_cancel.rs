@@ -2,80 +2,22 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 
-use std::future::Future;
-use std::ops::Bound;
-use std::pin::Pin;
+mod kit;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 use std::time::Duration;
 
-use lockservice_core::allocator::{Bind, TokenBlock};
-use lockservice_core::clock::Time;
-use lockservice_core::table::{EngineSettings, LockCall, LockEngine, LockRequest, WaitPolicy};
-use lockservice_core::{
-    BindVersion, Error, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, ServiceId,
-    TableId, TableRef, TxnId,
+use kit::{
+    TABLE, VERSION, bind, engine, engine_with, kind, lock, poll, range, row, txn, with_table,
 };
+use lockservice_core::allocator::TokenBlock;
+use lockservice_core::clock::Time;
+use lockservice_core::table::{EngineSettings, LockCall, LockEngine};
+use lockservice_core::{Error, ErrorKind, FencingToken, LockItem, LockMode};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-
-const TABLE: TableId = TableId::new(1);
-const VERSION: BindVersion = BindVersion::new(1);
-
-fn bind(version: BindVersion) -> Bind {
-    let table = TableRef::new("g", "t").expect("a name");
-    Bind { table, id: TABLE, partition: 0, owner: ServiceId::new(1), version }
-}
-
-fn engine(settings: EngineSettings) -> LockEngine {
-    with_table(LockEngine::new(settings))
-}
-
-fn with_table(engine: LockEngine) -> LockEngine {
-    let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1 << 52) };
-    engine.install(bind(VERSION), Some(block), None).expect("the first version");
-    engine
-}
-
-fn txn(number: u64) -> TxnId {
-    TxnId::new(ServiceId::new(1), number, false)
-}
-
-fn row(key: &str) -> LockItem {
-    LockItem::Row(Key::new(key).expect("a key"))
-}
-
-fn range(from: &str, to: &str) -> LockItem {
-    let bound = |key| Bound::Included(Key::new(key).expect("a key"));
-    LockItem::Range(KeyRange::new(bound(from), bound(to)).expect("a range"))
-}
-
-fn request(who: u64, items: Vec<LockItem>, mode: LockMode) -> LockRequest {
-    LockRequest {
-        txn: txn(who),
-        table: TABLE,
-        version: VERSION,
-        items,
-        mode,
-        wait: WaitPolicy::Wait,
-    }
-}
-
-fn lock(engine: &LockEngine, who: u64, items: &[LockItem], mode: LockMode) -> LockCall {
-    engine.lock(request(who, items.to_vec(), mode), Time::ZERO)
-}
-
-fn poll(call: &mut LockCall) -> Poll<lockservice_core::Result<lockservice_core::table::Grant>> {
-    Pin::new(call).poll(&mut Context::from_waker(Waker::noop()))
-}
-
-fn kind(mut call: LockCall) -> ErrorKind {
-    match poll(&mut call) {
-        Poll::Ready(Err(error)) => error.kind(),
-        other => panic!("no error: {other:?}"),
-    }
-}
 
 #[test]
 fn wherever_a_call_is_dropped_the_others_are_granted_and_nothing_stays_behind() {
@@ -93,7 +35,7 @@ fn wherever_a_call_is_dropped_the_others_are_granted_and_nothing_stays_behind() 
     for dropped in 0..wants.len() {
         for at in dropped..40 {
             for polled in [false, true] {
-                let engine = engine(EngineSettings::default());
+                let engine = engine();
                 let mut calls: Vec<Option<LockCall>> = Vec::new();
                 let mut step = 0;
                 let drop_it = |calls: &mut Vec<Option<LockCall>>, step: &mut usize| {
@@ -114,7 +56,7 @@ fn wherever_a_call_is_dropped_the_others_are_granted_and_nothing_stays_behind() 
                     *step += 1;
                 };
                 for (who, (items, mode)) in wants.iter().enumerate() {
-                    calls.push(Some(lock(&engine, who as u64, items, *mode)));
+                    calls.push(Some(lock(&engine, who as u64, items.clone(), *mode)));
                     drop_it(&mut calls, &mut step);
                 }
                 while let Some(who) = (0..calls.len()).find(|who| {
@@ -126,7 +68,7 @@ fn wherever_a_call_is_dropped_the_others_are_granted_and_nothing_stays_behind() 
                     engine.unlock_all(txn(who as u64), None);
                     drop_it(&mut calls, &mut step);
                     if calls[dropped].is_some() && engine.waits(None).is_empty() {
-                        // Only the dropped one's own grant is in the way of the rest.
+                        // Only the grant of the dropped call conflicts with the rest.
                         step = at;
                         drop_it(&mut calls, &mut step);
                     }
@@ -140,7 +82,7 @@ fn wherever_a_call_is_dropped_the_others_are_granted_and_nothing_stays_behind() 
                     let call = calls[who].as_mut().expect("it waits");
                     assert!(
                         poll(call).is_ready(),
-                        "{who} waits for nobody; {dropped} was dropped at {at}"
+                        "{who} has no conflict; {dropped} was dropped at {at}"
                     );
                     calls[who] = None;
                     engine.unlock_all(txn(who as u64), None);
@@ -156,11 +98,11 @@ fn wherever_a_call_is_dropped_the_others_are_granted_and_nothing_stays_behind() 
 
 #[test]
 fn a_grant_that_was_not_received_is_handed_on_when_its_call_is_dropped() {
-    let engine = engine(EngineSettings::default());
+    let engine = engine();
     let first = lock(&engine, 1, &[row("a")], LockMode::Exclusive);
     let second = lock(&engine, 2, &[row("a")], LockMode::Exclusive);
     let mut third = lock(&engine, 3, &[row("a")], LockMode::Exclusive);
-    // Granted before it was ever polled: the drop takes the lock back, and 2 is granted.
+    // Granted before it was ever polled: the drop rolls the grant back, and 2 is granted.
     drop(first);
     assert_eq!((engine.held(txn(1)), engine.held(txn(2))), (0, 1));
     // Granted while it waited: the same.
@@ -172,8 +114,8 @@ fn a_grant_that_was_not_received_is_handed_on_when_its_call_is_dropped() {
 }
 
 #[test]
-fn an_end_or_a_change_of_the_bind_voids_a_grant_that_was_not_received() {
-    let engine = engine(EngineSettings::default());
+fn an_end_or_a_change_of_the_bind_invalidates_a_grant_that_was_not_received() {
+    let engine = engine();
     drop(poll(&mut lock(&engine, 1, &[row("a")], LockMode::Exclusive)));
     let second = lock(&engine, 2, &[row("a")], LockMode::Exclusive);
     let third = lock(&engine, 3, &[row("a")], LockMode::Exclusive);
@@ -185,8 +127,8 @@ fn an_end_or_a_change_of_the_bind_voids_a_grant_that_was_not_received() {
 }
 
 #[test]
-fn a_sealed_engine_answers_nothing_but_that_and_still_unlocks() {
-    let engine = engine(EngineSettings::default());
+fn a_sealed_engine_returns_nothing_but_its_error_and_still_unlocks() {
+    let engine = engine();
     drop(poll(&mut lock(&engine, 1, &[row("a"), row("b")], LockMode::Exclusive)));
     let granted = lock(&engine, 2, &[row("a")], LockMode::Exclusive);
     let waiting = lock(&engine, 3, &[row("b"), row("c")], LockMode::Exclusive);
@@ -209,22 +151,22 @@ fn at_a_limit_a_request_fails_and_changes_nothing() {
         waiters_max: 1,
         ..EngineSettings::default()
     };
-    let engine = engine(settings);
-    let rows = |keys: &[&str]| keys.iter().map(|key| row(key)).collect::<Vec<_>>();
-    assert_eq!(kind(lock(&engine, 1, &[], LockMode::Shared)), ErrorKind::InvalidArgument);
+    let engine = engine_with(settings);
+    let rows = |keys: &[&str]| keys.iter().map(row).collect::<Vec<_>>();
+    assert_eq!(kind(lock(&engine, 1, Vec::new(), LockMode::Shared)), ErrorKind::InvalidArgument);
     assert_eq!(
-        kind(lock(&engine, 1, &rows(&["a", "b", "c", "d"]), LockMode::Shared)),
+        kind(lock(&engine, 1, rows(&["a", "b", "c", "d"]), LockMode::Shared)),
         ErrorKind::InvalidArgument
     );
-    drop(poll(&mut lock(&engine, 1, &rows(&["a", "b", "c"]), LockMode::Exclusive)));
+    drop(poll(&mut lock(&engine, 1, rows(&["a", "b", "c"]), LockMode::Exclusive)));
     assert_eq!(
-        kind(lock(&engine, 1, &rows(&["d", "e"]), LockMode::Shared)),
+        kind(lock(&engine, 1, rows(&["d", "e"]), LockMode::Shared)),
         ErrorKind::ResourceExhausted
     );
     assert_eq!(engine.held(txn(1)), 3);
-    let _waits = lock(&engine, 2, &rows(&["a"]), LockMode::Shared);
+    let _waits = lock(&engine, 2, rows(&["a"]), LockMode::Shared);
     assert_eq!(
-        kind(lock(&engine, 3, &rows(&["0", "a"]), LockMode::Shared)),
+        kind(lock(&engine, 3, rows(&["0", "a"]), LockMode::Shared)),
         ErrorKind::ResourceExhausted
     );
     assert_eq!(engine.held(txn(3)), 0);
@@ -241,7 +183,7 @@ fn at_a_limit_a_request_fails_and_changes_nothing() {
     (1..60).for_each(|who| {
         engine.unlock_all(txn(who), None);
     });
-    drop(poll(&mut lock(&engine, 1, &rows(&["a", "b", "c"]), LockMode::Exclusive)));
+    drop(poll(&mut lock(&engine, 1, rows(&["a", "b", "c"]), LockMode::Exclusive)));
     assert_eq!(engine.held(txn(1)), 3);
 }
 
@@ -280,10 +222,10 @@ fn a_grant_says_since_when_the_history_is_known() {
 }
 
 /// Threads lock one row, one range around it, or rows around it, give up at random, and check that
-/// nobody else is inside.
+/// no other is inside.
 #[test]
 fn under_many_threads_and_cancels_two_are_never_inside_and_nobody_is_left_waiting() {
-    many_threads(engine(EngineSettings::default()), 2_000);
+    many_threads(engine(), 2_000);
 }
 
 /// The same with a hold of the mutex for each step: calls, ends and cancels of several rows meet in
@@ -312,7 +254,7 @@ fn many_threads(engine: LockEngine, rounds: u64) {
                             1 => vec![range("a", "c")],
                             _ => ["a", "b", "c", "d", "e"].map(row).to_vec(),
                         };
-                        let mut call = lock(&engine, who, &items, LockMode::Exclusive);
+                        let mut call = lock(&engine, who, items.clone(), LockMode::Exclusive);
                         if random.random_bool(0.4) {
                             // Gives up after a moment; if it was granted by then it never hears of
                             // it.
@@ -321,7 +263,8 @@ fn many_threads(engine: LockEngine, rounds: u64) {
                                 outcome = &mut call => drop(outcome.expect("nothing here fails")),
                                 () = tokio::task::yield_now() => {
                                     if random.random_bool(0.5) {
-                                        assert_eq!(engine.unlock_all(txn(who), None) % items.len(), 0);
+                                        let released = engine.unlock_all(txn(who), None);
+                                        assert_eq!(released % items.len(), 0);
                                         let error = call.await.expect_err("it has ended");
                                         assert_eq!(error.kind(), ErrorKind::Cancelled);
                                     } else {

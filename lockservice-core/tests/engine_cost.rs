@@ -1,26 +1,26 @@
 //! What the engine's work costs as things grow, in steps, not in time: a step is one entry, holder
-//! or waiter that is looked at.
+//! or waiter that is visited.
 //!
 //! Every case is done with some number of transactions and with ten times as many. The work may
 //! grow a little more than tenfold; where each is compared with each it grows a hundredfold.
 
-use std::future::Future;
-use std::ops::Bound;
-use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+mod kit;
 
+use std::ops::Bound;
+use std::task::Poll;
+
+use LockMode::{Exclusive, Shared};
+use kit::{granted, key, poll, txn};
 use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::Time;
 use lockservice_core::table::{
-    EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy, engine_longest_hold,
+    EngineSettings, LockCall, LockEngine, LockRequest, WaitPolicy, engine_longest_hold,
     engine_steps,
 };
 use lockservice_core::{
-    BindVersion, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result, ServiceId,
-    TableId, TableRef, TxnId,
+    BindVersion, ErrorKind, FencingToken, KeyRange, LockItem, LockMode, ServiceId, TableId,
+    TableRef,
 };
-
-use LockMode::{Exclusive, Shared};
 
 const TABLE: u64 = 0;
 /// A row that is in demand.
@@ -45,12 +45,8 @@ fn engine(tables: u64, tokens: bool) -> LockEngine {
     engine
 }
 
-fn txn(number: u64) -> TxnId {
-    TxnId::new(ServiceId::new(1), number, false)
-}
-
 fn row(number: u64) -> LockItem {
-    LockItem::Row(Key::new(number.to_be_bytes()).expect("a key"))
+    kit::row(number.to_be_bytes())
 }
 
 fn everything() -> LockItem {
@@ -70,17 +66,6 @@ fn lock_in(
 
 fn lock(engine: &LockEngine, who: u64, item: LockItem, mode: LockMode) -> LockCall {
     lock_in(engine, TABLE, who, vec![item], mode)
-}
-
-fn poll(call: &mut LockCall) -> Poll<Result<Grant>> {
-    Pin::new(call).poll(&mut Context::from_waker(Waker::noop()))
-}
-
-fn granted(mut call: LockCall) -> Grant {
-    match poll(&mut call) {
-        Poll::Ready(Ok(grant)) => grant,
-        other => panic!("not granted: {other:?}"),
-    }
 }
 
 fn holds(engine: &LockEngine, who: u64, item: LockItem, mode: LockMode) {
@@ -131,7 +116,7 @@ fn transactions_that_others_wait_for_queue_at_a_hot_row_at_the_same_cost_each() 
             (0..n).map(|who| waits(&engine, n + who, row(who), Exclusive)).collect();
         let calls: Vec<LockCall> =
             (0..n).map(|who| waits(&engine, who, row(HOT), Exclusive)).collect();
-        // And each hands the hot row on.
+        // Each then passes the hot row on.
         engine.unlock_all(txn(OTHER), Some(1));
         for (who, call) in (0..).zip(calls) {
             granted(call);
@@ -198,20 +183,24 @@ fn a_request_that_closes_many_cycles_fails_alone_at_a_cost_that_grows_with_them(
     grows_with(|n| {
         let engine = engine(1, true);
         holds(&engine, OTHER, row(0), Exclusive);
-        // It has the most locks: a victim for a single cycle would be another one.
+        // It has the most locks: the victim of a single cycle would be another one.
         (1..=2).for_each(|number| holds(&engine, OTHER, row(number), Exclusive));
         (0..n).for_each(|who| holds(&engine, who, row(HOT), Shared));
         let mut calls: Vec<LockCall> =
             (0..n).map(|who| waits(&engine, who, row(0), Exclusive)).collect();
-        let mut asker = lock(&engine, OTHER, row(HOT), Exclusive);
-        match poll(&mut asker) {
+        let mut requester = lock(&engine, OTHER, row(HOT), Exclusive);
+        match poll(&mut requester) {
             Poll::Ready(Err(error)) => {
                 assert_eq!(error.kind(), ErrorKind::Deadlock);
-                assert_eq!(error.deadlock().expect("a cycle").len(), 2, "a shortest cycle is told");
+                assert_eq!(
+                    error.deadlock().expect("a cycle").len(),
+                    2,
+                    "a shortest cycle is reported"
+                );
             }
-            other => panic!("the one on all cycles is told: {other:?}"),
+            other => panic!("the one on all cycles fails: {other:?}"),
         }
-        assert!(calls.iter_mut().all(|call| poll(call).is_pending()), "nobody else is told");
+        assert!(calls.iter_mut().all(|call| poll(call).is_pending()), "no other fails");
     });
 }
 
@@ -229,9 +218,9 @@ fn of_cycles_with_another_common_member_the_cheapest_common_one_fails() {
     calls.push(waits(&engine, OTHER, row(HOT), Exclusive));
     match poll(&mut of_b) {
         Poll::Ready(Err(error)) => assert_eq!(error.kind(), ErrorKind::Deadlock),
-        other => panic!("the cheapest one that is on both cycles is told: {other:?}"),
+        other => panic!("the cheapest one that is on both cycles fails: {other:?}"),
     }
-    assert!(calls.iter_mut().all(|call| poll(call).is_pending()), "nobody else is told");
+    assert!(calls.iter_mut().all(|call| poll(call).is_pending()), "no other fails");
 }
 
 #[test]
@@ -299,12 +288,12 @@ fn upgrades_among_many_sharers_cost_the_same_each() {
         (0..n).for_each(|who| holds(&engine, who, row(HOT), Shared));
         let mut calls: Vec<LockCall> =
             (0..n).map(|who| lock(&engine, who, row(HOT), Exclusive)).collect();
-        let told = calls.iter_mut().filter_map(|call| match poll(call) {
+        let failed = calls.iter_mut().filter_map(|call| match poll(call) {
             Poll::Ready(Err(error)) => Some(error.kind()),
             _ => None,
         });
         assert!(
-            told.filter(|kind| *kind == ErrorKind::Deadlock).count() as u64 == n - 1,
+            failed.filter(|kind| *kind == ErrorKind::Deadlock).count() as u64 == n - 1,
             "two of them never fit"
         );
     });
@@ -314,8 +303,8 @@ fn upgrades_among_many_sharers_cost_the_same_each() {
 fn the_queue_is_brought_into_another_order_at_a_cost_that_grows_with_it() {
     grows_with(|n| {
         let engine = engine(1, true);
-        // The range waits for A, and everybody else behind the range; A, which asks for a row that
-        // another one holds, is behind them all and yet goes first.
+        // The range waits for A, and all others behind the range. A requests a row that another one
+        // holds, is behind them all, and yet goes first.
         let (a, b) = (OTHER, OTHER + 1);
         holds(&engine, a, row(0), Exclusive);
         holds(&engine, b, row(1), Exclusive);
@@ -353,8 +342,8 @@ fn a_slice_of_a_list_costs_the_same_however_much_there_is() {
     let slices = |n: u64| {
         let engine = engine(n, true);
         let mut calls = Vec::new();
-        // Many tables, many holders and many waiters of one row, many rows in the way of one
-        // waiter, many waiters of a range.
+        // Many tables, many holders and many waiters of one row, many rows that conflict
+        // with one waiter, many waiters of a range.
         (0..n).for_each(|who| holds(&engine, who, row(HOT), Shared));
         calls.extend((0..n).map(|who| waits(&engine, n + who, row(HOT), Exclusive)));
         for (who, table) in (2 * n..).zip(1..n / 2) {
@@ -375,7 +364,7 @@ fn a_slice_of_a_list_costs_the_same_however_much_there_is() {
 }
 
 #[test]
-fn a_list_made_in_slices_tells_of_what_was_there_all_the_time_once() {
+fn a_list_made_in_slices_has_what_was_there_all_the_time_once() {
     let engine = engine(3, true);
     // Even rows stay; odd ones come and go between the slices.
     for table in 0..3 {
@@ -401,20 +390,19 @@ fn a_list_made_in_slices_tells_of_what_was_there_all_the_time_once() {
         granted(lock_in(&engine, turn % 3, OTHER + turn, vec![item], Exclusive));
     }
     let stayed: Vec<_> = seen.iter().filter(|((_, _, who), _)| *who <= txn(OTHER)).collect();
-    assert_eq!(stayed.len(), 3 * (100 + 20 + 20), "everything that stayed is told");
+    assert_eq!(stayed.len(), 3 * (100 + 20 + 20), "everything that stayed is listed");
     assert!(stayed.iter().all(|(_, times)| **times == 1), "and once");
 }
 
 /// Ranges that overlap no row that the tests lock, each different.
 fn everything_after(number: u64) -> LockItem {
-    let key =
-        |number: u64| Key::new([&[0xff; 9][..], &number.to_be_bytes()].concat()).expect("a key");
-    let range = KeyRange::new(Bound::Included(key(number)), Bound::Unbounded);
+    let start = key([&[0xff; 9][..], &number.to_be_bytes()].concat());
+    let range = KeyRange::new(Bound::Included(start), Bound::Unbounded);
     LockItem::Range(range.expect("a range"))
 }
 
 /// No hold of the engine's mutex takes more steps than this, however many rows a call names. A
-/// slice has 256 steps of its own; each may look at a few entries.
+/// slice has 256 steps of its own; each may visit a few entries.
 const HOLD_MAX: u64 = 1_500;
 
 /// Does `act`, and asserts that it took `least` steps and that it let the mutex go between them.
@@ -443,7 +431,7 @@ fn a_call_of_many_rows_lets_the_mutex_go_between_them() {
             Time::ZERO,
         )
     };
-    // Granted at once, and taken back.
+    // Granted at once, and rolled back.
     let grant = in_short_holds(2 * n - 1, || granted(at_once(1, WaitPolicy::Wait)));
     assert_eq!((grant.changes().len() as u64, engine.held(txn(1)) as u64), (n, n));
     in_short_holds(n, || engine.roll_back(txn(1), TableId::new(TABLE), &grant));
@@ -478,14 +466,13 @@ fn a_call_of_many_rows_lets_the_mutex_go_between_them() {
 }
 
 #[test]
-fn the_end_of_a_transaction_lets_the_mutex_go_between_its_rows_and_between_those_who_waited_for_them()
- {
+fn the_end_of_a_transaction_lets_the_mutex_go_between_its_rows_and_between_their_waiters() {
     let (n, engine) = (20_000, engine(1, true));
     granted(lock_in(&engine, TABLE, OTHER, rows(0..n), Exclusive));
     let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, row(who), Exclusive)).collect();
     assert_eq!(in_short_holds(4 * n, || engine.unlock_all(txn(OTHER), Some(7))), n as usize);
     for call in calls {
-        assert_eq!(granted(call).prev_commit_ts, Some(7), "the commit is told with whichever row");
+        assert_eq!(granted(call).prev_commit_ts, Some(7), "each learns of the commit");
     }
 }
 
@@ -493,7 +480,7 @@ fn the_end_of_a_transaction_lets_the_mutex_go_between_its_rows_and_between_those
 fn many_who_waited_for_one_lock_are_granted_theirs_with_the_mutex_let_go_between_them() {
     let n = 5_000;
     // One row and many sharers; the whole table and many rows; many sharers of the whole table.
-    for (held, wanted, mode) in [
+    for (held, requested, mode) in [
         (row(HOT), Box::new(|_| row(HOT)) as Box<dyn Fn(u64) -> LockItem>, Shared),
         (everything(), Box::new(row), Exclusive),
         (row(HOT), Box::new(|_| everything()), Shared),
@@ -501,7 +488,7 @@ fn many_who_waited_for_one_lock_are_granted_theirs_with_the_mutex_let_go_between
         let engine = engine(1, true);
         holds(&engine, OTHER, held, Exclusive);
         let calls: Vec<LockCall> =
-            (0..n).map(|who| waits(&engine, who, wanted(who), mode)).collect();
+            (0..n).map(|who| waits(&engine, who, requested(who), mode)).collect();
         in_short_holds(2 * n, || engine.unlock_all(txn(OTHER), None));
         calls.into_iter().for_each(|call| drop(granted(call)));
     }

@@ -227,8 +227,8 @@ impl Run {
                     all.shuffle(&mut self.random);
                     all.iter().for_each(|grant| self.roll_back(txn, grant));
                     if self.clients[txn].call.is_none() {
-                        *self.counts.entry("all taken back").or_default() += 1;
-                        assert_eq!(self.engine.held(id(txn)), 0, "everything was taken back");
+                        *self.counts.entry("all rolled back").or_default() += 1;
+                        assert_eq!(self.engine.held(id(txn)), 0, "everything was rolled back");
                     }
                 }
             }
@@ -324,7 +324,7 @@ impl Run {
                 client.poll(false);
                 assert!(
                     client.call.is_none() || !self.model.done.contains_key(&txn),
-                    "{txn} was not told of {:?}",
+                    "{txn} was not woken for {:?}",
                     self.model.done[&txn]
                 );
             }
@@ -457,7 +457,7 @@ impl Run {
         }
         assert!(
             self.engine.locks(None).is_empty() && self.engine.waits(None).is_empty(),
-            "everybody has left"
+            "no lock and no wait is left"
         );
         self.counts
     }
@@ -491,7 +491,7 @@ fn the_engine_does_what_the_model_does_in_long_runs() {
     println!("{counts:?}");
     let of_calls =
         ["granted", "waited", "conflict", "deadlock", "cancelled", "bind_changed", "dropped"];
-    for what in of_calls.into_iter().chain(["resource_exhausted", "all taken back"]) {
+    for what in of_calls.into_iter().chain(["resource_exhausted", "all rolled back"]) {
         assert!(
             counts.get(what).is_some_and(|count| *count > 100),
             "the runs saw too little: {counts:?}"

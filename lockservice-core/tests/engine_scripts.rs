@@ -13,7 +13,7 @@
 //! | `unlock TXN [TABLE/]ITEM…` | releases chosen items |
 //! | `end TXN [TS]` | releases everything, with a commit timestamp or without |
 //! | `cancel TXN` | drops the transaction's call |
-//! | `undo TXN` | takes back its last grant |
+//! | `rollback TXN` | rolls back its last grant |
 //! | `tokens TABLE N` | adds a block of N tokens |
 //!
 //! Items are rows (`k`) or ranges in mathematical notation without blanks (`[a,b]`, `(a,b)`,
@@ -146,7 +146,7 @@ impl Session {
                 let request = LockRequest { txn: id(txn(who)), table, version, items, mode, wait };
                 let call = self.engine.lock(request, Time::ZERO);
                 if let Some(earlier) = self.calls.insert(txn(who), call) {
-                    // Only to see what a second call of a transaction is told.
+                    // Only to show the error of a second call of a transaction.
                     let second = self.calls.insert(txn(who), earlier).expect("just put there");
                     self.calls.insert(1000 + txn(who), second);
                 }
@@ -162,8 +162,8 @@ impl Session {
                 self.engine.unlock_all(id(txn(who)), Some(ts.parse().expect("a timestamp")));
             }
             ["cancel", who] => drop(self.calls.remove(&txn(who)).expect("a call to cancel")),
-            ["undo", who] => {
-                let grant = self.grants.remove(&txn(who)).expect("a grant to undo");
+            ["rollback", who] => {
+                let grant = self.grants.remove(&txn(who)).expect("a grant to roll back");
                 self.engine.roll_back(id(txn(who)), grant.bind.id, &grant);
             }
             ["tokens", name, count] => {
@@ -208,16 +208,12 @@ impl Session {
                         write!(text, "{who}: {}", error.kind().name()).expect("a string");
                         for edge in error.deadlock().unwrap_or_default() {
                             let (waiter, holder) = (show_txn(edge.waiter), show_txn(edge.holder));
-                            assert_eq!(
-                                edge.asker,
-                                waiter == *who,
-                                "the one that is told finds itself"
-                            );
+                            assert_eq!(edge.asker, waiter == *who, "the victim finds itself");
                             write!(text, "; {waiter} waits for {} of {holder}", edge.item)
                                 .expect("a string");
                         }
                         if let Some(Blocker { item, mode, txn, granted, .. }) = error.blocker() {
-                            let how = if *granted { "held by" } else { "wanted by" };
+                            let how = if *granted { "held by" } else { "awaited by" };
                             write!(text, "; {item} {mode} {how} {}", show_txn(*txn))
                                 .expect("a string");
                         }
@@ -237,7 +233,7 @@ impl Session {
             write!(text, "  {}{} {} {who} {how} {token}", named(&lock.table), lock.item, lock.mode)
                 .expect("a string");
             if lock.waiters > 0 {
-                write!(text, " wanted by {}", lock.waiters).expect("a string");
+                write!(text, " awaited by {}", lock.waiters).expect("a string");
             }
             text.push('\n');
         }

@@ -1,5 +1,7 @@
-//! What happens between two slices of the engine's work, while others have its mutex: nothing that
-//! a caller could tell from a call that waits.
+//! A call between two slices of the engine's work, while other threads have the mutex: to a caller
+//! it is like a call that waits.
+
+mod kit;
 
 use std::future::Future;
 use std::ops::Bound;
@@ -7,56 +9,31 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
-use lockservice_core::allocator::{Bind, TokenBlock};
-use lockservice_core::clock::Time;
-use lockservice_core::table::{
-    EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy,
-};
-use lockservice_core::{
-    BindVersion, Error, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result,
-    ServiceId, TableId, TableRef, TxnId,
-};
-
 use WaitPolicy::{NoWait, Wait};
+use kit::{TABLE, VERSION, key, poll, request, txn, with_table};
+use lockservice_core::clock::Time;
+use lockservice_core::table::{EngineSettings, LockCall, LockEngine, LockRequest, WaitPolicy};
+use lockservice_core::{Error, ErrorKind, KeyRange, LockItem, LockMode};
 
-const TABLE: TableId = TableId::new(1);
-const VERSION: BindVersion = BindVersion::new(1);
 /// The transaction whose call of many rows is between two slices, and how many those are.
 const SLICED: u64 = 1;
 const ROWS: u64 = 50;
 
 /// One step under each hold of the mutex.
 fn engine() -> LockEngine {
-    let engine = LockEngine::with_steps_per_hold(EngineSettings::default(), 1);
-    let table = TableRef::new("g", "t").expect("a name");
-    let bind = Bind { table, id: TABLE, partition: 0, owner: ServiceId::new(1), version: VERSION };
-    let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1 << 40) };
-    engine.install(bind, Some(block), None).expect("the first version");
-    engine
-}
-
-fn txn(number: u64) -> TxnId {
-    TxnId::new(ServiceId::new(1), number, false)
+    with_table(LockEngine::with_steps_per_hold(EngineSettings::default(), 1))
 }
 
 fn row(number: u64) -> LockItem {
-    LockItem::Row(Key::new(number.to_be_bytes()).expect("a key"))
+    kit::row(number.to_be_bytes())
+}
+
+fn lock(engine: &LockEngine, who: u64, items: Vec<LockItem>, wait: WaitPolicy) -> LockCall {
+    engine.lock(LockRequest { wait, ..request(who, items, LockMode::Exclusive) }, Time::ZERO)
 }
 
 fn rows() -> Vec<LockItem> {
     (0..ROWS).map(row).collect()
-}
-
-fn lock(engine: &LockEngine, who: u64, items: Vec<LockItem>, wait: WaitPolicy) -> LockCall {
-    let mode = LockMode::Exclusive;
-    engine.lock(
-        LockRequest { txn: txn(who), table: TABLE, version: VERSION, items, mode, wait },
-        Time::ZERO,
-    )
-}
-
-fn poll(call: &mut LockCall) -> Poll<Result<Grant>> {
-    Pin::new(call).poll(&mut Context::from_waker(Waker::noop()))
 }
 
 fn kind(call: &mut LockCall) -> Option<ErrorKind> {
@@ -116,7 +93,7 @@ fn a_call_between_two_slices_goes_on_until_it_is_granted() {
     let engine = engine();
     let mut call = amid(&engine, |engine| {
         let call = sliced(engine, Wait);
-        // T2, and what it has taken is in the way of others.
+        // T2; and its items conflict with other calls.
         assert_eq!(
             kind(&mut lock(engine, SLICED, vec![row(0)], Wait)),
             Some(ErrorKind::InvalidArgument)
@@ -141,7 +118,7 @@ fn a_call_between_two_slices_goes_on_until_it_is_granted() {
 }
 
 #[test]
-fn whoever_polls_a_call_between_two_slices_is_told_at_once_what_is_to_be_had_at_once() {
+fn a_poll_between_two_slices_returns_an_outcome_that_needs_no_wait() {
     let engine = engine();
     let (granted, refused, waits) = amid(&engine, |engine| {
         let granted = kind(&mut sliced(engine, Wait));
@@ -162,7 +139,7 @@ fn a_call_that_is_dropped_between_two_slices_leaves_nothing_and_its_transaction_
         let mut other = lock(engine, 2, vec![row(0)], Wait);
         assert!(poll(&mut other).is_pending());
         drop(call);
-        assert_eq!(engine.held(txn(SLICED)), 0, "at once, whoever settles the rest");
+        assert_eq!(engine.held(txn(SLICED)), 0, "at once, before the pending work is done");
         let next = lock(engine, SLICED, vec![row(ROWS)], Wait);
         drop(other);
         next
@@ -193,12 +170,12 @@ fn a_call_is_cancelled_or_sealed_or_loses_its_table_between_two_slices() {
     ];
     for (way, expected) in ways {
         let engine = engine();
-        let told = amid(&engine, move |engine| {
+        let failed = amid(&engine, move |engine| {
             let mut call = sliced(engine, Wait);
             way(engine);
             kind(&mut call)
         });
-        assert_eq!(told, Some(expected));
+        assert_eq!(failed, Some(expected));
         assert_eq!(engine.held(txn(SLICED)), 0, "all or nothing");
         assert!(engine.locks(None).is_empty() && engine.waits(None).is_empty());
     }
@@ -234,12 +211,8 @@ fn one_whose_turn_has_come_is_not_passed_before_it_is_granted() {
     let mut late = amid(&engine, |engine| {
         match poll(&mut lock(engine, 2, vec![row(101)], NoWait)) {
             Poll::Ready(Err(error)) => {
-                let blocker = error.blocker().expect("it is told");
-                assert_eq!(
-                    (blocker.txn, blocker.granted),
-                    (txn(102), false),
-                    "nobody holds it any more"
-                );
+                let blocker = error.blocker().expect("a blocker");
+                assert_eq!((blocker.txn, blocker.granted), (txn(102), false), "it is held no more");
             }
             other => panic!("102 was there before: {other:?}"),
         }
@@ -251,12 +224,11 @@ fn one_whose_turn_has_come_is_not_passed_before_it_is_granted() {
 #[test]
 fn a_range_that_many_wait_in_is_handed_on_to_all_of_them() {
     let engine = engine();
-    let range = KeyRange::new(Bound::Included(Key::new("k").expect("a key")), Bound::Unbounded)
-        .expect("a range");
+    let range = KeyRange::new(Bound::Included(key("k")), Bound::Unbounded).expect("a range");
     drop(poll(&mut lock(&engine, 1, vec![LockItem::Range(range)], Wait)));
-    let key = |number: u64| LockItem::Row(Key::new(format!("k{number}")).expect("a key"));
+    let row = |number: u64| kit::row(format!("k{number}"));
     let mut calls: Vec<LockCall> =
-        (10..30).map(|who| lock(&engine, who, vec![key(who)], Wait)).collect();
+        (10..30).map(|who| lock(&engine, who, vec![row(who)], Wait)).collect();
     engine.unlock_all(txn(1), None);
     assert!(calls.iter_mut().all(|call| kind(call).is_none()));
 }

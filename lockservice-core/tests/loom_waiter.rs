@@ -2,47 +2,18 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p lockservice-core --release --test loom_waiter`.
 #![cfg(loom)]
 
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+mod kit;
 
-use lockservice_core::allocator::{Bind, TokenBlock};
-use lockservice_core::clock::Time;
-use lockservice_core::table::{EngineSettings, LockCall, LockEngine, LockRequest, WaitPolicy};
-use lockservice_core::{
-    BindVersion, ErrorKind, FencingToken, Key, LockItem, LockMode, ServiceId, TableId, TableRef,
-    TxnId,
-};
+use std::task::Poll;
+
+use kit::{TABLE, VERSION, engine, poll, row, txn};
+use lockservice_core::table::{LockCall, LockEngine};
+use lockservice_core::{ErrorKind, LockMode};
 use loom::future::block_on;
 use loom::thread;
 
-const TABLE: TableId = TableId::new(1);
-const VERSION: BindVersion = BindVersion::new(1);
-
-fn engine() -> LockEngine {
-    let engine = LockEngine::new(EngineSettings::default());
-    let table = TableRef::new("g", "t").expect("a name");
-    let bind = Bind { table, id: TABLE, partition: 0, owner: ServiceId::new(1), version: VERSION };
-    let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(100) };
-    engine.install(bind, Some(block), None).expect("the first version");
-    engine
-}
-
-fn txn(number: u64) -> TxnId {
-    TxnId::new(ServiceId::new(1), number, false)
-}
-
 fn lock(engine: &LockEngine, who: u64) -> LockCall {
-    let items = vec![LockItem::Row(Key::new("a").expect("a key"))];
-    let (mode, wait) = (LockMode::Exclusive, WaitPolicy::Wait);
-    engine.lock(
-        LockRequest { txn: txn(who), table: TABLE, version: VERSION, items, mode, wait },
-        Time::ZERO,
-    )
-}
-
-fn poll(call: &mut LockCall) -> Poll<lockservice_core::Result<lockservice_core::table::Grant>> {
-    Pin::new(call).poll(&mut Context::from_waker(Waker::noop()))
+    kit::lock(engine, who, vec![row("a")], LockMode::Exclusive)
 }
 
 /// The engine with its row held by 1.

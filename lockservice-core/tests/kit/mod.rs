@@ -1,0 +1,96 @@
+//! The set-up that tests of the engine share: one table, transactions of one origin, and calls that
+//! a test polls by hand.
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::future::Future;
+use std::ops::Bound;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use lockservice_core::allocator::{Bind, TokenBlock};
+use lockservice_core::clock::Time;
+use lockservice_core::table::{
+    EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy,
+};
+use lockservice_core::{
+    BindVersion, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result, ServiceId,
+    TableId, TableRef, TxnId,
+};
+
+pub(crate) const TABLE: TableId = TableId::new(1);
+pub(crate) const VERSION: BindVersion = BindVersion::new(1);
+
+pub(crate) fn bind(version: BindVersion) -> Bind {
+    let table = TableRef::new("g", "t").expect("a name");
+    Bind { table, id: TABLE, partition: 0, owner: ServiceId::new(1), version }
+}
+
+/// An engine with the default settings that serves the table.
+pub(crate) fn engine() -> LockEngine {
+    engine_with(EngineSettings::default())
+}
+
+pub(crate) fn engine_with(settings: EngineSettings) -> LockEngine {
+    with_table(LockEngine::new(settings))
+}
+
+/// Installs the table, with tokens that last.
+pub(crate) fn with_table(engine: LockEngine) -> LockEngine {
+    let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1 << 40) };
+    engine.install(bind(VERSION), Some(block), None).expect("the first version");
+    engine
+}
+
+pub(crate) fn txn(number: u64) -> TxnId {
+    TxnId::new(ServiceId::new(1), number, false)
+}
+
+pub(crate) fn key(bytes: impl AsRef<[u8]>) -> Key {
+    Key::new(bytes).expect("a key")
+}
+
+pub(crate) fn row(key_bytes: impl AsRef<[u8]>) -> LockItem {
+    LockItem::Row(key(key_bytes))
+}
+
+/// A range with both of its ends.
+pub(crate) fn range(from: impl AsRef<[u8]>, to: impl AsRef<[u8]>) -> LockItem {
+    let (from, to) = (Bound::Included(key(from)), Bound::Included(key(to)));
+    LockItem::Range(KeyRange::new(from, to).expect("a range"))
+}
+
+/// A request that waits.
+pub(crate) fn request(who: u64, items: Vec<LockItem>, mode: LockMode) -> LockRequest {
+    let (txn, wait) = (txn(who), WaitPolicy::Wait);
+    LockRequest { txn, table: TABLE, version: VERSION, items, mode, wait }
+}
+
+/// A call that waits.
+pub(crate) fn lock(
+    engine: &LockEngine,
+    who: u64,
+    items: impl Into<Vec<LockItem>>,
+    mode: LockMode,
+) -> LockCall {
+    engine.lock(request(who, items.into(), mode), Time::ZERO)
+}
+
+pub(crate) fn poll(call: &mut LockCall) -> Poll<Result<Grant>> {
+    Pin::new(call).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// The grant of a call that is over.
+pub(crate) fn granted(mut call: LockCall) -> Grant {
+    match poll(&mut call) {
+        Poll::Ready(Ok(grant)) => grant,
+        other => panic!("not granted: {other:?}"),
+    }
+}
+
+/// Why a call failed.
+pub(crate) fn kind(mut call: LockCall) -> ErrorKind {
+    match poll(&mut call) {
+        Poll::Ready(Err(error)) => error.kind(),
+        other => panic!("no error: {other:?}"),
+    }
+}

@@ -1,0 +1,293 @@
+//! The calls of the model: their way from item to item, and the memory that they are counted with.
+
+use std::ops::Bound;
+
+use lockservice_core::table::WaitPolicy;
+use lockservice_core::{BindVersion, ErrorKind, FencingToken, Key, LockItem, LockMode};
+
+use super::graph::conflicts;
+use super::{Advance, Call, Granted, Hold, Model, Outcome, drop_beneath};
+use crate::Client;
+
+impl Model {
+    #[allow(clippy::too_many_arguments, reason = "the fields of a request")]
+    pub(crate) fn lock(
+        &mut self,
+        txn: usize,
+        table: usize,
+        version: BindVersion,
+        mut items: Vec<LockItem>,
+        mode: LockMode,
+        wait: WaitPolicy,
+        clients: &mut [Client],
+    ) {
+        self.at_once.insert(txn);
+        if !self.tables[table].installed || self.tables[table].version != version {
+            // The call is over at once.
+            self.done.insert(txn, Outcome::Failed(ErrorKind::BindChanged));
+            return;
+        }
+        items.sort_by(|a, b| {
+            start_of(a)
+                .cmp(&start_of(b))
+                .then(end_of(b).cmp(&end_of(a)))
+                .then(is_range(a).cmp(&is_range(b)))
+        });
+        items.dedup();
+        let changes = Vec::new();
+        let mut call = Call {
+            txn,
+            table,
+            items,
+            next: 0,
+            mode,
+            changes,
+            covered: 0,
+            waited: false,
+            prev_commit_ts: None,
+        };
+        let refused = match self.advance(&mut call) {
+            Advance::Complete if self.lacks_token(&call) && wait == WaitPolicy::NoWait => {
+                Some(ErrorKind::Unavailable)
+            }
+            Advance::Complete if self.lacks_token(&call) && !self.has_room_to_wait(&call) => {
+                Some(ErrorKind::ResourceExhausted)
+            }
+            Advance::Blocked(_) if wait == WaitPolicy::NoWait => Some(ErrorKind::Conflict),
+            Advance::Blocked(_) if !self.has_room_to_wait(&call) || !self.can_ever_fit(&call) => {
+                Some(ErrorKind::ResourceExhausted)
+            }
+            Advance::Full => Some(ErrorKind::ResourceExhausted),
+            Advance::Complete => {
+                self.complete(call.clone());
+                None
+            }
+            Advance::Blocked(upgrade) => {
+                self.begin_wait(call.clone(), upgrade, clients);
+                None
+            }
+        };
+        if let Some(kind) = refused {
+            self.roll_back_call(call);
+            self.done.insert(txn, Outcome::Failed(kind));
+        }
+        self.promote(clients);
+        if !self.done.contains_key(&txn) {
+            self.at_once.remove(&txn);
+        }
+    }
+
+    /// Takes free items.
+    pub(super) fn advance(&mut self, call: &mut Call) -> Advance {
+        while call.next < call.items.len() {
+            let item = &call.items[call.next];
+            let own =
+                self.holds.iter().filter(|hold| hold.txn == call.txn && hold.table == call.table);
+            let own: Vec<&Hold> = own.filter(|hold| hold.item.covers(item)).collect();
+            if let Some(token) =
+                own.iter().filter(|hold| hold.mode >= call.mode).map(|hold| hold.token).max()
+            {
+                call.covered = call.covered.max(token);
+                call.next += 1;
+                continue;
+            }
+            let upgrade = !own.is_empty();
+            let behind = (0..self.queue.len()).filter(|at| conflicts(&self.queue[*at], call));
+            let must_wait =
+                !upgrade && behind.into_iter().any(|at| !self.reaches(at, call.txn, true));
+            if !self.conflicting_holders(call).is_empty() || must_wait {
+                return Advance::Blocked(upgrade);
+            }
+            if !self.take(call) {
+                return Advance::Full;
+            }
+        }
+        Advance::Complete
+    }
+
+    /// False if a limit is reached.
+    pub(super) fn take(&mut self, call: &mut Call) -> bool {
+        let (all, own) = self.bytes(call);
+        let item = call.items[call.next].clone();
+        let bytes = hold_bytes(&item);
+        let full = all + bytes > self.settings.lock_bytes_max
+            || own + bytes > self.settings.txn_lock_bytes_max;
+        let exact = |hold: &&mut Hold| {
+            hold.txn == call.txn && hold.table == call.table && hold.item == item
+        };
+        match self.holds.iter_mut().find(exact) {
+            Some(hold) => {
+                call.changes.push((item, Some((hold.mode, FencingToken::new(hold.token)))));
+                hold.beneath = hold.token;
+                hold.mode = call.mode;
+                hold.pending = true;
+            }
+            None if full => return false,
+            None => {
+                let (table, txn, mode) = (call.table, call.txn, call.mode);
+                self.holds.push(Hold {
+                    table,
+                    txn,
+                    item: item.clone(),
+                    mode,
+                    token: 0,
+                    pending: true,
+                    beneath: 0,
+                });
+                call.changes.push((item, None));
+            }
+        }
+        call.next += 1;
+        true
+    }
+
+    pub(super) fn complete(&mut self, call: Call) {
+        let table = &mut self.tables[call.table];
+        let token =
+            if call.changes.is_empty() { Some(call.covered) } else { table.tokens.pop_front() };
+        let Some(token) = token else {
+            self.awaiting_token.push(call);
+            return;
+        };
+        for (item, _) in &call.changes {
+            let exact = |hold: &&mut Hold| {
+                hold.txn == call.txn && hold.table == call.table && hold.item == *item
+            };
+            let hold = self.holds.iter_mut().find(exact).expect("what a call took is held");
+            hold.token = token;
+            hold.pending = false;
+        }
+        let grant = Granted {
+            token,
+            waited: call.waited,
+            prev_commit_ts: call.prev_commit_ts,
+            table_commit_ts: table.commit_ts,
+            tokens_left: table.tokens.len() as u64,
+            changes: call.changes,
+        };
+        self.done.insert(call.txn, Outcome::Granted { table: call.table, grant });
+    }
+
+    pub(super) fn roll_back_call(&mut self, call: Call) {
+        for (item, _) in call.changes {
+            self.roll_back_item(call.txn, call.table, &item, None);
+        }
+    }
+
+    /// Rolls back the change to a hold by the grant under `token`; without a token, by the call in
+    /// flight.
+    pub(super) fn roll_back_item(
+        &mut self,
+        txn: usize,
+        table: usize,
+        item: &LockItem,
+        token: Option<u64>,
+    ) {
+        let exact = |hold: &Hold| hold.txn == txn && hold.table == table && hold.item == *item;
+        let Some(at) = self.holds.iter().position(exact) else { return };
+        let hold = &mut self.holds[at];
+        if token.map_or(hold.pending, |token| hold.token == token && !hold.pending) {
+            if hold.beneath == 0 {
+                self.holds.remove(at);
+            } else {
+                (hold.mode, hold.token, hold.pending, hold.beneath) =
+                    (LockMode::Shared, hold.beneath, false, 0);
+            }
+        } else if token.is_some_and(|token| hold.beneath == token) {
+            drop_beneath(hold);
+        }
+    }
+
+    pub(super) fn lacks_token(&self, call: &Call) -> bool {
+        !call.changes.is_empty() && self.tables[call.table].tokens.is_empty()
+    }
+
+    /// The memory of all holds and waits, and of the holds of the call's transaction. `call` is in no
+    /// list at the moment.
+    pub(super) fn bytes(&self, call: &Call) -> (usize, usize) {
+        let waits: usize = self.queue.iter().chain(&self.awaiting_token).map(wait_bytes).sum();
+        let holds: usize = self.holds.iter().map(|hold| hold_bytes(&hold.item)).sum();
+        let own = self.holds.iter().filter(|hold| hold.txn == call.txn);
+        let wait = if call.waited { wait_bytes(call) } else { 0 };
+        (holds + waits + wait, own.map(|hold| hold_bytes(&hold.item)).sum())
+    }
+
+    pub(super) fn has_room_to_wait(&self, call: &Call) -> bool {
+        let in_flight = self.queue.len() + self.awaiting_token.len();
+        in_flight < self.settings.waiters_max
+            && self.bytes(call).0 + wait_bytes(call) <= self.settings.lock_bytes_max
+    }
+
+    /// True if the limits allow the rest of the call's items while no other transaction holds any.
+    pub(super) fn can_ever_fit(&self, call: &Call) -> bool {
+        let own = |exact: bool, item: &LockItem| {
+            let mut own =
+                self.holds.iter().filter(|hold| hold.txn == call.txn && hold.table == call.table);
+            own.any(|hold| {
+                if exact {
+                    hold.item == *item
+                } else {
+                    hold.mode >= call.mode && hold.item.covers(item)
+                }
+            })
+        };
+        let mut new: Vec<&LockItem> = Vec::new();
+        let mut later: Vec<&LockItem> = Vec::new();
+        for item in &call.items[call.next..] {
+            let covered = own(false, item) || later.iter().any(|earlier| earlier.covers(item));
+            later.push(item);
+            if !covered && !own(true, item) {
+                new.push(item);
+            }
+        }
+        let needed = self.bytes(call).1 + new.into_iter().map(hold_bytes).sum::<usize>();
+        needed <= self.settings.txn_lock_bytes_max
+            && needed + wait_bytes(call) <= self.settings.lock_bytes_max
+    }
+}
+
+/// The memory that the engine counts for a hold.
+fn hold_bytes(item: &LockItem) -> usize {
+    240 + 2 * heap_bytes(item)
+}
+
+/// The memory that the engine counts for a wait.
+fn wait_bytes(call: &Call) -> usize {
+    320 + call.items.iter().map(|item| size_of::<LockItem>() + heap_bytes(item)).sum::<usize>()
+}
+
+/// Short keys are kept inline.
+fn heap_bytes(item: &LockItem) -> usize {
+    let bytes = |bytes: usize| if bytes > 22 { bytes + 16 } else { 0 };
+    match item {
+        LockItem::Row(key) => bytes(key.as_bytes().len()),
+        LockItem::Range(_) => {
+            let bound = |bound| match bound {
+                Bound::Unbounded => 0,
+                Bound::Included(key) | Bound::Excluded(key) => bytes(Key::as_bytes(key).len()),
+            };
+            bound(item.start()) + bound(item.end())
+        }
+    }
+}
+
+fn is_range(item: &LockItem) -> bool {
+    matches!(item, LockItem::Range(_))
+}
+
+/// The key of the lower bound, and whether it is outside. No key here ends in a zero byte.
+fn start_of(item: &LockItem) -> (Vec<u8>, bool) {
+    match item.start() {
+        Bound::Unbounded => (Vec::new(), false),
+        Bound::Included(key) => (key.as_bytes().to_vec(), false),
+        Bound::Excluded(key) => (key.as_bytes().to_vec(), true),
+    }
+}
+
+fn end_of(item: &LockItem) -> (Vec<u8>, bool) {
+    match item.end() {
+        Bound::Unbounded => (vec![0xff], true),
+        Bound::Included(key) => (key.as_bytes().to_vec(), true),
+        Bound::Excluded(key) => (key.as_bytes().to_vec(), false),
+    }
+}
