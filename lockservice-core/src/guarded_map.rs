@@ -1,24 +1,21 @@
-//! [`GuardedMap`]: a map that many threads share, whose API leaves no room for the races of a plain
-//! one.
+//! [`GuardedMap`]: a map that many threads share, and whose API excludes the races of a plain map.
 //!
 //! # Implementation details
-//! A fixed power of two of shards, chosen by the hash of the whole key, each a hash table under its
-//! own reader-writer lock. The key is hashed once: the upper bits choose the shard, the hash goes
-//! on to the shard's table.
+//! The map has a power of two of shards. Each is a hash table under its own reader-writer lock. A
+//! key is hashed once: the upper bits choose the shard, and the whole hash the slot in its table.
 //!
 //! # Invariants
 //! 1. **A read creates nothing.** [`read`](GuardedMap::read), [`contains`](GuardedMap::contains),
 //!    [`for_each`](GuardedMap::for_each) and [`update_existing`](GuardedMap::update_existing) never
 //!    add an entry. Entries come from [`upsert`](GuardedMap::upsert) and
-//!    [`alter`](GuardedMap::alter) alone, under the shard's write lock. (A lookup that created
-//!    entries of a plain map under a read lock is how a system of this kind died: an entry created
-//!    by readers, in a plain map.)
-//! 2. **No guard leaves.** Values are reached inside closures only, so nothing can be held over an
-//!    await, and a caller blocks others no longer than its closure runs.
+//!    [`alter`](GuardedMap::alter) alone, under the shard's write lock. (A system of this kind died
+//!    of lookups that created entries of a plain map under a read lock.)
+//! 2. **No guard leaves.** Values are reached inside closures only. So nothing can be held over an
+//!    await, and a caller blocks others only while its closure runs.
 //! 3. **Readers do not exclude readers.** Two closures of [`read`](GuardedMap::read) run side by
-//!    side, in one shard and on one key too.
-//! 4. **One shard at a time.** No method takes a second shard's lock while it holds one. A closure
-//!    must not call back into the same map: it could wait for its own shard.
+//!    side, also in one shard and on one key.
+//! 4. **One shard at a time.** No method takes the lock of a second shard while it holds one. A
+//!    closure must not call the same map: it could wait for its own shard.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
@@ -28,8 +25,8 @@ use hashbrown::hash_table::Entry;
 
 use crate::sync::RwLock;
 
-/// Shards of a map that was not told otherwise. Enough that two of a few dozen threads rarely meet
-/// in one.
+/// Shards of a [new](GuardedMap::new) map: so many that two of a few dozen threads rarely meet in
+/// one.
 #[cfg(not(loom))]
 const SHARDS_DEFAULT: usize = 256;
 #[cfg(loom)]
@@ -37,15 +34,19 @@ const SHARDS_DEFAULT: usize = 2;
 
 #[cfg(not(loom))]
 type KeyHasher = foldhash::quality::RandomState;
-/// loom replays interleavings, so every run must put a key into the same shard.
+/// Loom replays interleavings, so every run must put a key into the same shard.
 #[cfg(loom)]
 type KeyHasher = foldhash::quality::FixedState;
 
 /// A sharded map reached through closures: no guard can be held too long, and no lookup creates an
 /// entry.
 ///
-/// See the [module's invariants](self#invariants). A closure runs under its shard's lock: keep it
-/// short, do not block in it, do not call the same map from it.
+/// See the [module's invariants](self#invariants). A closure runs under the lock of its shard. Keep
+/// it short, do not block in it, and do not call the same map from it.
+///
+/// # Panics
+/// No method panics by itself. A panic of a closure leaves the map usable, with the changes that
+/// the closure has made.
 ///
 /// ```
 /// use lockservice_core::GuardedMap;
@@ -61,8 +62,8 @@ pub struct GuardedMap<K, V> {
     hasher: KeyHasher,
 }
 
-/// Padded, so that two locks never share a cache line (nor the pair that the processor fetches
-/// together).
+/// Padded, so that two locks share neither a cache line nor a pair of lines that the processor
+/// fetches together.
 #[repr(align(128))]
 struct Shard<K, V>(RwLock<HashTable<(K, V)>>);
 
@@ -72,8 +73,7 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         Self::with_shards(SHARDS_DEFAULT)
     }
 
-    /// An empty map with at least `shards` shards: rounded up to a power of two, at least 1, at
-    /// most 65,536.
+    /// An empty map with `shards` shards, rounded up to a power of two: at least 1, at most 65,536.
     pub fn with_shards(shards: usize) -> Self {
         let shards = shards.clamp(1, 1 << 16).next_power_of_two();
         Self {
@@ -82,8 +82,8 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         }
     }
 
-    /// Shows `read` the value of `key`, or `None`. Other readers of the same shard go on meanwhile.
-    /// Creates nothing.
+    /// Calls `read` with the value of `key`, or with `None`, and returns its result. Other readers
+    /// of the same shard run meanwhile. Creates nothing.
     pub fn read<R>(&self, key: &K, read: impl FnOnce(Option<&V>) -> R) -> R {
         let hash = self.hasher.hash_one(key);
         let shard = self.shard(hash).read();
@@ -95,15 +95,16 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         self.read(key, |value| value.is_some())
     }
 
-    /// Lets `update` change the value of `key` and answers what it returned; `None`, without
-    /// calling it, if there is no entry.
+    /// Calls `update` with the value of `key` and returns its result. Without an entry, returns
+    /// `None` and does not call it.
     pub fn update_existing<R>(&self, key: &K, update: impl FnOnce(&mut V) -> R) -> Option<R> {
         let hash = self.hasher.hash_one(key);
         let mut shard = self.shard(hash).write();
         shard.find_mut(hash, |(k, _)| k == key).map(|(_, value)| update(value))
     }
 
-    /// Lets `update` change the value of `key`, which `make` creates first if there is none.
+    /// Calls `update` with the value of `key` and returns its result. Without an entry, `make`
+    /// creates the value first.
     pub fn upsert<R>(
         &self,
         key: K,
@@ -119,11 +120,25 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         }
     }
 
-    /// Decides about the entry of `key` in one step: `decide` sees the value, or `None`, and leaves
-    /// in the option what shall be there.
+    /// Creates, changes or removes the entry of `key` in one step, and returns the result of
+    /// `decide`.
     ///
-    /// Setting `Some` where there was none creates the entry, leaving `None` removes it. If
-    /// `decide` panics, an entry that there was is gone.
+    /// `decide` is called with the value, or with `None`. The entry then has the value that
+    /// `decide` leaves there; `None` removes it. If `decide` panics, the entry is removed.
+    ///
+    /// ```
+    /// use lockservice_core::GuardedMap;
+    ///
+    /// // A counter that is removed when it reaches zero.
+    /// let holders: GuardedMap<&str, u32> = GuardedMap::new();
+    /// holders.upsert("a", || 0, |count| *count += 1);
+    /// let remaining = holders.alter(&"a", |count| {
+    ///     let remaining = count.unwrap_or(1) - 1;
+    ///     *count = (remaining > 0).then_some(remaining);
+    ///     remaining
+    /// });
+    /// assert_eq!((remaining, holders.contains(&"a")), (0, false));
+    /// ```
     pub fn alter<R>(&self, key: &K, decide: impl FnOnce(&mut Option<V>) -> R) -> R
     where
         K: Clone,
@@ -134,29 +149,28 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
             Ok(entry) => {
                 let ((old_key, old), vacant) = entry.remove();
                 let mut value = Some(old);
-                let answer = decide(&mut value);
+                let result = decide(&mut value);
                 if let Some(value) = value {
                     vacant.insert((old_key, value));
                 }
-                answer
+                result
             }
             Err(_) => {
                 let mut value = None;
-                let answer = decide(&mut value);
+                let result = decide(&mut value);
                 if let Some(value) = value {
                     shard.insert_unique(hash, (key.clone(), value), |(k, _)| {
                         self.hasher.hash_one(k)
                     });
                 }
-                answer
+                result
             }
         }
     }
 
-    /// Removes the entry of `key` if `condition` holds for its value, and answers the value.
+    /// Removes the entry of `key` if `condition` holds for its value, and returns the value.
     ///
-    /// The condition is looked at and the entry removed in one step, so that an entry that was
-    /// replaced meanwhile stays.
+    /// Check and removal are one step, so that an entry that was replaced meanwhile stays.
     pub fn remove_if(&self, key: &K, condition: impl FnOnce(&V) -> bool) -> Option<V> {
         let hash = self.hasher.hash_one(key);
         let mut shard = self.shard(hash).write();
@@ -166,21 +180,21 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         }
     }
 
-    /// Shows every entry, shard by shard in no particular order. An entry that comes or goes
-    /// meanwhile may be seen or not; every other is seen once.
+    /// Calls `visit` with every entry, shard by shard, in no particular order. An entry that comes
+    /// or goes meanwhile may be visited or not; every other is visited once.
     pub fn for_each(&self, mut visit: impl FnMut(&K, &V)) {
         for shard in 0..self.shards() {
             self.for_each_in(shard, &mut visit);
         }
     }
 
-    /// How many shards there are, to be visited one after another with pauses in between.
+    /// The number of shards, for a caller that visits them one after another with pauses.
     pub fn shards(&self) -> usize {
         self.shards.len()
     }
 
-    /// As [`for_each`](Self::for_each), of one shard. Returns how many entries it has; 0 beyond the
-    /// [last](Self::shards) one.
+    /// As [`for_each`](Self::for_each), for one shard. Returns the number of its entries; 0 beyond
+    /// the [last](Self::shards) shard.
     pub fn for_each_in(&self, shard: usize, mut visit: impl FnMut(&K, &V)) -> usize {
         let Some(Shard(shard)) = self.shards.get(shard) else { return 0 };
         let shard = shard.read();
@@ -188,8 +202,7 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         shard.len()
     }
 
-    /// Lets `update` change every entry of a shard, under its write lock. Otherwise as
-    /// [`for_each_in`](Self::for_each_in).
+    /// As [`for_each_in`](Self::for_each_in), for changes: under the write lock of the shard.
     pub fn update_each_in(&self, shard: usize, mut update: impl FnMut(&K, &mut V)) -> usize {
         let Some(Shard(shard)) = self.shards.get(shard) else { return 0 };
         let mut shard = shard.write();
@@ -197,7 +210,7 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         shard.len()
     }
 
-    /// The number of entries, counted shard by shard: exact only while nobody adds or removes one.
+    /// The number of entries, counted shard by shard: exact only while none is added or removed.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.0.read().len()).sum()
     }
@@ -221,7 +234,7 @@ impl<K: Hash + Eq, V> Default for GuardedMap<K, V> {
 }
 
 impl<K, V> fmt::Debug for GuardedMap<K, V> {
-    /// Shows the number of shards only: to print entries would take every lock.
+    /// Shows only the number of shards: printing entries would take every lock.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GuardedMap").field("shards", &self.shards.len()).finish_non_exhaustive()
     }

@@ -1,9 +1,9 @@
-//! Every lock, atomic and channel of this crate comes from here, so that a model checker can
-//! replace them all.
+//! The locks and atomics of this crate. All of them come from here, so that a model checker can
+//! replace them.
 //!
-//! Under `--cfg loom` the types are loom's and every interleaving of a small model can be visited;
-//! otherwise they are `parking_lot` locks and the standard library's atomics. The lock types show
-//! one common surface: `lock`, `read` and `write` return a guard and never a poison error.
+//! Under `--cfg loom` the types are those of loom, which visits every interleaving of a small
+//! model. Otherwise they are locks of `parking_lot` and atomics of the standard library. The
+//! surface is the same: `lock`, `read` and `write` return a guard and never a poison error.
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::Arc;
@@ -22,14 +22,14 @@ pub(crate) use parking_lot::{Mutex, RwLock};
 #[cfg(loom)]
 pub(crate) use self::loom_locks::{Mutex, RwLock};
 
-/// Lets go of a mutex so that who waits for it gets it, and not the caller who wants it again at
+/// Unlocks a mutex and hands it to a thread that waits for it, even if the caller locks it again at
 /// once.
 #[cfg(not(loom))]
 pub(crate) fn unlock_fair<T>(guard: parking_lot::MutexGuard<'_, T>) {
     parking_lot::MutexGuard::unlock_fair(guard);
 }
 
-/// Lets go of a mutex: loom has whoever it likes take it next.
+/// Unlocks a mutex. Loom chooses the thread that locks it next.
 #[cfg(loom)]
 pub(crate) fn unlock_fair<T>(guard: loom::sync::MutexGuard<'_, T>) {
     drop(guard);

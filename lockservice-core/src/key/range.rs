@@ -1,81 +1,28 @@
-//! Keys, ranges of keys, and what a request may name.
+//! A range of keys, and the order of its bounds.
 
 use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Bound;
 
-use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
-
+use super::Key;
 use crate::error::{Error, ErrorKind};
 
-/// Longest key, in bytes.
-pub const KEY_BYTES_MAX: usize = 4096;
-
-/// A row's key: 1 to 4,096 opaque bytes, ordered lexicographically. Up to 22 bytes are kept inline.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
-pub struct Key(SmallVec<[u8; 22]>);
-
-impl Key {
-    /// Checks and copies a key. Fails with [`ErrorKind::InvalidArgument`] if it is empty or too
-    /// long.
-    pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self, Error> {
-        let bytes = bytes.as_ref();
-        if bytes.is_empty() {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "a key is empty: use 1 to 4096 bytes",
-            ));
-        }
-        if bytes.len() > KEY_BYTES_MAX {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "a key is too long: use 1 to 4096 bytes",
-            )
-            .with("bytes", bytes.len()));
-        }
-        Ok(Self(SmallVec::from_slice(bytes)))
-    }
-
-    /// The key's bytes.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl TryFrom<Vec<u8>> for Key {
-    type Error = Error;
-
-    fn try_from(bytes: Vec<u8>) -> Result<Self, Error> {
-        Self::new(bytes)
-    }
-}
-
-impl From<Key> for Vec<u8> {
-    fn from(key: Key) -> Self {
-        key.0.into_vec()
-    }
-}
-
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{}\"", self.0.escape_ascii())
-    }
-}
-
-/// As text where the key is text, otherwise with `\x..` escapes.
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match std::str::from_utf8(&self.0) {
-            Ok(text) if !text.chars().any(char::is_control) => f.write_str(text),
-            _ => write!(f, "{}", self.0.escape_ascii()),
-        }
-    }
-}
-
-/// A range of keys with inclusive, exclusive or unbounded ends. Never upside down; unbounded at
-/// both ends is the whole table.
+/// A range of keys with inclusive, exclusive or unbounded ends. At least one key can lie inside.
+///
+/// ```
+/// use std::ops::Bound;
+///
+/// use lockservice_core::{Key, KeyRange};
+///
+/// # fn main() -> lockservice_core::Result<()> {
+/// let range = KeyRange::new(Bound::Included(Key::new("a")?), Bound::Excluded(Key::new("c")?))?;
+/// assert_eq!(range.to_string(), "[a, c)");
+/// assert!(range.contains(&Key::new("b")?) && !range.contains(&Key::new("c")?));
+/// assert!(KeyRange::whole_table().covers(&range));
+/// assert!(KeyRange::new(range.end().cloned(), range.start().cloned()).is_err(), "upside down");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct KeyRange {
     start: Bound<Key>,
@@ -83,14 +30,17 @@ pub struct KeyRange {
 }
 
 impl KeyRange {
-    /// A range between two bounds. Fails with [`ErrorKind::InvalidArgument`] if no key can lie
-    /// inside.
+    /// A range between two bounds.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if no key can lie inside. The caller
+    /// corrects the bounds.
     pub fn new(start: Bound<Key>, end: Bound<Key>) -> Result<Self, Error> {
         let holds_a_key = match (&start, &end) {
             (Bound::Included(a), Bound::Included(b)) => a <= b,
             (Bound::Included(a), Bound::Excluded(b)) => a < b,
             (Bound::Excluded(a), Bound::Included(b)) => a < b,
-            // Between `a` and its successor `a\0` there is nothing.
+            // No key lies between `a` and its successor `a\0`.
             (Bound::Excluded(a), Bound::Excluded(b)) => a < b && !is_successor(a, b),
             (Bound::Unbounded, Bound::Excluded(b)) => b.as_bytes() != [0],
             _ => true,
@@ -219,100 +169,6 @@ impl fmt::Display for KeyRange {
             Bound::Excluded(b) => write!(f, "{b})"),
             Bound::Unbounded => f.write_str("+∞)"),
         }
-    }
-}
-
-/// What a lock covers: one row, or one range of rows.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub enum LockItem {
-    /// One row.
-    Row(Key),
-    /// One range of rows, present and future ones alike.
-    Range(KeyRange),
-}
-
-impl LockItem {
-    /// The lower bound.
-    pub fn start(&self) -> Bound<&Key> {
-        match self {
-            Self::Row(key) => Bound::Included(key),
-            Self::Range(range) => range.start(),
-        }
-    }
-
-    /// The upper bound.
-    pub fn end(&self) -> Bound<&Key> {
-        match self {
-            Self::Row(key) => Bound::Included(key),
-            Self::Range(range) => range.end(),
-        }
-    }
-
-    /// True if some key could lie in both.
-    pub fn overlaps(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Row(a), Self::Row(b)) => a == b,
-            (Self::Row(key), Self::Range(range)) | (Self::Range(range), Self::Row(key)) => {
-                range.contains(key)
-            }
-            (Self::Range(a), Self::Range(b)) => a.overlaps(b),
-        }
-    }
-
-    /// True if every key of `other` lies inside `self`.
-    pub fn covers(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Row(a), Self::Row(b)) => a == b,
-            (Self::Range(range), Self::Row(key)) => range.contains(key),
-            (Self::Range(a), Self::Range(b)) => a.covers(b),
-            (Self::Row(key), Self::Range(range)) => {
-                matches!((range.start(), range.end()), (Bound::Included(a), Bound::Included(b)) if a == key && b == key)
-            }
-        }
-    }
-}
-
-impl fmt::Debug for LockItem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Row(key) => write!(f, "{key:?}"),
-            Self::Range(range) => write!(f, "{range}"),
-        }
-    }
-}
-
-impl fmt::Display for LockItem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Row(key) => write!(f, "{key}"),
-            Self::Range(range) => write!(f, "{range}"),
-        }
-    }
-}
-
-/// How a lock is held.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LockMode {
-    /// Compatible with other shared locks.
-    Shared,
-    /// Compatible with nothing.
-    Exclusive,
-}
-
-impl LockMode {
-    /// True if two transactions may hold overlapping items in these modes at once.
-    pub const fn is_compatible(self, other: Self) -> bool {
-        matches!((self, other), (Self::Shared, Self::Shared))
-    }
-}
-
-impl fmt::Display for LockMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Shared => "shared",
-            Self::Exclusive => "exclusive",
-        })
     }
 }
 
