@@ -1,4 +1,4 @@
-//! The wait graph: cycles, victims, reorderings.
+//! Cycles of the wait graph: victims and reorderings.
 
 use std::ops::ControlFlow;
 
@@ -6,23 +6,23 @@ use super::call::{CallId, EngineCall};
 use super::entry::Position;
 use super::hash::IdMap;
 use super::lock_table::{ItemRef, LockTable};
-use super::search::{Edges, WaitedFor, Waiters};
+use super::search::{Edges, RequestKey, WaitedFor, Waiters};
 use super::state::EngineState;
 use super::types::VictimPolicy;
 use crate::error::{DeadlockEdge, Detail, Error, ErrorKind};
 use crate::id::TxnId;
 use crate::key::LockMode;
 
-/// In so few looks it is often seen that a waiter does not wait for itself, however many wait for
-/// it.
-const LOOKS_FORWARD: usize = 64;
+/// Steps of the search forwards. So few often show that a waiter does not wait for itself, for any
+/// number of waiters behind it.
+const FORWARD_STEPS_MAX: usize = 64;
 
-/// So many of a transaction's locks are compared with what others wait for before a search tells.
-const LOCKS_COMPARED: usize = 16;
+/// Locks of a transaction that are compared with a queue before a search is made.
+const LOCKS_COMPARED_MAX: usize = 16;
 
 impl EngineState {
-    /// A waiter behind which a call must wait for its next item: one that is incompatible and does
-    /// not itself, directly or over others, wait for the call's transaction.
+    /// The first waiter behind which a call must wait for its next item: it is incompatible, and
+    /// does not wait, directly or over others, for the call's transaction.
     pub(super) fn must_wait_behind(&self, call: &EngineCall) -> Option<CallId> {
         let table = &self.tables[&call.table];
         let holds_something = self.family_holds_something(call);
@@ -37,7 +37,7 @@ impl EngineState {
                         || ahead.peek().is_none()
                         || call
                             .family()
-                            .any(|txn| self.is_seen_conflicting(table, txn, at, requested))
+                            .any(|txn| self.is_known_conflicting(table, txn, at, requested))
                     {
                         continue;
                     }
@@ -50,7 +50,7 @@ impl EngineState {
                     behind = [behind, first].into_iter().flatten().min();
                 }
             } else {
-                // One that holds nothing is waited for by nobody: the first waiter decides.
+                // No waiter waits for a transaction that holds nothing: the first one decides.
                 behind = queue.first_incompatible(call.mode);
             }
             if behind.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -58,9 +58,9 @@ impl EngineState {
         behind.map(|(_, id)| id)
     }
 
-    /// True if it is seen at once that a transaction holds something that keeps all others from
-    /// having an item in `requested`.
-    fn is_seen_conflicting(
+    /// True if one of the transaction's first locks keeps all others from the item `at` in the mode
+    /// `requested`. False says nothing: the search decides.
+    fn is_known_conflicting(
         &self,
         table: &LockTable,
         txn: TxnId,
@@ -69,20 +69,20 @@ impl EngineState {
     ) -> bool {
         let Some(held) = self.txns.get(&txn).map(|txn| &txn.held) else { return false };
         let items = held.iter().filter(|(id, _)| *id == table.bind.id).flat_map(|(_, items)| items);
-        items.take(LOCKS_COMPARED).any(|item| {
+        items.take(LOCKS_COMPARED_MAX).any(|item| {
             let own = table.entry(item).and_then(|entry| entry.holder(txn));
             own.is_some_and(|own| !own.mode.is_compatible(requested)) && at.overlaps(item)
         })
     }
 
-    /// A wait has begun: breaks every cycle that it closed. All of them run through it, since there
-    /// were none before.
+    /// Resolves every cycle that a wait has closed as it began. All of them run through it, for
+    /// there was none before.
     pub(super) fn resolve_cycles(&mut self, id: CallId) {
         if !self.family_holds_something(&self.calls[id]) {
-            // Nobody waits for one that holds nothing, nor is anybody behind it yet.
+            // No waiter waits for a transaction that holds nothing, and none is behind it yet.
             return;
         }
-        let mut forward = WaitedFor::new(self, Edges::All, id, None, LOOKS_FORWARD);
+        let mut forward = WaitedFor::new(self, Edges::All, id, None, FORWARD_STEPS_MAX);
         if forward.all() && !forward.closes {
             return;
         }
@@ -94,17 +94,17 @@ impl EngineState {
                 return;
             }
         }
-        if self.nested > 0 && self.resolve_claimed_cycles(id) {
+        if self.nested_calls > 0 && self.resolve_claimed_cycles(id) {
             return;
         }
         self.reorder(id);
     }
 
-    /// Breaks the cycles through `start` that are left and that only ancestors close. True if
+    /// Resolves the cycles through `start` that are left and that only ancestors close. True if
     /// `start` failed.
     ///
-    /// An ancestor is a claim that nobody can check. So only a call fails whose own claim is part
-    /// of a cycle: whoever names strangers as its ancestors has nobody fail but itself.
+    /// An ancestor is a claim that the engine cannot check. So a call fails only if its own claim
+    /// is part of a cycle. A call that names strangers as its ancestors makes no other call fail.
     fn resolve_claimed_cycles(&mut self, start: CallId) -> bool {
         let Some(cycle) = self.cycle(start, Edges::Claimed) else { return false };
         let before = cycle.iter().cycle().skip(cycle.len() - 1);
@@ -112,7 +112,7 @@ impl EngineState {
             let (waiter, call) = (&self.calls[**waiter], &self.calls[**id]);
             !call.ancestors.is_empty() && self.holder_of(waiter, call) != call.txn
         });
-        // One is enough if it is `start`, and nearly always otherwise.
+        // One victim is enough if it is `start`, and nearly always otherwise.
         let victim = claims
             .map(|(_, id)| *id)
             .min_by_key(|id| (*id != start, self.cost(*id)))
@@ -122,7 +122,8 @@ impl EngineState {
         if victim == start {
             return true;
         }
-        // If several were closed, all the others at once: a search for each takes too long.
+        // If several cycles were closed, all other victims fail at once: a search for each takes
+        // too long.
         let mut search = Waiters::new(self, Edges::Claimed, start);
         if !search.all() {
             return false;
@@ -155,8 +156,8 @@ impl EngineState {
         (cycle.len() > 1).then_some(cycle)
     }
 
-    /// The one member of a cycle that fails. Without it there is no cycle through `start` any more:
-    /// if there are several, it is on all of them, as `start` is.
+    /// The member of a cycle that fails. It is on every cycle through `start`, as `start` is, so
+    /// that no cycle is left without it.
     fn victim(&self, start: CallId, cycle: &[CallId]) -> CallId {
         let search = Waiters::new(self, Edges::Hard, start);
         let from_start: Vec<CallId> = cycle[1..].iter().rev().copied().collect();
@@ -164,7 +165,7 @@ impl EngineState {
         candidates.min_by_key(|id| self.cost(*id)).unwrap_or(start)
     }
 
-    /// The member of a cycle that costs least fails.
+    /// The order of victims: the member with the least cost fails.
     fn cost(&self, id: CallId) -> (usize, std::cmp::Reverse<TxnId>) {
         let txn = self.calls[id].txn;
         let locks = match self.settings.victim {
@@ -197,7 +198,7 @@ impl EngineState {
         .with_detail(Detail::Deadlock(edges.collect()))
     }
 
-    /// The one in the family of `next` whose lock `call` waits for: `next` itself, if it can be.
+    /// The member of the family of `next` for whose lock `call` waits: `next` itself, if possible.
     fn holder_of(&self, call: &EngineCall, next: &EngineCall) -> TxnId {
         let mut holder = None;
         if !next.ancestors.is_empty() {
@@ -218,13 +219,13 @@ impl EngineState {
         holder.unwrap_or(next.txn)
     }
 
-    /// False if nobody can wait for a lock of the call's transaction or of an ancestor.
+    /// False if no waiter can wait for a lock of the call's transaction or of an ancestor.
     fn family_holds_something(&self, call: &EngineCall) -> bool {
         call.family().any(|txn| self.txns.get(&txn).is_some_and(|txn| txn.count > 0))
     }
 
-    /// If the waits for holders and for those ahead together close a cycle through `start`, brings
-    /// the queue into an order that has none.
+    /// Gives the queue an order without a cycle, if the waits for holders and for waiters ahead
+    /// close one through `start`.
     fn reorder(&mut self, start: CallId) {
         let mut search = Waiters::new(self, Edges::All, start);
         if !search.all() {
@@ -241,36 +242,36 @@ impl EngineState {
         beside.sort_by_key(|id| self.calls[*id].position);
         let mut order = self.holders_first(&on_cycle);
         order.append(&mut beside);
-        // All leave before any comes back: a place is never taken twice.
+        // All leave the queue before any comes back: no position is used twice.
         for id in &order {
             let mut call = self.calls.take(*id);
             self.dequeue(&mut call);
             self.calls.put(*id, call);
         }
         for id in order {
-            let position = self.next_position(false);
+            let position = self.positions.next(false);
             self.enqueue(id, position);
             self.candidates.insert((position, id));
         }
     }
 
-    /// The members of cycles in their order, except that each comes after those whose locks it
+    /// The members of cycles in queue order, except that each comes after those whose locks it
     /// waits for.
     fn holders_first(&self, members: &[CallId]) -> Vec<CallId> {
-        let mut left: IdMap<CallId, Option<CallId>> =
+        let mut remaining: IdMap<CallId, Option<CallId>> =
             members.iter().map(|id| (*id, None)).collect();
-        let within = left.clone();
-        let mut asked = IdMap::default();
+        let within = remaining.clone();
+        let mut seen = IdMap::default();
         let mut order = Vec::with_capacity(members.len());
         for member in members {
-            if left.remove(member).is_none() {
+            if remaining.remove(member).is_none() {
                 continue;
             }
-            let mut stack = vec![(*member, self.holders_asked(*member, &within, &mut asked))];
+            let mut stack = vec![(*member, self.holders_to_order(*member, &within, &mut seen))];
             while let Some((id, next)) = stack.last_mut() {
                 match next.pop() {
-                    Some(holder) if left.remove(&holder).is_some() => {
-                        stack.push((holder, self.holders_asked(holder, &within, &mut asked)));
+                    Some(holder) if remaining.remove(&holder).is_some() => {
+                        stack.push((holder, self.holders_to_order(holder, &within, &mut seen)));
                     }
                     Some(_) => {}
                     None => {
@@ -283,17 +284,17 @@ impl EngineState {
         order
     }
 
-    /// Those `within` whose locks a waiter waits for, the last ones first. Nobody if another one
-    /// that wants the same has asked already: then they come before that one. A holder that wants
-    /// the same itself goes last: it waits for all the others.
-    fn holders_asked(
+    /// The waiters `within` for whose locks a waiter waits, in reverse queue order. Empty if a
+    /// waiter with the same request was here before: they come before that one. A holder with the
+    /// same request comes first in this list, so last in the queue: it waits for all the others.
+    fn holders_to_order(
         &self,
         id: CallId,
         within: &IdMap<CallId, Option<CallId>>,
-        asked: &mut IdMap<(u64, u64), ()>,
+        seen: &mut IdMap<RequestKey, ()>,
     ) -> Vec<CallId> {
         let requested = self.requested_at(id);
-        if asked.insert(requested, ()).is_some() {
+        if seen.insert(requested, ()).is_some() {
             return Vec::new();
         }
         let call = &self.calls[id];

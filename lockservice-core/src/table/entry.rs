@@ -1,13 +1,13 @@
-//! One row or range that is held or waited for: its holders and its queue.
+//! One row or range that is held or waited for: its holders and its queue; and the positions of
+//! queues.
 
 use super::call::CallId;
 use super::holders::{Holder, Holders};
-use super::queue::Queue;
+use super::queue::{CommitNumber, Queue};
 use crate::id::TxnId;
 use crate::key::LockMode;
 
-/// A waiter's place in the node's one queue order: smaller is earlier. An upgrade gets one before,
-/// an ordinary wait one behind all others.
+/// The position of a waiter in the one queue order of the node. Smaller is earlier.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct Position(pub(super) i64);
 
@@ -18,7 +18,27 @@ impl Position {
     pub(super) const LAST: Self = Self(i64::MAX);
 }
 
-/// See the module. Without holders and waiters it is removed.
+/// The positions that were given out, at both ends of the order.
+#[derive(Debug, Default)]
+pub(super) struct Positions {
+    first: i64,
+    last: i64,
+}
+
+impl Positions {
+    /// The position of a wait that begins now: before all others for an upgrade, else behind them.
+    pub(super) fn next(&mut self, upgrade: bool) -> Position {
+        if upgrade {
+            self.first -= 1;
+            Position(self.first)
+        } else {
+            self.last += 1;
+            Position(self.last)
+        }
+    }
+}
+
+/// A row or range. An entry without holders and waiters is removed.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
     holders: Holders,
@@ -46,24 +66,24 @@ impl Entry {
         self.holders.get_mut(txn)
     }
 
-    /// Adds a holder; its transaction has none here.
+    /// Adds a holder. Its transaction holds nothing here yet.
     pub(super) fn add(&mut self, holder: Holder) {
         self.holders.add(holder);
     }
 
+    /// Ends the hold of a transaction.
     pub(super) fn take(&mut self, txn: TxnId) -> Option<Holder> {
         self.holders.take(txn)
     }
 
-    /// The holds, of later transactions than `after`, that keep `txn` from having this item in
-    /// `mode`.
+    /// The conflicting holders of a request of `txn` in `mode`, of later transactions than `after`.
     pub(super) fn conflicting(
         &self,
         txn: TxnId,
         mode: LockMode,
         after: Option<TxnId>,
     ) -> impl Iterator<Item = &Holder> {
-        // An exclusive holder is the only one, so one tells about all.
+        // An exclusive holder is the only one, so the first holder decides for all.
         let excluded = self.holders.first().is_some_and(|first| !mode.is_compatible(first.mode));
         excluded
             .then(|| self.holders.after(after))
@@ -81,17 +101,23 @@ impl Entry {
     }
 
     /// The first waiter that is incompatible with `mode`.
-    pub(super) fn first_wanting(&self, mode: LockMode) -> Option<(Position, CallId)> {
+    pub(super) fn first_conflicting_waiter(&self, mode: LockMode) -> Option<(Position, CallId)> {
         self.queue().and_then(|queue| queue.first_incompatible(mode))
     }
 
-    /// Puts a waiter into the queue. It is told of the commits after the one with number `commits`.
-    pub(super) fn enqueue(&mut self, position: Position, id: CallId, mode: LockMode, commits: u64) {
+    /// Puts a waiter into the queue. It will learn of the commits after number `commits`.
+    pub(super) fn enqueue(
+        &mut self,
+        position: Position,
+        id: CallId,
+        mode: LockMode,
+        commits: CommitNumber,
+    ) {
         self.queue.get_or_insert_default().insert(position, id, mode, commits);
     }
 
-    /// Takes a waiter out of the queue. The largest timestamp of the commits that it is told of, if
-    /// there are any.
+    /// Takes a waiter out of the queue. Returns the largest timestamp of the commits that it learns
+    /// of, if there are any.
     pub(super) fn dequeue(&mut self, position: Position, mode: LockMode) -> Option<u64> {
         let queue = self.queue.as_mut()?;
         let commit_ts = queue.remove(position, mode);

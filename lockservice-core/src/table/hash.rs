@@ -1,17 +1,16 @@
 //! A fast hash for ids.
 //!
 //! A client chooses which of its transactions stay open, and may name any as an ancestor of a call.
-//! It could keep to ids that fall into one bucket. So each process hashes with random words of its
-//! own.
+//! So it could use only ids of one bucket. Each process hashes with random words of its own.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::OnceLock;
 
-/// A map keyed by ids. Its order is another one in each process: nothing may depend on it.
+/// A map keyed by ids. Its order differs between processes, so nothing may depend on it.
 pub(super) type IdMap<K, V> = HashMap<K, V, IdState>;
 
-/// What every hash of this process begins with, and what it multiplies by.
+/// The first word and the factor of every hash of this process.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct IdState(u64, u64);
 

@@ -1,4 +1,4 @@
-//! Who holds one row or range.
+//! The holders of one row or range.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -15,30 +15,30 @@ pub(super) struct Holder {
     pub(super) txn: TxnId,
     /// Meaningless while `pending`.
     pub(super) token: FencingToken,
-    /// Where the transaction's own list names this item.
+    /// The slot of this item in the list of its transaction.
     pub(super) slot: u32,
     pub(super) mode: LockMode,
     /// Added or upgraded by a call that is still in flight: its token is not taken yet.
     pub(super) pending: bool,
-    /// After an upgrade, the token of the shared hold that it lies on, or [`NONE`]: there was none,
-    /// or it was taken back since. With two modes there is never more than one layer beneath.
+    /// After an upgrade, the token of the shared hold that it lies on. [`NONE`] if there was none,
+    /// or it was rolled back since. With two modes there is at most one layer beneath.
     pub(super) beneath: FencingToken,
 }
 
-/// Stands for no token.
+/// No token.
 pub(super) const NONE: FencingToken = FencingToken::new(0);
 
 impl Holder {
-    /// Forgets the shared hold beneath an upgrade: nothing is left when the upgrade goes.
+    /// Forgets the shared hold beneath an upgrade. The hold then ends with the upgrade.
     pub(super) fn drop_beneath(&mut self) {
         if self.pending {
-            // Until it has one of its own, an upgrade shows the token of the former hold.
+            // An upgrade shows the token of the former hold until it has its own.
             self.token = NONE;
         }
         self.beneath = NONE;
     }
 
-    /// Takes the upgrade off the shared hold beneath it.
+    /// Ends an upgrade and leaves the shared hold beneath it.
     pub(super) fn uncover(&mut self) {
         self.token = std::mem::replace(&mut self.beneath, NONE);
         self.mode = LockMode::Shared;
@@ -46,12 +46,10 @@ impl Holder {
     }
 }
 
-/// From here on holders are kept in a map: to put one into the middle of a long list moves all
-/// behind it.
+/// Longest list of holders. More are kept in a map, for an insertion moves all that follow.
 const LISTED_MAX: usize = 32;
 
-/// The holders of an item, ordered by transaction. Either any number of sharers, or one exclusive
-/// one.
+/// The holders of an item, ordered by transaction: any number of sharers, or one exclusive holder.
 #[derive(Debug)]
 pub(super) enum Holders {
     Few(SmallVec<[Holder; 1]>),
@@ -91,7 +89,7 @@ impl Holders {
         self.after(None)
     }
 
-    /// Those of later transactions than `txn`; all of them if there is none.
+    /// The holders of later transactions than `txn`; all of them for `None`.
     pub(super) fn after(&self, txn: Option<TxnId>) -> impl Iterator<Item = &Holder> {
         let (list, map) = match self {
             Self::Few(list) => {
@@ -121,7 +119,7 @@ impl Holders {
         }
     }
 
-    /// Adds a holder; its transaction has none here.
+    /// Adds a holder. Its transaction holds nothing here yet.
     pub(super) fn add(&mut self, holder: Holder) {
         match self {
             Self::Few(list) if list.len() < LISTED_MAX => match position(list, holder.txn) {

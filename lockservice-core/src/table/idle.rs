@@ -1,4 +1,5 @@
-//! Tables in which nothing is locked: found in slices, so that they can be forgotten.
+//! Tables that are not used, found in slices so that they can be forgotten.
+#![cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
 
 use std::ops::Bound;
 use std::time::Duration;
@@ -9,46 +10,46 @@ use super::state::EngineState;
 use crate::clock::Time;
 use crate::id::{BindVersion, FencingToken, TableId, TableRef};
 
-/// What keeps a table from being forgotten.
+/// The use of a table. A table in use is not forgotten.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Rows and ranges that are locked or waited for.
-    pub items: usize,
-    /// Calls that wait, or whose outcome was not received yet.
-    pub calls: usize,
+    pub(crate) items: usize,
+    /// Calls that wait, or whose outcome was not taken yet.
+    pub(crate) calls: usize,
 }
 
 impl Usage {
-    /// True if nothing does.
-    pub fn is_none(self) -> bool {
+    /// True if the table is not in use.
+    pub(crate) fn is_none(self) -> bool {
         self == Self::default()
     }
 }
 
 /// A slice of all tables.
 #[derive(Debug)]
-pub struct IdleTables {
-    /// Those that nobody has used for the time that was given.
-    pub idle: Vec<(TableRef, BindVersion)>,
-    /// The last table that was looked at; `None` if there are no more.
-    pub last: Option<TableId>,
+pub(crate) struct IdleTables {
+    /// The tables that were not used for the time that was given.
+    pub(crate) idle: Vec<(TableRef, BindVersion)>,
+    /// The last table of the slice; `None` if there are no more.
+    pub(crate) last: Option<TableId>,
 }
 
 /// Since when a table was seen unused.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Quiet {
     since: Time,
-    /// Its next token then. Every new lock takes one, so that none was granted while it stays the
-    /// same.
+    /// Its next token then. Every new lock takes a token, so none was granted while this one stays
+    /// the next.
     token: FencingToken,
 }
 
 impl LockEngine {
-    /// Looks at the `most` tables after `after`: which of them has nobody used for `idle`?
+    /// Finds, among the `most` tables after `after`, those that were not used for `idle`.
     ///
-    /// A table counts from the look that first found it without locks and calls, and with no lock
-    /// granted since the look before.
-    pub fn idle_tables(
+    /// The time of a table counts from the first slice that found it without locks and calls. It
+    /// begins again if a lock was granted since the last slice.
+    pub(crate) fn idle_tables(
         &self,
         after: Option<TableId>,
         most: usize,
@@ -58,8 +59,8 @@ impl LockEngine {
         self.with(|state| state.idle_tables(after, most, now, idle))
     }
 
-    /// What is locked and waited for in a table; nothing if that version is not installed.
-    pub fn usage(&self, table: TableId, version: BindVersion) -> Usage {
+    /// The use of a table; none if that version is not installed.
+    pub(crate) fn usage(&self, table: TableId, version: BindVersion) -> Usage {
         self.with(|state| {
             let table = state.tables.get(&table).filter(|table| table.bind.version == version);
             table.map(LockTable::usage).unwrap_or_default()
@@ -94,9 +95,9 @@ impl EngineState {
 }
 
 impl LockTable {
-    /// Since when it was seen unused, as of a look now; `None` if it is in use.
+    /// Since when the table was seen unused, with a slice at `now`; `None` if it is in use.
     fn quiet_since(&mut self, now: Time) -> Option<Time> {
-        let token = self.next_token();
+        let token = self.tokens.next();
         if !self.usage().is_none() {
             self.quiet = None;
         } else if self.quiet.is_none_or(|quiet| quiet.token != token) {

@@ -1,39 +1,39 @@
-//! What an operator sees: who holds what, and who waits for whom.
+//! Lists of locks and waits, for operators.
 //!
 //! Lists are made in slices of bounded work. Between two slices the engine goes on, so a list is
-//! not of one moment; but what was there all the time is in it, once.
+//! not of one moment. A line that is true all the time is in it once.
 
 use std::ops::{Bound, ControlFlow};
 
-use super::call::{CallId, Stage};
+use super::call::{CallId, EngineCall, Stage};
 use super::entry::{Entry, Position};
-use super::lock_table::{ItemRef, LockTable, holds};
+use super::lock_table::{ItemRef, LockTable, blocker_of};
 use super::state::EngineState;
 use super::types::{CallObstacle, LockInfo, WaitInfo};
 use crate::error::Blocker;
 use crate::id::{TableId, TxnId};
 use crate::key::LockItem;
 
-/// How far a list of locks has got.
+/// The progress of a list of locks.
 #[derive(Debug)]
 pub(super) struct LocksAt {
     table: TableId,
-    /// The last entry looked at, and the last holder of it that is in the list if there may be
-    /// more.
+    /// The last entry that was visited; with the last holder of it that is in the list, if there
+    /// may be more.
     after: Option<(LockItem, Option<TxnId>)>,
 }
 
-/// How far a list of waits has got.
+/// The progress of a list of waits.
 #[derive(Debug)]
 pub(super) struct WaitsAt {
     table: TableId,
-    /// The last waiter looked at.
+    /// The last waiter that was visited.
     position: Position,
-    /// The last entry in its way that was looked at, if there may be more.
+    /// The last conflicting entry that was visited, if there may be more.
     within: Option<(LockItem, Part)>,
 }
 
-/// How much of an entry is in the list of a waiter's waits.
+/// The part of an entry that is in the list of a waiter's waits.
 #[derive(Clone, Copy, Debug)]
 enum Part {
     Nothing,
@@ -44,16 +44,30 @@ enum Part {
     Everything,
 }
 
-/// The work that a slice may still do.
-struct Budget(usize);
+/// The lines of a slice, and the work that it may still do: lines, and entries that are visited.
+struct Lines<T> {
+    lines: Vec<T>,
+    budget: usize,
+}
 
-impl Budget {
-    fn take(&mut self) {
-        self.0 = self.0.saturating_sub(1);
+impl<T> Lines<T> {
+    const fn new(budget: usize) -> Self {
+        Self { lines: Vec::new(), budget }
+    }
+
+    /// Adds a line. Breaks if the budget is used up then.
+    fn push(&mut self, line: T) -> ControlFlow<()> {
+        self.lines.push(line);
+        self.spend();
+        self.flow()
+    }
+
+    fn spend(&mut self) {
+        self.budget = self.budget.saturating_sub(1);
     }
 
     const fn flow(&self) -> ControlFlow<()> {
-        if self.0 == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if self.budget == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
 
@@ -70,24 +84,24 @@ impl WaitsAt {
 }
 
 impl EngineState {
-    /// Who stands in the way of a call that waits: the first one found.
+    /// The first conflicting holder or waiter of a call that waits.
     pub(super) fn blocker(&self, id: CallId) -> Option<Blocker> {
         let call = self.calls.get(id).filter(|call| call.is_waiting())?;
         let mut blocker = None;
         self.tables[&call.table].overlapping(call.item(), |at, entry| {
             blocker = match entry.conflicting(call.txn, call.mode, None).next() {
-                Some(holder) => Some(holds(at, holder)),
+                Some(holder) => Some(blocker_of(at, holder)),
                 None => entry
-                    .first_wanting(call.mode)
+                    .first_conflicting_waiter(call.mode)
                     .filter(|(ahead, _)| *ahead < call.position)
-                    .map(|(_, ahead)| self.calls[ahead].wants()),
+                    .map(|(_, ahead)| self.calls[ahead].as_blocker()),
             };
             if blocker.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         blocker
     }
 
-    /// What the call of a transaction waits for, if it has one that waits.
+    /// The obstacle of a transaction's call, if it waits.
     pub(super) fn obstacle(&self, txn: TxnId) -> Option<CallObstacle> {
         let id = self.txns.get(&txn)?.call?;
         match self.calls.get(id)?.stage {
@@ -101,55 +115,55 @@ impl EngineState {
         only.or_else(|| self.table_ids.first().copied()).map(LocksAt::start)
     }
 
-    /// The next locks of a list, at most so many, for about as much work; none is left if `at` is
-    /// `None` then.
+    /// The next `most` locks of a list at most, for about as much work. At the end of the list `at`
+    /// is `None`.
     pub(super) fn locks(
         &self,
         only: Option<TableId>,
         at: &mut Option<LocksAt>,
         most: usize,
     ) -> Vec<LockInfo> {
-        let (mut locks, mut left) = (Vec::new(), Budget(most));
-        while left.flow().is_continue()
+        let mut locks = Lines::new(most);
+        while locks.flow().is_continue()
             && let Some(here) = at
         {
             let table = self.tables.get(&here.table);
-            if table.is_none_or(|table| {
-                self.locks_of(table, &mut here.after, &mut left, &mut locks).is_continue()
-            }) {
-                left.take();
+            if table
+                .is_none_or(|table| self.locks_of(table, &mut here.after, &mut locks).is_continue())
+            {
+                locks.spend();
                 *at = self.table_after(only, here.table).map(LocksAt::start);
             }
         }
-        locks
+        locks.lines
     }
 
+    /// The locks of a table after `after`.
     fn locks_of(
         &self,
         table: &LockTable,
         after: &mut Option<(LockItem, Option<TxnId>)>,
-        left: &mut Budget,
-        locks: &mut Vec<LockInfo>,
+        locks: &mut Lines<LockInfo>,
     ) -> ControlFlow<()> {
         let from = after.take();
         if let Some((item, Some(txn))) = &from
             && let Some(entry) = table.entry(item)
         {
-            self.locks_at(table, item, entry, Some(*txn), left, locks).map_break(|txn| {
+            self.locks_at(table, item, entry, Some(*txn), locks).map_break(|txn| {
                 *after = Some((item.clone(), Some(txn)));
             })?;
         }
         let mut flow = ControlFlow::Continue(());
         table.entries_after(from.as_ref().map(|(item, _)| item), |at, entry| {
-            left.take();
+            locks.spend();
             let item = at.to_item();
-            flow = match self.locks_at(table, &item, entry, None, left, locks) {
+            flow = match self.locks_at(table, &item, entry, None, locks) {
                 ControlFlow::Break(txn) => {
                     *after = Some((item, Some(txn)));
                     ControlFlow::Break(())
                 }
                 ControlFlow::Continue(()) => {
-                    left.flow().map_break(|()| *after = Some((item, None)))
+                    locks.flow().map_break(|()| *after = Some((item, None)))
                 }
             };
             flow
@@ -157,26 +171,25 @@ impl EngineState {
         flow
     }
 
-    /// The holders of an entry after `from`. Breaks with the last one in the list if there is no
-    /// work left.
+    /// The holders of an entry after `from`. Breaks with the last one in the list if the budget is
+    /// used up.
     fn locks_at(
         &self,
         table: &LockTable,
         item: &LockItem,
         entry: &Entry,
         from: Option<TxnId>,
-        left: &mut Budget,
-        locks: &mut Vec<LockInfo>,
+        locks: &mut Lines<LockInfo>,
     ) -> ControlFlow<TxnId> {
         let Some(mode) = entry.holders().first().map(|holder| holder.mode) else {
             return ControlFlow::Continue(());
         };
-        // All holders of an entry have the same mode: the same calls wait because of them, each
-        // without its own.
-        let mut wanting = 0;
+        // All holders of an entry have the same mode, so the same calls wait for each of them,
+        // except its own call.
+        let mut waiters = 0;
         table.overlapping_queues(item, |_, queue| {
-            left.take();
-            wanting += queue.incompatible(mode);
+            locks.spend();
+            waiters += queue.incompatible(mode);
             ControlFlow::Continue(())
         });
         for holder in entry.holders().after(from) {
@@ -186,18 +199,17 @@ impl EngineState {
                         && !own.mode.is_compatible(mode)
                         && own.item().overlaps(item)
                 });
-            locks.push(LockInfo {
+            let line = LockInfo {
                 table: table.bind.table.clone(),
                 item: item.clone(),
                 mode,
                 txn: holder.txn,
                 token: holder.token,
                 pending: holder.pending,
-                waiters: wanting - usize::from(own),
-            });
-            left.take();
-            // Not before one is in the list, or a list would never get further.
-            left.flow().map_break(|()| holder.txn)?;
+                waiters: waiters - usize::from(own),
+            };
+            // The budget ends after a line, so that every slice gets further.
+            locks.push(line).map_break(|()| holder.txn)?;
         }
         ControlFlow::Continue(())
     }
@@ -206,16 +218,16 @@ impl EngineState {
         only.or_else(|| self.table_ids.first().copied()).map(WaitsAt::start)
     }
 
-    /// The next waits of a list, at most so many, for about as much work; none is left if `at` is
-    /// `None` then.
+    /// The next `most` waits of a list at most, for about as much work. At the end of the list `at`
+    /// is `None`.
     pub(super) fn waits(
         &self,
         only: Option<TableId>,
         at: &mut Option<WaitsAt>,
         most: usize,
     ) -> Vec<WaitInfo> {
-        let (mut waits, mut left) = (Vec::new(), Budget(most));
-        while left.flow().is_continue()
+        let mut waits = Lines::new(most);
+        while waits.flow().is_continue()
             && let Some(here) = at
         {
             let next = self.tables.get(&here.table).and_then(|table| {
@@ -225,83 +237,88 @@ impl EngineState {
                     table.waiting.range((Bound::Excluded(here.position), Bound::Unbounded)).next()
                 })
             });
-            left.take();
+            waits.spend();
             match next {
                 Some((position, id)) => {
                     if *position != here.position {
                         (here.position, here.within) = (*position, None);
                     }
-                    here.within =
-                        self.waits_of(*id, here.within.take(), &mut left, &mut waits).break_value();
+                    here.within = self.waits_of(*id, here.within.take(), &mut waits).break_value();
                 }
                 None => *at = self.table_after(only, here.table).map(WaitsAt::start),
             }
         }
-        waits
+        waits.lines
     }
 
-    /// The waits of one waiter after `from`. Breaks with how far it got if there is no work left.
+    /// The waits of one waiter after `from`. Breaks with the last part if the budget is used up.
     fn waits_of(
         &self,
         id: CallId,
         from: Option<(LockItem, Part)>,
-        left: &mut Budget,
-        waits: &mut Vec<WaitInfo>,
+        waits: &mut Lines<WaitInfo>,
     ) -> ControlFlow<(LockItem, Part)> {
         let call = &self.calls[id];
         let table = &self.tables[&call.table];
-        let mut rest_of = |at: ItemRef<'_>, entry: &Entry, from: Part| {
-            left.take();
-            let mut line = |holder, granted| {
-                waits.push(WaitInfo {
-                    table: table.bind.table.clone(),
-                    item: call.item().clone(),
-                    mode: call.mode,
-                    waiter: call.txn,
-                    holder,
-                    held_item: at.to_item(),
-                    granted,
-                    since: call.since,
-                });
-                left.take();
-                left.flow()
-            };
-            let holders = match from {
-                Part::Nothing => Some(entry.conflicting(call.txn, call.mode, None)),
-                Part::Holders(txn) => Some(entry.conflicting(call.txn, call.mode, Some(txn))),
-                Part::Ahead(_) | Part::Everything => None,
-            };
-            for holder in holders.into_iter().flatten() {
-                line(holder.txn, true).map_break(|()| Part::Holders(holder.txn))?;
-            }
-            let after = match from {
-                Part::Nothing | Part::Holders(_) => Some(Position::FIRST),
-                Part::Ahead(position) => Some(position),
-                Part::Everything => None,
-            };
-            let queue = entry.queue().zip(after);
-            for (position, ahead) in queue
-                .into_iter()
-                .flat_map(|(queue, after)| queue.nearest_ahead(call.mode, call.position, after))
-            {
-                line(self.calls[ahead].txn, false).map_break(|()| Part::Ahead(position))?;
-            }
-            left.flow().map_break(|()| Part::Everything)
-        };
-        // Of one that is done nothing is looked at, or a slice that is over by then would get no
-        // further.
+        // An entry that is done costs nothing, so that every slice gets further.
         if let Some((item, part)) = &from
             && !matches!(part, Part::Everything)
             && let Some((at, entry)) = table.entry_at(item)
         {
-            rest_of(at, entry, *part).map_break(|part| (item.clone(), part))?;
+            self.waits_at(call, at, entry, *part, waits).map_break(|part| (item.clone(), part))?;
         }
         let mut flow = ControlFlow::Continue(());
         table.overlapping_after(call.item(), from.as_ref().map(|(item, _)| item), |at, entry| {
-            flow = rest_of(at, entry, Part::Nothing).map_break(|part| (at.to_item(), part));
+            flow = self
+                .waits_at(call, at, entry, Part::Nothing, waits)
+                .map_break(|part| (at.to_item(), part));
             if flow.is_break() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         flow
+    }
+
+    /// The waits of one waiter at one entry, after `from`. Breaks with the last part if the budget
+    /// is used up.
+    fn waits_at(
+        &self,
+        call: &EngineCall,
+        at: ItemRef<'_>,
+        entry: &Entry,
+        from: Part,
+        waits: &mut Lines<WaitInfo>,
+    ) -> ControlFlow<Part> {
+        waits.spend();
+        let table = &self.tables[&call.table].bind.table;
+        let line = |holder, granted| WaitInfo {
+            table: table.clone(),
+            item: call.item().clone(),
+            mode: call.mode,
+            waiter: call.txn,
+            holder,
+            held_item: at.to_item(),
+            granted,
+            since: call.since,
+        };
+        let holders = match from {
+            Part::Nothing => Some(entry.conflicting(call.txn, call.mode, None)),
+            Part::Holders(txn) => Some(entry.conflicting(call.txn, call.mode, Some(txn))),
+            Part::Ahead(_) | Part::Everything => None,
+        };
+        for holder in holders.into_iter().flatten() {
+            waits.push(line(holder.txn, true)).map_break(|()| Part::Holders(holder.txn))?;
+        }
+        let after = match from {
+            Part::Nothing | Part::Holders(_) => Some(Position::FIRST),
+            Part::Ahead(position) => Some(position),
+            Part::Everything => None,
+        };
+        if let Some((queue, after)) = entry.queue().zip(after) {
+            for (position, ahead) in queue.nearest_ahead(call.mode, call.position, after) {
+                let ahead = self.calls[ahead].txn;
+                waits.push(line(ahead, false)).map_break(|()| Part::Ahead(position))?;
+            }
+        }
+        waits.flow().map_break(|()| Part::Everything)
     }
 
     /// The table that follows in a list.

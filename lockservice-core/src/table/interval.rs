@@ -1,13 +1,12 @@
 //! A map from ranges of keys to values that finds all ranges overlapping a given one.
 //!
-//! An AVL tree ordered by (start, end), in which every node also knows the furthest end below it. A
-//! search leaves out every subtree whose furthest end lies before the query, and everything that
-//! starts after it: O(log n + hits).
+//! It is an AVL tree ordered by (start, end), in which every node also knows the furthest end below
+//! it. A search leaves out every subtree whose furthest end lies before the query, and everything
+//! that starts after it: O(log n + hits).
 //!
-//! Clients choose the ranges and their order. The shape of the tree therefore depends on nothing
-//! that they could work out: its height is at most 1.44 · log2(n), whatever is put in and removed.
-//! Nothing here calls itself, so the depth of the stack does not grow with the map. (Only dropping
-//! a map does, one frame for each level.)
+//! Clients choose the ranges and their order. The height of the tree is at most 1.44 · log2(n)
+//! after any insertions and removals. No function here calls itself, so the depth of the stack does
+//! not grow with the map. (Only dropping a map recurses, one frame for each level.)
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -30,13 +29,13 @@ struct Node<V> {
     value: V,
     /// The furthest end in this subtree.
     end_max: Bound<Key>,
-    /// Nodes on the longest way down from here, this one included.
+    /// The number of nodes on the longest way down from here, this one included.
     height: u8,
     left: Link<V>,
     right: Link<V>,
 }
 
-/// Which child of a node.
+/// A child of a node.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
     Left,
@@ -51,7 +50,7 @@ impl<V> IntervalMap<V> {
         Self { root: None, len: 0 }
     }
 
-    /// How many ranges there are.
+    /// The number of ranges.
     pub(super) const fn len(&self) -> usize {
         self.len
     }
@@ -88,7 +87,7 @@ impl<V> IntervalMap<V> {
         None
     }
 
-    /// Puts a value in; the caller has seen that the range is not there yet.
+    /// Inserts a value. The range must not be there yet.
     pub(super) fn insert(&mut self, range: KeyRange, value: V) {
         debug_assert!(self.get(&range).is_none(), "a range is one object");
         let (path, _) = self.way_to(&range);
@@ -101,7 +100,7 @@ impl<V> IntervalMap<V> {
     pub(super) fn remove(&mut self, range: &KeyRange) -> Option<V> {
         let (mut path, found) = self.way_to(range);
         let Some(mut node) = found else {
-            // Unchanged: every node gets back the child that it had.
+            // Nothing changes: every node gets its child back.
             self.root = path.into_iter().rev().fold(None, |below, (mut node, side)| {
                 *node.child_mut(side) = below;
                 Some(node)
@@ -111,7 +110,7 @@ impl<V> IntervalMap<V> {
         let below = match (node.left.take(), node.right.take()) {
             (None, below) | (below, None) => below,
             (left, Some(right)) => {
-                // The next one in the order takes the node's place.
+                // The next node in the order replaces the removed one.
                 let (mut next, mut further) = (right, Path::new());
                 while let Some(left) = next.left.take() {
                     further.push((next, Side::Left));
@@ -129,8 +128,8 @@ impl<V> IntervalMap<V> {
         Some(node.value)
     }
 
-    /// Takes the tree apart along the way to `range`: the nodes on the way, and the node of the
-    /// range with what is below it, if it is there.
+    /// Takes the tree apart along the way to `range`. Returns the nodes on the way, and the node of
+    /// the range with its subtrees, if there is one.
     fn way_to(&mut self, range: &KeyRange) -> (Path<V>, Link<V>) {
         let mut path = Path::new();
         let mut link = self.root.take();
@@ -146,8 +145,7 @@ impl<V> IntervalMap<V> {
         (path, None)
     }
 
-    /// Visits, in order of (start, end), every range that some key shares with the one between the
-    /// bounds.
+    /// Visits every range that overlaps the one between the bounds, in order of (start, end).
     pub(super) fn overlapping<'a>(
         &'a self,
         start: Bound<&Key>,
@@ -167,7 +165,7 @@ impl<V> IntervalMap<V> {
             }
             let Some(node) = open.pop() else { return ControlFlow::Continue(()) };
             if !starts_before_end(node.range.start(), end) {
-                // All that is left starts later still.
+                // All further nodes start later still.
                 return ControlFlow::Continue(());
             }
             if starts_before_end(start, node.range.end()) {
@@ -177,7 +175,7 @@ impl<V> IntervalMap<V> {
         }
     }
 
-    /// Visits, in order, everything after `after`; everything if there is no such range.
+    /// Visits, in order, everything after `after`; everything for `None`.
     pub(super) fn after<'a>(
         &'a self,
         after: Option<&KeyRange>,
@@ -286,7 +284,7 @@ fn balance<V>(mut node: Box<Node<V>>) -> Box<Node<V>> {
     rotate(node, heavy)
 }
 
-/// Puts the child on `side` into the node's place, and the node below it.
+/// Replaces a node by its child on `side`, and puts the node below that child.
 fn rotate<V>(mut node: Box<Node<V>>, side: Side) -> Box<Node<V>> {
     let Some(mut child) = node.child_mut(side).take() else { return node };
     let other = if side == Side::Left { Side::Right } else { Side::Left };
@@ -322,7 +320,7 @@ mod tests {
         KeyRange::new(key(), key()).expect("a range")
     }
 
-    /// The height of the tree, having seen that each node is balanced and knows its height and end.
+    /// Checks that each node is balanced and knows its height and end; returns the height.
     fn check(link: &Link<u32>) -> u8 {
         let Some(node) = link else { return 0 };
         let (left, right) = (check(&node.left), check(&node.right));

@@ -5,8 +5,8 @@ use super::inspect::{LocksAt, WaitsAt};
 use super::types::{LockInfo, WaitInfo};
 use crate::id::TableId;
 
-/// Locks, made in slices: the engine works on between them, so the list is not of one moment. A
-/// lock that is held all the time is in it once.
+/// A list of locks, made in slices. The engine works on between them, so the list is not of one
+/// moment. A lock that is held all the time is in it once.
 #[derive(Debug)]
 pub struct LockList {
     engine: LockEngine,
@@ -14,7 +14,8 @@ pub struct LockList {
     at: Option<LocksAt>,
 }
 
-/// Waits, made in slices: the engine works on between them, so the list is not of one moment.
+/// A list of waits, made in slices. The engine works on between them, so the list is not of one
+/// moment.
 #[derive(Debug)]
 pub struct WaitList {
     engine: LockEngine,
@@ -28,8 +29,8 @@ impl LockList {
         Self { engine, only, at }
     }
 
-    /// The next locks, at most `most` and perhaps none, for about as much work as that many lines
-    /// take; `None` at the end.
+    /// The next slice: at most `most` locks, perhaps none, for about as much work as that many
+    /// lines take. `None` at the end.
     pub fn next_slice(&mut self, most: usize) -> Option<Vec<LockInfo>> {
         self.at.as_ref()?;
         Some(self.engine.with(|state| state.locks(self.only, &mut self.at, most.max(1))))
@@ -42,8 +43,8 @@ impl WaitList {
         Self { engine, only, at }
     }
 
-    /// The next waits, at most `most` and perhaps none, for about as much work as that many lines
-    /// take; `None` at the end.
+    /// The next slice: at most `most` waits, perhaps none, for about as much work as that many
+    /// lines take. `None` at the end.
     pub fn next_slice(&mut self, most: usize) -> Option<Vec<WaitInfo>> {
         self.at.as_ref()?;
         Some(self.engine.with(|state| state.waits(self.only, &mut self.at, most.max(1))))

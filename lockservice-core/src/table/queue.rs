@@ -1,4 +1,4 @@
-//! Who waits for one row or range, and which commits they are told of.
+//! The calls that wait for one row or range, and the commits that they learn of.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -8,22 +8,23 @@ use super::entry::Position;
 use super::steps::step;
 use crate::key::LockMode;
 
-/// The waiters of an entry, in queue order. It has at least one: without waiters there is no queue.
+/// The waiters of an entry, in queue order. There is at least one: an entry without waiters has no
+/// queue.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     shared: BTreeMap<Position, Waiter>,
     exclusive: BTreeMap<Position, Waiter>,
-    /// Of those who held the item shared, or something that overlaps it.
+    /// Commits of transactions with a shared hold that overlaps the item.
     shared_commits: Commits,
-    /// The same for those who held it exclusively.
+    /// The same for exclusive holds.
     exclusive_commits: Commits,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Waiter {
     id: CallId,
-    /// The number of the last commit before its wait began: it is told of later ones.
-    commits: u64,
+    /// The last commit before its wait began: it learns of later ones.
+    commits: CommitNumber,
 }
 
 impl Queue {
@@ -31,13 +32,19 @@ impl Queue {
         self.shared.is_empty() && self.exclusive.is_empty()
     }
 
-    pub(super) fn insert(&mut self, position: Position, id: CallId, mode: LockMode, commits: u64) {
-        self.wanting_mut(mode).insert(position, Waiter { id, commits });
+    pub(super) fn insert(
+        &mut self,
+        position: Position,
+        id: CallId,
+        mode: LockMode,
+        commits: CommitNumber,
+    ) {
+        self.waiters_mut(mode).insert(position, Waiter { id, commits });
     }
 
-    /// The largest timestamp of the commits that the waiter is told of.
+    /// Removes a waiter. Returns the largest timestamp of the commits that it learns of.
     pub(super) fn remove(&mut self, position: Position, mode: LockMode) -> Option<u64> {
-        let waiter = self.wanting_mut(mode).remove(&position)?;
+        let waiter = self.waiters_mut(mode).remove(&position)?;
         let exclusive = self.exclusive_commits.largest_after(waiter.commits);
         match mode {
             LockMode::Shared => exclusive,
@@ -45,7 +52,7 @@ impl Queue {
         }
     }
 
-    /// How many waiters are incompatible with `mode`.
+    /// The number of waiters that are incompatible with `mode`.
     pub(super) fn incompatible(&self, mode: LockMode) -> usize {
         match mode {
             LockMode::Shared => self.exclusive.len(),
@@ -61,8 +68,8 @@ impl Queue {
         }
     }
 
-    /// The waiter that follows `position`. If the first one has something in its way, so has
-    /// everybody behind it, except a sharer that itself is what is in the way of the others.
+    /// The waiter that follows `position`. If the first waiter of a queue has a conflict, so have
+    /// those behind it, except a sharer whose own hold is that conflict.
     pub(super) fn first_after(&self, position: Position) -> Option<(Position, CallId)> {
         let sharer = first(&self.shared, position);
         let exclusive = first(&self.exclusive, position);
@@ -72,7 +79,7 @@ impl Queue {
         }
     }
 
-    /// Those that want the item in `mode`, between two places, in order.
+    /// The waiters in `mode` between two positions, in order.
     pub(super) fn between(
         &self,
         mode: LockMode,
@@ -81,7 +88,7 @@ impl Queue {
     ) -> impl Iterator<Item = (Position, CallId)> {
         let between = (after < before).then(|| {
             let range = (Bound::Excluded(after), Bound::Excluded(before));
-            self.wanting(mode)
+            self.waiters(mode)
                 .range(range)
                 .map(|(position, waiter)| (*position, waiter.id))
                 .inspect(|_| step())
@@ -89,8 +96,7 @@ impl Queue {
         between.into_iter().flatten()
     }
 
-    /// The last one before `position` that wants the item exclusively. It waits for everything
-    /// before it itself.
+    /// The last exclusive waiter before `position`. It waits itself for all waiters before it.
     pub(super) fn nearest_exclusive(&self, position: Position) -> Option<(Position, CallId)> {
         step();
         self.exclusive
@@ -99,8 +105,8 @@ impl Queue {
             .map(|(position, waiter)| (*position, waiter.id))
     }
 
-    /// Those before `position` that are incompatible with `mode`, as many as it takes to reach all
-    /// of them along the waits of those found; of these the ones behind `after`.
+    /// Waiters before `position` that are incompatible with `mode`: so many that all others are
+    /// reached along their waits. Of these, the ones behind `after`.
     pub(super) fn nearest_ahead(
         &self,
         mode: LockMode,
@@ -109,15 +115,15 @@ impl Queue {
     ) -> impl Iterator<Item = (Position, CallId)> {
         let exclusive = self.nearest_exclusive(position);
         let from = exclusive.map_or(Position::FIRST, |(at, _)| at);
-        // For a sharer the sharers in between are not in the way.
+        // A sharer does not wait for the sharers in between.
         let before = if mode == LockMode::Exclusive { position } else { from };
         let sharers = self.between(LockMode::Shared, from.max(after), before);
         exclusive.filter(|(at, _)| *at > after).into_iter().chain(sharers)
     }
 
-    /// Notes that a holder in `mode`, in the way of those waiters with whom it is incompatible, has
-    /// committed at `ts`. Commits have rising numbers.
-    pub(super) fn note_commit(&mut self, mode: LockMode, number: u64, ts: u64) {
+    /// Notes that a holder in `mode` has committed at `ts`. Waiters in an incompatible mode learn
+    /// of it. Commits have rising numbers.
+    pub(super) fn note_commit(&mut self, mode: LockMode, number: CommitNumber, ts: u64) {
         let waiters = self.shared.len() + self.exclusive.len();
         let commits = match mode {
             LockMode::Shared => &mut self.shared_commits,
@@ -125,21 +131,21 @@ impl Queue {
         };
         commits.note(number, ts);
         if commits.0.len() > 2 * waiters + 8 {
-            let mut begun: Vec<u64> =
+            let mut known: Vec<CommitNumber> =
                 self.shared.values().chain(self.exclusive.values()).map(|at| at.commits).collect();
-            begun.sort_unstable();
-            commits.forget_all_but(begun.into_iter());
+            known.sort_unstable();
+            commits.forget_all_but(known.into_iter());
         }
     }
 
-    const fn wanting(&self, mode: LockMode) -> &BTreeMap<Position, Waiter> {
+    const fn waiters(&self, mode: LockMode) -> &BTreeMap<Position, Waiter> {
         match mode {
             LockMode::Shared => &self.shared,
             LockMode::Exclusive => &self.exclusive,
         }
     }
 
-    const fn wanting_mut(&mut self, mode: LockMode) -> &mut BTreeMap<Position, Waiter> {
+    const fn waiters_mut(&mut self, mode: LockMode) -> &mut BTreeMap<Position, Waiter> {
         match mode {
             LockMode::Shared => &mut self.shared,
             LockMode::Exclusive => &mut self.exclusive,
@@ -152,27 +158,38 @@ fn first(waiters: &BTreeMap<Position, Waiter>, after: Position) -> Option<(Posit
     rest.next().map(|(position, waiter)| (*position, waiter.id))
 }
 
-/// Commits by their numbers, which rise, with their timestamps, which fall: one that was followed
-/// by a larger timestamp is of no interest to anybody. So the first one after any number has the
-/// largest timestamp after it.
+/// The number of a commit with a timestamp, on this node.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(super) struct CommitNumber(u64);
+
+impl CommitNumber {
+    pub(super) const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// Commits by their numbers, which rise, with their timestamps, which fall: a commit that a larger
+/// timestamp follows is dropped. So the first commit after any number has the largest timestamp
+/// after it.
 #[derive(Debug, Default)]
-struct Commits(VecDeque<(u64, u64)>);
+struct Commits(VecDeque<(CommitNumber, u64)>);
 
 impl Commits {
-    fn note(&mut self, number: u64, ts: u64) {
+    fn note(&mut self, number: CommitNumber, ts: u64) {
         while self.0.back().is_some_and(|(_, last)| *last <= ts) {
             self.0.pop_back();
         }
         self.0.push_back((number, ts));
     }
 
-    fn largest_after(&self, number: u64) -> Option<u64> {
+    fn largest_after(&self, number: CommitNumber) -> Option<u64> {
         let at = self.0.partition_point(|(earlier, _)| *earlier <= number);
         self.0.get(at).map(|(_, ts)| *ts)
     }
 
-    /// Keeps what those are told who know the commits up to these numbers, which rise.
-    fn forget_all_but(&mut self, known: impl Iterator<Item = u64>) {
+    /// Keeps only the commits that waiters learn of which know those up to these numbers. The
+    /// numbers rise.
+    fn forget_all_but(&mut self, known: impl Iterator<Item = CommitNumber>) {
         let mut known = known.peekable();
         self.0.retain(|(number, _)| {
             let mut is_first = false;
@@ -192,18 +209,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_waiter_is_told_the_largest_timestamp_since_its_wait_began() {
+    fn every_waiter_learns_the_largest_timestamp_since_its_wait_began() {
         for seed in 0..50 {
             let mut random = StdRng::seed_from_u64(seed);
             let mut queue = Queue::default();
-            // Place, mode, and the largest timestamp that it should be told.
+            // Position, mode, and the largest timestamp that it should learn.
             let mut waiters: Vec<(i64, LockMode, Option<u64>)> = Vec::new();
             let mode = |shared| if shared { LockMode::Shared } else { LockMode::Exclusive };
             for number in 1..600 {
                 match random.random_range(0..8) {
                     0 => {
                         let mode = mode(random.random());
-                        queue.insert(Position(number), CallId::default(), mode, number as u64 - 1);
+                        let known = CommitNumber(number as u64 - 1);
+                        queue.insert(Position(number), CallId::default(), mode, known);
                         waiters.push((number, mode, None));
                     }
                     1 if waiters.len() > 1 => {
@@ -217,7 +235,7 @@ mod tests {
                             mode(random.random()),
                             random.random_range(0..20) + 1_000 - number as u64,
                         );
-                        queue.note_commit(mode, number as u64, ts);
+                        queue.note_commit(mode, CommitNumber(number as u64), ts);
                         let kept = if mode == LockMode::Shared {
                             &queue.shared_commits
                         } else {
@@ -225,11 +243,11 @@ mod tests {
                         };
                         assert!(
                             kept.0.len() <= 2 * waiters.len() + 8,
-                            "no more is kept than somebody is told"
+                            "no more is kept than waiters learn"
                         );
-                        for (_, other, told) in &mut waiters {
+                        for (_, other, expected) in &mut waiters {
                             if !other.is_compatible(mode) {
-                                *told = (*told).max(Some(ts));
+                                *expected = (*expected).max(Some(ts));
                             }
                         }
                     }

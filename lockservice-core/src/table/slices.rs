@@ -1,30 +1,30 @@
-//! Work in slices: one hold of the engine's mutex takes a bounded number of steps, and what is left
-//! is done under later ones.
+//! Work in slices: one hold of the engine's mutex takes a bounded number of steps, and the rest is
+//! done under later holds.
 //!
-//! A step here is one item that is taken, given its token or released, or one waiter whose turn it
-//! may be. What a single step does is not divided: to look at everything that overlaps a range, or
-//! for a cycle in the wait graph.
+//! A step is one item that is taken, given its token or released, or one waiter that may be
+//! promoted. A single step is not divided: it may visit all entries that overlap a range, or search
+//! the wait graph.
 //!
-//! Everything between two slices is in the state, so that others can act on it:
+//! All that is pending between two slices is in the state, so that other threads can act on it:
 //!
-//! - A call that takes many items is [`Moving`](Stage::Moving) and registered, but in no queue.
-//!   What it has taken so far is pending, as with a call that waits. Nobody waits for the call
-//!   itself, so there is no edge of the wait graph from it; one begins only if it has to wait.
-//! - A call that ends without a grant is [`Failing`](Stage::Failing): it waits for nothing, and
-//!   gives back what it took, the last item first.
-//! - A waiter whose turn may have come is a candidate, or stands behind an item on the list of
-//!   those left. A request that comes meanwhile queues behind it as behind every other waiter.
-//! - Of a transaction that ends, the rest of its locks is held until it is released.
+//! - A call that takes many items is [`Moving`](Stage::Moving). It is registered, but in no queue.
+//!   Its items are pending, as with a call that waits. No waiter waits for the call itself, so the
+//!   wait graph has no edge from it. One begins only if the call has to wait.
+//! - A call that ends without a grant is [`Failing`](Stage::Failing). It waits for nothing, and its
+//!   items are rolled back, the last one first.
+//! - A waiter that may be granted is a candidate, or waits for an item on the list `released`. A
+//!   request that comes meanwhile queues behind it, as behind every other waiter.
+//! - A transaction that ends holds the rest of its locks until they are released.
 //!
-//! Who [drains](EngineState::draining) goes on, hold after hold, until nothing is left to settle.
-//! Everybody else only does what his own hold leaves room for, and goes on with the call that he
-//! polls.
+//! The thread that [drains](EngineState::draining) goes on, hold after hold, until no work is
+//! pending. Every other thread does as much as its own hold has room for, and goes on with the call
+//! that it polls.
 
 use std::ops::ControlFlow;
 
 use super::call::{CallId, EngineCall, Stage};
 use super::entry::{Entry, Position};
-use super::lock_table::Obstacle;
+use super::lock_table::FirstConflict;
 use super::state::EngineState;
 use super::steps::step;
 use crate::id::TableId;
@@ -33,67 +33,68 @@ use crate::key::{KeyRange, LockItem};
 /// Steps under one hold of the mutex: a fraction of a millisecond.
 pub(super) const STEPS: usize = 256;
 
-/// How much one hold of the mutex may do, and what of it is left.
+/// The steps of one hold of the mutex, and how many of them remain.
 #[derive(Debug)]
 pub(super) struct Slice {
-    most: usize,
-    left: usize,
+    steps_max: usize,
+    remaining: usize,
 }
 
 impl Slice {
-    pub(super) fn new(most: usize) -> Self {
-        let most = most.max(1);
-        Self { most, left: most }
+    pub(super) fn new(steps_max: usize) -> Self {
+        let steps_max = steps_max.max(1);
+        Self { steps_max, remaining: steps_max }
     }
 
-    /// A hold begins.
+    /// Begins a hold.
     pub(super) const fn begin(&mut self) {
-        self.left = self.most;
+        self.remaining = self.steps_max;
     }
 
     pub(super) const fn has_steps(&self) -> bool {
-        self.left > 0
+        self.remaining > 0
     }
 
-    /// How many steps are left.
+    /// The number of steps that remain.
     pub(super) const fn steps(&self) -> usize {
-        self.left
+        self.remaining
     }
 
+    /// Takes one step.
     pub(super) fn spend(&mut self) {
         step();
-        self.left = self.left.saturating_sub(1);
+        self.remaining = self.remaining.saturating_sub(1);
     }
 }
 
-/// What somebody left.
+/// An item that a holder or a waiter has left. Its waiters may have become grantable.
 #[derive(Debug)]
 pub(super) enum Released {
     Item(LockItem),
-    /// Of a range that was left, the rows whose queues were not looked at yet.
+    /// A part of such a range: the rows whose queues were not visited yet.
     Rows(KeyRange),
 }
 
 impl EngineState {
-    /// Grants whatever can be granted, always to the first grantable waiter in queue order, until
-    /// nothing is left to grant or the slice is used up.
+    /// Grants all that can be granted, always to the first grantable waiter in queue order, until
+    /// no work is pending or the slice is used up.
     pub(super) fn promote_waiters(&mut self) {
         if self.is_sealed() {
-            // Nobody waits any more: nothing is to be granted.
+            // No call waits any more.
             self.released.clear();
             self.candidates.clear();
         }
         while self.slice.has_steps() {
-            // What was begun first, so that a call is over before another one's turn comes.
+            // Calls that have begun come first: they are over before another waiter is promoted.
             if let Some((_, id)) = self.unfinished.pop_first() {
                 self.go_on(id);
-            } else if let Some(table) = self.fed.pop() {
-                self.feed(table);
-            } else if let Some((table, left)) = self.released.pop() {
-                self.find_candidates(table, left);
+            } else if let Some(table) = self.refilled.pop() {
+                self.serve_awaiting_token(table);
+            } else if let Some((table, released)) = self.released.pop() {
+                self.find_candidates(table, released);
             } else if let Some((position, id)) = self.candidates.pop_first() {
                 self.promote(position, id);
-            } else if let Some(nested) = self.look_again.pop() {
+            } else if let Some(nested) = self.recheck.pop() {
                 self.slice.spend();
                 if self.calls.get(nested).is_some_and(EngineCall::is_waiting) {
                     self.resolve_wait(nested);
@@ -104,23 +105,23 @@ impl EngineState {
         }
     }
 
-    /// True if there is nothing to settle.
-    pub(super) fn is_settled(&self) -> bool {
+    /// True if no work is pending.
+    pub(super) fn is_quiescent(&self) -> bool {
         self.unfinished.is_empty()
-            && self.fed.is_empty()
+            && self.refilled.is_empty()
             && self.released.is_empty()
             && self.candidates.is_empty()
-            && self.look_again.is_empty()
+            && self.recheck.is_empty()
     }
 
-    /// A call has used the slice up: it goes on after those that have done so before.
+    /// Has a call that used up the slice go on in a later one, after those that did so before.
     pub(super) fn pause(&mut self, id: CallId) {
-        let position = self.next_position(false);
+        let position = self.positions.next(false);
         self.calls[id].position = position;
         self.unfinished.insert(position, id);
     }
 
-    /// Goes on with a call, if it is between two slices; true if it still is then.
+    /// Goes on with a call, if it is between two slices. True if it still is then.
     pub(super) fn is_unfinished_after_a_slice(&mut self, id: CallId) -> bool {
         let is_unfinished =
             |state: &Self| matches!(state.calls[id].stage, Stage::Moving | Stage::Failing(_));
@@ -135,29 +136,29 @@ impl EngineState {
     fn go_on(&mut self, id: CallId) {
         if !matches!(self.calls[id].stage, Stage::Failing(_)) {
             self.move_on(id);
-        } else if !self.give_up(id) {
+        } else if !self.roll_back_and_finish(id) {
             self.pause(id);
         }
     }
 
-    /// Gives the first call that waits for a token of a table one, if there is one.
-    fn feed(&mut self, id: TableId) {
+    /// Gives a token to the first call of a table that waits for one, if there are both.
+    fn serve_awaiting_token(&mut self, id: TableId) {
         self.slice.spend();
-        let Some(table) = self.tables.get_mut(&id).filter(|table| table.tokens_left() > 0) else {
+        let Some(table) = self.tables.get_mut(&id).filter(|table| table.tokens.remaining() > 0)
+        else {
             return;
         };
         let Some((_, call)) = table.awaiting_token.pop_first() else { return };
-        self.fed.push(id);
+        self.refilled.push(id);
         self.calls[call].stage = Stage::Moving;
         self.move_on(call);
     }
 
-    /// Finds the waiters whose turn may have come after something was left: the first one of each
-    /// queue.
-    fn find_candidates(&mut self, id: TableId, left: Released) {
+    /// Finds the waiters that may have become grantable by a release: the first one of each queue.
+    fn find_candidates(&mut self, id: TableId, released: Released) {
         self.slice.spend();
         let Some(table) = self.tables.get(&id) else { return };
-        let range = match left {
+        let range = match released {
             Released::Item(item @ LockItem::Row(_)) => {
                 table.overlapping_queues(&item, |_, queue| {
                     self.candidates.extend(queue.first_after(Position::FIRST));
@@ -183,7 +184,7 @@ impl EngineState {
         self.released.extend(rest.map(|rest| (id, Released::Rows(rest))));
     }
 
-    /// Grants a waiter what it waits for, if nothing is in its way.
+    /// Grants a waiter its item, if it has no conflict.
     fn promote(&mut self, position: Position, id: CallId) {
         self.slice.spend();
         let Some(call) =
@@ -192,15 +193,15 @@ impl EngineState {
             return;
         };
         let table = &self.tables[&call.table];
-        match table.obstacle(call.item(), call.txn, call.mode, position) {
+        match table.first_conflict(call.item(), call.txn, call.mode, position) {
             None => {
-                // A sharer may have others behind it that can go as well.
+                // If it shares, the sharers behind it can be granted too.
                 let queue = table.entry(call.item()).and_then(Entry::queue);
                 self.candidates.extend(queue.and_then(|queue| queue.first_after(position)));
                 self.continue_call(id);
             }
-            // It is in the way of everybody in this queue but of itself, if it waits there too.
-            Some(Obstacle::Holder(txn)) => {
+            // This holder conflicts with all waiters of the queue except itself, if it waits there.
+            Some(FirstConflict::Holder(txn)) => {
                 if let Some(own) = self.waiting_call(txn)
                     && self.calls[own].position > position
                     && self.requested_at(own) == self.requested_at(id)
@@ -208,7 +209,7 @@ impl EngineState {
                     self.candidates.insert((self.calls[own].position, own));
                 }
             }
-            Some(Obstacle::Ahead) => {}
+            Some(FirstConflict::WaiterAhead) => {}
         }
     }
 }

@@ -1,17 +1,17 @@
 //! The engine's pure state: every table of the node, every transaction that holds or waits, every
 //! call in flight.
 //!
-//! Nothing here reads a clock, awaits or wakes: wakers are collected and fired by the shell, after
-//! its mutex is free.
+//! Nothing here reads a clock, awaits or wakes a task. Wakers are collected, and the shell fires
+//! them after its mutex is free.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::task::Waker;
 
-use super::call::{CallId, Calls, Stage};
-use super::entry::Position;
+use super::call::{CallId, Calls, Stage, bind_changed, hold_bytes};
+use super::entry::{Position, Positions};
 use super::hash::IdMap;
 use super::lock_table::LockTable;
-use super::locking::hold_bytes;
+use super::queue::CommitNumber;
 use super::slices::{Released, Slice};
 use super::txn::TxnHolds;
 use super::types::{EngineSettings, Grant};
@@ -19,7 +19,6 @@ use crate::allocator::{Bind, TokenBlock};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, TableId, TxnId};
-use crate::key::LockItem;
 
 /// See the module.
 #[derive(Debug)]
@@ -32,40 +31,39 @@ pub(super) struct EngineState {
     pub(super) calls: Calls,
     /// The last version of each table that is installed here (B5).
     versions: IdMap<TableId, BindVersion>,
-    /// The highest version that was removed. Versions only grow, whatever the table: so none that
-    /// was served is served again (B5), and nothing is kept of each table that has gone.
+    /// The highest version that was removed. Versions grow over all tables. So no version is served
+    /// twice (B5), and nothing is kept of a table that has gone.
     removed_to: BindVersion,
     sealed: Option<fn() -> Error>,
-    /// Calls that wait for a lock or a token.
-    pub(super) in_flight: usize,
-    /// Estimated memory of all locks and waits.
+    /// The number of calls that wait for a lock or a token.
+    pub(super) waiting_calls: usize,
+    /// Estimated memory of all locks and waits, in bytes.
     pub(super) bytes: usize,
-    /// How many commits with a timestamp there were.
-    pub(super) commits: u64,
-    /// Places already given out, at both ends of the queue.
-    pub(super) first: i64,
-    pub(super) last: i64,
-    /// How many calls in flight have ancestors.
-    pub(super) nested: usize,
-    /// Nested calls of transactions that hold more than when these began to wait.
-    pub(super) look_again: Vec<CallId>,
-    /// Items that something left: waiters that overlap them may have become grantable.
+    /// The last commit with a timestamp.
+    pub(super) commits: CommitNumber,
+    pub(super) positions: Positions,
+    /// The number of calls in flight that have ancestors.
+    pub(super) nested_calls: usize,
+    /// Nested calls that wait, and whose transaction or ancestor has got more locks since.
+    pub(super) recheck: Vec<CallId>,
+    /// Items that a holder or a waiter has left. Waiters that overlap them may have become
+    /// grantable.
     pub(super) released: Vec<(TableId, Released)>,
     /// Waiters that may have become grantable, in queue order.
     pub(super) candidates: BTreeSet<(Position, CallId)>,
     /// Calls between two slices of their work, first come first.
     pub(super) unfinished: BTreeMap<Position, CallId>,
-    /// Tables that have got tokens for which calls wait.
-    pub(super) fed: Vec<TableId>,
-    /// What this hold of the mutex may still do.
+    /// Tables that have got tokens, for which calls may wait.
+    pub(super) refilled: Vec<TableId>,
+    /// The steps of this hold of the mutex.
     pub(super) slice: Slice,
-    /// Somebody goes on, hold after hold, until nothing is left to settle.
+    /// True while a thread goes on, hold after hold, until no work is pending.
     pub(super) draining: bool,
-    /// Whom to wake once the mutex is free.
+    /// The tasks to wake once the mutex is free.
     pub(super) wake: Vec<Waker>,
 }
 
-/// What became of a lock call at once.
+/// A lock call after its first slice.
 #[derive(Debug)]
 #[allow(
     clippy::large_enum_variant,
@@ -74,7 +72,7 @@ pub(super) struct EngineState {
 pub(super) enum Started {
     /// It is over.
     Done(Result<Grant>),
-    /// It is kept under this id; its outcome is to be taken from there.
+    /// It is kept under this id, from which its outcome is taken.
     Kept(CallId),
 }
 
@@ -89,23 +87,23 @@ impl EngineState {
             versions: IdMap::default(),
             removed_to: BindVersion::default(),
             sealed: None,
-            in_flight: 0,
+            waiting_calls: 0,
             bytes: 0,
-            commits: 0,
-            first: 0,
-            last: 0,
-            nested: 0,
-            look_again: Vec::new(),
+            commits: CommitNumber::default(),
+            positions: Positions::default(),
+            nested_calls: 0,
+            recheck: Vec::new(),
             released: Vec::new(),
             candidates: BTreeSet::new(),
             unfinished: BTreeMap::new(),
-            fed: Vec::new(),
+            refilled: Vec::new(),
             slice,
             draining: false,
             wake: Vec::new(),
         }
     }
 
+    /// See [`LockEngine::install`](super::LockEngine::install).
     pub(super) fn install(
         &mut self,
         bind: Bind,
@@ -119,7 +117,7 @@ impl EngineState {
         if version <= last {
             return Err(Error::new(
                 ErrorKind::BindChanged,
-                "this version of the table, or a later one, was already served here: bind it anew",
+                "this version of the table, or a later one, was already served here: bind it again",
             )
             .with("table", &bind.table)
             .with("version", version)
@@ -144,7 +142,7 @@ impl EngineState {
         let Some(dropped) = self.tables.remove(&table) else { return };
         self.table_ids.remove(&table);
         for id in dropped.calls.keys() {
-            // A grant that nobody has received yet is as void as one still waited for (T4).
+            // A grant that was not received yet is invalid too (T4).
             if !matches!(self.calls[*id].stage, Stage::Done(Err(_))) {
                 self.finish(*id, Err(bind_changed(table)));
             }
@@ -169,7 +167,7 @@ impl EngineState {
         self.sealed = Some(error);
         for id in self.calls.ids() {
             match &self.calls[id].stage {
-                // B2: a sealed owner answers nothing else, not even a grant made just before.
+                // B2: a sealed owner returns nothing else, not even a grant that was made before.
                 Stage::Waiting | Stage::AwaitingToken | Stage::Moving | Stage::Done(Ok(_)) => {
                     self.fail(id, error())
                 }
@@ -192,155 +190,7 @@ impl EngineState {
         else {
             return;
         };
-        installed.add_tokens(block);
-        self.fed.push(table);
+        installed.tokens.add(block);
+        self.refilled.push(table);
     }
-
-    pub(super) fn unlock(
-        &mut self,
-        txn: TxnId,
-        table: TableId,
-        items: &[LockItem],
-        commit_ts: Option<u64>,
-    ) -> usize {
-        let held = |state: &Self| state.txns.get(&txn).map_or(0, |txn| txn.count);
-        let before = held(self);
-        let mut goes = Vec::new();
-        for item in items {
-            self.slice.spend();
-            let entry = self.tables.get_mut(&table).and_then(|table| table.entry_mut(item));
-            match entry.and_then(|entry| entry.holder_mut(txn)) {
-                Some(own) if !own.pending => goes.push(item.clone()),
-                // What a call still in flight has added is that call's business; what was held
-                // before is not.
-                Some(own) => own.drop_beneath(),
-                None => {}
-            }
-        }
-        if let Some(ts) = commit_ts
-            && !goes.is_empty()
-            && let Some(table) = self.tables.get_mut(&table)
-        {
-            self.commits += 1;
-            table.note_commit(txn, &goes, self.commits, ts);
-        }
-        for item in goes {
-            self.release(txn, table, item);
-        }
-        let released = before - held(self);
-        self.forget_if_idle(txn);
-        released
-    }
-
-    /// Ends the wait of a transaction, if it waits.
-    pub(super) fn cancel_wait(&mut self, id: TxnId) {
-        let call = self.txns.get(&id).and_then(|txn| txn.call);
-        // One that is over only waits to be received: its outcome stands.
-        let in_flight =
-            |call: &CallId| !matches!(self.calls[*call].stage, Stage::Failing(_) | Stage::Done(_));
-        if let Some(call) = call.filter(in_flight) {
-            self.fail(
-                call,
-                Error::new(
-                    ErrorKind::Cancelled,
-                    "the transaction ended while it waited for a lock",
-                )
-                .with("txn", id),
-            );
-        }
-    }
-
-    /// C5: in the tables where `id` holds locks, the history up to `now` is unknown.
-    pub(super) fn forget_history(&mut self, id: TxnId, now: Time) {
-        let Some(txn) = self.txns.get(&id) else { return };
-        for (table_id, _) in &txn.held {
-            if let Some(table) = self.tables.get_mut(table_id) {
-                table.history_since = table.history_since.max(Some(now));
-            }
-        }
-    }
-
-    /// Ends the call of a transaction and releases what it holds, as much of it as the slice
-    /// allows; counts that in `released`. True once nothing is left.
-    pub(super) fn unlock_all(
-        &mut self,
-        id: TxnId,
-        commit_ts: Option<u64>,
-        released: &mut usize,
-    ) -> bool {
-        if !self.end_call(id) {
-            return false;
-        }
-        while self.slice.has_steps()
-            && let Some(txn) = self.txns.get_mut(&id)
-            && let Some((table_id, items)) = txn.take_some(self.slice.steps())
-        {
-            *released += items.len();
-            self.release_some(id, table_id, &items, commit_ts);
-        }
-        if self.txns.get(&id).is_some_and(|txn| txn.count > 0) {
-            return false;
-        }
-        self.forget_if_idle(id);
-        true
-    }
-
-    /// Ends the call of a transaction that ends, if it has one. False if that takes another slice.
-    fn end_call(&mut self, id: TxnId) -> bool {
-        let Some(call) = self.txns.get(&id).and_then(|txn| txn.call) else { return true };
-        let error = Error::new(
-            ErrorKind::Cancelled,
-            "the transaction ended while its call for a lock was in flight",
-        )
-        .with("txn", id);
-        match self.calls[call].stage {
-            Stage::Waiting | Stage::AwaitingToken | Stage::Moving | Stage::Failing(_) => {
-                self.end_wait(call, Some(error));
-                self.give_up(call)
-            }
-            // What it was granted goes with everything else; nobody may hear of it any more.
-            Stage::Done(Ok(_)) => {
-                self.finish(call, Err(error));
-                true
-            }
-            Stage::Done(Err(_)) => true,
-        }
-    }
-
-    /// Ends holds that are on the list of a transaction no more. Their table, and everybody in
-    /// whose way they stand, is told that it committed at `commit_ts` (C5).
-    fn release_some(
-        &mut self,
-        id: TxnId,
-        table_id: TableId,
-        items: &[LockItem],
-        commit_ts: Option<u64>,
-    ) {
-        let bytes = items.iter().map(hold_bytes).sum::<usize>();
-        self.bytes -= bytes;
-        if let Some(txn) = self.txns.get_mut(&id) {
-            txn.bytes -= bytes;
-        }
-        items.iter().for_each(|_| self.slice.spend());
-        let Some(table) = self.tables.get_mut(&table_id) else { return };
-        if let Some(ts) = commit_ts {
-            self.commits += 1;
-            table.note_commit(id, items, self.commits, ts);
-        }
-        for item in items {
-            table.take_hold(item, id);
-            if !table.waiting.is_empty() {
-                self.released.push((table_id, Released::Item(item.clone())));
-            }
-        }
-    }
-}
-
-pub(super) fn bind_changed(table: TableId) -> Error {
-    Error::new(
-        ErrorKind::BindChanged,
-        "this version of the table's bind is not served here: end the transaction and start it \
-            again",
-    )
-    .with("table", table)
 }

@@ -1,8 +1,7 @@
-//! How much work the engine does, counted so that tests can show that a cost grows no faster than
-//! it should.
+//! The count of the engine's work, for tests of how a cost grows.
 //!
-//! A step is one entry, holder or waiter that is looked at. The count is of the thread: a test
-//! compares what its own calls cost, whatever else runs. Outside of tests nothing is counted.
+//! A step is one visit of an entry, a holder or a waiter. Each thread counts for itself, so a test
+//! compares the cost of its own calls only. Outside of tests nothing is counted.
 
 #[cfg(any(test, feature = "testing"))]
 use std::cell::Cell;
@@ -20,23 +19,23 @@ pub(super) fn step() {
     STEPS.with(|steps| steps.set(steps.get() + 1));
 }
 
-/// How many steps the engines of this process have taken in calls of the current thread.
+/// The steps that engines of this process have taken in calls of the current thread.
 #[cfg(any(test, feature = "testing"))]
 pub fn engine_steps() -> u64 {
     STEPS.with(Cell::get)
 }
 
-/// A hold of an engine's mutex: on its end its steps are compared with those of the longest one.
+/// A hold of an engine's mutex. At its end its steps are compared with those of the longest one.
 pub(super) struct Hold {
     #[cfg(any(test, feature = "testing"))]
-    begun: u64,
+    began: u64,
 }
 
 impl Hold {
     pub(super) fn begin() -> Self {
         Self {
             #[cfg(any(test, feature = "testing"))]
-            begun: engine_steps(),
+            began: engine_steps(),
         }
     }
 }
@@ -44,7 +43,7 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         #[cfg(any(test, feature = "testing"))]
-        LONGEST_HOLD.with(|longest| longest.set(longest.get().max(engine_steps() - self.begun)));
+        LONGEST_HOLD.with(|longest| longest.set(longest.get().max(engine_steps() - self.began)));
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a transaction holds on this node.
+//! The holds of a transaction on this node.
 
 use smallvec::SmallVec;
 
@@ -6,23 +6,24 @@ use super::call::CallId;
 use crate::id::TableId;
 use crate::key::LockItem;
 
-/// A transaction that holds something or has a call in flight.
+/// A transaction that holds an item, or has a call in flight.
 #[derive(Debug, Default)]
 pub(super) struct TxnHolds {
-    /// Per table; in no order. [`Holder::slot`](super::entry::Holder::slot) points into the list.
+    /// Its items per table, in no order. [`Holder::slot`](super::holders::Holder::slot) is an index
+    /// into the list.
     pub(super) held: SmallVec<[(TableId, SmallVec<[LockItem; 1]>); 1]>,
-    /// How many items it holds.
+    /// The number of its items.
     pub(super) count: usize,
-    /// Estimated memory of what it holds.
+    /// Estimated memory of its holds, in bytes.
     pub(super) bytes: usize,
-    /// The call that waits for a lock or a token, until its outcome was received. One at most.
+    /// Its call, until the outcome was taken. There is at most one.
     pub(super) call: Option<CallId>,
-    /// The calls that wait on its behalf, until their outcome was received.
+    /// The calls that name it as an ancestor, until their outcome was taken.
     pub(super) nested: SmallVec<[CallId; 1]>,
 }
 
-/// So many calls in flight can be part of the wait graph as nested ones of a transaction. Each is
-/// looked at whenever that transaction gets a lock for which others wait, and anybody can name it.
+/// Most nested calls of a transaction that are part of the wait graph. Each of them is checked when
+/// the transaction gets a lock for which others wait, and any client can name it as an ancestor.
 pub(super) const NESTED_MAX: usize = 16;
 
 impl TxnHolds {
@@ -32,7 +33,7 @@ impl TxnHolds {
         self.held.iter().find(|(id, _)| *id == table).map_or(0, |(_, items)| items.len() as u32)
     }
 
-    /// Adds an item and answers its slot.
+    /// Adds an item and returns its slot.
     pub(super) fn add(&mut self, table: TableId, item: LockItem, bytes: usize) -> u32 {
         self.count += 1;
         self.bytes += bytes;
@@ -47,7 +48,7 @@ impl TxnHolds {
         (items.len() - 1) as u32
     }
 
-    /// Removes the item in `slot` and answers which item is in that slot now.
+    /// Removes the item in `slot`. Returns the item that has moved into that slot.
     pub(super) fn remove(&mut self, table: TableId, slot: u32, bytes: usize) -> Option<&LockItem> {
         self.count -= 1;
         self.bytes -= bytes;
@@ -73,6 +74,7 @@ impl TxnHolds {
         Some((table, items))
     }
 
+    /// True if the record is not needed any more.
     pub(super) fn is_idle(&self) -> bool {
         self.count == 0 && self.call.is_none() && self.nested.is_empty()
     }

@@ -1,4 +1,4 @@
-//! What goes into and comes out of the lock engine.
+//! Requests, grants and settings of the lock engine, and the lines of its lists.
 
 use std::time::Duration;
 
@@ -13,29 +13,37 @@ use crate::key::{LockItem, LockMode};
 /// A request for locks in one table, all or nothing.
 #[derive(Clone, Debug)]
 pub struct LockRequest {
-    /// Who asks. One lock call of a transaction is decided at a time (T2).
+    /// The transaction. One lock call of a transaction is decided at a time (T2).
     pub txn: TxnId,
     /// The table.
     pub table: TableId,
-    /// The version of the bind; an owner serves exactly that one or refuses (B5).
+    /// The version of the bind. An owner serves exactly that version or refuses (B5).
     pub version: BindVersion,
-    /// The rows and ranges. Taken in key order, whatever their order here; duplicates are harmless.
+    /// The rows and ranges. They are taken in key order; duplicates are harmless.
     pub items: Vec<LockItem>,
-    /// How all of them are to be held.
+    /// The mode in which all of them are held.
     pub mode: LockMode,
-    /// What to do about locks of others.
+    /// The behaviour if an item is not free.
     pub wait: WaitPolicy,
 }
 
-/// What a request does about locks of others.
+/// The behaviour of a request whose items are not all free.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum WaitPolicy {
-    /// Wait in line. How long is the business of whoever polls the call.
+    /// Waits in the queue. The engine knows no timeout: the caller drops the call instead.
     Wait,
-    /// Fail at once with [`ErrorKind::Conflict`](crate::ErrorKind::Conflict). An earlier
-    /// incompatible waiter counts as a lock. Nothing else is waited for either: where a table has
-    /// no fencing token left, or is not bound, the call fails with `Unavailable` or `Reassigning`.
+    /// Waits for nothing:
+    ///
+    /// | if | the call fails with |
+    /// |---|---|
+    /// | a lock conflicts, or an earlier incompatible waiter | [`Conflict`] |
+    /// | the table has no fencing token left | [`Unavailable`] |
+    /// | the table waits to be reassigned | [`Reassigning`] |
+    ///
+    /// [`Conflict`]: crate::ErrorKind::Conflict
+    /// [`Unavailable`]: crate::ErrorKind::Unavailable
+    /// [`Reassigning`]: crate::ErrorKind::Reassigning
     NoWait,
 }
 
@@ -52,8 +60,9 @@ pub struct Grant {
     pub token: FencingToken,
     /// False if every item was already held at least as strongly.
     pub newly_locked: bool,
-    /// How long the call waited for others; `None` if it did not wait. The engine reads no clock:
-    /// it returns zero for a call that waited, and its caller replaces that by the duration.
+    /// The time for which the call waited for others; `None` if it did not wait. The engine reads
+    /// no clock: it returns zero for a call that waited, and its caller replaces that by the
+    /// duration.
     pub waited: Option<Duration>,
     /// The first conflicting holder or waiter, if there was one: its transaction and item.
     pub conflict: Option<(TxnId, LockItem)>,
@@ -64,7 +73,7 @@ pub struct Grant {
     /// installed.
     pub table_commit_ts: Option<u64>,
     /// True if something may have been committed in the table that the transaction's snapshot does
-    /// not show and that no timestamp tells of (C5). Take the snapshot after this grant.
+    /// not show, and of which no timestamp is known (C5). Take the snapshot after this grant.
     ///
     /// The engine knows of no snapshot. It sets this while a part of the history is unknown, and
     /// its caller, which knows the age of the snapshot, decides.
@@ -73,15 +82,17 @@ pub struct Grant {
     pub(crate) owner: OwnerPart,
 }
 
-/// What only the owner of a table knows of a grant. Empty at everybody else.
+/// The part of a grant that only the owner of the table has. Elsewhere it is empty.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
 pub(crate) struct OwnerPart {
     /// Each item that was newly locked or upgraded: a roll-back ends exactly these (T2).
     pub(crate) changes: Vec<ItemGrant>,
     /// Since when the owner knows the table's history, by the owner's clock: since it took over,
-    /// or since the last release that its holder did not ask for. `None`: all of it.
+    /// or since the last release that its holder did not request. `None`: all of it.
     pub(crate) history_since: Option<Time>,
-    /// How many tokens are left to the table after this grant. The owner renews them ahead (F2).
+    /// The number of tokens that are left to the table after this grant. The owner renews them
+    /// ahead (F2).
     pub(crate) tokens_left: u64,
 }
 
@@ -113,7 +124,7 @@ impl Grant {
     }
 }
 
-/// For tests of the engine, which look at what its owner keeps.
+/// For tests of the engine.
 #[cfg(any(test, feature = "testing"))]
 impl Grant {
     /// Each item that was newly locked or upgraded, with the mode and token of the hold before.
@@ -126,7 +137,7 @@ impl Grant {
         self.owner.history_since
     }
 
-    /// How many tokens are left to the table after this grant.
+    /// The number of tokens that are left to the table after this grant.
     pub fn tokens_left(&self) -> u64 {
         self.owner.tokens_left
     }
@@ -146,7 +157,7 @@ pub struct EngineSettings {
     pub txn_lock_bytes_max: usize,
     /// Most calls that may wait at once on this node. Default 100,000.
     pub waiters_max: usize,
-    /// Who is told when a deadlock is found.
+    /// The choice of the transaction that fails in a deadlock.
     pub victim: VictimPolicy,
 }
 
@@ -162,66 +173,66 @@ impl Default for EngineSettings {
     }
 }
 
-/// Which member of a deadlock's cycle is told. If a wait closes several cycles, one of those that
-/// are on all of them: the others go on.
+/// The choice of the member of a deadlock's cycle that fails. If a wait closes several cycles, the
+/// choice is among the members of all of them, so that one failure is enough.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum VictimPolicy {
-    /// The one that holds the fewest locks; among those, the youngest (the largest [`TxnId`]).
+    /// The transaction with the fewest locks; of several, the youngest (the largest [`TxnId`]).
     #[default]
     FewestLocks,
-    /// The youngest: the largest [`TxnId`].
+    /// The youngest transaction: the largest [`TxnId`].
     Youngest,
 }
 
-/// A lock that is held or kept, as an operator sees it.
+/// A lock that is held or pending: a line of a [`LockList`](super::LockList).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LockInfo {
     /// The table.
     pub table: TableRef,
-    /// What is locked.
+    /// The row or range.
     pub item: LockItem,
-    /// How.
+    /// The mode in which it is held.
     pub mode: LockMode,
-    /// By whom.
+    /// The holder.
     pub txn: TxnId,
-    /// Under which token. If it is pending: that of the former hold, or 0.
+    /// Its fencing token. While it is pending: that of the former hold, or 0.
     pub token: FencingToken,
-    /// True if it is not granted: a call that still waits for more has taken it, or upgraded it,
-    /// and keeps others from it meanwhile.
+    /// True if it is not granted yet: a call in flight, which waits for further items, has taken or
+    /// upgraded it. It conflicts with other requests all the same.
     pub pending: bool,
-    /// How many calls wait because of it.
+    /// The number of calls that wait for it.
     pub waiters: usize,
 }
 
-/// A wait, as an operator sees it: one line for each transaction waited for.
+/// A wait for one transaction: a line of a [`WaitList`](super::WaitList).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WaitInfo {
     /// The table.
     pub table: TableRef,
-    /// What is waited for.
+    /// The item that is waited for.
     pub item: LockItem,
-    /// How it is wanted.
+    /// The requested mode.
     pub mode: LockMode,
-    /// Who waits.
+    /// The transaction that waits.
     pub waiter: TxnId,
-    /// For whom. Counter 0 names no transaction but a whole incarnation: the last owner of a table
-    /// that is waited for until it can be bound again, or, with origin 0, that its owner is
-    /// unknown.
+    /// The transaction that it waits for. With counter 0 it is a whole incarnation: the last owner
+    /// of a table, which is waited for until the table can be reassigned. Origin 0 then stands for
+    /// an unknown owner.
     pub holder: TxnId,
-    /// What of the holder's is in the way.
+    /// The conflicting item of that transaction.
     pub held_item: LockItem,
-    /// True if the holder holds its lock; false if it waits for it itself, earlier in the queue.
+    /// True if it holds that item; false if it waits for it, ahead in the queue.
     pub granted: bool,
-    /// When the call that waits was made.
+    /// When the waiting call was made.
     pub since: Time,
 }
 
-/// What a call waits for.
+/// The obstacle of a call that waits.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum CallObstacle {
-    /// The first one found in its way, with the names left empty.
+    /// The first conflicting holder or waiter, with empty names.
     Lock(Blocker),
     /// A fencing token.
     Token,

@@ -1,4 +1,36 @@
-//! A lock call in flight, and where such calls are kept.
+//! A lock call in flight.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `mod.rs` | the call, its stage, and the slots in which calls are kept |
+//! | `begin.rs` | a request is checked and becomes a call |
+//! | `advance.rs` | the way of a call from item to item, and its token |
+//! | `wait.rs` | its waits |
+//! | `end.rs` | its outcome, or its roll-back |
+//! | `limits.rs` | estimates of memory, and the room that a wait needs |
+//! | `refusal.rs` | errors |
+//!
+//! ```text
+//!               ┌────────── continue_call ─────────┐
+//!               ▼                                  │
+//!   accept ─▶ Moving ──────── begin_wait ─────▶ Waiting
+//!               │ │ ▲
+//!               │ │ └─ serve_awaiting_token ──┐
+//!               │ └──── begin_token_wait ─▶ AwaitingToken
+//!               ▼
+//!          Done(grant)
+//!
+//!   any of these ─── end_wait ─▶ Failing ─── roll_back_and_finish ─▶ Done(error)
+//! ```
+//!
+//! A call whose table is removed becomes `Done(error)` at once: no hold is left to roll back.
+
+mod advance;
+mod begin;
+mod end;
+mod limits;
+mod refusal;
+mod wait;
 
 use std::ops::{Index, IndexMut};
 use std::task::Waker;
@@ -12,75 +44,80 @@ use crate::error::{Blocker, Error, Result};
 use crate::id::{FencingToken, TableId, TxnId};
 use crate::key::{LockItem, LockMode};
 
-/// Where a call is kept. Used again after the call's owner has taken its outcome.
+pub(super) use self::begin::put_in_order;
+pub(super) use self::limits::hold_bytes;
+pub(super) use self::refusal::bind_changed;
+
+/// The slot of a call. It is used again after the outcome of the call was taken.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub(super) struct CallId(u32);
 
-/// A call that takes its items one after another.
+/// See the module.
 #[derive(Debug)]
 pub(super) struct EngineCall {
     pub(super) txn: TxnId,
     /// The transactions whose work waits for this call to end.
     pub(super) ancestors: Ancestors,
-    /// So many of them, the first ones, are part of the wait graph.
+    /// The number of those, the first ones, that are part of the wait graph.
     pub(super) linked: usize,
     pub(super) table: TableId,
     /// In key order, without duplicates.
     pub(super) items: Vec<LockItem>,
-    /// The item that is to be taken next, or is waited for.
+    /// The index of the item that is taken next, or that the call waits for.
     pub(super) next: usize,
     pub(super) mode: LockMode,
     pub(super) wait: WaitPolicy,
-    /// What has been added so far.
+    /// The holds that the call has added or upgraded so far.
     pub(super) changes: Vec<ItemGrant>,
     /// The largest token under which an item was already held.
     pub(super) covered: FencingToken,
     /// The call's token, once it has all its items.
     pub(super) token: Option<FencingToken>,
-    /// Of the changes, so many, the first ones, do not have the token yet.
+    /// The number of changes, the first ones, that do not have the token yet.
     pub(super) without_token: usize,
     pub(super) waited: bool,
-    /// The first that stood in its way.
+    /// The first conflicting holder or waiter that it met.
     pub(super) conflict: Option<Blocker>,
     pub(super) prev_commit_ts: Option<u64>,
     /// When the call was made.
     pub(super) since: Time,
-    /// Its place in the queue while it waits, or among the unfinished calls between two slices.
+    /// Its queue position while it waits, or its position among the unfinished calls between two
+    /// slices.
     pub(super) position: Position,
     pub(super) stage: Stage,
     pub(super) waker: Option<Waker>,
-    /// What its waiting was counted with.
+    /// The memory that its wait is counted with; 0 if it never waited.
     pub(super) bytes: usize,
 }
 
-/// The transactions on whose behalf a call is made: while it waits, so do they.
+/// The transactions on whose behalf a call is made. While the call waits, they wait too.
 pub(super) type Ancestors = SmallVec<[TxnId; 1]>;
 
-/// How far a call has come.
+/// The progress of a call.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "a call that waits ends with a grant nearly always")]
 pub(super) enum Stage {
-    /// Waits for others to leave its next item.
+    /// It waits for its next item.
     Waiting,
-    /// Has all its items; waits for a fencing token.
+    /// It has all its items and waits for a fencing token.
     AwaitingToken,
-    /// Waits for nothing: it takes what is free, or is between two slices of that.
+    /// It takes free items, or is between two slices of that.
     Moving,
-    /// Gives back what it added, or is between two slices of that, and ends with this error then.
-    /// Without one its owner is gone, and takes it out of the state then.
+    /// It is rolled back, or is between two slices of that, and then ends with this error. Without
+    /// an error its future is being dropped, and then removes it.
     Failing(Option<Error>),
-    /// Over; the outcome has not been taken yet.
+    /// It is over; the outcome was not taken yet.
     Done(Result<Grant>),
 }
 
 impl EngineCall {
-    /// The item it waits for. Only for a call that waits.
+    /// The item that it waits for. Only for a call that waits.
     pub(super) fn item(&self) -> &LockItem {
         &self.items[self.next]
     }
 
-    /// What it is told as to those in whose way it waits; its names are not known here.
-    pub(super) fn wants(&self) -> Blocker {
+    /// The call as the blocker of another call, without the names, which the engine does not know.
+    pub(super) fn as_blocker(&self) -> Blocker {
         let (label, client) = (String::new(), String::new());
         Blocker {
             txn: self.txn,
@@ -92,8 +129,8 @@ impl EngineCall {
         }
     }
 
-    /// Those whose locks others wait for until this call has ended: its transaction, then the
-    /// ancestors that are part of the graph.
+    /// The transactions for whose locks others wait until this call has ended: its own, then the
+    /// ancestors that are part of the wait graph.
     pub(super) fn family(&self) -> impl Iterator<Item = TxnId> {
         std::iter::once(self.txn).chain(self.ancestors[..self.linked].iter().copied())
     }
@@ -107,7 +144,7 @@ impl EngineCall {
     }
 }
 
-/// All calls in flight, and those whose outcome has not been taken.
+/// All calls in flight, and those whose outcome was not taken.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
     slots: Vec<Option<Box<EngineCall>>>,
@@ -133,7 +170,7 @@ impl Calls {
         self.slots.get(id.0 as usize)?.as_deref()
     }
 
-    /// Takes a call out to work on it; [`put`](Self::put) brings it back.
+    /// Takes a call out, to work on it and on the state; [`put`](Self::put) brings it back.
     pub(super) fn take(&mut self, id: CallId) -> Box<EngineCall> {
         self.slots[id.0 as usize].take().expect("a call id is used only while its call is kept")
     }
@@ -167,4 +204,8 @@ impl IndexMut<CallId> for Calls {
             .as_deref_mut()
             .expect("a call id is used only while its call is kept")
     }
+}
+
+fn is_range(item: &LockItem) -> bool {
+    matches!(item, LockItem::Range(_))
 }

@@ -1,0 +1,305 @@
+//! The way of a call: it takes its items in key order, one after another, until one conflicts, the
+//! slice is used up, or it has all of them and gets its token.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use super::limits::{hold_bytes, row_hold_bytes};
+use super::refusal::{conflict, exhausted, held_by_ancestor, no_token};
+use super::{CallId, EngineCall, Stage};
+use crate::error::{Error, Result};
+use crate::id::FencingToken;
+use crate::key::{Key, LockItem};
+use crate::table::holders::{Holder, NONE};
+use crate::table::slices::Released;
+use crate::table::state::EngineState;
+use crate::table::types::{Grant, ItemGrant, OwnerPart, WaitPolicy};
+
+/// The progress of a call in one slice.
+pub(super) enum Advance {
+    /// It has all its items.
+    Complete,
+    /// Its next item conflicts. True if that would be an upgrade.
+    Blocked { upgrade: bool },
+    /// The slice is used up.
+    Unfinished,
+}
+
+/// The next step of a call.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the grant is the common case and must not cost an allocation"
+)]
+pub(super) enum Next {
+    Grant(Grant),
+    /// It waits for its next item, as an upgrade or not.
+    Wait {
+        upgrade: bool,
+    },
+    AwaitToken,
+    /// It goes on in another slice.
+    Unfinished,
+    Refuse(Error),
+}
+
+impl EngineState {
+    /// Takes item after item until one conflicts, or the slice is used up.
+    pub(super) fn advance(&mut self, call: &mut EngineCall) -> Result<Advance> {
+        while let Some(item) = call.items.get(call.next) {
+            if !self.slice.has_steps() {
+                return Ok(Advance::Unfinished);
+            }
+            self.slice.spend();
+            if let LockItem::Row(key) = item
+                && let Some(token) = self.take_free_row(call, key)
+            {
+                call.token = token;
+                call.without_token = call.changes.len();
+                call.changes.push(ItemGrant { item: item.clone(), before: None });
+                call.next += 1;
+                continue;
+            }
+            let table = &self.tables[&call.table];
+            let conflicts = table.conflicts(item, call.txn, call.mode);
+            if let Some(token) = conflicts.covered {
+                call.covered = call.covered.max(token);
+                call.next += 1;
+                continue;
+            }
+            if let Some(holder) = conflicts.held_by {
+                call.conflict.get_or_insert(holder);
+                return Ok(Advance::Blocked { upgrade: conflicts.upgrade });
+            }
+            // An upgrade goes ahead of all waiters.
+            if !conflicts.upgrade
+                && !table.waiting.is_empty()
+                && let Some(waiter) = self.must_wait_behind(call)
+            {
+                call.conflict.get_or_insert_with(|| self.calls[waiter].as_blocker());
+                return Ok(Advance::Blocked { upgrade: false });
+            }
+            self.take_item(call)?;
+        }
+        Ok(Advance::Complete)
+    }
+
+    /// Makes the call's transaction hold a row that is free, with the call's token if it is the
+    /// last item. Returns the token that the call has then; `None` if the row is not known to be
+    /// free or does not fit, and the general way decides.
+    fn take_free_row(&mut self, call: &EngineCall, key: &Key) -> Option<Option<FencingToken>> {
+        let bytes = row_hold_bytes(key);
+        let txn = self.txns.entry(call.txn).or_default();
+        if self.bytes + bytes > self.settings.lock_bytes_max
+            || txn.bytes + bytes > self.settings.txn_lock_bytes_max
+        {
+            return None;
+        }
+        let holder = Holder {
+            txn: call.txn,
+            token: NONE,
+            slot: txn.next_slot(call.table),
+            mode: call.mode,
+            pending: true,
+            beneath: NONE,
+        };
+        let is_last = call.next + 1 == call.items.len();
+        let table = self.tables.get_mut(&call.table).expect("calls end with their table");
+        let token = table.take_free_row(key, holder, is_last)?;
+        txn.add(call.table, LockItem::Row(key.clone()), bytes);
+        self.bytes += bytes;
+        Some(token)
+    }
+
+    /// Makes the call's transaction hold the next item.
+    pub(in crate::table) fn take_item(&mut self, call: &mut EngineCall) -> Result<()> {
+        let item = &call.items[call.next];
+        let table = self.tables.get_mut(&call.table).expect("calls end with their table");
+        if let Some(own) = table.entry_mut(item).and_then(|entry| entry.holder_mut(call.txn)) {
+            call.changes
+                .push(ItemGrant { item: item.clone(), before: Some((own.mode, own.token)) });
+            own.beneath = own.token;
+            own.mode = call.mode;
+            own.pending = true;
+        } else {
+            let bytes = hold_bytes(item);
+            let txn = self.txns.entry(call.txn).or_default();
+            let over = if self.bytes + bytes > self.settings.lock_bytes_max {
+                Some("lock_bytes_max")
+            } else if txn.bytes + bytes > self.settings.txn_lock_bytes_max {
+                Some("txn_lock_bytes_max")
+            } else {
+                None
+            };
+            if let Some(limit) = over {
+                return Err(exhausted(limit).with("txn", call.txn));
+            }
+            self.bytes += bytes;
+            let slot = txn.add(call.table, item.clone(), bytes);
+            let (txn, mode) = (call.txn, call.mode);
+            let holder = Holder { txn, token: NONE, slot, mode, pending: true, beneath: NONE };
+            table.entry_or_new(item).add(holder);
+            call.changes.push(ItemGrant { item: item.clone(), before: None });
+        }
+        call.next += 1;
+        Ok(())
+    }
+
+    /// Takes the token of a call that has all its items (F1: after the last key was granted), if it
+    /// needs one and has none. False if the table has none left.
+    fn take_token(&mut self, call: &mut EngineCall) -> bool {
+        if call.token.is_none() && !call.changes.is_empty() {
+            let table = self.tables.get_mut(&call.table).expect("calls end with their table");
+            call.token = table.tokens.take();
+            call.without_token = call.changes.len();
+        }
+        call.token.is_some() || call.changes.is_empty()
+    }
+
+    /// Gives the call's token to the items that it added, to as many as the slice allows. Returns
+    /// the grant once all of them have it.
+    fn grant(&mut self, call: &mut EngineCall) -> Option<Grant> {
+        let table = self.tables.get_mut(&call.table).expect("calls end with their table");
+        let token = call.token.unwrap_or(call.covered);
+        while let Some(last) = call.without_token.checked_sub(1) {
+            if !self.slice.has_steps() {
+                return None;
+            }
+            self.slice.spend();
+            let own = table
+                .entry_mut(&call.changes[last].item)
+                .and_then(|entry| entry.holder_mut(call.txn));
+            let own = own.expect("an item that a call added is held until the call is over");
+            own.token = token;
+            own.pending = false;
+            call.without_token = last;
+        }
+        Some(Grant {
+            bind: table.bind.clone(),
+            token,
+            newly_locked: !call.changes.is_empty(),
+            waited: call.waited.then_some(Duration::ZERO),
+            conflict: call.conflict.take().map(|first| (first.txn, first.item)),
+            prev_commit_ts: call.prev_commit_ts,
+            table_commit_ts: table.commit_ts,
+            history_unknown: table.history_since.is_some(),
+            owner: OwnerPart {
+                changes: std::mem::take(&mut call.changes),
+                history_since: table.history_since,
+                tokens_left: table.tokens.remaining(),
+            },
+        })
+    }
+
+    /// Decides the next step of a call that got so far.
+    pub(super) fn next(&mut self, call: &mut EngineCall, advanced: Result<Advance>) -> Next {
+        let wait = match advanced {
+            Err(error) => return Next::Refuse(error),
+            Ok(Advance::Unfinished) => return Next::Unfinished,
+            Ok(Advance::Blocked { .. }) if call.wait == WaitPolicy::NoWait => {
+                return Next::Refuse(match self.conflicting_ancestor(call) {
+                    Some(ancestor) => held_by_ancestor(call, ancestor),
+                    None => conflict(call),
+                });
+            }
+            Ok(Advance::Blocked { upgrade }) => Next::Wait { upgrade },
+            Ok(Advance::Complete) if !self.take_token(call) && call.wait == WaitPolicy::NoWait => {
+                return Next::Refuse(no_token());
+            }
+            Ok(Advance::Complete) if call.token.is_none() && !call.changes.is_empty() => {
+                Next::AwaitToken
+            }
+            Ok(Advance::Complete) => return self.grant(call).map_or(Next::Unfinished, Next::Grant),
+        };
+        let room = match wait {
+            // A call that has waited has its room.
+            _ if call.bytes > 0 => Ok(()),
+            Next::Wait { .. } => self.check_worth_waiting(call),
+            _ => self.check_room_to_wait(call),
+        };
+        room.map_or_else(Next::Refuse, |()| wait)
+    }
+
+    /// Takes the next step of a call.
+    pub(super) fn follow(&mut self, id: CallId, next: Next) {
+        match next {
+            Next::Grant(grant) => self.finish(id, Ok(grant)),
+            Next::Wait { upgrade } => self.begin_wait(id, upgrade),
+            Next::AwaitToken => {
+                self.count_wait(id);
+                self.begin_token_wait(id);
+            }
+            Next::Unfinished => self.pause(id),
+            Next::Refuse(error) => self.fail(id, error),
+        }
+    }
+
+    /// Goes on with a waiter whose item has become free: it takes that and the following ones,
+    /// until it must wait again, is over, or has used the slice up.
+    pub(in crate::table) fn continue_call(&mut self, id: CallId) {
+        let mut call = self.calls.take(id);
+        let before = call.changes.len();
+        self.dequeue(&mut call);
+        call.stage = Stage::Moving;
+        let advanced = match self.take_item(&mut call) {
+            Ok(()) => self.advance(&mut call),
+            Err(error) => {
+                // It has left the queue of that item and does not hold it: the waiters behind it
+                // become candidates by this.
+                self.released.push((call.table, Released::Item(call.item().clone())));
+                Err(error)
+            }
+        };
+        self.proceed(id, call, before, advanced);
+    }
+
+    /// Goes on with a call between two slices that takes free items.
+    pub(in crate::table) fn move_on(&mut self, id: CallId) {
+        let mut call = self.calls.take(id);
+        let before = call.changes.len();
+        let advanced = self.advance(&mut call);
+        self.proceed(id, call, before, advanced);
+    }
+
+    /// Has a call take its next step after it got so far and added `changes[before..]`.
+    fn proceed(
+        &mut self,
+        id: CallId,
+        mut call: Box<EngineCall>,
+        before: usize,
+        advanced: Result<Advance>,
+    ) {
+        self.recheck_nested(&call, before);
+        let next = self.next(&mut call, advanced);
+        self.calls.put(id, call);
+        self.follow(id, next);
+    }
+
+    /// Has the nested calls of a transaction checked for cycles again, after a call has added
+    /// `changes[from..]` to its holds.
+    ///
+    /// A waiter for one of these holds now waits for the nested calls too. So a cycle can be closed
+    /// although no wait begins.
+    pub(super) fn recheck_nested(&mut self, call: &EngineCall, from: usize) {
+        if self.nested_calls == 0 {
+            return;
+        }
+        let (Some(txn), Some(table)) = (self.txns.get(&call.txn), self.tables.get(&call.table))
+        else {
+            return;
+        };
+        let mut is_waited_for = false;
+        let mut gained = call.changes[from..].iter();
+        while !is_waited_for
+            && !txn.nested.is_empty()
+            && let Some(change) = gained.next()
+        {
+            table.overlapping_queues(&change.item, |_, _| {
+                is_waited_for = true;
+                ControlFlow::Break(())
+            });
+        }
+        if is_waited_for {
+            self.recheck.extend(&txn.nested);
+        }
+    }
+}

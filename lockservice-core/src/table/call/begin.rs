@@ -1,0 +1,140 @@
+//! The begin of a call: a request is checked, its items are brought into order, and the call is
+//! made known to its transaction, its ancestors and its table.
+
+use super::advance::Next;
+use super::refusal::bind_changed;
+use super::{Ancestors, EngineCall, Stage, is_range};
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{FencingToken, TxnId};
+use crate::key::{LockItem, compare_ends, compare_starts};
+use crate::table::call::CallId;
+use crate::table::entry::Position;
+use crate::table::state::{EngineState, Started};
+use crate::table::txn::NESTED_MAX;
+use crate::table::types::LockRequest;
+
+/// Checks a request's items and brings them into the order in which they are taken, without
+/// duplicates.
+///
+/// The caller has not taken the engine's mutex yet: this can take as long as all work under it.
+pub(in crate::table) fn put_in_order(items: &mut Vec<LockItem>, most: usize) -> Result<()> {
+    if items.is_empty() {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            "a lock request names nothing: give at least one row or range",
+        ));
+    }
+    if items.len() > most {
+        return Err(Error::new(
+            // Not `ResourceExhausted`: no later time is better.
+            ErrorKind::InvalidArgument,
+            "a request names too many rows and ranges: ask for fewer, or for a range",
+        )
+        .with("items", items.len())
+        .with("items_per_request_max", most));
+    }
+    // A covering item comes first, so that the items that it covers are nothing new.
+    items.sort_by(|a, b| {
+        compare_starts(a.start(), b.start())
+            .then_with(|| compare_ends(b.end(), a.end()))
+            .then_with(|| is_range(a).cmp(&is_range(b)))
+    });
+    items.dedup();
+    Ok(())
+}
+
+impl EngineState {
+    /// Begins a call, whose items are [in order](put_in_order). A call that is granted here, in one
+    /// slice, never conflicted with any other.
+    pub(in crate::table) fn lock(
+        &mut self,
+        request: LockRequest,
+        ancestors: &[TxnId],
+        now: Time,
+    ) -> Started {
+        let mut call = match self.accept(request, ancestors, now) {
+            Ok(accepted) => accepted,
+            Err(error) => return Started::Done(Err(error)),
+        };
+        let advanced = self.advance(&mut call);
+        self.recheck_nested(&call, 0);
+        let next = match self.next(&mut call, advanced) {
+            Next::Grant(grant) => return Started::Done(Ok(grant)),
+            Next::Refuse(error) if self.roll_back_call(&mut call) => {
+                self.forget_if_idle(call.txn);
+                return Started::Done(Err(error));
+            }
+            next => next,
+        };
+        let id = self.calls.insert(Box::new(call));
+        self.register(id);
+        self.follow(id, next);
+        Started::Kept(id)
+    }
+
+    fn accept(&self, request: LockRequest, ancestors: &[TxnId], now: Time) -> Result<EngineCall> {
+        self.check_not_sealed()?;
+        let LockRequest { txn, table, version, items, mode, wait } = request;
+        if self.tables.get(&table).is_none_or(|table| table.bind.version != version) {
+            return Err(bind_changed(table));
+        }
+        if self.txns.get(&txn).is_some_and(|txn| txn.call.is_some()) {
+            // T2: one lock call of a transaction is decided at a time.
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "a lock call of this transaction is still in flight: wait for it, or cancel it",
+            )
+            .with("txn", txn));
+        }
+        let (ancestors, linked) = self.ancestors(txn, ancestors);
+        Ok(EngineCall {
+            txn,
+            ancestors,
+            linked,
+            table,
+            items,
+            next: 0,
+            mode,
+            wait,
+            changes: Vec::new(),
+            covered: FencingToken::new(0),
+            token: None,
+            without_token: 0,
+            waited: false,
+            conflict: None,
+            prev_commit_ts: None,
+            since: now,
+            position: Position::LAST,
+            stage: Stage::Moving,
+            waker: None,
+            bytes: 0,
+        })
+    }
+
+    /// The ancestors of a call of `txn`, and how many of them have room for it among their nested
+    /// calls. Those come first.
+    fn ancestors(&self, txn: TxnId, named: &[TxnId]) -> (Ancestors, usize) {
+        // A transaction is no ancestor of its own call.
+        let mut ancestors: Ancestors =
+            named.iter().copied().filter(|ancestor| *ancestor != txn).collect();
+        ancestors.sort_unstable();
+        ancestors.dedup();
+        let is_full =
+            |txn: &TxnId| self.txns.get(txn).is_some_and(|txn| txn.nested.len() >= NESTED_MAX);
+        ancestors.sort_by_key(is_full);
+        let linked = ancestors.iter().take_while(|ancestor| !is_full(ancestor)).count();
+        (ancestors, linked)
+    }
+
+    /// Makes a call known to its transaction, its ancestors and its table.
+    fn register(&mut self, id: CallId) {
+        let call = &self.calls[id];
+        self.txns.entry(call.txn).or_default().call = Some(id);
+        self.nested_calls += usize::from(!call.ancestors.is_empty());
+        for ancestor in &call.ancestors[..call.linked] {
+            self.txns.entry(*ancestor).or_default().nested.push(id);
+        }
+        self.tables.get_mut(&call.table).expect("calls end with their table").calls.insert(id, ());
+    }
+}

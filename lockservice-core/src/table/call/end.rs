@@ -1,0 +1,144 @@
+//! The end of a call: its outcome is kept until it is taken, or everything that it added is rolled
+//! back.
+
+use super::{CallId, EngineCall, Stage};
+use crate::error::{Error, Result};
+use crate::id::TxnId;
+use crate::table::holders::NONE;
+use crate::table::release::RollBack;
+use crate::table::slices::Released;
+use crate::table::state::EngineState;
+use crate::table::txn::TxnHolds;
+use crate::table::types::Grant;
+
+impl EngineState {
+    /// Ends a call without a grant: takes it out of its queue and rolls it back.
+    pub(in crate::table) fn fail(&mut self, id: CallId, error: Error) {
+        self.end_wait(id, Some(error));
+        if !self.roll_back_and_finish(id) {
+            self.pause(id);
+        }
+    }
+
+    /// Ends a call whose future is dropped: its wait is cancelled, or the grant that was not
+    /// received is rolled back. True once the call is gone; the caller repeats this until then.
+    pub(in crate::table) fn abandon(&mut self, id: CallId) -> bool {
+        self.end_wait(id, None);
+        let is_all = self.roll_back_kept(id);
+        if is_all {
+            self.uncount_wait(id);
+            self.discard(id);
+        }
+        is_all
+    }
+
+    /// Takes the outcome of a call that is over.
+    pub(in crate::table) fn take_outcome(&mut self, id: CallId) -> Option<Result<Grant>> {
+        if !self.calls[id].is_done() {
+            return None;
+        }
+        match self.discard(id) {
+            Stage::Done(outcome) => Some(outcome),
+            Stage::Waiting | Stage::AwaitingToken | Stage::Moving | Stage::Failing(_) => None,
+        }
+    }
+
+    /// Ends whatever a call waits for or has got. From here on it is only rolled back, also if it
+    /// was granted and the grant was not received.
+    pub(in crate::table) fn end_wait(&mut self, id: CallId, why: Option<Error>) {
+        let mut call = self.calls.take(id);
+        match std::mem::replace(&mut call.stage, Stage::Failing(why)) {
+            Stage::Waiting => {
+                self.dequeue(&mut call);
+                self.released.push((call.table, Released::Item(call.item().clone())));
+            }
+            Stage::AwaitingToken => {
+                if let Some(table) = self.tables.get_mut(&call.table) {
+                    table.awaiting_token.remove(&call.position);
+                }
+            }
+            Stage::Moving | Stage::Failing(_) => {
+                self.unfinished.remove(&call.position);
+            }
+            Stage::Done(Ok(grant)) => {
+                (call.changes, call.token) = (grant.owner.changes, Some(grant.token))
+            }
+            Stage::Done(Err(_)) => {}
+        }
+        self.calls.put(id, call);
+    }
+
+    /// Rolls a failing call back and ends it. False if that takes another slice.
+    pub(in crate::table) fn roll_back_and_finish(&mut self, id: CallId) -> bool {
+        if !self.roll_back_kept(id) {
+            return false;
+        }
+        if let Stage::Failing(Some(why)) =
+            std::mem::replace(&mut self.calls[id].stage, Stage::Failing(None))
+        {
+            self.finish(id, Err(why));
+        }
+        true
+    }
+
+    /// [Rolls back](Self::roll_back_call) a call that is kept.
+    fn roll_back_kept(&mut self, id: CallId) -> bool {
+        let mut call = self.calls.take(id);
+        let is_all = self.roll_back_call(&mut call);
+        self.calls.put(id, call);
+        is_all
+    }
+
+    /// Rolls back what an unfinished call added, as much as the slice allows. True once that is
+    /// all.
+    pub(super) fn roll_back_call(&mut self, call: &mut EngineCall) -> bool {
+        while self.slice.has_steps()
+            && let Some(change) = call.changes.pop()
+        {
+            self.slice.spend();
+            let how = RollBack { token: call.token.unwrap_or(NONE), in_flight: true };
+            self.roll_back_item(call.txn, call.table, change.item, how);
+        }
+        call.changes.is_empty()
+    }
+
+    /// Keeps the outcome of a call, which is in no queue any more, and has its task woken.
+    pub(in crate::table) fn finish(&mut self, id: CallId, outcome: Result<Grant>) {
+        self.uncount_wait(id);
+        let call = &mut self.calls[id];
+        if matches!(call.stage, Stage::Moving | Stage::Failing(_)) {
+            self.unfinished.remove(&call.position);
+        }
+        call.stage = Stage::Done(outcome);
+        call.changes = Vec::new();
+        call.items = Vec::new();
+        self.wake.extend(call.waker.take());
+    }
+
+    /// Takes a call that is over out of the state.
+    fn discard(&mut self, id: CallId) -> Stage {
+        let call = self.calls.remove(id);
+        if let Some(txn) = self.txns.get_mut(&call.txn) {
+            txn.call = None;
+        }
+        if let Some(table) = self.tables.get_mut(&call.table) {
+            table.calls.remove(&id);
+        }
+        self.nested_calls -= usize::from(!call.ancestors.is_empty());
+        for ancestor in &call.ancestors {
+            if let Some(txn) = self.txns.get_mut(ancestor) {
+                txn.nested.retain(|nested| *nested != id);
+            }
+            self.forget_if_idle(*ancestor);
+        }
+        self.forget_if_idle(call.txn);
+        call.stage
+    }
+
+    /// Drops the record of a transaction that holds nothing and has no call.
+    pub(in crate::table) fn forget_if_idle(&mut self, id: TxnId) {
+        if self.txns.get(&id).is_some_and(TxnHolds::is_idle) {
+            self.txns.remove(&id);
+        }
+    }
+}

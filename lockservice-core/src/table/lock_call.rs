@@ -1,0 +1,131 @@
+//! The future of a call, and the linearisation point of grant and cancel.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use super::call::CallId;
+use super::engine::LockEngine;
+use super::types::Grant;
+use crate::error::{Blocker, Result};
+use crate::id::TxnId;
+
+/// A call for locks: a future that resolves to the grant, or to the error of
+/// [`lock`](LockEngine::lock).
+///
+/// # Cancel safety
+/// Dropping a call cancels its wait, or rolls back a grant that it has not returned yet. The
+/// waiters behind it go on in both cases.
+///
+/// The linearisation point is the engine's mutex:
+///
+/// 1. A release writes the grant into the state under the mutex. From then on the transaction holds
+///    the items.
+/// 2. `poll` takes the outcome out under the mutex.
+/// 3. `drop` finds out under the mutex whether the call still waits, and leaves the queue; or
+///    whether it was granted, and rolls the grant back.
+///
+/// So exactly one of 2 and 3 happens to a grant, and no interleaving loses a lock or a wake-up. The
+/// items of a dropped call are free before `drop` returns. For many items that takes further holds
+/// of the mutex.
+#[must_use = "dropping a call cancels it"]
+pub struct LockCall {
+    engine: LockEngine,
+    txn: TxnId,
+    progress: Progress,
+}
+
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the grant is the common case and must not cost an allocation"
+)]
+enum Progress {
+    /// It was over before it was polled.
+    Over(Result<Grant>),
+    /// The state keeps it, and will have its outcome.
+    Kept(CallId),
+    /// Its outcome was returned.
+    Received,
+}
+
+impl LockCall {
+    pub(super) fn over(engine: &LockEngine, txn: TxnId, outcome: Result<Grant>) -> Self {
+        Self { engine: engine.clone(), txn, progress: Progress::Over(outcome) }
+    }
+
+    pub(super) fn kept(engine: &LockEngine, txn: TxnId, id: CallId) -> Self {
+        Self { engine: engine.clone(), txn, progress: Progress::Kept(id) }
+    }
+
+    /// The first conflicting holder or waiter, with empty names. `None` if the call does not wait
+    /// for a lock.
+    pub fn blocker(&self) -> Option<Blocker> {
+        match self.progress {
+            Progress::Kept(id) => self.engine.with(|state| state.blocker(id)),
+            Progress::Over(_) | Progress::Received => None,
+        }
+    }
+}
+
+impl Future for LockCall {
+    type Output = Result<Grant>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match std::mem::replace(&mut self.progress, Progress::Received) {
+            Progress::Over(outcome) => Poll::Ready(outcome),
+            Progress::Kept(id) => {
+                // Under one hold of the mutex: either the outcome is there, or the waker is, before
+                // the outcome can be written. A call between two slices goes on here, so that an
+                // outcome that needs no wait is returned at once.
+                let outcome = self.engine.in_slices(|state| {
+                    if state.is_unfinished_after_a_slice(id) {
+                        return None;
+                    }
+                    let outcome = state.take_outcome(id);
+                    if outcome.is_none() {
+                        let waker = &mut state.calls[id].waker;
+                        if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+                            *waker = Some(context.waker().clone());
+                        }
+                    }
+                    Some(outcome)
+                });
+                match outcome.flatten() {
+                    Some(outcome) => Poll::Ready(outcome),
+                    None => {
+                        self.progress = Progress::Kept(id);
+                        Poll::Pending
+                    }
+                }
+            }
+            Progress::Received => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for LockCall {
+    fn drop(&mut self) {
+        match std::mem::replace(&mut self.progress, Progress::Received) {
+            Progress::Over(Ok(grant)) => self.engine.roll_back(self.txn, grant.bind.id, &grant),
+            Progress::Kept(id) => {
+                self.engine.in_slices(|state| state.abandon(id).then_some(()));
+            }
+            Progress::Over(Err(_)) | Progress::Received => {}
+        }
+    }
+}
+
+impl fmt::Debug for LockCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stage = match &self.progress {
+            Progress::Over(_) => "ready",
+            Progress::Kept(_) => "in flight",
+            Progress::Received => "over",
+        };
+        f.debug_struct("LockCall")
+            .field("txn", &self.txn)
+            .field("stage", &stage)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,216 @@
+//! One lock table.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `mod.rs` | the table and its entries |
+//! | `overlap.rs` | visits of the entries that overlap an item |
+//! | `conflicts.rs` | the conflict check; commits that waiters learn of |
+//! | `tokens.rs` | fencing tokens |
+
+mod conflicts;
+mod overlap;
+mod tokens;
+
+use std::collections::{BTreeMap, BTreeSet, btree_map};
+
+use self::tokens::Tokens;
+use super::call::CallId;
+use super::entry::{Entry, Position};
+use super::hash::IdMap;
+use super::holders::Holder;
+use super::idle::{Quiet, Usage};
+use super::interval::IntervalMap;
+use super::queue::CommitNumber;
+use crate::allocator::{Bind, TokenBlock};
+use crate::clock::Time;
+use crate::id::{FencingToken, TxnId};
+use crate::key::{Key, LockItem, LockMode};
+
+pub(super) use self::conflicts::{FirstConflict, blocker_of};
+pub(super) use self::overlap::ItemRef;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct LockTable {
+    pub(super) bind: Bind,
+    /// Since when the history is known; `None`: all of it is (C5).
+    pub(super) history_since: Option<Time>,
+    pub(super) tokens: Tokens,
+    /// Calls that have all their items and wait for a token, first come first.
+    pub(super) awaiting_token: BTreeMap<Position, CallId>,
+    /// The largest commit timestamp that an unlock carried.
+    pub(super) commit_ts: Option<u64>,
+    /// The calls that wait in this table, in queue order.
+    pub(super) waiting: BTreeMap<Position, CallId>,
+    /// The calls of this table that are in flight, and those whose outcome was not taken.
+    pub(super) calls: IdMap<CallId, ()>,
+    /// Since when the table was seen unused.
+    pub(super) quiet: Option<Quiet>,
+    rows: BTreeMap<Key, Entry>,
+    /// The rows that have a queue.
+    awaited_rows: BTreeSet<Key>,
+    ranges: IntervalMap<Entry>,
+}
+
+impl LockTable {
+    pub(super) fn new(bind: Bind, tokens: Option<TokenBlock>, history_since: Option<Time>) -> Self {
+        let mut table = Self {
+            bind,
+            history_since,
+            tokens: Tokens::default(),
+            awaiting_token: BTreeMap::new(),
+            commit_ts: None,
+            waiting: BTreeMap::new(),
+            calls: IdMap::default(),
+            quiet: None,
+            rows: BTreeMap::new(),
+            awaited_rows: BTreeSet::new(),
+            ranges: IntervalMap::new(),
+        };
+        if let Some(block) = tokens {
+            table.tokens.add(block);
+        }
+        table
+    }
+
+    /// The rows and ranges that are locked or waited for, and the calls.
+    pub(super) fn usage(&self) -> Usage {
+        Usage { items: self.rows.len() + self.ranges.len(), calls: self.calls.len() }
+    }
+
+    pub(super) fn entry(&self, item: &LockItem) -> Option<&Entry> {
+        match item {
+            LockItem::Row(key) => self.rows.get(key),
+            LockItem::Range(range) => self.ranges.get(range),
+        }
+    }
+
+    pub(super) fn entry_mut(&mut self, item: &LockItem) -> Option<&mut Entry> {
+        match item {
+            LockItem::Row(key) => self.rows.get_mut(key),
+            LockItem::Range(range) => self.ranges.get_mut(range),
+        }
+    }
+
+    /// The entry of an item, created if there is none. The caller puts a holder or a waiter into
+    /// it.
+    pub(super) fn entry_or_new(&mut self, item: &LockItem) -> &mut Entry {
+        match item {
+            LockItem::Row(key) => self.rows.entry(key.clone()).or_default(),
+            LockItem::Range(range) => {
+                if self.ranges.get(range).is_none() {
+                    self.ranges.insert(range.clone(), Entry::default());
+                }
+                self.ranges.get_mut(range).expect("just inserted, if it was not there")
+            }
+        }
+    }
+
+    /// The hot path: puts a holder on a row without holders and waiters, in one look-up. `None` if
+    /// there is an entry, or any range, which might cover the row.
+    ///
+    /// If the row `is_last` in its call, the holder gets the next token, if there is one. That
+    /// token is returned.
+    pub(super) fn take_free_row(
+        &mut self,
+        key: &Key,
+        mut holder: Holder,
+        is_last: bool,
+    ) -> Option<Option<FencingToken>> {
+        if !self.ranges.is_empty() {
+            return None;
+        }
+        let btree_map::Entry::Vacant(free) = self.rows.entry(key.clone()) else { return None };
+        let token = if is_last { self.tokens.take() } else { None };
+        if let Some(token) = token {
+            holder.token = token;
+            holder.pending = false;
+        }
+        free.insert(Entry::held_by(holder));
+        Some(token)
+    }
+
+    /// Ends a hold. Removes an entry that is empty then.
+    pub(super) fn take_hold(&mut self, item: &LockItem, txn: TxnId) -> Option<Holder> {
+        match item {
+            LockItem::Row(key) => {
+                let btree_map::Entry::Occupied(mut entry) = self.rows.entry(key.clone()) else {
+                    return None;
+                };
+                let holder = entry.get_mut().take(txn);
+                if entry.get().is_empty() {
+                    entry.remove();
+                }
+                holder
+            }
+            LockItem::Range(range) => {
+                let holder = self.ranges.get_mut(range)?.take(txn);
+                self.drop_if_empty(item);
+                holder
+            }
+        }
+    }
+
+    /// Removes an entry that has neither holders nor waiters.
+    pub(super) fn drop_if_empty(&mut self, item: &LockItem) {
+        if self.entry(item).is_some_and(Entry::is_empty) {
+            match item {
+                LockItem::Row(key) => drop(self.rows.remove(key)),
+                LockItem::Range(range) => drop(self.ranges.remove(range)),
+            }
+        }
+    }
+
+    /// Puts a call into the queue of an item. It will learn of the commits after number `commits`.
+    pub(super) fn enqueue(
+        &mut self,
+        item: &LockItem,
+        position: Position,
+        id: CallId,
+        mode: LockMode,
+        commits: CommitNumber,
+    ) {
+        self.waiting.insert(position, id);
+        let entry = self.entry_or_new(item);
+        let is_first = entry.queue().is_none();
+        entry.enqueue(position, id, mode, commits);
+        if let LockItem::Row(key) = item
+            && is_first
+        {
+            self.awaited_rows.insert(key.clone());
+        }
+    }
+
+    /// Takes a call out of the queue of an item. Returns the largest timestamp of the commits that
+    /// it learns of, if there are any.
+    pub(super) fn dequeue(
+        &mut self,
+        item: &LockItem,
+        position: Position,
+        mode: LockMode,
+    ) -> Option<u64> {
+        self.waiting.remove(&position);
+        let entry = self.entry_mut(item)?;
+        let commit_ts = entry.dequeue(position, mode);
+        if let LockItem::Row(key) = item
+            && entry.queue().is_none()
+        {
+            self.awaited_rows.remove(key);
+        }
+        self.drop_if_empty(item);
+        commit_ts
+    }
+
+    /// The entry of an item, with the key that the table keeps for it.
+    pub(super) fn entry_at(&self, item: &LockItem) -> Option<(ItemRef<'_>, &Entry)> {
+        match item {
+            LockItem::Row(key) => {
+                self.rows.get_key_value(key).map(|(key, entry)| (ItemRef::Row(key), entry))
+            }
+            LockItem::Range(range) => self
+                .ranges
+                .get_key_value(range)
+                .map(|(range, entry)| (ItemRef::Range(range), entry)),
+        }
+    }
+}
