@@ -2,6 +2,8 @@
 //! a test polls by hand.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod cost;
+
 use std::future::Future;
 use std::ops::Bound;
 use std::pin::Pin;

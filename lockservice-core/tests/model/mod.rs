@@ -5,9 +5,11 @@
 //! | `mod.rs` | the lists, and the ends of holds and calls |
 //! | `call.rs` | the way of a call, and its memory |
 //! | `graph.rs` | conflicts, cycles and the order of the queue |
+//! | `check.rs` | the comparison with the engine |
 //! | `view.rs` | the state as it is compared with the engine's |
 
 mod call;
+mod check;
 mod graph;
 mod view;
 
