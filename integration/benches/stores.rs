@@ -3,7 +3,7 @@
 //! compare only lines of one run.
 //!
 //! ```text
-//! cargo bench -p integration --bench stores            (memory, file, PostgreSQL, Redis; with --all-features RocksDB too)
+//! cargo bench -p integration --bench stores    (with --all-features RocksDB too)
 //! ```
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures; it promises nothing")]

@@ -307,7 +307,7 @@ async fn live(
             // A transaction that is to commit never.
             let dead = TxnId::new(service, counter + (1 << 40), true);
             if let Ok(answer) = bounded("cannot_commit", allocator.cannot_commit(&[dead])).await {
-                // As long as the store is in doubt, everything before counts as committing (L4).
+                // Until the data loss is resolved, everything before counts as committing (L4).
                 ledger.lock().expect("no panic holds it").tombstones.extend(answer.tombstoned);
             }
         }

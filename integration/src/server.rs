@@ -164,7 +164,7 @@ pub struct BindRow {
     pub version: u64,
     /// The incarnation that owns it.
     pub owner: u64,
-    /// `bound`, or `waiting` to be granted anew.
+    /// `bound`, or `waiting` to be reassigned.
     pub state: String,
 }
 

@@ -12,7 +12,7 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::process::{Child, Command};
 
 on_each_store! {
-    the_sum_stays_right_while_the_server_is_killed_and_restarted_at_random_moments;
+    the_sum_stays_right_while_the_server_is_killed_at_random_moments;
 }
 
 /// How long the bank works: `INTEGRATION_BANK_SECONDS`, or 20.
@@ -62,7 +62,7 @@ mod check {
 
     use super::*;
 
-    pub(super) async fn the_sum_stays_right_while_the_server_is_killed_and_restarted_at_random_moments(
+    pub(super) async fn the_sum_stays_right_while_the_server_is_killed_at_random_moments(
         store: StoreKind,
     ) {
         let seed = seed();

@@ -29,8 +29,8 @@ impl Nodes {
             servers.push(place.start().await);
             places.push(place);
         }
-        // A new store is in doubt for one lease, and its leader settles that.
-        within("the leader to settle the doubt", async {
+        // A new store may have lost data for one lease; then its leader resolves that.
+        within("the leader to resolve the data loss", async {
             while !servers[0].log().contains("the doubt is settled") {
                 tokio::time::sleep(LEASE / 20).await;
             }
@@ -59,7 +59,8 @@ macro_rules! on_each_server {
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn on_postgres() {
-                let Some(postgres) = Postgres::start(PostgresOptions::default()).await else { return };
+                let options = PostgresOptions::default();
+                let Some(postgres) = Postgres::start(options).await else { return };
                 Box::pin(check::$name(postgres.url())).await;
             }
 
@@ -73,14 +74,14 @@ macro_rules! on_each_server {
 }
 
 on_each_server! {
-    a_leader_that_did_not_run_for_longer_than_its_leadership_changes_nothing_when_it_wakes;
-    the_table_of_an_owner_that_does_not_run_goes_to_another_and_the_owner_grants_nothing_when_it_wakes;
+    a_leader_that_slept_past_its_leadership_changes_nothing_when_it_wakes;
+    the_table_of_a_sleeping_owner_goes_to_another_and_the_owner_grants_nothing;
 }
 
 mod check {
     use super::*;
 
-    pub(super) async fn a_leader_that_did_not_run_for_longer_than_its_leadership_changes_nothing_when_it_wakes(
+    pub(super) async fn a_leader_that_slept_past_its_leadership_changes_nothing_when_it_wakes(
         store: &str,
     ) {
         let nodes = Nodes::start(store).await;
@@ -131,7 +132,7 @@ mod check {
         }
     }
 
-    pub(super) async fn the_table_of_an_owner_that_does_not_run_goes_to_another_and_the_owner_grants_nothing_when_it_wakes(
+    pub(super) async fn the_table_of_a_sleeping_owner_goes_to_another_and_the_owner_grants_nothing(
         store: &str,
     ) {
         let nodes = Nodes::start(store).await;
@@ -188,7 +189,7 @@ mod check {
             .allocator()
             .begin_commit(&commits[1])
             .await
-            .expect_err("its origin and its bind are void");
+            .expect_err("its origin and its bind are invalid");
         assert!(
             matches!(refused.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit),
             "{refused:?}"

@@ -6,7 +6,7 @@ use integration::server::Place;
 use integration::timeline::Timeline;
 
 on_each_store! {
-    a_server_that_was_stopped_for_longer_than_its_lease_serves_on_as_a_new_incarnation;
+    a_server_that_slept_past_its_lease_serves_on_as_a_new_incarnation;
 }
 
 mod check {
@@ -17,7 +17,7 @@ mod check {
     use super::*;
 
     /// B1, B2, P2.
-    pub(super) async fn a_server_that_was_stopped_for_longer_than_its_lease_serves_on_as_a_new_incarnation(
+    pub(super) async fn a_server_that_slept_past_its_lease_serves_on_as_a_new_incarnation(
         store: StoreKind,
     ) {
         let place = Place::new(store);
@@ -29,7 +29,7 @@ mod check {
         let before = place.binds().await;
 
         server.signal(Signal::SIGSTOP);
-        // Nobody tells the holder anything: its guard ends, within the lease.
+        // Nobody tells the holder anything: its deadline passes, within the lease.
         let old = old.ended().await;
         assert_eq!(old.status, Some(70), "{old:?}");
         assert!(old.said.contains("lost"), "{old:?}");

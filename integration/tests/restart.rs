@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 
 on_each_store! {
     after_a_kill_no_command_of_the_old_holder_runs_beside_the_next_ones;
-    after_a_kill_every_table_is_known_and_bound_anew_with_larger_versions_and_tokens;
+    after_a_kill_every_table_is_known_and_reassigned_with_larger_numbers;
     after_a_kill_new_tables_are_granted_at_once_and_old_ones_wait_out_the_lease;
     after_a_kill_a_transaction_that_locked_before_cannot_commit_and_is_told_why;
     after_a_clean_stop_old_tables_are_granted_at_once;
@@ -84,7 +84,7 @@ mod check {
     }
 
     /// B3, B5, F1.
-    pub(super) async fn after_a_kill_every_table_is_known_and_bound_anew_with_larger_versions_and_tokens(
+    pub(super) async fn after_a_kill_every_table_is_known_and_reassigned_with_larger_numbers(
         store: StoreKind,
     ) {
         let place = Place::new(store);
@@ -152,7 +152,7 @@ mod check {
         let patient = commands.brief("patient", &[], "old", "k").await;
         assert_eq!(patient.status, Some(0), "{patient:?}");
         let waited = SystemClock.now().since(killed);
-        assert!(waited >= hi(LEASE), "granted anew after {waited:?}");
+        assert!(waited >= hi(LEASE), "reassigned after {waited:?}");
         let ran: Vec<String> =
             timeline.events().into_iter().filter(|e| e.does == "ends").map(|e| e.name).collect();
         assert_eq!(ran, ["first", "fresh", "patient"]);
@@ -191,7 +191,7 @@ mod check {
             let sentence = refused.to_string();
             assert!(sentence.contains("start"), "it says what to do: {sentence}");
         }
-        // Also once the table is granted anew.
+        // Also once the table is reassigned.
         let session = place.client().await.session(None).await.expect("the server runs");
         let (_new_txn, new) = lock(&session, "late").await;
         let refused = allocator.begin_commit(&late).await.expect_err("its locks are gone");

@@ -151,7 +151,9 @@ async fn a_restore_that_was_killed_is_refused_by_servers_and_finished_by_the_nex
         let (id, owner) = ((1u64 << 32) + at, 1u64 << 32);
         let name = serde_json::json!({"group": "g", "name": format!("t{at}")});
         let binds = serde_json::json!([{"owner": owner, "version": id}]);
-        let table = serde_json::json!({"table": name, "id": id, "partitions": 1, "tokens_reserved_to": 0, "binds": binds});
+        let table = serde_json::json!({
+            "table": name, "id": id, "partitions": 1, "tokens_reserved_to": 0, "binds": binds
+        });
         text.push_str(&format!("{{\"table\":{table}}}\n"));
     }
     text.push_str(&format!(

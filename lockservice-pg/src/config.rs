@@ -91,7 +91,7 @@ impl PgConfig {
         }
     }
 
-    /// Reads `postgres://USER:PASSWORD@HOST:PORT/DATABASE?schema=NAME&sslmode=…`, with what libpq's
+    /// Reads `postgres://USER:PASSWORD@HOST:PORT/DATABASE?schema=NAME&sslmode=…`, and what libpq's
     /// environment variables say as defaults (`PGPASSWORD`, `PGSSLROOTCERT`, …, and `~/.pgpass`).
     /// Several servers are separated by commas, `HOST:PORT,HOST:PORT`.
     ///

@@ -8,7 +8,8 @@
 //! # tokio::runtime::Runtime::new().expect("a runtime").block_on(async {
 //! use lockservice_core::store::BindStore;
 //!
-//! let store = lockservice_pg::PgStore::connect("postgres://locks:secret@db.example/app?schema=locks").await?;
+//! let url = "postgres://locks:secret@db.example/app?schema=locks";
+//! let store = lockservice_pg::PgStore::connect(url).await?;
 //! assert_eq!(store.describe(), "postgres://db.example:5432/app?schema=locks");
 //! println!("{} tables are known", store.load().await?.tables.len());
 //! # Ok::<(), lockservice_core::Error>(()) }).expect("a server");
@@ -21,7 +22,8 @@
 //! use lockservice_pg::sqlx::postgres::PgConnectOptions;
 //! use lockservice_pg::{PgConfig, PgStore, SchemaName};
 //!
-//! let config = PgConfig { schema: SchemaName::new("locks")?, ..PgConfig::new(PgConnectOptions::new()) };
+//! let schema = SchemaName::new("locks")?;
+//! let config = PgConfig { schema, ..PgConfig::new(PgConnectOptions::new()) };
 //! let store = PgStore::with_pool(pool, config).await?;
 //! # Ok(()) }
 //! ```
@@ -52,7 +54,7 @@
 //!   same write. So it never lands after [`applied`](lockservice_core::store::BindStore::applied)
 //!   was read *and* a successor was written.
 //! - **No lock outlives a call** (L1). A candidate reads, decides, and then sets the leadership
-//!   only if nothing has changed. So a node that is stopped between the two stands in nobody's way.
+//!   only if nothing has changed. So a node that is stopped between the two holds up no other.
 //! - **Bounded.** Each call ends within [`PgConfig::call_timeout`], three seconds by default.
 //!
 //! # Stepping back in time (L4)

@@ -140,7 +140,8 @@ async fn found(calls: &Calls, connection: &mut Connection<'_>, schema: &SchemaNa
         Some(version) if version > 0 => Ok(version),
         _ => Err(Error::new(
             ErrorKind::StoreCorrupt,
-            "the store's schema does not say which format it has: restore the schema from a backup, or choose another",
+            "the store's schema does not say which format it has: restore the schema from a backup, \
+             or choose another",
         )
         .with("store", &calls.describe)),
     }

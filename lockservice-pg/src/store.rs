@@ -26,7 +26,8 @@ use crate::record::{
 use crate::servers::Servers;
 use crate::watch::Watch;
 
-/// How often a candidate decides anew because the head changed between its reading and its writing.
+/// How often a candidate decides again because the head changed between its reading and its
+/// writing.
 const DECISIONS_MAX: usize = 8;
 
 /// A [`BindStore`] in a schema of a PostgreSQL database, shared by any number of nodes.

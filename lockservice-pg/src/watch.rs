@@ -105,8 +105,8 @@ impl Listener {
     async fn listen(self) {
         while !self.servers.pooler() {
             if let Err(error) = self.listen_once().await {
-                tracing::debug!(channel = self.channel, %error, "cannot hear of changes of \
-                    leadership; trying again");
+                tracing::debug!(channel = self.channel, error = ?error, "cannot hear of changes \
+                    of leadership; trying again");
             }
             sleep(RECONNECT_PAUSE).await;
         }

@@ -62,8 +62,8 @@ impl Known<'_> {
     }
 
     fn persistence(&self) -> Option<String> {
-        const WHAT_THEN: &str = "Whatever is lost is noticed and stepped over: locks are granted \
-         anew only after a pause, and \
+        const WHAT_THEN: &str = "A loss is noticed and the epoch is raised above it: locks are \
+         granted again only after a pause, and \
              transactions that were not proven to hold their binds fail.";
         let appends = self.setting("appendonly").map(|value| value == "yes");
         let appends = appends
@@ -109,7 +109,7 @@ impl Known<'_> {
             Some(policy) => Some(format!(
                 "DANGER: Redis deletes keys when its memory is full (maxmemory-policy {policy}), \
                  the lock service's too: every \
-                 bind would be void at once. Set maxmemory-policy noeviction, or give the lock \
+                 bind would be invalid at once. Set maxmemory-policy noeviction, or give the lock \
                  service a Redis of its own."
             )),
             None => Some(

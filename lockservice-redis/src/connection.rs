@@ -1,5 +1,5 @@
-//! [`StoreConnection`]: one connection to the server that holds the store, made anew whenever it is lost or
-//! that server is no longer the master.
+//! [`StoreConnection`]: one connection to the server that holds the store, made again
+//! whenever it is lost or that server is no longer the master.
 //!
 //! # Implementation details
 //! **A slot of a Cluster that is being moved.** The store is one key. Until that key has moved its

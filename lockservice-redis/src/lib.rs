@@ -9,7 +9,8 @@
 //! use lockservice_core::store::BindStore;
 //! use lockservice_redis::{RedisConfig, RedisStore, redis};
 //!
-//! let store = RedisStore::connect("redis-sentinel://:secret@10.0.0.1,10.0.0.2,10.0.0.3/main?name=billing&wait=1").await?;
+//! let url = "redis-sentinel://:secret@10.0.0.1,10.0.0.2,10.0.0.3/main?name=billing&wait=1";
+//! let store = RedisStore::connect(url).await?;
 //! println!("{}: {} tables", store.describe(), store.load().await?.tables.len());
 //!
 //! // Or through a client that is there already.
@@ -34,7 +35,7 @@
 //! master is looked up again: at the Sentinels (all are asked at once, the first answer counts), or
 //! as the owner of the key's slot in the Cluster. What may be repeated is sent once more; a write
 //! never is: its outcome is then [unknown](lockservice_core::ErrorKind::UnknownOutcome), and its
-//! number settles it.
+//! number tells.
 //!
 //! While the key's slot is moved to another node of a Cluster, calls follow the key (`ASK`). The
 //! new node is another copy (L4), for a move that was interrupted can leave an old copy behind: the
@@ -78,7 +79,7 @@
 //!   handed out before the loss is never handed out again, nor anything below it, as long as the
 //!   servers' clocks agree to a few seconds or a node of that time still runs. A clock that is set
 //!   back costs only this floor.
-//! - What cannot be proven is void: transactions that held a lost bind fail at `begin_commit` and
+//! - Binds that cannot be proven are invalid: transactions that held a lost bind fail at `begin_commit` and
 //!   start again.
 //!
 //! What is **not** noticed: the same process given older data by hand (`RESTORE`, `DEBUG RELOAD` of

@@ -22,10 +22,10 @@ use crate::head::{Fields, Found, Verdict, verdict};
 use crate::scripts::{Script, Scripts};
 use crate::watch::Watch;
 
-/// How often a candidate decides anew because the head changed under its decision.
+/// How often a candidate decides again because the head changed under its decision.
 const RACES_MAX: u32 = 20;
 
-/// How often a reading of everything is begun anew because a write came between.
+/// How often a reading of everything begins again because a write came between.
 const LOADS_MAX: u32 = 3;
 
 /// About how many records to read in one round trip.
@@ -37,7 +37,7 @@ const CHANGES_MAX: usize = 400_000;
 /// A [`BindStore`] in Redis, shared by any number of processes. The crate's documentation says what
 /// it promises.
 ///
-/// Clones are handles that share one connection. It is made anew by itself whenever it is lost, and
+/// Clones are handles that share one connection. It makes itself again whenever it is lost, and
 /// leads to the new master after a fail-over.
 #[derive(Clone)]
 pub struct RedisStore(Arc<Inner>);

@@ -18,7 +18,7 @@ use crate::log::damaged_log;
 
 /// A file of ours beside those of RocksDB. Its lock keeps other processes out also while the
 /// database is closed and opened again; once something stands in it, a database was there and must
-/// not be created anew.
+/// not be created again.
 ///
 /// Behind the text stands the *seal*: how far the database had come when it was last opened or
 /// closed. RocksDB takes damage at the end of its manifest or log for what a crash cut off, and

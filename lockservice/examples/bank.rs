@@ -4,7 +4,7 @@
 //! ```sh
 //! cargo run --release -- serve &
 //! cargo run --release --example bank -- --seconds 20 --journal /tmp/bank.journal
-//! cargo run --release --example bank -- --seconds 5 --journal /tmp/other.journal --without-locks   # loses money, exits 1
+//! cargo run --release --example bank -- --seconds 5 --without-locks   # loses money, exits 1
 //! ```
 //!
 //! The accounts live in a journal file of the bank's own. Its only concurrency control is the

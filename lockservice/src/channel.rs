@@ -20,7 +20,7 @@ pub(crate) use self::dial::Dial;
 #[cfg(feature = "client")]
 pub(crate) use self::race::{Tried, race};
 
-/// Most addresses whose channels are kept. One that was forgotten is connected anew, which costs a
+/// Most addresses whose channels are kept. One that was forgotten is connected again, which costs a
 /// round trip.
 const CHANNELS_MAX: usize = 256;
 /// Most session streams on one channel. HTTP/2 recommends that peers allow at least 100 streams

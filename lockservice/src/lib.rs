@@ -45,6 +45,8 @@ use lockservice_core::store::ClusterId;
 use lockservice_core::store::NodeAddress;
 use lockservice_core::{Error, ErrorKind, NodeName, Result};
 
+use self::store::StoreUrl;
+
 /// Opens the store that `url` names and an allocator on it, with default settings: the start of an
 /// embedded service in one process alone.
 ///
@@ -53,14 +55,15 @@ use lockservice_core::{Error, ErrorKind, NodeName, Result};
 /// each other, see [`join_cluster`]. Call [`shutdown`](ElectedAllocator::shutdown) when the service
 /// has stopped, so that the next start need not wait for its lease.
 pub async fn open_allocator(url: &str, node: NodeName) -> Result<Arc<ElectedAllocator>> {
-    if store::is_shared(url) {
+    let url = StoreUrl::parse(url)?;
+    if url.is_shared() {
         return Err(Error::new(
             ErrorKind::InvalidArgument,
             "several nodes share this store and must reach each other: join_cluster takes the \
                 address of this one",
         ));
     }
-    let store = store::open(url).await?;
+    let store = url.open().await?;
     let settings = AllocatorSettings::default();
     let allocator =
         ElectedAllocator::start(store, Arc::new(SystemClock), settings, node, "", Arc::new(Alone))?;

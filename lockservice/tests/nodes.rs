@@ -345,7 +345,7 @@ async fn the_table_of_a_node_that_vanished_goes_to_the_node_that_is_asked_when_i
     let nowait = LockSpec { wait: WaitPolicy::NoWait, ..spec("b's", "k") };
     let error = within(session.lock(nowait)).await.expect_err("b has it still");
     assert_eq!(error.advice(), Advice::RetryCall, "the session at c is well: {error:?}");
-    let lock = within(session.lock(spec("b's", "k"))).await.expect("granted anew");
+    let lock = within(session.lock(spec("b's", "k"))).await.expect("reassigned");
     assert_eq!(lock.bind().owner, nodes[1].host.current().id());
     assert!(session.lost_now().is_none() && before.lost_now().is_none(), "nothing was held at b");
 }

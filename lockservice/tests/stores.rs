@@ -34,9 +34,15 @@ use self::store_kit::{Kind, Site, acquire, candidate, open, spoil, state_of, tab
 
 macro_rules! on_every_store {
     ($($name:ident;)*) => {
-        mod file { $(#[tokio::test(flavor = "multi_thread")] async fn $name() { super::$name(super::Kind::File).await })* }
+        mod file {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() { super::$name(super::Kind::File).await })*
+        }
         #[cfg(feature = "rocks")]
-        mod rocks { $(#[tokio::test(flavor = "multi_thread")] async fn $name() { super::$name(super::Kind::Rocks).await })* }
+        mod rocks {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() { super::$name(super::Kind::Rocks).await })*
+        }
     };
 }
 
@@ -450,7 +456,8 @@ async fn child_process() {
 
 /// Writes what `a_store_of_format_one_as_it_was_committed_still_opens` expects. To make a fixture
 /// for a later format:
-/// `LOCKSERVICE_TEST_ROLE=fixture LOCKSERVICE_TEST_STORE=file:format-2.db cargo test -p lockservice --test stores child_process`.
+/// `LOCKSERVICE_TEST_ROLE=fixture LOCKSERVICE_TEST_STORE=file:format-2.db \
+/// cargo test -p lockservice --test stores child_process`.
 async fn write_fixture(store: &dyn BindStore) {
     acquire(store).await;
     acquire(store).await;

@@ -204,6 +204,9 @@ impl Cluster {
 fn has_slot(line: &str, slot: u16) -> bool {
     line.split_whitespace().skip(8).any(|slots| {
         let (first, last) = slots.split_once('-').unwrap_or((slots, slots));
-        matches!((first.parse(), last.parse()), (Ok(first), Ok(last)) if (first..=last).contains(&slot))
+        matches!(
+            (first.parse(), last.parse()),
+            (Ok(first), Ok(last)) if (first..=last).contains(&slot)
+        )
     })
 }

@@ -171,10 +171,20 @@ async fn sixteen_nodes_open_format_one_at_once_under_load_and_one_leads() {
     for (store, node) in nodes {
         asking.spawn(async move {
             let answer = bounded(store.acquire_leadership(&node, TTL)).await.expect("an answer");
-            let led = matches!(&answer, Leadership::Acquired(Acquired { applied: 1, clean: false, continuous: false, epoch, .. })
-                // It may have forgotten some: the next leaps over them.
-                if (900_001..900_001 + 16).contains(&epoch.get()));
-            (led.then(|| (store.clone(), node.clone())), bounded(store.load()).await.expect("read while it is led"))
+            let led = matches!(
+                &answer,
+                Leadership::Acquired(Acquired {
+                    applied: 1,
+                    clean: false,
+                    continuous: false,
+                    epoch,
+                    ..
+                })
+                // It may have forgotten some: the next skips ahead of them.
+                if (900_001..900_001 + 16).contains(&epoch.get())
+            );
+            let state = bounded(store.load()).await.expect("read while it is led");
+            (led.then(|| (store.clone(), node.clone())), state)
         });
     }
     let answers = within("sixteen answers", asking.join_all()).await;

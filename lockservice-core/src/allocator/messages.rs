@@ -339,11 +339,11 @@ pub enum BindState {
 }
 
 impl BindState {
-    /// `bound`, `waiting` (void, and not yet to be granted anew) or `invalid`.
+    /// `bound`, `waiting` (invalid, and not yet to be reassigned) or `invalid`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Bound => "bound",
-            Self::Invalid { reassigned_in } if reassigned_in.is_zero() => "void",
+            Self::Invalid { reassigned_in } if reassigned_in.is_zero() => "invalid",
             Self::Invalid { .. } => "waiting",
         }
     }

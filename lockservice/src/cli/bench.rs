@@ -68,13 +68,20 @@ async fn bench(args: &BenchArgs, json: bool) -> Result<(), Failure> {
 
 fn describe(callers: u32, locks: &Measured, echo: &Measured, json: bool) -> String {
     let side = |measured: &Measured| -> Value {
-        json!({ "cycles_per_s": measured.cycles_per_s, "p50_us": measured.p50_us, "p99_us": measured.p99_us })
+        json!({
+            "cycles_per_s": measured.cycles_per_s,
+            "p50_us": measured.p50_us,
+            "p99_us": measured.p99_us,
+        })
     };
     let (throughput, latency) =
         (locks.cycles_per_s / echo.cycles_per_s, locks.p50_us / echo.p50_us);
     if json {
-        let ratio = json!({ "cycles_per_s": throughput, "p50": latency, "p99": locks.p99_us / echo.p99_us });
-        return json!({ "callers": callers, "lock": side(locks), "echo": side(echo), "ratio": ratio }).to_string();
+        let p99 = locks.p99_us / echo.p99_us;
+        let ratio = json!({ "cycles_per_s": throughput, "p50": latency, "p99": p99 });
+        let (lock, echo) = (side(locks), side(echo));
+        return json!({ "callers": callers, "lock": lock, "echo": echo, "ratio": ratio })
+            .to_string();
     }
     let row = |name: &str, m: &Measured| {
         format!(
@@ -83,7 +90,8 @@ fn describe(callers: u32, locks: &Measured, echo: &Measured, json: bool) -> Stri
         )
     };
     format!(
-        "{callers} caller{}\n{}{}  ratio         {throughput:>9.2}            p50 {latency:>8.2}      p99 {:>8.2}",
+        "{callers} caller{}\n{}{}  ratio         {throughput:>9.2}            p50 {latency:>8.2}      \
+         p99 {:>8.2}",
         if callers == 1 { "" } else { "s" },
         row("lock + unlock", locks),
         row("echo", echo),

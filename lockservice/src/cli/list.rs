@@ -119,7 +119,7 @@ pub(crate) async fn binds(args: &ClientArgs, json: bool) -> Result<(), Failure> 
                 "state": status.state.name(),
                 "node": status.node.as_str(),
                 "address": status.address,
-                "granted_anew_in_ms": wait,
+                "reassigned_in_ms": wait,
             })
         })
         .collect();

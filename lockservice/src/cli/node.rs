@@ -18,7 +18,7 @@ use super::config::Config;
 use super::exit::{self, Failure, say_waiting};
 use crate::peers::{GrpcPeers, Patience};
 use crate::server::{PeerServer, Server, ServerSettings, ServiceHost, may_pass, start_patiently};
-use crate::store;
+use crate::store::StoreUrl;
 
 /// Pause between two tries to open a store that does not answer.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
@@ -72,7 +72,8 @@ impl Node {
             },
             clients: config.advertised(address)?,
         };
-        let store = open_store(config, waiting).await?;
+        let store_url = config.store_url()?;
+        let store = open_store(&store_url, waiting).await?;
         let described = store.describe();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let patience = Patience::for_lease(config.allocator.constants.lease_ttl());
@@ -85,8 +86,7 @@ impl Node {
             Arc::new(GrpcPeers::new(patience)),
         )?;
         joined.set(&allocator);
-        let settings =
-            ServerSettings { volatile: store::is_volatile(&config.store), ..config.server };
+        let settings = ServerSettings { volatile: store_url.is_volatile(), ..config.server };
         // Before the service: if this node is elected, the others need its allocator, and so does
         // its own service.
         let peer_address = peer_listener.as_ref().map(|(_, address)| *address);
@@ -176,7 +176,7 @@ impl Ending {
             }
             Self::LeaseKept => {
                 "stopped, but no allocator took the lease back: the tables of this node are \
-                    granted anew when it has run out"
+                    reassigned when it has run out"
             }
             Self::LeadershipKept => {
                 "stopped, but the leadership could not be given up (a commit was in flight, or \
@@ -246,9 +246,9 @@ impl Waiting {
 }
 
 /// Opens the store, which may be starting too.
-async fn open_store(config: &Config, waiting: &Waiting) -> Result<Arc<dyn BindStore>, Failure> {
+async fn open_store(url: &StoreUrl, waiting: &Waiting) -> Result<Arc<dyn BindStore>, Failure> {
     loop {
-        match store::open(&config.store).await {
+        match url.open().await {
             Ok(store) => return Ok(store),
             Err(e) if may_pass(&e) => waiting.say_error(&e),
             Err(e) => return Err(e.into()),

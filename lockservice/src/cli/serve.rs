@@ -110,8 +110,9 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
         .map_err(|error| Failure::new(exit::OS, "os", format!("cannot take signals: {error}")))?;
     let name = config.node()?;
     let (joined, waiting) = (Joined::default(), Waiting::new(json));
+    let starting = Node::start(&config, name.clone(), &joined, &waiting);
     let node = tokio::select! {
-        node = within(&config, &waiting, Node::start(&config, name.clone(), &joined, &waiting)) => match node {
+        node = within(&config, &waiting, starting) => match node {
             Ok(node) => node,
             Err(failure) => {
                 joined.leave().await;
@@ -269,7 +270,10 @@ impl StopSignals {
                         return;
                     }
                     // What daemons do. There is nothing to read again.
-                    tracing::warn!("SIGHUP changes nothing: settings are read at the start; SIGTERM stops the server");
+                    tracing::warn!(
+                        "SIGHUP changes nothing: settings are read at the start; SIGTERM stops \
+                         the server"
+                    );
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::io::{self, BufReader, BufWriter};
 
 use lockservice_core::clock::SystemClock;
 use lockservice_core::maintenance::{Dump, Problem, RestoreOptions, diagnose, problems, restore};
-use lockservice_core::store::{Inspection, STORE_FORMAT, ServiceState};
+use lockservice_core::store::{Inspection, Leader, STORE_FORMAT, ServiceState};
 use lockservice_core::{Epoch, ErrorKind};
 use serde_json::{Value, json};
 
@@ -14,41 +14,42 @@ use super::args::{RestoreArgs, ServeArgs, StoreArgs, StoreCommand};
 use super::config::Config;
 use super::exit::{self, Failure, say_note};
 use super::output::Output;
-use crate::store;
+use crate::store::StoreUrl;
 
 /// Runs one of the commands. Answers the exit status.
 pub(crate) async fn run(command: &StoreCommand, json: bool) -> Result<u8, Failure> {
     // The futures of the drivers are large.
     match command {
-        StoreCommand::Check(args) => Box::pin(check(&config(args)?, json)).await,
-        StoreCommand::Migrate(args) => Box::pin(migrate(&config(args)?, json)).await,
-        StoreCommand::Dump(args) => Box::pin(dump(&config(args)?, json)).await,
+        StoreCommand::Check(args) => Box::pin(check(&config(args)?.1, json)).await,
+        StoreCommand::Migrate(args) => Box::pin(migrate(&config(args)?.1, json)).await,
+        StoreCommand::Dump(args) => Box::pin(dump(&config(args)?.1, json)).await,
         StoreCommand::Restore(args) => {
-            Box::pin(restore_from(args, &config(&args.store)?, json)).await
+            Box::pin(restore_from(args, config(&args.store)?, json)).await
         }
     }
 }
 
-/// The settings of the server whose store it is.
-fn config(args: &StoreArgs) -> Result<Config, Failure> {
+/// The settings of the server whose store it is, and the URL of the store.
+fn config(args: &StoreArgs) -> Result<(Config, StoreUrl), Failure> {
     let args = ServeArgs {
         store: args.store.clone(),
         config: args.config.clone(),
         ..ServeArgs::default()
     };
     let (config, _) = Config::load(&args, std::env::vars_os())?;
-    if store::is_volatile(&config.store) {
+    let url = config.store_url()?;
+    if url.is_volatile() {
         return Err(Failure::usage(
             "a store in memory ends with its process, so there is none to be opened: name another \
                 with --store",
         ));
     }
-    Ok(config)
+    Ok((config, url))
 }
 
-async fn check(config: &Config, json: bool) -> Result<u8, Failure> {
+async fn check(url: &StoreUrl, json: bool) -> Result<u8, Failure> {
     let output = Output::new(json);
-    let inspection = match store::inspect(&config.store).await {
+    let inspection = match url.inspect().await {
         Ok(inspection) => inspection,
         // A store that cannot be read at all is what this command is for.
         Err(error) if error.kind() == ErrorKind::StoreCorrupt => {
@@ -70,16 +71,20 @@ async fn check(config: &Config, json: bool) -> Result<u8, Failure> {
 fn summary(inspection: &Inspection, problems: usize) -> Value {
     let Inspection { store, state, head, .. } = inspection;
     let leader = head.as_ref().and_then(|head| head.leader.as_ref());
+    let cluster = head.as_ref().and_then(|head| head.cluster);
+    let address = |of: fn(&Leader) -> &String| {
+        leader.map(|leader| of(leader).as_str()).filter(|address| !address.is_empty())
+    };
     let live = state.services.iter().filter(|service| service.state == ServiceState::Live).count();
     json!({
         "store": store,
         "format": STORE_FORMAT,
-        "cluster": head.as_ref().and_then(|head| head.cluster).map(|cluster| cluster.id.to_string()),
+        "cluster": cluster.map(|cluster| cluster.id.to_string()),
         "epoch": state.epoch.get(),
         "applied": state.applied,
         "leader": leader.map(|leader| leader.node.as_str()),
-        "leader_address": leader.map(|leader| leader.clients.as_str()).filter(|address| !address.is_empty()),
-        "peer_address": leader.map(|leader| leader.address.as_str()).filter(|address| !address.is_empty()),
+        "leader_address": address(|leader| &leader.clients),
+        "peer_address": address(|leader| &leader.address),
         "tables": state.tables.len(),
         "services": state.services.len(),
         "services_live": live,
@@ -134,13 +139,13 @@ fn say_problem(
     }
 }
 
-async fn migrate(config: &Config, json: bool) -> Result<u8, Failure> {
-    let before = store::stored_format(&config.store).await?;
-    if before == Some(0) && !store::is_shared(&config.store) {
+async fn migrate(url: &StoreUrl, json: bool) -> Result<u8, Failure> {
+    let before = url.stored_format().await?;
+    if before == Some(0) && !url.is_shared() {
         // It would only hide a misspelt path.
-        store::open_existing(&config.store).await?;
+        url.open_existing().await?;
     }
-    let described = store::open(&config.store).await?.describe();
+    let described = url.open().await?.describe();
     let before = before.unwrap_or(STORE_FORMAT);
     let text = match before {
         STORE_FORMAT => format!(
@@ -154,8 +159,8 @@ async fn migrate(config: &Config, json: bool) -> Result<u8, Failure> {
     Ok(0)
 }
 
-async fn dump(config: &Config, json: bool) -> Result<u8, Failure> {
-    let store = store::open_existing(&config.store).await?;
+async fn dump(url: &StoreUrl, json: bool) -> Result<u8, Failure> {
+    let store = url.open_existing().await?;
     let state = store.load().await?;
     let problems = problems(&state);
     let cluster = store.head().await?.and_then(|head| head.cluster);
@@ -185,7 +190,11 @@ async fn dump(config: &Config, json: bool) -> Result<u8, Failure> {
     Ok(0)
 }
 
-async fn restore_from(args: &RestoreArgs, config: &Config, json: bool) -> Result<u8, Failure> {
+async fn restore_from(
+    args: &RestoreArgs,
+    (config, url): (Config, StoreUrl),
+    json: bool,
+) -> Result<u8, Failure> {
     // Before the store is touched: a new one would be created.
     let dump = match &args.input {
         Some(path) => {
@@ -200,8 +209,8 @@ async fn restore_from(args: &RestoreArgs, config: &Config, json: bool) -> Result
         }
         None => Dump::read_from(io::stdin().lock())?,
     };
-    let store = store::open(&config.store).await?;
-    if store::is_shared(&config.store) {
+    let store = url.open().await?;
+    if url.is_shared() {
         say_note(
             json,
             "restoring; a store that servers may share is first watched, to be sure that none \
@@ -223,7 +232,10 @@ async fn restore_from(args: &RestoreArgs, config: &Config, json: bool) -> Result
         restored.cluster
     );
     let result = json!({
-        "store": store.describe(), "source": dump.source, "records": restored.records, "epoch": restored.epoch.get(),
+        "store": store.describe(),
+        "source": dump.source,
+        "records": restored.records,
+        "epoch": restored.epoch.get(),
         "cluster": restored.cluster.to_string(),
     });
     Output::new(json).line(&if json { result.to_string() } else { text })?;

@@ -3,7 +3,7 @@
 //! The first node is the *home*; the others are opened when a table turns out to be owned there,
 //! and kept for the next transaction. What holds for the whole session is the least of what holds
 //! at home and at each other node **in use**: one where a transaction holds something. A node that
-//! nobody uses may be lost without harm; it is opened anew when it is needed.
+//! nobody uses may be lost without harm; it is opened again when it is needed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -80,7 +80,7 @@ impl ClusterSession {
         drop(handle.shared.cluster_session.set(Arc::downgrade(self)));
     }
 
-    /// The earliest guard is computed anew.
+    /// Computes the earliest deadline again.
     pub(super) fn refresh(&self) {
         self.deadline.send_if_modified(|deadline| {
             let mut least = *self.home.shared.deadline.borrow();

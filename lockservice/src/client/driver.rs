@@ -190,7 +190,7 @@ async fn run(shared: Arc<SessionShared>, mut connected: Connected) {
     if closing == Closing::Dropped {
         // Nobody uses the session any more, so all of its work has stopped (P5).
         if let Err(e) = shared.give_up().await {
-            tracing::debug!(error = %e, "a session that is not used any more could not be closed: \
+            tracing::debug!(error = ?e, "a session that is not used any more could not be closed: \
                 it lapses by its TTL");
         }
     }
@@ -339,7 +339,7 @@ async fn resume(shared: &SessionShared, backoff: &mut Backoff) -> Option<Connect
             shared.lose(error);
             return None;
         }
-        tracing::debug!(error = %error, "could not resume the session yet");
+        tracing::debug!(error = ?error, "could not resume the session; trying again");
     }
 }
 

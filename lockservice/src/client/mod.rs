@@ -19,20 +19,22 @@
 //! # }
 //! ```
 //!
-//! Whom a call waits for is told meanwhile to who wants to know:
+//! A caller that wants to know is told for whom its call waits:
 //!
 //! ```no_run
-//! # async fn example(session: lockservice::client::Session, spec: lockservice_core::service::LockSpec) -> lockservice_core::Result<()> {
+//! # use lockservice::client::Session;
+//! # use lockservice_core::{Result, service::LockSpec};
+//! # async fn example(session: Session, spec: LockSpec) -> Result<()> {
 //! let (waits, mut observed) = tokio::sync::watch::channel(None);
-//! let lock = session.lock_telling(spec, &waits);
-//! let mut lock = std::pin::pin!(lock);
-//! let guard = loop {
+//! let call = session.lock_telling(spec, &waits);
+//! let mut call = std::pin::pin!(call);
+//! let lock = loop {
 //!     tokio::select! {
-//!         outcome = &mut lock => break outcome?,
+//!         outcome = &mut call => break outcome?,
 //!         Ok(()) = told.changed() => println!("waiting: {:?}", *told.borrow_and_update()),
 //!     }
 //! };
-//! # guard.release().await
+//! # lock.release().await
 //! # }
 //! ```
 //!
@@ -42,18 +44,19 @@
 //! between. Every operation stays in the outbox until it is answered, so that a new stream, after a
 //! connection broke, sends again whatever is unanswered, under the same sequence (T2).
 //!
-//! The **deadline** of the locks ends at lo(promise) after the send of the last acknowledged renewal,
-//! less the time that the protected work needs to stop (P2). From then on the session is lost,
-//! whatever the server may still say.
+//! The **deadline** of the locks is lo(promise) after the send of the last acknowledged renewal, less
+//! the time that the protected work needs to stop (P2). From then on the session is lost, even if
+//! the server says otherwise.
 //!
 //! # Several nodes
 //! A lock table is owned by one node, and a session belongs to one node (T5). So a [`Session`]
 //! spans nodes: the one where it was opened, and each where one of its transactions was sent
 //! because the owner of its table is there. A transaction lives on exactly one of them: it moves
 //! while it holds nothing, and fails with `SpansNodes` if it would have to hold locks at two. A
-//! lock rests on the promise of the node where it is (P1, P2): [`LockGuard::watch_deadline`] and
-//! [`LockGuard::lost`] tell of that one alone, [`Session::watch_deadline`] and [`Session::lost`] of all that
-//! are in use, so that watching the session is enough. Closing the session closes it everywhere.
+//! lock rests on the promise of the node where it is (P1, P2). [`LockGuard::watch_deadline`] and
+//! [`LockGuard::lost`] tell of that node alone; [`Session::watch_deadline`] and [`Session::lost`]
+//! tell of all nodes in use, so that watching the session is enough. Closing the session closes it
+//! on all of them.
 
 mod admin;
 mod allocator;

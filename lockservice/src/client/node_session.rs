@@ -34,17 +34,17 @@ impl Drop for Handle {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Closing {
     No,
-    /// Nobody uses it any more: the driver gives it up.
+    /// It is not used any more: the driver gives it up.
     Dropped,
     /// It was given up.
     Closed,
 }
 
-/// What the handles and the driver of a session share.
+/// The state that the handles and the driver of a session share.
 #[derive(Debug)]
 pub(super) struct SessionShared {
     pub(super) node: Node,
-    /// What spans it; not set while it is being opened.
+    /// The session that spans nodes; not set while it is being opened.
     pub(super) cluster_session: OnceLock<Weak<ClusterSession>>,
     pub(super) outbox: Arc<Outbox>,
     pub(super) info: Info,
@@ -55,7 +55,7 @@ pub(super) struct SessionShared {
     pub(super) locks: Arc<Semaphore>,
 }
 
-/// What the server said of the session when it was opened.
+/// The description of the session by the server when it was opened.
 #[derive(Clone, Debug)]
 pub(super) struct Info {
     pub(super) session: SessionId,
@@ -72,8 +72,8 @@ impl SessionShared {
         sent + lo(promised).saturating_sub(self.node.client.parts.stop_time)
     }
 
-    /// Fails if the session is lost, or its guard is over by the clock, whoever else has noticed
-    /// yet (P2).
+    /// Fails if the session is lost, or its deadline has passed by the clock, even if no other has
+    /// noticed yet (P2).
     pub(super) fn check(&self) -> Result<()> {
         if let Some(why) = &*self.lost.borrow() {
             return Err(why.clone());
@@ -103,7 +103,7 @@ impl SessionShared {
             first
         });
         if first {
-            tracing::warn!(session = %self.info.session, reason = %why, "session lost");
+            tracing::warn!(session = %self.info.session, error = ?why, "the session is lost: its locks are not safe any more");
             self.outbox.fail_locks(&why);
             if let Some(cluster_session) = self.cluster_session() {
                 cluster_session.lost_at(self, &why);
@@ -111,18 +111,18 @@ impl SessionShared {
         }
     }
 
-    /// A renewal was acknowledged: the guard moves on.
+    /// A renewal was acknowledged: the deadline moves on.
     pub(super) fn renewed(&self, sent: Time, promised: Duration) {
         self.move_deadline(self.deadline_from(sent, promised), Duration::ZERO);
     }
 
-    /// A grant carried a promise. True if the guard moves on by it, as it does only when that is
+    /// A grant carried a promise. True if the deadline moves on by it, as it does only when that is
     /// worth telling everybody who watches it.
     pub(super) fn promised(&self, sent: Time, promised: Duration) -> bool {
         self.move_deadline(self.deadline_from(sent, promised), promised / 16)
     }
 
-    /// What was promised before holds, so the guard never moves back.
+    /// An earlier promise still holds, so the deadline never moves back.
     fn move_deadline(&self, end: Time, least: Duration) -> bool {
         let moved = self.deadline.send_if_modified(|deadline| {
             let moves = end > *deadline + least;
@@ -141,7 +141,7 @@ impl SessionShared {
         self.cluster_session.get().and_then(Weak::upgrade)
     }
 
-    /// Ends the session on this side, without a word to the server. Answers how it was.
+    /// Ends the session on this side, without a word to the server. Returns how it was.
     pub(super) fn shut(&self) -> Closing {
         let before = self.closing.send_replace(Closing::Closed);
         self.outbox.close();

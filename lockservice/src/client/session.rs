@@ -20,9 +20,9 @@ use super::txn::{ClientTxn, LockGuard};
 /// closed or lost. A cheap handle; when the last one, and the last transaction of it, is dropped,
 /// the session is given up.
 ///
-/// What is said of the session holds for all of its locks, wherever they are: it is lost when it is
-/// lost at its first server, or at any other where a transaction is. [`ClientTxn`] and [`LockGuard`] say
-/// the same of the one server where their locks are, which may be longer.
+/// The session speaks for all of its locks: it is lost when it is lost at its first server, or at any
+/// other where a transaction is. [`ClientTxn`] and [`LockGuard`] speak for the one server where
+/// their locks are, which may be longer.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Session {
@@ -49,27 +49,29 @@ impl Session {
         )
     }
 
-    /// Locks in a transaction of its own, which ends when the guard is dropped. Whoever reads by a
-    /// snapshot that was begun before says how old it is ([`LockSpec::snapshot_age`]): without it
-    /// [`Grant::history_unknown`](lockservice_core::table::Grant::history_unknown) takes it as old
-    /// (C5).
+    /// Locks in a transaction of its own, which ends when the [`LockGuard`] is dropped.
+    ///
+    /// A caller that reads by a snapshot says how old it is ([`LockSpec::snapshot_age`]). Without
+    /// that, [`Grant::history_unknown`](lockservice_core::table::Grant::history_unknown) takes the
+    /// snapshot as old (C5).
     ///
     /// # Errors
     /// Those of [`ClientTxn::lock`].
     ///
     /// # Cancel safety
-    /// Dropping the call takes the request back.
+    /// Dropping the call cancels its wait, or rolls its grant back.
     pub async fn lock(&self, spec: LockSpec) -> Result<LockGuard> {
         self.lock_with(spec, None).await
     }
 
-    /// As [`lock`](Self::lock), and tells what the call waits for, as [`ClientTxn::lock_telling`] does.
+    /// As [`lock`](Self::lock), and tells what the call waits for, as [`ClientTxn::lock_telling`]
+    /// does.
     ///
     /// # Errors
     /// Those of [`ClientTxn::lock`].
     ///
     /// # Cancel safety
-    /// Dropping the call takes the request back.
+    /// Dropping the call cancels its wait, or rolls its grant back.
     pub async fn lock_telling(
         &self,
         spec: LockSpec,
@@ -87,9 +89,12 @@ impl Session {
     /// Resolves when the locks of the session must no longer be relied on, with the reason: stop
     /// the protected work, then [`close`](Self::close) the session to say so.
     ///
-    /// `ShuttingDown` is early notice: the guard still holds, and closing lets the server stop
-    /// cleanly. `LeaseLost` and `SessionLost` come at once when the server says so, and at the
-    /// latest when the guard ends (P2). Never resolves for a session that was closed. Cancel safe.
+    /// `ShuttingDown` is early notice: the deadline has not passed, and closing lets the server
+    /// stop cleanly. `LeaseLost` and `SessionLost` come at once when the server says so, and at the
+    /// latest at the deadline (P2). Never resolves for a session that was closed.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: a later call resolves with the same reason.
     pub async fn lost(&self) -> Error {
         self.cluster_session.lost().await
     }
@@ -99,15 +104,15 @@ impl Session {
         self.cluster_session.lost.borrow().clone()
     }
 
-    /// Until when, by the client's clock, the locks of the session are safe (P2): the earliest of
-    /// its guards. Moves on with the acknowledged renewals, and back when a transaction is sent on
-    /// to a server whose guard ends earlier.
+    /// The instant, by the client's clock, until which the locks of the session are safe (P2): the
+    /// earliest deadline of its servers. Moves on with the acknowledged renewals, and back when a
+    /// transaction is sent on to a server with an earlier one.
     pub fn deadline(&self) -> Time {
         *self.cluster_session.deadline.borrow()
     }
 
-    /// The guard's deadline as it changes, for whoever supervises protected work and must not
-    /// depend on this task being run.
+    /// The [`deadline`](Self::deadline) as it changes, for a supervisor of protected work that must
+    /// not depend on this task being run.
     pub fn watch_deadline(&self) -> watch::Receiver<Time> {
         self.cluster_session.deadline.subscribe()
     }
@@ -115,8 +120,8 @@ impl Session {
     /// Gives the session up, at every server: ends its transactions, releases their locks, and
     /// confirms that all protected work has stopped (P5).
     ///
-    /// Fails with `Unavailable` if some server does not answer; there the session then lapses by
-    /// its TTL.
+    /// # Errors
+    /// `Unavailable` if some server does not respond; there the session lapses by its TTL.
     ///
     /// # Cancel safety
     /// Once polled the session is over on this side.
@@ -144,13 +149,13 @@ impl Session {
     }
 
     /// Ends the session on this side without a word to any server, for when protected work may
-    /// still go on and cannot be stopped: nothing is released, and nobody else gets the locks
+    /// still go on and cannot be stopped: nothing is released, and no other gets the locks
     /// before the session has lapsed by its TTL (P5).
     pub fn abandon(&self) {
         self.cluster_session.abandon();
     }
 
-    /// The session's id: unguessable, to be shown to nobody.
+    /// The session's id: unguessable, and a secret.
     pub fn id(&self) -> SessionId {
         self.home().info.session
     }

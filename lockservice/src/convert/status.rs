@@ -131,7 +131,7 @@ pub fn bind_status_to_proto(status: &BindStatus) -> proto::BindInfo {
 pub fn bind_status_from_proto(info: proto::BindInfo) -> Result<BindStatus> {
     let state = match info.state.as_str() {
         "bound" => BindState::Bound,
-        "void" | "waiting" => {
+        "invalid" | "waiting" => {
             BindState::Invalid { reassigned_in: Duration::from_millis(info.reassigned_in_ms) }
         }
         other => {

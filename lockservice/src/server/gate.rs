@@ -90,7 +90,12 @@ impl Members {
         let asks = asks.map_or_else(|| "none".to_owned(), |asks| asks.to_string());
         let before = self.refused.fetch_add(1, Ordering::Relaxed);
         if before.is_multiple_of(REFUSED_PER_LINE) {
-            tracing::warn!(%own, %asks, refused_before = before, "refused a call that does not come from this cluster");
+            tracing::warn!(
+                %own,
+                %asks,
+                refused_before = before,
+                "refused a call that does not come from this cluster"
+            );
         }
         Err(Error::new(
             ErrorKind::NotPermitted,

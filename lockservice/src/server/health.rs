@@ -47,7 +47,7 @@ pub(super) async fn follow_host(health: HealthReporter, host: ServiceHost) {
         let service = incarnations.borrow_and_update().clone();
         set_locks(&health, true).await;
         let why = service.sealed().await;
-        tracing::info!(service = %service.id(), %why, "health: locks are not served");
+        tracing::info!(service = %service.id(), error = ?why, "health: locks are not served");
         drop(service);
         set_locks(&health, false).await;
         if incarnations.changed().await.is_err() {

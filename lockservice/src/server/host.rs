@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 /// First and longest pause between two tries to start.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// How often a lease that somebody has under the node's name is waited out: it may be that of this
-/// node's last process, and a new leader counts it anew (B4). Whoever still has it then is alive.
+/// node's last process, and a new leader counts it from its start (B4). A process that still has it then is alive.
 const NAME_WAITS_MAX: usize = 2;
 
 /// A node: the incarnation that serves now, and the one that follows when its lease was lost (B1),

@@ -44,7 +44,7 @@ pub(super) fn incoming(
                 Err(error) => {
                     // Out of file descriptors, mostly: whoever waits is served when some connection
                     // has ended.
-                    tracing::warn!(%error, "cannot accept a connection now: raise the limit on \
+                    tracing::warn!(error = ?error, "cannot accept a connection now: raise the limit on \
                         open files (ulimit -n)");
                     tokio::time::sleep(PAUSE).await;
                     continue;

@@ -1,25 +1,33 @@
 //! Stores by URL: which backends this build has, and how one is opened.
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod.rs` | [`open`], [`open_existing`], [`inspect`] |
+//! | `url.rs` | [`StoreUrl`]: a URL, parsed once |
+//! | `file` | [`FileStore`]: the store in one file |
+//!
+//! The other stores are crates of their own: `lockservice-rocks`, `lockservice-pg`,
+//! `lockservice-redis`.
 
 #[cfg(feature = "file")]
 mod file;
+mod url;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use lockservice_core::store::{BindStore, Damage, Inspection, MemoryStore, STORE_FORMAT};
+use lockservice_core::store::{BindStore, Inspection};
 use lockservice_core::{Error, ErrorKind, Result};
 
 #[cfg(feature = "file")]
 pub use self::file::FileStore;
+pub use self::url::StoreUrl;
 #[cfg(feature = "pg")]
 pub use lockservice_pg::PgStore;
 #[cfg(feature = "redis")]
 pub use lockservice_redis::RedisStore;
 #[cfg(feature = "rocks")]
 pub use lockservice_rocks::RocksStore;
-
-const REDIS: [&str; 6] =
-    ["redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster"];
 
 /// The schemes that this build can open.
 pub fn schemes() -> Vec<&'static str> {
@@ -44,152 +52,62 @@ pub fn schemes() -> Vec<&'static str> {
 }
 
 /// Opens the store that a URL names: `memory:`, `file:PATH`, `rocks:PATH`, `postgres://…` or
-/// `redis://…` (also `redis-sentinel://…` and `redis-cluster://…`).
+/// `redis://…` (also `redis-sentinel://…` and `redis-cluster://…`). Creates it if it is missing.
 ///
-/// Fails with `InvalidArgument` for a URL that no build knows, or that this one was not built for
-/// (the error names the feature), and as the store's own `open` does.
+/// # Errors
+/// - `InvalidArgument`: the URL cannot be read, or this build lacks the feature that it needs (the
+///   error names it). Correct the URL, or build with the feature.
+/// - Those of the `open` or `connect` of the store.
+///
+/// # Cancel safety
+/// A store is created or migrated as a whole or not at all.
 pub async fn open(url: &str) -> Result<Arc<dyn BindStore>> {
-    let (scheme, path) = url.split_once(':').unwrap_or((url, ""));
-    match scheme {
-        "memory" => Ok(Arc::new(MemoryStore::new(wall_clock_s()))),
-        "file" | "rocks" if path.is_empty() => Err(Error::new(
-            ErrorKind::InvalidArgument,
-            format!(
-                "the store's URL lacks a path: write {scheme}:PATH, for example \
-                    {scheme}:./lockservice.db"
-            ),
-        )),
-        "file" => open_file(path).await,
-        "rocks" => open_rocks(path).await,
-        "postgres" | "postgresql" => open_pg(url).await,
-        scheme if REDIS.contains(&scheme) => open_redis(url).await,
-        _ => Err(Error::new(
-            ErrorKind::InvalidArgument,
-            // What was given is not repeated: it may hold a password.
-            format!("the store's URL has an unknown scheme: use one of {}", schemes().join(", ")),
-        )),
-    }
+    StoreUrl::parse(url)?.open().await
 }
 
-/// Opens a store that is there: nothing is created or migrated. Of a `memory:` store there is never
-/// one.
+/// Opens a store that exists: nothing is created or migrated.
 ///
-/// Fails with `InvalidArgument` for a URL that cannot be opened here, `StoreUnusable` if there is
-/// no store, or only one of an older format, and as the store's own `open` does.
+/// # Errors
+/// - `InvalidArgument`: as for [`open`], and for `memory:`, which never exists before.
+/// - `StoreUnusable`: there is no store, or only one of an older format. Correct the URL, or run
+///   `lockservice store migrate`.
+/// - Those of the `open` or `connect` of the store.
+///
+/// # Cancel safety
+/// Nothing is changed.
 pub async fn open_existing(url: &str) -> Result<Arc<dyn BindStore>> {
-    check_existing(url).await?;
-    open(url).await
+    StoreUrl::parse(url)?.open_existing().await
 }
 
-/// Reads a store that is there, damaged or not, as far as it can be read. Nothing is created,
+/// Reads a store that exists, damaged or not, as far as it can be read. Nothing is created,
 /// migrated or changed.
 ///
-/// Fails as [`open_existing`] does, but for damaged records: those are in the answer.
-pub async fn inspect(url: &str) -> Result<Inspection> {
-    check_existing(url).await?;
-    let (scheme, _path) = url.split_once(':').unwrap_or((url, ""));
-    match scheme {
-        #[cfg(feature = "file")]
-        "file" if !_path.is_empty() => FileStore::inspect(_path).await,
-        #[cfg(feature = "rocks")]
-        "rocks" if !_path.is_empty() => RocksStore::inspect(_path).await,
-        #[cfg(feature = "pg")]
-        "postgres" | "postgresql" => PgStore::inspect(url).await,
-        #[cfg(feature = "redis")]
-        scheme if REDIS.contains(&scheme) => RedisStore::inspect(url).await,
-        // Of all others the open says what is wrong.
-        _ => {
-            let store = open(url).await?;
-            let (state, head) = (store.load().await?, store.head().await?);
-            Ok(Inspection { store: store.describe(), state, head, damage: Damage::refused() })
-        }
-    }
-}
-
-async fn check_existing(url: &str) -> Result<()> {
-    if is_volatile(url) {
-        return Err(Error::new(
-            ErrorKind::InvalidArgument,
-            "a store in memory ends with its process, so there is none to be opened: name another \
-                with --store",
-        ));
-    }
-    match stored_format(url).await? {
-        Some(0) => Err(Error::new(
-            ErrorKind::StoreUnusable,
-            "there is no store: correct --store; `lockservice serve` would create one",
-        )
-        .with("store", describe_missing(url))),
-        Some(format) if format < STORE_FORMAT => Err(Error::new(
-            ErrorKind::StoreUnusable,
-            format!(
-                "the store is in format {format}, this version reads {STORE_FORMAT}: run \
-                    `lockservice store migrate`"
-            ),
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// The format of a store that has to be migrated before it is read, or 0 if there is no store;
-/// `None` if opening it tells, and does no harm. Changes nothing.
+/// # Errors
+/// Those of [`open_existing`], but for damaged records: those are in the result.
 ///
-/// Fails as [`open`] does, and with `StoreNewer` for the format of a later version.
-pub async fn stored_format(url: &str) -> Result<Option<u32>> {
-    let (scheme, path) = url.split_once(':').unwrap_or((url, ""));
-    let missing = match scheme {
-        "file" => !path.is_empty() && is_missing(Path::new(path)),
-        "rocks" => !path.is_empty() && is_missing_or_empty(Path::new(path)),
-        #[cfg(feature = "pg")]
-        "postgres" | "postgresql" => return lockservice_pg::stored_format(url).await.map(Some),
-        _ => false,
-    };
-    Ok(missing.then_some(0))
-}
-
-/// Anything but a certain no is left to the store's own `open`, which says what is wrong.
-fn is_missing(path: &Path) -> bool {
-    matches!(path.try_exists(), Ok(false))
-}
-
-fn is_missing_or_empty(folder: &Path) -> bool {
-    is_missing(folder)
-        || std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
-}
-
-/// The URL of a store that is not there, if no secret can be in it.
-fn describe_missing(url: &str) -> &str {
-    if url.starts_with("file:") || url.starts_with("rocks:") { url } else { "as --store says" }
-}
-
-/// True if what this URL names forgets everything with the process (B7).
-pub fn is_volatile(url: &str) -> bool {
-    url.split(':').next() == Some("memory")
-}
-
-/// True if several nodes can share what this URL names.
-pub fn is_shared(url: &str) -> bool {
-    let scheme = url.split(':').next().unwrap_or_default();
-    matches!(scheme, "postgres" | "postgresql") || scheme.starts_with("redis")
+/// # Cancel safety
+/// Nothing is changed.
+pub async fn inspect(url: &str) -> Result<Inspection> {
+    StoreUrl::parse(url)?.inspect().await
 }
 
 #[cfg(feature = "file")]
-async fn open_file(path: &str) -> Result<Arc<dyn BindStore>> {
+async fn open_file(path: &Path) -> Result<Arc<dyn BindStore>> {
     Ok(Arc::new(FileStore::open(path).await?))
 }
 
 #[cfg(not(feature = "file"))]
-async fn open_file(_path: &str) -> Result<Arc<dyn BindStore>> {
+async fn open_file(_path: &Path) -> Result<Arc<dyn BindStore>> {
     Err(not_built("file"))
 }
 
 #[cfg(feature = "rocks")]
-async fn open_rocks(path: &str) -> Result<Arc<dyn BindStore>> {
+async fn open_rocks(path: &Path) -> Result<Arc<dyn BindStore>> {
     Ok(Arc::new(RocksStore::open(path).await?))
 }
 
 #[cfg(not(feature = "rocks"))]
-async fn open_rocks(_path: &str) -> Result<Arc<dyn BindStore>> {
+async fn open_rocks(_path: &Path) -> Result<Arc<dyn BindStore>> {
     Err(not_built("rocks"))
 }
 

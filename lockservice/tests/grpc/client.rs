@@ -290,7 +290,7 @@ impl Clock for Ahead {
     }
 }
 
-/// L3: whoever removes a store, or loses it, has servers whose epochs begin anew, and clients that
+/// L3: whoever removes a store, or loses it, has servers whose epochs begin again, and clients that
 /// have heard of later ones.
 #[tokio::test]
 async fn a_lower_epoch_is_refused_as_an_earlier_leaders_and_believed_when_that_cannot_be() {

@@ -71,7 +71,7 @@ async fn a_call_that_waits_is_told_whom_it_waits_for_and_again_when_that_changes
 }
 
 #[tokio::test]
-async fn a_new_stream_is_told_anew_and_a_reader_that_is_slow_loses_no_answer() {
+async fn a_new_stream_is_told_again_and_a_slow_reader_loses_no_response() {
     let served = Served::start(ServerSettings::default()).await;
     let proxy = Proxy::start(&served.address).await;
     let held = session(&served.address, "a").await.lock(spec("alice")).await.expect("free");

@@ -61,10 +61,12 @@ pub(crate) struct LockArgs {
     #[arg(conflicts_with_all = ["keys", "more_keys", "from", "to"])]
     pub(crate) range: Option<Vec<OsString>>,
     /// The first key of a range; open without it.
-    #[arg(long, value_name = "KEY", allow_hyphen_values = true, conflicts_with_all = ["keys", "more_keys"])]
+    #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
+    #[arg(conflicts_with_all = ["keys", "more_keys"])]
     pub(crate) from: Option<OsString>,
     /// The last key of a range; open without it.
-    #[arg(long, value_name = "KEY", allow_hyphen_values = true, conflicts_with_all = ["keys", "more_keys"])]
+    #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
+    #[arg(conflicts_with_all = ["keys", "more_keys"])]
     pub(crate) to: Option<OsString>,
     /// The group of the table.
     #[arg(long, default_value = "default")]

@@ -122,7 +122,8 @@ impl DropArgs {
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
     /// How many callers, all in one process and on one session; one run for each number.
-    #[arg(long, value_delimiter = ',', default_value = "1,16,64", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_delimiter = ',', default_value = "1,16,64")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) callers: Vec<u32>,
     /// How many seconds each run lasts.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_600))]

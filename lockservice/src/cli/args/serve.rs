@@ -11,7 +11,8 @@ use crate::cli::settings;
 const SERVE_NOTES: &str = "\
 Every setting can stand in the TOML file of --config (listen, store, node, …), or in the \
 environment \
-(LOCKSERVICE_LISTEN, …, LOCKSERVICE_ALLOCATOR__TABLES_MAX for a key of a section). Flags go before \
+(LOCKSERVICE_LISTEN, …, LOCKSERVICE_ALLOCATOR__TABLES_MAX for a key of a section). Flags go \
+before \
 the environment, and that before the file. A variable that is empty is not set.
 
 A password in --store can be read by every user of the machine (ps). Give the URL as \
@@ -37,7 +38,8 @@ Examples:
 `lockservice serve --help` lists every setting; -h only these lines.";
 
 #[derive(Debug, Default, Args)]
-#[command(after_help = SERVE_NOTES, after_long_help = format!("{SERVE_NOTES}\n\n{}", settings::help()))]
+#[command(after_help = SERVE_NOTES)]
+#[command(after_long_help = format!("{SERVE_NOTES}\n\n{}", settings::help()))]
 pub(crate) struct ServeArgs {
     /// Address to listen on [default: 127.0.0.1:7654].
     #[arg(long, value_name = "ADDR")]

@@ -23,7 +23,7 @@ const RESTORE_NOTES: &str = "\
 Stop the cluster that was dumped, for good, before its dump is restored: two clusters of one dump \
 both grant the same locks, and neither store can know of the other. Everything of the old cluster \
 is \
-void in the new one: sessions, leases, binds; tokens and versions only grow. A restore that was \
+invalid in the new one: sessions, leases, binds; tokens and versions only grow. A restore that was \
 interrupted leaves a store that no server accepts, until the same restore was run again.";
 
 #[derive(Debug, Subcommand)]
@@ -60,6 +60,7 @@ pub(crate) struct RestoreArgs {
     pub(crate) input: Option<PathBuf>,
     /// An epoch that the old cluster reached after the dump was made, if it may have led more than
     /// 1,024 times since.
-    #[arg(long, value_name = "EPOCH", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..lockservice_core::EPOCH_END))]
+    #[arg(long, value_name = "EPOCH", default_value_t = 0)]
+    #[arg(value_parser = clap::value_parser!(u64).range(..lockservice_core::EPOCH_END))]
     pub(crate) above_epoch: u64,
 }

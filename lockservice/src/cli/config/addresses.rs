@@ -28,7 +28,7 @@ impl Config {
         &self,
         clients: SocketAddr,
     ) -> Result<Option<Vec<SocketAddr>>, Failure> {
-        if !crate::store::is_shared(&self.store) {
+        if !self.store_url()?.is_shared() {
             return Ok(None);
         }
         if self.peer_listen.is_empty() {
@@ -86,7 +86,7 @@ impl Config {
             })?;
             return Ok(given.to_owned());
         }
-        if crate::store::is_shared(&self.store) && address.ip().is_unspecified() {
+        if self.store_url()?.is_shared() && address.ip().is_unspecified() {
             return Err(Failure::usage(format!(
                 "nodes that share a store must reach each other, and {address} is no address to \
                  connect to: \

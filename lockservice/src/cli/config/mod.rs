@@ -19,6 +19,7 @@ pub(crate) use self::origin::Origin;
 use super::args::ServeArgs;
 use super::exit::{self, Failure};
 use crate::server::ServerSettings;
+use crate::store::StoreUrl;
 
 const PREFIX: &str = "LOCKSERVICE_";
 
@@ -145,6 +146,11 @@ impl Config {
             .and_then(|()| self.service.check())
             .and_then(|()| self.server.check());
         checked.map_err(|error| Failure { status: exit::CONFIG, ..Failure::from(error) })
+    }
+
+    /// The store, by its URL. Refused if the URL cannot be read.
+    pub(crate) fn store_url(&self) -> Result<StoreUrl, Failure> {
+        Ok(StoreUrl::parse(&self.store)?)
     }
 
     /// The node's name.

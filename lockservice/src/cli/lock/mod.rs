@@ -157,9 +157,8 @@ fn stop_time(args: &LockArgs, client: &Client, session: &Session) -> Result<Dura
         None => Ok((valid_for / 10).min(STOP_TIME_MAX)),
         Some(time) if time <= valid_for / 3 => Ok(time),
         Some(time) => Err(Failure::usage(format!(
-            "the stop time {time:?} is more than a third of the {valid_for:?} for which the lock is \
-             safe without a renewal: \
-             use a shorter --stop-time, or a longer --ttl here and lease at the server"
+            "the stop time {time:?} is more than a third of the {valid_for:?} for which the lock \
+             is safe without a renewal: use a shorter --stop-time, or a longer --ttl here and lease at the server"
         ))),
     }
 }

@@ -4,8 +4,8 @@
 //! # Implementation details
 //! Three processes of this one binary, so that no unsafe code is needed between fork and exec:
 //! ```text
-//! wrapper  `lockservice lock`                talks to the server, tells the deadline at each renewal
-//!   └ supervisor  `lockservice __supervise`  counts the deadline, ends the work; in a session of its own
+//! wrapper  `lockservice lock`                talks to the server, passes on each deadline
+//!   └ supervisor  `lockservice __supervise`  ends the work by the deadline; in its own session
 //!       └ command  `lockservice __exec`      waits to be let go, then becomes the command
 //! ```
 //! The command runs in the wrapper's process group and session, as it would without the wrapper:

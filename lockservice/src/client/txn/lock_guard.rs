@@ -10,7 +10,7 @@ use super::{ClientTxn, Ended};
 
 /// Locks held by a transaction of their own. Dropping it releases them.
 #[derive(Debug)]
-#[must_use = "locks are released when the guard is dropped"]
+#[must_use = "locks are released when their `LockGuard` is dropped"]
 pub struct LockGuard {
     txn: ClientTxn,
     grant: Grant,
@@ -41,7 +41,10 @@ impl LockGuard {
         &self.txn
     }
 
-    /// As [`Session::lost`](crate::client::Session::lost), of the node where the locks are. Cancel safe.
+    /// As [`Session::lost`](crate::client::Session::lost), of the node where the locks are.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: a later call resolves with the same reason.
     pub async fn lost(&self) -> Error {
         self.txn.lost().await
     }
@@ -51,13 +54,12 @@ impl LockGuard {
         self.txn.lost_now()
     }
 
-    /// Until when, by the client's clock, the locks are safe (P2): the guard of the node where they
-    /// are.
+    /// The instant, by the client's clock, until which the locks are safe (P2).
     pub fn deadline(&self) -> Time {
         self.txn.deadline()
     }
 
-    /// The guard's deadline as it changes.
+    /// The [`deadline`](Self::deadline) as it changes.
     pub fn watch_deadline(&self) -> watch::Receiver<Time> {
         self.txn.watch_deadline()
     }

@@ -77,16 +77,16 @@ impl ClientTxn {
     ///
     /// # Errors
     /// `Conflict`, `Timeout`: not to be had now. `Deadlock`, `BindChanged`, `TxnNotFound`: end this
-    /// transaction and start anew. `SpansNodes`: the transaction holds locks at another node than
+    /// transaction and start another. `SpansNodes`: the transaction holds locks at another node than
     /// the table's owner; end it, and lock the tables of the two nodes in transactions of their
     /// own. `SessionLost`, `LeaseLost`, `ShuttingDown`: stop the protected work. `Reassigning`: the
     /// table's last owner may still be at work; try again after the time given. `InvalidArgument`,
     /// `ResourceExhausted`: ask for something else, or less.
     ///
     /// # Cancel safety
-    /// Dropping the call takes the request back: nothing that it asked for may be relied on,
-    /// whether it was granted in that moment or not, and everything that it added is released. What
-    /// the transaction held before stays.
+    /// Dropping the call cancels its wait, or rolls its grant back: nothing that it asked for may
+    /// be relied on, and everything that it added is released. The transaction keeps the locks
+    /// that it held before.
     pub async fn lock(&self, spec: LockSpec) -> Result<Grant> {
         self.lock_with(spec, None).await
     }
@@ -287,8 +287,10 @@ impl ClientTxn {
         self.placement.lock().handle.shared.info.node.clone()
     }
 
-    /// As [`Session::lost`](super::Session::lost), of the node where the transaction is. Cancel
-    /// safe.
+    /// As [`Session::lost`](super::Session::lost), of the node where the transaction is.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: a later call resolves with the same reason.
     pub async fn lost(&self) -> Error {
         let handle = self.handle();
         handle.shared.lost().await
@@ -304,7 +306,8 @@ impl ClientTxn {
         *self.placement.lock().handle.shared.deadline.borrow()
     }
 
-    /// As [`Session::watch_deadline`](super::Session::watch_deadline), of the node where the transaction is.
+    /// As [`Session::watch_deadline`](super::Session::watch_deadline), of the node where the
+    /// transaction is.
     pub fn watch_deadline(&self) -> watch::Receiver<Time> {
         self.placement.lock().handle.shared.deadline.subscribe()
     }
