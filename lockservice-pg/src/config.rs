@@ -156,23 +156,10 @@ impl PgConfig {
             )
         };
         let authority = &rest[..rest.len() - path.len()];
-        let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(_, hosts)| {
-            (&authority[..authority.len() - hosts.len()], hosts)
-        });
         let scheme = &place[..place.len() - rest.len()];
-        let hosts: Vec<&str> = hosts.split(',').collect();
-        if hosts.len() > HOSTS_MAX || hosts.len() > 1 && hosts.contains(&"") {
-            return Err(unreadable());
-        }
-        let mut servers = Vec::new();
-        for host in hosts {
-            let url = format!("{scheme}{user}{host}{path}?{}", passed_on.join("&"));
-            let mut connect = PgConnectOptions::from_str(&url).map_err(|_| unreadable())?;
-            if connect.get_application_name().is_none() {
-                connect = connect.application_name("lockservice");
-            }
-            servers.push(connect.disable_statement_logging());
-        }
+        let options = passed_on.join("&");
+        let mut servers =
+            servers_of(scheme, authority, &format!("{path}?{options}")).ok_or_else(unreadable)?;
         let others = servers.split_off(1);
         let connect = servers.pop().ok_or_else(unreadable)?;
         Ok(Self { others, writable_only, pooler, schema, listen, ..Self::new(connect) })
@@ -279,6 +266,27 @@ impl fmt::Debug for SchemaName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.0, f)
     }
+}
+
+/// The options of every server that an authority names, `USER@HOST:PORT,HOST:PORT`; `None` if they
+/// cannot be read.
+fn servers_of(scheme: &str, authority: &str, rest: &str) -> Option<Vec<PgConnectOptions>> {
+    let (user, hosts) = authority
+        .rsplit_once('@')
+        .map_or(("", authority), |(_, hosts)| (&authority[..authority.len() - hosts.len()], hosts));
+    let hosts: Vec<&str> = hosts.split(',').collect();
+    if hosts.len() > HOSTS_MAX || hosts.len() > 1 && hosts.contains(&"") {
+        return None;
+    }
+    let server = |host: &str| {
+        let mut connect =
+            PgConnectOptions::from_str(&format!("{scheme}{user}{host}{rest}")).ok()?;
+        if connect.get_application_name().is_none() {
+            connect = connect.application_name("lockservice");
+        }
+        Some(connect.disable_statement_logging())
+    };
+    hosts.into_iter().map(server).collect()
 }
 
 fn invalid(message: impl Into<String>) -> Error {

@@ -90,6 +90,7 @@ impl Errors {
 /// An error that the server answered, by its code. Whatever was asked was refused before anything
 /// was changed: the scripts check everything before they write, and Redis checks memory, role and
 /// disk before it starts them.
+// Long: a table, one row a code.
 fn answered(code: &str, error: &RedisError) -> (ErrorKind, &'static str) {
     use ErrorKind::{StoreUnusable, Unavailable};
     match code {

@@ -11,8 +11,38 @@
 //! | `pg` | the store `postgres://…` |
 //! | `redis` | the stores `redis://…`, `redis-sentinel://…` and `redis-cluster://…` |
 //!
-//! The core is re-exported as [`core`]. To embed it without a server, open an allocator and start a
-//! service on it; see the README and [`open_allocator`].
+//! The names that the README and the examples use stand at the root, so that one `use` suffices; the
+//! whole core is re-exported as [`core`]. To embed it without a server, open an allocator and start
+//! a service on it:
+//!
+//! ```
+//! use std::sync::Arc;
+//! use lockservice::{
+//!     Key, LockItem, LockService, LockSpec, NodeName, ServiceParts, SystemClock, TableRef,
+//!     TxnOptions, open_allocator,
+//! };
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> lockservice::Result<()> {
+//! let node = NodeName::new("node-1")?;
+//! let allocator = open_allocator("memory:", node.clone()).await?;
+//! let parts = ServiceParts::new(allocator, Arc::new(SystemClock), node);
+//! let service = LockService::start(parts).await?;
+//! let txn = service.begin(TxnOptions::default())?;
+//! let row = LockItem::Row(Key::new("alice")?);
+//! txn.lock(LockSpec::new(TableRef::new("bank", "accounts")?, vec![row])).await?;
+//! txn.end(None);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | file | what |
+//! |---|---|
+//! | `store` | stores by URL |
+//! | `server`, `peers` | the gRPC API: the side that serves clients and nodes; calls to other nodes |
+//! | `client`, `channel` | sessions and transactions of a remote server; connections |
+//! | `proto`, `convert`, `codec` | messages; their way to and from the types of the core; their size |
+//! | `cli` | the command line |
 
 pub use lockservice_core as core;
 
@@ -39,21 +69,51 @@ use std::sync::Arc;
 use lockservice_core::allocator::{
     AllocatorPeers, AllocatorSettings, ElectedAllocator, LockTableAllocator,
 };
-use lockservice_core::clock::SystemClock;
 use lockservice_core::store::ClusterId;
 #[cfg(feature = "server")]
 use lockservice_core::store::NodeAddress;
-use lockservice_core::{Error, ErrorKind, NodeName, Result};
 
+#[cfg(feature = "client")]
+pub use self::client::{Client, ClientTxn, LockGuard, Session};
+#[cfg(feature = "server")]
+pub use self::server::{PeerServer, Server, ServiceHost};
 use self::store::StoreUrl;
+pub use lockservice_core::clock::SystemClock;
+pub use lockservice_core::service::{LockService, LockSpec, ServiceParts, TxnOptions};
+pub use lockservice_core::{
+    Error, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, NodeName, Result, TableRef,
+};
 
 /// Opens the store that `url` names and an allocator on it, with default settings: the start of an
 /// embedded service in one process alone.
 ///
-/// Must be called within a tokio runtime. Fails as [`store::open`] and the opening of the allocator
-/// do, and with `InvalidArgument` for a store that several nodes share: they must be able to reach
-/// each other, see [`join_cluster`]. Call [`shutdown`](ElectedAllocator::shutdown) when the service
-/// has stopped, so that the next start need not wait for its lease.
+/// Call [`shutdown`](ElectedAllocator::shutdown) when the service has stopped, so that the next start
+/// need not wait for its lease.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> lockservice::Result<()> {
+/// use std::time::Duration;
+/// use lockservice::{NodeName, open_allocator};
+///
+/// let allocator = open_allocator("memory:", NodeName::new("node-1")?).await?;
+/// // ... start a `LockService` on it, and stop that first ...
+/// allocator.shutdown(true, Duration::from_secs(1)).await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// - Those of [`store::open`].
+/// - `InvalidArgument` for a store that several nodes share: they must be able to reach each other,
+///   so use `join_cluster`.
+/// - Those of the start of the allocator: its kind says whether trying again helps.
+///
+/// # Cancel safety
+/// The store is closed again; the leadership may last until its TTL.
+///
+/// # Panics
+/// Outside of a tokio runtime.
 pub async fn open_allocator(url: &str, node: NodeName) -> Result<Arc<ElectedAllocator>> {
     let url = StoreUrl::parse(url)?;
     if url.is_shared() {
@@ -80,8 +140,16 @@ pub async fn open_allocator(url: &str, node: NodeName) -> Result<Arc<ElectedAllo
 /// [`for_clients`](ElectedAllocator::for_clients) with a [`Server`](server::Server). Any store will
 /// do.
 ///
-/// Must be called within a tokio runtime. Fails as [`store::open`] does; does not wait until a
-/// leader is known.
+/// It does not wait until a leader is known.
+///
+/// # Errors
+/// Those of [`store::open`].
+///
+/// # Cancel safety
+/// The store is closed again.
+///
+/// # Panics
+/// Outside of a tokio runtime.
 #[cfg(feature = "server")]
 pub async fn join_cluster(
     url: &str,

@@ -53,6 +53,7 @@ impl Node {
     /// not is an error at once.
     ///
     /// If it fails or is dropped, `joined` has to leave.
+    // Long: the steps of a start in their order, which matters.
     pub(crate) async fn start(
         config: &Config,
         name: NodeName,

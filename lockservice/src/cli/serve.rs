@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal as _};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use lockservice_core::NodeName;
 use lockservice_core::clock::{Clock as _, SystemClock, Time};
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -83,7 +84,7 @@ pub(crate) async fn in_memory() -> Result<InMemory, Failure> {
     let address = node.address;
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(node.serve(async {
-        // An error means that nobody needs the server any more.
+        // An error means that the server is not needed any more.
         let _ = stopped.await;
     }));
     Ok(InMemory { address, stop, serving })
@@ -125,9 +126,6 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
             return Ok(0);
         }
     };
-    let (address, peer_address) =
-        (node.address, node.peer_address.map(|address| address.to_string()));
-    let incarnation = node.host.current().id();
     if node.settings.volatile {
         // B7.
         say_note(
@@ -137,7 +135,32 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
              for no lock; use file:PATH for anything that matters",
         );
     }
-    let ready = if json {
+    // A server whose output is not read serves on.
+    sink::stdout().line(format!("{}\n", ready_line(&node, &name, json)));
+
+    let (stop, again) = stop_and_again(signals);
+    let ending = tokio::select! {
+        ending = node.serve(stop) => ending?,
+        () = again => {
+            // Nothing was resigned (P5).
+            return Err(Failure::new(
+                exit::UNAVAILABLE,
+                "stopped",
+                "told to stop twice, stopped at once: the next start waits until the promises \
+                    made have run out",
+            ));
+        }
+    };
+    say_note(json, ending.sentence());
+    Ok(0)
+}
+
+/// The line that says that the node serves.
+fn ready_line(node: &Node, name: &NodeName, json: bool) -> String {
+    let address = node.address;
+    let peer_address = node.peer_address.map(|address| address.to_string());
+    let incarnation = node.host.current().id();
+    if json {
         json!({
             "event": "ready",
             "address": address.to_string(),
@@ -156,25 +179,7 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
                 incarnation {incarnation}",
             node.store
         )
-    };
-    // A server whose output nobody reads serves on.
-    sink::stdout().line(format!("{ready}\n"));
-
-    let (stop, again) = stop_and_again(signals);
-    let ending = tokio::select! {
-        ending = node.serve(stop) => ending?,
-        () = again => {
-            // Nothing was resigned (P5).
-            return Err(Failure::new(
-                exit::UNAVAILABLE,
-                "stopped",
-                "told to stop twice, stopped at once: the next start waits until the promises \
-                    made have run out",
-            ));
-        }
-    };
-    say_note(json, ending.sentence());
-    Ok(0)
+    }
 }
 
 /// Starts within the time that the configuration allows, if it sets any.

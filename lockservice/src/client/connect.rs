@@ -24,12 +24,31 @@ const START_PAUSE: Duration = Duration::from_millis(50);
 
 /// Connections to the servers of one cluster. Cheap to clone; each connects again by itself when it
 /// broke.
+///
+/// ```no_run
+/// # async fn example() -> lockservice::Result<()> {
+/// use std::time::Duration;
+/// use lockservice::{Client, Key, LockItem, LockSpec, TableRef};
+///
+/// // Any node of the cluster will do; the first that responds is used.
+/// let client = Client::builder()
+///     .name("billing")
+///     .connect_timeout(Duration::from_secs(1))
+///     .connect("10.0.0.1:7654,10.0.0.2:7654")
+///     .await?;
+/// let session = client.session(Some(Duration::from_secs(10))).await?;
+/// let row = LockItem::Row(Key::new("alice")?);
+/// let lock = session.lock(LockSpec::new(TableRef::new("bank", "accounts")?, vec![row])).await?;
+/// lock.release().await?;
+/// session.close().await
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Client {
     pub(super) parts: Arc<Parts>,
 }
 
-/// What a client and its sessions are made of.
+/// The parts that a client and its sessions share.
 #[derive(Debug)]
 pub(super) struct Parts {
     /// As they were given, and one by one.
@@ -38,9 +57,9 @@ pub(super) struct Parts {
     /// Which of them answered last: a hint, so `Relaxed`.
     home: AtomicUsize,
     channels: Channels,
-    /// Where the allocator's leader was last. Locked for a copy.
+    /// The address at which the allocator's leader was last. Locked for a copy.
     pub(super) leader: Mutex<Option<String>>,
-    /// The last leadership that answered, and when it was first heard of (L3). Locked for a
+    /// The last leadership that answered, and when it was first observed (L3). Locked for a
     /// comparison.
     pub(super) epoch: Mutex<(Epoch, Time)>,
     pub(super) name: String,
@@ -84,7 +103,7 @@ impl Default for ClientBuilder {
 }
 
 impl ClientBuilder {
-    /// Who the client is, for operators. At most 255 bytes. Default: nothing.
+    /// The name of the client, for operators. At most 255 bytes. Default: nothing.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
@@ -110,14 +129,14 @@ impl ClientBuilder {
         self
     }
 
-    /// How long the protected work needs to stop: the guard of every session ends earlier by this
+    /// How long the protected work needs to stop: the deadline of every session is earlier by this
     /// (P2). Default: zero.
     pub fn stop_time(mut self, time: Duration) -> Self {
         self.stop_time = time;
         self
     }
 
-    /// Where time comes from. Default: the machine's clock, which counts through suspend.
+    /// The source of time. Default: the machine's clock, which counts through suspend.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
@@ -131,8 +150,11 @@ impl ClientBuilder {
     /// cannot serve yet is taken only if no other can. A name that stands for several addresses is
     /// tried in the same way, at each of them.
     ///
-    /// Fails with `InvalidArgument` for an address that is none, `Unavailable` if no server
-    /// answers.
+    /// # Errors
+    /// `InvalidArgument`: an address cannot be read. `Unavailable`: no server responds; try again.
+    ///
+    /// # Cancel safety
+    /// Nothing is left behind.
     pub async fn connect(self, addresses: &str) -> Result<Client> {
         let given: Vec<String> =
             addresses.split(',').map(str::trim).filter(|a| !a.is_empty()).map(Into::into).collect();
@@ -237,8 +259,11 @@ impl Client {
     /// Connects to the first server that answers of `addresses`: `HOST:PORT` or `http://HOST:PORT`,
     /// several separated by commas. With the defaults of [`ClientBuilder`].
     ///
-    /// Fails with `InvalidArgument` for an address that is none, `Unavailable` if no server
-    /// answers.
+    /// # Errors
+    /// `InvalidArgument`: an address cannot be read. `Unavailable`: no server responds; try again.
+    ///
+    /// # Cancel safety
+    /// Nothing is left behind.
     pub async fn connect(addresses: &str) -> Result<Self> {
         Self::builder().connect(addresses).await
     }
@@ -254,9 +279,11 @@ impl Client {
     /// If no server can open it yet, but one says that it is starting, all are asked again, for as
     /// long as [`start_timeout`](ClientBuilder::start_timeout) says.
     ///
-    /// Fails with `InvalidArgument` for a TTL that the server does not allow, `Unavailable` if no
-    /// server answers or none has started in time, `ShuttingDown`, `LeaseLost` or
-    /// `ResourceExhausted` as the server says.
+    /// # Errors
+    /// - `InvalidArgument`: the server does not allow the TTL. Use another.
+    /// - `Unavailable`: no server responds, or none has started in time. Try again.
+    /// - `ShuttingDown`, `LeaseLost`: the server stops. Try again, at another.
+    /// - `ResourceExhausted`: a limit of the server was reached. Use fewer sessions.
     ///
     /// # Cancel safety
     /// A session that was opened for a dropped call lapses by its TTL.
@@ -312,13 +339,15 @@ impl Client {
         AllocatorClient::new(self)
     }
 
-    /// What operators see of the server that answered last.
+    /// The lists and calls for operators, of the server that responded last.
     pub fn admin(&self) -> AdminClient {
         AdminClient::new(self.home())
     }
 
-    /// What operators see of the server at `address`. Fails with `InvalidArgument` for an address
-    /// that is none.
+    /// The lists and calls for operators, of the server at `address`.
+    ///
+    /// # Errors
+    /// `InvalidArgument`: the address cannot be read.
     pub fn admin_at(&self, address: &str) -> Result<AdminClient> {
         Ok(AdminClient::new(self.node(address)?))
     }
@@ -328,7 +357,7 @@ impl Client {
         &self.parts.given
     }
 
-    /// The clock by which guards are counted.
+    /// The clock by which deadlines are counted.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.parts.clock
     }

@@ -1,4 +1,4 @@
-//! The task behind a session: reads answers, renews, connects again.
+//! The task behind a session: reads responses, renews, connects again.
 
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
@@ -11,16 +11,16 @@ use tonic::Streaming;
 
 use super::connect::Node;
 use super::node_session::{Closing, Handle, Info, SessionShared, deadline_passed};
-use super::outbox::{Answered, Outbox};
+use super::outbox::{Outbox, ResponseEffect};
 use super::stream::Requests;
 use crate::channel::StreamChannel;
 use crate::convert::{error_from_proto, from_status, millis_up, waiting_from_proto};
 use crate::proto;
-use crate::proto::server_op::Answer;
+use crate::proto::server_op::Response;
 
 /// First and longest pause between two attempts to connect again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
-/// The clock is looked at least this often: timers do not count suspend.
+/// The clock is read at least this often: timers do not count suspend.
 const TICK_MAX: Duration = Duration::from_secs(1);
 /// The id of the greeting. Other ids count from 1 and never get here.
 const HELLO_ID: u64 = u64::MAX;
@@ -28,7 +28,7 @@ const HELLO_ID: u64 = u64::MAX;
 /// A stream that was welcomed.
 #[derive(Debug)]
 struct Connected {
-    answers: Streaming<proto::ServerFrame>,
+    responses: Streaming<proto::ServerFrame>,
     welcome: proto::Welcome,
     /// Before the greeting was sent: from then its promise counts (P2).
     sent: Time,
@@ -98,7 +98,7 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
     });
     begin(&shared, &connected);
     if let Err(e) = leaves_time_to_work(&shared, &connected) {
-        // Told, so that the server does not keep it for its TTL. If it cannot be told, it does.
+        // Closed, so that the server does not keep it for its TTL. If that fails, it does.
         shared.outbox.close();
         drop(shared.give_up().await);
         return Err(e);
@@ -138,15 +138,16 @@ async fn connect(node: &Node, outbox: &Arc<Outbox>, hello: proto::Hello) -> Resu
     let sent = node.client.clock().now();
     let (mut wire, counted) = node.stream_client()?;
     let greeted = async {
-        let mut answers =
+        let mut responses =
             wire.session(requests).await.map_err(|status| from_status(&status))?.into_inner();
-        let frame = answers.message().await.map_err(|status| from_status(&status))?;
-        let answer = frame.and_then(|frame| frame.ops.into_iter().next()).and_then(|op| op.answer);
-        match answer {
-            Some(Answer::Welcome(welcome)) => {
-                Ok(Connected { answers, welcome, sent, _counted: counted })
+        let frame = responses.message().await.map_err(|status| from_status(&status))?;
+        let response =
+            frame.and_then(|frame| frame.ops.into_iter().next()).and_then(|op| op.response);
+        match response {
+            Some(Response::Welcome(welcome)) => {
+                Ok(Connected { responses, welcome, sent, _counted: counted })
             }
-            Some(Answer::Error(error)) => Err(error_from_proto(error)),
+            Some(Response::Error(error)) => Err(error_from_proto(error)),
             _ => Err(Error::new(
                 ErrorKind::Unavailable,
                 "the server did not greet: is it a lockservice?",
@@ -178,7 +179,7 @@ async fn run(shared: Arc<SessionShared>, mut connected: Connected) {
                 None => break,
             }
         }
-        // The session is lost: what is left is for its user to close it.
+        // The session is lost: its user has to close it.
         shared.outbox.close();
         std::future::pending::<()>().await;
     };
@@ -188,7 +189,7 @@ async fn run(shared: Arc<SessionShared>, mut connected: Connected) {
     };
     shared.outbox.close();
     if closing == Closing::Dropped {
-        // Nobody uses the session any more, so all of its work has stopped (P5).
+        // The session is not used any more, so all of its work has stopped (P5).
         if let Err(e) = shared.give_up().await {
             tracing::debug!(error = ?e, "a session that is not used any more could not be closed: \
                 it lapses by its TTL");
@@ -205,72 +206,33 @@ async fn serve(shared: &SessionShared, connected: Connected, backoff: &mut Backo
 }
 
 async fn serve_stream(shared: &SessionShared, connected: Connected) -> End {
-    let mut answers = connected.answers;
+    let mut responses = connected.responses;
     let first = Duration::from_millis(connected.welcome.promise.unwrap_or_default().valid_for_ms);
-    let interval = |promised: Duration| promised.min(shared.info.ttl) / 3;
-    let mut next_renewal = connected.sent + interval(first);
+    let mut next_renewal = connected.sent + renewal_interval(shared, first);
     let mut tick = pin!(tokio::time::sleep(Duration::ZERO));
     loop {
         tokio::select! {
             biased;
-            frame = answers.message() => {
+            frame = responses.message() => {
                 let frame = match frame {
                     Ok(Some(frame)) => frame,
                     Ok(None) => return End::Broken,
-                    Err(status) => {
-                        let error = from_status(&status);
-                        if error.advice() == Advice::NewSession {
-                            shared.lose(error);
-                            return End::Over;
-                        }
-                        if error.kind() == ErrorKind::ResourceExhausted {
-                            shared.outbox.fail_large_locks(&error);
-                        }
-                        return End::Broken;
-                    }
+                    Err(status) => return broken(shared, from_status(&status)),
                 };
                 for op in frame.ops {
-                    let answer = match op.answer {
-                        Some(Answer::Notice(notice)) => {
-                            match notice.notice {
-                                Some(proto::notice::Notice::SessionLost(error)) => {
-                                    shared.lose(error_from_proto(error));
-                                    return End::Over;
-                                }
-                                Some(proto::notice::Notice::ShuttingDown(_)) => shared.lose(Error::new(
-                                    ErrorKind::ShuttingDown,
-                                    "the server is shutting down: stop the protected work, then \
-                                        close the session",
-                                )),
-                                // A hint: one that cannot be read is none.
-                                Some(proto::notice::Notice::Waiting(waiting)) => {
-                                    if let Ok(waiting) = waiting_from_proto(waiting) {
-                                        shared.outbox.waiting(waiting);
-                                    }
-                                }
-                                // Another stream has the session, or a notice of a newer server.
-                                Some(_) | None => {}
-                            }
-                            continue;
-                        }
-                        Some(Answer::Error(error)) => Err(error_from_proto(error)),
-                        Some(answer) => Ok(answer),
-                        None => Err(Error::new(ErrorKind::Internal, "the server sent an answer \
-                            that this client does not know")),
-                    };
-                    match shared.outbox.answer(op.id, answer, || shared.check()) {
-                        Answered::Done => {}
-                        Answered::Renewed(sent, promised) => {
+                    match take_in(shared, op) {
+                        ResponseEffect::None => {}
+                        ResponseEffect::Renewed(sent, promised) => {
                             shared.renewed(sent, promised);
-                            next_renewal = sent + interval(promised);
+                            next_renewal = sent + renewal_interval(shared, promised);
                             tick.as_mut().reset(tokio::time::Instant::now());
                         }
-                        Answered::Promised(sent, promised) => {
+                        ResponseEffect::Promised(sent, promised) => {
                             if shared.promised(sent, promised) {
-                                next_renewal = sent + interval(promised);
+                                next_renewal = sent + renewal_interval(shared, promised);
                             }
                         }
-                        Answered::Lost(error) => {
+                        ResponseEffect::Lost(error) => {
                             shared.lose(error);
                             return End::Over;
                         }
@@ -278,31 +240,90 @@ async fn serve_stream(shared: &SessionShared, connected: Connected) -> End {
                 }
             }
             () = tick.as_mut() => {
-                // Timers only wake; the clock decides.
-                let now = shared.node.client.clock().now();
-                let deadline = *shared.deadline.borrow();
-                if now >= deadline {
-                    // P2. The stream stays, so that what is released still gets there.
-                    shared.lose(deadline_passed());
-                }
-                let renewing = shared.lost.borrow().as_ref().is_none_or(|why| why.kind() == ErrorKind::ShuttingDown);
-                if renewing && now >= next_renewal {
-                    shared.outbox.heartbeat();
-                    // Until it is answered, the guard is what is waited for.
-                    next_renewal = now + interval(shared.info.ttl);
-                }
-                let mut pause = TICK_MAX;
-                if renewing {
-                    pause = pause.min(next_renewal.remaining(now));
-                }
-                if now < deadline {
-                    pause = pause.min(deadline.remaining(now));
-                }
-                let pause = pause.max(Duration::from_millis(1));
+                let pause = renew_if_due(shared, &mut next_renewal);
                 tick.as_mut().reset(tokio::time::Instant::now() + pause);
             }
         }
     }
+}
+
+/// How long after a promise of raw length `promised` began the next renewal is sent.
+fn renewal_interval(shared: &SessionShared, promised: Duration) -> Duration {
+    promised.min(shared.info.ttl) / 3
+}
+
+/// The stream ended with `error`.
+fn broken(shared: &SessionShared, error: Error) -> End {
+    if error.advice() == Advice::NewSession {
+        shared.lose(error);
+        return End::Over;
+    }
+    if error.kind() == ErrorKind::ResourceExhausted {
+        shared.outbox.fail_large_locks(&error);
+    }
+    End::Broken
+}
+
+/// Takes a response or a notice in.
+fn take_in(shared: &SessionShared, op: proto::ServerOp) -> ResponseEffect {
+    use proto::notice::Notice;
+    let response = match op.response {
+        Some(Response::Notice(notice)) => {
+            match notice.notice {
+                Some(Notice::SessionLost(error)) => {
+                    return ResponseEffect::Lost(error_from_proto(error));
+                }
+                Some(Notice::ShuttingDown(_)) => shared.lose(Error::new(
+                    ErrorKind::ShuttingDown,
+                    "the server is shutting down: stop the protected work, then close the session",
+                )),
+                // A hint: one that cannot be read is none.
+                Some(Notice::Waiting(waiting)) => {
+                    if let Ok(waiting) = waiting_from_proto(waiting) {
+                        shared.outbox.waiting(waiting);
+                    }
+                }
+                // Another stream has the session, or a notice of a newer server.
+                Some(_) | None => {}
+            }
+            return ResponseEffect::None;
+        }
+        Some(Response::Error(error)) => Err(error_from_proto(error)),
+        Some(response) => Ok(response),
+        None => Err(Error::new(
+            ErrorKind::Internal,
+            "the server sent an answer that this client does not know",
+        )),
+    };
+    shared.outbox.take_response(op.id, response, || shared.check())
+}
+
+/// Loses the session if its deadline has passed, renews it if that is due. Returns the pause until
+/// this is to be called again. Timers only wake; the clock decides.
+fn renew_if_due(shared: &SessionShared, next_renewal: &mut Time) -> Duration {
+    let now = shared.node.client.clock().now();
+    let deadline = *shared.deadline.borrow();
+    if now >= deadline {
+        // P2. The stream stays, so that releases still get there.
+        shared.lose(deadline_passed());
+    }
+    let renewing = match &*shared.lost.borrow() {
+        None => true,
+        Some(why) => why.kind() == ErrorKind::ShuttingDown,
+    };
+    if renewing && now >= *next_renewal {
+        shared.outbox.heartbeat();
+        // Until its response is there, the deadline is waited for.
+        *next_renewal = now + renewal_interval(shared, shared.info.ttl);
+    }
+    let mut pause = TICK_MAX;
+    if renewing {
+        pause = pause.min(next_renewal.remaining(now));
+    }
+    if now < deadline {
+        pause = pause.min(deadline.remaining(now));
+    }
+    pause.max(Duration::from_millis(1))
 }
 
 /// Resumes the session on a new stream (P3). `None` if that is no longer possible: then it is lost.
@@ -332,7 +353,7 @@ async fn resume(shared: &SessionShared, backoff: &mut Backoff) -> Option<Connect
                 return Some(connected);
             }
             Ok(Err(e)) => e,
-            // The guard, or another attempt.
+            // The deadline has passed, or another attempt follows.
             Err(_) => continue,
         };
         if matches!(error.advice(), Advice::NewSession | Advice::FixRequest) {

@@ -7,7 +7,7 @@
 //!
 //! After three hops the leader's allocator is asked who owns the table. An owner that cannot be
 //! reached keeps its tables until its lease has run out: a call that may wait goes back to the home
-//! and asks again, until its time is up or somebody owns the table who can be reached.
+//! and asks again, until its time is up, or until an owner can be reached.
 
 use std::time::Duration;
 
@@ -21,10 +21,10 @@ use super::ClientTxn;
 use super::outbox::CallContext;
 use super::txn::timed_out;
 
-/// How many answers are followed before the leader is asked.
+/// How many redirections are followed before the leader is asked.
 const HOPS_MAX: usize = 3;
 /// How long a call without a time-out goes on looking for an owner that can be reached.
-const LOOK_MAX: Duration = Duration::from_secs(60);
+const SEARCH_MAX: Duration = Duration::from_secs(60);
 /// How long an owner is tried to be reached before the home is asked again who owns the table: it
 /// may not run any more.
 const REACH_MAX: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ pub(super) async fn go_to_last_owner(
     match tokio::time::timeout(left.min(REACH_MAX), txn.cluster_session.at(address, None)).await {
         // False if something was granted meanwhile: it stays.
         Ok(Ok(handle)) => drop(txn.move_to(&handle)),
-        // Whoever is asked instead knows more.
+        // The node that is asked instead knows more.
         Ok(Err(_)) | Err(_) => txn.cluster_session.set_owner(&spec.table, None),
     }
 }
@@ -53,7 +53,7 @@ pub(super) async fn go_to_last_owner(
 /// When a call is given up: at its deadline, or after what such a call may take. It is never asked
 /// to wait for a lock longer than to the first of these.
 fn give_up(txn: &ClientTxn, spec: &LockSpec, deadline: Option<Time>) -> Time {
-    let most = if spec.wait == WaitPolicy::Wait { LOOK_MAX } else { REACH_MAX };
+    let most = if spec.wait == WaitPolicy::Wait { SEARCH_MAX } else { REACH_MAX };
     deadline.unwrap_or(txn.clock().now() + most)
 }
 
@@ -96,36 +96,19 @@ pub(super) async fn lock(
             hops = 0;
             owner = ask_leader(txn, &spec.table, give_up.remaining(clock.now())).await;
         }
-        let went = match &owner {
+        let reached = match &owner {
             Some((address, service)) => {
                 cluster_session.set_owner(&spec.table, Some(address));
-                if !txn.is_free() {
-                    return Err(spans_nodes(txn, spec, address));
-                }
                 let left = give_up.remaining(clock.now());
-                match tokio::time::timeout(
-                    left.min(REACH_MAX),
-                    cluster_session.at(address, *service),
-                )
-                .await
-                {
-                    Ok(Ok(handle)) if txn.move_to(&handle) => Ok(()),
-                    Ok(Ok(_)) => return Err(spans_nodes(txn, spec, address)),
-                    Ok(Err(e)) if unreachable(&e) => {
-                        Err(not_reached(ErrorKind::Unavailable, address).with_source(e))
-                    }
-                    Ok(Err(e)) => return Err(e),
-                    Err(_) if left > REACH_MAX => Err(not_reached(ErrorKind::Unavailable, address)),
-                    Err(_) => Err(not_reached(ErrorKind::Timeout, address)),
-                }
+                move_to_owner(txn, spec, address, *service, left).await?
             }
             // Its node was lost while it held nothing there: the home knows who owns the table now.
             None if error.kind() != ErrorKind::NotOwner && txn.move_to(&cluster_session.home) => {
-                Ok(())
+                Reached::Yes
             }
-            None => Err(error.clone()),
+            None => Reached::No(error.clone()),
         };
-        if let Err(e) = went {
+        if let Reached::No(e) = reached {
             cluster_session.set_owner(&spec.table, None);
             let home =
                 txn.move_to(&cluster_session.home) && cluster_session.home.shared.check().is_ok();
@@ -153,6 +136,37 @@ pub(super) async fn lock(
     }
 }
 
+/// Whether a transaction got to the node that it was sent to.
+enum Reached {
+    Yes,
+    /// The node cannot be reached now.
+    No(Error),
+}
+
+/// Moves to the owner of the table at `address`, within `left`.
+async fn move_to_owner(
+    txn: &ClientTxn,
+    spec: &LockSpec,
+    address: &str,
+    service: Option<ServiceId>,
+    left: Duration,
+) -> Result<Reached> {
+    if !txn.is_free() {
+        return Err(spans_nodes(txn, spec, address));
+    }
+    let session = txn.cluster_session.at(address, service);
+    Ok(match tokio::time::timeout(left.min(REACH_MAX), session).await {
+        Ok(Ok(handle)) if txn.move_to(&handle) => Reached::Yes,
+        Ok(Ok(_)) => return Err(spans_nodes(txn, spec, address)),
+        Ok(Err(e)) if unreachable(&e) => {
+            Reached::No(not_reached(ErrorKind::Unavailable, address).with_source(e))
+        }
+        Ok(Err(e)) => return Err(e),
+        Err(_) if left > REACH_MAX => Reached::No(not_reached(ErrorKind::Unavailable, address)),
+        Err(_) => Reached::No(not_reached(ErrorKind::Timeout, address)),
+    })
+}
+
 fn owner(error: &Error) -> Option<(String, Option<ServiceId>)> {
     match error.detail() {
         Some(Detail::Owner { service, address, .. }) => Some((address.clone(), Some(*service))),
@@ -160,7 +174,7 @@ fn owner(error: &Error) -> Option<(String, Option<ServiceId>)> {
     }
 }
 
-/// Who owns `table`, if the leader knows somebody who does, and says so within `patience`.
+/// The owner of `table`, if the leader knows it, and says so within `patience`.
 async fn ask_leader(
     txn: &ClientTxn,
     table: &TableRef,

@@ -1,8 +1,8 @@
-//! One session stream: frames in, answers out, as they become known.
+//! One session stream: frames in, responses out, as they become known.
 //!
-//! One task per stream. Whatever is ready when a frame goes out rides in it. The task stops reading
-//! while its answers are not being read, so a client that only writes fills its own buffers and
-//! nobody else's; one that never reads is cut after a while, and its session lapses by its TTL
+//! One task per stream. A frame takes all responses that are ready when it goes out. The task stops
+//! reading while its responses are not read, so a client that only writes fills its own buffers and
+//! no others. A client that never reads is cut after a while, and its session lapses by its TTL
 //! unless it comes back.
 
 use std::sync::Arc;
@@ -14,15 +14,12 @@ use lockservice_core::{Error, ErrorKind, Result};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
-use super::operation::{
-    answer, answered, bytes_of, end_operation, failed, invalid, lock_operation, txn_op,
-    unlock_operation,
-};
+use super::operation::{bytes_of, failed, invalid, operation, response, result};
 use crate::convert;
-use crate::proto::{self, client_op::Op, server_op::Answer as Wire};
+use crate::proto::{self, client_op::Op, server_op::Response as Wire};
 use crate::server::{ServerSettings, ServiceHost};
 
-/// Most answers in one frame, so that no frame grows past what a client accepts.
+/// Most responses in one frame, so that no frame grows past what a client accepts.
 const OPS_PER_FRAME_MAX: usize = 1024;
 
 /// Frames that take no more memory are not counted: a stream has one at a time.
@@ -67,7 +64,7 @@ pub(crate) async fn run(
     };
     let (id, session) = match opened {
         (id, Ok((session, welcome))) => {
-            let frame = proto::ServerFrame { ops: vec![answer(id, Wire::Welcome(welcome))] };
+            let frame = proto::ServerFrame { ops: vec![response(id, Wire::Welcome(welcome))] };
             if out.send(Ok(frame)).await.is_err() {
                 return;
             }
@@ -148,9 +145,9 @@ impl Stream {
         loop {
             // Everything that is ready by now rides in the next frame.
             while self.ready.len() < OPS_PER_FRAME_MAX
-                && let Some(Some((id, result))) = self.under_way.next().now_or_never()
+                && let Some(Some((id, outcome))) = self.under_way.next().now_or_never()
             {
-                self.ready.push(answered(id, result));
+                self.ready.push(result(id, outcome));
             }
             if !self.flush().await || self.over {
                 return;
@@ -171,10 +168,11 @@ impl Stream {
                 grace = &mut stopping, if !observed => {
                     observed = true;
                     let grace_ms = convert::millis_down(grace);
-                    self.notice(proto::notice::Notice::ShuttingDown(proto::ShuttingDown { grace_ms }));
+                    let notice = proto::ShuttingDown { grace_ms };
+                    self.notice(proto::notice::Notice::ShuttingDown(notice));
                 }
-                Some((id, result)) = self.under_way.next(), if !self.under_way.is_empty() => {
-                    self.ready.push(answered(id, result));
+                Some((id, outcome)) = self.under_way.next(), if !self.under_way.is_empty() => {
+                    self.ready.push(result(id, outcome));
                 }
                 Some(waiting) = notices.next() => {
                     for waiting in waiting.iter().filter_map(convert::waiting_to_proto) {
@@ -196,95 +194,64 @@ impl Stream {
     }
 
     async fn take_in(&mut self, ops: Vec<proto::ClientOp>) {
-        // Whatever the client says, it is there. An error is that of its operations, too.
+        // Any frame shows that the client lives. An error here is that of its operations, too.
         let _ = self.session.renew();
         let session = self.session.clone();
-        // What its client does not read the answers of may lie here for a while.
+        // The operations stay here while their client does not read its responses.
         let bytes = bytes_of(&ops);
         let held = (bytes > FRAME_BYTES_SMALL).then(|| session.hold_frame(bytes)).transpose();
         let no_room = held.as_ref().err();
         for proto::ClientOp { id, op } in ops {
-            // A frame of many small operations must not become one huge frame of answers.
+            // A frame of many small operations must not become one huge frame of responses.
             if self.ready.len() >= OPS_PER_FRAME_MAX && !self.flush().await {
                 self.over = true;
                 return;
             }
-            let Some(op) = op else {
-                self.ready.push(failed(
-                    id,
-                    &invalid("the operation is empty, or newer than this server"),
-                ));
-                continue;
-            };
-            let result = match op {
-                Op::Hello(_) => {
-                    Err(invalid("a stream carries one session: hello comes first, and once"))
+            match op {
+                None => {
+                    let e = invalid("the operation is empty, or newer than this server");
+                    self.ready.push(failed(id, &e));
                 }
-                Op::Heartbeat(heartbeat) => {
-                    for acked in heartbeat.acked {
-                        self.session.ack(acked.txn, acked.sequence);
-                    }
-                    self.session.renew().map(|promise| {
-                        Wire::Promise(proto::Promise {
-                            valid_for_ms: convert::millis_down(promise.guard),
-                        })
-                    })
-                }
-                Op::Goodbye(_) => {
-                    self.session.close().await;
-                    self.over = true;
-                    // Each is over with the session, and is told so.
-                    while let Some((id, result)) = self.under_way.next().await {
-                        if self.ready.len() >= OPS_PER_FRAME_MAX && !self.flush().await {
-                            return;
-                        }
-                        self.ready.push(answered(id, result));
-                    }
-                    Ok(Wire::Done(proto::Done::default()))
-                }
-                Op::Lock(lock) if let Some(e) = no_room => match txn_op(lock.txn) {
-                    Ok(txn) => {
-                        self.submit(id, txn, Operation::Refuse(e.clone()));
-                        continue;
-                    }
-                    Err(e) => Err(e),
-                },
-                Op::Lock(lock) => match lock_operation(lock, self.settings.items_per_request_max) {
-                    Ok((txn, operation)) => {
-                        self.submit(id, txn, operation);
-                        continue;
-                    }
-                    Err(e) => Err(e),
-                },
-                Op::Unlock(unlock) => {
-                    match unlock_operation(unlock, self.settings.items_per_request_max) {
-                        Ok((txn, operation)) => {
-                            self.submit(id, txn, operation);
-                            continue;
-                        }
-                        Err(e) => Err(e),
+                Some(Op::Heartbeat(heartbeat)) => self.heartbeat(id, heartbeat),
+                Some(Op::Goodbye(_)) => {
+                    if !self.goodbye(id).await {
+                        return;
                     }
                 }
-                Op::End(end) => match end_operation(end) {
-                    Ok((txn, operation)) => {
-                        self.submit(id, txn, operation);
-                        continue;
-                    }
-                    Err(e) => Err(e),
+                Some(op) => match operation(op, self.settings.items_per_request_max, no_room) {
+                    Ok((txn, operation)) => self.submit(id, txn, operation),
+                    Err(e) => self.ready.push(failed(id, &e)),
                 },
-                Op::Undo(undo) => match txn_op(undo.txn) {
-                    Ok(txn) => {
-                        self.submit(id, txn, Operation::Undo { sequence: undo.undone });
-                        continue;
-                    }
-                    Err(e) => Err(e),
-                },
-            };
-            self.ready.push(match result {
-                Ok(wire) => answer(id, wire),
-                Err(e) => failed(id, &e),
-            });
+            }
         }
+    }
+
+    fn heartbeat(&mut self, id: u64, heartbeat: proto::Heartbeat) {
+        for acked in heartbeat.acked {
+            self.session.ack(acked.txn, acked.sequence);
+        }
+        self.ready.push(match self.session.renew() {
+            Ok(promise) => {
+                let valid_for_ms = convert::millis_down(promise.guard);
+                response(id, Wire::Promise(proto::Promise { valid_for_ms }))
+            }
+            Err(e) => failed(id, &e),
+        });
+    }
+
+    /// Closes the session. False if the client has gone, or does not read.
+    async fn goodbye(&mut self, id: u64) -> bool {
+        self.session.close().await;
+        self.over = true;
+        // The operations under way are over with the session, and their callers learn that.
+        while let Some((id, outcome)) = self.under_way.next().await {
+            if self.ready.len() >= OPS_PER_FRAME_MAX && !self.flush().await {
+                return false;
+            }
+            self.ready.push(result(id, outcome));
+        }
+        self.ready.push(response(id, Wire::Done(proto::Done::default())));
+        true
     }
 
     fn submit(&mut self, id: u64, txn: TxnOp, operation: Operation) {
@@ -305,13 +272,13 @@ impl Stream {
         }
         let mut pending = self.session.submit(txn, operation);
         match (&mut pending).now_or_never() {
-            Some(result) => self.ready.push(answered(id, result)),
-            None => self.under_way.push(pending.map(move |result| (id, result)).boxed()),
+            Some(outcome) => self.ready.push(result(id, outcome)),
+            None => self.under_way.push(pending.map(move |outcome| (id, outcome)).boxed()),
         }
     }
 
     fn notice(&mut self, notice: proto::notice::Notice) {
-        self.ready.push(answer(0, Wire::Notice(proto::Notice { notice: Some(notice) })));
+        self.ready.push(response(0, Wire::Notice(proto::Notice { notice: Some(notice) })));
     }
 
     /// Sends what is ready. False if the client has gone, or does not read.

@@ -4,7 +4,7 @@ use lockservice_core::service::{Answer, Operation, TxnOp, TxnOptions};
 use lockservice_core::{Error, ErrorKind, Result};
 
 use crate::convert;
-use crate::proto::{self, client_op::Op, server_op::Answer as Wire};
+use crate::proto::{self, client_op::Op, server_op::Response as Wire};
 
 /// About how much memory the operations of a frame take, beside its message: they share its bytes,
 /// which were charged when it arrived.
@@ -21,11 +21,33 @@ pub(super) fn bytes_of(ops: &[proto::ClientOp]) -> usize {
     size_of_val(ops) + ops.iter().map(of_op).sum::<usize>()
 }
 
+/// The operation of a transaction that `op` asks for. A lock is refused with the error `no_room`, if
+/// there is one: its place in the order of the transaction is taken all the same.
+pub(super) fn operation(
+    op: Op,
+    items_max: usize,
+    no_room: Option<&Error>,
+) -> Result<(TxnOp, Operation)> {
+    match op {
+        Op::Lock(lock) if let Some(e) = no_room => {
+            Ok((txn_op(lock.txn)?, Operation::Refuse(e.clone())))
+        }
+        Op::Lock(lock) => lock_operation(lock, items_max),
+        Op::Unlock(unlock) => unlock_operation(unlock, items_max),
+        Op::End(end) => end_operation(end),
+        Op::Undo(undo) => Ok((txn_op(undo.txn)?, Operation::Undo { sequence: undo.undone })),
+        // The stream takes the last two itself.
+        Op::Hello(_) | Op::Heartbeat(_) | Op::Goodbye(_) => {
+            Err(invalid("a stream carries one session: hello comes first, and once"))
+        }
+    }
+}
+
 pub(super) fn invalid(message: &str) -> Error {
     Error::new(ErrorKind::InvalidArgument, message)
 }
 
-pub(super) fn txn_op(txn: Option<proto::TxnRef>) -> Result<TxnOp> {
+fn txn_op(txn: Option<proto::TxnRef>) -> Result<TxnOp> {
     let txn = txn.ok_or_else(|| invalid("the operation lacks its transaction"))?;
     Ok(TxnOp {
         number: txn.number,
@@ -66,20 +88,20 @@ pub(super) fn end_operation(end: proto::EndOp) -> Result<(TxnOp, Operation)> {
     Ok((txn_op(end.txn)?, Operation::End { commit_ts: end.commit_timestamp }))
 }
 
-pub(super) fn answer(id: u64, wire: Wire) -> proto::ServerOp {
-    proto::ServerOp { id, answer: Some(wire) }
+pub(super) fn response(id: u64, wire: Wire) -> proto::ServerOp {
+    proto::ServerOp { id, response: Some(wire) }
 }
 
 pub(super) fn failed(id: u64, error: &Error) -> proto::ServerOp {
-    answer(id, Wire::Error(convert::error_to_proto(error)))
+    response(id, Wire::Error(convert::error_to_proto(error)))
 }
 
-pub(super) fn answered(id: u64, result: Result<Answer>) -> proto::ServerOp {
+pub(super) fn result(id: u64, result: Result<Answer>) -> proto::ServerOp {
     match result {
         Ok(Answer::Locked(granted)) => {
-            answer(id, Wire::Locked(convert::granted_to_proto(&granted)))
+            response(id, Wire::Locked(convert::granted_to_proto(&granted)))
         }
-        Ok(Answer::Done { released }) => answer(id, Wire::Done(convert::done_to_proto(released))),
+        Ok(Answer::Done { released }) => response(id, Wire::Done(convert::done_to_proto(released))),
         Err(e) => failed(id, &e),
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::support::{Served, row, spec, table};
 use lockservice::client::Client;
 use lockservice::proto::locks_server::{Locks, LocksServer};
-use lockservice::proto::server_op::Answer;
+use lockservice::proto::server_op::Response as Op;
 use lockservice::proto::{self, ClientFrame, ServerFrame};
 use lockservice::server::ServerSettings;
 use lockservice_core::clock::{Clock, SystemClock};
@@ -50,7 +50,7 @@ impl Locks for EndsStreams {
             promise,
             ..proto::Welcome::default()
         };
-        let op = proto::ServerOp { id, answer: Some(Answer::Welcome(welcome)) };
+        let op = proto::ServerOp { id, response: Some(Op::Welcome(welcome)) };
         Ok(Response::new(Box::pin(tokio_stream::once(Ok(ServerFrame { ops: vec![op] })))))
     }
 

@@ -10,7 +10,7 @@ use lockservice::convert::from_status;
 use lockservice::proto::client_op::Op;
 use lockservice::proto::locks_client::LocksClient;
 use lockservice::proto::peer_client::PeerClient;
-use lockservice::proto::{self, server_op::Answer};
+use lockservice::proto::{self, server_op::Response};
 use lockservice::server::ServerSettings;
 use lockservice_core::ErrorKind;
 use lockservice_core::service::LockSpec;
@@ -46,14 +46,14 @@ impl Raw {
     async fn greeted(served: &Served) -> (Self, proto::Welcome) {
         let mut raw = Self::open(served).await;
         match raw.ask(Op::Hello(proto::Hello::default())).await {
-            Some(Answer::Welcome(welcome)) => (raw, welcome),
+            Some(Response::Welcome(welcome)) => (raw, welcome),
             other => panic!("no welcome: {other:?}"),
         }
     }
 
-    async fn ask(&mut self, op: Op) -> Option<Answer> {
+    async fn ask(&mut self, op: Op) -> Option<Response> {
         self.send(vec![op]).await;
-        self.next().await.into_iter().next().expect("an answer").answer
+        self.next().await.into_iter().next().expect("a response").response
     }
 
     /// The answers of the next frame that has any: notices, which nobody asked for, are passed
@@ -92,9 +92,9 @@ fn end(number: u64, sequence: u64) -> proto::EndOp {
     proto::EndOp { txn: txn(number, sequence), commit_timestamp: None }
 }
 
-fn kind(answer: Option<Answer>) -> String {
+fn kind(answer: Option<Response>) -> String {
     match answer {
-        Some(Answer::Error(error)) => error.kind,
+        Some(Response::Error(error)) => error.kind,
         other => panic!("no error: {other:?}"),
     }
 }
@@ -139,13 +139,13 @@ async fn bad_requests_are_answered_one_by_one_and_the_transaction_goes_on() {
     assert_eq!(kind(raw.ask(Op::Hello(proto::Hello::default())).await), "invalid_argument");
     // A refused operation used its number up, and nothing else.
     match raw.ask(Op::Lock(proto::LockOp { ranges: vec![], ..lock(11, "t", b"a") })).await {
-        Some(Answer::Locked(locked)) => assert!(locked.token > 0 && locked.newly_locked),
+        Some(Response::Locked(locked)) => assert!(locked.token > 0 && locked.newly_locked),
         other => panic!("not locked: {other:?}"),
     }
     // Duplicates are harmless.
     let twice = proto::LockOp { rows: vec![Bytes::from_static(b"z"); 2], ..lock(12, "t", b"") };
-    assert!(matches!(raw.ask(Op::Lock(twice)).await, Some(Answer::Locked(_))));
-    assert!(matches!(raw.ask(Op::Goodbye(proto::Goodbye {})).await, Some(Answer::Done(_))));
+    assert!(matches!(raw.ask(Op::Lock(twice)).await, Some(Response::Locked(_))));
+    assert!(matches!(raw.ask(Op::Goodbye(proto::Goodbye {})).await, Some(Response::Done(_))));
     alive(&served).await;
 }
 
@@ -193,7 +193,7 @@ async fn a_message_that_is_too_large_ends_its_stream_and_not_its_session() {
     let hello =
         proto::Hello { session: welcome.session, service: welcome.service, ..Default::default() };
     match again.ask(Op::Hello(hello)).await {
-        Some(Answer::Welcome(welcome)) => assert!(welcome.resumed),
+        Some(Response::Welcome(welcome)) => assert!(welcome.resumed),
         other => panic!("not resumed: {other:?}"),
     }
 }
@@ -228,14 +228,16 @@ async fn a_new_stream_takes_the_place_of_the_old_one() {
     let mut new = Raw::open(&served).await;
     let hello =
         proto::Hello { session: welcome.session, service: welcome.service, ..Default::default() };
-    assert!(matches!(new.ask(Op::Hello(hello)).await, Some(Answer::Welcome(_))));
+    assert!(matches!(new.ask(Op::Hello(hello)).await, Some(Response::Welcome(_))));
     let frame = old.answers.message().await.expect("it ends in order").expect("it says why");
-    let Some(Answer::Notice(notice)) = &frame.ops[0].answer else { panic!("no notice: {frame:?}") };
+    let Some(Response::Notice(notice)) = &frame.ops[0].response else {
+        panic!("no notice: {frame:?}")
+    };
     assert!(matches!(notice.notice, Some(proto::notice::Notice::Replaced(_))), "{notice:?}");
     assert!(old.answers.message().await.is_ok_and(|frame| frame.is_none()), "T3: the old one ends");
     assert!(matches!(
         new.ask(Op::Heartbeat(proto::Heartbeat::default())).await,
-        Some(Answer::Promise(_))
+        Some(Response::Promise(_))
     ));
 }
 
@@ -332,7 +334,7 @@ async fn a_session_lives_as_long_as_its_open_call() {
 async fn calls_that_wait_are_answered_before_a_goodbye() {
     let served = Served::start(ServerSettings::default()).await;
     let (mut holder, _) = Raw::greeted(&served).await;
-    assert!(matches!(holder.ask(Op::Lock(lock(1, "t", b"a"))).await, Some(Answer::Locked(_))));
+    assert!(matches!(holder.ask(Op::Lock(lock(1, "t", b"a"))).await, Some(Response::Locked(_))));
     for _ in 0..20 {
         let (mut raw, _) = Raw::greeted(&served).await;
         raw.send(vec![Op::Lock(lock(1, "t", b"a")), Op::Goodbye(proto::Goodbye {})]).await;
@@ -342,8 +344,8 @@ async fn calls_that_wait_are_answered_before_a_goodbye() {
         }
         answers.retain(|op| op.id != 0);
         let [waited, goodbye] = answers.as_slice() else { panic!("not two answers: {answers:?}") };
-        assert_eq!(kind(waited.answer.clone()), "session_lost");
-        assert!(matches!(goodbye.answer, Some(Answer::Done(_))), "{goodbye:?}");
+        assert_eq!(kind(waited.response.clone()), "session_lost");
+        assert!(matches!(goodbye.response, Some(Response::Done(_))), "{goodbye:?}");
     }
 }
 
@@ -355,7 +357,7 @@ async fn an_unlock_of_nothing_is_refused_and_a_release_says_how_much_went() {
     let rows =
         |names: &[&'static str]| names.iter().map(|name| Bytes::from(*name)).collect::<Vec<_>>();
     let three = proto::LockOp { rows: rows(&["a", "b", "c"]), ..lock(1, "t", b"") };
-    assert!(matches!(raw.ask(Op::Lock(three)).await, Some(Answer::Locked(_))));
+    assert!(matches!(raw.ask(Op::Lock(three)).await, Some(Response::Locked(_))));
     for (sequence, table) in [(2, ""), (3, "t")] {
         let nothing = proto::UnlockOp {
             txn: txn(1, sequence),
@@ -372,13 +374,13 @@ async fn an_unlock_of_nothing_is_refused_and_a_release_says_how_much_went() {
     };
     for (op, released) in [(Op::Unlock(one), 1), (Op::End(end(1, 5)), 2)] {
         match raw.ask(op).await {
-            Some(Answer::Done(done)) => assert_eq!(done.released, released),
+            Some(Response::Done(done)) => assert_eq!(done.released, released),
             other => panic!("not done: {other:?}"),
         }
     }
     // No time at all is not all the time there is.
     let (mut other, _) = Raw::greeted(&served).await;
-    assert!(matches!(other.ask(Op::Lock(lock(1, "t", b"a"))).await, Some(Answer::Locked(_))));
+    assert!(matches!(other.ask(Op::Lock(lock(1, "t", b"a"))).await, Some(Response::Locked(_))));
     let at_once = proto::LockOp { txn: txn(2, 1), timeout_ms: Some(0), ..lock(1, "t", b"a") };
     assert_eq!(kind(raw.ask(Op::Lock(at_once)).await), "timeout");
 }
@@ -459,7 +461,7 @@ async fn many_operations_ride_in_one_frame_and_are_answered_out_of_order() {
     let served = Served::start(ServerSettings::default()).await;
     let (mut raw, _) = Raw::greeted(&served).await;
     let (mut other, _) = Raw::greeted(&served).await;
-    assert!(matches!(other.ask(Op::Lock(lock(1, "t", b"a"))).await, Some(Answer::Locked(_))));
+    assert!(matches!(other.ask(Op::Lock(lock(1, "t", b"a"))).await, Some(Response::Locked(_))));
     let free = proto::LockOp { txn: txn(2, 1), ..lock(1, "t", b"b") };
     raw.send(vec![
         Op::Lock(lock(1, "t", b"a")),
@@ -473,7 +475,7 @@ async fn many_operations_ride_in_one_frame_and_are_answered_out_of_order() {
     }
     ids.sort_unstable();
     assert_eq!(ids, [8, 9], "the first one waits, the others do not");
-    assert!(matches!(other.ask(Op::End(end(1, 2))).await, Some(Answer::Done(_))));
+    assert!(matches!(other.ask(Op::End(end(1, 2))).await, Some(Response::Done(_))));
     assert_eq!(raw.next().await[0].id, 7);
     drop(tokio::time::timeout(Duration::ZERO, raw.answers.message()).await);
 }

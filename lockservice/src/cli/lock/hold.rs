@@ -1,10 +1,12 @@
 //! The command runs while the lock is held.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use lockservice_core::Error;
 use lockservice_core::clock::{Clock, SystemClock, Time};
 use nix::sys::signal::Signal;
+use tokio::sync::watch;
 
 use super::end::{End, of_signal};
 use super::{deadline_passed, lost};
@@ -31,21 +33,10 @@ pub(super) async fn hold(
     signals: &mut Signals,
     json: bool,
 ) -> Held {
-    let env = [
-        ("LOCKSERVICE_TOKEN", lock.token().to_string().into()),
-        ("LOCKSERVICE_GROUP", args.group.to_string().into()),
-        ("LOCKSERVICE_TABLE", args.table.to_string().into()),
-        ("LOCKSERVICE_KEYS", args.keys_for_command()),
-        (
-            "LOCKSERVICE_HELD",
-            outer::with(std::env::var_os(outer::VARIABLE), lock.txn().id(), &args.client.server),
-        ),
-        // Also if it was a flag: a nested `lockservice` means the same server.
-        ("LOCKSERVICE_SERVER", args.client.server.clone().into()),
-    ];
+    let env = environment(args, lock);
     // Of the node where the lock is.
     let mut deadlines = lock.watch_deadline();
-    let mut deadline = *deadlines.borrow_and_update();
+    let deadline = *deadlines.borrow_and_update();
     let job = Job {
         command: &args.command,
         env: &env,
@@ -54,7 +45,7 @@ pub(super) async fn hold(
         stop_time,
         json,
     };
-    let mut supervised = match Supervised::start(&job) {
+    let supervised = match Supervised::start(&job) {
         Ok(supervised) => supervised,
         Err(error) => {
             let sentence = format!("cannot start the supervisor: {error}; the lock was released");
@@ -62,85 +53,144 @@ pub(super) async fn hold(
             return Held { outcome, still_running: Vec::new() };
         }
     };
-    let clock = SystemClock;
-    let mut why_lost: Option<Error> = None;
-    let mut left = false;
-    let mut last = None;
-    let mut broken = "it was killed".to_owned();
-    let mut received = Vec::new();
-    loop {
-        let frame = tokio::select! {
-            frame = supervised.next() => match frame {
-                Ok(frame) => frame,
-                Err(error) => {
-                    broken = error.to_string();
-                    break;
+    let mut run = Run {
+        lock,
+        supervised,
+        deadlines,
+        deadline,
+        stop_time,
+        why_lost: None,
+        left: false,
+        last: None,
+        broken: "it was killed".to_owned(),
+        received: Vec::new(),
+    };
+    run.until_over(signals).await;
+    run.end().await
+}
+
+/// What the command finds in its environment.
+fn environment(args: &LockArgs, lock: &LockGuard) -> [(&'static str, OsString); 6] {
+    let held = std::env::var_os(outer::VARIABLE);
+    [
+        ("LOCKSERVICE_TOKEN", lock.token().to_string().into()),
+        ("LOCKSERVICE_GROUP", args.group.to_string().into()),
+        ("LOCKSERVICE_TABLE", args.table.to_string().into()),
+        ("LOCKSERVICE_KEYS", args.keys_for_command()),
+        ("LOCKSERVICE_HELD", outer::with(held, lock.txn().id(), &args.client.server)),
+        // Also if it was a flag: a nested `lockservice` means the same server.
+        ("LOCKSERVICE_SERVER", args.client.server.clone().into()),
+    ]
+}
+
+/// A command that runs under a lock.
+struct Run<'a> {
+    lock: &'a LockGuard,
+    supervised: Supervised,
+    deadlines: watch::Receiver<Time>,
+    deadline: Time,
+    stop_time: Duration,
+    why_lost: Option<Error>,
+    /// The supervisor could not end everything.
+    left: bool,
+    /// The last word of the supervisor.
+    last: Option<Frame>,
+    /// Why the supervisor said no last word.
+    broken: String,
+    /// The signals that this process received.
+    received: Vec<Signal>,
+}
+
+impl Run<'_> {
+    /// Passes deadlines and signals on to the supervisor, until it has said its last word or must
+    /// be taken for stopped.
+    async fn until_over(&mut self, signals: &mut Signals) {
+        let clock = SystemClock;
+        loop {
+            let frame = tokio::select! {
+                frame = self.supervised.next() => match frame {
+                    Ok(frame) => frame,
+                    Err(error) => {
+                        self.broken = error.to_string();
+                        return;
+                    }
+                },
+                Ok(()) = self.deadlines.changed(), if self.why_lost.is_none() => {
+                    self.deadline = *self.deadlines.borrow_and_update();
+                    self.supervised.tell(Frame::Deadline(self.deadline));
+                    continue;
                 }
-            },
-            Ok(()) = deadlines.changed(), if why_lost.is_none() => {
-                deadline = *deadlines.borrow_and_update();
-                supervised.tell(Frame::Deadline(deadline));
-                continue;
-            }
-            why = lock.lost(), if why_lost.is_none() => {
-                why_lost = Some(why);
-                supervised.tell(Frame::Stop);
-                continue;
-            }
-            taken = signals.next() => {
-                if !received.contains(&taken.signal) {
-                    received.push(taken.signal);
+                why = self.lock.lost(), if self.why_lost.is_none() => {
+                    self.why_lost = Some(why);
+                    self.supervised.tell(Frame::Stop);
+                    continue;
                 }
-                if !taken.to_group {
-                    supervised.tell(Frame::Signal(taken.signal as i32));
+                taken = signals.next() => {
+                    if !self.received.contains(&taken.signal) {
+                        self.received.push(taken.signal);
+                    }
+                    if !taken.to_group {
+                        self.supervised.tell(Frame::Signal(taken.signal as i32));
+                    }
+                    continue;
                 }
-                continue;
+                () = passed(&clock, self.deadline, kill_margin(self.stop_time) / 2) => {
+                    // The supervisor should have ended the command: it is stopped, or slow (P2).
+                    self.why_lost.get_or_insert_with(deadline_passed);
+                    return;
+                }
+            };
+            match frame {
+                Some(
+                    end @ (Frame::Exited(_) | Frame::Died(_) | Frame::Stopped | Frame::Failed(_)),
+                ) => {
+                    self.last = Some(end);
+                    return;
+                }
+                Some(Frame::Left) => self.left = true,
+                Some(Frame::Suspended(by)) => suspend(by),
+                Some(_) => {}
+                None => return,
             }
-            () = passed(&clock, deadline, kill_margin(stop_time) / 2) => {
-                // The supervisor should have ended the command: it is stopped, or slow (P2).
-                why_lost.get_or_insert_with(deadline_passed);
-                break;
-            }
+        }
+    }
+
+    /// Ends whatever still runs.
+    async fn end(mut self) -> Held {
+        if self.last.is_some() {
+            self.supervised.reap();
+        }
+        let still_running = if self.last.is_some() && !self.left {
+            // The supervisor has seen the end of everything.
+            Vec::new()
+        } else {
+            // Killed, perhaps: the kernel killed the command with it, and this ends the rest.
+            let until = *self.deadlines.borrow_and_update();
+            self.supervised.end_all(&SystemClock, until).await
         };
-        match frame {
-            Some(end @ (Frame::Exited(_) | Frame::Died(_) | Frame::Stopped | Frame::Failed(_))) => {
-                last = Some(end);
-                break;
+        let outcome = self.outcome();
+        let outcome =
+            if still_running.is_empty() { outcome } else { Err(not_over(outcome, &still_running)) };
+        Held { outcome, still_running }
+    }
+
+    fn outcome(self) -> Result<End, Failure> {
+        match self.last {
+            Some(Frame::Exited(status)) => Ok(End::Status(status)),
+            Some(Frame::Died(number)) => Ok(died(number, &self.received)),
+            Some(Frame::Stopped) => {
+                let why = self.lock.lost_now().or(self.why_lost);
+                Err(lost(&why.unwrap_or_else(deadline_passed)))
             }
-            Some(Frame::Left) => left = true,
-            Some(Frame::Suspended(by)) => suspend(by),
-            Some(_) => {}
-            None => break,
+            Some(Frame::Failed(errno)) => {
+                Err(supervisor_failed(&std::io::Error::from_raw_os_error(errno).to_string()))
+            }
+            _ => match self.why_lost {
+                Some(why) => Err(lost(&why)),
+                None => Err(supervisor_failed(&self.broken)),
+            },
         }
     }
-    if last.is_some() {
-        supervised.reap();
-    }
-    let still_running = if last.is_some() && !left {
-        // It has seen the end of everything.
-        Vec::new()
-    } else {
-        // Killed, perhaps: the kernel killed the command with it, and this whatever that started.
-        let until = *deadlines.borrow_and_update();
-        supervised.end_all(&clock, until).await
-    };
-    let outcome = match last {
-        Some(Frame::Exited(status)) => Ok(End::Status(status)),
-        Some(Frame::Died(number)) => Ok(died(number, &received)),
-        Some(Frame::Stopped) => {
-            Err(lost(&lock.lost_now().or(why_lost).unwrap_or_else(deadline_passed)))
-        }
-        Some(Frame::Failed(errno)) => {
-            Err(supervisor_failed(&std::io::Error::from_raw_os_error(errno).to_string()))
-        }
-        _ => match why_lost {
-            Some(why) => Err(lost(&why)),
-            None => Err(supervisor_failed(&broken)),
-        },
-    };
-    let outcome =
-        if still_running.is_empty() { outcome } else { Err(not_over(outcome, &still_running)) };
-    Held { outcome, still_running }
 }
 
 /// How to end after the command died of a signal: of the same if it came through this process.

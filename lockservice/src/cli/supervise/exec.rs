@@ -29,6 +29,7 @@ pub(crate) fn run(args: &ExecArgs) -> ExitCode {
     }
 }
 
+// Long: the steps between fork and exec in their order, which matters.
 fn become_command(args: &ExecArgs) -> Result<Infallible, Failure> {
     let os = |what: &str, error: io::Error| {
         Failure::new(exit::OS, "os", format!("cannot {what}: {error}; the command was not started"))

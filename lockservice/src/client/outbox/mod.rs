@@ -16,7 +16,7 @@ use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use self::pending::{Pending, What};
-pub(super) use self::response::Answered;
+pub(super) use self::response::ResponseEffect;
 use self::state::OutboxState;
 use crate::proto;
 use crate::proto::client_op::Op;

@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use lockservice_core::clock::Time;
+use lockservice_core::service::Granted;
 use lockservice_core::{Error, ErrorKind, Result};
 
 use super::pending::{Pending, What};
 use super::{CallId, FRAME_BYTES_MAX, Outbox, wake};
-use crate::proto;
+use crate::proto::server_op::Response;
 
-/// What the driver must do about an answer.
+/// The work of the driver after a response.
 #[derive(Debug)]
-pub(in crate::client) enum Answered {
+pub(in crate::client) enum ResponseEffect {
     /// Nothing.
-    Done,
+    None,
     /// A renewal, sent at this time, was acknowledged.
     Renewed(Time, Duration),
     /// A grant, asked for at this time, carries a promise: the server renews a session with
@@ -24,27 +25,26 @@ pub(in crate::client) enum Answered {
 }
 
 impl Outbox {
-    /// Hands an answer to whoever waits for it. A grant is refused, and given back, unless `accept`
-    /// allows it (P2).
-    pub(in crate::client) fn answer(
+    /// Hands a response to the caller that waits for it. A grant is refused, and rolled back, unless
+    /// `accept` allows it (P2).
+    pub(in crate::client) fn take_response(
         &self,
         id: u64,
-        answer: Result<proto::server_op::Answer>,
+        response: Result<Response>,
         accept: impl FnOnce() -> Result<()>,
-    ) -> Answered {
-        use proto::server_op::Answer;
+    ) -> ResponseEffect {
         let mut state = self.state.lock();
-        // An answer to nothing: one that an older stream had sent for.
-        let Some(pending) = state.pending.remove(&id) else { return Answered::Done };
+        // A response to nothing: an older stream had sent for it.
+        let Some(pending) = state.pending.remove(&id) else { return ResponseEffect::None };
+        // Nothing is responded to before it was sent.
+        let sent = pending.sent.unwrap_or_default();
         match pending.what {
-            What::Heartbeat => match answer {
-                Ok(Answer::Promise(promise)) => {
-                    // Nothing is answered before it was sent.
-                    let sent = pending.sent.unwrap_or_default();
-                    Answered::Renewed(sent, Duration::from_millis(promise.valid_for_ms))
+            What::Heartbeat => match response {
+                Ok(Response::Promise(promise)) => {
+                    ResponseEffect::Renewed(sent, Duration::from_millis(promise.valid_for_ms))
                 }
-                Ok(_) => Answered::Done,
-                Err(e) => Answered::Lost(e),
+                Ok(_) => ResponseEffect::None,
+                Err(e) => ResponseEffect::Lost(e),
             },
             What::Release { txn, sequence, undone, ends, reply } => {
                 if let Some(slot) = state.txns.get_mut(&txn) {
@@ -59,10 +59,10 @@ impl Outbox {
                 }
                 drop(state);
                 if let Some(reply) = reply {
-                    // Nobody need wait for it.
-                    let _ = reply.send(answer.map(drop));
+                    // A caller need not wait for it.
+                    let _ = reply.send(response.map(drop));
                 }
-                Answered::Done
+                ResponseEffect::None
             }
             What::Lock { txn, sequence, reply, _permit } => {
                 // Dropped when the mutex is free.
@@ -70,23 +70,12 @@ impl Outbox {
                 if let Some(slot) = state.txns.get_mut(&txn) {
                     slot.under_way = slot.under_way.saturating_sub(1);
                 }
-                let mut answered = Answered::Done;
-                let result = match answer {
-                    Ok(Answer::Locked(locked)) => {
-                        let promise =
-                            Duration::from_millis(locked.promise.unwrap_or_default().valid_for_ms);
-                        answered = Answered::Promised(pending.sent.unwrap_or_default(), promise);
-                        crate::convert::granted_from_proto(locked)
-                            .and_then(|granted| accept().map(|()| granted))
-                    }
-                    Ok(_) => Err(Error::new(
-                        ErrorKind::Internal,
-                        "the server answered a lock request with something else",
-                    )),
+                let (result, effect) = match response {
+                    Ok(response) => granted(response, sent, accept),
                     Err(e) => {
                         drop(state);
                         let _ = reply.send(Err(e));
-                        return Answered::Done;
+                        return ResponseEffect::None;
                     }
                 };
                 let waker =
@@ -95,27 +84,27 @@ impl Outbox {
                 wake(waker);
                 // A caller that has gone has put an Undo in itself.
                 let _ = reply.send(result);
-                answered
+                effect
             }
         }
     }
 
-    /// Answers the callers of large requests that were sent with `why`, and takes the requests
-    /// back: the server has no room for one of them. Everything else is sent again.
+    /// Fails the callers of large requests that were sent with `why`, and cancels the requests: the
+    /// server has no room for one of them. Everything else is sent again.
     pub(in crate::client) fn fail_large_locks(&self, why: &Error) {
         let mut state = self.state.lock();
         let is_large =
             |pending: &Pending| pending.sent.is_some() && pending.bytes > FRAME_BYTES_MAX;
         let large: Vec<u64> =
             state.pending.iter().filter(|(_, p)| is_large(p)).map(|(id, _)| *id).collect();
-        // Kept until the mutex is free: dropping one wakes whoever waits for its permit.
+        // Kept until the mutex is free: dropping one wakes the next that waits for its permit.
         let mut failed = Vec::with_capacity(large.len());
         let mut waker = None;
         for id in large {
             let Some((call, what)) = state.pending.get_mut(&id).and_then(Pending::take_lock) else {
                 continue;
             };
-            // It may have been granted, and only the answer is lost.
+            // It may have been granted, and only the response is lost.
             waker = waker.or(state.undo(call));
             failed.push(what);
         }
@@ -123,13 +112,13 @@ impl Outbox {
         wake(waker);
         for what in failed {
             if let What::Lock { reply, .. } = what {
-                // A caller that has gone needs no answer.
+                // A caller that has gone needs no response.
                 let _ = reply.send(Err(why.clone()));
             }
         }
     }
 
-    /// Answers every caller with `why`. What releases stays, to be sent if there is still a stream.
+    /// Fails every lock call with `why`. Releases stay, to be sent if there is still a stream.
     pub(in crate::client) fn fail_locks(&self, why: &Error) {
         let mut state = self.state.lock();
         let locks: Vec<u64> = state
@@ -139,12 +128,12 @@ impl Outbox {
             .map(|(id, _)| *id)
             .collect();
         let mut waker = None;
-        // Kept until the mutex is free: dropping one wakes whoever waits for its permit.
+        // Kept until the mutex is free: dropping one wakes the next that waits for its permit.
         let mut failed = Vec::with_capacity(locks.len());
         for id in locks {
             let Some(pending) = state.pending.remove(&id) else { continue };
-            // P2: a grant on its way is given back. What was never sent leaves a hole that only the
-            // end of the session fills, and the session is ending.
+            // P2: a grant on its way is rolled back. A call that was never sent leaves a hole that
+            // only the end of the session fills, and the session is ending.
             if pending.sent.is_some()
                 && let What::Lock { txn, sequence, .. } = pending.what
             {
@@ -163,4 +152,24 @@ impl Outbox {
             }
         }
     }
+}
+
+/// The result of a lock call whose response is no error, and its effect: the grant if `accept`
+/// allows it.
+fn granted(
+    response: Response,
+    sent: Time,
+    accept: impl FnOnce() -> Result<()>,
+) -> (Result<Granted>, ResponseEffect) {
+    let Response::Locked(locked) = response else {
+        let e = Error::new(
+            ErrorKind::Internal,
+            "the server answered a lock request with something else",
+        );
+        return (Err(e), ResponseEffect::None);
+    };
+    let promise = Duration::from_millis(locked.promise.unwrap_or_default().valid_for_ms);
+    let result =
+        crate::convert::granted_from_proto(locked).and_then(|granted| accept().map(|()| granted));
+    (result, ResponseEffect::Promised(sent, promise))
 }

@@ -165,9 +165,14 @@ fn a_grant_renews_from_when_its_request_was_last_sent() {
     };
     let promise = Some(proto::Promise { valid_for_ms: 5_000 });
     let locked = proto::Locked { promise, ..proto::Locked::default() };
-    let answered =
-        outbox.answer(frame.ops[0].id, Ok(proto::server_op::Answer::Locked(locked)), || Ok(()));
-    let Answered::Promised(sent, promised) = answered else { panic!("no promise: {answered:?}") };
+    let answered = outbox.take_response(
+        frame.ops[0].id,
+        Ok(proto::server_op::Response::Locked(locked)),
+        || Ok(()),
+    );
+    let ResponseEffect::Promised(sent, promised) = answered else {
+        panic!("no promise: {answered:?}")
+    };
     assert_eq!(
         (sent, promised),
         (Time::from_origin(Duration::from_millis(700)), Duration::from_secs(5))
@@ -202,7 +207,11 @@ fn a_caller_is_told_what_its_own_call_waits_for_and_nothing_is_kept_when_that_is
     let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &Settable::default(), &mut cx) else {
         panic!("none")
     };
-    outbox.answer(frame.ops[0].id, Err(Error::new(ErrorKind::Timeout, "for the test")), || Ok(()));
+    outbox.take_response(
+        frame.ops[0].id,
+        Err(Error::new(ErrorKind::Timeout, "for the test")),
+        || Ok(()),
+    );
     tell(call);
     assert!(
         !seen.has_changed().expect("there is a sender") && outbox.state.lock().listening.is_empty()

@@ -9,6 +9,19 @@ use tokio::sync::watch;
 use super::{ClientTxn, Ended};
 
 /// Locks held by a transaction of their own. Dropping it releases them.
+///
+/// ```no_run
+/// # use lockservice::{LockSpec, Result, Session};
+/// # async fn example(session: Session, spec: LockSpec) -> Result<()> {
+/// let lock = session.lock(spec).await?;
+/// tokio::select! {
+///     why = lock.lost() => return Err(why), // stop the protected work
+///     () = write_with(lock.token()) => {}
+/// }
+/// lock.release().await
+/// # }
+/// # async fn write_with(_: lockservice::FencingToken) {}
+/// ```
 #[derive(Debug)]
 #[must_use = "locks are released when their `LockGuard` is dropped"]
 pub struct LockGuard {

@@ -33,6 +33,21 @@ const ANSWER_GRACE: Duration = Duration::from_millis(100);
 /// A transaction of a session. Dropping it ends it.
 ///
 /// It lives on one node: the owner of the table in which its first lock was granted (T5).
+///
+/// ```no_run
+/// # async fn example(session: lockservice::Session) -> lockservice::Result<()> {
+/// use lockservice::{Key, LockItem, LockSpec, TableRef, TxnOptions};
+///
+/// let accounts = TableRef::new("bank", "accounts")?;
+/// let txn = session.txn(TxnOptions::default());
+/// for name in ["alice", "bob"] {
+///     let row = LockItem::Row(Key::new(name)?);
+///     let grant = txn.lock(LockSpec::new(accounts.clone(), vec![row])).await?;
+///     println!("{name} is locked under token {}", grant.token);
+/// }
+/// txn.end(None).await
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "a transaction that is dropped has ended"]
 pub struct ClientTxn {
@@ -76,12 +91,14 @@ impl ClientTxn {
     /// One that was must be told by [`LockSpec::snapshot_age`] (C5).
     ///
     /// # Errors
-    /// `Conflict`, `Timeout`: not to be had now. `Deadlock`, `BindChanged`, `TxnNotFound`: end this
-    /// transaction and start another. `SpansNodes`: the transaction holds locks at another node than
-    /// the table's owner; end it, and lock the tables of the two nodes in transactions of their
-    /// own. `SessionLost`, `LeaseLost`, `ShuttingDown`: stop the protected work. `Reassigning`: the
-    /// table's last owner may still be at work; try again after the time given. `InvalidArgument`,
-    /// `ResourceExhausted`: ask for something else, or less.
+    /// | kind | what the caller must do |
+    /// |---|---|
+    /// | `Conflict`, `Timeout` | the lock is not free: try again later |
+    /// | `Deadlock`, `BindChanged`, `TxnNotFound` | end this transaction and start another |
+    /// | `SpansNodes` | end it, and lock the tables of the two nodes in transactions of their own |
+    /// | `SessionLost`, `LeaseLost`, `ShuttingDown` | stop the protected work |
+    /// | `Reassigning` | the table's last owner may still be at work: try again after the time given |
+    /// | `InvalidArgument`, `ResourceExhausted` | ask for something else, or less |
     ///
     /// # Cancel safety
     /// Dropping the call cancels its wait, or rolls its grant back: nothing that it asked for may

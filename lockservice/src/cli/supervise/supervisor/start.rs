@@ -25,6 +25,7 @@ use crate::cli::supervise::stdin;
 use crate::cli::supervise::tree::Tree;
 
 /// Starts the command; `None` if there is no time left, or no wrapper.
+// Long: the steps of a start in their order, which matters.
 pub(super) fn start(args: &SuperviseArgs) -> io::Result<Option<Supervisor>> {
     // Signals of the terminal and of the job are the wrapper's business; it says what to pass on.
     every().thread_block()?;
