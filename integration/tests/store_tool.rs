@@ -146,7 +146,8 @@ async fn a_restore_that_was_killed_is_refused_by_servers_and_finished_by_the_nex
     let path = folder.path().join("big.dump");
     let tables = 60_000u64;
     let mut text =
-        "{\"dump\":{\"format\":1,\"version\":\"0\",\"source\":\"test\",\"epoch\":1,\"applied\":1}}\n".to_owned();
+        "{\"dump\":{\"format\":1,\"version\":\"0\",\"source\":\"test\",\"epoch\":1,\"applied\":1}}\n"
+            .to_owned();
     for at in 0..tables {
         let (id, owner) = ((1u64 << 32) + at, 1u64 << 32);
         let name = serde_json::json!({"group": "g", "name": format!("t{at}")});

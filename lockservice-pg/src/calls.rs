@@ -35,7 +35,7 @@ impl Calls {
         self.unchanged(self.connections.take().await)
     }
 
-    /// What a failure means if nothing that changes anything was sent.
+    /// The meaning of a failure if no change was sent.
     pub(crate) fn unchanged<T>(&self, outcome: Result<T, Failure>) -> Result<T> {
         outcome.map_err(|failure| failure.explain(&self.describe, Stage::Reading))
     }

@@ -68,8 +68,8 @@ pub struct PgConfig {
     /// Default 30 s.
     pub load_timeout: Duration,
     /// Whether a candidate keeps one more connection open that hears at once (`LISTEN`) when the
-    /// leadership changes. Default true. Where that is not wanted, or does not work as behind a
-    /// pooler, candidates look from time to time.
+    /// leadership changes. Default true. Set false if that is not wanted, or does not work as
+    /// behind a pooler, candidates look from time to time.
     pub listen: bool,
 }
 
@@ -165,7 +165,7 @@ impl PgConfig {
         Ok(Self { others, writable_only, pooler, schema, listen, ..Self::new(connect) })
     }
 
-    /// Where the store is, for people: never a user name or a password.
+    /// The place of the store, for people: never a user name or a password.
     pub(crate) fn describe(&self) -> String {
         let host = |connect: &PgConnectOptions| {
             let host = match connect.get_socket() {

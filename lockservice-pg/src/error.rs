@@ -7,7 +7,7 @@ use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 use self::ErrorKind::{InvalidArgument, StoreCorrupt, StoreUnusable, Unavailable};
 
-/// What a call had done when it failed.
+/// The progress of a call when it failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stage {
     /// Nothing that changes anything had been sent.
@@ -217,7 +217,7 @@ impl Failure {
         }
     }
 
-    /// What this means for the caller; `store` describes the store.
+    /// The meaning for the caller; `store` describes the store.
     pub(crate) fn explain(self, store: &str, stage: Stage) -> Error {
         let (kind, message) = self.classify();
         // An error that the server reports and survives has rolled the change back. Anything else

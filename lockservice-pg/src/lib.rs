@@ -39,7 +39,7 @@
 //!   listens on a node that stands by.
 //! - A pooler such as pgbouncer is found out and needs no option, in any of its modes but
 //!   `statement`. Each call is then a transaction of its own: that costs some round trips, and
-//!   candidates look for a change of leadership from time to time. What is set is set for that
+//!   candidates look for a change of leadership from time to time. A setting lasts for that
 //!   transaction, so that nothing of ours reaches other applications.
 //! - Several servers of which one takes writes, as Patroni keeps them: name all,
 //!   `postgres://USER@HOST1:5432,HOST2:5432/DATABASE`.

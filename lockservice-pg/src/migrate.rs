@@ -21,7 +21,7 @@ const MIGRATIONS: &[&str] = &[include_str!("migrations/1.sql")];
 /// The format of the schema that this version reads and writes.
 pub const SCHEMA_FORMAT: u32 = MIGRATIONS.len() as u32;
 
-/// What `text` is for this schema.
+/// `text` with the name of this schema.
 pub(crate) fn in_schema(text: &str, schema: &SchemaName) -> String {
     text.replace("$schema", &format!("\"{schema}\""))
 }
@@ -140,8 +140,8 @@ async fn found(calls: &Calls, connection: &mut Connection<'_>, schema: &SchemaNa
         Some(version) if version > 0 => Ok(version),
         _ => Err(Error::new(
             ErrorKind::StoreCorrupt,
-            "the store's schema does not say which format it has: restore the schema from a backup, \
-             or choose another",
+            "the store's schema does not say which format it has: restore the schema from a \
+             backup, or choose another",
         )
         .with("store", &calls.describe)),
     }

@@ -85,7 +85,7 @@ pub(crate) fn json<T: Serialize>(record: &T) -> String {
 }
 
 /// The head that a row carries in `format` and `record`; `None` for none, and for the one that
-/// stands for "nobody ever".
+/// stands for "no leader ever".
 pub(crate) fn head(row: &PgRow) -> Result<Option<Head>> {
     let Some(record) = column::<Option<String>>(row, "record", "head")? else {
         return Ok(None);
@@ -146,7 +146,7 @@ fn record<T: DeserializeOwned>(what: &str, row: &PgRow) -> Result<T> {
 fn versioned<T: DeserializeOwned>(what: &str, format: i16, record: &str) -> Result<T> {
     let format = match u8::try_from(format) {
         Ok(format) => format,
-        // Whatever it is, it is not of a format that is known: later ones are above, damage is 0.
+        // The format is not known in any case: later ones are above, damage is 0.
         Err(_) if format > 0 => u8::MAX,
         Err(_) => 0,
     };

@@ -4,10 +4,10 @@
 //! # Implementation details
 //! **What a session needs** (time-outs, an isolation level) goes into the connection's startup
 //! packet, not into a `SET`: behind a pooler that shares connections between transactions, a `SET`
-//! would change the queries of whoever comes next. A pooler refuses such a startup packet, or
+//! would change the queries of the next user. A pooler refuses such a startup packet, or
 //! ignores it, which the first question to a new connection tells. From then on nothing rests on
 //! the session: each call is a transaction of its own that sets what it needs for itself, its
-//! statement has no name, and nobody listens.
+//! statement has no name, and no listener is opened.
 //!
 //! **Several servers.** The one that was connected last is asked first. If it refuses, or is silent
 //! for a moment, all others are asked at once, so that one that is gone costs no time. One that
@@ -27,7 +27,7 @@ use crate::error::Failure;
 /// Of the time for a connection, how much the server that was connected last has for itself.
 const HEAD_START: u32 = 4;
 
-/// What is asked of each new connection.
+/// The statements that begin each new connection.
 const PROBE: &str = "select (extract(epoch from current_setting('statement_timeout')::interval) * \
  1000)::bigint as statement_timeout, \
      pg_is_in_recovery() or current_setting('transaction_read_only')::bool as read_only";
@@ -77,7 +77,7 @@ impl Servers {
         self.plain[self.current.load(Ordering::Relaxed)].clone()
     }
 
-    /// What begins a call that cannot rest on the session.
+    /// The statements that begin a call which cannot rest on the session.
     pub(crate) fn begin(&self) -> String {
         let set = |(name, value): &(&str, String)| format!("; set local {name} = '{value}'");
         // The isolation is that of the transaction.

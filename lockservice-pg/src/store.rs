@@ -1,5 +1,5 @@
-//! [`PgStore`]: the store itself. What a change of leadership means is the core's [`Head`]; how a
-//! batch lands is `write_batch` of the schema.
+//! [`PgStore`]: the store itself. The core's [`Head`] decides what a change of leadership means;
+//! how a batch lands is `write_batch` of the schema.
 
 use std::fmt;
 use std::sync::Arc;
@@ -81,7 +81,7 @@ impl PgStore {
     ///
     /// At most `config.connections_max` of its connections are used at once. The connection that
     /// listens is one more, opened with the pool's options but outside of it; `config.listen` turns
-    /// it off. Where the pool's connections go through a pooler that shares them between
+    /// it off. If the pool's connections go through a pooler that shares them between
     /// transactions, say so in `config.pooler`: here it is not found out.
     pub async fn with_pool(pool: PgPool, config: PgConfig) -> Result<Self> {
         let config =
@@ -157,7 +157,7 @@ impl PgStore {
         self.get(&row, "done")
     }
 
-    /// What the head as it stands has against a change that was refused.
+    /// The reason in the head as it stands why a change was refused.
     fn refused<T>(&self, row: &PgRow, check: impl FnOnce(&Head) -> Result<T>) -> Error {
         match head(row).map(Option::unwrap_or_default).and_then(|head| check(&head)) {
             Err(refusal) => refusal.with("store", &self.calls.describe),

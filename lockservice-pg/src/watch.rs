@@ -5,7 +5,7 @@
 //! stands by has none. A change raises a generation. A caller waits until the generation is above
 //! the one at which it last asked for the leadership, so a change between asking and waiting is not
 //! missed. The task raises it also after each new connection: what happened meanwhile is not known.
-//! Behind a pooler nobody listens: what a session hears would reach whoever has its connection
+//! Behind a pooler no listener is opened: its messages would reach the next user of its connection
 //! then.
 
 use std::fmt;
@@ -93,7 +93,7 @@ impl fmt::Debug for Watch {
     }
 }
 
-/// What the task has.
+/// The state of the task.
 struct Listener {
     servers: Arc<Servers>,
     channel: String,

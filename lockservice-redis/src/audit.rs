@@ -1,4 +1,4 @@
-//! What a server is asked once, when a store is opened: whether it can serve, and whether it may
+//! The questions to a server when a store is opened: whether it can serve, and whether it may
 //! forget.
 
 use lockservice_core::{ErrorKind, Result};
@@ -49,7 +49,7 @@ pub(crate) async fn audit(
     Ok(())
 }
 
-/// What the server told of itself.
+/// The answers of the server about itself.
 struct Known<'a> {
     info: &'a str,
     /// `None` if `CONFIG` is forbidden, as it is with many that run Redis for others.

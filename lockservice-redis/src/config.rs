@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use lockservice_core::{Error, ErrorKind, Result};
 
-/// Where Redis is, and how it is used. Made from a URL by [`from_url`](Self::from_url), or field by
-/// field over [`default`](Self::default).
+/// The place of Redis, and how it is used. Made from a URL by [`from_url`](Self::from_url), or
+/// field by field over [`default`](Self::default).
 ///
 /// `Debug` shows no secret.
 #[derive(Clone)]
@@ -66,7 +66,7 @@ pub enum Servers {
     Client(redis::Client),
 }
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub struct Address {
     /// Host name or address.
@@ -166,7 +166,7 @@ impl RedisConfig {
         format!("{{lockservice:{}}}", self.name)
     }
 
-    /// Where changes of leadership are announced.
+    /// The channel on which changes of leadership are announced.
     pub(crate) fn channel(&self) -> String {
         format!("{{lockservice:{}}}:leader", self.name)
     }

@@ -3,11 +3,11 @@
 //!
 //! # Implementation details
 //! **A slot of a Cluster that is being moved.** The store is one key. Until that key has moved its
-//! old node answers; then the old node answers `ASK`, and the new one serves whoever says `ASKING`
-//! right before the command. So each call takes two steps until the move is over: nothing is
-//! remembered but the connection to the new node, for a move may be given up. `MOVED` says that the
-//! slot has another node for good, and is followed without looking the node up: other nodes may not
-//! know it yet.
+//! old node answers; then the old node answers `ASK`, and the new one serves a client that says
+//! `ASKING` right before the command. So each call takes two steps until the move is over: nothing
+//! is remembered but the connection to the new node, for a move may be given up. `MOVED` says that
+//! the slot has another node for good, and is followed without looking the node up: other nodes may
+//! not know it yet.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +40,7 @@ pub(crate) struct StoreConnection {
 #[derive(Default)]
 struct CurrentMaster {
     master: Option<Master>,
-    /// Where the master is, as the one before it said.
+    /// The address of the master, as the one before it said.
     hint: Option<Address>,
     /// The node to which the key is being moved.
     next: Option<(Address, Master)>,
@@ -61,13 +61,13 @@ pub(crate) struct ScriptCall<'a> {
     pub(crate) script: &'a Script,
     pub(crate) key: &'a str,
     pub(crate) arguments: Vec<Vec<u8>>,
-    /// What an answer that does not come means.
+    /// The meaning of a response that does not come.
     pub(crate) stage: Stage,
     /// Whether what it writes must reach the replicas before it counts (L4).
     pub(crate) waits: bool,
 }
 
-/// What a script answered.
+/// The response of a script.
 pub(crate) struct ScriptResponse {
     pub(crate) value: Value,
     /// False if what it wrote did not reach as many replicas as it must.
@@ -99,7 +99,7 @@ impl StoreConnection {
         Self { config, errors, topology, current: Mutex::default() }
     }
 
-    /// Runs a script on the master. What is no [`Stage::Write`] is sent once more over a new
+    /// Runs a script on the master. A call that is no [`Stage::Write`] is sent once more over a new
     /// connection if the old one was lost.
     pub(crate) async fn run(&self, call: ScriptCall<'_>) -> Result<ScriptResponse> {
         let waits = call.waits && self.config.replicas > 0;
@@ -182,7 +182,7 @@ impl StoreConnection {
                     reason = Some(error);
                     tokio::time::sleep(PAUSE).await;
                 }
-                // What the server said the last time is why the call is still under way.
+                // The last word of the server is why the call is still under way.
                 Failure::OutOfTime(error) => return Err(reason.unwrap_or(error)),
                 Failure::Elsewhere(error)
                 | Failure::TryAgain(error)
@@ -323,7 +323,7 @@ impl StoreConnection {
             .map_err(Failure::Final)
     }
 
-    /// Where a node of a Cluster says that the key is, if it names the place.
+    /// The node that has the key, as a node of a Cluster says, if it names it.
     fn redirection(&self, error: &RedisError) -> Option<Address> {
         let Servers::Cluster(_) = &self.config.servers else { return None };
         let (host, port) = error.redirect_node()?.0.rsplit_once(':')?;

@@ -3,14 +3,14 @@
 use lockservice_core::{Error, ErrorKind};
 use redis::RedisError;
 
-/// What was under way when something failed: it decides what an error without an answer means.
+/// The stage of a call when it failed: it decides what an error without a response means.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stage {
     /// Nothing was asked yet.
     Connect,
-    /// What was asked changes nothing, or may be asked again.
+    /// The call changes nothing, or may be repeated.
     Repeatable,
-    /// What was asked may have been done although no answer came.
+    /// The call may have been done although no response came.
     Write,
 }
 
@@ -87,7 +87,7 @@ impl Errors {
     }
 }
 
-/// An error that the server answered, by its code. Whatever was asked was refused before anything
+/// An error that the server answered, by its code. The call was refused before anything
 /// was changed: the scripts check everything before they write, and Redis checks memory, role and
 /// disk before it starts them.
 // Long: a table, one row a code.
@@ -146,7 +146,7 @@ fn answered(code: &str, error: &RedisError) -> (ErrorKind, &'static str) {
              configuration",
         ),
         "BUSY" | "UNKILLABLE" => {
-            (Unavailable, "Redis is busy with somebody's script: try again once it is done")
+            (Unavailable, "Redis is busy with a script: try again once it is done")
         }
         "NOREPLICAS" => (
             Unavailable,

@@ -1,4 +1,4 @@
-//! What the scripts answer, read into the core's types.
+//! The responses of the scripts, read into the core's types.
 
 use lockservice_core::store::{Head, Lineage, StoreState, absorb, decode};
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
@@ -10,7 +10,7 @@ use crate::topology::text;
 /// The six fields of a head as they are stored, for comparison; empty where there is none.
 pub(crate) type Fields = [Vec<u8>; 6];
 
-/// What the store says of its leadership.
+/// The leadership as the store has it.
 pub(crate) struct Found {
     /// The copy that answered.
     pub(crate) lineage: Lineage,
@@ -76,7 +76,7 @@ fn head(fields: &Fields, errors: &Errors) -> Result<Head> {
     })
 }
 
-/// What a script that writes decided.
+/// The decision of a script that writes.
 pub(crate) enum Verdict {
     /// It was done.
     Done,
@@ -123,7 +123,8 @@ pub(crate) fn verdict(value: Value, errors: &Errors) -> Result<(Lineage, Verdict
 mod tests {
     use super::*;
 
-    const RECORD: &str = "\u{1}{\"epoch\":7,\"applied\":0,\"leader\":{\"node\":\"n\",\"nonce\":9,\"address\":\"a\"},\
+    const RECORD: &str = "\u{1}{\"epoch\":7,\"applied\":0,\
+        \"leader\":{\"node\":\"n\",\"nonce\":9,\"address\":\"a\"},\
         \"counter\":0,\"ttl_ms\":5000,\"lineage\":\"run/line\"}";
 
     fn answer(time_s: u64, entries: i64, fields: [&str; 6]) -> Value {

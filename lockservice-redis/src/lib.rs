@@ -25,7 +25,7 @@
 //! # How it works
 //! Everything of one cluster is one hash, `{lockservice:NAME}`. Each operation is one Lua script,
 //! hence one atomic step, that compares the epoch, and for a write its number, with those in the
-//! hash (L2), and answers on which copy of the store it ran. Who may lead is decided by
+//! hash (L2), and answers on which copy of the store it ran. The right to lead is decided by
 //! [`Head`](lockservice_core::store::Head): a candidate reads the head, decides, and stores its own
 //! only if head and copy are still the same (L1). Each change of leadership is published on the
 //! channel `{lockservice:NAME}:leader`, so that a stand-by hears of a resignation at once; without
@@ -33,9 +33,9 @@
 //!
 //! One connection serves all calls. When it is lost, or the server turns out to be a replica, the
 //! master is looked up again: at the Sentinels (all are asked at once, the first answer counts), or
-//! as the owner of the key's slot in the Cluster. What may be repeated is sent once more; a write
-//! never is: its outcome is then [unknown](lockservice_core::ErrorKind::UnknownOutcome), and its
-//! number tells.
+//! as the owner of the key's slot in the Cluster. A call that may be repeated is sent once more; a
+//! write never is: its outcome is then [unknown](lockservice_core::ErrorKind::UnknownOutcome), and
+//! its number tells.
 //!
 //! While the key's slot is moved to another node of a Cluster, calls follow the key (`ASK`). The
 //! new node is another copy (L4), for a move that was interrupted can leave an old copy behind: the
@@ -43,8 +43,8 @@
 //! Binds, leases and transactions go on.
 //!
 //! # What can be lost
-//! Redis acknowledges from memory. What an acknowledged write survives is decided by how the server
-//! is set up:
+//! Redis acknowledges from memory. The setup of the server decides what an acknowledged write
+//! survives: is set up:
 //!
 //! | setup | the process dies | the machine dies | fail-over to a replica |
 //! |---|---|---|---|
@@ -55,7 +55,7 @@
 //! | any, with `wait=N` | as above | as above | nothing, if N is *every* replica that can be promoted; else what the promoted one had not received |
 //!
 //! [`connect`](RedisStore::connect) warns in the log if the append-only file is off or not synced
-//! with each write, and if `maxmemory-policy` lets Redis delete the hash. Where `CONFIG` is
+//! with each write, and if `maxmemory-policy` lets Redis delete the hash. If `CONFIG` is
 //! forbidden it says what could not be checked. Without persistence, a single Redis that restarts
 //! by itself within seconds forgets everything; under Sentinel or in a Cluster the replicas then
 //! copy that empty master.
@@ -79,12 +79,12 @@
 //!   handed out before the loss is never handed out again, nor anything below it, as long as the
 //!   servers' clocks agree to a few seconds or a node of that time still runs. A clock that is set
 //!   back costs only this floor.
-//! - Binds that cannot be proven are invalid: transactions that held a lost bind fail at `begin_commit` and
-//!   start again.
+//! - Binds that cannot be proven are invalid: transactions that held a lost bind fail at
+//!   `begin_commit` and start again.
 //!
-//! What is **not** noticed: the same process given older data by hand (`RESTORE`, `DEBUG RELOAD` of
-//! an old file, fields edited). Numbers and epochs that nodes report tell, if a node of that time
-//! still runs.
+//! One case is **not** noticed: the same process given older data by hand (`RESTORE`,
+//! `DEBUG RELOAD` of an old file, fields edited). Numbers and epochs that nodes report tell, if a
+//! node of that time still runs.
 //!
 //! ## What `wait=N` gives, and what it does not
 //! With `wait=N` acquiring, renewing and writing count only when `WAIT` says that N replicas have
@@ -96,7 +96,8 @@
 //! renewal. `min-replicas-to-write` with a short `min-replicas-max-lag` shortens the time in which
 //! an old master still accepts writes; it does not close it.
 //!
-//! Who can lose nothing uses PostgreSQL, or one Redis with `appendfsync always` and no fail-over.
+//! A cluster that can lose nothing uses PostgreSQL, or one Redis with `appendfsync always` and no
+//! fail-over.
 //!
 //! # What the server must allow
 //! The user needs the key and the channels `{lockservice:NAME}*`, and

@@ -48,7 +48,8 @@ if not run or not line then
 end
 local lineage = run .. '/' .. line
 local function head()
-  return redis.call('HMGET', KEYS[1], 'format', 'head/epoch', 'head/applied', 'head/counter', 'head/led', 'head/record')
+  return redis.call('HMGET', KEYS[1], 'format', 'head/epoch', 'head/applied', 'head/counter',
+    'head/led', 'head/record')
 end
 ";
 

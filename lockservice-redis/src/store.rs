@@ -191,7 +191,7 @@ impl RedisStore {
         }
         let place = |found: &Found| found.head.as_ref().map(|head| (head.epoch, head.applied));
         // Only the leader writes: if epoch, number and copy are as before, so is everything else.
-        // Of a damaged head there is nothing to compare, and nobody can become the leader.
+        // Of a damaged head there is nothing to compare, and no node can become the leader.
         if let Some(before) = &before {
             let after = self.found().await?;
             if before.lineage != after.lineage || place(before) != place(&after) {
@@ -286,7 +286,7 @@ impl BindStore for RedisStore {
                 "others changed the leadership all the time: try again",
             ))
         };
-        // Two scripts if nobody is in the way.
+        // Two scripts if no other candidate conflicts.
         timeout(self.0.config.call_timeout * 2, compete)
             .await
             .unwrap_or_else(|_| Err(self.0.errors.timed_out(Stage::Repeatable)))

@@ -118,7 +118,7 @@ fn worse(before: Option<Error>, error: Error) -> Option<Error> {
     }
 }
 
-/// Whose credentials to use.
+/// The owner of the credentials to use.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Login {
     Server,
@@ -247,7 +247,7 @@ fn cluster_node(node: &Value, asked: &str) -> Option<Address> {
     Some(Address::new(host, u16::try_from(*port).ok()?))
 }
 
-/// What Redis sends as text.
+/// The text that Redis sends.
 pub(crate) fn text(value: &Value) -> Option<String> {
     match value {
         Value::BulkString(bytes) => String::from_utf8(bytes.clone()).ok(),

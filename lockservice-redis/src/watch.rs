@@ -47,7 +47,7 @@ impl Watch {
         };
         let message = timeout_at(end, open.on_message().next()).await;
         match message {
-            // What was announced before it is of no interest any more.
+            // Older announcements are of no interest any more.
             Ok(Some(_)) => while let Some(Some(_)) = open.on_message().next().now_or_never() {},
             // The connection has ended; the leader's server may have, too: look at once, then poll
             // until there is one again.

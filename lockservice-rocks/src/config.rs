@@ -5,13 +5,13 @@ use std::path::PathBuf;
 
 use rocksdb::{LogLevel, Options};
 
-/// Where a store is, and how RocksDB is set up.
+/// The place of a store, and the setup of RocksDB.
 #[derive(Clone)]
 pub struct RocksConfig {
     /// The store's folder. It is created if it is not there; the folder around it is not.
     pub path: PathBuf,
-    /// RocksDB's options. Whatever durability and exclusion rest on is set over them: the way back
-    /// after a crash, the checks of what is read, and when a database may be created.
+    /// RocksDB's options. The options on which durability and exclusion rest are set over them: the
+    /// way back after a crash, the checks of what is read, and when a database may be created.
     pub options: Options,
 }
 

@@ -27,7 +27,7 @@ const READ_ONLY: (ErrorKind, &str) = (
 const FAILING: (ErrorKind, &str) =
     (ErrorKind::StoreUnusable, "the store's folder cannot be read or written: see to the disk");
 
-/// What an error of RocksDB means for the store in `path`.
+/// The meaning of an error of RocksDB for the store in `path`.
 pub(crate) fn from_rocksdb(path: &Path, error: rocksdb::Error) -> Error {
     use rocksdb::ErrorKind as Rocks;
     let (kind, message) = match error.kind() {
@@ -81,7 +81,7 @@ fn io_error(text: &str) -> (ErrorKind, &'static str) {
     }
 }
 
-/// What an error of the file system means for the store in `path`.
+/// The meaning of an error of the file system for the store in `path`.
 pub(crate) fn from_io(path: &Path, error: io::Error) -> Error {
     use io::ErrorKind as Io;
     let (kind, message) = match error.kind() {

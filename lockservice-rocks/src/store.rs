@@ -100,8 +100,8 @@ impl fmt::Debug for RocksEngine {
 impl RocksEngine {
     fn open(config: RocksConfig) -> Result<Self> {
         let RocksConfig { path, mut options } = config;
-        // What a crash cut off at the end of the log was never acknowledged; damage anywhere else
-        // is an error, not the end of the log.
+        // The part that a crash cut off at the end of the log was never acknowledged; damage
+        // anywhere else is an error, not the end of the log.
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
         options.set_paranoid_checks(true);
         options.set_recycle_log_file_num(0);
@@ -178,7 +178,7 @@ impl KeyValue for RocksEngine {
     }
 
     fn reopen(&mut self) -> Result<()> {
-        // RocksDB's own lock is free only when the old database is closed. What it did not
+        // RocksDB's own lock is free only when the old database is closed. The part that it did not
         // acknowledge it may have logged: opening it again decides that for good.
         self.database = None;
         if let Some(file) = damaged_log(&self.path).map_err(|error| from_io(&self.path, error))? {

@@ -195,7 +195,7 @@ impl Known {
 
     fn keep(&mut self, address: &str, channel: Channel) {
         if self.channels.len() >= CHANNELS_MAX {
-            // Whoever uses it keeps a clone of it.
+            // Its users keep a clone of it.
             let oldest = self
                 .channels
                 .iter()

@@ -24,10 +24,10 @@ use crate::convert::to_status;
 /// itself: 8 MiB. The largest request that the server accepts, 20,000 ranges, takes about half.
 pub(crate) const PARTS_BYTES_MAX: usize = 8 << 20;
 
-/// What a string or a sequence of bytes costs beside its contents.
+/// The cost of a string or a sequence of bytes beside its contents.
 const BYTES_FIELD: usize = 32;
 
-/// What a decoded message costs.
+/// The cost of a decoded message.
 #[derive(Debug)]
 pub struct Shape {
     /// The message itself.
@@ -36,7 +36,7 @@ pub struct Shape {
     pub fields: &'static [(i32, Field)],
 }
 
-/// What one occurrence of a field costs.
+/// The cost of one occurrence of a field.
 #[derive(Debug)]
 pub enum Field {
     /// A message, and what is in it.
@@ -49,7 +49,7 @@ pub enum Field {
 
 /// A message whose cost is known.
 pub trait Shaped {
-    /// What it costs.
+    /// Its cost.
     const SHAPE: &'static Shape;
 }
 
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
     use crate::proto;
 
-    /// What `message` is decoded to, by the bytes that it is made of.
+    /// The cost of `message` once it is decoded, by its bytes.
     fn decoded<U: Message + Default + Shaped>(message: &impl Message) -> Result<U> {
         decode(message.encode_to_vec().into())
     }
@@ -268,7 +268,7 @@ mod tests {
             bytes.extend_from_slice(content);
         }
         assert_eq!(
-            decode::<proto::ClientFrame>(bytes.into()).expect("known to nobody"),
+            decode::<proto::ClientFrame>(bytes.into()).expect("not known"),
             proto::ClientFrame::default()
         );
     }

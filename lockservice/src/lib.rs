@@ -11,9 +11,9 @@
 //! | `pg` | the store `postgres://…` |
 //! | `redis` | the stores `redis://…`, `redis-sentinel://…` and `redis-cluster://…` |
 //!
-//! The names that the README and the examples use stand at the root, so that one `use` suffices; the
-//! whole core is re-exported as [`core`]. To embed it without a server, open an allocator and start
-//! a service on it:
+//! The names that the README and the examples use stand at the root, so that one `use` suffices;
+//! the whole core is re-exported as [`core`]. To embed it without a server, open an allocator and
+//! start a service on it:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -87,8 +87,8 @@ pub use lockservice_core::{
 /// Opens the store that `url` names and an allocator on it, with default settings: the start of an
 /// embedded service in one process alone.
 ///
-/// Call [`shutdown`](ElectedAllocator::shutdown) when the service has stopped, so that the next start
-/// need not wait for its lease.
+/// Call [`shutdown`](ElectedAllocator::shutdown) when the service has stopped, so that the next
+/// start need not wait for its lease.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

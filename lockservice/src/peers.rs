@@ -32,7 +32,7 @@ use crate::proto;
 use crate::proto::allocator_client::AllocatorClient;
 use crate::proto::peer_client::PeerClient;
 
-/// The metadata that names the cluster of whoever asks, or answers.
+/// The metadata that names the cluster of the caller, or of the responder.
 pub(crate) const CLUSTER: &str = "lockservice-cluster";
 
 /// Most transactions in one message.
@@ -52,7 +52,7 @@ pub struct Patience {
 }
 
 impl Patience {
-    /// What goes with a lease of raw length `lease_ttl`: a third of it, so that a renewal can be
+    /// The times for a lease of raw length `lease_ttl`: a third of it, so that a renewal can be
     /// sent again in time, and the whole.
     pub fn for_lease(lease_ttl: Duration) -> Self {
         Self { call: lease_ttl / 3, change: lease_ttl }
@@ -160,7 +160,7 @@ impl RemoteAllocator {
     fn elsewhere(&self, answered: impl fmt::Display) -> Error {
         Error::new(
             ErrorKind::Unavailable,
-            "whoever answers at the leader's address is no node of this cluster: does each node \
+            "the process at the leader's address is no node of this cluster: does each node \
                 advertise an address of its own?",
         )
         .with("allocator", &self.address)

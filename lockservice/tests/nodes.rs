@@ -216,7 +216,7 @@ async fn a_transaction_that_would_hold_locks_on_two_nodes_is_told_what_to_do() {
         "{error:?}"
     );
     let error = txn.lock(spec("new", "k")).await;
-    // A table that nobody owns becomes the property of the node where the transaction is.
+    // A table that is not owns becomes the property of the node where the transaction is.
     assert_eq!(error.expect("free").bind.owner, nodes[1].host.current().id());
     assert_eq!(nodes[1].host.current().locks(None).len(), 2, "what it held stays");
     txn.end(None).await.expect("acknowledged");
@@ -301,7 +301,7 @@ async fn survives_the_leader(vanish: bool) {
     } else {
         leader.stop().await;
     }
-    // A table that nobody owns yet: to the caller the election is a slow bind.
+    // A table that is not owns yet: to the caller the election is a slow bind.
     let other = session.txn(TxnOptions::default());
     let fresh = within(other.lock(spec("new", "k"))).await.expect("bound by the new leader");
     assert_eq!(fresh.bind.owner, nodes[1].host.current().id());

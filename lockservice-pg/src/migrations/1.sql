@@ -17,7 +17,8 @@ create table $schema.head (
     record jsonb not null default '{}'
 ) with (fillfactor = 50);
 comment on table $schema.head is
-    'lockservice: who leads and how far the store has come; record is as it was when the leadership began, the columns are as of now; epoch 0 stands for nobody ever';
+    'lockservice: who leads and how far the store has come; record is as it was when the '
+    'leadership began, the columns are as of now; epoch 0 stands for no leader ever';
 
 create table $schema.constants (
     one boolean primary key default true check (one),
@@ -57,16 +58,19 @@ create table $schema.tombstones (
 -- The line of history (L4): a copy restored elsewhere has another identifier, a promoted replica
 -- another timeline.
 create function $schema.lineage() returns text language sql volatile as $$
-    select c.system_identifier || '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) from pg_control_system() as c
+    select c.system_identifier || '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+        from pg_control_system() as c
 $$;
 
 -- The head as the core writes it: all that it wrote, with what has changed since.
-create function $schema.head_record() returns table (format smallint, record text) language sql volatile as $$
-    select h.format, (h.record || jsonb_build_object('epoch', h.epoch, 'applied', h.applied, 'counter', h.counter)
+create function $schema.head_record() returns table (format smallint, record text)
+language sql volatile as $$
+    select h.format, (h.record
+        || jsonb_build_object('epoch', h.epoch, 'applied', h.applied, 'counter', h.counter)
         || case when h.led then '{}' else '{"leader": null}' end::jsonb)::text from $schema.head as h
 $$;
 
--- What every change begins with: it waits for nobody's lock longer than this, and is not done
+-- What every change begins with: it waits for a lock no longer than this, and is not done
 -- before it is on the disk.
 create function $schema.begin_change(lock_ms integer) returns void language plpgsql as $$
 begin
@@ -88,7 +92,8 @@ begin
     insert into $schema.head default values on conflict (one) do nothing;
     return query
         update $schema.head as h set epoch = new_epoch, led = true, record = new_record
-        where h.epoch = found_epoch and h.applied = found_applied and h.counter = found_counter and h.led = found_led and new_lineage = $schema.lineage()
+        where h.epoch = found_epoch and h.applied = found_applied and h.counter = found_counter
+            and h.led = found_led and new_lineage = $schema.lineage()
         returning true, h.applied;
     if found then
         perform pg_notify(channel, new_epoch::text);
@@ -105,7 +110,8 @@ begin
     if found then
         return query select true, null::smallint, null::text, $schema.lineage();
     else
-        return query select false, r.format, r.record, $schema.lineage() from (select) as s left join $schema.head_record() as r on true;
+        return query select false, r.format, r.record, $schema.lineage()
+            from (select) as s left join $schema.head_record() as r on true;
     end if;
 end $$;
 
@@ -118,7 +124,8 @@ begin
         perform pg_notify(channel, of_epoch::text);
         return query select true, null::smallint, null::text, $schema.lineage();
     else
-        return query select false, r.format, r.record, $schema.lineage() from (select) as s left join $schema.head_record() as r on true;
+        return query select false, r.format, r.record, $schema.lineage()
+            from (select) as s left join $schema.head_record() as r on true;
     end if;
 end $$;
 
@@ -136,7 +143,8 @@ begin
     update $schema.head as h set applied = number
         where h.epoch = of_epoch and h.led and h.applied + 1 = number;
     if not found then
-        return query select false, r.format, r.record, $schema.lineage() from (select) as s left join $schema.head_record() as r on true;
+        return query select false, r.format, r.record, $schema.lineage()
+            from (select) as s left join $schema.head_record() as r on true;
         return;
     end if;
     if constants is not null then
@@ -155,23 +163,28 @@ begin
         insert into $schema.tables ("group", name, format, record)
             select n."group", n.name, of_format, n.record::jsonb
                 from unnest(put_groups, put_names, put_tables) as n("group", name, record)
-            on conflict ("group", name) do update set format = excluded.format, record = excluded.record;
+            on conflict ("group", name)
+                do update set format = excluded.format, record = excluded.record;
     end if;
     if cardinality(put_service_ids) > 0 then
         insert into $schema.services (id, format, record)
-            select n.id::numeric, of_format, n.record::jsonb from unnest(put_service_ids, put_services) as n(id, record)
+            select n.id::numeric, of_format, n.record::jsonb
+                from unnest(put_service_ids, put_services) as n(id, record)
             on conflict (id) do update set format = excluded.format, record = excluded.record;
     end if;
     if cardinality(gone_services) > 0 then
-        delete from $schema.services as t using unnest(gone_services) as n(id) where t.id = n.id::numeric;
+        delete from $schema.services as t using unnest(gone_services) as n(id)
+            where t.id = n.id::numeric;
     end if;
     if cardinality(put_origins) > 0 then
         insert into $schema.tombstones (origin, counter, format)
-            select n.origin::numeric, n.counter::numeric, of_format from unnest(put_origins, put_counters) as n(origin, counter)
+            select n.origin::numeric, n.counter::numeric, of_format
+                from unnest(put_origins, put_counters) as n(origin, counter)
             on conflict (origin, counter) do update set format = excluded.format;
     end if;
     if cardinality(gone_origins) > 0 then
-        delete from $schema.tombstones as t using unnest(gone_origins, gone_counters) as n(origin, counter)
+        delete from $schema.tombstones as t
+            using unnest(gone_origins, gone_counters) as n(origin, counter)
             where t.origin = n.origin::numeric and t.counter = n.counter::numeric;
     end if;
     return query select true, null::smallint, null::text, $schema.lineage();

@@ -133,7 +133,7 @@ mod tests {
         (listener, address)
     }
 
-    /// Speaks first to whoever connects.
+    /// Speaks first to each that connects.
     async fn speaker() -> SocketAddr {
         let (listener, address) = listener().await;
         tokio::spawn(async move {
@@ -158,7 +158,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_whose_first_address_is_frozen_or_gone_is_reached_at_the_next() {
-        // The kernel accepts, nobody answers: as with a process that is stopped.
+        // The kernel accepts, and no process responds: as with a process that is stopped.
         let (_frozen, frozen) = listener().await;
         let gone = std::net::TcpListener::bind("127.0.0.1:0")
             .expect("a port")

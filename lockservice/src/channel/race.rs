@@ -8,7 +8,7 @@ use futures::stream::FuturesUnordered;
 /// How long something is tried alone before the next is tried beside it.
 const HEAD_START: Duration = Duration::from_millis(300);
 
-/// What came of a try.
+/// The outcome of a try.
 #[derive(Debug)]
 pub(crate) enum Tried<T, E> {
     /// This is it.

@@ -19,7 +19,7 @@ use super::output::Output;
 use super::{echo, serve};
 use crate::client::{Client, Session};
 
-/// What one side of a run reached.
+/// The speed of one side of a run.
 struct Measured {
     cycles_per_s: f64,
     p50_us: f64,
@@ -90,8 +90,8 @@ fn describe(callers: u32, locks: &Measured, echo: &Measured, json: bool) -> Stri
         )
     };
     format!(
-        "{callers} caller{}\n{}{}  ratio         {throughput:>9.2}            p50 {latency:>8.2}      \
-         p99 {:>8.2}",
+        "{callers} caller{}\n{}{}  ratio         {throughput:>9.2}            \
+         p50 {latency:>8.2}      p99 {:>8.2}",
         if callers == 1 { "" } else { "s" },
         row("lock + unlock", locks),
         row("echo", echo),

@@ -9,7 +9,7 @@ use super::list;
 use super::output::{printable, printable_json};
 use super::sink;
 
-/// What was to be checked has problems.
+/// The store that was checked has problems.
 pub(crate) const PROBLEMS: u8 = 1;
 /// Wrong usage (`EX_USAGE`).
 pub(crate) const USAGE: u8 = 64;
@@ -44,7 +44,7 @@ pub(crate) struct Failure {
     pub(crate) status: u8,
     /// A stable name of what happened, for programs.
     pub(crate) kind: &'static str,
-    /// What happened and what to do. Empty: nothing is printed.
+    /// A sentence that says the problem and the remedy. Empty: nothing is printed.
     pub(crate) sentence: String,
     /// More fields of the JSON object, for programs: what the sentence tells of.
     pub(crate) fields: Map<String, Value>,
@@ -61,7 +61,7 @@ impl Failure {
         Self::new(USAGE, "usage", sentence)
     }
 
-    /// Ends with a status and says nothing: somebody else has said it, or nobody listens.
+    /// Ends with a status and says nothing: another has said it, or there is no reader.
     pub(crate) fn silent(status: u8) -> Self {
         Self::new(status, "", "")
     }
@@ -154,7 +154,7 @@ pub(crate) fn say_note(json: bool, sentence: &str) {
     }
 }
 
-/// Says on stderr why a start waits, also in JSON mode: whoever looks there wants to know.
+/// Says on stderr why a start waits, also in JSON mode: a reader of stderr wants to know.
 pub(crate) fn say_waiting(json: bool, reason: &str) {
     say_event("waiting: ", reason, json.then(|| json!({ "event": "waiting", "reason": reason })));
 }

@@ -11,7 +11,7 @@ const BESIDE_CONNECTIONS: u64 = 64;
 /// `connections_max`.
 pub(crate) fn allow_connections(connections_max: usize, json: bool) {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    // No limit is `None`. What cannot be raised stays as it is, and is said below.
+    // No limit is `None`. A limit that cannot be raised stays as it is, and is said below.
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok();
     let limit = if raised { maximum } else { current };
     let needed =

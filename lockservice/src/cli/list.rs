@@ -50,7 +50,7 @@ pub(crate) async fn locks(args: &ListArgs, json: bool) -> Result<(), Failure> {
     Output::new(json).rows(&columns, &rows)
 }
 
-/// Who waits for whom at the server that is asked.
+/// The waits at the server that is asked.
 pub(crate) async fn waits(args: &ListArgs, json: bool) -> Result<(), Failure> {
     let client = Client::connect(&args.client.server).await?;
     let admin = client.admin();
@@ -145,7 +145,7 @@ fn say_if_cut(json: bool, cut: bool, shown: usize, what: &str) {
     }
 }
 
-/// What an error tells beyond its sentence: the members of a deadlock, and who stands in the way.
+/// The details of an error: the members of a deadlock, or the conflicting transaction.
 pub(super) fn particulars(error: &Error) -> Map<String, Value> {
     let mut fields = Map::new();
     if let Some(cycle) = error.deadlock() {
@@ -170,7 +170,7 @@ pub(super) fn particulars(error: &Error) -> Map<String, Value> {
     fields
 }
 
-/// Who stands in the way.
+/// The conflicting transaction.
 pub(super) fn blocker(blocker: &Blocker) -> Map<String, Value> {
     let mut row = key(&blocker.item);
     row.insert("mode".into(), mode(blocker.mode));

@@ -34,16 +34,16 @@ pub(crate) struct Node {
     server: Server,
     /// `None` if there can be no other nodes.
     peers: Option<PeerServer>,
-    /// Where it listens to clients.
+    /// The address on which it listens to clients.
     pub(crate) address: SocketAddr,
-    /// Where it listens to other nodes.
+    /// The address on which it listens to other nodes.
     pub(crate) peer_address: Option<SocketAddr>,
     allocator: Arc<ElectedAllocator>,
     /// The service that runs on it.
     pub(crate) host: ServiceHost,
     /// Limits.
     pub(crate) settings: ServerSettings,
-    /// What the store is, without secrets.
+    /// The description of the store, without secrets.
     pub(crate) store: String,
 }
 
@@ -153,7 +153,7 @@ impl Node {
     }
 }
 
-/// What a stop gave back.
+/// The outcome of a stop.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Ending {
     /// Everything.
@@ -167,7 +167,7 @@ pub(crate) enum Ending {
 }
 
 impl Ending {
-    /// What it means for the next start.
+    /// The meaning for the next start.
     pub(crate) fn sentence(self) -> &'static str {
         match self {
             Self::Everything => "stopped: everything was given back",
@@ -198,7 +198,7 @@ impl Joined {
         drop(self.0.set(Arc::clone(allocator)));
     }
 
-    /// Gives up what the node has, if it had got that far; nothing was ever promised to anybody.
+    /// Gives up what the node has, if it had got that far; nothing was ever promised.
     pub(crate) async fn leave(&self) {
         if let Some(allocator) = self.0.get() {
             // At worst the others wait for the leadership to run out.
@@ -219,7 +219,7 @@ impl Waiting {
         Self { json, last: Mutex::new(None) }
     }
 
-    /// What was said last.
+    /// The last sentence.
     pub(crate) fn last(&self) -> Option<String> {
         self.last.lock().as_ref().map(|(reason, _)| reason.clone())
     }

@@ -1,4 +1,4 @@
-//! What the outer commands of a nested `lockservice lock` hold: they wait for it to end.
+//! The locks of the outer commands of a nested `lockservice lock`: they wait for it to end.
 //!
 //! A command finds in `LOCKSERVICE_HELD` the transactions of every `lockservice lock` around it,
 //! each on a line with the server as it was given there. One of another server is none of this
@@ -12,8 +12,8 @@ use lockservice_core::service::ANCESTORS_MAX;
 /// The variable that names them.
 pub(crate) const VARIABLE: &str = "LOCKSERVICE_HELD";
 
-/// The transactions at `server` of the commands around this one. What cannot be read is left out:
-/// it only helps to find deadlocks.
+/// The transactions at `server` of the commands around this one. Ids that cannot be read are left
+/// out: it only helps to find deadlocks.
 pub(crate) fn ancestors(held: Option<OsString>, server: &str) -> Vec<TxnId> {
     let held = held.unwrap_or_default();
     let held = held.to_string_lossy();
@@ -24,7 +24,7 @@ pub(crate) fn ancestors(held: Option<OsString>, server: &str) -> Vec<TxnId> {
     ancestors.split_off(ancestors.len().saturating_sub(ANCESTORS_MAX))
 }
 
-/// What the command is told, whose lock is held by `txn` at `server`.
+/// The variable for a command whose lock is held by `txn` at `server`.
 pub(crate) fn with(held: Option<OsString>, txn: Option<TxnId>, server: &str) -> OsString {
     let mut held = held.unwrap_or_default();
     if let Some(txn) = txn {

@@ -59,7 +59,7 @@ impl Output {
     }
 }
 
-/// Text that somebody else wrote, as it may be shown on a terminal: a server, or a client that
+/// Text of another party, as it may be shown on a terminal: a server, or a client that
 /// chose a name, must not move the cursor, clear the screen or turn the order of letters round.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_command) {

@@ -32,7 +32,7 @@ pub(super) struct Patience {
     /// Since when no server has taken it in.
     away: Time,
     pause: Duration,
-    /// It has reached a server: one that then goes away is expected back. Where none answers from
+    /// It has reached a server: one that then goes away is expected back. If none responds from
     /// the first, the address is more likely to be wrong.
     pub(super) met: bool,
 }
@@ -46,7 +46,7 @@ impl Patience {
         Self { waits, deadline, call, away: now, pause: PAUSE.0, met: false }
     }
 
-    /// What is left of the time-out, if there is one.
+    /// The rest of the time-out, if there is one.
     pub(super) fn left(&self, now: Time) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.remaining(now))
     }

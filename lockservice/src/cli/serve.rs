@@ -66,7 +66,7 @@ fn log_to_stderr(json: bool) {
 
 /// A server in this process, in memory, on a free port of loopback.
 pub(crate) struct InMemory {
-    /// Where it listens.
+    /// The address on which it listens.
     pub(crate) address: SocketAddr,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<Result<Ending, Failure>>,
@@ -146,7 +146,7 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
             return Err(Failure::new(
                 exit::UNAVAILABLE,
                 "stopped",
-                "told to stop twice, stopped at once: the next start waits until the promises \
+                "a second signal came, stopped at once: the next start waits until the promises \
                     made have run out",
             ));
         }
@@ -274,7 +274,8 @@ impl StopSignals {
                     if self.of_terminal {
                         return;
                     }
-                    // What daemons do. There is nothing to read again.
+                    // Daemons are often sent it to read their settings. There is nothing to read
+                    // again.
                     tracing::warn!(
                         "SIGHUP changes nothing: settings are read at the start; SIGTERM stops \
                          the server"

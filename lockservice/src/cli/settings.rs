@@ -1,4 +1,4 @@
-//! What `serve --help` says about every setting.
+//! The text of `serve --help` about every setting.
 
 use serde_json::Value;
 
@@ -74,7 +74,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("allocator.tables_max", "most lock tables"),
     (
         "allocator.table_idle_ms",
-        "how long nobody may own a table before it is forgotten; 0: for ever",
+        "how long a table may have no owner before it is forgotten; 0: for ever",
     ),
     ("allocator.nodes_max", "most nodes known at one time"),
     ("allocator.queue_max", "most changes that wait for the store"),

@@ -93,7 +93,7 @@ impl Signals {
         })
     }
 
-    /// What the caller had blocked, which is what the command is to have blocked.
+    /// The signals that the caller had blocked; the command has them blocked, too.
     pub(crate) fn blocked_before(&self) -> &[i32] {
         &self.blocked_before
     }
@@ -162,7 +162,7 @@ pub(crate) fn every() -> SigSet {
 }
 
 /// Runs `start` with every signal blocked, which what it starts inherits. A process that is not yet
-/// what it is to be can be stopped by a signal, and whoever waits for it hangs.
+/// what it is to be can be stopped by a signal, and a process that waits for it hangs.
 pub(crate) fn undisturbed<T>(start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let before = every().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let started = start();

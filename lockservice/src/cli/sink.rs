@@ -1,4 +1,4 @@
-//! Lines that nobody waits for: a full pipe on stderr stops neither a server nor a wrapper.
+//! Lines that are not waited for: a full pipe on stderr stops neither a server nor a wrapper.
 //!
 //! # Implementation details
 //! A [`Sink`] has a bounded queue and a thread that writes it. The thread may block for as long as
@@ -6,7 +6,7 @@
 //! count is written in its place: after the lines before it, before the next one that found room.
 //!
 //! The file stays in blocking mode. `O_NONBLOCK` belongs to the open file, which the process shares
-//! with its command and with whoever started it.
+//! with its command and with its caller.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -117,7 +117,7 @@ impl Sink {
         let mut state = self.0.state.lock();
         let busy =
             |state: &mut SinkState| state.writing || !state.lines.is_empty() || state.lost > 0;
-        // Whoever does not read by now never will.
+        // A reader that has not read by now never will.
         let _ = self.0.changed.wait_while_for(&mut state, busy, longest);
     }
 }
@@ -153,14 +153,14 @@ impl SinkState {
         self.lines.push_back(line);
     }
 
-    /// What is said of the lines that were lost, once.
+    /// The sentence about the lines that were lost, said once.
     fn note(&mut self) -> Option<Vec<u8>> {
         let lost = std::mem::take(&mut self.lost);
         if lost == 0 {
             return None;
         }
         let sentence =
-            format!("{lost} lines were lost here, because nobody read this output in time");
+            format!("{lost} lines were lost here, because this output was not read in time");
         let note = if JSON.load(Ordering::Relaxed) {
             json!({ "warning": sentence, "kind": "output_lost", "lines": lost }).to_string()
         } else {
@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(
             note,
             format!(
-                "warning: {} lines were lost here, because nobody read this output in time",
+                "warning: {} lines were lost here, because this output was not read in time",
                 count - next
             )
         );

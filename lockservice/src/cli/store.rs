@@ -93,7 +93,7 @@ fn summary(inspection: &Inspection, problems: usize) -> Value {
     })
 }
 
-/// What people are told of a store, in this order.
+/// The facts about a store for people, in this order.
 const SUMMARY: [&str; 13] = [
     "store",
     "format",
@@ -171,7 +171,7 @@ async fn dump(url: &StoreUrl, json: bool) -> Result<u8, Failure> {
     let mut out = BufWriter::new(io::stdout().lock());
     dump.write_to(&mut out).map_err(|error| {
         let why = match error.kind() {
-            io::ErrorKind::BrokenPipe => "nobody reads it any more".to_owned(),
+            io::ErrorKind::BrokenPipe => "it is not read any more".to_owned(),
             _ => format!("{error}; check where it is redirected to"),
         };
         Failure::new(exit::IO, "output", format!("the dump was not written to its end: {why}"))

@@ -1,4 +1,4 @@
-//! What a waiter says meanwhile: whom it waits for, as the server tells.
+//! The messages of a waiter: the holder that it waits for, as the server says.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -38,7 +38,8 @@ pub(crate) async fn say_whom(
     }
 }
 
-/// What is waited for, as a sentence and as an object. `None` if this version has no word for it.
+/// The holder that is waited for, as a sentence and as an object. `None` if this version has no
+/// word for it.
 fn described(waits_for: &WaitsFor, table: &TableRef) -> Option<(String, Value)> {
     let mut object = json!({
         "event": "waiting_for",

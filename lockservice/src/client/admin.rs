@@ -1,4 +1,4 @@
-//! What operators see, from afar.
+//! The lists and calls for operators, over the network.
 
 use std::ops::Deref;
 

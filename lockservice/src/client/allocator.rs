@@ -38,7 +38,7 @@ pub struct Admission {
     /// promised, counted from before the request was sent (C1). Look at the clock just before the
     /// write, and be sure that the write cannot take longer.
     pub until: Time,
-    /// What was promised, raw.
+    /// The raw promise.
     pub commit_before: Duration,
     /// The leadership that answered.
     pub epoch: Epoch,
@@ -146,7 +146,7 @@ impl AllocatorClient {
                 continue;
             }
             asked += usize::from(!hinted);
-            // One server alone that does not answer: whoever asks decides how long to wait for it.
+            // One server alone that does not answer: the caller decides how long to wait for it.
             let alone = lost && !hinted && servers == 1;
             if alone || give_up.remaining(parts.clock.now()).is_zero() {
                 return Err(error);

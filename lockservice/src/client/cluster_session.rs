@@ -1,7 +1,7 @@
 //! [`ClusterSession`]: a session at every node that its transactions were sent on to (T5).
 //!
 //! The first node is the *home*; the others are opened when a table turns out to be owned there,
-//! and kept for the next transaction. What holds for the whole session is the least of what holds
+//! and kept for the next transaction. The values of the whole session are the least of those
 //! at home and at each other node **in use**: one where a transaction holds something. A node that
 //! nobody uses may be lost without harm; it is opened again when it is needed.
 
@@ -28,7 +28,7 @@ pub(super) struct ClusterSession {
     pub(super) home: Arc<Handle>,
     ttl: Option<Duration>,
     /// The earliest guard, and the first loss, of home and the nodes in use. Each is computed while
-    /// the channel is locked, so that whoever computes last has seen everything; `used` is locked
+    /// the channel is locked, so that the last to compute has seen everything; `used` is locked
     /// inside.
     pub(super) deadline: watch::Sender<Time>,
     pub(super) lost: watch::Sender<Option<Error>>,
@@ -51,7 +51,7 @@ type Away = Arc<tokio::sync::Mutex<Option<Arc<Handle>>>>;
 struct Known {
     closed: bool,
     away: HashMap<String, Away>,
-    /// Where a table's owner was last, if that is not the home.
+    /// The address of a table's last owner, if that is not the home.
     owners: HashMap<TableRef, String>,
 }
 
@@ -67,7 +67,7 @@ impl ClusterSession {
         });
         cluster_session.adopt(&cluster_session.home);
         cluster_session.refresh();
-        // It may have been lost, and nobody told, before it was adopted.
+        // It may have been lost, without a word, before it was adopted.
         let lost = cluster_session.home.shared.lost.borrow().clone();
         if let Some(why) = lost {
             cluster_session.lost_at(&cluster_session.home.shared, &why);
@@ -139,7 +139,7 @@ impl ClusterSession {
         Some(NodePin { cluster_session: Arc::downgrade(self), shared: Arc::clone(shared) })
     }
 
-    /// Where the owner of `table` was last, if that is known and not the home.
+    /// The address of the last owner of `table`, if that is known and not the home.
     pub(super) fn owner_of(&self, table: &TableRef) -> Option<String> {
         self.known.lock().owners.get(table).cloned()
     }
@@ -197,7 +197,7 @@ impl ClusterSession {
             return Err(self.home.shared.why_lost());
         }
         if !known.away.contains_key(address) && known.away.len() >= NODES_MAX {
-            // Nobody opens it now, and no transaction is there.
+            // It is not being opened now, and no transaction is there.
             known.away.retain(|_, slot| match slot.try_lock() {
                 Ok(slot) => slot.as_ref().is_some_and(|handle| Arc::strong_count(handle) > 1),
                 Err(_) => true,
@@ -224,7 +224,7 @@ impl ClusterSession {
         };
         let mut handles = vec![Arc::clone(&self.home)];
         for slot in slots {
-            // Whoever is just opening one finds the span closed and drops it.
+            // A call that is just opening one finds the session closed and drops it.
             handles.extend(slot.try_lock().ok().and_then(|mut slot| slot.take()));
         }
         handles.retain(|handle| handle.shared.shut() != Closing::Closed);

@@ -44,9 +44,9 @@
 //! between. Every operation stays in the outbox until it is answered, so that a new stream, after a
 //! connection broke, sends again whatever is unanswered, under the same sequence (T2).
 //!
-//! The **deadline** of the locks is lo(promise) after the send of the last acknowledged renewal, less
-//! the time that the protected work needs to stop (P2). From then on the session is lost, even if
-//! the server says otherwise.
+//! The **deadline** of the locks is lo(promise) after the send of the last acknowledged renewal,
+//! less the time that the protected work needs to stop (P2). From then on the session is lost, even
+//! if the server says otherwise.
 //!
 //! # Several nodes
 //! A lock table is owned by one node, and a session belongs to one node (T5). So a [`Session`]

@@ -103,7 +103,11 @@ impl SessionShared {
             first
         });
         if first {
-            tracing::warn!(session = %self.info.session, error = ?why, "the session is lost: its locks are not safe any more");
+            tracing::warn!(
+                session = %self.info.session,
+                error = ?why,
+                "the session is lost: its locks are not safe any more"
+            );
             self.outbox.fail_locks(&why);
             if let Some(cluster_session) = self.cluster_session() {
                 cluster_session.lost_at(self, &why);

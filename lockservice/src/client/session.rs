@@ -20,8 +20,8 @@ use super::txn::{ClientTxn, LockGuard};
 /// closed or lost. A cheap handle; when the last one, and the last transaction of it, is dropped,
 /// the session is given up.
 ///
-/// The session speaks for all of its locks: it is lost when it is lost at its first server, or at any
-/// other where a transaction is. [`ClientTxn`] and [`LockGuard`] speak for the one server where
+/// The session speaks for all of its locks: it is lost when it is lost at its first server, or at
+/// any other where a transaction is. [`ClientTxn`] and [`LockGuard`] speak for the one server where
 /// their locks are, which may be longer.
 #[derive(Clone, Debug)]
 #[must_use]

@@ -1,4 +1,4 @@
-//! What nodes and the allocator tell each other.
+//! The messages between nodes and the allocator.
 //!
 //! Promises are rounded down and waits up to whole milliseconds, so that neither side relies on
 //! more than was meant.
@@ -130,7 +130,7 @@ pub fn lease_from_proto(ack: proto::KeepaliveResponse) -> LeaseAck {
     LeaseAck { at: progress_from_proto(ack.at), lease_ttl: Duration::from_millis(ack.lease_ttl_ms) }
 }
 
-/// Whom a table is bound to, as a message.
+/// The bind of a table, as a message.
 pub fn bound_to_proto(bound: &BoundTable) -> proto::BindResponse {
     proto::BindResponse {
         bind: Some(bind_to_proto(&bound.bind)),
@@ -141,7 +141,7 @@ pub fn bound_to_proto(bound: &BoundTable) -> proto::BindResponse {
     }
 }
 
-/// Whom a table is bound to, as a message tells.
+/// The bind of a table that a message holds.
 pub fn bound_from_proto(bound: proto::BindResponse) -> Result<BoundTable> {
     Ok(BoundTable {
         bind: bind_from_proto(
@@ -182,7 +182,7 @@ pub fn reserved_from_proto(reserved: proto::ReserveTokensResponse) -> Result<Res
     Ok(ReservedTokens { tokens: tokens_from_proto(tokens)?, at: progress_from_proto(reserved.at) })
 }
 
-/// What is known of a table as a message.
+/// The latest bind of a table, as a message.
 pub fn latest_to_proto(latest: &Latest) -> proto::LatestResponse {
     proto::LatestResponse {
         bind: latest.bind.as_ref().map(bind_status_to_proto),
@@ -190,7 +190,7 @@ pub fn latest_to_proto(latest: &Latest) -> proto::LatestResponse {
     }
 }
 
-/// What is known of a table, as a message tells.
+/// The latest bind of a table that a message holds.
 pub fn latest_from_proto(latest: proto::LatestResponse) -> Result<Latest> {
     let bind = latest.bind.map(bind_status_from_proto).transpose()?;
     Ok(Latest { bind, at: progress_from_proto(latest.at) })

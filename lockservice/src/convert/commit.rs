@@ -18,7 +18,7 @@ pub fn begin_commit_to_proto(request: &BeginCommit) -> proto::BeginCommitRequest
     let binds = request.binds.iter().map(|bind| proto::Bind {
         group: bind.table.group.to_string(),
         table: bind.table.name.to_string(),
-        // What is presented is compared by name, owner and version.
+        // A presented bind is compared by name, owner and version.
         table_id: 0,
         partition: bind.partition,
         owner: bind.owner.get(),
@@ -62,7 +62,7 @@ pub fn admission_from_proto(admission: proto::BeginCommitResponse) -> CommitAdmi
     }
 }
 
-/// What became of transactions that are to commit no more, as a message.
+/// The fate of transactions that are to commit no more, as a message.
 pub fn cannot_commit_to_proto(answer: &CannotCommit) -> proto::CannotCommitResponse {
     proto::CannotCommitResponse {
         tombstoned: txns_to_proto(&answer.tombstoned),
@@ -72,7 +72,7 @@ pub fn cannot_commit_to_proto(answer: &CannotCommit) -> proto::CannotCommitRespo
     }
 }
 
-/// What became of transactions that are to commit no more, as a message tells.
+/// The fate of transactions that are to commit no more, as a message holds it.
 pub fn cannot_commit_from_proto(answer: proto::CannotCommitResponse) -> Result<CannotCommit> {
     Ok(CannotCommit {
         at: progress_from_proto(answer.at),

@@ -1,4 +1,4 @@
-//! What nodes and the allocator tell each other about tables that are forgotten.
+//! The messages between nodes and the allocator about tables that are forgotten.
 
 use lockservice_core::Result;
 use lockservice_core::allocator::{ForgetOutcome, Forgetting, Released};
@@ -23,7 +23,7 @@ pub fn released_from_proto(released: proto::ReleaseTableResponse) -> Released {
     Released { kept: released.kept.map(error_from_proto), at: progress_from_proto(released.at) }
 }
 
-/// What became of a table that an operator wants forgotten, as a message.
+/// The fate of a table that an operator wants forgotten, as a message.
 pub fn forgetting_to_proto(answer: &Forgetting) -> proto::ForgetTableResponse {
     let outcome = match &answer.outcome {
         ForgetOutcome::Forgotten => Outcome::Forgotten(proto::Forgotten {}),
@@ -33,7 +33,7 @@ pub fn forgetting_to_proto(answer: &Forgetting) -> proto::ForgetTableResponse {
     proto::ForgetTableResponse { outcome: Some(outcome), at: Some(progress_to_proto(answer.at)) }
 }
 
-/// What became of a table that an operator wants forgotten, as a message tells.
+/// The fate of a table that an operator wants forgotten, as a message holds it.
 pub fn forgetting_from_proto(answer: proto::ForgetTableResponse) -> Result<Forgetting> {
     let outcome = match answer.outcome {
         Some(Outcome::Forgotten(_)) => ForgetOutcome::Forgotten,

@@ -35,7 +35,7 @@ struct Any {
     value: Vec<u8>,
 }
 
-/// What an [`Any`] that holds a [`proto::Error`] is called. The part before the slash may be
+/// The type name of an [`Any`] that holds a [`proto::Error`]. The part before the slash may be
 /// anything.
 const ERROR_TYPE: &str = "type.googleapis.com/lockservice.v1.Error";
 

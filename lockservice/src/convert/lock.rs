@@ -74,7 +74,7 @@ pub fn lock_spec_to_proto(spec: &LockSpec) -> proto::LockOp {
     }
 }
 
-/// What a release is answered with.
+/// The response to a release.
 pub fn done_to_proto(released: usize) -> proto::Done {
     proto::Done { released: released as u64 }
 }

@@ -1,7 +1,7 @@
 //! Between the messages of [`proto`](crate::proto) and the types of the core, both ways and without
 //! loss.
 //!
-//! What comes from the wire is parsed here, once, into types that cannot be invalid; whatever is
+//! Every message from the wire is parsed here, once, into types that cannot be invalid; whatever is
 //! wrong with it is an [`InvalidArgument`](lockservice_core::ErrorKind::InvalidArgument), never a
 //! panic.
 

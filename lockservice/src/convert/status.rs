@@ -1,4 +1,4 @@
-//! What operators see: held locks, waits, binds.
+//! The lists for operators: held locks, waits, binds.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a lock call waits for.
+//! The holder for which a lock call waits.
 
 use lockservice_core::service::{Waiting, WaitsFor};
 use lockservice_core::{Error, ErrorKind, NodeName, Result, ServiceId};

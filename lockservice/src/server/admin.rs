@@ -131,7 +131,7 @@ async fn send_all<L: List>(
     }
 }
 
-/// What is made slice by slice.
+/// A list that is made slice by slice.
 trait List: Send + 'static {
     type Line: Line;
 

@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection, and what that caller may use of the node.
+//! The caller at the other end of a connection, and its quota of the node.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +10,7 @@ use tonic::Extensions;
 
 use crate::server::ServerSettings;
 
-/// Addresses whose quotas are kept without a look whether anybody still uses them.
+/// Addresses whose quotas are kept without a check whether they are still used.
 const UNUSED_MAX: usize = 1_000;
 
 /// The callers of a server, by address.
@@ -27,7 +27,7 @@ struct Known {
     connections: HashMap<IpAddr, usize>,
     /// Alive as long as a connection or a session of the address is.
     quotas: HashMap<IpAddr, Weak<Quota>>,
-    /// How many quotas there may be before those that nobody uses are dropped.
+    /// How many quotas there may be before unused ones are dropped.
     clean_at: usize,
 }
 
@@ -39,13 +39,13 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// What the caller may use: see [`Callers`]. `None` for a call that came over no
+    /// The quota of the caller: see [`Callers`]. `None` for a call that came over no
     /// connection of a [`Server`](crate::server::Server).
     pub(crate) fn quota(extensions: &Extensions) -> Option<Arc<Quota>> {
         extensions.get::<Self>().map(Self::shared_quota)
     }
 
-    /// What this caller may use.
+    /// The quota of this caller.
     pub(super) fn shared_quota(&self) -> Arc<Quota> {
         Arc::clone(&self.quota)
     }

@@ -4,7 +4,7 @@
 //! arrives whole takes it for as long as its call is open. The buffer of a stream stays as large as
 //! its largest message was. So [`Bounded`] reads the lengths that stand before the messages, and
 //! charges the caller's [`Quota`](lockservice_core::service::Quota) before the transport makes
-//! room. What the operations take once they are decoded is charged to their session.
+//! room. The memory of the decoded operations is charged to their session.
 
 use std::convert::Infallible;
 use std::future::Future;

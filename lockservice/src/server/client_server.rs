@@ -28,14 +28,14 @@ pub struct Server {
     slot: Slot,
     settings: ServerSettings,
     health: HealthReporter,
-    /// What keeps the health as the service is, and as the role is.
+    /// The tasks that keep the health as the service is, and as the role is.
     locks_health: JoinSet<()>,
     allocator_health: JoinSet<()>,
     serving: Serving,
 }
 
 impl Server {
-    /// Starts to listen. What clients ask of the leader goes to `allocator`:
+    /// Starts to listen. Calls of clients to the leader go to `allocator`:
     /// [`ElectedAllocator::for_clients`] where several nodes share a store.
     ///
     /// Must be called within a tokio runtime, in which it spawns a task.
@@ -113,7 +113,7 @@ impl Server {
     }
 
     /// Closes the connections. The session streams have ended by themselves with their sessions;
-    /// whoever still hangs on is cut.
+    /// the others are cut.
     pub async fn close(self) {
         self.serving.close().await;
     }

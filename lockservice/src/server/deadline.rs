@@ -1,7 +1,7 @@
 //! The deadlines of calls, as their clients tell them (`grpc-timeout`).
 //!
 //! The transport ends a call at its deadline, too, but as `CANCELLED`: then it depends on who looks
-//! at the clock first whether the client is told that time was up or that somebody cancelled its
+//! at the clock first whether the client is told that time was up or that another cancelled its
 //! call. [`Deadline`] is always first.
 
 use std::convert::Infallible;

@@ -28,7 +28,7 @@ struct Members {
 }
 
 impl Gate {
-    /// For whoever comes.
+    /// For every caller.
     pub(crate) fn open() -> Self {
         Self(None)
     }
@@ -39,7 +39,7 @@ impl Gate {
         Self(Some(Arc::new(Members { cluster, refused: AtomicU64::new(0) })))
     }
 
-    /// Makes a call, if whoever asks is let in.
+    /// Makes a call, if the caller is let in.
     pub(crate) async fn pass<Q, A, F>(
         &self,
         request: Request<Q>,

@@ -11,8 +11,9 @@ use tokio::task::JoinHandle;
 
 /// First and longest pause between two tries to start.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// How often a lease that somebody has under the node's name is waited out: it may be that of this
-/// node's last process, and a new leader counts it from its start (B4). A process that still has it then is alive.
+/// How often a lease that another process has under the node's name is waited out: it may be that
+/// of this node's last process, and a new leader counts it from its start (B4). A process that
+/// still has it then is alive.
 const NAME_WAITS_MAX: usize = 2;
 
 /// A node: the incarnation that serves now, and the one that follows when its lease was lost (B1),
@@ -137,7 +138,7 @@ async fn next(parts: &ServiceParts, last: &LockService) -> Result<LockService> {
     start_patiently(&parts, passes, say).await
 }
 
-/// True for an error that time may cure, without anybody's doing: no leader is known, or the store
+/// True for an error that time may cure, by itself: no leader is known, or the store
 /// does not answer.
 #[cfg(any(feature = "cli", test))]
 pub(crate) fn may_pass(error: &Error) -> bool {

@@ -42,10 +42,13 @@ pub(super) fn incoming(
                 Ok(accepted) => accepted,
                 Err(error) if is_of_the_connection(&error) => continue,
                 Err(error) => {
-                    // Out of file descriptors, mostly: whoever waits is served when some connection
-                    // has ended.
-                    tracing::warn!(error = ?error, "cannot accept a connection now: raise the limit on \
-                        open files (ulimit -n)");
+                    // Out of file descriptors, mostly: a waiting client is served when some
+                    // connection has ended.
+                    tracing::warn!(
+                        ?error,
+                        "cannot accept a connection now: raise the limit on \
+                        open files (ulimit -n)"
+                    );
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }

@@ -36,7 +36,7 @@ impl LocksApi {
         let session = session.unwrap_or_default();
         let session =
             self.host()?.session(session.session, session.service).map_err(|e| status(&e))?;
-        // Whatever the client asks, it is there. An error is that of the call, too.
+        // Any call shows that the client lives. An error is that of the call, too.
         let _ = session.renew();
         Ok(session)
     }
@@ -95,7 +95,7 @@ impl proto::locks_server::Locks for LocksApi {
     ) -> Result<Response<proto::Done>, Status> {
         let proto::Leaving { session, still_running } = request.into_inner();
         let session = session.unwrap_or_default();
-        // Not renewed: nobody is there any more.
+        // Not renewed: the client has gone.
         let left = self
             .host()?
             .session(session.session, session.service)

@@ -5,9 +5,9 @@
 //! calls work on a session too. Everything that a client can make large is bounded: connections,
 //! messages, operations under way, lists, the frames that wait to be read.
 //!
-//! Where several nodes share a store, each needs a [`PeerServer`] beside it, on a listener of its
-//! own. **Whoever reaches that listener owns the cluster**: it can take over nodes and end leases.
-//! Clients need nothing of it, and nothing that a client is told lets it act as a node.
+//! If several nodes share a store, each needs a [`PeerServer`] beside it, on a listener of its own.
+//! **A process that reaches that listener owns the cluster**: it can take over nodes and end
+//! leases. Clients need nothing of it, and nothing that a client is told lets it act as a node.
 
 mod admin;
 mod allocator;
@@ -45,7 +45,7 @@ pub(crate) use self::slot::Slot;
 /// Serves a node that stands until `stop` resolves, then stops in order and closes the connections:
 /// see [`Server::run`].
 ///
-/// Where several nodes share a store, use [`Server`] and [`PeerServer`] instead.
+/// If several nodes share a store, use [`Server`] and [`PeerServer`] instead.
 pub async fn serve(
     listener: TcpListener,
     host: ServiceHost,

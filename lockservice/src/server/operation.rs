@@ -21,8 +21,8 @@ pub(super) fn bytes_of(ops: &[proto::ClientOp]) -> usize {
     size_of_val(ops) + ops.iter().map(of_op).sum::<usize>()
 }
 
-/// The operation of a transaction that `op` asks for. A lock is refused with the error `no_room`, if
-/// there is one: its place in the order of the transaction is taken all the same.
+/// The operation of a transaction that `op` asks for. A lock is refused with the error `no_room`,
+/// if there is one: its place in the order of the transaction is taken all the same.
 pub(super) fn operation(
     op: Op,
     items_max: usize,

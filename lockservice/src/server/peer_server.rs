@@ -21,8 +21,8 @@ use crate::proto::peer_server::PeerServer as PeerServiceServer;
 pub struct PeerServer(Serving);
 
 impl PeerServer {
-    /// Starts to listen. What nodes ask of the leader goes to `allocator`, which is
-    /// [`ElectedAllocator::as_leader`]; whoever is not of `cluster`, which is
+    /// Starts to listen. Calls of nodes to the leader go to `allocator`, which is
+    /// [`ElectedAllocator::as_leader`]; a caller that is not of `cluster`, which is
     /// [`ElectedAllocator::cluster`], is refused (T3).
     ///
     /// Must be called within a tokio runtime, in which it spawns a task.

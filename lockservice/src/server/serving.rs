@@ -12,13 +12,13 @@ use super::{ServerSettings, incoming};
 /// Most streams of one connection at once: calls, and the streams of its sessions.
 const STREAMS_MAX: u32 = 10_000;
 
-/// Bytes that a connection may have sent and nobody has looked at: the least that HTTP/2 knows.
+/// Bytes that a connection may have sent and that were not read: the least that HTTP/2 knows.
 const WINDOW_BYTES: u32 = 65_535;
 
 /// Most bytes of the metadata of one call, as HTTP/2 counts them.
 const HEADER_BYTES_MAX: u32 = 8 << 10;
 
-/// What every server has in common.
+/// The settings that every server has in common.
 pub(super) fn transport() -> tonic::transport::Server {
     tonic::transport::Server::builder()
         // A peer that vanished without a word is noticed, and its stream ends; its session lives on
@@ -27,7 +27,7 @@ pub(super) fn transport() -> tonic::transport::Server {
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         // Beyond it a client waits without a word, so what bounds its sessions is their number.
         .max_concurrent_streams(Some(STREAMS_MAX))
-        // What a peer may send before somebody looks at it: nothing else bounds that.
+        // The bytes that a peer may send before they are read: nothing else bounds them.
         .initial_connection_window_size(WINDOW_BYTES)
         .initial_stream_window_size(WINDOW_BYTES)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
@@ -74,7 +74,7 @@ impl Serving {
     }
 
     pub(super) async fn close(mut self) {
-        // Nobody listens if the listener broke.
+        // The task has ended if the listener broke.
         self.finish.take().map(|finish| finish.send(()));
         if !self.task.is_finished() {
             // Dropping the server cuts those who do not go.

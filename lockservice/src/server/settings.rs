@@ -99,7 +99,7 @@ impl ServerSettings {
             ("calls_per_address_max", self.calls_per_address_max, 1),
             ("kept_bytes_per_address_max", self.kept_bytes_per_address_max, 1 << 16),
             ("list_lines_max", self.list_lines_max, 1),
-            // Nobody answers, or greets, within no time.
+            // A client needs some time to read, or to greet.
             ("write_ms_max", usize::try_from(self.write_ms_max).unwrap_or(usize::MAX), 1),
             ("hello_ms_max", usize::try_from(self.hello_ms_max).unwrap_or(usize::MAX), 1),
         ];

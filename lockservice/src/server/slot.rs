@@ -10,7 +10,7 @@ use super::ServiceHost;
 /// When one who meets a node that is starting is to ask again.
 const STARTING_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where the node's service will stand.
+/// The place of the node's service.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Slot(Arc<OnceLock<ServiceHost>>);
 

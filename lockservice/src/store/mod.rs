@@ -143,7 +143,7 @@ fn not_built(feature: &str) -> Error {
     )
 }
 
-/// Where the tokens of a store in memory begin (B7). The one use of the wall clock; nothing is
+/// The first token of a store in memory (B7). The one use of the wall clock; nothing is
 /// compared with it.
 #[allow(clippy::disallowed_methods)]
 fn wall_clock_s() -> u64 {

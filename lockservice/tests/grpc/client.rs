@@ -42,7 +42,7 @@ async fn locks(admin: &AdminClient, n: usize) {
 #[tokio::test]
 async fn an_address_that_is_frozen_or_not_ready_does_not_keep_a_client_from_the_next() {
     let served = server().await;
-    // The kernel accepts, nobody answers: as with a process that is stopped.
+    // The kernel accepts, and no process responds: as with a process that is stopped.
     let frozen = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let frozen = (frozen.local_addr().expect("bound").to_string(), frozen);
     // Bound and closed again: nobody listens there.

@@ -1,4 +1,4 @@
-//! What can be typed. Parsed once, here, into types that cannot be wrong.
+//! The arguments of the command line, parsed once into types that cannot be wrong.
 
 mod lock;
 mod serve;
@@ -68,7 +68,7 @@ pub(crate) enum Command {
     Exec(ExecArgs),
 }
 
-/// Where the server is.
+/// The address of the server.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ClientArgs {
     /// The server: HOST:PORT or URL; several nodes of one cluster separated by commas.
@@ -96,8 +96,8 @@ impl ListArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TableCommand {
-    /// Forget a table in which nothing is locked, at the node that owns it. A table that nobody
-    /// uses is forgotten by itself in time: see --table-idle of serve.
+    /// Forget a table in which nothing is locked, at the node that owns it. A table that is not
+    /// used is forgotten by itself in time: see --table-idle of serve.
     Drop(DropArgs),
 }
 

@@ -23,7 +23,7 @@ The first SIGINT or SIGTERM stops the server in order: its locks are given up, a
 need not wait. Another one, a second later or more, stops it at once. SIGHUP means that the \
 terminal \
 has gone if the server was started from one; else it changes nothing. RUST_LOG says what is logged \
-to stderr (warn); lines that nobody reads are dropped and counted.
+to stderr (warn); lines that are not read are dropped and counted.
 
 Exit status: 0 stopped in order, 64 wrong usage, 65 the store is damaged or of a newer version, 69 \
 the store does not answer, or stopped at once, 70 the service failed, 71 the operating system \
@@ -44,17 +44,19 @@ pub(crate) struct ServeArgs {
     /// Address to listen on [default: 127.0.0.1:7654].
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<String>,
-    /// Where clients reach this node, HOST:PORT [default: the address it listens on].
+    /// The address at which clients reach this node, HOST:PORT
+    /// [default: the address it listens on].
     #[arg(long, value_name = "ADDR")]
     pub(crate) advertise: Option<String>,
     /// Address to listen on for other nodes, which own the cluster [default: 127.0.0.1, the port
     /// after that of --listen].
     #[arg(long, value_name = "ADDR")]
     pub(crate) peer_listen: Option<String>,
-    /// Where other nodes reach this one, HOST:PORT [default: the address it listens on for them].
+    /// The address at which other nodes reach this one, HOST:PORT
+    /// [default: the address it listens on for them].
     #[arg(long, value_name = "ADDR")]
     pub(crate) peer_advertise: Option<String>,
-    /// Where bindings are kept: file:PATH, rocks:PATH, postgres://…, redis://… or memory:
+    /// The store of the binds: file:PATH, rocks:PATH, postgres://…, redis://… or memory:
     /// [default: file:./lockservice.db]. For one with a password see below.
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,

@@ -42,7 +42,7 @@ pub(crate) enum StoreCommand {
 /// Which store.
 #[derive(Debug, Args)]
 pub(crate) struct StoreArgs {
-    /// Where bindings are kept, as of serve [default: file:./lockservice.db].
+    /// The store of the binds, as of serve [default: file:./lockservice.db].
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
     /// A TOML file with settings, as of serve.

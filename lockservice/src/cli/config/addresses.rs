@@ -37,7 +37,7 @@ impl Config {
                     "nodes that share a store must reach each other, and by default only those on \
                      this machine do: say with \
                      --peer-listen HOST:PORT where this node listens to other nodes \
-                     (127.0.0.1:PORT if it is alone). Whoever reaches that \
+                     (127.0.0.1:PORT if it is alone). A process that reaches that \
                      port owns the cluster",
                 ));
             }
@@ -57,22 +57,22 @@ impl Config {
         let addresses = resolve(&self.peer_listen, "--peer-listen")?;
         if !self.insecure && addresses.iter().any(|address| !address.ip().is_loopback()) {
             return Err(Failure::usage(format!(
-                "{} can be reached from other machines, and whoever reaches it owns the cluster: \
-                 let only its nodes reach it, and \
-                 say --insecure",
+                "{} can be reached from other machines, and a process that reaches it owns the \
+                 cluster: let only its nodes reach it, and say --insecure",
                 self.peer_listen
             )));
         }
         Ok(Some(addresses))
     }
 
-    /// Where clients reach a node that listens on `address`. Refused if several nodes share the
-    /// store and no client could follow a table there.
+    /// The address at which clients reach a node that listens on `address`. Refused if several
+    /// nodes share the store and no client could follow a table there.
     pub(crate) fn advertised(&self, address: SocketAddr) -> Result<String, Failure> {
         self.reached_at(&self.advertise, "--advertise", address)
     }
 
-    /// Where other nodes reach a node that listens to them on `address`. Refused if none could.
+    /// The address at which other nodes reach a node that listens to them on `address`. Refused if
+    /// none could.
     pub(crate) fn peer_advertised(&self, address: SocketAddr) -> Result<String, Failure> {
         self.reached_at(&self.peer_advertise, "--peer-advertise", address)
     }
@@ -81,7 +81,7 @@ impl Config {
         if !given.is_empty() {
             crate::channel::endpoint(given, std::time::Duration::ZERO).map_err(|_| {
                 Failure::usage(format!(
-                    "nobody can connect to {given:?}: write HOST:PORT in {flag}"
+                    "{given:?} is no address to connect to: write HOST:PORT in {flag}"
                 ))
             })?;
             return Ok(given.to_owned());
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(
             load(&[], &[]).unwrap().advertised(everywhere).unwrap(),
             "0.0.0.0:7",
-            "nobody else is there"
+            "there are no other nodes"
         );
         assert!(load(&["--advertise", "a b"], &[]).unwrap().advertised(everywhere).is_err());
     }
@@ -163,7 +163,7 @@ mod tests {
         let open = [&shared[..], &["--peer-listen", "0.0.0.0:9"]].concat();
         assert!(peers(&open, local).unwrap_err().sentence.contains("--insecure"));
         assert!(peers(&[&open[..], &["--insecure"]].concat(), local).is_ok());
-        // Who listens to clients of other machines has nodes there, too.
+        // A node that listens to clients of other machines has peers there, too.
         let everywhere = "0.0.0.0:9000".parse().unwrap();
         assert!(peers(&shared, everywhere).unwrap_err().sentence.contains("--peer-listen"));
         assert!(peers(&told, everywhere).is_ok());

@@ -1,4 +1,4 @@
-//! What a server is told: one TOML file, the environment, flags, in rising priority.
+//! The settings of a server: one TOML file, the environment, flags, in rising priority.
 
 mod addresses;
 mod environment;
@@ -29,15 +29,16 @@ const PREFIX: &str = "LOCKSERVICE_";
 pub(crate) struct Config {
     /// Address to listen on, HOST:PORT. Default `127.0.0.1:7654`.
     pub(crate) listen: String,
-    /// Where clients reach this node, HOST:PORT. Default (empty): the address it listens on.
+    /// The address at which clients reach this node, HOST:PORT. Default (empty): the address it
+    /// listens on.
     pub(crate) advertise: String,
     /// Address to listen on for other nodes, HOST:PORT; not used with a store that one node has to
     /// itself. Default (empty): 127.0.0.1, at the port after that of `listen`.
     pub(crate) peer_listen: String,
-    /// Where other nodes reach this one, HOST:PORT. Default (empty): the address it listens on for
-    /// them.
+    /// The address at which other nodes reach this one, HOST:PORT. Default (empty): the address it
+    /// listens on for them.
     pub(crate) peer_advertise: String,
-    /// Where bindings are kept: `file:PATH`, `rocks:PATH`, `postgres://…`, `redis://…` or
+    /// The store of the binds: `file:PATH`, `rocks:PATH`, `postgres://…`, `redis://…` or
     /// `memory:`. Default `file:./lockservice.db`.
     pub(crate) store: String,
     /// The node's name, the same over its restarts. Default (empty): the machine's name.
@@ -131,7 +132,7 @@ impl Config {
             self.start_ms_max = ms(time).max(1);
         }
         if let Some(idle) = args.table_idle {
-            // One with an owner and one without: to whoever sets this they are the same.
+            // One with an owner and one without: to the operator they are the same.
             (self.service.table_idle_ms, self.allocator.table_idle_ms) = (ms(idle), ms(idle));
         }
         if let Some(ttl) = args.session_ttl {

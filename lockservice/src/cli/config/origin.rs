@@ -1,4 +1,4 @@
-//! Where the settings of a server came from.
+//! The sources of the settings of a server.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::cli::exit::say_event;
 
-/// Where the settings of a server came from: names only, for a value may be a secret.
+/// The sources of the settings of a server: names only, for a value may be a secret.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Origin {
     /// The configuration file.
@@ -18,7 +18,7 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// Says it on stderr, for whoever wonders later why the server does what it does.
+    /// Says it on stderr, so that an operator can explain the server later.
     pub(crate) fn say(&self, json: bool) {
         let object = json.then(|| {
             json!({

@@ -20,7 +20,7 @@ use crate::client::LockGuard;
 /// How a command under a lock ended.
 pub(super) struct Held {
     pub(super) outcome: Result<End, Failure>,
-    /// What of the command may still run, as people look for it: unless there is nothing the lock
+    /// The processes of the command that may still run, by number. If there are any, the lock
     /// may not be released (P5).
     pub(super) still_running: Vec<String>,
 }

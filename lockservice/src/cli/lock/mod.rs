@@ -74,13 +74,13 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
 }
 
 /// Connects, opens a session and takes the lock; again while the server is starting or away, as
-/// long as the call may wait. What was opened and is not answered is left in `opened`.
+/// long as the call may wait. A session that was opened but not returned is left in `opened`.
 async fn take(
     args: &LockArgs,
     opened: &mut Option<Session>,
     json: bool,
 ) -> Result<(LockGuard, Session, Duration), Failure> {
-    // What is wrong with the keys is said before anything is connected.
+    // An error in the keys is said before anything is connected.
     args.target()?;
     let clock = SystemClock;
     let mut patience = Patience::new(!args.no_wait, args.timeout, clock.now());
@@ -135,7 +135,7 @@ async fn open(args: &LockArgs, patience: &mut Patience) -> Result<(Client, Sessi
     Ok((client, session))
 }
 
-/// Releases the lock for whoever waits: sent, acknowledged, and the session given up, so that the
+/// Releases the lock for the next waiter: sent, acknowledged, and the session given up, so that the
 /// server knows that work has stopped (P5).
 async fn release(lock: LockGuard, session: &Session) {
     if lock.lost_now().is_none() {
@@ -158,7 +158,8 @@ fn stop_time(args: &LockArgs, client: &Client, session: &Session) -> Result<Dura
         Some(time) if time <= valid_for / 3 => Ok(time),
         Some(time) => Err(Failure::usage(format!(
             "the stop time {time:?} is more than a third of the {valid_for:?} for which the lock \
-             is safe without a renewal: use a shorter --stop-time, or a longer --ttl here and lease at the server"
+             is safe without a renewal: use a shorter --stop-time, or a longer --ttl here \
+             and lease at the server"
         ))),
     }
 }
@@ -185,7 +186,7 @@ async fn acquire(
     })
 }
 
-/// Who this is, for operators: `lock@HOST:PID`.
+/// The name of this process, for operators: `lock@HOST:PID`.
 fn client_name() -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let mut name = format!("lock@{host}:{}", std::process::id());

@@ -6,7 +6,7 @@ use lockservice_core::clock::Time;
 
 use super::kill_margin;
 
-/// What is to be done to the command and all that it started.
+/// The next step against the command and all that it started.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Action {
     /// Send SIGTERM.
@@ -53,7 +53,7 @@ impl WorkDeadline {
         now >= self.terminate_at()
     }
 
-    /// What to do now, if anything. Each action is answered once.
+    /// The action that is due now, if any. Each is returned once.
     pub(super) fn due(&mut self, now: Time, asked_to_stop: bool) -> Option<Action> {
         if self.killed {
             return None;

@@ -37,7 +37,7 @@ fn become_command(args: &ExecArgs) -> Result<Infallible, Failure> {
     // The kernel kills the command when the supervisor dies, whatever the reason.
     set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|error| os("tie the command to its supervisor", error.into()))?;
-    // It may have died before that was set: then nobody would ever end the command.
+    // It may have died before that was set: then nothing would ever end the command.
     if getppid() != Pid::from_raw(args.parent) {
         return Err(Failure::silent(exit::LOST));
     }
@@ -105,7 +105,7 @@ fn found(program: &OsStr) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-/// What the first line of a script names as its interpreter.
+/// The interpreter that the first line of a script names.
 fn interpreter(file: &PathBuf) -> Option<String> {
     let mut line = Vec::new();
     BufReader::new(File::open(file).ok()?.take(FIRST_LINE_BYTES))

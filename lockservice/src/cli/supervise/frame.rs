@@ -1,4 +1,4 @@
-//! What the wrapper and the supervisor tell each other: frames of nine bytes, a kind and a number.
+//! The messages between the wrapper and the supervisor: frames of nine bytes, a kind and a number.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub(crate) enum Frame {
     Stop,
     /// To the supervisor: pass this signal on to the command.
     Signal(i32),
-    /// From the supervisor: the command was stopped by this signal, and nobody sees that unless the
+    /// From the supervisor: the command was stopped by this signal, and that is not seen unless the
     /// wrapper stops too.
     Suspended(i32),
     /// From the supervisor, before it ends: the command ended, but something of it was killed in

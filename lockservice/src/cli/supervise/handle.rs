@@ -23,7 +23,7 @@ use crate::cli::signals::undisturbed;
 /// How often what was killed is looked at.
 const TICK: Duration = Duration::from_millis(5);
 
-/// What to run, and how.
+/// The command to run, and how.
 #[derive(Debug)]
 pub(crate) struct Job<'a> {
     /// The command and its arguments.
@@ -61,7 +61,7 @@ impl Supervised {
     /// # Errors
     /// It could not be started. Nothing runs then.
     pub(crate) fn start(job: &Job<'_>) -> io::Result<Self> {
-        // What the supervisor watches is inherited from it, to be ended here, should it be killed.
+        // The processes of the supervisor are inherited if it is killed, to be ended here.
         set_child_subreaper(Some(getpid()))?;
         let tree = Tree::from_now();
         let (ours, theirs) = StdStream::pair()?;
@@ -151,8 +151,9 @@ impl Supervised {
         self.reaped = true;
     }
 
-    /// Ends the supervisor and everything that the command started. Answers who is left: nobody, or
-    /// those that were not gone by `until`, which may still touch whatever the lock protects.
+    /// Ends the supervisor and everything that the command started. Returns the processes that are
+    /// left: none, or those that were not gone by `until`, which may still touch whatever the lock
+    /// protects.
     ///
     /// # Cancel safety
     /// Cancel safe: the next call goes on.

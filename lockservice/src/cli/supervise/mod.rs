@@ -29,9 +29,9 @@
 //! released: the session lapses by its TTL instead, and the wrapper names it, on stderr and to the
 //! server, whose operator sees it with the locks.
 //!
-//! What remains: neither watcher can act (one killed, and the other gone or stopped: then the
-//! kernel ends the command alone; both stopped: then nobody does); and work that the command asks
-//! another daemon for (`systemd-run`, `at`, a container), which is not below it.
+//! Two cases remain: neither watcher can act (one killed, and the other gone or stopped: then the
+//! kernel ends the command alone; both stopped: then the command runs on); and work that the
+//! command asks another daemon for (`systemd-run`, `at`, a container), which is not below it.
 
 mod deadline;
 mod exec;

@@ -1,4 +1,4 @@
-//! What the wrapper has to say to the supervisor and could not write yet. Nothing is ever dropped.
+//! The frames for the supervisor that could not be written yet. None is ever dropped.
 
 use std::io;
 

@@ -19,7 +19,7 @@ use rustix::process::{
 /// comes then is found by the next call: nothing counts as ended before all have gone.
 const ROUNDS_MAX: usize = 64;
 
-/// What `/proc` shows of a process.
+/// A process as `/proc` shows it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Process {
     pub(super) pid: i32,
@@ -177,7 +177,7 @@ impl Tree {
         refused
     }
 
-    /// Kills all. They are stopped first: who is stopped starts nobody else meanwhile.
+    /// Kills all. They are stopped first: a stopped process starts no other meanwhile.
     pub(super) fn kill(&self) {
         let mut stopped = HashSet::new();
         let mut living = self.living();
@@ -185,7 +185,7 @@ impl Tree {
             let before = stopped.len();
             for process in &living {
                 if stopped.insert((process.pid, process.started)) {
-                    // Who may not be signalled is named in the end.
+                    // A process that may not be signalled is named in the end.
                     let _ = process.signal(Signal::STOP);
                 }
             }
@@ -205,7 +205,7 @@ impl Tree {
         loop {
             match wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
                 Ok(Some((pid, status))) => saw(pid, status),
-                // A child is left, which may be one of the spared. Whoever is below this process is
+                // A child is left, which may be one of the spared. Every process below this one is
                 // below a child of it, and that one does not go before it is reaped, which is here.
                 Ok(None) => {
                     let own = own_number();
@@ -260,7 +260,7 @@ fn descendants(all: &[Process], root: i32, spared: &[i32]) -> Vec<Process> {
 
 fn processes() -> Vec<Process> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    // Who has gone meanwhile is not left.
+    // A process that has gone meanwhile is not left.
     entries.filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?)).collect()
 }
 

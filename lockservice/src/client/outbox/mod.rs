@@ -1,4 +1,4 @@
-//! What a session has asked and not been answered yet, in the order in which it was asked.
+//! The operations of a session without a response, in the order in which they were asked for.
 
 mod pending;
 mod response;
@@ -29,27 +29,27 @@ const FRAME_BYTES_MAX: usize = 4 << 10;
 /// Most operations of one transaction under way. A server keeps at least this many, and as many
 /// again for their undos.
 const TXN_OPS_MAX: u32 = 64;
-/// What an operation may cost in a frame beyond its own encoding: its id, tags and lengths.
+/// The most that an operation costs in a frame beyond its own encoding: its id, tags and lengths.
 const OP_OVERHEAD_BYTES: usize = 32;
 
-/// See the module's documentation. Its mutex is a leaf: nothing else is locked, and nobody is
+/// See the module's documentation. Its mutex is a leaf: nothing else is locked, and no task is
 /// woken, under it.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     state: Mutex<OutboxState>,
 }
 
-/// Where a caller is told what its call waits for.
+/// The channel on which a caller learns for which holder it waits.
 pub(super) type WaitsSender = watch::Sender<Option<WaitsFor>>;
 
-/// What a lock call says beyond what it asks for.
+/// The context of a lock call.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct CallContext<'a> {
     /// When its time is up.
     pub(super) deadline: Option<Time>,
     /// When the transaction's snapshot was begun, if that is known.
     pub(super) snapshot: Option<Time>,
-    /// Where its caller is told what it waits for.
+    /// The channel on which its caller learns for which holder it waits.
     pub(super) waits: Option<&'a WaitsSender>,
 }
 
@@ -60,7 +60,7 @@ pub(super) struct CallId {
     sequence: u64,
 }
 
-/// What a transaction knows of itself.
+/// The number and options of a transaction.
 #[derive(Debug)]
 pub(super) struct TxnNumber {
     /// Its number; 0 until its first operation.
@@ -167,7 +167,8 @@ impl Outbox {
         Some(answer)
     }
 
-    /// Takes a lock call back (T2). Until that is acknowledged nobody may rely on its keys.
+    /// Cancels a lock call, or rolls its grant back (T2). Until that is acknowledged no caller may
+    /// rely on its keys.
     pub(super) fn undo(&self, call: CallId) {
         let mut state = self.state.lock();
         let waker = state.undo(call);

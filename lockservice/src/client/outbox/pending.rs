@@ -1,4 +1,4 @@
-//! What is under way: operations without an answer, and the numbering of a transaction's.
+//! Operations without a response, and the numbering of those of a transaction.
 
 use std::collections::BTreeSet;
 
@@ -26,7 +26,7 @@ pub(super) struct Pending {
     pub(super) sent: Option<Time>,
 }
 
-/// Who wants to know the answer.
+/// The receiver of the response.
 #[derive(Debug)]
 pub(super) enum What {
     /// A caller, who settles the sequence when it has taken the answer.
@@ -36,7 +36,7 @@ pub(super) enum What {
         reply: oneshot::Sender<Result<Granted>>,
         _permit: OwnedSemaphorePermit,
     },
-    /// Nobody need wait.
+    /// The caller need not wait.
     Release {
         txn: u64,
         sequence: u64,
@@ -71,8 +71,8 @@ impl Sequences {
 }
 
 impl Pending {
-    /// Takes a lock's caller out. What stays is refused, and uses the lock's number up: the server
-    /// may never have seen that (T2). `None` for anything but a lock.
+    /// Takes a lock's caller out. The operation stays, is refused, and uses the lock's number up:
+    /// the server may never have seen that (T2). `None` for anything but a lock.
     pub(super) fn take_lock(&mut self) -> Option<(CallId, What)> {
         let (Op::Lock(lock), &What::Lock { txn, sequence, .. }) = (&mut self.op, &self.what) else {
             return None;

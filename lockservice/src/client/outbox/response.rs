@@ -25,8 +25,8 @@ pub(in crate::client) enum ResponseEffect {
 }
 
 impl Outbox {
-    /// Hands a response to the caller that waits for it. A grant is refused, and rolled back, unless
-    /// `accept` allows it (P2).
+    /// Hands a response to the caller that waits for it. A grant is refused, and rolled back,
+    /// unless `accept` allows it (P2).
     pub(in crate::client) fn take_response(
         &self,
         id: u64,

@@ -1,4 +1,4 @@
-//! What the mutex of an [`Outbox`](super::Outbox) protects.
+//! The state under the mutex of an [`Outbox`](super::Outbox).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::task::Waker;
@@ -20,7 +20,7 @@ pub(super) struct OutboxState {
     /// Those of them that the current stream has not sent, in order.
     pub(super) unsent: VecDeque<u64>,
     pub(super) txns: HashMap<u64, Sequences>,
-    /// Where callers want to know what their calls wait for, by transaction and sequence.
+    /// The callers that want to know for which holder they wait, by transaction and sequence.
     pub(super) listening: HashMap<(u64, u64), WaitsSender>,
     /// Number of the current stream; the request sides of older ones end (T3).
     pub(super) stream: u64,
@@ -46,10 +46,10 @@ impl OutboxState {
         Ok(())
     }
 
-    /// Who wanted to know what a call waits for, which is over: to be dropped when the mutex is
-    /// free.
+    /// The sender of a call that has ended, if its caller wanted to know: to be dropped when the
+    /// mutex is free.
     pub(super) fn stop_listening(&mut self, txn: u64, sequence: u64) -> Option<WaitsSender> {
-        // Nearly nobody listens.
+        // Listeners are rare.
         if self.listening.is_empty() { None } else { self.listening.remove(&(txn, sequence)) }
     }
 

@@ -9,7 +9,7 @@ use lockservice_core::{Error, ErrorKind};
 use super::*;
 use tokio::sync::Semaphore;
 
-/// What is woken looks whether the outbox is locked.
+/// A waker that checks whether the outbox is locked.
 struct Looker {
     outbox: Arc<Outbox>,
     woken: AtomicUsize,
@@ -81,7 +81,7 @@ fn nobody_is_woken_under_the_mutex_when_a_session_is_lost() {
     let clock = Settable::default();
     only_lock(outbox.poll_frame(stream, &clock, &mut cx));
     assert!(outbox.poll_frame(stream, &clock, &mut cx).is_pending());
-    // Somebody waits for the permit, somebody for the answer.
+    // One task waits for the permit, one for the response.
     let (next, caller) = (Looker::new(&outbox), Looker::new(&outbox));
     let (next_waker, caller_waker) =
         (Waker::from(Arc::clone(&next)), Waker::from(Arc::clone(&caller)));

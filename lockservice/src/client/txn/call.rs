@@ -32,7 +32,7 @@ pub(super) async fn permit(
     tokio::select! {
         biased;
         permit = Arc::clone(&shared.locks).acquire_owned() => permit.map_err(|_| shared.why_lost()),
-        // Nobody may come back to give one up.
+        // Perhaps no call comes back to give one up.
         _ = lost.wait_for(Option::is_some) => Err(shared.why_lost()),
         () = shared.past(deadline) => {
             Err(timed_out(&format!("{FULL}, and none ended within the time-out: try again, or \

@@ -129,7 +129,7 @@ impl ClientTxn {
         self.lock_with(spec, Some(waits)).await
     }
 
-    /// Locks, and tells what is waited for if somebody wants to know.
+    /// Locks, and tells for which holder it waits if the caller wants to know.
     pub(super) async fn lock_with(
         &self,
         spec: LockSpec,
@@ -220,7 +220,7 @@ impl ClientTxn {
             }
             std::mem::replace(&mut *placement, next)
         };
-        // Nobody waits for the answer: it holds nothing.
+        // The response is not waited for: the transaction holds nothing.
         drop(left.handle.shared.outbox.end(&left.txn_number, None));
         true
     }
@@ -234,7 +234,7 @@ impl ClientTxn {
         self.cluster_session.home.shared.node.client.clock()
     }
 
-    /// Where the transaction is.
+    /// The node on which the transaction is.
     pub(super) fn handle(&self) -> Arc<Handle> {
         Arc::clone(&self.placement.lock().handle)
     }
@@ -286,7 +286,7 @@ impl ClientTxn {
             .err()
             .filter(|why| holds && why.kind() != ErrorKind::ShuttingDown);
         match (handle.shared.outbox.end(&txn_number, commit_ts), lost) {
-            // It was sent all the same: nobody need wait for the session to lapse.
+            // It was sent all the same: no other need wait for the session to lapse.
             (_, Some(why)) => Ended::ready(Err(why)),
             (Some(answer), None) => Ended::waiting(&handle, answer),
             (None, None) if holds => Ended::ready(Err(handle.shared.why_lost())),
@@ -334,7 +334,7 @@ impl Drop for ClientTxn {
     fn drop(&mut self) {
         if !self.ended {
             let (handle, txn_number) = self.place();
-            // Nobody waits for the answer.
+            // The response is not waited for.
             drop(handle.shared.outbox.end(&txn_number, None));
         }
     }

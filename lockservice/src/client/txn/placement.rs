@@ -8,7 +8,7 @@ use crate::client::cluster_session::NodePin;
 use crate::client::node_session::Handle;
 use crate::client::outbox::TxnNumber;
 
-/// Where a transaction is.
+/// The node on which a transaction is.
 #[derive(Debug)]
 pub(super) struct Placement {
     pub(super) handle: Arc<Handle>,

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use redb::StorageBackend;
 use rustix::fs::{FallocateFlags, fallocate};
 
-/// What redb reads and writes: a disk that outlives the database, so that it stays locked while the
-/// database is closed and opened again.
+/// The disk that redb reads and writes: one that outlives the database, so that it stays locked
+/// while the database is closed and opened again.
 #[derive(Debug, Clone)]
 pub(super) struct Backend {
     disk: Arc<dyn StorageBackend>,
@@ -41,7 +41,7 @@ impl Backend {
 }
 
 /// The locks of [`StorageBackend`] are for databases that several processes share; `close` would
-/// release them. This one is locked by whoever opened the file.
+/// release them. This one is locked by the process that opened the file.
 impl StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
         self.disk.len()
@@ -167,7 +167,7 @@ impl StorageBackend for FileDisk {
     }
 }
 
-/// What the first bytes of a file say about it.
+/// The kind of a file, by its first bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Header {
     /// The file is empty.

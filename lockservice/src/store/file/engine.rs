@@ -32,8 +32,8 @@ pub(super) struct FileEngine {
     held: Option<Held>,
 }
 
-/// What keeps other processes out until it is closed: the file itself, for whoever comes by another
-/// name, and its place.
+/// The lock that keeps other processes out until it is closed: the file itself, for those that come
+/// by another name, and its place.
 #[derive(Debug)]
 struct Held {
     file: Arc<File>,
@@ -61,7 +61,7 @@ impl FileEngine {
         }
         let place = Place::reserve(path, io)?;
         if opened.is_none() {
-            // Whoever had the place meanwhile may have made it.
+            // Another process may have made it meanwhile.
             opened = existing(path).map_err(io)?;
         }
         let file = match opened {
@@ -230,7 +230,7 @@ fn create(path: &Path) -> Result<()> {
         _ => {}
     }
     let made = create_draft(&draft, path).and_then(|()| match fs::hard_link(&draft, path) {
-        // Somebody put a file there who does not look at the lock file.
+        // Another process put a file there and ignored the lock file.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         linked => linked.map_err(io),
     });
@@ -241,7 +241,7 @@ fn create(path: &Path) -> Result<()> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
 }
 
-/// Errors name `path`: that is the one whoever reads them knows.
+/// Errors name `path`: the reader knows that one.
 fn create_draft(draft: &Path, path: &Path) -> Result<()> {
     let file = OpenOptions::new()
         .read(true)

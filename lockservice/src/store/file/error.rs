@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lockservice_core::{Error, ErrorKind};
 
-/// What an error of the file system means for the store in `path`.
+/// The meaning of an error of the file system for the store in `path`.
 pub(super) fn from_io(path: &Path, error: io::Error) -> Error {
     use io::ErrorKind as Io;
     let (kind, message) = match error.kind() {
@@ -49,7 +49,7 @@ pub(super) fn from_io(path: &Path, error: io::Error) -> Error {
     Error::new(kind, message).with("path", path.display()).with("cause", &error).with_source(error)
 }
 
-/// What an error of redb means for the store in `path`.
+/// The meaning of an error of redb for the store in `path`.
 pub(super) fn from_redb(path: &Path, error: impl Into<redb::Error>) -> Error {
     let error = error.into();
     let (kind, message) = match &error {

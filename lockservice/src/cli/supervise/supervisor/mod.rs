@@ -145,7 +145,7 @@ impl Supervisor {
         }
     }
 
-    /// Sees to it that a command that was stopped does not wait for ever for somebody to see that.
+    /// Sees to it that a command that was stopped does not wait for ever to be seen.
     fn look_at_suspended(&mut self, now: Time) {
         let Some((_, by)) = self.suspended.take_if(|(at, _)| now >= *at) else { return };
         if self.killing_until.is_some() {
@@ -213,7 +213,7 @@ impl Supervisor {
     fn hear(&mut self) {
         let mut bytes = [0; FRAME_BYTES];
         if self.control.read_exact(&mut bytes).is_err() {
-            // It is gone, perhaps killed: nobody renews the session, nobody reads the status.
+            // It is gone, perhaps killed: the session is not renewed, and the status is not read.
             self.attended = false;
             let now = self.clock.now();
             self.kill_until(self.deadline.end().max(now + self.stop_time));
@@ -283,7 +283,7 @@ impl Supervisor {
 
     fn tell(&mut self, frame: Frame) -> io::Result<()> {
         match self.control.write_all(&frame.encode()) {
-            // The wrapper has gone: nobody wants to know.
+            // The wrapper has gone: the frame is not needed.
             Err(error)
                 if matches!(
                     error.kind(),

@@ -36,7 +36,7 @@ pub(super) fn start(args: &SuperviseArgs) -> io::Result<Option<Supervisor>> {
     if wrapper != Pid::from_raw(args.parent) {
         return Ok(None);
     }
-    // Whatever the command leaves behind becomes this process's child.
+    // Processes that the command leaves behind become children of this one.
     set_child_subreaper(Some(getpid()))?;
     let tree = Tree::from_now();
 

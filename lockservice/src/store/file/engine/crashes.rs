@@ -12,14 +12,14 @@ use super::*;
 
 type Entries = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// What was asked for since the last sync, in order.
+/// The writes since the last sync, in order.
 #[derive(Clone, Debug)]
 enum Unsynced {
     Write { offset: usize, data: Vec<u8> },
     Len(usize),
 }
 
-/// What a step that fails leaves behind.
+/// The state that a failed step leaves behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fault {
     /// The power fails: so does everything after it.
@@ -60,14 +60,14 @@ impl Disk {
     }
 
     fn with<T>(&self, call: impl FnOnce(&mut DiskState) -> T) -> T {
-        call(&mut self.0.lock().expect("nobody panics while it is locked"))
+        call(&mut self.0.lock().expect("no panic while it is locked"))
     }
 
     fn failed(&self) -> bool {
         self.with(|state| state.fault.is_some_and(|(at, _)| state.steps > at))
     }
 
-    /// What is found when the power is back: what was synced, and what else `reached` the disk.
+    /// The disk when the power is back: the synced writes, and those that `reached` it.
     fn after_power_failure(&self, reached: Reached) -> Vec<u8> {
         self.with(|state| {
             let mut disk = state.durable.clone();
