@@ -145,9 +145,9 @@ async fn a_restore_that_was_killed_is_refused_by_servers_and_finished_by_the_nex
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("big.dump");
     let tables = 60_000u64;
-    let mut text =
-        "{\"dump\":{\"format\":1,\"version\":\"0\",\"source\":\"test\",\"epoch\":1,\"applied\":1}}\n"
-            .to_owned();
+    let mut text = "{\"dump\":{\"format\":1,\"version\":\"0\",\"source\":\"test\",\
+         \"epoch\":1,\"applied\":1}}\n"
+        .to_owned();
     for at in 0..tables {
         let (id, owner) = ((1u64 << 32) + at, 1u64 << 32);
         let name = serde_json::json!({"group": "g", "name": format!("t{at}")});

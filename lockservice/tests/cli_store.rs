@@ -301,16 +301,17 @@ fn a_restore_onto_a_full_disk_is_never_served_from_and_is_finished_when_there_is
     let dump = folder.path().join("big.dump");
     let table = |at: u64| {
         format!(
-            "{{\"table\":{{\"table\":{{\"group\":\"g\",\"name\":\"{at:0200}\"}},\"id\":{},\"partitions\":1,\
+            "{{\"table\":{{\"table\":{{\"group\":\"g\",\"name\":\"{at:0200}\"}},\
+             \"id\":{},\"partitions\":1,\
              \"tokens_reserved_to\":0,\
              \"binds\":[{{\"owner\":4294967296,\"version\":4294967297}}]}}}}\n",
             (1u64 << 32) + at
         )
     };
     let tables = 20_000;
-    let mut text =
-        "{\"dump\":{\"format\":1,\"version\":\"0\",\"source\":\"test\",\"epoch\":1,\"applied\":1}}\n"
-            .to_owned();
+    let mut text = "{\"dump\":{\"format\":1,\"version\":\"0\",\"source\":\"test\",\
+         \"epoch\":1,\"applied\":1}}\n"
+        .to_owned();
     text.extend((0..tables).map(table));
     text.push_str(&format!(
         "{{\"end\":{{\"constants\":0,\"services\":0,\"tables\":{tables},\"tombstones\":0}}}}\n"
