@@ -8,14 +8,14 @@
 //! that says nothing about whether it was carried out, and every call may be repeated.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
     AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission,
-    Forgetting, Incarnation, Latest, LeaseAck, LockTableAllocator, Progress, Registration,
-    Released, Report, ReservedTokens, TxnRange,
+    Forgetting, Incarnation, Latest, LeaseAck, LockTableAllocator, OriginTxns, Progress,
+    Registration, Released, Report, ReservedTokens, TxnRange,
 };
 use lockservice_core::store::ClusterId;
 use lockservice_core::{
@@ -174,6 +174,7 @@ impl RemoteAllocator {
     }
 }
 
+#[deny(clippy::missing_trait_methods)]
 #[async_trait]
 impl LockTableAllocator for RemoteAllocator {
     async fn register(&self, request: &Registration) -> Result<Incarnation> {
@@ -335,6 +336,9 @@ impl LockTableAllocator for RemoteAllocator {
             self.call(self.patience.call, self.peer().report_txns(self.request(request))).await?;
         Ok(convert::progress_from_proto(done.at))
     }
+
+    /// The origins of this process are not reached from another: reports tell of them.
+    fn attach_origin(&self, _service: ServiceId, _origin: Weak<dyn OriginTxns>) {}
 
     async fn status(&self) -> Result<AllocatorStatus> {
         let mut parts = self

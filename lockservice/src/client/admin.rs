@@ -29,6 +29,12 @@ impl AdminClient {
     }
 
     /// Which node the server is, and which incarnation of it serves now.
+    ///
+    /// # Errors
+    /// `Unavailable`: no server responds; try again.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
     pub async fn node(&self) -> Result<(NodeName, ServiceId)> {
         let mut wire = self.wire.clone();
         let answer = self.node.call(wire.get_node(proto::GetNodeRequest {})).await?;
@@ -36,6 +42,12 @@ impl AdminClient {
     }
 
     /// Every lock that the server has granted and that is held; of one table if one is given.
+    ///
+    /// # Errors
+    /// `Unavailable`: no server responds; try again.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
     pub async fn locks(&self, table: Option<&TableRef>) -> Result<Listed<LockStatus>> {
         let (group, table) = names(table);
         let mut wire = self.wire.clone();
@@ -46,6 +58,12 @@ impl AdminClient {
 
     /// Every wait: who waits for what of whom; of one table if one is given. `since` is counted
     /// back from the answer.
+    ///
+    /// # Errors
+    /// `Unavailable`: no server responds; try again.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
     pub async fn waits(&self, table: Option<&TableRef>) -> Result<Listed<WaitStatus>> {
         let (group, table) = names(table);
         let mut wire = self.wire.clone();
@@ -56,6 +74,12 @@ impl AdminClient {
     }
 
     /// Every bind of the cluster: whichever server is asked asks the leader.
+    ///
+    /// # Errors
+    /// `Unavailable`: no server responds, or none knows a leader; try again.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
     pub async fn binds(&self) -> Result<Listed<BindStatus>> {
         let mut wire = self.wire.clone();
         let stream = self.node.call(wire.list_binds(proto::ListBindsRequest {})).await?;

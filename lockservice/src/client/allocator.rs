@@ -52,8 +52,14 @@ impl AllocatorClient {
     /// Validates a transaction's binds and admits its commit for a limited time (C1). Repeating an
     /// attempt is harmless.
     ///
-    /// Fails with `BindChanged` or `CannotCommit` if the transaction may not commit: start it again
-    /// as a new one. Fails with `Timeout` if less than `asked.least` could be promised.
+    /// # Errors
+    /// - `BindChanged`, `CannotCommit`: the transaction may not commit. Start another.
+    /// - `Timeout`: less than `asked.least` could be promised. Ask for less, or try again.
+    /// - `Unavailable`: no server responds, or none leads. Try again.
+    ///
+    /// # Cancel safety
+    /// The commit may be admitted all the same: its pins end by themselves, or with
+    /// [`finish_commit`](Self::finish_commit).
     pub async fn begin_commit(&self, request: &BeginCommit) -> Result<Admission> {
         let message = convert::begin_commit_to_proto(request);
         let (answer, sent) = self
@@ -74,6 +80,13 @@ impl AllocatorClient {
     }
 
     /// Ends a commit that was admitted, whether the data was written or not. Idempotent.
+    ///
+    /// # Errors
+    /// `Unavailable`: no server responds, or none leads. It need not be repeated: the pins end by
+    /// themselves.
+    ///
+    /// # Cancel safety
+    /// The commit may be finished all the same.
     pub async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()> {
         let call = |mut wire: Wire<Channel>| {
             let message =
@@ -84,6 +97,12 @@ impl AllocatorClient {
     }
 
     /// The bind of a table, if it has one. Binds nothing.
+    ///
+    /// # Errors
+    /// `Unavailable`: no server responds, or none leads. Try again.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
     pub async fn latest(&self, table: &TableRef) -> Result<Option<BindStatus>> {
         let call = |mut wire: Wire<Channel>| {
             let message = proto::LatestRequest {

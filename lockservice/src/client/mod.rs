@@ -38,6 +38,19 @@
 //! # }
 //! ```
 //!
+//! | file | what |
+//! |---|---|
+//! | `connect` | [`Client`]: the connections that sessions share |
+//! | `session`, `cluster_session`, `node_session` | [`Session`], over nodes; its part at one node |
+//! | `txn` | [`ClientTxn`], [`LockGuard`], [`Ended`] |
+//! | `follow` | a lock call follows a table to its owner |
+//! | `outbox`, `stream` | operations without a response; the request side of a stream |
+//! | `driver` | the task behind a session: responses, renewals, new connections |
+//! | `allocator`, `admin` | validation of commits; lists and calls for operators |
+//!
+//! The way of a lock call: `session` or `txn`, `txn/call` (a permit), `outbox` (a place in the
+//! order), `stream` (a frame), the server; `driver`, `outbox/response`, and back to `txn`.
+//!
 //! # Implementation details
 //! A [`Session`] has one stream and one task that reads it. Callers put operations into an outbox;
 //! the request side of the stream takes everything that is there into one frame, without a task in

@@ -4,6 +4,13 @@
 //! Every message from the wire is parsed here, once, into types that cannot be invalid; whatever is
 //! wrong with it is an [`InvalidArgument`](lockservice_core::ErrorKind::InvalidArgument), never a
 //! panic.
+//!
+//! | file | what |
+//! |---|---|
+//! | `item`, `lock`, `waiting` | rows and ranges; lock calls and grants; the holder that is waited for |
+//! | `allocator`, `commit`, `forgetting` | calls between nodes and the allocator |
+//! | `cluster_status`, `status` | lists for operators |
+//! | `error`, `grpc_status` | errors as messages, and as gRPC statuses |
 
 mod allocator;
 mod cluster_status;

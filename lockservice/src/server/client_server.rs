@@ -78,6 +78,9 @@ impl Server {
 
     /// The node's service stands: from now on its locks are served. Only the first one counts; it
     /// replaces itself (see [`ServiceHost`]).
+    ///
+    /// # Cancel safety
+    /// Once polled the service counts.
     pub async fn host(&mut self, host: ServiceHost) {
         if self.slot.fill(host.clone()) {
             health::set_locks(&self.health, true).await;
@@ -114,6 +117,9 @@ impl Server {
 
     /// Closes the connections. The session streams have ended by themselves with their sessions;
     /// the others are cut.
+    ///
+    /// # Cancel safety
+    /// Dropping the call closes the connections at once.
     pub async fn close(self) {
         self.serving.close().await;
     }

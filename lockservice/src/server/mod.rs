@@ -8,6 +8,16 @@
 //! If several nodes share a store, each needs a [`PeerServer`] beside it, on a listener of its own.
 //! **A process that reaches that listener owns the cluster**: it can take over nodes and end
 //! leases. Clients need nothing of it, and nothing that a client is told lets it act as a node.
+//!
+//! | file | what |
+//! |---|---|
+//! | `client_server`, `peer_server`, `serving` | [`Server`], [`PeerServer`], and the listener under both |
+//! | `host`, `slot` | [`ServiceHost`]: a service that replaces itself; its place in a server |
+//! | `settings` | [`ServerSettings`] |
+//! | `incoming`, `caller`, `calls` | bounds: connections, quotas of callers, calls |
+//! | `gate`, `deadline` | callers of other clusters are refused; calls end in time |
+//! | `locks`, `connection`, `operation` | the API `Locks`: unary calls, the session stream, its messages |
+//! | `allocator`, `peer`, `admin`, `health` | the other APIs |
 
 mod admin;
 mod allocator;

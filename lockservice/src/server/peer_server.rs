@@ -52,6 +52,9 @@ impl PeerServer {
     }
 
     /// Closes the connections.
+    ///
+    /// # Cancel safety
+    /// Dropping the call closes the connections at once.
     pub async fn close(self) {
         self.0.close().await;
     }

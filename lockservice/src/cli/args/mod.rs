@@ -1,4 +1,10 @@
 //! The arguments of the command line, parsed once into types that cannot be wrong.
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod.rs` | the commands, and the arguments of the short ones |
+//! | `serve`, `lock`, `store` | the arguments of these commands |
+//! | `supervise` | those of the hidden commands |
 
 mod lock;
 mod serve;

@@ -1,4 +1,11 @@
 //! The settings of a server: one TOML file, the environment, flags, in rising priority.
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod.rs` | [`Config`]: the settings, merged |
+//! | `environment` | settings in environment variables |
+//! | `addresses` | the addresses of a node |
+//! | `origin` | [`Origin`]: the sources of the settings |
 
 mod addresses;
 mod environment;

@@ -1,4 +1,10 @@
 //! `lock`: runs a command while holding a lock.
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod.rs` | takes the lock, and releases it |
+//! | `hold` | runs the command meanwhile |
+//! | `end` | [`End`]: how this process ends |
 
 mod end;
 mod hold;

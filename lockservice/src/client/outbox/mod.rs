@@ -1,4 +1,10 @@
 //! The operations of a session without a response, in the order in which they were asked for.
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod.rs` | operations go in, frames go out |
+//! | `response` | a response arrives |
+//! | `state`, `pending` | the state under the mutex; operations without a response |
 
 mod pending;
 mod response;

@@ -1,4 +1,10 @@
 //! [`ClientTxn`]: what holds locks.
+//!
+//! | file | what |
+//! |---|---|
+//! | `call` | one lock call: its permit, its transaction, its request |
+//! | `placement` | the node on which a transaction is |
+//! | `lock_guard`, `ended` | [`LockGuard`], [`Ended`] |
 
 mod call;
 mod ended;
