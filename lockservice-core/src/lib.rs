@@ -5,7 +5,7 @@
 //!
 //! - A [`LockItem`] is a row or a range of rows, locked [shared or exclusive](LockMode) in a lock
 //!   table ([`TableRef`]).
-//! - A **bind** ([`allocator::Bind`]) says which incarnation of which node grants a table's locks,
+//! - A **bind** ([`Bind`]) says which incarnation of which node grants a table's locks,
 //!   and at which version.
 //! - A **transaction** ([`TxnId`]) holds locks; it belongs to a [`service::Session`] of a client,
 //!   or to the embedding process.
@@ -48,6 +48,7 @@
 //! whether it is a good one. How it all works: the notes in `docs`.
 
 pub mod allocator;
+mod bind;
 pub mod clock;
 #[cfg(any(doc, doctest))]
 pub mod docs;
@@ -66,6 +67,7 @@ pub mod table;
 #[allow(clippy::disallowed_methods, reason = "suites and fixtures drive effects themselves")]
 pub mod testing;
 
+pub use crate::bind::{Bind, TokenBlock};
 pub use crate::error::{Advice, Blocker, DeadlockEdge, Detail, Error, ErrorKind, Result};
 pub use crate::guarded_map::GuardedMap;
 pub use crate::id::{

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
+use crate::bind::{Bind, TokenBlock};
 use crate::error::Error;
-use crate::id::{
-    BindVersion, CommitAttempt, Epoch, FencingToken, NodeName, Nonce, ServiceId, TableId, TableRef,
-    TxnId,
-};
+use crate::id::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableRef, TxnId};
 use crate::store::{ClusterConstants, ServiceState};
 
 /// How far the allocator has come, as its answers say: a node rejects answers of an earlier
@@ -79,21 +77,6 @@ pub struct LeaseAck {
     pub lease_ttl: Duration,
 }
 
-/// A lock table, or one partition of it, bound to an incarnation.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Bind {
-    /// Group and name.
-    pub table: TableRef,
-    /// The table's number.
-    pub id: TableId,
-    /// Which partition; 0 for a table that is not split.
-    pub partition: u32,
-    /// The owning incarnation.
-    pub owner: ServiceId,
-    /// The bind's version.
-    pub version: BindVersion,
-}
-
 /// A bind, and what its owner needs to serve it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BoundTable {
@@ -107,32 +90,6 @@ pub struct BoundTable {
     pub at: Progress,
     /// The first block of tokens, if this call granted the bind.
     pub tokens: Option<TokenBlock>,
-}
-
-/// A durable block of fencing tokens, `next..end` (F2).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct TokenBlock {
-    /// The first token that has not been given out.
-    pub next: FencingToken,
-    /// One past the last token.
-    pub end: FencingToken,
-}
-
-impl TokenBlock {
-    /// How many tokens are left.
-    pub const fn left(&self) -> u64 {
-        self.end.get() - self.next.get()
-    }
-
-    /// Takes the next token, or `None` if the block is used up.
-    pub fn take(&mut self) -> Option<FencingToken> {
-        let token = self.next;
-        if token >= self.end {
-            return None;
-        }
-        self.next = FencingToken::new(token.get() + 1);
-        Some(token)
-    }
 }
 
 /// A further block of tokens.

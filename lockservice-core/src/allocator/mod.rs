@@ -18,12 +18,14 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
 
+pub use crate::bind::{Bind, TokenBlock};
+
 pub use self::cluster::{AllocatorPeers, ElectedAllocator, Role};
 pub use self::leader::{AllocatorStopped, LocalAllocator};
 pub use self::messages::{
-    AllocatorStatus, BeginCommit, Bind, BindState, BindStatus, BoundTable, CannotCommit,
-    CommitAdmission, CommitWindow, ForgetOutcome, Forgetting, Incarnation, Latest, LeaseAck,
-    PresentedBind, Progress, Registration, Released, ReservedTokens, ServiceStatus, TokenBlock,
+    AllocatorStatus, BeginCommit, BindState, BindStatus, BoundTable, CannotCommit, CommitAdmission,
+    CommitWindow, ForgetOutcome, Forgetting, Incarnation, Latest, LeaseAck, PresentedBind,
+    Progress, Registration, Released, ReservedTokens, ServiceStatus,
 };
 pub use self::report::Report;
 pub use self::settings::{AllocatorSettings, TTL_MS_MAX, TTL_MS_MIN};

@@ -11,7 +11,7 @@ use super::slices::{STEPS, Slice};
 use super::state::{EngineState, Started};
 use super::steps::Hold;
 use super::types::{CallObstacle, EngineSettings, Grant, LockInfo, LockRequest, WaitInfo};
-use crate::allocator::{Bind, TokenBlock};
+use crate::bind::{Bind, TokenBlock};
 use crate::clock::Time;
 use crate::error::{Error, Result};
 use crate::id::{BindVersion, TableId, TxnId};

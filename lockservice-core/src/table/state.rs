@@ -15,7 +15,7 @@ use super::queue::CommitNumber;
 use super::slices::{Released, Slice};
 use super::txn::TxnHolds;
 use super::types::{EngineSettings, Grant};
-use crate::allocator::{Bind, TokenBlock};
+use crate::bind::{Bind, TokenBlock};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, TableId, TxnId};

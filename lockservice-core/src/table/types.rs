@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::allocator::Bind;
+use crate::bind::Bind;
 use crate::clock::Time;
 use crate::error::Blocker;
 use crate::id::{BindVersion, FencingToken, TableId, TableRef, TxnId};

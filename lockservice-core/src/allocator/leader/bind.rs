@@ -19,13 +19,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::allocator::leader::LocalShared;
 use crate::allocator::leader::writer::{Command, Done};
-use crate::allocator::messages::{Bind, BoundTable, TokenBlock};
+use crate::allocator::messages::BoundTable;
 use crate::allocator::state::commits::Pins;
 use crate::allocator::state::leases::LeaseState;
 use crate::allocator::state::tokens::{NextBlock, RaiseEpoch};
 use crate::allocator::state::{
     AllocatorState, BindEntry, Service, TableEntry, lease_lost, reassigning, stopping,
 };
+use crate::bind::{Bind, TokenBlock};
 use crate::clock::Time;
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};

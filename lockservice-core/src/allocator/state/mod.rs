@@ -32,11 +32,12 @@ use tokio::sync::{Notify, watch};
 use crate::allocator::leader::leadership::LeadershipCell;
 use crate::allocator::leader::origins::Origins;
 use crate::allocator::messages::{
-    BeginCommit, Bind, BindState, BindStatus, CommitAdmission, PresentedBind, Progress,
+    BeginCommit, BindState, BindStatus, CommitAdmission, PresentedBind, Progress,
 };
 use crate::allocator::state::commits::{CommitControl, Pin, PinSet, Pins, TxnLife};
 use crate::allocator::state::leases::{LeaseCell, LeaseState};
 use crate::allocator::state::tokens::{NextBlock, NumberSequence, TokenSource};
+use crate::bind::Bind;
 use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::guarded_map::GuardedMap;

@@ -1,6 +1,6 @@
 //! Numbers that are never handed out twice, and blocks of fencing tokens (L4, F2).
 
-use crate::allocator::messages::TokenBlock;
+use crate::bind::TokenBlock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{EPOCH_SHIFT, Epoch, FencingToken};
 use crate::sync::atomic::{AtomicU64, Ordering};

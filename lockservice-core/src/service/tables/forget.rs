@@ -17,7 +17,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::allocator::{Bind, ForgetOutcome};
+use crate::allocator::ForgetOutcome;
+use crate::bind::Bind;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{BindVersion, TableRef};
 use crate::service::tables::{RETRY_FIRST, RETRY_MOST, Tables};

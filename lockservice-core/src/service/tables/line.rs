@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 
-use crate::allocator::Bind;
+use crate::bind::Bind;
 use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{NodeName, ServiceId, TableRef, TxnId};

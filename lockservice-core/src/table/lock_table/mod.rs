@@ -21,7 +21,7 @@ use super::holders::Holder;
 use super::idle::{Quiet, Usage};
 use super::interval::IntervalMap;
 use super::queue::CommitNumber;
-use crate::allocator::{Bind, TokenBlock};
+use crate::bind::{Bind, TokenBlock};
 use crate::clock::Time;
 use crate::id::{FencingToken, TxnId};
 use crate::key::{Key, LockItem, LockMode};

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::allocator::TokenBlock;
+use crate::bind::TokenBlock;
 use crate::id::FencingToken;
 
 /// See the module.

@@ -1,0 +1,45 @@
+//! [`Bind`] and [`TokenBlock`]: what the allocator decides and the lock engine serves. Both know
+//! these words and nothing else of each other.
+
+use crate::id::{BindVersion, FencingToken, ServiceId, TableId, TableRef};
+
+/// A lock table, or one partition of it, bound to an incarnation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Bind {
+    /// Group and name.
+    pub table: TableRef,
+    /// The table's number.
+    pub id: TableId,
+    /// Which partition; 0 for a table that is not split.
+    pub partition: u32,
+    /// The owning incarnation.
+    pub owner: ServiceId,
+    /// The bind's version.
+    pub version: BindVersion,
+}
+
+/// A durable block of fencing tokens, `next..end` (F2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TokenBlock {
+    /// The first token that has not been given out.
+    pub next: FencingToken,
+    /// One past the last token.
+    pub end: FencingToken,
+}
+
+impl TokenBlock {
+    /// How many tokens are left.
+    pub const fn left(&self) -> u64 {
+        self.end.get() - self.next.get()
+    }
+
+    /// Takes the next token, or `None` if the block is used up.
+    pub fn take(&mut self) -> Option<FencingToken> {
+        let token = self.next;
+        if token >= self.end {
+            return None;
+        }
+        self.next = FencingToken::new(token.get() + 1);
+        Some(token)
+    }
+}
