@@ -39,11 +39,13 @@ enum Fate {
     Lost,
 }
 
-/// A local allocator that loses releases.
+/// A local allocator that loses releases, and whose answers to binds can be slow.
 #[derive(Debug)]
 struct Lossy {
     inner: Arc<LocalAllocator>,
     fates: Mutex<Vec<Fate>>,
+    /// How long the answer to a bind is on its way.
+    bind_takes: Mutex<Duration>,
 }
 
 #[async_trait]
@@ -70,7 +72,9 @@ impl LockTableAllocator for Lossy {
         self.inner.forget_table(table).await
     }
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
-        self.inner.bind(service, table).await
+        let (bound, takes) = (self.inner.bind(service, table).await, *self.bind_takes.lock());
+        sleep(takes).await;
+        bound
     }
     async fn reserve_tokens(
         &self,
@@ -139,7 +143,8 @@ impl Stage {
         let inner = LocalAllocator::open(store, clock, settings, name("leader"))
             .await
             .expect("a fresh store");
-        let allocator = Arc::new(Lossy { inner, fates: Mutex::default() });
+        let allocator =
+            Arc::new(Lossy { inner, fates: Mutex::default(), bind_takes: Mutex::default() });
         let service = Self::start(&allocator, "a", idle).await;
         Self { allocator, service }
     }
@@ -234,6 +239,34 @@ async fn a_table_is_kept_while_anything_is_locked_and_its_time_begins_with_its_l
     txn.end(None);
     stage.forgotten("held").await;
     assert!(ended.elapsed() >= HOUR && ended.elapsed() <= AT_LATEST, "after {:?}", ended.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_whose_caller_left_before_it_was_bound_is_forgotten_in_time() {
+    let stage = Stage::new().await;
+    *stage.allocator.bind_takes.lock() = SECOND * 3;
+    let txn = stage.begin();
+    let left = tokio::time::timeout(SECOND, txn.lock(spec("t", "k"))).await;
+    left.expect_err("the answer is on its way");
+    txn.end(None);
+    assert!(stage.knows("t").await, "it was granted");
+    *stage.allocator.bind_takes.lock() = Duration::ZERO;
+    sleep(AT_LATEST + SECOND * 3).await;
+    assert!(!stage.knows("t").await);
+    assert_eq!(stage.allocator.inner.entries().0, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_comes_after_another_left_asks_for_the_table_again_and_has_its_turn() {
+    let stage = Stage::new().await;
+    *stage.allocator.bind_takes.lock() = HOUR;
+    let (first, second) = (stage.begin(), stage.begin());
+    let left = tokio::time::timeout(SECOND, first.lock(spec("t", "k"))).await;
+    left.expect_err("the answer is on its way");
+    *stage.allocator.bind_takes.lock() = Duration::ZERO;
+    let began = Instant::now();
+    second.lock(spec("t", "k")).await.expect("free");
+    assert!(began.elapsed() < SECOND, "it does not wait for the answer to the first");
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,6 +7,9 @@
 //!    first one of a line has a binder started for it.
 //! 2. The binder asks the allocator for the table until it has it, or nobody waits any more.
 //!    Meanwhile it says what keeps it from it ([`Lines::refused`]).
+//!    If nobody does, it still waits for the answer that is on its way ([`Lines::desert`]), so that
+//!    a table that was granted is installed, and later forgotten. A call that comes meanwhile has
+//!    it ask again.
 //! 3. It makes the calls at the engine in the order of the line ([`Lines::next`]). Only when nobody
 //!    is left in it does the table count as owned, so that no later call comes in ahead.
 //!
@@ -30,6 +33,9 @@ use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{NodeName, ServiceId, TableRef, TxnId};
 use crate::key::{KeyRange, LockItem, LockMode};
 use crate::table::{LockCall, WaitInfo, WaitPolicy};
+
+/// Most lines in which nobody stands whose binders wait for an answer.
+const DESERTED_MAX: usize = 64;
 
 /// What a call asks for.
 #[derive(Debug)]
@@ -74,6 +80,8 @@ pub(in crate::service) struct Lines {
     lines: BTreeMap<TableRef, Line>,
     /// How many calls stand in all of them.
     waiting: usize,
+    /// How many lines are [deserted](Line::is_deserted).
+    deserted: usize,
     /// The next place.
     next: u64,
 }
@@ -85,8 +93,21 @@ struct Line {
     /// What keeps the table from being bound, as it was said last.
     refusal: Option<Refusal>,
     owner: Option<LastOwner>,
-    /// Told when the last call leaves.
+    /// Nobody stands in it, and its binder waits for an answer.
+    is_deserted: bool,
+    /// Told when the last call leaves, and when one comes to a deserted line.
     deserted: Arc<Notify>,
+}
+
+/// What a binder does when it is told that its line may be deserted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::service) enum Desertion {
+    /// Calls stand in the line: it asks again.
+    Occupied,
+    /// Nobody does: it waits for the answer that is on its way.
+    Deserted,
+    /// The line is gone: it ends.
+    Ended,
 }
 
 /// What keeps a table from being bound.
@@ -144,6 +165,10 @@ impl Lines {
         let begun = !self.lines.contains_key(table);
         let line = self.lines.entry(table.clone()).or_default();
         line.waiting.insert(place, waiter);
+        if std::mem::take(&mut line.is_deserted) {
+            self.deserted -= 1;
+            line.deserted.notify_one();
+        }
         Ok(Joined { place, begun: begun.then(|| Arc::clone(&line.deserted)) })
     }
 
@@ -233,7 +258,7 @@ impl Lines {
 
     /// Ends a line. Whoever still stands in it is answered with `why`.
     pub(in crate::service) fn end(&mut self, table: &TableRef, why: &Error) {
-        let Some(line) = self.lines.remove(table) else { return };
+        let Some(line) = self.remove(table) else { return };
         self.waiting -= line.waiting.len();
         for waiter in line.waiting.into_values() {
             drop(waiter.answer.send(Err(why.clone())));
@@ -245,8 +270,33 @@ impl Lines {
         if self.lines.get(table).is_some_and(|line| !line.waiting.is_empty()) {
             return false;
         }
-        self.lines.remove(table);
+        self.remove(table);
         true
+    }
+
+    /// Looks whether a line is deserted while an answer is on its way to its binder. At most
+    /// [`DESERTED_MAX`] of them are kept; one more is ended.
+    pub(in crate::service) fn desert(&mut self, table: &TableRef) -> Desertion {
+        let Some(line) = self.lines.get_mut(table) else { return Desertion::Ended };
+        if !line.waiting.is_empty() {
+            return Desertion::Occupied;
+        }
+        if !line.is_deserted {
+            if self.deserted >= DESERTED_MAX {
+                self.remove(table);
+                return Desertion::Ended;
+            }
+            // What kept the table is not said to a call that comes later.
+            (line.is_deserted, line.refusal, line.owner) = (true, None, None);
+            self.deserted += 1;
+        }
+        Desertion::Deserted
+    }
+
+    fn remove(&mut self, table: &TableRef) -> Option<Line> {
+        let line = self.lines.remove(table)?;
+        self.deserted -= usize::from(line.is_deserted);
+        Some(line)
     }
 
     /// Those who wait for a table, or for one table, in the order of the lines: at most `most` of
@@ -338,4 +388,51 @@ fn reassigning(table: &TableRef, left: Duration) -> Error {
     .with("table", table)
     .with("remaining_ms", left.as_millis())
     .with_detail(Detail::RetryAfter(left))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::Key;
+
+    fn table(number: usize) -> TableRef {
+        TableRef::new("g", format!("t{number}")).expect("names")
+    }
+
+    fn join(lines: &mut Lines, number: usize) -> Joined {
+        let asked = Asked {
+            txn: TxnId::new(ServiceId::new(1), 1, false),
+            ancestors: Vec::new(),
+            items: vec![LockItem::Row(Key::new("k").expect("a key"))],
+            mode: LockMode::Exclusive,
+            wait: WaitPolicy::Wait,
+            since: Time::ZERO,
+        };
+        let waiter = Waiter { asked, answer: oneshot::channel().0 };
+        lines.join(&table(number), waiter, usize::MAX).expect("room")
+    }
+
+    fn desert(lines: &mut Lines, number: usize) -> Desertion {
+        let joined = join(lines, number);
+        assert_eq!(lines.desert(&table(number)), Desertion::Occupied);
+        lines.leave(&table(number), joined.place, Time::ZERO).expect("it stands there");
+        lines.desert(&table(number))
+    }
+
+    #[test]
+    fn deserted_lines_are_bounded_and_counted_until_they_end_or_somebody_comes() {
+        let mut lines = Lines::default();
+        for number in 0..DESERTED_MAX {
+            assert_eq!(desert(&mut lines, number), Desertion::Deserted);
+            assert_eq!(lines.desert(&table(number)), Desertion::Deserted, "it is counted once");
+        }
+        assert_eq!(desert(&mut lines, DESERTED_MAX), Desertion::Ended);
+        assert_eq!(lines.standing_in(&table(DESERTED_MAX)), None);
+        assert!(join(&mut lines, 0).begun.is_none(), "its binder lives");
+        assert!(lines.end_if_deserted(&table(1)));
+        for number in DESERTED_MAX..DESERTED_MAX + 2 {
+            assert_eq!(desert(&mut lines, number), Desertion::Deserted);
+        }
+        assert_eq!(desert(&mut lines, DESERTED_MAX + 2), Desertion::Ended);
+    }
 }

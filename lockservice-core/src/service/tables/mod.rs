@@ -5,6 +5,7 @@ pub(in crate::service) mod line;
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::sync::{Notify, oneshot};
@@ -13,7 +14,7 @@ use crate::bind::Bind;
 use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::TableRef;
-use crate::service::tables::line::{Asked, Handed, LastOwner, Lines, Standing, Waiter};
+use crate::service::tables::line::{Asked, Desertion, Handed, LastOwner, Lines, Standing, Waiter};
 use crate::service::{ServiceInner, WaitsFor, shutting_down};
 use crate::sync::{Mutex, RwLock};
 use crate::table::{LockRequest, WaitPolicy};
@@ -55,6 +56,15 @@ impl Tables {
     ) -> Vec<Standing> {
         self.lines.lock().standing(only, after, most)
     }
+}
+
+/// What came of asking for a table once.
+#[derive(Debug)]
+enum Attempt {
+    Answered(Result<Arc<Bind>>),
+    /// A call came to a line that was deserted, or may have been.
+    AskAgain,
+    LineEnded,
 }
 
 /// A call's place in the line of its table. Dropped, it gives the place up.
@@ -132,7 +142,8 @@ impl ServiceInner {
     /// Binds a table for those who stand in its line, and hands it over to them in their order.
     ///
     /// It ends with the line: when the table is bound, when it is refused for a reason that does
-    /// not pass, when the service stops serving, or when nobody waits any more.
+    /// not pass, when the service stops serving, or when nobody waits any more and no answer is on
+    /// its way.
     pub(in crate::service) async fn bind_for_line(
         self: &Arc<Self>,
         table: &TableRef,
@@ -140,23 +151,21 @@ impl ServiceInner {
     ) {
         let mut pause = RETRY_FIRST;
         loop {
-            let outcome = tokio::select! {
-                biased;
-                () = self.phase_changed() => Err(self.check_serving().err().unwrap_or_else(shutting_down)),
-                () = deserted.notified() => {
-                    // Whoever came meanwhile is there for a new try.
-                    if self.tables.lines.lock().end_if_deserted(table) {
-                        return;
-                    }
-                    continue;
+            if self.tables.lines.lock().end_if_deserted(table) {
+                return;
+            }
+            let error = match self.bind_once(table, deserted).await {
+                Attempt::Answered(Ok(bind)) => return self.hand_to_line(table, &bind),
+                Attempt::Answered(Err(error)) if passes(&error) => error,
+                Attempt::Answered(Err(error)) => {
+                    return self.tables.lines.lock().end(table, &error);
                 }
-                outcome = self.bind(table) => outcome,
+                Attempt::AskAgain => continue,
+                Attempt::LineEnded => return,
             };
-            let error = match outcome {
-                Ok(bind) => return self.hand_to_line(table, &bind),
-                Err(error) if passes(&error) => error,
-                Err(error) => return self.tables.lines.lock().end(table, &error),
-            };
+            if self.tables.lines.lock().end_if_deserted(table) {
+                return;
+            }
             let now = self.parts.env.now();
             self.tables.lines.lock().refused(table, &error, now);
             // What keeps it may be over earlier than was said: its owner may resign, or another
@@ -168,9 +177,33 @@ impl ServiceInner {
                 biased;
                 () = self.phase_changed() => {}
                 // The next turn sees to it.
-                () = deserted.notified() => deserted.notify_one(),
+                () = deserted.notified() => {}
                 never = self.find_owner(table, error.kind()) => match never {},
                 _ = self.until(again, std::future::pending::<()>()) => {}
+            }
+        }
+    }
+
+    /// Asks for a table once. The answer is waited for, also if nobody stands in the line any more:
+    /// a bind that was granted and never installed would never be forgotten.
+    async fn bind_once(self: &Arc<Self>, table: &TableRef, deserted: &Notify) -> Attempt {
+        let mut bind = pin!(self.bind(table));
+        loop {
+            tokio::select! {
+                biased;
+                () = self.phase_changed() => {
+                    let why = self.check_serving().err().unwrap_or_else(shutting_down);
+                    return Attempt::Answered(Err(why));
+                }
+                () = deserted.notified() => {
+                    let desertion = self.tables.lines.lock().desert(table);
+                    match desertion {
+                        Desertion::Deserted => {}
+                        Desertion::Occupied => return Attempt::AskAgain,
+                        Desertion::Ended => return Attempt::LineEnded,
+                    }
+                }
+                outcome = &mut bind => return Attempt::Answered(outcome),
             }
         }
     }
