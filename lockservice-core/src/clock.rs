@@ -1,6 +1,6 @@
 //! Time that counts through suspend, and the margins that make promises safe.
 //!
-//! Safety decisions (is this lease over? may this table be granted anew?) read a [`Clock`] at the
+//! Safety decisions (is this lease over? may this table be reassigned?) read a [`Clock`] at the
 //! moment of the decision. Timers only wake; they decide nothing. No reading is ever compared with
 //! that of another process: durations travel, times do not.
 
@@ -81,8 +81,8 @@ impl Clock for SystemClock {
     }
 }
 
-/// The longest a promise of raw length `d` can seem to last on another machine: whoever waits for
-/// its end waits this long.
+/// The longest a promise of raw length `d` can seem to last on another machine. A party that waits
+/// for its end waits this long.
 ///
 /// `protocol.md`, first paragraph: clock rates may differ by 1 %, and 100 ms cover the reading of
 /// the clocks.

@@ -22,7 +22,7 @@ pub enum Advice {
     /// Everything held through this session is gone. Stop the protected work, open a new session,
     /// start over.
     NewSession,
-    /// Nothing the program can do by itself: tell an operator.
+    /// The program can do nothing by itself: tell an operator.
     Operator,
 }
 
@@ -78,10 +78,10 @@ kinds! {
     /// the call's ancestors. It would never come. Use the lock that is held, instead of asking for
     /// it again.
     HeldByAncestor => "held_by_ancestor", FixRequest;
-    /// A table that the transaction locked is bound anew: its locks there are void (T4). End the
-    /// transaction and start it again.
+    /// A table that the transaction locked was reassigned: its locks there are invalid (T4). End
+    /// the transaction and start it again.
     BindChanged => "bind_changed", RetryTransaction;
-    /// The table's last owner may still be at work; it is granted anew after [`Error::retry_after`]
+    /// The table's last owner may still be at work; it is reassigned after [`Error::retry_after`]
     /// (B3). Try again then.
     Reassigning => "rebinding", RetryCall;
     /// This service does not own the table; [`Error::owner`] does. Follow it.
@@ -105,7 +105,7 @@ kinds! {
     /// will be, given away: stop the protected work.
     SessionLost => "session_lost", NewSession;
     /// The service's own lease has lapsed: it is sealed and grants nothing (B2). Its locks are
-    /// void: stop the protected work.
+    /// invalid: stop the protected work.
     LeaseLost => "lease_lost", NewSession;
     /// The service is shutting down. Stop the protected work and confirm it by closing the session;
     /// then try another node, or later.
@@ -161,7 +161,7 @@ pub struct DeadlockEdge {
     pub client: String,
 }
 
-/// Who stands in the way of a request that was not granted.
+/// The conflicting holder or waiter for which a request was not granted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Blocker {
     /// Its transaction.
@@ -200,7 +200,7 @@ impl fmt::Display for Blocker {
 pub enum Detail {
     /// The whole cycle of a [`ErrorKind::Deadlock`]: each edge's holder is the next edge's waiter.
     Deadlock(Vec<DeadlockEdge>),
-    /// Who stands in the way, of a [`ErrorKind::Conflict`] or a [`ErrorKind::Timeout`].
+    /// The conflicting holder or waiter, of a [`ErrorKind::Conflict`] or a [`ErrorKind::Timeout`].
     Blocked(Blocker),
     /// How long to wait before trying again.
     RetryAfter(Duration),
@@ -306,8 +306,8 @@ impl Error {
         self.0.detail.as_ref()
     }
 
-    /// The leadership that answered with it, of a refusal by the allocator of another node. Whoever
-    /// knows a later one must not act on it (L3).
+    /// The leadership that answered with it, of a refusal by the allocator of another node. A
+    /// caller that knows a later one must not act on it (L3).
     pub fn answered_by(&self) -> Option<Epoch> {
         self.0.answered_by
     }
@@ -320,8 +320,8 @@ impl Error {
         }
     }
 
-    /// Who stands in the way, of a [`ErrorKind::Conflict`] or a [`ErrorKind::Timeout`], if that is
-    /// known.
+    /// The conflicting holder or waiter, of a [`ErrorKind::Conflict`] or a [`ErrorKind::Timeout`],
+    /// if that is known.
     pub fn blocker(&self) -> Option<&Blocker> {
         match self.detail() {
             Some(Detail::Blocked(blocker)) => Some(blocker),

@@ -102,7 +102,7 @@ async fn a_name_belongs_to_one_incarnation_at_a_time(fixture: &dyn AllocatorFixt
     assert_eq!(old.kind(), ErrorKind::LeaseLost);
     fixture.advance(hi(second.lease_ttl)).await;
     let third = start(&*allocator, "n", 4).await;
-    assert!(third.service > second.service, "a lapsed one is not in the way");
+    assert!(third.service > second.service, "a lapsed one does not conflict");
     let late = allocator
         .keepalive(second.service, Nonce::new(3), Progress::default())
         .await
@@ -124,7 +124,7 @@ async fn a_lapsed_owners_table_is_void_at_once_and_granted_anew_later(
     let still = allocator.bind(b.service, &t).await.expect("still owned");
     assert_eq!(still.bind, old.bind, "not before its lease must have run out");
     fixture.advance(Duration::from_millis(1)).await;
-    let new = allocator.bind(b.service, &t).await.expect("granted anew (B3)");
+    let new = allocator.bind(b.service, &t).await.expect("reassigned (B3)");
     assert_eq!((new.bind.owner, new.bind.id), (b.service, old.bind.id));
     assert!(new.bind.version > old.bind.version);
     let lost = allocator.bind(a.service, &t).await.expect_err("it lapsed");
@@ -155,8 +155,10 @@ async fn a_replaced_incarnation_waits_out_its_own_lease(fixture: &dyn AllocatorF
         "{invalid:?}"
     );
     let txn = TxnId::new(a2.service, 1, true);
-    let stale =
-        allocator.begin_commit(&commit(txn, 1, &[&old.bind])).await.expect_err("void at once (B3)");
+    let stale = allocator
+        .begin_commit(&commit(txn, 1, &[&old.bind]))
+        .await
+        .expect_err("invalid at once (B3)");
     assert_eq!(stale.kind(), ErrorKind::BindChanged);
     let wait =
         allocator.bind(a2.service, &t).await.expect_err("the old lease may still be relied on");
@@ -168,7 +170,7 @@ async fn a_replaced_incarnation_waits_out_its_own_lease(fixture: &dyn AllocatorF
     fixture.advance(after / 2).await;
     allocator.keepalive(a2.service, Nonce::new(2), Progress::default()).await.expect("in time");
     fixture.advance(after - after / 2).await;
-    let new = allocator.bind(a2.service, &t).await.expect("after that it is granted anew");
+    let new = allocator.bind(a2.service, &t).await.expect("after that it is reassigned");
     assert!(new.bind.version > old.bind.version);
 }
 
@@ -260,7 +262,7 @@ async fn an_origin_that_is_no_longer_live_commits_nothing(fixture: &dyn Allocato
     fixture.advance(hi(c.lease_ttl) / 2).await;
     allocator.keepalive(owner.service, Nonce::new(1), Progress::default()).await.expect("in time");
     fixture.advance(hi(c.lease_ttl) - hi(c.lease_ttl) / 2).await;
-    // Nobody has looked at it since: whoever looks first finds that it lapsed.
+    // No call has looked at it since: the first that looks finds that it lapsed.
     let late = allocator
         .keepalive(c.service, Nonce::new(4), Progress::default())
         .await
@@ -330,7 +332,7 @@ async fn a_commit_that_somebody_was_told_of_is_not_extended_and_ends_in_a_tombst
         fixture.advance(Duration::from_millis(500)).await;
         let extended =
             allocator.begin_commit(&commit(txn, 1, &[])).await.expect("live").commit_before;
-        assert_eq!(extended, first, "nobody was told: it is extended");
+        assert_eq!(extended, first, "no caller was told: it is extended");
         assert_eq!(allocator.cannot_commit(&[txn]).await.expect("answer").committing, [txn]);
         let mut left = extended;
         for _ in 0..2 {
@@ -341,11 +343,11 @@ async fn a_commit_that_somebody_was_told_of_is_not_extended_and_ends_in_a_tombst
                 .await
                 .expect("what was admitted stands");
             assert_eq!(again.commit_before, left, "nothing is extended (C4)");
-            let anew = allocator
+            let again = allocator
                 .begin_commit(&commit(txn, 2, &[]))
                 .await
                 .expect_err("nothing is admitted (C4)");
-            assert_eq!(anew.kind(), ErrorKind::CannotCommit);
+            assert_eq!(again.kind(), ErrorKind::CannotCommit);
         }
         if finished {
             allocator.finish_commit(txn, CommitAttempt::new(1)).await.expect("admitted");
@@ -462,12 +464,14 @@ async fn a_resignation_waits_for_commits_on_its_binds(fixture: &dyn AllocatorFix
             () = async {
                 for _ in 0..2 {
                     writes += 1;
-                    allocator.bind(b.service, &table(&format!("later-{writes}"))).await.expect("free");
+                    let later = table(&format!("later-{writes}"));
+                    allocator.bind(b.service, &later).await.expect("free");
                 }
                 for late in [commit(txn, 2, &[&bound.bind]), commit(own, 2, &[])] {
                     let refused = allocator.begin_commit(&late).await.expect_err("no new pin, no \
                         new commit");
-                    assert!(matches!(refused.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit), "{refused:?}");
+                    let kinds = [ErrorKind::BindChanged, ErrorKind::CannotCommit];
+                    assert!(kinds.contains(&refused.kind()), "{refused:?}");
                 }
                 let still = allocator.bind(b.service, &t).await.expect_err("a commit may rely on \
                     it");
@@ -477,7 +481,7 @@ async fn a_resignation_waits_for_commits_on_its_binds(fixture: &dyn AllocatorFix
         allocator.finish_commit(in_flight, CommitAttempt::new(1)).await.expect("admitted");
     }
     resign.await.expect("nothing holds it up");
-    allocator.bind(b.service, &t).await.expect("granted anew at once");
+    allocator.bind(b.service, &t).await.expect("reassigned at once");
 }
 
 async fn tokens_grow_from_block_to_block_and_owner_to_owner(fixture: &dyn AllocatorFixture) {
@@ -506,7 +510,7 @@ async fn tokens_grow_from_block_to_block_and_owner_to_owner(fixture: &dyn Alloca
     assert_eq!(refused.kind(), ErrorKind::BindChanged);
     allocator.resign(a.service, Nonce::new(1)).await.expect("live");
     let b = start(&*allocator, "b", 2).await;
-    let new = allocator.bind(b.service, &t).await.expect("granted anew");
+    let new = allocator.bind(b.service, &t).await.expect("reassigned");
     assert!(new.tokens.expect("a fresh bind").next >= last);
 }
 

@@ -61,7 +61,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// How long the other is given to act on what it has read.
 const HEAD_START: Duration = Duration::from_millis(10);
 
-/// A clock that stops a thread between its reading and whatever it does with that: the schedule
+/// A clock that stops a thread between its reading and its use of it: the schedule
 /// that no test on one thread can show, and in which a decision made on an old reading goes wrong.
 ///
 /// Clones stop the same threads.
@@ -109,7 +109,7 @@ impl Gate {
 }
 
 impl StallingClock {
-    /// A clock that shows the time of `inner`, and stops nobody yet.
+    /// A clock that shows the time of `inner`, and stops no thread yet.
     pub fn new(inner: impl Clock) -> Self {
         Self { inner: Arc::new(inner), gate: Arc::default() }
     }
@@ -118,7 +118,7 @@ impl StallingClock {
     /// this clock (from 1), or has ended without making that many.
     ///
     /// The reading is made before the stop and returned after it. The thread goes on a moment after
-    /// another thread has read the clock, by [`Stalled::go_on`], or when nobody can read it because
+    /// another thread has read the clock, by [`Stalled::go_on`], or when none can read it because
     /// of what the stopped thread holds. One thread is stopped at a time.
     pub fn stall<T: Send + 'static>(
         &self,

@@ -61,7 +61,7 @@ where
 
 /// One allocator's life over `store`.
 async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
-    settle(&*inner).await;
+    resolve(&*inner).await;
     let allocator = open(store, what).await;
     let request = Registration {
         node: NodeName::new(NODE).expect("a name"),
@@ -87,7 +87,7 @@ async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
     let both = [kept, TxnId::new(incarnation.service, 2, true)];
     let answer = again(what, || async {
         let mut answer = allocator.cannot_commit(&both).await?;
-        // Each is answered by itself: whoever failed is asked about again.
+        // Each is answered by itself: one that failed is asked about again.
         match answer.failed.pop() {
             Some((_, e)) => Err(e),
             None => Ok(answer),
@@ -158,16 +158,16 @@ async fn forget_one(allocator: &LocalAllocator, owner: ServiceId, what: &str) ->
     bind
 }
 
-/// Whoever leads next finds all of it.
+/// The next leader finds all of it.
 async fn afterwards(fixture: &dyn StoreFixture, what: &str) {
     let next = fixture.open().await;
     let after = next.load().await.expect("load");
     assert_eq!((after.tables.len(), after.tombstones.len()), (3, 2), "{what}");
 }
 
-/// A shared store that is new is in doubt until a leader settles that; here nobody can have been
-/// told of anything.
-async fn settle(store: &dyn BindStore) {
+/// A shared store that is new has an unknown data loss until a leader resolves that; here no node
+/// can have been told of anything.
+async fn resolve(store: &dyn BindStore) {
     let mut candidate = candidate();
     for _ in 0..3 {
         match store.acquire_leadership(&candidate, Duration::from_secs(5)).await.expect("acquire") {
@@ -179,7 +179,7 @@ async fn settle(store: &dyn BindStore) {
             Leadership::Held { seen, .. } => candidate.seen = Some(seen),
         }
     }
-    panic!("the store lets nobody lead");
+    panic!("the store lets no candidate lead");
 }
 
 fn candidate() -> Candidate {

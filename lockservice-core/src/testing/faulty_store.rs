@@ -119,7 +119,7 @@ impl FaultyStore {
             (call, fault, arrived)
         };
         for (_, epoch, number, batch) in arrived {
-            // Nobody hears the answer.
+            // No caller gets the response.
             drop(self.inner.write(epoch, number, &batch).await);
         }
         if let Some(Fault::Delay(delay)) = fault {

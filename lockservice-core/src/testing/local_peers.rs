@@ -21,12 +21,12 @@ use crate::store::ClusterId;
 pub struct LocalPeers(Arc<Mutex<HashMap<String, Arc<dyn LockTableAllocator>>>>);
 
 impl LocalPeers {
-    /// Lets `allocator` answer at `address`, in place of whoever did before.
+    /// Lets `allocator` answer at `address`, in place of the one before.
     pub fn join(&self, address: &str, allocator: Arc<dyn LockTableAllocator>) {
         self.0.lock().insert(address.to_owned(), allocator);
     }
 
-    /// Lets nobody answer at `address` any more.
+    /// Lets no allocator answer at `address` any more.
     pub fn leave(&self, address: &str) {
         self.0.lock().remove(address);
     }
@@ -48,7 +48,7 @@ impl Connection {
     fn node(&self) -> Result<Arc<dyn LockTableAllocator>> {
         let node = self.peers.0.lock().get(&self.address).map(Arc::clone);
         node.ok_or_else(|| {
-            Error::new(ErrorKind::Unavailable, "nobody answers there")
+            Error::new(ErrorKind::Unavailable, "no node answers there")
                 .with("address", &self.address)
         })
     }
@@ -72,7 +72,8 @@ forward! {
     resign(service: ServiceId, nonce: Nonce) -> Progress;
     bind(service: ServiceId, table: &TableRef) -> BoundTable;
     reserve_tokens(service: ServiceId, table: TableId, version: BindVersion) -> ReservedTokens;
-    release_table(service: ServiceId, nonce: Nonce, table: &TableRef, version: BindVersion) -> Released;
+    release_table(
+        service: ServiceId, nonce: Nonce, table: &TableRef, version: BindVersion) -> Released;
     forget_table(table: &TableRef) -> Forgetting;
     latest(table: &TableRef) -> Latest;
     begin_commit(request: &BeginCommit) -> CommitAdmission;

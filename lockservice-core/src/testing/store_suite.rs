@@ -64,7 +64,7 @@ async fn an_empty_store_is_empty_and_its_first_leader_waits_for_nothing(
         }) => (epoch, applied, clean),
         // L4: an empty shared store may be one that lost everything.
         Leadership::Held { seen, address: None, cluster: None } => {
-            assert_eq!(seen.leader, None, "nobody ever led it");
+            assert_eq!(seen.leader, None, "it was never led");
             let (epoch, applied, clean) = acquire(&*store, 0).await;
             assert!(!clean, "nothing tells it from a store that lost everything");
             (epoch, applied, true)
@@ -133,7 +133,7 @@ async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_still(
     let taken = store.acquire_leadership(&settled, TTL).await.expect("its own");
     assert!(
         matches!(taken, Leadership::Acquired(Acquired { continuous: true, .. })),
-        "it settled the doubt (L4): {taken:?}"
+        "it resolved the data loss (L4): {taken:?}"
     );
     let taken = acquired(taken);
     assert!(taken > raised);

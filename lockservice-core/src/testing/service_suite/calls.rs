@@ -11,7 +11,7 @@ use crate::service::LockSpec;
 /// the last is not to be had.
 struct Attempt {
     who: Actor,
-    /// In the way of the call.
+    /// Conflicts with the call.
     other: Actor,
     before: Held,
 }

@@ -101,7 +101,7 @@ pub(super) async fn an_error_says_what_happened_to_what_and_what_to_do(
     let timeout =
         b.fails(shared("[j,l)").within(Duration::from_millis(20)), ErrorKind::Timeout).await;
     for error in [&conflict, &timeout] {
-        let blocker = error.blocker().expect("who is in the way");
+        let blocker = error.blocker().expect("the conflicting holder");
         assert_eq!(
             (blocker.txn, &blocker.item, blocker.granted),
             (a.id(), &item("k"), true),

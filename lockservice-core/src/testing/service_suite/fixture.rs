@@ -53,7 +53,7 @@ pub trait SessionFixture: Send + Sync {
     /// Resolves when the session's locks must no longer be relied on, or the service is about to
     /// stop, with the reason.
     async fn lost(&self) -> Error;
-    /// From now on nothing more is heard of the client, as if its machine had been cut off.
+    /// From now on no more messages come from the client, as if its machine had been cut off.
     async fn fall_silent(&self);
     /// Gives the session up: its transactions end, and its work has stopped.
     async fn close(&self) -> Result<()>;

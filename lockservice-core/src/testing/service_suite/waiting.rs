@@ -41,7 +41,7 @@ pub(super) async fn a_wait_ends_at_its_deadline_and_leaves_no_claim(fixture: &dy
     let of_c = scene.waits(&c, shared("j")).await;
     of_w.refused(ErrorKind::Timeout).await;
     assert!(asked.elapsed() >= DEADLINE, "it gave up after {:?}", asked.elapsed());
-    assert!(next.elapsed() < DEADLINE, "its time began anew when it waited for the next");
+    assert!(next.elapsed() < DEADLINE, "its time began again when it waited for the next");
     // Nobody stalls behind who has gone.
     of_b.granted().await;
     of_c.granted().await;
