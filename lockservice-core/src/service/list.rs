@@ -71,7 +71,7 @@ impl WaitList {
         let named = slice.into_iter().map(|standing| {
             let holder = match standing.node {
                 Some(node) => ("the last owner of the table".to_owned(), node.to_string()),
-                None => ("whoever binds the table".to_owned(), String::new()),
+                None => ("the allocator, which binds the table".to_owned(), String::new()),
             };
             self.status(standing.info, holder)
         });

@@ -76,7 +76,7 @@ pub struct LockSpec {
     pub snapshot_age: Option<Duration>,
     /// The transactions whose work waits until this call has ended, at most [`ANCESTORS_MAX`]:
     /// those of an outer command that started this one, say. What they hold is never waited for
-    /// (`HeldByAncestor`, at once), and a cycle of waits over them is a deadlock. Nobody checks
+    /// (`HeldByAncestor`, at once), and a cycle of waits over them is a deadlock. No one checks
     /// this claim: of a cycle that there is only by a claim, the call that makes it fails.
     pub ancestors: Vec<TxnId>,
 }
@@ -92,7 +92,7 @@ impl LockSpec {
     }
 }
 
-/// How long locks are safe, raw: whoever receives it counts [`lo`](crate::clock::lo) of it, from
+/// How long locks are safe, raw: its receiver counts [`lo`](crate::clock::lo) of it, from
 /// before it sent its request (P2).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Promise {
@@ -153,8 +153,8 @@ pub enum Operation {
         /// The commit's timestamp, if it committed (C5).
         commit_ts: Option<u64>,
     },
-    /// Takes back one lock operation of the same transaction, whether it waits, was granted or has
-    /// not arrived.
+    /// Rolls back or cancels one lock operation of the same transaction, whether it waits, was
+    /// granted or has not arrived.
     Undo {
         /// Its sequence.
         sequence: u64,
@@ -220,7 +220,7 @@ pub struct Stopped {
     /// True if every session and transaction had ended in time: nothing of the service is in use
     /// any more.
     pub confirmed: bool,
-    /// True if everything was given back and the lease resigned: the next start need not wait.
+    /// True if everything was released and the lease resigned: the next start need not wait.
     /// False if some session did not confirm in time that its work had stopped (P5).
     pub resigned: bool,
 }

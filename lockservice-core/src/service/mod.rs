@@ -7,20 +7,36 @@
 //! |---|---|---|---|
 //! | serving | yes | yes | [`shutdown`](LockService::shutdown), or the lease lapses |
 //! | stopping | `ShuttingDown` | yes | every session has closed, or the grace is over |
-//! | resigning | `ShuttingDown` | nobody is left | the allocator has answered |
+//! | resigning | `ShuttingDown` | no session is left | the allocator has answered |
 //! | sealed | the reason | the reason | never: start a new incarnation |
 //!
+//! # Files
+//! | file | what it holds |
+//! |---|---|
+//! | `mod.rs` | [`LockService`]: started, listed, stopped |
+//! | `phase.rs` | serving, stopping, resigning, sealed |
+//! | `messages.rs`, `settings.rs` | what goes in and comes out; limits and defaults |
+//! | `lease/` | the lease as a pure value, and its renewal |
+//! | `tables/` | binds: found, waited for, supplied with tokens, forgotten |
+//! | `txn/` | transactions: lock, end, abandon; who is alive, who waits |
+//! | `session/` | sessions of clients, and operations that take effect once |
+//! | `list.rs` | locks and waits with names, for operators |
+//!
+//! The way of a lock: `session/operations.rs` (a client) or `txn/mod.rs` (an embedder), then
+//! `ServiceInner::lock` (`txn/mod.rs`), `hand_over` (`tables/mod.rs`), the engine, `still_good`
+//! (`txn/mod.rs`).
+//!
 //! # Invariants
-//! - **Nothing is answered under a lapsed promise** (B2, P1). Whoever answers reads the clock after
-//!   the engine has granted and before the answer is made; a grant whose lease, session or
-//!   transaction is over by then is taken back.
+//! - **Nothing is answered under a lapsed promise** (B2, P1). The clock is read after the engine
+//!   has granted and before the response is made; a grant whose lease, session or transaction is
+//!   over by then is rolled back.
 //! - **A lapse, a renewal and a grant are each decided in one critical section, in which the clock
 //!   is read**: that of the lease, or of the session's promise. Whichever comes first is seen by
 //!   the others, however long a thread stops between its reading and its act: what was acknowledged
 //!   as renewed has not lapsed, and what was found over is never renewed.
-//! - **Sealed is for ever.** Whoever first finds the lease over seals the service; a renewal that
-//!   is acknowledged later changes nothing.
-//! - **Who asked for a stop gets one.** Once it was asked to shut down, a service is sealed with
+//! - **Sealed is for ever.** The first call that finds the lease over seals the service; a renewal
+//!   that is acknowledged later changes nothing.
+//! - **A stop that was asked for comes.** Once it was asked to shut down, a service is sealed with
 //!   `ShuttingDown`, also if its lease ends meanwhile: `LeaseLost` asks the host for a new
 //!   incarnation, and none is wanted.
 //! - **First come, first served, also for a table.** Calls that find a table not bound here stand
@@ -30,13 +46,14 @@
 //!   It is made when the call comes. A call that may not wait waits for none of them; it asks the
 //!   allocator once, for a second at most.
 //! - **A transaction ends once.** Its state is set before its locks are released, so that a grant
-//!   on its way is seen and taken back.
+//!   on its way is seen and rolled back.
 //! - **A lost session's locks** go at once if their transaction does not validate, and otherwise
 //!   only after the allocator made it unable to commit (C4); a commit in flight keeps them.
 
 mod lease;
 mod list;
 mod messages;
+mod phase;
 mod session;
 mod settings;
 mod tables;
@@ -53,12 +70,13 @@ use tokio::task::AbortHandle;
 
 use crate::allocator::{Progress, Registration};
 use crate::clock::{Clock, Time};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::id::{NodeName, Nonce, ServiceId, SessionId, TableRef, TxnId};
 use crate::sync::Mutex;
 use crate::table::LockEngine;
 
 use crate::service::lease::Lease;
+use crate::service::phase::{Phase, shutting_down};
 use crate::service::session::SessionRecord;
 use crate::service::session::registry::Registry;
 use crate::service::tables::Tables;
@@ -118,33 +136,6 @@ pub(crate) struct ServiceInner {
     pub(crate) departed: Notify,
 }
 
-#[derive(Debug, Clone)]
-pub(crate) enum Phase {
-    Serving,
-    Stopping {
-        grace: Duration,
-    },
-    /// Everybody has gone and the lease is being given up: it is renewed no more, and that the
-    /// allocator says so is no loss.
-    Resigning,
-    Sealed(Error),
-}
-
-fn shutting_down() -> Error {
-    Error::new(
-        ErrorKind::ShuttingDown,
-        "the server is shutting down: stop the protected work and try again later, or elsewhere",
-    )
-}
-
-fn lease_lost() -> Error {
-    Error::new(
-        ErrorKind::LeaseLost,
-        "the server's lease ran out before it could be renewed, and its locks are void: stop the \
-            protected work and start again",
-    )
-}
-
 impl LockService {
     /// Starts a node as a new incarnation: obtains a lease from the allocator and keeps it.
     ///
@@ -177,7 +168,12 @@ impl LockService {
             departed: Notify::new(),
             parts,
         });
-        tracing::info!(node = %inner.parts.node, service = %inner.id, lease = ?incarnation.lease_ttl, "service started");
+        tracing::info!(
+            node = %inner.parts.node,
+            service = %inner.id,
+            lease = ?incarnation.lease_ttl,
+            "service started"
+        );
         let live = Arc::downgrade(&inner.live);
         inner.parts.allocator.attach_origin(inner.id, live);
         inner.spawn(lease::renewal::keep_lease(Arc::clone(&inner)));
@@ -300,7 +296,7 @@ impl LockService {
             false
         };
         inner.seal(shutting_down());
-        // A sealed service is not waited for, whoever is still there.
+        // A sealed service is not waited for, even if sessions are still open.
         let confirmed = gone && inner.sessions.is_empty() && inner.txns.is_empty();
         Ok(Stopped { confirmed, resigned })
     }
@@ -316,110 +312,6 @@ impl ServiceInner {
     /// The furthest that any answer of the allocator has told.
     pub(crate) fn observed(&self) -> Progress {
         *self.observed.lock()
-    }
-
-    /// Fails unless locks may be granted now.
-    pub(crate) fn check_serving(&self) -> Result<()> {
-        match &*self.phase.borrow() {
-            Phase::Serving => {}
-            Phase::Stopping { .. } | Phase::Resigning => return Err(shutting_down()),
-            Phase::Sealed(why) => return Err(why.clone()),
-        }
-        self.lease_remaining().map(drop)
-    }
-
-    /// The raw remaining lease. Fails if there is none: seals the service on the spot (B2).
-    pub(crate) fn lease_remaining(&self) -> Result<Duration> {
-        let remaining = self.with_lease(|lease, now| lease.remaining(now));
-        if let Phase::Sealed(why) = &*self.phase.borrow() {
-            return Err(why.clone());
-        }
-        // Found over under the mutex, it stays over: nothing can come between that and the seal.
-        remaining.ok_or_else(|| self.seal(lease_lost()))
-    }
-
-    /// Decides something about the lease, by a reading of the clock that is made under its mutex.
-    pub(crate) fn with_lease<T>(&self, decide: impl FnOnce(&mut Lease, Time) -> T) -> T {
-        let mut lease = self.lease.lock();
-        let now = self.parts.env.now();
-        decide(&mut lease, now)
-    }
-
-    /// Grants and answers nothing any more (B2), and answers why: the first reason stays, and a
-    /// stop that was asked for is the first.
-    pub(crate) fn seal(&self, why: Error) -> Error {
-        let mut reason = why;
-        let first = self.phase.send_if_modified(|phase| {
-            match phase {
-                Phase::Sealed(earlier) => {
-                    reason = earlier.clone();
-                    return false;
-                }
-                Phase::Stopping { .. } | Phase::Resigning => reason = shutting_down(),
-                Phase::Serving => {}
-            }
-            *phase = Phase::Sealed(reason.clone());
-            true
-        });
-        if first {
-            tracing::info!(service = %self.id, %reason, "service sealed");
-            self.engine.seal(if reason.kind() == ErrorKind::LeaseLost {
-                lease_lost
-            } else {
-                shutting_down
-            });
-            self.departed.notify_waiters();
-        }
-        reason
-    }
-
-    /// True if the service stops and is not sealed: then nobody renews its lease any more.
-    fn begin_to_resign(&self) -> bool {
-        let mut begun = false;
-        self.phase.send_if_modified(|phase| {
-            begun = matches!(phase, Phase::Stopping { .. } | Phase::Resigning);
-            if begun {
-                *phase = Phase::Resigning;
-            }
-            begun
-        });
-        begun
-    }
-
-    pub(crate) fn is_sealed(&self) -> bool {
-        matches!(&*self.phase.borrow(), Phase::Sealed(_))
-    }
-
-    /// Waits until the service no longer serves.
-    pub(crate) async fn phase_changed(&self) {
-        // An error means that the sender has gone, and `self` holds it.
-        let _ = self.phase.subscribe().wait_for(|phase| !matches!(phase, Phase::Serving)).await;
-    }
-
-    pub(crate) async fn stopping(&self) -> Duration {
-        // The end of a lease is none: the next incarnation serves.
-        let asked = |phase: &Phase| match phase {
-            Phase::Serving => false,
-            Phase::Stopping { .. } | Phase::Resigning => true,
-            Phase::Sealed(why) => why.kind() == ErrorKind::ShuttingDown,
-        };
-        let mut phase = self.phase.subscribe();
-        match phase.wait_for(asked).await.as_deref() {
-            Ok(Phase::Stopping { grace }) => *grace,
-            _ => Duration::ZERO,
-        }
-    }
-
-    async fn everybody_gone(&self) {
-        loop {
-            let mut departed = pin!(self.departed.notified());
-            // Registered before the look, so that a departure in between is not missed.
-            departed.as_mut().enable();
-            if (self.sessions.is_empty() && self.txns.is_empty()) || self.is_sealed() {
-                return;
-            }
-            departed.await;
-        }
     }
 
     /// Polls `future` until it is ready or `deadline` has passed by the service's clock; what is

@@ -77,7 +77,7 @@ impl ServiceSettings {
             Err(Error::new(ErrorKind::InvalidArgument, format!("the setting {name} {why}"))
                 .with("setting", name))
         };
-        // A limit of 0 would serve nobody.
+        // A limit of 0 would serve no client.
         let limits = [
             ("service.wait_ms_max", self.wait_ms_max),
             ("service.sessions_max", self.sessions_max as u64),

@@ -3,6 +3,11 @@
 //! Every method that decides takes the time as an argument, and is called under the mutex that
 //! guards the lease, with a reading of the clock made under it. So a lapse and a renewal exclude
 //! each other: whichever is decided first, the other sees it.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `mod.rs` | [`Lease`]; pure |
+//! | `renewal.rs` | the task that renews it |
 
 pub(in crate::service) mod renewal;
 

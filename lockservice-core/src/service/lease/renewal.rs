@@ -16,8 +16,9 @@ use std::task::Poll;
 use crate::allocator::LeaseAck;
 use crate::clock::Time;
 use crate::error::{ErrorKind, Result};
+use crate::service::phase::lease_lost;
 use crate::service::txn::timer;
-use crate::service::{Phase, ServiceInner, lease_lost};
+use crate::service::{Phase, ServiceInner};
 
 /// One request to renew the lease.
 struct Attempt {
@@ -58,7 +59,7 @@ pub(crate) async fn keep_lease(inner: Arc<ServiceInner>) {
         let (sent, answer) = tokio::select! {
             biased;
             answered = next_answer(&mut attempts) => answered,
-            _ = phase.wait_for(|phase| matches!(phase, Phase::Resigning | Phase::Sealed(_))) => return,
+            _ = phase.wait_for(Phase::gave_lease_up) => return,
             // The loop looks at the clock.
             () = inner.parts.env.sleep(timer(due.min(lease.seal_at()), now)) => continue,
         };

@@ -1,6 +1,17 @@
 //! Sessions: how long a silent client's locks are kept, and exactly-once operations over a
 //! connection that may break.
 //!
+//! | file | what it holds |
+//! |---|---|
+//! | `mod.rs` | [`Session`]: opened, renewed, attached, closed, lost |
+//! | `operations.rs` | the way of an operation |
+//! | `queue.rs` | the operations of one transaction in their order; pure |
+//! | `state.rs` | the queues of one session |
+//! | `renewals.rs` | until when its promise holds |
+//! | `pending.rs` | the result of an operation, known or to come |
+//! | `quota.rs`, `weight.rs` | bounds on sessions, calls and memory; estimates of memory |
+//! | `registry.rs` | sessions and transactions by id |
+//!
 //! # Implementation details
 //! A session's transactions are numbered by its client, and the operations of each transaction too
 //! (T2): their order, and how they take effect once, is the business of each transaction's
@@ -10,36 +21,33 @@
 //! operation runs: the runner takes the next operation under it, runs it without it, and files the
 //! answer under it.
 
+mod operations;
 pub(in crate::service) mod pending;
 pub(in crate::service) mod queue;
 pub(in crate::service) mod quota;
 pub(in crate::service) mod registry;
+mod renewals;
+mod state;
 pub(in crate::service) mod weight;
 
 use std::collections::BTreeMap;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
-use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
-use crate::clock::{Clock, Time, hi};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{SessionId, TableRef, TxnId};
-use crate::service::session::pending::Pending;
-use crate::service::session::queue::{
-    Filed, NumberedBy, Relied, Room, Step, Taken, Timer, TxnQueue, keep_relied_on, rolled_back,
-};
+use crate::id::{SessionId, TxnId};
+use crate::service::session::queue::{NumberedBy, TxnQueue};
 use crate::service::session::quota::{Charge, Quota};
+use crate::service::session::state::SessionState;
+use crate::service::txn::timer;
 use crate::service::txn::waits::{WaitNotices, Waits};
-use crate::service::txn::{TxnRecord, timer};
-use crate::service::{
-    Answer, Granted, LockService, LockSpec, Operation, Phase, Promise, ServiceInner, TxnOp,
-    TxnOptions,
-};
+use crate::service::{LockService, Phase, Promise, ServiceInner, TxnOptions};
 use crate::sync::Mutex;
+
+pub(crate) use self::renewals::Renewals;
 
 /// Longest text about what a client left running.
 pub const STILL_RUNNING_BYTES_MAX: usize = 1_024;
@@ -63,133 +71,14 @@ pub(crate) struct SessionRecord {
     attached: watch::Sender<u64>,
     /// Its lock calls that wait.
     waits: Waits,
+    /// Its tasks and operations run in it. It names the client, and not the id: who knows that can
+    /// use the session.
+    span: tracing::Span,
 }
 
 impl SessionRecord {
     pub(in crate::service) fn waits(&self) -> &Waits {
         &self.waits
-    }
-}
-
-/// A session's promise (P1): when it was last renewed, and whether it is over. Shared with its
-/// transactions, whose grants rest on it.
-///
-/// A renewal, a lapse and a grant are each decided under its mutex, by a reading of the clock that
-/// is made under it. So a renewal that is acknowledged counts for whoever looks for a lapse, and
-/// nothing is renewed or granted once the lapse was decided.
-#[derive(Debug)]
-pub(crate) struct Renewals {
-    pub(crate) ttl: Duration,
-    kept: Mutex<Kept>,
-    /// What its client left running when it went.
-    still_running: OnceLock<String>,
-}
-
-#[derive(Debug)]
-struct Kept {
-    renewed: Time,
-    /// It lapsed, or was given up. That is for ever.
-    over: bool,
-}
-
-impl Renewals {
-    fn new(ttl: Duration, now: Time) -> Self {
-        Self {
-            ttl,
-            kept: Mutex::new(Kept { renewed: now, over: false }),
-            still_running: OnceLock::new(),
-        }
-    }
-
-    /// What its client left running when it went; empty unless it said so.
-    pub(crate) fn still_running(&self) -> &str {
-        self.still_running.get().map_or("", String::as_str)
-    }
-
-    /// Renews the promise; false if it is over.
-    fn renew(&self, clock: &dyn Clock) -> bool {
-        self.decide(clock, |kept, now| kept.renewed = now).is_some()
-    }
-
-    /// What is left of the promise, raw and not zero; `None` if nothing is.
-    pub(crate) fn remaining(&self, clock: &dyn Clock) -> Option<Duration> {
-        let left = self.decide(clock, |kept, now| (kept.renewed + self.ttl).remaining(now));
-        left.filter(|left| !left.is_zero())
-    }
-
-    /// When the promise lapses unless it is renewed, and the reading by which it has not yet;
-    /// `None` if it is over.
-    fn lapses(&self, clock: &dyn Clock) -> Option<(Time, Time)> {
-        self.decide(clock, |kept, now| (kept.renewed + hi(self.ttl), now))
-    }
-
-    /// Nothing is renewed or granted any more.
-    fn end(&self) {
-        self.kept.lock().over = true;
-    }
-
-    /// Acts on a promise that is not over now. One that has lapsed, hi(ttl) after its last renewal,
-    /// is over from here on.
-    fn decide<T>(&self, clock: &dyn Clock, act: impl FnOnce(&mut Kept, Time) -> T) -> Option<T> {
-        let mut kept = self.kept.lock();
-        let now = clock.now();
-        kept.over |= now >= kept.renewed + hi(self.ttl);
-        (!kept.over).then(|| act(&mut kept, now))
-    }
-}
-
-#[derive(Debug)]
-struct SessionState {
-    open: bool,
-    txns: BTreeMap<u64, TxnQueue>,
-    /// The highest transaction number that was ever used: a lower one that is not in `txns` has
-    /// ended (T3).
-    highest: u64,
-    /// Who numbers the transactions; `None` before the first.
-    numbered_by: Option<NumberedBy>,
-    /// About how much memory is in use for what `txns` keep.
-    kept_bytes: usize,
-    /// How many operations of `txns` are queued or being decided.
-    ops: usize,
-    charge: Charge,
-}
-
-impl SessionState {
-    /// Lets `change` change the queue of a transaction, if there is it, and counts what is kept. It
-    /// is told what all others keep.
-    fn with_queue<R>(
-        &mut self,
-        number: u64,
-        change: impl FnOnce(&mut TxnQueue, usize) -> R,
-    ) -> Option<R> {
-        let queue = self.txns.get_mut(&number)?;
-        let others = self.kept_bytes - queue.kept_bytes();
-        let other_ops = self.ops - queue.ops_under_way();
-        let answer = change(queue, others);
-        self.kept_bytes = others + queue.kept_bytes();
-        self.ops = other_ops + queue.ops_under_way();
-        self.charge.set(self.ops, self.kept_bytes);
-        Some(answer)
-    }
-
-    fn remove_queue(&mut self, number: u64) -> Option<TxnQueue> {
-        let queue = self.txns.remove(&number)?;
-        self.kept_bytes -= queue.kept_bytes();
-        self.ops -= queue.ops_under_way();
-        self.charge.set(self.ops, self.kept_bytes);
-        Some(queue)
-    }
-
-    /// Fails unless the transactions are numbered by this side, or there was none yet.
-    fn number_by(&mut self, by: NumberedBy) -> Result<()> {
-        if *self.numbered_by.get_or_insert(by) == by {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::InvalidArgument,
-            "either the client numbers the transactions of a session or the server does: begin \
-                them all in one way",
-        ))
     }
 }
 
@@ -283,10 +172,12 @@ impl LockService {
             lost: watch::Sender::new(None),
             attached: watch::Sender::new(0),
             waits: Waits::default(),
+            span: tracing::debug_span!("session", client),
         });
         inner.sessions.insert(id, Arc::clone(&record))?;
         let session = Session { record, inner: Arc::clone(inner) };
-        inner.spawn(session.clone().watch_over());
+        let watch = session.clone().watch_over();
+        inner.spawn(watch.instrument(session.record.span.clone()));
         Ok(session)
     }
 
@@ -309,7 +200,7 @@ fn unknown() -> Error {
 }
 
 impl Session {
-    /// The session's id: unguessable, to be shown to nobody but its client.
+    /// The session's id: unguessable. Show it to its client alone.
     pub fn id(&self) -> SessionId {
         self.record.id
     }
@@ -364,8 +255,8 @@ impl Session {
         self.record.state.lock().with_queue(number, |queue, _| queue.acknowledge(sequence));
     }
 
-    /// Cancels a lock operation that waits, for its locks or for its turn, as if it had been taken
-    /// back; does nothing to one that is decided, or has not arrived.
+    /// Cancels a lock operation that waits, for its locks or for its turn, as if it had not been
+    /// made; does nothing to one that is decided, or has not arrived.
     pub fn cancel(&self, number: u64, sequence: u64) {
         self.record.state.lock().with_queue(number, |queue, _| queue.cancel(sequence));
     }
@@ -412,229 +303,6 @@ impl Session {
         let id = txn.id;
         state.txns.insert(number, TxnQueue::new(txn));
         Ok(id)
-    }
-
-    /// Takes an operation in. Its place in its transaction's order is given by its sequence (T2); a
-    /// sequence that was seen before is answered with the answer of the first time, or joins it
-    /// while it is being decided. One without a sequence (0) gets the next one, in a transaction
-    /// where none has one: its answer cannot be asked for again.
-    ///
-    /// # Errors
-    /// Those of [`Txn::lock`](crate::service::Txn::lock), and `SessionLost`; `TxnNotFound` for an
-    /// operation of a transaction that has ended (but unlocks, ends and undos of such a one
-    /// succeed); `ResourceExhausted` beyond the bounds on transactions and operations.
-    ///
-    /// # Cancel safety
-    /// The operation goes on if the answer is dropped; take a lock back with [`Operation::Undo`].
-    pub fn submit(&self, op: TxnOp, operation: Operation) -> Pending {
-        let number = op.number;
-        let (pending, run) = match self.enqueue(op, operation) {
-            Ok(taken) => taken,
-            Err(e) => return Pending::ready(Err(e)),
-        };
-        if run {
-            // Most operations are decided without waiting: no task is made for them.
-            let mut runner: Pin<Box<dyn Future<Output = ()> + Send>> =
-                Box::pin(self.clone().run(number));
-            if runner.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-                self.inner.spawn(runner);
-            }
-        }
-        pending
-    }
-
-    fn enqueue(&self, op: TxnOp, operation: Operation) -> Result<(Pending, bool)> {
-        let ended_is_fine = !matches!(operation, Operation::Lock(_) | Operation::Refuse(_));
-        // Before anything is waited for: from here its time-out counts, and now its snapshot is as
-        // old as it says.
-        let now = self.inner.parts.env.now();
-        let mut state = self.record.state.lock();
-        if !state.open {
-            return Err(self.why_lost());
-        }
-        if op.number == 0 {
-            return Err(Error::new(ErrorKind::InvalidArgument, "transactions are numbered from 1"));
-        }
-        if op.number > state.highest {
-            state.number_by(NumberedBy::Client)?;
-            if matches!(operation, Operation::End { .. }) {
-                // Nothing was ever locked.
-                state.highest = op.number;
-                return Ok((Pending::ready(Ok(Answer::DONE)), false));
-            }
-            if op.sequence != 1 {
-                return Err(Error::new(
-                    ErrorKind::InvalidArgument,
-                    "a transaction begins with the operation of sequence 1",
-                )
-                .with("number", op.number)
-                .with("sequence", op.sequence));
-            }
-            self.begin_as(&mut state, op.number, &op.options)?;
-        }
-        let settings = &self.inner.parts.settings;
-        let exhausted = state.charge.check_room().err();
-        let taken: Option<Result<(Taken, u64)>> = state.with_queue(op.number, |queue, others| {
-            queue.acknowledge(op.acked);
-            let room = Room {
-                ops_max: settings.ops_per_txn_max,
-                bytes_max: settings.kept_bytes_per_session_max,
-                bytes_of_others: others,
-                exhausted,
-            };
-            let sequence = queue.number(op.sequence)?;
-            Ok((queue.take_in(sequence, operation, now, room)?, sequence))
-        });
-        match taken {
-            // T3: below the floor and not there: it has ended, and nothing may bring it back.
-            None if ended_is_fine => Ok((Pending::ready(Ok(Answer::DONE)), false)),
-            None => Err(Error::new(
-                ErrorKind::TxnNotFound,
-                "the transaction has ended: start a new one",
-            )
-            .with("number", op.number)),
-            Some(taken) => Ok(match taken? {
-                (Taken::Decided(answer), _) => (Pending::ready(self.again(answer)), false),
-                (Taken::Queued { answer, run, behind }, sequence) => {
-                    if behind {
-                        state.with_queue(op.number, |queue, _| {
-                            queue.time(sequence, |spec| self.timer(op.number, sequence, spec, now));
-                        });
-                    }
-                    (Pending::waiting(answer, sequence), run)
-                }
-            }),
-        }
-    }
-
-    /// Answers a lock whose time is up before its turn has come.
-    fn timer(&self, number: u64, sequence: u64, spec: &LockSpec, now: Time) -> Timer {
-        let (deadline, table, timeout) =
-            (self.inner.deadline(spec, now), spec.table.clone(), spec.timeout);
-        let this = self.clone();
-        Timer(self.inner.spawn(async move {
-            // Whether the time is up is decided by the clock.
-            this.inner.until(deadline, std::future::pending::<()>()).await;
-            let error = this.inner.timed_out(&table, timeout);
-            let mut state = this.record.state.lock();
-            let told = state.with_queue(number, |queue, _| queue.expire(sequence, error.clone()));
-            drop(state);
-            for sender in told.into_iter().flatten() {
-                // A connection that is gone will ask again.
-                let _ = sender.send(Err(error.clone()));
-            }
-        }))
-    }
-
-    /// The answer to a replay. Its promise counts from the replay's send (P2), so the promise of
-    /// the first answer would be too long.
-    fn again(&self, answer: Result<Answer>) -> Result<Answer> {
-        match answer? {
-            Answer::Locked(granted) => {
-                let promise = self.inner.promise(Some(&self.record.renewals))?;
-                Ok(Answer::Locked(Granted { promise, ..granted }))
-            }
-            done => Ok(done),
-        }
-    }
-
-    /// Decides the operations of one transaction, in order, until none is ready.
-    async fn run(self, number: u64) {
-        while let Some((txn, sequence, step)) = self.take_next(number) {
-            let ends = matches!(step, Step::End(_));
-            let mut relied = None;
-            let result = match step {
-                Step::Refuse(e) => Err(e),
-                Step::Lock { spec, arrived, items, cancelled } => {
-                    let table = spec.table.clone();
-                    let lock = self.inner.lock(&txn, spec, arrived);
-                    let result = tokio::select! {
-                        biased;
-                        result = self.noting_a_wait((number, sequence), txn.id, table, lock) => result,
-                        // Dropping the call takes its claim away, or hands on a grant that had just
-                        // been made.
-                        _ = cancelled => Err(rolled_back()),
-                    };
-                    if let (Ok(granted), Some(items)) = (&result, items) {
-                        relied = Relied::of(granted, &items);
-                    }
-                    result.map(Answer::Locked)
-                }
-                Step::Unlock(table, items, commit_ts) => Ok(Answer::Done {
-                    released: self.inner.unlock(&txn, &table, &items, commit_ts),
-                }),
-                Step::TakeBack(grants) => {
-                    for (mut grant, later) in grants {
-                        keep_relied_on(&mut grant, &later);
-                        self.inner.engine.roll_back(txn.id, grant.bind.id, &grant);
-                    }
-                    Ok(Answer::DONE)
-                }
-                Step::Done => Ok(Answer::DONE),
-                Step::End(commit_ts) => {
-                    Ok(Answer::Done { released: self.inner.end(&txn, commit_ts) })
-                }
-            };
-            if !self.file(number, sequence, result, relied, ends) {
-                return;
-            }
-        }
-    }
-
-    /// Runs a lock call, and notes that it waits if it is not decided at once.
-    async fn noting_a_wait<T>(
-        &self,
-        op: (u64, u64),
-        txn: TxnId,
-        table: TableRef,
-        lock: impl Future<Output = T>,
-    ) -> T {
-        let mut lock = pin!(lock);
-        if let Poll::Ready(output) = poll_fn(|cx| Poll::Ready(lock.as_mut().poll(cx))).await {
-            return output;
-        }
-        let _waits = self.record.waits.begin(op, txn, table, self.inner.parts.env.now());
-        lock.await
-    }
-
-    fn take_next(&self, number: u64) -> Option<(Arc<TxnRecord>, u64, Step)> {
-        let mut state = self.record.state.lock();
-        let step = state.with_queue(number, |queue, _| {
-            let (sequence, step) = queue.step()?;
-            Some((Arc::clone(&queue.txn), sequence, step))
-        });
-        step.flatten()
-    }
-
-    /// Files an answer. False if the transaction is over.
-    fn file(
-        &self,
-        number: u64,
-        sequence: u64,
-        result: Result<Answer>,
-        relied: Option<Relied>,
-        ends: bool,
-    ) -> bool {
-        let mut state = self.record.state.lock();
-        let filed = state.with_queue(number, |queue, _| queue.file(sequence, result, relied));
-        let Some(Filed { result, waiting, given_back }) = filed else { return false };
-        // Replays of an ended transaction are answered by the floor.
-        let over = if ends { state.remove_queue(number) } else { None };
-        drop(state);
-        if let Some(granted) = given_back {
-            self.inner.engine.roll_back(granted.txn, granted.grant.bind.id, &granted.grant);
-        }
-        for sender in waiting {
-            // A connection that is gone will ask again.
-            let _ = sender.send(result.clone());
-        }
-        for sender in over.into_iter().flat_map(TxnQueue::into_waiting) {
-            let _ = sender.send(Err(Error::new(
-                ErrorKind::TxnNotFound,
-                "the transaction has ended: start a new one",
-            )));
-        }
-        !ends
     }
 
     /// Gives the session up: its client has stopped all protected work (P5). Ends its transactions;
@@ -734,7 +402,11 @@ impl Session {
                         protected work and open a new session",
                 );
                 if self.finish(why) {
-                    tracing::info!(client = %self.record.client, ttl = ?self.record.renewals.ttl, "session lapsed: its client was silent");
+                    tracing::info!(
+                        client = %self.record.client,
+                        ttl = ?self.record.renewals.ttl,
+                        "session lapsed: its client was silent"
+                    );
                 }
                 return;
             };

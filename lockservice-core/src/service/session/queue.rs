@@ -22,14 +22,14 @@
 //! - [`kept_bytes`](TxnQueue::kept_bytes) is the sum of the weights of all that is queued or
 //!   decided and not acknowledged.
 //! - **Closed is closed.** A sequence in `undone` is never granted: a call that runs is cancelled,
-//!   one that is queued or comes later is refused, and a grant that was filed is taken back in the
-//!   `Undo`'s turn.
+//!   one that is queued or comes later is refused, and a grant that was filed is rolled back in
+//!   the `Undo`'s turn.
 //! - **Numbered by one side.** Either the client numbers the operations of a transaction, or the
-//!   service does, in the order in which they arrive. Of those nobody can ask for the answer again,
-//!   so none is kept.
-//! - **Only what a call added is taken back**, less what a later call was told it holds
+//!   service does, in the order in which they arrive. The results of those cannot be asked for
+//!   again, so none is kept.
+//! - **Only what a call added is rolled back**, less what a later call was told it holds
 //!   (`relied_on`): that call's answer would else become untrue. It goes when the last of those
-//!   calls is taken back too; once one of them was acknowledged, it stays until the transaction
+//!   calls is rolled back too; once one of them was acknowledged, it stays until the transaction
 //!   ends.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -69,11 +69,11 @@ pub(in crate::service) struct TxnQueue {
     decided: BTreeMap<u64, Decided>,
     /// What `queue`, `decided` and `relied_on` weigh.
     kept_bytes: usize,
-    /// Sequences that were taken back, in whatever state they were. Forgotten once they are decided
+    /// Sequences that were undone, in whatever state they were. Forgotten once they are decided
     /// and acknowledged.
     undone: BTreeSet<u64>,
     /// What unacknowledged grants name beyond what they added: it was held already, perhaps by an
-    /// earlier call that may yet be taken back.
+    /// earlier call that may yet be rolled back.
     relied_on: BTreeMap<u64, Relied>,
     running: bool,
     /// The running call was cancelled by [`cancel`](Self::cancel): no `Undo` will come to take its
@@ -167,7 +167,7 @@ impl Relied {
 pub(in crate::service) enum Taken {
     /// It was decided before: this was its answer.
     Decided(Result<Answer>),
-    /// Its answer will come here. If `run`, nobody runs the queue, and it is to be run. If
+    /// Its answer will come here. If `run`, no task runs the queue, and it is to be run. If
     /// `behind`, it is new and its turn comes later: a lock is to be [timed](TxnQueue::time).
     Queued { answer: oneshot::Receiver<Result<Answer>>, run: bool, behind: bool },
 }
@@ -190,7 +190,7 @@ pub(in crate::service) enum Step {
     Unlock(TableRef, Vec<LockItem>, Option<u64>),
     /// Take these grants back, each less what later calls rely on: see [`keep_relied_on`].
     TakeBack(Vec<(Grant, Vec<Relied>)>),
-    /// What is taken back added nothing that would be left.
+    /// The rolled-back call added nothing that would be left.
     Done,
     End(Option<u64>),
 }
@@ -320,7 +320,7 @@ impl TxnQueue {
     }
 
     /// The time of a lock is up: unless its turn has come, it is refused with `error` in its turn,
-    /// and whoever waits for its answer is told now.
+    /// and those who wait for its result are told now.
     pub(in crate::service) fn expire(&mut self, sequence: u64, error: Error) -> Vec<Waiting> {
         let Some(queued) = self.queue.get_mut(&sequence) else { return Vec::new() };
         if !matches!(queued.operation, Some(Operation::Lock(_))) {
@@ -387,7 +387,7 @@ impl TxnQueue {
             Operation::Undo { sequence: undone } if undone >= sequence => {
                 Ok(Operation::Refuse(Error::new(
                     ErrorKind::InvalidArgument,
-                    "only an earlier operation of the transaction can be taken back",
+                    "only an earlier operation of the transaction can be undone",
                 )))
             }
             Operation::Undo { .. } => Ok(operation),
@@ -402,7 +402,7 @@ impl TxnQueue {
     pub(in crate::service) fn acknowledge(&mut self, acked: u64) {
         let (relied_on, undone) = (&self.relied_on, &self.undone);
         self.decided.retain(|sequence, decided| {
-            // What of a grant that was taken back was kept for later calls goes with the last of
+            // The part of a rolled-back grant that was kept for later calls goes with the last of
             // them.
             let mut later = relied_on.range(sequence + 1..).filter(|(at, _)| !undone.contains(at));
             let kept = *sequence > acked
@@ -465,7 +465,7 @@ impl TxnQueue {
             Some(Operation::Lock(spec)) => {
                 let (cancel, cancelled) = oneshot::channel();
                 self.cancel = Some(cancel);
-                // Without an earlier grant that can still be taken back, which is the usual case,
+                // Without an earlier grant that can still be rolled back, which is the usual case,
                 // there is nothing to remember.
                 let earlier = self
                     .decided
@@ -488,11 +488,11 @@ impl TxnQueue {
         match self.decided.get(&sequence).map(|decided| &decided.answer) {
             None => Step::Refuse(Error::new(
                 ErrorKind::InvalidArgument,
-                "the operation to take back was acknowledged, or never was: release its keys \
+                "the operation to undo was acknowledged, or never was: release its keys \
                     instead",
             )),
             Some(Ok(Answer::Locked(_))) => {
-                // What it relied on may have been kept for it alone of grants that were taken back
+                // What it relied on may have been kept for it alone of grants that were rolled back
                 // before.
                 let relies = self.relied_on.contains_key(&sequence);
                 let before = self.undone.range(..sequence).filter(|_| relies);
@@ -504,7 +504,7 @@ impl TxnQueue {
         }
     }
 
-    /// A grant, and what later calls that were not taken back rely on.
+    /// A grant, and what later calls that were not rolled back rely on.
     fn with_relied(&self, sequence: u64) -> Option<(Grant, Vec<Relied>)> {
         let Ok(Answer::Locked(granted)) = &self.decided.get(&sequence)?.answer else { return None };
         let later =
@@ -532,8 +532,8 @@ impl TxnQueue {
             self.relied_on.insert(sequence, relied);
         }
         // The call is decided: its canceller has nothing to cancel. (A canceller that was used
-        // before the call was polled to its end left it to whoever ran the call; the answer then
-        // says so.)
+        // before the call was polled to its end left it to the task that ran the call; the answer
+        // then says so.)
         self.cancel = None;
         let mut waiting = Vec::new();
         if let Some(queued) = self.queue.remove(&sequence) {
@@ -558,9 +558,9 @@ impl TxnQueue {
     }
 }
 
-/// Leaves out of what is to be taken back the items that a later call of the transaction was told
-/// it holds: what another was granted is not this call's any more. They go when that is taken back,
-/// or with the transaction's end. May take a while: not to be called under a lock.
+/// Leaves out of a roll-back the items that a later call of the transaction was told
+/// it holds: what another was granted is not this call's any more. They go when that is rolled
+/// back, or with the transaction's end. May take a while: not to be called under a lock.
 pub(in crate::service) fn keep_relied_on(grant: &mut Grant, later: &[Relied]) {
     for relied in later.iter().filter(|relied| relied.table == grant.bind.id) {
         let too_many =
@@ -571,10 +571,10 @@ pub(in crate::service) fn keep_relied_on(grant: &mut Grant, later: &[Relied]) {
     }
 }
 
-/// The answer to a call that was taken back before it was decided.
+/// The result of a call that was undone before it was decided.
 pub(in crate::service) fn rolled_back() -> Error {
     Error::new(
         ErrorKind::Cancelled,
-        "the call was taken back, or its transaction ended, before it was decided",
+        "the call was undone, or its transaction ended, before it was decided",
     )
 }

@@ -1,12 +1,12 @@
 //! What one peer may use of a node, so that no peer can use all of it.
 //!
-//! A [`Quota`] counts the sessions of whoever it stands for (a connection, an address), their
+//! A [`Quota`] counts the sessions of the peer it stands for (a connection, an address), their
 //! operations under way (so also their waits), their open calls, and the bytes that are kept for
 //! them. Quotas nest: what is charged to a connection is charged to its address too. Every session
 //! is charged to the node.
 //!
 //! # Invariant
-//! What is charged is given back exactly once: with the session or the call that it was charged
+//! A charge is returned exactly once: with the session or the call that it was charged
 //! for.
 
 use std::sync::Arc;
@@ -134,7 +134,7 @@ impl Drop for OpenCall {
     }
 }
 
-/// Memory that a call's messages arrive in. Given back when it is dropped.
+/// Memory that a call's messages arrive in. Returned when it is dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct CallMemory {
@@ -165,7 +165,7 @@ impl Drop for CallMemory {
     }
 }
 
-/// What one session is charged with. Given back when it is dropped.
+/// What one session is charged with. Returned when it is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Charge {
     /// Its peer's, if that is bounded, and the node's.
@@ -239,7 +239,7 @@ impl Charge {
     }
 
     /// A frame of `bytes` that was held is no longer in memory. Does nothing for a session that
-    /// ended meanwhile: its charge was given back whole.
+    /// ended meanwhile: its charge was returned whole.
     pub(crate) fn let_go_of(&mut self, bytes: usize) {
         let bytes = bytes.min(self.frame_bytes);
         self.quotas().for_each(|quota| change(&quota.kept_bytes, bytes, 0));

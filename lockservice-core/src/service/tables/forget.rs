@@ -1,4 +1,4 @@
-//! Forgetting tables in which nothing is locked: when nobody has used them for the time that is
+//! Forgetting tables in which nothing is locked: when they were not used for the time that is
 //! set, and for an operator.
 //!
 //! A bind leaves a live incarnation only by its acknowledged release (B5), in these steps:
@@ -7,8 +7,8 @@
 //!    waited for or asked for. Calls that come from here on stand in the table's line.
 //! 2. [`ServiceInner::settle_release`] has the allocator forget the table. As long as it is not
 //!    known whether that has happened, the table is not served.
-//! 3. If it was forgotten, the engine drops that version for ever, and whoever stands in the line
-//!    has the name bound anew: to another table. If it surely was not, the table is served as
+//! 3. If it was forgotten, the engine drops that version for ever, and if calls stand in the line
+//!    the name is bound again: to another table. If it surely was not, the table is served as
 //!    before.
 
 use std::sync::Arc;
@@ -59,7 +59,7 @@ enum Leave {
 impl Tables {
     /// Takes `table` out of service if it is not in use; only at `version`, if one is given.
     ///
-    /// Whoever is about to make a call at the engine has the bind in hand: taken under the lock
+    /// A task that is about to make a call at the engine has the bind in hand: taken under the lock
     /// that is held here, and kept until the call is in the engine, or over.
     fn leave(&self, engine: &LockEngine, table: &TableRef, version: Option<BindVersion>) -> Leave {
         let mut lines = self.lines.lock();
@@ -100,7 +100,7 @@ impl Tables {
     }
 }
 
-/// Forgets tables that nobody has used for as long as is set. Ends with the service.
+/// Forgets tables that were not used for as long as is set. Ends with the service.
 pub(crate) async fn forget_idle(inner: Arc<ServiceInner>) {
     let Some(idle) = inner.parts.settings.table_idle() else { return };
     let every = (idle / 8).clamp(LOOK_EVERY.0, LOOK_EVERY.1);
@@ -199,7 +199,7 @@ impl ServiceInner {
                             table = %bind.table,
                             error = ?e,
                             "it is not known whether a table was forgotten: it is not served \
-                                until that is settled"
+                                until that is known"
                         );
                     }
                 }
@@ -209,7 +209,7 @@ impl ServiceInner {
         }
     }
 
-    /// Runs a release to its end, whoever waits for it.
+    /// Runs a release to its end, even if its caller leaves.
     async fn run_release(self: &Arc<Self>, leaving: Leaving) -> Result<()> {
         let inner = Arc::clone(self);
         let release = self.parts.env.spawn(async move { inner.release(leaving).await });
@@ -219,8 +219,8 @@ impl ServiceInner {
 }
 
 impl LockService {
-    /// Forgets a table, for an operator: its name is free, no number of it comes back, and whoever
-    /// locks in it next makes another table. One that nobody owns is forgotten by the allocator.
+    /// Forgets a table, for an operator: its name is free, no number of it comes back, and the
+    /// next lock in it makes another table. One without an owner is forgotten by the allocator.
     ///
     /// # Errors
     /// Nothing is changed by any of these: `TableInUse` while something in it is locked or waits,

@@ -5,12 +5,12 @@
 //!
 //! 1. A call that finds its table not bound here stands in the table's line ([`Lines::join`]). The
 //!    first one of a line has a binder started for it.
-//! 2. The binder asks the allocator for the table until it has it, or nobody waits any more.
+//! 2. The binder asks the allocator for the table until it has it, or no call waits any more.
 //!    Meanwhile it says what keeps it from it ([`Lines::refused`]).
-//!    If nobody does, it still waits for the answer that is on its way ([`Lines::desert`]), so that
+//!    If none does, it still waits for the answer that is on its way ([`Lines::desert`]), so that
 //!    a table that was granted is installed, and later forgotten. A call that comes meanwhile has
 //!    it ask again.
-//! 3. It makes the calls at the engine in the order of the line ([`Lines::next`]). Only when nobody
+//! 3. It makes the calls at the engine in the order of the line ([`Lines::next`]). Only when none
 //!    is left in it does the table count as owned, so that no later call comes in ahead.
 //!
 //! A table that is being forgotten has a line too: [`forget`](crate::service::tables::forget) opens
@@ -34,7 +34,7 @@ use crate::id::{NodeName, ServiceId, TableRef, TxnId};
 use crate::key::{KeyRange, LockItem, LockMode};
 use crate::table::{LockCall, WaitInfo, WaitPolicy};
 
-/// Most lines in which nobody stands whose binders wait for an answer.
+/// Most lines without a call whose binders wait for an answer.
 const DESERTED_MAX: usize = 64;
 
 /// What a call asks for.
@@ -93,7 +93,7 @@ struct Line {
     /// What keeps the table from being bound, as it was said last.
     refusal: Option<Refusal>,
     owner: Option<LastOwner>,
-    /// Nobody stands in it, and its binder waits for an answer.
+    /// No call stands in it, and its binder waits for an answer.
     is_deserted: bool,
     /// Told when the last call leaves, and when one comes to a deserted line.
     deserted: Arc<Notify>,
@@ -104,7 +104,7 @@ struct Line {
 pub(in crate::service) enum Desertion {
     /// Calls stand in the line: it asks again.
     Occupied,
-    /// Nobody does: it waits for the answer that is on its way.
+    /// None does: it waits for the answer that is on its way.
     Deserted,
     /// The line is gone: it ends.
     Ended,
@@ -122,7 +122,7 @@ struct Refusal {
 #[derive(Debug)]
 pub(in crate::service) struct Joined {
     pub(in crate::service) place: u64,
-    /// Set for the first one: a binder is to be started, which is told here that nobody is left.
+    /// Set for the first one: a binder is to be started, which is told here that none is left.
     pub(in crate::service) begun: Option<Arc<Notify>>,
 }
 
@@ -172,7 +172,7 @@ impl Lines {
         Ok(Joined { place, begun: begun.then(|| Arc::clone(&line.deserted)) })
     }
 
-    /// Opens a line for a table that is neither owned nor has one: whoever does this sees to its
+    /// Opens a line for a table that is neither owned nor has one: the caller sees to its
     /// binder.
     pub(in crate::service) fn open(&mut self, table: &TableRef) -> Arc<Notify> {
         Arc::clone(&self.lines.entry(table.clone()).or_default().deserted)
@@ -247,7 +247,7 @@ impl Lines {
         self.lines.get(table).is_some_and(|line| line.owner.is_some())
     }
 
-    /// Takes the first call out of a line, and whether it has waited. `None` if nobody stands
+    /// Takes the first call out of a line, and whether it has waited. `None` if none stands
     /// there.
     pub(in crate::service) fn next(&mut self, table: &TableRef) -> Option<(Waiter, bool)> {
         let line = self.lines.get_mut(table)?;
@@ -256,7 +256,7 @@ impl Lines {
         Some((waiter, line.refusal.is_some()))
     }
 
-    /// Ends a line. Whoever still stands in it is answered with `why`.
+    /// Ends a line. Calls that still stand in it fail with `why`.
     pub(in crate::service) fn end(&mut self, table: &TableRef, why: &Error) {
         let Some(line) = self.remove(table) else { return };
         self.waiting -= line.waiting.len();
@@ -265,7 +265,7 @@ impl Lines {
         }
     }
 
-    /// Ends a line in which nobody stands; false if somebody does.
+    /// Ends a line in which no call stands; false if one does.
     pub(in crate::service) fn end_if_deserted(&mut self, table: &TableRef) -> bool {
         if self.lines.get(table).is_some_and(|line| !line.waiting.is_empty()) {
             return false;

@@ -1,4 +1,10 @@
 //! Finding the bind of a table, binding it if need be, and keeping it supplied with tokens.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `mod.rs` | the way of a call to its table: `hand_over`, `bind_for_line`, `hand_to_line` |
+//! | `line.rs` | the calls that wait for a table, in their order; pure |
+//! | `forget.rs` | tables that are not used any more, or that an operator drops |
 
 pub(in crate::service) mod forget;
 pub(in crate::service) mod line;
@@ -40,7 +46,7 @@ impl Tables {
         self.owned.read().get(table).cloned()
     }
 
-    /// What those in the line of a table wait for; `None` if nobody waits, or it is not known yet.
+    /// What those in the line of a table wait for; `None` if no call waits, or it is not known yet.
     pub(in crate::service) fn waits_for(&self, table: &TableRef) -> Option<WaitsFor> {
         let last_owner = self.lines.lock().what_keeps(table)?;
         Some(WaitsFor::Table { last_owner: last_owner.map(|owner| (owner.service, owner.node)) })
@@ -96,7 +102,7 @@ impl ServiceInner {
     /// an answer of the allocator alone, at most [`ASK_MAX`].
     ///
     /// # Cancel safety
-    /// A call that is dropped gives its place up, or takes back what it was granted.
+    /// A call that is dropped gives its place up, or rolls back what it was granted.
     pub(in crate::service) async fn hand_over(
         self: &Arc<Self>,
         table: &TableRef,
@@ -142,7 +148,7 @@ impl ServiceInner {
     /// Binds a table for those who stand in its line, and hands it over to them in their order.
     ///
     /// It ends with the line: when the table is bound, when it is refused for a reason that does
-    /// not pass, when the service stops serving, or when nobody waits any more and no answer is on
+    /// not pass, when the service stops serving, or when no call waits any more and no answer is on
     /// its way.
     pub(in crate::service) async fn bind_for_line(
         self: &Arc<Self>,
@@ -184,8 +190,8 @@ impl ServiceInner {
         }
     }
 
-    /// Asks for a table once. The answer is waited for, also if nobody stands in the line any more:
-    /// a bind that was granted and never installed would never be forgotten.
+    /// Asks for a table once. The answer is waited for, also if no call stands in the line any
+    /// more: a bind that was granted and never installed would never be forgotten.
     async fn bind_once(self: &Arc<Self>, table: &TableRef, deserted: &Notify) -> Attempt {
         let mut bind = pin!(self.bind(table));
         loop {
@@ -219,7 +225,8 @@ impl ServiceInner {
             };
             drop(lines);
             let handed = self.at_engine(Arc::clone(bind), waiter.asked, waited);
-            // Nobody takes the call of one who has gone: dropped, it hands on what it was granted.
+            // The receiver of a caller that has gone takes nothing: dropped, the call hands on its
+            // grant.
             drop(waiter.answer.send(Ok(handed)));
         }
     }

@@ -26,7 +26,7 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct LiveTxns {
     /// The next number, for transactions of either kind. ORDERING: `Relaxed`, for only uniqueness
     /// matters; a validating transaction takes its number under `validating`, which orders it for
-    /// whoever looks there.
+    /// a thread that looks there.
     next: AtomicU64,
     /// The numbers of those that are alive, or are being ended. Locked for one change or look, with
     /// nothing.
@@ -103,7 +103,7 @@ pub(crate) async fn report(inner: Arc<ServiceInner>) {
     let mut pause = TELL_EVERY;
     loop {
         let range = inner.live.range();
-        // A leader that follows has heard nothing yet.
+        // A leader that follows was told nothing yet.
         let news = observed != Some((range, inner.observed().epoch));
         let work = async {
             if news {
@@ -118,7 +118,7 @@ pub(crate) async fn report(inner: Arc<ServiceInner>) {
         };
         let outcome = tokio::select! {
             biased;
-            _ = phase.wait_for(|phase| matches!(phase, Phase::Resigning | Phase::Sealed(_))) => return,
+            _ = phase.wait_for(Phase::gave_lease_up) => return,
             outcome = work => outcome,
         };
         match outcome {
@@ -129,7 +129,7 @@ pub(crate) async fn report(inner: Arc<ServiceInner>) {
                 observed = Some((range, at.epoch));
                 pause = crate::service::tables::RETRY_FIRST;
             }
-            // Whoever renews the lease finds out the same.
+            // The lease renewal finds out the same.
             Some(Err(e)) if e.kind() == ErrorKind::LeaseLost => return,
             Some(Err(e)) => {
                 tracing::debug!(error = ?e, "cannot tell the allocator which transactions are \
@@ -142,7 +142,7 @@ pub(crate) async fn report(inner: Arc<ServiceInner>) {
         // Not at each transaction.
         tokio::select! {
             biased;
-            _ = phase.wait_for(|phase| matches!(phase, Phase::Resigning | Phase::Sealed(_))) => return,
+            _ = phase.wait_for(Phase::gave_lease_up) => return,
             () = inner.live.behind.notified() => {}
             () = inner.parts.env.sleep(TELL_EVERY) => {}
         }

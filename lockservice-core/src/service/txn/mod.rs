@@ -1,5 +1,11 @@
 //! Transactions: one lock call at a time, checked again before it is answered, and ended exactly
 //! once.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `mod.rs` | [`Txn`], and the lock call: `lock`, then `still_good` |
+//! | `live.rs` | which validating transactions are alive, and the report of that |
+//! | `waits.rs` | which lock calls of a session wait, and for whom |
 
 pub(in crate::service) mod live;
 pub(in crate::service) mod waits;
@@ -7,6 +13,8 @@ pub(in crate::service) mod waits;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tracing::Instrument as _;
 
 use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
@@ -87,8 +95,22 @@ impl ServiceInner {
     /// Locks, and answers only what still holds at the moment of the answer. `began` is when the
     /// call arrived: from then its time-out counts, and then its snapshot was as old as it says.
     ///
-    /// Cancel safe: dropped before it is ready, it leaves the transaction's locks as they were.
+    /// Runs in a span at level `debug`. While that is disabled, the span costs one comparison of
+    /// the level, and one look at an empty span at each poll; nothing is formatted or allocated.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is ready, it leaves the transaction's locks as they were.
     pub(crate) async fn lock(
+        self: &Arc<Self>,
+        txn: &TxnRecord,
+        spec: LockSpec,
+        began: Time,
+    ) -> Result<Granted> {
+        let span = tracing::debug_span!("lock", txn = %txn.id, table = %spec.table);
+        self.lock_in_span(txn, spec, began).instrument(span).await
+    }
+
+    async fn lock_in_span(
         self: &Arc<Self>,
         txn: &TxnRecord,
         spec: LockSpec,
@@ -183,8 +205,8 @@ impl ServiceInner {
             .with("table", table)
             .with("waited", format!("{waited:?}"));
         }
-        // Asked again it would wait as long again: whoever wants more than that must know why it
-        // got less.
+        // Asked again it would wait as long again: a caller that wants more than that must know why
+        // it got less.
         let error = Error::new(
             ErrorKind::Timeout,
             "the lock was not to be had within the longest wait that the server allows: try \
@@ -249,7 +271,7 @@ impl ServiceInner {
     /// Idempotent.
     pub(crate) fn end(&self, txn: &TxnRecord, commit_ts: Option<u64>) -> usize {
         *txn.state.lock() = TxnPhase::Ended;
-        // C4: nobody may commit any more what the next holder is about to change.
+        // C4: the transaction must not commit what the next holder is about to change.
         self.live.end(txn.id);
         let released = self.engine.unlock_all(txn.id, commit_ts);
         self.txns.remove(&txn.id);
@@ -284,7 +306,7 @@ impl ServiceInner {
     fn force_end(&self, txn: &TxnRecord) {
         *txn.state.lock() = TxnPhase::Ended;
         self.live.end(txn.id);
-        // C5: it may have committed at a timestamp that nobody told us.
+        // C5: it may have committed at a timestamp that we were not told.
         self.engine.unlock_all_forced(txn.id, self.parts.env.now());
         self.txns.remove(&txn.id);
         self.departed.notify_waiters();
@@ -294,7 +316,7 @@ impl ServiceInner {
         let mut pause = crate::service::tables::RETRY_FIRST;
         while !txns.is_empty() {
             if self.is_sealed() {
-                // As in `abandon`: nothing is granted here any more, and nobody would end this
+                // As in `abandon`: nothing is granted here any more, and no call would end this
                 // task.
                 txns.iter().for_each(|txn| self.force_end(txn));
                 return;

@@ -3,13 +3,13 @@
 //!
 //! # Implementation details
 //! A call that is decided at once never gets here. One that is not stands in the schedule until it
-//! is over, so that there are at most as many as the session has transactions. Whoever has the
-//! session's stream takes out those that are due ([`Waits::due`]), looks without a mutex whom each
-//! waits for, and files that ([`Waits::news`]). Nothing is kept of it but what tells it from
-//! another holder.
+//! is over, so that there are at most as many as the session has transactions. The connection
+//! that has the session's stream takes out those that are due ([`Waits::due`]), looks without a
+//! mutex whom each waits for, and files that ([`Waits::news`]). Nothing is kept of it but what
+//! tells it from another holder.
 //!
-//! The engine says nothing when those in the way of a waiter change: it would have to look at each
-//! waiter of a row at each release. So each call is looked at again, ever more rarely
+//! The engine says nothing when the conflicting holders of a waiter change: it would have to look
+//! at each waiter of a row at each release. So each call is looked at again, ever more rarely
 //! ([`LOOK_FIRST`], [`LOOK_MOST`]).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,7 +84,7 @@ impl From<&WaitsFor> for Whom {
 #[derive(Debug, Default)]
 pub(in crate::service) struct Waits {
     schedule: Mutex<Schedule>,
-    /// Told when a call begins to wait, and when all are to be looked at anew.
+    /// Told when a call begins to wait, and when all are to be looked at again.
     begun: Notify,
 }
 
@@ -127,7 +127,7 @@ impl Schedule {
         }
     }
 
-    /// All calls are new to whoever listens now.
+    /// All calls are new to the one who listens now.
     fn renew(&mut self, now: Time) {
         self.due = self.calls.keys().map(|number| (now, *number)).collect();
         for entry in self.calls.values_mut() {
@@ -151,7 +151,7 @@ impl Schedule {
         looks
     }
 
-    /// True if the call still waits, and whoever listens was told of another one, or of none.
+    /// True if the call still waits, and the listener was told of another one, or of none.
     fn is_news(&mut self, look: &Look, whom: Whom) -> bool {
         let entry =
             self.calls.get_mut(&look.number).filter(|entry| entry.look.sequence == look.sequence);

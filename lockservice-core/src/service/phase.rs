@@ -1,0 +1,149 @@
+//! [`Phase`]: from serving to sealed, and until when the lease lets the service serve.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind, Result};
+use crate::service::ServiceInner;
+use crate::service::lease::Lease;
+
+#[derive(Debug, Clone)]
+pub(crate) enum Phase {
+    Serving,
+    Stopping {
+        grace: Duration,
+    },
+    /// Everybody has gone and the lease is being given up: it is renewed no more, and that the
+    /// allocator says so is no loss.
+    Resigning,
+    Sealed(Error),
+}
+
+impl Phase {
+    /// True if the lease is not to be renewed any more.
+    pub(super) fn gave_lease_up(&self) -> bool {
+        matches!(self, Self::Resigning | Self::Sealed(_))
+    }
+}
+
+pub(super) fn shutting_down() -> Error {
+    Error::new(
+        ErrorKind::ShuttingDown,
+        "the server is shutting down: stop the protected work and try again later, or elsewhere",
+    )
+}
+
+pub(super) fn lease_lost() -> Error {
+    Error::new(
+        ErrorKind::LeaseLost,
+        "the server's lease ran out before it could be renewed, and its locks are invalid: stop \
+            the protected work and start again",
+    )
+}
+
+impl ServiceInner {
+    /// Fails unless locks may be granted now.
+    pub(crate) fn check_serving(&self) -> Result<()> {
+        match &*self.phase.borrow() {
+            Phase::Serving => {}
+            Phase::Stopping { .. } | Phase::Resigning => return Err(shutting_down()),
+            Phase::Sealed(why) => return Err(why.clone()),
+        }
+        self.lease_remaining().map(drop)
+    }
+
+    /// The raw remaining lease. Fails if there is none: seals the service on the spot (B2).
+    pub(crate) fn lease_remaining(&self) -> Result<Duration> {
+        let remaining = self.with_lease(|lease, now| lease.remaining(now));
+        if let Phase::Sealed(why) = &*self.phase.borrow() {
+            return Err(why.clone());
+        }
+        // Found over under the mutex, it stays over: nothing can come between that and the seal.
+        remaining.ok_or_else(|| self.seal(lease_lost()))
+    }
+
+    /// Decides something about the lease, by a reading of the clock that is made under its mutex.
+    pub(crate) fn with_lease<T>(&self, decide: impl FnOnce(&mut Lease, Time) -> T) -> T {
+        let mut lease = self.lease.lock();
+        let now = self.parts.env.now();
+        decide(&mut lease, now)
+    }
+
+    /// Grants and answers nothing any more (B2), and answers why: the first reason stays, and a
+    /// stop that was asked for is the first.
+    pub(crate) fn seal(&self, why: Error) -> Error {
+        let mut reason = why;
+        let first = self.phase.send_if_modified(|phase| {
+            match phase {
+                Phase::Sealed(earlier) => {
+                    reason = earlier.clone();
+                    return false;
+                }
+                Phase::Stopping { .. } | Phase::Resigning => reason = shutting_down(),
+                Phase::Serving => {}
+            }
+            *phase = Phase::Sealed(reason.clone());
+            true
+        });
+        if first {
+            tracing::info!(service = %self.id, %reason, "service sealed");
+            self.engine.seal(if reason.kind() == ErrorKind::LeaseLost {
+                lease_lost
+            } else {
+                shutting_down
+            });
+            self.departed.notify_waiters();
+        }
+        reason
+    }
+
+    /// True if the service stops and is not sealed: then its lease is renewed no more.
+    pub(super) fn begin_to_resign(&self) -> bool {
+        let mut begun = false;
+        self.phase.send_if_modified(|phase| {
+            begun = matches!(phase, Phase::Stopping { .. } | Phase::Resigning);
+            if begun {
+                *phase = Phase::Resigning;
+            }
+            begun
+        });
+        begun
+    }
+
+    pub(crate) fn is_sealed(&self) -> bool {
+        matches!(&*self.phase.borrow(), Phase::Sealed(_))
+    }
+
+    /// Waits until the service no longer serves.
+    pub(crate) async fn phase_changed(&self) {
+        // An error means that the sender has gone, and `self` holds it.
+        let _ = self.phase.subscribe().wait_for(|phase| !matches!(phase, Phase::Serving)).await;
+    }
+
+    pub(crate) async fn stopping(&self) -> Duration {
+        // The end of a lease is none: the next incarnation serves.
+        let asked = |phase: &Phase| match phase {
+            Phase::Serving => false,
+            Phase::Stopping { .. } | Phase::Resigning => true,
+            Phase::Sealed(why) => why.kind() == ErrorKind::ShuttingDown,
+        };
+        let mut phase = self.phase.subscribe();
+        match phase.wait_for(asked).await.as_deref() {
+            Ok(Phase::Stopping { grace }) => *grace,
+            _ => Duration::ZERO,
+        }
+    }
+
+    pub(super) async fn everybody_gone(&self) {
+        loop {
+            let mut departed = pin!(self.departed.notified());
+            // Registered before the look, so that a departure in between is not missed.
+            departed.as_mut().enable();
+            if (self.sessions.is_empty() && self.txns.is_empty()) || self.is_sealed() {
+                return;
+            }
+            departed.await;
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The way of an operation of a session: taken in, run in its turn, its result filed.
+//!
+//! 1. [`Session::submit`] puts it into the queue of its transaction (`enqueue`), and polls a runner
+//!    once if none runs.
+//! 2. The runner (`run`) takes the next operation that is due, runs it without a mutex, and files
+//!    the result (`file`), until none is due.
+//! 3. `file` sends the result to all who asked for it.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use tracing::Instrument as _;
+
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{TableRef, TxnId};
+use crate::service::session::Session;
+use crate::service::session::pending::Pending;
+use crate::service::session::queue::{
+    Filed, NumberedBy, Relied, Room, Step, Taken, Timer, TxnQueue, keep_relied_on, rolled_back,
+};
+use crate::service::txn::TxnRecord;
+use crate::service::{Answer, Granted, LockSpec, Operation, TxnOp};
+
+impl Session {
+    /// Takes an operation in. Its place in its transaction's order is given by its sequence (T2); a
+    /// sequence that was seen before is answered with the answer of the first time, or joins it
+    /// while it is being decided. One without a sequence (0) gets the next one, in a transaction
+    /// where none has one: its answer cannot be asked for again.
+    ///
+    /// # Errors
+    /// Those of [`Txn::lock`](crate::service::Txn::lock), and `SessionLost`; `TxnNotFound` for an
+    /// operation of a transaction that has ended (but unlocks, ends and undos of such a one
+    /// succeed); `ResourceExhausted` beyond the bounds on transactions and operations.
+    ///
+    /// # Cancel safety
+    /// The operation goes on if the answer is dropped; roll a lock back with [`Operation::Undo`].
+    pub fn submit(&self, op: TxnOp, operation: Operation) -> Pending {
+        let number = op.number;
+        let (pending, run) = match self.enqueue(op, operation) {
+            Ok(taken) => taken,
+            Err(e) => return Pending::ready(Err(e)),
+        };
+        if run {
+            // Most operations are decided without waiting: no task is made for them.
+            let mut runner: Pin<Box<dyn Future<Output = ()> + Send>> =
+                Box::pin(self.clone().run(number).instrument(self.record.span.clone()));
+            if runner.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+                self.inner.spawn(runner);
+            }
+        }
+        pending
+    }
+
+    fn enqueue(&self, op: TxnOp, operation: Operation) -> Result<(Pending, bool)> {
+        let ended_is_fine = !matches!(operation, Operation::Lock(_) | Operation::Refuse(_));
+        // Before anything is waited for: from here its time-out counts, and now its snapshot is as
+        // old as it says.
+        let now = self.inner.parts.env.now();
+        let mut state = self.record.state.lock();
+        if !state.open {
+            return Err(self.why_lost());
+        }
+        if op.number == 0 {
+            return Err(Error::new(ErrorKind::InvalidArgument, "transactions are numbered from 1"));
+        }
+        if op.number > state.highest {
+            state.number_by(NumberedBy::Client)?;
+            if matches!(operation, Operation::End { .. }) {
+                // Nothing was ever locked.
+                state.highest = op.number;
+                return Ok((Pending::ready(Ok(Answer::DONE)), false));
+            }
+            if op.sequence != 1 {
+                return Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    "a transaction begins with the operation of sequence 1",
+                )
+                .with("number", op.number)
+                .with("sequence", op.sequence));
+            }
+            self.begin_as(&mut state, op.number, &op.options)?;
+        }
+        let settings = &self.inner.parts.settings;
+        let exhausted = state.charge.check_room().err();
+        let taken: Option<Result<(Taken, u64)>> = state.with_queue(op.number, |queue, others| {
+            queue.acknowledge(op.acked);
+            let room = Room {
+                ops_max: settings.ops_per_txn_max,
+                bytes_max: settings.kept_bytes_per_session_max,
+                bytes_of_others: others,
+                exhausted,
+            };
+            let sequence = queue.number(op.sequence)?;
+            Ok((queue.take_in(sequence, operation, now, room)?, sequence))
+        });
+        match taken {
+            // T3: below the floor and not there: it has ended, and nothing may bring it back.
+            None if ended_is_fine => Ok((Pending::ready(Ok(Answer::DONE)), false)),
+            None => Err(Error::new(
+                ErrorKind::TxnNotFound,
+                "the transaction has ended: start a new one",
+            )
+            .with("number", op.number)),
+            Some(taken) => Ok(match taken? {
+                (Taken::Decided(answer), _) => (Pending::ready(self.again(answer)), false),
+                (Taken::Queued { answer, run, behind }, sequence) => {
+                    if behind {
+                        state.with_queue(op.number, |queue, _| {
+                            queue.time(sequence, |spec| self.timer(op.number, sequence, spec, now));
+                        });
+                    }
+                    (Pending::waiting(answer, sequence), run)
+                }
+            }),
+        }
+    }
+
+    /// Answers a lock whose time is up before its turn has come.
+    fn timer(&self, number: u64, sequence: u64, spec: &LockSpec, now: Time) -> Timer {
+        let (deadline, table, timeout) =
+            (self.inner.deadline(spec, now), spec.table.clone(), spec.timeout);
+        let this = self.clone();
+        Timer(self.inner.spawn(async move {
+            // Whether the time is up is decided by the clock.
+            this.inner.until(deadline, std::future::pending::<()>()).await;
+            let error = this.inner.timed_out(&table, timeout);
+            let mut state = this.record.state.lock();
+            let told = state.with_queue(number, |queue, _| queue.expire(sequence, error.clone()));
+            drop(state);
+            for sender in told.into_iter().flatten() {
+                // A connection that is gone will ask again.
+                let _ = sender.send(Err(error.clone()));
+            }
+        }))
+    }
+
+    /// The answer to a replay. Its promise counts from the replay's send (P2), so the promise of
+    /// the first answer would be too long.
+    fn again(&self, answer: Result<Answer>) -> Result<Answer> {
+        match answer? {
+            Answer::Locked(granted) => {
+                let promise = self.inner.promise(Some(&self.record.renewals))?;
+                Ok(Answer::Locked(Granted { promise, ..granted }))
+            }
+            done => Ok(done),
+        }
+    }
+
+    /// Decides the operations of one transaction, in order, until none is ready.
+    async fn run(self, number: u64) {
+        while let Some((txn, sequence, step)) = self.take_next(number) {
+            let ends = matches!(step, Step::End(_));
+            let mut relied = None;
+            let result = match step {
+                Step::Refuse(e) => Err(e),
+                Step::Lock { spec, arrived, items, cancelled } => {
+                    let table = spec.table.clone();
+                    let lock = self.inner.lock(&txn, spec, arrived);
+                    let lock = self.noting_a_wait((number, sequence), txn.id, table, lock);
+                    let result = tokio::select! {
+                        biased;
+                        result = lock => result,
+                        // Dropping the call takes its claim away, or hands on a grant that had just
+                        // been made.
+                        _ = cancelled => Err(rolled_back()),
+                    };
+                    if let (Ok(granted), Some(items)) = (&result, items) {
+                        relied = Relied::of(granted, &items);
+                    }
+                    result.map(Answer::Locked)
+                }
+                Step::Unlock(table, items, commit_ts) => Ok(Answer::Done {
+                    released: self.inner.unlock(&txn, &table, &items, commit_ts),
+                }),
+                Step::TakeBack(grants) => {
+                    for (mut grant, later) in grants {
+                        keep_relied_on(&mut grant, &later);
+                        self.inner.engine.roll_back(txn.id, grant.bind.id, &grant);
+                    }
+                    Ok(Answer::DONE)
+                }
+                Step::Done => Ok(Answer::DONE),
+                Step::End(commit_ts) => {
+                    Ok(Answer::Done { released: self.inner.end(&txn, commit_ts) })
+                }
+            };
+            if !self.file(number, sequence, result, relied, ends) {
+                return;
+            }
+        }
+    }
+
+    /// Runs a lock call, and notes that it waits if it is not decided at once.
+    async fn noting_a_wait<T>(
+        &self,
+        op: (u64, u64),
+        txn: TxnId,
+        table: TableRef,
+        lock: impl Future<Output = T>,
+    ) -> T {
+        let mut lock = pin!(lock);
+        if let Poll::Ready(output) = poll_fn(|cx| Poll::Ready(lock.as_mut().poll(cx))).await {
+            return output;
+        }
+        let _waits = self.record.waits.begin(op, txn, table, self.inner.parts.env.now());
+        lock.await
+    }
+
+    fn take_next(&self, number: u64) -> Option<(Arc<TxnRecord>, u64, Step)> {
+        let mut state = self.record.state.lock();
+        let step = state.with_queue(number, |queue, _| {
+            let (sequence, step) = queue.step()?;
+            Some((Arc::clone(&queue.txn), sequence, step))
+        });
+        step.flatten()
+    }
+
+    /// Files an answer. False if the transaction is over.
+    fn file(
+        &self,
+        number: u64,
+        sequence: u64,
+        result: Result<Answer>,
+        relied: Option<Relied>,
+        ends: bool,
+    ) -> bool {
+        let mut state = self.record.state.lock();
+        let filed = state.with_queue(number, |queue, _| queue.file(sequence, result, relied));
+        let Some(Filed { result, waiting, given_back }) = filed else { return false };
+        // Replays of an ended transaction are answered by the floor.
+        let over = if ends { state.remove_queue(number) } else { None };
+        drop(state);
+        if let Some(granted) = given_back {
+            self.inner.engine.roll_back(granted.txn, granted.grant.bind.id, &granted.grant);
+        }
+        for sender in waiting {
+            // A connection that is gone will ask again.
+            let _ = sender.send(result.clone());
+        }
+        for sender in over.into_iter().flat_map(TxnQueue::into_waiting) {
+            let _ = sender.send(Err(Error::new(
+                ErrorKind::TxnNotFound,
+                "the transaction has ended: start a new one",
+            )));
+        }
+        !ends
+    }
+}

@@ -1,0 +1,74 @@
+//! [`Renewals`]: what a session promises, and until when (P1).
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use crate::clock::{Clock, Time, hi};
+use crate::sync::Mutex;
+
+/// A session's promise (P1): when it was last renewed, and whether it is over. Shared with its
+/// transactions, whose grants rest on it.
+///
+/// A renewal, a lapse and a grant are each decided under its mutex, by a reading of the clock that
+/// is made under it. So a renewal that is acknowledged counts for a task that looks for a lapse,
+/// and nothing is renewed or granted once the lapse was decided.
+#[derive(Debug)]
+pub(crate) struct Renewals {
+    pub(crate) ttl: Duration,
+    kept: Mutex<Kept>,
+    /// What its client left running when it went.
+    pub(super) still_running: OnceLock<String>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    renewed: Time,
+    /// It lapsed, or was given up. That is for ever.
+    over: bool,
+}
+
+impl Renewals {
+    pub(super) fn new(ttl: Duration, now: Time) -> Self {
+        Self {
+            ttl,
+            kept: Mutex::new(Kept { renewed: now, over: false }),
+            still_running: OnceLock::new(),
+        }
+    }
+
+    /// What its client left running when it went; empty unless it said so.
+    pub(crate) fn still_running(&self) -> &str {
+        self.still_running.get().map_or("", String::as_str)
+    }
+
+    /// Renews the promise; false if it is over.
+    pub(super) fn renew(&self, clock: &dyn Clock) -> bool {
+        self.decide(clock, |kept, now| kept.renewed = now).is_some()
+    }
+
+    /// What is left of the promise, raw and not zero; `None` if nothing is.
+    pub(crate) fn remaining(&self, clock: &dyn Clock) -> Option<Duration> {
+        let left = self.decide(clock, |kept, now| (kept.renewed + self.ttl).remaining(now));
+        left.filter(|left| !left.is_zero())
+    }
+
+    /// When the promise lapses unless it is renewed, and the reading by which it has not yet;
+    /// `None` if it is over.
+    pub(super) fn lapses(&self, clock: &dyn Clock) -> Option<(Time, Time)> {
+        self.decide(clock, |kept, now| (kept.renewed + hi(self.ttl), now))
+    }
+
+    /// Nothing is renewed or granted any more.
+    pub(super) fn end(&self) {
+        self.kept.lock().over = true;
+    }
+
+    /// Acts on a promise that is not over now. One that has lapsed, hi(ttl) after its last renewal,
+    /// is over from here on.
+    fn decide<T>(&self, clock: &dyn Clock, act: impl FnOnce(&mut Kept, Time) -> T) -> Option<T> {
+        let mut kept = self.kept.lock();
+        let now = clock.now();
+        kept.over |= now >= kept.renewed + hi(self.ttl);
+        (!kept.over).then(|| act(&mut kept, now))
+    }
+}

@@ -1,0 +1,62 @@
+//! [`SessionState`]: the queues of a session's transactions, and what they weigh together.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::service::session::queue::{NumberedBy, TxnQueue};
+use crate::service::session::quota::Charge;
+
+#[derive(Debug)]
+pub(super) struct SessionState {
+    pub(super) open: bool,
+    pub(super) txns: BTreeMap<u64, TxnQueue>,
+    /// The highest transaction number that was ever used: a lower one that is not in `txns` has
+    /// ended (T3).
+    pub(super) highest: u64,
+    /// Who numbers the transactions; `None` before the first.
+    pub(super) numbered_by: Option<NumberedBy>,
+    /// About how much memory is in use for what `txns` keep.
+    pub(super) kept_bytes: usize,
+    /// How many operations of `txns` are queued or being decided.
+    pub(super) ops: usize,
+    pub(super) charge: Charge,
+}
+
+impl SessionState {
+    /// Lets `change` change the queue of a transaction, if there is it, and counts what is kept. It
+    /// is told what all others keep.
+    pub(super) fn with_queue<R>(
+        &mut self,
+        number: u64,
+        change: impl FnOnce(&mut TxnQueue, usize) -> R,
+    ) -> Option<R> {
+        let queue = self.txns.get_mut(&number)?;
+        let others = self.kept_bytes - queue.kept_bytes();
+        let other_ops = self.ops - queue.ops_under_way();
+        let answer = change(queue, others);
+        self.kept_bytes = others + queue.kept_bytes();
+        self.ops = other_ops + queue.ops_under_way();
+        self.charge.set(self.ops, self.kept_bytes);
+        Some(answer)
+    }
+
+    pub(super) fn remove_queue(&mut self, number: u64) -> Option<TxnQueue> {
+        let queue = self.txns.remove(&number)?;
+        self.kept_bytes -= queue.kept_bytes();
+        self.ops -= queue.ops_under_way();
+        self.charge.set(self.ops, self.kept_bytes);
+        Some(queue)
+    }
+
+    /// Fails unless the transactions are numbered by this side, or there was none yet.
+    pub(super) fn number_by(&mut self, by: NumberedBy) -> Result<()> {
+        if *self.numbered_by.get_or_insert(by) == by {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::InvalidArgument,
+            "either the client numbers the transactions of a session or the server does: begin \
+                them all in one way",
+        ))
+    }
+}
