@@ -292,7 +292,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_what_a_plain_map_does(steps in prop::collection::vec((0u8..5, 0u8..20, any::<u16>()), 0..400)) {
+        fn it_does_what_a_plain_map_does(
+            steps in prop::collection::vec((0u8..5, 0u8..20, any::<u16>()), 0..400),
+        ) {
             let map = GuardedMap::with_shards(4);
             let mut plain = BTreeMap::new();
             for (what, key, value) in steps {
@@ -314,7 +316,9 @@ mod tests {
                         }
                     }
                     3 => {
-                        map.alter(&key, |slot| *slot = if slot.is_some() { None } else { Some(value) });
+                        map.alter(&key, |slot| {
+                            *slot = if slot.is_some() { None } else { Some(value) };
+                        });
                         if plain.remove(&key).is_none() {
                             plain.insert(key, value);
                         }
