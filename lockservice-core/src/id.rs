@@ -1,10 +1,20 @@
 //! One newtype per identifier.
 //!
-//! Numbers that must never be handed out twice, even by a store that lost its newest writes, begin
-//! with the epoch of the leadership that handed them out, `epoch * 2^32`, or with the clock of the
-//! store's server where it has one ([`Floor`](crate::store::Floor), rule L4); always they end below
-//! `(epoch + 1) * 2^32`. Epochs stay below 2^21, so all of them, and fencing tokens, stay below
-//! 2^53 and survive languages whose numbers are doubles (F2).
+//! # How numbers grow
+//! An epoch is a number below 2^21. Versions, incarnations, table ids and tokens are numbers that
+//! must never be handed out twice, even by a store that lost its newest writes (L4). All of them
+//! have one layout:
+//!
+//! ```text
+//!   bit 52           32 31             0
+//!      ├───── epoch ───┼──── counter ──┤      epoch · 2^32  ≤  number  <  (epoch + 1) · 2^32
+//! ```
+//!
+//! - A leadership counts on from the highest number that it knows of, and never begins below
+//!   `epoch · 2^32`. Where the store's server has a clock, that clock gives the lowest number
+//!   instead ([`Floor`](crate::store::Floor)).
+//! - A leadership never reaches the numbers of the next epoch: it raises its epoch first.
+//! - Every number is below 2^53, so that it survives languages whose numbers are doubles (F2).
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,13 +29,14 @@ pub const EPOCH_SHIFT: u32 = 32;
 /// Epochs are below this bound (F2).
 pub const EPOCH_END: u64 = 1 << 21;
 
-/// How many epochs a leap can skip, and one more.
+/// [`Epoch::skip_ahead`] skips fewer epochs than this.
 const SKIP_END: u64 = 16;
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        #[derive(Serialize, Deserialize)]
         #[serde(transparent)]
         pub struct $name(u64);
 
@@ -65,8 +76,8 @@ number! {
     ServiceId
 }
 number! {
-    /// A random number that tells two incarnations apart even if a store handed out one id twice
-    /// (L4).
+    /// A random number that tells two incarnations, or two leaderships, apart even if a store
+    /// handed out one id twice (L4).
     Nonce
 }
 number! {
@@ -86,8 +97,8 @@ number! {
     SessionId
 }
 number! {
-    /// A commit attempt of a transaction, chosen by whoever makes the data durable: repeating it is
-    /// idempotent (C1).
+    /// A commit attempt of a transaction, chosen by the party that makes the data durable:
+    /// repeating it is idempotent (C1).
     CommitAttempt
 }
 
@@ -102,7 +113,10 @@ impl Epoch {
         (self.0 + 1) << EPOCH_SHIFT
     }
 
-    /// The epoch after this one, or an error at the end of the number space.
+    /// The epoch after this one.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` at the end of the number space: start a new store.
     pub fn next(self) -> Result<Self, Error> {
         if self.0 + 1 >= EPOCH_END {
             return Err(Error::new(
@@ -115,9 +129,10 @@ impl Epoch {
 }
 
 impl Epoch {
-    /// This epoch, or one shortly after it, as `nonce` decides: of two leaderships that know
-    /// nothing of each other, because their store forgot the first, the second hardly ever gets the
-    /// epoch of the first (L4).
+    /// This epoch, or one of the 15 after it, as `nonce` decides.
+    ///
+    /// Two leaderships may know nothing of each other, because their store forgot the first. With
+    /// this, the second hardly ever gets the epoch of the first (L4).
     #[must_use]
     pub fn skip_ahead(self, nonce: Nonce) -> Self {
         Self((self.0 + nonce.get() % SKIP_END).min(EPOCH_END - 1).max(self.0))
@@ -148,12 +163,12 @@ impl TxnId {
         self.counter >> 1
     }
 
-    /// The id under which a store keeps that every validating transaction of `origin` with a number
-    /// below `floor` is over (C4).
+    /// The tombstone that stands for a floor: every validating transaction of `origin` with a
+    /// number below `floor` is over (C4).
     ///
-    /// No transaction is ever marked under such an id: it says of itself that it does not validate,
-    /// and those need no mark.
-    pub const fn floor_mark(origin: ServiceId, floor: u64) -> Self {
+    /// No transaction has such a tombstone itself: the id says that it does not validate, and those
+    /// need none.
+    pub const fn floor_tombstone(origin: ServiceId, floor: u64) -> Self {
         Self::new(origin, floor, false)
     }
 
@@ -207,8 +222,10 @@ macro_rules! name {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Checks and wraps a name. Fails with [`ErrorKind::InvalidArgument`]: choose another
-            /// name.
+            /// Checks and wraps a name.
+            ///
+            /// # Errors
+            /// [`ErrorKind::InvalidArgument`]: choose another name.
             pub fn new(name: impl AsRef<str>) -> Result<Self, Error> {
                 let name = name.as_ref();
                 check_name($what, name)?;
@@ -295,6 +312,18 @@ fn check_name(what: &'static str, name: &str) -> Result<(), Error> {
 }
 
 /// A lock table as users name it: its group and its name.
+///
+/// ```
+/// use lockservice_core::{ErrorKind, TableRef};
+///
+/// let accounts = TableRef::new("bank", "accounts")?;
+/// assert_eq!(accounts.to_string(), "bank/accounts");
+/// assert_ne!(accounts, TableRef::new("shop", "accounts")?, "another group, another table");
+///
+/// let nameless = TableRef::new("bank", "").unwrap_err();
+/// assert_eq!(nameless.kind(), ErrorKind::InvalidArgument);
+/// # Ok::<(), lockservice_core::Error>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TableRef {
     /// The lock space.
@@ -304,8 +333,10 @@ pub struct TableRef {
 }
 
 impl TableRef {
-    /// The table `name` of `group`. Fails with [`ErrorKind::InvalidArgument`] if either is no valid
-    /// name.
+    /// The table `name` of `group`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if either is no valid name.
     pub fn new(group: impl AsRef<str>, name: impl AsRef<str>) -> Result<Self, Error> {
         Ok(Self { group: GroupName::new(group)?, name: TableName::new(name)? })
     }
@@ -356,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leap_goes_forward_and_stays_in_range() {
+    fn a_skip_goes_forward_and_stays_in_range() {
         assert_eq!(Epoch::new(7).skip_ahead(Nonce::new(0)), Epoch::new(7));
         assert_eq!(Epoch::new(7).skip_ahead(Nonce::new(u64::MAX)), Epoch::new(7 + SKIP_END - 1));
         assert_eq!(

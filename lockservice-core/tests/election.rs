@@ -170,8 +170,8 @@ async fn tombstones_below_the_floor_of_their_origin_go_and_the_next_leader_refus
         tokio::time::timeout(LEASE / 4, look).await.expect("no more is kept");
     };
     // The floor stands for all below it, and there is one at a time.
-    kept(2, &[TxnId::floor_mark(origin.service, 2), txns[1], txns[2]]).await;
-    kept(3, &[TxnId::floor_mark(origin.service, 3), txns[2]]).await;
+    kept(2, &[TxnId::floor_tombstone(origin.service, 2), txns[1], txns[2]]).await;
+    kept(3, &[TxnId::floor_tombstone(origin.service, 3), txns[2]]).await;
     cluster.kill(first);
     second.leading().await;
     second.keep(&origin, bound.at).await.expect("live");
@@ -190,7 +190,7 @@ async fn tombstones_below_the_floor_of_their_origin_go_and_the_next_leader_refus
         .expect("alive, as far as it is known");
     let answer = second.allocator.cannot_commit(&txns).await.expect("nothing is to be written");
     assert_eq!(answer.tombstoned, txns);
-    kept(8, &[TxnId::floor_mark(origin.service, 8)]).await;
+    kept(8, &[TxnId::floor_tombstone(origin.service, 8)]).await;
     second.allocator.resign(origin.service, Nonce::new(7)).await.expect("live");
     let look = async {
         while !store.load().await.expect("readable").tombstones.is_empty() {
@@ -274,8 +274,7 @@ async fn a_resignation_is_noticed_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_without_its_store_validates_as_long_as_the_leadership_lasts_and_goes_on_afterwards()
- {
+async fn a_leader_without_its_store_validates_while_the_leadership_lasts_and_goes_on_afterwards() {
     let cluster = cluster();
     let node = cluster.led().await;
     let incarnation = node.begin().await;

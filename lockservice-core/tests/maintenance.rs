@@ -183,7 +183,11 @@ fn expect_restored(found: StoreState, dumped: &StoreState, restored: Restored, a
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 128,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn a_dump_reads_back_as_what_was_dumped_whatever_the_order_of_the_store(state in states(12)) {
@@ -198,14 +202,21 @@ proptest! {
     }
 
     #[test]
-    fn a_restored_store_equals_the_dumped_one_up_to_epoch_and_states(state in states(12), above in 0..2_000u64) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("one");
+    fn a_restored_store_equals_the_dumped_one_up_to_epoch_and_states(
+        state in states(12),
+        above in 0..2_000u64,
+    ) {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().start_paused(true).build().expect("one");
         runtime.block_on(async {
             let dump = Dump::new("test:", state.clone()).expect("finished");
             let above = Epoch::new(above);
             let options = RestoreOptions { above, ..options() };
-            for store in [Arc::new(SharedStore::new()) as Arc<dyn BindStore>, Arc::new(MemoryStore::new(0))] {
-                let restored = restore(&*store, &TokioClock::new(), &dump, &options).await.expect("restored");
+            let shared: Arc<dyn BindStore> = Arc::new(SharedStore::new());
+            for store in [shared, Arc::new(MemoryStore::new(0))] {
+                let clock = TokioClock::new();
+                let restored = restore(&*store, &clock, &dump, &options);
+                let restored = restored.await.expect("restored");
                 let found = store.load().await.expect("readable");
                 assert_eq!(problems(&found), vec![]);
                 expect_restored(found, &state, restored, above);
@@ -214,7 +225,10 @@ proptest! {
     }
 
     #[test]
-    fn a_dump_that_was_cut_off_anywhere_is_refused(state in states(4), at in any::<prop::sample::Index>()) {
+    fn a_dump_that_was_cut_off_anywhere_is_refused(
+        state in states(4),
+        at in any::<prop::sample::Index>(),
+    ) {
         let text = text(&Dump::new("test:", state).expect("finished"));
         // Without the last line's end it is still whole.
         let cut = at.index(text.len() - 1);
@@ -272,8 +286,7 @@ async fn numbers_and_tokens_of_a_restored_cluster_are_above_the_epoch_that_was_g
 
 /// What the old cluster handed out after the dump was made is above what this clock vouches for.
 #[tokio::test(start_paused = true)]
-async fn numbers_and_tokens_of_a_cluster_whose_clock_was_ahead_are_stepped_over_when_it_is_restored()
- {
+async fn a_restore_begins_above_the_numbers_of_a_cluster_whose_clock_was_ahead() {
     let highest = sample(2_500).highest_epoch();
     numbers_begin_above(
         Epoch::default(),

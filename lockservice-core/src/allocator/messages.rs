@@ -7,14 +7,14 @@ use crate::error::Error;
 use crate::id::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableRef, TxnId};
 use crate::store::{ClusterConstants, ServiceState};
 
-/// How far the allocator has come, as its answers say: a node rejects answers of an earlier
-/// leadership (L3), and reports the furthest it was told of, so that a leader notices that its
+/// How far the allocator has come, as its responses say: a node rejects responses of an earlier
+/// leadership (L3), and reports the furthest that it observed, so that a leader notices that its
 /// store went back (L4).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
 pub struct Progress {
-    /// The leadership's epoch when it answered.
+    /// The leadership's epoch at the response.
     pub epoch: Epoch,
-    /// The number of the last write to the store when it answered.
+    /// The number of the last write to the store at the response.
     pub write: u64,
     /// Every version, incarnation, table id and token that had been handed out is below this.
     pub high_water: u64,
@@ -24,16 +24,16 @@ pub struct Progress {
 }
 
 /// How far above the clock of the store's server, or above a leader where there is none, an epoch
-/// can honestly be: each leadership is worth one, a leap up to 15 more.
+/// can honestly be: each leadership takes one, and skips up to 15 more.
 const EPOCHS_AHEAD_MAX: u64 = 1 << 16;
 
 impl Progress {
-    /// This report as a leader of `epoch` may believe it, if its store's server vouches for `sure`:
-    /// reports from nowhere must not use up all epochs and numbers.
+    /// This report as a leader of `epoch` may believe it, if its store's server vouches for
+    /// `vouched`: invented reports must not use up all epochs and numbers.
     pub(in crate::allocator) fn believed(self, epoch: Epoch, vouched: Epoch) -> Self {
         if self.epoch > epoch && self.epoch.get() > vouched.get().saturating_add(EPOCHS_AHEAD_MAX) {
-            tracing::warn!(observed = %self.epoch, %epoch, "a report of an epoch that nobody can \
-                have reached is ignored");
+            tracing::warn!(observed = %self.epoch, %epoch, "a report of an epoch that no \
+                leadership can have reached is ignored");
             return Self::default();
         }
         // Numbers lie below the end of their epoch.
@@ -51,7 +51,7 @@ pub struct Registration {
     /// Where clients reach it.
     pub address: String,
     /// The incarnation that this same process had before, if its lease was lost: it is replaced,
-    /// not in the way.
+    /// and does not keep the name.
     pub replaces: Option<(ServiceId, Nonce)>,
 }
 
@@ -60,7 +60,7 @@ pub struct Registration {
 pub struct Incarnation {
     /// Its id.
     pub service: ServiceId,
-    /// Who answered.
+    /// The leadership that responded.
     pub at: Progress,
     /// Raw length of the lease, which begins with this answer's request.
     pub lease_ttl: Duration,
@@ -71,7 +71,7 @@ pub struct Incarnation {
 /// A renewed lease.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LeaseAck {
-    /// Who answered.
+    /// The leadership that responded.
     pub at: Progress,
     /// Raw length of the lease, counted from before the renewal was sent.
     pub lease_ttl: Duration,
@@ -86,7 +86,7 @@ pub struct BoundTable {
     pub node: NodeName,
     /// Where the owner is reached.
     pub address: String,
-    /// Who answered.
+    /// The leadership that responded.
     pub at: Progress,
     /// The first block of tokens, if this call granted the bind.
     pub tokens: Option<TokenBlock>,
@@ -97,29 +97,30 @@ pub struct BoundTable {
 pub struct ReservedTokens {
     /// The block.
     pub tokens: TokenBlock,
-    /// Who answered.
+    /// The leadership that responded.
     pub at: Progress,
 }
 
-/// The answer to the release of a bind.
+/// The response to the release of a bind.
 #[derive(Clone, Debug)]
 pub struct Released {
-    /// Why the bind was kept, and surely is what it was; `None` if the table was forgotten.
+    /// Why the bind was kept, and certainly is as before; `None` if the table was forgotten.
     pub kept: Option<Error>,
-    /// Who answered.
+    /// The leadership that responded.
     pub at: Progress,
 }
 
-/// The answer to an operator who wants a table forgotten.
+/// The response to an operator who wants a table forgotten.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Forgetting {
-    /// What became of it.
+    /// The outcome.
     pub outcome: ForgetOutcome,
-    /// Who answered.
+    /// The leadership that responded.
     pub at: Progress,
 }
 
-/// What became of a table that an operator wants forgotten.
+/// The outcome for a table that an operator wants forgotten. Exhaustive: an operator must be told
+/// each.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ForgetOutcome {
     /// It is forgotten.
@@ -135,7 +136,7 @@ pub enum ForgetOutcome {
 pub struct Latest {
     /// Its bind; `None` if it has none.
     pub bind: Option<BindStatus>,
-    /// Who answered.
+    /// The leadership that responded.
     pub at: Progress,
 }
 
@@ -163,8 +164,7 @@ impl From<&Bind> for PresentedBind {
     }
 }
 
-/// How long a commit needs: less than `least` is of no use to it, more than `most` it does not ask
-/// for.
+/// How long a commit needs: at least `least`, at most `most`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CommitWindow {
     /// The admission is refused if it would be shorter.
@@ -192,40 +192,40 @@ pub struct CommitAdmission {
     /// The write must have landed before this much time has passed, lo-counted from before the
     /// request was sent (C1).
     pub commit_before: Duration,
-    /// Who answered.
+    /// The leadership that responded.
     pub at: Progress,
 }
 
-/// What became of each transaction of a
+/// The outcome for each transaction of a
 /// [`cannot_commit`](crate::allocator::LockTableAllocator::cannot_commit).
 #[derive(Clone, Debug, Default)]
 pub struct CannotCommit {
-    /// Who answered.
+    /// The leadership that responded.
     pub at: Progress,
     /// These can never commit any more: their locks may be released.
     pub tombstoned: Vec<TxnId>,
     /// The commit of these is in flight: keep their locks and ask again later.
     pub committing: Vec<TxnId>,
-    /// It is not known of these whether they can commit, and why: keep their locks and ask again
+    /// It is not known whether these can commit, for this reason: keep their locks and ask again
     /// later.
     pub failed: Vec<(TxnId, Error)>,
 }
 
-/// An answer of an allocator, which tells who gave it (L3).
-pub(in crate::allocator) trait Answer {
-    /// Who answered.
+/// A response of an allocator, which names the leadership that gave it (L3).
+pub(in crate::allocator) trait Response {
+    /// The leadership that responded.
     fn at(&self) -> Progress;
 }
 
-impl Answer for Progress {
+impl Response for Progress {
     fn at(&self) -> Progress {
         *self
     }
 }
 
-macro_rules! answers {
-    ($($answer:ty),* $(,)?) => {
-        $(impl Answer for $answer {
+macro_rules! responses {
+    ($($response:ty),* $(,)?) => {
+        $(impl Response for $response {
             fn at(&self) -> Progress {
                 self.at
             }
@@ -233,7 +233,7 @@ macro_rules! answers {
     };
 }
 
-answers!(
+responses!(
     Incarnation,
     LeaseAck,
     BoundTable,
@@ -249,7 +249,7 @@ answers!(
 /// What an operator sees of an allocator.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct AllocatorStatus {
-    /// Who answered.
+    /// The leadership that responded.
     pub at: Progress,
     /// Every incarnation that is live or still owns a bind.
     pub services: Vec<ServiceStatus>,
@@ -283,14 +283,14 @@ pub struct BindStatus {
     pub state: BindState,
 }
 
-/// Whether a bind holds (B3).
+/// Whether a bind holds (B3). Exhaustive: both must be told apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BindState {
     /// The owner's lease holds.
     Bound,
-    /// The owner has lapsed or was replaced. The table can be granted anew after this much time.
+    /// The owner has lapsed or was replaced. The table can be reassigned after this much time.
     Invalid {
-        /// Zero if it can be granted now.
+        /// Zero if it can be reassigned now.
         reassigned_in: Duration,
     },
 }

@@ -1,12 +1,34 @@
 //! The allocator: which service owns which lock table, at which version, for how long, and whether
 //! a commit may go ahead.
+//!
+//! | where | holds |
+//! |---|---|
+//! | this file | [`LockTableAllocator`]: what services, clients and operators call |
+//! | `messages` | what goes into and comes out of these calls |
+//! | `settings` | limits and constants |
+//! | `report` | what a node was told, with its proof |
+//! | `forward` | the trait for `Arc<T>` and `Box<T>` |
+//! | `cluster` | [`ElectedAllocator`]: who leads, and how every node reaches the leader |
+//! | `leader` | [`LocalAllocator`]: one leadership, its calls and its writes |
+//! | `state` | the pure state of a leader |
+//!
+//! # The way of one bind
+//! 1. `service/tables`, on any node, calls [`LockTableAllocator::bind`].
+//! 2. `cluster/route.rs` finds the leader: this node, or another.
+//! 3. `leader/api.rs` checks that the leadership lasts.
+//! 4. `leader/bind.rs`, `plan_bind`: decides under the lock of the table's shard, and queues a
+//!    write.
+//! 5. `leader/writer.rs` writes it, with all others that were queued meanwhile, and calls the
+//!    second half.
+//! 6. `leader/bind.rs`, `Grant::done`: the bind is visible, and the caller has it.
 
 pub(crate) mod cluster;
+mod forward;
 pub(crate) mod leader;
 mod messages;
 mod report;
 mod settings;
-pub mod state;
+mod state;
 
 use std::fmt;
 use std::sync::Weak;
@@ -38,34 +60,47 @@ pub use self::state::commits::{OriginTxns, TxnLife, TxnRange};
 ///   rest on its last bind have run out, or its owner resigned.
 /// - **Leases** (B1, B2, B4). An incarnation that does not renew within its lease is fenced,
 ///   durably and for ever.
-/// - **Commits** (C1 to C4). After [`cannot_commit`](Self::cannot_commit) answered that a
+/// - **Commits** (C1 to C4). After [`cannot_commit`](Self::cannot_commit) returned that a
 ///   transaction is tombstoned, no `begin_commit` of it succeeds, on this leader or a later one.
-///   After it answered that one is committing, nothing more of it is admitted or extended, and it
+///   After it returned that one is committing, nothing more of it is admitted or extended, and it
 ///   is tombstoned when what was admitted has ended.
-/// - **Who answered** (L3). Every answer tells the leadership that gave it, refusals by
-///   [`Error::answered_by`] where they crossed a network: a caller that knows a later one must not
-///   act on it. [`ElectedAllocator`] sees to that.
+/// - **Epochs** (L3). Every response names the leadership that gave it, refusals by
+///   [`Error::answered_by`] where they crossed a network: a caller that knows a later leadership
+///   must not act on it. [`ElectedAllocator`] sees to that.
 /// - No method creates anything for a name or id that it does not know, except
 ///   [`register`](Self::register) and [`bind`](Self::bind).
 ///
+/// # Errors
+/// Every method fails with these, besides its own; none of them says that nothing has happened:
+///
+/// | kind | what it means, and what the caller does |
+/// |---|---|
+/// | `NotLeader` | another leads, or this leadership has ended: call the leader |
+/// | `Unavailable` | no node leads now, or the store does not respond: call again later |
+/// | `ShuttingDown` | the allocator is being stopped: call again when another leads |
+/// | `UnknownOutcome` | a write may have landed: call again |
+///
 /// # Cancel safety
-/// Every method may be dropped at any await; what it had begun then either happens whole or not at
-/// all, and repeating it is safe.
+/// Every method may be dropped at any await. Its effect then happens whole or not at all, and
+/// calling it again is safe.
 #[async_trait]
 pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     /// Starts, or starts again, a node as a new incarnation (B1), and creates the control state of
     /// its commits (C3).
     ///
-    /// Fails with `NameInUse` while another process holds a lease under this name,
-    /// `ResourceExhausted` at the limit of nodes.
+    /// # Errors
+    /// - `NameInUse` while another process holds a lease under this name: choose another name, or
+    ///   stop that process.
+    /// - `ResourceExhausted` at the limit of nodes.
     async fn register(&self, request: &Registration) -> Result<Incarnation>;
 
-    /// Renews an incarnation's lease. The answer's lease counts from before the call was sent.
-    /// `observed` is the furthest that any answer of any allocator has told the caller (L4).
+    /// Renews an incarnation's lease. The lease in the response counts from before the call was
+    /// sent. `observed` is the furthest [`Progress`] of any response that the caller has got (L4).
     ///
-    /// Fails with `LeaseLost` if it has lapsed or was replaced, or is not known: the service must
-    /// seal itself and start again as a new incarnation. Nothing is believed of one that is not
-    /// known: that is what [`report`](Self::report) is for.
+    /// # Errors
+    /// `LeaseLost` if the incarnation has lapsed, was replaced, or is not known: the service must
+    /// seal itself and start again as a new incarnation. A leader believes nothing of an
+    /// incarnation that it does not know: that is what [`report`](Self::report) is for.
     async fn keepalive(
         &self,
         service: ServiceId,
@@ -73,29 +108,36 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
         observed: Progress,
     ) -> Result<LeaseAck>;
 
-    /// Tells the leader what an earlier one told, whichever incarnation that was told to (L4).
+    /// Reports to the leader what an earlier one told, to any incarnation (L4).
     ///
-    /// Fails with `NotPermitted` if the report is not of this cluster, and with `NotLeader` if the
-    /// leader's store has lost what it tells of: then its leadership is over.
+    /// # Errors
+    /// - `NotPermitted` if the report is not of this cluster.
+    /// - `NotLeader` if the leader's store has lost what the report tells of: its leadership is
+    ///   over, and a later one accounts for the loss.
     async fn report(&self, report: &Report) -> Result<Progress>;
 
-    /// Gives an incarnation up: its tables may be granted anew at once. Only to be called when
-    /// nothing of it is in use (P5).
+    /// Gives an incarnation up: its tables may be reassigned at once. Only to be called when
+    /// nothing of it is in use (P5). Waits for commits in flight on its binds (C2).
     ///
-    /// Waits for commits in flight on its binds (C2). Fails with `LeaseLost` if it had already
-    /// lapsed.
+    /// # Errors
+    /// `LeaseLost` if it had already lapsed: its tables are reassigned after its lease.
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress>;
 
-    /// Answers whom `table` is bound to, binding it to `service` if nobody owns it.
+    /// Returns the owner of `table`, binding it to `service` if it has none.
     ///
-    /// Fails with `Reassigning` (with the time to wait) while the last owner may still be at work
-    /// (of one that is just giving its binds up it waits a moment for that first), `LeaseLost` if
-    /// `service` is not live, `ResourceExhausted` at the limit of tables, `Unavailable` or
-    /// `StoreUnusable` if the store cannot be written.
+    /// # Errors
+    /// - `Reassigning`, with the time to wait, while the last owner may still be at work. While
+    ///   that owner resigns, the call waits a moment first.
+    /// - `LeaseLost` if `service` is not live: start a new incarnation.
+    /// - `ResourceExhausted` at the limit of tables.
+    /// - `StoreUnusable` if the store cannot be written until an operator has helped.
     async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable>;
 
-    /// Reserves a further block of fencing tokens for a bind (F2). Fails with `BindChanged` if the
-    /// bind is not current.
+    /// Reserves a further block of fencing tokens for a bind (F2).
+    ///
+    /// # Errors
+    /// - `BindChanged` if the bind is not current: grant nothing more on it.
+    /// - `StoreUnusable` if the store cannot be written until an operator has helped.
     async fn reserve_tokens(
         &self,
         service: ServiceId,
@@ -104,17 +146,18 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     ) -> Result<ReservedTokens>;
 
     /// The owner of a bind gives it up, and the table is forgotten (B5): no number of it comes
-    /// back, and whoever binds its name again gets another table. To be called when nothing is
-    /// locked in the table, and nothing more is granted in it.
+    /// back, and the next bind of its name makes another table. To be called when nothing is locked
+    /// in the table, and nothing more is granted in it.
     ///
-    /// The answer says if the bind was kept instead: then it is what it was, and nothing of this
-    /// call lands later. One that is repeated because its answer was lost finds the table gone,
-    /// which is no error.
+    /// The response says if the bind was kept instead: then it is as before, and nothing of this
+    /// call lands later. A call that is repeated because its response was lost finds the table
+    /// gone, which is no error.
     ///
     /// # Errors
-    /// `BindChanged` if `version` is not current: it was released before, and the table bound anew.
-    /// `LeaseLost` if `service` is not live. After any other error it is not known whether the
-    /// table was forgotten, or will be: ask again, and do not serve it meanwhile.
+    /// - `BindChanged` if `version` is not current: the table was released before, and bound again.
+    /// - `LeaseLost` if `service` is not live.
+    /// - After any other error it is not known whether the table was forgotten, or will be: call
+    ///   again, and do not serve the table meanwhile.
     async fn release_table(
         &self,
         service: ServiceId,
@@ -123,12 +166,12 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
         version: BindVersion,
     ) -> Result<Released>;
 
-    /// Forgets a table that nobody owns any more, for an operator. Of one that a live incarnation
-    /// owns it changes nothing, and answers who that is.
+    /// Forgets a table that has no owner any more, for an operator. A table that a live incarnation
+    /// owns is left as it is, and the response names that owner.
     ///
     /// # Errors
-    /// `Reassigning` (with the time to wait) while its last owner may still be at work (B3);
-    /// `Unavailable` or `StoreUnusable` if the store cannot be written.
+    /// - `Reassigning`, with the time to wait, while its last owner may still be at work (B3).
+    /// - `StoreUnusable` if the store cannot be written until an operator has helped.
     async fn forget_table(&self, table: &TableRef) -> Result<Forgetting>;
 
     /// The bind of `table` if there is one. Binds nothing.
@@ -137,10 +180,15 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     /// Validates a transaction's binds and admits its commit for a limited time (C1 to C3). Writes
     /// nothing to the store.
     ///
-    /// Fails with `BindChanged` if a presented bind is not current or void, `CannotCommit` if the
-    /// transaction or its origin is fenced, if it has ended or was never begun, or if it said that
-    /// it would not validate; with `Timeout` if less than `asked.least` could be promised, and with
-    /// `Unavailable` if its origin has not told yet that it has begun.
+    /// # Errors
+    /// - `BindChanged` if a presented bind is not current, or invalid: end the transaction and
+    ///   start it again.
+    /// - `CannotCommit` if the transaction is tombstoned, has ended, was never begun, or said that
+    ///   it would not validate, or if its origin is fenced: start a new transaction.
+    /// - `Timeout` if less than `asked.least` could be promised: call again.
+    /// - `Unavailable` also if its origin has not told yet that the transaction has begun: call
+    ///   again.
+    /// - `ResourceExhausted` at the limits of binds in a commit, and of commits of an origin.
     async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission>;
 
     /// Ends a commit that was admitted, whether the data was written or not. Idempotent; an unknown
@@ -148,18 +196,18 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<Progress>;
 
     /// Makes transactions unable to ever commit, unless their commit is in flight (C4): those are
-    /// answered as committing and left alone.
+    /// returned as committing and left alone.
     ///
-    /// Each transaction is answered by itself: one that fails (`UnknownOutcome`, `Unavailable`,
-    /// `ResourceExhausted`) does not keep the others from being answered.
+    /// Each transaction has an outcome of its own: one that fails (`UnknownOutcome`, `Unavailable`,
+    /// `ResourceExhausted`) does not keep the others from theirs.
     ///
     /// # Errors
-    /// `NotLeader`, `ShuttingDown`, `Unavailable`: nothing is known of any of them. Ask again.
+    /// `NotLeader`, `ShuttingDown`, `Unavailable`: nothing is known of any of them. Call again.
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit>;
 
     /// The origin tells which of its validating transactions can be alive. Those outside the range
     /// are refused from here on, and the tombstones below it may go (C4). To be called whenever
-    /// another leader answers, and ahead of what is begun.
+    /// another leader responds, and ahead of the transactions that begin.
     ///
     /// # Errors
     /// `LeaseLost` if the incarnation is not live.
@@ -171,12 +219,12 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     ) -> Result<Progress>;
 
     /// Lets an allocator of this process ask an origin of this process about each of its
-    /// transactions, for as long as the origin lives. Without a wait. Others leave it at what
-    /// [`report_txns`](Self::report_txns) tells.
+    /// transactions, for as long as the origin lives. Returns at once. An allocator in another
+    /// process goes by [`report_txns`](Self::report_txns) alone.
     fn attach_origin(&self, service: ServiceId, origin: Weak<dyn OriginTxns>) {
         let _ = (service, origin);
     }
 
-    /// Everything an operator wants to see: nodes and binds.
+    /// Everything that an operator wants to see: nodes and binds.
     async fn status(&self) -> Result<AllocatorStatus>;
 }

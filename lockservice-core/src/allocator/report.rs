@@ -1,13 +1,15 @@
-//! [`Report`]: what a node was told, for a leader that may not know the node (L4).
+//! [`Report`]: the furthest progress that a node observed, for a leader that may not know the node
+//! (L4).
 
 use crate::allocator::messages::Progress;
 use crate::store::{Cluster, Proof};
 
-/// What leaders have told a node, and the proof that it comes from somebody who can read the store
-/// of the cluster: all that a leader has to go by if its store has lost the node's incarnation.
+/// Progress that a node observed, and the proof that the report comes from a node that can read the
+/// store of the cluster. A leader whose store has lost the node's incarnation has nothing else to
+/// go by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Report {
-    /// The furthest that one leadership told.
+    /// The furthest progress of one leadership.
     pub observed: Progress,
     /// Made with the key of the cluster. See [`ClusterKey`](crate::store::ClusterKey).
     pub proof: Proof,

@@ -23,13 +23,13 @@ pub struct AllocatorSettings {
     pub constants: ClusterConstants,
     /// Largest number of lock tables. Default: 1,000,000.
     pub tables_max: usize,
-    /// For how long nobody may own a lock table before it is forgotten, in milliseconds; 0 for
-    /// ever. Counts from when its last owner was last heard of, or from when this leader began.
+    /// How long a lock table may be without an owner before it is forgotten, in milliseconds; 0 for
+    /// ever. Counts from the last renewal of its last owner, or from the start of this leader.
     /// Default: 86,400,000 (a day).
     pub table_idle_ms: u64,
     /// Largest number of nodes that are known at one time. Default: 10,000.
     pub nodes_max: usize,
-    /// Largest number of changes that wait for the store; whoever has more waits for room. Default:
+    /// Largest number of changes that wait for the store; callers with more wait for room. Default:
     /// 8,192.
     pub queue_max: usize,
     /// Largest number of changes in one write to the store. Default: 1,024.
@@ -57,12 +57,15 @@ impl Default for AllocatorSettings {
 }
 
 impl AllocatorSettings {
-    /// For how long nobody may own a table before it is forgotten; `None` for ever.
+    /// How long a table may be without an owner before it is forgotten; `None` for ever.
     pub fn table_idle(&self) -> Option<Duration> {
         (self.table_idle_ms > 0).then(|| Duration::from_millis(self.table_idle_ms))
     }
 
-    /// Fails with `InvalidArgument`, naming the setting, if one is out of its range.
+    /// Checks every setting.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, with the name of the setting that is out of its range: change it.
     pub fn check(&self) -> Result<()> {
         let ttls = [
             ("leadership_ttl_ms", self.constants.leadership_ttl_ms),

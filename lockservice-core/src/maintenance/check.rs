@@ -60,7 +60,7 @@ impl ProblemKind {
         }
     }
 
-    /// True if the next leader steps over it by itself, so that a dump which has it can be
+    /// True if the next leader copes with it by itself, so that a dump which has it can be
     /// restored: it takes an epoch above all numbers, holds an unknown owner for fenced, and waits
     /// out every lease.
     pub const fn heals(self) -> bool {
@@ -179,7 +179,8 @@ impl Found {
                 self.number(&what, "the version of its bind", bind.version.get());
                 if !services.contains(&bind.owner) {
                     let sentence = format!(
-                        "it is bound to {}, of which there is no record: its bind is taken as void",
+                        "it is bound to {}, of which there is no record: its bind is taken as \
+                            invalid",
                         bind.owner
                     );
                     self.add(ProblemKind::UnknownOwner, &what, sentence);
@@ -246,7 +247,7 @@ impl Found {
         } else if epoch > self.epoch.get() {
             let sentence = format!(
                 "{name}, {number}, is of epoch {epoch}, and the store has reached only {}: it \
-                    lost its newest leadership; the next leader steps over it",
+                    lost its newest leadership; the next leader begins above it",
                 self.epoch
             );
             self.add(ProblemKind::EpochAhead, record, sentence);

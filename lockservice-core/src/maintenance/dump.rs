@@ -3,8 +3,8 @@
 //! | line | what |
 //! |---|---|
 //! | the first | `{"dump":{"format":1,"version":…,"source":…,"cluster":…,"epoch":…,…}}` |
-//! | any between | `{"constants":…}`, `{"service":…}`, `{"table":…}`, `{"forgotten":…}` or `{"tombstone":…}`, one record each |
-//! | the last | `{"end":{"constants":…,"services":…,"tables":…,"tombstones":…}}`, how many there were |
+//! | any between | a record, as `{"table":…}`: of constants, a service, a table, a tombstone, … |
+//! | the last | `{"end":{"constants":…,"services":…,…}}`, how many there were of each |
 //!
 //! Equal contents give equal records in an equal order, so that two dumps can be compared line by
 //! line.

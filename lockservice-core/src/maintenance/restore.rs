@@ -1,18 +1,18 @@
 //! [`restore`]: writes a dump into an empty store of any backend.
 //!
 //! # To ensure correctness
-//! - The restorer leads the store while it writes (L1, L2): nobody else writes between, and whoever
-//!   led an empty store before is fenced.
-//! - The first write marks the store as unfinished and the last takes the mark away, so that a part
-//!   of a dump is never served from.
-//! - The new epoch is above every number of the dump, and [`EPOCHS_SKIPPED`] above that (L4): what
-//!   the old cluster handed out after the dump was made stays below whatever the restored one hands
-//!   out.
+//! - The restorer leads the store while it writes (L1, L2): no other process writes between, and a
+//!   leader of the empty store is fenced.
+//! - The first write adds a record that says *unfinished* and the last takes it away, so that a
+//!   part of a dump is never served from.
+//! - The new epoch is above every number of the dump, and [`EPOCHS_SKIPPED`] above that (L4): the
+//!   numbers that the old cluster handed out after the dump was made stay below all that the
+//!   restored one hands out.
 //! - Every incarnation is written as fenced (C4): no bind, lease, session or transaction of the old
 //!   cluster is valid in the restored one, also if it comes back.
 //! - The restored store gets a cluster id of its own (T3): nodes of the old cluster and of the
 //!   restored one believe nothing of each other.
-//! - An exclusive store is left without a resignation, a shared one in doubt ([`DataLoss`]): its
+//! - An exclusive store is left without a resignation, a shared one with a known [`DataLoss`]: its
 //!   first leader waits out every promise (L1, L4).
 //!
 //! # What it cannot know
@@ -62,7 +62,7 @@ pub struct RestoreOptions {
 pub struct Restored {
     /// The restored store's epoch.
     pub epoch: Epoch,
-    /// Whose the restored store is: nobody's that was before.
+    /// The cluster of the restored store: a new one.
     pub cluster: ClusterId,
     /// Records that are in the store now.
     pub records: usize,
@@ -74,8 +74,8 @@ pub struct Restored {
 /// A shared store is first watched for hi(the leadership's TTL), unless its last leader resigned.
 /// Fails with `InvalidArgument` if the store holds records (nothing is changed), `StoreInUse` if
 /// another process leads it, `Fenced` if one took it over meanwhile, and as the store does. After
-/// any failure, and when the call is dropped, a store that was begun stays marked and is refused by
-/// every leader until the restore was run again.
+/// any failure, and when the call is dropped, a store that was begun stays unfinished and is
+/// refused by every leader until the restore was run again.
 pub async fn restore(
     store: &dyn BindStore,
     clock: &dyn Clock,
@@ -91,10 +91,9 @@ pub async fn restore(
     let floor = goal.epoch.max(goal.highest_epoch()).max(options.above);
     let mut candidate = Candidate {
         floor: Epoch::new(floor.get().saturating_add(EPOCHS_SKIPPED)),
-        // Whoever leads the restored store waits for everybody who was promised something by the
-        // old one (L4). Nothing that was told before is in it, and nothing before is relied on.
-        // Where the server has a clock, numbers begin there, not with the epoch, so what is known
-        // of the old cluster's is handed on.
+        // The leader of the restored store waits out every promise of the old one (L4), and relies
+        // on nothing before. Where the server has a clock, numbers begin there, not with the epoch,
+        // so the highest known number of the old cluster is handed on.
         data_loss: DataLoss::Known { high_water: above(options.above) },
         founds: true,
         ..Candidate::from(options.node.clone())
@@ -148,7 +147,7 @@ fn ops(goal: &StoreState) -> Vec<Op> {
     constants.into_iter().chain(forgotten).chain(services).chain(tables).chain(tombstones).collect()
 }
 
-/// Refuses a store that holds anything but a part of `goal` under the mark of an interrupted
+/// Refuses a store that holds anything but a part of `goal` under the record of an interrupted
 /// restore.
 fn check_empty(found: &StoreState, goal: &StoreState) -> Result<()> {
     let forgotten = usize::from(!found.forgotten.is_none());
@@ -196,7 +195,7 @@ fn strangers(found: &StoreState, goal: &StoreState) -> usize {
 
 /// Nothing is taken on trust: a store that went back in time between two writes may lack the first.
 fn check_read_back(found: &StoreState, goal: &StoreState) -> Result<()> {
-    // One more for the mark.
+    // One more for the record of the restore.
     let whole = found.tables.len() == goal.tables.len()
         && found.services.len() == goal.services.len() + 1
         && found.tombstones.len() == goal.tombstones.len()
@@ -213,7 +212,7 @@ fn check_read_back(found: &StoreState, goal: &StoreState) -> Result<()> {
     ))
 }
 
-/// Becomes the leader. Fails with `StoreInUse` if somebody else is.
+/// Becomes the leader. Fails with `StoreInUse` if another process is.
 async fn lead<'a>(
     store: &'a dyn BindStore,
     clock: &dyn Clock,
@@ -265,8 +264,8 @@ impl Writer<'_> {
         for _ in 1..SENDS_MAX {
             match self.store.write(self.epoch, number, batch).await {
                 Err(e) if e.kind() == ErrorKind::UnknownOutcome => {
-                    // L2: settled by reading the number. The same write under the same number lands
-                    // once.
+                    // L2: resolved by reading the number. The same write under the same number
+                    // lands once.
                     let Applied { epoch, number: applied, .. } = self.store.applied().await?;
                     if epoch == self.epoch && applied == number {
                         self.applied = number;

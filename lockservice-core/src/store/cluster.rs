@@ -1,4 +1,5 @@
-//! [`Cluster`]: whose a store is, and what shows that somebody can read it (L4, T3).
+//! [`Cluster`]: the cluster that a store belongs to, and the proof that a node can read it (L4,
+//! T3).
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,43 +14,44 @@ use crate::error::{Error, ErrorKind};
 /// Separates proofs from whatever else the key may be used for one day.
 const PURPOSE: &[u8] = b"lockservice report 1\0";
 
-/// Whose a store is. Made when the store is led for the first time, and never changed.
+/// The cluster that a store belongs to. Made when the store is led for the first time, and never
+/// changed.
 ///
-/// Whoever leads a store first names its cluster: a random [`ClusterId`] and a random
+/// The first leader of a store names its cluster: a random [`ClusterId`] and a random
 /// [`ClusterKey`]. Both stand in the [`Head`](super::Head), so that every backend keeps them, and a
 /// store of an older version gets them at its first leadership. Every candidate reads them with
-/// each answer of the store.
+/// each response of the store.
 ///
 /// **The id** is public. Nodes tell it in every call between them, and believe nothing of another
 /// cluster (T3).
 ///
-/// **The key** is told to nobody. It shows that a report comes from somebody who can read the
-/// store, and that is what a node is. A leader needs that where its store no longer knows the node:
+/// **The key** never leaves the nodes. It shows that a report comes from a process that can read
+/// the store, and only nodes can. A leader needs that where its store no longer knows the node:
 ///
-/// 1. B is told of write 90 by leader A. The store goes back to write 40, before B had registered,
+/// 1. B observes write 90 of leader A. The store goes back to write 40, before B had registered,
 ///    and C leads it.
-/// 2. B renews at C. C does not know B's incarnation, and must not believe a word of it: a stranger
-///    can invent an incarnation, and the epoch of its report, and would end the leadership and void
-///    every bind.
+/// 2. B renews at C. C does not know B's incarnation, and must believe nothing of it: a stranger
+///    can invent an incarnation, and the epoch of its report, and would end the leadership and make
+///    every bind invalid.
 /// 3. B [proves](ClusterKey::prove) its report with the key, which a copy of the store has as well.
-///    C compares the report, and ends its leadership: the next one takes every bind as void.
+///    C compares the report, and ends its leadership: the next one takes every bind as invalid.
 ///
-/// What the key does not cover:
+/// The key does not cover these cases:
 ///
 /// - **The store went back to before it had a key, or forgot everything.** A node that leads it
 ///   names the cluster that it knows; if a fresh node leads, it is another cluster from then on. An
 ///   older node reads the new key from the store as soon as it reaches it, and reports with that.
-///   Until then its reports are not believed. No promise depends on that: an empty store is in
-///   doubt, so that its leader waits out every lease, and where the store's server has a clock,
-///   numbers begin with it.
-/// - **The store was copied.** The copy is the same cluster to whoever compares ids. A restored
+///   Until then its reports are not believed. No promise depends on that: an empty store has an
+///   unknown data loss, so that its leader waits out every lease, and where the store's server has
+///   a clock, numbers begin with it.
+/// - **The store was copied.** The copy is the same cluster to a node that compares ids. A restored
 ///   dump is not: it gets an id of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
     /// The cluster's name for its nodes and its operators.
     pub id: ClusterId,
-    /// What only those know who can read the store.
+    /// The secret of the processes that can read the store.
     pub key: ClusterKey,
 }
 
@@ -92,7 +94,10 @@ impl From<ClusterId> for String {
 impl FromStr for ClusterId {
     type Err = Error;
 
-    /// Reads what `Display` wrote. Fails with `InvalidArgument`.
+    /// Reads the text that `Display` writes.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for any other text.
     fn from_str(text: &str) -> Result<Self, Error> {
         hexadecimal(text).map(|bytes| Self(u128::from_be_bytes(bytes)))
     }
@@ -106,7 +111,7 @@ impl TryFrom<String> for ClusterId {
     }
 }
 
-/// A secret that stands in the store and is sent to nobody: see [`Cluster`].
+/// A secret that stands in the store and is never sent: see [`Cluster`].
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct ClusterKey([u8; 32]);
@@ -132,8 +137,8 @@ impl TryFrom<String> for ClusterKey {
 }
 
 impl ClusterKey {
-    /// What shows that `words` come from somebody who knows the key. It shows nothing about who
-    /// repeats them.
+    /// The proof that `words` come from a process that knows the key. It proves nothing about a
+    /// process that repeats them.
     pub fn prove(&self, words: &[u8]) -> Proof {
         Proof(self.mac(words).finalize().into_bytes().into())
     }
@@ -152,7 +157,7 @@ impl ClusterKey {
     }
 }
 
-/// What [`ClusterKey::prove`] made. The default proves nothing.
+/// A proof by [`ClusterKey::prove`]. The default proves nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Proof([u8; 32]);
 

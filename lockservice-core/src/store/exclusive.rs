@@ -11,7 +11,7 @@
 //! there.
 //!
 //! Before each call the engine compares its path with what it has open. A store that was removed,
-//! renamed or replaced answers `Fenced` to everything from then on; its leader asks several times
+//! renamed or replaced fails every call with `Fenced` from then on; its leader looks several times
 //! within a lease, and ends.
 
 use std::fmt;
@@ -22,48 +22,13 @@ use async_trait::async_trait;
 
 use super::layout::{self, Change, FORMAT_KEY, HEAD_KEY, STORE_FORMAT};
 use super::{
-    Applied, Batch, BindStore, Candidate, Damage, Head, Inspection, Leadership, Lineage, Renewal,
-    StoreState, WriteAck,
+    Applied, Batch, BindStore, Candidate, Damage, Head, Inspection, KeyValue, Leadership, Lineage,
+    Renewal, StoreState, WriteAck,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex};
-
-/// Is shown one entry, its key and its value.
-pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<()> + 'a;
-
-/// An ordered map of keys to values on a disk, open to this process alone. Every method may block.
-///
-/// # Contract
-/// 1. [`apply`](Self::apply) is atomic and durable: what it answered `Ok` to is there after any
-///    crash, whole.
-/// 2. While the engine exists, also while [`reopen`](Self::reopen) runs, no other process can open
-///    the same store.
-/// 3. Damage is found and reported as [`ErrorKind::StoreCorrupt`], at the latest when the damaged
-///    entry is read.
-/// 4. Where the store has a path, [`check_path`](Self::check_path) finds out that another process
-///    may use that path: see [`Place`](super::Place).
-pub trait KeyValue: fmt::Debug + Send + 'static {
-    /// The value under `key`.
-    fn read(&self, key: &[u8]) -> Result<Option<Vec<u8>>>;
-
-    /// Shows every entry to `visit`, in any order; ends with its first error.
-    fn scan(&self, visit: &mut Visit<'_>) -> Result<()>;
-
-    /// Makes all changes, or none of them.
-    fn apply(&mut self, changes: &[Change]) -> Result<()>;
-
-    /// Opens the store again after a failure, so that it shows what is on the disk. May be called
-    /// again after it failed.
-    fn reopen(&mut self) -> Result<()>;
-
-    /// Fails with [`ErrorKind::Fenced`], from then on for ever, if the store's path no longer names
-    /// what is open here. The default is for an engine without a path.
-    fn check_path(&self) -> Result<()> {
-        Ok(())
-    }
-}
 
 /// A [`BindStore`] on a [`KeyValue`] engine. The exclusive open is the leadership (L1). Clones are
 /// handles to one store.
@@ -133,8 +98,11 @@ impl ExclusiveStore {
     /// Opens a store that may be damaged by `open`, reads it as far as it can be read, and closes
     /// it again. Writes no entry.
     ///
-    /// Fails as [`open`](Self::open) does, but for damaged records: those are in the answer. Cancel
-    /// safe.
+    /// # Errors
+    /// As [`open`](Self::open), but for damaged records: those are in the result.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn inspect<E: KeyValue>(
         url: String,
         open: impl FnOnce() -> Result<E> + Send + 'static,
@@ -149,7 +117,7 @@ impl ExclusiveStore {
             }
             let (mut state, mut damage) = (StoreState::default(), Damage::noted());
             let read = unless_panic(|| read(&engine, &mut state, &mut damage));
-            // The engine's own damage: nobody knows what stands behind it.
+            // The engine's own damage: the records behind it cannot be read.
             damage.tolerate(
                 read.map_err(|error| error.with("record", "all that were not read yet")),
             )?;
@@ -160,19 +128,19 @@ impl ExclusiveStore {
         inspected.await.map_err(|error| error.with("store", &url))
     }
 
-    /// Replaces the head by what `next` makes of it, together with its changes, and answers its
-    /// answer.
+    /// Replaces the head by the one that `next` makes of it, together with its changes, and returns
+    /// its result.
     async fn write_head<T: Send + 'static>(
         &self,
         next: impl FnOnce(&Head) -> Result<(Head, Vec<Change>, T)> + Send + 'static,
     ) -> Result<T> {
         self.run(move |engine| {
             let before = head(engine)?;
-            let (after, mut changes, answer) = next(&before)?;
+            let (after, mut changes, result) = next(&before)?;
             changes.push(layout::put_head(&after));
-            let Err(error) = unless_panic(|| engine.apply(&changes)) else { return Ok(answer) };
-            match settle(engine) {
-                Ok(found) if found == after => Ok(answer),
+            let Err(error) = unless_panic(|| engine.apply(&changes)) else { return Ok(result) };
+            match reread(engine) {
+                Ok(found) if found == after => Ok(result),
                 // It is not there, and never will be.
                 Ok(_) if error.kind() == ErrorKind::UnknownOutcome => {
                     Err(Error::new(ErrorKind::Unavailable, error.message()).with_source(error))
@@ -192,8 +160,8 @@ impl ExclusiveStore {
 
     /// Runs `call` on a blocking thread with the engine to itself.
     ///
-    /// When the returned future is dropped before `call` began, `call` never runs, so that whoever
-    /// asks for the outcome afterwards is not overtaken.
+    /// When the returned future is dropped before `call` began, `call` never runs, so that a later
+    /// question for the outcome is not overtaken.
     async fn run<T: Send + 'static>(
         &self,
         call: impl FnOnce(&mut dyn KeyValue) -> Result<T> + Send + 'static,
@@ -203,7 +171,7 @@ impl ExclusiveStore {
         let shared = Arc::clone(&self.shared);
         let done = blocking(move || {
             let mut state = shared.state.lock();
-            // ORDERING: Relaxed. Partner: CancelOnDrop. Whoever asks after the drop takes the mutex
+            // ORDERING: Relaxed. Partner: CancelOnDrop. A call after the drop takes the mutex
             // after it; a call that holds the mutex by then has already passed here and is waited
             // for.
             if cancelled.load(Ordering::Relaxed) {
@@ -243,7 +211,7 @@ impl<S: Exclusive> BindStore for S {
         self.exclusive().run(load).await
     }
 
-    /// Waits for nothing: whoever has the store open leads.
+    /// Waits for nothing: the process that has the store open leads.
     async fn acquire_leadership(
         &self,
         candidate: &Candidate,
@@ -251,8 +219,8 @@ impl<S: Exclusive> BindStore for S {
     ) -> Result<Leadership> {
         let candidate = candidate.clone();
         let acquire = move |head: &Head| {
-            let (head, answer) = head.acquire_exclusive(&candidate)?;
-            Ok((head, Vec::new(), answer))
+            let (head, leadership) = head.acquire_exclusive(&candidate)?;
+            Ok((head, Vec::new(), leadership))
         };
         self.exclusive().write_head(acquire).await
     }
@@ -305,7 +273,7 @@ fn head(engine: &dyn KeyValue) -> Result<Head> {
 }
 
 /// Opens the store again after a failed write and reads what is there.
-fn settle(engine: &mut dyn KeyValue) -> Result<Head> {
+fn reread(engine: &mut dyn KeyValue) -> Result<Head> {
     unless_panic(|| {
         engine.reopen()?;
         head(engine)
@@ -326,7 +294,7 @@ fn establish(engine: &mut dyn KeyValue) -> Result<()> {
     }])
 }
 
-/// What has no format must be empty.
+/// A store without a format must be empty.
 fn refuse_entries(engine: &dyn KeyValue) -> Result<()> {
     engine.scan(&mut |key, _| {
         Err(Error::new(
@@ -343,7 +311,7 @@ fn read(engine: &dyn KeyValue, state: &mut StoreState, damage: &mut Damage) -> R
     engine.scan(&mut |key, value| damage.tolerate(layout::absorb(state, key, value)).map(drop))
 }
 
-/// Storage engines answer some kinds of damage with a panic, which must end neither the process nor
+/// Storage engines panic on some kinds of damage, which must end neither the process nor
 /// the mutex's owner.
 fn unless_panic<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
@@ -381,6 +349,7 @@ mod tests {
     use super::super::{Op, encode};
     use super::*;
     use crate::id::{ServiceId, TxnId};
+    use crate::store::Visit;
 
     /// Entries, of which those from `broken_from` on cannot be read.
     #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! [`Floor`]: what a store can vouch for without having remembered it (L4). Pure.
+//! [`Floor`]: the lowest number that a store vouches for without having remembered any (L4). Pure.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{EPOCH_SHIFT, Epoch};
@@ -13,20 +13,20 @@ const SECOND_SHIFT: u32 = EPOCH_SHIFT - 10;
 /// Every number that the store has handed out is below this, also those that it has forgotten (L4).
 ///
 /// # Why a clock, and why not through the epoch
-/// A store that forgets everything, time and again, while the nodes are started anew each time (a
-/// Redis without persistence), leaves nobody who remembers an epoch. A clock does. But an epoch for
-/// every second of decades does not fit below 2^21, so the epoch's own floor is coarse, and
-/// leaderships that follow each other quickly run ahead of it:
+/// A store may forget everything, time and again, while the nodes are started again each time (a
+/// Redis without persistence). Then no node remembers an epoch, but the clock of the store's server
+/// goes on. But an epoch for every second of decades does not fit below 2^21, so the epoch's own
+/// floor is coarse, and leaderships that follow each other quickly run ahead of it:
 ///
 /// 1. 12:00:00 the store is empty, its clock says epoch 100; the leader takes 101, then 102 when
-///    the doubt is settled;
+///    the data loss is resolved;
 /// 2. 12:00:30 a token of 102 is handed out;
-/// 3. 12:01:00 store and nodes are started anew, everything is lost; the clock still says 100; the
+/// 3. 12:01:00 store and nodes are started again, everything is lost; the clock still says 100; the
 ///    leader takes 101, and *its* tokens would be below those of step 2 if they began with the
 ///    epoch.
 ///
 /// Therefore numbers do not begin with the epoch where there is a clock, but with the clock's
-/// second, of which there are 2^22 each: nobody hands out so many in a second for long.
+/// second, of which there are 2^22 each: no leader hands out so many in a second for long.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Floor(u64);
 
@@ -47,7 +47,7 @@ impl Floor {
         })
     }
 
-    /// The number. Zero if nothing is vouched for.
+    /// The number. Zero if the store vouches for none.
     pub const fn number(self) -> u64 {
         self.0
     }

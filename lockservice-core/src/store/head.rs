@@ -1,5 +1,5 @@
-//! [`Head`]: who leads and how far the store has come. Pure: what a store answers to a candidate is
-//! decided here for every backend (L1, L2, L4).
+//! [`Head`]: who leads and how far the store has come. Pure: the response to a candidate is decided
+//! here for every backend (L1, L2, L4).
 
 use std::time::Duration;
 
@@ -82,7 +82,7 @@ impl Leader {
 }
 
 impl Head {
-    /// The head of an exclusive store once `candidate` leads, and the answer to it (L1: the
+    /// The head of an exclusive store once `candidate` leads, and the response to it (L1: the
     /// exclusive open is the leadership).
     pub fn acquire_exclusive(&self, candidate: &Candidate) -> Result<(Self, Leadership)> {
         let cluster = self.cluster_of(candidate);
@@ -92,12 +92,12 @@ impl Head {
         Ok((head, Leadership::Acquired(acquired)))
     }
 
-    /// What a shared store answers to `candidate` (L1), and the head to be stored in the same
+    /// The response of a shared store to `candidate` (L1), and the head to be stored in the same
     /// atomic step if it leads now.
     ///
     /// `found` is the stored head, `None` if there is none; `ttl` the TTL of the candidate's own
-    /// leadership; `lineage` the copy of the store that answers; `floor` what the backend can vouch
-    /// for, for example by its server's clock (L4; zero if it has none).
+    /// leadership; `lineage` the copy of the store that responds; `floor` the lowest number that
+    /// the backend vouches for, for example by its server's clock (L4; zero if it has none).
     pub fn acquire_shared(
         found: Option<&Self>,
         candidate: &Candidate,
@@ -269,26 +269,26 @@ mod tests {
             .expect("epochs are left")
     }
 
-    fn seen(answer: Leadership) -> Seen {
-        match answer {
+    fn seen(response: Leadership) -> Seen {
+        match response {
             Leadership::Held { seen, .. } => seen,
-            Leadership::Acquired(_) => panic!("acquired: {answer:?}"),
+            Leadership::Acquired(_) => panic!("acquired: {response:?}"),
         }
     }
 
     /// What it takes over has been watched.
     fn take_over(found: Option<&Head>, mut candidate: Candidate, on: &str) -> (Head, Leadership) {
         candidate.seen = Some(seen(acquire(found, &candidate, on).1));
-        let (head, answer) = acquire(found, &candidate, on);
-        (head.expect("acquired"), answer)
+        let (head, response) = acquire(found, &candidate, on);
+        (head.expect("acquired"), response)
     }
 
     #[test]
     fn an_empty_shared_store_is_watched_before_it_is_led() {
-        let (head, answer) = take_over(None, candidate("a"), "one");
+        let (head, response) = take_over(None, candidate("a"), "one");
         assert_eq!(head.epoch, Epoch::new(1));
         assert!(matches!(
-            answer,
+            response,
             Leadership::Acquired(Acquired {
                 clean: false,
                 continuous: false,
@@ -304,40 +304,40 @@ mod tests {
         let mut late = candidate("b");
         late.seen = Some(seen(acquire(Some(&head), &late, "one").1));
         let renewed = head.renew(head.epoch).expect("it leads");
-        let (none, answer) = acquire(Some(&renewed), &late, "one");
+        let (none, response) = acquire(Some(&renewed), &late, "one");
         assert_eq!(none, None);
         assert_eq!(
-            seen(answer).leader,
+            seen(response).leader,
             Some(LeaderSeen { epoch: head.epoch, nonce: leader(&head), counter: 1, ttl_ms: 5_000 })
         );
-        let (taken, answer) = take_over(Some(&renewed), late, "one");
+        let (taken, response) = take_over(Some(&renewed), late, "one");
         assert!(taken.epoch > head.epoch);
-        assert!(matches!(answer, Leadership::Acquired(Acquired { clean: false, .. })));
+        assert!(matches!(response, Leadership::Acquired(Acquired { clean: false, .. })));
         assert_eq!(renewed.renew(taken.epoch).expect_err("not yet").kind(), ErrorKind::Fenced);
         assert_eq!(taken.renew(head.epoch).expect_err("fenced").kind(), ErrorKind::Fenced);
     }
 
     #[test]
     fn a_doubt_outlives_leaders_until_one_of_them_settles_it() {
-        let continuous = |answer: Leadership| {
-            matches!(answer, Leadership::Acquired(Acquired { continuous: true, .. }))
+        let continuous = |response: Leadership| {
+            matches!(response, Leadership::Acquired(Acquired { continuous: true, .. }))
         };
-        let (first, answer) = take_over(None, candidate("a"), "one");
-        assert!(!continuous(answer), "an empty store may have lost everything");
+        let (first, response) = take_over(None, candidate("a"), "one");
+        assert!(!continuous(response), "an empty store may have lost everything");
         let other = Candidate { data_loss: DataLoss::Resolved, ..candidate("b") };
-        let (second, answer) = take_over(Some(&first), other.clone(), "one");
-        assert!(!continuous(answer), "only the leader can know that it waited");
-        let (settled, answer) = acquire(Some(&second), &other, "one");
-        assert!(continuous(answer));
-        let settled = settled.expect("its own");
-        let (third, answer) = take_over(Some(&settled), candidate("c"), "one");
-        assert!(continuous(answer));
-        let (fourth, answer) = take_over(Some(&third), candidate("d"), "two");
-        assert!(!continuous(answer), "another copy");
-        let (fifth, _) = take_over(Some(&settled), candidate("e"), "one");
+        let (second, response) = take_over(Some(&first), other.clone(), "one");
+        assert!(!continuous(response), "only the leader can know that it waited");
+        let (resolved, response) = acquire(Some(&second), &other, "one");
+        assert!(continuous(response));
+        let resolved = resolved.expect("its own");
+        let (third, response) = take_over(Some(&resolved), candidate("c"), "one");
+        assert!(continuous(response));
+        let (fourth, response) = take_over(Some(&third), candidate("d"), "two");
+        assert!(!continuous(response), "another copy");
+        let (fifth, _) = take_over(Some(&resolved), candidate("e"), "one");
         let raised = Candidate { data_loss: DataLoss::Known { high_water: 0 }, ..candidate("f") };
-        let (sixth, answer) = take_over(Some(&fifth), raised, "one");
-        assert!(!continuous(answer), "it says so itself");
+        let (sixth, response) = take_over(Some(&fifth), raised, "one");
+        assert!(!continuous(response), "it says so itself");
         assert!(fourth.loss_unresolved && sixth.loss_unresolved);
     }
 
@@ -347,14 +347,16 @@ mod tests {
         assert_eq!(first.loss, Loss::default(), "possible, not known");
         let knows =
             |high_water| Candidate { data_loss: DataLoss::Known { high_water }, ..candidate("b") };
-        let (second, answer) = take_over(Some(&first), knows(77), "one");
+        let (second, response) = take_over(Some(&first), knows(77), "one");
         assert_eq!(
             second.loss,
             Loss { known: true, observed_before: second.epoch, high_water: 77 }
         );
-        assert!(
-            matches!(answer, Leadership::Acquired(Acquired { loss, continuous: false, .. }) if loss == second.loss)
-        );
+        assert!(matches!(
+            response,
+            Leadership::Acquired(Acquired { loss, continuous: false, .. })
+                if loss == second.loss
+        ));
         let (third, _) = take_over(Some(&second), candidate("c"), "one");
         assert_eq!(third.loss, second.loss);
         let (fourth, _) = take_over(Some(&third), knows(5), "two");
@@ -363,9 +365,9 @@ mod tests {
             Loss { known: true, observed_before: fourth.epoch, high_water: 77 },
             "lost twice"
         );
-        let settled =
+        let resolved =
             Candidate { data_loss: DataLoss::Resolved, nonce: leader(&fourth), ..candidate("b") };
-        let sound = acquire(Some(&fourth), &settled, "two").0.expect("its own");
+        let sound = acquire(Some(&fourth), &resolved, "two").0.expect("its own");
         assert_eq!(sound.loss, Loss { known: false, observed_before: sound.epoch, high_water: 77 });
         assert!(!sound.loss_unresolved);
     }
@@ -376,20 +378,24 @@ mod tests {
         let old = Head { cluster: None, ..take_over(None, candidate("z"), "one").0 };
         for found in [None, Some(&old)] {
             let a = candidate("a");
-            let (first, answer) = take_over(found, a.clone(), "one");
+            let (first, response) = take_over(found, a.clone(), "one");
             assert_eq!(first.cluster, Some(a.cluster), "the first leader's");
+            assert!(matches!(
+                response,
+                Leadership::Acquired(Acquired { cluster, .. })
+                    if cluster == a.cluster
+            ));
+            let (_, response) = acquire(Some(&first), &candidate("b"), "one");
             assert!(
-                matches!(answer, Leadership::Acquired(Acquired { cluster, .. }) if cluster == a.cluster)
+                matches!(response, Leadership::Held { cluster, .. } if cluster == Some(a.cluster))
             );
-            let (_, answer) = acquire(Some(&first), &candidate("b"), "one");
-            assert!(
-                matches!(answer, Leadership::Held { cluster, .. } if cluster == Some(a.cluster))
-            );
-            let (second, answer) = take_over(Some(&first), candidate("b"), "two");
+            let (second, response) = take_over(Some(&first), candidate("b"), "two");
             assert_eq!(second.cluster, Some(a.cluster));
-            assert!(
-                matches!(answer, Leadership::Acquired(Acquired { cluster, .. }) if cluster == a.cluster)
-            );
+            assert!(matches!(
+                response,
+                Leadership::Acquired(Acquired { cluster, .. })
+                    if cluster == a.cluster
+            ));
             let resigned = second.resign(second.epoch).expect("it leads");
             let founder = Candidate { founds: true, ..candidate("c") };
             let third = acquire(Some(&resigned), &founder, "two").0.expect("it was resigned");
@@ -398,21 +404,26 @@ mod tests {
         }
         let (exclusive, _) =
             Head::default().acquire_exclusive(&candidate("a")).expect("epochs are left");
-        let (next, answer) = exclusive.acquire_exclusive(&candidate("b")).expect("epochs are left");
+        let (next, response) =
+            exclusive.acquire_exclusive(&candidate("b")).expect("epochs are left");
         assert!(next.cluster.is_some() && next.cluster == exclusive.cluster);
-        assert!(
-            matches!(answer, Leadership::Acquired(Acquired { cluster, .. }) if Some(cluster) == next.cluster)
-        );
+        assert!(matches!(
+            response,
+            Leadership::Acquired(Acquired { cluster, .. })
+                if Some(cluster) == next.cluster
+        ));
     }
 
     #[test]
     fn where_each_leadership_began_is_kept() {
         let (first, _) = take_over(None, candidate("a"), "one");
-        let (second, answer) =
+        let (second, response) =
             take_over(Some(&Head { applied: 8, ..first.clone() }), candidate("b"), "one");
-        assert!(
-            matches!(&answer, Leadership::Acquired(Acquired { history, .. }) if *history == second.history)
-        );
+        assert!(matches!(
+            &response,
+            Leadership::Acquired(Acquired { history, .. })
+                if *history == second.history
+        ));
         let (third, _) =
             take_over(Some(&Head { applied: 90, ..second.clone() }), candidate("c"), "one");
         let lost = |by: &Head, write| third.history.lost(by.epoch, leader(by), write);
@@ -432,9 +443,9 @@ mod tests {
         let (other, _) = take_over(Some(&raised), candidate("b"), "one");
         let resigned = other.resign(other.epoch).expect("it leads");
         for found in [&other, &resigned] {
-            let (none, answer) = acquire(Some(found), &elected, "one");
+            let (none, response) = acquire(Some(found), &elected, "one");
             assert_eq!(none, None);
-            let watched = Candidate { seen: Some(seen(answer)), ..elected.clone() };
+            let watched = Candidate { seen: Some(seen(response)), ..elected.clone() };
             assert_eq!(acquire(Some(found), &watched, "one").0, None);
         }
     }
@@ -459,9 +470,9 @@ mod tests {
             acquire(Some(&resigned), &candidate("b"), "two").1,
             Leadership::Held { address: None, .. }
         ));
-        let (_, answer) = take_over(Some(&resigned), candidate("b"), "two");
+        let (_, response) = take_over(Some(&resigned), candidate("b"), "two");
         assert!(matches!(
-            answer,
+            response,
             Leadership::Acquired(Acquired { clean: false, continuous: false, .. })
         ));
     }
@@ -472,28 +483,28 @@ mod tests {
         me.floor = Epoch::new(41);
         me.seen = Some(Seen::default());
         let floor = Floor::of_clock(1_767_225_600 + 77 * 1024 + 1023).expect("in range");
-        let (head, answer) = Head::acquire_shared(None, &me, TTL, &Lineage::default(), floor)
+        let (head, response) = Head::acquire_shared(None, &me, TTL, &Lineage::default(), floor)
             .expect("epochs are left");
         assert_eq!(head.expect("acquired").epoch, Epoch::new(78));
         assert!(
-            matches!(answer, Leadership::Acquired(Acquired { floor: told, .. }) if told == floor),
-            "{answer:?}"
+            matches!(response, Leadership::Acquired(Acquired { floor: told, .. }) if told == floor),
+            "{response:?}"
         );
     }
 
     #[test]
-    fn whoever_leads_a_store_that_may_have_forgotten_epochs_leaps_over_some_once() {
-        let leaps = |found: Option<&Head>, nonce, data_loss, on| {
+    fn whoever_leads_a_store_that_may_have_forgotten_epochs_skips_some_once() {
+        let skips = |found: Option<&Head>, nonce, data_loss, on| {
             let me = Candidate { nonce: Nonce::new(nonce), data_loss, ..candidate("a") };
             take_over(found, me, on).0
         };
-        let first = leaps(None, 300, DataLoss::Unknown, "one");
+        let first = skips(None, 300, DataLoss::Unknown, "one");
         assert_eq!(first.epoch, Epoch::new(1 + 300 % 16), "an empty store");
-        let same = leaps(Some(&first), 200, DataLoss::Unknown, "one");
-        assert_eq!(same.epoch, first.epoch.next().expect("left"), "the same doubt goes on");
-        let other = leaps(Some(&same), 200, DataLoss::Unknown, "two");
+        let same = skips(Some(&first), 200, DataLoss::Unknown, "one");
+        assert_eq!(same.epoch, first.epoch.next().expect("left"), "the same data loss goes on");
+        let other = skips(Some(&same), 200, DataLoss::Unknown, "two");
         assert_eq!(other.epoch.get(), same.epoch.get() + 1 + 200 % 16, "another copy");
-        let raised = leaps(Some(&other), 100, DataLoss::Known { high_water: 0 }, "two");
+        let raised = skips(Some(&other), 100, DataLoss::Known { high_water: 0 }, "two");
         assert_eq!(raised.epoch.get(), other.epoch.get() + 1 + 100 % 16, "known to have lost some");
     }
 

@@ -1,21 +1,21 @@
-//! [`LeadershipHistory`]: where the leaderships of a store began, so that a report of what a leader
-//! told can be compared with the store's history (L4). Pure.
+//! [`LeadershipHistory`]: where the leaderships of a store began, so that the progress that a node
+//! observed can be compared with the store's history (L4). Pure.
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Epoch, Nonce};
 
-/// Most leaderships that are kept.
+/// Largest number of leaderships that are kept.
 const LEADERSHIPS_MAX: usize = 32;
 
 /// Where each of the last leaderships of a store began, the earliest first.
 ///
 /// The number of a write alone does not identify it: a store that went back gives the numbers of
 /// the lost writes to those of the next leader. With the leadership it does, as in Kafka's leader
-/// epochs (KIP-101) and Raft's log matching: what a leader told of write *w* is part of this
-/// history only if the first leadership after it began with *w* or later. A store that went back
-/// unnoticed may also give the lost leadership's epoch to the next one, so a leadership is told by
-/// its epoch *and* its nonce.
+/// epochs (KIP-101) and Raft's log matching: write *w* of a leader is part of this history only if
+/// the first leadership after it began with *w* or later. A store that went back unnoticed may also
+/// give the lost leadership's epoch to the next one, so a leadership is known by its epoch *and*
+/// its nonce.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct LeadershipHistory(Vec<PastLeadership>);
@@ -52,15 +52,15 @@ impl LeadershipHistory {
         Self(history.split_off(forgotten))
     }
 
-    /// True if this history has lost the write of number `write`, which `leader` has told of in
-    /// `epoch`: the first leadership after that one, or the one that has its epoch in this history,
-    /// found less. `leader` 0 is one that is not known. Of a leadership before all that are kept,
-    /// losses that later writes have made up for are not seen.
+    /// True if this history has lost the write of number `write`, of `leader` in `epoch`: the first
+    /// leadership after that one, or the one that has its epoch in this history, found less.
+    /// `leader` 0 is one that is not known. Of a leadership before all that are kept, losses that
+    /// later writes have made up for are not seen.
     pub fn lost(&self, epoch: Epoch, leader: Nonce, write: u64) -> bool {
-        let another = |term: &&PastLeadership| {
+        let another = |past: &&PastLeadership| {
             let in_its_place =
-                term.to >= epoch && leader != Nonce::default() && term.leader != leader;
-            term.epoch > epoch || in_its_place
+                past.to >= epoch && leader != Nonce::default() && past.leader != leader;
+            past.epoch > epoch || in_its_place
         };
         self.0.iter().find(another).is_some_and(|next| write > next.above)
     }
@@ -113,8 +113,11 @@ mod tests {
     #[test]
     fn an_epoch_that_a_leader_raised_is_still_its_own() {
         let history = history(&[(3, 0)]).with(epoch(5), 40, of(3)).with(epoch(6), 70, of(6));
-        for told in [3, 4, 5] {
-            assert!(!history.lost(epoch(told), of(3), 70) && history.lost(epoch(told), of(3), 71));
+        for observed in [3, 4, 5] {
+            assert!(
+                !history.lost(epoch(observed), of(3), 70)
+                    && history.lost(epoch(observed), of(3), 71)
+            );
         }
         assert_eq!(history.0.len(), 2, "a leader that raises its epoch often forgets no history");
     }

@@ -1,4 +1,4 @@
-//! [`Inspection`]: a store as an operator sees it, damaged or not. Whoever leads reads it with
+//! [`Inspection`]: a store as an operator sees it, damaged or not. A leader reads it with
 //! [`Damage::refused`] instead.
 
 use super::{Head, StoreState};

@@ -26,7 +26,7 @@ const TABLE_PREFIX: &[u8] = b"table/";
 const SERVICE_PREFIX: &[u8] = b"service/";
 const TOMBSTONE_PREFIX: &[u8] = b"tombstone/";
 
-/// One change to one entry of a key-value store.
+/// One change to one entry of a key-value store. Exhaustive: an engine must apply each.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
     /// Creates or replaces the entry.
@@ -120,7 +120,7 @@ pub fn absorb(state: &mut StoreState, key: &[u8], value: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// What people are told of the entry under `key`, which may be damaged itself: nothing in it may
+/// The text for people about the entry under `key`, which may be damaged itself: nothing in it may
 /// reach a terminal as it is.
 fn name(key: &[u8]) -> String {
     if let Some(names) = key.strip_prefix(TABLE_PREFIX) {

@@ -21,8 +21,8 @@ const TOKENS_PER_SECOND: u64 = 1 << 20;
 /// A store in memory, for one process alone: nothing of it survives the process (B7).
 ///
 /// Mutual exclusion and the order of tokens hold within one life of the process. Clones are handles
-/// to one store; whoever acquires the leadership through one of them replaces the leader before, as
-/// a process that opens a file does.
+/// to one store; a process that acquires the leadership through one of them replaces the leader
+/// before, as a process that opens a file does.
 #[derive(Debug, Clone)]
 pub struct MemoryStore {
     inner: Arc<Mutex<MemoryState>>,

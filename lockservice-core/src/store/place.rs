@@ -94,7 +94,7 @@ impl Place {
                 Err(error) => {
                     return Err(Error::new(
                         ErrorKind::Unavailable,
-                        "the store's path cannot be looked at, so that nobody knows whether the \
+                        "the store's path cannot be looked at, so that it is not known whether the \
                             store is still there",
                     )
                     .with("path", path.display())
@@ -179,7 +179,7 @@ mod tests {
     fn reserved() -> (tempfile::TempDir, PathBuf, File, Place) {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("store");
-        let place = Place::reserve(&path, io).expect("nobody has it");
+        let place = Place::reserve(&path, io).expect("it is free");
         (folder, path.clone(), File::create(&path).expect("a file"), place)
     }
 
@@ -207,7 +207,7 @@ mod tests {
             let error = place.check(&file, Path::new("")).expect_err(what);
             assert_eq!(error.kind(), ErrorKind::Fenced, "{what}: {error}");
             assert!(error.to_string().contains(&path.display().to_string()), "{what}: {error}");
-            // Whoever puts it back is too late: another may have been there.
+            // Putting it back is too late: another may have been there.
             drop(fs::rename(path.with_extension("old"), &path));
             assert_eq!(
                 place.check(&file, Path::new("")).expect_err(what).kind(),

@@ -27,7 +27,7 @@ pub struct ClusterConstants {
 
 impl Default for ClusterConstants {
     /// Two seconds of leadership, five of a lease: a leader that died is replaced before the leases
-    /// run out that it can no longer renew, so that a fail-over costs nobody a lock.
+    /// run out that it can no longer renew, so that a fail-over costs no client a lock.
     fn default() -> Self {
         Self { leadership_ttl_ms: 2_000, lease_ttl_ms: 5_000 }
     }
@@ -61,10 +61,10 @@ pub struct TableRecord {
     pub binds: Vec<BindRecord>,
 }
 
-/// Whom a partition is, or was last, bound to.
+/// The owner of a partition, now or last.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BindRecord {
-    /// The owning incarnation. If that is fenced or resigned, the bind is void (B3).
+    /// The owning incarnation. If that is fenced or resigned, the bind is invalid (B3).
     pub owner: ServiceId,
     /// The bind's version.
     pub version: BindVersion,
@@ -85,7 +85,8 @@ pub struct ServiceRecord {
     pub state: ServiceState,
 }
 
-/// What became of an incarnation. It only ever moves down this list.
+/// The state of an incarnation. It only ever moves down this list. Exhaustive: a leader must handle
+/// each.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ServiceState {
@@ -97,7 +98,7 @@ pub enum ServiceState {
     Resigned,
 }
 
-/// One change to one record.
+/// One change to one record. Exhaustive: a backend must apply each.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Op {
@@ -114,7 +115,7 @@ pub enum Op {
     /// Forgets an incarnation to which no bind refers any more.
     RemoveService(ServiceId),
     /// Records that a transaction can never commit, or that all below a floor are over
-    /// ([`TxnId::floor_mark`], C4).
+    /// ([`TxnId::floor_tombstone`], C4).
     PutTombstone(TxnId),
     /// Forgets that, together with or after what says the same: the origin's floor or its fence.
     RemoveTombstone(TxnId),
@@ -139,7 +140,7 @@ pub struct StoreState {
     /// Every incarnation, in no particular order.
     pub services: Vec<ServiceRecord>,
     /// Every transaction that can never commit, and the floors of the origins
-    /// ([`TxnId::floor_mark`]), in no particular order.
+    /// ([`TxnId::floor_tombstone`]), in no particular order.
     pub tombstones: Vec<TxnId>,
     /// `None` for every store that outlives the process. A store that forgets everything with it
     /// names the token from which this life of the process begins (B7): its epochs start again at 1
@@ -157,15 +158,17 @@ pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
 
 /// Decodes what [`encode`] made.
 ///
-/// Fails with `StoreNewer` for a record of a later format, `StoreCorrupt` for anything else that is
-/// not a record; `what` names it.
+/// `what` names the record in errors.
+///
+/// # Errors
+/// - `StoreNewer` for a record of a later format: use that version.
+/// - `StoreCorrupt` for anything else that is not a record: restore the store from a backup.
 pub fn decode<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T> {
     match bytes.split_first() {
         Some((&RECORD_FORMAT, json)) => serde_json::from_slice(json).map_err(|e| {
             Error::new(
                 ErrorKind::StoreCorrupt,
-                "a record in the store is damaged: restore the \
-                store from a backup",
+                "a record in the store is damaged: restore the store from a backup",
             )
             .with("record", what)
             .with_source(e)
@@ -180,8 +183,7 @@ pub fn decode<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T> {
         .with("record", what)),
         _ => Err(Error::new(
             ErrorKind::StoreCorrupt,
-            "a record in the store is damaged: restore \
-            the store from a backup",
+            "a record in the store is damaged: restore the store from a backup",
         )
         .with("record", what)),
     }

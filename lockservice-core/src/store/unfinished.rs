@@ -1,4 +1,4 @@
-//! The mark of a restore that is under way: while it stands in a store, nobody serves from it.
+//! The record of a restore that is under way: while it stands in a store, no leader serves from it.
 //!
 //! It is the record of an incarnation whose number no leader ever hands out (all begin with an
 //! epoch, and there is no epoch 0), so that every backend can hold it, in every format.
@@ -8,10 +8,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{EPOCH_SHIFT, Epoch, NodeName, Nonce, ServiceId};
 
 impl StoreState {
-    /// The number of the mark.
+    /// The number of the record.
     pub const UNFINISHED: ServiceId = ServiceId::new(0);
 
-    /// The mark of a restore of `dump`, which says where that came from.
+    /// The record of a restore of `dump`, which says where that came from.
     pub fn unfinished(dump: &str) -> ServiceRecord {
         ServiceRecord {
             id: Self::UNFINISHED,
@@ -24,8 +24,8 @@ impl StoreState {
 
     /// What is being restored into this store, if a restore was begun and not finished.
     pub fn unfinished_restore(&self) -> Option<&str> {
-        let mark = self.services.iter().find(|service| service.id == Self::UNFINISHED);
-        mark.map(|mark| mark.address.as_str())
+        let record = self.services.iter().find(|service| service.id == Self::UNFINISHED);
+        record.map(|record| record.address.as_str())
     }
 
     /// Fails with `StoreUnusable` if a restore into this store was not finished: it holds a part of

@@ -196,7 +196,7 @@ impl ElectedShared {
         if let Err(e) = local.opened().await {
             return e;
         }
-        // What was told before is accounted for: the leadership began with it.
+        // Earlier progress is accounted for: the leadership began with it.
         {
             let mut observed = self.observed.lock();
             known.each().iter().for_each(|report| observed.compared(*report, epoch));

@@ -58,11 +58,14 @@ const CAMPAIGN_ENDS: Duration = Duration::from_millis(1);
 
 /// How a node reaches the allocators of others.
 pub trait AllocatorPeers: fmt::Debug + Send + Sync + 'static {
-    /// The allocator at `address`, which may not answer, or not lead. Connects when it is first
-    /// called; fails only for an address that is none.
+    /// The allocator at `address`, which may not respond, or not lead. Connects when it is first
+    /// called.
     ///
-    /// Its calls tell that they come from a node of `cluster`, and fail with `Unavailable` if
-    /// another cluster answers (T3).
+    /// Its calls name `cluster` as the caller's, and fail with `Unavailable` if another cluster
+    /// responds (T3).
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a text that is no address.
     fn connect(&self, address: &str, cluster: ClusterId) -> Result<Arc<dyn LockTableAllocator>>;
 }
 
@@ -70,10 +73,10 @@ pub trait AllocatorPeers: fmt::Debug + Send + Sync + 'static {
 /// leads (L1).
 ///
 /// Calls go to the leader, which may be this very process. While none is known they wait, at most
-/// for about two leadership TTLs, then fail with `Unavailable`. Answers of an earlier leadership
-/// than the last known are rejected (L3), and what each leader told is reported to a later one at
-/// the next [`keepalive`](LockTableAllocator::keepalive) (L4). What other nodes may ask of this one
-/// is [`as_leader`](Self::as_leader), what clients may ask [`for_clients`](Self::for_clients).
+/// for about two leadership TTLs, then fail with `Unavailable`. Responses of an earlier leadership
+/// than the last known are rejected (L3), and the progress of each leader is reported to a later
+/// one at the next [`keepalive`](LockTableAllocator::keepalive) (L4). Other nodes call
+/// [`as_leader`](Self::as_leader), clients call [`for_clients`](Self::for_clients).
 ///
 /// On an exclusive store it leads at once and never follows.
 #[derive(Debug)]
@@ -92,23 +95,23 @@ struct ElectedShared {
     address: NodeAddress,
     peers: Arc<dyn AllocatorPeers>,
     role: Sender<Role>,
-    /// Whose the store is, as its last answer told.
+    /// The cluster of the store, as its last response named it.
     cluster: Sender<Option<Cluster>>,
     /// The leadership that is being opened, or is open, until it is over. Locked to set or to take
     /// it.
     local: Mutex<Option<Arc<LocalAllocator>>>,
     /// How the stop ended. Locked for as long as one is under way.
     stopped: tokio::sync::Mutex<Option<AllocatorStopped>>,
-    /// What the answers have told (L3, L4). Locked for a comparison.
+    /// The progress of each leadership (L3, L4). Locked for a comparison.
     observed: Mutex<Observed>,
     /// The origins of this process (C4).
     origins: Arc<Origins>,
 }
 
-/// What a node is to the cluster's allocator.
+/// The part of a node in the cluster's allocator. Exhaustive: a server must handle each.
 #[derive(Clone, Debug)]
 pub enum Role {
-    /// It knows no leader; the store's error if that is why.
+    /// It knows no leader, because of the store's error if there is one.
     Searching(Option<Error>),
     /// It leads.
     Leading(Arc<LocalAllocator>),
@@ -116,9 +119,9 @@ pub enum Role {
     Following {
         /// Where other nodes reach the leader.
         address: String,
-        /// Where clients reach the leader. Empty if it did not say.
+        /// Where clients reach the leader. Empty if it is not known.
         clients: String,
-        /// Whose the store is that it leads.
+        /// The cluster that it leads.
         cluster: ClusterId,
         /// The leader.
         allocator: Arc<dyn LockTableAllocator>,
@@ -129,11 +132,16 @@ pub enum Role {
 
 impl ElectedAllocator {
     /// Joins the cluster of `store` as `node`, which other nodes and clients reach at `address`.
-    /// Answers at once; [`elected`](Self::elected) waits.
+    /// Returns at once; [`elected`](Self::elected) waits.
     ///
-    /// Fails with `InvalidArgument` for settings out of range. Must be called within a tokio
-    /// runtime, in which it spawns a task that ends with it. Dropping it without
-    /// [`shutdown`](Self::shutdown) lets the others wait for the leadership's TTL.
+    /// Dropping it without [`shutdown`](Self::shutdown) lets the others wait for the leadership's
+    /// TTL.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for settings out of range.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime, in which it spawns a task that ends with it.
     pub fn start(
         store: Arc<dyn BindStore>,
         env: impl Into<Env>,
@@ -162,9 +170,14 @@ impl ElectedAllocator {
         Ok(Arc::new(Self { shared, campaign: Mutex::new(Some(campaign)) }))
     }
 
-    /// Waits until a leader is known, or this node leads. Fails with the store's error as soon as
-    /// the store does not let it find out. Cancel safe; may be called again after a failure, for
+    /// Waits until a leader is known, or this node leads.
+    ///
+    /// # Errors
+    /// The store's error, as soon as the store does not let it find out. It may be called again:
     /// the campaign goes on.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn elected(&self) -> Result<()> {
         let mut roles = self.shared.role.subscribe();
         let role = roles
@@ -177,7 +190,7 @@ impl ElectedAllocator {
         }
     }
 
-    /// What this node is now.
+    /// The part of this node now.
     pub fn role(&self) -> Role {
         self.shared.role.borrow().clone()
     }
@@ -187,22 +200,22 @@ impl ElectedAllocator {
         self.shared.role.subscribe()
     }
 
-    /// Whose the store is, as it changes; `None` until the store has told.
+    /// The cluster of the store, as it changes; `None` until the store has named it.
     pub fn cluster(&self) -> Receiver<Option<Cluster>> {
         self.shared.cluster.subscribe()
     }
 
-    /// What other nodes may ask of this one: it answers as the leader, or fails with `NotLeader`,
-    /// which tells where nodes reach the leader.
+    /// The allocator for calls of other nodes: each succeeds if this node leads, or fails with
+    /// `NotLeader`, which says where nodes reach the leader.
     ///
     /// On an exclusive store the calls that are for nodes fail with `NotPermitted`: only this
-    /// process can be meant, and it asks itself.
+    /// process can be meant, and it has this [`ElectedAllocator`].
     pub fn as_leader(&self) -> Arc<dyn LockTableAllocator> {
         Arc::new(LeaderView { shared: Arc::clone(&self.shared), nodes: true })
     }
 
-    /// What clients may ask of this node: it answers as the leader, or fails with `NotLeader`,
-    /// which tells where clients reach the leader.
+    /// The allocator for calls of clients: each succeeds if this node leads, or fails with
+    /// `NotLeader`, which says where clients reach the leader.
     ///
     /// Calls that are for nodes fail with `NotPermitted`.
     pub fn for_clients(&self) -> Arc<dyn LockTableAllocator> {
@@ -210,9 +223,14 @@ impl ElectedAllocator {
     }
 
     /// Stops: campaigns no more and, if it leads, gives the leadership up as
-    /// [`LocalAllocator::shutdown`] does. A node that follows has nothing to give up and answers as
-    /// if it had. Dropped half way, it may be called again; once it has answered, it answers the
-    /// same.
+    /// [`LocalAllocator::shutdown`] does. A node that follows has nothing to give up and returns as
+    /// if it had. Once it has returned, it returns the same.
+    ///
+    /// # Errors
+    /// As [`LocalAllocator::shutdown`].
+    ///
+    /// # Cancel safety
+    /// Dropped half way, it may be called again, and goes on.
     pub async fn shutdown(&self, quiet: bool, grace: Duration) -> Result<AllocatorStopped> {
         let mut outcome = self.shared.stopped.lock().await;
         if let Some(stopped) = *outcome {
@@ -221,8 +239,8 @@ impl ElectedAllocator {
         if let Some(campaign) = &*self.campaign.lock() {
             campaign.abort();
         }
-        // Aborted, it ends at its next await. It is taken only then, so that whoever stops again
-        // after this was dropped waits for it too.
+        // Aborted, it ends at its next await. It is taken only then, so that a second stop, after
+        // this one was dropped, waits for it too.
         while self.campaign.lock().as_ref().is_some_and(|campaign| !campaign.is_finished()) {
             self.shared.env.sleep(CAMPAIGN_ENDS).await;
         }

@@ -1,36 +1,36 @@
-//! [`Observed`]: what leaders told a node, until a later leader has compared it with its store
-//! (L4).
+//! [`Observed`]: the progress of each leadership that a node observed, until a later leader has
+//! compared it with its store (L4).
 
 use crate::allocator::messages::Progress;
 use crate::id::Epoch;
 
-/// Most leaderships that are told apart. More within one lease are taken together, on the safe
+/// Largest number of leaderships that are kept apart. More within one lease are merged, on the safe
 /// side.
 const EPOCHS_MAX: usize = 16;
 
-/// The furthest that each leadership told, the earliest first. Never empty of what no later leader
-/// has heard of: a later leader's own writes may have the numbers of those that were lost, so the
-/// furthest of all would hide what an earlier one told.
+/// The furthest progress of each leadership, the earliest first. Each stays until a later leader
+/// has compared it: a later leader's own writes may have the numbers of those that were lost, so
+/// the furthest of all would hide the progress of an earlier one.
 #[derive(Clone, Debug, Default)]
 pub(in crate::allocator) struct Observed(Vec<Progress>);
 
 impl Observed {
-    /// The last leadership that told anything, and how far it was.
+    /// The progress of the last leadership that was observed.
     pub(in crate::allocator) fn last(&self) -> Progress {
         self.0.last().copied().unwrap_or_default()
     }
 
-    /// Every number that any of them told of is below this.
+    /// Every number that was observed is below this.
     pub(in crate::allocator) fn high_water(&self) -> u64 {
         self.0.iter().map(|observed| observed.high_water).max().unwrap_or(0)
     }
 
-    /// Each leadership that told anything.
+    /// The progress of each leadership.
     pub(in crate::allocator) fn each(&self) -> &[Progress] {
         &self.0
     }
 
-    /// A leader told this.
+    /// Adds the progress that a response named.
     pub(in crate::allocator) fn add(&mut self, at: Progress) {
         if at == Progress::default() {
             return;
@@ -44,8 +44,8 @@ impl Observed {
             None => self.0.insert(self.0.partition_point(|known| known.epoch <= at.epoch), at),
         }
         if self.0.len() > EPOCHS_MAX {
-            // As if the earlier of them had told all of it: at worst a leader takes as lost what is
-            // not.
+            // As if the earlier of them had come as far as both: at worst a leader takes a write as
+            // lost that is not.
             let later = self.0.remove(1);
             self.0[0].write = self.0[0].write.max(later.write);
             self.0[0].high_water = self.0[0].high_water.max(later.high_water);

@@ -28,8 +28,8 @@ use crate::allocator::LockTableAllocator;
 use crate::allocator::cluster::{ASK_AGAIN, ElectedAllocator, ElectedShared, Role};
 use crate::allocator::leader::LocalAllocator;
 use crate::allocator::messages::{
-    AllocatorStatus, Answer, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting,
-    Incarnation, Latest, LeaseAck, Progress, Registration, Released, ReservedTokens,
+    AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission, Forgetting,
+    Incarnation, Latest, LeaseAck, Progress, Registration, Released, ReservedTokens, Response,
 };
 use crate::allocator::report::Report;
 use crate::allocator::state::commits::{OriginTxns, TxnRange};
@@ -48,8 +48,8 @@ impl ElectedShared {
         self.cluster.borrow().map(|cluster| Report::new(observed, &cluster))
     }
 
-    /// Renews at `leader`. A leader that does not know the incarnation believes nothing of it. It may
-    /// have lost the record, so it is sent a report with a proof.
+    /// Renews at `leader`. A leader that does not know the incarnation believes nothing of it. It
+    /// may have lost the record, so it is sent a report with a proof.
     async fn renew(
         &self,
         leader: &dyn LockTableAllocator,
@@ -76,8 +76,8 @@ struct Route<'a> {
     hops: usize,
     /// The leadership that the call is made at, if it is this node's own.
     own: Option<Epoch>,
-    /// A later leadership that the last response does not know of: its leader was replaced, or leads
-    /// a store that has lost it, and must raise its epoch above it (L4).
+    /// A later leadership that the last response does not know of: its leader was replaced, or
+    /// leads a store that has lost it, and must raise its epoch above it (L4).
     newer: Option<Progress>,
     /// True if the node that seemed to lead does not, and named no other.
     wrong_node: bool,
@@ -138,7 +138,7 @@ impl<'a> Route<'a> {
 
     /// Takes a response into account. One of an earlier leadership than the highest that was
     /// observed is refused, also if it is a refusal itself (L3).
-    fn checked<T: Answer>(&mut self, outcome: Result<T>) -> Result<T> {
+    fn checked<T: Response>(&mut self, outcome: Result<T>) -> Result<T> {
         let epoch = match &outcome {
             Ok(answer) => Some(answer.at().epoch),
             // It says itself that another leads, and may know where.
@@ -192,8 +192,8 @@ fn no_leader(last: Error) -> Error {
         .with_source(last)
 }
 
-/// Makes a call at the leader, on this node or another: steps 1 to 6 of the [module](self). A macro,
-/// because each call borrows its own arguments over the await.
+/// Makes a call at the leader, on this node or another: steps 1 to 6 of the [module](self). A
+/// macro, because each call borrows its own arguments over the await.
 macro_rules! routed {
     ($self:ident, $leader:ident => $call:expr) => {{
         let mut route = Route::new(&$self.shared);
@@ -222,7 +222,10 @@ impl ElectedAllocator {
             Ok(at) => self.shared.observed.lock().compared(observed, at.epoch),
             // This node does not know the cluster of the store yet.
             Err(e) if e.kind() == ErrorKind::NotPermitted => {
-                tracing::warn!(error = ?e, "the leader does not believe what this node was told: it is reported again");
+                tracing::warn!(
+                    error = ?e,
+                    "the leader does not believe a report of this node; it is reported again"
+                );
             }
             Err(e) => return Err(e),
         }
@@ -247,7 +250,7 @@ impl LockTableAllocator for ElectedAllocator {
             all.add(observed);
             all.each().to_vec()
         };
-        // L4: a later leader is told what each earlier one said, hardly ever more than one.
+        // L4: a later leader gets a report of each earlier one, hardly ever more than one.
         let last = reports.pop().unwrap_or_default();
         for observed in reports {
             self.tell(observed).await?;

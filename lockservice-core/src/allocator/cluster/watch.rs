@@ -27,8 +27,8 @@ impl LeadershipWatch {
         self.since = None;
     }
 
-    /// The reading that stood still for hi(TTL), the longer of the leader's TTL and `own`; `None` if
-    /// it has not.
+    /// The reading that stood still for hi(TTL), the longer of the leader's TTL and `own`; `None`
+    /// if it has not.
     pub(crate) fn complete(&self, own: Duration, now: Time) -> Option<&Seen> {
         let (seen, _) = self.since.as_ref()?;
         self.left(own, now).is_zero().then_some(seen)
@@ -46,7 +46,7 @@ impl LeadershipWatch {
 /// What a candidate has watched of a leader that is reached at the candidate's own address.
 ///
 /// After a restart that is the node's last process, whose record stands still. A record that goes
-/// on changing is that of another process, and nobody can tell the two apart by their address.
+/// on changing is that of another process: the address does not tell the two apart.
 #[derive(Debug, Default)]
 pub(in crate::allocator) struct Namesake {
     last: Option<LeaderSeen>,
@@ -121,8 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_that_goes_on_renewing_at_our_address_is_another_process_and_one_that_stands_still_is_not()
-     {
+    fn a_leader_that_goes_on_renewing_at_our_address_is_another_process() {
         let leader = |nonce, counter| LeaderSeen {
             epoch: Epoch::new(1),
             nonce: Nonce::new(nonce),

@@ -1,4 +1,4 @@
-//! Granting binds and token blocks (B3, B6, F2).
+//! Granting binds (B3, B6).
 //!
 //! # The two halves of a bind
 //! 1. [`LocalShared::plan_bind`] runs on the caller's task, under the lock of the table's shard. It
@@ -8,21 +8,22 @@
 //!    bind visible, or forgets the plan, and wakes the caller and those who wait for the table.
 //!
 //! A caller that goes away in between changes nothing: the second half runs all the same. A token
-//! block goes the same way, by [`LocalShared::plan_tokens`] and [`Block::done`].
+//! block goes the same way, in `token_block`.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::allocator::leader::LocalShared;
-use crate::allocator::leader::writer::{Command, Done};
+use crate::allocator::leader::token_block::next_block;
+use crate::allocator::leader::writer::Command;
 use crate::allocator::messages::BoundTable;
-use crate::allocator::state::commits::Pins;
 use crate::allocator::state::leases::LeaseState;
-use crate::allocator::state::tokens::{NextBlock, RaiseEpoch};
+use crate::allocator::state::pins::Pins;
+use crate::allocator::state::tokens::RaiseEpoch;
 use crate::allocator::state::{
     AllocatorState, BindEntry, Service, TableEntry, lease_lost, reassigning, stopping,
 };
@@ -39,7 +40,7 @@ use crate::sync::atomic::Ordering;
 const RESIGNING_MAX: Duration = Duration::from_millis(250);
 
 /// Why a look at the table under its shard's lock has queued no write.
-enum NotQueued {
+pub(in crate::allocator) enum NotQueued {
     /// The table is bound.
     Bound(Box<BoundTable>),
     /// A write is under way that decides about the table: look again when it has landed or failed.
@@ -240,72 +241,6 @@ impl LocalShared {
             fenced,
         })
     }
-
-    /// Reserves a further block for a bind that is current (F2).
-    pub(in crate::allocator) async fn reserve_tokens(
-        self: &Arc<Self>,
-        state: &Arc<AllocatorState>,
-        service: ServiceId,
-        id: TableId,
-        version: BindVersion,
-    ) -> Result<TokenBlock> {
-        let changed = || {
-            Error::new(
-                ErrorKind::BindChanged,
-                "the bind is not current any more: no tokens are reserved for it",
-            )
-            .with("table", id)
-            .with("version", version)
-        };
-        let table = state.ids.read(&id, |table| table.cloned()).ok_or_else(changed)?;
-        loop {
-            let room = self.room().await?;
-            let now = self.env.now();
-            let plan = state.tables.update_existing(&table, |entry| {
-                let current = entry.id == id
-                    && entry.binds.iter().any(|bind| {
-                        bind.version == version
-                            && bind.owner.id == service
-                            && bind.owner.check_holds(now)
-                    });
-                if !current {
-                    return Err(changed().into());
-                }
-                self.plan_tokens(state, &table, entry, room)
-            });
-            match plan.ok_or_else(changed)? {
-                Ok(landed) => return landed.await.unwrap_or_else(|_| Err(stopping())),
-                Err(NotQueued::Pending(mut landed)) => drop(landed.changed().await),
-                Err(NotQueued::Raise(wanted)) => self.raise(wanted).await?,
-                Err(NotQueued::Failed(e)) => return Err(e),
-                // Only of a table that is being bound.
-                Err(NotQueued::Bound(_) | NotQueued::Resigning(..)) => return Err(changed()),
-            }
-        }
-    }
-
-    /// The first half of a token block, as [`plan_bind`](Self::plan_bind) is that of a bind.
-    fn plan_tokens(
-        self: &Arc<Self>,
-        state: &Arc<AllocatorState>,
-        table: &TableRef,
-        entry: &mut TableEntry,
-        room: mpsc::Permit<'_, Command>,
-    ) -> Result<oneshot::Receiver<Result<TokenBlock>>, NotQueued> {
-        if let Some(pending) = &entry.pending {
-            return Err(NotQueued::Pending(pending.clone()));
-        }
-        let block = next_block(state, entry.tokens_reserved_to)?;
-        let record = entry.record(table, &entry.binds, block.end.get());
-        let (closes, pending) = watch::channel(());
-        entry.pending = Some(pending);
-        let (caller, landed) = oneshot::channel();
-        let (state, table) = (Arc::clone(state), table.clone());
-        let reserved = Block { state, table, block, caller, closes };
-        let done: Done = Box::new(|outcome| reserved.done(outcome));
-        room.send(Command::Write { ops: smallvec![Op::PutTable(record)], done });
-        Ok(landed)
-    }
 }
 
 /// A bind that is being written.
@@ -370,40 +305,6 @@ impl Grant {
         if gone {
             self.shared.tables.fetch_sub(1, Ordering::AcqRel);
         }
-    }
-}
-
-/// A token block that is being written.
-struct Block {
-    state: Arc<AllocatorState>,
-    table: TableRef,
-    block: TokenBlock,
-    caller: oneshot::Sender<Result<TokenBlock>>,
-    /// Its drop wakes those who wait for the table.
-    closes: watch::Sender<()>,
-}
-
-impl Block {
-    /// The second half of a token block. Runs on the writer's task, when the write has landed or
-    /// failed.
-    fn done(self, outcome: Result<()>) {
-        self.state.tables.update_existing(&self.table, |entry| {
-            entry.pending = None;
-            if outcome.is_ok() {
-                entry.tokens_reserved_to = self.block.end.get();
-            }
-        });
-        // A block whose caller has gone is lost, which tokens can bear: they only grow.
-        drop(self.caller.send(outcome.map(|()| self.block)));
-        drop(self.closes);
-    }
-}
-
-/// The next token block of a table whose blocks so far end at `reserved_to`.
-fn next_block(state: &AllocatorState, reserved_to: u64) -> Result<TokenBlock, NotQueued> {
-    match state.token_block(reserved_to)? {
-        NextBlock::Reserved(block) => Ok(block),
-        NextBlock::Raise(wanted) => Err(wanted.into()),
     }
 }
 

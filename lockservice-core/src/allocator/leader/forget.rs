@@ -1,14 +1,15 @@
-//! Forgetting tables: released by their owner (B5), or given up by the leader because nobody owns
-//! them any more. What is left of them is a [`Forgotten`](crate::store::Forgotten) in the same
-//! batch.
+//! Forgetting tables: released by their owner (B5), or given up by the leader because they have no
+//! owner any more. A [`Forgotten`](crate::store::Forgotten) in the same batch keeps their numbers
+//! from coming back.
 //!
 //! # Implementation details
 //! 1. Under the table's shard it is decided that nothing rests on the bind. From there on the table
 //!    is [leaving](crate::allocator::state::TableEntry::leaving): no commit is admitted on it (C2),
-//!    and whoever asks for it waits.
+//!    and every bind of it waits.
 //! 2. The batch removes its record and raises what is kept of its numbers.
-//! 3. When that has landed the table is gone. Whoever asks for it then gets a new table, with a new
-//!    id, above every number of the old one. If it surely has not landed, the bind is what it was.
+//! 3. When that has landed the table is gone. The next bind of its name makes a new table, with a
+//!    new id, above every number of the old one. If the write certainly has not landed, the bind is
+//!    as before.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use crate::allocator::leader::LocalShared;
 use crate::allocator::leader::writer::{Command, Done};
 use crate::allocator::messages::{BindStatus, ForgetOutcome};
 use crate::allocator::state::{
-    AllocatorState, Service, TableEntry, lease_lost, reassigning, stopping,
+    AllocatorState, BindEntry, Service, TableEntry, lease_lost, reassigning, stopping,
 };
 use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
@@ -44,8 +45,8 @@ enum Step {
 }
 
 impl LocalShared {
-    /// Forgets a table at the word of its owner, `service`. Answers why it was kept, if it surely
-    /// was; one that is gone already is no error.
+    /// Forgets a table on the request of its owner, `service`. Returns why it was kept, if it
+    /// certainly was; one that is gone already is no error.
     pub(in crate::allocator) async fn release_table(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
@@ -72,10 +73,15 @@ impl LocalShared {
                 Some(Ok(Step::Queued(landed))) => {
                     return match landed.await.unwrap_or_else(|_| Err(stopping())) {
                         Ok(()) => {
-                            tracing::info!(%table, %version, service = %service.id, "a table without locks was forgotten");
+                            tracing::info!(
+                                %table,
+                                %version,
+                                service = %service.id,
+                                "a table without locks was forgotten"
+                            );
                             Ok(None)
                         }
-                        // Whoever leads next must be asked: this leader does not know what landed.
+                        // The next leader must be asked: this one does not know what landed.
                         Err(e)
                             if matches!(
                                 e.kind(),
@@ -84,7 +90,8 @@ impl LocalShared {
                         {
                             Err(e)
                         }
-                        // The writer settles what it does not know, so this surely is not there.
+                        // The writer resolves unknown outcomes, so the write certainly is not
+                        // there.
                         Err(e) => Ok(Some(e)),
                     };
                 }
@@ -103,9 +110,7 @@ impl LocalShared {
         if let Some(pending) = &entry.pending {
             return Ok(Step::Wait(pending.clone()));
         }
-        let own = |bind: &crate::allocator::state::BindEntry| {
-            bind.version == version && bind.owner.id == service.id
-        };
+        let own = |bind: &BindEntry| bind.version == version && bind.owner.id == service.id;
         if !entry.binds.iter().all(own) {
             return Err(not_current(table, version));
         }
@@ -123,8 +128,8 @@ impl LocalShared {
         Ok(Step::Queued(self.queue_forgetting(state, table, entry, room)))
     }
 
-    /// Forgets a table that nobody can hold promises on; else answers who owns it, or fails with
-    /// the time to wait.
+    /// Forgets a table on which no promise can hold; else returns its owner, or fails with the time
+    /// to wait.
     pub(in crate::allocator) async fn forget_table(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
@@ -142,15 +147,15 @@ impl LocalShared {
                 Some(Step::Kept(why)) => return Err(why),
                 Some(Step::Queued(landed)) => {
                     landed.await.unwrap_or_else(|_| Err(stopping()))?;
-                    tracing::info!(%table, "a table that nobody owned was forgotten");
+                    tracing::info!(%table, "a table without an owner was forgotten");
                     return Ok(ForgetOutcome::Forgotten);
                 }
             }
         }
     }
 
-    /// As for a bind: what may be granted anew may be forgotten (B3). With `idle`, only if that was
-    /// so for as long since the owner was last heard of.
+    /// As for a bind: a table that may be reassigned may be forgotten (B3). With `idle`, only if
+    /// the last renewal of its owner is that long ago.
     fn plan_forgetting(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
@@ -203,10 +208,11 @@ impl LocalShared {
             .find(|owner| !owner.holds(now) && !owner.end_durable.load(Ordering::Acquire));
         let fenced = fenced.map(Arc::clone);
         let record = entry.record(table, &entry.binds, entry.tokens_reserved_to);
-        let (answer, landed) = oneshot::channel();
+        let (caller, landed) = oneshot::channel();
         let mut ops: SmallVec<[Op; 2]> = SmallVec::new();
         ops.extend(fenced.as_ref().map(|owner| Op::PutService(owner.record(ServiceState::Fenced))));
         let (shared, of, name) = (Arc::clone(self), Arc::clone(state), table.clone());
+        // The second half: runs on the writer's task, when the write has landed or failed.
         let done: Done = Box::new(move |outcome: Result<()>| {
             if outcome.is_ok() {
                 if let Some(owner) = fenced {
@@ -217,7 +223,7 @@ impl LocalShared {
                 of.tables
                     .update_existing(&name, |entry| (entry.pending, entry.leaving) = (None, false));
             }
-            drop(answer.send(outcome));
+            drop(caller.send(outcome));
             drop(closes);
         });
         // Queued under the mutex: what is stored of several tables only grows.
@@ -273,7 +279,7 @@ impl LocalShared {
                 break;
             }
             *shard = (*shard + 1) % state.tables.shards();
-            // Between two shards everybody else goes on.
+            // Between two shards every other task goes on.
             tokio::task::yield_now().await;
         }
         let count = landing.len();
@@ -284,7 +290,7 @@ impl LocalShared {
             tracing::info!(
                 tables = count,
                 ?idle,
-                "tables that nobody has owned for so long were forgotten"
+                "tables without an owner for so long were forgotten"
             );
         }
         Ok(())

@@ -13,10 +13,11 @@ const ENDED: u64 = u64::MAX - 1;
 /// How long a leader may still answer. Commits read it with one load and no lock.
 ///
 /// It counts from before the last successful renewal was *sent*. That it ran out does not end it:
-/// if a later renewal succeeds, nobody took over in between, and the leader goes on with everything
-/// it knows. It ends when it is known that another leads, or that the store is not the one it was.
+/// if a later renewal succeeds, no other leader was in between, and this one goes on with
+/// everything it knows. It ends when it is known that another leads, or that the store is not the
+/// one it was.
 #[derive(Debug)]
-pub struct LeadershipCell {
+pub(crate) struct LeadershipCell {
     /// Nanoseconds of the moment before the last successful renewal was sent, or one of the
     /// constants above.
     sent: AtomicU64,
@@ -25,18 +26,18 @@ pub struct LeadershipCell {
 
 impl LeadershipCell {
     /// The leadership of an exclusive store.
-    pub fn exclusive() -> Self {
+    pub(crate) fn exclusive() -> Self {
         Self { sent: AtomicU64::new(EXCLUSIVE), ttl: Duration::MAX }
     }
 
     /// A leadership that lasts `ttl` from `sent`.
-    pub fn shared(sent: Time, ttl: Duration) -> Self {
+    pub(crate) fn shared(sent: Time, ttl: Duration) -> Self {
         Self { sent: AtomicU64::new(nanos(sent)), ttl }
     }
 
     /// Takes a successful renewal into account that was sent at `sent`. Nothing revives a
     /// leadership that has ended.
-    pub fn renewed(&self, sent: Time) {
+    pub(crate) fn renewed(&self, sent: Time) {
         // ORDERING: the word carries no other memory with it; an update needs only its own order.
         let _ = self.sent.fetch_update(Ordering::AcqRel, Ordering::Acquire, |before| {
             (before < ENDED).then(|| before.max(nanos(sent)))
@@ -44,19 +45,19 @@ impl LeadershipCell {
     }
 
     /// Ends it: nothing is answered any more.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         self.sent.store(ENDED, Ordering::Release);
     }
 
     /// True once it has ended.
-    pub fn ended(&self) -> bool {
+    pub(crate) fn ended(&self) -> bool {
         self.sent.load(Ordering::Acquire) == ENDED
     }
 
     /// The raw time that is left, zero once the leader must not answer (L1). A promise of at most
     /// this much, whose receiver counts lo of it from before its request, ends before a candidate
     /// that has counted hi(TTL) can lead.
-    pub fn remaining(&self, now: Time) -> Duration {
+    pub(crate) fn remaining(&self, now: Time) -> Duration {
         match self.sent.load(Ordering::Acquire) {
             EXCLUSIVE => Duration::MAX,
             ENDED => Duration::ZERO,

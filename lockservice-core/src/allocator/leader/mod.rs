@@ -1,9 +1,35 @@
 //! [`LocalAllocator`]: the pure state of [`state`](crate::allocator::state) in a thin shell that
 //! writes to one [`BindStore`]. One of them is one leadership: when that is over, so is the
 //! allocator.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `api` | every call of the leader |
+//! | `bind`, `token_block` | granting binds and token blocks, in two halves |
+//! | `incarnation` | the start and the resignation of incarnations, in two halves |
+//! | `cannot_commit` | making a transaction unable to commit |
+//! | `forget` | forgetting tables |
+//! | `writer` | the one task that writes to the store |
+//! | `run` | a leadership from its start to its end |
+//! | `recover`, `records` | its start: what it loads, compares and writes first |
+//! | `sweep` | what it looks for by itself |
+//! | `stop` | its end, if it is asked to stop |
+//! | `leadership` | until when it may answer; pure |
+//! | `origins` | the origins of this process |
+//!
+//! ```text
+//!   call ──▶ api ──▶ bind, incarnation, cannot_commit, forget     first half: the caller's task
+//!                      │ Command::Write { ops, done }
+//!                      ▼
+//!                    writer ──▶ BindStore::write
+//!                      │ done(outcome)                             second half: the writer's task
+//!                      ▼
+//!                    state: what has landed is visible; the caller wakes
+//! ```
 
 pub(in crate::allocator) mod api;
 pub(in crate::allocator) mod bind;
+pub(in crate::allocator) mod cannot_commit;
 pub(in crate::allocator) mod forget;
 pub(in crate::allocator) mod incarnation;
 pub(crate) mod leadership;
@@ -11,12 +37,14 @@ pub(in crate::allocator) mod origins;
 pub(in crate::allocator) mod records;
 pub(in crate::allocator) mod recover;
 pub(in crate::allocator) mod run;
+pub(in crate::allocator) mod stop;
+pub(in crate::allocator) mod sweep;
+pub(in crate::allocator) mod token_block;
 pub(in crate::allocator) mod writer;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -24,7 +52,8 @@ use tokio::task::JoinHandle;
 
 use crate::allocator::cluster::observed::Observed;
 use crate::allocator::leader::origins::Origins;
-use crate::allocator::leader::run::{lead, sweep};
+use crate::allocator::leader::run::lead;
+use crate::allocator::leader::sweep::sweep;
 use crate::allocator::leader::writer::{Command, Done};
 use crate::allocator::messages::{BeginCommit, CommitAdmission};
 use crate::allocator::settings::AllocatorSettings;
@@ -36,23 +65,39 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{CommitAttempt, Epoch, NodeName, ServiceId, TxnId};
 use crate::store::{Acquired, BindStore, Candidate, Op};
 use crate::sync::Mutex;
-use crate::sync::atomic::Ordering;
+
+pub use self::stop::AllocatorStopped;
 
 #[cfg(doc)]
 use crate::allocator::{ElectedAllocator, LockTableAllocator};
 
-/// How long a stop waits for a write that is under way.
-const STORE_GRACE: Duration = Duration::from_secs(5);
-
-/// How [`LocalAllocator::shutdown`] ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct AllocatorStopped {
-    /// True if the leadership was given up durably: the next start waits for nothing.
-    pub resigned: bool,
-}
-
 /// The allocator of a process that leads its store (L1). Where several processes share a store,
 /// [`ElectedAllocator`] makes one whenever its process is elected.
+///
+/// ```
+/// use std::sync::Arc;
+/// use lockservice_core::allocator::{
+///     AllocatorSettings, LocalAllocator, LockTableAllocator, Registration,
+/// };
+/// use lockservice_core::clock::SystemClock;
+/// use lockservice_core::store::MemoryStore;
+/// use lockservice_core::{NodeName, Nonce, TableRef};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), lockservice_core::Error> {
+/// let (store, clock) = (Arc::new(MemoryStore::new(0)), Arc::new(SystemClock));
+/// let node = NodeName::new("node-1")?;
+/// let allocator =
+///     LocalAllocator::open(store, clock, AllocatorSettings::default(), node.clone()).await?;
+///
+/// let nonce = Nonce::new(1);
+/// let request = Registration { node, nonce, address: String::new(), replaces: None };
+/// let service = allocator.register(&request).await?.service;
+/// let bound = allocator.bind(service, &TableRef::new("bank", "accounts")?).await?;
+/// assert_eq!(bound.bind.owner, service);
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # States
 /// *opening* (the store is acquired and loaded; calls wait, and
@@ -64,8 +109,8 @@ pub struct AllocatorStopped {
 ///
 /// # What waits for what
 /// Commits wait for nothing. Binds, token blocks, starts and fences wait for the store; concurrent
-/// ones share a write (B6). A caller that is cancelled does not undo what it queued; repeating the
-/// call is safe.
+/// ones share a write (B6). A change that is queued is written, also if its caller is cancelled;
+/// repeating the call is safe.
 ///
 /// Dropping it without [`shutdown`](Self::shutdown) is an unclean stop: the next start waits as
 /// after a crash.
@@ -83,14 +128,14 @@ pub(in crate::allocator) struct Elected {
     pub(in crate::allocator) sent: Time,
 }
 
-/// With what a leadership begins.
+/// The start of a leadership.
 pub(in crate::allocator) struct Beginning {
     pub(in crate::allocator) candidate: Candidate,
     /// What the store gave; `None` to ask for it.
     pub(in crate::allocator) elected: Option<Elected>,
-    /// What leaders have told this node (L4).
+    /// The progress of earlier leaderships that this node observed (L4).
     pub(in crate::allocator) observed: Observed,
-    /// The origins of this process, also those that a leader before this one was told of.
+    /// The origins of this process, also those that were attached to a leader before this one.
     pub(in crate::allocator) origins: Arc<Origins>,
 }
 
@@ -107,8 +152,8 @@ pub(in crate::allocator) struct LocalShared {
     /// A place in the queue that is kept for [`Command::RaiseAbove`], until it is sent: it must not
     /// be lost because there is much to write.
     pub(in crate::allocator) raise_above: Mutex<Option<mpsc::OwnedPermit<Command>>>,
-    /// What leaders have told this node, or one that reported it where that shows that the store
-    /// went back (L4).
+    /// The progress of earlier leaderships that this node observed, or that was reported where it
+    /// shows that the store went back (L4).
     pub(in crate::allocator) observed: Mutex<Observed>,
     /// Which incarnation has each name. Locked for a few lookups, never over an await or another
     /// lock but a service shard's.
@@ -130,9 +175,16 @@ pub(in crate::allocator) enum NameHolder {
 impl LocalAllocator {
     /// Opens the store and leads it: [`start`](Self::start), then [`opened`](Self::opened).
     ///
-    /// Fails with `InvalidArgument` for settings out of range, `StoreInUse` if another leads, and
-    /// as the store does. Must be called within a tokio runtime, in which it spawns two tasks that
-    /// end with the allocator.
+    /// # Errors
+    /// - `InvalidArgument` for settings out of range.
+    /// - `StoreInUse` if another leads: use that one, or stop it.
+    /// - As the store fails.
+    ///
+    /// # Cancel safety
+    /// Dropped half way, the store is let go as by a crash.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime, in which it spawns two tasks that end with the allocator.
     pub async fn open(
         store: Arc<dyn BindStore>,
         env: impl Into<Env>,
@@ -144,9 +196,13 @@ impl LocalAllocator {
         Ok(allocator)
     }
 
-    /// Begins to open the store, and answers at once: calls wait until it is open.
+    /// Begins to open the store, and returns at once: calls wait until it is open.
     ///
-    /// Fails with `InvalidArgument` for settings out of range.
+    /// # Errors
+    /// `InvalidArgument` for settings out of range.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
     pub fn start(
         store: Arc<dyn BindStore>,
         env: impl Into<Env>,
@@ -191,13 +247,22 @@ impl LocalAllocator {
         Ok(Arc::new(Self { shared, tasks: Mutex::new(Some((writer, sweep))) }))
     }
 
-    /// Waits until the store is open; fails as the opening did. Cancel safe.
+    /// Waits until the store is open.
+    ///
+    /// # Errors
+    /// As the opening failed: it is not tried again.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn opened(&self) -> Result<()> {
         self.shared.opened().await.map(drop)
     }
 
-    /// Resolves when the leadership is over for good, with the reason: another leads, or the store
-    /// is not the one it was. Never for an exclusive store that works. Cancel safe.
+    /// Returns when the leadership is over for good, with the reason: another leads, or the store
+    /// was replaced. Never for an exclusive store that works.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn ended(&self) -> Error {
         let mut ended = self.shared.ended.subscribe();
         match ended.wait_for(Option::is_some).await.as_deref() {
@@ -212,7 +277,8 @@ impl LocalAllocator {
         self.shared.state.get().map_or_else(Epoch::default, |state| state.sequence.epoch())
     }
 
-    /// True while it may answer: its store is open, and the leadership has not run out (L1).
+    /// True while its calls may succeed: its store is open, and the leadership has not run out
+    /// (L1).
     pub fn answers(&self) -> bool {
         self.shared
             .state
@@ -225,7 +291,7 @@ impl LocalAllocator {
         self.shared.state.get().is_some_and(|state| state.exclusive)
     }
 
-    /// What this leader has told, and others before it (L4).
+    /// The progress of this leadership, and of others before it (L4).
     pub(in crate::allocator) fn observed(&self) -> Observed {
         let mut observed = self.shared.observed.lock().clone();
         if let Some(state) = self.shared.state.get() {
@@ -237,7 +303,8 @@ impl LocalAllocator {
     /// [`LockTableAllocator::begin_commit`] without a wait: no await, no store, no lock that all
     /// commits share.
     ///
-    /// Answers `Unavailable` while the store is being opened: try again.
+    /// # Errors
+    /// As there; also `Unavailable` while the store is being opened: try again.
     pub fn begin_commit_now(&self, request: &BeginCommit) -> Result<CommitAdmission> {
         let state = self.shared.state.get().ok_or_else(|| self.shared.not_open())?;
         state.begin_commit(request, self.shared.env.now())
@@ -257,101 +324,6 @@ impl LocalAllocator {
         let mut transactions = 0;
         state.services.for_each(|_, service| transactions += service.commits.len());
         (state.tables.len(), state.services.len(), transactions)
-    }
-
-    /// Stops: admits nothing more, waits up to `grace` for commits in flight, and gives the
-    /// leadership up durably if that is safe.
-    ///
-    /// For an exclusive store `quiet` is the caller's word that nothing of its own services is in
-    /// use (P5), and no promise of an incarnation that did not resign may still hold; without it,
-    /// there is no wait. A shared store's next leader takes every live incarnation as renewed (B4),
-    /// so that only commits are waited for. Both tasks have ended when it answers.
-    ///
-    /// Not cancel safe in this sense: dropped half way, the allocator may be left stopping; call it
-    /// again.
-    pub async fn shutdown(&self, quiet: bool, grace: Duration) -> Result<AllocatorStopped> {
-        let mut outcome = Ok(AllocatorStopped { resigned: false });
-        if let Some(state) = self.shared.state.get() {
-            // ORDERING: the fences below are what keeps commits out; this only makes answers clear.
-            state.admitting.store(false, Ordering::Release);
-            state.services.for_each(|_, service| service.commits.fence());
-            let give_up = self.shared.env.now() + grace;
-            let may_resign = quiet || !state.exclusive;
-            if may_resign && !self.wait_for_promises(state, give_up).await {
-                // A store that is away must not hold up the stop: the writer may be settling a
-                // write for as long as that lasts (L2).
-                outcome = match self.shared.env.timeout(STORE_GRACE, self.resign()).await {
-                    Ok(outcome) => outcome,
-                    Err(_) => {
-                        // Whoever waits for the writer is told, and a resignation that lands yet is
-                        // one of a leader that answers nothing.
-                        state.leadership.end();
-                        Ok(AllocatorStopped { resigned: false })
-                    }
-                };
-            }
-        }
-        let tasks = self.tasks.lock().take();
-        if let Some((writer, sweep)) = tasks {
-            // What the sweep queued stays queued.
-            sweep.abort();
-            if self.shared.state.get().is_none() {
-                writer.abort();
-            }
-            let writer_stop = writer.abort_handle();
-            let stop = async {
-                // Fails only if the writer has ended already; so does a join of a task that was
-                // aborted.
-                drop(self.shared.queue.send(Command::Stop).await);
-                drop(writer.await);
-            };
-            // A store that is away must not hold up the stop: a write of unknown outcome lands
-            // under this epoch or never (L2).
-            if self.shared.env.timeout(STORE_GRACE, stop).await.is_err() {
-                writer_stop.abort();
-            }
-            drop(sweep.await);
-        }
-        outcome
-    }
-
-    /// Gives the leadership up, once everything that is queued was written.
-    async fn resign(&self) -> Result<AllocatorStopped> {
-        let (done, answer) = oneshot::channel();
-        match self.shared.queue.send(Command::Resign { done }).await {
-            Ok(()) => answer
-                .await
-                .unwrap_or_else(|_| Err(stopping()))
-                .map(|()| AllocatorStopped { resigned: true }),
-            // Stopped before.
-            Err(_) => Ok(AllocatorStopped { resigned: false }),
-        }
-    }
-
-    /// True if a promise still holds when `give_up` comes.
-    async fn wait_for_promises(&self, state: &AllocatorState, give_up: Time) -> bool {
-        loop {
-            let now = self.shared.env.now();
-            let mut until: Option<Time> = None;
-            state.services.for_each(|_, service| {
-                until = until.max(service.commits.in_flight_until(now));
-                let left = service.lease.get().reassigned_in(service.ttl, now);
-                if state.exclusive && !left.is_zero() {
-                    until = until.max(Some(now + left));
-                }
-            });
-            match until {
-                None => return false,
-                Some(_) if now >= give_up => return true,
-                // Polled: a commit that finishes must not pay for telling whoever waits.
-                Some(until) => {
-                    self.shared
-                        .env
-                        .sleep(until.min(give_up).remaining(now).min(Duration::from_millis(5)))
-                        .await
-                }
-            }
-        }
     }
 }
 
@@ -384,7 +356,7 @@ impl LocalShared {
         self.state.get().map(Arc::clone).ok_or_else(stopping)
     }
 
-    /// The state, if the leader may answer now (L1). Every answer of the allocator begins here.
+    /// The state, if the leader may answer now (L1). Every call of the allocator begins here.
     pub(in crate::allocator) async fn leading(&self) -> Result<Arc<AllocatorState>> {
         let state = self.opened().await?;
         state.check_leading(self.env.now())?;

@@ -11,11 +11,11 @@ use crate::sync::RwLock;
 /// The origins in this process. Outlives the leaderships of its node. Locked for a lookup, together
 /// with nothing.
 #[derive(Debug, Default)]
-pub struct Origins(RwLock<HashMap<ServiceId, Weak<dyn OriginTxns>>>);
+pub(crate) struct Origins(RwLock<HashMap<ServiceId, Weak<dyn OriginTxns>>>);
 
 impl Origins {
     /// Adds an origin, and forgets those that have gone.
-    pub fn attach(&self, service: ServiceId, origin: Weak<dyn OriginTxns>) {
+    pub(crate) fn attach(&self, service: ServiceId, origin: Weak<dyn OriginTxns>) {
         let mut origins = self.0.write();
         origins.retain(|_, origin| origin.strong_count() > 0);
         origins.insert(service, origin);
@@ -23,7 +23,7 @@ impl Origins {
 
     /// What its origin says of a validating transaction; `None` if the origin is of another
     /// process, or has gone.
-    pub fn life(&self, txn: TxnId) -> Option<TxnLife> {
+    pub(crate) fn life(&self, txn: TxnId) -> Option<TxnLife> {
         let origin = self.0.read().get(&txn.origin)?.upgrade()?;
         Some(origin.life(txn.number()))
     }

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::allocator::state::commits::{Marked, Pins};
+use crate::allocator::state::commits::Tombstoned;
 use crate::allocator::state::leases::LeaseState;
+use crate::allocator::state::pins::Pins;
 use crate::allocator::state::{AllocatorState, BindEntry, Service, TableEntry};
 use crate::clock::Time;
 use crate::id::{NodeName, Nonce, ServiceId, TxnId};
@@ -26,7 +27,7 @@ pub(in crate::allocator) struct Past {
     pub(in crate::allocator) exclusive: bool,
     /// True if the last leadership ended by a resignation.
     pub(in crate::allocator) clean: bool,
-    /// True if the store has lost writes that a node had been told of (L4).
+    /// True if the store has lost writes that a node had observed (L4).
     pub(in crate::allocator) went_back: bool,
 }
 
@@ -170,11 +171,13 @@ impl Records {
 }
 
 fn restore_tombstone(origin: &Service, txn: TxnId, now: Time) {
-    let marked = origin.commits.tombstone(txn, now, |marked| marked);
-    match marked {
-        Ok(Marked::ToWrite(generation)) => origin.commits.durable(txn, generation),
+    let outcome = origin.commits.tombstone(txn, now, |outcome| outcome);
+    match outcome {
+        Ok(Tombstoned::ToWrite(generation)) => origin.commits.durable(txn, generation),
         // Over the limit of this run's settings: refuse all of the origin rather than forget one.
-        Ok(Marked::Full) | Err(_) => origin.fence(),
-        Ok(Marked::Committing | Marked::Durable | Marked::Fenced | Marked::Over) => {}
+        Ok(Tombstoned::Full) | Err(_) => origin.fence(),
+        Ok(
+            Tombstoned::Committing | Tombstoned::Durable | Tombstoned::Fenced | Tombstoned::Over,
+        ) => {}
     }
 }

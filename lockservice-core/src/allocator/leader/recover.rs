@@ -12,7 +12,8 @@
 //! 5. [`Records`] puts every record into memory, and collects what must change in the store.
 //! 6. [`Opening::first_writes`] writes that.
 //!
-//! An opening that fails, or is dropped, may be repeated: nothing that it wrote depends on the rest.
+//! An opening that fails, or is dropped, may be repeated: nothing that it wrote depends on the
+//! rest.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -4,8 +4,8 @@
 //! # Implementation details
 //! Changes wait in a bounded queue; the task takes as many as there are (up to a limit) and writes
 //! them as one batch. It lets other tasks run before it takes them, as long as more keep coming, so
-//! that a storm of binds becomes a few large batches. A caller that goes away does not undo what it
-//! queued: what a landed write means for memory is done here, by the change's `done`.
+//! that a storm of binds becomes a few large batches. A change that is queued is written, also if
+//! its caller goes away: the change's `done` brings memory up to date on this task.
 //!
 //! # Invariants
 //! - One write is under way at a time, and its number is one above the last applied (L2).
@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Instrument as _;
 
 use crate::allocator::messages::Progress;
 use crate::allocator::state::{AllocatorState, not_leading};
@@ -31,23 +32,31 @@ use crate::store::{
 };
 use crate::sync::atomic::Ordering;
 
+/// Pause after the first failure of the store; doubled up to [`PAUSE_MAX`].
+const PAUSE_FIRST: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+fn longer(pause: Duration) -> Duration {
+    (pause * 2).min(PAUSE_MAX)
+}
+
 /// Between two attempts to tell the store that it has lost writes.
 const RAISE_PAUSE: Duration = Duration::from_millis(50);
 
-/// What to do once a change has landed, or surely has not. Runs in the writer's task: must not
-/// block.
+/// The second half of a change: runs on the writer's task once the change has landed, or certainly
+/// has not. Must not block.
 pub(in crate::allocator) type Done = Box<dyn FnOnce(Result<()>) + Send>;
 
-/// What the writer is asked to do.
+/// A request to the writer.
 pub(in crate::allocator) enum Command {
     /// Write these, all in one batch.
     Write { ops: SmallVec<[Op; 2]>, done: Done },
     /// Raise the epoch to at least this.
     Raise { wanted: Epoch, done: oneshot::Sender<Result<()>> },
-    /// Record that nobody can have been told of anything that the store lost (L4).
+    /// Record that no node can still rely on anything that the store lost (L4).
     Resolve,
-    /// Record that the store has lost what earlier leaderships told (L4), as it was told, and end
-    /// the leadership because of it.
+    /// Record that the store has lost what earlier leaderships told (L4), as it was reported, and
+    /// end the leadership because of it.
     RaiseAbove { why: Error, observed: Progress },
     /// Give the leadership up and stop.
     Resign { done: oneshot::Sender<Result<()>> },
@@ -73,7 +82,7 @@ pub(in crate::allocator) struct Writer {
     pub(in crate::allocator) uncertain: bool,
     /// What the writes and the epochs belong to.
     pub(in crate::allocator) state: Arc<AllocatorState>,
-    /// Told once why nothing can be written any more.
+    /// Gets the reason why nothing can be written any more, once.
     pub(in crate::allocator) ended: watch::Sender<Option<Error>>,
     /// The epoch that the store has. Locked while it is raised: a renewal must not name one that is
     /// being replaced.
@@ -81,10 +90,10 @@ pub(in crate::allocator) struct Writer {
 }
 
 impl Writer {
-    /// Runs until told to stop, or until nobody can queue any more.
+    /// Runs until told to stop, or until no sender is left.
     pub(in crate::allocator) async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
         while let Some(first) = queue.recv().await {
-            // Let those who are ready queue theirs too.
+            // Let the tasks that are ready queue theirs too.
             let mut waiting = queue.len();
             loop {
                 tokio::task::yield_now().await;
@@ -119,7 +128,7 @@ impl Writer {
             }
             match special {
                 None | Some(Command::Write { .. }) => {}
-                // Whoever asked may be gone: the epoch is raised all the same.
+                // The caller may be gone: the epoch is raised all the same.
                 Some(Command::Raise { wanted, done }) => drop(done.send(self.raise(wanted).await)),
                 // Failed, it is asked for again.
                 Some(Command::Resolve) => drop(self.resolve().await),
@@ -139,8 +148,8 @@ impl Writer {
         }
     }
 
-    /// Says that the store takes no writes, once, and that it does so again. Each caller is told
-    /// too, but an operator reads the log.
+    /// Logs once that the store takes no writes, and once that it takes them again. Each caller
+    /// gets the error too, but an operator reads the log.
     fn log(&mut self, outcome: &Result<()>) {
         match outcome {
             Err(e) if self.lost.is_none() => {
@@ -164,6 +173,7 @@ impl Writer {
         }
     }
 
+    /// Writes `batch` under the next number, and finds out whether it is there.
     async fn write(&mut self, batch: &Batch) -> Result<()> {
         if let Some(lost) = &self.lost {
             return Err(lost.clone());
@@ -172,7 +182,17 @@ impl Writer {
             self.raise(self.epoch.next()?).await?;
         }
         let number = self.applied + 1;
-        let mut pause = Duration::from_millis(10);
+        let span = tracing::debug_span!(
+            "store_write",
+            epoch = %self.epoch,
+            write = number,
+            changes = batch.len()
+        );
+        self.write_as(number, batch).instrument(span).await
+    }
+
+    async fn write_as(&mut self, number: u64, batch: &Batch) -> Result<()> {
+        let mut pause = PAUSE_FIRST;
         let mut unknown = false;
         loop {
             let outcome = self.store.write(self.epoch, number, batch).await;
@@ -189,50 +209,59 @@ impl Writer {
                         return Err(self.lose(fenced));
                     }
                 }
-                // Surely not applied by this try; but an earlier one with an unknown outcome may
+                // Certainly not applied by this try; but an earlier one with an unknown outcome may
                 // yet land.
                 Err(e) if !unknown => return Err(e),
                 Err(_) => {}
             }
-            // L2: settle it by reading the number, however long that takes; the callers have
-            // deadlines of their own.
-            loop {
-                if self.state.leadership.ended() {
-                    return Err(self.give_up());
-                }
-                match self.store.applied().await {
-                    // The number alone would not do: another leader's first write has it too.
-                    Ok(Applied { epoch, number: applied, lineage })
-                        if epoch == self.epoch && applied == number =>
-                    {
-                        return self.landed(number, &lineage);
-                    }
-                    Ok(Applied { epoch, number: applied, .. })
-                        if epoch == self.epoch && applied + 1 == number =>
-                    {
-                        break;
-                    }
-                    Ok(Applied { epoch, number: applied, .. }) => {
-                        let error = Error::new(
-                            ErrorKind::Fenced,
-                            "the store's epoch or write number is not the leader's: another \
-                                leads, or the store went back",
-                        )
-                        .with("epoch", epoch)
-                        .with("applied", applied)
-                        .with("number", number);
-                        return Err(self.lose(error));
-                    }
-                    Err(e) => {
-                        tracing::warn!(store = %self.store.describe(), error = ?e, "cannot settle \
-                            a write of unknown outcome yet");
-                        self.env.sleep(pause).await;
-                        pause = (pause * 2).min(Duration::from_secs(1));
-                    }
-                }
+            if self.is_there(number, &mut pause).await? {
+                return Ok(());
             }
             self.env.sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(1));
+            pause = longer(pause);
+        }
+    }
+
+    /// Resolves an unknown outcome by reading the number (L2), however long that takes; the callers
+    /// have deadlines of their own. False if the write is not there and may be sent again.
+    async fn is_there(&mut self, number: u64, pause: &mut Duration) -> Result<bool> {
+        loop {
+            if self.state.leadership.ended() {
+                return Err(self.give_up());
+            }
+            match self.store.applied().await {
+                // The number alone would not do: another leader's first write has it too.
+                Ok(Applied { epoch, number: applied, lineage })
+                    if epoch == self.epoch && applied == number =>
+                {
+                    return self.landed(number, &lineage).map(|()| true);
+                }
+                Ok(Applied { epoch, number: applied, .. })
+                    if epoch == self.epoch && applied + 1 == number =>
+                {
+                    return Ok(false);
+                }
+                Ok(Applied { epoch, number: applied, .. }) => {
+                    let error = Error::new(
+                        ErrorKind::Fenced,
+                        "the store's epoch or write number is not the leader's: another leads, or \
+                            the store went back",
+                    )
+                    .with("epoch", epoch)
+                    .with("applied", applied)
+                    .with("number", number);
+                    return Err(self.lose(error));
+                }
+                Err(e) => {
+                    tracing::warn!(
+                        store = %self.store.describe(),
+                        error = ?e,
+                        "the outcome of a write is not known yet; asking the store again"
+                    );
+                    self.env.sleep(*pause).await;
+                    *pause = longer(*pause);
+                }
+            }
         }
     }
 
@@ -255,8 +284,10 @@ impl Writer {
         let raised = self.raise(self.epoch.next()?).await;
         self.candidate.data_loss = DataLoss::Unknown;
         raised?;
-        tracing::info!(epoch = %self.epoch, "nobody can have been told any more of anything that \
-            the store lost: the doubt is settled");
+        tracing::info!(
+            epoch = %self.epoch,
+            "no node can still rely on anything that the store lost: the data loss is resolved"
+        );
         self.state.observed_before.store(self.epoch.get(), Ordering::Release);
         self.state.resolved.store(true, Ordering::Release);
         Ok(())
@@ -273,10 +304,10 @@ impl Writer {
         self.candidate.floor = Epoch::new(wanted.get() - 1);
         let mut head = Arc::clone(&self.head).lock_owned().await;
         self.uncertain = true;
-        let mut pause = Duration::from_millis(10);
-        let answer = loop {
+        let mut pause = PAUSE_FIRST;
+        let response = loop {
             match self.store.acquire_leadership(&self.candidate, self.leadership_ttl).await {
-                Ok(answer) => break answer,
+                Ok(response) => break response,
                 // The store may have raised it, and then a renewal that named the old one would be
                 // refused as another leader's: it is asked until it answers. (An exclusive store
                 // renews nothing, and who asked may ask again.)
@@ -290,17 +321,20 @@ impl Writer {
                     if self.state.leadership.ended() {
                         return Err(self.give_up());
                     }
-                    tracing::warn!(store = %self.store.describe(), error = ?e, "cannot raise the \
-                        epoch yet");
+                    tracing::warn!(
+                        store = %self.store.describe(),
+                        error = ?e,
+                        "cannot raise the epoch yet; trying again"
+                    );
                     self.env.sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_secs(1));
+                    pause = longer(pause);
                 }
                 Err(e) if e.kind() == ErrorKind::Fenced => return Err(self.lose(e)),
                 Err(e) => return Err(e),
             }
         };
         self.uncertain = false;
-        match answer {
+        match response {
             Leadership::Acquired(Acquired { epoch, applied, lineage, .. })
                 if epoch >= wanted && applied == self.applied && lineage == self.lineage =>
             {
@@ -313,14 +347,14 @@ impl Writer {
                     ErrorKind::Fenced,
                     "the epoch could not be raised: another leads the store, or wrote to it",
                 )
-                .with("answer", format!("{other:?}")),
+                .with("response", format!("{other:?}")),
             )),
         }
     }
 
     /// The leadership has ended already; the store is told why, if it answers within the
-    /// leadership's time. Also while it is unknown whether the last write or raise is there:
-    /// whoever leads next must know, and nothing is changed if another leads already.
+    /// leadership's time. Also while it is unknown whether the last write or raise is there: the
+    /// next leader must know, and nothing is changed if another leads already.
     async fn raise_above(&mut self, why: Error, observed: Progress) {
         self.candidate.data_loss = DataLoss::Known { high_water: observed.high_water };
         self.candidate.floor = self.candidate.floor.max(observed.epoch);
@@ -330,8 +364,10 @@ impl Writer {
                 match self.store.acquire_leadership(&self.candidate, self.leadership_ttl).await {
                     Ok(answer) => return answer,
                     Err(e) => {
-                        tracing::warn!(error = ?e, "the store cannot be told yet that it has lost \
-                            writes")
+                        tracing::warn!(
+                            error = ?e,
+                            "the store cannot be told yet that it has lost writes; trying again"
+                        )
                     }
                 }
                 self.env.sleep(RAISE_PAUSE).await;
@@ -390,7 +426,7 @@ pub(in crate::allocator) fn another_store() -> Error {
     Error::new(
         ErrorKind::Fenced,
         "the store was restarted, restored or replaced by a copy, and may have gone back in time: \
-            its leadership starts anew",
+            a new leadership starts",
     )
 }
 

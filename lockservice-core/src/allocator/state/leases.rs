@@ -7,7 +7,7 @@
 //! # Invariants
 //! - Only a `Live` lease renews, and only before it lapsed: hi(TTL) after its last renewal.
 //! - Once the state is not `Live` the time of the last renewal stands still, so the time of
-//!   granting anew (B3) is fixed.
+//!   reassigning (B3) is fixed.
 
 use std::time::Duration;
 
@@ -16,30 +16,30 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// What became of a lease.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LeaseState {
+pub(crate) enum LeaseState {
     /// It may be renewed.
     Live,
     /// Its owner gives it up, and waits for the commits in flight on its binds (C2).
     Resigning,
-    /// It lapsed, or its owner was replaced. Binds are void at once, and granted anew when it must
+    /// It lapsed, or its owner was replaced. Binds are invalid at once, and reassigned when it must
     /// have run out (B3).
     Fenced,
-    /// Its owner gave it up while nothing of it was in use: binds are granted anew at once.
+    /// Its owner gave it up while nothing of it was in use: binds are reassigned at once.
     Resigned,
 }
 
 /// A lease: pure, takes time as an argument.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Lease {
+pub(crate) struct Lease {
     /// When it was last renewed, by the allocator's clock.
-    pub renewed_at: Time,
+    pub(crate) renewed_at: Time,
     /// What became of it.
-    pub state: LeaseState,
+    pub(crate) state: LeaseState,
 }
 
 impl Lease {
     /// What is left of the raw promise, zero if it is over or was given up.
-    pub fn remaining(self, ttl: Duration, now: Time) -> Duration {
+    pub(crate) fn remaining(self, ttl: Duration, now: Time) -> Duration {
         match self.state {
             LeaseState::Live => (self.renewed_at + ttl).remaining(now),
             _ => Duration::ZERO,
@@ -47,18 +47,18 @@ impl Lease {
     }
 
     /// True if its end must have come for its owner too: hi(TTL) has passed since the last renewal.
-    pub fn lapsed(self, ttl: Duration, now: Time) -> bool {
+    pub(crate) fn lapsed(self, ttl: Duration, now: Time) -> bool {
         now >= self.renewed_at + hi(ttl)
     }
 
     /// True while binds of its owner are valid.
-    pub fn holds(self, ttl: Duration, now: Time) -> bool {
+    pub(crate) fn holds(self, ttl: Duration, now: Time) -> bool {
         self.state == LeaseState::Live && !self.lapsed(ttl, now)
     }
 
-    /// How long until binds of its owner can be granted anew (B3). Meaningful once it no longer
+    /// How long until binds of its owner can be reassigned (B3). Meaningful once it no longer
     /// holds.
-    pub fn reassigned_in(self, ttl: Duration, now: Time) -> Duration {
+    pub(crate) fn reassigned_in(self, ttl: Duration, now: Time) -> Duration {
         match self.state {
             LeaseState::Resigned => Duration::ZERO,
             _ => (self.renewed_at + hi(ttl)).remaining(now),
@@ -71,25 +71,25 @@ impl Lease {
 /// One word, so that a renewal and a fence cannot both succeed: nanoseconds of the last renewal,
 /// and the state in the two lowest bits.
 #[derive(Debug)]
-pub struct LeaseCell(AtomicU64);
+pub(crate) struct LeaseCell(AtomicU64);
 
 impl LeaseCell {
     /// A lease last renewed at `renewed_at`.
-    pub fn new(renewed_at: Time, state: LeaseState) -> Self {
+    pub(crate) fn new(renewed_at: Time, state: LeaseState) -> Self {
         Self(AtomicU64::new(pack(Lease { renewed_at, state })))
     }
 
     /// The lease now.
-    pub fn get(&self) -> Lease {
-        // ORDERING: Acquire, the partner of the releases in `change`: whoever sees a lease fenced
-        // sees what was done before.
+    pub(crate) fn get(&self) -> Lease {
+        // ORDERING: Acquire, the partner of the releases in `change`: a thread that sees a lease
+        // fenced sees what was done before.
         unpack(self.0.load(Ordering::Acquire))
     }
 
     /// Renews a live lease that has not lapsed; false if it is too late. `now` reads the clock,
     /// between the look at the lease and the change: a thread that stops in between changes nothing
     /// if the lease was fenced meanwhile.
-    pub fn renew(&self, ttl: Duration, now: impl Fn() -> Time) -> bool {
+    pub(crate) fn renew(&self, ttl: Duration, now: impl Fn() -> Time) -> bool {
         self.change(|lease| {
             let now = now();
             lease
@@ -100,7 +100,7 @@ impl LeaseCell {
 
     /// Fences the lease if `condition` holds for it at that moment; false if it did not, or it was
     /// already fenced or resigned.
-    pub fn fence_if(&self, condition: impl Fn(Lease) -> bool) -> bool {
+    pub(crate) fn fence_if(&self, condition: impl Fn(Lease) -> bool) -> bool {
         self.change(|lease| {
             let open = matches!(lease.state, LeaseState::Live | LeaseState::Resigning);
             (open && condition(lease)).then_some(Lease { state: LeaseState::Fenced, ..lease })
@@ -109,7 +109,7 @@ impl LeaseCell {
 
     /// Begins to give the lease up; true also if that had begun before. False if it lapsed, was
     /// fenced or is given up. `now` as for [`renew`](Self::renew).
-    pub fn begin_resign(&self, ttl: Duration, now: impl Fn() -> Time) -> bool {
+    pub(crate) fn begin_resign(&self, ttl: Duration, now: impl Fn() -> Time) -> bool {
         self.change(|lease| {
             let may = match lease.state {
                 LeaseState::Live | LeaseState::Resigning => !lease.lapsed(ttl, now()),
@@ -121,7 +121,7 @@ impl LeaseCell {
 
     /// Ends what [`begin_resign`](Self::begin_resign) began, once that is durable; false if it was
     /// fenced meanwhile.
-    pub fn finish_resign(&self) -> bool {
+    pub(crate) fn finish_resign(&self) -> bool {
         self.change(|lease| {
             (lease.state == LeaseState::Resigning)
                 .then_some(Lease { state: LeaseState::Resigned, ..lease })

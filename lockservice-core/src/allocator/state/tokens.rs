@@ -6,19 +6,19 @@ use crate::id::{EPOCH_SHIFT, Epoch, FencingToken};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Tokens in one block (F2).
-pub const TOKEN_BLOCK: u64 = 1 << 20;
+pub(crate) const TOKEN_BLOCK: u64 = 1 << 20;
 
 /// Tokens are below this bound, so that they survive languages whose numbers are doubles (F2).
-pub const TOKEN_END: u64 = 1 << 53;
+pub(crate) const TOKEN_END: u64 = 1 << 53;
 
 /// What must happen before a number or a block can be had: the leader raises its epoch to at least
 /// this.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RaiseEpoch(pub Epoch);
+pub(crate) struct RaiseEpoch(pub Epoch);
 
 /// What [`TokenSource::block`] returns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum NextBlock {
+pub(crate) enum NextBlock {
     /// The block. It may be used once it is durable.
     Reserved(TokenBlock),
     /// There is no room for a block in this epoch.
@@ -27,7 +27,7 @@ pub enum NextBlock {
 
 /// Where tokens come from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TokenSource {
+pub(crate) enum TokenSource {
     /// They lie below the end of the epoch (F2).
     Epoch {
         /// The first that this leadership may give out of a new table: `epoch * 2^32`, or what the
@@ -47,7 +47,7 @@ impl TokenSource {
     ///
     /// # Errors
     /// `ResourceExhausted` at the end of all tokens: a new store is needed.
-    pub fn block(self, reserved_to: u64, epoch: Epoch) -> Result<NextBlock> {
+    pub(crate) fn block(self, reserved_to: u64, epoch: Epoch) -> Result<NextBlock> {
         let (base, end) = match self {
             Self::Epoch { from } => (reserved_to.max(from), epoch.end_number()),
             Self::Volatile { from } => (reserved_to.max(from), TOKEN_END),
@@ -73,7 +73,7 @@ impl TokenSource {
 /// Hands out versions, incarnations and table ids: each lies below the end of the epoch and is
 /// larger than every one before (L4).
 #[derive(Debug)]
-pub struct NumberSequence {
+pub(crate) struct NumberSequence {
     /// The next number. The only shared state: numbers need an order, nothing else hangs on them.
     next: AtomicU64,
     /// The current epoch.
@@ -82,30 +82,30 @@ pub struct NumberSequence {
 
 impl NumberSequence {
     /// The numbers of `epoch` above `from`.
-    pub fn new(from: u64, epoch: Epoch) -> Self {
+    pub(crate) fn new(from: u64, epoch: Epoch) -> Self {
         Self { next: AtomicU64::new(from + 1), epoch: AtomicU64::new(epoch.get()) }
     }
 
     /// Every number that was handed out is below this.
-    pub fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.next.load(Ordering::Acquire)
     }
 
     /// The current epoch.
-    pub fn epoch(&self) -> Epoch {
+    pub(crate) fn epoch(&self) -> Epoch {
         // ORDERING: Acquire, the partner of the release in `raise`.
         Epoch::new(self.epoch.load(Ordering::Acquire))
     }
 
     /// Goes on to a later epoch, which the store has already recorded. An earlier one changes
     /// nothing.
-    pub fn raise(&self, epoch: Epoch) {
+    pub(crate) fn raise(&self, epoch: Epoch) {
         // ORDERING: Release, the partner of the acquire in `epoch`.
         self.epoch.fetch_max(epoch.get(), Ordering::AcqRel);
     }
 
     /// The next number, or which epoch is needed because those of this one are used up.
-    pub fn take(&self) -> Result<u64, RaiseEpoch> {
+    pub(crate) fn take(&self) -> Result<u64, RaiseEpoch> {
         let mut next = self.next.load(Ordering::Acquire);
         loop {
             let end = self.epoch().end_number();
@@ -182,9 +182,13 @@ mod tests {
             for raise in raises {
                 epoch = Epoch::new(epoch.get() + raise);
                 let block = loop {
-                    match (TokenSource::Epoch { from }).block(reserved_to, epoch).expect("far from the end") {
+                    let block = TokenSource::Epoch { from }.block(reserved_to, epoch);
+                    match block.expect("far from the end") {
                         NextBlock::Reserved(block) => break block,
-                        NextBlock::Raise(RaiseEpoch(wanted)) => { prop_assert!(wanted > epoch); epoch = wanted; }
+                        NextBlock::Raise(RaiseEpoch(wanted)) => {
+                            prop_assert!(wanted > epoch);
+                            epoch = wanted;
+                        }
                     }
                 };
                 prop_assert!(block.next.get() >= reserved_to.max(from));

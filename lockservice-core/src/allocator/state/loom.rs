@@ -1,20 +1,21 @@
 //! Every interleaving of small models of commit admission (C2 to C4).
-#![cfg(loom)]
 
 use std::time::Duration;
 
-use lockservice_core::allocator::state::commits::{CommitControl, Marked, PinSet, Pins};
-use lockservice_core::allocator::state::leases::LeaseState;
-use lockservice_core::allocator::state::tokens::TokenSource;
-use lockservice_core::allocator::state::{AllocatorState, BindEntry, Service, TableEntry};
-use lockservice_core::allocator::{BeginCommit, CommitWindow, PresentedBind};
-use lockservice_core::clock::Time;
-use lockservice_core::store::{ServiceRecord, ServiceState};
-use lockservice_core::{
-    BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId,
-};
 use loom::sync::Arc;
 use loom::thread;
+
+use crate::allocator::state::commits::{CommitControl, Tombstoned};
+use crate::allocator::state::leases::LeaseState;
+use crate::allocator::state::pins::{PinSet, Pins};
+use crate::allocator::state::tokens::TokenSource;
+use crate::allocator::state::{AllocatorState, BindEntry, Service, TableEntry};
+use crate::allocator::{BeginCommit, CommitWindow, PresentedBind};
+use crate::clock::Time;
+use crate::id::{
+    BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId,
+};
+use crate::store::{ServiceRecord, ServiceState};
 
 const TTL: Duration = Duration::from_secs(5);
 const ORIGIN: ServiceId = ServiceId::new(1 << 32 | 1);
@@ -60,6 +61,7 @@ fn state() -> (Arc<AllocatorState>, std::sync::Arc<Service>, std::sync::Arc<Pins
         tokens_reserved_to: 0,
         binds: [bind].into_iter().collect(),
         pending: None,
+        leaving: false,
     };
     state.tables.upsert(table.clone(), || entry, |_| ());
     let request = BeginCommit {
@@ -99,12 +101,12 @@ fn a_transaction_is_tombstoned_or_committing_and_never_both() {
         let control = Arc::new(CommitControl::new(10));
         let other = Arc::clone(&control);
         let cannot = thread::spawn(move || {
-            other.tombstone(txn(), NOW, |marked| marked).expect("far from the limit")
+            other.tombstone(txn(), NOW, |outcome| outcome).expect("far from the limit")
         });
         let admitted = control.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).is_ok();
         match cannot.join().expect("no panic") {
-            Marked::Committing => assert!(admitted),
-            Marked::ToWrite(_) => assert!(!admitted, "a tombstoned transaction commits (C4)"),
+            Tombstoned::Committing => assert!(admitted),
+            Tombstoned::ToWrite(_) => assert!(!admitted, "a tombstoned transaction commits (C4)"),
             other => panic!("neither: {other:?}"),
         }
     });
@@ -121,16 +123,16 @@ fn finishing_one_attempt_leaves_the_other_in_flight() {
             other.finish(txn(), attempt(1));
         });
         control.admit(txn(), attempt(2), PinSet::new(), WINDOW, NOW).expect("free");
-        let marked = control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit");
-        assert_eq!(marked, Marked::Committing, "the second attempt is in flight");
+        let outcome = control.tombstone(txn(), NOW, |outcome| outcome).expect("far from the limit");
+        assert_eq!(outcome, Tombstoned::Committing, "the second attempt is in flight");
         first.join().expect("no panic");
         assert_eq!(
-            control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit"),
-            Marked::Committing
+            control.tombstone(txn(), NOW, |outcome| outcome).expect("far from the limit"),
+            Tombstoned::Committing
         );
         control.finish(txn(), attempt(2));
-        let ended = control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit");
-        assert!(matches!(ended, Marked::ToWrite(_)), "{ended:?}");
+        let ended = control.tombstone(txn(), NOW, |outcome| outcome).expect("far from the limit");
+        assert!(matches!(ended, Tombstoned::ToWrite(_)), "{ended:?}");
     });
 }
 
@@ -141,7 +143,7 @@ fn once_committing_was_answered_nothing_more_is_admitted_and_the_end_is_a_tombst
         control.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).expect("free");
         let other = Arc::clone(&control);
         let asker = thread::spawn(move || {
-            other.tombstone(txn(), NOW, |marked| marked).expect("far from the limit")
+            other.tombstone(txn(), NOW, |outcome| outcome).expect("far from the limit")
         });
         let second = control.admit(txn(), attempt(2), PinSet::new(), WINDOW, NOW).is_ok();
         control.finish(txn(), attempt(1));
@@ -149,10 +151,10 @@ fn once_committing_was_answered_nothing_more_is_admitted_and_the_end_is_a_tombst
         let told = asker.join().expect("no panic");
         match told {
             // Asked after all of it: never in flight again.
-            Marked::ToWrite(_) => {}
+            Tombstoned::ToWrite(_) => {}
             // Asked while one was in flight; a later attempt can only have been admitted before
             // that.
-            Marked::Committing => {}
+            Tombstoned::Committing => {}
             other => panic!("neither: {other:?}"),
         }
         let late = control.admit(txn(), attempt(3), PinSet::new(), WINDOW, NOW);
@@ -160,8 +162,8 @@ fn once_committing_was_answered_nothing_more_is_admitted_and_the_end_is_a_tombst
             late.is_err(),
             "admitted after {told:?} was answered (C4), second admitted: {second}"
         );
-        let again = control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit");
-        assert!(matches!(again, Marked::ToWrite(_)), "its last attempt has ended: {again:?}");
+        let again = control.tombstone(txn(), NOW, |outcome| outcome).expect("far from the limit");
+        assert!(matches!(again, Tombstoned::ToWrite(_)), "its last attempt has ended: {again:?}");
     });
 }
 
@@ -197,8 +199,8 @@ fn a_mark_below_the_floor_goes_only_once_the_floor_says_the_same() {
             other.cleaned(floor);
         });
         // Asked again meanwhile: by a mark or by the floor, it stays refused.
-        let marked = control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit");
-        assert!(matches!(marked, Marked::ToWrite(_) | Marked::Over), "{marked:?}");
+        let outcome = control.tombstone(txn(), NOW, |outcome| outcome).expect("far from the limit");
+        assert!(matches!(outcome, Tombstoned::ToWrite(_) | Tombstoned::Over), "{outcome:?}");
         assert!(control.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).is_err());
         cleaner.join().expect("no panic");
         assert!(control.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).is_err());
@@ -218,10 +220,10 @@ fn the_cleaner_takes_off_only_the_mark_that_it_saw() {
         control.tombstone(txn(), NOW, |_| ()).expect("far from the limit");
         cleaner.join().expect("no panic");
         assert!(control.len() <= 1);
-        let again = control.tombstone(txn(), NOW, |marked| marked).expect("far from the limit");
+        let again = control.tombstone(txn(), NOW, |outcome| outcome).expect("far from the limit");
         // Had the cleaner removed a mark that is newer than its look, its write would stay behind
         // in the store.
-        assert!(matches!(again, Marked::ToWrite(_)), "{again:?}");
+        assert!(matches!(again, Tombstoned::ToWrite(_)), "{again:?}");
     });
 }
 
@@ -239,14 +241,14 @@ fn whoever_waits_for_pins_sees_every_commit_that_was_admitted() {
             state.pins_in(shard, OWNER, &mut pins);
         }
         assert_eq!(pins.len(), 1);
-        let held = pins.held(NOW);
+        let held = pins[0].held(NOW);
         let admitted = commit.join().expect("no panic");
         assert!(
             held || !admitted,
             "a commit was admitted on a bind that nobody waits for any more"
         );
         if !admitted {
-            assert!(!pins.held(NOW), "a refused commit left its pin");
+            assert!(!pins[0].held(NOW), "a refused commit left its pin");
         }
     });
 }

@@ -1,0 +1,38 @@
+//! Which transactions of an origin are alive, as the origin tells it (C4).
+
+use std::fmt;
+
+#[cfg(doc)]
+use crate::id::TxnId;
+
+/// Which transactions of an origin can be alive, as the origin tells it: a superset of those that
+/// are.
+///
+/// Both ends only ever rise. They are numbers as in [`TxnId::number`]; transactions that do not
+/// validate do not count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TxnRange {
+    /// Every validating transaction below this is over.
+    pub floor: u64,
+    /// None from here on has begun. The origin tells it ahead.
+    pub end: u64,
+}
+
+/// The life of a validating transaction, as its origin knows it. Exhaustive: no fourth state can
+/// come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TxnLife {
+    /// The origin has not begun it.
+    NotBegun,
+    /// It is alive, or being ended.
+    Alive,
+    /// It has ended, for ever.
+    Over,
+}
+
+/// An origin in the same process, which knows of each of its validating transactions whether it is
+/// alive.
+pub trait OriginTxns: fmt::Debug + Send + Sync + 'static {
+    /// The life of the validating transaction with this [number](TxnId::number). Must not block.
+    fn life(&self, number: u64) -> TxnLife;
+}

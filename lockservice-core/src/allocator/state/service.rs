@@ -1,0 +1,129 @@
+//! [`Service`]: an incarnation in memory.
+
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::allocator::state::commits::CommitControl;
+use crate::allocator::state::leases::{LeaseCell, LeaseState};
+use crate::clock::Time;
+use crate::id::{NodeName, Nonce, ServiceId};
+use crate::store::{ServiceRecord, ServiceState};
+use crate::sync::atomic::{AtomicBool, AtomicUsize};
+
+/// An incarnation (B1), with its lease and the control state of its commits.
+#[derive(Debug)]
+pub(crate) struct Service {
+    /// The incarnation's id.
+    pub(crate) id: ServiceId,
+    /// The node it is an incarnation of.
+    pub(crate) node: NodeName,
+    /// Tells it from any other with the same id.
+    pub(crate) nonce: Nonce,
+    /// Where clients reach it.
+    pub(crate) address: String,
+    /// How long a renewal holds. For one of an earlier leadership the longer of the old and the new
+    /// constant (B4).
+    pub(crate) ttl: Duration,
+    /// Whether it is alive.
+    pub(crate) lease: LeaseCell,
+    /// The commits of its transactions.
+    pub(crate) commits: CommitControl,
+    /// True once a state below `Live` is in the store.
+    pub(crate) end_durable: AtomicBool,
+    /// Binds and writes of binds that name it. The record goes only at zero.
+    pub(crate) references: AtomicUsize,
+    /// Notified when its resignation has landed.
+    pub(crate) gone: Notify,
+}
+
+impl Service {
+    /// An incarnation whose lease was last renewed at `renewed_at`.
+    pub(crate) fn new(
+        record: ServiceRecord,
+        ttl: Duration,
+        renewed_at: Time,
+        state: LeaseState,
+        commits_max: usize,
+    ) -> Self {
+        Self {
+            id: record.id,
+            node: record.node,
+            nonce: record.nonce,
+            address: record.address,
+            ttl,
+            lease: LeaseCell::new(renewed_at, state),
+            commits: CommitControl::new(commits_max),
+            end_durable: AtomicBool::new(record.state != ServiceState::Live),
+            references: AtomicUsize::new(0),
+            gone: Notify::new(),
+        }
+    }
+
+    /// Its resignation is durable: its tables may be reassigned at once. Changes nothing if it
+    /// was fenced meanwhile.
+    pub(crate) fn finish_resign(&self) {
+        if self.lease.finish_resign() {
+            self.gone.notify_waiters();
+        }
+    }
+
+    /// True while its binds are valid. A caller that tells others of a false uses
+    /// [`check_holds`](Self::check_holds) instead.
+    pub(crate) fn holds(&self, now: Time) -> bool {
+        self.lease.get().holds(self.ttl, now)
+    }
+
+    /// As [`holds`](Self::holds), and fences it if it has lapsed: an incarnation that was said to
+    /// be over is renewed by nothing, also not by a thread that has read the clock before.
+    pub(crate) fn check_holds(&self, now: Time) -> bool {
+        self.holds(now) || {
+            self.fence_if_lapsed(now);
+            self.holds(now)
+        }
+    }
+
+    /// Renews its lease. False, with the lease fenced, if it has lapsed or was fenced before.
+    pub(crate) fn renew(&self, now: impl Fn() -> Time) -> bool {
+        self.lease.renew(self.ttl, &now) || {
+            self.fence_if_lapsed(now());
+            false
+        }
+    }
+
+    /// Its record, in `state`.
+    pub(crate) fn record(&self, state: ServiceState) -> ServiceRecord {
+        ServiceRecord {
+            id: self.id,
+            node: self.node.clone(),
+            nonce: self.nonce,
+            address: self.address.clone(),
+            state,
+        }
+    }
+
+    /// Its state, as the store would have it.
+    pub(crate) fn state(&self) -> ServiceState {
+        match self.lease.get().state {
+            LeaseState::Live | LeaseState::Resigning => ServiceState::Live,
+            LeaseState::Fenced => ServiceState::Fenced,
+            LeaseState::Resigned => ServiceState::Resigned,
+        }
+    }
+
+    /// Fences it if its lease has lapsed; its transactions too, before anything of it can be given
+    /// away. False if it holds, or is fenced already.
+    pub(crate) fn fence_if_lapsed(&self, now: Time) -> bool {
+        let lapsed = self.lease.fence_if(|lease| lease.lapsed(self.ttl, now));
+        if lapsed {
+            self.commits.fence();
+        }
+        lapsed
+    }
+
+    /// Fences it whether it lapsed or not (it is replaced).
+    pub(crate) fn fence(&self) {
+        self.lease.fence_if(|_| true);
+        self.commits.fence();
+    }
+}
