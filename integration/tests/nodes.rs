@@ -31,7 +31,7 @@ impl Nodes {
         }
         // A new store may have lost data for one lease; then its leader resolves that.
         within("the leader to resolve the data loss", async {
-            while !servers[0].log().contains("the doubt is settled") {
+            while !servers[0].log().contains("anything that the store lost") {
                 tokio::time::sleep(LEASE / 20).await;
             }
         })

@@ -2,8 +2,8 @@
 //!
 //! The first node is the *home*; the others are opened when a table turns out to be owned there,
 //! and kept for the next transaction. The values of the whole session are the least of those
-//! at home and at each other node **in use**: one where a transaction holds something. A node that
-//! nobody uses may be lost without harm; it is opened again when it is needed.
+//! at home and at each other node **in use**: one where a transaction holds something. An
+//! unused node may be lost without harm; it is opened again when it is needed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -27,9 +27,9 @@ const OWNERS_MAX: usize = 10_000;
 pub(super) struct ClusterSession {
     pub(super) home: Arc<Handle>,
     ttl: Option<Duration>,
-    /// The earliest guard, and the first loss, of home and the nodes in use. Each is computed while
-    /// the channel is locked, so that the last to compute has seen everything; `used` is locked
-    /// inside.
+    /// The earliest deadline, and the first loss, of home and the nodes in use. Each is computed
+    /// while the channel is locked, so that the last to compute has seen everything; `used` is
+    /// locked inside.
     pub(super) deadline: watch::Sender<Time>,
     pub(super) lost: watch::Sender<Option<Error>>,
     /// A leaf.

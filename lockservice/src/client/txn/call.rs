@@ -65,8 +65,8 @@ impl<'a> Turn<'a> {
             placement.id = Some(id);
             !std::mem::replace(&mut placement.holds, true)
         };
-        // Before the caller knows of the grant: from then on the session's guard is at most that of
-        // this node.
+        // Before the caller knows of the grant: from then on the session's deadline is at most that
+        // of this node.
         if first && let Some(pin) = self.txn.cluster_session.pin(&self.handle) {
             self.txn.placement.lock().pin = Some(pin);
         }
