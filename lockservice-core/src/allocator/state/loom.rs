@@ -106,7 +106,7 @@ fn a_transaction_is_tombstoned_or_committing_and_never_both() {
         let admitted = control.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).is_ok();
         match cannot.join().expect("no panic") {
             Tombstoned::Committing => assert!(admitted),
-            Tombstoned::ToWrite(_) => assert!(!admitted, "a tombstoned transaction commits (C4)"),
+            Tombstoned::ToWrite(_) => assert!(!admitted, "a tombstoned transaction commits"),
             other => panic!("neither: {other:?}"),
         }
     });
@@ -118,7 +118,7 @@ fn finishing_one_attempt_leaves_the_other_in_flight() {
         let control = Arc::new(CommitControl::new(10));
         let other = Arc::clone(&control);
         let first = thread::spawn(move || {
-            // Refused once somebody was told that the transaction is committing (C4).
+            // Refused once a caller was told that the transaction is committing (C4).
             drop(other.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW));
             other.finish(txn(), attempt(1));
         });
@@ -158,10 +158,7 @@ fn once_committing_was_answered_nothing_more_is_admitted_and_the_end_is_a_tombst
             other => panic!("neither: {other:?}"),
         }
         let late = control.admit(txn(), attempt(3), PinSet::new(), WINDOW, NOW);
-        assert!(
-            late.is_err(),
-            "admitted after {told:?} was answered (C4), second admitted: {second}"
-        );
+        assert!(late.is_err(), "admitted after {told:?} was answered, second admitted: {second}");
         let again = control.tombstone(txn(), NOW, |outcome| outcome).expect("far from the limit");
         assert!(matches!(again, Tombstoned::ToWrite(_)), "its last attempt has ended: {again:?}");
     });
@@ -178,7 +175,7 @@ fn once_the_floor_was_raised_nothing_below_it_is_admitted() {
         });
         let admitted = control.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).is_ok();
         let in_flight = origin.join().expect("no panic");
-        assert_eq!(in_flight, admitted, "a commit was admitted behind the floor (C4)");
+        assert_eq!(in_flight, admitted, "a commit was admitted behind the floor");
         assert!(control.admit(txn(), attempt(2), PinSet::new(), WINDOW, NOW).is_err());
     });
 }
@@ -245,7 +242,7 @@ fn whoever_waits_for_pins_sees_every_commit_that_was_admitted() {
         let admitted = commit.join().expect("no panic");
         assert!(
             held || !admitted,
-            "a commit was admitted on a bind that nobody waits for any more"
+            "a commit was admitted on a bind that is not waited for any more"
         );
         if !admitted {
             assert!(!pins[0].held(NOW), "a refused commit left its pin");
