@@ -10,8 +10,8 @@
 //! | [`random_u64`](Env::random_u64) and its like | the operating system's | drawn from a seed |
 //!
 //! A simulation runs on one thread under tokio's paused clock. Then the order of tasks and timers
-//! is determined, and a run is repeated by its seed. Real and simulated nodes run the same code: the
-//! lint `clippy::disallowed_methods` forbids every other way to these effects in this crate.
+//! is determined, and a run is repeated by its seed. Real and simulated nodes run the same code:
+//! the lint `clippy::disallowed_methods` forbids every other way to these effects in this crate.
 //!
 //! Timers only wake. Whether a promise is over is decided by reading the clock.
 //!

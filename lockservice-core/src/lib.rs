@@ -32,7 +32,8 @@
 //! let clock: Arc<dyn Clock> = Arc::new(SystemClock);
 //! let node = NodeName::new("node-1")?;
 //! let store = Arc::new(MemoryStore::new(0));
-//! let allocator = LocalAllocator::open(store, clock.clone(), AllocatorSettings::default(), node.clone()).await?;
+//! let settings = AllocatorSettings::default();
+//! let allocator = LocalAllocator::open(store, clock.clone(), settings, node.clone()).await?;
 //! let service = LockService::start(ServiceParts::new(allocator, clock, node)).await?;
 //!
 //! let txn = service.begin(TxnOptions::default())?;

@@ -1,5 +1,5 @@
-//! The length of holds of the engine's mutex, in steps: none takes more than a slice, for any number of
-//! rows that a call names or of waiters that it ends.
+//! The length of holds of the engine's mutex, in steps: none takes more than a slice, for any
+//! number of rows that a call names or of waiters that it ends.
 
 mod kit;
 

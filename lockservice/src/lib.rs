@@ -135,9 +135,9 @@ pub async fn open_allocator(url: &str, node: NodeName) -> Result<Arc<ElectedAllo
 /// start of an embedded service among others.
 ///
 /// `address` says where this node is reached. Before its service starts it must serve
-/// [`as_leader`](ElectedAllocator::as_leader) with a [`PeerServer`](server::PeerServer) to other
+/// [`as_leader`](ElectedAllocator::as_leader) with a [`PeerServer`] to other
 /// nodes, because it may be the one that leads, and if it has clients over the network
-/// [`for_clients`](ElectedAllocator::for_clients) with a [`Server`](server::Server). Any store will
+/// [`for_clients`](ElectedAllocator::for_clients) with a [`Server`]. Any store will
 /// do.
 ///
 /// It does not wait until a leader is known.

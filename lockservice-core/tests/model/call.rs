@@ -202,8 +202,8 @@ impl Model {
         !call.changes.is_empty() && self.tables[call.table].tokens.is_empty()
     }
 
-    /// The memory of all holds and waits, and of the holds of the call's transaction. `call` is in no
-    /// list at the moment.
+    /// The memory of all holds and waits, and of the holds of the call's transaction. `call` is in
+    /// no list at the moment.
     pub(super) fn bytes(&self, call: &Call) -> (usize, usize) {
         let waits: usize = self.queue.iter().chain(&self.awaiting_token).map(wait_bytes).sum();
         let holds: usize = self.holds.iter().map(|hold| hold_bytes(&hold.item)).sum();

@@ -30,8 +30,8 @@ impl Model {
         }
     }
 
-    /// The member of a cycle that the engine had fail. Checks that there is that cycle, and that the
-    /// policy chooses that member.
+    /// The member of a cycle that the engine had fail. Checks that there is that cycle, and that
+    /// the policy chooses that member.
     pub(super) fn explain(&mut self, txn: usize, clients: &mut [Client]) -> usize {
         let mut reported = poll_all(clients);
         reported

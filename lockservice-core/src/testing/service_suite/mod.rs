@@ -46,7 +46,8 @@ where
             $($({
                 let fixture = make().await;
                 let _clause = Clause(stringify!($clause));
-                let shown = tokio::time::timeout(CLAUSE_MAX, Box::pin($file::$clause(&*fixture))).await;
+                let clause = Box::pin($file::$clause(&*fixture));
+                let shown = tokio::time::timeout(CLAUSE_MAX, clause).await;
                 assert!(shown.is_ok(), "it hangs");
             })+)+
         };
