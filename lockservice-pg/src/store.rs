@@ -63,6 +63,8 @@ impl PgStore {
     /// Fails with `InvalidArgument` for a URL that cannot be read, `Unavailable` if the server does
     /// not answer (try again), `StoreUnusable` if the login, a right or the database is missing or
     /// the server is a standby or read-only, `StoreNewer` and `StoreCorrupt` as the content says.
+    ///
+    /// # Cancel safety
     /// Cancel safe: a migration is done as a whole or not at all.
     pub async fn connect(url: &str) -> Result<Self> {
         Self::connect_with(PgConfig::from_url(url)?).await
@@ -95,7 +97,10 @@ impl PgStore {
     /// migrates nothing.
     ///
     /// Fails as [`connect`](Self::connect) does, but for damaged records: those are in the answer.
-    /// Also with `StoreUnusable` if there is no store, or one of an older format. Cancel safe.
+    /// Also with `StoreUnusable` if there is no store, or one of an older format.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn inspect(url: &str) -> Result<Inspection> {
         let config = PgConfig::from_url(url)?;
         let servers = Arc::new(Servers::new(&config));

@@ -58,7 +58,10 @@ impl Watch {
         self.observed.store(*self.generation.borrow(), Ordering::Relaxed);
     }
 
-    /// Waits until something may have changed since then, at most `poll`. Cancel safe.
+    /// Waits until something may have changed since then, at most `poll`.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub(crate) async fn changed(&self, poll: Duration) {
         if self.listen && !self.servers.pooler() {
             self.task.get_or_init(|| {

@@ -72,6 +72,8 @@ impl RedisStore {
     /// Reads the store that a URL names, damaged or not, as far as it can be read.
     ///
     /// Fails as [`connect`](Self::connect) does, but for damaged records: those are in the answer.
+    ///
+    /// # Cancel safety
     /// Cancel safe.
     pub async fn inspect(url: &str) -> Result<Inspection> {
         let store = Self::reach(RedisConfig::from_url(url)?).await?;

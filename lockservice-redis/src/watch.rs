@@ -25,6 +25,7 @@ impl Watch {
 
     /// Waits until a change was announced, at most `poll`.
     ///
+    /// # Cancel safety
     /// Cancel safe: the subscription stays, and what it hears meanwhile ends the next wait.
     pub(crate) async fn wait(
         &self,

@@ -50,7 +50,10 @@ impl RocksStore {
     /// Fails, naming the path and what to do, with `StoreInUse` if another process has it open,
     /// `StoreUnusable` if the folder cannot be opened, created or written, `StoreCorrupt` if it is
     /// not a store of lockservice or is damaged, and `StoreNewer` if a newer version wrote it.
-    /// Reads the whole store once to check it. Cancel safe.
+    /// Reads the whole store once to check it.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self> {
         Self::open_with(RocksConfig::new(path)).await
     }
@@ -63,7 +66,10 @@ impl RocksStore {
     /// Reads the store in the folder `path`, damaged or not, as far as it can be read.
     ///
     /// Like [`open`](Self::open) it creates a folder that is not there, and fails as that does, but
-    /// for damaged records: those are in the answer. Cancel safe.
+    /// for damaged records: those are in the answer.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn inspect(path: impl Into<PathBuf>) -> Result<Inspection> {
         let config = RocksConfig::new(path);
         ExclusiveStore::inspect(url(&config), move || RocksEngine::open(config)).await

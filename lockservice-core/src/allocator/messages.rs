@@ -121,6 +121,8 @@ pub struct Forgetting {
 
 /// The outcome for a table that an operator wants forgotten. Exhaustive: an operator must be told
 /// each.
+///
+/// Exhaustive on purpose: a match must handle each.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ForgetOutcome {
     /// It is forgotten.
@@ -284,6 +286,8 @@ pub struct BindStatus {
 }
 
 /// Whether a bind holds (B3). Exhaustive: both must be told apart.
+///
+/// Exhaustive on purpose: a match must handle each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BindState {
     /// The owner's lease holds.

@@ -21,6 +21,8 @@ use super::{Key, KeyRange};
 /// # Ok(())
 /// # }
 /// ```
+///
+/// Exhaustive on purpose: a match must handle each.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub enum LockItem {
     /// One row.
@@ -89,6 +91,8 @@ impl fmt::Display for LockItem {
 }
 
 /// The mode of a lock. Exhaustive on purpose: a caller may match on both modes.
+///
+/// Exhaustive on purpose: a match must handle each.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LockMode {

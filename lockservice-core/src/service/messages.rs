@@ -135,6 +135,8 @@ pub struct TxnOp {
 }
 
 /// What an operation of a session does.
+///
+/// Exhaustive on purpose: a match must handle each.
 #[derive(Clone, Debug)]
 pub enum Operation {
     /// Locks.

@@ -246,7 +246,10 @@ impl LockService {
     }
 
     /// Resolves when this incarnation is sealed, with the reason: `LeaseLost` asks the host to
-    /// start a new incarnation that replaces this one, `ShuttingDown` does not. Cancel safe.
+    /// start a new incarnation that replaces this one, `ShuttingDown` does not.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn sealed(&self) -> Error {
         let mut phase = self.inner.phase.subscribe();
         match phase.wait_for(|phase| matches!(phase, Phase::Sealed(_))).await.as_deref() {

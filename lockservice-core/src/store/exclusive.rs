@@ -74,7 +74,10 @@ impl ExclusiveStore {
     ///
     /// Fails as `open` does, with `StoreNewer` for a store of a later version, and with
     /// `StoreCorrupt` for one that holds anything but entries of lockservice, or damaged ones.
-    /// Nothing is changed in either. Cancel safe: a store that is opened nevertheless is closed
+    /// Nothing is changed in either.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a store that is opened nevertheless is closed
     /// again.
     pub async fn open<E: KeyValue>(
         url: String,

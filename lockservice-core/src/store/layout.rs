@@ -27,6 +27,8 @@ const SERVICE_PREFIX: &[u8] = b"service/";
 const TOMBSTONE_PREFIX: &[u8] = b"tombstone/";
 
 /// One change to one entry of a key-value store. Exhaustive: an engine must apply each.
+///
+/// Exhaustive on purpose: a backend must store each.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
     /// Creates or replaces the entry.

@@ -8,6 +8,8 @@ use super::{Cluster, Floor, LeadershipHistory, Loss, NodeAddress, Seen};
 use crate::id::Epoch;
 
 /// The response to [`BindStore::acquire_leadership`]. Exhaustive: a candidate must handle both.
+///
+/// Exhaustive on purpose: a match must handle each.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Leadership {
     /// The caller leads.

@@ -87,6 +87,8 @@ pub struct ServiceRecord {
 
 /// The state of an incarnation. It only ever moves down this list. Exhaustive: a leader must handle
 /// each.
+///
+/// Exhaustive on purpose: a backend must store each.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ServiceState {
@@ -99,6 +101,8 @@ pub enum ServiceState {
 }
 
 /// One change to one record. Exhaustive: a backend must apply each.
+///
+/// Exhaustive on purpose: a backend must store each.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Op {

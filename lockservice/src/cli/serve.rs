@@ -264,7 +264,10 @@ impl StopSignals {
         })
     }
 
-    /// The next signal that asks for a stop. Cancel safe.
+    /// The next signal that asks for a stop.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     async fn next(&mut self) {
         loop {
             tokio::select! {

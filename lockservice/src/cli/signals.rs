@@ -122,7 +122,10 @@ impl Signals {
         }
     }
 
-    /// The next signal that asks this process to end. Cancel safe.
+    /// The next signal that asks this process to end.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub(crate) async fn next_to_end(&mut self) -> Signal {
         loop {
             let taken = self.next().await;

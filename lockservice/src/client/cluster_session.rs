@@ -106,7 +106,10 @@ impl ClusterSession {
     }
 
     /// Resolves when the session is lost at home or at a node in use; never for one that was
-    /// closed. Cancel safe.
+    /// closed.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub(super) async fn lost(&self) -> Error {
         let mut lost = self.lost.subscribe();
         let why = lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
@@ -162,7 +165,10 @@ impl ClusterSession {
     /// The session at the node at `address`, which is that of incarnation `service` if that is
     /// known: opened if need be.
     ///
-    /// Fails as [`driver::open`] does. Cancel safe: a session that was opened for a dropped call
+    /// Fails as [`driver::open`] does.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a session that was opened for a dropped call
     /// lapses by its TTL.
     pub(super) async fn at(
         self: &Arc<Self>,

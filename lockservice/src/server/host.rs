@@ -89,7 +89,10 @@ impl ServiceHost {
     }
 
     /// Resolves when the node will never serve again, with the reason: its lease was lost, and
-    /// another process has its name now (B1). Stop it then. Cancel safe.
+    /// another process has its name now (B1). Stop it then.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn ended(&self) -> Error {
         let mut ended = self.0.ended.subscribe();
         let why = ended.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());

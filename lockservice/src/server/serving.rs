@@ -57,7 +57,10 @@ impl Serving {
         Self { finish: Some(finish), task, ended: false }
     }
 
-    /// Resolves when nothing can be served any more. Cancel safe.
+    /// Resolves when nothing can be served any more.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub(super) async fn broken(&mut self) -> Error {
         let ended = if self.ended { Ok(Ok(())) } else { (&mut self.task).await };
         self.ended = true;

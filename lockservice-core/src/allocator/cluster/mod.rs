@@ -109,6 +109,8 @@ struct ElectedShared {
 }
 
 /// The part of a node in the cluster's allocator. Exhaustive: a server must handle each.
+///
+/// Exhaustive on purpose: a match must handle each.
 #[derive(Clone, Debug)]
 pub enum Role {
     /// It knows no leader, because of the store's error if there is one.

@@ -20,6 +20,8 @@ pub struct TxnRange {
 
 /// The life of a validating transaction, as its origin knows it. Exhaustive: no fourth state can
 /// come.
+///
+/// Exhaustive on purpose: a match must handle each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TxnLife {
     /// The origin has not begun it.

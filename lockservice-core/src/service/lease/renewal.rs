@@ -87,7 +87,10 @@ pub(crate) async fn keep_lease(inner: Arc<ServiceInner>) {
     }
 }
 
-/// Takes out the first attempt that is answered; never ready while there is none. Cancel safe.
+/// Takes out the first attempt that is answered; never ready while there is none.
+///
+/// # Cancel safety
+/// Cancel safe.
 async fn next_answer(attempts: &mut Vec<Attempt>) -> (Time, Result<LeaseAck>) {
     poll_fn(|cx| {
         for at in 0..attempts.len() {

@@ -105,6 +105,8 @@ pub struct Attachment {
 
 impl Attachment {
     /// Resolves when a later attachment has replaced this one: its frames are to be dropped (T3).
+    ///
+    /// # Cancel safety
     /// Cancel safe.
     pub async fn replaced(&mut self) {
         let number = self.number;
@@ -343,7 +345,10 @@ impl Session {
         Ok(())
     }
 
-    /// Resolves when the session is lost or closed, with the reason. Cancel safe.
+    /// Resolves when the session is lost or closed, with the reason.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn lost(&self) -> Error {
         let mut lost = self.record.lost.subscribe();
         match lost.wait_for(Option::is_some).await.map(|why| why.clone()) {
@@ -353,7 +358,10 @@ impl Session {
     }
 
     /// Resolves when the service begins to shut down, with the time that it gives its sessions to
-    /// close. Cancel safe.
+    /// close.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn stopping(&self) -> Duration {
         self.inner.stopping().await
     }

@@ -31,7 +31,10 @@ impl FileStore {
     /// Fails, naming the path and what to do, with `StoreInUse` if another process has it open,
     /// `StoreUnusable` if the file cannot be opened, created or written, `StoreCorrupt` if it is
     /// not a store of lockservice or is damaged, and `StoreNewer` if a newer version wrote it.
-    /// Reads the whole file once to check it. Cancel safe.
+    /// Reads the whole file once to check it.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         ExclusiveStore::open(url(&path), move || FileEngine::open(&path)).await.map(Self)
@@ -40,7 +43,10 @@ impl FileStore {
     /// Reads the store in the file `path`, damaged or not, as far as it can be read.
     ///
     /// Like [`open`](Self::open) it creates a file that is not there, and fails as that does, but
-    /// for damaged records: those are in the answer. Cancel safe.
+    /// for damaged records: those are in the answer.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn inspect(path: impl Into<PathBuf>) -> Result<Inspection> {
         let path = path.into();
         ExclusiveStore::inspect(url(&path), move || FileEngine::open(&path)).await
