@@ -221,6 +221,14 @@ pub enum Detail {
 /// happened to.
 ///
 /// Cheap enough to clone: an answer that is kept for a replay (T2) is the same error every time.
+///
+/// ```
+/// use lockservice_core::{Error, ErrorKind, Key};
+///
+/// let error: Error = Key::new("").expect_err("a key is not empty");
+/// assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+/// println!("{error}"); // what is wrong, and what to do
+/// ```
 #[derive(Clone)]
 pub struct Error(Box<ErrorDetails>);
 

@@ -100,6 +100,29 @@ const SLICE: usize = 1_024;
 
 /// One incarnation of a node: grants locks on the tables it owns. A cheap handle; the last one
 /// dropped seals the service.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use std::sync::Arc;
+/// # use lockservice_core::allocator::{AllocatorSettings, LocalAllocator};
+/// # use lockservice_core::clock::{Clock, SystemClock};
+/// # use lockservice_core::service::{LockService, ServiceParts};
+/// # use lockservice_core::store::MemoryStore;
+/// # use lockservice_core::NodeName;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), lockservice_core::Error> {
+/// # let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+/// # let (node, store) = (NodeName::new("node-1")?, Arc::new(MemoryStore::new(0)));
+/// # let settings = AllocatorSettings::default();
+/// # let allocator = LocalAllocator::open(store, clock.clone(), settings, node.clone()).await?;
+/// let service = LockService::start(ServiceParts::new(allocator.clone(), clock, node)).await?;
+/// // ... sessions and transactions ...
+/// // First the service, then what it rests on: the next start has nothing to wait for.
+/// let stopped = service.shutdown(Duration::from_secs(1)).await?;
+/// allocator.shutdown(stopped.confirmed, Duration::from_secs(1)).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct LockService {
     pub(crate) inner: Arc<ServiceInner>,

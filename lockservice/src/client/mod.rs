@@ -31,7 +31,7 @@
 //! let lock = loop {
 //!     tokio::select! {
 //!         outcome = &mut call => break outcome?,
-//!         Ok(()) = told.changed() => println!("waiting: {:?}", *told.borrow_and_update()),
+//!         Ok(()) = observed.changed() => println!("waiting: {:?}", *observed.borrow_and_update()),
 //!     }
 //! };
 //! # lock.release().await

@@ -16,8 +16,8 @@ mod url;
 use std::path::Path;
 use std::sync::Arc;
 
+use lockservice_core::Result;
 use lockservice_core::store::{BindStore, Inspection};
-use lockservice_core::{Error, ErrorKind, Result};
 
 #[cfg(feature = "file")]
 pub use self::file::FileStore;
@@ -132,7 +132,9 @@ async fn open_redis(_url: &str) -> Result<Arc<dyn BindStore>> {
 }
 
 #[cfg(not(all(feature = "file", feature = "rocks", feature = "pg", feature = "redis")))]
-fn not_built(feature: &str) -> Error {
+fn not_built(feature: &str) -> lockservice_core::Error {
+    use lockservice_core::{Error, ErrorKind};
+
     Error::new(
         ErrorKind::InvalidArgument,
         format!(
@@ -154,6 +156,8 @@ fn wall_clock_s() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use lockservice_core::ErrorKind;
+
     use super::*;
 
     #[tokio::test]

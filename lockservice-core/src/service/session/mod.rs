@@ -53,6 +53,29 @@ pub(crate) use self::renewals::Renewals;
 pub const STILL_RUNNING_BYTES_MAX: usize = 1_024;
 
 /// A client's session with this service (P1). A cheap handle.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use std::sync::Arc;
+/// # use lockservice_core::allocator::{AllocatorSettings, LocalAllocator};
+/// # use lockservice_core::clock::{Clock, SystemClock};
+/// # use lockservice_core::service::{LockService, ServiceParts};
+/// # use lockservice_core::store::MemoryStore;
+/// # use lockservice_core::NodeName;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), lockservice_core::Error> {
+/// # let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+/// # let (node, store) = (NodeName::new("node-1")?, Arc::new(MemoryStore::new(0)));
+/// # let settings = AllocatorSettings::default();
+/// # let allocator = LocalAllocator::open(store, clock.clone(), settings, node.clone()).await?;
+/// # let service = LockService::start(ServiceParts::new(allocator, clock, node)).await?;
+/// let session = service.open_session(Some(Duration::from_secs(10)), "worker-7")?;
+/// let promise = session.renew()?;
+/// println!("locks are valid for {:?} without another renewal", promise.guard);
+/// session.close().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Session {
     pub(crate) record: Arc<SessionRecord>,

@@ -221,9 +221,9 @@ impl ServiceInner {
         }
     }
 
-    /// Incident 1 of `peers.md`: a waiter must not be answered after the promise under it has
-    /// lapsed. So lease and transaction are looked at once more, after the grant and before the
-    /// answer; what lapses after that is covered by the promise that the answer carries.
+    /// A waiter must not get a response after the promise under it has lapsed. So lease and
+    /// transaction are looked at once more, after the grant and before the answer; what lapses
+    /// after that is covered by the promise that the answer carries.
     fn still_good(&self, txn: &TxnRecord, grant: &Grant, now: Time) -> Result<Granted> {
         // The end of a transaction marks it first and releases then, so a grant that came in
         // between is seen here.
@@ -403,6 +403,37 @@ impl Txn {
     ///
     /// # Cancel safety
     /// A dropped call leaves the transaction's locks as they were before it.
+    ///
+    /// # Examples
+    /// ```
+    /// # use lockservice_core::service::{LockSpec, TxnOptions};
+    /// # use lockservice_core::table::WaitPolicy;
+    /// # use lockservice_core::{ErrorKind, Key, LockItem, TableRef};
+    /// # use std::sync::Arc;
+    /// # use lockservice_core::allocator::{AllocatorSettings, LocalAllocator};
+    /// # use lockservice_core::clock::{Clock, SystemClock};
+    /// # use lockservice_core::service::{LockService, ServiceParts};
+    /// # use lockservice_core::store::MemoryStore;
+    /// # use lockservice_core::NodeName;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), lockservice_core::Error> {
+    /// # let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    /// # let (node, store) = (NodeName::new("node-1")?, Arc::new(MemoryStore::new(0)));
+    /// # let settings = AllocatorSettings::default();
+    /// # let allocator = LocalAllocator::open(store, clock.clone(), settings, node.clone()).await?;
+    /// # let service = LockService::start(ServiceParts::new(allocator, clock, node)).await?;
+    /// let accounts = TableRef::new("bank", "accounts")?;
+    /// let alice = || Ok::<_, lockservice_core::Error>(vec![LockItem::Row(Key::new("alice")?)]);
+    /// let (first, second) = (service.begin(TxnOptions::default())?, service.begin(TxnOptions::default())?);
+    /// let granted = first.lock(LockSpec::new(accounts.clone(), alice()?)).await?;
+    /// println!("locked under token {}", granted.grant.token);
+    ///
+    /// let at_once = LockSpec { wait: WaitPolicy::NoWait, ..LockSpec::new(accounts, alice()?) };
+    /// assert_eq!(second.lock(at_once).await.expect_err("held").kind(), ErrorKind::Conflict);
+    /// first.end(None);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn lock(&self, mut spec: LockSpec) -> Result<Granted> {
         let now = self.inner.parts.env.now();
         spec.snapshot_age.get_or_insert_with(|| now.since(self.began));
