@@ -424,7 +424,8 @@ impl Txn {
     /// # let service = LockService::start(ServiceParts::new(allocator, clock, node)).await?;
     /// let accounts = TableRef::new("bank", "accounts")?;
     /// let alice = || Ok::<_, lockservice_core::Error>(vec![LockItem::Row(Key::new("alice")?)]);
-    /// let (first, second) = (service.begin(TxnOptions::default())?, service.begin(TxnOptions::default())?);
+    /// let first = service.begin(TxnOptions::default())?;
+    /// let second = service.begin(TxnOptions::default())?;
     /// let granted = first.lock(LockSpec::new(accounts.clone(), alice()?)).await?;
     /// println!("locked under token {}", granted.grant.token);
     ///
