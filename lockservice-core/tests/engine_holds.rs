@@ -16,7 +16,7 @@ use lockservice_core::table::{
 use lockservice_core::{BindVersion, ErrorKind, FencingToken, LockItem, LockMode, TableId};
 
 /// No hold of the engine's mutex takes more steps than this, however many rows a call names. A
-/// slice has 256 steps of its own; each may visit a few entries.
+/// slice has 256 steps of its own here; each may visit a few entries.
 const HOLD_MAX: u64 = 1_500;
 
 /// Does `act`, and asserts that it took `least` steps and that it let the mutex go between them.

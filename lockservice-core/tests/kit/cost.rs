@@ -18,8 +18,11 @@ pub(crate) const HOT: u64 = u64::MAX;
 /// The transactions of a case count from 0; this one is none of them.
 pub(crate) const OTHER: u64 = 1 << 40;
 
+/// Far fewer than by default, so that much work takes many holds.
+const STEPS_PER_HOLD: usize = 256;
+
 pub(crate) fn engine(tables: u64, tokens: bool) -> LockEngine {
-    let engine = LockEngine::new(EngineSettings::default());
+    let engine = LockEngine::with_steps_per_hold(EngineSettings::default(), STEPS_PER_HOLD);
     for table in 0..tables {
         let bind = Bind {
             table: TableRef::new("g", format!("t{table}")).expect("a name"),

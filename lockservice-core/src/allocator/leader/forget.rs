@@ -125,7 +125,7 @@ impl LocalShared {
                 kept.with("table", table).with_detail(Detail::RetryAfter(COMMIT_ENDS)),
             ));
         }
-        Ok(Step::Queued(self.queue_forgetting(state, table, entry, room)))
+        Ok(Step::Queued(self.queue_forgetting(state, table, entry, now, room)))
     }
 
     /// Forgets a table on which no promise can hold; else returns its owner, or fails with the time
@@ -186,20 +186,22 @@ impl LocalShared {
         if !wait.is_zero() {
             return Step::Kept(reassigning(table, wait));
         }
-        Step::Queued(self.queue_forgetting(state, table, entry, room))
+        Step::Queued(self.queue_forgetting(state, table, entry, now, room))
     }
 
-    /// Queues the batch that forgets a table. Runs under the table's shard lock.
+    /// Queues the batch that forgets a table. Runs under the table's shard lock. `now` is the
+    /// reading on which the caller decided whether an owner lives: a later one could tell
+    /// otherwise, and a live owner must not be recorded as fenced.
     fn queue_forgetting(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
         table: &TableRef,
         entry: &mut TableEntry,
+        now: Time,
         room: mpsc::Permit<'_, Command>,
     ) -> oneshot::Receiver<Result<()>> {
         let (closes, pending) = watch::channel(());
         (entry.pending, entry.leaving) = (Some(pending), true);
-        let now = self.env.now();
         // B1: the old owner's end is in the store no later than what follows it.
         let fenced = entry
             .binds

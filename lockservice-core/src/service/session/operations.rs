@@ -19,7 +19,8 @@ use crate::id::{TableRef, TxnId};
 use crate::service::session::Session;
 use crate::service::session::pending::Pending;
 use crate::service::session::queue::{
-    Filed, NumberedBy, Relied, Room, Step, Taken, Timer, TxnQueue, keep_relied_on, rolled_back,
+    Filed, NumberedBy, RELIED_PAIRS_MAX, Relied, Room, Step, Taken, Timer, TxnQueue,
+    keep_relied_on, rolled_back,
 };
 use crate::service::txn::TxnRecord;
 use crate::service::{Answer, Granted, LockSpec, Operation, TxnOp};
@@ -176,8 +177,9 @@ impl Session {
                     released: self.inner.unlock(&txn, &table, &items, commit_ts),
                 }),
                 Step::TakeBack(grants) => {
+                    let mut pairs = RELIED_PAIRS_MAX;
                     for (mut grant, later) in grants {
-                        keep_relied_on(&mut grant, &later);
+                        keep_relied_on(&mut grant, &later, &mut pairs);
                         self.inner.engine.roll_back(txn.id, grant.bind.id, &grant);
                     }
                     Ok(Answer::DONE)

@@ -51,8 +51,8 @@ use crate::table::Grant;
 /// again.
 const JOINED_MAX: usize = 16;
 
-/// Comparing more pairs than this is not worth the time: then all of it is kept.
-const RELIED_PAIRS_MAX: usize = 1 << 20;
+/// Comparing more pairs than this for one Undo is not worth the time: then the rest is kept.
+pub(in crate::service) const RELIED_PAIRS_MAX: usize = 1 << 20;
 
 /// Where an answer is sent.
 pub(in crate::service) type Waiting = oneshot::Sender<Result<Answer>>;
@@ -560,11 +560,13 @@ impl TxnQueue {
 
 /// Leaves out of a roll-back the items that a later call of the transaction was told
 /// it holds: what another was granted is not this call's any more. They go when that is rolled
-/// back, or with the transaction's end. May take a while: not to be called under a lock.
-pub(in crate::service) fn keep_relied_on(grant: &mut Grant, later: &[Relied]) {
+/// back, or with the transaction's end. May take a while: not to be called under a lock. `pairs` is
+/// how many comparisons are left to the operation, over all of its grants.
+pub(in crate::service) fn keep_relied_on(grant: &mut Grant, later: &[Relied], pairs: &mut usize) {
     for relied in later.iter().filter(|relied| relied.table == grant.bind.id) {
-        let too_many =
-            grant.owner.changes.len().saturating_mul(relied.items.len()) > RELIED_PAIRS_MAX;
+        let cost = grant.owner.changes.len().saturating_mul(relied.items.len());
+        let too_many = cost > *pairs;
+        *pairs = pairs.saturating_sub(cost);
         grant.owner.changes.retain(|change| {
             !too_many && !relied.items.iter().any(|item| item.overlaps(&change.item))
         });

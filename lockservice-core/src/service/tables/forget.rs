@@ -64,15 +64,13 @@ impl Tables {
     fn leave(&self, engine: &LockEngine, table: &TableRef, version: Option<BindVersion>) -> Leave {
         let mut lines = self.lines.lock();
         let mut owned = self.owned.write();
-        let Some(bind) =
-            owned.get(table).filter(|bind| version.is_none_or(|version| version == bind.version))
+        let Some(bind) = owned
+            .get_mut(table)
+            .filter(|bind| version.is_none_or(|version| version == bind.version))
         else {
             return lines.standing_in(table).map_or(Leave::NotOwned, Leave::Standing);
         };
-        let mut usage = engine.usage(bind.id, bind.version);
-        if usage.is_none() && Arc::strong_count(bind) > 1 {
-            usage.calls = 1;
-        }
+        let usage = usage_of(bind, |bind| engine.usage(bind.id, bind.version));
         if !usage.is_none() {
             return Leave::InUse(usage);
         }
@@ -98,6 +96,21 @@ impl Tables {
             }
         }
     }
+}
+
+/// How a table is used whose map of binds is locked, so that no further task takes its bind.
+///
+/// A task that has the bind in hand counts as a call. It is asked for first: a task that has let
+/// the bind go has made its call at the engine before that, where `at_engine` sees it. In the other
+/// order a call that is made between the two would be missed, and its table forgotten under its
+/// lock.
+fn usage_of(bind: &mut Arc<Bind>, at_engine: impl FnOnce(&Bind) -> Usage) -> Usage {
+    let in_hand = Arc::get_mut(bind).is_none();
+    let mut usage = at_engine(bind);
+    if in_hand && usage.is_none() {
+        usage.calls = 1;
+    }
+    usage
 }
 
 /// Forgets tables that were not used for as long as is set. Ends with the service.
@@ -298,4 +311,30 @@ fn in_use(table: &TableRef, usage: Usage) -> Error {
     .with("table", table)
     .with("locked", items)
     .with("waiting", calls)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::id::{ServiceId, TableId};
+
+    #[test]
+    fn a_call_that_is_made_while_its_table_is_looked_at_is_seen() {
+        let mut bind = Arc::new(Bind {
+            table: TableRef::new("g", "t").expect("names"),
+            id: TableId::new(1),
+            partition: 0,
+            owner: ServiceId::new(1),
+            version: BindVersion::new(1),
+        });
+        // The call has the bind in hand, and is made and answered while the engine is looked at.
+        let mut in_hand = Some(Arc::clone(&bind));
+        let usage = usage_of(&mut bind, |_| {
+            in_hand = None;
+            Usage::default()
+        });
+        assert!(!usage.is_none());
+        drop(in_hand);
+        assert!(usage_of(&mut bind, |_| Usage::default()).is_none());
+    }
 }

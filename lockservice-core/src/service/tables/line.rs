@@ -93,6 +93,8 @@ struct Line {
     /// What keeps the table from being bound, as it was said last.
     refusal: Option<Refusal>,
     owner: Option<LastOwner>,
+    /// The table is bound, and its calls are being made: so far it is not among those owned.
+    bind: Option<Arc<Bind>>,
     /// No call stands in it, and its binder waits for an answer.
     is_deserted: bool,
     /// Told when the last call leaves, and when one comes to a deserted line.
@@ -256,6 +258,18 @@ impl Lines {
         Some((waiter, line.refusal.is_some()))
     }
 
+    /// From here on the calls of a line are made under `bind`.
+    pub(in crate::service) fn hand(&mut self, table: &TableRef, bind: &Arc<Bind>) {
+        if let Some(line) = self.lines.get_mut(table) {
+            line.bind = Some(Arc::clone(bind));
+        }
+    }
+
+    /// The bind under which the calls of a line are being made.
+    pub(in crate::service) fn handed(&self, table: &TableRef) -> Option<Arc<Bind>> {
+        self.lines.get(table)?.bind.clone()
+    }
+
     /// Ends a line. Calls that still stand in it fail with `why`.
     pub(in crate::service) fn end(&mut self, table: &TableRef, why: &Error) {
         let Some(line) = self.remove(table) else { return };
@@ -417,6 +431,24 @@ mod tests {
         assert_eq!(lines.desert(&table(number)), Desertion::Occupied);
         lines.leave(&table(number), joined.place, Time::ZERO).expect("it stands there");
         lines.desert(&table(number))
+    }
+
+    #[test]
+    fn while_the_calls_of_a_line_are_made_its_bind_is_known() {
+        let tables = crate::service::tables::Tables::default();
+        join(&mut tables.lines.lock(), 1);
+        assert!(tables.served(&table(1)).is_none(), "it is not bound yet");
+        let bind = Arc::new(Bind {
+            table: table(1),
+            id: crate::id::TableId::new(1),
+            partition: 0,
+            owner: ServiceId::new(1),
+            version: crate::id::BindVersion::new(1),
+        });
+        tables.lines.lock().hand(&table(1), &bind);
+        // Its call may have been granted by now, and its caller may let the lock go.
+        assert!(tables.lines.lock().next(&table(1)).is_some());
+        assert!(tables.owned(&table(1)).is_none() && tables.served(&table(1)).is_some());
     }
 
     #[test]

@@ -46,6 +46,16 @@ impl Tables {
         self.owned.read().get(table).cloned()
     }
 
+    /// The bind under which something in a table may be locked: also while the calls of its line
+    /// are being made, of which some may be answered already.
+    pub(crate) fn served(&self, table: &TableRef) -> Option<Arc<Bind>> {
+        self.owned(table).or_else(|| {
+            let lines = self.lines.lock();
+            // Under the mutex a table is owned or has a line.
+            lines.handed(table).or_else(|| self.owned(table))
+        })
+    }
+
     /// What those in the line of a table wait for; `None` if no call waits, or it is not known yet.
     pub(in crate::service) fn waits_for(&self, table: &TableRef) -> Option<WaitsFor> {
         let last_owner = self.lines.lock().what_keeps(table)?;
@@ -135,7 +145,11 @@ impl ServiceInner {
         match self.until(deadline, handed).await {
             // The binder ends without an answer only together with the runtime.
             Some(handed) => handed.unwrap_or_else(|_| Err(shutting_down())),
-            None => Err(place.give_up().unwrap_or_else(shutting_down)),
+            // Without a place its call is being made at this moment, and taken back.
+            None => Err(place.give_up().unwrap_or_else(|| {
+                Error::new(ErrorKind::Timeout, "the lock was not to be had in time: try again")
+                    .with("table", table)
+            })),
         }
     }
 
@@ -216,6 +230,7 @@ impl ServiceInner {
 
     /// Makes the calls of a line at the engine, in their order; then the table is owned.
     pub(in crate::service) fn hand_to_line(&self, table: &TableRef, bind: &Arc<Bind>) {
+        self.tables.lines.lock().hand(table, bind);
         loop {
             let mut lines = self.tables.lines.lock();
             let Some((waiter, waited)) = lines.next(table) else {

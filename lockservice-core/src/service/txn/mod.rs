@@ -263,7 +263,7 @@ impl ServiceInner {
         items: &[LockItem],
         commit_ts: Option<u64>,
     ) -> usize {
-        let bind = self.tables.owned(table);
+        let bind = self.tables.served(table);
         bind.map_or(0, |bind| self.engine.unlock(txn.id, bind.id, items, commit_ts))
     }
 
