@@ -42,7 +42,7 @@ fn ctrl_z_stops_the_job_and_fg_goes_on_with_it() {
     terminal.type_in("\x1a");
     terminal.expect("Stopped");
     terminal.expect("ready> ");
-    terminal.type_in("fg\n");
+    terminal.type_in_at_prompt("fg\n");
     terminal.type_in("hello\n");
     terminal.expect("got<hello>");
     terminal.expect("ready> ");
@@ -72,7 +72,7 @@ fn a_command_that_stops_alone_as_su_does_stops_its_job_too() {
     terminal.type_in("$lock t k -- sh -c 'kill -STOP $$; echo go\"\"es on'\n");
     terminal.expect("Stopped");
     terminal.expect("ready> ");
-    terminal.type_in("fg\n");
+    terminal.type_in_at_prompt("fg\n");
     terminal.expect("goes on");
     terminal.expect("ready> ");
 }

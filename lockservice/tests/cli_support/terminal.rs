@@ -82,6 +82,13 @@ impl Terminal {
         }
     }
 
+    /// Types a line at a prompt that was just shown. On a busy machine the first key may be lost
+    /// then, so a blank goes ahead of the line until it is shown.
+    pub(crate) fn type_in_at_prompt(&mut self, line: &str) {
+        self.press_until(" ", " ");
+        self.type_in(line);
+    }
+
     fn is_shown_within(&mut self, text: &str, time: Duration) -> bool {
         loop {
             if let Some(at) = self.shown[self.seen..].find(text) {
