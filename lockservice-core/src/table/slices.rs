@@ -19,6 +19,20 @@
 //! The thread that [drains](EngineState::draining) goes on, hold after hold, until no work is
 //! pending. Every other thread does as much as its own hold has room for, and goes on with the call
 //! that it polls.
+//!
+//! # Known limits
+//! They are why a hold has room for the largest call of a server ([`STEPS`]), so that only the end
+//! of a transaction with very many locks takes more than one hold.
+//!
+//! - **Promotion comes after calls that are between two holds.** While large calls follow each
+//!   other without a pause, a waiter can wait for a row that is free, `released` grows uncounted,
+//!   and is served from its end.
+//! - **The draining thread works for all**, and returns only when no work is pending.
+//! - A grant is given item by item. A caller that releases an item of its own call between two
+//!   holds (no session does, they take turns: T2) lets it go although the call is granted then
+//!   (F1).
+//! - `cancel_wait` and `seal` may return while another thread still rolls a call back.
+//! - A waker that panics leaves [`draining`](EngineState::draining) set.
 
 use std::ops::ControlFlow;
 
