@@ -97,6 +97,11 @@ number! {
     SessionId
 }
 number! {
+    /// The timestamp of a commit, in the time of the party that makes the data durable: a snapshot
+    /// taken at it, or later, shows the commit (C5). lockservice only compares it with others.
+    CommitTimestamp
+}
+number! {
     /// A commit attempt of a transaction, chosen by the party that makes the data durable:
     /// repeating it is idempotent (C1).
     CommitAttempt

@@ -72,7 +72,8 @@ pub use crate::bind::{Bind, TokenBlock};
 pub use crate::error::{Advice, Blocker, DeadlockEdge, Detail, Error, ErrorKind, Result};
 pub use crate::guarded_map::GuardedMap;
 pub use crate::id::{
-    BindVersion, CommitAttempt, EPOCH_END, EPOCH_SHIFT, Epoch, FencingToken, GroupName,
-    NAME_BYTES_MAX, NodeName, Nonce, ServiceId, SessionId, TableId, TableName, TableRef, TxnId,
+    BindVersion, CommitAttempt, CommitTimestamp, EPOCH_END, EPOCH_SHIFT, Epoch, FencingToken,
+    GroupName, NAME_BYTES_MAX, NodeName, Nonce, ServiceId, SessionId, TableId, TableName, TableRef,
+    TxnId,
 };
 pub use crate::key::{KEY_BYTES_MAX, Key, KeyRange, LockItem, LockMode};

@@ -13,7 +13,9 @@ use lockservice_core::clock::Time;
 use lockservice_core::table::{
     LockCall, LockRequest, WaitPolicy, engine_longest_hold, engine_steps,
 };
-use lockservice_core::{BindVersion, ErrorKind, FencingToken, LockItem, LockMode, TableId};
+use lockservice_core::{
+    BindVersion, CommitTimestamp, ErrorKind, FencingToken, LockItem, LockMode, TableId,
+};
 
 /// No hold of the engine's mutex takes more steps than this, however many rows a call names. A
 /// slice has 256 steps of its own here; each may visit a few entries.
@@ -73,7 +75,12 @@ fn a_call_of_many_rows_lets_the_mutex_go_between_them() {
     in_short_holds(2 * n, || engine.unlock_all(txn(OTHER), None));
     granted(call);
     assert_eq!(
-        in_short_holds(n, || engine.unlock(txn(1), TableId::new(TABLE), &rows(0..n), Some(1))),
+        in_short_holds(n, || engine.unlock(
+            txn(1),
+            TableId::new(TABLE),
+            &rows(0..n),
+            Some(CommitTimestamp::new(1))
+        )),
         n as usize
     );
     assert!(engine.locks(None).is_empty() && engine.waits(None).is_empty());
@@ -84,9 +91,16 @@ fn the_end_of_a_transaction_lets_the_mutex_go_between_its_rows_and_between_their
     let (n, engine) = (20_000, engine(1, true));
     granted(lock_in(&engine, TABLE, OTHER, rows(0..n), Exclusive));
     let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, row(who), Exclusive)).collect();
-    assert_eq!(in_short_holds(4 * n, || engine.unlock_all(txn(OTHER), Some(7))), n as usize);
+    assert_eq!(
+        in_short_holds(4 * n, || engine.unlock_all(txn(OTHER), Some(CommitTimestamp::new(7)))),
+        n as usize
+    );
     for call in calls {
-        assert_eq!(granted(call).prev_commit_ts, Some(7), "each learns of the commit");
+        assert_eq!(
+            granted(call).prev_commit_ts,
+            Some(CommitTimestamp::new(7)),
+            "each learns of the commit"
+        );
     }
 }
 
@@ -118,7 +132,10 @@ fn sharers_that_wait_with_many_rows_each_are_granted_them_with_the_mutex_let_go_
     calls.into_iter().for_each(|call| drop(granted(call)));
     // And rows with many holders each are released.
     for who in 0..sharers {
-        assert_eq!(in_short_holds(each, || engine.unlock_all(txn(who), Some(who))), each as usize);
+        assert_eq!(
+            in_short_holds(each, || engine.unlock_all(txn(who), Some(CommitTimestamp::new(who)))),
+            each as usize
+        );
     }
 }
 

@@ -26,8 +26,8 @@ use lockservice_core::table::{
     EngineSettings, Grant, LockCall, LockEngine, LockRequest, VictimPolicy, WaitPolicy,
 };
 use lockservice_core::{
-    BindVersion, DeadlockEdge, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode,
-    ServiceId, TableId, TableRef, TxnId,
+    BindVersion, CommitTimestamp, DeadlockEdge, ErrorKind, FencingToken, Key, KeyRange, LockItem,
+    LockMode, ServiceId, TableId, TableRef, TxnId,
 };
 use model::Model;
 use rand::rngs::StdRng;
@@ -239,8 +239,9 @@ impl Run {
                 let ts = self
                     .random
                     .random_bool(0.3)
-                    .then(|| self.random.random_range(0..self.next_ts + 3));
-                self.next_ts = self.next_ts.max(ts.unwrap_or(0));
+                    .then(|| self.random.random_range(0..self.next_ts + 3))
+                    .map(CommitTimestamp::new);
+                self.next_ts = self.next_ts.max(ts.map_or(0, CommitTimestamp::get));
                 let released = self.engine.unlock(id(txn), TableId::new(table as u64), &items, ts);
                 assert_eq!(released, self.model.unlock(txn, table, &items, ts, &mut self.clients));
             }
@@ -248,8 +249,9 @@ impl Run {
                 let ts = self
                     .random
                     .random_bool(0.5)
-                    .then(|| self.random.random_range(0..self.next_ts + 3));
-                self.next_ts = self.next_ts.max(ts.unwrap_or(0));
+                    .then(|| self.random.random_range(0..self.next_ts + 3))
+                    .map(CommitTimestamp::new);
+                self.next_ts = self.next_ts.max(ts.map_or(0, CommitTimestamp::get));
                 self.engine.unlock_all(id(txn), ts);
                 self.model.unlock_all(txn, ts, &mut self.clients);
                 assert_eq!(self.engine.held(id(txn)), 0, "everything is released");

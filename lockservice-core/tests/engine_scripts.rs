@@ -33,8 +33,8 @@ use lockservice_core::table::{
     EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy,
 };
 use lockservice_core::{
-    BindVersion, Blocker, FencingToken, Key, KeyRange, LockItem, LockMode, ServiceId, TableId,
-    TableRef, TxnId,
+    BindVersion, Blocker, CommitTimestamp, FencingToken, Key, KeyRange, LockItem, LockMode,
+    ServiceId, TableId, TableRef, TxnId,
 };
 
 struct Session {
@@ -159,7 +159,10 @@ impl Session {
                 self.engine.unlock_all(id(txn(who)), None);
             }
             ["end", who, ts] => {
-                self.engine.unlock_all(id(txn(who)), Some(ts.parse().expect("a timestamp")));
+                self.engine.unlock_all(
+                    id(txn(who)),
+                    Some(CommitTimestamp::new(ts.parse().expect("a timestamp"))),
+                );
             }
             ["cancel", who] => drop(self.calls.remove(&txn(who)).expect("a call to cancel")),
             ["rollback", who] => {

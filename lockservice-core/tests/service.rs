@@ -21,7 +21,8 @@ use lockservice_core::store::{BindStore, MemoryStore};
 use lockservice_core::table::WaitPolicy;
 use lockservice_core::testing::TokioClock;
 use lockservice_core::{
-    CommitAttempt, ErrorKind, Key, LockItem, LockMode, NodeName, Nonce, Result, TableRef, TxnId,
+    CommitAttempt, CommitTimestamp, ErrorKind, Key, LockItem, LockMode, NodeName, Nonce, Result,
+    TableRef, TxnId,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -266,11 +267,13 @@ async fn a_replay_of_a_waiting_call_joins_it() {
     let waiting = session.submit(op(2, 1), Operation::Lock(spec("k")));
     let joined = session.submit(op(2, 1), Operation::Lock(spec("k")));
     assert_eq!(service.waits(None).len(), 1);
-    done(session.submit(op(1, 2), Operation::End { commit_ts: Some(7) }).await);
+    done(
+        session.submit(op(1, 2), Operation::End { commit_ts: Some(CommitTimestamp::new(7)) }).await,
+    );
     let (a, b) = tokio::join!(waiting, joined);
     let (a, b) = (locked(a), locked(b));
     assert_eq!(a, b);
-    assert_eq!(a.grant.prev_commit_ts, Some(7));
+    assert_eq!(a.grant.prev_commit_ts, Some(CommitTimestamp::new(7)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -449,12 +452,12 @@ async fn history_is_unknown_to_transactions_older_than_the_bind() {
     let (service, _allocator) = service().await;
     let old = service.begin(TxnOptions::default()).expect("begin");
     assert!(old.lock(spec("k")).await.expect("free").grant.history_unknown);
-    old.end(Some(3));
+    old.end(Some(CommitTimestamp::new(3)));
     tokio::time::sleep(SECOND).await;
     let new = service.begin(TxnOptions::default()).expect("begin");
     let granted = new.lock(spec("k")).await.expect("free");
     assert!(!granted.grant.history_unknown);
-    assert_eq!(granted.grant.table_commit_ts, Some(3));
+    assert_eq!(granted.grant.table_commit_ts, Some(CommitTimestamp::new(3)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -467,7 +470,9 @@ async fn a_snapshot_older_than_a_forced_release_is_told_however_late_its_session
     dies.lost().await;
     let holder = open(&service);
     locked(holder.submit(op(1, 1), Operation::Lock(spec("k"))).await);
-    done(holder.submit(op(1, 2), Operation::End { commit_ts: Some(9) }).await);
+    done(
+        holder.submit(op(1, 2), Operation::End { commit_ts: Some(CommitTimestamp::new(9)) }).await,
+    );
     tokio::time::sleep(10 * SECOND).await;
     let ages = [
         (None, true),
@@ -481,7 +486,7 @@ async fn a_snapshot_older_than_a_forced_release_is_told_however_late_its_session
         let granted = locked(session.submit(op(1, 1), Operation::Lock(spec)).await);
         assert_eq!(granted.grant.history_unknown, unknown, "a snapshot of age {age:?}");
         assert_eq!(granted.history_known, Some(10 * SECOND));
-        assert_eq!(granted.grant.table_commit_ts, Some(9));
+        assert_eq!(granted.grant.table_commit_ts, Some(CommitTimestamp::new(9)));
         done(session.submit(op(1, 2), Operation::End { commit_ts: None }).await);
     }
 }

@@ -24,7 +24,8 @@ use lockservice_core::testing::{
     ServiceFixture, SessionFixture, TokioClock, TxnFixture, UnparsedItem, service_suite,
 };
 use lockservice_core::{
-    CommitAttempt, Error, ErrorKind, Key, KeyRange, LockItem, NodeName, Result, TableRef, TxnId,
+    CommitAttempt, CommitTimestamp, Error, ErrorKind, Key, KeyRange, LockItem, NodeName, Result,
+    TableRef, TxnId,
 };
 use tokio::task::JoinHandle;
 
@@ -230,14 +231,14 @@ impl TxnFixture for LocalTxn {
         &self,
         table: &TableRef,
         items: &[LockItem],
-        commit_ts: Option<u64>,
+        commit_ts: Option<CommitTimestamp>,
     ) -> Result<()> {
         self.0
             .done(Operation::Unlock { table: table.clone(), items: items.to_vec(), commit_ts })
             .await
     }
 
-    async fn end(&self, commit_ts: Option<u64>) -> Result<()> {
+    async fn end(&self, commit_ts: Option<CommitTimestamp>) -> Result<()> {
         self.0.done(Operation::End { commit_ts }).await
     }
 }

@@ -18,8 +18,8 @@ use lockservice_core::store::MemoryStore;
 use lockservice_core::table::WaitPolicy;
 use lockservice_core::testing::TokioClock;
 use lockservice_core::{
-    BindVersion, CommitAttempt, Error, ErrorKind, Key, LockItem, NodeName, Nonce, Result,
-    ServiceId, TableId, TableRef, TxnId,
+    BindVersion, CommitAttempt, CommitTimestamp, Error, ErrorKind, Key, LockItem, NodeName, Nonce,
+    Result, ServiceId, TableId, TableRef, TxnId,
 };
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
@@ -284,7 +284,7 @@ async fn an_old_snapshot_is_told_that_the_history_of_a_forgotten_table_is_unknow
     let first = stage.begin();
     let before = LockSpec { snapshot_age: Some(Duration::ZERO), ..spec("t", "k") };
     first.lock(before.clone()).await.expect("free");
-    first.end(Some(77));
+    first.end(Some(CommitTimestamp::new(77)));
     sleep(AT_LATEST).await;
     assert!(!stage.knows("t").await);
     let granted = old.lock(spec("t", "k")).await.expect("free");

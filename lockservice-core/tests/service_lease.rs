@@ -20,8 +20,8 @@ use lockservice_core::service::{LockService, LockSpec, ServiceParts, TxnOptions}
 use lockservice_core::store::MemoryStore;
 use lockservice_core::testing::TokioClock;
 use lockservice_core::{
-    BindVersion, CommitAttempt, Error, ErrorKind, Key, LockItem, NodeName, Nonce, Result,
-    ServiceId, TableId, TableRef, TxnId,
+    BindVersion, CommitAttempt, CommitTimestamp, Error, ErrorKind, Key, LockItem, NodeName, Nonce,
+    Result, ServiceId, TableId, TableRef, TxnId,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -239,7 +239,7 @@ async fn a_stop_that_waits_for_commits_in_flight_ends_as_the_stop_that_was_asked
         asked: CommitWindow { least: SECOND, most: 4 * SECOND },
     };
     let admitted = allocator.begin_commit(&request).await.expect("current");
-    txn.end(Some(1));
+    txn.end(Some(CommitTimestamp::new(1)));
     let began = Instant::now();
     let stopped = service.shutdown(SECOND).await.expect("stopped");
     // C2: longer than it takes until the lease would have been renewed.

@@ -28,7 +28,8 @@ use lockservice::core::clock::{Clock as _, SystemClock};
 use lockservice::core::service::{LockSpec, TxnOptions};
 use lockservice::core::table::Grant;
 use lockservice::core::{
-    Advice, CommitAttempt, Error, ErrorKind, Key, KeyRange, LockItem, LockMode, TableRef,
+    Advice, CommitAttempt, CommitTimestamp, Error, ErrorKind, Key, KeyRange, LockItem, LockMode,
+    TableRef,
 };
 use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
@@ -288,7 +289,7 @@ impl Bank {
         // C1: the write must not land later than this. What slips through between this look and the
         // write meets the tokens.
         let result = if SystemClock.now() < admission.until { work() } else { Err(Refused) };
-        let commit_ts = result.is_ok().then(|| self.next());
+        let commit_ts = result.is_ok().then(|| CommitTimestamp::new(self.next()));
         // Not waited for: a finish that is lost only keeps the bind pinned until the admission has
         // run out.
         let _ = allocator.finish_commit(id, attempt).await;

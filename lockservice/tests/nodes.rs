@@ -16,7 +16,9 @@ use lockservice_core::service::{LockSpec, ServiceParts, TxnOptions};
 use lockservice_core::store::NodeAddress;
 use lockservice_core::table::WaitPolicy;
 use lockservice_core::testing::SharedStore;
-use lockservice_core::{Advice, CommitAttempt, ErrorKind, Key, LockItem, NodeName, TableRef};
+use lockservice_core::{
+    Advice, CommitAttempt, CommitTimestamp, ErrorKind, Key, LockItem, NodeName, TableRef,
+};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -278,7 +280,7 @@ async fn a_commit_is_validated_by_the_leader_whichever_node_is_asked() {
     let refused = client.allocator().begin_commit(&stale).await.expect_err("not the current bind");
     assert_eq!(refused.kind(), ErrorKind::BindChanged);
     client.allocator().finish_commit(request.txn, request.attempt).await.expect("idempotent");
-    txn.end(Some(7)).await.expect("acknowledged");
+    txn.end(Some(CommitTimestamp::new(7))).await.expect("acknowledged");
     let binds = client.admin().binds().await.expect("c asks a");
     assert_eq!((binds.len(), binds[0].address.as_str()), (1, nodes[1].address.as_str()));
     assert_eq!(client.admin().node().await.expect("it answers").0.as_str(), "c");

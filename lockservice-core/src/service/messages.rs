@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::allocator::LockTableAllocator;
 use crate::env::Env;
 use crate::error::Error;
-use crate::id::{NodeName, Nonce, ServiceId, TableRef, TxnId};
+use crate::id::{CommitTimestamp, NodeName, Nonce, ServiceId, TableRef, TxnId};
 use crate::key::{LockItem, LockMode};
 use crate::service::ServiceSettings;
 use crate::table::{Grant, LockInfo, WaitInfo, WaitPolicy};
@@ -148,12 +148,12 @@ pub enum Operation {
         /// Exactly the rows and ranges that were locked.
         items: Vec<LockItem>,
         /// The commit's timestamp, if what they protect was committed (C5).
-        commit_ts: Option<u64>,
+        commit_ts: Option<CommitTimestamp>,
     },
     /// Ends the transaction: cancels its waiting call and releases everything.
     End {
         /// The commit's timestamp, if it committed (C5).
-        commit_ts: Option<u64>,
+        commit_ts: Option<CommitTimestamp>,
     },
     /// Rolls back or cancels one lock operation of the same transaction, whether it waits, was
     /// granted or has not arrived.

@@ -14,7 +14,7 @@ use super::types::{CallObstacle, EngineSettings, Grant, LockInfo, LockRequest, W
 use crate::bind::{Bind, TokenBlock};
 use crate::clock::Time;
 use crate::error::{Error, Result};
-use crate::id::{BindVersion, TableId, TxnId};
+use crate::id::{BindVersion, CommitTimestamp, TableId, TxnId};
 use crate::key::LockItem;
 use crate::sync::{Arc, Mutex, unlock_fair};
 
@@ -288,7 +288,7 @@ impl LockEngine {
         txn: TxnId,
         table: TableId,
         items: &[LockItem],
-        commit_ts: Option<u64>,
+        commit_ts: Option<CommitTimestamp>,
     ) -> usize {
         let (mut items, mut released) = (items, 0);
         self.in_slices(|state| {
@@ -305,7 +305,7 @@ impl LockEngine {
     ///
     /// With a commit timestamp, the tables and the waiters that conflict with a released item learn
     /// it (C5).
-    pub fn unlock_all(&self, txn: TxnId, commit_ts: Option<u64>) -> usize {
+    pub fn unlock_all(&self, txn: TxnId, commit_ts: Option<CommitTimestamp>) -> usize {
         let mut released = 0;
         self.in_slices(|state| state.unlock_all(txn, commit_ts, &mut released).then_some(()));
         released

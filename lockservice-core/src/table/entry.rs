@@ -4,7 +4,7 @@
 use super::call::CallId;
 use super::holders::{Holder, Holders};
 use super::queue::{CommitNumber, Queue};
-use crate::id::TxnId;
+use crate::id::{CommitTimestamp, TxnId};
 use crate::key::LockMode;
 
 /// The position of a waiter in the one queue order of the node. Smaller is earlier.
@@ -118,7 +118,11 @@ impl Entry {
 
     /// Takes a waiter out of the queue. Returns the largest timestamp of the commits that it learns
     /// of, if there are any.
-    pub(super) fn dequeue(&mut self, position: Position, mode: LockMode) -> Option<u64> {
+    pub(super) fn dequeue(
+        &mut self,
+        position: Position,
+        mode: LockMode,
+    ) -> Option<CommitTimestamp> {
         let queue = self.queue.as_mut()?;
         let commit_ts = queue.remove(position, mode);
         if queue.is_empty() {

@@ -6,6 +6,7 @@ use std::ops::Bound;
 use super::call::CallId;
 use super::entry::Position;
 use super::steps::step;
+use crate::id::CommitTimestamp;
 use crate::key::LockMode;
 
 /// The waiters of an entry, in queue order. There is at least one: an entry without waiters has no
@@ -43,7 +44,7 @@ impl Queue {
     }
 
     /// Removes a waiter. Returns the largest timestamp of the commits that it learns of.
-    pub(super) fn remove(&mut self, position: Position, mode: LockMode) -> Option<u64> {
+    pub(super) fn remove(&mut self, position: Position, mode: LockMode) -> Option<CommitTimestamp> {
         let waiter = self.waiters_mut(mode).remove(&position)?;
         let exclusive = self.exclusive_commits.largest_after(waiter.commits);
         match mode {
@@ -123,7 +124,12 @@ impl Queue {
 
     /// Notes that a holder in `mode` has committed at `ts`. Waiters in an incompatible mode learn
     /// of it. Commits have rising numbers.
-    pub(super) fn note_commit(&mut self, mode: LockMode, number: CommitNumber, ts: u64) {
+    pub(super) fn note_commit(
+        &mut self,
+        mode: LockMode,
+        number: CommitNumber,
+        ts: CommitTimestamp,
+    ) {
         let waiters = self.shared.len() + self.exclusive.len();
         let commits = match mode {
             LockMode::Shared => &mut self.shared_commits,
@@ -172,17 +178,17 @@ impl CommitNumber {
 /// timestamp follows is dropped. So the first commit after any number has the largest timestamp
 /// after it.
 #[derive(Debug, Default)]
-struct Commits(VecDeque<(CommitNumber, u64)>);
+struct Commits(VecDeque<(CommitNumber, CommitTimestamp)>);
 
 impl Commits {
-    fn note(&mut self, number: CommitNumber, ts: u64) {
+    fn note(&mut self, number: CommitNumber, ts: CommitTimestamp) {
         while self.0.back().is_some_and(|(_, last)| *last <= ts) {
             self.0.pop_back();
         }
         self.0.push_back((number, ts));
     }
 
-    fn largest_after(&self, number: CommitNumber) -> Option<u64> {
+    fn largest_after(&self, number: CommitNumber) -> Option<CommitTimestamp> {
         let at = self.0.partition_point(|(earlier, _)| *earlier <= number);
         self.0.get(at).map(|(_, ts)| *ts)
     }
@@ -214,7 +220,7 @@ mod tests {
             let mut random = StdRng::seed_from_u64(seed);
             let mut queue = Queue::default();
             // Position, mode, and the largest timestamp that it should learn.
-            let mut waiters: Vec<(i64, LockMode, Option<u64>)> = Vec::new();
+            let mut waiters: Vec<(i64, LockMode, Option<CommitTimestamp>)> = Vec::new();
             let mode = |shared| if shared { LockMode::Shared } else { LockMode::Exclusive };
             for number in 1..600 {
                 match random.random_range(0..8) {
@@ -233,7 +239,9 @@ mod tests {
                         // Mostly falling, so that many have to be kept.
                         let (mode, ts) = (
                             mode(random.random()),
-                            random.random_range(0..20) + 1_000 - number as u64,
+                            CommitTimestamp::new(
+                                random.random_range(0..20) + 1_000 - number as u64,
+                            ),
                         );
                         queue.note_commit(mode, CommitNumber(number as u64), ts);
                         let kept = if mode == LockMode::Shared {

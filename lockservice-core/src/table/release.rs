@@ -7,7 +7,7 @@ use super::state::EngineState;
 use super::types::{Grant, ItemGrant};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::id::{FencingToken, TableId, TxnId};
+use crate::id::{CommitTimestamp, FencingToken, TableId, TxnId};
 use crate::key::LockItem;
 
 /// The grant that is rolled back, for one of its items.
@@ -26,7 +26,7 @@ impl EngineState {
         txn: TxnId,
         table: TableId,
         items: &[LockItem],
-        commit_ts: Option<u64>,
+        commit_ts: Option<CommitTimestamp>,
     ) -> usize {
         let held = |state: &Self| state.txns.get(&txn).map_or(0, |txn| txn.count);
         let before = held(self);
@@ -61,7 +61,7 @@ impl EngineState {
     pub(super) fn unlock_all(
         &mut self,
         id: TxnId,
-        commit_ts: Option<u64>,
+        commit_ts: Option<CommitTimestamp>,
         released: &mut usize,
     ) -> bool {
         if !self.end_call(id) {
@@ -110,7 +110,7 @@ impl EngineState {
         id: TxnId,
         table_id: TableId,
         items: &[LockItem],
-        commit_ts: Option<u64>,
+        commit_ts: Option<CommitTimestamp>,
     ) {
         let bytes = items.iter().map(hold_bytes).sum::<usize>();
         self.bytes -= bytes;

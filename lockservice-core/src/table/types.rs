@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::bind::Bind;
 use crate::clock::Time;
 use crate::error::Blocker;
-use crate::id::{BindVersion, FencingToken, TableId, TableRef, TxnId};
+use crate::id::{BindVersion, CommitTimestamp, FencingToken, TableId, TableRef, TxnId};
 use crate::key::{LockItem, LockMode};
 
 /// A request for locks in one table, all or nothing.
@@ -68,10 +68,10 @@ pub struct Grant {
     pub conflict: Option<(TxnId, LockItem)>,
     /// The largest commit timestamp of the transactions that it waited for, over all its waits
     /// (C5).
-    pub prev_commit_ts: Option<u64>,
+    pub prev_commit_ts: Option<CommitTimestamp>,
     /// The largest commit timestamp that an unlock of this table carried since the bind was
     /// installed.
-    pub table_commit_ts: Option<u64>,
+    pub table_commit_ts: Option<CommitTimestamp>,
     /// True if something may have been committed in the table that the transaction's snapshot does
     /// not show, and of which no timestamp is known (C5). Take the snapshot after this grant.
     ///

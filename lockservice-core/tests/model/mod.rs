@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lockservice_core::allocator::TokenBlock;
 use lockservice_core::table::{EngineSettings, Grant};
-use lockservice_core::{BindVersion, ErrorKind, FencingToken, LockItem, LockMode};
+use lockservice_core::{BindVersion, CommitTimestamp, ErrorKind, FencingToken, LockItem, LockMode};
 
 use super::Client;
 
@@ -43,7 +43,7 @@ struct Call {
     changes: Vec<(LockItem, Option<(LockMode, FencingToken)>)>,
     covered: u64,
     waited: bool,
-    prev_commit_ts: Option<u64>,
+    prev_commit_ts: Option<CommitTimestamp>,
 }
 
 /// How far a call got.
@@ -59,8 +59,8 @@ enum Advance {
 pub(super) struct Granted {
     pub(super) token: u64,
     pub(super) waited: bool,
-    pub(super) prev_commit_ts: Option<u64>,
-    pub(super) table_commit_ts: Option<u64>,
+    pub(super) prev_commit_ts: Option<CommitTimestamp>,
+    pub(super) table_commit_ts: Option<CommitTimestamp>,
     pub(super) tokens_left: u64,
     pub(super) changes: Vec<(LockItem, Option<(LockMode, FencingToken)>)>,
 }
@@ -76,7 +76,7 @@ struct Table {
     installed: bool,
     version: BindVersion,
     tokens: VecDeque<u64>,
-    commit_ts: Option<u64>,
+    commit_ts: Option<CommitTimestamp>,
 }
 
 pub(super) struct Model {
@@ -230,7 +230,7 @@ impl Model {
         txn: usize,
         table: usize,
         items: &[LockItem],
-        ts: Option<u64>,
+        ts: Option<CommitTimestamp>,
         clients: &mut [Client],
     ) -> usize {
         let named =
@@ -257,7 +257,12 @@ impl Model {
         released.len()
     }
 
-    pub(super) fn unlock_all(&mut self, txn: usize, ts: Option<u64>, clients: &mut [Client]) {
+    pub(super) fn unlock_all(
+        &mut self,
+        txn: usize,
+        ts: Option<CommitTimestamp>,
+        clients: &mut [Client],
+    ) {
         self.fail(txn, ErrorKind::Cancelled);
         if matches!(self.done.get(&txn), Some(Outcome::Granted { .. }))
             && !self.at_once.contains(&txn)

@@ -6,7 +6,8 @@ use lockservice_core::allocator::{Bind, PresentedBind};
 use lockservice_core::service::{ANCESTORS_MAX, Granted, LockSpec, Promise};
 use lockservice_core::table::{Grant, WaitPolicy};
 use lockservice_core::{
-    BindVersion, Error, ErrorKind, FencingToken, LockItem, Result, ServiceId, TableId, TxnId,
+    BindVersion, CommitTimestamp, Error, ErrorKind, FencingToken, LockItem, Result, ServiceId,
+    TableId, TxnId,
 };
 
 use super::item::bytes;
@@ -122,8 +123,8 @@ pub fn granted_to_proto(granted: &Granted) -> proto::Locked {
         newly_locked: grant.newly_locked,
         waited: grant.waited.is_some(),
         waited_ms: grant.waited.map_or(0, millis_down),
-        prev_commit_timestamp: grant.prev_commit_ts,
-        table_commit_timestamp: grant.table_commit_ts,
+        prev_commit_timestamp: grant.prev_commit_ts.map(CommitTimestamp::get),
+        table_commit_timestamp: grant.table_commit_ts.map(CommitTimestamp::get),
         history_unknown: grant.history_unknown,
         promise: Some(proto::Promise { valid_for_ms: millis_down(granted.promise.guard) }),
         history_known_ms: granted.history_known.map(millis_down),
@@ -157,8 +158,8 @@ pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
     grant.newly_locked = locked.newly_locked;
     grant.waited = locked.waited.then(|| Duration::from_millis(locked.waited_ms));
     grant.conflict = conflict;
-    grant.prev_commit_ts = locked.prev_commit_timestamp;
-    grant.table_commit_ts = locked.table_commit_timestamp;
+    grant.prev_commit_ts = locked.prev_commit_timestamp.map(CommitTimestamp::new);
+    grant.table_commit_ts = locked.table_commit_timestamp.map(CommitTimestamp::new);
     grant.history_unknown = locked.history_unknown;
     Ok(Granted {
         txn: txn_from_proto(&locked.txn)?,
@@ -203,7 +204,7 @@ mod tests {
             grant.newly_locked = true;
             grant.waited = conflict.as_ref().map(|_| Duration::from_millis(12));
             grant.conflict = conflict;
-            grant.prev_commit_ts = Some(0);
+            grant.prev_commit_ts = Some(CommitTimestamp::new(0));
             grant.history_unknown = true;
             let granted = Granted {
                 txn: TxnId::new(ServiceId::new(1 << 32 | 1), 7, true),

@@ -1,7 +1,7 @@
 //! The messages of a session stream as operations, and results as messages.
 
 use lockservice_core::service::{Answer, Operation, TxnOp, TxnOptions};
-use lockservice_core::{Error, ErrorKind, Result};
+use lockservice_core::{CommitTimestamp, Error, ErrorKind, Result};
 
 use crate::convert;
 use crate::proto::{self, client_op::Op, server_op::Response as Wire};
@@ -79,13 +79,20 @@ pub(super) fn unlock_operation(
                 "an unlock names nothing: give rows or ranges, or end the transaction",
             ));
         }
-        Ok(Operation::Unlock { table, items, commit_ts: unlock.commit_timestamp })
+        Ok(Operation::Unlock {
+            table,
+            items,
+            commit_ts: unlock.commit_timestamp.map(CommitTimestamp::new),
+        })
     });
     Ok((txn, parsed.unwrap_or_else(Operation::Refuse)))
 }
 
 pub(super) fn end_operation(end: proto::EndOp) -> Result<(TxnOp, Operation)> {
-    Ok((txn_op(end.txn)?, Operation::End { commit_ts: end.commit_timestamp }))
+    Ok((
+        txn_op(end.txn)?,
+        Operation::End { commit_ts: end.commit_timestamp.map(CommitTimestamp::new) },
+    ))
 }
 
 pub(super) fn response(id: u64, wire: Wire) -> proto::ServerOp {

@@ -17,7 +17,7 @@ use lockservice_core::table::Grant;
 use lockservice_core::testing::{
     ServiceFixture, SessionFixture, TxnFixture, UnparsedItem, service_suite,
 };
-use lockservice_core::{CommitAttempt, Error, LockItem, Result, TableRef, TxnId};
+use lockservice_core::{CommitAttempt, CommitTimestamp, Error, LockItem, Result, TableRef, TxnId};
 use prost::bytes::Bytes;
 
 // Two threads, so that client and server run at the same time.
@@ -183,12 +183,12 @@ impl TxnFixture for RemoteTxn {
         &self,
         table: &TableRef,
         items: &[LockItem],
-        commit_ts: Option<u64>,
+        commit_ts: Option<CommitTimestamp>,
     ) -> Result<()> {
         self.active().expect("it has not ended").unlock(table, items, commit_ts).await
     }
 
-    async fn end(&self, commit_ts: Option<u64>) -> Result<()> {
+    async fn end(&self, commit_ts: Option<CommitTimestamp>) -> Result<()> {
         let Some(txn) = self.txn.lock().expect("no panic").take() else { return Ok(()) };
         Arc::into_inner(txn).expect("no other call is under way").end(commit_ts).await
     }

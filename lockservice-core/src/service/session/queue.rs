@@ -40,7 +40,7 @@ use tokio::task::AbortHandle;
 
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{TableId, TableRef};
+use crate::id::{CommitTimestamp, TableId, TableRef};
 use crate::key::LockItem;
 use crate::service::session::weight;
 use crate::service::txn::TxnRecord;
@@ -187,12 +187,12 @@ pub(in crate::service) enum Step {
         items: Option<Arc<[LockItem]>>,
         cancelled: oneshot::Receiver<()>,
     },
-    Unlock(TableRef, Vec<LockItem>, Option<u64>),
+    Unlock(TableRef, Vec<LockItem>, Option<CommitTimestamp>),
     /// Take these grants back, each less what later calls rely on: see [`keep_relied_on`].
     TakeBack(Vec<(Grant, Vec<Relied>)>),
     /// The rolled-back call added nothing that would be left.
     Done,
-    End(Option<u64>),
+    End(Option<CommitTimestamp>),
 }
 
 /// An answer that was filed.

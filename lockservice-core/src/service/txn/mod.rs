@@ -18,7 +18,7 @@ use tracing::Instrument as _;
 
 use crate::clock::{Time, hi};
 use crate::error::{Detail, Error, ErrorKind, Result};
-use crate::id::{TableRef, TxnId};
+use crate::id::{CommitTimestamp, TableRef, TxnId};
 use crate::key::LockItem;
 use crate::service::session::Renewals;
 use crate::service::tables::line::{Asked, Handed};
@@ -261,7 +261,7 @@ impl ServiceInner {
         txn: &TxnRecord,
         table: &TableRef,
         items: &[LockItem],
-        commit_ts: Option<u64>,
+        commit_ts: Option<CommitTimestamp>,
     ) -> usize {
         let bind = self.tables.served(table);
         bind.map_or(0, |bind| self.engine.unlock(txn.id, bind.id, items, commit_ts))
@@ -269,7 +269,7 @@ impl ServiceInner {
 
     /// Ends a transaction whose owner says so, and answers how many items that released.
     /// Idempotent.
-    pub(crate) fn end(&self, txn: &TxnRecord, commit_ts: Option<u64>) -> usize {
+    pub(crate) fn end(&self, txn: &TxnRecord, commit_ts: Option<CommitTimestamp>) -> usize {
         *txn.state.lock() = TxnPhase::Ended;
         // C4: the transaction must not commit what the next holder is about to change.
         self.live.end(txn.id);
@@ -447,13 +447,18 @@ impl Txn {
 
     /// Releases chosen rows and ranges, and returns how many; those not held are ignored.
     /// `commit_ts` is the timestamp at which what they protect was committed, if it was (C5).
-    pub fn unlock(&self, table: &TableRef, items: &[LockItem], commit_ts: Option<u64>) -> usize {
+    pub fn unlock(
+        &self,
+        table: &TableRef,
+        items: &[LockItem],
+        commit_ts: Option<CommitTimestamp>,
+    ) -> usize {
         self.inner.unlock(&self.record, table, items, commit_ts)
     }
 
     /// Ends the transaction, releases everything, and returns how many rows and ranges that were.
     /// `commit_ts` is the timestamp at which it committed, if it did (C5).
-    pub fn end(self, commit_ts: Option<u64>) -> usize {
+    pub fn end(self, commit_ts: Option<CommitTimestamp>) -> usize {
         self.inner.end(&self.record, commit_ts)
     }
 

@@ -41,7 +41,7 @@ use super::entry::Position;
 use super::types::{Grant, ItemGrant, WaitPolicy};
 use crate::clock::Time;
 use crate::error::{Blocker, Error, Result};
-use crate::id::{FencingToken, TableId, TxnId};
+use crate::id::{CommitTimestamp, FencingToken, TableId, TxnId};
 use crate::key::{LockItem, LockMode};
 
 pub(super) use self::begin::put_in_order;
@@ -78,7 +78,7 @@ pub(super) struct EngineCall {
     pub(super) waited: bool,
     /// The first conflicting holder or waiter that it met.
     pub(super) conflict: Option<Blocker>,
-    pub(super) prev_commit_ts: Option<u64>,
+    pub(super) prev_commit_ts: Option<CommitTimestamp>,
     /// When the call was made.
     pub(super) since: Time,
     /// Its queue position while it waits, or its position among the unfinished calls between two

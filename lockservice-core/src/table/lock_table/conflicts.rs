@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use super::{ItemRef, LockTable};
 use crate::error::Blocker;
-use crate::id::{FencingToken, TxnId};
+use crate::id::{CommitTimestamp, FencingToken, TxnId};
 use crate::key::{LockItem, LockMode};
 use crate::table::entry::{Entry, Position};
 use crate::table::hash::IdMap;
@@ -100,7 +100,7 @@ impl LockTable {
         txn: TxnId,
         items: &[LockItem],
         number: CommitNumber,
-        ts: u64,
+        ts: CommitTimestamp,
     ) {
         self.commit_ts = self.commit_ts.max(Some(ts));
         if self.waiting.is_empty() {

@@ -23,7 +23,7 @@ use super::interval::IntervalMap;
 use super::queue::CommitNumber;
 use crate::bind::{Bind, TokenBlock};
 use crate::clock::Time;
-use crate::id::{FencingToken, TxnId};
+use crate::id::{CommitTimestamp, FencingToken, TxnId};
 use crate::key::{Key, LockItem, LockMode};
 
 pub(super) use self::conflicts::{FirstConflict, blocker_of};
@@ -39,7 +39,7 @@ pub(super) struct LockTable {
     /// Calls that have all their items and wait for a token, first come first.
     pub(super) awaiting_token: BTreeMap<Position, CallId>,
     /// The largest commit timestamp that an unlock carried.
-    pub(super) commit_ts: Option<u64>,
+    pub(super) commit_ts: Option<CommitTimestamp>,
     /// The calls that wait in this table, in queue order.
     pub(super) waiting: BTreeMap<Position, CallId>,
     /// The calls of this table that are in flight, and those whose outcome was not taken.
@@ -188,7 +188,7 @@ impl LockTable {
         item: &LockItem,
         position: Position,
         mode: LockMode,
-    ) -> Option<u64> {
+    ) -> Option<CommitTimestamp> {
         self.waiting.remove(&position);
         let entry = self.entry_mut(item)?;
         let commit_ts = entry.dequeue(position, mode);

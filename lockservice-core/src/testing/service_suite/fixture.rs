@@ -8,7 +8,7 @@ use async_trait::async_trait;
 
 use crate::allocator::{BeginCommit, CannotCommit};
 use crate::error::{Error, Result};
-use crate::id::{CommitAttempt, TableRef, TxnId};
+use crate::id::{CommitAttempt, CommitTimestamp, TableRef, TxnId};
 use crate::key::LockItem;
 use crate::service::{LockSpec, LockStatus, Stopped, TxnOptions, WaitStatus};
 use crate::table::Grant;
@@ -73,11 +73,11 @@ pub trait TxnFixture: Send + Sync {
         &self,
         table: &TableRef,
         items: &[LockItem],
-        commit_ts: Option<u64>,
+        commit_ts: Option<CommitTimestamp>,
     ) -> Result<()>;
     /// Ends the transaction; resolves when that is done. No other call is under way. Nothing
     /// happens the second time.
-    async fn end(&self, commit_ts: Option<u64>) -> Result<()>;
+    async fn end(&self, commit_ts: Option<CommitTimestamp>) -> Result<()>;
 }
 
 /// What a client asks to lock before anybody has looked at it.

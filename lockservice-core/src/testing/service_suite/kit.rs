@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::fixture::{ServiceFixture, SessionFixture, TxnFixture};
 use crate::allocator::{BeginCommit, CommitWindow, PresentedBind};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{CommitAttempt, FencingToken, TableRef, TxnId};
+use crate::id::{CommitAttempt, CommitTimestamp, FencingToken, TableRef, TxnId};
 use crate::key::{Key, KeyRange, LockItem, LockMode};
 use crate::service::{LockSpec, TxnOptions};
 use crate::table::{Grant, WaitPolicy};
@@ -150,7 +150,10 @@ impl Actor {
 
     /// Releases what it has committed.
     pub(super) async fn unlocks_at(&self, text: &str, ts: u64) {
-        self.txn.unlock(&table(), &items(text), Some(ts)).await.expect("a release is acknowledged");
+        self.txn
+            .unlock(&table(), &items(text), Some(CommitTimestamp::new(ts)))
+            .await
+            .expect("a release is acknowledged");
     }
 
     pub(super) async fn unlocks_of(&self, table: &TableRef, text: &str) {
@@ -162,7 +165,7 @@ impl Actor {
     }
 
     pub(super) async fn commits_at(&self, ts: u64) {
-        self.txn.end(Some(ts)).await.expect("an end is acknowledged");
+        self.txn.end(Some(CommitTimestamp::new(ts))).await.expect("an end is acknowledged");
     }
 
     pub(super) async fn closes(&self) {

@@ -2,6 +2,7 @@
 
 use super::fixture::ServiceFixture;
 use super::kit::{Ask as _, Scene, exclusive, shared, table_named};
+use crate::id::CommitTimestamp;
 
 pub(super) async fn an_unlock_of_chosen_keys_wakes_exactly_those_who_became_compatible(
     fixture: &dyn ServiceFixture,
@@ -55,13 +56,19 @@ pub(super) async fn an_unlock_of_chosen_keys_tells_the_table_and_those_behind_th
     let of_c = scene.waits(&c, exclusive("y")).await;
     a.unlocks_at("x", 7).await;
     let granted = of_b.granted().await;
-    assert_eq!((granted.prev_commit_ts, granted.table_commit_ts), (Some(7), Some(7)));
+    assert_eq!(
+        (granted.prev_commit_ts, granted.table_commit_ts),
+        (Some(CommitTimestamp::new(7)), Some(CommitTimestamp::new(7)))
+    );
     // What is not held tells nothing.
     a.unlocks_at("x z", 9).await;
     a.unlocks("y").await;
     let granted = of_c.granted().await;
-    assert_eq!((granted.prev_commit_ts, granted.table_commit_ts), (None, Some(7)));
-    assert_eq!(d.gets(exclusive("z")).await.table_commit_ts, Some(7));
+    assert_eq!(
+        (granted.prev_commit_ts, granted.table_commit_ts),
+        (None, Some(CommitTimestamp::new(7)))
+    );
+    assert_eq!(d.gets(exclusive("z")).await.table_commit_ts, Some(CommitTimestamp::new(7)));
 }
 
 pub(super) async fn a_release_is_idempotent(fixture: &dyn ServiceFixture) {

@@ -2,7 +2,7 @@
 
 use super::fixture::ServiceFixture;
 use super::kit::{Scene, exclusive, item, shared};
-use crate::id::FencingToken;
+use crate::id::{CommitTimestamp, FencingToken};
 use crate::key::LockMode;
 
 pub(super) async fn the_next_holder_has_a_larger_token_over_rows_and_ranges(
@@ -76,12 +76,21 @@ pub(super) async fn a_grant_says_whether_it_waited_for_whom_and_what_was_committ
     let next = of_b.granted().await;
     assert!(next.waited.is_some());
     assert_eq!(next.conflict, Some((a.id(), item("k"))));
-    assert_eq!((next.prev_commit_ts, next.table_commit_ts), (Some(7), Some(7)));
+    assert_eq!(
+        (next.prev_commit_ts, next.table_commit_ts),
+        (Some(CommitTimestamp::new(7)), Some(CommitTimestamp::new(7)))
+    );
     // Of all that it waited for the largest counts (C5).
     b.commits_at(5).await;
     let last = of_c.granted().await;
-    assert_eq!((last.prev_commit_ts, last.table_commit_ts), (Some(7), Some(7)));
+    assert_eq!(
+        (last.prev_commit_ts, last.table_commit_ts),
+        (Some(CommitTimestamp::new(7)), Some(CommitTimestamp::new(7)))
+    );
     c.ends().await;
     let after = scene.actor("d").await.gets(exclusive("k")).await;
-    assert_eq!((after.waited, after.prev_commit_ts, after.table_commit_ts), (None, None, Some(7)));
+    assert_eq!(
+        (after.waited, after.prev_commit_ts, after.table_commit_ts),
+        (None, None, Some(CommitTimestamp::new(7)))
+    );
 }

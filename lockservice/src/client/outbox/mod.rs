@@ -14,9 +14,9 @@ mod tests;
 
 use std::task::{Context, Poll, Waker};
 
-use lockservice_core::Result;
 use lockservice_core::clock::{Clock, Time};
 use lockservice_core::service::{Granted, TxnOptions, Waiting, WaitsFor};
+use lockservice_core::{CommitTimestamp, Result};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
@@ -149,7 +149,7 @@ impl Outbox {
     pub(super) fn end(
         &self,
         txn_number: &TxnNumber,
-        commit_timestamp: Option<u64>,
+        commit_ts: Option<CommitTimestamp>,
     ) -> Option<oneshot::Receiver<Result<()>>> {
         let number = *txn_number.number.lock();
         if number == 0 {
@@ -165,7 +165,10 @@ impl Outbox {
             ends: true,
             reply: Some(reply),
         };
-        let op = Op::End(proto::EndOp { txn: Some(txn), commit_timestamp });
+        let op = Op::End(proto::EndOp {
+            txn: Some(txn),
+            commit_timestamp: commit_ts.map(CommitTimestamp::get),
+        });
         let waker =
             state.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: None });
         drop(state);

@@ -17,7 +17,9 @@ use std::time::Duration;
 use lockservice_core::clock::{Clock, Time, lo};
 use lockservice_core::service::{LockSpec, TxnOptions, WaitsFor};
 use lockservice_core::table::Grant;
-use lockservice_core::{Error, ErrorKind, LockItem, NodeName, Result, TableRef, TxnId};
+use lockservice_core::{
+    CommitTimestamp, Error, ErrorKind, LockItem, NodeName, Result, TableRef, TxnId,
+};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -256,14 +258,19 @@ impl ClientTxn {
     ///
     /// # Cancel safety
     /// The release is sent when this is called; waiting for the answer is optional.
-    pub fn unlock(&self, table: &TableRef, items: &[LockItem], commit_ts: Option<u64>) -> Ended {
+    pub fn unlock(
+        &self,
+        table: &TableRef,
+        items: &[LockItem],
+        commit_ts: Option<CommitTimestamp>,
+    ) -> Ended {
         let (rows, ranges) = items_to_proto(items);
         let op = proto::UnlockOp {
             group: table.group.to_string(),
             table: table.name.to_string(),
             rows,
             ranges,
-            commit_timestamp: commit_ts,
+            commit_timestamp: commit_ts.map(CommitTimestamp::get),
             ..proto::UnlockOp::default()
         };
         let (handle, txn_number) = self.place();
@@ -282,7 +289,7 @@ impl ClientTxn {
     /// # Errors
     /// `SessionLost`, `LeaseLost` if the session was lost before the end was acknowledged: what the
     /// transaction held may have been given to others before it ended.
-    pub fn end(mut self, commit_ts: Option<u64>) -> Ended {
+    pub fn end(mut self, commit_ts: Option<CommitTimestamp>) -> Ended {
         self.ended = true;
         let (handle, txn_number) = self.place();
         let holds = self.placement.lock().holds;
