@@ -141,9 +141,9 @@ async fn binds(name: &str, store: Arc<dyn BindStore>) {
     });
     let bind = async |table: String| {
         let table = TableRef::new("bench", table).expect("a name");
-        let asked = Instant::now();
+        let start = Instant::now();
         allocator.bind(service, &table).await.expect("free");
-        asked.elapsed()
+        start.elapsed()
     };
     let began = Instant::now();
     let mut alone = Vec::with_capacity(ALONE);
@@ -160,9 +160,9 @@ async fn binds(name: &str, store: Arc<dyn BindStore>) {
             let mut times = Vec::with_capacity(EACH);
             for n in 0..EACH {
                 let table = TableRef::new("bench", format!("c{caller}-{n}")).expect("a name");
-                let asked = Instant::now();
+                let start = Instant::now();
                 allocator.bind(service, &table).await.expect("free");
-                times.push(asked.elapsed());
+                times.push(start.elapsed());
             }
             times
         });
@@ -220,7 +220,7 @@ async fn shared(name: &str, open: impl AsyncFn() -> Arc<dyn BindStore>, server: 
                 txn: TxnId::new(incarnation.service, counter, true),
                 binds: vec![PresentedBind::from(&bound.bind)],
                 attempt: CommitAttempt::new(1),
-                asked: CommitWindow {
+                window: CommitWindow {
                     least: Duration::from_millis(1),
                     most: Duration::from_millis(100),
                 },

@@ -284,7 +284,7 @@ async fn live(
             txn,
             binds: vec![PresentedBind::from(&bound.bind)],
             attempt: CommitAttempt::new(counter),
-            asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(1) },
+            window: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(1) },
         };
         let before = ledger.lock().expect("no panic holds it").newest(&table);
         if bounded("begin_commit", allocator.begin_commit(&commit)).await.is_ok() {

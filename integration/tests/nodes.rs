@@ -158,7 +158,7 @@ mod check {
                 txn: txn.id().expect("granted"),
                 binds: vec![PresentedBind::from(&grant.bind)],
                 attempt: CommitAttempt::new(1),
-                asked: CommitWindow {
+                window: CommitWindow {
                     least: Duration::from_millis(10),
                     most: Duration::from_secs(60),
                 },

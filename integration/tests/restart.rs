@@ -165,14 +165,14 @@ mod check {
         let place = Place::new(store);
         let server = place.start().await;
         let session = place.client().await.session(None).await.expect("the server runs");
-        let asked =
+        let window =
             CommitWindow { least: Duration::from_millis(10), most: Duration::from_millis(500) };
         let lock = async |session: &Session, key: &str| {
             let txn = session.txn(TxnOptions { validates: true, label: "late".to_owned() });
             let grant = txn.lock(row("ledger", key)).await.expect("nobody else locks");
             let id = txn.id().expect("it holds a lock");
             let binds = vec![PresentedBind::from(&grant.bind)];
-            (txn, BeginCommit { txn: id, binds, attempt: CommitAttempt::new(1), asked })
+            (txn, BeginCommit { txn: id, binds, attempt: CommitAttempt::new(1), window })
         };
         let (_early_txn, early) = lock(&session, "early").await;
         let (_late_txn, late) = lock(&session, "late").await;

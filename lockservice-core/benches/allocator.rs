@@ -51,7 +51,7 @@ async fn prepare() -> Prepared {
 /// Nanoseconds per begin_commit + finish_commit with four binds; thread `part` of `parts` uses
 /// tables of its own.
 fn cycles(prepared: &Prepared, part: u64, parts: u64, start: &Barrier) -> f64 {
-    let asked = CommitWindow { least: Duration::ZERO, most: Duration::from_secs(1) };
+    let window = CommitWindow { least: Duration::ZERO, most: Duration::from_secs(1) };
     // Built before: the caller has them from its lock results.
     let requests: Vec<BeginCommit> = (0..10_000u64)
         .map(|n| BeginCommit {
@@ -64,7 +64,7 @@ fn cycles(prepared: &Prepared, part: u64, parts: u64, start: &Barrier) -> f64 {
                 })
                 .collect(),
             attempt: CommitAttempt::new(n),
-            asked,
+            window,
         })
         .collect();
     start.wait();

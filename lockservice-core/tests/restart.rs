@@ -89,8 +89,9 @@ async fn silent_clients_never_fill_an_incarnation_up() {
         assert_eq!((answer.tombstoned.len(), answer.committing.len()), (100, 0));
     }
     for txn in txns {
-        let asked = CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(1) };
-        let request = BeginCommit { txn, binds: Vec::new(), attempt: CommitAttempt::new(1), asked };
+        let window = CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(1) };
+        let request =
+            BeginCommit { txn, binds: Vec::new(), attempt: CommitAttempt::new(1), window };
         assert_eq!(
             allocator.begin_commit(&request).await.expect_err("never").kind(),
             ErrorKind::CannotCommit
@@ -185,8 +186,8 @@ fn table(name: &str) -> TableRef {
 }
 
 fn commit(txn: TxnId, binds: Vec<PresentedBind>) -> BeginCommit {
-    let asked = CommitWindow { least: Duration::ZERO, most: Duration::from_secs(60) };
-    BeginCommit { txn, binds, attempt: CommitAttempt::new(1), asked }
+    let window = CommitWindow { least: Duration::ZERO, most: Duration::from_secs(60) };
+    BeginCommit { txn, binds, attempt: CommitAttempt::new(1), window }
 }
 
 #[tokio::test]

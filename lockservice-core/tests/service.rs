@@ -102,7 +102,7 @@ fn commit(granted: &Granted) -> BeginCommit {
         txn: granted.txn,
         binds: vec![PresentedBind::from(&granted.grant.bind)],
         attempt: CommitAttempt::new(1),
-        asked: CommitWindow { least: Duration::from_millis(1), most: SECOND },
+        window: CommitWindow { least: Duration::from_millis(1), most: SECOND },
     }
 }
 
@@ -211,10 +211,10 @@ async fn a_wait_that_the_ceiling_shortened_names_it() {
         .expect("it starts");
     let (a, b) = (open(&service), open(&service));
     locked(a.submit(op(1, 1), Operation::Lock(spec("k"))).await);
-    for (number, asked, named) in
+    for (number, timeout, named) in
         [(1, None, true), (2, Some(3_600 * SECOND), true), (3, Some(SECOND), false)]
     {
-        let spec = LockSpec { timeout: asked, ..spec("k") };
+        let spec = LockSpec { timeout, ..spec("k") };
         let error = b.submit(op(number, 1), Operation::Lock(spec)).await.expect_err("held");
         assert_eq!(error.kind(), ErrorKind::Timeout);
         assert_eq!(error.to_string().contains("wait_ms_max"), named, "{error}");
@@ -354,11 +354,11 @@ async fn a_renewed_session_keeps_its_locks_and_its_promise_never_exceeds_what_it
     for _ in 0..30 {
         tokio::time::sleep(SECOND).await;
         let promise = session.renew().expect("alive");
-        assert!(promise.guard <= 5 * SECOND, "{promise:?} exceeds the lease");
+        assert!(promise.valid_for <= 5 * SECOND, "{promise:?} exceeds the lease");
     }
     assert_eq!(service.locks(None).len(), 1);
     let short = service.open_session(Some(SECOND), "short").expect("a session");
-    assert!(short.renew().expect("alive").guard <= SECOND);
+    assert!(short.renew().expect("alive").valid_for <= SECOND);
 }
 
 #[tokio::test(start_paused = true)]
@@ -367,7 +367,7 @@ async fn a_grant_promises_no_more_than_is_left_of_its_session() {
     let session = service.open_session(Some(2 * SECOND), "late").expect("a session");
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     let granted = locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
-    assert!(granted.promise.guard <= Duration::from_millis(500), "{:?}", granted.promise);
+    assert!(granted.promise.valid_for <= Duration::from_millis(500), "{:?}", granted.promise);
 }
 
 #[tokio::test(start_paused = true)]
@@ -400,7 +400,7 @@ async fn a_commit_in_flight_keeps_the_locks_of_a_lost_session() {
     let granted = locked(session.submit(validating(1, 1), Operation::Lock(spec("k"))).await);
     tokio::time::sleep(Duration::from_millis(900)).await;
     let window = CommitWindow { least: SECOND, most: 4 * SECOND };
-    let request = BeginCommit { asked: window, ..commit(&granted) };
+    let request = BeginCommit { window, ..commit(&granted) };
     let admitted = allocator.begin_commit(&request).await.expect("the session is alive");
     let start = tokio::time::Instant::now();
     let next = service.begin(TxnOptions::default()).expect("begin");
@@ -426,9 +426,13 @@ async fn a_lost_transaction_that_cannot_be_fenced_yet_does_not_keep_the_locks_of
     let others: Vec<_> =
         (0..64 * 64).map(|_| service.begin(options.clone()).expect("begin")).collect();
     for txn in others.iter().filter(|txn| stripe(txn.id()) == stripe(stuck.txn)) {
-        let asked = CommitWindow { least: Duration::from_millis(1), most: SECOND };
-        let request =
-            BeginCommit { txn: txn.id(), binds: Vec::new(), attempt: CommitAttempt::new(1), asked };
+        let window = CommitWindow { least: Duration::from_millis(1), most: SECOND };
+        let request = BeginCommit {
+            txn: txn.id(),
+            binds: Vec::new(),
+            attempt: CommitAttempt::new(1),
+            window,
+        };
         allocator.begin_commit(&request).await.expect("room");
     }
     session.close().await;
@@ -699,7 +703,7 @@ async fn a_replayed_grant_promises_no_more_than_is_left() {
     let again = locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
     assert_eq!(again.grant, first.grant);
     assert!(
-        again.promise.guard <= SECOND,
+        again.promise.valid_for <= SECOND,
         "{:?} counts from the replay, and the session ends before",
         again.promise
     );

@@ -88,9 +88,9 @@ impl LockTableAllocator for Lossy {
         &self,
         service: ServiceId,
         nonce: Nonce,
-        told: Progress,
+        progress: Progress,
     ) -> Result<LeaseAck> {
-        self.inner.keepalive(service, nonce, told).await
+        self.inner.keepalive(service, nonce, progress).await
     }
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
         self.inner.resign(service, nonce).await
@@ -200,7 +200,7 @@ fn commit(granted: &Granted, most: Duration) -> BeginCommit {
         txn: granted.txn,
         binds: vec![PresentedBind::from(&granted.grant.bind)],
         attempt: CommitAttempt::new(1),
-        asked: CommitWindow { least: Duration::from_millis(1), most },
+        window: CommitWindow { least: Duration::from_millis(1), most },
     }
 }
 

@@ -47,7 +47,7 @@ struct Moody {
     inner: Arc<LocalAllocator>,
     mood: watch::Sender<Mood>,
     /// When renewals were asked for.
-    asked: watch::Sender<Vec<Instant>>,
+    keepalives: watch::Sender<Vec<Instant>>,
     resigning_hangs: bool,
 }
 
@@ -57,14 +57,14 @@ impl LockTableAllocator for Moody {
         &self,
         service: ServiceId,
         nonce: Nonce,
-        told: Progress,
+        progress: Progress,
     ) -> Result<LeaseAck> {
-        self.asked.send_modify(|asked| asked.push(Instant::now()));
+        self.keepalives.send_modify(|keepalives| keepalives.push(Instant::now()));
         let mood = *self.mood.borrow();
         match mood {
-            Mood::Fine => self.inner.keepalive(service, nonce, told).await,
+            Mood::Fine => self.inner.keepalive(service, nonce, progress).await,
             Mood::Slow(late) => {
-                let answer = self.inner.keepalive(service, nonce, told).await;
+                let answer = self.inner.keepalive(service, nonce, progress).await;
                 tokio::time::sleep(late).await;
                 answer
             }
@@ -143,8 +143,8 @@ async fn allocator(resigning_hangs: bool) -> Arc<Moody> {
     let inner = LocalAllocator::open(store, clock, AllocatorSettings::default(), node())
         .await
         .expect("a fresh store");
-    let (mood, asked) = (watch::Sender::new(Mood::Fine), watch::Sender::new(Vec::new()));
-    Arc::new(Moody { inner, mood, asked, resigning_hangs })
+    let (mood, keepalives) = (watch::Sender::new(Mood::Fine), watch::Sender::new(Vec::new()));
+    Arc::new(Moody { inner, mood, keepalives, resigning_hangs })
 }
 
 async fn start(allocator: &Arc<Moody>) -> LockService {
@@ -161,10 +161,10 @@ fn row() -> LockSpec {
 
 /// Waits until the allocator was asked to renew `times` in all, as it must be before the lease is
 /// over.
-async fn asked(allocator: &Moody, times: usize) {
-    let mut asked = allocator.asked.subscribe();
-    let asked = tokio::time::timeout(LEASE, asked.wait_for(|asked| asked.len() >= times)).await;
-    asked.expect("it is asked again").expect("the allocator lives");
+async fn keepalives(allocator: &Moody, times: usize) {
+    let mut sent = allocator.keepalives.subscribe();
+    let enough = tokio::time::timeout(LEASE, sent.wait_for(|sent| sent.len() >= times)).await;
+    enough.expect("it is sent again").expect("the allocator lives");
 }
 
 #[tokio::test(start_paused = true)]
@@ -172,11 +172,11 @@ async fn a_renewal_that_gets_lost_is_tried_again_before_it_costs_the_lease() {
     let allocator = allocator(false).await;
     let service = start(&allocator).await;
     for lost in [1, 2, 3] {
-        let before = allocator.asked.borrow().len();
+        let before = allocator.keepalives.borrow().len();
         allocator.mood.send_replace(Mood::Hangs);
-        asked(&allocator, before + lost).await;
+        keepalives(&allocator, before + lost).await;
         allocator.mood.send_replace(Mood::Fine);
-        asked(&allocator, before + lost + 2).await;
+        keepalives(&allocator, before + lost + 2).await;
     }
     let txn = service.begin(TxnOptions::default()).expect("it still serves");
     txn.lock(row()).await.expect("and grants");
@@ -193,14 +193,14 @@ async fn a_slow_answer_renews_and_counts_from_its_own_request() {
     let until = Instant::now() + 6 * LEASE;
     while Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let guard = txn.promise().expect("the lease is kept").guard;
+        let valid_for = txn.promise().expect("the lease is kept").valid_for;
         let now = Instant::now();
         let answered =
-            allocator.asked.borrow().iter().rev().find(|sent| **sent + late <= now).copied();
+            allocator.keepalives.borrow().iter().rev().find(|sent| **sent + late <= now).copied();
         if let Some(sent) = answered {
             assert!(
-                guard <= LEASE - (now - sent),
-                "{guard:?} is more than is left of the lease last acknowledged"
+                valid_for <= LEASE - (now - sent),
+                "{valid_for:?} is more than is left of the lease last acknowledged"
             );
         }
     }
@@ -211,8 +211,8 @@ async fn without_any_answer_it_seals_at_the_end_of_the_last_acknowledged_lease()
     for mood in [Mood::Hangs, Mood::Fails, Mood::Slow(LEASE)] {
         let allocator = allocator(false).await;
         let service = start(&allocator).await;
-        asked(&allocator, 2).await;
-        let last = *allocator.asked.borrow().last().expect("asked");
+        keepalives(&allocator, 2).await;
+        let last = *allocator.keepalives.borrow().last().expect("asked");
         allocator.mood.send_replace(mood);
         assert_eq!(service.sealed().await.kind(), ErrorKind::LeaseLost, "{mood:?}");
         let (sealed, due) = (Instant::now(), last + lo(LEASE));
@@ -221,7 +221,7 @@ async fn without_any_answer_it_seals_at_the_end_of_the_last_acknowledged_lease()
             "{mood:?}: {:?}",
             sealed - last
         );
-        let tries = allocator.asked.borrow().len() - 2;
+        let tries = allocator.keepalives.borrow().len() - 2;
         assert!((3..=8).contains(&tries), "{mood:?}: tried {tries} times");
     }
 }
@@ -236,7 +236,7 @@ async fn a_stop_that_waits_for_commits_in_flight_ends_as_the_stop_that_was_asked
         txn: txn.id(),
         binds: vec![PresentedBind::from(&granted.grant.bind)],
         attempt: CommitAttempt::new(1),
-        asked: CommitWindow { least: SECOND, most: 4 * SECOND },
+        window: CommitWindow { least: SECOND, most: 4 * SECOND },
     };
     let admitted = allocator.begin_commit(&request).await.expect("current");
     txn.end(Some(CommitTimestamp::new(1)));

@@ -70,9 +70,9 @@ impl LockTableAllocator for Stubborn {
         &self,
         service: ServiceId,
         nonce: Nonce,
-        told: Progress,
+        progress: Progress,
     ) -> Result<LeaseAck> {
-        self.inner.keepalive(service, nonce, told).await
+        self.inner.keepalive(service, nonce, progress).await
     }
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
         self.inner.resign(service, nonce).await
@@ -294,7 +294,7 @@ async fn whoever_asks_while_the_owner_resigns_is_served_when_that_has_landed() {
             txn: TxnId::new(stopping, 1, true),
             binds: vec![PresentedBind::from(&bound.bind)],
             attempt: CommitAttempt::new(1),
-            asked: CommitWindow { least: MS, most: 4 * SECOND },
+            window: CommitWindow { least: MS, most: 4 * SECOND },
         };
         allocator.begin_commit(&in_flight).await.expect("the owner is alive");
         let resigning = Arc::clone(&allocator);
@@ -423,10 +423,10 @@ async fn the_time_of_an_embedders_lock_runs_while_its_transaction_is_busy() {
 }
 
 /// What the next call of a session that waits is told.
-async fn told(notices: &mut WaitNotices) -> Waiting {
-    let mut told = notices.next().await;
-    assert_eq!(told.len(), 1, "{told:?}");
-    told.remove(0)
+async fn notice(notices: &mut WaitNotices) -> Waiting {
+    let mut waiting = notices.next().await;
+    assert_eq!(waiting.len(), 1, "{waiting:?}");
+    waiting.remove(0)
 }
 
 #[tokio::test(start_paused = true)]
@@ -437,13 +437,13 @@ async fn the_client_of_a_call_that_waits_for_a_table_is_told_whose_it_was_and_th
     let mut notices = session.waits();
     let began = Instant::now();
     let first = session.submit(op(1, 1), Operation::Lock(spec("k")));
-    let waiting = told(&mut notices).await;
+    let waiting = notice(&mut notices).await;
     assert_eq!((waiting.number, waiting.sequence), (1, 1));
     let last_owner = Some((dead, name("node")));
     assert_eq!(waiting.waits_for, WaitsFor::Table { last_owner });
     assert!(began.elapsed() < SECOND, "as soon as it is known: {:?}", began.elapsed());
     let second = session.submit(op(2, 1), Operation::Lock(spec("k")));
-    assert_eq!(told(&mut notices).await.number, 2);
+    assert_eq!(notice(&mut notices).await.number, 2);
     let renewing = async {
         loop {
             sleep(SECOND).await;
@@ -454,7 +454,7 @@ async fn the_client_of_a_call_that_waits_for_a_table_is_told_whose_it_was_and_th
         let Answer::Locked(granted) = first.await.expect("the lease runs out") else {
             panic!("no lock")
         };
-        (granted.txn, told(&mut notices).await)
+        (granted.txn, notice(&mut notices).await)
     };
     let (holder, waiting) = tokio::select! {
         seen = waits => seen,
@@ -474,7 +474,7 @@ async fn the_client_of_a_call_that_waits_for_a_token_is_told_and_one_that_does_n
     let mut notices = session.waits();
     allocator.no_tokens.store(true, Ordering::Relaxed);
     let call = session.submit(op(1, 1), Operation::Lock(within(SECOND, "k")));
-    assert_eq!(told(&mut notices).await.waits_for, WaitsFor::Token);
+    assert_eq!(notice(&mut notices).await.waits_for, WaitsFor::Token);
     assert_eq!(call.await.expect_err("none comes").kind(), ErrorKind::Timeout);
     session
         .submit(op(1, 2), Operation::Unlock { table: table(), items: Vec::new(), commit_ts: None })

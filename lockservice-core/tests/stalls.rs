@@ -103,10 +103,10 @@ async fn a_grant_promises_no_longer_than_the_ttl_of_its_session() {
         session.renew().expect("in time");
         match lock.go_on() {
             Ok(Answer::Locked(granted)) => {
-                let guard = granted.promise.guard;
+                let valid_for = granted.promise.valid_for;
                 assert!(
-                    guard <= TTL,
-                    "stopped at reading {nth}: the grant is promised for {guard:?}"
+                    valid_for <= TTL,
+                    "stopped at reading {nth}: the grant is promised for {valid_for:?}"
                 );
             }
             other => panic!("stopped at reading {nth}: {other:?}"),
@@ -123,12 +123,12 @@ async fn a_grant_promises_no_longer_than_the_lease() {
         let service = service(&clock, &stalling).await;
         let txn = service.begin(TxnOptions::default()).expect("begin");
         tokio::task::yield_now().await;
-        let asked = stalling.stall(nth, move || txn.promise());
+        let stalled = stalling.stall(nth, move || txn.promise());
         // The next renewal of the lease is due.
         clock.advance(lease / 2);
         tokio::time::sleep(lease / 2).await;
-        let guard = asked.go_on().expect("the lease holds").guard;
-        assert!(guard <= lease, "stopped at reading {nth}: promised for {guard:?}");
+        let valid_for = stalled.go_on().expect("the lease holds").valid_for;
+        assert!(valid_for <= lease, "stopped at reading {nth}: promised for {valid_for:?}");
     }
 }
 
@@ -165,7 +165,7 @@ async fn an_incarnation_that_was_told_to_be_fenced_is_not_renewed_afterwards() {
             txn: TxnId::new(incarnation.service, 1, true),
             binds: Vec::new(),
             attempt: CommitAttempt::new(1),
-            asked: CommitWindow { least: MOMENT, most: Duration::from_secs(1) },
+            window: CommitWindow { least: MOMENT, most: Duration::from_secs(1) },
         };
         let admitted = allocator.begin_commit_now(&commit);
         if !in_time {

@@ -282,10 +282,11 @@ impl Bank {
             grants.iter().map(|grant| PresentedBind::from(&grant.bind)).collect();
         binds.dedup();
         let attempt = CommitAttempt::new(self.next());
-        let asked = CommitWindow { least: Duration::from_millis(50), most: Duration::from_secs(2) };
+        let window =
+            CommitWindow { least: Duration::from_millis(50), most: Duration::from_secs(2) };
         let allocator = client.allocator();
         let admission =
-            allocator.begin_commit(&BeginCommit { txn: id, binds, attempt, asked }).await?;
+            allocator.begin_commit(&BeginCommit { txn: id, binds, attempt, window }).await?;
         // C1: the write must not land later than this. What slips through between this look and the
         // write meets the tokens.
         let result = if SystemClock.now() < admission.until { work() } else { Err(Refused) };

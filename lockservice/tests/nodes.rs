@@ -267,7 +267,7 @@ async fn a_commit_is_validated_by_the_leader_whichever_node_is_asked() {
         txn: txn.id().expect("granted"),
         binds: vec![PresentedBind::from(&grant.bind)],
         attempt: CommitAttempt::new(1),
-        asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(1) },
+        window: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(1) },
     };
     let admission = client.allocator().begin_commit(&request).await.expect("c sends it on to a");
     assert!(admission.until > client.clock().now());
@@ -312,7 +312,7 @@ async fn survives_the_leader(vanish: bool) {
         txn: txn.id().expect("granted"),
         binds: vec![PresentedBind::from(&grant.bind)],
         attempt: CommitAttempt::new(1),
-        asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_millis(500) },
+        window: CommitWindow { least: Duration::from_millis(1), most: Duration::from_millis(500) },
     };
     within(client.allocator().begin_commit(&request))
         .await

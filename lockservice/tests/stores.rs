@@ -390,7 +390,7 @@ async fn a_store_of_format_one_is_opened_while_commits_are_validated_and_tables_
                     version: BindVersion::new(1),
                 }],
                 attempt: CommitAttempt::new(1),
-                asked: CommitWindow {
+                window: CommitWindow {
                     least: Duration::from_millis(1),
                     most: Duration::from_secs(1),
                 },

@@ -185,7 +185,7 @@ pub struct BeginCommit {
     /// Names the attempt: a repeat is idempotent, and may extend the time.
     pub attempt: CommitAttempt,
     /// How long it needs.
-    pub asked: CommitWindow,
+    pub window: CommitWindow,
 }
 
 /// A commit may go ahead.

@@ -65,7 +65,7 @@ impl WaitList {
         }
         let slice = self.inner.tables.standing(self.only.as_ref(), self.at.as_ref(), most.max(1));
         match slice.last() {
-            Some(last) => self.at = Some((last.info.table.clone(), last.place)),
+            Some(last) => self.at = Some((last.info.table.clone(), last.position)),
             None => self.over = true,
         }
         let named = slice.into_iter().map(|standing| {

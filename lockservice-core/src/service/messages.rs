@@ -97,7 +97,7 @@ impl LockSpec {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Promise {
     /// The shortest promise on which the locks rest, never longer than the session's TTL (P1).
-    pub guard: Duration,
+    pub valid_for: Duration,
 }
 
 /// Locks that were granted.

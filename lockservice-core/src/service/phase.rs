@@ -100,15 +100,15 @@ impl ServiceInner {
 
     /// True if the service stops and is not sealed: then its lease is renewed no more.
     pub(super) fn begin_to_resign(&self) -> bool {
-        let mut begun = false;
+        let mut resigning = false;
         self.phase.send_if_modified(|phase| {
-            begun = matches!(phase, Phase::Stopping { .. } | Phase::Resigning);
-            if begun {
+            resigning = matches!(phase, Phase::Stopping { .. } | Phase::Resigning);
+            if resigning {
                 *phase = Phase::Resigning;
             }
-            begun
+            resigning
         });
-        begun
+        resigning
     }
 
     pub(crate) fn is_sealed(&self) -> bool {
@@ -123,13 +123,13 @@ impl ServiceInner {
 
     pub(crate) async fn stopping(&self) -> Duration {
         // The end of a lease is none: the next incarnation serves.
-        let asked = |phase: &Phase| match phase {
+        let is_stopping = |phase: &Phase| match phase {
             Phase::Serving => false,
             Phase::Stopping { .. } | Phase::Resigning => true,
             Phase::Sealed(why) => why.kind() == ErrorKind::ShuttingDown,
         };
         let mut phase = self.phase.subscribe();
-        match phase.wait_for(asked).await.as_deref() {
+        match phase.wait_for(is_stopping).await.as_deref() {
             Ok(Phase::Stopping { grace }) => *grace,
             _ => Duration::ZERO,
         }

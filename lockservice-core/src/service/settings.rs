@@ -129,10 +129,10 @@ impl ServiceSettings {
         QuotaSettings { kept_bytes_max: self.kept_bytes_max, ..QuotaSettings::default() }
     }
 
-    /// The session TTL for a request of `asked` (P1). Fails with `InvalidArgument` if that is out
-    /// of bounds.
-    pub(crate) fn session_ttl(&self, asked: Option<Duration>) -> Result<Duration> {
-        let ttl = asked.unwrap_or(Duration::from_millis(self.session_ttl_ms));
+    /// The session TTL if `requested` was requested (P1). Fails with `InvalidArgument` if that is
+    /// out of bounds.
+    pub(crate) fn session_ttl(&self, requested: Option<Duration>) -> Result<Duration> {
+        let ttl = requested.unwrap_or(Duration::from_millis(self.session_ttl_ms));
         let (min, max) = (
             Duration::from_millis(self.session_ttl_ms_min),
             Duration::from_millis(self.session_ttl_ms_max),
@@ -157,9 +157,9 @@ impl ServiceSettings {
         Ok(ttl)
     }
 
-    /// The longest wait of a call that asked for `asked`.
-    pub(crate) fn wait(&self, asked: Option<Duration>) -> Duration {
+    /// The longest wait of a call that asked for `requested`.
+    pub(crate) fn wait(&self, requested: Option<Duration>) -> Duration {
         let most = Duration::from_millis(self.wait_ms_max);
-        asked.map_or(most, |asked| asked.min(most))
+        requested.map_or(most, |requested| requested.min(most))
     }
 }

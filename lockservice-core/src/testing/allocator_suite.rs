@@ -223,10 +223,10 @@ async fn a_commit_is_never_promised_more_than_a_lease_has_left(fixture: &dyn All
     allocator.keepalive(b.service, Nonce::new(2), Progress::default()).await.expect("in time");
     let txn = TxnId::new(b.service, 1, true);
     let mut request = commit(txn, 1, &[&bound.bind]);
-    request.asked.most = a.lease_ttl * 10;
+    request.window.most = a.lease_ttl * 10;
     let short = allocator.begin_commit(&request).await.expect("half a second is enough");
     assert!(short.commit_before <= Duration::from_millis(500), "the owner's lease (C1): {short:?}");
-    request.asked.least = Duration::from_secs(1);
+    request.window.least = Duration::from_secs(1);
     assert_eq!(
         allocator.begin_commit(&request).await.expect_err("too short").kind(),
         ErrorKind::Timeout
@@ -234,15 +234,15 @@ async fn a_commit_is_never_promised_more_than_a_lease_has_left(fixture: &dyn All
     allocator.keepalive(a.service, Nonce::new(1), Progress::default()).await.expect("in time");
     let longer = allocator.begin_commit(&request).await.expect("a repeat extends it");
     assert!(longer.commit_before > short.commit_before && longer.commit_before <= a.lease_ttl);
-    request.asked.most = Duration::from_secs(1);
-    let asked = allocator.begin_commit(&request).await.expect("idempotent");
-    assert_eq!(asked.commit_before, Duration::from_secs(1), "at most what was asked");
+    request.window.most = Duration::from_secs(1);
+    let admission = allocator.begin_commit(&request).await.expect("idempotent");
+    assert_eq!(admission.commit_before, Duration::from_secs(1), "at most the window");
     // The origin's own lease counts as the owner's does.
     fixture.advance(b.lease_ttl - Duration::from_millis(500)).await;
     allocator.keepalive(a.service, Nonce::new(1), Progress::default()).await.expect("in time");
     for binds in [&[][..], &[&bound.bind][..]] {
         let mut request = commit(TxnId::new(b.service, 2, true), 1, binds);
-        request.asked.most = b.lease_ttl * 10;
+        request.window.most = b.lease_ttl * 10;
         let short = allocator.begin_commit(&request).await.expect("half a second is enough");
         assert!(
             short.commit_before <= Duration::from_millis(500),
@@ -272,7 +272,7 @@ async fn an_origin_that_is_no_longer_live_commits_nothing(fixture: &dyn Allocato
         let txn = TxnId::new(origin.service, 1, true);
         for binds in [&[][..], &[&bound.bind][..]] {
             let mut request = commit(txn, 1, binds);
-            request.asked.least = Duration::ZERO;
+            request.window.least = Duration::ZERO;
             let refused =
                 allocator.begin_commit(&request).await.expect_err("its origin is fenced (C3)");
             assert_eq!(refused.kind(), ErrorKind::CannotCommit, "{what}");
@@ -307,7 +307,7 @@ async fn a_tombstone_keeps_a_transaction_from_committing(fixture: &dyn Allocator
     let refused = allocator.begin_commit(&commit(txn, 1, &[])).await.expect_err("tombstoned (C4)");
     assert_eq!(refused.kind(), ErrorKind::CannotCommit);
     let mut request = commit(other, 1, &[]);
-    request.asked.most = Duration::from_secs(1);
+    request.window.most = Duration::from_secs(1);
     allocator.begin_commit(&request).await.expect("another transaction");
     assert_eq!(allocator.cannot_commit(&[other]).await.expect("answer").committing, vec![other]);
     fixture.advance(hi(Duration::from_secs(1)) - Duration::from_millis(1)).await;
@@ -705,6 +705,6 @@ fn commit(txn: TxnId, attempt: u64, binds: &[&Bind]) -> BeginCommit {
         txn,
         binds: binds.iter().map(|bind| PresentedBind::from(*bind)).collect(),
         attempt: CommitAttempt::new(attempt),
-        asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(3) },
+        window: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(3) },
     }
 }

@@ -182,7 +182,7 @@ pub(crate) fn commit(incarnation: &Incarnation, bound: &BoundTable, counter: u64
         txn: TxnId::new(incarnation.service, counter, true),
         binds: vec![PresentedBind::from(&bound.bind)],
         attempt: CommitAttempt::new(counter),
-        asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(60) },
+        window: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(60) },
     }
 }
 

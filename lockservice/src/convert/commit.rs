@@ -28,8 +28,8 @@ pub fn begin_commit_to_proto(request: &BeginCommit) -> proto::BeginCommitRequest
         txn: request.txn.to_string(),
         binds: binds.collect(),
         attempt: request.attempt.get(),
-        least_ms: millis_up(request.asked.least),
-        most_ms: millis_down(request.asked.most),
+        least_ms: millis_up(request.window.least),
+        most_ms: millis_down(request.window.most),
     }
 }
 
@@ -39,7 +39,7 @@ pub fn begin_commit_from_proto(request: proto::BeginCommitRequest) -> Result<Beg
         txn: txn_from_proto(&request.txn)?,
         binds: request.binds.into_iter().map(presented_from_proto).collect::<Result<_>>()?,
         attempt: CommitAttempt::new(request.attempt),
-        asked: CommitWindow {
+        window: CommitWindow {
             least: Duration::from_millis(request.least_ms),
             most: Duration::from_millis(request.most_ms),
         },
@@ -135,7 +135,10 @@ mod tests {
             txn,
             binds: vec![(&bind(1)).into()],
             attempt: CommitAttempt::new(6),
-            asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_millis(2) },
+            window: CommitWindow {
+                least: Duration::from_millis(1),
+                most: Duration::from_millis(2),
+            },
         };
         assert_eq!(
             begin_commit_from_proto(begin_commit_to_proto(&request)).expect("own message"),

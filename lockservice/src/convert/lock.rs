@@ -126,7 +126,7 @@ pub fn granted_to_proto(granted: &Granted) -> proto::Locked {
         prev_commit_timestamp: grant.prev_commit_ts.map(CommitTimestamp::get),
         table_commit_timestamp: grant.table_commit_ts.map(CommitTimestamp::get),
         history_unknown: grant.history_unknown,
-        promise: Some(proto::Promise { valid_for_ms: millis_down(granted.promise.guard) }),
+        promise: Some(proto::Promise { valid_for_ms: millis_down(granted.promise.valid_for) }),
         history_known_ms: granted.history_known.map(millis_down),
         ..proto::Locked::default()
     };
@@ -165,7 +165,7 @@ pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
         txn: txn_from_proto(&locked.txn)?,
         grant,
         promise: Promise {
-            guard: Duration::from_millis(locked.promise.unwrap_or_default().valid_for_ms),
+            valid_for: Duration::from_millis(locked.promise.unwrap_or_default().valid_for_ms),
         },
         history_known: locked.history_known_ms.map(Duration::from_millis),
     })
@@ -209,7 +209,7 @@ mod tests {
             let granted = Granted {
                 txn: TxnId::new(ServiceId::new(1 << 32 | 1), 7, true),
                 grant,
-                promise: Promise { guard: Duration::from_millis(4_321) },
+                promise: Promise { valid_for: Duration::from_millis(4_321) },
                 history_known: Some(Duration::from_millis(77)),
             };
             assert_eq!(

@@ -112,7 +112,7 @@ pub(crate) fn open(
         service: service.id().get(),
         node: service.node().as_str().to_owned(),
         ttl_ms: convert::millis_down(session.ttl()),
-        promise: Some(proto::Promise { valid_for_ms: convert::millis_down(promise.guard) }),
+        promise: Some(proto::Promise { valid_for_ms: convert::millis_down(promise.valid_for) }),
         resumed,
         message_bytes_max: settings.message_bytes_max as u64,
         ops_max: u32::try_from(settings.ops_under_way_max).unwrap_or(u32::MAX),
@@ -232,7 +232,7 @@ impl Stream {
         }
         self.ready.push(match self.session.renew() {
             Ok(promise) => {
-                let valid_for_ms = convert::millis_down(promise.guard);
+                let valid_for_ms = convert::millis_down(promise.valid_for);
                 response(id, Wire::Promise(proto::Promise { valid_for_ms }))
             }
             Err(e) => failed(id, &e),

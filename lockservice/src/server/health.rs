@@ -21,7 +21,7 @@ use crate::proto::locks_server::LocksServer;
 
 /// How often it is looked whether a leader may still answer: its leadership runs out without a word
 /// if its store is away (L1).
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const CHECK_PAUSE: Duration = Duration::from_millis(100);
 
 /// Says whether locks are granted.
 pub(super) async fn set_locks(health: &HealthReporter, serves: bool) {
@@ -69,7 +69,7 @@ pub(super) async fn follow_roles(health: HealthReporter, mut roles: watch::Recei
         set_allocator(&health, serves).await;
         tokio::select! {
             changed = roles.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(LOOK_EVERY), if leads => {}
+            () = tokio::time::sleep(CHECK_PAUSE), if leads => {}
         }
     }
 }

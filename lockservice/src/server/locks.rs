@@ -78,7 +78,7 @@ impl proto::locks_server::Locks for LocksApi {
     ) -> Result<Response<proto::Promise>, Status> {
         let session = self.session(Some(request.into_inner()))?;
         let promise = session.renew().map_err(|e| status(&e))?;
-        Ok(Response::new(proto::Promise { valid_for_ms: convert::millis_down(promise.guard) }))
+        Ok(Response::new(proto::Promise { valid_for_ms: convert::millis_down(promise.valid_for) }))
     }
 
     async fn close_session(

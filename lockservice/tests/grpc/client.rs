@@ -256,17 +256,18 @@ async fn a_commit_is_admitted_for_a_time_that_counts_from_the_request() {
     let txn = session.txn(TxnOptions { validates: true, ..Default::default() });
     let grant = txn.lock(spec("alice")).await.expect("free");
     let allocator = client.allocator();
-    let asked = CommitWindow { least: Duration::from_millis(10), most: Duration::from_millis(800) };
+    let window =
+        CommitWindow { least: Duration::from_millis(10), most: Duration::from_millis(800) };
     let mut request = BeginCommit {
         txn: txn.id().expect("it locked"),
         binds: vec![PresentedBind::from(&grant.bind)],
         attempt: CommitAttempt::new(1),
-        asked,
+        window,
     };
     let before = SystemClock.now();
     let admission = allocator.begin_commit(&request).await.expect("nothing changed");
-    assert!(admission.commit_before <= asked.most);
-    assert!(admission.until >= before && admission.until < SystemClock.now() + asked.most);
+    assert!(admission.commit_before <= window.most);
+    assert!(admission.until >= before && admission.until < SystemClock.now() + window.most);
     allocator.finish_commit(request.txn, request.attempt).await.expect("it ended");
     let silent = session.txn(TxnOptions::default());
     silent.lock(spec("bob")).await.expect("free");
@@ -330,7 +331,7 @@ async fn a_stopping_server_tells_holders_and_waiters_and_resigns_when_they_have_
     served.stop();
     assert_eq!(waiting.await.expect_err("stopped").kind(), ErrorKind::ShuttingDown);
     assert_eq!(a.lost().await.kind(), ErrorKind::ShuttingDown);
-    // The guard still holds: the work may be put away in order.
+    // The deadline has not passed: the work may be put away in order.
     assert!(a.deadline() > SystemClock.now());
     held.unlock();
     a.close().await.expect("the server waits for it");
@@ -350,7 +351,7 @@ async fn the_guard_of_a_client_that_hears_nothing_ends_before_its_session_can() 
     let lost = session.lost().await;
     assert_eq!(lost.kind(), ErrorKind::SessionLost);
     let now = SystemClock.now();
-    assert!(now >= session.deadline(), "not before the guard ends");
+    assert!(now >= session.deadline(), "not before the deadline");
     assert!(session.deadline() <= muted + ttl, "P2: lo(ttl) after the last renewal was sent");
     assert_eq!(session.lock(spec("bob")).await.expect_err("lost").kind(), ErrorKind::SessionLost);
     drop(held);
@@ -520,10 +521,10 @@ async fn a_time_out_counts_from_the_call_also_while_the_server_is_silent() {
     proxy.mute(true);
     let txn = session.txn(TxnOptions::default());
     let short = LockSpec { timeout: Some(Duration::from_millis(50)), ..spec("alice") };
-    let asked = SystemClock.now();
+    let start = SystemClock.now();
     assert_eq!(within(txn.lock(short)).await.expect_err("no answer").kind(), ErrorKind::Timeout);
     assert!(
-        SystemClock.now().since(asked) < Duration::from_secs(2),
+        SystemClock.now().since(start) < Duration::from_secs(2),
         "long before anything is noticed of the server"
     );
     // It was granted, and is taken back; the transaction goes on.

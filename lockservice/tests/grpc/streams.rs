@@ -158,7 +158,7 @@ async fn every_answered_lock_renews_the_session_so_that_busy_clients_need_no_hea
     let first = session.deadline();
     let moved = session.watch_deadline();
     let txn = session.txn(Default::default());
-    // The guard moves when that is worth it; the lease renews itself meanwhile.
+    // The deadline moves when that is worth it; the lease renews itself meanwhile.
     let mut n = 0u32;
     while !moved.has_changed().expect("the session is there") {
         n += 1;

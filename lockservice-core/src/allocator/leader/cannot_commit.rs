@@ -14,7 +14,7 @@ use crate::allocator::leader::LocalShared;
 use crate::allocator::leader::writer::{Command, Done};
 use crate::allocator::state::commits::{Tombstoned, TxnLife};
 use crate::allocator::state::leases::LeaseState;
-use crate::allocator::state::{AllocatorState, Service, not_told, stopping};
+use crate::allocator::state::{AllocatorState, Service, not_reported, stopping};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnId;
 use crate::store::Op;
@@ -49,7 +49,7 @@ impl LocalShared {
         }
         // An origin that is unknown now stays unknown: ids are never handed out twice (L4).
         let Some(origin) = origin else { return Ok(Verdict::Tombstoned) };
-        check_begun(state, &origin, txn)?;
+        check_started(state, &origin, txn)?;
         let room = self.room().await?;
         let (done, landed) = oneshot::channel();
         let control = Arc::clone(&origin);
@@ -110,14 +110,14 @@ impl LocalShared {
 
 /// Fails for a transaction that has not begun. A tombstone on a number that is yet to come would
 /// hit a transaction that no caller meant.
-fn check_begun(state: &AllocatorState, origin: &Service, txn: TxnId) -> Result<()> {
+fn check_started(state: &AllocatorState, origin: &Service, txn: TxnId) -> Result<()> {
     match state.origins.life(txn) {
-        Some(TxnLife::NotBegun) => Err(Error::new(
+        Some(TxnLife::NotStarted) => Err(Error::new(
             ErrorKind::TxnNotFound,
             "the transaction was never begun: correct its id",
         )
         .with("txn", txn)),
-        None if !origin.commits.may_have_begun(txn) => Err(not_told(txn)),
+        None if !origin.commits.may_have_started(txn) => Err(not_reported(txn)),
         // One that is over, as its origin says, gets a tombstone like any other: a later leader may
         // learn of its end only later.
         _ => Ok(()),

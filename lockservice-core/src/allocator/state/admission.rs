@@ -17,7 +17,7 @@ use std::time::Duration;
 use crate::allocator::messages::{BeginCommit, CommitAdmission, PresentedBind};
 use crate::allocator::state::AllocatorState;
 use crate::allocator::state::commits::TxnLife;
-use crate::allocator::state::errors::{not_alive, not_told, stopping};
+use crate::allocator::state::errors::{not_alive, not_reported, stopping};
 use crate::allocator::state::pins::{Pin, PinSet};
 use crate::allocator::state::service::Service;
 use crate::clock::{Time, hi};
@@ -29,13 +29,13 @@ impl AllocatorState {
     /// Validates and admits a commit (C1 to C3), or refuses it. No store, no wait, no global lock;
     /// creates nothing on a miss.
     pub(crate) fn begin_commit(&self, request: &BeginCommit, now: Time) -> Result<CommitAdmission> {
-        let (txn, least) = (request.txn, request.asked.least);
+        let (txn, least) = (request.txn, request.window.least);
         self.check_admitting(now)?;
         let origin = self.check_request(request)?;
         self.check_alive(&origin, txn)?;
         // C1: no commit outlives the leadership, nor the leases it rests on.
         let mut window = request
-            .asked
+            .window
             .most
             .min(origin.lease.get().remaining(origin.ttl, now))
             .min(self.leadership.remaining(now));
@@ -113,8 +113,8 @@ impl AllocatorState {
     fn check_alive(&self, origin: &Service, txn: TxnId) -> Result<()> {
         match self.origins.life(txn) {
             Some(TxnLife::Alive) => Ok(()),
-            None if origin.commits.may_have_begun(txn) => Ok(()),
-            None => Err(not_told(txn)),
+            None if origin.commits.may_have_started(txn) => Ok(()),
+            None => Err(not_reported(txn)),
             Some(life) => Err(not_alive(txn, life)),
         }
     }

@@ -161,7 +161,7 @@ impl CommitControl {
     }
 
     /// True unless the origin has reported that it has not begun the transaction yet.
-    pub(crate) fn may_have_begun(&self, txn: TxnId) -> bool {
+    pub(crate) fn may_have_started(&self, txn: TxnId) -> bool {
         // ORDERING: Acquire, the partner of the release in `observe`.
         txn.number() < self.end.load(Ordering::Acquire)
     }
@@ -171,7 +171,7 @@ impl CommitControl {
     pub(crate) fn observe(&self, range: TxnRange) {
         self.raise_floor(range.floor);
         let known = |end: u64| if end == u64::MAX { range.end } else { end.max(range.end) };
-        // ORDERING: Release, the partner of the acquire in `may_have_begun`. It fails only if the
+        // ORDERING: Release, the partner of the acquire in `may_have_started`. It fails only if the
         // closure says so.
         let _ = self.end.fetch_update(Ordering::AcqRel, Ordering::Acquire, |end| Some(known(end)));
     }

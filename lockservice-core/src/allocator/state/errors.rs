@@ -13,14 +13,14 @@ const TELLS_AGAIN: Duration = Duration::from_millis(50);
 /// The error for a transaction that its origin says is not alive.
 pub(crate) fn not_alive(txn: TxnId, life: TxnLife) -> Error {
     let message = match life {
-        TxnLife::NotBegun => "the transaction was never begun: begin one, and present its id",
+        TxnLife::NotStarted => "the transaction was never begun: begin one, and present its id",
         TxnLife::Alive | TxnLife::Over => "the transaction has ended: start a new one",
     };
     Error::new(ErrorKind::CannotCommit, message).with("txn", txn)
 }
 
 /// The error for a transaction that its origin, another process, has not reported yet.
-pub(crate) fn not_told(txn: TxnId) -> Error {
+pub(crate) fn not_reported(txn: TxnId) -> Error {
     Error::new(
         ErrorKind::Unavailable,
         "the transaction's origin has not told yet that it has begun: try again",

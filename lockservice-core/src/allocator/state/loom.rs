@@ -73,7 +73,7 @@ fn state() -> (Arc<AllocatorState>, std::sync::Arc<Service>, std::sync::Arc<Pins
             version: BindVersion::new(9),
         }],
         attempt: attempt(1),
-        asked: CommitWindow { least: Duration::ZERO, most: Duration::from_secs(1) },
+        window: CommitWindow { least: Duration::ZERO, most: Duration::from_secs(1) },
     };
     (Arc::new(state), service, pins, request)
 }
@@ -148,8 +148,8 @@ fn once_committing_was_answered_nothing_more_is_admitted_and_the_end_is_a_tombst
         let second = control.admit(txn(), attempt(2), PinSet::new(), WINDOW, NOW).is_ok();
         control.finish(txn(), attempt(1));
         control.finish(txn(), attempt(2));
-        let told = asker.join().expect("no panic");
-        match told {
+        let life = asker.join().expect("no panic");
+        match life {
             // Asked after all of it: never in flight again.
             Tombstoned::ToWrite(_) => {}
             // Asked while one was in flight; a later attempt can only have been admitted before
@@ -158,7 +158,7 @@ fn once_committing_was_answered_nothing_more_is_admitted_and_the_end_is_a_tombst
             other => panic!("neither: {other:?}"),
         }
         let late = control.admit(txn(), attempt(3), PinSet::new(), WINDOW, NOW);
-        assert!(late.is_err(), "admitted after {told:?} was answered, second admitted: {second}");
+        assert!(late.is_err(), "admitted after {life:?} was answered, second admitted: {second}");
         let again = control.tombstone(txn(), NOW, |outcome| outcome).expect("far from the limit");
         assert!(matches!(again, Tombstoned::ToWrite(_)), "its last attempt has ended: {again:?}");
     });

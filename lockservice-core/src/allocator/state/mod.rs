@@ -68,7 +68,7 @@ use crate::store::{Cluster, Forgotten, LeadershipHistory};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-pub(crate) use self::errors::{lease_lost, not_leading, not_told, reassigning, stopping};
+pub(crate) use self::errors::{lease_lost, not_leading, not_reported, reassigning, stopping};
 pub(crate) use self::service::Service;
 pub(crate) use self::table::{BindEntry, TableEntry};
 

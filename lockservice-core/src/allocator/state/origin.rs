@@ -25,7 +25,7 @@ pub struct TxnRange {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TxnLife {
     /// The origin has not begun it.
-    NotBegun,
+    NotStarted,
     /// It is alive, or being ended.
     Alive,
     /// It has ended, for ever.

@@ -48,7 +48,7 @@ fn unseen(origin: ServiceId, n: u64) -> BeginCommit {
             })
             .collect(),
         attempt: CommitAttempt::new(1),
-        asked: CommitWindow { least: Duration::ZERO, most: Duration::from_secs(1) },
+        window: CommitWindow { least: Duration::ZERO, most: Duration::from_secs(1) },
     }
 }
 

@@ -71,7 +71,7 @@ pub const STILL_RUNNING_BYTES_MAX: usize = 1_024;
 /// # let service = LockService::start(ServiceParts::new(allocator, clock, node)).await?;
 /// let session = service.open_session(Some(Duration::from_secs(10)), "worker-7")?;
 /// let promise = session.renew()?;
-/// println!("locks are valid for {:?} without another renewal", promise.guard);
+/// println!("locks are valid for {:?} without another renewal", promise.valid_for);
 /// session.close().await;
 /// # Ok(())
 /// # }
@@ -245,7 +245,7 @@ impl Session {
         if !self.record.renewals.renew(&**self.inner.parts.env.clock()) {
             return Err(self.why_lost());
         }
-        Ok(Promise { guard: lease.min(self.record.renewals.ttl) })
+        Ok(Promise { valid_for: lease.min(self.record.renewals.ttl) })
     }
 
     /// Counts a frame of about `bytes` in memory among what the session's peer and the node keep,

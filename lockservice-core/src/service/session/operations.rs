@@ -129,9 +129,9 @@ impl Session {
             this.inner.until(deadline, std::future::pending::<()>()).await;
             let error = this.inner.timed_out(&table, timeout);
             let mut state = this.record.state.lock();
-            let told = state.with_queue(number, |queue, _| queue.expire(sequence, error.clone()));
+            let early = state.with_queue(number, |queue, _| queue.expire(sequence, error.clone()));
             drop(state);
-            for sender in told.into_iter().flatten() {
+            for sender in early.into_iter().flatten() {
                 // A connection that is gone will ask again.
                 let _ = sender.send(Err(error.clone()));
             }
@@ -176,7 +176,7 @@ impl Session {
                 Step::Unlock(table, items, commit_ts) => Ok(Answer::Done {
                     released: self.inner.unlock(&txn, &table, &items, commit_ts),
                 }),
-                Step::TakeBack(grants) => {
+                Step::RollBack(grants) => {
                     let mut pairs = RELIED_PAIRS_MAX;
                     for (mut grant, later) in grants {
                         keep_relied_on(&mut grant, &later, &mut pairs);
@@ -231,11 +231,11 @@ impl Session {
     ) -> bool {
         let mut state = self.record.state.lock();
         let filed = state.with_queue(number, |queue, _| queue.file(sequence, result, relied));
-        let Some(Filed { result, waiting, given_back }) = filed else { return false };
+        let Some(Filed { result, waiting, rolled_back_grant }) = filed else { return false };
         // Replays of an ended transaction are answered by the floor.
         let over = if ends { state.remove_queue(number) } else { None };
         drop(state);
-        if let Some(granted) = given_back {
+        if let Some(granted) = rolled_back_grant {
             self.inner.engine.roll_back(granted.txn, granted.grant.bind.id, &granted.grant);
         }
         for sender in waiting {

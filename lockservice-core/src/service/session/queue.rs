@@ -189,7 +189,7 @@ pub(in crate::service) enum Step {
     },
     Unlock(TableRef, Vec<LockItem>, Option<CommitTimestamp>),
     /// Take these grants back, each less what later calls rely on: see [`keep_relied_on`].
-    TakeBack(Vec<(Grant, Vec<Relied>)>),
+    RollBack(Vec<(Grant, Vec<Relied>)>),
     /// The rolled-back call added nothing that would be left.
     Done,
     End(Option<CommitTimestamp>),
@@ -202,7 +202,7 @@ pub(in crate::service) struct Filed {
     /// Who is to be told.
     pub(in crate::service) waiting: Vec<Waiting>,
     /// A grant that came too late: take it back.
-    pub(in crate::service) given_back: Option<Granted>,
+    pub(in crate::service) rolled_back_grant: Option<Granted>,
 }
 
 impl TxnQueue {
@@ -496,7 +496,7 @@ impl TxnQueue {
                 // before.
                 let relies = self.relied_on.contains_key(&sequence);
                 let before = self.undone.range(..sequence).filter(|_| relies);
-                Step::TakeBack(
+                Step::RollBack(
                     before.chain([&sequence]).filter_map(|at| self.with_relied(*at)).collect(),
                 )
             }
@@ -519,13 +519,13 @@ impl TxnQueue {
         mut result: Result<Answer>,
         relied: Option<Relied>,
     ) -> Filed {
-        let mut given_back = None;
+        let mut rolled_back_grant = None;
         let mut bytes = 0;
         if std::mem::take(&mut self.cancelled)
             && let Ok(Answer::Locked(granted)) = &result
         {
             // It was cancelled when the grant had been made but was not filed yet.
-            given_back = Some(granted.clone());
+            rolled_back_grant = Some(granted.clone());
             result = Err(rolled_back());
         } else if let Some(relied) = relied {
             bytes += weight::of_items(&relied.items);
@@ -548,7 +548,7 @@ impl TxnQueue {
             self.kept_bytes += bytes;
             self.decided.insert(sequence, Decided { answer: result.clone(), bytes });
         }
-        Filed { result, waiting, given_back }
+        Filed { result, waiting, rolled_back_grant }
     }
 
     /// Everybody who waits for an answer that will not come. The wait of a running call ends with

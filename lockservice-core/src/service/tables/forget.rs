@@ -5,7 +5,7 @@
 //!
 //! 1. [`Tables::leave`] takes the table out of those that are owned, if nothing in it is locked,
 //!    waited for or asked for. Calls that come from here on stand in the table's line.
-//! 2. [`ServiceInner::settle_release`] has the allocator forget the table. As long as it is not
+//! 2. [`ServiceInner::await_release`] has the allocator forget the table. As long as it is not
 //!    known whether that has happened, the table is not served.
 //! 3. If it was forgotten, the engine drops that version for ever, and if calls stand in the line
 //!    the name is bound again: to another table. If it surely was not, the table is served as
@@ -32,7 +32,7 @@ const SLICE: usize = 256;
 const RELEASES_MAX: usize = 64;
 
 /// The shortest and the longest pause between two looks.
-const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(600));
+const SCAN_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(600));
 
 /// A table that was taken out of service, to be released. Its line is open.
 #[derive(Debug)]
@@ -116,7 +116,7 @@ fn usage_of(bind: &mut Arc<Bind>, at_engine: impl FnOnce(&Bind) -> Usage) -> Usa
 /// Forgets tables that were not used for as long as is set. Ends with the service.
 pub(crate) async fn forget_idle(inner: Arc<ServiceInner>) {
     let Some(idle) = inner.parts.settings.table_idle() else { return };
-    let every = (idle / 8).clamp(LOOK_EVERY.0, LOOK_EVERY.1);
+    let every = (idle / 8).clamp(SCAN_PAUSE.0, SCAN_PAUSE.1);
     loop {
         inner.pause(every).await;
         if inner.check_serving().is_err() {
@@ -168,7 +168,7 @@ impl ServiceInner {
                 self.tables.lines.lock().end(table, &why);
                 return Err(why);
             }
-            outcome = self.settle_release(&bind) => outcome,
+            outcome = self.await_release(&bind) => outcome,
         };
         match &outcome {
             Ok(()) => {
@@ -189,7 +189,7 @@ impl ServiceInner {
 
     /// Releases a bind at the allocator, however long it takes to know how that went. Fails if the
     /// bind surely was kept, and will be.
-    pub(in crate::service) async fn settle_release(&self, bind: &Bind) -> Result<()> {
+    pub(in crate::service) async fn await_release(&self, bind: &Bind) -> Result<()> {
         let (mut pause, mut unknown) = (RETRY_FIRST, false);
         loop {
             let release =

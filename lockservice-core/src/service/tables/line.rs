@@ -39,7 +39,7 @@ const DESERTED_MAX: usize = 64;
 
 /// What a call asks for.
 #[derive(Debug)]
-pub(in crate::service) struct Asked {
+pub(in crate::service) struct Requested {
     pub(in crate::service) txn: TxnId,
     /// The transactions whose work waits until the call has ended.
     pub(in crate::service) ancestors: Vec<TxnId>,
@@ -62,7 +62,7 @@ pub(in crate::service) struct Handed {
 /// A call in a line.
 #[derive(Debug)]
 pub(in crate::service) struct Waiter {
-    pub(in crate::service) asked: Asked,
+    pub(in crate::service) requested: Requested,
     /// Where it is told how it went.
     pub(in crate::service) answer: oneshot::Sender<Result<Handed>>,
 }
@@ -82,7 +82,7 @@ pub(in crate::service) struct Lines {
     waiting: usize,
     /// How many lines are [deserted](Line::is_deserted).
     deserted: usize,
-    /// The next place.
+    /// The next position.
     next: u64,
 }
 
@@ -120,19 +120,19 @@ struct Refusal {
     until: Option<Time>,
 }
 
-/// A place in a line.
+/// A position in a line.
 #[derive(Debug)]
 pub(in crate::service) struct Joined {
-    pub(in crate::service) place: u64,
+    pub(in crate::service) position: u64,
     /// Set for the first one: a binder is to be started, which is told here that none is left.
-    pub(in crate::service) begun: Option<Arc<Notify>>,
+    pub(in crate::service) new_line: Option<Arc<Notify>>,
 }
 
 /// A call that waits for a table, as an operator sees it.
 #[derive(Debug)]
 pub(in crate::service) struct Standing {
     pub(in crate::service) info: WaitInfo,
-    pub(in crate::service) place: u64,
+    pub(in crate::service) position: u64,
     /// The node of the table's last owner; `None` if it is not known that there is one.
     pub(in crate::service) node: Option<NodeName>,
 }
@@ -149,10 +149,10 @@ impl Lines {
         most: usize,
     ) -> Result<Joined> {
         if let Some(line) = self.lines.get(table)
-            && waiter.asked.wait == WaitPolicy::NoWait
+            && waiter.requested.wait == WaitPolicy::NoWait
             && let Some(refusal) = &line.refusal
         {
-            return Err(refusal.at_once(table, waiter.asked.since));
+            return Err(refusal.at_once(table, waiter.requested.since));
         }
         if self.waiting >= most {
             return Err(Error::new(
@@ -161,17 +161,17 @@ impl Lines {
             )
             .with("limit", "waiters_max"));
         }
-        let place = self.next;
+        let position = self.next;
         self.next += 1;
         self.waiting += 1;
-        let begun = !self.lines.contains_key(table);
+        let is_new = !self.lines.contains_key(table);
         let line = self.lines.entry(table.clone()).or_default();
-        line.waiting.insert(place, waiter);
+        line.waiting.insert(position, waiter);
         if std::mem::take(&mut line.is_deserted) {
             self.deserted -= 1;
             line.deserted.notify_one();
         }
-        Ok(Joined { place, begun: begun.then(|| Arc::clone(&line.deserted)) })
+        Ok(Joined { position, new_line: is_new.then(|| Arc::clone(&line.deserted)) })
     }
 
     /// Opens a line for a table that is neither owned nor has one: the caller sees to its
@@ -189,16 +189,16 @@ impl Lines {
     pub(in crate::service) fn leave(
         &mut self,
         table: &TableRef,
-        place: u64,
+        position: u64,
         now: Time,
     ) -> Option<Error> {
         let line = self.lines.get_mut(table)?;
-        let waiter = line.waiting.remove(&place)?;
+        let waiter = line.waiting.remove(&position)?;
         self.waiting -= 1;
         if line.waiting.is_empty() {
             line.deserted.notify_one();
         }
-        Some(match (&line.refusal, waiter.asked.wait) {
+        Some(match (&line.refusal, waiter.requested.wait) {
             (Some(refusal), WaitPolicy::Wait) => refusal.in_time(table, now),
             (Some(refusal), WaitPolicy::NoWait) => refusal.at_once(table, now),
             (None, WaitPolicy::Wait) => {
@@ -220,9 +220,9 @@ impl Lines {
         let refusal =
             Refusal { error: error.clone(), until: error.retry_after().map(|after| now + after) };
         let impatient =
-            line.waiting.iter().filter(|(_, waiter)| waiter.asked.wait == WaitPolicy::NoWait);
-        for place in impatient.map(|(place, _)| *place).collect::<Vec<_>>() {
-            let Some(waiter) = line.waiting.remove(&place) else { continue };
+            line.waiting.iter().filter(|(_, waiter)| waiter.requested.wait == WaitPolicy::NoWait);
+        for position in impatient.map(|(position, _)| *position).collect::<Vec<_>>() {
+            let Some(waiter) = line.waiting.remove(&position) else { continue };
             self.waiting -= 1;
             // One that has gone needs no answer.
             drop(waiter.answer.send(Err(refusal.at_once(table, now))));
@@ -314,7 +314,7 @@ impl Lines {
     }
 
     /// Those who wait for a table, or for one table, in the order of the lines: at most `most` of
-    /// those after the place `after`.
+    /// those after the position `after`.
     pub(in crate::service) fn standing(
         &self,
         only: Option<&TableRef>,
@@ -332,24 +332,24 @@ impl Lines {
                 .map_or(Bound::Unbounded, |(_, at)| Bound::Excluded(*at));
             line.waiting
                 .range((from, Bound::Unbounded))
-                .map(move |(place, waiter)| (table, line, *place, waiter))
+                .map(move |(position, waiter)| (table, line, *position, waiter))
         });
-        let standing = places.take(most).filter_map(|(table, line, place, waiter)| {
+        let standing = places.take(most).filter_map(|(table, line, position, waiter)| {
             let owner = line.owner.as_ref();
             let info = WaitInfo {
                 table: table.clone(),
-                item: waiter.asked.items.first()?.clone(),
-                mode: waiter.asked.mode,
-                waiter: waiter.asked.txn,
+                item: waiter.requested.items.first()?.clone(),
+                mode: waiter.requested.mode,
+                waiter: waiter.requested.txn,
                 holder: TxnId {
                     origin: owner.map_or_else(ServiceId::default, |owner| owner.service),
                     counter: 0,
                 },
                 held_item: LockItem::Range(KeyRange::whole_table()),
                 granted: owner.is_some(),
-                since: waiter.asked.since,
+                since: waiter.requested.since,
             };
-            Some(Standing { info, place, node: owner.map(|owner| owner.node.clone()) })
+            Some(Standing { info, position, node: owner.map(|owner| owner.node.clone()) })
         });
         standing.collect()
     }
@@ -414,7 +414,7 @@ mod tests {
     }
 
     fn join(lines: &mut Lines, number: usize) -> Joined {
-        let asked = Asked {
+        let requested = Requested {
             txn: TxnId::new(ServiceId::new(1), 1, false),
             ancestors: Vec::new(),
             items: vec![LockItem::Row(Key::new("k").expect("a key"))],
@@ -422,14 +422,14 @@ mod tests {
             wait: WaitPolicy::Wait,
             since: Time::ZERO,
         };
-        let waiter = Waiter { asked, answer: oneshot::channel().0 };
+        let waiter = Waiter { requested, answer: oneshot::channel().0 };
         lines.join(&table(number), waiter, usize::MAX).expect("room")
     }
 
     fn desert(lines: &mut Lines, number: usize) -> Desertion {
         let joined = join(lines, number);
         assert_eq!(lines.desert(&table(number)), Desertion::Occupied);
-        lines.leave(&table(number), joined.place, Time::ZERO).expect("it stands there");
+        lines.leave(&table(number), joined.position, Time::ZERO).expect("it stands there");
         lines.desert(&table(number))
     }
 
@@ -460,7 +460,7 @@ mod tests {
         }
         assert_eq!(desert(&mut lines, DESERTED_MAX), Desertion::Ended);
         assert_eq!(lines.standing_in(&table(DESERTED_MAX)), None);
-        assert!(join(&mut lines, 0).begun.is_none(), "its binder lives");
+        assert!(join(&mut lines, 0).new_line.is_none(), "its binder lives");
         assert!(lines.end_if_deserted(&table(1)));
         for number in DESERTED_MAX..DESERTED_MAX + 2 {
             assert_eq!(desert(&mut lines, number), Desertion::Deserted);

@@ -20,7 +20,9 @@ use crate::bind::Bind;
 use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::TableRef;
-use crate::service::tables::line::{Asked, Desertion, Handed, LastOwner, Lines, Standing, Waiter};
+use crate::service::tables::line::{
+    Desertion, Handed, LastOwner, Lines, Requested, Standing, Waiter,
+};
 use crate::service::{ServiceInner, WaitsFor, shutting_down};
 use crate::sync::{Mutex, RwLock};
 use crate::table::{LockRequest, WaitPolicy};
@@ -83,17 +85,17 @@ enum Attempt {
     LineEnded,
 }
 
-/// A call's place in the line of its table. Dropped, it gives the place up.
+/// A call's position in the line of its table. Dropped, it gives the position up.
 struct Place<'a> {
     inner: &'a ServiceInner,
     table: &'a TableRef,
-    place: u64,
+    position: u64,
 }
 
 impl Place<'_> {
-    /// Gives the place up, and says why the call did not get the table.
+    /// Gives the position up, and says why the call did not get the table.
     fn give_up(&self) -> Option<Error> {
-        self.inner.tables.lines.lock().leave(self.table, self.place, self.inner.parts.env.now())
+        self.inner.tables.lines.lock().leave(self.table, self.position, self.inner.parts.env.now())
     }
 }
 
@@ -112,19 +114,19 @@ impl ServiceInner {
     /// an answer of the allocator alone, at most [`ASK_MAX`].
     ///
     /// # Cancel safety
-    /// A call that is dropped gives its place up, or rolls back what it was granted.
+    /// A call that is dropped gives its position up, or rolls back what it was granted.
     pub(in crate::service) async fn hand_over(
         self: &Arc<Self>,
         table: &TableRef,
-        asked: Asked,
+        requested: Requested,
         deadline: Time,
     ) -> Result<Handed> {
         if let Some(bind) = self.tables.owned(table) {
-            return Ok(self.at_engine(bind, asked, false));
+            return Ok(self.at_engine(bind, requested, false));
         }
-        let deadline = match asked.wait {
+        let deadline = match requested.wait {
             WaitPolicy::Wait => deadline,
-            WaitPolicy::NoWait => deadline.min(asked.since + ASK_MAX),
+            WaitPolicy::NoWait => deadline.min(requested.since + ASK_MAX),
         };
         let (answer, handed) = oneshot::channel();
         let joined = {
@@ -132,29 +134,29 @@ impl ServiceInner {
             // Under the mutex a table is owned or has a line.
             if let Some(bind) = self.tables.owned(table) {
                 drop(lines);
-                return Ok(self.at_engine(bind, asked, false));
+                return Ok(self.at_engine(bind, requested, false));
             }
             let most = self.parts.settings.engine.waiters_max;
-            lines.join(table, Waiter { asked, answer }, most)?
+            lines.join(table, Waiter { requested, answer }, most)?
         };
-        let place = Place { inner: self, table, place: joined.place };
-        if let Some(deserted) = joined.begun {
+        let position = Place { inner: self, table, position: joined.position };
+        if let Some(deserted) = joined.new_line {
             let (inner, table) = (Arc::clone(self), table.clone());
             self.spawn(async move { inner.bind_for_line(&table, &deserted).await });
         }
         match self.until(deadline, handed).await {
             // The binder ends without an answer only together with the runtime.
             Some(handed) => handed.unwrap_or_else(|_| Err(shutting_down())),
-            // Without a place its call is being made at this moment, and taken back.
-            None => Err(place.give_up().unwrap_or_else(|| {
+            // Without a position its call is being made at this moment, and rolled back.
+            None => Err(position.give_up().unwrap_or_else(|| {
                 Error::new(ErrorKind::Timeout, "the lock was not to be had in time: try again")
                     .with("table", table)
             })),
         }
     }
 
-    fn at_engine(&self, bind: Arc<Bind>, asked: Asked, waited: bool) -> Handed {
-        let Asked { txn, ancestors, items, mode, wait, since } = asked;
+    fn at_engine(&self, bind: Arc<Bind>, requested: Requested, waited: bool) -> Handed {
+        let Requested { txn, ancestors, items, mode, wait, since } = requested;
         let request = LockRequest { txn, table: bind.id, version: bind.version, items, mode, wait };
         Handed { call: self.engine.lock_for(request, &ancestors, since), bind, waited }
     }
@@ -190,8 +192,8 @@ impl ServiceInner {
             self.tables.lines.lock().refused(table, &error, now);
             // What keeps it may be over earlier than was said: its owner may resign, or another
             // leader know better. So it is asked again, ever more rarely.
-            let told = error.retry_after().filter(|_| error.kind() == ErrorKind::Reassigning);
-            let again = now + told.map_or(pause, |told| told.min(pause));
+            let suggested = error.retry_after().filter(|_| error.kind() == ErrorKind::Reassigning);
+            let again = now + suggested.map_or(pause, |suggested| suggested.min(pause));
             pause = (pause * 2).min(RETRY_MOST);
             tokio::select! {
                 biased;
@@ -239,7 +241,7 @@ impl ServiceInner {
                 return;
             };
             drop(lines);
-            let handed = self.at_engine(Arc::clone(bind), waiter.asked, waited);
+            let handed = self.at_engine(Arc::clone(bind), waiter.requested, waited);
             // The receiver of a caller that has gone takes nothing: dropped, the call hands on its
             // grant.
             drop(waiter.answer.send(Ok(handed)));
@@ -287,7 +289,7 @@ impl ServiceInner {
             if e.kind() == ErrorKind::BindChanged {
                 // B5: this version may have been served. It is given up, and the next one asked
                 // for.
-                self.settle_release(&bound.bind).await?;
+                self.await_release(&bound.bind).await?;
                 let message = "an earlier bind of the table was given up first: try again";
                 return Err(Error::new(ErrorKind::Unavailable, message)
                     .with("table", table)

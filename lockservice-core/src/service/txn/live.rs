@@ -32,7 +32,7 @@ pub(crate) struct LiveTxns {
     /// nothing.
     validating: Mutex<BTreeSet<u64>>,
     /// The end that the allocator was told. A hint: it only wakes the reporter.
-    told_end: AtomicU64,
+    reported_end: AtomicU64,
     /// Told when much of what the allocator was told of has begun.
     behind: Notify,
 }
@@ -42,7 +42,7 @@ impl LiveTxns {
         Self {
             next: AtomicU64::new(1),
             validating: Mutex::new(BTreeSet::new()),
-            told_end: AtomicU64::new(0),
+            reported_end: AtomicU64::new(0),
             behind: Notify::new(),
         }
     }
@@ -56,7 +56,7 @@ impl LiveTxns {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         validating.insert(number);
         drop(validating);
-        if number + AHEAD / 2 >= self.told_end.load(Ordering::Relaxed) {
+        if number + AHEAD / 2 >= self.reported_end.load(Ordering::Relaxed) {
             self.behind.notify_one();
         }
         number
@@ -90,7 +90,7 @@ impl OriginTxns for LiveTxns {
         } else if number < self.next.load(Ordering::Relaxed) {
             TxnLife::Over
         } else {
-            TxnLife::NotBegun
+            TxnLife::NotStarted
         }
     }
 }
@@ -125,7 +125,7 @@ pub(crate) async fn report(inner: Arc<ServiceInner>) {
             None => continue,
             Some(Ok(at)) => {
                 inner.observe(at);
-                inner.live.told_end.store(range.end, Ordering::Relaxed);
+                inner.live.reported_end.store(range.end, Ordering::Relaxed);
                 observed = Some((range, at.epoch));
                 pause = crate::service::tables::RETRY_FIRST;
             }
@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(live.range().floor, 1);
         assert_eq!(
             [1, 3, 5].map(|number| live.life(number)),
-            [TxnLife::Alive, TxnLife::Over, TxnLife::NotBegun]
+            [TxnLife::Alive, TxnLife::Over, TxnLife::NotStarted]
         );
         live.end(txn(1));
         assert_eq!(live.range().floor, 4, "one that does not validate does not count");

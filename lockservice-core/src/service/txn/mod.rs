@@ -21,7 +21,7 @@ use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{CommitTimestamp, TableRef, TxnId};
 use crate::key::LockItem;
 use crate::service::session::Renewals;
-use crate::service::tables::line::{Asked, Handed};
+use crate::service::tables::line::{Handed, Requested};
 use crate::service::{
     ANCESTORS_MAX, Granted, LockService, LockSpec, Promise, ServiceInner, TxnOptions,
 };
@@ -130,8 +130,8 @@ impl ServiceInner {
         // queue, a token.
         let deadline = self.deadline(&spec, began);
         let LockSpec { table, items, mode, wait, timeout, ancestors, .. } = spec;
-        let asked = Asked { txn: txn.id, ancestors, items, mode, wait, since: began };
-        let Handed { bind, mut call, waited } = self.hand_over(&table, asked, deadline).await?;
+        let requested = Requested { txn: txn.id, ancestors, items, mode, wait, since: began };
+        let Handed { bind, mut call, waited } = self.hand_over(&table, requested, deadline).await?;
         // The transaction may have ended before the call was in the engine, where its end would
         // have found it.
         txn.check_active()?;
@@ -194,10 +194,11 @@ impl ServiceInner {
         began + self.parts.settings.wait(spec.timeout)
     }
 
-    /// The answer to a call that asked to wait for `asked`, and has waited for as long as it may.
-    pub(crate) fn timed_out(&self, table: &TableRef, asked: Option<Duration>) -> Error {
-        let waited = self.parts.settings.wait(asked);
-        if asked.is_some_and(|asked| asked <= waited) {
+    /// The error of a call that requested to wait for `requested`, and has waited for as long as it
+    /// may.
+    pub(crate) fn timed_out(&self, table: &TableRef, requested: Option<Duration>) -> Error {
+        let waited = self.parts.settings.wait(requested);
+        if requested.is_some_and(|requested| requested <= waited) {
             return Error::new(
                 ErrorKind::Timeout,
                 "the lock was not to be had in time: try again, or give up",
@@ -215,8 +216,8 @@ impl ServiceInner {
         )
         .with("table", table)
         .with("wait_ms_max", self.parts.settings.wait_ms_max);
-        match asked {
-            Some(asked) => error.with("asked", format!("{asked:?}")),
+        match requested {
+            Some(requested) => error.with("requested", format!("{requested:?}")),
             None => error,
         }
     }
@@ -244,9 +245,9 @@ impl ServiceInner {
     /// the session's.
     pub(crate) fn promise(&self, session: Option<&Renewals>) -> Result<Promise> {
         let lease = self.lease_remaining()?;
-        let Some(session) = session else { return Ok(Promise { guard: lease }) };
+        let Some(session) = session else { return Ok(Promise { valid_for: lease }) };
         match session.remaining(&**self.parts.env.clock()) {
-            Some(left) => Ok(Promise { guard: lease.min(left) }),
+            Some(left) => Ok(Promise { valid_for: lease.min(left) }),
             None => Err(Error::new(
                 ErrorKind::SessionLost,
                 "the session was not renewed in time: stop the protected work and open a new \

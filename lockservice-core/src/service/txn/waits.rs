@@ -1,16 +1,16 @@
-//! [`Waits`]: the lock calls of a session that wait, and when it is to be looked whom they wait
+//! [`Waits`]: the lock calls of a session that wait, and when each is checked for what it waits
 //! for.
 //!
 //! # Implementation details
-//! A call that is decided at once never gets here. One that is not stands in the schedule until it
-//! is over, so that there are at most as many as the session has transactions. The connection
-//! that has the session's stream takes out those that are due ([`Waits::due`]), looks without a
-//! mutex whom each waits for, and files that ([`Waits::news`]). Nothing is kept of it but what
-//! tells it from another holder.
+//! A call that is decided at once never gets here. A call that waits stands in the schedule until
+//! it is over, so the schedule has at most as many calls as the session has transactions. The
+//! connection that has the session's stream takes out the calls that are due ([`Schedule::due`]),
+//! finds out what each waits for without a mutex, and notes it ([`WaitNotices::next`]). Only what
+//! distinguishes one holder from another is kept.
 //!
-//! The engine says nothing when the conflicting holders of a waiter change: it would have to look
-//! at each waiter of a row at each release. So each call is looked at again, ever more rarely
-//! ([`LOOK_FIRST`], [`LOOK_MOST`]).
+//! The engine reports no change of a waiter's conflicting holders: it would have to visit each
+//! waiter of a row at each release. So each call is checked again, at growing intervals
+//! ([`CHECK_PAUSE_FIRST`], [`CHECK_PAUSE_MAX`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,12 +26,12 @@ use crate::service::session::SessionRecord;
 use crate::sync::Mutex;
 use crate::table::CallObstacle;
 
-/// The first pause between two looks at a call, which doubles, and the longest.
-const LOOK_FIRST: Duration = Duration::from_millis(50);
-const LOOK_MOST: Duration = Duration::from_secs(30);
+/// The first pause between two checks of a call, which doubles, and the longest.
+const CHECK_PAUSE_FIRST: Duration = Duration::from_millis(50);
+const CHECK_PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// Most notices that are told together: each may name a key of 4 KiB, or two.
-const TOLD_MAX: usize = 64;
+/// Most notices that are returned together: each may name a key of 4 KiB, or two.
+const NOTICES_MAX: usize = 64;
 
 /// What a lock call waits for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -84,13 +84,13 @@ impl From<&WaitsFor> for Whom {
 #[derive(Debug, Default)]
 pub(in crate::service) struct Waits {
     schedule: Mutex<Schedule>,
-    /// Told when a call begins to wait, and when all are to be looked at again.
-    begun: Notify,
+    /// Notified when a call begins to wait, and when all calls are due again.
+    wake: Notify,
 }
 
-/// A call that waits, as it is looked at.
+/// A call that waits: what a check of it needs.
 #[derive(Clone, Debug)]
-struct Look {
+struct WaitingCall {
     number: u64,
     sequence: u64,
     txn: TxnId,
@@ -99,13 +99,14 @@ struct Look {
 
 #[derive(Debug)]
 struct Entry {
-    look: Look,
+    call: WaitingCall,
     at: Time,
     pause: Duration,
-    told: Option<Whom>,
+    /// What the listener was told last.
+    reported: Option<Whom>,
 }
 
-/// Which call is to be looked at when. Pure: it is told the time.
+/// When each call is checked next. Pure: time is an argument.
 #[derive(Debug, Default)]
 struct Schedule {
     /// By the number of its transaction, of which one call is decided at a time.
@@ -114,11 +115,12 @@ struct Schedule {
 }
 
 impl Schedule {
-    fn begin(&mut self, look: Look, now: Time) {
-        let number = look.number;
+    fn begin(&mut self, call: WaitingCall, now: Time) {
+        let number = call.number;
         self.end(number);
         self.due.insert((now, number));
-        self.calls.insert(number, Entry { look, at: now, pause: LOOK_FIRST, told: None });
+        self.calls
+            .insert(number, Entry { call, at: now, pause: CHECK_PAUSE_FIRST, reported: None });
     }
 
     fn end(&mut self, number: u64) {
@@ -127,67 +129,67 @@ impl Schedule {
         }
     }
 
-    /// All calls are new to the one who listens now.
+    /// All calls are new to the present listener.
     fn renew(&mut self, now: Time) {
         self.due = self.calls.keys().map(|number| (now, *number)).collect();
         for entry in self.calls.values_mut() {
-            (entry.at, entry.pause, entry.told) = (now, LOOK_FIRST, None);
+            (entry.at, entry.pause, entry.reported) = (now, CHECK_PAUSE_FIRST, None);
         }
     }
 
-    /// The calls that are due, at most so many; they are due again after their pause.
-    fn due(&mut self, now: Time) -> Vec<Look> {
-        let mut looks = Vec::new();
-        while looks.len() < TOLD_MAX
+    /// The calls that are due, at most [`NOTICES_MAX`]; they are due again after their pause.
+    fn due(&mut self, now: Time) -> Vec<WaitingCall> {
+        let mut calls = Vec::new();
+        while calls.len() < NOTICES_MAX
             && let Some((_, number)) = self.due.first().copied().filter(|(at, _)| *at <= now)
         {
             self.due.pop_first();
             let Some(entry) = self.calls.get_mut(&number) else { continue };
             entry.at = now + entry.pause;
-            entry.pause = (entry.pause * 2).min(LOOK_MOST);
+            entry.pause = (entry.pause * 2).min(CHECK_PAUSE_MAX);
             self.due.insert((entry.at, number));
-            looks.push(entry.look.clone());
+            calls.push(entry.call.clone());
         }
-        looks
+        calls
     }
 
-    /// True if the call still waits, and the listener was told of another one, or of none.
-    fn is_news(&mut self, look: &Look, whom: Whom) -> bool {
+    /// True if the call still waits, and the listener was told something else, or nothing.
+    fn is_news(&mut self, call: &WaitingCall, whom: Whom) -> bool {
         let entry =
-            self.calls.get_mut(&look.number).filter(|entry| entry.look.sequence == look.sequence);
-        entry.is_some_and(|entry| entry.told.replace(whom) != Some(whom))
+            self.calls.get_mut(&call.number).filter(|entry| entry.call.sequence == call.sequence);
+        entry.is_some_and(|entry| entry.reported.replace(whom) != Some(whom))
     }
 }
 
 impl Waits {
-    /// A call waits from now on, until the answer is dropped.
+    /// A call waits from now on, until the returned value is dropped.
     pub(in crate::service) fn begin(
         &self,
         (number, sequence): (u64, u64),
         txn: TxnId,
         table: TableRef,
         now: Time,
-    ) -> Begun<'_> {
-        self.schedule.lock().begin(Look { number, sequence, txn, table }, now);
-        self.begun.notify_one();
-        Begun { waits: self, number }
+    ) -> NotedWait<'_> {
+        self.schedule.lock().begin(WaitingCall { number, sequence, txn, table }, now);
+        self.wake.notify_one();
+        NotedWait { waits: self, number }
     }
 
-    /// Somebody else listens, and was told nothing.
+    /// There is another listener, which was told nothing.
     pub(in crate::service) fn renew(&self, now: Time) {
         self.schedule.lock().renew(now);
-        self.begun.notify_one();
+        self.wake.notify_one();
     }
 }
 
 /// A call that waits; it is dropped when the wait is over.
 #[must_use]
-pub(in crate::service) struct Begun<'a> {
+pub(in crate::service) struct NotedWait<'a> {
     waits: &'a Waits,
     number: u64,
 }
 
-impl Drop for Begun<'_> {
+impl Drop for NotedWait<'_> {
     fn drop(&mut self) {
         self.waits.schedule.lock().end(self.number);
     }
@@ -202,35 +204,35 @@ pub struct WaitNotices {
 }
 
 impl WaitNotices {
-    /// The calls that have begun to wait, and those that wait for another holder than was told
-    /// before: some at least, a bounded number. Those whose holder is not known yet come later.
+    /// The calls that have begun to wait, and those that wait for another holder than was reported
+    /// before: at least one, and at most a bounded number. A call whose holder is not known yet
+    /// comes later.
     ///
-    /// Whether the holder is another is looked after 50 ms, and then after twice as long as the
-    /// last time, up to 30 s.
+    /// A waiting call is checked after 50 ms, and then after twice the last interval, up to 30 s.
     ///
     /// # Cancel safety
     /// Cancel safe: what is taken out is returned at once.
     pub async fn next(&mut self) -> Vec<Waiting> {
         let (waits, env) = (self.record.waits(), &self.inner.parts.env);
         loop {
-            let looks = waits.schedule.lock().due(env.now());
-            let told: Vec<Waiting> = looks.into_iter().filter_map(|look| self.news(look)).collect();
-            if !told.is_empty() {
-                return told;
+            let calls = waits.schedule.lock().due(env.now());
+            let news: Vec<Waiting> = calls.into_iter().filter_map(|call| self.news(call)).collect();
+            if !news.is_empty() {
+                return news;
             }
             let next = waits.schedule.lock().due.first().map(|(at, _)| *at);
             match next {
-                Some(at) => drop(self.inner.until(at, waits.begun.notified()).await),
-                None => waits.begun.notified().await,
+                Some(at) => drop(self.inner.until(at, waits.wake.notified()).await),
+                None => waits.wake.notified().await,
             }
             tokio::task::consume_budget().await;
         }
     }
 
-    fn news(&self, look: Look) -> Option<Waiting> {
-        let waits_for = self.inner.waits_for(look.txn, &look.table)?;
-        let is_news = self.record.waits().schedule.lock().is_news(&look, Whom::from(&waits_for));
-        is_news.then_some(Waiting { number: look.number, sequence: look.sequence, waits_for })
+    fn news(&self, call: WaitingCall) -> Option<Waiting> {
+        let waits_for = self.inner.waits_for(call.txn, &call.table)?;
+        let is_news = self.record.waits().schedule.lock().is_news(&call, Whom::from(&waits_for));
+        is_news.then_some(Waiting { number: call.number, sequence: call.sequence, waits_for })
     }
 }
 
@@ -253,9 +255,9 @@ impl ServiceInner {
 mod tests {
     use super::*;
 
-    fn look(number: u64, sequence: u64) -> Look {
+    fn call(number: u64, sequence: u64) -> WaitingCall {
         let txn = TxnId::new(ServiceId::new(1), number, false);
-        Look { number, sequence, txn, table: TableRef::new("g", "t").expect("names") }
+        WaitingCall { number, sequence, txn, table: TableRef::new("g", "t").expect("names") }
     }
 
     fn at(ms: u64) -> Time {
@@ -263,51 +265,51 @@ mod tests {
     }
 
     fn due(schedule: &mut Schedule, ms: u64) -> Vec<u64> {
-        schedule.due(at(ms)).into_iter().map(|look| look.number).collect()
+        schedule.due(at(ms)).into_iter().map(|call| call.number).collect()
     }
 
     #[test]
-    fn a_call_is_looked_at_when_it_begins_and_then_ever_more_rarely_until_it_ends() {
+    fn a_call_is_checked_when_it_begins_and_then_at_growing_intervals_until_it_ends() {
         let mut schedule = Schedule::default();
-        schedule.begin(look(1, 7), at(0));
-        let mut looked = Vec::new();
+        schedule.begin(call(1, 7), at(0));
+        let mut checks = Vec::new();
         for second in 0..600_u64 {
             for ms in (second * 1_000..).step_by(50).take(20) {
-                looked.extend(due(&mut schedule, ms).iter().map(|_| ms));
+                checks.extend(due(&mut schedule, ms).iter().map(|_| ms));
             }
         }
-        assert_eq!(looked[..5], [0, 50, 150, 350, 750]);
-        assert!(looked.len() < 32, "{} looks in ten minutes", looked.len());
+        assert_eq!(checks[..5], [0, 50, 150, 350, 750]);
+        assert!(checks.len() < 32, "{} checks in ten minutes", checks.len());
         schedule.end(1);
         assert_eq!(due(&mut schedule, 1_000_000), [0_u64; 0]);
         assert!(schedule.calls.is_empty() && schedule.due.is_empty());
     }
 
     #[test]
-    fn the_same_holder_is_told_once_to_each_listener_and_an_ended_call_is_not_told_of() {
+    fn each_listener_learns_of_a_holder_once_and_of_an_ended_call_never() {
         let mut schedule = Schedule::default();
-        schedule.begin(look(1, 7), at(0));
+        schedule.begin(call(1, 7), at(0));
         let holder = |counter| Whom::Txn(TxnId::new(ServiceId::new(1), counter, false), true);
-        assert!(schedule.is_news(&look(1, 7), holder(5)));
-        assert!(!schedule.is_news(&look(1, 7), holder(5)));
-        assert!(schedule.is_news(&look(1, 7), holder(6)));
+        assert!(schedule.is_news(&call(1, 7), holder(5)));
+        assert!(!schedule.is_news(&call(1, 7), holder(5)));
+        assert!(schedule.is_news(&call(1, 7), holder(6)));
         schedule.renew(at(9));
         assert_eq!(due(&mut schedule, 9), [1]);
-        assert!(schedule.is_news(&look(1, 7), holder(6)), "another listener");
-        schedule.begin(look(1, 8), at(10));
-        assert!(!schedule.is_news(&look(1, 7), holder(6)), "it was looked at for an earlier call");
-        assert!(schedule.is_news(&look(1, 8), holder(6)));
+        assert!(schedule.is_news(&call(1, 7), holder(6)), "another listener");
+        schedule.begin(call(1, 8), at(10));
+        assert!(!schedule.is_news(&call(1, 7), holder(6)), "it was checked for an earlier call");
+        assert!(schedule.is_news(&call(1, 8), holder(6)));
     }
 
     #[test]
-    fn many_calls_are_looked_at_a_bounded_number_at_a_time_and_none_is_forgotten() {
+    fn many_calls_are_checked_a_bounded_number_at_a_time_and_none_is_forgotten() {
         let mut schedule = Schedule::default();
-        (0..1_000).for_each(|number| schedule.begin(look(number, 1), at(0)));
+        (0..1_000).for_each(|number| schedule.begin(call(number, 1), at(0)));
         let mut seen = BTreeSet::new();
         while seen.len() < 1_000 {
-            let looked = due(&mut schedule, 0);
-            assert!((1..=TOLD_MAX).contains(&looked.len()));
-            seen.extend(looked);
+            let calls = due(&mut schedule, 0);
+            assert!((1..=NOTICES_MAX).contains(&calls.len()));
+            seen.extend(calls);
         }
     }
 }

@@ -14,7 +14,7 @@ pub(super) async fn a_commit_is_admitted_on_current_binds_only(fixture: &dyn Ser
     let request = a.commit(&[&grants[0], &grants[1]]);
     for _ in 0..2 {
         let commit_before = fixture.begin_commit(&request).await.expect("nothing has changed");
-        assert!(!commit_before.is_zero() && commit_before <= request.asked.most);
+        assert!(!commit_before.is_zero() && commit_before <= request.window.most);
     }
     for _ in 0..2 {
         fixture.finish_commit(request.txn, request.attempt).await.expect("idempotent");
@@ -123,7 +123,7 @@ pub(super) async fn once_anybody_was_told_that_it_is_committing_nothing_more_of_
     let a = scene.validating("a").await;
     let grant = a.gets(exclusive("k")).await;
     let mut request = a.commit(&[&grant]);
-    request.asked.most = Duration::from_secs(4);
+    request.window.most = Duration::from_secs(4);
     let first = fixture.begin_commit(&request).await.expect("alive");
     let answer = fixture.cannot_commit(&[request.txn]).await.expect("an answer");
     assert_eq!(answer.committing, [request.txn]);
@@ -151,7 +151,7 @@ pub(super) async fn a_client_that_fell_silent_cannot_keep_its_locks_by_extending
         (scene.with_ttl("a", Some(Duration::from_secs(1)), true).await, scene.actor("b").await);
     let grant = a.gets(exclusive("k")).await;
     let mut request = a.commit(&[&grant]);
-    request.asked.most = Duration::from_secs(2);
+    request.window.most = Duration::from_secs(2);
     fixture.begin_commit(&request).await.expect("alive");
     let of_b = scene.waits(&b, exclusive("k")).await;
     a.session.fall_silent().await;

@@ -178,7 +178,7 @@ impl Actor {
             txn: self.id(),
             binds: grants.iter().map(|grant| PresentedBind::from(&grant.bind)).collect(),
             attempt: CommitAttempt::new(1),
-            asked: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(3) },
+            window: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(3) },
         }
     }
 }

@@ -58,13 +58,13 @@ pub(super) async fn ranges_exclude_each_other_where_they_share_a_key(fixture: &d
         ("[a,b\0)", "(b,c]", false),
         ("[a,b\0]", "(b,c]", true),
     ] {
-        for (held, asked) in [(one, other), (other, one)] {
+        for (held, requested) in [(one, other), (other, one)] {
             a.gets(exclusive(held)).await;
             if meet {
-                b.may_not(exclusive(asked)).await;
+                b.may_not(exclusive(requested)).await;
             } else {
-                b.gets(exclusive(asked)).await;
-                b.unlocks(asked).await;
+                b.gets(exclusive(requested)).await;
+                b.unlocks(requested).await;
             }
             a.unlocks(held).await;
         }

@@ -93,10 +93,10 @@ pub(super) async fn a_commit_in_flight_keeps_the_locks_of_a_lost_session(
     let mut admitted = Vec::new();
     for (actor, grant, most) in [(&silent, &grants[0], 3 * TTL), (&closed, &grants[1], TTL)] {
         let mut request = actor.commit(&[grant]);
-        request.asked = CommitWindow { least: most / 2, most };
+        request.window = CommitWindow { least: most / 2, most };
         let before = Instant::now();
         let commit_before = fixture.begin_commit(&request).await.expect("the session is alive");
-        assert!(commit_before >= request.asked.least && commit_before <= request.asked.most);
+        assert!(commit_before >= request.window.least && commit_before <= request.window.most);
         admitted.push((before, commit_before));
     }
     silent.session.fall_silent().await;

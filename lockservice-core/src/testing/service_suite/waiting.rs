@@ -31,16 +31,16 @@ pub(super) async fn a_wait_ends_at_its_deadline_and_leaves_no_claim(fixture: &dy
     let (b, c) = (scene.actor("b").await, scene.actor("c").await);
     a.gets(exclusive("j")).await;
     a.gets(shared("k")).await;
-    let asked = Instant::now();
+    let began = Instant::now();
     let of_w = scene.waits(&w, exclusive("j k").within(DEADLINE)).await;
     // It waits first for one and then for the other, and has one deadline for both.
-    tokio::time::sleep_until(asked + DEADLINE / 2).await;
+    tokio::time::sleep_until(began + DEADLINE / 2).await;
     a.unlocks("j").await;
     let next = Instant::now();
     let of_b = scene.waits(&b, shared("k l")).await;
     let of_c = scene.waits(&c, shared("j")).await;
     of_w.refused(ErrorKind::Timeout).await;
-    assert!(asked.elapsed() >= DEADLINE, "it gave up after {:?}", asked.elapsed());
+    assert!(began.elapsed() >= DEADLINE, "it gave up after {:?}", began.elapsed());
     assert!(next.elapsed() < DEADLINE, "its time began again when it waited for the next");
     // Nobody stalls behind who has gone.
     of_b.granted().await;
