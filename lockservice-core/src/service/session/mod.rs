@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `mod.rs` | [`Session`]: opened, renewed, attached, closed, lost |
 //! | `operations.rs` | the way of an operation |
-//! | `queue.rs` | the operations of one transaction in their order; pure |
+//! | `queue/` | the operations of one transaction in their order; pure |
 //! | `state.rs` | the queues of one session |
 //! | `renewals.rs` | until when its promise holds |
 //! | `pending.rs` | the result of an operation, known or to come |

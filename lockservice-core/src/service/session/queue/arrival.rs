@@ -1,0 +1,128 @@
+//! How an operation arrives: it is queued, joins the first of its sequence, or is decided already.
+
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind, Result};
+use crate::service::session::queue::{Room, TxnQueue, Waiting};
+use crate::service::session::weight;
+use crate::service::{Answer, LockSpec, Operation};
+
+/// Most callers that wait for one operation's answer: its first sender, and those who sent it
+/// again.
+const JOINED_MAX: usize = 16;
+
+/// What became of an operation that arrived.
+#[allow(clippy::large_enum_variant, reason = "moved once and never kept")]
+pub(in crate::service) enum Taken {
+    /// It was decided before: this was its answer.
+    Decided(Result<Answer>),
+    /// Its answer will come here. If `run`, no task runs the queue, and it is to be run. If
+    /// `behind`, it is new and its turn comes later: a lock is to be [timed](TxnQueue::time).
+    Queued { answer: oneshot::Receiver<Result<Answer>>, run: bool, behind: bool },
+}
+
+#[derive(Debug)]
+pub(super) struct Queued {
+    pub(super) operation: Option<Operation>,
+    /// When it arrived, for the first time.
+    pub(super) arrived: Time,
+    pub(super) waiting: Vec<Waiting>,
+    pub(super) bytes: usize,
+    /// Answers it when its time is up before its turn.
+    pub(super) timer: Option<Timer>,
+    /// That has happened, and this was the answer.
+    pub(super) expired: Option<Error>,
+}
+
+/// A task that ends with what it was made for.
+#[derive(Debug)]
+pub(in crate::service) struct Timer(pub(in crate::service) AbortHandle);
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl TxnQueue {
+    /// Takes an operation that arrived at `now` in, at its place in the order, if there is `room`.
+    pub(in crate::service) fn take_in(
+        &mut self,
+        sequence: u64,
+        operation: Operation,
+        now: Time,
+        room: Room,
+    ) -> Result<Taken> {
+        if sequence < self.next {
+            return self.decided_before(sequence).map(Taken::Decided);
+        }
+        let (sender, answer) = oneshot::channel();
+        if let Some(queued) = self.queue.get_mut(&sequence) {
+            if let Some(error) = &queued.expired {
+                return Ok(Taken::Decided(Err(error.clone())));
+            }
+            // A replay of something that is still to be decided joins it. Those whose connection is
+            // gone do not count.
+            queued.waiting.retain(|sender| !sender.is_closed());
+            if queued.waiting.len() >= JOINED_MAX {
+                return Err(Error::new(
+                    ErrorKind::ResourceExhausted,
+                    "this operation is asked for too many times at once: wait for its answer",
+                ));
+            }
+            queued.waiting.push(sender);
+            return Ok(Taken::Queued { answer, run: false, behind: false });
+        }
+        let operation = self.admit(sequence, operation, room)?;
+        match &operation {
+            Operation::Undo { sequence } => self.undo(*sequence),
+            Operation::End { .. } => {
+                self.ending = true;
+                self.cancel_running();
+            }
+            Operation::Lock(_) | Operation::Unlock { .. } | Operation::Refuse(_) => {}
+        }
+        let bytes = weight::of_operation(&operation);
+        self.kept_bytes += bytes;
+        let queued = Queued {
+            operation: Some(operation),
+            arrived: now,
+            waiting: vec![sender],
+            bytes,
+            timer: None,
+            expired: None,
+        };
+        self.queue.insert(sequence, queued);
+        let run = !self.running && (self.ending || self.queue.contains_key(&self.next));
+        self.running |= run;
+        Ok(Taken::Queued { answer, run, behind: !run })
+    }
+
+    /// Has an operation that stands behind others watched by a timer, if it is a lock. The timer is
+    /// to call [`expire`](Self::expire); it ends with the operation's turn.
+    pub(in crate::service) fn time(
+        &mut self,
+        sequence: u64,
+        timer: impl FnOnce(&LockSpec) -> Timer,
+    ) {
+        if let Some(queued) = self.queue.get_mut(&sequence)
+            && let Some(Operation::Lock(spec)) = &queued.operation
+        {
+            queued.timer = Some(timer(spec));
+        }
+    }
+
+    /// The time of a lock is up: unless its turn has come, it is refused with `error` in its turn,
+    /// and those who wait for its result are told now.
+    pub(in crate::service) fn expire(&mut self, sequence: u64, error: Error) -> Vec<Waiting> {
+        let Some(queued) = self.queue.get_mut(&sequence) else { return Vec::new() };
+        if !matches!(queued.operation, Some(Operation::Lock(_))) {
+            return Vec::new();
+        }
+        queued.operation = Some(Operation::Refuse(error.clone()));
+        queued.expired = Some(error);
+        std::mem::take(&mut queued.waiting)
+    }
+}

@@ -1,0 +1,194 @@
+//! [`TxnQueue`]: the operations of one transaction of a session, in order, each taking effect once
+//! (T2). Pure: it runs nothing, waits for nothing and reads no clock;
+//! [`Session`](crate::service::Session) does what the [`Step`]s say and files what came of it.
+//!
+//! # States of an operation, by its sequence
+//! unseen → *queued* → *running* (one at a time) → *decided* (its answer is kept) → *acknowledged*
+//! (forgotten). One that arrives again while queued or running joins the first; one that is decided
+//! is answered with the first answer; one that is acknowledged is refused.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `mod` | the state of the queue, its numbering, cancellation |
+//! | `arrival` | how an operation is queued, joins the first of its sequence, or expires |
+//! | `room` | the bounds on what is kept, and the refusals at them |
+//! | `step` | what is to be done for the operation whose turn it is |
+//! | `result` | results: filed, given to replays, acknowledged |
+//! | `relied` | the part of a grant that an earlier call added |
+//!
+//! # Invariants
+//! - **In order.** What is decided is all of `1..next`, until an `End` has arrived. The turn of an
+//!   `End` comes at once, also past numbers that never arrived: whatever they were, they can no
+//!   longer matter.
+//! - **No hole.** A number that is refused is decided, in its turn, with the refusal; else later
+//!   ones would wait for it for ever. Where even the refusal finds no room the queue is *broken*,
+//!   and takes in nothing but an `End`.
+//! - **In time.** A lock's time-out counts from its arrival. One whose time is up before its turn
+//!   is answered then; it keeps its place in the order, and is decided with that answer.
+//! - **Kept until acknowledged.** An answer is never dropped before its client has it. So what is
+//!   taken in is what bounds memory: an operation weighs as much as it and its answer can come to,
+//!   until it is decided; from then on its answer weighs what it takes.
+//! - [`kept_bytes`](TxnQueue::kept_bytes) is the sum of the weights of all that is queued or
+//!   decided and not acknowledged.
+//! - **Closed is closed.** A sequence in `undone` is never granted: a call that runs is cancelled,
+//!   one that is queued or comes later is refused, and a grant that was filed is rolled back in
+//!   the `Undo`'s turn.
+//! - **Numbered by one side.** Either the client numbers the operations of a transaction, or the
+//!   service does, in the order in which they arrive. The results of those cannot be asked for
+//!   again, so none is kept.
+//! - **Only what a call added is rolled back**, less what a later call was told it holds
+//!   (`relied_on`): that call's answer would else become untrue. It goes when the last of those
+//!   calls is rolled back too; once one of them was acknowledged, it stays until the transaction
+//!   ends.
+
+mod arrival;
+mod relied;
+mod result;
+mod room;
+mod step;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::service::Answer;
+use crate::service::session::queue::arrival::Queued;
+use crate::service::session::queue::result::Decided;
+use crate::service::txn::TxnRecord;
+
+pub(in crate::service) use arrival::{Taken, Timer};
+pub(in crate::service) use relied::{RELIED_PAIRS_MAX, Relied, keep_relied_on};
+pub(in crate::service) use result::Filed;
+pub(in crate::service) use room::Room;
+pub(in crate::service) use step::Step;
+
+/// Where an answer is sent.
+pub(in crate::service) type Waiting = oneshot::Sender<Result<Answer>>;
+
+/// One transaction of a session.
+#[derive(Debug)]
+pub(in crate::service) struct TxnQueue {
+    pub(in crate::service) txn: Arc<TxnRecord>,
+    /// The sequence that is decided next.
+    next: u64,
+    /// Arrived but not decided. The first may be running.
+    queue: BTreeMap<u64, Queued>,
+    /// Answers that the client has not acknowledged.
+    decided: BTreeMap<u64, Decided>,
+    /// What `queue`, `decided` and `relied_on` weigh.
+    kept_bytes: usize,
+    /// Sequences that were undone, in whatever state they were. Forgotten once they are decided
+    /// and acknowledged.
+    undone: BTreeSet<u64>,
+    /// What unacknowledged grants name beyond what they added: it was held already, perhaps by an
+    /// earlier call that may yet be rolled back.
+    relied_on: BTreeMap<u64, Relied>,
+    running: bool,
+    /// The running call was cancelled by [`cancel`](Self::cancel): no `Undo` will come to take its
+    /// grant back.
+    cancelled: bool,
+    /// Ends the wait of the running call.
+    cancel: Option<oneshot::Sender<()>>,
+    /// An `End` has arrived: locks before it are refused.
+    ending: bool,
+    /// A number was refused for which there was no place left.
+    broken: bool,
+    /// Who numbers the operations; `None` before the first.
+    numbered_by: Option<NumberedBy>,
+}
+
+/// Who gives operations, or transactions, their numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::service) enum NumberedBy {
+    Client,
+    Service,
+}
+
+impl TxnQueue {
+    pub(in crate::service) fn new(txn: Arc<TxnRecord>) -> Self {
+        Self {
+            txn,
+            next: 1,
+            queue: BTreeMap::new(),
+            decided: BTreeMap::new(),
+            kept_bytes: 0,
+            undone: BTreeSet::new(),
+            relied_on: BTreeMap::new(),
+            running: false,
+            cancelled: false,
+            cancel: None,
+            ending: false,
+            broken: false,
+            numbered_by: None,
+        }
+    }
+
+    /// The sequence of an operation whose client gives it none (0), or gives it `sequence`.
+    ///
+    /// Fails with `InvalidArgument` if the transaction's operations were numbered by the other side
+    /// before.
+    pub(in crate::service) fn number(&mut self, sequence: u64) -> Result<u64> {
+        let by = if sequence == 0 { NumberedBy::Service } else { NumberedBy::Client };
+        if *self.numbered_by.get_or_insert(by) != by {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "either all operations of a transaction have a sequence, or none has",
+            )
+            .with("sequence", sequence));
+        }
+        let next =
+            self.queue.last_key_value().map_or(self.next, |(last, _)| last.saturating_add(1));
+        Ok(if sequence == 0 { next } else { sequence })
+    }
+
+    /// About how much memory is in use for what is queued or not acknowledged.
+    pub(in crate::service) fn kept_bytes(&self) -> usize {
+        self.kept_bytes
+    }
+
+    /// How many operations are queued or being decided.
+    pub(in crate::service) fn ops_under_way(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Cancels an operation that waits, for its locks or for its turn, as if it had been taken
+    /// back.
+    pub(in crate::service) fn cancel(&mut self, sequence: u64) {
+        if self.queue.contains_key(&sequence) {
+            self.cancelled |= self.running && self.next == sequence;
+            self.undo(sequence);
+        }
+    }
+
+    /// Closes `sequence`, and cancels it if it is being decided.
+    fn undo(&mut self, sequence: u64) {
+        self.undone.insert(sequence);
+        if self.running && self.next == sequence {
+            self.cancel_running();
+        }
+    }
+
+    fn cancel_running(&mut self) {
+        if let Some(cancel) = self.cancel.take() {
+            // The call may have been decided at this very moment; then its answer stands until the
+            // Undo takes its turn.
+            let _ = cancel.send(());
+        }
+    }
+
+    /// Everybody who waits for an answer that will not come. The wait of a running call ends with
+    /// this too: its canceller is dropped.
+    pub(in crate::service) fn into_waiting(self) -> impl Iterator<Item = Waiting> {
+        self.queue.into_values().flat_map(|queued| queued.waiting)
+    }
+}
+
+/// The result of a call that was undone before it was decided.
+pub(in crate::service) fn rolled_back() -> Error {
+    Error::new(
+        ErrorKind::Cancelled,
+        "the call was undone, or its transaction ended, before it was decided",
+    )
+}

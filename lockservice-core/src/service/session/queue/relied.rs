@@ -1,0 +1,50 @@
+//! [`Relied`]: what a grant says is held although an earlier call of its transaction added it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::id::TableId;
+use crate::key::LockItem;
+use crate::service::Granted;
+use crate::table::Grant;
+
+/// Comparing more pairs than this for one Undo is not worth the time: then the rest is kept.
+pub(in crate::service) const RELIED_PAIRS_MAX: usize = 1 << 20;
+
+/// The items of a call that was granted, and their table.
+#[derive(Debug, Clone)]
+pub(in crate::service) struct Relied {
+    table: TableId,
+    pub(super) items: Arc<[LockItem]>,
+}
+
+impl Relied {
+    /// What `granted` says is held although it did not add it, if it is anything. `items` are what
+    /// was asked for. What it upgraded is not among them: an upgrade stands without what it lies
+    /// on.
+    pub(in crate::service) fn of(granted: &Granted, items: &[LockItem]) -> Option<Self> {
+        let (table, changes) = (granted.grant.bind.id, &granted.grant.owner.changes);
+        if changes.len() >= items.len() {
+            return None;
+        }
+        let changed: HashSet<&LockItem> = changes.iter().map(|change| &change.item).collect();
+        let items: Arc<[LockItem]> =
+            items.iter().filter(|item| !changed.contains(item)).cloned().collect();
+        (!items.is_empty()).then_some(Self { table, items })
+    }
+}
+
+/// Leaves out of a roll-back the items that a later call of the transaction was told
+/// it holds: what another was granted is not this call's any more. They go when that is rolled
+/// back, or with the transaction's end. May take a while: not to be called under a lock. `pairs` is
+/// how many comparisons are left to the operation, over all of its grants.
+pub(in crate::service) fn keep_relied_on(grant: &mut Grant, later: &[Relied], pairs: &mut usize) {
+    for relied in later.iter().filter(|relied| relied.table == grant.bind.id) {
+        let cost = grant.owner.changes.len().saturating_mul(relied.items.len());
+        let too_many = cost > *pairs;
+        *pairs = pairs.saturating_sub(cost);
+        grant.owner.changes.retain(|change| {
+            !too_many && !relied.items.iter().any(|item| item.overlaps(&change.item))
+        });
+    }
+}

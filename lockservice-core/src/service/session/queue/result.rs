@@ -1,0 +1,100 @@
+//! The result of an operation: filed when it was decided, kept until it is acknowledged.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::service::session::queue::{NumberedBy, Relied, TxnQueue, Waiting, rolled_back};
+use crate::service::session::weight;
+use crate::service::{Answer, Granted};
+
+#[derive(Debug)]
+pub(super) struct Decided {
+    pub(super) answer: Result<Answer>,
+    /// What it weighs, with what it relies on.
+    pub(super) bytes: usize,
+}
+
+/// An answer that was filed.
+pub(in crate::service) struct Filed {
+    /// The answer as it stands.
+    pub(in crate::service) result: Result<Answer>,
+    /// Who is to be told.
+    pub(in crate::service) waiting: Vec<Waiting>,
+    /// A grant that came too late: roll it back.
+    pub(in crate::service) rolled_back_grant: Option<Granted>,
+}
+
+impl TxnQueue {
+    /// Files the answer of the operation that ran.
+    pub(in crate::service) fn file(
+        &mut self,
+        sequence: u64,
+        mut result: Result<Answer>,
+        relied: Option<Relied>,
+    ) -> Filed {
+        let mut rolled_back_grant = None;
+        let mut bytes = 0;
+        if std::mem::take(&mut self.cancelled)
+            && let Ok(Answer::Locked(granted)) = &result
+        {
+            // It was cancelled when the grant had been made but was not filed yet.
+            rolled_back_grant = Some(granted.clone());
+            result = Err(rolled_back());
+        } else if let Some(relied) = relied {
+            bytes += weight::of_items(&relied.items);
+            self.relied_on.insert(sequence, relied);
+        }
+        // The call is decided: its canceller has nothing to cancel. (A canceller that was used
+        // before the call was polled to its end left it to the task that ran the call; the answer
+        // then says so.)
+        self.cancel = None;
+        let mut waiting = Vec::new();
+        if let Some(queued) = self.queue.remove(&sequence) {
+            self.kept_bytes -= queued.bytes;
+            waiting = queued.waiting;
+        }
+        self.next = sequence + 1;
+        if self.numbered_by == Some(NumberedBy::Service) {
+            self.relied_on.remove(&sequence);
+        } else {
+            bytes += weight::of_answer(&result);
+            self.kept_bytes += bytes;
+            self.decided.insert(sequence, Decided { answer: result.clone(), bytes });
+        }
+        Filed { result, waiting, rolled_back_grant }
+    }
+
+    /// The first answer of an operation that was decided.
+    pub(super) fn decided_before(&self, sequence: u64) -> Result<Result<Answer>> {
+        match self.decided.get(&sequence).map(|decided| &decided.answer) {
+            Some(answer) if self.undone.contains(&sequence) => {
+                Ok(answer.clone().and(Err(rolled_back())))
+            }
+            Some(answer) => Ok(answer.clone()),
+            None if self.ending => Err(rolled_back()),
+            None => Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "this operation was answered, and its answer acknowledged",
+            )
+            .with("sequence", sequence)),
+        }
+    }
+
+    /// The client has the answers up to `acked`: nothing of them will be asked for again.
+    pub(in crate::service) fn acknowledge(&mut self, acked: u64) {
+        let (relied_on, undone) = (&self.relied_on, &self.undone);
+        self.decided.retain(|sequence, decided| {
+            // The part of a rolled-back grant that was kept for later calls goes with the last of
+            // them.
+            let mut later = relied_on.range(sequence + 1..).filter(|(at, _)| !undone.contains(at));
+            let kept = *sequence > acked
+                || undone.contains(sequence) && later.next().is_some_and(|(at, _)| *at > acked);
+            if !kept {
+                self.kept_bytes -= decided.bytes;
+            }
+            kept
+        });
+        self.relied_on.retain(|decided, _| *decided > acked);
+        let (next, decided) = (self.next, &self.decided);
+        self.undone
+            .retain(|undone| *undone > acked || *undone >= next || decided.contains_key(undone));
+    }
+}

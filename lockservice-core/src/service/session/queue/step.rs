@@ -1,0 +1,108 @@
+//! [`Step`]: what is to be done for the operation whose turn it is.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use crate::clock::Time;
+use crate::error::{Error, ErrorKind};
+use crate::id::{CommitTimestamp, TableRef};
+use crate::key::LockItem;
+use crate::service::session::queue::{Relied, TxnQueue, rolled_back};
+use crate::service::{Answer, LockSpec, Operation};
+use crate::table::Grant;
+
+/// What is to be done for the operation whose turn it is.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "moved once and never kept; a lock is the usual step, and must not cost an allocation"
+)]
+pub(in crate::service) enum Step {
+    Refuse(Error),
+    Lock {
+        spec: LockSpec,
+        /// When it arrived.
+        arrived: Time,
+        /// Its items once more, if the call may rely on what an earlier one added.
+        items: Option<Arc<[LockItem]>>,
+        cancelled: oneshot::Receiver<()>,
+    },
+    Unlock(TableRef, Vec<LockItem>, Option<CommitTimestamp>),
+    /// Roll these grants back, each less what later calls rely on: see
+    /// [`keep_relied_on`](super::keep_relied_on).
+    RollBack(Vec<(Grant, Vec<Relied>)>),
+    /// The rolled-back call added nothing that would be left.
+    Done,
+    End(Option<CommitTimestamp>),
+}
+
+impl TxnQueue {
+    /// The operation whose turn it is, and what to do for it. `None` if it has not arrived: the
+    /// queue is to be run again when [`take_in`](Self::take_in) says so.
+    pub(in crate::service) fn step(&mut self) -> Option<(u64, Step)> {
+        // What has not arrived before an `End` can no longer matter: it is passed over.
+        let sequence =
+            if self.ending { self.queue.keys().next().copied() } else { Some(self.next) };
+        let Some((sequence, queued)) = sequence.and_then(|at| Some((at, self.queue.get_mut(&at)?)))
+        else {
+            self.running = false;
+            return None;
+        };
+        self.next = sequence;
+        queued.timer = None;
+        let step = match queued.operation.take() {
+            // Cannot be: an operation is taken once, and then filed.
+            None => Step::Refuse(Error::new(ErrorKind::Internal, "an operation was run twice")),
+            Some(Operation::Lock(_)) if self.ending || self.undone.contains(&sequence) => {
+                Step::Refuse(rolled_back())
+            }
+            Some(Operation::Lock(spec)) => {
+                let (cancel, cancelled) = oneshot::channel();
+                self.cancel = Some(cancel);
+                // Without an earlier grant that can still be rolled back, which is the usual case,
+                // there is nothing to remember.
+                let earlier = self
+                    .decided
+                    .values()
+                    .any(|decided| matches!(decided.answer, Ok(Answer::Locked(_))));
+                let items = earlier.then(|| Arc::from(spec.items.as_slice()));
+                Step::Lock { spec, arrived: queued.arrived, items, cancelled }
+            }
+            Some(Operation::Unlock { table, items, commit_ts }) => {
+                Step::Unlock(table, items, commit_ts)
+            }
+            Some(Operation::End { commit_ts }) => Step::End(commit_ts),
+            Some(Operation::Refuse(why)) => Step::Refuse(why),
+            Some(Operation::Undo { sequence }) => self.roll_back(sequence),
+        };
+        Some((sequence, step))
+    }
+
+    fn roll_back(&self, sequence: u64) -> Step {
+        match self.decided.get(&sequence).map(|decided| &decided.answer) {
+            None => Step::Refuse(Error::new(
+                ErrorKind::InvalidArgument,
+                "the operation to undo was acknowledged, or never was: release its keys \
+                    instead",
+            )),
+            Some(Ok(Answer::Locked(_))) => {
+                // What it relied on may have been kept for it alone of grants that were rolled back
+                // before.
+                let relies = self.relied_on.contains_key(&sequence);
+                let before = self.undone.range(..sequence).filter(|_| relies);
+                Step::RollBack(
+                    before.chain([&sequence]).filter_map(|at| self.with_relied(*at)).collect(),
+                )
+            }
+            Some(_) => Step::Done,
+        }
+    }
+
+    /// A grant, and what later calls that were not rolled back rely on.
+    fn with_relied(&self, sequence: u64) -> Option<(Grant, Vec<Relied>)> {
+        let Ok(Answer::Locked(granted)) = &self.decided.get(&sequence)?.answer else { return None };
+        let later =
+            self.relied_on.range(sequence + 1..).filter(|(at, _)| !self.undone.contains(at));
+        Some((granted.grant.clone(), later.map(|(_, relied)| relied.clone()).collect()))
+    }
+}
