@@ -306,9 +306,9 @@ async fn live(
         if random.random_ratio(1, 16) {
             // A transaction that is to commit never.
             let dead = TxnId::new(service, counter + (1 << 40), true);
-            if let Ok(answer) = bounded("cannot_commit", allocator.cannot_commit(&[dead])).await {
+            if let Ok(response) = bounded("cannot_commit", allocator.cannot_commit(&[dead])).await {
                 // Until the data loss is resolved, everything before counts as committing (L4).
-                ledger.lock().expect("no panic holds it").tombstones.extend(answer.tombstoned);
+                ledger.lock().expect("no panic holds it").tombstones.extend(response.tombstoned);
             }
         }
         let dead = {

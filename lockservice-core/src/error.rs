@@ -238,7 +238,7 @@ struct ErrorDetails {
     message: String,
     context: Vec<(String, String)>,
     detail: Option<Detail>,
-    answered_by: Option<Epoch>,
+    leader_epoch: Option<Epoch>,
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -253,7 +253,7 @@ impl Error {
             message: message.into(),
             context: Vec::new(),
             detail: None,
-            answered_by: None,
+            leader_epoch: None,
             source: None,
         }))
     }
@@ -272,10 +272,10 @@ impl Error {
         self
     }
 
-    /// Adds the leadership that answered with it (L3).
+    /// Adds the epoch of the leadership that returned it (L3).
     #[must_use]
-    pub fn with_answered_by(mut self, epoch: Epoch) -> Self {
-        self.0.answered_by = Some(epoch);
+    pub fn with_leader_epoch(mut self, epoch: Epoch) -> Self {
+        self.0.leader_epoch = Some(epoch);
         self
     }
 
@@ -314,10 +314,10 @@ impl Error {
         self.0.detail.as_ref()
     }
 
-    /// The leadership that answered with it, of a refusal by the allocator of another node. A
+    /// The epoch of the leadership that returned it, for a refusal by another node's allocator. A
     /// caller that knows a later one must not act on it (L3).
-    pub fn answered_by(&self) -> Option<Epoch> {
-        self.0.answered_by
+    pub fn leader_epoch(&self) -> Option<Epoch> {
+        self.0.leader_epoch
     }
 
     /// The whole cycle of a [`ErrorKind::Deadlock`].

@@ -151,8 +151,8 @@ async fn tombstones_below_the_floor_of_their_origin_go_and_the_next_leader_refus
     let origin = second.begin_in_time().await;
     let bound = second.allocator.bind(origin.service, &table("t")).await.expect("free");
     let txns = [1, 2, 7].map(|number| TxnId::new(origin.service, number, true));
-    let answer = second.allocator.cannot_commit(&txns).await.expect("written");
-    assert_eq!(answer.tombstoned, txns);
+    let response = second.allocator.cannot_commit(&txns).await.expect("written");
+    assert_eq!(response.tombstoned, txns);
     let store = cluster.store.connect();
     let kept = async |floor, expected: &[TxnId]| {
         let range = TxnRange { floor, end: 1_000 };
@@ -188,8 +188,8 @@ async fn tombstones_below_the_floor_of_their_origin_go_and_the_next_leader_refus
         .begin_commit(&commit(&origin, &bound, 3))
         .await
         .expect("alive, as far as it is known");
-    let answer = second.allocator.cannot_commit(&txns).await.expect("nothing is to be written");
-    assert_eq!(answer.tombstoned, txns);
+    let response = second.allocator.cannot_commit(&txns).await.expect("nothing is to be written");
+    assert_eq!(response.tombstoned, txns);
     kept(8, &[TxnId::floor_tombstone(origin.service, 8)]).await;
     second.allocator.resign(origin.service, Nonce::new(7)).await.expect("live");
     let look = async {

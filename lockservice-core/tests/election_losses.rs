@@ -85,8 +85,8 @@ async fn what_was_read_from_another_copy_than_the_one_that_was_acquired_is_not_l
     second.allocator.elected().await.expect("follows");
     let backup = cluster.store.backup();
     let txn = TxnId::new(incarnation.service, 1, true);
-    let answer = first.allocator.cannot_commit(&[txn]).await.expect("written");
-    assert_eq!(answer.tombstoned, [txn]);
+    let response = first.allocator.cannot_commit(&[txn]).await.expect("written");
+    assert_eq!(response.tombstoned, [txn]);
     let store = cluster.store.clone();
     // The copy that is promoted has not seen the tombstone, nor the acquisition.
     second.store.before_load(move || store.restore(&backup, true));
@@ -166,13 +166,13 @@ async fn a_leadership_counts_from_before_its_renewal_was_sent() {
     }
     node.store.inner.set_cut(true);
     let Role::Leading(local) = node.allocator.role() else { panic!("it leads") };
-    let mut answered = tokio::time::Instant::now();
+    let mut last_response = tokio::time::Instant::now();
     while local.begin_commit_now(&commit(&incarnation, &bound, 1)).is_ok() {
-        answered = tokio::time::Instant::now();
+        last_response = tokio::time::Instant::now();
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let sent = node.store.renewed().expect("renewed");
-    let lasted = answered - sent;
+    let lasted = last_response - sent;
     assert!(
         lasted < lo(TTL) && lasted > lo(TTL) - Duration::from_millis(50),
         "answered for {lasted:?}"

@@ -293,8 +293,10 @@ async fn a_new_leader_waits_for_the_owner_before_an_operator_may_have_a_table_fo
     assert_eq!((bind.bind.owner, bind.node.as_str()), (owner.service, "b"));
     loop {
         match second.allocator.forget_table(&table("t")).await {
-            Ok(answer) if answer.outcome == ForgetOutcome::Forgotten => break,
-            Ok(answer) => assert!(matches!(answer.outcome, ForgetOutcome::Owned(_)), "{answer:?}"),
+            Ok(response) if response.outcome == ForgetOutcome::Forgotten => break,
+            Ok(response) => {
+                assert!(matches!(response.outcome, ForgetOutcome::Owned(_)), "{response:?}")
+            }
             Err(e) => assert_eq!(e.kind(), ErrorKind::Reassigning),
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -208,13 +208,13 @@ fn comes_back<T: Send>(
     meanwhile: &str,
     release: impl FnOnce(),
 ) -> T {
-    let (done, answer) = mpsc::channel();
+    let (done, response) = mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(move || drop(done.send(commit())));
-        let answer = answer.recv_timeout(PATIENCE);
+        let response = response.recv_timeout(PATIENCE);
         // Else the scope would wait for ever for what is held up.
         release();
-        answer.unwrap_or_else(|_| panic!("a commit is held up by {meanwhile}"))
+        response.unwrap_or_else(|_| panic!("a commit is held up by {meanwhile}"))
     })
 }
 

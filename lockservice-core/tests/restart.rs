@@ -85,8 +85,8 @@ async fn silent_clients_never_fill_an_incarnation_up() {
     let origin = allocator.register(&register(1)).await.expect("leads").service;
     let txns: Vec<TxnId> = (0..10_000).map(|number| TxnId::new(origin, number, true)).collect();
     for some in txns.chunks(100) {
-        let answer = allocator.cannot_commit(some).await.expect("there is always room");
-        assert_eq!((answer.tombstoned.len(), answer.committing.len()), (100, 0));
+        let response = allocator.cannot_commit(some).await.expect("there is always room");
+        assert_eq!((response.tombstoned.len(), response.committing.len()), (100, 0));
     }
     for txn in txns {
         let window = CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(1) };
@@ -103,8 +103,8 @@ async fn silent_clients_never_fill_an_incarnation_up() {
         .expect_err("fenced as a whole");
     assert_eq!(lost.kind(), ErrorKind::LeaseLost);
     let next = allocator.register(&register(2)).await.expect("its node starts again").service;
-    let answer = allocator.cannot_commit(&[TxnId::new(next, 1, true)]).await.expect("room");
-    assert_eq!(answer.tombstoned.len(), 1);
+    let response = allocator.cannot_commit(&[TxnId::new(next, 1, true)]).await.expect("room");
+    assert_eq!(response.tombstoned.len(), 1);
     let forgotten = async {
         while allocator.entries().2 > 1 || disk.load().await.expect("readable").tombstones.len() > 1
         {
@@ -130,11 +130,11 @@ async fn one_transaction_that_fails_does_not_keep_the_others_from_being_answered
         allocator.begin_commit(&commit(txn, Vec::new())).await.expect("room");
     }
     let txns = [65, 64 * 64, 66].map(|number| TxnId::new(origin, number, true));
-    let answer = allocator.cannot_commit(&txns).await.expect("an answer for each");
-    assert_eq!((answer.tombstoned, answer.committing), (vec![txns[0], txns[2]], vec![]));
-    let (failed, why) = &answer.failed[0];
+    let response = allocator.cannot_commit(&txns).await.expect("an answer for each");
+    assert_eq!((response.tombstoned, response.committing), (vec![txns[0], txns[2]], vec![]));
+    let (failed, why) = &response.failed[0];
     assert_eq!(
-        (answer.failed.len(), *failed, why.kind()),
+        (response.failed.len(), *failed, why.kind()),
         (1, txns[1], ErrorKind::ResourceExhausted)
     );
 }
@@ -211,8 +211,8 @@ async fn after_an_unclean_stop_old_tables_wait_out_the_lease_and_new_ones_do_not
         .await
         .expect_err("void");
     assert!(matches!(stale.kind(), ErrorKind::BindChanged | ErrorKind::CannotCommit));
-    let answer = second.cannot_commit(&[txn]).await.expect("answer");
-    assert_eq!(answer.committing, vec![txn], "it may be in flight (L1)");
+    let response = second.cannot_commit(&[txn]).await.expect("answer");
+    assert_eq!(response.committing, vec![txn], "it may be in flight (L1)");
     second.bind(b.service, &table("new")).await.expect("a new table does not wait");
     let wait = second
         .bind(b.service, &table("t"))

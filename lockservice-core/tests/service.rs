@@ -14,7 +14,7 @@ use lockservice_core::allocator::{
     PresentedBind, Progress, Registration,
 };
 use lockservice_core::service::{
-    Answer, Granted, LockService, LockSpec, Operation, ServiceParts, ServiceSettings, Session,
+    Granted, LockService, LockSpec, OpResponse, Operation, ServiceParts, ServiceSettings, Session,
     TxnOp, TxnOptions,
 };
 use lockservice_core::store::{BindStore, MemoryStore};
@@ -79,20 +79,20 @@ fn validating(number: u64, sequence: u64) -> TxnOp {
     TxnOp { options: TxnOptions { validates: true, label: String::new() }, ..op(number, sequence) }
 }
 
-fn locked(answer: Result<Answer>) -> Granted {
-    match answer {
-        Ok(Answer::Locked(granted)) => granted,
+fn locked(response: Result<OpResponse>) -> Granted {
+    match response {
+        Ok(OpResponse::Locked(granted)) => granted,
         other => panic!("expected a grant, got {other:?}"),
     }
 }
 
-fn done(answer: Result<Answer>) {
-    assert!(matches!(answer, Ok(Answer::Done { .. })), "{answer:?}");
+fn done(response: Result<OpResponse>) {
+    assert!(matches!(response, Ok(OpResponse::Done { .. })), "{response:?}");
 }
 
-fn released(answer: Result<Answer>) -> usize {
-    match answer {
-        Ok(Answer::Done { released }) => released,
+fn released(response: Result<OpResponse>) -> usize {
+    match response {
+        Ok(OpResponse::Done { released }) => released,
         other => panic!("not released: {other:?}"),
     }
 }
@@ -299,20 +299,20 @@ async fn undo_cancels_a_wait_and_takes_a_grant_back_and_nothing_else() {
     locked(session.submit(op(2, 1), Operation::Lock(spec("b"))).await);
     // A wait.
     let waiting = session.submit(op(2, 2), Operation::Lock(spec("a")));
-    done(session.submit(op(2, 3), Operation::Undo { sequence: 2 }).await);
-    assert_eq!(waiting.await.expect_err("undone").kind(), ErrorKind::Cancelled);
+    done(session.submit(op(2, 3), Operation::Cancel { sequence: 2 }).await);
+    assert_eq!(waiting.await.expect_err("cancelled").kind(), ErrorKind::Cancelled);
     assert!(service.waits(None).is_empty());
     // A grant.
     locked(session.submit(op(2, 4), Operation::Lock(spec("c"))).await);
-    done(session.submit(op(2, 5), Operation::Undo { sequence: 4 }).await);
+    done(session.submit(op(2, 5), Operation::Cancel { sequence: 4 }).await);
     let held: Vec<String> =
         service.locks(None).iter().map(|lock| lock.info.item.to_string()).collect();
     assert_eq!(held, ["a", "b"]);
-    // One that arrives after its undo.
-    let undo = session.submit(op(2, 7), Operation::Undo { sequence: 6 });
+    // One that arrives after its cancel.
+    let cancelling = session.submit(op(2, 7), Operation::Cancel { sequence: 6 });
     let late = session.submit(op(2, 6), Operation::Lock(spec("d")));
     assert_eq!(late.await.expect_err("closed before it came").kind(), ErrorKind::Cancelled);
-    done(undo.await);
+    done(cancelling.await);
     assert_eq!(service.locks(None).len(), 2);
 }
 
@@ -631,8 +631,8 @@ async fn narrow_service() -> (LockService, Arc<LocalAllocator>) {
 }
 
 /// What an operation that must not hang is answered.
-async fn soon(answer: impl Future<Output = Result<Answer>>) -> Result<Answer> {
-    tokio::time::timeout(SECOND, answer)
+async fn soon(response: impl Future<Output = Result<OpResponse>>) -> Result<OpResponse> {
+    tokio::time::timeout(SECOND, response)
         .await
         .expect("it is answered, not left to wait for what never comes")
 }
@@ -650,7 +650,7 @@ async fn a_refused_operation_leaves_no_hole_in_the_order() {
     assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
     let acked = TxnOp { acked: 5, ..op(1, 6) };
     locked(soon(session.submit(acked, Operation::Lock(spec("6")))).await);
-    done(soon(session.submit(op(1, 7), Operation::Undo { sequence: 6 })).await);
+    done(soon(session.submit(op(1, 7), Operation::Cancel { sequence: 6 })).await);
     done(soon(session.submit(op(1, 8), Operation::End { commit_ts: None })).await);
     assert!(service.locks(None).is_empty());
 }
@@ -718,7 +718,7 @@ async fn what_a_later_call_was_told_it_holds_is_not_taken_back_with_an_earlier_o
     let again = locked(session.submit(op(1, 2), Operation::Lock(spec("a"))).await);
     assert!(!again.grant.newly_locked);
     // The first call's caller had gone before it could take the answer.
-    done(session.submit(op(1, 3), Operation::Undo { sequence: 1 }).await);
+    done(session.submit(op(1, 3), Operation::Cancel { sequence: 1 }).await);
     let other = service.begin(TxnOptions::default()).expect("begin");
     assert_eq!(
         other.lock(nowait("a")).await.expect_err("held by the second call").kind(),
@@ -750,16 +750,16 @@ async fn what_was_kept_for_later_calls_goes_when_the_last_of_them_is_taken_back(
             let (service, _allocator) = service().await;
             let session = called_again(&service).await;
             let mut acked = 0;
-            for (sequence, undone) in (4..).zip(order) {
-                let undo = TxnOp { acked, ..op(1, sequence) };
-                done(session.submit(undo, Operation::Undo { sequence: undone }).await);
+            for (sequence, cancelled) in (4..).zip(order) {
+                let cancelling = TxnOp { acked, ..op(1, sequence) };
+                done(session.submit(cancelling, Operation::Cancel { sequence: cancelled }).await);
                 let gone = |n| order[..sequence as usize - 3].contains(&n);
                 let expected = match (gone(1), gone(2) && gone(3)) {
                     (false, _) => vec![row("a"), row("b")],
                     (true, false) => vec![row("a")],
                     (true, true) => vec![],
                 };
-                assert_eq!(held(&service), expected, "{undone} of {order:?}");
+                assert_eq!(held(&service), expected, "{cancelled} of {order:?}");
                 acked = (1..).take_while(|n| acks && gone(*n)).last().unwrap_or(0);
             }
         }
@@ -770,9 +770,9 @@ async fn what_was_kept_for_later_calls_goes_when_the_last_of_them_is_taken_back(
 async fn what_an_acknowledged_call_was_told_it_holds_is_not_taken_back_with_a_later_one() {
     let (service, _allocator) = service().await;
     let session = called_again(&service).await;
-    done(session.submit(op(1, 4), Operation::Undo { sequence: 1 }).await);
-    let undo = TxnOp { acked: 2, ..op(1, 5) };
-    done(session.submit(undo, Operation::Undo { sequence: 3 }).await);
+    done(session.submit(op(1, 4), Operation::Cancel { sequence: 1 }).await);
+    let cancelling = TxnOp { acked: 2, ..op(1, 5) };
+    done(session.submit(cancelling, Operation::Cancel { sequence: 3 }).await);
     assert_eq!(held(&service), [row("a")], "the second call has it");
     done(session.submit(op(1, 6), Operation::End { commit_ts: None }).await);
     assert_eq!(held(&service), []);
@@ -788,10 +788,10 @@ async fn nothing_is_left_of_a_grant_and_its_upgrade_once_both_are_undone() {
         for (sequence, spec) in [(1, spec("b")), (2, shared), (3, both)] {
             locked(session.submit(op(1, sequence), Operation::Lock(spec)).await);
         }
-        for (sequence, undone) in [(4, order[0]), (5, order[1])] {
-            done(session.submit(op(1, sequence), Operation::Undo { sequence: undone }).await);
+        for (sequence, cancelled) in [(4, order[0]), (5, order[1])] {
+            done(session.submit(op(1, sequence), Operation::Cancel { sequence: cancelled }).await);
         }
-        assert_eq!(held(&service), [row("b")], "undone in the order {order:?}");
+        assert_eq!(held(&service), [row("b")], "cancelled in the order {order:?}");
     }
 }
 

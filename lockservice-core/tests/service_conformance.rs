@@ -15,8 +15,8 @@ use lockservice_core::allocator::{
 };
 use lockservice_core::clock::Clock;
 use lockservice_core::service::{
-    Answer, LockService, LockSpec, LockStatus, Operation, ServiceParts, Session, Stopped, TxnOp,
-    TxnOptions, WaitStatus,
+    LockService, LockSpec, LockStatus, OpResponse, Operation, ServiceParts, Session, Stopped,
+    TxnOp, TxnOptions, WaitStatus,
 };
 use lockservice_core::store::MemoryStore;
 use lockservice_core::table::{Grant, WaitPolicy};
@@ -179,7 +179,10 @@ struct Operations {
 }
 
 impl Operations {
-    fn submit(&self, operation: Operation) -> (u64, impl Future<Output = Result<Answer>> + use<>) {
+    fn submit(
+        &self,
+        operation: Operation,
+    ) -> (u64, impl Future<Output = Result<OpResponse>> + use<>) {
         let sequence = self.last.fetch_add(1, Relaxed) + 1;
         let op = TxnOp { number: self.number, sequence, acked: 0, options: self.options.clone() };
         (sequence, self.session.submit(op, operation))
@@ -187,7 +190,7 @@ impl Operations {
 
     async fn done(&self, operation: Operation) -> Result<()> {
         match self.submit(operation).1.await? {
-            Answer::Done { .. } => Ok(()),
+            OpResponse::Done { .. } => Ok(()),
             other => panic!("a release is answered with {other:?}"),
         }
     }
@@ -195,14 +198,14 @@ impl Operations {
 
 struct LocalTxn(Arc<Operations>);
 
-/// Takes a call back whose caller has gone.
-struct Undo(Arc<Operations>, Option<u64>);
+/// Cancels a call whose caller has gone.
+struct CancelOnDrop(Arc<Operations>, Option<u64>);
 
-impl Drop for Undo {
+impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         if let Some(sequence) = self.1 {
             // It takes effect whether or not anybody waits for the answer.
-            drop(self.0.submit(Operation::Undo { sequence }));
+            drop(self.0.submit(Operation::Cancel { sequence }));
         }
     }
 }
@@ -214,16 +217,16 @@ impl TxnFixture for LocalTxn {
     }
 
     async fn lock(&self, spec: LockSpec) -> Result<Grant> {
-        let (sequence, answer) = self.0.submit(Operation::Lock(spec));
-        let mut undo = Undo(Arc::clone(&self.0), Some(sequence));
-        let answer = answer.await;
-        undo.1 = None;
-        match answer? {
-            Answer::Locked(granted) => {
+        let (sequence, response) = self.0.submit(Operation::Lock(spec));
+        let mut cancel = CancelOnDrop(Arc::clone(&self.0), Some(sequence));
+        let response = response.await;
+        cancel.1 = None;
+        match response? {
+            OpResponse::Locked(granted) => {
                 assert_eq!(*self.0.id.get_or_init(|| granted.txn), granted.txn);
                 Ok(granted.grant)
             }
-            Answer::Done { .. } => panic!("a lock is answered with Done"),
+            OpResponse::Done { .. } => panic!("a lock is answered with Done"),
         }
     }
 

@@ -64,9 +64,9 @@ impl LockTableAllocator for Moody {
         match mood {
             Mood::Fine => self.inner.keepalive(service, nonce, progress).await,
             Mood::Slow(late) => {
-                let answer = self.inner.keepalive(service, nonce, progress).await;
+                let response = self.inner.keepalive(service, nonce, progress).await;
                 tokio::time::sleep(late).await;
-                answer
+                response
             }
             Mood::Hangs => std::future::pending().await,
             Mood::Fails => Err(Error::new(ErrorKind::Unavailable, "not now")),
@@ -195,9 +195,9 @@ async fn a_slow_answer_renews_and_counts_from_its_own_request() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let valid_for = txn.promise().expect("the lease is kept").valid_for;
         let now = Instant::now();
-        let answered =
+        let last_response =
             allocator.keepalives.borrow().iter().rev().find(|sent| **sent + late <= now).copied();
-        if let Some(sent) = answered {
+        if let Some(sent) = last_response {
             assert!(
                 valid_for <= LEASE - (now - sent),
                 "{valid_for:?} is more than is left of the lease last acknowledged"

@@ -18,7 +18,7 @@ use lockservice_core::allocator::{
 };
 use lockservice_core::clock::hi;
 use lockservice_core::service::{
-    Answer, LockService, LockSpec, Operation, ServiceParts, Session, TxnOp, TxnOptions,
+    LockService, LockSpec, OpResponse, Operation, ServiceParts, Session, TxnOp, TxnOptions,
     WaitNotices, Waiting, WaitsFor,
 };
 use lockservice_core::store::MemoryStore;
@@ -365,7 +365,12 @@ fn op(number: u64, sequence: u64) -> TxnOp {
     TxnOp { number, sequence, acked: 0, options: TxnOptions::default() }
 }
 
-async fn submit(session: &Session, number: u64, sequence: u64, spec: LockSpec) -> Result<Answer> {
+async fn submit(
+    session: &Session,
+    number: u64,
+    sequence: u64,
+    spec: LockSpec,
+) -> Result<OpResponse> {
     session.submit(op(number, sequence), Operation::Lock(spec)).await
 }
 
@@ -451,7 +456,7 @@ async fn the_client_of_a_call_that_waits_for_a_table_is_told_whose_it_was_and_th
         }
     };
     let waits = async {
-        let Answer::Locked(granted) = first.await.expect("the lease runs out") else {
+        let OpResponse::Locked(granted) = first.await.expect("the lease runs out") else {
             panic!("no lock")
         };
         (granted.txn, notice(&mut notices).await)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lockservice_core::allocator::{AllocatorSettings, LocalAllocator};
 use lockservice_core::service::{
-    Answer, Granted, LockService, LockSpec, Operation, ServiceParts, ServiceSettings, Session,
+    Granted, LockService, LockSpec, OpResponse, Operation, ServiceParts, ServiceSettings, Session,
     TxnOp, TxnOptions,
 };
 use lockservice_core::store::MemoryStore;
@@ -54,24 +54,25 @@ fn lock(txn: u64, n: u64) -> Operation {
     Operation::Lock(LockSpec::new(table(), vec![item(txn, n)]))
 }
 
-async fn submit(session: &Session, op: TxnOp, operation: Operation) -> Result<Answer> {
-    let answer = tokio::time::timeout(Duration::from_secs(1), session.submit(op, operation)).await;
-    answer.expect("it is answered, not left to wait for what never comes")
+async fn submit(session: &Session, op: TxnOp, operation: Operation) -> Result<OpResponse> {
+    let response =
+        tokio::time::timeout(Duration::from_secs(1), session.submit(op, operation)).await;
+    response.expect("it is answered, not left to wait for what never comes")
 }
 
-fn locked(answer: Result<Answer>) -> Granted {
-    match answer {
-        Ok(Answer::Locked(granted)) => granted,
+fn locked(response: Result<OpResponse>) -> Granted {
+    match response {
+        Ok(OpResponse::Locked(granted)) => granted,
         other => panic!("expected a grant, got {other:?}"),
     }
 }
 
-fn exhausted(answer: Result<Answer>) {
-    assert_eq!(answer.expect_err("no room").kind(), ErrorKind::ResourceExhausted);
+fn exhausted(response: Result<OpResponse>) {
+    assert_eq!(response.expect_err("no room").kind(), ErrorKind::ResourceExhausted);
 }
 
-fn done(answer: Result<Answer>) {
-    assert!(matches!(answer, Ok(Answer::Done { .. })), "{answer:?}");
+fn done(response: Result<OpResponse>) {
+    assert!(matches!(response, Ok(OpResponse::Done { .. })), "{response:?}");
 }
 
 /// Locks in transaction `number` until there is no room. Answers the grants; the refused operation
@@ -80,7 +81,7 @@ async fn fill(session: &Session, number: u64) -> Vec<Granted> {
     let mut grants = Vec::new();
     for sequence in 1..200 {
         match submit(session, op(number, sequence), lock(number, sequence)).await {
-            Ok(answer) => grants.push(locked(Ok(answer))),
+            Ok(response) => grants.push(locked(Ok(response))),
             Err(e) => {
                 assert_eq!(e.kind(), ErrorKind::ResourceExhausted);
                 return grants;
@@ -125,7 +126,7 @@ async fn at_the_bound_a_call_can_still_be_taken_back_and_a_transaction_ended() {
     let held = service.locks(None).len();
     assert_eq!(held, grants.len());
     let next = grants.len() as u64 + 2;
-    done(submit(&session, op(1, next), Operation::Undo { sequence: 1 }).await);
+    done(submit(&session, op(1, next), Operation::Cancel { sequence: 1 }).await);
     assert_eq!(service.locks(None).len(), held - 1);
     exhausted(submit(&session, op(2, 1), lock(2, 1)).await);
     done(submit(&session, op(1, next + 1), Operation::End { commit_ts: None }).await);
@@ -147,8 +148,8 @@ async fn calls_that_wait_count_too() {
     let mut granted = 0;
     for call in calls {
         match call.await {
-            Ok(answer) => {
-                locked(Ok(answer));
+            Ok(response) => {
+                locked(Ok(response));
                 granted += 1;
             }
             refused => exhausted(refused),
@@ -172,7 +173,7 @@ async fn room_is_given_back_in_full_however_an_operation_ends() {
         session.cancel(number, 3);
         assert_eq!(waits.await.expect_err("cancelled").kind(), ErrorKind::Cancelled);
         locked(queued.await);
-        done(submit(&session, op(number, 5), Operation::Undo { sequence: 4 }).await);
+        done(submit(&session, op(number, 5), Operation::Cancel { sequence: 4 }).await);
         match number % 3 {
             0 => session.ack(number, 5),
             1 => done(

@@ -13,7 +13,7 @@ use lockservice_core::allocator::{
 };
 use lockservice_core::clock::hi;
 use lockservice_core::service::{
-    Answer, LockService, LockSpec, Operation, ServiceParts, ServiceSettings, TxnOp, TxnOptions,
+    LockService, LockSpec, OpResponse, Operation, ServiceParts, ServiceSettings, TxnOp, TxnOptions,
 };
 use lockservice_core::store::MemoryStore;
 use lockservice_core::testing::{ManualClock, StallingClock};
@@ -102,7 +102,7 @@ async fn a_grant_promises_no_longer_than_the_ttl_of_its_session() {
         clock.advance(TTL / 2);
         session.renew().expect("in time");
         match lock.go_on() {
-            Ok(Answer::Locked(granted)) => {
+            Ok(OpResponse::Locked(granted)) => {
                 let valid_for = granted.promise.valid_for;
                 assert!(
                     valid_for <= TTL,

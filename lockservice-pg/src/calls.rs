@@ -15,18 +15,18 @@ pub(crate) struct Calls {
     pub(crate) connections: Connections,
     pub(crate) describe: String,
     pub(crate) load_timeout: Duration,
-    pub(crate) answer_timeout: Duration,
+    pub(crate) response_timeout: Duration,
     call_timeout: Duration,
 }
 
 impl Calls {
     pub(crate) fn new(connections: Connections, describe: String, config: &PgConfig) -> Self {
-        let (load_timeout, answer_timeout) = (config.load_timeout, config.answer_timeout());
+        let (load_timeout, response_timeout) = (config.load_timeout, config.response_timeout());
         Self {
             connections,
             describe,
             load_timeout,
-            answer_timeout,
+            response_timeout,
             call_timeout: config.call_timeout(),
         }
     }
@@ -51,7 +51,7 @@ impl Calls {
             loop {
                 let mut connection =
                     self.connections.take().await.map_err(|failure| (failure, Stage::Reading))?;
-                match connection.row(statement(), self.answer_timeout).await {
+                match connection.row(statement(), self.response_timeout).await {
                     Ok(row) => {
                         connection.keep();
                         return Ok(row);
@@ -65,14 +65,14 @@ impl Calls {
             }
         });
         row.await
-            .unwrap_or_else(|_| Err((Failure::NoAnswer(self.call_timeout), stage)))
+            .unwrap_or_else(|_| Err((Failure::NoResponse(self.call_timeout), stage)))
             .map_err(|(failure, stage)| failure.explain(&self.describe, stage))
     }
 
     /// Sends a change that must not be sent twice.
     pub(crate) async fn once(&self, statement: Statement<'_>) -> Result<PgRow> {
         let mut connection = self.take().await?;
-        match connection.row(statement, self.answer_timeout).await {
+        match connection.row(statement, self.response_timeout).await {
             Ok(row) => {
                 connection.keep();
                 Ok(row)

@@ -10,7 +10,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 /// How long the client waits for an answer beyond the time after which the server gives up by
 /// itself.
-const ANSWER_MARGIN: Duration = Duration::from_millis(500);
+const RESPONSE_MARGIN: Duration = Duration::from_millis(500);
 
 /// Most servers in a URL.
 const HOSTS_MAX: usize = 16;
@@ -183,12 +183,12 @@ impl PgConfig {
     /// Longest time that one call takes, everything counted, except reading everything and
     /// migrating.
     pub fn call_timeout(&self) -> Duration {
-        self.connect_timeout + self.answer_timeout()
+        self.connect_timeout + self.response_timeout()
     }
 
     /// Longest wait for the answer to one statement.
-    pub(crate) fn answer_timeout(&self) -> Duration {
-        self.statement_timeout + ANSWER_MARGIN
+    pub(crate) fn response_timeout(&self) -> Duration {
+        self.statement_timeout + RESPONSE_MARGIN
     }
 }
 

@@ -131,7 +131,7 @@ impl Connection<'_> {
             self.leave(pooler).await?;
             Ok(row)
         };
-        timeout(limit, call).await.map_err(|_| Failure::NoAnswer(limit))?
+        timeout(limit, call).await.map_err(|_| Failure::NoResponse(limit))?
     }
 
     pub(crate) async fn rows(
@@ -146,7 +146,7 @@ impl Connection<'_> {
             self.leave(pooler).await?;
             Ok(rows)
         };
-        timeout(limit, call).await.map_err(|_| Failure::NoAnswer(limit))?
+        timeout(limit, call).await.map_err(|_| Failure::NoResponse(limit))?
     }
 
     /// Behind a pooler a single statement needs a transaction too: the driver prepares and executes
@@ -182,7 +182,7 @@ impl Connection<'_> {
     /// Runs statements that take no arguments and answer nothing.
     pub(crate) async fn run(&mut self, sql: &str, limit: Duration) -> Result<(), Failure> {
         let done = timeout(limit, self.raw().execute(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
-        done.map_err(|_| Failure::NoAnswer(limit))?.map(drop).map_err(Failure::from)
+        done.map_err(|_| Failure::NoResponse(limit))?.map(drop).map_err(Failure::from)
     }
 
     /// Gives the connection back: everything that was asked has been answered, and no transaction

@@ -24,7 +24,7 @@ pub(crate) enum Failure {
     /// No connection in time.
     NoConnection(Duration),
     /// No answer in time.
-    NoAnswer(Duration),
+    NoResponse(Duration),
     /// Of several servers none takes writes.
     NotWritable,
 }
@@ -211,7 +211,7 @@ impl Failure {
                 ends_connection(error) || matches!(error.code(), "0A000" | "25006" | "55000")
             }
             Self::Driver(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => true,
-            Self::Driver(_) | Self::NoConnection(_) | Self::NoAnswer(_) | Self::NotWritable => {
+            Self::Driver(_) | Self::NoConnection(_) | Self::NoResponse(_) | Self::NotWritable => {
                 false
             }
         }
@@ -243,7 +243,7 @@ impl Failure {
                     .with_source(sqlx::Error::Database(source))
             }
             Self::Driver(source) => error.with("cause", &source).with_source(source),
-            Self::NoConnection(waited) | Self::NoAnswer(waited) => {
+            Self::NoConnection(waited) | Self::NoResponse(waited) => {
                 error.with("waited", format!("{waited:?}"))
             }
             Self::NotWritable => error,
@@ -298,7 +298,7 @@ impl Failure {
                 "none of the store's servers that answer takes writes now: is one of them being \
                     promoted, and does the store's URL name the primary too?",
             ),
-            Self::NoAnswer(_) => (
+            Self::NoResponse(_) => (
                 Unavailable,
                 "the store's server does not answer in time: is it running, reachable and not \
                     overloaded?",
@@ -316,7 +316,7 @@ impl Failure {
             Self::Driver(
                 sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Encode(_),
             ) => false,
-            Self::Driver(_) | Self::NoAnswer(_) => true,
+            Self::Driver(_) | Self::NoResponse(_) => true,
             Self::NoConnection(_) | Self::NotWritable => false,
         }
     }
@@ -357,7 +357,7 @@ mod tests {
         assert_eq!(lost().explain("s", Stage::Changing).kind(), ErrorKind::UnknownOutcome);
         let waited = Duration::from_secs(1);
         assert_eq!(
-            Failure::NoAnswer(waited).explain("s", Stage::Changing).kind(),
+            Failure::NoResponse(waited).explain("s", Stage::Changing).kind(),
             ErrorKind::UnknownOutcome
         );
         assert_eq!(Failure::NoConnection(waited).explain("s", Stage::Changing).kind(), Unavailable);

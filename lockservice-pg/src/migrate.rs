@@ -61,7 +61,7 @@ pub(crate) async fn check_format(calls: &Calls, schema: &SchemaName) -> Result<(
 /// Creates the schema, or brings it to [`SCHEMA_FORMAT`], or finds that nothing is to be done.
 pub(crate) async fn migrate(calls: &Calls, schema: &SchemaName) -> Result<()> {
     let mut connection = calls.take().await?;
-    let answer = calls.answer_timeout;
+    let response = calls.response_timeout;
     // The common case takes no lock.
     if found(calls, &mut connection, schema).await? == SCHEMA_FORMAT {
         connection.keep();
@@ -73,21 +73,21 @@ pub(crate) async fn migrate(calls: &Calls, schema: &SchemaName) -> Result<()> {
         "begin isolation level read committed; set local lock_timeout = {}; set local \
             statement_timeout = {}",
         millis(patience),
-        millis(patience + answer),
+        millis(patience + response),
     );
-    calls.unchanged(connection.begin(&begin, answer).await)?;
+    calls.unchanged(connection.begin(&begin, response).await)?;
     let lock = sqlx::query("select pg_advisory_xact_lock(hashtextextended($1, 0))")
         .bind(format!("lockservice:{schema}"));
-    calls.unchanged(connection.row(lock, patience + answer).await)?;
+    calls.unchanged(connection.row(lock, patience + response).await)?;
     let format = found(calls, &mut connection, schema).await?;
     if format < SCHEMA_FORMAT {
         let there =
             sqlx::query("select exists (select from pg_namespace where nspname = $1) as there")
                 .bind(schema.as_str());
         // Creating it asks for a right in the database that is not needed where it was made ready.
-        if !calls.unchanged(connection.row(there, answer).await)?.get::<bool, _>("there") {
+        if !calls.unchanged(connection.row(there, response).await)?.get::<bool, _>("there") {
             calls.unchanged(
-                connection.run(&in_schema("create schema $schema", schema), answer).await,
+                connection.run(&in_schema("create schema $schema", schema), response).await,
             )?;
         }
         for version in format + 1..=SCHEMA_FORMAT {
@@ -117,13 +117,15 @@ async fn found(calls: &Calls, connection: &mut Connection<'_>, schema: &SchemaNa
          where nspname = $1 and relname = 'format') as there",
     )
     .bind(schema.as_str());
-    if !calls.unchanged(connection.row(table, calls.answer_timeout).await)?.get::<bool, _>("there")
+    if !calls
+        .unchanged(connection.row(table, calls.response_timeout).await)?
+        .get::<bool, _>("there")
     {
         return Ok(0);
     }
     let version = in_schema("select max(version) from $schema.format", schema);
     let row = calls.unchanged(
-        connection.row(sqlx::query(AssertSqlSafe(version)), calls.answer_timeout).await,
+        connection.row(sqlx::query(AssertSqlSafe(version)), calls.response_timeout).await,
     )?;
     let version: Option<i32> =
         row.try_get(0).map_err(|e| Failure::from(e).explain(&calls.describe, Stage::Reading))?;

@@ -195,10 +195,10 @@ impl PgStore {
             millis(calls.load_timeout),
             self.lock_ms,
         );
-        calls.unchanged(connection.begin(&begin, calls.answer_timeout).await)?;
+        calls.unchanged(connection.begin(&begin, calls.response_timeout).await)?;
         let mut state = StoreState::default();
         let head_row =
-            calls.unchanged(connection.row(sql(&self.sql.head), calls.answer_timeout).await)?;
+            calls.unchanged(connection.row(sql(&self.sql.head), calls.response_timeout).await)?;
         let head = damage.tolerate(head(&head_row))?.flatten();
         if let Some(head) = &head {
             (state.epoch, state.applied) = (head.epoch, head.applied);
@@ -220,7 +220,7 @@ impl PgStore {
                 )?;
             }
         }
-        calls.unchanged(connection.commit(calls.answer_timeout).await)?;
+        calls.unchanged(connection.commit(calls.response_timeout).await)?;
         connection.keep();
         Ok((state, head))
     }

@@ -41,7 +41,7 @@ pub(crate) async fn audit(
     }
     let mut settings = redis::cmd("CONFIG");
     settings.arg("GET").arg("appendonly").arg("save").arg("appendfsync").arg("maxmemory-policy");
-    let settings = connection.query(settings).await.ok().map(|answer| pairs(&answer));
+    let settings = connection.query(settings).await.ok().map(|response| pairs(&response));
     let known = Known { info: &info, settings: settings.as_deref() };
     for warning in known.warnings() {
         tracing::warn!(store = config.describe(), "{warning}");
@@ -130,8 +130,8 @@ fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
-fn pairs(answer: &Value) -> Vec<(String, String)> {
-    let Value::Array(parts) = answer else { return Vec::new() };
+fn pairs(response: &Value) -> Vec<(String, String)> {
+    let Value::Array(parts) = response else { return Vec::new() };
     parts.chunks_exact(2).filter_map(|pair| Some((text(&pair[0])?, text(&pair[1])?))).collect()
 }
 

@@ -106,12 +106,12 @@ impl StoreConnection {
         let mut pipeline = self.pipeline(&call, waits, false);
         let within = self.config.response_timeout
             + if waits { self.config.wait_timeout } else { Duration::ZERO };
-        let mut answers = self
+        let mut responses = self
             .persist(&mut pipeline, call.stage, within, |store| store.pipeline(&call, waits, true))
             .await?;
         let replicated = !waits
-            || matches!(answers.pop(), Some(Value::Int(n)) if n >= i64::from(self.config.replicas));
-        let value = answers.pop().ok_or_else(|| self.errors.strange("nothing"))?;
+            || matches!(responses.pop(), Some(Value::Int(n)) if n >= i64::from(self.config.replicas));
+        let value = responses.pop().ok_or_else(|| self.errors.strange("nothing"))?;
         Ok(ScriptResponse { value, replicated })
     }
 
@@ -121,10 +121,10 @@ impl StoreConnection {
         pipeline.add_command(command);
         let unchanged = pipeline.clone();
         let stage = Stage::Repeatable;
-        let mut answers = self
+        let mut responses = self
             .persist(&mut pipeline, stage, self.config.response_timeout, |_| unchanged.clone())
             .await?;
-        answers.pop().ok_or_else(|| self.errors.strange("nothing"))
+        responses.pop().ok_or_else(|| self.errors.strange("nothing"))
     }
 
     /// A client for the server that was last found to be the master.
@@ -153,7 +153,7 @@ impl StoreConnection {
         let mut reason = None;
         loop {
             let failure = match self.attempt(pipeline, stage, within, end, asking.as_ref()).await {
-                Ok(answers) => return Ok(answers),
+                Ok(responses) => return Ok(responses),
                 Err(failure) => failure,
             };
             match failure {
@@ -218,8 +218,8 @@ impl StoreConnection {
         let sent =
             master.connection.send_packed_commands(pipeline, skipped, pipeline.len() - skipped);
         let left = end - Instant::now();
-        let answers = match timeout(within.min(left), sent).await {
-            Ok(answers) => answers,
+        let responses = match timeout(within.min(left), sent).await {
+            Ok(responses) => responses,
             Err(_) => {
                 // It may be the connection that is dead, not the server.
                 self.forget(master.serial).await;
@@ -233,13 +233,13 @@ impl StoreConnection {
                 });
             }
         };
-        let error = match answers {
-            Ok(mut answers) => match answers.first_mut() {
-                Some(Value::ServerError(_)) => match answers.swap_remove(0).extract_error() {
+        let error = match responses {
+            Ok(mut responses) => match responses.first_mut() {
+                Some(Value::ServerError(_)) => match responses.swap_remove(0).extract_error() {
                     Ok(_) => return Err(Failure::Final(self.errors.strange("no error"))),
                     Err(error) => error,
                 },
-                _ => return Ok(answers),
+                _ => return Ok(responses),
             },
             Err(error) => error,
         };

@@ -34,7 +34,7 @@ impl Errors {
     /// The error for a failure that the driver reports.
     pub(crate) fn redis(&self, error: &RedisError, stage: Stage) -> Error {
         let (kind, message) = match error.code() {
-            Some(code) => answered(code, error),
+            Some(code) => by_code(code, error),
             None => silent(error, stage),
         };
         // The driver's error is not kept as a source: an answer may repeat what was sent, a
@@ -91,7 +91,7 @@ impl Errors {
 /// was changed: the scripts check everything before they write, and Redis checks memory, role and
 /// disk before it starts them.
 // Long: a table, one row a code.
-fn answered(code: &str, error: &RedisError) -> (ErrorKind, &'static str) {
+fn by_code(code: &str, error: &RedisError) -> (ErrorKind, &'static str) {
     use ErrorKind::{StoreUnusable, Unavailable};
     match code {
         "OOM" => (

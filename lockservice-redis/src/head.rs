@@ -127,7 +127,7 @@ mod tests {
         \"leader\":{\"node\":\"n\",\"nonce\":9,\"address\":\"a\"},\
         \"counter\":0,\"ttl_ms\":5000,\"lineage\":\"run/line\"}";
 
-    fn answer(time_s: u64, entries: i64, fields: [&str; 6]) -> Value {
+    fn response(time_s: u64, entries: i64, fields: [&str; 6]) -> Value {
         let bulk = |text: &str| {
             if text.is_empty() { Value::Nil } else { Value::BulkString(text.as_bytes().to_vec()) }
         };
@@ -141,7 +141,7 @@ mod tests {
 
     fn parse(time_s: u64, entries: i64, fields: [&str; 6]) -> Result<Found> {
         Found::parse(
-            answer(time_s, entries, fields),
+            response(time_s, entries, fields),
             &Errors::new("redis://test".to_owned(), Vec::new()),
         )
     }

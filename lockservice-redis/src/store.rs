@@ -109,8 +109,8 @@ impl RedisStore {
     }
 
     async fn found(&self) -> Result<Found> {
-        let answer = self.run(&self.0.scripts.read, Vec::new(), Stage::Repeatable, false).await?;
-        Found::parse(answer.value, &self.0.errors)
+        let response = self.run(&self.0.scripts.read, Vec::new(), Stage::Repeatable, false).await?;
+        Found::parse(response.value, &self.0.errors)
     }
 
     async fn run(
@@ -134,11 +134,11 @@ impl RedisStore {
         arguments: Vec<Vec<u8>>,
         stage: Stage,
     ) -> Result<(Lineage, bool)> {
-        let answer = self.run(script, arguments, stage, true).await?;
-        match verdict(answer.value, &self.0.errors)? {
+        let response = self.run(script, arguments, stage, true).await?;
+        match verdict(response.value, &self.0.errors)? {
             (_, Verdict::Fenced(error)) => Err(error),
             (lineage, Verdict::Race) => Ok((lineage, false)),
-            (_, Verdict::Done) if !answer.replicated => Err(self.not_replicated(stage)),
+            (_, Verdict::Done) if !response.replicated => Err(self.not_replicated(stage)),
             (lineage, Verdict::Done) => Ok((lineage, true)),
         }
     }
@@ -268,19 +268,19 @@ impl BindStore for RedisStore {
                 let found = self.found().await?;
                 let floor = Floor::of_clock(found.time_s)
                     .map_err(|e| self.0.errors.about(e.kind(), e.message()))?;
-                let (head, answer) = Head::acquire_shared(
+                let (head, response) = Head::acquire_shared(
                     found.head.as_ref(),
                     candidate,
                     ttl,
                     &found.lineage,
                     floor,
                 )?;
-                let Some(head) = head else { return Ok(answer) };
+                let Some(head) = head else { return Ok(response) };
                 let arguments = self.acquire_arguments(&found, &head);
                 if let (_, true) =
                     self.decide(&self.0.scripts.acquire, arguments, Stage::Repeatable).await?
                 {
-                    return Ok(answer);
+                    return Ok(response);
                 }
             }
             Err(self.0.errors.about(
@@ -350,9 +350,9 @@ impl BindStore for RedisStore {
         // settled that can still be lost.
         let script =
             if self.0.config.replicas > 0 { &self.0.scripts.touch } else { &self.0.scripts.read };
-        let answer = self.run(script, Vec::new(), Stage::Repeatable, true).await?;
-        let found = Found::parse(answer.value, &self.0.errors)?;
-        if !answer.replicated {
+        let response = self.run(script, Vec::new(), Stage::Repeatable, true).await?;
+        let found = Found::parse(response.value, &self.0.errors)?;
+        if !response.replicated {
             return Err(self.not_replicated(Stage::Repeatable));
         }
         let head = found.head.unwrap_or_default();

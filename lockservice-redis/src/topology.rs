@@ -37,8 +37,8 @@ impl Topology {
             Servers::Sentinel { sentinels, master } => {
                 let question =
                     redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg(master).to_owned();
-                let answer = self.ask_any(sentinels, Login::Sentinel, vec![question]).await?;
-                let address = answer.first().and_then(host_and_port).ok_or_else(|| {
+                let response = self.ask_any(sentinels, Login::Sentinel, vec![question]).await?;
+                let address = response.first().and_then(host_and_port).ok_or_else(|| {
                     self.errors
                         .about(
                             ErrorKind::StoreUnusable,
@@ -55,8 +55,8 @@ impl Topology {
                 );
                 let slot = redis::cmd("CLUSTER").arg("KEYSLOT").arg(self.config.key()).to_owned();
                 let slots = redis::cmd("CLUSTER").arg("SLOTS").to_owned();
-                let answer = self.ask_any(&known, Login::Server, vec![slot, slots]).await?;
-                let (address, learnt) = owner(&answer).ok_or_else(|| {
+                let response = self.ask_any(&known, Login::Server, vec![slot, slots]).await?;
+                let (address, learnt) = owner(&response).ok_or_else(|| {
                     self.errors.about(
                         ErrorKind::Unavailable,
                         "no node of the Redis Cluster has the key's slot: repair it",
@@ -93,14 +93,14 @@ impl Topology {
                 (Arc::clone(&self.config), self.errors.clone(), address.clone());
             let questions = questions.clone();
             asked.spawn(async move {
-                let answer = ask(&config, &errors, login, &address, &questions).await;
-                answer.map_err(|error| error.with("server", &address))
+                let response = ask(&config, &errors, login, &address, &questions).await;
+                response.map_err(|error| error.with("server", &address))
             });
         }
         let mut failure = None;
-        while let Some(answer) = asked.join_next().await {
-            match answer {
-                Ok(Ok(answer)) => return Ok(answer),
+        while let Some(response) = asked.join_next().await {
+            match response {
+                Ok(Ok(response)) => return Ok(response),
                 Ok(Err(error)) => failure = worse(failure, error),
                 // Only when the runtime ends.
                 Err(_) => break,
@@ -135,17 +135,17 @@ async fn ask(
     let client =
         client(config, login, address).map_err(|error| errors.redis(&error, Stage::Connect))?;
     let mut connection = connect(&client, config.connect_timeout, errors).await?;
-    let mut answers = Vec::with_capacity(questions.len());
+    let mut responses = Vec::with_capacity(questions.len());
     for question in questions {
-        let answer =
+        let response =
             tokio::time::timeout(config.response_timeout, connection.send_packed_command(question))
                 .await;
-        let answer = answer.map_err(|_| errors.timed_out(Stage::Connect))?;
-        answers.push(answer.map_err(|error| errors.redis(&error, Stage::Connect))?);
+        let response = response.map_err(|_| errors.timed_out(Stage::Connect))?;
+        responses.push(response.map_err(|error| errors.redis(&error, Stage::Connect))?);
     }
     // Which server answered: a node that does not know its own address leaves it out.
-    answers.push(Value::SimpleString(address.host.clone()));
-    Ok(answers)
+    responses.push(Value::SimpleString(address.host.clone()));
+    Ok(responses)
 }
 
 async fn connect(
@@ -208,16 +208,16 @@ fn certificates(tls: &RedisTls) -> TlsCertificates {
 }
 
 /// A Sentinel's answer: host and port. Nothing for a master that it does not know.
-fn host_and_port(answer: &Value) -> Option<Address> {
-    let Value::Array(parts) = answer else { return None };
+fn host_and_port(response: &Value) -> Option<Address> {
+    let Value::Array(parts) = response else { return None };
     let [host, port] = parts.as_slice() else { return None };
     Some(Address::new(text(host)?, text(port)?.parse().ok()?))
 }
 
 /// The node that has the slot, and all nodes, from the answers to `CLUSTER KEYSLOT` and
 /// `CLUSTER SLOTS` and the host that answered.
-fn owner(answers: &[Value]) -> Option<(Address, Vec<Address>)> {
-    let [Value::Int(slot), Value::Array(ranges), Value::SimpleString(asked)] = answers else {
+fn owner(responses: &[Value]) -> Option<(Address, Vec<Address>)> {
+    let [Value::Int(slot), Value::Array(ranges), Value::SimpleString(asked)] = responses else {
         return None;
     };
     let mut found = None;

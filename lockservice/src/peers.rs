@@ -38,7 +38,7 @@ pub(crate) const CLUSTER: &str = "lockservice-cluster";
 /// Most transactions in one message.
 const TXNS_MAX: usize = 10_000;
 /// Most bytes of an answer. A part of a status is far below.
-const ANSWER_BYTES_MAX: usize = 16 << 20;
+const RESPONSE_BYTES_MAX: usize = 16 << 20;
 
 /// How long to wait for another node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -102,11 +102,11 @@ pub struct RemoteAllocator {
 
 impl RemoteAllocator {
     fn peer(&self) -> PeerClient<Channel> {
-        PeerClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+        PeerClient::new(self.channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX)
     }
 
     fn allocator(&self) -> AllocatorClient<Channel> {
-        AllocatorClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+        AllocatorClient::new(self.channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX)
     }
 
     /// The request of a node of this cluster.
@@ -149,8 +149,8 @@ impl RemoteAllocator {
     }
 
     /// Fails with `Unavailable` if the answer was not given by a node of this cluster (T3).
-    fn check_cluster(&self, answer: &MetadataMap) -> Result<()> {
-        match cluster_from_metadata(answer) {
+    fn check_cluster(&self, response: &MetadataMap) -> Result<()> {
+        match cluster_from_metadata(response) {
             Some(cluster) if cluster == self.cluster => Ok(()),
             Some(cluster) => Err(self.elsewhere(cluster)),
             None => Err(self.elsewhere("unknown")),
@@ -178,13 +178,13 @@ impl RemoteAllocator {
 #[async_trait]
 impl LockTableAllocator for RemoteAllocator {
     async fn register(&self, request: &Registration) -> Result<Incarnation> {
-        let answer = self
+        let response = self
             .call(
                 self.patience.change,
                 self.peer().register(self.request(convert::registration_to_proto(request))),
             )
             .await?;
-        Ok(convert::started_from_proto(answer))
+        Ok(convert::started_from_proto(response))
     }
 
     async fn keepalive(
@@ -255,9 +255,9 @@ impl LockTableAllocator for RemoteAllocator {
             table: table.name.to_string(),
             version: version.get(),
         };
-        let answer =
+        let response =
             self.call(self.patience.call, self.peer().release_table(self.request(request))).await?;
-        Ok(convert::released_from_proto(answer))
+        Ok(convert::released_from_proto(response))
     }
 
     async fn forget_table(&self, table: &TableRef) -> Result<Forgetting> {
@@ -279,14 +279,14 @@ impl LockTableAllocator for RemoteAllocator {
     }
 
     async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
-        let answer = self
+        let response = self
             .call(
                 self.patience.call,
                 self.allocator()
                     .begin_commit(self.request(convert::begin_commit_to_proto(request))),
             )
             .await?;
-        Ok(convert::admission_from_proto(answer))
+        Ok(convert::admission_from_proto(response))
     }
 
     async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<Progress> {
@@ -303,18 +303,18 @@ impl LockTableAllocator for RemoteAllocator {
         let mut all: Option<CannotCommit> = None;
         for some in pages(txns) {
             let request = proto::CannotCommitRequest { txns: convert::txns_to_proto(some) };
-            let answer = self
+            let response = self
                 .call(self.patience.call, self.peer().cannot_commit(self.request(request)))
                 .await?;
-            let answer = convert::cannot_commit_from_proto(answer)?;
+            let response = convert::cannot_commit_from_proto(response)?;
             match &mut all {
-                None => all = Some(answer),
+                None => all = Some(response),
                 Some(all) => {
                     // L3: it is rejected if any part of it came from an earlier leader.
-                    all.at = all.at.min(answer.at);
-                    all.tombstoned.extend(answer.tombstoned);
-                    all.committing.extend(answer.committing);
-                    all.failed.extend(answer.failed);
+                    all.at = all.at.min(response.at);
+                    all.tombstoned.extend(response.tombstoned);
+                    all.committing.extend(response.committing);
+                    all.failed.extend(response.failed);
                 }
             }
         }

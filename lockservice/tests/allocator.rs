@@ -112,8 +112,8 @@ async fn a_status_and_a_list_of_transactions_of_any_length_get_through() {
     // commit.
     let txns: Vec<_> =
         (0..250_000).map(|n| TxnId::new(ServiceId::new(1 << 32 | 7), n, true)).collect();
-    let answer = fixture.remote.cannot_commit(&txns).await.expect("it leads");
-    assert_eq!(answer.tombstoned, txns);
+    let response = fixture.remote.cannot_commit(&txns).await.expect("it leads");
+    assert_eq!(response.tombstoned, txns);
 }
 
 #[tokio::test]
@@ -239,14 +239,14 @@ async fn nodes_of_two_clusters_believe_nothing_of_each_other() {
         .expect("an address");
     let observed = Progress { epoch: before.epoch.next().expect("more"), ..before };
     let report = Report::new(observed, &cluster(&leads));
-    let answers = [
+    let responses = [
         wrong_node.register(&register("b")).await.map(drop),
         wrong_node.keepalive(ServiceId::new(1), Nonce::new(1), observed).await.map(drop),
         wrong_node.report(&report).await.map(drop),
         wrong_node.status().await.map(drop),
     ];
-    for answer in answers {
-        assert_eq!(answer.expect_err("no answer").kind(), ErrorKind::Unavailable);
+    for response in responses {
+        assert_eq!(response.expect_err("no answer").kind(), ErrorKind::Unavailable);
     }
     // Whoever names no cluster is refused, and told whose node it is.
     let channel =

@@ -185,7 +185,7 @@ impl Container {
 
     /// Asks the probe's question until it is answered.
     pub(super) async fn wait_until_it_serves(&self) {
-        let answered = tokio::time::timeout(LIMIT, async {
+        let responds = tokio::time::timeout(LIMIT, async {
             while !self.probe.is_answered().await {
                 // A server that refuses its settings ends: no reason to ask for a minute.
                 if !self.inner.is_running().await.unwrap_or(true) {
@@ -196,7 +196,7 @@ impl Container {
             true
         })
         .await;
-        assert!(answered == Ok(true), "the server does not serve; its log:\n{}", self.log().await);
+        assert!(responds == Ok(true), "the server does not serve; its log:\n{}", self.log().await);
     }
 }
 

@@ -113,12 +113,12 @@ impl Sentinel {
     pub async fn master(&self, sentinel: usize) -> usize {
         let question =
             redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg(Self::MASTER_NAME).to_owned();
-        let answer = within(
+        let response = within(
             "a sentinel's answer",
             ask::<(String, u16)>(&url(self.sentinels[sentinel].0), &question),
         )
         .await;
-        let (host, port) = answer.expect("a sentinel that lives answers");
+        let (host, port) = response.expect("a sentinel that lives answers");
         assert_eq!(host, "127.0.0.1", "clients are told an address that they can reach");
         self.servers.iter().position(|(own, _)| *own == port).expect("one of the servers")
     }
@@ -150,10 +150,10 @@ impl Sentinel {
     async fn wait_until_complete(&self, replicas: usize, sentinels: usize) {
         let name = Self::MASTER_NAME;
         let known = async |port: u16, what: &str| -> Vec<String> {
-            let answer =
+            let response =
                 ask::<Vec<redis::Value>>(&url(port), redis::cmd("SENTINEL").arg(what).arg(name))
                     .await;
-            answer.unwrap_or_default().iter().map(|each| format!("{each:?}")).collect()
+            response.unwrap_or_default().iter().map(|each| format!("{each:?}")).collect()
         };
         within("the sentinels know each other and the replicas", async {
             for (port, _) in &self.sentinels {

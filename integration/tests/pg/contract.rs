@@ -106,7 +106,7 @@ async fn counting_proxy(target: String) -> (u16, Arc<AtomicUsize>) {
             let (target, counted) = (target.clone(), Arc::clone(&counted));
             tokio::spawn(async move {
                 let mut server = TcpStream::connect(target).await.expect("the server");
-                let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+                let (mut asked, mut replies) = (vec![0; 1 << 16], vec![0; 1 << 16]);
                 let mut client_speaks = false;
                 loop {
                     let done = tokio::select! {
@@ -118,10 +118,10 @@ async fn counting_proxy(target: String) -> (u16, Arc<AtomicUsize>) {
                             client_speaks = true;
                             read == 0 || server.write_all(&asked[..read]).await.is_err()
                         }
-                        read = server.read(&mut answered) => {
+                        read = server.read(&mut replies) => {
                             let read = read.unwrap_or(0);
                             client_speaks = false;
-                            read == 0 || client.write_all(&answered[..read]).await.is_err()
+                            read == 0 || client.write_all(&replies[..read]).await.is_err()
                         }
                     };
                     if done {

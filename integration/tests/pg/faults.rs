@@ -127,8 +127,8 @@ async fn a_lock_that_another_session_holds_is_named_and_waited_for_within_the_bo
         let refused = journal.write(&store).await;
         assert_refused(refused, ErrorKind::Unavailable, &["55P03 lock_not_available", "pg_locks"]);
         if lock.ends_with("head") {
-            let answer = bounded("a reading", store.applied()).await;
-            assert_refused(answer, ErrorKind::Unavailable, &["55P03"]);
+            let response = bounded("a reading", store.applied()).await;
+            assert_refused(response, ErrorKind::Unavailable, &["55P03"]);
         }
         run(&mut other, "rollback").await;
         journal.write(&store).await.expect("the lock is gone");

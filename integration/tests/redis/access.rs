@@ -127,9 +127,9 @@ async fn a_ready_client_serves_and_a_resignation_is_heard_at_once() {
     bounded(leads.resign(leader.epoch)).await.expect("resigned");
     within("the news", heard).await.expect("no panic").expect("heard");
     assert!(begin.elapsed() < poll / 2, "{:?}", begin.elapsed());
-    let answer =
+    let response =
         bounded(waits.acquire_leadership(&candidate("next"), TTL)).await.expect("an answer");
-    assert!(matches!(answer, Leadership::Acquired(Acquired { clean: true, .. })), "{answer:?}");
+    assert!(matches!(response, Leadership::Acquired(Acquired { clean: true, .. })), "{response:?}");
     // The news of its own acquisition ends one wait; then nothing happens, and the poll does.
     let begin = Instant::now();
     for _ in 0..3 {

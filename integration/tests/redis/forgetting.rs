@@ -135,13 +135,13 @@ async fn a_restart_from_a_snapshot_is_noticed_by_the_number_and_by_the_lineage()
     // that something may be lost.
     let me = Candidate { seen: None, ..leader.candidate.clone() };
     let next = Candidate { seen: Some(seen(&store, &me).await), ..me };
-    let answer = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
+    let response = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
     assert!(
         matches!(
-            answer,
+            response,
             Leadership::Acquired(Acquired { applied: 1, clean: false, continuous: false, .. })
         ),
-        "{answer:?}"
+        "{response:?}"
     );
 }
 
@@ -155,10 +155,10 @@ async fn a_resignation_before_a_restart_proves_nothing_after_it() {
     redis.start().await;
     let mut next = candidate("next");
     next.seen = Some(seen(&store, &next).await);
-    let answer = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
+    let response = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
     assert!(
-        matches!(answer, Leadership::Acquired(Acquired { clean: false, continuous: false, .. })),
-        "{answer:?}"
+        matches!(response, Leadership::Acquired(Acquired { clean: false, continuous: false, .. })),
+        "{response:?}"
     );
 }
 

@@ -170,9 +170,9 @@ async fn sixteen_nodes_open_format_one_at_once_under_load_and_one_leads() {
     let mut asking = JoinSet::new();
     for (store, node) in nodes {
         asking.spawn(async move {
-            let answer = bounded(store.acquire_leadership(&node, TTL)).await.expect("an answer");
+            let response = bounded(store.acquire_leadership(&node, TTL)).await.expect("an answer");
             let led = matches!(
-                &answer,
+                &response,
                 Leadership::Acquired(Acquired {
                     applied: 1,
                     clean: false,
@@ -187,9 +187,9 @@ async fn sixteen_nodes_open_format_one_at_once_under_load_and_one_leads() {
             (led.then(|| (store.clone(), node.clone())), state)
         });
     }
-    let answers = within("sixteen answers", asking.join_all()).await;
-    assert!(answers.iter().all(|(_, state)| state.tables.len() == 2));
-    let mut leaders = answers.into_iter().filter_map(|(led, _)| led);
+    let responses = within("sixteen answers", asking.join_all()).await;
+    assert!(responses.iter().all(|(_, state)| state.tables.len() == 2));
+    let mut leaders = responses.into_iter().filter_map(|(led, _)| led);
     let (store, node) = leaders.next().expect("one leads");
     assert!(leaders.next().is_none(), "two lead");
     let mut leader = Leader::acquire(&store, Candidate { seen: None, ..node }).await;

@@ -91,12 +91,12 @@ async fn a_promoted_replica_that_lacks_the_last_writes_is_noticed() {
     );
     let me = Candidate { seen: None, ..leader.candidate.clone() };
     let next = Candidate { seen: Some(seen(&store, &me).await), ..me };
-    let answer = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
+    let response = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
     let Leadership::Acquired(Acquired {
         epoch, applied: 1, clean: false, continuous: false, ..
-    }) = answer
+    }) = response
     else {
-        panic!("{answer:?}")
+        panic!("{response:?}")
     };
     assert!(epoch > leader.epoch, "also above what the promoted one had not received");
     assert_whole(&bounded(store.load()).await.expect("load"), 1);

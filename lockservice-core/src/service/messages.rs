@@ -157,7 +157,7 @@ pub enum Operation {
     },
     /// Rolls back or cancels one lock operation of the same transaction, whether it waits, was
     /// granted or has not arrived.
-    Undo {
+    Cancel {
         /// Its sequence.
         sequence: u64,
     },
@@ -170,17 +170,17 @@ pub enum Operation {
 // Not boxed: a grant is the usual answer, and must not cost an allocation.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Answer {
+pub enum OpResponse {
     /// To [`Operation::Lock`].
     Locked(Granted),
     /// To all others.
     Done {
-        /// How many rows and ranges an `Unlock` or an `End` released; 0 for an `Undo`.
+        /// How many rows and ranges an `Unlock` or an `End` released; 0 for a `Cancel`.
         released: usize,
     },
 }
 
-impl Answer {
+impl OpResponse {
     /// It was done, and released nothing.
     pub(crate) const DONE: Self = Self::Done { released: 0 };
 }

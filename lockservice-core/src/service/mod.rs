@@ -85,7 +85,7 @@ use crate::service::txn::{TxnRecord, timer};
 
 pub use self::list::{LockList, WaitList};
 pub use self::messages::{
-    ANCESTORS_MAX, Answer, Granted, LockSpec, LockStatus, Operation, Promise, ServiceParts,
+    ANCESTORS_MAX, Granted, LockSpec, LockStatus, OpResponse, Operation, Promise, ServiceParts,
     Stopped, TxnOp, TxnOptions, WaitStatus,
 };
 pub use self::session::pending::Pending;

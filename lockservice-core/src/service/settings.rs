@@ -38,7 +38,7 @@ pub struct ServiceSettings {
     /// Most memory that one session's queued operations and its unacknowledged answers may use, in
     /// bytes, as estimated; at least 65,536. What goes beyond is refused until answers are
     /// acknowledged; the one operation that reaches the limit is still taken in, and releasing by
-    /// `Undo` or by the transaction's end is not held up. Default 16 MiB.
+    /// `Cancel` or by the transaction's end is not held up. Default 16 MiB.
     pub kept_bytes_per_session_max: usize,
     /// Most memory that the queued operations and unacknowledged answers of all sessions together
     /// may use, in bytes, as estimated; at least 65,536. Beyond it locks are refused. Default 1

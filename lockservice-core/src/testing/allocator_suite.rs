@@ -288,11 +288,11 @@ async fn attempts_of_one_transaction_are_counted_each(fixture: &dyn AllocatorFix
         allocator.begin_commit(&commit(txn, attempt, &[])).await.expect("admitted");
     }
     allocator.finish_commit(txn, CommitAttempt::new(1)).await.expect("admitted");
-    let answer = allocator.cannot_commit(&[txn]).await.expect("answer");
-    assert_eq!(answer.committing, vec![txn], "the second attempt is in flight");
+    let response = allocator.cannot_commit(&[txn]).await.expect("answer");
+    assert_eq!(response.committing, vec![txn], "the second attempt is in flight");
     allocator.finish_commit(txn, CommitAttempt::new(2)).await.expect("admitted");
-    let answer = allocator.cannot_commit(&[txn]).await.expect("answer");
-    assert_eq!(answer.tombstoned, vec![txn]);
+    let response = allocator.cannot_commit(&[txn]).await.expect("answer");
+    assert_eq!(response.tombstoned, vec![txn]);
 }
 
 async fn a_tombstone_keeps_a_transaction_from_committing(fixture: &dyn AllocatorFixture) {
@@ -301,8 +301,8 @@ async fn a_tombstone_keeps_a_transaction_from_committing(fixture: &dyn Allocator
     let (txn, other) = (TxnId::new(a.service, 1, true), TxnId::new(a.service, 2, true));
     let quiet = TxnId::new(a.service, 3, false);
     for _ in 0..2 {
-        let answer = allocator.cannot_commit(&[txn, quiet]).await.expect("answer");
-        assert_eq!((answer.tombstoned.len(), answer.committing.len()), (2, 0));
+        let response = allocator.cannot_commit(&[txn, quiet]).await.expect("answer");
+        assert_eq!((response.tombstoned.len(), response.committing.len()), (2, 0));
     }
     let refused = allocator.begin_commit(&commit(txn, 1, &[])).await.expect_err("tombstoned (C4)");
     assert_eq!(refused.kind(), ErrorKind::CannotCommit);
@@ -317,8 +317,8 @@ async fn a_tombstone_keeps_a_transaction_from_committing(fixture: &dyn Allocator
         "by its clock"
     );
     fixture.advance(Duration::from_millis(1)).await;
-    let answer = allocator.cannot_commit(&[other]).await.expect("answer");
-    assert_eq!(answer.tombstoned, vec![other], "a commit counts until hi(commit_before) (C2)");
+    let response = allocator.cannot_commit(&[other]).await.expect("answer");
+    assert_eq!(response.tombstoned, vec![other], "a commit counts until hi(commit_before) (C2)");
 }
 
 async fn a_commit_that_somebody_was_told_of_is_not_extended_and_ends_in_a_tombstone(
@@ -409,9 +409,9 @@ async fn what_its_origin_says_is_over_or_has_not_begun_is_not_admitted(
         .await
         .expect_err("not begun, as far as is known (C4)");
     assert_eq!(never.kind(), ErrorKind::Unavailable);
-    let answer = allocator.cannot_commit(&[txn(9), txn(7)]).await.expect("answer");
+    let response = allocator.cannot_commit(&[txn(9), txn(7)]).await.expect("answer");
     assert_eq!(
-        (answer.tombstoned, answer.failed.len(), answer.failed[0].0),
+        (response.tombstoned, response.failed.len(), response.failed[0].0),
         (vec![txn(7)], 1, txn(9))
     );
     report(5, 10).await.expect("live");
@@ -611,8 +611,9 @@ async fn a_bind_is_kept_while_a_commit_is_in_flight_on_it(fixture: &dyn Allocato
 async fn an_operator_may_forget_what_may_be_granted_anew(fixture: &dyn AllocatorFixture) {
     let allocator = fixture.allocator();
     let (a, b) = (start(&*allocator, "a", 1).await, start(&*allocator, "b", 2).await);
-    let forget =
-        async |name: &str| allocator.forget_table(&table(name)).await.map(|answer| answer.outcome);
+    let forget = async |name: &str| {
+        allocator.forget_table(&table(name)).await.map(|response| response.outcome)
+    };
     let lapses = allocator.bind(a.service, &table("lapses")).await.expect("free").bind;
     let resigns = allocator.bind(b.service, &table("resigns")).await.expect("free").bind;
     assert_eq!(forget("never").await.expect("answer"), ForgetOutcome::Unknown);

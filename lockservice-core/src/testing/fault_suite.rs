@@ -85,16 +85,16 @@ async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
     let forgotten = forget_one(&allocator, incarnation.service, what).await;
     let kept = TxnId::new(incarnation.service, 1, true);
     let both = [kept, TxnId::new(incarnation.service, 2, true)];
-    let answer = again(what, || async {
-        let mut answer = allocator.cannot_commit(&both).await?;
+    let response = again(what, || async {
+        let mut response = allocator.cannot_commit(&both).await?;
         // Each is answered by itself: one that failed is asked about again.
-        match answer.failed.pop() {
+        match response.failed.pop() {
             Some((_, e)) => Err(e),
-            None => Ok(answer),
+            None => Ok(response),
         }
     })
     .await;
-    assert_eq!(answer.tombstoned.len(), 2, "{what}");
+    assert_eq!(response.tombstoned.len(), 2, "{what}");
 
     let versions: HashSet<u64> =
         binds.iter().flat_map(|bind| [bind.version.get(), bind.id.get()]).collect();
@@ -217,7 +217,7 @@ async fn again<T, C: Future<Output = Result<T>>>(what: &str, call: impl Fn() -> 
     let mut last = None;
     for _ in 0..TRIES_MAX {
         match call().await {
-            Ok(answer) => return answer,
+            Ok(response) => return response,
             Err(e) => {
                 assert_eq!(e.kind(), ErrorKind::Unavailable, "{what}: {e:?}");
                 last = Some(e);

@@ -55,10 +55,10 @@ impl Connection {
 }
 
 macro_rules! forward {
-    ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+    ($($name:ident($($argument:ident: $type:ty),*) -> $response:ty;)*) => {
         #[async_trait]
         impl LockTableAllocator for Connection {
-            $(async fn $name(&self, $($argument: $type),*) -> Result<$answer> {
+            $(async fn $name(&self, $($argument: $type),*) -> Result<$response> {
                 self.node()?.$name($($argument),*).await
             })*
         }

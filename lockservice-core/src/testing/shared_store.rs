@@ -17,7 +17,7 @@ use crate::store::{
 };
 
 /// How long a call waits for a connection that is cut.
-const ANSWER_MAX: Duration = Duration::from_secs(1);
+const CUT_OFF_MAX: Duration = Duration::from_secs(1);
 
 /// A shared [`BindStore`] in memory: what PostgreSQL and Redis are, without the server. Clones
 /// share a connection, each [`connect`](Self::connect) makes a further one to the same store.
@@ -99,7 +99,7 @@ impl SharedStore {
 
     async fn run<T>(&self, call: impl FnOnce(&mut Content) -> Result<T>) -> Result<T> {
         let mut cut = self.cut.subscribe();
-        if tokio::time::timeout(ANSWER_MAX, cut.wait_for(|cut| !cut)).await.is_err() {
+        if tokio::time::timeout(CUT_OFF_MAX, cut.wait_for(|cut| !cut)).await.is_err() {
             return Err(Error::new(
                 ErrorKind::Unavailable,
                 "the store does not answer: is it running?",
@@ -115,9 +115,9 @@ impl SharedStore {
     ) -> Result<T> {
         self.run(|content| {
             let head = content.head.clone().unwrap_or_default();
-            let (head, answer) = next(&head, content)?;
+            let (head, response) = next(&head, content)?;
             content.head = Some(head);
-            Ok(answer)
+            Ok(response)
         })
         .await
     }
@@ -154,9 +154,9 @@ impl BindStore for SharedStore {
 
     async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership> {
         let floor = *self.shared.floor.lock();
-        let answer = self
+        let response = self
             .run(|content| {
-                let (head, answer) = Head::acquire_shared(
+                let (head, response) = Head::acquire_shared(
                     content.head.as_ref(),
                     candidate,
                     ttl,
@@ -166,13 +166,13 @@ impl BindStore for SharedStore {
                 if let Some(head) = head {
                     content.head = Some(head);
                 }
-                Ok(answer)
+                Ok(response)
             })
             .await?;
-        if matches!(answer, Leadership::Acquired(_)) {
+        if matches!(response, Leadership::Acquired(_)) {
             self.shared.changed.send_replace(());
         }
-        Ok(answer)
+        Ok(response)
     }
 
     async fn renew(&self, epoch: Epoch) -> Result<Renewal> {

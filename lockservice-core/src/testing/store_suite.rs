@@ -100,13 +100,13 @@ async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_still(
     let first = Candidate { seen: Some(seen), ..first };
     let epoch = acquired(store.acquire_leadership(&first, TTL).await.expect("acquire"));
     let mut second = Candidate { node: NodeName::new("second").expect("a name"), ..candidate(0) };
-    let watch = |answer| match answer {
+    let watch = |response| match response {
         Leadership::Held { seen, address, cluster } => {
             assert_eq!(address, Some("127.0.0.1:1".into()), "the leader's");
             assert_eq!(cluster, Some(first.cluster), "that of the first leader");
             Some(seen)
         }
-        Leadership::Acquired(_) => panic!("led by two: {answer:?}"),
+        Leadership::Acquired(_) => panic!("led by two: {response:?}"),
     };
     second.seen = watch(store.acquire_leadership(&second, TTL).await.expect("ask"));
     store.renew(epoch).await.expect("it leads");
@@ -148,10 +148,10 @@ async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_still(
     let mut old = first;
     old.seen = watch_again(&*store, &old).await;
     store.resign(taken).await.expect("resign");
-    let answer = store.acquire_leadership(&candidate(0), TTL).await.expect("at once");
+    let response = store.acquire_leadership(&candidate(0), TTL).await.expect("at once");
     assert!(
-        matches!(answer, Leadership::Acquired(Acquired { clean: true, continuous: true, .. })),
-        "{answer:?}"
+        matches!(response, Leadership::Acquired(Acquired { clean: true, continuous: true, .. })),
+        "{response:?}"
     );
     let late = store.acquire_leadership(&old, TTL).await.expect("ask");
     assert!(matches!(late, Leadership::Held { .. }), "what it watched is long past: {late:?}");
@@ -172,15 +172,16 @@ async fn of_concurrent_candidates_one_leads(fixture: &dyn StoreFixture) {
             async move { store.acquire_leadership(&candidate, TTL).await.expect("an answer") },
         );
     }
-    let answers = tasks.join_all().await;
-    let leaders = answers.iter().filter(|answer| matches!(answer, Leadership::Acquired(_))).count();
-    assert_eq!(leaders, 1, "{answers:?}");
+    let responses = tasks.join_all().await;
+    let leaders =
+        responses.iter().filter(|response| matches!(response, Leadership::Acquired(_))).count();
+    assert_eq!(leaders, 1, "{responses:?}");
 }
 
-fn acquired(answer: Leadership) -> Epoch {
-    match answer {
+fn acquired(response: Leadership) -> Epoch {
+    match response {
         Leadership::Acquired(Acquired { epoch, .. }) => epoch,
-        Leadership::Held { .. } => panic!("{answer:?}"),
+        Leadership::Held { .. } => panic!("{response:?}"),
     }
 }
 

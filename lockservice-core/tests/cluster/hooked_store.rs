@@ -102,9 +102,9 @@ impl BindStore for HookedStore {
     }
 
     async fn acquire_leadership(&self, candidate: &Candidate, ttl: Duration) -> Result<Leadership> {
-        let answer = self.inner.acquire_leadership(candidate, ttl).await?;
+        let response = self.inner.acquire_leadership(candidate, ttl).await?;
         let lose = |left: u32| left.checked_sub(1);
-        if matches!(answer, Leadership::Acquired(_))
+        if matches!(response, Leadership::Acquired(_))
             && self
                 .hooks
                 .acquisitions_lost
@@ -113,7 +113,7 @@ impl BindStore for HookedStore {
         {
             return Err(lost());
         }
-        Ok(answer)
+        Ok(response)
     }
 
     async fn renew(&self, epoch: Epoch) -> Result<Renewal> {
@@ -122,11 +122,11 @@ impl BindStore for HookedStore {
             hook();
         }
         let sent = Instant::now();
-        let answer = self.inner.renew(epoch).await?;
+        let response = self.inner.renew(epoch).await?;
         let delay = self.hooks.renewals.lock().0;
         tokio::time::sleep(delay).await;
         self.hooks.renewals.lock().1 = Some(sent);
-        Ok(answer)
+        Ok(response)
     }
 
     async fn resign(&self, epoch: Epoch) -> Result<()> {
@@ -134,14 +134,14 @@ impl BindStore for HookedStore {
     }
 
     async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
-        let answer = self.inner.write(epoch, number, batch).await;
+        let response = self.inner.write(epoch, number, batch).await;
         let hook = self.hooks.after_write.lock().take();
         match hook {
             Some(hook) => {
                 hook();
                 Err(lost())
             }
-            None => answer,
+            None => response,
         }
     }
 

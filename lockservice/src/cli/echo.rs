@@ -69,7 +69,7 @@ impl Echo {
         let codec: ProstCodec<ClientFrame, ClientFrame> = ProstCodec::default();
         let request = Request::new(ReceiverStream::new(frames));
         let path = http::uri::PathAndQuery::from_static(PATH);
-        let mut answers =
+        let mut responses =
             client.streaming(request, path, codec).await.map_err(failed)?.into_inner();
         let (to, callers): (Vec<_>, Vec<_>) = (0..callers)
             .map(|_| {
@@ -78,7 +78,7 @@ impl Echo {
             })
             .unzip();
         let reader = tokio::spawn(async move {
-            while let Some(Ok(frame)) = answers.next().await {
+            while let Some(Ok(frame)) = responses.next().await {
                 for op in frame.ops {
                     if let Some(to) = usize::try_from(op.id).ok().and_then(|id| to.get(id)) {
                         // A caller has one request under way: there is room, unless it has gone.

@@ -70,7 +70,7 @@ impl Patience {
 }
 
 /// The failure of a try that no server took in before time was up.
-pub(super) fn no_answer() -> Failure {
+pub(super) fn no_response() -> Failure {
     Error::new(ErrorKind::Unavailable, "no server answered within the time-out of the lock").into()
 }
 

@@ -37,8 +37,8 @@ impl AdminClient {
     /// Nothing is changed.
     pub async fn node(&self) -> Result<(NodeName, ServiceId)> {
         let mut wire = self.wire.clone();
-        let answer = self.node.call(wire.get_node(proto::GetNodeRequest {})).await?;
-        Ok((NodeName::new(&answer.node)?, ServiceId::new(answer.service)))
+        let response = self.node.call(wire.get_node(proto::GetNodeRequest {})).await?;
+        Ok((NodeName::new(&response.node)?, ServiceId::new(response.service)))
     }
 
     /// Every lock that the server has granted and that is held; of one table if one is given.
@@ -128,7 +128,7 @@ impl AdminClient {
                 }
                 Ok(Ok(None)) => return Ok(listed),
                 Ok(Err(status)) => return Err(convert::from_status(&status)),
-                Err(_) => return Err(self.node.no_answer()),
+                Err(_) => return Err(self.node.no_response()),
             }
         }
     }

@@ -62,20 +62,20 @@ impl AllocatorClient {
     /// [`finish_commit`](Self::finish_commit).
     pub async fn begin_commit(&self, request: &BeginCommit) -> Result<Admission> {
         let message = convert::begin_commit_to_proto(request);
-        let (answer, sent) = self
+        let (response, sent) = self
             .ask(
                 |mut wire| {
                     let message = message.clone();
                     async move { wire.begin_commit(message).await }
                 },
-                |answer| answer.at.as_ref(),
+                |response| response.at.as_ref(),
             )
             .await?;
-        let commit_before = Duration::from_millis(answer.commit_before_ms);
+        let commit_before = Duration::from_millis(response.commit_before_ms);
         Ok(Admission {
             until: sent + lo(commit_before),
             commit_before,
-            epoch: convert::progress_from_proto(answer.at).epoch,
+            epoch: convert::progress_from_proto(response.at).epoch,
         })
     }
 
@@ -93,7 +93,7 @@ impl AllocatorClient {
                 proto::FinishCommitRequest { txn: txn.to_string(), attempt: attempt.get() };
             async move { wire.finish_commit(message).await }
         };
-        self.ask(call, |answer| answer.at.as_ref()).await.map(drop)
+        self.ask(call, |response| response.at.as_ref()).await.map(drop)
     }
 
     /// The bind of a table, if it has one. Binds nothing.
@@ -111,20 +111,20 @@ impl AllocatorClient {
             };
             async move { wire.latest(message).await }
         };
-        let (answer, _) = self.ask(call, |answer| answer.at.as_ref()).await?;
-        Ok(convert::latest_from_proto(answer)?.bind)
+        let (response, _) = self.ask(call, |response| response.at.as_ref()).await?;
+        Ok(convert::latest_from_proto(response)?.bind)
     }
 
     /// Makes a call at the leader; answers also when that request was sent. Every call may be
     /// repeated.
-    async fn ask<T, F, Answer>(
+    async fn ask<T, F, Fut>(
         &self,
         call: F,
         at: fn(&T) -> Option<&proto::Progress>,
     ) -> Result<(T, Time)>
     where
-        F: Fn(Wire<Channel>) -> Answer,
-        Answer: Future<Output = Result<Response<T>, Status>>,
+        F: Fn(Wire<Channel>) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
     {
         let parts = &self.client.parts;
         let give_up = parts.clock.now() + parts.call_timeout;
@@ -142,15 +142,15 @@ impl AllocatorClient {
             let sent = parts.clock.now();
             let outcome = node.call(call(Wire::new(node.channel.clone()))).await;
             let epoch = match &outcome {
-                Ok(answer) => at(answer).map(|at| at.epoch),
+                Ok(response) => at(response).map(|at| at.epoch),
                 // It says itself that another leads, and may know where.
                 Err(e) if e.kind() == ErrorKind::NotLeader => None,
-                Err(e) => e.answered_by().map(Epoch::get),
+                Err(e) => e.leader_epoch().map(Epoch::get),
             };
             let error = match self.observe(epoch, sent).and(outcome) {
-                Ok(answer) => {
+                Ok(response) => {
                     *parts.leader.lock() = Some(address);
-                    return Ok((answer, sent));
+                    return Ok((response, sent));
                 }
                 Err(e) => e,
             };

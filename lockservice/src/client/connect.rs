@@ -17,7 +17,7 @@ use crate::proto::locks_client::LocksClient;
 
 /// Most bytes of an answer. Larger than what a server puts into a frame, for a deadlock's cycle can
 /// be long.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
+const RESPONSE_BYTES_MAX: usize = 64 << 20;
 
 /// The least pause before a server that is starting is asked again.
 const START_PAUSE: Duration = Duration::from_millis(50);
@@ -387,14 +387,14 @@ impl Client {
 
 impl Node {
     pub(super) fn locks_client(&self) -> LocksClient<Channel> {
-        LocksClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+        LocksClient::new(self.channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX)
     }
 
     /// For one session stream, which is counted until the second part of the answer is dropped.
     pub(super) fn stream_client(&self) -> Result<(LocksClient<Channel>, StreamChannel)> {
         let stream = self.client.parts.channels.for_stream(&self.address)?;
         let wire =
-            LocksClient::new(stream.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
+            LocksClient::new(stream.channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX);
         Ok((wire, stream))
     }
 
@@ -406,11 +406,11 @@ impl Node {
         match tokio::time::timeout(self.client.parts.call_timeout, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(crate::convert::from_status(&status)),
-            Err(_) => Err(self.no_answer()),
+            Err(_) => Err(self.no_response()),
         }
     }
 
-    pub(super) fn no_answer(&self) -> Error {
+    pub(super) fn no_response(&self) -> Error {
         Error::new(
             ErrorKind::Unavailable,
             "the server did not answer in time: it may be stopped or overloaded",

@@ -157,7 +157,7 @@ async fn connect(node: &Node, outbox: &Arc<Outbox>, hello: proto::Hello) -> Resu
     };
     match tokio::time::timeout(node.client.parts.call_timeout, greeted).await {
         Ok(result) => result,
-        Err(_) => Err(node.no_answer()),
+        Err(_) => Err(node.no_response()),
     }
 }
 

@@ -63,22 +63,22 @@ pub fn admission_from_proto(admission: proto::BeginCommitResponse) -> CommitAdmi
 }
 
 /// The fate of transactions that are to commit no more, as a message.
-pub fn cannot_commit_to_proto(answer: &CannotCommit) -> proto::CannotCommitResponse {
+pub fn cannot_commit_to_proto(response: &CannotCommit) -> proto::CannotCommitResponse {
     proto::CannotCommitResponse {
-        tombstoned: txns_to_proto(&answer.tombstoned),
-        committing: txns_to_proto(&answer.committing),
-        failed: answer.failed.iter().map(failure_to_proto).collect(),
-        at: Some(progress_to_proto(answer.at)),
+        tombstoned: txns_to_proto(&response.tombstoned),
+        committing: txns_to_proto(&response.committing),
+        failed: response.failed.iter().map(failure_to_proto).collect(),
+        at: Some(progress_to_proto(response.at)),
     }
 }
 
 /// The fate of transactions that are to commit no more, as a message holds it.
-pub fn cannot_commit_from_proto(answer: proto::CannotCommitResponse) -> Result<CannotCommit> {
+pub fn cannot_commit_from_proto(response: proto::CannotCommitResponse) -> Result<CannotCommit> {
     Ok(CannotCommit {
-        at: progress_from_proto(answer.at),
-        tombstoned: txns_from_proto(&answer.tombstoned)?,
-        committing: txns_from_proto(&answer.committing)?,
-        failed: answer.failed.into_iter().map(failure_from_proto).collect::<Result<_>>()?,
+        at: progress_from_proto(response.at),
+        tombstoned: txns_from_proto(&response.tombstoned)?,
+        committing: txns_from_proto(&response.committing)?,
+        failed: response.failed.into_iter().map(failure_from_proto).collect::<Result<_>>()?,
     })
 }
 
@@ -119,13 +119,14 @@ mod tests {
         };
         let txn = TxnId::new(ServiceId::new(1 << 32 | 1), 5, true);
         let why = Error::new(ErrorKind::UnknownOutcome, "who knows").with("txn", txn);
-        let answer = CannotCommit {
+        let response = CannotCommit {
             at,
             tombstoned: vec![txn],
             committing: vec![txn, txn],
             failed: vec![(txn, why.clone())],
         };
-        let back = cannot_commit_from_proto(cannot_commit_to_proto(&answer)).expect("own message");
+        let back =
+            cannot_commit_from_proto(cannot_commit_to_proto(&response)).expect("own message");
         assert_eq!((back.at, back.tombstoned, back.committing), (at, vec![txn], vec![txn, txn]));
         let (failed, error) = &back.failed[0];
         assert_eq!((*failed, error.kind(), error.to_string()), (txn, why.kind(), why.to_string()));

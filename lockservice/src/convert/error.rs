@@ -36,7 +36,7 @@ pub fn error_to_proto(error: &Error) -> proto::Error {
         advice: advice_name(error.advice()).to_owned(),
         ..proto::Error::default()
     };
-    message.epoch = error.answered_by().map(Epoch::get);
+    message.epoch = error.leader_epoch().map(Epoch::get);
     match error.detail() {
         Some(Detail::Deadlock(cycle)) => {
             message.deadlock = cycle.iter().map(edge_to_proto).collect()
@@ -70,7 +70,7 @@ pub fn error_from_proto(message: proto::Error) -> Error {
         error = error.with("kind", message.kind).with("advice", message.advice);
     }
     if let Some(epoch) = message.epoch {
-        error = error.with_answered_by(Epoch::new(epoch));
+        error = error.with_leader_epoch(Epoch::new(epoch));
     }
     if let Some(cycle) = cycle_from_proto(&message.deadlock) {
         return error.with_detail(Detail::Deadlock(cycle));
@@ -185,7 +185,7 @@ pub(super) mod tests {
         assert_eq!(a.context().collect::<Vec<_>>(), b.context().collect::<Vec<_>>());
         assert_eq!(a.detail(), b.detail());
         assert_eq!(a.advice(), b.advice());
-        assert_eq!(a.answered_by(), b.answered_by());
+        assert_eq!(a.leader_epoch(), b.leader_epoch());
     }
 
     pub(crate) fn edge(a: u64, b: u64) -> DeadlockEdge {
@@ -225,7 +225,7 @@ pub(super) mod tests {
             let error = if kind.name().len() % 2 == 0 {
                 error
             } else {
-                error.with_answered_by(Epoch::new(7))
+                error.with_leader_epoch(Epoch::new(7))
             };
             same(&error, &error_from_proto(error_to_proto(&error)));
             same(&error, &from_status(&to_status(&error)));

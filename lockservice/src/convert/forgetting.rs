@@ -24,18 +24,18 @@ pub fn released_from_proto(released: proto::ReleaseTableResponse) -> Released {
 }
 
 /// The fate of a table that an operator wants forgotten, as a message.
-pub fn forgetting_to_proto(answer: &Forgetting) -> proto::ForgetTableResponse {
-    let outcome = match &answer.outcome {
+pub fn forgetting_to_proto(response: &Forgetting) -> proto::ForgetTableResponse {
+    let outcome = match &response.outcome {
         ForgetOutcome::Forgotten => Outcome::Forgotten(proto::Forgotten {}),
         ForgetOutcome::Unknown => Outcome::Unknown(proto::UnknownTable {}),
         ForgetOutcome::Owned(bind) => Outcome::Owned(bind_status_to_proto(bind)),
     };
-    proto::ForgetTableResponse { outcome: Some(outcome), at: Some(progress_to_proto(answer.at)) }
+    proto::ForgetTableResponse { outcome: Some(outcome), at: Some(progress_to_proto(response.at)) }
 }
 
 /// The fate of a table that an operator wants forgotten, as a message holds it.
-pub fn forgetting_from_proto(answer: proto::ForgetTableResponse) -> Result<Forgetting> {
-    let outcome = match answer.outcome {
+pub fn forgetting_from_proto(response: proto::ForgetTableResponse) -> Result<Forgetting> {
+    let outcome = match response.outcome {
         Some(Outcome::Forgotten(_)) => ForgetOutcome::Forgotten,
         Some(Outcome::Unknown(_)) => ForgetOutcome::Unknown,
         Some(Outcome::Owned(bind)) => ForgetOutcome::Owned(bind_status_from_proto(bind)?),
@@ -45,7 +45,7 @@ pub fn forgetting_from_proto(answer: proto::ForgetTableResponse) -> Result<Forge
             ));
         }
     };
-    Ok(Forgetting { outcome, at: progress_from_proto(answer.at) })
+    Ok(Forgetting { outcome, at: progress_from_proto(response.at) })
 }
 
 #[cfg(test)]
@@ -80,10 +80,10 @@ mod tests {
         for outcome in
             [ForgetOutcome::Forgotten, ForgetOutcome::Unknown, ForgetOutcome::Owned(bind)]
         {
-            let answer = Forgetting { outcome, at };
+            let response = Forgetting { outcome, at };
             assert_eq!(
-                forgetting_from_proto(forgetting_to_proto(&answer)).expect("own message"),
-                answer
+                forgetting_from_proto(forgetting_to_proto(&response)).expect("own message"),
+                response
             );
         }
         assert!(forgetting_from_proto(proto::ForgetTableResponse::default()).is_err());

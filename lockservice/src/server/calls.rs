@@ -91,12 +91,12 @@ where
             Err(e) => return Box::pin(std::future::ready(Ok(to_status(&e).into_http()))),
         };
         let most = self.message_bytes_max;
-        let answer =
+        let response =
             self.service.call(request.map(|body| Body::new(Arriving::new(body, &call, most))));
         // The call is open until its last answer is sent.
-        Box::pin(
-            async move { Ok(answer.await?.map(|body| Body::new(Answering { body, _call: call }))) },
-        )
+        Box::pin(async move {
+            Ok(response.await?.map(|body| Body::new(ResponseBody { body, _call: call })))
+        })
     }
 }
 
@@ -179,12 +179,12 @@ impl http_body::Body for Arriving {
 }
 
 /// The answers of a call, which is open as long as they are.
-struct Answering {
+struct ResponseBody {
     body: Body,
     _call: Arc<OpenCall>,
 }
 
-impl http_body::Body for Answering {
+impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = Status;
 

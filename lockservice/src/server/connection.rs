@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use futures::stream::{self, FuturesUnordered, StreamExt as _};
 use futures::{FutureExt as _, future::BoxFuture};
-use lockservice_core::service::{Answer, Operation, Quota, Session, TxnOp};
+use lockservice_core::service::{OpResponse, Operation, Quota, Session, TxnOp};
 use lockservice_core::{Error, ErrorKind, Result};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -125,7 +125,7 @@ pub(crate) fn open(
 struct Stream {
     session: Session,
     settings: ServerSettings,
-    under_way: FuturesUnordered<BoxFuture<'static, (u64, Result<Answer>)>>,
+    under_way: FuturesUnordered<BoxFuture<'static, (u64, Result<OpResponse>)>>,
     ready: Vec<proto::ServerOp>,
     out: Frames,
     /// The client said goodbye, or does not read.

@@ -60,10 +60,10 @@ impl Gate {
         };
         let own = own.map(cluster_to_metadata);
         match outcome {
-            Ok(answer) => {
-                let mut response = Response::new(answer);
-                own.map(|own| response.metadata_mut().insert(CLUSTER, own));
-                Ok(response)
+            Ok(response) => {
+                let mut wrapped = Response::new(response);
+                own.map(|own| wrapped.metadata_mut().insert(CLUSTER, own));
+                Ok(wrapped)
             }
             Err(e) => {
                 let mut status = to_status(&e);

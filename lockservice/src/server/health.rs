@@ -61,7 +61,7 @@ pub(super) async fn follow_roles(health: HealthReporter, mut roles: watch::Recei
     loop {
         let role = roles.borrow_and_update().clone();
         let (serves, leads) = match &role {
-            Role::Leading(leader) => (leader.answers(), true),
+            Role::Leading(leader) => (leader.leads(), true),
             Role::Following { .. } => (true, false),
             Role::Searching(_) | Role::Stopped(_) => (false, false),
         };

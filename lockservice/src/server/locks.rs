@@ -3,7 +3,7 @@
 use std::pin::Pin;
 
 use futures::Stream;
-use lockservice_core::service::{Answer, Session, TxnOp, TxnOptions};
+use lockservice_core::service::{OpResponse, Session, TxnOp, TxnOptions};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -117,13 +117,13 @@ impl proto::locks_server::Locks for LocksApi {
             .map_err(|e| status(&e))?;
         // gRPC drops this call when the client cancels it.
         let mut cancel = CancelOnDrop { session: &session, txn: txn.clone(), armed: true };
-        let mut answer = session.submit(txn, operation);
-        cancel.txn.sequence = answer.sequence().unwrap_or_default();
+        let mut response = session.submit(txn, operation);
+        cancel.txn.sequence = response.sequence().unwrap_or_default();
         // An open call is a sign of life, also when the client says nothing else.
-        let answer = loop {
+        let response = loop {
             tokio::select! {
                 biased;
-                answer = &mut answer => break answer,
+                response = &mut response => break response,
                 () = tokio::time::sleep(session.ttl() / 3) => {
                     // If it cannot be renewed it is over, and so is the call.
                     let _ = session.renew();
@@ -131,8 +131,8 @@ impl proto::locks_server::Locks for LocksApi {
             }
         };
         cancel.armed = false;
-        match answer.map_err(|e| status(&e))? {
-            Answer::Locked(granted) => Ok(Response::new(convert::granted_to_proto(&granted))),
+        match response.map_err(|e| status(&e))? {
+            OpResponse::Locked(granted) => Ok(Response::new(convert::granted_to_proto(&granted))),
             _ => Err(Status::internal("a lock was answered with something else")),
         }
     }
@@ -167,19 +167,23 @@ impl proto::locks_server::Locks for LocksApi {
     async fn begin(
         &self,
         request: Request<proto::BeginTxn>,
-    ) -> Result<Response<proto::Begun>, Status> {
+    ) -> Result<Response<proto::BeginResponse>, Status> {
         let request = request.into_inner();
         let session = self.session(request.session)?;
         let options = TxnOptions { validates: request.validates, label: request.label };
         let (number, txn) = session.begin(&options).map_err(|e| status(&e))?;
-        Ok(Response::new(proto::Begun { number, txn: txn.to_string() }))
+        Ok(Response::new(proto::BeginResponse { number, txn: txn.to_string() }))
     }
 }
 
-fn released(answer: lockservice_core::Result<Answer>) -> Result<Response<proto::Done>, Status> {
-    match answer.map_err(|e| status(&e))? {
-        Answer::Done { released } => Ok(Response::new(convert::done_to_proto(released))),
-        Answer::Locked(_) => Err(Status::internal("a release was answered with something else")),
+fn released(
+    response: lockservice_core::Result<OpResponse>,
+) -> Result<Response<proto::Done>, Status> {
+    match response.map_err(|e| status(&e))? {
+        OpResponse::Done { released } => Ok(Response::new(convert::done_to_proto(released))),
+        OpResponse::Locked(_) => {
+            Err(Status::internal("a release was answered with something else"))
+        }
     }
 }
 

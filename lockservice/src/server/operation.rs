@@ -1,6 +1,6 @@
 //! The messages of a session stream as operations, and results as messages.
 
-use lockservice_core::service::{Answer, Operation, TxnOp, TxnOptions};
+use lockservice_core::service::{OpResponse, Operation, TxnOp, TxnOptions};
 use lockservice_core::{CommitTimestamp, Error, ErrorKind, Result};
 
 use crate::convert;
@@ -35,7 +35,9 @@ pub(super) fn operation(
         Op::Lock(lock) => lock_operation(lock, items_max),
         Op::Unlock(unlock) => unlock_operation(unlock, items_max),
         Op::End(end) => end_operation(end),
-        Op::Undo(undo) => Ok((txn_op(undo.txn)?, Operation::Undo { sequence: undo.undone })),
+        Op::Cancel(cancel) => {
+            Ok((txn_op(cancel.txn)?, Operation::Cancel { sequence: cancel.cancelled }))
+        }
         // The stream takes the last two itself.
         Op::Hello(_) | Op::Heartbeat(_) | Op::Goodbye(_) => {
             Err(invalid("a stream carries one session: hello comes first, and once"))
@@ -103,12 +105,14 @@ pub(super) fn failed(id: u64, error: &Error) -> proto::ServerOp {
     response(id, Wire::Error(convert::error_to_proto(error)))
 }
 
-pub(super) fn result(id: u64, result: Result<Answer>) -> proto::ServerOp {
+pub(super) fn result(id: u64, result: Result<OpResponse>) -> proto::ServerOp {
     match result {
-        Ok(Answer::Locked(granted)) => {
+        Ok(OpResponse::Locked(granted)) => {
             response(id, Wire::Locked(convert::granted_to_proto(&granted)))
         }
-        Ok(Answer::Done { released }) => response(id, Wire::Done(convert::done_to_proto(released))),
+        Ok(OpResponse::Done { released }) => {
+            response(id, Wire::Done(convert::done_to_proto(released)))
+        }
         Err(e) => failed(id, &e),
     }
 }

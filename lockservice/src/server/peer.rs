@@ -131,9 +131,9 @@ impl proto::peer_server::Peer for PeerApi {
         request: Request<proto::CannotCommitRequest>,
     ) -> Result<Response<proto::CannotCommitResponse>, Status> {
         let call = async |request: proto::CannotCommitRequest| {
-            let answer =
+            let response =
                 self.allocator.cannot_commit(&convert::txns_from_proto(&request.txns)?).await?;
-            Ok(convert::cannot_commit_to_proto(&answer))
+            Ok(convert::cannot_commit_to_proto(&response))
         };
         self.gate.pass(request, call).await
     }

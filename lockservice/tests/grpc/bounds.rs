@@ -99,8 +99,8 @@ async fn a_session_stream_without_room_for_its_frame_is_told_why_it_ends() {
         proto::LockOp { rows: vec![Bytes::from(vec![7; 1_000]); 100], ..proto::LockOp::default() };
     let op = proto::ClientOp { id: 1, op: Some(proto::client_op::Op::Lock(lock)) };
     let frames = tokio_stream::once(proto::ClientFrame { ops: vec![op] });
-    let mut answers = caller.wire.session(frames).await.expect("it begins").into_inner();
-    let refused = within(answers.message()).await.expect_err("there is no room");
+    let mut responses = caller.wire.session(frames).await.expect("it begins").into_inner();
+    let refused = within(responses.message()).await.expect_err("there is no room");
     assert_eq!(from_status(&refused).kind(), ErrorKind::ResourceExhausted);
     assert!(refused.message().contains("of one connection"), "{refused:?}");
 }

@@ -308,7 +308,7 @@ async fn a_lower_epoch_is_refused_as_an_earlier_leaders_and_believed_when_that_c
         match allocator.latest(&table()).await {
             // Its connection was cut.
             Err(e) if e.kind() == ErrorKind::Unavailable => tokio::task::yield_now().await,
-            answer => return answer.map(drop).map_err(|e| e.kind()),
+            response => return response.map(drop).map_err(|e| e.kind()),
         }
     };
     assert_eq!(ask().await, Err(ErrorKind::NotLeader));

@@ -61,7 +61,10 @@ impl Locks for EndsStreams {
         Err(Status::unimplemented("not asked for here"))
     }
 
-    async fn begin(&self, _: Request<proto::BeginTxn>) -> Result<Response<proto::Begun>, Status> {
+    async fn begin(
+        &self,
+        _: Request<proto::BeginTxn>,
+    ) -> Result<Response<proto::BeginResponse>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
 

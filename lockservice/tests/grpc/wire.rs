@@ -31,16 +31,16 @@ async fn channel(served: &Served) -> Channel {
 
 struct Raw {
     requests: mpsc::Sender<proto::ClientFrame>,
-    answers: Streaming<proto::ServerFrame>,
+    responses: Streaming<proto::ServerFrame>,
 }
 
 impl Raw {
     async fn open(served: &Served) -> Self {
         let (requests, frames) = mpsc::channel(1);
         let mut wire = LocksClient::new(channel(served).await);
-        let answers =
+        let responses =
             wire.session(ReceiverStream::new(frames)).await.expect("a stream").into_inner();
-        Self { requests, answers }
+        Self { requests, responses }
     }
 
     async fn greeted(served: &Served) -> (Self, proto::Welcome) {
@@ -60,11 +60,15 @@ impl Raw {
     /// over.
     async fn next(&mut self) -> Vec<proto::ServerOp> {
         loop {
-            let frame =
-                self.answers.message().await.expect("the stream lives").expect("the stream lives");
-            let answers: Vec<_> = frame.ops.into_iter().filter(|op| op.id != 0).collect();
-            if !answers.is_empty() {
-                return answers;
+            let frame = self
+                .responses
+                .message()
+                .await
+                .expect("the stream lives")
+                .expect("the stream lives");
+            let responses: Vec<_> = frame.ops.into_iter().filter(|op| op.id != 0).collect();
+            if !responses.is_empty() {
+                return responses;
             }
         }
     }
@@ -92,8 +96,8 @@ fn end(number: u64, sequence: u64) -> proto::EndOp {
     proto::EndOp { txn: txn(number, sequence), commit_timestamp: None }
 }
 
-fn kind(answer: Option<Response>) -> String {
-    match answer {
+fn kind(response: Option<Response>) -> String {
+    match response {
         Some(Response::Error(error)) => error.kind,
         other => panic!("no error: {other:?}"),
     }
@@ -155,10 +159,10 @@ async fn a_stream_that_does_not_begin_with_hello_is_ended() {
     let served = Served::start(settings).await;
     let mut rude = Raw::open(&served).await;
     rude.send(vec![Op::Heartbeat(proto::Heartbeat::default())]).await;
-    let status = rude.answers.message().await.expect_err("hello comes first");
+    let status = rude.responses.message().await.expect_err("hello comes first");
     assert_eq!(from_status(&status).kind(), ErrorKind::InvalidArgument);
     let mut silent = Raw::open(&served).await;
-    let status = silent.answers.message().await.expect_err("it is not waited for for ever");
+    let status = silent.responses.message().await.expect_err("it is not waited for for ever");
     assert_eq!(from_status(&status).kind(), ErrorKind::Timeout);
 }
 
@@ -173,8 +177,8 @@ async fn garbage_on_the_port_hurts_nobody() {
         let mut socket = tokio::net::TcpStream::connect(&served.address).await.expect("it listens");
         socket.write_all(garbage).await.expect("sent");
         // It hangs up, or answers something and hangs up.
-        let mut answer = Vec::new();
-        let _ = socket.read_to_end(&mut answer).await;
+        let mut response = Vec::new();
+        let _ = socket.read_to_end(&mut response).await;
     }
     alive(&served).await;
 }
@@ -187,7 +191,7 @@ async fn a_message_that_is_too_large_ends_its_stream_and_not_its_session() {
     assert_eq!(welcome.message_bytes_max, 64 << 10);
     let rows = vec![Bytes::from(vec![1; 1024]); 100];
     raw.send(vec![Op::Lock(proto::LockOp { rows, ..lock(1, "t", b"") })]).await;
-    let status = raw.answers.message().await.expect_err("too large");
+    let status = raw.responses.message().await.expect_err("too large");
     assert_eq!(from_status(&status).kind(), ErrorKind::InvalidArgument);
     let mut again = Raw::open(&served).await;
     let hello =
@@ -217,7 +221,7 @@ async fn a_client_that_never_reads_is_cut_off_and_blocks_nobody() {
     alive(&served).await;
     // Too late: the stream ends after the few answers that were on their way. One that was not cut
     // would go on.
-    let drained = async { while let Ok(Some(_)) = raw.answers.message().await {} };
+    let drained = async { while let Ok(Some(_)) = raw.responses.message().await {} };
     tokio::time::timeout(Duration::from_secs(10), drained).await.expect("the stream was cut");
 }
 
@@ -229,12 +233,15 @@ async fn a_new_stream_takes_the_place_of_the_old_one() {
     let hello =
         proto::Hello { session: welcome.session, service: welcome.service, ..Default::default() };
     assert!(matches!(new.ask(Op::Hello(hello)).await, Some(Response::Welcome(_))));
-    let frame = old.answers.message().await.expect("it ends in order").expect("it says why");
+    let frame = old.responses.message().await.expect("it ends in order").expect("it says why");
     let Some(Response::Notice(notice)) = &frame.ops[0].response else {
         panic!("no notice: {frame:?}")
     };
     assert!(matches!(notice.notice, Some(proto::notice::Notice::Replaced(_))), "{notice:?}");
-    assert!(old.answers.message().await.is_ok_and(|frame| frame.is_none()), "T3: the old one ends");
+    assert!(
+        old.responses.message().await.is_ok_and(|frame| frame.is_none()),
+        "T3: the old one ends"
+    );
     assert!(matches!(
         new.ask(Op::Heartbeat(proto::Heartbeat::default())).await,
         Some(Response::Promise(_))
@@ -300,10 +307,10 @@ async fn the_unary_calls_lock_and_a_cancelled_one_stops_waiting() {
 }
 
 /// A transaction of a session that the server numbers.
-async fn begun(wire: &mut LocksClient<Channel>, session: proto::SessionRef) -> proto::TxnRef {
+async fn new_txn(wire: &mut LocksClient<Channel>, session: proto::SessionRef) -> proto::TxnRef {
     let begin = proto::BeginTxn { session: Some(session), ..Default::default() };
-    let begun = wire.begin(begin).await.expect("it begins").into_inner();
-    proto::TxnRef { number: begun.number, ..Default::default() }
+    let begin = wire.begin(begin).await.expect("it begins").into_inner();
+    proto::TxnRef { number: begin.number, ..Default::default() }
 }
 
 #[tokio::test]
@@ -316,7 +323,7 @@ async fn a_session_lives_as_long_as_its_open_call() {
     let hello = proto::Hello { ttl_ms: 1_000, ..Default::default() };
     let welcome = wire.open_session(hello).await.expect("a session").into_inner();
     let session = proto::SessionRef { session: welcome.session, service: welcome.service };
-    let txn = begun(&mut wire, session).await;
+    let txn = new_txn(&mut wire, session).await;
     let spec = lockservice::convert::lock_spec_to_proto(&spec("a"));
     let lock = proto::UnaryLock {
         session: Some(session),
@@ -338,12 +345,14 @@ async fn calls_that_wait_are_answered_before_a_goodbye() {
     for _ in 0..20 {
         let (mut raw, _) = Raw::greeted(&served).await;
         raw.send(vec![Op::Lock(lock(1, "t", b"a")), Op::Goodbye(proto::Goodbye {})]).await;
-        let mut answers = Vec::new();
-        while let Ok(Some(frame)) = raw.answers.message().await {
-            answers.extend(frame.ops);
+        let mut responses = Vec::new();
+        while let Ok(Some(frame)) = raw.responses.message().await {
+            responses.extend(frame.ops);
         }
-        answers.retain(|op| op.id != 0);
-        let [waited, goodbye] = answers.as_slice() else { panic!("not two answers: {answers:?}") };
+        responses.retain(|op| op.id != 0);
+        let [waited, goodbye] = responses.as_slice() else {
+            panic!("not two answers: {responses:?}")
+        };
         assert_eq!(kind(waited.response.clone()), "session_lost");
         assert!(matches!(goodbye.response, Some(Response::Done(_))), "{goodbye:?}");
     }
@@ -411,18 +420,19 @@ async fn health_and_reflection_answer() {
         ..Default::default()
     };
     let mut client = v1::server_reflection_client::ServerReflectionClient::new(channel.clone());
-    let answers =
+    let responses =
         client.server_reflection_info(tokio_stream::once(request)).await.expect("it answers");
-    let answer = answers
+    let response = responses
         .into_inner()
         .message()
         .await
         .expect("it answers")
         .expect("one answer")
         .message_response;
-    let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(list)) = answer
+    let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(list)) =
+        response
     else {
-        panic!("no list: {answer:?}")
+        panic!("no list: {response:?}")
     };
     let mut listed: Vec<_> = list.service.iter().map(|known| known.name.as_str()).collect();
     listed.sort_unstable();
@@ -440,9 +450,9 @@ async fn health_and_reflection_answer() {
         ..Default::default()
     };
     let mut older = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
-    let answers =
+    let responses =
         older.server_reflection_info(tokio_stream::once(request)).await.expect("it answers");
-    let answer = answers
+    let response = responses
         .into_inner()
         .message()
         .await
@@ -452,8 +462,9 @@ async fn health_and_reflection_answer() {
     let found = v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(
         Default::default(),
     );
-    let same = answer.as_ref().map(std::mem::discriminant) == Some(std::mem::discriminant(&found));
-    assert!(same, "no descriptor: {answer:?}");
+    let same =
+        response.as_ref().map(std::mem::discriminant) == Some(std::mem::discriminant(&found));
+    assert!(same, "no descriptor: {response:?}");
 }
 
 #[tokio::test]
@@ -477,7 +488,7 @@ async fn many_operations_ride_in_one_frame_and_are_answered_out_of_order() {
     assert_eq!(ids, [8, 9], "the first one waits, the others do not");
     assert!(matches!(other.ask(Op::End(end(1, 2))).await, Some(Response::Done(_))));
     assert_eq!(raw.next().await[0].id, 7);
-    drop(tokio::time::timeout(Duration::ZERO, raw.answers.message()).await);
+    drop(tokio::time::timeout(Duration::ZERO, raw.responses.message()).await);
 }
 
 #[tokio::test]
@@ -486,14 +497,14 @@ async fn a_frame_of_many_small_operations_is_answered_in_frames_of_bounded_size(
     let served = Served::start(ServerSettings::default()).await;
     let (mut raw, _) = Raw::greeted(&served).await;
     raw.send((0..OPS).map(|_| Op::Heartbeat(proto::Heartbeat::default())).collect()).await;
-    let mut answered = 0;
-    while answered < OPS {
+    let mut received = 0;
+    while received < OPS {
         let frame =
-            raw.answers.message().await.expect("the stream lives").expect("the stream lives");
+            raw.responses.message().await.expect("the stream lives").expect("the stream lives");
         assert!(frame.ops.len() <= 1_024, "{} answers in one frame", frame.ops.len());
-        answered += frame.ops.len();
+        received += frame.ops.len();
     }
-    assert_eq!(answered, OPS);
+    assert_eq!(received, OPS);
 }
 
 #[tokio::test]

@@ -140,10 +140,10 @@ impl<'a> Route<'a> {
     /// observed is refused, also if it is a refusal itself (L3).
     fn checked<T: Response>(&mut self, outcome: Result<T>) -> Result<T> {
         let epoch = match &outcome {
-            Ok(answer) => Some(answer.at().epoch),
+            Ok(response) => Some(response.at().epoch),
             // It says itself that another leads, and may know where.
             Err(e) if e.kind() == ErrorKind::NotLeader => None,
-            Err(e) => e.answered_by().or(self.own),
+            Err(e) => e.leader_epoch().or(self.own),
         };
         let Some(epoch) = epoch else { return outcome };
         let mut observed = self.shared.observed.lock();
@@ -158,8 +158,8 @@ impl<'a> Route<'a> {
             .with("epoch", epoch)
             .with("known", last));
         }
-        if let Ok(answer) = &outcome {
-            observed.add(answer.at());
+        if let Ok(response) = &outcome {
+            observed.add(response.at());
         }
         outcome
     }
@@ -255,10 +255,10 @@ impl LockTableAllocator for ElectedAllocator {
         for observed in reports {
             self.tell(observed).await?;
         }
-        let answer =
+        let response =
             routed!(self, leader => self.shared.renew(leader.as_ref(), service, nonce, last))?;
-        self.shared.observed.lock().compared(last, answer.at.epoch);
-        Ok(answer)
+        self.shared.observed.lock().compared(last, response.at.epoch);
+        Ok(response)
     }
 
     async fn report(&self, report: &Report) -> Result<Progress> {

@@ -73,7 +73,7 @@ impl LeaderView {
             } else {
                 e
             };
-            e.with_answered_by(epoch)
+            e.with_leader_epoch(epoch)
         })
     }
 

@@ -279,7 +279,7 @@ impl LocalAllocator {
 
     /// True while its calls may succeed: its store is open, and the leadership has not run out
     /// (L1).
-    pub fn answers(&self) -> bool {
+    pub fn leads(&self) -> bool {
         self.shared
             .state
             .get()
@@ -379,16 +379,16 @@ impl LocalShared {
 
     /// Writes `ops` and waits for it.
     pub(in crate::allocator) async fn write(&self, ops: SmallVec<[Op; 2]>) -> Result<()> {
-        let (done, answer) = oneshot::channel();
+        let (done, response) = oneshot::channel();
         self.room().await?.send(Command::Write { ops, done: send_to(done) });
-        answer.await.unwrap_or_else(|_| Err(stopping()))
+        response.await.unwrap_or_else(|_| Err(stopping()))
     }
 
     /// Raises the epoch to at least `wanted`.
     pub(in crate::allocator) async fn raise(&self, wanted: RaiseEpoch) -> Result<()> {
-        let (done, answer) = oneshot::channel();
+        let (done, response) = oneshot::channel();
         self.room().await?.send(Command::Raise { wanted: wanted.0, done });
-        answer.await.unwrap_or_else(|_| Err(stopping()))
+        response.await.unwrap_or_else(|_| Err(stopping()))
     }
 }
 

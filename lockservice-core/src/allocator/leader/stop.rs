@@ -104,9 +104,9 @@ impl LocalAllocator {
 
     /// Gives the leadership up, once everything that is queued was written.
     async fn resign(&self) -> Result<AllocatorStopped> {
-        let (done, answer) = oneshot::channel();
+        let (done, response) = oneshot::channel();
         match self.shared.queue.send(Command::Resign { done }).await {
-            Ok(()) => answer
+            Ok(()) => response
                 .await
                 .unwrap_or_else(|_| Err(stopping()))
                 .map(|()| AllocatorStopped { resigned: true }),

@@ -151,7 +151,7 @@ impl LocalShared {
         if service.end_durable.load(Ordering::Acquire) {
             return Ok(());
         }
-        let (done, answer) = oneshot::channel();
+        let (done, response) = oneshot::channel();
         let ended = Arc::clone(service);
         let done: Done = Box::new(move |outcome: Result<()>| {
             if outcome.is_ok() {
@@ -163,6 +163,6 @@ impl LocalShared {
         service.commits.fence();
         let ops = smallvec![Op::PutService(service.record(state))];
         self.room().await?.send(Command::Write { ops, done });
-        answer.await.unwrap_or_else(|_| Err(stopping()))
+        response.await.unwrap_or_else(|_| Err(stopping()))
     }
 }

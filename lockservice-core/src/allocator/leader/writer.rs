@@ -362,7 +362,7 @@ impl Writer {
         let tell = async {
             loop {
                 match self.store.acquire_leadership(&self.candidate, self.leadership_ttl).await {
-                    Ok(answer) => return answer,
+                    Ok(response) => return response,
                     Err(e) => {
                         tracing::warn!(
                             error = ?e,

@@ -248,7 +248,7 @@ impl CommitControl {
         let new = Attempt { name: attempt, window_ends, until, _pins: pins };
         stripe.expires_from = Some(stripe.expires_from.map_or(until, |from| from.min(until)));
         stripe.expire_one(txn.counter, now, &mut old);
-        let answer = match stripe.commits.entry(txn.counter) {
+        let response = match stripe.commits.entry(txn.counter) {
             Entry::Vacant(_) if full => Err(exhausted(txn)),
             Entry::Vacant(entry) => {
                 entry.insert(Commit::InFlight {
@@ -287,7 +287,7 @@ impl CommitControl {
             },
         };
         drop(stripe);
-        answer
+        response
     }
 
     /// Ends an attempt. Idempotent; one that is unknown changes nothing. Other attempts of the

@@ -25,13 +25,13 @@ fn comes_back<T: Send>(
     meanwhile: &str,
     release: impl FnOnce(),
 ) -> T {
-    let (done, answer) = mpsc::channel();
+    let (done, response) = mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(move || drop(done.send(commit())));
-        let answer = answer.recv_timeout(PATIENCE);
+        let response = response.recv_timeout(PATIENCE);
         // Else the scope would wait for ever for what is held up.
         release();
-        answer.unwrap_or_else(|_| panic!("a commit is held up by {meanwhile}"))
+        response.unwrap_or_else(|_| panic!("a commit is held up by {meanwhile}"))
     })
 }
 
@@ -110,12 +110,12 @@ fn a_commit_needs_none_of_the_shards_it_looks_into_for_itself() {
                 })
             });
             entered.recv().expect("the reader is inside");
-            let answer = comes_back(
+            let response = comes_back(
                 || state.begin_commit(&commit, NOW),
                 "a reader of the same shards",
                 || left.send(()).expect("the reader waits"),
             );
-            assert_eq!(answer.is_err(), refused, "commit {n}: {answer:?}");
+            assert_eq!(response.is_err(), refused, "commit {n}: {response:?}");
         });
     }
 }
@@ -143,12 +143,12 @@ fn a_commit_held_behind_its_pins_holds_up_no_other_of_the_same_table() {
         while !pins.held(NOW) {
             std::thread::yield_now();
         }
-        let answer = comes_back(
+        let response = comes_back(
             || state.begin_commit(&other, NOW),
             "another that is being admitted",
             || left.send(()).expect("it is busy"),
         );
-        answer.expect("current");
+        response.expect("current");
         let first =
             first.join().expect("no panic").expect_err("it was made unable to commit meanwhile");
         assert_eq!(first.kind(), ErrorKind::CannotCommit);

@@ -135,8 +135,8 @@ mod tests {
         let NextBlock::Reserved(last) = last else { panic!("fits exactly: {last:?}") };
         assert_eq!(last.end.get(), end);
         for reserved_to in [end - TOKEN_BLOCK + 1, end - 1, end] {
-            let answer = source.block(reserved_to, epoch).expect("in range");
-            assert_eq!(answer, NextBlock::Raise(RaiseEpoch(Epoch::new(4))), "from {reserved_to}");
+            let response = source.block(reserved_to, epoch).expect("in range");
+            assert_eq!(response, NextBlock::Raise(RaiseEpoch(Epoch::new(4))), "from {reserved_to}");
         }
         let next = source.block(end, Epoch::new(4)).expect("in range");
         let NextBlock::Reserved(next) = next else { panic!("fits: {next:?}") };

@@ -56,14 +56,14 @@ pub(crate) async fn keep_lease(inner: Arc<ServiceInner>) {
             not_before = now + lease.attempt_max();
             continue;
         }
-        let (sent, answer) = tokio::select! {
+        let (sent, response) = tokio::select! {
             biased;
-            answered = next_answer(&mut attempts) => answered,
+            acked = next_ack(&mut attempts) => acked,
             _ = phase.wait_for(Phase::gave_lease_up) => return,
             // The loop looks at the clock.
             () = inner.parts.env.sleep(timer(due.min(lease.seal_at()), now)) => continue,
         };
-        match answer {
+        match response {
             Ok(ack) => {
                 inner.observe(ack.at);
                 // One that comes after the lease's end renews nothing, which the next turn sees.
@@ -91,11 +91,11 @@ pub(crate) async fn keep_lease(inner: Arc<ServiceInner>) {
 ///
 /// # Cancel safety
 /// Cancel safe.
-async fn next_answer(attempts: &mut Vec<Attempt>) -> (Time, Result<LeaseAck>) {
+async fn next_ack(attempts: &mut Vec<Attempt>) -> (Time, Result<LeaseAck>) {
     poll_fn(|cx| {
         for at in 0..attempts.len() {
-            if let Poll::Ready(answer) = attempts[at].call.as_mut().poll(cx) {
-                return Poll::Ready((attempts.remove(at).sent, answer));
+            if let Poll::Ready(response) = attempts[at].call.as_mut().poll(cx) {
+                return Poll::Ready((attempts.remove(at).sent, response));
             }
         }
         Poll::Pending

@@ -23,7 +23,7 @@ use crate::service::session::queue::{
     keep_relied_on, rolled_back,
 };
 use crate::service::txn::TxnRecord;
-use crate::service::{Answer, Granted, LockSpec, Operation, TxnOp};
+use crate::service::{Granted, LockSpec, OpResponse, Operation, TxnOp};
 
 impl Session {
     /// Takes an operation in. Its place in its transaction's order is given by its sequence (T2); a
@@ -33,11 +33,11 @@ impl Session {
     ///
     /// # Errors
     /// Those of [`Txn::lock`](crate::service::Txn::lock), and `SessionLost`; `TxnNotFound` for an
-    /// operation of a transaction that has ended (but unlocks, ends and undos of such a one
+    /// operation of a transaction that has ended (but unlocks, ends and cancels of such a one
     /// succeed); `ResourceExhausted` beyond the bounds on transactions and operations.
     ///
     /// # Cancel safety
-    /// The operation goes on if the answer is dropped; roll a lock back with [`Operation::Undo`].
+    /// The operation goes on if the answer is dropped; roll a lock back with [`Operation::Cancel`].
     pub fn submit(&self, op: TxnOp, operation: Operation) -> Pending {
         let number = op.number;
         let (pending, run) = match self.enqueue(op, operation) {
@@ -72,7 +72,7 @@ impl Session {
             if matches!(operation, Operation::End { .. }) {
                 // Nothing was ever locked.
                 state.highest = op.number;
-                return Ok((Pending::ready(Ok(Answer::DONE)), false));
+                return Ok((Pending::ready(Ok(OpResponse::DONE)), false));
             }
             if op.sequence != 1 {
                 return Err(Error::new(
@@ -99,21 +99,21 @@ impl Session {
         });
         match taken {
             // T3: below the floor and not there: it has ended, and nothing may bring it back.
-            None if ended_is_fine => Ok((Pending::ready(Ok(Answer::DONE)), false)),
+            None if ended_is_fine => Ok((Pending::ready(Ok(OpResponse::DONE)), false)),
             None => Err(Error::new(
                 ErrorKind::TxnNotFound,
                 "the transaction has ended: start a new one",
             )
             .with("number", op.number)),
             Some(taken) => Ok(match taken? {
-                (Taken::Decided(answer), _) => (Pending::ready(self.again(answer)), false),
-                (Taken::Queued { answer, run, behind }, sequence) => {
+                (Taken::Decided(response), _) => (Pending::ready(self.again(response)), false),
+                (Taken::Queued { response, run, behind }, sequence) => {
                     if behind {
                         state.with_queue(op.number, |queue, _| {
                             queue.time(sequence, |spec| self.timer(op.number, sequence, spec, now));
                         });
                     }
-                    (Pending::waiting(answer, sequence), run)
+                    (Pending::waiting(response, sequence), run)
                 }
             }),
         }
@@ -140,11 +140,11 @@ impl Session {
 
     /// The answer to a replay. Its promise counts from the replay's send (P2), so the promise of
     /// the first answer would be too long.
-    fn again(&self, answer: Result<Answer>) -> Result<Answer> {
-        match answer? {
-            Answer::Locked(granted) => {
+    fn again(&self, response: Result<OpResponse>) -> Result<OpResponse> {
+        match response? {
+            OpResponse::Locked(granted) => {
                 let promise = self.inner.promise(Some(&self.record.renewals))?;
-                Ok(Answer::Locked(Granted { promise, ..granted }))
+                Ok(OpResponse::Locked(Granted { promise, ..granted }))
             }
             done => Ok(done),
         }
@@ -171,9 +171,9 @@ impl Session {
                     if let (Ok(granted), Some(items)) = (&result, items) {
                         relied = Relied::of(granted, &items);
                     }
-                    result.map(Answer::Locked)
+                    result.map(OpResponse::Locked)
                 }
-                Step::Unlock(table, items, commit_ts) => Ok(Answer::Done {
+                Step::Unlock(table, items, commit_ts) => Ok(OpResponse::Done {
                     released: self.inner.unlock(&txn, &table, &items, commit_ts),
                 }),
                 Step::RollBack(grants) => {
@@ -182,11 +182,11 @@ impl Session {
                         keep_relied_on(&mut grant, &later, &mut pairs);
                         self.inner.engine.roll_back(txn.id, grant.bind.id, &grant);
                     }
-                    Ok(Answer::DONE)
+                    Ok(OpResponse::DONE)
                 }
-                Step::Done => Ok(Answer::DONE),
+                Step::Done => Ok(OpResponse::DONE),
                 Step::End(commit_ts) => {
-                    Ok(Answer::Done { released: self.inner.end(&txn, commit_ts) })
+                    Ok(OpResponse::Done { released: self.inner.end(&txn, commit_ts) })
                 }
             };
             if !self.file(number, sequence, result, relied, ends) {
@@ -225,7 +225,7 @@ impl Session {
         &self,
         number: u64,
         sequence: u64,
-        result: Result<Answer>,
+        result: Result<OpResponse>,
         relied: Option<Relied>,
         ends: bool,
     ) -> bool {

@@ -7,10 +7,10 @@ use std::task::{Context, Poll};
 use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::Answer;
+use crate::service::OpResponse;
 
-/// The answer to a submitted operation. Dropping it does not cancel the operation: submit an `Undo`
-/// for that.
+/// The response to a submitted operation. Dropping it does not cancel the operation; an
+/// [`Operation::Cancel`](crate::service::Operation::Cancel) does.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct Pending(PendingState);
@@ -20,20 +20,20 @@ pub struct Pending(PendingState);
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 enum PendingState {
-    Ready(Option<Result<Answer>>),
-    Waiting(oneshot::Receiver<Result<Answer>>, u64),
+    Ready(Option<Result<OpResponse>>),
+    Waiting(oneshot::Receiver<Result<OpResponse>>, u64),
 }
 
 impl Pending {
-    pub(in crate::service) fn ready(result: Result<Answer>) -> Self {
+    pub(in crate::service) fn ready(result: Result<OpResponse>) -> Self {
         Self(PendingState::Ready(Some(result)))
     }
 
     pub(in crate::service) fn waiting(
-        answer: oneshot::Receiver<Result<Answer>>,
+        response: oneshot::Receiver<Result<OpResponse>>,
         sequence: u64,
     ) -> Self {
-        Self(PendingState::Waiting(answer, sequence))
+        Self(PendingState::Waiting(response, sequence))
     }
 
     /// The operation's sequence in its transaction, if it was not decided before: to
@@ -47,14 +47,14 @@ impl Pending {
 }
 
 impl Future for Pending {
-    type Output = Result<Answer>;
+    type Output = Result<OpResponse>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
             PendingState::Ready(result) => Poll::Ready(result.take().unwrap_or_else(|| {
                 Err(Error::new(ErrorKind::Internal, "an answer was polled after it was taken"))
             })),
-            PendingState::Waiting(answer, _) => Pin::new(answer).poll(cx).map(|result| {
+            PendingState::Waiting(response, _) => Pin::new(response).poll(cx).map(|result| {
                 result.unwrap_or_else(|_| {
                     Err(Error::new(
                         ErrorKind::SessionLost,

@@ -33,11 +33,11 @@ impl SessionState {
         let queue = self.txns.get_mut(&number)?;
         let others = self.kept_bytes - queue.kept_bytes();
         let other_ops = self.ops - queue.ops_under_way();
-        let answer = change(queue, others);
+        let response = change(queue, others);
         self.kept_bytes = others + queue.kept_bytes();
         self.ops = other_ops + queue.ops_under_way();
         self.charge.set(self.ops, self.kept_bytes);
-        Some(answer)
+        Some(response)
     }
 
     pub(super) fn remove_queue(&mut self, number: u64) -> Option<TxnQueue> {

@@ -5,7 +5,7 @@ use std::ops::Bound;
 
 use crate::error::Error;
 use crate::key::{Key, LockItem};
-use crate::service::{Answer, Operation};
+use crate::service::{OpResponse, Operation};
 use crate::table::ItemGrant;
 
 /// What every operation takes, whatever it does: its places in the queue's maps, who waits for it,
@@ -20,7 +20,7 @@ pub(in crate::service) fn of_operation(operation: &Operation) -> usize {
     let items: &[LockItem] = match operation {
         Operation::Lock(spec) => &spec.items,
         Operation::Unlock { items, .. } => items,
-        Operation::End { .. } | Operation::Undo { .. } => &[],
+        Operation::End { .. } | Operation::Cancel { .. } => &[],
         Operation::Refuse(why) => return OPERATION + of_error(why),
     };
     // As they were asked for, and as they were granted.
@@ -33,17 +33,17 @@ pub(in crate::service) fn of_operation(operation: &Operation) -> usize {
 }
 
 /// What the answer takes.
-pub(in crate::service) fn of_answer(answer: &Result<Answer, Error>) -> usize {
+pub(in crate::service) fn of_response(response: &Result<OpResponse, Error>) -> usize {
     OPERATION
-        + match answer {
-            Ok(Answer::Locked(granted)) => granted
+        + match response {
+            Ok(OpResponse::Locked(granted)) => granted
                 .grant
                 .owner
                 .changes
                 .iter()
                 .map(|change| size_of::<ItemGrant>() + keys(&change.item))
                 .sum(),
-            Ok(Answer::Done { .. }) => 0,
+            Ok(OpResponse::Done { .. }) => 0,
             Err(why) => of_error(why),
         }
 }

@@ -258,9 +258,9 @@ impl LockService {
     /// Drops a table that is not served here.
     async fn drop_elsewhere(&self, table: &TableRef) -> Result<()> {
         let inner = &self.inner;
-        let answer = inner.parts.allocator.forget_table(table).await?;
-        inner.observe(answer.at);
-        match answer.outcome {
+        let response = inner.parts.allocator.forget_table(table).await?;
+        inner.observe(response.at);
+        match response.outcome {
             ForgetOutcome::Forgotten => Ok(()),
             ForgetOutcome::Unknown => Err(Error::new(
                 ErrorKind::TableNotFound,

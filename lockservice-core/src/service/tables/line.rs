@@ -64,7 +64,7 @@ pub(in crate::service) struct Handed {
 pub(in crate::service) struct Waiter {
     pub(in crate::service) requested: Requested,
     /// Where it is told how it went.
-    pub(in crate::service) answer: oneshot::Sender<Result<Handed>>,
+    pub(in crate::service) response: oneshot::Sender<Result<Handed>>,
 }
 
 /// Whom the table was bound to last.
@@ -225,7 +225,7 @@ impl Lines {
             let Some(waiter) = line.waiting.remove(&position) else { continue };
             self.waiting -= 1;
             // One that has gone needs no answer.
-            drop(waiter.answer.send(Err(refusal.at_once(table, now))));
+            drop(waiter.response.send(Err(refusal.at_once(table, now))));
         }
         if line.waiting.is_empty() {
             line.deserted.notify_one();
@@ -275,7 +275,7 @@ impl Lines {
         let Some(line) = self.remove(table) else { return };
         self.waiting -= line.waiting.len();
         for waiter in line.waiting.into_values() {
-            drop(waiter.answer.send(Err(why.clone())));
+            drop(waiter.response.send(Err(why.clone())));
         }
     }
 
@@ -422,7 +422,7 @@ mod tests {
             wait: WaitPolicy::Wait,
             since: Time::ZERO,
         };
-        let waiter = Waiter { requested, answer: oneshot::channel().0 };
+        let waiter = Waiter { requested, response: oneshot::channel().0 };
         lines.join(&table(number), waiter, usize::MAX).expect("room")
     }
 

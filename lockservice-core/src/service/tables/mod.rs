@@ -79,7 +79,7 @@ impl Tables {
 /// What came of asking for a table once.
 #[derive(Debug)]
 enum Attempt {
-    Answered(Result<Arc<Bind>>),
+    Returned(Result<Arc<Bind>>),
     /// A call came to a line that was deserted, or may have been.
     AskAgain,
     LineEnded,
@@ -128,7 +128,7 @@ impl ServiceInner {
             WaitPolicy::Wait => deadline,
             WaitPolicy::NoWait => deadline.min(requested.since + ASK_MAX),
         };
-        let (answer, handed) = oneshot::channel();
+        let (response, handed) = oneshot::channel();
         let joined = {
             let mut lines = self.tables.lines.lock();
             // Under the mutex a table is owned or has a line.
@@ -137,7 +137,7 @@ impl ServiceInner {
                 return Ok(self.at_engine(bind, requested, false));
             }
             let most = self.parts.settings.engine.waiters_max;
-            lines.join(table, Waiter { requested, answer }, most)?
+            lines.join(table, Waiter { requested, response }, most)?
         };
         let position = Place { inner: self, table, position: joined.position };
         if let Some(deserted) = joined.new_line {
@@ -177,9 +177,9 @@ impl ServiceInner {
                 return;
             }
             let error = match self.bind_once(table, deserted).await {
-                Attempt::Answered(Ok(bind)) => return self.hand_to_line(table, &bind),
-                Attempt::Answered(Err(error)) if passes(&error) => error,
-                Attempt::Answered(Err(error)) => {
+                Attempt::Returned(Ok(bind)) => return self.hand_to_line(table, &bind),
+                Attempt::Returned(Err(error)) if passes(&error) => error,
+                Attempt::Returned(Err(error)) => {
                     return self.tables.lines.lock().end(table, &error);
                 }
                 Attempt::AskAgain => continue,
@@ -215,7 +215,7 @@ impl ServiceInner {
                 biased;
                 () = self.phase_changed() => {
                     let why = self.check_serving().err().unwrap_or_else(shutting_down);
-                    return Attempt::Answered(Err(why));
+                    return Attempt::Returned(Err(why));
                 }
                 () = deserted.notified() => {
                     let desertion = self.tables.lines.lock().desert(table);
@@ -225,7 +225,7 @@ impl ServiceInner {
                         Desertion::Ended => return Attempt::LineEnded,
                     }
                 }
-                outcome = &mut bind => return Attempt::Answered(outcome),
+                outcome = &mut bind => return Attempt::Returned(outcome),
             }
         }
     }
@@ -244,7 +244,7 @@ impl ServiceInner {
             let handed = self.at_engine(Arc::clone(bind), waiter.requested, waited);
             // The receiver of a caller that has gone takes nothing: dropped, the call hands on its
             // grant.
-            drop(waiter.answer.send(Ok(handed)));
+            drop(waiter.response.send(Ok(handed)));
         }
     }
 

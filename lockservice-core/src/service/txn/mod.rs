@@ -324,13 +324,13 @@ impl ServiceInner {
             }
             let ids: Vec<TxnId> = txns.iter().map(|txn| txn.id).collect();
             match self.parts.allocator.cannot_commit(&ids).await {
-                Ok(answer) => {
-                    self.observe(answer.at);
-                    for (txn, e) in &answer.failed {
+                Ok(response) => {
+                    self.observe(response.at);
+                    for (txn, e) in &response.failed {
                         tracing::warn!(%txn, error = ?e, "cannot make a transaction unable to \
                             commit; trying again");
                     }
-                    let over: HashSet<TxnId> = answer.tombstoned.into_iter().collect();
+                    let over: HashSet<TxnId> = response.tombstoned.into_iter().collect();
                     let (fenced, rest): (Vec<_>, Vec<_>) =
                         txns.into_iter().partition(|txn| over.contains(&txn.id));
                     txns = rest;

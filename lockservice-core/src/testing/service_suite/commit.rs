@@ -79,9 +79,9 @@ pub(super) async fn a_transaction_that_has_ended_or_never_was_is_not_admitted(
     for ahead in [1_000, 1 << 40] {
         request.txn = TxnId::new(old.id().origin, old.id().number() + ahead, true);
         refused("it never was (C4)", fixture.begin_commit(&request).await, ErrorKind::CannotCommit);
-        let answer = fixture.cannot_commit(&[request.txn]).await.expect("an answer");
+        let response = fixture.cannot_commit(&[request.txn]).await.expect("an answer");
         assert_eq!(
-            (answer.tombstoned, answer.committing, answer.failed.len()),
+            (response.tombstoned, response.committing, response.failed.len()),
             (vec![], vec![], 1)
         );
     }
@@ -100,8 +100,8 @@ pub(super) async fn what_anybody_was_told_can_never_commit_does_not_commit_after
         let a = scene.validating("a").await;
         let grant = a.locks(exclusive("k")).await;
         let request = a.commit(&[&grant]);
-        let answer = fixture.cannot_commit(&[request.txn]).await.expect("an answer");
-        assert_eq!(answer.tombstoned, [request.txn]);
+        let response = fixture.cannot_commit(&[request.txn]).await.expect("an answer");
+        assert_eq!(response.tombstoned, [request.txn]);
         a.closes().await;
         let next = scene.actor("next").await;
         next.locks(exclusive("k")).await;
@@ -125,8 +125,8 @@ pub(super) async fn once_anybody_was_told_that_it_is_committing_nothing_more_of_
     let mut request = a.commit(&[&grant]);
     request.window.most = Duration::from_secs(4);
     let first = fixture.begin_commit(&request).await.expect("alive");
-    let answer = fixture.cannot_commit(&[request.txn]).await.expect("an answer");
-    assert_eq!(answer.committing, [request.txn]);
+    let response = fixture.cannot_commit(&[request.txn]).await.expect("an answer");
+    assert_eq!(response.committing, [request.txn]);
     tokio::time::sleep(Duration::from_millis(50)).await;
     let again = fixture.begin_commit(&request).await.expect("what was admitted stands");
     assert!(
@@ -138,8 +138,8 @@ pub(super) async fn once_anybody_was_told_that_it_is_committing_nothing_more_of_
     refused("anew (C4)", fixture.begin_commit(&other).await, ErrorKind::CannotCommit);
     fixture.finish_commit(request.txn, request.attempt).await.expect("admitted");
     refused("it is tombstoned (C4)", fixture.begin_commit(&request).await, ErrorKind::CannotCommit);
-    let answer = fixture.cannot_commit(&[request.txn]).await.expect("an answer");
-    assert_eq!(answer.tombstoned, [request.txn]);
+    let response = fixture.cannot_commit(&[request.txn]).await.expect("an answer");
+    assert_eq!(response.tombstoned, [request.txn]);
     scene.is(&["a holds k"], &[]).await;
 }
 

@@ -120,7 +120,7 @@ async fn try_to_take(
         None => opening.await?,
         Some(left) => tokio::time::timeout(left, opening)
             .await
-            .unwrap_or_else(|_| Err(patience::no_answer()))?,
+            .unwrap_or_else(|_| Err(patience::no_response()))?,
     };
     let session = opened.insert(session);
     let stop_time = stop_time(args, &client, session)?;

@@ -33,7 +33,7 @@ const FRAME_OPS_MAX: usize = 128;
 /// than this is ahead of it; an operation that is larger by itself goes alone.
 const FRAME_BYTES_MAX: usize = 4 << 10;
 /// Most operations of one transaction under way. A server keeps at least this many, and as many
-/// again for their undos.
+/// again for their cancels.
 const TXN_OPS_MAX: u32 = 64;
 /// The most that an operation costs in a frame beyond its own encoding: its id, tags and lengths.
 const OP_OVERHEAD_BYTES: usize = 32;
@@ -90,7 +90,7 @@ impl Outbox {
         context: CallContext<'_>,
         permit: OwnedSemaphorePermit,
     ) -> Result<(CallId, oneshot::Receiver<Result<Granted>>)> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, response) = oneshot::channel();
         let bytes = op.encoded_len() + OP_OVERHEAD_BYTES + txn_number.options.label.len();
         // The transaction's number is chosen and its operation queued in one step: numbers must
         // arrive in rising order.
@@ -109,7 +109,7 @@ impl Outbox {
             state.push(Pending { op: Op::Lock(op), bytes, what, deadline, snapshot, sent: None });
         drop(state);
         wake(waker);
-        Ok((call, answer))
+        Ok((call, response))
     }
 
     /// Puts an unlock of chosen keys in.
@@ -118,7 +118,7 @@ impl Outbox {
         txn_number: &TxnNumber,
         mut op: proto::UnlockOp,
     ) -> Result<oneshot::Receiver<Result<()>>> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, response) = oneshot::channel();
         let bytes = op.encoded_len() + OP_OVERHEAD_BYTES + txn_number.options.label.len();
         let mut number = txn_number.number.lock();
         let mut state = self.state.lock();
@@ -127,7 +127,7 @@ impl Outbox {
         let what = What::Release {
             txn: txn.number,
             sequence: txn.sequence,
-            undone: 0,
+            cancelled: 0,
             ends: false,
             reply: Some(reply),
         };
@@ -142,7 +142,7 @@ impl Outbox {
         });
         drop(state);
         wake(waker);
-        Ok(answer)
+        Ok(response)
     }
 
     /// Ends a transaction; `None` if it never did anything.
@@ -155,13 +155,13 @@ impl Outbox {
         if number == 0 {
             return None;
         }
-        let (reply, answer) = oneshot::channel();
+        let (reply, response) = oneshot::channel();
         let mut state = self.state.lock();
         let txn = state.release_op(number)?;
         let what = What::Release {
             txn: number,
             sequence: txn.sequence,
-            undone: 0,
+            cancelled: 0,
             ends: true,
             reply: Some(reply),
         };
@@ -173,14 +173,14 @@ impl Outbox {
             state.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: None });
         drop(state);
         wake(waker);
-        Some(answer)
+        Some(response)
     }
 
     /// Cancels a lock call, or rolls its grant back (T2). Until that is acknowledged no caller may
     /// rely on its keys.
-    pub(super) fn undo(&self, call: CallId) {
+    pub(super) fn cancel(&self, call: CallId) {
         let mut state = self.state.lock();
-        let waker = state.undo(call);
+        let waker = state.cancel(call);
         drop(state);
         wake(waker);
     }

@@ -40,7 +40,7 @@ pub(super) enum What {
     Release {
         txn: u64,
         sequence: u64,
-        undone: u64,
+        cancelled: u64,
         ends: bool,
         reply: Option<oneshot::Sender<Result<()>>>,
     },
@@ -80,7 +80,7 @@ impl Pending {
         // An unlock that names nothing.
         self.op = Op::Unlock(proto::UnlockOp { txn: lock.txn.take(), ..Default::default() });
         (self.bytes, self.deadline, self.snapshot) = (0, None, None);
-        let refused = What::Release { txn, sequence, undone: 0, ends: false, reply: None };
+        let refused = What::Release { txn, sequence, cancelled: 0, ends: false, reply: None };
         Some((CallId { txn, sequence }, std::mem::replace(&mut self.what, refused)))
     }
 

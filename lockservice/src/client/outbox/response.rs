@@ -46,12 +46,12 @@ impl Outbox {
                 Ok(_) => ResponseEffect::None,
                 Err(e) => ResponseEffect::Lost(e),
             },
-            What::Release { txn, sequence, undone, ends, reply } => {
+            What::Release { txn, sequence, cancelled, ends, reply } => {
                 if let Some(slot) = state.txns.get_mut(&txn) {
                     slot.under_way = slot.under_way.saturating_sub(1);
                     slot.acknowledge(sequence);
-                    if undone > 0 {
-                        slot.acknowledge(undone);
+                    if cancelled > 0 {
+                        slot.acknowledge(cancelled);
                     }
                 }
                 if ends {
@@ -79,10 +79,10 @@ impl Outbox {
                     }
                 };
                 let waker =
-                    if result.is_err() { state.undo(CallId { txn, sequence }) } else { None };
+                    if result.is_err() { state.cancel(CallId { txn, sequence }) } else { None };
                 drop(state);
                 wake(waker);
-                // A caller that has gone has put an Undo in itself.
+                // A caller that has gone has put a `CancelOp` in itself.
                 let _ = reply.send(result);
                 effect
             }
@@ -105,7 +105,7 @@ impl Outbox {
                 continue;
             };
             // It may have been granted, and only the response is lost.
-            waker = waker.or(state.undo(call));
+            waker = waker.or(state.cancel(call));
             failed.push(what);
         }
         drop(state);
@@ -137,7 +137,7 @@ impl Outbox {
             if pending.sent.is_some()
                 && let What::Lock { txn, sequence, .. } = pending.what
             {
-                waker = waker.or(state.undo(CallId { txn, sequence }));
+                waker = waker.or(state.cancel(CallId { txn, sequence }));
             }
             failed.push(pending.what);
         }
@@ -147,7 +147,7 @@ impl Outbox {
         drop(listening);
         for what in failed {
             if let What::Lock { reply, .. } = what {
-                // A caller that has gone has put an Undo in itself.
+                // A caller that has gone has put a `CancelOp` in itself.
                 let _ = reply.send(Err(why.clone()));
             }
         }

@@ -110,17 +110,17 @@ impl OutboxState {
         })
     }
 
-    pub(super) fn undo(&mut self, call: CallId) -> Option<Waker> {
+    pub(super) fn cancel(&mut self, call: CallId) -> Option<Waker> {
         let txn = self.release_op(call.txn)?;
         let (number, sequence) = (call.txn, txn.sequence);
         let what = What::Release {
             txn: number,
             sequence,
-            undone: call.sequence,
+            cancelled: call.sequence,
             ends: false,
             reply: None,
         };
-        let op = Op::Undo(proto::UndoOp { txn: Some(txn), undone: call.sequence });
+        let op = Op::Cancel(proto::CancelOp { txn: Some(txn), cancelled: call.sequence });
         self.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: None })
     }
 

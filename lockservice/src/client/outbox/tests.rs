@@ -72,7 +72,7 @@ fn nobody_is_woken_under_the_mutex_when_a_session_is_lost() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(1));
     let txn_number = TxnNumber::new(TxnOptions::default());
-    let (_, mut answer) = outbox
+    let (_, mut response) = outbox
         .lock(&txn_number, proto::LockOp::default(), CallContext::default(), permit(&permits))
         .expect("it is small");
     let sender = Looker::new(&outbox);
@@ -87,15 +87,15 @@ fn nobody_is_woken_under_the_mutex_when_a_session_is_lost() {
         (Waker::from(Arc::clone(&next)), Waker::from(Arc::clone(&caller)));
     let mut next_call = Box::pin(Arc::clone(&permits).acquire_owned());
     assert!(next_call.as_mut().poll(&mut Context::from_waker(&next_waker)).is_pending());
-    let mut answer = std::pin::pin!(&mut answer);
-    assert!(answer.as_mut().poll(&mut Context::from_waker(&caller_waker)).is_pending());
+    let mut response = std::pin::pin!(&mut response);
+    assert!(response.as_mut().poll(&mut Context::from_waker(&caller_waker)).is_pending());
 
     outbox.fail_locks(&Error::new(ErrorKind::SessionLost, "for the test"));
     assert_eq!((sender.seen(), next.seen(), caller.seen()), ((1, 0), (1, 0), (1, 0)));
     let Poll::Ready(Some(frame)) = outbox.poll_frame(stream, &clock, &mut cx) else {
         panic!("nothing to send")
     };
-    assert!(matches!(frame.ops[0].op, Some(Op::Undo(_))), "a grant on its way is given back");
+    assert!(matches!(frame.ops[0].op, Some(Op::Cancel(_))), "a grant on its way is given back");
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn a_grant_renews_from_when_its_request_was_last_sent() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(1));
     let txn_number = TxnNumber::new(TxnOptions::default());
-    let (_, _answer) = outbox
+    let (_, _response) = outbox
         .lock(&txn_number, proto::LockOp::default(), CallContext::default(), permit(&permits))
         .expect("it is small");
     let clock = Settable::default();
@@ -165,14 +165,12 @@ fn a_grant_renews_from_when_its_request_was_last_sent() {
     };
     let promise = Some(proto::Promise { valid_for_ms: 5_000 });
     let locked = proto::Locked { promise, ..proto::Locked::default() };
-    let answered = outbox.take_response(
+    let effect = outbox.take_response(
         frame.ops[0].id,
         Ok(proto::server_op::Response::Locked(locked)),
         || Ok(()),
     );
-    let ResponseEffect::Promised(sent, promised) = answered else {
-        panic!("no promise: {answered:?}")
-    };
+    let ResponseEffect::Promised(sent, promised) = effect else { panic!("no promise: {effect:?}") };
     assert_eq!(
         (sent, promised),
         (Time::from_origin(Duration::from_millis(700)), Duration::from_secs(5))
@@ -186,10 +184,10 @@ fn a_caller_is_told_what_its_own_call_waits_for_and_nothing_is_kept_when_that_is
     let txn_number = TxnNumber::new(TxnOptions::default());
     let (waits, mut seen) = watch::channel(None);
     let context = CallContext { waits: Some(&waits), ..CallContext::default() };
-    let (call, _answer) = outbox
+    let (call, _response) = outbox
         .lock(&txn_number, proto::LockOp::default(), context, permit(&permits))
         .expect("it is small");
-    let (other, _answer) = outbox
+    let (other, _response) = outbox
         .lock(&txn_number, proto::LockOp::default(), CallContext::default(), permit(&permits))
         .expect("it is small");
     let tell = |call: CallId| {

@@ -83,7 +83,7 @@ impl Drop for Turn<'_> {
 pub(super) struct Call<'a> {
     pub(super) shared: &'a SessionShared,
     pub(super) call: Option<CallId>,
-    pub(super) answer: oneshot::Receiver<Result<Granted>>,
+    pub(super) response: oneshot::Receiver<Result<Granted>>,
 }
 
 impl Call<'_> {
@@ -97,7 +97,7 @@ impl Call<'_> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         if let Some(call) = self.call {
-            self.shared.outbox.undo(call);
+            self.shared.outbox.cancel(call);
         }
     }
 }

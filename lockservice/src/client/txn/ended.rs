@@ -24,8 +24,8 @@ impl Ended {
         Self(EndedState::Ready(Some(result)))
     }
 
-    pub(super) fn waiting(handle: &Arc<Handle>, answer: oneshot::Receiver<Result<()>>) -> Self {
-        Self(EndedState::Waiting(Arc::clone(handle), answer))
+    pub(super) fn waiting(handle: &Arc<Handle>, response: oneshot::Receiver<Result<()>>) -> Self {
+        Self(EndedState::Waiting(Arc::clone(handle), response))
     }
 }
 
@@ -35,8 +35,8 @@ impl Future for Ended {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         match &mut self.0 {
             EndedState::Ready(result) => Poll::Ready(result.take().unwrap_or(Ok(()))),
-            EndedState::Waiting(handle, answer) => {
-                let result = ready!(Pin::new(answer).poll(cx));
+            EndedState::Waiting(handle, response) => {
+                let result = ready!(Pin::new(response).poll(cx));
                 Poll::Ready(result.unwrap_or_else(|_| Err(handle.shared.why_lost())))
             }
         }

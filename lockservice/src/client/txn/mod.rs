@@ -36,7 +36,7 @@ use crate::proto;
 
 /// How long past its deadline a call listens for the server's own answer: one that time is up says
 /// who stood in the way, one that the lock was granted in time is as good as any.
-const ANSWER_GRACE: Duration = Duration::from_millis(100);
+const RESPONSE_GRACE: Duration = Duration::from_millis(100);
 
 /// A transaction of a session. Dropping it ends it.
 ///
@@ -179,14 +179,14 @@ impl ClientTxn {
         let permit = permit(shared, spec.wait, deadline).await?;
         // It may have been waited for.
         shared.check()?;
-        let (call, answer) =
+        let (call, response) =
             shared.outbox.lock(&turn.txn_number, lock_spec_to_proto(spec), context, permit)?;
-        let mut call = Call { shared, call: Some(call), answer };
+        let mut call = Call { shared, call: Some(call), response };
         let result = tokio::select! {
             biased;
-            answer = &mut call.answer => answer.unwrap_or_else(|_| Err(shared.why_lost())),
+            response = &mut call.response => response.unwrap_or_else(|_| Err(shared.why_lost())),
             // `call` is still armed: the request is taken back, wherever it is.
-            () = shared.past(deadline.map(|deadline| deadline + ANSWER_GRACE)) => {
+            () = shared.past(deadline.map(|deadline| deadline + RESPONSE_GRACE)) => {
                 return Err(timed_out("the server did not answer within the time-out of the lock: \
                     try again, or allow more time"));
             }
@@ -275,7 +275,7 @@ impl ClientTxn {
         };
         let (handle, txn_number) = self.place();
         match handle.shared.outbox.unlock(&txn_number, op) {
-            Ok(answer) => Ended::waiting(&handle, answer),
+            Ok(response) => Ended::waiting(&handle, response),
             Err(e) => Ended::ready(Err(e)),
         }
     }
@@ -301,7 +301,7 @@ impl ClientTxn {
         match (handle.shared.outbox.end(&txn_number, commit_ts), lost) {
             // It was sent all the same: no other need wait for the session to lapse.
             (_, Some(why)) => Ended::ready(Err(why)),
-            (Some(answer), None) => Ended::waiting(&handle, answer),
+            (Some(response), None) => Ended::waiting(&handle, response),
             (None, None) if holds => Ended::ready(Err(handle.shared.why_lost())),
             (None, None) => Ended::ready(Ok(())),
         }

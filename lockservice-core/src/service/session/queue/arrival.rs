@@ -7,7 +7,7 @@ use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::session::queue::{Room, TxnQueue, Waiting};
 use crate::service::session::weight;
-use crate::service::{Answer, LockSpec, Operation};
+use crate::service::{LockSpec, OpResponse, Operation};
 
 /// Most callers that wait for one operation's answer: its first sender, and those who sent it
 /// again.
@@ -17,10 +17,10 @@ const JOINED_MAX: usize = 16;
 #[allow(clippy::large_enum_variant, reason = "moved once and never kept")]
 pub(in crate::service) enum Taken {
     /// It was decided before: this was its answer.
-    Decided(Result<Answer>),
+    Decided(Result<OpResponse>),
     /// Its answer will come here. If `run`, no task runs the queue, and it is to be run. If
     /// `behind`, it is new and its turn comes later: a lock is to be [timed](TxnQueue::time).
-    Queued { answer: oneshot::Receiver<Result<Answer>>, run: bool, behind: bool },
+    Queued { response: oneshot::Receiver<Result<OpResponse>>, run: bool, behind: bool },
 }
 
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl TxnQueue {
         if sequence < self.next {
             return self.decided_before(sequence).map(Taken::Decided);
         }
-        let (sender, answer) = oneshot::channel();
+        let (sender, response) = oneshot::channel();
         if let Some(queued) = self.queue.get_mut(&sequence) {
             if let Some(error) = &queued.expired {
                 return Ok(Taken::Decided(Err(error.clone())));
@@ -73,11 +73,11 @@ impl TxnQueue {
                 ));
             }
             queued.waiting.push(sender);
-            return Ok(Taken::Queued { answer, run: false, behind: false });
+            return Ok(Taken::Queued { response, run: false, behind: false });
         }
         let operation = self.admit(sequence, operation, room)?;
         match &operation {
-            Operation::Undo { sequence } => self.undo(*sequence),
+            Operation::Cancel { sequence } => self.close(*sequence),
             Operation::End { .. } => {
                 self.ending = true;
                 self.cancel_running();
@@ -97,7 +97,7 @@ impl TxnQueue {
         self.queue.insert(sequence, queued);
         let run = !self.running && (self.ending || self.queue.contains_key(&self.next));
         self.running |= run;
-        Ok(Taken::Queued { answer, run, behind: !run })
+        Ok(Taken::Queued { response, run, behind: !run })
     }
 
     /// Has an operation that stands behind others watched by a timer, if it is a lock. The timer is

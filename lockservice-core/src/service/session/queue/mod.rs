@@ -30,9 +30,9 @@
 //!   until it is decided; from then on its answer weighs what it takes.
 //! - [`kept_bytes`](TxnQueue::kept_bytes) is the sum of the weights of all that is queued or
 //!   decided and not acknowledged.
-//! - **Closed is closed.** A sequence in `undone` is never granted: a call that runs is cancelled,
+//! - **Closed is closed.** A sequence in `closed` is never granted: a call that runs is cancelled,
 //!   one that is queued or comes later is refused, and a grant that was filed is rolled back in
-//!   the `Undo`'s turn.
+//!   the `Cancel`'s turn.
 //! - **Numbered by one side.** Either the client numbers the operations of a transaction, or the
 //!   service does, in the order in which they arrive. The results of those cannot be asked for
 //!   again, so none is kept.
@@ -53,7 +53,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::Answer;
+use crate::service::OpResponse;
 use crate::service::session::queue::arrival::Queued;
 use crate::service::session::queue::result::Decided;
 use crate::service::txn::TxnRecord;
@@ -65,7 +65,7 @@ pub(in crate::service) use room::Room;
 pub(in crate::service) use step::Step;
 
 /// Where an answer is sent.
-pub(in crate::service) type Waiting = oneshot::Sender<Result<Answer>>;
+pub(in crate::service) type Waiting = oneshot::Sender<Result<OpResponse>>;
 
 /// One transaction of a session.
 #[derive(Debug)]
@@ -79,14 +79,14 @@ pub(in crate::service) struct TxnQueue {
     decided: BTreeMap<u64, Decided>,
     /// What `queue`, `decided` and `relied_on` weigh.
     kept_bytes: usize,
-    /// Sequences that were undone, in whatever state they were. Forgotten once they are decided
+    /// Sequences that were cancelled, in whatever state they were. Forgotten once they are decided
     /// and acknowledged.
-    undone: BTreeSet<u64>,
+    closed: BTreeSet<u64>,
     /// What unacknowledged grants name beyond what they added: it was held already, perhaps by an
     /// earlier call that may yet be rolled back.
     relied_on: BTreeMap<u64, Relied>,
     running: bool,
-    /// The running call was cancelled by [`cancel`](Self::cancel): no `Undo` will come to take its
+    /// The running call was cancelled by [`cancel`](Self::cancel): no `Cancel` comes to roll its
     /// grant back.
     cancelled: bool,
     /// Ends the wait of the running call.
@@ -114,7 +114,7 @@ impl TxnQueue {
             queue: BTreeMap::new(),
             decided: BTreeMap::new(),
             kept_bytes: 0,
-            undone: BTreeSet::new(),
+            closed: BTreeSet::new(),
             relied_on: BTreeMap::new(),
             running: false,
             cancelled: false,
@@ -153,18 +153,18 @@ impl TxnQueue {
         self.queue.len()
     }
 
-    /// Cancels an operation that waits, for its locks or for its turn, as if it had been taken
+    /// Cancels an operation that waits, for its locks or for its turn, as if it had been rolled
     /// back.
     pub(in crate::service) fn cancel(&mut self, sequence: u64) {
         if self.queue.contains_key(&sequence) {
             self.cancelled |= self.running && self.next == sequence;
-            self.undo(sequence);
+            self.close(sequence);
         }
     }
 
     /// Closes `sequence`, and cancels it if it is being decided.
-    fn undo(&mut self, sequence: u64) {
-        self.undone.insert(sequence);
+    fn close(&mut self, sequence: u64) {
+        self.closed.insert(sequence);
         if self.running && self.next == sequence {
             self.cancel_running();
         }
@@ -173,7 +173,7 @@ impl TxnQueue {
     fn cancel_running(&mut self) {
         if let Some(cancel) = self.cancel.take() {
             // The call may have been decided at this very moment; then its answer stands until the
-            // Undo takes its turn.
+            // `Cancel` takes its turn.
             let _ = cancel.send(());
         }
     }
@@ -185,10 +185,10 @@ impl TxnQueue {
     }
 }
 
-/// The result of a call that was undone before it was decided.
+/// The result of a call that was cancelled before it was decided.
 pub(in crate::service) fn rolled_back() -> Error {
     Error::new(
         ErrorKind::Cancelled,
-        "the call was undone, or its transaction ended, before it was decided",
+        "the call was cancelled, or its transaction ended, before it was decided",
     )
 }

@@ -8,7 +8,7 @@ use crate::key::LockItem;
 use crate::service::Granted;
 use crate::table::Grant;
 
-/// Comparing more pairs than this for one Undo is not worth the time: then the rest is kept.
+/// Comparing more pairs than this for one `Cancel` is not worth the time: then the rest is kept.
 pub(in crate::service) const RELIED_PAIRS_MAX: usize = 1 << 20;
 
 /// The items of a call that was granted, and their table.

@@ -3,11 +3,11 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::session::queue::{NumberedBy, Relied, TxnQueue, Waiting, rolled_back};
 use crate::service::session::weight;
-use crate::service::{Answer, Granted};
+use crate::service::{Granted, OpResponse};
 
 #[derive(Debug)]
 pub(super) struct Decided {
-    pub(super) answer: Result<Answer>,
+    pub(super) response: Result<OpResponse>,
     /// What it weighs, with what it relies on.
     pub(super) bytes: usize,
 }
@@ -15,7 +15,7 @@ pub(super) struct Decided {
 /// An answer that was filed.
 pub(in crate::service) struct Filed {
     /// The answer as it stands.
-    pub(in crate::service) result: Result<Answer>,
+    pub(in crate::service) result: Result<OpResponse>,
     /// Who is to be told.
     pub(in crate::service) waiting: Vec<Waiting>,
     /// A grant that came too late: roll it back.
@@ -27,13 +27,13 @@ impl TxnQueue {
     pub(in crate::service) fn file(
         &mut self,
         sequence: u64,
-        mut result: Result<Answer>,
+        mut result: Result<OpResponse>,
         relied: Option<Relied>,
     ) -> Filed {
         let mut rolled_back_grant = None;
         let mut bytes = 0;
         if std::mem::take(&mut self.cancelled)
-            && let Ok(Answer::Locked(granted)) = &result
+            && let Ok(OpResponse::Locked(granted)) = &result
         {
             // It was cancelled when the grant had been made but was not filed yet.
             rolled_back_grant = Some(granted.clone());
@@ -55,20 +55,20 @@ impl TxnQueue {
         if self.numbered_by == Some(NumberedBy::Service) {
             self.relied_on.remove(&sequence);
         } else {
-            bytes += weight::of_answer(&result);
+            bytes += weight::of_response(&result);
             self.kept_bytes += bytes;
-            self.decided.insert(sequence, Decided { answer: result.clone(), bytes });
+            self.decided.insert(sequence, Decided { response: result.clone(), bytes });
         }
         Filed { result, waiting, rolled_back_grant }
     }
 
     /// The first answer of an operation that was decided.
-    pub(super) fn decided_before(&self, sequence: u64) -> Result<Result<Answer>> {
-        match self.decided.get(&sequence).map(|decided| &decided.answer) {
-            Some(answer) if self.undone.contains(&sequence) => {
-                Ok(answer.clone().and(Err(rolled_back())))
+    pub(super) fn decided_before(&self, sequence: u64) -> Result<Result<OpResponse>> {
+        match self.decided.get(&sequence).map(|decided| &decided.response) {
+            Some(response) if self.closed.contains(&sequence) => {
+                Ok(response.clone().and(Err(rolled_back())))
             }
-            Some(answer) => Ok(answer.clone()),
+            Some(response) => Ok(response.clone()),
             None if self.ending => Err(rolled_back()),
             None => Err(Error::new(
                 ErrorKind::InvalidArgument,
@@ -80,13 +80,13 @@ impl TxnQueue {
 
     /// The client has the answers up to `acked`: nothing of them will be asked for again.
     pub(in crate::service) fn acknowledge(&mut self, acked: u64) {
-        let (relied_on, undone) = (&self.relied_on, &self.undone);
+        let (relied_on, closed) = (&self.relied_on, &self.closed);
         self.decided.retain(|sequence, decided| {
             // The part of a rolled-back grant that was kept for later calls goes with the last of
             // them.
-            let mut later = relied_on.range(sequence + 1..).filter(|(at, _)| !undone.contains(at));
+            let mut later = relied_on.range(sequence + 1..).filter(|(at, _)| !closed.contains(at));
             let kept = *sequence > acked
-                || undone.contains(sequence) && later.next().is_some_and(|(at, _)| *at > acked);
+                || closed.contains(sequence) && later.next().is_some_and(|(at, _)| *at > acked);
             if !kept {
                 self.kept_bytes -= decided.bytes;
             }
@@ -94,7 +94,7 @@ impl TxnQueue {
         });
         self.relied_on.retain(|decided, _| *decided > acked);
         let (next, decided) = (self.next, &self.decided);
-        self.undone
-            .retain(|undone| *undone > acked || *undone >= next || decided.contains_key(undone));
+        self.closed
+            .retain(|closed| *closed > acked || *closed >= next || decided.contains_key(closed));
     }
 }

@@ -35,8 +35,8 @@ impl Room {
 
 impl TxnQueue {
     /// Bounds what is kept. An operation that finds no room takes its place all the same and is
-    /// refused in its turn, else what follows would wait for it for ever. `Undo`s have as much room
-    /// again, and an `End` is always taken in: it makes room.
+    /// refused in its turn, else what follows would wait for it for ever. `Cancel`s have as much
+    /// room again, and an `End` is always taken in: it makes room.
     pub(super) fn admit(
         &mut self,
         sequence: u64,
@@ -54,11 +54,11 @@ impl TxnQueue {
             return Err(exhausted);
         }
         let refusal = match &operation {
-            Operation::Undo { sequence: undone } if *undone >= sequence => Some(Error::new(
+            Operation::Cancel { sequence: closed } if *closed >= sequence => Some(Error::new(
                 ErrorKind::InvalidArgument,
-                "only an earlier operation of the transaction can be undone",
+                "only an earlier operation of the transaction can be cancelled",
             )),
-            Operation::Undo { .. } => None,
+            Operation::Cancel { .. } => None,
             Operation::Lock(_) => room.full(ops, bytes, 1).or(room.exhausted),
             _ => room.full(ops, bytes, 1),
         };

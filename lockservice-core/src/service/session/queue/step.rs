@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind};
 use crate::id::{CommitTimestamp, TableRef};
 use crate::key::LockItem;
 use crate::service::session::queue::{Relied, TxnQueue, rolled_back};
-use crate::service::{Answer, LockSpec, Operation};
+use crate::service::{LockSpec, OpResponse, Operation};
 use crate::table::Grant;
 
 /// What is to be done for the operation whose turn it is.
@@ -53,7 +53,7 @@ impl TxnQueue {
         let step = match queued.operation.take() {
             // Cannot be: an operation is taken once, and then filed.
             None => Step::Refuse(Error::new(ErrorKind::Internal, "an operation was run twice")),
-            Some(Operation::Lock(_)) if self.ending || self.undone.contains(&sequence) => {
+            Some(Operation::Lock(_)) if self.ending || self.closed.contains(&sequence) => {
                 Step::Refuse(rolled_back())
             }
             Some(Operation::Lock(spec)) => {
@@ -64,7 +64,7 @@ impl TxnQueue {
                 let earlier = self
                     .decided
                     .values()
-                    .any(|decided| matches!(decided.answer, Ok(Answer::Locked(_))));
+                    .any(|decided| matches!(decided.response, Ok(OpResponse::Locked(_))));
                 let items = earlier.then(|| Arc::from(spec.items.as_slice()));
                 Step::Lock { spec, arrived: queued.arrived, items, cancelled }
             }
@@ -73,23 +73,23 @@ impl TxnQueue {
             }
             Some(Operation::End { commit_ts }) => Step::End(commit_ts),
             Some(Operation::Refuse(why)) => Step::Refuse(why),
-            Some(Operation::Undo { sequence }) => self.roll_back(sequence),
+            Some(Operation::Cancel { sequence }) => self.roll_back(sequence),
         };
         Some((sequence, step))
     }
 
     fn roll_back(&self, sequence: u64) -> Step {
-        match self.decided.get(&sequence).map(|decided| &decided.answer) {
+        match self.decided.get(&sequence).map(|decided| &decided.response) {
             None => Step::Refuse(Error::new(
                 ErrorKind::InvalidArgument,
-                "the operation to undo was acknowledged, or never was: release its keys \
+                "the operation to cancel was acknowledged, or never was: release its keys \
                     instead",
             )),
-            Some(Ok(Answer::Locked(_))) => {
+            Some(Ok(OpResponse::Locked(_))) => {
                 // What it relied on may have been kept for it alone of grants that were rolled back
                 // before.
                 let relies = self.relied_on.contains_key(&sequence);
-                let before = self.undone.range(..sequence).filter(|_| relies);
+                let before = self.closed.range(..sequence).filter(|_| relies);
                 Step::RollBack(
                     before.chain([&sequence]).filter_map(|at| self.with_relied(*at)).collect(),
                 )
@@ -100,9 +100,11 @@ impl TxnQueue {
 
     /// A grant, and what later calls that were not rolled back rely on.
     fn with_relied(&self, sequence: u64) -> Option<(Grant, Vec<Relied>)> {
-        let Ok(Answer::Locked(granted)) = &self.decided.get(&sequence)?.answer else { return None };
+        let Ok(OpResponse::Locked(granted)) = &self.decided.get(&sequence)?.response else {
+            return None;
+        };
         let later =
-            self.relied_on.range(sequence + 1..).filter(|(at, _)| !self.undone.contains(at));
+            self.relied_on.range(sequence + 1..).filter(|(at, _)| !self.closed.contains(at));
         Some((granted.grant.clone(), later.map(|(_, relied)| relied.clone()).collect()))
     }
 }
