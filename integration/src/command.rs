@@ -80,11 +80,11 @@ impl Commands<'_> {
 }
 
 impl Holder {
-    /// Waits until the command runs, and answers the token that it runs under.
+    /// Waits until the command runs, and returns the token that it runs under.
     ///
     /// # Panics
     /// If it never does.
-    pub async fn begun(&mut self) -> u64 {
+    pub async fn start_token(&mut self) -> u64 {
         let line = within("a command begins", self.stdout.next_line())
             .await
             .expect("its output can be read");

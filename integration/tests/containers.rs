@@ -57,13 +57,13 @@ async fn a_paused_postgres_is_silent_and_then_goes_on_where_it_was() {
     let Some(postgres) = Postgres::start(PostgresOptions::default()).await else { return };
     let mut connection = create(postgres.url()).await;
     postgres.pause().await;
-    let asked = tokio::spawn(async move {
+    let pending = tokio::spawn(async move {
         sqlx::query("INSERT INTO kept VALUES ('b')").execute(&mut connection).await
     });
     tokio::time::sleep(SILENCE).await;
-    assert!(!asked.is_finished(), "a paused server neither answers nor fails");
+    assert!(!pending.is_finished(), "a paused server neither answers nor fails");
     postgres.unpause().await;
-    within("the answer", asked).await.expect("no panic").expect("the connection has survived");
+    within("the answer", pending).await.expect("no panic").expect("the connection has survived");
     assert_eq!(count(postgres.url()).await, 2);
 }
 
@@ -72,8 +72,8 @@ async fn a_postgres_that_is_killed_or_stopped_comes_back_at_its_url_with_its_dat
     let Some(postgres) = Postgres::start(PostgresOptions::default()).await else { return };
     let mut connection = create(postgres.url()).await;
     postgres.kill().await;
-    let asked = within("an error", sqlx::query("SELECT 1").execute(&mut connection)).await;
-    assert!(asked.is_err(), "a dead server answers nothing");
+    let pending = within("an error", sqlx::query("SELECT 1").execute(&mut connection)).await;
+    assert!(pending.is_err(), "a dead server answers nothing");
     assert!(
         within("an error", PgConnection::connect(postgres.url())).await.is_err(),
         "nor does it accept connections"
@@ -168,7 +168,7 @@ async fn a_redis_pauses_dies_and_comes_back_with_what_was_synced() {
     let patient =
         redis::AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
     let opened = redis::Client::open(redis.url()).expect("a URL");
-    let asked = tokio::spawn(async move {
+    let pending = tokio::spawn(async move {
         opened
             .get_multiplexed_async_connection_with_config(&patient)
             .await?
@@ -176,16 +176,19 @@ async fn a_redis_pauses_dies_and_comes_back_with_what_was_synced() {
             .await
     });
     tokio::time::sleep(SILENCE).await;
-    assert!(!asked.is_finished(), "a paused server neither answers nor fails");
+    assert!(!pending.is_finished(), "a paused server neither answers nor fails");
     redis.unpause().await;
     assert_eq!(
-        within("the answer", asked).await.expect("no panic").expect("the connection has survived"),
+        within("the answer", pending)
+            .await
+            .expect("no panic")
+            .expect("the connection has survived"),
         8
     );
 
     redis.kill().await;
-    let asked = within("an error", connection.get::<_, i64>("key")).await;
-    assert!(asked.is_err(), "a dead server answers nothing");
+    let pending = within("an error", connection.get::<_, i64>("key")).await;
+    assert!(pending.is_err(), "a dead server answers nothing");
     redis.start().await;
     assert_eq!(client(redis.url()).await.get::<_, i64>("key").await.expect("an answer"), 8);
     redis.stop().await;

@@ -89,7 +89,7 @@ mod check {
         let timeline = Timeline::new(a.directory());
         let others = Timeline::new(b.directory());
         let mut held = through(b, &timeline).stubborn("held", "jobs", "nightly");
-        held.begun().await;
+        held.start_token().await;
         let before = b.binds().await;
         assert_eq!(
             before["jobs"].owner, nodes.servers[1].incarnation,
@@ -139,7 +139,7 @@ mod check {
         let [a, b, c] = &nodes.places[..] else { unreachable!("three nodes") };
         let timeline = Timeline::new(a.directory());
         let mut old = through(c, &timeline).stubborn("old", "jobs", "nightly");
-        let old_token = old.begun().await;
+        let old_token = old.start_token().await;
         let before = b.binds().await;
         assert_eq!(before["jobs"].owner, nodes.servers[2].incarnation);
 

@@ -25,7 +25,7 @@ mod check {
         let timeline = Timeline::new(place.directory());
         let commands = Commands { address: &place.address, timeline: timeline.path() };
         let mut old = commands.stubborn("old", "jobs", "nightly");
-        let old_token = old.begun().await;
+        let old_token = old.start_token().await;
         let before = place.binds().await;
 
         server.signal(Signal::SIGSTOP);

@@ -19,7 +19,7 @@ on_each_store! {
     after_a_kill_no_command_of_the_old_holder_runs_beside_the_next_ones;
     after_a_kill_every_table_is_known_and_reassigned_with_larger_numbers;
     after_a_kill_new_tables_are_granted_at_once_and_old_ones_wait_out_the_lease;
-    after_a_kill_a_transaction_that_locked_before_cannot_commit_and_is_told_why;
+    after_a_kill_a_transaction_that_locked_before_cannot_commit_and_learns_why;
     after_a_clean_stop_old_tables_are_granted_at_once;
 }
 
@@ -57,7 +57,7 @@ mod check {
         let unwatched = Commands { address: &place.address, timeline: timeline_of_stopped.path() };
         let mut old = watched.stubborn("old", "jobs", "nightly");
         let mut stopped = unwatched.stubborn("old", "jobs", "weekly");
-        let (old_token, stopped_token) = (old.begun().await, stopped.begun().await);
+        let (old_token, stopped_token) = (old.start_token().await, stopped.start_token().await);
 
         stopped.signal(Signal::SIGSTOP);
         server.kill().await;
@@ -159,7 +159,7 @@ mod check {
     }
 
     /// B3, C3.
-    pub(super) async fn after_a_kill_a_transaction_that_locked_before_cannot_commit_and_is_told_why(
+    pub(super) async fn after_a_kill_a_transaction_that_locked_before_cannot_commit_and_learns_why(
         store: StoreKind,
     ) {
         let place = Place::new(store);
@@ -215,7 +215,7 @@ mod check {
         // A holder gives up its session when it is told, so that nothing is left to be waited for.
         let server = place.start().await;
         let mut holder = commands.stubborn("holder", "jobs", "k");
-        let second = holder.begun().await;
+        let second = holder.start_token().await;
         assert!(first.token < Some(second));
         let (stopped, holder) = tokio::join!(server.stop(), holder.ended());
         assert!(stopped.success());
@@ -250,7 +250,7 @@ async fn tokens_grow_over_a_kill_while_the_clock_of_the_machine_is_set_back_a_da
         let commands = Commands { address: &place.address, timeline: timeline.path() };
         let server = place.start().await;
         let mut old = commands.stubborn("old", "jobs", "k");
-        let old_token = old.begun().await;
+        let old_token = old.start_token().await;
         let (before, today) = (place.binds().await, day(&server.log()));
         server.kill().await;
 

@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn two_runs_of_one_seed_draw_the_same_and_other_seeds_draw_other_numbers() {
+    fn two_runs_of_one_seed_draw_the_same_and_other_seeds_draw_others() {
         let run = |seed| {
             drawn(&Env::simulated(Arc::new(SystemClock), seed, ClockRate::faster_by_ppm(-500)))
         };
@@ -288,17 +288,17 @@ mod tests {
         let exact = TokioClock::new();
         for (ppm, expected_ms) in [(0, 100_000), (10_000, 99_010), (-10_000, 101_011)] {
             let env = Env::simulated(Arc::new(exact), 1, ClockRate::faster_by_ppm(ppm));
-            let (begun, shown) = (exact.now(), env.now());
+            let (began, shown) = (exact.now(), env.now());
             env.sleep(Duration::from_secs(100)).await;
-            let took = exact.now().since(begun);
+            let took = exact.now().since(began);
             assert_eq!(took.as_millis(), expected_ms, "{ppm} ppm");
             let drift = env.now().since(shown).abs_diff(Duration::from_secs(100));
             assert!(drift < Duration::from_millis(2), "{ppm} ppm: {drift:?}");
 
-            let begun = exact.now();
+            let began = exact.now();
             let never = std::future::pending::<()>();
             env.timeout(Duration::from_secs(100), never).await.expect_err("it is never ready");
-            assert_eq!(exact.now().since(begun), took);
+            assert_eq!(exact.now().since(began), took);
         }
     }
 

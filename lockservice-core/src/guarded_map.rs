@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn looking_for_what_is_not_there_creates_nothing() {
+    fn a_lookup_of_an_absent_key_creates_nothing() {
         let map: GuardedMap<u32, u32> = GuardedMap::with_shards(4);
         for key in 0..1_000 {
             assert!(!map.contains(&key));
@@ -285,8 +285,8 @@ mod tests {
 
     #[test]
     fn the_number_of_shards_is_a_power_of_two_within_bounds() {
-        for (asked, given) in [(0, 1), (1, 1), (3, 4), (256, 256), (usize::MAX, 1 << 16)] {
-            assert_eq!(GuardedMap::<u8, u8>::with_shards(asked).shards.len(), given);
+        for (requested, made) in [(0, 1), (1, 1), (3, 4), (256, 256), (usize::MAX, 1 << 16)] {
+            assert_eq!(GuardedMap::<u8, u8>::with_shards(requested).shards.len(), made);
         }
     }
 

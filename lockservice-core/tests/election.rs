@@ -157,7 +157,7 @@ async fn tombstones_below_the_floor_of_their_origin_go_and_the_next_leader_refus
     let kept = async |floor, expected: &[TxnId]| {
         let range = TxnRange { floor, end: 1_000 };
         second.allocator.report_txns(origin.service, Nonce::new(7), range).await.expect("live");
-        let look = async {
+        let check = async {
             loop {
                 let mut tombstones = store.load().await.expect("readable").tombstones;
                 tombstones.sort_unstable();
@@ -167,7 +167,7 @@ async fn tombstones_below_the_floor_of_their_origin_go_and_the_next_leader_refus
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
-        tokio::time::timeout(LEASE / 4, look).await.expect("no more is kept");
+        tokio::time::timeout(LEASE / 4, check).await.expect("no more is kept");
     };
     // The floor stands for all below it, and there is one at a time.
     kept(2, &[TxnId::floor_tombstone(origin.service, 2), txns[1], txns[2]]).await;
@@ -192,12 +192,12 @@ async fn tombstones_below_the_floor_of_their_origin_go_and_the_next_leader_refus
     assert_eq!(response.tombstoned, txns);
     kept(8, &[TxnId::floor_tombstone(origin.service, 8)]).await;
     second.allocator.resign(origin.service, Nonce::new(7)).await.expect("live");
-    let look = async {
+    let check = async {
         while !store.load().await.expect("readable").tombstones.is_empty() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(LEASE, look).await.expect("its end stands for its floor");
+    tokio::time::timeout(LEASE, check).await.expect("its end stands for its floor");
 }
 
 #[tokio::test(start_paused = true)]
@@ -217,12 +217,12 @@ async fn a_node_that_advertises_the_leaders_address_says_so_instead_of_waiting_f
     cluster.kill(first);
     let third = cluster.node_at("a", "a", |_| {});
     let mut roles = third.allocator.roles();
-    let settled = roles
+    let decided = roles
         .wait_for(|role| !matches!(role, Role::Searching(None)))
         .await
         .expect("it lives")
         .clone();
-    assert!(matches!(settled, Role::Leading(_)), "{settled:?}");
+    assert!(matches!(decided, Role::Leading(_)), "{decided:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -320,7 +320,7 @@ async fn a_leader_without_its_store_validates_while_the_leadership_lasts_and_goe
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_was_cut_off_answers_nothing_once_another_leads_and_writes_nothing() {
+async fn a_leader_that_was_cut_off_returns_nothing_once_another_leads_and_writes_nothing() {
     let cluster = cluster();
     let first = cluster.led().await;
     let old = first.begin().await;
@@ -402,7 +402,7 @@ async fn a_store_that_went_back_on_another_copy_is_held_for_a_lease_and_reuses_n
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_disk_image_put_back_unnoticed_is_found_by_what_a_node_was_told() {
+async fn a_disk_image_put_back_unnoticed_is_found_by_the_progress_that_a_node_observed() {
     let cluster = cluster();
     let first = cluster.led().await;
     let second = cluster.node("b");
@@ -430,7 +430,7 @@ async fn a_disk_image_put_back_unnoticed_is_found_by_what_a_node_was_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_report_from_a_node_makes_a_leader_that_knows_less_step_over_it() {
+async fn a_report_from_a_node_makes_a_leader_that_knows_less_raise_its_epoch() {
     let cluster = cluster();
     let node = cluster.led().await;
     let incarnation = node.begin().await;
@@ -460,7 +460,7 @@ async fn a_report_from_a_node_makes_a_leader_that_knows_less_step_over_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_of_an_earlier_leader_is_rejected() {
+async fn a_response_of_an_earlier_leader_is_rejected() {
     let cluster = cluster();
     // Far above whatever a new store leaps to by chance.
     cluster.store.set_floor(Floor::of_clock(1_767_225_600 + 50_000 * 1024).expect("in range"));

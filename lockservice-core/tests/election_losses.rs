@@ -59,7 +59,7 @@ impl Followed {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_ends_although_a_write_of_unknown_outcome_cannot_be_settled() {
+async fn a_stop_ends_although_the_outcome_of_a_write_stays_unknown() {
     let cluster = Cluster::with_lease(LEASE);
     let node = cluster.led().await;
     let incarnation = node.begin_in_time().await;
@@ -97,7 +97,7 @@ async fn what_was_read_from_another_copy_than_the_one_that_was_acquired_is_not_l
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_whose_epoch_was_raised_without_an_answer_goes_on() {
+async fn a_leader_whose_epoch_was_raised_without_a_response_goes_on() {
     let cluster = Cluster::with_lease(LEASE);
     let node = cluster.node("a");
     node.leading().await;
@@ -112,7 +112,7 @@ async fn a_leader_whose_epoch_was_raised_without_an_answer_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_an_earlier_leader_told_is_reported_although_a_later_one_has_answered_meanwhile() {
+async fn the_progress_of_an_earlier_leader_is_reported_although_a_later_one_has_responded() {
     let nodes = Followed::new().await;
     let other = nodes.third.begin_in_time().await;
     nodes.third.allocator.bind(other.service, &table("u")).await.expect("free");
@@ -125,7 +125,7 @@ async fn what_an_earlier_leader_told_is_reported_although_a_later_one_has_answer
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_writes_of_a_leader_in_doubt_do_not_stand_for_those_that_were_lost() {
+async fn the_writes_of_a_leader_with_unknown_data_loss_do_not_stand_for_those_that_were_lost() {
     let RolledBack { cluster, second, third, owner } = Followed::new().await.roll_back(true).await;
     let fourth = cluster.node("d");
     for node in [&third, &fourth] {
@@ -253,7 +253,7 @@ async fn numbers_go_on_above_what_a_node_reports_although_the_clock_of_the_promo
 
 /// The node's own incarnation is gone, so no renewal of it reports anything.
 #[tokio::test(start_paused = true)]
-async fn a_node_that_starts_anew_tells_a_leader_with_a_lower_epoch_what_it_knows() {
+async fn a_node_that_restarts_tells_a_leader_with_a_lower_epoch_what_it_knows() {
     let cluster = Cluster::with_lease(LEASE);
     let first = cluster.led().await;
     let second = cluster.node("b");
@@ -297,7 +297,7 @@ async fn a_leader_that_noticed_nothing_and_has_left_does_not_hide_what_was_lost(
 
 /// Everybody had their time to report: a straggler costs nobody anything.
 #[tokio::test(start_paused = true)]
-async fn a_report_of_what_was_lost_before_a_doubt_was_settled_changes_nothing() {
+async fn a_report_of_a_data_loss_that_was_resolved_changes_nothing() {
     let cluster = Cluster::with_lease(LEASE);
     let first = cluster.led().await;
     let second = cluster.node("b");
@@ -366,7 +366,7 @@ async fn a_store_that_fails_while_a_new_leader_reads_it_costs_no_second_election
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_that_is_asked_for_again_answers_what_was_given_up() {
+async fn a_second_stop_returns_what_the_first_gave_up() {
     let cluster = Cluster::with_lease(LEASE);
     let leads = cluster.led().await;
     let follows = cluster.node("b");

@@ -108,7 +108,7 @@ async fn led_twice_in_one_epoch() -> (Cluster, Node, Incarnation, Node) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_told_under_an_epoch_that_was_given_twice_is_found_by_a_report() {
+async fn progress_under_an_epoch_that_two_leaders_had_is_found_by_a_report() {
     let (_cluster, b, owner, c) = led_twice_in_one_epoch().await;
     // Its count of renewals is another than the lost leader's: that it is followed is not what this
     // is about.
@@ -135,7 +135,7 @@ async fn a_leader_is_not_taken_for_one_that_had_its_epoch_and_stood_still() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_leads_after_a_step_over_is_above_what_was_reported_at_once() {
+async fn the_leader_after_a_raised_epoch_is_above_every_report_at_once() {
     let cluster = Cluster::with_lease(LEASE);
     let a = cluster.led().await;
     let c = cluster.node("c");
@@ -223,7 +223,7 @@ async fn a_node_that_has_gone_does_not_keep_its_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn that_writes_were_lost_is_recorded_although_a_write_is_not_settled() {
+async fn a_data_loss_is_recorded_although_the_outcome_of_a_write_is_unknown() {
     let cluster = Cluster::with_lease(LEASE);
     let node = cluster.led().await;
     let owner = node.begin_in_time().await;

@@ -163,7 +163,7 @@ fn a_nested_call_goes_ahead_of_those_who_wait_for_its_ancestor() {
 /// A stranger holds `h` and waits, or begins to wait, for what the claimed transaction holds.
 /// Without the claim it is a wait like any other.
 #[test]
-fn a_false_claim_has_nobody_fail_but_the_one_who_makes_it() {
+fn a_false_claim_fails_only_the_transaction_that_makes_it() {
     for (claimants_first, claimants) in [(false, 1), (true, 1), (true, 10)] {
         let engine = engine();
         let (claimed, stranger) = (1, 2);

@@ -224,7 +224,7 @@ fn a_grant_says_since_when_the_history_is_known() {
 /// Threads lock one row, one range around it, or rows around it, give up at random, and check that
 /// no other is inside.
 #[test]
-fn under_many_threads_and_cancels_two_are_never_inside_and_nobody_is_left_waiting() {
+fn under_many_threads_and_cancels_two_are_never_inside_and_no_call_is_left_waiting() {
     many_threads(engine(), 2_000);
 }
 

@@ -112,7 +112,7 @@ async fn no_number_of_a_forgotten_table_comes_back_after_a_dump_and_a_restore() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_release_whose_answer_is_lost_with_its_leader_is_found_done_or_is_done_at_the_next() {
+async fn a_release_whose_response_is_lost_with_its_leader_is_found_done_or_is_done_at_the_next() {
     for landed in [true, false] {
         let cluster = Cluster::with_lease(LEASE);
         let first = cluster.led().await;
@@ -200,7 +200,7 @@ async fn a_table_that_is_forgotten_makes_room_for_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bind_that_is_asked_for_while_its_table_is_forgotten_is_a_new_table() {
+async fn a_bind_that_is_requested_while_its_table_is_forgotten_is_a_new_table() {
     let alone = Alone::new(|_| ());
     let allocator = alone.open().await;
     let (a, b) = (begin(&allocator, "a", 1).await, begin(&allocator, "b", 2).await);
@@ -217,7 +217,7 @@ async fn a_bind_that_is_asked_for_while_its_table_is_forgotten_is_a_new_table() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn tables_whose_owner_ended_are_forgotten_when_nobody_wanted_them_for_as_long_as_is_set() {
+async fn tables_whose_owner_ended_are_forgotten_after_the_time_that_is_set_without_use() {
     let alone = Alone::new(|settings| (settings.table_idle_ms, settings.batch_max) = (HOUR_MS, 64));
     let allocator = alone.open().await;
     let (a, b) = (begin(&allocator, "a", 1).await, begin(&allocator, "b", 2).await);
@@ -234,7 +234,7 @@ async fn tables_whose_owner_ended_are_forgotten_when_nobody_wanted_them_for_as_l
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     };
-    let look = async {
+    let check = async {
         // The last word of the first owner was its start.
         tokio::time::sleep(Duration::from_millis(HOUR_MS) - Duration::from_secs(1)).await;
         assert_eq!(allocator.entries().0, 501, "not before");
@@ -242,7 +242,7 @@ async fn tables_whose_owner_ended_are_forgotten_when_nobody_wanted_them_for_as_l
     };
     tokio::select! {
         () = renew => {}
-        () = look => {}
+        () = check => {}
     }
     assert_eq!(allocator.entries().0, 1, "all but the one that has an owner");
     let state = alone.store.load().await.expect("readable");
@@ -258,7 +258,7 @@ async fn tables_whose_owner_ended_are_forgotten_when_nobody_wanted_them_for_as_l
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_restart_the_idle_time_of_unowned_tables_begins_anew_and_0_is_for_ever() {
+async fn after_a_restart_the_idle_time_of_unowned_tables_starts_again_and_0_is_for_ever() {
     for (idle_ms, left) in [(HOUR_MS, 0), (0, 1)] {
         let alone = Alone::new(|settings| settings.table_idle_ms = idle_ms);
         let allocator = alone.open().await;

@@ -364,9 +364,9 @@ async fn a_store_that_somebody_leads_is_refused_and_one_whose_leader_died_is_wat
     let refused = restore(&store, &clock, &dump(), &options()).await.expect_err("led");
     assert_eq!(refused.kind(), ErrorKind::StoreInUse, "{refused}");
     renewing.abort();
-    let begun = Instant::now();
+    let began = Instant::now();
     restore(&store, &clock, &dump(), &options()).await.expect("nobody leads any more");
-    assert!(begun.elapsed() >= hi(TTL), "{:?}", begun.elapsed());
+    assert!(began.elapsed() >= hi(TTL), "{:?}", began.elapsed());
 }
 
 /// Every fault at every call of a restore: it succeeds, or the store is refused by every leader
@@ -495,7 +495,7 @@ impl AllocatorPeers for Alone {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_joins_the_cluster_of_an_unfinished_restore_is_told_why_nobody_leads() {
+async fn a_node_that_joins_the_cluster_of_an_unfinished_restore_learns_why_there_is_no_leader() {
     let shared = SharedStore::new();
     let clock = TokioClock::new();
     let faulty = FaultyStore::once(Arc::new(shared.connect()), 13, Fault::Refused);
@@ -511,14 +511,14 @@ async fn a_node_that_joins_the_cluster_of_an_unfinished_restore_is_told_why_nobo
         "here",
         Arc::new(Alone),
     );
-    let told = tokio::time::timeout(hi(TTL) * 4, joined.expect("valid settings").elected())
+    let loss = tokio::time::timeout(hi(TTL) * 4, joined.expect("valid settings").elected())
         .await
         .expect("told in time");
-    assert_eq!(told.expect_err("unfinished").kind(), ErrorKind::StoreUnusable);
+    assert_eq!(loss.expect_err("unfinished").kind(), ErrorKind::StoreUnusable);
 }
 
 #[tokio::test]
-async fn a_mark_alone_is_refused_by_an_exclusive_stores_leader_too() {
+async fn the_record_of_an_unfinished_restore_alone_is_refused_by_an_exclusive_stores_leader_too() {
     let store = MemoryStore::new(0);
     let candidate = Candidate::from(NodeName::new("a").expect("a name"));
     let Leadership::Acquired(Acquired { epoch, .. }) =

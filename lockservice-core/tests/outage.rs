@@ -140,7 +140,7 @@ async fn storm(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_first_start_on_an_empty_store_bears_commits_of_groups_never_seen_before() {
+async fn the_first_start_on_an_empty_store_serves_commits_of_groups_never_seen_before() {
     let allocator = start(Arc::new(MemoryStore::new(1)));
     let origin = allocator.register(&register("origin")).await.expect("a free name").service;
     let (tables, services, transactions) = allocator.entries();
@@ -154,7 +154,7 @@ async fn the_first_start_on_an_empty_store_bears_commits_of_groups_never_seen_be
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_migration_that_takes_long_bears_the_same_load_and_nobody_is_lost() {
+async fn a_migration_that_takes_long_carries_the_same_load_and_loses_no_session() {
     let gate = Arc::new(Semaphore::new(0));
     let (reached, mut at_gate) = watch::channel(false);
     let store = Migrating { inner: MemoryStore::new(1), gate: Arc::clone(&gate), reached };

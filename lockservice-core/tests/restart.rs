@@ -117,7 +117,7 @@ async fn silent_clients_never_fill_an_incarnation_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_transaction_that_fails_does_not_keep_the_others_from_being_answered() {
+async fn one_transaction_that_fails_does_not_keep_the_others_from_a_response() {
     let (disk, clock) = (Disk::new(), ManualClock::new());
     let settings = AllocatorSettings { commits_max: 1, ..AllocatorSettings::default() };
     let node = NodeName::new("n").expect("a name");
@@ -360,7 +360,7 @@ async fn a_shorter_ttl_waits_out_the_longer_one_over_two_restarts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_answer_is_settled_by_the_number_whether_the_write_landed_or_not() {
+async fn the_number_of_a_write_says_whether_it_landed_after_a_lost_response() {
     for lost in [1, 2, 3, 4] {
         let (disk, clock) = (Disk::new(), ManualClock::new());
         let allocator = open(&disk, &clock, 5_000).await;
@@ -376,7 +376,7 @@ async fn a_lost_answer_is_settled_by_the_number_whether_the_write_landed_or_not(
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_does_not_undo_its_bind() {
+async fn a_caller_that_goes_away_keeps_its_bind() {
     let (disk, clock) = (Disk::new(), ManualClock::new());
     let allocator = open(&disk, &clock, 5_000).await;
     let a = allocator.register(&register(1)).await.expect("free");

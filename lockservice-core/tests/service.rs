@@ -292,7 +292,7 @@ async fn operations_take_effect_in_the_order_of_their_numbers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn undo_cancels_a_wait_and_takes_a_grant_back_and_nothing_else() {
+async fn a_cancel_ends_a_wait_or_rolls_a_grant_back_and_nothing_else() {
     let (service, _allocator) = service().await;
     let session = open(&service);
     locked(session.submit(op(1, 1), Operation::Lock(spec("a"))).await);
@@ -465,7 +465,7 @@ async fn history_is_unknown_to_transactions_older_than_the_bind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_older_than_a_forced_release_is_told_however_late_its_session_begins() {
+async fn a_snapshot_older_than_a_forced_release_learns_of_it_however_late_its_session_begins() {
     let (service, _allocator) = service().await;
     let dies = service.open_session(Some(SECOND), "dies").expect("a session");
     // Another holder's release may tell nothing: that there was one is told to everybody whose
@@ -590,7 +590,7 @@ async fn a_service_that_cannot_renew_seals_itself_before_its_tables_are_given_aw
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadlock_names_its_whole_cycle_and_one_is_told() {
+async fn a_deadlock_names_its_whole_cycle_and_one_call_fails() {
     let (service, _allocator) = service().await;
     let a = service.begin(TxnOptions::default()).expect("begin");
     let b = service.begin(TxnOptions::default()).expect("begin");
@@ -610,9 +610,9 @@ async fn a_deadlock_names_its_whole_cycle_and_one_is_told() {
             })
         },
     );
-    let told: Vec<_> = [first.err(), second.err()].into_iter().flatten().collect();
-    assert_eq!(told.len(), 1, "exactly one is told: {told:?}");
-    let cycle = told[0].deadlock().expect("the cycle");
+    let failed: Vec<_> = [first.err(), second.err()].into_iter().flatten().collect();
+    assert_eq!(failed.len(), 1, "exactly one is told: {failed:?}");
+    let cycle = failed[0].deadlock().expect("the cycle");
     assert_eq!(cycle.len(), 2);
     assert!(cycle.iter().any(|edge| edge.waiter == a_id && edge.holder == b_id));
     assert!(cycle.iter().any(|edge| edge.waiter == b_id && edge.holder == a_id));
@@ -710,7 +710,7 @@ async fn a_replayed_grant_promises_no_more_than_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_later_call_was_told_it_holds_is_not_taken_back_with_an_earlier_one() {
+async fn the_locks_that_a_later_call_relies_on_are_not_rolled_back_with_an_earlier_one() {
     let (service, _allocator) = service().await;
     let session = open(&service);
     let both = LockSpec::new(table(), vec![row("a"), row("b")]);
@@ -743,7 +743,7 @@ fn held(service: &LockService) -> Vec<LockItem> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_kept_for_later_calls_goes_when_the_last_of_them_is_taken_back() {
+async fn the_locks_kept_for_later_calls_go_when_the_last_of_them_is_rolled_back() {
     for order in [[1, 2, 3], [1, 3, 2], [2, 1, 3], [2, 3, 1], [3, 1, 2], [3, 2, 1]] {
         // Each acknowledged before the next one, or none of them.
         for acks in [false, true] {
@@ -767,7 +767,7 @@ async fn what_was_kept_for_later_calls_goes_when_the_last_of_them_is_taken_back(
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_an_acknowledged_call_was_told_it_holds_is_not_taken_back_with_a_later_one() {
+async fn the_locks_that_an_acknowledged_call_relies_on_are_not_rolled_back_with_a_later_one() {
     let (service, _allocator) = service().await;
     let session = called_again(&service).await;
     done(session.submit(op(1, 4), Operation::Cancel { sequence: 1 }).await);
@@ -779,7 +779,7 @@ async fn what_an_acknowledged_call_was_told_it_holds_is_not_taken_back_with_a_la
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_left_of_a_grant_and_its_upgrade_once_both_are_undone() {
+async fn nothing_is_left_of_a_grant_and_its_upgrade_once_both_are_rolled_back() {
     for order in [[2, 3], [3, 2]] {
         let (service, _allocator) = service().await;
         let session = open(&service);

@@ -34,7 +34,7 @@ const AT_LATEST: Duration = Duration::from_secs(3_600 + 2 * 450 + 1);
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     /// It is carried out, and its answer is lost.
-    AnswerLost,
+    ResponseLost,
     /// It is lost itself.
     Lost,
 }
@@ -61,7 +61,7 @@ impl LockTableAllocator for Lossy {
         let lost = || Err(Error::new(ErrorKind::Unavailable, "no answer"));
         match fate {
             None => self.inner.release_table(service, nonce, table, version).await,
-            Some(Fate::AnswerLost) => {
+            Some(Fate::ResponseLost) => {
                 self.inner.release_table(service, nonce, table, version).await?;
                 lost()
             }
@@ -278,7 +278,7 @@ async fn no_table_is_forgotten_if_the_time_is_0() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_old_snapshot_is_told_that_the_history_of_a_forgotten_table_is_unknown() {
+async fn an_old_snapshot_learns_that_the_history_of_a_forgotten_table_is_unknown() {
     let stage = Stage::new().await;
     let old = stage.begin();
     let first = stage.begin();
@@ -315,7 +315,7 @@ async fn a_call_that_comes_while_a_table_is_forgotten_is_made_in_the_new_one() {
 
 #[tokio::test(start_paused = true)]
 async fn a_table_is_not_served_while_it_is_not_known_whether_it_was_forgotten() {
-    for fate in [Fate::AnswerLost, Fate::Lost] {
+    for fate in [Fate::ResponseLost, Fate::Lost] {
         let stage = Stage::new().await;
         let old = stage.touch("t").await;
         *stage.allocator.fates.lock() = vec![fate; 6];
@@ -372,7 +372,7 @@ async fn after_a_lost_release_a_refusal_is_not_taken_for_the_last_word() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_operator_is_told_why_a_table_is_not_dropped() {
+async fn an_operator_learns_why_a_table_is_not_dropped() {
     let stage = Stage::new().await;
     let other = Stage::start(&stage.allocator, "b", HOUR).await;
     let never = stage.service.drop_table(&table("never")).await.expect_err("unknown");

@@ -183,7 +183,7 @@ async fn a_renewal_that_gets_lost_is_tried_again_before_it_costs_the_lease() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_answer_renews_and_counts_from_its_own_request() {
+async fn a_slow_response_renews_and_counts_from_its_own_request() {
     let allocator = allocator(false).await;
     let service = start(&allocator).await;
     // Slower than a try may take before the next is made, but never late enough to cost the lease.
@@ -207,7 +207,7 @@ async fn a_slow_answer_renews_and_counts_from_its_own_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_any_answer_it_seals_at_the_end_of_the_last_acknowledged_lease() {
+async fn without_any_response_it_seals_at_the_end_of_the_last_acknowledged_lease() {
     for mood in [Mood::Hangs, Mood::Fails, Mood::Slow(LEASE)] {
         let allocator = allocator(false).await;
         let service = start(&allocator).await;
@@ -227,7 +227,7 @@ async fn without_any_answer_it_seals_at_the_end_of_the_last_acknowledged_lease()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_that_waits_for_commits_in_flight_ends_as_the_stop_that_was_asked_for() {
+async fn a_stop_that_waits_for_commits_in_flight_ends_as_the_stop_that_was_requested() {
     let allocator = allocator(false).await;
     let service = start(&allocator).await;
     let txn = service.begin(TxnOptions { validates: true, label: String::new() }).expect("begin");
@@ -267,8 +267,7 @@ async fn a_lease_that_ends_during_a_stop_does_not_make_it_a_loss() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_allocator_that_does_not_answer_a_resignation_holds_a_stop_up_no_longer_than_the_lease()
-{
+async fn an_unacknowledged_resignation_holds_a_stop_up_no_longer_than_the_lease() {
     let allocator = allocator(true).await;
     let service = start(&allocator).await;
     let stopped = tokio::time::timeout(2 * LEASE, service.shutdown(SECOND)).await.expect("it ends");
@@ -277,7 +276,7 @@ async fn an_allocator_that_does_not_answer_a_resignation_holds_a_stop_up_no_long
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_whose_node_lost_its_lease_is_not_told_that_the_server_stops() {
+async fn a_session_whose_node_lost_its_lease_does_not_hear_of_a_server_stop() {
     let allocator = allocator(false).await;
     let service = start(&allocator).await;
     let session = service.open_session(Some(20 * SECOND), "at work").expect("a session");

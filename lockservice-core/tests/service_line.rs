@@ -245,7 +245,7 @@ async fn those_who_wait_out_an_old_lease_are_seen_and_come_in_as_they_came() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_shorter_than_the_rest_of_a_lease_is_waited_and_then_told_the_rest() {
+async fn a_wait_shorter_than_the_rest_of_a_lease_is_waited_and_the_error_names_the_rest() {
     let allocator = allocator().await;
     let (service, _) = restarted(&allocator).await;
     let (error, waited) = fails(&service, within(2 * SECOND, "k")).await;
@@ -285,7 +285,7 @@ async fn a_call_that_gives_up_leaves_its_place_in_the_line_to_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_asks_while_the_owner_resigns_is_served_when_that_has_landed() {
+async fn a_call_made_while_the_owner_resigns_is_served_when_that_has_landed() {
     for commit_takes in [100 * MS, 2 * SECOND] {
         let allocator = allocator().await;
         let (stopping, bound) = owner(&allocator, "stops").await;
@@ -435,7 +435,8 @@ async fn notice(notices: &mut WaitNotices) -> Waiting {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_client_of_a_call_that_waits_for_a_table_is_told_whose_it_was_and_then_of_the_lock() {
+async fn the_client_of_a_call_that_waits_for_a_table_learns_of_its_last_owner_and_then_of_the_lock()
+{
     let allocator = allocator().await;
     let (service, dead) = restarted(&allocator).await;
     let session = service.open_session(None, "test").expect("a session");
@@ -472,7 +473,8 @@ async fn the_client_of_a_call_that_waits_for_a_table_is_told_whose_it_was_and_th
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_client_of_a_call_that_waits_for_a_token_is_told_and_one_that_does_not_wait_is_not() {
+async fn the_client_of_a_call_that_waits_for_a_token_learns_it_and_one_that_does_not_wait_does_not()
+{
     let allocator = allocator().await;
     let service = start(&allocator, "node", None).await;
     let session = service.open_session(None, "test").expect("a session");

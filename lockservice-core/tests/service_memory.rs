@@ -92,7 +92,7 @@ async fn fill(session: &Session, number: u64) -> Vec<Granted> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_session_keeps_is_bounded_and_every_answer_stays_until_it_is_acknowledged() {
+async fn the_memory_of_a_session_is_bounded_and_every_response_stays_until_it_is_acknowledged() {
     let service = service().await;
     let session = open(&service);
     let grants = fill(&session, 1).await;
@@ -119,7 +119,7 @@ async fn what_a_session_keeps_is_bounded_and_every_answer_stays_until_it_is_ackn
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_the_bound_a_call_can_still_be_taken_back_and_a_transaction_ended() {
+async fn at_the_bound_a_call_can_still_be_cancelled_and_a_transaction_ended() {
     let service = service().await;
     let session = open(&service);
     let grants = fill(&session, 1).await;
@@ -159,7 +159,7 @@ async fn calls_that_wait_count_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn room_is_given_back_in_full_however_an_operation_ends() {
+async fn room_is_released_in_full_however_an_operation_ends() {
     let service = service().await;
     let session = open(&service);
     let other = service.begin(TxnOptions::default()).expect("begin");

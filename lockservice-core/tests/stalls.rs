@@ -133,7 +133,7 @@ async fn a_grant_promises_no_longer_than_the_lease() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_incarnation_that_was_told_to_be_fenced_is_not_renewed_afterwards() {
+async fn an_incarnation_that_was_reported_fenced_is_not_renewed_afterwards() {
     for nth in 1..READINGS_MAX {
         let clock = ManualClock::new();
         let stalling = StallingClock::new(clock.clone());

@@ -141,9 +141,9 @@ impl Listener {
                     Ok(Ok(None)) => return Ok(()),
                     Ok(Err(error)) => return Err(error),
                     Err(_) => {
-                        let asked =
+                        let connected =
                             timeout(self.connect_timeout, (&mut listener).execute("select")).await;
-                        asked.map_err(|_| sqlx::Error::PoolTimedOut)??;
+                        connected.map_err(|_| sqlx::Error::PoolTimedOut)??;
                     }
                 }
             }

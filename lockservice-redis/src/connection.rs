@@ -202,16 +202,16 @@ impl StoreConnection {
         end: Instant,
         asking: Option<&Address>,
     ) -> Result<Vec<Value>, Failure> {
-        let mut asked = Pipeline::with_capacity(pipeline.len() + 1);
+        let mut with_asking = Pipeline::with_capacity(pipeline.len() + 1);
         let (mut master, pipeline, skipped) = match asking {
             None => (self.master(end).await?, pipeline, 0),
             Some(next) => {
                 // Right before the command, and on its connection: it counts for one.
-                asked.cmd("ASKING");
+                with_asking.cmd("ASKING");
                 for command in pipeline.cmd_iter() {
-                    asked.add_command(command.clone());
+                    with_asking.add_command(command.clone());
                 }
-                (self.next(next, end).await?, &asked, 1)
+                (self.next(next, end).await?, &with_asking, 1)
             }
         };
         // The answer to `ASKING` says nothing.

@@ -87,18 +87,18 @@ impl Topology {
         login: Login,
         questions: Vec<redis::Cmd>,
     ) -> Result<Vec<Value>> {
-        let mut asked = JoinSet::new();
+        let mut queries = JoinSet::new();
         for address in servers {
             let (config, errors, address) =
                 (Arc::clone(&self.config), self.errors.clone(), address.clone());
             let questions = questions.clone();
-            asked.spawn(async move {
+            queries.spawn(async move {
                 let response = ask(&config, &errors, login, &address, &questions).await;
                 response.map_err(|error| error.with("server", &address))
             });
         }
         let mut failure = None;
-        while let Some(response) = asked.join_next().await {
+        while let Some(response) = queries.join_next().await {
             match response {
                 Ok(Ok(response)) => return Ok(response),
                 Ok(Err(error)) => failure = worse(failure, error),
@@ -217,7 +217,7 @@ fn host_and_port(response: &Value) -> Option<Address> {
 /// The node that has the slot, and all nodes, from the answers to `CLUSTER KEYSLOT` and
 /// `CLUSTER SLOTS` and the host that answered.
 fn owner(responses: &[Value]) -> Option<(Address, Vec<Address>)> {
-    let [Value::Int(slot), Value::Array(ranges), Value::SimpleString(asked)] = responses else {
+    let [Value::Int(slot), Value::Array(ranges), Value::SimpleString(responder)] = responses else {
         return None;
     };
     let mut found = None;
@@ -225,7 +225,7 @@ fn owner(responses: &[Value]) -> Option<(Address, Vec<Address>)> {
     for range in ranges {
         let Value::Array(parts) = range else { continue };
         let [Value::Int(first), Value::Int(last), nodes @ ..] = parts.as_slice() else { continue };
-        let nodes: Vec<_> = nodes.iter().filter_map(|node| cluster_node(node, asked)).collect();
+        let nodes: Vec<_> = nodes.iter().filter_map(|node| cluster_node(node, responder)).collect();
         if (first..=last).contains(&slot) {
             found = nodes.first().cloned();
         }
@@ -238,12 +238,12 @@ fn owner(responses: &[Value]) -> Option<(Address, Vec<Address>)> {
     Some((found?, all))
 }
 
-fn cluster_node(node: &Value, asked: &str) -> Option<Address> {
+fn cluster_node(node: &Value, responder: &str) -> Option<Address> {
     let Value::Array(parts) = node else { return None };
     let [host, Value::Int(port), ..] = parts.as_slice() else { return None };
     let host = text(host)
         .filter(|host| !host.is_empty() && host != "?")
-        .unwrap_or_else(|| asked.to_owned());
+        .unwrap_or_else(|| responder.to_owned());
     Some(Address::new(host, u16::try_from(*port).ok()?))
 }
 

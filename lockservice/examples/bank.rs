@@ -38,7 +38,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 const OPENING_BALANCE: i64 = 1_000;
 
 /// How many wrong audits are told one by one.
-const WRONG_AUDITS_TOLD: u64 = 5;
+const WRONG_AUDITS_SHOWN: u64 = 5;
 
 /// Moves money between accounts under locks, and checks that none is lost.
 #[derive(Debug, Parser)]
@@ -301,10 +301,10 @@ impl Bank {
     fn check(&self, sum: i64) {
         if sum != self.expected() {
             match self.counters.wrong_audits.fetch_add(1, Relaxed) {
-                before if before < WRONG_AUDITS_TOLD => {
+                before if before < WRONG_AUDITS_SHOWN => {
                     eprintln!("bank: an audit found {sum} instead of {}", self.expected());
                 }
-                WRONG_AUDITS_TOLD => {
+                WRONG_AUDITS_SHOWN => {
                     eprintln!("bank: more audits are wrong; from now on they are only counted")
                 }
                 _ => {}

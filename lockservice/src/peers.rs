@@ -157,7 +157,7 @@ impl RemoteAllocator {
         }
     }
 
-    fn elsewhere(&self, answered: impl fmt::Display) -> Error {
+    fn elsewhere(&self, responded: impl fmt::Display) -> Error {
         Error::new(
             ErrorKind::Unavailable,
             "the process at the leader's address is no node of this cluster: does each node \
@@ -165,7 +165,7 @@ impl RemoteAllocator {
         )
         .with("allocator", &self.address)
         .with("cluster", self.cluster)
-        .with("answered", answered)
+        .with("answered", responded)
     }
 
     fn silent(&self) -> Error {

@@ -232,11 +232,11 @@ fn a_signal_that_may_not_be_passed_on_is_not_swallowed_in_silence() {
     for (path, mode) in [(folder, 0o755), (&program, 0o755), (&become_root, 0o4755)] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
     }
-    let mut nobody = Command::new(&program);
-    nobody.args(["lock", "t", "k", "--server", &server.address, "--"]).arg(&become_root);
-    nobody.args(["--reuid", "0", "sh", "-c", "echo $$; exec sleep 1000"]);
+    let mut unprivileged = Command::new(&program);
+    unprivileged.args(["lock", "t", "k", "--server", &server.address, "--"]).arg(&become_root);
+    unprivileged.args(["--reuid", "0", "sh", "-c", "echo $$; exec sleep 1000"]);
     let mut holder =
-        Running::start(nobody.uid(65_534).gid(65_534).stdin(std::process::Stdio::null()));
+        Running::start(unprivileged.uid(65_534).gid(65_534).stdin(std::process::Stdio::null()));
     let command = holder.process();
     holder.signal(Signal::TERM);
     let said = holder.error_line();

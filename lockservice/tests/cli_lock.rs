@@ -180,22 +180,22 @@ fn ctrl_c_of_a_waiter_exits_at_once_and_leaves_the_queue() {
     let (holder, _) = server.hold(&["t", "k"]);
     let waiter = server.lock(&["t", "k"], "echo never");
     server.waits(1);
-    let asked = now();
+    let began = now();
     waiter.signal(Signal::INT);
     assert_eq!(
         waiter.wait().0.signal(),
         Some(2),
         "it dies of it, so that a script around it ends too"
     );
-    assert!(now().since(asked) < Duration::from_secs(2));
+    assert!(now().since(began) < Duration::from_secs(2));
     server.waits(0);
     // And of the holder: the next comes in at once, not after the TTL.
     let mut next = server.lock(&["t", "k"], "echo in");
     server.waits(1);
-    let asked = now();
+    let began = now();
     holder.signal(Signal::INT);
     assert_eq!(next.line(), "in");
-    assert!(now().since(asked) < Duration::from_secs(2));
+    assert!(now().since(began) < Duration::from_secs(2));
     assert_eq!(holder.wait().0.signal(), Some(2));
 }
 
@@ -318,8 +318,8 @@ fn stuck(server: &Server, ttl: &str, after: &str) -> Option<Stuck> {
         "{} --reuid 0 sh -c 'echo $$; exec sleep 1000 >/dev/null 2>&1' & echo $$; {after}",
         become_root.display()
     );
-    let mut nobody = std::process::Command::new(&program);
-    nobody.args([
+    let mut unprivileged = std::process::Command::new(&program);
+    unprivileged.args([
         "lock",
         "t",
         "k",
@@ -333,7 +333,7 @@ fn stuck(server: &Server, ttl: &str, after: &str) -> Option<Stuck> {
         &script,
     ]);
     let mut holder =
-        Running::start(nobody.uid(65_534).gid(65_534).stdin(std::process::Stdio::null()));
+        Running::start(unprivileged.uid(65_534).gid(65_534).stdin(std::process::Stdio::null()));
     let values = [holder.process(), holder.process()];
     let of_root = |pid: &Pid| {
         let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()))
@@ -442,7 +442,7 @@ fn more_keys_than_a_request_may_name_are_wrong_usage_and_not_a_matter_of_time() 
 }
 
 #[test]
-fn a_wrapper_whose_stderr_nobody_reads_says_nothing_and_ends_as_it_should() {
+fn a_wrapper_whose_stderr_has_no_reader_says_nothing_and_ends_as_it_should() {
     let server = Server::start();
     let (_holder, _) = server.hold(&["t", "k"]);
     let (_reader, writer) = full_pipe();
@@ -462,22 +462,27 @@ fn a_wrapper_whose_stderr_nobody_reads_says_nothing_and_ends_as_it_should() {
 }
 
 #[test]
-fn the_command_is_told_what_is_locked() {
+fn the_command_learns_what_is_locked() {
     let server = Server::start();
     let script = r#"echo "$LOCKSERVICE_GROUP $LOCKSERVICE_TABLE"; echo "$LOCKSERVICE_KEYS""#;
-    for (args, told) in [
+    for (args, expected) in [
         (&["a key", "b", "--key=--c"][..], "g t\na key\nb\n--c\n"),
         (&["--range", "", "m"], "g t\n\nm\n"),
         (&["--from=k"], "g t\nk\n\n"),
     ] {
         let output = server
             .run(&[&["lock", "--group", "g", "t"], args, &["--", "sh", "-c", script]].concat());
-        assert_eq!(String::from_utf8_lossy(&output.stdout), told, "{args:?}: {}", stderr(&output));
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            expected,
+            "{args:?}: {}",
+            stderr(&output)
+        );
     }
 }
 
 #[test]
-fn a_waiter_says_whom_it_waits_for_and_again_when_that_changes_unless_told_to_be_quiet() {
+fn a_waiter_says_whom_it_waits_for_and_again_when_that_changes_unless_it_is_quiet() {
     let server = Server::start();
     let (first, _) = server.hold(&["t", "k"]);
     let next = server.lock(&["t", "k", "--quiet"], "echo in; exec sleep 1000");
@@ -520,7 +525,7 @@ fn a_waiter_for_a_table_whose_owner_was_killed_says_that_it_waits_for_the_last_o
 }
 
 #[test]
-fn what_the_command_leaves_is_told_to_end_before_it_is_killed() {
+fn processes_that_the_command_leaves_are_signalled_to_end_before_they_are_killed() {
     let server = Server::start();
     let ready = server.folder.path().join("ready");
     let script = format!(
@@ -575,7 +580,7 @@ fn a_key_like_an_option_is_refused_with_the_way_to_give_it() {
 }
 
 #[test]
-fn a_time_out_bounds_the_way_to_a_server_that_does_not_answer_too() {
+fn a_time_out_bounds_the_way_to_a_server_that_does_not_respond_too() {
     let server = Server::start();
     server.running.signal(Signal::STOP);
     let output = server.run(&["lock", "t", "k", "--timeout", "300ms", "--", "true"]);

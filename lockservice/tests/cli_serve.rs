@@ -304,7 +304,7 @@ fn an_environment_that_is_not_utf_8_or_of_kubernetes_or_empty_keeps_no_server_fr
 }
 
 #[test]
-fn a_server_whose_stderr_nobody_reads_starts_serves_and_stops() {
+fn a_server_whose_stderr_has_no_reader_starts_serves_and_stops() {
     let (mut reader, writer) = full_pipe();
     // In this mode a note comes before it is ready, and then very many lines.
     let mut command = lockservice(&["serve", "--listen", "127.0.0.1:0", "--store", "memory:"]);

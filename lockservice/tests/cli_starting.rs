@@ -22,7 +22,7 @@ fn lock(server: &str, args: &[&str], script: &str) -> Running {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_waits_meets_a_node_that_is_starting_and_waits_on() {
+async fn a_waiter_meets_a_node_that_is_starting_and_waits_on() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it is bound").to_string();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -58,7 +58,7 @@ async fn whoever_waits_meets_a_node_that_is_starting_and_waits_on() {
 }
 
 #[test]
-fn whoever_waits_goes_on_when_its_server_is_restarted() {
+fn a_waiter_goes_on_when_its_server_is_restarted() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = format!("file:{}", folder.path().join("db").display());
     // A port that was free a moment ago: the server comes back where it was.

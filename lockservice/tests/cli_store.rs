@@ -273,7 +273,7 @@ fn a_dump_that_is_none_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_dump_that_nobody_reads_to_its_end_is_a_failure_and_no_panic() {
+fn a_dump_that_is_not_read_to_its_end_is_a_failure_and_no_panic() {
     let folder = used();
     let url = file(folder.path(), "db");
     for to in [

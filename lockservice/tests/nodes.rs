@@ -201,7 +201,7 @@ async fn a_lock_at_a_node_that_does_not_own_the_table_is_taken_at_the_one_that_d
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transaction_that_would_hold_locks_on_two_nodes_is_told_what_to_do() {
+async fn a_transaction_that_would_hold_locks_on_two_nodes_learns_what_to_do() {
     let (_store, nodes) = three().await;
     own(&nodes[1], "b's").await;
     own(&nodes[2], "c's").await;
@@ -236,7 +236,7 @@ async fn a_transaction_that_would_hold_locks_on_two_nodes_is_told_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_is_dropped_by_its_owner_whichever_node_is_asked() {
+async fn a_table_is_dropped_by_its_owner_whichever_node_has_the_call() {
     let (_store, nodes) = three().await;
     own(&nodes[1], "b's").await;
     let admin = nodes[2].client().await.admin();
@@ -256,7 +256,7 @@ async fn a_table_is_dropped_by_its_owner_whichever_node_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_is_validated_by_the_leader_whichever_node_is_asked() {
+async fn a_commit_is_validated_by_the_leader_whichever_node_has_the_call() {
     let (_store, nodes) = three().await;
     own(&nodes[1], "b's").await;
     let client = nodes[2].client().await;
@@ -335,7 +335,7 @@ async fn when_the_leader_vanishes_binds_and_transactions_of_the_others_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_table_of_a_node_that_vanished_goes_to_the_node_that_is_asked_when_its_lease_has_run_out()
+async fn the_table_of_a_node_that_vanished_goes_to_the_node_with_the_call_when_its_lease_has_run_out()
  {
     let (_store, mut nodes) = three().await;
     own(&nodes[1], "b's").await;

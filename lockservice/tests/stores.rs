@@ -48,7 +48,7 @@ macro_rules! on_every_store {
 
 on_every_store! {
     it_keeps_the_contract_of_a_store;
-    a_second_process_is_told_the_path_and_what_to_do_and_may_come_in_after_a_kill;
+    a_second_process_learns_the_path_and_what_to_do_and_may_come_in_after_a_kill;
     one_process_cannot_open_a_store_twice_either;
     every_acknowledged_write_survives_a_kill_in_the_middle_of_writing;
     a_kill_during_the_very_first_open_leaves_a_store_that_opens;
@@ -59,7 +59,7 @@ on_every_store! {
     a_flipped_byte_anywhere_is_found_or_harmless;
     a_store_cut_off_anywhere_is_refused_or_unharmed;
     an_inspection_names_every_damaged_record_and_an_open_refuses_the_store;
-    an_allocator_on_it_bears_lost_late_and_doubled_answers;
+    an_allocator_on_it_survives_lost_late_and_doubled_responses;
     a_store_of_format_one_as_it_was_committed_still_opens;
     a_store_of_format_one_is_opened_while_commits_are_validated_and_tables_bound;
 }
@@ -75,11 +75,11 @@ async fn it_keeps_the_contract_of_a_store(kind: Kind) {
     store_suite(|| async move { Box::new(Site::new(kind)) as Box<dyn StoreFixture> }).await;
 }
 
-async fn an_allocator_on_it_bears_lost_late_and_doubled_answers(kind: Kind) {
+async fn an_allocator_on_it_survives_lost_late_and_doubled_responses(kind: Kind) {
     fault_suite(|| async move { Box::new(Site::new(kind)) as Box<dyn StoreFixture> }, 0..10).await;
 }
 
-async fn a_second_process_is_told_the_path_and_what_to_do_and_may_come_in_after_a_kill(kind: Kind) {
+async fn a_second_process_learns_the_path_and_what_to_do_and_may_come_in_after_a_kill(kind: Kind) {
     let site = Site::new(kind);
     let mut holder = child::spawn("hold", &site.url());
     holder.wait_for("open");

@@ -82,16 +82,16 @@ impl Cluster {
         &self.nodes[place].1
     }
 
-    /// The place of the master that has `key` in its slots, as the node at place `asked` sees it.
+    /// The index of the master that has `key` in its slots, as the node at index `asker` sees it.
     ///
     /// # Panics
     /// If that node does not answer.
-    pub async fn master_of(&self, asked: usize, key: &str) -> usize {
-        let asked = url(self.nodes[asked].0);
-        let slot: u16 = ask(&asked, redis::cmd("CLUSTER").arg("KEYSLOT").arg(key))
+    pub async fn master_of(&self, asker: usize, key: &str) -> usize {
+        let asker = url(self.nodes[asker].0);
+        let slot: u16 = ask(&asker, redis::cmd("CLUSTER").arg("KEYSLOT").arg(key))
             .await
             .expect("the slot of a key");
-        let nodes: String = ask(&asked, redis::cmd("CLUSTER").arg("NODES"))
+        let nodes: String = ask(&asker, redis::cmd("CLUSTER").arg("NODES"))
             .await
             .expect("the nodes of the cluster");
         let line =

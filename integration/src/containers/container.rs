@@ -186,7 +186,7 @@ impl Container {
     /// Asks the probe's question until it is answered.
     pub(super) async fn wait_until_it_serves(&self) {
         let responds = tokio::time::timeout(LIMIT, async {
-            while !self.probe.is_answered().await {
+            while !self.probe.responds_to_probe().await {
                 // A server that refuses its settings ends: no reason to ask for a minute.
                 if !self.inner.is_running().await.unwrap_or(true) {
                     return false;
@@ -202,7 +202,7 @@ impl Container {
 
 impl Probe {
     /// One question.
-    async fn is_answered(&self) -> bool {
+    async fn responds_to_probe(&self) -> bool {
         let question = async {
             match self {
                 Self::Postgres(url) => super::postgres::select_one(url).await.is_ok(),

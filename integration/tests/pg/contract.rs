@@ -53,7 +53,7 @@ async fn it_keeps_the_contract_of_a_store() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_allocator_on_it_bears_lost_late_and_doubled_answers() {
+async fn an_allocator_on_it_survives_lost_late_and_doubled_responses() {
     let Some(server) = server(&[]).await else { return };
     let made = AtomicUsize::new(0);
     let site = || {
@@ -81,7 +81,7 @@ async fn it_keeps_the_contract_through_a_ready_pool_and_leaves_the_pool_its_conn
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_acknowledges_before_its_disk_has_it_is_told_to_wait() {
+async fn a_server_that_acknowledges_before_its_disk_has_it_is_made_to_wait() {
     let Some(server) = server(&[("synchronous_commit", "off")]).await else { return };
     let store = open(&server).await;
     let epoch = lead(&store).await;
@@ -106,17 +106,17 @@ async fn counting_proxy(target: String) -> (u16, Arc<AtomicUsize>) {
             let (target, counted) = (target.clone(), Arc::clone(&counted));
             tokio::spawn(async move {
                 let mut server = TcpStream::connect(target).await.expect("the server");
-                let (mut asked, mut replies) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+                let (mut requests, mut replies) = (vec![0; 1 << 16], vec![0; 1 << 16]);
                 let mut client_speaks = false;
                 loop {
                     let done = tokio::select! {
-                        read = client.read(&mut asked) => {
+                        read = client.read(&mut requests) => {
                             let read = read.unwrap_or(0);
                             if read > 0 && !client_speaks {
                                 counted.fetch_add(1, Ordering::SeqCst);
                             }
                             client_speaks = true;
-                            read == 0 || server.write_all(&asked[..read]).await.is_err()
+                            read == 0 || server.write_all(&requests[..read]).await.is_err()
                         }
                         read = server.read(&mut replies) => {
                             let read = read.unwrap_or(0);

@@ -147,8 +147,7 @@ async fn a_migration_that_fails_half_way_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_without_rights_is_told_which_and_needs_none_in_the_database_where_the_schema_is_its_own()
- {
+async fn a_role_without_rights_learns_which_and_needs_none_where_the_schema_is_its_own() {
     let Some(server) = server(&[]).await else { return };
     let mut admin = admin(&server).await;
     run(&mut admin, "create role node login password 'node'").await;

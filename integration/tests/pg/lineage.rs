@@ -14,7 +14,7 @@ use crate::support::{TTL, admin, bounded, candidate, count, lead, open, server, 
 const FOREVER: Duration = Duration::from_secs(600);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_promoted_copy_has_another_line_of_history_and_each_answer_says_so() {
+async fn a_promoted_copy_has_another_line_of_history_and_each_response_says_so() {
     // With nothing to fetch from an archive, recovery ends at the end of the log, on a timeline of
     // its own: what a promotion does.
     let Some(server) = server(&[("restore_command", "false")]).await else { return };
@@ -43,8 +43,11 @@ async fn a_promoted_copy_has_another_line_of_history_and_each_answer_says_so() {
         after
     );
     // L4: on another copy neither the leader's own name nor a resignation proves anything.
-    let asked = store.acquire_leadership(&me, TTL).await.expect("an answer");
-    assert!(matches!(&asked, Leadership::Held { seen, .. } if seen.lineage == after), "{asked:?}");
+    let leadership = store.acquire_leadership(&me, TTL).await.expect("an answer");
+    assert!(
+        matches!(&leadership, Leadership::Held { seen, .. } if seen.lineage == after),
+        "{leadership:?}"
+    );
     assert!(lead(&store).await > epoch);
 }
 
@@ -58,11 +61,11 @@ async fn a_stand_by_hears_of_a_resignation_at_once_also_after_its_connection_was
         let epoch = lead(&leader).await;
         let listening = "select count(*) from pg_stat_activity where query like 'LISTEN%'";
         // The first wait opens the connection; with it open nothing is missed.
-        let mut heard = tokio::spawn(hear(Arc::clone(&waiting), second.clone()));
+        let mut observed = tokio::spawn(hear(Arc::clone(&waiting), second.clone()));
         until(&mut admin, listening).await;
-        assert!(!heard.is_finished(), "nothing has changed");
+        assert!(!observed.is_finished(), "nothing has changed");
         bounded("a resignation", leader.resign(epoch)).await.expect("it leads");
-        let led = within("the news", &mut heard).await.expect("no panic");
+        let led = within("the news", &mut observed).await.expect("no panic");
         waiting.resign(led).await.expect("it leads now");
         let ended = "select count(pg_terminate_backend(pid, 10000)) from pg_stat_activity where \
             query like 'LISTEN%'";

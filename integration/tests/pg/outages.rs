@@ -22,12 +22,12 @@ struct Writer {
 impl Writer {
     async fn start(store: Arc<PgStore>) -> Self {
         let mut journal = Journal::begin(&*store).await;
-        let (told, acknowledged) = watch::channel(journal.applied);
+        let (written, acknowledged) = watch::channel(journal.applied);
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(async move {
             while !*stopped.borrow() {
                 journal.go_on(&*store).await;
-                told.send_replace(journal.applied);
+                written.send_replace(journal.applied);
                 drop(bounded("a renewal", store.renew(journal.epoch)).await);
             }
             journal
@@ -118,7 +118,7 @@ async fn a_stopped_server_is_said_to_be_away_within_the_bound() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_paused_server_is_not_waited_for_beyond_the_bound_and_its_late_write_is_settled() {
+async fn a_paused_server_is_not_waited_for_beyond_the_bound_and_its_late_write_is_found() {
     let Some(server) = server(&[]).await else { return };
     let store = open(&server).await;
     let mut journal = Journal::begin(&store).await;

@@ -65,7 +65,7 @@ async fn behind_a_pooler_nothing_that_we_set_reaches_another_application() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn behind_a_pooler_nobody_listens_and_a_wait_for_a_change_ends_all_the_same() {
+async fn behind_a_pooler_there_is_no_listener_and_a_wait_for_a_change_ends_all_the_same() {
     let Some(server) = server(&[]).await else { return };
     let Some(pooler) = PgBouncer::start(&server, SETUPS[0]).await else { return };
     let store = PgStore::connect(&pooler.url()).await.expect("a store");

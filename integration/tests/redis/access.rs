@@ -21,7 +21,7 @@ async fn refused(url: &str) -> Error {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_or_missing_password_and_a_missing_permission_are_told_and_no_secret_is() {
+async fn a_wrong_or_missing_password_and_a_missing_permission_are_named_and_no_secret_is() {
     let Some(redis) = Redis::start(RedisOptions::default()).await else { return };
     let host = redis.url().trim_start_matches("redis://").trim_end_matches('/').to_owned();
     for rule in [
@@ -73,9 +73,9 @@ async fn a_key_of_somebody_else_or_of_a_newer_version_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_answer_or_is_no_redis_is_told_in_time() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let silent = nobody.local_addr().expect("an address");
+async fn a_server_that_does_not_respond_or_is_no_redis_is_reported_in_time() {
+    let unserved = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let silent = unserved.local_addr().expect("an address");
     let garbage = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let talker = garbage.local_addr().expect("an address");
     tokio::spawn(async move {
@@ -104,7 +104,7 @@ async fn what_does_not_answer_or_is_no_redis_is_told_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ready_client_serves_and_a_resignation_is_heard_at_once() {
+async fn a_ready_client_serves_and_a_resignation_is_observed_at_once() {
     let Some(redis) = Redis::start(RedisOptions::default()).await else { return };
     let client = driver::Client::open(redis.url()).expect("a URL");
     let config = RedisConfig { name: "shared".to_owned(), ..RedisConfig::default() };
@@ -115,7 +115,7 @@ async fn a_ready_client_serves_and_a_resignation_is_heard_at_once() {
     let poll = Duration::from_secs(40);
     let begin = Instant::now();
     let waiting = Arc::clone(&waits);
-    let heard = tokio::spawn(async move { waiting.wait_for_change(poll).await });
+    let observed = tokio::spawn(async move { waiting.wait_for_change(poll).await });
     within("the subscription", async {
         while ask::<(String, u32)>(redis.url(), "PUBSUB NUMSUB {lockservice:shared}:leader").await.1
             == 0
@@ -125,7 +125,7 @@ async fn a_ready_client_serves_and_a_resignation_is_heard_at_once() {
     })
     .await;
     bounded(leads.resign(leader.epoch)).await.expect("resigned");
-    within("the news", heard).await.expect("no panic").expect("heard");
+    within("the news", observed).await.expect("no panic").expect("heard");
     assert!(begin.elapsed() < poll / 2, "{:?}", begin.elapsed());
     let response =
         bounded(waits.acquire_leadership(&candidate("next"), TTL)).await.expect("an answer");

@@ -30,7 +30,7 @@ async fn a_cluster_keeps_the_contract() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_allocator_on_it_bears_lost_late_and_doubled_answers() {
+async fn an_allocator_on_it_survives_lost_late_and_doubled_responses() {
     let Some(redis) = Redis::start(RedisOptions::durable()).await else { return };
     let site = || async { Box::new(Named::new(redis.url())) as Box<dyn StoreFixture> };
     Box::pin(fault_suite(site, 0..10)).await;

@@ -78,7 +78,7 @@ async fn relay(server: String, frozen: Arc<AtomicBool>) -> SocketAddr {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_server_said_is_told_although_the_time_ends_while_a_connection_is_made() {
+async fn an_error_of_the_server_is_reported_although_the_time_ends_while_a_connection_is_made() {
     let Some(redis) = Redis::start(RedisOptions::durable()).await else { return };
     let server = redis.url().trim_start_matches("redis://").trim_end_matches('/').to_owned();
     let frozen = Arc::new(AtomicBool::new(false));
@@ -123,7 +123,7 @@ async fn a_server_that_forgot_the_scripts_is_sent_them_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_paused_server_costs_no_call_more_than_its_bound_and_a_write_is_settled_afterwards() {
+async fn a_paused_server_costs_no_call_more_than_its_bound_and_a_write_is_found_afterwards() {
     let Some(redis) = Redis::start(RedisOptions::durable()).await else { return };
     let store = open(redis.url()).await;
     let mut leader = Leader::of(&store).await;
@@ -199,13 +199,14 @@ async fn without_enough_replicas_nothing_counts() {
     let unknown = bounded(store.write(leader.epoch, 2, &batch(2))).await.expect_err("no replica");
     assert_eq!(unknown.kind(), ErrorKind::UnknownOutcome, "{unknown:?}");
     assert!(unknown.to_string().contains("replicas"), "{unknown}");
-    let unsettled =
+    let unknown_outcome =
         bounded(store.applied()).await.expect_err("what can still be lost settles nothing");
-    assert_eq!(unsettled.kind(), ErrorKind::Unavailable, "{unsettled:?}");
+    assert_eq!(unknown_outcome.kind(), ErrorKind::Unavailable, "{unknown_outcome:?}");
     assert_eq!(
         bounded(store.renew(leader.epoch)).await.expect_err("no replica").kind(),
         ErrorKind::Unavailable
     );
-    let asked = bounded(store.acquire_leadership(&leader.candidate, crate::support::TTL)).await;
-    assert_eq!(asked.expect_err("no replica").kind(), ErrorKind::Unavailable);
+    let leadership =
+        bounded(store.acquire_leadership(&leader.candidate, crate::support::TTL)).await;
+    assert_eq!(leadership.expect_err("no replica").kind(), ErrorKind::Unavailable);
 }

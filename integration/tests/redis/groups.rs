@@ -204,8 +204,8 @@ async fn replicated(master: &str) {
         loop {
             // WAIT speaks of the writes of its own connection only: without one it answers at once.
             // It waits for less than a call may take, for the replica may not have attached yet.
-            let mut asked = redis::pipe();
-            asked
+            let mut pipeline = redis::pipe();
+            pipeline
                 .cmd("SET")
                 .arg("{lockservice:default}-of-the-test")
                 .arg(1)
@@ -213,7 +213,8 @@ async fn replicated(master: &str) {
                 .cmd("WAIT")
                 .arg(1)
                 .arg(100);
-            let (received,): (u32,) = asked.query_async(&mut connection).await.expect("an answer");
+            let (received,): (u32,) =
+                pipeline.query_async(&mut connection).await.expect("an answer");
             if received == 1 {
                 return;
             }
@@ -227,13 +228,13 @@ async fn take_over(me: &str) {
     while !Box::pin(ask::<String>(me, "INFO replication")).await.contains("master_link_status:up") {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let mut asked = 0;
+    let mut polls = 0;
     while !Box::pin(ask::<String>(me, "INFO replication")).await.contains("role:master") {
         // An attempt that the others did not agree to in time is given up without a word.
-        if asked % 100 == 0 {
+        if polls % 100 == 0 {
             let () = Box::pin(ask(me, "CLUSTER FAILOVER")).await;
         }
-        asked += 1;
+        polls += 1;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -131,14 +131,14 @@ pub(crate) fn assert_whole(state: &StoreState, applied: u64) {
 /// One command to the server at `url`.
 pub(crate) async fn ask<T: FromRedisValue>(url: &str, command: &str) -> T {
     let mut words = command.split(' ');
-    let mut asked = redis::cmd(words.next().expect("a command"));
+    let mut request = redis::cmd(words.next().expect("a command"));
     for word in words {
-        asked.arg(word);
+        request.arg(word);
     }
     let client = redis::Client::open(url).expect("a URL");
     let mut connection =
         within("a connection", Box::pin(client.get_multiplexed_async_connection()))
             .await
             .expect("a connection");
-    within(command, Box::pin(asked.query_async(&mut connection))).await.expect(command)
+    within(command, Box::pin(request.query_async(&mut connection))).await.expect(command)
 }

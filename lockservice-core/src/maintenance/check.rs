@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn records_that_cannot_be_read_are_told_alone_by_name_and_beyond_a_hundred_by_number() {
+    fn records_that_cannot_be_read_are_reported_by_name_and_beyond_a_hundred_by_count() {
         let mut state = sound();
         state.services[1] = service(2, "n");
         let store = "file:x".to_owned();

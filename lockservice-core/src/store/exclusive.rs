@@ -170,7 +170,7 @@ impl ExclusiveStore {
         call: impl FnOnce(&mut dyn KeyValue) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let cancelled = Arc::new(AtomicBool::new(false));
-        let _guard = CancelOnDrop(Arc::clone(&cancelled));
+        let _cancel_on_drop = CancelOnDrop(Arc::clone(&cancelled));
         let shared = Arc::clone(&self.shared);
         let done = blocking(move || {
             let mut state = shared.state.lock();

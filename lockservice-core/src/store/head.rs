@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_doubt_outlives_leaders_until_one_of_them_settles_it() {
+    fn an_unknown_data_loss_outlives_leaders_until_one_of_them_resolves_it() {
         let continuous = |response: Leadership| {
             matches!(response, Leadership::Acquired(Acquired { continuous: true, .. }))
         };
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_to_be_lost_is_known_to_every_leader_until_one_settles_it() {
+    fn a_known_data_loss_is_known_to_every_leader_until_one_resolves_it() {
         let (first, _) = take_over(None, candidate("a"), "one");
         assert_eq!(first.loss, Loss::default(), "possible, not known");
         let knows =
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_leads_already_takes_nothing_over() {
+    fn a_node_that_leads_already_takes_nothing_over() {
         let me = candidate("a");
         let (head, _) = take_over(None, me.clone(), "one");
         let elected = Candidate { elected: true, ..me };
@@ -487,13 +487,13 @@ mod tests {
             .expect("epochs are left");
         assert_eq!(head.expect("acquired").epoch, Epoch::new(78));
         assert!(
-            matches!(response, Leadership::Acquired(Acquired { floor: told, .. }) if told == floor),
+            matches!(response, Leadership::Acquired(Acquired { floor: stored, .. }) if stored == floor),
             "{response:?}"
         );
     }
 
     #[test]
-    fn whoever_leads_a_store_that_may_have_forgotten_epochs_skips_some_once() {
+    fn a_leader_of_a_store_that_may_have_forgotten_epochs_skips_some_once() {
         let skips = |found: Option<&Head>, nonce, data_loss, on| {
             let me = Candidate { nonce: Nonce::new(nonce), data_loss, ..candidate("a") };
             take_over(found, me, on).0

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_ends_the_reading_of_a_leader_and_what_is_of_no_record_that_of_anybody() {
+    fn damage_ends_the_reading_of_a_leader_and_bytes_of_no_record_end_every_reading() {
         Damage::refused().tolerate(of_record(1)).expect_err("the first");
         let mut damage = Damage::noted();
         for kind in [ErrorKind::StoreCorrupt, ErrorKind::Unavailable] {

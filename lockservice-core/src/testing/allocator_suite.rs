@@ -34,24 +34,23 @@ where
 {
     a_table_belongs_to_the_first_who_asks(&*make().await).await;
     a_name_belongs_to_one_incarnation_at_a_time(&*make().await).await;
-    a_lapsed_owners_table_is_void_at_once_and_granted_anew_later(&*make().await).await;
-    a_resigned_owners_table_is_granted_anew_at_once(&*make().await).await;
+    a_lapsed_owners_bind_is_invalid_at_once_and_the_table_is_reassigned_later(&*make().await).await;
+    a_resigned_owners_table_is_reassigned_at_once(&*make().await).await;
     a_replaced_incarnation_waits_out_its_own_lease(&*make().await).await;
     a_commit_is_admitted_on_current_binds_only(&*make().await).await;
     a_commit_is_never_promised_more_than_a_lease_has_left(&*make().await).await;
     an_origin_that_is_no_longer_live_commits_nothing(&*make().await).await;
     attempts_of_one_transaction_are_counted_each(&*make().await).await;
     a_tombstone_keeps_a_transaction_from_committing(&*make().await).await;
-    a_commit_that_somebody_was_told_of_is_not_extended_and_ends_in_a_tombstone(&*make().await)
-        .await;
-    what_its_origin_says_is_over_or_has_not_begun_is_not_admitted(&*make().await).await;
-    the_end_of_a_transaction_takes_nobodys_tombstone_away(&*make().await).await;
+    a_commit_that_was_reported_is_not_extended_and_ends_in_a_tombstone(&*make().await).await;
+    a_transaction_that_its_origin_calls_over_or_not_started_is_not_admitted(&*make().await).await;
+    the_end_of_a_transaction_removes_no_tombstone(&*make().await).await;
     a_resignation_waits_for_commits_on_its_binds(&*make().await).await;
     tokens_grow_from_block_to_block_and_owner_to_owner(&*make().await).await;
     a_released_table_is_forgotten_and_its_name_is_another_table(&*make().await).await;
     a_bind_is_kept_while_a_commit_is_in_flight_on_it(&*make().await).await;
-    an_operator_may_forget_what_may_be_granted_anew(&*make().await).await;
-    unknown_names_are_answered_and_create_nothing(&*make().await).await;
+    an_operator_may_forget_a_table_that_may_be_reassigned(&*make().await).await;
+    unknown_names_have_a_response_and_create_nothing(&*make().await).await;
 }
 
 async fn a_table_belongs_to_the_first_who_asks(fixture: &dyn AllocatorFixture) {
@@ -110,7 +109,7 @@ async fn a_name_belongs_to_one_incarnation_at_a_time(fixture: &dyn AllocatorFixt
     assert_eq!(late.kind(), ErrorKind::LeaseLost);
 }
 
-async fn a_lapsed_owners_table_is_void_at_once_and_granted_anew_later(
+async fn a_lapsed_owners_bind_is_invalid_at_once_and_the_table_is_reassigned_later(
     fixture: &dyn AllocatorFixture,
 ) {
     let allocator = fixture.allocator();
@@ -131,7 +130,7 @@ async fn a_lapsed_owners_table_is_void_at_once_and_granted_anew_later(
     assert_eq!(lost.kind(), ErrorKind::LeaseLost);
 }
 
-async fn a_resigned_owners_table_is_granted_anew_at_once(fixture: &dyn AllocatorFixture) {
+async fn a_resigned_owners_table_is_reassigned_at_once(fixture: &dyn AllocatorFixture) {
     let allocator = fixture.allocator();
     let (a, b) = (start(&*allocator, "a", 1).await, start(&*allocator, "b", 2).await);
     let t = table("t");
@@ -321,7 +320,7 @@ async fn a_tombstone_keeps_a_transaction_from_committing(fixture: &dyn Allocator
     assert_eq!(response.tombstoned, vec![other], "a commit counts until hi(commit_before) (C2)");
 }
 
-async fn a_commit_that_somebody_was_told_of_is_not_extended_and_ends_in_a_tombstone(
+async fn a_commit_that_was_reported_is_not_extended_and_ends_in_a_tombstone(
     fixture: &dyn AllocatorFixture,
 ) {
     let allocator = fixture.allocator();
@@ -373,7 +372,7 @@ async fn a_commit_that_somebody_was_told_of_is_not_extended_and_ends_in_a_tombst
     }
 }
 
-async fn what_its_origin_says_is_over_or_has_not_begun_is_not_admitted(
+async fn a_transaction_that_its_origin_calls_over_or_not_started_is_not_admitted(
     fixture: &dyn AllocatorFixture,
 ) {
     let allocator = fixture.allocator();
@@ -421,7 +420,7 @@ async fn what_its_origin_says_is_over_or_has_not_begun_is_not_admitted(
     assert_eq!(stranger.expect_err("not its nonce").kind(), ErrorKind::LeaseLost);
 }
 
-async fn the_end_of_a_transaction_takes_nobodys_tombstone_away(fixture: &dyn AllocatorFixture) {
+async fn the_end_of_a_transaction_removes_no_tombstone(fixture: &dyn AllocatorFixture) {
     let allocator = fixture.allocator();
     let a = start(&*allocator, "a", 1).await;
     let (old, txn) = (TxnId::new(a.service, 1, true), TxnId::new(a.service, 2, true));
@@ -608,7 +607,7 @@ async fn a_bind_is_kept_while_a_commit_is_in_flight_on_it(fixture: &dyn Allocato
     assert_eq!(refused.kind(), ErrorKind::BindChanged);
 }
 
-async fn an_operator_may_forget_what_may_be_granted_anew(fixture: &dyn AllocatorFixture) {
+async fn an_operator_may_forget_a_table_that_may_be_reassigned(fixture: &dyn AllocatorFixture) {
     let allocator = fixture.allocator();
     let (a, b) = (start(&*allocator, "a", 1).await, start(&*allocator, "b", 2).await);
     let forget = async |name: &str| {
@@ -642,7 +641,7 @@ async fn an_operator_may_forget_what_may_be_granted_anew(fixture: &dyn Allocator
     assert!(new.id > lapses.id && new.version > lapses.version);
 }
 
-async fn unknown_names_are_answered_and_create_nothing(fixture: &dyn AllocatorFixture) {
+async fn unknown_names_have_a_response_and_create_nothing(fixture: &dyn AllocatorFixture) {
     let allocator = fixture.allocator();
     let a = start(&*allocator, "a", 1).await;
     assert_eq!(allocator.latest(&table("t")).await.expect("answer").bind, None);

@@ -44,7 +44,7 @@ where
     only_a_resignation_makes_a_stop_clean(&*make().await).await;
     a_big_batch_lands_whole(&*make().await).await;
     of_concurrent_writes_with_one_number_one_lands(&*make().await).await;
-    a_write_whose_caller_went_away_is_settled_by_its_number(&*make().await).await;
+    a_write_whose_caller_went_away_has_its_outcome_known_by_its_number(&*make().await).await;
 }
 
 async fn an_empty_store_is_empty_and_its_first_leader_waits_for_nothing(
@@ -129,8 +129,8 @@ async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_still(
         "{taken:?}"
     );
     assert!(acquired(taken) > raised);
-    let settled = Candidate { data_loss: DataLoss::Resolved, ..second };
-    let taken = store.acquire_leadership(&settled, TTL).await.expect("its own");
+    let resolved = Candidate { data_loss: DataLoss::Resolved, ..second };
+    let taken = store.acquire_leadership(&resolved, TTL).await.expect("its own");
     assert!(
         matches!(taken, Leadership::Acquired(Acquired { continuous: true, .. })),
         "it resolved the data loss (L4): {taken:?}"
@@ -382,7 +382,9 @@ async fn of_concurrent_writes_with_one_number_one_lands(fixture: &dyn StoreFixtu
     assert_eq!(store.load().await.expect("load").tables, vec![table("g", "t", landed[0])]);
 }
 
-async fn a_write_whose_caller_went_away_is_settled_by_its_number(fixture: &dyn StoreFixture) {
+async fn a_write_whose_caller_went_away_has_its_outcome_known_by_its_number(
+    fixture: &dyn StoreFixture,
+) {
     let store = fixture.open().await;
     let (epoch, ..) = acquire(&*store, 0).await;
     {

@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_never_passes_as_it_stands_is_not_told_as_what_may_be_tried_again() {
+    fn a_lasting_failure_has_another_status_than_one_that_may_be_tried_again() {
         // A deadlock may: the other one has gone on by then.
         assert_eq!(status_of(ErrorKind::Deadlock), NOT_NOW);
         for kind in ErrorKind::ALL.iter().filter(|kind| kind.advice() == Advice::FixRequest) {

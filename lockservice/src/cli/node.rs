@@ -96,7 +96,7 @@ impl Node {
         });
         let mut server = Server::start(listener, allocator.for_clients(), settings).await?;
         server.follow(allocator.roles());
-        settle(&allocator, waiting).await?;
+        await_role(&allocator, waiting).await?;
         let parts = ServiceParts {
             address: advertised.clients,
             settings: config.service,
@@ -259,7 +259,7 @@ async fn open_store(url: &StoreUrl, waiting: &Waiting) -> Result<Arc<dyn BindSto
 }
 
 /// Waits until a leader is known, which may be this node.
-async fn settle(allocator: &ElectedAllocator, waiting: &Waiting) -> Result<(), Failure> {
+async fn await_role(allocator: &ElectedAllocator, waiting: &Waiting) -> Result<(), Failure> {
     let mut roles = allocator.roles();
     loop {
         match &*roles.borrow_and_update() {
@@ -350,12 +350,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_start_waits_for_a_store_that_does_not_answer_and_says_why() {
+    async fn a_start_waits_for_a_store_that_does_not_respond_and_says_why() {
         let store = SharedStore::new();
         store.set_cut(true);
         let allocator = join(&store);
         let waiting = Waiting::new(true);
-        let settled = settle(&allocator, &waiting);
+        let started = await_role(&allocator, &waiting);
         let heal = async {
             let mut roles = allocator.roles();
             roles
@@ -367,8 +367,8 @@ mod tests {
             }
             store.set_cut(false);
         };
-        let (settled, ()) = tokio::join!(settled, heal);
-        settled.expect("the store answers again");
+        let (started, ()) = tokio::join!(started, heal);
+        started.expect("the store answers again");
         let said = waiting.last().expect("it said why");
         assert!(said.contains("the store does not answer"), "{said}");
     }

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_may_not_wait_or_met_nobody_or_was_refused_fails_at_once() {
+    fn a_call_that_may_not_wait_or_found_no_server_or_was_refused_fails_at_once() {
         assert_eq!(patience(false, None).after(&failed(ErrorKind::Unavailable), at(0)), None);
         let unmet = Patience { met: false, ..patience(true, None) }
             .after(&failed(ErrorKind::Unavailable), at(0));

@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sink_that_nobody_reads_keeps_nobody_waiting_and_says_how_much_was_lost() {
+    fn a_sink_without_a_reader_blocks_no_writer_and_says_how_much_was_lost() {
         let (reader, writer) = io::pipe().unwrap();
         let sink = Sink::new(writer);
         let count = 40;
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_is_told_where_it_was() {
+    fn a_loss_is_reported_where_it_was() {
         let mut state = SinkState { lost: 2, ..SinkState::default() };
         let note = state.note().unwrap();
         assert!(

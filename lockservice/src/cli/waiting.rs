@@ -20,19 +20,19 @@ const SILENT: Duration = Duration::from_secs(1);
 /// # Cancel safety
 /// To be dropped when the wait is over.
 pub(crate) async fn say_whom(
-    mut told: watch::Receiver<Option<WaitsFor>>,
+    mut obstacle: watch::Receiver<Option<WaitsFor>>,
     table: &TableRef,
     json: bool,
 ) -> Infallible {
     tokio::time::sleep(SILENT).await;
     loop {
-        let waits_for = told.borrow_and_update().clone();
+        let waits_for = obstacle.borrow_and_update().clone();
         if let Some((sentence, object)) =
             waits_for.as_ref().and_then(|waits_for| described(waits_for, table))
         {
             say_event("waiting for ", &sentence, json.then_some(object));
         }
-        if told.changed().await.is_err() {
+        if obstacle.changed().await.is_err() {
             return std::future::pending().await;
         }
     }

@@ -54,7 +54,7 @@ impl AllocatorClient {
     ///
     /// # Errors
     /// - `BindChanged`, `CannotCommit`: the transaction may not commit. Start another.
-    /// - `Timeout`: less than `asked.least` could be promised. Ask for less, or try again.
+    /// - `Timeout`: less than `tried.least` could be promised. Ask for less, or try again.
     /// - `Unavailable`: no server responds, or none leads. Try again.
     ///
     /// # Cancel safety
@@ -130,7 +130,7 @@ impl AllocatorClient {
         let give_up = parts.clock.now() + parts.call_timeout;
         let mut given = self.client.addresses().cycle();
         let servers = self.client.addresses().count();
-        let (mut hops, mut asked) = (0, 0);
+        let (mut hops, mut tried) = (0, 0);
         let mut hint = parts.leader.lock().clone();
         loop {
             let hinted = hint.is_some();
@@ -164,14 +164,14 @@ impl AllocatorClient {
                 hops += 1;
                 continue;
             }
-            asked += usize::from(!hinted);
+            tried += usize::from(!hinted);
             // One server alone that does not answer: the caller decides how long to wait for it.
             let alone = lost && !hinted && servers == 1;
             if alone || give_up.remaining(parts.clock.now()).is_zero() {
                 return Err(error);
             }
-            if asked >= servers {
-                (hops, asked) = (0, 0);
+            if tried >= servers {
+                (hops, tried) = (0, 0);
                 tokio::time::sleep(ASK_AGAIN).await;
             }
         }

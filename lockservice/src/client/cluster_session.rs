@@ -240,19 +240,19 @@ impl ClusterSession {
     /// See [`Session::close`](super::Session::close).
     pub(super) async fn close(&self) -> Result<()> {
         let handles = self.shut();
-        let told =
+        let outcomes =
             futures::future::join_all(handles.iter().map(|handle| handle.shared.give_up())).await;
-        told.into_iter().collect()
+        outcomes.into_iter().collect()
     }
 
     /// See [`Session::leave`](super::Session::leave).
     pub(super) async fn leave(&self, still_running: &str) -> Result<()> {
         let handles = self.shut();
-        let told = futures::future::join_all(
+        let outcomes = futures::future::join_all(
             handles.iter().map(|handle| handle.shared.leave(still_running)),
         )
         .await;
-        told.into_iter().collect()
+        outcomes.into_iter().collect()
     }
 
     /// See [`Session::abandon`](super::Session::abandon).

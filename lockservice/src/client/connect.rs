@@ -170,7 +170,7 @@ impl ClientBuilder {
             .with("address", addresses));
         }
         let (home, channel) =
-            first_that_answers(endpoints, self.connect_timeout).await.map_err(|why| {
+            first_to_respond(endpoints, self.connect_timeout).await.map_err(|why| {
                 let error = Error::new(
                     ErrorKind::Unavailable,
                     "no server answers: is it running, and is the address right?",
@@ -213,7 +213,7 @@ fn pause_of_a_start(error: &Error) -> Option<Duration> {
 
 /// The number of the endpoint that answers first, and its channel. One that answers that it cannot
 /// serve yet is second best. Fails with the last reason.
-async fn first_that_answers(
+async fn first_to_respond(
     endpoints: Vec<Endpoint>,
     each: Duration,
 ) -> Result<(usize, Channel), Option<tonic::transport::Error>> {

@@ -54,12 +54,12 @@ impl AdminApi {
         make: impl Future<Output = Result<L, Status>>,
     ) -> Result<Response<ReceiverStream<Result<L::Line, Status>>>, Status> {
         let until = Instant::now() + LIST_TIME_MAX;
-        let begun = timeout_at(until, async {
+        let begin = timeout_at(until, async {
             let place = Arc::clone(&self.lists).acquire_owned().await;
             let place = place.map_err(|_| Status::unavailable("the server is stopping"))?;
             Ok::<_, Status>((place, make.await?))
         });
-        let (place, list) = begun.await.map_err(|_| too_slow("other lists take too long"))??;
+        let (place, list) = begin.await.map_err(|_| too_slow("other lists take too long"))??;
         // One place more, kept for the error at the end.
         let (out, lines) = mpsc::channel(LINES_WAITING_MAX + 1);
         let (lines_max, write_max) = (self.lines_max, self.write_max);

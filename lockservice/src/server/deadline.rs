@@ -107,19 +107,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_ends_as_deadline_exceeded_before_the_transport_cancels_it() {
-        for (observed, asked) in
+        for (observed, requested) in
             [("50m", Duration::from_millis(50)), ("2S", Duration::from_secs(2))]
         {
             let request = http::Request::builder()
                 .header("grpc-timeout", observed)
                 .body(())
                 .expect("a request");
-            let begun = tokio::time::Instant::now();
+            let began = tokio::time::Instant::now();
             let Ok(response) = Deadline(Never).call(request).await;
             assert!(
-                begun.elapsed() < asked && begun.elapsed() > asked / 2,
+                began.elapsed() < requested && began.elapsed() > requested / 2,
                 "{:?}",
-                begun.elapsed()
+                began.elapsed()
             );
             let status = tonic::Status::from_header_map(response.headers()).expect("a status");
             assert_eq!(status.code(), Code::DeadlineExceeded);

@@ -21,9 +21,9 @@ use tonic::{Code, Status};
 const KIB: usize = 1 << 10;
 
 /// The first bytes of a request that never goes on.
-struct Begun(Option<Bytes>);
+struct UnendingBody(Option<Bytes>);
 
-impl http_body::Body for Begun {
+impl http_body::Body for UnendingBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -43,7 +43,7 @@ async fn begin(mut channel: Channel, path: &str, length: usize) -> Status {
     let mut bytes = vec![0];
     bytes.extend_from_slice(&u32::try_from(length).expect("small").to_be_bytes());
     bytes.resize(KIB, 0);
-    let body = Body::new(Begun(Some(bytes.into())));
+    let body = Body::new(UnendingBody(Some(bytes.into())));
     let request = http::Request::post(format!("http://server{path}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
@@ -67,30 +67,30 @@ async fn messages_that_never_arrive_whole_take_no_more_memory_than_their_address
     let (mut one, two) = (Caller::new(&served).await, Caller::new(&served).await);
     let txn = one.begin().await;
     one.lock(&txn, b"a").await.expect("free");
-    let begun = (0..8).map(|n| {
+    let calls = (0..8).map(|n| {
         let channel = if n < 4 { &one } else { &two }.channel.clone();
         begin(channel, "/lockservice.v1.Locks/Lock", 64 * KIB)
     });
-    let mut begun: FuturesUnordered<_> = begun.collect();
+    let mut calls: FuturesUnordered<_> = calls.collect();
     for _ in 0..4 {
-        let refused = within(begun.next()).await.expect("those without room are answered");
+        let refused = within(calls.next()).await.expect("those without room are answered");
         assert_eq!(from_status(&refused).kind(), ErrorKind::ResourceExhausted);
         assert!(refused.message().contains("of one address"), "{refused:?}");
     }
-    assert!(begun.next().now_or_never().is_none(), "four have room");
+    assert!(calls.next().now_or_never().is_none(), "four have room");
     let large = || vec![Bytes::from(vec![7; 1_000]); 100];
     let refused = one.lock_rows(&txn, large()).await.expect_err("there is no room");
     assert_eq!(from_status(&refused).kind(), ErrorKind::ResourceExhausted);
     assert_eq!(one.end(&txn).await.expect("a release is never refused").released, 1);
     // What the messages took is given back with their calls.
-    drop(begun);
+    drop(calls);
     let txn = one.begin().await;
     let again = async { while one.lock_rows(&txn, large()).await.is_err() {} };
     within(again).await;
 }
 
 #[tokio::test]
-async fn a_session_stream_without_room_for_its_frame_is_told_why_it_ends() {
+async fn a_session_stream_without_room_for_its_frame_learns_why_it_ends() {
     let settings =
         ServerSettings { kept_bytes_per_connection_max: 64 * KIB, ..ServerSettings::default() };
     let served = Served::start(settings).await;

@@ -149,7 +149,7 @@ async fn two_sessions_never_hold_one_row_and_the_later_token_is_larger() {
 }
 
 #[tokio::test]
-async fn a_deadlock_is_told_with_its_whole_cycle() {
+async fn a_deadlock_is_reported_with_its_whole_cycle() {
     let served = server().await;
     let session = session(&served.address).await;
     let (a, b) = (session.txn(TxnOptions::default()), session.txn(TxnOptions::default()));
@@ -184,7 +184,7 @@ async fn a_broken_connection_resumes_the_session_and_keeps_its_locks() {
 }
 
 #[tokio::test]
-async fn an_answer_lost_after_the_grant_is_replayed_and_nothing_is_locked_twice() {
+async fn a_response_lost_after_the_grant_is_replayed_and_nothing_is_locked_twice() {
     let served = server().await;
     let proxy = Proxy::start(&served.address).await;
     let session = session(&proxy.address).await;
@@ -206,7 +206,7 @@ async fn an_answer_lost_after_the_grant_is_replayed_and_nothing_is_locked_twice(
 }
 
 #[tokio::test]
-async fn a_dropped_call_is_taken_back_whether_it_waited_or_was_granted() {
+async fn a_dropped_call_is_cancelled_whether_it_waited_or_was_granted() {
     let served = server().await;
     let (a, b) = (session(&served.address).await, session(&served.address).await);
     let admin = client(&served.address).await.admin();
@@ -340,7 +340,7 @@ async fn a_stopping_server_tells_holders_and_waiters_and_resigns_when_they_have_
 }
 
 #[tokio::test]
-async fn the_guard_of_a_client_that_hears_nothing_ends_before_its_session_can() {
+async fn the_deadline_of_a_client_without_responses_is_before_the_end_of_its_session() {
     let served = server().await;
     let proxy = Proxy::start(&served.address).await;
     let ttl = Duration::from_secs(1);
@@ -367,7 +367,7 @@ impl Clock for Settable {
 }
 
 #[tokio::test]
-async fn a_client_that_slept_past_its_guard_has_lost_its_session_whatever_the_server_says() {
+async fn a_client_that_slept_past_its_deadline_has_lost_its_session_whatever_the_server_says() {
     let served = server().await;
     let clock = Arc::new(Settable::default());
     let builder = Client::builder().clock(Arc::clone(&clock) as Arc<dyn Clock>);
@@ -390,7 +390,7 @@ async fn a_client_that_slept_past_its_guard_has_lost_its_session_whatever_the_se
 }
 
 #[tokio::test]
-async fn a_grant_that_arrives_after_the_guard_is_given_back() {
+async fn a_grant_that_arrives_after_the_deadline_is_released() {
     let served = server().await;
     let clock = Arc::new(Settable::default());
     let builder = Client::builder().clock(Arc::clone(&clock) as Arc<dyn Clock>);
@@ -416,7 +416,7 @@ async fn a_grant_that_arrives_after_the_guard_is_given_back() {
 }
 
 #[tokio::test]
-async fn the_guard_ends_earlier_by_the_time_that_the_work_needs_to_stop() {
+async fn the_deadline_is_earlier_by_the_time_that_the_work_needs_to_stop() {
     let served = server().await;
     let stop = Duration::from_secs(2);
     let plain = session(&served.address).await;

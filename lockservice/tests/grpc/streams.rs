@@ -151,12 +151,12 @@ async fn a_stop_time_that_leaves_no_time_to_work_is_refused_when_the_session_is_
 }
 
 #[tokio::test]
-async fn every_answered_lock_renews_the_session_so_that_busy_clients_need_no_heartbeats() {
+async fn every_lock_response_renews_the_session_so_that_busy_clients_need_no_heartbeats() {
     const TTL: Duration = Duration::from_secs(15);
     // No promise is shorter for the lease.
     let served = Served::start_leased(4 * TTL, ServerSettings::default()).await;
     let client = Client::connect(&served.address).await.expect("it answers");
-    let asked = SystemClock.now();
+    let began = SystemClock.now();
     let session = client.session(Some(TTL)).await.expect("a session");
     let first = session.deadline();
     let moved = session.watch_deadline();
@@ -172,7 +172,7 @@ async fn every_answered_lock_renews_the_session_so_that_busy_clients_need_no_hea
     }
     assert!(session.deadline() > first);
     // The first heartbeat is due after a third of the promise.
-    assert!(SystemClock.now().since(asked) < TTL / 4, "no heartbeat has moved it");
+    assert!(SystemClock.now().since(began) < TTL / 4, "no heartbeat has moved it");
 }
 
 #[tokio::test]
@@ -227,7 +227,7 @@ async fn wait_in(session: lockservice::client::Session) {
 }
 
 #[tokio::test]
-async fn frames_of_clients_that_read_no_answers_count_in_what_their_address_may_keep() {
+async fn frames_of_clients_that_read_no_responses_count_in_what_their_address_may_keep() {
     let settings = ServerSettings {
         kept_bytes_per_address_max: 256 << 10,
         kept_bytes_per_connection_max: 256 << 10,

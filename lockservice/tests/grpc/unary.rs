@@ -38,8 +38,8 @@ impl Caller {
     /// A transaction that the server numbers.
     pub(crate) async fn begin(&mut self) -> TxnRef {
         let begin = proto::BeginTxn { session: Some(self.session), ..Default::default() };
-        let begun = self.wire.begin(begin).await.expect("it begins").into_inner();
-        TxnRef { number: begun.number, ..Default::default() }
+        let started = self.wire.begin(begin).await.expect("it begins").into_inner();
+        TxnRef { number: started.number, ..Default::default() }
     }
 
     fn request(&self, txn: &TxnRef, rows: Vec<Bytes>) -> proto::UnaryLock {

@@ -27,7 +27,7 @@ async fn holder(observed: &mut Observed) -> Blocker {
 }
 
 #[tokio::test]
-async fn a_call_that_waits_is_told_whom_it_waits_for_and_again_when_that_changes() {
+async fn a_call_that_waits_learns_whom_it_waits_for_and_again_when_that_changes() {
     let served = Served::start(ServerSettings::default()).await;
     let (a, b, c) = (
         session(&served.address, "a").await,
@@ -71,7 +71,7 @@ async fn a_call_that_waits_is_told_whom_it_waits_for_and_again_when_that_changes
 }
 
 #[tokio::test]
-async fn a_new_stream_is_told_again_and_a_slow_reader_loses_no_response() {
+async fn a_new_stream_learns_it_again_and_a_slow_reader_loses_no_response() {
     let served = Served::start(ServerSettings::default()).await;
     let proxy = Proxy::start(&served.address).await;
     let held = session(&served.address, "a").await.lock(spec("alice")).await.expect("free");
@@ -95,7 +95,7 @@ async fn a_new_stream_is_told_again_and_a_slow_reader_loses_no_response() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_dropped_or_fails_is_told_of_no_more() {
+async fn a_call_that_is_dropped_or_fails_is_no_longer_reported() {
     let served = Served::start(ServerSettings::default()).await;
     let held = session(&served.address, "a").await.lock(spec("alice")).await.expect("free");
     let waiter = session(&served.address, "b").await;

@@ -115,7 +115,7 @@ async fn alive(served: &Served) {
 }
 
 #[tokio::test]
-async fn bad_requests_are_answered_one_by_one_and_the_transaction_goes_on() {
+async fn bad_requests_fail_one_by_one_and_the_transaction_goes_on() {
     let served = Served::start(ServerSettings::default()).await;
     let (mut raw, _) = Raw::greeted(&served).await;
     let included = |key: &'static [u8]| {
@@ -167,7 +167,7 @@ async fn a_stream_that_does_not_begin_with_hello_is_ended() {
 }
 
 #[tokio::test]
-async fn garbage_on_the_port_hurts_nobody() {
+async fn garbage_on_the_port_does_no_harm() {
     let served = Served::start(ServerSettings::default()).await;
     for garbage in [
         &b"GET / HTTP/1.1\r\n\r\n"[..],
@@ -203,7 +203,7 @@ async fn a_message_that_is_too_large_ends_its_stream_and_not_its_session() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_reads_is_cut_off_and_blocks_nobody() {
+async fn a_client_that_never_reads_is_cut_off_and_blocks_no_other() {
     let served = Served::start(ServerSettings { write_ms_max: 200, ..Default::default() }).await;
     let (mut raw, _) = Raw::greeted(&served).await;
     let frame = proto::ClientFrame {
@@ -338,7 +338,7 @@ async fn a_session_lives_as_long_as_its_open_call() {
 }
 
 #[tokio::test]
-async fn calls_that_wait_are_answered_before_a_goodbye() {
+async fn calls_that_wait_have_their_responses_before_a_goodbye() {
     let served = Served::start(ServerSettings::default()).await;
     let (mut holder, _) = Raw::greeted(&served).await;
     assert!(matches!(holder.ask(Op::Lock(lock(1, "t", b"a"))).await, Some(Response::Locked(_))));
@@ -395,7 +395,7 @@ async fn an_unlock_of_nothing_is_refused_and_a_release_says_how_much_went() {
 }
 
 #[tokio::test]
-async fn health_and_reflection_answer() {
+async fn health_and_reflection_respond() {
     use tonic_health::pb::health_client::HealthClient;
     use tonic_reflection::pb::{v1, v1alpha};
 
@@ -468,7 +468,7 @@ async fn health_and_reflection_answer() {
 }
 
 #[tokio::test]
-async fn many_operations_ride_in_one_frame_and_are_answered_out_of_order() {
+async fn many_operations_ride_in_one_frame_and_have_responses_out_of_order() {
     let served = Served::start(ServerSettings::default()).await;
     let (mut raw, _) = Raw::greeted(&served).await;
     let (mut other, _) = Raw::greeted(&served).await;
@@ -492,7 +492,7 @@ async fn many_operations_ride_in_one_frame_and_are_answered_out_of_order() {
 }
 
 #[tokio::test]
-async fn a_frame_of_many_small_operations_is_answered_in_frames_of_bounded_size() {
+async fn a_frame_of_many_small_operations_has_its_responses_in_frames_of_bounded_size() {
     const OPS: usize = 5_000;
     let served = Served::start(ServerSettings::default()).await;
     let (mut raw, _) = Raw::greeted(&served).await;
@@ -560,7 +560,7 @@ async fn a_long_list_is_cut_and_says_so() {
 }
 
 #[tokio::test]
-async fn readers_that_do_not_read_their_lists_keep_nobody_from_a_list() {
+async fn readers_that_do_not_read_their_lists_keep_no_other_from_a_list() {
     // Far less than the minute that a list may take in all.
     let served =
         Served::start(ServerSettings { write_ms_max: 300, ..ServerSettings::default() }).await;

@@ -182,13 +182,13 @@ impl ElectedShared {
             .elected
             .as_ref()
             .map_or_else(Epoch::default, |elected| elected.acquired.epoch);
-        let begun = LocalAllocator::begin(
+        let started = LocalAllocator::begin(
             Arc::clone(&self.store),
             self.env.clone(),
             self.settings.clone(),
             beginning,
         );
-        let local = match begun {
+        let local = match started {
             Ok(local) => local,
             Err(e) => return e,
         };

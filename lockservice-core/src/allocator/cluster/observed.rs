@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_leader_told_stays_until_a_later_one_has_compared_it() {
+    fn the_progress_of_an_earlier_leader_stays_until_a_later_one_has_compared_it() {
         let mut observed = Observed::default();
         for progress in [at(5, 10), at(7, 9), at(5, 8), at(7, 8), Progress::default()] {
             observed.add(progress);
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn two_leaderships_of_one_epoch_are_told_apart() {
+    fn two_leaderships_of_one_epoch_are_distinct() {
         let (mut observed, other) =
             (Observed::default(), Progress { leader: Nonce::new(99), ..at(5, 3) });
         observed.add(at(5, 10));

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_never_outlives_the_wait_before_granting_anew() {
+    fn a_commit_never_outlives_the_wait_before_reassignment() {
         for ms in 0..5_200 {
             let lease = Lease { renewed_at: at(0), state: LeaseState::Live };
             let remaining = lease.remaining(TTL, at(ms));
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_resigned_is_granted_anew_at_once_and_what_was_fenced_is_not() {
+    fn a_resigned_bind_is_reassigned_at_once_and_a_fenced_one_is_not() {
         let cell = LeaseCell::new(at(0), LeaseState::Live);
         assert!(cell.begin_resign(TTL, || at(1)));
         assert!(!cell.renew(TTL, || at(2)), "it gave itself up");

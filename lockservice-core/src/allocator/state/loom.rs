@@ -137,7 +137,7 @@ fn finishing_one_attempt_leaves_the_other_in_flight() {
 }
 
 #[test]
-fn once_committing_was_answered_nothing_more_is_admitted_and_the_end_is_a_tombstone() {
+fn once_committing_was_returned_nothing_more_is_admitted_and_the_end_is_a_tombstone() {
     loom::model(|| {
         let control = Arc::new(CommitControl::new(10));
         control.admit(txn(), attempt(1), PinSet::new(), WINDOW, NOW).expect("free");
@@ -181,16 +181,16 @@ fn once_the_floor_was_raised_nothing_below_it_is_admitted() {
 }
 
 #[test]
-fn a_mark_below_the_floor_goes_only_once_the_floor_says_the_same() {
+fn a_tombstone_below_the_floor_goes_only_once_the_floor_says_the_same() {
     loom::model(|| {
         let control = Arc::new(CommitControl::new(10));
         control.tombstone(txn(), NOW, |_| ()).expect("far from the limit");
         let other = Arc::clone(&control);
         let cleaner = thread::spawn(move || {
             other.raise_floor(txn().number() + 1);
-            let (floor, marks) = other.below_floor();
+            let (floor, tombstones) = other.below_floor();
             other.floor_stored(floor);
-            for (_, generation) in marks {
+            for (_, generation) in tombstones {
                 other.remove(txn(), generation);
             }
             other.cleaned(floor);
@@ -205,13 +205,13 @@ fn a_mark_below_the_floor_goes_only_once_the_floor_says_the_same() {
 }
 
 #[test]
-fn the_cleaner_takes_off_only_the_mark_that_it_saw() {
+fn the_cleaner_removes_only_the_tombstone_that_it_saw() {
     loom::model(|| {
         let control = Arc::new(CommitControl::new(10));
         control.tombstone(txn(), NOW, |_| ()).expect("far from the limit");
         control.raise_floor(txn().number() + 1);
-        let (_, marks) = control.below_floor();
-        let seen = marks[0].1;
+        let (_, tombstones) = control.below_floor();
+        let seen = tombstones[0].1;
         let other = Arc::clone(&control);
         let cleaner = thread::spawn(move || other.remove(txn(), seen));
         control.tombstone(txn(), NOW, |_| ()).expect("far from the limit");
@@ -225,7 +225,7 @@ fn the_cleaner_takes_off_only_the_mark_that_it_saw() {
 }
 
 #[test]
-fn whoever_waits_for_pins_sees_every_commit_that_was_admitted() {
+fn a_wait_for_pins_sees_every_commit_that_was_admitted() {
     loom::model(|| {
         let (state, service, pins, request) = state();
         let admitting = Arc::clone(&state);

@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_charged_to_one_is_charged_to_those_above_and_given_back_with_the_session() {
+    fn a_charge_counts_at_every_level_above_and_is_released_with_the_session() {
         let node = Quota::new("of the node", QuotaSettings::default(), None);
         let address = Quota::new("of one address", QuotaSettings::default(), None);
         let one =
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_and_the_memory_of_their_messages_are_bounded_and_given_back_with_them() {
+    fn calls_and_the_memory_of_their_messages_are_bounded_and_released_with_them() {
         let bounds = QuotaSettings { calls_max: 2, ..bounded(9, 9, 100) };
         let address = Quota::new("of one address", bounds, None);
         let one =

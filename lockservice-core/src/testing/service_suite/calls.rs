@@ -99,7 +99,7 @@ pub(super) async fn a_call_that_is_the_victim_of_a_deadlock_leaves_everything_as
     call.refused(ErrorKind::Deadlock).await;
     attempt.is_as_before(&scene).await;
     scene
-        .settles(&scene.holding().await.iter().map(String::as_str).collect::<Vec<_>>(), &["other"])
+        .reaches(&scene.holding().await.iter().map(String::as_str).collect::<Vec<_>>(), &["other"])
         .await;
     attempt.who.ends().await;
     of_other.granted().await;

@@ -87,7 +87,7 @@ pub(super) async fn a_transaction_that_has_ended_or_never_was_is_not_admitted(
     }
 }
 
-pub(super) async fn what_anybody_was_told_can_never_commit_does_not_commit_after_its_session_said_goodbye(
+pub(super) async fn a_transaction_reported_as_never_committing_does_not_commit_after_a_goodbye(
     fixture: &dyn ServiceFixture,
 ) {
     let scene = Scene::new(fixture);
@@ -116,7 +116,7 @@ pub(super) async fn what_anybody_was_told_can_never_commit_does_not_commit_after
     }
 }
 
-pub(super) async fn once_anybody_was_told_that_it_is_committing_nothing_more_of_it_is_admitted(
+pub(super) async fn once_a_transaction_was_reported_as_committing_nothing_more_of_it_is_admitted(
     fixture: &dyn ServiceFixture,
 ) {
     let scene = Scene::new(fixture);

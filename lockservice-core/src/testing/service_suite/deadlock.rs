@@ -9,18 +9,18 @@ use crate::key::LockMode;
 
 impl Scene<'_> {
     /// The one of `calls` that is over, and its error. The others wait.
-    async fn told(&self, calls: Vec<Call>) -> (usize, Error, Vec<Option<Call>>) {
+    async fn victim(&self, calls: Vec<Call>) -> (usize, Error, Vec<Option<Call>>) {
         let over = async || calls.iter().position(Call::is_over);
-        let told =
+        let victim =
             eventually("one of them is told", over, Option::is_some).await.expect("just seen");
         assert_eq!(calls.iter().filter(|call| call.is_over()).count(), 1, "exactly one is told");
         let mut calls: Vec<_> = calls.into_iter().map(Some).collect();
-        let call = calls[told].take().expect("just seen");
-        (told, refused("a member of the cycle", call.outcome().await, ErrorKind::Deadlock), calls)
+        let call = calls[victim].take().expect("just seen");
+        (victim, refused("a member of the cycle", call.outcome().await, ErrorKind::Deadlock), calls)
     }
 }
 
-pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_is_told(
+pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_fails(
     fixture: &dyn ServiceFixture,
 ) {
     let scene = Scene::new(fixture);
@@ -39,7 +39,7 @@ pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_is_told(
     calls.push(scene.waits(&ring[1], exclusive("[c,d]")).await);
     let of_e = scene.waits(&e, exclusive("b")).await;
     calls.push(ring[2].asks(shared("a")));
-    let (told, error, mut calls) = scene.told(calls).await;
+    let (victim, error, mut calls) = scene.victim(calls).await;
 
     let cycle = error.deadlock().expect("the cycle");
     let members: BTreeSet<_> = ring.iter().map(|actor| actor.id()).collect();
@@ -50,7 +50,7 @@ pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_is_told(
         let waiter = ring.iter().position(|actor| actor.id() == edge.waiter).expect("a member");
         assert_eq!((edge.item.as_str(), &edge.table), (["b", "[c, d]", "a"][waiter], &table()));
         assert_eq!(edge.holder, ring[(waiter + 1) % 3].id());
-        assert_eq!(edge.asker, waiter == told, "the one that is told finds itself: {error}");
+        assert_eq!(edge.asker, waiter == victim, "the one that is told finds itself: {error}");
         assert_eq!(edge.mode, if waiter == 2 { LockMode::Shared } else { LockMode::Exclusive });
         let names = (ring[waiter].name.as_str(), client_of(&ring[waiter].name));
         assert_eq!((edge.label.as_str(), edge.client.clone()), names, "{error}");
@@ -59,10 +59,10 @@ pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_is_told(
     let still = scene.waiting().await.into_iter().collect::<BTreeSet<_>>();
     let all = [&ring[0], &ring[1], &ring[2], &d, &e];
     let others =
-        all.into_iter().map(|actor| actor.name.clone()).filter(|name| *name != ring[told].name);
+        all.into_iter().map(|actor| actor.name.clone()).filter(|name| *name != ring[victim].name);
     assert_eq!(still, others.collect(), "everybody else goes on waiting");
-    ring[told].ends().await;
-    for freed in [(told + 2) % 3, (told + 1) % 3] {
+    ring[victim].ends().await;
+    for freed in [(victim + 2) % 3, (victim + 1) % 3] {
         calls[freed].take().expect("it was not told").granted().await;
         ring[freed].ends().await;
     }
@@ -70,7 +70,7 @@ pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_is_told(
     of_e.granted().await;
 }
 
-pub(super) async fn two_sharers_that_upgrade_are_a_deadlock_and_exactly_one_is_told(
+pub(super) async fn two_sharers_that_upgrade_are_a_deadlock_and_exactly_one_fails(
     fixture: &dyn ServiceFixture,
 ) {
     let scene = Scene::new(fixture);
@@ -81,19 +81,20 @@ pub(super) async fn two_sharers_that_upgrade_are_a_deadlock_and_exactly_one_is_t
             last.push(actor.gets(shared(what)).await.token);
         }
         let first = scene.waits(&pair[0], exclusive(what)).await;
-        let (told, error, mut calls) = scene.told(vec![first, pair[1].asks(exclusive(what))]).await;
+        let (victim, error, mut calls) =
+            scene.victim(vec![first, pair[1].asks(exclusive(what))]).await;
         assert_eq!(error.deadlock().expect("the cycle").len(), 2);
         // It has not lost what it shared: only its end, or its unlock, lets the other go on.
         assert_eq!(scene.holding().await.len(), 2);
-        assert_eq!(scene.waiting().await, [pair[1 - told].name.clone()]);
-        pair[told].ends().await;
-        let upgraded = calls[1 - told].take().expect("the other").granted().await;
+        assert_eq!(scene.waiting().await, [pair[1 - victim].name.clone()]);
+        pair[victim].ends().await;
+        let upgraded = calls[1 - victim].take().expect("the other").granted().await;
         assert!(upgraded.token > last[0].max(last[1]));
-        pair[1 - told].ends().await;
+        pair[1 - victim].ends().await;
     }
 }
 
-pub(super) async fn a_cycle_that_another_order_of_the_queue_resolves_aborts_nobody(
+pub(super) async fn a_cycle_that_another_order_of_the_queue_resolves_aborts_no_transaction(
     fixture: &dyn ServiceFixture,
 ) {
     let scene = Scene::new(fixture);
@@ -107,7 +108,7 @@ pub(super) async fn a_cycle_that_another_order_of_the_queue_resolves_aborts_nobo
     let of_a = a.asks(exclusive("x"));
     of_b.granted().await;
     // Whoever is on such a cycle comes after those whose locks it waits for.
-    scene.settles(&["a holds c", "b holds d", "b holds x"], &["a", "r"]).await;
+    scene.reaches(&["a holds c", "b holds d", "b holds x"], &["a", "r"]).await;
     b.ends().await;
     of_a.granted().await;
     a.ends().await;
@@ -139,7 +140,7 @@ pub(super) async fn waits_that_meet_again_are_no_deadlock(fixture: &dyn ServiceF
             continue;
         }
         // Both share k now.
-        scene.settles(&["b shares k", "b shares m", "c shares k", "c shares m"], &["d"]).await;
+        scene.reaches(&["b shares k", "b shares m", "c shares k", "c shares m"], &["d"]).await;
         actor.ends().await;
     }
 }

@@ -7,7 +7,7 @@ use super::fixture::ServiceFixture;
 use super::kit::{Ask as _, Scene, exclusive, shared, table_named};
 use crate::sync::Mutex;
 
-pub(super) async fn an_exclusive_lock_keeps_everybody_else_out(fixture: &dyn ServiceFixture) {
+pub(super) async fn an_exclusive_lock_keeps_all_others_out(fixture: &dyn ServiceFixture) {
     let scene = Scene::new(fixture);
     let (a, b) = (scene.actor("a").await, scene.actor("b").await);
     a.gets(exclusive("k")).await;

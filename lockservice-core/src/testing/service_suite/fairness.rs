@@ -3,7 +3,7 @@
 use super::fixture::ServiceFixture;
 use super::kit::{Scene, exclusive, shared};
 
-pub(super) async fn a_writer_does_not_starve_behind_sharers(fixture: &dyn ServiceFixture) {
+pub(super) async fn a_writer_gets_its_turn_behind_sharers(fixture: &dyn ServiceFixture) {
     let scene = Scene::new(fixture);
     let (a, w, b) = (scene.actor("a").await, scene.actor("w").await, scene.actor("b").await);
     a.gets(shared("k")).await;
@@ -18,7 +18,7 @@ pub(super) async fn a_writer_does_not_starve_behind_sharers(fixture: &dyn Servic
     of_b.granted().await;
 }
 
-pub(super) async fn a_range_does_not_starve_behind_rows_nor_a_row_behind_ranges(
+pub(super) async fn a_range_gets_its_turn_behind_rows_and_a_row_behind_ranges(
     fixture: &dyn ServiceFixture,
 ) {
     let scene = Scene::new(fixture);
@@ -73,7 +73,7 @@ pub(super) async fn all_sharers_at_the_head_come_in_together(fixture: &dyn Servi
     of_s4.granted().await;
 }
 
-pub(super) async fn whoever_is_waited_for_goes_ahead_of_those_who_wait(
+pub(super) async fn a_transaction_that_others_wait_for_goes_ahead_of_them(
     fixture: &dyn ServiceFixture,
 ) {
     let scene = Scene::new(fixture);

@@ -22,7 +22,7 @@ use crate::table::{Grant, WaitPolicy};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A list must be asked for again and again; with a paused clock a timer lets time pass, where a
 /// bare loop would stop it.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
+const CHECK_PAUSE: Duration = Duration::from_millis(1);
 
 /// The table of nearly every clause.
 pub(super) fn table() -> TableRef {
@@ -328,7 +328,7 @@ impl<'a> Scene<'a> {
     }
 
     /// That everything is as described, once what nobody waited for has got through.
-    pub(super) async fn settles(&self, holding: &[&str], waiting: &[&str]) {
+    pub(super) async fn reaches(&self, holding: &[&str], waiting: &[&str]) {
         let what = format!("{holding:?}, while {waiting:?} wait");
         eventually(
             &what,
@@ -351,16 +351,16 @@ fn owned(texts: &[&str]) -> Vec<String> {
 /// Looks until what is seen `is` right.
 pub(super) async fn eventually<T: Debug>(
     what: &str,
-    look: impl AsyncFn() -> T,
+    read: impl AsyncFn() -> T,
     is: impl Fn(&T) -> bool,
 ) -> T {
     let give_up = tokio::time::Instant::now() + PATIENCE;
     loop {
-        let seen = look().await;
+        let seen = read().await;
         if is(&seen) {
             return seen;
         }
         assert!(tokio::time::Instant::now() < give_up, "expected: {what}; seen: {seen:?}");
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(CHECK_PAUSE).await;
     }
 }

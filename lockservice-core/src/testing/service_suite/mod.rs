@@ -54,7 +54,7 @@ where
     }
     show! {
         exclusion:
-            an_exclusive_lock_keeps_everybody_else_out,
+            an_exclusive_lock_keeps_all_others_out,
             sharers_hold_together_and_keep_writers_out,
             the_same_key_in_another_table_is_another_lock,
             many_at_once_are_never_two_inside;
@@ -67,15 +67,15 @@ where
             re_entry_returns_the_old_token_and_an_upgrade_a_new_one,
             a_grant_says_whether_it_waited_for_whom_and_what_was_committed;
         fairness:
-            a_writer_does_not_starve_behind_sharers,
-            a_range_does_not_starve_behind_rows_nor_a_row_behind_ranges,
+            a_writer_gets_its_turn_behind_sharers,
+            a_range_gets_its_turn_behind_rows_and_a_row_behind_ranges,
             all_sharers_at_the_head_come_in_together,
-            whoever_is_waited_for_goes_ahead_of_those_who_wait,
+            a_transaction_that_others_wait_for_goes_ahead_of_them,
             an_upgrade_goes_ahead_of_those_who_wait;
         waiting:
             no_wait_takes_an_earlier_waiter_for_a_lock,
             a_wait_ends_at_its_deadline_and_leaves_no_claim,
-            a_cancelled_wait_leaves_no_claim_and_nobody_stalls,
+            a_cancelled_wait_leaves_no_claim_and_no_other_stalls,
             a_cancellation_that_meets_the_grant_loses_neither;
         calls:
             a_call_that_meets_a_conflict_leaves_everything_as_it_was,
@@ -84,9 +84,9 @@ where
             a_call_that_is_the_victim_of_a_deadlock_leaves_everything_as_it_was,
             a_call_takes_all_of_its_items_or_waits_for_all;
         deadlock:
-            a_deadlock_names_its_whole_cycle_and_only_a_member_is_told,
-            two_sharers_that_upgrade_are_a_deadlock_and_exactly_one_is_told,
-            a_cycle_that_another_order_of_the_queue_resolves_aborts_nobody,
+            a_deadlock_names_its_whole_cycle_and_only_a_member_fails,
+            two_sharers_that_upgrade_are_a_deadlock_and_exactly_one_fails,
+            a_cycle_that_another_order_of_the_queue_resolves_aborts_no_transaction,
             waits_that_meet_again_are_no_deadlock;
         release:
             an_unlock_of_chosen_keys_wakes_exactly_those_who_became_compatible,
@@ -98,14 +98,14 @@ where
             a_silent_session_gives_everything_up_after_its_ttl,
             a_lost_transaction_that_validates_cannot_commit_once_its_locks_are_given_away,
             a_commit_in_flight_keeps_the_locks_of_a_lost_session,
-            whoever_has_a_snapshot_older_than_a_lost_holder_is_told_that_history_is_unknown,
+            a_snapshot_older_than_a_lost_holder_learns_that_history_is_unknown,
             a_ttl_that_cannot_be_renewed_in_time_is_refused;
         commit:
             a_commit_is_admitted_on_current_binds_only,
             a_transaction_that_said_it_would_not_validate_is_refused_at_its_commit,
             a_transaction_that_has_ended_or_never_was_is_not_admitted,
-            what_anybody_was_told_can_never_commit_does_not_commit_after_its_session_said_goodbye,
-            once_anybody_was_told_that_it_is_committing_nothing_more_of_it_is_admitted,
+            a_transaction_reported_as_never_committing_does_not_commit_after_a_goodbye,
+            once_a_transaction_was_reported_as_committing_nothing_more_of_it_is_admitted,
             a_client_that_fell_silent_cannot_keep_its_locks_by_extending_its_commit;
         errors:
             locks_and_waits_show_who_waits_for_whom,

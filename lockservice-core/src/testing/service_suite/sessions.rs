@@ -117,7 +117,7 @@ pub(super) async fn a_commit_in_flight_keeps_the_locks_of_a_lost_session(
     );
 }
 
-pub(super) async fn whoever_has_a_snapshot_older_than_a_lost_holder_is_told_that_history_is_unknown(
+pub(super) async fn a_snapshot_older_than_a_lost_holder_learns_that_history_is_unknown(
     fixture: &dyn ServiceFixture,
 ) {
     let scene = Scene::new(fixture);

@@ -21,7 +21,7 @@ pub(super) async fn no_wait_takes_an_earlier_waiter_for_a_lock(fixture: &dyn Ser
     }
     b.gets(exclusive("m")).await;
     of_w.cancelled().await;
-    scene.settles(&["a shares k", "b holds m"], &[]).await;
+    scene.reaches(&["a shares k", "b holds m"], &[]).await;
     b.gets(shared("k")).await;
 }
 
@@ -49,7 +49,7 @@ pub(super) async fn a_wait_ends_at_its_deadline_and_leaves_no_claim(fixture: &dy
     w.gets(shared("k")).await;
 }
 
-pub(super) async fn a_cancelled_wait_leaves_no_claim_and_nobody_stalls(
+pub(super) async fn a_cancelled_wait_leaves_no_claim_and_no_other_stalls(
     fixture: &dyn ServiceFixture,
 ) {
     let scene = Scene::new(fixture);
@@ -91,6 +91,6 @@ pub(super) async fn a_cancellation_that_meets_the_grant_loses_neither(
         of_b.granted().await;
         b.unlocks("k").await;
     }
-    scene.settles(&[], &[]).await;
+    scene.reaches(&[], &[]).await;
     w.gets(exclusive("k")).await;
 }

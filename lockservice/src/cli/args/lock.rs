@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_commands_own_status_and_ours_can_be_told_apart() {
+    fn the_commands_own_status_and_ours_can_be_distinguished() {
         let cli = Cli::try_parse_from([
             "lockservice",
             "lock",

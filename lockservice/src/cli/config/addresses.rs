@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn other_nodes_are_listened_to_on_loopback_beside_the_clients_or_where_one_is_told() {
+    fn other_nodes_are_listened_to_on_loopback_beside_the_clients_or_where_the_option_says() {
         let local: SocketAddr = "127.0.0.1:9000".parse().unwrap();
         let peers = |flags: &[&str], clients| load(flags, &[]).unwrap().peer_addresses(clients);
         let shared = ["--store", "postgres://h/d", "--listen", "127.0.0.1:9000"];
@@ -156,8 +156,8 @@ mod tests {
             None,
             "a file has no other nodes"
         );
-        let told = [&shared[..], &["--peer-listen", "127.0.0.1:9"]].concat();
-        assert_eq!(peers(&told, local).unwrap().unwrap(), ["127.0.0.1:9".parse().unwrap()]);
+        let args = [&shared[..], &["--peer-listen", "127.0.0.1:9"]].concat();
+        assert_eq!(peers(&args, local).unwrap().unwrap(), ["127.0.0.1:9".parse().unwrap()]);
         let last = ["--store", "postgres://h/d", "--listen", "127.0.0.1:65535"];
         assert!(peers(&last, local).unwrap_err().sentence.contains("--peer-listen"));
         let open = [&shared[..], &["--peer-listen", "0.0.0.0:9"]].concat();
@@ -166,11 +166,11 @@ mod tests {
         // A node that listens to clients of other machines has peers there, too.
         let everywhere = "0.0.0.0:9000".parse().unwrap();
         assert!(peers(&shared, everywhere).unwrap_err().sentence.contains("--peer-listen"));
-        assert!(peers(&told, everywhere).is_ok());
+        assert!(peers(&args, everywhere).is_ok());
     }
 
     #[test]
-    fn an_address_that_others_can_reach_is_refused_unless_told_insecure() {
+    fn an_address_that_others_can_reach_is_refused_unless_insecure_is_set() {
         assert_eq!(
             load(&["--listen", "0.0.0.0:0"], &[]).unwrap().addresses().unwrap_err().status,
             exit::USAGE

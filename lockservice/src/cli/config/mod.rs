@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_settings_came_from_is_told_without_their_values() {
+    fn the_sources_of_settings_are_named_without_their_values() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().to_path_buf();
         let args = ServeArgs {

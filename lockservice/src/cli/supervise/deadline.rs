@@ -54,12 +54,12 @@ impl WorkDeadline {
     }
 
     /// The action that is due now, if any. Each is returned once.
-    pub(super) fn due(&mut self, now: Time, asked_to_stop: bool) -> Option<Action> {
+    pub(super) fn due(&mut self, now: Time, stop_requested: bool) -> Option<Action> {
         if self.killed {
             return None;
         }
         match self.kill_at {
-            None if asked_to_stop || self.over(now) => {
+            None if stop_requested || self.over(now) => {
                 let margin = kill_margin(self.stop_time);
                 self.kill_at = Some(before(self.end, margin).min(now + (self.stop_time - margin)));
                 Some(Action::Terminate)
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_is_told_to_end_and_killed_before_the_guard_ends() {
+    fn the_command_is_signalled_to_end_and_killed_before_the_deadline() {
         let mut deadline = WorkDeadline::new(at(10_000), Duration::from_millis(1_000));
         assert_eq!(deadline.due(at(8_999), false), None);
         assert_eq!(deadline.wake_at(), Some(at(9_000)));
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_moves_the_end_but_not_once_the_command_was_told_to_end() {
+    fn a_renewal_moves_the_end_but_not_once_the_command_was_signalled_to_end() {
         let mut deadline = WorkDeadline::new(at(10_000), Duration::from_millis(1_000));
         deadline.renew(at(20_000));
         assert_eq!(deadline.due(at(18_999), false), None);
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_asked_to_stop_has_the_stop_time_but_never_more_than_the_guard() {
+    fn a_command_that_is_stopped_has_the_stop_time_but_never_more_than_the_deadline() {
         let mut deadline = WorkDeadline::new(at(10_000), Duration::from_millis(1_000));
         assert_eq!(deadline.due(at(1_000), true), Some(Action::Terminate));
         assert_eq!(deadline.wake_at(), Some(at(1_750)));

@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_and_a_look_through_all_processes_find_the_same() {
+    fn a_walk_and_a_scan_of_all_processes_find_the_same() {
         let tree = Tree { spared: Vec::new() };
         let mut child = std::process::Command::new("sh")
             .args(["-c", "sleep 1000 & echo; wait"])

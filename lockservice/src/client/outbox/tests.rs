@@ -68,7 +68,7 @@ fn only_lock(frame: Poll<Option<proto::ClientFrame>>) -> proto::LockOp {
 }
 
 #[test]
-fn nobody_is_woken_under_the_mutex_when_a_session_is_lost() {
+fn no_waiter_is_woken_under_the_mutex_when_a_session_is_lost() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(1));
     let txn_number = TxnNumber::new(TxnOptions::default());
@@ -178,7 +178,7 @@ fn a_grant_renews_from_when_its_request_was_last_sent() {
 }
 
 #[test]
-fn a_caller_is_told_what_its_own_call_waits_for_and_nothing_is_kept_when_that_is_over() {
+fn a_caller_learns_what_its_own_call_waits_for_and_nothing_is_kept_when_that_is_over() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(2));
     let txn_number = TxnNumber::new(TxnOptions::default());

@@ -60,7 +60,7 @@ struct Supervisor {
     command: Pid,
     /// The command's process group, as last seen.
     group: i32,
-    asked_to_stop: bool,
+    stop_requested: bool,
     json: bool,
     /// When a command that was stopped is to be looked at, and what stopped it.
     suspended: Option<(Time, i32)>,
@@ -101,13 +101,13 @@ impl Supervisor {
                 };
                 return self.tell(if ended.stopped { Frame::Stopped } else { ended.how });
             }
-            match self.deadline.due(now, self.asked_to_stop) {
+            match self.deadline.due(now, self.stop_requested) {
                 Some(Action::Terminate) => self.terminate(),
                 Some(Action::Kill) => self.kill_until(self.deadline.end()),
                 None => {}
             }
             self.end_rest(now);
-            self.look_at_suspended(now);
+            self.check_suspended(now);
             if let Some(until) = self.killing_until {
                 self.tree.kill();
                 if now >= until && !self.reap(now) {
@@ -146,7 +146,7 @@ impl Supervisor {
     }
 
     /// Sees to it that a command that was stopped does not wait for ever to be seen.
-    fn look_at_suspended(&mut self, now: Time) {
+    fn check_suspended(&mut self, now: Time) {
         let Some((_, by)) = self.suspended.take_if(|(at, _)| now >= *at) else { return };
         if self.killing_until.is_some() {
             // It was stopped to be killed.
@@ -221,7 +221,7 @@ impl Supervisor {
         }
         match Frame::decode(bytes) {
             Some(Frame::Deadline(end)) => self.deadline.renew(end),
-            Some(Frame::Stop) => self.asked_to_stop = true,
+            Some(Frame::Stop) => self.stop_requested = true,
             Some(Frame::Signal(number)) => {
                 if let Some(signal) = Signal::from_named_raw(number) {
                     self.pass_on(signal);

@@ -94,7 +94,7 @@ pub(super) fn start(args: &SuperviseArgs) -> io::Result<Option<Supervisor>> {
         wrapper,
         command: Pid::from_child(&child),
         group,
-        asked_to_stop: false,
+        stop_requested: false,
         json: args.json,
         suspended: None,
         ended: None,
