@@ -1,5 +1,13 @@
 //! Real PostgreSQL 15 and Redis 7.0 in containers, and the faults that tests do to them.
 //!
+//! | file | what |
+//! |---|---|
+//! | `container.rs, ports.rs` | a container, its probe, its faults; the ports that tests take |
+//! | `postgres.rs, pgbouncer.rs` | PostgreSQL, and a pooler before it |
+//! | `redis.rs` | one Redis server, or one with a replica |
+//! | `sentinel.rs` | a group that Sentinel watches |
+//! | `cluster.rs` | a Redis cluster |
+//!
 //! ```text
 //! let Some(postgres) = Postgres::start(PostgresOptions::default()).await else { return };
 //! let pool = PgPool::connect(postgres.url()).await?;
@@ -8,12 +16,12 @@
 //! postgres.stop().await;     // a clean stop             until  start()
 //! ```
 //!
-//! - A start answers `None` where there is no Docker or no image, and has said so
+//! - A start returns `None` where there is no Docker or no image, and has said so
 //!   ([`crate::skip`]); in CI it fails.
 //! - A server is reached at 127.0.0.1 and at one port for its whole life, which is why `start`
 //!   after `kill` or `stop` needs no new URL.
-//! - Every wait is for an answer of the server, and bounded. What cannot be done panics, with the
-//!   server's log.
+//! - Every wait is for a response of the server, and bounded. A step that cannot be done panics,
+//!   with the server's log.
 //! - The container is removed when its value is dropped, in a panic too. Drop it inside a tokio
 //!   runtime.
 //!

@@ -1,5 +1,11 @@
-//! What an operator does with a store: checking it, dumping it, and restoring a dump into any other
+//! Maintenance of a store by an operator: a check, a dump, and the restore of a dump into any other
 //! backend.
+//!
+//! | file | what |
+//! |---|---|
+//! | `check.rs` | problems of the records of a store |
+//! | `dump.rs` | the format of a dump, written and read |
+//! | `restore.rs` | a dump becomes the content of a new store |
 //!
 //! Written once, above [`BindStore`](crate::store::BindStore): [`diagnose`], [`problems`] and
 //! [`Dump`] are pure, [`restore`] leads the store while it writes.

@@ -487,7 +487,7 @@ mod tests {
             .expect("epochs are left");
         assert_eq!(head.expect("acquired").epoch, Epoch::new(78));
         assert!(
-            matches!(response, Leadership::Acquired(Acquired { floor: stored, .. }) if stored == floor),
+            matches!(response, Leadership::Acquired(Acquired { floor: f, .. }) if f == floor),
             "{response:?}"
         );
     }

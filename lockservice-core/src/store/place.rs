@@ -31,7 +31,7 @@ pub struct Place {
     path: PathBuf,
     lock_path: PathBuf,
     lock: File,
-    /// True once another process may have used the path.
+    /// True once another process may have used the path. `check` stores and loads it.
     lost: AtomicBool,
 }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::clock::{Clock, Time};
 
-/// A clock that stands still until it is told to go on. Clones show the same time.
+/// A clock that stands still until a test advances it. Clones show the same time.
+// Partners: `advance` adds, `now` loads.
 #[derive(Debug, Clone, Default)]
 pub struct ManualClock(Arc<AtomicU64>);
 

@@ -1,5 +1,16 @@
-//! What every store, every allocator and every lock service must show, and the clocks that tests
-//! need (feature `testing`).
+//! Conformance suites of every store, every allocator and every lock service, and the clocks and
+//! stores that tests need (feature `testing`).
+//!
+//! | file | what |
+//! |---|---|
+//! | `store_suite.rs` | the contract of a store |
+//! | `allocator_suite.rs` | the contract of an allocator |
+//! | `service_suite/` | the contract of a lock service |
+//! | `fault_suite.rs` | an allocator on a store whose responses are lost, late or doubled |
+//! | `faulty_store.rs` | the store that does that |
+//! | `shared_store.rs` | a store that several nodes of a test share, with backups and cuts |
+//! | `local_peers.rs` | nodes of one process that reach each other without a network |
+//! | `clock.rs` | clocks that a test moves or stops |
 //!
 //! [`store_suite`], [`allocator_suite`] and [`service_suite`] take a factory and panic at the first
 //! clause that does not hold; call each from a test with a multi-threaded or single-threaded tokio

@@ -1,4 +1,21 @@
 //! The `lockservice` command.
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod.rs` | parses the arguments and runs the command that they name |
+//! | `args/` | the arguments of every command |
+//! | `config/` | settings from the command line, the environment and a file |
+//! | `serve.rs, node.rs` | `serve`: a server, and the start and stop of its node |
+//! | `lock/, outer.rs` | `lock`: a command that runs under a lock, also inside another one |
+//! | `supervise/` | the processes that end the command with its lock |
+//! | `signals.rs` | the signals that the wrapper takes for its command |
+//! | `patience.rs, waiting.rs` | the deadline until the lock is held, and the messages of a waiter |
+//! | `list.rs, table.rs` | `locks`, `waits`, `binds`, `table`: what an operator sees and does |
+//! | `store.rs` | `store check`, `migrate`, `dump`, `restore` |
+//! | `bench.rs, echo.rs` | `bench`, and the bare stream that it compares with |
+//! | `output.rs, sink.rs, exit.rs` | results on stdout, lines on stderr, exit statuses |
+//! | `settings.rs` | the text of `serve --help` about every setting |
+//! | `limits.rs` | how many files the process may have open |
 
 mod args;
 mod bench;
@@ -32,7 +49,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use self::args::{Cli, Command};
 use self::exit::Failure;
 
-/// Runs the command that the process's arguments name, and answers its exit status.
+/// Runs the command that the process's arguments name, and returns its exit status.
 ///
 /// To be called on the main thread, before any other thread is started.
 pub fn main() -> ExitCode {

@@ -54,7 +54,7 @@ pub(super) struct Parts {
     /// As they were given, and one by one.
     given: String,
     addresses: Vec<String>,
-    /// Which of them answered last: a hint, so `Relaxed`.
+    /// Which of them responded last: a hint, so `Relaxed`, without a partner.
     home: AtomicUsize,
     channels: Channels,
     /// The address at which the allocator's leader was last. Locked for a copy.

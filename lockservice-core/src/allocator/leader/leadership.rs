@@ -19,7 +19,7 @@ const ENDED: u64 = u64::MAX - 1;
 #[derive(Debug)]
 pub(crate) struct LeadershipCell {
     /// Nanoseconds of the moment before the last successful renewal was sent, or one of the
-    /// constants above.
+    /// constants above. Released by `renewed` and `end`; acquired by `remaining` and `ended`.
     sent: AtomicU64,
     ttl: Duration,
 }

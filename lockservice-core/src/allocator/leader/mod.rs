@@ -158,7 +158,8 @@ pub(in crate::allocator) struct LocalShared {
     /// Which incarnation has each name. Locked for a few lookups, never over an await or another
     /// lock but a service shard's.
     pub(in crate::allocator) names: Mutex<HashMap<NodeName, NameHolder>>,
-    /// Entries of `tables`, counted so that the limit holds without counting shards.
+    /// Entries of the map of tables, counted so that the limit holds without counting shards. Only
+    /// a count: it carries no other memory, and needs no partner.
     pub(in crate::allocator) tables: crate::sync::atomic::AtomicUsize,
     pub(in crate::allocator) constants_later: Mutex<Option<Time>>,
     /// The origins of this process (C4).

@@ -115,13 +115,15 @@ pub(crate) struct CommitControl {
     stripes: Box<[Padded]>,
     per_stripe_max: usize,
     /// The floor that the origin has reported last. Each stripe has it too, so that it cannot rise
-    /// between a look and an admission.
+    /// between a check and an admission. Released by `raise_floor`, acquired by `floor`.
     floor: AtomicU64,
-    /// None from here on has begun; `u64::MAX` as long as that is not known.
+    /// None from here on has begun; `u64::MAX` as long as that is not known. Released by `observe`,
+    /// acquired by `may_have_started`.
     end: AtomicU64,
-    /// The floor that the store has. Never above `floor`.
+    /// The floor that the store has. Never above `floor`. Released by `floor_stored`, acquired by
+    /// `stored_floor`.
     stored_floor: AtomicU64,
-    /// The floor up to which tombstones were taken off.
+    /// The floor up to which tombstones were removed. Only the sweep uses it: no partner.
     cleaned: AtomicU64,
 }
 

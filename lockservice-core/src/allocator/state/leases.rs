@@ -69,7 +69,7 @@ impl Lease {
 /// A [`Lease`] that commits read with one load and no lock.
 ///
 /// One word, so that a renewal and a fence cannot both succeed: nanoseconds of the last renewal,
-/// and the state in the two lowest bits.
+/// and the state in the two lowest bits. Released by `change`, acquired by `get`.
 #[derive(Debug)]
 pub(crate) struct LeaseCell(AtomicU64);
 

@@ -87,13 +87,15 @@ pub(crate) struct AllocatorState {
     pub(crate) sequence: NumberSequence,
     /// Where tokens come from.
     pub(crate) tokens: TokenSource,
-    /// Every token in a block that was planned is below this.
+    /// Every token in a block that was planned is below this. Released by `token_block`, acquired
+    /// by `progress`.
     pub(crate) tokens_end: AtomicU64,
     /// True if the store is open to this process alone (L1).
     pub(crate) exclusive: bool,
     /// How long the leader may still answer (L1).
     pub(crate) leadership: Arc<LeadershipCell>,
-    /// The number of the last write that landed.
+    /// The number of the last write that landed. Released by the writer and the opening, acquired
+    /// by `progress`.
     pub(crate) applied: AtomicU64,
     /// The first epoch of this leadership.
     pub(crate) first_epoch: Epoch,
@@ -107,8 +109,10 @@ pub(crate) struct AllocatorState {
     /// Incarnations below this are of earlier leaderships.
     pub(crate) first_service: ServiceId,
     /// True once the store knows that the wait until [`held_until`](Self::held_until) is over.
+    /// Released by the writer, acquired by the sweep.
     pub(crate) resolved: AtomicBool,
-    /// What leaderships before this one told is accounted for (L4).
+    /// Progress of leaderships below this epoch is accounted for (L4). Released by the writer when
+    /// a data loss is resolved, acquired when progress is compared.
     pub(crate) observed_before: AtomicU64,
     /// Where this leadership and those before it began (L4).
     pub(crate) history: LeadershipHistory,
@@ -123,7 +127,8 @@ pub(crate) struct AllocatorState {
     pub(crate) commit_binds_max: usize,
     /// The origins of this process.
     pub(crate) origins: Arc<Origins>,
-    /// False once the allocator is being stopped.
+    /// False once the allocator is being stopped. Released by `shutdown`, acquired by
+    /// `start_incarnation`; elsewhere a hint.
     pub(crate) admitting: AtomicBool,
 }
 

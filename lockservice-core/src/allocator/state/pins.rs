@@ -10,8 +10,10 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 /// The commits in flight on a bind (C2).
 #[derive(Debug)]
 pub(crate) struct Pins {
+    /// How many there are. Released by `Pin`, acquired by `held`.
     count: AtomicU64,
-    /// Nanoseconds of the clock at which the last pin must have run out.
+    /// Nanoseconds of the clock at which the last pin must have run out. Written before `count`;
+    /// released by `Pin`, acquired by `held`.
     until: AtomicU64,
 }
 

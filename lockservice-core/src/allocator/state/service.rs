@@ -29,9 +29,11 @@ pub(crate) struct Service {
     pub(crate) lease: LeaseCell,
     /// The commits of its transactions.
     pub(crate) commits: CommitControl,
-    /// True once a state below `Live` is in the store.
+    /// True once a state below `Live` is in the store. Released when the write has landed, acquired
+    /// by those who would write it again.
     pub(crate) end_durable: AtomicBool,
-    /// Binds and writes of binds that name it. The record goes only at zero.
+    /// Binds and writes of binds that name it. The record goes only at zero. `SeqCst`: a bind
+    /// counts itself and then reads the lease, the sweep ends the lease and then reads the count.
     pub(crate) references: AtomicUsize,
     /// Notified when its resignation has landed.
     pub(crate) gone: Notify,

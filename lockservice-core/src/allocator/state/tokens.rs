@@ -74,9 +74,10 @@ impl TokenSource {
 /// larger than every one before (L4).
 #[derive(Debug)]
 pub(crate) struct NumberSequence {
-    /// The next number. The only shared state: numbers need an order, nothing else hangs on them.
+    /// The next number. The only shared state: numbers need an order, nothing else depends on them.
+    /// `take` is its own partner.
     next: AtomicU64,
-    /// The current epoch.
+    /// The current epoch. Released by `raise`, acquired by `epoch`.
     epoch: AtomicU64,
 }
 

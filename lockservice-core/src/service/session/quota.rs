@@ -37,14 +37,15 @@ impl Default for QuotaSettings {
     }
 }
 
-/// What somebody uses, and may use, of a node.
+/// The use that a client, an address or all clients make of a node, and its limits.
 #[derive(Debug)]
 pub struct Quota {
     /// Whom it stands for, as errors say it: "of one address".
     of: &'static str,
     settings: QuotaSettings,
     parent: Option<Arc<Self>>,
-    // Counters. Each is changed by single steps that need nothing of the others: `Relaxed`.
+    // Counters. Each is changed by single steps that need nothing of the others: `Relaxed`, no
+    // partner.
     sessions: AtomicUsize,
     ops: AtomicUsize,
     kept_bytes: AtomicUsize,

@@ -31,7 +31,8 @@ pub(crate) struct LiveTxns {
     /// The numbers of those that are alive, or are being ended. Locked for one change or look, with
     /// nothing.
     validating: Mutex<BTreeSet<u64>>,
-    /// The end that the allocator was told. A hint: it only wakes the reporter.
+    /// The end that was reported to the allocator. Stored by `report`, loaded by `begin`. A hint:
+    /// it only wakes the reporter.
     reported_end: AtomicU64,
     /// Told when much of what the allocator was told of has begun.
     behind: Notify,

@@ -1,10 +1,23 @@
 //! The conformance suite of the lock service.
 //!
+//! | file | what |
+//! |---|---|
+//! | `mod.rs` | the list of clauses, and how each is run |
+//! | `fixture.rs` | the traits that a tested lock service implements |
+//! | `kit.rs` | actors that lock, calls that wait, and pictures of holders and waiters |
+//! | `exclusion.rs, ranges.rs` | which locks exclude each other |
+//! | `tokens.rs` | the content of a grant |
+//! | `fairness.rs, waiting.rs, deadlock.rs` | the order of waiters, and the ends of a wait |
+//! | `calls.rs` | a call is all or nothing |
+//! | `release.rs` | a release, and the waiters that it wakes |
+//! | `sessions.rs, commit.rs, stop.rs` | the end of sessions, the admission of commits, the end of a service |
+//! | `errors.rs` | errors and lists |
+//!
 //! # Implementation details
 //! A clause is one function whose name is the sentence that it shows. Each gets a service of its
-//! own, and has [`CLAUSE_MAX`] to show it. Clauses tell who holds and who waits from the lists that
-//! operators see, which are exact: they are made in one step with the grants. So that somebody goes
-//! on waiting is seen, and no clause waits for nothing to happen.
+//! own, and has [`CLAUSE_MAX`] to show it. Clauses read holders and waiters from the lists that
+//! operators see. These are exact: they are made in one step with the grants. So a clause sees that
+//! a call goes on waiting, and no clause waits for nothing to happen.
 
 mod calls;
 mod commit;
@@ -26,7 +39,7 @@ use std::time::Duration;
 
 pub use self::fixture::{ServiceFixture, SessionFixture, TxnFixture, UnparsedItem};
 
-/// Far more than any clause needs: who needs it hangs.
+/// Far more than any clause needs: a clause that takes longer hangs.
 const CLAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Shows what a lock service promises its clients, on services from `make`, each new.

@@ -1,6 +1,15 @@
 //! Running a command so that it ends with its lock (P2), whatever happens to the processes that
 //! watch it.
 //!
+//! | file | what |
+//! |---|---|
+//! | `handle.rs, outbox.rs` | the end of the wrapper: starts the supervisor, sends it the deadline |
+//! | `frame.rs` | the messages between wrapper and supervisor |
+//! | `supervisor/` | the process that ends the work |
+//! | `deadline.rs` | when the command is signalled, and when it is killed: pure |
+//! | `tree.rs` | the processes of the work: found, ended, reaped |
+//! | `exec.rs, stdin.rs` | the last step before the command, and its standard input |
+//!
 //! # Implementation details
 //! Three processes of this one binary, so that no unsafe code is needed between fork and exec:
 //! ```text

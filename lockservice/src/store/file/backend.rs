@@ -14,6 +14,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 #[derive(Debug, Clone)]
 pub(super) struct Backend {
     disk: Arc<dyn StorageBackend>,
+    /// No write passes once this is set. Set by `freeze`, read by `check_writable`.
     frozen: Arc<AtomicBool>,
 }
 
@@ -75,6 +76,7 @@ impl StorageBackend for Backend {
 #[derive(Debug)]
 pub(super) struct Resynced<D> {
     disk: D,
+    /// The last sync failed. `sync_data` alone uses it.
     failed: AtomicBool,
 }
 

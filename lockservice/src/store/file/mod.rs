@@ -1,4 +1,11 @@
 //! [`FileStore`]: the bindings in one file, `file:PATH`.
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod.rs` | the store: opening, inspection |
+//! | `engine.rs, engine/` | its transactions on the database, and tests of crashes |
+//! | `backend.rs` | the file below the database: disk full, write errors |
+//! | `error.rs` | errors of the database as kinds |
 
 mod backend;
 mod engine;

@@ -1,5 +1,10 @@
 //! `lockservice __supervise`: the process that counts the deadline beside the wrapper, and ends the
 //! command.
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod.rs` | the loop: frames, signals, the deadline, the end of the work |
+//! | `start.rs` | the start of the supervisor, and of the command below it |
 
 mod start;
 
@@ -24,14 +29,15 @@ use super::tree::{Process, Tree};
 use crate::cli::args::SuperviseArgs;
 use crate::cli::exit;
 
-/// How often the rest is killed again until it has gone: what it started meanwhile was not yet.
+/// The interval at which the rest is killed again until it has gone. A process may have started
+/// another one meanwhile, which was not killed yet.
 const KILL_TICK: Duration = Duration::from_millis(10);
 
-/// How long after the command was stopped it is looked at: by then whatever stopped it has stopped
-/// the wrapper too, or has not.
+/// The time after which a stopped command is checked. By then a signal that stops the wrapper too
+/// has arrived there.
 const SUSPENDED_TICK: Duration = Duration::from_millis(50);
 
-/// Runs the command and answers when it and everything it started has ended, or was ended.
+/// Runs the command and returns when it and everything it started has ended, or was ended.
 pub(crate) fn run(args: &SuperviseArgs) -> ExitCode {
     match start(args).and_then(|supervisor| supervisor.map_or(Ok(()), Supervisor::run)) {
         Ok(()) => ExitCode::SUCCESS,
