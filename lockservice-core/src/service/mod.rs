@@ -23,8 +23,8 @@
 //! | `list.rs` | locks and waits with names, for operators |
 //!
 //! The way of a lock: `session/operations.rs` (a client) or `txn/mod.rs` (an embedder), then
-//! `ServiceInner::lock` (`txn/mod.rs`), `hand_over` (`tables/mod.rs`), the engine, `still_good`
-//! (`txn/mod.rs`).
+//! `ServiceInner::lock` (`txn/lock.rs`), `hand_over` (`tables/mod.rs`), the engine, `still_good`
+//! (`txn/lock.rs`).
 //!
 //! # Invariants
 //! - **Nothing is answered under a lapsed promise** (B2, P1). The clock is read after the engine
@@ -40,7 +40,7 @@
 //!   `ShuttingDown`, also if its lease ends meanwhile: `LeaseLost` asks the host for a new
 //!   incarnation, and none is wanted.
 //! - **First come, first served, also for a table.** Calls that find a table not bound here stand
-//!   in one line per table (`line.rs`), and are made at the engine in its order before any later
+//!   in one line per table (`line/`), and are made at the engine in its order before any later
 //!   one.
 //! - **One deadline for everything** that a call waits for: its turn, the bind, the locks, a token.
 //!   It is made when the call comes. A call that may not wait waits for none of them; it asks the

@@ -3,7 +3,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `mod.rs` | the way of a call to its table: `hand_over`, `bind_for_line`, `hand_to_line` |
-//! | `line.rs` | the calls that wait for a table, in their order; pure |
+//! | `line/` | the calls that wait for a table, in their order; pure |
 //! | `forget.rs` | tables that are not used any more, or that an operator drops |
 
 pub(in crate::service) mod forget;

@@ -16,23 +16,33 @@
 //! A table that is being forgotten has a line too: [`forget`](crate::service::tables::forget) opens
 //! it, and starts a binder when it is known that the table is gone, if anybody stands in it then.
 //!
+//! | file | what it holds |
+//! |---|---|
+//! | `mod.rs` | the lines: joined, left, refused, deserted, handed over |
+//! | `refusal.rs` | what keeps a table from being bound, and the errors that say so |
+//! | `standing.rs` | the calls in the lines, for operators |
+//!
 //! # Invariants
 //! - A table is owned or has a line, not both; a line has a binder, or one who forgets its table.
 //! - A call leaves its line exactly once: it is handed over, refused, or gives up.
 
+mod refusal;
+mod standing;
+
 use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 
 use crate::bind::Bind;
 use crate::clock::Time;
-use crate::error::{Detail, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{NodeName, ServiceId, TableRef, TxnId};
-use crate::key::{KeyRange, LockItem, LockMode};
-use crate::table::{LockCall, WaitInfo, WaitPolicy};
+use crate::key::{LockItem, LockMode};
+use crate::service::tables::line::refusal::Refusal;
+use crate::table::{LockCall, WaitPolicy};
+
+pub(in crate::service) use self::standing::Standing;
 
 /// Most lines without a call whose binders wait for an answer.
 const DESERTED_MAX: usize = 64;
@@ -112,29 +122,12 @@ pub(in crate::service) enum Desertion {
     Ended,
 }
 
-/// What keeps a table from being bound.
-#[derive(Debug)]
-struct Refusal {
-    error: Error,
-    /// Until when, if that was said.
-    until: Option<Time>,
-}
-
 /// A position in a line.
 #[derive(Debug)]
 pub(in crate::service) struct Joined {
     pub(in crate::service) position: u64,
     /// Set for the first one: a binder is to be started, which is told here that none is left.
     pub(in crate::service) new_line: Option<Arc<Notify>>,
-}
-
-/// A call that waits for a table, as an operator sees it.
-#[derive(Debug)]
-pub(in crate::service) struct Standing {
-    pub(in crate::service) info: WaitInfo,
-    pub(in crate::service) position: u64,
-    /// The node of the table's last owner; `None` if it is not known that there is one.
-    pub(in crate::service) node: Option<NodeName>,
 }
 
 impl Lines {
@@ -312,96 +305,6 @@ impl Lines {
         self.deserted -= usize::from(line.is_deserted);
         Some(line)
     }
-
-    /// Those who wait for a table, or for one table, in the order of the lines: at most `most` of
-    /// those after the position `after`.
-    pub(in crate::service) fn standing(
-        &self,
-        only: Option<&TableRef>,
-        after: Option<&(TableRef, u64)>,
-        most: usize,
-    ) -> Vec<Standing> {
-        let lines = match (only, after) {
-            (Some(table), _) => self.lines.range(table..=table),
-            (None, Some((table, _))) => self.lines.range(table..),
-            (None, None) => self.lines.range::<TableRef, _>(..),
-        };
-        let places = lines.flat_map(|(table, line)| {
-            let from = after
-                .filter(|(last, _)| last == table)
-                .map_or(Bound::Unbounded, |(_, at)| Bound::Excluded(*at));
-            line.waiting
-                .range((from, Bound::Unbounded))
-                .map(move |(position, waiter)| (table, line, *position, waiter))
-        });
-        let standing = places.take(most).filter_map(|(table, line, position, waiter)| {
-            let owner = line.owner.as_ref();
-            let info = WaitInfo {
-                table: table.clone(),
-                item: waiter.requested.items.first()?.clone(),
-                mode: waiter.requested.mode,
-                waiter: waiter.requested.txn,
-                holder: TxnId {
-                    origin: owner.map_or_else(ServiceId::default, |owner| owner.service),
-                    counter: 0,
-                },
-                held_item: LockItem::Range(KeyRange::whole_table()),
-                granted: owner.is_some(),
-                since: waiter.requested.since,
-            };
-            Some(Standing { info, position, node: owner.map(|owner| owner.node.clone()) })
-        });
-        standing.collect()
-    }
-}
-
-impl Refusal {
-    /// What a call is told that may not wait.
-    fn at_once(&self, table: &TableRef, now: Time) -> Error {
-        match self.until {
-            Some(until) if self.error.kind() == ErrorKind::Reassigning => {
-                reassigning(table, until.remaining(now))
-            }
-            _ => Error::new(
-                ErrorKind::Unavailable,
-                "no allocator can bind the table now: try again, or wait for the lock",
-            )
-            .with("table", table)
-            .with_source(self.error.clone()),
-        }
-    }
-
-    /// What a call is told that has waited in vain.
-    fn in_time(&self, table: &TableRef, now: Time) -> Error {
-        let Some(until) = self.until else {
-            return Error::new(
-                ErrorKind::Timeout,
-                "no allocator could bind the table in time: try again",
-            )
-            .with("table", table)
-            .with_source(self.error.clone());
-        };
-        let left = until.remaining(now);
-        Error::new(
-            ErrorKind::Timeout,
-            "the wait ended before the lease of the table's last owner, who may still be at work: \
-             try again \
-             when that must have run out",
-        )
-        .with("table", table)
-        .with("remaining_ms", left.as_millis())
-        .with_detail(Detail::RetryAfter(left))
-    }
-}
-
-fn reassigning(table: &TableRef, left: Duration) -> Error {
-    Error::new(
-        ErrorKind::Reassigning,
-        "the table's last owner may still be at work: try again when its lease must have run out",
-    )
-    .with("table", table)
-    .with("remaining_ms", left.as_millis())
-    .with_detail(Detail::RetryAfter(left))
 }
 
 #[cfg(test)]

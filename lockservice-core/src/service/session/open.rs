@@ -1,0 +1,94 @@
+//! How a session begins, and how it is found again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::Instrument as _;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::SessionId;
+use crate::service::LockService;
+use crate::service::session::end::unknown;
+use crate::service::session::quota::{Charge, Quota};
+use crate::service::session::renewals::Renewals;
+use crate::service::session::state::SessionState;
+use crate::service::session::{Session, SessionRecord};
+use crate::service::txn::waits::Waits;
+use crate::sync::Mutex;
+
+impl LockService {
+    /// Opens a session whose locks are kept for `ttl` (the default of the settings if `None`) after
+    /// its last renewal.
+    ///
+    /// Fails with `InvalidArgument` for a TTL or a name out of bounds, `ShuttingDown` or
+    /// `LeaseLost` if the service no longer serves, `ResourceExhausted` at the limit of sessions.
+    pub fn open_session(&self, ttl: Option<Duration>, client: &str) -> Result<Session> {
+        self.open_session_of(None, ttl, client)
+    }
+
+    /// As [`open_session`](Self::open_session), for a peer whose sessions together are bounded by
+    /// `quota`. Fails with `ResourceExhausted` at its bounds, too.
+    pub fn open_session_within(
+        &self,
+        quota: Arc<Quota>,
+        ttl: Option<Duration>,
+        client: &str,
+    ) -> Result<Session> {
+        self.open_session_of(Some(quota), ttl, client)
+    }
+
+    fn open_session_of(
+        &self,
+        quota: Option<Arc<Quota>>,
+        ttl: Option<Duration>,
+        client: &str,
+    ) -> Result<Session> {
+        let inner = &self.inner;
+        inner.check_serving()?;
+        let ttl = inner.parts.settings.session_ttl(ttl)?;
+        if client.len() > 255 || client.chars().any(char::is_control) {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "a client's name is at most 255 bytes without control characters",
+            ));
+        }
+        let charge = Charge::session(quota, &inner.quota)?;
+        // Random, so that one client cannot use another's session by counting; below 2^53, as all
+        // ids; not 0.
+        let id = SessionId::new(inner.parts.env.random_id());
+        let record = Arc::new(SessionRecord {
+            id,
+            client: client.to_owned(),
+            renewals: Arc::new(Renewals::new(ttl, inner.parts.env.now())),
+            state: Mutex::new(SessionState {
+                open: true,
+                txns: BTreeMap::new(),
+                highest: 0,
+                numbered_by: None,
+                kept_bytes: 0,
+                ops: 0,
+                charge,
+            }),
+            lost: watch::Sender::new(None),
+            attached: watch::Sender::new(0),
+            waits: Waits::default(),
+            span: tracing::debug_span!("session", client),
+        });
+        inner.sessions.insert(id, Arc::clone(&record))?;
+        let session = Session { record, inner: Arc::clone(inner) };
+        let watch = session.clone().watch_over();
+        inner.spawn(watch.instrument(session.record.span.clone()));
+        Ok(session)
+    }
+
+    /// The session with this id. Fails with `SessionLost` if there is none, or no longer: stop the
+    /// protected work.
+    pub fn session(&self, id: SessionId) -> Result<Session> {
+        match self.inner.sessions.get(&id) {
+            Some(record) => Ok(Session { record, inner: Arc::clone(&self.inner) }),
+            None => Err(unknown()),
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! How a transaction lets go of its locks: some of them, all of them, or all of them once it surely
+//! cannot commit any more (C4).
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::id::{CommitTimestamp, TableRef, TxnId};
+use crate::key::LockItem;
+use crate::service::ServiceInner;
+use crate::service::tables::{RETRY_FIRST, RETRY_MOST};
+use crate::service::txn::TxnRecord;
+use crate::service::txn::record::TxnPhase;
+
+impl ServiceInner {
+    /// Releases chosen items, and answers how many went.
+    pub(crate) fn unlock(
+        &self,
+        txn: &TxnRecord,
+        table: &TableRef,
+        items: &[LockItem],
+        commit_ts: Option<CommitTimestamp>,
+    ) -> usize {
+        let bind = self.tables.served(table);
+        bind.map_or(0, |bind| self.engine.unlock(txn.id, bind.id, items, commit_ts))
+    }
+
+    /// Ends a transaction whose owner says so, and answers how many items that released.
+    /// Idempotent.
+    pub(crate) fn end(&self, txn: &TxnRecord, commit_ts: Option<CommitTimestamp>) -> usize {
+        *txn.state.lock() = TxnPhase::Ended;
+        // C4: the transaction must not commit what the next holder is about to change.
+        self.live.end(txn.id);
+        let released = self.engine.unlock_all(txn.id, commit_ts);
+        self.txns.remove(&txn.id);
+        self.departed.notify_waiters();
+        released
+    }
+
+    /// Ends transactions whose owner is gone: those that validate are first made unable to commit
+    /// (C4), the others are released at once.
+    pub(crate) fn abandon(self: &Arc<Self>, txns: Vec<Arc<TxnRecord>>) {
+        let mut validating = Vec::new();
+        for txn in txns {
+            let was = std::mem::replace(&mut *txn.state.lock(), TxnPhase::Closing);
+            match was {
+                TxnPhase::Ended => *txn.state.lock() = TxnPhase::Ended,
+                TxnPhase::Closing => {}
+                // Sealed, this incarnation grants nothing more, and the allocator fences all its
+                // transactions at once (C4).
+                TxnPhase::Active if txn.id.validates() && !self.is_sealed() => {
+                    self.engine.cancel_wait(txn.id);
+                    validating.push(txn);
+                }
+                TxnPhase::Active => self.force_end(&txn),
+            }
+        }
+        if !validating.is_empty() {
+            let inner = Arc::clone(self);
+            self.spawn(async move { inner.fence_then_release(validating).await });
+        }
+    }
+
+    fn force_end(&self, txn: &TxnRecord) {
+        *txn.state.lock() = TxnPhase::Ended;
+        self.live.end(txn.id);
+        // C5: it may have committed at a timestamp that we were not told.
+        self.engine.unlock_all_forced(txn.id, self.parts.env.now());
+        self.txns.remove(&txn.id);
+        self.departed.notify_waiters();
+    }
+
+    async fn fence_then_release(self: Arc<Self>, mut txns: Vec<Arc<TxnRecord>>) {
+        let mut pause = RETRY_FIRST;
+        while !txns.is_empty() {
+            if self.is_sealed() {
+                // As in `abandon`: nothing is granted here any more, and no call would end this
+                // task.
+                txns.iter().for_each(|txn| self.force_end(txn));
+                return;
+            }
+            let ids: Vec<TxnId> = txns.iter().map(|txn| txn.id).collect();
+            match self.parts.allocator.cannot_commit(&ids).await {
+                Ok(response) => {
+                    self.observe(response.at);
+                    for (txn, e) in &response.failed {
+                        tracing::warn!(%txn, error = ?e, "cannot make a transaction unable to \
+                            commit; trying again");
+                    }
+                    let over: HashSet<TxnId> = response.tombstoned.into_iter().collect();
+                    let (fenced, rest): (Vec<_>, Vec<_>) =
+                        txns.into_iter().partition(|txn| over.contains(&txn.id));
+                    txns = rest;
+                    for txn in &fenced {
+                        self.force_end(txn);
+                    }
+                    // Their tombstones go with the floor of this incarnation, which rises past them
+                    // now (C4).
+                    if txns.is_empty() {
+                        return;
+                    }
+                }
+                // An error means that it is not known whether they can commit: no lock is released.
+                Err(e) => {
+                    tracing::warn!(error = ?e, "cannot make transactions of a lost session unable \
+                        to commit; trying again")
+                }
+            }
+            self.pause(pause).await;
+            pause = (pause * 2).min(RETRY_MOST);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The lock call of a transaction: one deadline for all that it waits for, and a last check of what
+//! its locks rest on before the response.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::Instrument as _;
+
+use crate::clock::{Time, hi};
+use crate::error::{Detail, Error, ErrorKind, Result};
+use crate::id::TableRef;
+use crate::service::session::Renewals;
+use crate::service::tables::line::{Handed, Requested};
+use crate::service::txn::TxnRecord;
+use crate::service::{ANCESTORS_MAX, Granted, LockSpec, Promise, ServiceInner};
+use crate::table::Grant;
+
+impl ServiceInner {
+    /// Locks, and answers only what still holds at the moment of the answer. `began` is when the
+    /// call arrived: from then its time-out counts, and then its snapshot was as old as it says.
+    ///
+    /// Runs in a span at level `debug`. While that is disabled, the span costs one comparison of
+    /// the level, and one look at an empty span at each poll; nothing is formatted or allocated.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is ready, it leaves the transaction's locks as they were.
+    pub(crate) async fn lock(
+        self: &Arc<Self>,
+        txn: &TxnRecord,
+        spec: LockSpec,
+        began: Time,
+    ) -> Result<Granted> {
+        let span = tracing::debug_span!("lock", txn = %txn.id, table = %spec.table);
+        self.lock_in_span(txn, spec, began).instrument(span).await
+    }
+
+    async fn lock_in_span(
+        self: &Arc<Self>,
+        txn: &TxnRecord,
+        spec: LockSpec,
+        began: Time,
+    ) -> Result<Granted> {
+        self.check_serving()?;
+        txn.check_active()?;
+        let snapshot = spec.snapshot_age.map(|age| began - hi(age));
+        if spec.ancestors.len() > ANCESTORS_MAX {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "too many ancestors of one call: nest calls less deeply",
+            )
+            .with("most", ANCESTORS_MAX));
+        }
+        // One absolute deadline for everything that the call waits for: its turn, the bind, the
+        // queue, a token.
+        let deadline = self.deadline(&spec, began);
+        let LockSpec { table, items, mode, wait, timeout, ancestors, .. } = spec;
+        let requested = Requested { txn: txn.id, ancestors, items, mode, wait, since: began };
+        let Handed { bind, mut call, waited } = self.hand_over(&table, requested, deadline).await?;
+        // The transaction may have ended before the call was in the engine, where its end would
+        // have found it.
+        txn.check_active()?;
+        let outcome = match self.until(deadline, &mut call).await {
+            Some(outcome) => outcome,
+            // Dropping the call takes its claim away, or hands on a grant that has just been made.
+            None => {
+                let error = self.timed_out(&table, timeout);
+                Err(match call.blocker() {
+                    Some(blocker) => error.with_detail(Detail::Blocked(blocker)),
+                    None => error,
+                })
+            }
+        };
+        let mut grant = outcome.map_err(|error| self.with_names(error))?;
+        if waited {
+            grant.waited.get_or_insert_default();
+        }
+        // The engine reads no clock: it only says whether the call waited.
+        grant.waited = grant.waited.map(|_| self.parts.env.now().since(began));
+        // C5. At the very moment counts as before.
+        let before = |since: Time| snapshot.is_none_or(|snapshot| snapshot <= since);
+        grant.history_unknown = grant.owner.history_since.is_some_and(before);
+        self.tokens_left(&bind, grant.owner.tokens_left);
+        self.still_good(txn, &grant, began + grant.waited.unwrap_or_default())
+    }
+
+    /// An error of the engine with the names of those that it tells of.
+    fn with_names(&self, mut error: Error) -> Error {
+        match error.detail_mut() {
+            Some(Detail::Blocked(blocker)) => {
+                (blocker.label, blocker.client) = self.names(blocker.txn)
+            }
+            Some(Detail::Deadlock(cycle)) => {
+                for edge in cycle {
+                    (edge.label, edge.client) = self.names(edge.waiter);
+                }
+            }
+            _ => {}
+        }
+        error
+    }
+
+    /// When a call that arrived at `began` has waited long enough for whatever it waits for.
+    pub(crate) fn deadline(&self, spec: &LockSpec, began: Time) -> Time {
+        began + self.parts.settings.wait(spec.timeout)
+    }
+
+    /// The error of a call that requested to wait for `requested`, and has waited for as long as it
+    /// may.
+    pub(crate) fn timed_out(&self, table: &TableRef, requested: Option<Duration>) -> Error {
+        let waited = self.parts.settings.wait(requested);
+        if requested.is_some_and(|requested| requested <= waited) {
+            return Error::new(
+                ErrorKind::Timeout,
+                "the lock was not to be had in time: try again, or give up",
+            )
+            .with("table", table)
+            .with("waited", format!("{waited:?}"));
+        }
+        // Asked again it would wait as long again: a caller that wants more than that must know why
+        // it got less.
+        let error = Error::new(
+            ErrorKind::Timeout,
+            "the lock was not to be had within the longest wait that the server allows: try \
+             again, or have its setting \
+             wait_ms_max raised",
+        )
+        .with("table", table)
+        .with("wait_ms_max", self.parts.settings.wait_ms_max);
+        match requested {
+            Some(requested) => error.with("requested", format!("{requested:?}")),
+            None => error,
+        }
+    }
+
+    /// A waiter must not get a response after the promise under it has lapsed. So lease and
+    /// transaction are looked at once more, after the grant and before the answer; what lapses
+    /// after that is covered by the promise that the answer carries.
+    fn still_good(&self, txn: &TxnRecord, grant: &Grant, now: Time) -> Result<Granted> {
+        // The end of a transaction marks it first and releases then, so a grant that came in
+        // between is seen here.
+        let still = txn.check_active().and_then(|()| self.promise(txn.session.as_deref()));
+        match still {
+            Ok(promise) => {
+                let history_known = grant.owner.history_since.map(|since| now.since(since));
+                Ok(Granted { txn: txn.id, grant: grant.clone(), promise, history_known })
+            }
+            Err(e) => {
+                self.engine.roll_back(txn.id, grant.bind.id, grant);
+                Err(e)
+            }
+        }
+    }
+
+    /// The shortest promise on which a lock of this node rests (P1): the lease, and what is left of
+    /// the session's.
+    pub(crate) fn promise(&self, session: Option<&Renewals>) -> Result<Promise> {
+        let lease = self.lease_remaining()?;
+        let Some(session) = session else { return Ok(Promise { valid_for: lease }) };
+        match session.remaining(&**self.parts.env.clock()) {
+            Some(left) => Ok(Promise { valid_for: lease.min(left) }),
+            None => Err(Error::new(
+                ErrorKind::SessionLost,
+                "the session was not renewed in time: stop the protected work and open a new \
+                    session",
+            )),
+        }
+    }
+}

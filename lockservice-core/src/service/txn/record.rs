@@ -1,0 +1,88 @@
+//! [`TxnRecord`]: a transaction as the service knows it, from its begin to its end.
+
+use std::sync::Arc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::TxnId;
+use crate::service::session::Renewals;
+use crate::service::{ServiceInner, TxnOptions};
+use crate::sync::Mutex;
+
+/// Longest label.
+const LABEL_BYTES_MAX: usize = 255;
+
+/// A transaction as the service knows it.
+#[derive(Debug)]
+pub(crate) struct TxnRecord {
+    pub(crate) id: TxnId,
+    pub(crate) label: String,
+    /// Who began it: the client of its session; empty for an embedder.
+    pub(crate) client: String,
+    /// What its session promises; `None` for an embedder's, which lives as long as the process.
+    pub(crate) session: Option<Arc<Renewals>>,
+    pub(super) state: Mutex<TxnPhase>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TxnPhase {
+    Active,
+    /// Nothing more is granted, but what it holds stays until it surely cannot commit.
+    Closing,
+    Ended,
+}
+
+impl TxnRecord {
+    pub(super) fn check_active(&self) -> Result<()> {
+        match *self.state.lock() {
+            TxnPhase::Active => Ok(()),
+            TxnPhase::Closing | TxnPhase::Ended => Err(Error::new(
+                ErrorKind::TxnNotFound,
+                "the transaction has ended: start a new one",
+            )
+            .with("txn", self.id)),
+        }
+    }
+}
+
+impl ServiceInner {
+    pub(crate) fn begin(
+        &self,
+        options: &TxnOptions,
+        session: Option<Arc<Renewals>>,
+        client: &str,
+    ) -> Result<Arc<TxnRecord>> {
+        self.check_serving()?;
+        if options.label.len() > LABEL_BYTES_MAX {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "a transaction's label is too long: shorten it",
+            )
+            .with("bytes", options.label.len())
+            .with("limit", LABEL_BYTES_MAX));
+        }
+        let id = TxnId::new(self.id, self.live.begin(options.validates), options.validates);
+        let record = Arc::new(TxnRecord {
+            id,
+            label: options.label.clone(),
+            client: client.to_owned(),
+            session,
+            state: Mutex::new(TxnPhase::Active),
+        });
+        self.txns.insert(id, Arc::clone(&record)).inspect_err(|_| self.live.end(id))?;
+        Ok(record)
+    }
+
+    /// The label and the client that operators know a transaction by.
+    pub(crate) fn names(&self, txn: TxnId) -> (String, String) {
+        self.txns
+            .get(&txn)
+            .map(|record| (record.label.clone(), record.client.clone()))
+            .unwrap_or_default()
+    }
+
+    /// What the client of a transaction left running when it went; empty unless it said so.
+    pub(crate) fn still_running(&self, txn: TxnId) -> String {
+        let session = self.txns.get(&txn).and_then(|record| record.session.clone());
+        session.map(|session| session.still_running().to_owned()).unwrap_or_default()
+    }
+}
