@@ -169,16 +169,6 @@ fn a_closed_pipe_is_no_panic() {
 }
 
 #[test]
-fn the_benchmark_prints_both_sides() {
-    let output = run(&["bench", "--callers", "1,4", "--seconds", "1", "--json"]);
-    assert_eq!(code(&output), 0, "{}", stderr(&output));
-    let runs = json_lines(&output);
-    assert_eq!(runs.iter().map(|run| run["callers"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 4]);
-    assert!(runs.iter().all(|run| run["lock"]["p50_us"].as_f64() > Some(0.0)
-        && run["echo"]["p50_us"].as_f64() > Some(0.0)));
-}
-
-#[test]
 fn a_list_that_was_cut_says_so_on_stderr_and_its_lines_stay_whole() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config.toml");

@@ -12,7 +12,7 @@
 //! | `patience.rs, waiting.rs` | the deadline until the lock is held, and the messages of a waiter |
 //! | `list.rs, table.rs` | `locks`, `waits`, `binds`, `table`: what an operator sees and does |
 //! | `store.rs` | `store check`, `migrate`, `dump`, `restore` |
-//! | `bench.rs, echo.rs` | `bench`, and the bare stream that it compares with |
+//! | `bench/` | `bench`, and what it compares with |
 //! | `output.rs, sink.rs, exit.rs` | results on stdout, lines on stderr, exit statuses |
 //! | `settings.rs` | the text of `serve --help` about every setting |
 //! | `limits.rs` | how many files the process may have open |
@@ -20,7 +20,6 @@
 mod args;
 mod bench;
 mod config;
-mod echo;
 mod exit;
 mod limits;
 mod list;
@@ -85,7 +84,8 @@ fn run() -> ExitCode {
         Command::Binds(args) => block_on(list::binds(args, json)).map(|()| 0),
         Command::Table(command) => block_on(table::run(command, json)).map(|()| 0),
         Command::Store(command) => block_on(store::run(command, json)),
-        Command::Bench(args) => bench::run(args, json).map(|()| 0),
+        Command::Bench(args) => bench::run(args, json).map(lock::End::finish),
+        Command::BenchServer(args) => bench::serve(args).map(|()| 0),
     };
     match result {
         Ok(status) => ExitCode::from(status),

@@ -94,7 +94,8 @@ fn is_command(c: char) -> bool {
     c.is_control() || turns_round || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
-fn aligned(row: &[String], widths: &[usize]) -> String {
+/// One row of a table whose columns are so wide, in characters.
+pub(crate) fn aligned(row: &[String], widths: &[usize]) -> String {
     let mut line = String::new();
     for (text, width) in row.iter().zip(widths) {
         line.push_str(&format!("{text:<width$}  "));

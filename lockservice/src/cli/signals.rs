@@ -70,13 +70,20 @@ pub(crate) struct Signals {
     blocked_before: Vec<i32>,
 }
 
-impl Signals {
-    /// Takes the signals from now on. To be called before another thread is started: each would
+/// Signals that are kept for this process, and are read once there is a runtime.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    fd: SignalFd,
+    blocked_before: Vec<i32>,
+}
+
+impl Kept {
+    /// Keeps the signals from now on. To be called before another thread is started: each would
     /// have to block them too.
     ///
     /// # Errors
     /// No more files may be open.
-    pub(crate) fn take() -> io::Result<Self> {
+    pub(crate) fn from_now() -> io::Result<Self> {
         let ignored = Ignored::now();
         let before = SigSet::thread_get_mask()?;
         let mut taken = SigSet::empty();
@@ -87,10 +94,30 @@ impl Signals {
         }
         let fd = SignalFd::with_flags(&taken, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         taken.thread_block()?;
-        Ok(Self {
-            fd: Receiver::from_owned_fd_unchecked(fd.as_fd().try_clone_to_owned()?)?,
-            blocked_before: before.iter().map(|signal| signal as i32).collect(),
+        let blocked_before = before.iter().map(|signal| signal as i32).collect();
+        Ok(Self { fd, blocked_before })
+    }
+
+    /// Reads them with the runtime in which this is called.
+    ///
+    /// # Errors
+    /// No more files may be open.
+    pub(crate) fn read(self) -> io::Result<Signals> {
+        Ok(Signals {
+            fd: Receiver::from_owned_fd_unchecked(self.fd.as_fd().try_clone_to_owned()?)?,
+            blocked_before: self.blocked_before,
         })
+    }
+}
+
+impl Signals {
+    /// Takes the signals from now on. To be called before another thread is started: each would
+    /// have to block them too.
+    ///
+    /// # Errors
+    /// No more files may be open.
+    pub(crate) fn take() -> io::Result<Self> {
+        Kept::from_now()?.read()
     }
 
     /// The signals that the caller had blocked; the command has them blocked, too.

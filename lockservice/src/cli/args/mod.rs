@@ -3,9 +3,10 @@
 //! | file | what |
 //! |---|---|
 //! | `mod.rs` | the commands, and the arguments of the short ones |
-//! | `serve`, `lock`, `store` | the arguments of these commands |
-//! | `supervise` | those of the hidden commands |
+//! | `serve`, `lock`, `store`, `bench` | the arguments of these commands |
+//! | `supervise` | those of the hidden commands of `lock` |
 
+mod bench;
 mod lock;
 mod serve;
 mod store;
@@ -17,6 +18,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use lockservice_core::{GroupName, TableName, TableRef};
 
+pub(crate) use self::bench::{BenchArgs, BenchServerArgs, Serves};
 pub(crate) use self::lock::LockArgs;
 pub(crate) use self::serve::ServeArgs;
 pub(crate) use self::store::{RestoreArgs, StoreArgs, StoreCommand};
@@ -66,8 +68,10 @@ pub(crate) enum Command {
     /// Check, migrate, dump or restore a store.
     #[command(subcommand)]
     Store(StoreCommand),
-    /// Measure lock + unlock beside an echo on a bare gRPC stream.
+    /// Measure lock + unlock, in turns with something to compare it with.
     Bench(BenchArgs),
+    #[command(name = "__bench_server", hide = true)]
+    BenchServer(BenchServerArgs),
     #[command(name = "__supervise", hide = true)]
     Supervise(SuperviseArgs),
     #[command(name = "__exec", hide = true)]
@@ -123,20 +127,6 @@ impl DropArgs {
     pub(crate) fn table(&self) -> TableRef {
         TableRef { group: self.group.clone(), name: self.table.clone() }
     }
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchArgs {
-    /// How many callers, all in one process and on one session; one run for each number.
-    #[arg(long, value_delimiter = ',', default_value = "1,16,64")]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub(crate) callers: Vec<u32>,
-    /// How many seconds each run lasts.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_600))]
-    pub(crate) seconds: u64,
-    /// The server: HOST:PORT or URL. Without it one is started in this process, in memory.
-    #[arg(long, env = "LOCKSERVICE_SERVER", value_name = "ADDR")]
-    pub(crate) server: Option<String>,
 }
 
 /// The error for arguments that do not parse, with a tip that helps where clap's own does not:

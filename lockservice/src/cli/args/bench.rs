@@ -1,0 +1,90 @@
+//! The arguments of `bench`.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::cli::bench::{Beside, Workload};
+use crate::cli::exit::Failure;
+
+const BENCH_NOTES: &str = "\
+One cycle is lock and unlock. All callers are in this process; each begins its next cycle when the \
+last one has ended. The sides take turns (A B A B …), so that what the machine does meanwhile hits \
+all of them, and each round gives one ratio of ours to the other side. Printed are the median of \
+the rounds, the lowest and the highest.
+
+Workloads:
+  rows   each caller locks a row of its own
+  hot    all callers lock one and the same row
+  mixed  one row of 1,000, but every tenth cycle ten neighbours as a shared range
+  batch  100 neighbours of 10,000 rows, all or none
+
+Sides:
+  lockservice  our client, one session for all callers; an unlock is sent and
+               not waited for
+  echo         the request goes to a bare gRPC stream and comes back: one stream
+               for all callers
+
+CPU is user and system time for each cycle, of this process and of the server's. That of a server \
+is read from /proc, if the server is on this machine.
+
+Ctrl-C ends the cycles that have begun, prints what was measured so far, and leaves nothing locked.
+
+Examples:
+  lockservice bench
+  lockservice bench --workload rows,hot,mixed,batch --callers 16
+  lockservice bench --server 127.0.0.1:7654 --rounds 10 --json";
+
+#[derive(Debug, Args)]
+#[command(after_help = BENCH_NOTES)]
+pub(crate) struct BenchArgs {
+    /// What to measure beside: echo. May be given several times.
+    #[arg(long, value_name = "SIDE", default_value = "echo")]
+    beside: Vec<String>,
+    /// What the callers lock; one run for each workload.
+    #[arg(long = "workload", value_name = "WORKLOAD", value_delimiter = ',')]
+    #[arg(default_value = "rows")]
+    pub(crate) workloads: Vec<Workload>,
+    /// How many callers; one run for each number.
+    #[arg(long, value_delimiter = ',', default_value = "1,16,64")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) callers: Vec<u32>,
+    /// How many seconds each side takes in each run.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    seconds: u64,
+    /// How many turns these seconds are cut into.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) rounds: u32,
+    /// The server: HOST:PORT or URL. Without it one is started for the benchmark, in memory.
+    #[arg(long, env = "LOCKSERVICE_SERVER", value_name = "ADDR")]
+    pub(crate) server: Option<String>,
+}
+
+impl BenchArgs {
+    /// The other sides, in the order of their turns.
+    pub(crate) fn beside(&self) -> Result<Vec<Beside>, Failure> {
+        self.beside.iter().map(|text| Beside::parse(text)).collect()
+    }
+
+    /// How long one turn of one side takes.
+    pub(crate) fn turn(&self) -> Duration {
+        Duration::from_secs(self.seconds) / self.rounds
+    }
+}
+
+/// The arguments of the hidden command that is the server of one side.
+#[derive(Debug, Args)]
+pub(crate) struct BenchServerArgs {
+    /// Which side's.
+    #[arg(value_enum)]
+    pub(crate) serves: Serves,
+}
+
+/// What a server of a benchmark does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum Serves {
+    /// Locks, in memory.
+    Locks,
+    /// Sends back what it gets.
+    Echo,
+}

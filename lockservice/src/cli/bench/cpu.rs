@@ -1,0 +1,176 @@
+//! CPU time, user and system, of this process and of a server's.
+//!
+//! # Implementation details
+//! The kernel shows the time of another process in `/proc/PID/stat`, in ticks of 10 ms. A turn is
+//! much longer, and the time of a cycle is an average over thousands of them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// One tick. `USER_HZ` is 100 on every architecture of Linux that Rust supports.
+const TICK: Duration = Duration::from_millis(10);
+
+/// `st` of a socket that listens, in `/proc/net/tcp`.
+const LISTENS: &str = "0A";
+
+/// The CPU time of this process so far, all threads.
+pub(super) fn own() -> Duration {
+    let at = clock_gettime(ClockId::ProcessCPUTime);
+    // The kernel promises non-negative seconds and nanoseconds below 10^9 for this clock.
+    Duration::new(at.tv_sec as u64, at.tv_nsec as u32)
+}
+
+/// The processes of a server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum ServerProcess {
+    /// One process.
+    One(u32),
+    /// Not known, for this reason.
+    Unknown(String),
+}
+
+impl ServerProcess {
+    /// The process that listens on `address`, if it is on loopback and its program is called
+    /// `name`: a forwarder (a proxy, an SSH tunnel, Docker's) is not the server.
+    pub(super) fn listening(address: SocketAddr, name: &str) -> Self {
+        if !address.ip().is_loopback() {
+            return Self::Unknown(format!("{address} is not on this machine's loopback"));
+        }
+        let sockets = ["/proc/net/tcp", "/proc/net/tcp6"]
+            .iter()
+            .filter_map(|path| fs::read_to_string(path).ok())
+            .flat_map(|table| listeners(&table, address))
+            .collect();
+        let Some(pid) = owner(&sockets) else {
+            return Self::Unknown(format!(
+                "the process that listens on {address} is another user's, or in a container"
+            ));
+        };
+        match fs::read_to_string(format!("/proc/{pid}/comm")) {
+            Ok(comm) if comm.trim_end() == name => Self::One(pid),
+            Ok(comm) => Self::Unknown(format!(
+                "{} listens on {address}, which is not called {name}",
+                comm.trim_end()
+            )),
+            Err(error) => Self::Unknown(format!("process {pid} cannot be read: {error}")),
+        }
+    }
+
+    /// The CPU time so far. `None` if it is not known.
+    pub(super) fn cpu(&self) -> Option<Duration> {
+        match self {
+            Self::One(pid) => cpu_of(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?),
+            Self::Unknown(_) => None,
+        }
+    }
+}
+
+/// The CPU time in a `/proc/PID/stat`.
+fn cpu_of(stat: &str) -> Option<Duration> {
+    // The name of the program stands in parentheses, and may hold some.
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let mut fields = after_name.split_ascii_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u32>().ok();
+    Some(TICK * (ticks()? + ticks()?))
+}
+
+/// The numbers of all processes.
+fn processes() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// The inodes of the sockets of a `/proc/net/tcp` on which a connection to `address` ends.
+fn listeners(table: &str, address: SocketAddr) -> Vec<u64> {
+    let listener = |line: &str| -> Option<u64> {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let (local, state, inode) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
+        let (ip, port) = local.rsplit_once(':')?;
+        let ip = ip_of(ip)?;
+        let meant = ip == address.ip() || ip.is_unspecified();
+        let port = u16::from_str_radix(port, 16).ok()?;
+        (*state == LISTENS && port == address.port() && meant).then(|| inode.parse().ok())?
+    };
+    table.lines().filter_map(listener).collect()
+}
+
+/// An address as `/proc/net/tcp` writes it: words of 32 bits, each in the machine's byte order.
+fn ip_of(hex: &str) -> Option<IpAddr> {
+    let mut bytes = Vec::with_capacity(16);
+    for at in (0..hex.len()).step_by(8) {
+        let word = u32::from_str_radix(hex.get(at..at + 8)?, 16).ok()?;
+        bytes.extend(word.to_ne_bytes());
+    }
+    match <[u8; 4]>::try_from(bytes.as_slice()) {
+        Ok(v4) => Some(Ipv4Addr::from(v4).into()),
+        Err(_) => {
+            let v6 = Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?);
+            Some(v6.to_canonical())
+        }
+    }
+}
+
+/// A process that has one of these sockets open.
+fn owner(sockets: &BTreeSet<u64>) -> Option<u32> {
+    let names: BTreeSet<String> = sockets.iter().map(|inode| format!("socket:[{inode}]")).collect();
+    let has_one = |pid: &u32| {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        files
+            .filter_map(|file| fs::read_link(file.path()).ok())
+            .any(|target| target.to_str().is_some_and(|target| names.contains(target)))
+    };
+    processes().find(has_one)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn the_time_is_read_behind_a_name_with_parentheses() {
+        let line = "42 (a) b (c)) S 7 42 42 0 -1 4194304 1 2 3 4 150 50 3 4 20 0 1 0 9 1 1";
+        assert_eq!(cpu_of(line), Some(Duration::from_secs(2)));
+        assert_eq!(cpu_of("42 (a) S 7"), None);
+    }
+
+    #[test]
+    fn a_process_is_found_by_the_address_on_which_it_listens_and_only_under_its_name() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let pid = std::process::id();
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        let found = ServerProcess::listening(address, comm.trim_end());
+        assert_eq!(found, ServerProcess::One(pid));
+        assert!(found.cpu().is_some());
+        let forwarder = ServerProcess::listening(address, "lockservice-server");
+        assert!(matches!(forwarder, ServerProcess::Unknown(_)), "{forwarder:?}");
+        assert_eq!(forwarder.cpu(), None);
+        let elsewhere = ServerProcess::listening("192.0.2.1:80".parse().unwrap(), "x");
+        assert!(matches!(elsewhere, ServerProcess::Unknown(why) if why.contains("loopback")));
+    }
+
+    #[test]
+    fn a_listener_on_every_address_is_that_of_loopback_too() {
+        let table = "\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 11 1
+   1: 0100007F:1F91 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12 1
+   2: 0100007F:1F90 0100007F:AAAA 01 00000000:00000000 00:00000000 00000000     0        0 13 1
+";
+        // The table is in the byte order of the machine.
+        let table = if cfg!(target_endian = "little") {
+            table.to_owned()
+        } else {
+            table.replace("0100007F", "7F000001")
+        };
+        assert_eq!(listeners(&table, "127.0.0.1:8080".parse().unwrap()), [11]);
+        assert_eq!(listeners(&table, "127.0.0.1:8081".parse().unwrap()), [12]);
+        assert!(listeners(&table, "127.0.0.2:8081".parse().unwrap()).is_empty());
+    }
+}

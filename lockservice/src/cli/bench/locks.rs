@@ -1,0 +1,104 @@
+//! Our side: the Rust client, and all callers on one session.
+
+use async_trait::async_trait;
+use lockservice_core::service::TxnOptions;
+use lockservice_core::{Result, TableRef};
+
+use super::child::ServerChild;
+use super::cpu::ServerProcess;
+use super::side::{Caller, Side};
+use super::workload::{Want, Workload};
+use crate::channel::endpoint;
+use crate::cli::args::Serves;
+use crate::cli::exit::Failure;
+use crate::client::{Client, Session};
+
+/// How the program of a server is called.
+const PROGRAM: &str = "lockservice";
+
+/// See the module.
+pub(super) struct Locks {
+    session: Session,
+    table: TableRef,
+    server: ServerProcess,
+    /// The server that was started for this.
+    child: Option<ServerChild>,
+}
+
+impl Locks {
+    /// Opens a session at `server`, or at one that is started.
+    pub(super) async fn open(server: Option<&str>) -> Result<Self, Failure> {
+        let (address, process, child) = match server {
+            Some(address) => (address.to_owned(), process_at(address).await, None),
+            None => {
+                let child = ServerChild::start(Serves::Locks).await?;
+                (child.address.clone(), ServerProcess::One(child.pid), Some(child))
+            }
+        };
+        let client = Client::builder().name("bench").connect(&address).await?;
+        let session = client.session(None).await?;
+        Ok(Self { session, table: TableRef::new("default", "bench")?, server: process, child })
+    }
+}
+
+/// The process of the server at `address`, which is as of `--server`.
+async fn process_at(address: &str) -> ServerProcess {
+    if address.contains(',') {
+        return ServerProcess::Unknown("several nodes were named".to_owned());
+    }
+    let resolved = match endpoint(address, std::time::Duration::ZERO) {
+        Ok(endpoint) => {
+            let uri = endpoint.uri();
+            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+            tokio::net::lookup_host((host, uri.port_u16().unwrap_or(80))).await.ok()
+        }
+        // To connect says what is wrong.
+        Err(_) => None,
+    };
+    match resolved.and_then(|mut addresses| addresses.next()) {
+        Some(address) => ServerProcess::listening(address, PROGRAM),
+        None => ServerProcess::Unknown(format!("{address} has no address")),
+    }
+}
+
+#[async_trait]
+impl Side for Locks {
+    fn name(&self) -> &'static str {
+        "lockservice"
+    }
+
+    fn server(&self) -> &ServerProcess {
+        &self.server
+    }
+
+    async fn callers(&self, _: Workload, count: u32) -> Result<Vec<Box<dyn Caller>>> {
+        let caller = || -> Box<dyn Caller> {
+            Box::new(LockCaller { session: self.session.clone(), table: self.table.clone() })
+        };
+        Ok((0..count).map(|_| caller()).collect())
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        let closed = self.session.close().await;
+        if let Some(child) = self.child {
+            child.stop().await;
+        }
+        closed
+    }
+}
+
+struct LockCaller {
+    session: Session,
+    table: TableRef,
+}
+
+#[async_trait]
+impl Caller for LockCaller {
+    async fn cycle(&mut self, want: &Want) -> Result<()> {
+        let txn = self.session.txn(TxnOptions::default());
+        txn.lock(want.spec(&self.table)?).await?;
+        // Sent, not waited for: the next request of this caller comes after it on the stream.
+        drop(txn.end(None));
+        Ok(())
+    }
+}

@@ -1,0 +1,44 @@
+//! [`Stop`]: the wish to end early.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::Notify;
+
+/// Set once. Callers look at it between two cycles, so that nothing stays locked. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stop(Arc<StopShared>);
+
+#[derive(Debug, Default)]
+struct StopShared {
+    /// `Release` in `ask`, `Acquire` in `is_asked`: whoever sees it also finds the permit.
+    asked: AtomicBool,
+    asked_for: Notify,
+}
+
+impl Stop {
+    /// Asks for the end.
+    pub(super) fn ask(&self) {
+        self.0.asked.store(true, Ordering::Release);
+        self.0.asked_for.notify_waiters();
+    }
+
+    /// True if the end was asked for.
+    pub(super) fn is_asked(&self) -> bool {
+        self.0.asked.load(Ordering::Acquire)
+    }
+
+    /// Resolves when the end is asked for.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(super) async fn asked(&self) {
+        let notified = self.0.asked_for.notified();
+        // Registered before the look: a wish that comes in between is not missed.
+        let mut notified = std::pin::pin!(notified);
+        notified.as_mut().enable();
+        if !self.is_asked() {
+            notified.await;
+        }
+    }
+}
