@@ -97,6 +97,14 @@ number! {
     SessionId
 }
 number! {
+    /// A client's number of a transaction in its session, from 1 (T3).
+    TxnNumber
+}
+number! {
+    /// The number of an operation in its transaction, from 1 (T2); 0 if the service numbers them.
+    Sequence
+}
+number! {
     /// The timestamp of a commit, in the time of the party that makes the data durable: a snapshot
     /// taken at it, or later, shows the commit (C5). lockservice only compares it with others.
     CommitTimestamp
@@ -105,6 +113,30 @@ number! {
     /// A commit attempt of a transaction, chosen by the party that makes the data durable:
     /// repeating it is idempotent (C1).
     CommitAttempt
+}
+
+impl TxnNumber {
+    /// The number after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl Sequence {
+    /// The first operation of a transaction.
+    pub const FIRST: Self = Self(1);
+
+    /// The sequence after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
+    /// True if the client gives its operations no numbers: the service does.
+    pub const fn is_unnumbered(self) -> bool {
+        self.0 == 0
+    }
 }
 
 impl Epoch {

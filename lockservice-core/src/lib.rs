@@ -73,7 +73,7 @@ pub use crate::error::{Advice, Blocker, DeadlockEdge, Detail, Error, ErrorKind, 
 pub use crate::guarded_map::GuardedMap;
 pub use crate::id::{
     BindVersion, CommitAttempt, CommitTimestamp, EPOCH_END, EPOCH_SHIFT, Epoch, FencingToken,
-    GroupName, NAME_BYTES_MAX, NodeName, Nonce, ServiceId, SessionId, TableId, TableName, TableRef,
-    TxnId,
+    GroupName, NAME_BYTES_MAX, NodeName, Nonce, Sequence, ServiceId, SessionId, TableId, TableName,
+    TableRef, TxnId, TxnNumber,
 };
 pub use crate::key::{KEY_BYTES_MAX, Key, KeyRange, LockItem, LockMode};

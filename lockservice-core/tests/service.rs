@@ -22,7 +22,7 @@ use lockservice_core::table::WaitPolicy;
 use lockservice_core::testing::TokioClock;
 use lockservice_core::{
     CommitAttempt, CommitTimestamp, ErrorKind, Key, LockItem, LockMode, NodeName, Nonce, Result,
-    TableRef, TxnId,
+    Sequence, TableRef, TxnId, TxnNumber,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -72,7 +72,12 @@ fn nowait(name: &str) -> LockSpec {
 }
 
 fn op(number: u64, sequence: u64) -> TxnOp {
-    TxnOp { number, sequence, acked: 0, options: TxnOptions::default() }
+    TxnOp {
+        number: TxnNumber::new(number),
+        sequence: Sequence::new(sequence),
+        acked: Sequence::default(),
+        options: TxnOptions::default(),
+    }
 }
 
 fn validating(number: u64, sequence: u64) -> TxnOp {
@@ -230,18 +235,21 @@ async fn a_client_may_leave_all_numbers_to_the_service() {
     // The later one is used first, and more than the kept answers of a numbered transaction would
     // allow.
     for n in 0..1_000 {
-        locked(session.submit(op(second, 0), Operation::Lock(spec(&format!("k{n}")))).await);
+        locked(session.submit(op(second.get(), 0), Operation::Lock(spec(&format!("k{n}")))).await);
     }
-    assert_eq!(locked(session.submit(op(first, 0), Operation::Lock(spec("j"))).await).txn, id);
-    let waits = session.submit(op(first, 0), Operation::Lock(spec("k1")));
+    assert_eq!(
+        locked(session.submit(op(first.get(), 0), Operation::Lock(spec("j"))).await).txn,
+        id
+    );
+    let waits = session.submit(op(first.get(), 0), Operation::Lock(spec("k1")));
     let sequence = waits.sequence().expect("it waits");
     session.cancel(first, sequence);
     assert_eq!(waits.await.expect_err("cancelled").kind(), ErrorKind::Cancelled);
     let end = Operation::End { commit_ts: None };
-    assert_eq!(released(session.submit(op(second, 0), end.clone()).await), 1_000);
+    assert_eq!(released(session.submit(op(second.get(), 0), end.clone()).await), 1_000);
     // One side numbers.
     let mixed = session
-        .submit(op(first, 7), Operation::Lock(spec("k")))
+        .submit(op(first.get(), 7), Operation::Lock(spec("k")))
         .await
         .expect_err("it numbers nothing itself");
     assert_eq!(mixed.kind(), ErrorKind::InvalidArgument);
@@ -256,7 +264,7 @@ async fn a_client_may_leave_all_numbers_to_the_service() {
         other.begin(&TxnOptions::default()).expect_err("it numbers itself").kind(),
         ErrorKind::InvalidArgument
     );
-    assert_eq!(released(session.submit(op(first, 0), end).await), 1);
+    assert_eq!(released(session.submit(op(first.get(), 0), end).await), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -299,17 +307,17 @@ async fn a_cancel_ends_a_wait_or_rolls_a_grant_back_and_nothing_else() {
     locked(session.submit(op(2, 1), Operation::Lock(spec("b"))).await);
     // A wait.
     let waiting = session.submit(op(2, 2), Operation::Lock(spec("a")));
-    done(session.submit(op(2, 3), Operation::Cancel { sequence: 2 }).await);
+    done(session.submit(op(2, 3), Operation::Cancel { sequence: Sequence::new(2) }).await);
     assert_eq!(waiting.await.expect_err("cancelled").kind(), ErrorKind::Cancelled);
     assert!(service.waits(None).is_empty());
     // A grant.
     locked(session.submit(op(2, 4), Operation::Lock(spec("c"))).await);
-    done(session.submit(op(2, 5), Operation::Cancel { sequence: 4 }).await);
+    done(session.submit(op(2, 5), Operation::Cancel { sequence: Sequence::new(4) }).await);
     let held: Vec<String> =
         service.locks(None).iter().map(|lock| lock.info.item.to_string()).collect();
     assert_eq!(held, ["a", "b"]);
     // One that arrives after its cancel.
-    let cancelling = session.submit(op(2, 7), Operation::Cancel { sequence: 6 });
+    let cancelling = session.submit(op(2, 7), Operation::Cancel { sequence: Sequence::new(6) });
     let late = session.submit(op(2, 6), Operation::Lock(spec("d")));
     assert_eq!(late.await.expect_err("closed before it came").kind(), ErrorKind::Cancelled);
     done(cancelling.await);
@@ -648,9 +656,9 @@ async fn a_refused_operation_leaves_no_hole_in_the_order() {
         .await
         .expect_err("nothing acknowledged");
     assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
-    let acked = TxnOp { acked: 5, ..op(1, 6) };
+    let acked = TxnOp { acked: Sequence::new(5), ..op(1, 6) };
     locked(soon(session.submit(acked, Operation::Lock(spec("6")))).await);
-    done(soon(session.submit(op(1, 7), Operation::Cancel { sequence: 6 })).await);
+    done(soon(session.submit(op(1, 7), Operation::Cancel { sequence: Sequence::new(6) })).await);
     done(soon(session.submit(op(1, 8), Operation::End { commit_ts: None })).await);
     assert!(service.locks(None).is_empty());
 }
@@ -663,7 +671,7 @@ async fn a_transaction_ends_however_much_of_it_is_unacknowledged_or_never_arrive
         let _ = soon(session.submit(op(1, sequence), Operation::Lock(spec(&sequence.to_string()))))
             .await;
     }
-    let acked = TxnOp { acked: 20, ..op(1, 21) };
+    let acked = TxnOp { acked: Sequence::new(20), ..op(1, 21) };
     let refused = soon(session.submit(acked, Operation::Lock(spec("k"))))
         .await
         .expect_err("only its end is left");
@@ -718,7 +726,7 @@ async fn the_locks_that_a_later_call_relies_on_are_not_rolled_back_with_an_earli
     let again = locked(session.submit(op(1, 2), Operation::Lock(spec("a"))).await);
     assert!(!again.grant.newly_locked);
     // The first call's caller had gone before it could take the answer.
-    done(session.submit(op(1, 3), Operation::Cancel { sequence: 1 }).await);
+    done(session.submit(op(1, 3), Operation::Cancel { sequence: Sequence::new(1) }).await);
     let other = service.begin(TxnOptions::default()).expect("begin");
     assert_eq!(
         other.lock(nowait("a")).await.expect_err("held by the second call").kind(),
@@ -751,8 +759,15 @@ async fn the_locks_kept_for_later_calls_go_when_the_last_of_them_is_rolled_back(
             let session = called_again(&service).await;
             let mut acked = 0;
             for (sequence, cancelled) in (4..).zip(order) {
-                let cancelling = TxnOp { acked, ..op(1, sequence) };
-                done(session.submit(cancelling, Operation::Cancel { sequence: cancelled }).await);
+                let cancelling = TxnOp { acked: Sequence::new(acked), ..op(1, sequence) };
+                done(
+                    session
+                        .submit(
+                            cancelling,
+                            Operation::Cancel { sequence: Sequence::new(cancelled) },
+                        )
+                        .await,
+                );
                 let gone = |n| order[..sequence as usize - 3].contains(&n);
                 let expected = match (gone(1), gone(2) && gone(3)) {
                     (false, _) => vec![row("a"), row("b")],
@@ -770,9 +785,9 @@ async fn the_locks_kept_for_later_calls_go_when_the_last_of_them_is_rolled_back(
 async fn the_locks_that_an_acknowledged_call_relies_on_are_not_rolled_back_with_a_later_one() {
     let (service, _allocator) = service().await;
     let session = called_again(&service).await;
-    done(session.submit(op(1, 4), Operation::Cancel { sequence: 1 }).await);
-    let cancelling = TxnOp { acked: 2, ..op(1, 5) };
-    done(session.submit(cancelling, Operation::Cancel { sequence: 3 }).await);
+    done(session.submit(op(1, 4), Operation::Cancel { sequence: Sequence::new(1) }).await);
+    let cancelling = TxnOp { acked: Sequence::new(2), ..op(1, 5) };
+    done(session.submit(cancelling, Operation::Cancel { sequence: Sequence::new(3) }).await);
     assert_eq!(held(&service), [row("a")], "the second call has it");
     done(session.submit(op(1, 6), Operation::End { commit_ts: None }).await);
     assert_eq!(held(&service), []);
@@ -789,7 +804,14 @@ async fn nothing_is_left_of_a_grant_and_its_upgrade_once_both_are_rolled_back() 
             locked(session.submit(op(1, sequence), Operation::Lock(spec)).await);
         }
         for (sequence, cancelled) in [(4, order[0]), (5, order[1])] {
-            done(session.submit(op(1, sequence), Operation::Cancel { sequence: cancelled }).await);
+            done(
+                session
+                    .submit(
+                        op(1, sequence),
+                        Operation::Cancel { sequence: Sequence::new(cancelled) },
+                    )
+                    .await,
+            );
         }
         assert_eq!(held(&service), [row("b")], "cancelled in the order {order:?}");
     }
@@ -848,7 +870,7 @@ async fn a_call_that_is_cancelled_before_its_turn_locks_nothing() {
     locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
     let first = session.submit(op(2, 1), Operation::Lock(spec("k")));
     let second = session.submit(op(2, 2), Operation::Lock(spec("x")));
-    session.cancel(2, 2);
+    session.cancel(TxnNumber::new(2), Sequence::new(2));
     done(session.submit(op(1, 2), Operation::End { commit_ts: None }).await);
     locked(first.await);
     assert_eq!(second.await.expect_err("cancelled").kind(), ErrorKind::Cancelled);

@@ -25,7 +25,7 @@ use lockservice_core::testing::{
 };
 use lockservice_core::{
     CommitAttempt, CommitTimestamp, Error, ErrorKind, Key, KeyRange, LockItem, NodeName, Result,
-    TableRef, TxnId,
+    Sequence, TableRef, TxnId, TxnNumber,
 };
 use tokio::task::JoinHandle;
 
@@ -139,7 +139,7 @@ impl Drop for LocalSession {
 #[async_trait]
 impl SessionFixture for LocalSession {
     fn begin(&self, options: TxnOptions) -> Box<dyn TxnFixture> {
-        let number = self.last_txn.fetch_add(1, Relaxed) + 1;
+        let number = TxnNumber::new(self.last_txn.fetch_add(1, Relaxed) + 1);
         Box::new(LocalTxn(Arc::new(Operations {
             session: self.session.clone(),
             number,
@@ -172,7 +172,7 @@ impl SessionFixture for LocalSession {
 /// The operations of one transaction, numbered as a client must (T2).
 struct Operations {
     session: Session,
-    number: u64,
+    number: TxnNumber,
     options: TxnOptions,
     last: AtomicU64,
     id: std::sync::OnceLock<TxnId>,
@@ -182,9 +182,14 @@ impl Operations {
     fn submit(
         &self,
         operation: Operation,
-    ) -> (u64, impl Future<Output = Result<OpResponse>> + use<>) {
-        let sequence = self.last.fetch_add(1, Relaxed) + 1;
-        let op = TxnOp { number: self.number, sequence, acked: 0, options: self.options.clone() };
+    ) -> (Sequence, impl Future<Output = Result<OpResponse>> + use<>) {
+        let sequence = Sequence::new(self.last.fetch_add(1, Relaxed) + 1);
+        let op = TxnOp {
+            number: self.number,
+            sequence,
+            acked: Sequence::default(),
+            options: self.options.clone(),
+        };
         (sequence, self.session.submit(op, operation))
     }
 
@@ -199,7 +204,7 @@ impl Operations {
 struct LocalTxn(Arc<Operations>);
 
 /// Cancels a call whose caller has gone.
-struct CancelOnDrop(Arc<Operations>, Option<u64>);
+struct CancelOnDrop(Arc<Operations>, Option<Sequence>);
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {

@@ -25,8 +25,8 @@ use lockservice_core::store::MemoryStore;
 use lockservice_core::table::WaitPolicy;
 use lockservice_core::testing::TokioClock;
 use lockservice_core::{
-    BindVersion, CommitAttempt, Error, ErrorKind, Key, LockItem, NodeName, Nonce, Result,
-    ServiceId, TableId, TableRef, TxnId,
+    BindVersion, CommitAttempt, Error, ErrorKind, Key, LockItem, NodeName, Nonce, Result, Sequence,
+    ServiceId, TableId, TableRef, TxnId, TxnNumber,
 };
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
@@ -362,7 +362,12 @@ async fn a_stop_ends_the_wait_for_a_table() {
 }
 
 fn op(number: u64, sequence: u64) -> TxnOp {
-    TxnOp { number, sequence, acked: 0, options: TxnOptions::default() }
+    TxnOp {
+        number: TxnNumber::new(number),
+        sequence: Sequence::new(sequence),
+        acked: Sequence::default(),
+        options: TxnOptions::default(),
+    }
 }
 
 async fn submit(
@@ -444,12 +449,12 @@ async fn the_client_of_a_call_that_waits_for_a_table_learns_of_its_last_owner_an
     let began = Instant::now();
     let first = session.submit(op(1, 1), Operation::Lock(spec("k")));
     let waiting = notice(&mut notices).await;
-    assert_eq!((waiting.number, waiting.sequence), (1, 1));
+    assert_eq!((waiting.number.get(), waiting.sequence.get()), (1, 1));
     let last_owner = Some((dead, name("node")));
     assert_eq!(waiting.waits_for, WaitsFor::Table { last_owner });
     assert!(began.elapsed() < SECOND, "as soon as it is known: {:?}", began.elapsed());
     let second = session.submit(op(2, 1), Operation::Lock(spec("k")));
-    assert_eq!(notice(&mut notices).await.number, 2);
+    assert_eq!(notice(&mut notices).await.number.get(), 2);
     let renewing = async {
         loop {
             sleep(SECOND).await;
@@ -466,7 +471,7 @@ async fn the_client_of_a_call_that_waits_for_a_table_learns_of_its_last_owner_an
         seen = waits => seen,
         () = renewing => unreachable!("it has no end"),
     };
-    assert_eq!((waiting.number, waiting.sequence), (2, 1));
+    assert_eq!((waiting.number.get(), waiting.sequence.get()), (2, 1));
     let WaitsFor::Txn(blocker) = waiting.waits_for else { panic!("{waiting:?}") };
     assert_eq!((blocker.txn, blocker.client.as_str(), blocker.granted), (holder, "test", true));
     drop(second);

@@ -12,7 +12,7 @@ use lockservice_core::service::{
 };
 use lockservice_core::store::MemoryStore;
 use lockservice_core::testing::TokioClock;
-use lockservice_core::{ErrorKind, Key, LockItem, NodeName, Result, TableRef};
+use lockservice_core::{ErrorKind, Key, LockItem, NodeName, Result, Sequence, TableRef, TxnNumber};
 
 /// The least that can be set.
 const LIMIT: usize = 1 << 16;
@@ -38,7 +38,12 @@ fn open(service: &LockService) -> Session {
 }
 
 fn op(number: u64, sequence: u64) -> TxnOp {
-    TxnOp { number, sequence, acked: 0, options: TxnOptions::default() }
+    TxnOp {
+        number: TxnNumber::new(number),
+        sequence: Sequence::new(sequence),
+        acked: Sequence::default(),
+        options: TxnOptions::default(),
+    }
 }
 
 fn table() -> TableRef {
@@ -111,7 +116,7 @@ async fn the_memory_of_a_session_is_bounded_and_every_response_stays_until_it_is
     // The refusal took its place: nothing is missing in the order.
     let refused = grants.len() as u64 + 1;
     exhausted(submit(&session, op(1, refused), lock(1, refused)).await);
-    let acked = TxnOp { acked: refused, ..op(1, refused + 1) };
+    let acked = TxnOp { acked: Sequence::new(refused), ..op(1, refused + 1) };
     locked(submit(&session, acked, lock(1, refused + 1)).await);
     locked(submit(&session, op(2, 2), lock(2, 2)).await);
     let forgotten = submit(&session, op(1, 1), lock(1, 1)).await.expect_err("acknowledged");
@@ -126,7 +131,7 @@ async fn at_the_bound_a_call_can_still_be_cancelled_and_a_transaction_ended() {
     let held = service.locks(None).len();
     assert_eq!(held, grants.len());
     let next = grants.len() as u64 + 2;
-    done(submit(&session, op(1, next), Operation::Cancel { sequence: 1 }).await);
+    done(submit(&session, op(1, next), Operation::Cancel { sequence: Sequence::new(1) }).await);
     assert_eq!(service.locks(None).len(), held - 1);
     exhausted(submit(&session, op(2, 1), lock(2, 1)).await);
     done(submit(&session, op(1, next + 1), Operation::End { commit_ts: None }).await);
@@ -170,12 +175,14 @@ async fn room_is_released_in_full_however_an_operation_ends() {
         locked(submit(&session, op(number, 2), lock(number, 1)).await);
         let waits = session.submit(op(number, 3), lock(0, 0));
         let queued = session.submit(op(number, 4), lock(number, 2));
-        session.cancel(number, 3);
+        session.cancel(TxnNumber::new(number), Sequence::new(3));
         assert_eq!(waits.await.expect_err("cancelled").kind(), ErrorKind::Cancelled);
         locked(queued.await);
-        done(submit(&session, op(number, 5), Operation::Cancel { sequence: 4 }).await);
+        done(
+            submit(&session, op(number, 5), Operation::Cancel { sequence: Sequence::new(4) }).await,
+        );
         match number % 3 {
-            0 => session.ack(number, 5),
+            0 => session.ack(TxnNumber::new(number), Sequence::new(5)),
             1 => done(
                 submit(
                     &session,

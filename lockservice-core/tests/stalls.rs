@@ -17,7 +17,9 @@ use lockservice_core::service::{
 };
 use lockservice_core::store::MemoryStore;
 use lockservice_core::testing::{ManualClock, StallingClock};
-use lockservice_core::{CommitAttempt, ErrorKind, Key, LockItem, NodeName, Nonce, TableRef, TxnId};
+use lockservice_core::{
+    CommitAttempt, ErrorKind, Key, LockItem, NodeName, Nonce, Sequence, TableRef, TxnId, TxnNumber,
+};
 
 const TTL: Duration = Duration::from_secs(2);
 const MOMENT: Duration = Duration::from_millis(1);
@@ -88,10 +90,15 @@ async fn a_grant_promises_no_longer_than_the_ttl_of_its_session() {
         let stalling = StallingClock::new(clock.clone());
         let service = service(&clock, &stalling).await;
         let session = service.open_session(None, "test").expect("a session");
-        let op = |number| TxnOp { number, sequence: 1, acked: 0, options: TxnOptions::default() };
+        let op = |number| TxnOp {
+            number: TxnNumber::new(number),
+            sequence: Sequence::FIRST,
+            acked: Sequence::default(),
+            options: TxnOptions::default(),
+        };
         // So that the table is bound.
         session.submit(op(1), Operation::Lock(spec())).await.expect("free");
-        let end = TxnOp { sequence: 2, ..op(1) };
+        let end = TxnOp { sequence: Sequence::new(2), ..op(1) };
         session.submit(end, Operation::End { commit_ts: None }).await.expect("it ends");
         let (locking, runtime) = (session.clone(), tokio::runtime::Handle::current());
         let lock = stalling.stall(nth, move || {

@@ -6,7 +6,9 @@ use std::time::Duration;
 use crate::allocator::LockTableAllocator;
 use crate::env::Env;
 use crate::error::Error;
-use crate::id::{CommitTimestamp, NodeName, Nonce, ServiceId, TableRef, TxnId};
+use crate::id::{
+    CommitTimestamp, NodeName, Nonce, Sequence, ServiceId, TableRef, TxnId, TxnNumber,
+};
 use crate::key::{LockItem, LockMode};
 use crate::service::ServiceSettings;
 use crate::table::{Grant, LockInfo, WaitInfo, WaitPolicy};
@@ -124,12 +126,12 @@ pub struct Granted {
 pub struct TxnOp {
     /// The client's number of the transaction in the session, from 1. Numbers are first used in
     /// rising order, and never again.
-    pub number: u64,
+    pub number: TxnNumber,
     /// The operation's number in the transaction: 1, 2, 3, …; 0 lets the service number all of
     /// them, as they arrive.
-    pub sequence: u64,
+    pub sequence: Sequence,
     /// The client has every answer of this transaction up to here: they may be forgotten.
-    pub acked: u64,
+    pub acked: Sequence,
     /// How the transaction is begun; looked at with sequence 1 only.
     pub options: TxnOptions,
 }
@@ -159,7 +161,7 @@ pub enum Operation {
     /// granted or has not arrived.
     Cancel {
         /// Its sequence.
-        sequence: u64,
+        sequence: Sequence,
     },
     /// Fails with this error, in its turn: the place in the order of an operation that could not be
     /// understood.

@@ -1,7 +1,7 @@
 //! The holder for which a lock call waits.
 
 use lockservice_core::service::{Waiting, WaitsFor};
-use lockservice_core::{Error, ErrorKind, NodeName, Result, ServiceId};
+use lockservice_core::{Error, ErrorKind, NodeName, Result, Sequence, ServiceId, TxnNumber};
 
 use super::error::{blocker_from_proto, blocker_to_proto};
 use crate::proto;
@@ -22,8 +22,8 @@ pub fn waiting_to_proto(waiting: &Waiting) -> Option<proto::Waiting> {
         _ => return None,
     };
     Some(proto::Waiting {
-        txn: waiting.number,
-        sequence: waiting.sequence,
+        txn: waiting.number.get(),
+        sequence: waiting.sequence.get(),
         waits_for: Some(waits_for),
     })
 }
@@ -48,7 +48,11 @@ pub fn waiting_from_proto(waiting: proto::Waiting) -> Result<Waiting> {
             ));
         }
     };
-    Ok(Waiting { number: waiting.txn, sequence: waiting.sequence, waits_for })
+    Ok(Waiting {
+        number: TxnNumber::new(waiting.txn),
+        sequence: Sequence::new(waiting.sequence),
+        waits_for,
+    })
 }
 
 #[cfg(test)]
@@ -75,7 +79,8 @@ mod tests {
             WaitsFor::Token,
         ];
         for waits_for in all {
-            let waiting = Waiting { number: 3, sequence: 4, waits_for };
+            let waiting =
+                Waiting { number: TxnNumber::new(3), sequence: Sequence::new(4), waits_for };
             let message = waiting_to_proto(&waiting).expect("it can be sent");
             assert_eq!(waiting_from_proto(message).expect("own message"), waiting);
         }

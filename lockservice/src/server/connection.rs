@@ -10,7 +10,7 @@ use std::sync::Arc;
 use futures::stream::{self, FuturesUnordered, StreamExt as _};
 use futures::{FutureExt as _, future::BoxFuture};
 use lockservice_core::service::{OpResponse, Operation, Quota, Session, TxnOp};
-use lockservice_core::{Error, ErrorKind, Result};
+use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
@@ -228,7 +228,7 @@ impl Stream {
 
     fn heartbeat(&mut self, id: u64, heartbeat: proto::Heartbeat) {
         for acked in heartbeat.acked {
-            self.session.ack(acked.txn, acked.sequence);
+            self.session.ack(TxnNumber::new(acked.txn), Sequence::new(acked.sequence));
         }
         self.ready.push(match self.session.renew() {
             Ok(promise) => {

@@ -172,7 +172,7 @@ impl proto::locks_server::Locks for LocksApi {
         let session = self.session(request.session)?;
         let options = TxnOptions { validates: request.validates, label: request.label };
         let (number, txn) = session.begin(&options).map_err(|e| status(&e))?;
-        Ok(Response::new(proto::BeginResponse { number, txn: txn.to_string() }))
+        Ok(Response::new(proto::BeginResponse { number: number.get(), txn: txn.to_string() }))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The messages of a session stream as operations, and results as messages.
 
 use lockservice_core::service::{OpResponse, Operation, TxnOp, TxnOptions};
-use lockservice_core::{CommitTimestamp, Error, ErrorKind, Result};
+use lockservice_core::{CommitTimestamp, Error, ErrorKind, Result, Sequence, TxnNumber};
 
 use crate::convert;
 use crate::proto::{self, client_op::Op, server_op::Response as Wire};
@@ -35,9 +35,10 @@ pub(super) fn operation(
         Op::Lock(lock) => lock_operation(lock, items_max),
         Op::Unlock(unlock) => unlock_operation(unlock, items_max),
         Op::End(end) => end_operation(end),
-        Op::Cancel(cancel) => {
-            Ok((txn_op(cancel.txn)?, Operation::Cancel { sequence: cancel.cancelled }))
-        }
+        Op::Cancel(cancel) => Ok((
+            txn_op(cancel.txn)?,
+            Operation::Cancel { sequence: Sequence::new(cancel.cancelled) },
+        )),
         // The stream takes the last two itself.
         Op::Hello(_) | Op::Heartbeat(_) | Op::Goodbye(_) => {
             Err(invalid("a stream carries one session: hello comes first, and once"))
@@ -52,9 +53,9 @@ pub(super) fn invalid(message: &str) -> Error {
 fn txn_op(txn: Option<proto::TxnRef>) -> Result<TxnOp> {
     let txn = txn.ok_or_else(|| invalid("the operation lacks its transaction"))?;
     Ok(TxnOp {
-        number: txn.number,
-        sequence: txn.sequence,
-        acked: txn.acked,
+        number: TxnNumber::new(txn.number),
+        sequence: Sequence::new(txn.sequence),
+        acked: Sequence::new(txn.acked),
         options: TxnOptions { validates: txn.validates, label: txn.label },
     })
 }

@@ -41,7 +41,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{SessionId, TxnId};
+use crate::id::{Sequence, SessionId, TxnId, TxnNumber};
 use crate::service::session::queue::{NumberedBy, TxnQueue};
 use crate::service::session::state::SessionState;
 use crate::service::txn::waits::{WaitNotices, Waits};
@@ -137,13 +137,13 @@ impl Session {
     }
 
     /// The client has the answers of transaction `number` up to `sequence`.
-    pub fn ack(&self, number: u64, sequence: u64) {
+    pub fn ack(&self, number: TxnNumber, sequence: Sequence) {
         self.record.state.lock().with_queue(number, |queue, _| queue.acknowledge(sequence));
     }
 
     /// Cancels a lock operation that waits, for its locks or for its turn, as if it had not been
     /// made; does nothing to one that is decided, or has not arrived.
-    pub fn cancel(&self, number: u64, sequence: u64) {
+    pub fn cancel(&self, number: TxnNumber, sequence: Sequence) {
         self.record.state.lock().with_queue(number, |queue, _| queue.cancel(sequence));
     }
 
@@ -154,13 +154,13 @@ impl Session {
     /// `InvalidArgument` for a label that is too long, and in a session whose client has numbered
     /// transactions itself; `ResourceExhausted` beyond the bounds on transactions; `SessionLost`,
     /// `LeaseLost`, `ShuttingDown`.
-    pub fn begin(&self, options: &TxnOptions) -> Result<(u64, TxnId)> {
+    pub fn begin(&self, options: &TxnOptions) -> Result<(TxnNumber, TxnId)> {
         let mut state = self.record.state.lock();
         if !state.open {
             return Err(self.why_lost());
         }
         state.number_by(NumberedBy::Service)?;
-        let number = state.highest + 1;
+        let number = state.highest.next();
         let id = self.begin_as(&mut state, number, options)?;
         Ok((number, id))
     }
@@ -170,7 +170,7 @@ impl Session {
     fn begin_as(
         &self,
         state: &mut SessionState,
-        number: u64,
+        number: TxnNumber,
         options: &TxnOptions,
     ) -> Result<TxnId> {
         state.highest = number;

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::SessionId;
+use crate::id::{SessionId, TxnNumber};
 use crate::service::LockService;
 use crate::service::session::end::unknown;
 use crate::service::session::quota::{Charge, Quota};
@@ -65,7 +65,7 @@ impl LockService {
             state: Mutex::new(SessionState {
                 open: true,
                 txns: BTreeMap::new(),
-                highest: 0,
+                highest: TxnNumber::default(),
                 numbered_by: None,
                 kept_bytes: 0,
                 ops: 0,

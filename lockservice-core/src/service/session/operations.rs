@@ -15,7 +15,7 @@ use tracing::Instrument as _;
 
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{TableRef, TxnId};
+use crate::id::{Sequence, TableRef, TxnId, TxnNumber};
 use crate::service::session::Session;
 use crate::service::session::pending::Pending;
 use crate::service::session::queue::{
@@ -64,7 +64,7 @@ impl Session {
         if !state.open {
             return Err(self.why_lost());
         }
-        if op.number == 0 {
+        if op.number == TxnNumber::default() {
             return Err(Error::new(ErrorKind::InvalidArgument, "transactions are numbered from 1"));
         }
         if op.number > state.highest {
@@ -74,7 +74,7 @@ impl Session {
                 state.highest = op.number;
                 return Ok((Pending::ready(Ok(OpResponse::DONE)), false));
             }
-            if op.sequence != 1 {
+            if op.sequence != Sequence::FIRST {
                 return Err(Error::new(
                     ErrorKind::InvalidArgument,
                     "a transaction begins with the operation of sequence 1",
@@ -86,17 +86,18 @@ impl Session {
         }
         let settings = &self.inner.parts.settings;
         let exhausted = state.charge.check_room().err();
-        let taken: Option<Result<(Taken, u64)>> = state.with_queue(op.number, |queue, others| {
-            queue.acknowledge(op.acked);
-            let room = Room {
-                ops_max: settings.ops_per_txn_max,
-                bytes_max: settings.kept_bytes_per_session_max,
-                bytes_of_others: others,
-                exhausted,
-            };
-            let sequence = queue.number(op.sequence)?;
-            Ok((queue.take_in(sequence, operation, now, room)?, sequence))
-        });
+        let taken: Option<Result<(Taken, Sequence)>> =
+            state.with_queue(op.number, |queue, others| {
+                queue.acknowledge(op.acked);
+                let room = Room {
+                    ops_max: settings.ops_per_txn_max,
+                    bytes_max: settings.kept_bytes_per_session_max,
+                    bytes_of_others: others,
+                    exhausted,
+                };
+                let sequence = queue.number(op.sequence)?;
+                Ok((queue.take_in(sequence, operation, now, room)?, sequence))
+            });
         match taken {
             // T3: below the floor and not there: it has ended, and nothing may bring it back.
             None if ended_is_fine => Ok((Pending::ready(Ok(OpResponse::DONE)), false)),
@@ -120,7 +121,7 @@ impl Session {
     }
 
     /// Answers a lock whose time is up before its turn has come.
-    fn timer(&self, number: u64, sequence: u64, spec: &LockSpec, now: Time) -> Timer {
+    fn timer(&self, number: TxnNumber, sequence: Sequence, spec: &LockSpec, now: Time) -> Timer {
         let (deadline, table, timeout) =
             (self.inner.deadline(spec, now), spec.table.clone(), spec.timeout);
         let this = self.clone();
@@ -151,7 +152,7 @@ impl Session {
     }
 
     /// Decides the operations of one transaction, in order, until none is ready.
-    async fn run(self, number: u64) {
+    async fn run(self, number: TxnNumber) {
         while let Some((txn, sequence, step)) = self.take_next(number) {
             let ends = matches!(step, Step::End(_));
             let mut relied = None;
@@ -198,7 +199,7 @@ impl Session {
     /// Runs a lock call, and notes that it waits if it is not decided at once.
     async fn noting_a_wait<T>(
         &self,
-        op: (u64, u64),
+        op: (TxnNumber, Sequence),
         txn: TxnId,
         table: TableRef,
         lock: impl Future<Output = T>,
@@ -211,7 +212,7 @@ impl Session {
         lock.await
     }
 
-    fn take_next(&self, number: u64) -> Option<(Arc<TxnRecord>, u64, Step)> {
+    fn take_next(&self, number: TxnNumber) -> Option<(Arc<TxnRecord>, Sequence, Step)> {
         let mut state = self.record.state.lock();
         let step = state.with_queue(number, |queue, _| {
             let (sequence, step) = queue.step()?;
@@ -223,8 +224,8 @@ impl Session {
     /// Files an answer. False if the transaction is over.
     fn file(
         &self,
-        number: u64,
-        sequence: u64,
+        number: TxnNumber,
+        sequence: Sequence,
         result: Result<OpResponse>,
         relied: Option<Relied>,
         ends: bool,

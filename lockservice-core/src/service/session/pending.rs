@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::Sequence;
 use crate::service::OpResponse;
 
 /// The response to a submitted operation. Dropping it does not cancel the operation; an
@@ -21,7 +22,7 @@ pub struct Pending(PendingState);
 #[derive(Debug)]
 enum PendingState {
     Ready(Option<Result<OpResponse>>),
-    Waiting(oneshot::Receiver<Result<OpResponse>>, u64),
+    Waiting(oneshot::Receiver<Result<OpResponse>>, Sequence),
 }
 
 impl Pending {
@@ -31,14 +32,14 @@ impl Pending {
 
     pub(in crate::service) fn waiting(
         response: oneshot::Receiver<Result<OpResponse>>,
-        sequence: u64,
+        sequence: Sequence,
     ) -> Self {
         Self(PendingState::Waiting(response, sequence))
     }
 
     /// The operation's sequence in its transaction, if it was not decided before: to
     /// [cancel](crate::service::Session::cancel) it.
-    pub fn sequence(&self) -> Option<u64> {
+    pub fn sequence(&self) -> Option<Sequence> {
         match &self.0 {
             PendingState::Ready(_) => None,
             PendingState::Waiting(_, sequence) => Some(*sequence),

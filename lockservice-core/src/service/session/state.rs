@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::TxnNumber;
 use crate::service::session::queue::{NumberedBy, TxnQueue};
 use crate::service::session::quota::Charge;
 
 #[derive(Debug)]
 pub(super) struct SessionState {
     pub(super) open: bool,
-    pub(super) txns: BTreeMap<u64, TxnQueue>,
+    pub(super) txns: BTreeMap<TxnNumber, TxnQueue>,
     /// The highest transaction number that was ever used: a lower one that is not in `txns` has
     /// ended (T3).
-    pub(super) highest: u64,
+    pub(super) highest: TxnNumber,
     /// Who numbers the transactions; `None` before the first.
     pub(super) numbered_by: Option<NumberedBy>,
     /// About how much memory is in use for what `txns` keep.
@@ -27,7 +28,7 @@ impl SessionState {
     /// is told what all others keep.
     pub(super) fn with_queue<R>(
         &mut self,
-        number: u64,
+        number: TxnNumber,
         change: impl FnOnce(&mut TxnQueue, usize) -> R,
     ) -> Option<R> {
         let queue = self.txns.get_mut(&number)?;
@@ -40,7 +41,7 @@ impl SessionState {
         Some(response)
     }
 
-    pub(super) fn remove_queue(&mut self, number: u64) -> Option<TxnQueue> {
+    pub(super) fn remove_queue(&mut self, number: TxnNumber) -> Option<TxnQueue> {
         let queue = self.txns.remove(&number)?;
         self.kept_bytes -= queue.kept_bytes();
         self.ops -= queue.ops_under_way();

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 use crate::clock::Time;
 use crate::error::Blocker;
-use crate::id::{NodeName, ServiceId, TableRef, TxnId};
+use crate::id::{NodeName, Sequence, ServiceId, TableRef, TxnId, TxnNumber};
 use crate::service::ServiceInner;
 use crate::service::session::SessionRecord;
 use crate::sync::Mutex;
@@ -53,9 +53,9 @@ pub enum WaitsFor {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Waiting {
     /// The client's number of the transaction in the session.
-    pub number: u64,
+    pub number: TxnNumber,
     /// The call's sequence in the transaction.
-    pub sequence: u64,
+    pub sequence: Sequence,
     /// What it waits for.
     pub waits_for: WaitsFor,
 }
@@ -91,8 +91,8 @@ pub(in crate::service) struct Waits {
 /// A call that waits: what a check of it needs.
 #[derive(Clone, Debug)]
 struct WaitingCall {
-    number: u64,
-    sequence: u64,
+    number: TxnNumber,
+    sequence: Sequence,
     txn: TxnId,
     table: TableRef,
 }
@@ -110,8 +110,8 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Schedule {
     /// By the number of its transaction, of which one call is decided at a time.
-    calls: BTreeMap<u64, Entry>,
-    due: BTreeSet<(Time, u64)>,
+    calls: BTreeMap<TxnNumber, Entry>,
+    due: BTreeSet<(Time, TxnNumber)>,
 }
 
 impl Schedule {
@@ -123,7 +123,7 @@ impl Schedule {
             .insert(number, Entry { call, at: now, pause: CHECK_PAUSE_FIRST, reported: None });
     }
 
-    fn end(&mut self, number: u64) {
+    fn end(&mut self, number: TxnNumber) {
         if let Some(entry) = self.calls.remove(&number) {
             self.due.remove(&(entry.at, number));
         }
@@ -165,7 +165,7 @@ impl Waits {
     /// A call waits from now on, until the returned value is dropped.
     pub(in crate::service) fn begin(
         &self,
-        (number, sequence): (u64, u64),
+        (number, sequence): (TxnNumber, Sequence),
         txn: TxnId,
         table: TableRef,
         now: Time,
@@ -186,7 +186,7 @@ impl Waits {
 #[must_use]
 pub(in crate::service) struct NotedWait<'a> {
     waits: &'a Waits,
-    number: u64,
+    number: TxnNumber,
 }
 
 impl Drop for NotedWait<'_> {
@@ -257,6 +257,7 @@ mod tests {
 
     fn call(number: u64, sequence: u64) -> WaitingCall {
         let txn = TxnId::new(ServiceId::new(1), number, false);
+        let (number, sequence) = (TxnNumber::new(number), Sequence::new(sequence));
         WaitingCall { number, sequence, txn, table: TableRef::new("g", "t").expect("names") }
     }
 
@@ -265,7 +266,7 @@ mod tests {
     }
 
     fn due(schedule: &mut Schedule, ms: u64) -> Vec<u64> {
-        schedule.due(at(ms)).into_iter().map(|call| call.number).collect()
+        schedule.due(at(ms)).into_iter().map(|call| call.number.get()).collect()
     }
 
     #[test]
@@ -280,7 +281,7 @@ mod tests {
         }
         assert_eq!(checks[..5], [0, 50, 150, 350, 750]);
         assert!(checks.len() < 32, "{} checks in ten minutes", checks.len());
-        schedule.end(1);
+        schedule.end(TxnNumber::new(1));
         assert_eq!(due(&mut schedule, 1_000_000), [0_u64; 0]);
         assert!(schedule.calls.is_empty() && schedule.due.is_empty());
     }

@@ -68,13 +68,13 @@ pub(super) struct CallId {
 
 /// The number and options of a transaction.
 #[derive(Debug)]
-pub(super) struct TxnNumber {
+pub(super) struct NumberedTxn {
     /// Its number; 0 until its first operation.
     number: Mutex<u64>,
     options: TxnOptions,
 }
 
-impl TxnNumber {
+impl NumberedTxn {
     pub(super) fn new(options: TxnOptions) -> Self {
         Self { number: Mutex::new(0), options }
     }
@@ -85,7 +85,7 @@ impl Outbox {
     /// `ResourceExhausted` if too many are under way.
     pub(super) fn lock(
         &self,
-        txn_number: &TxnNumber,
+        txn_number: &NumberedTxn,
         mut op: proto::LockOp,
         context: CallContext<'_>,
         permit: OwnedSemaphorePermit,
@@ -115,7 +115,7 @@ impl Outbox {
     /// Puts an unlock of chosen keys in.
     pub(super) fn unlock(
         &self,
-        txn_number: &TxnNumber,
+        txn_number: &NumberedTxn,
         mut op: proto::UnlockOp,
     ) -> Result<oneshot::Receiver<Result<()>>> {
         let (reply, response) = oneshot::channel();
@@ -148,7 +148,7 @@ impl Outbox {
     /// Ends a transaction; `None` if it never did anything.
     pub(super) fn end(
         &self,
-        txn_number: &TxnNumber,
+        txn_number: &NumberedTxn,
         commit_ts: Option<CommitTimestamp>,
     ) -> Option<oneshot::Receiver<Result<()>>> {
         let number = *txn_number.number.lock();
@@ -238,7 +238,12 @@ impl Outbox {
 
     /// Tells the caller of a lock call what it waits for, if it wants to know and waits yet.
     pub(super) fn waiting(&self, waiting: Waiting) {
-        let waits = self.state.lock().listening.get(&(waiting.number, waiting.sequence)).cloned();
+        let waits = self
+            .state
+            .lock()
+            .listening
+            .get(&(waiting.number.get(), waiting.sequence.get()))
+            .cloned();
         // Woken here, and not under the mutex.
         if let Some(waits) = waits {
             waits.send_replace(Some(waiting.waits_for));

@@ -4,7 +4,7 @@ use std::task::Wake;
 
 use std::time::Duration;
 
-use lockservice_core::{Error, ErrorKind};
+use lockservice_core::{Error, ErrorKind, Sequence, TxnNumber};
 
 use super::*;
 use tokio::sync::Semaphore;
@@ -71,7 +71,7 @@ fn only_lock(frame: Poll<Option<proto::ClientFrame>>) -> proto::LockOp {
 fn no_waiter_is_woken_under_the_mutex_when_a_session_is_lost() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(1));
-    let txn_number = TxnNumber::new(TxnOptions::default());
+    let txn_number = NumberedTxn::new(TxnOptions::default());
     let (_, mut response) = outbox
         .lock(&txn_number, proto::LockOp::default(), CallContext::default(), permit(&permits))
         .expect("it is small");
@@ -102,7 +102,7 @@ fn no_waiter_is_woken_under_the_mutex_when_a_session_is_lost() {
 fn the_time_before_each_send_is_taken_off_the_time_out_and_makes_the_snapshot_older() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(1));
-    let txn_number = TxnNumber::new(TxnOptions::default());
+    let txn_number = NumberedTxn::new(TxnOptions::default());
     let op = proto::LockOp { timeout_ms: Some(1_000), ..Default::default() };
     let deadline = Some(Time::from_origin(Duration::from_secs(1)));
     let context = CallContext { deadline, snapshot: Some(Time::ZERO), waits: None };
@@ -126,7 +126,7 @@ fn a_renewal_goes_ahead_of_the_data_and_no_frame_of_several_operations_is_large(
     let large = proto::LockOp { rows: vec![vec![0; 4_096].into(); 30], ..Default::default() };
     let mut waiting = Vec::new();
     for _ in 0..3 {
-        let txn_number = TxnNumber::new(TxnOptions::default());
+        let txn_number = NumberedTxn::new(TxnOptions::default());
         waiting.push(
             outbox
                 .lock(&txn_number, large.clone(), CallContext::default(), permit(&permits))
@@ -149,7 +149,7 @@ fn a_renewal_goes_ahead_of_the_data_and_no_frame_of_several_operations_is_large(
 fn a_grant_renews_from_when_its_request_was_last_sent() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(1));
-    let txn_number = TxnNumber::new(TxnOptions::default());
+    let txn_number = NumberedTxn::new(TxnOptions::default());
     let (_, _response) = outbox
         .lock(&txn_number, proto::LockOp::default(), CallContext::default(), permit(&permits))
         .expect("it is small");
@@ -181,7 +181,7 @@ fn a_grant_renews_from_when_its_request_was_last_sent() {
 fn a_caller_learns_what_its_own_call_waits_for_and_nothing_is_kept_when_that_is_over() {
     let (outbox, stream) = opened();
     let permits = Arc::new(Semaphore::new(2));
-    let txn_number = TxnNumber::new(TxnOptions::default());
+    let txn_number = NumberedTxn::new(TxnOptions::default());
     let (waits, mut seen) = watch::channel(None);
     let context = CallContext { waits: Some(&waits), ..CallContext::default() };
     let (call, _response) = outbox
@@ -192,8 +192,8 @@ fn a_caller_learns_what_its_own_call_waits_for_and_nothing_is_kept_when_that_is_
         .expect("it is small");
     let tell = |call: CallId| {
         outbox.waiting(Waiting {
-            number: call.txn,
-            sequence: call.sequence,
+            number: TxnNumber::new(call.txn),
+            sequence: Sequence::new(call.sequence),
             waits_for: WaitsFor::Token,
         });
     };

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{ClientTxn, timed_out};
 use crate::client::node_session::{Handle, SessionShared};
-use crate::client::outbox::{CallId, TxnNumber};
+use crate::client::outbox::{CallId, NumberedTxn};
 
 /// A place among the calls that the server allows under way.
 pub(super) async fn permit(
@@ -45,7 +45,7 @@ pub(super) async fn permit(
 pub(super) struct Turn<'a> {
     txn: &'a ClientTxn,
     pub(super) handle: Arc<Handle>,
-    pub(super) txn_number: Arc<TxnNumber>,
+    pub(super) txn_number: Arc<NumberedTxn>,
 }
 
 impl<'a> Turn<'a> {

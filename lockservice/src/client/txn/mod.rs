@@ -30,7 +30,7 @@ use self::placement::Placement;
 use super::cluster_session::ClusterSession;
 use super::follow;
 use super::node_session::Handle;
-use super::outbox::{CallContext, TxnNumber, WaitsSender};
+use super::outbox::{CallContext, NumberedTxn, WaitsSender};
 use crate::convert::{items_to_proto, lock_spec_to_proto};
 use crate::proto;
 
@@ -77,7 +77,7 @@ impl ClientTxn {
     ) -> Self {
         let placement = Placement {
             handle: Arc::clone(&cluster_session.home),
-            txn_number: Arc::new(TxnNumber::new(options.clone())),
+            txn_number: Arc::new(NumberedTxn::new(options.clone())),
             id: None,
             under_way: 0,
             holds: false,
@@ -212,7 +212,7 @@ impl ClientTxn {
     pub(super) fn move_to(&self, handle: &Arc<Handle>) -> bool {
         let next = Placement {
             handle: Arc::clone(handle),
-            txn_number: Arc::new(TxnNumber::new(self.options.clone())),
+            txn_number: Arc::new(NumberedTxn::new(self.options.clone())),
             id: None,
             under_way: 0,
             holds: false,
@@ -233,7 +233,7 @@ impl ClientTxn {
         true
     }
 
-    fn place(&self) -> (Arc<Handle>, Arc<TxnNumber>) {
+    fn place(&self) -> (Arc<Handle>, Arc<NumberedTxn>) {
         let placement = self.placement.lock();
         (Arc::clone(&placement.handle), Arc::clone(&placement.txn_number))
     }

@@ -6,13 +6,13 @@ use lockservice_core::TxnId;
 
 use crate::client::cluster_session::NodePin;
 use crate::client::node_session::Handle;
-use crate::client::outbox::TxnNumber;
+use crate::client::outbox::NumberedTxn;
 
 /// The node on which a transaction is.
 #[derive(Debug)]
 pub(super) struct Placement {
     pub(super) handle: Arc<Handle>,
-    pub(super) txn_number: Arc<TxnNumber>,
+    pub(super) txn_number: Arc<NumberedTxn>,
     pub(super) id: Option<TxnId>,
     /// Lock calls that have not been answered.
     pub(super) under_way: usize,

@@ -5,6 +5,7 @@ use tokio::task::AbortHandle;
 
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::Sequence;
 use crate::service::session::queue::{Room, TxnQueue, Waiting};
 use crate::service::session::weight;
 use crate::service::{LockSpec, OpResponse, Operation};
@@ -50,7 +51,7 @@ impl TxnQueue {
     /// Takes an operation that arrived at `now` in, at its place in the order, if there is `room`.
     pub(in crate::service) fn take_in(
         &mut self,
-        sequence: u64,
+        sequence: Sequence,
         operation: Operation,
         now: Time,
         room: Room,
@@ -104,7 +105,7 @@ impl TxnQueue {
     /// to call [`expire`](Self::expire); it ends with the operation's turn.
     pub(in crate::service) fn time(
         &mut self,
-        sequence: u64,
+        sequence: Sequence,
         timer: impl FnOnce(&LockSpec) -> Timer,
     ) {
         if let Some(queued) = self.queue.get_mut(&sequence)
@@ -116,7 +117,7 @@ impl TxnQueue {
 
     /// The time of a lock is up: unless its turn has come, it is refused with `error` in its turn,
     /// and those who wait for its result are told now.
-    pub(in crate::service) fn expire(&mut self, sequence: u64, error: Error) -> Vec<Waiting> {
+    pub(in crate::service) fn expire(&mut self, sequence: Sequence, error: Error) -> Vec<Waiting> {
         let Some(queued) = self.queue.get_mut(&sequence) else { return Vec::new() };
         if !matches!(queued.operation, Some(Operation::Lock(_))) {
             return Vec::new();

@@ -53,6 +53,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::Sequence;
 use crate::service::OpResponse;
 use crate::service::session::queue::arrival::Queued;
 use crate::service::session::queue::result::Decided;
@@ -72,19 +73,19 @@ pub(in crate::service) type Waiting = oneshot::Sender<Result<OpResponse>>;
 pub(in crate::service) struct TxnQueue {
     pub(in crate::service) txn: Arc<TxnRecord>,
     /// The sequence that is decided next.
-    next: u64,
+    next: Sequence,
     /// Arrived but not decided. The first may be running.
-    queue: BTreeMap<u64, Queued>,
+    queue: BTreeMap<Sequence, Queued>,
     /// Answers that the client has not acknowledged.
-    decided: BTreeMap<u64, Decided>,
+    decided: BTreeMap<Sequence, Decided>,
     /// What `queue`, `decided` and `relied_on` weigh.
     kept_bytes: usize,
     /// Sequences that were cancelled, in whatever state they were. Forgotten once they are decided
     /// and acknowledged.
-    closed: BTreeSet<u64>,
+    closed: BTreeSet<Sequence>,
     /// What unacknowledged grants name beyond what they added: it was held already, perhaps by an
     /// earlier call that may yet be rolled back.
-    relied_on: BTreeMap<u64, Relied>,
+    relied_on: BTreeMap<Sequence, Relied>,
     running: bool,
     /// The running call was cancelled by [`cancel`](Self::cancel): no `Cancel` comes to roll its
     /// grant back.
@@ -110,7 +111,7 @@ impl TxnQueue {
     pub(in crate::service) fn new(txn: Arc<TxnRecord>) -> Self {
         Self {
             txn,
-            next: 1,
+            next: Sequence::FIRST,
             queue: BTreeMap::new(),
             decided: BTreeMap::new(),
             kept_bytes: 0,
@@ -129,8 +130,8 @@ impl TxnQueue {
     ///
     /// Fails with `InvalidArgument` if the transaction's operations were numbered by the other side
     /// before.
-    pub(in crate::service) fn number(&mut self, sequence: u64) -> Result<u64> {
-        let by = if sequence == 0 { NumberedBy::Service } else { NumberedBy::Client };
+    pub(in crate::service) fn number(&mut self, sequence: Sequence) -> Result<Sequence> {
+        let by = if sequence.is_unnumbered() { NumberedBy::Service } else { NumberedBy::Client };
         if *self.numbered_by.get_or_insert(by) != by {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
@@ -138,9 +139,8 @@ impl TxnQueue {
             )
             .with("sequence", sequence));
         }
-        let next =
-            self.queue.last_key_value().map_or(self.next, |(last, _)| last.saturating_add(1));
-        Ok(if sequence == 0 { next } else { sequence })
+        let next = self.queue.last_key_value().map_or(self.next, |(last, _)| last.next());
+        Ok(if sequence.is_unnumbered() { next } else { sequence })
     }
 
     /// About how much memory is in use for what is queued or not acknowledged.
@@ -155,7 +155,7 @@ impl TxnQueue {
 
     /// Cancels an operation that waits, for its locks or for its turn, as if it had been rolled
     /// back.
-    pub(in crate::service) fn cancel(&mut self, sequence: u64) {
+    pub(in crate::service) fn cancel(&mut self, sequence: Sequence) {
         if self.queue.contains_key(&sequence) {
             self.cancelled |= self.running && self.next == sequence;
             self.close(sequence);
@@ -163,7 +163,7 @@ impl TxnQueue {
     }
 
     /// Closes `sequence`, and cancels it if it is being decided.
-    fn close(&mut self, sequence: u64) {
+    fn close(&mut self, sequence: Sequence) {
         self.closed.insert(sequence);
         if self.running && self.next == sequence {
             self.cancel_running();

@@ -1,6 +1,7 @@
 //! The result of an operation: filed when it was decided, kept until it is acknowledged.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::Sequence;
 use crate::service::session::queue::{NumberedBy, Relied, TxnQueue, Waiting, rolled_back};
 use crate::service::session::weight;
 use crate::service::{Granted, OpResponse};
@@ -26,7 +27,7 @@ impl TxnQueue {
     /// Files the answer of the operation that ran.
     pub(in crate::service) fn file(
         &mut self,
-        sequence: u64,
+        sequence: Sequence,
         mut result: Result<OpResponse>,
         relied: Option<Relied>,
     ) -> Filed {
@@ -51,7 +52,7 @@ impl TxnQueue {
             self.kept_bytes -= queued.bytes;
             waiting = queued.waiting;
         }
-        self.next = sequence + 1;
+        self.next = sequence.next();
         if self.numbered_by == Some(NumberedBy::Service) {
             self.relied_on.remove(&sequence);
         } else {
@@ -63,7 +64,7 @@ impl TxnQueue {
     }
 
     /// The first answer of an operation that was decided.
-    pub(super) fn decided_before(&self, sequence: u64) -> Result<Result<OpResponse>> {
+    pub(super) fn decided_before(&self, sequence: Sequence) -> Result<Result<OpResponse>> {
         match self.decided.get(&sequence).map(|decided| &decided.response) {
             Some(response) if self.closed.contains(&sequence) => {
                 Ok(response.clone().and(Err(rolled_back())))
@@ -79,12 +80,13 @@ impl TxnQueue {
     }
 
     /// The client has the answers up to `acked`: nothing of them will be asked for again.
-    pub(in crate::service) fn acknowledge(&mut self, acked: u64) {
+    pub(in crate::service) fn acknowledge(&mut self, acked: Sequence) {
         let (relied_on, closed) = (&self.relied_on, &self.closed);
         self.decided.retain(|sequence, decided| {
             // The part of a rolled-back grant that was kept for later calls goes with the last of
             // them.
-            let mut later = relied_on.range(sequence + 1..).filter(|(at, _)| !closed.contains(at));
+            let mut later =
+                relied_on.range(sequence.next()..).filter(|(at, _)| !closed.contains(at));
             let kept = *sequence > acked
                 || closed.contains(sequence) && later.next().is_some_and(|(at, _)| *at > acked);
             if !kept {

@@ -1,6 +1,7 @@
 //! [`Room`]: what bounds the operations and results that a queue keeps.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::Sequence;
 use crate::service::Operation;
 use crate::service::session::queue::TxnQueue;
 
@@ -39,7 +40,7 @@ impl TxnQueue {
     /// room again, and an `End` is always taken in: it makes room.
     pub(super) fn admit(
         &mut self,
-        sequence: u64,
+        sequence: Sequence,
         operation: Operation,
         room: Room,
     ) -> Result<Operation> {

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::id::{CommitTimestamp, TableRef};
+use crate::id::{CommitTimestamp, Sequence, TableRef};
 use crate::key::LockItem;
 use crate::service::session::queue::{Relied, TxnQueue, rolled_back};
 use crate::service::{LockSpec, OpResponse, Operation};
@@ -39,7 +39,7 @@ pub(in crate::service) enum Step {
 impl TxnQueue {
     /// The operation whose turn it is, and what to do for it. `None` if it has not arrived: the
     /// queue is to be run again when [`take_in`](Self::take_in) says so.
-    pub(in crate::service) fn step(&mut self) -> Option<(u64, Step)> {
+    pub(in crate::service) fn step(&mut self) -> Option<(Sequence, Step)> {
         // What has not arrived before an `End` can no longer matter: it is passed over.
         let sequence =
             if self.ending { self.queue.keys().next().copied() } else { Some(self.next) };
@@ -78,7 +78,7 @@ impl TxnQueue {
         Some((sequence, step))
     }
 
-    fn roll_back(&self, sequence: u64) -> Step {
+    fn roll_back(&self, sequence: Sequence) -> Step {
         match self.decided.get(&sequence).map(|decided| &decided.response) {
             None => Step::Refuse(Error::new(
                 ErrorKind::InvalidArgument,
@@ -99,12 +99,12 @@ impl TxnQueue {
     }
 
     /// A grant, and what later calls that were not rolled back rely on.
-    fn with_relied(&self, sequence: u64) -> Option<(Grant, Vec<Relied>)> {
+    fn with_relied(&self, sequence: Sequence) -> Option<(Grant, Vec<Relied>)> {
         let Ok(OpResponse::Locked(granted)) = &self.decided.get(&sequence)?.response else {
             return None;
         };
         let later =
-            self.relied_on.range(sequence + 1..).filter(|(at, _)| !self.closed.contains(at));
+            self.relied_on.range(sequence.next()..).filter(|(at, _)| !self.closed.contains(at));
         Some((granted.grant.clone(), later.map(|(_, relied)| relied.clone()).collect()))
     }
 }
