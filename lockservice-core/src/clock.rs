@@ -62,7 +62,7 @@ impl fmt::Debug for Time {
     }
 }
 
-/// Where time comes from. The one effect that pure code is handed as an argument.
+/// The source of time. The one effect that pure code is handed as an argument.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// The time now. Never goes backwards, and counts while the machine is suspended.
     fn now(&self) -> Time;

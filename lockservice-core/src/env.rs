@@ -226,7 +226,7 @@ impl ClockRate {
         Self { parts: if parts < 1 { 1 } else { parts as u32 } }
     }
 
-    /// What the clock of the node shows when so much exact time has passed.
+    /// The time that the clock of the node shows when so much exact time has passed.
     fn shown(self, exact: Duration) -> Duration {
         scaled(exact, self.parts, PARTS)
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Epoch, NodeName, ServiceId, TableRef, TxnId};
 use crate::key::{LockItem, LockMode};
 
-/// What the caller must do about an [`Error`].
+/// The advice to the caller of a call that failed with an [`Error`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
 pub enum Advice {
@@ -28,7 +28,7 @@ pub enum Advice {
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident => $name:literal, $advice:ident;)*) => {
-        /// What happened. Each kind says what to do; [`Error::advice`] says it to programs.
+        /// The kind of a failure. Each kind says what to do; [`Error::advice`] says it to programs.
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
         #[non_exhaustive]
         pub enum ErrorKind {
@@ -49,7 +49,7 @@ macro_rules! kinds {
                 match name { $($name => Some(Self::$kind),)* _ => None }
             }
 
-            /// What the caller must do.
+            /// The advice to the caller.
             pub const fn advice(self) -> Advice {
                 match self { $(Self::$kind => Advice::$advice,)* }
             }
@@ -179,7 +179,7 @@ pub struct Blocker {
 }
 
 impl Blocker {
-    /// Who it is, in words: the client, the transaction and its label.
+    /// The transaction in words: the client, the transaction and its label.
     pub fn who(&self) -> String {
         let client = if self.client.is_empty() { "a client without a name" } else { &self.client };
         let label = if self.label.is_empty() { String::new() } else { format!(", {}", self.label) };
@@ -204,16 +204,16 @@ pub enum Detail {
     Blocked(Blocker),
     /// How long to wait before trying again.
     RetryAfter(Duration),
-    /// Who owns the table.
+    /// The owner of the table.
     Owner {
         /// The owning incarnation.
         service: ServiceId,
         /// The owning node.
         node: NodeName,
-        /// Where clients reach it.
+        /// The address at which clients reach it.
         address: String,
     },
-    /// Where the leader of the store is reached.
+    /// The address at which the leader of the store is reached.
     Leader(String),
 }
 
@@ -289,12 +289,12 @@ impl Error {
         self
     }
 
-    /// What happened.
+    /// The kind of the failure.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// What the caller must do.
+    /// The advice to the caller.
     pub fn advice(&self) -> Advice {
         self.0.kind.advice()
     }
@@ -304,7 +304,7 @@ impl Error {
         &self.0.message
     }
 
-    /// What it happened to.
+    /// The objects of the failure, by name.
     pub fn context(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.context.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
@@ -351,7 +351,7 @@ impl Error {
         }
     }
 
-    /// Where a table's owner is reached, of a [`ErrorKind::NotOwner`].
+    /// The address of a table's owner, of a [`ErrorKind::NotOwner`].
     pub fn owner(&self) -> Option<&str> {
         match self.detail() {
             Some(Detail::Owner { address, .. }) => Some(address),
@@ -359,7 +359,7 @@ impl Error {
         }
     }
 
-    /// Where the leader is reached, of a [`ErrorKind::NotLeader`].
+    /// The address of the leader, of a [`ErrorKind::NotLeader`].
     pub fn leader(&self) -> Option<&str> {
         match self.detail() {
             Some(Detail::Leader(address)) => Some(address),

@@ -1,4 +1,4 @@
-//! What goes into and comes out of a [`LockTableAllocator`](crate::allocator::LockTableAllocator).
+//! Requests and responses of a [`LockTableAllocator`](crate::allocator::LockTableAllocator).
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ pub struct Registration {
     pub node: NodeName,
     /// Random number of the new incarnation.
     pub nonce: Nonce,
-    /// Where clients reach it.
+    /// The address at which clients reach it.
     pub address: String,
     /// The incarnation that this same process had before, if its lease was lost: it is replaced,
     /// and does not keep the name.
@@ -84,7 +84,7 @@ pub struct BoundTable {
     pub bind: Bind,
     /// The owner's node.
     pub node: NodeName,
-    /// Where the owner is reached.
+    /// The address at which the owner is reached.
     pub address: String,
     /// The leadership that responded.
     pub at: Progress,
@@ -133,7 +133,7 @@ pub enum ForgetOutcome {
     Owned(BindStatus),
 }
 
-/// What is known of a table.
+/// The last known bind of a table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Latest {
     /// Its bind; `None` if it has none.
@@ -248,7 +248,7 @@ responses!(
     AllocatorStatus,
 );
 
-/// What an operator sees of an allocator.
+/// An allocator, as an operator sees it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct AllocatorStatus {
     /// The leadership that responded.
@@ -259,27 +259,27 @@ pub struct AllocatorStatus {
     pub binds: Vec<BindStatus>,
 }
 
-/// What an operator sees of an incarnation.
+/// An incarnation, as an operator sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServiceStatus {
     /// The incarnation.
     pub id: ServiceId,
     /// Its node.
     pub node: NodeName,
-    /// Where clients reach it.
+    /// The address at which clients reach it.
     pub address: String,
     /// Whether it may renew.
     pub state: ServiceState,
 }
 
-/// What an operator sees of a bind.
+/// A bind, as an operator sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BindStatus {
     /// The bind.
     pub bind: Bind,
     /// The owner's node.
     pub node: NodeName,
-    /// Where the owner is reached.
+    /// The address at which the owner is reached.
     pub address: String,
     /// Whether it holds.
     pub state: BindState,

@@ -53,7 +53,7 @@ pub use self::report::Report;
 pub use self::settings::{AllocatorSettings, TTL_MS_MAX, TTL_MS_MIN};
 pub use self::state::commits::{OriginTxns, TxnLife, TxnRange};
 
-/// What services call to have tables bound, to stay alive, and to have commits validated.
+/// The interface by which services bind tables, stay alive and validate commits.
 ///
 /// # Contract
 /// - **One owner** (B3, B5). A table is given to another incarnation only after the promises that

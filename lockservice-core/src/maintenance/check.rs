@@ -11,15 +11,15 @@ use crate::store::{Inspection, ServiceState, StoreState, TableRecord};
 /// Something in a store that should not be.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Problem {
-    /// What is wrong.
+    /// The kind of the problem.
     pub kind: ProblemKind,
     /// The record it was found in.
     pub record: String,
-    /// What is wrong with it, and what to do.
+    /// The problem, and what to do.
     pub sentence: String,
 }
 
-/// What can be wrong with records.
+/// The kinds of problems of records.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
 pub enum ProblemKind {

@@ -33,9 +33,9 @@ pub struct Dump {
     pub version: String,
     /// The URL of the store, without secrets.
     pub source: String,
-    /// Whose it was; `None` if that was not known. A restored store is another's.
+    /// Its cluster; `None` if that was not known. A restored store is another's.
     pub cluster: Option<ClusterId>,
-    /// What was in it.
+    /// Its content.
     pub state: StoreState,
 }
 
@@ -75,7 +75,7 @@ struct Counts {
     tombstones: usize,
 }
 
-/// What the first line of a dump of any format says.
+/// The first line of a dump of any format.
 #[derive(Deserialize)]
 struct AnyHeader {
     dump: AnyFormat,

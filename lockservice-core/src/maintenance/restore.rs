@@ -46,7 +46,7 @@ const SENDS_MAX: usize = 3;
 /// How a dump is restored.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RestoreOptions {
-    /// Who restores.
+    /// The node that restores.
     pub node: NodeName,
     /// The leadership's TTL of the clusters that may have led this store: so long a shared store is
     /// watched before it is written (L1).
@@ -57,7 +57,7 @@ pub struct RestoreOptions {
     pub above: Epoch,
 }
 
-/// What was restored.
+/// The result of a restore.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Restored {
     /// The restored store's epoch.
@@ -129,7 +129,7 @@ fn above(epoch: Epoch) -> u64 {
     if epoch > Epoch::default() { epoch.end_number() } else { 0 }
 }
 
-/// What is to be in the store: nothing of the old cluster is live.
+/// The content of the new store: nothing of the old cluster is live.
 fn restored(dumped: &StoreState) -> StoreState {
     let mut goal = dumped.clone();
     for service in &mut goal.services {

@@ -1,4 +1,4 @@
-//! What goes into and comes out of a [`LockService`](crate::service::LockService).
+//! Requests and responses of a [`LockService`](crate::service::LockService).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,16 +13,16 @@ use crate::key::{LockItem, LockMode};
 use crate::service::ServiceSettings;
 use crate::table::{Grant, LockInfo, WaitInfo, WaitPolicy};
 
-/// What a service is made of.
+/// The components of a service.
 #[derive(Clone, Debug)]
 pub struct ServiceParts {
-    /// Who binds tables and admits commits.
+    /// The allocator, which binds tables and admits commits.
     pub allocator: Arc<dyn LockTableAllocator>,
-    /// Where time, randomness, tasks and timers come from.
+    /// The source of time, randomness, tasks and timers.
     pub env: Env,
     /// The node's name, the same over its restarts.
     pub node: NodeName,
-    /// Where clients reach it.
+    /// The address at which clients reach it.
     pub address: String,
     /// Limits and defaults.
     pub settings: ServiceSettings,
@@ -67,7 +67,7 @@ pub struct LockSpec {
     pub items: Vec<LockItem>,
     /// How all of them are to be held.
     pub mode: LockMode,
-    /// What to do about locks of others.
+    /// Whether to wait for locks of others.
     pub wait: WaitPolicy,
     /// How long to wait at most; the service's ceiling if `None`. Counts from the call, over
     /// everything it waits for.
@@ -107,7 +107,7 @@ pub struct Promise {
 pub struct Granted {
     /// The transaction that holds them.
     pub txn: TxnId,
-    /// What was granted.
+    /// The grant.
     pub grant: Grant,
     /// How long they are safe without a renewal.
     pub promise: Promise,
@@ -136,7 +136,7 @@ pub struct TxnOp {
     pub options: TxnOptions,
 }
 
-/// What an operation of a session does.
+/// An operation of a session.
 ///
 /// Exhaustive on purpose: a match must handle each.
 #[derive(Clone, Debug)]
@@ -196,8 +196,8 @@ pub struct LockStatus {
     pub label: String,
     /// The holder's client.
     pub client: String,
-    /// What that client left running when it went; empty unless it said so. The lock stays until
-    /// its session has lapsed.
+    /// The processes that the client left running when it went; empty unless it said so. The lock
+    /// stays until its session has lapsed.
     pub still_running: String,
 }
 

@@ -147,7 +147,7 @@ pub(crate) struct ServiceInner {
     pub(crate) tables: Tables,
     pub(crate) txns: Registry<TxnId, Arc<TxnRecord>>,
     pub(crate) sessions: Registry<SessionId, Arc<SessionRecord>>,
-    /// What all sessions use together.
+    /// The use of all sessions together.
     pub(crate) quota: Arc<Quota>,
     /// The transactions' numbers, and which of those that validate are alive.
     pub(crate) live: Arc<LiveTxns>,
@@ -220,7 +220,7 @@ impl LockService {
         &self.inner.parts.node
     }
 
-    /// What was set about the service.
+    /// The settings of the service.
     pub fn settings(&self) -> &ServiceSettings {
         &self.inner.parts.settings
     }

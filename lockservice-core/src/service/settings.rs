@@ -1,4 +1,4 @@
-//! What can be set about a service.
+//! The settings of a service.
 
 use std::time::Duration;
 
@@ -124,7 +124,7 @@ impl ServiceSettings {
         (self.table_idle_ms > 0).then(|| Duration::from_millis(self.table_idle_ms))
     }
 
-    /// What all sessions may use together.
+    /// The limits of all sessions together.
     pub(crate) fn quota(&self) -> QuotaSettings {
         QuotaSettings { kept_bytes_max: self.kept_bytes_max, ..QuotaSettings::default() }
     }

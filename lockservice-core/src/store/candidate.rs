@@ -4,7 +4,7 @@ use super::{Cluster, DataLoss, Lineage};
 use crate::env::Env;
 use crate::id::{Epoch, NodeName, Nonce};
 
-/// Where a node is reached. Empty where it cannot be, or need not.
+/// The address at which a node is reached. Empty if it cannot be, or need not.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodeAddress {
     /// By other nodes.
@@ -34,7 +34,7 @@ pub struct Candidate {
     pub node: NodeName,
     /// Tells two processes of one node apart.
     pub nonce: Nonce,
-    /// Where it is reached once it leads.
+    /// The address at which it is reached once it leads.
     pub address: NodeAddress,
     /// The cluster that it knows, or a new one: the store's if that has none yet.
     pub cluster: Cluster,
@@ -62,7 +62,7 @@ pub struct Seen {
     pub lineage: Lineage,
 }
 
-/// What a candidate saw of a leadership.
+/// A leadership, as a candidate saw it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LeaderSeen {
     /// The leader's epoch.

@@ -12,7 +12,7 @@ use super::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Epoch, NodeName, Nonce};
 
-/// Who leads and how far the store has come: the one record that every write reads and replaces
+/// The leader and the progress of the store: the one record that every write reads and replaces
 /// (L2).
 ///
 /// A backend keeps it in whatever way lets it compare `epoch` and `applied` in the same atomic step
@@ -40,29 +40,29 @@ pub struct Head {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     #[serde(rename = "in_doubt")]
     pub loss_unresolved: bool,
-    /// What is known to be lost (L4).
+    /// The known data loss (L4).
     #[serde(default, skip_serializing_if = "Loss::is_none")]
     pub loss: Loss,
-    /// Where this leadership and those before it began (L4). Stays empty where the exclusive open
-    /// is the leadership.
+    /// The writes at which this leadership and those before it began (L4). Stays empty where the
+    /// exclusive open is the leadership.
     #[serde(default, skip_serializing_if = "LeadershipHistory::is_empty")]
     #[serde(rename = "terms")]
     pub history: LeadershipHistory,
-    /// Whose the store is; `None` if it was never led by a version that knew clusters.
+    /// The cluster of the store; `None` if it was never led by a version that knew clusters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<Cluster>,
 }
 
-/// Who leads.
+/// The leader.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Leader {
     /// Its node.
     pub node: NodeName,
     /// Tells two processes of one node apart.
     pub nonce: Nonce,
-    /// Where the other nodes reach it.
+    /// The address at which the other nodes reach it.
     pub address: String,
-    /// Where clients reach it. Empty if it did not say.
+    /// The address at which clients reach it. Empty if it did not say.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub clients: String,
 }
@@ -276,7 +276,7 @@ mod tests {
         }
     }
 
-    /// What it takes over has been watched.
+    /// The leadership that it takes over has been watched.
     fn take_over(found: Option<&Head>, mut candidate: Candidate, on: &str) -> (Head, Leadership) {
         candidate.seen = Some(seen(acquire(found, &candidate, on).1));
         let (head, response) = acquire(found, &candidate, on);

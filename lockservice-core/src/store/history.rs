@@ -8,7 +8,7 @@ use crate::id::{Epoch, Nonce};
 /// Largest number of leaderships that are kept.
 const LEADERSHIPS_MAX: usize = 32;
 
-/// Where each of the last leaderships of a store began, the earliest first.
+/// The writes at which the last leaderships of a store began, the earliest first.
 ///
 /// The number of a write alone does not identify it: a store that went back gives the numbers of
 /// the lost writes to those of the next leader. With the leadership it does, as in Kafka's leader
@@ -20,7 +20,7 @@ const LEADERSHIPS_MAX: usize = 32;
 #[serde(transparent)]
 pub struct LeadershipHistory(Vec<PastLeadership>);
 
-/// Where a leadership began.
+/// The write at which a leadership began.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PastLeadership {
     /// Its first epoch.

@@ -7,10 +7,10 @@ use crate::error::{Error, ErrorKind, Result};
 /// So many records that cannot be read are named; what is beyond is only counted.
 const NAMED_MAX: usize = 100;
 
-/// What was found in a store that may be damaged. Never to be led with.
+/// The content of a store that may be damaged. Never to be led with.
 #[derive(Clone, Debug)]
 pub struct Inspection {
-    /// What was inspected: the store's URL without secrets.
+    /// The store's URL without secrets.
     pub store: String,
     /// Every record that could be read.
     pub state: StoreState,
@@ -21,7 +21,7 @@ pub struct Inspection {
     pub damage: Damage,
 }
 
-/// What becomes of a record that cannot be read: it ends the reading, or is noted, and the reading
+/// The fate of a record that cannot be read: it ends the reading, or is noted, and the reading
 /// goes on.
 #[derive(Clone, Debug)]
 pub struct Damage {

@@ -20,7 +20,7 @@ pub enum Leadership {
         /// The leadership as the store has it. A candidate that sees it unchanged for hi(leadership
         /// TTL) asks again with it.
         seen: Seen,
-        /// Where the leader is reached; `None` if certainly no node leads.
+        /// The address of the leader; `None` if certainly no node leads.
         address: Option<NodeAddress>,
         /// The cluster of the store; `None` if it holds no record of one.
         cluster: Option<Cluster>,
@@ -45,9 +45,9 @@ pub struct Acquired {
     pub continuous: bool,
     /// The losses that are known.
     pub loss: Loss,
-    /// Where this leadership and those before it began. Empty of an exclusive store.
+    /// The writes at which this leadership and those before it began. Empty of an exclusive store.
     pub history: LeadershipHistory,
-    /// Where the backend vouches that numbers may begin (L4); zero if it cannot.
+    /// The number from which the backend vouches that numbers may begin (L4); zero if it cannot.
     pub floor: Floor,
     /// The copy of the store that gave it.
     pub lineage: Lineage,

@@ -118,8 +118,8 @@ impl Place {
     }
 }
 
-/// Where the lock file of the store at `path` is. It stands beside the store itself, not beside a
-/// link to it: two names of one store have one lock.
+/// The path of the lock file of the store at `path`. It stands beside the store itself, not beside
+/// a link to it: two names of one store have one lock.
 fn lock_path(path: &Path) -> io::Result<PathBuf> {
     let real = match fs::canonicalize(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

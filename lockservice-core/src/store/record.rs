@@ -79,7 +79,7 @@ pub struct ServiceRecord {
     pub node: NodeName,
     /// Random number that tells it from any other with the same id.
     pub nonce: Nonce,
-    /// Where clients reach it.
+    /// The address at which clients reach it.
     pub address: String,
     /// Whether it may still renew its lease.
     pub state: ServiceState,
@@ -139,7 +139,7 @@ pub struct StoreState {
     pub constants: Option<ClusterConstants>,
     /// Every table, in no particular order.
     pub tables: Vec<TableRecord>,
-    /// What is kept of the tables that were forgotten.
+    /// The facts that are kept of the tables that were forgotten.
     pub forgotten: Forgotten,
     /// Every incarnation, in no particular order.
     pub services: Vec<ServiceRecord>,

@@ -22,7 +22,7 @@ impl StoreState {
         }
     }
 
-    /// What is being restored into this store, if a restore was begun and not finished.
+    /// The dump that is being restored into this store, if a restore was begun and not finished.
     pub fn unfinished_restore(&self) -> Option<&str> {
         let record = self.services.iter().find(|service| service.id == Self::UNFINISHED);
         record.map(|record| record.address.as_str())

@@ -576,7 +576,7 @@ async fn a_released_table_is_forgotten_and_its_name_is_another_table(
         );
         assert!(
             new.tokens.expect("a fresh bind").next >= last,
-            "of {name}: nobody knows what was there before (F1)"
+            "of {name}: it is unknown what was there before (F1)"
         );
     }
     let late = release(&*allocator, &old, 1).await.expect_err("another has the name now");

@@ -15,7 +15,7 @@ use crate::store::{
     Applied, Batch, BindStore, Candidate, Head, Leadership, Renewal, StoreState, WriteAck,
 };
 
-/// What befalls one call.
+/// The fault of one call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
     /// It never arrives: `Unavailable`, nothing happened.

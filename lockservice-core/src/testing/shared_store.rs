@@ -34,7 +34,7 @@ pub struct SharedStore {
 #[derive(Debug, Default)]
 struct SharedState {
     content: Mutex<Content>,
-    /// What the server's clock vouches for.
+    /// The floor that the server's clock vouches for.
     floor: Mutex<Floor>,
     /// Told of each change of leadership.
     changed: watch::Sender<()>,
@@ -49,7 +49,7 @@ struct Content {
     writes: u64,
 }
 
-/// What was in a [`SharedStore`] at some time.
+/// The content of a [`SharedStore`] at some time.
 #[derive(Clone, Debug)]
 pub struct Backup(Content);
 

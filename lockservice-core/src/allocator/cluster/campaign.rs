@@ -1,4 +1,4 @@
-//! Who leads: one task per node asks the store for the leadership, watches the leader, and leads
+//! The campaign: one task per node asks the store for the leadership, watches the leader, and leads
 //! when it is elected (L1).
 //!
 //! # What the task does
@@ -35,7 +35,7 @@ pub(super) async fn campaign(shared: Arc<ElectedShared>) {
     while campaign.ask().await.is_continue() {}
 }
 
-/// What the task knows between two questions to the store.
+/// The state of the task between two questions to the store.
 struct Campaign {
     shared: Arc<ElectedShared>,
     ttl: Duration,

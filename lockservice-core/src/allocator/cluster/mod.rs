@@ -119,9 +119,9 @@ pub enum Role {
     Leading(Arc<LocalAllocator>),
     /// Another leads.
     Following {
-        /// Where other nodes reach the leader.
+        /// The address at which other nodes reach the leader.
         address: String,
-        /// Where clients reach the leader. Empty if it is not known.
+        /// The address at which clients reach the leader. Empty if it is not known.
         clients: String,
         /// The cluster that it leads.
         cluster: ClusterId,

@@ -1,4 +1,4 @@
-//! What a candidate has watched (L1), pure: whether the leadership stood still for long enough, and
+//! The watch of a candidate (L1), pure: whether the leadership stood still for long enough, and
 //! whether a leader at the candidate's own address is another process.
 
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::clock::{Time, hi};
 use crate::store::{LeaderSeen, Seen};
 
-/// What a candidate has watched (L1): for how long the store has shown the same leadership, on the
+/// The watch of a candidate (L1): for how long the store has shown the same leadership, on the
 /// same copy of itself.
 #[derive(Debug, Default)]
 pub(crate) struct LeadershipWatch {
@@ -43,7 +43,7 @@ impl LeadershipWatch {
     }
 }
 
-/// What a candidate has watched of a leader that is reached at the candidate's own address.
+/// The watch of a leader that is reached at the candidate's own address.
 ///
 /// After a restart that is the node's last process, whose record stands still. A record that goes
 /// on changing is that of another process: the address does not tell the two apart.

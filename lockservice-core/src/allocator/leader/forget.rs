@@ -32,7 +32,7 @@ use crate::sync::atomic::Ordering;
 /// When to ask again whether a commit in flight has ended: most last for milliseconds.
 const COMMIT_ENDS: Duration = Duration::from_millis(50);
 
-/// What a look at the table under its shard's lock decided.
+/// The decision of a check of the table under its shard's lock.
 enum Step {
     /// A write is under way that decides about the table: look again when it has landed or failed.
     Wait(watch::Receiver<()>),

@@ -156,7 +156,7 @@ struct Start {
     shared: Arc<LocalShared>,
     state: Arc<AllocatorState>,
     record: ServiceRecord,
-    /// What had the name before.
+    /// The incarnation that had the name before.
     before: Option<NameHolder>,
     /// The incarnation whose end is in the same write.
     replaced: Option<Arc<Service>>,

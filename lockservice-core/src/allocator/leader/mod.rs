@@ -131,7 +131,7 @@ pub(in crate::allocator) struct Elected {
 /// The start of a leadership.
 pub(in crate::allocator) struct Beginning {
     pub(in crate::allocator) candidate: Candidate,
-    /// What the store gave; `None` to ask for it.
+    /// The leadership that the store gave; `None` to ask for it.
     pub(in crate::allocator) elected: Option<Elected>,
     /// The progress of earlier leaderships that this node observed (L4).
     pub(in crate::allocator) observed: Observed,

@@ -21,7 +21,7 @@ impl Origins {
         origins.insert(service, origin);
     }
 
-    /// What its origin says of a validating transaction; `None` if the origin is of another
+    /// The word of its origin on a validating transaction; `None` if the origin is of another
     /// process, or has gone.
     pub(crate) fn life(&self, txn: TxnId) -> Option<TxnLife> {
         let origin = self.0.read().get(&txn.origin)?.upgrade()?;

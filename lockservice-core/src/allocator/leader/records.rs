@@ -16,7 +16,7 @@ use crate::id::{NodeName, Nonce, ServiceId, TxnId};
 use crate::store::{Batch, Op, ServiceRecord, ServiceState, StoreState, TableRecord, Turns};
 use crate::sync::atomic::Ordering;
 
-/// What is known of the leaderships before this one.
+/// Facts about the leaderships before this one.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::allocator) struct Past {
     /// Everything that they promised was promised before this.
@@ -54,7 +54,7 @@ impl Past {
 pub(in crate::allocator) struct Records {
     pub(in crate::allocator) state: AllocatorState,
     pub(in crate::allocator) names: HashMap<NodeName, ServiceId>,
-    /// What must change in the store.
+    /// The changes that the store needs.
     pub(in crate::allocator) batch: Batch,
     past: Past,
     commits_max: usize,

@@ -40,7 +40,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// Between two attempts to read a store that does not answer.
 const LOAD_AGAIN: Duration = Duration::from_millis(50);
 
-/// What an opening found.
+/// The findings of an opening.
 pub(in crate::allocator) struct Opened {
     pub(in crate::allocator) state: AllocatorState,
     pub(in crate::allocator) names: HashMap<NodeName, ServiceId>,
@@ -65,7 +65,7 @@ pub(in crate::allocator) struct Opening<'a> {
     pub(in crate::allocator) settings: &'a AllocatorSettings,
     pub(in crate::allocator) candidate: &'a mut Candidate,
     pub(in crate::allocator) hold: Hold<'a>,
-    /// What leaders have told this node (L4).
+    /// The progress of leaders that this node observed (L4).
     pub(in crate::allocator) observed: &'a Observed,
 }
 
@@ -253,7 +253,7 @@ impl Opening<'_> {
     }
 }
 
-/// What the store says of itself when `number` was the last write of this leadership.
+/// The position of the store when `number` was the last write of this leadership.
 fn applied(acquired: &Acquired, number: u64) -> Applied {
     Applied { epoch: acquired.epoch, number, lineage: acquired.lineage.clone() }
 }

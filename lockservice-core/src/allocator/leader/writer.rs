@@ -80,7 +80,7 @@ pub(in crate::allocator) struct Writer {
     pub(in crate::allocator) lineage: Lineage,
     /// True while it is unknown whether the store's epoch was raised.
     pub(in crate::allocator) uncertain: bool,
-    /// What the writes and the epochs belong to.
+    /// The leadership to which the writes and the epochs belong.
     pub(in crate::allocator) state: Arc<AllocatorState>,
     /// Gets the reason why nothing can be written any more, once.
     pub(in crate::allocator) ended: watch::Sender<Option<Error>>,

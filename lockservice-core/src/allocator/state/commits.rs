@@ -216,7 +216,7 @@ impl CommitControl {
         (floor, found)
     }
 
-    /// What [`below_floor`](Self::below_floor) found at this floor was taken off.
+    /// The tombstones that [`below_floor`](Self::below_floor) found at this floor were removed.
     pub(crate) fn cleaned(&self, floor: u64) {
         self.cleaned.store(floor, Ordering::Relaxed);
     }
@@ -227,7 +227,7 @@ impl CommitControl {
     /// time (C4).
     ///
     /// Fails with `CannotCommit` if the origin is fenced, or the transaction tombstoned, closing or
-    /// over; with `ResourceExhausted` at the limit. The pins are taken off then.
+    /// over; with `ResourceExhausted` at the limit. The pins are removed then.
     pub(crate) fn admit(
         &self,
         txn: TxnId,
@@ -362,7 +362,7 @@ impl CommitControl {
         Ok(result)
     }
 
-    /// The write of a tombstone landed. A tombstone that was taken off, made again, or whose
+    /// The write of a tombstone landed. A tombstone that was removed, made again, or whose
     /// removal began meanwhile, stays as it is; one at the last generation never counts as written
     /// (it is written again each time).
     pub(crate) fn durable(&self, txn: TxnId, written: u64) {
@@ -376,7 +376,7 @@ impl CommitControl {
     }
 
     /// Takes a tombstone off, unless it was made again after `generation`. At the last generation
-    /// nothing is taken off: it can no longer be told apart (fail closed).
+    /// nothing is removed: it can no longer be distinguished (fail closed).
     pub(crate) fn remove(&self, txn: TxnId, seen: u64) {
         let mut stripe = self.stripe(txn);
         if let Entry::Occupied(entry) = stripe.commits.entry(txn.counter)

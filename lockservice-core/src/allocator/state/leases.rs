@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::clock::{Time, hi};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// What became of a lease.
+/// The state of a lease.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum LeaseState {
     /// It may be renewed.
@@ -33,12 +33,12 @@ pub(crate) enum LeaseState {
 pub(crate) struct Lease {
     /// When it was last renewed, by the allocator's clock.
     pub(crate) renewed_at: Time,
-    /// What became of it.
+    /// Its state.
     pub(crate) state: LeaseState,
 }
 
 impl Lease {
-    /// What is left of the raw promise, zero if it is over or was given up.
+    /// The rest of the raw promise, zero if it is over or was given up.
     pub(crate) fn remaining(self, ttl: Duration, now: Time) -> Duration {
         match self.state {
             LeaseState::Live => (self.renewed_at + ttl).remaining(now),

@@ -85,7 +85,7 @@ pub(crate) struct AllocatorState {
     pub(crate) ids: GuardedMap<TableId, TableRef>,
     /// Versions, incarnations, table ids.
     pub(crate) sequence: NumberSequence,
-    /// Where tokens come from.
+    /// The source of tokens.
     pub(crate) tokens: TokenSource,
     /// Every token in a block that was planned is below this. Released by `token_block`, acquired
     /// by `progress`.
@@ -114,7 +114,7 @@ pub(crate) struct AllocatorState {
     /// Progress of leaderships below this epoch is accounted for (L4). Released by the writer when
     /// a data loss is resolved, acquired when progress is compared.
     pub(crate) observed_before: AtomicU64,
-    /// Where this leadership and those before it began (L4).
+    /// The writes at which this leadership and those before it began (L4).
     pub(crate) history: LeadershipHistory,
     /// Until then nothing is granted that was not bound before, and no commit is admitted: the
     /// store may have lost writes, and every node that was told of them must have run out of lease,

@@ -20,7 +20,7 @@ pub(crate) struct Service {
     pub(crate) node: NodeName,
     /// Tells it from any other with the same id.
     pub(crate) nonce: Nonce,
-    /// Where clients reach it.
+    /// The address at which clients reach it.
     pub(crate) address: String,
     /// How long a renewal holds. For one of an earlier leadership the longer of the old and the new
     /// constant (B4).

@@ -43,7 +43,7 @@ pub(super) struct Attempt {
     pub(super) window_ends: Time,
     /// hi(commit_before) after its admission: then it counts no more (C2).
     pub(super) until: Time,
-    /// Taken off when the attempt is dropped.
+    /// Removed when the attempt is dropped.
     pub(super) _pins: PinSet,
 }
 

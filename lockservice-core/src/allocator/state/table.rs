@@ -29,7 +29,7 @@ pub(crate) struct TableEntry {
     pub(crate) leaving: bool,
 }
 
-/// Whom a partition is, or was last, bound to.
+/// The owner that a partition is, or was last, bound to.
 #[derive(Debug, Clone)]
 pub(crate) struct BindEntry {
     /// The owner.
@@ -60,7 +60,7 @@ impl TableEntry {
         }
     }
 
-    /// What an operator sees of one partition.
+    /// One partition, as an operator sees it.
     pub(crate) fn status(&self, table: &TableRef, partition: u32, now: Time) -> Option<BindStatus> {
         let bind = self.binds.get(partition as usize)?;
         let lease = bind.owner.lease.get();

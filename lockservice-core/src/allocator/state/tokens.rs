@@ -11,7 +11,7 @@ pub(crate) const TOKEN_BLOCK: u64 = 1 << 20;
 /// Tokens are below this bound, so that they survive languages whose numbers are doubles (F2).
 pub(crate) const TOKEN_END: u64 = 1 << 53;
 
-/// What must happen before a number or a block can be had: the leader raises its epoch to at least
+/// The step before a number or a block can be had: the leader raises its epoch to at least
 /// this.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct RaiseEpoch(pub Epoch);
@@ -25,7 +25,7 @@ pub(crate) enum NextBlock {
     Raise(RaiseEpoch),
 }
 
-/// Where tokens come from.
+/// The source of tokens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum TokenSource {
     /// They lie below the end of the epoch (F2).

@@ -1,4 +1,4 @@
-//! What one peer may use of a node, so that no peer can use all of it.
+//! Limits of what one peer may use of a node, so that no peer can use all of it.
 //!
 //! A [`Quota`] counts the sessions of the peer it stands for (a connection, an address), their
 //! operations under way (so also their waits), their open calls, and the bytes that are kept for
@@ -40,7 +40,7 @@ impl Default for QuotaSettings {
 /// The use that a client, an address or all clients make of a node, and its limits.
 #[derive(Debug)]
 pub struct Quota {
-    /// Whom it stands for, as errors say it: "of one address".
+    /// The peer that it stands for, as errors say it: "of one address".
     of: &'static str,
     settings: QuotaSettings,
     parent: Option<Arc<Self>>,
@@ -166,7 +166,7 @@ impl Drop for CallMemory {
     }
 }
 
-/// What one session is charged with. Returned when it is dropped.
+/// The charge of one session. Released when it is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Charge {
     /// Its peer's, if that is bounded, and the node's.

@@ -16,7 +16,7 @@ use crate::sync::Mutex;
 pub(crate) struct Renewals {
     pub(crate) ttl: Duration,
     kept: Mutex<Kept>,
-    /// What its client left running when it went.
+    /// The processes that its client left running when it went.
     pub(super) still_running: OnceLock<String>,
 }
 
@@ -36,7 +36,7 @@ impl Renewals {
         }
     }
 
-    /// What its client left running when it went; empty unless it said so.
+    /// The processes that its client left running when it went; empty unless it said so.
     pub(crate) fn still_running(&self) -> &str {
         self.still_running.get().map_or("", String::as_str)
     }
@@ -46,7 +46,7 @@ impl Renewals {
         self.decide(clock, |kept, now| kept.renewed = now).is_some()
     }
 
-    /// What is left of the promise, raw and not zero; `None` if nothing is.
+    /// The rest of the promise, raw and not zero; `None` if it is over.
     pub(crate) fn remaining(&self, clock: &dyn Clock) -> Option<Duration> {
         let left = self.decide(clock, |kept, now| (kept.renewed + self.ttl).remaining(now));
         left.filter(|left| !left.is_zero())

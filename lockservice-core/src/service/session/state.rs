@@ -14,7 +14,7 @@ pub(super) struct SessionState {
     /// The highest transaction number that was ever used: a lower one that is not in `txns` has
     /// ended (T3).
     pub(super) highest: TxnNumber,
-    /// Who numbers the transactions; `None` before the first.
+    /// The side that numbers the transactions; `None` before the first.
     pub(super) numbered_by: Option<NumberedBy>,
     /// About how much memory is in use for what `txns` keep.
     pub(super) kept_bytes: usize,

@@ -8,8 +8,8 @@ use crate::key::{Key, LockItem};
 use crate::service::{OpResponse, Operation};
 use crate::table::ItemGrant;
 
-/// What every operation takes, whatever it does: its places in the queue's maps, who waits for it,
-/// its answer without items.
+/// The memory of every operation, whatever it does: its places in the queue's maps, who waits for
+/// it, its answer without items.
 pub(in crate::service) const OPERATION: usize = 512;
 
 /// Keys up to this length lie in their items.
@@ -32,7 +32,7 @@ pub(in crate::service) fn of_operation(operation: &Operation) -> usize {
     OPERATION + ancestors + items.iter().map(each).sum::<usize>()
 }
 
-/// What the answer takes.
+/// The memory of the response.
 pub(in crate::service) fn of_response(response: &Result<OpResponse, Error>) -> usize {
     OPERATION
         + match response {
@@ -48,7 +48,7 @@ pub(in crate::service) fn of_response(response: &Result<OpResponse, Error>) -> u
         }
 }
 
-/// What items that are kept once more take.
+/// The memory of items that are kept once more.
 pub(in crate::service) fn of_items(items: &[LockItem]) -> usize {
     items.iter().map(|item| size_of::<LockItem>() + keys(item)).sum()
 }

@@ -44,7 +44,7 @@ struct Leaving {
     served: bool,
 }
 
-/// What came of the wish to take a table out of service.
+/// The outcome of taking a table out of service.
 #[derive(Debug)]
 enum Leave {
     Leaving(Leaving),

@@ -36,7 +36,7 @@ pub(crate) struct Tables {
     /// Installed in the engine, and current as long as this incarnation lives: a bind leaves a live
     /// incarnation only by its acknowledged release (B5).
     pub(in crate::service) owned: RwLock<HashMap<TableRef, Arc<Bind>>>,
-    /// Who waits for a table to be bound here. `owned` is locked inside.
+    /// The calls that wait for a table to be bound here. `owned` is locked inside.
     pub(in crate::service) lines: Mutex<Lines>,
     /// Tables whose next block of tokens is on its way.
     refilling: Mutex<HashSet<TableRef>>,
@@ -58,7 +58,8 @@ impl Tables {
         })
     }
 
-    /// What those in the line of a table wait for; `None` if no call waits, or it is not known yet.
+    /// The obstacle of those in the line of a table; `None` if no call waits, or it is not known
+    /// yet.
     pub(in crate::service) fn waits_for(&self, table: &TableRef) -> Option<WaitsFor> {
         let last_owner = self.lines.lock().what_keeps(table)?;
         Some(WaitsFor::Table { last_owner: last_owner.map(|owner| (owner.service, owner.node)) })
@@ -76,7 +77,7 @@ impl Tables {
     }
 }
 
-/// What came of asking for a table once.
+/// The outcome of one request for a table.
 #[derive(Debug)]
 enum Attempt {
     Returned(Result<Arc<Bind>>),

@@ -63,7 +63,7 @@ impl LiveTxns {
         number
     }
 
-    /// The transaction is over. To be called before anybody is given what it held.
+    /// The transaction is over. To be called before others are granted what it held.
     pub(crate) fn end(&self, txn: TxnId) {
         if txn.validates() {
             self.validating.lock().remove(&txn.number());

@@ -16,9 +16,9 @@ const LABEL_BYTES_MAX: usize = 255;
 pub(crate) struct TxnRecord {
     pub(crate) id: TxnId,
     pub(crate) label: String,
-    /// Who began it: the client of its session; empty for an embedder.
+    /// The client of its session; empty for an embedder.
     pub(crate) client: String,
-    /// What its session promises; `None` for an embedder's, which lives as long as the process.
+    /// The promise of its session; `None` for an embedder's, which lives as long as the process.
     pub(crate) session: Option<Arc<Renewals>>,
     pub(super) state: Mutex<TxnPhase>,
 }
@@ -80,7 +80,8 @@ impl ServiceInner {
             .unwrap_or_default()
     }
 
-    /// What the client of a transaction left running when it went; empty unless it said so.
+    /// The processes that a transaction's client left running when it went; empty unless it said
+    /// so.
     pub(crate) fn still_running(&self, txn: TxnId) -> String {
         let session = self.txns.get(&txn).and_then(|record| record.session.clone());
         session.map(|session| session.still_running().to_owned()).unwrap_or_default()

@@ -33,7 +33,7 @@ const CHECK_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Most notices that are returned together: each may name a key of 4 KiB, or two.
 const NOTICES_MAX: usize = 64;
 
-/// What a lock call waits for.
+/// The obstacle that a lock call waits for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum WaitsFor {
@@ -56,11 +56,11 @@ pub struct Waiting {
     pub number: TxnNumber,
     /// The call's sequence in the transaction.
     pub sequence: Sequence,
-    /// What it waits for.
+    /// The obstacle that it waits for.
     pub waits_for: WaitsFor,
 }
 
-/// What tells one thing that is waited for from another.
+/// The identity of an obstacle.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Whom {
     Txn(TxnId, bool),
@@ -102,7 +102,7 @@ struct Entry {
     call: WaitingCall,
     at: Time,
     pause: Duration,
-    /// What the listener was told last.
+    /// The obstacle that the listener learned last.
     reported: Option<Whom>,
 }
 
@@ -237,7 +237,7 @@ impl WaitNotices {
 }
 
 impl ServiceInner {
-    /// What the lock call of a transaction, in `table`, waits for; `None` if it is over, or if that
+    /// The obstacle of the lock call of a transaction, in `table`; `None` if it is over, or if that
     /// is not known.
     fn waits_for(&self, txn: TxnId, table: &TableRef) -> Option<WaitsFor> {
         match self.engine.obstacle(txn) {

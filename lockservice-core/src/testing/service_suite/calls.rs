@@ -32,7 +32,7 @@ impl Attempt {
         exclusive("z m [f,h] b a")
     }
 
-    /// Its lock set is as it was, and nothing that it asked for is in anybody's way.
+    /// Its lock set is as it was, and nothing that it requested conflicts with others.
     async fn is_as_before(&self, scene: &Scene<'_>) {
         let what = format!("{:?}", self.before);
         eventually(&what, async || scene.held_by(&self.who).await, |held| *held == self.before)
@@ -56,7 +56,7 @@ pub(super) async fn a_call_that_meets_a_conflict_leaves_everything_as_it_was(
     assert_eq!(
         scene.held_by(&attempt.who).await,
         attempt.before,
-        "at once: nobody need wait for it"
+        "at once: no call need wait for it"
     );
     attempt.is_as_before(&scene).await;
 }
@@ -78,7 +78,7 @@ pub(super) async fn a_call_that_is_cancelled_leaves_everything_as_it_was(
     let call = scene.waits(&attempt.who, Attempt::call()).await;
     call.cancelled().await;
     attempt.is_as_before(&scene).await;
-    // Also if it had been granted, and nobody took the answer.
+    // Also if it had been granted, and the response was dropped.
     attempt.who.unlocks("a b").await;
     attempt.who.gets(shared("b")).await;
     let attempt = Attempt { before: scene.held_by(&attempt.who).await, ..attempt };

@@ -135,7 +135,7 @@ pub(super) async fn once_a_transaction_was_reported_as_committing_nothing_more_o
     );
     let mut other = request.clone();
     other.attempt = CommitAttempt::new(2);
-    refused("anew (C4)", fixture.begin_commit(&other).await, ErrorKind::CannotCommit);
+    refused("a new attempt (C4)", fixture.begin_commit(&other).await, ErrorKind::CannotCommit);
     fixture.finish_commit(request.txn, request.attempt).await.expect("admitted");
     refused("it is tombstoned (C4)", fixture.begin_commit(&request).await, ErrorKind::CannotCommit);
     let response = fixture.cannot_commit(&[request.txn]).await.expect("an answer");

@@ -107,7 +107,7 @@ pub(super) async fn a_cycle_that_another_order_of_the_queue_resolves_aborts_no_t
     // Waits for b, which waits behind r, which waits for a.
     let of_a = a.asks(exclusive("x"));
     of_b.granted().await;
-    // Whoever is on such a cycle comes after those whose locks it waits for.
+    // A waiter on such a cycle comes after those whose locks it waits for.
     scene.reaches(&["a holds c", "b holds d", "b holds x"], &["a", "r"]).await;
     b.ends().await;
     of_a.granted().await;

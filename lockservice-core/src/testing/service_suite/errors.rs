@@ -1,4 +1,4 @@
-//! What is told: to operators, and to those who are refused.
+//! Errors and lists: what operators and refused callers learn.
 
 use std::ops::Bound;
 use std::time::Duration;

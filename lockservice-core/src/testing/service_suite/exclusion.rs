@@ -1,4 +1,4 @@
-//! Who may be inside together.
+//! Which transactions may hold locks together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -14,7 +14,7 @@ pub(super) async fn an_exclusive_lock_keeps_all_others_out(fixture: &dyn Service
     b.may_not(exclusive("k")).await;
     b.may_not(shared("k")).await;
     b.gets(exclusive("l")).await;
-    // Whoever waits comes in as soon as it is free, and not before.
+    // A waiter comes in as soon as it is free, and not before.
     let waiting = scene.waits(&b, exclusive("k")).await;
     scene.is(&["a holds k", "b holds l"], &["b"]).await;
     a.ends().await;
@@ -73,7 +73,7 @@ pub(super) async fn many_at_once_are_never_two_inside(fixture: &dyn ServiceFixtu
         });
     }
     while let Some(done) = tasks.join_next().await {
-        done.expect("nobody met anybody");
+        done.expect("no two met");
     }
     let tokens = tokens.lock();
     assert_eq!(tokens.len(), 80);

@@ -25,7 +25,7 @@ pub(super) async fn a_range_gets_its_turn_behind_rows_and_a_row_behind_ranges(
     let (a, r, b) = (scene.actor("a").await, scene.actor("r").await, scene.actor("b").await);
     a.gets(exclusive("c")).await;
     let of_r = scene.waits(&r, exclusive("[a,e]")).await;
-    // Nobody holds it, and the range waits for it.
+    // It has no holder, and the range waits for it.
     let of_b = scene.waits(&b, exclusive("d")).await;
     scene.is(&["a holds c"], &["r", "b"]).await;
     a.ends().await;

@@ -1,5 +1,5 @@
-//! What the suite needs of a lock service, wherever it runs. What only one side can do, or must be
-//! told in its own way, is the fixture's business.
+//! The fixture: what the suite needs of a lock service, wherever it runs. It does what only one
+//! side can do, or must be told in its own way, is the fixture's business.
 
 use std::ops::Bound;
 use std::time::Duration;
@@ -80,7 +80,7 @@ pub trait TxnFixture: Send + Sync {
     async fn end(&self, commit_ts: Option<CommitTimestamp>) -> Result<()>;
 }
 
-/// What a client asks to lock before anybody has looked at it.
+/// An item that a client requests, before it was parsed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum UnparsedItem {
     /// One row.

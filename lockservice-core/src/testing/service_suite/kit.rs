@@ -1,4 +1,4 @@
-//! What the clauses are written with: actors that lock, calls that wait, and pictures of who holds
+//! The kit of the clauses: actors that lock, calls that wait, and pictures of who holds
 //! and who waits.
 
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ use crate::key::{Key, KeyRange, LockItem, LockMode};
 use crate::service::{LockSpec, TxnOptions};
 use crate::table::{Grant, WaitPolicy};
 
-/// How long anything may take that must happen. With a paused clock nobody waits for it; over a
+/// How long anything may take that must happen. With a paused clock it takes no real time; over a
 /// network much less is needed.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A list must be asked for again and again; with a paused clock a timer lets time pass, where a
@@ -172,7 +172,7 @@ impl Actor {
         self.session.close().await.expect("the service is told");
     }
 
-    /// What presents its locks under `grants` at its commit.
+    /// The commit request that presents its locks under `grants`.
     pub(super) fn commit(&self, grants: &[&Grant]) -> BeginCommit {
         BeginCommit {
             txn: self.id(),
@@ -199,7 +199,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// What becomes of it.
+    /// Its outcome.
     pub(super) async fn outcome(self) -> Result<Grant> {
         match tokio::time::timeout(PATIENCE, self.task).await {
             Ok(outcome) => outcome.expect("a call does not panic"),
@@ -224,7 +224,7 @@ impl Call {
         self.task.is_finished()
     }
 
-    /// Drops the caller, of which nobody has freed the way.
+    /// Drops the caller, whose conflicting holders have not released.
     pub(super) async fn cancelled(self) {
         let who = self.who.clone();
         if let Some(outcome) = self.cancelled_or_over().await {
@@ -248,7 +248,7 @@ pub(super) fn client_of(name: &str) -> String {
     format!("client of {name}")
 }
 
-/// What a transaction holds: the item, how, and under which token.
+/// A lock of a transaction: the item, its mode and its token.
 pub(super) type Held = BTreeSet<(String, LockMode, FencingToken)>;
 
 /// The service, and those who use it.
@@ -298,7 +298,7 @@ impl<'a> Scene<'a> {
         call
     }
 
-    /// Who waits, in the order of the queue.
+    /// The waiters, in the order of the queue.
     pub(super) async fn waiting(&self) -> Vec<String> {
         let waits = self.fixture.waits(None).await.expect("a list");
         let mut names: Vec<String> = waits.into_iter().map(|wait| wait.waiter_label).collect();
@@ -306,7 +306,7 @@ impl<'a> Scene<'a> {
         names
     }
 
-    /// Who holds what, in words, and in the order of the words.
+    /// The holders and their locks, in words, and in the order of the words.
     pub(super) async fn holding(&self) -> Vec<String> {
         let locks = self.fixture.locks(None).await.expect("a list");
         let mut held: Vec<String> = locks
@@ -320,14 +320,14 @@ impl<'a> Scene<'a> {
         held
     }
 
-    /// What one transaction holds.
+    /// The locks of one transaction.
     pub(super) async fn held_by(&self, actor: &Actor) -> Held {
         let locks = self.fixture.locks(None).await.expect("a list");
         let own = locks.into_iter().filter(|lock| lock.label == actor.name);
         own.map(|lock| (lock.info.item.to_string(), lock.info.mode, lock.info.token)).collect()
     }
 
-    /// That everything is as described, once what nobody waited for has got through.
+    /// Waits until holders and waiters are as described.
     pub(super) async fn reaches(&self, holding: &[&str], waiting: &[&str]) {
         let what = format!("{holding:?}, while {waiting:?} wait");
         eventually(

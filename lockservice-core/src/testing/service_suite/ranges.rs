@@ -1,4 +1,4 @@
-//! Where ranges meet rows, and each other.
+//! Conflicts of ranges with rows, and with each other.
 
 use super::fixture::ServiceFixture;
 use super::kit::{Scene, exclusive, shared};

@@ -1,4 +1,4 @@
-//! What a release lets go, and whom it wakes.
+//! A release, and the waiters that it wakes.
 
 use super::fixture::ServiceFixture;
 use super::kit::{Ask as _, Scene, exclusive, shared, table_named};

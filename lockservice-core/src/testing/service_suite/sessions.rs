@@ -1,4 +1,4 @@
-//! What becomes of the locks of a session that is over.
+//! The locks of a session that is over.
 
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ pub(super) async fn a_lost_transaction_that_validates_cannot_commit_once_its_loc
     a.session.fall_silent().await;
     let next = of_b.granted().await;
     assert!(next.token > before.token);
-    assert!(next.history_unknown, "it may have committed at a time that nobody told (C5)");
+    assert!(next.history_unknown, "it may have committed at an unknown time (C5)");
     // Its client was only asleep, knows of nothing, and goes on: now, and when the service has
     // forgotten the transaction.
     let c = scene.actor("c").await;

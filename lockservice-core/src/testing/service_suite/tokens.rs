@@ -1,4 +1,4 @@
-//! What a grant says.
+//! The content of a grant.
 
 use super::fixture::ServiceFixture;
 use super::kit::{Scene, exclusive, item, shared};

@@ -42,7 +42,7 @@ pub(super) async fn a_wait_ends_at_its_deadline_and_leaves_no_claim(fixture: &dy
     of_w.refused(ErrorKind::Timeout).await;
     assert!(began.elapsed() >= DEADLINE, "it gave up after {:?}", began.elapsed());
     assert!(next.elapsed() < DEADLINE, "its time began again when it waited for the next");
-    // Nobody stalls behind who has gone.
+    // No call stalls behind one that has gone.
     of_b.granted().await;
     of_c.granted().await;
     scene.is(&["a shares k", "b shares k", "b shares l", "c shares j"], &[]).await;
@@ -85,7 +85,7 @@ pub(super) async fn a_cancellation_that_meets_the_grant_loses_neither(
         let of_w = scene.waits(&w, exclusive("[j,l]")).await;
         let of_b = scene.waits(&b, exclusive("k")).await;
         if let ((), Some(outcome)) = tokio::join!(a.unlocks("k"), of_w.cancelled_or_over()) {
-            outcome.expect("nobody else was in its way");
+            outcome.expect("no other conflicted with it");
             w.unlocks("[j,l]").await;
         }
         of_b.granted().await;

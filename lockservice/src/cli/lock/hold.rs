@@ -69,7 +69,7 @@ pub(super) async fn hold(
     run.end().await
 }
 
-/// What the command finds in its environment.
+/// The variables that the command finds in its environment.
 fn environment(args: &LockArgs, lock: &LockGuard) -> [(&'static str, OsString); 6] {
     let held = std::env::var_os(outer::VARIABLE);
     [

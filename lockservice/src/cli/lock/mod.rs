@@ -55,7 +55,7 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
         // Signals first: one that came before the lock did is not passed on to a command, it keeps
         // the command from being started.
         biased;
-        // Dropping the call takes the request back.
+        // Dropping the call cancels the request.
         signal = signals.next_to_end() => Ok(End::Signal(signal)),
         held = take(args, &mut session, json) => match held {
             Ok((lock, session, stop_time)) => {

@@ -14,7 +14,7 @@ use crate::service::{LockSpec, OpResponse, Operation};
 /// again.
 const JOINED_MAX: usize = 16;
 
-/// What became of an operation that arrived.
+/// The fate of an operation that arrived.
 #[allow(clippy::large_enum_variant, reason = "moved once and never kept")]
 pub(in crate::service) enum Taken {
     /// It was decided before: this was its answer.

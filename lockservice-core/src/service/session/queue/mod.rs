@@ -65,7 +65,7 @@ pub(in crate::service) use result::Filed;
 pub(in crate::service) use room::Room;
 pub(in crate::service) use step::Step;
 
-/// Where an answer is sent.
+/// The channel for a response.
 pub(in crate::service) type Waiting = oneshot::Sender<Result<OpResponse>>;
 
 /// One transaction of a session.
@@ -83,8 +83,8 @@ pub(in crate::service) struct TxnQueue {
     /// Sequences that were cancelled, in whatever state they were. Forgotten once they are decided
     /// and acknowledged.
     closed: BTreeSet<Sequence>,
-    /// What unacknowledged grants name beyond what they added: it was held already, perhaps by an
-    /// earlier call that may yet be rolled back.
+    /// Locks that unacknowledged grants name beyond those they added: each was held already,
+    /// perhaps by an earlier call that may yet be rolled back.
     relied_on: BTreeMap<Sequence, Relied>,
     running: bool,
     /// The running call was cancelled by [`cancel`](Self::cancel): no `Cancel` comes to roll its
@@ -96,11 +96,11 @@ pub(in crate::service) struct TxnQueue {
     ending: bool,
     /// A number was refused for which there was no place left.
     broken: bool,
-    /// Who numbers the operations; `None` before the first.
+    /// The side that numbers the operations; `None` before the first.
     numbered_by: Option<NumberedBy>,
 }
 
-/// Who gives operations, or transactions, their numbers.
+/// The side that gives operations, or transactions, their numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::service) enum NumberedBy {
     Client,

@@ -9,7 +9,7 @@ use crate::service::{Granted, OpResponse};
 #[derive(Debug)]
 pub(super) struct Decided {
     pub(super) response: Result<OpResponse>,
-    /// What it weighs, with what it relies on.
+    /// Its weight, with that of the locks that it relies on.
     pub(super) bytes: usize,
 }
 
@@ -17,7 +17,7 @@ pub(super) struct Decided {
 pub(in crate::service) struct Filed {
     /// The answer as it stands.
     pub(in crate::service) result: Result<OpResponse>,
-    /// Who is to be told.
+    /// The callers that wait for it.
     pub(in crate::service) waiting: Vec<Waiting>,
     /// A grant that came too late: roll it back.
     pub(in crate::service) rolled_back_grant: Option<Granted>,

@@ -12,7 +12,7 @@ pub(in crate::service) struct Room {
     pub(in crate::service) ops_max: usize,
     /// Weight of all that its session keeps.
     pub(in crate::service) bytes_max: usize,
-    /// What the session's other transactions weigh.
+    /// The weight of the session's other transactions.
     pub(in crate::service) bytes_of_others: usize,
     /// Why no lock is taken in now, whatever there is room for here.
     pub(in crate::service) exhausted: Option<Error>,

@@ -12,7 +12,7 @@ use crate::service::session::queue::{Relied, TxnQueue, rolled_back};
 use crate::service::{LockSpec, OpResponse, Operation};
 use crate::table::Grant;
 
-/// What is to be done for the operation whose turn it is.
+/// The step of the operation whose turn it is.
 #[allow(
     clippy::large_enum_variant,
     reason = "moved once and never kept; a lock is the usual step, and must not cost an allocation"

@@ -14,7 +14,7 @@
 //!    is left in it does the table count as owned, so that no later call comes in ahead.
 //!
 //! A table that is being forgotten has a line too: [`forget`](crate::service::tables::forget) opens
-//! it, and starts a binder when it is known that the table is gone, if anybody stands in it then.
+//! it, and starts a binder when it is known that the table is gone, if a call stands in it then.
 //!
 //! | file | what it holds |
 //! |---|---|
@@ -47,7 +47,7 @@ pub(in crate::service) use self::standing::Standing;
 /// Most lines without a call whose binders wait for an answer.
 const DESERTED_MAX: usize = 64;
 
-/// What a call asks for.
+/// The request of a call.
 #[derive(Debug)]
 pub(in crate::service) struct Requested {
     pub(in crate::service) txn: TxnId,
@@ -73,11 +73,11 @@ pub(in crate::service) struct Handed {
 #[derive(Debug)]
 pub(in crate::service) struct Waiter {
     pub(in crate::service) requested: Requested,
-    /// Where it is told how it went.
+    /// The channel for its outcome.
     pub(in crate::service) response: oneshot::Sender<Result<Handed>>,
 }
 
-/// Whom the table was bound to last.
+/// The last owner of a table.
 #[derive(Clone, Debug)]
 pub(in crate::service) struct LastOwner {
     pub(in crate::service) service: ServiceId,
@@ -100,7 +100,7 @@ pub(in crate::service) struct Lines {
 struct Line {
     /// By their places.
     waiting: BTreeMap<u64, Waiter>,
-    /// What keeps the table from being bound, as it was said last.
+    /// The last reason that keeps the table from being bound.
     refusal: Option<Refusal>,
     owner: Option<LastOwner>,
     /// The table is bound, and its calls are being made: so far it is not among those owned.
@@ -111,7 +111,7 @@ struct Line {
     deserted: Arc<Notify>,
 }
 
-/// What a binder does when it is told that its line may be deserted.
+/// The next step of a binder whose line may be deserted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::service) enum Desertion {
     /// Calls stand in the line: it asks again.
@@ -226,7 +226,7 @@ impl Lines {
         line.refusal = Some(refusal);
     }
 
-    /// Whom the table was bound to last, if that is to be found out.
+    /// Sets the last owner of the table, if that is to be found out.
     pub(in crate::service) fn set_owner(&mut self, table: &TableRef, owner: LastOwner) {
         if let Some(line) = self.lines.get_mut(table) {
             line.owner = Some(owner);

@@ -6,7 +6,7 @@ use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind};
 use crate::id::TableRef;
 
-/// What keeps a table from being bound.
+/// The reason that keeps a table from being bound.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) error: Error,
@@ -15,7 +15,7 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    /// What a call is told that may not wait.
+    /// The error of a call that may not wait.
     pub(super) fn at_once(&self, table: &TableRef, now: Time) -> Error {
         match self.until {
             Some(until) if self.error.kind() == ErrorKind::Reassigning => {
@@ -30,7 +30,7 @@ impl Refusal {
         }
     }
 
-    /// What a call is told that has waited in vain.
+    /// The error of a call that has waited in vain.
     pub(super) fn in_time(&self, table: &TableRef, now: Time) -> Error {
         let Some(until) = self.until else {
             return Error::new(
