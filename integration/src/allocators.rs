@@ -6,12 +6,12 @@
 //! one.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, ElectedAllocator, Incarnation,
-    LockTableAllocator, PresentedBind, Progress, Registration, Role, TokenBlock,
+    AllocatorSettings, BeginCommit, Bind, CommitWindow, ElectedAllocator, LockTableAllocator,
+    PresentedBind, Progress, Registration, Role, TokenBlock,
 };
 use lockservice_core::clock::SystemClock;
 use lockservice_core::store::{BindStore, ClusterConstants, StoreState};
@@ -195,17 +195,18 @@ pub async fn work(
     mut stop: watch::Receiver<bool>,
     seed: u64,
 ) {
-    let mut random = SmallRng::seed_from_u64(seed);
+    let random = SmallRng::seed_from_u64(seed);
+    let mut worker = Worker { name, allocator, ledger, random };
     let mut last: Option<(ServiceId, Nonce)> = None;
     while !*stop.borrow() {
-        let nonce = Nonce::new(random.random());
+        let nonce = Nonce::new(worker.random.random());
         let request = Registration {
-            node: NodeName::new(&name).expect("a name"),
+            node: NodeName::new(&worker.name).expect("a name"),
             nonce,
-            address: name.clone(),
+            address: worker.name.clone(),
             replaces: last,
         };
-        let incarnation = match bounded("resume", allocator.register(&request)).await {
+        let incarnation = match bounded("resume", worker.allocator.register(&request)).await {
             Ok(incarnation) => incarnation,
             Err(e) => {
                 let fine = [
@@ -220,113 +221,129 @@ pub async fn work(
             }
         };
         last = Some((incarnation.service, nonce));
-        live(&allocator, &incarnation, nonce, &name, &ledger, &mut stop, &mut random).await;
+        worker.live(incarnation.service, nonce, &mut stop).await;
     }
 }
 
-/// One incarnation's life.
-async fn live(
-    allocator: &Arc<ElectedAllocator>,
-    incarnation: &Incarnation,
-    nonce: Nonce,
-    own: &str,
-    ledger: &SharedLedger,
-    stop: &mut watch::Receiver<bool>,
-    random: &mut SmallRng,
-) {
-    let service = incarnation.service;
-    let (over, mut is_over) = watch::channel(false);
-    let mut renewals = JoinSet::new();
-    let renewing = Arc::clone(allocator);
-    renewals.spawn(async move {
-        loop {
-            if let Err(e) =
-                bounded("keepalive", renewing.keepalive(service, nonce, Progress::default())).await
-                && e.kind() == ErrorKind::LeaseLost
-            {
-                over.send_replace(true);
-                return;
-            }
-            tokio::time::sleep(TTL / 4).await;
-        }
-    });
-    let mut counter = 0;
-    while !*stop.borrow() && !*is_over.borrow_and_update() {
-        counter += 1;
-        // One of its own, so that each has something to commit, else one that all ask for.
-        let table = if random.random_ratio(1, 4) {
-            own.to_owned()
-        } else {
-            format!("t{}", random.random_range(0..TABLES))
-        };
-        let table = TableRef::new("g", table).expect("a name");
-        let bound = match bounded("bind", allocator.bind(service, &table)).await {
-            Ok(bound) => bound,
-            Err(e) if e.kind() == ErrorKind::LeaseLost => break,
-            Err(e) => {
-                let fine = [
-                    ErrorKind::Unavailable,
-                    ErrorKind::Reassigning,
-                    ErrorKind::NotLeader,
-                    ErrorKind::UnknownOutcome,
-                ];
-                assert!(fine.contains(&e.kind()), "bind: {e:?}");
+/// A service that commits, reserves tokens and makes transactions unable to commit.
+struct Worker {
+    name: String,
+    allocator: Arc<ElectedAllocator>,
+    ledger: SharedLedger,
+    random: SmallRng,
+}
+
+impl Worker {
+    /// One incarnation's life.
+    async fn live(&mut self, service: ServiceId, nonce: Nonce, stop: &mut watch::Receiver<bool>) {
+        let (over, mut is_over) = watch::channel(false);
+        let mut renewals = JoinSet::new();
+        renewals.spawn(keep_alive(Arc::clone(&self.allocator), service, nonce, over));
+        let mut counter = 0;
+        while !*stop.borrow() && !*is_over.borrow_and_update() {
+            counter += 1;
+            // One of its own, so that each has something to commit, else one that all ask for.
+            let table = if self.random.random_ratio(1, 4) {
+                self.name.clone()
+            } else {
+                format!("t{}", self.random.random_range(0..TABLES))
+            };
+            let table = TableRef::new("g", table).expect("a name");
+            let bound = match bounded("bind", self.allocator.bind(service, &table)).await {
+                Ok(bound) => bound,
+                Err(e) if e.kind() == ErrorKind::LeaseLost => break,
+                Err(e) => {
+                    let fine = [
+                        ErrorKind::Unavailable,
+                        ErrorKind::Reassigning,
+                        ErrorKind::NotLeader,
+                        ErrorKind::UnknownOutcome,
+                    ];
+                    assert!(fine.contains(&e.kind()), "bind: {e:?}");
+                    pause(stop, Duration::from_millis(20)).await;
+                    continue;
+                }
+            };
+            self.ledger().bound(&bound);
+            if bound.bind.owner == service && self.commit(&bound.bind, counter).await.is_err() {
                 pause(stop, Duration::from_millis(20)).await;
-                continue;
             }
-        };
-        ledger.lock().expect("no panic holds it").bound(&bound);
-        if bound.bind.owner != service {
-            continue;
         }
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().expect("no panic holds it")
+    }
+
+    /// Commits a transaction on `bind`, and now and then asks for tokens and tombstones meanwhile.
+    async fn commit(&mut self, bind: &Bind, counter: u64) -> Result<()> {
+        let service = bind.owner;
         let txn = TxnId::new(service, counter, true);
         let commit = BeginCommit {
             txn,
-            binds: vec![PresentedBind::from(&bound.bind)],
+            binds: vec![PresentedBind::from(bind)],
             attempt: CommitAttempt::new(counter),
             window: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(1) },
         };
-        let before = ledger.lock().expect("no panic holds it").newest(&table);
-        if bounded("begin_commit", allocator.begin_commit(&commit)).await.is_ok() {
-            ledger.lock().expect("no panic holds it").admitted.insert(service);
+        let before = self.ledger().newest(&bind.table);
+        if bounded("begin_commit", self.allocator.begin_commit(&commit)).await.is_ok() {
+            self.ledger().admitted.insert(service);
             assert!(
-                before <= bound.bind.version.get(),
-                "{table}: a stale bind was validated: {before} had been granted"
+                before <= bind.version.get(),
+                "{}: a stale bind was validated: {before} had been granted",
+                bind.table
             );
         }
-        if random.random_ratio(1, 8)
+        if self.random.random_ratio(1, 8)
             && let Ok(reserved) = bounded(
                 "reserve_tokens",
-                allocator.reserve_tokens(service, bound.bind.id, bound.bind.version),
+                self.allocator.reserve_tokens(service, bind.id, bind.version),
             )
             .await
         {
-            ledger.lock().expect("no panic holds it").reserved(&table, reserved.tokens);
+            self.ledger().reserved(&bind.table, reserved.tokens);
         }
-        if random.random_ratio(1, 16) {
+        if self.random.random_ratio(1, 16) {
             // A transaction that is to commit never.
-            let dead = TxnId::new(service, counter + (1 << 40), true);
-            if let Ok(response) = bounded("cannot_commit", allocator.cannot_commit(&[dead])).await {
+            let dead = [TxnId::new(service, counter + (1 << 40), true)];
+            let cannot_commit = bounded("cannot_commit", self.allocator.cannot_commit(&dead));
+            if let Ok(response) = cannot_commit.await {
                 // Until the data loss is resolved, everything before counts as committing (L4).
-                ledger.lock().expect("no panic holds it").tombstones.extend(response.tombstoned);
+                self.ledger().tombstones.extend(response.tombstoned);
             }
         }
-        let dead = {
-            let ledger = ledger.lock().expect("no panic holds it");
-            let place = random.random_range(0..ledger.tombstones.len().max(1));
-            ledger.tombstones.get(place).copied()
-        };
-        if let Some(dead) = dead {
-            let commit = BeginCommit { txn: dead, binds: vec![], ..commit.clone() };
-            let refused = bounded("begin_commit", allocator.begin_commit(&commit)).await;
+        if let Some(dead) = self.one_that_cannot_commit() {
+            let commit = BeginCommit { txn: dead, binds: vec![], ..commit };
+            let refused = bounded("begin_commit", self.allocator.begin_commit(&commit)).await;
             assert!(refused.is_err(), "a transaction that can never commit was admitted: {dead}");
         }
-        if bounded("finish_commit", allocator.finish_commit(txn, CommitAttempt::new(counter)))
-            .await
-            .is_err()
+        let finished = self.allocator.finish_commit(txn, CommitAttempt::new(counter));
+        bounded("finish_commit", finished).await.map(drop)
+    }
+
+    fn one_that_cannot_commit(&mut self) -> Option<TxnId> {
+        let ledger = self.ledger.lock().expect("no panic holds it");
+        let place = self.random.random_range(0..ledger.tombstones.len().max(1));
+        ledger.tombstones.get(place).copied()
+    }
+}
+
+/// Renews the lease of an incarnation until it is lost, and then says so.
+async fn keep_alive(
+    allocator: Arc<ElectedAllocator>,
+    service: ServiceId,
+    nonce: Nonce,
+    over: watch::Sender<bool>,
+) {
+    loop {
+        let renewal = allocator.keepalive(service, nonce, Progress::default());
+        if let Err(e) = bounded("keepalive", renewal).await
+            && e.kind() == ErrorKind::LeaseLost
         {
-            pause(stop, Duration::from_millis(20)).await;
+            over.send_replace(true);
+            return;
         }
+        tokio::time::sleep(TTL / 4).await;
     }
 }
 

@@ -11,8 +11,8 @@ use crate::allocator::{
 };
 use crate::clock::SystemClock;
 use crate::error::{ErrorKind, Result};
-use crate::id::{NodeName, Nonce, ServiceId, TableRef, TxnId};
-use crate::store::{Acquired, BindStore, Candidate, ClusterConstants, Leadership};
+use crate::id::{NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
+use crate::store::{Acquired, BindStore, Candidate, ClusterConstants, Leadership, StoreState};
 
 /// The node whose allocator is tested.
 const NODE: &str = "suite";
@@ -96,6 +96,25 @@ async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
     .await;
     assert_eq!(response.tombstoned.len(), 2, "{what}");
 
+    check_given_out(&binds, &blocks, what);
+    let state = inner.load().await.expect("load");
+    check_records(&state, &binds, &blocks, what);
+    assert!(
+        state.forgotten.high_water >= forgotten.version.get().max(forgotten.id.get()),
+        "{what}: {state:?}"
+    );
+    assert!(state.tables.iter().all(|table| table.table != forgotten.table));
+    assert_eq!(
+        state.tombstones.iter().copied().collect::<HashSet<_>>(),
+        HashSet::from(both),
+        "{what}"
+    );
+    assert_eq!(state.services.len(), 1, "{what}: {:?}", state.services);
+    allocator.shutdown(false, Duration::ZERO).await.ok();
+}
+
+/// No number and no token was given out twice.
+fn check_given_out(binds: &[Bind], blocks: &[(TableId, TokenBlock)], what: &str) {
     let versions: HashSet<u64> =
         binds.iter().flat_map(|bind| [bind.version.get(), bind.id.get()]).collect();
     assert_eq!(versions.len(), 6, "{what}: a number was given out twice");
@@ -107,9 +126,13 @@ async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
             );
         }
     }
-    let state = inner.load().await.expect("load");
+}
+
+/// What was acknowledged is in the store.
+fn check_records(state: &StoreState, binds: &[Bind], blocks: &[(TableId, TokenBlock)], what: &str) {
     assert_eq!(state.tables.len(), 3, "{what}: {state:?}");
-    for bind in &binds {
+    assert!(state.tables.iter().all(|table| table.tokens_reserved_to > 0));
+    for bind in binds {
         let record =
             state.tables.iter().find(|table| table.table == bind.table).expect("acknowledged");
         assert_eq!(
@@ -124,23 +147,6 @@ async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
             );
         }
     }
-    assert!(
-        state.forgotten.high_water >= forgotten.version.get().max(forgotten.id.get()),
-        "{what}: {state:?}"
-    );
-    assert!(
-        state
-            .tables
-            .iter()
-            .all(|table| table.tokens_reserved_to > 0 && table.table != forgotten.table)
-    );
-    assert_eq!(
-        state.tombstones.iter().copied().collect::<HashSet<_>>(),
-        HashSet::from(both),
-        "{what}"
-    );
-    assert_eq!(state.services.len(), 1, "{what}: {:?}", state.services);
-    allocator.shutdown(false, Duration::ZERO).await.ok();
 }
 
 /// Binds one more table and has it forgotten, once, however often it has to be asked.

@@ -3,8 +3,8 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `store_suite.rs` | the contract of a store |
-//! | `allocator_suite.rs` | the contract of an allocator |
+//! | `store_suite/` | the contract of a store |
+//! | `allocator_suite/` | the contract of an allocator |
 //! | `service_suite/` | the contract of a lock service |
 //! | `fault_suite.rs` | an allocator on a store whose responses are lost, late or doubled |
 //! | `faulty_store.rs` | the store that does that |

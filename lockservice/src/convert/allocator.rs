@@ -217,15 +217,17 @@ pub(super) mod tests {
         }
     }
 
+    fn node() -> NodeName {
+        NodeName::new("n").expect("a name")
+    }
+
+    fn progress() -> Progress {
+        Progress { epoch: Epoch::new(3), write: 99, high_water: 12_345, leader: Nonce::new(77) }
+    }
+
     #[test]
-    fn what_nodes_and_the_allocator_say_crosses_the_wire() {
-        let node = NodeName::new("n").expect("a name");
-        let at = Progress {
-            epoch: Epoch::new(3),
-            write: 99,
-            high_water: 12_345,
-            leader: Nonce::new(77),
-        };
+    fn what_an_incarnation_and_its_allocator_say_crosses_the_wire() {
+        let (node, at) = (node(), progress());
         for replaces in [None, Some((ServiceId::new(1 << 32 | 4), Nonce::new(5)))] {
             let register = Registration {
                 node: node.clone(),
@@ -249,6 +251,12 @@ pub(super) mod tests {
         assert_eq!(started_from_proto(started_to_proto(&started)), started);
         let ack = LeaseAck { at, lease_ttl: Duration::from_millis(4_321) };
         assert_eq!(lease_from_proto(lease_to_proto(&ack)), ack);
+        assert_eq!(progress_from_proto(acknowledged_to_proto(at).at), at);
+    }
+
+    #[test]
+    fn binds_and_tokens_cross_the_wire() {
+        let (node, at) = (node(), progress());
         for tokens in
             [None, Some(TokenBlock { next: FencingToken::new(5), end: FencingToken::new(9) })]
         {
@@ -281,6 +289,5 @@ pub(super) mod tests {
             let latest = Latest { bind: found, at };
             assert_eq!(latest_from_proto(latest_to_proto(&latest)).expect("own message"), latest);
         }
-        assert_eq!(progress_from_proto(acknowledged_to_proto(at).at), at);
     }
 }

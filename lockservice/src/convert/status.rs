@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_operators_see_crosses_the_wire() {
+    fn locks_and_waits_cross_the_wire() {
         let table = TableRef::new("g", "t").expect("a name");
         let items = [
             LockItem::Row(Key::new("k").expect("a key")),
@@ -231,6 +231,11 @@ mod tests {
                 wait
             );
         }
+    }
+
+    #[test]
+    fn binds_cross_the_wire() {
+        let table = TableRef::new("g", "t").expect("a name");
         let waits = Duration::from_millis(9);
         for state in [
             BindState::Bound,

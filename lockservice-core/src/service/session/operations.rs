@@ -22,6 +22,7 @@ use crate::service::session::queue::{
     Filed, NumberedBy, RELIED_PAIRS_MAX, Relied, Room, Step, Taken, Timer, TxnQueue,
     keep_relied_on, rolled_back,
 };
+use crate::service::session::state::SessionState;
 use crate::service::txn::TxnRecord;
 use crate::service::{Granted, LockSpec, OpResponse, Operation, TxnOp};
 
@@ -67,22 +68,8 @@ impl Session {
         if op.number == TxnNumber::default() {
             return Err(Error::new(ErrorKind::InvalidArgument, "transactions are numbered from 1"));
         }
-        if op.number > state.highest {
-            state.number_by(NumberedBy::Client)?;
-            if matches!(operation, Operation::End { .. }) {
-                // Nothing was ever locked.
-                state.highest = op.number;
-                return Ok((Pending::ready(Ok(OpResponse::DONE)), false));
-            }
-            if op.sequence != Sequence::FIRST {
-                return Err(Error::new(
-                    ErrorKind::InvalidArgument,
-                    "a transaction begins with the operation of sequence 1",
-                )
-                .with("number", op.number)
-                .with("sequence", op.sequence));
-            }
-            self.begin_as(&mut state, op.number, &op.options)?;
+        if op.number > state.highest && !self.begin_with(&mut state, &op, &operation)? {
+            return Ok((Pending::ready(Ok(OpResponse::DONE)), false));
         }
         let settings = &self.inner.parts.settings;
         let exhausted = state.charge.check_room().err();
@@ -118,6 +105,31 @@ impl Session {
                 }
             }),
         }
+    }
+
+    /// Begins the transaction of its first operation. Returns false for an `End`: nothing was ever
+    /// locked, and nothing is left to do.
+    fn begin_with(
+        &self,
+        state: &mut SessionState,
+        op: &TxnOp,
+        operation: &Operation,
+    ) -> Result<bool> {
+        state.number_by(NumberedBy::Client)?;
+        if matches!(operation, Operation::End { .. }) {
+            state.highest = op.number;
+            return Ok(false);
+        }
+        if op.sequence != Sequence::FIRST {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "a transaction begins with the operation of sequence 1",
+            )
+            .with("number", op.number)
+            .with("sequence", op.sequence));
+        }
+        self.begin_as(state, op.number, &op.options)?;
+        Ok(true)
     }
 
     /// Answers a lock whose time is up before its turn has come.

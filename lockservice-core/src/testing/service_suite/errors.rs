@@ -9,7 +9,7 @@ use super::kit::{
 };
 use crate::error::{Advice, ErrorKind};
 use crate::key::{KEY_BYTES_MAX, LockMode};
-use crate::service::LockSpec;
+use crate::service::{LockSpec, WaitStatus};
 
 pub(super) async fn locks_and_waits_show_who_waits_for_whom(fixture: &dyn ServiceFixture) {
     let scene = Scene::new(fixture);
@@ -45,20 +45,7 @@ pub(super) async fn locks_and_waits_show_who_waits_for_whom(fixture: &dyn Servic
     }
 
     let waits = fixture.waits(Some(&table())).await.expect("a list");
-    let mut lines: Vec<_> = waits
-        .iter()
-        .map(|wait| {
-            let info = &wait.info;
-            assert_eq!(info.table, table());
-            assert_eq!(wait.waiter_client, client_of(&wait.waiter_label));
-            assert_eq!(wait.holder_client, client_of(&wait.holder_label));
-            assert!(wait.waiting < Duration::from_secs(60));
-            let how = if info.granted { "held" } else { "asked for" };
-            let (who, whom) = (&wait.waiter_label, &wait.holder_label);
-            let (item, mode, held) = (&info.item, info.mode, &info.held_item);
-            format!("{who} waits for {item}, {mode}, since {held} is {how} by {whom}")
-        })
-        .collect();
+    let mut lines: Vec<_> = waits.iter().map(in_words).collect();
     lines.sort();
     assert_eq!(
         lines,
@@ -69,24 +56,34 @@ pub(super) async fn locks_and_waits_show_who_waits_for_whom(fixture: &dyn Servic
             "w waits for k, shared, since k is held by a",
         ]
     );
-    let named =
-        waits.iter().map(|wait| (wait.waiter_label.as_str(), wait.info.waiter, wait.info.holder));
     let holder = |label: &str| {
         waits.iter().find(|w| w.holder_label == label).expect("in the lines").info.holder
     };
-    for (label, waiter, _) in named {
-        assert_eq!(waiter, if label == "v" { v.id() } else { w.id() });
+    for wait in &waits {
+        let waiter = if wait.waiter_label == "v" { v.id() } else { w.id() };
+        assert_eq!(wait.info.waiter, waiter);
     }
     assert_eq!((holder("a"), holder("b"), holder("w")), (a.id(), b.id(), w.id()));
 
-    let all = fixture.waits(None).await.expect("a list");
-    assert_eq!(all.len(), 5, "of every table: {all:?}");
+    assert_eq!(fixture.waits(None).await.expect("a list").len(), 5, "of every table");
     let never = table_named("never");
     assert_eq!(fixture.locks(Some(&never)).await.expect("a list"), []);
     assert_eq!(fixture.waits(Some(&never)).await.expect("a list"), []);
     for call in calls {
         call.cancelled().await;
     }
+}
+
+fn in_words(wait: &WaitStatus) -> String {
+    let info = &wait.info;
+    assert_eq!(info.table, table());
+    assert_eq!(wait.waiter_client, client_of(&wait.waiter_label));
+    assert_eq!(wait.holder_client, client_of(&wait.holder_label));
+    assert!(wait.waiting < Duration::from_secs(60));
+    let how = if info.granted { "held" } else { "asked for" };
+    let (who, whom) = (&wait.waiter_label, &wait.holder_label);
+    let (item, mode, held) = (&info.item, info.mode, &info.held_item);
+    format!("{who} waits for {item}, {mode}, since {held} is {how} by {whom}")
 }
 
 pub(super) async fn an_error_says_what_happened_to_what_and_what_to_do(

@@ -29,7 +29,7 @@ pub(crate) fn run(args: &ExecArgs) -> ExitCode {
     }
 }
 
-// Long: the steps between fork and exec in their order, which matters.
+// The steps between fork and exec in their order, which matters.
 fn become_command(args: &ExecArgs) -> Result<Infallible, Failure> {
     let os = |what: &str, error: io::Error| {
         Failure::new(exit::OS, "os", format!("cannot {what}: {error}; the command was not started"))
@@ -63,8 +63,13 @@ fn become_command(args: &ExecArgs) -> Result<Infallible, Failure> {
     // Ignored signals are inherited. SIGPIPE is not, see `signals`: this gives the command the
     // default.
     let error = Command::new(program).args(rest).exec();
+    Err(cannot_run(program, &error))
+}
+
+/// Why the kernel did not run `program`, in words of its caller.
+fn cannot_run(program: &OsStr, error: &io::Error) -> Failure {
     let name = program.to_string_lossy();
-    Err(match (error.kind(), found(program)) {
+    match (error.kind(), found(program)) {
         (io::ErrorKind::NotFound, Some(file)) => {
             let what = match interpreter(&file) {
                 Some(interpreter) => {
@@ -93,7 +98,7 @@ fn become_command(args: &ExecArgs) -> Result<Infallible, Failure> {
                     the lock was released"
             ),
         ),
-    })
+    }
 }
 
 /// The file that `program` names, as it would be looked for to be run.
