@@ -82,7 +82,9 @@ mod connections;
 mod error;
 mod migrate;
 mod record;
+mod server_check;
 mod servers;
+mod sql;
 mod store;
 mod watch;
 

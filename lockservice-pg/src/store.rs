@@ -12,18 +12,20 @@ use lockservice_core::store::{
 };
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, PgPool, Row};
+use sqlx::{PgPool, Row};
 
 use crate::calls::Calls;
-use crate::config::{PgConfig, SchemaName, millis};
-use crate::connections::{Connections, Statement};
+use crate::config::{PgConfig, millis};
+use crate::connections::Connections;
 use crate::error::{Failure, Stage};
-use crate::migrate::{check_format, in_schema, migrate};
+use crate::migrate::{check_format, migrate};
 use crate::record::{
     Arrays, add_constants, add_forgotten, add_service, add_table, add_tombstone, format_written,
     head, json,
 };
+use crate::server_check::check_server;
 use crate::servers::Servers;
+use crate::sql::{Sql, sql};
 use crate::watch::Watch;
 
 /// How often a candidate decides again because the head changed between its reading and its
@@ -40,20 +42,6 @@ pub struct PgStore {
     channel: String,
     lock_ms: i32,
     watch: Watch,
-}
-
-/// The statements, with the schema's name in them.
-struct Sql {
-    head: Arc<str>,
-    lead: Arc<str>,
-    renew: Arc<str>,
-    resign: Arc<str>,
-    write: Arc<str>,
-    constants: Arc<str>,
-    forgotten: Arc<str>,
-    tables: Arc<str>,
-    services: Arc<str>,
-    tombstones: Arc<str>,
 }
 
 impl PgStore {
@@ -336,88 +324,8 @@ impl fmt::Debug for PgStore {
     }
 }
 
-impl Sql {
-    fn new(schema: &SchemaName) -> Self {
-        let text = |text: &str| Arc::from(in_schema(text, schema));
-        Self {
-            // One row, whether there is a head or not.
-            head: text(
-                "select $schema.lineage() as lineage, r.format, r.record, \
-                 floor(extract(epoch from clock_timestamp()))::bigint as clock_s \
-                 from (select) as one left join $schema.head_record() as r on true",
-            ),
-            lead: text(
-                "select * from $schema.lead($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb)",
-            ),
-            renew: text("select * from $schema.renew($1, $2)"),
-            resign: text("select * from $schema.resign($1, $2, $3)"),
-            write: text(
-                "select * from $schema.write_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, \
-                 $12, $13, $14, $15, \
-                 $16, $17, $18)",
-            ),
-            constants: text("select format, record::text as record from $schema.constants"),
-            forgotten: text("select format, record::text as record from $schema.forgotten"),
-            tables: text(
-                "select \"group\", name, format, record::text as record from $schema.tables",
-            ),
-            services: text(
-                "select id::text as id, format, record::text as record from $schema.services",
-            ),
-            tombstones: text(
-                "select origin::text as origin, counter::text as counter, format from \
-                    $schema.tombstones",
-            ),
-        }
-    }
-}
-
-fn sql<'q>(text: &Arc<str>) -> Statement<'q> {
-    sqlx::query(AssertSqlSafe(Arc::clone(text)))
-}
-
 /// A number as the server's type. None that is stored reaches its end, so one beyond it is refused
 /// like any other wrong one.
 fn number(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-/// Refuses a server that could not keep the store's promises, and warns of one that is set up not
-/// to.
-async fn check_server(calls: &Calls) -> Result<()> {
-    let facts = || {
-        sqlx::query(
-            "select current_setting('server_version_num')::int as version, pg_is_in_recovery() as \
-             standby, \
-             current_setting('server_encoding') as encoding, current_setting('fsync') as fsync",
-        )
-    };
-    let row = calls.repeatable(Stage::Reading, facts).await?;
-    let unusable = |message: String| {
-        Err(Error::new(ErrorKind::StoreUnusable, message).with("store", &calls.describe))
-    };
-    let version: i32 = calls.unchanged(row.try_get("version").map_err(Failure::from))?;
-    if version < 120_000 {
-        return unusable(format!(
-            "the store's server is PostgreSQL {}: use 12 or later",
-            version / 10_000
-        ));
-    }
-    if calls.unchanged(row.try_get("standby").map_err(Failure::from))? {
-        return unusable(
-            "the store's server is a standby that follows another: point the store's URL at the \
-                primary"
-                .to_owned(),
-        );
-    }
-    let encoding: String = calls.unchanged(row.try_get("encoding").map_err(Failure::from))?;
-    if encoding != "UTF8" {
-        return unusable(format!("the database is encoded in {encoding}: use one in UTF8"));
-    }
-    let fsync: String = calls.unchanged(row.try_get("fsync").map_err(Failure::from))?;
-    if fsync == "off" {
-        tracing::warn!(store = %calls.describe, "the store's server has fsync off: what it \
-            acknowledged is lost when its machine stops");
-    }
-    Ok(())
 }

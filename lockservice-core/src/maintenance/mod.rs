@@ -3,7 +3,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `check.rs` | problems of the records of a store |
+//! | `check/` | problems of the records of a store |
 //! | `dump.rs` | the format of a dump, written and read |
 //! | `restore.rs` | a dump becomes the content of a new store |
 //!

@@ -4,15 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use lockservice_core::clock::{Clock, SystemClock, Time};
+use lockservice_core::clock::{Clock, Time};
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
 use parking_lot::Mutex;
-use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use super::session::Session;
-use super::{AdminClient, AllocatorClient};
-use crate::channel::{Channels, Dial, StreamChannel, Tried, endpoint, race};
+use super::{AdminClient, AllocatorClient, ClientBuilder};
+use crate::channel::{Channels, StreamChannel};
 use crate::proto::locks_client::LocksClient;
 
 /// Most bytes of an answer. Larger than what a server puts into a frame, for a deadlock's cycle can
@@ -52,11 +51,11 @@ pub struct Client {
 #[derive(Debug)]
 pub(super) struct Parts {
     /// As they were given, and one by one.
-    given: String,
-    addresses: Vec<String>,
+    pub(super) given: String,
+    pub(super) addresses: Vec<String>,
     /// Which of them responded last: a hint, so `Relaxed`, without a partner.
-    home: AtomicUsize,
-    channels: Channels,
+    pub(super) home: AtomicUsize,
+    pub(super) channels: Channels,
     /// The address at which the allocator's leader was last. Locked for a copy.
     pub(super) leader: Mutex<Option<String>>,
     /// The last leadership that answered, and when it was first observed (L3). Locked for a
@@ -64,7 +63,7 @@ pub(super) struct Parts {
     pub(super) epoch: Mutex<(Epoch, Time)>,
     pub(super) name: String,
     pub(super) call_timeout: Duration,
-    start_timeout: Duration,
+    pub(super) start_timeout: Duration,
     pub(super) stop_time: Duration,
     pub(super) clock: Arc<dyn Clock>,
 }
@@ -77,129 +76,6 @@ pub(super) struct Node {
     pub(super) channel: Channel,
 }
 
-/// How a [`Client`] is made.
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct ClientBuilder {
-    name: String,
-    connect_timeout: Duration,
-    call_timeout: Duration,
-    start_timeout: Option<Duration>,
-    stop_time: Duration,
-    clock: Arc<dyn Clock>,
-}
-
-impl Default for ClientBuilder {
-    fn default() -> Self {
-        Self {
-            name: String::new(),
-            connect_timeout: Duration::from_secs(3),
-            call_timeout: Duration::from_secs(10),
-            start_timeout: None,
-            stop_time: Duration::ZERO,
-            clock: Arc::new(SystemClock),
-        }
-    }
-}
-
-impl ClientBuilder {
-    /// The name of the client, for operators. At most 255 bytes. Default: nothing.
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = name.into();
-        self
-    }
-
-    /// How long to try to connect. Default 3 s.
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
-        self
-    }
-
-    /// How long a call that waits for no lock may take: opening a session, the calls of the
-    /// allocator, lists. Default 10 s.
-    pub fn call_timeout(mut self, timeout: Duration) -> Self {
-        self.call_timeout = timeout;
-        self
-    }
-
-    /// How long a session waits to be opened while the servers that answer are starting. Default:
-    /// as long as a call may take. Zero: it fails at once.
-    pub fn start_timeout(mut self, timeout: Duration) -> Self {
-        self.start_timeout = Some(timeout);
-        self
-    }
-
-    /// How long the protected work needs to stop: the deadline of every session is earlier by this
-    /// (P2). Default: zero.
-    pub fn stop_time(mut self, time: Duration) -> Self {
-        self.stop_time = time;
-        self
-    }
-
-    /// The source of time. Default: the machine's clock, which counts through suspend.
-    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
-        self.clock = clock;
-        self
-    }
-
-    /// Connects to the first server that answers of `addresses`: `HOST:PORT` or `http://HOST:PORT`,
-    /// several separated by commas.
-    ///
-    /// They are tried in the order given. Each is tried alone for 300 ms; if it has neither
-    /// answered nor failed by then, the next one is tried beside it. A server that answers that it
-    /// cannot serve yet is taken only if no other can. A name that stands for several addresses is
-    /// tried in the same way, at each of them.
-    ///
-    /// # Errors
-    /// `InvalidArgument`: an address cannot be read. `Unavailable`: no server responds; try again.
-    ///
-    /// # Cancel safety
-    /// Nothing is left behind.
-    pub async fn connect(self, addresses: &str) -> Result<Client> {
-        let given: Vec<String> =
-            addresses.split(',').map(str::trim).filter(|a| !a.is_empty()).map(Into::into).collect();
-        let mut endpoints = Vec::with_capacity(given.len());
-        for address in &given {
-            endpoints.push(endpoint(address, self.connect_timeout)?);
-        }
-        if endpoints.is_empty() {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "the server's address is HOST:PORT or http://HOST:PORT",
-            )
-            .with("address", addresses));
-        }
-        let (home, channel) =
-            first_to_respond(endpoints, self.connect_timeout).await.map_err(|why| {
-                let error = Error::new(
-                    ErrorKind::Unavailable,
-                    "no server answers: is it running, and is the address right?",
-                );
-                let error = error.with("address", addresses);
-                match why {
-                    Some(why) => error.with_source(why),
-                    None => error,
-                }
-            })?;
-        let channels = Channels::new(self.connect_timeout);
-        channels.insert(&given[home], channel);
-        let parts = Parts {
-            given: addresses.to_owned(),
-            addresses: given,
-            home: AtomicUsize::new(home),
-            channels,
-            leader: Mutex::new(None),
-            epoch: Mutex::new((Epoch::default(), Time::ZERO)),
-            name: self.name,
-            call_timeout: self.call_timeout,
-            start_timeout: self.start_timeout.unwrap_or(self.call_timeout),
-            stop_time: self.stop_time,
-            clock: self.clock,
-        };
-        Ok(Client { parts: Arc::new(parts) })
-    }
-}
-
 /// When to ask a server again that is starting, or that lost its lease and is about to serve on as
 /// a new incarnation; `None` if `error` says neither.
 fn pause_of_a_start(error: &Error) -> Option<Duration> {
@@ -208,50 +84,6 @@ fn pause_of_a_start(error: &Error) -> Option<Duration> {
         // Of a server that cannot be reached nothing is known.
         ErrorKind::Unavailable => error.retry_after().map(|pause| pause.max(START_PAUSE)),
         _ => None,
-    }
-}
-
-/// The number of the endpoint that answers first, and its channel. One that answers that it cannot
-/// serve yet is second best. Fails with the last reason.
-async fn first_to_respond(
-    endpoints: Vec<Endpoint>,
-    each: Duration,
-) -> Result<(usize, Channel), Option<tonic::transport::Error>> {
-    // One address alone is taken as soon as it is connected: there is nothing to choose.
-    let alone = endpoints.len() == 1;
-    race(endpoints.into_iter().enumerate().map(|(n, endpoint)| async move {
-        match tokio::time::timeout(each, try_one(&endpoint, each, alone)).await {
-            Ok(Tried::Good(channel)) => Tried::Good((n, channel)),
-            Ok(Tried::SecondBest(channel)) => Tried::SecondBest((n, channel)),
-            Ok(Tried::Failed(why)) => Tried::Failed(why),
-            Err(_) => Tried::Failed(None),
-        }
-    }))
-    .await
-}
-
-/// A connection says little: the kernel accepts for a process that is stopped. So a call is made.
-async fn try_one(
-    endpoint: &Endpoint,
-    each: Duration,
-    alone: bool,
-) -> Tried<Channel, tonic::transport::Error> {
-    let channel = match endpoint.connect_with_connector(Dial::new(each)).await {
-        Ok(channel) => channel,
-        Err(e) => return Tried::Failed(Some(e)),
-    };
-    if alone {
-        return Tried::Good(channel);
-    }
-    match crate::proto::admin_client::AdminClient::new(channel.clone())
-        .get_node(crate::proto::GetNodeRequest {})
-        .await
-    {
-        Ok(_) => Tried::Good(channel),
-        Err(status) if status.code() != Code::Unavailable => Tried::Good(channel),
-        // A server puts the error into the details; the transport has none.
-        Err(status) if !status.details().is_empty() => Tried::SecondBest(channel),
-        Err(_) => Tried::Failed(None),
     }
 }
 

@@ -73,6 +73,7 @@
 
 mod admin;
 mod allocator;
+mod builder;
 mod cluster_session;
 mod connect;
 mod driver;
@@ -85,6 +86,7 @@ mod txn;
 
 pub use self::admin::{AdminClient, Listed};
 pub use self::allocator::{Admission, AllocatorClient};
-pub use self::connect::{Client, ClientBuilder};
+pub use self::builder::ClientBuilder;
+pub use self::connect::Client;
 pub use self::session::Session;
 pub use self::txn::{ClientTxn, Ended, LockGuard};

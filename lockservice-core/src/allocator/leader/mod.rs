@@ -9,7 +9,7 @@
 //! | `incarnation` | the start and the resignation of incarnations, in two halves |
 //! | `cannot_commit` | making a transaction unable to commit |
 //! | `forget` | forgetting tables |
-//! | `writer` | the one task that writes to the store |
+//! | `writer`, `raise` | the one task that writes to the store, and raises the epoch |
 //! | `run` | a leadership from its start to its end |
 //! | `recover`, `records` | its start: what it loads, compares and writes first |
 //! | `sweep` | what it looks for by itself |
@@ -34,6 +34,7 @@ pub(in crate::allocator) mod forget;
 pub(in crate::allocator) mod incarnation;
 pub(crate) mod leadership;
 pub(in crate::allocator) mod origins;
+mod raise;
 pub(in crate::allocator) mod records;
 pub(in crate::allocator) mod recover;
 pub(in crate::allocator) mod run;

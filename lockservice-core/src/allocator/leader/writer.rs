@@ -1,5 +1,5 @@
-//! The one task that writes to the store: group commit, numbering, unknown outcomes, and raising
-//! the epoch (L2, B6, F2).
+//! The one task that writes to the store: group commit, numbering and unknown outcomes (L2, B6). It
+//! raises the epoch too (`raise.rs`).
 //!
 //! # Implementation details
 //! Changes wait in a bounded queue; the task takes as many as there are (up to a limit) and writes
@@ -27,21 +27,16 @@ use crate::allocator::state::{AllocatorState, not_leading};
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Epoch;
-use crate::store::{
-    Acquired, Applied, Batch, BindStore, Candidate, DataLoss, Leadership, Lineage, Op,
-};
+use crate::store::{Applied, Batch, BindStore, Candidate, Lineage, Op};
 use crate::sync::atomic::Ordering;
 
 /// Pause after the first failure of the store; doubled up to [`PAUSE_MAX`].
-const PAUSE_FIRST: Duration = Duration::from_millis(10);
+pub(super) const PAUSE_FIRST: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-fn longer(pause: Duration) -> Duration {
+pub(super) fn longer(pause: Duration) -> Duration {
     (pause * 2).min(PAUSE_MAX)
 }
-
-/// Between two attempts to tell the store that it has lost writes.
-const RAISE_PAUSE: Duration = Duration::from_millis(50);
 
 /// The second half of a change: runs on the writer's task once the change has landed, or certainly
 /// has not. Must not block.
@@ -275,112 +270,6 @@ impl Writer {
         Ok(())
     }
 
-    async fn resolve(&mut self) -> Result<()> {
-        // Asked for again while it was under way.
-        if self.state.resolved.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        self.candidate.data_loss = DataLoss::Resolved;
-        let raised = self.raise(self.epoch.next()?).await;
-        self.candidate.data_loss = DataLoss::Unknown;
-        raised?;
-        tracing::info!(
-            epoch = %self.epoch,
-            "no node can still rely on anything that the store lost: the data loss is resolved"
-        );
-        self.state.observed_before.store(self.epoch.get(), Ordering::Release);
-        self.state.resolved.store(true, Ordering::Release);
-        Ok(())
-    }
-
-    async fn raise(&mut self, wanted: Epoch) -> Result<()> {
-        if self.epoch >= wanted {
-            return Ok(());
-        }
-        if let Some(lost) = &self.lost {
-            return Err(lost.clone());
-        }
-        // The floor is exclusive (L4).
-        self.candidate.floor = Epoch::new(wanted.get() - 1);
-        let mut head = Arc::clone(&self.head).lock_owned().await;
-        self.uncertain = true;
-        let mut pause = PAUSE_FIRST;
-        let response = loop {
-            match self.store.acquire_leadership(&self.candidate, self.leadership_ttl).await {
-                Ok(response) => break response,
-                // The store may have raised it, and then a renewal that named the old one would be
-                // refused as another leader's: it is asked until it answers. (An exclusive store
-                // renews nothing, and who asked may ask again.)
-                Err(e)
-                    if !self.state.exclusive
-                        && matches!(
-                            e.kind(),
-                            ErrorKind::UnknownOutcome | ErrorKind::Unavailable
-                        ) =>
-                {
-                    if self.state.leadership.ended() {
-                        return Err(self.give_up());
-                    }
-                    tracing::warn!(
-                        store = %self.store.describe(),
-                        error = ?e,
-                        "cannot raise the epoch yet; trying again"
-                    );
-                    self.env.sleep(pause).await;
-                    pause = longer(pause);
-                }
-                Err(e) if e.kind() == ErrorKind::Fenced => return Err(self.lose(e)),
-                Err(e) => return Err(e),
-            }
-        };
-        self.uncertain = false;
-        match response {
-            Leadership::Acquired(Acquired { epoch, applied, lineage, .. })
-                if epoch >= wanted && applied == self.applied && lineage == self.lineage =>
-            {
-                (self.epoch, *head) = (epoch, epoch);
-                self.state.sequence.raise(epoch);
-                Ok(())
-            }
-            other => Err(self.lose(
-                Error::new(
-                    ErrorKind::Fenced,
-                    "the epoch could not be raised: another leads the store, or wrote to it",
-                )
-                .with("response", format!("{other:?}")),
-            )),
-        }
-    }
-
-    /// The leadership has ended already; the store is told why, if it answers within the
-    /// leadership's time. Also while it is unknown whether the last write or raise is there: the
-    /// next leader must know, and nothing is changed if another leads already.
-    async fn raise_above(&mut self, why: Error, observed: Progress) {
-        self.candidate.data_loss = DataLoss::Known { high_water: observed.high_water };
-        self.candidate.floor = self.candidate.floor.max(observed.epoch);
-        let mut head = Arc::clone(&self.head).lock_owned().await;
-        let tell = async {
-            loop {
-                match self.store.acquire_leadership(&self.candidate, self.leadership_ttl).await {
-                    Ok(response) => return response,
-                    Err(e) => {
-                        tracing::warn!(
-                            error = ?e,
-                            "the store cannot be told yet that it has lost writes; trying again"
-                        )
-                    }
-                }
-                self.env.sleep(RAISE_PAUSE).await;
-            }
-        };
-        if let Ok(Leadership::Acquired(Acquired { epoch, .. })) =
-            self.env.timeout(self.leadership_ttl, tell).await
-        {
-            (self.epoch, *head) = (epoch, epoch);
-        }
-        self.lose(why);
-    }
-
     async fn resign(&mut self) -> Result<()> {
         if let Some(lost) = &self.lost {
             return Err(lost.clone());
@@ -392,13 +281,13 @@ impl Writer {
 
     /// The leadership was ended by another task, which tells why it is over, or asks this one to
     /// (`RaiseAbove`): nothing more is written.
-    fn give_up(&mut self) -> Error {
+    pub(super) fn give_up(&mut self) -> Error {
         let lost = not_leading(true);
         self.lost = Some(lost.clone());
         lost
     }
 
-    fn lose(&mut self, error: Error) -> Error {
+    pub(super) fn lose(&mut self, error: Error) -> Error {
         self.state.leadership.end();
         end(&self.ended, &error);
         let lost = not_leading(true).with_source(error);
