@@ -21,8 +21,8 @@ use lockservice_core::allocator::{
 };
 use lockservice_core::clock::SystemClock;
 use lockservice_core::store::{
-    Acquired, Applied, Batch, BindStore, Candidate, DataLoss, Leadership, Renewal, StoreState,
-    WriteAck,
+    Acquired, Applied, Batch, BindStore, Candidate, DataLoss, Head, Leadership, Renewal,
+    StoreState, WriteAck,
 };
 use lockservice_core::testing::LocalPeers;
 use lockservice_core::{CommitAttempt, Epoch, NodeName, Nonce, Result, TableRef, TxnId};
@@ -40,6 +40,7 @@ const CALLERS: usize = 64;
 struct Counted(Arc<dyn BindStore>, AtomicU64);
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl BindStore for Counted {
     fn describe(&self) -> String {
         self.0.describe()
@@ -62,6 +63,12 @@ impl BindStore for Counted {
     }
     async fn applied(&self) -> Result<Applied> {
         self.0.applied().await
+    }
+    async fn head(&self) -> Result<Option<Head>> {
+        self.0.head().await
+    }
+    async fn wait_for_change(&self, poll: Duration) -> Result<()> {
+        self.0.wait_for_change(poll).await
     }
 }
 

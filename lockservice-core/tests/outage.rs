@@ -13,7 +13,8 @@ use lockservice_core::allocator::{
 };
 use lockservice_core::clock::{Clock, Time};
 use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, Leadership, MemoryStore, Renewal, StoreState, WriteAck,
+    Applied, Batch, BindStore, Candidate, Head, Leadership, MemoryStore, Renewal, StoreState,
+    WriteAck,
 };
 use lockservice_core::testing::ManualClock;
 use lockservice_core::{
@@ -36,6 +37,7 @@ struct Migrating {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl BindStore for Migrating {
     fn describe(&self) -> String {
         self.inner.describe()
@@ -60,6 +62,12 @@ impl BindStore for Migrating {
     }
     async fn applied(&self) -> Result<Applied> {
         self.inner.applied().await
+    }
+    async fn head(&self) -> Result<Option<Head>> {
+        self.inner.head().await
+    }
+    async fn wait_for_change(&self, poll: Duration) -> Result<()> {
+        self.inner.wait_for_change(poll).await
     }
 }
 

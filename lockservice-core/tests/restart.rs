@@ -14,7 +14,7 @@ use lockservice_core::allocator::{
 };
 use lockservice_core::clock::hi;
 use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, ClusterConstants, Leadership, MemoryStore, Renewal,
+    Applied, Batch, BindStore, Candidate, ClusterConstants, Head, Leadership, MemoryStore, Renewal,
     ServiceState, StoreState, WriteAck,
 };
 use lockservice_core::testing::ManualClock;
@@ -40,6 +40,7 @@ impl Disk {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl BindStore for Disk {
     fn describe(&self) -> String {
         self.inner.describe()
@@ -70,6 +71,12 @@ impl BindStore for Disk {
     }
     async fn applied(&self) -> Result<Applied> {
         self.inner.applied().await
+    }
+    async fn head(&self) -> Result<Option<Head>> {
+        self.inner.head().await
+    }
+    async fn wait_for_change(&self, poll: Duration) -> Result<()> {
+        self.inner.wait_for_change(poll).await
     }
 }
 

@@ -7,19 +7,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorSettings, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission,
-    CommitWindow, Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator,
-    PresentedBind, Progress, Registration, Released, Report, ReservedTokens, TxnRange,
+    AllocatorSettings, BeginCommit, BoundTable, CommitWindow, LocalAllocator, LockTableAllocator,
+    PresentedBind, Released,
 };
 use lockservice_core::service::{
     Granted, LockService, LockSpec, ServiceParts, ServiceSettings, Txn, TxnOptions,
 };
 use lockservice_core::store::MemoryStore;
 use lockservice_core::table::WaitPolicy;
-use lockservice_core::testing::TokioClock;
+use lockservice_core::testing::{AllocatorHooks, HookedAllocator, TokioClock};
 use lockservice_core::{
     BindVersion, CommitAttempt, CommitTimestamp, Error, ErrorKind, Key, LockItem, NodeName, Nonce,
-    Result, ServiceId, TableId, TableRef, TxnId,
+    Result, ServiceId, TableRef,
 };
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
@@ -39,19 +38,19 @@ enum Fate {
     Lost,
 }
 
-/// A local allocator that loses releases, and whose answers to binds can be slow.
+/// A local allocator loses releases, and its responses to binds can be slow.
 #[derive(Debug)]
-struct Lossy {
-    inner: Arc<LocalAllocator>,
+struct Losses {
     fates: Mutex<Vec<Fate>>,
     /// How long the answer to a bind is on its way.
     bind_takes: Mutex<Duration>,
 }
 
 #[async_trait]
-impl LockTableAllocator for Lossy {
+impl AllocatorHooks for Losses {
     async fn release_table(
         &self,
+        inner: &dyn LockTableAllocator,
         service: ServiceId,
         nonce: Nonce,
         table: &TableRef,
@@ -60,71 +59,28 @@ impl LockTableAllocator for Lossy {
         let fate = self.fates.lock().pop();
         let lost = || Err(Error::new(ErrorKind::Unavailable, "no answer"));
         match fate {
-            None => self.inner.release_table(service, nonce, table, version).await,
+            None => inner.release_table(service, nonce, table, version).await,
             Some(Fate::ResponseLost) => {
-                self.inner.release_table(service, nonce, table, version).await?;
+                inner.release_table(service, nonce, table, version).await?;
                 lost()
             }
             Some(Fate::Lost) => lost(),
         }
     }
-    async fn forget_table(&self, table: &TableRef) -> Result<Forgetting> {
-        self.inner.forget_table(table).await
-    }
-    async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
-        let (bound, takes) = (self.inner.bind(service, table).await, *self.bind_takes.lock());
+
+    async fn bind(
+        &self,
+        inner: &dyn LockTableAllocator,
+        service: ServiceId,
+        table: &TableRef,
+    ) -> Result<BoundTable> {
+        let (bound, takes) = (inner.bind(service, table).await, *self.bind_takes.lock());
         sleep(takes).await;
         bound
     }
-    async fn reserve_tokens(
-        &self,
-        service: ServiceId,
-        table: TableId,
-        version: BindVersion,
-    ) -> Result<ReservedTokens> {
-        self.inner.reserve_tokens(service, table, version).await
-    }
-    async fn keepalive(
-        &self,
-        service: ServiceId,
-        nonce: Nonce,
-        progress: Progress,
-    ) -> Result<LeaseAck> {
-        self.inner.keepalive(service, nonce, progress).await
-    }
-    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
-        self.inner.resign(service, nonce).await
-    }
-    async fn register(&self, request: &Registration) -> Result<Incarnation> {
-        self.inner.register(request).await
-    }
-    async fn latest(&self, table: &TableRef) -> Result<Latest> {
-        self.inner.latest(table).await
-    }
-    async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
-        self.inner.begin_commit(request).await
-    }
-    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<Progress> {
-        self.inner.finish_commit(txn, attempt).await
-    }
-    async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
-        self.inner.cannot_commit(txns).await
-    }
-    async fn report(&self, report: &Report) -> Result<Progress> {
-        self.inner.report(report).await
-    }
-    async fn report_txns(
-        &self,
-        service: ServiceId,
-        nonce: Nonce,
-        range: TxnRange,
-    ) -> Result<Progress> {
-        self.inner.report_txns(service, nonce, range).await
-    }
-    async fn status(&self) -> Result<AllocatorStatus> {
-        self.inner.status().await
-    }
 }
+
+type Lossy = HookedAllocator<Losses>;
 
 struct Stage {
     allocator: Arc<Lossy>,
@@ -143,8 +99,8 @@ impl Stage {
         let inner = LocalAllocator::open(store, clock, settings, name("leader"))
             .await
             .expect("a fresh store");
-        let allocator =
-            Arc::new(Lossy { inner, fates: Mutex::default(), bind_takes: Mutex::default() });
+        let hooks = Losses { fates: Mutex::default(), bind_takes: Mutex::default() };
+        let allocator = Arc::new(Lossy { inner, hooks });
         let service = Self::start(&allocator, "a", idle).await;
         Self { allocator, service }
     }
@@ -244,13 +200,13 @@ async fn a_table_is_kept_while_anything_is_locked_and_its_time_begins_with_its_l
 #[tokio::test(start_paused = true)]
 async fn a_table_whose_caller_left_before_it_was_bound_is_forgotten_in_time() {
     let stage = Stage::new().await;
-    *stage.allocator.bind_takes.lock() = SECOND * 3;
+    *stage.allocator.hooks.bind_takes.lock() = SECOND * 3;
     let txn = stage.begin();
     let left = tokio::time::timeout(SECOND, txn.lock(spec("t", "k"))).await;
     left.expect_err("the answer is on its way");
     txn.end(None);
     assert!(stage.knows("t").await, "it was granted");
-    *stage.allocator.bind_takes.lock() = Duration::ZERO;
+    *stage.allocator.hooks.bind_takes.lock() = Duration::ZERO;
     sleep(AT_LATEST + SECOND * 3).await;
     assert!(!stage.knows("t").await);
     assert_eq!(stage.allocator.inner.entries().0, 0);
@@ -259,11 +215,11 @@ async fn a_table_whose_caller_left_before_it_was_bound_is_forgotten_in_time() {
 #[tokio::test(start_paused = true)]
 async fn a_call_that_comes_after_another_left_asks_for_the_table_again_and_has_its_turn() {
     let stage = Stage::new().await;
-    *stage.allocator.bind_takes.lock() = HOUR;
+    *stage.allocator.hooks.bind_takes.lock() = HOUR;
     let (first, second) = (stage.begin(), stage.begin());
     let left = tokio::time::timeout(SECOND, first.lock(spec("t", "k"))).await;
     left.expect_err("the answer is on its way");
-    *stage.allocator.bind_takes.lock() = Duration::ZERO;
+    *stage.allocator.hooks.bind_takes.lock() = Duration::ZERO;
     let began = Instant::now();
     second.lock(spec("t", "k")).await.expect("free");
     assert!(began.elapsed() < SECOND, "it does not wait for the answer to the first");
@@ -299,7 +255,7 @@ async fn an_old_snapshot_learns_that_the_history_of_a_forgotten_table_is_unknown
 async fn a_call_that_comes_while_a_table_is_forgotten_is_made_in_the_new_one() {
     let stage = Stage::new().await;
     let old = stage.touch("t").await;
-    *stage.allocator.fates.lock() = vec![Fate::Lost; 4];
+    *stage.allocator.hooks.fates.lock() = vec![Fate::Lost; 4];
     let name = table("t");
     let dropped = stage.service.drop_table(&name);
     let txn = stage.begin();
@@ -318,7 +274,7 @@ async fn a_table_is_not_served_while_it_is_not_known_whether_it_was_forgotten() 
     for fate in [Fate::ResponseLost, Fate::Lost] {
         let stage = Stage::new().await;
         let old = stage.touch("t").await;
-        *stage.allocator.fates.lock() = vec![fate; 6];
+        *stage.allocator.hooks.fates.lock() = vec![fate; 6];
         let name = table("t");
         let dropped = stage.service.drop_table(&name);
         let txn = stage.begin();
@@ -360,7 +316,7 @@ async fn after_a_lost_release_a_refusal_is_not_taken_for_the_last_word() {
     let granted = txn.lock(spec("t", "k")).await.expect("free");
     stage.allocator.begin_commit(&commit(&granted, SECOND * 3)).await.expect("current");
     txn.unlock(&table("t"), &[LockItem::Row(Key::new("k").expect("a key"))], None);
-    *stage.allocator.fates.lock() = vec![Fate::Lost];
+    *stage.allocator.hooks.fates.lock() = vec![Fate::Lost];
     let began = Instant::now();
     stage.service.drop_table(&table("t")).await.expect("it is asked again until it is done");
     assert!(

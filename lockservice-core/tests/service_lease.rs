@@ -11,17 +11,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorSettings, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission,
-    CommitWindow, Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator,
-    PresentedBind, Progress, Registration, Released, Report, ReservedTokens, TxnRange,
+    AllocatorSettings, BeginCommit, CommitWindow, LeaseAck, LocalAllocator, LockTableAllocator,
+    PresentedBind, Progress,
 };
 use lockservice_core::clock::lo;
 use lockservice_core::service::{LockService, LockSpec, ServiceParts, TxnOptions};
 use lockservice_core::store::MemoryStore;
-use lockservice_core::testing::TokioClock;
+use lockservice_core::testing::{AllocatorHooks, HookedAllocator, TokioClock};
 use lockservice_core::{
-    BindVersion, CommitAttempt, CommitTimestamp, Error, ErrorKind, Key, LockItem, NodeName, Nonce,
-    Result, ServiceId, TableId, TableRef, TxnId,
+    CommitAttempt, CommitTimestamp, Error, ErrorKind, Key, LockItem, NodeName, Nonce, Result,
+    ServiceId, TableRef,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -40,11 +39,10 @@ enum Mood {
     Fails,
 }
 
-/// A local allocator whose renewals are as well as they are told to be. Its mood counts from the
-/// moment of the request.
+/// A local allocator does with renewals as it is told. Its mood counts from the moment of the
+/// request.
 #[derive(Debug)]
-struct Moody {
-    inner: Arc<LocalAllocator>,
+struct Moods {
     mood: watch::Sender<Mood>,
     /// When renewals were asked for.
     keepalives: watch::Sender<Vec<Instant>>,
@@ -52,9 +50,10 @@ struct Moody {
 }
 
 #[async_trait]
-impl LockTableAllocator for Moody {
+impl AllocatorHooks for Moods {
     async fn keepalive(
         &self,
+        inner: &dyn LockTableAllocator,
         service: ServiceId,
         nonce: Nonce,
         progress: Progress,
@@ -62,9 +61,9 @@ impl LockTableAllocator for Moody {
         self.keepalives.send_modify(|keepalives| keepalives.push(Instant::now()));
         let mood = *self.mood.borrow();
         match mood {
-            Mood::Fine => self.inner.keepalive(service, nonce, progress).await,
+            Mood::Fine => inner.keepalive(service, nonce, progress).await,
             Mood::Slow(late) => {
-                let response = self.inner.keepalive(service, nonce, progress).await;
+                let response = inner.keepalive(service, nonce, progress).await;
                 tokio::time::sleep(late).await;
                 response
             }
@@ -72,67 +71,21 @@ impl LockTableAllocator for Moody {
             Mood::Fails => Err(Error::new(ErrorKind::Unavailable, "not now")),
         }
     }
-    async fn report(&self, report: &Report) -> Result<Progress> {
-        self.inner.report(report).await
-    }
-    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
+
+    async fn resign(
+        &self,
+        inner: &dyn LockTableAllocator,
+        service: ServiceId,
+        nonce: Nonce,
+    ) -> Result<Progress> {
         if self.resigning_hangs {
             std::future::pending().await
         }
-        self.inner.resign(service, nonce).await
-    }
-    async fn register(&self, request: &Registration) -> Result<Incarnation> {
-        self.inner.register(request).await
-    }
-    async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
-        self.inner.bind(service, table).await
-    }
-    async fn reserve_tokens(
-        &self,
-        service: ServiceId,
-        table: TableId,
-        version: BindVersion,
-    ) -> Result<ReservedTokens> {
-        self.inner.reserve_tokens(service, table, version).await
-    }
-    async fn release_table(
-        &self,
-        service: ServiceId,
-        nonce: Nonce,
-        table: &TableRef,
-        version: BindVersion,
-    ) -> Result<Released> {
-        self.inner.release_table(service, nonce, table, version).await
-    }
-
-    async fn forget_table(&self, table: &TableRef) -> Result<Forgetting> {
-        self.inner.forget_table(table).await
-    }
-
-    async fn latest(&self, table: &TableRef) -> Result<Latest> {
-        self.inner.latest(table).await
-    }
-    async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
-        self.inner.begin_commit(request).await
-    }
-    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<Progress> {
-        self.inner.finish_commit(txn, attempt).await
-    }
-    async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
-        self.inner.cannot_commit(txns).await
-    }
-    async fn report_txns(
-        &self,
-        service: ServiceId,
-        nonce: Nonce,
-        range: TxnRange,
-    ) -> Result<Progress> {
-        self.inner.report_txns(service, nonce, range).await
-    }
-    async fn status(&self) -> Result<AllocatorStatus> {
-        self.inner.status().await
+        inner.resign(service, nonce).await
     }
 }
+
+type Moody = HookedAllocator<Moods>;
 
 fn node() -> NodeName {
     NodeName::new("node-1").expect("a name")
@@ -144,7 +97,7 @@ async fn allocator(resigning_hangs: bool) -> Arc<Moody> {
         .await
         .expect("a fresh store");
     let (mood, keepalives) = (watch::Sender::new(Mood::Fine), watch::Sender::new(Vec::new()));
-    Arc::new(Moody { inner, mood, keepalives, resigning_hangs })
+    Arc::new(Moody { inner, hooks: Moods { mood, keepalives, resigning_hangs } })
 }
 
 async fn start(allocator: &Arc<Moody>) -> LockService {
@@ -162,7 +115,7 @@ fn row() -> LockSpec {
 /// Waits until the allocator was asked to renew `times` in all, as it must be before the lease is
 /// over.
 async fn keepalives(allocator: &Moody, times: usize) {
-    let mut sent = allocator.keepalives.subscribe();
+    let mut sent = allocator.hooks.keepalives.subscribe();
     let enough = tokio::time::timeout(LEASE, sent.wait_for(|sent| sent.len() >= times)).await;
     enough.expect("it is sent again").expect("the allocator lives");
 }
@@ -172,10 +125,10 @@ async fn a_renewal_that_gets_lost_is_tried_again_before_it_costs_the_lease() {
     let allocator = allocator(false).await;
     let service = start(&allocator).await;
     for lost in [1, 2, 3] {
-        let before = allocator.keepalives.borrow().len();
-        allocator.mood.send_replace(Mood::Hangs);
+        let before = allocator.hooks.keepalives.borrow().len();
+        allocator.hooks.mood.send_replace(Mood::Hangs);
         keepalives(&allocator, before + lost).await;
-        allocator.mood.send_replace(Mood::Fine);
+        allocator.hooks.mood.send_replace(Mood::Fine);
         keepalives(&allocator, before + lost + 2).await;
     }
     let txn = service.begin(TxnOptions::default()).expect("it still serves");
@@ -188,15 +141,21 @@ async fn a_slow_response_renews_and_counts_from_its_own_request() {
     let service = start(&allocator).await;
     // Slower than a try may take before the next is made, but never late enough to cost the lease.
     let late = 2 * SECOND;
-    allocator.mood.send_replace(Mood::Slow(late));
+    allocator.hooks.mood.send_replace(Mood::Slow(late));
     let txn = service.begin(TxnOptions::default()).expect("it serves");
     let until = Instant::now() + 6 * LEASE;
     while Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let valid_for = txn.promise().expect("the lease is kept").valid_for;
         let now = Instant::now();
-        let last_response =
-            allocator.keepalives.borrow().iter().rev().find(|sent| **sent + late <= now).copied();
+        let last_response = allocator
+            .hooks
+            .keepalives
+            .borrow()
+            .iter()
+            .rev()
+            .find(|sent| **sent + late <= now)
+            .copied();
         if let Some(sent) = last_response {
             assert!(
                 valid_for <= LEASE - (now - sent),
@@ -212,8 +171,8 @@ async fn without_any_response_it_seals_at_the_end_of_the_last_acknowledged_lease
         let allocator = allocator(false).await;
         let service = start(&allocator).await;
         keepalives(&allocator, 2).await;
-        let last = *allocator.keepalives.borrow().last().expect("asked");
-        allocator.mood.send_replace(mood);
+        let last = *allocator.hooks.keepalives.borrow().last().expect("asked");
+        allocator.hooks.mood.send_replace(mood);
         assert_eq!(service.sealed().await.kind(), ErrorKind::LeaseLost, "{mood:?}");
         let (sealed, due) = (Instant::now(), last + lo(LEASE));
         assert!(
@@ -221,7 +180,7 @@ async fn without_any_response_it_seals_at_the_end_of_the_last_acknowledged_lease
             "{mood:?}: {:?}",
             sealed - last
         );
-        let tries = allocator.keepalives.borrow().len() - 2;
+        let tries = allocator.hooks.keepalives.borrow().len() - 2;
         assert!((3..=8).contains(&tries), "{mood:?}: tried {tries} times");
     }
 }
@@ -253,7 +212,7 @@ async fn a_lease_that_ends_during_a_stop_does_not_make_it_a_loss() {
     let allocator = allocator(false).await;
     let service = start(&allocator).await;
     let session = service.open_session(Some(20 * SECOND), "at work").expect("a session");
-    allocator.mood.send_replace(Mood::Hangs);
+    allocator.hooks.mood.send_replace(Mood::Hangs);
     let stopped = service.shutdown(20 * SECOND).await.expect("stopped");
     assert!(!stopped.resigned, "nobody confirmed (P5)");
     for why in [service.sealed().await, session.lost().await, session.renew().expect_err("sealed")]
@@ -280,7 +239,7 @@ async fn a_session_whose_node_lost_its_lease_does_not_hear_of_a_server_stop() {
     let allocator = allocator(false).await;
     let service = start(&allocator).await;
     let session = service.open_session(Some(20 * SECOND), "at work").expect("a session");
-    allocator.mood.send_replace(Mood::Fails);
+    allocator.hooks.mood.send_replace(Mood::Fails);
     assert_eq!(session.lost().await.kind(), ErrorKind::LeaseLost);
     let stops = tokio::time::timeout(SECOND, session.stopping()).await;
     assert!(stops.is_err(), "the next incarnation serves");

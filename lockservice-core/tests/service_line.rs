@@ -12,9 +12,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorSettings, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission,
-    CommitWindow, Forgetting, Incarnation, Latest, LeaseAck, LocalAllocator, LockTableAllocator,
-    PresentedBind, Progress, Registration, Released, Report, ReservedTokens, TxnRange,
+    AllocatorSettings, BeginCommit, BoundTable, CommitWindow, LocalAllocator, LockTableAllocator,
+    PresentedBind, Registration, ReservedTokens,
 };
 use lockservice_core::clock::hi;
 use lockservice_core::service::{
@@ -23,7 +22,7 @@ use lockservice_core::service::{
 };
 use lockservice_core::store::MemoryStore;
 use lockservice_core::table::WaitPolicy;
-use lockservice_core::testing::TokioClock;
+use lockservice_core::testing::{AllocatorHooks, HookedAllocator, TokioClock};
 use lockservice_core::{
     BindVersion, CommitAttempt, Error, ErrorKind, Key, LockItem, NodeName, Nonce, Result, Sequence,
     ServiceId, TableId, TableRef, TxnId, TxnNumber,
@@ -36,27 +35,33 @@ const MS: Duration = Duration::from_millis(1);
 /// The default lease.
 const LEASE: Duration = Duration::from_secs(5);
 
-/// A local allocator that can be told not to answer.
+/// A local allocator can be told not to respond.
 #[derive(Debug)]
-struct Stubborn {
-    inner: Arc<LocalAllocator>,
+struct Stubbornness {
     bind_hangs: AtomicBool,
     /// Binds come without tokens, and none are to be had.
     no_tokens: AtomicBool,
 }
 
 #[async_trait]
-impl LockTableAllocator for Stubborn {
-    async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
+impl AllocatorHooks for Stubbornness {
+    async fn bind(
+        &self,
+        inner: &dyn LockTableAllocator,
+        service: ServiceId,
+        table: &TableRef,
+    ) -> Result<BoundTable> {
         if self.bind_hangs.load(Ordering::Relaxed) {
             std::future::pending().await
         }
-        let bound = self.inner.bind(service, table).await?;
+        let bound = inner.bind(service, table).await?;
         let tokens = bound.tokens.filter(|_| !self.no_tokens.load(Ordering::Relaxed));
         Ok(BoundTable { tokens, ..bound })
     }
+
     async fn reserve_tokens(
         &self,
+        inner: &dyn LockTableAllocator,
         service: ServiceId,
         table: TableId,
         version: BindVersion,
@@ -64,63 +69,11 @@ impl LockTableAllocator for Stubborn {
         if self.no_tokens.load(Ordering::Relaxed) {
             std::future::pending().await
         }
-        self.inner.reserve_tokens(service, table, version).await
-    }
-    async fn keepalive(
-        &self,
-        service: ServiceId,
-        nonce: Nonce,
-        progress: Progress,
-    ) -> Result<LeaseAck> {
-        self.inner.keepalive(service, nonce, progress).await
-    }
-    async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
-        self.inner.resign(service, nonce).await
-    }
-    async fn register(&self, request: &Registration) -> Result<Incarnation> {
-        self.inner.register(request).await
-    }
-    async fn release_table(
-        &self,
-        service: ServiceId,
-        nonce: Nonce,
-        table: &TableRef,
-        version: BindVersion,
-    ) -> Result<Released> {
-        self.inner.release_table(service, nonce, table, version).await
-    }
-
-    async fn forget_table(&self, table: &TableRef) -> Result<Forgetting> {
-        self.inner.forget_table(table).await
-    }
-
-    async fn latest(&self, table: &TableRef) -> Result<Latest> {
-        self.inner.latest(table).await
-    }
-    async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
-        self.inner.begin_commit(request).await
-    }
-    async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<Progress> {
-        self.inner.finish_commit(txn, attempt).await
-    }
-    async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
-        self.inner.cannot_commit(txns).await
-    }
-    async fn report(&self, report: &Report) -> Result<Progress> {
-        self.inner.report(report).await
-    }
-    async fn report_txns(
-        &self,
-        service: ServiceId,
-        nonce: Nonce,
-        range: TxnRange,
-    ) -> Result<Progress> {
-        self.inner.report_txns(service, nonce, range).await
-    }
-    async fn status(&self) -> Result<AllocatorStatus> {
-        self.inner.status().await
+        inner.reserve_tokens(service, table, version).await
     }
 }
+
+type Stubborn = HookedAllocator<Stubbornness>;
 
 fn name(node: &str) -> NodeName {
     NodeName::new(node).expect("a name")
@@ -131,11 +84,9 @@ async fn allocator() -> Arc<Stubborn> {
     let settings = AllocatorSettings::default();
     let inner =
         LocalAllocator::open(store, clock, settings, name("leader")).await.expect("a fresh store");
-    Arc::new(Stubborn {
-        inner,
-        bind_hangs: AtomicBool::new(false),
-        no_tokens: AtomicBool::new(false),
-    })
+    let hooks =
+        Stubbornness { bind_hangs: AtomicBool::new(false), no_tokens: AtomicBool::new(false) };
+    Arc::new(Stubborn { inner, hooks })
 }
 
 async fn start(
@@ -326,7 +277,7 @@ async fn a_call_made_while_the_owner_resigns_is_served_when_that_has_landed() {
 async fn a_call_that_may_not_wait_waits_neither_for_a_bind_that_hangs_nor_for_a_token() {
     let allocator = allocator().await;
     let service = start(&allocator, "node", None).await;
-    allocator.bind_hangs.store(true, Ordering::Relaxed);
+    allocator.hooks.bind_hangs.store(true, Ordering::Relaxed);
     let (error, waited) = fails(&service, no_wait("k")).await;
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     about(waited, SECOND);
@@ -337,8 +288,8 @@ async fn a_call_that_may_not_wait_waits_neither_for_a_bind_that_hangs_nor_for_a_
     let (error, waited) = fails(&service, within(3 * SECOND, "k")).await;
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
     about(waited, 3 * SECOND);
-    allocator.bind_hangs.store(false, Ordering::Relaxed);
-    allocator.no_tokens.store(true, Ordering::Relaxed);
+    allocator.hooks.bind_hangs.store(false, Ordering::Relaxed);
+    allocator.hooks.no_tokens.store(true, Ordering::Relaxed);
     let (error, waited) = fails(&service, no_wait("k")).await;
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     about(waited, Duration::ZERO);
@@ -484,7 +435,7 @@ async fn the_client_of_a_call_that_waits_for_a_token_learns_it_and_one_that_does
     let service = start(&allocator, "node", None).await;
     let session = service.open_session(None, "test").expect("a session");
     let mut notices = session.waits();
-    allocator.no_tokens.store(true, Ordering::Relaxed);
+    allocator.hooks.no_tokens.store(true, Ordering::Relaxed);
     let call = session.submit(op(1, 1), Operation::Lock(within(SECOND, "k")));
     assert_eq!(notice(&mut notices).await.waits_for, WaitsFor::Token);
     assert_eq!(call.await.expect_err("none comes").kind(), ErrorKind::Timeout);

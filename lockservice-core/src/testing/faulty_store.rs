@@ -157,6 +157,7 @@ fn reply_lost() -> Error {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl BindStore for FaultyStore {
     fn describe(&self) -> String {
         format!("faulty {}", self.inner.describe())

@@ -9,6 +9,7 @@
 //! | `fault_suite.rs` | an allocator on a store whose responses are lost, late or doubled |
 //! | `faulty_store.rs` | the store that does that |
 //! | `shared_store.rs` | a store that several nodes of a test share, with backups and cuts |
+//! | `hooked_allocator.rs` | an allocator some of whose calls a test changes |
 //! | `local_peers.rs` | nodes of one process that reach each other without a network |
 //! | `clock.rs` | clocks that a test moves or stops |
 //!
@@ -20,6 +21,7 @@ mod allocator_suite;
 mod clock;
 mod fault_suite;
 mod faulty_store;
+mod hooked_allocator;
 mod local_peers;
 #[cfg(not(loom))]
 mod service_suite;
@@ -30,6 +32,7 @@ pub use self::allocator_suite::{AllocatorFixture, allocator_suite};
 pub use self::clock::{ManualClock, Stalled, StallingClock, TokioClock};
 pub use self::fault_suite::fault_suite;
 pub use self::faulty_store::{Fault, FaultyStore};
+pub use self::hooked_allocator::{AllocatorHooks, HookedAllocator};
 pub use self::local_peers::LocalPeers;
 #[cfg(not(loom))]
 pub use self::service_suite::{

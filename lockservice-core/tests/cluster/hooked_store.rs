@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::store::{
-    Applied, Batch, BindStore, Candidate, Leadership, Renewal, StoreState, WriteAck,
+    Applied, Batch, BindStore, Candidate, Head, Leadership, Renewal, StoreState, WriteAck,
 };
 use lockservice_core::testing::SharedStore;
 use lockservice_core::{Epoch, Error, ErrorKind, Result};
@@ -84,6 +84,7 @@ fn lost() -> Error {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl BindStore for HookedStore {
     fn describe(&self) -> String {
         "hooked".to_owned()
@@ -147,6 +148,10 @@ impl BindStore for HookedStore {
 
     async fn applied(&self) -> Result<Applied> {
         self.inner.applied().await
+    }
+
+    async fn head(&self) -> Result<Option<Head>> {
+        self.inner.head().await
     }
 
     async fn wait_for_change(&self, poll: Duration) -> Result<()> {

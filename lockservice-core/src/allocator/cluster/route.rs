@@ -234,6 +234,7 @@ impl ElectedAllocator {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl LockTableAllocator for ElectedAllocator {
     async fn register(&self, request: &Registration) -> Result<Incarnation> {
         routed!(self, leader => leader.register(request))
