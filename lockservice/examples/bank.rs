@@ -22,14 +22,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use clap::Parser;
-use lockservice::client::{Client, ClientTxn, Session};
-use lockservice::core::allocator::{BeginCommit, CommitWindow, PresentedBind};
-use lockservice::core::clock::{Clock as _, SystemClock};
-use lockservice::core::service::{LockSpec, TxnOptions};
-use lockservice::core::table::Grant;
-use lockservice::core::{
-    Advice, CommitAttempt, CommitTimestamp, Error, ErrorKind, Key, KeyRange, LockItem, LockMode,
-    TableRef,
+use lockservice::{
+    Advice, BeginCommit, Client, ClientTxn, Clock as _, CommitAttempt, CommitTimestamp,
+    CommitWindow, Error, ErrorKind, Grant, Key, KeyRange, LockItem, LockMode, LockSpec,
+    PresentedBind, Session, SystemClock, TableRef, TxnOptions,
 };
 use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};

@@ -78,10 +78,13 @@ pub use self::client::{Client, ClientTxn, LockGuard, Session};
 #[cfg(feature = "server")]
 pub use self::server::{PeerServer, Server, ServiceHost};
 use self::store::StoreUrl;
-pub use lockservice_core::clock::SystemClock;
+pub use lockservice_core::allocator::{BeginCommit, CommitWindow, PresentedBind};
+pub use lockservice_core::clock::{Clock, SystemClock};
 pub use lockservice_core::service::{LockService, LockSpec, ServiceParts, TxnOptions};
+pub use lockservice_core::table::Grant;
 pub use lockservice_core::{
-    Error, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, NodeName, Result, TableRef,
+    Advice, CommitAttempt, CommitTimestamp, Error, ErrorKind, FencingToken, Key, KeyRange,
+    LockItem, LockMode, NodeName, Result, TableRef, TxnId,
 };
 
 /// Opens the store that `url` names and an allocator on it, with default settings: the start of an

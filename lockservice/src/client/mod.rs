@@ -1,10 +1,8 @@
 //! A client of a lockservice server.
 //!
 //! ```no_run
-//! # async fn example() -> lockservice_core::Result<()> {
-//! use lockservice::client::Client;
-//! use lockservice_core::service::{LockSpec, TxnOptions};
-//! use lockservice_core::{Key, LockItem, TableRef};
+//! # async fn example() -> lockservice::Result<()> {
+//! use lockservice::{Client, Key, LockItem, LockSpec, TableRef, TxnOptions};
 //!
 //! let client = Client::connect("127.0.0.1:7654").await?;
 //! let session = client.session(None).await?;
@@ -22,8 +20,7 @@
 //! A caller that wants to know is told for whom its call waits:
 //!
 //! ```no_run
-//! # use lockservice::client::Session;
-//! # use lockservice_core::{Result, service::LockSpec};
+//! # use lockservice::{LockSpec, Result, Session};
 //! # async fn example(session: Session, spec: LockSpec) -> Result<()> {
 //! let (waits, mut observed) = tokio::sync::watch::channel(None);
 //! let call = session.lock_telling(spec, &waits);
@@ -40,7 +37,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `connect` | [`Client`]: the connections that sessions share |
+//! | `connect`, `builder` | [`Client`]: the connections that sessions share; how it is made |
 //! | `session`, `cluster_session`, `node_session` | [`Session`], over nodes; its part at one node |
 //! | `txn` | [`ClientTxn`], [`LockGuard`], [`Ended`] |
 //! | `follow` | a lock call follows a table to its owner |
