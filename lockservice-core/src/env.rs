@@ -104,7 +104,7 @@ impl Env {
     }
 
     /// A random number that serves as an id: at least 1 and below 2^53.
-    pub fn random_id(&self) -> u64 {
+    pub(crate) fn random_id(&self) -> u64 {
         match &self.simulation {
             None => rand::random_range(1..ID_END),
             Some(simulation) => simulation.random.lock().random_range(1..ID_END),
@@ -112,7 +112,7 @@ impl Env {
     }
 
     /// Random bytes, good enough for a secret unless they are simulated.
-    pub fn random_bytes<const N: usize>(&self) -> [u8; N] {
+    pub(crate) fn random_bytes<const N: usize>(&self) -> [u8; N] {
         let mut bytes = [0; N];
         match &self.simulation {
             None => rand::rng().fill_bytes(&mut bytes),
@@ -136,7 +136,7 @@ impl Env {
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn spawn_in<T: Send + 'static>(
+    pub(crate) fn spawn_in<T: Send + 'static>(
         &self,
         set: &mut JoinSet<T>,
         task: impl Future<Output = T> + Send + 'static,

@@ -101,8 +101,9 @@ impl PgConfig {
     /// `hostaddr`, `port`, `dbname`, `user`, `password`, `application_name`,
     /// `statement-cache-capacity`.
     ///
-    /// Fails with `InvalidArgument`, whose message repeats nothing of the URL: any part of a
-    /// misread one may be the password.
+    /// # Errors
+    /// `InvalidArgument`, whose message repeats nothing of the URL: any part of a misread one may
+    /// be the password.
     pub fn from_url(url: &str) -> Result<Self> {
         let (place, options) = url.split_once('?').unwrap_or((url, ""));
         let rest = place.split_once("://").map_or("", |(_, rest)| rest);
@@ -227,7 +228,10 @@ impl fmt::Debug for PgConfig {
 pub struct SchemaName(String);
 
 impl SchemaName {
-    /// Checks a name. Fails with `InvalidArgument`: choose another.
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// `InvalidArgument`: choose another.
     pub fn new(name: &str) -> Result<Self> {
         let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_';
         let good = name.len() <= 48

@@ -28,7 +28,11 @@ pub(crate) fn in_schema(text: &str, schema: &SchemaName) -> String {
 
 /// The format of the schema that a URL names, 0 if there is none. Changes nothing.
 ///
-/// Fails as [`PgStore::connect`](crate::PgStore::connect) does.
+/// # Errors
+/// Those of [`PgStore::connect`](crate::PgStore::connect).
+///
+/// # Cancel safety
+/// Cancel safe.
 pub async fn stored_format(url: &str) -> Result<u32> {
     let config = PgConfig::from_url(url)?;
     let servers = Arc::new(Servers::new(&config));

@@ -48,9 +48,12 @@ impl PgStore {
     /// Opens the store that a URL names, and creates or migrates its schema; [`PgConfig::from_url`]
     /// says how it is written.
     ///
-    /// Fails with `InvalidArgument` for a URL that cannot be read, `Unavailable` if the server does
-    /// not answer (try again), `StoreUnusable` if the login, a right or the database is missing or
-    /// the server is a standby or read-only, `StoreNewer` and `StoreCorrupt` as the content says.
+    /// # Errors
+    /// - `InvalidArgument`: the URL cannot be read.
+    /// - `Unavailable`: the server does not respond. Try again.
+    /// - `StoreUnusable`: the login, a right or the database is missing, or the server is a standby
+    ///   or read-only.
+    /// - `StoreNewer`, `StoreCorrupt`: the content is of a later version, or damaged.
     ///
     /// # Cancel safety
     /// Cancel safe: a migration is done as a whole or not at all.
@@ -58,7 +61,13 @@ impl PgStore {
         Self::connect_with(PgConfig::from_url(url)?).await
     }
 
-    /// Opens the store that `config` describes. Fails as [`connect`](Self::connect) does.
+    /// Opens the store that `config` describes.
+    ///
+    /// # Errors
+    /// Those of [`connect`](Self::connect), but for the URL.
+    ///
+    /// # Cancel safety
+    /// As [`connect`](Self::connect).
     pub async fn connect_with(config: PgConfig) -> Result<Self> {
         let servers = Arc::new(Servers::new(&config));
         // On the heap: it is done once, and the driver's part is large.
@@ -66,13 +75,18 @@ impl PgStore {
     }
 
     /// Opens the store in `config.schema` through a ready pool, whose own rules then hold: for
-    /// opening and closing connections, and for the longest time of a statement. Fails as
-    /// [`connect`](Self::connect) does.
+    /// opening and closing connections, and for the longest time of a statement.
     ///
     /// At most `config.connections_max` of its connections are used at once. The connection that
     /// listens is one more, opened with the pool's options but outside of it; `config.listen` turns
     /// it off. If the pool's connections go through a pooler that shares them between
     /// transactions, say so in `config.pooler`: here it is not found out.
+    ///
+    /// # Errors
+    /// Those of [`connect`](Self::connect), but for the URL.
+    ///
+    /// # Cancel safety
+    /// As [`connect`](Self::connect).
     pub async fn with_pool(pool: PgPool, config: PgConfig) -> Result<Self> {
         let config =
             PgConfig { connect: (*pool.connect_options()).clone(), others: Vec::new(), ..config };
@@ -84,8 +98,9 @@ impl PgStore {
     /// Reads the store that a URL names, damaged or not, as far as it can be read. Creates and
     /// migrates nothing.
     ///
-    /// Fails as [`connect`](Self::connect) does, but for damaged records: those are in the answer.
-    /// Also with `StoreUnusable` if there is no store, or one of an older format.
+    /// # Errors
+    /// Those of [`connect`](Self::connect), but for damaged records: those are in the result.
+    /// `StoreUnusable` too if there is no store, or one of an older format.
     ///
     /// # Cancel safety
     /// Cancel safe.

@@ -54,15 +54,27 @@ struct Inner {
 impl RedisStore {
     /// Opens the store that a URL names; [`RedisConfig::from_url`] tells the syntax.
     ///
-    /// Fails with `InvalidArgument` for a malformed URL, `Unavailable` if no server answers,
-    /// `StoreUnusable` for one that cannot serve (too old, a wrong password, a missing permission),
-    /// and `StoreCorrupt` or `StoreNewer` for content that cannot be read. Warns in the log if the
-    /// server may lose what it acknowledged. Creates nothing; cancel safe.
+    /// Creates nothing. Warns in the log if the server may lose what it acknowledged.
+    ///
+    /// # Errors
+    /// - `InvalidArgument`: the URL is malformed.
+    /// - `Unavailable`: no server responds. Try again.
+    /// - `StoreUnusable`: the server cannot serve: too old, a wrong password, a missing permission.
+    /// - `StoreCorrupt`, `StoreNewer`: the content cannot be read.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn connect(url: &str) -> Result<Self> {
         Self::connect_with(RedisConfig::from_url(url)?).await
     }
 
     /// Opens a store as [`connect`](Self::connect) does.
+    ///
+    /// # Errors
+    /// Those of [`connect`](Self::connect), but for the URL.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn connect_with(config: RedisConfig) -> Result<Self> {
         let store = Self::reach(config).await?;
         store.found().await?;
@@ -71,7 +83,8 @@ impl RedisStore {
 
     /// Reads the store that a URL names, damaged or not, as far as it can be read.
     ///
-    /// Fails as [`connect`](Self::connect) does, but for damaged records: those are in the answer.
+    /// # Errors
+    /// Those of [`connect`](Self::connect), but for damaged records: those are in the result.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -102,8 +115,13 @@ impl RedisStore {
     }
 
     /// Opens a store through a client that is there already. The client's address, credentials and
-    /// encryption are used; everything else is taken from `config`. Fails as
-    /// [`connect`](Self::connect) does.
+    /// encryption are used; everything else is taken from `config`.
+    ///
+    /// # Errors
+    /// Those of [`connect`](Self::connect), but for the URL.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn with_client(client: redis::Client, config: RedisConfig) -> Result<Self> {
         Self::connect_with(RedisConfig { servers: Servers::Client(client), ..config }).await
     }

@@ -31,8 +31,9 @@ impl RedisConfig {
     /// | `sentinel_username`, `sentinel_password` | the Sentinels' credentials |
     /// | `ca`, `cert`, `key` | paths of PEM files for TLS: authorities, the client's certificate and its key |
     ///
-    /// Fails with `InvalidArgument` for anything else, `StoreUnusable` for a file of certificates
-    /// that cannot be read.
+    /// # Errors
+    /// `InvalidArgument` for anything else, `StoreUnusable` for a file of certificates that cannot
+    /// be read.
     pub fn from_url(url: &str) -> Result<Self> {
         let (scheme, rest) = url.split_once("://").ok_or_else(syntax)?;
         let (place, options) = rest.split_once('?').unwrap_or((rest, ""));

@@ -47,10 +47,14 @@ impl RocksStore {
     /// Opens the store in the folder `path`, which is created if it is not there (the folder around
     /// it is not).
     ///
-    /// Fails, naming the path and what to do, with `StoreInUse` if another process has it open,
-    /// `StoreUnusable` if the folder cannot be opened, created or written, `StoreCorrupt` if it is
-    /// not a store of lockservice or is damaged, and `StoreNewer` if a newer version wrote it.
     /// Reads the whole store once to check it.
+    ///
+    /// # Errors
+    /// Each names the path and what to do.
+    /// - `StoreInUse`: another process has it open.
+    /// - `StoreUnusable`: the folder cannot be opened, created or written.
+    /// - `StoreCorrupt`: it is no store of lockservice, or is damaged.
+    /// - `StoreNewer`: a newer version wrote it.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -59,14 +63,22 @@ impl RocksStore {
     }
 
     /// Opens a store as [`open`](Self::open) does, with RocksDB set up by the caller.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn open_with(config: RocksConfig) -> Result<Self> {
         ExclusiveStore::open(url(&config), move || RocksEngine::open(config)).await.map(Self)
     }
 
     /// Reads the store in the folder `path`, damaged or not, as far as it can be read.
     ///
-    /// Like [`open`](Self::open) it creates a folder that is not there, and fails as that does, but
-    /// for damaged records: those are in the answer.
+    /// Like [`open`](Self::open) it creates a folder that is not there.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open), but for damaged records: those are in the result.
     ///
     /// # Cancel safety
     /// Cancel safe.

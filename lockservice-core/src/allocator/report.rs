@@ -23,7 +23,7 @@ impl Report {
 
     /// True if it comes from a node of `cluster`, or was made by one at some time: what is true
     /// stays so.
-    pub fn is_of(&self, cluster: &Cluster) -> bool {
+    pub(crate) fn is_of(&self, cluster: &Cluster) -> bool {
         cluster.key.proves(&words(self.observed), &self.proof)
     }
 }

@@ -171,7 +171,7 @@ impl Epoch {
     /// Two leaderships may know nothing of each other, because their store forgot the first. With
     /// this, the second hardly ever gets the epoch of the first (L4).
     #[must_use]
-    pub fn skip_ahead(self, nonce: Nonce) -> Self {
+    pub(crate) fn skip_ahead(self, nonce: Nonce) -> Self {
         Self((self.0 + nonce.get() % SKIP_END).min(EPOCH_END - 1).max(self.0))
     }
 }

@@ -87,8 +87,10 @@ struct AnyFormat {
 }
 
 impl Dump {
-    /// A dump of `state`, made by this version. Fails with `StoreUnusable` for a store whose
-    /// restore was interrupted: finish that first.
+    /// A dump of `state`, made by this version.
+    ///
+    /// # Errors
+    /// `StoreUnusable` for a store whose restore was interrupted: finish that first.
     pub fn new(source: impl Into<String>, mut state: StoreState) -> Result<Self> {
         state.check_finished()?;
         sort(&mut state);
@@ -106,8 +108,10 @@ impl Dump {
         Self { cluster, ..self }
     }
 
-    /// Writes the dump. Fails as `out` does: what was written then is no whole dump, and is refused
-    /// as such.
+    /// Writes the dump.
+    ///
+    /// # Errors
+    /// Those of `out`: what was written then is no whole dump, and is refused as such.
     pub fn write_to(&self, mut out: impl Write) -> io::Result<()> {
         let state = &self.state;
         let mut line = |line: Line| -> io::Result<()> {
@@ -144,9 +148,11 @@ impl Dump {
 
     /// Reads a whole dump and checks it.
     ///
-    /// Fails, naming the line, with `StoreNewer` for a dump of a later format, with `StoreCorrupt`
-    /// for one that is damaged, cut off, or contradicts itself, and for what is no dump; with
-    /// `StoreUnusable` if `input` cannot be read.
+    /// # Errors
+    /// Each names the line.
+    /// - `StoreNewer`: the dump is of a later format.
+    /// - `StoreCorrupt`: it is damaged, cut off, contradicts itself, or is no dump.
+    /// - `StoreUnusable`: `input` cannot be read.
     pub fn read_from(input: impl BufRead) -> Result<Self> {
         let mut lines = Lines { input, number: 0, line: Vec::new() };
         if lines.advance()?.is_none() {

@@ -72,10 +72,18 @@ pub struct Restored {
 /// dump, which this finishes.
 ///
 /// A shared store is first watched for hi(the leadership's TTL), unless its last leader resigned.
-/// Fails with `InvalidArgument` if the store holds records (nothing is changed), `StoreInUse` if
-/// another process leads it, `Fenced` if one took it over meanwhile, and as the store does. After
-/// any failure, and when the call is dropped, a store that was begun stays unfinished and is
-/// refused by every leader until the restore was run again.
+///
+/// # Errors
+/// - `InvalidArgument`: the store holds records. Nothing is changed.
+/// - `StoreInUse`: another process leads it.
+/// - `Fenced`: another process took it over meanwhile.
+/// - Those of the store.
+///
+/// After any failure a store that was begun stays unfinished, and every leader refuses it until the
+/// restore was run again.
+///
+/// # Cancel safety
+/// A dropped call leaves the store as a failure does: run the restore again.
 pub async fn restore(
     store: &dyn BindStore,
     clock: &dyn Clock,

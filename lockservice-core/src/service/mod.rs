@@ -163,8 +163,14 @@ impl LockService {
     /// Starts a node as a new incarnation: obtains a lease from the allocator and keeps it.
     ///
     /// Must be called within a tokio runtime with time enabled, on which the service's tasks then
-    /// run. Fails with `InvalidArgument` for settings that make no sense, and as
-    /// [`register`](crate::allocator::LockTableAllocator::register) does.
+    /// run.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for settings that make no sense, and those of
+    /// [`register`](crate::allocator::LockTableAllocator::register).
+    ///
+    /// # Cancel safety
+    /// An incarnation that was registered for a dropped call ends with its lease.
     pub async fn start(parts: ServiceParts) -> Result<Self> {
         parts.settings.check()?;
         let nonce = Nonce::new(parts.env.random_id());
@@ -286,7 +292,13 @@ impl LockService {
     /// need not wait for it.
     ///
     /// If it was not to resign, or the allocator could not be reached, the tables wait out the
-    /// lease at the next start. Dropped halfway it leaves the service stopping; call it again.
+    /// lease at the next start.
+    ///
+    /// # Errors
+    /// None now: what could not be done is in the result and in the log.
+    ///
+    /// # Cancel safety
+    /// Dropped halfway it leaves the service stopping; call it again.
     pub async fn shutdown(&self, grace: Duration) -> Result<Stopped> {
         let inner = &self.inner;
         inner.phase.send_if_modified(|phase| {

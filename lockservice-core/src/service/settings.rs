@@ -71,7 +71,10 @@ impl Default for ServiceSettings {
 }
 
 impl ServiceSettings {
-    /// Fails with `InvalidArgument`, naming the setting, if one makes no sense.
+    /// Checks every setting.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, naming the setting, if one makes no sense: correct it.
     pub fn check(&self) -> Result<()> {
         let wrong = |name: &str, why: &str| {
             Err(Error::new(ErrorKind::InvalidArgument, format!("the setting {name} {why}"))

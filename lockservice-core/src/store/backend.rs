@@ -56,7 +56,8 @@ pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     async fn load(&self) -> Result<StoreState>;
 
     /// Asks for a leadership that lasts `ttl` without a renewal; decided by
-    /// [`Head::acquire_exclusive`] or [`Head::acquire_shared`].
+    /// [`Head::acquire_shared`], or for an exclusive store by
+    /// [`ExclusiveStore`](super::ExclusiveStore).
     ///
     /// A shared store gives it if one of these holds (L1), in this order:
     ///

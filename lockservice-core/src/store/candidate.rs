@@ -84,7 +84,7 @@ impl Candidate {
     }
 
     /// As [`new`](Self::new), with the randomness of `env`.
-    pub fn in_env(env: &Env, node: NodeName, address: impl Into<NodeAddress>) -> Self {
+    pub(crate) fn in_env(env: &Env, node: NodeName, address: impl Into<NodeAddress>) -> Self {
         Self {
             node,
             nonce: Nonce::new(env.random_u64()),

@@ -33,7 +33,7 @@ const PURPOSE: &[u8] = b"lockservice report 1\0";
 /// 2. B renews at C. C does not know B's incarnation, and must believe nothing of it: a stranger
 ///    can invent an incarnation, and the epoch of its report, and would end the leadership and make
 ///    every bind invalid.
-/// 3. B [proves](ClusterKey::prove) its report with the key, which a copy of the store has as well.
+/// 3. B proves its report with the key, which a copy of the store has as well.
 ///    C compares the report, and ends its leadership: the next one takes every bind as invalid.
 ///
 /// The key does not cover these cases:
@@ -62,7 +62,7 @@ impl Cluster {
     }
 
     /// A new cluster, with the randomness of `env`.
-    pub fn in_env(env: &Env) -> Self {
+    pub(crate) fn in_env(env: &Env) -> Self {
         let id = ClusterId(u128::from_le_bytes(env.random_bytes()));
         Self { id, key: ClusterKey(env.random_bytes()) }
     }
@@ -139,12 +139,12 @@ impl TryFrom<String> for ClusterKey {
 impl ClusterKey {
     /// The proof that `words` come from a process that knows the key. It proves nothing about a
     /// process that repeats them.
-    pub fn prove(&self, words: &[u8]) -> Proof {
+    pub(crate) fn prove(&self, words: &[u8]) -> Proof {
         Proof(self.mac(words).finalize().into_bytes().into())
     }
 
     /// True if `proof` was made for `words` with this key.
-    pub fn proves(&self, words: &[u8], proof: &Proof) -> bool {
+    pub(crate) fn proves(&self, words: &[u8], proof: &Proof) -> bool {
         self.mac(words).verify_slice(&proof.0).is_ok()
     }
 
@@ -157,7 +157,7 @@ impl ClusterKey {
     }
 }
 
-/// A proof by [`ClusterKey::prove`]. The default proves nothing.
+/// A proof that its sender knows a [`ClusterKey`]. The default proves nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Proof([u8; 32]);
 

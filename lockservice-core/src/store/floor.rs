@@ -34,7 +34,8 @@ impl Floor {
     /// The floor that a server's clock gives, in seconds since 1970. A clock that was never set
     /// gives none.
     ///
-    /// Fails with `StoreUnusable` for a clock that is decades ahead: it would use up all numbers.
+    /// # Errors
+    /// `StoreUnusable` for a clock that is decades ahead: it would use up all numbers.
     pub fn of_clock(unix_s: u64) -> Result<Self> {
         let seconds = unix_s.saturating_sub(BEGIN_S);
         let floor = Self(seconds.min(u64::MAX >> SECOND_SHIFT) << SECOND_SHIFT);

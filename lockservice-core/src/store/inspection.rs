@@ -43,7 +43,8 @@ impl Damage {
 
     /// Whatever was read; `None` if it is a record that cannot be, and that was noted.
     ///
-    /// Fails if the first such record ends the reading, and with what is wrong with the store as a
+    /// # Errors
+    /// That of the first such record if it ends the reading, and what is wrong with the store as a
     /// whole: every error but a `StoreCorrupt` or `StoreNewer` that names its `record`.
     pub fn tolerate<T>(&mut self, read: Result<T>) -> Result<Option<T>> {
         match read {

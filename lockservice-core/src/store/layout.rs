@@ -89,9 +89,9 @@ fn tombstone_key(txn: TxnId) -> Vec<u8> {
 
 /// Adds one entry of a store of keys and values to `state`.
 ///
-/// Fails with `StoreCorrupt` for an entry that this format does not have, or one that does not
-/// stand under its own key, and as [`decode`] does. Then nothing is added, and the error names the
-/// entry.
+/// # Errors
+/// `StoreCorrupt` for an entry that this format does not have, or one that does not stand under its
+/// own key, and those of [`decode`]. Nothing is added then, and the error names the entry.
 pub fn absorb(state: &mut StoreState, key: &[u8], value: &[u8]) -> Result<()> {
     let what = name(key);
     let check_key = |own: Vec<u8>| if own == key { Ok(()) } else { Err(damaged(&what)) };

@@ -12,11 +12,17 @@ pub struct Turns(usize);
 
 impl Turns {
     /// Before each record.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn next(&mut self) {
         self.after(1).await;
     }
 
     /// After so many records.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn after(&mut self, records: usize) {
         self.0 += records;
         if self.0 >= RECORDS_AT_ONCE {

@@ -28,9 +28,11 @@ impl StoreState {
         record.map(|record| record.address.as_str())
     }
 
-    /// Fails with `StoreUnusable` if a restore into this store was not finished: it holds a part of
-    /// what it should.
-    pub fn check_finished(&self) -> Result<()> {
+    /// Checks that no restore into this store was interrupted.
+    ///
+    /// # Errors
+    /// `StoreUnusable` if one was not finished: the store holds a part of what it should.
+    pub(crate) fn check_finished(&self) -> Result<()> {
         match self.unfinished_restore() {
             None => Ok(()),
             Some(dump) => Err(Error::new(

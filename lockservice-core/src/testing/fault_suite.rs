@@ -27,6 +27,9 @@ const TRIES_MAX: usize = 50;
 ///
 /// # Panics
 /// At the first clause that does not hold, naming fault and call.
+///
+/// # Cancel safety
+/// Not to be dropped: a dropped suite shows nothing.
 pub async fn fault_suite<F, Made>(make: F, seeds: std::ops::Range<u64>)
 where
     F: Fn() -> Made,

@@ -63,6 +63,9 @@ pub fn incarnation_to_proto(service: ServiceId, nonce: Nonce) -> proto::Incarnat
 }
 
 /// The incarnation and the nonce that a message tells of.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn incarnation_from_proto(
     incarnation: Option<proto::IncarnationRef>,
 ) -> Result<(ServiceId, Nonce)> {
@@ -81,6 +84,9 @@ pub fn registration_to_proto(request: &Registration) -> proto::RegisterRequest {
 }
 
 /// The request to start that a message tells of.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn registration_from_proto(request: proto::RegisterRequest) -> Result<Registration> {
     Ok(Registration {
         node: NodeName::new(&request.node)?,
@@ -142,6 +148,9 @@ pub fn bound_to_proto(bound: &BoundTable) -> proto::BindResponse {
 }
 
 /// The bind of a table that a message holds.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn bound_from_proto(bound: proto::BindResponse) -> Result<BoundTable> {
     Ok(BoundTable {
         bind: bind_from_proto(
@@ -160,6 +169,9 @@ pub fn tokens_to_proto(block: &TokenBlock) -> proto::TokenBlock {
 }
 
 /// The block of tokens that a message tells of.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn tokens_from_proto(block: proto::TokenBlock) -> Result<TokenBlock> {
     if block.next > block.end {
         return Err(invalid("a block of tokens ends before it begins"));
@@ -176,6 +188,9 @@ pub fn reserved_to_proto(reserved: &ReservedTokens) -> proto::ReserveTokensRespo
 }
 
 /// The further block of tokens that a message tells of.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn reserved_from_proto(reserved: proto::ReserveTokensResponse) -> Result<ReservedTokens> {
     let tokens =
         reserved.tokens.ok_or_else(|| invalid("an answer about tokens comes without them"))?;
@@ -191,6 +206,9 @@ pub fn latest_to_proto(latest: &Latest) -> proto::LatestResponse {
 }
 
 /// The latest bind of a table that a message holds.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn latest_from_proto(latest: proto::LatestResponse) -> Result<Latest> {
     let bind = latest.bind.map(bind_status_from_proto).transpose()?;
     Ok(Latest { bind, at: progress_from_proto(latest.at) })

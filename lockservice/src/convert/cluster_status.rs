@@ -34,6 +34,9 @@ pub fn status_to_proto(
 }
 
 /// Adds a part of a status to what came before it.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn add_status_from_proto(status: &mut AllocatorStatus, part: proto::StatusPart) -> Result<()> {
     status.at = progress_from_proto(part.at);
     for node in part.nodes {

@@ -34,6 +34,9 @@ pub fn begin_commit_to_proto(request: &BeginCommit) -> proto::BeginCommitRequest
 }
 
 /// The request to validate a commit that a message tells of.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn begin_commit_from_proto(request: proto::BeginCommitRequest) -> Result<BeginCommit> {
     Ok(BeginCommit {
         txn: txn_from_proto(&request.txn)?,
@@ -73,6 +76,9 @@ pub fn cannot_commit_to_proto(response: &CannotCommit) -> proto::CannotCommitRes
 }
 
 /// The fate of transactions that are to commit no more, as a message holds it.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn cannot_commit_from_proto(response: proto::CannotCommitResponse) -> Result<CannotCommit> {
     Ok(CannotCommit {
         at: progress_from_proto(response.at),
@@ -97,6 +103,9 @@ pub fn txns_to_proto(txns: &[TxnId]) -> Vec<String> {
 }
 
 /// The transaction ids that texts name.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn txns_from_proto(txns: &[String]) -> Result<Vec<TxnId>> {
     txns.iter().map(|txn| txn_from_proto(txn)).collect()
 }

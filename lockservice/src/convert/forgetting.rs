@@ -34,6 +34,9 @@ pub fn forgetting_to_proto(response: &Forgetting) -> proto::ForgetTableResponse 
 }
 
 /// The fate of a table that an operator wants forgotten, as a message holds it.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn forgetting_from_proto(response: proto::ForgetTableResponse) -> Result<Forgetting> {
     let outcome = match response.outcome {
         Some(Outcome::Forgotten(_)) => ForgetOutcome::Forgotten,

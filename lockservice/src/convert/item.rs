@@ -8,11 +8,17 @@ use prost::bytes::Bytes;
 use crate::proto;
 
 /// The table of a request; an empty group is `default`.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn table_from_proto(group: &str, table: &str) -> Result<TableRef> {
     TableRef::new(if group.is_empty() { "default" } else { group }, table)
 }
 
 /// The items of a request, at most `most` of them.
+///
+/// # Errors
+/// `InvalidArgument` if there are more, or the message cannot be read.
 pub fn items_from_proto(
     rows: &[Bytes],
     ranges: Vec<proto::KeyRange>,
@@ -38,16 +44,25 @@ pub fn items_from_proto(
 }
 
 /// One row.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn item_from_row(row: &[u8]) -> Result<LockItem> {
     Key::new(row).map(LockItem::Row)
 }
 
 /// One range.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn item_from_range(range: proto::KeyRange) -> Result<LockItem> {
     range_from_proto(range).map(LockItem::Range)
 }
 
 /// A range. A bound that is not set is an error: a forgotten bound must not lock the whole table.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn range_from_proto(range: proto::KeyRange) -> Result<KeyRange> {
     KeyRange::new(bound_from_proto(range.start)?, bound_from_proto(range.end)?)
 }
@@ -100,6 +115,9 @@ pub(super) fn bytes(key: &Key) -> Bytes {
 }
 
 /// A mode; unspecified is exclusive.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn mode_from_proto(mode: i32) -> Result<LockMode> {
     match proto::LockMode::try_from(mode) {
         Ok(proto::LockMode::Unspecified | proto::LockMode::Exclusive) => Ok(LockMode::Exclusive),

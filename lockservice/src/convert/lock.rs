@@ -18,6 +18,9 @@ use super::{
 use crate::proto;
 
 /// A lock request. Its `txn` is not looked at.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn lock_spec_from_proto(op: proto::LockOp, items_max: usize) -> Result<LockSpec> {
     let wait = match proto::WaitPolicy::try_from(op.wait) {
         Ok(proto::WaitPolicy::Unspecified | proto::WaitPolicy::Wait) => WaitPolicy::Wait,
@@ -93,6 +96,9 @@ pub fn bind_to_proto(bind: &Bind) -> proto::Bind {
 }
 
 /// The bind that a message tells of.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn bind_from_proto(bind: proto::Bind) -> Result<Bind> {
     Ok(Bind {
         table: table_from_proto(&bind.group, &bind.table)?,
@@ -104,11 +110,17 @@ pub fn bind_from_proto(bind: proto::Bind) -> Result<Bind> {
 }
 
 /// A bind as a transaction presents it at its commit.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn presented_from_proto(bind: proto::Bind) -> Result<PresentedBind> {
     bind_from_proto(bind).map(|bind| PresentedBind::from(&bind))
 }
 
 /// A transaction id.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn txn_from_proto(txn: &str) -> Result<TxnId> {
     txn.parse()
 }
@@ -141,6 +153,9 @@ pub fn granted_to_proto(granted: &Granted) -> proto::Locked {
 }
 
 /// The grant of a message. The part that only the owner needs stays there.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
     let conflict = if locked.conflict_txn.is_empty() {
         None

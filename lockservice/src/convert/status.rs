@@ -37,6 +37,9 @@ pub fn lock_status_to_proto(status: &LockStatus) -> proto::LockInfo {
 }
 
 /// The held lock that a message tells of.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn lock_status_from_proto(info: proto::LockInfo) -> Result<LockStatus> {
     use proto::lock_info::Item;
     Ok(LockStatus {
@@ -82,6 +85,9 @@ pub fn wait_status_to_proto(status: &WaitStatus) -> proto::WaitInfo {
 }
 
 /// The wait that a message tells of, received at `now` of the receiver's clock.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn wait_status_from_proto(info: proto::WaitInfo, now: Time) -> Result<WaitStatus> {
     use proto::wait_info::{HeldItem, Item};
     let waiting = Duration::from_millis(info.waiting_ms);
@@ -128,6 +134,9 @@ pub fn bind_status_to_proto(status: &BindStatus) -> proto::BindInfo {
 }
 
 /// The bind and state that a message tells of.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read.
 pub fn bind_status_from_proto(info: proto::BindInfo) -> Result<BindStatus> {
     let state = match info.state.as_str() {
         "bound" => BindState::Bound,

@@ -28,8 +28,10 @@ pub fn waiting_to_proto(waiting: &Waiting) -> Option<proto::Waiting> {
     })
 }
 
-/// The notice that a message tells of. Fails with `InvalidArgument` if it cannot be read: it is a
-/// hint, and may be passed over.
+/// The notice that a message tells of.
+///
+/// # Errors
+/// `InvalidArgument` if the message cannot be read: it is a hint, and may be passed over.
 pub fn waiting_from_proto(waiting: proto::Waiting) -> Result<Waiting> {
     let waits_for = match waiting.waits_for {
         Some(Wire::Blocker(blocker)) => WaitsFor::Txn(blocker_from_proto(blocker)?),

@@ -40,6 +40,12 @@ impl Server {
     ///
     /// Must be called within a tokio runtime, in which it spawns a task.
     ///
+    /// # Errors
+    /// `Internal` if the API's descriptors are broken: report it.
+    ///
+    /// # Cancel safety
+    /// Dropping the call closes the listener.
+    ///
     /// [`ElectedAllocator::for_clients`]:
     /// lockservice_core::allocator::ElectedAllocator::for_clients
     pub async fn start(
@@ -98,7 +104,13 @@ impl Server {
     /// every wait, waits up to the grace for the sessions to close, and resigns the lease if all
     /// did. The connections stay, and the allocator answers.
     ///
-    /// Fails with `Unavailable` if the listener breaks; then nothing was waited for.
+    /// # Errors
+    /// `Unavailable` if the listener breaks: nothing was waited for, and the node is to be started
+    /// again. Else those of [`ServiceHost::stop`](crate::ServiceHost::stop).
+    ///
+    /// # Cancel safety
+    /// Dropped before `stop` has resolved, it changes nothing. Dropped later, it leaves the service
+    /// stopping; call it again.
     pub async fn run(&mut self, stop: impl Future<Output = ()>) -> Result<Stopped> {
         let broken = tokio::select! {
             () = stop => None,

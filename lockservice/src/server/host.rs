@@ -37,7 +37,13 @@ impl Drop for Host {
 }
 
 impl ServiceHost {
-    /// Starts the node. Fails as [`LockService::start`] does.
+    /// Starts the node.
+    ///
+    /// # Errors
+    /// Those of [`LockService::start`].
+    ///
+    /// # Cancel safety
+    /// As [`LockService::start`].
     pub async fn start(parts: ServiceParts) -> Result<Self> {
         let first = LockService::start(parts.clone()).await?;
         Ok(Self::keep(parts, first))
@@ -121,7 +127,13 @@ impl ServiceHost {
         current.session(SessionId::new(id))
     }
 
-    /// Stops the node; see [`LockService::shutdown`].
+    /// Stops the node; see [`LockService::shutdown`]. No further incarnation starts.
+    ///
+    /// # Errors
+    /// Those of [`LockService::shutdown`].
+    ///
+    /// # Cancel safety
+    /// Dropped halfway it leaves the node stopping; call it again.
     pub async fn stop(&self, grace: Duration) -> Result<Stopped> {
         self.0.successor.abort();
         self.current().shutdown(grace).await

@@ -56,6 +56,12 @@ pub(crate) use self::slot::Slot;
 /// see [`Server::run`].
 ///
 /// If several nodes share a store, use [`Server`] and [`PeerServer`] instead.
+///
+/// # Errors
+/// Those of [`Server::start`] and [`Server::run`].
+///
+/// # Cancel safety
+/// Dropping the call closes the listener and the connections at once, and resigns no lease.
 pub async fn serve(
     listener: TcpListener,
     host: ServiceHost,

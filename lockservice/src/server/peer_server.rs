@@ -45,8 +45,10 @@ impl PeerServer {
         Self(Serving::start(router, listener, settings))
     }
 
-    /// Resolves when the listener breaks, with the reason: the node can lead no more then. Cancel
-    /// safe.
+    /// Resolves when the listener breaks, with the reason: the node can lead no more then.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn broken(&mut self) -> Error {
         self.0.broken().await
     }

@@ -82,7 +82,10 @@ impl Default for ServerSettings {
 }
 
 impl ServerSettings {
-    /// Fails with `InvalidArgument`, naming the setting, if one makes no sense.
+    /// Checks every setting.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, naming the setting, if one makes no sense: correct it.
     pub fn check(&self) -> Result<()> {
         let least = [
             ("message_bytes_max", self.message_bytes_max, 1 << 10),

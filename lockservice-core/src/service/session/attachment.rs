@@ -45,7 +45,8 @@ impl Session {
     /// Counts a frame of about `bytes` in memory among what the session's peer and the node keep,
     /// until the answer is dropped.
     ///
-    /// Fails with `ResourceExhausted` if there is no room for it: refuse what it asks for.
+    /// # Errors
+    /// `ResourceExhausted` if there is no room for it: refuse what it asks for.
     pub fn hold_frame(&self, bytes: usize) -> Result<HeldFrame<'_>> {
         self.record.state.lock().charge.hold(bytes)?;
         Ok(HeldFrame { session: self, bytes })

@@ -15,6 +15,9 @@ pub const STILL_RUNNING_BYTES_MAX: usize = 1_024;
 impl Session {
     /// Gives the session up: its client has stopped all protected work (P5). Ends its transactions;
     /// idempotent.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it waits for nothing.
     pub async fn close(&self) {
         self.finish(Error::new(ErrorKind::SessionLost, "the session was closed"));
     }

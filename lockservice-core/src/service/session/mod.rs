@@ -118,7 +118,8 @@ impl Session {
 
     /// Renews the session. The answer's promise counts from before the request was sent (P2).
     ///
-    /// Fails with `SessionLost`, `LeaseLost` or `ShuttingDown`: stop the protected work.
+    /// # Errors
+    /// `SessionLost`, `LeaseLost`, `ShuttingDown`: stop the protected work.
     pub fn renew(&self) -> Result<Promise> {
         // A stopping service renews for those who are putting their work away; only its lease can
         // end that.

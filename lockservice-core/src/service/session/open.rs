@@ -22,14 +22,19 @@ impl LockService {
     /// Opens a session whose locks are kept for `ttl` (the default of the settings if `None`) after
     /// its last renewal.
     ///
-    /// Fails with `InvalidArgument` for a TTL or a name out of bounds, `ShuttingDown` or
-    /// `LeaseLost` if the service no longer serves, `ResourceExhausted` at the limit of sessions.
+    /// # Errors
+    /// `InvalidArgument`: the TTL or the name is out of bounds. `ShuttingDown`, `LeaseLost`: the
+    /// service no longer serves. `ResourceExhausted`: the limit of sessions is reached.
     pub fn open_session(&self, ttl: Option<Duration>, client: &str) -> Result<Session> {
         self.open_session_of(None, ttl, client)
     }
 
     /// As [`open_session`](Self::open_session), for a peer whose sessions together are bounded by
-    /// `quota`. Fails with `ResourceExhausted` at its bounds, too.
+    /// `quota`.
+    ///
+    /// # Errors
+    /// Those of [`open_session`](Self::open_session); `ResourceExhausted` at the bounds of `quota`,
+    /// too.
     pub fn open_session_within(
         &self,
         quota: Arc<Quota>,
@@ -83,8 +88,10 @@ impl LockService {
         Ok(session)
     }
 
-    /// The session with this id. Fails with `SessionLost` if there is none, or no longer: stop the
-    /// protected work.
+    /// The session with this id.
+    ///
+    /// # Errors
+    /// `SessionLost` if there is none, or no longer: stop the protected work.
     pub fn session(&self, id: SessionId) -> Result<Session> {
         match self.inner.sessions.get(&id) {
             Some(record) => Ok(Session { record, inner: Arc::clone(&self.inner) }),

@@ -46,8 +46,9 @@ pub struct Txn {
 impl LockService {
     /// Begins a transaction of an embedder, one that belongs to no session.
     ///
-    /// Fails with `ShuttingDown` or `LeaseLost` if the service no longer serves,
-    /// `ResourceExhausted` at the limit of transactions.
+    /// # Errors
+    /// `ShuttingDown`, `LeaseLost`: the service no longer serves. `ResourceExhausted`: the limit of
+    /// transactions is reached; end some first.
     pub fn begin(&self, options: TxnOptions) -> Result<Txn> {
         let began = self.inner.parts.env.now();
         let record = self.inner.begin(&options, None, "")?;
@@ -138,7 +139,8 @@ impl Txn {
     /// When the locks that this transaction holds stop being safe, unless the service renews its
     /// lease by then.
     ///
-    /// Fails with `LeaseLost` or `ShuttingDown` if they no longer are.
+    /// # Errors
+    /// `LeaseLost`, `ShuttingDown`: they no longer are safe. Stop the protected work.
     pub fn promise(&self) -> Result<Promise> {
         self.inner.promise(None)
     }

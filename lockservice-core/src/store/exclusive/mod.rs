@@ -72,13 +72,12 @@ impl ExclusiveStore {
     /// Opens the store by `open`, on a blocking thread, and checks its format. A new one gets the
     /// current format.
     ///
-    /// Fails as `open` does, with `StoreNewer` for a store of a later version, and with
-    /// `StoreCorrupt` for one that holds anything but entries of lockservice, or damaged ones.
-    /// Nothing is changed in either.
+    /// # Errors
+    /// Those of `open`; `StoreNewer` for a store of a later version, `StoreCorrupt` for one that
+    /// holds anything but entries of lockservice, or damaged ones. Nothing is changed in either.
     ///
     /// # Cancel safety
-    /// Cancel safe: a store that is opened nevertheless is closed
-    /// again.
+    /// Cancel safe: a store that is opened nevertheless is closed again.
     pub async fn open<E: KeyValue>(
         url: String,
         open: impl FnOnce() -> Result<E> + Send + 'static,

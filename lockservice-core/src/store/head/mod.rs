@@ -84,7 +84,10 @@ impl Leader {
 impl Head {
     /// The head of an exclusive store once `candidate` leads, and the response to it (L1: the
     /// exclusive open is the leadership).
-    pub fn acquire_exclusive(&self, candidate: &Candidate) -> Result<(Self, Leadership)> {
+    ///
+    /// # Errors
+    /// `ResourceExhausted` if every epoch is used up: start a new store.
+    pub(crate) fn acquire_exclusive(&self, candidate: &Candidate) -> Result<(Self, Leadership)> {
         let cluster = self.cluster_of(candidate);
         let head = self.led_by(candidate, Duration::ZERO, Epoch::default(), Lineage::default())?;
         let acquired =
@@ -98,6 +101,9 @@ impl Head {
     /// `found` is the stored head, `None` if there is none; `ttl` the TTL of the candidate's own
     /// leadership; `lineage` the copy of the store that responds; `floor` the lowest number that
     /// the backend vouches for, for example by its server's clock (L4; zero if it has none).
+    ///
+    /// # Errors
+    /// `ResourceExhausted` if every epoch is used up: start a new store.
     pub fn acquire_shared(
         found: Option<&Self>,
         candidate: &Candidate,
@@ -201,7 +207,10 @@ impl Head {
         })
     }
 
-    /// Fails with `Fenced` unless `epoch` is the epoch of the current leadership (L2).
+    /// Checks that `epoch` is the epoch of the current leadership (L2).
+    ///
+    /// # Errors
+    /// `Fenced` if it is not: stop leading.
     pub fn check(&self, epoch: Epoch) -> Result<()> {
         if epoch == self.epoch && self.leader.is_some() {
             return Ok(());
@@ -214,7 +223,10 @@ impl Head {
         .with("current", self.epoch))
     }
 
-    /// The head after the write `number` of `epoch`, or `Fenced` if that is not the next one (L2).
+    /// The head after the write `number` of `epoch` (L2).
+    ///
+    /// # Errors
+    /// `Fenced` if the epoch is not current, or the number is not the next one.
     pub fn advance(&self, epoch: Epoch, number: u64) -> Result<Self> {
         self.check(epoch)?;
         if self.applied.checked_add(1) != Some(number) {
@@ -230,12 +242,18 @@ impl Head {
     }
 
     /// The head after the leader of `epoch` renewed (L1).
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check).
     pub fn renew(&self, epoch: Epoch) -> Result<Self> {
         self.check(epoch)?;
         Ok(Self { counter: self.counter + 1, ..self.clone() })
     }
 
     /// The head after the leader of `epoch` resigned.
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check).
     pub fn resign(&self, epoch: Epoch) -> Result<Self> {
         self.check(epoch)?;
         Ok(Self { leader: None, ..self.clone() })

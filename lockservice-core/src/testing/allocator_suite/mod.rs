@@ -36,6 +36,9 @@ pub trait AllocatorFixture: Send + Sync {
 ///
 /// # Panics
 /// At the first clause that does not hold.
+///
+/// # Cancel safety
+/// Not to be dropped: a dropped suite shows nothing.
 pub async fn allocator_suite<F, Made>(make: F)
 where
     F: Fn() -> Made,

@@ -49,6 +49,9 @@ const CLAUSE_MAX: Duration = Duration::from_secs(60);
 ///
 /// # Panics
 /// At the first clause that does not hold.
+///
+/// # Cancel safety
+/// Not to be dropped: a dropped suite shows nothing.
 // Long: the table of all clauses.
 pub async fn service_suite<F, Made>(make: F)
 where

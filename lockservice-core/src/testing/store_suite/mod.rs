@@ -35,6 +35,9 @@ pub trait StoreFixture: Send + Sync {
 ///
 /// # Panics
 /// At the first clause that does not hold.
+///
+/// # Cancel safety
+/// Not to be dropped: a dropped suite shows nothing.
 pub async fn store_suite<F, Made>(make: F)
 where
     F: Fn() -> Made,

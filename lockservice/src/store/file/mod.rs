@@ -35,10 +35,14 @@ pub struct FileStore(ExclusiveStore);
 impl FileStore {
     /// Opens the store in the file `path`, which is created if it is not there (its folder is not).
     ///
-    /// Fails, naming the path and what to do, with `StoreInUse` if another process has it open,
-    /// `StoreUnusable` if the file cannot be opened, created or written, `StoreCorrupt` if it is
-    /// not a store of lockservice or is damaged, and `StoreNewer` if a newer version wrote it.
     /// Reads the whole file once to check it.
+    ///
+    /// # Errors
+    /// Each names the path and what to do.
+    /// - `StoreInUse`: another process has it open.
+    /// - `StoreUnusable`: the file cannot be opened, created or written.
+    /// - `StoreCorrupt`: it is no store of lockservice, or is damaged.
+    /// - `StoreNewer`: a newer version wrote it.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -49,8 +53,10 @@ impl FileStore {
 
     /// Reads the store in the file `path`, damaged or not, as far as it can be read.
     ///
-    /// Like [`open`](Self::open) it creates a file that is not there, and fails as that does, but
-    /// for damaged records: those are in the answer.
+    /// Like [`open`](Self::open) it creates a file that is not there.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open), but for damaged records: those are in the result.
     ///
     /// # Cancel safety
     /// Cancel safe.
