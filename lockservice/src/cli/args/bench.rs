@@ -16,7 +16,7 @@ the rounds, the lowest and the highest.
 Workloads:
   rows   each caller locks a row of its own
   hot    all callers lock one and the same row
-  mixed  one row of 1,000, but every tenth cycle ten neighbours as a shared range
+  mixed  one row of 1,000; every tenth cycle ten neighbours as a shared range
   batch  100 neighbours of 10,000 rows, all or none
 
 Sides:
@@ -24,22 +24,37 @@ Sides:
                not waited for
   echo         the request goes to a bare gRPC stream and comes back: one stream
                for all callers
+  redis        SET NX PX and a script that compares and deletes, over one
+               multiplexed connection; where callers meet, an unlock is published
+               and wakes a waiter. Redis has neither shared locks nor ranges: a
+               range is all of its rows, exclusively
+  postgres     rows and hot: advisory locks; mixed and batch: SELECT … FOR UPDATE
+               or FOR SHARE in a transaction. A connection for each caller. A
+               table is created for mixed and batch, and dropped
 
 CPU is user and system time for each cycle, of this process and of the server's. That of a server \
-is read from /proc, if the server is on this machine.
+is read from /proc, if the server is on this machine and not in a container.
+
+A password in --beside can be read by every user of the machine (ps). Give the URL as \
+LOCKSERVICE_BESIDE instead. For PostgreSQL the URL can do without it: PGPASSWORD, or the password \
+file of PGPASSFILE (~/.pgpass).
 
 Ctrl-C ends the cycles that have begun, prints what was measured so far, and leaves nothing locked.
 
 Examples:
   lockservice bench
   lockservice bench --workload rows,hot,mixed,batch --callers 16
+  lockservice bench --beside echo --beside redis://127.0.0.1
+  lockservice bench --beside postgres://me@127.0.0.1/app --callers 16
   lockservice bench --server 127.0.0.1:7654 --rounds 10 --json";
 
 #[derive(Debug, Args)]
 #[command(after_help = BENCH_NOTES)]
 pub(crate) struct BenchArgs {
-    /// What to measure beside: echo. May be given several times.
+    /// What to measure beside: echo, redis://HOST or postgres://USER@HOST/DATABASE. May be given
+    /// several times.
     #[arg(long, value_name = "SIDE", default_value = "echo")]
+    #[arg(env = "LOCKSERVICE_BESIDE", hide_env_values = true)]
     beside: Vec<String>,
     /// What the callers lock; one run for each workload.
     #[arg(long = "workload", value_name = "WORKLOAD", value_delimiter = ',')]

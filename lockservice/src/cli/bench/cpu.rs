@@ -27,13 +27,28 @@ pub(super) fn own() -> Duration {
 /// The processes of a server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum ServerProcess {
-    /// One process.
+    /// One process does all the work.
     One(u32),
+    /// A process and its children.
+    #[cfg_attr(not(feature = "pg"), allow(dead_code, reason = "PostgreSQL is such a server"))]
+    WithChildren(u32),
     /// Not known, for this reason.
     Unknown(String),
 }
 
 impl ServerProcess {
+    /// The process `pid`, if it is on this machine and its program is one of `names`: a number of
+    /// another machine, or of a container, may be that of another process here.
+    #[cfg(any(feature = "pg", feature = "redis"))]
+    pub(super) fn named(pid: u32, names: &[&str]) -> Self {
+        match fs::read_to_string(format!("/proc/{pid}/comm")) {
+            Ok(comm) if names.contains(&comm.trim_end()) => Self::One(pid),
+            _ => {
+                Self::Unknown(format!("its process {pid} is on another machine or in a container"))
+            }
+        }
+    }
+
     /// The process that listens on `address`, if it is on loopback and its program is called
     /// `name`: a forwarder (a proxy, an SSH tunnel, Docker's) is not the server.
     pub(super) fn listening(address: SocketAddr, name: &str) -> Self {
@@ -63,19 +78,64 @@ impl ServerProcess {
     /// The CPU time so far. `None` if it is not known.
     pub(super) fn cpu(&self) -> Option<Duration> {
         match self {
-            Self::One(pid) => cpu_of(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?),
+            Self::One(pid) => Some(stat(*pid)?.own),
+            Self::WithChildren(parent) => {
+                let stat_of_parent = stat(*parent)?;
+                let children = processes()
+                    .filter_map(stat)
+                    .filter(|stat| stat.parent == *parent)
+                    .map(|stat| stat.own);
+                // Those that have ended count too, or the time would go back with each.
+                Some(stat_of_parent.own + stat_of_parent.ended_children + children.sum())
+            }
             Self::Unknown(_) => None,
         }
     }
 }
 
-/// The CPU time in a `/proc/PID/stat`.
-fn cpu_of(stat: &str) -> Option<Duration> {
-    // The name of the program stands in parentheses, and may hold some.
-    let (_, after_name) = stat.rsplit_once(')')?;
-    let mut fields = after_name.split_ascii_whitespace().skip(11);
-    let mut ticks = || fields.next()?.parse::<u32>().ok();
-    Some(TICK * (ticks()? + ticks()?))
+/// The parent of a process.
+#[cfg(feature = "pg")]
+pub(super) fn parent(pid: u32) -> Option<u32> {
+    Some(stat(pid)?.parent)
+}
+
+/// What `/proc/PID/stat` says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Stat {
+    parent: u32,
+    own: Duration,
+    ended_children: Duration,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    Stat::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+impl Stat {
+    fn parse(line: &str) -> Option<Self> {
+        // The name of the program stands in parentheses, and may hold some.
+        let (_, after_name) = line.rsplit_once(')')?;
+        let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
+        let ticks = |at: usize| -> Option<Duration> {
+            let ticks = [fields.get(at)?, fields.get(at + 1)?].map(|n| n.parse::<u32>().ok());
+            Some(TICK * (ticks[0]? + ticks[1]?))
+        };
+        // Behind the name: state, parent, …; user and system time, and those of ended children.
+        Some(Self {
+            parent: fields.get(1)?.parse().ok()?,
+            own: ticks(11)?,
+            ended_children: ticks(13)?,
+        })
+    }
+}
+
+/// True if `host` is a name of this machine that only it knows.
+#[cfg(any(feature = "pg", feature = "redis"))]
+pub(super) async fn is_loopback(host: &str) -> bool {
+    match tokio::net::lookup_host((host.trim_matches(['[', ']']), 0)).await {
+        Ok(mut addresses) => addresses.all(|address| address.ip().is_loopback()),
+        Err(_) => false,
+    }
 }
 
 /// The numbers of all processes.
@@ -133,10 +193,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_is_read_behind_a_name_with_parentheses() {
+    fn the_times_are_read_behind_a_name_with_parentheses() {
         let line = "42 (a) b (c)) S 7 42 42 0 -1 4194304 1 2 3 4 150 50 3 4 20 0 1 0 9 1 1";
-        assert_eq!(cpu_of(line), Some(Duration::from_secs(2)));
-        assert_eq!(cpu_of("42 (a) S 7"), None);
+        let stat = Stat::parse(line).unwrap();
+        assert_eq!(stat.parent, 7);
+        assert_eq!(stat.own, Duration::from_secs(2));
+        assert_eq!(stat.ended_children, Duration::from_millis(70));
+        assert_eq!(Stat::parse("42 (a) S 7"), None);
     }
 
     #[test]
@@ -172,5 +235,19 @@ mod tests {
         assert_eq!(listeners(&table, "127.0.0.1:8080".parse().unwrap()), [11]);
         assert_eq!(listeners(&table, "127.0.0.1:8081".parse().unwrap()), [12]);
         assert!(listeners(&table, "127.0.0.2:8081".parse().unwrap()).is_empty());
+    }
+
+    #[test]
+    fn the_time_of_children_counts_also_when_they_have_ended() {
+        let pid = std::process::id();
+        let before = ServerProcess::WithChildren(pid).cpu().unwrap();
+        let burn = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
+        let status = std::process::Command::new("sh").args(["-c", burn]).status().unwrap();
+        assert!(status.success());
+        assert!(ServerProcess::WithChildren(pid).cpu().unwrap() > before);
+        assert_eq!(
+            parent(pid),
+            Some(rustix::process::getppid().unwrap().as_raw_nonzero().get() as u32)
+        );
     }
 }

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `mod.rs` | the runs in their order, from the first connection to the last |
 //! | `beside` | what to measure beside |
-//! | `side`, `locks`, `echo` | a side; ours, and the others |
+//! | `side`, `locks` | a side; ours |
+//! | `echo`, `redis`, `postgres` | the others |
 //! | `workload` | what the callers lock |
 //! | `turn`, `stop` | one side's callers at work; the wish to end early |
 //! | `stats`, `report` | figures; what is printed of them |
@@ -24,6 +25,10 @@ mod child;
 mod cpu;
 mod echo;
 mod locks;
+#[cfg(feature = "pg")]
+mod postgres;
+#[cfg(feature = "redis")]
+mod redis;
 mod report;
 mod side;
 mod stats;

@@ -32,6 +32,10 @@ pub(crate) enum Workload {
 }
 
 impl Workload {
+    /// Rows that callers share, of the workload that has most.
+    #[cfg(any(feature = "pg", feature = "redis"))]
+    pub(super) const SHARED_ROWS_MAX: u32 = BATCH_ROWS;
+
     /// Its name, as it is given.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -39,6 +43,17 @@ impl Workload {
             Self::Hot => "hot",
             Self::Mixed => "mixed",
             Self::Batch => "batch",
+        }
+    }
+
+    /// The number of rows from which `callers` choose: those below it.
+    #[cfg(any(feature = "redis", test))]
+    pub(super) fn rows(self, callers: u32) -> u32 {
+        match self {
+            Self::Rows => callers,
+            Self::Hot => 1,
+            Self::Mixed => MIXED_ROWS,
+            Self::Batch => BATCH_ROWS,
         }
     }
 }
@@ -55,6 +70,15 @@ pub(super) enum Want {
 }
 
 impl Want {
+    /// The rows, whatever it says about them.
+    #[cfg(any(feature = "pg", feature = "redis"))]
+    pub(super) fn rows(&self) -> Range<u32> {
+        match self {
+            Self::Row(row) => *row..row + 1,
+            Self::SharedRange(rows) | Self::Batch(rows) => rows.clone(),
+        }
+    }
+
     /// The request of our side.
     pub(super) fn spec(&self, table: &TableRef) -> Result<LockSpec> {
         let items = match self {
@@ -126,19 +150,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_side_gets_the_same_wants_and_none_is_beyond_the_rows_of_the_workload() {
+    fn every_side_gets_the_same_wants_and_all_of_them_are_in_the_rows_of_the_workload() {
         for workload in Workload::value_variants() {
             let wants = || {
                 let mut wants = Wants::new(*workload, 3);
                 std::iter::from_fn(move || Some(wants.next())).take(1_000)
             };
             assert!(wants().eq(wants()), "{workload:?}");
-            let rows = match workload {
-                Workload::Rows => 4,
-                Workload::Hot => 1,
-                Workload::Mixed => MIXED_ROWS,
-                Workload::Batch => BATCH_ROWS,
-            };
+            let rows = workload.rows(4);
             for want in wants() {
                 let inside = match &want {
                     Want::Row(row) => *row < rows,

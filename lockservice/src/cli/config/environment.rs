@@ -9,8 +9,9 @@ use super::PREFIX;
 use crate::cli::exit::{self, Failure};
 
 /// Environment variables with our prefix that are not settings of a server.
-const NOT_SETTINGS: [&str; 8] = [
+const NOT_SETTINGS: [&str; 9] = [
     "LOCKSERVICE_SERVER",
+    "LOCKSERVICE_BESIDE",
     "LOCKSERVICE_CONFIG",
     "LOCKSERVICE_TOKEN",
     "LOCKSERVICE_TABLE",
