@@ -6,6 +6,9 @@
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures with the machine's clock")]
 
+#[path = "../tests/kit/by_id.rs"]
+mod by_id;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::hint::black_box;
@@ -13,12 +16,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use by_id::{LockEngine, LockRequest};
 use criterion::{Criterion, criterion_group, criterion_main};
 use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::{Clock, SystemClock, Time};
-use lockservice_core::table::{
-    EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy,
-};
+use lockservice_core::table::{EngineSettings, Grant, LockCall, TxnHandle, WaitPolicy};
 use lockservice_core::{
     BindVersion, ErrorKind, FencingToken, Key, LockItem, LockMode, Result, ServiceId, TableId,
     TableRef, TxnId,
@@ -109,15 +111,19 @@ fn uncontended(criterion: &mut Criterion) {
         let engine = engine();
         let map = Mutex::new(HashMap::<[u8; 16], u64>::new());
         for number in 0..resident {
-            granted(lock(&engine, number, number));
+            let key = Key::new(bytes(number)).expect("a key");
+            assert!(engine.lock_row(txn(number), TABLE, &key, LockMode::Exclusive).is_some());
             map.lock().insert(bytes(number), number);
         }
         let mut next = resident;
+        let table = engine.table(TABLE).expect("it is installed");
+        let by_handle = engine.by_handle();
         let mut ours = || {
             next += 1;
-            let grant = granted(lock(&engine, next, next));
-            engine.unlock_all(txn(next), None);
-            black_box(grant.token);
+            let (txn, key) = (TxnHandle::new(txn(next)), Key::new(bytes(next)).expect("a key"));
+            let grant = by_handle.lock_row(&txn, &table, &key, LockMode::Exclusive);
+            by_handle.unlock_all(&txn, None);
+            black_box(grant.expect("it is free").token);
         };
         let mut other = resident;
         let mut theirs = || {

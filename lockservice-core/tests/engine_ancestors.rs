@@ -6,9 +6,10 @@ mod kit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::task::Poll;
 
+use kit::by_id::{LockEngine, LockRequest};
 use kit::{engine, kind, poll, range, request, row, txn};
 use lockservice_core::clock::Time;
-use lockservice_core::table::{LockCall, LockEngine, LockRequest, WaitPolicy, engine_steps};
+use lockservice_core::table::{LockCall, WaitPolicy, engine_steps};
 use lockservice_core::{ErrorKind, LockItem, LockMode, TxnId};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

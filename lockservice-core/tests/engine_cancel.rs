@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+use kit::by_id::LockEngine;
 use kit::{
     TABLE, VERSION, bind, engine, engine_with, kind, lock, poll, range, row, txn, with_table,
 };
 use lockservice_core::allocator::TokenBlock;
 use lockservice_core::clock::Time;
-use lockservice_core::table::{EngineSettings, LockCall, LockEngine};
+use lockservice_core::table::{EngineSettings, LockCall};
 use lockservice_core::{Error, ErrorKind, FencingToken, LockItem, LockMode};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

@@ -6,13 +6,12 @@ mod kit;
 use std::task::Poll;
 
 use LockMode::{Exclusive, Shared};
+use kit::by_id::LockRequest;
 use kit::cost::{HOT, OTHER, TABLE, engine, everything, holds, lock_in, row, waits};
 use kit::{granted, poll, txn};
 use lockservice_core::allocator::TokenBlock;
 use lockservice_core::clock::Time;
-use lockservice_core::table::{
-    LockCall, LockRequest, WaitPolicy, engine_longest_hold, engine_steps,
-};
+use lockservice_core::table::{LockCall, WaitPolicy, engine_longest_hold, engine_steps};
 use lockservice_core::{
     BindVersion, CommitTimestamp, ErrorKind, FencingToken, LockItem, LockMode, TableId,
 };

@@ -10,9 +10,11 @@
 //! half of them the engine's mutex is let go after so few steps that nearly every call is done in
 //! several slices: nothing may come of that.
 
+#[path = "kit/by_id.rs"]
+mod by_id;
 mod model;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::ops::Bound;
 use std::pin::Pin;
@@ -20,11 +22,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+use by_id::{LockEngine, LockRequest};
 use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::Time;
-use lockservice_core::table::{
-    EngineSettings, Grant, LockCall, LockEngine, LockRequest, VictimPolicy, WaitPolicy,
-};
+use lockservice_core::table::{EngineSettings, Grant, LockCall, VictimPolicy, WaitPolicy};
 use lockservice_core::{
     BindVersion, CommitTimestamp, DeadlockEdge, ErrorKind, FencingToken, Key, KeyRange, LockItem,
     LockMode, ServiceId, TableId, TableRef, TxnId,
@@ -102,7 +103,7 @@ struct Run {
     next_ts: u64,
     /// The last shared and exclusive token of each key.
     last_tokens: BTreeMap<(usize, u8), (u64, u64)>,
-    token_seen: u64,
+    tokens_seen: BTreeSet<u64>,
     counts: BTreeMap<&'static str, u64>,
 }
 
@@ -147,7 +148,7 @@ impl Run {
             next_token: 1,
             next_ts: 1,
             last_tokens: BTreeMap::new(),
-            token_seen: 0,
+            tokens_seen: BTreeSet::new(),
             counts: BTreeMap::new(),
             random,
         };
@@ -303,6 +304,12 @@ impl Run {
         } else {
             BindVersion::new(0)
         };
+        if let [LockItem::Row(key)] = items.as_slice()
+            && self.random.random_bool(0.7)
+            && self.lock_row(txn, table, key, mode)
+        {
+            return;
+        }
         let request = LockRequest {
             txn: id(txn),
             table: TableId::new(table as u64),
@@ -317,6 +324,21 @@ impl Run {
         client.polled = false;
         client.woken.0.store(false, Ordering::Relaxed);
         self.model.lock(txn, table, version, items, mode, wait, &mut self.clients);
+    }
+
+    /// Tries to lock a row at once. False if the general way decides.
+    fn lock_row(&mut self, txn: usize, table: usize, key: &Key, mode: LockMode) -> bool {
+        let table_id = TableId::new(table as u64);
+        let granted = self.engine.lock_row(id(txn), table_id, key, mode);
+        if let Some(left) = self.engine.tokens_left(table_id, self.model.version(table)) {
+            self.model.draw_tokens(table, left);
+        }
+        let Some(grant) = granted else { return false };
+        *self.counts.entry("at once").or_default() += 1;
+        self.model.lock_row(txn, table, LockItem::Row(key.clone()), mode, &grant);
+        let handle = self.engine.table(table_id).expect("it granted");
+        self.clients[txn].grants.push((table, grant.to_grant(&handle, key)));
+        true
     }
 
     fn finish(mut self) -> BTreeMap<&'static str, u64> {
@@ -363,7 +385,7 @@ fn the_engine_does_what_the_model_does_in_long_runs() {
     println!("{counts:?}");
     let of_calls =
         ["granted", "waited", "conflict", "deadlock", "cancelled", "bind_changed", "dropped"];
-    for what in of_calls.into_iter().chain(["resource_exhausted", "all rolled back"]) {
+    for what in of_calls.into_iter().chain(["resource_exhausted", "all rolled back", "at once"]) {
         assert!(
             counts.get(what).is_some_and(|count| *count > 100),
             "the runs saw too little: {counts:?}"

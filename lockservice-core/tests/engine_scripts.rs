@@ -19,6 +19,9 @@
 //! Items are rows (`k`) or ranges in mathematical notation without blanks (`[a,b]`, `(a,b)`,
 //! `(,b]`, `(,)`).
 
+#[path = "kit/by_id.rs"]
+mod by_id;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::future::Future;
@@ -27,11 +30,10 @@ use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
+use by_id::{LockEngine, LockRequest};
 use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::Time;
-use lockservice_core::table::{
-    EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy,
-};
+use lockservice_core::table::{EngineSettings, Grant, LockCall, WaitPolicy};
 use lockservice_core::{
     BindVersion, Blocker, CommitTimestamp, FencingToken, Key, KeyRange, LockItem, LockMode,
     ServiceId, TableId, TableRef, TxnId,

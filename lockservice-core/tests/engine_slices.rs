@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
 use WaitPolicy::{NoWait, Wait};
+use kit::by_id::{LockEngine, LockRequest};
 use kit::{TABLE, VERSION, key, poll, request, txn, with_table};
 use lockservice_core::clock::Time;
-use lockservice_core::table::{EngineSettings, LockCall, LockEngine, LockRequest, WaitPolicy};
+use lockservice_core::table::{EngineSettings, LockCall, WaitPolicy};
 use lockservice_core::{CommitTimestamp, Error, ErrorKind, KeyRange, LockItem, LockMode};
 
 /// The transaction whose call of many rows is between two slices, and how many those are.

@@ -6,8 +6,9 @@ mod kit;
 
 use std::task::Poll;
 
+use kit::by_id::LockEngine;
 use kit::{TABLE, VERSION, engine, poll, row, txn};
-use lockservice_core::table::{LockCall, LockEngine};
+use lockservice_core::table::LockCall;
 use lockservice_core::{ErrorKind, LockMode};
 use loom::future::block_on;
 use loom::thread;

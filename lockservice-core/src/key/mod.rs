@@ -28,6 +28,11 @@ pub const KEY_BYTES_MAX: usize = 4096;
 pub struct Key(SmallVec<[u8; 22]>);
 
 impl Key {
+    /// The content of a slot without a key. It is no key: none is empty.
+    pub(crate) const fn empty() -> Self {
+        Self(SmallVec::new_const())
+    }
+
     /// Checks and copies a key.
     ///
     /// # Errors

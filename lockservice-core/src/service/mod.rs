@@ -75,7 +75,7 @@ use crate::id::{NodeName, Nonce, ServiceId, SessionId, TableRef, TxnId};
 use crate::sync::Mutex;
 use crate::table::LockEngine;
 
-use crate::service::lease::Lease;
+use crate::service::lease::{Lease, Serving};
 use crate::service::phase::{Phase, shutting_down};
 use crate::service::session::SessionRecord;
 use crate::service::session::registry::Registry;
@@ -93,6 +93,7 @@ pub use self::session::quota::{CallMemory, OpenCall, Quota, QuotaSettings};
 pub use self::session::{Attachment, HeldFrame, STILL_RUNNING_BYTES_MAX, Session};
 pub use self::settings::ServiceSettings;
 pub use self::txn::Txn;
+pub use self::txn::row::{RowLocked, Table};
 pub use self::txn::waits::{WaitNotices, Waiting, WaitsFor};
 
 /// Lines of a slice, where all of a list is wanted.
@@ -152,6 +153,8 @@ pub(crate) struct ServiceInner {
     /// The transactions' numbers, and which of those that validate are alive.
     pub(crate) live: Arc<LiveTxns>,
     lease: Mutex<Lease>,
+    /// Until when the lease lets it answer. Written under the mutex of `lease`.
+    pub(crate) serving: Serving,
     /// The furthest that any answer of the allocator has told (L4). Locked for a comparison.
     observed: Mutex<Progress>,
     pub(crate) phase: watch::Sender<Phase>,
@@ -182,6 +185,7 @@ impl LockService {
             replaces: parts.replaces,
         };
         let incarnation = parts.allocator.register(&register).await?;
+        let lease = Lease::new(sent, incarnation.lease_ttl);
         let inner = Arc::new(ServiceInner {
             id: incarnation.service,
             nonce,
@@ -191,7 +195,8 @@ impl LockService {
             quota: Quota::new("of the node", parts.settings.quota(), None),
             sessions: Registry::new("sessions", parts.settings.sessions_max),
             live: Arc::new(LiveTxns::new()),
-            lease: Mutex::new(Lease::new(sent, incarnation.lease_ttl)),
+            serving: Serving::new(&lease),
+            lease: Mutex::new(lease),
             observed: Mutex::new(incarnation.at),
             phase: watch::Sender::new(Phase::Serving),
             departed: Notify::new(),
@@ -270,7 +275,7 @@ impl LockService {
     fn table_filter(&self, table: Option<&TableRef>) -> Option<Option<crate::id::TableId>> {
         match table {
             None => Some(None),
-            Some(table) => self.inner.tables.owned(table).map(|bind| Some(bind.id)),
+            Some(table) => self.inner.tables.owned(table).map(|bound| Some(bound.bind().id)),
         }
     }
 
@@ -308,6 +313,7 @@ impl LockService {
             }
             first
         });
+        inner.close();
         inner.engine.seal(shutting_down);
         let deadline = inner.parts.env.now() + grace;
         let gone = inner.until(deadline, inner.everybody_gone()).await.is_some();

@@ -45,6 +45,10 @@ pub(super) fn lease_lost() -> Error {
 impl ServiceInner {
     /// Fails unless locks may be granted now.
     pub(crate) fn check_serving(&self) -> Result<()> {
+        if self.serving.remaining(self.parts.env.now()).is_some() {
+            return Ok(());
+        }
+        // Why not.
         match &*self.phase.borrow() {
             Phase::Serving => {}
             Phase::Stopping { .. } | Phase::Resigning => return Err(shutting_down()),
@@ -67,7 +71,15 @@ impl ServiceInner {
     pub(crate) fn with_lease<T>(&self, decide: impl FnOnce(&mut Lease, Time) -> T) -> T {
         let mut lease = self.lease.lock();
         let now = self.parts.env.now();
-        decide(&mut lease, now)
+        let decided = decide(&mut lease, now);
+        self.serving.set(&lease);
+        decided
+    }
+
+    /// Answers no more without a look at the phase.
+    pub(super) fn close(&self) {
+        let _lease = self.lease.lock();
+        self.serving.close();
     }
 
     /// Grants and answers nothing any more (B2), and answers why: the first reason stays, and a
@@ -88,6 +100,7 @@ impl ServiceInner {
         });
         if first {
             tracing::info!(service = %self.id, %reason, "service sealed");
+            self.close();
             self.engine.seal(if reason.kind() == ErrorKind::LeaseLost {
                 lease_lost
             } else {

@@ -11,6 +11,7 @@ use super::slices::{STEPS, Slice};
 use super::state::{EngineState, Started};
 use super::steps::Hold;
 use super::types::{CallObstacle, EngineSettings, Grant, LockInfo, LockRequest, WaitInfo};
+use super::uncontended::{TableHandle, TablePlaces, TxnHandle};
 use crate::bind::{Bind, TokenBlock};
 use crate::clock::Time;
 use crate::error::{Error, Result};
@@ -29,7 +30,7 @@ const SLICE: usize = 1_024;
 /// ```
 /// use lockservice_core::allocator::{Bind, TokenBlock};
 /// use lockservice_core::clock::Time;
-/// use lockservice_core::table::{EngineSettings, LockEngine, LockRequest, WaitPolicy};
+/// use lockservice_core::table::{EngineSettings, LockEngine, LockRequest, TxnHandle, WaitPolicy};
 /// use lockservice_core::{
 ///     BindVersion, FencingToken, Key, LockItem, LockMode, ServiceId, TableId, TableRef, TxnId,
 /// };
@@ -44,25 +45,30 @@ const SLICE: usize = 1_024;
 ///     version: BindVersion::new(1),
 /// };
 /// let tokens = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1_000) };
-/// engine.install(bind, Some(tokens), None)?;
+/// let orders = engine.install(bind, Some(tokens), None)?;
+/// let begin = |number| TxnHandle::new(TxnId::new(ServiceId::new(1), number, false));
+/// let (one, two) = (begin(1), begin(2));
 ///
-/// let row = LockItem::Row(Key::new("order 7")?);
-/// let request = |number| LockRequest {
-///     txn: TxnId::new(ServiceId::new(1), number, false),
-///     table: TableId::new(1),
-///     version: BindVersion::new(1),
-///     items: vec![row.clone()],
+/// let key = Key::new("order 7")?;
+/// let first = engine.lock_row(&one, &orders, &key, LockMode::Exclusive).expect("it is free");
+///
+/// // It is not free any more: the general way waits for it.
+/// assert_eq!(engine.lock_row(&two, &orders, &key, LockMode::Exclusive), None);
+/// let request = LockRequest {
+///     table: orders.bind().id,
+///     version: orders.bind().version,
+///     items: vec![LockItem::Row(key)],
 ///     mode: LockMode::Exclusive,
 ///     wait: WaitPolicy::Wait,
 /// };
 /// let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
 /// runtime.block_on(async {
-///     let first = engine.lock(request(1), Time::ZERO).await?;
-///     let waiting = engine.lock(request(2), Time::ZERO);
-///     assert_eq!(waiting.blocker().expect("it waits").txn, request(1).txn);
-///     engine.unlock_all(request(1).txn, None);
+///     let waiting = engine.lock(&two, request, Time::ZERO);
+///     assert_eq!(waiting.blocker().expect("it waits").txn, one.id());
+///     engine.unlock_all(&one, None);
 ///     let second = waiting.await?;
 ///     assert!(second.token > first.token);
+///     engine.unlock_all(&two, None);
 ///     Ok(())
 /// })
 /// # }
@@ -72,6 +78,9 @@ pub struct LockEngine(Arc<Shell>);
 
 struct Shell {
     items_per_request_max: usize,
+    txn_lock_bytes_max: usize,
+    /// The rows of all tables. The state shares them.
+    places: Arc<TablePlaces>,
     state: Mutex<EngineState>,
 }
 
@@ -89,9 +98,28 @@ impl LockEngine {
     }
 
     fn sliced(settings: EngineSettings, steps: usize) -> Self {
-        let items_per_request_max = settings.items_per_request_max;
-        let state = EngineState::new(settings, Slice::new(steps));
-        Self(Arc::new(Shell { items_per_request_max, state: Mutex::new(state) }))
+        let places = Arc::new(TablePlaces::new());
+        let state = EngineState::new(settings, Slice::new(steps), Arc::clone(&places));
+        Self(Arc::new(Shell {
+            items_per_request_max: settings.items_per_request_max,
+            txn_lock_bytes_max: settings.txn_lock_bytes_max,
+            places,
+            state: Mutex::new(state),
+        }))
+    }
+
+    pub(super) fn places(&self) -> &TablePlaces {
+        &self.0.places
+    }
+
+    /// The state, for acts that leave no work pending and wake no task. Every other one uses
+    /// [`with`](Self::with).
+    pub(super) fn state(&self) -> &Mutex<EngineState> {
+        &self.0.state
+    }
+
+    pub(super) fn txn_bytes_max(&self) -> usize {
+        self.0.txn_lock_bytes_max
     }
 
     /// Does something to the state under one hold of the mutex, then the pending work.
@@ -146,7 +174,7 @@ impl LockEngine {
     /// tokens. An earlier version that is still installed is removed first.
     ///
     /// The table's history is known since `history_since`; `None`: all of it (C5). Each grant says
-    /// so.
+    /// so. The handle is for [`lock_row`](Self::lock_row) and [`unlock`](Self::unlock).
     ///
     /// # Errors
     /// | kind | if | the caller must |
@@ -161,7 +189,7 @@ impl LockEngine {
         bind: Bind,
         tokens: Option<TokenBlock>,
         history_since: Option<Time>,
-    ) -> Result<()> {
+    ) -> Result<TableHandle> {
         self.with(|state| state.install(bind, tokens, history_since))
     }
 
@@ -231,8 +259,8 @@ impl LockEngine {
     /// [`Deadlock`]: crate::ErrorKind::Deadlock
     /// [`Cancelled`]: crate::ErrorKind::Cancelled
     /// [`ResourceExhausted`]: crate::ErrorKind::ResourceExhausted
-    pub fn lock(&self, request: LockRequest, now: Time) -> LockCall {
-        self.lock_for(request, &[], now)
+    pub fn lock(&self, txn: &TxnHandle, request: LockRequest, now: Time) -> LockCall {
+        self.lock_for(txn, request, &[], now)
     }
 
     /// As [`lock`](Self::lock), for work on which the transactions `ancestors` wait, such as a
@@ -243,17 +271,24 @@ impl LockEngine {
     /// As [`lock`](Self::lock). Also [`HeldByAncestor`](crate::ErrorKind::HeldByAncestor), at once,
     /// if a lock of an ancestor conflicts: a wait for it could not end. The caller relies on the
     /// lock of the ancestor instead.
-    pub fn lock_for(&self, mut request: LockRequest, ancestors: &[TxnId], now: Time) -> LockCall {
-        let txn = request.txn;
+    pub fn lock_for(
+        &self,
+        txn: &TxnHandle,
+        mut request: LockRequest,
+        ancestors: &[TxnId],
+        now: Time,
+    ) -> LockCall {
+        let id = txn.id();
         if let Err(error) = put_in_order(&mut request.items, self.0.items_per_request_max) {
-            return LockCall::over(self, txn, Err(error));
+            return LockCall::over(self, id, Err(error));
         }
-        match self.with(|state| state.lock(request, ancestors, now)) {
-            Started::Done(outcome) => LockCall::over(self, txn, outcome),
+        self.inflate_own(txn, &request.items);
+        match self.with(|state| state.lock(id, request, ancestors, now)) {
+            Started::Done(outcome) => LockCall::over(self, id, outcome),
             // The pending work may have ended it. Then nothing needs to be kept.
-            Started::Kept(id) => match self.with(|state| state.take_outcome(id)) {
-                Some(outcome) => LockCall::over(self, txn, outcome),
-                None => LockCall::kept(self, txn, id),
+            Started::Kept(call) => match self.with(|state| state.take_outcome(call)) {
+                Some(outcome) => LockCall::over(self, id, outcome),
+                None => LockCall::kept(self, id, call),
             },
         }
     }
@@ -268,7 +303,13 @@ impl LockEngine {
     /// | locked an item that was upgraded since | the upgrade stays |
     ///
     /// A repetition does nothing.
-    pub fn roll_back(&self, txn: TxnId, table: TableId, grant: &Grant) {
+    pub fn roll_back(&self, txn: &TxnHandle, table: TableId, grant: &Grant) {
+        self.roll_back_in_state(txn.id(), table, grant);
+        txn.note_released(self.places(), grant.owner.changes.len());
+    }
+
+    /// As [`roll_back`](Self::roll_back). Holds that are uncontended are inflated first.
+    pub(super) fn roll_back_in_state(&self, txn: TxnId, table: TableId, grant: &Grant) {
         let mut changes = grant.owner.changes.as_slice();
         self.in_slices(|state| {
             let (rest, last) = changes.split_at(changes.len().saturating_sub(state.slice.steps()));
@@ -278,12 +319,8 @@ impl LockEngine {
         });
     }
 
-    /// Releases chosen items, each exactly as it was locked: a row inside a locked range stays
-    /// locked. Items that are not held are ignored. Returns the number of released items.
-    ///
-    /// With a commit timestamp, the table and the waiters that conflict with a released item learn
-    /// it (C5).
-    pub fn unlock(
+    /// Releases chosen items in the state.
+    pub(super) fn unlock_in_state(
         &self,
         txn: TxnId,
         table: TableId,
@@ -300,27 +337,30 @@ impl LockEngine {
         released
     }
 
-    /// Releases all holds of a transaction on this node. Its call in flight fails with
-    /// [`Cancelled`](crate::ErrorKind::Cancelled). Returns the number of released items.
-    ///
-    /// With a commit timestamp, the tables and the waiters that conflict with a released item learn
-    /// it (C5).
-    pub fn unlock_all(&self, txn: TxnId, commit_ts: Option<CommitTimestamp>) -> usize {
+    /// Releases all holds of a transaction in the state.
+    pub(super) fn unlock_all_in_state(
+        &self,
+        txn: TxnId,
+        commit_ts: Option<CommitTimestamp>,
+    ) -> usize {
         let mut released = 0;
         self.in_slices(|state| state.unlock_all(txn, commit_ts, &mut released).then_some(()));
         released
     }
 
-    /// As [`unlock_all`](Self::unlock_all), for a transaction whose client is gone. It may have
-    /// committed at a timestamp that no unlock carries. So in the tables where it held locks the
-    /// history is known only since `now` (C5).
-    pub fn unlock_all_forced(&self, txn: TxnId, now: Time) {
+    /// Releases all holds of a transaction, whose history is unknown from now on.
+    pub(super) fn unlock_all_forced_in_state(&self, txn: TxnId, now: Time) {
         let mut released = 0;
         self.in_slices(|state| {
             // Repeating this changes nothing.
             state.forget_history(txn, now);
             state.unlock_all(txn, None, &mut released).then_some(())
         });
+    }
+
+    /// The number of rows and ranges that a transaction holds in the state.
+    pub(super) fn held_in_state(&self, txn: TxnId) -> usize {
+        self.with(|state| state.txns.get(&txn).map_or(0, |txn| txn.count))
     }
 
     /// Ends the waiting call of a transaction with [`Cancelled`](crate::ErrorKind::Cancelled). Its
@@ -358,11 +398,6 @@ impl LockEngine {
     #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
     pub(crate) fn obstacle(&self, txn: TxnId) -> Option<CallObstacle> {
         self.with(|state| state.obstacle(txn))
-    }
-
-    /// The number of rows and ranges that a transaction holds on this node.
-    pub fn held(&self, txn: TxnId) -> usize {
-        self.with(|state| state.txns.get(&txn).map_or(0, |txn| txn.count))
     }
 }
 

@@ -8,7 +8,7 @@ use super::engine::LockEngine;
 use super::lock_table::LockTable;
 use super::state::EngineState;
 use crate::clock::Time;
-use crate::id::{BindVersion, FencingToken, TableId, TableRef};
+use crate::id::{BindVersion, TableId, TableRef};
 
 /// The use of a table. A table in use is not forgotten.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -39,9 +39,8 @@ pub(crate) struct IdleTables {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Quiet {
     since: Time,
-    /// Its next token then. Every new lock takes a token, so none was granted while this one stays
-    /// the next.
-    token: FencingToken,
+    /// A number then that grows with every new lock: the next token, and the grants of the shards.
+    grants: u64,
 }
 
 impl LockEngine {
@@ -97,11 +96,11 @@ impl EngineState {
 impl LockTable {
     /// Since when the table was seen unused, with a slice at `now`; `None` if it is in use.
     fn quiet_since(&mut self, now: Time) -> Option<Time> {
-        let token = self.tokens.next();
+        let grants = self.tokens.next().get().wrapping_add(self.table_rows().grants());
         if !self.usage().is_none() {
             self.quiet = None;
-        } else if self.quiet.is_none_or(|quiet| quiet.token != token) {
-            self.quiet = Some(Quiet { since: now, token });
+        } else if self.quiet.is_none_or(|quiet| quiet.grants != grants) {
+            self.quiet = Some(Quiet { since: now, grants });
         }
         self.quiet.map(|quiet| quiet.since)
     }

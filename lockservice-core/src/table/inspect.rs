@@ -10,9 +10,10 @@ use super::entry::{Entry, Position};
 use super::lock_table::{ItemRef, LockTable, blocker_of};
 use super::state::EngineState;
 use super::types::{CallObstacle, LockInfo, WaitInfo};
+use super::uncontended::{Place, RowSnapshot};
 use crate::error::Blocker;
 use crate::id::{TableId, TxnId};
-use crate::key::LockItem;
+use crate::key::{Key, LockItem};
 
 /// The progress of a list of locks.
 #[derive(Debug)]
@@ -21,6 +22,9 @@ pub(super) struct LocksAt {
     /// The last entry that was visited; with the last holder of it that is in the list, if there
     /// may be more.
     after: Option<(LockItem, Option<TxnId>)>,
+    /// The next keys that were held without contention. `None` before they were looked for, and
+    /// once the list has come to the ranges.
+    rows: Option<RowSnapshot>,
 }
 
 /// The progress of a list of waits.
@@ -72,8 +76,13 @@ impl<T> Lines<T> {
 }
 
 impl LocksAt {
+    /// Goes on with the next keys that are held without contention.
+    pub(super) fn set_rows(&mut self, rows: RowSnapshot) {
+        self.rows = Some(rows);
+    }
+
     const fn start(table: TableId) -> Self {
-        Self { table, after: None }
+        Self { table, after: None, rows: None }
     }
 }
 
@@ -115,8 +124,23 @@ impl EngineState {
         only.or_else(|| self.table_ids.first().copied()).map(LocksAt::start)
     }
 
+    /// The place of the table that a list of locks has come to, and the last row in the list, if
+    /// it needs a snapshot of the rows after that.
+    pub(super) fn locks_want(&self, at: &LocksAt) -> Option<(Place, Option<Key>)> {
+        if at.rows.as_ref().is_some_and(|rows| !rows.is_used_up()) {
+            return None;
+        }
+        let after = match &at.after {
+            Some((LockItem::Row(key), _)) => Some(key.clone()),
+            Some((LockItem::Range(_), _)) => return None,
+            None => None,
+        };
+        self.tables.get(&at.table).map(|table| (table.place, after))
+    }
+
     /// The next `most` locks of a list at most, for about as much work. At the end of the list `at`
-    /// is `None`.
+    /// is `None`. Ends before a table, or a part of it, of which it [wants](Self::locks_want) a
+    /// snapshot.
     pub(super) fn locks(
         &self,
         only: Option<TableId>,
@@ -127,10 +151,12 @@ impl EngineState {
         while locks.flow().is_continue()
             && let Some(here) = at
         {
-            let table = self.tables.get(&here.table);
-            if table
-                .is_none_or(|table| self.locks_of(table, &mut here.after, &mut locks).is_continue())
-            {
+            let flow = match self.tables.get(&here.table) {
+                Some(_) if self.locks_want(here).is_some() => break,
+                Some(table) => self.locks_of(table, here, &mut locks),
+                None => ControlFlow::Continue(()),
+            };
+            if flow.is_continue() {
                 locks.spend();
                 *at = self.table_after(only, here.table).map(LocksAt::start);
             }
@@ -138,13 +164,14 @@ impl EngineState {
         locks.lines
     }
 
-    /// The locks of a table after `after`.
+    /// The locks of a table after those that are in the list already.
     fn locks_of(
         &self,
         table: &LockTable,
-        after: &mut Option<(LockItem, Option<TxnId>)>,
+        here: &mut LocksAt,
         locks: &mut Lines<LockInfo>,
     ) -> ControlFlow<()> {
+        let LocksAt { after, rows, .. } = here;
         let from = after.take();
         if let Some((item, Some(txn))) = &from
             && let Some(entry) = table.entry(item)
@@ -155,11 +182,20 @@ impl EngineState {
         }
         let mut flow = ControlFlow::Continue(());
         table.entries_after(from.as_ref().map(|(item, _)| item), |at, entry| {
+            let before = if let ItemRef::Row(key) = at { Some(key) } else { None };
+            flow = uncontended_locks(table, before, rows, after, locks);
+            if flow.is_break() {
+                return flow;
+            }
             locks.spend();
             let item = at.to_item();
             flow = match self.locks_at(table, &item, entry, None, locks) {
                 ControlFlow::Break(txn) => {
                     *after = Some((item, Some(txn)));
+                    ControlFlow::Break(())
+                }
+                ControlFlow::Continue(()) if rows.as_ref().is_some_and(RowSnapshot::is_used_up) => {
+                    *after = Some((item, None));
                     ControlFlow::Break(())
                 }
                 ControlFlow::Continue(()) => {
@@ -168,7 +204,8 @@ impl EngineState {
             };
             flow
         });
-        flow
+        flow?;
+        uncontended_locks(table, None, rows, after, locks)
     }
 
     /// The holders of an entry after `from`. Breaks with the last one in the list if the budget is
@@ -328,4 +365,47 @@ impl EngineState {
             .then(|| self.table_ids.range((Bound::Excluded(table), Bound::Unbounded)));
         all.into_iter().flatten().next().copied()
     }
+}
+
+/// The locks that are held without contention before the row `before`; all that are left for
+/// `None`. Breaks with the last one in `after` if the budget is used up, or if another snapshot is
+/// needed.
+fn uncontended_locks(
+    table: &LockTable,
+    before: Option<&Key>,
+    rows: &mut Option<RowSnapshot>,
+    after: &mut Option<(LockItem, Option<TxnId>)>,
+    locks: &mut Lines<LockInfo>,
+) -> ControlFlow<()> {
+    let Some(snapshot) = rows else { return ControlFlow::Continue(()) };
+    while snapshot.keys.front().is_some_and(|key| before.is_none_or(|before| key <= before))
+        && let Some(key) = snapshot.keys.pop_front()
+    {
+        if Some(&key) == before {
+            // It has become contended since, and is listed with its entry.
+            continue;
+        }
+        let holder = table.table_rows().holder(&key);
+        let item = LockItem::Row(key);
+        let flow = match holder {
+            Some((txn, token, mode)) => locks.push(LockInfo {
+                table: table.bind.table.clone(),
+                item: item.clone(),
+                mode,
+                txn,
+                token,
+                pending: false,
+                waiters: 0,
+            }),
+            None => {
+                locks.spend();
+                locks.flow()
+            }
+        };
+        if flow.is_break() || snapshot.is_used_up() {
+            *after = Some((item, None));
+            return ControlFlow::Break(());
+        }
+    }
+    ControlFlow::Continue(())
 }

@@ -3,6 +3,7 @@
 use super::engine::LockEngine;
 use super::inspect::{LocksAt, WaitsAt};
 use super::types::{LockInfo, WaitInfo};
+use super::uncontended::SNAPSHOT_KEYS;
 use crate::id::TableId;
 
 /// A list of locks, made in slices. The engine works on between them, so the list is not of one
@@ -12,6 +13,8 @@ pub struct LockList {
     engine: LockEngine,
     only: Option<TableId>,
     at: Option<LocksAt>,
+    /// Most keys that it knows ahead.
+    snapshot_keys: usize,
 }
 
 /// A list of waits, made in slices. The engine works on between them, so the list is not of one
@@ -26,13 +29,24 @@ pub struct WaitList {
 impl LockList {
     pub(super) fn new(engine: LockEngine, only: Option<TableId>) -> Self {
         let at = engine.with(|state| state.locks_start(only));
-        Self { engine, only, at }
+        Self { engine, only, at, snapshot_keys: SNAPSHOT_KEYS }
+    }
+
+    /// Has it know fewer keys ahead than by default: for tests of lists that are longer.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn with_snapshots_of(mut self, keys: usize) -> Self {
+        self.snapshot_keys = keys.max(1);
+        self
     }
 
     /// The next slice: at most `most` locks, perhaps none, for about as much work as that many
     /// lines take. `None` at the end.
     pub fn next_slice(&mut self, most: usize) -> Option<Vec<LockInfo>> {
-        self.at.as_ref()?;
+        let at = self.at.as_mut()?;
+        if let Some((place, after)) = self.engine.with(|state| state.locks_want(at)) {
+            let most = self.snapshot_keys;
+            at.set_rows(self.engine.row_snapshot(place, after.as_ref(), most));
+        }
         Some(self.engine.with(|state| state.locks(self.only, &mut self.at, most.max(1))))
     }
 }

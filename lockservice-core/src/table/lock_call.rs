@@ -107,7 +107,9 @@ impl Future for LockCall {
 impl Drop for LockCall {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.progress, Progress::Received) {
-            Progress::Over(Ok(grant)) => self.engine.roll_back(self.txn, grant.bind.id, &grant),
+            Progress::Over(Ok(grant)) => {
+                self.engine.roll_back_in_state(self.txn, grant.bind.id, &grant);
+            }
             Progress::Kept(id) => {
                 self.engine.in_slices(|state| state.abandon(id).then_some(()));
             }

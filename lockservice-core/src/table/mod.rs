@@ -1,13 +1,19 @@
 //! The lock engine: every lock table that this node owns, in memory, behind one interface.
 //!
-//! [`LockEngine`] is the shell: one mutex, the wakers, and [`LockCall`], the future of a call.
-//! Inside is a pure state. It takes time as an argument, reads no clock, awaits nothing and wakes
-//! no task.
+//! [`LockEngine`] is the shell: the wakers, and [`LockCall`], the future of a call. Inside are two
+//! parts, which read no clock, await nothing and wake no task:
+//!
+//! - `uncontended/`: the rows that one transaction holds and nobody else wants, in shards, each
+//!   under a mutex of its own.
+//! - The **state**, under one mutex: all ranges, all waits, and the rows that more than one
+//!   transaction wants. Before it decides a call, the uncontended holds that overlap the item of
+//!   the call are moved here.
 //!
 //! | file | noun |
 //! |---|---|
 //! | `engine.rs` | the shell: the mutex and its holds |
 //! | `lock_call.rs` | the future of a call; the **linearisation point** of grant and cancel |
+//! | `uncontended/` | rows that one transaction holds and nobody else wants: the **hot path** |
 //! | `state.rs` | all tables, transactions and calls; installing and sealing |
 //! | `call/` | a call in flight: its begin, its way, its wait, its end, its limits and errors |
 //! | `release.rs` | releases and roll-backs |
@@ -27,11 +33,15 @@
 //! | `steps.rs` | the count of work, for tests of cost |
 //!
 //! # The way of a call
+//! A row that is free is locked by [`LockEngine::lock_row`] alone: see `uncontended/`. The general
+//! way is this:
+//!
 //! 1. [`LockEngine::lock`] brings the items into key order (`call/begin.rs`, `put_in_order`) and
 //!    takes the mutex.
 //! 2. `accept` refuses a call that is not for the installed version, or the second one of a
 //!    transaction (`call/begin.rs`).
-//! 3. `advance` takes item after item (`call/advance.rs`). An item that is free is held from here
+//! 3. `advance` takes item after item (`call/advance.rs`), after the uncontended holds that overlap
+//!    it were inflated (`uncontended/inflate.rs`). An item that is free is held from here
 //!    on, but *pending*: without a token.
 //! 4. An item with a conflict ends step 3. The call waits in the queue of that item
 //!    (`call/wait.rs`, `begin_wait`). A cycle that this wait closes is resolved at once
@@ -47,8 +57,8 @@
 //! `fail`).
 //!
 //! # Data structures
-//! - A **table** has its rows in an ordered map and its ranges in an interval index. A range is one
-//!   object and never two end points; equal ranges share an entry.
+//! - A **table** has its contended rows in an ordered map and its ranges in an interval index. A
+//!   range is one object and never two end points; equal ranges share an entry.
 //! - An **entry** has its holders (any number of sharers, or one exclusive holder) and its queue of
 //!   waiters. A range waits in the entry of exactly its range. The conflict check of an item visits
 //!   the entries that overlap it.
@@ -222,6 +232,7 @@ mod state;
 mod steps;
 mod txn;
 mod types;
+mod uncontended;
 
 pub use self::engine::LockEngine;
 #[cfg_attr(loom, allow(unused_imports, reason = "the service is not built for loom"))]
@@ -235,3 +246,4 @@ pub(crate) use self::types::{CallObstacle, ItemGrant};
 pub use self::types::{
     EngineSettings, Grant, LockInfo, LockRequest, VictimPolicy, WaitInfo, WaitPolicy,
 };
+pub use self::uncontended::{CallGuard, RowGrant, TableHandle, TxnHandle};

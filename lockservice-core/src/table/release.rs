@@ -154,7 +154,7 @@ impl EngineState {
         let Some(txn) = self.txns.get(&id) else { return };
         for (table_id, _) in &txn.held {
             if let Some(table) = self.tables.get_mut(table_id) {
-                table.history_since = table.history_since.max(Some(now));
+                table.table_rows().history.unknown_until(now);
             }
         }
     }
@@ -192,8 +192,10 @@ impl EngineState {
         }
         for change in changes.iter().rev() {
             self.slice.spend();
+            self.inflate(table, &change.item);
             let how = RollBack { token: grant.token, in_flight: false };
             self.roll_back_item(txn, table, change.item.clone(), how);
+            self.retire(table, &change.item);
         }
         self.forget_if_idle(txn);
     }

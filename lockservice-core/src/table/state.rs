@@ -15,15 +15,23 @@ use super::queue::CommitNumber;
 use super::slices::{Released, Slice};
 use super::txn::TxnHolds;
 use super::types::{EngineSettings, Grant};
+use super::uncontended::{Place, TableHandle, TablePlaces};
 use crate::bind::{Bind, TokenBlock};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, TableId, TxnId};
+use crate::sync::Arc;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct EngineState {
     pub(super) settings: EngineSettings,
+    /// The rows of all tables.
+    pub(super) places: Arc<TablePlaces>,
+    /// The table in each place that was made, with its version.
+    in_places: Vec<Option<(TableId, BindVersion)>>,
+    /// The places without a table.
+    free_places: Vec<Place>,
     pub(super) tables: IdMap<TableId, LockTable>,
     /// The tables in order, for lists.
     pub(super) table_ids: BTreeSet<TableId>,
@@ -77,9 +85,12 @@ pub(super) enum Started {
 }
 
 impl EngineState {
-    pub(super) fn new(settings: EngineSettings, slice: Slice) -> Self {
+    pub(super) fn new(settings: EngineSettings, slice: Slice, places: Arc<TablePlaces>) -> Self {
         Self {
             settings,
+            places,
+            in_places: Vec::new(),
+            free_places: Vec::new(),
             tables: IdMap::default(),
             table_ids: BTreeSet::new(),
             txns: IdMap::default(),
@@ -109,7 +120,7 @@ impl EngineState {
         bind: Bind,
         tokens: Option<TokenBlock>,
         history_since: Option<Time>,
-    ) -> Result<()> {
+    ) -> Result<TableHandle> {
         self.check_not_sealed()?;
         let (table, version) = (bind.id, bind.version);
         // B5: a (table, version) is installed empty at most once.
@@ -125,9 +136,25 @@ impl EngineState {
         }
         self.drop_table(table);
         self.versions.insert(table, version);
-        self.tables.insert(table, LockTable::new(bind, tokens, history_since));
+        let place = self.free_places.pop().unwrap_or_else(|| {
+            // `tables_max` ends long before 2^32 tables.
+            let place = Place(self.in_places.len() as u32);
+            self.places.make(place);
+            self.in_places.push(None);
+            place
+        });
+        self.in_places[place.0 as usize] = Some((table, version));
+        self.places.get(place).open(version, history_since);
+        let handle = TableHandle::new(bind.clone(), place);
+        let places = Arc::clone(&self.places);
+        self.tables.insert(table, LockTable::new(bind, tokens, place, places));
         self.table_ids.insert(table);
-        Ok(())
+        Ok(handle)
+    }
+
+    /// The table in a place, with its version.
+    pub(super) fn table_in(&self, place: Place) -> Option<(TableId, BindVersion)> {
+        self.in_places[place.0 as usize]
     }
 
     pub(super) fn remove(&mut self, table: TableId, version: BindVersion) {
@@ -141,6 +168,9 @@ impl EngineState {
     fn drop_table(&mut self, table: TableId) {
         let Some(dropped) = self.tables.remove(&table) else { return };
         self.table_ids.remove(&table);
+        self.bytes -= dropped.table_rows().close();
+        self.in_places[dropped.place.0 as usize] = None;
+        self.free_places.push(dropped.place);
         for id in dropped.calls.keys() {
             // A grant that was not received yet is invalid too (T4).
             if !matches!(self.calls[*id].stage, Stage::Done(Err(_))) {
@@ -165,6 +195,7 @@ impl EngineState {
 
     pub(super) fn seal(&mut self, error: fn() -> Error) {
         self.sealed = Some(error);
+        self.tables.values().for_each(|table| table.table_rows().seal());
         for id in self.calls.ids() {
             match &self.calls[id].stage {
                 // B2: a sealed owner returns nothing else, not even a grant that was made before.

@@ -13,8 +13,6 @@ use crate::key::{LockItem, LockMode};
 /// A request for locks in one table, all or nothing.
 #[derive(Clone, Debug)]
 pub struct LockRequest {
-    /// The transaction. One lock call of a transaction is decided at a time (T2).
-    pub txn: TxnId,
     /// The table.
     pub table: TableId,
     /// The version of the bind. An owner serves exactly that version or refuses (B5).

@@ -2,9 +2,10 @@
 
 use std::ops::Bound;
 
+use super::by_id::{LockEngine, LockRequest};
 use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::Time;
-use lockservice_core::table::{EngineSettings, LockCall, LockEngine, LockRequest, WaitPolicy};
+use lockservice_core::table::{EngineSettings, LockCall, WaitPolicy};
 use lockservice_core::{
     BindVersion, FencingToken, KeyRange, LockItem, LockMode, ServiceId, TableId, TableRef,
 };

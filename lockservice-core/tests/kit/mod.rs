@@ -2,6 +2,7 @@
 //! a test polls by hand.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod by_id;
 pub(crate) mod cost;
 
 use std::future::Future;
@@ -9,11 +10,10 @@ use std::ops::Bound;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
+use self::by_id::{LockEngine, LockRequest};
 use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::Time;
-use lockservice_core::table::{
-    EngineSettings, Grant, LockCall, LockEngine, LockRequest, WaitPolicy,
-};
+use lockservice_core::table::{EngineSettings, Grant, LockCall, WaitPolicy};
 use lockservice_core::{
     BindVersion, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result, ServiceId,
     TableId, TableRef, TxnId,

@@ -2,7 +2,7 @@
 
 use std::ops::Bound;
 
-use lockservice_core::table::WaitPolicy;
+use lockservice_core::table::{RowGrant, WaitPolicy};
 use lockservice_core::{BindVersion, ErrorKind, FencingToken, Key, LockItem, LockMode};
 
 use super::graph::conflicts;
@@ -75,6 +75,46 @@ impl Model {
         if !self.done.contains_key(&txn) {
             self.at_once.remove(&txn);
         }
+    }
+
+    /// A row that the engine granted at once: it was free, or held already.
+    pub(crate) fn lock_row(
+        &mut self,
+        txn: usize,
+        table: usize,
+        item: LockItem,
+        mode: LockMode,
+        grant: &RowGrant,
+    ) {
+        assert!(self.tables[table].installed, "the table is not served");
+        let mut call = Call {
+            txn,
+            table,
+            items: vec![item],
+            next: 0,
+            mode,
+            changes: Vec::new(),
+            covered: 0,
+            waited: false,
+            prev_commit_ts: None,
+        };
+        assert!(matches!(self.advance(&mut call), Advance::Complete), "{txn}: {grant:?}");
+        assert_eq!(grant.newly_locked, !call.changes.is_empty(), "{txn}: {grant:?}");
+        assert_eq!(grant.table_commit_ts, self.tables[table].commit_ts, "{txn}: {grant:?}");
+        if grant.newly_locked {
+            assert_eq!(call.changes[0].1, None, "an upgrade goes the general way");
+            self.tables[table].tokens.push_front(grant.token.get());
+        } else {
+            assert_eq!(grant.token.get(), call.covered, "{txn}: {grant:?}");
+        }
+        self.complete(call);
+        self.done.remove(&txn);
+    }
+
+    /// Shards have drawn tokens, the first ones, so that so many are left.
+    pub(crate) fn draw_tokens(&mut self, table: usize, left: u64) {
+        let tokens = &mut self.tables[table].tokens;
+        tokens.drain(..tokens.len() - left as usize);
     }
 
     /// Takes free items.

@@ -18,6 +18,7 @@ impl Run {
         self.check_locks();
         self.check_waits();
         self.check_tokens();
+        self.engine.check_marks();
     }
 
     /// The calls that are over have the outcomes that the model expects.
@@ -75,6 +76,9 @@ impl Run {
     fn check_locks(&self) {
         let most = self.lines_per_slice();
         let mut list = self.engine.lock_list(None);
+        if most < 1_000 {
+            list = list.with_snapshots_of(most);
+        }
         let listed: Vec<_> = std::iter::from_fn(|| list.next_slice(most)).flatten().collect();
         let count = listed.len();
         let locks: BTreeSet<_> = listed
@@ -139,10 +143,9 @@ impl Run {
     /// F1: of two conflicting grants on a key the later has the larger token.
     fn check_tokens(&mut self) {
         let mut new = self.model.tokens();
-        new.retain(|(_, _, _, token)| *token > self.token_seen);
+        new.retain(|(_, _, _, token)| self.tokens_seen.insert(*token));
         new.sort_by_key(|(_, _, _, token)| *token);
         for (table, item, mode, token) in new {
-            self.token_seen = token;
             for number in 0..self.keys {
                 if item.overlaps(&LockItem::Row(key(number))) {
                     let (shared, exclusive) = self.last_tokens.entry((table, number)).or_default();

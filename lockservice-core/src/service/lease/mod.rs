@@ -7,13 +7,17 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `mod.rs` | [`Lease`]; pure |
+//! | `serving.rs` | the same in words that are read without the mutex |
 //! | `renewal.rs` | the task that renews it |
 
 pub(in crate::service) mod renewal;
+mod serving;
 
 use std::time::Duration;
 
 use crate::clock::{Time, hi, lo};
+
+pub(crate) use self::serving::Serving;
 
 /// A lease as its holder sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

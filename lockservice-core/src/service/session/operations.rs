@@ -193,7 +193,7 @@ impl Session {
                     let mut pairs = RELIED_PAIRS_MAX;
                     for (mut grant, later) in grants {
                         keep_relied_on(&mut grant, &later, &mut pairs);
-                        self.inner.engine.roll_back(txn.id, grant.bind.id, &grant);
+                        self.inner.engine.roll_back(txn.at_engine(), grant.bind.id, &grant);
                     }
                     Ok(OpResponse::DONE)
                 }
@@ -202,7 +202,7 @@ impl Session {
                     Ok(OpResponse::Done { released: self.inner.end(&txn, commit_ts) })
                 }
             };
-            if !self.file(number, sequence, result, relied, ends) {
+            if !self.file(&txn, (number, sequence), result, relied, ends) {
                 return;
             }
         }
@@ -236,8 +236,8 @@ impl Session {
     /// Files an answer. False if the transaction is over.
     fn file(
         &self,
-        number: TxnNumber,
-        sequence: Sequence,
+        txn: &TxnRecord,
+        (number, sequence): (TxnNumber, Sequence),
         result: Result<OpResponse>,
         relied: Option<Relied>,
         ends: bool,
@@ -249,7 +249,7 @@ impl Session {
         let over = if ends { state.remove_queue(number) } else { None };
         drop(state);
         if let Some(granted) = rolled_back_grant {
-            self.inner.engine.roll_back(granted.txn, granted.grant.bind.id, &granted.grant);
+            self.inner.engine.roll_back(txn.at_engine(), granted.grant.bind.id, &granted.grant);
         }
         for sender in waiting {
             // A connection that is gone will ask again.

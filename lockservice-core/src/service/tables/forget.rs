@@ -23,7 +23,7 @@ use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::{BindVersion, TableRef};
 use crate::service::tables::{RETRY_FIRST, RETRY_MOST, Tables};
 use crate::service::{LockService, ServiceInner, shutting_down};
-use crate::table::{LockEngine, Usage};
+use crate::table::{LockEngine, TableHandle, Usage};
 
 /// Tables that are looked at in one hold of the engine's mutex.
 const SLICE: usize = 256;
@@ -41,7 +41,7 @@ struct Leaving {
     /// Told when the last call leaves the line.
     deserted: Arc<Notify>,
     /// False if this service was granted the bind and never installed it.
-    served: bool,
+    served: Option<TableHandle>,
 }
 
 /// The outcome of taking a table out of service.
@@ -64,19 +64,20 @@ impl Tables {
     fn leave(&self, engine: &LockEngine, table: &TableRef, version: Option<BindVersion>) -> Leave {
         let mut lines = self.lines.lock();
         let mut owned = self.owned.write();
-        let Some(bind) = owned
+        let Some(bound) = owned
             .get_mut(table)
-            .filter(|bind| version.is_none_or(|version| version == bind.version))
+            .filter(|bound| version.is_none_or(|version| version == bound.bind().version))
         else {
             return lines.standing_in(table).map_or(Leave::NotOwned, Leave::Standing);
         };
-        let usage = usage_of(bind, |bind| engine.usage(bind.id, bind.version));
+        let usage = usage_of(bound, |bind| engine.usage(bind.id, bind.version));
         if !usage.is_none() {
             return Leave::InUse(usage);
         }
         match owned.remove(table) {
-            Some(bind) => {
-                Leave::Leaving(Leaving { bind, deserted: lines.open(table), served: true })
+            Some(bound) => {
+                let bind = Arc::clone(bound.bind());
+                Leave::Leaving(Leaving { bind, deserted: lines.open(table), served: Some(bound) })
             }
             None => Leave::NotOwned,
         }
@@ -92,7 +93,7 @@ impl Tables {
             None if owned => Leave::Standing(0),
             None => {
                 let deserted = lines.open(&bind.table);
-                Leave::Leaving(Leaving { bind: Arc::new(bind), deserted, served: false })
+                Leave::Leaving(Leaving { bind: Arc::new(bind), deserted, served: None })
             }
         }
     }
@@ -104,9 +105,9 @@ impl Tables {
 /// the bind go has made its call at the engine before that, where `at_engine` sees it. In the other
 /// order a call that is made between the two would be missed, and its table forgotten under its
 /// lock.
-fn usage_of(bind: &mut Arc<Bind>, at_engine: impl FnOnce(&Bind) -> Usage) -> Usage {
-    let in_hand = Arc::get_mut(bind).is_none();
-    let mut usage = at_engine(bind);
+fn usage_of(bound: &mut TableHandle, at_engine: impl FnOnce(&Bind) -> Usage) -> Usage {
+    let in_hand = !bound.is_unique();
+    let mut usage = at_engine(bound.bind());
     if in_hand && usage.is_none() {
         usage.calls = 1;
     }
@@ -178,8 +179,10 @@ impl ServiceInner {
             }
             Err(why) => tracing::info!(%table, error = ?why, "a table was not forgotten"),
         }
-        if outcome.is_err() && served {
-            self.hand_to_line(table, &bind);
+        if outcome.is_err()
+            && let Some(bound) = served
+        {
+            self.hand_to_line(table, &bound);
         } else if !self.tables.lines.lock().end_if_deserted(table) {
             let (inner, table) = (Arc::clone(self), table.clone());
             self.spawn(async move { inner.bind_for_line(&table, &deserted).await });
@@ -317,24 +320,27 @@ fn in_use(table: &TableRef, usage: Usage) -> Error {
 mod tests {
     use super::*;
     use crate::id::{ServiceId, TableId};
+    use crate::table::EngineSettings;
 
     #[test]
     fn a_call_that_is_made_while_its_table_is_looked_at_is_seen() {
-        let mut bind = Arc::new(Bind {
+        let bind = Bind {
             table: TableRef::new("g", "t").expect("names"),
             id: TableId::new(1),
             partition: 0,
             owner: ServiceId::new(1),
             version: BindVersion::new(1),
-        });
+        };
+        let engine = LockEngine::new(EngineSettings::default());
+        let mut bound = engine.install(bind, None, None).expect("the first version");
         // The call has the bind in hand, and is made and answered while the engine is looked at.
-        let mut in_hand = Some(Arc::clone(&bind));
-        let usage = usage_of(&mut bind, |_| {
+        let mut in_hand = Some(bound.clone());
+        let usage = usage_of(&mut bound, |_| {
             in_hand = None;
             Usage::default()
         });
         assert!(!usage.is_none());
         drop(in_hand);
-        assert!(usage_of(&mut bind, |_| Usage::default()).is_none());
+        assert!(usage_of(&mut bound, |_| Usage::default()).is_none());
     }
 }

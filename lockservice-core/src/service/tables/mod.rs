@@ -25,7 +25,7 @@ use crate::service::tables::line::{
 };
 use crate::service::{ServiceInner, WaitsFor, shutting_down};
 use crate::sync::{Mutex, RwLock};
-use crate::table::{LockRequest, WaitPolicy};
+use crate::table::{LockRequest, TableHandle, WaitPolicy};
 
 /// A refill is asked for when this few tokens are left: half a block.
 const TOKENS_LOW: u64 = 1 << 19;
@@ -35,7 +35,7 @@ const TOKENS_LOW: u64 = 1 << 19;
 pub(crate) struct Tables {
     /// Installed in the engine, and current as long as this incarnation lives: a bind leaves a live
     /// incarnation only by its acknowledged release (B5).
-    pub(in crate::service) owned: RwLock<HashMap<TableRef, Arc<Bind>>>,
+    pub(in crate::service) owned: RwLock<HashMap<TableRef, TableHandle>>,
     /// The calls that wait for a table to be bound here. `owned` is locked inside.
     pub(in crate::service) lines: Mutex<Lines>,
     /// Tables whose next block of tokens is on its way.
@@ -44,13 +44,13 @@ pub(crate) struct Tables {
 
 impl Tables {
     /// The bind of `table`, if this service owns it.
-    pub(crate) fn owned(&self, table: &TableRef) -> Option<Arc<Bind>> {
+    pub(crate) fn owned(&self, table: &TableRef) -> Option<TableHandle> {
         self.owned.read().get(table).cloned()
     }
 
     /// The bind under which something in a table may be locked: also while the calls of its line
     /// are being made, of which some may be answered already.
-    pub(crate) fn served(&self, table: &TableRef) -> Option<Arc<Bind>> {
+    pub(crate) fn served(&self, table: &TableRef) -> Option<TableHandle> {
         self.owned(table).or_else(|| {
             let lines = self.lines.lock();
             // Under the mutex a table is owned or has a line.
@@ -80,7 +80,7 @@ impl Tables {
 /// The outcome of one request for a table.
 #[derive(Debug)]
 enum Attempt {
-    Returned(Result<Arc<Bind>>),
+    Returned(Result<TableHandle>),
     /// A call came to a line that was deserted, or may have been.
     AskAgain,
     LineEnded,
@@ -122,8 +122,8 @@ impl ServiceInner {
         requested: Requested,
         deadline: Time,
     ) -> Result<Handed> {
-        if let Some(bind) = self.tables.owned(table) {
-            return Ok(self.at_engine(bind, requested, false));
+        if let Some(bound) = self.tables.owned(table) {
+            return Ok(self.at_engine(bound, requested, false));
         }
         let deadline = match requested.wait {
             WaitPolicy::Wait => deadline,
@@ -133,9 +133,9 @@ impl ServiceInner {
         let joined = {
             let mut lines = self.tables.lines.lock();
             // Under the mutex a table is owned or has a line.
-            if let Some(bind) = self.tables.owned(table) {
+            if let Some(bound) = self.tables.owned(table) {
                 drop(lines);
-                return Ok(self.at_engine(bind, requested, false));
+                return Ok(self.at_engine(bound, requested, false));
             }
             let most = self.parts.settings.engine.waiters_max;
             lines.join(table, Waiter { requested, response }, most)?
@@ -156,10 +156,12 @@ impl ServiceInner {
         }
     }
 
-    fn at_engine(&self, bind: Arc<Bind>, requested: Requested, waited: bool) -> Handed {
+    fn at_engine(&self, bound: TableHandle, requested: Requested, waited: bool) -> Handed {
         let Requested { txn, ancestors, items, mode, wait, since } = requested;
-        let request = LockRequest { txn, table: bind.id, version: bind.version, items, mode, wait };
-        Handed { call: self.engine.lock_for(request, &ancestors, since), bind, waited }
+        let (table, version) = (bound.bind().id, bound.bind().version);
+        let request = LockRequest { table, version, items, mode, wait };
+        let call = self.engine.lock_for(txn.at_engine(), request, &ancestors, since);
+        Handed { call, bound, waited }
     }
 
     /// Binds a table for those who stand in its line, and hands it over to them in their order.
@@ -178,7 +180,7 @@ impl ServiceInner {
                 return;
             }
             let error = match self.bind_once(table, deserted).await {
-                Attempt::Returned(Ok(bind)) => return self.hand_to_line(table, &bind),
+                Attempt::Returned(Ok(bound)) => return self.hand_to_line(table, &bound),
                 Attempt::Returned(Err(error)) if passes(&error) => error,
                 Attempt::Returned(Err(error)) => {
                     return self.tables.lines.lock().end(table, &error);
@@ -232,17 +234,17 @@ impl ServiceInner {
     }
 
     /// Makes the calls of a line at the engine, in their order; then the table is owned.
-    pub(in crate::service) fn hand_to_line(&self, table: &TableRef, bind: &Arc<Bind>) {
-        self.tables.lines.lock().hand(table, bind);
+    pub(in crate::service) fn hand_to_line(&self, table: &TableRef, bound: &TableHandle) {
+        self.tables.lines.lock().hand(table, bound);
         loop {
             let mut lines = self.tables.lines.lock();
             let Some((waiter, waited)) = lines.next(table) else {
-                self.tables.owned.write().insert(table.clone(), Arc::clone(bind));
+                self.tables.owned.write().insert(table.clone(), bound.clone());
                 lines.end_if_deserted(table);
                 return;
             };
             drop(lines);
-            let handed = self.at_engine(Arc::clone(bind), waiter.requested, waited);
+            let handed = self.at_engine(bound.clone(), waiter.requested, waited);
             // The receiver of a caller that has gone takes nothing: dropped, the call hands on its
             // grant.
             drop(waiter.response.send(Ok(handed)));
@@ -267,7 +269,7 @@ impl ServiceInner {
     ///
     /// # Cancel safety
     /// A dropped call is made again: the allocator answers with the bind that the first obtained.
-    async fn bind(self: &Arc<Self>, table: &TableRef) -> Result<Arc<Bind>> {
+    async fn bind(self: &Arc<Self>, table: &TableRef) -> Result<TableHandle> {
         let bound = self.parts.allocator.bind(self.id, table).await?;
         self.observe(bound.at);
         if bound.bind.owner != self.id {
@@ -284,10 +286,10 @@ impl ServiceInner {
             }));
         }
         // C5: a snapshot that was begun before now may be older than the last owner's last commit.
-        let installed =
-            self.engine.install(bound.bind.clone(), bound.tokens, Some(self.parts.env.now()));
-        if let Err(e) = installed {
-            if e.kind() == ErrorKind::BindChanged {
+        let now = self.parts.env.now();
+        let handle = match self.engine.install(bound.bind.clone(), bound.tokens, Some(now)) {
+            Ok(handle) => handle,
+            Err(e) if e.kind() == ErrorKind::BindChanged => {
                 // B5: this version may have been served. It is given up, and the next one asked
                 // for.
                 self.await_release(&bound.bind).await?;
@@ -296,14 +298,14 @@ impl ServiceInner {
                     .with("table", table)
                     .with_source(e));
             }
-            return Err(e);
-        }
-        let bind = Arc::new(bound.bind);
+            Err(e) => return Err(e),
+        };
+        let bind = handle.bind();
         tracing::info!(%table, id = %bind.id, version = %bind.version, "table bound");
         if bound.tokens.is_none() {
-            self.refill(&bind);
+            self.refill(bind);
         }
-        Ok(bind)
+        Ok(handle)
     }
 
     /// Asks for more tokens when a grant left few (F2: blocks are renewed ahead).

@@ -20,17 +20,17 @@ impl ServiceInner {
         items: &[LockItem],
         commit_ts: Option<CommitTimestamp>,
     ) -> usize {
-        let bind = self.tables.served(table);
-        bind.map_or(0, |bind| self.engine.unlock(txn.id, bind.id, items, commit_ts))
+        let bound = self.tables.served(table);
+        bound.map_or(0, |bound| self.engine.unlock(txn.at_engine(), &bound, items, commit_ts))
     }
 
     /// Ends a transaction whose owner says so, and answers how many items that released.
     /// Idempotent.
     pub(crate) fn end(&self, txn: &TxnRecord, commit_ts: Option<CommitTimestamp>) -> usize {
-        *txn.state.lock() = TxnPhase::Ended;
+        txn.leave_active(TxnPhase::Ended);
         // C4: the transaction must not commit what the next holder is about to change.
         self.live.end(txn.id);
-        let released = self.engine.unlock_all(txn.id, commit_ts);
+        let released = self.engine.unlock_all(txn.at_engine(), commit_ts);
         self.txns.remove(&txn.id);
         self.departed.notify_waiters();
         released
@@ -41,7 +41,7 @@ impl ServiceInner {
     pub(crate) fn abandon(self: &Arc<Self>, txns: Vec<Arc<TxnRecord>>) {
         let mut validating = Vec::new();
         for txn in txns {
-            let was = std::mem::replace(&mut *txn.state.lock(), TxnPhase::Closing);
+            let was = txn.leave_active(TxnPhase::Closing);
             match was {
                 TxnPhase::Ended => *txn.state.lock() = TxnPhase::Ended,
                 TxnPhase::Closing => {}
@@ -61,10 +61,10 @@ impl ServiceInner {
     }
 
     fn force_end(&self, txn: &TxnRecord) {
-        *txn.state.lock() = TxnPhase::Ended;
+        txn.leave_active(TxnPhase::Ended);
         self.live.end(txn.id);
         // C5: it may have committed at a timestamp that we were not told.
-        self.engine.unlock_all_forced(txn.id, self.parts.env.now());
+        self.engine.unlock_all_forced(txn.at_engine(), self.parts.env.now());
         self.txns.remove(&txn.id);
         self.departed.notify_waiters();
     }

@@ -12,6 +12,7 @@ use crate::id::TableRef;
 use crate::service::session::Renewals;
 use crate::service::tables::line::{Handed, Requested};
 use crate::service::txn::TxnRecord;
+use crate::service::txn::row::is_history_unknown;
 use crate::service::{ANCESTORS_MAX, Granted, LockSpec, Promise, ServiceInner};
 use crate::table::Grant;
 
@@ -26,23 +27,27 @@ impl ServiceInner {
     /// Dropped before it is ready, it leaves the transaction's locks as they were.
     pub(crate) async fn lock(
         self: &Arc<Self>,
-        txn: &TxnRecord,
+        txn: &Arc<TxnRecord>,
         spec: LockSpec,
         began: Time,
     ) -> Result<Granted> {
         let span = tracing::debug_span!("lock", txn = %txn.id, table = %spec.table);
-        self.lock_in_span(txn, spec, began).instrument(span).await
+        let snapshot = spec.snapshot_age.map(|age| began - hi(age));
+        match span.in_scope(|| self.lock_at_once(txn, &spec, began, snapshot)) {
+            Some(granted) => granted,
+            None => self.lock_in_span(txn, spec, began, snapshot).instrument(span).await,
+        }
     }
 
     async fn lock_in_span(
         self: &Arc<Self>,
-        txn: &TxnRecord,
+        txn: &Arc<TxnRecord>,
         spec: LockSpec,
         began: Time,
+        snapshot: Option<Time>,
     ) -> Result<Granted> {
         self.check_serving()?;
         txn.check_active()?;
-        let snapshot = spec.snapshot_age.map(|age| began - hi(age));
         if spec.ancestors.len() > ANCESTORS_MAX {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
@@ -54,8 +59,11 @@ impl ServiceInner {
         // queue, a token.
         let deadline = self.deadline(&spec, began);
         let LockSpec { table, items, mode, wait, timeout, ancestors, .. } = spec;
-        let requested = Requested { txn: txn.id, ancestors, items, mode, wait, since: began };
-        let Handed { bind, mut call, waited } = self.hand_over(&table, requested, deadline).await?;
+        let _in_flight = txn.at_engine().begin_call();
+        let requested =
+            Requested { txn: Arc::clone(txn), ancestors, items, mode, wait, since: began };
+        let Handed { bound, mut call, waited } =
+            self.hand_over(&table, requested, deadline).await?;
         // The transaction may have ended before the call was in the engine, where its end would
         // have found it.
         txn.check_active()?;
@@ -76,11 +84,10 @@ impl ServiceInner {
         }
         // The engine reads no clock: it only says whether the call waited.
         grant.waited = grant.waited.map(|_| self.parts.env.now().since(began));
-        // C5. At the very moment counts as before.
-        let before = |since: Time| snapshot.is_none_or(|snapshot| snapshot <= since);
-        grant.history_unknown = grant.owner.history_since.is_some_and(before);
-        self.tokens_left(&bind, grant.owner.tokens_left);
-        self.still_good(txn, &grant, began + grant.waited.unwrap_or_default())
+        grant.history_unknown = is_history_unknown(grant.owner.history_since, snapshot);
+        self.tokens_left(bound.bind(), grant.owner.tokens_left);
+        let now = began + grant.waited.unwrap_or_default();
+        self.still_good(txn, grant, now)
     }
 
     /// An error of the engine with the names of those that it tells of.
@@ -135,17 +142,17 @@ impl ServiceInner {
     /// A waiter must not get a response after the promise under it has lapsed. So lease and
     /// transaction are looked at once more, after the grant and before the answer; what lapses
     /// after that is covered by the promise that the answer carries.
-    fn still_good(&self, txn: &TxnRecord, grant: &Grant, now: Time) -> Result<Granted> {
+    pub(super) fn still_good(&self, txn: &TxnRecord, grant: Grant, now: Time) -> Result<Granted> {
         // The end of a transaction marks it first and releases then, so a grant that came in
         // between is seen here.
         let still = txn.check_active().and_then(|()| self.promise(txn.session.as_deref()));
         match still {
             Ok(promise) => {
                 let history_known = grant.owner.history_since.map(|since| now.since(since));
-                Ok(Granted { txn: txn.id, grant: grant.clone(), promise, history_known })
+                Ok(Granted { txn: txn.id, grant, promise, history_known })
             }
             Err(e) => {
-                self.engine.roll_back(txn.id, grant.bind.id, grant);
+                self.engine.roll_back(txn.at_engine(), grant.bind.id, &grant);
                 Err(e)
             }
         }

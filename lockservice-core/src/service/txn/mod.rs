@@ -8,12 +8,14 @@
 //! | `lock.rs` | the lock call: `lock`, then `still_good`; what a lock rests on |
 //! | `end.rs` | unlock, end, abandon |
 //! | `live.rs` | which validating transactions are alive, and the report of that |
+//! | `row.rs` | rows that are locked at once |
 //! | `waits.rs` | which lock calls of a session wait, and for whom |
 
 mod end;
 pub(in crate::service) mod live;
 mod lock;
 mod record;
+pub(in crate::service) mod row;
 pub(in crate::service) mod waits;
 
 use std::sync::Arc;

@@ -7,6 +7,7 @@ use crate::id::TxnId;
 use crate::service::session::Renewals;
 use crate::service::{ServiceInner, TxnOptions};
 use crate::sync::Mutex;
+use crate::table::TxnHandle;
 
 /// Longest label.
 const LABEL_BYTES_MAX: usize = 255;
@@ -21,6 +22,8 @@ pub(crate) struct TxnRecord {
     /// The promise of its session; `None` for an embedder's, which lives as long as the process.
     pub(crate) session: Option<Arc<Renewals>>,
     pub(super) state: Mutex<TxnPhase>,
+    /// Its holds.
+    at_engine: TxnHandle,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +35,28 @@ pub(super) enum TxnPhase {
 }
 
 impl TxnRecord {
+    pub(in crate::service) fn new(
+        id: TxnId,
+        label: String,
+        client: String,
+        session: Option<Arc<Renewals>>,
+    ) -> Self {
+        let (state, at_engine) = (Mutex::new(TxnPhase::Active), TxnHandle::new(id));
+        Self { id, label, client, session, state, at_engine }
+    }
+
+    /// The transaction at the engine.
+    pub(in crate::service) const fn at_engine(&self) -> &TxnHandle {
+        &self.at_engine
+    }
+
+    /// Begins its end: nothing more is granted to it. Returns the phase before.
+    pub(super) fn leave_active(&self, phase: TxnPhase) -> TxnPhase {
+        let before = std::mem::replace(&mut *self.state.lock(), phase);
+        self.at_engine.close();
+        before
+    }
+
     pub(super) fn check_active(&self) -> Result<()> {
         match *self.state.lock() {
             TxnPhase::Active => Ok(()),
@@ -61,13 +86,8 @@ impl ServiceInner {
             .with("limit", LABEL_BYTES_MAX));
         }
         let id = TxnId::new(self.id, self.live.begin(options.validates), options.validates);
-        let record = Arc::new(TxnRecord {
-            id,
-            label: options.label.clone(),
-            client: client.to_owned(),
-            session,
-            state: Mutex::new(TxnPhase::Active),
-        });
+        let (label, client) = (options.label.clone(), client.to_owned());
+        let record = Arc::new(TxnRecord::new(id, label, client, session));
         self.txns.insert(id, Arc::clone(&record)).inspect_err(|_| self.live.end(id))?;
         Ok(record)
     }

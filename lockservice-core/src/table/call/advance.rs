@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use super::limits::{hold_bytes, row_hold_bytes};
+use super::limits::{hold_bytes, row_hold_bytes, wait_bytes};
 use super::refusal::{conflict, exhausted, held_by_ancestor, no_token};
 use super::{CallId, EngineCall, Stage};
 use crate::error::{Error, Result};
@@ -50,6 +50,7 @@ impl EngineState {
                 return Ok(Advance::Unfinished);
             }
             self.slice.spend();
+            self.inflate(call.table, item);
             if let LockItem::Row(key) = item
                 && let Some(token) = self.take_free_row(call, key)
             {
@@ -63,6 +64,7 @@ impl EngineState {
             let conflicts = table.conflicts(item, call.txn, call.mode);
             if let Some(token) = conflicts.covered {
                 call.covered = call.covered.max(token);
+                self.retire(call.table, item);
                 call.next += 1;
                 continue;
             }
@@ -110,9 +112,17 @@ impl EngineState {
         Some(token)
     }
 
+    /// Takes the memory back that shards have on credit, if `bytes` more bytes do not fit.
+    pub(super) fn make_room(&mut self, bytes: usize) {
+        if self.bytes + bytes > self.settings.lock_bytes_max {
+            self.collect_credit();
+        }
+    }
+
     /// Makes the call's transaction hold the next item.
     pub(in crate::table) fn take_item(&mut self, call: &mut EngineCall) -> Result<()> {
         let item = &call.items[call.next];
+        self.make_room(hold_bytes(item));
         let table = self.tables.get_mut(&call.table).expect("calls end with their table");
         if let Some(own) = table.entry_mut(item).and_then(|entry| entry.holder_mut(call.txn)) {
             call.changes
@@ -173,6 +183,7 @@ impl EngineState {
             own.pending = false;
             call.without_token = last;
         }
+        let history = &table.table_rows().history;
         Some(Grant {
             bind: table.bind.clone(),
             token,
@@ -180,18 +191,27 @@ impl EngineState {
             waited: call.waited.then_some(Duration::ZERO),
             conflict: call.conflict.take().map(|first| (first.txn, first.item)),
             prev_commit_ts: call.prev_commit_ts,
-            table_commit_ts: table.commit_ts,
-            history_unknown: table.history_since.is_some(),
+            table_commit_ts: history.commit_ts(),
+            history_unknown: history.since().is_some(),
             owner: OwnerPart {
                 changes: std::mem::take(&mut call.changes),
-                history_since: table.history_since,
+                history_since: history.since(),
                 tokens_left: table.tokens.remaining(),
             },
         })
     }
 
-    /// Decides the next step of a call that got so far.
+    /// Decides the next step of a call that got so far. If it is refused, its next item needs the
+    /// state no more.
     pub(super) fn next(&mut self, call: &mut EngineCall, advanced: Result<Advance>) -> Next {
+        let next = self.decide(call, advanced);
+        if let (Next::Refuse(_), Some(item)) = (&next, call.items.get(call.next)) {
+            self.retire(call.table, item);
+        }
+        next
+    }
+
+    fn decide(&mut self, call: &mut EngineCall, advanced: Result<Advance>) -> Next {
         let wait = match advanced {
             Err(error) => return Next::Refuse(error),
             Ok(Advance::Unfinished) => return Next::Unfinished,
@@ -210,6 +230,9 @@ impl EngineState {
             }
             Ok(Advance::Complete) => return self.grant(call).map_or(Next::Unfinished, Next::Grant),
         };
+        if call.bytes == 0 {
+            self.make_room(wait_bytes(call));
+        }
         let room = match wait {
             // A call that has waited has its room.
             _ if call.bytes > 0 => Ok(()),

@@ -49,11 +49,12 @@ impl EngineState {
     /// slice, never conflicted with any other.
     pub(in crate::table) fn lock(
         &mut self,
+        txn: TxnId,
         request: LockRequest,
         ancestors: &[TxnId],
         now: Time,
     ) -> Started {
-        let mut call = match self.accept(request, ancestors, now) {
+        let mut call = match self.accept(txn, request, ancestors, now) {
             Ok(accepted) => accepted,
             Err(error) => return Started::Done(Err(error)),
         };
@@ -73,9 +74,15 @@ impl EngineState {
         Started::Kept(id)
     }
 
-    fn accept(&self, request: LockRequest, ancestors: &[TxnId], now: Time) -> Result<EngineCall> {
+    fn accept(
+        &self,
+        txn: TxnId,
+        request: LockRequest,
+        ancestors: &[TxnId],
+        now: Time,
+    ) -> Result<EngineCall> {
         self.check_not_sealed()?;
-        let LockRequest { txn, table, version, items, mode, wait } = request;
+        let LockRequest { table, version, items, mode, wait } = request;
         if self.tables.get(&table).is_none_or(|table| table.bind.version != version) {
             return Err(bind_changed(table));
         }

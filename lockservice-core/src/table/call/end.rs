@@ -3,7 +3,8 @@
 
 use super::{CallId, EngineCall, Stage};
 use crate::error::{Error, Result};
-use crate::id::TxnId;
+use crate::id::{TableId, TxnId};
+use crate::key::LockItem;
 use crate::table::holders::NONE;
 use crate::table::release::RollBack;
 use crate::table::slices::Released;
@@ -50,6 +51,7 @@ impl EngineState {
         match std::mem::replace(&mut call.stage, Stage::Failing(why)) {
             Stage::Waiting => {
                 self.dequeue(&mut call);
+                self.retire(call.table, call.item());
                 self.released.push((call.table, Released::Item(call.item().clone())));
             }
             Stage::AwaitingToken => {
@@ -66,6 +68,13 @@ impl EngineState {
             Stage::Done(Err(_)) => {}
         }
         self.calls.put(id, call);
+    }
+
+    /// Lets go of an item that a call was not given, unless others hold it or wait for it.
+    pub(in crate::table) fn retire(&mut self, table: TableId, item: &LockItem) {
+        if let Some(table) = self.tables.get_mut(&table) {
+            table.retire(item);
+        }
     }
 
     /// Rolls a failing call back and ends it. False if that takes another slice.

@@ -90,7 +90,7 @@ pub(in crate::table) fn hold_bytes(item: &LockItem) -> usize {
 }
 
 /// As [`hold_bytes`], of a row.
-pub(super) fn row_hold_bytes(key: &Key) -> usize {
+pub(in crate::table) fn row_hold_bytes(key: &Key) -> usize {
     HOLD_BYTES + 2 * key_heap_bytes(key)
 }
 

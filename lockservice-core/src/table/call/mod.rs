@@ -45,7 +45,7 @@ use crate::id::{CommitTimestamp, FencingToken, TableId, TxnId};
 use crate::key::{LockItem, LockMode};
 
 pub(super) use self::begin::put_in_order;
-pub(super) use self::limits::hold_bytes;
+pub(super) use self::limits::{hold_bytes, row_hold_bytes};
 pub(super) use self::refusal::bind_changed;
 
 /// The slot of a call. It is used again after the outcome of the call was taken.

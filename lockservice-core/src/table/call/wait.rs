@@ -64,7 +64,8 @@ impl EngineState {
     }
 
     /// Takes a call out of the queue in which it waits. The call learns of the commits that were
-    /// noted there since its wait began (C5).
+    /// noted there since its wait began (C5). The caller sees to the item, as with
+    /// [`LockTable::dequeue`](crate::table::lock_table::LockTable::dequeue).
     pub(in crate::table) fn dequeue(&mut self, call: &mut EngineCall) {
         let Some(table) = self.tables.get_mut(&call.table) else { return };
         let commit_ts = table.dequeue(call.item(), call.position, call.mode);

@@ -102,7 +102,7 @@ impl LockTable {
         number: CommitNumber,
         ts: CommitTimestamp,
     ) {
-        self.commit_ts = self.commit_ts.max(Some(ts));
+        self.table_rows().history.note_commit(ts);
         if self.waiting.is_empty() {
             return;
         }

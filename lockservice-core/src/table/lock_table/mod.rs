@@ -21,10 +21,11 @@ use super::holders::Holder;
 use super::idle::{Quiet, Usage};
 use super::interval::IntervalMap;
 use super::queue::CommitNumber;
+use super::uncontended::{Place, TablePlaces, TableRows};
 use crate::bind::{Bind, TokenBlock};
-use crate::clock::Time;
 use crate::id::{CommitTimestamp, FencingToken, TxnId};
-use crate::key::{Key, LockItem, LockMode};
+use crate::key::{Key, KeyRange, LockItem, LockMode};
+use crate::sync::Arc;
 
 pub(super) use self::conflicts::{FirstConflict, blocker_of};
 pub(super) use self::overlap::ItemRef;
@@ -33,13 +34,9 @@ pub(super) use self::overlap::ItemRef;
 #[derive(Debug)]
 pub(super) struct LockTable {
     pub(super) bind: Bind,
-    /// Since when the history is known; `None`: all of it is (C5).
-    pub(super) history_since: Option<Time>,
     pub(super) tokens: Tokens,
     /// Calls that have all their items and wait for a token, first come first.
     pub(super) awaiting_token: BTreeMap<Position, CallId>,
-    /// The largest commit timestamp that an unlock carried.
-    pub(super) commit_ts: Option<CommitTimestamp>,
     /// The calls that wait in this table, in queue order.
     pub(super) waiting: BTreeMap<Position, CallId>,
     /// The calls of this table that are in flight, and those whose outcome was not taken.
@@ -50,22 +47,30 @@ pub(super) struct LockTable {
     /// The rows that have a queue.
     awaited_rows: BTreeSet<Key>,
     ranges: IntervalMap<Entry>,
+    /// Where its uncontended holds are, in `places`.
+    pub(super) place: Place,
+    places: Arc<TablePlaces>,
 }
 
 impl LockTable {
-    pub(super) fn new(bind: Bind, tokens: Option<TokenBlock>, history_since: Option<Time>) -> Self {
+    pub(super) fn new(
+        bind: Bind,
+        tokens: Option<TokenBlock>,
+        place: Place,
+        places: Arc<TablePlaces>,
+    ) -> Self {
         let mut table = Self {
             bind,
-            history_since,
             tokens: Tokens::default(),
             awaiting_token: BTreeMap::new(),
-            commit_ts: None,
             waiting: BTreeMap::new(),
             calls: IdMap::default(),
             quiet: None,
             rows: BTreeMap::new(),
             awaited_rows: BTreeSet::new(),
             ranges: IntervalMap::new(),
+            place,
+            places,
         };
         if let Some(block) = tokens {
             table.tokens.add(block);
@@ -75,7 +80,17 @@ impl LockTable {
 
     /// The rows and ranges that are locked or waited for, and the calls.
     pub(super) fn usage(&self) -> Usage {
-        Usage { items: self.rows.len() + self.ranges.len(), calls: self.calls.len() }
+        let items = self.rows.len() + self.ranges.len() + self.table_rows().held();
+        Usage { items, calls: self.calls.len() }
+    }
+
+    /// The rows that are held without contention, the marks of the others, and the history.
+    pub(super) fn table_rows(&self) -> &TableRows {
+        self.places.get(self.place)
+    }
+
+    pub(super) fn has_range(&self, range: &KeyRange) -> bool {
+        self.ranges.get(range).is_some()
     }
 
     pub(super) fn entry(&self, item: &LockItem) -> Option<&Entry> {
@@ -130,7 +145,7 @@ impl LockTable {
         Some(token)
     }
 
-    /// Ends a hold. Removes an entry that is empty then.
+    /// Ends a hold. [Retires](Self::retire) an entry that is empty then.
     pub(super) fn take_hold(&mut self, item: &LockItem, txn: TxnId) -> Option<Holder> {
         match item {
             LockItem::Row(key) => {
@@ -140,19 +155,20 @@ impl LockTable {
                 let holder = entry.get_mut().take(txn);
                 if entry.get().is_empty() {
                     entry.remove();
+                    self.retire(item);
                 }
                 holder
             }
             LockItem::Range(range) => {
                 let holder = self.ranges.get_mut(range)?.take(txn);
-                self.drop_if_empty(item);
+                self.retire(item);
                 holder
             }
         }
     }
 
     /// Removes an entry that has neither holders nor waiters.
-    pub(super) fn drop_if_empty(&mut self, item: &LockItem) {
+    pub(super) fn remove_if_empty(&mut self, item: &LockItem) {
         if self.entry(item).is_some_and(Entry::is_empty) {
             match item {
                 LockItem::Row(key) => drop(self.rows.remove(key)),
@@ -182,7 +198,8 @@ impl LockTable {
     }
 
     /// Takes a call out of the queue of an item. Returns the largest timestamp of the commits that
-    /// it learns of, if there are any.
+    /// it learns of, if there are any. The caller gives the item to the call,
+    /// or queues it again, or [retires](Self::retire) it.
     pub(super) fn dequeue(
         &mut self,
         item: &LockItem,
@@ -197,7 +214,6 @@ impl LockTable {
         {
             self.awaited_rows.remove(key);
         }
-        self.drop_if_empty(item);
         commit_ts
     }
 

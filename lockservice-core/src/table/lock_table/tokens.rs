@@ -12,6 +12,8 @@ pub(in crate::table) struct Tokens {
     blocks: VecDeque<TokenBlock>,
     /// The end of the last block.
     end: FencingToken,
+    /// The last token that was taken for a call of the state.
+    last: FencingToken,
 }
 
 impl Tokens {
@@ -31,7 +33,24 @@ impl Tokens {
         if block.left() == 0 {
             self.blocks.pop_front();
         }
+        self.last = token.unwrap_or(self.last);
         token
+    }
+
+    /// The last token that was [taken](Self::take).
+    pub(in crate::table) const fn last(&self) -> FencingToken {
+        self.last
+    }
+
+    /// Draws at most `most` tokens in a row, if there are any.
+    pub(in crate::table) fn take_block(&mut self, most: u64) -> Option<TokenBlock> {
+        let block = self.blocks.front_mut()?;
+        let end = FencingToken::new(block.next.get() + most.min(block.left()));
+        let drawn = TokenBlock { next: std::mem::replace(&mut block.next, end), end };
+        if block.left() == 0 {
+            self.blocks.pop_front();
+        }
+        Some(drawn)
     }
 
     /// The next token. Without tokens, the first one that a later block can have.

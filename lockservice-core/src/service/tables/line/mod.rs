@@ -34,13 +34,13 @@ use std::sync::Arc;
 
 use tokio::sync::{Notify, oneshot};
 
-use crate::bind::Bind;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{NodeName, ServiceId, TableRef, TxnId};
 use crate::key::{LockItem, LockMode};
 use crate::service::tables::line::refusal::Refusal;
-use crate::table::{LockCall, WaitPolicy};
+use crate::service::txn::TxnRecord;
+use crate::table::{LockCall, TableHandle, WaitPolicy};
 
 pub(in crate::service) use self::standing::Standing;
 
@@ -50,7 +50,7 @@ const DESERTED_MAX: usize = 64;
 /// The request of a call.
 #[derive(Debug)]
 pub(in crate::service) struct Requested {
-    pub(in crate::service) txn: TxnId,
+    pub(in crate::service) txn: Arc<TxnRecord>,
     /// The transactions whose work waits until the call has ended.
     pub(in crate::service) ancestors: Vec<TxnId>,
     pub(in crate::service) items: Vec<LockItem>,
@@ -63,7 +63,7 @@ pub(in crate::service) struct Requested {
 /// A call that was made at the engine.
 #[derive(Debug)]
 pub(in crate::service) struct Handed {
-    pub(in crate::service) bind: Arc<Bind>,
+    pub(in crate::service) bound: TableHandle,
     pub(in crate::service) call: LockCall,
     /// Something kept the table from being bound while it stood in line: it has waited.
     pub(in crate::service) waited: bool,
@@ -104,7 +104,7 @@ struct Line {
     refusal: Option<Refusal>,
     owner: Option<LastOwner>,
     /// The table is bound, and its calls are being made: so far it is not among those owned.
-    bind: Option<Arc<Bind>>,
+    bound: Option<TableHandle>,
     /// No call stands in it, and its binder waits for an answer.
     is_deserted: bool,
     /// Told when the last call leaves, and when one comes to a deserted line.
@@ -251,16 +251,16 @@ impl Lines {
         Some((waiter, line.refusal.is_some()))
     }
 
-    /// From here on the calls of a line are made under `bind`.
-    pub(in crate::service) fn hand(&mut self, table: &TableRef, bind: &Arc<Bind>) {
+    /// From here on the calls of a line are made under `bound`.
+    pub(in crate::service) fn hand(&mut self, table: &TableRef, bound: &TableHandle) {
         if let Some(line) = self.lines.get_mut(table) {
-            line.bind = Some(Arc::clone(bind));
+            line.bound = Some(bound.clone());
         }
     }
 
     /// The bind under which the calls of a line are being made.
-    pub(in crate::service) fn handed(&self, table: &TableRef) -> Option<Arc<Bind>> {
-        self.lines.get(table)?.bind.clone()
+    pub(in crate::service) fn handed(&self, table: &TableRef) -> Option<TableHandle> {
+        self.lines.get(table)?.bound.clone()
     }
 
     /// Ends a line. Calls that still stand in it fail with `why`.
@@ -310,7 +310,9 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bind::Bind;
     use crate::key::Key;
+    use crate::table::{EngineSettings, LockEngine};
 
     fn table(number: usize) -> TableRef {
         TableRef::new("g", format!("t{number}")).expect("names")
@@ -318,7 +320,12 @@ mod tests {
 
     fn join(lines: &mut Lines, number: usize) -> Joined {
         let requested = Requested {
-            txn: TxnId::new(ServiceId::new(1), 1, false),
+            txn: Arc::new(TxnRecord::new(
+                TxnId::new(ServiceId::new(1), 1, false),
+                String::new(),
+                String::new(),
+                None,
+            )),
             ancestors: Vec::new(),
             items: vec![LockItem::Row(Key::new("k").expect("a key"))],
             mode: LockMode::Exclusive,
@@ -341,14 +348,16 @@ mod tests {
         let tables = crate::service::tables::Tables::default();
         join(&mut tables.lines.lock(), 1);
         assert!(tables.served(&table(1)).is_none(), "it is not bound yet");
-        let bind = Arc::new(Bind {
+        let bind = Bind {
             table: table(1),
             id: crate::id::TableId::new(1),
             partition: 0,
             owner: ServiceId::new(1),
             version: crate::id::BindVersion::new(1),
-        });
-        tables.lines.lock().hand(&table(1), &bind);
+        };
+        let engine = LockEngine::new(EngineSettings::default());
+        let bound = engine.install(bind, None, None).expect("the first version");
+        tables.lines.lock().hand(&table(1), &bound);
         // Its call may have been granted by now, and its caller may let the lock go.
         assert!(tables.lines.lock().next(&table(1)).is_some());
         assert!(tables.owned(&table(1)).is_none() && tables.served(&table(1)).is_some());

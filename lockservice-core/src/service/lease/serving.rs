@@ -1,0 +1,91 @@
+//! Until when the service may answer, in words that are read without a mutex.
+
+use std::time::Duration;
+
+use super::Lease;
+use crate::clock::Time;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// See the module. Written under the mutex of the lease alone.
+///
+/// A reader takes the time first and looks then. So it sees a lease that was valid at that time, or
+/// a later renewal of it: a lease that is found over is never renewed. A reader that sees the words
+/// of two renewals reads the earlier end of one of them, for both only grow.
+///
+/// The words order nothing else (`Relaxed`): what must not be granted any more is refused by the
+/// engine, which is sealed under its mutexes.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    /// Nanoseconds since the clock's origin; 0 once the service serves no more. Partner: `ends_at`.
+    seal_at: AtomicU64,
+    /// The raw end of the lease. Partner: `seal_at`.
+    ends_at: AtomicU64,
+    /// The service stops, or is sealed. Set and read under the mutex of the lease.
+    is_closed: AtomicBool,
+}
+
+impl Serving {
+    pub(crate) fn new(lease: &Lease) -> Self {
+        let serving = Self {
+            seal_at: AtomicU64::new(0),
+            ends_at: AtomicU64::new(0),
+            is_closed: AtomicBool::new(false),
+        };
+        serving.set(lease);
+        serving
+    }
+
+    /// Takes a lease over. To be called under its mutex.
+    pub(crate) fn set(&self, lease: &Lease) {
+        let ended = lease.over || self.is_closed.load(Ordering::Relaxed);
+        self.ends_at.store(nanos(lease.sent + lease.ttl), Ordering::Relaxed);
+        self.seal_at.store(if ended { 0 } else { nanos(lease.seal_at()) }, Ordering::Relaxed);
+    }
+
+    /// Serves no more. To be called under the mutex of the lease.
+    pub(crate) fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+        self.seal_at.store(0, Ordering::Relaxed);
+    }
+
+    /// The raw remaining lease; `None` if the service may answer nothing any more. `now` was read
+    /// before the call.
+    pub(crate) fn remaining(&self, now: Time) -> Option<Duration> {
+        let now = nanos(now);
+        if now >= self.seal_at.load(Ordering::Relaxed) {
+            return None;
+        }
+        let ends_at = self.ends_at.load(Ordering::Relaxed);
+        Some(Duration::from_nanos(ends_at.saturating_sub(now)))
+    }
+}
+
+fn nanos(time: Time) -> u64 {
+    let since = time.since_origin();
+    since.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(since.subsec_nanos()))
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_serves_as_long_as_its_lease_and_never_after_it_was_closed() {
+        let at = |ms| Time::from_origin(Duration::from_millis(ms));
+        let ttl = Duration::from_secs(5);
+        let mut lease = Lease::new(at(1_000), ttl);
+        let serving = Serving::new(&lease);
+        assert_eq!(serving.remaining(at(2_000)), Some(Duration::from_secs(4)));
+        assert_eq!(serving.remaining(at(5_849)), Some(Duration::from_millis(151)));
+        assert_eq!(serving.remaining(at(5_850)), None);
+        assert!(lease.renewed(at(3_000), ttl, at(5_000)));
+        serving.set(&lease);
+        assert_eq!(serving.remaining(at(7_849)), Some(Duration::from_millis(151)));
+        serving.close();
+        serving.set(&lease);
+        assert_eq!(serving.remaining(at(3_000)), None);
+        let mut over = Lease::new(at(1_000), ttl);
+        assert!(over.is_over(at(5_850)));
+        assert_eq!(Serving::new(&over).remaining(at(1_000)), None);
+    }
+}

@@ -1,0 +1,160 @@
+//! Rows that are locked at once: no future, no list, nothing looked up.
+
+use std::sync::Arc;
+
+use crate::clock::Time;
+use crate::error::Result;
+use crate::id::{CommitTimestamp, FencingToken, TableRef};
+use crate::key::{Key, LockItem, LockMode};
+use crate::service::txn::TxnRecord;
+use crate::service::{Granted, LockService, LockSpec, Promise, ServiceInner, Txn};
+use crate::table::TableHandle;
+
+/// A table that this node owns, for [`Txn::lock_row`].
+///
+/// A cheap handle. While one of it exists, the table is not forgotten, however long it is not used.
+/// Once the node does not own the table any more, nothing is locked by it: get another one.
+#[derive(Clone, Debug)]
+pub struct Table {
+    bound: TableHandle,
+}
+
+impl Table {
+    /// Group and name.
+    pub fn name(&self) -> &TableRef {
+        &self.bound.bind().table
+    }
+
+    /// The bind on which rows are locked by this handle, to be presented at a commit.
+    pub fn bind(&self) -> &Arc<crate::allocator::Bind> {
+        self.bound.bind()
+    }
+}
+
+/// A row that was locked at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RowLocked {
+    /// The fencing token (F1). If nothing was newly locked, the one under which the row was already
+    /// held.
+    pub token: FencingToken,
+    /// False if the row was already held at least as strongly.
+    pub newly_locked: bool,
+    /// As [`Grant::table_commit_ts`](crate::table::Grant::table_commit_ts).
+    pub table_commit_ts: Option<CommitTimestamp>,
+    /// As [`Grant::history_unknown`](crate::table::Grant::history_unknown), for a snapshot that was
+    /// not begun before the transaction.
+    pub history_unknown: bool,
+    /// How long the lock is safe without a renewal.
+    pub promise: Promise,
+}
+
+impl LockService {
+    /// The handle of a table that this node owns now. `None` if it does not: a
+    /// [`lock`](Txn::lock) in the table binds it first.
+    pub fn table(&self, table: &TableRef) -> Option<Table> {
+        self.inner.tables.owned(table).map(|bound| Table { bound })
+    }
+}
+
+impl Txn {
+    /// Locks a row that is free, at once. Returns `None` if that cannot be decided at once; then
+    /// [`lock`](Self::lock) decides, and says why.
+    ///
+    /// `None` means one of these:
+    ///
+    /// - The row, or a range around it, is held or waited for.
+    /// - The transaction holds the row more weakly.
+    /// - The node does not own the table any more, or does not serve.
+    /// - A limit of the settings is reached, or the table has no token.
+    /// - Another lock call of this transaction is in flight.
+    ///
+    /// What is granted is the same as by `lock`: in the same order, under the same promise.
+    ///
+    /// # Examples
+    /// ```
+    /// # use lockservice_core::service::{LockSpec, TxnOptions};
+    /// # use lockservice_core::{Key, LockItem, LockMode, TableRef};
+    /// # use std::sync::Arc;
+    /// # use lockservice_core::allocator::{AllocatorSettings, LocalAllocator};
+    /// # use lockservice_core::clock::{Clock, SystemClock};
+    /// # use lockservice_core::service::{LockService, ServiceParts};
+    /// # use lockservice_core::store::MemoryStore;
+    /// # use lockservice_core::NodeName;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), lockservice_core::Error> {
+    /// # let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    /// # let (node, store) = (NodeName::new("node-1")?, Arc::new(MemoryStore::new(0)));
+    /// # let settings = AllocatorSettings::default();
+    /// # let allocator = LocalAllocator::open(store, clock.clone(), settings, node.clone()).await?;
+    /// # let service = LockService::start(ServiceParts::new(allocator, clock, node)).await?;
+    /// let accounts = TableRef::new("bank", "accounts")?;
+    /// let (alice, bob) = (Key::new("alice")?, Key::new("bob")?);
+    /// let txn = service.begin(TxnOptions::default())?;
+    /// // The first lock binds the table to this node.
+    /// txn.lock(LockSpec::new(accounts.clone(), vec![LockItem::Row(alice)])).await?;
+    ///
+    /// let table = service.table(&accounts).expect("it is bound here");
+    /// let token = match txn.lock_row(&table, &bob, LockMode::Exclusive) {
+    ///     Some(locked) => locked.token,
+    ///     None => {
+    ///         let spec = LockSpec::new(accounts, vec![LockItem::Row(bob)]);
+    ///         txn.lock(spec).await?.grant.token
+    ///     }
+    /// };
+    /// println!("locked under token {token}");
+    /// txn.end(None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn lock_row(&self, table: &Table, key: &Key, mode: LockMode) -> Option<RowLocked> {
+        let inner = &self.inner;
+        let bound = &table.bound;
+        let row = inner.engine.lock_row(self.record.at_engine(), bound, key, mode)?;
+        // After the grant (B2). What lapses after that is covered by the promise.
+        let Some(valid_for) = inner.serving.remaining(inner.parts.env.now()) else {
+            if row.newly_locked {
+                let item = [LockItem::Row(key.clone())];
+                inner.engine.unlock(self.record.at_engine(), bound, &item, None);
+            }
+            return None;
+        };
+        row.tokens_left.into_iter().for_each(|left| inner.tokens_left(bound.bind(), left));
+        Some(RowLocked {
+            token: row.token,
+            newly_locked: row.newly_locked,
+            table_commit_ts: row.table_commit_ts,
+            // C5. At the very moment counts as before.
+            history_unknown: row.history_since.is_some_and(|since| self.began <= since),
+            promise: Promise { valid_for },
+        })
+    }
+}
+
+impl ServiceInner {
+    /// Decides a call for one row of a table that is bound here, if the row is free. `snapshot` is
+    /// when the snapshot of its transaction was begun.
+    pub(super) fn lock_at_once(
+        self: &Arc<Self>,
+        txn: &TxnRecord,
+        spec: &LockSpec,
+        began: Time,
+        snapshot: Option<Time>,
+    ) -> Option<Result<Granted>> {
+        let [LockItem::Row(key)] = spec.items.as_slice() else { return None };
+        if !spec.ancestors.is_empty() {
+            return None;
+        }
+        let bound = self.tables.owned(&spec.table)?;
+        let row = self.engine.lock_row(txn.at_engine(), &bound, key, spec.mode)?;
+        row.tokens_left.into_iter().for_each(|left| self.tokens_left(bound.bind(), left));
+        let mut grant = row.to_grant(&bound, key);
+        grant.history_unknown = is_history_unknown(row.history_since, snapshot);
+        Some(self.still_good(txn, grant, began))
+    }
+}
+
+/// C5: whether a snapshot may be older than the last commit that is not known. At the very moment
+/// counts as before.
+pub(super) fn is_history_unknown(known_since: Option<Time>, snapshot: Option<Time>) -> bool {
+    known_since.is_some_and(|since| snapshot.is_none_or(|snapshot| snapshot <= since))
+}

@@ -1,0 +1,161 @@
+//! What a caller keeps, so that the engine looks nothing up for it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::places::{Place, TablePlaces};
+use crate::bind::Bind;
+use crate::id::TxnId;
+use crate::sync::Mutex;
+
+/// A table that the engine serves, at one version. A cheap handle.
+///
+/// It stays usable after the table was removed: then nothing is locked by it, and the general way
+/// says why.
+#[derive(Clone)]
+pub struct TableHandle {
+    bind: Arc<Bind>,
+    place: Place,
+}
+
+impl TableHandle {
+    pub(in crate::table) fn new(bind: Bind, place: Place) -> Self {
+        Self { bind: Arc::new(bind), place }
+    }
+
+    /// The bind that is served.
+    pub fn bind(&self) -> &Arc<Bind> {
+        &self.bind
+    }
+
+    /// True if there is no other handle of the table than this one, and its copies of the bind are
+    /// gone.
+    pub(crate) fn is_unique(&mut self) -> bool {
+        Arc::get_mut(&mut self.bind).is_some()
+    }
+
+    pub(in crate::table) const fn place(&self) -> Place {
+        self.place
+    }
+}
+
+impl fmt::Debug for TableHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TableHandle").field(&self.bind).finish()
+    }
+}
+
+/// A transaction at an engine: its id and its uncontended holds.
+///
+/// A transaction has one handle, at one engine. Its owner calls
+/// [`unlock_all`](crate::table::LockEngine::unlock_all) before it drops the handle. Otherwise the
+/// holds stay until their table is removed.
+#[derive(Debug)]
+#[must_use = "the holds of a transaction are ended with its handle"]
+pub struct TxnHandle {
+    id: TxnId,
+    pub(super) holds: Mutex<RowHolds>,
+}
+
+/// The holds of a transaction that are, or were, uncontended.
+#[derive(Debug, Default)]
+pub(super) struct RowHolds {
+    /// In the order in which they were granted. Some of them may have been inflated or released
+    /// since: the shard knows.
+    pub(super) list: SmallVec<[HoldRef; 1]>,
+    /// The number of those in the list that were released in their shards. The others that are not
+    /// there any more were inflated.
+    pub(super) released: usize,
+    /// Releases in the state, of which some may be of holds in the list.
+    pub(super) released_in_state: usize,
+    /// The memory of the holds in the list, in bytes, except of those that were released.
+    pub(super) bytes: usize,
+    /// At least the memory of the holds in the state, in bytes.
+    pub(super) state_bytes: usize,
+    /// The number of the next hold.
+    pub(super) next: u32,
+    /// The state may have holds, or a call, of the transaction.
+    pub(super) in_state: bool,
+    /// Nothing more is granted.
+    pub(super) closed: bool,
+    /// The calls of the transaction that go the general way.
+    pub(super) in_flight: u32,
+}
+
+/// Where a hold is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HoldRef {
+    pub(super) place: Place,
+    pub(super) shard: u32,
+    pub(super) slot: u32,
+    pub(super) seq: u32,
+}
+
+impl TxnHandle {
+    /// The handle of a transaction that holds nothing.
+    pub fn new(id: TxnId) -> Self {
+        Self { id, holds: Mutex::new(RowHolds::default()) }
+    }
+
+    /// The transaction.
+    pub const fn id(&self) -> TxnId {
+        self.id
+    }
+
+    /// Notes that some holds were released in the state. They may still be listed here.
+    pub(in crate::table) fn note_released(&self, places: &TablePlaces, count: usize) {
+        let mut holds = self.holds.lock();
+        holds.released_in_state += count;
+        holds.tidy(self.id, places);
+    }
+
+    /// Begins a call that goes the general way. Until the guard is dropped,
+    /// [`lock_row`](crate::table::LockEngine::lock_row) grants nothing to this transaction (T2).
+    pub fn begin_call(&self) -> CallGuard<'_> {
+        self.holds.lock().in_flight += 1;
+        CallGuard(self)
+    }
+
+    /// Has [`lock_row`](crate::table::LockEngine::lock_row) grant nothing more to this transaction.
+    /// A grant that is being made comes before this returns.
+    pub fn close(&self) {
+        self.holds.lock().closed = true;
+    }
+}
+
+/// A call of a transaction that goes the general way.
+#[derive(Debug)]
+#[must_use = "the call is over when the guard is dropped"]
+pub struct CallGuard<'a>(&'a TxnHandle);
+
+impl Drop for CallGuard<'_> {
+    fn drop(&mut self) {
+        self.0.holds.lock().in_flight -= 1;
+    }
+}
+
+impl RowHolds {
+    /// Holds that are listed although they were released.
+    const RELEASED_MAX: usize = 16;
+
+    /// Removes released holds from the list, once that is worth it.
+    pub(super) fn tidy(&mut self, txn: TxnId, places: &TablePlaces) {
+        let released = self.released + self.released_in_state;
+        if released > Self::RELEASED_MAX && released > self.list.len() / 2 {
+            let before = self.list.len();
+            self.list.retain(|hold| hold.is_held(txn, places));
+            // Those that were inflated are in the state.
+            self.in_state |= before - self.list.len() > self.released;
+            (self.released, self.released_in_state) = (0, 0);
+        }
+    }
+}
+
+impl HoldRef {
+    /// True if the hold is still where it was granted.
+    pub(super) fn is_held(&self, txn: TxnId, places: &TablePlaces) -> bool {
+        places.get(self.place).shard(self.shard).lock().has(self.slot, txn, self.seq)
+    }
+}

@@ -1,0 +1,197 @@
+//! The ways between the shards and the state: holds that become contended, ranges that are
+//! published, tokens and memory on credit.
+
+use super::handles::{HoldRef, TableHandle};
+use super::shard::Inflated;
+use crate::id::{TableId, TxnId};
+use crate::key::{Key, KeyRange, LockItem};
+use crate::table::call::row_hold_bytes;
+use crate::table::engine::LockEngine;
+use crate::table::holders::{Holder, NONE};
+use crate::table::lock_table::LockTable;
+use crate::table::state::EngineState;
+use crate::table::steps::step;
+
+/// The state keeps this part of the tokens that are left when a shard draws some: one in so many.
+const DRAWN_PART: u64 = 64;
+
+impl LockEngine {
+    /// Draws tokens and memory for a shard. Returns the number of tokens that are left to the
+    /// table; `None` if there are not enough, or the table is not served at this version.
+    pub(super) fn refill(&self, table: &TableHandle, shard: u32, bytes: usize) -> Option<u64> {
+        self.state().lock().refill(table, shard, bytes)
+    }
+
+    /// Moves holds of a transaction into the state.
+    pub(super) fn inflate_holds(&self, txn: TxnId, holds: &[HoldRef]) {
+        let mut state = self.state().lock();
+        for hold in holds {
+            state.inflate_own(txn, hold);
+        }
+    }
+}
+
+impl EngineState {
+    fn refill(&mut self, table: &TableHandle, number: u32, bytes: usize) -> Option<u64> {
+        if self.is_sealed() {
+            return None;
+        }
+        self.bytes -= self.places.take_returned();
+        let bind = table.bind();
+        let installed = self.tables.get_mut(&bind.id)?;
+        if installed.bind.version != bind.version {
+            return None;
+        }
+        let rows = self.places.get(table.place());
+        let mut shard = rows.shard(number).lock();
+        let wanted = shard.tokens_wanted();
+        if wanted > 0 {
+            let most = (installed.tokens.remaining() / DRAWN_PART).max(1);
+            shard.add_tokens(installed.tokens.take_block(wanted.min(most))?);
+        }
+        if shard.credit < bytes {
+            let room = self.settings.lock_bytes_max.saturating_sub(self.bytes);
+            let mut given = shard.credit_wanted(bytes).min(room);
+            if given < bytes {
+                drop(shard);
+                self.collect_credit();
+                given = bytes;
+                if self.bytes + given > self.settings.lock_bytes_max {
+                    return None;
+                }
+                shard = self.places.get(table.place()).shard(number).lock();
+            }
+            shard.credit += given;
+            self.bytes += given;
+        }
+        drop(shard);
+        Some(self.tables.get(&bind.id)?.tokens.remaining())
+    }
+
+    /// Collects the memory that all shards have on credit and do not use.
+    pub(in crate::table) fn collect_credit(&mut self) {
+        let unused: usize =
+            self.tables.values().map(|table| table.table_rows().collect_credit()).sum();
+        self.bytes -= unused + self.places.take_returned();
+    }
+
+    /// Makes the holds that overlap an item known to the state, before it decides about the item.
+    ///
+    /// The caller gives the item a holder or a waiter, or [retires](LockTable::retire) it, under
+    /// the same hold of the mutex.
+    pub(in crate::table) fn inflate(&mut self, table: TableId, item: &LockItem) {
+        match item {
+            LockItem::Row(key) => self.inflate_row(table, key),
+            LockItem::Range(range) => self.publish(table, range),
+        }
+    }
+
+    fn inflate_row(&mut self, table: TableId, key: &Key) {
+        let Some(installed) = self.tables.get(&table) else { return };
+        let rows = installed.table_rows();
+        let hash = rows.hash(key);
+        let hold = rows.shard(rows.shard_of(hash)).lock().inflate(hash, key, rows.hasher());
+        if let Some(hold) = hold {
+            self.add_inflated(table, hold);
+        }
+    }
+
+    fn publish(&mut self, id: TableId, range: &KeyRange) {
+        let Some(table) = self.tables.get(&id) else { return };
+        if table.has_range(range) {
+            return;
+        }
+        let rows = table.table_rows();
+        rows.add_range(range);
+        let mut within = Vec::new();
+        for shard in rows.shards() {
+            within.append(&mut shard.lock().publish(range));
+        }
+        for hold in within {
+            step();
+            self.add_inflated(id, hold);
+        }
+    }
+
+    fn inflate_own(&mut self, txn: TxnId, hold: &HoldRef) {
+        let rows = self.places.get(hold.place);
+        let mut shard = rows.shard(hold.shard).lock();
+        let inflated = shard.inflate_own(hold.slot, txn, hold.seq);
+        let version = shard.version;
+        drop(shard);
+        let Some((inflated, version)) = inflated.zip(version) else { return };
+        // Versions are unique over all tables.
+        if let Some(table) = self.table_in(hold.place).filter(|(_, served)| *served == version) {
+            self.add_inflated(table.0, inflated);
+        }
+    }
+
+    /// Adds a hold that left its shard, where the row is marked now.
+    fn add_inflated(&mut self, id: TableId, hold: Inflated) {
+        let Inflated { key, txn, token, mode } = hold;
+        let bytes = row_hold_bytes(&key);
+        let item = LockItem::Row(key);
+        // Its memory is counted already: it was on credit.
+        let slot = self.txns.entry(txn).or_default().add(id, item.clone(), bytes);
+        let table = self.tables.get_mut(&id).expect("a hold ends with its table");
+        let holder = Holder { txn, token, slot, mode, pending: false, beneath: NONE };
+        table.entry_or_new(&item).add(holder);
+    }
+}
+
+impl LockTable {
+    /// Removes an entry that has neither holders nor waiters. Takes the mark off an item that has
+    /// no entry, so that it needs the state no more.
+    pub(in crate::table) fn retire(&mut self, item: &LockItem) {
+        self.remove_if_empty(item);
+        if self.entry(item).is_some() {
+            return;
+        }
+        let last = self.tokens.last();
+        let rows = self.table_rows();
+        match item {
+            LockItem::Row(key) => {
+                let hash = rows.hash(key);
+                rows.shard(rows.shard_of(hash)).lock().unmark(hash, key, last, rows.hasher());
+            }
+            LockItem::Range(range) => {
+                if rows.is_published(range) {
+                    // The tokens go first: until then the range keeps rows from being granted.
+                    rows.shards().for_each(|shard| shard.lock().unpublish(last));
+                    rows.remove_range(range);
+                }
+            }
+        }
+    }
+}
+
+/// For tests of the invariants.
+#[cfg(any(test, feature = "testing"))]
+impl LockEngine {
+    /// Panics unless exactly the rows and ranges that the state has an entry for are marked and
+    /// published.
+    pub fn check_marks(&self) {
+        let state = self.state().lock();
+        for table in state.tables.values() {
+            let rows = table.table_rows();
+            let (mut expected, mut ranges) = (0, 0);
+            table.for_each(|at, _| match at.to_item() {
+                LockItem::Row(key) => {
+                    expected += 1;
+                    let hash = rows.hash(&key);
+                    let shard = rows.shard(rows.shard_of(hash)).lock();
+                    assert!(shard.is_marked(hash, &key), "{key:?} has an entry and no mark");
+                    drop(shard);
+                }
+                LockItem::Range(_) => ranges += 1,
+            });
+            let mut marks = 0;
+            for shard in rows.shards() {
+                let (of_shard, published) = shard.lock().marks_and_ranges();
+                marks += of_shard;
+                assert_eq!(published, ranges, "the ranges with an entry are published");
+            }
+            assert_eq!(marks, expected, "the rows with an entry are marked");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The places of tables.
+//!
+//! A hold of a transaction names its table by a place. A reference count instead would be a word
+//! that all threads write. A place, once made, stays as long as the engine, and is used again after
+//! its table was removed. So an engine has as many places as it had tables at once.
+
+use std::sync::OnceLock;
+
+use super::rows::TableRows;
+use super::shard::KeyHasher;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+
+/// The number of a place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::table) struct Place(pub(in crate::table) u32);
+
+/// The number of buckets: enough for 2^32 places.
+const BUCKETS: usize = 31;
+
+/// Places of the first bucket. Each further one has twice as many as the one before it.
+const FIRST: u32 = 4;
+
+/// See the module.
+#[derive(Debug)]
+pub(in crate::table) struct TablePlaces {
+    buckets: [OnceLock<Box<[OnceLock<TableRows>]>>; BUCKETS],
+    hasher: KeyHasher,
+    shards: usize,
+    /// Credit that shards have returned, and that the state has not taken back, in bytes. The state
+    /// takes it under its mutex; no other word depends on it (`Relaxed`).
+    returned: AtomicUsize,
+}
+
+impl TablePlaces {
+    pub(in crate::table) fn new() -> Self {
+        Self {
+            buckets: [const { OnceLock::new() }; BUCKETS],
+            hasher: KeyHasher::default(),
+            shards: shards(),
+            returned: AtomicUsize::new(0),
+        }
+    }
+
+    /// Returns credit, in bytes.
+    pub(super) fn give_back(&self, bytes: usize) {
+        self.returned.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes the credit that was returned, in bytes.
+    pub(in crate::table) fn take_returned(&self) -> usize {
+        self.returned.swap(0, Ordering::Relaxed)
+    }
+
+    /// The rows of the table in a place.
+    pub(in crate::table) fn get(&self, place: Place) -> &TableRows {
+        let (bucket, at) = split(place);
+        let rows = self.buckets[bucket].get().and_then(|bucket| bucket[at].get());
+        rows.expect("a place is named only after it was made")
+    }
+
+    /// Makes a place, if it is not there yet.
+    pub(in crate::table) fn make(&self, place: Place) {
+        let (bucket, at) = split(place);
+        let bucket = self.buckets[bucket]
+            .get_or_init(|| (0..(FIRST as usize) << bucket).map(|_| OnceLock::new()).collect());
+        bucket[at].get_or_init(|| TableRows::new(self.shards, self.hasher.clone()));
+    }
+}
+
+impl std::fmt::Debug for TableRows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TableRows").finish_non_exhaustive()
+    }
+}
+
+fn split(place: Place) -> (usize, usize) {
+    let number = u64::from(place.0) + u64::from(FIRST);
+    let bucket = number.ilog2() - FIRST.ilog2();
+    (bucket as usize, (number - (u64::from(FIRST) << bucket)) as usize)
+}
+
+/// The shards of a table: so many that two threads of this machine rarely meet in one.
+#[cfg(not(loom))]
+fn shards() -> usize {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (threads * 4).next_power_of_two().clamp(8, 64)
+}
+
+#[cfg(loom)]
+const fn shards() -> usize {
+    2
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_place_has_rows_of_its_own() {
+        let places = TablePlaces::new();
+        (0..100).for_each(|place| places.make(Place(place)));
+        let all: Vec<*const TableRows> =
+            (0..100).map(|place| std::ptr::from_ref(places.get(Place(place)))).collect();
+        for (at, place) in all.iter().enumerate() {
+            assert!(!all[..at].contains(place));
+        }
+        assert_eq!(split(Place(u32::MAX)).0, BUCKETS - 1);
+    }
+}
