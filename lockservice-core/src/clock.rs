@@ -8,33 +8,43 @@ use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
-/// A reading of a [`Clock`]: time since an arbitrary origin of this machine, comparable only within
-/// one process.
+/// A reading of a [`Clock`]: nanoseconds since an arbitrary origin of this machine, comparable only
+/// within one process. One word, because every decision of a commit and of a lock compares some.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Time(Duration);
+pub struct Time(u64);
 
 impl Time {
     /// The origin of the clock. Earlier than every other reading.
-    pub const ZERO: Self = Self(Duration::ZERO);
+    pub const ZERO: Self = Self(0);
 
-    /// A reading this long after the clock's origin.
+    /// A reading this long after the clock's origin; 584 years after it if that is longer.
     pub const fn from_origin(since: Duration) -> Self {
-        Self(since)
+        Self(nanos(since))
     }
 
     /// How long after the clock's origin this reading is.
     pub const fn since_origin(self) -> Duration {
-        self.0
+        Duration::from_nanos(self.0)
     }
 
     /// The time from `earlier` to `self`, zero if `earlier` is not earlier.
-    pub fn since(self, earlier: Self) -> Duration {
-        self.0.saturating_sub(earlier.0)
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
     /// The time from `now` until `self`, zero if `self` has passed.
-    pub fn remaining(self, now: Self) -> Duration {
-        self.0.saturating_sub(now.0)
+    pub const fn remaining(self, now: Self) -> Duration {
+        self.since(now)
+    }
+
+    /// The reading as one word.
+    pub(crate) const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// The reading that [`as_nanos`](Self::as_nanos) returned.
+    pub(crate) const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
     }
 }
 
@@ -43,7 +53,7 @@ impl Add<Duration> for Time {
 
     /// Saturates: a time too far to be represented is never reached.
     fn add(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(duration))
+        Self(self.0.saturating_add(nanos(duration)))
     }
 }
 
@@ -52,13 +62,19 @@ impl Sub<Duration> for Time {
 
     /// Saturates at the clock's origin: nothing is earlier.
     fn sub(self, duration: Duration) -> Self {
-        Self(self.0.saturating_sub(duration))
+        Self(self.0.saturating_sub(nanos(duration)))
     }
+}
+
+/// Saturates after 584 years.
+const fn nanos(duration: Duration) -> u64 {
+    let nanos = duration.as_nanos();
+    if nanos > u64::MAX as u128 { u64::MAX } else { nanos as u64 }
 }
 
 impl fmt::Debug for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "T+{:?}", self.0)
+        write!(f, "T+{:?}", self.since_origin())
     }
 }
 
@@ -77,7 +93,7 @@ impl Clock for SystemClock {
     fn now(&self) -> Time {
         let at = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         // The kernel promises non-negative seconds and nanoseconds below 10^9 for this clock.
-        Time(Duration::new(at.tv_sec as u64, at.tv_nsec as u32))
+        Time(at.tv_sec as u64 * 1_000_000_000 + at.tv_nsec as u64)
     }
 }
 
@@ -107,6 +123,16 @@ mod tests {
         assert_eq!(hi(d), Duration::from_millis(5_150));
         assert_eq!(lo(Duration::from_millis(50)), Duration::ZERO);
         assert_eq!(hi(Duration::MAX), Duration::MAX);
+    }
+
+    #[test]
+    fn a_time_too_far_to_be_represented_is_never_reached() {
+        let now = Time::from_origin(Duration::from_secs(1 << 30));
+        let never = now + Duration::MAX;
+        assert!(never > now + Duration::from_secs(1 << 33));
+        assert_eq!(never, Time::from_origin(Duration::MAX));
+        assert_eq!(now.remaining(never), Duration::ZERO);
+        assert_eq!(now - Duration::MAX, Time::ZERO);
     }
 
     #[test]

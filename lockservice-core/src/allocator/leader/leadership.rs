@@ -62,7 +62,7 @@ impl LeadershipCell {
             EXCLUSIVE => Duration::MAX,
             ENDED => Duration::ZERO,
             sent => {
-                let sent = Time::from_origin(Duration::from_nanos(sent));
+                let sent = Time::from_nanos(sent);
                 if now >= sent + lo(self.ttl) {
                     Duration::ZERO
                 } else {
@@ -74,7 +74,7 @@ impl LeadershipCell {
 }
 
 fn nanos(at: Time) -> u64 {
-    at.since_origin().as_nanos().min(u128::from(ENDED) - 1) as u64
+    at.as_nanos().min(ENDED - 1)
 }
 
 #[cfg(all(test, not(loom)))]

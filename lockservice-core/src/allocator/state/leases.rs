@@ -143,7 +143,7 @@ impl LeaseCell {
 
 /// Nanoseconds fit 62 bits for 146 years of a machine that is never switched off.
 fn pack(lease: Lease) -> u64 {
-    let nanos = lease.renewed_at.since_origin().as_nanos().min((1 << 62) - 1) as u64;
+    let nanos = lease.renewed_at.as_nanos().min((1 << 62) - 1);
     let state = match lease.state {
         LeaseState::Live => 0,
         LeaseState::Resigning => 1,
@@ -160,7 +160,7 @@ fn unpack(word: u64) -> Lease {
         2 => LeaseState::Fenced,
         _ => LeaseState::Resigned,
     };
-    Lease { renewed_at: Time::from_origin(Duration::from_nanos(word >> 2)), state }
+    Lease { renewed_at: Time::from_nanos(word >> 2), state }
 }
 
 #[cfg(all(test, not(loom)))]

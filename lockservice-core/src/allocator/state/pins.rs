@@ -28,7 +28,7 @@ impl Pins {
     pub(crate) fn held(&self, now: Time) -> bool {
         // ORDERING: Acquire, the partner of the releases in `Pin`. New pins are kept out by the
         // shard's lock, see `state`.
-        self.count.load(Ordering::Acquire) > 0 && self.until.load(Ordering::Acquire) > nanos(now)
+        self.count.load(Ordering::Acquire) > 0 && self.until.load(Ordering::Acquire) > now.as_nanos()
     }
 }
 
@@ -42,7 +42,7 @@ impl Pin {
     pub(crate) fn new(pins: &Arc<Pins>, until: Time) -> Self {
         // ORDERING: Release, the partner of the acquires in `Pins::held`; `until` first, so that a
         // pin that is counted has its end.
-        pins.until.fetch_max(nanos(until), Ordering::AcqRel);
+        pins.until.fetch_max(until.as_nanos(), Ordering::AcqRel);
         pins.count.fetch_add(1, Ordering::AcqRel);
         Self(Arc::clone(pins))
     }
@@ -57,7 +57,3 @@ impl Drop for Pin {
 
 /// The pins of one commit.
 pub(crate) type PinSet = SmallVec<[Pin; 4]>;
-
-fn nanos(time: Time) -> u64 {
-    u64::try_from(time.since_origin().as_nanos()).unwrap_or(u64::MAX)
-}
