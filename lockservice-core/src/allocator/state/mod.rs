@@ -9,8 +9,6 @@
 //! | `pins` | what keeps a bind in place while a commit is in flight |
 //! | `admission` | `begin_commit`, through all of these |
 //! | `commits` | the commits in flight and the tombstones of one origin |
-//! | `stripe` | a part of these, under one lock |
-//! | `origin` | which transactions of an origin are alive |
 //! | `tokens` | numbers that are never handed out twice |
 //! | `errors` | errors that several parts return |
 //!
@@ -44,10 +42,8 @@ mod errors;
 pub(crate) mod leases;
 #[cfg(all(test, loom))]
 mod loom;
-mod origin;
 pub(crate) mod pins;
 mod service;
-mod stripe;
 mod table;
 #[cfg(all(test, not(loom)))]
 mod tests;

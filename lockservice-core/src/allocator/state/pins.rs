@@ -28,7 +28,8 @@ impl Pins {
     pub(crate) fn held(&self, now: Time) -> bool {
         // ORDERING: Acquire, the partner of the releases in `Pin`. New pins are kept out by the
         // shard's lock, see `state`.
-        self.count.load(Ordering::Acquire) > 0 && self.until.load(Ordering::Acquire) > now.as_nanos()
+        self.count.load(Ordering::Acquire) > 0
+            && self.until.load(Ordering::Acquire) > now.as_nanos()
     }
 }
 
