@@ -22,6 +22,27 @@ pub(crate) use parking_lot::{Mutex, RwLock};
 #[cfg(loom)]
 pub(crate) use self::loom_locks::{Mutex, RwLock};
 
+/// A number of the calling thread: always the same, and mostly another than that of another thread.
+#[cfg(not(loom))]
+pub(crate) fn thread_number() -> usize {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        // ORDERING: Relaxed, without a partner: only the number counts.
+        static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed);
+    }
+    NUMBER.with(|number| *number)
+}
+
+/// The number of the calling thread in the model.
+#[cfg(loom)]
+pub(crate) fn thread_number() -> usize {
+    // `ThreadId(N)`: two threads of a small model differ in the last digit. What hashing an id
+    // returns changes from run to run, and loom replays runs.
+    format!("{:?}", loom::thread::current().id()).bytes().map(usize::from).sum()
+}
+
 /// Unlocks a mutex and hands it to a thread that waits for it, even if the caller locks it again at
 /// once.
 #[cfg(not(loom))]

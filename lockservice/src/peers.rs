@@ -8,7 +8,7 @@
 //! that says nothing about whether it was carried out, and every call may be repeated.
 
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -338,7 +338,7 @@ impl LockTableAllocator for RemoteAllocator {
     }
 
     /// The origins of this process are not reached from another: reports tell of them.
-    fn attach_origin(&self, _service: ServiceId, _origin: Weak<dyn OriginTxns>) {}
+    fn attach_origin(&self, _service: ServiceId, _origin: Arc<dyn OriginTxns>) {}
 
     async fn status(&self) -> Result<AllocatorStatus> {
         let mut parts = self

@@ -1,6 +1,6 @@
 //! [`LockTableAllocator`] for `Arc<T>` and `Box<T>`: each call goes to what is inside.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -90,7 +90,7 @@ macro_rules! forward {
                 (**self).report_txns(service, nonce, range).await
             }
 
-            fn attach_origin(&self, service: ServiceId, origin: Weak<dyn OriginTxns>) {
+            fn attach_origin(&self, service: ServiceId, origin: Arc<dyn OriginTxns>) {
                 (**self).attach_origin(service, origin);
             }
 

@@ -31,7 +31,7 @@ mod settings;
 mod state;
 
 use std::fmt;
-use std::sync::Weak;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -219,9 +219,10 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     ) -> Result<Progress>;
 
     /// Lets an allocator of this process ask an origin of this process about each of its
-    /// transactions, for as long as the origin lives. Returns at once. An allocator in another
-    /// process goes by [`report_txns`](Self::report_txns) alone.
-    fn attach_origin(&self, service: ServiceId, origin: Weak<dyn OriginTxns>) {
+    /// transactions. It keeps the origin, at least until another is attached and nothing else
+    /// refers to this one. Returns at once. An allocator in another process goes by
+    /// [`report_txns`](Self::report_txns) alone.
+    fn attach_origin(&self, service: ServiceId, origin: Arc<dyn OriginTxns>) {
         let _ = (service, origin);
     }
 

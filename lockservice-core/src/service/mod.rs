@@ -68,7 +68,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
-use crate::allocator::{Progress, Registration};
+use crate::allocator::{OriginTxns, Progress, Registration};
 use crate::clock::{Clock, Time};
 use crate::error::{Error, Result};
 use crate::id::{NodeName, Nonce, ServiceId, SessionId, TableRef, TxnId};
@@ -208,7 +208,7 @@ impl LockService {
             lease = ?incarnation.lease_ttl,
             "service started"
         );
-        let live = Arc::downgrade(&inner.live);
+        let live: Arc<dyn OriginTxns> = Arc::<LiveTxns>::clone(&inner.live);
         inner.parts.allocator.attach_origin(inner.id, live);
         inner.spawn(lease::renewal::keep_lease(Arc::clone(&inner)));
         inner.spawn(txn::live::report(Arc::clone(&inner)));

@@ -1,7 +1,7 @@
 //! [`HookedAllocator`]: a local allocator, some of whose calls a test changes.
 
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -157,7 +157,7 @@ impl<H: AllocatorHooks> LockTableAllocator for HookedAllocator<H> {
         self.inner.report_txns(service, nonce, range).await
     }
 
-    fn attach_origin(&self, service: ServiceId, origin: Weak<dyn OriginTxns>) {
+    fn attach_origin(&self, service: ServiceId, origin: Arc<dyn OriginTxns>) {
         self.inner.attach_origin(service, origin);
     }
 

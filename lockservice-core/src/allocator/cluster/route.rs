@@ -20,7 +20,7 @@
 //!
 //! Every call of the allocator may be repeated, so that a response that was lost does no harm.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -323,7 +323,7 @@ impl LockTableAllocator for ElectedAllocator {
     }
 
     /// Each leadership of this node, now and later, asks the origin itself.
-    fn attach_origin(&self, service: ServiceId, origin: Weak<dyn OriginTxns>) {
+    fn attach_origin(&self, service: ServiceId, origin: Arc<dyn OriginTxns>) {
         self.shared.origins.attach(service, origin);
     }
 

@@ -1,7 +1,7 @@
 //! [`LockTableAllocator`] for [`LocalAllocator`]: every call of the leader, in a few lines each.
 //! The work is done in the files that are named after it.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use tracing::Instrument as _;
@@ -196,7 +196,7 @@ impl LockTableAllocator for LocalAllocator {
         Ok(state.progress())
     }
 
-    fn attach_origin(&self, service: ServiceId, origin: Weak<dyn OriginTxns>) {
+    fn attach_origin(&self, service: ServiceId, origin: Arc<dyn OriginTxns>) {
         self.shared.origins.attach(service, origin);
     }
 
@@ -214,19 +214,17 @@ impl LockTableAllocator for LocalAllocator {
             });
             turns.after(visited).await;
         }
-        for shard in 0..state.services.shards() {
-            let visited = state.services.for_each_in(shard, |_, service| {
-                if service.holds(now) || service.references.load(Ordering::Acquire) > 0 {
-                    status.services.push(ServiceStatus {
-                        id: service.id,
-                        node: service.node.clone(),
-                        address: service.address.clone(),
-                        state: service.state(),
-                    });
-                }
-            });
-            turns.after(visited).await;
-        }
+        let mut services = Vec::new();
+        state.services.for_each(|_, service| services.push(Arc::clone(service)));
+        turns.after(services.len()).await;
+        services
+            .retain(|service| service.holds(now) || service.references.load(Ordering::Acquire) > 0);
+        status.services.extend(services.iter().map(|service| ServiceStatus {
+            id: service.id,
+            node: service.node.clone(),
+            address: service.address.clone(),
+            state: service.state(),
+        }));
         // A million binds take seconds to sort.
         let sorted = self.shared.env.spawn_blocking(move || {
             status.binds.sort_by(|a, b| {

@@ -182,7 +182,7 @@ impl Start {
                 let now = shared.env.now();
                 let service = Arc::new(Service::new(record, ttl, now, LeaseState::Live, max));
                 // A stop that began meanwhile fenced those it saw: this one must not escape it.
-                state.services.upsert(id, || Arc::clone(&service), |_| ());
+                state.services.insert(id, Arc::clone(&service));
                 if !state.admitting.load(Ordering::SeqCst) {
                     service.commits.fence();
                 }

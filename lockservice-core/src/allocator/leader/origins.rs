@@ -1,30 +1,67 @@
 //! [`Origins`]: the origins of this process, which know of each of their transactions whether it is
 //! alive (C4).
 
-use std::collections::HashMap;
-use std::sync::Weak;
+use std::fmt;
+use std::sync::Arc;
 
 use crate::allocator::state::commits::{OriginTxns, TxnLife};
+use crate::guarded_map::ReadMostlyMap;
 use crate::id::{ServiceId, TxnId};
-use crate::sync::RwLock;
 
-/// The origins in this process. Outlives the leaderships of its node. Locked for a lookup, together
-/// with nothing.
-#[derive(Debug, Default)]
-pub(crate) struct Origins(RwLock<HashMap<ServiceId, Weak<dyn OriginTxns>>>);
+/// The origins in this process. Outlives the leaderships of its node.
+///
+/// Each is kept as it is, and not weakly: every commit would move its counter of references from
+/// one processor to another and back.
+#[derive(Default)]
+pub(crate) struct Origins(ReadMostlyMap<ServiceId, Arc<Attached>>);
+
+/// One for all copies of the map, so that references of others can be told.
+struct Attached(Arc<dyn OriginTxns>);
 
 impl Origins {
-    /// Adds an origin, and forgets those that have gone.
-    pub(crate) fn attach(&self, service: ServiceId, origin: Weak<dyn OriginTxns>) {
-        let mut origins = self.0.write();
-        origins.retain(|_, origin| origin.strong_count() > 0);
-        origins.insert(service, origin);
+    /// Adds an origin, and forgets those that nothing else refers to any more.
+    pub(crate) fn attach(&self, service: ServiceId, origin: Arc<dyn OriginTxns>) {
+        self.0.retain(|_, origin| Arc::strong_count(&origin.0) > 1);
+        self.0.insert(service, Arc::new(Attached(origin)));
     }
 
-    /// The word of its origin on a validating transaction; `None` if the origin is of another
-    /// process, or has gone.
+    /// What its origin says of a validating transaction; `None` if the origin is of another
+    /// process.
     pub(crate) fn life(&self, txn: TxnId) -> Option<TxnLife> {
-        let origin = self.0.read().get(&txn.origin)?.upgrade()?;
-        Some(origin.life(txn.number()))
+        self.0.read(&txn.origin, |origin| origin.map(|origin| origin.0.life(txn.number())))
+    }
+}
+
+impl fmt::Debug for Origins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Origins").field(&self.0).finish()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Says(TxnLife);
+
+    impl OriginTxns for Says {
+        fn life(&self, _: u64) -> TxnLife {
+            self.0
+        }
+    }
+
+    #[test]
+    fn an_origin_that_nothing_else_refers_to_is_forgotten_at_the_next() {
+        let origins = Origins::default();
+        let id = |n: u64| ServiceId::new(1 << 32 | n);
+        let life = |n| origins.life(TxnId::new(id(n), 7, true));
+        let kept: Arc<dyn OriginTxns> = Arc::new(Says(TxnLife::Alive));
+        origins.attach(id(1), Arc::clone(&kept));
+        origins.attach(id(2), Arc::new(Says(TxnLife::Over)));
+        assert_eq!([1, 2, 3].map(life), [Some(TxnLife::Alive), Some(TxnLife::Over), None]);
+        origins.attach(id(3), Arc::new(Says(TxnLife::NotStarted)));
+        assert_eq!([1, 2, 3].map(life), [Some(TxnLife::Alive), None, Some(TxnLife::NotStarted)]);
+        assert_eq!(kept.life(7), TxnLife::Alive);
     }
 }

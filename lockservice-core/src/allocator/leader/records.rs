@@ -101,7 +101,7 @@ impl Records {
         if lease != LeaseState::Live {
             service.commits.fence();
         }
-        self.state.services.upsert(service.id, || Arc::clone(&service), |_| ());
+        self.state.services.insert(service.id, Arc::clone(&service));
     }
 
     /// C4: the floors first, for they say the same as the tombstones below them.
@@ -165,7 +165,7 @@ impl Records {
         let lease = if self.past.over() { LeaseState::Resigned } else { LeaseState::Fenced };
         let service = Arc::new(Service::new(record, self.past.lease_ttl, self.past.now, lease, 1));
         service.commits.fence();
-        self.state.services.upsert(id, || Arc::clone(&service), |_| ());
+        self.state.services.insert(id, Arc::clone(&service));
         service
     }
 }

@@ -40,7 +40,7 @@ fn service(state: &AllocatorState, id: ServiceId) -> std::sync::Arc<Service> {
         state: ServiceState::Live,
     };
     let service = std::sync::Arc::new(Service::new(record, TTL, NOW, LeaseState::Live, 10));
-    state.services.upsert(id, || std::sync::Arc::clone(&service), |_| ());
+    state.services.insert(id, std::sync::Arc::clone(&service));
     service
 }
 

@@ -58,7 +58,7 @@ use crate::allocator::state::pins::Pins;
 use crate::allocator::state::tokens::{NextBlock, NumberSequence, TokenSource};
 use crate::clock::Time;
 use crate::error::Result;
-use crate::guarded_map::GuardedMap;
+use crate::guarded_map::{GuardedMap, ReadMostlyMap};
 use crate::id::{Epoch, Nonce, ServiceId, TableId, TableRef};
 use crate::store::{Cluster, Forgotten, LeadershipHistory};
 use crate::sync::Mutex;
@@ -74,7 +74,7 @@ pub(crate) struct AllocatorState {
     /// Every table, by group and name.
     pub(crate) tables: GuardedMap<TableRef, TableEntry>,
     /// Every incarnation.
-    pub(crate) services: GuardedMap<ServiceId, Arc<Service>>,
+    pub(crate) services: ReadMostlyMap<ServiceId, Arc<Service>>,
     /// What is kept of tables that were forgotten. Locked while what follows from it is queued.
     pub(crate) forgotten: Mutex<Forgotten>,
     /// The name of each table, by its number.
@@ -140,7 +140,7 @@ impl AllocatorState {
     ) -> Self {
         Self {
             tables: GuardedMap::new(),
-            services: GuardedMap::new(),
+            services: ReadMostlyMap::new(),
             forgotten: Mutex::new(Forgotten::default()),
             ids: GuardedMap::new(),
             sequence: NumberSequence::new(from, epoch),

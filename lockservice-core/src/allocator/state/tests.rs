@@ -69,7 +69,7 @@ fn state() -> (AllocatorState, Arc<Pins>, impl Fn(u64) -> BeginCommit) {
         };
         let service =
             Arc::new(Service::new(record, Duration::from_secs(5), NOW, LeaseState::Live, 1_000));
-        state.services.upsert(id, || Arc::clone(&service), |_| ());
+        state.services.insert(id, Arc::clone(&service));
         service
     };
     service(origin);

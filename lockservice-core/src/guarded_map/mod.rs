@@ -17,6 +17,8 @@
 //! 4. **One shard at a time.** No method takes the lock of a second shard while it holds one. A
 //!    closure must not call the same map: it could wait for its own shard.
 
+mod read_mostly;
+
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
 
@@ -24,6 +26,8 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
 use crate::sync::RwLock;
+
+pub(crate) use self::read_mostly::ReadMostlyMap;
 
 /// Shards of a [new](GuardedMap::new) map: so many that two of a few dozen threads rarely meet in
 /// one.
