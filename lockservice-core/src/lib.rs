@@ -58,6 +58,8 @@ mod error;
 pub mod guarded_map;
 mod id;
 mod key;
+#[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+mod live_txns;
 pub mod maintenance;
 #[cfg(not(loom))]
 pub mod service;

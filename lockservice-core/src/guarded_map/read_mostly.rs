@@ -11,8 +11,8 @@
 //!    [`GuardedMap`](super::GuardedMap).
 //! 2. **A change is one step.** All copies are locked while it is made: once a reader has seen it,
 //!    no reader sees the map without it.
-//! 3. **Changes are rare.** Each costs one insertion or removal per copy, and waits for the closures
-//!    of all readers.
+//! 3. **Changes are rare.** Each costs one insertion or removal per copy, and waits for the
+//!    closures of all readers.
 
 use std::fmt;
 use std::hash::Hash;
@@ -149,15 +149,15 @@ mod tests {
 }
 
 #[cfg(all(test, loom))]
-mod models {
-    use loom::sync::Arc;
-    use loom::thread;
+mod loom {
+    use ::loom::sync::Arc;
+    use ::loom::thread;
 
     use super::*;
 
     #[test]
     fn once_a_change_was_seen_no_reader_sees_the_map_without_it() {
-        loom::model(|| {
+        ::loom::model(|| {
             let map: Arc<ReadMostlyMap<u8, u8>> = Arc::new(ReadMostlyMap::new());
             let (writer, other) = (Arc::clone(&map), Arc::clone(&map));
             let change = thread::spawn(move || writer.insert(1, 7));

@@ -72,6 +72,7 @@ use crate::allocator::{OriginTxns, Progress, Registration};
 use crate::clock::{Clock, Time};
 use crate::error::{Error, Result};
 use crate::id::{NodeName, Nonce, ServiceId, SessionId, TableRef, TxnId};
+use crate::live_txns::LiveTxns;
 use crate::sync::Mutex;
 use crate::table::LockEngine;
 
@@ -80,7 +81,7 @@ use crate::service::phase::{Phase, shutting_down};
 use crate::service::session::SessionRecord;
 use crate::service::session::registry::Registry;
 use crate::service::tables::Tables;
-use crate::service::txn::live::LiveTxns;
+use crate::service::txn::live::ReportedTxns;
 use crate::service::txn::{TxnRecord, timer};
 
 pub use self::list::{LockList, WaitList};
@@ -151,7 +152,7 @@ pub(crate) struct ServiceInner {
     /// The use of all sessions together.
     pub(crate) quota: Arc<Quota>,
     /// The transactions' numbers, and which of those that validate are alive.
-    pub(crate) live: Arc<LiveTxns>,
+    pub(crate) live: ReportedTxns,
     lease: Mutex<Lease>,
     /// Until when the lease lets it answer. Written under the mutex of `lease`.
     pub(crate) serving: Serving,
@@ -194,7 +195,7 @@ impl LockService {
             txns: Registry::new("transactions", parts.settings.txns_max),
             quota: Quota::new("of the node", parts.settings.quota(), None),
             sessions: Registry::new("sessions", parts.settings.sessions_max),
-            live: Arc::new(LiveTxns::new()),
+            live: ReportedTxns::new(),
             serving: Serving::new(&lease),
             lease: Mutex::new(lease),
             observed: Mutex::new(incarnation.at),
@@ -208,7 +209,7 @@ impl LockService {
             lease = ?incarnation.lease_ttl,
             "service started"
         );
-        let live: Arc<dyn OriginTxns> = Arc::<LiveTxns>::clone(&inner.live);
+        let live: Arc<dyn OriginTxns> = Arc::<LiveTxns>::clone(&inner.live.txns);
         inner.parts.allocator.attach_origin(inner.id, live);
         inner.spawn(lease::renewal::keep_lease(Arc::clone(&inner)));
         inner.spawn(txn::live::report(Arc::clone(&inner)));

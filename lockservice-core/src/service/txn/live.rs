@@ -1,18 +1,16 @@
-//! Which validating transactions of this incarnation are alive, and what the allocator is told of
-//! them (C4).
+//! What the allocator is told of the transactions that are alive (C4).
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::allocator::{OriginTxns, TxnLife, TxnRange};
+use crate::allocator::TxnRange;
 use crate::error::ErrorKind;
 use crate::id::{Epoch, TxnId};
+use crate::live_txns::LiveTxns;
 use crate::service::{Phase, ServiceInner};
-use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// How many transactions the allocator is told of before they begin, so that none waits for that.
 /// It is told again when half of them have begun.
@@ -21,16 +19,11 @@ const AHEAD: u64 = 1 << 16;
 /// How often the allocator is told, if there is news and nothing is urgent.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// The numbers of an incarnation's transactions, and which of the validating ones are alive.
+/// The transactions of an incarnation, and what the allocator was told of them.
 #[derive(Debug)]
-pub(crate) struct LiveTxns {
-    /// The next number, for transactions of either kind. ORDERING: `Relaxed`, for only uniqueness
-    /// matters; a validating transaction takes its number under `validating`, which orders it for
-    /// a thread that looks there.
-    next: AtomicU64,
-    /// The numbers of those that are alive, or are being ended. Locked for one change or look, with
-    /// nothing.
-    validating: Mutex<BTreeSet<u64>>,
+pub(crate) struct ReportedTxns {
+    /// Which of them are alive.
+    pub(crate) txns: Arc<LiveTxns>,
     /// The end that was reported to the allocator. Stored by `report`, loaded by `begin`. A hint:
     /// it only wakes the reporter.
     reported_end: AtomicU64,
@@ -38,11 +31,10 @@ pub(crate) struct LiveTxns {
     behind: Notify,
 }
 
-impl LiveTxns {
+impl ReportedTxns {
     pub(crate) fn new() -> Self {
         Self {
-            next: AtomicU64::new(1),
-            validating: Mutex::new(BTreeSet::new()),
+            txns: Arc::new(LiveTxns::new()),
             reported_end: AtomicU64::new(0),
             behind: Notify::new(),
         }
@@ -50,14 +42,8 @@ impl LiveTxns {
 
     /// The number of a new transaction. One that validates is alive from here on.
     pub(crate) fn begin(&self, validates: bool) -> u64 {
-        if !validates {
-            return self.next.fetch_add(1, Ordering::Relaxed);
-        }
-        let mut validating = self.validating.lock();
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        validating.insert(number);
-        drop(validating);
-        if number + AHEAD / 2 >= self.reported_end.load(Ordering::Relaxed) {
+        let number = self.txns.begin(validates);
+        if validates && number + AHEAD / 2 >= self.reported_end.load(Ordering::Relaxed) {
             self.behind.notify_one();
         }
         number
@@ -65,34 +51,7 @@ impl LiveTxns {
 
     /// The transaction is over. To be called before others are granted what it held.
     pub(crate) fn end(&self, txn: TxnId) {
-        if txn.validates() {
-            self.validating.lock().remove(&txn.number());
-        }
-    }
-
-    /// Which validating transactions can be alive, now and for the next [`AHEAD`].
-    fn range(&self) -> TxnRange {
-        let validating = self.validating.lock();
-        // Under the lock: no validating transaction has a number that is neither in the set nor at
-        // least this.
-        let next = self.next.load(Ordering::Relaxed);
-        TxnRange {
-            floor: validating.first().copied().unwrap_or(next),
-            end: next.saturating_add(AHEAD),
-        }
-    }
-}
-
-impl OriginTxns for LiveTxns {
-    fn life(&self, number: u64) -> TxnLife {
-        let validating = self.validating.lock();
-        if validating.contains(&number) {
-            TxnLife::Alive
-        } else if number < self.next.load(Ordering::Relaxed) {
-            TxnLife::Over
-        } else {
-            TxnLife::NotStarted
-        }
+        self.txns.end(txn);
     }
 }
 
@@ -103,7 +62,7 @@ pub(crate) async fn report(inner: Arc<ServiceInner>) {
     let mut observed: Option<(TxnRange, Epoch)> = None;
     let mut pause = TELL_EVERY;
     loop {
-        let range = inner.live.range();
+        let range = inner.live.txns.range(AHEAD);
         // A leader that follows was told nothing yet.
         let news = observed != Some((range, inner.observed().epoch));
         let work = async {
@@ -147,34 +106,5 @@ pub(crate) async fn report(inner: Arc<ServiceInner>) {
             () = inner.live.behind.notified() => {}
             () = inner.parts.env.sleep(TELL_EVERY) => {}
         }
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-    use crate::id::ServiceId;
-
-    fn txn(number: u64) -> TxnId {
-        TxnId::new(ServiceId::new(1), number, true)
-    }
-
-    #[test]
-    fn the_floor_is_the_lowest_validating_transaction_that_is_alive() {
-        let live = LiveTxns::new();
-        assert_eq!(live.range(), TxnRange { floor: 1, end: 1 + AHEAD });
-        let numbers = [true, false, true, true].map(|validates| live.begin(validates));
-        assert_eq!(numbers, [1, 2, 3, 4]);
-        assert_eq!(live.range(), TxnRange { floor: 1, end: 5 + AHEAD });
-        live.end(txn(3));
-        assert_eq!(live.range().floor, 1);
-        assert_eq!(
-            [1, 3, 5].map(|number| live.life(number)),
-            [TxnLife::Alive, TxnLife::Over, TxnLife::NotStarted]
-        );
-        live.end(txn(1));
-        assert_eq!(live.range().floor, 4, "one that does not validate does not count");
-        live.end(txn(4));
-        assert_eq!(live.range().floor, 5);
     }
 }

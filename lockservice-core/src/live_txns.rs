@@ -1,0 +1,160 @@
+//! [`LiveTxns`]: which validating transactions of an incarnation are alive (C4). Pure.
+//!
+//! # Implementation details
+//! Every commit asks for the life of its transaction, and every validating transaction begins and
+//! ends here. So the set of those that are alive is kept in stripes, each under a mutex of its own;
+//! the number of a transaction chooses its stripe.
+//!
+//! # Invariants
+//! - A validating transaction takes its number under the lock of that number's stripe, and is in
+//!   the stripe before the lock is released. So a thread that holds a stripe, and sees that a
+//!   number of it was taken, finds its transaction there unless it has ended.
+//! - [`LiveTxns::range`] reads the next number first and visits the stripes then: each transaction
+//!   whose number it takes as taken was in its stripe, or has ended, by the visit. So the floor is
+//!   above no transaction that is alive.
+
+use hashbrown::HashSet;
+
+use crate::allocator::{OriginTxns, TxnLife, TxnRange};
+use crate::id::TxnId;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+#[cfg(not(loom))]
+const STRIPES: usize = 64;
+#[cfg(loom)]
+const STRIPES: usize = 2;
+
+/// The numbers of an incarnation's transactions, and which of the validating ones are alive.
+#[derive(Debug)]
+pub(crate) struct LiveTxns {
+    /// The next number, for transactions of either kind. ORDERING: `Relaxed`, for only uniqueness
+    /// matters; a validating transaction takes its number under the lock of its stripe, which
+    /// orders it for a thread that looks there.
+    next: AtomicU64,
+    /// The numbers of those that are alive, or are being ended. Each is locked for one change or
+    /// look, with nothing.
+    validating: Box<[Stripe]>,
+}
+
+/// Padded, so that two locks share no cache line. A fixed hash: the numbers are this incarnation's.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Stripe(Mutex<HashSet<u64, foldhash::fast::FixedState>>);
+
+impl LiveTxns {
+    /// No transaction has begun.
+    pub(crate) fn new() -> Self {
+        Self {
+            next: AtomicU64::new(1),
+            validating: (0..STRIPES).map(|_| Stripe::default()).collect(),
+        }
+    }
+
+    /// The number of a new transaction. One that validates is alive from here on.
+    pub(crate) fn begin(&self, validates: bool) -> u64 {
+        if !validates {
+            return self.next.fetch_add(1, Ordering::Relaxed);
+        }
+        loop {
+            let number = self.next.load(Ordering::Relaxed);
+            let mut validating = self.stripe(number).lock();
+            // Another transaction may have taken it meanwhile.
+            if self.next.compare_exchange(number, number + 1, Ordering::Relaxed, Ordering::Relaxed)
+                == Ok(number)
+            {
+                validating.insert(number);
+                return number;
+            }
+        }
+    }
+
+    /// The transaction is over. To be called before others are granted what it held.
+    pub(crate) fn end(&self, txn: TxnId) {
+        if txn.validates() {
+            self.stripe(txn.number()).lock().remove(&txn.number());
+        }
+    }
+
+    /// Which validating transactions can be alive, now and while the next `ahead` begin.
+    pub(crate) fn range(&self, ahead: u64) -> TxnRange {
+        let next = self.next.load(Ordering::Relaxed);
+        let lowest = |stripe: &Stripe| stripe.0.lock().iter().min().copied();
+        let floor = self.validating.iter().filter_map(lowest).fold(next, u64::min);
+        TxnRange { floor, end: next.saturating_add(ahead) }
+    }
+
+    fn stripe(&self, number: u64) -> &Mutex<HashSet<u64, foldhash::fast::FixedState>> {
+        &self.validating[number as usize % self.validating.len()].0
+    }
+}
+
+impl OriginTxns for LiveTxns {
+    fn life(&self, number: u64) -> TxnLife {
+        let validating = self.stripe(number).lock();
+        if validating.contains(&number) {
+            TxnLife::Alive
+        } else if number < self.next.load(Ordering::Relaxed) {
+            TxnLife::Over
+        } else {
+            TxnLife::NotStarted
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::id::ServiceId;
+
+    fn txn(number: u64) -> TxnId {
+        TxnId::new(ServiceId::new(1), number, true)
+    }
+
+    #[test]
+    fn the_floor_is_the_lowest_validating_transaction_that_is_alive() {
+        let live = LiveTxns::new();
+        assert_eq!(live.range(10), TxnRange { floor: 1, end: 1 + 10 });
+        let numbers = [true, false, true, true].map(|validates| live.begin(validates));
+        assert_eq!(numbers, [1, 2, 3, 4]);
+        assert_eq!(live.range(10), TxnRange { floor: 1, end: 5 + 10 });
+        live.end(txn(3));
+        assert_eq!(live.range(10).floor, 1);
+        assert_eq!(
+            [1, 3, 5].map(|number| live.life(number)),
+            [TxnLife::Alive, TxnLife::Over, TxnLife::NotStarted]
+        );
+        live.end(txn(1));
+        assert_eq!(live.range(10).floor, 4, "one that does not validate does not count");
+        live.end(txn(4));
+        assert_eq!(live.range(10).floor, 5);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom {
+    use ::loom::sync::Arc;
+    use ::loom::thread;
+
+    use super::*;
+    use crate::id::ServiceId;
+
+    #[test]
+    fn the_floor_is_above_no_transaction_that_is_alive() {
+        ::loom::model(|| {
+            let live = Arc::new(LiveTxns::new());
+            let other = Arc::clone(&live);
+            let beginning = thread::spawn(move || {
+                let number = other.begin(true);
+                assert_eq!(other.life(number), TxnLife::Alive);
+                number
+            });
+            let first = live.begin(true);
+            live.end(TxnId::new(ServiceId::new(1), first, true));
+            let range = live.range(10);
+            let number = beginning.join().expect("no panic");
+            assert!(range.floor <= number && number != first, "{range:?}, {number} began");
+            assert_eq!(live.range(10).floor, number);
+        });
+    }
+}
