@@ -1,0 +1,130 @@
+//! What users of the service can see: transactions, sessions, and what happens to them when
+//! promises lapse.
+//!
+//! Tokio's paused clock drives everything, the service's clock included: no test waits for real
+//! time.
+//!
+//! | file | tests of |
+//! |---|---|
+//! | `locks.rs` | locks of embedders and clients: order, time, deadlocks |
+//! | `operations.rs` | operations of a session: in order, once, and bounded (T2) |
+//! | `promises.rs` | what lapses, and what becomes of its locks (P1, C4, C5) |
+//! | `roll_back.rs` | what a roll-back leaves: that which later calls were told they hold |
+//! | `stop.rs` | how a service starts and stops, and how it seals itself (B1, B2) |
+#![cfg(not(loom))]
+#![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
+
+mod locks;
+mod operations;
+mod promises;
+mod roll_back;
+mod stop;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockservice_core::allocator::{
+    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator,
+    PresentedBind, Progress, Registration,
+};
+use lockservice_core::service::{
+    Granted, LockService, LockSpec, OpResponse, Operation, ServiceParts, ServiceSettings, Session,
+    TxnOp, TxnOptions,
+};
+use lockservice_core::store::{BindStore, MemoryStore};
+use lockservice_core::table::WaitPolicy;
+use lockservice_core::testing::TokioClock;
+use lockservice_core::{
+    CommitAttempt, CommitTimestamp, ErrorKind, Key, LockItem, LockMode, NodeName, Nonce, Result,
+    Sequence, TableRef, TxnId, TxnNumber,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn node() -> NodeName {
+    NodeName::new("node-1").expect("a name")
+}
+
+async fn allocator() -> Arc<LocalAllocator> {
+    allocator_with(AllocatorSettings::default()).await
+}
+
+async fn allocator_with(settings: AllocatorSettings) -> Arc<LocalAllocator> {
+    let store: Arc<dyn BindStore> = Arc::new(MemoryStore::new(1));
+    LocalAllocator::open(store, Arc::new(TokioClock::new()), settings, node())
+        .await
+        .expect("a fresh store opens")
+}
+
+fn parts(allocator: &Arc<LocalAllocator>) -> ServiceParts {
+    ServiceParts::new(
+        Arc::clone(allocator) as Arc<dyn LockTableAllocator>,
+        Arc::new(TokioClock::new()),
+        node(),
+    )
+}
+
+async fn service() -> (LockService, Arc<LocalAllocator>) {
+    let allocator = allocator().await;
+    (LockService::start(parts(&allocator)).await.expect("the service starts"), allocator)
+}
+
+fn table() -> TableRef {
+    TableRef::new("g", "t").expect("names")
+}
+
+fn row(name: &str) -> LockItem {
+    LockItem::Row(Key::new(name).expect("a key"))
+}
+
+fn spec(name: &str) -> LockSpec {
+    LockSpec::new(table(), vec![row(name)])
+}
+
+fn nowait(name: &str) -> LockSpec {
+    LockSpec { wait: WaitPolicy::NoWait, ..spec(name) }
+}
+
+fn op(number: u64, sequence: u64) -> TxnOp {
+    TxnOp {
+        number: TxnNumber::new(number),
+        sequence: Sequence::new(sequence),
+        acked: Sequence::default(),
+        options: TxnOptions::default(),
+    }
+}
+
+fn validating(number: u64, sequence: u64) -> TxnOp {
+    TxnOp { options: TxnOptions { validates: true, label: String::new() }, ..op(number, sequence) }
+}
+
+fn locked(response: Result<OpResponse>) -> Granted {
+    match response {
+        Ok(OpResponse::Locked(granted)) => granted,
+        other => panic!("expected a grant, got {other:?}"),
+    }
+}
+
+fn done(response: Result<OpResponse>) {
+    assert!(matches!(response, Ok(OpResponse::Done { .. })), "{response:?}");
+}
+
+fn released(response: Result<OpResponse>) -> usize {
+    match response {
+        Ok(OpResponse::Done { released }) => released,
+        other => panic!("not released: {other:?}"),
+    }
+}
+
+fn commit(granted: &Granted) -> BeginCommit {
+    BeginCommit {
+        txn: granted.txn,
+        binds: vec![PresentedBind::from(&granted.grant.bind)],
+        attempt: CommitAttempt::new(1),
+        window: CommitWindow { least: Duration::from_millis(1), most: SECOND },
+    }
+}
+
+fn open(service: &LockService) -> Session {
+    service.open_session(None, "test").expect("a session")
+}
