@@ -80,7 +80,7 @@ fn what_cannot_be_measured_is_refused_and_a_password_in_it_is_not_repeated() {
 }
 
 #[test]
-fn a_server_that_does_not_answer_is_no_benchmark() {
+fn a_server_that_does_not_respond_is_no_benchmark() {
     let output = run(&["bench", "--json", "--server=127.0.0.1:1"]);
     assert_eq!(code(&output), 69, "{}", stderr(&output));
     let error: Value = serde_json::from_slice(&output.stderr).expect("one object");

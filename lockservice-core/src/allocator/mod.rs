@@ -65,7 +65,7 @@ pub use self::state::commits::{OriginTxns, TxnLife, TxnRange};
 ///   After it returned that one is committing, nothing more of it is admitted or extended, and it
 ///   is tombstoned when what was admitted has ended.
 /// - **Epochs** (L3). Every response names the leadership that gave it, refusals by
-///   [`Error::answered_by`] where they crossed a network: a caller that knows a later leadership
+///   [`Error::leader_epoch`] where they crossed a network: a caller that knows a later leadership
 ///   must not act on it. [`ElectedAllocator`] sees to that.
 /// - No method creates anything for a name or id that it does not know, except
 ///   [`register`](Self::register) and [`bind`](Self::bind).

@@ -19,7 +19,7 @@
 //! assert_eq!(store.describe(), "memory:");
 //! let (clock, node) = (Arc::new(SystemClock), NodeName::new("node-1")?);
 //! let allocator = LocalAllocator::open(store, clock, AllocatorSettings::default(), node).await?;
-//! assert!(allocator.answers());
+//! assert!(allocator.leads());
 //! # Ok(())
 //! # }
 //! ```

@@ -105,7 +105,7 @@ async fn benchmark(
     let mut sides: Vec<Box<dyn Side>> = Vec::new();
     let opened = tokio::select! {
         opened = open(args, beside, &mut sides) => opened.map(|()| true),
-        () = stop.asked() => Ok(false),
+        () = stop.requested() => Ok(false),
     };
     let measured = match opened {
         Ok(true) => measure(args, &sides, stop, json).await,
@@ -150,7 +150,7 @@ async fn measure(
                 output.line(&if json { run.json() } else { run.text() })?;
             }
             ended?;
-            if stop.is_asked() {
+            if stop.is_requested() {
                 return Ok(());
             }
         }
@@ -165,7 +165,7 @@ async fn rounds(count: u32, sides: &[Box<dyn Side>], stop: &Stop, run: &mut Run)
         let making = turn::callers(&**side, run.workload, run.callers);
         callers.push(tokio::select! {
             made = making => made.map_err(|error| error.with("side", side.name()))?,
-            () = stop.asked() => return Ok(()),
+            () = stop.requested() => return Ok(()),
         });
     }
     for _ in 0..count {
@@ -175,7 +175,7 @@ async fn rounds(count: u32, sides: &[Box<dyn Side>], stop: &Stop, run: &mut Run)
             round.extend(turn.map_err(|error| error.with("side", side.name()))?);
         }
         // A round that was cut short tells no ratio.
-        if stop.is_asked() {
+        if stop.is_requested() {
             break;
         }
         run.sides.iter_mut().zip(round).for_each(|(side, turn)| side.turns.push(turn));

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn people_get_a_table_for_each_other_side_and_are_told_what_is_not_known() {
+    fn people_get_a_table_for_each_other_side_and_learn_what_is_not_known() {
         let text = run().text();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(

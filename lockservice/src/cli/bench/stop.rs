@@ -11,33 +11,33 @@ pub(super) struct Stop(Arc<StopShared>);
 
 #[derive(Debug, Default)]
 struct StopShared {
-    /// `Release` in `ask`, `Acquire` in `is_asked`: whoever sees it also finds the permit.
-    asked: AtomicBool,
-    asked_for: Notify,
+    /// `Release` in `ask`, `Acquire` in `is_requested`: a reader of it also finds the permit.
+    requested: AtomicBool,
+    changed: Notify,
 }
 
 impl Stop {
     /// Asks for the end.
     pub(super) fn ask(&self) {
-        self.0.asked.store(true, Ordering::Release);
-        self.0.asked_for.notify_waiters();
+        self.0.requested.store(true, Ordering::Release);
+        self.0.changed.notify_waiters();
     }
 
     /// True if the end was asked for.
-    pub(super) fn is_asked(&self) -> bool {
-        self.0.asked.load(Ordering::Acquire)
+    pub(super) fn is_requested(&self) -> bool {
+        self.0.requested.load(Ordering::Acquire)
     }
 
     /// Resolves when the end is asked for.
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub(super) async fn asked(&self) {
-        let notified = self.0.asked_for.notified();
+    pub(super) async fn requested(&self) {
+        let notified = self.0.changed.notified();
         // Registered before the look: a wish that comes in between is not missed.
         let mut notified = std::pin::pin!(notified);
         notified.as_mut().enable();
-        if !self.is_asked() {
+        if !self.is_requested() {
             notified.await;
         }
     }

@@ -79,7 +79,7 @@ pub(super) async fn turn(
                 let now = clock.now();
                 took.push(now.since(last));
                 last = now;
-                if last.since(start) >= time || stop.is_asked() {
+                if last.since(start) >= time || stop.is_requested() {
                     return Ok::<_, Error>((Looping { caller, wants }, took));
                 }
             }
@@ -98,7 +98,7 @@ pub(super) async fn turn(
         Ok(())
     };
     let interrupted = async {
-        stop.asked().await;
+        stop.requested().await;
         tokio::time::sleep(INTERRUPTED_MAX).await;
     };
     tokio::select! {
@@ -109,7 +109,7 @@ pub(super) async fn turn(
     }
     let elapsed = clock.now().since(start);
     let cpu_after = (cpu::own(), side.server().cpu());
-    if stop.is_asked() {
+    if stop.is_requested() {
         return Ok(None);
     }
     let client = cpu_after.0.saturating_sub(cpu_before.0);
