@@ -124,7 +124,7 @@ async fn beside_postgresql_every_workload_is_measured_and_nothing_is_left() {
     let Some(output) = run(postgres.url(), &EVERYTHING).await else { return };
     check(&output, "postgres");
     assert_eq!(left_in(&postgres).await, 0);
-    let Some(output) = run(postgres.url(), &["--callers=20", "--seconds=1"]).await else { return };
+    let Some(output) = run(postgres.url(), &["--callers=40", "--seconds=1"]).await else { return };
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(73) && said.contains("max_connections"), "{output:?}");
     assert_eq!(left_in(&postgres).await, 0);

@@ -25,9 +25,9 @@ Sides:
   echo         the request goes to a bare gRPC stream and comes back: one stream
                for all callers
   redis        SET NX PX and a script that compares and deletes, over one
-               multiplexed connection; where callers meet, an unlock is published
-               and wakes a waiter. Redis has neither shared locks nor ranges: a
-               range is all of its rows, exclusively
+               multiplexed connection; where callers meet, an unlock is
+               published and wakes a waiter. Redis has neither shared locks nor
+               ranges: a range is all of its rows, exclusively
   postgres     rows and hot: advisory locks; mixed and batch: SELECT … FOR UPDATE
                or FOR SHARE in a transaction. A connection for each caller. A
                table is created for mixed and batch, and dropped
