@@ -65,6 +65,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
@@ -151,6 +152,8 @@ pub(crate) struct ServiceInner {
     pub(crate) sessions: Registry<SessionId, Arc<SessionRecord>>,
     /// The use of all sessions together.
     pub(crate) quota: Arc<Quota>,
+    /// The runtime on which it was started.
+    runtime: Handle,
     /// The transactions' numbers, and which of those that validate are alive.
     pub(crate) live: ReportedTxns,
     lease: Mutex<Lease>,
@@ -201,6 +204,7 @@ impl LockService {
             observed: Mutex::new(incarnation.at),
             phase: watch::Sender::new(Phase::Serving),
             departed: Notify::new(),
+            runtime: Handle::current(),
             parts,
         });
         tracing::info!(
@@ -393,7 +397,11 @@ impl ServiceInner {
     }
 
     /// Runs a task that ends with the service, or when it is aborted.
+    ///
+    /// It runs on the runtime on which the service was started. So an embedder may call from a
+    /// thread that has none.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        let _entered = self.runtime.enter();
         self.parts.env.spawn(task).abort_handle()
     }
 }

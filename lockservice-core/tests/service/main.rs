@@ -10,6 +10,7 @@
 //! | `operations.rs` | operations of a session: in order, once, and bounded (T2) |
 //! | `promises.rs` | what lapses, and what becomes of its locks (P1, C4, C5) |
 //! | `roll_back.rs` | what a roll-back leaves: that which later calls were told they hold |
+//! | `rows.rs` | rows that an embedder locks at once |
 //! | `stop.rs` | how a service starts and stops, and how it seals itself (B1, B2) |
 #![cfg(not(loom))]
 #![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
@@ -18,6 +19,7 @@ mod locks;
 mod operations;
 mod promises;
 mod roll_back;
+mod rows;
 mod stop;
 
 use std::sync::Arc;

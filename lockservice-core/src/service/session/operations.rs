@@ -1,10 +1,11 @@
 //! The way of an operation of a session: taken in, run in its turn, its result filed.
 //!
-//! 1. [`Session::submit`] puts it into the queue of its transaction (`enqueue`), and polls a runner
-//!    once if none runs.
-//! 2. The runner (`run`) takes the next operation that is due, runs it without a mutex, and files
-//!    the result (`file`), until none is due.
-//! 3. `file` sends the result to all who asked for it.
+//! 1. [`Session::submit`] puts it into the queue of its transaction (`enqueue`). If no other call
+//!    runs that queue, it runs it.
+//! 2. `decide_due` takes the next operation that is due, decides it without a mutex, and files the
+//!    result (`file`), until none is due, or one cannot be decided at once.
+//! 3. For that one a task is made (`run`). It waits, and then goes on as step 2.
+//! 4. `file` sends the result to all who asked for it.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -16,6 +17,7 @@ use tracing::Instrument as _;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Sequence, TableRef, TxnId, TxnNumber};
+use crate::key::LockItem;
 use crate::service::session::Session;
 use crate::service::session::pending::Pending;
 use crate::service::session::queue::{
@@ -25,6 +27,13 @@ use crate::service::session::queue::{
 use crate::service::session::state::SessionState;
 use crate::service::txn::TxnRecord;
 use crate::service::{Granted, LockSpec, OpResponse, Operation, TxnOp};
+
+/// An operation whose turn it is.
+struct Due {
+    txn: Arc<TxnRecord>,
+    sequence: Sequence,
+    step: Step,
+}
 
 impl Session {
     /// Takes an operation in. Its place in its transaction's order is given by its sequence (T2); a
@@ -45,10 +54,11 @@ impl Session {
             Ok(taken) => taken,
             Err(e) => return Pending::ready(Err(e)),
         };
-        if run {
-            // Most operations are decided without waiting: no task is made for them.
-            let mut runner: Pin<Box<dyn Future<Output = ()> + Send>> =
-                Box::pin(self.clone().run(number).instrument(self.record.span.clone()));
+        // Most operations are decided without waiting: no task is made for them.
+        if run && let Some(due) = self.record.span.in_scope(|| self.decide_due(number)) {
+            let run = self.clone().run(number, due).instrument(self.record.span.clone());
+            let mut runner: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(run);
+            // What it waits for knows it before this returns.
             if runner.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
                 self.inner.spawn(runner);
             }
@@ -163,49 +173,92 @@ impl Session {
         }
     }
 
-    /// Decides the operations of one transaction, in order, until none is ready.
-    async fn run(self, number: TxnNumber) {
-        while let Some((txn, sequence, step)) = self.take_next(number) {
-            let ends = matches!(step, Step::End(_));
-            let mut relied = None;
-            let result = match step {
-                Step::Refuse(e) => Err(e),
-                Step::Lock { spec, arrived, items, cancelled } => {
-                    let table = spec.table.clone();
-                    let lock = self.inner.lock(&txn, spec, arrived);
-                    let lock = self.noting_a_wait((number, sequence), txn.id, table, lock);
-                    let result = tokio::select! {
-                        biased;
-                        result = lock => result,
-                        // Dropping the call takes its claim away, or hands on a grant that had just
-                        // been made.
-                        _ = cancelled => Err(rolled_back()),
-                    };
-                    if let (Ok(granted), Some(items)) = (&result, items) {
-                        relied = Relied::of(granted, &items);
-                    }
-                    result.map(OpResponse::Locked)
+    /// Decides the operations of one transaction that are due, in order. Returns the first one that
+    /// cannot be decided at once.
+    fn decide_due(&self, number: TxnNumber) -> Option<Due> {
+        while let Some(due) = self.take_next(number) {
+            if let Step::Lock { spec, arrived, .. } = &due.step {
+                let granted = self.inner.lock_at_once(&due.txn, spec, *arrived);
+                let Some(granted) = granted else { return Some(due) };
+                let Due { txn, sequence, step } = due;
+                let Step::Lock { items, .. } = step else { return None };
+                if !self.file_lock(&txn, (number, sequence), granted, items) {
+                    return None;
                 }
-                Step::Unlock(table, items, commit_ts) => Ok(OpResponse::Done {
-                    released: self.inner.unlock(&txn, &table, &items, commit_ts),
-                }),
-                Step::RollBack(grants) => {
-                    let mut pairs = RELIED_PAIRS_MAX;
-                    for (mut grant, later) in grants {
-                        keep_relied_on(&mut grant, &later, &mut pairs);
-                        self.inner.engine.roll_back(txn.at_engine(), grant.bind.id, &grant);
-                    }
-                    Ok(OpResponse::DONE)
+            } else if !self.decide(number, due) {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Decides the operations of one transaction, in order, until none is due: first `due`.
+    async fn run(self, number: TxnNumber, due: Due) {
+        let mut first = Some(due);
+        while let Some(due) = first.take().or_else(|| self.take_next(number)) {
+            let Due { txn, sequence, step: Step::Lock { spec, arrived, items, cancelled } } = due
+            else {
+                if self.decide(number, due) {
+                    continue;
                 }
-                Step::Done => Ok(OpResponse::DONE),
-                Step::End(commit_ts) => {
-                    Ok(OpResponse::Done { released: self.inner.end(&txn, commit_ts) })
-                }
+                return;
             };
-            if !self.file(&txn, (number, sequence), result, relied, ends) {
+            let table = spec.table.clone();
+            let lock = self.inner.lock(&txn, spec, arrived);
+            let lock = self.noting_a_wait((number, sequence), txn.id, table, lock);
+            let result = tokio::select! {
+                biased;
+                result = lock => result,
+                // Dropping the call takes its claim away, or hands on a grant that had just been
+                // made.
+                _ = cancelled => Err(rolled_back()),
+            };
+            if !self.file_lock(&txn, (number, sequence), result, items) {
                 return;
             }
         }
+    }
+
+    /// Files the result of a lock.
+    fn file_lock(
+        &self,
+        txn: &TxnRecord,
+        op: (TxnNumber, Sequence),
+        result: Result<Granted>,
+        items: Option<Arc<[LockItem]>>,
+    ) -> bool {
+        let mut relied = None;
+        if let (Ok(granted), Some(items)) = (&result, items) {
+            relied = Relied::of(granted, &items);
+        }
+        self.file(txn, op, result.map(OpResponse::Locked), relied, false)
+    }
+
+    /// Decides an operation that never waits, and files the result. False if the transaction is
+    /// over.
+    fn decide(&self, number: TxnNumber, due: Due) -> bool {
+        let Due { txn, sequence, step } = due;
+        let ends = matches!(step, Step::End(_));
+        let result = match step {
+            Step::Refuse(e) => Err(e),
+            // A lock is decided by its callers.
+            Step::Lock { .. } | Step::Done => Ok(OpResponse::DONE),
+            Step::Unlock(table, items, commit_ts) => Ok(OpResponse::Done {
+                released: self.inner.unlock(&txn, &table, &items, commit_ts),
+            }),
+            Step::RollBack(grants) => {
+                let mut pairs = RELIED_PAIRS_MAX;
+                for (mut grant, later) in grants {
+                    keep_relied_on(&mut grant, &later, &mut pairs);
+                    self.inner.engine.roll_back(txn.at_engine(), grant.bind.id, &grant);
+                }
+                Ok(OpResponse::DONE)
+            }
+            Step::End(commit_ts) => {
+                Ok(OpResponse::Done { released: self.inner.end(&txn, commit_ts) })
+            }
+        };
+        self.file(&txn, (number, sequence), result, None, ends)
     }
 
     /// Runs a lock call, and notes that it waits if it is not decided at once.
@@ -224,11 +277,11 @@ impl Session {
         lock.await
     }
 
-    fn take_next(&self, number: TxnNumber) -> Option<(Arc<TxnRecord>, Sequence, Step)> {
+    fn take_next(&self, number: TxnNumber) -> Option<Due> {
         let mut state = self.record.state.lock();
         let step = state.with_queue(number, |queue, _| {
             let (sequence, step) = queue.step()?;
-            Some((Arc::clone(&queue.txn), sequence, step))
+            Some(Due { txn: Arc::clone(&queue.txn), sequence, step })
         });
         step.flatten()
     }

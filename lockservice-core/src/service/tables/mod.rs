@@ -236,18 +236,24 @@ impl ServiceInner {
     /// Makes the calls of a line at the engine, in their order; then the table is owned.
     pub(in crate::service) fn hand_to_line(&self, table: &TableRef, bound: &TableHandle) {
         self.tables.lines.lock().hand(table, bound);
+        let mut made: Option<(oneshot::Sender<_>, _)> = None;
         loop {
             let mut lines = self.tables.lines.lock();
-            let Some((waiter, waited)) = lines.next(table) else {
+            let next = lines.next(table);
+            if next.is_none() {
                 self.tables.owned.write().insert(table.clone(), bound.clone());
                 lines.end_if_deserted(table);
-                return;
-            };
+            }
             drop(lines);
+            // Told after that, the last one of the line finds the table owned.
+            if let Some((response, handed)) = made.take() {
+                // The receiver of a caller that has gone takes nothing: dropped, the call hands on
+                // its grant.
+                drop(response.send(Ok(handed)));
+            }
+            let Some((waiter, waited)) = next else { return };
             let handed = self.at_engine(bound.clone(), waiter.requested, waited);
-            // The receiver of a caller that has gone takes nothing: dropped, the call hands on its
-            // grant.
-            drop(waiter.response.send(Ok(handed)));
+            made = Some((waiter.response, handed));
         }
     }
 

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use tracing::Instrument as _;
 
-use crate::clock::{Time, hi};
+use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::TableRef;
 use crate::service::session::Renewals;
 use crate::service::tables::line::{Handed, Requested};
 use crate::service::txn::TxnRecord;
-use crate::service::txn::row::is_history_unknown;
+use crate::service::txn::row::{is_history_unknown, snapshot};
 use crate::service::{ANCESTORS_MAX, Granted, LockSpec, Promise, ServiceInner};
 use crate::table::Grant;
 
@@ -32,10 +32,9 @@ impl ServiceInner {
         began: Time,
     ) -> Result<Granted> {
         let span = tracing::debug_span!("lock", txn = %txn.id, table = %spec.table);
-        let snapshot = spec.snapshot_age.map(|age| began - hi(age));
-        match span.in_scope(|| self.lock_at_once(txn, &spec, began, snapshot)) {
+        match span.in_scope(|| self.lock_at_once(txn, &spec, began)) {
             Some(granted) => granted,
-            None => self.lock_in_span(txn, spec, began, snapshot).instrument(span).await,
+            None => self.lock_in_span(txn, spec, began).instrument(span).await,
         }
     }
 
@@ -44,7 +43,6 @@ impl ServiceInner {
         txn: &Arc<TxnRecord>,
         spec: LockSpec,
         began: Time,
-        snapshot: Option<Time>,
     ) -> Result<Granted> {
         self.check_serving()?;
         txn.check_active()?;
@@ -58,6 +56,7 @@ impl ServiceInner {
         // One absolute deadline for everything that the call waits for: its turn, the bind, the
         // queue, a token.
         let deadline = self.deadline(&spec, began);
+        let snapshot = snapshot(&spec, began);
         let LockSpec { table, items, mode, wait, timeout, ancestors, .. } = spec;
         let _in_flight = txn.at_engine().begin_call();
         let requested =

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::clock::Time;
+use crate::clock::{Time, hi};
 use crate::error::Result;
 use crate::id::{CommitTimestamp, FencingToken, TableRef};
 use crate::key::{Key, LockItem, LockMode};
@@ -131,14 +131,13 @@ impl Txn {
 }
 
 impl ServiceInner {
-    /// Decides a call for one row of a table that is bound here, if the row is free. `snapshot` is
-    /// when the snapshot of its transaction was begun.
-    pub(super) fn lock_at_once(
+    /// Decides a call that arrived at `began`, if it is for one row, which is free, of a table that
+    /// is bound here.
+    pub(in crate::service) fn lock_at_once(
         self: &Arc<Self>,
         txn: &TxnRecord,
         spec: &LockSpec,
         began: Time,
-        snapshot: Option<Time>,
     ) -> Option<Result<Granted>> {
         let [LockItem::Row(key)] = spec.items.as_slice() else { return None };
         if !spec.ancestors.is_empty() {
@@ -148,9 +147,15 @@ impl ServiceInner {
         let row = self.engine.lock_row(txn.at_engine(), &bound, key, spec.mode)?;
         row.tokens_left.into_iter().for_each(|left| self.tokens_left(bound.bind(), left));
         let mut grant = row.to_grant(&bound, key);
-        grant.history_unknown = is_history_unknown(row.history_since, snapshot);
+        grant.history_unknown = is_history_unknown(row.history_since, snapshot(spec, began));
         Some(self.still_good(txn, grant, began))
     }
+}
+
+/// When the snapshot of a call's transaction was begun, if the call that arrived at `began` says
+/// so: not later than this.
+pub(super) fn snapshot(spec: &LockSpec, began: Time) -> Option<Time> {
+    spec.snapshot_age.map(|age| began - hi(age))
 }
 
 /// C5: whether a snapshot may be older than the last commit that is not known. At the very moment
