@@ -52,7 +52,7 @@ struct Running {
 
 impl Running {
     /// Starts one with short runs of 4 callers, and waits until the first of them has ended.
-    async fn begun(url: &str) -> Self {
+    async fn start(url: &str) -> Self {
         let args = ["--workload=batch", "--callers=4,4,4,4,4,4,4,4", "--seconds=2", "--rounds=1"];
         let mut child = bench(url, &args).spawn().expect("the binary can be started");
         let stdout = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
@@ -136,7 +136,7 @@ async fn interrupted_it_leaves_nothing_in_redis() {
     if run(redis.url(), &["--callers=1", "--seconds=1"]).await.is_none() {
         return;
     }
-    let running = Running::begun(redis.url()).await;
+    let running = Running::start(redis.url()).await;
     // Now it is in the middle of a cycle for certain.
     within("it locks", async { while keys_in(&redis).await.is_empty() {} }).await;
     kill(pid_of(&running.child), Signal::SIGINT).expect("it runs");
@@ -152,7 +152,7 @@ async fn interrupted_it_leaves_nothing_in_postgresql() {
     if run(postgres.url(), &["--callers=1", "--seconds=1"]).await.is_none() {
         return;
     }
-    let running = Running::begun(postgres.url()).await;
+    let running = Running::start(postgres.url()).await;
     assert!(left_in(&postgres).await > 0, "its table is there");
     kill(pid_of(&running.child), Signal::SIGINT).expect("it runs");
     let output = running.ended().await;
@@ -167,7 +167,7 @@ async fn a_redis_that_dies_meanwhile_ends_it_with_an_error_that_names_the_side()
     if run(redis.url(), &["--callers=1", "--seconds=1"]).await.is_none() {
         return;
     }
-    let running = Running::begun(redis.url()).await;
+    let running = Running::start(redis.url()).await;
     redis.kill().await;
     let output = running.ended().await;
     assert_eq!(output.status.code(), Some(69), "{output:?}");

@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_are_used_again_and_empty_chunks_are_given_back() {
+    fn slots_are_used_again_and_empty_chunks_are_freed() {
         let mut random = StdRng::seed_from_u64(1);
         let (mut slab, mut expected) = (Slab::default(), BTreeMap::new());
         for round in 0..20_000_u32 {

@@ -143,13 +143,13 @@ impl Redis {
             lock_all: Script::new(LOCK_ALL),
             unlocked: (0..Workload::SHARED_ROWS_MAX).map(|_| Notify::new()).collect(),
         });
-        let told = Arc::clone(&shared);
+        let wakes = Arc::clone(&shared);
         // Callers try again without it.
         let listener = tokio::spawn(async move {
             let mut messages = subscription.into_on_message();
             while let Some(message) = messages.next().await {
                 let rows = message.get_payload().ok().and_then(|text: String| rows_of(&text));
-                rows.into_iter().flatten().for_each(|row| told.wake(row));
+                rows.into_iter().flatten().for_each(|row| wakes.wake(row));
             }
         });
         Ok(Self { shared, server, listener, rows: AtomicU32::new(0) })
