@@ -23,7 +23,7 @@ use crate::error::{Error, ErrorKind};
 pub const KEY_BYTES_MAX: usize = 4096;
 
 /// A row's key: 1 to 4,096 opaque bytes, ordered lexicographically. Up to 22 bytes are kept inline.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
 pub struct Key(SmallVec<[u8; 22]>);
 
@@ -59,6 +59,13 @@ impl Key {
     /// The key's bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+}
+
+/// Copies the bytes at once. The derived one would copy one after another.
+impl Clone for Key {
+    fn clone(&self) -> Self {
+        Self(SmallVec::from_slice(&self.0))
     }
 }
 

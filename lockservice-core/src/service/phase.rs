@@ -45,7 +45,12 @@ pub(super) fn lease_lost() -> Error {
 impl ServiceInner {
     /// Fails unless locks may be granted now.
     pub(crate) fn check_serving(&self) -> Result<()> {
-        if self.serving.remaining(self.parts.env.now()).is_some() {
+        self.check_serving_at(self.parts.env.now())
+    }
+
+    /// As [`check_serving`](Self::check_serving), at a time that was just read.
+    pub(crate) fn check_serving_at(&self, now: Time) -> Result<()> {
+        if self.serving.remaining(now).is_some() {
             return Ok(());
         }
         // Why not.

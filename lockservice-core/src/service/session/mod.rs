@@ -183,6 +183,7 @@ impl Session {
             .with("limit", self.inner.parts.settings.txns_per_session_max));
         }
         let txn = self.inner.begin(
+            self.inner.parts.env.now(),
             options,
             Some(Arc::clone(&self.record.renewals)),
             &self.record.client,

@@ -1,7 +1,8 @@
 //! Sessions and transactions by id.
 
-use std::collections::HashMap;
 use std::hash::Hash;
+
+use hashbrown::HashMap;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::Mutex;
@@ -11,12 +12,12 @@ use crate::sync::Mutex;
 pub(crate) struct Registry<K, V> {
     what: &'static str,
     most: usize,
-    entries: Mutex<HashMap<K, V>>,
+    entries: Mutex<HashMap<K, V, foldhash::fast::RandomState>>,
 }
 
 impl<K: Hash + Eq + Copy, V: Clone> Registry<K, V> {
     pub(crate) fn new(what: &'static str, most: usize) -> Self {
-        Self { what, most, entries: Mutex::new(HashMap::new()) }
+        Self { what, most, entries: Mutex::new(HashMap::default()) }
     }
 
     /// Fails with `ResourceExhausted` at the bound.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnId;
 use crate::service::session::Renewals;
@@ -70,13 +71,15 @@ impl TxnRecord {
 }
 
 impl ServiceInner {
+    /// Begins a transaction. `now` was just read.
     pub(crate) fn begin(
         &self,
+        now: Time,
         options: &TxnOptions,
         session: Option<Arc<Renewals>>,
         client: &str,
     ) -> Result<Arc<TxnRecord>> {
-        self.check_serving()?;
+        self.check_serving_at(now)?;
         if options.label.len() > LABEL_BYTES_MAX {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
