@@ -110,6 +110,11 @@ impl EngineState {
         blocker
     }
 
+    /// True if a call waits for a token.
+    pub(super) fn awaits_token(&self, id: CallId) -> bool {
+        self.calls.get(id).is_some_and(|call| matches!(call.stage, Stage::AwaitingToken))
+    }
+
     /// The obstacle of a transaction's call, if it waits.
     pub(super) fn obstacle(&self, txn: TxnId) -> Option<CallObstacle> {
         let id = self.txns.get(&txn)?.call?;

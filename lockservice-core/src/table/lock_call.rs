@@ -58,6 +58,15 @@ impl LockCall {
         Self { engine: engine.clone(), txn, progress: Progress::Kept(id) }
     }
 
+    /// True if the call waits for a fencing token.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn awaits_token(&self) -> bool {
+        match self.progress {
+            Progress::Kept(id) => self.engine.with(|state| state.awaits_token(id)),
+            Progress::Over(_) | Progress::Received => false,
+        }
+    }
+
     /// The first conflicting holder or waiter, with empty names. `None` if the call does not wait
     /// for a lock.
     pub fn blocker(&self) -> Option<Blocker> {

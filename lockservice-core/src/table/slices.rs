@@ -32,6 +32,11 @@
 //!   holds (no session does, they take turns: T2) lets it go although the call is granted then
 //!   (F1).
 //! - `cancel_wait` and `seal` may return while another thread still rolls a call back.
+//! - A range moves all uncontended holds that it overlaps into the state under one hold, also if it
+//!   may not wait (`uncontended/inflate.rs`, `publish`): a whole-table lock over millions of rows
+//!   takes seconds.
+//! - A table has 256 bytes for each of its 8 to 16 shards, which no limit counts and which stay
+//!   after it was removed, for the next table.
 //! - A waker that panics leaves [`draining`](EngineState::draining) set.
 
 use std::ops::ControlFlow;

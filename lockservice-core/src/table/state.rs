@@ -145,7 +145,7 @@ impl EngineState {
         });
         self.in_places[place.0 as usize] = Some((table, version));
         self.places.get(place).open(version, history_since);
-        let handle = TableHandle::new(bind.clone(), place);
+        let handle = TableHandle::new(bind.clone(), place, &self.places);
         let places = Arc::clone(&self.places);
         self.tables.insert(table, LockTable::new(bind, tokens, place, places));
         self.table_ids.insert(table);
@@ -195,7 +195,7 @@ impl EngineState {
 
     pub(super) fn seal(&mut self, error: fn() -> Error) {
         self.sealed = Some(error);
-        self.tables.values().for_each(|table| table.table_rows().seal());
+        self.tables.values().for_each(|table| table.table_rows().set_open(false));
         for id in self.calls.ids() {
             match &self.calls[id].stage {
                 // B2: a sealed owner returns nothing else, not even a grant that was made before.

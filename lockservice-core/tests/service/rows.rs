@@ -110,6 +110,17 @@ async fn a_table_is_not_forgotten_while_there_is_a_handle_of_it() {
     service.drop_table(&table()).await.expect("it is not in use");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_handle_of_another_service_locks_nothing() {
+    let [(first, _a), (second, _b)] = [service().await, service().await];
+    let table = bound(&first).await;
+    let txn = second.begin(TxnOptions::default()).expect("it serves");
+    assert_eq!(txn.lock_row(&table, &key("a"), LockMode::Exclusive), None, "it has no table");
+    bound(&second).await;
+    assert_eq!(txn.lock_row(&table, &key("a"), LockMode::Exclusive), None, "nor this one");
+    assert!(first.locks(None).is_empty() && second.locks(None).is_empty());
+}
+
 /// Also as the shard asks for more tokens, and as a transaction is dropped, for which the service
 /// makes tasks.
 #[tokio::test(flavor = "multi_thread")]

@@ -9,10 +9,11 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// See the module. Written under the mutex of the lease alone.
 ///
 /// A reader takes the time first and looks then. So it sees a lease that was valid at that time, or
-/// a later renewal of it: a lease that is found over is never renewed. A reader that sees the words
-/// of two renewals reads the earlier end of one of them, for both only grow.
+/// a later renewal of it: a lease that is found over is never renewed.
 ///
-/// The words order nothing else (`Relaxed`): what must not be granted any more is refused by the
+/// The end is written first, and read last. So a reader that sees a renewal in `seal_at`
+/// (`Acquire`, with the `Release` of [`set`](Self::set)) sees the end of that renewal, or of a
+/// later one. The words order nothing else: what must not be granted any more is refused by the
 /// engine, which is sealed under its mutexes.
 #[derive(Debug)]
 pub(crate) struct Serving {
@@ -39,20 +40,20 @@ impl Serving {
     pub(crate) fn set(&self, lease: &Lease) {
         let ended = lease.over || self.is_closed.load(Ordering::Relaxed);
         self.ends_at.store(nanos(lease.sent + lease.ttl), Ordering::Relaxed);
-        self.seal_at.store(if ended { 0 } else { nanos(lease.seal_at()) }, Ordering::Relaxed);
+        self.seal_at.store(if ended { 0 } else { nanos(lease.seal_at()) }, Ordering::Release);
     }
 
     /// Serves no more. To be called under the mutex of the lease.
     pub(crate) fn close(&self) {
         self.is_closed.store(true, Ordering::Relaxed);
-        self.seal_at.store(0, Ordering::Relaxed);
+        self.seal_at.store(0, Ordering::Release);
     }
 
     /// The raw remaining lease; `None` if the service may answer nothing any more. `now` was read
     /// before the call.
     pub(crate) fn remaining(&self, now: Time) -> Option<Duration> {
         let now = nanos(now);
-        if now >= self.seal_at.load(Ordering::Relaxed) {
+        if now >= self.seal_at.load(Ordering::Acquire) {
             return None;
         }
         let ends_at = self.ends_at.load(Ordering::Relaxed);

@@ -236,24 +236,21 @@ impl ServiceInner {
     /// Makes the calls of a line at the engine, in their order; then the table is owned.
     pub(in crate::service) fn hand_to_line(&self, table: &TableRef, bound: &TableHandle) {
         self.tables.lines.lock().hand(table, bound);
-        let mut made: Option<(oneshot::Sender<_>, _)> = None;
         loop {
             let mut lines = self.tables.lines.lock();
-            let next = lines.next(table);
-            if next.is_none() {
+            let Some((waiter, waited)) = lines.next(table) else {
                 self.tables.owned.write().insert(table.clone(), bound.clone());
+                // Not before: a row that is locked at once would pass the calls of the line.
+                self.engine.open_rows(bound);
                 lines.end_if_deserted(table);
-            }
+                return;
+            };
             drop(lines);
-            // Told after that, the last one of the line finds the table owned.
-            if let Some((response, handed)) = made.take() {
-                // The receiver of a caller that has gone takes nothing: dropped, the call hands on
-                // its grant.
-                drop(response.send(Ok(handed)));
-            }
-            let Some((waiter, waited)) = next else { return };
             let handed = self.at_engine(bound.clone(), waiter.requested, waited);
-            made = Some((waiter.response, handed));
+            // The receiver of a caller that has gone takes nothing: dropped, the call hands on its
+            // grant. That is over before the table is owned, so that no later call of the same
+            // transaction relies on that grant.
+            drop(waiter.response.send(Ok(handed)));
         }
     }
 
@@ -306,6 +303,7 @@ impl ServiceInner {
             }
             Err(e) => return Err(e),
         };
+        self.engine.close_rows(&handle);
         let bind = handle.bind();
         tracing::info!(%table, id = %bind.id, version = %bind.version, "table bound");
         if bound.tokens.is_none() {
@@ -321,7 +319,8 @@ impl ServiceInner {
         }
     }
 
-    fn refill(self: &Arc<Self>, bind: &Arc<Bind>) {
+    /// Asks for more tokens, unless that is under way.
+    pub(in crate::service) fn refill(self: &Arc<Self>, bind: &Arc<Bind>) {
         if !self.tables.refilling.lock().insert(bind.table.clone()) {
             return;
         }

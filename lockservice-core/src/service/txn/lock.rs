@@ -66,6 +66,10 @@ impl ServiceInner {
         // The transaction may have ended before the call was in the engine, where its end would
         // have found it.
         txn.check_active()?;
+        if call.awaits_token() {
+            // The grant that used the last one may have told nobody.
+            self.refill(bound.bind());
+        }
         let outcome = match self.until(deadline, &mut call).await {
             Some(outcome) => outcome,
             // Dropping the call takes its claim away, or hands on a grant that has just been made.

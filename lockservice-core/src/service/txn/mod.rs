@@ -43,6 +43,8 @@ pub struct Txn {
     began: Time,
     /// T2: one lock call of a transaction is decided at a time.
     turn: tokio::sync::Mutex<()>,
+    /// Its owner has ended it.
+    is_over: bool,
 }
 
 impl LockService {
@@ -54,7 +56,13 @@ impl LockService {
     pub fn begin(&self, options: TxnOptions) -> Result<Txn> {
         let began = self.inner.parts.env.now();
         let record = self.inner.begin(began, &options, None, "")?;
-        Ok(Txn { inner: Arc::clone(&self.inner), record, began, turn: tokio::sync::Mutex::new(()) })
+        Ok(Txn {
+            inner: Arc::clone(&self.inner),
+            record,
+            began,
+            turn: tokio::sync::Mutex::new(()),
+            is_over: false,
+        })
     }
 }
 
@@ -134,7 +142,8 @@ impl Txn {
 
     /// Ends the transaction, releases everything, and returns how many rows and ranges that were.
     /// `commit_ts` is the timestamp at which it committed, if it did (C5).
-    pub fn end(self, commit_ts: Option<CommitTimestamp>) -> usize {
+    pub fn end(mut self, commit_ts: Option<CommitTimestamp>) -> usize {
+        self.is_over = true;
         self.inner.end(&self.record, commit_ts)
     }
 
@@ -150,7 +159,9 @@ impl Txn {
 
 impl Drop for Txn {
     fn drop(&mut self) {
-        self.inner.abandon(vec![Arc::clone(&self.record)]);
+        if !self.is_over {
+            self.inner.abandon(vec![Arc::clone(&self.record)]);
+        }
     }
 }
 

@@ -52,7 +52,7 @@ impl LockService {
     /// The handle of a table that this node owns now. `None` if it does not: a
     /// [`lock`](Txn::lock) in the table binds it first.
     pub fn table(&self, table: &TableRef) -> Option<Table> {
-        self.inner.tables.owned(table).map(|bound| Table { bound })
+        self.inner.tables.served(table).map(|bound| Table { bound })
     }
 }
 
@@ -64,7 +64,9 @@ impl Txn {
     ///
     /// - The row, or a range around it, is held or waited for.
     /// - The transaction holds the row more weakly.
-    /// - The node does not own the table any more, or does not serve.
+    /// - The node does not own the table any more, or does not serve; or the first calls for the
+    ///   table, which came before, are still being made.
+    /// - The handle is of another service.
     /// - A limit of the settings is reached, or the table has no token.
     /// - Another lock call of this transaction is in flight.
     ///

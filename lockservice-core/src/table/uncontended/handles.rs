@@ -12,17 +12,23 @@ use crate::sync::Mutex;
 
 /// A table that the engine serves, at one version. A cheap handle.
 ///
-/// It stays usable after the table was removed: then nothing is locked by it, and the general way
-/// says why.
+/// It is of use at its engine alone. After the table was removed, nothing is locked by it, and the
+/// general way says why.
 #[derive(Clone)]
 pub struct TableHandle {
     bind: Arc<Bind>,
     place: Place,
+    engine: u64,
 }
 
 impl TableHandle {
-    pub(in crate::table) fn new(bind: Bind, place: Place) -> Self {
-        Self { bind: Arc::new(bind), place }
+    pub(in crate::table) fn new(bind: Bind, place: Place, places: &TablePlaces) -> Self {
+        Self { bind: Arc::new(bind), place, engine: places.engine() }
+    }
+
+    /// True if it is a handle of the engine with these places.
+    pub(super) const fn is_of(&self, places: &TablePlaces) -> bool {
+        self.engine == places.engine()
     }
 
     /// The bind that is served.

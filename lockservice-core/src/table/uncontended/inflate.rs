@@ -10,7 +10,6 @@ use crate::table::engine::LockEngine;
 use crate::table::holders::{Holder, NONE};
 use crate::table::lock_table::LockTable;
 use crate::table::state::EngineState;
-use crate::table::steps::step;
 
 /// The state keeps this part of the tokens that are left when a shard draws some: one in so many.
 const DRAWN_PART: u64 = 64;
@@ -20,6 +19,24 @@ impl LockEngine {
     /// table; `None` if there are not enough, or the table is not served at this version.
     pub(super) fn refill(&self, table: &TableHandle, shard: u32, bytes: usize) -> Option<u64> {
         self.state().lock().refill(table, shard, bytes)
+    }
+
+    /// The memory of a transaction's holds in the state, in bytes.
+    pub(super) fn bytes_in_state(&self, txn: TxnId) -> usize {
+        self.state().lock().txns.get(&txn).map_or(0, |txn| txn.bytes)
+    }
+
+    /// Has no row of a table locked at once, until [`open_rows`](Self::open_rows). The general way
+    /// is open.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn close_rows(&self, table: &TableHandle) {
+        self.state().lock().set_rows_open(table, false);
+    }
+
+    /// Has rows of a table locked at once again. Does nothing if the table is not served any more.
+    #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
+    pub(crate) fn open_rows(&self, table: &TableHandle) {
+        self.state().lock().set_rows_open(table, true);
     }
 
     /// Moves holds of a transaction into the state.
@@ -32,6 +49,16 @@ impl LockEngine {
 }
 
 impl EngineState {
+    fn set_rows_open(&mut self, table: &TableHandle, open: bool) {
+        let bind = table.bind();
+        let installed = self.tables.get(&bind.id);
+        if let Some(installed) = installed.filter(|table| table.bind.version == bind.version)
+            && !self.is_sealed()
+        {
+            installed.table_rows().set_open(open);
+        }
+    }
+
     fn refill(&mut self, table: &TableHandle, number: u32, bytes: usize) -> Option<u64> {
         if self.is_sealed() {
             return None;
@@ -63,13 +90,20 @@ impl EngineState {
             }
             shard.credit += given;
             self.bytes += given;
+            self.places.note_credit();
         }
         drop(shard);
         Some(self.tables.get(&bind.id)?.tokens.remaining())
     }
 
     /// Collects the memory that all shards have on credit and do not use.
+    ///
+    /// Visits all shards, but only if one of them got credit since the last visit.
     pub(in crate::table) fn collect_credit(&mut self) {
+        if !self.places.take_credit_note() {
+            self.bytes -= self.places.take_returned();
+            return;
+        }
         let unused: usize =
             self.tables.values().map(|table| table.table_rows().collect_credit()).sum();
         self.bytes -= unused + self.places.take_returned();
@@ -108,7 +142,7 @@ impl EngineState {
             within.append(&mut shard.lock().publish(range));
         }
         for hold in within {
-            step();
+            self.slice.spend();
             self.add_inflated(id, hold);
         }
     }

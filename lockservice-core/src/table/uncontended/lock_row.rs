@@ -59,6 +59,7 @@ impl LockEngine {
     /// - The transaction holds the row more weakly.
     /// - The table is not served any more at the version of the handle, or the engine is sealed.
     /// - A limit of the settings is reached, or the table has no token.
+    /// - The handle is of another engine.
     /// - The transaction was [closed](TxnHandle::close).
     /// - A call of the transaction is in flight of which its [handle](TxnHandle::begin_call) knows
     ///   (T2).
@@ -71,7 +72,8 @@ impl LockEngine {
     ) -> Option<RowGrant> {
         let mut holds = txn.holds.lock();
         let bytes = row_hold_bytes(key);
-        if holds.closed
+        if !table.is_of(self.places())
+            || holds.closed
             || holds.in_flight > 0
             || holds.state_bytes + holds.bytes + bytes > self.txn_bytes_max()
         {
@@ -122,6 +124,9 @@ impl LockEngine {
         items: &[LockItem],
         commit_ts: Option<CommitTimestamp>,
     ) -> usize {
+        if !table.is_of(self.places()) {
+            return 0;
+        }
         let mut holds = txn.holds.lock();
         let rows = self.places().get(table.place());
         let (mut released, mut bytes) = (0, 0);
@@ -170,6 +175,7 @@ impl LockEngine {
         }
         commit_ts.into_iter().for_each(|ts| rows.history.note_commit(ts));
         let bytes = shard.release_key(hash, key, txn.id(), rows.hasher());
+        self.places().note_credit();
         self.give_back(shard.take_surplus());
         bytes
     }
@@ -192,6 +198,7 @@ impl LockEngine {
             if shard.has(hold.slot, txn.id(), hold.seq) {
                 commit_ts.into_iter().for_each(|ts| rows.history.note_commit(ts));
                 shard.release(hold.slot, txn.id(), hold.seq, rows.hasher());
+                self.places().note_credit();
                 self.give_back(shard.take_surplus());
                 released += 1;
             }
@@ -227,7 +234,7 @@ impl LockEngine {
         let mut holds = txn.holds.lock();
         holds.in_state = true;
         let RowHolds { list, bytes, .. } = &mut *holds;
-        let moved = std::mem::take(bytes) + items.iter().map(hold_bytes).sum::<usize>();
+        *bytes = 0;
         // Under the transaction's mutex: its end finds all of them in the list, or all of them in
         // the state.
         for some in list.chunks(INFLATE) {
@@ -235,7 +242,8 @@ impl LockEngine {
         }
         list.clear();
         (holds.released, holds.released_in_state) = (0, 0);
-        holds.state_bytes += moved;
+        let of_call = items.iter().map(hold_bytes).sum::<usize>();
+        holds.state_bytes = self.bytes_in_state(txn.id()) + of_call;
     }
 
     /// Returns memory that a shard had on credit.

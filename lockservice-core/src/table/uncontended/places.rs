@@ -5,10 +5,14 @@
 //! its table was removed. So an engine has as many places as it had tables at once.
 
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
 
 use super::rows::TableRows;
 use super::shard::KeyHasher;
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// The number of the next engine of this process. Only uniqueness matters.
+static ENGINES: AtomicU64 = AtomicU64::new(0);
 
 /// The number of a place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +33,11 @@ pub(in crate::table) struct TablePlaces {
     /// Credit that shards have returned, and that the state has not taken back, in bytes. The state
     /// takes it under its mutex; no other word depends on it (`Relaxed`).
     returned: AtomicUsize,
+    /// A shard may have credit that was not there when all credit was last collected. A hint that
+    /// is looked at before it is written; the credit itself is under the mutexes of the shards.
+    has_credit: AtomicBool,
+    /// The engine: a handle is used with no other one.
+    engine: u64,
 }
 
 impl TablePlaces {
@@ -38,7 +47,26 @@ impl TablePlaces {
             hasher: KeyHasher::default(),
             shards: shards(),
             returned: AtomicUsize::new(0),
+            has_credit: AtomicBool::new(false),
+            engine: ENGINES.fetch_add(1, Ordering::Relaxed),
         }
+    }
+
+    /// The number of the engine.
+    pub(super) const fn engine(&self) -> u64 {
+        self.engine
+    }
+
+    /// Notes that a shard has got credit.
+    pub(super) fn note_credit(&self) {
+        if !self.has_credit.load(Ordering::Relaxed) {
+            self.has_credit.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// True if a shard has got credit since this was last called.
+    pub(super) fn take_credit_note(&self) -> bool {
+        self.has_credit.swap(false, Ordering::Relaxed)
     }
 
     /// Returns credit, in bytes.
@@ -79,11 +107,12 @@ fn split(place: Place) -> (usize, usize) {
     (bucket as usize, (number - (u64::from(FIRST) << bucket)) as usize)
 }
 
-/// The shards of a table: so many that two threads of this machine rarely meet in one.
+/// The shards of a table: so many that two threads of this machine rarely meet in one, and not so
+/// many that tables with few locks take much memory (256 bytes a shard).
 #[cfg(not(loom))]
 fn shards() -> usize {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    (threads * 4).next_power_of_two().clamp(8, 64)
+    (threads * 4).next_power_of_two().clamp(8, 16)
 }
 
 #[cfg(loom)]

@@ -125,9 +125,9 @@ impl TableRows {
         self.shards().map(|shard| shard.lock().clear()).sum()
     }
 
-    /// Grants nothing more. The holds stay.
-    pub(in crate::table) fn seal(&self) {
-        self.shards().for_each(|shard| shard.lock().is_open = false);
+    /// Grants nothing while it is not open. The holds stay.
+    pub(in crate::table) fn set_open(&self, open: bool) {
+        self.shards().for_each(|shard| shard.lock().is_open = open);
     }
 
     /// The number of holds.
