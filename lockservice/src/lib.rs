@@ -80,7 +80,9 @@ pub use self::server::{PeerServer, Server, ServiceHost};
 use self::store::StoreUrl;
 pub use lockservice_core::allocator::{BeginCommit, CommitWindow, PresentedBind};
 pub use lockservice_core::clock::{Clock, SystemClock};
-pub use lockservice_core::service::{LockService, LockSpec, ServiceParts, TxnOptions};
+pub use lockservice_core::service::{
+    LockService, LockSpec, RowLocked, ServiceParts, Table, TxnOptions,
+};
 pub use lockservice_core::table::Grant;
 pub use lockservice_core::{
     Advice, CommitAttempt, CommitTimestamp, Error, ErrorKind, FencingToken, Key, KeyRange,
