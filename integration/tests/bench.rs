@@ -92,7 +92,7 @@ fn check(output: &Output, side: &str) {
 }
 
 const EVERYTHING: [&str; 4] =
-    ["--workload=rows,hot,mixed,batch", "--callers=1,8", "--seconds=1", "--rounds=2"];
+    ["--workload=rows,hot,mixed,batch", "--callers=1,4", "--seconds=1", "--rounds=2"];
 
 async fn connection_to(redis: &Redis) -> redis::aio::MultiplexedConnection {
     let client = redis::Client::open(redis.url()).expect("a URL");
@@ -118,13 +118,13 @@ async fn beside_redis_every_workload_is_measured_and_no_key_is_left() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn beside_postgresql_every_workload_is_measured_and_nothing_is_left() {
-    let settings = vec![("max_connections", "20".to_owned())];
+    let settings = vec![("max_connections", "10".to_owned())];
     let options = PostgresOptions { settings, ..PostgresOptions::default() };
     let Some(postgres) = Postgres::start(options).await else { return };
     let Some(output) = run(postgres.url(), &EVERYTHING).await else { return };
     check(&output, "postgres");
     assert_eq!(left_in(&postgres).await, 0);
-    let Some(output) = run(postgres.url(), &["--callers=40", "--seconds=1"]).await else { return };
+    let Some(output) = run(postgres.url(), &["--callers=20", "--seconds=1"]).await else { return };
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(73) && said.contains("max_connections"), "{output:?}");
     assert_eq!(left_in(&postgres).await, 0);

@@ -28,9 +28,9 @@ Sides:
                multiplexed connection; where callers meet, an unlock is
                published and wakes a waiter. Redis has neither shared locks nor
                ranges: a range is all of its rows, exclusively
-  postgres     rows and hot: advisory locks; mixed and batch: SELECT … FOR UPDATE
-               or FOR SHARE in a transaction. A connection for each caller. A
-               table is created for mixed and batch, and dropped
+  postgres     rows and hot: advisory locks; mixed and batch: SELECT … FOR
+               UPDATE or FOR SHARE in a transaction. A connection for each
+               caller. A table is created for mixed and batch, and dropped
 
 CPU is user and system time for each cycle, of this process and of the server's. That of a server \
 is read from /proc, if the server is on this machine and not in a container.
