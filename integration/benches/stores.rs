@@ -25,7 +25,9 @@ use lockservice_core::store::{
     StoreState, WriteAck,
 };
 use lockservice_core::testing::LocalPeers;
-use lockservice_core::{CommitAttempt, Epoch, NodeName, Nonce, Result, TableRef, TxnId};
+use lockservice_core::{
+    CommitAttempt, Epoch, NodeName, Nonce, Result, TableRef, TxnId, WriteNumber,
+};
 use lockservice_pg::PgStore;
 use lockservice_redis::RedisStore;
 use tokio::task::JoinSet;
@@ -57,7 +59,7 @@ impl BindStore for Counted {
     async fn resign(&self, epoch: Epoch) -> Result<()> {
         self.0.resign(epoch).await
     }
-    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
+    async fn write(&self, epoch: Epoch, number: WriteNumber, batch: &Batch) -> Result<WriteAck> {
         self.1.fetch_add(1, Ordering::Relaxed);
         self.0.write(epoch, number, batch).await
     }

@@ -76,6 +76,6 @@ pub use crate::guarded_map::GuardedMap;
 pub use crate::id::{
     BindVersion, CommitAttempt, CommitTimestamp, EPOCH_END, EPOCH_SHIFT, Epoch, FencingToken,
     GroupName, NAME_BYTES_MAX, NodeName, Nonce, Sequence, ServiceId, SessionId, TableId, TableName,
-    TableRef, TxnId, TxnNumber,
+    TableRef, TxnId, TxnNumber, WriteNumber,
 };
 pub use crate::key::{KEY_BYTES_MAX, Key, KeyRange, LockItem, LockMode};

@@ -20,7 +20,9 @@ use lockservice_core::store::{
     Acquired, BindRecord, BindStore, Candidate, Floor, Leadership, MemoryStore, Op, TableRecord,
 };
 use lockservice_core::testing::SharedStore;
-use lockservice_core::{BindVersion, ErrorKind, NodeName, Nonce, ServiceId, TableId, TxnId};
+use lockservice_core::{
+    BindVersion, ErrorKind, NodeName, Nonce, ServiceId, TableId, TxnId, WriteNumber,
+};
 use tokio::time::Instant;
 
 use self::cluster::{Cluster, LEASE, TTL, commit, table};
@@ -112,7 +114,7 @@ async fn work_over_many_tables_lets_other_tasks_run() {
             binds: vec![BindRecord { owner: ServiceId::new(1), version: BindVersion::new(1) }],
         })
     });
-    store.write(epoch, 1, &tables.collect()).await.expect("it leads");
+    store.write(epoch, WriteNumber::FIRST, &tables.collect()).await.expect("it leads");
     let least = TABLES / 1_000;
     // It opens in a task of its own, so what counts is how often another one has its turn.
     let turns = Arc::new(AtomicUsize::new(0));
@@ -439,7 +441,7 @@ async fn a_report_from_a_node_makes_a_leader_that_knows_less_raise_its_epoch() {
     // A report of a leadership that this store knows nothing of.
     let observed = Progress {
         epoch: lockservice_core::Epoch::new(before.epoch.get() + 40),
-        write: 1,
+        write: WriteNumber::FIRST,
         high_water: 0,
         leader: Nonce::default(),
     };

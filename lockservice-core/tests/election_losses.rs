@@ -10,7 +10,7 @@ use std::time::Duration;
 use lockservice_core::allocator::{Incarnation, LockTableAllocator, Progress, Role};
 use lockservice_core::clock::lo;
 use lockservice_core::store::{BindStore, Floor};
-use lockservice_core::{Epoch, Nonce, TxnId};
+use lockservice_core::{Epoch, Nonce, TxnId, WriteNumber};
 
 use self::cluster::{Cluster, LEASE, Node, TTL, commit, granted_after_the_owner, table};
 
@@ -334,7 +334,7 @@ async fn that_writes_were_lost_is_recorded_although_the_queue_of_changes_is_full
     tokio::time::sleep(Duration::from_millis(10)).await;
     let observed = Progress {
         epoch: Epoch::new(owner.at.epoch.get() + 40),
-        write: 1,
+        write: WriteNumber::FIRST,
         high_water: 0,
         leader: Nonce::default(),
     };

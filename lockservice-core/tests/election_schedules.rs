@@ -13,7 +13,7 @@ use lockservice_core::allocator::{
 };
 use lockservice_core::clock::{hi, lo};
 use lockservice_core::store::{self, BindStore, Floor, Proof};
-use lockservice_core::{Epoch, ErrorKind, NodeName, Nonce, ServiceId};
+use lockservice_core::{Epoch, ErrorKind, NodeName, Nonce, ServiceId, WriteNumber};
 use tokio::time::{Instant, sleep};
 
 use self::cluster::{Cluster, LEASE, Node, TTL, commit, granted_after_the_owner, table};
@@ -144,7 +144,7 @@ async fn the_leader_after_a_raised_epoch_is_above_every_report_at_once() {
     let epoch = cluster.store.head().await.expect("answers").expect("led").epoch.get() + 3_000;
     let observed = Progress {
         epoch: Epoch::new(epoch),
-        write: 1,
+        write: WriteNumber::FIRST,
         high_water: epoch << 32 | 5,
         leader: Nonce::new(9),
     };
@@ -174,7 +174,7 @@ async fn reports_from_nowhere_do_not_use_up_the_epochs() {
         let epoch = cluster.store.head().await.expect("answers").expect("led").epoch;
         let observed = Progress {
             epoch: Epoch::new(epoch.get() + 60_000),
-            write: 1,
+            write: WriteNumber::FIRST,
             high_water: u64::MAX,
             leader: Nonce::new(9),
         };
@@ -233,8 +233,11 @@ async fn a_data_loss_is_recorded_although_the_outcome_of_a_write_is_unknown() {
     let binds = Arc::clone(&local);
     tokio::spawn(async move { binds.bind(owner.service, &table("s")).await });
     sleep(Duration::from_millis(10)).await;
-    let observed =
-        Progress { epoch: Epoch::new(owner.at.epoch.get() + 40), write: 1, ..Progress::default() };
+    let observed = Progress {
+        epoch: Epoch::new(owner.at.epoch.get() + 40),
+        write: WriteNumber::FIRST,
+        ..Progress::default()
+    };
     local.keepalive(owner.service, Nonce::new(7), observed).await.expect_err("it must step over");
     sleep(Duration::from_millis(1_500)).await;
     node.store.inner.set_cut(false);

@@ -21,7 +21,7 @@ use lockservice_core::store::{
 use lockservice_core::testing::{Fault, FaultyStore, SharedStore, TokioClock};
 use lockservice_core::{
     BindVersion, EPOCH_SHIFT, Epoch, Error, ErrorKind, NodeName, Nonce, Result, ServiceId, TableId,
-    TableRef, TxnId,
+    TableRef, TxnId, WriteNumber,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -76,7 +76,7 @@ fn states(most: usize) -> impl Strategy<Value = StoreState> {
             .collect();
         StoreState {
             epoch: Epoch::new(epoch),
-            applied: applied.into(),
+            applied: WriteNumber::new(applied.into()),
             constants: constants.map(|ms| ClusterConstants {
                 leadership_ttl_ms: 1_000 + u64::from(ms),
                 lease_ttl_ms: 5_000,
@@ -134,7 +134,7 @@ fn sample(tables: usize) -> StoreState {
     let owner = ServiceId::new(7 << 32 | 1);
     StoreState {
         epoch: Epoch::new(7),
-        applied: 12,
+        applied: WriteNumber::new(12),
         constants: Some(ClusterConstants::default()),
         services: vec![ServiceRecord {
             id: owner,
@@ -527,7 +527,7 @@ async fn the_record_of_an_unfinished_restore_alone_is_refused_by_an_exclusive_st
         panic!("exclusive")
     };
     store
-        .write(epoch, 1, &vec![Op::PutService(StoreState::unfinished("x"))])
+        .write(epoch, WriteNumber::FIRST, &vec![Op::PutService(StoreState::unfinished("x"))])
         .await
         .expect("written");
     let clock = Arc::new(TokioClock::new());

@@ -19,7 +19,7 @@ use lockservice_core::store::{
 use lockservice_core::testing::ManualClock;
 use lockservice_core::{
     BindVersion, CommitAttempt, Epoch, ErrorKind, NodeName, Nonce, Result, ServiceId, TableRef,
-    TxnId,
+    TxnId, WriteNumber,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -57,7 +57,7 @@ impl BindStore for Migrating {
     async fn resign(&self, epoch: Epoch) -> Result<()> {
         self.inner.resign(epoch).await
     }
-    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
+    async fn write(&self, epoch: Epoch, number: WriteNumber, batch: &Batch) -> Result<WriteAck> {
         self.inner.write(epoch, number, batch).await
     }
     async fn applied(&self) -> Result<Applied> {

@@ -19,7 +19,7 @@ use lockservice_core::store::{
 };
 use lockservice_core::testing::ManualClock;
 use lockservice_core::{
-    CommitAttempt, Epoch, Error, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId,
+    CommitAttempt, Epoch, Error, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId, WriteNumber,
 };
 
 /// A memory store that behaves as one on disk (its tokens begin with the epoch), counts its writes,
@@ -57,7 +57,7 @@ impl BindStore for Disk {
     async fn resign(&self, epoch: Epoch) -> Result<()> {
         self.inner.resign(epoch).await
     }
-    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
+    async fn write(&self, epoch: Epoch, number: WriteNumber, batch: &Batch) -> Result<WriteAck> {
         self.writes.fetch_add(1, Ordering::SeqCst);
         let lose = self.lose.load(Ordering::SeqCst);
         if lose > 0 {
@@ -377,7 +377,7 @@ async fn the_number_of_a_write_says_whether_it_landed_after_a_lost_response() {
         assert!(bound.tokens.is_some());
         let stored = disk.load().await.expect("load");
         assert_eq!(stored.tables.len(), 1, "written exactly once");
-        assert_eq!(stored.applied, 3, "the constants, the incarnation and the bind");
+        assert_eq!(stored.applied.get(), 3, "the constants, the incarnation and the bind");
         allocator.bind(a.service, &table("u")).await.expect("numbers go on");
     }
 }

@@ -10,7 +10,7 @@ use lockservice_core::store::{
     Applied, Batch, BindStore, Candidate, Damage, Floor, Head, Inspection, Leadership, Lineage,
     Renewal, StoreState, Turns, WriteAck,
 };
-use lockservice_core::{Epoch, Error, ErrorKind, Result};
+use lockservice_core::{Epoch, Error, ErrorKind, Result, WriteNumber};
 use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row};
 
@@ -155,7 +155,7 @@ impl PgStore {
             .bind(self.lock_ms)
             .bind(&self.channel)
             .bind(number(found.epoch.get()))
-            .bind(number(found.applied))
+            .bind(number(found.applied.get()))
             .bind(number(found.counter))
             .bind(found.leader.is_some())
             .bind(number(next.epoch.get()))
@@ -293,12 +293,17 @@ impl BindStore for PgStore {
         }
     }
 
-    async fn write(&self, epoch: Epoch, batch_number: u64, batch: &Batch) -> Result<WriteAck> {
+    async fn write(
+        &self,
+        epoch: Epoch,
+        batch_number: WriteNumber,
+        batch: &Batch,
+    ) -> Result<WriteAck> {
         let arrays = Arrays::from(batch);
         let write = sql(&self.sql.write)
             .bind(self.lock_ms)
             .bind(number(epoch.get()))
-            .bind(number(batch_number))
+            .bind(number(batch_number.get()))
             .bind(format_written())
             .bind(arrays.constants)
             .bind(arrays.forgotten)

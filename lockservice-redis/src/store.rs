@@ -10,7 +10,7 @@ use lockservice_core::store::{
     Applied, Batch, BindStore, Candidate, Change, Damage, Floor, Head, Inspection, Leadership,
     Lineage, Renewal, STORE_FORMAT, StoreState, Turns, WriteAck, absorb, changes, encode,
 };
-use lockservice_core::{Epoch, Error, ErrorKind, Result};
+use lockservice_core::{Epoch, Error, ErrorKind, Result, WriteNumber};
 use redis::Value;
 use tokio::time::timeout;
 
@@ -257,7 +257,7 @@ impl RedisStore {
             self.0.config.channel().into_bytes(),
             decimal(u64::from(STORE_FORMAT)),
             decimal(head.epoch.get()),
-            decimal(head.applied),
+            decimal(head.applied.get()),
             decimal(head.counter),
             b"1".to_vec(),
             encode(head),
@@ -326,8 +326,8 @@ impl BindStore for RedisStore {
         Ok(())
     }
 
-    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
-        let Some(before) = number.checked_sub(1) else {
+    async fn write(&self, epoch: Epoch, number: WriteNumber, batch: &Batch) -> Result<WriteAck> {
+        let Some(before) = number.get().checked_sub(1) else {
             return Err(self
                 .0
                 .errors
@@ -349,8 +349,12 @@ impl BindStore for RedisStore {
         }
         let puts = last.values().flatten().count();
         let decimal = |number: u64| number.to_string().into_bytes();
-        let mut arguments =
-            vec![decimal(epoch.get()), decimal(before), decimal(number), decimal(puts as u64)];
+        let mut arguments = vec![
+            decimal(epoch.get()),
+            decimal(before),
+            decimal(number.get()),
+            decimal(puts as u64),
+        ];
         let mut deletes = Vec::new();
         for (key, value) in last {
             match value {

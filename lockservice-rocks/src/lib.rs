@@ -10,7 +10,7 @@
 //!
 //! let folder = tempfile::tempdir()?;
 //! let store = lockservice_rocks::RocksStore::open(folder.path().join("store")).await?;
-//! assert_eq!(store.load().await?.applied, 0);
+//! assert_eq!(store.load().await?.applied.get(), 0);
 //! # Ok::<(), Box<dyn std::error::Error>>(()) }).expect("a new store");
 //! ```
 

@@ -25,6 +25,7 @@ use lockservice_core::store::{
 use lockservice_core::testing::{StoreFixture, fault_suite, store_suite};
 use lockservice_core::{
     BindVersion, CommitAttempt, Epoch, ErrorKind, NodeName, Nonce, ServiceId, TableRef, TxnId,
+    WriteNumber,
 };
 use tokio::task::JoinSet;
 
@@ -110,15 +111,12 @@ async fn every_acknowledged_write_survives_a_kill_in_the_middle_of_writing(kind:
         writer.wait_for(&(before + 3 + 7 * round).to_string());
         let acknowledged: u64 = writer.kill().parse().expect("the last line is a number");
         let state = state_of(&*site.open().await.expect("reopened after a kill")).await;
-        assert!(
-            state.applied >= acknowledged,
-            "{} is there, {acknowledged} was acknowledged",
-            state.applied
-        );
+        let applied = state.applied.get();
+        assert!(applied >= acknowledged, "{applied} is there, {acknowledged} was acknowledged");
         // Write n puts the tables 2n and 2n + 1: neither of them is ever there alone.
         let ids: Vec<_> = state.tables.iter().map(|table| table.id.get()).collect();
-        assert_eq!(ids, (2..2 * state.applied + 2).collect::<Vec<_>>());
-        before = state.applied;
+        assert_eq!(ids, (2..2 * applied + 2).collect::<Vec<_>>());
+        before = applied;
     }
 }
 
@@ -163,7 +161,9 @@ async fn a_full_disk_refuses_writes_loses_nothing_and_the_store_goes_on_when_the
         );
         assert!(format!("{error:?}").contains("is full: free space"), "{error:?}");
         match store.applied().await {
-            Ok(applied) => assert_eq!(applied.number, written, "a refused write is not there"),
+            Ok(applied) => {
+                assert_eq!(applied.number.get(), written, "a refused write is not there")
+            }
             Err(error) => assert_eq!(error.kind(), ErrorKind::StoreUnusable, "{error:?}"),
         }
         assert_eq!(
@@ -173,7 +173,7 @@ async fn a_full_disk_refuses_writes_loses_nothing_and_the_store_goes_on_when_the
     }
 
     disk.free();
-    let applied = store.applied().await.expect("the store is back").number;
+    let applied = store.applied().await.expect("the store is back").number.get();
     assert!(
         applied == written || applied == written + 1,
         "{applied} were applied, {written} acknowledged"
@@ -182,7 +182,7 @@ async fn a_full_disk_refuses_writes_loses_nothing_and_the_store_goes_on_when_the
     drop(store);
     let state = state_of(&*open(&url).await.expect("reopened")).await;
     assert_eq!(
-        (state.applied, state.tables),
+        (state.applied.get(), state.tables),
         (applied + 1, (2..2 * applied + 4).map(table).collect())
     );
 }
@@ -349,7 +349,7 @@ async fn a_store_of_format_one_as_it_was_committed_still_opens(kind: Kind) {
     let site = Site::from_fixture(kind);
     let store = site.open().await.expect("format 1");
     let state = state_of(&*store).await;
-    assert_eq!((state.epoch, state.applied), (Epoch::new(3), 4));
+    assert_eq!((state.epoch, state.applied.get()), (Epoch::new(3), 4));
     assert_eq!(state.tables, (2..8).map(table).collect::<Vec<_>>());
     assert_eq!(state.constants.expect("constants").lease_ttl_ms, 7_000);
     assert_eq!(state.tombstones, [TxnId { origin: ServiceId::new(3 << 32 | 1), counter: 9 }]);
@@ -442,7 +442,7 @@ async fn child_process() {
     match role.as_str() {
         "hold" => std::future::pending().await,
         "write" => {
-            let applied = store.applied().await.expect("readable").number;
+            let applied = store.applied().await.expect("readable").number.get();
             let (epoch, _) = acquire(&*store).await;
             for number in applied + 1.. {
                 write_tables(&*store, epoch, number).await.expect("a write");
@@ -479,6 +479,6 @@ async fn write_fixture(store: &dyn BindStore) {
         Op::PutConstants(ClusterConstants { leadership_ttl_ms: 6_000, lease_ttl_ms: 7_000 }),
         Op::PutTombstone(TxnId { origin: id, counter: 9 }),
     ];
-    store.write(epoch, 4, &batch).await.expect("the last write");
+    store.write(epoch, WriteNumber::new(4), &batch).await.expect("the last write");
     store.resign(epoch).await.expect("resigned");
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use integration::containers::Postgres;
 use integration::within;
+use lockservice_core::WriteNumber;
 use lockservice_core::store::{BindStore, Leadership, Op};
 use lockservice_core::testing::{StoreFixture, fault_suite, store_suite};
 use lockservice_pg::sqlx::postgres::{PgPoolOptions, PgSslMode};
@@ -73,7 +74,7 @@ async fn it_keeps_the_contract_through_a_ready_pool_and_leaves_the_pool_its_conn
     let store = PgStore::with_pool(pool.clone(), config(&server)).await.expect("a store");
     let epoch = lead(&store).await;
     for number in 1..20 {
-        store.write(epoch, number, &vec![]).await.expect("a write");
+        store.write(epoch, WriteNumber::new(number), &vec![]).await.expect("a write");
         drop(
             within("the pool's one connection", pool.acquire()).await.expect("free between calls"),
         );
@@ -86,13 +87,16 @@ async fn a_server_that_acknowledges_before_its_disk_has_it_is_made_to_wait() {
     let store = open(&server).await;
     let epoch = lead(&store).await;
     for number in 1..=20 {
-        store.write(epoch, number, &vec![Op::PutTable(table(number))]).await.expect("a write");
+        store
+            .write(epoch, WriteNumber::new(number), &vec![Op::PutTable(table(number))])
+            .await
+            .expect("a write");
     }
     // With the writer that would flush it later killed too, only what was flushed is there.
     server.kill().await;
     server.start().await;
     let applied = store.applied().await.expect("an answer");
-    assert_eq!((applied.epoch, applied.number), (epoch, 20));
+    assert_eq!((applied.epoch, applied.number.get()), (epoch, 20));
 }
 
 /// Counts how often the client speaks after it was answered.
@@ -144,11 +148,14 @@ async fn a_write_and_a_renewal_are_one_round_trip_each() {
     let store = PgStore::connect_with(config).await.expect("a store");
     let epoch = lead(&store).await;
     // The first of each kind has its statement prepared.
-    store.write(epoch, 1, &vec![Op::PutTable(table(1))]).await.expect("a write");
+    store.write(epoch, WriteNumber::FIRST, &vec![Op::PutTable(table(1))]).await.expect("a write");
     store.renew(epoch).await.expect("it leads");
     let before = turns.load(Ordering::SeqCst);
     for number in 2..12 {
-        store.write(epoch, number, &vec![Op::PutTable(table(number))]).await.expect("a write");
+        store
+            .write(epoch, WriteNumber::new(number), &vec![Op::PutTable(table(number))])
+            .await
+            .expect("a write");
         store.renew(epoch).await.expect("it leads");
     }
     assert_eq!(turns.load(Ordering::SeqCst) - before, 20);

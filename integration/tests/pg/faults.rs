@@ -3,8 +3,8 @@
 
 use integration::containers::{Postgres, PostgresOptions};
 use integration::within;
-use lockservice_core::ErrorKind;
 use lockservice_core::store::{BindStore, Op};
+use lockservice_core::{ErrorKind, WriteNumber};
 use lockservice_pg::sqlx::{Connection, PgConnection};
 use lockservice_pg::{PgConfig, PgStore};
 
@@ -95,7 +95,7 @@ async fn a_read_only_server_refuses_changes_as_such_until_it_is_writable_again()
     );
     assert_refused(store.renew(journal.epoch).await, ErrorKind::StoreUnusable, &["25006"]);
     assert_refused(store.resign(journal.epoch).await, ErrorKind::StoreUnusable, &["25006"]);
-    assert_eq!(store.applied().await.expect("reading works").number, journal.applied);
+    assert_eq!(store.applied().await.expect("reading works").number.get(), journal.applied);
     let config = PgConfig {
         schema: lockservice_pg::SchemaName::new("other").expect("a name"),
         ..config(&server)
@@ -167,7 +167,12 @@ async fn a_full_disk_refuses_changes_as_such_until_there_is_space() {
                 let number = journal.applied + 1;
                 let batch: Vec<Op> =
                     vec![Op::PutTable(table(number)), Op::PutService(large_service(number))];
-                match bounded("a write", store.write(journal.epoch, number, &batch)).await {
+                match bounded(
+                    "a write",
+                    store.write(journal.epoch, WriteNumber::new(number), &batch),
+                )
+                .await
+                {
                     Ok(_) => journal.applied = number,
                     refused => return refused,
                 }
@@ -215,7 +220,7 @@ async fn a_dropped_write_does_not_land_after_a_successor_was_written() {
     };
     let write = |name: u64| {
         let (store, epoch, number) =
-            (std::sync::Arc::clone(&store), journal.epoch, journal.applied + 1);
+            (std::sync::Arc::clone(&store), journal.epoch, WriteNumber::new(journal.applied + 1));
         tokio::spawn(
             async move { store.write(epoch, number, &vec![Op::PutTable(table(name))]).await },
         )
@@ -226,7 +231,7 @@ async fn a_dropped_write_does_not_land_after_a_successor_was_written() {
     dropped.abort();
     assert!(dropped.await.is_err(), "its caller went away");
     assert_eq!(
-        store.applied().await.expect("readable").number,
+        store.applied().await.expect("readable").number.get(),
         journal.applied,
         "it has not landed"
     );
@@ -250,7 +255,10 @@ async fn a_dropped_write_does_not_land_after_a_successor_was_written() {
         assert_eq!(refusal.kind(), ErrorKind::Fenced);
     }
     journal.applied += 1;
-    store.write(journal.epoch, journal.applied + 1, &vec![]).await.expect("the next number");
+    store
+        .write(journal.epoch, WriteNumber::new(journal.applied + 1), &vec![])
+        .await
+        .expect("the next number");
     assert_eq!(there(state(&*store).await), Some(winner));
 }
 

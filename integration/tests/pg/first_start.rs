@@ -65,7 +65,7 @@ async fn a_store_of_format_one_is_opened_by_sixteen_nodes_at_once_while_one_writ
     run(&mut admin, include_str!("../../fixtures/pg-format-1.sql")).await;
     let first = open(&server).await;
     let before = state(&first).await;
-    assert_eq!((before.epoch.get(), before.applied), (27_557, 40));
+    assert_eq!((before.epoch.get(), before.applied.get()), (27_557, 40));
     assert_eq!((before.tables.len(), before.services.len(), before.tombstones.len()), (40, 3, 2));
     assert_eq!((before.forgotten.high_water, before.forgotten.tokens_reserved_to), (41, 41 << 32));
     assert_eq!(before.constants.expect("set").lease_ttl_ms, 3_000);

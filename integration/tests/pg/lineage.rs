@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use integration::within;
 use lockservice_core::store::{Acquired, BindStore, Candidate, Leadership};
-use lockservice_core::{Epoch, NodeName};
+use lockservice_core::{Epoch, NodeName, WriteNumber};
 use lockservice_pg::PgStore;
 
 use crate::support::{TTL, admin, bounded, candidate, count, lead, open, server, until};
@@ -21,7 +21,7 @@ async fn a_promoted_copy_has_another_line_of_history_and_each_response_says_so()
     let store = open(&server).await;
     let me = candidate();
     let epoch = lead(&store).await;
-    let before = store.write(epoch, 1, &vec![]).await.expect("a write").lineage;
+    let before = store.write(epoch, WriteNumber::FIRST, &vec![]).await.expect("a write").lineage;
     assert_eq!(store.renew(epoch).await.expect("it leads").lineage, before);
     assert_eq!(store.applied().await.expect("readable").lineage, before);
     let (status, said) = server.exec(["touch", "/var/lib/postgresql/data/recovery.signal"]).await;
@@ -39,7 +39,11 @@ async fn a_promoted_copy_has_another_line_of_history_and_each_response_says_so()
     );
     assert_eq!(store.renew(epoch).await.expect("the epoch is the same").lineage, after);
     assert_eq!(
-        store.write(epoch, 2, &vec![]).await.expect("and the number follows").lineage,
+        store
+            .write(epoch, WriteNumber::new(2), &vec![])
+            .await
+            .expect("and the number follows")
+            .lineage,
         after
     );
     // L4: on another copy neither the leader's own name nor a resignation proves anything.

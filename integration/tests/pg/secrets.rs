@@ -4,8 +4,8 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use integration::containers::{Postgres, PostgresOptions};
-use lockservice_core::ErrorKind;
 use lockservice_core::store::BindStore;
+use lockservice_core::{ErrorKind, WriteNumber};
 use lockservice_pg::sqlx::postgres::PgPoolOptions;
 use lockservice_pg::{PgConfig, PgStore};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -60,7 +60,8 @@ async fn a_password_is_never_shown() {
         let store = store.expect("a store");
         shown.push(format!("{store:?} {}", store.describe()));
         let journal = Journal::begin(&store).await;
-        shown.push(format!("{:?}", store.write(journal.epoch, 99, &vec![]).await));
+        shown
+            .push(format!("{:?}", store.write(journal.epoch, WriteNumber::new(99), &vec![]).await));
         store.wait_for_change(std::time::Duration::from_millis(200)).await.expect("it can tell");
         crate::support::run(
             &mut admin,

@@ -8,7 +8,7 @@ use lockservice_core::store::{
     Acquired, BindRecord, BindStore, Candidate, Leadership, Op, StoreState, TableRecord,
 };
 use lockservice_core::{
-    BindVersion, Epoch, ErrorKind, NodeName, Result, ServiceId, TableId, TableRef,
+    BindVersion, Epoch, ErrorKind, NodeName, Result, ServiceId, TableId, TableRef, WriteNumber,
 };
 use lockservice_pg::sqlx::{
     AssertSqlSafe, Connection, Executor, PgConnection, Row, query, raw_sql,
@@ -145,9 +145,9 @@ impl Journal {
     /// The next write.
     pub(crate) async fn write(&mut self, store: &dyn BindStore) -> Result<()> {
         let number = self.applied + 1;
-        let outcome =
-            bounded("a write", store.write(self.epoch, number, &vec![Op::PutTable(table(number))]))
-                .await;
+        let batch = vec![Op::PutTable(table(number))];
+        let write = store.write(self.epoch, WriteNumber::new(number), &batch);
+        let outcome = bounded("a write", write).await;
         if outcome.is_ok() {
             self.applied = number;
         }
@@ -161,10 +161,10 @@ impl Journal {
                 if let Ok(applied) = bounded("a reading of the number", store.applied()).await {
                     assert_eq!(applied.epoch, self.epoch, "nobody else leads");
                     assert!(
-                        (self.applied..=self.applied + 1).contains(&applied.number),
+                        (self.applied..=self.applied + 1).contains(&applied.number.get()),
                         "{self:?}, but {applied:?}"
                     );
-                    self.applied = applied.number;
+                    self.applied = applied.number.get();
                     if self.write(store).await.is_ok() {
                         return;
                     }
@@ -178,7 +178,7 @@ impl Journal {
     /// Exactly what is known to be there is there, and the leadership can be renewed.
     pub(crate) async fn check(&self, store: &dyn BindStore) {
         let state = state(store).await;
-        assert_eq!((state.epoch, state.applied), (self.epoch, self.applied));
+        assert_eq!((state.epoch, state.applied.get()), (self.epoch, self.applied));
         let there: Vec<u64> = state.tables.iter().map(|table| table.id.get()).collect();
         assert_eq!(there, (1..=self.applied).collect::<Vec<_>>());
         store.renew(self.epoch).await.expect("it still leads");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use integration::containers::{Redis, RedisOptions};
 use integration::within;
 use lockservice_core::store::{Acquired, BindStore, Leadership, Op};
-use lockservice_core::{Error, ErrorKind, ServiceId};
+use lockservice_core::{Error, ErrorKind, ServiceId, WriteNumber};
 use lockservice_redis::{RedisConfig, RedisStore, redis as driver};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -172,10 +172,12 @@ async fn a_user_who_may_not_delete_is_refused_before_anything_is_written() {
     let leader = Leader::of(&store).await;
     let () = ask(redis.url(), "ACL SETUSER default -hdel").await;
     let batch = vec![Op::PutTable(table(1)), Op::RemoveService(ServiceId::new(7))];
-    let error = bounded(store.write(leader.epoch, 1, &batch)).await.expect_err("it may not delete");
+    let error = bounded(store.write(leader.epoch, WriteNumber::FIRST, &batch))
+        .await
+        .expect_err("it may not delete");
     assert_eq!(error.kind(), ErrorKind::StoreUnusable, "{error:?}");
     let () = ask(redis.url(), "ACL SETUSER default +hdel").await;
-    assert_eq!(store.applied().await.expect("an answer").number, 0, "nothing of it is there");
+    assert_eq!(store.applied().await.expect("an answer").number.get(), 0, "nothing of it is there");
     assert!(store.load().await.expect("an answer").tables.is_empty(), "nothing of it is there");
-    store.write(leader.epoch, 1, &batch).await.expect("it may now");
+    store.write(leader.epoch, WriteNumber::FIRST, &batch).await.expect("it may now");
 }

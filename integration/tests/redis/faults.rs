@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use integration::containers::{Redis, RedisOptions};
 use integration::within;
-use lockservice_core::ErrorKind;
 use lockservice_core::store::BindStore;
+use lockservice_core::{ErrorKind, WriteNumber};
 use lockservice_redis::{RedisConfig, RedisStore};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
@@ -26,7 +26,7 @@ async fn a_full_memory_refuses_writes_whole_but_not_renewals() {
     assert_eq!(refused.kind(), ErrorKind::StoreUnusable, "{refused:?}");
     assert!(refused.to_string().contains("maxmemory"), "{refused}");
     assert_eq!(leader.renew().await.expect("the leadership goes on"), leader.lineage);
-    assert_eq!(bounded(store.applied()).await.expect("read").number, 1);
+    assert_eq!(bounded(store.applied()).await.expect("read").number.get(), 1);
     let () = ask(redis.url(), "CONFIG SET maxmemory 0").await;
     leader.write().await.expect("there is memory again");
     assert_whole(&bounded(store.load()).await.expect("load"), 2);
@@ -140,7 +140,7 @@ async fn a_paused_server_costs_no_call_more_than_its_bound_and_a_write_is_found_
     // the next.
     let found = bounded(store.applied()).await.expect("it answers");
     assert_eq!(found.lineage, leader.lineage, "a pause loses nothing");
-    match bounded(store.write(leader.epoch, 2, &batch(2))).await {
+    match bounded(store.write(leader.epoch, WriteNumber::new(2), &batch(2))).await {
         Ok(_) => {}
         Err(error) => assert_eq!(error.kind(), ErrorKind::Fenced, "{error:?}"),
     }
@@ -196,7 +196,9 @@ async fn without_enough_replicas_nothing_counts() {
     let mut leader = Leader::of(&alone).await;
     leader.write().await.expect("a write that need not be replicated");
     let store = open(&format!("{}?wait=1&wait_timeout_ms=50", redis.url())).await;
-    let unknown = bounded(store.write(leader.epoch, 2, &batch(2))).await.expect_err("no replica");
+    let unknown = bounded(store.write(leader.epoch, WriteNumber::new(2), &batch(2)))
+        .await
+        .expect_err("no replica");
     assert_eq!(unknown.kind(), ErrorKind::UnknownOutcome, "{unknown:?}");
     assert!(unknown.to_string().contains("replicas"), "{unknown}");
     let unknown_outcome =

@@ -9,7 +9,7 @@ use integration::within;
 use lockservice_core::allocator::{LockTableAllocator, Progress, Registration};
 use lockservice_core::store::{Acquired, BindStore, Candidate, Floor, Leadership};
 use lockservice_core::testing::LocalPeers;
-use lockservice_core::{ErrorKind, NodeName, Nonce, TableRef};
+use lockservice_core::{ErrorKind, NodeName, Nonce, TableRef, WriteNumber};
 
 use crate::support::{
     Leader, TTL, ask, assert_whole, batch, bounded, candidate, leader_seen, open, seen,
@@ -31,19 +31,16 @@ async fn the_loss_is_noticed(mut leader: Leader) {
         ErrorKind::Fenced
     );
     let state = bounded(leader.store.load()).await.expect("it is empty, not damaged");
-    assert_eq!((state.applied, state.tables.len()), (0, 0));
+    assert_eq!((state.applied.get(), state.tables.len()), (0, 0));
     // The leader itself must watch too: its name stands nowhere.
     let empty = seen(&leader.store, &Candidate { seen: None, ..leader.candidate.clone() }).await;
     assert_eq!(empty.leader, None);
     let next = Candidate { seen: Some(empty), floor: leader.epoch, ..leader.candidate };
     match bounded(leader.store.acquire_leadership(&next, TTL)).await.expect("an answer") {
         Leadership::Acquired(Acquired {
-            epoch,
-            applied: 0,
-            clean: false,
-            continuous: false,
-            ..
+            epoch, applied, clean: false, continuous: false, ..
         }) => {
+            assert_eq!(applied.get(), 0);
             assert!(epoch > leader.epoch, "above what a node reports");
         }
         other => panic!("{other:?}"),
@@ -129,7 +126,7 @@ async fn a_restart_from_a_snapshot_is_noticed_by_the_number_and_by_the_lineage()
         ErrorKind::Fenced
     );
     let found = bounded(store.applied()).await.expect("it answers");
-    assert_eq!((found.epoch, found.number), (leader.epoch, 1));
+    assert_eq!((found.epoch, found.number.get()), (leader.epoch, 1));
     assert_ne!(found.lineage, leader.lineage);
     // Its own name stands there, but on another copy: it must watch like any other, and is told
     // that something may be lost.
@@ -139,7 +136,12 @@ async fn a_restart_from_a_snapshot_is_noticed_by_the_number_and_by_the_lineage()
     assert!(
         matches!(
             response,
-            Leadership::Acquired(Acquired { applied: 1, clean: false, continuous: false, .. })
+            Leadership::Acquired(Acquired {
+                applied: WriteNumber::FIRST,
+                clean: false,
+                continuous: false,
+                ..
+            })
         ),
         "{response:?}"
     );
@@ -178,7 +180,7 @@ async fn with_a_synced_append_only_file_no_acknowledged_write_is_lost_to_kill_ni
                 }
             };
             let killing = async {
-                while store.applied().await.is_ok_and(|found| found.number < first + 20) {}
+                while store.applied().await.is_ok_and(|found| found.number.get() < first + 20) {}
                 redis.kill().await;
             };
             let (failure, ()) = tokio::join!(writing, killing);
@@ -195,13 +197,10 @@ async fn with_a_synced_append_only_file_no_acknowledged_write_is_lost_to_kill_ni
         redis.start().await;
         let found =
             bounded(store.applied()).await.expect("it answers again, over a new connection");
+        let there = found.number.get();
         assert_ne!(found.lineage, leader.lineage);
-        assert!(
-            found.number == written || found.number == written + 1,
-            "{} of {written}",
-            found.number
-        );
-        written = found.number;
+        assert!(there == written || there == written + 1, "{there} of {written}");
+        written = there;
         assert_whole(&bounded(store.load()).await.expect("load"), written);
         // Whoever watches may lead the new copy.
         let me = Candidate { seen: None, ..leader.candidate.clone() };
@@ -230,6 +229,6 @@ async fn epochs_begin_above_a_floor_from_the_servers_clock() {
     assert_eq!(leader_seen(&watched).epoch, leader.epoch);
     assert_eq!(leader_seen(&watched).ttl_ms, 5_000);
     // Nothing is written for those who only watch.
-    store.write(leader.epoch, 1, &batch(1)).await.expect("a write");
+    store.write(leader.epoch, WriteNumber::FIRST, &batch(1)).await.expect("a write");
     assert_eq!(seen(&store, &candidate("other")).await, watched, "a write is no renewal");
 }

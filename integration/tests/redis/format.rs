@@ -10,7 +10,7 @@ use lockservice_core::store::{
     Acquired, BindStore, Candidate, ClusterConstants, Head, Leadership, LeadershipHistory, Lineage,
     Op, ServiceRecord, ServiceState, StoreState, decode, encode,
 };
-use lockservice_core::{Epoch, ErrorKind, Nonce, ServiceId, TxnId};
+use lockservice_core::{Epoch, ErrorKind, Nonce, ServiceId, TxnId, WriteNumber};
 use lockservice_redis::{RedisStore, redis as driver};
 use tokio::task::JoinSet;
 
@@ -41,7 +41,7 @@ async fn make(store: &RedisStore) {
         }),
         Op::PutTombstone(TxnId { origin: ORIGIN, counter: 9 }),
     ];
-    store.write(leader.epoch, 1, &records).await.expect("a write");
+    store.write(leader.epoch, WriteNumber::FIRST, &records).await.expect("a write");
 }
 
 /// What is in the store, but for what depends on when and where it was made.
@@ -111,7 +111,7 @@ async fn restore(url: &str) {
 }
 
 fn assert_as_committed(mut state: StoreState) {
-    assert_eq!((state.epoch.get(), state.applied), (900_000, 1));
+    assert_eq!((state.epoch.get(), state.applied.get()), (900_000, 1));
     state.tables.sort_by_key(|table| table.id);
     assert_eq!(state.tables, [table(1), table(2)]);
     assert_eq!(
@@ -174,7 +174,7 @@ async fn sixteen_nodes_open_format_one_at_once_under_load_and_one_leads() {
             let led = matches!(
                 &response,
                 Leadership::Acquired(Acquired {
-                    applied: 1,
+                    applied: WriteNumber::FIRST,
                     clean: false,
                     continuous: false,
                     epoch,
@@ -222,7 +222,7 @@ async fn an_inspection_names_every_damaged_record_and_changes_nothing() {
         (ProblemKind::Damaged, "table g/t1".to_owned()),
     ];
     assert_eq!(named(&inspection), three);
-    assert_eq!((inspection.state.tables, inspection.state.applied), (vec![table(2)], 1));
+    assert_eq!((inspection.state.tables, inspection.state.applied.get()), (vec![table(2)], 1));
     assert_eq!(inspection.head.expect("sound").epoch, Epoch::new(900_000));
     assert_eq!(dump(url).await, before, "nothing was changed");
     let refused = bounded(open(url).await.load()).await.expect_err("nobody leads it");

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use integration::containers::{Cluster, ClusterOptions, Sentinel, SentinelOptions};
 use integration::within;
-use lockservice_core::ErrorKind;
 use lockservice_core::store::{Acquired, BindStore, Candidate, Leadership, Lineage};
+use lockservice_core::{ErrorKind, WriteNumber};
 use lockservice_redis::redis;
 
 use crate::support::{Leader, TTL, ask, assert_whole, bounded, open, seen};
@@ -93,7 +93,11 @@ async fn a_promoted_replica_that_lacks_the_last_writes_is_noticed() {
     let next = Candidate { seen: Some(seen(&store, &me).await), ..me };
     let response = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
     let Leadership::Acquired(Acquired {
-        epoch, applied: 1, clean: false, continuous: false, ..
+        epoch,
+        applied: WriteNumber::FIRST,
+        clean: false,
+        continuous: false,
+        ..
     }) = response
     else {
         panic!("{response:?}")
@@ -171,12 +175,12 @@ async fn a_slot_is_moved_key_by_key_while_the_store_is_written_and_no_call_fails
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let late = open(&cluster_url(&cluster)).await;
-    assert_eq!(bounded(late.applied()).await.expect("an answer").number, leader.applied);
+    assert_eq!(bounded(late.applied()).await.expect("an answer").number.get(), leader.applied);
     cluster.finish_move(key, from, to).await;
     for _ in 0..10 {
         served(&mut leader, "after the slot was given over").await;
     }
-    assert_eq!(bounded(late.applied()).await.expect("an answer").number, leader.applied);
+    assert_eq!(bounded(late.applied()).await.expect("an answer").number.get(), leader.applied);
 }
 
 #[tokio::test(flavor = "multi_thread")]

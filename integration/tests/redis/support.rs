@@ -11,7 +11,9 @@ use lockservice_core::store::{
     StoreState, TableRecord,
 };
 use lockservice_core::testing::StoreFixture;
-use lockservice_core::{BindVersion, Epoch, Error, NodeName, ServiceId, TableId, TableRef};
+use lockservice_core::{
+    BindVersion, Epoch, Error, NodeName, ServiceId, TableId, TableRef, WriteNumber,
+};
 use lockservice_redis::RedisStore;
 use lockservice_redis::redis::{self, FromRedisValue};
 
@@ -70,6 +72,7 @@ impl Leader {
     pub(crate) async fn acquire(store: &RedisStore, candidate: Candidate) -> Self {
         match bounded(store.acquire_leadership(&candidate, TTL)).await.expect("an answer") {
             Leadership::Acquired(Acquired { epoch, applied, lineage, .. }) => {
+                let applied = applied.get();
                 Self { store: store.clone(), candidate, epoch, lineage, applied }
             }
             held => panic!("it watched what stands still, and may not lead: {held:?}"),
@@ -79,7 +82,8 @@ impl Leader {
     /// Writes the next table.
     pub(crate) async fn write(&mut self) -> Result<Lineage, Error> {
         let number = self.applied + 1;
-        let ack = bounded(self.store.write(self.epoch, number, &batch(number))).await?;
+        let write = WriteNumber::new(number);
+        let ack = bounded(self.store.write(self.epoch, write, &batch(number))).await?;
         self.applied = number;
         Ok(ack.lineage)
     }
@@ -122,7 +126,7 @@ pub(crate) fn table(number: u64) -> TableRecord {
 
 /// Exactly the tables of the writes up to `applied` are there.
 pub(crate) fn assert_whole(state: &StoreState, applied: u64) {
-    assert_eq!(state.applied, applied);
+    assert_eq!(state.applied.get(), applied);
     let mut values: Vec<u64> = state.tables.iter().map(|table| table.id.get()).collect();
     values.sort_unstable();
     assert_eq!(values, (1..=applied).collect::<Vec<_>>());

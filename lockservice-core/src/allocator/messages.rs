@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use crate::bind::{Bind, TokenBlock};
 use crate::error::Error;
-use crate::id::{BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableRef, TxnId};
+use crate::id::{
+    BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableRef, TxnId, WriteNumber,
+};
 use crate::store::{ClusterConstants, ServiceState};
 
 /// How far the allocator has come, as its responses say: a node rejects responses of an earlier
@@ -15,7 +17,7 @@ pub struct Progress {
     /// The leadership's epoch at the response.
     pub epoch: Epoch,
     /// The number of the last write to the store at the response.
-    pub write: u64,
+    pub write: WriteNumber,
     /// Every version, incarnation, table id and token that had been handed out is below this.
     pub high_water: u64,
     /// Tells the leadership from another that was given the same epoch, by a store that went back;

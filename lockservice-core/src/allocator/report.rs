@@ -31,7 +31,7 @@ impl Report {
 fn words(observed: Progress) -> [u8; 32] {
     let mut words = [0; 32];
     let high_water =
-        [observed.epoch.get(), observed.write, observed.high_water, observed.leader.get()];
+        [observed.epoch.get(), observed.write.get(), observed.high_water, observed.leader.get()];
     for (bytes, number) in words.chunks_exact_mut(8).zip(high_water) {
         bytes.copy_from_slice(&number.to_be_bytes());
     }
@@ -41,18 +41,22 @@ fn words(observed: Progress) -> [u8; 32] {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::id::{Epoch, Nonce};
+    use crate::id::{Epoch, Nonce, WriteNumber};
 
     #[test]
     fn a_report_holds_as_it_was_made_and_in_its_cluster_alone() {
         let (cluster, other) = (Cluster::random(), Cluster::random());
-        let observed =
-            Progress { epoch: Epoch::new(3), write: 5, high_water: 7, leader: Nonce::new(9) };
+        let observed = Progress {
+            epoch: Epoch::new(3),
+            write: WriteNumber::new(5),
+            high_water: 7,
+            leader: Nonce::new(9),
+        };
         let report = Report::new(observed, &cluster);
         assert!(report.is_of(&cluster) && !report.is_of(&other));
         for altered in [
             Progress { epoch: Epoch::new(4), ..observed },
-            Progress { write: 6, ..observed },
+            Progress { write: WriteNumber::new(6), ..observed },
             Progress { high_water: 8, ..observed },
             Progress { leader: Nonce::new(8), ..observed },
         ] {

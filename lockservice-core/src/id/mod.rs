@@ -93,6 +93,11 @@ number! {
     FencingToken
 }
 number! {
+    /// The number of a write to the store, one above that of the write before; 0 is before the
+    /// first (L2).
+    WriteNumber
+}
+number! {
     /// A session of a client with one service (P1). Random, so that it cannot be guessed.
     SessionId
 }
@@ -136,6 +141,22 @@ impl Sequence {
     /// True if the client gives its operations no numbers: the service does.
     pub const fn is_unnumbered(self) -> bool {
         self.0 == 0
+    }
+}
+
+impl WriteNumber {
+    /// The first write to a store.
+    pub const FIRST: Self = Self(1);
+
+    /// The number after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
+    /// True if this is the number after `last`. No number follows the largest.
+    pub fn follows(self, last: Self) -> bool {
+        last.0.checked_add(1) == Some(self.0)
     }
 }
 

@@ -34,3 +34,11 @@ fn a_skip_goes_forward_and_stays_in_range() {
     assert_eq!(Epoch::new(7).skip_ahead(Nonce::new(u64::MAX)), Epoch::new(7 + SKIP_END - 1));
     assert_eq!(Epoch::new(EPOCH_END - 3).skip_ahead(Nonce::new(200)), Epoch::new(EPOCH_END - 1));
 }
+
+#[test]
+fn no_write_follows_the_one_with_the_largest_number() {
+    assert!(WriteNumber::FIRST.follows(WriteNumber::default()));
+    assert!(!WriteNumber::FIRST.follows(WriteNumber::FIRST));
+    let last = WriteNumber::new(u64::MAX);
+    assert!(!last.next().follows(last) && !WriteNumber::default().follows(last));
+}

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::problems;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Epoch, TxnId};
+use crate::id::{Epoch, TxnId, WriteNumber};
 use crate::store::{
     ClusterConstants, ClusterId, Forgotten, ServiceRecord, StoreState, TableRecord,
 };
@@ -60,7 +60,7 @@ struct Header {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cluster: Option<ClusterId>,
     epoch: Epoch,
-    applied: u64,
+    applied: WriteNumber,
 }
 
 #[derive(Serialize, Deserialize, PartialEq, Debug)]

@@ -27,7 +27,7 @@ use super::dump::Dump;
 use crate::allocator::cluster::watch::LeadershipWatch;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{EPOCH_END, Epoch, NodeName, ServiceId, TableRef};
+use crate::id::{EPOCH_END, Epoch, NodeName, ServiceId, TableRef, WriteNumber};
 use crate::store::{
     Acquired, Applied, Batch, BindStore, Candidate, ClusterId, DataLoss, Floor, Leadership, Op,
     Seen, ServiceRecord, ServiceState, StoreState, TableRecord,
@@ -259,7 +259,7 @@ struct Writer<'a> {
     store: &'a dyn BindStore,
     epoch: Epoch,
     /// The number of the last write.
-    applied: u64,
+    applied: WriteNumber,
     exclusive: bool,
 }
 
@@ -268,7 +268,7 @@ impl Writer<'_> {
         // A write takes far less than a leadership's TTL, so one renewal each is enough, and a
         // takeover is noticed here.
         self.store.renew(self.epoch).await?;
-        let number = self.applied + 1;
+        let number = self.applied.next();
         for _ in 1..SENDS_MAX {
             match self.store.write(self.epoch, number, batch).await {
                 Err(e) if e.kind() == ErrorKind::UnknownOutcome => {

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use super::{Applied, Batch, Candidate, Head, Leadership, Renewal, StoreState, WriteAck};
 use crate::env::Env;
 use crate::error::Result;
-use crate::id::Epoch;
+use crate::id::{Epoch, WriteNumber};
 
 /// The durable state of an allocator, on RocksDB, PostgreSQL, Redis, in a file or in memory: what a
 /// backend implements, as little as possible.
@@ -107,7 +107,7 @@ pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     /// - `StoreUnusable`: disk full, read-only; certainly not applied. An operator must help.
     /// - `Unavailable`: certainly not applied. Write again.
     /// - `UnknownOutcome`: call [`applied`](Self::applied) before the next write.
-    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck>;
+    async fn write(&self, epoch: Epoch, number: WriteNumber, batch: &Batch) -> Result<WriteAck>;
 
     /// How far the store has come, to resolve an unknown outcome (L2). The epoch tells whether the
     /// last write can still be the caller's.

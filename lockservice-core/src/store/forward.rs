@@ -8,7 +8,7 @@ use super::{
     Applied, Batch, BindStore, Candidate, Head, Leadership, Renewal, StoreState, WriteAck,
 };
 use crate::error::Result;
-use crate::id::Epoch;
+use crate::id::{Epoch, WriteNumber};
 
 macro_rules! forward {
     ($($generics:tt)*) => {
@@ -39,7 +39,12 @@ macro_rules! forward {
                 (**self).resign(epoch).await
             }
 
-            async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
+            async fn write(
+                &self,
+                epoch: Epoch,
+                number: WriteNumber,
+                batch: &Batch,
+            ) -> Result<WriteAck> {
                 (**self).write(epoch, number, batch).await
             }
 

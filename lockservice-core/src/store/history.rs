@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Epoch, Nonce};
+use crate::id::{Epoch, Nonce, WriteNumber};
 
 /// Largest number of leaderships that are kept.
 const LEADERSHIPS_MAX: usize = 32;
@@ -30,7 +30,7 @@ pub struct PastLeadership {
     /// The leader's nonce.
     pub leader: Nonce,
     /// The number of the last write before it.
-    pub above: u64,
+    pub above: WriteNumber,
 }
 
 impl LeadershipHistory {
@@ -42,7 +42,7 @@ impl LeadershipHistory {
     /// With a further leadership, or a later epoch of the last one. The earliest are forgotten
     /// first.
     #[must_use]
-    pub fn with(&self, epoch: Epoch, above: u64, leader: Nonce) -> Self {
+    pub fn with(&self, epoch: Epoch, above: WriteNumber, leader: Nonce) -> Self {
         let mut history = self.0.clone();
         match history.last_mut() {
             Some(last) if last.leader == leader => last.to = epoch,
@@ -56,7 +56,7 @@ impl LeadershipHistory {
     /// leadership after that one, or the one that has its epoch in this history, found less.
     /// `leader` 0 is one that is not known. Of a leadership before all that are kept, losses that
     /// later writes have made up for are not seen.
-    pub fn lost(&self, epoch: Epoch, leader: Nonce, write: u64) -> bool {
+    pub fn lost(&self, epoch: Epoch, leader: Nonce, write: WriteNumber) -> bool {
         let another = |past: &&PastLeadership| {
             let in_its_place =
                 past.to >= epoch && leader != Nonce::default() && past.leader != leader;
@@ -70,6 +70,10 @@ impl LeadershipHistory {
 mod tests {
     use super::*;
 
+    fn lost(history: &LeadershipHistory, epoch: Epoch, leader: Nonce, write: u64) -> bool {
+        history.lost(epoch, leader, WriteNumber::new(write))
+    }
+
     fn epoch(n: u64) -> Epoch {
         Epoch::new(n)
     }
@@ -81,42 +85,43 @@ mod tests {
 
     fn history(began: &[(u64, u64)]) -> LeadershipHistory {
         began.iter().fold(LeadershipHistory::default(), |history, (n, above)| {
-            history.with(epoch(*n), *above, of(*n))
+            history.with(epoch(*n), WriteNumber::new(*above), of(*n))
         })
     }
 
     #[test]
     fn what_the_first_leadership_after_it_did_not_find_is_lost_whatever_was_written_since() {
         let history = history(&[(3, 0), (7, 50), (8, 90)]);
-        assert!(!history.lost(epoch(3), of(3), 50) && history.lost(epoch(3), of(3), 51));
+        assert!(!lost(&history, epoch(3), of(3), 50) && lost(&history, epoch(3), of(3), 51));
         assert!(
-            !history.lost(epoch(5), of(5), 50) && history.lost(epoch(5), of(5), 80),
+            !lost(&history, epoch(5), of(5), 50) && lost(&history, epoch(5), of(5), 80),
             "one that the history does not know"
         );
-        assert!(!history.lost(epoch(7), of(7), 90) && history.lost(epoch(7), of(7), 91));
-        assert!(!history.lost(epoch(8), of(8), 1_000), "its own: only the present knows");
-        assert!(!LeadershipHistory::default().lost(epoch(1), of(1), 9));
+        assert!(!lost(&history, epoch(7), of(7), 90) && lost(&history, epoch(7), of(7), 91));
+        assert!(!lost(&history, epoch(8), of(8), 1_000), "its own: only the present knows");
+        assert!(!lost(&LeadershipHistory::default(), epoch(1), of(1), 9));
     }
 
     #[test]
     fn a_leadership_that_had_the_epoch_of_one_in_the_history_is_another() {
         let history = history(&[(3, 0), (4, 20), (9, 60)]);
-        let lost = Nonce::new(77);
-        assert!(history.lost(epoch(4), lost, 21) && !history.lost(epoch(4), lost, 20));
-        assert!(history.lost(epoch(9), lost, 61), "also the last one's");
+        let other = Nonce::new(77);
+        assert!(lost(&history, epoch(4), other, 21) && !lost(&history, epoch(4), other, 20));
+        assert!(lost(&history, epoch(9), other, 61), "also the last one's");
         assert!(
-            !history.lost(epoch(4), Nonce::default(), 60),
+            !lost(&history, epoch(4), Nonce::default(), 60),
             "not known: taken for the one in the history"
         );
     }
 
     #[test]
     fn an_epoch_that_a_leader_raised_is_still_its_own() {
-        let history = history(&[(3, 0)]).with(epoch(5), 40, of(3)).with(epoch(6), 70, of(6));
+        let [raised, next] = [40, 70].map(WriteNumber::new);
+        let history = history(&[(3, 0)]).with(epoch(5), raised, of(3)).with(epoch(6), next, of(6));
         for observed in [3, 4, 5] {
             assert!(
-                !history.lost(epoch(observed), of(3), 70)
-                    && history.lost(epoch(observed), of(3), 71)
+                !lost(&history, epoch(observed), of(3), 70)
+                    && lost(&history, epoch(observed), of(3), 71)
             );
         }
         assert_eq!(history.0.len(), 2, "a leader that raises its epoch often forgets no history");
@@ -127,7 +132,7 @@ mod tests {
         let began: Vec<_> = (1..=100).map(|n| (n, n * 10)).collect();
         let history = history(&began);
         assert_eq!(history.0.len(), LEADERSHIPS_MAX);
-        assert!(!history.lost(epoch(1), of(1), 500) && history.lost(epoch(1), of(1), 1_000));
-        assert!(history.lost(epoch(98), of(98), 991) && !history.lost(epoch(98), of(98), 990));
+        assert!(!lost(&history, epoch(1), of(1), 500) && lost(&history, epoch(1), of(1), 1_000));
+        assert!(lost(&history, epoch(98), of(98), 991) && !lost(&history, epoch(98), of(98), 990));
     }
 }

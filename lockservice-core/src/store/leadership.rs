@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 #[cfg(doc)]
 use super::{BindStore, DataLoss};
 use super::{Cluster, Floor, LeadershipHistory, Loss, NodeAddress, Seen};
-use crate::id::Epoch;
+use crate::id::{Epoch, WriteNumber};
 
 /// The response to [`BindStore::acquire_leadership`]. Exhaustive: a candidate must handle both.
 ///
@@ -33,7 +33,7 @@ pub struct Acquired {
     /// The number of the new leadership.
     pub epoch: Epoch,
     /// The number of the last applied write.
-    pub applied: u64,
+    pub applied: WriteNumber,
     /// True if the store is open to this process alone, which then *is* the leadership: it never
     /// runs out (L1).
     pub exclusive: bool,
@@ -57,7 +57,12 @@ pub struct Acquired {
 
 impl Acquired {
     /// The leadership of an exclusive store: nothing can be lost, and nothing runs out.
-    pub(crate) fn exclusive(epoch: Epoch, applied: u64, clean: bool, cluster: Cluster) -> Self {
+    pub(crate) fn exclusive(
+        epoch: Epoch,
+        applied: WriteNumber,
+        clean: bool,
+        cluster: Cluster,
+    ) -> Self {
         Self {
             epoch,
             applied,
@@ -79,7 +84,7 @@ pub struct Applied {
     /// The epoch of the current or last leadership.
     pub epoch: Epoch,
     /// The number of the last applied write.
-    pub number: u64,
+    pub number: WriteNumber,
     /// The copy of the store that responded.
     pub lineage: Lineage,
 }

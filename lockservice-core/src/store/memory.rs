@@ -10,7 +10,7 @@ use super::{
     Leadership, Lineage, Op, Renewal, ServiceRecord, StoreState, TableRecord, WriteAck,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Epoch, ServiceId, TableRef, TxnId};
+use crate::id::{Epoch, ServiceId, TableRef, TxnId, WriteNumber};
 use crate::sync::{Arc, Mutex};
 
 /// Tokens that one wall-clock second is worth (B7): a process that starts a second later than
@@ -31,7 +31,7 @@ pub struct MemoryStore {
 #[derive(Debug)]
 struct MemoryState {
     epoch: Epoch,
-    applied: u64,
+    applied: WriteNumber,
     /// False from an acquisition until the leader resigned.
     clean: bool,
     /// True while there is a leader.
@@ -52,7 +52,7 @@ impl MemoryStore {
         Self {
             inner: Arc::new(Mutex::new(MemoryState {
                 epoch: Epoch::default(),
-                applied: 0,
+                applied: WriteNumber::default(),
                 clean: true,
                 led: false,
                 tokens_from: wall_clock_s.saturating_mul(TOKENS_PER_SECOND).min(1 << 52),
@@ -153,10 +153,10 @@ impl BindStore for MemoryStore {
         Ok(())
     }
 
-    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
+    async fn write(&self, epoch: Epoch, number: WriteNumber, batch: &Batch) -> Result<WriteAck> {
         let mut inner = self.inner.lock();
         inner.check_epoch(epoch)?;
-        if inner.applied.checked_add(1) != Some(number) {
+        if !number.follows(inner.applied) {
             return Err(Error::new(
                 ErrorKind::Fenced,
                 "the write's number does not follow the last applied one: read it before the next \

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Forgotten;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BindVersion, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
+use crate::id::{
+    BindVersion, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId, WriteNumber,
+};
 
 /// Version of the encoding of every record. A record of a higher version is refused, never guessed
 /// at.
@@ -134,7 +136,7 @@ pub struct StoreState {
     /// The epoch of the current or last leadership; 0 if there was none.
     pub epoch: Epoch,
     /// The number of the last applied write; 0 if there was none.
-    pub applied: u64,
+    pub applied: WriteNumber,
     /// The cluster's constants, if any leader has set them.
     pub constants: Option<ClusterConstants>,
     /// Every table, in no particular order.

@@ -10,7 +10,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::Epoch;
+use crate::id::{Epoch, WriteNumber};
 use crate::store::{
     Applied, Batch, BindStore, Candidate, Head, Leadership, Renewal, StoreState, WriteAck,
 };
@@ -66,7 +66,7 @@ struct FaultState {
     calls: u64,
     struck: u64,
     /// Writes that are still on their way, and before which call they arrive.
-    late: Vec<(u64, Epoch, u64, Batch)>,
+    late: Vec<(u64, Epoch, WriteNumber, Batch)>,
 }
 
 impl fmt::Debug for FaultyStore {
@@ -115,7 +115,7 @@ impl FaultyStore {
             let (arrived, late) =
                 std::mem::take(&mut state.late).into_iter().partition(|late| late.0 <= call);
             state.late = late;
-            let arrived: Vec<(u64, Epoch, u64, Batch)> = arrived;
+            let arrived: Vec<(u64, Epoch, WriteNumber, Batch)> = arrived;
             (call, fault, arrived)
         };
         for (_, epoch, number, batch) in arrived {
@@ -206,7 +206,7 @@ impl BindStore for FaultyStore {
         }
     }
 
-    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
+    async fn write(&self, epoch: Epoch, number: WriteNumber, batch: &Batch) -> Result<WriteAck> {
         let (call, fault) = self.next().await;
         match fault {
             Some(Fault::Refused) => Err(refused()),

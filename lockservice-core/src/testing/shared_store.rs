@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::Epoch;
+use crate::id::{Epoch, WriteNumber};
 use crate::store::{
     Applied, Batch, BindStore, Candidate, Change, Floor, Head, Leadership, Lineage, Renewal,
     StoreState, WriteAck, absorb, changes,
@@ -188,7 +188,7 @@ impl BindStore for SharedStore {
         Ok(())
     }
 
-    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
+    async fn write(&self, epoch: Epoch, number: WriteNumber, batch: &Batch) -> Result<WriteAck> {
         self.write_head(|head, content| {
             let head = head.advance(epoch, number)?;
             for change in changes(batch) {

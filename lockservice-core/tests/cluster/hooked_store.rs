@@ -10,7 +10,7 @@ use lockservice_core::store::{
     Applied, Batch, BindStore, Candidate, Head, Leadership, Renewal, StoreState, WriteAck,
 };
 use lockservice_core::testing::SharedStore;
-use lockservice_core::{Epoch, Error, ErrorKind, Result};
+use lockservice_core::{Epoch, Error, ErrorKind, Result, WriteNumber};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -134,7 +134,7 @@ impl BindStore for HookedStore {
         self.inner.resign(epoch).await
     }
 
-    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
+    async fn write(&self, epoch: Epoch, number: WriteNumber, batch: &Batch) -> Result<WriteAck> {
         let response = self.inner.write(epoch, number, batch).await;
         let hook = self.hooks.after_write.lock().take();
         match hook {

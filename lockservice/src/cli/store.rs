@@ -81,7 +81,7 @@ fn summary(inspection: &Inspection, problems: usize) -> Value {
         "format": STORE_FORMAT,
         "cluster": cluster.map(|cluster| cluster.id.to_string()),
         "epoch": state.epoch.get(),
-        "applied": state.applied,
+        "applied": state.applied.get(),
         "leader": leader.map(|leader| leader.node.as_str()),
         "leader_address": address(|leader| &leader.clients),
         "peer_address": address(|leader| &leader.address),

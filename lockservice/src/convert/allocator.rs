@@ -10,7 +10,9 @@ use lockservice_core::allocator::{
     TokenBlock,
 };
 use lockservice_core::store::{ClusterConstants, Proof};
-use lockservice_core::{Epoch, Error, ErrorKind, FencingToken, NodeName, Nonce, Result, ServiceId};
+use lockservice_core::{
+    Epoch, Error, ErrorKind, FencingToken, NodeName, Nonce, Result, ServiceId, WriteNumber,
+};
 
 use super::{
     bind_from_proto, bind_status_from_proto, bind_status_to_proto, bind_to_proto, millis_down,
@@ -21,7 +23,7 @@ use crate::proto;
 pub fn progress_to_proto(at: Progress) -> proto::Progress {
     proto::Progress {
         epoch: at.epoch.get(),
-        write: at.write,
+        write: at.write.get(),
         high_water: at.high_water,
         leader: at.leader.get(),
     }
@@ -32,7 +34,7 @@ pub fn progress_from_proto(at: Option<proto::Progress>) -> Progress {
     let at = at.unwrap_or_default();
     Progress {
         epoch: Epoch::new(at.epoch),
-        write: at.write,
+        write: WriteNumber::new(at.write),
         high_water: at.high_water,
         leader: Nonce::new(at.leader),
     }
@@ -240,7 +242,12 @@ pub(super) mod tests {
     }
 
     fn progress() -> Progress {
-        Progress { epoch: Epoch::new(3), write: 99, high_water: 12_345, leader: Nonce::new(77) }
+        Progress {
+            epoch: Epoch::new(3),
+            write: WriteNumber::new(99),
+            high_water: 12_345,
+            leader: Nonce::new(77),
+        }
     }
 
     #[test]

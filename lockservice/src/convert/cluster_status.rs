@@ -83,7 +83,7 @@ fn node_from_proto(node: &proto::NodeStatus) -> Result<ServiceStatus> {
 #[cfg(test)]
 mod tests {
     use lockservice_core::allocator::{BindState, BindStatus, Progress};
-    use lockservice_core::{Epoch, Nonce};
+    use lockservice_core::{Epoch, Nonce, WriteNumber};
 
     use super::*;
     use crate::convert::allocator::tests::bind;
@@ -107,7 +107,7 @@ mod tests {
             let status = AllocatorStatus {
                 at: Progress {
                     epoch: Epoch::new(1),
-                    write: 2,
+                    write: WriteNumber::new(2),
                     high_water: 3,
                     leader: Nonce::new(4),
                 },

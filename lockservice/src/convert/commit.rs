@@ -113,7 +113,7 @@ pub fn txns_from_proto(txns: &[String]) -> Result<Vec<TxnId>> {
 #[cfg(test)]
 mod tests {
     use lockservice_core::allocator::Progress;
-    use lockservice_core::{Epoch, ErrorKind, Nonce, ServiceId};
+    use lockservice_core::{Epoch, ErrorKind, Nonce, ServiceId, WriteNumber};
 
     use super::*;
     use crate::convert::allocator::tests::bind;
@@ -122,7 +122,7 @@ mod tests {
     fn what_is_said_of_commits_crosses_the_wire() {
         let at = Progress {
             epoch: Epoch::new(3),
-            write: 99,
+            write: WriteNumber::new(99),
             high_water: 12_345,
             leader: Nonce::new(77),
         };

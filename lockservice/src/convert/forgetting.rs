@@ -56,6 +56,7 @@ mod tests {
     use lockservice_core::allocator::{Bind, BindState, BindStatus, Progress};
     use lockservice_core::{
         BindVersion, Epoch, Error, ErrorKind, NodeName, Nonce, ServiceId, TableId, TableRef,
+        WriteNumber,
     };
 
     use super::*;
@@ -64,7 +65,7 @@ mod tests {
     fn what_became_of_a_table_crosses_the_wire() {
         let at = Progress {
             epoch: Epoch::new(3),
-            write: 99,
+            write: WriteNumber::new(99),
             high_water: 12_345,
             leader: Nonce::new(77),
         };

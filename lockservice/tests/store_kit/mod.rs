@@ -12,7 +12,9 @@ use std::time::Duration;
 use lockservice_core::store::{
     Acquired, BindRecord, BindStore, Candidate, Leadership, Op, StoreState, TableRecord,
 };
-use lockservice_core::{BindVersion, Epoch, NodeName, Result, ServiceId, TableId, TableRef};
+use lockservice_core::{
+    BindVersion, Epoch, NodeName, Result, ServiceId, TableId, TableRef, WriteNumber,
+};
 use tempfile::TempDir;
 
 pub(crate) use lockservice::store::open;
@@ -241,7 +243,7 @@ pub(crate) fn table(number: u64) -> TableRecord {
 /// Write `number`: the tables 2 × `number` and 2 × `number` + 1.
 pub(crate) async fn write_tables(store: &dyn BindStore, epoch: Epoch, number: u64) -> Result<()> {
     let batch = vec![Op::PutTable(table(2 * number)), Op::PutTable(table(2 * number + 1))];
-    store.write(epoch, number, &batch).await.map(drop)
+    store.write(epoch, WriteNumber::new(number), &batch).await.map(drop)
 }
 
 /// Everything in the store, in order of the numbers.

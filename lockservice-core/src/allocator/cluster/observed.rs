@@ -66,12 +66,12 @@ impl Observed {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::id::Nonce;
+    use crate::id::{Nonce, WriteNumber};
 
     fn at(epoch: u64, write: u64) -> Progress {
         Progress {
             epoch: Epoch::new(epoch),
-            write,
+            write: WriteNumber::new(write),
             high_water: epoch * 1000,
             leader: Nonce::new(epoch),
         }
@@ -112,7 +112,7 @@ mod tests {
         }
         assert_eq!(observed.each().len(), EPOCHS_MAX);
         let first = observed.each()[0];
-        assert_eq!((first.epoch, first.write), (Epoch::new(1), 199));
+        assert_eq!((first.epoch, first.write), (Epoch::new(1), WriteNumber::new(199)));
         assert!(first.high_water > 1000 && observed.high_water() == 99_000);
         assert_eq!(observed.last(), at(99, 101));
     }

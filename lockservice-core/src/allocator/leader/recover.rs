@@ -29,7 +29,7 @@ use crate::allocator::state::tokens::TokenSource;
 use crate::clock::{Time, hi};
 use crate::env::Env;
 use crate::error::{ErrorKind, Result};
-use crate::id::{EPOCH_SHIFT, Epoch, NodeName, ServiceId};
+use crate::id::{EPOCH_SHIFT, Epoch, NodeName, ServiceId, WriteNumber};
 use crate::store::{
     Acquired, Applied, Batch, BindStore, Candidate, ClusterConstants, DataLoss, Leadership, Op,
     StoreState,
@@ -45,7 +45,7 @@ pub(in crate::allocator) struct Opened {
     pub(in crate::allocator) state: AllocatorState,
     pub(in crate::allocator) names: HashMap<NodeName, ServiceId>,
     pub(in crate::allocator) epoch: Epoch,
-    pub(in crate::allocator) applied: u64,
+    pub(in crate::allocator) applied: WriteNumber,
     /// To be stored once the promises under the old constants have run out (B4), and when that is.
     pub(in crate::allocator) constants_later: Option<Time>,
 }
@@ -110,7 +110,7 @@ impl Opening<'_> {
         let Records { state, names, batch, .. } = records;
         let applied = self.first_writes(&acquired, &batch).await?;
         // ORDERING: Release, the partner of the acquire in `AllocatorState::progress`.
-        state.applied.store(applied, Ordering::Release);
+        state.applied.store(applied.get(), Ordering::Release);
         Ok(Opened {
             state,
             names,
@@ -155,7 +155,7 @@ impl Opening<'_> {
         if went_back {
             tracing::error!(
                 observed = ?self.observed,
-                applied = acquired.applied,
+                applied = acquired.applied.get(),
                 loss = ?acquired.loss,
                 "the store has lost writes: every bind is invalid"
             );
@@ -232,29 +232,30 @@ impl Opening<'_> {
 
     /// Writes `batch`, in its order: a record that is no longer needed goes after that which makes
     /// it so. Returns the number of the last applied write.
-    async fn first_writes(&self, acquired: &Acquired, batch: &Batch) -> Result<u64> {
+    async fn first_writes(&self, acquired: &Acquired, batch: &Batch) -> Result<WriteNumber> {
         let mut number = acquired.applied;
         for some in batch.chunks(self.settings.batch_max) {
-            match self.store.write(acquired.epoch, number + 1, &some.to_vec()).await {
+            let next = number.next();
+            match self.store.write(acquired.epoch, next, &some.to_vec()).await {
                 Ok(ack) if ack.lineage == acquired.lineage => {}
                 Ok(_) => return Err(another_store()),
                 // L2: the number tells. It is a new leadership's write, so no other can have that
                 // number.
                 Err(e) if e.kind() == ErrorKind::UnknownOutcome => {
-                    if self.store.applied().await? != applied(acquired, number + 1) {
+                    if self.store.applied().await? != applied(acquired, next) {
                         return Err(e);
                     }
                 }
                 Err(e) => return Err(e),
             }
-            number += 1;
+            number = next;
         }
         Ok(number)
     }
 }
 
 /// The position of the store when `number` was the last write of this leadership.
-fn applied(acquired: &Acquired, number: u64) -> Applied {
+fn applied(acquired: &Acquired, number: WriteNumber) -> Applied {
     Applied { epoch: acquired.epoch, number, lineage: acquired.lineage.clone() }
 }
 

@@ -26,7 +26,7 @@ use crate::allocator::messages::Progress;
 use crate::allocator::state::{AllocatorState, not_leading};
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::Epoch;
+use crate::id::{Epoch, WriteNumber};
 use crate::store::{Applied, Batch, BindStore, Candidate, Lineage, Op};
 use crate::sync::atomic::Ordering;
 
@@ -66,7 +66,7 @@ pub(in crate::allocator) struct Writer {
     pub(in crate::allocator) candidate: Candidate,
     pub(in crate::allocator) leadership_ttl: Duration,
     pub(in crate::allocator) epoch: Epoch,
-    pub(in crate::allocator) applied: u64,
+    pub(in crate::allocator) applied: WriteNumber,
     pub(in crate::allocator) batch_max: usize,
     pub(in crate::allocator) lost: Option<Error>,
     /// True from a write that the store refused until one that it took.
@@ -176,17 +176,17 @@ impl Writer {
         if self.uncertain {
             self.raise(self.epoch.next()?).await?;
         }
-        let number = self.applied + 1;
+        let number = self.applied.next();
         let span = tracing::debug_span!(
             "store_write",
             epoch = %self.epoch,
-            write = number,
+            write = number.get(),
             changes = batch.len()
         );
         self.write_as(number, batch).instrument(span).await
     }
 
-    async fn write_as(&mut self, number: u64, batch: &Batch) -> Result<()> {
+    async fn write_as(&mut self, number: WriteNumber, batch: &Batch) -> Result<()> {
         let mut pause = PAUSE_FIRST;
         let mut unknown = false;
         loop {
@@ -219,7 +219,7 @@ impl Writer {
 
     /// Resolves an unknown outcome by reading the number (L2), however long that takes; the callers
     /// have deadlines of their own. False if the write is not there and may be sent again.
-    async fn is_there(&mut self, number: u64, pause: &mut Duration) -> Result<bool> {
+    async fn is_there(&mut self, number: WriteNumber, pause: &mut Duration) -> Result<bool> {
         loop {
             if self.state.leadership.ended() {
                 return Err(self.give_up());
@@ -232,7 +232,7 @@ impl Writer {
                     return self.landed(number, &lineage).map(|()| true);
                 }
                 Ok(Applied { epoch, number: applied, .. })
-                    if epoch == self.epoch && applied + 1 == number =>
+                    if epoch == self.epoch && number.follows(applied) =>
                 {
                     return Ok(false);
                 }
@@ -261,12 +261,12 @@ impl Writer {
     }
 
     /// The write `number` is in the store, if the store still is the one that was acquired (L4).
-    fn landed(&mut self, number: u64, lineage: &Lineage) -> Result<()> {
+    fn landed(&mut self, number: WriteNumber, lineage: &Lineage) -> Result<()> {
         if *lineage != self.lineage {
             return Err(self.lose(another_store()));
         }
         self.applied = number;
-        self.state.applied.store(number, Ordering::Release);
+        self.state.applied.store(number.get(), Ordering::Release);
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use crate::allocator::{BeginCommit, CommitWindow, PresentedBind};
 use crate::clock::Time;
 use crate::id::{
     BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId,
+    WriteNumber,
 };
 use crate::store::{ServiceRecord, ServiceState};
 
@@ -46,7 +47,8 @@ fn service(state: &AllocatorState, id: ServiceId) -> std::sync::Arc<Service> {
 
 /// An origin, and another incarnation that owns one table.
 fn state() -> (Arc<AllocatorState>, std::sync::Arc<Service>, std::sync::Arc<Pins>, BeginCommit) {
-    let state = AllocatorState::new(Epoch::new(1), 0, 0, TokenSource::Epoch { from: 0 }, 10);
+    let (applied, tokens) = (WriteNumber::default(), TokenSource::Epoch { from: 0 });
+    let state = AllocatorState::new(Epoch::new(1), 0, applied, tokens, 10);
     service(&state, ORIGIN);
     let service = service(&state, OWNER);
     let table = TableRef::new("g", "t").expect("names");

@@ -59,7 +59,7 @@ use crate::allocator::state::tokens::{NextBlock, NumberSequence, TokenSource};
 use crate::clock::Time;
 use crate::error::Result;
 use crate::guarded_map::{GuardedMap, ReadMostlyMap};
-use crate::id::{Epoch, Nonce, ServiceId, TableId, TableRef};
+use crate::id::{Epoch, Nonce, ServiceId, TableId, TableRef, WriteNumber};
 use crate::store::{Cluster, Forgotten, LeadershipHistory};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -134,7 +134,7 @@ impl AllocatorState {
     pub(crate) fn new(
         epoch: Epoch,
         from: u64,
-        applied: u64,
+        applied: WriteNumber,
         tokens: TokenSource,
         commit_binds_max: usize,
     ) -> Self {
@@ -148,7 +148,7 @@ impl AllocatorState {
             tokens_end: AtomicU64::new(0),
             exclusive: true,
             leadership: Arc::new(LeadershipCell::exclusive()),
-            applied: AtomicU64::new(applied),
+            applied: AtomicU64::new(applied.get()),
             first_epoch: epoch,
             leader: Nonce::default(),
             cluster: Cluster::random(),
@@ -165,11 +165,16 @@ impl AllocatorState {
         }
     }
 
-    /// How far this leadership has come.
-    pub(crate) fn progress(&self) -> Progress {
+    /// The number of the last write that landed.
+    fn applied(&self) -> WriteNumber {
         // ORDERING: Acquire, the partner of the writer's release: a response names no less than
         // the write it rests on.
-        let write = self.applied.load(Ordering::Acquire);
+        WriteNumber::new(self.applied.load(Ordering::Acquire))
+    }
+
+    /// How far this leadership has come.
+    pub(crate) fn progress(&self) -> Progress {
+        let write = self.applied();
         // Read last: the numbers of a response were taken before it.
         let numbers = self.sequence.end().max(self.tokens_end.load(Ordering::Acquire));
         Progress { epoch: self.sequence.epoch(), write, high_water: numbers, leader: self.leader }
@@ -196,7 +201,7 @@ impl AllocatorState {
         let mine = observed.leader == self.leader || observed.leader == Nonce::default();
         if observed.epoch >= self.first_epoch && mine {
             // This leadership told it, and its store has lost it since.
-            return observed.write > self.applied.load(Ordering::Acquire);
+            return observed.write > self.applied();
         }
         // ORDERING: Acquire, the partner of the writer's release when a data loss is resolved.
         observed.epoch.get() >= self.observed_before.load(Ordering::Acquire)

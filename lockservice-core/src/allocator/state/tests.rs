@@ -13,6 +13,7 @@ use crate::clock::Time;
 use crate::error::ErrorKind;
 use crate::id::{
     BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId,
+    WriteNumber,
 };
 use crate::store::{ServiceRecord, ServiceState};
 
@@ -58,7 +59,8 @@ const NOW: Time = Time::from_origin(Duration::from_secs(100));
 /// and the pins of its bind.
 fn state() -> (AllocatorState, Arc<Pins>, impl Fn(u64) -> BeginCommit) {
     let (owner, origin) = (ServiceId::new(1 << 32 | 1), ServiceId::new(1 << 32 | 2));
-    let state = AllocatorState::new(Epoch::new(1), 0, 0, TokenSource::Epoch { from: 0 }, 10);
+    let (applied, tokens) = (WriteNumber::default(), TokenSource::Epoch { from: 0 });
+    let state = AllocatorState::new(Epoch::new(1), 0, applied, tokens, 10);
     let service = |id| {
         let record = ServiceRecord {
             id,

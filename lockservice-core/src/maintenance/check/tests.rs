@@ -1,5 +1,5 @@
 use super::*;
-use crate::id::{BindVersion, Nonce, TableId};
+use crate::id::{BindVersion, Nonce, TableId, WriteNumber};
 use crate::store::{BindRecord, ClusterConstants, Damage, Forgotten, ServiceRecord};
 
 fn service(number: u64, node: &str) -> ServiceRecord {
@@ -28,7 +28,7 @@ fn table(name: &str, number: u64) -> TableRecord {
 fn sound() -> StoreState {
     StoreState {
         epoch: Epoch::new(3),
-        applied: 9,
+        applied: WriteNumber::new(9),
         constants: Some(ClusterConstants::default()),
         tables: vec![table("a", 1), table("b", 2)],
         forgotten: Forgotten { high_water: 3 << 32 | 5, tokens_reserved_to: 4 << 32 },

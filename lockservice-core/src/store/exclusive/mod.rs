@@ -26,7 +26,7 @@ use super::{
     Renewal, StoreState, WriteAck,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::Epoch;
+use crate::id::{Epoch, WriteNumber};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex};
 
@@ -238,7 +238,7 @@ impl<S: Exclusive> BindStore for S {
         self.exclusive().write_head(move |head| Ok((head.resign(epoch)?, Vec::new(), ()))).await
     }
 
-    async fn write(&self, epoch: Epoch, number: u64, batch: &Batch) -> Result<WriteAck> {
+    async fn write(&self, epoch: Epoch, number: WriteNumber, batch: &Batch) -> Result<WriteAck> {
         let changes = layout::changes(batch);
         let write =
             move |head: &Head| Ok((head.advance(epoch, number)?, changes, WriteAck::default()));

@@ -10,7 +10,7 @@ use super::{
     Lineage, Loss, NodeAddress, Seen,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Epoch, NodeName, Nonce};
+use crate::id::{Epoch, NodeName, Nonce, WriteNumber};
 
 /// The leader and the progress of the store: the one record that every write reads and replaces
 /// (L2).
@@ -22,7 +22,7 @@ pub struct Head {
     /// The epoch of the current or last leadership; 0 if there was none.
     pub epoch: Epoch,
     /// The number of the last applied write; 0 if there was none.
-    pub applied: u64,
+    pub applied: WriteNumber,
     /// The current leader; `None` if there never was one, or if the last one resigned.
     pub leader: Option<Leader>,
     /// Raised by each renewal. Stays 0 where the exclusive open is the leadership.
@@ -227,9 +227,9 @@ impl Head {
     ///
     /// # Errors
     /// `Fenced` if the epoch is not current, or the number is not the next one.
-    pub fn advance(&self, epoch: Epoch, number: u64) -> Result<Self> {
+    pub fn advance(&self, epoch: Epoch, number: WriteNumber) -> Result<Self> {
         self.check(epoch)?;
-        if self.applied.checked_add(1) != Some(number) {
+        if !number.follows(self.applied) {
             return Err(Error::new(
                 ErrorKind::Fenced,
                 "the write's number does not follow the last applied one: read that before the \

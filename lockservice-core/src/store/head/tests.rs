@@ -153,16 +153,22 @@ fn a_store_keeps_its_cluster_over_its_leaders_and_gets_another_only_if_one_is_fo
 #[test]
 fn where_each_leadership_began_is_kept() {
     let (first, _) = take_over(None, candidate("a"), "one");
-    let (second, response) =
-        take_over(Some(&Head { applied: 8, ..first.clone() }), candidate("b"), "one");
+    let (second, response) = take_over(
+        Some(&Head { applied: WriteNumber::new(8), ..first.clone() }),
+        candidate("b"),
+        "one",
+    );
     assert!(matches!(
         &response,
         Leadership::Acquired(Acquired { history, .. })
             if *history == second.history
     ));
-    let (third, _) =
-        take_over(Some(&Head { applied: 90, ..second.clone() }), candidate("c"), "one");
-    let lost = |by: &Head, write| third.history.lost(by.epoch, leader(by), write);
+    let (third, _) = take_over(
+        Some(&Head { applied: WriteNumber::new(90), ..second.clone() }),
+        candidate("c"),
+        "one",
+    );
+    let lost = |by: &Head, write| third.history.lost(by.epoch, leader(by), WriteNumber::new(write));
     assert!(lost(&first, 9) && !lost(&first, 8));
     assert!(lost(&second, 91) && !lost(&second, 90));
     let resigned = third.resign(third.epoch).expect("it leads").history;

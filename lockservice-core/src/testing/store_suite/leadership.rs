@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{StoreFixture, TTL, acquire, acquired, candidate, table, watch_again};
 use crate::error::ErrorKind;
-use crate::id::{Epoch, NodeName};
+use crate::id::{Epoch, NodeName, WriteNumber};
 use crate::store::{Acquired, Candidate, DataLoss, Leadership, Op, StoreState};
 
 pub(super) async fn an_empty_store_is_empty_and_its_first_leader_waits_for_nothing(
@@ -31,10 +31,10 @@ pub(super) async fn an_empty_store_is_empty_and_its_first_leader_waits_for_nothi
         }
         other => panic!("{other:?}"),
     };
-    assert_eq!((applied, clean), (0, true));
+    assert_eq!((applied.get(), clean), (0, true));
     assert!(epoch >= Epoch::new(1));
     let known = store.applied().await.expect("applied");
-    assert_eq!((known.epoch, known.number), (epoch, 0));
+    assert_eq!((known.epoch, known.number.get()), (epoch, 0));
     let state = store.load().await.expect("load");
     assert_eq!(
         state,
@@ -75,7 +75,7 @@ pub(super) async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_sti
     assert_ne!(after, second.seen, "a renewal is seen (L1)");
     second.seen = after;
     store
-        .write(epoch, 1, &vec![Op::PutTable(table("g", "t", 1))])
+        .write(epoch, WriteNumber::FIRST, &vec![Op::PutTable(table("g", "t", 1))])
         .await
         .expect("a write is no renewal");
     let raised = acquired(store.acquire_leadership(&first, TTL).await.expect("its own"));
@@ -85,7 +85,12 @@ pub(super) async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_sti
     assert!(
         matches!(
             taken,
-            Leadership::Acquired(Acquired { applied: 1, clean: false, continuous: false, .. })
+            Leadership::Acquired(Acquired {
+                applied: WriteNumber::FIRST,
+                clean: false,
+                continuous: false,
+                ..
+            })
         ),
         "{taken:?}"
     );
@@ -101,7 +106,7 @@ pub(super) async fn a_shared_store_has_one_leader_until_it_resigns_or_stands_sti
     for fenced in [epoch, raised] {
         assert_eq!(store.renew(fenced).await.expect_err("taken over").kind(), ErrorKind::Fenced);
         assert_eq!(
-            store.write(fenced, 2, &vec![]).await.expect_err("taken over").kind(),
+            store.write(fenced, WriteNumber::new(2), &vec![]).await.expect_err("taken over").kind(),
             ErrorKind::Fenced
         );
         assert_eq!(store.resign(fenced).await.expect_err("taken over").kind(), ErrorKind::Fenced);
@@ -160,14 +165,14 @@ pub(super) async fn only_a_resignation_makes_a_stop_clean(fixture: &dyn StoreFix
     assert!(!clean, "it was dropped");
     store.resign(epoch).await.expect("resign");
     assert_eq!(
-        store.write(epoch, 1, &vec![]).await.expect_err("it resigned").kind(),
+        store.write(epoch, WriteNumber::FIRST, &vec![]).await.expect_err("it resigned").kind(),
         ErrorKind::Fenced
     );
     drop(store);
     let store = fixture.open().await;
     let (epoch, _, clean) = acquire(&*store, 0).await;
     assert!(clean, "it resigned");
-    store.write(epoch, 1, &vec![]).await.expect("write");
+    store.write(epoch, WriteNumber::FIRST, &vec![]).await.expect("write");
     drop(store);
     let store = fixture.open().await;
     let (.., clean) = acquire(&*store, 0).await;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::id::{BindVersion, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef};
+use crate::id::{BindVersion, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, WriteNumber};
 use crate::store::{
     Acquired, BindRecord, BindStore, Candidate, Leadership, Seen, ServiceRecord, ServiceState,
     StoreState, TableRecord,
@@ -75,7 +75,7 @@ async fn watch_again(store: &dyn BindStore, candidate: &Candidate) -> Option<See
 }
 
 /// Leads the store, after watching a shared one (whose TTL the store does not know).
-async fn acquire(store: &dyn BindStore, floor: u64) -> (Epoch, u64, bool) {
+async fn acquire(store: &dyn BindStore, floor: u64) -> (Epoch, WriteNumber, bool) {
     let mut candidate = candidate(floor);
     for _ in 0..2 {
         match store.acquire_leadership(&candidate, TTL).await.expect("acquire") {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{StoreFixture, acquire, service, sorted, table};
 use crate::error::ErrorKind;
-use crate::id::{Epoch, ServiceId, TxnId};
+use crate::id::{Epoch, ServiceId, TxnId, WriteNumber};
 use crate::store::{ClusterConstants, Forgotten, Op, ServiceState, StoreState};
 
 pub(super) async fn every_record_survives_a_reopening(fixture: &dyn StoreFixture) {
@@ -20,12 +20,12 @@ pub(super) async fn every_record_survives_a_reopening(fixture: &dyn StoreFixture
         Op::PutService(service(13, ServiceState::Resigned)),
         Op::PutTombstone(TxnId::new(ServiceId::new(11), 5, true)),
     ];
-    store.write(epoch, 1, &batch).await.expect("write");
+    store.write(epoch, WriteNumber::FIRST, &batch).await.expect("write");
     let before = sorted(store.load().await.expect("load"));
     assert_eq!(before.tables.len(), 2);
     assert_eq!(before.services.len(), 3);
     assert_eq!(before.tombstones.len(), 1);
-    assert_eq!((before.epoch, before.applied), (epoch, 1));
+    assert_eq!((before.epoch, before.applied.get()), (epoch, 1));
     let constants = before.constants.map(Op::PutConstants);
     let records = constants.into_iter().chain(before.tables.iter().cloned().map(Op::PutTable));
     let records = records.chain([Op::PutForgotten(before.forgotten)]);
@@ -36,7 +36,7 @@ pub(super) async fn every_record_survives_a_reopening(fixture: &dyn StoreFixture
     let store = fixture.open().await;
     let (next, applied, _) = acquire(&*store, 0).await;
     assert!(next > epoch);
-    assert_eq!(applied, 1);
+    assert_eq!(applied, WriteNumber::FIRST);
     let after = sorted(store.load().await.expect("load"));
     assert_eq!(after, StoreState { epoch: next, ..before });
 }
@@ -54,7 +54,7 @@ pub(super) async fn records_are_replaced_and_removed(fixture: &dyn StoreFixture)
         Op::PutService(service(2, ServiceState::Live)),
         Op::PutTombstone(txn),
     ];
-    store.write(epoch, 1, &first).await.expect("write");
+    store.write(epoch, WriteNumber::FIRST, &first).await.expect("write");
     let second = vec![
         Op::PutTable(table("g", "t", 9)),
         Op::PutService(service(1, ServiceState::Fenced)),
@@ -74,7 +74,7 @@ pub(super) async fn records_are_replaced_and_removed(fixture: &dyn StoreFixture)
         Op::PutTable(table("g", "short", 11)),
         Op::RemoveTable(table("g", "short", 11).table),
     ];
-    store.write(epoch, 2, &second).await.expect("write");
+    store.write(epoch, WriteNumber::new(2), &second).await.expect("write");
     drop(store);
     let store = fixture.open().await;
     acquire(&*store, 0).await;
@@ -83,7 +83,7 @@ pub(super) async fn records_are_replaced_and_removed(fixture: &dyn StoreFixture)
     assert_eq!(state.forgotten, Forgotten { high_water: 3, tokens_reserved_to: 7 });
     assert_eq!(state.services, vec![service(1, ServiceState::Fenced)]);
     assert_eq!(state.tombstones, vec![]);
-    assert_eq!(state.applied, 2);
+    assert_eq!(state.applied.get(), 2);
 }
 
 pub(super) async fn only_the_current_epoch_writes_renews_and_resigns(fixture: &dyn StoreFixture) {
@@ -94,7 +94,10 @@ pub(super) async fn only_the_current_epoch_writes_renews_and_resigns(fixture: &d
     assert!(new > old, "asking again raises the epoch");
     let batch = vec![Op::PutTable(table("g", "t", 1))];
     for epoch in [old, Epoch::new(new.get() + 1)] {
-        let refused = store.write(epoch, 1, &batch).await.expect_err("not the current epoch");
+        let refused = store
+            .write(epoch, WriteNumber::FIRST, &batch)
+            .await
+            .expect_err("not the current epoch");
         assert_eq!(refused.kind(), ErrorKind::Fenced);
         assert_eq!(
             store.renew(epoch).await.expect_err("not the current epoch").kind(),
@@ -105,28 +108,37 @@ pub(super) async fn only_the_current_epoch_writes_renews_and_resigns(fixture: &d
             ErrorKind::Fenced
         );
     }
-    assert_eq!(store.applied().await.expect("applied").number, 0);
-    store.write(new, 1, &batch).await.expect("the current epoch writes");
+    assert_eq!(store.applied().await.expect("applied").number.get(), 0);
+    store.write(new, WriteNumber::FIRST, &batch).await.expect("the current epoch writes");
 }
 
 pub(super) async fn only_the_next_number_is_written(fixture: &dyn StoreFixture) {
     let store = fixture.open().await;
     let (epoch, ..) = acquire(&*store, 0).await;
-    store.write(epoch, 1, &vec![Op::PutTable(table("g", "a", 1))]).await.expect("the first");
+    store
+        .write(epoch, WriteNumber::FIRST, &vec![Op::PutTable(table("g", "a", 1))])
+        .await
+        .expect("the first");
     for number in [0, 1, 3, u64::MAX] {
         let late = vec![Op::PutTable(table("g", "a", 99))];
-        let refused = store.write(epoch, number, &late).await.expect_err("not the next number");
+        let refused = store
+            .write(epoch, WriteNumber::new(number), &late)
+            .await
+            .expect_err("not the next number");
         assert_eq!(refused.kind(), ErrorKind::Fenced, "number {number}");
     }
-    assert_eq!(store.applied().await.expect("applied").number, 1);
+    assert_eq!(store.applied().await.expect("applied").number.get(), 1);
     assert_eq!(store.load().await.expect("load").tables, vec![table("g", "a", 1)]);
-    store.write(epoch, 2, &vec![]).await.expect("an empty batch counts too");
+    store.write(epoch, WriteNumber::new(2), &vec![]).await.expect("an empty batch counts too");
     drop(store);
     let store = fixture.open().await;
     let (epoch, applied, _) = acquire(&*store, 0).await;
-    assert_eq!(applied, 2, "numbers go on over leaderships");
-    assert_eq!(store.write(epoch, 1, &vec![]).await.expect_err("used").kind(), ErrorKind::Fenced);
-    store.write(epoch, 3, &vec![]).await.expect("the next");
+    assert_eq!(applied.get(), 2, "numbers go on over leaderships");
+    assert_eq!(
+        store.write(epoch, WriteNumber::FIRST, &vec![]).await.expect_err("used").kind(),
+        ErrorKind::Fenced
+    );
+    store.write(epoch, WriteNumber::new(3), &vec![]).await.expect("the next");
 }
 
 pub(super) async fn a_big_batch_lands_whole(fixture: &dyn StoreFixture) {
@@ -134,7 +146,7 @@ pub(super) async fn a_big_batch_lands_whole(fixture: &dyn StoreFixture) {
     let (epoch, ..) = acquire(&*store, 0).await;
     let batch: Vec<Op> =
         (0..5_000).map(|n| Op::PutTable(table("g", &format!("t{n}"), n))).collect();
-    store.write(epoch, 1, &batch).await.expect("write");
+    store.write(epoch, WriteNumber::FIRST, &batch).await.expect("write");
     drop(store);
     let store = fixture.open().await;
     acquire(&*store, 0).await;
@@ -148,7 +160,12 @@ pub(super) async fn of_concurrent_writes_with_one_number_one_lands(fixture: &dyn
     for n in 0..16 {
         let store = Arc::clone(&store);
         tasks.spawn(async move {
-            (n, store.write(epoch, 1, &vec![Op::PutTable(table("g", "t", n))]).await)
+            (
+                n,
+                store
+                    .write(epoch, WriteNumber::FIRST, &vec![Op::PutTable(table("g", "t", n))])
+                    .await,
+            )
         });
     }
     let mut landed = Vec::new();
@@ -170,7 +187,7 @@ pub(super) async fn a_write_whose_caller_went_away_has_its_outcome_known_by_its_
     {
         // Polled at most once, then dropped: its outcome is unknown.
         let batch = vec![Op::PutTable(table("g", "t", 1))];
-        let write = store.write(epoch, 1, &batch);
+        let write = store.write(epoch, WriteNumber::FIRST, &batch);
         tokio::pin!(write);
         tokio::select! {
             biased;
@@ -181,7 +198,7 @@ pub(super) async fn a_write_whose_caller_went_away_has_its_outcome_known_by_its_
     let tables = |state: StoreState| state.tables.len() as u64;
     // It may land late, but then at its number: the next write either takes that number, or meets
     // it.
-    match store.write(epoch, 1, &vec![]).await {
+    match store.write(epoch, WriteNumber::FIRST, &vec![]).await {
         Ok(_) => assert_eq!(
             tables(store.load().await.expect("load")),
             0,
@@ -192,5 +209,5 @@ pub(super) async fn a_write_whose_caller_went_away_has_its_outcome_known_by_its_
             assert_eq!(tables(store.load().await.expect("load")), 1, "number 1 was its own");
         }
     }
-    assert_eq!(store.applied().await.expect("applied").number, 1);
+    assert_eq!(store.applied().await.expect("applied").number.get(), 1);
 }
