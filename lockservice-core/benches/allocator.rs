@@ -125,7 +125,7 @@ impl Work {
         };
         let bind = |n: usize| {
             let at = n.wrapping_mul(0x9e37_79b9) % (TABLES / parts);
-            prepared.binds[at * parts + part].clone()
+            prepared.binds[at * parts + part]
         };
         let request = |n: usize| BeginCommit {
             txn: id(n),

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use by_id::{LockEngine, LockRequest};
 use criterion::{Criterion, criterion_group, criterion_main};
-use lockservice_core::allocator::{Bind, TokenBlock};
+use lockservice_core::allocator::{Bind, BindSlot, TokenBlock};
 use lockservice_core::clock::{Clock, SystemClock, Time};
 use lockservice_core::table::{EngineSettings, Grant, LockCall, TxnHandle, WaitPolicy};
 use lockservice_core::{
@@ -38,6 +38,7 @@ fn engine() -> LockEngine {
         partition: 0,
         owner: ServiceId::new(1),
         version: VERSION,
+        slot: BindSlot::NONE,
     };
     let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1 << 52) };
     engine.install(bind, Some(block), None).expect("the first version");

@@ -16,7 +16,40 @@ pub struct Bind {
     pub owner: ServiceId,
     /// The bind's version.
     pub version: BindVersion,
+    /// Where the allocator keeps it.
+    pub slot: BindSlot,
 }
+
+/// Where an allocator of this process keeps a bind, so that a commit finds it without a look-up.
+///
+/// It says nothing about which bind it is, so any two are equal. A commit may present any: one
+/// that is not the bind's, because another allocator leads by now or because the bind crossed the
+/// network, costs a look-up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BindSlot(u32);
+
+impl BindSlot {
+    /// No slot: the bind is looked up.
+    pub const NONE: Self = Self(0);
+
+    /// The slot with this number, from 1.
+    pub(crate) const fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// Its number; 0 if it is none.
+    pub(crate) const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl PartialEq for BindSlot {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for BindSlot {}
 
 /// A durable block of fencing tokens, `next..end` (F2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

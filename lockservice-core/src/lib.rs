@@ -70,7 +70,7 @@ pub mod table;
 #[allow(clippy::disallowed_methods, reason = "suites and fixtures drive effects themselves")]
 pub mod testing;
 
-pub use crate::bind::{Bind, TokenBlock};
+pub use crate::bind::{Bind, BindSlot, TokenBlock};
 pub use crate::error::{Advice, Blocker, DeadlockEdge, Detail, Error, ErrorKind, Result};
 pub use crate::guarded_map::GuardedMap;
 pub use crate::id::{

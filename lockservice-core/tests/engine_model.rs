@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use by_id::{LockEngine, LockRequest};
-use lockservice_core::allocator::{Bind, TokenBlock};
+use lockservice_core::allocator::{Bind, BindSlot, TokenBlock};
 use lockservice_core::clock::Time;
 use lockservice_core::table::{EngineSettings, Grant, LockCall, VictimPolicy, WaitPolicy};
 use lockservice_core::{
@@ -173,6 +173,7 @@ impl Run {
             partition: 0,
             owner: ServiceId::new(1),
             version,
+            slot: BindSlot::NONE,
         };
         let block = self.random.random_bool(0.8).then(|| self.block(60));
         self.engine.install(bind.clone(), block, None).expect("a new version");

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kit::by_id::LockEngine;
 use kit::{TABLE, VERSION, engine, engine_with, granted, kind, lock, poll, row, txn};
-use lockservice_core::allocator::{Bind, TokenBlock};
+use lockservice_core::allocator::{Bind, BindSlot, TokenBlock};
 use lockservice_core::table::{EngineSettings, RowGrant, engine_steps};
 use lockservice_core::{
     BindVersion, CommitTimestamp, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode,
@@ -198,6 +198,7 @@ fn a_place_that_is_used_again_has_nothing_of_its_last_table() {
         partition: 0,
         owner: ServiceId::new(1),
         version: BindVersion::new(2),
+        slot: BindSlot::NONE,
     };
     let block = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1 << 40) };
     engine.install(bind, Some(block), None).expect("a new version");

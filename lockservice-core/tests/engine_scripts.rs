@@ -31,7 +31,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use by_id::{LockEngine, LockRequest};
-use lockservice_core::allocator::{Bind, TokenBlock};
+use lockservice_core::allocator::{Bind, BindSlot, TokenBlock};
 use lockservice_core::clock::Time;
 use lockservice_core::table::{EngineSettings, Grant, LockCall, WaitPolicy};
 use lockservice_core::{
@@ -120,6 +120,7 @@ impl Session {
             partition: 0,
             owner: ServiceId::new(1),
             version: BindVersion::new(self.version),
+            slot: BindSlot::NONE,
         };
         let block = self.block(tokens);
         self.engine.install(bind, Some(block), None).expect("a new version");

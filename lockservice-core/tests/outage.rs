@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator,
+    AllocatorSettings, BeginCommit, BindSlot, CommitWindow, LocalAllocator, LockTableAllocator,
     PresentedBind, Registration,
 };
 use lockservice_core::clock::{Clock, Time};
@@ -18,8 +18,8 @@ use lockservice_core::store::{
 };
 use lockservice_core::testing::ManualClock;
 use lockservice_core::{
-    BindVersion, CommitAttempt, Epoch, ErrorKind, NodeName, Nonce, Result, ServiceId, TableRef,
-    TxnId, WriteNumber,
+    BindVersion, CommitAttempt, Epoch, ErrorKind, NodeName, Nonce, Result, ServiceId, TableId,
+    TableRef, TxnId, WriteNumber,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -86,16 +86,17 @@ fn register(node: &str) -> Registration {
     }
 }
 
-/// A commit that presents binds of a group that nobody has ever seen.
+/// A commit that presents binds of tables that were never seen.
 fn unseen(origin: ServiceId, n: u64) -> BeginCommit {
     BeginCommit {
         txn: TxnId::new(origin, n, true),
         binds: (0..4)
             .map(|i| PresentedBind {
-                table: TableRef::new(format!("never-seen-{n}"), format!("t{i}")).expect("names"),
+                table: TableId::new(1 << 50 | (n * 4 + i)),
                 partition: 0,
                 owner: origin,
                 version: BindVersion::new(n),
+                slot: BindSlot::NONE,
             })
             .collect(),
         attempt: CommitAttempt::new(1),
@@ -103,7 +104,7 @@ fn unseen(origin: ServiceId, n: u64) -> BeginCommit {
     }
 }
 
-/// Hundreds of commits of unseen groups beside binds. Answers when all have been answered.
+/// Hundreds of commits of unseen tables beside binds. Returns when all have been answered.
 async fn storm(
     allocator: &Arc<LocalAllocator>,
     origin: ServiceId,
@@ -148,7 +149,7 @@ async fn storm(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_first_start_on_an_empty_store_serves_commits_of_groups_never_seen_before() {
+async fn the_first_start_on_an_empty_store_serves_commits_of_tables_never_seen_before() {
     let allocator = start(Arc::new(MemoryStore::new(1)));
     let origin = allocator.register(&register("origin")).await.expect("a free name").service;
     let (tables, services, transactions) = allocator.entries();
@@ -227,7 +228,7 @@ fn comes_back<T: Send>(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_commit_held_in_the_allocator_holds_up_no_other_of_the_same_group() {
+async fn a_commit_held_in_the_allocator_holds_up_no_other_of_the_same_table() {
     let (inside, entered) = mpsc::channel();
     let (release, held) = mpsc::channel();
     let clock = Arc::new(Held { clock: ManualClock::new(), inside, release: Mutex::new(held) });

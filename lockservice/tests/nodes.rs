@@ -272,10 +272,8 @@ async fn a_commit_is_validated_by_the_leader_whichever_node_has_the_call() {
     let admission = client.allocator().begin_commit(&request).await.expect("c sends it on to a");
     assert!(admission.until > client.clock().now());
     let stale = BeginCommit { txn: request.txn, attempt: CommitAttempt::new(2), ..request.clone() };
-    let changed = PresentedBind {
-        version: lockservice_core::BindVersion::new(1),
-        ..request.binds[0].clone()
-    };
+    let changed =
+        PresentedBind { version: lockservice_core::BindVersion::new(1), ..request.binds[0] };
     let stale = BeginCommit { binds: vec![changed], ..stale };
     let refused = client.allocator().begin_commit(&stale).await.expect_err("not the current bind");
     assert_eq!(refused.kind(), ErrorKind::BindChanged);

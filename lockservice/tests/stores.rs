@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockservice_core::allocator::{
-    AllocatorSettings, BeginCommit, CommitWindow, LocalAllocator, LockTableAllocator,
+    AllocatorSettings, BeginCommit, BindSlot, CommitWindow, LocalAllocator, LockTableAllocator,
     PresentedBind, Registration,
 };
 use lockservice_core::clock::SystemClock;
@@ -24,7 +24,7 @@ use lockservice_core::store::{
 };
 use lockservice_core::testing::{StoreFixture, fault_suite, store_suite};
 use lockservice_core::{
-    BindVersion, CommitAttempt, Epoch, ErrorKind, NodeName, Nonce, ServiceId, TableRef, TxnId,
+    BindVersion, CommitAttempt, Epoch, ErrorKind, NodeName, Nonce, ServiceId, TableId, TxnId,
     WriteNumber,
 };
 use tokio::task::JoinSet;
@@ -380,14 +380,14 @@ async fn a_store_of_format_one_is_opened_while_commits_are_validated_and_tables_
         let allocator = Arc::clone(&allocator);
         commits.spawn(async move {
             let origin = ServiceId::new(3 << 32 | 1);
-            let table = TableRef::new(format!("group-{n}"), "never-seen").expect("names");
             let request = BeginCommit {
                 txn: TxnId::new(origin, n, true),
                 binds: vec![PresentedBind {
-                    table,
+                    table: TableId::new(n),
                     partition: 0,
                     owner: origin,
                     version: BindVersion::new(1),
+                    slot: BindSlot::NONE,
                 }],
                 attempt: CommitAttempt::new(1),
                 window: CommitWindow {

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::bind::{Bind, TokenBlock};
+use crate::bind::{Bind, BindSlot, TokenBlock};
 use crate::error::Error;
 use crate::id::{
-    BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableRef, TxnId, WriteNumber,
+    BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TxnId, WriteNumber,
 };
 use crate::store::{ClusterConstants, ServiceState};
 
@@ -144,27 +144,28 @@ pub struct Latest {
     pub at: Progress,
 }
 
-/// A bind as a transaction presents it at its commit: what its lock results said.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// A bind as a transaction presents it at its commit: in numbers, as its lock results had it.
+///
+/// It comes from a [`Bind`], and is copied. The four numbers name the bind; the slot only saves the
+/// allocator of this process a look-up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PresentedBind {
-    /// Group and name.
-    pub table: TableRef,
+    /// The table's number.
+    pub table: TableId,
     /// Which partition.
     pub partition: u32,
     /// The owner on which the locks were taken.
     pub owner: ServiceId,
     /// The version at which they were taken.
     pub version: BindVersion,
+    /// Where the allocator keeps the bind; [`BindSlot::NONE`] if that is not known.
+    pub slot: BindSlot,
 }
 
 impl From<&Bind> for PresentedBind {
     fn from(bind: &Bind) -> Self {
-        Self {
-            table: bind.table.clone(),
-            partition: bind.partition,
-            owner: bind.owner,
-            version: bind.version,
-        }
+        let Bind { id, partition, owner, version, slot, .. } = *bind;
+        Self { table: id, partition, owner, version, slot }
     }
 }
 

@@ -40,7 +40,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
 
-pub use crate::bind::{Bind, TokenBlock};
+pub use crate::bind::{Bind, BindSlot, TokenBlock};
 
 pub use self::cluster::{AllocatorPeers, ElectedAllocator, Role};
 pub use self::leader::{AllocatorStopped, LocalAllocator};

@@ -27,7 +27,7 @@ use hashbrown::hash_table::Entry;
 
 use crate::sync::RwLock;
 
-pub(crate) use self::read_mostly::ReadMostlyMap;
+pub(crate) use self::read_mostly::{ReadMostlyMap, View};
 
 /// Shards of a [new](GuardedMap::new) map: so many that two of a few dozen threads rarely meet in
 /// one.

@@ -43,6 +43,7 @@ const SLICE: usize = 1_024;
 ///     partition: 0,
 ///     owner: ServiceId::new(1),
 ///     version: BindVersion::new(1),
+///     slot: BindSlot::NONE,
 /// };
 /// let tokens = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1_000) };
 /// let orders = engine.install(bind, Some(tokens), None)?;

@@ -3,7 +3,7 @@
 use std::ops::Bound;
 
 use super::by_id::{LockEngine, LockRequest};
-use lockservice_core::allocator::{Bind, TokenBlock};
+use lockservice_core::allocator::{Bind, BindSlot, TokenBlock};
 use lockservice_core::clock::Time;
 use lockservice_core::table::{EngineSettings, LockCall, WaitPolicy};
 use lockservice_core::{
@@ -31,6 +31,7 @@ pub(crate) fn engine(tables: u64, tokens: bool) -> LockEngine {
             partition: 0,
             owner: ServiceId::new(1),
             version: BindVersion::new(1),
+            slot: BindSlot::NONE,
         };
         let block = tokens
             .then(|| TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1 << 40) });

@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use self::by_id::{LockEngine, LockRequest};
-use lockservice_core::allocator::{Bind, TokenBlock};
+use lockservice_core::allocator::{Bind, BindSlot, TokenBlock};
 use lockservice_core::clock::Time;
 use lockservice_core::table::{EngineSettings, Grant, LockCall, WaitPolicy};
 use lockservice_core::{
@@ -24,7 +24,7 @@ pub(crate) const VERSION: BindVersion = BindVersion::new(1);
 
 pub(crate) fn bind(version: BindVersion) -> Bind {
     let table = TableRef::new("g", "t").expect("a name");
-    Bind { table, id: TABLE, partition: 0, owner: ServiceId::new(1), version }
+    Bind { table, id: TABLE, partition: 0, owner: ServiceId::new(1), version, slot: BindSlot::NONE }
 }
 
 /// An engine with the default settings that serves the table.

@@ -222,7 +222,7 @@ pub(super) fn invalid(message: &str) -> Error {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use lockservice_core::allocator::{Bind, BindState, BindStatus};
+    use lockservice_core::allocator::{Bind, BindSlot, BindState, BindStatus};
     use lockservice_core::{BindVersion, TableId, TableRef};
 
     use super::*;
@@ -234,6 +234,7 @@ pub(super) mod tests {
             partition: 0,
             owner: ServiceId::new(1 << 32 | 1),
             version: BindVersion::new(1 << 32 | n),
+            slot: BindSlot::NONE,
         }
     }
 

@@ -8,25 +8,16 @@ use lockservice_core::{CommitAttempt, Error, Result, TxnId};
 use super::allocator::invalid;
 use super::{
     error_from_proto, error_to_proto, millis_down, millis_up, presented_from_proto,
-    progress_from_proto, progress_to_proto, txn_from_proto,
+    presented_to_proto, progress_from_proto, progress_to_proto, txn_from_proto,
 };
 use crate::proto;
 
 /// A request to validate a commit as a message. The time asked for is never shorter at its least,
 /// nor longer at its most.
 pub fn begin_commit_to_proto(request: &BeginCommit) -> proto::BeginCommitRequest {
-    let binds = request.binds.iter().map(|bind| proto::Bind {
-        group: bind.table.group.to_string(),
-        table: bind.table.name.to_string(),
-        // A presented bind is compared by name, owner and version.
-        table_id: 0,
-        partition: bind.partition,
-        owner: bind.owner.get(),
-        version: bind.version.get(),
-    });
     proto::BeginCommitRequest {
         txn: request.txn.to_string(),
-        binds: binds.collect(),
+        binds: request.binds.iter().map(presented_to_proto).collect(),
         attempt: request.attempt.get(),
         least_ms: millis_up(request.window.least),
         most_ms: millis_down(request.window.most),
@@ -40,7 +31,7 @@ pub fn begin_commit_to_proto(request: &BeginCommit) -> proto::BeginCommitRequest
 pub fn begin_commit_from_proto(request: proto::BeginCommitRequest) -> Result<BeginCommit> {
     Ok(BeginCommit {
         txn: txn_from_proto(&request.txn)?,
-        binds: request.binds.into_iter().map(presented_from_proto).collect::<Result<_>>()?,
+        binds: request.binds.iter().map(presented_from_proto).collect(),
         attempt: CommitAttempt::new(request.attempt),
         window: CommitWindow {
             least: Duration::from_millis(request.least_ms),

@@ -53,7 +53,7 @@ pub fn forgetting_from_proto(response: proto::ForgetTableResponse) -> Result<For
 
 #[cfg(test)]
 mod tests {
-    use lockservice_core::allocator::{Bind, BindState, BindStatus, Progress};
+    use lockservice_core::allocator::{Bind, BindSlot, BindState, BindStatus, Progress};
     use lockservice_core::{
         BindVersion, Epoch, Error, ErrorKind, NodeName, Nonce, ServiceId, TableId, TableRef,
         WriteNumber,
@@ -76,6 +76,7 @@ mod tests {
                 partition: 0,
                 owner: ServiceId::new(2),
                 version: BindVersion::new(3),
+                slot: BindSlot::NONE,
             },
             node: NodeName::new("n").expect("a name"),
             address: "b:2".to_owned(),

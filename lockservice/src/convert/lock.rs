@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lockservice_core::allocator::{Bind, PresentedBind};
+use lockservice_core::allocator::{Bind, BindSlot, PresentedBind};
 use lockservice_core::service::{ANCESTORS_MAX, Granted, LockSpec, Promise};
 use lockservice_core::table::{Grant, WaitPolicy};
 use lockservice_core::{
@@ -106,15 +106,32 @@ pub fn bind_from_proto(bind: proto::Bind) -> Result<Bind> {
         partition: bind.partition,
         owner: ServiceId::new(bind.owner),
         version: BindVersion::new(bind.version),
+        slot: BindSlot::NONE,
     })
 }
 
-/// A bind as a transaction presents it at its commit.
-///
-/// # Errors
-/// `InvalidArgument` if the message cannot be read.
-pub fn presented_from_proto(bind: proto::Bind) -> Result<PresentedBind> {
-    bind_from_proto(bind).map(|bind| PresentedBind::from(&bind))
+/// A bind that a transaction presents at its commit, as a message: its numbers without its names.
+pub fn presented_to_proto(bind: &PresentedBind) -> proto::Bind {
+    proto::Bind {
+        group: String::new(),
+        table: String::new(),
+        table_id: bind.table.get(),
+        partition: bind.partition,
+        owner: bind.owner.get(),
+        version: bind.version.get(),
+    }
+}
+
+/// The bind that a transaction presents at its commit, as a message tells of it. Its names do not
+/// count.
+pub fn presented_from_proto(bind: &proto::Bind) -> PresentedBind {
+    PresentedBind {
+        table: TableId::new(bind.table_id),
+        partition: bind.partition,
+        owner: ServiceId::new(bind.owner),
+        version: BindVersion::new(bind.version),
+        slot: BindSlot::NONE,
+    }
 }
 
 /// A transaction id.
@@ -203,6 +220,7 @@ mod tests {
             partition: 2,
             owner: ServiceId::new(1 << 32 | 1),
             version: BindVersion::new(1 << 32 | 9),
+            slot: BindSlot::NONE,
         }
     }
 
@@ -270,10 +288,7 @@ mod tests {
     #[test]
     fn a_bind_crosses_the_wire() {
         assert_eq!(bind_from_proto(bind_to_proto(&bind())).expect("own message"), bind());
-        assert_eq!(
-            presented_from_proto(bind_to_proto(&bind())).expect("own message"),
-            PresentedBind::from(&bind())
-        );
+        assert_eq!(presented_from_proto(&bind_to_proto(&bind())), PresentedBind::from(&bind()));
         assert!(txn_from_proto("nonsense").is_err());
     }
 }

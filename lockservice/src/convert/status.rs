@@ -180,7 +180,7 @@ fn no_item() -> Error {
 
 #[cfg(test)]
 mod tests {
-    use lockservice_core::allocator::Bind;
+    use lockservice_core::allocator::{Bind, BindSlot};
     use lockservice_core::{
         BindVersion, Key, KeyRange, LockMode, ServiceId, TableId, TableRef, TxnId,
     };
@@ -258,6 +258,7 @@ mod tests {
                     partition: 0,
                     owner: ServiceId::new(4),
                     version: BindVersion::new(5),
+                    slot: BindSlot::NONE,
                 },
                 node: NodeName::new("n").expect("a name"),
                 address: "a:1".to_owned(),

@@ -38,7 +38,7 @@ impl LockTableAllocator for LocalAllocator {
                 }
             };
             let id = ServiceId::new(number);
-            let service = match self.shared.start_incarnation(&state, request, id, room)? {
+            let service = match self.shared.start_incarnation(state, request, id, room)? {
                 Started::Before(service) => service,
                 Started::Queued(landed) => landed.await.unwrap_or_else(|_| Err(stopping()))?,
             };
@@ -68,8 +68,8 @@ impl LockTableAllocator for LocalAllocator {
         let state = self.shared.leading().await?;
         // L4: nothing is believed of an incarnation that is not known: it may be invented. One that
         // the store has lost proves its report.
-        let known = known(&state, service, nonce)?;
-        self.shared.compare(&state, observed)?;
+        let known = known(state, service, nonce)?;
+        self.shared.compare(state, observed)?;
         if !known.renew(|| self.shared.env.now()) {
             return Err(lease_lost(service));
         }
@@ -90,14 +90,14 @@ impl LockTableAllocator for LocalAllocator {
                     another one?",
             ));
         }
-        self.shared.compare(&state, report.observed)?;
+        self.shared.compare(state, report.observed)?;
         Ok(state.progress())
     }
 
     async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
         let state = self.shared.leading().await?;
-        let known = known(&state, service, nonce)?;
-        self.shared.resign_incarnation(&state, &known).await?;
+        let known = known(state, service, nonce)?;
+        self.shared.resign_incarnation(state, &known).await?;
         Ok(state.progress())
     }
 
@@ -105,7 +105,7 @@ impl LockTableAllocator for LocalAllocator {
         let state = self.shared.leading().await?;
         let epoch = state.sequence.epoch();
         let span = tracing::debug_span!("bind", %table, %service, %epoch);
-        self.shared.bind(&state, service, table).instrument(span).await
+        self.shared.bind(state, service, table).instrument(span).await
     }
 
     async fn reserve_tokens(
@@ -115,7 +115,7 @@ impl LockTableAllocator for LocalAllocator {
         version: BindVersion,
     ) -> Result<ReservedTokens> {
         let state = self.shared.leading().await?;
-        let tokens = self.shared.reserve_tokens(&state, service, table, version).await?;
+        let tokens = self.shared.reserve_tokens(state, service, table, version).await?;
         Ok(ReservedTokens { tokens, at: state.progress() })
     }
 
@@ -127,14 +127,14 @@ impl LockTableAllocator for LocalAllocator {
         version: BindVersion,
     ) -> Result<Released> {
         let state = self.shared.leading().await?;
-        let known = known(&state, service, nonce)?;
-        let kept = self.shared.release_table(&state, &known, table, version).await?;
+        let known = known(state, service, nonce)?;
+        let kept = self.shared.release_table(state, &known, table, version).await?;
         Ok(Released { kept, at: state.progress() })
     }
 
     async fn forget_table(&self, table: &TableRef) -> Result<Forgetting> {
         let state = self.shared.leading().await?;
-        let outcome = self.shared.forget_table(&state, table).await?;
+        let outcome = self.shared.forget_table(state, table).await?;
         Ok(Forgetting { outcome, at: state.progress() })
     }
 
@@ -146,7 +146,10 @@ impl LockTableAllocator for LocalAllocator {
     }
 
     async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
-        self.shared.leading().await?;
+        if self.shared.state.get().is_none() {
+            Box::pin(self.shared.opened()).await?;
+        }
+        // It checks for itself that the leadership lasts.
         self.begin_commit_now(request)
     }
 
@@ -161,7 +164,7 @@ impl LockTableAllocator for LocalAllocator {
         let mut response = CannotCommit::default();
         let mut writes = Vec::new();
         for &txn in txns {
-            match self.shared.cannot_commit(&state, txn).await {
+            match self.shared.cannot_commit(state, txn).await {
                 Ok(Verdict::Committing) => response.committing.push(txn),
                 Ok(Verdict::Tombstoned) => response.tombstoned.push(txn),
                 Ok(Verdict::Writing(landed)) => writes.push((txn, landed)),
@@ -188,7 +191,7 @@ impl LockTableAllocator for LocalAllocator {
         range: TxnRange,
     ) -> Result<Progress> {
         let state = self.shared.leading().await?;
-        let known = known(&state, service, nonce)?;
+        let known = known(state, service, nonce)?;
         if !known.holds(self.shared.env.now()) {
             return Err(lease_lost(service));
         }

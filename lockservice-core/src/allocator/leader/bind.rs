@@ -22,10 +22,9 @@ use crate::allocator::leader::token_block::next_block;
 use crate::allocator::leader::writer::Command;
 use crate::allocator::messages::BoundTable;
 use crate::allocator::state::leases::LeaseState;
-use crate::allocator::state::pins::Pins;
 use crate::allocator::state::tokens::RaiseEpoch;
 use crate::allocator::state::{
-    AllocatorState, BindEntry, Service, TableEntry, lease_lost, reassigning, stopping,
+    AllocatorState, BindEntry, Service, TableById, TableEntry, lease_lost, reassigning, stopping,
 };
 use crate::bind::{Bind, TokenBlock};
 use crate::clock::Time;
@@ -162,8 +161,8 @@ impl LocalShared {
             return Err(lease_lost(asker.id).into());
         }
         let new_bind =
-            || BindEntry { owner: Arc::clone(asker), version, pins: Arc::new(Pins::default()) };
-        let binds: SmallVec<[BindEntry; 1]> = (0..free.partitions).map(|_| new_bind()).collect();
+            |partition| BindEntry::closed(&state.slots, id, partition, Arc::clone(asker), version);
+        let binds: SmallVec<[BindEntry; 1]> = (0..free.partitions as u32).map(new_bind).collect();
         if slot.is_none() {
             self.tables.fetch_add(1, Ordering::AcqRel);
         }
@@ -260,26 +259,36 @@ struct Grant {
 
 impl Grant {
     /// The second half of a bind. Runs on the writer's task, when the write has landed or failed.
-    fn done(self, outcome: Result<()>) {
-        let result = outcome.map(|()| self.landed()).inspect_err(|_| self.failed());
+    fn done(mut self, outcome: Result<()>) {
+        let result = match outcome {
+            Ok(()) => Ok(self.landed()),
+            Err(e) => {
+                self.failed();
+                Err(e)
+            }
+        };
         // The caller first, so that it is the one that gets the tokens; then those who wait for the
         // table.
         drop(self.caller.send(result));
         drop(self.closes);
     }
 
-    fn landed(&self) -> BoundTable {
+    fn landed(&mut self) -> BoundTable {
         if let Some(owner) = &self.fenced {
             // ORDERING: Release, the partner of the acquire in `free_table`.
             owner.end_durable.store(true, Ordering::Release);
         }
-        let Self { state, table, id, binds, block, .. } = self;
-        state.ids.upsert(*id, || table.clone(), |_| ());
+        let binds = std::mem::take(&mut self.binds);
+        let Self { state, table, id, block, .. } = &*self;
         let bound = bound_table(state, table, *id, &binds[0], Some(*block));
+        binds.iter().for_each(|bind| bind.slot.pins().open());
+        // Before the bind is visible, so that a caller that learns of it finds it.
+        let by_id = || TableById::new(table.clone(), &binds);
+        state.ids.upsert(*id, by_id, |known| *known = by_id());
         let old = state.tables.update_existing(table, |entry| {
             entry.pending = None;
             entry.tokens_reserved_to = block.end.get();
-            std::mem::replace(&mut entry.binds, binds.clone())
+            std::mem::replace(&mut entry.binds, binds)
         });
         for bind in old.unwrap_or_default() {
             bind.owner.references.fetch_sub(1, Ordering::SeqCst);
@@ -342,6 +351,7 @@ fn bound_table(
             partition: 0,
             owner: bind.owner.id,
             version: bind.version,
+            slot: bind.slot.at(),
         },
         node: bind.owner.node.clone(),
         address: bind.owner.address.clone(),

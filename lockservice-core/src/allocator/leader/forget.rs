@@ -118,7 +118,7 @@ impl LocalShared {
         if !service.check_holds(now) {
             return Err(lease_lost(service.id));
         }
-        if entry.binds.iter().any(|bind| bind.pins.held(now)) {
+        if !entry.close_unless_held(now) {
             let message = "a commit is in flight on the table's bind: try again when it has ended";
             let kept = Error::new(ErrorKind::TableInUse, message);
             return Ok(Step::Kept(
@@ -186,12 +186,13 @@ impl LocalShared {
         if !wait.is_zero() {
             return Step::Kept(reassigning(table, wait));
         }
+        entry.close();
         Step::Queued(self.queue_forgetting(state, table, entry, now, room))
     }
 
-    /// Queues the batch that forgets a table. Runs under the table's shard lock. `now` is the
-    /// reading on which the caller decided whether an owner lives: a later one could tell
-    /// otherwise, and a live owner must not be recorded as fenced.
+    /// Queues the batch that forgets a table, whose binds are closed. Runs under the table's shard
+    /// lock. `now` is the reading on which the caller decided whether an owner lives: a later one
+    /// could tell otherwise, and a live owner must not be recorded as fenced.
     fn queue_forgetting(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
@@ -222,8 +223,10 @@ impl LocalShared {
                 }
                 shared.forgetting_landed(&of, &name);
             } else {
-                of.tables
-                    .update_existing(&name, |entry| (entry.pending, entry.leaving) = (None, false));
+                of.tables.update_existing(&name, |entry| {
+                    (entry.pending, entry.leaving) = (None, false);
+                    entry.reopen();
+                });
             }
             drop(caller.send(outcome));
             drop(closes);

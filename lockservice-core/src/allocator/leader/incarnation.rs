@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::allocator::leader::writer::{Command, Done};
 use crate::allocator::leader::{LocalShared, NameHolder};
 use crate::allocator::messages::Registration;
+use crate::allocator::state::commits::CommitControl;
 use crate::allocator::state::leases::LeaseState;
 use crate::allocator::state::{AllocatorState, Service, lease_lost, stopping};
 use crate::clock::hi;
@@ -117,16 +118,16 @@ impl LocalShared {
         // From here on no new pin on its binds and, after the fence, no new commit of its
         // transactions.
         known.commits.fence();
-        let (mut pins, mut turns) = (Vec::new(), Turns::default());
+        let (mut binds, mut turns) = (Vec::new(), Turns::default());
         for shard in 0..state.tables.shards() {
-            turns.after(state.pins_in(shard, known.id, &mut pins)).await;
+            turns.after(state.binds_in(shard, known.id, &mut binds)).await;
         }
         // C2: a resignation waits for pins. Polled: a commit must not pay for waking those who
         // wait, and the wait is bounded by the lease.
         loop {
             let now = self.env.now();
-            pins.retain(|pins| pins.held(now));
-            if pins.is_empty() && known.commits.in_flight_until(now).is_none() {
+            binds.retain(|&(at, version)| state.slots.held(at, version, now));
+            if binds.is_empty() && known.commits.in_flight_until(now).is_none() {
                 break;
             }
             self.env.sleep(PINS_POLL).await;
@@ -180,7 +181,8 @@ impl Start {
                 let (ttl, max) =
                     (shared.settings.constants.lease_ttl(), shared.settings.commits_max);
                 let now = shared.env.now();
-                let service = Arc::new(Service::new(record, ttl, now, LeaseState::Live, max));
+                let commits = CommitControl::new(max, &state.slots);
+                let service = Arc::new(Service::new(record, ttl, now, LeaseState::Live, commits));
                 // A stop that began meanwhile fenced those it saw: this one must not escape it.
                 state.services.insert(id, Arc::clone(&service));
                 if !state.admitting.load(Ordering::SeqCst) {

@@ -19,20 +19,22 @@ const ENDED: u64 = u64::MAX - 1;
 #[derive(Debug)]
 pub(crate) struct LeadershipCell {
     /// Nanoseconds of the moment before the last successful renewal was sent, or one of the
-    /// constants above. Released by `renewed` and `end`; acquired by `remaining` and `ended`.
+    /// constants above. Released by `renewed` and `end`; acquired by `ends` and `ended`.
     sent: AtomicU64,
     ttl: Duration,
+    /// lo of it.
+    answers: Duration,
 }
 
 impl LeadershipCell {
     /// The leadership of an exclusive store.
     pub(crate) fn exclusive() -> Self {
-        Self { sent: AtomicU64::new(EXCLUSIVE), ttl: Duration::MAX }
+        Self { sent: AtomicU64::new(EXCLUSIVE), ttl: Duration::MAX, answers: Duration::MAX }
     }
 
     /// A leadership that lasts `ttl` from `sent`.
     pub(crate) fn shared(sent: Time, ttl: Duration) -> Self {
-        Self { sent: AtomicU64::new(nanos(sent)), ttl }
+        Self { sent: AtomicU64::new(nanos(sent)), ttl, answers: lo(ttl) }
     }
 
     /// Takes a successful renewal into account that was sent at `sent`. Nothing revives a
@@ -54,22 +56,23 @@ impl LeadershipCell {
         self.sent.load(Ordering::Acquire) == ENDED
     }
 
-    /// The raw time that is left, zero once the leader must not answer (L1). A promise of at most
-    /// this much, whose receiver counts lo of it from before its request, ends before a candidate
-    /// that has counted hi(TTL) can lead.
-    pub(crate) fn remaining(&self, now: Time) -> Duration {
+    /// When the leadership ends, raw; the origin of time once the leader must not answer (L1). A
+    /// promise until then, whose receiver counts lo of it from before its request, ends before a
+    /// candidate that has counted hi(TTL) can lead.
+    pub(crate) fn ends(&self, now: Time) -> Time {
         match self.sent.load(Ordering::Acquire) {
-            EXCLUSIVE => Duration::MAX,
-            ENDED => Duration::ZERO,
+            EXCLUSIVE => Time::from_nanos(u64::MAX),
+            ENDED => Time::ZERO,
             sent => {
                 let sent = Time::from_nanos(sent);
-                if now >= sent + lo(self.ttl) {
-                    Duration::ZERO
-                } else {
-                    (sent + self.ttl).remaining(now)
-                }
+                if now >= sent + self.answers { Time::ZERO } else { sent + self.ttl }
             }
         }
+    }
+
+    /// The raw time that is left until it [`ends`](Self::ends).
+    pub(crate) fn remaining(&self, now: Time) -> Duration {
+        self.ends(now).remaining(now)
     }
 }
 
@@ -104,6 +107,7 @@ mod tests {
         cell.end();
         cell.renewed(at(11_000));
         assert_eq!(cell.remaining(at(11_000)), Duration::ZERO, "ended is for ever");
-        assert_eq!(LeadershipCell::exclusive().remaining(at(1 << 40)), Duration::MAX);
+        let century = Duration::from_secs(100 * 365 * 86_400);
+        assert!(LeadershipCell::exclusive().remaining(at(1 << 40)) > century);
     }
 }

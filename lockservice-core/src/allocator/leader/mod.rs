@@ -348,19 +348,23 @@ impl fmt::Debug for LocalAllocator {
 
 impl LocalShared {
     /// The state, once the store is open.
-    pub(in crate::allocator) async fn opened(&self) -> Result<Arc<AllocatorState>> {
+    pub(in crate::allocator) async fn opened(&self) -> Result<&Arc<AllocatorState>> {
         if let Some(state) = self.state.get() {
-            return Ok(Arc::clone(state));
+            return Ok(state);
         }
         let mut opened = self.opened.subscribe();
         let outcome = opened.wait_for(Option::is_some).await.map_err(|_| stopping())?.clone();
         outcome.unwrap_or_else(|| Err(stopping()))?;
-        self.state.get().map(Arc::clone).ok_or_else(stopping)
+        self.state.get().ok_or_else(stopping)
     }
 
     /// The state, if the leader may answer now (L1). Every call of the allocator begins here.
-    pub(in crate::allocator) async fn leading(&self) -> Result<Arc<AllocatorState>> {
-        let state = self.opened().await?;
+    pub(in crate::allocator) async fn leading(&self) -> Result<&Arc<AllocatorState>> {
+        let state = match self.state.get() {
+            Some(state) => state,
+            // Boxed, so that the future of each call is small.
+            None => Box::pin(self.opened()).await?,
+        };
         state.check_leading(self.env.now())?;
         Ok(state)
     }

@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::allocator::state::commits::Tombstoned;
+use crate::allocator::state::commits::{CommitControl, Tombstoned};
 use crate::allocator::state::leases::LeaseState;
-use crate::allocator::state::pins::Pins;
-use crate::allocator::state::{AllocatorState, BindEntry, Service, TableEntry};
+use crate::allocator::state::{AllocatorState, BindEntry, Service, TableById, TableEntry};
 use crate::clock::Time;
 use crate::id::{NodeName, Nonce, ServiceId, TxnId};
 use crate::store::{Batch, Op, ServiceRecord, ServiceState, StoreState, TableRecord, Turns};
@@ -97,7 +96,8 @@ impl Records {
             self.names.insert(record.node.clone(), record.id);
         }
         let Past { lease_ttl, now, .. } = self.past;
-        let service = Arc::new(Service::new(record, lease_ttl, now, lease, self.commits_max));
+        let commits = CommitControl::new(self.commits_max, &self.state.slots);
+        let service = Arc::new(Service::new(record, lease_ttl, now, lease, commits));
         if lease != LeaseState::Live {
             service.commits.fence();
         }
@@ -139,14 +139,19 @@ impl Records {
         let binds: SmallVec<[BindEntry; 1]> = table
             .binds
             .iter()
-            .map(|bind| {
+            .enumerate()
+            .map(|(partition, bind)| {
                 let owner =
                     state.service(bind.owner).unwrap_or_else(|| self.unknown_owner(bind.owner));
                 owner.references.fetch_add(1, Ordering::AcqRel);
-                BindEntry { owner, version: bind.version, pins: Arc::new(Pins::default()) }
+                let (slots, partition) = (&state.slots, partition as u32);
+                let bind = BindEntry::closed(slots, table.id, partition, owner, bind.version);
+                bind.slot.pins().open();
+                bind
             })
             .collect();
-        state.ids.upsert(table.id, || table.table.clone(), |_| ());
+        let by_id = || TableById::new(table.table.clone(), &binds);
+        state.ids.upsert(table.id, by_id, |_| ());
         let tokens_reserved_to = table.tokens_reserved_to;
         let entry =
             TableEntry { id: table.id, tokens_reserved_to, binds, pending: None, leaving: false };
@@ -163,7 +168,9 @@ impl Records {
             state: ServiceState::Fenced,
         };
         let lease = if self.past.over() { LeaseState::Resigned } else { LeaseState::Fenced };
-        let service = Arc::new(Service::new(record, self.past.lease_ttl, self.past.now, lease, 1));
+        let commits = CommitControl::new(1, &self.state.slots);
+        let Past { lease_ttl, now, .. } = self.past;
+        let service = Arc::new(Service::new(record, lease_ttl, now, lease, commits));
         service.commits.fence();
         self.state.services.insert(id, Arc::clone(&service));
         service

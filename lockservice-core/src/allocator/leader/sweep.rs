@@ -44,7 +44,7 @@ pub(in crate::allocator) async fn sweep(shared: Arc<LocalShared>) {
         for service in services {
             service.fence_if_lapsed(now);
             service.commits.sweep(turn, now);
-            let swept = shared.sweep_service(&state, &service, now).await;
+            let swept = shared.sweep_service(state, &service, now).await;
             if let Err(e) = swept {
                 tracing::warn!(
                     service = %service.id,
@@ -54,7 +54,7 @@ pub(in crate::allocator) async fn sweep(shared: Arc<LocalShared>) {
             }
         }
         turn += 1;
-        if let Err(e) = shared.forget_unowned(&state, &mut shard).await {
+        if let Err(e) = shared.forget_unowned(state, &mut shard).await {
             tracing::warn!(
                 error = ?e,
                 "tables without an owner could not be forgotten yet; the next sweep tries again"

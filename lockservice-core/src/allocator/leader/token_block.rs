@@ -33,7 +33,10 @@ impl LocalShared {
             .with("table", id)
             .with("version", version)
         };
-        let table = state.ids.read(&id, |table| table.cloned()).ok_or_else(changed)?;
+        let table = state
+            .ids
+            .read(&id, |table| table.map(|table| table.name.clone()))
+            .ok_or_else(changed)?;
         loop {
             let room = self.room().await?;
             let now = self.env.now();

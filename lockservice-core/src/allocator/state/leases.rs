@@ -28,6 +28,19 @@ pub(crate) enum LeaseState {
     Resigned,
 }
 
+/// How long a renewal of a lease holds, and hi of that: computed once, for commits need both.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Ttl {
+    raw: Duration,
+    hi: Duration,
+}
+
+impl From<Duration> for Ttl {
+    fn from(raw: Duration) -> Self {
+        Self { raw, hi: hi(raw) }
+    }
+}
+
 /// A lease: pure, takes time as an argument.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Lease {
@@ -38,30 +51,35 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// The rest of the raw promise, zero if it is over or was given up.
-    pub(crate) fn remaining(self, ttl: Duration, now: Time) -> Duration {
+    /// When the raw promise ends; the origin of time if it was given up.
+    pub(crate) fn ends(self, ttl: Ttl) -> Time {
         match self.state {
-            LeaseState::Live => (self.renewed_at + ttl).remaining(now),
-            _ => Duration::ZERO,
+            LeaseState::Live => self.renewed_at + ttl.raw,
+            _ => Time::ZERO,
         }
     }
 
+    /// The rest of the raw promise, zero if it is over or was given up.
+    pub(crate) fn remaining(self, ttl: Ttl, now: Time) -> Duration {
+        self.ends(ttl).remaining(now)
+    }
+
     /// True if its end must have come for its owner too: hi(TTL) has passed since the last renewal.
-    pub(crate) fn lapsed(self, ttl: Duration, now: Time) -> bool {
-        now >= self.renewed_at + hi(ttl)
+    pub(crate) fn lapsed(self, ttl: Ttl, now: Time) -> bool {
+        now >= self.renewed_at + ttl.hi
     }
 
     /// True while binds of its owner are valid.
-    pub(crate) fn holds(self, ttl: Duration, now: Time) -> bool {
+    pub(crate) fn holds(self, ttl: Ttl, now: Time) -> bool {
         self.state == LeaseState::Live && !self.lapsed(ttl, now)
     }
 
     /// How long until binds of its owner can be reassigned (B3). Meaningful once it no longer
     /// holds.
-    pub(crate) fn reassigned_in(self, ttl: Duration, now: Time) -> Duration {
+    pub(crate) fn reassigned_in(self, ttl: Ttl, now: Time) -> Duration {
         match self.state {
             LeaseState::Resigned => Duration::ZERO,
-            _ => (self.renewed_at + hi(ttl)).remaining(now),
+            _ => (self.renewed_at + ttl.hi).remaining(now),
         }
     }
 }
@@ -89,7 +107,7 @@ impl LeaseCell {
     /// Renews a live lease that has not lapsed; false if it is too late. `now` reads the clock,
     /// between the look at the lease and the change: a thread that stops in between changes nothing
     /// if the lease was fenced meanwhile.
-    pub(crate) fn renew(&self, ttl: Duration, now: impl Fn() -> Time) -> bool {
+    pub(crate) fn renew(&self, ttl: Ttl, now: impl Fn() -> Time) -> bool {
         self.change(|lease| {
             let now = now();
             lease
@@ -109,7 +127,7 @@ impl LeaseCell {
 
     /// Begins to give the lease up; true also if that had begun before. False if it lapsed, was
     /// fenced or is given up. `now` as for [`renew`](Self::renew).
-    pub(crate) fn begin_resign(&self, ttl: Duration, now: impl Fn() -> Time) -> bool {
+    pub(crate) fn begin_resign(&self, ttl: Ttl, now: impl Fn() -> Time) -> bool {
         self.change(|lease| {
             let may = match lease.state {
                 LeaseState::Live | LeaseState::Resigning => !lease.lapsed(ttl, now()),
@@ -167,7 +185,11 @@ fn unpack(word: u64) -> Lease {
 mod tests {
     use super::*;
 
-    const TTL: Duration = Duration::from_secs(5);
+    const RAW: Duration = Duration::from_secs(5);
+
+    fn ttl() -> Ttl {
+        RAW.into()
+    }
 
     fn at(ms: u64) -> Time {
         Time::from_origin(Duration::from_millis(ms))
@@ -176,18 +198,18 @@ mod tests {
     #[test]
     fn a_lease_is_renewed_until_it_must_have_run_out_and_never_after() {
         let cell = LeaseCell::new(at(0), LeaseState::Live);
-        assert!(cell.renew(TTL, || at(5_149)));
-        assert!(!cell.renew(TTL, || at(5_149 + 5_150)), "lapsed to the millisecond");
-        assert!(cell.fence_if(|lease| lease.lapsed(TTL, at(5_149 + 5_150))));
-        assert!(!cell.renew(TTL, || at(5_150)), "a fenced lease never renews (B1)");
+        assert!(cell.renew(ttl(), || at(5_149)));
+        assert!(!cell.renew(ttl(), || at(5_149 + 5_150)), "lapsed to the millisecond");
+        assert!(cell.fence_if(|lease| lease.lapsed(ttl(), at(5_149 + 5_150))));
+        assert!(!cell.renew(ttl(), || at(5_150)), "a fenced lease never renews (B1)");
     }
 
     #[test]
     fn a_renewal_that_comes_before_the_fence_wins_over_a_lapse_seen_earlier() {
         let cell = LeaseCell::new(at(0), LeaseState::Live);
-        assert!(cell.renew(TTL, || at(5_000)));
+        assert!(cell.renew(ttl(), || at(5_000)));
         assert!(
-            !cell.fence_if(|lease| lease.lapsed(TTL, at(5_150))),
+            !cell.fence_if(|lease| lease.lapsed(ttl(), at(5_150))),
             "the sweep decided on an old reading"
         );
         assert_eq!(cell.get().state, LeaseState::Live);
@@ -197,10 +219,10 @@ mod tests {
     fn a_fence_that_comes_while_a_renewal_reads_the_clock_wins_over_it() {
         let cell = LeaseCell::new(at(0), LeaseState::Live);
         let stopped = || {
-            cell.fence_if(|lease| lease.lapsed(TTL, at(5_150)));
+            cell.fence_if(|lease| lease.lapsed(ttl(), at(5_150)));
             at(5_000)
         };
-        assert!(!cell.renew(TTL, stopped));
+        assert!(!cell.renew(ttl(), stopped));
         assert_eq!(cell.get().state, LeaseState::Fenced);
     }
 
@@ -208,9 +230,9 @@ mod tests {
     fn a_commit_never_outlives_the_wait_before_reassignment() {
         for ms in 0..5_200 {
             let lease = Lease { renewed_at: at(0), state: LeaseState::Live };
-            let remaining = lease.remaining(TTL, at(ms));
+            let remaining = lease.remaining(ttl(), at(ms));
             if !remaining.is_zero() {
-                assert!(at(ms) + hi(remaining) <= at(0) + hi(TTL), "at {ms} ms");
+                assert!(at(ms) + hi(remaining) <= at(0) + hi(RAW), "at {ms} ms");
             }
         }
     }
@@ -218,11 +240,11 @@ mod tests {
     #[test]
     fn a_resigned_bind_is_reassigned_at_once_and_a_fenced_one_is_not() {
         let cell = LeaseCell::new(at(0), LeaseState::Live);
-        assert!(cell.begin_resign(TTL, || at(1)));
-        assert!(!cell.renew(TTL, || at(2)), "it gave itself up");
-        assert_eq!(cell.get().reassigned_in(TTL, at(150)), Duration::from_secs(5));
+        assert!(cell.begin_resign(ttl(), || at(1)));
+        assert!(!cell.renew(ttl(), || at(2)), "it gave itself up");
+        assert_eq!(cell.get().reassigned_in(ttl(), at(150)), Duration::from_secs(5));
         assert!(cell.finish_resign());
-        assert_eq!(cell.get().reassigned_in(TTL, at(150)), Duration::ZERO);
+        assert_eq!(cell.get().reassigned_in(ttl(), at(150)), Duration::ZERO);
         assert!(!cell.fence_if(|_| true));
     }
 }

@@ -6,6 +6,7 @@
 //! | `service` | an incarnation: its lease, the control state of its commits |
 //! | `leases` | the lease of an incarnation, as one atomic word |
 //! | `table` | a table: its number, its binds |
+//! | `slots` | where a commit finds each bind |
 //! | `pins` | what keeps a bind in place while a commit is in flight |
 //! | `admission` | `begin_commit`, through all of these |
 //! | `commits` | the commits in flight and the tombstones of one origin |
@@ -13,9 +14,9 @@
 //! | `errors` | errors that several parts return |
 //!
 //! ```text
-//!   begin_commit ──▶ tables: compare, pin (per bind, its shard) ──▶ commits: register (one stripe)
-//!   cannot_commit ───────────────────────────────────────────────▶ commits: tombstone
-//!   bind, keepalive, resign ──▶ services: lease ──▶ tables: bind
+//!   begin_commit ──▶ slots: pin, compare ──▶ commits: register (one stripe)
+//!   cannot_commit ─────────────────────────▶ commits: tombstone
+//!   bind, keepalive, resign ──▶ services: lease ──▶ tables: bind ──▶ slots: open, close
 //! ```
 //!
 //! # Invariants
@@ -24,26 +25,32 @@
 //! - Memory says of a table only what is durable: a grant appears in [`TableEntry::binds`] when its
 //!   write landed. [`TableEntry::pending`] says that a write is under way; there is at most one per
 //!   table.
-//! - A table that is being forgotten is [leaving](TableEntry::leaving) until it is gone: no pin is
-//!   added to it.
-//! - A pin is added under the shard's read lock, after the owner was seen live there. A caller that
-//!   waits for pins first makes the owner not live, then visits the shard under its write lock:
-//!   every admission before is counted then, every later one refused.
+//! - A table that is being forgotten is [leaving](TableEntry::leaving), and its binds are closed,
+//!   until it is gone: no pin is added to it.
+//! - The owner of a bind is seen live after the bind was pinned. A caller that waits for pins first
+//!   makes the owner not live, then looks at the pins of each bind by an exchange of their word
+//!   ([`Pins::held`](pins::Pins::held)): every admission before that is counted, every later one
+//!   refused.
+//! - [`ids`](AllocatorState::ids) has a bind's slot before [`tables`](AllocatorState::tables) has
+//!   the bind: what a caller was told of is found.
 //!
 //! # Locks, in the order of taking
-//! 1. one shard of `tables`, of `services` or of `ids`: never two;
-//! 2. [`forgotten`](AllocatorState::forgotten), or one stripe of a
-//!    [`CommitControl`](commits::CommitControl). A write that closes over a bind may fence its
+//! 1. one shard of `tables` or a copy of `services`;
+//! 2. one shard of `ids`, [`forgotten`](AllocatorState::forgotten), the free slots, or one stripe
+//!    of a [`CommitControl`](commits::CommitControl). A write that closes over a bind may fence its
 //!    lapsed owner, stripe after stripe, under the table's shard.
 
 mod admission;
 pub(crate) mod commits;
 mod errors;
+#[cfg(test)]
+mod fixture;
 pub(crate) mod leases;
 #[cfg(all(test, loom))]
 mod loom;
 pub(crate) mod pins;
 mod service;
+pub(crate) mod slots;
 mod table;
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -54,19 +61,20 @@ use std::sync::Arc;
 use crate::allocator::leader::leadership::LeadershipCell;
 use crate::allocator::leader::origins::Origins;
 use crate::allocator::messages::Progress;
-use crate::allocator::state::pins::Pins;
+use crate::allocator::state::slots::BindSlots;
 use crate::allocator::state::tokens::{NextBlock, NumberSequence, TokenSource};
+use crate::bind::BindSlot;
 use crate::clock::Time;
 use crate::error::Result;
 use crate::guarded_map::{GuardedMap, ReadMostlyMap};
-use crate::id::{Epoch, Nonce, ServiceId, TableId, TableRef, WriteNumber};
+use crate::id::{BindVersion, Epoch, Nonce, ServiceId, TableId, TableRef, WriteNumber};
 use crate::store::{Cluster, Forgotten, LeadershipHistory};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(crate) use self::errors::{lease_lost, not_leading, not_reported, reassigning, stopping};
 pub(crate) use self::service::Service;
-pub(crate) use self::table::{BindEntry, TableEntry};
+pub(crate) use self::table::{BindEntry, TableById, TableEntry};
 
 /// Everything the allocator knows. Shared by all its callers; see the [module](self) for its locks.
 #[derive(Debug)]
@@ -77,8 +85,10 @@ pub(crate) struct AllocatorState {
     pub(crate) services: ReadMostlyMap<ServiceId, Arc<Service>>,
     /// What is kept of tables that were forgotten. Locked while what follows from it is queued.
     pub(crate) forgotten: Mutex<Forgotten>,
-    /// The name of each table, by its number.
-    pub(crate) ids: GuardedMap<TableId, TableRef>,
+    /// The name of each table and the slots of its binds, by its number.
+    pub(crate) ids: GuardedMap<TableId, TableById>,
+    /// Every bind, as commits see it.
+    pub(crate) slots: Arc<BindSlots>,
     /// Versions, incarnations, table ids.
     pub(crate) sequence: NumberSequence,
     /// The source of tokens.
@@ -143,6 +153,7 @@ impl AllocatorState {
             services: ReadMostlyMap::new(),
             forgotten: Mutex::new(Forgotten::default()),
             ids: GuardedMap::new(),
+            slots: Arc::new(BindSlots::new()),
             sequence: NumberSequence::new(from, epoch),
             tokens,
             tokens_end: AtomicU64::new(0),
@@ -233,20 +244,18 @@ impl AllocatorState {
         self.services.read(&id, |service| service.map(Arc::clone))
     }
 
-    /// Adds to `pins` what holds the binds of `owner` in place, of the tables in one shard; returns
-    /// how many tables those are. Once its lease is not live, no commit that these do not count can
-    /// be admitted on them.
-    pub(crate) fn pins_in(
+    /// Adds the binds of `owner` to `binds`, of the tables in one shard, with their slots; returns
+    /// how many tables those are. Once its lease is not live, no commit is admitted on one of them
+    /// that [`BindSlots::held`] does not count.
+    pub(crate) fn binds_in(
         &self,
         shard: usize,
         owner: ServiceId,
-        pins: &mut Vec<Arc<Pins>>,
+        binds: &mut Vec<(BindSlot, BindVersion)>,
     ) -> usize {
-        // Exclusively: a commit that saw the owner live under the shard's lock has added its pin
-        // before this gets the lock.
-        self.tables.update_each_in(shard, |_, entry| {
+        self.tables.for_each_in(shard, |_, entry| {
             let own = entry.binds.iter().filter(|bind| bind.owner.id == owner);
-            pins.extend(own.map(|bind| Arc::clone(&bind.pins)));
+            binds.extend(own.map(|bind| (bind.slot.at(), bind.version)));
         })
     }
 }

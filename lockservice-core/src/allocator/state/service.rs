@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::allocator::state::commits::CommitControl;
-use crate::allocator::state::leases::{LeaseCell, LeaseState};
+use crate::allocator::state::leases::{LeaseCell, LeaseState, Ttl};
 use crate::clock::Time;
 use crate::id::{NodeName, Nonce, ServiceId};
 use crate::store::{ServiceRecord, ServiceState};
@@ -24,7 +24,7 @@ pub(crate) struct Service {
     pub(crate) address: String,
     /// How long a renewal holds. For one of an earlier leadership the longer of the old and the new
     /// constant (B4).
-    pub(crate) ttl: Duration,
+    pub(crate) ttl: Ttl,
     /// Whether it is alive.
     pub(crate) lease: LeaseCell,
     /// The commits of its transactions.
@@ -46,16 +46,16 @@ impl Service {
         ttl: Duration,
         renewed_at: Time,
         state: LeaseState,
-        commits_max: usize,
+        commits: CommitControl,
     ) -> Self {
         Self {
             id: record.id,
             node: record.node,
             nonce: record.nonce,
             address: record.address,
-            ttl,
+            ttl: ttl.into(),
             lease: LeaseCell::new(renewed_at, state),
-            commits: CommitControl::new(commits_max),
+            commits,
             end_durable: AtomicBool::new(record.state != ServiceState::Live),
             references: AtomicUsize::new(0),
             gone: Notify::new(),

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
-use crate::allocator::messages::{BindState, BindStatus};
-use crate::allocator::state::pins::Pins;
+use crate::allocator::messages::{BindState, BindStatus, PresentedBind};
 use crate::allocator::state::service::Service;
-use crate::bind::Bind;
+use crate::allocator::state::slots::{BindSlots, ClaimedSlot, Places};
+use crate::bind::{Bind, BindSlot};
 use crate::clock::Time;
 use crate::id::{BindVersion, TableId, TableRef};
 use crate::store::{BindRecord, TableRecord};
@@ -30,17 +30,69 @@ pub(crate) struct TableEntry {
 }
 
 /// The owner that a partition is, or was last, bound to.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct BindEntry {
     /// The owner.
     pub(crate) owner: Arc<Service>,
     /// The bind's version.
     pub(crate) version: BindVersion,
-    /// The commits in flight on it.
-    pub(crate) pins: Arc<Pins>,
+    /// Where commits find it, with the pins of those in flight. Open while commits may be admitted
+    /// as far as the table has a say; the owner's lease has one, too.
+    pub(crate) slot: ClaimedSlot,
+}
+
+impl BindEntry {
+    /// The bind of a partition, closed to commits.
+    pub(crate) fn closed(
+        slots: &Arc<BindSlots>,
+        table: TableId,
+        partition: u32,
+        owner: Arc<Service>,
+        version: BindVersion,
+    ) -> Self {
+        let slot = BindSlot::NONE;
+        let bind = PresentedBind { table, partition, owner: owner.id, version, slot };
+        Self { owner, version, slot: slots.claim(&bind) }
+    }
+}
+
+/// What the number of a table leads to.
+#[derive(Debug)]
+pub(crate) struct TableById {
+    /// Its group and name.
+    pub(crate) name: TableRef,
+    /// The slot of each partition's bind. Only a place to look at: the slot says whether it is the
+    /// bind that is sought.
+    pub(crate) slots: Places,
+}
+
+impl TableById {
+    /// What the number of `name` leads to once `binds` are its binds.
+    pub(crate) fn new(name: TableRef, binds: &[BindEntry]) -> Self {
+        Self { name, slots: binds.iter().map(|bind| bind.slot.at()).collect() }
+    }
 }
 
 impl TableEntry {
+    /// Admits no further commit on its binds. Those in flight go on.
+    pub(crate) fn close(&self) {
+        self.binds.iter().for_each(|bind| bind.slot.pins().close());
+    }
+
+    /// As [`close`](Self::close), unless a commit is in flight on one of the binds: then all are as
+    /// before, and it returns false.
+    pub(crate) fn close_unless_held(&self, now: Time) -> bool {
+        let held = self.binds.iter().position(|bind| !bind.slot.pins().close_unless_held(now));
+        let Some(held) = held else { return true };
+        self.binds[..held].iter().for_each(|bind| bind.slot.pins().reopen());
+        false
+    }
+
+    /// Ends a [`close`](Self::close).
+    pub(crate) fn reopen(&self) {
+        self.binds.iter().for_each(|bind| bind.slot.pins().reopen());
+    }
+
     /// The table's record with these binds and this end of its token blocks.
     pub(crate) fn record(
         &self,
@@ -76,6 +128,7 @@ impl TableEntry {
                 partition,
                 owner: bind.owner.id,
                 version: bind.version,
+                slot: bind.slot.at(),
             },
             node: bind.owner.node.clone(),
             address: bind.owner.address.clone(),

@@ -1,24 +1,22 @@
 //! A commit that is held up at one place holds up no other (the outage that this project began
-//! with; `tests/outage.rs` has the same for the whole allocator).
+//! with; `tests/outage.rs` has the same for the whole allocator). And what becomes of slots.
 
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::allocator::state::leases::LeaseState;
-use crate::allocator::state::pins::Pins;
-use crate::allocator::state::tokens::TokenSource;
-use crate::allocator::state::{AllocatorState, BindEntry, Service, TableEntry};
-use crate::allocator::{BeginCommit, CommitWindow, PresentedBind};
-use crate::clock::Time;
-use crate::error::ErrorKind;
-use crate::id::{
-    BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId,
-    WriteNumber,
+use crate::allocator::PresentedBind;
+use crate::allocator::state::fixture::{
+    Fixture, NOW, ORIGIN, add_table, held, name, remove_table, request,
 };
-use crate::store::{ServiceRecord, ServiceState};
+use crate::bind::BindSlot;
+use crate::error::ErrorKind;
+use crate::id::{CommitAttempt, TableId};
 
 /// The longest that a commit may take if nothing holds it up: only to fail rather than hang.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// More threads than a map that is read all the time has copies, so that they read all of them.
+const READERS: usize = 64;
 
 /// Runs `commit` in a thread of its own; panics if it does not come back.
 fn comes_back<T: Send>(
@@ -36,123 +34,153 @@ fn comes_back<T: Send>(
     })
 }
 
-/// A commit that presents binds of a group that was never bound.
-fn unseen(origin: ServiceId, n: u64) -> BeginCommit {
-    BeginCommit {
-        txn: TxnId::new(origin, n, true),
-        binds: (0..4)
-            .map(|i| PresentedBind {
-                table: TableRef::new(format!("never-seen-{n}"), format!("t{i}")).expect("names"),
-                partition: 0,
-                owner: origin,
-                version: BindVersion::new(n),
-            })
-            .collect(),
-        attempt: CommitAttempt::new(1),
-        window: CommitWindow { least: Duration::ZERO, most: Duration::from_secs(1) },
-    }
-}
-
-const NOW: Time = Time::from_origin(Duration::from_secs(100));
-
-/// The state of an allocator with two incarnations, of which the first owns table `t` of group `g`;
-/// and the pins of its bind.
-fn state() -> (AllocatorState, Arc<Pins>, impl Fn(u64) -> BeginCommit) {
-    let (owner, origin) = (ServiceId::new(1 << 32 | 1), ServiceId::new(1 << 32 | 2));
-    let (applied, tokens) = (WriteNumber::default(), TokenSource::Epoch { from: 0 });
-    let state = AllocatorState::new(Epoch::new(1), 0, applied, tokens, 10);
-    let service = |id| {
-        let record = ServiceRecord {
-            id,
-            node: NodeName::new("n").expect("a name"),
-            nonce: Nonce::new(1),
-            address: String::new(),
-            state: ServiceState::Live,
-        };
-        let service =
-            Arc::new(Service::new(record, Duration::from_secs(5), NOW, LeaseState::Live, 1_000));
-        state.services.insert(id, Arc::clone(&service));
-        service
-    };
-    service(origin);
-    let pins = Arc::new(Pins::default());
-    let bind =
-        BindEntry { owner: service(owner), version: BindVersion::new(9), pins: Arc::clone(&pins) };
-    let table = TableRef::new("g", "t").expect("names");
-    let entry = TableEntry {
-        id: TableId::new(5),
-        tokens_reserved_to: 0,
-        binds: [bind].into_iter().collect(),
-        pending: None,
-        leaving: false,
-    };
-    state.tables.upsert(table.clone(), || entry, |_| ());
-    let presented = PresentedBind { table, partition: 0, owner, version: BindVersion::new(9) };
-    (state, pins, move |n| BeginCommit { binds: vec![presented.clone()], ..unseen(origin, n) })
-}
-
-#[test]
-fn a_commit_needs_none_of_the_shards_it_looks_into_for_itself() {
-    let (state, _, request) = state();
-    let unseen = BeginCommit { binds: unseen(request(1).txn.origin, 1).binds, ..request(1) };
-    // As another validation does while it compares binds: each of these shards is being read. One
-    // that wanted a shard for itself would wait here until the reader has left.
-    for (n, (commit, refused)) in (1..).zip([(request(1), false), (unseen, true)]) {
-        let table = commit.binds[0].table.clone();
-        let (left, leave) = mpsc::channel::<()>();
-        let (inside, entered) = mpsc::channel();
-        std::thread::scope(|scope| {
-            let (state, origin) = (&state, commit.txn.origin);
-            scope.spawn(move || {
-                state.tables.read(&table, |_| {
-                    state.services.read(&origin, |_| {
+/// Runs `commit` while `threads` threads are inside of `hold`, which calls what it is given there.
+fn beside<T: Send>(
+    threads: usize,
+    hold: impl Fn(&dyn Fn()) + Sync,
+    commit: impl FnOnce() -> T + Send,
+    meanwhile: &str,
+) -> T {
+    let (inside, entered) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let hold = &hold;
+        let leave: Vec<mpsc::Sender<()>> = (0..threads)
+            .map(|_| {
+                let ((left, leave), inside) = (mpsc::channel::<()>(), inside.clone());
+                scope.spawn(move || {
+                    hold(&|| {
                         inside.send(()).expect("the test waits");
                         leave.recv().expect("the test releases");
                     })
-                })
-            });
-            entered.recv().expect("the reader is inside");
-            let response = comes_back(
-                || state.begin_commit(&commit, NOW),
-                "a reader of the same shards",
-                || left.send(()).expect("the reader waits"),
-            );
-            assert_eq!(response.is_err(), refused, "commit {n}: {response:?}");
-        });
+                });
+                left
+            })
+            .collect();
+        (0..threads).for_each(|_| entered.recv().expect("it gets inside"));
+        let release = || leave.iter().for_each(|left| left.send(()).expect("it is inside"));
+        comes_back(commit, meanwhile, release)
+    })
+}
+
+#[test]
+fn a_commit_needs_nothing_that_it_reads_for_itself() {
+    let Fixture { state, bind, .. } = Fixture::new();
+    // Found by its slot, by its table, and not at all.
+    let by_table = PresentedBind { slot: BindSlot::NONE, ..bind };
+    let unseen = PresentedBind { table: TableId::new(99), ..by_table };
+    for (n, (bind, refused)) in (1..).zip([(bind, false), (by_table, false), (unseen, true)]) {
+        // As another validation does: one that wanted any of these for itself would wait here until
+        // the readers have left.
+        let read = |inside: &dyn Fn()| {
+            state.services.read(&ORIGIN, |_| state.ids.read(&bind.table, |_| inside()))
+        };
+        let commit = || state.begin_commit(&request(n, vec![bind]), NOW);
+        let response = beside(READERS, read, commit, "readers of all that it reads");
+        assert_eq!(response.is_err(), refused, "commit {n}: {response:?}");
     }
+}
+
+#[test]
+fn a_commit_that_presents_its_slot_waits_for_no_shard() {
+    let fixture = Fixture::new();
+    let (state, bind) = (&fixture.state, fixture.bind);
+    // As a bind that is planned, and one that lands.
+    let hold = |inside: &dyn Fn()| {
+        state.tables.update_existing(&name(5), |_| {
+            state.ids.update_existing(&bind.table, |_| inside());
+        });
+    };
+    let commit = || state.begin_commit(&fixture.request(1), NOW);
+    beside(1, hold, commit, "a change of its table").expect("current");
 }
 
 #[test]
 fn a_commit_held_behind_its_pins_holds_up_no_other_of_the_same_table() {
-    let (state, pins, request) = state();
-    let (held, other) = (request(1), request(2));
-    let (left, leave) = mpsc::channel::<()>();
-    let (inside, entered) = mpsc::channel();
+    let fixture = Fixture::new();
+    let (state, first, other) = (&fixture.state, fixture.request(1), fixture.request(2));
+    let origin = state.service(ORIGIN).expect("registered");
+    let txn = first.txn;
     std::thread::scope(|scope| {
-        let state = &state;
-        let origin = state.service(held.txn.origin).expect("registered");
-        let txn = held.txn;
         // Another thread is busy with the first transaction, so that its admission waits after it
         // has pinned its bind.
-        scope.spawn(move || {
-            origin.commits.tombstone(txn, NOW, |_| {
-                inside.send(()).expect("the test waits");
-                leave.recv().expect("the test releases");
-            })
-        });
-        entered.recv().expect("it is busy");
-        let first = scope.spawn(move || state.begin_commit(&held, NOW));
-        while !pins.held(NOW) {
-            std::thread::yield_now();
-        }
-        let response = comes_back(
-            || state.begin_commit(&other, NOW),
+        let hold = |inside: &dyn Fn()| {
+            origin.commits.tombstone(txn, NOW, |_| inside()).expect("far from the limit");
+        };
+        let (joined, join) = mpsc::channel();
+        let response = beside(
+            1,
+            hold,
+            || {
+                let first = scope.spawn(move || state.begin_commit(&first, NOW));
+                joined.send(first).expect("the test waits");
+                while !held(state, &fixture.bind, NOW) {
+                    std::thread::yield_now();
+                }
+                state.begin_commit(&other, NOW)
+            },
             "another that is being admitted",
-            || left.send(()).expect("it is busy"),
         );
         response.expect("current");
-        let first =
-            first.join().expect("no panic").expect_err("it was made unable to commit meanwhile");
-        assert_eq!(first.kind(), ErrorKind::CannotCommit);
+        let first = join.recv().expect("it began").join().expect("no panic");
+        let refused = first.expect_err("it was made unable to commit meanwhile");
+        assert_eq!(refused.kind(), ErrorKind::CannotCommit);
     });
+}
+
+#[test]
+fn a_slot_is_used_again_once_it_has_no_pin_and_not_before() {
+    let Fixture { state, owner, bind } = Fixture::new();
+    state.begin_commit(&request(1, vec![bind]), NOW).expect("current");
+    // Its window is over, but no sweep came by: its pin was not removed yet.
+    let later = NOW + Duration::from_secs(2);
+    assert!(held(&state, &bind, NOW) && !held(&state, &bind, later));
+    remove_table(&state, 5);
+    let other = add_table(&state, &owner, 7);
+    state.begin_commit(&request(2, vec![other]), NOW).expect("current");
+    state.finish_commit(request(1, vec![]).txn, CommitAttempt::new(1));
+    assert!(held(&state, &other, NOW), "the late end removed the pin of another bind");
+    state.finish_commit(request(2, vec![]).txn, CommitAttempt::new(1));
+    assert!(!held(&state, &other, NOW));
+    let third = add_table(&state, &owner, 9);
+    assert_eq!(third.slot.get(), bind.slot.get(), "it is free now");
+    // The bind that was there before is presented again.
+    let stale = state.begin_commit(&request(3, vec![bind]), NOW).expect_err("forgotten");
+    assert_eq!(stale.kind(), ErrorKind::BindChanged);
+    assert!(!held(&state, &third, NOW), "a stale bind left its pin on another");
+}
+
+#[test]
+fn a_table_with_a_commit_in_flight_on_one_partition_stays_open_in_all() {
+    let Fixture { state, owner, bind } = Fixture::new();
+    let second = add_table(&state, &owner, 7);
+    let moved = state.tables.remove_if(&name(7), |_| true).expect("bound");
+    state.tables.update_existing(&name(5), |entry| entry.binds.extend(moved.binds));
+    state.begin_commit(&request(1, vec![second]), NOW).expect("current");
+    let close =
+        || state.tables.read(&name(5), |entry| entry.expect("bound").close_unless_held(NOW));
+    assert!(!close(), "one of the two is held");
+    state.begin_commit(&request(2, vec![bind, second]), NOW).expect("both are open");
+    for n in [1, 2] {
+        state.finish_commit(request(n, vec![]).txn, CommitAttempt::new(1));
+    }
+    assert!(close());
+    for bind in [bind, second] {
+        let refused = state.begin_commit(&request(3, vec![bind]), NOW).expect_err("closed");
+        assert_eq!(refused.kind(), ErrorKind::BindChanged);
+    }
+    state.tables.read(&name(5), |entry| entry.expect("bound").reopen());
+    state.begin_commit(&request(4, vec![bind, second]), NOW).expect("it stays");
+}
+
+#[test]
+fn a_refused_commit_leaves_no_pin() {
+    let Fixture { state, owner, bind } = Fixture::new();
+    let other = add_table(&state, &owner, 7);
+    let stale = PresentedBind { version: bind.version, ..other };
+    state.begin_commit(&request(1, vec![bind, stale]), NOW).expect_err("the second is stale");
+    remove_table(&state, 7);
+    state.begin_commit(&request(2, vec![bind, other]), NOW).expect_err("the second has gone");
+    state.service(ORIGIN).expect("registered").commits.fence();
+    state.begin_commit(&request(3, vec![bind]), NOW).expect_err("fenced");
+    assert!(!held(&state, &bind, NOW));
 }

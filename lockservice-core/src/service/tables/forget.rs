@@ -330,6 +330,7 @@ mod tests {
             partition: 0,
             owner: ServiceId::new(1),
             version: BindVersion::new(1),
+            slot: crate::bind::BindSlot::NONE,
         };
         let engine = LockEngine::new(EngineSettings::default());
         let mut bound = engine.install(bind, None, None).expect("the first version");

@@ -6,8 +6,9 @@ use super::{AllocatorFixture, commit, register, start, table};
 use crate::allocator::{
     Bind, ForgetOutcome, LockTableAllocator, PresentedBind, Progress, Registration,
 };
+use crate::bind::BindSlot;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TxnId};
+use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TxnId};
 
 async fn release(
     allocator: &dyn LockTableAllocator,
@@ -150,10 +151,11 @@ pub(super) async fn unknown_names_have_a_response_and_create_nothing(
     let txn = TxnId::new(a.service, 1, true);
     let mut request = commit(txn, 1, &[]);
     request.binds.push(PresentedBind {
-        table: table("t"),
+        table: TableId::new(1),
         partition: 0,
         owner: a.service,
         version: BindVersion::new(1),
+        slot: BindSlot::NONE,
     });
     assert_eq!(
         allocator.begin_commit(&request).await.expect_err("never seen").kind(),

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use super::fixture::ServiceFixture;
 use super::kit::{Ask as _, Scene, exclusive, refused, table_named};
+use crate::allocator::{BeginCommit, PresentedBind};
+use crate::bind::BindSlot;
 use crate::error::ErrorKind;
-use crate::id::{BindVersion, CommitAttempt, TxnId};
+use crate::id::{BindVersion, CommitAttempt, ServiceId, TableId, TxnId};
 
 pub(super) async fn a_commit_is_admitted_on_current_binds_only(fixture: &dyn ServiceFixture) {
     let scene = Scene::new(fixture);
@@ -19,16 +21,27 @@ pub(super) async fn a_commit_is_admitted_on_current_binds_only(fixture: &dyn Ser
     for _ in 0..2 {
         fixture.finish_commit(request.txn, request.attempt).await.expect("idempotent");
     }
-    let mut stale = request.clone();
-    stale.binds[1].version = BindVersion::new(grants[1].bind.version.get() - 1);
-    refused("an earlier version (C3)", fixture.begin_commit(&stale).await, ErrorKind::BindChanged);
-    let mut unknown = request.clone();
-    unknown.binds[0].table = table_named("never");
-    refused(
-        "a table that was never bound (C3)",
-        fixture.begin_commit(&unknown).await,
-        ErrorKind::BindChanged,
-    );
+    // Each number counts, whether the bind is found by its slot or by its table (C3).
+    let good = request.binds[1];
+    let wrong = [
+        ("version", PresentedBind { version: BindVersion::new(good.version.get() - 1), ..good }),
+        ("table", PresentedBind { table: TableId::new(good.table.get() + 1_000_000), ..good }),
+        ("table of another bind", PresentedBind { table: request.binds[0].table, ..good }),
+        ("owner", PresentedBind { owner: ServiceId::new(good.owner.get() + 1), ..good }),
+        ("partition", PresentedBind { partition: 1, ..good }),
+    ];
+    for (what, bind) in wrong {
+        for slot in [bind.slot, request.binds[0].slot, BindSlot::NONE] {
+            let binds = vec![request.binds[0], PresentedBind { slot, ..bind }];
+            let stale = BeginCommit { binds, ..request.clone() };
+            refused(what, fixture.begin_commit(&stale).await, ErrorKind::BindChanged);
+        }
+    }
+    for slot in [request.binds[0].slot, BindSlot::NONE] {
+        let binds = vec![request.binds[0], PresentedBind { slot, ..good }];
+        let found = BeginCommit { binds, ..request.clone() };
+        fixture.begin_commit(&found).await.expect("a slot only says where to look first");
+    }
     fixture.begin_commit(&request).await.expect("a refusal changes nothing");
 }
 

@@ -64,8 +64,8 @@
 //!   neither fenced nor the transaction tombstoned, closing or below the floor (C3).
 //!   [`CommitControl::fence`] takes every stripe, so none is registered after it returned;
 //!   [`CommitControl::raise_floor`] too.
-//! - A pin is counted from before its commit is registered until that registration is dropped; each
-//!   is dropped exactly once, whether by a finish, an expiry or a refused admission.
+//! - A pin is counted from before its commit is registered until that registration has ended; each
+//!   is removed exactly once, whether by a finish, an expiry or a refused admission.
 //! - A tombstone leaves the store only together with, or after, a floor or a fence that refuses the
 //!   same transaction.
 //! - Nothing here is created by a lookup: the stripes exist from the origin's registration (C3).
@@ -80,10 +80,10 @@ mod stripe;
 mod tombstones;
 
 use std::fmt;
+use std::sync::Arc;
 
-use smallvec::SmallVec;
-
-use crate::allocator::state::commits::stripe::{Attempt, Commit, Stripe};
+use crate::allocator::state::commits::stripe::{Commit, Ended, Stripe};
+use crate::allocator::state::slots::BindSlots;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::id::TxnId;
@@ -91,6 +91,7 @@ use crate::sync::Mutex;
 use crate::sync::atomic::AtomicU64;
 
 pub use self::origin::{OriginTxns, TxnLife, TxnRange};
+pub(crate) use self::stripe::Window;
 pub(crate) use self::tombstones::Tombstoned;
 
 #[cfg(not(loom))]
@@ -105,6 +106,8 @@ const ATTEMPTS_MAX: usize = 64;
 pub(crate) struct CommitControl {
     stripes: Box<[Padded]>,
     per_stripe_max: usize,
+    /// Where the pins of the commits are.
+    slots: Arc<BindSlots>,
     /// The floor that the origin has reported last. Each stripe has it too, so that it cannot rise
     /// between a check and an admission. Released by `raise_floor`, acquired by `floor`.
     floor: AtomicU64,
@@ -123,11 +126,12 @@ struct Padded(Mutex<Stripe>);
 
 impl CommitControl {
     /// The control state of a new origin, for at most `commits_max` transactions (rounded up to
-    /// whole stripes).
-    pub(crate) fn new(commits_max: usize) -> Self {
+    /// whole stripes), whose commits pin binds in `slots`.
+    pub(crate) fn new(commits_max: usize, slots: &Arc<BindSlots>) -> Self {
         Self {
             stripes: (0..STRIPES).map(|_| Padded(Mutex::new(Stripe::default()))).collect(),
             per_stripe_max: commits_max.div_ceil(STRIPES).max(ATTEMPTS_MAX),
+            slots: Arc::clone(slots),
             floor: AtomicU64::new(0),
             end: AtomicU64::new(u64::MAX),
             stored_floor: AtomicU64::new(0),
@@ -165,9 +169,8 @@ impl CommitControl {
     /// Forgets the attempts that have run out, in the `turn`th stripe only: a sweep visits one
     /// stripe at a time.
     pub(crate) fn sweep(&self, turn: usize, now: Time) {
-        // Dropped after the lock.
-        let mut old = SmallVec::<[Attempt; 1]>::new();
-        self.stripes[turn % self.stripes.len()].0.lock().expire(now, &mut old);
+        let mut ended = Ended::new(&self.slots);
+        self.stripes[turn % self.stripes.len()].0.lock().expire(now, &mut ended);
     }
 
     /// Transactions that are committing or tombstoned: for tests and operators.
@@ -202,7 +205,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::allocator::state::pins::PinSet;
+    use crate::allocator::state::slots::PinSet;
     use crate::id::{CommitAttempt, ServiceId};
 
     const ORIGIN: ServiceId = ServiceId::new(1 << 32 | 1);
@@ -223,17 +226,19 @@ mod tests {
     #[test]
     fn a_full_stripe_makes_room_of_the_attempts_that_have_run_out() {
         for tombstone in [false, true] {
-            let control = CommitControl::new(1);
+            let slots = Arc::new(BindSlots::new());
+            let control = CommitControl::new(1, &slots);
+            let admit = |txn, seconds, now| {
+                let window = Window::new(now, now + Duration::from_secs(seconds));
+                control.admit(txn, attempt(), PinSet::new(&slots), window, now).map(drop)
+            };
             let most = control.per_stripe_max;
             for n in 0..most {
-                let window = Duration::from_secs(if n == 7 { 10 } else { 20 });
-                control.admit(txn(n), attempt(), PinSet::new(), window, at(10)).expect("room");
+                admit(txn(n), if n == 7 { 10 } else { 20 }, at(10)).expect("room");
             }
             let next = |now| match tombstone {
                 true => control.tombstone(txn(most), now, |_| ()),
-                false => control
-                    .admit(txn(most), attempt(), PinSet::new(), Duration::from_secs(9), now)
-                    .map(drop),
+                false => admit(txn(most), 9, now),
             };
             assert_eq!(
                 next(at(20)).expect_err("all are in flight").kind(),

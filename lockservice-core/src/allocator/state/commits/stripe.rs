@@ -1,12 +1,14 @@
 //! [`Stripe`]: the commits in flight and the tombstones of a part of an origin's transactions,
 //! under one lock.
 
+use std::time::Duration;
+
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 use smallvec::SmallVec;
 
-use crate::allocator::state::pins::PinSet;
-use crate::clock::Time;
+use crate::allocator::state::slots::{BindSlots, Places};
+use crate::clock::{Time, hi};
 use crate::id::CommitAttempt;
 
 #[derive(Default)]
@@ -37,62 +39,127 @@ pub(super) enum Commit {
     },
 }
 
+/// For how long a commit is admitted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window {
+    /// The raw length, which the response says.
+    pub(crate) length: Duration,
+    /// The end of that.
+    pub(crate) ends: Time,
+    /// hi of it after the admission: then the commit counts no more (C2).
+    pub(crate) until: Time,
+}
+
+impl Window {
+    /// The window from `now` until `ends`.
+    pub(crate) fn new(now: Time, ends: Time) -> Self {
+        let length = ends.remaining(now);
+        Self { length, ends, until: now + hi(length) }
+    }
+}
+
 pub(super) struct Attempt {
     pub(super) name: CommitAttempt,
-    /// The end of the raw window that was answered.
-    pub(super) window_ends: Time,
-    /// hi(commit_before) after its admission: then it counts no more (C2).
+    /// See [`Window`].
+    pub(super) ends: Time,
+    /// See [`Window`].
     pub(super) until: Time,
-    /// Removed when the attempt is dropped.
-    pub(super) _pins: PinSet,
+    /// Removed by [`Ended`].
+    pub(super) pins: Places,
+}
+
+/// Attempts that were taken out of a stripe. When it is dropped, their pins are removed. To be
+/// declared before the stripe is locked, so that it is dropped when that is free again.
+pub(super) struct Ended<'a> {
+    slots: &'a BindSlots,
+    attempts: SmallVec<[Attempt; 1]>,
+}
+
+impl<'a> Ended<'a> {
+    pub(super) fn new(slots: &'a BindSlots) -> Self {
+        Self { slots, attempts: SmallVec::new() }
+    }
+
+    pub(super) fn push(&mut self, attempt: Attempt) {
+        self.attempts.push(attempt);
+    }
+
+    /// Takes those out of `attempts` that have run out.
+    pub(super) fn expire(&mut self, attempts: &mut SmallVec<[Attempt; 1]>, now: Time) {
+        let mut at = 0;
+        while at < attempts.len() {
+            if attempts[at].until <= now {
+                self.push(attempts.swap_remove(at));
+            } else {
+                at += 1;
+            }
+        }
+    }
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        for attempt in &self.attempts {
+            self.slots.unpin(&attempt.pins);
+        }
+    }
 }
 
 impl Stripe {
     /// True if there is no room for another transaction, also after those that have run out by now
     /// made theirs.
-    pub(super) fn full(
-        &mut self,
-        most: usize,
-        now: Time,
-        old: &mut SmallVec<[Attempt; 1]>,
-    ) -> bool {
+    pub(super) fn full(&mut self, most: usize, now: Time, ended: &mut Ended<'_>) -> bool {
         if self.commits.len() >= most {
-            self.expire(now, old);
+            self.expire(now, ended);
         }
         self.commits.len() >= most
     }
 
     /// Takes out the attempts that have run out, if any can have.
-    pub(super) fn expire(&mut self, now: Time, old: &mut SmallVec<[Attempt; 1]>) {
+    pub(super) fn expire(&mut self, now: Time, ended: &mut Ended<'_>) {
         if self.expires_from.is_none_or(|from| from > now) {
             return;
         }
         let mut next: Option<Time> = None;
-        let mut ended = SmallVec::<[u64; 8]>::new();
+        let mut over = SmallVec::<[u64; 8]>::new();
         for (counter, commit) in &mut self.commits {
             let Commit::InFlight { attempts, .. } = commit else { continue };
-            expire(attempts, now, old);
+            ended.expire(attempts, now);
             if attempts.is_empty() {
-                ended.push(*counter);
+                over.push(*counter);
             }
             for attempt in &*attempts {
                 next = Some(next.map_or(attempt.until, |next| next.min(attempt.until)));
             }
         }
-        for counter in ended {
+        for counter in over {
             self.last_attempt_ended(counter);
         }
         self.expires_from = next;
     }
 
     /// The same for one transaction.
-    pub(super) fn expire_one(&mut self, counter: u64, now: Time, old: &mut SmallVec<[Attempt; 1]>) {
+    pub(super) fn expire_one(&mut self, counter: u64, now: Time, ended: &mut Ended<'_>) {
         let Some(Commit::InFlight { attempts, .. }) = self.commits.get_mut(&counter) else {
             return;
         };
-        expire(attempts, now, old);
+        ended.expire(attempts, now);
         if attempts.is_empty() {
             self.last_attempt_ended(counter);
+        }
+    }
+
+    /// Takes one attempt of a transaction out.
+    pub(super) fn end(&mut self, counter: u64, name: CommitAttempt, ended: &mut Ended<'_>) {
+        let Entry::Occupied(mut entry) = self.commits.entry(counter) else { return };
+        let Commit::InFlight { closing, attempts } = entry.get_mut() else { return };
+        if let Some(at) = attempts.iter().position(|known| known.name == name) {
+            ended.push(attempts.swap_remove(at));
+        }
+        match (attempts.is_empty(), *closing) {
+            (false, _) => {}
+            (true, false) => drop(entry.remove()),
+            (true, true) => self.last_attempt_ended(counter),
         }
     }
 
@@ -114,16 +181,5 @@ impl Stripe {
     pub(super) fn next_generation(&mut self) -> u64 {
         self.generation = self.generation.saturating_add(1);
         self.generation
-    }
-}
-
-fn expire(attempts: &mut SmallVec<[Attempt; 1]>, now: Time, into: &mut SmallVec<[Attempt; 1]>) {
-    let mut at = 0;
-    while at < attempts.len() {
-        if attempts[at].until <= now {
-            into.push(attempts.swap_remove(at));
-        } else {
-            at += 1;
-        }
     }
 }

@@ -2,9 +2,8 @@
 //! same (C4).
 
 use hashbrown::hash_map::Entry;
-use smallvec::SmallVec;
 
-use crate::allocator::state::commits::stripe::{Attempt, Commit};
+use crate::allocator::state::commits::stripe::{Commit, Ended};
 use crate::allocator::state::commits::{CommitControl, exhausted};
 use crate::clock::Time;
 use crate::error::Result;
@@ -43,10 +42,9 @@ impl CommitControl {
         now: Time,
         write: impl FnOnce(Tombstoned) -> R,
     ) -> Result<R> {
-        // Dropped after the lock.
-        let mut old = SmallVec::<[Attempt; 1]>::new();
+        let mut ended = Ended::new(&self.slots);
         let mut stripe = self.stripe(txn);
-        stripe.expire_one(txn.counter, now, &mut old);
+        stripe.expire_one(txn.counter, now, &mut ended);
         if let Some(Commit::InFlight { closing, .. }) = stripe.commits.get_mut(&txn.counter) {
             *closing = true;
             return Ok(write(Tombstoned::Committing));
@@ -59,7 +57,7 @@ impl CommitControl {
         if txn.number() < self.stored_floor() {
             return Ok(write(Tombstoned::Over));
         }
-        let full = stripe.full(self.per_stripe_max, now, &mut old);
+        let full = stripe.full(self.per_stripe_max, now, &mut ended);
         // Commits in flight make room by themselves, tombstones do not.
         let of_tombstones = full && stripe.tombstones * 2 >= stripe.commits.len();
         let generation = stripe.next_generation();

@@ -354,6 +354,7 @@ mod tests {
             partition: 0,
             owner: ServiceId::new(1),
             version: crate::id::BindVersion::new(1),
+            slot: crate::bind::BindSlot::NONE,
         };
         let engine = LockEngine::new(EngineSettings::default());
         let bound = engine.install(bind, None, None).expect("the first version");
