@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(doc)]
+use crate::error::{Error, ErrorKind};
 use crate::id::{NodeName, ServiceId, TableRef, TxnId};
 use crate::key::{LockItem, LockMode};
 

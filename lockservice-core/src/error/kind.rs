@@ -1,5 +1,8 @@
 //! [`ErrorKind`]: what happened; [`Advice`]: what the caller must do about it.
 
+#[cfg(doc)]
+use crate::error::Error;
+
 /// The advice to the caller of a call that failed with an [`Error`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
