@@ -28,7 +28,7 @@ const SLICE: usize = 1_024;
 /// how it works.
 ///
 /// ```
-/// use lockservice_core::allocator::{Bind, TokenBlock};
+/// use lockservice_core::allocator::{Bind, BindSlot, TokenBlock};
 /// use lockservice_core::clock::Time;
 /// use lockservice_core::table::{EngineSettings, LockEngine, LockRequest, TxnHandle, WaitPolicy};
 /// use lockservice_core::{
