@@ -36,11 +36,12 @@ const SHARDS_DEFAULT: usize = 256;
 #[cfg(loom)]
 const SHARDS_DEFAULT: usize = 2;
 
+/// The hash of the crate's sharded tables, with random words that clients cannot predict.
 #[cfg(not(loom))]
-type KeyHasher = foldhash::quality::RandomState;
+pub(crate) type KeyHasher = foldhash::quality::RandomState;
 /// Loom replays interleavings, so every run must put a key into the same shard.
 #[cfg(loom)]
-type KeyHasher = foldhash::quality::FixedState;
+pub(crate) type KeyHasher = foldhash::quality::FixedState;
 
 /// A sharded map reached through closures: no guard can be held too long, and no lookup creates an
 /// entry.

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
 use super::rows::TableRows;
-use super::shard::KeyHasher;
+use crate::guarded_map::KeyHasher;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The number of the next engine of this process. Only uniqueness matters.

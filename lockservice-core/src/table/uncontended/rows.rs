@@ -4,8 +4,9 @@ use std::hash::BuildHasher;
 use std::ops::{Bound, ControlFlow};
 use std::time::Duration;
 
-use super::shard::{KeyHasher, Shard};
+use super::shard::Shard;
 use crate::clock::Time;
+use crate::guarded_map::KeyHasher;
 use crate::id::{BindVersion, CommitTimestamp};
 use crate::key::{Key, KeyRange};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};

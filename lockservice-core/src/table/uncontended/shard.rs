@@ -8,15 +8,10 @@ use hashbrown::HashTable;
 
 use super::slab::{Row, RowState, Slab};
 use crate::bind::TokenBlock;
+use crate::guarded_map::KeyHasher;
 use crate::id::{BindVersion, FencingToken, TxnId};
 use crate::key::{Key, KeyRange, LockMode};
 use crate::table::call::row_hold_bytes;
-
-#[cfg(not(loom))]
-pub(in crate::table) type KeyHasher = foldhash::quality::RandomState;
-/// Loom replays interleavings, so every run must put a key into the same shard.
-#[cfg(loom)]
-pub(in crate::table) type KeyHasher = foldhash::quality::FixedState;
 
 /// Most tokens that a shard draws at once.
 const TOKENS_MAX: u64 = 1_024;
