@@ -13,16 +13,16 @@ use crate::error::{DeadlockEdge, Detail, Error, ErrorKind};
 use crate::id::TxnId;
 use crate::key::LockMode;
 
-/// Steps of the search forwards. So few often show that a waiter does not wait for itself, for any
-/// number of waiters behind it.
+/// The largest number of steps of the search forwards. It often suffices to show that a waiter does
+/// not wait for itself, for any number of waiters behind it.
 const FORWARD_STEPS_MAX: usize = 64;
 
-/// Locks of a transaction that are compared with a queue before a search is made.
+/// The largest number of a transaction's locks that are compared with a queue before a search.
 const LOCKS_COMPARED_MAX: usize = 16;
 
 impl EngineState {
     /// The first waiter behind which a call must wait for its next item: it is incompatible, and
-    /// does not wait, directly or over others, for the call's transaction.
+    /// does not wait, directly or through others, for the call's transaction.
     pub(super) fn must_wait_behind(&self, call: &EngineCall) -> Option<CallId> {
         let table = &self.tables[&call.table];
         let holds_something = self.family_holds_something(call);
@@ -59,7 +59,7 @@ impl EngineState {
     }
 
     /// True if one of the transaction's first locks keeps all others from the item `at` in the mode
-    /// `requested`. False says nothing: the search decides.
+    /// `requested`. False means that the search has to decide.
     fn is_known_conflicting(
         &self,
         table: &LockTable,
@@ -284,9 +284,10 @@ impl EngineState {
         order
     }
 
-    /// The waiters `within` for whose locks a waiter waits, in reverse queue order. Empty if a
-    /// waiter with the same request was here before: they come before that one. A holder with the
-    /// same request comes first in this list, so last in the queue: it waits for all the others.
+    /// The waiters `within` for whose locks a waiter waits, in reverse queue order. The list is
+    /// empty if a waiter with the same request was visited before: these waiters then come before
+    /// that one. A holder with the same request is first in this list, and so last in the queue,
+    /// for it waits for all the others.
     fn holders_to_order(
         &self,
         id: CallId,

@@ -91,8 +91,8 @@ impl LockEngine {
         Self::sliced(settings, STEPS)
     }
 
-    /// As [`new`](Self::new), with holds of the mutex that end after so many steps: for tests of
-    /// what happens between two of them.
+    /// Like [`new`](Self::new), but each hold of the mutex ends after `steps` steps. Tests use it
+    /// to act between two holds.
     #[cfg(any(test, feature = "testing"))]
     pub fn with_steps_per_hold(settings: EngineSettings, steps: usize) -> Self {
         Self::sliced(settings, steps)
@@ -113,7 +113,7 @@ impl LockEngine {
         &self.0.places
     }
 
-    /// The state, for acts that leave no work pending and wake no task. Every other one uses
+    /// The state, for actions that leave no work pending and wake no task. Every other action uses
     /// [`with`](Self::with).
     pub(super) fn state(&self) -> &Mutex<EngineState> {
         &self.0.state
@@ -123,14 +123,14 @@ impl LockEngine {
         self.0.txn_lock_bytes_max
     }
 
-    /// Does something to the state under one hold of the mutex, then the pending work.
+    /// Runs `act` on the state under one hold of the mutex, then does the pending work.
     pub(super) fn with<T>(&self, act: impl FnOnce(&mut EngineState) -> T) -> T {
         let mut act = Some(act);
         self.in_slices(|state| act.take().map(|act| act(state))).expect("it was not done before")
     }
 
-    /// Does something to the state in slices, each under a hold of the mutex of its own, until it
-    /// returns a result. Then does the pending work, unless another thread does.
+    /// Runs `act` on the state in slices, each under its own hold of the mutex, until it returns a
+    /// result. Then does the pending work, unless another thread does.
     ///
     /// Tasks are woken while the mutex is free: a waker may run anything, also calls of this
     /// engine.
@@ -174,15 +174,16 @@ impl LockEngine {
     /// Begins to serve a table at the version of `bind`, without any locks, with its first block of
     /// tokens. An earlier version that is still installed is removed first.
     ///
-    /// The table's history is known since `history_since`; `None`: all of it (C5). Each grant says
-    /// so. The handle is for [`lock_row`](Self::lock_row) and [`unlock`](Self::unlock).
+    /// `history_since` is the time since which the table's history is known; `None` if all of it is
+    /// (C5). Each grant carries it. The handle is for [`lock_row`](Self::lock_row) and
+    /// [`unlock`](Self::unlock).
     ///
     /// # Errors
     /// | kind | if | the caller must |
     /// |---|---|---|
     /// | [`BindChanged`] | this version, or a later one, was installed before (B5) | bind again |
     /// | [`BindChanged`] | a later version of any table was [removed](Self::remove) | bind again |
-    /// | that of [`seal`](Self::seal) | the engine is sealed (B2) | install nothing any more |
+    /// | that of [`seal`](Self::seal) | the engine is sealed (B2) | install no more tables |
     ///
     /// [`BindChanged`]: crate::ErrorKind::BindChanged
     pub fn install(
@@ -202,7 +203,7 @@ impl LockEngine {
         self.with(|state| state.remove(table, version));
     }
 
-    /// Makes the engine grant nothing any more (B2). Unlocks still work.
+    /// Stops the engine from granting locks (B2). Unlocks still work.
     ///
     /// Every wait and every later [`lock`](Self::lock) fails with `error`, and so does a call whose
     /// grant was not received yet.
@@ -264,7 +265,7 @@ impl LockEngine {
         self.lock_for(txn, request, &[], now)
     }
 
-    /// As [`lock`](Self::lock), for work on which the transactions `ancestors` wait, such as a
+    /// Like [`lock`](Self::lock), for work on which the transactions `ancestors` wait, such as a
     /// command that one of them started. In the wait graph an ancestor waits for the call while the
     /// call waits.
     ///
@@ -309,7 +310,7 @@ impl LockEngine {
         txn.note_released(self.places(), grant.owner.changes.len());
     }
 
-    /// As [`roll_back`](Self::roll_back). Holds that are uncontended are inflated first.
+    /// Like [`roll_back`](Self::roll_back). Uncontended holds are inflated first.
     pub(super) fn roll_back_in_state(&self, txn: TxnId, table: TableId, grant: &Grant) {
         let mut changes = grant.owner.changes.as_slice();
         self.in_slices(|state| {
@@ -370,27 +371,28 @@ impl LockEngine {
         self.with(|state| state.cancel_wait(txn));
     }
 
-    /// All locks, in one table or all of them, ordered by table; rows before ranges, in key order,
-    /// then by transaction. They are listed in slices: see [`lock_list`](Self::lock_list).
+    /// All locks in one table, or in all tables. They are ordered by table, then rows before
+    /// ranges, then by key, then by transaction. They are listed in slices: see
+    /// [`lock_list`](Self::lock_list).
     pub fn locks(&self, table: Option<TableId>) -> Vec<LockInfo> {
         let mut list = self.lock_list(table);
         std::iter::from_fn(|| list.next_slice(SLICE)).flatten().collect()
     }
 
-    /// All waits, ordered by table, then in queue order. Of the waiters ahead in the queue the
-    /// nearest are listed, which wait for the others. The waits are listed in slices: see
+    /// All waits, ordered by table, then in queue order. Of the waiters ahead in the queue, only
+    /// the nearest are listed, which wait for the others. The waits are listed in slices: see
     /// [`wait_list`](Self::wait_list).
     pub fn waits(&self, table: Option<TableId>) -> Vec<WaitInfo> {
         let mut list = self.wait_list(table);
         std::iter::from_fn(|| list.next_slice(SLICE)).flatten().collect()
     }
 
-    /// The locks, in one table or all of them, slice by slice.
+    /// The locks in one table, or in all tables, slice by slice.
     pub fn lock_list(&self, table: Option<TableId>) -> LockList {
         LockList::new(self.clone(), table)
     }
 
-    /// The waits, in one table or all of them, slice by slice.
+    /// The waits in one table, or in all tables, slice by slice.
     pub fn wait_list(&self, table: Option<TableId>) -> WaitList {
         WaitList::new(self.clone(), table)
     }

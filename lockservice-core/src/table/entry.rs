@@ -1,5 +1,4 @@
-//! One row or range that is held or waited for: its holders and its queue; and the positions of
-//! queues.
+//! One row or range that is held or waited for: its holders and its queue. Also queue positions.
 
 use super::call::CallId;
 use super::holders::{Holder, Holders};

@@ -1,7 +1,8 @@
 //! A fast hash for ids.
 //!
 //! A client chooses which of its transactions stay open, and may name any as an ancestor of a call.
-//! So it could use only ids of one bucket. Each process hashes with random words of its own.
+//! So it could choose ids that fall into one bucket. Each process therefore hashes with random
+//! words of its own.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};

@@ -46,7 +46,8 @@ impl Holder {
     }
 }
 
-/// Longest list of holders. More are kept in a map, for an insertion moves all that follow.
+/// The longest list of holders. More holders are kept in a map, for an insertion into a list moves
+/// all that follow.
 const LISTED_MAX: usize = 32;
 
 /// The holders of an item, ordered by transaction: any number of sharers, or one exclusive holder.

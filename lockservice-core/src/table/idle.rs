@@ -35,11 +35,12 @@ pub(crate) struct IdleTables {
     pub(crate) last: Option<TableId>,
 }
 
-/// Since when a table was seen unused.
+/// The time since which a table was seen unused.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Quiet {
     since: Time,
-    /// A number then that grows with every new lock: the next token, and the grants of the shards.
+    /// The sum of the next token and the grants of the shards at that time. It grows with every new
+    /// lock.
     grants: u64,
 }
 
@@ -94,7 +95,8 @@ impl EngineState {
 }
 
 impl LockTable {
-    /// Since when the table was seen unused, with a slice at `now`; `None` if it is in use.
+    /// The time since which the table was seen unused, given a slice at `now`; `None` if it is in
+    /// use.
     fn quiet_since(&mut self, now: Time) -> Option<Time> {
         let grants = self.tokens.next().get().wrapping_add(self.table_rows().grants());
         if !self.usage().is_none() {

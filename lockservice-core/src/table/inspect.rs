@@ -1,7 +1,7 @@
 //! Lists of locks and waits, for operators.
 //!
-//! Lists are made in slices of bounded work. Between two slices the engine goes on, so a list is
-//! not of one moment. A line that is true all the time is in it once.
+//! Lists are made in slices of bounded work. The engine goes on between two slices, so a list does
+//! not show one moment. A line that is true all the time is in it once.
 
 use std::ops::{Bound, ControlFlow};
 
@@ -19,11 +19,10 @@ use crate::key::{Key, LockItem};
 #[derive(Debug)]
 pub(super) struct LocksAt {
     table: TableId,
-    /// The last entry that was visited; with the last holder of it that is in the list, if there
-    /// may be more.
+    /// The last entry that was visited, with its last holder in the list if there may be more.
     after: Option<(LockItem, Option<TxnId>)>,
-    /// The next keys that were held without contention. `None` before they were looked for, and
-    /// once the list has come to the ranges.
+    /// The next keys that were held without contention. `None` before the first look-up, and once
+    /// the list has reached the ranges.
     rows: Option<RowSnapshot>,
 }
 
@@ -59,7 +58,7 @@ impl<T> Lines<T> {
         Self { lines: Vec::new(), budget }
     }
 
-    /// Adds a line. Breaks if the budget is used up then.
+    /// Adds a line. Breaks if that uses up the budget.
     fn push(&mut self, line: T) -> ControlFlow<()> {
         self.lines.push(line);
         self.spend();
@@ -129,8 +128,8 @@ impl EngineState {
         only.or_else(|| self.table_ids.first().copied()).map(LocksAt::start)
     }
 
-    /// The place of the table that a list of locks has come to, and the last row in the list, if
-    /// it needs a snapshot of the rows after that.
+    /// The place of the table that a list of locks has reached, and the last row in the list, if
+    /// the list needs a snapshot of the rows after that.
     pub(super) fn locks_want(&self, at: &LocksAt) -> Option<(Place, Option<Key>)> {
         if at.rows.as_ref().is_some_and(|rows| !rows.is_used_up()) {
             return None;
@@ -143,9 +142,9 @@ impl EngineState {
         self.tables.get(&at.table).map(|table| (table.place, after))
     }
 
-    /// The next `most` locks of a list at most, for about as much work. At the end of the list `at`
-    /// is `None`. Ends before a table, or a part of it, of which it [wants](Self::locks_want) a
-    /// snapshot.
+    /// The next locks of a list, at most `most`, for about as much work. At the end of the list
+    /// `at` is `None`. The slice ends before a table, or a part of it, of which it
+    /// [needs](Self::locks_want) a snapshot.
     pub(super) fn locks(
         &self,
         only: Option<TableId>,
@@ -260,8 +259,8 @@ impl EngineState {
         only.or_else(|| self.table_ids.first().copied()).map(WaitsAt::start)
     }
 
-    /// The next `most` waits of a list at most, for about as much work. At the end of the list `at`
-    /// is `None`.
+    /// The next waits of a list, at most `most`, for about as much work. At the end of the list
+    /// `at` is `None`.
     pub(super) fn waits(
         &self,
         only: Option<TableId>,
@@ -372,7 +371,7 @@ impl EngineState {
     }
 }
 
-/// The locks that are held without contention before the row `before`; all that are left for
+/// The locks that are held without contention before the row `before`; all that remain if it is
 /// `None`. Breaks with the last one in `after` if the budget is used up, or if another snapshot is
 /// needed.
 fn uncontended_locks(
@@ -387,7 +386,7 @@ fn uncontended_locks(
         && let Some(key) = snapshot.keys.pop_front()
     {
         if Some(&key) == before {
-            // It has become contended since, and is listed with its entry.
+            // The row has become contended since, and is listed with its entry.
             continue;
         }
         let holder = table.table_rows().holder(&key);

@@ -6,18 +6,18 @@ use super::types::{LockInfo, WaitInfo};
 use super::uncontended::SNAPSHOT_KEYS;
 use crate::id::TableId;
 
-/// A list of locks, made in slices. The engine works on between them, so the list is not of one
+/// A list of locks, made in slices. The engine goes on between them, so the list does not show one
 /// moment. A lock that is held all the time is in it once.
 #[derive(Debug)]
 pub struct LockList {
     engine: LockEngine,
     only: Option<TableId>,
     at: Option<LocksAt>,
-    /// Most keys that it knows ahead.
+    /// The largest number of keys that it reads ahead.
     snapshot_keys: usize,
 }
 
-/// A list of waits, made in slices. The engine works on between them, so the list is not of one
+/// A list of waits, made in slices. The engine goes on between them, so the list does not show one
 /// moment.
 #[derive(Debug)]
 pub struct WaitList {
@@ -32,7 +32,7 @@ impl LockList {
         Self { engine, only, at, snapshot_keys: SNAPSHOT_KEYS }
     }
 
-    /// Has it know fewer keys ahead than by default: for tests of lists that are longer.
+    /// Makes the list read fewer keys ahead than by default, for tests of lists that are longer.
     #[cfg(any(test, feature = "testing"))]
     pub fn with_snapshots_of(mut self, keys: usize) -> Self {
         self.snapshot_keys = keys.max(1);

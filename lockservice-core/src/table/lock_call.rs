@@ -23,12 +23,12 @@ use crate::id::TxnId;
 /// 1. A release writes the grant into the state under the mutex. From then on the transaction holds
 ///    the items.
 /// 2. `poll` takes the outcome out under the mutex.
-/// 3. `drop` finds out under the mutex whether the call still waits, and leaves the queue; or
-///    whether it was granted, and rolls the grant back.
+/// 3. `drop` checks the call under the mutex. A call that still waits leaves the queue. A grant is
+///    rolled back.
 ///
 /// So exactly one of 2 and 3 happens to a grant, and no interleaving loses a lock or a wake-up. The
-/// items of a dropped call are free before `drop` returns. For many items that takes further holds
-/// of the mutex.
+/// items of a dropped call are free before `drop` returns. The release of many items takes further
+/// holds of the mutex.
 #[must_use = "dropping a call cancels it"]
 pub struct LockCall {
     engine: LockEngine,
@@ -41,11 +41,11 @@ pub struct LockCall {
     reason = "the grant is the common case and must not cost an allocation"
 )]
 enum Progress {
-    /// It was over before it was polled.
+    /// The call was over before it was polled.
     Over(Result<Grant>),
-    /// The state keeps it, and will have its outcome.
+    /// The state keeps the call, and will have its outcome.
     Kept(CallId),
-    /// Its outcome was returned.
+    /// The outcome was returned.
     Received,
 }
 
@@ -84,9 +84,9 @@ impl Future for LockCall {
         match std::mem::replace(&mut self.progress, Progress::Received) {
             Progress::Over(outcome) => Poll::Ready(outcome),
             Progress::Kept(id) => {
-                // Under one hold of the mutex: either the outcome is there, or the waker is, before
-                // the outcome can be written. A call between two slices goes on here, so that an
-                // outcome that needs no wait is returned at once.
+                // Under one hold of the mutex, either the outcome is found, or the waker is stored
+                // before the outcome can be written. A call between two slices goes on here, so
+                // that an outcome that needs no wait is returned at once.
                 let outcome = self.engine.in_slices(|state| {
                     if state.is_unfinished_after_a_slice(id) {
                         return None;

@@ -1,7 +1,7 @@
 //! The lock engine: every lock table that this node owns, in memory, behind one interface.
 //!
-//! [`LockEngine`] is the shell: the wakers, and [`LockCall`], the future of a call. Inside are two
-//! parts, which read no clock, await nothing and wake no task:
+//! [`LockEngine`] is the shell: the wakers, and [`LockCall`], the future of a call. The shell holds
+//! two parts, which read no clock, await nothing and wake no task:
 //!
 //! - `uncontended/`: the rows that one transaction holds and nobody else wants, in shards, each
 //!   under a mutex of its own.
@@ -33,12 +33,12 @@
 //! | `steps.rs` | the count of work, for tests of cost |
 //!
 //! # The way of a call
-//! A row that is free is locked by [`LockEngine::lock_row`] alone: see `uncontended/`. The general
-//! way is this:
+//! A row that is free is locked by [`LockEngine::lock_row`] alone: see `uncontended/`. Every other
+//! call takes these steps:
 //!
 //! 1. [`LockEngine::lock`] brings the items into key order (`call/begin.rs`, `put_in_order`) and
 //!    takes the mutex.
-//! 2. `accept` refuses a call that is not for the installed version, or the second one of a
+//! 2. `accept` refuses a call that is not for the installed version, or a second call of its
 //!    transaction (`call/begin.rs`).
 //! 3. `advance` takes item after item (`call/advance.rs`), after the uncontended holds that overlap
 //!    it were inflated (`uncontended/inflate.rs`). An item that is free is held from here
@@ -98,19 +98,19 @@
 //!
 //! ```text
 //! holds   A 3 x
-//! queue   B [1,5] x   for A
-//!         C 4 x       behind B, which is ahead and overlaps: rows do not starve a range
-//!         D [4,7] s   behind B and C
-//!         E 4 s       behind B and C, not behind D: both share
+//! queue   B [1,5] x   waits for A
+//!         C 4 x       waits for B, which is ahead and overlaps: rows do not starve a range
+//!         D [4,7] s   waits for B and C
+//!         E 4 s       waits for B and C, not for D: both share
 //! A ends:  B is granted; C, D and E wait for B
 //! B ends:  C is granted, for it was ahead of the sharers: sharers do not starve a writer
 //! C ends:  D and E are granted, one after the other
 //! ```
 //!
-//! There is one exception. A request goes ahead of a waiter that waits, directly or over others,
+//! There is one exception. A request goes ahead of a waiter that waits, directly or through others,
 //! for the transaction of the request. If A above asks for row 2, it gets the row at once, ahead of
-//! B. Waiting behind B would be a deadlock that only the queue makes, and every lock of a whole
-//! table would abort the transactions that need one more row. `NoWait` takes a waiter ahead for a
+//! B. A wait behind B would close a deadlock that only the queue makes. Every lock of a whole table
+//! would then abort the transactions that need one more row. `NoWait` treats a waiter ahead as a
 //! lock, with the same exception.
 //!
 //! # Release
@@ -145,7 +145,7 @@
 //!   can be cancelled, and ends with its transaction and its table.
 //! - An unlock, an end and a cancel return when all of their rows are free. The rows become free
 //!   one after another, so a waiter may get one of them before the others are free.
-//! - With one thread the outcome is the same as in one hold: work that has begun is done before
+//! - The outcome with one thread is the same as in one hold: work that has begun is done before
 //!   another waiter is promoted.
 //!
 //! # Deadlocks
@@ -155,34 +155,35 @@
 //! through it, and is found at once.
 //!
 //! **Ancestors.** A call may name *ancestors*: transactions whose work waits until the call has
-//! ended. A waiter for a lock of an ancestor then waits for the call too. A lock of an ancestor is
-//! never waited for. When an ancestor has got more locks, its waiting calls are checked again, as
-//! if their waits began then.
+//! ended. A waiter for a lock of an ancestor then waits for the call too. A call never waits for a
+//! lock of its ancestor. When an ancestor has got more locks, the waiting calls that name it are
+//! checked again, as if their waits began then.
 //!
 //! An ancestor is a claim of a client, which the engine cannot check:
 //!
 //! - A cycle that exists without claims is resolved first, as if there were no claims.
-//! - Of a cycle that only claims close, a call fails that has such a claim itself.
-//! - At most 16 calls are linked to one ancestor. Further ones are only refused the locks that it
-//!   holds.
+//! - If only claims close a cycle, a call that made such a claim fails.
+//! - At most 16 calls are linked to one ancestor. A further call is only refused the locks that the
+//!   ancestor holds.
 //! - A false claim still gains a queue position: ahead of those that wait for the claimed
 //!   transaction, for as long as they do.
 //!
 //! **How a cycle is resolved** (`deadlock.rs`, `resolve_cycles`):
 //!
-//! 1. If the transaction and its linked ancestors hold nothing, no other waits for them, and there
-//!    is no cycle. A short search forwards often shows that the waiter waits for none that waits.
-//! 2. `cycle` searches backwards along hard edges from the waiter: breadth first, to the calls that
-//!    wait for its holds, to those that wait for them, and so on, usually a handful. If it finds
-//!    the waiter's own call, no order of the queue resolves the deadlock, and the way back is a
-//!    shortest cycle.
-//! 3. `victim` chooses the member that fails: of those that are on *every* hard cycle, the one that
-//!    the [policy](VictimPolicy) prefers. The waiter is one of them. So one failure is enough for
-//!    any number of cycles. The error names the whole cycle.
+//! 1. If the transaction and its linked ancestors hold nothing, no waiter waits for them, and there
+//!    is no cycle. Otherwise a short search forwards often shows that the waiter does not wait for
+//!    itself.
+//! 2. `cycle` searches backwards along hard edges from the waiter, breadth first: the calls that
+//!    wait for its holds, then the calls that wait for those, and so on. They are usually a
+//!    handful. If the search finds the waiter's own call, no order of the queue resolves the
+//!    deadlock, and the way back is a shortest cycle.
+//! 3. `victim` chooses the member that fails: the one that the [policy](VictimPolicy) prefers among
+//!    those on *every* hard cycle. The waiter is one of them. So one failure is enough for any
+//!    number of cycles. The error names the whole cycle.
 //! 4. `resolve_claimed_cycles` does the same for cycles that claims close.
 //! 5. `reorder` resolves the cycles that are left: they have a soft edge. Let *R* be the waiters
-//!    that reach the transaction of the waiter. Let *C* be those of *R*, with the waiter, that it
-//!    reaches itself: the members of such cycles. The new order is:
+//!    that reach the transaction of the waiter. Let *C* be the waiter and those of *R* that it
+//!    reaches: the members of such cycles. The new order is:
 //!    1. all others, as they were,
 //!    2. *C* as it was, except that each member comes after those of *C* whose locks it waits for,
 //!    3. the rest of *R*, as it was.
@@ -204,8 +205,8 @@
 //! - A search walks each queue once. For each queue it remembers the position from which on it
 //!   found the waiters.
 //! - The holders of an entry are one node, for a waiter for one of them waits for all of them.
-//! - Forwards, the nearest exclusive waiter stands for all waiters ahead of it: they are reached
-//!   along its own waits.
+//! - In a search forwards, the nearest exclusive waiter stands for all waiters ahead of it. The
+//!   search reaches them along the waits of that one.
 //!
 //! `tests/engine_cost.rs` counts the steps.
 //!

@@ -106,8 +106,8 @@ impl Queue {
             .map(|(position, waiter)| (*position, waiter.id))
     }
 
-    /// Waiters before `position` that are incompatible with `mode`: so many that all others are
-    /// reached along their waits. Of these, the ones behind `after`.
+    /// The nearest waiters before `position` that are incompatible with `mode`, if they are behind
+    /// `after`. All other such waiters are reached along the waits of the nearest.
     pub(super) fn nearest_ahead(
         &self,
         mode: LockMode,
@@ -123,7 +123,7 @@ impl Queue {
     }
 
     /// Notes that a holder in `mode` has committed at `ts`. Waiters in an incompatible mode learn
-    /// of it. Commits have rising numbers.
+    /// of it. Each commit has a larger number than the one before.
     pub(super) fn note_commit(
         &mut self,
         mode: LockMode,
@@ -174,9 +174,9 @@ impl CommitNumber {
     }
 }
 
-/// Commits by their numbers, which rise, with their timestamps, which fall: a commit that a larger
-/// timestamp follows is dropped. So the first commit after any number has the largest timestamp
-/// after it.
+/// Commits in the order of their numbers. The numbers rise and the timestamps fall: a commit is
+/// dropped when a commit with a timestamp at least as large follows. So the first commit after any
+/// number has the largest timestamp after it.
 #[derive(Debug, Default)]
 struct Commits(VecDeque<(CommitNumber, CommitTimestamp)>);
 
@@ -193,8 +193,8 @@ impl Commits {
         self.0.get(at).map(|(_, ts)| *ts)
     }
 
-    /// Keeps only the commits that waiters learn of which know those up to these numbers. The
-    /// numbers rise.
+    /// Keeps only the commits that a waiter will learn of. `known` lists, for each waiter, the last
+    /// commit before its wait began, in rising order.
     fn forget_all_but(&mut self, known: impl Iterator<Item = CommitNumber>) {
         let mut known = known.peekable();
         self.0.retain(|(number, _)| {

@@ -15,12 +15,12 @@ use crate::key::LockItem;
 pub(super) struct RollBack {
     /// The token of the grant.
     pub(super) token: FencingToken,
-    /// True if its call is still in flight: then also holds without a token are rolled back.
+    /// True if its call is still in flight. Then holds without a token are rolled back too.
     pub(super) in_flight: bool,
 }
 
 impl EngineState {
-    /// Releases chosen items of a transaction; returns how many of them it held.
+    /// Releases chosen items of a transaction. Returns the number of them that it held.
     pub(super) fn unlock(
         &mut self,
         txn: TxnId,
@@ -57,7 +57,7 @@ impl EngineState {
     }
 
     /// Ends the call of a transaction and releases its holds, as many as the slice allows. Adds
-    /// them to `released`. True once it holds nothing.
+    /// their number to `released`. True once it holds nothing.
     pub(super) fn unlock_all(
         &mut self,
         id: TxnId,

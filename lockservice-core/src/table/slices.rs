@@ -9,7 +9,7 @@
 //!
 //! - A call that takes many items is [`Moving`](Stage::Moving). It is registered, but in no queue.
 //!   Its items are pending, as with a call that waits. No waiter waits for the call itself, so the
-//!   wait graph has no edge from it. One begins only if the call has to wait.
+//!   wait graph has no edge from it. Such an edge begins only when the call has to wait.
 //! - A call that ends without a grant is [`Failing`](Stage::Failing). It waits for nothing, and its
 //!   items are rolled back, the last one first.
 //! - A waiter that may be granted is a candidate, or waits for an item on the list `released`. A
@@ -21,22 +21,22 @@
 //! that it polls.
 //!
 //! # Known limits
-//! They are why a hold has room for the largest call of a server ([`STEPS`]), so that only the end
-//! of a transaction with very many locks takes more than one hold.
+//! Because of these limits, a hold has room for the largest call of a server ([`STEPS`]). Only the
+//! end of a transaction with very many locks takes more than one hold.
 //!
 //! - **Promotion comes after calls that are between two holds.** While large calls follow each
 //!   other without a pause, a waiter can wait for a row that is free, `released` grows uncounted,
 //!   and is served from its end.
 //! - **The draining thread works for all**, and returns only when no work is pending.
-//! - A grant is given item by item. A caller that releases an item of its own call between two
-//!   holds (no session does, they take turns: T2) lets it go although the call is granted then
-//!   (F1).
+//! - A grant is given item by item. If a caller releases an item of its own call between two holds,
+//!   the item becomes free although the call is granted (F1). No session does so, for its
+//!   operations take turns (T2).
 //! - `cancel_wait` and `seal` may return while another thread still rolls a call back.
 //! - A range moves all uncontended holds that it overlaps into the state under one hold, also if it
 //!   may not wait (`uncontended/inflate.rs`, `publish`): a whole-table lock over millions of rows
 //!   takes seconds.
-//! - A table has 256 bytes for each of its 8 to 16 shards, which no limit counts and which stay
-//!   after it was removed, for the next table.
+//! - A table uses 256 bytes for each of its 8 to 16 shards. No limit counts these bytes, and they
+//!   stay for the next table after this one was removed.
 //! - A waker that panics leaves [`draining`](EngineState::draining) set.
 
 use std::ops::ControlFlow;
@@ -52,9 +52,9 @@ use crate::key::{KeyRange, LockItem};
 /// Steps under one hold of the mutex: enough for the largest call that a server takes in (20,000
 /// rows), some milliseconds.
 ///
-/// It is not less, because a call between two holds goes on before waiters are promoted. Shorter
-/// holds need a fair share between the two, or large calls in a row would keep granted rows from
-/// those who wait, and the thread that began would do the work of all.
+/// The number is not smaller, because a call between two holds goes on before waiters are promoted.
+/// Shorter holds would need a fair share between the two. Otherwise large calls in a row would keep
+/// free rows from the waiters, and the thread that began would do the work of all threads.
 pub(super) const STEPS: usize = 1 << 17;
 
 /// The steps of one hold of the mutex, and how many of them remain.
@@ -104,7 +104,7 @@ impl EngineState {
     /// no work is pending or the slice is used up.
     pub(super) fn promote_waiters(&mut self) {
         if self.is_sealed() {
-            // No call waits any more.
+            // No call is left that waits.
             self.released.clear();
             self.candidates.clear();
         }
@@ -138,14 +138,14 @@ impl EngineState {
             && self.recheck.is_empty()
     }
 
-    /// Has a call that used up the slice go on in a later one, after those that did so before.
+    /// Makes a call that used up the slice go on in a later one, after those that did so before.
     pub(super) fn pause(&mut self, id: CallId) {
         let position = self.positions.next(false);
         self.calls[id].position = position;
         self.unfinished.insert(position, id);
     }
 
-    /// Goes on with a call, if it is between two slices. True if it still is then.
+    /// Goes on with a call that is between two slices. True if it still is afterwards.
     pub(super) fn is_unfinished_after_a_slice(&mut self, id: CallId) -> bool {
         let is_unfinished =
             |state: &Self| matches!(state.calls[id].stage, Stage::Moving | Stage::Failing(_));
@@ -165,7 +165,7 @@ impl EngineState {
         }
     }
 
-    /// Gives a token to the first call of a table that waits for one, if there are both.
+    /// Gives a token to the first call that waits for one in a table, if there are both.
     fn serve_awaiting_token(&mut self, id: TableId) {
         self.slice.spend();
         let Some(table) = self.tables.get_mut(&id).filter(|table| table.tokens.remaining() > 0)
@@ -219,7 +219,7 @@ impl EngineState {
         let table = &self.tables[&call.table];
         match table.first_conflict(call.item(), call.txn, call.mode, position) {
             None => {
-                // If it shares, the sharers behind it can be granted too.
+                // If it is a sharer, the sharers behind it can be granted too.
                 let queue = table.entry(call.item()).and_then(Entry::queue);
                 self.candidates.extend(queue.and_then(|queue| queue.first_after(position)));
                 self.continue_call(id);

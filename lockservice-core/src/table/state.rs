@@ -1,5 +1,5 @@
-//! The engine's pure state: every table of the node, every transaction that holds or waits, every
-//! call in flight.
+//! The engine's pure state: every table of the node, every transaction that holds or waits, and
+//! every call in flight.
 //!
 //! Nothing here reads a clock, awaits or wakes a task. Wakers are collected, and the shell fires
 //! them after its mutex is free.
@@ -40,7 +40,7 @@ pub(super) struct EngineState {
     /// The last version of each table that is installed here (B5).
     versions: IdMap<TableId, BindVersion>,
     /// The highest version that was removed. Versions grow over all tables. So no version is served
-    /// twice (B5), and nothing is kept of a table that has gone.
+    /// twice (B5), and no record is kept of a removed table.
     removed_to: BindVersion,
     sealed: Option<fn() -> Error>,
     /// The number of calls that wait for a lock or a token.
@@ -78,9 +78,9 @@ pub(super) struct EngineState {
     reason = "the grant is the common case and must not cost an allocation"
 )]
 pub(super) enum Started {
-    /// It is over.
+    /// The call is over.
     Done(Result<Grant>),
-    /// It is kept under this id, from which its outcome is taken.
+    /// The call is kept under this id, from which its outcome is taken.
     Kept(CallId),
 }
 
@@ -137,7 +137,7 @@ impl EngineState {
         self.drop_table(table);
         self.versions.insert(table, version);
         let place = self.free_places.pop().unwrap_or_else(|| {
-            // `tables_max` ends long before 2^32 tables.
+            // `tables_max` is reached long before 2^32 tables.
             let place = Place(self.in_places.len() as u32);
             self.places.make(place);
             self.in_places.push(None);

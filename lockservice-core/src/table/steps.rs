@@ -47,8 +47,8 @@ impl Drop for Hold {
     }
 }
 
-/// The most steps under one hold of an engine's mutex by the current thread since this was last
-/// called.
+/// The most steps that the current thread took under one hold of an engine's mutex since the last
+/// call of this function.
 #[cfg(any(test, feature = "testing"))]
 pub fn engine_longest_hold() -> u64 {
     LONGEST_HOLD.with(|longest| longest.replace(0))

@@ -22,14 +22,15 @@ pub(super) struct TxnHolds {
     pub(super) nested: SmallVec<[CallId; 1]>,
 }
 
-/// Most nested calls of a transaction that are part of the wait graph. Each of them is checked when
-/// the transaction gets a lock for which others wait, and any client can name it as an ancestor.
+/// The largest number of nested calls of a transaction that are part of the wait graph. Each of
+/// them is checked when the transaction gets a lock for which others wait, and any client can name
+/// it as an ancestor.
 pub(super) const NESTED_MAX: usize = 16;
 
 impl TxnHolds {
     /// The slot that the next item gets.
     pub(super) fn next_slot(&self, table: TableId) -> u32 {
-        // `lock_bytes_max` ends long before 2^32 items.
+        // `lock_bytes_max` is reached long before 2^32 items.
         self.held.iter().find(|(id, _)| *id == table).map_or(0, |(_, items)| items.len() as u32)
     }
 
@@ -65,7 +66,7 @@ impl TxnHolds {
     pub(super) fn take_some(&mut self, most: usize) -> Option<(TableId, SmallVec<[LockItem; 1]>)> {
         let (table, mut items) = self.held.pop()?;
         if items.len() > most {
-            // The last ones: the others keep their slots.
+            // The last items are taken, so that the others keep their slots.
             let taken = items.drain(items.len() - most..).collect();
             self.held.push((table, items));
             items = taken;

@@ -29,7 +29,7 @@ pub struct LockRequest {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum WaitPolicy {
-    /// Waits in the queue. The engine knows no timeout: the caller drops the call instead.
+    /// Waits in the queue. The engine has no timeout: the caller drops the call instead.
     Wait,
     /// Waits for nothing:
     ///
@@ -47,14 +47,14 @@ pub enum WaitPolicy {
 
 /// The locks that a call was granted.
 ///
-/// The owner of the table also keeps what a roll-back needs in it; a grant that came over the wire
-/// has none of that.
+/// On the owner of the table, a grant also holds the data that a roll-back needs. A grant that came
+/// over the wire does not.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Grant {
     /// The bind on which it was granted, to be presented at the commit.
     pub bind: Bind,
     /// The call's fencing token (F1), taken after its last key was granted. If nothing was newly
-    /// locked, the largest token under which its items were already held.
+    /// locked, it is the largest token under which the items were already held.
     pub token: FencingToken,
     /// False if every item was already held at least as strongly.
     pub newly_locked: bool,
@@ -70,13 +70,13 @@ pub struct Grant {
     /// The largest commit timestamp that an unlock of this table carried since the bind was
     /// installed.
     pub table_commit_ts: Option<CommitTimestamp>,
-    /// True if something may have been committed in the table that the transaction's snapshot does
-    /// not show, and of which no timestamp is known (C5). Take the snapshot after this grant.
+    /// True if the table may have a commit that the transaction's snapshot does not show and whose
+    /// timestamp is not known (C5). The caller then takes the snapshot after this grant.
     ///
     /// The engine knows of no snapshot. It sets this while a part of the history is unknown, and
     /// its caller, which knows the age of the snapshot, decides.
     pub history_unknown: bool,
-    /// Stays with the owner of the table.
+    /// The part that stays with the owner of the table.
     pub(crate) owner: OwnerPart,
 }
 
@@ -86,8 +86,9 @@ pub struct Grant {
 pub(crate) struct OwnerPart {
     /// Each item that was newly locked or upgraded: a roll-back ends exactly these (T2).
     pub(crate) changes: Vec<ItemGrant>,
-    /// Since when the owner knows the table's history, by the owner's clock: since it took over,
-    /// or since the last release that its holder did not request. `None`: all of it.
+    /// The time since which the owner knows the table's history, by the owner's clock: its
+    /// takeover, or the last release that the holder did not request. `None` if it knows all of the
+    /// history.
     pub(crate) history_since: Option<Time>,
     /// The number of tokens that are left to the table after this grant. The owner renews them
     /// ahead (F2).
@@ -99,13 +100,14 @@ pub(crate) struct OwnerPart {
 pub(crate) struct ItemGrant {
     /// The item.
     pub(crate) item: LockItem,
-    /// How, and under which token, the transaction held exactly this item before; `None` if it did
-    /// not. Rolling the grant back leaves that hold, unless it was itself rolled back or released.
+    /// The mode and the token under which the transaction held exactly this item before; `None` if
+    /// it did not. A roll-back of the grant leaves that hold, unless that hold was itself rolled
+    /// back or released.
     pub(crate) before: Option<(LockMode, FencingToken)>,
 }
 
 impl Grant {
-    /// A grant under `token` on `bind` that nothing else is known of: nothing was newly locked, and
+    /// A grant under `token` on `bind` without further information: nothing was newly locked, and
     /// the call did not wait.
     pub fn new(bind: Bind, token: FencingToken) -> Self {
         Self {
@@ -130,7 +132,7 @@ impl Grant {
         self.owner.changes.iter().map(|change| (change.item.clone(), change.before)).collect()
     }
 
-    /// Since when the owner knows the table's history; `None`: all of it.
+    /// The time since which the owner knows the table's history; `None` if it knows all of it.
     pub fn history_since(&self) -> Option<Time> {
         self.owner.history_since
     }
@@ -145,15 +147,15 @@ impl Grant {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineSettings {
-    /// Most rows and ranges in one request. Default 20,000.
+    /// The largest number of rows and ranges in one request. Default 20,000.
     pub items_per_request_max: usize,
-    /// Most memory that the locks and waits of this node may use, in bytes, as estimated. Default 1
-    /// GiB.
+    /// The most memory that the locks and waits of this node may use, in bytes, as estimated.
+    /// Default 1 GiB.
     pub lock_bytes_max: usize,
-    /// Most memory that the locks of one transaction may use, in bytes, as estimated. Default 256
-    /// MiB.
+    /// The most memory that the locks of one transaction may use, in bytes, as estimated. Default
+    /// 256 MiB.
     pub txn_lock_bytes_max: usize,
-    /// Most calls that may wait at once on this node. Default 100,000.
+    /// The largest number of calls that may wait at once on this node. Default 100,000.
     pub waiters_max: usize,
     /// The choice of the transaction that fails in a deadlock.
     pub victim: VictimPolicy,
@@ -195,7 +197,7 @@ pub struct LockInfo {
     pub mode: LockMode,
     /// The holder.
     pub txn: TxnId,
-    /// Its fencing token. While it is pending: that of the former hold, or 0.
+    /// Its fencing token. A pending lock has the token of the former hold, or 0.
     pub token: FencingToken,
     /// True if it is not granted yet: a call in flight, which waits for further items, has taken or
     /// upgraded it. It conflicts with other requests all the same.
@@ -215,9 +217,9 @@ pub struct WaitInfo {
     pub mode: LockMode,
     /// The transaction that waits.
     pub waiter: TxnId,
-    /// The transaction that it waits for. With counter 0 it is a whole incarnation: the last owner
-    /// of a table, which is waited for until the table can be reassigned. Origin 0 then stands for
-    /// an unknown owner.
+    /// The transaction that it waits for. Counter 0 stands for a whole incarnation: the last owner
+    /// of a table, for which the call waits until the table can be reassigned. Origin 0 then stands
+    /// for an unknown owner.
     pub holder: TxnId,
     /// The conflicting item of that transaction.
     pub held_item: LockItem,

@@ -86,8 +86,8 @@ impl EngineState {
     }
 
     /// Makes the call's transaction hold a row that is free, with the call's token if it is the
-    /// last item. Returns the token that the call has then; `None` if the row is not known to be
-    /// free or does not fit, and the general way decides.
+    /// last item. Returns the token that the call has then. Returns `None` if the row is not known
+    /// to be free or does not fit: then the general way decides.
     fn take_free_row(&mut self, call: &EngineCall, key: &Key) -> Option<Option<FencingToken>> {
         let bytes = row_hold_bytes(key);
         let txn = self.txns.entry(call.txn).or_default();
@@ -201,8 +201,8 @@ impl EngineState {
         })
     }
 
-    /// Decides the next step of a call that got so far. If it is refused, its next item needs the
-    /// state no more.
+    /// Decides the next step of a call after `advanced`. If the call is refused, the entry of its
+    /// next item is retired.
     pub(super) fn next(&mut self, call: &mut EngineCall, advanced: Result<Advance>) -> Next {
         let next = self.decide(call, advanced);
         if let (Next::Refuse(_), Some(item)) = (&next, call.items.get(call.next)) {
@@ -234,7 +234,7 @@ impl EngineState {
             self.make_room(wait_bytes(call));
         }
         let room = match wait {
-            // A call that has waited has its room.
+            // The room of a call that has waited is counted already.
             _ if call.bytes > 0 => Ok(()),
             Next::Wait { .. } => self.check_worth_waiting(call),
             _ => self.check_room_to_wait(call),
@@ -257,7 +257,7 @@ impl EngineState {
     }
 
     /// Goes on with a waiter whose item has become free: it takes that and the following ones,
-    /// until it must wait again, is over, or has used the slice up.
+    /// until it must wait again, is over, or has used up the slice.
     pub(in crate::table) fn continue_call(&mut self, id: CallId) {
         let mut call = self.calls.take(id);
         let before = call.changes.len();
@@ -266,8 +266,8 @@ impl EngineState {
         let advanced = match self.take_item(&mut call) {
             Ok(()) => self.advance(&mut call),
             Err(error) => {
-                // It has left the queue of that item and does not hold it: the waiters behind it
-                // become candidates by this.
+                // The call has left the queue of that item and does not hold it. So the waiters
+                // behind it have to become candidates.
                 self.released.push((call.table, Released::Item(call.item().clone())));
                 Err(error)
             }
@@ -283,7 +283,7 @@ impl EngineState {
         self.proceed(id, call, before, advanced);
     }
 
-    /// Has a call take its next step after it got so far and added `changes[before..]`.
+    /// Makes a call take its next step after `advanced`, in which it added `changes[before..]`.
     fn proceed(
         &mut self,
         id: CallId,
@@ -297,7 +297,7 @@ impl EngineState {
         self.follow(id, next);
     }
 
-    /// Has the nested calls of a transaction checked for cycles again, after a call has added
+    /// Schedules another check for cycles of a transaction's nested calls, after a call has added
     /// `changes[from..]` to its holds.
     ///
     /// A waiter for one of these holds now waits for the nested calls too. So a cycle can be closed

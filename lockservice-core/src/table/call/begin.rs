@@ -1,5 +1,5 @@
 //! The begin of a call: a request is checked, its items are brought into order, and the call is
-//! made known to its transaction, its ancestors and its table.
+//! registered with its transaction, its ancestors and its table.
 
 use super::advance::Next;
 use super::refusal::bind_changed;
@@ -17,7 +17,7 @@ use crate::table::types::LockRequest;
 /// Checks a request's items and brings them into the order in which they are taken, without
 /// duplicates.
 ///
-/// The caller has not taken the engine's mutex yet: this can take as long as all work under it.
+/// The caller does not hold the engine's mutex yet, for this can take as long as all work under it.
 pub(in crate::table) fn put_in_order(items: &mut Vec<LockItem>, most: usize) -> Result<()> {
     if items.is_empty() {
         return Err(Error::new(
@@ -27,14 +27,14 @@ pub(in crate::table) fn put_in_order(items: &mut Vec<LockItem>, most: usize) -> 
     }
     if items.len() > most {
         return Err(Error::new(
-            // Not `ResourceExhausted`: no later time is better.
+            // `ResourceExhausted` would promise that the request can succeed later.
             ErrorKind::InvalidArgument,
             "a request names too many rows and ranges: ask for fewer, or for a range",
         )
         .with("items", items.len())
         .with("items_per_request_max", most));
     }
-    // A covering item comes first, so that the items that it covers are nothing new.
+    // A covering item comes first, so that the items that it covers add nothing.
     items.sort_by(|a, b| {
         compare_starts(a.start(), b.start())
             .then_with(|| compare_ends(b.end(), a.end()))
@@ -119,8 +119,8 @@ impl EngineState {
         })
     }
 
-    /// The ancestors of a call of `txn`, and how many of them have room for it among their nested
-    /// calls. Those come first.
+    /// The ancestors of a call of `txn`, and the number of those that have room for it among their
+    /// nested calls. Those come first.
     fn ancestors(&self, txn: TxnId, named: &[TxnId]) -> (Ancestors, usize) {
         // A transaction is no ancestor of its own call.
         let mut ancestors: Ancestors =
@@ -134,7 +134,7 @@ impl EngineState {
         (ancestors, linked)
     }
 
-    /// Makes a call known to its transaction, its ancestors and its table.
+    /// Registers a call with its transaction, its ancestors and its table.
     fn register(&mut self, id: CallId) {
         let call = &self.calls[id];
         self.txns.entry(call.txn).or_default().call = Some(id);

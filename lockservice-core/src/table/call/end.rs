@@ -44,8 +44,8 @@ impl EngineState {
         }
     }
 
-    /// Ends whatever a call waits for or has got. From here on it is only rolled back, also if it
-    /// was granted and the grant was not received.
+    /// Makes a call fail in every stage, and takes it out of its queue. From here on it is only
+    /// rolled back, even if it was granted and the grant was not received.
     pub(in crate::table) fn end_wait(&mut self, id: CallId, why: Option<Error>) {
         let mut call = self.calls.take(id);
         match std::mem::replace(&mut call.stage, Stage::Failing(why)) {
@@ -70,7 +70,7 @@ impl EngineState {
         self.calls.put(id, call);
     }
 
-    /// Lets go of an item that a call was not given, unless others hold it or wait for it.
+    /// Retires the entry of an item that a call did not get, unless others hold it or wait for it.
     pub(in crate::table) fn retire(&mut self, table: TableId, item: &LockItem) {
         if let Some(table) = self.tables.get_mut(&table) {
             table.retire(item);
@@ -98,8 +98,8 @@ impl EngineState {
         is_all
     }
 
-    /// Rolls back what an unfinished call added, as much as the slice allows. True once that is
-    /// all.
+    /// Rolls back the changes of an unfinished call, as many as the slice allows. True once all of
+    /// them are rolled back.
     pub(super) fn roll_back_call(&mut self, call: &mut EngineCall) -> bool {
         while self.slice.has_steps()
             && let Some(change) = call.changes.pop()
@@ -111,7 +111,7 @@ impl EngineState {
         call.changes.is_empty()
     }
 
-    /// Keeps the outcome of a call, which is in no queue any more, and has its task woken.
+    /// Keeps the outcome of a call that has left its queue, and schedules the wake-up of its task.
     pub(in crate::table) fn finish(&mut self, id: CallId, outcome: Result<Grant>) {
         self.uncount_wait(id);
         let call = &mut self.calls[id];

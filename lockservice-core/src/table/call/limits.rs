@@ -13,7 +13,7 @@ use crate::table::txn::TxnHolds;
 /// Keys up to this length lie inside of their items.
 const KEY_INLINE_MAX: usize = 22;
 
-/// Bookkeeping of the allocator for a key that does not.
+/// Overhead of the heap allocator for a longer key, in bytes.
 const HEAP_BLOCK_BYTES: usize = 16;
 
 impl EngineState {
@@ -29,7 +29,7 @@ impl EngineState {
     }
 
     /// Fails if there is no room to wait, or if the wait would be in vain: the limits would end the
-    /// call as it is promoted, also if no other transaction held anything.
+    /// call as it is promoted, even if no other transaction held anything.
     pub(super) fn check_worth_waiting(&self, call: &EngineCall) -> Result<()> {
         self.check_room_to_wait(call)?;
         let held = self.txns.get(&call.txn).map_or(0, |txn| txn.bytes);
@@ -37,7 +37,7 @@ impl EngineState {
             self.settings.txn_lock_bytes_max.saturating_sub(held),
             self.settings.lock_bytes_max.saturating_sub(held + wait_bytes(call)),
         );
-        // Nearly always there is room for all items, so that the new ones need not be found.
+        // There is nearly always room for all items. Then the new ones need not be found.
         let most = call.items[call.next..].iter().map(hold_bytes).sum::<usize>();
         if most <= txn_left.min(left) {
             return Ok(());
@@ -51,7 +51,7 @@ impl EngineState {
         Err(Error::new(
             ErrorKind::ResourceExhausted,
             "the request does not fit into a limit of the lock engine, however long it waits: \
-             ask for less, release locks first, or raise the limit",
+             request less, release locks first, or raise the limit",
         )
         .with("limit", limit)
         .with("txn", call.txn))
@@ -84,12 +84,12 @@ const HOLD_BYTES: usize = 240;
 /// Estimated memory of one wait without its items and ancestors, in bytes.
 const WAIT_BYTES: usize = 320;
 
-/// Estimated memory of a hold, in bytes. The entry and the transaction each have the key.
+/// Estimated memory of a hold, in bytes. The entry and the transaction each store the key.
 pub(in crate::table) fn hold_bytes(item: &LockItem) -> usize {
     HOLD_BYTES + 2 * item_heap_bytes(item)
 }
 
-/// As [`hold_bytes`], of a row.
+/// Like [`hold_bytes`], for a row.
 pub(in crate::table) fn row_hold_bytes(key: &Key) -> usize {
     HOLD_BYTES + 2 * key_heap_bytes(key)
 }

@@ -52,7 +52,7 @@ pub(super) use self::refusal::bind_changed;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub(super) struct CallId(u32);
 
-/// See the module.
+/// A call in flight. See the module.
 #[derive(Debug)]
 pub(super) struct EngineCall {
     pub(super) txn: TxnId,
@@ -86,7 +86,7 @@ pub(super) struct EngineCall {
     pub(super) position: Position,
     pub(super) stage: Stage,
     pub(super) waker: Option<Waker>,
-    /// The memory that its wait is counted with; 0 if it never waited.
+    /// The memory that its wait was counted with, in bytes; 0 if it never waited.
     pub(super) bytes: usize,
 }
 
@@ -160,7 +160,7 @@ impl Calls {
             }
             None => {
                 self.slots.push(Some(call));
-                // `waiters_max` and memory end long before 2^32 calls.
+                // `waiters_max` and the memory are reached long before 2^32 calls.
                 CallId((self.slots.len() - 1) as u32)
             }
         }

@@ -7,7 +7,7 @@ use crate::id::{TableId, TxnId};
 pub(super) fn exhausted(limit: &'static str) -> Error {
     Error::new(
         ErrorKind::ResourceExhausted,
-        "a limit of the lock engine is reached: try later, ask for less, or raise the limit",
+        "a limit of the lock engine is reached: try later, request less, or raise the limit",
     )
     .with("limit", limit)
 }
@@ -15,7 +15,7 @@ pub(super) fn exhausted(limit: &'static str) -> Error {
 pub(super) fn no_token() -> Error {
     Error::new(
         ErrorKind::Unavailable,
-        "the table has no fencing token left until the store answers: try again, or wait for the \
+        "the table has no fencing token left until the store responds: try again, or wait for the \
             lock",
     )
 }

@@ -11,8 +11,8 @@ use crate::table::state::EngineState;
 use crate::table::steps::step;
 
 impl EngineState {
-    /// Puts a call into the queue of its next item, and resolves the cycles that this closes. A
-    /// call that is over by that says so in its stage.
+    /// Puts a call into the queue of its next item, and resolves the cycles that this closes. If
+    /// that ends the call, its stage says so.
     pub(super) fn begin_wait(&mut self, id: CallId, upgrade: bool) {
         self.count_wait(id);
         let call = &mut self.calls[id];
@@ -23,7 +23,7 @@ impl EngineState {
         self.resolve_wait(id);
     }
 
-    /// Has a call with all its items wait for a token, behind those that wait already.
+    /// Makes a call that has all its items wait for a token, behind those that wait already.
     pub(super) fn begin_token_wait(&mut self, id: CallId) {
         let position = self.positions.next(false);
         let call = &mut self.calls[id];
@@ -36,7 +36,8 @@ impl EngineState {
             .insert(position, id);
     }
 
-    /// Counts a call, and its memory, among those that wait. Later waits of it change nothing.
+    /// Counts a call, and its memory, among those that wait. A later wait of the same call changes
+    /// nothing.
     pub(super) fn count_wait(&mut self, id: CallId) {
         let call = &mut self.calls[id];
         if call.bytes == 0 {
@@ -46,7 +47,7 @@ impl EngineState {
         }
     }
 
-    /// Ends that count.
+    /// Reverses [`count_wait`](Self::count_wait).
     pub(super) fn uncount_wait(&mut self, id: CallId) {
         let call = &mut self.calls[id];
         if call.bytes > 0 {
@@ -64,7 +65,7 @@ impl EngineState {
     }
 
     /// Takes a call out of the queue in which it waits. The call learns of the commits that were
-    /// noted there since its wait began (C5). The caller sees to the item, as with
+    /// noted there since its wait began (C5). The caller then handles the item, as with
     /// [`LockTable::dequeue`](crate::table::lock_table::LockTable::dequeue).
     pub(in crate::table) fn dequeue(&mut self, call: &mut EngineCall) {
         let Some(table) = self.tables.get_mut(&call.table) else { return };

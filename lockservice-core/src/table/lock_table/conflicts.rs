@@ -1,4 +1,4 @@
-//! The conflict check: the holders and waiters that keep a transaction from an item; and the
+//! The conflict check: the holders and waiters that keep a transaction from an item. Also the
 //! commits that the waiters in conflict with a hold learn of.
 
 use std::ops::ControlFlow;
@@ -18,7 +18,7 @@ use crate::table::search::RequestKey;
 pub(in crate::table) struct Conflicts {
     /// The largest token under which the transaction already holds the item, at least as strongly.
     pub(in crate::table) covered: Option<FencingToken>,
-    /// True if the transaction holds the item, but more weakly: the request is an upgrade.
+    /// True if the transaction holds the item more weakly: the request is an upgrade.
     pub(in crate::table) upgrade: bool,
     /// The first conflicting holder.
     pub(in crate::table) held_by: Option<Blocker>,
@@ -94,7 +94,7 @@ impl LockTable {
     }
 
     /// Notes that `txn`, which holds these items, committed at `ts`: in the table, and in each
-    /// queue that conflicts with one of the holds. `number` is that of the commit.
+    /// queue that conflicts with one of the holds. `number` is the number of the commit.
     pub(in crate::table) fn note_commit(
         &mut self,
         txn: TxnId,
@@ -106,7 +106,7 @@ impl LockTable {
         if self.waiting.is_empty() {
             return;
         }
-        // Once per queue and mode, for any number of items that conflict with it.
+        // Each queue notes it once per mode, for any number of items that conflict with it.
         let mut seen = IdMap::default();
         let mut queues = Vec::new();
         for item in items {

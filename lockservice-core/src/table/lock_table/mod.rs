@@ -41,13 +41,13 @@ pub(super) struct LockTable {
     pub(super) waiting: BTreeMap<Position, CallId>,
     /// The calls of this table that are in flight, and those whose outcome was not taken.
     pub(super) calls: IdMap<CallId, ()>,
-    /// Since when the table was seen unused.
+    /// The time since which the table was seen unused.
     pub(super) quiet: Option<Quiet>,
     rows: BTreeMap<Key, Entry>,
     /// The rows that have a queue.
     awaited_rows: BTreeSet<Key>,
     ranges: IntervalMap<Entry>,
-    /// Where its uncontended holds are, in `places`.
+    /// The place of its uncontended holds in `places`.
     pub(super) place: Place,
     places: Arc<TablePlaces>,
 }
@@ -198,8 +198,8 @@ impl LockTable {
     }
 
     /// Takes a call out of the queue of an item. Returns the largest timestamp of the commits that
-    /// it learns of, if there are any. The caller gives the item to the call,
-    /// or queues it again, or [retires](Self::retire) it.
+    /// it learns of, if there are any. The caller then gives the item to the call, queues the call
+    /// again, or [retires](Self::retire) the item.
     pub(super) fn dequeue(
         &mut self,
         item: &LockItem,

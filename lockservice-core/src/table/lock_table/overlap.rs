@@ -28,7 +28,7 @@ impl LockTable {
         }
     }
 
-    /// As [`overlapping`](Self::overlapping), only the entries after `after`.
+    /// Like [`overlapping`](Self::overlapping), but only the entries after `after`.
     pub(in crate::table) fn overlapping_after<'a>(
         &'a self,
         item: &LockItem,
@@ -72,7 +72,8 @@ impl LockTable {
                 self.rows.get_key_value(key).map_or(ControlFlow::Continue(()), visit)
             }
             LockItem::Range(range) => {
-                // `BTreeMap` panics for bounds without a key between them. A `KeyRange` has one.
+                // `BTreeMap` panics for bounds without a key between them. A `KeyRange` always has
+                // one.
                 self.rows
                     .range((range.start().cloned(), range.end().cloned()))
                     .try_for_each(&mut visit)
@@ -94,8 +95,8 @@ impl LockTable {
         })
     }
 
-    /// As [`overlapping`](Self::overlapping), only the entries with a queue, and with
-    /// that queue.
+    /// Like [`overlapping`](Self::overlapping), but only the entries with a queue. `visit` gets the
+    /// queue.
     pub(in crate::table) fn overlapping_queues<'a>(
         &'a self,
         item: &LockItem,
@@ -125,7 +126,7 @@ impl LockTable {
         }
     }
 
-    /// As [`overlapping_queues`](Self::overlapping_queues), only those of ranges.
+    /// Like [`overlapping_queues`](Self::overlapping_queues), but only those of ranges.
     pub(in crate::table) fn overlapping_range_queues<'a>(
         &'a self,
         item: &LockItem,

@@ -53,7 +53,7 @@ impl Tokens {
         Some(drawn)
     }
 
-    /// The next token. Without tokens, the first one that a later block can have.
+    /// The next token. If no token is left, it is the first one that a later block can have.
     pub(in crate::table) fn next(&self) -> FencingToken {
         self.blocks.front().map_or(self.end, |block| block.next)
     }

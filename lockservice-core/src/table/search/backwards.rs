@@ -1,4 +1,4 @@
-//! The search backwards: the waiters that wait for a transaction, directly or over others.
+//! The search backwards: the waiters that wait for a transaction, directly or through others.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;

@@ -1,4 +1,4 @@
-//! The search forwards: the waiters for which a waiter waits, directly or over others.
+//! The search forwards: the waiters for which a waiter waits, directly or through others.
 
 use std::ops::ControlFlow;
 
@@ -15,7 +15,7 @@ pub(in crate::table) struct WaitedFor<'a> {
     state: &'a EngineState,
     edges: Edges,
     from: CallId,
-    /// Only these are found, and only over these; `None` for no such limit.
+    /// The search finds and follows only these. `None` sets no limit.
     within: Option<&'a IdMap<CallId, Option<CallId>>>,
     /// All waiters found, and the waiter itself.
     pub(in crate::table) found: IdMap<CallId, ()>,
@@ -28,8 +28,8 @@ pub(in crate::table) struct WaitedFor<'a> {
     steps_left: usize,
     /// The requests whose conflicting holders were searched.
     expanded: IdMap<RequestKey, ()>,
-    /// By queue and exclusive waiter: the position up to which the sharers behind that waiter were
-    /// walked.
+    /// The position up to which the sharers behind an exclusive waiter were walked, by queue and
+    /// waiter.
     walked: IdMap<(Address, Position), Position>,
 }
 

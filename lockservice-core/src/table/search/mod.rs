@@ -75,7 +75,7 @@ impl EngineState {
     }
 
     /// The calls for which a transaction waits: its own call, and those that name it as an
-    /// ancestor, each if it waits for a lock. Only `None` if there is no such call.
+    /// ancestor, each if it waits for a lock. The list is one `None` if there is no such call.
     fn calls_waited_for(&self, txn: TxnId) -> SmallVec<[Option<CallId>; 1]> {
         let mut waits: SmallVec<[Option<CallId>; 1]> = SmallVec::new();
         if let Some(txn) = self.txns.get(&txn) {
@@ -99,7 +99,7 @@ impl EngineState {
 
     /// The waiting calls of the holders of an entry in a mode incompatible with `mode`, except of
     /// `txn`; `None` for each holder that does not wait. If `within` is given and smaller than the
-    /// number of holders, only of those.
+    /// number of holders, only the calls in it are returned.
     pub(super) fn waiting_holders(
         &self,
         entry: &Entry,
