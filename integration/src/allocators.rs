@@ -176,7 +176,7 @@ impl Node {
 }
 
 impl Drop for Node {
-    /// It dies without a word.
+    /// It dies without a message.
     fn drop(&mut self) {
         self.peers.leave(&self.name);
     }
@@ -347,7 +347,7 @@ async fn keep_alive(
     }
 }
 
-/// A call with a deadline: every caller gets an answer.
+/// A call with a deadline: every caller gets a response.
 async fn bounded<T>(what: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
     within_limit(CALL_MAX, what, call).await
 }

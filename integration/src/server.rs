@@ -121,7 +121,7 @@ impl Place {
         Server { child, _stdout: stdout, stderr, incarnation }
     }
 
-    /// Runs a command that is expected to fail at once, and answers how it ended.
+    /// Runs a command that is expected to fail at once, and returns how it ended.
     pub async fn run(&self, command: &mut Command) -> Output {
         within("the command ends", command.output()).await.expect("it can be started")
     }
@@ -185,7 +185,7 @@ impl Server {
         kill(self.pid(), signal).expect("a child can be signalled");
     }
 
-    /// Ends it without a word, and waits until it has ended.
+    /// Ends it without a message, and waits until it has ended.
     ///
     /// # Panics
     /// If it had ended before: then something else is wrong.

@@ -28,7 +28,7 @@ fn row(table: &str, key: &str) -> LockSpec {
     LockSpec::new(table, vec![LockItem::Row(Key::new(key).expect("a good key"))])
 }
 
-/// Locks and unlocks one row in each of `tables`, and answers the tokens.
+/// Locks and unlocks one row in each of `tables`, and returns the tokens.
 async fn tokens(session: &Session, tables: &[String]) -> BTreeMap<String, u64> {
     let mut tokens = BTreeMap::new();
     for table in tables {

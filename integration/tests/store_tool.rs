@@ -31,7 +31,7 @@ async fn run(args: &[&str]) -> Output {
     output
 }
 
-/// Runs a command that succeeds; answers its lines.
+/// Runs a command that succeeds; returns its lines.
 async fn done(args: &[&str]) -> Vec<Value> {
     let output = run(args).await;
     assert!(output.status.success(), "{args:?}: {}", said(&output));

@@ -1,7 +1,7 @@
 //! Three allocators on one real store that is paused, killed and stopped in the middle of binds,
 //! commits, tombstones and renewals: no acknowledged bind is lost, no version or token goes back,
-//! no version has two owners, every caller gets an answer, and work goes on by itself (L1 to L4, B3
-//! to B6, C1 to C4).
+//! no version has two owners, every caller gets a response, and work goes on by itself (L1 to L4,
+//! B3 to B6, C1 to C4).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,7 +99,7 @@ async fn under_faults(open: impl AsyncFn() -> Arc<dyn BindStore>, server: &Conta
                     }
                 })
                 .await;
-                // With everything that used it, and without a word.
+                // With everything that used it, and without a message.
                 let (node, worker) = nodes.remove(leader);
                 worker.expect("started").abort();
                 drop(node);

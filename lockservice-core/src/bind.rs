@@ -10,17 +10,18 @@ pub struct Bind {
     pub table: TableRef,
     /// The table's number.
     pub id: TableId,
-    /// Which partition; 0 for a table that is not split.
+    /// The partition; 0 for a table that is not split.
     pub partition: u32,
     /// The owning incarnation.
     pub owner: ServiceId,
     /// The bind's version.
     pub version: BindVersion,
-    /// Where the allocator keeps it.
+    /// The slot in which the allocator keeps it.
     pub slot: BindSlot,
 }
 
-/// Where an allocator of this process keeps a bind, so that a commit finds it without a look-up.
+/// The slot in which an allocator of this process keeps a bind, so that a commit finds it without a
+/// look-up.
 ///
 /// It says nothing about which bind it is, so any two are equal. A commit may present any: one
 /// that is not the bind's, because another allocator leads by now or because the bind crossed the
@@ -61,7 +62,7 @@ pub struct TokenBlock {
 }
 
 impl TokenBlock {
-    /// How many tokens are left.
+    /// The number of tokens that are left.
     pub const fn left(&self) -> u64 {
         self.end.get() - self.next.get()
     }

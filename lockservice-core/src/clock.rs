@@ -22,7 +22,7 @@ impl Time {
         Self(nanos(since))
     }
 
-    /// How long after the clock's origin this reading is.
+    /// The time from the clock's origin to this reading.
     pub const fn since_origin(self) -> Duration {
         Duration::from_nanos(self.0)
     }
@@ -106,8 +106,8 @@ pub fn hi(d: Duration) -> Duration {
     d.saturating_add(d / 100).saturating_add(Duration::from_millis(100))
 }
 
-/// How much of a promise of raw length `d` its receiver may use, counted from before it sent its
-/// request.
+/// The part of a promise of raw length `d` that its receiver may use, counted from before it sent
+/// its request.
 pub fn lo(d: Duration) -> Duration {
     d.saturating_sub(d / 100).saturating_sub(Duration::from_millis(100))
 }

@@ -13,7 +13,7 @@
 //! is determined, and a run is repeated by its seed. Real and simulated nodes run the same code:
 //! the lint `clippy::disallowed_methods` forbids every other way to these effects in this crate.
 //!
-//! Timers only wake. Whether a promise is over is decided by reading the clock.
+//! Timers only wake. A reading of the clock decides whether a promise is over.
 //!
 //! ```
 //! # use lockservice_core::clock::SystemClock;
@@ -185,7 +185,7 @@ impl Env {
         tokio::time::timeout(self.exact(duration), future)
     }
 
-    /// How long a timer of the node takes by an exact clock.
+    /// The time of a node's timer by an exact clock.
     fn exact(&self, duration: Duration) -> Duration {
         match &self.simulation {
             None => duration,
@@ -206,7 +206,7 @@ impl<C: Clock> From<Arc<C>> for Env {
     }
 }
 
-/// How fast the clock and the timers of a node run: its time per exact time, in parts per million.
+/// The rate of a node's clock and timers: its time per exact time, in parts per million.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClockRate {
     parts: u32,
@@ -216,7 +216,7 @@ pub struct ClockRate {
 const PARTS: u32 = 1_000_000;
 
 impl ClockRate {
-    /// As fast as an exact clock.
+    /// The rate of an exact clock.
     pub const EXACT: Self = Self { parts: PARTS };
 
     /// Faster by this many parts in a million, or slower if negative. A rate that no clock has is

@@ -45,8 +45,8 @@
 //! # }
 //! ```
 //!
-//! A store is a [`BindStore`](store::BindStore); the suites of `testing` (feature `testing`) say
-//! whether it is a good one. How it all works: the notes in `docs`.
+//! A store is a [`BindStore`](store::BindStore); the suites of `testing` (feature `testing`) check
+//! one. The notes in `docs` explain how it all works.
 
 pub mod allocator;
 mod bind;

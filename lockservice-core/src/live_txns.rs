@@ -1,9 +1,9 @@
 //! [`LiveTxns`]: which validating transactions of an incarnation are alive (C4). Pure.
 //!
 //! # Implementation details
-//! Every commit asks for the life of its transaction, and every validating transaction begins and
-//! ends here. So the set of those that are alive is kept in stripes, each under a mutex of its own;
-//! the number of a transaction chooses its stripe.
+//! Every commit reads the life of its transaction, and every validating transaction begins and ends
+//! here. So the set of those that are alive is kept in stripes, each under a mutex of its own; the
+//! number of a transaction chooses its stripe.
 //!
 //! # Invariants
 //! - A validating transaction takes its number under the lock of that number's stripe, and is in
@@ -76,7 +76,7 @@ impl LiveTxns {
         }
     }
 
-    /// Which validating transactions can be alive, now and while the next `ahead` begin.
+    /// The validating transactions that can be alive, now and while the next `ahead` begin.
     pub(crate) fn range(&self, ahead: u64) -> TxnRange {
         let next = self.next.load(Ordering::Relaxed);
         let lowest = |stripe: &Stripe| stripe.0.lock().iter().min().copied();

@@ -63,7 +63,8 @@ async fn a_raise_that_comes_back_after_another_led_and_resigned_takes_nothing_ov
     assert!(d.allocator.shutdown(true, Duration::from_secs(1)).await.expect("stops").resigned);
     a.store.inner.set_cut(false);
     local.ended().await;
-    // It may well lead anew, as any other: then it takes the owner as renewed at its takeover (B4).
+    // It may well lead again, as any other: then it takes the owner as renewed at its takeover
+    // (B4).
     let bound = loop {
         let asks = a.begin_in_time().await;
         match a.allocator.bind(asks.service, &table("t")).await {

@@ -1,4 +1,4 @@
-//! What an allocator does after a restart: L1, B3, B4, F2, L4; and with a store whose answers get
+//! What an allocator does after a restart: L1, B3, B4, F2, L4; and with a store whose responses get
 //! lost: L2.
 #![cfg(not(loom))]
 #![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
@@ -23,13 +23,13 @@ use lockservice_core::{
 };
 
 /// A memory store that behaves as one on disk (its tokens begin with the epoch), counts its writes,
-/// and loses answers when told to.
+/// and loses responses when told to.
 #[derive(Debug, Clone)]
 struct Disk {
     inner: MemoryStore,
     writes: Arc<AtomicUsize>,
-    /// The answers of the next so many writes are lost: of even ones after they landed, of odd ones
-    /// before.
+    /// The responses of the next so many writes are lost: of even ones after they landed, of odd
+    /// ones before.
     lose: Arc<AtomicUsize>,
 }
 

@@ -32,7 +32,7 @@ const AT_LATEST: Duration = Duration::from_secs(3_600 + 2 * 450 + 1);
 /// What becomes of the next releases.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
-    /// It is carried out, and its answer is lost.
+    /// It is carried out, and its response is lost.
     ResponseLost,
     /// It is lost itself.
     Lost,
@@ -42,7 +42,7 @@ enum Fate {
 #[derive(Debug)]
 struct Losses {
     fates: Mutex<Vec<Fate>>,
-    /// How long the answer to a bind is on its way.
+    /// How long the response to a bind is on its way.
     bind_takes: Mutex<Duration>,
 }
 

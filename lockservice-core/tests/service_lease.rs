@@ -33,7 +33,7 @@ const LEASE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mood {
     Fine,
-    /// It renews, and answers this much later.
+    /// It renews, and responds this much later.
     Slow(Duration),
     Hangs,
     Fails,

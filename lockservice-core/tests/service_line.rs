@@ -111,7 +111,7 @@ async fn owner(allocator: &Stubborn, node: &str) -> (ServiceId, BoundTable) {
     (service, allocator.inner.bind(service, &table()).await.expect("a free table"))
 }
 
-/// A service that was started anew after its predecessor, which owned the table, had died.
+/// A service that was started again after its predecessor, which owned the table, had died.
 async fn restarted(allocator: &Arc<Stubborn>) -> (LockService, ServiceId) {
     let (dead, _) = owner(allocator, "node").await;
     (start(allocator, "node", Some((dead, Nonce::new(1)))).await, dead)

@@ -80,7 +80,7 @@ fn done(response: Result<OpResponse>) {
     assert!(matches!(response, Ok(OpResponse::Done { .. })), "{response:?}");
 }
 
-/// Locks in transaction `number` until there is no room. Answers the grants; the refused operation
+/// Locks in transaction `number` until there is no room. Returns the grants; the refused operation
 /// is the one after the last.
 async fn fill(session: &Session, number: u64) -> Vec<Granted> {
     let mut grants = Vec::new();

@@ -8,7 +8,7 @@ use lockservice_core::{Error, ErrorKind, Result};
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-/// How long the client waits for an answer beyond the time after which the server gives up by
+/// How long the client waits for a response beyond the time after which the server gives up by
 /// itself.
 const RESPONSE_MARGIN: Duration = Duration::from_millis(500);
 
@@ -58,7 +58,7 @@ pub struct PgConfig {
     /// Longest wait for a connection: a free one, or a new one. Default 1 s.
     pub connect_timeout: Duration,
     /// Longest time the server works on one call (its `statement_timeout`). Default 1.5 s; the
-    /// caller waits 0.5 s longer, because an answer that says "given up" is worth more than
+    /// caller waits 0.5 s longer, because a response that says "given up" is worth more than
     /// silence. With a ready pool the server's own setting applies.
     pub statement_timeout: Duration,
     /// Longest wait on the server for a lock that another holds on our rows (its `lock_timeout`).
@@ -187,7 +187,7 @@ impl PgConfig {
         self.connect_timeout + self.response_timeout()
     }
 
-    /// Longest wait for the answer to one statement.
+    /// Longest wait for the response to one statement.
     pub(crate) fn response_timeout(&self) -> Duration {
         self.statement_timeout + RESPONSE_MARGIN
     }

@@ -5,8 +5,8 @@
 //! is not hidden behind "the pool timed out", and an answered call costs one round trip and no
 //! more. With a ready pool, that pool's rules apply.
 //!
-//! A connection goes back only after a whole answer. One whose call failed or was dropped half-way
-//! is closed at once: it never takes a place, whatever became of the server.
+//! A connection goes back only after a whole response. One whose call failed or was dropped
+//! half-way is closed at once: it never takes a place, whatever became of the server.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -65,7 +65,7 @@ impl Connections {
 
     pub(crate) fn pool(pool: PgPool, config: &PgConfig, servers: &Arc<Servers>) -> Self {
         // More would only wait inside the pool, where it cannot be told from a server that does not
-        // answer.
+        // respond.
         let most = config.connections_max.min(pool.options().get_max_connections() as usize);
         Self {
             source: Source::Pool(pool),
@@ -208,7 +208,7 @@ impl Connection<'_> {
 
 impl Drop for Connection<'_> {
     fn drop(&mut self) {
-        // Given back, the pool would wait for the rest of the answer, for as long as the server
+        // Given back, the pool would wait for the rest of the response, for as long as the server
         // keeps silent.
         if let Some(Raw::Pool(connection)) = self.raw.take() {
             drop(connection.detach());

@@ -12,7 +12,7 @@ use self::ErrorKind::{InvalidArgument, StoreCorrupt, StoreUnusable, Unavailable}
 pub(crate) enum Stage {
     /// Nothing that changes anything had been sent.
     Reading,
-    /// A change had been sent: only an answer says that it is not there.
+    /// A change had been sent: only a response says that it is not there.
     Changing,
 }
 
@@ -23,7 +23,7 @@ pub(crate) enum Failure {
     Driver(sqlx::Error),
     /// No connection in time.
     NoConnection(Duration),
-    /// No answer in time.
+    /// No response in time.
     NoResponse(Duration),
     /// Of several servers none takes writes.
     NotWritable,
@@ -295,12 +295,12 @@ impl Failure {
             ),
             Self::NotWritable => (
                 Unavailable,
-                "none of the store's servers that answer takes writes now: is one of them being \
+                "none of the store's servers that respond takes writes now: is one of them being \
                     promoted, and does the store's URL name the primary too?",
             ),
             Self::NoResponse(_) => (
                 Unavailable,
-                "the store's server does not answer in time: is it running, reachable and not \
+                "the store's server does not respond in time: is it running, reachable and not \
                     overloaded?",
             ),
         }

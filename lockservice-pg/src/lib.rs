@@ -58,7 +58,7 @@
 //! - **Bounded.** Each call ends within [`PgConfig::call_timeout`], three seconds by default.
 //!
 //! # Stepping back in time (L4)
-//! Each answer names the server's line of history: its system identifier and its timeline. A
+//! Each response names the server's line of history: its system identifier and its timeline. A
 //! promoted standby, and a backup restored with recovery, have another timeline; a copy in another
 //! server has another identifier. A disk image put back, or a dump restored into the same server,
 //! has the same line and is not noticed by it.

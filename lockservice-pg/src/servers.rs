@@ -125,7 +125,7 @@ impl Servers {
                 Some(Err(error)) => Failure::Driver(sqlx::Error::Io(std::io::Error::other(error))),
                 None => return Err(failed.unwrap_or(Failure::NotWritable)),
             };
-            // That one answers and takes no writes says more than that others do not answer.
+            // That one responds and takes no writes says more than that others do not respond.
             if !matches!(failed, Some(Failure::NotWritable)) {
                 failed = Some(failure);
             }

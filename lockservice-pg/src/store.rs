@@ -143,7 +143,7 @@ impl PgStore {
         })
     }
 
-    /// The head as it stands, which copy of the store answers, and the server's clock.
+    /// The head as it stands, which copy of the store responds, and the server's clock.
     async fn read_head(&self) -> Result<PgRow> {
         self.calls.repeatable(Stage::Reading, || sql(&self.sql.head)).await
     }

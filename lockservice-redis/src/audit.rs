@@ -49,7 +49,7 @@ pub(crate) async fn audit(
     Ok(())
 }
 
-/// The answers of the server about itself.
+/// The responses of the server about itself.
 struct Known<'a> {
     info: &'a str,
     /// `None` if `CONFIG` is forbidden, as it is with many that run Redis for others.

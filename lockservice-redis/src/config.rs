@@ -35,9 +35,9 @@ pub struct RedisConfig {
     pub replicas: u32,
     /// How long to wait for [`replicas`](Self::replicas). Default 500 ms.
     pub wait_timeout: Duration,
-    /// How long to wait for a connection, or for one answer of a Sentinel. Default 1 s.
+    /// How long to wait for a connection, or for one response of a Sentinel. Default 1 s.
     pub connect_timeout: Duration,
-    /// How long to wait for an answer of the server. Default 1 s.
+    /// How long to wait for a response of the server. Default 1 s.
     pub response_timeout: Duration,
     /// How long any call may take in all, with the search for a new master. Default 2 s. It must be
     /// well below the leadership's TTL, or one call that fails costs the leadership.
@@ -54,7 +54,7 @@ pub enum Servers {
     Single(Address),
     /// Sentinels, and the name of the master that they watch.
     Sentinel {
-        /// The Sentinels. Each is asked; the first that answers is believed.
+        /// The Sentinels. Each is asked; the first that responds is believed.
         sentinels: Vec<Address>,
         /// The name of the group of servers in the Sentinels' configuration.
         master: String,

@@ -3,7 +3,7 @@
 //!
 //! # Implementation details
 //! **A slot of a Cluster that is being moved.** The store is one key. Until that key has moved its
-//! old node answers; then the old node answers `ASK`, and the new one serves a client that says
+//! old node responds; then the old node responds `ASK`, and the new one serves a client that says
 //! `ASKING` right before the command. So each call takes two steps until the move is over: nothing
 //! is remembered but the connection to the new node, for a move may be given up. `MOVED` says that
 //! the slot has another node for good, and is followed without looking the node up: other nodes may
@@ -89,7 +89,7 @@ enum Failure {
     OutOfTime(Error),
     /// The connection was lost.
     Lost(Error),
-    /// The answer.
+    /// The response.
     Final(Error),
 }
 
@@ -136,7 +136,7 @@ impl StoreConnection {
         }
     }
 
-    /// Sends until there is an answer, or none is to be had in the time of a call.
+    /// Sends until there is a response, or none is to be had in the time of a call.
     async fn persist(
         &self,
         pipeline: &mut Pipeline,
@@ -214,7 +214,7 @@ impl StoreConnection {
                 (self.next(next, end).await?, &with_asking, 1)
             }
         };
-        // The answer to `ASKING` says nothing.
+        // The response to `ASKING` says nothing.
         let sent =
             master.connection.send_packed_commands(pipeline, skipped, pipeline.len() - skipped);
         let left = end - Instant::now();

@@ -37,12 +37,12 @@ impl Errors {
             Some(code) => by_code(code, error),
             None => silent(error, stage),
         };
-        // The driver's error is not kept as a source: an answer may repeat what was sent, a
+        // The driver's error is not kept as a source: a response may repeat what was sent, a
         // password too.
         self.about(kind, message).with("cause", self.scrubbed(&error.to_string()))
     }
 
-    /// The error for an answer that did not come in time.
+    /// The error for a response that did not come in time.
     pub(crate) fn timed_out(&self, stage: Stage) -> Error {
         match stage {
             Stage::Connect => self.about(
@@ -52,21 +52,21 @@ impl Errors {
             ),
             Stage::Repeatable => self.about(
                 ErrorKind::Unavailable,
-                "Redis did not answer in time: is it paused or \
+                "Redis did not respond in time: is it paused or \
                     overloaded? Try again",
             ),
             Stage::Write => self.about(
                 ErrorKind::UnknownOutcome,
-                "Redis did not answer a write in time: read its number before the next write",
+                "Redis did not respond to a write in time: read its number before the next write",
             ),
         }
     }
 
-    /// The error for an answer of a shape that this version never gets.
+    /// The error for a response of a shape that this version never gets.
     pub(crate) fn strange(&self, what: &str) -> Error {
         self.about(
             ErrorKind::StoreUnusable,
-            "the server answered what no Redis of version 7.0 or later answers: use such a server",
+            "the server sent a response that no Redis of version 7.0 or later sends: use such a server",
         )
         .with("answer", what)
     }
@@ -165,7 +165,7 @@ fn by_code(code: &str, error: &RedisError) -> (ErrorKind, &'static str) {
     }
 }
 
-/// A failure without an answer of the server.
+/// A failure without a response of the server.
 fn silent(error: &RedisError, stage: Stage) -> (ErrorKind, &'static str) {
     use ErrorKind::{StoreUnusable, Unavailable, UnknownOutcome};
     match error.kind() {

@@ -22,7 +22,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// Reads the answer of the scripts `read` and `touch`.
+    /// Reads the response of the scripts `read` and `touch`.
     ///
     /// Fails with `StoreNewer` for a store of a later format, with `StoreCorrupt` for one that is
     /// none.
@@ -86,7 +86,7 @@ pub(crate) enum Verdict {
     Fenced(Error),
 }
 
-/// Reads the answer of the scripts that write: where, and whether.
+/// Reads the response of the scripts that write: where, and whether.
 pub(crate) fn verdict(value: Value, errors: &Errors) -> Result<(Lineage, Verdict)> {
     let strange = || errors.strange("another shape of verdict");
     let Value::Array(parts) = value else { return Err(strange()) };

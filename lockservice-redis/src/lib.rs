@@ -25,17 +25,17 @@
 //! # How it works
 //! Everything of one cluster is one hash, `{lockservice:NAME}`. Each operation is one Lua script,
 //! hence one atomic step, that compares the epoch, and for a write its number, with those in the
-//! hash (L2), and answers on which copy of the store it ran. The right to lead is decided by
+//! hash (L2), and responds on which copy of the store it ran. The right to lead is decided by
 //! [`Head`](lockservice_core::store::Head): a candidate reads the head, decides, and stores its own
 //! only if head and copy are still the same (L1). Each change of leadership is published on the
 //! channel `{lockservice:NAME}:leader`, so that a stand-by hears of a resignation at once; without
 //! that permission, or while the subscription is down, it polls.
 //!
 //! One connection serves all calls. When it is lost, or the server turns out to be a replica, the
-//! master is looked up again: at the Sentinels (all are asked at once, the first answer counts), or
-//! as the owner of the key's slot in the Cluster. A call that may be repeated is sent once more; a
-//! write never is: its outcome is then [unknown](lockservice_core::ErrorKind::UnknownOutcome), and
-//! its number tells.
+//! master is looked up again: at the Sentinels (all are asked at once, the first response counts),
+//! or as the owner of the key's slot in the Cluster. A call that may be repeated is sent once more;
+//! a write never is: its outcome is then [unknown](lockservice_core::ErrorKind::UnknownOutcome),
+//! and its number tells.
 //!
 //! While the key's slot is moved to another node of a Cluster, calls follow the key (`ASK`). The
 //! new node is another copy (L4), for a move that was interrupted can leave an old copy behind: the
@@ -61,7 +61,7 @@
 //! copy that empty master.
 //!
 //! ## How a step back in time is noticed, and what follows (L4)
-//! Each answer names the copy that gave it: the process (`run_id`) and the line of replication
+//! Each response names the copy that gave it: the process (`run_id`) and the line of replication
 //! (`master_replid`). Both are read inside the script. A restart, a promotion, and a master that
 //! became a replica and came back all change it. Some changes lose nothing (a restart with a synced
 //! append-only file, the first replica that is attached, the last one gone for an hour); they are

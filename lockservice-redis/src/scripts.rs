@@ -36,7 +36,7 @@ pub(crate) struct Scripts {
     pub(crate) write: Script,
 }
 
-/// Names the copy of the store (L4): the process that answers, and its line of replication.
+/// Names the copy of the store (L4): the process that responds, and its line of replication.
 const LINEAGE: &str = r"
 local info = redis.call('INFO', 'server', 'replication')
 if not string.find(info, '\nrole:master', 1, true) then

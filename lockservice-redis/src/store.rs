@@ -231,7 +231,7 @@ impl RedisStore {
         Ok(Some((state, before.and_then(|found| found.head))))
     }
 
-    /// Adds one answer of `HSCAN`, and tells where the next begins. An entry may come twice.
+    /// Adds one response of `HSCAN`, and tells where the next begins. An entry may come twice.
     fn take_page(&self, page: Value, records: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Vec<u8>> {
         let strange = || self.0.errors.strange("another shape of HSCAN");
         let Value::Array(parts) = page else { return Err(strange()) };

@@ -79,7 +79,7 @@ impl Topology {
             .map_err(|error| self.errors.redis(&error, Stage::Connect).with("server", address))
     }
 
-    /// Asks all of them at once. The first answer counts: one of those that fell silent must not
+    /// Asks all of them at once. The first response counts: one of those that fell silent must not
     /// cost the time-out.
     async fn ask_any(
         &self,
@@ -153,7 +153,7 @@ async fn connect(
     within: Duration,
     errors: &Errors,
 ) -> Result<MultiplexedConnection> {
-    // The caller counts the time of each answer: a reply that comes too late must not look like a
+    // The caller counts the time of each response: a reply that comes too late must not look like a
     // lost connection.
     let settings =
         AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
@@ -207,15 +207,15 @@ fn certificates(tls: &RedisTls) -> TlsCertificates {
     TlsCertificates { client_tls, root_cert: tls.authorities.clone() }
 }
 
-/// A Sentinel's answer: host and port. Nothing for a master that it does not know.
+/// A Sentinel's response: host and port. Nothing for a master that it does not know.
 fn host_and_port(response: &Value) -> Option<Address> {
     let Value::Array(parts) = response else { return None };
     let [host, port] = parts.as_slice() else { return None };
     Some(Address::new(text(host)?, text(port)?.parse().ok()?))
 }
 
-/// The node that has the slot, and all nodes, from the answers to `CLUSTER KEYSLOT` and
-/// `CLUSTER SLOTS` and the host that answered.
+/// The node that has the slot, and all nodes, from the responses to `CLUSTER KEYSLOT` and `CLUSTER
+/// SLOTS` and the host that answered.
 fn owner(responses: &[Value]) -> Option<(Address, Vec<Address>)> {
     let [Value::Int(slot), Value::Array(ranges), Value::SimpleString(responder)] = responses else {
         return None;

@@ -1,9 +1,9 @@
 //! Connections to nodes: HTTP/2 channels by address, made when they are first used.
 //!
 //! One channel for each address carries its calls. Session streams live long, and a peer bounds how
-//! many streams a connection may have at once: one more waits without a word, and so does every
-//! call behind it. So streams are counted, and those that the first channel has no room for get
-//! further channels.
+//! many streams a connection may have at once: one more waits without an error, and so does every
+//! call behind it. So streams are counted, and further channels carry those for which the first
+//! channel has no room.
 
 mod dial;
 mod race;
@@ -20,11 +20,11 @@ pub(crate) use self::dial::Dial;
 #[cfg(feature = "client")]
 pub(crate) use self::race::{Tried, race};
 
-/// Most addresses whose channels are kept. One that was forgotten is connected again, which costs a
-/// round trip.
+/// The largest number of addresses whose channels are kept. A forgotten address is connected again,
+/// which costs a round trip.
 const CHANNELS_MAX: usize = 256;
-/// Most session streams on one channel. HTTP/2 recommends that peers allow at least 100 streams
-/// (RFC 9113, 6.5.2); the rest is for calls.
+/// The largest number of session streams on one channel. HTTP/2 recommends that peers allow at
+/// least 100 streams (RFC 9113, 6.5.2); the rest is for calls.
 #[cfg(feature = "client")]
 const STREAMS_PER_CHANNEL_MAX: usize = 90;
 
@@ -73,7 +73,7 @@ pub(crate) struct Channels {
 
 #[derive(Debug, Default)]
 struct Known {
-    /// How often any channel was asked for.
+    /// The number of requests for any channel.
     uses: u64,
     channels: HashMap<String, Connections>,
 }
@@ -113,7 +113,7 @@ impl Counted {
 #[cfg(feature = "client")]
 impl Counted {
     fn streams(&self) -> usize {
-        // The clones are made only under the mutex; one that is dropped meanwhile only makes room.
+        // Clones are made only under the mutex. A clone that is dropped meanwhile only makes room.
         Arc::strong_count(&self.streams) - 1
     }
 
@@ -125,7 +125,7 @@ impl Counted {
     }
 }
 
-/// A channel with room for one session stream: to be kept as long as the stream lives.
+/// A channel with room for one session stream. The caller keeps it as long as the stream lives.
 #[cfg(feature = "client")]
 #[derive(Debug)]
 pub(crate) struct StreamChannel {
@@ -134,7 +134,7 @@ pub(crate) struct StreamChannel {
 }
 
 impl Channels {
-    /// None yet. To connect may take `connect_timeout`.
+    /// Channels without any address yet. A connection may take `connect_timeout`.
     pub(crate) fn new(connect_timeout: Duration) -> Self {
         Self { connect_timeout, known: Mutex::default() }
     }

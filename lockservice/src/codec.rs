@@ -20,7 +20,7 @@ use tonic_prost::ProstEncoder;
 
 use crate::convert::to_status;
 
-/// Most bytes that the parts of one message may take in memory, beside the bytes of the message
+/// The most bytes that the parts of one message may take in memory, beside the bytes of the message
 /// itself: 8 MiB. The largest request that the server accepts, 20,000 ranges, takes about half.
 pub(crate) const PARTS_BYTES_MAX: usize = 8 << 20;
 
@@ -32,14 +32,14 @@ const BYTES_FIELD: usize = 32;
 pub struct Shape {
     /// The message itself.
     pub bytes: usize,
-    /// By number, those that cost more than their place in the message.
+    /// The fields that cost more than their place in the message, by number.
     pub fields: &'static [(i32, Field)],
 }
 
 /// The cost of one occurrence of a field.
 #[derive(Debug)]
 pub enum Field {
-    /// A message, and what is in it.
+    /// A message, and its parts.
     Message(&'static Shape),
     /// A string or bytes.
     Bytes,
@@ -120,7 +120,7 @@ fn decode<U: Message + Default + Shaped>(message: Bytes) -> Result<U> {
     U::decode(message).map_err(|e| malformed().with_source(e))
 }
 
-/// Encodes `T`, and decodes `U` as the module says.
+/// Encodes `T`, and decodes `U` as described in the module.
 #[derive(Debug)]
 pub struct BoundedCodec<T, U>(PhantomData<(T, U)>);
 

@@ -1,11 +1,11 @@
 //! The allocator of another node: [`RemoteAllocator`], and how a node reaches it ([`GrpcPeers`]).
 //!
-//! Every call tells the cluster of the node that makes it, and every answer that of the node that
-//! gives it. An address may be another cluster's by now: what is answered there is no answer (T3),
-//! and the call fails with `Unavailable`.
+//! Every call names the cluster of its caller, and every response names the cluster of its node. An
+//! address may belong to another cluster by now: a response from there is ignored (T3), and the
+//! call fails with `Unavailable`.
 //!
-//! A call fails with `Unavailable` if the other node cannot be reached or does not answer in time;
-//! that says nothing about whether it was carried out, and every call may be repeated.
+//! A call fails with `Unavailable` if the other node cannot be reached or does not respond in time.
+//! It may have been carried out all the same, and every call may be repeated.
 
 use std::fmt;
 use std::sync::Arc;
@@ -35,19 +35,19 @@ use crate::proto::peer_client::PeerClient;
 /// The metadata that names the cluster of the caller, or of the responder.
 pub(crate) const CLUSTER: &str = "lockservice-cluster";
 
-/// Most transactions in one message.
+/// The largest number of transactions in one message.
 const TXNS_MAX: usize = 10_000;
-/// Most bytes of an answer. A part of a status is far below.
+/// The largest response, in bytes. A part of a status is far below.
 const RESPONSE_BYTES_MAX: usize = 16 << 20;
 
-/// How long to wait for another node.
+/// The times to wait for another node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Patience {
-    /// For a connection, and for the answer to a call on which a promise rests or whose caller
-    /// tries again.
+    /// The time for a connection, and for the response to a call on which a promise rests or whose
+    /// caller tries again.
     pub call: Duration,
-    /// For the answer to a start or a resignation: the one waits for the store, the other for
-    /// commits in flight (C2).
+    /// The time for the response to a start, which waits for the store, or to a resignation, which
+    /// waits for commits in flight (C2).
     pub change: Duration,
 }
 
@@ -68,7 +68,7 @@ pub struct GrpcPeers {
 }
 
 impl GrpcPeers {
-    /// None is connected yet.
+    /// Peers without a connection yet.
     pub fn new(patience: Patience) -> Self {
         Self { channels: Channels::new(patience.call), patience }
     }
@@ -95,7 +95,7 @@ impl AllocatorPeers for GrpcPeers {
 pub struct RemoteAllocator {
     channel: Channel,
     address: String,
-    /// The caller's.
+    /// The cluster of the caller.
     cluster: ClusterId,
     patience: Patience,
 }
@@ -134,8 +134,8 @@ impl RemoteAllocator {
     fn failed(&self, status: &Status) -> Error {
         let error = convert::from_status(status);
         if status.details().is_empty() {
-            // Not the allocator's own word: the connection's, or somebody's in between; or whatever
-            // is at that address now.
+            // The status does not come from the allocator, but from the connection, from a proxy,
+            // or from another program at that address.
             return match status.code() {
                 Code::DeadlineExceeded | Code::Cancelled => self.silent().with_source(error),
                 Code::Unimplemented => self.elsewhere("none").with_source(error),
@@ -148,7 +148,7 @@ impl RemoteAllocator {
         }
     }
 
-    /// Fails with `Unavailable` if the answer was not given by a node of this cluster (T3).
+    /// Fails with `Unavailable` if the response did not come from a node of this cluster (T3).
     fn check_cluster(&self, response: &MetadataMap) -> Result<()> {
         match cluster_from_metadata(response) {
             Some(cluster) if cluster == self.cluster => Ok(()),
@@ -169,7 +169,7 @@ impl RemoteAllocator {
     }
 
     fn silent(&self) -> Error {
-        Error::new(ErrorKind::Unavailable, "the allocator's node does not answer: try again")
+        Error::new(ErrorKind::Unavailable, "the allocator's node does not respond: try again")
             .with("allocator", &self.address)
     }
 }
@@ -297,8 +297,8 @@ impl LockTableAllocator for RemoteAllocator {
         Ok(convert::progress_from_proto(done.at))
     }
 
-    /// A failure half way leaves the transactions of the earlier messages unable to commit, which a
-    /// repetition finds out.
+    /// After a failure half way, the transactions of the earlier messages cannot commit. A
+    /// repetition returns that.
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
         let mut all: Option<CannotCommit> = None;
         for some in pages(txns) {
@@ -337,7 +337,7 @@ impl LockTableAllocator for RemoteAllocator {
         Ok(convert::progress_from_proto(done.at))
     }
 
-    /// The origins of this process are not reached from another: reports tell of them.
+    /// Another process does not reach the origins of this one. They reach it by reports.
     fn attach_origin(&self, _service: ServiceId, _origin: Arc<dyn OriginTxns>) {}
 
     async fn status(&self) -> Result<AllocatorStatus> {
@@ -360,7 +360,7 @@ impl LockTableAllocator for RemoteAllocator {
 }
 
 /// The transactions in pieces that fit into a message; one empty piece if there are none, for the
-/// answer says who leads.
+/// response names the leader.
 fn pages(txns: &[TxnId]) -> impl Iterator<Item = &[TxnId]> + Send {
     let none = txns.is_empty().then_some(txns);
     none.into_iter().chain(txns.chunks(TXNS_MAX))
@@ -371,7 +371,7 @@ pub(crate) fn cluster_to_metadata(cluster: ClusterId) -> AsciiMetadataValue {
     cluster.to_string().parse().expect("hexadecimal digits")
 }
 
-/// The cluster that metadata name, if they do.
+/// The cluster in the metadata, if they name one.
 pub(crate) fn cluster_from_metadata(metadata: &MetadataMap) -> Option<ClusterId> {
     metadata.get(CLUSTER)?.to_str().ok()?.parse().ok()
 }

@@ -587,7 +587,7 @@ fn a_time_out_bounds_the_way_to_a_server_that_does_not_respond_too() {
     let text = stderr(&output);
     // Whichever is first of the call's time-out and the deadline; not the connection's own end,
     // seconds later.
-    let in_time = ["no server answered within the time-out", "the server did not answer in time"];
+    let in_time = ["no server responded within the time-out", "the server did not respond in time"];
     assert!(in_time.iter().any(|in_time| text.contains(in_time)), "{text}");
     assert_eq!(code(&output), 69);
     server.running.signal(Signal::CONT);

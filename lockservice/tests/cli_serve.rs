@@ -50,7 +50,7 @@ fn wrong_usage_exits_with_64_and_help_with_0() {
 
 #[test]
 fn without_a_server_the_status_is_69() {
-    // Bound and closed again: nobody listens there.
+    // Bound and closed again: no listener is there.
     let free =
         std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     for args in [&["locks"][..], &["waits"], &["binds"], &["lock", "t", "k", "--", "true"]] {

@@ -116,7 +116,7 @@ impl Node {
         (&mut self.serving).await.expect("no panic");
     }
 
-    /// Gone, without a word to anybody.
+    /// Gone, without a message to anybody.
     fn vanish(self) {
         drop(self);
     }
@@ -317,7 +317,7 @@ async fn survives_the_leader(vanish: bool) {
         .expect("the bind is kept, and the new leader is found");
     client.allocator().finish_commit(request.txn, request.attempt).await.expect("idempotent");
     assert!(session.lost_now().is_none() && txn.lost_now().is_none(), "nobody else lost anything");
-    // A new session, too, finds a node that answers.
+    // A new session, too, finds a node that responds.
     let found = within(client.session(None)).await.expect("two of three serve");
     assert_ne!(found.node().as_str(), "a");
 }

@@ -367,7 +367,7 @@ async fn a_store_of_format_one_is_opened_while_commits_are_validated_and_tables_
     let site = Site::from_fixture(kind);
     let store = site.open().await.expect("format 1");
     let node = NodeName::new("n").expect("a name");
-    // It answers at once; whoever calls waits until the store is open.
+    // It responds at once; whoever calls waits until the store is open.
     let allocator = LocalAllocator::start(
         store,
         Arc::new(SystemClock),

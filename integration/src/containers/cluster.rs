@@ -85,7 +85,7 @@ impl Cluster {
     /// The index of the master that has `key` in its slots, as the node at index `asker` sees it.
     ///
     /// # Panics
-    /// If that node does not answer.
+    /// If that node does not respond.
     pub async fn master_of(&self, asker: usize, key: &str) -> usize {
         let asker = url(self.nodes[asker].0);
         let slot: u16 = ask(&asker, redis::cmd("CLUSTER").arg("KEYSLOT").arg(key))

@@ -96,7 +96,7 @@ impl Container {
         self.inner.id()
     }
 
-    /// Freezes every process in it: connections stay, questions get no answer, until
+    /// Freezes every process in it: connections stay, questions get no response, until
     /// [`unpause`](Self::unpause).
     ///
     /// # Panics
@@ -136,7 +136,7 @@ impl Container {
         assert!(docker(&["start", self.id()]).await, "it can be started again");
     }
 
-    /// Runs a command in it, as root; answers its exit status and what it wrote, standard error
+    /// Runs a command in it, as root; returns its exit status and what it wrote, standard error
     /// after standard output.
     pub async fn exec<const N: usize>(&self, command: [&str; N]) -> (i64, String) {
         within(&format!("{command:?} in the container"), async {

@@ -57,7 +57,7 @@ enum Program {
 
 impl Program {
     /// The official image's name and tag, then those of the image that is made where no registry
-    /// answers.
+    /// responds.
     fn names(self) -> [(&'static str, &'static str); 2] {
         match self {
             Self::Postgres => [("postgres", "15"), ("localhost/lockservice-test-postgres", "15")],

@@ -26,9 +26,8 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Starts one before `server`, with these settings beside its own, such as
-    /// `("pool_mode", "transaction")`; returns when it answers. `None`, having said so, where it is
-    /// not installed.
+    /// Starts one before `server`, with these settings, such as `("pool_mode", "transaction")`,
+    /// beside its own. Returns when it responds. `None`, having said so, where it is not installed.
     ///
     /// # Panics
     /// If it does not come up; in CI also where it is not installed.

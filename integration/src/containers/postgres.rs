@@ -40,7 +40,7 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts one; returns when it answers. `None`, having said so, where there is no Docker or no
+    /// Starts one; returns when it responds. `None`, having said so, where there is no Docker or no
     /// image.
     ///
     /// # Panics

@@ -42,7 +42,7 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Starts one; returns when it answers. `None`, having said so, where there is no Docker or no
+    /// Starts one; returns when it responds. `None`, having said so, where there is no Docker or no
     /// image.
     ///
     /// # Panics
@@ -83,7 +83,7 @@ pub(super) fn url(port: u16) -> String {
     format!("redis://127.0.0.1:{port}/")
 }
 
-/// The answer of the Redis at `url` to one command.
+/// The response of the Redis at `url` to one command.
 pub(super) async fn ask<T: redis::FromRedisValue>(
     url: &str,
     command: &redis::Cmd,
@@ -121,7 +121,7 @@ impl Network {
         Some(Self { image, container: Container::run(request, parts, ports, Probe::None).await })
     }
 
-    /// Starts `redis-server` in it, at `port`, with `arguments`; returns when it answers.
+    /// Starts `redis-server` in it, at `port`, with `arguments`; returns when it responds.
     pub(super) async fn server(
         &self,
         port: u16,
@@ -131,7 +131,7 @@ impl Network {
         self.run(port, self.image.clone().with_cmd(own.into_iter().chain(arguments))).await
     }
 
-    /// Starts `redis-sentinel` in it, at `port`, with this configuration; returns when it answers.
+    /// Starts `redis-sentinel` in it, at `port`, with this configuration; returns when it responds.
     pub(super) async fn sentinel(&self, port: u16, configuration: String) -> Container {
         let request =
             self.image.clone().with_cmd(["redis-sentinel", "/data/sentinel.conf"]).with_copy_to(

@@ -109,7 +109,7 @@ impl Sentinel {
     /// The place of the server that the sentinel at place `sentinel` takes for the master.
     ///
     /// # Panics
-    /// If that sentinel does not answer.
+    /// If that sentinel does not respond.
     pub async fn master(&self, sentinel: usize) -> usize {
         let question =
             redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg(Self::MASTER_NAME).to_owned();
@@ -124,7 +124,7 @@ impl Sentinel {
     }
 
     /// Waits until every sentinel has seen a master other than the one at `place`, and that one
-    /// says itself that it is; answers its place.
+    /// says itself that it is; returns its place.
     pub async fn wait_for_another_master(&self, place: usize) -> usize {
         within("a replica becomes master", async {
             loop {

@@ -77,7 +77,7 @@ async fn a_stand_by_hears_of_a_resignation_at_once_also_after_its_connection_was
     }
 }
 
-/// Asks and waits until it leads; answers the epoch.
+/// Asks and waits until it leads; returns the epoch.
 async fn hear(store: Arc<PgStore>, candidate: Candidate) -> Epoch {
     loop {
         match store.acquire_leadership(&candidate, TTL).await.expect("an answer") {

@@ -127,7 +127,7 @@ async fn a_paused_server_is_not_waited_for_beyond_the_bound_and_its_late_write_i
         assert_refused(
             journal.write(&store).await,
             ErrorKind::UnknownOutcome,
-            &["does not answer in time"],
+            &["does not respond in time"],
         );
         // More calls than there are places: none is held by a call that was given up.
         for _ in 0..5 {

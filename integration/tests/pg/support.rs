@@ -39,7 +39,7 @@ pub(crate) async fn admin(server: &Postgres) -> PgConnection {
     within("a connection", PgConnection::connect(server.url())).await.expect("a connection")
 }
 
-/// Runs statements that answer nothing.
+/// Runs statements that return nothing.
 pub(crate) async fn run(connection: &mut PgConnection, sql: &str) {
     connection
         .execute(raw_sql(AssertSqlSafe(sql)))

@@ -149,7 +149,7 @@ async fn a_paused_server_costs_no_call_more_than_its_bound_and_a_write_is_found_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_still_loads_says_so_until_it_serves() {
-    // 20 ms for each of 200 keys: longer than Docker may take to start the container. It answers
+    // 20 ms for each of 200 keys: longer than Docker may take to start the container. It responds
     // after each kibibyte, every 14 keys.
     let slow = "--key-load-delay 20000 --loading-process-events-interval-bytes 1024 \
         --rdbcompression no --save ";

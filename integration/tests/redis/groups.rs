@@ -25,7 +25,7 @@ pub(crate) fn cluster_url(cluster: &Cluster) -> String {
     format!("redis-cluster://{}", hosts(&cluster.urls()))
 }
 
-/// Renews until a master answers; every refusal on the way is one that says to try again.
+/// Renews until a master responds; every refusal on the way is one that says to try again.
 async fn renewed(leader: &Leader) -> Lineage {
     within("the store serves again", async {
         loop {
@@ -39,7 +39,7 @@ async fn renewed(leader: &Leader) -> Lineage {
     .await
 }
 
-/// Leads the copy that answers now, as any candidate may once it has watched.
+/// Leads the copy that responds now, as any candidate may once it has watched.
 async fn led_again(leader: &Leader) -> Leader {
     let me = Candidate { seen: None, ..leader.candidate.clone() };
     let next = Candidate { seen: Some(seen(&leader.store, &me).await), ..me };
@@ -206,8 +206,9 @@ async fn replicated(master: &str) {
     let mut connection = within("a connection", connection).await.expect("a connection");
     within("the replica is in step", async {
         loop {
-            // WAIT speaks of the writes of its own connection only: without one it answers at once.
-            // It waits for less than a call may take, for the replica may not have attached yet.
+            // WAIT speaks of the writes of its own connection only: without one it responds at
+            // once. It waits for less than a call may take, for the replica may not have attached
+            // yet.
             let mut pipeline = redis::pipe();
             pipeline
                 .cmd("SET")
@@ -234,7 +235,7 @@ async fn take_over(me: &str) {
     }
     let mut polls = 0;
     while !Box::pin(ask::<String>(me, "INFO replication")).await.contains("role:master") {
-        // An attempt that the others did not agree to in time is given up without a word.
+        // An attempt that the others did not agree to in time is given up without a message.
         if polls % 100 == 0 {
             let () = Box::pin(ask(me, "CLUSTER FAILOVER")).await;
         }

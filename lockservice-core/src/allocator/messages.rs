@@ -9,8 +9,8 @@ use crate::id::{
 };
 use crate::store::{ClusterConstants, ServiceState};
 
-/// How far the allocator has come, as its responses say: a node rejects responses of an earlier
-/// leadership (L3), and reports the furthest that it observed, so that a leader notices that its
+/// The progress of the allocator, which each of its responses carries. A node rejects responses of
+/// an earlier leadership (L3). It reports its high-water mark, so that a leader notices that its
 /// store went back (L4).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
 pub struct Progress {
@@ -25,8 +25,8 @@ pub struct Progress {
     pub leader: Nonce,
 }
 
-/// How far above the clock of the store's server, or above a leader where there is none, an epoch
-/// can honestly be: each leadership takes one, and skips up to 15 more.
+/// The distance by which an honest epoch can be above the clock of the store's server, or above a
+/// leader where there is no clock: each leadership takes one, and skips up to 15 more.
 const EPOCHS_AHEAD_MAX: u64 = 1 << 16;
 
 impl Progress {
@@ -64,7 +64,7 @@ pub struct Incarnation {
     pub service: ServiceId,
     /// The leadership that responded.
     pub at: Progress,
-    /// Raw length of the lease, which begins with this answer's request.
+    /// Raw length of the lease, which begins with the request of this response.
     pub lease_ttl: Duration,
     /// The cluster's constants.
     pub constants: ClusterConstants,
@@ -106,7 +106,8 @@ pub struct ReservedTokens {
 /// The response to the release of a bind.
 #[derive(Clone, Debug)]
 pub struct Released {
-    /// Why the bind was kept, and certainly is as before; `None` if the table was forgotten.
+    /// The reason why the bind was kept, and certainly is as before; `None` if the table was
+    /// forgotten.
     pub kept: Option<Error>,
     /// The leadership that responded.
     pub at: Progress,
@@ -121,8 +122,7 @@ pub struct Forgetting {
     pub at: Progress,
 }
 
-/// The outcome for a table that an operator wants forgotten. Exhaustive: an operator must be told
-/// each.
+/// The outcome for a table that an operator wants forgotten. Exhaustive: an operator must see each.
 ///
 /// Exhaustive on purpose: a match must handle each.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -152,13 +152,13 @@ pub struct Latest {
 pub struct PresentedBind {
     /// The table's number.
     pub table: TableId,
-    /// Which partition.
+    /// The partition.
     pub partition: u32,
     /// The owner on which the locks were taken.
     pub owner: ServiceId,
     /// The version at which they were taken.
     pub version: BindVersion,
-    /// Where the allocator keeps the bind; [`BindSlot::NONE`] if that is not known.
+    /// The slot in which the allocator keeps the bind; [`BindSlot::NONE`] if it is not known.
     pub slot: BindSlot,
 }
 
@@ -169,7 +169,7 @@ impl From<&Bind> for PresentedBind {
     }
 }
 
-/// How long a commit needs: at least `least`, at most `most`.
+/// The time that a commit needs: at least `least`, at most `most`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CommitWindow {
     /// The admission is refused if it would be shorter.
@@ -178,7 +178,7 @@ pub struct CommitWindow {
     pub most: Duration,
 }
 
-/// A transaction asks whether it may commit.
+/// The request of a transaction to commit.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BeginCommit {
     /// The transaction.
@@ -187,7 +187,7 @@ pub struct BeginCommit {
     pub binds: Vec<PresentedBind>,
     /// Names the attempt: a repeat is idempotent, and may extend the time.
     pub attempt: CommitAttempt,
-    /// How long it needs.
+    /// The time that it needs.
     pub window: CommitWindow,
 }
 
@@ -209,9 +209,9 @@ pub struct CannotCommit {
     pub at: Progress,
     /// These can never commit any more: their locks may be released.
     pub tombstoned: Vec<TxnId>,
-    /// The commit of these is in flight: keep their locks and ask again later.
+    /// The commit of these is in flight: keep their locks and try again later.
     pub committing: Vec<TxnId>,
-    /// It is not known whether these can commit, for this reason: keep their locks and ask again
+    /// It is not known whether these can commit, for this reason: keep their locks and try again
     /// later.
     pub failed: Vec<(TxnId, Error)>,
 }
@@ -271,7 +271,7 @@ pub struct ServiceStatus {
     pub node: NodeName,
     /// The address at which clients reach it.
     pub address: String,
-    /// Whether it may renew.
+    /// The state of the incarnation: it may renew or not.
     pub state: ServiceState,
 }
 
@@ -284,11 +284,11 @@ pub struct BindStatus {
     pub node: NodeName,
     /// The address at which the owner is reached.
     pub address: String,
-    /// Whether it holds.
+    /// The validity of the bind.
     pub state: BindState,
 }
 
-/// Whether a bind holds (B3). Exhaustive: both must be told apart.
+/// The validity of a bind (B3). Exhaustive: callers must distinguish the cases.
 ///
 /// Exhaustive on purpose: a match must handle each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

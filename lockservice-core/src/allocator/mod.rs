@@ -6,7 +6,7 @@
 //! | this file | [`LockTableAllocator`]: what services, clients and operators call |
 //! | `messages` | what goes into and comes out of these calls |
 //! | `settings` | limits and constants |
-//! | `report` | what a node was told, with its proof |
+//! | `report` | the high-water mark of a node, with its proof |
 //! | `forward` | the trait for `Arc<T>` and `Box<T>` |
 //! | `cluster` | [`ElectedAllocator`]: who leads, and how every node reaches the leader |
 //! | `leader` | [`LocalAllocator`]: one leadership, its calls and its writes |
@@ -108,12 +108,13 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
         observed: Progress,
     ) -> Result<LeaseAck>;
 
-    /// Reports to the leader what an earlier one told, to any incarnation (L4).
+    /// Reports the progress of an earlier leader, as observed by any incarnation, to the leader
+    /// (L4).
     ///
     /// # Errors
     /// - `NotPermitted` if the report is not of this cluster.
-    /// - `NotLeader` if the leader's store has lost what the report tells of: its leadership is
-    ///   over, and a later one accounts for the loss.
+    /// - `NotLeader` if the leader's store has lost a write that the report proves: its leadership
+    ///   is over, and a later one accounts for the loss.
     async fn report(&self, report: &Report) -> Result<Progress>;
 
     /// Gives an incarnation up: its tables may be reassigned at once. Only to be called when
@@ -186,7 +187,7 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     /// - `CannotCommit` if the transaction is tombstoned, has ended, was never begun, or said that
     ///   it would not validate, or if its origin is fenced: start a new transaction.
     /// - `Timeout` if less than `asked.least` could be promised: call again.
-    /// - `Unavailable` also if its origin has not told yet that the transaction has begun: call
+    /// - `Unavailable` also if its origin has not reported yet that the transaction has begun: call
     ///   again.
     /// - `ResourceExhausted` at the limits of binds in a commit, and of commits of an origin.
     async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission>;
@@ -205,9 +206,9 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
     /// `NotLeader`, `ShuttingDown`, `Unavailable`: nothing is known of any of them. Call again.
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit>;
 
-    /// The origin tells which of its validating transactions can be alive. Those outside the range
-    /// are refused from here on, and the tombstones below it may go (C4). To be called whenever
-    /// another leader responds, and ahead of the transactions that begin.
+    /// Reports the validating transactions of an origin that can be alive. Those outside the range
+    /// are refused from here on, and the tombstones below it may go (C4). The origin calls this
+    /// whenever another leader responds, and ahead of the transactions that begin.
     ///
     /// # Errors
     /// `LeaseLost` if the incarnation is not live.
@@ -218,10 +219,10 @@ pub trait LockTableAllocator: fmt::Debug + Send + Sync + 'static {
         range: TxnRange,
     ) -> Result<Progress>;
 
-    /// Lets an allocator of this process ask an origin of this process about each of its
-    /// transactions. It keeps the origin, at least until another is attached and nothing else
-    /// refers to this one. Returns at once. An allocator in another process goes by
-    /// [`report_txns`](Self::report_txns) alone.
+    /// Lets an allocator of this process look up each transaction of an origin in this process. It
+    /// keeps the origin, at least until another is attached and nothing else refers to this one.
+    /// Returns at once. An allocator in another process goes by [`report_txns`](Self::report_txns)
+    /// alone.
     fn attach_origin(&self, service: ServiceId, origin: Arc<dyn OriginTxns>) {
         let _ = (service, origin);
     }

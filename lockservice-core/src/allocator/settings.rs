@@ -23,9 +23,9 @@ pub struct AllocatorSettings {
     pub constants: ClusterConstants,
     /// Largest number of lock tables. Default: 1,000,000.
     pub tables_max: usize,
-    /// How long a lock table may be without an owner before it is forgotten, in milliseconds; 0 for
-    /// ever. Counts from the last renewal of its last owner, or from the start of this leader.
-    /// Default: 86,400,000 (a day).
+    /// The time for which a lock table may be without an owner before it is forgotten, in
+    /// milliseconds; 0 for ever. Counts from the last renewal of its last owner, or from the start
+    /// of this leader. Default: 86,400,000 (a day).
     pub table_idle_ms: u64,
     /// Largest number of nodes that are known at one time. Default: 10,000.
     pub nodes_max: usize,
@@ -57,7 +57,7 @@ impl Default for AllocatorSettings {
 }
 
 impl AllocatorSettings {
-    /// How long a table may be without an owner before it is forgotten; `None` for ever.
+    /// The time for which a table may be without an owner before it is forgotten; `None` for ever.
     pub fn table_idle(&self) -> Option<Duration> {
         (self.table_idle_ms > 0).then(|| Duration::from_millis(self.table_idle_ms))
     }

@@ -10,7 +10,8 @@ use crate::error::{Error, ErrorKind};
 use crate::id::{NodeName, ServiceId, TableRef, TxnId};
 use crate::key::{LockItem, LockMode};
 
-/// One edge of a deadlock: who waits for what, held or asked for earlier by whom.
+/// One edge of a deadlock: a waiter, its item, and the transaction that holds it or requested it
+/// earlier.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DeadlockEdge {
     /// The transaction that waits.
@@ -19,11 +20,11 @@ pub struct DeadlockEdge {
     pub table: TableRef,
     /// The row or range it waits for, as text.
     pub item: String,
-    /// How it is wanted.
+    /// The mode in which it is requested.
     pub mode: LockMode,
     /// The transaction it waits for.
     pub holder: TxnId,
-    /// True for the transaction that is told this error. It may hold nothing, and then it knows
+    /// True for the transaction that gets this error. It may hold nothing, and then it recognises
     /// itself by no other name.
     pub asker: bool,
     /// The label of the transaction that waits.
@@ -37,9 +38,9 @@ pub struct DeadlockEdge {
 pub struct Blocker {
     /// Its transaction.
     pub txn: TxnId,
-    /// Its row or range that overlaps one of those asked for.
+    /// Its row or range that overlaps a requested one.
     pub item: LockItem,
-    /// How it has it, or wants it.
+    /// The mode in which it holds or requests it.
     pub mode: LockMode,
     /// True if it holds the item; false if it waits for it, earlier in the queue.
     pub granted: bool,
@@ -73,7 +74,7 @@ pub enum Detail {
     Deadlock(Vec<DeadlockEdge>),
     /// The conflicting holder or waiter, of a [`ErrorKind::Conflict`] or a [`ErrorKind::Timeout`].
     Blocked(Blocker),
-    /// How long to wait before trying again.
+    /// The pause before another try.
     RetryAfter(Duration),
     /// The owner of the table.
     Owner {

@@ -16,7 +16,7 @@ pub enum Advice {
     /// Everything held through this session is gone. Stop the protected work, open a new session,
     /// start over.
     NewSession,
-    /// The program can do nothing by itself: tell an operator.
+    /// The program can do nothing by itself: report to an operator.
     Operator,
 }
 
@@ -65,12 +65,11 @@ kinds! {
     /// locked by this call.
     Cancelled => "cancelled", RetryCall;
     /// A cycle of waits ran through this call, and it was chosen to break it ([`Error::deadlock`]
-    /// tells the cycle). Nothing was locked by this call. Release the transaction's locks and start
-    /// it again.
+    /// returns the cycle). Nothing was locked by this call. Release the transaction's locks and
+    /// start it again.
     Deadlock => "deadlock", RetryTransaction;
-    /// The lock is held by the very work that asks for it and waits for the call to end: by one of
-    /// the call's ancestors. It would never come. Use the lock that is held, instead of asking for
-    /// it again.
+    /// The lock is held by one of the call's ancestors, which waits for the call to end. So it
+    /// would never be granted. Use the lock that is held, and do not request it again.
     HeldByAncestor => "held_by_ancestor", FixRequest;
     /// A table that the transaction locked was reassigned: its locks there are invalid (T4). End
     /// the transaction and start it again.
@@ -80,7 +79,7 @@ kinds! {
     Reassigning => "rebinding", RetryCall;
     /// This service does not own the table; [`Error::owner`] does. Follow it.
     NotOwner => "not_owner", RetryCall;
-    /// The transaction holds locks on one node and asked for a table of another: a transaction
+    /// The transaction holds locks on one node and requested a table of another: a transaction
     /// lives on one node (T5). Nothing was locked by this call. End the transaction; start it again
     /// if the table may be owned by the same node then, else lock its tables in transactions of
     /// their own.
@@ -109,7 +108,7 @@ kinds! {
     Unavailable => "unavailable", RetryCall;
     /// The outcome of a write is unknown: it may or may not have happened. Read before deciding.
     UnknownOutcome => "unknown_outcome", RetryCall;
-    /// A limit on memory, queues or tables was reached. Try again when there is room, ask for less,
+    /// A limit on memory, queues or tables was reached. Try again when there is room, request less,
     /// or raise the limit. A request that is too large by itself is an `InvalidArgument`.
     ResourceExhausted => "resource_exhausted", RetryCall;
     /// This node does not lead the store; [`Error::leader`] does, if that is known. Follow it.

@@ -21,7 +21,7 @@ pub use self::kind::{Advice, ErrorKind};
 /// An error of this library: a [kind](ErrorKind), a sentence that says what to do, and what it
 /// happened to.
 ///
-/// Cheap enough to clone: an answer that is kept for a replay (T2) is the same error every time.
+/// Cheap enough to clone: a response that is kept for a replay (T2) is the same error every time.
 ///
 /// ```
 /// use lockservice_core::{Error, ErrorKind, Key};
@@ -144,7 +144,7 @@ impl Error {
         self.0.detail.as_mut()
     }
 
-    /// How long to wait before trying again, where that is known.
+    /// The pause before another try, if it is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self.detail() {
             Some(Detail::RetryAfter(after)) => Some(*after),

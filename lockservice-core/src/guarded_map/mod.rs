@@ -198,8 +198,8 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         self.shards.len()
     }
 
-    /// As [`for_each`](Self::for_each), for one shard. Returns the number of its entries; 0 beyond
-    /// the [last](Self::shards) shard.
+    /// Like [`for_each`](Self::for_each), for one shard. Returns the number of its entries; 0
+    /// beyond the [last](Self::shards) shard.
     pub fn for_each_in(&self, shard: usize, mut visit: impl FnMut(&K, &V)) -> usize {
         let Some(Shard(shard)) = self.shards.get(shard) else { return 0 };
         let shard = shard.read();
@@ -207,7 +207,7 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         shard.len()
     }
 
-    /// As [`for_each_in`](Self::for_each_in), for changes: under the write lock of the shard.
+    /// Like [`for_each_in`](Self::for_each_in), for changes: under the write lock of the shard.
     pub fn update_each_in(&self, shard: usize, mut update: impl FnMut(&K, &mut V)) -> usize {
         let Some(Shard(shard)) = self.shards.get(shard) else { return 0 };
         let mut shard = shard.write();

@@ -76,7 +76,7 @@ number! {
     ServiceId
 }
 number! {
-    /// A random number that tells two incarnations, or two leaderships, apart even if a store
+    /// A random number that distinguishes two incarnations, or two leaderships, even if a store
     /// handed out one id twice (L4).
     Nonce
 }
@@ -199,9 +199,8 @@ impl Epoch {
 
 /// A transaction: the incarnation that issued it and a counter there (T1).
 ///
-/// Whether the transaction will validate its commit is part of its identity (the lowest bit of the
-/// counter), so that an allocator can refuse `begin_commit` for one that said it would not, without
-/// remembering anything about it.
+/// The lowest bit of the counter says whether the transaction will validate its commit. So an
+/// allocator can refuse `begin_commit` for any other without a record of it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TxnId {
     /// The incarnation on which the transaction started.

@@ -16,9 +16,10 @@
 //!   first leader waits out every promise (L1, L4).
 //!
 //! # What it cannot know
-//! Whether the cluster that was dumped still runs. Epochs fence writers of one store; two stores
-//! know nothing of each other. Two clusters from one dump both grant the same locks, and only data
-//! that checks tokens (F1) tells their holders apart, for as long as the restored one is ahead.
+//! A dump does not show whether its cluster still runs. Epochs fence writers of one store, and two
+//! stores do not know of each other. Two clusters from one dump both grant the same locks. Only
+//! data that checks tokens (F1) distinguishes their holders, for as long as the restored one is
+//! ahead.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -33,17 +34,17 @@ use crate::store::{
     Seen, ServiceRecord, ServiceState, StoreState, TableRecord,
 };
 
-/// How many epochs are left out between those of a dump and the restored store's, for leaderships
-/// of the old cluster after the dump.
+/// The number of epochs that are left out between those of a dump and the restored store's, for
+/// leaderships of the old cluster after the dump.
 pub const EPOCHS_SKIPPED: u64 = 1_024;
 
 /// Records in one write.
 const BATCH_OPS_MAX: usize = 1_000;
 
-/// How often one write is sent whose outcome is unknown.
+/// The number of times that one write with an unknown outcome is sent.
 const SENDS_MAX: usize = 3;
 
-/// How a dump is restored.
+/// The options of a restore.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RestoreOptions {
     /// The node that restores.

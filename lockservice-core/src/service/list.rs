@@ -11,7 +11,7 @@ use crate::table::{self, WaitInfo};
 #[derive(Debug)]
 pub struct LockList {
     pub(in crate::service) inner: Arc<ServiceInner>,
-    /// `None` if the table that was asked for is not served here.
+    /// `None` if the requested table is not served here.
     pub(in crate::service) list: Option<table::LockList>,
 }
 
@@ -20,8 +20,7 @@ pub struct LockList {
 pub struct WaitList {
     inner: Arc<ServiceInner>,
     only: Option<TableRef>,
-    /// Those in the engine; `None` at their end, or if the table that was asked for is not served
-    /// here.
+    /// The lines of the engine; `None` at their end, or if the requested table is not served here.
     list: Option<table::WaitList>,
     /// Then those who wait for a table to be bound here: the last one that was listed.
     at: Option<(TableRef, u64)>,

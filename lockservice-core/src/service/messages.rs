@@ -48,11 +48,10 @@ impl ServiceParts {
     }
 }
 
-/// How a transaction is begun.
+/// The options of a transaction.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TxnOptions {
-    /// Whether it will validate its commit with `begin_commit` (T1). One that will not is refused
-    /// there.
+    /// True if it will validate its commit with `begin_commit` (T1). Any other is refused there.
     pub validates: bool,
     /// A name for operators. At most 255 bytes.
     pub label: String,
@@ -65,25 +64,25 @@ pub struct LockSpec {
     pub table: TableRef,
     /// Rows and ranges; at least one. All or nothing.
     pub items: Vec<LockItem>,
-    /// How all of them are to be held.
+    /// The mode in which all of them are requested.
     pub mode: LockMode,
-    /// Whether to wait for locks of others.
+    /// True if the call waits for locks of others.
     pub wait: WaitPolicy,
-    /// How long to wait at most; the service's ceiling if `None`. Counts from the call, over
+    /// The longest time to wait; the service's ceiling if `None`. Counts from the call, over
     /// everything it waits for.
     pub timeout: Option<Duration>,
-    /// How long before the call the transaction's snapshot was begun, raw (C5). `None`: unknown, so
-    /// that it is taken as older than everything; a [`Txn`](crate::service::Txn) then says when it
-    /// was begun itself.
+    /// The raw age of the transaction's snapshot at the call (C5). `None` if it is unknown, which
+    /// counts as older than everything; a [`Txn`](crate::service::Txn) then uses the time of its
+    /// own begin.
     pub snapshot_age: Option<Duration>,
     /// The transactions whose work waits until this call has ended, at most [`ANCESTORS_MAX`]:
-    /// those of an outer command that started this one, say. What they hold is never waited for
-    /// (`HeldByAncestor`, at once), and a cycle of waits over them is a deadlock. No one checks
-    /// this claim: of a cycle that there is only by a claim, the call that makes it fails.
+    /// those of an outer command that started this one, say. The call never waits for their locks
+    /// (`HeldByAncestor`, at once), and a cycle of waits through them is a deadlock. This claim is
+    /// not checked: if only a claim closes a cycle, the call that makes it fails.
     pub ancestors: Vec<TxnId>,
 }
 
-/// Most ancestors of one call.
+/// The largest number of ancestors of one call.
 pub const ANCESTORS_MAX: usize = 64;
 
 impl LockSpec {
@@ -94,7 +93,7 @@ impl LockSpec {
     }
 }
 
-/// How long locks are safe, raw: its receiver counts [`lo`](crate::clock::lo) of it, from
+/// The raw time for which locks are safe: its receiver counts [`lo`](crate::clock::lo) of it, from
 /// before it sent its request (P2).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Promise {
@@ -109,15 +108,15 @@ pub struct Granted {
     pub txn: TxnId,
     /// The grant.
     pub grant: Grant,
-    /// How long they are safe without a renewal.
+    /// The time for which they are safe without a renewal.
     pub promise: Promise,
     /// For how long, raw, the owner has known the table's history: what was committed earlier may
     /// be unknown (C5). `None`: it knows all.
     ///
-    /// A request says how old its snapshot is when it is sent, and cannot say how long it is on its
-    /// way. So a client looks once more when the answer arrives: unless its snapshot was begun less
-    /// than [`lo`](crate::clock::lo) of this before, the history is unknown to it, whatever
-    /// [`Grant::history_unknown`] says.
+    /// A request carries the age of its snapshot at its send, and cannot carry its own travel time.
+    /// So a client checks once more when the response arrives: unless its snapshot was begun less
+    /// than [`lo`](crate::clock::lo) of this before, the history is unknown to it, even if
+    /// [`Grant::history_unknown`] is false.
     pub history_known: Option<Duration>,
 }
 
@@ -130,9 +129,9 @@ pub struct TxnOp {
     /// The operation's number in the transaction: 1, 2, 3, …; 0 lets the service number all of
     /// them, as they arrive.
     pub sequence: Sequence,
-    /// The client has every answer of this transaction up to here: they may be forgotten.
+    /// The client has every response of this transaction up to here: they may be forgotten.
     pub acked: Sequence,
-    /// How the transaction is begun; looked at with sequence 1 only.
+    /// The options of the transaction; read with sequence 1 only.
     pub options: TxnOptions,
 }
 
@@ -168,8 +167,8 @@ pub enum Operation {
     Refuse(Error),
 }
 
-/// The answer to an [`Operation`].
-// Not boxed: a grant is the usual answer, and must not cost an allocation.
+/// The response to an [`Operation`].
+// Not boxed: a grant is the usual response, and must not cost an allocation.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum OpResponse {
@@ -177,7 +176,7 @@ pub enum OpResponse {
     Locked(Granted),
     /// To all others.
     Done {
-        /// How many rows and ranges an `Unlock` or an `End` released; 0 for a `Cancel`.
+        /// The number of rows and ranges that an `Unlock` or an `End` released; 0 for a `Cancel`.
         released: usize,
     },
 }
@@ -206,7 +205,7 @@ pub struct LockStatus {
 pub struct WaitStatus {
     /// The wait.
     pub info: WaitInfo,
-    /// How long it has lasted.
+    /// The time for which it has lasted.
     pub waiting: Duration,
     /// The waiter's label.
     pub waiter_label: String,
@@ -218,7 +217,7 @@ pub struct WaitStatus {
     pub holder_client: String,
 }
 
-/// How a service stopped.
+/// The result of a service's stop.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stopped {
     /// True if every session and transaction had ended in time: nothing of the service is in use

@@ -7,7 +7,7 @@
 //! |---|---|---|---|
 //! | serving | yes | yes | [`shutdown`](LockService::shutdown), or the lease lapses |
 //! | stopping | `ShuttingDown` | yes | every session has closed, or the grace is over |
-//! | resigning | `ShuttingDown` | no session is left | the allocator has answered |
+//! | resigning | `ShuttingDown` | no session is left | the allocator has responded |
 //! | sealed | the reason | the reason | never: start a new incarnation |
 //!
 //! # Files
@@ -27,23 +27,23 @@
 //! (`txn/lock.rs`).
 //!
 //! # Invariants
-//! - **Nothing is answered under a lapsed promise** (B2, P1). The clock is read after the engine
-//!   has granted and before the response is made; a grant whose lease, session or transaction is
-//!   over by then is rolled back.
+//! - **No response rests on a lapsed promise** (B2, P1). The clock is read after the engine has
+//!   granted and before the response is made; a grant whose lease, session or transaction is over
+//!   by then is rolled back.
 //! - **A lapse, a renewal and a grant are each decided in one critical section, in which the clock
 //!   is read**: that of the lease, or of the session's promise. Whichever comes first is seen by
 //!   the others, however long a thread stops between its reading and its act: what was acknowledged
 //!   as renewed has not lapsed, and what was found over is never renewed.
 //! - **Sealed is for ever.** The first call that finds the lease over seals the service; a renewal
 //!   that is acknowledged later changes nothing.
-//! - **A stop that was asked for comes.** Once it was asked to shut down, a service is sealed with
-//!   `ShuttingDown`, also if its lease ends meanwhile: `LeaseLost` asks the host for a new
+//! - **A requested stop comes.** Once its shutdown was requested, a service is sealed with
+//!   `ShuttingDown`, even if its lease ends meanwhile: `LeaseLost` makes the host start a new
 //!   incarnation, and none is wanted.
 //! - **First come, first served, also for a table.** Calls that find a table not bound here stand
 //!   in one line per table (`line/`), and are made at the engine in its order before any later
 //!   one.
 //! - **One deadline for everything** that a call waits for: its turn, the bind, the locks, a token.
-//!   It is made when the call comes. A call that may not wait waits for none of them; it asks the
+//!   It is made when the call comes. A call that may not wait waits for none of them; it calls the
 //!   allocator once, for a second at most.
 //! - **A transaction ends once.** Its state is set before its locks are released, so that a grant
 //!   on its way is seen and rolled back.
@@ -157,9 +157,9 @@ pub(crate) struct ServiceInner {
     /// The transactions' numbers, and which of those that validate are alive.
     pub(crate) live: ReportedTxns,
     lease: Mutex<Lease>,
-    /// Until when the lease lets it answer. Written under the mutex of `lease`.
+    /// The time until which the lease lets it respond. Written under the mutex of `lease`.
     pub(crate) serving: Serving,
-    /// The furthest that any answer of the allocator has told (L4). Locked for a comparison.
+    /// The high-water mark over all responses of the allocator (L4). Locked for a comparison.
     observed: Mutex<Progress>,
     pub(crate) phase: watch::Sender<Phase>,
     /// Told whenever a session or a transaction has gone.
@@ -226,7 +226,7 @@ impl LockService {
         self.inner.id
     }
 
-    /// The random number that tells this incarnation from any other.
+    /// The random number that distinguishes this incarnation from any other.
     pub fn nonce(&self) -> Nonce {
         self.inner.nonce
     }
@@ -253,30 +253,29 @@ impl LockService {
         std::iter::from_fn(|| list.next_slice(SLICE)).flatten().collect()
     }
 
-    /// Every wait here: who waits for what of whom; of one table if `table` is given. As
-    /// [`wait_list`](Self::wait_list), to its end.
+    /// Every wait here: the waiter, the item and the holder; of one table if `table` is given. It
+    /// is the whole [`wait_list`](Self::wait_list).
     pub fn waits(&self, table: Option<&TableRef>) -> Vec<WaitStatus> {
         let mut list = self.wait_list(table);
         std::iter::from_fn(|| list.next_slice(SLICE)).flatten().collect()
     }
 
-    /// The locks held here, of one table if `table` is given, slice by slice: between two slices
-    /// everybody else goes on.
+    /// The locks held here, of one table if `table` is given, slice by slice: all other calls go on
+    /// between two slices.
     pub fn lock_list(&self, table: Option<&TableRef>) -> LockList {
         let list = self.table_filter(table).map(|only| self.inner.engine.lock_list(only));
         LockList { inner: Arc::clone(&self.inner), list }
     }
 
-    /// The waits here, of one table if `table` is given, slice by slice: between two slices
-    /// everybody else goes on. Those who wait for a table to be bound here come last; the holder is
-    /// then the table's last owner.
+    /// The waits here, of one table if `table` is given, slice by slice: all other calls go on
+    /// between two slices. The waits for a table to be bound here come last; the holder is then the
+    /// table's last owner.
     pub fn wait_list(&self, table: Option<&TableRef>) -> WaitList {
         let list = self.table_filter(table).map(|only| self.inner.engine.wait_list(only));
         WaitList::new(Arc::clone(&self.inner), list, table.cloned())
     }
 
-    /// `None` if the table is asked for but not bound here; nothing is bound for the question's
-    /// sake.
+    /// `None` if the requested table is not bound here; this call binds nothing.
     fn table_filter(&self, table: Option<&TableRef>) -> Option<Option<crate::id::TableId>> {
         match table {
             None => Some(None),
@@ -284,8 +283,8 @@ impl LockService {
         }
     }
 
-    /// Resolves when this incarnation is sealed, with the reason: `LeaseLost` asks the host to
-    /// start a new incarnation that replaces this one, `ShuttingDown` does not.
+    /// Resolves when this incarnation is sealed, with the reason: after `LeaseLost` the host starts
+    /// a new incarnation that replaces this one, after `ShuttingDown` it does not.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -297,9 +296,9 @@ impl LockService {
         }
     }
 
-    /// Stops: ends every wait with `ShuttingDown`, tells the sessions, waits up to `grace` for them
-    /// to close, and resigns the lease if nothing is in use any more (P5), so that the next start
-    /// need not wait for it.
+    /// Stops: ends every wait with `ShuttingDown`, notifies the sessions, waits up to `grace` for
+    /// them to close, and resigns the lease if nothing is in use any more (P5), so that the next
+    /// start need not wait for it.
     ///
     /// If it was not to resign, or the allocator could not be reached, the tables wait out the
     /// lease at the next start.
@@ -336,7 +335,7 @@ impl LockService {
                 }
                 None => {
                     tracing::warn!(
-                        "the allocator did not answer the resignation while the lease lasted"
+                        "the allocator did not respond to the resignation while the lease lasted"
                     );
                     false
                 }
@@ -352,13 +351,13 @@ impl LockService {
 }
 
 impl ServiceInner {
-    /// Remembers what an answer of the allocator told (L4).
+    /// Raises the high-water mark to that of a response of the allocator (L4).
     pub(crate) fn observe(&self, at: Progress) {
         let mut observed = self.observed.lock();
         *observed = at.max(*observed);
     }
 
-    /// The furthest that any answer of the allocator has told.
+    /// The high-water mark over all responses of the allocator.
     pub(crate) fn observed(&self) -> Progress {
         *self.observed.lock()
     }

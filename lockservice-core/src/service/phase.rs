@@ -48,12 +48,12 @@ impl ServiceInner {
         self.check_serving_at(self.parts.env.now())
     }
 
-    /// As [`check_serving`](Self::check_serving), at a time that was just read.
+    /// Like [`check_serving`](Self::check_serving), at a time that was just read.
     pub(crate) fn check_serving_at(&self, now: Time) -> Result<()> {
         if self.serving.remaining(now).is_some() {
             return Ok(());
         }
-        // Why not.
+        // The reason follows.
         match &*self.phase.borrow() {
             Phase::Serving => {}
             Phase::Stopping { .. } | Phase::Resigning => return Err(shutting_down()),
@@ -81,14 +81,14 @@ impl ServiceInner {
         decided
     }
 
-    /// Answers no more without a look at the phase.
+    /// From here on no call responds without a check of the phase.
     pub(super) fn close(&self) {
         let _lease = self.lease.lock();
         self.serving.close();
     }
 
-    /// Grants and answers nothing any more (B2), and answers why: the first reason stays, and a
-    /// stop that was asked for is the first.
+    /// Stops all grants and responses (B2). Returns the reason: the first one stays, and a
+    /// requested stop counts as the first.
     pub(crate) fn seal(&self, why: Error) -> Error {
         let mut reason = why;
         let first = self.phase.send_if_modified(|phase| {

@@ -15,16 +15,17 @@ const KEPT_BYTES_MIN: usize = 1 << 16;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServiceSettings {
-    /// How long a silent client's locks are kept if it asks for nothing else, in milliseconds.
-    /// Default 10,000.
+    /// The time for which the locks of a silent client are kept if it does not request another
+    /// time, in milliseconds. Default 10,000.
     pub session_ttl_ms: u64,
-    /// Shortest such time that a client may ask for, in milliseconds; at least 1,000. Default
+    /// The shortest such time that a client may request, in milliseconds; at least 1,000. Default
     /// 1,000.
     pub session_ttl_ms_min: u64,
-    /// Longest such time that a client may ask for, in milliseconds. Default 3,600,000 (one hour).
+    /// The longest such time that a client may request, in milliseconds. Default 3,600,000 (one
+    /// hour).
     pub session_ttl_ms_max: u64,
-    /// Longest time that a call may wait, whatever it asks for, in milliseconds. Default 3,600,000
-    /// (one hour).
+    /// The longest time that a call may wait, even if it requests more, in milliseconds. Default
+    /// 3,600,000 (one hour).
     pub wait_ms_max: u64,
     /// Most sessions at once. Default 10,000.
     pub sessions_max: usize,
@@ -32,17 +33,17 @@ pub struct ServiceSettings {
     pub txns_per_session_max: usize,
     /// Most transactions at once. Default 1,000,000.
     pub txns_max: usize,
-    /// Most operations of one transaction that are queued, or whose answers are kept for a replay.
-    /// Default 256.
+    /// The largest number of operations of one transaction that are queued, or whose responses are
+    /// kept for a replay. Default 256.
     pub ops_per_txn_max: usize,
-    /// Most memory that one session's queued operations and its unacknowledged answers may use, in
-    /// bytes, as estimated; at least 65,536. What goes beyond is refused until answers are
-    /// acknowledged; the one operation that reaches the limit is still taken in, and releasing by
-    /// `Cancel` or by the transaction's end is not held up. Default 16 MiB.
+    /// The most memory that one session's queued operations and unacknowledged responses may use,
+    /// in bytes, as estimated; at least 65,536. Further operations are refused until responses are
+    /// acknowledged. The operation that reaches the limit is still accepted, and so is a release by
+    /// `Cancel` or by the transaction's end. Default 16 MiB.
     pub kept_bytes_per_session_max: usize,
-    /// Most memory that the queued operations and unacknowledged answers of all sessions together
-    /// may use, in bytes, as estimated; at least 65,536. Beyond it locks are refused. Default 1
-    /// GiB.
+    /// The most memory that the queued operations and unacknowledged responses of all sessions
+    /// together may use, in bytes, as estimated; at least 65,536. Beyond it locks are refused.
+    /// Default 1 GiB.
     pub kept_bytes_max: usize,
     /// For how long nothing may be locked in a table before it is forgotten, in milliseconds; 0 for
     /// ever. Default 86,400,000 (a day).
@@ -152,7 +153,7 @@ impl ServiceSettings {
         if ttl > max {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
-                "the session TTL is too long: ask for less",
+                "the session TTL is too long: request less",
             )
             .with("ttl", format!("{ttl:?}"))
             .with("most", format!("{max:?}")));
@@ -160,7 +161,7 @@ impl ServiceSettings {
         Ok(ttl)
     }
 
-    /// The longest wait of a call that asked for `requested`.
+    /// The longest wait of a call with the time-out `requested`.
     pub(crate) fn wait(&self, requested: Option<Duration>) -> Duration {
         let most = Duration::from_millis(self.wait_ms_max);
         requested.map_or(most, |requested| requested.min(most))

@@ -37,10 +37,9 @@ use crate::id::{Epoch, WriteNumber};
 /// dropped has an unknown outcome.
 ///
 /// # Minimal implementation
-/// Everything but [`head`](Self::head) and [`wait_for_change`](Self::wait_for_change). What a
-/// change of leadership means is decided by [`Head`]; a backend stores a head, and compares its
-/// epoch and number atomically with each write. Run `testing::store_suite` (feature `testing`)
-/// against it.
+/// Everything but [`head`](Self::head) and [`wait_for_change`](Self::wait_for_change). [`Head`]
+/// decides a change of leadership; a backend stores a head, and compares its epoch and number
+/// atomically with each write. Run `testing::store_suite` (feature `testing`) against it.
 #[async_trait]
 pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     /// The URL of this store without secrets, for messages to operators.
@@ -76,7 +75,7 @@ pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     /// - not numbered: the number of the last applied write stays.
     ///
     /// # Errors
-    /// - `UnknownOutcome`: ask again with the same nonce.
+    /// - `UnknownOutcome`: try again with the same nonce.
     /// - `Unavailable`: the store does not respond; nothing has changed.
     /// - `Fenced`: another process may use the path of an exclusive store now. So it is here and in
     ///   every other method: this process never leads the store again.
@@ -109,15 +108,15 @@ pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     /// - `UnknownOutcome`: call [`applied`](Self::applied) before the next write.
     async fn write(&self, epoch: Epoch, number: WriteNumber, batch: &Batch) -> Result<WriteAck>;
 
-    /// How far the store has come, to resolve an unknown outcome (L2). The epoch tells whether the
-    /// last write can still be the caller's.
+    /// The last write of the store, to resolve an unknown outcome (L2). The epoch shows whether it
+    /// can still be the caller's.
     ///
     /// # Errors
-    /// `Unavailable`: ask again.
+    /// `Unavailable`: try again.
     async fn applied(&self) -> Result<Applied>;
 
     /// The leadership as it is recorded, for operators; changes nothing. `None` if there was never
-    /// one. The default knows only what [`applied`](Self::applied) tells: no leader.
+    /// one. The default knows only the result of [`applied`](Self::applied), which names no leader.
     ///
     /// # Errors
     /// As [`applied`](Self::applied).
@@ -135,7 +134,7 @@ pub trait BindStore: fmt::Debug + Send + Sync + 'static {
     /// pass.
     ///
     /// # Errors
-    /// Any error means no more than that the store cannot tell; go on polling.
+    /// Any error only means that the store does not know: poll again.
     async fn wait_for_change(&self, poll: Duration) -> Result<()> {
         // A store has no node's timers; a poll decides nothing.
         Env::system().sleep(poll).await;

@@ -1,4 +1,4 @@
-//! [`Candidate`]: who asks for the leadership, and what it has seen.
+//! [`Candidate`]: a process that asks for the leadership, and its observations.
 
 use super::{Cluster, DataLoss, Lineage};
 use crate::env::Env;
@@ -30,7 +30,7 @@ impl From<&str> for NodeAddress {
 /// A process that asks for the leadership.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Candidate {
-    /// The node that asks.
+    /// The node of the candidate.
     pub node: NodeName,
     /// Tells two processes of one node apart.
     pub nonce: Nonce,
@@ -72,8 +72,8 @@ pub struct LeaderSeen {
     pub nonce: Nonce,
     /// The leader's renewal counter.
     pub counter: u64,
-    /// How long the leadership lasts without a renewal, in milliseconds: a candidate must wait that
-    /// out, whatever its own TTL is.
+    /// The time for which the leadership lasts without a renewal, in milliseconds. A candidate must
+    /// wait that out, even if its own TTL is shorter.
     pub ttl_ms: u64,
 }
 
@@ -83,7 +83,7 @@ impl Candidate {
         Self::in_env(&Env::system(), node, address)
     }
 
-    /// As [`new`](Self::new), with the randomness of `env`.
+    /// Like [`new`](Self::new), with the randomness of `env`.
     pub(crate) fn in_env(env: &Env, node: NodeName, address: impl Into<NodeAddress>) -> Self {
         Self {
             node,

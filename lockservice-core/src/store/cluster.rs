@@ -11,7 +11,7 @@ use sha2::Sha256;
 use crate::env::Env;
 use crate::error::{Error, ErrorKind};
 
-/// Separates proofs from whatever else the key may be used for one day.
+/// Separates proofs from any later use of the key.
 const PURPOSE: &[u8] = b"lockservice report 1\0";
 
 /// The cluster that a store belongs to. Made when the store is led for the first time, and never
@@ -22,8 +22,8 @@ const PURPOSE: &[u8] = b"lockservice report 1\0";
 /// store of an older version gets them at its first leadership. Every candidate reads them with
 /// each response of the store.
 ///
-/// **The id** is public. Nodes tell it in every call between them, and believe nothing of another
-/// cluster (T3).
+/// **The id** is public. Nodes send it with every call between them, and ignore everything of
+/// another cluster (T3).
 ///
 /// **The key** never leaves the nodes. It shows that a report comes from a process that can read
 /// the store, and only nodes can. A leader needs that where its store no longer knows the node:
@@ -162,12 +162,12 @@ impl ClusterKey {
 pub struct Proof([u8; 32]);
 
 impl Proof {
-    /// As it crosses a network.
+    /// The form that crosses a network.
     pub const fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// As it came over a network. Anything that is none proves nothing.
+    /// The proof in the form that came over a network. Malformed bytes prove nothing.
     pub fn from_bytes(bytes: &[u8]) -> Self {
         bytes.try_into().map(Self).unwrap_or_default()
     }

@@ -8,8 +8,8 @@ use super::TableRecord;
 /// The highest numbers of all tables that a store has forgotten: one record, however many they
 /// were.
 ///
-/// A table that is bound for the first time begins above it (L4, F1): nothing tells whether a table
-/// of the same name was there before.
+/// A table that is bound for the first time begins above it (L4, F1): no record shows whether a
+/// table of the same name was there before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Forgotten {
     /// The highest table id or version of a bind.

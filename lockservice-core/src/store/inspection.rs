@@ -41,7 +41,7 @@ impl Damage {
         Self { named_max: NAMED_MAX, named: Vec::new(), unnamed: 0 }
     }
 
-    /// Whatever was read; `None` if it is a record that cannot be, and that was noted.
+    /// The result of a reading; `None` for a record that cannot be read, which was noted.
     ///
     /// # Errors
     /// That of the first such record if it ends the reading, and what is wrong with the store as a
@@ -61,12 +61,12 @@ impl Damage {
         }
     }
 
-    /// Why records could not be read. Each error names one as its `record`.
+    /// The reasons why records could not be read. Each error names one as its `record`.
     pub fn named(&self) -> &[Error] {
         &self.named
     }
 
-    /// How many could not be read beyond those that are named.
+    /// The number of further records that could not be read.
     pub const fn unnamed(&self) -> usize {
         self.unnamed
     }

@@ -1,4 +1,4 @@
-//! How a store of keys and values keeps the records: the key of each, and the record of the
+//! The layout of the records in a store of keys and values: the key of each, and the record of the
 //! leadership.
 //!
 //! | key | value |

@@ -18,7 +18,7 @@ pub enum Leadership {
     /// the leader's.
     Held {
         /// The leadership as the store has it. A candidate that sees it unchanged for hi(leadership
-        /// TTL) asks again with it.
+        /// TTL) passes it with its next request.
         seen: Seen,
         /// The address of the leader; `None` if certainly no node leads.
         address: Option<NodeAddress>,

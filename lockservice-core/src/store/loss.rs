@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::Epoch;
 
-/// Whether a store may have lost writes (L4), as a candidate knows it.
+/// The knowledge of a candidate about lost writes of a store (L4).
 ///
 /// The store keeps the state with the leadership, so that it survives a leader that fails because
 /// of it:

@@ -31,7 +31,7 @@
 //! |---|---|
 //! | `backend` | the trait: what a backend does |
 //! | `leadership` | what a store says of its leadership |
-//! | `candidate` | who asks for the leadership, and what it has seen |
+//! | `candidate` | a process that asks for the leadership, and its observations |
 //! | `loss` | what is known of lost writes |
 //! | `head` | who leads and how far the store has come; pure |
 //! | `history` | where the last leaderships began |

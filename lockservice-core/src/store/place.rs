@@ -41,7 +41,7 @@ impl Place {
     /// # Errors
     /// - `StoreInUse` if another process has reserved the path.
     /// - `StoreUnusable` if the file system has no file locks.
-    /// - What `io` makes of any other error of the file system.
+    /// - The error that `io` makes of any other error of the file system.
     pub fn reserve(path: &Path, io: impl Fn(io::Error) -> Error) -> Result<Self> {
         let absolute = std::path::absolute(path).map_err(&io)?;
         let lock_path = lock_path(&absolute).map_err(&io)?;
@@ -73,7 +73,7 @@ impl Place {
     /// # Errors
     /// - `Fenced` if one of them was removed, renamed or replaced, from then on for ever: another
     ///   process may have used the path since.
-    /// - `Unavailable` if the file system does not tell.
+    /// - `Unavailable` if the file system does not report it.
     pub fn check(&self, opened: &File, inside: &Path) -> Result<()> {
         // An empty `inside` must not end the path with a slash.
         let path =

@@ -20,10 +20,10 @@ pub const RECORD_FORMAT: u8 = 1;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterConstants {
-    /// How long a leadership lasts without a renewal, in milliseconds. At most half of the lease's,
-    /// else a fail-over of the leader costs leases.
+    /// The time for which a leadership lasts without a renewal, in milliseconds. It is at most half
+    /// of the lease's, or a fail-over of the leader would cost leases.
     pub leadership_ttl_ms: u64,
-    /// How long a service's lease lasts without a renewal, in milliseconds.
+    /// The time for which a service's lease lasts without a renewal, in milliseconds.
     pub lease_ttl_ms: u64,
 }
 
@@ -36,12 +36,12 @@ impl Default for ClusterConstants {
 }
 
 impl ClusterConstants {
-    /// How long a service's lease lasts without a renewal.
+    /// The time for which a service's lease lasts without a renewal.
     pub const fn lease_ttl(&self) -> Duration {
         Duration::from_millis(self.lease_ttl_ms)
     }
 
-    /// How long a leadership lasts without a renewal.
+    /// The time for which a leadership lasts without a renewal.
     pub const fn leadership_ttl(&self) -> Duration {
         Duration::from_millis(self.leadership_ttl_ms)
     }
@@ -79,11 +79,11 @@ pub struct ServiceRecord {
     pub id: ServiceId,
     /// The node it is an incarnation of.
     pub node: NodeName,
-    /// Random number that tells it from any other with the same id.
+    /// The random number that distinguishes it from any other with the same id.
     pub nonce: Nonce,
     /// The address at which clients reach it.
     pub address: String,
-    /// Whether it may still renew its lease.
+    /// The state of the incarnation: it may renew its lease or not.
     pub state: ServiceState,
 }
 

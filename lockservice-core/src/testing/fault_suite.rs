@@ -1,4 +1,4 @@
-//! [`fault_suite`]: what an allocator makes of a store whose answers are lost, late or doubled.
+//! [`fault_suite`]: what an allocator makes of a store whose responses are lost, late or doubled.
 
 use std::collections::HashSet;
 use std::future::Future;

@@ -20,13 +20,13 @@ use crate::store::{
 pub enum Fault {
     /// It never arrives: `Unavailable`, nothing happened.
     Refused,
-    /// It arrives, but its answer is lost: `UnknownOutcome` for what changes something,
+    /// It arrives, but its response is lost: `UnknownOutcome` for what changes something,
     /// `Unavailable` for the rest.
     ReplyLost,
-    /// Its answer is lost before it arrives: it is carried out only when the caller asks for the
+    /// Its response is lost before it arrives: it is carried out only when the caller asks for the
     /// next thing, if ever.
     LateArrival,
-    /// It arrives twice; the first answer is given.
+    /// It arrives twice; the first response is given.
     Duplicate,
     /// It arrives again, long after it was answered: before the call after the next.
     LateDuplicate,
@@ -183,8 +183,8 @@ impl BindStore for FaultyStore {
                 drop(self.inner.acquire_leadership(candidate, ttl).await);
                 Err(reply_lost())
             }
-            // An acquisition that arrives twice makes its own first answer's epoch one of the past:
-            // that is a lost reply.
+            // An acquisition that arrives twice makes its own first response's epoch one of the
+            // past: that is a lost reply.
             Some(Fault::Duplicate | Fault::LateDuplicate | Fault::Delay(_)) | None => {
                 self.inner.acquire_leadership(candidate, ttl).await
             }

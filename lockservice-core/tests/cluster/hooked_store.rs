@@ -31,7 +31,7 @@ struct Hooks {
     after_write: Mutex<Option<Hook>>,
     acquisitions_lost: AtomicU32,
     loads_fail: std::sync::atomic::AtomicBool,
-    /// How long the answer to a renewal takes, and when the last that was answered had been sent.
+    /// How long the response to a renewal takes, and when the last that was answered had been sent.
     renewals: Mutex<(Duration, Option<Instant>)>,
 }
 
@@ -59,12 +59,12 @@ impl HookedStore {
         *self.hooks.after_write.lock() = Some(Box::new(hook));
     }
 
-    /// The answers to the next `n` acquisitions are lost.
+    /// The responses to the next `n` acquisitions are lost.
     pub(crate) fn lose_acquisitions(&self, n: u32) {
         self.hooks.acquisitions_lost.store(n, Ordering::SeqCst);
     }
 
-    /// From now on the answer to each renewal takes this long.
+    /// From now on the response to each renewal takes this long.
     pub(crate) fn slow_renewals(&self, delay: Duration) {
         *self.hooks.renewals.lock() = (delay, None);
     }

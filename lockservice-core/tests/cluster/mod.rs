@@ -107,7 +107,7 @@ impl Cluster {
         Report::new(observed, &head.cluster.expect("every leader names it"))
     }
 
-    /// The node dies without a word.
+    /// The node dies without a message.
     pub(crate) fn kill(&self, node: Node) {
         self.net.leave(node.name);
     }

@@ -134,7 +134,8 @@ impl Model {
             || !self.conflicting_waiters(at).is_empty()
     }
 
-    /// The waiters for which a waiter waits, directly or over others, and itself; in queue order.
+    /// The waiters for which a waiter waits, directly or through others, and itself; in queue
+    /// order.
     pub(super) fn reached(&self, from: usize, soft: bool) -> Vec<usize> {
         let mut reached = BTreeSet::from([from]);
         let mut next = vec![from];
@@ -150,7 +151,7 @@ impl Model {
         reached.into_iter().collect()
     }
 
-    /// True if a waiter waits for a transaction, directly or over others.
+    /// True if a waiter waits for a transaction, directly or through others.
     pub(super) fn reaches(&self, from: usize, txn: usize, soft: bool) -> bool {
         self.reached(from, soft).into_iter().any(|at| {
             self.conflicting_holders(&self.queue[at]).contains(&txn)

@@ -40,7 +40,7 @@ async fn a_client_may_leave_all_numbers_to_the_service() {
     let session = open(&service);
     let (first, id) = session.begin(&TxnOptions::default()).expect("begin");
     let (second, _) = session.begin(&TxnOptions::default()).expect("begin");
-    // The later one is used first, and more than the kept answers of a numbered transaction would
+    // The later one is used first, and more than the kept responses of a numbered transaction would
     // allow.
     for n in 0..1_000 {
         locked(session.submit(op(second.get(), 0), Operation::Lock(spec(&format!("k{n}")))).await);

@@ -10,7 +10,7 @@ async fn the_locks_that_a_later_call_relies_on_are_not_rolled_back_with_an_earli
     locked(session.submit(op(1, 1), Operation::Lock(both)).await);
     let again = locked(session.submit(op(1, 2), Operation::Lock(spec("a"))).await);
     assert!(!again.grant.newly_locked);
-    // The first call's caller had gone before it could take the answer.
+    // The first call's caller had gone before it could take the response.
     done(session.submit(op(1, 3), Operation::Cancel { sequence: Sequence::new(1) }).await);
     let other = service.begin(TxnOptions::default()).expect("begin");
     assert_eq!(

@@ -20,7 +20,7 @@ async fn shutdown_ends_waits_waits_for_the_sessions_and_resigns() {
         ErrorKind::ShuttingDown
     );
 
-    // After a clean stop the table is granted anew at once.
+    // After a clean stop the table is granted again at once.
     let next = LockService::start(parts(&allocator)).await.expect("the name is free");
     let txn = next.begin(TxnOptions::default()).expect("begin");
     let again = txn.lock(nowait("k")).await.expect("no wait");
@@ -94,7 +94,7 @@ async fn a_start_that_is_repeated_has_a_whole_lease() {
         Registration { node: node(), nonce: Nonce::new(7), address: String::new(), replaces: None };
     let first = allocator.register(&request).await.expect("a fresh name");
     tokio::time::sleep(4 * SECOND).await;
-    // The first answer was lost. Whoever asks again counts its lease from now.
+    // The first response was lost. Whoever asks again counts its lease from now.
     let again = allocator.register(&request).await.expect("the same process");
     assert_eq!(again.service, first.service);
     tokio::time::sleep(4 * SECOND).await;

@@ -1,8 +1,8 @@
 //! [`Dial`]: connects to a name, which may stand for several addresses.
 //!
-//! The kernel accepts for a process that is stopped, so a connection says little. A server of
-//! HTTP/2 speaks first: of several addresses the first one is taken from which something comes, and
-//! one that is silent only if no other will do (a proxy may wait for the client to speak).
+//! The kernel accepts for a process that is stopped, so a connection proves little. A server of
+//! HTTP/2 sends first. So the first of several addresses from which something comes is used. A
+//! silent one is used only if there is no other, for a proxy may wait for the client to send.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,27 +18,26 @@ use tower_service::Service;
 
 use super::race::{Tried, race};
 
-/// Most addresses of one name that are tried.
+/// The largest number of addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 16;
 
 /// The port of a URL that names none.
 const PORT: u16 = 80;
 
-/// Finds out for which addresses a host and a port stand.
+/// Resolves a host and a port to addresses.
 type Lookup = dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync;
 
 /// Makes connections. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Dial {
     lookup: Arc<Lookup>,
-    /// How long one address of several may take to connect and to speak: less than the whole may,
-    /// so that one which is silent can still be taken.
+    /// The time that one address of several may take to connect and to send. It is less than the
+    /// whole time, so that a silent one can still be used.
     each: Duration,
 }
 
 impl Dial {
-    /// Asks the system for addresses. All of it may take `connect_timeout`, which is for the caller
-    /// to see to.
+    /// Gets the addresses from the system. The caller limits the whole to `connect_timeout`.
     pub(crate) fn new(connect_timeout: Duration) -> Self {
         let lookup = |host: String, port| async move {
             Ok(tokio::net::lookup_host((host, port)).await?.collect())
@@ -56,7 +55,7 @@ impl Dial {
             uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
         let addresses = (self.lookup)(host, uri.port_u16().unwrap_or(PORT)).await?;
         let stream = match *addresses.as_slice() {
-            // There is nothing to choose.
+            // There is no choice.
             [address] => TcpStream::connect(address).await?,
             _ => {
                 let tries = addresses
@@ -74,7 +73,7 @@ impl Dial {
 fn no_address() -> io::Error {
     io::Error::new(
         io::ErrorKind::NotFound,
-        "the server's name has no address, or none that answers",
+        "the server's name has no address, or none that responds",
     )
 }
 
@@ -166,7 +165,7 @@ mod tests {
             .expect("bound");
         let good = speaker().await;
         let found =
-            dial(vec![frozen, gone, good], Duration::from_secs(60)).await.expect("one answers");
+            dial(vec![frozen, gone, good], Duration::from_secs(60)).await.expect("one responds");
         assert_eq!(found, good);
     }
 
@@ -183,8 +182,7 @@ mod tests {
         }
         let none = dial(Vec::new(), Duration::from_secs(1)).await.expect_err("no address");
         assert!(none.to_string().contains("no address"), "{none}");
-        let error =
-            dial(vec![gone, gone], Duration::from_secs(1)).await.expect_err("nobody listens");
+        let error = dial(vec![gone, gone], Duration::from_secs(1)).await.expect_err("no listener");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 

@@ -5,23 +5,23 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 
-/// How long something is tried alone before the next is tried beside it.
+/// The time that a try has alone before the next one begins beside it.
 const HEAD_START: Duration = Duration::from_millis(300);
 
 /// The outcome of a try.
 #[derive(Debug)]
 pub(crate) enum Tried<T, E> {
-    /// This is it.
+    /// The result.
     Good(T),
-    /// This will do if nothing else is good.
+    /// A result that is used if no other try succeeds.
     SecondBest(T),
-    /// Nothing, for this reason if one is known.
+    /// No result, for this reason if one is known.
     Failed(Option<E>),
 }
 
 /// Makes the tries in their order, each alone for 300 ms: if it has neither succeeded nor failed by
-/// then, the next one is made beside it. Returns what is good first; else, when all are over, what
-/// was second best first. Fails with the last reason that is known.
+/// then, the next one is made beside it. Returns the first result. When all tries are over without
+/// one, returns the first second-best result. Fails with the last reason that is known.
 ///
 /// Each try must end by itself.
 ///

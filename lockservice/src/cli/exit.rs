@@ -1,4 +1,4 @@
-//! How the command ends: exit statuses and errors on stderr.
+//! The end of the command: exit statuses and errors on stderr.
 
 use std::process::ExitCode;
 
@@ -15,18 +15,18 @@ pub(crate) const PROBLEMS: u8 = 1;
 pub(crate) const USAGE: u8 = 64;
 /// Data that cannot be read as what it should be (`EX_DATAERR`).
 pub(crate) const DATA: u8 = 65;
-/// No server answers (`EX_UNAVAILABLE`).
+/// No server responds (`EX_UNAVAILABLE`).
 pub(crate) const UNAVAILABLE: u8 = 69;
 /// The lock was lost, or something is broken (`EX_SOFTWARE`).
 pub(crate) const LOST: u8 = 70;
 /// The operating system refused something (`EX_OSERR`).
 pub(crate) const OS: u8 = 71;
-/// A limit of the server was reached: later may be no better, less or a higher limit is
-/// (`EX_CANTCREAT`).
+/// A limit of the server was reached. A later try may not help; a smaller request or a higher limit
+/// does (`EX_CANTCREAT`).
 pub(crate) const LIMIT: u8 = 73;
 /// A file or store cannot be read or written (`EX_IOERR`).
 pub(crate) const IO: u8 = 74;
-/// Not to be had now, but perhaps later (`EX_TEMPFAIL`).
+/// The request cannot succeed now, but perhaps later (`EX_TEMPFAIL`).
 pub(crate) const NOT_NOW: u8 = 75;
 /// Something is configured wrongly (`EX_CONFIG`).
 pub(crate) const CONFIG: u8 = 78;
@@ -37,16 +37,16 @@ pub(crate) const NOT_FOUND: u8 = 127;
 /// Interrupted with Ctrl-C, as shells have it.
 pub(crate) const INTERRUPTED: u8 = 130;
 
-/// Why the command ends early: a status, and one sentence that says what to do.
+/// The reason why the command ends early: a status, and one sentence with the remedy.
 #[derive(Debug)]
 pub(crate) struct Failure {
     /// The exit status.
     pub(crate) status: u8,
     /// A stable name of what happened, for programs.
     pub(crate) kind: &'static str,
-    /// A sentence that says the problem and the remedy. Empty: nothing is printed.
+    /// A sentence that says the problem and the remedy. Nothing is printed if it is empty.
     pub(crate) sentence: String,
-    /// More fields of the JSON object, for programs: what the sentence tells of.
+    /// More fields of the JSON object: the facts of the sentence, for programs.
     pub(crate) fields: Map<String, Value>,
 }
 
@@ -61,12 +61,12 @@ impl Failure {
         Self::new(USAGE, "usage", sentence)
     }
 
-    /// Ends with a status and says nothing: another has said it, or there is no reader.
+    /// A failure that prints nothing: the reason was printed already, or there is no reader.
     pub(crate) fn silent(status: u8) -> Self {
         Self::new(status, "", "")
     }
 
-    /// Says on stderr what happened, as a sentence or as one JSON object, and answers the status.
+    /// Prints the failure on stderr, as a sentence or as one JSON object, and returns the status.
     pub(crate) fn report(&self, json: bool) -> ExitCode {
         say_error_with(json, self.kind, &self.sentence, &self.fields);
         ExitCode::from(self.status)
@@ -92,8 +92,7 @@ impl From<Error> for Failure {
 /// The exit status for an error of the library, while nothing is held.
 pub(crate) fn status_of(kind: ErrorKind) -> u8 {
     match kind {
-        // A lock that the outer command holds never comes: the command line is what is to be
-        // changed.
+        // A lock that the outer command holds is never granted: the command line has to change.
         ErrorKind::InvalidArgument
         | ErrorKind::NotPermitted
         | ErrorKind::HeldByAncestor
@@ -141,7 +140,7 @@ fn say_error_with(json: bool, kind: &str, sentence: &str, fields: &Map<String, V
     say(object, "error", sentence);
 }
 
-/// Writes a warning to stderr: the result is right, but not what it seems.
+/// Writes a warning to stderr: the result is right, but may mislead.
 pub(crate) fn say_warning(json: bool, kind: &str, sentence: &str) {
     say(json.then(|| json!({ "warning": sentence, "kind": kind })), "warning", sentence);
 }
@@ -154,17 +153,17 @@ pub(crate) fn say_note(json: bool, sentence: &str) {
     }
 }
 
-/// Says on stderr why a start waits, also in JSON mode: a reader of stderr wants to know.
+/// Writes the reason why a start waits to stderr, also in JSON mode.
 pub(crate) fn say_waiting(json: bool, reason: &str) {
     say_event("waiting: ", reason, json.then(|| json!({ "event": "waiting", "reason": reason })));
 }
 
-/// Says on stderr what happens, also in JSON mode: as the object, if there is one.
+/// Writes an event to stderr, also in JSON mode: as the object, if there is one.
 pub(crate) fn say_event(what: &str, sentence: &str, object: Option<Value>) {
     say(object, "lockservice", &format!("{what}{sentence}"));
 }
 
-/// Writes one line, whatever is in the sentence: a server may have written it.
+/// Writes one line, even if the sentence has several: a server may have written it.
 fn say(object: Option<Value>, who: &str, sentence: &str) {
     let line = match object {
         Some(object) => printable_json(&object.to_string()),
@@ -181,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_lasting_failure_has_another_status_than_one_that_may_be_tried_again() {
-        // A deadlock may: the other one has gone on by then.
+        // A try after a deadlock may succeed: the other transaction has gone on by then.
         assert_eq!(status_of(ErrorKind::Deadlock), NOT_NOW);
         for kind in ErrorKind::ALL.iter().filter(|kind| kind.advice() == Advice::FixRequest) {
             assert_eq!(status_of(*kind), USAGE, "{kind:?}");

@@ -1,17 +1,17 @@
-//! How many files this process may have open: each connection is one.
+//! The number of files that this process may have open: each connection is one.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::exit::say_warning;
 
-/// The store, the listener, standard streams, the runtime: what is open beside connections.
+/// The files beside connections: the store, the listener, standard streams, the runtime.
 const BESIDE_CONNECTIONS: u64 = 64;
 
-/// Raises the limit on open files as far as this user may, and says if it is still too low for
+/// Raises the limit on open files as far as this user may. Warns if it is still too low for
 /// `connections_max`.
 pub(crate) fn allow_connections(connections_max: usize, json: bool) {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    // No limit is `None`. A limit that cannot be raised stays as it is, and is said below.
+    // No limit is `None`. A limit that cannot be raised stays, and is reported below.
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok();
     let limit = if raised { maximum } else { current };
     let needed =

@@ -1,4 +1,4 @@
-//! `locks`, `waits`, `binds`: what an operator sees.
+//! `locks`, `waits`, `binds`: the lists for an operator.
 
 use std::ops::Bound;
 
@@ -11,7 +11,7 @@ use super::exit::{self, Failure};
 use super::output::Output;
 use crate::client::Client;
 
-/// Every lock that is held at the server that is asked.
+/// Every lock that is held at the server.
 pub(crate) async fn locks(args: &ListArgs, json: bool) -> Result<(), Failure> {
     let client = Client::connect(&args.client.server).await?;
     let admin = client.admin();
@@ -28,14 +28,14 @@ pub(crate) async fn locks(args: &ListArgs, json: bool) -> Result<(), Failure> {
             row.insert("client".into(), lock.client.as_str().into());
             row.insert("token".into(), lock.info.token.get().into());
             row.insert("waiters".into(), lock.info.waiters.into());
-            // A call that waits for more has taken it: nothing was granted yet, but others are kept
-            // from it.
+            // A call that waits for more items has taken this one. It was not granted yet, but it
+            // excludes others.
             row.insert(
                 "state".into(),
                 if lock.info.pending { "taken by a waiter" } else { "holds" }.into(),
             );
             row.insert("node".into(), node.as_str().into());
-            // Its client has gone: the lock stays until the session has lapsed.
+            // The client has gone: the lock stays until the session has lapsed.
             if !lock.still_running.is_empty() {
                 row.insert("still_running".into(), lock.still_running.as_str().into());
             }
@@ -50,7 +50,7 @@ pub(crate) async fn locks(args: &ListArgs, json: bool) -> Result<(), Failure> {
     Output::new(json).rows(&columns, &rows)
 }
 
-/// The waits at the server that is asked.
+/// The waits at the server.
 pub(crate) async fn waits(args: &ListArgs, json: bool) -> Result<(), Failure> {
     let client = Client::connect(&args.client.server).await?;
     let admin = client.admin();
@@ -95,7 +95,7 @@ pub(crate) async fn waits(args: &ListArgs, json: bool) -> Result<(), Failure> {
     Output::new(json).rows(&columns, &rows)
 }
 
-/// Which node every table is bound to.
+/// The node of every bound table.
 pub(crate) async fn binds(args: &ClientArgs, json: bool) -> Result<(), Failure> {
     let client = Client::connect(&args.server).await?;
     let binds = client.admin().binds().await?;
@@ -129,8 +129,7 @@ pub(crate) async fn binds(args: &ClientArgs, json: bool) -> Result<(), Failure> 
     )
 }
 
-/// Says that a list is not the whole truth: on stderr, so that what reads the lines is not
-/// disturbed.
+/// Reports that a list is incomplete, on stderr, so that a reader of the lines is not disturbed.
 fn say_if_cut(json: bool, cut: bool, shown: usize, what: &str) {
     if cut {
         let narrow = if what == "binds" { "" } else { "name a table to see only its own, or " };

@@ -1,8 +1,8 @@
 //! The `lockservice` command.
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
-//! | `mod.rs` | parses the arguments and runs the command that they name |
+//! | `mod.rs` | the parsing of the arguments, and the command that they name |
 //! | `args/` | the arguments of every command |
 //! | `config/` | settings from the command line, the environment and a file |
 //! | `serve.rs, node.rs` | `serve`: a server, and the start and stop of its node |
@@ -10,12 +10,12 @@
 //! | `supervise/` | the processes that end the command with its lock |
 //! | `signals.rs` | the signals that the wrapper takes for its command |
 //! | `patience.rs, waiting.rs` | the deadline until the lock is held, and the messages of a waiter |
-//! | `list.rs, table.rs` | `locks`, `waits`, `binds`, `table`: what an operator sees and does |
+//! | `list.rs, table.rs` | `locks`, `waits`, `binds`, `table`: the commands of an operator |
 //! | `store.rs` | `store check`, `migrate`, `dump`, `restore` |
-//! | `bench/` | `bench`, and what it compares with |
+//! | `bench/` | `bench`, and the systems that it compares with |
 //! | `output.rs, sink.rs, exit.rs` | results on stdout, lines on stderr, exit statuses |
 //! | `settings.rs` | the text of `serve --help` about every setting |
-//! | `limits.rs` | how many files the process may have open |
+//! | `limits.rs` | the number of files that the process may have open |
 
 mod args;
 mod bench;
@@ -50,7 +50,7 @@ use self::exit::Failure;
 
 /// Runs the command that the process's arguments name, and returns its exit status.
 ///
-/// To be called on the main thread, before any other thread is started.
+/// The caller must be the main thread, before any other thread is started.
 pub fn main() -> ExitCode {
     let status = run();
     // Lines are written by a thread, which ends with the process.
@@ -71,8 +71,8 @@ fn run() -> ExitCode {
         sink::use_json();
     }
     let result = match &cli.command {
-        // These two stay single-threaded and without a runtime: the first is the last to be alive,
-        // the second becomes the command.
+        // These two stay single-threaded and without a runtime: the first is the last process to
+        // end, and the second becomes the command.
         Command::Supervise(args) => return supervise::supervise(args),
         Command::Exec(args) => return supervise::exec(args),
         Command::Serve(args) => serve::run(args, json),
@@ -94,7 +94,7 @@ fn run() -> ExitCode {
 }
 
 /// Runs a future on this very thread: the parent-death signal of a child is sent when the thread
-/// ends that started it.
+/// that started it ends.
 fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -121,7 +121,7 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
         .mut_subcommands(without_empty_variables)
 }
 
-/// Wrong usage, or a wish for help.
+/// Wrong usage, or a request for help.
 fn refuse(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ClapKind::DisplayHelp | ClapKind::DisplayVersion => {

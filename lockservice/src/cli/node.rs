@@ -20,16 +20,16 @@ use crate::peers::{GrpcPeers, Patience};
 use crate::server::{PeerServer, Server, ServerSettings, ServiceHost, may_pass, start_patiently};
 use crate::store::StoreUrl;
 
-/// Pause between two tries to open a store that does not answer.
+/// The pause between two tries to open a store that does not respond.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
-/// How long a node listens for a leader before it says that there is none.
+/// The time for which a node looks for a leader before it reports that there is none.
 const QUIET: Duration = Duration::from_secs(2);
-/// How often the same reason is said.
+/// The interval at which the same reason is reported again.
 const SAY_AGAIN: Duration = Duration::from_secs(30);
-/// How long a node that never got ready may take to give its leadership up.
+/// The longest time that a node that never got ready may take to resign its leadership.
 const LEAVE_MAX: Duration = Duration::from_secs(5);
 
-/// A node that stands, before it serves.
+/// A node that has started and does not serve yet.
 pub(crate) struct Node {
     server: Server,
     /// `None` if there can be no other nodes.
@@ -48,9 +48,9 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Starts a node. Whatever time may cure is waited for and said to `waiting`: a store that does
-    /// not answer yet, no leader, a lease that the node's last process left behind. Whatever it may
-    /// not is an error at once.
+    /// Starts a node. It waits for anything that time may cure, and reports it to `waiting`: a
+    /// store that does not respond yet, no leader, or a lease of the node's last process. Any other
+    /// problem is an error at once.
     ///
     /// If it fails or is dropped, `joined` has to leave.
     // Long: the steps of a start in their order, which matters.
@@ -60,7 +60,8 @@ impl Node {
         joined: &Joined,
         waiting: &Waiting,
     ) -> Result<Self, Failure> {
-        // The port first: a second server on the same port must not touch the first one's store.
+        // The port comes first: a second server on the same port must not touch the store of the
+        // first.
         let (listener, address) = listen(&config.addresses()?, "--listen").await?;
         let peer_listener = match config.peer_addresses(address)? {
             Some(addresses) => Some(listen(&addresses, "--peer-listen").await?),
@@ -88,8 +89,8 @@ impl Node {
         )?;
         joined.set(&allocator);
         let settings = ServerSettings { volatile: store_url.is_volatile(), ..config.server };
-        // Before the service: if this node is elected, the others need its allocator, and so does
-        // its own service.
+        // This comes before the service. If this node is elected, the other nodes and its own
+        // service need its allocator.
         let peer_address = peer_listener.as_ref().map(|(_, address)| *address);
         let peers = peer_listener.map(|(listener, _)| {
             PeerServer::start(listener, allocator.as_leader(), allocator.cluster(), settings)
@@ -117,8 +118,8 @@ impl Node {
         })
     }
 
-    /// Serves until `stop` resolves, then gives everything back that may be: first what the service
-    /// has, then the leadership. Fails if the node can serve no more, having stopped it.
+    /// Serves until `stop` resolves, then ends the service, and then resigns the leadership. If the
+    /// node can serve no more, it stops the node and fails.
     pub(crate) async fn serve(self, stop: impl Future<Output = ()>) -> Result<Ending, Failure> {
         let Self { mut server, mut peers, allocator, host, settings, .. } = self;
         let over = OnceLock::new();
@@ -156,13 +157,13 @@ impl Node {
 /// The outcome of a stop.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Ending {
-    /// Everything.
+    /// Everything was confirmed as released.
     Everything,
-    /// Not what a client may still use.
+    /// A client did not confirm that its work has ended.
     NotConfirmed,
-    /// Not the lease: no allocator took it.
+    /// The lease was not returned: no allocator accepted it.
     LeaseKept,
-    /// Not the leadership.
+    /// The leadership was not resigned.
     LeadershipKept,
 }
 
@@ -181,7 +182,7 @@ impl Ending {
             }
             Self::LeadershipKept => {
                 "stopped, but the leadership could not be given up (a commit was in flight, or \
-                 the store did not answer): \
+                 the store did not respond): \
                  the next leader waits until it has run out"
             }
         }
@@ -198,23 +199,23 @@ impl Joined {
         drop(self.0.set(Arc::clone(allocator)));
     }
 
-    /// Gives up what the node has, if it had got that far; nothing was ever promised.
+    /// Leaves the cluster, if the node had joined it. The node has not made any promise yet.
     pub(crate) async fn leave(&self) {
         if let Some(allocator) = self.0.get() {
-            // At worst the others wait for the leadership to run out.
+            // If this fails, the other nodes wait until the leadership runs out.
             drop(tokio::time::timeout(LEAVE_MAX, allocator.shutdown(true, Duration::ZERO)).await);
         }
     }
 }
 
-/// Says on stderr why a start waits: each reason once, and again from time to time.
+/// Reports on stderr why a start waits: each reason once, and again from time to time.
 pub(crate) struct Waiting {
     json: bool,
     last: Mutex<Option<(String, Time)>>,
 }
 
 impl Waiting {
-    /// Nothing was said yet.
+    /// Nothing was reported yet.
     pub(crate) fn new(json: bool) -> Self {
         Self { json, last: Mutex::new(None) }
     }
@@ -246,7 +247,7 @@ impl Waiting {
     }
 }
 
-/// Opens the store, which may be starting too.
+/// Opens the store, which may itself be starting.
 async fn open_store(url: &StoreUrl, waiting: &Waiting) -> Result<Arc<dyn BindStore>, Failure> {
     loop {
         match url.open().await {
@@ -271,7 +272,7 @@ async fn await_role(allocator: &ElectedAllocator, waiting: &Waiting) -> Result<(
         }
         match tokio::time::timeout(QUIET, roles.changed()).await {
             Ok(Ok(())) => {}
-            // The allocator has gone, and was stopped before that.
+            // The allocator was stopped, and then dropped.
             Ok(Err(_)) => return Ok(()),
             Err(_) if matches!(&*roles.borrow(), Role::Searching(None)) => {
                 waiting.say(
@@ -284,8 +285,8 @@ async fn await_role(allocator: &ElectedAllocator, waiting: &Waiting) -> Result<(
     }
 }
 
-/// Resolves when the allocator has stopped without being told to: its exclusive store failed, or
-/// was taken over.
+/// Resolves when the allocator has stopped by itself: its exclusive store failed, or was taken
+/// over.
 async fn stopped_by_itself(allocator: &ElectedAllocator) -> Error {
     let mut roles = allocator.roles();
     let stopped =
@@ -305,7 +306,7 @@ async fn broken(peers: &mut Option<PeerServer>) -> Error {
     }
 }
 
-/// Listens on the first of `addresses` that can be had, as `flag` says.
+/// Listens on the first of `addresses` that is free. `flag` names the option for errors.
 async fn listen(
     addresses: &[SocketAddr],
     flag: &str,
@@ -368,9 +369,9 @@ mod tests {
             store.set_cut(false);
         };
         let (started, ()) = tokio::join!(started, heal);
-        started.expect("the store answers again");
+        started.expect("the store responds again");
         let said = waiting.last().expect("it said why");
-        assert!(said.contains("the store does not answer"), "{said}");
+        assert!(said.contains("the store does not respond"), "{said}");
     }
 
     #[test]

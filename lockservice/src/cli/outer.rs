@@ -1,8 +1,8 @@
 //! The locks of the outer commands of a nested `lockservice lock`: they wait for it to end.
 //!
 //! A command finds in `LOCKSERVICE_HELD` the transactions of every `lockservice lock` around it,
-//! each on a line with the server as it was given there. One of another server is none of this
-//! server's.
+//! each on a line with the server as it was given there. A transaction of another server does not
+//! concern this one.
 
 use std::ffi::OsString;
 
@@ -13,7 +13,7 @@ use lockservice_core::service::ANCESTORS_MAX;
 pub(crate) const VARIABLE: &str = "LOCKSERVICE_HELD";
 
 /// The transactions at `server` of the commands around this one. Ids that cannot be read are left
-/// out: it only helps to find deadlocks.
+/// out, for the list only helps to find deadlocks.
 pub(crate) fn ancestors(held: Option<OsString>, server: &str) -> Vec<TxnId> {
     let held = held.unwrap_or_default();
     let held = held.to_string_lossy();

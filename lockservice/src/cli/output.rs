@@ -87,7 +87,7 @@ pub(crate) fn printable_json(json: &str) -> String {
     })
 }
 
-/// True for what a terminal acts upon instead of showing it.
+/// True for a character on which a terminal acts, instead of showing it.
 fn is_command(c: char) -> bool {
     let turns_round =
         matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');

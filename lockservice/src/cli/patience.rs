@@ -1,6 +1,6 @@
 //! The one deadline of everything until the lock is held: to connect, to open a session, to follow
-//! the table to its owner, and to wait. And how long `lock` goes on while its server is starting,
-//! or has gone while the lock was waited for.
+//! the table to its owner, and to wait. Also the time for which `lock` goes on while its server is
+//! starting, or has gone during the wait.
 
 use std::time::Duration;
 
@@ -9,31 +9,31 @@ use lockservice_core::{Error, ErrorKind};
 
 use super::exit::{self, Failure};
 
-/// First and longest pause between two tries.
+/// The first and the longest pause between two tries.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// How long one without a time-out goes on while no server takes it in.
+/// The time for which a command without a time-out goes on while no server accepts it.
 const AWAY_MAX: Duration = Duration::from_secs(60);
 
-/// How long a call that waits for no lock may take.
+/// The longest time for a call that waits for no lock.
 const CALL_MAX: Duration = Duration::from_secs(10);
 
-/// How long a command that is not to wait may take to reach a server that answers.
+/// The longest time that a command that may not wait may take to reach a server that responds.
 const NO_WAIT_MAX: Duration = Duration::from_secs(3);
 
-/// See the module. Pure: it is told the time, and pauses nowhere itself.
+/// See the module. Pure: time is an argument, and it does not pause itself.
 #[derive(Debug)]
 pub(super) struct Patience {
-    /// False for one that does not wait for anything.
+    /// False for a command that does not wait.
     waits: bool,
     deadline: Option<Time>,
     /// The longest that a call which waits for no lock may take.
     pub(super) call: Duration,
-    /// Since when no server has taken it in.
+    /// The time since which no server has accepted the command.
     away: Time,
     pause: Duration,
-    /// It has reached a server: one that then goes away is expected back. If none responds from
-    /// the first, the address is more likely to be wrong.
+    /// True once the command has reached a server: if that one goes away, it is expected back. If
+    /// none ever responds, the address is more likely to be wrong.
     pub(super) met: bool,
 }
 
@@ -46,7 +46,7 @@ impl Patience {
         Self { waits, deadline, call, away: now, pause: PAUSE.0, met: false }
     }
 
-    /// The rest of the time-out, if there is one.
+    /// The remaining time-out, if there is one.
     pub(super) fn left(&self, now: Time) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.remaining(now))
     }
@@ -56,7 +56,7 @@ impl Patience {
         if !self.waits || !self.met || failure.status != exit::UNAVAILABLE {
             return None;
         }
-        // It waited at a server until now, and holds nothing.
+        // The command waited at a server until now, and holds nothing.
         let kinds = [ErrorKind::SessionLost, ErrorKind::LeaseLost, ErrorKind::ShuttingDown];
         if kinds.iter().any(|kind| kind.name() == failure.kind) {
             self.away = now;
@@ -69,9 +69,9 @@ impl Patience {
     }
 }
 
-/// The failure of a try that no server took in before time was up.
+/// The failure of a try that no server accepted before its time was up.
 pub(super) fn no_response() -> Failure {
-    Error::new(ErrorKind::Unavailable, "no server answered within the time-out of the lock").into()
+    Error::new(ErrorKind::Unavailable, "no server responded within the time-out of the lock").into()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `serve`: runs a server until it is told to stop.
+//! `serve`: runs a server until a signal stops it.
 
 use std::io::{self, IsTerminal as _};
 use std::net::SocketAddr;
@@ -20,10 +20,10 @@ use super::node::{Ending, Joined, Node, Waiting};
 use super::signals::Ignored;
 use super::sink::{self, LogLine};
 
-/// A second signal means more than the first only if it comes at least so long after it.
+/// A second signal stops the server at once only if it comes at least so long after the first.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Runs a server. Answers the exit status.
+/// Runs a server. Returns the exit status.
 pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
     let (config, origin) = Config::load(args, std::env::vars_os())?;
     log_to_stderr(json);
@@ -36,13 +36,13 @@ pub(crate) fn run(args: &ServeArgs, json: bool) -> Result<u8, Failure> {
     runtime.block_on(serve(config, json))
 }
 
-/// Warnings go to stderr; `RUST_LOG` says what else. No line is waited for. A panic is a line of
+/// Warnings go to stderr; `RUST_LOG` adds more. The server waits for no line. A panic is a line of
 /// the log too.
 fn log_to_stderr(json: bool) {
     let filter = match std::env::var_os("RUST_LOG").filter(|wish| !wish.is_empty()) {
         None => EnvFilter::new("warn"),
         Some(wish) => EnvFilter::try_new(wish.to_string_lossy()).unwrap_or_else(|error| {
-            // It may be meant for other programs: no reason not to serve.
+            // It may be meant for other programs, so it does not keep the server from its work.
             let sentence = format!(
                 "RUST_LOG is wrong ({error}), so warnings and errors are \
                 logged: write for example info, or lockservice=debug"
@@ -52,7 +52,7 @@ fn log_to_stderr(json: bool) {
         }),
     };
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogLine);
-    // Fails only if the process has a subscriber already: then that one is meant.
+    // This fails only if the process has a subscriber already. Then that one stays.
     let _ = if json {
         log.json().flatten_event(true).try_init()
     } else {
@@ -84,7 +84,7 @@ pub(crate) async fn in_memory() -> Result<InMemory, Failure> {
     let address = node.address;
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(node.serve(async {
-        // An error means that the server is not needed any more.
+        // An error means that no caller needs the server any more.
         let _ = stopped.await;
     }));
     Ok(InMemory { address, stop, serving })
@@ -93,7 +93,7 @@ pub(crate) async fn in_memory() -> Result<InMemory, Failure> {
 impl InMemory {
     /// Stops it in order.
     pub(crate) async fn stop(self) -> Result<(), Failure> {
-        // An error means that it has ended by itself, and says why below.
+        // An error means that the server has ended by itself. The reason is reported below.
         let _ = self.stop.send(());
         match self.serving.await {
             Ok(result) => result.map(drop),
@@ -135,7 +135,7 @@ async fn serve(config: Config, json: bool) -> Result<u8, Failure> {
              for no lock; use file:PATH for anything that matters",
         );
     }
-    // A server whose output is not read serves on.
+    // A server whose output is not read continues to serve.
     sink::stdout().line(format!("{}\n", ready_line(&node, &name, json)));
 
     let (stop, again) = stop_and_again(signals);
@@ -182,7 +182,7 @@ fn ready_line(node: &Node, name: &NodeName, json: bool) -> String {
     }
 }
 
-/// Starts within the time that the configuration allows, if it sets any.
+/// Starts within the time that the configuration allows, if it sets a limit.
 async fn within(
     config: &Config,
     waiting: &Waiting,
@@ -228,16 +228,16 @@ fn stop_and_again(
     (first, second)
 }
 
-/// A stop in order that was asked for.
+/// An orderly stop that was requested.
 struct Stopping {
     since: Time,
 }
 
 impl Stopping {
-    /// True if a signal that comes `now` asks for a stop at once.
+    /// True if a signal that comes `now` requests a stop at once.
     ///
-    /// One that follows closely is the same wish: `timeout` signals its child and then its group,
-    /// and so do supervisors.
+    /// A signal that follows closely is the same request: `timeout` signals its child and then its
+    /// group, and so do supervisors.
     fn is_meant_again(&self, now: Time) -> bool {
         now.since(self.since) >= AGAIN_AFTER
     }
@@ -249,7 +249,7 @@ struct StopSignals {
     terminate: Signal,
     /// `None` if the process was started to ignore it (`nohup`).
     hang_up: Option<Signal>,
-    /// The server was started from a terminal. Then a hang-up says that the terminal has gone.
+    /// The server was started from a terminal. Then a hang-up means that the terminal has gone.
     of_terminal: bool,
 }
 
@@ -264,7 +264,7 @@ impl StopSignals {
         })
     }
 
-    /// The next signal that asks for a stop.
+    /// The next signal that requests a stop.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -277,8 +277,8 @@ impl StopSignals {
                     if self.of_terminal {
                         return;
                     }
-                    // Daemons are often sent it to read their settings. There is nothing to read
-                    // again.
+                    // Other daemons read their settings again on this signal. This one has nothing
+                    // to read again.
                     tracing::warn!(
                         "SIGHUP changes nothing: settings are read at the start; SIGTERM stops \
                          the server"

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::config::Config;
 
-/// Each key of [`Config`] and what it sets, in the order in which they are shown. Defaults are read
+/// Each key of [`Config`] and its meaning, in the order in which they are shown. Defaults are read
 /// from `Config` itself.
 const SETTINGS: &[(&str, &str)] = &[
     ("listen", "address to listen on"),
@@ -18,7 +18,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("server.message_bytes_max", "largest message that is accepted"),
     ("server.items_per_request_max", "most rows and ranges in one request"),
     ("server.ops_under_way_max", "most operations under way in one session stream"),
-    ("server.write_ms_max", "how long a client that does not read its answers is waited for"),
+    ("server.write_ms_max", "how long a client that does not read its responses is waited for"),
     ("server.hello_ms_max", "how long a new connection may stay silent"),
     ("server.connections_max", "most connections at once"),
     ("server.connections_per_address_max", "most connections of one address at once"),
@@ -45,8 +45,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("server.list_lines_max", "most lines in a list of locks, waits or binds"),
     ("server.grace_ms", "how long a stop waits for the sessions to close"),
     ("service.session_ttl_ms", "how long a silent client's locks are kept"),
-    ("service.session_ttl_ms_min", "least that a client may ask for"),
-    ("service.session_ttl_ms_max", "most that a client may ask for"),
+    ("service.session_ttl_ms_min", "least that a client may request"),
+    ("service.session_ttl_ms_max", "most that a client may request"),
     ("service.wait_ms_max", "longest wait for a lock"),
     ("service.sessions_max", "most sessions at once"),
     ("service.txns_per_session_max", "most transactions of one session"),
@@ -62,7 +62,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("service.engine.lock_bytes_max", "memory for the locks and waits of this node"),
     ("service.engine.txn_lock_bytes_max", "memory for the locks of one transaction"),
     ("service.engine.waiters_max", "most calls that wait at once"),
-    ("service.engine.victim", "who is told of a deadlock: fewest-locks or youngest"),
+    ("service.engine.victim", "the transaction that fails in a deadlock: fewest-locks or youngest"),
     (
         "allocator.constants.leadership_ttl_ms",
         "how long a silent leader leads; the same on every node",
@@ -86,7 +86,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Each setting with its default, and below it what it sets: narrow, so that no terminal wraps it.
+/// Each setting with its default, and its meaning below: narrow, so that no terminal wraps it.
 pub(crate) fn help() -> String {
     let defaults = serde_json::to_value(Config::default()).expect("settings are plain data");
     let lines = SETTINGS

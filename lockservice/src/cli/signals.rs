@@ -1,14 +1,14 @@
 //! The signals that the wrapper takes for its command.
 //!
 //! They stay blocked and are read from a file descriptor, so that no handler is ever installed: the
-//! wrapper can still die of a signal, as its caller expects, and what it starts inherits exactly
-//! what it was given itself.
+//! wrapper can still die of a signal, as its caller expects, and its children inherit exactly the
+//! state that it was given itself.
 //!
-//! SIGPIPE is the exception. The standard library ignores it before `main`, and what the caller had
-//! is gone by then: `/proc` shows the library's choice, and that of the parent process says nothing
-//! (Python ignores the signal itself and not in what it starts). To look earlier takes unsafe code,
-//! which this crate forbids, or an unstable feature. So the command always has the default: it ends
-//! by SIGPIPE.
+//! SIGPIPE is the exception. The standard library ignores it before `main`, and the caller's choice
+//! is lost by then: `/proc` shows the choice of the library, and the choice of the parent process
+//! means nothing (Python ignores the signal itself but not in its children). An earlier look takes
+//! unsafe code, which this crate forbids, or an unstable feature. So the command always has the
+//! default: it ends by SIGPIPE.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -48,24 +48,25 @@ const INFO_BYTES: usize = 128;
 /// A signal that was sent to this process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Taken {
-    /// Which one.
+    /// The signal.
     pub(crate) signal: Signal,
-    /// The terminal sent it, to every process of this one's group: the command has it already.
+    /// True if the terminal sent it to every process of this one's group, so that the command has
+    /// it already.
     pub(crate) to_group: bool,
 }
 
 impl Taken {
-    /// True if it asks this process to end.
+    /// True if it requests the end of this process.
     pub(crate) fn ends(self) -> bool {
         !matches!(self.signal, Signal::SIGCONT | Signal::SIGWINCH)
     }
 }
 
-/// Signals sent to this process. Those that it was started to ignore (`nohup`) or that were blocked
-/// stay so, here and in the command.
+/// Signals sent to this process. A signal that was ignored (`nohup`) or blocked at its start stays
+/// so, here and in the command.
 #[derive(Debug)]
 pub(crate) struct Signals {
-    /// Not a pipe, but read as one.
+    /// The descriptor is not a pipe, but is read as one.
     fd: Receiver,
     blocked_before: Vec<i32>,
 }
@@ -78,7 +79,7 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// Keeps the signals from now on. To be called before another thread is started: each would
+    /// Keeps the signals from now on. The caller must not have started another thread: each would
     /// have to block them too.
     ///
     /// # Errors
@@ -111,7 +112,7 @@ impl Kept {
 }
 
 impl Signals {
-    /// Takes the signals from now on. To be called before another thread is started: each would
+    /// Takes the signals from now on. The caller must not have started another thread: each would
     /// have to block them too.
     ///
     /// # Errors
@@ -132,7 +133,8 @@ impl Signals {
     pub(crate) async fn next(&mut self) -> Taken {
         let mut info = [0; INFO_BYTES];
         loop {
-            // First without asking whether there is one: what came before this call is not missed.
+            // The first read does not check for a signal before, so that no signal before this call
+            // is missed.
             let read = rustix::io::read(&self.fd, &mut info);
             if let Some(taken) = read.ok().and_then(|read| Taken::parse(&info[..read])) {
                 return taken;
@@ -149,7 +151,7 @@ impl Signals {
         }
     }
 
-    /// The next signal that asks this process to end.
+    /// The next signal that requests the end of this process.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -164,7 +166,7 @@ impl Signals {
 }
 
 impl Taken {
-    /// Read from the kernel's description of a signal: its number and, behind an errno, its origin.
+    /// Reads the kernel's description of a signal: its number and, behind an errno, its origin.
     fn parse(bytes: &[u8]) -> Option<Self> {
         let field = |at: usize| Some(i32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let signal = Signal::try_from(field(0)?).ok()?;
@@ -175,7 +177,7 @@ impl Taken {
 /// Dies of `signal`, so that the caller sees that: a shell ends its loop after Ctrl-C, make its
 /// run.
 ///
-/// Comes back only if the signal does not end this process.
+/// Returns only if the signal does not end this process.
 pub(crate) fn die_of(signal: Signal) {
     // SIGQUIT would write the memory of a process that has no fault.
     let limit = getrlimit(Resource::Core);
@@ -191,8 +193,8 @@ pub(crate) fn every() -> SigSet {
     Signal::iterator().collect()
 }
 
-/// Runs `start` with every signal blocked, which what it starts inherits. A process that is not yet
-/// what it is to be can be stopped by a signal, and a process that waits for it hangs.
+/// Runs `start` with every signal blocked, which its children inherit. A signal could stop a child
+/// before it has become its program, and a process that waits for that would hang.
 pub(crate) fn undisturbed<T>(start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let before = every().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let started = start();
@@ -205,7 +207,7 @@ pub(crate) fn undisturbed<T>(start: impl FnOnce() -> io::Result<T>) -> io::Resul
 pub(crate) struct Ignored(u64);
 
 impl Ignored {
-    /// As `/proc` shows it; none where it does not.
+    /// The signals that `/proc` shows as ignored; none if it shows nothing.
     pub(crate) fn now() -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

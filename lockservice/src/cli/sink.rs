@@ -1,9 +1,10 @@
-//! Lines that are not waited for: a full pipe on stderr stops neither a server nor a wrapper.
+//! Lines that are written without waiting: a full pipe on stderr stops neither a server nor a
+//! wrapper.
 //!
 //! # Implementation details
-//! A [`Sink`] has a bounded queue and a thread that writes it. The thread may block for as long as
-//! it likes; a caller only appends to the queue. A line that finds no room is lost and counted. The
-//! count is written in its place: after the lines before it, before the next one that found room.
+//! A [`Sink`] has a bounded queue and a thread that writes it. The thread may block for any time; a
+//! caller only appends to the queue. A line that finds no room is lost and counted. The count is
+//! written in its place: after the lines before it, before the next one that found room.
 //!
 //! The file stays in blocking mode. `O_NONBLOCK` belongs to the open file, which the process shares
 //! with its command and with its caller.
@@ -17,9 +18,9 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use serde_json::json;
 
-/// Most bytes that wait to be written.
+/// The largest number of bytes that wait to be written.
 const WAITING_BYTES_MAX: usize = 1 << 20;
-/// How long the end of the process waits for what is left to be written.
+/// The time for which the end of the process waits for the remaining lines.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 
 /// Stderr of this process.
@@ -34,7 +35,7 @@ pub(crate) fn stderr() -> &'static Sink {
     STDERR.get_or_init(|| Sink::new(io::stderr()))
 }
 
-/// Stdout, for a line that must not be waited for.
+/// Stdout, for a line that is written without waiting.
 pub(crate) fn stdout() -> &'static Sink {
     STDOUT.get_or_init(|| Sink::new(io::stdout()))
 }
@@ -44,7 +45,7 @@ pub(crate) fn use_json() {
     JSON.store(true, Ordering::Relaxed);
 }
 
-/// Waits until everything is written, for a bounded time. To be called as the last act of `main`.
+/// Waits until everything is written, for a bounded time. The last act of `main` calls it.
 pub(crate) fn flush() {
     for sink in [STDOUT.get(), STDERR.get()].into_iter().flatten() {
         sink.flush(FLUSH_MAX);
@@ -58,7 +59,7 @@ pub(crate) struct Sink(Arc<SinkShared>);
 struct SinkShared {
     /// Held for a moment, never while something is written.
     state: Mutex<SinkState>,
-    /// A line came, or the queue is empty and nothing is being written.
+    /// Notified when a line came, or when the queue is empty and nothing is being written.
     changed: Condvar,
     /// Held by the thread for as long as it writes; by a caller only if there is no thread.
     out: Mutex<Box<dyn Write + Send>>,
@@ -71,7 +72,7 @@ struct SinkState {
     /// Lines that found no room since the last one that did.
     lost: u64,
     writing: bool,
-    /// No thread could be started: callers write by themselves.
+    /// True if no thread could be started: then callers write themselves.
     direct: bool,
 }
 
@@ -89,7 +90,7 @@ impl Sink {
         Self(shared)
     }
 
-    /// Appends one line, which ends with a newline. Does not wait: if there is no room, it is lost.
+    /// Appends one line, which ends with a newline. Does not wait: a line without room is lost.
     pub(crate) fn line(&self, line: impl Into<Vec<u8>>) {
         let line = line.into();
         let mut state = self.0.state.lock();
@@ -141,7 +142,7 @@ impl SinkShared {
             state.writing = true;
             drop(state);
             let mut out = self.out.lock();
-            // A closed file is no reason to stop: the next line finds out by itself.
+            // A closed file is no reason to stop: the next write fails too.
             let _ = out.write_all(&line).and_then(|()| out.flush());
         }
     }

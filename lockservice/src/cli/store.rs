@@ -16,7 +16,7 @@ use super::exit::{self, Failure, say_note};
 use super::output::Output;
 use crate::store::StoreUrl;
 
-/// Runs one of the commands. Answers the exit status.
+/// Runs one of the commands. Returns the exit status.
 pub(crate) async fn run(command: &StoreCommand, json: bool) -> Result<u8, Failure> {
     // The futures of the drivers are large.
     match command {
@@ -29,7 +29,7 @@ pub(crate) async fn run(command: &StoreCommand, json: bool) -> Result<u8, Failur
     }
 }
 
-/// The settings of the server whose store it is, and the URL of the store.
+/// The settings of the store's server, and the URL of the store.
 fn config(args: &StoreArgs) -> Result<(Config, StoreUrl), Failure> {
     let args = ServeArgs {
         store: args.store.clone(),
@@ -51,7 +51,7 @@ async fn check(url: &StoreUrl, json: bool) -> Result<u8, Failure> {
     let output = Output::new(json);
     let inspection = match url.inspect().await {
         Ok(inspection) => inspection,
-        // A store that cannot be read at all is what this command is for.
+        // This command exists for a store that cannot be read at all.
         Err(error) if error.kind() == ErrorKind::StoreCorrupt => {
             let Failure { kind, sentence, .. } = Failure::from(error);
             say_problem(&output, json, kind, "the store", &sentence)?;
@@ -142,7 +142,7 @@ fn say_problem(
 async fn migrate(url: &StoreUrl, json: bool) -> Result<u8, Failure> {
     let before = url.stored_format().await?;
     if before == Some(0) && !url.is_shared() {
-        // It would only hide a misspelt path.
+        // A new store would only hide a misspelt path.
         url.open_existing().await?;
     }
     let described = url.open().await?.describe();
@@ -195,7 +195,7 @@ async fn restore_from(
     (config, url): (Config, StoreUrl),
     json: bool,
 ) -> Result<u8, Failure> {
-    // Before the store is touched: a new one would be created.
+    // The input is read before the store is touched, for a new store would be created.
     let dump = match &args.input {
         Some(path) => {
             let file = File::open(path).map_err(|error| {

@@ -1,4 +1,4 @@
-//! `table`: what an operator does to a lock table.
+//! `table`: the actions of an operator on a lock table.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use super::exit::Failure;
 use super::output::Output;
 use crate::client::Client;
 
-/// Does what `command` says.
+/// Runs `command`.
 pub(crate) async fn run(command: &TableCommand, json: bool) -> Result<(), Failure> {
     match command {
         TableCommand::Drop(args) => drop_table(args, json).await,

@@ -1,4 +1,4 @@
-//! The messages of a waiter: the holder that it waits for, as the server says.
+//! The messages of a waiter: the holder that it waits for, as reported by the server.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use tokio::sync::watch;
 use super::exit::say_event;
 use super::list::{blocker, hex_if_needed};
 
-/// How long a wait is silent.
+/// The time for which a wait prints nothing.
 const SILENT: Duration = Duration::from_secs(1);
 
-/// Says on stderr what is waited for in `table`: after a second, and whenever another thing is
-/// told. The server bounds how often that is. Never returns.
+/// Prints the holder that is waited for in `table` on stderr: after a second, and after each new
+/// notice of the server, which bounds their rate. Never returns.
 ///
 /// # Cancel safety
-/// To be dropped when the wait is over.
+/// The caller drops the future when the wait is over.
 pub(crate) async fn say_whom(
     mut obstacle: watch::Receiver<Option<WaitsFor>>,
     table: &TableRef,
@@ -38,8 +38,8 @@ pub(crate) async fn say_whom(
     }
 }
 
-/// The holder that is waited for, as a sentence and as an object. `None` if this version has no
-/// word for it.
+/// The holder that is waited for, as a sentence and as an object. `None` if this version does not
+/// know the kind of holder.
 fn described(waits_for: &WaitsFor, table: &TableRef) -> Option<(String, Value)> {
     let mut object = json!({
         "event": "waiting_for",

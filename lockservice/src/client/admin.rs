@@ -12,11 +12,11 @@ use crate::convert;
 use crate::proto;
 use crate::proto::admin_client::AdminClient as Wire;
 
-/// How many answers that name another owner are followed (T5).
+/// The number of responses with another owner that are followed (T5).
 const HOPS_MAX: usize = 3;
 
 /// Lists of a server's locks and waits and of the cluster's binds, of bounded length: see
-/// [`Listed::is_cut`]. Every call fails with `Unavailable` if no server answers.
+/// [`Listed::is_cut`]. Every call fails with `Unavailable` if no server responds.
 #[derive(Clone, Debug)]
 pub struct AdminClient {
     node: Node,
@@ -28,7 +28,7 @@ impl AdminClient {
         Self { wire: Wire::new(node.channel.clone()), node }
     }
 
-    /// Which node the server is, and which incarnation of it serves now.
+    /// The node of the server, and its incarnation that serves now.
     ///
     /// # Errors
     /// `Unavailable`: no server responds; try again.
@@ -56,8 +56,8 @@ impl AdminClient {
         self.collect(stream, |info| (info.cut, convert::lock_status_from_proto(info))).await
     }
 
-    /// Every wait: who waits for what of whom; of one table if one is given. `since` is counted
-    /// back from the answer.
+    /// Every wait: the waiter, the item and the holder; of one table if one is given. `since` is
+    /// counted back from the response.
     ///
     /// # Errors
     /// `Unavailable`: no server responds; try again.
@@ -73,7 +73,7 @@ impl AdminClient {
         self.collect(stream, |info| (info.cut, convert::wait_status_from_proto(info, now))).await
     }
 
-    /// Every bind of the cluster: whichever server is asked asks the leader.
+    /// Every bind of the cluster: each server gets the list from the leader.
     ///
     /// # Errors
     /// `Unavailable`: no server responds, or none knows a leader; try again.
@@ -86,12 +86,12 @@ impl AdminClient {
         self.collect(stream, |info| (info.cut, convert::bind_status_from_proto(info))).await
     }
 
-    /// Forgets a table in which nothing is locked, at the node that owns it, wherever that is.
+    /// Forgets a table in which nothing is locked, at the node that owns it.
     ///
     /// # Errors
     /// Nothing is changed by any of these: `TableInUse` while something in it is locked or waits;
     /// `TableNotFound`; `Reassigning` while its last owner may still be at work. After
-    /// `Unavailable` it is not known whether it was forgotten: ask again.
+    /// `Unavailable` it is not known whether it was forgotten: call again.
     ///
     /// # Cancel safety
     /// A dropped call may have the table forgotten all the same.
@@ -142,8 +142,8 @@ pub struct Listed<T> {
 }
 
 impl<T> Listed<T> {
-    /// True if there is more: the server sends a bounded number of lines. Ask for one table to see
-    /// more of it.
+    /// True if there is more: the server sends a bounded number of lines. The list of one table may
+    /// show more of it.
     pub fn is_cut(&self) -> bool {
         self.cut
     }

@@ -1,4 +1,4 @@
-//! Validation of commits, from afar.
+//! Validation of commits over the network.
 
 use std::time::Duration;
 
@@ -13,19 +13,19 @@ use crate::convert;
 use crate::proto;
 use crate::proto::allocator_client::AllocatorClient as Wire;
 
-/// How often hints are followed before the addresses that were given are asked again (T5).
+/// The number of hints that are followed before the given addresses are tried again (T5).
 const HOPS_MAX: usize = 3;
-/// For how long after a later leader has answered the answer of an earlier one may still arrive:
-/// far longer than any call takes.
+/// The time after the response of a later leader during which a response of an earlier one may
+/// still arrive: far longer than any call takes.
 const ON_ITS_WAY_MAX: Duration = Duration::from_secs(60);
-/// Pause before the same server is asked again who leads.
+/// The pause before the same server is called again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
-/// Validates commits at the leader of the cluster's allocators, which it finds by asking any
-/// server: the one at hand tells where the leader is.
+/// Validates commits at the leader of the cluster's allocators. Any server names the address of the
+/// leader.
 ///
-/// While none leads a call waits, at most for the client's call time-out. Every call fails with
-/// `Unavailable` if no server answers.
+/// While none leads, a call waits, at most for the client's call time-out. Every call fails with
+/// `Unavailable` if no server responds.
 #[derive(Clone, Debug)]
 pub struct AllocatorClient {
     client: Client,
@@ -34,13 +34,13 @@ pub struct AllocatorClient {
 /// A commit may go ahead, for a while.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Admission {
-    /// The write must have landed before this reading of the client's clock: lo of what was
-    /// promised, counted from before the request was sent (C1). Look at the clock just before the
-    /// write, and be sure that the write cannot take longer.
+    /// The write must have landed before this reading of the client's clock: lo of the promise,
+    /// counted from before the request was sent (C1). The caller reads the clock just before the
+    /// write, and makes sure that the write cannot take longer.
     pub until: Time,
     /// The raw promise.
     pub commit_before: Duration,
-    /// The leadership that answered.
+    /// The leadership that admitted it.
     pub epoch: Epoch,
 }
 
@@ -54,7 +54,7 @@ impl AllocatorClient {
     ///
     /// # Errors
     /// - `BindChanged`, `CannotCommit`: the transaction may not commit. Start another.
-    /// - `Timeout`: less than `tried.least` could be promised. Ask for less, or try again.
+    /// - `Timeout`: less than `tried.least` could be promised. Request less, or try again.
     /// - `Unavailable`: no server responds, or none leads. Try again.
     ///
     /// # Cancel safety
@@ -115,8 +115,8 @@ impl AllocatorClient {
         Ok(convert::latest_from_proto(response)?.bind)
     }
 
-    /// Makes a call at the leader; answers also when that request was sent. Every call may be
-    /// repeated.
+    /// Makes a call at the leader. Returns the response and the time at which its request was sent.
+    /// Every call may be repeated.
     async fn ask<T, F, Fut>(
         &self,
         call: F,
@@ -143,7 +143,7 @@ impl AllocatorClient {
             let outcome = node.call(call(Wire::new(node.channel.clone()))).await;
             let epoch = match &outcome {
                 Ok(response) => at(response).map(|at| at.epoch),
-                // It says itself that another leads, and may know where.
+                // The server does not lead, and may know the address of the leader.
                 Err(e) if e.kind() == ErrorKind::NotLeader => None,
                 Err(e) => e.leader_epoch().map(Epoch::get),
             };
@@ -165,7 +165,7 @@ impl AllocatorClient {
                 continue;
             }
             tried += usize::from(!hinted);
-            // One server alone that does not answer: the caller decides how long to wait for it.
+            // A single server that does not respond: the caller decides how long to wait for it.
             let alone = lost && !hinted && servers == 1;
             if alone || give_up.remaining(parts.clock.now()).is_zero() {
                 return Err(error);
@@ -177,13 +177,13 @@ impl AllocatorClient {
         }
     }
 
-    /// Takes the epoch of an answer to a request sent at `sent` into account. Fails with
-    /// `NotLeader` if an earlier leader gave it, be it a refusal (L3).
+    /// Takes the epoch of the response to a request sent at `sent` into account. Fails with
+    /// `NotLeader` if it came from an earlier leader, even if it is an error (L3).
     ///
-    /// An earlier leader cannot decide anything any more once a later one has answered (L1): all
-    /// that can come from it is an answer that was on its way. Long after that a lower epoch is
-    /// that of a store that has forgotten the higher one, and is believed: else this client would
-    /// refuse the cluster for as long as it runs.
+    /// An earlier leader cannot decide anything any more once a later one has responded (L1). Only
+    /// a response that was in flight can still come from it. A lower epoch long after that comes
+    /// from a store that has forgotten the higher one. The client accepts it, or it would refuse
+    /// the cluster for as long as it runs.
     fn observe(&self, epoch: Option<u64>, sent: Time) -> Result<()> {
         let Some(epoch) = epoch.map(Epoch::new) else { return Ok(()) };
         let parts = &self.client.parts;
@@ -192,7 +192,7 @@ impl AllocatorClient {
         if epoch < highest && sent < since + ON_ITS_WAY_MAX {
             return Err(Error::new(
                 ErrorKind::NotLeader,
-                "an earlier leader answered, which does not know yet that it was replaced: try \
+                "an earlier leader responded, which does not know yet that it was replaced: try \
                     again",
             )
             .with("epoch", epoch)

@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::connect::{Client, Parts};
 use crate::channel::{Channels, Dial, Tried, endpoint, race};
 
-/// How a [`Client`] is made.
+/// The settings of a [`Client`].
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ClientBuilder {
@@ -45,28 +45,28 @@ impl ClientBuilder {
         self
     }
 
-    /// How long to try to connect. Default 3 s.
+    /// The time to try to connect. Default 3 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// How long a call that waits for no lock may take: opening a session, the calls of the
+    /// The longest time for a call that waits for no lock: opening a session, the calls of the
     /// allocator, lists. Default 10 s.
     pub fn call_timeout(mut self, timeout: Duration) -> Self {
         self.call_timeout = timeout;
         self
     }
 
-    /// How long a session waits to be opened while the servers that answer are starting. Default:
-    /// as long as a call may take. Zero: it fails at once.
+    /// The time for which a session waits to be opened while the servers that respond are starting.
+    /// Default: as long as a call may take. Zero: it fails at once.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = Some(timeout);
         self
     }
 
-    /// How long the protected work needs to stop: the deadline of every session is earlier by this
-    /// (P2). Default: zero.
+    /// The time that the protected work needs to stop: the deadline of every session is earlier by
+    /// this (P2). Default: zero.
     pub fn stop_time(mut self, time: Duration) -> Self {
         self.stop_time = time;
         self
@@ -78,13 +78,13 @@ impl ClientBuilder {
         self
     }
 
-    /// Connects to the first server that answers of `addresses`: `HOST:PORT` or `http://HOST:PORT`,
-    /// several separated by commas.
+    /// Connects to the first server of `addresses` that responds: `HOST:PORT` or
+    /// `http://HOST:PORT`, several separated by commas.
     ///
     /// They are tried in the order given. Each is tried alone for 300 ms; if it has neither
-    /// answered nor failed by then, the next one is tried beside it. A server that answers that it
-    /// cannot serve yet is taken only if no other can. A name that stands for several addresses is
-    /// tried in the same way, at each of them.
+    /// responded nor failed by then, the next one is tried beside it. A server that responds that
+    /// it cannot serve yet is used only if no other can. A name that stands for several addresses
+    /// is tried in the same way, at each of them.
     ///
     /// # Errors
     /// `InvalidArgument`: an address cannot be read. `Unavailable`: no server responds; try again.
@@ -109,7 +109,7 @@ impl ClientBuilder {
             first_to_respond(endpoints, self.connect_timeout).await.map_err(|why| {
                 let error = Error::new(
                     ErrorKind::Unavailable,
-                    "no server answers: is it running, and is the address right?",
+                    "no server responds: is it running, and is the address right?",
                 );
                 let error = error.with("address", addresses);
                 match why {
@@ -136,13 +136,13 @@ impl ClientBuilder {
     }
 }
 
-/// The number of the endpoint that answers first, and its channel. One that answers that it cannot
-/// serve yet is second best. Fails with the last reason.
+/// The number of the endpoint that responds first, and its channel. An endpoint that cannot serve
+/// yet is second best. Fails with the last reason.
 async fn first_to_respond(
     endpoints: Vec<Endpoint>,
     each: Duration,
 ) -> Result<(usize, Channel), Option<tonic::transport::Error>> {
-    // One address alone is taken as soon as it is connected: there is nothing to choose.
+    // A single address is used as soon as it is connected: there is no choice.
     let alone = endpoints.len() == 1;
     race(endpoints.into_iter().enumerate().map(|(n, endpoint)| async move {
         match tokio::time::timeout(each, try_one(&endpoint, each, alone)).await {
@@ -155,7 +155,8 @@ async fn first_to_respond(
     .await
 }
 
-/// A connection says little: the kernel accepts for a process that is stopped. So a call is made.
+/// A connection proves little: the kernel accepts it for a process that is stopped. So a call is
+/// made.
 async fn try_one(
     endpoint: &Endpoint,
     each: Duration,

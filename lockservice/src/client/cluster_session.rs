@@ -17,9 +17,9 @@ use tokio::sync::watch;
 use super::driver;
 use super::node_session::{Closing, Handle, SessionShared};
 
-/// Most nodes beside the home.
+/// The largest number of nodes beside the home.
 const NODES_MAX: usize = 64;
-/// Most tables whose owners are remembered.
+/// The largest number of tables whose owners are remembered.
 const OWNERS_MAX: usize = 10_000;
 
 /// See the module's documentation.
@@ -67,7 +67,7 @@ impl ClusterSession {
         });
         cluster_session.adopt(&cluster_session.home);
         cluster_session.refresh();
-        // It may have been lost, without a word, before it was adopted.
+        // It may have been lost before it was adopted.
         let lost = cluster_session.home.shared.lost.borrow().clone();
         if let Some(why) = lost {
             cluster_session.lost_at(&cluster_session.home.shared, &why);
@@ -76,7 +76,7 @@ impl ClusterSession {
     }
 
     fn adopt(self: &Arc<Self>, handle: &Handle) {
-        // It is set once: a session belongs to one span.
+        // It is set once: a session belongs to one cluster session.
         drop(handle.shared.cluster_session.set(Arc::downgrade(self)));
     }
 
@@ -119,8 +119,8 @@ impl ClusterSession {
         })
     }
 
-    /// A transaction holds something at a node from now on, until the answer is dropped. Nothing
-    /// need be counted for the home.
+    /// Notes that a transaction holds something at a node, until the returned pin is dropped. The
+    /// home needs no pin.
     pub(super) fn pin(self: &Arc<Self>, handle: &Arc<Handle>) -> Option<NodePin> {
         if Arc::ptr_eq(handle, &self.home) {
             return None;
@@ -134,7 +134,7 @@ impl ClusterSession {
             }
         }
         self.refresh();
-        // It may have been lost just before it was counted.
+        // The session may have been lost just before it was counted.
         let lost = shared.lost.borrow().clone();
         if let Some(why) = lost {
             self.lost_at(shared, &why);
@@ -147,14 +147,14 @@ impl ClusterSession {
         self.known.lock().owners.get(table).cloned()
     }
 
-    /// Remembers where the owner of `table` is; `None`: at home, or not known.
+    /// Remembers the address of the owner of `table`; `None` if it is the home, or unknown.
     pub(super) fn set_owner(&self, table: &TableRef, address: Option<&str>) {
         let mut known = self.known.lock();
         match address {
             None => drop(known.owners.remove(table)),
             Some(address) => {
                 if known.owners.len() >= OWNERS_MAX {
-                    // They are hints: learned again when they are needed.
+                    // Owners are hints, which are learned again when they are needed.
                     known.owners.clear();
                 }
                 known.owners.insert(table.clone(), address.to_owned());
@@ -162,8 +162,8 @@ impl ClusterSession {
         }
     }
 
-    /// The session at the node at `address`, which is that of incarnation `service` if that is
-    /// known: opened if need be.
+    /// The session at the node at `address`, opened if need be. `service` is the incarnation of the
+    /// node, if it is known.
     ///
     /// Fails as [`driver::open`] does.
     ///
@@ -189,7 +189,7 @@ impl ClusterSession {
         let handle = driver::open(&home.node.client.node(address)?, self.ttl).await?;
         self.adopt(&handle);
         *slot = Some(Arc::clone(&handle));
-        // Dropped here and in the slot, it is given up.
+        // The last handle is dropped here and in the slot, which ends the session.
         if self.known.lock().closed {
             *slot = None;
             return Err(home.why_lost());
@@ -203,7 +203,7 @@ impl ClusterSession {
             return Err(self.home.shared.why_lost());
         }
         if !known.away.contains_key(address) && known.away.len() >= NODES_MAX {
-            // It is not being opened now, and no transaction is there.
+            // A session that is not being opened, and at which no transaction is, is dropped.
             known.away.retain(|_, slot| match slot.try_lock() {
                 Ok(slot) => slot.as_ref().is_some_and(|handle| Arc::strong_count(handle) > 1),
                 Err(_) => true,
@@ -220,8 +220,8 @@ impl ClusterSession {
         Ok(Arc::clone(known.away.entry(address.to_owned()).or_default()))
     }
 
-    /// No node is added any more. Ends every session on this side; answers those that the servers
-    /// have not been told of.
+    /// Adds no more nodes, and ends every session on this side. Returns the sessions whose servers
+    /// do not know that yet.
     fn shut(&self) -> Vec<Arc<Handle>> {
         let slots: Vec<Away> = {
             let mut known = self.known.lock();

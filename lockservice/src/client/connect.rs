@@ -14,11 +14,11 @@ use super::{AdminClient, AllocatorClient, ClientBuilder};
 use crate::channel::{Channels, StreamChannel};
 use crate::proto::locks_client::LocksClient;
 
-/// Most bytes of an answer. Larger than what a server puts into a frame, for a deadlock's cycle can
+/// The largest response, in bytes. It is larger than a server's frames, for a deadlock's cycle can
 /// be long.
 const RESPONSE_BYTES_MAX: usize = 64 << 20;
 
-/// The least pause before a server that is starting is asked again.
+/// The least pause before another call to a server that is starting.
 const START_PAUSE: Duration = Duration::from_millis(50);
 
 /// Connections to the servers of one cluster. Cheap to clone; each connects again by itself when it
@@ -50,16 +50,16 @@ pub struct Client {
 /// The parts that a client and its sessions share.
 #[derive(Debug)]
 pub(super) struct Parts {
-    /// As they were given, and one by one.
+    /// The addresses as they were given, and one by one.
     pub(super) given: String,
     pub(super) addresses: Vec<String>,
-    /// Which of them responded last: a hint, so `Relaxed`, without a partner.
+    /// The one that responded last: a hint, so `Relaxed`, without a partner.
     pub(super) home: AtomicUsize,
     pub(super) channels: Channels,
     /// The address at which the allocator's leader was last. Locked for a copy.
     pub(super) leader: Mutex<Option<String>>,
-    /// The last leadership that answered, and when it was first observed (L3). Locked for a
-    /// comparison.
+    /// The last leadership that responded, and the time when it was first observed (L3). Locked for
+    /// a comparison.
     pub(super) epoch: Mutex<(Epoch, Time)>,
     pub(super) name: String,
     pub(super) call_timeout: Duration,
@@ -76,20 +76,20 @@ pub(super) struct Node {
     pub(super) channel: Channel,
 }
 
-/// When to ask a server again that is starting, or that lost its lease and is about to serve on as
-/// a new incarnation; `None` if `error` says neither.
+/// The pause before another call to a server that is starting, or that lost its lease and will
+/// serve as a new incarnation; `None` for any other `error`.
 fn pause_of_a_start(error: &Error) -> Option<Duration> {
     match error.kind() {
         ErrorKind::LeaseLost => Some(error.retry_after().unwrap_or(START_PAUSE)),
-        // Of a server that cannot be reached nothing is known.
+        // The state of a server that cannot be reached is unknown.
         ErrorKind::Unavailable => error.retry_after().map(|pause| pause.max(START_PAUSE)),
         _ => None,
     }
 }
 
 impl Client {
-    /// Connects to the first server that answers of `addresses`: `HOST:PORT` or `http://HOST:PORT`,
-    /// several separated by commas. With the defaults of [`ClientBuilder`].
+    /// Connects to the first server of `addresses` that responds: `HOST:PORT` or
+    /// `http://HOST:PORT`, several separated by commas. With the defaults of [`ClientBuilder`].
     ///
     /// # Errors
     /// `InvalidArgument`: an address cannot be read. `Unavailable`: no server responds; try again.
@@ -106,10 +106,11 @@ impl Client {
     }
 
     /// Opens a session whose locks are kept for `ttl` (the server's default if `None`) when the
-    /// client falls silent: at the server that answered last, or else at the next of the addresses.
+    /// client falls silent: at the server that responded last, or else at the next of the
+    /// addresses.
     ///
-    /// If no server can open it yet, but one says that it is starting, all are asked again, for as
-    /// long as [`start_timeout`](ClientBuilder::start_timeout) says.
+    /// If no server can open it yet, but one is starting, all are tried again, for as long as
+    /// [`start_timeout`](ClientBuilder::start_timeout) says.
     ///
     /// # Errors
     /// - `InvalidArgument`: the server does not allow the TTL. Use another.
@@ -134,8 +135,8 @@ impl Client {
         }
     }
 
-    /// Opens a session at the first server that can. Else that one is starting is said before
-    /// anything else.
+    /// Opens a session at the first server that can. If none can, the error of one that is starting
+    /// comes before all others.
     async fn open_anywhere(&self, ttl: Option<Duration>) -> Result<Session> {
         let count = self.parts.addresses.len();
         let first = self.parts.home.load(Ordering::Relaxed);
@@ -203,13 +204,13 @@ impl Client {
         })
     }
 
-    /// The server that answered last.
+    /// The server that responded last.
     pub(super) fn home(&self) -> Node {
         let address = &self.parts.addresses[self.parts.home.load(Ordering::Relaxed)];
         self.node(address).expect("addresses were looked at when they were given")
     }
 
-    /// Every address that was given, that of the server that answered last first.
+    /// Every given address. The address of the server that responded last comes first.
     pub(super) fn addresses(&self) -> impl Iterator<Item = &str> + Clone {
         let first = self.parts.home.load(Ordering::Relaxed);
         let all = &self.parts.addresses;
@@ -222,7 +223,8 @@ impl Node {
         LocksClient::new(self.channel.clone()).max_decoding_message_size(RESPONSE_BYTES_MAX)
     }
 
-    /// For one session stream, which is counted until the second part of the answer is dropped.
+    /// A client for one session stream. The stream is counted until the second part of the result
+    /// is dropped.
     pub(super) fn stream_client(&self) -> Result<(LocksClient<Channel>, StreamChannel)> {
         let stream = self.client.parts.channels.for_stream(&self.address)?;
         let wire =
@@ -230,7 +232,7 @@ impl Node {
         Ok((wire, stream))
     }
 
-    /// Waits for a call's answer, at most as long as was set.
+    /// Waits for the response of a call, at most for the call time-out.
     pub(super) async fn call<T>(
         &self,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
@@ -245,7 +247,7 @@ impl Node {
     pub(super) fn no_response(&self) -> Error {
         Error::new(
             ErrorKind::Unavailable,
-            "the server did not answer in time: it may be stopped or overloaded",
+            "the server did not respond in time: it may be stopped or overloaded",
         )
         .with("address", &self.address)
     }

@@ -18,7 +18,7 @@ use crate::convert::{error_from_proto, from_status, millis_up, waiting_from_prot
 use crate::proto;
 use crate::proto::server_op::Response;
 
-/// First and longest pause between two attempts to connect again.
+/// The first and the longest pause between two attempts to connect again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// The clock is read at least this often: timers do not count suspend.
 const TICK_MAX: Duration = Duration::from_secs(1);
@@ -30,13 +30,13 @@ const HELLO_ID: u64 = u64::MAX;
 struct Connected {
     responses: Streaming<proto::ServerFrame>,
     welcome: proto::Welcome,
-    /// Before the greeting was sent: from then its promise counts (P2).
+    /// The time before the greeting was sent, from which its promise counts (P2).
     sent: Time,
     _counted: StreamChannel,
 }
 
 /// The pauses between attempts to connect again: none before the first, then longer and longer
-/// ones. A stream that was welcomed and ends at once is an attempt that failed, too.
+/// ones. A stream that was welcomed and ends at once counts as a failed attempt too.
 #[derive(Debug, Default)]
 struct Backoff(Duration);
 
@@ -48,8 +48,8 @@ impl Backoff {
         }
     }
 
-    /// The pause before the next attempt, a little shorter than it might be: not all clients at
-    /// once.
+    /// The pause before the next attempt. It is shortened at random, so that not all clients come
+    /// at once.
     fn next(&mut self) -> Duration {
         let pause = self.0.mul_f64(rand::random_range(0.5..1.0));
         self.0 = (self.0 * 2).clamp(BACKOFF.0, BACKOFF.1);
@@ -57,7 +57,7 @@ impl Backoff {
     }
 }
 
-/// How a stream ended.
+/// The end of a stream.
 #[derive(Debug)]
 enum End {
     /// The connection broke; the session did not.
@@ -98,7 +98,8 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
     });
     begin(&shared, &connected);
     if let Err(e) = leaves_time_to_work(&shared, &connected) {
-        // Closed, so that the server does not keep it for its TTL. If that fails, it does.
+        // The session is closed, so that the server does not keep it for its TTL. If that fails,
+        // the server does.
         shared.outbox.close();
         drop(shared.give_up().await);
         return Err(e);
@@ -108,7 +109,7 @@ pub(super) async fn open(node: &Node, ttl: Option<Duration>) -> Result<Arc<Handl
 }
 
 /// Fails with `InvalidArgument` if the protected work needs longer to stop than the server
-/// promises: the session would be lost at once, and every other one after it.
+/// promises: the session would be lost at once, and so would every later one.
 fn leaves_time_to_work(shared: &SessionShared, connected: &Connected) -> Result<()> {
     let promise = Duration::from_millis(connected.welcome.promise.unwrap_or_default().valid_for_ms);
     let stop_time = shared.node.client.parts.stop_time;
@@ -161,7 +162,7 @@ async fn connect(node: &Node, outbox: &Arc<Outbox>, hello: proto::Hello) -> Resu
     }
 }
 
-/// Takes a welcome into account and lets the outbox go.
+/// Takes a welcome into account and opens the outbox.
 fn begin(shared: &SessionShared, connected: &Connected) {
     let promise = connected.welcome.promise.unwrap_or_default();
     shared.renewed(connected.sent, Duration::from_millis(promise.valid_for_ms));
@@ -247,7 +248,7 @@ async fn serve_stream(shared: &SessionShared, connected: Connected) -> End {
     }
 }
 
-/// How long after a promise of raw length `promised` began the next renewal is sent.
+/// The time from the start of a promise of raw length `promised` to the next renewal.
 fn renewal_interval(shared: &SessionShared, promised: Duration) -> Duration {
     promised.min(shared.info.ttl) / 3
 }
@@ -264,7 +265,7 @@ fn broken(shared: &SessionShared, error: Error) -> End {
     End::Broken
 }
 
-/// Takes a response or a notice in.
+/// Takes a response or a notice into account.
 fn take_in(shared: &SessionShared, op: proto::ServerOp) -> ResponseEffect {
     use proto::notice::Notice;
     let response = match op.response {
@@ -277,7 +278,7 @@ fn take_in(shared: &SessionShared, op: proto::ServerOp) -> ResponseEffect {
                     ErrorKind::ShuttingDown,
                     "the server is shutting down: stop the protected work, then close the session",
                 )),
-                // A hint: one that cannot be read is none.
+                // A notice is a hint: one that cannot be read is ignored.
                 Some(Notice::Waiting(waiting)) => {
                     if let Ok(waiting) = waiting_from_proto(waiting) {
                         shared.outbox.waiting(waiting);
@@ -292,7 +293,7 @@ fn take_in(shared: &SessionShared, op: proto::ServerOp) -> ResponseEffect {
         Some(response) => Ok(response),
         None => Err(Error::new(
             ErrorKind::Internal,
-            "the server sent an answer that this client does not know",
+            "the server sent a response that this client does not know",
         )),
     };
     shared.outbox.take_response(op.id, response, || shared.check())
@@ -304,7 +305,7 @@ fn renew_if_due(shared: &SessionShared, next_renewal: &mut Time) -> Duration {
     let now = shared.node.client.clock().now();
     let deadline = *shared.deadline.borrow();
     if now >= deadline {
-        // P2. The stream stays, so that releases still get there.
+        // P2. The stream stays, so that releases still arrive.
         shared.lose(deadline_passed());
     }
     let renewing = match &*shared.lost.borrow() {
@@ -313,7 +314,7 @@ fn renew_if_due(shared: &SessionShared, next_renewal: &mut Time) -> Duration {
     };
     if renewing && now >= *next_renewal {
         shared.outbox.heartbeat();
-        // Until its response is there, the deadline is waited for.
+        // Until the response arrives, the task waits for the deadline.
         *next_renewal = now + renewal_interval(shared, shared.info.ttl);
     }
     let mut pause = TICK_MAX;

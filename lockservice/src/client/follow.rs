@@ -1,13 +1,14 @@
 //! Following a table to its owner (T5).
 //!
-//! A server that does not own a table answers `NotOwner` with the owner's address. The transaction
-//! then moves there if it holds nothing: it is ended where it was and begins again, under a session
-//! that is opened there and kept. If it holds something the call fails with `SpansNodes`, and the
-//! owner is remembered, so that the next transaction which begins with that table begins there.
+//! A server that does not own a table responds with `NotOwner` and the owner's address. The
+//! transaction then moves there if it holds nothing: it is ended where it was and begins again,
+//! under a session that is opened there and kept. If it holds something, the call fails with
+//! `SpansNodes`. The owner is remembered, so that the next transaction that begins with this table
+//! begins there.
 //!
-//! After three hops the leader's allocator is asked who owns the table. An owner that cannot be
-//! reached keeps its tables until its lease has run out: a call that may wait goes back to the home
-//! and asks again, until its time is up, or until an owner can be reached.
+//! After three hops the client gets the owner of the table from the leader's allocator. An owner
+//! that cannot be reached keeps its tables until its lease has run out. A call that may wait goes
+//! back to the home and tries again, until its time is up, or until an owner can be reached.
 
 use std::time::Duration;
 
@@ -21,17 +22,16 @@ use super::ClientTxn;
 use super::outbox::CallContext;
 use super::txn::timed_out;
 
-/// How many redirections are followed before the leader is asked.
+/// The number of redirections that are followed before the call to the leader.
 const HOPS_MAX: usize = 3;
-/// How long a call without a time-out goes on looking for an owner that can be reached.
+/// The time for which a call without a time-out looks for an owner that can be reached.
 const SEARCH_MAX: Duration = Duration::from_secs(60);
-/// How long an owner is tried to be reached before the home is asked again who owns the table: it
-/// may not run any more.
+/// The time to try to reach an owner, which may have ended, before the home is called again.
 const REACH_MAX: Duration = Duration::from_secs(1);
-/// First and longest pause between two rounds.
+/// The first and the longest pause between two rounds.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
-/// Begins at the node that owned `table` when it was last asked for, if nothing speaks against it.
+/// Begins at the last known owner of `table`, if the transaction may move there.
 pub(super) async fn go_to_last_owner(
     txn: &ClientTxn,
     spec: &LockSpec,
@@ -43,15 +43,15 @@ pub(super) async fn go_to_last_owner(
     }
     let left = give_up(txn, spec, deadline).remaining(txn.clock().now());
     match tokio::time::timeout(left.min(REACH_MAX), txn.cluster_session.at(address, None)).await {
-        // False if something was granted meanwhile: it stays.
+        // False if something was granted meanwhile: the transaction stays.
         Ok(Ok(handle)) => drop(txn.move_to(&handle)),
-        // The node that is asked instead knows more.
+        // The node that is called instead knows more.
         Ok(Err(_)) | Err(_) => txn.cluster_session.set_owner(&spec.table, None),
     }
 }
 
-/// When a call is given up: at its deadline, or after what such a call may take. It is never asked
-/// to wait for a lock longer than to the first of these.
+/// The time at which a call is given up: its deadline, or the end of the longest time for such a
+/// call. The call never waits for a lock longer than to the first of these.
 fn give_up(txn: &ClientTxn, spec: &LockSpec, deadline: Option<Time>) -> Time {
     let most = if spec.wait == WaitPolicy::Wait { SEARCH_MAX } else { REACH_MAX };
     deadline.unwrap_or(txn.clock().now() + most)
@@ -102,7 +102,8 @@ pub(super) async fn lock(
                 let left = give_up.remaining(clock.now());
                 move_to_owner(txn, spec, address, *service, left).await?
             }
-            // Its node was lost while it held nothing there: the home knows who owns the table now.
+            // Its node was lost while it held nothing there: the home knows the owner of the table
+            // now.
             None if error.kind() != ErrorKind::NotOwner && txn.move_to(&cluster_session.home) => {
                 Reached::Yes
             }
@@ -125,7 +126,7 @@ pub(super) async fn lock(
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE.1);
         } else if hops > 1 {
-            // Two servers that each name the other must not be asked all the time.
+            // Two servers that name each other must not be called without a pause.
             tokio::time::sleep(PAUSE.0).await;
         }
         match txn.try_lock(spec, context).await {
@@ -136,7 +137,7 @@ pub(super) async fn lock(
     }
 }
 
-/// Whether a transaction got to the node that it was sent to.
+/// The outcome of a transaction's move to another node.
 enum Reached {
     Yes,
     /// The node cannot be reached now.
@@ -174,7 +175,7 @@ fn owner(error: &Error) -> Option<(String, Option<ServiceId>)> {
     }
 }
 
-/// The owner of `table`, if the leader knows it, and says so within `patience`.
+/// The owner of `table`, if the leader knows it and responds within `patience`.
 async fn ask_leader(
     txn: &ClientTxn,
     table: &TableRef,

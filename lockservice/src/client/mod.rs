@@ -17,7 +17,7 @@
 //! # }
 //! ```
 //!
-//! A caller that wants to know is told for whom its call waits:
+//! A caller can observe for which holder its call waits:
 //!
 //! ```no_run
 //! # use lockservice::{LockSpec, Result, Session};
@@ -35,12 +35,12 @@
 //! # }
 //! ```
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
-//! | `connect`, `builder` | [`Client`]: the connections that sessions share; how it is made |
+//! | `connect`, `builder` | [`Client`]: the connections that sessions share; its settings |
 //! | `session`, `cluster_session`, `node_session` | [`Session`], over nodes; its part at one node |
 //! | `txn` | [`ClientTxn`], [`LockGuard`], [`Ended`] |
-//! | `follow` | a lock call follows a table to its owner |
+//! | `follow` | the way of a lock call to the owner of its table |
 //! | `outbox`, `stream` | operations without a response; the request side of a stream |
 //! | `driver` | the task behind a session: responses, renewals, new connections |
 //! | `allocator`, `admin` | validation of commits; lists and calls for operators |
@@ -51,12 +51,12 @@
 //! # Implementation details
 //! A [`Session`] has one stream and one task that reads it. Callers put operations into an outbox;
 //! the request side of the stream takes everything that is there into one frame, without a task in
-//! between. Every operation stays in the outbox until it is answered, so that a new stream, after a
-//! connection broke, sends again whatever is unanswered, under the same sequence (T2).
+//! between. Every operation stays in the outbox until its response has arrived. A new stream, after
+//! a connection broke, sends the operations without a response again, under the same sequence (T2).
 //!
 //! The **deadline** of the locks is lo(promise) after the send of the last acknowledged renewal,
 //! less the time that the protected work needs to stop (P2). From then on the session is lost, even
-//! if the server says otherwise.
+//! if the server still keeps it.
 //!
 //! # Several nodes
 //! A lock table is owned by one node, and a session belongs to one node (T5). So a [`Session`]
@@ -64,8 +64,8 @@
 //! because the owner of its table is there. A transaction lives on exactly one of them: it moves
 //! while it holds nothing, and fails with `SpansNodes` if it would have to hold locks at two. A
 //! lock rests on the promise of the node where it is (P1, P2). [`LockGuard::watch_deadline`] and
-//! [`LockGuard::lost`] tell of that node alone; [`Session::watch_deadline`] and [`Session::lost`]
-//! tell of all nodes in use, so that watching the session is enough. Closing the session closes it
+//! [`LockGuard::lost`] report that node alone; [`Session::watch_deadline`] and [`Session::lost`]
+//! report all nodes in use, so that watching the session is enough. Closing the session closes it
 //! on all of them.
 
 mod admin;

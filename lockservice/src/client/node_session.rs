@@ -30,11 +30,11 @@ impl Drop for Handle {
     }
 }
 
-/// Whether the session is to end.
+/// The progress of a session's end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Closing {
     No,
-    /// It is not used any more: the driver gives it up.
+    /// It has no user any more: the driver gives it up.
     Dropped,
     /// It was given up.
     Closed,
@@ -115,18 +115,18 @@ impl SessionShared {
         }
     }
 
-    /// A renewal was acknowledged: the deadline moves on.
+    /// Moves the deadline on after an acknowledged renewal.
     pub(super) fn renewed(&self, sent: Time, promised: Duration) {
         self.move_deadline(self.deadline_from(sent, promised), Duration::ZERO);
     }
 
-    /// A grant carried a promise. True if the deadline moves on by it, as it does only when that is
-    /// worth telling everybody who watches it.
+    /// Takes the promise of a grant into account. True if it moves the deadline on, which it does
+    /// only if the gain is worth a wake-up of all watchers.
     pub(super) fn promised(&self, sent: Time, promised: Duration) -> bool {
         self.move_deadline(self.deadline_from(sent, promised), promised / 16)
     }
 
-    /// An earlier promise still holds, so the deadline never moves back.
+    /// The deadline never moves back, for an earlier promise still holds.
     fn move_deadline(&self, end: Time, least: Duration) -> bool {
         let moved = self.deadline.send_if_modified(|deadline| {
             let moves = end > *deadline + least;
@@ -145,7 +145,7 @@ impl SessionShared {
         self.cluster_session.get().and_then(Weak::upgrade)
     }
 
-    /// Ends the session on this side, without a word to the server. Returns how it was.
+    /// Ends the session on this side, without a message to the server. Returns its former state.
     pub(super) fn shut(&self) -> Closing {
         let before = self.closing.send_replace(Closing::Closed);
         self.outbox.close();
@@ -175,7 +175,7 @@ impl SessionShared {
         }
     }
 
-    /// The reason to give a caller whose answer will never come.
+    /// The error for a caller whose response will never come.
     pub(super) fn why_lost(&self) -> Error {
         let lost = self.lost.borrow();
         lost.clone().unwrap_or_else(|| {
@@ -183,7 +183,8 @@ impl SessionShared {
         })
     }
 
-    /// Tells the server what may still be running, after the session has ended on this side.
+    /// Reports the work that may still be running to the server, after the session has ended on
+    /// this side.
     pub(super) async fn leave(&self, still_running: &str) -> Result<()> {
         let session = proto::SessionRef {
             session: self.info.session.get(),
@@ -200,7 +201,7 @@ impl SessionShared {
         }
     }
 
-    /// Tells the server that the session is over and its work has stopped.
+    /// Reports to the server that the session is over and its work has stopped.
     pub(super) async fn give_up(&self) -> Result<()> {
         let reference = proto::SessionRef {
             session: self.info.session.get(),

@@ -1,4 +1,4 @@
-//! [`Session`]: what a client's locks hang on.
+//! [`Session`]: the promise on which a client's locks rest.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +20,9 @@ use super::txn::{ClientTxn, LockGuard};
 /// closed or lost. A cheap handle; when the last one, and the last transaction of it, is dropped,
 /// the session is given up.
 ///
-/// The session speaks for all of its locks: it is lost when it is lost at its first server, or at
-/// any other where a transaction is. [`ClientTxn`] and [`LockGuard`] speak for the one server where
-/// their locks are, which may be longer.
+/// The session covers all of its locks: it is lost when it is lost at its first server, or at any
+/// other where a transaction is. [`ClientTxn`] and [`LockGuard`] cover only the server of their
+/// locks, which may last longer.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Session {
@@ -51,9 +51,9 @@ impl Session {
 
     /// Locks in a transaction of its own, which ends when the [`LockGuard`] is dropped.
     ///
-    /// A caller that reads by a snapshot says how old it is ([`LockSpec::snapshot_age`]). Without
-    /// that, [`Grant::history_unknown`](lockservice_core::table::Grant::history_unknown) takes the
-    /// snapshot as old (C5).
+    /// A caller that reads by a snapshot passes its age ([`LockSpec::snapshot_age`]). Without it,
+    /// [`Grant::history_unknown`](lockservice_core::table::Grant::history_unknown) considers the
+    /// snapshot old (C5).
     ///
     /// # Errors
     /// Those of [`ClientTxn::lock`].
@@ -64,8 +64,8 @@ impl Session {
         self.lock_with(spec, None).await
     }
 
-    /// As [`lock`](Self::lock), and tells what the call waits for, as [`ClientTxn::lock_telling`]
-    /// does.
+    /// Like [`lock`](Self::lock). Also reports the holder for which the call waits, as
+    /// [`ClientTxn::lock_telling`] does.
     ///
     /// # Errors
     /// Those of [`ClientTxn::lock`].
@@ -86,12 +86,12 @@ impl Session {
         Ok(LockGuard::new(txn, grant))
     }
 
-    /// Resolves when the locks of the session must no longer be relied on, with the reason: stop
-    /// the protected work, then [`close`](Self::close) the session to say so.
+    /// Resolves when the locks of the session must no longer be relied on, with the reason. The
+    /// caller stops the protected work, then confirms that with [`close`](Self::close).
     ///
     /// `ShuttingDown` is early notice: the deadline has not passed, and closing lets the server
-    /// stop cleanly. `LeaseLost` and `SessionLost` come at once when the server says so, and at the
-    /// latest at the deadline (P2). Never resolves for a session that was closed.
+    /// stop cleanly. `LeaseLost` and `SessionLost` come at once if the server reports them, and at
+    /// the latest at the deadline (P2). Never resolves for a session that was closed.
     ///
     /// # Cancel safety
     /// Nothing is lost: a later call resolves with the same reason.
@@ -129,13 +129,14 @@ impl Session {
         self.cluster_session.close().await
     }
 
-    /// Ends the session on this side, as [`abandon`](Self::abandon) does, and tells every server
-    /// why: `still_running` names the work that could not be stopped. Operators see it with the
-    /// locks, which stay until the session has lapsed (P5). Of a long text the beginning is told,
-    /// without control characters.
+    /// Ends the session on this side, as [`abandon`](Self::abandon) does, and reports the reason to
+    /// every server: `still_running` names the work that could not be stopped. Operators see it
+    /// with the locks, which stay until the session has lapsed (P5). Only the beginning of a long
+    /// text is sent, without control characters.
     ///
     /// # Errors
-    /// `Unavailable` if some server does not answer: it is over on this side all the same.
+    /// `Unavailable` if some server does not respond. The session is over on this side all the
+    /// same.
     ///
     /// # Cancel safety
     /// Once polled the session is over on this side.
@@ -148,8 +149,8 @@ impl Session {
         self.cluster_session.leave(&text).await
     }
 
-    /// Ends the session on this side without a word to any server, for when protected work may
-    /// still go on and cannot be stopped: nothing is released, and no other gets the locks
+    /// Ends the session on this side without a message to any server. It is for protected work that
+    /// may still go on and cannot be stopped: nothing is released, and no other gets the locks
     /// before the session has lapsed by its TTL (P5).
     pub fn abandon(&self) {
         self.cluster_session.abandon();
@@ -170,7 +171,7 @@ impl Session {
         &self.home().info.node
     }
 
-    /// How long a silent client's locks are kept.
+    /// The time for which the locks of a silent client are kept.
     pub fn ttl(&self) -> Duration {
         self.home().info.ttl
     }

@@ -10,7 +10,7 @@ use tokio_stream::Stream;
 use super::outbox::Outbox;
 use crate::proto::ClientFrame;
 
-/// First the greeting, then whatever is in the outbox.
+/// The frames of a stream: first the greeting, then the contents of the outbox.
 #[derive(Debug)]
 pub(super) struct Requests {
     pub(super) outbox: Arc<Outbox>,

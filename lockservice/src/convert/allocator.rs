@@ -19,7 +19,7 @@ use super::{
 };
 use crate::proto;
 
-/// How far an allocator has come as a message.
+/// The progress of an allocator as a message.
 pub fn progress_to_proto(at: Progress) -> proto::Progress {
     proto::Progress {
         epoch: at.epoch.get(),
@@ -29,7 +29,7 @@ pub fn progress_to_proto(at: Progress) -> proto::Progress {
     }
 }
 
-/// How far an allocator had come, as a message tells; nowhere if it does not.
+/// The progress of an allocator in a message; none if the message has none.
 pub fn progress_from_proto(at: Option<proto::Progress>) -> Progress {
     let at = at.unwrap_or_default();
     Progress {
@@ -46,7 +46,7 @@ pub fn report_to_proto(report: &Report) -> proto::ReportRequest {
     proto::ReportRequest { observed: Some(progress_to_proto(report.observed)), proof }
 }
 
-/// The report that a message tells of.
+/// The report in a message.
 pub fn report_from_proto(report: proto::ReportRequest) -> Report {
     Report {
         observed: progress_from_proto(report.observed),
@@ -54,7 +54,7 @@ pub fn report_from_proto(report: proto::ReportRequest) -> Report {
     }
 }
 
-/// That something was done as a message.
+/// A success as a message.
 pub fn acknowledged_to_proto(at: Progress) -> proto::Acknowledged {
     proto::Acknowledged { at: Some(progress_to_proto(at)) }
 }
@@ -64,7 +64,7 @@ pub fn incarnation_to_proto(service: ServiceId, nonce: Nonce) -> proto::Incarnat
     proto::IncarnationRef { service: service.get(), nonce: nonce.get() }
 }
 
-/// The incarnation and the nonce that a message tells of.
+/// The incarnation and the nonce in a message.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
@@ -85,7 +85,7 @@ pub fn registration_to_proto(request: &Registration) -> proto::RegisterRequest {
     }
 }
 
-/// The request to start that a message tells of.
+/// The request to start in a message.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
@@ -112,7 +112,7 @@ pub fn started_to_proto(started: &Incarnation) -> proto::RegisterResponse {
     }
 }
 
-/// The new incarnation that a message tells of.
+/// The new incarnation in a message.
 pub fn started_from_proto(started: proto::RegisterResponse) -> Incarnation {
     Incarnation {
         service: ServiceId::new(started.service),
@@ -133,7 +133,7 @@ pub fn lease_to_proto(ack: &LeaseAck) -> proto::KeepaliveResponse {
     }
 }
 
-/// The renewed lease that a message tells of.
+/// The renewed lease in a message.
 pub fn lease_from_proto(ack: proto::KeepaliveResponse) -> LeaseAck {
     LeaseAck { at: progress_from_proto(ack.at), lease_ttl: Duration::from_millis(ack.lease_ttl_ms) }
 }
@@ -149,14 +149,14 @@ pub fn bound_to_proto(bound: &BoundTable) -> proto::BindResponse {
     }
 }
 
-/// The bind of a table that a message holds.
+/// The bind of a table in a message.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
 pub fn bound_from_proto(bound: proto::BindResponse) -> Result<BoundTable> {
     Ok(BoundTable {
         bind: bind_from_proto(
-            bound.bind.ok_or_else(|| invalid("an answer about a bind comes without it"))?,
+            bound.bind.ok_or_else(|| invalid("a response about a bind comes without it"))?,
         )?,
         node: NodeName::new(&bound.node)?,
         address: bound.address,
@@ -170,7 +170,7 @@ pub fn tokens_to_proto(block: &TokenBlock) -> proto::TokenBlock {
     proto::TokenBlock { next: block.next.get(), end: block.end.get() }
 }
 
-/// The block of tokens that a message tells of.
+/// The block of tokens in a message.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
@@ -189,13 +189,13 @@ pub fn reserved_to_proto(reserved: &ReservedTokens) -> proto::ReserveTokensRespo
     }
 }
 
-/// The further block of tokens that a message tells of.
+/// The further block of tokens in a message.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
 pub fn reserved_from_proto(reserved: proto::ReserveTokensResponse) -> Result<ReservedTokens> {
     let tokens =
-        reserved.tokens.ok_or_else(|| invalid("an answer about tokens comes without them"))?;
+        reserved.tokens.ok_or_else(|| invalid("a response about tokens comes without them"))?;
     Ok(ReservedTokens { tokens: tokens_from_proto(tokens)?, at: progress_from_proto(reserved.at) })
 }
 
@@ -207,7 +207,7 @@ pub fn latest_to_proto(latest: &Latest) -> proto::LatestResponse {
     }
 }
 
-/// The latest bind of a table that a message holds.
+/// The latest bind of a table in a message.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.

@@ -1,4 +1,4 @@
-//! Commits: their admission, and what became of transactions.
+//! Commits: their admission, and the fate of transactions.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use super::{
 };
 use crate::proto;
 
-/// A request to validate a commit as a message. The time asked for is never shorter at its least,
-/// nor longer at its most.
+/// A request to validate a commit as a message. Rounding never makes the least time shorter, nor
+/// the most time longer.
 pub fn begin_commit_to_proto(request: &BeginCommit) -> proto::BeginCommitRequest {
     proto::BeginCommitRequest {
         txn: request.txn.to_string(),
@@ -24,7 +24,7 @@ pub fn begin_commit_to_proto(request: &BeginCommit) -> proto::BeginCommitRequest
     }
 }
 
-/// The request to validate a commit that a message tells of.
+/// The request to validate a commit in a message.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
@@ -48,7 +48,7 @@ pub fn admission_to_proto(admission: &CommitAdmission) -> proto::BeginCommitResp
     }
 }
 
-/// The admitted commit that a message tells of.
+/// The admitted commit in a message.
 pub fn admission_from_proto(admission: proto::BeginCommitResponse) -> CommitAdmission {
     CommitAdmission {
         commit_before: Duration::from_millis(admission.commit_before_ms),
@@ -66,7 +66,7 @@ pub fn cannot_commit_to_proto(response: &CannotCommit) -> proto::CannotCommitRes
     }
 }
 
-/// The fate of transactions that are to commit no more, as a message holds it.
+/// The fate of transactions that are to commit no more, from a message.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
@@ -93,7 +93,7 @@ pub fn txns_to_proto(txns: &[TxnId]) -> Vec<String> {
     txns.iter().map(TxnId::to_string).collect()
 }
 
-/// The transaction ids that texts name.
+/// The transaction ids in texts.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.

@@ -51,15 +51,15 @@ pub fn error_to_proto(error: &Error) -> proto::Error {
             });
         }
         Some(Detail::Leader(address)) => message.leader = Some(address.clone()),
-        // A particular that this version cannot send: the sentence says enough.
+        // This version cannot send this detail: the sentence says enough.
         Some(_) | None => {}
     }
     message
 }
 
-/// The error that a message tells of. A kind that this version does not know becomes `Internal`
-/// with the kind's name in the context; particulars that cannot be read are left out, for the error
-/// itself matters more.
+/// The error in a message. A kind that this version does not know becomes `Internal`, with the
+/// kind's name in the context. Details that cannot be read are left out, for the error itself
+/// matters more.
 pub fn error_from_proto(message: proto::Error) -> Error {
     let known = ErrorKind::from_name(&message.kind);
     let mut error = Error::new(known.unwrap_or(ErrorKind::Internal), message.message);
@@ -99,7 +99,7 @@ fn advice_name(advice: Advice) -> &'static str {
         Advice::RetryCall => "retry_call",
         Advice::RetryTransaction => "retry_transaction",
         Advice::NewSession => "new_session",
-        // The safest advice for a piece of advice that came after this was written.
+        // This is the safest advice in place of one that a later version added.
         _ => "operator",
     }
 }

@@ -10,7 +10,7 @@ use super::{
 use crate::proto;
 use crate::proto::forget_table_response::Outcome;
 
-/// The answer to a release as a message.
+/// The response to a release as a message.
 pub fn released_to_proto(released: &Released) -> proto::ReleaseTableResponse {
     proto::ReleaseTableResponse {
         kept: released.kept.as_ref().map(error_to_proto),
@@ -18,7 +18,7 @@ pub fn released_to_proto(released: &Released) -> proto::ReleaseTableResponse {
     }
 }
 
-/// The answer to a release that a message tells of.
+/// The response to a release in a message.
 pub fn released_from_proto(released: proto::ReleaseTableResponse) -> Released {
     Released { kept: released.kept.map(error_from_proto), at: progress_from_proto(released.at) }
 }
@@ -33,7 +33,7 @@ pub fn forgetting_to_proto(response: &Forgetting) -> proto::ForgetTableResponse 
     proto::ForgetTableResponse { outcome: Some(outcome), at: Some(progress_to_proto(response.at)) }
 }
 
-/// The fate of a table that an operator wants forgotten, as a message holds it.
+/// The fate of a table that an operator wants forgotten, from a message.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
@@ -44,7 +44,7 @@ pub fn forgetting_from_proto(response: proto::ForgetTableResponse) -> Result<For
         Some(Outcome::Owned(bind)) => ForgetOutcome::Owned(bind_status_from_proto(bind)?),
         None => {
             return Err(super::allocator::invalid(
-                "the answer does not say what became of the table",
+                "the response does not say what became of the table",
             ));
         }
     };

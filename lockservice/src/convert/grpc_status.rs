@@ -7,15 +7,15 @@ use tonic::{Code, Status};
 use super::{error_from_proto, error_to_proto};
 use crate::proto;
 
-/// Most bytes of an error among a status' details. They travel in a header, as base64, beside the
-/// status' message, which they contain once more; and peers refuse headers of more than 8 KiB in
-/// all.
+/// The most bytes of an error among a status' details. They travel in a header, as base64, beside
+/// the status' message, which they contain once more; and peers refuse headers of more than 8 KiB
+/// in all.
 const DETAILS_BYTES_MAX: usize = 3_500;
-/// Most bytes of a status' message; the details hold the whole sentence. A byte may take three in
-/// the header.
+/// The most bytes of a status' message; the details hold the whole sentence. A byte may take three
+/// in the header.
 const MESSAGE_BYTES_MAX: usize = 500;
 
-/// `google.rpc.Status`: what gRPC libraries read from a status' details.
+/// `google.rpc.Status`: the form in which gRPC libraries read a status' details.
 #[derive(Clone, PartialEq, prost::Message)]
 struct RpcStatus {
     #[prost(int32, tag = "1")]
@@ -39,8 +39,8 @@ struct Any {
 /// anything.
 const ERROR_TYPE: &str = "type.googleapis.com/lockservice.v1.Error";
 
-/// The error as a gRPC status; [`from_status`] leads back. A cycle or a key too long for a header
-/// is left out of the details.
+/// The error as a gRPC status; [`from_status`] is the inverse. A cycle or a key too long for a
+/// header is left out of the details.
 pub fn to_status(error: &Error) -> Status {
     let mut message = error_to_proto(error);
     if message.encoded_len() > DETAILS_BYTES_MAX {
@@ -63,7 +63,7 @@ pub fn to_status(error: &Error) -> Status {
     Status::with_details(code, text, details.encode_to_vec().into())
 }
 
-/// The error among the details of a status, if it is of this service's making.
+/// The error among the details of a status, if it comes from this service.
 fn error_of(status: &Status) -> Option<proto::Error> {
     let name = |url: &str| url.rsplit('/').next() == ERROR_TYPE.rsplit('/').next();
     let details = RpcStatus::decode(status.details()).ok()?.details;
@@ -71,8 +71,8 @@ fn error_of(status: &Status) -> Option<proto::Error> {
     proto::Error::decode(packed.value.as_slice()).ok()
 }
 
-/// The error that a failed call tells of. A status that is not of this service's making (the
-/// transport's, a proxy's) is mapped by its code.
+/// The error of a failed call. A status that does not come from this service (but from the
+/// transport, or a proxy) is mapped by its code.
 pub fn from_status(status: &Status) -> Error {
     if let Some(message) = error_of(status)
         && ErrorKind::from_name(&message.kind).is_some()
@@ -81,14 +81,14 @@ pub fn from_status(status: &Status) -> Error {
     }
     let (kind, text) = match status.code() {
         Code::InvalidArgument => (ErrorKind::InvalidArgument, "the server refused the request"),
-        // The transport's word for a message that is too large.
+        // The transport reports a message that is too large with this code.
         Code::OutOfRange => (
             ErrorKind::InvalidArgument,
-            "the server refused the request as too large: ask for less at a time",
+            "the server refused the request as too large: request less at a time",
         ),
         Code::ResourceExhausted => (
             ErrorKind::ResourceExhausted,
-            "the server refused the request as too much: ask for less, or later",
+            "the server refused the request as too much: request less, or try later",
         ),
         Code::PermissionDenied | Code::Unauthenticated => {
             (ErrorKind::NotPermitted, "the server does not permit this")
@@ -139,7 +139,7 @@ pub fn code(kind: ErrorKind) -> Code {
         ErrorKind::NameInUse => Code::AlreadyExists,
         ErrorKind::StoreCorrupt => Code::DataLoss,
         ErrorKind::Internal => Code::Internal,
-        // `UnknownOutcome`, and kinds that came after this was written.
+        // `UnknownOutcome`, and kinds that a later version added.
         _ => Code::Unknown,
     }
 }

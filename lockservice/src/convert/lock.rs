@@ -17,7 +17,7 @@ use super::{
 };
 use crate::proto;
 
-/// A lock request. Its `txn` is not looked at.
+/// A lock request. Its `txn` is not read.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
@@ -44,8 +44,7 @@ pub fn lock_spec_from_proto(op: proto::LockOp, items_max: usize) -> Result<LockS
     })
 }
 
-/// The transactions that wait for a call. Their number is looked at first: it is a client's to
-/// choose.
+/// The transactions that wait for a call. Their number is checked first, for the client chooses it.
 fn ancestors_from_proto(ancestors: &[String]) -> Result<Vec<TxnId>> {
     if ancestors.len() > ANCESTORS_MAX {
         return Err(Error::new(
@@ -95,7 +94,7 @@ pub fn bind_to_proto(bind: &Bind) -> proto::Bind {
     }
 }
 
-/// The bind that a message tells of.
+/// The bind in a message.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
@@ -122,8 +121,7 @@ pub fn presented_to_proto(bind: &PresentedBind) -> proto::Bind {
     }
 }
 
-/// The bind that a transaction presents at its commit, as a message tells of it. Its names do not
-/// count.
+/// The bind that a transaction presents at its commit, from a message. Its names do not count.
 pub fn presented_from_proto(bind: &proto::Bind) -> PresentedBind {
     PresentedBind {
         table: TableId::new(bind.table_id),

@@ -1,11 +1,11 @@
 //! Between the messages of [`proto`](crate::proto) and the types of the core, both ways and without
 //! loss.
 //!
-//! Every message from the wire is parsed here, once, into types that cannot be invalid; whatever is
-//! wrong with it is an [`InvalidArgument`](lockservice_core::ErrorKind::InvalidArgument), never a
+//! Every message from the wire is parsed here, once, into types that cannot be invalid; every
+//! mistake in it is an [`InvalidArgument`](lockservice_core::ErrorKind::InvalidArgument), never a
 //! panic.
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
 //! | `item`, `lock`, `waiting` | rows and ranges; lock calls and grants; the holder that is waited for |
 //! | `allocator`, `commit`, `forgetting` | calls between nodes and the allocator |
@@ -57,7 +57,7 @@ pub use self::status::{
 };
 pub use self::waiting::{waiting_from_proto, waiting_to_proto};
 
-/// Whole milliseconds, rounded up, so that a short time never becomes none.
+/// Whole milliseconds, rounded up, so that a short time never becomes zero.
 pub fn millis_up(d: Duration) -> u64 {
     u64::try_from(d.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }

@@ -36,7 +36,7 @@ pub fn lock_status_to_proto(status: &LockStatus) -> proto::LockInfo {
     }
 }
 
-/// The held lock that a message tells of.
+/// The held lock in a message.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
@@ -84,7 +84,7 @@ pub fn wait_status_to_proto(status: &WaitStatus) -> proto::WaitInfo {
     }
 }
 
-/// The wait that a message tells of, received at `now` of the receiver's clock.
+/// The wait in a message, received at `now` of the receiver's clock.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.
@@ -133,7 +133,7 @@ pub fn bind_status_to_proto(status: &BindStatus) -> proto::BindInfo {
     }
 }
 
-/// The bind and state that a message tells of.
+/// The bind and state in a message.
 ///
 /// # Errors
 /// `InvalidArgument` if the message cannot be read.

@@ -7,7 +7,7 @@ use super::error::{blocker_from_proto, blocker_to_proto};
 use crate::proto;
 use crate::proto::waiting::WaitsFor as Wire;
 
-/// The notice as a message; `None` if this version cannot send what is waited for.
+/// The notice as a message; `None` if this version cannot send the kind of holder.
 pub fn waiting_to_proto(waiting: &Waiting) -> Option<proto::Waiting> {
     let waits_for = match &waiting.waits_for {
         WaitsFor::Txn(blocker) => Wire::Blocker(blocker_to_proto(blocker)),
@@ -28,10 +28,10 @@ pub fn waiting_to_proto(waiting: &Waiting) -> Option<proto::Waiting> {
     })
 }
 
-/// The notice that a message tells of.
+/// The notice in a message.
 ///
 /// # Errors
-/// `InvalidArgument` if the message cannot be read: it is a hint, and may be passed over.
+/// `InvalidArgument` if the message cannot be read: it is a hint, which may be ignored.
 pub fn waiting_from_proto(waiting: proto::Waiting) -> Result<Waiting> {
     let waits_for = match waiting.waits_for {
         Some(Wire::Blocker(blocker)) => WaitsFor::Txn(blocker_from_proto(blocker)?),

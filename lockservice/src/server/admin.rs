@@ -15,18 +15,18 @@ use crate::convert::{self, to_status as status};
 use crate::proto;
 use crate::server::{ServerSettings, ServiceHost, Slot};
 
-/// Most lists being sent at the same time. Each holds a slice and the lines that wait for its
-/// reader. Others wait their turn.
+/// The largest number of lists that are sent at the same time. Each holds a slice and the lines
+/// that wait for its reader. Further lists wait their turn.
 const LISTS_MAX: usize = 64;
 
 /// The longest that a list may take, from the request to its last line: no reader keeps its place
 /// for longer.
 const LIST_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Lines that are made in one go. Between two slices the lock engine serves everybody else.
+/// Lines that are made in one go. The lock engine serves other calls between two slices.
 const SLICE_LINES: usize = 256;
 
-/// Lines that may wait to be taken by the connection.
+/// The largest number of lines that wait to be taken by the connection.
 const LINES_WAITING_MAX: usize = 256;
 
 #[derive(Debug)]
@@ -47,8 +47,8 @@ impl AdminApi {
         self.slot.get().map_err(|e| status(&e))
     }
 
-    /// Sends at most `lines_max` lines, made slice by slice as the client reads them. The last one
-    /// says if there is more. A list that is not finished in time ends with an error.
+    /// Sends at most `lines_max` lines, made slice by slice as the client reads them. The last line
+    /// says if there are more. A list that is not finished in time ends with an error.
     async fn send<L: List>(
         &self,
         make: impl Future<Output = Result<L, Status>>,
@@ -60,7 +60,7 @@ impl AdminApi {
             Ok::<_, Status>((place, make.await?))
         });
         let (place, list) = begin.await.map_err(|_| too_slow("other lists take too long"))??;
-        // One place more, kept for the error at the end.
+        // One place is added for the error at the end.
         let (out, lines) = mpsc::channel(LINES_WAITING_MAX + 1);
         let (lines_max, write_max) = (self.lines_max, self.write_max);
         tokio::spawn(async move {
@@ -71,8 +71,8 @@ impl AdminApi {
     }
 }
 
-/// Sends a list, and says at its end if that is not the end: a list that just stops would pass for
-/// whole.
+/// Sends a list, and an error at its end if it is incomplete: a list that just stops would pass for
+/// complete.
 async fn deliver<L: List>(
     list: L,
     lines_max: usize,
@@ -89,7 +89,7 @@ async fn deliver<L: List>(
 }
 
 fn too_slow(what: &str) -> Status {
-    Status::deadline_exceeded(format!("{what}: ask for one table, or later"))
+    Status::deadline_exceeded(format!("{what}: request one table, or try later"))
 }
 
 /// False if a line was not taken in time, or the reader has gone.
@@ -99,7 +99,7 @@ async fn send_all<L: List>(
     write_max: Duration,
     out: &mpsc::Sender<Result<L::Line, Status>>,
 ) -> bool {
-    // Whether a line is the last one is known when the next one is, or is not, there.
+    // A line is known to be the last one only when no other follows.
     let mut ready: Option<L::Line> = None;
     let mut lines = 0;
     // A client that does not read must not keep a place from others.
@@ -157,7 +157,7 @@ impl List for WaitList {
     }
 }
 
-/// The leader answers with all of them.
+/// The leader returns all of them.
 struct Binds(std::vec::IntoIter<BindStatus>);
 
 impl List for Binds {
@@ -176,7 +176,7 @@ impl List for Binds {
 
 /// A message that is one line of a list.
 trait Line: Send + 'static {
-    /// Says that the list goes on and is not sent any further.
+    /// Marks the line as the last one of a list that is cut.
     fn set_cut(&mut self);
 }
 
@@ -198,7 +198,7 @@ impl Line for proto::BindInfo {
     }
 }
 
-/// The one table that is asked for, if any is.
+/// The table of the request, if it names one.
 fn only(group: &str, table: &str) -> Result<Option<TableRef>, Status> {
     if table.is_empty() {
         return Ok(None);

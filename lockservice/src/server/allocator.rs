@@ -12,11 +12,11 @@ use super::gate::Gate;
 use crate::convert;
 use crate::proto;
 
-/// Most nodes or binds in one part of a status: about half a megabyte if all names are as long as
-/// they may be.
+/// The largest number of nodes or binds in one part of a status: about half a megabyte if all names
+/// are as long as they may be.
 const STATUS_LINES_MAX: usize = 500;
 
-/// Answers as the leader of the store, if the node leads; `allocator` decides that.
+/// Serves as the leader of the store, if the node leads; `allocator` decides that.
 #[derive(Debug)]
 pub(crate) struct AllocatorApi {
     allocator: Arc<dyn LockTableAllocator>,

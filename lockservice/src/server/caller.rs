@@ -10,7 +10,7 @@ use tonic::Extensions;
 
 use crate::server::ServerSettings;
 
-/// Addresses whose quotas are kept without a check whether they are still used.
+/// The number of addresses whose quotas are kept without a check of their use.
 const UNUSED_MAX: usize = 1_000;
 
 /// The callers of a server, by address.
@@ -25,16 +25,16 @@ pub(super) struct Callers {
 struct Known {
     /// Open connections; no entry is 0.
     connections: HashMap<IpAddr, usize>,
-    /// Alive as long as a connection or a session of the address is.
+    /// Each quota lives as long as a connection or a session of the address.
     quotas: HashMap<IpAddr, Weak<Quota>>,
-    /// How many quotas there may be before unused ones are dropped.
+    /// The number of quotas above which unused ones are dropped.
     clean_at: usize,
 }
 
 /// The caller at the end of one connection, as the calls on it see it.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
-    /// Of the connection, within that of its address.
+    /// The quota of the connection, within that of its address.
     quota: Arc<Quota>,
 }
 
@@ -75,7 +75,7 @@ impl Callers {
         Self { settings, known: Arc::default() }
     }
 
-    /// Counts a connection from `address`. `None` if that has as many as are allowed.
+    /// Counts a connection from `address`. `None` if that address has as many as are allowed.
     pub(super) fn connected(&self, address: SocketAddr) -> Option<(Caller, Counted)> {
         // An IPv4 address that came over an IPv6 socket is the same address.
         let ip = address.ip().to_canonical();
@@ -101,7 +101,7 @@ impl Known {
         }
         if self.quotas.len() >= self.clean_at.max(UNUSED_MAX) {
             self.quotas.retain(|_, quota| quota.strong_count() > 0);
-            // So that each of many addresses in use does not cost a look at all others.
+            // With many addresses in use, not every new one costs a check of all others.
             self.clean_at = 2 * self.quotas.len();
         }
         let quota = Quota::new("of one address", settings.of_an_address(), None);
@@ -138,7 +138,7 @@ mod tests {
     fn an_address_keeps_its_quota_as_long_as_it_uses_any_and_is_forgotten_then() {
         let callers = Callers::new(ServerSettings::default());
         let (kept, counted) = callers.connected(address(1)).expect("room");
-        // As a session does that outlives its connection.
+        // A session that outlives its connection does the same.
         drop(counted);
         let of_address = || {
             callers.known.lock().quotas[&address(1).ip()].upgrade().map(|quota| Arc::as_ptr(&quota))

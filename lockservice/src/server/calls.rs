@@ -1,6 +1,6 @@
-//! How many calls a caller may have open, and how much of their messages may lie here.
+//! The limits on the open calls of a caller, and on the memory of their messages.
 //!
-//! A message takes memory from its first bytes on, before anything is decoded: one that never
+//! A message takes memory from its first bytes on, before anything is decoded: a message that never
 //! arrives whole takes it for as long as its call is open. The buffer of a stream stays as large as
 //! its largest message was. So [`Bounded`] reads the lengths that stand before the messages, and
 //! charges the caller's [`Quota`](lockservice_core::service::Quota) before the transport makes
@@ -24,14 +24,14 @@ use tonic::server::NamedService;
 use crate::convert::to_status;
 use crate::server::caller::Caller;
 
-/// Messages that take no more memory are not counted: the number of calls bounds those. A release
-/// is rarely larger.
+/// The largest message that is not counted: the number of calls bounds such messages. A release is
+/// rarely larger.
 const MESSAGE_BYTES_SMALL: usize = 4 << 10;
 
-/// Bytes before each message: whether it is compressed, and its length.
+/// The bytes before each message: a flag for compression, and the length.
 const PREFIX_BYTES: usize = 5;
 
-/// Calls that release something, or keep it: they are let in when others are not.
+/// Calls that release or renew something: they are admitted when others are not.
 const RELEASES: [&str; 5] = [
     "/lockservice.v1.Locks/Unlock",
     "/lockservice.v1.Locks/End",
@@ -47,7 +47,7 @@ pub(super) struct BoundedCalls {
 }
 
 impl BoundedCalls {
-    /// Larger messages than `message_bytes_max` are refused by the service before it makes room.
+    /// The service refuses messages above `message_bytes_max` before it makes room for them.
     pub(super) fn within(message_bytes_max: usize) -> Self {
         Self { message_bytes_max }
     }
@@ -58,7 +58,8 @@ impl BoundedCalls {
     }
 }
 
-/// A service whose calls, and the messages that arrive in them, count in what their caller may use.
+/// A service whose calls, and the messages that arrive in them, count towards the quota of their
+/// caller.
 #[derive(Clone, Debug)]
 pub(super) struct Bounded<S> {
     service: S,
@@ -93,7 +94,7 @@ where
         let most = self.message_bytes_max;
         let response =
             self.service.call(request.map(|body| Body::new(Arriving::new(body, &call, most))));
-        // The call is open until its last answer is sent.
+        // The call is open until its last response is sent.
         Box::pin(async move {
             Ok(response.await?.map(|body| Body::new(ResponseBody { body, _call: call })))
         })
@@ -104,11 +105,11 @@ where
 struct Arriving {
     body: Body,
     memory: CallMemory,
-    /// Of a message.
+    /// The largest message, in bytes.
     bytes_max: usize,
-    /// As much of the next message's prefix as is there.
+    /// The part of the next message's prefix that has arrived.
     prefix: Vec<u8>,
-    /// Of the message that arrives.
+    /// The missing bytes of the message that arrives.
     missing: usize,
 }
 
@@ -145,7 +146,7 @@ impl Arriving {
 
     fn begin(&mut self, length: usize) -> Result<()> {
         self.missing = length;
-        // One that is too large is refused by its length.
+        // A message that is too large is refused by its length.
         let counts = (MESSAGE_BYTES_SMALL + 1..=self.bytes_max).contains(&length);
         if counts { self.memory.grow_to(length) } else { Ok(()) }
     }
@@ -178,7 +179,7 @@ impl http_body::Body for Arriving {
     }
 }
 
-/// The answers of a call, which is open as long as they are.
+/// The responses of a call, which is open as long as they are.
 struct ResponseBody {
     body: Body,
     _call: Arc<OpenCall>,
@@ -224,7 +225,7 @@ mod tests {
         [prefix, vec![7; length]].concat()
     }
 
-    /// How much room is left beside `arriving`.
+    /// The room that is left beside `arriving`.
     fn room(quota: &Arc<Quota>) -> usize {
         let call = Arc::new(quota.open_call(false).expect("room"));
         let fits = |bytes: &usize| call.memory().grow_to(*bytes).is_ok();

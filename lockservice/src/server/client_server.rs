@@ -20,15 +20,15 @@ use super::{ServerSettings, ServiceHost, Slot, admin, allocator, health, locks};
 use crate::proto;
 use crate::proto::allocator_server::AllocatorServer;
 
-/// A gRPC server that listens to clients. `Allocator` answers at once, for the leader may be asked
-/// before this node's own service can start; the rest answers `Unavailable` until the service
-/// [stands](Self::host). Dropping it closes every connection.
+/// A gRPC server that listens to clients. `Allocator` serves at once, for calls to the leader may
+/// come before this node's own service can start. The rest fails with `Unavailable` until the
+/// service [stands](Self::host). Dropping it closes every connection.
 #[derive(Debug)]
 pub struct Server {
     slot: Slot,
     settings: ServerSettings,
     health: HealthReporter,
-    /// The tasks that keep the health as the service is, and as the role is.
+    /// The tasks that keep the health in step with the service and with the role.
     locks_health: JoinSet<()>,
     allocator_health: JoinSet<()>,
     serving: Serving,
@@ -67,7 +67,7 @@ impl Server {
         let broken =
             |e| Error::new(ErrorKind::Internal, "the API's descriptors are broken").with_source(e);
         let reflection = reflection_builder().build_v1().map_err(broken)?;
-        // For clients made before there was `v1`, as most are.
+        // Most clients are older than `v1`.
         let reflection_alpha = reflection_builder().build_v1alpha().map_err(broken)?;
         let bounded = BoundedCalls::within(settings.message_bytes_max);
         let router = transport()
@@ -82,8 +82,8 @@ impl Server {
         Ok(Self { slot, settings, health, locks_health, allocator_health, serving })
     }
 
-    /// The node's service stands: from now on its locks are served. Only the first one counts; it
-    /// replaces itself (see [`ServiceHost`]).
+    /// Adds the node's service: from now on its locks are served. Only the first call counts; the
+    /// service replaces itself (see [`ServiceHost`]).
     ///
     /// # Cancel safety
     /// Once polled the service counts.
@@ -95,18 +95,18 @@ impl Server {
     }
 
     /// From now on the health of `Allocator` follows `roles`: it serves while the node leads, or
-    /// knows who does. Without this it serves as long as the server listens.
+    /// knows the leader. Without this call it serves as long as the server listens.
     pub fn follow(&mut self, roles: watch::Receiver<Role>) {
         self.allocator_health.spawn(health::follow_roles(self.health.clone(), roles));
     }
 
-    /// Serves until `stop` resolves, then stops the service in order: tells the sessions, ends
+    /// Serves until `stop` resolves, then stops the service in order: notifies the sessions, ends
     /// every wait, waits up to the grace for the sessions to close, and resigns the lease if all
-    /// did. The connections stay, and the allocator answers.
+    /// did. The connections stay, and the allocator still serves.
     ///
     /// # Errors
-    /// `Unavailable` if the listener breaks: nothing was waited for, and the node is to be started
-    /// again. Else those of [`ServiceHost::stop`](crate::ServiceHost::stop).
+    /// `Unavailable` if the listener breaks: nothing was waited for, and the caller starts the node
+    /// again. Also those of [`ServiceHost::stop`](crate::ServiceHost::stop).
     ///
     /// # Cancel safety
     /// Dropped before `stop` has resolved, it changes nothing. Dropped later, it leaves the service
@@ -116,7 +116,7 @@ impl Server {
             () = stop => None,
             why = self.serving.broken() => Some(why),
         };
-        // The incarnation is not replaced any more.
+        // From here on the incarnation is not replaced.
         self.locks_health.shutdown().await;
         health::set_locks(&self.health, false).await;
         let grace = if broken.is_some() { 0 } else { self.settings.grace_ms };
@@ -137,7 +137,7 @@ impl Server {
     }
 }
 
-/// Describes what is served to clients, and nothing else.
+/// Describes the API for clients, and nothing else.
 fn reflection_builder() -> tonic_reflection::server::Builder<'static> {
     use proto::{admin_server, allocator_server, locks_server};
     tonic_reflection::server::Builder::configure()

@@ -19,10 +19,10 @@ use crate::convert;
 use crate::proto::{self, client_op::Op, server_op::Response as Wire};
 use crate::server::{ServerSettings, ServiceHost};
 
-/// Most responses in one frame, so that no frame grows past what a client accepts.
+/// The largest number of responses in one frame, so that a client accepts every frame.
 const OPS_PER_FRAME_MAX: usize = 1024;
 
-/// Frames that take no more memory are not counted: a stream has one at a time.
+/// The largest frame that is not counted: a stream has one at a time.
 const FRAME_BYTES_SMALL: usize = 64 << 10;
 
 pub(crate) type Frames = mpsc::Sender<Result<proto::ServerFrame, Status>>;
@@ -38,7 +38,8 @@ pub(crate) async fn run(
         Ok(Ok(Some(frame))) => frame,
         Ok(Ok(None)) => return,
         Ok(Err(status)) => {
-            // Too large, or too much: the client is told which. One that has gone reads nothing.
+            // The frame is too large, or there is too much: the status says which. A client that
+            // has gone reads nothing.
             let _ = out.send(Err(status)).await;
             return;
         }
@@ -88,7 +89,7 @@ pub(crate) async fn run(
     stream.serve(inbound).await;
 }
 
-/// Opens or resumes the session that a hello asks for.
+/// Opens or resumes the session that a hello requests.
 pub(crate) fn open(
     host: &ServiceHost,
     settings: &ServerSettings,
@@ -128,7 +129,7 @@ struct Stream {
     under_way: FuturesUnordered<BoxFuture<'static, (u64, Result<OpResponse>)>>,
     ready: Vec<proto::ServerOp>,
     out: Frames,
-    /// The client said goodbye, or does not read.
+    /// True once the client said goodbye, or does not read.
     over: bool,
 }
 
@@ -143,7 +144,7 @@ impl Stream {
             stream::unfold(session.waits(), async |mut waits| Some((waits.next().await, waits)));
         let mut notices = std::pin::pin!(notices);
         loop {
-            // Everything that is ready by now rides in the next frame.
+            // All responses that are ready now go into the next frame.
             while self.ready.len() < OPS_PER_FRAME_MAX
                 && let Some(Some((id, outcome))) = self.under_way.next().now_or_never()
             {
@@ -194,10 +195,10 @@ impl Stream {
     }
 
     async fn take_in(&mut self, ops: Vec<proto::ClientOp>) {
-        // Any frame shows that the client lives. An error here is that of its operations, too.
+        // Any frame shows that the client lives. An error here is the error of its operations too.
         let _ = self.session.renew();
         let session = self.session.clone();
-        // The operations stay here while their client does not read its responses.
+        // The operations stay here while the client does not read its responses.
         let bytes = bytes_of(&ops);
         let held = (bytes > FRAME_BYTES_SMALL).then(|| session.hold_frame(bytes)).transpose();
         let no_room = held.as_ref().err();
@@ -243,7 +244,7 @@ impl Stream {
     async fn goodbye(&mut self, id: u64) -> bool {
         self.session.close().await;
         self.over = true;
-        // The operations under way are over with the session, and their callers learn that.
+        // The operations in flight end with the session, and their callers get the error.
         while let Some((id, outcome)) = self.under_way.next().await {
             if self.ready.len() >= OPS_PER_FRAME_MAX && !self.flush().await {
                 return false;
@@ -261,11 +262,11 @@ impl Stream {
         {
             let error = Error::new(
                 ErrorKind::ResourceExhausted,
-                "too many operations are under way in this session: wait for answers",
+                "too many operations are under way in this session: wait for responses",
             )
             .with("limit", self.settings.ops_under_way_max);
-            // The place in the transaction's order is taken all the same, so that what follows is
-            // not held up.
+            // The place in the transaction's order is taken all the same, so that later operations
+            // can go on.
             drop(self.session.submit(txn, Operation::Refuse(error.clone())));
             self.ready.push(failed(id, &error));
             return;
@@ -281,7 +282,7 @@ impl Stream {
         self.ready.push(response(0, Wire::Notice(proto::Notice { notice: Some(notice) })));
     }
 
-    /// Sends what is ready. False if the client has gone, or does not read.
+    /// Sends the responses that are ready. False if the client has gone, or does not read.
     async fn flush(&mut self) -> bool {
         if self.ready.is_empty() {
             return true;
@@ -291,7 +292,7 @@ impl Stream {
             Ok(()) => true,
             Err(_) => {
                 tracing::info!(
-                    "a session stream is cut: its client has gone, or does not read its answers"
+                    "a session stream is cut: its client has gone, or does not read its responses"
                 );
                 false
             }

@@ -1,8 +1,8 @@
-//! The deadlines of calls, as their clients tell them (`grpc-timeout`).
+//! The deadlines of calls, as their clients send them (`grpc-timeout`).
 //!
-//! The transport ends a call at its deadline, too, but as `CANCELLED`: then it depends on who looks
-//! at the clock first whether the client is told that time was up or that another cancelled its
-//! call. [`Deadline`] is always first.
+//! The transport ends a call at its deadline too, but as `CANCELLED`. Then the first to read the
+//! clock would decide whether the client sees a timeout or a cancelled call. [`Deadline`] is always
+//! first.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -17,7 +17,7 @@ use tonic::server::NamedService;
 
 use crate::convert::to_status;
 
-/// How much earlier than asked a call ends: a tenth of its time, at most this.
+/// A call ends earlier than requested by a tenth of its time, at most by this.
 const AHEAD_MAX: Duration = Duration::from_millis(20);
 
 /// A service whose calls end at their deadlines, with `DEADLINE_EXCEEDED`. Ending one drops it, as
@@ -62,8 +62,8 @@ where
     }
 }
 
-/// A `grpc-timeout`: up to eight digits and a unit. `None` for anything else, which is then the
-/// transport's to judge.
+/// A `grpc-timeout`: up to eight digits and a unit. `None` for anything else, which the transport
+/// then judges.
 fn parse(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
@@ -87,7 +87,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers never.
+    /// A service that never responds.
     #[derive(Clone)]
     struct Never;
 

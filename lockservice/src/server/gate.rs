@@ -1,4 +1,4 @@
-//! [`Gate`]: whose calls are let in, and whose answers they get (T3).
+//! [`Gate`]: the check of callers, and the mark of this node's cluster in responses (T3).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,10 +12,10 @@ use tonic::{Request, Response, Status};
 use crate::convert::to_status;
 use crate::peers::{CLUSTER, cluster_from_metadata, cluster_to_metadata};
 
-/// How many refused calls share one line in the log.
+/// The number of refused calls that share one line in the log.
 const REFUSED_PER_LINE: u64 = 1_000;
 
-/// Lets calls in, and turns what becomes of them into responses.
+/// Admits calls, and turns their results into responses.
 #[derive(Clone, Debug)]
 pub(crate) struct Gate(Option<Arc<Members>>);
 
@@ -23,23 +23,23 @@ pub(crate) struct Gate(Option<Arc<Members>>);
 #[derive(Debug)]
 struct Members {
     cluster: watch::Receiver<Option<Cluster>>,
-    /// Only counted: `Relaxed`, without a partner.
+    /// `Relaxed`, without a partner: it only counts.
     refused: AtomicU64,
 }
 
 impl Gate {
-    /// For every caller.
+    /// A gate that admits every caller.
     pub(crate) fn open() -> Self {
         Self(None)
     }
 
-    /// For nodes of `cluster`, the one that this node belongs to. All others are refused, and every
-    /// response names the cluster.
+    /// A gate for nodes of `cluster`, to which this node belongs. All other callers are refused,
+    /// and every response names the cluster.
     pub(crate) fn members_of(cluster: watch::Receiver<Option<Cluster>>) -> Self {
         Self(Some(Arc::new(Members { cluster, refused: AtomicU64::new(0) })))
     }
 
-    /// Makes a call, if the caller is let in.
+    /// Makes a call, if the caller is admitted.
     pub(crate) async fn pass<Q, A, F>(
         &self,
         request: Request<Q>,

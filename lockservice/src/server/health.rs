@@ -1,9 +1,9 @@
-//! Health, as it is: what a probe is told follows the state of the node.
+//! Health: the status that a probe gets follows the state of the node.
 //!
 //! | service | serves |
 //! |---|---|
 //! | `lockservice.v1.Locks`, the empty name | while the incarnation has its lease, and is not stopped |
-//! | `lockservice.v1.Allocator` | while the node leads and may answer, or knows who leads |
+//! | `lockservice.v1.Allocator` | while the node leads and may serve, or knows the leader |
 
 use std::time::Duration;
 
@@ -19,17 +19,17 @@ use super::locks::LocksApi;
 use crate::proto::allocator_server::AllocatorServer;
 use crate::proto::locks_server::LocksServer;
 
-/// How often it is looked whether a leader may still answer: its leadership runs out without a word
-/// if its store is away (L1).
+/// The interval of the check whether a leader may still serve: its leadership runs out without an
+/// event if its store is away (L1).
 const CHECK_PAUSE: Duration = Duration::from_millis(100);
 
-/// Says whether locks are granted.
+/// Sets whether locks are granted.
 pub(super) async fn set_locks(health: &HealthReporter, serves: bool) {
     set(health, LocksServer::<LocksApi>::NAME, serves).await;
     set(health, "", serves).await;
 }
 
-/// Says whether the leader can be asked.
+/// Sets whether the leader can be reached.
 pub(super) async fn set_allocator(health: &HealthReporter, serves: bool) {
     set(health, AllocatorServer::<AllocatorApi>::NAME, serves).await;
 }
@@ -39,8 +39,8 @@ async fn set(health: &HealthReporter, name: &str, serves: bool) {
     health.set_service_status(name, status).await;
 }
 
-/// Says whether locks are granted, as incarnations lose their leases and are replaced. For as long
-/// as the host lives.
+/// Follows the incarnations, which lose their leases and are replaced, and sets whether locks are
+/// granted. Ends with the host.
 pub(super) async fn follow_host(health: HealthReporter, host: ServiceHost) {
     let mut incarnations = host.incarnations();
     loop {
@@ -56,7 +56,7 @@ pub(super) async fn follow_host(health: HealthReporter, host: ServiceHost) {
     }
 }
 
-/// Says whether the leader can be asked, as roles change.
+/// Follows the roles, and sets whether the leader can be reached.
 pub(super) async fn follow_roles(health: HealthReporter, mut roles: watch::Receiver<Role>) {
     loop {
         let role = roles.borrow_and_update().clone();

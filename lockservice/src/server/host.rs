@@ -1,4 +1,4 @@
-//! Keeps a node serving over the end of an incarnation.
+//! A node that continues to serve over the end of an incarnation.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +9,11 @@ use lockservice_core::{Error, ErrorKind, Result, ServiceId, SessionId};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// First and longest pause between two tries to start.
+/// The first and the longest pause between two tries to start.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// How often a lease that another process has under the node's name is waited out: it may be that
-/// of this node's last process, and a new leader counts it from its start (B4). A process that
-/// still has it then is alive.
+/// The number of times that a start waits out a lease of another process under the node's name. It
+/// may be the lease of this node's last process, and a new leader counts it from its own start
+/// (B4). A process that still has it then is alive.
 const NAME_WAITS_MAX: usize = 2;
 
 /// A node: the incarnation that serves now, and the one that follows when its lease was lost (B1),
@@ -26,7 +26,7 @@ struct Host {
     current: watch::Sender<LockService>,
     allocator: Arc<dyn LockTableAllocator>,
     successor: JoinHandle<()>,
-    /// Why there will be no further incarnation, once that is so.
+    /// The reason why there will be no further incarnation, once that is so.
     ended: watch::Sender<Option<Error>>,
 }
 
@@ -49,7 +49,7 @@ impl ServiceHost {
         Ok(Self::keep(parts, first))
     }
 
-    /// Keeps the node serving that began with `first`, which was started from `parts`.
+    /// Keeps a node serving. `first`, its first incarnation, was started from `parts`.
     pub(crate) fn keep(parts: ServiceParts, first: LockService) -> Self {
         let allocator = Arc::clone(&parts.allocator);
         let host = Arc::new_cyclic(|host: &std::sync::Weak<Host>| {
@@ -95,7 +95,7 @@ impl ServiceHost {
     }
 
     /// Resolves when the node will never serve again, with the reason: its lease was lost, and
-    /// another process has its name now (B1). Stop it then.
+    /// another process has its name now (B1). The caller then stops it.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -140,8 +140,8 @@ impl ServiceHost {
     }
 }
 
-/// Starts the incarnation after `last`, however long that takes: the allocator may refuse it until
-/// the store can be written. Fails if there can be none.
+/// Starts the incarnation after `last`, without a time limit: the allocator may refuse it until the
+/// store can be written. Fails if there can be none.
 async fn next(parts: &ServiceParts, last: &LockService) -> Result<LockService> {
     let parts = ServiceParts { replaces: Some((last.id(), last.nonce())), ..parts.clone() };
     let passes =
@@ -153,8 +153,8 @@ async fn next(parts: &ServiceParts, last: &LockService) -> Result<LockService> {
     start_patiently(&parts, passes, say).await
 }
 
-/// True for an error that time may cure, by itself: no leader is known, or the store
-/// does not answer.
+/// True for an error that time may cure, by itself: no leader is known, or the store does not
+/// respond.
 #[cfg(any(feature = "cli", test))]
 pub(crate) fn may_pass(error: &Error) -> bool {
     matches!(
@@ -168,9 +168,9 @@ pub(crate) fn may_pass(error: &Error) -> bool {
     )
 }
 
-/// Starts a service, again and again for as long as it fails with an error that `passes`, each of
-/// which it `say`s first. A name that is in use is waited for as long as the lease of a process
-/// that ended without a word can last.
+/// Starts a service. Tries again while it fails with an error that `passes`, and reports each such
+/// error with `say`. Waits for a name in use as long as the lease of a process that was killed can
+/// last.
 pub(crate) async fn start_patiently(
     parts: &ServiceParts,
     passes: impl Fn(&Error) -> bool,
@@ -196,7 +196,7 @@ pub(crate) async fn start_patiently(
             }
         };
         say(&error);
-        // The timer only wakes: whether the name is free is decided by the allocator's clock.
+        // The timer only wakes: the allocator's clock decides whether the name is free.
         tokio::time::sleep(time).await;
     }
 }
@@ -226,7 +226,7 @@ mod tests {
         let allocator = ElectedAllocator::start(store, clock, settings, name.clone(), "n:1", none)
             .expect("valid settings");
         let parts = ServiceParts::new(allocator, Arc::new(SystemClock), name);
-        // Dropped without a word, it renews no more.
+        // A dropped service renews no more.
         drop(LockService::start(parts.clone()).await.expect("a free name"));
         let said = std::cell::Cell::new(0);
         let say = |e: &Error| {

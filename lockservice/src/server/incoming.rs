@@ -1,4 +1,4 @@
-//! Connections as they come in: not too many, and none that never says anything.
+//! Incoming connections: their number is bounded, and silent ones are closed.
 
 use std::io;
 use std::pin::Pin;
@@ -16,14 +16,14 @@ use tonic::transport::server::Connected;
 use crate::server::ServerSettings;
 use crate::server::caller::{Caller, Callers, Counted};
 
-/// Bytes with which every HTTP/2 connection begins. Once they are there, keep-alive watches the
-/// peer.
+/// The number of bytes with which every HTTP/2 connection begins. Once they have arrived,
+/// keep-alive watches the peer.
 const PREFACE_BYTES: usize = 24;
 
-/// Pause after the machine had no room for a connection.
+/// The pause after the machine had no room for a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How many refused connections share one line in the log.
+/// The number of refused connections that share one line in the log.
 const REFUSED_PER_LINE: u64 = 1_000;
 
 /// The connections of `listener`, at most `connections_max` at a time: more are closed at once, so
@@ -42,8 +42,8 @@ pub(super) fn incoming(
                 Ok(accepted) => accepted,
                 Err(error) if is_of_the_connection(&error) => continue,
                 Err(error) => {
-                    // Out of file descriptors, mostly: a waiting client is served when some
-                    // connection has ended.
+                    // The process has mostly run out of file descriptors: a waiting client is
+                    // served when some connection has ended.
                     tracing::warn!(
                         ?error,
                         "cannot accept a connection now: raise the limit on \
@@ -67,7 +67,7 @@ pub(super) fn incoming(
                 refused += 1;
                 continue;
             };
-            // Best effort: without it answers are only slower.
+            // An error is ignored: responses are only slower without this.
             let _ = stream.set_nodelay(true);
             let silent = Some(Silent {
                 until: Box::pin(tokio::time::sleep(silence)),
@@ -79,7 +79,7 @@ pub(super) fn incoming(
     })
 }
 
-/// True for what befell one connection before it was accepted.
+/// True for an error of one connection before it was accepted.
 fn is_of_the_connection(error: &io::Error) -> bool {
     use io::ErrorKind as Io;
     matches!(
@@ -92,7 +92,7 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: TcpStream,
-    /// Until the peer has said enough.
+    /// Set until the peer has sent the preface.
     silent: Option<Silent>,
     caller: Caller,
     _counted: (OwnedSemaphorePermit, Counted),

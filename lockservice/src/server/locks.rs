@@ -14,7 +14,8 @@ use crate::server::caller::Caller;
 use crate::server::operation;
 use crate::server::{ServerSettings, ServiceHost, Slot, connection};
 
-/// Frames that may wait to be read by a client. Each may be large, and there are many sessions.
+/// The number of frames that may wait to be read by a client. Each may be large, and there are many
+/// sessions.
 const FRAMES_WAITING_MAX: usize = 2;
 
 #[derive(Debug)]
@@ -36,7 +37,7 @@ impl LocksApi {
         let session = session.unwrap_or_default();
         let session =
             self.host()?.session(session.session, session.service).map_err(|e| status(&e))?;
-        // Any call shows that the client lives. An error is that of the call, too.
+        // Any call shows that the client lives. An error is the error of the call too.
         let _ = session.renew();
         Ok(session)
     }
@@ -119,13 +120,13 @@ impl proto::locks_server::Locks for LocksApi {
         let mut cancel = CancelOnDrop { session: &session, txn: txn.clone(), armed: true };
         let mut response = session.submit(txn, operation);
         cancel.txn.sequence = response.sequence().unwrap_or_default();
-        // An open call is a sign of life, also when the client says nothing else.
+        // An open call is a sign of life, even if the client sends nothing else.
         let response = loop {
             tokio::select! {
                 biased;
                 response = &mut response => break response,
                 () = tokio::time::sleep(session.ttl() / 3) => {
-                    // If it cannot be renewed it is over, and so is the call.
+                    // A session that cannot be renewed is over, and so is the call.
                     let _ = session.renew();
                 }
             }
@@ -133,7 +134,7 @@ impl proto::locks_server::Locks for LocksApi {
         cancel.armed = false;
         match response.map_err(|e| status(&e))? {
             OpResponse::Locked(granted) => Ok(Response::new(convert::granted_to_proto(&granted))),
-            _ => Err(Status::internal("a lock was answered with something else")),
+            _ => Err(Status::internal("a lock got another response")),
         }
     }
 
@@ -181,9 +182,7 @@ fn released(
 ) -> Result<Response<proto::Done>, Status> {
     match response.map_err(|e| status(&e))? {
         OpResponse::Done { released } => Ok(Response::new(convert::done_to_proto(released))),
-        OpResponse::Locked(_) => {
-            Err(Status::internal("a release was answered with something else"))
-        }
+        OpResponse::Locked(_) => Err(Status::internal("a release got another response")),
     }
 }
 

@@ -1,21 +1,21 @@
 //! The gRPC server: a node's service and allocator, for every language.
 //!
 //! A [`Server`] listens before the node's service stands; [`serve`] runs a node that stands until
-//! it is told to stop. The session stream is the first-class API (see the proto file); the unary
-//! calls work on a session too. Everything that a client can make large is bounded: connections,
+//! it is stopped. The session stream is the first-class API (see the proto file); the unary calls
+//! work on a session too. Everything that a client can make large is bounded: connections,
 //! messages, operations under way, lists, the frames that wait to be read.
 //!
 //! If several nodes share a store, each needs a [`PeerServer`] beside it, on a listener of its own.
 //! **A process that reaches that listener owns the cluster**: it can take over nodes and end
-//! leases. Clients need nothing of it, and nothing that a client is told lets it act as a node.
+//! leases. Clients do not need it, and nothing that a client receives lets it act as a node.
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
 //! | `client_server`, `peer_server`, `serving` | [`Server`], [`PeerServer`], and the listener under both |
-//! | `host`, `slot` | [`ServiceHost`]: a service that replaces itself; its place in a server |
+//! | `host`, `slot` | [`ServiceHost`]: a service that replaces itself; the slot of a service in a server |
 //! | `settings` | [`ServerSettings`] |
 //! | `incoming`, `caller`, `calls` | bounds: connections, quotas of callers, calls |
-//! | `gate`, `deadline` | callers of other clusters are refused; calls end in time |
+//! | `gate`, `deadline` | the check of callers; the deadlines of calls |
 //! | `locks`, `connection`, `operation` | the API `Locks`: unary calls, the session stream, its messages |
 //! | `allocator`, `peer`, `admin`, `health` | the other APIs |
 

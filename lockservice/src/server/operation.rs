@@ -6,7 +6,7 @@ use lockservice_core::{CommitTimestamp, Error, ErrorKind, Result, Sequence, TxnN
 use crate::convert;
 use crate::proto::{self, client_op::Op, server_op::Response as Wire};
 
-/// About how much memory the operations of a frame take, beside its message: they share its bytes,
+/// The estimated memory of the operations of a frame, beside its message: they share its bytes,
 /// which were charged when it arrived.
 pub(super) fn bytes_of(ops: &[proto::ClientOp]) -> usize {
     let of_items = |rows: &[prost::bytes::Bytes], ranges: &[proto::KeyRange]| {
@@ -21,7 +21,7 @@ pub(super) fn bytes_of(ops: &[proto::ClientOp]) -> usize {
     size_of_val(ops) + ops.iter().map(of_op).sum::<usize>()
 }
 
-/// The operation of a transaction that `op` asks for. A lock is refused with the error `no_room`,
+/// The operation of a transaction that `op` requests. A lock is refused with the error `no_room`,
 /// if there is one: its place in the order of the transaction is taken all the same.
 pub(super) fn operation(
     op: Op,
@@ -66,7 +66,8 @@ pub(super) fn lock_operation(
 ) -> Result<(TxnOp, Operation)> {
     let txn = txn_op(lock.txn.take())?;
     let spec = convert::lock_spec_from_proto(lock, items_max);
-    // A malformed request takes its place in the transaction's order too: the client numbered it.
+    // A malformed request takes its place in the transaction's order too, for the client numbered
+    // it.
     Ok((txn, spec.map_or_else(Operation::Refuse, Operation::Lock)))
 }
 

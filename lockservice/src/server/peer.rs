@@ -10,8 +10,8 @@ use super::gate::Gate;
 use crate::convert;
 use crate::proto;
 
-/// Answers the nodes of a cluster as the leader of its store, if the node leads; `allocator`
-/// decides that.
+/// Serves the nodes of a cluster as the leader of its store, if the node leads; `allocator` decides
+/// that.
 #[derive(Debug)]
 pub(crate) struct PeerApi {
     allocator: Arc<dyn LockTableAllocator>,

@@ -15,8 +15,8 @@ use super::{ServerSettings, allocator, peer};
 use crate::proto::allocator_server::AllocatorServer;
 use crate::proto::peer_server::PeerServer as PeerServiceServer;
 
-/// A gRPC server that listens to the other nodes of a cluster, on a listener of its own. See the
-/// [module](super) for who may reach it. Dropping it closes every connection.
+/// A gRPC server that listens to the other nodes of a cluster, on a listener of its own. The
+/// [module](super) says which processes may reach it. Dropping it closes every connection.
 #[derive(Debug)]
 pub struct PeerServer(Serving);
 
@@ -38,7 +38,7 @@ impl PeerServer {
         let gate = Gate::members_of(cluster);
         let peer = PeerServiceServer::new(peer::PeerApi::new(Arc::clone(&allocator), gate.clone()))
             .max_decoding_message_size(settings.message_bytes_max);
-        // Nodes ask on behalf of their clients, too.
+        // Nodes also call on behalf of their clients.
         let allocator = AllocatorServer::new(allocator::AllocatorApi::new(allocator, gate))
             .max_decoding_message_size(settings.message_bytes_max);
         let router = transport().add_service(Deadline(peer)).add_service(Deadline(allocator));

@@ -9,23 +9,24 @@ use tokio::task::JoinHandle;
 
 use super::{ServerSettings, incoming};
 
-/// Most streams of one connection at once: calls, and the streams of its sessions.
+/// The largest number of streams of one connection at once: calls, and the streams of its sessions.
 const STREAMS_MAX: u32 = 10_000;
 
-/// Bytes that a connection may have sent and that were not read: the least that HTTP/2 knows.
+/// The largest number of unread bytes of a connection: the least that HTTP/2 allows.
 const WINDOW_BYTES: u32 = 65_535;
 
-/// Most bytes of the metadata of one call, as HTTP/2 counts them.
+/// The largest size of the metadata of one call, in bytes as HTTP/2 counts them.
 const HEADER_BYTES_MAX: u32 = 8 << 10;
 
 /// The settings that every server has in common.
 pub(super) fn transport() -> tonic::transport::Server {
     tonic::transport::Server::builder()
-        // A peer that vanished without a word is noticed, and its stream ends; its session lives on
-        // until its TTL.
+        // Keep-alive notices a peer that vanished, and its stream ends. Its session lives on until
+        // its TTL.
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        // Beyond it a client waits without a word, so what bounds its sessions is their number.
+        // A client above it waits without an error, so the number of its sessions is what bounds
+        // them.
         .max_concurrent_streams(Some(STREAMS_MAX))
         // The bytes that a peer may send before they are read: nothing else bounds them.
         .initial_connection_window_size(WINDOW_BYTES)
@@ -80,7 +81,7 @@ impl Serving {
         // The task has ended if the listener broke.
         self.finish.take().map(|finish| finish.send(()));
         if !self.task.is_finished() {
-            // Dropping the server cuts those who do not go.
+            // Dropping the server cuts the connections that do not close.
             drop(tokio::time::timeout(Duration::from_secs(1), &mut self.task).await);
         }
     }

@@ -17,10 +17,10 @@ pub struct ServerSettings {
     pub items_per_request_max: usize,
     /// Most operations that may be under way in one session stream, waits included. Default 10,000.
     pub ops_under_way_max: usize,
-    /// How long a client that does not read its answers is waited for, in milliseconds, before its
-    /// stream is cut. Default 10,000.
+    /// The time that a client may take to read its responses, in milliseconds, before its stream is
+    /// cut. Default 10,000.
     pub write_ms_max: u64,
-    /// How long a new connection or stream may take to say something, in milliseconds, before it is
+    /// The time that a new connection or stream may be silent, in milliseconds, before it is
     /// closed. Default 10,000.
     pub hello_ms_max: u64,
     /// Most connections at once; more are closed as they come. Default 10,000.
@@ -35,8 +35,8 @@ pub struct ServerSettings {
     /// Most calls that one connection may have open, session streams included; as many again of
     /// those that release something. Default 5,000.
     pub calls_per_connection_max: usize,
-    /// Most memory that messages which arrive, queued operations and unacknowledged answers of one
-    /// connection may use, in bytes, as estimated. Default 64 MiB.
+    /// Most memory that messages which arrive, queued operations and unacknowledged responses of
+    /// one connection may use, in bytes, as estimated. Default 64 MiB.
     pub kept_bytes_per_connection_max: usize,
     /// Most sessions of one address. Default 5,000: one address cannot shut all others out.
     pub sessions_per_address_max: usize,
@@ -49,9 +49,9 @@ pub struct ServerSettings {
     /// Most lines in a list of locks, waits or binds. The last line says how many more there are.
     /// Default 100,000.
     pub list_lines_max: usize,
-    /// How long a stop waits for the sessions to close, in milliseconds. Default 6,000.
+    /// The time that a stop waits for the sessions to close, in milliseconds. Default 6,000.
     pub grace_ms: u64,
-    /// True if the bindings live in memory; clients are told so (B7).
+    /// True if the binds live in memory. The server reports it to clients (B7).
     #[serde(skip)]
     pub volatile: bool,
 }
@@ -102,7 +102,7 @@ impl ServerSettings {
             ("calls_per_address_max", self.calls_per_address_max, 1),
             ("kept_bytes_per_address_max", self.kept_bytes_per_address_max, 1 << 16),
             ("list_lines_max", self.list_lines_max, 1),
-            // A client needs some time to read, or to greet.
+            // A client needs some time to read, or to send its hello.
             ("write_ms_max", usize::try_from(self.write_ms_max).unwrap_or(usize::MAX), 1),
             ("hello_ms_max", usize::try_from(self.hello_ms_max).unwrap_or(usize::MAX), 1),
         ];

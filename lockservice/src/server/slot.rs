@@ -1,4 +1,4 @@
-//! [`Slot`]: where the service of a node will stand.
+//! [`Slot`]: the place of a node's service.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use lockservice_core::{Detail, Error, ErrorKind, Result};
 
 use super::ServiceHost;
 
-/// When one who meets a node that is starting is to ask again.
+/// The pause before a caller that met a starting node tries again.
 const STARTING_PAUSE: Duration = Duration::from_millis(100);
 
 /// The place of the node's service.
@@ -15,7 +15,7 @@ const STARTING_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Slot(Arc<OnceLock<ServiceHost>>);
 
 impl Slot {
-    /// False for a second one, which does not count.
+    /// False for a second service, which does not count.
     pub(super) fn fill(&self, host: ServiceHost) -> bool {
         self.0.set(host).is_ok()
     }
@@ -29,9 +29,9 @@ impl Slot {
         self.host().ok_or_else(|| {
             Error::new(
                 ErrorKind::Unavailable,
-                "the node is starting and has no lease yet: try again, or ask another node",
+                "the node is starting and has no lease yet: try again, or at another node",
             )
-            // So a client tells this from a server that cannot be reached.
+            // This lets a client distinguish it from a server that cannot be reached.
             .with_detail(Detail::RetryAfter(STARTING_PAUSE))
         })
     }

@@ -1,6 +1,6 @@
-//! Stores by URL: which backends this build has, and how one is opened.
+//! Stores by URL: the backends of this build, and the ways to open one.
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
 //! | `mod.rs` | [`open`], [`open_existing`], [`inspect`] |
 //! | `url.rs` | [`StoreUrl`]: a URL, parsed once |

@@ -1,4 +1,4 @@
-//! [`StoreUrl`]: which store a URL names, parsed once.
+//! [`StoreUrl`]: the store that a URL names, parsed once.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use super::RocksStore;
 use super::{open_file, open_pg, open_redis, open_rocks, schemes, wall_clock_s};
 
 /// The store that a URL names. Its scheme is known to some build of this crate, not necessarily to
-/// this one: [`open`](Self::open) tells.
+/// this one: [`open`](Self::open) fails then.
 ///
 /// `Debug` shows no password.
 #[derive(Clone, PartialEq, Eq)]
@@ -129,7 +129,7 @@ impl StoreUrl {
             Kind::Pg(url) => PgStore::inspect(url).await,
             #[cfg(feature = "redis")]
             Kind::Redis(url) => RedisStore::inspect(url).await,
-            // `open` says that this build lacks the others.
+            // `open` reports that this build lacks the others.
             #[allow(unreachable_patterns)]
             _ => {
                 let store = self.open().await?;
@@ -140,7 +140,7 @@ impl StoreUrl {
     }
 
     /// The format of a store that has to be migrated before it is read, or 0 if there is no store;
-    /// `None` if opening it tells, and does no harm. Changes nothing.
+    /// `None` if opening it reports that, and does no harm. Changes nothing.
     ///
     /// # Errors
     /// Those of [`open`](Self::open), and `StoreNewer` for the format of a later version.
@@ -206,7 +206,7 @@ impl fmt::Debug for StoreUrl {
     }
 }
 
-/// Anything but a certain no is left to the store's own `open`, which says what is wrong.
+/// Only a certain absence is decided here. The store's own `open` reports everything else.
 fn is_missing(path: &Path) -> bool {
     matches!(path.try_exists(), Ok(false))
 }

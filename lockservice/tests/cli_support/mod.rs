@@ -133,7 +133,7 @@ impl Running {
         Pid::from_raw(last.parse().expect("a number")).expect("not zero")
     }
 
-    /// Waits for the end; answers the status and all of stderr.
+    /// Waits for the end; returns the status and all of stderr.
     pub(crate) fn wait(mut self) -> (ExitStatus, String) {
         wait_for_end_of(self.pid());
         let status = self.child.wait().expect("a child");
@@ -250,14 +250,14 @@ impl Server {
         Running::start(&mut self.command(&args))
     }
 
-    /// A lock that is held until the wrapper is signalled: answers it and the command's process.
+    /// A lock that is held until the wrapper is signalled: returns it and the command's process.
     pub(crate) fn hold(&self, args: &[&str]) -> (Running, Pid) {
         let mut holder = self.lock(args, "echo $$; exec sleep 1000");
         let command = holder.process();
         (holder, command)
     }
 
-    /// Waits until this many calls wait, and answers them.
+    /// Waits until this many calls wait, and responds them.
     pub(crate) fn waits(&self, count: usize) -> Vec<Value> {
         let give_up = now() + DEADLINE;
         loop {

@@ -45,7 +45,7 @@ async fn an_address_that_is_frozen_or_not_ready_does_not_keep_a_client_from_the_
     // The kernel accepts, and no process responds: as with a process that is stopped.
     let frozen = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let frozen = (frozen.local_addr().expect("bound").to_string(), frozen);
-    // Bound and closed again: nobody listens there.
+    // Bound and closed again: no listener is there.
     let gone = std::net::TcpListener::bind("127.0.0.1:0")
         .expect("a port")
         .local_addr()
@@ -218,7 +218,7 @@ async fn a_dropped_call_is_cancelled_whether_it_waited_or_was_granted() {
     waits(&admin, 1).await;
     drop(waiting);
     waits(&admin, 0).await;
-    // Granted, but dropped before the answer is looked at.
+    // Granted, but dropped before the response is looked at.
     let mut unseen = Box::pin(txn.lock(spec("carol")));
     assert!(unseen.as_mut().now_or_never().is_none());
     locks(&admin, 3).await;

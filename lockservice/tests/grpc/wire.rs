@@ -56,7 +56,7 @@ impl Raw {
         self.next().await.into_iter().next().expect("a response").response
     }
 
-    /// The answers of the next frame that has any: notices, which nobody asked for, are passed
+    /// The responses of the next frame that has any: notices, which nobody asked for, are passed
     /// over.
     async fn next(&mut self) -> Vec<proto::ServerOp> {
         loop {
@@ -219,8 +219,8 @@ async fn a_client_that_never_reads_is_cut_off_and_blocks_no_other() {
         alive(&served).await;
     }
     alive(&served).await;
-    // Too late: the stream ends after the few answers that were on their way. One that was not cut
-    // would go on.
+    // Too late: the stream ends after the few responses that were on their way. One that was not
+    // cut would go on.
     let drained = async { while let Ok(Some(_)) = raw.responses.message().await {} };
     tokio::time::timeout(Duration::from_secs(10), drained).await.expect("the stream was cut");
 }

@@ -62,7 +62,7 @@ impl Process {
         }
     }
 
-    /// Kills the child with SIGKILL and answers the last thing it said.
+    /// Kills the child with SIGKILL and returns the last thing it said.
     pub(crate) fn kill(&mut self) -> String {
         self.child.kill().expect("still there");
         self.child.wait().expect("reaped");

@@ -215,7 +215,7 @@ pub(crate) fn candidate() -> Candidate {
     Candidate::new(NodeName::new("node-1").expect("a name"), "127.0.0.1:1")
 }
 
-/// Becomes the leader; answers the epoch, and whether the last leader resigned.
+/// Becomes the leader; returns the epoch, and whether the last leader resigned.
 pub(crate) async fn acquire(store: &dyn BindStore) -> (Epoch, bool) {
     match store
         .acquire_leadership(&candidate(), Duration::from_secs(5))

@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind};
 use crate::id::{Epoch, Nonce};
 use crate::store::{Candidate, Cluster, Leadership, NodeAddress, Seen};
 
-/// First pause after the store failed to answer; doubled up to [`PAUSE_MAX`].
+/// The first pause after the store failed to respond. It is doubled up to [`PAUSE_MAX`].
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -43,7 +43,7 @@ struct Campaign {
     watch: LeadershipWatch,
     namesake: Namesake,
     pause: Duration,
-    /// Why the last leadership of this node could not read the store.
+    /// The reason why the last leadership of this node could not read the store.
     unreadable: Option<Error>,
 }
 
@@ -105,14 +105,14 @@ impl Campaign {
         });
         let why = why.await;
         if exclusive {
-            // No other process can have it, so asking again would not help: the store failed, or
-            // another process took it over.
+            // No other process can have the leadership, so another try would not help: the store
+            // failed, or another process took it over.
             shared.role.send_replace(Role::Stopped(why));
             return ControlFlow::Break(());
         }
         tracing::warn!(error = ?why, "does not lead any more; asks for the leadership again");
         *shared.local.lock() = None;
-        // No node can lead a store that cannot be read: callers are told why, until a node leads.
+        // No node can lead a store that cannot be read: callers get the reason, until a node leads.
         let is_unreadable = matches!(
             why.kind(),
             ErrorKind::StoreCorrupt | ErrorKind::StoreNewer | ErrorKind::StoreUnusable
@@ -148,10 +148,10 @@ impl Campaign {
             shared.follow(address, self.unreadable.as_ref());
         }
         let left = self.watch.left(self.ttl, shared.env.now());
-        // An error only means that the store cannot tell; it is asked again.
+        // An error only means that the store does not know; the next round tries again.
         let poll = left.clamp(Duration::from_millis(1), self.ttl / 8);
         if let Err(e) = shared.store.wait_for_change(poll).await {
-            tracing::debug!(error = ?e, "cannot wait for a change of leadership; asks again soon");
+            tracing::debug!(error = ?e, "cannot wait for a change of leadership; tries again soon");
             shared.env.sleep(left.min(ASK_AGAIN)).await;
         }
         self.pause = PAUSE_FIRST;
@@ -159,7 +159,7 @@ impl Campaign {
 
     /// Publishes why the store does not say who leads, and pauses.
     async fn unanswered(&mut self, e: Error) {
-        tracing::warn!(error = ?e, "cannot ask the store who leads; trying again");
+        tracing::warn!(error = ?e, "cannot read the leadership from the store; trying again");
         self.shared.role.send_if_modified(|role| {
             let searching = matches!(role, Role::Searching(_));
             if searching {
@@ -175,7 +175,7 @@ impl Campaign {
 impl ElectedShared {
     /// Leads until that is over; returns why.
     async fn lead(&self, beginning: Beginning) -> Error {
-        // The leader that it followed does not lead any more, and it cannot answer yet.
+        // The leader that the node followed does not lead any more, and this node cannot serve yet.
         self.role.send_replace(Role::Searching(None));
         let known = beginning.observed.clone();
         let epoch = beginning
@@ -222,7 +222,7 @@ impl ElectedShared {
         }
     }
 
-    /// Publishes the leader at `address` as the one to ask, or that none is known.
+    /// Publishes the address of the leader, or that none is known.
     fn follow(&self, address: Option<NodeAddress>, unreadable: Option<&Error>) {
         // Its own address is that of the process that it replaces, or of its own last leadership.
         let address = address

@@ -3,11 +3,11 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `campaign` | who leads: the task that asks for the leadership, leads and follows |
+//! | `campaign` | the election: the task that asks for the leadership, leads and follows |
 //! | `watch` | what a candidate has watched of the leader's record; pure |
 //! | `route` | what a call does: the way to the leader, in six steps |
-//! | `view` | what other nodes and clients may ask of this one |
-//! | `observed` | what leaders told this node, for later leaders; pure |
+//! | `view` | the calls that other nodes and clients may make to this one |
+//! | `observed` | the high-water marks of earlier leaders, for later leaders; pure |
 //!
 //! ```text
 //!   this node's service ──▶ ElectedAllocator ──▶ Route ──▶ LocalAllocator of this node
@@ -20,9 +20,9 @@
 //! an earlier one is left in it. Calls are routed by the role that the campaign last published; the
 //! campaign holds nothing over an await that a call needs.
 //!
-//! Nodes report to later leaders what earlier ones told them (L4). A renewal reports for an
-//! incarnation that its leader knows. Everything else is proven with the key of the cluster, which
-//! the store tells with every response: see [`Cluster`].
+//! Nodes report their high-water marks of earlier leaders to later ones (L4). A renewal reports for
+//! an incarnation that its leader knows. Everything else is proven with the key of the cluster,
+//! which comes with every response of the store: see [`Cluster`].
 
 mod campaign;
 pub(in crate::allocator) mod observed;
@@ -50,13 +50,12 @@ use crate::id::NodeName;
 use crate::store::{BindStore, Cluster, ClusterId, NodeAddress};
 use crate::sync::Mutex;
 
-/// How long a call waits before it asks again who leads, where nothing tells it.
+/// The pause of a call before it looks for the leader again, where no event reports one.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
-/// How often a stop looks whether the campaign, which it has aborted, has ended: it does within
-/// moments.
+/// The interval at which a stop checks that the aborted campaign has ended, which takes moments.
 const CAMPAIGN_ENDS: Duration = Duration::from_millis(1);
 
-/// How a node reaches the allocators of others.
+/// The way of a node to the allocators of others.
 pub trait AllocatorPeers: fmt::Debug + Send + Sync + 'static {
     /// The allocator at `address`, which may not respond, or not lead. Connects when it is first
     /// called.
@@ -100,7 +99,7 @@ struct ElectedShared {
     /// The leadership that is being opened, or is open, until it is over. Locked to set or to take
     /// it.
     local: Mutex<Option<Arc<LocalAllocator>>>,
-    /// How the stop ended. Locked for as long as one is under way.
+    /// The result of the stop. Locked while a stop is in progress.
     stopped: tokio::sync::Mutex<Option<AllocatorStopped>>,
     /// The progress of each leadership (L3, L4). Locked for a comparison.
     observed: Mutex<Observed>,
@@ -229,7 +228,7 @@ impl ElectedAllocator {
     /// if it had. Once it has returned, it returns the same.
     ///
     /// # Errors
-    /// As [`LocalAllocator::shutdown`].
+    /// The same as [`LocalAllocator::shutdown`].
     ///
     /// # Cancel safety
     /// Dropped half way, it may be called again, and goes on.

@@ -44,8 +44,8 @@ impl Observed {
             None => self.0.insert(self.0.partition_point(|known| known.epoch <= at.epoch), at),
         }
         if self.0.len() > EPOCHS_MAX {
-            // As if the earlier of them had come as far as both: at worst a leader takes a write as
-            // lost that is not.
+            // The earlier of them gets the marks of both: at worst a leader considers a write lost
+            // that is not.
             let later = self.0.remove(1);
             self.0[0].write = self.0[0].write.max(later.write);
             self.0[0].high_water = self.0[0].high_water.max(later.high_water);

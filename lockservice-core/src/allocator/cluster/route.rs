@@ -2,15 +2,14 @@
 //! ways.
 //!
 //! # What a call does
-//! 1. [`Route::next`] chooses the allocator to ask:
+//! 1. [`Route::next`] chooses the allocator to call:
 //!    - a hint of the last refusal, if there is one (T5);
 //!    - else this node's own, if it leads, or that of the leader which it follows;
 //!    - else it waits until the campaign has found a leader.
 //! 2. The call is made there.
 //! 3. [`Route::checked`] compares the epoch of the response with the highest that this node has
-//!    observed (L3). A lower one makes a refusal of the response, whatever it says, and the leader
-//!    that gave it is sent a report of the higher one, so that it raises its epoch above it or ends
-//!    (L4).
+//!    observed (L3). A response with a lower one is refused, and its leader is sent a report of the
+//!    higher one, so that it raises its epoch above it or ends (L4).
 //! 4. [`Route::again`] decides if the call is made once more: only after `NotLeader`, and only
 //!    before the deadline of step 6. The address in the refusal becomes the next hint, at most
 //!    [`HOPS_MAX`] times.
@@ -97,7 +96,7 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// The allocator to ask next.
+    /// The allocator to call next.
     async fn next(&mut self) -> Result<Arc<dyn LockTableAllocator>> {
         self.own = None;
         if let Some(hint) = self.hint.take() {
@@ -164,7 +163,7 @@ impl<'a> Route<'a> {
         outcome
     }
 
-    /// True if the call should be made again, because the node that was asked does not lead.
+    /// True if the call should be made again, because the called node does not lead.
     fn again<T>(&mut self, outcome: &Result<T>) -> bool {
         let Err(e) = outcome else { return false };
         if e.kind() != ErrorKind::NotLeader
@@ -214,8 +213,8 @@ macro_rules! routed {
 }
 
 impl ElectedAllocator {
-    /// Reports to the leader what an earlier one told. A report that is not believed is kept, to be
-    /// made again.
+    /// Reports the high-water mark of an earlier leader to the leader. A report that is not
+    /// accepted is kept, to be made again.
     async fn tell(&self, observed: Progress) -> Result<()> {
         let Some(report) = self.shared.report(observed) else { return Ok(()) };
         match self.report(&report).await {
@@ -322,7 +321,7 @@ impl LockTableAllocator for ElectedAllocator {
         routed!(self, leader => leader.report_txns(service, nonce, range))
     }
 
-    /// Each leadership of this node, now and later, asks the origin itself.
+    /// Each leadership of this node, now and later, reads the origin itself.
     fn attach_origin(&self, service: ServiceId, origin: Arc<dyn OriginTxns>) {
         self.shared.origins.attach(service, origin);
     }

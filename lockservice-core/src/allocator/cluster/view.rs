@@ -1,6 +1,7 @@
-//! [`LeaderView`]: what others may ask of the allocator of this node.
+//! [`LeaderView`]: the calls that others may make to the allocator of this node.
 //!
-//! It never passes a call on: it answers as the leader, or refuses and says where the leader is.
+//! It never passes a call on: it serves as the leader, or refuses and names the address of the
+//! leader.
 
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ impl ElectedShared {
     /// The error that says who leads, to a node or to a client.
     fn not_leader(&self, nodes: bool) -> Error {
         let error =
-            Error::new(ErrorKind::NotLeader, "this node does not lead the store: ask the leader");
+            Error::new(ErrorKind::NotLeader, "this node does not lead the store: call the leader");
         let role = self.role.borrow();
         let address = match &*role {
             Role::Following { address, clients, .. } => {

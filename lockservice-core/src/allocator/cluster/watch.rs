@@ -34,7 +34,7 @@ impl LeadershipWatch {
         self.left(own, now).is_zero().then_some(seen)
     }
 
-    /// How long until [`complete`](Self::complete), if nothing changes.
+    /// The time until [`complete`](Self::complete), if nothing changes.
     pub(crate) fn left(&self, own: Duration, now: Time) -> Duration {
         let Some((seen, since)) = &self.since else { return hi(own) };
         let leaders =
@@ -46,7 +46,7 @@ impl LeadershipWatch {
 /// The watch of a leader that is reached at the candidate's own address.
 ///
 /// After a restart that is the node's last process, whose record stands still. A record that goes
-/// on changing is that of another process: the address does not tell the two apart.
+/// on changing belongs to another process: the address does not distinguish the two.
 #[derive(Debug, Default)]
 pub(in crate::allocator) struct Namesake {
     last: Option<LeaderSeen>,

@@ -173,7 +173,7 @@ impl LockTableAllocator for LocalAllocator {
             }
         }
         for (txn, landed) in writes {
-            // C4: the tombstone stays in memory whatever the outcome is.
+            // C4: the tombstone stays in memory after every outcome.
             match landed.await.unwrap_or_else(|_| Err(stopping())) {
                 Ok(()) => response.tombstoned.push(txn),
                 Err(e) if of_the_leadership(&e) => return Err(e),
@@ -248,8 +248,8 @@ fn known(state: &AllocatorState, service: ServiceId, nonce: Nonce) -> Result<Arc
     state.service(service).filter(|known| known.nonce == nonce).ok_or_else(|| lease_lost(service))
 }
 
-/// True for an error that says nothing of one transaction: the next leader must be asked about all
-/// of them.
+/// True for an error that does not concern one transaction: the caller must try all of them at the
+/// next leader.
 fn of_the_leadership(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::NotLeader | ErrorKind::ShuttingDown)
 }

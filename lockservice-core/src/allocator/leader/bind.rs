@@ -34,11 +34,12 @@ use crate::id::{BindVersion, ServiceId, TableId, TableRef};
 use crate::store::{Op, ServiceState};
 use crate::sync::atomic::Ordering;
 
-/// How long a bind waits for the resignation of the table's owner: longer than its write takes. One
-/// that has to wait for commits in flight may last; the caller is told so.
+/// The time for which a bind waits for the resignation of the table's owner: longer than its write
+/// takes. A resignation that has to wait for commits in flight may take longer. The caller then
+/// gets `Reassigning`.
 const RESIGNING_MAX: Duration = Duration::from_millis(250);
 
-/// Why a look at the table under its shard's lock has queued no write.
+/// The reason why a check of the table under its shard's lock has queued no write.
 pub(in crate::allocator) enum NotQueued {
     /// The table is bound.
     Bound(Box<BoundTable>),

@@ -29,7 +29,7 @@ use crate::id::{BindVersion, TableRef};
 use crate::store::{Op, ServiceState};
 use crate::sync::atomic::Ordering;
 
-/// When to ask again whether a commit in flight has ended: most last for milliseconds.
+/// The pause before another check for the end of a commit in flight: most last for milliseconds.
 const COMMIT_ENDS: Duration = Duration::from_millis(50);
 
 /// The decision of a check of the table under its shard's lock.
@@ -81,7 +81,8 @@ impl LocalShared {
                             );
                             Ok(None)
                         }
-                        // The next leader must be asked: this one does not know what landed.
+                        // The caller must try at the next leader: this one does not know whether
+                        // the write landed.
                         Err(e)
                             if matches!(
                                 e.kind(),
@@ -154,8 +155,8 @@ impl LocalShared {
         }
     }
 
-    /// As for a bind: a table that may be reassigned may be forgotten (B3). With `idle`, only if
-    /// the last renewal of its owner is that long ago.
+    /// The condition is that of a bind: a table that may be reassigned may be forgotten (B3). With
+    /// `idle`, only if the last renewal of its owner is that long ago.
     fn plan_forgetting(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,
@@ -191,8 +192,8 @@ impl LocalShared {
     }
 
     /// Queues the batch that forgets a table, whose binds are closed. Runs under the table's shard
-    /// lock. `now` is the reading on which the caller decided whether an owner lives: a later one
-    /// could tell otherwise, and a live owner must not be recorded as fenced.
+    /// lock. `now` is the reading on which the caller decided whether an owner lives. A later
+    /// reading could decide otherwise, and a live owner must not be recorded as fenced.
     fn queue_forgetting(
         self: &Arc<Self>,
         state: &Arc<AllocatorState>,

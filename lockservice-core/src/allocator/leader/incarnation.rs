@@ -25,9 +25,9 @@ use crate::sync::atomic::Ordering;
 /// Between two looks at pins: see [`LocalShared::resign_incarnation`].
 const PINS_POLL: Duration = Duration::from_millis(2);
 
-/// What [`LocalShared::start_incarnation`] returns.
+/// The result of [`LocalShared::start_incarnation`].
 pub(in crate::allocator) enum Started {
-    /// This very process has asked before: its incarnation.
+    /// The same process has registered before, as this incarnation.
     Before(ServiceId),
     /// The record is queued.
     Queued(oneshot::Receiver<Result<ServiceId>>),
@@ -59,8 +59,8 @@ impl LocalShared {
             Some(NameHolder::Starting(_)) => return Err(name_in_use(&request.node, None)),
             Some(NameHolder::Known(known)) => {
                 if let Some(known) = state.service(*known) {
-                    // A process that asks again counts its lease from this request (B2), so it must
-                    // be renewed as by any other.
+                    // A process that repeats its request counts its lease from the repetition (B2),
+                    // so the lease must be renewed.
                     if known.nonce == request.nonce && known.renew(|| self.env.now()) {
                         return Ok(Started::Before(known.id));
                     }
@@ -90,7 +90,7 @@ impl LocalShared {
         Ok(Started::Queued(landed))
     }
 
-    /// Fences `known`, whose name another incarnation asks for, if it may be replaced.
+    /// Fences `known`, whose name another incarnation requests, if it may be replaced.
     fn replace(&self, known: &Service, request: &Registration) -> Result<()> {
         let (now, lease) = (self.env.now(), known.lease.get());
         let replaces = request.replaces == Some((known.id, known.nonce));

@@ -1,4 +1,4 @@
-//! [`LeadershipCell`]: until when a leader may answer (L1). Pure.
+//! [`LeadershipCell`]: the time until which a leader may respond (L1). Pure.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ const EXCLUSIVE: u64 = u64::MAX;
 /// Over for good.
 const ENDED: u64 = u64::MAX - 1;
 
-/// How long a leader may still answer. Commits read it with one load and no lock.
+/// The time until which a leader may respond. Commits read it with one load and no lock.
 ///
 /// It counts from before the last successful renewal was *sent*. That it ran out does not end it:
 /// if a later renewal succeeds, no other leader was in between, and this one goes on with
@@ -46,7 +46,7 @@ impl LeadershipCell {
         });
     }
 
-    /// Ends it: nothing is answered any more.
+    /// Ends it: the leader responds to nothing any more.
     pub(crate) fn end(&self) {
         self.sent.store(ENDED, Ordering::Release);
     }
@@ -56,7 +56,7 @@ impl LeadershipCell {
         self.sent.load(Ordering::Acquire) == ENDED
     }
 
-    /// When the leadership ends, raw; the origin of time once the leader must not answer (L1). A
+    /// The raw end of the leadership; the origin of time once the leader must not respond (L1). A
     /// promise until then, whose receiver counts lo of it from before its request, ends before a
     /// candidate that has counted hi(TTL) can lead.
     pub(crate) fn ends(&self, now: Time) -> Time {
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(
             cell.remaining(at(10_000)),
             Duration::from_secs(4),
-            "a late answer to an earlier renewal"
+            "a late response to an earlier renewal"
         );
         cell.end();
         cell.renewed(at(11_000));

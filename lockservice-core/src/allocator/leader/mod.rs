@@ -13,8 +13,8 @@
 //! | `run` | a leadership from its start to its end |
 //! | `recover`, `records` | its start: what it loads, compares and writes first |
 //! | `sweep` | what it looks for by itself |
-//! | `stop` | its end, if it is asked to stop |
-//! | `leadership` | until when it may answer; pure |
+//! | `stop` | its end by a requested stop |
+//! | `leadership` | the time until which it may respond; pure |
 //! | `origins` | the origins of this process |
 //!
 //! ```text
@@ -102,11 +102,12 @@ use crate::allocator::{ElectedAllocator, LockTableAllocator};
 ///
 /// # States
 /// *opening* (the store is acquired and loaded; calls wait, and
-/// [`begin_commit_now`](Self::begin_commit_now) answers `Unavailable`) → *open* → *stopping*
-/// ([`shutdown`](Self::shutdown)) → *stopped*; or *opening* → *failed*, in which every call answers
-/// the failure; or *open* → *ended* ([`ended`](Self::ended)), in which every call answers
-/// `NotLeader`. While a shared store does not answer for longer than the leadership lasts, every
-/// call answers `Unavailable`; it goes on by itself if the store is back before another leads.
+/// [`begin_commit_now`](Self::begin_commit_now) fails with `Unavailable`) → *open* → *stopping*
+/// ([`shutdown`](Self::shutdown)) → *stopped*; or *opening* → *failed*, in which every call fails
+/// with that error; or *open* → *ended* ([`ended`](Self::ended)), in which every call fails with
+/// `NotLeader`. While a shared store does not respond for longer than the leadership lasts, every
+/// call fails with `Unavailable`; the allocator goes on by itself if the store is back before
+/// another leads.
 ///
 /// # What waits for what
 /// Commits wait for nothing. Binds, token blocks, starts and fences wait for the store; concurrent
@@ -125,14 +126,14 @@ pub struct LocalAllocator {
 #[derive(Clone, Debug)]
 pub(in crate::allocator) struct Elected {
     pub(in crate::allocator) acquired: Acquired,
-    /// Before it was asked for: it counts from here.
+    /// The time before the request, from which the leadership counts.
     pub(in crate::allocator) sent: Time,
 }
 
 /// The start of a leadership.
 pub(in crate::allocator) struct Beginning {
     pub(in crate::allocator) candidate: Candidate,
-    /// The leadership that the store gave; `None` to ask for it.
+    /// The leadership that the store gave; `None` to acquire it.
     pub(in crate::allocator) elected: Option<Elected>,
     /// The progress of earlier leaderships that this node observed (L4).
     pub(in crate::allocator) observed: Observed,
@@ -148,7 +149,7 @@ pub(in crate::allocator) struct LocalShared {
     pub(in crate::allocator) state: std::sync::OnceLock<Arc<AllocatorState>>,
     /// `None` while opening.
     pub(in crate::allocator) opened: watch::Sender<Option<Result<()>>>,
-    /// Why the leadership is over, once it is.
+    /// The reason why the leadership is over, once it is.
     pub(in crate::allocator) ended: watch::Sender<Option<Error>>,
     /// A place in the queue that is kept for [`Command::RaiseAbove`], until it is sent: it must not
     /// be lost because there is much to write.
@@ -156,8 +157,8 @@ pub(in crate::allocator) struct LocalShared {
     /// The progress of earlier leaderships that this node observed, or that was reported where it
     /// shows that the store went back (L4).
     pub(in crate::allocator) observed: Mutex<Observed>,
-    /// Which incarnation has each name. Locked for a few lookups, never over an await or another
-    /// lock but a service shard's.
+    /// The incarnation of each name. Locked for a few lookups, never over an await or another lock
+    /// but a service shard's.
     pub(in crate::allocator) names: Mutex<HashMap<NodeName, NameHolder>>,
     /// Entries of the map of tables, counted so that the limit holds without counting shards. Only
     /// a count: it carries no other memory, and needs no partner.
@@ -358,7 +359,7 @@ impl LocalShared {
         self.state.get().ok_or_else(stopping)
     }
 
-    /// The state, if the leader may answer now (L1). Every call of the allocator begins here.
+    /// The state, if the leader may respond now (L1). Every call of the allocator begins here.
     pub(in crate::allocator) async fn leading(&self) -> Result<&Arc<AllocatorState>> {
         let state = match self.state.get() {
             Some(state) => state,

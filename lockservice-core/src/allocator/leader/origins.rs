@@ -15,7 +15,7 @@ use crate::id::{ServiceId, TxnId};
 #[derive(Default)]
 pub(crate) struct Origins(ReadMostlyMap<ServiceId, Arc<Attached>>);
 
-/// One for all copies of the map, so that references of others can be told.
+/// One for all copies of the map, so that references of others can be recognised.
 struct Attached(Arc<dyn OriginTxns>);
 
 impl Origins {
@@ -25,7 +25,7 @@ impl Origins {
         self.0.insert(service, Arc::new(Attached(origin)));
     }
 
-    /// What its origin says of a validating transaction; `None` if the origin is of another
+    /// The life of a validating transaction by its origin; `None` if the origin is in another
     /// process.
     pub(crate) fn life(&self, txn: TxnId) -> Option<TxnLife> {
         self.0.read(&txn.origin, |origin| origin.map(|origin| origin.0.life(txn.number())))

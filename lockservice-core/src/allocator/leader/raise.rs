@@ -1,4 +1,4 @@
-//! How the writer raises the epoch: for new numbers, and after a data loss (F2, L4).
+//! The raise of the epoch by the writer: for new numbers, and after a data loss (F2, L4).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::id::Epoch;
 use crate::store::{Acquired, DataLoss, Leadership};
 use crate::sync::atomic::Ordering;
 
-/// Between two attempts to tell the store that it has lost writes.
+/// The pause between two attempts to record a data loss in the store.
 const RAISE_PAUSE: Duration = Duration::from_millis(50);
 
 impl Writer {
@@ -47,9 +47,9 @@ impl Writer {
         let response = loop {
             match self.store.acquire_leadership(&self.candidate, self.leadership_ttl).await {
                 Ok(response) => break response,
-                // The store may have raised it, and then a renewal that named the old one would be
-                // refused as another leader's: it is asked until it answers. (An exclusive store
-                // renews nothing, and who asked may ask again.)
+                // The store may have raised the epoch. Then it would refuse a renewal with the old
+                // one as another leader's. So the leader tries until the store responds. (An
+                // exclusive store renews nothing, and the caller may try again.)
                 Err(e)
                     if !self.state.exclusive
                         && matches!(
@@ -91,9 +91,9 @@ impl Writer {
         }
     }
 
-    /// The leadership has ended already; the store is told why, if it answers within the
-    /// leadership's time. Also while it is unknown whether the last write or raise is there: the
-    /// next leader must know, and nothing is changed if another leads already.
+    /// The leadership has ended already. The reason is recorded in the store, if it responds within
+    /// the leadership's time. Also while it is unknown whether the last write or raise is there:
+    /// the next leader must know, and nothing is changed if another leads already.
     pub(super) async fn raise_above(&mut self, why: Error, observed: Progress) {
         self.candidate.data_loss = DataLoss::Known { high_water: observed.high_water };
         self.candidate.floor = self.candidate.floor.max(observed.epoch);
@@ -105,7 +105,7 @@ impl Writer {
                     Err(e) => {
                         tracing::warn!(
                             error = ?e,
-                            "the store cannot be told yet that it has lost writes; trying again"
+                            "the data loss cannot be recorded in the store yet; trying again"
                         )
                     }
                 }

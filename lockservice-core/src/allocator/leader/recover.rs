@@ -1,12 +1,12 @@
-//! The start of a leadership: what a new leader loads, compares and writes before it answers (L1,
-//! L4, B4).
+//! The start of a leadership: the loads, comparisons and writes of a new leader before its first
+//! response (L1, L4, B4).
 //!
 //! # What an opening does
 //! 1. [`load`] reads every record.
 //! 2. [`Opening::check_same_copy`] makes sure that the records are of the copy of the store that
 //!    gave the leadership.
-//! 3. [`Opening::compare`] compares the store with what leaders told this node, and raises the
-//!    epoch if the store has lost something (L4).
+//! 3. [`Opening::compare`] compares the store with the high-water marks of this node, and raises
+//!    the epoch if the store has lost something (L4).
 //! 4. [`Opening::state`] decides from which numbers the leadership goes on, and how long it waits
 //!    for promises of earlier ones (L1, B4).
 //! 5. [`Records`] puts every record into memory, and collects what must change in the store.
@@ -37,7 +37,7 @@ use crate::store::{
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Between two attempts to read a store that does not answer.
+/// The pause between two attempts to read a store that does not respond.
 const LOAD_AGAIN: Duration = Duration::from_millis(50);
 
 /// The findings of an opening.
@@ -141,7 +141,7 @@ impl Opening<'_> {
             .highest_epoch()
             .max(self.observed.last().epoch)
             .max(Epoch::new(reported.saturating_sub(1) >> EPOCH_SHIFT));
-        // This node observed writes that are not there. Whatever they were, nothing in the store
+        // This node observed writes that are not there. They are unknown, so nothing in the store
         // can be relied on: every incarnation starts again.
         let Acquired { loss, history, .. } = &*acquired;
         let lost = |observed: &Progress| {
@@ -239,7 +239,7 @@ impl Opening<'_> {
             match self.store.write(acquired.epoch, next, &some.to_vec()).await {
                 Ok(ack) if ack.lineage == acquired.lineage => {}
                 Ok(_) => return Err(another_store()),
-                // L2: the number tells. It is a new leadership's write, so no other can have that
+                // L2: the number decides. It is a new leadership's write, so no other can have that
                 // number.
                 Err(e) if e.kind() == ErrorKind::UnknownOutcome => {
                     if self.store.applied().await? != applied(acquired, next) {
@@ -259,7 +259,7 @@ fn applied(acquired: &Acquired, number: WriteNumber) -> Applied {
     Applied { epoch: acquired.epoch, number, lineage: acquired.lineage.clone() }
 }
 
-/// How the constants of the cluster change (B4).
+/// The change of the cluster's constants (B4).
 struct NextConstants {
     /// To be stored now.
     now: Option<Op>,
@@ -284,8 +284,8 @@ impl NextConstants {
     }
 }
 
-/// Reads everything. A shared store that does not answer is asked again for `patience`, as long as
-/// the leadership lasts: to give that up would cost the cluster another TTL.
+/// Reads everything. A shared store that does not respond is tried again for `patience`, as long as
+/// the leadership lasts: giving it up would cost the cluster another TTL.
 async fn load(
     store: &dyn BindStore,
     env: &Env,
@@ -311,8 +311,8 @@ async fn load(
     }
 }
 
-/// Asks for the leadership. Returns what the store says, and when it was asked: a leadership counts
-/// from there (L1).
+/// Asks for the leadership. Returns the response of the store, and the time of the request, from
+/// which a leadership counts (L1).
 pub(in crate::allocator) async fn acquire(
     store: &dyn BindStore,
     env: &Env,

@@ -19,7 +19,7 @@ use crate::id::Epoch;
 use crate::store::{Acquired, BindStore, Leadership, Lineage};
 use crate::sync::atomic::Ordering;
 
-/// Opens the store, then writes to it until told to stop. A shared store's leadership is renewed
+/// Opens the store, then writes to it until it is stopped. A shared store's leadership is renewed
 /// beside that.
 pub(in crate::allocator) async fn lead(
     shared: Arc<LocalShared>,
@@ -62,7 +62,7 @@ impl Drop for EndsWithMe {
     }
 }
 
-/// The leadership of the store, asked for once if need be. Fails with `StoreInUse` if another
+/// The leadership of the store, requested once if need be. Fails with `StoreInUse` if another
 /// leads.
 async fn elected(
     shared: &LocalShared,
@@ -131,7 +131,7 @@ impl Led {
         self.write(beginning, acquired, commands).await;
     }
 
-    /// Opens the store, then writes to it until told to stop.
+    /// Opens the store, then writes to it until it is stopped.
     async fn write(
         self,
         beginning: Beginning,

@@ -12,13 +12,13 @@ use crate::clock::Time;
 use crate::error::Result;
 use crate::sync::atomic::Ordering;
 
-/// How long a stop waits for a write that is under way.
+/// The time for which a stop waits for a write in flight.
 const STORE_GRACE: Duration = Duration::from_secs(5);
 
 /// Between two looks at promises that a stop waits for.
 const PROMISES_POLL: Duration = Duration::from_millis(5);
 
-/// How [`LocalAllocator::shutdown`] ended.
+/// The result of [`LocalAllocator::shutdown`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AllocatorStopped {
     /// True if the leadership was given up durably: the next start waits for nothing.
@@ -35,7 +35,8 @@ impl LocalAllocator {
     /// so that only commits are waited for. Both tasks have ended when it returns.
     ///
     /// # Errors
-    /// As the store refuses the resignation: then the next start waits as after a crash.
+    /// The error of the store that refuses the resignation: then the next start waits as after a
+    /// crash.
     ///
     /// # Cancel safety
     /// Not cancel safe in this sense: dropped half way, the allocator may be left stopping; call it
@@ -83,7 +84,7 @@ impl LocalAllocator {
 
     /// Ends the writer and the sweep. A store that is away holds them up only for so long.
     async fn end_tasks(&self, writer: JoinHandle<()>, sweep: JoinHandle<()>) {
-        // What the sweep queued stays queued.
+        // The batches of the sweep stay queued.
         sweep.abort();
         if self.shared.state.get().is_none() {
             writer.abort();

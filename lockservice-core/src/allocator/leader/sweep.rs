@@ -17,11 +17,11 @@ use crate::id::TxnId;
 use crate::store::{Op, ServiceState};
 use crate::sync::atomic::Ordering;
 
-/// How often the sweep looks for lapsed incarnations, at most: it decides nothing by its timer, it
-/// only looks.
+/// The shortest interval at which the sweep looks for lapsed incarnations. Its timer decides
+/// nothing.
 const SWEEP_EVERY_MAX: Duration = Duration::from_millis(500);
 
-/// How often a leader looks for what no call tells it.
+/// The interval at which a leader looks for events that no call reports.
 pub(in crate::allocator) fn sweep_every(shared: &LocalShared) -> Duration {
     (shared.settings.constants.lease_ttl() / 8).min(SWEEP_EVERY_MAX)
 }

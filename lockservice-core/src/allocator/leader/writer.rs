@@ -50,8 +50,8 @@ pub(in crate::allocator) enum Command {
     Raise { wanted: Epoch, done: oneshot::Sender<Result<()>> },
     /// Record that no node can still rely on anything that the store lost (L4).
     Resolve,
-    /// Record that the store has lost what earlier leaderships told (L4), as it was reported, and
-    /// end the leadership because of it.
+    /// Record that the store has lost writes of earlier leaderships (L4), as reported, and end the
+    /// leadership because of it.
     RaiseAbove { why: Error, observed: Progress },
     /// Give the leadership up and stop.
     Resign { done: oneshot::Sender<Result<()>> },
@@ -85,7 +85,7 @@ pub(in crate::allocator) struct Writer {
 }
 
 impl Writer {
-    /// Runs until told to stop, or until no sender is left.
+    /// Runs until it is stopped, or until no sender is left.
     pub(in crate::allocator) async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
         while let Some(first) = queue.recv().await {
             // Let the tasks that are ready queue theirs too.
@@ -125,7 +125,7 @@ impl Writer {
                 None | Some(Command::Write { .. }) => {}
                 // The caller may be gone: the epoch is raised all the same.
                 Some(Command::Raise { wanted, done }) => drop(done.send(self.raise(wanted).await)),
-                // Failed, it is asked for again.
+                // A failed request is repeated by its caller.
                 Some(Command::Resolve) => drop(self.resolve().await),
                 Some(Command::RaiseAbove { why, observed }) => {
                     self.raise_above(why, observed).await
@@ -194,8 +194,8 @@ impl Writer {
             match outcome {
                 Ok(ack) => return self.landed(number, &ack.lineage),
                 Err(e) if e.kind() == ErrorKind::UnknownOutcome => unknown = true,
-                // After an unknown outcome this says that the first try landed late, or that
-                // another leads: the number and the epoch tell which.
+                // After an unknown outcome this means that the first try landed late, or that
+                // another leads. The number and the epoch decide which.
                 Err(e) if e.kind() == ErrorKind::Fenced && !unknown => return Err(self.lose(e)),
                 Err(e) if e.kind() == ErrorKind::Fenced => {
                     if let Err(fenced) = self.store.renew(self.epoch).await
@@ -251,7 +251,7 @@ impl Writer {
                     tracing::warn!(
                         store = %self.store.describe(),
                         error = ?e,
-                        "the outcome of a write is not known yet; asking the store again"
+                        "the outcome of a write is not known yet; reading the store again"
                     );
                     self.env.sleep(*pause).await;
                     *pause = longer(*pause);
@@ -274,13 +274,13 @@ impl Writer {
         if let Some(lost) = &self.lost {
             return Err(lost.clone());
         }
-        // L1: it has stopped answering before another can lead.
+        // L1: it has stopped responding before another can lead.
         self.state.leadership.end();
         self.store.resign(self.epoch).await
     }
 
-    /// The leadership was ended by another task, which tells why it is over, or asks this one to
-    /// (`RaiseAbove`): nothing more is written.
+    /// Another task ended the leadership. It records the reason, or has this task do so
+    /// (`RaiseAbove`). Nothing more is written.
     pub(super) fn give_up(&mut self) -> Error {
         let lost = not_leading(true);
         self.lost = Some(lost.clone());
@@ -310,7 +310,7 @@ pub(in crate::allocator) fn end(ended: &watch::Sender<Option<Error>>, why: &Erro
     }
 }
 
-/// Why a leader stops that finds another copy of its store (L4).
+/// The error of a leader that finds another copy of its store (L4), and stops.
 pub(in crate::allocator) fn another_store() -> Error {
     Error::new(
         ErrorKind::Fenced,

@@ -176,7 +176,7 @@ impl AllocatorState {
                 NotPinned::Closed => self.bind_changed(bind),
                 NotPinned::Full => too_many_pins(bind),
             })?;
-            // Whether its lease lasts was decided before, at the same reading of the clock.
+            // The lease was checked before, at the same reading of the clock.
             if !slot.is_of(bind) || owner.lease.get().state != LeaseState::Live {
                 return Err(self.bind_changed(bind));
             }
@@ -209,7 +209,7 @@ struct Found<'a> {
     ends: Time,
 }
 
-/// Fails unless the transaction has begun and has not ended, as far as its origin has told (C4).
+/// Fails unless the transaction has begun and has not ended, by the reports of its origin (C4).
 fn check_alive(origin: &Service, life: Option<TxnLife>, txn: TxnId) -> Result<()> {
     match life {
         Some(TxnLife::Alive) => Ok(()),
@@ -252,7 +252,7 @@ fn origin_fenced(txn: TxnId) -> Error {
 fn ending(txn: TxnId, left: Duration) -> Error {
     Error::new(
         ErrorKind::CannotCommit,
-        "the end of the transaction was asked for, and less time is left of its admission than it \
+        "the end of the transaction was requested, and less time is left of its admission than it \
             needs: start a new one",
     )
     .with("txn", txn)

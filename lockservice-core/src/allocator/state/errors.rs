@@ -6,8 +6,8 @@ use crate::allocator::state::commits::TxnLife;
 use crate::error::{Detail, Error, ErrorKind};
 use crate::id::{ServiceId, TableRef, TxnId};
 
-/// When to ask again about a transaction that its origin has not reported: it reports ahead, and at
-/// once when it falls behind.
+/// The pause before another try for a transaction that its origin has not reported: it reports
+/// ahead, and at once when it falls behind.
 const TELLS_AGAIN: Duration = Duration::from_millis(50);
 
 /// The error for a transaction that its origin says is not alive.
@@ -23,7 +23,7 @@ pub(crate) fn not_alive(txn: TxnId, life: TxnLife) -> Error {
 pub(crate) fn not_reported(txn: TxnId) -> Error {
     Error::new(
         ErrorKind::Unavailable,
-        "the transaction's origin has not told yet that it has begun: try again",
+        "the transaction's origin has not reported yet that it has begun: try again",
     )
     .with("txn", txn)
     .with_detail(Detail::RetryAfter(TELLS_AGAIN))
@@ -34,12 +34,12 @@ pub(crate) fn not_leading(ended: bool) -> Error {
     if ended {
         Error::new(
             ErrorKind::NotLeader,
-            "this node does not lead the store any more: ask the leader",
+            "this node does not lead the store any more: call the leader",
         )
     } else {
         Error::new(
             ErrorKind::Unavailable,
-            "the store does not answer, and the leadership has run out: try again; nothing is lost",
+            "the store does not respond, and the leadership has run out: try again; nothing is lost",
         )
     }
 }

@@ -28,7 +28,8 @@ pub(crate) enum LeaseState {
     Resigned,
 }
 
-/// How long a renewal of a lease holds, and hi of that: computed once, for commits need both.
+/// The time for which a renewal of a lease holds, and hi of that: computed once, for commits need
+/// both.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Ttl {
     raw: Duration,
@@ -74,7 +75,7 @@ impl Lease {
         self.state == LeaseState::Live && !self.lapsed(ttl, now)
     }
 
-    /// How long until binds of its owner can be reassigned (B3). Meaningful once it no longer
+    /// The time until the binds of its owner can be reassigned (B3). Meaningful once it no longer
     /// holds.
     pub(crate) fn reassigned_in(self, ttl: Ttl, now: Time) -> Duration {
         match self.state {

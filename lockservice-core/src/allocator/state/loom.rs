@@ -37,7 +37,7 @@ fn once_an_origin_is_fenced_none_of_its_commits_is_admitted() {
         let fencing = Arc::clone(&control);
         let fence = thread::spawn(move || {
             fencing.fence();
-            // What is in flight now is all there will ever be.
+            // The attempts in flight now are the last ones.
             fencing.in_flight_until(NOW)
         });
         let admitted = admit(&control, 1);
@@ -70,7 +70,7 @@ fn finishing_one_attempt_leaves_the_other_in_flight() {
         let control = control();
         let other = Arc::clone(&control);
         let first = thread::spawn(move || {
-            // Refused once a caller was told that the transaction is committing (C4).
+            // It is refused once a caller got the response *committing* (C4).
             admit(&other, 1);
             other.finish(txn(), attempt(1));
         });

@@ -32,7 +32,7 @@
 //!   ([`Pins::held`](pins::Pins::held)): every admission before that is counted, every later one
 //!   refused.
 //! - [`ids`](AllocatorState::ids) has a bind's slot before [`tables`](AllocatorState::tables) has
-//!   the bind: what a caller was told of is found.
+//!   the bind: each bind that a caller has got is found.
 //!
 //! # Locks, in the order of taking
 //! 1. one shard of `tables` or a copy of `services`;
@@ -83,7 +83,7 @@ pub(crate) struct AllocatorState {
     pub(crate) tables: GuardedMap<TableRef, TableEntry>,
     /// Every incarnation.
     pub(crate) services: ReadMostlyMap<ServiceId, Arc<Service>>,
-    /// What is kept of tables that were forgotten. Locked while what follows from it is queued.
+    /// The record of forgotten tables. Locked while a batch that depends on it is queued.
     pub(crate) forgotten: Mutex<Forgotten>,
     /// The name of each table and the slots of its binds, by its number.
     pub(crate) ids: GuardedMap<TableId, TableById>,
@@ -98,7 +98,7 @@ pub(crate) struct AllocatorState {
     pub(crate) tokens_end: AtomicU64,
     /// True if the store is open to this process alone (L1).
     pub(crate) exclusive: bool,
-    /// How long the leader may still answer (L1).
+    /// The time until which the leader may respond (L1).
     pub(crate) leadership: Arc<LeadershipCell>,
     /// The number of the last write that landed. Released by the writer and the opening, acquired
     /// by `progress`.
@@ -122,9 +122,9 @@ pub(crate) struct AllocatorState {
     pub(crate) observed_before: AtomicU64,
     /// The writes at which this leadership and those before it began (L4).
     pub(crate) history: LeadershipHistory,
-    /// Until then nothing is granted that was not bound before, and no commit is admitted: the
-    /// store may have lost writes, and every node that was told of them must have run out of lease,
-    /// or have said so, first (L4). Past if the store is known to be whole.
+    /// Until then only earlier binds are granted, and no commit is admitted: the store may have
+    /// lost writes. Every node that has observed such writes must first have run out of lease, or
+    /// have reported them (L4). The time is past if the store is known to be whole.
     pub(crate) held_until: Time,
     /// Until then every transaction of an earlier leadership counts as committing (L1). Past after
     /// a clean stop.
@@ -183,7 +183,7 @@ impl AllocatorState {
         WriteNumber::new(self.applied.load(Ordering::Acquire))
     }
 
-    /// How far this leadership has come.
+    /// The progress of this leadership.
     pub(crate) fn progress(&self) -> Progress {
         let write = self.applied();
         // Read last: the numbers of a response were taken before it.
@@ -196,8 +196,8 @@ impl AllocatorState {
     pub(crate) fn token_block(&self, reserved_to: u64) -> Result<NextBlock> {
         let block = self.tokens.block(reserved_to, self.sequence.epoch())?;
         if let NextBlock::Reserved(block) = &block {
-            // ORDERING: Release, the partner of the acquire in `progress`. Before it is durable: at
-            // worst more is told than was handed out.
+            // ORDERING: Release, the partner of the acquire in `progress`. It is published before
+            // it is durable: at worst the mark is higher than the numbers that were handed out.
             self.tokens_end.fetch_max(block.end.get(), Ordering::AcqRel);
         }
         Ok(block)
@@ -211,7 +211,7 @@ impl AllocatorState {
         }
         let mine = observed.leader == self.leader || observed.leader == Nonce::default();
         if observed.epoch >= self.first_epoch && mine {
-            // This leadership told it, and its store has lost it since.
+            // This leadership published it, and its store has lost it since.
             return observed.write > self.applied();
         }
         // ORDERING: Acquire, the partner of the writer's release when a data loss is resolved.

@@ -18,7 +18,7 @@ use crate::clock::Time;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 const COUNT_BITS: u32 = 22;
-/// Most pins of one bind at one time.
+/// The largest number of pins of one bind at one time.
 pub(crate) const PINS_MAX: u64 = (1 << COUNT_BITS) - 1;
 /// Ends of pins are rounded up to ticks of 2^20 ns, about a millisecond: 73 years fit the word.
 const TICK_BITS: u32 = 20;
@@ -32,7 +32,7 @@ const CLOSED: u64 = 1 << 63;
 #[derive(Debug)]
 pub(crate) struct Pins(AtomicU64);
 
-/// Why a bind was not pinned.
+/// The reason why a bind was not pinned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum NotPinned {
     /// The bind is closed.

@@ -22,10 +22,10 @@ pub(crate) struct Service {
     pub(crate) nonce: Nonce,
     /// The address at which clients reach it.
     pub(crate) address: String,
-    /// How long a renewal holds. For one of an earlier leadership the longer of the old and the new
-    /// constant (B4).
+    /// The time for which a renewal holds. For a renewal of an earlier leadership it is the longer
+    /// of the old and the new constant (B4).
     pub(crate) ttl: Ttl,
-    /// Whether it is alive.
+    /// The life of the incarnation.
     pub(crate) lease: LeaseCell,
     /// The commits of its transactions.
     pub(crate) commits: CommitControl,
@@ -70,14 +70,14 @@ impl Service {
         }
     }
 
-    /// True while its binds are valid. A caller that tells others of a false uses
+    /// True while its binds are valid. A caller that publishes a false uses
     /// [`check_holds`](Self::check_holds) instead.
     pub(crate) fn holds(&self, now: Time) -> bool {
         self.lease.get().holds(self.ttl, now)
     }
 
-    /// As [`holds`](Self::holds), and fences it if it has lapsed: an incarnation that was said to
-    /// be over is renewed by nothing, also not by a thread that has read the clock before.
+    /// Like [`holds`](Self::holds), but fences it if it has lapsed: an incarnation that was
+    /// reported as over is never renewed, even by a thread that has read the clock before.
     pub(crate) fn check_holds(&self, now: Time) -> bool {
         self.holds(now) || {
             self.fence_if_lapsed(now);

@@ -49,7 +49,7 @@ const FIRST: usize = 1 << 1;
 /// As many as the places that there are.
 const SEGMENTS: usize = 32 - FIRST.ilog2() as usize;
 
-/// How many free slots a claim looks at before it takes one that was never used.
+/// The number of free slots that a claim checks before it takes one that was never used.
 const LOOKS: usize = 4;
 
 /// The slots of all binds of an allocator.
@@ -58,7 +58,7 @@ pub(crate) struct BindSlots {
     free: Mutex<Free>,
 }
 
-/// Which slots are not in use.
+/// The slots that are not in use.
 struct Free {
     /// Were in use before. Pins that have run out may be left on some.
     used: VecDeque<BindSlot>,
@@ -121,7 +121,7 @@ impl BindSlots {
         self.segments.get(segment)?.get()?.get(within)
     }
 
-    /// A slot for a bind, closed. Where `bind` says its slot to be makes no difference.
+    /// A slot for a bind, closed. The slot in `bind` makes no difference.
     pub(crate) fn claim(self: &Arc<Self>, bind: &PresentedBind) -> ClaimedSlot {
         let mut free = self.free.lock();
         let at = self.used(&mut free).unwrap_or_else(|| self.unused(&mut free));
@@ -167,7 +167,7 @@ impl BindSlots {
     }
 }
 
-/// Which segment has a place, and where within it.
+/// The segment of a place, and its index in the segment.
 fn split(at: BindSlot) -> Option<(usize, usize)> {
     // Place 1 is the first of all.
     let place = (at.get() as usize).checked_sub(1)? + FIRST;

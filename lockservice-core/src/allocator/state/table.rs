@@ -36,8 +36,8 @@ pub(crate) struct BindEntry {
     pub(crate) owner: Arc<Service>,
     /// The bind's version.
     pub(crate) version: BindVersion,
-    /// Where commits find it, with the pins of those in flight. Open while commits may be admitted
-    /// as far as the table has a say; the owner's lease has one, too.
+    /// The slot where commits find it, with the pins of those in flight. It is open while the table
+    /// allows commits; the owner's lease must allow them too.
     pub(crate) slot: ClaimedSlot,
 }
 
@@ -56,7 +56,7 @@ impl BindEntry {
     }
 }
 
-/// What the number of a table leads to.
+/// The binds that belong to the number of a table.
 #[derive(Debug)]
 pub(crate) struct TableById {
     /// Its group and name.
@@ -67,7 +67,7 @@ pub(crate) struct TableById {
 }
 
 impl TableById {
-    /// What the number of `name` leads to once `binds` are its binds.
+    /// The entry for the number of `name` once `binds` are its binds.
     pub(crate) fn new(name: TableRef, binds: &[BindEntry]) -> Self {
         Self { name, slots: binds.iter().map(|bind| bind.slot.at()).collect() }
     }
@@ -79,8 +79,8 @@ impl TableEntry {
         self.binds.iter().for_each(|bind| bind.slot.pins().close());
     }
 
-    /// As [`close`](Self::close), unless a commit is in flight on one of the binds: then all are as
-    /// before, and it returns false.
+    /// Like [`close`](Self::close), unless a commit is in flight on one of the binds. Then all are
+    /// as before, and it returns false.
     pub(crate) fn close_unless_held(&self, now: Time) -> bool {
         let held = self.binds.iter().position(|bind| !bind.slot.pins().close_unless_held(now));
         let Some(held) = held else { return true };

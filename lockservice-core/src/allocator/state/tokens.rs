@@ -16,7 +16,7 @@ pub(crate) const TOKEN_END: u64 = 1 << 53;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct RaiseEpoch(pub Epoch);
 
-/// What [`TokenSource::block`] returns.
+/// The result of [`TokenSource::block`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum NextBlock {
     /// The block. It may be used once it is durable.

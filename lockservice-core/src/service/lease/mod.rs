@@ -1,4 +1,5 @@
-//! The service's own lease (B1, B2): a pure value that says until when the service may answer.
+//! The service's own lease (B1, B2): a pure value with the time until which the service may
+//! respond.
 //!
 //! Every method that decides takes the time as an argument, and is called under the mutex that
 //! guards the lease, with a reading of the clock made under it. So a lapse and a renewal exclude
@@ -30,13 +31,13 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// A lease of raw length `ttl`, asked for at `sent`.
+    /// A lease of raw length `ttl`, requested at `sent`.
     pub(crate) fn new(sent: Time, ttl: Duration) -> Self {
         Self { sent, ttl, over: false }
     }
 
-    /// Takes a renewal into account that was acknowledged by `now`. An answer that was overtaken by
-    /// a later one changes nothing. False if the lease is over: others may have been told so.
+    /// Takes a renewal into account that was acknowledged by `now`. A response that was overtaken
+    /// by a later one changes nothing. False if the lease is over: others may know that already.
     pub(crate) fn renewed(&mut self, sent: Time, ttl: Duration, now: Time) -> bool {
         if self.is_over(now) {
             return false;
@@ -47,18 +48,18 @@ impl Lease {
         true
     }
 
-    /// True if the holder may grant and answer nothing any more (B2). From then on it stays so.
+    /// True if the holder may not grant or respond any more (B2). From then on it stays so.
     pub(crate) fn is_over(&mut self, now: Time) -> bool {
         self.over |= now >= self.seal_at();
         self.over
     }
 
-    /// From this moment the holder grants and answers nothing (B2).
+    /// From this moment the holder neither grants nor responds (B2).
     pub(crate) fn seal_at(&self) -> Time {
         self.sent + lo(self.ttl)
     }
 
-    /// From this moment everybody knows that the lease is over.
+    /// From this moment the lease is over for all others too.
     pub(crate) fn lapsed_at(&self) -> Time {
         self.sent + hi(self.ttl)
     }
@@ -69,13 +70,13 @@ impl Lease {
         (!self.is_over(now)).then(|| (self.sent + self.ttl).remaining(now))
     }
 
-    /// How long one try to renew may take before the next is made beside it: four fit between the
-    /// first and the seal.
+    /// The time that one try to renew may take before the next is made beside it: four fit between
+    /// the first and the seal.
     pub(crate) fn attempt_max(&self) -> Duration {
         self.ttl / 6
     }
 
-    /// How long after a try that failed the next is made.
+    /// The pause after a try that failed.
     pub(crate) fn retry_after(&self) -> Duration {
         self.ttl / 10
     }
@@ -107,7 +108,7 @@ mod tests {
         assert_eq!(
             lease.seal_at(),
             at(7_850),
-            "a late answer to an earlier renewal must not shorten the lease"
+            "a late response to an earlier renewal must not shorten the lease"
         );
         assert_eq!(lease.remaining(at(7_850)), None);
     }

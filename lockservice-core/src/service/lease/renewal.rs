@@ -1,12 +1,12 @@
 //! Keeps the lease alive, and seals the service when that fails for too long (B2).
 //!
 //! # Implementation details
-//! A renewal is due every third of the lease. An allocator that does not answer is asked again
-//! after a sixth of it, and one that fails after a tenth: else one request that got lost would cost
-//! the lease. A try that takes too long is not given up, since the allocator may only be slow;
-//! whichever answer comes first renews, counted from the send of its own request (P2). Once a try
-//! was acknowledged, those sent before it have nothing to add and are dropped. So all that are
-//! under way were sent within one lease, and they are few.
+//! A renewal is due every third of the lease. An allocator that does not respond gets another
+//! request after a sixth of it, and one that fails after a tenth: otherwise one lost request would
+//! cost the lease. A try that takes too long is not given up, since the allocator may only be slow.
+//! The first response renews, counted from the send of its own request (P2). Once a try was
+//! acknowledged, those sent before it have nothing to add and are dropped. So all that are under
+//! way were sent within one lease, and they are few.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -87,7 +87,7 @@ pub(crate) async fn keep_lease(inner: Arc<ServiceInner>) {
     }
 }
 
-/// Takes out the first attempt that is answered; never ready while there is none.
+/// Takes out the first attempt that gets a response; never ready while there is none.
 ///
 /// # Cancel safety
 /// Cancel safe.

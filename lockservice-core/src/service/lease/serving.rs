@@ -1,4 +1,4 @@
-//! Until when the service may answer, in words that are read without a mutex.
+//! The time until which the service may respond, in words that are read without a mutex.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ impl Serving {
         self.seal_at.store(0, Ordering::Release);
     }
 
-    /// The raw remaining lease; `None` if the service may answer nothing any more. `now` was read
+    /// The raw remaining lease; `None` if the service may not respond any more. `now` was read
     /// before the call.
     pub(crate) fn remaining(&self, now: Time) -> Option<Duration> {
         let now = nanos(now);

@@ -42,11 +42,11 @@ impl Attachment {
 }
 
 impl Session {
-    /// Counts a frame of about `bytes` in memory among what the session's peer and the node keep,
-    /// until the answer is dropped.
+    /// Counts a frame of about `bytes` in memory among the memory that the session's peer and the
+    /// node keep, until the returned value is dropped.
     ///
     /// # Errors
-    /// `ResourceExhausted` if there is no room for it: refuse what it asks for.
+    /// `ResourceExhausted` if there is no room for it: refuse its operations.
     pub fn hold_frame(&self, bytes: usize) -> Result<HeldFrame<'_>> {
         self.record.state.lock().charge.hold(bytes)?;
         Ok(HeldFrame { session: self, bytes })

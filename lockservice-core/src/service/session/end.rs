@@ -1,4 +1,4 @@
-//! How a session ends: closed, lapsed, or with the service. What it held is let go of.
+//! The end of a session: closed, lapsed, or with the service. Its locks are released.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,9 +22,9 @@ impl Session {
         self.finish(Error::new(ErrorKind::SessionLost, "the session was closed"));
     }
 
-    /// The client goes while work that the locks protect may still be running: `still_running` says
-    /// which, in at most [`STILL_RUNNING_BYTES_MAX`] bytes without control characters. Operators
-    /// are told; the first word stays. Nothing is released, ended or renewed: others get the locks
+    /// The client goes while work that the locks protect may still be running: `still_running`
+    /// names it, in at most [`STILL_RUNNING_BYTES_MAX`] bytes without control characters. Operators
+    /// see it; the first text stays. Nothing is released, ended or renewed: others get the locks
     /// when the session has lapsed (P5).
     ///
     /// # Errors
@@ -79,8 +79,8 @@ impl Session {
         self.record.lost.borrow().clone().unwrap_or_else(unknown)
     }
 
-    /// Marks the session lost, then lets go of what it held. Only the first call does anything, and
-    /// answers true.
+    /// Marks the session lost, then releases its locks. Only the first call does anything, and
+    /// returns true.
     fn finish(&self, why: Error) -> bool {
         let queues = {
             let mut state = self.record.state.lock();
@@ -93,7 +93,7 @@ impl Session {
             std::mem::take(&mut state.txns)
         };
         self.record.lost.send_replace(Some(why.clone()));
-        // Cancels running calls (their cancellers are dropped) and answers queued ones.
+        // Cancels running calls (their cancellers are dropped) and fails queued ones.
         let mut txns = Vec::new();
         for queue in queues.into_values() {
             txns.push(Arc::clone(&queue.txn));

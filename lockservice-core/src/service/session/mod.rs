@@ -21,7 +21,7 @@
 //!
 //! One mutex per session guards all of that. It is never held across an await, nor while an
 //! operation runs: the runner takes the next operation under it, runs it without it, and files the
-//! answer under it.
+//! response under it.
 
 mod attachment;
 mod end;
@@ -88,7 +88,7 @@ pub(crate) struct SessionRecord {
     client: String,
     renewals: Arc<Renewals>,
     state: Mutex<SessionState>,
-    /// Why the session is lost, once it is.
+    /// The reason why the session is lost, once it is.
     lost: watch::Sender<Option<Error>>,
     /// The number of the current attachment (T3).
     attached: watch::Sender<u64>,
@@ -111,12 +111,13 @@ impl Session {
         self.record.id
     }
 
-    /// How long a silent client's locks are kept.
+    /// The time for which the locks of a silent client are kept.
     pub fn ttl(&self) -> Duration {
         self.record.renewals.ttl
     }
 
-    /// Renews the session. The answer's promise counts from before the request was sent (P2).
+    /// Renews the session. The promise of the response counts from before the request was sent
+    /// (P2).
     ///
     /// # Errors
     /// `SessionLost`, `LeaseLost`, `ShuttingDown`: stop the protected work.
@@ -130,14 +131,14 @@ impl Session {
         Ok(Promise { valid_for: lease.min(self.record.renewals.ttl) })
     }
 
-    /// Tells of the session's lock calls that wait, those that wait already included: for the one
-    /// connection that the session has now. Of two that listen, each is told of some.
+    /// The lock calls of the session that wait, present waits included, for the one connection that
+    /// the session has now. If two listen, each gets some of the notices.
     pub fn waits(&self) -> WaitNotices {
         self.record.waits.renew(self.inner.parts.env.now());
         WaitNotices { record: Arc::clone(&self.record), inner: Arc::clone(&self.inner) }
     }
 
-    /// The client has the answers of transaction `number` up to `sequence`.
+    /// Notes that the client has the responses of transaction `number` up to `sequence`.
     pub fn ack(&self, number: TxnNumber, sequence: Sequence) {
         self.record.state.lock().with_queue(number, |queue, _| queue.acknowledge(sequence));
     }
@@ -149,7 +150,7 @@ impl Session {
     }
 
     /// Begins a transaction, and gives it its number in the session: for clients whose calls arrive
-    /// in no order, as those of several threads. Answers the transaction's id, too.
+    /// in no order, as those of several threads. Returns the transaction's id, too.
     ///
     /// # Errors
     /// `InvalidArgument` for a label that is too long, and in a session whose client has numbered
@@ -166,8 +167,8 @@ impl Session {
         Ok((number, id))
     }
 
-    /// Begins transaction `number`. The number is spent, also if the transaction cannot begin: what
-    /// follows is told that it has ended.
+    /// Begins transaction `number`. The number is spent, even if the transaction cannot begin:
+    /// later operations then fail as in a transaction that has ended.
     fn begin_as(
         &self,
         state: &mut SessionState,

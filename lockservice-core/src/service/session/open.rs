@@ -1,4 +1,4 @@
-//! How a session begins, and how it is found again.
+//! The begin of a session, and the look-up of a known one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ impl LockService {
         self.open_session_of(None, ttl, client)
     }
 
-    /// As [`open_session`](Self::open_session), for a peer whose sessions together are bounded by
+    /// Like [`open_session`](Self::open_session), for a peer whose sessions together are bounded by
     /// `quota`.
     ///
     /// # Errors

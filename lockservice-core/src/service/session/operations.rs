@@ -5,7 +5,7 @@
 //! 2. `decide_due` takes the next operation that is due, decides it without a mutex, and files the
 //!    result (`file`), until none is due, or one cannot be decided at once.
 //! 3. For that one a task is made (`run`). It waits, and then goes on as step 2.
-//! 4. `file` sends the result to all who asked for it.
+//! 4. `file` sends the result to all callers that wait for it.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -36,10 +36,10 @@ struct Due {
 }
 
 impl Session {
-    /// Takes an operation in. Its place in its transaction's order is given by its sequence (T2); a
-    /// sequence that was seen before is answered with the answer of the first time, or joins it
-    /// while it is being decided. One without a sequence (0) gets the next one, in a transaction
-    /// where none has one: its answer cannot be asked for again.
+    /// Accepts an operation. Its sequence is its place in the order of its transaction (T2). A
+    /// repeated sequence gets the response of the first time, or joins it while it is being
+    /// decided. An operation without a sequence (0) gets the next one, in a transaction where none
+    /// has one: its response cannot be repeated.
     ///
     /// # Errors
     /// Those of [`Txn::lock`](crate::service::Txn::lock), and `SessionLost`; `TxnNotFound` for an
@@ -47,7 +47,8 @@ impl Session {
     /// succeed); `ResourceExhausted` beyond the bounds on transactions and operations.
     ///
     /// # Cancel safety
-    /// The operation goes on if the answer is dropped; roll a lock back with [`Operation::Cancel`].
+    /// The operation goes on if the returned value is dropped. [`Operation::Cancel`] rolls a lock
+    /// back.
     pub fn submit(&self, op: TxnOp, operation: Operation) -> Pending {
         let number = op.number;
         let (pending, run) = match self.enqueue(op, operation) {
@@ -58,7 +59,7 @@ impl Session {
         if run && let Some(due) = self.record.span.in_scope(|| self.decide_due(number)) {
             let run = self.clone().run(number, due).instrument(self.record.span.clone());
             let mut runner: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(run);
-            // What it waits for knows it before this returns.
+            // The call is registered with the object of its wait before this returns.
             if runner.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
                 self.inner.spawn(runner);
             }
@@ -148,7 +149,7 @@ impl Session {
             (self.inner.deadline(spec, now), spec.table.clone(), spec.timeout);
         let this = self.clone();
         Timer(self.inner.spawn(async move {
-            // Whether the time is up is decided by the clock.
+            // The clock decides whether the time is up.
             this.inner.until(deadline, std::future::pending::<()>()).await;
             let error = this.inner.timed_out(&table, timeout);
             let mut state = this.record.state.lock();
@@ -161,8 +162,8 @@ impl Session {
         }))
     }
 
-    /// The answer to a replay. Its promise counts from the replay's send (P2), so the promise of
-    /// the first answer would be too long.
+    /// The response to a replay. Its promise counts from the replay's send (P2), so the promise of
+    /// the first response would be too long.
     fn again(&self, response: Result<OpResponse>) -> Result<OpResponse> {
         match response? {
             OpResponse::Locked(granted) => {
@@ -286,7 +287,7 @@ impl Session {
         step.flatten()
     }
 
-    /// Files an answer. False if the transaction is over.
+    /// Files a response. False if the transaction is over.
     fn file(
         &self,
         txn: &TxnRecord,
@@ -298,7 +299,7 @@ impl Session {
         let mut state = self.record.state.lock();
         let filed = state.with_queue(number, |queue, _| queue.file(sequence, result, relied));
         let Some(Filed { result, waiting, rolled_back_grant }) = filed else { return false };
-        // Replays of an ended transaction are answered by the floor.
+        // The floor decides replays of an ended transaction.
         let over = if ends { state.remove_queue(number) } else { None };
         drop(state);
         if let Some(granted) = rolled_back_grant {

@@ -1,4 +1,4 @@
-//! [`Pending`]: the answer to an operation of a session, known or to come.
+//! [`Pending`]: the response to an operation of a session, known or to come.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -53,7 +53,7 @@ impl Future for Pending {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
             PendingState::Ready(result) => Poll::Ready(result.take().unwrap_or_else(|| {
-                Err(Error::new(ErrorKind::Internal, "an answer was polled after it was taken"))
+                Err(Error::new(ErrorKind::Internal, "a response was polled after it was taken"))
             })),
             PendingState::Waiting(response, _) => Pin::new(response).poll(cx).map(|result| {
                 result.unwrap_or_else(|_| {

@@ -17,14 +17,15 @@ use crate::error::{Error, ErrorKind, Result};
 /// The bounds of a [`Quota`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct QuotaSettings {
-    /// Most sessions at once.
+    /// The largest number of sessions at once.
     pub sessions_max: usize,
-    /// Most operations under way at once, waits included.
+    /// The largest number of operations under way at once, waits included.
     pub ops_max: usize,
-    /// Most memory of messages that arrive, of queued operations and of answers that are kept for a
-    /// replay, in bytes, as estimated.
+    /// The most memory of messages that arrive, of queued operations and of responses that are kept
+    /// for a replay, in bytes, as estimated.
     pub kept_bytes_max: usize,
-    /// Most calls that are open at once. As many again of those that release something.
+    /// The largest number of calls that are open at once, and again as many of those that release
+    /// something.
     pub calls_max: usize,
 }
 
@@ -53,8 +54,8 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// Nothing is used yet. `of` says whom it stands for, for example "of one address". What is
-    /// charged is charged to `parent` too.
+    /// A quota of which nothing is used yet. `of` names its owner, for example "of one address".
+    /// Each charge is charged to `parent` too.
     pub fn new(of: &'static str, settings: QuotaSettings, parent: Option<Arc<Self>>) -> Arc<Self> {
         let (sessions, ops, kept_bytes, calls) = Default::default();
         Arc::new(Self { of, settings, parent, sessions, ops, kept_bytes, calls })
@@ -72,8 +73,8 @@ impl Quota {
             .map_err(|full| full.exhausted("sessions", "close some", full.settings.sessions_max))
     }
 
-    /// Counts one more call, until the answer is dropped. One that `releases` something makes room
-    /// for others: as many again of those are let in.
+    /// Counts one more call, until the returned value is dropped. A call that `releases` something
+    /// makes room for others: as many again of those are admitted.
     ///
     /// # Errors
     /// `ResourceExhausted` at a bound. Nothing is charged then.
@@ -81,7 +82,7 @@ impl Quota {
         let times = if releases { 2 } else { 1 };
         self.add(1, |quota| (&quota.calls, quota.settings.calls_max.saturating_mul(times)))
             .map_err(|full| {
-                full.exhausted("open calls", "wait for answers", full.settings.calls_max)
+                full.exhausted("open calls", "wait for responses", full.settings.calls_max)
             })?;
         Ok(OpenCall { quota: Arc::clone(self) })
     }
@@ -196,17 +197,17 @@ impl Charge {
 
     /// Fails with `ResourceExhausted` if there is no room for one more operation.
     ///
-    /// Sessions ask beside each other, so that each may be let in that finds the last place: the
-    /// bounds are exceeded by one operation for each at most.
+    /// Sessions check at the same time, so several may find the last place. The bounds are exceeded
+    /// by one operation for each session at most.
     pub(crate) fn check_room(&self) -> Result<()> {
         for quota in self.quotas() {
             let QuotaSettings { ops_max, kept_bytes_max, .. } = quota.settings;
             if quota.ops.load(Relaxed) >= ops_max {
-                return Err(quota.exhausted("operations under way", "wait for answers", ops_max));
+                return Err(quota.exhausted("operations under way", "wait for responses", ops_max));
             }
             if quota.kept_bytes.load(Relaxed) >= kept_bytes_max {
-                let what = "bytes of operations and unacknowledged answers";
-                return Err(quota.exhausted(what, "acknowledge answers", kept_bytes_max));
+                let what = "bytes of operations and unacknowledged responses";
+                return Err(quota.exhausted(what, "acknowledge responses", kept_bytes_max));
             }
         }
         Ok(())

@@ -18,14 +18,14 @@ pub(super) struct SessionState {
     pub(super) numbered_by: Option<NumberedBy>,
     /// About how much memory is in use for what `txns` keep.
     pub(super) kept_bytes: usize,
-    /// How many operations of `txns` are queued or being decided.
+    /// The number of operations of `txns` that are queued or being decided.
     pub(super) ops: usize,
     pub(super) charge: Charge,
 }
 
 impl SessionState {
-    /// Lets `change` change the queue of a transaction, if there is it, and counts what is kept. It
-    /// is told what all others keep.
+    /// Lets `change` change the queue of a transaction, if there is one, and counts the kept bytes.
+    /// `change` gets the bytes that all others keep.
     pub(super) fn with_queue<R>(
         &mut self,
         number: TxnNumber,

@@ -1,5 +1,5 @@
-//! About how much memory it takes to keep an operation of a session, or its answer. Estimates: heap
-//! blocks of names, which are shared, and the slack of collections are left to the constant.
+//! The estimated memory of an operation of a session, or of its response. The constant covers the
+//! heap blocks of names, which are shared, and the slack of collections.
 
 use std::ops::Bound;
 
@@ -8,14 +8,14 @@ use crate::key::{Key, LockItem};
 use crate::service::{OpResponse, Operation};
 use crate::table::ItemGrant;
 
-/// The memory of every operation, whatever it does: its places in the queue's maps, who waits for
-/// it, its answer without items.
+/// The memory of every operation of any kind: its places in the queue's maps, its waiting callers,
+/// its response without items.
 pub(in crate::service) const OPERATION: usize = 512;
 
 /// Keys up to this length lie in their items.
 const KEY_INLINE_MAX: usize = 22;
 
-/// The most that `operation`, and later its answer, will take.
+/// The most memory that `operation`, and later its response, will take.
 pub(in crate::service) fn of_operation(operation: &Operation) -> usize {
     let items: &[LockItem] = match operation {
         Operation::Lock(spec) => &spec.items,
@@ -23,7 +23,7 @@ pub(in crate::service) fn of_operation(operation: &Operation) -> usize {
         Operation::End { .. } | Operation::Cancel { .. } => &[],
         Operation::Refuse(why) => return OPERATION + of_error(why),
     };
-    // As they were asked for, and as they were granted.
+    // The items as they were requested, and as they were granted.
     let each = |item: &LockItem| size_of::<LockItem>() + size_of::<ItemGrant>() + 2 * keys(item);
     let ancestors = match operation {
         Operation::Lock(spec) => size_of_val(&*spec.ancestors),

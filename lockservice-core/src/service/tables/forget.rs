@@ -4,7 +4,7 @@
 //! A bind leaves a live incarnation only by its acknowledged release (B5), in these steps:
 //!
 //! 1. [`Tables::leave`] takes the table out of those that are owned, if nothing in it is locked,
-//!    waited for or asked for. Calls that come from here on stand in the table's line.
+//!    waited for or requested. Calls that come from here on stand in the table's line.
 //! 2. [`ServiceInner::await_release`] has the allocator forget the table. As long as it is not
 //!    known whether that has happened, the table is not served.
 //! 3. If it was forgotten, the engine drops that version for ever, and if calls stand in the line
@@ -28,7 +28,8 @@ use crate::table::{LockEngine, TableHandle, Usage};
 /// Tables that are looked at in one hold of the engine's mutex.
 const SLICE: usize = 256;
 
-/// Most tables of a look that are being forgotten at one time: so many are not served meanwhile.
+/// The largest number of tables that are being forgotten at one time: so many are not served
+/// meanwhile.
 const RELEASES_MAX: usize = 64;
 
 /// The shortest and the longest pause between two looks.
@@ -89,7 +90,7 @@ impl Tables {
         let owned = self.owned.read().get(&bind.table).is_some();
         match lines.standing_in(&bind.table) {
             Some(standing) => Leave::Standing(standing),
-            // Bound since it was asked.
+            // The table was bound after the question.
             None if owned => Leave::Standing(0),
             None => {
                 let deserted = lines.open(&bind.table);
@@ -99,12 +100,12 @@ impl Tables {
     }
 }
 
-/// How a table is used whose map of binds is locked, so that no further task takes its bind.
+/// The use of a table, while the map of binds is locked, so that no further task takes its bind.
 ///
-/// A task that has the bind in hand counts as a call. It is asked for first: a task that has let
-/// the bind go has made its call at the engine before that, where `at_engine` sees it. In the other
-/// order a call that is made between the two would be missed, and its table forgotten under its
-/// lock.
+/// A task that has the bind in hand counts as a call. This is checked first: a task that has
+/// dropped the bind has made its call at the engine before that, where `at_engine` sees it. In the
+/// other order a call that is made between the two would be missed, and its table forgotten under
+/// its lock.
 fn usage_of(bound: &mut TableHandle, at_engine: impl FnOnce(&Bind) -> Usage) -> Usage {
     let in_hand = !bound.is_unique();
     let mut usage = at_engine(bound.bind());
@@ -207,7 +208,7 @@ impl ServiceInner {
                         Some(_) => {}
                     }
                 }
-                // An earlier request did it, and somebody has bound the table since.
+                // An earlier request did it, and the table was bound again since.
                 Err(e) if e.kind() == ErrorKind::BindChanged => return Ok(()),
                 Err(e) => {
                     if !std::mem::replace(&mut unknown, true) {
@@ -229,7 +230,7 @@ impl ServiceInner {
     async fn run_release(self: &Arc<Self>, leaving: Leaving) -> Result<()> {
         let inner = Arc::clone(self);
         let release = self.parts.env.spawn(async move { inner.release(leaving).await });
-        // It ends without an answer only together with the runtime.
+        // It ends without a response only together with the runtime.
         release.await.unwrap_or_else(|_| Err(shutting_down()))
     }
 }
@@ -240,13 +241,12 @@ impl LockService {
     ///
     /// # Errors
     /// Nothing is changed by any of these: `TableInUse` while something in it is locked or waits,
-    /// or a commit is in flight on it; `TableNotFound`; `NotOwner` if another node owns it: ask
+    /// or a commit is in flight on it; `TableNotFound`; `NotOwner` if another node owns it: call
     /// that one; `Reassigning` while its last owner may still be at work. `ShuttingDown`,
-    /// `LeaseLost`,
-    /// `Unavailable`: it is not known; ask again.
+    /// `LeaseLost`, `Unavailable`: it is not known; call again.
     ///
     /// # Cancel safety
-    /// A dropped call may have the table forgotten all the same. Ask again.
+    /// A dropped call may have the table forgotten all the same. Call again.
     pub async fn drop_table(&self, table: &TableRef) -> Result<()> {
         let inner = &self.inner;
         inner.check_serving()?;
@@ -270,7 +270,7 @@ impl LockService {
                 "there is no such table: correct its name",
             )
             .with("table", table)),
-            // It was granted to a call that had gone before the answer came.
+            // It was granted to a call that had gone before the response came.
             ForgetOutcome::Owned(owned) if owned.bind.owner == inner.id => {
                 match inner.tables.leave_unserved(owned.bind) {
                     Leave::Leaving(leaving) => inner.run_release(leaving).await,
@@ -280,7 +280,7 @@ impl LockService {
                 }
             }
             ForgetOutcome::Owned(owned) => {
-                Err(Error::new(ErrorKind::NotOwner, "another node owns the table: ask that one")
+                Err(Error::new(ErrorKind::NotOwner, "another node owns the table: call that one")
                     .with("table", table)
                     .with("owner", &owned.node)
                     .with_detail(Detail::Owner {
@@ -334,7 +334,7 @@ mod tests {
         };
         let engine = LockEngine::new(EngineSettings::default());
         let mut bound = engine.install(bind, None, None).expect("the first version");
-        // The call has the bind in hand, and is made and answered while the engine is looked at.
+        // The call has the bind in hand, and is made and decided while the engine is checked.
         let mut in_hand = Some(bound.clone());
         let usage = usage_of(&mut bound, |_| {
             in_hand = None;

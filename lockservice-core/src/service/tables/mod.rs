@@ -27,7 +27,7 @@ use crate::service::{ServiceInner, WaitsFor, shutting_down};
 use crate::sync::{Mutex, RwLock};
 use crate::table::{LockRequest, TableHandle, WaitPolicy};
 
-/// A refill is asked for when this few tokens are left: half a block.
+/// A refill is requested when this few tokens are left: half a block.
 const TOKENS_LOW: u64 = 1 << 19;
 
 /// The binds that this service owns.
@@ -48,8 +48,8 @@ impl Tables {
         self.owned.read().get(table).cloned()
     }
 
-    /// The bind under which something in a table may be locked: also while the calls of its line
-    /// are being made, of which some may be answered already.
+    /// The bind under which something in a table may be locked: even while the calls of its line
+    /// are being made, of which some may be decided already.
     pub(crate) fn served(&self, table: &TableRef) -> Option<TableHandle> {
         self.owned(table).or_else(|| {
             let lines = self.lines.lock();
@@ -111,8 +111,8 @@ impl ServiceInner {
     /// in the order in which the calls for it came.
     ///
     /// While the last owner may still be at work (B3), and while no allocator leads or its store
-    /// does not answer, it waits until `deadline`. One that is not to wait is told so; it waits for
-    /// an answer of the allocator alone, at most [`ASK_MAX`].
+    /// does not respond, it waits until `deadline`. A call that may not wait fails with the reason.
+    /// It waits only for a response of the allocator, at most [`ASK_MAX`].
     ///
     /// # Cancel safety
     /// A call that is dropped gives its position up, or rolls back what it was granted.
@@ -146,7 +146,7 @@ impl ServiceInner {
             self.spawn(async move { inner.bind_for_line(&table, &deserted).await });
         }
         match self.until(deadline, handed).await {
-            // The binder ends without an answer only together with the runtime.
+            // The binder ends without a result only together with the runtime.
             Some(handed) => handed.unwrap_or_else(|_| Err(shutting_down())),
             // Without a position its call is being made at this moment, and rolled back.
             None => Err(position.give_up().unwrap_or_else(|| {
@@ -167,8 +167,8 @@ impl ServiceInner {
     /// Binds a table for those who stand in its line, and hands it over to them in their order.
     ///
     /// It ends with the line: when the table is bound, when it is refused for a reason that does
-    /// not pass, when the service stops serving, or when no call waits any more and no answer is on
-    /// its way.
+    /// not pass, when the service stops serving, or when no call waits any more and no response is
+    /// on its way.
     pub(in crate::service) async fn bind_for_line(
         self: &Arc<Self>,
         table: &TableRef,
@@ -193,8 +193,8 @@ impl ServiceInner {
             }
             let now = self.parts.env.now();
             self.tables.lines.lock().refused(table, &error, now);
-            // What keeps it may be over earlier than was said: its owner may resign, or another
-            // leader know better. So it is asked again, ever more rarely.
+            // The obstacle may end earlier than reported: the owner may resign, or another leader
+            // may know better. So the binder tries again, ever more rarely.
             let suggested = error.retry_after().filter(|_| error.kind() == ErrorKind::Reassigning);
             let again = now + suggested.map_or(pause, |suggested| suggested.min(pause));
             pause = (pause * 2).min(RETRY_MOST);
@@ -209,7 +209,7 @@ impl ServiceInner {
         }
     }
 
-    /// Asks for a table once. The answer is waited for, also if no call stands in the line any
+    /// Requests a table once. It waits for the response even if no call stands in the line any
     /// more: a bind that was granted and never installed would never be forgotten.
     async fn bind_once(self: &Arc<Self>, table: &TableRef, deserted: &Notify) -> Attempt {
         let mut bind = pin!(self.bind(table));
@@ -268,17 +268,17 @@ impl ServiceInner {
         std::future::pending().await
     }
 
-    /// Asks the allocator for a table, and installs it.
+    /// Requests a table from the allocator, and installs it.
     ///
     /// # Cancel safety
-    /// A dropped call is made again: the allocator answers with the bind that the first obtained.
+    /// A dropped call can be made again: the allocator returns the bind that the first obtained.
     async fn bind(self: &Arc<Self>, table: &TableRef) -> Result<TableHandle> {
         let bound = self.parts.allocator.bind(self.id, table).await?;
         self.observe(bound.at);
         if bound.bind.owner != self.id {
             return Err(Error::new(
                 ErrorKind::NotOwner,
-                "another node owns the table: ask that one",
+                "another node owns the table: call that one",
             )
             .with("table", table)
             .with("owner", &bound.node)
@@ -293,8 +293,8 @@ impl ServiceInner {
         let handle = match self.engine.install(bound.bind.clone(), bound.tokens, Some(now)) {
             Ok(handle) => handle,
             Err(e) if e.kind() == ErrorKind::BindChanged => {
-                // B5: this version may have been served. It is given up, and the next one asked
-                // for.
+                // B5: this version may have been served. It is given up, and the next one is
+                // requested.
                 self.await_release(&bound.bind).await?;
                 let message = "an earlier bind of the table was given up first: try again";
                 return Err(Error::new(ErrorKind::Unavailable, message)
@@ -312,14 +312,14 @@ impl ServiceInner {
         Ok(handle)
     }
 
-    /// Asks for more tokens when a grant left few (F2: blocks are renewed ahead).
+    /// Requests more tokens when a grant left few (F2: blocks are renewed ahead).
     pub(crate) fn tokens_left(self: &Arc<Self>, bind: &Arc<Bind>, left: u64) {
         if left < TOKENS_LOW {
             self.refill(bind);
         }
     }
 
-    /// Asks for more tokens, unless that is under way.
+    /// Requests more tokens, unless that is under way.
     pub(in crate::service) fn refill(self: &Arc<Self>, bind: &Arc<Bind>) {
         if !self.tables.refilling.lock().insert(bind.table.clone()) {
             return;
@@ -357,12 +357,12 @@ impl ServiceInner {
 pub(crate) const RETRY_FIRST: std::time::Duration = std::time::Duration::from_millis(50);
 pub(crate) const RETRY_MOST: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// How long a call that may not wait waits for the allocator's word about a table that is not
-/// bound.
+/// The time for which a call that may not wait waits for the allocator's response about a table
+/// that is not bound.
 const ASK_MAX: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// True for a failure of a bind that ends with a lease, with the election of a leader, or when the
-/// store answers again.
+/// store responds again.
 fn passes(error: &Error) -> bool {
     matches!(
         error.kind(),

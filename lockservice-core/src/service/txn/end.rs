@@ -1,5 +1,5 @@
-//! How a transaction lets go of its locks: some of them, all of them, or all of them once it surely
-//! cannot commit any more (C4).
+//! The release of a transaction's locks: some of them, all of them, or all of them once it
+//! certainly cannot commit any more (C4).
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::service::txn::TxnRecord;
 use crate::service::txn::record::TxnPhase;
 
 impl ServiceInner {
-    /// Releases chosen items, and answers how many went.
+    /// Releases chosen items, and returns their number.
     pub(crate) fn unlock(
         &self,
         txn: &TxnRecord,
@@ -24,7 +24,7 @@ impl ServiceInner {
         bound.map_or(0, |bound| self.engine.unlock(txn.at_engine(), &bound, items, commit_ts))
     }
 
-    /// Ends a transaction whose owner says so, and answers how many items that released.
+    /// Ends a transaction at its owner's request, and returns the number of released items.
     /// Idempotent.
     pub(crate) fn end(&self, txn: &TxnRecord, commit_ts: Option<CommitTimestamp>) -> usize {
         txn.leave_active(TxnPhase::Ended);
@@ -63,7 +63,7 @@ impl ServiceInner {
     fn force_end(&self, txn: &TxnRecord) {
         txn.leave_active(TxnPhase::Ended);
         self.live.end(txn.id);
-        // C5: it may have committed at a timestamp that we were not told.
+        // C5: it may have committed at a timestamp that is unknown here.
         self.engine.unlock_all_forced(txn.at_engine(), self.parts.env.now());
         self.txns.remove(&txn.id);
         self.departed.notify_waiters();
@@ -73,7 +73,7 @@ impl ServiceInner {
         let mut pause = RETRY_FIRST;
         while !txns.is_empty() {
             if self.is_sealed() {
-                // As in `abandon`: nothing is granted here any more, and no call would end this
+                // Nothing is granted here any more, as in `abandon`, and no call would end this
                 // task.
                 txns.iter().for_each(|txn| self.force_end(txn));
                 return;

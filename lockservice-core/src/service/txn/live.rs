@@ -1,4 +1,4 @@
-//! What the allocator is told of the transactions that are alive (C4).
+//! The reports to the allocator of the transactions that are alive (C4).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,22 +12,22 @@ use crate::live_txns::LiveTxns;
 use crate::service::{Phase, ServiceInner};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// How many transactions the allocator is told of before they begin, so that none waits for that.
-/// It is told again when half of them have begun.
+/// The number of transactions that are reported to the allocator before they begin, so that none
+/// waits for that. The next report comes when half of them have begun.
 const AHEAD: u64 = 1 << 16;
 
-/// How often the allocator is told, if there is news and nothing is urgent.
+/// The interval of the reports, if there is news and nothing is urgent.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// The transactions of an incarnation, and what the allocator was told of them.
+/// The transactions of an incarnation, and the last report of them to the allocator.
 #[derive(Debug)]
 pub(crate) struct ReportedTxns {
-    /// Which of them are alive.
+    /// The transactions that are alive.
     pub(crate) txns: Arc<LiveTxns>,
     /// The end that was reported to the allocator. Stored by `report`, loaded by `begin`. A hint:
     /// it only wakes the reporter.
     reported_end: AtomicU64,
-    /// Told when much of what the allocator was told of has begun.
+    /// Notified when much of the reported range has begun.
     behind: Notify,
 }
 
@@ -55,15 +55,15 @@ impl ReportedTxns {
     }
 }
 
-/// Tells the allocator which transactions can be alive, until the service is sealed or gives its
-/// lease up.
+/// Reports the transactions that can be alive to the allocator, until the service is sealed or
+/// gives its lease up.
 pub(crate) async fn report(inner: Arc<ServiceInner>) {
     let mut phase = inner.phase.subscribe();
     let mut observed: Option<(TxnRange, Epoch)> = None;
     let mut pause = TELL_EVERY;
     loop {
         let range = inner.live.txns.range(AHEAD);
-        // A leader that follows was told nothing yet.
+        // A later leader has no report yet.
         let news = observed != Some((range, inner.observed().epoch));
         let work = async {
             if news {
@@ -92,7 +92,7 @@ pub(crate) async fn report(inner: Arc<ServiceInner>) {
             // The lease renewal finds out the same.
             Some(Err(e)) if e.kind() == ErrorKind::LeaseLost => return,
             Some(Err(e)) => {
-                tracing::debug!(error = ?e, "cannot tell the allocator which transactions are \
+                tracing::debug!(error = ?e, "cannot report to the allocator which transactions are \
                     alive; trying again");
                 inner.pause(pause).await;
                 pause = (pause * 2).min(crate::service::tables::RETRY_MOST);

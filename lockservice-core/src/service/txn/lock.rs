@@ -17,8 +17,9 @@ use crate::service::{ANCESTORS_MAX, Granted, LockSpec, Promise, ServiceInner};
 use crate::table::Grant;
 
 impl ServiceInner {
-    /// Locks, and answers only what still holds at the moment of the answer. `began` is when the
-    /// call arrived: from then its time-out counts, and then its snapshot was as old as it says.
+    /// Locks, and returns only a grant that still holds at the moment of the response. `began` is
+    /// the arrival of the call: its time-out counts from there, and the age of its snapshot is as
+    /// of then.
     ///
     /// Runs in a span at level `debug`. While that is disabled, the span costs one comparison of
     /// the level, and one look at an empty span at each poll; nothing is formatted or allocated.
@@ -67,7 +68,7 @@ impl ServiceInner {
         // have found it.
         txn.check_active()?;
         if call.awaits_token() {
-            // The grant that used the last one may have told nobody.
+            // The grant that used the last token may not have requested more.
             self.refill(bound.bind());
         }
         let outcome = match self.until(deadline, &mut call).await {
@@ -93,7 +94,7 @@ impl ServiceInner {
         self.still_good(txn, grant, now)
     }
 
-    /// An error of the engine with the names of those that it tells of.
+    /// An error of the engine, completed with the names of its transactions.
     fn with_names(&self, mut error: Error) -> Error {
         match error.detail_mut() {
             Some(Detail::Blocked(blocker)) => {
@@ -109,7 +110,7 @@ impl ServiceInner {
         error
     }
 
-    /// When a call that arrived at `began` has waited long enough for whatever it waits for.
+    /// The time at which a call that arrived at `began` stops to wait for any of its obstacles.
     pub(crate) fn deadline(&self, spec: &LockSpec, began: Time) -> Time {
         began + self.parts.settings.wait(spec.timeout)
     }
@@ -126,8 +127,8 @@ impl ServiceInner {
             .with("table", table)
             .with("waited", format!("{waited:?}"));
         }
-        // Asked again it would wait as long again: a caller that wants more than that must know why
-        // it got less.
+        // A repeated call would wait as long again: a caller that wants more than that must know
+        // why it got less.
         let error = Error::new(
             ErrorKind::Timeout,
             "the lock was not to be had within the longest wait that the server allows: try \
@@ -142,9 +143,9 @@ impl ServiceInner {
         }
     }
 
-    /// A waiter must not get a response after the promise under it has lapsed. So lease and
-    /// transaction are looked at once more, after the grant and before the answer; what lapses
-    /// after that is covered by the promise that the answer carries.
+    /// A waiter must not get a response after the promise under it has lapsed. So lease, session
+    /// and transaction are checked once more, after the grant and before the response. The promise
+    /// in the response covers a later lapse.
     pub(super) fn still_good(&self, txn: &TxnRecord, grant: Grant, now: Time) -> Result<Granted> {
         // The end of a transaction marks it first and releases then, so a grant that came in
         // between is seen here.

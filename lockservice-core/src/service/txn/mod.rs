@@ -1,4 +1,4 @@
-//! Transactions: one lock call at a time, checked again before it is answered, and ended exactly
+//! Transactions: one lock call at a time, checked again before its response, and ended exactly
 //! once.
 //!
 //! | file | what it holds |
@@ -79,11 +79,11 @@ impl Txn {
     /// before the transaction.
     ///
     /// # Errors
-    /// `Conflict`, `Timeout`: not to be had now; the transaction goes on. `Deadlock`,
+    /// `Conflict`, `Timeout`: the lock is not free now; the transaction goes on. `Deadlock`,
     /// `BindChanged`, `TxnNotFound`: start a new transaction. `Reassigning` (NoWait only): try
-    /// again after the time it names. `NotOwner`: ask that node. `LeaseLost`, `ShuttingDown`:
+    /// again after the time it names. `NotOwner`: call that node. `LeaseLost`, `ShuttingDown`:
     /// everything held here is, or will be, given away: stop the work. `InvalidArgument`,
-    /// `ResourceExhausted`: ask for less.
+    /// `ResourceExhausted`: request less.
     ///
     /// # Cancel safety
     /// A dropped call leaves the transaction's locks as they were before it.

@@ -39,12 +39,12 @@ pub struct RowLocked {
     pub token: FencingToken,
     /// False if the row was already held at least as strongly.
     pub newly_locked: bool,
-    /// As [`Grant::table_commit_ts`](crate::table::Grant::table_commit_ts).
+    /// The same as [`Grant::table_commit_ts`](crate::table::Grant::table_commit_ts).
     pub table_commit_ts: Option<CommitTimestamp>,
-    /// As [`Grant::history_unknown`](crate::table::Grant::history_unknown), for a snapshot that was
-    /// not begun before the transaction.
+    /// The same as [`Grant::history_unknown`](crate::table::Grant::history_unknown), for a snapshot
+    /// that was not begun before the transaction.
     pub history_unknown: bool,
-    /// How long the lock is safe without a renewal.
+    /// The time for which the lock is safe without a renewal.
     pub promise: Promise,
 }
 
@@ -70,7 +70,7 @@ impl Txn {
     /// - A limit of the settings is reached, or the table has no token.
     /// - Another lock call of this transaction is in flight.
     ///
-    /// What is granted is the same as by `lock`: in the same order, under the same promise.
+    /// The grant is the same as by `lock`: in the same order, under the same promise.
     ///
     /// # Examples
     /// ```
@@ -112,7 +112,7 @@ impl Txn {
         let inner = &self.inner;
         let bound = &table.bound;
         let row = inner.engine.lock_row(self.record.at_engine(), bound, key, mode)?;
-        // After the grant (B2). What lapses after that is covered by the promise.
+        // This check comes after the grant (B2). The promise covers a later lapse.
         let Some(valid_for) = inner.serving.remaining(inner.parts.env.now()) else {
             if row.newly_locked {
                 let item = [LockItem::Row(key.clone())];

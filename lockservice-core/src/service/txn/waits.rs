@@ -30,7 +30,7 @@ use crate::table::CallObstacle;
 const CHECK_PAUSE_FIRST: Duration = Duration::from_millis(50);
 const CHECK_PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// Most notices that are returned together: each may name a key of 4 KiB, or two.
+/// The largest number of notices that are returned together: each may name a key of 4 KiB, or two.
 const NOTICES_MAX: usize = 64;
 
 /// The obstacle that a lock call waits for.
@@ -40,7 +40,7 @@ pub enum WaitsFor {
     /// Another transaction: the first one found in its way.
     Txn(Blocker),
     /// The table to be bound to this node. The last owner may still be at work, or no allocator
-    /// answers.
+    /// responds.
     Table {
         /// The incarnation and the node that had the table last, if that is known.
         last_owner: Option<(ServiceId, NodeName)>,
@@ -153,7 +153,8 @@ impl Schedule {
         calls
     }
 
-    /// True if the call still waits, and the listener was told something else, or nothing.
+    /// True if the call still waits, and the last notice to the listener was another, or there was
+    /// none.
     fn is_news(&mut self, call: &WaitingCall, whom: Whom) -> bool {
         let entry =
             self.calls.get_mut(&call.number).filter(|entry| entry.call.sequence == call.sequence);
@@ -175,7 +176,7 @@ impl Waits {
         NotedWait { waits: self, number }
     }
 
-    /// There is another listener, which was told nothing.
+    /// There is another listener, which has no notice yet.
     pub(in crate::service) fn renew(&self, now: Time) {
         self.schedule.lock().renew(now);
         self.wake.notify_one();
@@ -195,7 +196,7 @@ impl Drop for NotedWait<'_> {
     }
 }
 
-/// Tells of the lock calls of a session that wait: hints, for people. See
+/// Reports the lock calls of a session that wait: hints, for people. See
 /// [`Session::waits`](crate::service::Session::waits).
 #[derive(Debug)]
 pub struct WaitNotices {

@@ -6,9 +6,8 @@
 //! replaces the head record, which names the epoch and the number of the last write, in the same
 //! atomic batch (L2).
 //!
-//! After an engine failed or panicked in the middle of a write, what it has in memory is worth
-//! nothing: it is opened again, and the head that is found on the disk tells whether the write is
-//! there.
+//! After an engine failed or panicked in the middle of a write, its memory is worthless: it is
+//! opened again, and the head on the disk shows whether the write is there.
 //!
 //! Before each call the engine compares its path with what it has open. A store that was removed,
 //! renamed or replaced fails every call with `Fenced` from then on; its leader looks several times
@@ -101,7 +100,7 @@ impl ExclusiveStore {
     /// it again. Writes no entry.
     ///
     /// # Errors
-    /// As [`open`](Self::open), but for damaged records: those are in the result.
+    /// Those of [`open`](Self::open), except for damaged records, which are in the result.
     ///
     /// # Cancel safety
     /// Cancel safe.

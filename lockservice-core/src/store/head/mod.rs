@@ -15,8 +15,8 @@ use crate::id::{Epoch, NodeName, Nonce, WriteNumber};
 /// The leader and the progress of the store: the one record that every write reads and replaces
 /// (L2).
 ///
-/// A backend keeps it in whatever way lets it compare `epoch` and `applied` in the same atomic step
-/// as a write.
+/// A backend keeps it in a form in which it can compare `epoch` and `applied` in the same atomic
+/// step as a write.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Head {
     /// The epoch of the current or last leadership; 0 if there was none.
@@ -28,8 +28,8 @@ pub struct Head {
     /// Raised by each renewal. Stays 0 where the exclusive open is the leadership.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub counter: u64,
-    /// How long the leadership lasts without a renewal, as its holder counts it. Stays 0 where the
-    /// exclusive open is the leadership.
+    /// The time for which the leadership lasts without a renewal, as its holder counts it. Stays 0
+    /// where the exclusive open is the leadership.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub ttl_ms: u64,
     /// The copy of the store on which the leadership was acquired (L4). Empty where it cannot go

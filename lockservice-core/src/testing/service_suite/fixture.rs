@@ -35,7 +35,7 @@ pub trait ServiceFixture: Send + Sync {
     async fn locks(&self, table: Option<&TableRef>) -> Result<Vec<LockStatus>>;
     /// Every wait; of one table if `table` is given.
     async fn waits(&self, table: Option<&TableRef>) -> Result<Vec<WaitStatus>>;
-    /// Asks the allocator to admit a commit. Answers how long it is admitted for, raw.
+    /// Asks the allocator to admit a commit. Returns how long it is admitted for, raw.
     async fn begin_commit(&self, request: &BeginCommit) -> Result<Duration>;
     /// Asks the allocator, as a third party, to make transactions unable to commit.
     async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit>;

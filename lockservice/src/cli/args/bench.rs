@@ -51,23 +51,23 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = BENCH_NOTES)]
 pub(crate) struct BenchArgs {
-    /// What to measure beside: echo, redis://HOST or postgres://USER@HOST/DATABASE. May be given
-    /// several times.
+    /// Another system to measure beside: echo, redis://HOST or postgres://USER@HOST/DATABASE. May
+    /// be given several times.
     #[arg(long, value_name = "SIDE", default_value = "echo")]
     #[arg(env = "LOCKSERVICE_BESIDE", hide_env_values = true)]
     beside: Vec<String>,
-    /// What the callers lock; one run for each workload.
+    /// The rows and ranges that the callers lock; one run for each workload.
     #[arg(long = "workload", value_name = "WORKLOAD", value_delimiter = ',')]
     #[arg(default_value = "rows")]
     pub(crate) workloads: Vec<Workload>,
-    /// How many callers; one run for each number.
+    /// The number of callers; one run for each number.
     #[arg(long, value_delimiter = ',', default_value = "1,16,64")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) callers: Vec<u32>,
-    /// How many seconds each side takes in each run.
+    /// The seconds that each side takes in each run.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     seconds: u64,
-    /// How many turns these seconds are cut into.
+    /// The number of turns into which these seconds are cut.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) rounds: u32,
     /// The server: HOST:PORT or URL. Without it one is started for the benchmark, in memory.
@@ -81,7 +81,7 @@ impl BenchArgs {
         self.beside.iter().map(|text| Beside::parse(text)).collect()
     }
 
-    /// How long one turn of one side takes.
+    /// The duration of one turn of one side.
     pub(crate) fn turn(&self) -> Duration {
         Duration::from_secs(self.seconds) / self.rounds
     }
@@ -90,16 +90,16 @@ impl BenchArgs {
 /// The arguments of the hidden command that is the server of one side.
 #[derive(Debug, Args)]
 pub(crate) struct BenchServerArgs {
-    /// Which side's.
+    /// The side of the server.
     #[arg(value_enum)]
     pub(crate) serves: Serves,
 }
 
-/// What a server of a benchmark does.
+/// The work of a benchmark's server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub(crate) enum Serves {
     /// Locks, in memory.
     Locks,
-    /// Sends back what it gets.
+    /// Returns each message.
     Echo,
 }

@@ -34,15 +34,15 @@ it (a command that is to ignore it says so itself: trap '' PIPE).
 Exit status: that of the COMMAND (128 + n if signal n ended it; the same signal, if it was sent to \
 lockservice), or
   64   wrong usage, or a lock that a command around this one holds: use that one
-  69   no server answers
+  69   no server responds
   70   the lock was lost and the command was ended; or as --lost-exit-code says
   71   something of the command could not be ended, or the system refused it
-  73   a limit of the server was reached: ask for less, or raise the limit
+  73   a limit of the server was reached: request less, or raise the limit
   74   the server cannot write its store
   75   the lock was not to be had in time; or as --conflict-exit-code says
   126  the command cannot be run
   127  the command or its interpreter was not found
-With --json an error is one object on stderr, whose `kind` tells them apart for certain.";
+With --json an error is one object on stderr, whose `kind` distinguishes them for certain.";
 
 #[derive(Debug, Args)]
 #[command(after_help = LOCK_EXAMPLES, override_usage = "lockservice lock [OPTIONS] TABLE (KEY… | \
@@ -105,7 +105,7 @@ pub(crate) struct LockArgs {
 }
 
 impl LockArgs {
-    /// The table and what is to be locked in it.
+    /// The table, and the items to lock in it.
     pub(crate) fn target(&self) -> Result<(TableRef, Vec<LockItem>), Failure> {
         let table = TableRef { group: self.group.clone(), name: self.table.clone() };
         let items = match self.ends()? {
@@ -149,7 +149,7 @@ impl LockArgs {
         parts.join(OsStr::new("\n"))
     }
 
-    /// The failure with the exit status that was asked for instead of ours.
+    /// The failure, with the exit status that the user chose instead of ours.
     pub(crate) fn with_own_status(&self, failure: Failure) -> Failure {
         let status = match failure.status {
             exit::NOT_NOW => self.conflict_exit_code,

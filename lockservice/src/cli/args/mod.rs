@@ -1,10 +1,10 @@
 //! The arguments of the command line, parsed once into types that cannot be wrong.
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
 //! | `mod.rs` | the commands, and the arguments of the short ones |
 //! | `serve`, `lock`, `store`, `bench` | the arguments of these commands |
-//! | `supervise` | those of the hidden commands of `lock` |
+//! | `supervise` | the arguments of the hidden commands of `lock` |
 
 mod bench;
 mod lock;
@@ -34,7 +34,7 @@ Examples:
   lockservice lock jobs nightly --no-wait -- ./backup.sh # or exits with 75
   lockservice waits                            # who waits for whom
 
-Exit status: 64 wrong usage, 69 no server answers, 70 the lock was lost, 73 a limit of the server \
+Exit status: 64 wrong usage, 69 no server responds, 70 the lock was lost, 73 a limit of the server \
 was reached, 75 the lock was not to be had in time; otherwise that of the COMMAND, or 0. The \
 README \
 lists them all.";
@@ -147,7 +147,7 @@ pub(crate) fn with_tip_for_keys(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// A duration as people write it: `500ms`, `30s`, `2m 30s`; a bare number is seconds.
+/// A duration: `500ms`, `30s`, `2m 30s`; a bare number is seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse::<u32>() {
         return Ok(Duration::from_secs(seconds.into()));

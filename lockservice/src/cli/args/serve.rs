@@ -26,7 +26,7 @@ has gone if the server was started from one; else it changes nothing. RUST_LOG s
 to stderr (warn); lines that are not read are dropped and counted.
 
 Exit status: 0 stopped in order, 64 wrong usage, 65 the store is damaged or of a newer version, 69 \
-the store does not answer, or stopped at once, 70 the service failed, 71 the operating system \
+the store does not respond, or stopped at once, 70 the service failed, 71 the operating system \
 refused something, 74 the store cannot be read or written, 75 it is in use, 78 the settings are \
 wrong.
 
@@ -76,7 +76,7 @@ pub(crate) struct ServeArgs {
     /// [default: without an end].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) start_timeout: Option<Duration>,
-    /// How long a client that fell silent keeps its locks if it asks for nothing else
+    /// How long a client that fell silent keeps its locks if it does not request another time
     /// [default: 10s].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) session_ttl: Option<Duration>,

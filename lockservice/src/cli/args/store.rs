@@ -16,7 +16,7 @@ Redis are read while the cluster runs. A password in --store can be read by ever
 machine (ps): see `lockservice serve --help` for other places.
 
 Exit status: 0 done, 1 the store has problems, 64 wrong usage, 65 the store or the dump is damaged \
-or of a newer version, 69 the store does not answer, 74 it cannot be read or written, 75 it is in \
+or of a newer version, 69 the store does not respond, 74 it cannot be read or written, 75 it is in \
 use, 78 the settings are wrong.";
 
 const RESTORE_NOTES: &str = "\
@@ -39,7 +39,7 @@ pub(crate) enum StoreCommand {
     Restore(RestoreArgs),
 }
 
-/// Which store.
+/// The store.
 #[derive(Debug, Args)]
 pub(crate) struct StoreArgs {
     /// The store of the binds, as of serve [default: file:./lockservice.db].

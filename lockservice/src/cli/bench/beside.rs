@@ -1,4 +1,4 @@
-//! [`Beside`]: what to measure beside.
+//! [`Beside`]: another system to measure beside.
 
 use super::echo::Echo;
 #[cfg(feature = "pg")]
@@ -8,7 +8,7 @@ use super::redis::{Redis, RedisUrl};
 use super::side::Side;
 use crate::cli::exit::Failure;
 
-/// What to measure beside, parsed once.
+/// Another system to measure beside, parsed once.
 pub(crate) enum Beside {
     /// A bare gRPC stream that sends back what it gets.
     Echo,
@@ -21,7 +21,7 @@ pub(crate) enum Beside {
 }
 
 impl Beside {
-    /// Parses one `--beside`. What is wrong is said without repeating it: it may hold a password.
+    /// Parses one `--beside`. The error does not repeat the text, which may hold a password.
     pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
         match text.split_once("://").map(|(scheme, _)| scheme) {
             None if text == "echo" => Ok(Self::Echo),

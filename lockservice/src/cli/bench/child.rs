@@ -1,7 +1,8 @@
-//! A server in a process of its own, so that its CPU time can be told from that of the callers.
+//! A server in a process of its own, so that its CPU time is measured apart from that of the
+//! callers.
 //!
-//! It is this program, started once more as the hidden command `__bench_server`. It says its
-//! address on stdout, and serves until its stdin ends: so it goes with this process, however that
+//! It is this program, started once more as the hidden command `__bench_server`. It writes its
+//! address to stdout, and serves until its stdin ends. So it ends with this process, however that
 //! ends. It is in a process group of its own, where Ctrl-C does not reach it.
 
 use std::io::Write as _;
@@ -17,9 +18,9 @@ use crate::cli::args::{BenchServerArgs, Serves};
 use crate::cli::exit::{self, Failure};
 use crate::cli::{serve, signals};
 
-/// How long a server may take to start.
+/// The longest time that a server may take to start.
 const START_MAX: Duration = Duration::from_secs(10);
-/// How long it may take to stop.
+/// The longest time that it may take to stop.
 const STOP_MAX: Duration = Duration::from_secs(5);
 
 /// A server that runs. Killed if it is dropped.
@@ -57,7 +58,7 @@ impl ServerChild {
         let mut lines = BufReader::new(stdout).lines();
         match tokio::time::timeout(START_MAX, lines.next_line()).await {
             Ok(Ok(Some(address))) => Ok(Self { child, stdin, pid, address }),
-            // It has said why on stderr.
+            // The server has written the reason to stderr.
             Ok(Ok(None)) => Err(failed("it ended at once".to_owned())),
             Ok(Err(error)) => Err(failed(error.to_string())),
             Err(_) => Err(failed(format!("it was not ready within {START_MAX:?}"))),
@@ -67,14 +68,14 @@ impl ServerChild {
     /// Stops it in order.
     pub(super) async fn stop(mut self) {
         drop(self.stdin);
-        // One that does not go is killed when it is dropped.
+        // A server that does not end is killed when it is dropped.
         drop(tokio::time::timeout(STOP_MAX, self.child.wait()).await);
     }
 }
 
 /// The hidden command: serves until stdin ends.
 pub(crate) fn serve(args: &BenchServerArgs) -> Result<(), Failure> {
-    // The benchmark keeps them blocked for itself, and what it starts inherits that.
+    // The benchmark keeps signals blocked for itself, and its child inherits that.
     signals::every().thread_unblock().map_err(|error| crate::cli::no_runtime(error.into()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -96,19 +97,19 @@ pub(crate) fn serve(args: &BenchServerArgs) -> Result<(), Failure> {
             }
         }
     });
-    // The thread that reads stdin may be in the middle of it, if the server ended by itself.
+    // The thread that reads stdin may still read, if the server ended by itself.
     runtime.shutdown_background();
     result
 }
 
 fn say_address(address: &str) {
-    // If nobody reads it, stdin has ended, too.
+    // If stdout has no reader any more, stdin has ended too.
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{address}").and_then(|()| out.flush());
 }
 
 async fn end_of_stdin() {
     let read = || std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-    // An error is an end as well.
+    // An error ends the server too.
     let _ = tokio::task::spawn_blocking(read).await;
 }

@@ -1,4 +1,4 @@
-//! CPU time, user and system, of this process and of a server's.
+//! CPU time, user and system, of this process and of a server.
 //!
 //! # Implementation details
 //! The kernel shows the time of another process in `/proc/PID/stat`, in ticks of 10 ms. A turn is
@@ -85,7 +85,7 @@ impl ServerProcess {
                     .filter_map(stat)
                     .filter(|stat| stat.parent == *parent)
                     .map(|stat| stat.own);
-                // Those that have ended count too, or the time would go back with each.
+                // Children that have ended count too. Otherwise the time would fall with each end.
                 Some(stat_of_parent.own + stat_of_parent.ended_children + children.sum())
             }
             Self::Unknown(_) => None,
@@ -99,7 +99,7 @@ pub(super) fn parent(pid: u32) -> Option<u32> {
     Some(stat(pid)?.parent)
 }
 
-/// What `/proc/PID/stat` says.
+/// The contents of `/proc/PID/stat`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Stat {
     parent: u32,
@@ -113,7 +113,7 @@ fn stat(pid: u32) -> Option<Stat> {
 
 impl Stat {
     fn parse(line: &str) -> Option<Self> {
-        // The name of the program stands in parentheses, and may hold some.
+        // The name of the program stands in parentheses, and may itself contain parentheses.
         let (_, after_name) = line.rsplit_once(')')?;
         let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
         let ticks = |at: usize| -> Option<Duration> {

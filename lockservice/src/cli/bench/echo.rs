@@ -1,4 +1,5 @@
-//! The echo: a bare gRPC stream that sends back what it gets. What the network and gRPC cost.
+//! The echo: a bare gRPC stream that returns each message. It shows the cost of the network and of
+//! gRPC.
 //!
 //! An echo carries the same bytes as the lock request of our side, on one stream that all callers
 //! share, as all callers share one session.
@@ -82,7 +83,8 @@ impl Side for Echo {
                 for op in frame.ops {
                     if let Some(to) = usize::try_from(op.id).ok().and_then(|id| to.get(id)) {
                         let to: &mpsc::Sender<ClientOp> = to;
-                        // A caller has one request under way: there is room, unless it has gone.
+                        // A caller has one request in flight: there is room, unless the caller has
+                        // gone.
                         let _ = to.try_send(op);
                     }
                 }
@@ -137,7 +139,7 @@ impl EchoServer {
         let address = listener.local_addr().map_err(failed)?;
         let task = tokio::spawn(async move {
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-            // If it ends, so do the streams, and the callers say so.
+            // If the server ends, the streams end too, and the callers fail.
             let _ = tonic::transport::Server::builder()
                 .add_service(SendBack)
                 .serve_with_incoming(incoming)
@@ -153,7 +155,7 @@ impl Drop for EchoServer {
     }
 }
 
-/// Sends back what it gets.
+/// Returns each message.
 #[derive(Clone, Debug)]
 struct SendBack;
 

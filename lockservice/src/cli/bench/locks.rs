@@ -13,7 +13,7 @@ use crate::cli::args::Serves;
 use crate::cli::exit::Failure;
 use crate::client::{Client, Session};
 
-/// How the program of a server is called.
+/// The name of a server's program.
 const PROGRAM: &str = "lockservice";
 
 /// See the module.
@@ -41,7 +41,7 @@ impl Locks {
     }
 }
 
-/// The process of the server at `address`, which is as of `--server`.
+/// The process of the server at `address`, which has the form of `--server`.
 async fn process_at(address: &str) -> ServerProcess {
     if address.contains(',') {
         return ServerProcess::Unknown("several nodes were named".to_owned());
@@ -52,7 +52,7 @@ async fn process_at(address: &str) -> ServerProcess {
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             tokio::net::lookup_host((host, uri.port_u16().unwrap_or(80))).await.ok()
         }
-        // To connect says what is wrong.
+        // The connection reports the error.
         Err(_) => None,
     };
     match resolved.and_then(|mut addresses| addresses.next()) {
@@ -97,7 +97,8 @@ impl Caller for LockCaller {
     async fn cycle(&mut self, want: &Want) -> Result<()> {
         let txn = self.session.txn(TxnOptions::default());
         txn.lock(want.spec(&self.table)?).await?;
-        // Sent, not waited for: the next request of this caller comes after it on the stream.
+        // The end is sent and not awaited: the next request of this caller follows it on the
+        // stream.
         drop(txn.end(None));
         Ok(())
     }

@@ -1,24 +1,24 @@
-//! `bench`: lock + unlock at a server, in turns with something to compare it with.
+//! `bench`: lock + unlock at a server, in turns with another system to compare it with.
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
 //! | `mod.rs` | the runs in their order, from the first connection to the last |
-//! | `beside` | what to measure beside |
-//! | `side`, `locks` | a side; ours |
-//! | `echo`, `redis`, `postgres` | the others |
-//! | `workload` | what the callers lock |
-//! | `turn`, `stop` | one side's callers at work; the wish to end early |
-//! | `stats`, `report` | figures; what is printed of them |
+//! | `beside` | another system to measure beside |
+//! | `side`, `locks` | a side; our side |
+//! | `echo`, `redis`, `postgres` | the other sides |
+//! | `workload` | the rows and ranges that the callers lock |
+//! | `turn`, `stop` | one turn of a side's callers; the request to end early |
+//! | `stats`, `report` | figures; their printed form |
 //! | `cpu` | CPU time of processes |
 //! | `child` | a server in a process of its own |
 //!
 //! # Implementation details
 //! A run is a workload with a number of callers. Its time is cut into rounds, and in each round
-//! every side has one turn. Only the ratio within one round means something: what the machine does
-//! meanwhile hits both sides. Callers and connections live for the whole run.
+//! every side has one turn. Only the ratio within one round is meaningful: other work of the
+//! machine slows both sides. Callers and connections live for the whole run.
 //!
-//! Whatever ends the benchmark (an error, a signal, a reader of stdout that has gone), its sides
-//! are closed, and the rounds that every side has ended are printed before.
+//! The sides are closed however the benchmark ends: by itself, by an error, by a signal, or because
+//! the reader of stdout has gone. The rounds that every side has ended are printed before.
 
 mod beside;
 mod child;
@@ -54,7 +54,7 @@ use super::lock::End;
 use super::output::Output;
 use super::signals::Kept;
 
-/// How long a side may take to be closed.
+/// The longest time that a side may take to be closed.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 
 /// Runs the benchmark.
@@ -69,8 +69,8 @@ pub(crate) fn run(args: &BenchArgs, json: bool) -> Result<End, Failure> {
     runtime.block_on(until_signal(args, &beside, signals, json))
 }
 
-/// Runs the benchmark until its end, or in order to an early one if a signal asks for it; at once
-/// if a second one does.
+/// Runs the benchmark until its end. A signal ends it early and in order; a second one ends it at
+/// once.
 async fn until_signal(
     args: &BenchArgs,
     beside: &[Beside],
@@ -84,7 +84,7 @@ async fn until_signal(
         result = &mut benchmark => return result.map(|()| End::Status(0)),
         signal = signals.next_to_end() => signal,
     };
-    stop.ask();
+    stop.request();
     say_note(json, "interrupted: the last cycles end");
     tokio::select! {
         result = &mut benchmark => if let Err(failure) = result {
@@ -145,7 +145,7 @@ async fn measure(
             let run_sides = sides.iter().map(|side| run_side(&**side)).collect();
             let mut run = Run { workload, callers, turn: args.turn(), sides: run_sides };
             let ended = rounds(args.rounds, sides, stop, &mut run).await;
-            // Also before an error: what was measured is measured.
+            // Finished rounds are printed even if the run fails.
             if run.rounds() > 0 {
                 output.line(&if json { run.json() } else { run.text() })?;
             }
@@ -158,7 +158,7 @@ async fn measure(
     Ok(())
 }
 
-/// The rounds of one run, until the end is asked for.
+/// The rounds of one run, until the end is requested.
 async fn rounds(count: u32, sides: &[Box<dyn Side>], stop: &Stop, run: &mut Run) -> Result<()> {
     let mut callers = Vec::new();
     for side in sides {
@@ -174,7 +174,7 @@ async fn rounds(count: u32, sides: &[Box<dyn Side>], stop: &Stop, run: &mut Run)
             let turn = turn::turn(&**side, callers, run.turn, stop).await;
             round.extend(turn.map_err(|error| error.with("side", side.name()))?);
         }
-        // A round that was cut short tells no ratio.
+        // A round that was cut short has no ratio.
         if stop.is_requested() {
             break;
         }

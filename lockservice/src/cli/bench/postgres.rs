@@ -28,16 +28,16 @@ use super::side::{Caller, Side};
 use super::workload::{Want, Workload};
 use crate::cli::exit::Failure;
 
-/// How long it may take to connect, and to set up or drop the table.
+/// The longest time to connect, and to set up or drop the table.
 const CALL_MAX: Duration = Duration::from_secs(5);
-/// How its program is called.
+/// The names of its program.
 const PROGRAMS: [&str; 2] = ["postgres", "postmaster"];
 
 /// The address of one PostgreSQL, parsed once.
 pub(crate) struct PostgresUrl(PgConnectOptions);
 
 impl PostgresUrl {
-    /// Parses `postgres://…`. What is wrong is said without repeating it: it may hold a password.
+    /// Parses `postgres://…`. The error does not repeat the text, which may hold a password.
     pub(super) fn parse(url: &str) -> Result<Self, Failure> {
         let config = PgConfig::from_url(url).map_err(|error| {
             Failure::usage(format!("--beside takes postgres://USER@HOST/DATABASE: {error}"))
@@ -57,7 +57,7 @@ pub(super) struct Postgres {
     name: String,
     /// The first key of the advisory locks: no other program takes the same.
     class: i32,
-    /// The table that was created, if there is one. Locked while that is done.
+    /// The table that was created, if there is one. Locked while the table is created.
     table: Mutex<Option<Arc<Statements>>>,
 }
 
@@ -121,7 +121,7 @@ async fn process(
     let pid: i32 = bounded(pid.fetch_one(connection)).await?;
     let backend = pid.unsigned_abs();
     let process = ServerProcess::named(backend, &PROGRAMS);
-    // One process for each connection, and some that work for all.
+    // PostgreSQL has one process for each connection, and some that work for all.
     Ok(match (&process, cpu::parent(backend)) {
         (ServerProcess::One(_), Some(parent)) => ServerProcess::WithChildren(parent),
         _ => process,
@@ -243,7 +243,7 @@ async fn bounded<T>(call: impl Future<Output = Result<T, sqlx::Error>>) -> Resul
     }
 }
 
-/// The error for one of the driver. Its text never holds the password.
+/// The error for an error of the driver. Its text never holds the password.
 fn failed(error: sqlx::Error) -> Error {
     let state = error.as_database_error().and_then(|error| error.code());
     let (kind, message) = match state.as_deref() {

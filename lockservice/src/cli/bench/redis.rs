@@ -7,8 +7,8 @@
 //! callers share one multiplexed connection, as those of our side share one session.
 //!
 //! Where callers can meet, the unlock also publishes the rows, and one waiting caller of each tries
-//! again (Redisson waits like this). That is much faster than to try again now and then, as most
-//! libraries do. A message that is lost costs [`TRY_AGAIN`].
+//! again (Redisson waits like this). That is much faster than a retry now and then, as in most
+//! libraries. A lost message costs [`TRY_AGAIN`].
 //!
 //! Every key has a prefix of its own for each benchmark, and runs out by itself if the benchmark is
 //! killed.
@@ -35,15 +35,15 @@ use super::side::{Caller, Side};
 use super::workload::{Want, Workload};
 use crate::cli::exit::Failure;
 
-/// How long a lock is kept if it is not unlocked.
+/// The time for which a lock is kept if it is not unlocked.
 const TTL: Duration = Duration::from_secs(30);
-/// How long a caller waits for a message before it tries again.
+/// The time for which a caller waits for a message before it tries again.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
-/// How long it may take to connect, and to get a response.
+/// The longest time to connect, and to get a response.
 const CALL_MAX: Duration = Duration::from_secs(5);
-/// How its program is called, also that of its forks.
+/// The names of its program, and of its forks.
 const PROGRAMS: [&str; 3] = ["redis-server", "valkey-server", "keydb-server"];
-/// Keys that are deleted in one step.
+/// The largest number of keys that are deleted in one step.
 const DELETED_AT_ONCE: u32 = 1_000;
 
 /// Deletes the key if it has the token.
@@ -72,7 +72,7 @@ return 0";
 pub(crate) struct RedisUrl(Client);
 
 impl RedisUrl {
-    /// Parses `redis://…`. What is wrong is said without repeating it: it may hold a password.
+    /// Parses `redis://…`. The error does not repeat the text, which may hold a password.
     pub(super) fn parse(url: &str) -> Result<Self, Failure> {
         let syntax = || {
             Failure::usage(
@@ -84,7 +84,7 @@ impl RedisUrl {
         if !matches!(info.addr(), ConnectionAddr::Tcp(..)) {
             return Err(syntax());
         }
-        // Else small requests wait for the acknowledgements of the ones before.
+        // Otherwise small requests wait for the acknowledgements of earlier ones.
         let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
         Ok(Self(Client::open(info).map_err(|_| syntax())?))
     }
@@ -94,14 +94,14 @@ impl RedisUrl {
 pub(super) struct Redis {
     shared: Arc<Shared>,
     server: ServerProcess,
-    /// Hears which rows are unlocked.
+    /// Listens for unlocked rows.
     listener: JoinHandle<()>,
     /// All keys that were ever used are those of rows below. `Relaxed`: it is changed before
     /// callers are spawned, and read after they have ended.
     rows: AtomicU32,
 }
 
-/// What the callers share.
+/// The state that the callers share.
 struct Shared {
     connection: MultiplexedConnection,
     errors: Errors,
@@ -242,12 +242,12 @@ impl Caller for RedisCaller {
     async fn cycle(&mut self, want: &Want) -> Result<()> {
         let rows = want.rows();
         self.cycles += 1;
-        // No two locks have the same: one that ran out cannot unlock the next.
+        // No two locks have the same token: a lock that ran out cannot unlock the next.
         let token = format!("{}-{}", self.number, self.cycles);
         let mut woken_by = None;
         while let Some(taken) = self.try_lock(&rows, &token).await? {
-            // The message was for a row that it can have, and it cannot have another: so the next
-            // caller is to know of the first.
+            // The message was for a row that this caller can lock, but another row is locked. So
+            // the next caller must learn of the first row.
             if let Some(row) = woken_by
                 && row != taken
             {

@@ -1,4 +1,4 @@
-//! What is printed of a run.
+//! The printed form of a run.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::cli::output::aligned;
 pub(super) struct Run {
     pub(super) workload: Workload,
     pub(super) callers: u32,
-    /// How long one turn of one side took.
+    /// The duration of one turn of one side.
     pub(super) turn: Duration,
     /// Ours first.
     pub(super) sides: Vec<RunSide>,
@@ -25,12 +25,12 @@ pub(super) struct Run {
 pub(super) struct RunSide {
     pub(super) name: &'static str,
     pub(super) server: ServerProcess,
-    /// Of rounds that every side has ended.
+    /// The turns of the rounds that every side has ended.
     pub(super) turns: Vec<Figures>,
 }
 
 impl Run {
-    /// How many rounds every side has ended.
+    /// The number of rounds that every side has ended.
     pub(super) fn rounds(&self) -> usize {
         self.sides.iter().map(|side| side.turns.len()).min().unwrap_or_default()
     }

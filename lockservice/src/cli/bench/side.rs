@@ -1,4 +1,4 @@
-//! [`Side`]: one of those that are measured in turns.
+//! [`Side`]: one of the systems that are measured in turns.
 
 use async_trait::async_trait;
 use lockservice_core::Result;
@@ -16,7 +16,7 @@ pub(super) trait Side: Send + Sync {
     /// The name in what is printed.
     fn name(&self) -> &'static str;
 
-    /// The processes whose CPU time is that of the server.
+    /// The processes whose CPU time counts as the server's.
     fn server(&self) -> &ServerProcess;
 
     /// The callers of one run, in the order of their numbers.

@@ -13,9 +13,9 @@ pub(super) struct Figures([Option<f64>; Figure::ALL.len()]);
 pub(super) enum Figure {
     /// Cycles a second, of all callers together.
     Cycles,
-    /// How long a cycle took: half of them were shorter. In microseconds.
+    /// The median duration of a cycle, in microseconds.
     P50,
-    /// The same for 99 of 100.
+    /// The 99th percentile of the duration of a cycle, in microseconds.
     P99,
     /// CPU time of this process for one cycle, in microseconds.
     ClientCpu,
@@ -49,7 +49,7 @@ impl Figure {
         }
     }
 
-    /// Digits behind the point that mean something.
+    /// The number of significant digits behind the point.
     pub(super) fn decimals(self) -> usize {
         match self {
             Self::Cycles => 0,
@@ -59,7 +59,8 @@ impl Figure {
 }
 
 impl Figures {
-    /// From how long each cycle took, and what all of them together did. There is at least one.
+    /// Computes the figures from the duration of each cycle, of which there is at least one, and
+    /// the totals.
     pub(super) fn new(
         mut took: Vec<Duration>,
         elapsed: Duration,
@@ -85,7 +86,7 @@ impl Figures {
         self.0[figure as usize]
     }
 
-    /// These as a multiple of `other`.
+    /// These figures as multiples of those of `other`.
     pub(super) fn over(&self, other: &Self) -> Self {
         Self(Figure::ALL.map(|figure| {
             // A server that took less than a tick has no ratio.
@@ -108,7 +109,7 @@ pub(super) struct Spread {
 }
 
 impl Spread {
-    /// `None` if it is not known of every turn, or if there was none.
+    /// `None` if the figure is unknown for some turn, or if there was no turn.
     pub(super) fn of(turns: &[Figures], figure: Figure) -> Option<Self> {
         let mut values: Vec<f64> =
             turns.iter().map(|turn| turn.of(figure)).collect::<Option<_>>()?;

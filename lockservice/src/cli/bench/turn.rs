@@ -12,13 +12,13 @@ use super::stats::Figures;
 use super::stop::Stop;
 use super::workload::{Wants, Workload};
 
-/// How long a turn waits for its last cycles. With thousands of callers of one row a cycle waits
-/// for all the others.
+/// The time for which a turn waits for its last cycles. With thousands of callers of one row a
+/// cycle waits for all the others.
 const LAST_CYCLES_MAX: Duration = Duration::from_secs(30);
 /// The same for a turn that was interrupted: a person waits.
 const INTERRUPTED_MAX: Duration = Duration::from_secs(2);
 
-/// A caller and what it wants next.
+/// A caller and its next request.
 pub(super) struct Looping {
     caller: Box<dyn Caller>,
     wants: Wants,
@@ -52,7 +52,7 @@ pub(super) async fn say_goodbye(callers: Vec<Looping>) {
     }
 }
 
-/// One turn of `side`. `None` if the end was asked for meanwhile: the callers have ended then, and
+/// One turn of `side`. `None` if the end was requested meanwhile. The callers have ended then, and
 /// hold nothing.
 ///
 /// Fails with the first error of a caller, and with `Unavailable` if a cycle does not end. The
@@ -73,7 +73,7 @@ pub(super) async fn turn(
             let Looping { mut caller, mut wants } = looping;
             let mut took = Vec::new();
             let mut last = clock.now();
-            // At least one: a caller that began late counts, too.
+            // Each caller makes at least one cycle, so that a caller that began late counts too.
             loop {
                 caller.cycle(&wants.next()).await?;
                 let now = clock.now();

@@ -1,4 +1,4 @@
-//! [`Workload`]: what the callers lock, the same on every side.
+//! [`Workload`]: the rows and ranges that the callers lock, the same on every side.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use rand::{Rng as _, SeedableRng as _};
 
 /// Rows in `mixed`.
 const MIXED_ROWS: u32 = 1_000;
-/// Of how many cycles of `mixed` one is a range.
+/// One of this many cycles of `mixed` is a range.
 const MIXED_RANGE_EVERY: u32 = 10;
 /// Rows in a range of `mixed`.
 const MIXED_RANGE_ROWS: u32 = 10;
@@ -18,16 +18,16 @@ const BATCH_ROWS: u32 = 10_000;
 /// Rows that a cycle of `batch` locks.
 const BATCH_LOCKED: u32 = 100;
 
-/// What the callers lock.
+/// The rows and ranges that the callers lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub(crate) enum Workload {
-    /// Each caller a row of its own.
+    /// Each caller locks a row of its own.
     Rows,
-    /// All callers one row.
+    /// All callers lock one row.
     Hot,
-    /// One of many rows, and now and then a shared range.
+    /// Each cycle locks one of many rows, and now and then a shared range.
     Mixed,
-    /// Many rows, all or none.
+    /// Each cycle locks many rows, all or none.
     Batch,
 }
 
@@ -36,7 +36,7 @@ impl Workload {
     #[cfg(any(feature = "pg", feature = "redis"))]
     pub(super) const SHARED_ROWS_MAX: u32 = BATCH_ROWS;
 
-    /// Its name, as it is given.
+    /// The name of the workload on the command line.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Rows => "rows",
@@ -58,7 +58,7 @@ impl Workload {
     }
 }
 
-/// What one cycle locks.
+/// The rows or the range that one cycle locks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Want {
     /// One row, exclusively.
@@ -70,7 +70,7 @@ pub(super) enum Want {
 }
 
 impl Want {
-    /// The rows, whatever it says about them.
+    /// The rows, without the mode.
     #[cfg(any(feature = "pg", feature = "redis"))]
     pub(super) fn rows(&self) -> Range<u32> {
         match self {
@@ -107,7 +107,7 @@ fn key(row: u32) -> Result<Key> {
     Key::new(format!("{row:016}"))
 }
 
-/// The wants of one caller. Every side gets the same, in the same order.
+/// The requests of one caller. Every side gets the same, in the same order.
 #[derive(Debug)]
 pub(super) struct Wants {
     workload: Workload,
@@ -116,12 +116,12 @@ pub(super) struct Wants {
 }
 
 impl Wants {
-    /// Those of the caller with this number.
+    /// The requests of the caller with this number.
     pub(super) fn new(workload: Workload, caller: u32) -> Self {
         Self { workload, caller, random: StdRng::seed_from_u64(caller.into()) }
     }
 
-    /// The next one.
+    /// The next request.
     pub(super) fn next(&mut self) -> Want {
         let mut neighbours = |count, of| {
             let first = self.random.random_range(0..=of - count);

@@ -6,8 +6,8 @@ use super::Config;
 use crate::cli::exit::Failure;
 
 impl Config {
-    /// The addresses to listen on, tried in this order. Refused if one can be reached from other
-    /// machines, unless told `insecure`.
+    /// The addresses to listen on, tried in this order. Fails if one can be reached from other
+    /// machines, unless `insecure` is set.
     pub(crate) fn addresses(&self) -> Result<Vec<SocketAddr>, Failure> {
         let addresses = resolve(&self.listen, "--listen")?;
         if !self.insecure && addresses.iter().any(|address| !address.ip().is_loopback()) {
@@ -22,8 +22,8 @@ impl Config {
     }
 
     /// The addresses to listen on for other nodes, tried in this order, if clients are listened to
-    /// on `clients`; `None` if there can be no other nodes. Refused if one can be reached from
-    /// other machines, unless told `insecure`.
+    /// on `clients`; `None` if there can be no other nodes. Fails if one can be reached from other
+    /// machines, unless `insecure` is set.
     pub(crate) fn peer_addresses(
         &self,
         clients: SocketAddr,
@@ -41,7 +41,7 @@ impl Config {
                      port owns the cluster",
                 ));
             }
-            // Port 0 stays any that is free.
+            // Port 0 still means any free port.
             let port = resolve(&self.listen, "--listen")?.first().map_or(0, SocketAddr::port);
             let port = match port {
                 0 => 0,
@@ -65,13 +65,13 @@ impl Config {
         Ok(Some(addresses))
     }
 
-    /// The address at which clients reach a node that listens on `address`. Refused if several
-    /// nodes share the store and no client could follow a table there.
+    /// The address at which clients reach a node that listens on `address`. Fails if several nodes
+    /// share the store and no client could follow a table there.
     pub(crate) fn advertised(&self, address: SocketAddr) -> Result<String, Failure> {
         self.reached_at(&self.advertise, "--advertise", address)
     }
 
-    /// The address at which other nodes reach a node that listens to them on `address`. Refused if
+    /// The address at which other nodes reach a node that listens to them on `address`. Fails if
     /// none could.
     pub(crate) fn peer_advertised(&self, address: SocketAddr) -> Result<String, Failure> {
         self.reached_at(&self.peer_advertise, "--peer-advertise", address)
@@ -163,7 +163,7 @@ mod tests {
         let open = [&shared[..], &["--peer-listen", "0.0.0.0:9"]].concat();
         assert!(peers(&open, local).unwrap_err().sentence.contains("--insecure"));
         assert!(peers(&[&open[..], &["--insecure"]].concat(), local).is_ok());
-        // A node that listens to clients of other machines has peers there, too.
+        // A node that listens to clients of other machines has peers there too.
         let everywhere = "0.0.0.0:9000".parse().unwrap();
         assert!(peers(&shared, everywhere).unwrap_err().sentence.contains("--peer-listen"));
         assert!(peers(&args, everywhere).is_ok());

@@ -21,8 +21,8 @@ const NOT_SETTINGS: [&str; 9] = [
     "LOCKSERVICE_CACHE",
 ];
 
-/// `LOCKSERVICE_KEY` and `LOCKSERVICE_SECTION__KEY`, read as what the key's default is: a node may
-/// be called `007`.
+/// `LOCKSERVICE_KEY` and `LOCKSERVICE_SECTION__KEY`, read as the type of the key's default: a node
+/// may be called `007`.
 pub(super) struct Environment {
     settings: Dict,
     /// The variables that were taken.
@@ -32,7 +32,8 @@ pub(super) struct Environment {
 impl Environment {
     pub(super) const NAME: &str = "environment";
 
-    /// Takes what is a setting. Empty means not set. Fails for a setting that is no text.
+    /// Takes the variables that are settings. An empty variable counts as not set. Fails for a
+    /// setting that is no text.
     pub(super) fn new(
         defaults: &Figment,
         env: impl Iterator<Item = (OsString, OsString)>,
@@ -67,10 +68,10 @@ impl Environment {
     }
 }
 
-/// True for what Kubernetes sets in every pod about a service that is named `lockservice` or
+/// True for the variables that Kubernetes sets in every pod for a service named `lockservice` or
 /// `lockservice-…`.
 ///
-/// Of a service `lockservice` those are, behind our prefix: `SERVICE_HOST`, `SERVICE_PORT`,
+/// For a service `lockservice` they are, behind our prefix: `SERVICE_HOST`, `SERVICE_PORT`,
 /// `SERVICE_PORT_GRPC`, `PORT` (a URL), `PORT_7654_TCP`, and `PORT_7654_TCP_ADDR`, `_PORT`,
 /// `_PROTO`.
 fn is_service_link(key: &str, value: &str) -> bool {

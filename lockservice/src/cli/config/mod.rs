@@ -1,6 +1,6 @@
 //! The settings of a server: one TOML file, the environment, flags, in rising priority.
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
 //! | `mod.rs` | [`Config`]: the settings, merged |
 //! | `environment` | settings in environment variables |
@@ -82,7 +82,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Merges everything; also tells where it came from. Fails naming the key, and where it stands.
+    /// Merges all settings, and returns their sources too. The error names the key and its source.
     pub(crate) fn load(
         args: &ServeArgs,
         env: impl Iterator<Item = (OsString, OsString)>,
@@ -139,7 +139,8 @@ impl Config {
             self.start_ms_max = ms(time).max(1);
         }
         if let Some(idle) = args.table_idle {
-            // One with an owner and one without: to the operator they are the same.
+            // One setting is for tables with an owner and one for tables without: for the operator
+            // they are the same.
             (self.service.table_idle_ms, self.allocator.table_idle_ms) = (ms(idle), ms(idle));
         }
         if let Some(ttl) = args.session_ttl {
@@ -156,7 +157,7 @@ impl Config {
         checked.map_err(|error| Failure { status: exit::CONFIG, ..Failure::from(error) })
     }
 
-    /// The store, by its URL. Refused if the URL cannot be read.
+    /// The store, by its URL. Fails if the URL cannot be read.
     pub(crate) fn store_url(&self) -> Result<StoreUrl, Failure> {
         Ok(StoreUrl::parse(&self.store)?)
     }

@@ -18,7 +18,7 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// Says it on stderr, so that an operator can explain the server later.
+    /// Prints the sources on stderr, so that an operator can explain the server later.
     pub(crate) fn say(&self, json: bool) {
         let object = json.then(|| {
             json!({

@@ -1,21 +1,21 @@
-//! How `lock` ends.
+//! The end of `lock`.
 
 use nix::sys::signal::Signal;
 
 use crate::cli::{signals, sink};
 
-/// How `lock` ends, if it does not fail.
+/// The way in which `lock` ends, if it does not fail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum End {
-    /// With this exit status, the command's.
+    /// It ends with this exit status, that of the command.
     Status(u8),
-    /// By this signal, which this process was sent.
+    /// It dies of this signal, which this process received.
     Signal(Signal),
 }
 
 impl End {
-    /// The exit status. If it is to be a signal that ends this process it does so here: only that
-    /// tells a shell or make to stop too.
+    /// The exit status. If a signal is to end this process, it does so here: a shell or make stops
+    /// only for that.
     pub(crate) fn finish(self) -> u8 {
         match self {
             Self::Status(status) => status,
@@ -28,7 +28,7 @@ impl End {
     }
 }
 
-/// The exit status that stands for a signal, as shells have it.
+/// The exit status of a shell for a signal.
 pub(super) fn of_signal(number: i32) -> u8 {
     u8::try_from(128 + number).unwrap_or(u8::MAX)
 }

@@ -17,7 +17,7 @@ use crate::cli::signals::Signals;
 use crate::cli::supervise::{Frame, Job, Supervised, kill_margin};
 use crate::client::LockGuard;
 
-/// How a command under a lock ended.
+/// The end of a command under a lock.
 pub(super) struct Held {
     pub(super) outcome: Result<End, Failure>,
     /// The processes of the command that may still run, by number. If there are any, the lock
@@ -34,7 +34,7 @@ pub(super) async fn hold(
     json: bool,
 ) -> Held {
     let env = environment(args, lock);
-    // Of the node where the lock is.
+    // The deadlines of the node where the lock is.
     let mut deadlines = lock.watch_deadline();
     let deadline = *deadlines.borrow_and_update();
     let job = Job {
@@ -78,7 +78,8 @@ fn environment(args: &LockArgs, lock: &LockGuard) -> [(&'static str, OsString); 
         ("LOCKSERVICE_TABLE", args.table.to_string().into()),
         ("LOCKSERVICE_KEYS", args.keys_for_command()),
         ("LOCKSERVICE_HELD", outer::with(held, lock.txn().id(), &args.client.server)),
-        // Also if it was a flag: a nested `lockservice` means the same server.
+        // The variable is set even if a flag named the server: a nested `lockservice` means the
+        // same server.
         ("LOCKSERVICE_SERVER", args.client.server.clone().into()),
     ]
 }
@@ -93,17 +94,17 @@ struct Run<'a> {
     why_lost: Option<Error>,
     /// The supervisor could not end everything.
     left: bool,
-    /// The last word of the supervisor.
+    /// The last frame of the supervisor.
     last: Option<Frame>,
-    /// Why the supervisor said no last word.
+    /// The reason why the supervisor sent no last frame.
     broken: String,
     /// The signals that this process received.
     received: Vec<Signal>,
 }
 
 impl Run<'_> {
-    /// Passes deadlines and signals on to the supervisor, until it has said its last word or must
-    /// be taken for stopped.
+    /// Passes deadlines and signals on to the supervisor, until it has sent its last frame or must
+    /// be considered stopped.
     async fn until_over(&mut self, signals: &mut Signals) {
         let clock = SystemClock;
         loop {
@@ -155,7 +156,7 @@ impl Run<'_> {
         }
     }
 
-    /// Ends whatever still runs.
+    /// Ends all processes that still run.
     async fn end(mut self) -> Held {
         if self.last.is_some() {
             self.supervised.reap();
@@ -164,7 +165,8 @@ impl Run<'_> {
             // The supervisor has seen the end of everything.
             Vec::new()
         } else {
-            // Killed, perhaps: the kernel killed the command with it, and this ends the rest.
+            // The supervisor was perhaps killed. Then the kernel killed the command with it, and
+            // this ends the rest.
             let until = *self.deadlines.borrow_and_update();
             self.supervised.end_all(&SystemClock, until).await
         };
@@ -193,7 +195,7 @@ impl Run<'_> {
     }
 }
 
-/// How to end after the command died of a signal: of the same if it came through this process.
+/// The end after the command died of a signal: the same signal, if it came through this process.
 fn died(number: i32, received: &[Signal]) -> End {
     match Signal::try_from(number) {
         Ok(signal) if received.contains(&signal) => End::Signal(signal),
@@ -201,7 +203,7 @@ fn died(number: i32, received: &[Signal]) -> End {
     }
 }
 
-/// Says that something of the command could not be ended, whatever else has happened.
+/// Reports processes of the command that could not be ended, in addition to `outcome`.
 fn not_over(outcome: Result<End, Failure>, still_running: &[String]) -> Failure {
     let left = format!(
         "what it started could not all be ended, so the lock was not released and goes to others \
@@ -238,7 +240,7 @@ fn not_over(outcome: Result<End, Failure>, still_running: &[String]) -> Failure 
 /// Stops this process as its command was stopped, so that the shell sees it and can continue both.
 fn suspend(by: i32) {
     if let Ok(signal) = Signal::try_from(by) {
-        // Fails for no signal that stops.
+        // This does not fail for a signal that stops.
         let _ = nix::sys::signal::raise(signal);
     }
 }

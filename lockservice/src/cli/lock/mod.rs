@@ -1,10 +1,10 @@
 //! `lock`: runs a command while holding a lock.
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
-//! | `mod.rs` | takes the lock, and releases it |
-//! | `hold` | runs the command meanwhile |
-//! | `end` | [`End`]: how this process ends |
+//! | `mod.rs` | the request and the release of the lock |
+//! | `hold` | the command that runs meanwhile |
+//! | `end` | [`End`]: the end of this process |
 
 mod end;
 mod hold;
@@ -27,20 +27,20 @@ use super::signals::Signals;
 use super::waiting;
 use crate::client::{Client, LockGuard, Session};
 
-/// Longest default stop time.
+/// The longest default stop time.
 const STOP_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// How long the release is waited for: the next holder comes in at once if it arrives, after the
-/// session's TTL if it does not.
+/// The time to wait for the release. If the release arrives, the next holder is granted the lock at
+/// once; if not, after the session's TTL.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
 
-/// How long to try to connect to a server.
+/// The time to try to connect to a server.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 
-/// How long the session is given up for when nothing was locked.
+/// The time to wait for the end of the session if nothing was locked.
 const LAST_WORDS_MAX: Duration = Duration::from_millis(200);
 
-/// Takes the lock, runs the command, releases the lock. Answers how this process is to end.
+/// Takes the lock, runs the command, and releases the lock. Returns the end of this process.
 pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
     if !std::path::Path::new("/proc/self/exe").exists() {
         let sentence = "/proc is not mounted here, and nothing can be supervised without it: \
@@ -52,8 +52,8 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
     })?;
     let mut session = None;
     let outcome = tokio::select! {
-        // Signals first: one that came before the lock did is not passed on to a command, it keeps
-        // the command from being started.
+        // Signals come first: a signal that came before the lock prevents the start of the command,
+        // and is not passed on to it.
         biased;
         // Dropping the call cancels the request.
         signal = signals.next_to_end() => Ok(End::Signal(signal)),
@@ -63,7 +63,8 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
                 if held.still_running.is_empty() {
                     release(lock, &session).await;
                 } else {
-                    // P5: it lapses. The operator is told why, if the server can be.
+                    // P5: the session lapses. The operator sees the reason, if the server can be
+                    // reached.
                     let why = held.still_running.join(", ");
                     let _ = tokio::time::timeout(RELEASE_WAIT, session.leave(&why)).await;
                 }
@@ -73,20 +74,20 @@ pub(crate) async fn run(args: &LockArgs, json: bool) -> Result<End, Failure> {
         },
     };
     if let Some(session) = &session {
-        // Nothing is held, and a server that did not answer until now is not waited for.
+        // Nothing is held, so a server that did not respond until now gets only a short time.
         let _ = tokio::time::timeout(LAST_WORDS_MAX, session.close()).await;
     }
     outcome
 }
 
-/// Connects, opens a session and takes the lock; again while the server is starting or away, as
-/// long as the call may wait. A session that was opened but not returned is left in `opened`.
+/// Connects, opens a session and takes the lock; tries again while the server is starting or away,
+/// as long as the call may wait. A session that was opened but not returned is left in `opened`.
 async fn take(
     args: &LockArgs,
     opened: &mut Option<Session>,
     json: bool,
 ) -> Result<(LockGuard, Session, Duration), Failure> {
-    // An error in the keys is said before anything is connected.
+    // An error in the keys is reported before the first connection.
     args.target()?;
     let clock = SystemClock;
     let mut patience = Patience::new(!args.no_wait, args.timeout, clock.now());
@@ -94,20 +95,20 @@ async fn take(
         let failure = match try_to_take(args, &mut patience, opened, json).await {
             Ok((lock, stop_time)) => match opened.take() {
                 Some(session) => return Ok((lock, session, stop_time)),
-                // A lock hangs on the session that was opened for it.
+                // A lock depends on the session that was opened for it.
                 None => return Err(lost(&deadline_passed())),
             },
             Err(failure) => failure,
         };
         let Some(pause) = patience.after(&failure, clock.now()) else { return Err(failure) };
         tracing::debug!(why = %failure.sentence, "the server is starting, or away; trying again");
-        // Its server is told in the background, if it can be.
+        // Its server is informed in the background, if it can be reached.
         *opened = None;
         tokio::time::sleep(pause).await;
     }
 }
 
-/// One try. Answers the lock and the stop time.
+/// One try. Returns the lock and the stop time.
 async fn try_to_take(
     args: &LockArgs,
     patience: &mut Patience,
@@ -150,13 +151,13 @@ async fn release(lock: LockGuard, session: &Session) {
     give_up(session).await;
 }
 
-/// Closes the session. If the server cannot be told, its TTL ends it: nothing that this process
-/// could do better.
+/// Closes the session. If the server cannot be reached, its TTL ends the session. This process can
+/// do no better.
 async fn give_up(session: &Session) {
     let _ = tokio::time::timeout(RELEASE_WAIT, session.close()).await;
 }
 
-/// How long the command is given to stop when the lock is lost.
+/// The time that the command has to stop when the lock is lost.
 fn stop_time(args: &LockArgs, client: &Client, session: &Session) -> Result<Duration, Failure> {
     let valid_for = session.deadline().remaining(client.clock().now());
     match args.stop_time {
@@ -185,7 +186,7 @@ async fn acquire(
         ..LockSpec::new(table, items)
     };
     let (table, (waits, observed)) = (spec.table.clone(), watch::channel(None));
-    // Of a lock that is not to be had the error says who holds it.
+    // The error of a lock that is not free names its holder.
     Ok(tokio::select! {
         outcome = session.lock_telling(spec, &waits) => outcome?,
         never = waiting::say_whom(observed, &table, json), if !args.quiet => match never {},

@@ -1,4 +1,4 @@
-//! When a command must be told to end, and when it must be gone: pure, time is an argument.
+//! The times at which a command is signalled to end, and is killed. Pure: time is an argument.
 
 use std::time::Duration;
 
@@ -30,20 +30,20 @@ impl WorkDeadline {
         Self { end, stop_time, kill_at: None, killed: false }
     }
 
-    /// A renewal was acknowledged. Too late once the command was told to end: what it gave up is
-    /// not taken up again.
+    /// Takes an acknowledged renewal into account. It comes too late once the command was signalled
+    /// to end, for a command does not resume work that it gave up.
     pub(super) fn renew(&mut self, end: Time) {
         if self.kill_at.is_none() {
             self.end = end;
         }
     }
 
-    /// When the lock may go to others.
+    /// The time at which the lock may go to others.
     pub(super) fn end(&self) -> Time {
         self.end
     }
 
-    /// True once the command was told to end.
+    /// True once the command was signalled to end.
     pub(super) fn stopping(&self) -> bool {
         self.kill_at.is_some()
     }
@@ -72,12 +72,12 @@ impl WorkDeadline {
         }
     }
 
-    /// When [`due`](Self::due) must be asked again at the latest.
+    /// The latest time at which [`due`](Self::due) must be called again.
     pub(super) fn wake_at(&self) -> Option<Time> {
         if self.killed { None } else { Some(self.kill_at.unwrap_or_else(|| self.terminate_at())) }
     }
 
-    /// When the command is told to end, if no renewal comes.
+    /// The time at which the command is signalled to end, if no renewal comes.
     pub(super) fn terminate_at(&self) -> Time {
         before(self.end, self.stop_time)
     }

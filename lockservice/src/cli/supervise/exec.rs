@@ -1,5 +1,6 @@
-//! `lockservice __exec`: the last step before the command. It ties itself to its parent, waits to
-//! be let go, and becomes the command with the signals that the caller had ignored and blocked.
+//! `lockservice __exec`: the last step before the command. It ties itself to its parent, waits for
+//! the permission to go on, and becomes the command with the signals that the caller had ignored
+//! and blocked.
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
@@ -21,7 +22,7 @@ use crate::cli::signals::every;
 /// The kernel reads no more of a script's first line.
 const FIRST_LINE_BYTES: u64 = 256;
 
-/// Becomes the command; comes back only if that is impossible.
+/// Becomes the command. Returns only if that is impossible.
 pub(crate) fn run(args: &ExecArgs) -> ExitCode {
     match become_command(args) {
         Ok(never) => match never {},
@@ -37,12 +38,12 @@ fn become_command(args: &ExecArgs) -> Result<Infallible, Failure> {
     // The kernel kills the command when the supervisor dies, whatever the reason.
     set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|error| os("tie the command to its supervisor", error.into()))?;
-    // It may have died before that was set: then nothing would ever end the command.
+    // The supervisor may have died before that was set. Then nothing would ever end the command.
     if getppid() != Pid::from_raw(args.parent) {
         return Err(Failure::silent(exit::LOST));
     }
-    // The supervisor sends it when it has left this process's group and is out of reach of what is
-    // sent to that: nothing may run before.
+    // The supervisor sends the file when it has left this process's group, and signals to that
+    // group cannot reach it any more. Nothing may run before.
     let stdin = stdin::receive(rustix::stdio::stdin())
         .map_err(|error| os("take over the standard input", error))?
         .ok_or_else(|| Failure::silent(exit::LOST))?;
@@ -66,7 +67,7 @@ fn become_command(args: &ExecArgs) -> Result<Infallible, Failure> {
     Err(cannot_run(program, &error))
 }
 
-/// Why the kernel did not run `program`, in words of its caller.
+/// The reason why the kernel did not run `program`, in words of its caller.
 fn cannot_run(program: &OsStr, error: &io::Error) -> Failure {
     let name = program.to_string_lossy();
     match (error.kind(), found(program)) {
@@ -101,7 +102,7 @@ fn cannot_run(program: &OsStr, error: &io::Error) -> Failure {
     }
 }
 
-/// The file that `program` names, as it would be looked for to be run.
+/// The file that `program` names, by the search of `exec`.
 fn found(program: &OsStr) -> Option<PathBuf> {
     if program.as_bytes().contains(&b'/') {
         return Some(PathBuf::from(program)).filter(|file| file.is_file());
@@ -117,7 +118,7 @@ fn interpreter(file: &PathBuf) -> Option<String> {
         .read_until(b'\n', &mut line)
         .ok()?;
     let line = String::from_utf8_lossy(line.strip_prefix(b"#!")?).into_owned();
-    // A line end of another system belongs to the name, and is what is wrong then.
+    // A line end of another system belongs to the name, and is the mistake then.
     let line = line.strip_suffix('\n').unwrap_or(&line).trim_matches([' ', '\t']);
     Some(line.split([' ', '\t']).next()?.to_owned())
 }

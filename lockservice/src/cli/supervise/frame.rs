@@ -15,13 +15,13 @@ pub(crate) enum Frame {
     Deadline(Time),
     /// To the supervisor: the lock is lost or about to be; end the command now.
     Stop,
-    /// To the supervisor: pass this signal on to the command.
+    /// To the supervisor: the command gets this signal.
     Signal(i32),
-    /// From the supervisor: the command was stopped by this signal, and that is not seen unless the
-    /// wrapper stops too.
+    /// From the supervisor: the command was stopped by this signal, and the shell does not see that
+    /// unless the wrapper stops too.
     Suspended(i32),
-    /// From the supervisor, before it ends: the command ended, but something of it was killed in
-    /// vain so far.
+    /// From the supervisor, before it ends: the command ended, but some of its processes have not
+    /// died of SIGKILL yet.
     Left,
     /// From the supervisor: the command ended by itself, with this exit status.
     Exited(u8),
@@ -54,7 +54,7 @@ impl Frame {
         bytes
     }
 
-    /// The frame that these bytes are, `None` if they are none.
+    /// The frame in these bytes; `None` if they are no frame.
     pub(crate) fn decode(bytes: [u8; FRAME_BYTES]) -> Option<Self> {
         let [kind, value @ ..] = bytes;
         let value = u64::from_le_bytes(value);
@@ -72,7 +72,7 @@ impl Frame {
         })
     }
 
-    /// True if `later` says all that this one does, so that this one need not be sent any more.
+    /// True if `later` supersedes this frame, so that this one need not be sent any more.
     pub(super) fn is_said_by(self, later: Self) -> bool {
         self == later || matches!((self, later), (Self::Deadline(_), Self::Deadline(_)))
     }

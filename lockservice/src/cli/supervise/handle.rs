@@ -1,4 +1,5 @@
-//! The wrapper's end: starts the supervisor, tells it the deadline, hears how the command ended.
+//! The wrapper's end: starts the supervisor, sends it the deadline, and receives the end of the
+//! command.
 
 use std::ffi::OsString;
 use std::io;
@@ -20,23 +21,23 @@ use super::tree::Tree;
 use crate::cli::args::command_line;
 use crate::cli::signals::undisturbed;
 
-/// How often what was killed is looked at.
+/// The interval at which killed processes are checked.
 const TICK: Duration = Duration::from_millis(5);
 
-/// The command to run, and how.
+/// The command to run, and its surroundings.
 #[derive(Debug)]
 pub(crate) struct Job<'a> {
     /// The command and its arguments.
     pub(crate) command: &'a [OsString],
-    /// Added to its environment.
+    /// The variables that are added to its environment.
     pub(crate) env: &'a [(&'static str, OsString)],
     /// The signals that are to be blocked in it.
     pub(crate) blocked: &'a [i32],
     /// The deadline of the lock.
     pub(crate) deadline: Time,
-    /// How long the command has between SIGTERM and the deadline.
+    /// The time that the command has between SIGTERM and the deadline.
     pub(crate) stop_time: Duration,
-    /// Whether errors are printed as JSON.
+    /// True if errors are printed as JSON.
     pub(crate) json: bool,
 }
 
@@ -55,13 +56,13 @@ pub(crate) struct Supervised {
 impl Supervised {
     /// Starts the supervisor, which starts the command.
     ///
-    /// To be called on the main thread of the process: the parent-death signal of a child is sent
-    /// when the *thread* ends that started it.
+    /// The caller must be the main thread of the process: the parent-death signal of a child is
+    /// sent when the *thread* that started it ends.
     ///
     /// # Errors
-    /// It could not be started. Nothing runs then.
+    /// The supervisor could not be started. Nothing runs then.
     pub(crate) fn start(job: &Job<'_>) -> io::Result<Self> {
-        // The processes of the supervisor are inherited if it is killed, to be ended here.
+        // If the supervisor is killed, this process inherits its processes and ends them.
         set_child_subreaper(Some(getpid()))?;
         let tree = Tree::from_now();
         let (ours, theirs) = StdStream::pair()?;
@@ -89,11 +90,11 @@ impl Supervised {
         })
     }
 
-    /// The next thing the supervisor says; `None` when it has ended. Meanwhile it is told what
-    /// [`tell`](Self::tell) was given.
+    /// The next frame of the supervisor; `None` when it has ended. Meanwhile the frames of
+    /// [`tell`](Self::tell) are sent.
     ///
     /// # Errors
-    /// The socket is broken, or something else is at its other end.
+    /// The socket is broken, or another program is at its other end.
     ///
     /// # Cancel safety
     /// Cancel safe: a frame that was read or written in part is kept.
@@ -108,7 +109,7 @@ impl Supervised {
             if ready.is_writable() {
                 let control = &self.control;
                 match self.outbox.flush(|bytes| control.try_write(bytes)) {
-                    // That it is gone is learnt from reading, after its last words.
+                    // The end of the supervisor is learnt from reading, after its last frame.
                     Err(error) if is_gone(&error) => self.outbox = Outbox::default(),
                     Ok(_) => {}
                     Err(error) => return Err(error),
@@ -137,23 +138,22 @@ impl Supervised {
         }
     }
 
-    /// Tells the supervisor, as soon as [`next`](Self::next) is waited for. That it may be gone is
-    /// learnt from that too.
+    /// Sends a frame to the supervisor while [`next`](Self::next) is awaited. The end of the
+    /// supervisor is learnt from `next` too.
     pub(crate) fn tell(&mut self, frame: Frame) {
         self.outbox.push(frame);
     }
 
-    /// Waits for the supervisor to be gone, after [`next`](Self::next) answered a final frame: it
+    /// Waits for the end of the supervisor, after [`next`](Self::next) returned a final frame: it
     /// does nothing more then.
     pub(crate) fn reap(&mut self) {
-        // If the caller ignores the end of children there is nothing to be reaped.
+        // If the caller ignores the end of children, there is nothing to reap.
         let _ = self.child.wait();
         self.reaped = true;
     }
 
-    /// Ends the supervisor and everything that the command started. Returns the processes that are
-    /// left: none, or those that were not gone by `until`, which may still touch whatever the lock
-    /// protects.
+    /// Ends the supervisor and everything that the command started. Returns the processes that were
+    /// not gone by `until`. They may still touch the data that the lock protects.
     ///
     /// # Cancel safety
     /// Cancel safe: the next call goes on.
@@ -161,7 +161,7 @@ impl Supervised {
         let supervisor = Pid::from_child(&self.child);
         loop {
             if !self.reaped {
-                // First of all: what it had started becomes this process's own.
+                // This comes first: the children of the supervisor become those of this process.
                 let _ = kill_process(supervisor, Signal::KILL);
             }
             self.tree.kill();

@@ -1,7 +1,6 @@
-//! Running a command so that it ends with its lock (P2), whatever happens to the processes that
-//! watch it.
+//! Running a command so that it ends with its lock (P2), even if the processes that watch it fail.
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
 //! | `handle.rs, outbox.rs` | the end of the wrapper: starts the supervisor, sends it the deadline |
 //! | `frame.rs` | the messages between wrapper and supervisor |
@@ -11,7 +10,8 @@
 //! | `exec.rs, stdin.rs` | the last step before the command, and its standard input |
 //!
 //! # Implementation details
-//! Three processes of this one binary, so that no unsafe code is needed between fork and exec:
+//! There are three processes of this one binary, so that no unsafe code is needed between fork and
+//! exec:
 //! ```text
 //! wrapper  `lockservice lock`                talks to the server, passes on each deadline
 //!   └ supervisor  `lockservice __supervise`  ends the work by the deadline; in its own session
@@ -20,27 +20,28 @@
 //! The command runs in the wrapper's process group and session, as it would without the wrapper:
 //! the terminal reaches both with Ctrl-C and Ctrl-Z, the shell stops and continues both, and
 //! nothing has to be passed back and forth. The supervisor leaves that session before the command
-//! may run, so that what ends a whole group does not end it.
+//! may run, so that a signal to the whole group does not end it.
 //!
-//! The command's *work* is everything below it, in whatever group or session. Wrapper and
-//! supervisor are subreapers, so that nothing leaves their tree by losing its parent (see `tree`).
+//! The command's *work* is everything below it, in any group or session. Wrapper and supervisor are
+//! subreapers, so that nothing leaves their tree by losing its parent (see `tree`).
 //!
-//! | what happens | who ends the work |
+//! | event | the work is ended by |
 //! |---|---|
-//! | the lock is lost | the wrapper tells the supervisor, which sends SIGTERM, and SIGKILL before the deadline |
+//! | the lock is lost | the supervisor, at the wrapper's word: with SIGTERM, and SIGKILL before the deadline |
 //! | the wrapper is stopped, hangs or is cut off | the supervisor, by its own count of the deadline |
 //! | the wrapper is killed (SIGKILL), or its whole group | the supervisor, at once: its socket closes |
 //! | the supervisor is killed | the kernel the command (parent-death signal), the wrapper the rest |
 //! | the supervisor is stopped | the wrapper, by its own count; if the wrapper dies too, its death continues the supervisor |
 //!
-//! The lock is released when nothing of the work can run any more, and not before (P5). What cannot
-//! be ended (it hangs in the kernel, or belongs to another user) keeps the lock from being
-//! released: the session lapses by its TTL instead, and the wrapper names it, on stderr and to the
-//! server, whose operator sees it with the locks.
+//! The lock is released when nothing of the work can run any more, and not before (P5). A process
+//! that cannot be ended (it hangs in the kernel, or belongs to another user) keeps the lock from
+//! being released. The session lapses by its TTL instead. The wrapper names the process on stderr
+//! and to the server, whose operator sees it with the locks.
 //!
-//! Two cases remain: neither watcher can act (one killed, and the other gone or stopped: then the
-//! kernel ends the command alone; both stopped: then the command runs on); and work that the
-//! command asks another daemon for (`systemd-run`, `at`, a container), which is not below it.
+//! Two cases remain. In the first, neither watcher can act. If one was killed and the other has
+//! gone or is stopped, the kernel ends only the command. If both are stopped, the command runs on.
+//! In the second, the command has another daemon do work (`systemd-run`, `at`, a container), which
+//! is not below it.
 
 mod deadline;
 mod exec;
@@ -58,7 +59,7 @@ pub(crate) use self::frame::Frame;
 pub(crate) use self::handle::{Job, Supervised};
 pub(crate) use self::supervisor::run as supervise;
 
-/// How long before the deadline SIGKILL is sent, so that the last process is gone by then.
+/// The time before the deadline at which SIGKILL is sent, so that the last process is gone by then.
 pub(crate) fn kill_margin(stop_time: Duration) -> Duration {
     stop_time / 4
 }

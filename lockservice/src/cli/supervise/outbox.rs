@@ -4,12 +4,12 @@ use std::io;
 
 use super::frame::{FRAME_BYTES, Frame};
 
-/// Frames in their order. Bounded without a limit: of one kind only the latest waits, and there are
+/// Frames in their order. They need no limit: only the latest frame of a kind waits, and there are
 /// few kinds and few signals.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     waiting: Vec<Frame>,
-    /// The frame that is being written, and how much of it has gone.
+    /// The frame that is being written, and the number of its bytes that were written.
     writing: Option<([u8; FRAME_BYTES], usize)>,
 }
 
@@ -25,7 +25,7 @@ impl Outbox {
         self.writing.is_none() && self.waiting.is_empty()
     }
 
-    /// Writes as much as `write` takes. True if all has gone.
+    /// Writes as much as `write` takes. True if all was written.
     pub(super) fn flush(
         &mut self,
         mut write: impl FnMut(&[u8]) -> io::Result<usize>,

@@ -1,7 +1,7 @@
 //! Handing a process's standard input to one that has a socket there instead.
 //!
 //! The socket is the only file that a process can be given beside stdout and stderr. It closes when
-//! the sender ends, so that what was handed nothing knows that no caller is left to run for.
+//! the sender ends, so that a process that was handed nothing knows that its caller has gone.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

@@ -1,11 +1,12 @@
 //! Everything that this process started, directly or not: it is found, ended and reaped here.
 //!
 //! # Implementation details
-//! This process is a subreaper: who loses its parent becomes its child. So whatever its descendants
-//! do (other groups, other sessions, two forks and an exit), each stays below it, and it has none
-//! left exactly when it has no child left, which `wait` says for certain. `/proc` is only asked for
-//! whom to signal. One reading of it may miss a process whose parent ends meanwhile; the next finds
-//! it, so everything here is repeated until nothing new is found.
+//! This process is a subreaper: a descendant that loses its parent becomes its child. So each
+//! descendant stays below it, also after a change of group or session, or two forks and an exit.
+//! None is left exactly when this process has no child left, which `wait` reports for certain.
+//! `/proc` only names the processes to signal. One reading of it may miss a process whose parent
+//! ends meanwhile. The next one finds it, so everything here is repeated until nothing new is
+//! found.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,8 +16,8 @@ use rustix::process::{
     pidfd_open, pidfd_send_signal, wait, waitid,
 };
 
-/// How often a signal's round is repeated at most for those that were started meanwhile. What still
-/// comes then is found by the next call: nothing counts as ended before all have gone.
+/// The largest number of rounds of a signal, for processes that were started meanwhile. The next
+/// call finds later ones: nothing counts as ended before all have gone.
 const ROUNDS_MAX: usize = 64;
 
 /// A process as `/proc` shows it.
@@ -31,7 +32,7 @@ pub(super) struct Process {
     /// The foreground group of its terminal; -1 if it has none.
     pub(super) foreground: i32,
     threads: u32,
-    /// When it was started, which tells it from a later process of the same number.
+    /// The time of its start, which distinguishes it from a later process of the same number.
     started: u64,
 }
 
@@ -69,13 +70,13 @@ impl Process {
         self.state == 'T'
     }
 
-    /// True if nothing of it runs any more: it only waits to be reaped. (A first thread may end
-    /// before the others.)
+    /// True if none of its threads runs any more, and it only waits to be reaped. (A first thread
+    /// may end before the others.)
     fn is_dead(&self) -> bool {
         matches!(self.state, 'Z' | 'X') && self.threads <= 1
     }
 
-    /// Signals this very process, and none that has its number by now.
+    /// Signals this process, and no later one of the same number.
     fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
         let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
         let file = pidfd_open(pid, PidfdFlags::empty());
@@ -85,7 +86,7 @@ impl Process {
         }
         match file {
             Ok(file) => pidfd_send_signal(file, signal),
-            // A kernel without them, or no file left to open.
+            // The kernel has no such files, or no more files may be open.
             Err(Errno::NOSYS | Errno::MFILE | Errno::NFILE) => kill_process(pid, signal),
             Err(error) => Err(error),
         }
@@ -93,7 +94,7 @@ impl Process {
 }
 
 impl std::fmt::Display for Process {
-    /// As people look for it: its number and its name.
+    /// Its number and its name.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name: String = self.name.chars().flat_map(char::escape_default).collect();
         write!(f, "{} ({name})", self.pid)
@@ -103,12 +104,12 @@ impl std::fmt::Display for Process {
 /// The descendants of this process.
 #[derive(Debug)]
 pub(super) struct Tree {
-    /// Children that it had before it started anything: its caller's, from before it was called.
+    /// Children from before it started anything: those of the program that became this one.
     spared: Vec<i32>,
 }
 
 impl Tree {
-    /// Everything that this process starts from now on.
+    /// The descendants that this process starts from now on.
     pub(super) fn from_now() -> Self {
         let any = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::CONTINUED;
         let looked = waitid(WaitId::All, any | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT);
@@ -133,8 +134,8 @@ impl Tree {
         found
     }
 
-    /// Goes from parent to children, which takes as long as there are descendants; to look through
-    /// all processes takes too long beside ten thousand others. `None` if the kernel does not list
+    /// Goes from parent to children. The cost grows with the number of descendants; a search of all
+    /// processes takes too long beside ten thousand others. `None` if the kernel does not list
     /// children.
     fn walk(&self) -> Option<Vec<Process>> {
         let own = own_number();
@@ -157,8 +158,8 @@ impl Tree {
         Some(found)
     }
 
-    /// Sends `signal` to all that `chosen` is true for. Answers those that may not be signalled:
-    /// they belong to another user.
+    /// Sends `signal` to all processes for which `chosen` is true. Returns those that may not be
+    /// signalled, because they belong to another user.
     pub(super) fn signal(&self, signal: Signal, chosen: impl Fn(&Process) -> bool) -> Vec<Process> {
         let mut seen = HashSet::new();
         let mut refused = Vec::new();
@@ -177,7 +178,7 @@ impl Tree {
         refused
     }
 
-    /// Kills all. They are stopped first: a stopped process starts no other meanwhile.
+    /// Kills all. They are stopped first, for a stopped process starts no other.
     pub(super) fn kill(&self) {
         let mut stopped = HashSet::new();
         let mut living = self.living();
@@ -199,8 +200,8 @@ impl Tree {
         }
     }
 
-    /// Reaps who has ended and tells `saw` about each child's change. True if nothing is left, not
-    /// even dead.
+    /// Reaps the processes that have ended, and calls `saw` with each change of a child. True if no
+    /// process is left, not even a dead one.
     pub(super) fn reap(&self, mut saw: impl FnMut(Pid, WaitStatus)) -> bool {
         loop {
             match wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
@@ -227,7 +228,7 @@ fn own_number() -> i32 {
 /// The children of a process, dead ones included; `None` where `/proc` does not list them.
 fn children(pid: i32) -> Option<Vec<i32>> {
     let mut listed = None;
-    // Each thread has those that it started.
+    // Each thread lists the children that it started.
     for thread in std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
         if let Ok(children) = std::fs::read_to_string(thread.path().join("children")) {
             let numbers =
@@ -247,7 +248,8 @@ fn descendants(all: &[Process], root: i32, spared: &[i32]) -> Vec<Process> {
     let mut found = Vec::new();
     let mut parents = vec![root];
     while let Some(parent) = parents.pop() {
-        // Taken out: what was read while numbers were reused may look like a circle.
+        // The children are taken out of the map: if numbers were reused during the reading, the
+        // tree may look like a circle.
         for child in children.remove(&parent).unwrap_or_default() {
             if !(parent == root && spared.contains(&child.pid)) {
                 parents.push(child.pid);

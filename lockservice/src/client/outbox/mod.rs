@@ -1,9 +1,9 @@
-//! The operations of a session without a response, in the order in which they were asked for.
+//! The operations of a session without a response, in the order of their calls.
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
-//! | `mod.rs` | operations go in, frames go out |
-//! | `response` | a response arrives |
+//! | `mod.rs` | the way of operations into frames |
+//! | `response` | the way of a response to its caller |
 //! | `state`, `pending` | the state under the mutex; operations without a response |
 
 mod pending;
@@ -27,13 +27,13 @@ use self::state::OutboxState;
 use crate::proto;
 use crate::proto::client_op::Op;
 
-/// Most operations in one frame.
+/// The largest number of operations in one frame.
 const FRAME_OPS_MAX: usize = 128;
-/// Most bytes of a frame of several operations. A renewal goes first in the next frame, so no more
-/// than this is ahead of it; an operation that is larger by itself goes alone.
+/// The largest frame of several operations, in bytes. A renewal goes first in the next frame, so no
+/// more than this is ahead of it; an operation that is larger by itself goes alone.
 const FRAME_BYTES_MAX: usize = 4 << 10;
-/// Most operations of one transaction under way. A server keeps at least this many, and as many
-/// again for their cancels.
+/// The largest number of operations of one transaction under way. A server keeps at least this
+/// many, and as many again for their cancels.
 const TXN_OPS_MAX: u32 = 64;
 /// The most that an operation costs in a frame beyond its own encoding: its id, tags and lengths.
 const OP_OVERHEAD_BYTES: usize = 32;
@@ -51,9 +51,9 @@ pub(super) type WaitsSender = watch::Sender<Option<WaitsFor>>;
 /// The context of a lock call.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct CallContext<'a> {
-    /// When its time is up.
+    /// The time at which its time-out ends.
     pub(super) deadline: Option<Time>,
-    /// When the transaction's snapshot was begun, if that is known.
+    /// The time at which the transaction's snapshot was begun, if it is known.
     pub(super) snapshot: Option<Time>,
     /// The channel on which its caller learns for which holder it waits.
     pub(super) waits: Option<&'a WaitsSender>,
@@ -81,7 +81,7 @@ impl NumberedTxn {
 }
 
 impl Outbox {
-    /// Puts a lock request in. Fails with `InvalidArgument` if it is too large to send,
+    /// Adds a lock request. Fails with `InvalidArgument` if it is too large to send,
     /// `ResourceExhausted` if too many are under way.
     pub(super) fn lock(
         &self,
@@ -112,7 +112,7 @@ impl Outbox {
         Ok((call, response))
     }
 
-    /// Puts an unlock of chosen keys in.
+    /// Adds an unlock of chosen keys.
     pub(super) fn unlock(
         &self,
         txn_number: &NumberedTxn,
@@ -185,14 +185,14 @@ impl Outbox {
         wake(waker);
     }
 
-    /// The caller has taken the answer of a lock call: the server may forget it.
+    /// Notes that the caller has taken the response of a lock call: the server may forget it.
     pub(super) fn acknowledge(&self, call: CallId) {
         if let Some(txn) = self.state.lock().txns.get_mut(&call.txn) {
             txn.acknowledge(call.sequence);
         }
     }
 
-    /// Puts a renewal in, ahead of everything that is not sent yet.
+    /// Adds a renewal, ahead of everything that is not sent yet.
     pub(super) fn heartbeat(&self) {
         let mut state = self.state.lock();
         let op = Op::Heartbeat(proto::Heartbeat::default());
@@ -222,13 +222,13 @@ impl Outbox {
         number
     }
 
-    /// The server welcomed the current stream: everything unanswered is sent, again and in the old
-    /// order (T2).
+    /// Opens the current stream, which the server welcomed: all operations without a response are
+    /// sent again, in the old order (T2).
     pub(super) fn open(&self, frame_bytes_max: usize) {
         let mut state = self.state.lock();
         state.open = true;
         state.frame_bytes_max = frame_bytes_max;
-        // A renewal counts from its send on this stream: an old one is of no use.
+        // A renewal counts from its send on this stream, so an old one is useless.
         state.pending.retain(|_, pending| !matches!(pending.what, What::Heartbeat));
         state.unsent = state.pending.keys().copied().collect();
         let waker = state.waker.take();
@@ -236,7 +236,7 @@ impl Outbox {
         wake(waker);
     }
 
-    /// Tells the caller of a lock call what it waits for, if it wants to know and waits yet.
+    /// Passes the holder for which a lock call waits to its caller, if it listens and still waits.
     pub(super) fn waiting(&self, waiting: Waiting) {
         let waits = self
             .state
@@ -278,7 +278,7 @@ impl Outbox {
             state.unsent.pop_front();
         }
         if ops.is_empty() {
-            // Rarely another task: cloning a waker costs more than looking.
+            // The task is rarely another one, and cloning a waker costs more than a comparison.
             match &mut state.waker {
                 Some(waker) => waker.clone_from(cx.waker()),
                 none => *none = Some(cx.waker().clone()),
@@ -288,7 +288,7 @@ impl Outbox {
         Poll::Ready(Some(proto::ClientFrame { ops }))
     }
 
-    /// Nothing will be sent or answered any more.
+    /// Closes the outbox: nothing is sent any more, and no response comes.
     pub(super) fn close(&self) {
         let mut state = self.state.lock();
         state.stream += 1;
@@ -301,7 +301,7 @@ impl Outbox {
         let waker = state.waker.take();
         drop(state);
         wake(waker);
-        // Dropped senders tell the callers.
+        // Dropped senders end the calls.
         drop((pending, listening));
     }
 }

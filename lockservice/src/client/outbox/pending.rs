@@ -12,24 +12,25 @@ use crate::convert::millis_up;
 use crate::proto;
 use crate::proto::client_op::Op;
 
-/// An operation without an answer.
+/// An operation without a response.
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) op: Op,
     pub(super) bytes: usize,
     pub(super) what: What,
-    /// When the wait that the operation asks for is over.
+    /// The end of the wait that the operation requests.
     pub(super) deadline: Option<Time>,
-    /// When the snapshot was begun that the operation tells the age of.
+    /// The begin of the snapshot whose age the operation carries.
     pub(super) snapshot: Option<Time>,
-    /// When it was last sent, read before: from then the promise of its answer counts (P2).
+    /// The time of its last send, read before the send. The promise of its response counts from
+    /// there (P2).
     pub(super) sent: Option<Time>,
 }
 
 /// The receiver of the response.
 #[derive(Debug)]
 pub(super) enum What {
-    /// A caller, who settles the sequence when it has taken the answer.
+    /// A caller, which acknowledges the sequence when it has taken the response.
     Lock {
         txn: u64,
         sequence: u64,
@@ -51,9 +52,9 @@ pub(super) enum What {
 #[derive(Debug, Default)]
 pub(super) struct Sequences {
     pub(super) last: u64,
-    /// Everything up to here is settled: its answer was taken.
+    /// All responses up to here were taken by their callers.
     pub(super) acked: u64,
-    /// Settled above that.
+    /// The taken responses above that.
     pub(super) acked_above: BTreeSet<u64>,
     pub(super) under_way: u32,
 }
@@ -77,7 +78,7 @@ impl Pending {
         let (Op::Lock(lock), &What::Lock { txn, sequence, .. }) = (&mut self.op, &self.what) else {
             return None;
         };
-        // An unlock that names nothing.
+        // An unlock without items.
         self.op = Op::Unlock(proto::UnlockOp { txn: lock.txn.take(), ..Default::default() });
         (self.bytes, self.deadline, self.snapshot) = (0, None, None);
         let refused = What::Release { txn, sequence, cancelled: 0, ends: false, reply: None };
@@ -89,11 +90,11 @@ impl Pending {
         let now = clock.now();
         let mut op = self.op.clone();
         if let (Op::Lock(lock), Some(deadline)) = (&mut op, self.deadline) {
-            // It counts from the call, not from this send, be it the first or another.
+            // The time-out counts from the call, and not from this send.
             lock.timeout_ms = Some(millis_up(deadline.remaining(now)));
         }
         if let (Op::Lock(lock), Some(snapshot)) = (&mut op, self.snapshot) {
-            // C5: as old as it is when this is sent.
+            // C5: the age at the time of the send.
             lock.snapshot_age_ms = Some(millis_up(now.since(snapshot)));
         }
         self.sent = Some(now);

@@ -1,4 +1,4 @@
-//! A response arrives: what it means for its caller, and for the driver.
+//! The arrival of a response: its effect on the caller, and on the driver.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ pub(in crate::client) enum ResponseEffect {
     None,
     /// A renewal, sent at this time, was acknowledged.
     Renewed(Time, Duration),
-    /// A grant, asked for at this time, carries a promise: the server renews a session with
-    /// everything that it takes in.
+    /// A grant, requested at this time, carries a promise: the server renews a session with every
+    /// message.
     Promised(Time, Duration),
     /// The session cannot go on.
     Lost(Error),
@@ -34,9 +34,9 @@ impl Outbox {
         accept: impl FnOnce() -> Result<()>,
     ) -> ResponseEffect {
         let mut state = self.state.lock();
-        // A response to nothing: an older stream had sent for it.
+        // The operation is unknown: an older stream had sent it.
         let Some(pending) = state.pending.remove(&id) else { return ResponseEffect::None };
-        // Nothing is responded to before it was sent.
+        // No response comes before its operation was sent.
         let sent = pending.sent.unwrap_or_default();
         match pending.what {
             What::Heartbeat => match response {
@@ -59,7 +59,7 @@ impl Outbox {
                 }
                 drop(state);
                 if let Some(reply) = reply {
-                    // A caller need not wait for it.
+                    // The caller may have stopped waiting.
                     let _ = reply.send(response.map(drop));
                 }
                 ResponseEffect::None
@@ -104,7 +104,7 @@ impl Outbox {
             let Some((call, what)) = state.pending.get_mut(&id).and_then(Pending::take_lock) else {
                 continue;
             };
-            // It may have been granted, and only the response is lost.
+            // It may have been granted, with only the response lost.
             waker = waker.or(state.cancel(call));
             failed.push(what);
         }
@@ -162,10 +162,8 @@ fn granted(
     accept: impl FnOnce() -> Result<()>,
 ) -> (Result<Granted>, ResponseEffect) {
     let Response::Locked(locked) = response else {
-        let e = Error::new(
-            ErrorKind::Internal,
-            "the server answered a lock request with something else",
-        );
+        let e =
+            Error::new(ErrorKind::Internal, "the server sent another response to a lock request");
         return (Err(e), ResponseEffect::None);
     };
     let promise = Duration::from_millis(locked.promise.unwrap_or_default().valid_for_ms);

@@ -15,18 +15,18 @@ use crate::proto::client_op::Op;
 pub(super) struct OutboxState {
     pub(super) last_id: u64,
     pub(super) last_txn: u64,
-    /// Every operation that has no answer yet.
+    /// Every operation without a response.
     pub(super) pending: BTreeMap<u64, Pending>,
-    /// Those of them that the current stream has not sent, in order.
+    /// The operations that the current stream has not sent, in order.
     pub(super) unsent: VecDeque<u64>,
     pub(super) txns: HashMap<u64, Sequences>,
-    /// The callers that want to know for which holder they wait, by transaction and sequence.
+    /// The callers that listen for the holder for which they wait, by transaction and sequence.
     pub(super) listening: HashMap<(u64, u64), WaitsSender>,
     /// Number of the current stream; the request sides of older ones end (T3).
     pub(super) stream: u64,
     /// True once the current stream was welcomed.
     pub(super) open: bool,
-    /// True once nothing will be sent or answered any more.
+    /// True once nothing is sent any more, and no response comes.
     pub(super) closed: bool,
     pub(super) frame_bytes_max: usize,
     pub(super) waker: Option<Waker>,
@@ -46,8 +46,8 @@ impl OutboxState {
         Ok(())
     }
 
-    /// The sender of a call that has ended, if its caller wanted to know: to be dropped when the
-    /// mutex is free.
+    /// The sender of a call that has ended, if its caller listened. It is dropped when the mutex is
+    /// free.
     pub(super) fn stop_listening(&mut self, txn: u64, sequence: u64) -> Option<WaitsSender> {
         // Listeners are rare.
         if self.listening.is_empty() { None } else { self.listening.remove(&(txn, sequence)) }
@@ -96,8 +96,8 @@ impl OutboxState {
         Ok(txn)
     }
 
-    /// As [`next_op`](Self::next_op), for what must never be refused; `None` if the transaction has
-    /// ended.
+    /// Like [`next_op`](Self::next_op), for an operation that must never be refused; `None` if the
+    /// transaction has ended.
     pub(super) fn release_op(&mut self, number: u64) -> Option<proto::TxnRef> {
         let slot = self.txns.get_mut(&number)?;
         slot.under_way += 1;

@@ -25,14 +25,14 @@ pub(super) async fn permit(
     if wait == WaitPolicy::NoWait {
         return Err(Error::new(
             ErrorKind::ResourceExhausted,
-            format!("{FULL}: wait for answers, or open another session"),
+            format!("{FULL}: wait for responses, or open another session"),
         ));
     }
     let mut lost = shared.lost.subscribe();
     tokio::select! {
         biased;
         permit = Arc::clone(&shared.locks).acquire_owned() => permit.map_err(|_| shared.why_lost()),
-        // Perhaps no call comes back to give one up.
+        // Perhaps no other call returns its permit.
         _ = lost.wait_for(Option::is_some) => Err(shared.why_lost()),
         () = shared.past(deadline) => {
             Err(timed_out(&format!("{FULL}, and none ended within the time-out: try again, or \
@@ -65,8 +65,8 @@ impl<'a> Turn<'a> {
             placement.id = Some(id);
             !std::mem::replace(&mut placement.holds, true)
         };
-        // Before the caller knows of the grant: from then on the session's deadline is at most that
-        // of this node.
+        // This comes before the caller gets the grant: from then on the session's deadline is at
+        // most that of this node.
         if first && let Some(pin) = self.txn.cluster_session.pin(&self.handle) {
             self.txn.placement.lock().pin = Some(pin);
         }
@@ -79,7 +79,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// A lock request that was handed in: taken back if it is dropped before its answer was taken.
+/// A lock request in the outbox. It is cancelled if it is dropped before its response was taken.
 pub(super) struct Call<'a> {
     pub(super) shared: &'a SessionShared,
     pub(super) call: Option<CallId>,

@@ -44,7 +44,7 @@ impl LockGuard {
         &self.grant.bind
     }
 
-    /// Everything that the server said.
+    /// The grant of the server.
     pub fn grant(&self) -> &Grant {
         &self.grant
     }
@@ -54,7 +54,7 @@ impl LockGuard {
         &self.txn
     }
 
-    /// As [`Session::lost`](crate::client::Session::lost), of the node where the locks are.
+    /// Like [`Session::lost`](crate::client::Session::lost), for the node where the locks are.
     ///
     /// # Cancel safety
     /// Nothing is lost: a later call resolves with the same reason.
@@ -77,15 +77,15 @@ impl LockGuard {
         self.txn.watch_deadline()
     }
 
-    /// Releases the locks. Sent at once; waiting for the answer is optional, see
+    /// Releases the locks. The release is sent at once. Waiting for the response is optional, see
     /// [`release`](Self::release).
     pub fn unlock(self) -> Ended {
         self.txn.end(None)
     }
 
     /// Releases the locks, and waits until the server has acknowledged it. The last release of a
-    /// program is to be this one: what is not sent when its runtime ends keeps others waiting until
-    /// the session has lapsed.
+    /// program must be this one: if a release is not sent before the runtime ends, others wait
+    /// until the session has lapsed.
     ///
     /// # Errors
     /// Those of [`ClientTxn::end`].

@@ -1,4 +1,4 @@
-//! [`ClientTxn`]: what holds locks.
+//! [`ClientTxn`]: a transaction, which holds locks.
 //!
 //! | file | what |
 //! |---|---|
@@ -34,8 +34,8 @@ use super::outbox::{CallContext, NumberedTxn, WaitsSender};
 use crate::convert::{items_to_proto, lock_spec_to_proto};
 use crate::proto;
 
-/// How long past its deadline a call listens for the server's own answer: one that time is up says
-/// who stood in the way, one that the lock was granted in time is as good as any.
+/// The time past its deadline for which a call waits for the server's own response. A timeout from
+/// the server names the conflicting holder, and a grant in time is as good as any.
 const RESPONSE_GRACE: Duration = Duration::from_millis(100);
 
 /// A transaction of a session. Dropping it ends it.
@@ -61,10 +61,10 @@ const RESPONSE_GRACE: Duration = Duration::from_millis(100);
 pub struct ClientTxn {
     pub(super) cluster_session: Arc<ClusterSession>,
     options: TxnOptions,
-    /// When it was begun, by the client's clock: its snapshot is taken to be no older, unless a
-    /// call says otherwise. `None` if its snapshot may be older.
+    /// The time of its begin, by the client's clock: its snapshot is considered no older, unless a
+    /// call passes another age. `None` if its snapshot may be older.
     began: Option<Time>,
-    /// Locked for a look or a change, together with nothing.
+    /// Locked alone, for a read or a change.
     placement: Mutex<Placement>,
     ended: bool,
 }
@@ -91,38 +91,38 @@ impl ClientTxn {
     ///
     /// The time-out counts from this call, over everything that it waits for: a place among the
     /// calls that the server allows under way, a connection, the table's owner, the locks. Only the
-    /// server's own word that time is up, which says more, may take a tenth of a second longer.
-    /// While the owner cannot be reached a call that may wait goes on trying, for a minute if it
-    /// has no time-out.
+    /// server's own timeout error, which has more details, may take a tenth of a second longer.
+    /// While the owner cannot be reached, a call that may wait tries again, for a minute if it has
+    /// no time-out.
     ///
-    /// [`Grant::history_unknown`] counts on a snapshot that was not begun before this transaction.
-    /// One that was must be told by [`LockSpec::snapshot_age`] (C5).
+    /// [`Grant::history_unknown`] assumes a snapshot that was not begun before this transaction.
+    /// The caller passes the age of an older one in [`LockSpec::snapshot_age`] (C5).
     ///
     /// # Errors
-    /// | kind | what the caller must do |
+    /// | kind | the caller must |
     /// |---|---|
-    /// | `Conflict`, `Timeout` | the lock is not free: try again later |
+    /// | `Conflict`, `Timeout` | try again later: the lock is not free |
     /// | `Deadlock`, `BindChanged`, `TxnNotFound` | end this transaction and start another |
     /// | `SpansNodes` | end it, and lock the tables of the two nodes in transactions of their own |
     /// | `SessionLost`, `LeaseLost`, `ShuttingDown` | stop the protected work |
-    /// | `Reassigning` | the table's last owner may still be at work: try again after the time given |
-    /// | `InvalidArgument`, `ResourceExhausted` | ask for something else, or less |
+    /// | `Reassigning` | try again after the time given: the table's last owner may still be at work |
+    /// | `InvalidArgument`, `ResourceExhausted` | correct the request, or request less |
     ///
     /// # Cancel safety
-    /// Dropping the call cancels its wait, or rolls its grant back: nothing that it asked for may
-    /// be relied on, and everything that it added is released. The transaction keeps the locks
-    /// that it held before.
+    /// Dropping the call cancels its wait, or rolls its grant back: the caller may not rely on its
+    /// items, and everything that it added is released. The transaction keeps the locks that it
+    /// held before.
     pub async fn lock(&self, spec: LockSpec) -> Result<Grant> {
         self.lock_with(spec, None).await
     }
 
-    /// As [`lock`](Self::lock), and puts into `waits` what the call waits for, as the server tells:
-    /// when it begins to wait, and when it waits for another holder than before. A call that is
+    /// Like [`lock`](Self::lock). Also puts the holder for which the call waits into `waits`, as
+    /// reported by the server: when the wait begins, and when the holder changes. A call that is
     /// decided at once puts nothing in.
     ///
-    /// This is a hint, to tell people: it may be out of date when it arrives. There is one place
-    /// for it: a reader that is slow misses what was replaced meanwhile, and holds up nothing. It
-    /// stays there when the call is over. See the module for an example.
+    /// The holder is a hint for people: it may be out of date when it arrives. `waits` has one
+    /// place for it: a slow reader misses replaced values, and delays nothing. The last value stays
+    /// when the call is over. See the module for an example.
     ///
     /// # Errors
     /// Those of [`lock`](Self::lock).
@@ -137,7 +137,7 @@ impl ClientTxn {
         self.lock_with(spec, Some(waits)).await
     }
 
-    /// Locks, and tells for which holder it waits if the caller wants to know.
+    /// Locks. Also reports the holder for which it waits, if the caller listens.
     pub(super) async fn lock_with(
         &self,
         spec: LockSpec,
@@ -146,7 +146,7 @@ impl ClientTxn {
         let deadline = spec.timeout.map(|timeout| self.clock().now() + timeout);
         let snapshot = spec.snapshot_age.map(|age| self.clock().now() - age).or(self.began);
         let context = CallContext { deadline, snapshot, waits };
-        // Rarely needed, and large.
+        // The future is rarely needed, and large.
         if let Some(address) = self.cluster_session.owner_of(&spec.table) {
             Box::pin(follow::go_to_last_owner(self, &spec, &address, deadline)).await;
         }
@@ -168,7 +168,7 @@ impl ClientTxn {
         let turn = Turn::begin(self);
         let shared = &turn.handle.shared;
         shared.check()?;
-        // Two bytes and a key's first: not worth encoding if even that is too much.
+        // An item takes three bytes at least: if even that is too much, encoding is useless.
         if spec.items.len().saturating_mul(3) > shared.info.message_bytes_max {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
@@ -177,7 +177,7 @@ impl ClientTxn {
             .with("keys", spec.items.len()));
         }
         let permit = permit(shared, spec.wait, deadline).await?;
-        // It may have been waited for.
+        // The wait for the permit may have taken long.
         shared.check()?;
         let (call, response) =
             shared.outbox.lock(&turn.txn_number, lock_spec_to_proto(spec), context, permit)?;
@@ -185,30 +185,30 @@ impl ClientTxn {
         let result = tokio::select! {
             biased;
             response = &mut call.response => response.unwrap_or_else(|_| Err(shared.why_lost())),
-            // `call` is still armed: the request is taken back, wherever it is.
+            // `call` is still armed: the request is cancelled, wherever it is.
             () = shared.past(deadline.map(|deadline| deadline + RESPONSE_GRACE)) => {
-                return Err(timed_out("the server did not answer within the time-out of the lock: \
+                return Err(timed_out("the server did not respond within the time-out of the lock: \
                     try again, or allow more time"));
             }
         };
         if result.is_ok() {
-            // P2: decided by the clock at this moment, for the answer may have lain here for long.
-            // Fails with `call` still armed, so that the grant is given back.
+            // P2: the clock decides at this moment, for the response may have lain here for long.
+            // On failure `call` is still armed, so that the grant is rolled back.
             shared.check()?;
         }
         call.acknowledge();
         let mut granted = result?;
         turn.granted(granted.txn);
         if let (Some(known), Some(snapshot)) = (granted.history_known, snapshot) {
-            // C5: the server cannot know how long the request was on its way to it.
+            // C5: the server does not know the travel time of the request.
             granted.grant.history_unknown |=
                 shared.node.client.clock().now().since(snapshot) >= lo(known);
         }
         Ok(granted.grant)
     }
 
-    /// Moves to the node of `handle`, unless something is or may yet be held where it is. True if
-    /// it is there then.
+    /// Moves to the node of `handle`, unless something is held at the present node, or may be. True
+    /// if it is at the new node afterwards.
     pub(super) fn move_to(&self, handle: &Arc<Handle>) -> bool {
         let next = Placement {
             handle: Arc::clone(handle),
@@ -228,7 +228,7 @@ impl ClientTxn {
             }
             std::mem::replace(&mut *placement, next)
         };
-        // The response is not waited for: the transaction holds nothing.
+        // The response is not awaited: the transaction holds nothing.
         drop(left.handle.shared.outbox.end(&left.txn_number, None));
         true
     }
@@ -254,10 +254,10 @@ impl ClientTxn {
     }
 
     /// Releases chosen items, exactly as they were locked; those not held are ignored. `commit_ts`
-    /// is the timestamp at which what they protect was committed, if it was (C5).
+    /// is the timestamp at which the protected data was committed, if it was (C5).
     ///
     /// # Cancel safety
-    /// The release is sent when this is called; waiting for the answer is optional.
+    /// The release is sent when this is called; waiting for the response is optional.
     pub fn unlock(
         &self,
         table: &TableRef,
@@ -283,12 +283,13 @@ impl ClientTxn {
     /// Ends the transaction and releases everything it holds; `commit_ts` is its commit's
     /// timestamp, if it committed (C5).
     ///
-    /// The release is sent when this is called; waiting for the answer is optional, but for the
-    /// last release of a program: what is not sent when the runtime ends is not sent at all.
+    /// The release is sent when this is called. Waiting for the response is optional, except for
+    /// the last release of a program: a release that is not sent before the runtime ends is never
+    /// sent.
     ///
     /// # Errors
-    /// `SessionLost`, `LeaseLost` if the session was lost before the end was acknowledged: what the
-    /// transaction held may have been given to others before it ended.
+    /// `SessionLost`, `LeaseLost` if the session was lost before the end was acknowledged: the
+    /// locks of the transaction may have gone to others before it ended.
     pub fn end(mut self, commit_ts: Option<CommitTimestamp>) -> Ended {
         self.ended = true;
         let (handle, txn_number) = self.place();
@@ -299,7 +300,8 @@ impl ClientTxn {
             .err()
             .filter(|why| holds && why.kind() != ErrorKind::ShuttingDown);
         match (handle.shared.outbox.end(&txn_number, commit_ts), lost) {
-            // It was sent all the same: no other need wait for the session to lapse.
+            // The release was sent all the same, so that others need not wait for the session to
+            // lapse.
             (_, Some(why)) => Ended::ready(Err(why)),
             (Some(response), None) => Ended::waiting(&handle, response),
             (None, None) if holds => Ended::ready(Err(handle.shared.why_lost())),
@@ -312,12 +314,12 @@ impl ClientTxn {
         self.placement.lock().id
     }
 
-    /// The node where it is: settled once a lock was granted.
+    /// The node where it is. It is final once a lock was granted.
     pub fn node(&self) -> NodeName {
         self.placement.lock().handle.shared.info.node.clone()
     }
 
-    /// As [`Session::lost`](super::Session::lost), of the node where the transaction is.
+    /// Like [`Session::lost`](super::Session::lost), for the node where the transaction is.
     ///
     /// # Cancel safety
     /// Nothing is lost: a later call resolves with the same reason.
@@ -331,12 +333,12 @@ impl ClientTxn {
         self.placement.lock().handle.shared.lost.borrow().clone()
     }
 
-    /// As [`Session::deadline`](super::Session::deadline), of the node where the transaction is.
+    /// Like [`Session::deadline`](super::Session::deadline), for the node where the transaction is.
     pub fn deadline(&self) -> Time {
         *self.placement.lock().handle.shared.deadline.borrow()
     }
 
-    /// As [`Session::watch_deadline`](super::Session::watch_deadline), of the node where the
+    /// Like [`Session::watch_deadline`](super::Session::watch_deadline), for the node where the
     /// transaction is.
     pub fn watch_deadline(&self) -> watch::Receiver<Time> {
         self.placement.lock().handle.shared.deadline.subscribe()
@@ -347,7 +349,7 @@ impl Drop for ClientTxn {
     fn drop(&mut self) {
         if !self.ended {
             let (handle, txn_number) = self.place();
-            // The response is not waited for.
+            // The response is not awaited.
             drop(handle.shared.outbox.end(&txn_number, None));
         }
     }

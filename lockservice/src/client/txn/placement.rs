@@ -14,10 +14,10 @@ pub(super) struct Placement {
     pub(super) handle: Arc<Handle>,
     pub(super) txn_number: Arc<NumberedTxn>,
     pub(super) id: Option<TxnId>,
-    /// Lock calls that have not been answered.
+    /// The number of lock calls without a response.
     pub(super) under_way: usize,
-    /// True once a lock was granted, or may have been: then it stays.
+    /// True once a lock was granted, or may have been. Then the transaction stays.
     pub(super) holds: bool,
-    /// While it holds something at another node than the home.
+    /// Set while the transaction holds something at another node than the home.
     pub(super) pin: Option<NodePin>,
 }

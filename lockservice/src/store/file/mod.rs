@@ -21,13 +21,14 @@ use self::engine::FileEngine;
 /// A [`BindStore`](lockservice_core::store::BindStore) in one file, a [redb](::redb) database, open
 /// to one process at a time.
 ///
-/// Each write is one transaction that has reached the disk (`fsync`) before it is answered. When
-/// the disk is full, writes fail with [`StoreUnusable`](lockservice_core::ErrorKind::StoreUnusable)
-/// and succeed again once there is space; nothing acknowledged is lost. Clones are handles to one
-/// store; the file is closed with the last of them.
+/// Each write is one transaction, which has reached the disk (`fsync`) before the call returns.
+/// When the disk is full, writes fail with
+/// [`StoreUnusable`](lockservice_core::ErrorKind::StoreUnusable) and succeed again once there is
+/// space; nothing acknowledged is lost. Clones are handles to one store; the file is closed with
+/// the last of them.
 ///
 /// While it is open, the file `PATH.lock` beside it is locked. A store that is removed, renamed or
-/// replaced meanwhile answers [`Fenced`](lockservice_core::ErrorKind::Fenced) to everything, for
+/// replaced meanwhile fails with [`Fenced`](lockservice_core::ErrorKind::Fenced) in every call, for
 /// ever: another process may use the path then.
 #[derive(Clone, Debug)]
 pub struct FileStore(ExclusiveStore);

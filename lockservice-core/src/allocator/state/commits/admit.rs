@@ -15,8 +15,7 @@ use crate::id::{CommitAttempt, TxnId};
 impl CommitControl {
     /// Registers a commit whose binds are pinned for `window`, which begins `now` (C3), and returns
     /// how long it is admitted. A repeat of `attempt` replaces its pins and may extend its time
-    /// (C1); once a caller was told that the transaction is committing, it returns what is left of
-    /// its time (C4).
+    /// (C1); once a caller got the response *committing*, it returns the rest of its time (C4).
     ///
     /// Fails with `CannotCommit` if the origin is fenced, or the transaction tombstoned, closing or
     /// over; with `ResourceExhausted` at the limit. The pins are removed then.

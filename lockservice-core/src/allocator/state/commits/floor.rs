@@ -1,5 +1,5 @@
-//! Which transactions of an origin can be alive, as it has reported: the floor, below which all are
-//! over, and the end, from which none has begun (C4).
+//! The transactions of an origin that can be alive, as it has reported: the floor, below which all
+//! are over, and the end, from which none has begun (C4).
 
 use crate::allocator::state::commits::CommitControl;
 use crate::allocator::state::commits::origin::TxnRange;
@@ -31,8 +31,8 @@ impl CommitControl {
         txn.number() < self.end.load(Ordering::Acquire)
     }
 
-    /// The origin tells which of its transactions can be alive. An earlier word that comes late
-    /// changes nothing.
+    /// Takes the origin's report of the transactions that can be alive. An earlier report that
+    /// comes late changes nothing.
     pub(crate) fn observe(&self, range: TxnRange) {
         self.raise_floor(range.floor);
         let known = |end: u64| if end == u64::MAX { range.end } else { end.max(range.end) };

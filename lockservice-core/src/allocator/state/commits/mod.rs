@@ -7,7 +7,7 @@
 //! | `stripe` | a part of the transactions, under one lock |
 //! | `admit` | a commit begins and ends |
 //! | `tombstones` | a transaction is made unable to commit |
-//! | `floor`, `origin` | which transactions are alive, as their origin tells |
+//! | `floor`, `origin` | the transactions that are alive, as reported by their origin |
 //!
 //! # States of a transaction, under its stripe
 //! ```text
@@ -21,26 +21,26 @@
 //! ```
 //! - *committing*: one or more attempts, each with its pins. New ones are admitted, known ones
 //!   extended.
-//! - *closing*: a caller asked for a tombstone and was told "committing". The attempts that were
-//!   admitted stand; nothing is extended and nothing is admitted (C4). So the caller waits for a
+//! - *closing*: a caller requested a tombstone and got the response "committing". The admitted
+//!   attempts stand; no attempt is extended or admitted any more (C4). So the caller waits for a
 //!   time that is bounded.
 //! - *tombstoned*: refused for ever. A tombstone goes only when something else refuses the
 //!   transaction for ever: the floor of its origin, or the origin's fence. The end of the
-//!   transaction, as its origin tells it, is no reason: see the schedules.
+//!   transaction, as reported by its origin, is no reason: see the schedules.
 //!
 //! # Who is admitted
-//! Only a transaction that its origin has begun and not ended. An origin in this process says so
-//! itself, exactly ([`OriginTxns`]). Any other tells a [`TxnRange`] from time to time: below
+//! Only a transaction that its origin has begun and not ended. An origin in this process is looked
+//! up, and is exact ([`OriginTxns`]). Any other reports a [`TxnRange`] from time to time: below
 //! `floor` all are over, from `end` on none has begun. Between them only a tombstone is known to be
-//! over. Until the origin has reported (a new leader has just taken over) only the floor
-//! counts that the store knows.
+//! over. Until the origin has reported (a new leader has just taken over) only the floor counts
+//! that the store knows.
 //!
 //! # Schedules
-//! One: the origin's word takes no tombstone away that another asked for. Data D asks for T1 to be
-//! fenced, its client leaves.
+//! One: the origin's report takes away no tombstone that another requested. Data D requests a fence
+//! for T1, and the client of T1 leaves.
 //! 1. D: `cannot_commit(T1)` → tombstoned. D hands T1's work to another.
-//! 2. The client says goodbye; the origin asks for `cannot_commit(T1)` too, releases the row, and
-//!    T1 is over.
+//! 2. The client says goodbye. The origin calls `cannot_commit(T1)` too, releases the row, and T1
+//!    is over.
 //! 3. T3 gets the row. A message of T1 that was on its way arrives: `begin_commit(T1)`.
 //!
 //! T1 is refused in step 3: by its tombstone as long as an older transaction keeps the floor below
@@ -53,7 +53,8 @@
 //!    another attempt → refused.
 //! 3. At hi(commit_before) after the last admission the attempt ends, and T1 is tombstoned in
 //!    memory at that moment.
-//! 4. Origin: `cannot_commit(T1)` → written, then answered as tombstoned. Its locks are released.
+//! 4. Origin: `cannot_commit(T1)` → written, then the response is *tombstoned*. Its locks are
+//!    released.
 //!
 //! Three: a leader that follows knows no attempts (C2). It never says "committing" of a T1 that is
 //! in flight under the leader before, except as L1 says; a `begin_commit` of T1 there is one of a
@@ -106,7 +107,7 @@ const ATTEMPTS_MAX: usize = 64;
 pub(crate) struct CommitControl {
     stripes: Box<[Padded]>,
     per_stripe_max: usize,
-    /// Where the pins of the commits are.
+    /// The slots of the pins of the commits.
     slots: Arc<BindSlots>,
     /// The floor that the origin has reported last. Each stripe has it too, so that it cannot rise
     /// between a check and an admission. Released by `raise_floor`, acquired by `floor`.

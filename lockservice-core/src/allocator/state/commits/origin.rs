@@ -1,12 +1,12 @@
-//! Which transactions of an origin are alive, as the origin tells it (C4).
+//! The transactions of an origin that are alive, as reported by the origin (C4).
 
 use std::fmt;
 
 #[cfg(doc)]
 use crate::id::TxnId;
 
-/// Which transactions of an origin can be alive, as the origin tells it: a superset of those that
-/// are.
+/// The transactions of an origin that can be alive, as reported by the origin: a superset of those
+/// that are.
 ///
 /// Both ends only ever rise. They are numbers as in [`TxnId::number`]; transactions that do not
 /// validate do not count.
@@ -14,7 +14,7 @@ use crate::id::TxnId;
 pub struct TxnRange {
     /// Every validating transaction below this is over.
     pub floor: u64,
-    /// None from here on has begun. The origin tells it ahead.
+    /// No transaction from here on has begun. The origin reports this ahead.
     pub end: u64,
 }
 

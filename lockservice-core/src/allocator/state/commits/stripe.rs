@@ -21,15 +21,15 @@ pub(super) struct Stripe {
     /// No attempt runs out before this: until then a look for room finds none. `None` if there is
     /// no attempt.
     pub(super) expires_from: Option<Time>,
-    /// How many of `commits` are tombstones.
+    /// The number of tombstones among `commits`.
     pub(super) tombstones: usize,
     pub(super) commits: HashMap<u64, Commit, foldhash::fast::FixedState>,
 }
 
 pub(super) enum Commit {
     InFlight {
-        /// A caller was told that it is committing: nothing is admitted or extended any more, and a
-        /// tombstone follows (C4).
+        /// True once a caller got the response *committing*: nothing is admitted or extended any
+        /// more, and a tombstone follows (C4).
         closing: bool,
         attempts: SmallVec<[Attempt; 1]>,
     },
@@ -163,9 +163,9 @@ impl Stripe {
         }
     }
 
-    /// Forgets a transaction without attempts, or makes a tombstone of it if a caller was told that
-    /// it was committing (C4). It is written at the next `cannot_commit`: until then no caller was
-    /// told that the transaction can never commit.
+    /// Forgets a transaction without attempts, or makes a tombstone of it if a caller got the
+    /// response *committing* (C4). The tombstone is written at the next `cannot_commit`: until then
+    /// no caller has been promised that the transaction can never commit.
     pub(super) fn last_attempt_ended(&mut self, counter: u64) {
         let generation = self.next_generation();
         let Entry::Occupied(mut entry) = self.commits.entry(counter) else { return };

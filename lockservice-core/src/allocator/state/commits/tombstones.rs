@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::id::TxnId;
 use crate::sync::atomic::Ordering;
 
-/// What [`CommitControl::tombstone`] found.
+/// The result of [`CommitControl::tombstone`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Tombstoned {
     /// A commit of the transaction is in flight. There is no tombstone, and from here on nothing is
@@ -52,8 +52,8 @@ impl CommitControl {
         if stripe.fenced {
             return Ok(write(Tombstoned::Fenced));
         }
-        // Only what a later leader knows too may be answered: what is below the floor in memory
-        // alone gets a tombstone.
+        // A response may rest only on facts that a later leader knows too: a transaction below the
+        // floor in memory alone gets a tombstone.
         if txn.number() < self.stored_floor() {
             return Ok(write(Tombstoned::Over));
         }

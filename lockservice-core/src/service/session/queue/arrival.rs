@@ -1,4 +1,5 @@
-//! How an operation arrives: it is queued, joins the first of its sequence, or is decided already.
+//! The arrival of an operation: it is queued, joins the first of its sequence, or is decided
+//! already.
 
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
@@ -10,16 +11,16 @@ use crate::service::session::queue::{Room, TxnQueue, Waiting};
 use crate::service::session::weight;
 use crate::service::{LockSpec, OpResponse, Operation};
 
-/// Most callers that wait for one operation's answer: its first sender, and those who sent it
-/// again.
+/// The largest number of callers that wait for one operation's response: its first sender, and
+/// those of repetitions.
 const JOINED_MAX: usize = 16;
 
 /// The fate of an operation that arrived.
 #[allow(clippy::large_enum_variant, reason = "moved once and never kept")]
 pub(in crate::service) enum Taken {
-    /// It was decided before: this was its answer.
+    /// It was decided before, with this response.
     Decided(Result<OpResponse>),
-    /// Its answer will come here. If `run`, no task runs the queue, and it is to be run. If
+    /// Its response will come here. If `run`, no task runs the queue, and the caller has to. If
     /// `behind`, it is new and its turn comes later: a lock is to be [timed](TxnQueue::time).
     Queued { response: oneshot::Receiver<Result<OpResponse>>, run: bool, behind: bool },
 }
@@ -31,9 +32,9 @@ pub(super) struct Queued {
     pub(super) arrived: Time,
     pub(super) waiting: Vec<Waiting>,
     pub(super) bytes: usize,
-    /// Answers it when its time is up before its turn.
+    /// Refuses it when its time is up before its turn.
     pub(super) timer: Option<Timer>,
-    /// That has happened, and this was the answer.
+    /// That has happened, with this response.
     pub(super) expired: Option<Error>,
 }
 
@@ -70,7 +71,7 @@ impl TxnQueue {
             if queued.waiting.len() >= JOINED_MAX {
                 return Err(Error::new(
                     ErrorKind::ResourceExhausted,
-                    "this operation is asked for too many times at once: wait for its answer",
+                    "this operation is requested too many times at once: wait for its response",
                 ));
             }
             queued.waiting.push(sender);
@@ -116,7 +117,7 @@ impl TxnQueue {
     }
 
     /// The time of a lock is up: unless its turn has come, it is refused with `error` in its turn,
-    /// and those who wait for its result are told now.
+    /// and the callers that wait for its result get the error now.
     pub(in crate::service) fn expire(&mut self, sequence: Sequence, error: Error) -> Vec<Waiting> {
         let Some(queued) = self.queue.get_mut(&sequence) else { return Vec::new() };
         if !matches!(queued.operation, Some(Operation::Lock(_))) {

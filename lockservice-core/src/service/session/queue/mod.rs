@@ -3,9 +3,9 @@
 //! [`Session`](crate::service::Session) does what the [`Step`]s say and files what came of it.
 //!
 //! # States of an operation, by its sequence
-//! unseen → *queued* → *running* (one at a time) → *decided* (its answer is kept) → *acknowledged*
-//! (forgotten). One that arrives again while queued or running joins the first; one that is decided
-//! is answered with the first answer; one that is acknowledged is refused.
+//! unseen → *queued* → *running* (one at a time) → *decided* (its response is kept) →
+//! *acknowledged* (forgotten). A repetition joins the first while that is queued or running. It
+//! gets the first response once that is decided, and is refused once that is acknowledged.
 //!
 //! | file | what it holds |
 //! |---|---|
@@ -17,29 +17,29 @@
 //! | `relied` | the part of a grant that an earlier call added |
 //!
 //! # Invariants
-//! - **In order.** What is decided is all of `1..next`, until an `End` has arrived. The turn of an
-//!   `End` comes at once, also past numbers that never arrived: whatever they were, they can no
-//!   longer matter.
-//! - **No hole.** A number that is refused is decided, in its turn, with the refusal; else later
-//!   ones would wait for it for ever. Where even the refusal finds no room the queue is *broken*,
-//!   and takes in nothing but an `End`.
-//! - **In time.** A lock's time-out counts from its arrival. One whose time is up before its turn
-//!   is answered then; it keeps its place in the order, and is decided with that answer.
-//! - **Kept until acknowledged.** An answer is never dropped before its client has it. So what is
-//!   taken in is what bounds memory: an operation weighs as much as it and its answer can come to,
-//!   until it is decided; from then on its answer weighs what it takes.
+//! - **In order.** Exactly `1..next` are decided, until an `End` has arrived. The turn of an `End`
+//!   comes at once, even past numbers that never arrived, for those can no longer matter.
+//! - **No hole.** A refused number is decided, in its turn, with the refusal. Otherwise later ones
+//!   would wait for it for ever. If even the refusal finds no room, the queue is *broken*, and
+//!   accepts only an `End`.
+//! - **In time.** A lock's time-out counts from its arrival. A lock whose time is up before its
+//!   turn gets its response then. It keeps its place in the order, and is decided with that
+//!   response.
+//! - **Kept until acknowledged.** A response is never dropped before its client has it. So memory
+//!   is bounded at the arrival of operations. An operation weighs as much as it and its response
+//!   can become, until it is decided. From then on it weighs as much as its response.
 //! - [`kept_bytes`](TxnQueue::kept_bytes) is the sum of the weights of all that is queued or
 //!   decided and not acknowledged.
 //! - **Closed is closed.** A sequence in `closed` is never granted: a call that runs is cancelled,
 //!   one that is queued or comes later is refused, and a grant that was filed is rolled back in
 //!   the `Cancel`'s turn.
 //! - **Numbered by one side.** Either the client numbers the operations of a transaction, or the
-//!   service does, in the order in which they arrive. The results of those cannot be asked for
-//!   again, so none is kept.
-//! - **Only what a call added is rolled back**, less what a later call was told it holds
-//!   (`relied_on`): that call's answer would else become untrue. It goes when the last of those
-//!   calls is rolled back too; once one of them was acknowledged, it stays until the transaction
-//!   ends.
+//!   service does, in the order in which they arrive. Such operations cannot be repeated, so their
+//!   results are not kept.
+//! - **Only what a call added is rolled back**, except the items on which the response of a later
+//!   call relies (`relied_on`): that response would otherwise become untrue. It goes when the last
+//!   of those calls is rolled back too; once one of them was acknowledged, it stays until the
+//!   transaction ends.
 
 mod arrival;
 mod relied;
@@ -78,10 +78,10 @@ pub(in crate::service) struct TxnQueue {
     queue: BTreeMap<Sequence, Queued>,
     /// Answers that the client has not acknowledged.
     decided: BTreeMap<Sequence, Decided>,
-    /// What `queue`, `decided` and `relied_on` weigh.
+    /// The weight of `queue`, `decided` and `relied_on`.
     kept_bytes: usize,
-    /// Sequences that were cancelled, in whatever state they were. Forgotten once they are decided
-    /// and acknowledged.
+    /// Sequences that were cancelled, in any state. Forgotten once they are decided and
+    /// acknowledged.
     closed: BTreeSet<Sequence>,
     /// Locks that unacknowledged grants name beyond those they added: each was held already,
     /// perhaps by an earlier call that may yet be rolled back.
@@ -148,7 +148,7 @@ impl TxnQueue {
         self.kept_bytes
     }
 
-    /// How many operations are queued or being decided.
+    /// The number of operations that are queued or being decided.
     pub(in crate::service) fn ops_under_way(&self) -> usize {
         self.queue.len()
     }
@@ -172,14 +172,14 @@ impl TxnQueue {
 
     fn cancel_running(&mut self) {
         if let Some(cancel) = self.cancel.take() {
-            // The call may have been decided at this very moment; then its answer stands until the
-            // `Cancel` takes its turn.
+            // The call may have been decided at this moment. Then its response stands until the
+            // turn of the `Cancel`.
             let _ = cancel.send(());
         }
     }
 
-    /// Everybody who waits for an answer that will not come. The wait of a running call ends with
-    /// this too: its canceller is dropped.
+    /// The callers that wait for a response that will not come. The wait of a running call ends
+    /// with this too: its canceller is dropped.
     pub(in crate::service) fn into_waiting(self) -> impl Iterator<Item = Waiting> {
         self.queue.into_values().flat_map(|queued| queued.waiting)
     }

@@ -19,9 +19,9 @@ pub(in crate::service) struct Relied {
 }
 
 impl Relied {
-    /// What `granted` says is held although it did not add it, if it is anything. `items` are what
-    /// was asked for. What it upgraded is not among them: an upgrade stands without what it lies
-    /// on.
+    /// The items that `granted` covers without having added them, if there are any. `items` are the
+    /// requested ones. Upgraded items are not among the result: an upgrade stands without the hold
+    /// beneath it.
     pub(in crate::service) fn of(granted: &Granted, items: &[LockItem]) -> Option<Self> {
         let (table, changes) = (granted.grant.bind.id, &granted.grant.owner.changes);
         if changes.len() >= items.len() {
@@ -34,10 +34,10 @@ impl Relied {
     }
 }
 
-/// Leaves out of a roll-back the items that a later call of the transaction was told
-/// it holds: what another was granted is not this call's any more. They go when that is rolled
-/// back, or with the transaction's end. May take a while: not to be called under a lock. `pairs` is
-/// how many comparisons are left to the operation, over all of its grants.
+/// Leaves out of a roll-back the items on which the response of a later call of the transaction
+/// relies. They go when that call is rolled back, or with the transaction's end. This may take a
+/// while: no caller may hold a lock. `pairs` is the number of comparisons that are left to the
+/// operation, over all of its grants.
 pub(in crate::service) fn keep_relied_on(grant: &mut Grant, later: &[Relied], pairs: &mut usize) {
     for relied in later.iter().filter(|relied| relied.table == grant.bind.id) {
         let cost = grant.owner.changes.len().saturating_mul(relied.items.len());

@@ -13,9 +13,9 @@ pub(super) struct Decided {
     pub(super) bytes: usize,
 }
 
-/// An answer that was filed.
+/// A response that was filed.
 pub(in crate::service) struct Filed {
-    /// The answer as it stands.
+    /// The response as it stands.
     pub(in crate::service) result: Result<OpResponse>,
     /// The callers that wait for it.
     pub(in crate::service) waiting: Vec<Waiting>,
@@ -24,7 +24,7 @@ pub(in crate::service) struct Filed {
 }
 
 impl TxnQueue {
-    /// Files the answer of the operation that ran.
+    /// Files the response of the operation that ran.
     pub(in crate::service) fn file(
         &mut self,
         sequence: Sequence,
@@ -44,8 +44,8 @@ impl TxnQueue {
             self.relied_on.insert(sequence, relied);
         }
         // The call is decided: its canceller has nothing to cancel. (A canceller that was used
-        // before the call was polled to its end left it to the task that ran the call; the answer
-        // then says so.)
+        // before the call was polled to its end left it to the task that ran the call; the response
+        // then shows that.)
         self.cancel = None;
         let mut waiting = Vec::new();
         if let Some(queued) = self.queue.remove(&sequence) {
@@ -63,7 +63,7 @@ impl TxnQueue {
         Filed { result, waiting, rolled_back_grant }
     }
 
-    /// The first answer of an operation that was decided.
+    /// The first response of an operation that was decided.
     pub(super) fn decided_before(&self, sequence: Sequence) -> Result<Result<OpResponse>> {
         match self.decided.get(&sequence).map(|decided| &decided.response) {
             Some(response) if self.closed.contains(&sequence) => {
@@ -73,13 +73,13 @@ impl TxnQueue {
             None if self.ending => Err(rolled_back()),
             None => Err(Error::new(
                 ErrorKind::InvalidArgument,
-                "this operation was answered, and its answer acknowledged",
+                "this operation was decided, and its response acknowledged",
             )
             .with("sequence", sequence)),
         }
     }
 
-    /// The client has the answers up to `acked`: nothing of them will be asked for again.
+    /// Notes that the client has the responses up to `acked`: none of them will be requested again.
     pub(in crate::service) fn acknowledge(&mut self, acked: Sequence) {
         let (relied_on, closed) = (&self.relied_on, &self.closed);
         self.decided.retain(|sequence, decided| {

@@ -5,22 +5,22 @@ use crate::id::Sequence;
 use crate::service::Operation;
 use crate::service::session::queue::TxnQueue;
 
-/// How much may be kept.
+/// The limits of what is kept.
 #[derive(Debug)]
 pub(in crate::service) struct Room {
-    /// Operations and answers of this transaction.
+    /// Operations and responses of this transaction.
     pub(in crate::service) ops_max: usize,
     /// Weight of all that its session keeps.
     pub(in crate::service) bytes_max: usize,
     /// The weight of the session's other transactions.
     pub(in crate::service) bytes_of_others: usize,
-    /// Why no lock is taken in now, whatever there is room for here.
+    /// The reason why no lock is accepted now, even if there is room here.
     pub(in crate::service) exhausted: Option<Error>,
 }
 
 impl Room {
-    /// Why a transaction that keeps `ops` operations, in a session that keeps `bytes`, has no more
-    /// room, if `times` as much as usual may be kept.
+    /// The reason why a transaction that keeps `ops` operations, in a session that keeps `bytes`,
+    /// has no more room, if `times` as much as usual may be kept.
     fn full(&self, ops: usize, bytes: usize, times: usize) -> Option<Error> {
         let (what, limit, most) = if ops >= self.ops_max.saturating_mul(times) {
             ("too many operations of one transaction are", "limit", self.ops_max)
@@ -29,7 +29,7 @@ impl Room {
         } else {
             return None;
         };
-        let advice = "queued or unacknowledged: wait for answers and acknowledge them";
+        let advice = "queued or unacknowledged: wait for responses and acknowledge them";
         Some(Error::new(ErrorKind::ResourceExhausted, format!("{what} {advice}")).with(limit, most))
     }
 }

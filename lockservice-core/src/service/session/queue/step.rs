@@ -40,7 +40,7 @@ impl TxnQueue {
     /// The operation whose turn it is, and what to do for it. `None` if it has not arrived: the
     /// queue is to be run again when [`take_in`](Self::take_in) says so.
     pub(in crate::service) fn step(&mut self) -> Option<(Sequence, Step)> {
-        // What has not arrived before an `End` can no longer matter: it is passed over.
+        // An operation that has not arrived before an `End` can no longer matter: it is skipped.
         let sequence =
             if self.ending { self.queue.keys().next().copied() } else { Some(self.next) };
         let Some((sequence, queued)) = sequence.and_then(|at| Some((at, self.queue.get_mut(&at)?)))
@@ -86,8 +86,7 @@ impl TxnQueue {
                     instead",
             )),
             Some(Ok(OpResponse::Locked(_))) => {
-                // What it relied on may have been kept for it alone of grants that were rolled back
-                // before.
+                // Items of grants that were rolled back before may have been kept for it alone.
                 let relies = self.relied_on.contains_key(&sequence);
                 let before = self.closed.range(..sequence).filter(|_| relies);
                 Step::RollBack(

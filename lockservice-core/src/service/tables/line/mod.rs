@@ -1,15 +1,14 @@
 //! [`Lines`]: the calls that wait for a table to be bound to this service, in one line per table.
 //!
-//! Pure but for the channel on which a call is told how it went: nothing here asks the allocator,
-//! waits or reads a clock. [`tables`](crate::service::tables) does, in this order:
+//! Pure except for the channel that carries the outcome to a call: nothing here calls the
+//! allocator, waits or reads a clock. [`tables`](crate::service::tables) does, in this order:
 //!
 //! 1. A call that finds its table not bound here stands in the table's line ([`Lines::join`]). The
 //!    first one of a line has a binder started for it.
-//! 2. The binder asks the allocator for the table until it has it, or no call waits any more.
-//!    Meanwhile it says what keeps it from it ([`Lines::refused`]).
-//!    If none does, it still waits for the answer that is on its way ([`Lines::desert`]), so that
-//!    a table that was granted is installed, and later forgotten. A call that comes meanwhile has
-//!    it ask again.
+//! 2. The binder requests the table from the allocator until it has it, or no call waits any more.
+//!    Meanwhile it reports the obstacle ([`Lines::refused`]). If no call waits, it still waits for
+//!    the response that is on its way ([`Lines::desert`]), so that a table that was granted is
+//!    installed, and later forgotten. A call that comes meanwhile makes it try again.
 //! 3. It makes the calls at the engine in the order of the line ([`Lines::next`]). Only when none
 //!    is left in it does the table count as owned, so that no later call comes in ahead.
 //!
@@ -44,7 +43,7 @@ use crate::table::{LockCall, TableHandle, WaitPolicy};
 
 pub(in crate::service) use self::standing::Standing;
 
-/// Most lines without a call whose binders wait for an answer.
+/// The largest number of lines without a call whose binders wait for a response.
 const DESERTED_MAX: usize = 64;
 
 /// The request of a call.
@@ -88,9 +87,9 @@ pub(in crate::service) struct LastOwner {
 #[derive(Debug, Default)]
 pub(in crate::service) struct Lines {
     lines: BTreeMap<TableRef, Line>,
-    /// How many calls stand in all of them.
+    /// The number of calls in all of them.
     waiting: usize,
-    /// How many lines are [deserted](Line::is_deserted).
+    /// The number of lines that are [deserted](Line::is_deserted).
     deserted: usize,
     /// The next position.
     next: u64,
@@ -105,18 +104,18 @@ struct Line {
     owner: Option<LastOwner>,
     /// The table is bound, and its calls are being made: so far it is not among those owned.
     bound: Option<TableHandle>,
-    /// No call stands in it, and its binder waits for an answer.
+    /// True if no call stands in it, and its binder waits for a response.
     is_deserted: bool,
-    /// Told when the last call leaves, and when one comes to a deserted line.
+    /// Notified when the last call leaves, and when one comes to a deserted line.
     deserted: Arc<Notify>,
 }
 
 /// The next step of a binder whose line may be deserted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::service) enum Desertion {
-    /// Calls stand in the line: it asks again.
+    /// Calls stand in the line: it tries again.
     Occupied,
-    /// None does: it waits for the answer that is on its way.
+    /// No call stands in the line: it waits for the response that is on its way.
     Deserted,
     /// The line is gone: it ends.
     Ended,
@@ -126,7 +125,7 @@ pub(in crate::service) enum Desertion {
 #[derive(Debug)]
 pub(in crate::service) struct Joined {
     pub(in crate::service) position: u64,
-    /// Set for the first one: a binder is to be started, which is told here that none is left.
+    /// Set for the first call: the caller starts a binder, which learns here that no call is left.
     pub(in crate::service) new_line: Option<Arc<Notify>>,
 }
 
@@ -173,12 +172,13 @@ impl Lines {
         Arc::clone(&self.lines.entry(table.clone()).or_default().deserted)
     }
 
-    /// How many calls stand in the line of a table, if it has one.
+    /// The number of calls in the line of a table, if it has one.
     pub(in crate::service) fn standing_in(&self, table: &TableRef) -> Option<usize> {
         self.lines.get(table).map(|line| line.waiting.len())
     }
 
-    /// A call gives up, if it still stands there. Answers why it did not get the table by `now`.
+    /// Takes a call out that gives up, if it still stands there. Returns the reason why it did not
+    /// get the table by `now`.
     pub(in crate::service) fn leave(
         &mut self,
         table: &TableRef,
@@ -200,14 +200,15 @@ impl Lines {
             }
             (None, WaitPolicy::NoWait) => Error::new(
                 ErrorKind::Unavailable,
-                "the table is not bound yet and the allocator does not answer: try again, or wait \
+                "the table is not bound yet and the allocator does not respond: try again, or wait \
                     for the lock",
             )
             .with("table", table),
         })
     }
 
-    /// The table cannot be bound now. The calls that may not wait are answered so, the others stay.
+    /// Notes that the table cannot be bound now. The calls that may not wait fail with the reason,
+    /// the others stay.
     pub(in crate::service) fn refused(&mut self, table: &TableRef, error: &Error, now: Time) {
         let Some(line) = self.lines.get_mut(table) else { return };
         let refusal =
@@ -217,7 +218,7 @@ impl Lines {
         for position in impatient.map(|(position, _)| *position).collect::<Vec<_>>() {
             let Some(waiter) = line.waiting.remove(&position) else { continue };
             self.waiting -= 1;
-            // One that has gone needs no answer.
+            // A call that has gone needs no response.
             drop(waiter.response.send(Err(refusal.at_once(table, now))));
         }
         if line.waiting.is_empty() {
@@ -281,7 +282,7 @@ impl Lines {
         true
     }
 
-    /// Looks whether a line is deserted while an answer is on its way to its binder. At most
+    /// Checks whether a line is deserted while a response is on its way to its binder. At most
     /// [`DESERTED_MAX`] of them are kept; one more is ended.
     pub(in crate::service) fn desert(&mut self, table: &TableRef) -> Desertion {
         let Some(line) = self.lines.get_mut(table) else { return Desertion::Ended };
@@ -293,7 +294,7 @@ impl Lines {
                 self.remove(table);
                 return Desertion::Ended;
             }
-            // What kept the table is not said to a call that comes later.
+            // A call that comes later does not get the former obstacle.
             (line.is_deserted, line.refusal, line.owner) = (true, None, None);
             self.deserted += 1;
         }

@@ -1,4 +1,4 @@
-//! [`Refusal`]: what keeps a table from being bound, and what its calls are told of that.
+//! [`Refusal`]: the obstacle to a table's bind, and the errors of its calls.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! `lockservice __supervise`: the process that counts the deadline beside the wrapper, and ends the
 //! command.
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
 //! | `mod.rs` | the loop: frames, signals, the deadline, the end of the work |
 //! | `start.rs` | the start of the supervisor, and of the command below it |
@@ -68,21 +68,21 @@ struct Supervisor {
     group: i32,
     stop_requested: bool,
     json: bool,
-    /// When a command that was stopped is to be looked at, and what stopped it.
+    /// The time at which a stopped command is checked, and the signal that stopped it.
     suspended: Option<(Time, i32)>,
-    /// Once the command itself has ended.
+    /// Set once the command itself has ended.
     ended: Option<Ended>,
-    /// Once everything is being killed: when that is given up.
+    /// Set once everything is being killed: the time at which that is given up.
     killing_until: Option<Time>,
 }
 
-/// How the command itself ended, and what becomes of the rest.
+/// The end of the command itself, and the state of the rest.
 #[derive(Clone, Copy)]
 struct Ended {
     how: Frame,
-    /// The command was told to end because the lock was lost, before it ended.
+    /// True if the command was signalled to end, because the lock was lost, before it ended.
     stopped: bool,
-    /// When what is left is told to end, and the same once it was told.
+    /// The time at which the rest is signalled to end.
     terminate_at: Option<Time>,
     kill_at: Time,
 }
@@ -91,7 +91,7 @@ impl Supervisor {
     fn run(mut self) -> io::Result<()> {
         let result = self.watch();
         if result.is_err() {
-            // Nothing that cannot be watched may run on. The wrapper sees to it that it has gone.
+            // Nothing may run on that cannot be watched. The wrapper makes sure that it has gone.
             self.tree.kill();
         }
         result
@@ -100,7 +100,8 @@ impl Supervisor {
     fn watch(&mut self) -> io::Result<()> {
         loop {
             let now = self.clock.now();
-            // Before the deadline is looked at: a command that ended in time was not ended by us.
+            // This comes before the check of the deadline: a command that ended in time was not
+            // ended by the supervisor.
             if self.reap(now) {
                 let Some(ended) = self.ended else {
                     return Err(io::Error::other("the command's status was lost"));
@@ -129,7 +130,7 @@ impl Supervisor {
         }
     }
 
-    /// Tells everything to end. A stopped process acts on that only once it is continued.
+    /// Signals everything to end. A stopped process acts on that only once it is continued.
     fn terminate(&self) {
         self.tree.signal(Signal::TERM, |_| true);
         self.tree.signal(Signal::CONT, |_| true);
@@ -139,7 +140,7 @@ impl Supervisor {
         self.killing_until.get_or_insert(time);
     }
 
-    /// Ends what the command left behind, if it does not end by itself.
+    /// Ends the processes that the command left behind, if they do not end by themselves.
     fn end_rest(&mut self, now: Time) {
         let Some(ended) = &mut self.ended else { return };
         let kill = now >= ended.kill_at;
@@ -151,7 +152,7 @@ impl Supervisor {
         }
     }
 
-    /// Sees to it that a command that was stopped does not wait for ever to be seen.
+    /// Makes a stop of the command visible, so that it does not wait for ever to be continued.
     fn check_suspended(&mut self, now: Time) {
         let Some((_, by)) = self.suspended.take_if(|(at, _)| now >= *at) else { return };
         if self.killing_until.is_some() {
@@ -181,7 +182,7 @@ impl Supervisor {
         // stopped by hand (SIGSTOP) is left alone, unless a terminal waits for it.
         let by_hand = by == NixSignal::SIGSTOP as i32;
         if !by_hand || [wrapper.group, command.group].contains(&wrapper.foreground) {
-            // That the wrapper has gone is seen elsewhere.
+            // The end of the wrapper is noticed elsewhere.
             let _ = self.tell(Frame::Suspended(by));
         }
     }
@@ -194,7 +195,7 @@ impl Supervisor {
             PollFd::new(&self.timer, PollFlags::IN),
             PollFd::new(&self.control, wrapper),
         ];
-        // A closed socket is reported even to who asks for nothing.
+        // A closed socket is reported even without interest in any event.
         let count = if self.attended { 3 } else { 2 };
         match poll(&mut fds[..count], None) {
             Ok(_) => {}
@@ -206,7 +207,7 @@ impl Supervisor {
             while self.children.read_signal()?.is_some() {}
         }
         if timer {
-            // How often it fired does not matter: the clock is read again.
+            // The number of times that it fired does not matter: the clock is read again.
             let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
         }
         if wrapper {
@@ -215,11 +216,12 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Reads what the wrapper says.
+    /// Reads the frames of the wrapper.
     fn hear(&mut self) {
         let mut bytes = [0; FRAME_BYTES];
         if self.control.read_exact(&mut bytes).is_err() {
-            // It is gone, perhaps killed: the session is not renewed, and the status is not read.
+            // The wrapper has gone and was perhaps killed: the session is not renewed, and the
+            // status is not read.
             self.attended = false;
             let now = self.clock.now();
             self.kill_until(self.deadline.end().max(now + self.stop_time));
@@ -237,7 +239,7 @@ impl Supervisor {
         }
     }
 
-    /// Passes a signal on to the command and to what it has in its process group.
+    /// Passes a signal on to the command and to the others of its process group.
     fn pass_on(&mut self, signal: Signal) {
         if let Some(command) = Process::of(self.command).filter(|_| self.ended.is_none()) {
             self.group = command.group;
@@ -256,7 +258,7 @@ impl Supervisor {
         }
     }
 
-    /// Reaps who has ended. True if nothing is left.
+    /// Reaps the processes that have ended. True if none is left.
     fn reap(&mut self, now: Time) -> bool {
         let mut changes = Vec::new();
         let gone = self.tree.reap(|pid, status| changes.push((pid, status)));

@@ -1,4 +1,4 @@
-//! How the supervisor starts, and starts the command.
+//! The start of the supervisor, and of the command.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,7 +27,7 @@ use crate::cli::supervise::tree::Tree;
 /// Starts the command; `None` if there is no time left, or no wrapper.
 // Long: the steps of a start in their order, which matters.
 pub(super) fn start(args: &SuperviseArgs) -> io::Result<Option<Supervisor>> {
-    // Signals of the terminal and of the job are the wrapper's business; it says what to pass on.
+    // The wrapper takes the signals of the terminal and of the job, and sends those to pass on.
     every().thread_block()?;
     // If the wrapper dies while this process is stopped, this process goes on, sees the closed
     // socket and ends the command.
@@ -47,8 +47,7 @@ pub(super) fn start(args: &SuperviseArgs) -> io::Result<Option<Supervisor>> {
     let mut mask = SigSet::empty();
     mask.add(NixSignal::SIGCHLD);
     let children = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    // Not `poll`'s own timeout: that one stands still while the machine is suspended, the promise
-    // does not.
+    // A timeout of `poll` would stand still while the machine is suspended. The promise does not.
     let timer = rustix::time::timerfd_create(
         TimerfdClockId::Boottime,
         TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
@@ -77,9 +76,9 @@ pub(super) fn start(args: &SuperviseArgs) -> io::Result<Option<Supervisor>> {
         }
     };
     let group = getpgrp().as_raw_nonzero().get();
-    // Only after it was started, so that the command stays in the wrapper's session, with its
-    // terminal; and before it may run, for from now on what is sent to the wrapper's group does not
-    // reach this process.
+    // This comes after the start, so that the command stays in the wrapper's session, with its
+    // terminal. It comes before the command may run, for from here on a signal to the wrapper's
+    // group does not reach this process.
     setsid()?;
     see_children()?;
     let supervisor = Supervisor {
@@ -104,11 +103,11 @@ pub(super) fn start(args: &SuperviseArgs) -> io::Result<Option<Supervisor>> {
     Ok(Some(supervisor))
 }
 
-/// Makes the end of a child visible if the caller ignores that. The command has inherited by now
-/// that it is ignored, and is to.
+/// Makes the end of a child visible if the caller ignores that. The command has already inherited
+/// the caller's choice, and should.
 fn see_children() -> io::Result<()> {
     if Ignored::now().contains(NixSignal::SIGCHLD) {
-        // A handler takes the place of what was there. It never runs: the signal stays blocked.
+        // A handler replaces the caller's choice. It never runs, because the signal stays blocked.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         let _entered = runtime.enter();
         drop(tokio::signal::unix::signal(tokio::signal::unix::SignalKind::child())?);

@@ -260,8 +260,8 @@ fn entries_of(engine: &FileEngine) -> Result<Entries> {
     Ok(entries)
 }
 
-/// Opens the store, writes batches until one fails, and closes it. Answers how many were
-/// acknowledged.
+/// Opens the store, writes batches until one fails, and closes it. Returns the number of batches
+/// that were acknowledged.
 fn write_until_failure(disk: &Disk, batches: &[Vec<Change>]) -> usize {
     let Ok(mut engine) = FileEngine::on(path(), disk.clone(), None) else { return 0 };
     batches.iter().take_while(|batch| engine.apply(batch).is_ok()).count()
