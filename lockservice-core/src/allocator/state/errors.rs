@@ -39,7 +39,7 @@ pub(crate) fn not_leading(ended: bool) -> Error {
     } else {
         Error::new(
             ErrorKind::Unavailable,
-            "the store does not respond, and the leadership has run out: try again; nothing is lost",
+            "the store does not respond and the leadership has run out: try again; nothing is lost",
         )
     }
 }
