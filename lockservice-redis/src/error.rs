@@ -66,7 +66,7 @@ impl Errors {
     pub(crate) fn strange(&self, what: &str) -> Error {
         self.about(
             ErrorKind::StoreUnusable,
-            "the server sent a response that no Redis of version 7.0 or later sends: use such a server",
+            "the server sent a response that no Redis of version 7.0 or later sends: use one",
         )
         .with("answer", what)
     }

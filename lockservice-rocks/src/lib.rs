@@ -2,7 +2,7 @@
 //!
 //! [`RocksStore`] is a [`BindStore`](lockservice_core::store::BindStore) in a folder of its own,
 //! open to one process at a time. Each write is one atomic batch that has reached the disk (a
-//! synced write-ahead log) before it is answered.
+//! synced write-ahead log) before the call returns.
 //!
 //! ```
 //! # tokio::runtime::Runtime::new().expect("a runtime").block_on(async {

@@ -32,14 +32,14 @@ const SEAL_BYTES: usize = 27;
 /// A [`BindStore`](lockservice_core::store::BindStore) in RocksDB, in a folder of its own, open to
 /// one process at a time.
 ///
-/// Each write is one atomic batch, synced to the disk before it is answered. When the disk is full,
-/// writes fail with [`StoreUnusable`](lockservice_core::ErrorKind::StoreUnusable) and succeed again
-/// once there is space; nothing acknowledged is lost. Clones are handles to one store; it is closed
-/// with the last of them.
+/// Each write is one atomic batch, synced to the disk before the call returns. When the disk is
+/// full, writes fail with [`StoreUnusable`](lockservice_core::ErrorKind::StoreUnusable) and succeed
+/// again once there is space; nothing acknowledged is lost. Clones are handles to one store; it is
+/// closed with the last of them.
 ///
 /// While it is open, the file `PATH.lock` beside the folder is locked. A store that is removed,
-/// renamed or replaced meanwhile answers [`Fenced`](lockservice_core::ErrorKind::Fenced) to
-/// everything, for ever: another process may use the path then.
+/// renamed or replaced meanwhile fails with [`Fenced`](lockservice_core::ErrorKind::Fenced) in
+/// every call, for ever: another process may use the path then.
 #[derive(Clone, Debug)]
 pub struct RocksStore(ExclusiveStore);
 
