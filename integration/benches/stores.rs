@@ -1,6 +1,6 @@
-//! What each store costs an allocator: binds per second alone and with 64 callers, writes per bind,
-//! validation while the store is paused, and the time of a fail-over. Prints one line per store;
-//! compare only lines of one run.
+//! The cost of each store for an allocator: binds per second alone and with 64 callers, writes per
+//! bind, validation while the store is paused, and the time of a fail-over. Prints one line per
+//! store; compare only lines of one run.
 //!
 //! ```text
 //! cargo bench -p integration --bench stores    (with --all-features RocksDB too)

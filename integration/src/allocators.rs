@@ -1,4 +1,4 @@
-//! Allocators of several nodes on one real store, what they were asked, and what they acknowledged.
+//! Allocators of several nodes on one real store, their requests, and their acknowledgements.
 //!
 //! The nodes are in this process, so that their store is all that can fail; each asks, all the
 //! time, for binds, tokens, commits and tombstones, as a service does. The [`Ledger`] holds what

@@ -1,5 +1,14 @@
-//! What the tests in `tests/` share: the real binary as processes, and the commands that run under
+//! The kit of the tests in `tests/`: the real binary as processes, and the commands that run under
 //! its locks.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `binary` | the programs under test |
+//! | `server` | `lockservice serve` as a process |
+//! | `command`, `timeline` | commands under a lock; their events in order |
+//! | `store` | the stores that a test runs on |
+//! | `allocators` | allocators of several nodes on one store, and a ledger of acknowledgements |
+//! | `containers` | real PostgreSQL and Redis in containers |
 //!
 //! Everything waits for an event, with [`LIMIT`] as the bound that fails a test which would hang.
 

@@ -1,4 +1,4 @@
-//! What the commands under a lock have done, in the order in which it happened.
+//! The actions of the commands under a lock, in their order.
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,6 @@
 //! The first start of a whole cluster: sixteen nodes at the same instant, on an empty store and on
 //! one of format 1, while each of them binds and commits (the outage this product began with).
-//! Exactly one leads, nobody is told of an error, no bind is lost.
+//! Exactly one leads, no caller gets an error, no bind is lost.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! What stores and leaders lose, and who may not find out too late (L1, L2, L4). Time is tokio's
-//! paused clock.
+//! Losses of stores and leaders, and the nodes that must notice them in time (L1, L2, L4). Time is
+//! tokio's paused clock.
 #![cfg(not(loom))]
 #![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 

@@ -1,4 +1,4 @@
-//! What the engine's work costs as things grow, in steps, not in time: a step is one entry, holder
+//! The cost of the engine's work as things grow, in steps, not in time: a step is one entry, holder
 //! or waiter that is visited.
 //!
 //! Every case is done with some number of transactions and with ten times as many. The work may

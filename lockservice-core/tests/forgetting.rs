@@ -1,5 +1,5 @@
 //! Tables that are forgotten: by their owner, by an operator, by the leader in time; and that no
-//! number of theirs comes back, whoever leads next (L4, F1, F2). Time is tokio's paused clock.
+//! number of theirs comes back under the next leader (L4, F1, F2). Time is tokio's paused clock.
 #![cfg(not(loom))]
 #![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 

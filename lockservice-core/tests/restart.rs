@@ -1,5 +1,4 @@
-//! What an allocator does after a restart: L1, B3, B4, F2, L4; and with a store whose responses get
-//! lost: L2.
+//! An allocator after a restart: L1, B3, B4, F2, L4; and with a store whose responses get lost: L2.
 #![cfg(not(loom))]
 #![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 

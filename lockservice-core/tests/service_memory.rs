@@ -1,4 +1,4 @@
-//! What a session keeps for replays is bounded, and nothing of T2 is lost at the bound.
+//! The memory of a session for replays is bounded, and T2 holds at the bound.
 #![cfg(not(loom))]
 #![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 

@@ -1,6 +1,5 @@
-//! What a thread that stops between its reading of the clock and what it does with it must not
-//! spoil: real threads, and a clock that stalls inside `now`. Every reading that an operation makes
-//! is stalled in turn, whichever it is that decides.
+//! Threads that stop between a reading of the clock and its use: real threads, and a clock that
+//! stalls inside `now`. Every reading that an operation makes is stalled in turn.
 #![cfg(not(loom))]
 #![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 

@@ -1,4 +1,4 @@
-//! [`Calls`]: how a statement reaches the server, within which time, and what its failure means.
+//! [`Calls`]: the way of a statement to the server, its time limit, and the meaning of its failure.
 
 use std::time::Duration;
 

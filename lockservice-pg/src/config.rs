@@ -1,4 +1,4 @@
-//! [`PgConfig`]: which server, which schema, and how long each call may take.
+//! [`PgConfig`]: the servers, the schema, and the time limits of calls.
 
 use std::fmt;
 use std::str::FromStr;
@@ -31,7 +31,7 @@ const DRIVER_OPTIONS: &[&str] = &[
     "statement-cache-capacity",
 ];
 
-/// Which server, which schema, and how long each call may take.
+/// The servers, the schema, and the time limits of calls.
 ///
 /// The time-outs must stay well below the leadership's TTL: a leader whose renewal hangs for that
 /// long stops leading. The defaults bound a call to three seconds, for a TTL of five.

@@ -75,6 +75,17 @@
 //! # Reading it
 //! The schema is made for people: `select * from lockservice.head`, `lockservice.tables`,
 //! `lockservice.forgotten`, `lockservice.services`, `lockservice.tombstones`.
+//!
+//! # Code
+//! | file | noun |
+//! |---|---|
+//! | `config` | [`PgConfig`] |
+//! | `store` | [`PgStore`] |
+//! | `calls`, `connections`, `servers` | a statement on its way; the connections; the servers behind them |
+//! | `sql`, `record` | the statements; records as rows and arguments |
+//! | `migrate`, `server_check` | the schema and its versions; the check of a server |
+//! | `watch` | changes of leadership, by `LISTEN` |
+//! | `error` | errors of the driver as kinds |
 
 mod calls;
 mod config;

@@ -1,4 +1,4 @@
-//! Whether the server can keep what the store promises.
+//! The check that the server can keep the promises of the store.
 
 use lockservice_core::{Error, ErrorKind, Result};
 use sqlx::Row as _;

@@ -1,5 +1,4 @@
-//! [`Servers`]: how a connection is made, to whichever server takes writes, directly or through a
-//! pooler.
+//! [`Servers`]: new connections to the server that takes writes, directly or through a pooler.
 //!
 //! # Implementation details
 //! **What a session needs** (time-outs, an isolation level) goes into the connection's startup

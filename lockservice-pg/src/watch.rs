@@ -1,4 +1,4 @@
-//! [`Watch`]: hears of changes of leadership at once (`LISTEN`).
+//! [`Watch`]: notices changes of leadership at once (`LISTEN`).
 //!
 //! # Implementation details
 //! A task of its own holds the connection; it begins with the first wait, so that a node that never

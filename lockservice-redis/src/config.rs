@@ -1,4 +1,4 @@
-//! [`RedisConfig`]: where Redis is, and how it is used.
+//! [`RedisConfig`]: the address of Redis, and the way to use it.
 
 use std::fmt;
 use std::time::Duration;

@@ -106,6 +106,17 @@
 //! be `noeviction`, or a `volatile-` one. A full Redis refuses writes with
 //! [`StoreUnusable`](lockservice_core::ErrorKind::StoreUnusable); the leadership itself is still
 //! renewed, so that commits go on.
+//!
+//! # Code
+//! | file | noun |
+//! |---|---|
+//! | `config`, `url` | [`RedisConfig`], and its URL |
+//! | `store` | [`RedisStore`] |
+//! | `connection`, `topology` | the connection; the search for the server that holds the store |
+//! | `scripts`, `head` | the scripts; their responses |
+//! | `audit` | the check of a server |
+//! | `watch` | changes of leadership |
+//! | `error` | errors of the driver as kinds |
 
 mod audit;
 mod config;

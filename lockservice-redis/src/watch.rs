@@ -1,5 +1,5 @@
-//! [`Watch`]: hears of a change of leadership at once where Redis can tell, else in the time of a
-//! poll.
+//! [`Watch`]: notices a change of leadership at once where Redis announces it, otherwise by
+//! polling.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! [`RocksConfig`]: where a store is, and how RocksDB is set up.
+//! [`RocksConfig`]: the path of a store, and the set-up of RocksDB.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -13,6 +13,14 @@
 //! assert_eq!(store.load().await?.applied.get(), 0);
 //! # Ok::<(), Box<dyn std::error::Error>>(()) }).expect("a new store");
 //! ```
+//!
+//! # Code
+//! | file | noun |
+//! |---|---|
+//! | `config` | [`RocksConfig`] |
+//! | `store` | [`RocksStore`] |
+//! | `log` | the check of RocksDB's own logs |
+//! | `error` | errors of the driver as kinds |
 
 mod config;
 mod error;

@@ -36,7 +36,7 @@
 //! # }
 //! ```
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
 //! | `store` | stores by URL |
 //! | `server`, `peers` | the gRPC API: the side that serves clients and nodes; calls to other nodes |

@@ -1,4 +1,5 @@
-//! All that a command starts ends with its lock, however it leaves the command and whoever dies.
+//! All processes of a command end with its lock, over every way to leave the command, and over the
+//! death of any watcher.
 //!
 //! The worker appends its token to a journal a hundred times a second and is deaf to SIGTERM. The
 //! next holder does the same for a while: the journal shows whether both worked at once.

@@ -1,5 +1,5 @@
-//! What every store on a disk must survive: a second process, a kill, a full disk, missing rights,
-//! damage, and a newer version.
+//! The perils that every store on a disk must survive: a second process, a kill, a full disk,
+//! missing rights, damage, and a newer version.
 //!
 //! Each test runs on `file:` and, with the feature, on `rocks:`. Processes that have to die are
 //! this test binary itself, started again with a role (see `child_process`).

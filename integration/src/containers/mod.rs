@@ -1,6 +1,6 @@
 //! Real PostgreSQL 15 and Redis 7.0 in containers, and the faults that tests do to them.
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
 //! | `container.rs, ports.rs` | a container, its probe, its faults; the ports that tests take |
 //! | `postgres.rs, pgbouncer.rs` | PostgreSQL, and a pooler before it |

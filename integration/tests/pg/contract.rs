@@ -1,4 +1,4 @@
-//! What every store must show, and what a call costs.
+//! The contract of a store, and the cost of a call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

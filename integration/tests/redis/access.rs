@@ -1,5 +1,5 @@
-//! Who may use the store, and how: passwords, permissions, TLS, ready clients, foreign keys, and
-//! servers that are none.
+//! Access to the store: passwords, permissions, TLS, ready clients, foreign keys, and servers that
+//! are none.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What the tests of the Redis store share.
+//! The kit of the tests of the Redis store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

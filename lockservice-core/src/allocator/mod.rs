@@ -4,7 +4,7 @@
 //! | where | holds |
 //! |---|---|
 //! | this file | [`LockTableAllocator`]: what services, clients and operators call |
-//! | `messages` | what goes into and comes out of these calls |
+//! | `messages` | the requests and responses of these calls |
 //! | `settings` | limits and constants |
 //! | `report` | the high-water mark of a node, with its proof |
 //! | `forward` | the trait for `Arc<T>` and `Box<T>` |

@@ -1,6 +1,6 @@
 //! One error type: what happened, what the caller must do, and what it happened to.
 //!
-//! | file | what it holds |
+//! | file | noun |
 //! |---|---|
 //! | `mod.rs` | [`Error`] |
 //! | `kind.rs` | [`ErrorKind`] and its [`Advice`] |

@@ -1,5 +1,10 @@
 //! [`GuardedMap`]: a map that many threads share, and whose API excludes the races of a plain map.
 //!
+//! | file | noun |
+//! |---|---|
+//! | `mod.rs` | the map and its shards |
+//! | `read_mostly.rs` | a map that every commit reads and that hardly ever changes |
+//!
 //! # Implementation details
 //! The map has a power of two of shards. Each is a hash table under its own reader-writer lock. A
 //! key is hashed once: the upper bits choose the shard, and the whole hash the slot in its table.

@@ -1,7 +1,7 @@
 //! Maintenance of a store by an operator: a check, a dump, and the restore of a dump into any other
 //! backend.
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
 //! | `check/` | problems of the records of a store |
 //! | `dump.rs` | the format of a dump, written and read |

@@ -11,11 +11,11 @@
 //! | sealed | the reason | the reason | never: start a new incarnation |
 //!
 //! # Files
-//! | file | what it holds |
+//! | file | noun |
 //! |---|---|
 //! | `mod.rs` | [`LockService`]: started, listed, stopped |
 //! | `phase.rs` | serving, stopping, resigning, sealed |
-//! | `messages.rs`, `settings.rs` | what goes in and comes out; limits and defaults |
+//! | `messages.rs`, `settings.rs` | requests and responses; limits and defaults |
 //! | `lease/` | the lease as a pure value, and its renewal |
 //! | `tables/` | binds: found, waited for, supplied with tokens, forgotten |
 //! | `txn/` | transactions: lock, end, abandon; who is alive, who waits |

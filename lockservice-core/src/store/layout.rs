@@ -4,7 +4,7 @@
 //! | key | value |
 //! |---|---|
 //! | `format` | [`STORE_FORMAT`] in decimal digits; the one entry that every version can read |
-//! | `head` | who leads and how far the store has come |
+//! | `head` | the leadership, and the last write |
 //! | `constants` | the cluster's constants |
 //! | `table/GROUP\0NAME` | a table |
 //! | `forgotten` | the highest numbers of the tables that were forgotten; absent if none was |

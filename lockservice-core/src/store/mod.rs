@@ -27,24 +27,24 @@
 //! **Authors of backends** implement [`BindStore`], or [`KeyValue`] for an engine that one process
 //! opens alone: see the notes in `docs/backend.md`.
 //!
-//! | file | holds |
+//! | file | noun |
 //! |---|---|
 //! | `backend` | the trait: what a backend does |
-//! | `leadership` | what a store says of its leadership |
+//! | `leadership` | the leadership as a store records it |
 //! | `candidate` | a process that asks for the leadership, and its observations |
-//! | `loss` | what is known of lost writes |
-//! | `head` | who leads and how far the store has come; pure |
-//! | `history` | where the last leaderships began |
-//! | `floor` | what a store's server vouches for by its clock |
+//! | `loss` | the knowledge of lost writes |
+//! | `head` | the leadership, and the last write; pure |
+//! | `history` | the begins of the last leaderships |
+//! | `floor` | the least numbers, by the clock of a store's server |
 //! | `cluster` | the cluster of a store: its id and key |
 //! | `record`, `layout` | the records, their encoding, and their layout as keys and values |
-//! | `forgotten` | what is kept of tables that were forgotten |
+//! | `forgotten` | the record of forgotten tables |
 //! | `exclusive` | stores that one process opens alone |
 //! | `key_value` | the engine of keys and values under such a store |
-//! | `place` | whether a path still is what was opened |
+//! | `place` | the check that a path still is the opened store |
 //! | `memory` | a store that ends with the process |
-//! | `inspection`, `unfinished` | what an operator sees of a damaged or half restored store |
-//! | `turns` | lets other tasks run in long loops |
+//! | `inspection`, `unfinished` | an operator's view of a damaged or half restored store |
+//! | `turns` | turns for other tasks in long loops |
 
 mod backend;
 mod candidate;

@@ -1,4 +1,4 @@
-//! [`fault_suite`]: what an allocator makes of a store whose responses are lost, late or doubled.
+//! [`fault_suite`]: an allocator on a store whose responses are lost, late or doubled.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -90,7 +90,7 @@ async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
     let both = [kept, TxnId::new(incarnation.service, 2, true)];
     let response = again(what, || async {
         let mut response = allocator.cannot_commit(&both).await?;
-        // Each is answered by itself: one that failed is asked about again.
+        // Each has a response of its own: one that failed is tried again.
         match response.failed.pop() {
             Some((_, e)) => Err(e),
             None => Ok(response),
@@ -131,7 +131,7 @@ fn check_given_out(binds: &[Bind], blocks: &[(TableId, TokenBlock)], what: &str)
     }
 }
 
-/// What was acknowledged is in the store.
+/// Acknowledged writes are in the store.
 fn check_records(state: &StoreState, binds: &[Bind], blocks: &[(TableId, TokenBlock)], what: &str) {
     assert_eq!(state.tables.len(), 3, "{what}: {state:?}");
     assert!(state.tables.iter().all(|table| table.tokens_reserved_to > 0));

@@ -28,7 +28,7 @@ pub enum Fault {
     LateArrival,
     /// It arrives twice; the first response is given.
     Duplicate,
-    /// It arrives again, long after it was answered: before the call after the next.
+    /// It arrives again, long after its response: before the call after the next.
     LateDuplicate,
     /// It takes this long.
     Delay(Duration),
@@ -46,7 +46,7 @@ impl Fault {
     ];
 }
 
-/// Which calls something befalls.
+/// The calls that a fault befalls.
 #[derive(Debug)]
 enum Plan {
     /// One call, counted from zero.
@@ -94,7 +94,7 @@ impl FaultyStore {
         }
     }
 
-    /// How many calls something befell.
+    /// The number of calls that a fault befell.
     pub fn struck(&self) -> u64 {
         self.state.lock().struck
     }

@@ -13,7 +13,7 @@ use crate::allocator::{
 use crate::error::Result;
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
 
-/// What a test changes in the calls of a service to its allocator: it may delay a call, lose it,
+/// The changes of a test in the calls of a service to its allocator: it may delay a call, lose it,
 /// lose its response, or change that. By default each call goes to `inner`.
 #[async_trait]
 pub trait AllocatorHooks: fmt::Debug + Send + Sync + 'static {
@@ -77,7 +77,7 @@ pub trait AllocatorHooks: fmt::Debug + Send + Sync + 'static {
 pub struct HookedAllocator<H> {
     /// The allocator that the calls go to.
     pub inner: Arc<LocalAllocator>,
-    /// What the test changes.
+    /// The changes of the test.
     pub hooks: H,
 }
 

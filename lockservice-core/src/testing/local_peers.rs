@@ -21,12 +21,12 @@ use crate::store::ClusterId;
 pub struct LocalPeers(Arc<Mutex<HashMap<String, Arc<dyn LockTableAllocator>>>>);
 
 impl LocalPeers {
-    /// Lets `allocator` answer at `address`, in place of the one before.
+    /// Lets `allocator` respond at `address`, in place of the one before.
     pub fn join(&self, address: &str, allocator: Arc<dyn LockTableAllocator>) {
         self.0.lock().insert(address.to_owned(), allocator);
     }
 
-    /// Lets no allocator answer at `address` any more.
+    /// Lets no allocator respond at `address` any more.
     pub fn leave(&self, address: &str) {
         self.0.lock().remove(address);
     }

@@ -1,7 +1,7 @@
 //! Conformance suites of every store, every allocator and every lock service, and the clocks and
 //! stores that tests need (feature `testing`).
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
 //! | `store_suite/` | the contract of a store |
 //! | `allocator_suite/` | the contract of an allocator |

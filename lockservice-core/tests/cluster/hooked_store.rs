@@ -14,7 +14,7 @@ use lockservice_core::{Epoch, Error, ErrorKind, Result, WriteNumber};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// What a test lets happen.
+/// The events that a test sets.
 type Hook = Box<dyn FnOnce() + Send>;
 
 /// Clones are the same connection.
@@ -31,7 +31,7 @@ struct Hooks {
     after_write: Mutex<Option<Hook>>,
     acquisitions_lost: AtomicU32,
     loads_fail: std::sync::atomic::AtomicBool,
-    /// How long the response to a renewal takes, and when the last that was answered had been sent.
+    /// How long the response to a renewal takes, and the send of the last one with a response.
     renewals: Mutex<(Duration, Option<Instant>)>,
 }
 
@@ -69,7 +69,7 @@ impl HookedStore {
         *self.hooks.renewals.lock() = (delay, None);
     }
 
-    /// When the last renewal that was answered since then had been sent.
+    /// The send of the last renewal since then that got a response.
     pub(crate) fn renewed(&self) -> Option<Instant> {
         self.hooks.renewals.lock().1
     }

@@ -1,4 +1,9 @@
-//! Nodes of one process on one shared store, for tests of what becomes of leaders and stores.
+//! Nodes of one process on one shared store, for tests of the fate of leaders and stores.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `mod.rs` | nodes of one process on one shared store |
+//! | `hooked_store.rs` | a shared store with one hook for a test |
 
 #![allow(dead_code, reason = "each test file uses a part")]
 

@@ -1,5 +1,11 @@
 //! The set-up that tests of the engine share: one table, transactions of one origin, and calls that
 //! a test polls by hand.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `mod.rs` | one table, its transactions, and calls that a test polls |
+//! | `by_id.rs` | the engine by the ids of transactions and tables |
+//! | `cost.rs` | numbered rows and many tables |
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 pub(crate) mod by_id;

@@ -1,5 +1,4 @@
-//! What users of the service can see: transactions, sessions, and what happens to them when
-//! promises lapse.
+//! The service as its users see it: transactions, sessions, and their end when promises lapse.
 //!
 //! Tokio's paused clock drives everything, the service's clock included: no test waits for real
 //! time.
@@ -8,10 +7,10 @@
 //! |---|---|
 //! | `locks.rs` | locks of embedders and clients: order, time, deadlocks |
 //! | `operations.rs` | operations of a session: in order, once, and bounded (T2) |
-//! | `promises.rs` | what lapses, and what becomes of its locks (P1, C4, C5) |
-//! | `roll_back.rs` | what a roll-back leaves: that which later calls were told they hold |
+//! | `promises.rs` | lapsed promises, and the fate of their locks (P1, C4, C5) |
+//! | `roll_back.rs` | roll-backs, and the items on which later calls rely |
 //! | `rows.rs` | rows that an embedder locks at once |
-//! | `stop.rs` | how a service starts and stops, and how it seals itself (B1, B2) |
+//! | `stop.rs` | the start, the stop and the seal of a service (B1, B2) |
 #![cfg(not(loom))]
 #![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
 

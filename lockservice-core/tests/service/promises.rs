@@ -1,4 +1,4 @@
-//! What lapses, and what becomes of its locks (P1, C4, C5).
+//! Lapsed promises, and the fate of their locks (P1, C4, C5).
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What a roll-back leaves: that which later calls were told they hold.
+//! Roll-backs, and the items on which later calls rely.
 
 use super::*;
 

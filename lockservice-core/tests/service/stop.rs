@@ -1,4 +1,4 @@
-//! How a service starts and stops, and how it seals itself (B1, B2).
+//! The start, the stop and the seal of a service (B1, B2).
 
 use super::*;
 

@@ -1,5 +1,10 @@
 //! The real command as processes. Waits are for events (a line, an end of file, an exit), bounded
 //! by a deadline.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `mod.rs` | servers and commands as processes |
+//! | `terminal.rs` | a terminal with an interactive shell |
 
 #![allow(dead_code, reason = "each test file uses a part")]
 

@@ -1,4 +1,4 @@
-//! What callers may have open and half sent, so that no address takes all memory.
+//! The limits on open and half sent calls, so that no address takes all memory.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

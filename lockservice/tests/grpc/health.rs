@@ -1,4 +1,4 @@
-//! What a probe is told, and when.
+//! The statuses that a probe gets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +42,7 @@ async fn listen() -> (String, TcpListener) {
     (listener.local_addr().expect("it is bound").to_string(), listener)
 }
 
-/// What a probe of one service is told.
+/// The statuses of one service.
 struct Probe(HealthClient<Channel>, &'static str);
 
 impl Probe {

@@ -1,4 +1,4 @@
-//! What a caller is told while its call waits.
+//! The notices to a caller whose call waits.
 
 use std::pin::pin;
 
@@ -17,7 +17,7 @@ async fn session(address: &str, name: &str) -> Session {
 
 type Observed = watch::Receiver<Option<WaitsFor>>;
 
-/// The next holder that is told.
+/// The next holder in a notice.
 async fn holder(observed: &mut Observed) -> Blocker {
     observed.changed().await.expect("the sender is kept");
     match observed.borrow_and_update().clone() {

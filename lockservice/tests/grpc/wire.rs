@@ -1,5 +1,4 @@
-//! What a server does with clients that are not ours: bad requests, garbage, and those that never
-//! read.
+//! A server, and clients that are not ours: bad requests, garbage, and those that never read.
 
 use std::time::Duration;
 

@@ -1,4 +1,10 @@
 //! Stores in temporary folders, and the ways to spoil them.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `mod.rs` | stores in temporary folders, and damage to them |
+//! | `child.rs` | the test binary as a process that may be killed |
+//! | `disk.rs` | a disk that is soon full |
 
 pub(crate) mod child;
 pub(crate) mod disk;

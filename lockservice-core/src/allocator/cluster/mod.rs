@@ -1,11 +1,11 @@
 //! [`ElectedAllocator`]: the cluster's allocator as one node sees it. It leads when it is elected,
 //! and otherwise follows the leader (L1, L3, L4).
 //!
-//! | file | holds |
+//! | file | noun |
 //! |---|---|
 //! | `campaign` | the election: the task that asks for the leadership, leads and follows |
-//! | `watch` | what a candidate has watched of the leader's record; pure |
-//! | `route` | what a call does: the way to the leader, in six steps |
+//! | `watch` | a candidate's observation of the leader's record; pure |
+//! | `route` | the way of a call to the leader, in six steps |
 //! | `view` | the calls that other nodes and clients may make to this one |
 //! | `observed` | the high-water marks of earlier leaders, for later leaders; pure |
 //!

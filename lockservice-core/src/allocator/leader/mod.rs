@@ -2,7 +2,7 @@
 //! writes to one [`BindStore`]. One of them is one leadership: when that is over, so is the
 //! allocator.
 //!
-//! | file | holds |
+//! | file | noun |
 //! |---|---|
 //! | `api` | every call of the leader |
 //! | `bind`, `token_block` | granting binds and token blocks, in two halves |
@@ -12,7 +12,7 @@
 //! | `writer`, `raise` | the one task that writes to the store, and raises the epoch |
 //! | `run` | a leadership from its start to its end |
 //! | `recover`, `records` | its start: what it loads, compares and writes first |
-//! | `sweep` | what it looks for by itself |
+//! | `sweep` | its search for lapsed incarnations and idle tables |
 //! | `stop` | its end by a requested stop |
 //! | `leadership` | the time until which it may respond; pure |
 //! | `origins` | the origins of this process |

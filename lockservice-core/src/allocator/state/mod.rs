@@ -1,13 +1,13 @@
 //! [`AllocatorState`]: incarnations, tables and binds in memory, and commit admission over them.
 //! Pure: takes time as an argument, never touches the store, never waits.
 //!
-//! | file | holds |
+//! | file | noun |
 //! |---|---|
 //! | `service` | an incarnation: its lease, the control state of its commits |
 //! | `leases` | the lease of an incarnation, as one atomic word |
 //! | `table` | a table: its number, its binds |
-//! | `slots` | where a commit finds each bind |
-//! | `pins` | what keeps a bind in place while a commit is in flight |
+//! | `slots` | the places in which a commit finds each bind |
+//! | `pins` | the pins that keep a bind in place while a commit is in flight |
 //! | `admission` | `begin_commit`, through all of these |
 //! | `commits` | the commits in flight and the tombstones of one origin |
 //! | `tokens` | numbers that are never handed out twice |

@@ -5,7 +5,7 @@
 //! guards the lease, with a reading of the clock made under it. So a lapse and a renewal exclude
 //! each other: whichever is decided first, the other sees it.
 //!
-//! | file | what it holds |
+//! | file | noun |
 //! |---|---|
 //! | `mod.rs` | [`Lease`]; pure |
 //! | `serving.rs` | the same in words that are read without the mutex |

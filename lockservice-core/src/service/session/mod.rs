@@ -1,7 +1,7 @@
 //! Sessions: how long a silent client's locks are kept, and exactly-once operations over a
 //! connection that may break.
 //!
-//! | file | what it holds |
+//! | file | noun |
 //! |---|---|
 //! | `mod.rs` | [`Session`]: renewed, its transactions begun, their results acknowledged |
 //! | `open.rs`, `end.rs` | opened and found; closed, left, lapsed |
@@ -9,7 +9,7 @@
 //! | `operations.rs` | the way of an operation |
 //! | `queue/` | the operations of one transaction in their order; pure |
 //! | `state.rs` | the queues of one session |
-//! | `renewals.rs` | until when its promise holds |
+//! | `renewals.rs` | the end of its promise |
 //! | `pending.rs` | the result of an operation, known or to come |
 //! | `quota.rs`, `weight.rs` | bounds on sessions, calls and memory; estimates of memory |
 //! | `registry.rs` | sessions and transactions by id |

@@ -1,6 +1,6 @@
 //! Finding the bind of a table, binding it if need be, and keeping it supplied with tokens.
 //!
-//! | file | what it holds |
+//! | file | noun |
 //! |---|---|
 //! | `mod.rs` | the way of a call to its table: `hand_over`, `bind_for_line`, `hand_to_line` |
 //! | `line/` | the calls that wait for a table, in their order; pure |

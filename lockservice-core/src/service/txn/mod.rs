@@ -1,15 +1,15 @@
 //! Transactions: one lock call at a time, checked again before its response, and ended exactly
 //! once.
 //!
-//! | file | what it holds |
+//! | file | noun |
 //! |---|---|
 //! | `mod.rs` | [`Txn`]: the transaction of an embedder |
 //! | `record.rs` | a transaction as the service knows it |
 //! | `lock.rs` | the lock call: `lock`, then `still_good`; what a lock rests on |
 //! | `end.rs` | unlock, end, abandon |
-//! | `live.rs` | which validating transactions are alive, and the report of that |
+//! | `live.rs` | the validating transactions that are alive, and their report |
 //! | `row.rs` | rows that are locked at once |
-//! | `waits.rs` | which lock calls of a session wait, and for whom |
+//! | `waits.rs` | the lock calls of a session that wait, and the conflicting holders |
 
 mod end;
 pub(in crate::service) mod live;

@@ -1,5 +1,5 @@
-//! [`Head`]: who leads and how far the store has come. Pure: the response to a candidate is decided
-//! here for every backend (L1, L2, L4).
+//! [`Head`]: the leadership, and the last write. Pure: the response to a candidate is decided here
+//! for every backend (L1, L2, L4).
 
 use std::time::Duration;
 

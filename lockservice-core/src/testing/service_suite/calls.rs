@@ -7,8 +7,8 @@ use super::kit::{Actor, Ask as _, Held, Scene, eventually, exclusive, shared};
 use crate::error::ErrorKind;
 use crate::service::LockSpec;
 
-/// Somebody who holds locks, and asks for more, and to have one more strongly, where the next to
-/// the last is not to be had.
+/// A transaction that holds locks, and requests more, and one of them more strongly, where the next
+/// to the last is not free.
 struct Attempt {
     who: Actor,
     /// Conflicts with the call.

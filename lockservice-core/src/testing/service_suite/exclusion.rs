@@ -1,4 +1,4 @@
-//! Which transactions may hold locks together.
+//! The transactions that may hold locks together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};

@@ -1,11 +1,11 @@
 //! The conformance suite of the lock service.
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
 //! | `mod.rs` | the list of clauses, and how each is run |
 //! | `fixture.rs` | the traits that a tested lock service implements |
 //! | `kit.rs` | actors that lock, calls that wait, and pictures of holders and waiters |
-//! | `exclusion.rs, ranges.rs` | which locks exclude each other |
+//! | `exclusion.rs, ranges.rs` | the locks that exclude each other |
 //! | `tokens.rs` | the content of a grant |
 //! | `fairness.rs, waiting.rs, deadlock.rs` | the order of waiters, and the ends of a wait |
 //! | `calls.rs` | a call is all or nothing |

@@ -1,4 +1,4 @@
-//! How a wait ends that is not granted, and that it leaves nothing.
+//! The end of a wait without a grant, which leaves nothing.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Who leads (L1, L4).
+//! The leadership (L1, L4).
 
 use std::sync::Arc;
 

@@ -2,8 +2,8 @@
 //!
 //! | file | clauses on |
 //! |---|---|
-//! | `leadership.rs` | who leads |
-//! | `writes.rs` | what is written, and when it is there |
+//! | `leadership.rs` | the leadership |
+//! | `writes.rs` | writes, and the moment when they are there |
 
 mod leadership;
 mod writes;

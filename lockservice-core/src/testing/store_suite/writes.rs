@@ -1,4 +1,4 @@
-//! What is written, by whom, and when it is there (L2).
+//! Writes, their writers, and the moment when they are there (L2).
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! [`ClientTxn`]: a transaction, which holds locks.
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
 //! | `call` | one lock call: its permit, its transaction, its request |
 //! | `placement` | the node on which a transaction is |

@@ -1,6 +1,6 @@
 //! [`FileStore`]: the bindings in one file, `file:PATH`.
 //!
-//! | file | what |
+//! | file | noun |
 //! |---|---|
 //! | `mod.rs` | the store: opening, inspection |
 //! | `engine.rs, engine/` | its transactions on the database, and tests of crashes |

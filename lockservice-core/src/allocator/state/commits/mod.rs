@@ -1,7 +1,7 @@
 //! Commit admission (C1 to C4): pins on binds, and each origin's commits in flight and tombstones.
 //! Pure: takes time as an argument.
 //!
-//! | file | holds |
+//! | file | noun |
 //! |---|---|
 //! | this file | [`CommitControl`]: its stripes, and what takes all of them |
 //! | `stripe` | a part of the transactions, under one lock |

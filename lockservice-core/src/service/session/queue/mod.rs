@@ -7,12 +7,12 @@
 //! *acknowledged* (forgotten). A repetition joins the first while that is queued or running. It
 //! gets the first response once that is decided, and is refused once that is acknowledged.
 //!
-//! | file | what it holds |
+//! | file | noun |
 //! |---|---|
 //! | `mod` | the state of the queue, its numbering, cancellation |
-//! | `arrival` | how an operation is queued, joins the first of its sequence, or expires |
+//! | `arrival` | the arrival of an operation: it is queued, joins the first of its sequence, or expires |
 //! | `room` | the bounds on what is kept, and the refusals at them |
-//! | `step` | what is to be done for the operation whose turn it is |
+//! | `step` | the next step of the operation whose turn it is |
 //! | `result` | results: filed, given to replays, acknowledged |
 //! | `relied` | the part of a grant that an earlier call added |
 //!

@@ -15,10 +15,10 @@
 //! A table that is being forgotten has a line too: [`forget`](crate::service::tables::forget) opens
 //! it, and starts a binder when it is known that the table is gone, if a call stands in it then.
 //!
-//! | file | what it holds |
+//! | file | noun |
 //! |---|---|
 //! | `mod.rs` | the lines: joined, left, refused, deserted, handed over |
-//! | `refusal.rs` | what keeps a table from being bound, and the errors that say so |
+//! | `refusal.rs` | the obstacle to a table's bind, and its errors |
 //! | `standing.rs` | the calls in the lines, for operators |
 //!
 //! # Invariants
