@@ -11,7 +11,7 @@ use tonic::Streaming;
 
 use super::connect::Node;
 use super::node_session::{Closing, Handle, Info, SessionShared, deadline_passed};
-use super::outbox::{Outbox, ResponseEffect};
+use super::outbox::{OpId, Outbox, ResponseEffect};
 use super::stream::Requests;
 use crate::channel::StreamChannel;
 use crate::convert::{error_from_proto, from_status, millis_up, waiting_from_proto};
@@ -22,8 +22,6 @@ use crate::proto::server_op::Response;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// The clock is read at least this often: timers do not count suspend.
 const TICK_MAX: Duration = Duration::from_secs(1);
-/// The id of the greeting. Other ids count from 1 and never get here.
-const HELLO_ID: u64 = u64::MAX;
 
 /// A stream that was welcomed.
 #[derive(Debug)]
@@ -129,7 +127,8 @@ fn leaves_time_to_work(shared: &SessionShared, connected: &Connected) -> Result<
 /// Opens a stream and greets.
 async fn connect(node: &Node, outbox: &Arc<Outbox>, hello: proto::Hello) -> Result<Connected> {
     let number = outbox.new_stream();
-    let op = proto::ClientOp { id: HELLO_ID, op: Some(proto::client_op::Op::Hello(hello)) };
+    let op =
+        proto::ClientOp { id: OpId::HELLO.get(), op: Some(proto::client_op::Op::Hello(hello)) };
     let requests = Requests {
         outbox: Arc::clone(outbox),
         clock: Arc::clone(node.client.clock()),
@@ -296,7 +295,7 @@ fn take_in(shared: &SessionShared, op: proto::ServerOp) -> ResponseEffect {
             "the server sent a response that this client does not know",
         )),
     };
-    shared.outbox.take_response(op.id, response, || shared.check())
+    shared.outbox.take_response(OpId::new(op.id), response, || shared.check())
 }
 
 /// Loses the session if its deadline has passed, renews it if that is due. Returns the pause until

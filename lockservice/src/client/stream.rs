@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use lockservice_core::clock::Clock;
 use tokio_stream::Stream;
 
-use super::outbox::Outbox;
+use super::outbox::{Outbox, StreamNumber};
 use crate::proto::ClientFrame;
 
 /// The frames of a stream: first the greeting, then the contents of the outbox.
@@ -15,7 +15,7 @@ use crate::proto::ClientFrame;
 pub(super) struct Requests {
     pub(super) outbox: Arc<Outbox>,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) number: u64,
+    pub(super) number: StreamNumber,
     pub(super) hello: Option<ClientFrame>,
 }
 

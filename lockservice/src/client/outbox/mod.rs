@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Waker};
 
 use lockservice_core::clock::{Clock, Time};
 use lockservice_core::service::{Granted, TxnOptions, Waiting, WaitsFor};
-use lockservice_core::{CommitTimestamp, Result};
+use lockservice_core::{CommitTimestamp, Result, Sequence, TxnNumber};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
@@ -24,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use self::pending::{Pending, What};
 pub(super) use self::response::ResponseEffect;
 use self::state::OutboxState;
+pub(super) use self::state::{OpId, StreamNumber};
 use crate::proto;
 use crate::proto::client_op::Op;
 
@@ -62,21 +63,21 @@ pub(super) struct CallContext<'a> {
 /// Names a lock operation that is under way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CallId {
-    txn: u64,
-    sequence: u64,
+    txn: TxnNumber,
+    sequence: Sequence,
 }
 
 /// The number and options of a transaction.
 #[derive(Debug)]
 pub(super) struct NumberedTxn {
-    /// Its number; 0 until its first operation.
-    number: Mutex<u64>,
+    /// Its number; `None` until its first operation.
+    number: Mutex<Option<TxnNumber>>,
     options: TxnOptions,
 }
 
 impl NumberedTxn {
     pub(super) fn new(options: TxnOptions) -> Self {
-        Self { number: Mutex::new(0), options }
+        Self { number: Mutex::new(None), options }
     }
 }
 
@@ -97,8 +98,7 @@ impl Outbox {
         let mut number = txn_number.number.lock();
         let mut state = self.state.lock();
         state.check_size(bytes)?;
-        let txn = state.next_op(&mut number, &txn_number.options)?;
-        let call = CallId { txn: txn.number, sequence: txn.sequence };
+        let (call, txn) = state.next_op(&mut number, &txn_number.options)?;
         op.txn = Some(txn);
         let what = What::Lock { txn: call.txn, sequence: call.sequence, reply, _permit: permit };
         if let Some(waits) = context.waits {
@@ -123,11 +123,11 @@ impl Outbox {
         let mut number = txn_number.number.lock();
         let mut state = self.state.lock();
         state.check_size(bytes)?;
-        let txn = state.next_op(&mut number, &txn_number.options)?;
+        let (call, txn) = state.next_op(&mut number, &txn_number.options)?;
         let what = What::Release {
-            txn: txn.number,
-            sequence: txn.sequence,
-            cancelled: 0,
+            txn: call.txn,
+            sequence: call.sequence,
+            cancelled: None,
             ends: false,
             reply: Some(reply),
         };
@@ -151,17 +151,14 @@ impl Outbox {
         txn_number: &NumberedTxn,
         commit_ts: Option<CommitTimestamp>,
     ) -> Option<oneshot::Receiver<Result<()>>> {
-        let number = *txn_number.number.lock();
-        if number == 0 {
-            return None;
-        }
+        let number = (*txn_number.number.lock())?;
         let (reply, response) = oneshot::channel();
         let mut state = self.state.lock();
-        let txn = state.release_op(number)?;
+        let (sequence, txn) = state.release_op(number)?;
         let what = What::Release {
             txn: number,
-            sequence: txn.sequence,
-            cancelled: 0,
+            sequence,
+            cancelled: None,
             ends: true,
             reply: Some(reply),
         };
@@ -211,9 +208,9 @@ impl Outbox {
 
     /// Begins a new stream: the request side of the former one ends. Nothing is sent before
     /// [`open`](Self::open).
-    pub(super) fn new_stream(&self) -> u64 {
+    pub(super) fn new_stream(&self) -> StreamNumber {
         let mut state = self.state.lock();
-        state.stream += 1;
+        state.stream = state.stream.next();
         state.open = false;
         let number = state.stream;
         let waker = state.waker.take();
@@ -238,12 +235,7 @@ impl Outbox {
 
     /// Passes the holder for which a lock call waits to its caller, if it listens and still waits.
     pub(super) fn waiting(&self, waiting: Waiting) {
-        let waits = self
-            .state
-            .lock()
-            .listening
-            .get(&(waiting.number.get(), waiting.sequence.get()))
-            .cloned();
+        let waits = self.state.lock().listening.get(&(waiting.number, waiting.sequence)).cloned();
         // Woken here, and not under the mutex.
         if let Some(waits) = waits {
             waits.send_replace(Some(waiting.waits_for));
@@ -253,7 +245,7 @@ impl Outbox {
     /// The next frame of stream `number`; `None` if another stream has taken its place.
     pub(super) fn poll_frame(
         &self,
-        number: u64,
+        number: StreamNumber,
         clock: &dyn Clock,
         cx: &mut Context<'_>,
     ) -> Poll<Option<proto::ClientFrame>> {
@@ -274,7 +266,7 @@ impl Outbox {
                 break;
             }
             bytes += pending.bytes;
-            ops.push(proto::ClientOp { id, op: Some(pending.for_the_wire(clock)) });
+            ops.push(proto::ClientOp { id: id.get(), op: Some(pending.for_the_wire(clock)) });
             state.unsent.pop_front();
         }
         if ops.is_empty() {
@@ -291,7 +283,7 @@ impl Outbox {
     /// Closes the outbox: nothing is sent any more, and no response comes.
     pub(super) fn close(&self) {
         let mut state = self.state.lock();
-        state.stream += 1;
+        state.stream = state.stream.next();
         state.open = false;
         state.closed = true;
         let pending = std::mem::take(&mut state.pending);

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use lockservice_core::Result;
 use lockservice_core::clock::{Clock, Time};
 use lockservice_core::service::Granted;
+use lockservice_core::{Result, Sequence, TxnNumber};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::CallId;
@@ -32,16 +32,16 @@ pub(super) struct Pending {
 pub(super) enum What {
     /// A caller, which acknowledges the sequence when it has taken the response.
     Lock {
-        txn: u64,
-        sequence: u64,
+        txn: TxnNumber,
+        sequence: Sequence,
         reply: oneshot::Sender<Result<Granted>>,
         _permit: OwnedSemaphorePermit,
     },
     /// The caller need not wait.
     Release {
-        txn: u64,
-        sequence: u64,
-        cancelled: u64,
+        txn: TxnNumber,
+        sequence: Sequence,
+        cancelled: Option<Sequence>,
         ends: bool,
         reply: Option<oneshot::Sender<Result<()>>>,
     },
@@ -51,22 +51,39 @@ pub(super) enum What {
 /// Numbering of one transaction's operations (T2).
 #[derive(Debug, Default)]
 pub(super) struct Sequences {
-    pub(super) last: u64,
+    pub(super) last: Sequence,
     /// All responses up to here were taken by their callers.
-    pub(super) acked: u64,
+    pub(super) acked: Sequence,
     /// The taken responses above that.
-    pub(super) acked_above: BTreeSet<u64>,
+    pub(super) acked_above: BTreeSet<Sequence>,
     pub(super) under_way: u32,
 }
 
 impl Sequences {
-    pub(super) fn acknowledge(&mut self, sequence: u64) {
+    /// Counts the next operation in. Returns its number.
+    pub(super) fn next(&mut self) -> Sequence {
+        self.under_way += 1;
+        self.last = self.last.next();
+        self.last
+    }
+
+    /// The last operation as it goes to the server, in transaction `number`.
+    pub(super) fn reference(&self, number: TxnNumber) -> proto::TxnRef {
+        proto::TxnRef {
+            number: number.get(),
+            sequence: self.last.get(),
+            acked: self.acked.get(),
+            ..proto::TxnRef::default()
+        }
+    }
+
+    pub(super) fn acknowledge(&mut self, sequence: Sequence) {
         if sequence <= self.acked {
             return;
         }
         self.acked_above.insert(sequence);
-        while self.acked_above.remove(&(self.acked + 1)) {
-            self.acked += 1;
+        while self.acked_above.remove(&self.acked.next()) {
+            self.acked = self.acked.next();
         }
     }
 }
@@ -81,7 +98,7 @@ impl Pending {
         // An unlock without items.
         self.op = Op::Unlock(proto::UnlockOp { txn: lock.txn.take(), ..Default::default() });
         (self.bytes, self.deadline, self.snapshot) = (0, None, None);
-        let refused = What::Release { txn, sequence, cancelled: 0, ends: false, reply: None };
+        let refused = What::Release { txn, sequence, cancelled: None, ends: false, reply: None };
         Some((CallId { txn, sequence }, std::mem::replace(&mut self.what, refused)))
     }
 

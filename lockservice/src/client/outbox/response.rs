@@ -7,7 +7,7 @@ use lockservice_core::service::Granted;
 use lockservice_core::{Error, ErrorKind, Result};
 
 use super::pending::{Pending, What};
-use super::{CallId, FRAME_BYTES_MAX, Outbox, wake};
+use super::{CallId, FRAME_BYTES_MAX, OpId, Outbox, wake};
 use crate::proto::server_op::Response;
 
 /// The work of the driver after a response.
@@ -29,7 +29,7 @@ impl Outbox {
     /// unless `accept` allows it (P2).
     pub(in crate::client) fn take_response(
         &self,
-        id: u64,
+        id: OpId,
         response: Result<Response>,
         accept: impl FnOnce() -> Result<()>,
     ) -> ResponseEffect {
@@ -50,7 +50,7 @@ impl Outbox {
                 if let Some(slot) = state.txns.get_mut(&txn) {
                     slot.under_way = slot.under_way.saturating_sub(1);
                     slot.acknowledge(sequence);
-                    if cancelled > 0 {
+                    if let Some(cancelled) = cancelled {
                         slot.acknowledge(cancelled);
                     }
                 }
@@ -95,7 +95,7 @@ impl Outbox {
         let mut state = self.state.lock();
         let is_large =
             |pending: &Pending| pending.sent.is_some() && pending.bytes > FRAME_BYTES_MAX;
-        let large: Vec<u64> =
+        let large: Vec<OpId> =
             state.pending.iter().filter(|(_, p)| is_large(p)).map(|(id, _)| *id).collect();
         // Kept until the mutex is free: dropping one wakes the next that waits for its permit.
         let mut failed = Vec::with_capacity(large.len());
@@ -121,7 +121,7 @@ impl Outbox {
     /// Fails every lock call with `why`. Releases stay, to be sent if there is still a stream.
     pub(in crate::client) fn fail_locks(&self, why: &Error) {
         let mut state = self.state.lock();
-        let locks: Vec<u64> = state
+        let locks: Vec<OpId> = state
             .pending
             .iter()
             .filter(|(_, p)| matches!(p.what, What::Lock { .. }))

@@ -4,26 +4,59 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::task::Waker;
 
 use lockservice_core::service::TxnOptions;
-use lockservice_core::{Error, ErrorKind, Result};
+use lockservice_core::{Error, ErrorKind, Result, Sequence, TxnNumber};
 
 use super::pending::{Pending, Sequences, What};
 use super::{CallId, TXN_OPS_MAX, WaitsSender};
 use crate::proto;
 use crate::proto::client_op::Op;
 
+/// The number of an operation in its session, from 1: its response names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::client) struct OpId(u64);
+
+impl OpId {
+    /// The id of the greeting. Other ids never get here.
+    pub(in crate::client) const HELLO: Self = Self(u64::MAX);
+
+    /// The id that came with a response.
+    pub(in crate::client) const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The number for the wire.
+    pub(in crate::client) const fn get(self) -> u64 {
+        self.0
+    }
+
+    const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// The number of a stream in its session, from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::client) struct StreamNumber(u64);
+
+impl StreamNumber {
+    pub(super) const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct OutboxState {
-    pub(super) last_id: u64,
-    pub(super) last_txn: u64,
+    pub(super) last_id: OpId,
+    pub(super) last_txn: TxnNumber,
     /// Every operation without a response.
-    pub(super) pending: BTreeMap<u64, Pending>,
+    pub(super) pending: BTreeMap<OpId, Pending>,
     /// The operations that the current stream has not sent, in order.
-    pub(super) unsent: VecDeque<u64>,
-    pub(super) txns: HashMap<u64, Sequences>,
+    pub(super) unsent: VecDeque<OpId>,
+    pub(super) txns: HashMap<TxnNumber, Sequences>,
     /// The callers that listen for the holder for which they wait, by transaction and sequence.
-    pub(super) listening: HashMap<(u64, u64), WaitsSender>,
+    pub(super) listening: HashMap<(TxnNumber, Sequence), WaitsSender>,
     /// Number of the current stream; the request sides of older ones end (T3).
-    pub(super) stream: u64,
+    pub(super) stream: StreamNumber,
     /// True once the current stream was welcomed.
     pub(super) open: bool,
     /// True once nothing is sent any more, and no response comes.
@@ -48,28 +81,37 @@ impl OutboxState {
 
     /// The sender of a call that has ended, if its caller listened. It is dropped when the mutex is
     /// free.
-    pub(super) fn stop_listening(&mut self, txn: u64, sequence: u64) -> Option<WaitsSender> {
+    pub(super) fn stop_listening(
+        &mut self,
+        txn: TxnNumber,
+        sequence: Sequence,
+    ) -> Option<WaitsSender> {
         // Listeners are rare.
         if self.listening.is_empty() { None } else { self.listening.remove(&(txn, sequence)) }
     }
 
+    /// Numbers the next operation of a transaction, and the transaction if this is its first.
+    ///
+    /// # Errors
+    /// `SessionLost` if the session was closed, `TxnNotFound` if the transaction has ended,
+    /// `ResourceExhausted` if too many of its operations are under way.
     pub(super) fn next_op(
         &mut self,
-        number: &mut u64,
+        number: &mut Option<TxnNumber>,
         options: &TxnOptions,
-    ) -> Result<proto::TxnRef> {
+    ) -> Result<(CallId, proto::TxnRef)> {
         if self.closed {
             return Err(Error::new(
                 ErrorKind::SessionLost,
                 "the session was closed: open a new one",
             ));
         }
-        if *number == 0 {
-            self.last_txn += 1;
-            *number = self.last_txn;
-            self.txns.insert(*number, Sequences::default());
-        }
-        let Some(slot) = self.txns.get_mut(number) else {
+        let number = *number.get_or_insert_with(|| {
+            self.last_txn = self.last_txn.next();
+            self.txns.insert(self.last_txn, Sequences::default());
+            self.last_txn
+        });
+        let Some(slot) = self.txns.get_mut(&number) else {
             return Err(Error::new(
                 ErrorKind::TxnNotFound,
                 "the transaction has ended: start a new one",
@@ -81,46 +123,33 @@ impl OutboxState {
                 "too many calls of one transaction at once: wait for some of them",
             ));
         }
-        slot.under_way += 1;
-        slot.last += 1;
-        let mut txn = proto::TxnRef {
-            number: *number,
-            sequence: slot.last,
-            acked: slot.acked,
-            ..proto::TxnRef::default()
-        };
-        if slot.last == 1 {
+        let sequence = slot.next();
+        let mut txn = slot.reference(number);
+        if sequence == Sequence::FIRST {
             txn.validates = options.validates;
             txn.label.clone_from(&options.label);
         }
-        Ok(txn)
+        Ok((CallId { txn: number, sequence }, txn))
     }
 
     /// Like [`next_op`](Self::next_op), for an operation that must never be refused; `None` if the
     /// transaction has ended.
-    pub(super) fn release_op(&mut self, number: u64) -> Option<proto::TxnRef> {
+    pub(super) fn release_op(&mut self, number: TxnNumber) -> Option<(Sequence, proto::TxnRef)> {
         let slot = self.txns.get_mut(&number)?;
-        slot.under_way += 1;
-        slot.last += 1;
-        Some(proto::TxnRef {
-            number,
-            sequence: slot.last,
-            acked: slot.acked,
-            ..proto::TxnRef::default()
-        })
+        let sequence = slot.next();
+        Some((sequence, slot.reference(number)))
     }
 
     pub(super) fn cancel(&mut self, call: CallId) -> Option<Waker> {
-        let txn = self.release_op(call.txn)?;
-        let (number, sequence) = (call.txn, txn.sequence);
+        let (sequence, txn) = self.release_op(call.txn)?;
         let what = What::Release {
-            txn: number,
+            txn: call.txn,
             sequence,
-            cancelled: call.sequence,
+            cancelled: Some(call.sequence),
             ends: false,
             reply: None,
         };
-        let op = Op::Cancel(proto::CancelOp { txn: Some(txn), cancelled: call.sequence });
+        let op = Op::Cancel(proto::CancelOp { txn: Some(txn), cancelled: call.sequence.get() });
         self.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: None })
     }
 
@@ -136,8 +165,8 @@ impl OutboxState {
         self.waker_if_open()
     }
 
-    pub(super) fn add(&mut self, pending: Pending) -> u64 {
-        self.last_id += 1;
+    pub(super) fn add(&mut self, pending: Pending) -> OpId {
+        self.last_id = self.last_id.next();
         self.pending.insert(self.last_id, pending);
         self.last_id
     }

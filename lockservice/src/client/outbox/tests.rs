@@ -4,7 +4,7 @@ use std::task::Wake;
 
 use std::time::Duration;
 
-use lockservice_core::{Error, ErrorKind, Sequence, TxnNumber};
+use lockservice_core::{Error, ErrorKind};
 
 use super::*;
 use tokio::sync::Semaphore;
@@ -48,7 +48,7 @@ impl Clock for Settable {
     }
 }
 
-fn opened() -> (Arc<Outbox>, u64) {
+fn opened() -> (Arc<Outbox>, StreamNumber) {
     let outbox = Arc::new(Outbox::default());
     let stream = outbox.new_stream();
     outbox.open(1 << 20);
@@ -166,7 +166,7 @@ fn a_grant_renews_from_when_its_request_was_last_sent() {
     let promise = Some(proto::Promise { valid_for_ms: 5_000 });
     let locked = proto::Locked { promise, ..proto::Locked::default() };
     let effect = outbox.take_response(
-        frame.ops[0].id,
+        OpId::new(frame.ops[0].id),
         Ok(proto::server_op::Response::Locked(locked)),
         || Ok(()),
     );
@@ -192,8 +192,8 @@ fn a_caller_learns_what_its_own_call_waits_for_and_nothing_is_kept_when_that_is_
         .expect("it is small");
     let tell = |call: CallId| {
         outbox.waiting(Waiting {
-            number: TxnNumber::new(call.txn),
-            sequence: Sequence::new(call.sequence),
+            number: call.txn,
+            sequence: call.sequence,
             waits_for: WaitsFor::Token,
         });
     };
@@ -206,7 +206,7 @@ fn a_caller_learns_what_its_own_call_waits_for_and_nothing_is_kept_when_that_is_
         panic!("none")
     };
     outbox.take_response(
-        frame.ops[0].id,
+        OpId::new(frame.ops[0].id),
         Err(Error::new(ErrorKind::Timeout, "for the test")),
         || Ok(()),
     );
