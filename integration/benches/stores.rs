@@ -26,7 +26,7 @@ use lockservice_core::store::{
 };
 use lockservice_core::testing::LocalPeers;
 use lockservice_core::{
-    CommitAttempt, Epoch, NodeName, Nonce, Result, TableRef, TxnId, WriteNumber,
+    CommitAttempt, Epoch, NodeName, Nonce, Result, TableRef, TxnId, TxnNumber, WriteNumber,
 };
 use lockservice_pg::PgStore;
 use lockservice_redis::RedisStore;
@@ -226,7 +226,7 @@ async fn shared(name: &str, open: impl AsyncFn() -> Arc<dyn BindStore>, server: 
         while began.elapsed() < time {
             counter += 1;
             let commit = BeginCommit {
-                txn: TxnId::new(incarnation.service, counter, true),
+                txn: TxnId::new(incarnation.service, TxnNumber::new(counter), true),
                 binds: vec![PresentedBind::from(&bound.bind)],
                 attempt: CommitAttempt::new(1),
                 window: CommitWindow {

@@ -17,7 +17,7 @@ use lockservice_core::clock::SystemClock;
 use lockservice_core::store::{BindStore, ClusterConstants, StoreState};
 use lockservice_core::testing::LocalPeers;
 use lockservice_core::{
-    CommitAttempt, ErrorKind, NodeName, Nonce, Result, ServiceId, TableRef, TxnId,
+    CommitAttempt, ErrorKind, NodeName, Nonce, Result, ServiceId, TableRef, TxnId, TxnNumber,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -125,7 +125,7 @@ impl Ledger {
             }
             for block in &history.blocks {
                 assert!(
-                    block.end.get() <= record.tokens_reserved_to,
+                    block.end <= record.tokens_reserved_to,
                     "{table}: tokens are given out, not reserved"
                 );
             }
@@ -278,7 +278,7 @@ impl Worker {
     /// Commits a transaction on `bind`, and now and then asks for tokens and tombstones meanwhile.
     async fn commit(&mut self, bind: &Bind, counter: u64) -> Result<()> {
         let service = bind.owner;
-        let txn = TxnId::new(service, counter, true);
+        let txn = TxnId::new(service, TxnNumber::new(counter), true);
         let commit = BeginCommit {
             txn,
             binds: vec![PresentedBind::from(bind)],
@@ -305,7 +305,7 @@ impl Worker {
         }
         if self.random.random_ratio(1, 16) {
             // A transaction that is to commit never.
-            let dead = [TxnId::new(service, counter + (1 << 40), true)];
+            let dead = [TxnId::new(service, TxnNumber::new(counter + (1 << 40)), true)];
             let cannot_commit = bounded("cannot_commit", self.allocator.cannot_commit(&dead));
             if let Ok(response) = cannot_commit.await {
                 // Until the data loss is resolved, everything before counts as committing (L4).

@@ -33,7 +33,7 @@ use lockservice_core::allocator::{
 use lockservice_core::clock::{Clock, SystemClock, Time};
 use lockservice_core::service::{LockService, ServiceParts, ServiceSettings, Txn, TxnOptions};
 use lockservice_core::store::{ClusterConstants, MemoryStore};
-use lockservice_core::{CommitAttempt, NodeName, Nonce, ServiceId, TableRef, TxnId};
+use lockservice_core::{CommitAttempt, NodeName, Nonce, ServiceId, TableRef, TxnId, TxnNumber};
 
 const TABLES: usize = 100_000;
 const BINDS: usize = 4;
@@ -121,7 +121,7 @@ impl Work {
         };
         let id = |n: usize| match txns.get(n) {
             Some(txn) => txn.id(),
-            None => TxnId::new(prepared.elsewhere, (n * parts + part) as u64, true),
+            None => TxnId::new(prepared.elsewhere, TxnNumber::new((n * parts + part) as u64), true),
         };
         let bind = |n: usize| {
             let at = n.wrapping_mul(0x9e37_79b9) % (TABLES / parts);

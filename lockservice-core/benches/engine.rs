@@ -23,7 +23,7 @@ use lockservice_core::clock::{Clock, SystemClock, Time};
 use lockservice_core::table::{EngineSettings, Grant, LockCall, TxnHandle, WaitPolicy};
 use lockservice_core::{
     BindVersion, ErrorKind, FencingToken, Key, LockItem, LockMode, Result, ServiceId, TableId,
-    TableRef, TxnId,
+    TableRef, TxnId, TxnNumber,
 };
 use parking_lot::Mutex;
 
@@ -54,7 +54,7 @@ fn bytes(number: u64) -> [u8; 16] {
 }
 
 fn txn(number: u64) -> TxnId {
-    TxnId::new(ServiceId::new(1), number, false)
+    TxnId::new(ServiceId::new(1), TxnNumber::new(number), false)
 }
 
 fn lock(engine: &LockEngine, who: u64, key: u64) -> LockCall {

@@ -74,8 +74,8 @@ pub use crate::bind::{Bind, BindSlot, TokenBlock};
 pub use crate::error::{Advice, Blocker, DeadlockEdge, Detail, Error, ErrorKind, Result};
 pub use crate::guarded_map::GuardedMap;
 pub use crate::id::{
-    BindVersion, CommitAttempt, CommitTimestamp, EPOCH_END, EPOCH_SHIFT, Epoch, FencingToken,
-    GroupName, NAME_BYTES_MAX, NodeName, Nonce, Sequence, ServiceId, SessionId, TableId, TableName,
-    TableRef, TxnId, TxnNumber, WriteNumber,
+    BindVersion, CommitAttempt, CommitTimestamp, EPOCH_END, EPOCH_SHIFT, Epoch, EpochNumber,
+    FencingToken, GroupName, NAME_BYTES_MAX, NodeName, Nonce, RenewalNumber, Sequence, ServiceId,
+    SessionId, TableId, TableName, TableRef, TxnCounter, TxnId, TxnNumber, WriteNumber,
 };
 pub use crate::key::{KEY_BYTES_MAX, Key, KeyRange, LockItem, LockMode};

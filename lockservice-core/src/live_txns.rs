@@ -16,7 +16,7 @@
 use hashbrown::HashSet;
 
 use crate::allocator::{OriginTxns, TxnLife, TxnRange};
-use crate::id::TxnId;
+use crate::id::{TxnId, TxnNumber};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -40,7 +40,7 @@ pub(crate) struct LiveTxns {
 /// Padded, so that two locks share no cache line. A fixed hash: the numbers are this incarnation's.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Stripe(Mutex<HashSet<u64, foldhash::fast::FixedState>>);
+struct Stripe(Mutex<HashSet<TxnNumber, foldhash::fast::FixedState>>);
 
 impl LiveTxns {
     /// No transaction has begun.
@@ -52,17 +52,17 @@ impl LiveTxns {
     }
 
     /// The number of a new transaction. One that validates is alive from here on.
-    pub(crate) fn begin(&self, validates: bool) -> u64 {
+    pub(crate) fn begin(&self, validates: bool) -> TxnNumber {
         if !validates {
-            return self.next.fetch_add(1, Ordering::Relaxed);
+            return TxnNumber::new(self.next.fetch_add(1, Ordering::Relaxed));
         }
         loop {
-            let number = self.next.load(Ordering::Relaxed);
+            let number = self.next_number();
+            let (taken, after) = (number.get(), number.next().get());
             let mut validating = self.stripe(number).lock();
             // Another transaction may have taken it meanwhile.
-            if self.next.compare_exchange(number, number + 1, Ordering::Relaxed, Ordering::Relaxed)
-                == Ok(number)
-            {
+            let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+            if self.next.compare_exchange(taken, after, success, failure).is_ok() {
                 validating.insert(number);
                 return number;
             }
@@ -78,23 +78,27 @@ impl LiveTxns {
 
     /// The validating transactions that can be alive, now and while the next `ahead` begin.
     pub(crate) fn range(&self, ahead: u64) -> TxnRange {
-        let next = self.next.load(Ordering::Relaxed);
+        let next = self.next_number();
         let lowest = |stripe: &Stripe| stripe.0.lock().iter().min().copied();
-        let floor = self.validating.iter().filter_map(lowest).fold(next, u64::min);
-        TxnRange { floor, end: next.saturating_add(ahead) }
+        let floor = self.validating.iter().filter_map(lowest).fold(next, TxnNumber::min);
+        TxnRange { floor, end: TxnNumber::new(next.get().saturating_add(ahead)) }
     }
 
-    fn stripe(&self, number: u64) -> &Mutex<HashSet<u64, foldhash::fast::FixedState>> {
-        &self.validating[number as usize % self.validating.len()].0
+    fn next_number(&self) -> TxnNumber {
+        TxnNumber::new(self.next.load(Ordering::Relaxed))
+    }
+
+    fn stripe(&self, number: TxnNumber) -> &Mutex<HashSet<TxnNumber, foldhash::fast::FixedState>> {
+        &self.validating[number.get() as usize % self.validating.len()].0
     }
 }
 
 impl OriginTxns for LiveTxns {
-    fn life(&self, number: u64) -> TxnLife {
+    fn life(&self, number: TxnNumber) -> TxnLife {
         let validating = self.stripe(number).lock();
         if validating.contains(&number) {
             TxnLife::Alive
-        } else if number < self.next.load(Ordering::Relaxed) {
+        } else if number < self.next_number() {
             TxnLife::Over
         } else {
             TxnLife::NotStarted
@@ -108,26 +112,28 @@ mod tests {
     use crate::id::ServiceId;
 
     fn txn(number: u64) -> TxnId {
-        TxnId::new(ServiceId::new(1), number, true)
+        TxnId::new(ServiceId::new(1), TxnNumber::new(number), true)
     }
 
     #[test]
     fn the_floor_is_the_lowest_validating_transaction_that_is_alive() {
         let live = LiveTxns::new();
-        assert_eq!(live.range(10), TxnRange { floor: 1, end: 1 + 10 });
-        let numbers = [true, false, true, true].map(|validates| live.begin(validates));
+        let range =
+            |floor, end| TxnRange { floor: TxnNumber::new(floor), end: TxnNumber::new(end) };
+        assert_eq!(live.range(10), range(1, 1 + 10));
+        let numbers = [true, false, true, true].map(|validates| live.begin(validates).get());
         assert_eq!(numbers, [1, 2, 3, 4]);
-        assert_eq!(live.range(10), TxnRange { floor: 1, end: 5 + 10 });
+        assert_eq!(live.range(10), range(1, 5 + 10));
         live.end(txn(3));
-        assert_eq!(live.range(10).floor, 1);
+        assert_eq!(live.range(10).floor.get(), 1);
         assert_eq!(
-            [1, 3, 5].map(|number| live.life(number)),
+            [1, 3, 5].map(|number| live.life(TxnNumber::new(number))),
             [TxnLife::Alive, TxnLife::Over, TxnLife::NotStarted]
         );
         live.end(txn(1));
-        assert_eq!(live.range(10).floor, 4, "one that does not validate does not count");
+        assert_eq!(live.range(10).floor.get(), 4, "one that does not validate does not count");
         live.end(txn(4));
-        assert_eq!(live.range(10).floor, 5);
+        assert_eq!(live.range(10).floor.get(), 5);
     }
 }
 

@@ -21,7 +21,8 @@ use lockservice_core::store::{
 };
 use lockservice_core::testing::SharedStore;
 use lockservice_core::{
-    BindVersion, ErrorKind, NodeName, Nonce, ServiceId, TableId, TxnId, WriteNumber,
+    BindVersion, EpochNumber, ErrorKind, FencingToken, NodeName, Nonce, ServiceId, TableId, TxnId,
+    TxnNumber, WriteNumber,
 };
 use tokio::time::Instant;
 
@@ -108,9 +109,9 @@ async fn work_over_many_tables_lets_other_tasks_run() {
     let tables = (0..TABLES).map(|n| {
         Op::PutTable(TableRecord {
             table: table(&format!("t{n}")),
-            id: TableId::new(epoch.first_number() + 1 + n as u64),
+            id: TableId::new(epoch.first_number().get() + 1 + n as u64),
             partitions: 1,
-            tokens_reserved_to: 0,
+            tokens_reserved_to: FencingToken::new(0),
             binds: vec![BindRecord { owner: ServiceId::new(1), version: BindVersion::new(1) }],
         })
     });
@@ -152,12 +153,12 @@ async fn tombstones_below_the_floor_of_their_origin_go_and_the_next_leader_refus
     second.allocator.elected().await.expect("follows");
     let origin = second.begin_in_time().await;
     let bound = second.allocator.bind(origin.service, &table("t")).await.expect("free");
-    let txns = [1, 2, 7].map(|number| TxnId::new(origin.service, number, true));
+    let txns = [1, 2, 7].map(|number| TxnId::new(origin.service, TxnNumber::new(number), true));
     let response = second.allocator.cannot_commit(&txns).await.expect("written");
     assert_eq!(response.tombstoned, txns);
     let store = cluster.store.connect();
     let kept = async |floor, expected: &[TxnId]| {
-        let range = TxnRange { floor, end: 1_000 };
+        let range = TxnRange { floor: TxnNumber::new(floor), end: TxnNumber::new(1_000) };
         second.allocator.report_txns(origin.service, Nonce::new(7), range).await.expect("live");
         let check = async {
             loop {
@@ -171,9 +172,10 @@ async fn tombstones_below_the_floor_of_their_origin_go_and_the_next_leader_refus
         };
         tokio::time::timeout(LEASE / 4, check).await.expect("no more is kept");
     };
+    let floor = |number| TxnId::floor_tombstone(origin.service, TxnNumber::new(number));
     // The floor stands for all below it, and there is one at a time.
-    kept(2, &[TxnId::floor_tombstone(origin.service, 2), txns[1], txns[2]]).await;
-    kept(3, &[TxnId::floor_tombstone(origin.service, 3), txns[2]]).await;
+    kept(2, &[floor(2), txns[1], txns[2]]).await;
+    kept(3, &[floor(3), txns[2]]).await;
     cluster.kill(first);
     second.leading().await;
     second.keep(&origin, bound.at).await.expect("live");
@@ -192,7 +194,7 @@ async fn tombstones_below_the_floor_of_their_origin_go_and_the_next_leader_refus
         .expect("alive, as far as it is known");
     let response = second.allocator.cannot_commit(&txns).await.expect("nothing is to be written");
     assert_eq!(response.tombstoned, txns);
-    kept(8, &[TxnId::floor_tombstone(origin.service, 8)]).await;
+    kept(8, &[floor(8)]).await;
     second.allocator.resign(origin.service, Nonce::new(7)).await.expect("live");
     let check = async {
         while !store.load().await.expect("readable").tombstones.is_empty() {
@@ -256,7 +258,7 @@ async fn a_dead_leader_is_replaced_within_its_ttl_and_every_bind_is_kept() {
         .expect("no wait for new tables");
     assert!(other.bind.version > bound.bind.version);
     assert!(
-        other.tokens.expect("fresh").next.get() >= after.epoch.first_number(),
+        other.tokens.expect("fresh").next.get() >= after.epoch.first_number().get(),
         "tokens begin with the epoch"
     );
 }
@@ -442,7 +444,7 @@ async fn a_report_from_a_node_makes_a_leader_that_knows_less_raise_its_epoch() {
     let observed = Progress {
         epoch: lockservice_core::Epoch::new(before.epoch.get() + 40),
         write: WriteNumber::FIRST,
-        high_water: 0,
+        high_water: EpochNumber::new(0),
         leader: Nonce::default(),
     };
     let refused = local

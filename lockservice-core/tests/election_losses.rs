@@ -10,7 +10,7 @@ use std::time::Duration;
 use lockservice_core::allocator::{Incarnation, LockTableAllocator, Progress, Role};
 use lockservice_core::clock::lo;
 use lockservice_core::store::{BindStore, Floor};
-use lockservice_core::{Epoch, Nonce, TxnId, WriteNumber};
+use lockservice_core::{Epoch, EpochNumber, Nonce, TxnId, TxnNumber, WriteNumber};
 
 use self::cluster::{Cluster, LEASE, Node, TTL, commit, granted_after_the_owner, table};
 
@@ -84,7 +84,7 @@ async fn what_was_read_from_another_copy_than_the_one_that_was_acquired_is_not_l
     let bound = first.allocator.bind(incarnation.service, &table("t")).await.expect("free");
     second.allocator.elected().await.expect("follows");
     let backup = cluster.store.backup();
-    let txn = TxnId::new(incarnation.service, 1, true);
+    let txn = TxnId::new(incarnation.service, TxnNumber::new(1), true);
     let response = first.allocator.cannot_commit(&[txn]).await.expect("written");
     assert_eq!(response.tombstoned, [txn]);
     let store = cluster.store.clone();
@@ -335,7 +335,7 @@ async fn that_writes_were_lost_is_recorded_although_the_queue_of_changes_is_full
     let observed = Progress {
         epoch: Epoch::new(owner.at.epoch.get() + 40),
         write: WriteNumber::FIRST,
-        high_water: 0,
+        high_water: EpochNumber::new(0),
         leader: Nonce::default(),
     };
     local.keepalive(owner.service, Nonce::new(7), observed).await.expect_err("it must step over");

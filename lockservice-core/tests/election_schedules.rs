@@ -13,7 +13,7 @@ use lockservice_core::allocator::{
 };
 use lockservice_core::clock::{hi, lo};
 use lockservice_core::store::{self, BindStore, Floor, Proof};
-use lockservice_core::{Epoch, ErrorKind, NodeName, Nonce, ServiceId, WriteNumber};
+use lockservice_core::{Epoch, EpochNumber, ErrorKind, NodeName, Nonce, ServiceId, WriteNumber};
 use tokio::time::{Instant, sleep};
 
 use self::cluster::{Cluster, LEASE, Node, TTL, commit, granted_after_the_owner, table};
@@ -146,7 +146,7 @@ async fn the_leader_after_a_raised_epoch_is_above_every_report_at_once() {
     let observed = Progress {
         epoch: Epoch::new(epoch),
         write: WriteNumber::FIRST,
-        high_water: epoch << 32 | 5,
+        high_water: EpochNumber::new(epoch << 32 | 5),
         leader: Nonce::new(9),
     };
     local.report(&cluster.report(observed).await).await.expect_err("steps over");
@@ -157,7 +157,7 @@ async fn the_leader_after_a_raised_epoch_is_above_every_report_at_once() {
     let started = c.begin_in_time().await;
     let after = cluster.store.head().await.expect("answers").expect("led").epoch;
     assert!(
-        before > observed.epoch && started.service.get() >= observed.high_water,
+        before > observed.epoch && EpochNumber::from(started.service) >= observed.high_water,
         "{before} {started:?}"
     );
     assert!(after.get() - before.get() <= 1, "raised from {before} to {after}");
@@ -176,7 +176,7 @@ async fn reports_from_nowhere_do_not_use_up_the_epochs() {
         let observed = Progress {
             epoch: Epoch::new(epoch.get() + 60_000),
             write: WriteNumber::FIRST,
-            high_water: u64::MAX,
+            high_water: EpochNumber::new(u64::MAX),
             leader: Nonce::new(9),
         };
         drop(local.report(&cluster.report(observed).await).await);

@@ -28,7 +28,7 @@ use lockservice_core::clock::Time;
 use lockservice_core::table::{EngineSettings, Grant, LockCall, VictimPolicy, WaitPolicy};
 use lockservice_core::{
     BindVersion, CommitTimestamp, DeadlockEdge, ErrorKind, FencingToken, Key, KeyRange, LockItem,
-    LockMode, ServiceId, TableId, TableRef, TxnId,
+    LockMode, ServiceId, TableId, TableRef, TxnId, TxnNumber,
 };
 use model::Model;
 use rand::rngs::StdRng;
@@ -36,7 +36,7 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 
 fn id(txn: usize) -> TxnId {
-    TxnId::new(ServiceId::new(1), txn as u64, false)
+    TxnId::new(ServiceId::new(1), TxnNumber::new(txn as u64), false)
 }
 
 /// Every other key is a long one, which takes more memory.
@@ -45,7 +45,7 @@ fn key(number: u8) -> Key {
 }
 
 fn number(txn: TxnId) -> usize {
-    (txn.counter >> 1) as usize
+    txn.number().get() as usize
 }
 
 #[derive(Default)]

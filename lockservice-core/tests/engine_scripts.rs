@@ -36,7 +36,7 @@ use lockservice_core::clock::Time;
 use lockservice_core::table::{EngineSettings, Grant, LockCall, WaitPolicy};
 use lockservice_core::{
     BindVersion, Blocker, CommitTimestamp, FencingToken, Key, KeyRange, LockItem, LockMode,
-    ServiceId, TableId, TableRef, TxnId,
+    ServiceId, TableId, TableRef, TxnId, TxnNumber,
 };
 
 struct Session {
@@ -58,11 +58,11 @@ fn txn(name: &str) -> u64 {
 }
 
 fn id(number: u64) -> TxnId {
-    TxnId::new(ServiceId::new(1), number, false)
+    TxnId::new(ServiceId::new(1), TxnNumber::new(number), false)
 }
 
 fn show_txn(id: TxnId) -> u64 {
-    id.counter >> 1
+    id.number().get()
 }
 
 fn item(text: &str) -> LockItem {

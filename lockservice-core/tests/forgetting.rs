@@ -16,7 +16,7 @@ use lockservice_core::clock::hi;
 use lockservice_core::maintenance::{Dump, RestoreOptions, problems, restore};
 use lockservice_core::store::{BindStore, Floor, MemoryStore};
 use lockservice_core::testing::{SharedStore, TokioClock};
-use lockservice_core::{Epoch, ErrorKind, NodeName, Nonce};
+use lockservice_core::{Epoch, EpochNumber, ErrorKind, FencingToken, NodeName, Nonce};
 
 use self::cluster::{Cluster, LEASE, Node, TTL, commit, table};
 
@@ -248,7 +248,7 @@ async fn tables_whose_owner_ended_are_forgotten_after_the_time_that_is_set_witho
     let state = alone.store.load().await.expect("readable");
     assert_eq!((state.tables.len(), state.tables[0].id), (1, kept.id));
     assert!(
-        state.forgotten.high_water
+        state.forgotten.high_water.get()
             < allocator.bind(b.service, &table("t7")).await.expect("free").bind.id.get()
     );
     assert!(
@@ -314,14 +314,17 @@ async fn a_new_leader_waits_for_the_owner_before_an_operator_may_have_a_table_fo
 async fn a_store_that_has_forgotten_says_so_in_its_highest_numbers() {
     let store = SharedStore::new();
     let mut state = store.load().await.expect("readable");
-    state.forgotten.high_water = 7 << 32 | 3;
-    assert_eq!((state.highest_number(), state.highest_epoch()), (7 << 32 | 3, Epoch::new(7)));
-    state.forgotten.tokens_reserved_to = 9 << 32;
+    state.forgotten.high_water = EpochNumber::new(7 << 32 | 3);
+    assert_eq!(
+        (state.highest_number(), state.highest_epoch()),
+        (EpochNumber::new(7 << 32 | 3), Epoch::new(7))
+    );
+    state.forgotten.tokens_reserved_to = FencingToken::new(9 << 32);
     assert_eq!(
         state.highest_epoch(),
         Epoch::new(8),
         "the end of a block belongs to the block before (F2)"
     );
-    state.volatile_tokens_from = Some(1);
+    state.volatile_tokens_from = Some(FencingToken::new(1));
     assert_eq!(state.highest_epoch(), Epoch::new(7));
 }

@@ -20,8 +20,8 @@ use lockservice_core::store::{
 };
 use lockservice_core::testing::{Fault, FaultyStore, SharedStore, TokioClock};
 use lockservice_core::{
-    BindVersion, EPOCH_SHIFT, Epoch, Error, ErrorKind, NodeName, Nonce, Result, ServiceId, TableId,
-    TableRef, TxnId, WriteNumber,
+    BindVersion, EPOCH_SHIFT, Epoch, EpochNumber, Error, ErrorKind, FencingToken, NodeName, Nonce,
+    Result, ServiceId, TableId, TableRef, TxnId, TxnNumber, WriteNumber,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -65,7 +65,7 @@ fn states(most: usize) -> impl Strategy<Value = StoreState> {
                     .expect("names"),
                 id: TableId::new(number(at)),
                 partitions,
-                tokens_reserved_to: number(usize::from(tokens)),
+                tokens_reserved_to: FencingToken::new(number(usize::from(tokens))),
                 binds: (0..partitions as usize)
                     .map(|p| BindRecord {
                         owner: services[(at + p) % services.len()].id,
@@ -87,15 +87,15 @@ fn states(most: usize) -> impl Strategy<Value = StoreState> {
                 .map(|(at, n)| {
                     TxnId::new(
                         services[at % services.len()].id,
-                        u64::from(n) << 4 | at as u64,
+                        TxnNumber::new(u64::from(n) << 4 | at as u64),
                         true,
                     )
                 })
                 .collect(),
             tables,
             forgotten: forgotten.map_or_else(Forgotten::default, |(numbers, tokens)| Forgotten {
-                high_water: number(numbers.into()),
-                tokens_reserved_to: number(tokens.into()),
+                high_water: EpochNumber::new(number(numbers.into())),
+                tokens_reserved_to: FencingToken::new(number(tokens.into())),
             }),
             services,
             volatile_tokens_from: None,
@@ -148,12 +148,15 @@ fn sample(tables: usize) -> StoreState {
                 table: TableRef::new("g", format!("t{at:05}")).expect("names"),
                 id: TableId::new(7 << 32 | at),
                 partitions: 1,
-                tokens_reserved_to: 8 << 32,
+                tokens_reserved_to: FencingToken::new(8 << 32),
                 binds: vec![BindRecord { owner, version: BindVersion::new(7 << 32 | at) }],
             })
             .collect(),
-        forgotten: Forgotten { high_water: 7 << 32 | 1 << 20, tokens_reserved_to: 8 << 32 },
-        tombstones: vec![TxnId::new(owner, 3, true)],
+        forgotten: Forgotten {
+            high_water: EpochNumber::new(7 << 32 | 1 << 20),
+            tokens_reserved_to: FencingToken::new(8 << 32),
+        },
+        tombstones: vec![TxnId::new(owner, TxnNumber::new(3), true)],
         volatile_tokens_from: None,
     }
 }
@@ -322,7 +325,7 @@ async fn numbers_begin_above(above: Epoch, clock_epoch: u64, least: Epoch) {
         let bound = allocator.bind(owner.service, &table).await.expect("everybody was waited for");
         let tokens = bound.tokens.expect("fresh");
         for number in [owner.service.get(), bound.bind.version.get(), tokens.next.get()] {
-            assert!(number >= least.end_number(), "{table}: {number}");
+            assert!(number >= least.end_number().get(), "{table}: {number}");
         }
     }
 }
@@ -482,7 +485,7 @@ async fn nothing_of_the_old_cluster_is_valid_in_the_restored_one_and_its_numbers
         allocator.bind(incarnation.service, &table.table).await.expect("the promises are over");
     assert_eq!(bound.bind.id, table.id, "a table keeps its number");
     assert!(bound.bind.version > table.binds[0].version);
-    assert!(bound.tokens.expect("a block").next.get() >= table.tokens_reserved_to);
+    assert!(bound.tokens.expect("a block").next >= table.tokens_reserved_to);
 }
 
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use lockservice_core::store::{
 use lockservice_core::testing::ManualClock;
 use lockservice_core::{
     BindVersion, CommitAttempt, Epoch, ErrorKind, NodeName, Nonce, Result, ServiceId, TableId,
-    TableRef, TxnId, WriteNumber,
+    TableRef, TxnId, TxnNumber, WriteNumber,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -89,7 +89,7 @@ fn register(node: &str) -> Registration {
 /// A commit that presents binds of tables that were never seen.
 fn unseen(origin: ServiceId, n: u64) -> BeginCommit {
     BeginCommit {
-        txn: TxnId::new(origin, n, true),
+        txn: TxnId::new(origin, TxnNumber::new(n), true),
         binds: (0..4)
             .map(|i| PresentedBind {
                 table: TableId::new(1 << 50 | (n * 4 + i)),
@@ -136,7 +136,7 @@ async fn storm(
         tasks.spawn(async move {
             let table = TableRef::new("bound", format!("t{n}")).expect("names");
             let bound = allocator.bind(binder, &table).await.expect("free");
-            let txn = TxnId::new(binder, n, true);
+            let txn = TxnId::new(binder, TxnNumber::new(n), true);
             let mut request = unseen(binder, n);
             request.binds = vec![PresentedBind::from(&bound.bind)];
             allocator.begin_commit(&request).await.expect("current");

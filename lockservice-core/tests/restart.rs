@@ -18,7 +18,8 @@ use lockservice_core::store::{
 };
 use lockservice_core::testing::ManualClock;
 use lockservice_core::{
-    CommitAttempt, Epoch, Error, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId, WriteNumber,
+    CommitAttempt, Epoch, Error, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId, TxnNumber,
+    WriteNumber,
 };
 
 /// A memory store that behaves as one on disk (its tokens begin with the epoch), counts its writes,
@@ -89,7 +90,8 @@ async fn silent_clients_never_fill_an_incarnation_up() {
     let open = LocalAllocator::open(Arc::new(disk.clone()), Arc::new(clock), settings, node);
     let allocator = open.await.expect("opens");
     let origin = allocator.register(&register(1)).await.expect("leads").service;
-    let txns: Vec<TxnId> = (0..10_000).map(|number| TxnId::new(origin, number, true)).collect();
+    let txns: Vec<TxnId> =
+        (0..10_000).map(|number| TxnId::new(origin, TxnNumber::new(number), true)).collect();
     for some in txns.chunks(100) {
         let response = allocator.cannot_commit(some).await.expect("there is always room");
         assert_eq!((response.tombstoned.len(), response.committing.len()), (100, 0));
@@ -109,7 +111,8 @@ async fn silent_clients_never_fill_an_incarnation_up() {
         .expect_err("fenced as a whole");
     assert_eq!(lost.kind(), ErrorKind::LeaseLost);
     let next = allocator.register(&register(2)).await.expect("its node starts again").service;
-    let response = allocator.cannot_commit(&[TxnId::new(next, 1, true)]).await.expect("room");
+    let response =
+        allocator.cannot_commit(&[TxnId::new(next, TxnNumber::new(1), true)]).await.expect("room");
     assert_eq!(response.tombstoned.len(), 1);
     let forgotten = async {
         while allocator.entries().2 > 1 || disk.load().await.expect("readable").tombstones.len() > 1
@@ -132,10 +135,10 @@ async fn one_transaction_that_fails_does_not_keep_the_others_from_a_response() {
     let origin = allocator.register(&register(1)).await.expect("leads").service;
     // All of one stripe, which has no room for another one then.
     for number in 0..64 {
-        let txn = TxnId::new(origin, number * 64, true);
+        let txn = TxnId::new(origin, TxnNumber::new(number * 64), true);
         allocator.begin_commit(&commit(txn, Vec::new())).await.expect("room");
     }
-    let txns = [65, 64 * 64, 66].map(|number| TxnId::new(origin, number, true));
+    let txns = [65, 64 * 64, 66].map(|number| TxnId::new(origin, TxnNumber::new(number), true));
     let response = allocator.cannot_commit(&txns).await.expect("an answer for each");
     assert_eq!((response.tombstoned, response.committing), (vec![txns[0], txns[2]], vec![]));
     let (failed, why) = &response.failed[0];
@@ -155,7 +158,8 @@ async fn what_a_start_takes_off_the_store_goes_in_writes_of_bounded_size() {
     };
     let first = open().await.expect("opens");
     let origin = first.register(&register(1)).await.expect("leads").service;
-    let txns: Vec<TxnId> = (0..100).map(|number| TxnId::new(origin, number, true)).collect();
+    let txns: Vec<TxnId> =
+        (0..100).map(|number| TxnId::new(origin, TxnNumber::new(number), true)).collect();
     first.cannot_commit(&txns).await.expect("marked");
     drop(first);
     assert_eq!(disk.load().await.expect("readable").tombstones.len(), 100);
@@ -202,7 +206,7 @@ async fn after_an_unclean_stop_old_tables_wait_out_the_lease_and_new_ones_do_not
     let first = open(&disk, &clock, 5_000).await;
     let a = first.register(&register(1)).await.expect("free");
     let old = first.bind(a.service, &table("t")).await.expect("free");
-    let txn = TxnId::new(a.service, 1, true);
+    let txn = TxnId::new(a.service, TxnNumber::new(1), true);
     first.shutdown(false, Duration::ZERO).await.expect("stops without resigning");
     drop(first);
 
@@ -255,7 +259,11 @@ async fn after_a_clean_stop_nothing_waits() {
     assert!(new.bind.version > old.bind.version);
     assert!(new.tokens.expect("fresh").next >= old.tokens.expect("fresh").end);
     assert_eq!(
-        second.cannot_commit(&[TxnId::new(a.service, 1, true)]).await.expect("answer").committing,
+        second
+            .cannot_commit(&[TxnId::new(a.service, TxnNumber::new(1), true)])
+            .await
+            .expect("answer")
+            .committing,
         vec![]
     );
 }
@@ -291,7 +299,7 @@ async fn tombstones_of_an_earlier_life_go_with_the_fence_of_their_origin() {
     let (disk, clock) = (Disk::new(), ManualClock::new());
     let first = open(&disk, &clock, 5_000).await;
     let a = first.register(&register(1)).await.expect("free");
-    let txn = TxnId::new(a.service, 1, true);
+    let txn = TxnId::new(a.service, TxnNumber::new(1), true);
     assert_eq!(first.cannot_commit(&[txn]).await.expect("answer").tombstoned, vec![txn]);
     assert_eq!(
         disk.load().await.expect("load").tombstones,

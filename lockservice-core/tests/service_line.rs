@@ -168,7 +168,7 @@ async fn those_who_wait_out_an_old_lease_are_seen_and_come_in_as_they_came() {
     let waits = service.waits(Some(&table()));
     assert_eq!(waits.len(), 8, "{waits:?}");
     for wait in &waits {
-        assert_eq!((wait.info.holder.origin, wait.info.holder.counter), (dead, 0));
+        assert_eq!((wait.info.holder.origin, wait.info.holder.counter.get()), (dead, 0));
         assert_eq!(wait.holder_client, "node", "it says which node had the table");
     }
     assert!(waits.is_sorted_by_key(|wait| wait.info.since), "in their order");
@@ -242,7 +242,7 @@ async fn a_call_made_while_the_owner_resigns_is_served_when_that_has_landed() {
         let (stopping, bound) = owner(&allocator, "stops").await;
         let service = start(&allocator, "node", None).await;
         let in_flight = BeginCommit {
-            txn: TxnId::new(stopping, 1, true),
+            txn: TxnId::new(stopping, TxnNumber::new(1), true),
             binds: vec![PresentedBind::from(&bound.bind)],
             attempt: CommitAttempt::new(1),
             window: CommitWindow { least: MS, most: 4 * SECOND },

@@ -168,7 +168,7 @@ async fn an_incarnation_that_was_reported_fenced_is_not_renewed_afterwards() {
         let in_time = renewal.has_ended();
         clock.advance(2 * MOMENT);
         let commit = BeginCommit {
-            txn: TxnId::new(incarnation.service, 1, true),
+            txn: TxnId::new(incarnation.service, TxnNumber::new(1), true),
             binds: Vec::new(),
             attempt: CommitAttempt::new(1),
             window: CommitWindow { least: MOMENT, most: Duration::from_secs(1) },

@@ -175,13 +175,13 @@ pub(crate) const fn format_written() -> i16 {
 
 #[cfg(test)]
 mod tests {
-    use lockservice_core::{ServiceId, TableId};
+    use lockservice_core::{FencingToken, ServiceId, TableId, TxnNumber};
 
     use super::*;
 
     #[test]
     fn the_last_change_to_a_key_counts() {
-        let txn = TxnId::new(ServiceId::new(u64::MAX), 3, true);
+        let txn = TxnId::new(ServiceId::new(u64::MAX), TxnNumber::new(3), true);
         let table = TableRef::new("g", "t").expect("names");
         let batch = vec![
             Op::PutTombstone(txn),
@@ -191,7 +191,7 @@ mod tests {
                 table: table.clone(),
                 id: TableId::new(1),
                 partitions: 1,
-                tokens_reserved_to: 1,
+                tokens_reserved_to: FencingToken::new(1),
                 binds: Vec::new(),
             }),
             Op::RemoveTable(table),

@@ -156,7 +156,7 @@ impl PgStore {
             .bind(&self.channel)
             .bind(number(found.epoch.get()))
             .bind(number(found.applied.get()))
-            .bind(number(found.counter))
+            .bind(number(found.counter.get()))
             .bind(found.leader.is_some())
             .bind(number(next.epoch.get()))
             .bind(&next.lineage.0)

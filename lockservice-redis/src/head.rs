@@ -1,7 +1,7 @@
 //! The responses of the scripts, read into the core's types.
 
 use lockservice_core::store::{Head, Lineage, StoreState, absorb, decode};
-use lockservice_core::{Epoch, Error, ErrorKind, Result, WriteNumber};
+use lockservice_core::{Epoch, Error, ErrorKind, RenewalNumber, Result, WriteNumber};
 use redis::Value;
 
 use crate::error::Errors;
@@ -70,7 +70,7 @@ fn head(fields: &Fields, errors: &Errors) -> Result<Head> {
     }
     Ok(Head {
         applied: WriteNumber::new(number("head/applied", applied)?),
-        counter: number("head/counter", counter)?,
+        counter: RenewalNumber::new(number("head/counter", counter)?),
         leader: if led.is_empty() { None } else { acquired.leader },
         ..acquired
     })
@@ -152,7 +152,10 @@ mod tests {
             parse(0, 6, ["1", "7", "3", "2", led, RECORD]).expect("a head").head.expect("a record")
         };
         let led = head("1");
-        assert_eq!((led.epoch.get(), led.applied.get(), led.counter, led.ttl_ms), (7, 3, 2, 5000));
+        assert_eq!(
+            (led.epoch.get(), led.applied.get(), led.counter.get(), led.ttl_ms),
+            (7, 3, 2, 5000)
+        );
         assert_eq!(led.leader.as_ref().map(|leader| leader.address.as_str()), Some("a"));
         assert_eq!(led.lineage.0, "run/line");
         assert_eq!(head(""), Head { leader: None, ..led });

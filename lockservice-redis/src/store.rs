@@ -258,7 +258,7 @@ impl RedisStore {
             decimal(u64::from(STORE_FORMAT)),
             decimal(head.epoch.get()),
             decimal(head.applied.get()),
-            decimal(head.counter),
+            decimal(head.counter.get()),
             b"1".to_vec(),
             encode(head),
         ]);

@@ -329,8 +329,8 @@ impl LockTableAllocator for RemoteAllocator {
     ) -> Result<Progress> {
         let request = proto::ReportTxnsRequest {
             incarnation: Some(convert::incarnation_to_proto(service, nonce)),
-            floor: range.floor,
-            end: range.end,
+            floor: range.floor.get(),
+            end: range.end.get(),
         };
         let done =
             self.call(self.patience.call, self.peer().report_txns(self.request(request))).await?;

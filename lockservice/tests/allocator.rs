@@ -19,7 +19,7 @@ use lockservice_core::allocator::{
 use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::store::{Candidate, Cluster, MemoryStore, NodeAddress};
 use lockservice_core::testing::{AllocatorFixture, ManualClock, SharedStore, allocator_suite};
-use lockservice_core::{ErrorKind, NodeName, Nonce, ServiceId, TableRef, TxnId};
+use lockservice_core::{ErrorKind, NodeName, Nonce, ServiceId, TableRef, TxnId, TxnNumber};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::transport::Endpoint;
@@ -110,8 +110,9 @@ async fn a_status_and_a_list_of_transactions_of_any_length_get_through() {
     assert!(status.at > Progress::default());
     // Of an origin that nobody knows: nothing is written, and it is known at once that they cannot
     // commit.
-    let txns: Vec<_> =
-        (0..250_000).map(|n| TxnId::new(ServiceId::new(1 << 32 | 7), n, true)).collect();
+    let txns: Vec<_> = (0..250_000)
+        .map(|n| TxnId::new(ServiceId::new(1 << 32 | 7), TxnNumber::new(n), true))
+        .collect();
     let response = fixture.remote.cannot_commit(&txns).await.expect("it leads");
     assert_eq!(response.tombstoned, txns);
 }

@@ -24,8 +24,8 @@ use lockservice_core::store::{
 };
 use lockservice_core::testing::{StoreFixture, fault_suite, store_suite};
 use lockservice_core::{
-    BindVersion, CommitAttempt, Epoch, ErrorKind, NodeName, Nonce, ServiceId, TableId, TxnId,
-    WriteNumber,
+    BindVersion, CommitAttempt, Epoch, ErrorKind, NodeName, Nonce, ServiceId, TableId, TxnCounter,
+    TxnId, TxnNumber, WriteNumber,
 };
 use tokio::task::JoinSet;
 
@@ -352,7 +352,10 @@ async fn a_store_of_format_one_as_it_was_committed_still_opens(kind: Kind) {
     assert_eq!((state.epoch, state.applied.get()), (Epoch::new(3), 4));
     assert_eq!(state.tables, (2..8).map(table).collect::<Vec<_>>());
     assert_eq!(state.constants.expect("constants").lease_ttl_ms, 7_000);
-    assert_eq!(state.tombstones, [TxnId { origin: ServiceId::new(3 << 32 | 1), counter: 9 }]);
+    assert_eq!(
+        state.tombstones,
+        [TxnId { origin: ServiceId::new(3 << 32 | 1), counter: TxnCounter::new(9) }]
+    );
     assert_eq!(
         state.services.iter().map(|service| service.address.as_str()).collect::<Vec<_>>(),
         ["127.0.0.1:1"]
@@ -381,7 +384,7 @@ async fn a_store_of_format_one_is_opened_while_commits_are_validated_and_tables_
         commits.spawn(async move {
             let origin = ServiceId::new(3 << 32 | 1);
             let request = BeginCommit {
-                txn: TxnId::new(origin, n, true),
+                txn: TxnId::new(origin, TxnNumber::new(n), true),
                 binds: vec![PresentedBind {
                     table: TableId::new(n),
                     partition: 0,
@@ -420,7 +423,7 @@ async fn a_store_of_format_one_is_opened_while_commits_are_validated_and_tables_
                 bound.bind.id == old.id && bound.bind.version > old.binds[0].version,
                 "{bound:?}"
             );
-            assert!(bound.tokens.expect("fresh").next.get() >= old.tokens_reserved_to);
+            assert!(bound.tokens.expect("fresh").next >= old.tokens_reserved_to);
         }
     }
     for kind in commits.join_all().await {
@@ -477,7 +480,7 @@ async fn write_fixture(store: &dyn BindStore) {
     let batch = vec![
         Op::PutService(service),
         Op::PutConstants(ClusterConstants { leadership_ttl_ms: 6_000, lease_ttl_ms: 7_000 }),
-        Op::PutTombstone(TxnId { origin: id, counter: 9 }),
+        Op::PutTombstone(TxnId { origin: id, counter: TxnCounter::new(9) }),
     ];
     store.write(epoch, WriteNumber::new(4), &batch).await.expect("the last write");
     store.resign(epoch).await.expect("resigned");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use integration::within;
 use lockservice_core::ErrorKind;
-use lockservice_core::store::BindStore;
+use lockservice_core::store::{BindStore, Forgotten};
 use lockservice_pg::{PgConfig, PgStore, SchemaName};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
@@ -67,7 +67,8 @@ async fn a_store_of_format_one_is_opened_by_sixteen_nodes_at_once_while_one_writ
     let before = state(&first).await;
     assert_eq!((before.epoch.get(), before.applied.get()), (27_557, 40));
     assert_eq!((before.tables.len(), before.services.len(), before.tombstones.len()), (40, 3, 2));
-    assert_eq!((before.forgotten.high_water, before.forgotten.tokens_reserved_to), (41, 41 << 32));
+    let Forgotten { high_water, tokens_reserved_to } = before.forgotten;
+    assert_eq!((high_water.get(), tokens_reserved_to.get()), (41, 41 << 32));
     assert_eq!(before.constants.expect("set").lease_ttl_ms, 3_000);
     // Its leader's clock of then says no more than ours of today.
     let epoch = crate::support::lead(&first).await;

@@ -4,7 +4,7 @@ use integration::store::named;
 use lockservice_core::ErrorKind;
 use lockservice_core::maintenance::ProblemKind;
 use lockservice_core::store::{BindStore, Op};
-use lockservice_core::{ServiceId, TxnId, WriteNumber};
+use lockservice_core::{ServiceId, TxnId, TxnNumber, WriteNumber};
 use lockservice_pg::PgStore;
 
 use crate::support::{Journal, admin, assert_refused, config, count, open, run, server, table};
@@ -33,7 +33,7 @@ async fn a_record_that_is_newer_or_damaged_or_misplaced_is_refused_by_name() {
     let Some(server) = server(&[]).await else { return };
     let store = open(&server).await;
     let mut journal = Journal::begin(&store).await;
-    let others = vec![Op::PutTombstone(TxnId::new(ServiceId::new(7), 1, true))];
+    let others = vec![Op::PutTombstone(TxnId::new(ServiceId::new(7), TxnNumber::new(1), true))];
     store.write(journal.epoch, WriteNumber::new(4), &others).await.expect("a write");
     journal.applied = 4;
     let mut admin = admin(&server).await;
@@ -117,7 +117,7 @@ async fn an_inspection_names_every_damaged_record_and_changes_nothing() {
 
     let store = open(&server).await;
     let journal = Journal::begin(&store).await;
-    let others = vec![Op::PutTombstone(TxnId::new(ServiceId::new(7), 1, true))];
+    let others = vec![Op::PutTombstone(TxnId::new(ServiceId::new(7), TxnNumber::new(1), true))];
     store.write(journal.epoch, WriteNumber::new(4), &others).await.expect("a write");
     let inspection = PgStore::inspect(server.url()).await.expect("a store");
     assert_eq!((inspection.damage.named().len(), inspection.state.tables.len()), (0, 3));

@@ -8,7 +8,8 @@ use lockservice_core::store::{
     Acquired, BindRecord, BindStore, Candidate, Leadership, Op, StoreState, TableRecord,
 };
 use lockservice_core::{
-    BindVersion, Epoch, ErrorKind, NodeName, Result, ServiceId, TableId, TableRef, WriteNumber,
+    BindVersion, Epoch, ErrorKind, FencingToken, NodeName, Result, ServiceId, TableId, TableRef,
+    WriteNumber,
 };
 use lockservice_pg::sqlx::{
     AssertSqlSafe, Connection, Executor, PgConnection, Row, query, raw_sql,
@@ -86,7 +87,7 @@ pub(crate) fn table(number: u64) -> TableRecord {
         table: TableRef::new("group", format!("table-{number}")).expect("names"),
         id: TableId::new(number),
         partitions: 1,
-        tokens_reserved_to: number << 32,
+        tokens_reserved_to: FencingToken::new(number << 32),
         binds: vec![BindRecord {
             owner: ServiceId::new(number),
             version: BindVersion::new(number),

@@ -10,7 +10,7 @@ use lockservice_core::store::{
     Acquired, BindStore, Candidate, ClusterConstants, Head, Leadership, LeadershipHistory, Lineage,
     Op, ServiceRecord, ServiceState, StoreState, decode, encode,
 };
-use lockservice_core::{Epoch, ErrorKind, Nonce, ServiceId, TxnId, WriteNumber};
+use lockservice_core::{Epoch, ErrorKind, Nonce, ServiceId, TxnCounter, TxnId, WriteNumber};
 use lockservice_redis::{RedisStore, redis as driver};
 use tokio::task::JoinSet;
 
@@ -39,7 +39,7 @@ async fn make(store: &RedisStore) {
             address: "127.0.0.1:2".to_owned(),
             state: ServiceState::Live,
         }),
-        Op::PutTombstone(TxnId { origin: ORIGIN, counter: 9 }),
+        Op::PutTombstone(TxnId { origin: ORIGIN, counter: TxnCounter::new(9) }),
     ];
     store.write(leader.epoch, WriteNumber::FIRST, &records).await.expect("a write");
 }
@@ -119,7 +119,7 @@ fn assert_as_committed(mut state: StoreState) {
         Some(ClusterConstants { leadership_ttl_ms: 6_000, lease_ttl_ms: 7_000 })
     );
     assert_eq!(state.services.iter().map(|service| service.id).collect::<Vec<_>>(), [ORIGIN]);
-    assert_eq!(state.tombstones, [TxnId { origin: ORIGIN, counter: 9 }]);
+    assert_eq!(state.tombstones, [TxnId { origin: ORIGIN, counter: TxnCounter::new(9) }]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

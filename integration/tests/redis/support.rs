@@ -12,7 +12,7 @@ use lockservice_core::store::{
 };
 use lockservice_core::testing::StoreFixture;
 use lockservice_core::{
-    BindVersion, Epoch, Error, NodeName, ServiceId, TableId, TableRef, WriteNumber,
+    BindVersion, Epoch, Error, FencingToken, NodeName, ServiceId, TableId, TableRef, WriteNumber,
 };
 use lockservice_redis::RedisStore;
 use lockservice_redis::redis::{self, FromRedisValue};
@@ -119,7 +119,7 @@ pub(crate) fn table(number: u64) -> TableRecord {
         table: TableRef::new("g", format!("t{number}")).expect("names"),
         id: TableId::new(number),
         partitions: 1,
-        tokens_reserved_to: number << 32,
+        tokens_reserved_to: FencingToken::new(number << 32),
         binds: vec![BindRecord { owner: ServiceId::new(1), version: BindVersion::new(number) }],
     }
 }

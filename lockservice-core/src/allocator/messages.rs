@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::bind::{Bind, BindSlot, TokenBlock};
 use crate::error::Error;
 use crate::id::{
-    BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TxnId, WriteNumber,
+    BindVersion, CommitAttempt, Epoch, EpochNumber, NodeName, Nonce, ServiceId, TableId, TxnId,
+    WriteNumber,
 };
 use crate::store::{ClusterConstants, ServiceState};
 
@@ -19,7 +20,7 @@ pub struct Progress {
     /// The number of the last write to the store at the response.
     pub write: WriteNumber,
     /// Every version, incarnation, table id and token that had been handed out is below this.
-    pub high_water: u64,
+    pub high_water: EpochNumber,
     /// Tells the leadership from another that was given the same epoch, by a store that went back;
     /// 0 if that is not known.
     pub leader: Nonce,

@@ -30,9 +30,13 @@ impl Report {
 
 fn words(observed: Progress) -> [u8; 32] {
     let mut words = [0; 32];
-    let high_water =
-        [observed.epoch.get(), observed.write.get(), observed.high_water, observed.leader.get()];
-    for (bytes, number) in words.chunks_exact_mut(8).zip(high_water) {
+    let numbers = [
+        observed.epoch.get(),
+        observed.write.get(),
+        observed.high_water.get(),
+        observed.leader.get(),
+    ];
+    for (bytes, number) in words.chunks_exact_mut(8).zip(numbers) {
         bytes.copy_from_slice(&number.to_be_bytes());
     }
     words
@@ -41,7 +45,7 @@ fn words(observed: Progress) -> [u8; 32] {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::id::{Epoch, Nonce, WriteNumber};
+    use crate::id::{Epoch, EpochNumber, Nonce, WriteNumber};
 
     #[test]
     fn a_report_holds_as_it_was_made_and_in_its_cluster_alone() {
@@ -49,7 +53,7 @@ mod tests {
         let observed = Progress {
             epoch: Epoch::new(3),
             write: WriteNumber::new(5),
-            high_water: 7,
+            high_water: EpochNumber::new(7),
             leader: Nonce::new(9),
         };
         let report = Report::new(observed, &cluster);
@@ -57,7 +61,7 @@ mod tests {
         for altered in [
             Progress { epoch: Epoch::new(4), ..observed },
             Progress { write: WriteNumber::new(6), ..observed },
-            Progress { high_water: 8, ..observed },
+            Progress { high_water: EpochNumber::new(8), ..observed },
             Progress { leader: Nonce::new(8), ..observed },
         ] {
             assert!(!Report { observed: altered, ..report }.is_of(&cluster), "{altered:?}");

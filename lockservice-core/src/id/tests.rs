@@ -1,4 +1,6 @@
+use super::epoch::SKIP_END;
 use super::*;
+use crate::error::ErrorKind;
 
 #[test]
 fn names_are_checked_once_and_for_all() {
@@ -12,7 +14,7 @@ fn names_are_checked_once_and_for_all() {
 #[test]
 fn a_transaction_id_keeps_whether_it_validates_through_its_text() {
     for validates in [false, true] {
-        let id = TxnId::new(ServiceId::new(7 << 32 | 1), 42, validates);
+        let id = TxnId::new(ServiceId::new(7 << 32 | 1), TxnNumber::new(42), validates);
         let back: TxnId = id.to_string().parse().expect("own text");
         assert_eq!(back, id);
         assert_eq!(back.validates(), validates);
@@ -23,7 +25,7 @@ fn a_transaction_id_keeps_whether_it_validates_through_its_text() {
 #[test]
 fn numbers_of_one_epoch_are_below_those_of_the_next() {
     let epoch = Epoch::new(EPOCH_END - 2);
-    assert!(epoch.end_number() <= 1 << 53);
+    assert!(epoch.end_number().get() <= 1 << 53);
     assert_eq!(epoch.next().expect("one is left").first_number(), epoch.end_number());
     assert!(Epoch::new(EPOCH_END - 1).next().is_err());
 }

@@ -28,7 +28,7 @@ use super::dump::Dump;
 use crate::allocator::cluster::watch::LeadershipWatch;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{EPOCH_END, Epoch, NodeName, ServiceId, TableRef, WriteNumber};
+use crate::id::{EPOCH_END, Epoch, EpochNumber, NodeName, ServiceId, TableRef, WriteNumber};
 use crate::store::{
     Acquired, Applied, Batch, BindStore, Candidate, ClusterId, DataLoss, Floor, Leadership, Op,
     Seen, ServiceRecord, ServiceState, StoreState, TableRecord,
@@ -108,7 +108,7 @@ pub async fn restore(
         ..Candidate::from(options.node.clone())
     };
     let (mut writer, vouched) = lead(store, clock, &mut candidate, ttl).await?;
-    if vouched.number() > 0 && goal.highest_epoch() >= vouched.epoch() {
+    if vouched != Floor::default() && goal.highest_epoch() >= vouched.epoch() {
         // The old cluster's clock was ahead of this one: what it handed out after the dump was made
         // is above what this clock vouches for.
         let skipped = Epoch::new(
@@ -134,8 +134,8 @@ pub async fn restore(
 }
 
 /// The first number above this epoch; 0 if none is known.
-fn above(epoch: Epoch) -> u64 {
-    if epoch > Epoch::default() { epoch.end_number() } else { 0 }
+fn above(epoch: Epoch) -> EpochNumber {
+    if epoch > Epoch::default() { epoch.end_number() } else { EpochNumber::default() }
 }
 
 /// The content of the new store: nothing of the old cluster is live.

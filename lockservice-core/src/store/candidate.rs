@@ -2,7 +2,7 @@
 
 use super::{Cluster, DataLoss, Lineage};
 use crate::env::Env;
-use crate::id::{Epoch, NodeName, Nonce};
+use crate::id::{Epoch, NodeName, Nonce, RenewalNumber};
 
 /// The address at which a node is reached. Empty if it cannot be, or need not.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -70,8 +70,8 @@ pub struct LeaderSeen {
     /// Tells the leadership from another that was given the same epoch, by a store that went back;
     /// 0 after a resignation.
     pub nonce: Nonce,
-    /// The leader's renewal counter.
-    pub counter: u64,
+    /// The number of the leader's last renewal.
+    pub counter: RenewalNumber,
     /// The time for which the leadership lasts without a renewal, in milliseconds. A candidate must
     /// wait that out, even if its own TTL is shorter.
     pub ttl_ms: u64,

@@ -1,7 +1,7 @@
 //! [`Floor`]: the lowest number that a store vouches for without having remembered any (L4). Pure.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{EPOCH_SHIFT, Epoch};
+use crate::id::{EPOCH_SHIFT, Epoch, EpochNumber};
 
 /// 2026-01-01 00:00:00 UTC in seconds since 1970: where numbers begin.
 const BEGIN_S: u64 = 1_767_225_600;
@@ -28,7 +28,7 @@ const SECOND_SHIFT: u32 = EPOCH_SHIFT - 10;
 /// Therefore numbers do not begin with the epoch where there is a clock, but with the clock's
 /// second, of which there are 2^22 each: no leader hands out so many in a second for long.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-pub struct Floor(u64);
+pub struct Floor(EpochNumber);
 
 impl Floor {
     /// The floor that a server's clock gives, in seconds since 1970. A clock that was never set
@@ -38,7 +38,8 @@ impl Floor {
     /// `StoreUnusable` for a clock that is decades ahead: it would use up all numbers.
     pub fn of_clock(unix_s: u64) -> Result<Self> {
         let seconds = unix_s.saturating_sub(BEGIN_S);
-        let floor = Self(seconds.min(u64::MAX >> SECOND_SHIFT) << SECOND_SHIFT);
+        let number = seconds.min(u64::MAX >> SECOND_SHIFT) << SECOND_SHIFT;
+        let floor = Self(EpochNumber::new(number));
         floor.epoch().next().map(|_| floor).map_err(|e| {
             Error::new(
                 ErrorKind::StoreUnusable,
@@ -49,13 +50,13 @@ impl Floor {
     }
 
     /// The number. Zero if the store vouches for none.
-    pub const fn number(self) -> u64 {
+    pub const fn number(self) -> EpochNumber {
         self.0
     }
 
     /// The epoch in which it lies. A new leadership's is above.
     pub const fn epoch(self) -> Epoch {
-        Epoch::new(self.0 >> EPOCH_SHIFT)
+        self.0.epoch()
     }
 }
 
@@ -67,12 +68,12 @@ mod tests {
     fn a_second_is_worth_four_million_numbers_and_an_epoch_seventeen_minutes() {
         let floor = |unix_s| Floor::of_clock(unix_s).expect("in range");
         assert_eq!(floor(0), Floor::default(), "a clock that was never set is no floor");
-        assert_eq!(floor(BEGIN_S + 1).number(), 1 << 22);
+        assert_eq!(floor(BEGIN_S + 1).number().get(), 1 << 22);
         assert_eq!(floor(BEGIN_S + 1023).epoch(), Epoch::new(0));
         assert_eq!(floor(BEGIN_S + 1024).epoch(), Epoch::new(1));
         assert_eq!(floor(BEGIN_S + 1024).number(), Epoch::new(1).first_number());
         let sixty_years_s = 60 * 366 * 24 * 3600;
-        assert!(floor(BEGIN_S + sixty_years_s).number() < 1 << 53);
+        assert!(floor(BEGIN_S + sixty_years_s).number().get() < 1 << 53);
     }
 
     #[test]

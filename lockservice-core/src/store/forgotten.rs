@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::TableRecord;
+use crate::id::{EpochNumber, FencingToken};
 
 /// The highest numbers of all tables that a store has forgotten: one record, however many they
 /// were.
@@ -14,9 +15,9 @@ use super::TableRecord;
 pub struct Forgotten {
     /// The highest table id or version of a bind.
     #[serde(rename = "numbers")]
-    pub high_water: u64,
+    pub high_water: EpochNumber,
     /// The highest end of a table's blocks of tokens (F2).
-    pub tokens_reserved_to: u64,
+    pub tokens_reserved_to: FencingToken,
 }
 
 impl Forgotten {
@@ -28,9 +29,10 @@ impl Forgotten {
     /// With one more table.
     #[must_use]
     pub fn with(self, table: &TableRecord) -> Self {
-        let high_water = table.binds.iter().map(|bind| bind.version.get()).chain([table.id.get()]);
+        let versions = table.binds.iter().map(|bind| bind.version.into());
+        let numbers = versions.chain([table.id.into()]);
         Self {
-            high_water: high_water.fold(self.high_water, u64::max),
+            high_water: numbers.fold(self.high_water, EpochNumber::max),
             tokens_reserved_to: self.tokens_reserved_to.max(table.tokens_reserved_to),
         }
     }
@@ -48,14 +50,17 @@ mod tests {
             table: TableRef::new("g", "t").expect("names"),
             id: TableId::new(id),
             partitions: 1,
-            tokens_reserved_to,
+            tokens_reserved_to: FencingToken::new(tokens_reserved_to),
             binds: vec![BindRecord {
                 owner: ServiceId::new(1),
                 version: BindVersion::new(version),
             }],
         };
         let tables = [table(1, 9, 50), table(3, 4, 70), table(12, 2, 60)];
-        let highest = Forgotten { high_water: 12, tokens_reserved_to: 70 };
+        let highest = Forgotten {
+            high_water: EpochNumber::new(12),
+            tokens_reserved_to: FencingToken::new(70),
+        };
         assert_eq!(tables.iter().fold(Forgotten::default(), Forgotten::with), highest);
         assert_eq!(tables.iter().rev().fold(Forgotten::default(), Forgotten::with), highest);
         assert!(Forgotten::default().is_none() && !highest.is_none());

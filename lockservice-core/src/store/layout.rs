@@ -13,7 +13,7 @@
 
 use super::{Batch, Head, Op, ServiceRecord, StoreState, TableRecord, decode, encode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{ServiceId, TableRef, TxnId};
+use crate::id::{ServiceId, TableRef, TxnCounter, TxnId};
 
 /// Version of this layout. A store of a higher version is refused, never guessed at.
 pub const STORE_FORMAT: u32 = 1;
@@ -82,7 +82,7 @@ fn tombstone_key(txn: TxnId) -> Vec<u8> {
     [
         TOMBSTONE_PREFIX,
         txn.origin.get().to_be_bytes().as_slice(),
-        txn.counter.to_be_bytes().as_slice(),
+        txn.counter.get().to_be_bytes().as_slice(),
     ]
     .concat()
 }
@@ -136,7 +136,8 @@ fn name(key: &[u8]) -> String {
         key.strip_prefix(TOMBSTONE_PREFIX).and_then(|txn| txn.split_at_checked(8))
         && let (Some(origin), Some(counter)) = (number(origin), number(counter))
     {
-        return format!("tombstone {}", TxnId { origin: ServiceId::new(origin), counter });
+        let (origin, counter) = (ServiceId::new(origin), TxnCounter::new(counter));
+        return format!("tombstone {}", TxnId { origin, counter });
     }
     key.escape_ascii().to_string()
 }
@@ -183,14 +184,15 @@ pub(super) fn put_head(head: &Head) -> Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::TxnNumber;
 
     #[test]
     fn a_record_that_stands_under_the_key_of_another_is_damage() {
-        let txn = TxnId::new(ServiceId::new(7), 3, true);
+        let txn = TxnId::new(ServiceId::new(7), TxnNumber::new(3), true);
         let mut state = StoreState::default();
         absorb(&mut state, &tombstone_key(txn), &encode(&txn)).expect("its own key");
         assert_eq!(state.tombstones, [txn]);
-        let other = tombstone_key(TxnId::new(ServiceId::new(7), 4, true));
+        let other = tombstone_key(TxnId::new(ServiceId::new(7), TxnNumber::new(4), true));
         assert_eq!(
             absorb(&mut state, &other, &encode(&txn)).expect_err("moved").kind(),
             ErrorKind::StoreCorrupt
@@ -205,7 +207,7 @@ mod tests {
     #[test]
     fn every_entry_has_a_name_for_people() {
         let table = TableRef::new("g", "t").expect("names");
-        let txn = TxnId::new(ServiceId::new(7), 3, true);
+        let txn = TxnId::new(ServiceId::new(7), TxnNumber::new(3), true);
         for (key, called) in [
             (table_key(&table), format!("table {table}")),
             (service_key(ServiceId::new(7)), "incarnation 7".to_owned()),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::Epoch;
+use crate::id::{Epoch, EpochNumber};
 
 /// The knowledge of a candidate about lost writes of a store (L4).
 ///
@@ -37,7 +37,7 @@ pub enum DataLoss {
     Known {
         /// Every version, incarnation, table id and token that may have been handed out is below
         /// this, as far as a node could report.
-        high_water: u64,
+        high_water: EpochNumber,
     },
     /// The leader has waited for every node that may have observed a lost write. Only the
     /// leader itself can say so; from any other candidate it counts as
@@ -61,7 +61,7 @@ pub struct Loss {
     /// Versions, incarnations, table ids and tokens below this may have been handed out, as far as
     /// a node could report.
     #[serde(rename = "numbers")]
-    pub high_water: u64,
+    pub high_water: EpochNumber,
 }
 
 impl Loss {

@@ -10,7 +10,7 @@ use super::{
     Leadership, Lineage, Op, Renewal, ServiceRecord, StoreState, TableRecord, WriteAck,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Epoch, ServiceId, TableRef, TxnId, WriteNumber};
+use crate::id::{Epoch, FencingToken, ServiceId, TableRef, TxnId, WriteNumber};
 use crate::sync::{Arc, Mutex};
 
 /// Tokens that one wall-clock second is worth (B7): a process that starts a second later than
@@ -36,7 +36,7 @@ struct MemoryState {
     clean: bool,
     /// True while there is a leader.
     led: bool,
-    tokens_from: u64,
+    tokens_from: FencingToken,
     constants: Option<ClusterConstants>,
     cluster: Option<Cluster>,
     tables: HashMap<TableRef, TableRecord>,
@@ -55,7 +55,9 @@ impl MemoryStore {
                 applied: WriteNumber::default(),
                 clean: true,
                 led: false,
-                tokens_from: wall_clock_s.saturating_mul(TOKENS_PER_SECOND).min(1 << 52),
+                tokens_from: FencingToken::new(
+                    wall_clock_s.saturating_mul(TOKENS_PER_SECOND).min(1 << 52),
+                ),
                 constants: None,
                 cluster: None,
                 tables: HashMap::new(),

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::Forgotten;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{
-    BindVersion, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId, WriteNumber,
+    BindVersion, Epoch, FencingToken, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId,
+    WriteNumber,
 };
 
 /// Version of the encoding of every record. A record of a higher version is refused, never guessed
@@ -58,7 +59,7 @@ pub struct TableRecord {
     /// Number of partitions, at least 1.
     pub partitions: u32,
     /// First token that no block has covered yet (F2).
-    pub tokens_reserved_to: u64,
+    pub tokens_reserved_to: FencingToken,
     /// One bind per partition, in order.
     pub binds: Vec<BindRecord>,
 }
@@ -151,7 +152,7 @@ pub struct StoreState {
     /// `None` for every store that outlives the process. A store that forgets everything with it
     /// names the token from which this life of the process begins (B7): its epochs start again at 1
     /// and cannot keep tokens growing.
-    pub volatile_tokens_from: Option<u64>,
+    pub volatile_tokens_from: Option<FencingToken>,
 }
 
 /// Encodes a record: one byte of [`RECORD_FORMAT`], then JSON.
@@ -205,7 +206,7 @@ mod tests {
             table: TableRef::new("g", "t").expect("names"),
             id: TableId::new(1),
             partitions: 1,
-            tokens_reserved_to: 9,
+            tokens_reserved_to: FencingToken::new(9),
             binds: vec![BindRecord { owner: ServiceId::new(2), version: BindVersion::new(3) }],
         };
         let mut bytes = encode(&record);

@@ -5,7 +5,7 @@
 
 use super::{ServiceRecord, ServiceState, StoreState};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{EPOCH_SHIFT, Epoch, NodeName, Nonce, ServiceId};
+use crate::id::{Epoch, EpochNumber, FencingToken, NodeName, Nonce, ServiceId};
 
 impl StoreState {
     /// The number of the record.
@@ -47,26 +47,23 @@ impl StoreState {
     /// The highest epoch that any number in the store lies in. The end of a block of tokens belongs
     /// to the block before (F2).
     pub fn highest_epoch(&self) -> Epoch {
-        let tokens = self.tables.iter().map(|table| match self.volatile_tokens_from {
-            Some(_) => 0,
-            None => table.tokens_reserved_to.saturating_sub(1),
-        });
-        let forgotten = match self.volatile_tokens_from {
-            Some(_) => 0,
-            None => self.forgotten.tokens_reserved_to.saturating_sub(1),
+        let last = |reserved_to: FencingToken| match self.volatile_tokens_from {
+            Some(_) => EpochNumber::default(),
+            None => EpochNumber::from(reserved_to).previous(),
         };
-        let tokens = tokens.max().unwrap_or(0).max(forgotten);
-        Epoch::new(tokens.max(self.highest_number()) >> EPOCH_SHIFT)
+        let forgotten = last(self.forgotten.tokens_reserved_to);
+        let tokens = self.tables.iter().map(|table| last(table.tokens_reserved_to));
+        tokens.fold(forgotten, EpochNumber::max).max(self.highest_number()).epoch()
     }
 
     /// The highest version, incarnation or table id in the store; no leader ever handed out a
     /// higher one durably, for the incarnation with the highest number is never forgotten, and of a
     /// table that is forgotten its numbers are kept.
-    pub fn highest_number(&self) -> u64 {
+    pub fn highest_number(&self) -> EpochNumber {
         let tables = self.tables.iter().flat_map(|table| {
-            table.binds.iter().map(|bind| bind.version.get()).chain([table.id.get()])
+            table.binds.iter().map(|bind| bind.version.into()).chain([table.id.into()])
         });
-        let services = self.services.iter().map(|service| service.id.get());
-        tables.chain(services).fold(self.forgotten.high_water, u64::max)
+        let services = self.services.iter().map(|service| service.id.into());
+        tables.chain(services).fold(self.forgotten.high_water, EpochNumber::max)
     }
 }

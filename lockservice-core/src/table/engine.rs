@@ -33,6 +33,7 @@ const SLICE: usize = 1_024;
 /// use lockservice_core::table::{EngineSettings, LockEngine, LockRequest, TxnHandle, WaitPolicy};
 /// use lockservice_core::{
 ///     BindVersion, FencingToken, Key, LockItem, LockMode, ServiceId, TableId, TableRef, TxnId,
+///     TxnNumber,
 /// };
 ///
 /// # fn main() -> lockservice_core::Result<()> {
@@ -47,7 +48,9 @@ const SLICE: usize = 1_024;
 /// };
 /// let tokens = TokenBlock { next: FencingToken::new(1), end: FencingToken::new(1_000) };
 /// let orders = engine.install(bind, Some(tokens), None)?;
-/// let begin = |number| TxnHandle::new(TxnId::new(ServiceId::new(1), number, false));
+/// let begin = |number| {
+///     TxnHandle::new(TxnId::new(ServiceId::new(1), TxnNumber::new(number), false))
+/// };
 /// let (one, two) = (begin(1), begin(2));
 ///
 /// let key = Key::new("order 7")?;

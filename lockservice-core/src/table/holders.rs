@@ -160,10 +160,10 @@ fn position(list: &[Holder], txn: TxnId) -> Result<usize, usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::ServiceId;
+    use crate::id::{ServiceId, TxnNumber};
 
     fn holder(number: u64) -> Holder {
-        let txn = TxnId::new(ServiceId::new(1), number, false);
+        let txn = TxnId::new(ServiceId::new(1), TxnNumber::new(number), false);
         Holder {
             txn,
             token: FencingToken::new(number),

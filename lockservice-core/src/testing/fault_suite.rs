@@ -11,7 +11,9 @@ use crate::allocator::{
 };
 use crate::clock::SystemClock;
 use crate::error::{ErrorKind, Result};
-use crate::id::{NodeName, Nonce, ServiceId, TableId, TableRef, TxnId};
+use crate::id::{
+    EpochNumber, FencingToken, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId, TxnNumber,
+};
 use crate::store::{Acquired, BindStore, Candidate, ClusterConstants, Leadership, StoreState};
 
 /// The node whose allocator is tested.
@@ -86,8 +88,8 @@ async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
         binds.push(bound.bind);
     }
     let forgotten = forget_one(&allocator, incarnation.service, what).await;
-    let kept = TxnId::new(incarnation.service, 1, true);
-    let both = [kept, TxnId::new(incarnation.service, 2, true)];
+    let kept = TxnId::new(incarnation.service, TxnNumber::new(1), true);
+    let both = [kept, TxnId::new(incarnation.service, TxnNumber::new(2), true)];
     let response = again(what, || async {
         let mut response = allocator.cannot_commit(&both).await?;
         // Each has a response of its own: one that failed is tried again.
@@ -103,7 +105,7 @@ async fn life(inner: Arc<dyn BindStore>, store: Arc<FaultyStore>, what: &str) {
     let state = inner.load().await.expect("load");
     check_records(&state, &binds, &blocks, what);
     assert!(
-        state.forgotten.high_water >= forgotten.version.get().max(forgotten.id.get()),
+        state.forgotten.high_water >= EpochNumber::from(forgotten.version).max(forgotten.id.into()),
         "{what}: {state:?}"
     );
     assert!(state.tables.iter().all(|table| table.table != forgotten.table));
@@ -134,7 +136,7 @@ fn check_given_out(binds: &[Bind], blocks: &[(TableId, TokenBlock)], what: &str)
 /// Acknowledged writes are in the store.
 fn check_records(state: &StoreState, binds: &[Bind], blocks: &[(TableId, TokenBlock)], what: &str) {
     assert_eq!(state.tables.len(), 3, "{what}: {state:?}");
-    assert!(state.tables.iter().all(|table| table.tokens_reserved_to > 0));
+    assert!(state.tables.iter().all(|table| table.tokens_reserved_to > FencingToken::default()));
     for bind in binds {
         let record =
             state.tables.iter().find(|table| table.table == bind.table).expect("acknowledged");
@@ -144,10 +146,7 @@ fn check_records(state: &StoreState, binds: &[Bind], blocks: &[(TableId, TokenBl
             "{what}"
         );
         for (_, block) in blocks.iter().filter(|(table, _)| *table == bind.id) {
-            assert!(
-                block.end.get() <= record.tokens_reserved_to,
-                "{what}: tokens are not reserved"
-            );
+            assert!(block.end <= record.tokens_reserved_to, "{what}: tokens are not reserved");
         }
     }
 }

@@ -19,7 +19,9 @@ use lockservice_core::allocator::{
 use lockservice_core::clock::{hi, lo};
 use lockservice_core::store::{BindStore as _, ClusterConstants};
 use lockservice_core::testing::{LocalPeers, SharedStore, TokioClock};
-use lockservice_core::{CommitAttempt, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId};
+use lockservice_core::{
+    CommitAttempt, ErrorKind, NodeName, Nonce, Result, TableRef, TxnId, TxnNumber,
+};
 use tokio::time::Instant;
 
 use self::hooked_store::HookedStore;
@@ -184,7 +186,7 @@ pub(crate) fn table(name: &str) -> TableRef {
 
 pub(crate) fn commit(incarnation: &Incarnation, bound: &BoundTable, counter: u64) -> BeginCommit {
     BeginCommit {
-        txn: TxnId::new(incarnation.service, counter, true),
+        txn: TxnId::new(incarnation.service, TxnNumber::new(counter), true),
         binds: vec![PresentedBind::from(&bound.bind)],
         attempt: CommitAttempt::new(counter),
         window: CommitWindow { least: Duration::from_millis(1), most: Duration::from_secs(60) },

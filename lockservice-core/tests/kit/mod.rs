@@ -22,7 +22,7 @@ use lockservice_core::clock::Time;
 use lockservice_core::table::{EngineSettings, Grant, LockCall, WaitPolicy};
 use lockservice_core::{
     BindVersion, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result, ServiceId,
-    TableId, TableRef, TxnId,
+    TableId, TableRef, TxnId, TxnNumber,
 };
 
 pub(crate) const TABLE: TableId = TableId::new(1);
@@ -50,7 +50,7 @@ pub(crate) fn with_table(engine: LockEngine) -> LockEngine {
 }
 
 pub(crate) fn txn(number: u64) -> TxnId {
-    TxnId::new(ServiceId::new(1), number, false)
+    TxnId::new(ServiceId::new(1), TxnNumber::new(number), false)
 }
 
 pub(crate) fn key(bytes: impl AsRef<[u8]>) -> Key {

@@ -96,7 +96,7 @@ async fn a_lost_transaction_that_cannot_be_fenced_yet_does_not_keep_the_locks_of
     locked(session.submit(validating(2, 1), Operation::Lock(spec("free"))).await);
     // Commits in flight fill the stripe of the first one up, and leave that of the second one
     // alone.
-    let stripe = |txn: TxnId| (txn.counter >> 1) % 64;
+    let stripe = |txn: TxnId| txn.number().get() % 64;
     let options = TxnOptions { validates: true, label: String::new() };
     let others: Vec<_> =
         (0..64 * 64).map(|_| service.begin(options.clone()).expect("begin")).collect();

@@ -239,13 +239,13 @@ pub(crate) fn hex_if_needed(name: &str, key: &Key) -> Option<(String, Value)> {
 
 #[cfg(test)]
 mod tests {
-    use lockservice_core::{Detail, ErrorKind, ServiceId, TxnId};
+    use lockservice_core::{Detail, ErrorKind, ServiceId, TxnId, TxnNumber};
 
     use super::*;
 
     #[test]
     fn an_error_tells_a_deadlock_as_data() {
-        let txn = |number| TxnId::new(ServiceId::new(1), number, false);
+        let txn = |number| TxnId::new(ServiceId::new(1), TxnNumber::new(number), false);
         let edge = DeadlockEdge {
             waiter: txn(1),
             table: TableRef::new("g", "t").unwrap(),

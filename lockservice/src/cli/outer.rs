@@ -38,13 +38,13 @@ pub(crate) fn with(held: Option<OsString>, txn: Option<TxnId>, server: &str) -> 
 
 #[cfg(test)]
 mod tests {
-    use lockservice_core::ServiceId;
+    use lockservice_core::{ServiceId, TxnNumber};
 
     use super::*;
 
     #[test]
     fn each_command_learns_of_those_around_it_at_its_own_server() {
-        let txn = |counter| TxnId::new(ServiceId::new(1 << 32 | 1), counter, false);
+        let txn = |counter| TxnId::new(ServiceId::new(1 << 32 | 1), TxnNumber::new(counter), false);
         let one = with(None, Some(txn(1)), "a:1,b:1");
         let two = with(Some(one), Some(txn(2)), "other:1");
         let three = with(Some(two.clone()), Some(txn(3)), "a:1,b:1");

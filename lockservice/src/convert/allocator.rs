@@ -11,7 +11,8 @@ use lockservice_core::allocator::{
 };
 use lockservice_core::store::{ClusterConstants, Proof};
 use lockservice_core::{
-    Epoch, Error, ErrorKind, FencingToken, NodeName, Nonce, Result, ServiceId, WriteNumber,
+    Epoch, EpochNumber, Error, ErrorKind, FencingToken, NodeName, Nonce, Result, ServiceId,
+    WriteNumber,
 };
 
 use super::{
@@ -24,7 +25,7 @@ pub fn progress_to_proto(at: Progress) -> proto::Progress {
     proto::Progress {
         epoch: at.epoch.get(),
         write: at.write.get(),
-        high_water: at.high_water,
+        high_water: at.high_water.get(),
         leader: at.leader.get(),
     }
 }
@@ -35,7 +36,7 @@ pub fn progress_from_proto(at: Option<proto::Progress>) -> Progress {
     Progress {
         epoch: Epoch::new(at.epoch),
         write: WriteNumber::new(at.write),
-        high_water: at.high_water,
+        high_water: EpochNumber::new(at.high_water),
         leader: Nonce::new(at.leader),
     }
 }
@@ -246,7 +247,7 @@ pub(super) mod tests {
         Progress {
             epoch: Epoch::new(3),
             write: WriteNumber::new(99),
-            high_water: 12_345,
+            high_water: EpochNumber::new(12_345),
             leader: Nonce::new(77),
         }
     }

@@ -83,7 +83,7 @@ fn node_from_proto(node: &proto::NodeStatus) -> Result<ServiceStatus> {
 #[cfg(test)]
 mod tests {
     use lockservice_core::allocator::{BindState, BindStatus, Progress};
-    use lockservice_core::{Epoch, Nonce, WriteNumber};
+    use lockservice_core::{Epoch, EpochNumber, Nonce, WriteNumber};
 
     use super::*;
     use crate::convert::allocator::tests::bind;
@@ -108,7 +108,7 @@ mod tests {
                 at: Progress {
                     epoch: Epoch::new(1),
                     write: WriteNumber::new(2),
-                    high_water: 3,
+                    high_water: EpochNumber::new(3),
                     leader: Nonce::new(4),
                 },
                 services: (0..nodes).map(service).collect(),

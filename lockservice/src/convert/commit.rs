@@ -104,7 +104,9 @@ pub fn txns_from_proto(txns: &[String]) -> Result<Vec<TxnId>> {
 #[cfg(test)]
 mod tests {
     use lockservice_core::allocator::Progress;
-    use lockservice_core::{Epoch, ErrorKind, Nonce, ServiceId, WriteNumber};
+    use lockservice_core::{
+        Epoch, EpochNumber, ErrorKind, Nonce, ServiceId, TxnNumber, WriteNumber,
+    };
 
     use super::*;
     use crate::convert::allocator::tests::bind;
@@ -114,10 +116,10 @@ mod tests {
         let at = Progress {
             epoch: Epoch::new(3),
             write: WriteNumber::new(99),
-            high_water: 12_345,
+            high_water: EpochNumber::new(12_345),
             leader: Nonce::new(77),
         };
-        let txn = TxnId::new(ServiceId::new(1 << 32 | 1), 5, true);
+        let txn = TxnId::new(ServiceId::new(1 << 32 | 1), TxnNumber::new(5), true);
         let why = Error::new(ErrorKind::UnknownOutcome, "who knows").with("txn", txn);
         let response = CannotCommit {
             at,

@@ -172,7 +172,7 @@ pub(super) fn blocker_from_proto(blocker: proto::Blocker) -> Result<Blocker> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use lockservice_core::{Key, KeyRange, LockItem, LockMode, TxnId};
+    use lockservice_core::{Key, KeyRange, LockItem, LockMode, TxnId, TxnNumber};
 
     use tonic::Code;
 
@@ -190,11 +190,11 @@ pub(super) mod tests {
 
     pub(crate) fn edge(a: u64, b: u64) -> DeadlockEdge {
         DeadlockEdge {
-            waiter: TxnId::new(ServiceId::new(1 << 32 | 1), a, true),
+            waiter: TxnId::new(ServiceId::new(1 << 32 | 1), TxnNumber::new(a), true),
             table: TableRef::new("g", "té").expect("a name"),
             item: "[a, b)".to_owned(),
             mode: if a < b { LockMode::Shared } else { LockMode::Exclusive },
-            holder: TxnId::new(ServiceId::new(1 << 32 | 1), b, false),
+            holder: TxnId::new(ServiceId::new(1 << 32 | 1), TxnNumber::new(b), false),
             asker: a < b,
             label: "nightly".to_owned(),
             client: "lock@héost:1".to_owned(),
@@ -203,7 +203,7 @@ pub(super) mod tests {
 
     pub(crate) fn blocker(item: LockItem) -> Blocker {
         Blocker {
-            txn: TxnId::new(ServiceId::new(1), 2, true),
+            txn: TxnId::new(ServiceId::new(1), TxnNumber::new(2), true),
             granted: matches!(item, LockItem::Row(_)),
             item,
             mode: LockMode::Shared,

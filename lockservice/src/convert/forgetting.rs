@@ -55,8 +55,8 @@ pub fn forgetting_from_proto(response: proto::ForgetTableResponse) -> Result<For
 mod tests {
     use lockservice_core::allocator::{Bind, BindSlot, BindState, BindStatus, Progress};
     use lockservice_core::{
-        BindVersion, Epoch, Error, ErrorKind, NodeName, Nonce, ServiceId, TableId, TableRef,
-        WriteNumber,
+        BindVersion, Epoch, EpochNumber, Error, ErrorKind, NodeName, Nonce, ServiceId, TableId,
+        TableRef, WriteNumber,
     };
 
     use super::*;
@@ -66,7 +66,7 @@ mod tests {
         let at = Progress {
             epoch: Epoch::new(3),
             write: WriteNumber::new(99),
-            high_water: 12_345,
+            high_water: EpochNumber::new(12_345),
             leader: Nonce::new(77),
         };
         let bind = BindStatus {

@@ -203,7 +203,7 @@ pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
 
 #[cfg(test)]
 mod tests {
-    use lockservice_core::{Key, KeyRange, LockMode, TableRef};
+    use lockservice_core::{Key, KeyRange, LockMode, TableRef, TxnNumber};
 
     use super::*;
 
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_grant_crosses_the_wire() {
-        let other = TxnId::new(ServiceId::new(1 << 32 | 1), 5, true);
+        let other = TxnId::new(ServiceId::new(1 << 32 | 1), TxnNumber::new(5), true);
         let conflicts = [
             None,
             Some((other, row("k"))),
@@ -238,7 +238,7 @@ mod tests {
             grant.prev_commit_ts = Some(CommitTimestamp::new(0));
             grant.history_unknown = true;
             let granted = Granted {
-                txn: TxnId::new(ServiceId::new(1 << 32 | 1), 7, true),
+                txn: TxnId::new(ServiceId::new(1 << 32 | 1), TxnNumber::new(7), true),
                 grant,
                 promise: Promise { valid_for: Duration::from_millis(4_321) },
                 history_known: Some(Duration::from_millis(77)),
@@ -263,7 +263,7 @@ mod tests {
                 wait,
                 timeout,
                 snapshot_age: timeout,
-                ancestors: vec![TxnId::new(ServiceId::new(1 << 32 | 1), 7, true)],
+                ancestors: vec![TxnId::new(ServiceId::new(1 << 32 | 1), TxnNumber::new(7), true)],
                 ..LockSpec::new(bind().table, vec![row("a")])
             };
             assert_eq!(

@@ -182,13 +182,13 @@ fn no_item() -> Error {
 mod tests {
     use lockservice_core::allocator::{Bind, BindSlot};
     use lockservice_core::{
-        BindVersion, Key, KeyRange, LockMode, ServiceId, TableId, TableRef, TxnId,
+        BindVersion, Key, KeyRange, LockMode, ServiceId, TableId, TableRef, TxnId, TxnNumber,
     };
 
     use super::*;
 
     fn txn(number: u64) -> TxnId {
-        TxnId::new(ServiceId::new(1 << 32 | 1), number, false)
+        TxnId::new(ServiceId::new(1 << 32 | 1), TxnNumber::new(number), false)
     }
 
     #[test]

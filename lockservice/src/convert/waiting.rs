@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn everything_that_is_waited_for_crosses_the_wire() {
         let blocker = Blocker {
-            txn: TxnId::new(ServiceId::new(1), 2, true),
+            txn: TxnId::new(ServiceId::new(1), TxnNumber::new(2), true),
             item: LockItem::Row(Key::new("k").expect("a key")),
             mode: LockMode::Shared,
             granted: false,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lockservice_core::allocator::{LockTableAllocator, TxnRange};
-use lockservice_core::{BindVersion, ServiceId, TableId};
+use lockservice_core::{BindVersion, ServiceId, TableId, TxnNumber};
 use tonic::{Request, Response, Status};
 
 use super::gate::Gate;
@@ -144,7 +144,8 @@ impl proto::peer_server::Peer for PeerApi {
     ) -> Result<Response<proto::Acknowledged>, Status> {
         let call = async |request: proto::ReportTxnsRequest| {
             let (service, nonce) = convert::incarnation_from_proto(request.incarnation)?;
-            let range = TxnRange { floor: request.floor, end: request.end };
+            let range =
+                TxnRange { floor: TxnNumber::new(request.floor), end: TxnNumber::new(request.end) };
             Ok(convert::acknowledged_to_proto(
                 self.allocator.report_txns(service, nonce, range).await?,
             ))

@@ -2,7 +2,7 @@
 //! compared it with its store (L4).
 
 use crate::allocator::messages::Progress;
-use crate::id::Epoch;
+use crate::id::{Epoch, EpochNumber};
 
 /// Largest number of leaderships that are kept apart. More within one lease are merged, on the safe
 /// side.
@@ -21,8 +21,8 @@ impl Observed {
     }
 
     /// Every number that was observed is below this.
-    pub(in crate::allocator) fn high_water(&self) -> u64 {
-        self.0.iter().map(|observed| observed.high_water).max().unwrap_or(0)
+    pub(in crate::allocator) fn high_water(&self) -> EpochNumber {
+        self.0.iter().map(|observed| observed.high_water).max().unwrap_or_default()
     }
 
     /// The progress of each leadership.
@@ -72,7 +72,7 @@ mod tests {
         Progress {
             epoch: Epoch::new(epoch),
             write: WriteNumber::new(write),
-            high_water: epoch * 1000,
+            high_water: EpochNumber::new(epoch * 1000),
             leader: Nonce::new(epoch),
         }
     }
@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(observed.each().len(), EPOCHS_MAX);
         let first = observed.each()[0];
         assert_eq!((first.epoch, first.write), (Epoch::new(1), WriteNumber::new(199)));
-        assert!(first.high_water > 1000 && observed.high_water() == 99_000);
+        assert!(first.high_water.get() > 1000 && observed.high_water().get() == 99_000);
         assert_eq!(observed.last(), at(99, 101));
     }
 }

@@ -72,7 +72,7 @@ impl Namesake {
 mod tests {
     use super::*;
     use crate::allocator::leader::leadership::LeadershipCell;
-    use crate::id::{Epoch, Nonce};
+    use crate::id::{Epoch, Nonce, RenewalNumber};
     use crate::store::Lineage;
 
     const TTL: Duration = Duration::from_secs(5);
@@ -86,7 +86,7 @@ mod tests {
             leader: Some(LeaderSeen {
                 epoch: Epoch::new(1),
                 nonce: Nonce::new(1),
-                counter,
+                counter: RenewalNumber::new(counter),
                 ttl_ms,
             }),
             lineage: Lineage(lineage.to_owned()),
@@ -125,7 +125,7 @@ mod tests {
         let leader = |nonce, counter| LeaderSeen {
             epoch: Epoch::new(1),
             nonce: Nonce::new(nonce),
-            counter,
+            counter: RenewalNumber::new(counter),
             ttl_ms: 5_000,
         };
         let mut namesake = Namesake::default();

@@ -37,7 +37,7 @@ impl LockTableAllocator for LocalAllocator {
                     continue;
                 }
             };
-            let id = ServiceId::new(number);
+            let id = ServiceId::from(number);
             let service = match self.shared.start_incarnation(state, request, id, room)? {
                 Started::Before(service) => service,
                 Started::Queued(landed) => landed.await.unwrap_or_else(|_| Err(stopping()))?,

@@ -30,7 +30,7 @@ use crate::bind::{Bind, TokenBlock};
 use crate::clock::Time;
 use crate::env::Env;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BindVersion, ServiceId, TableId, TableRef};
+use crate::id::{BindVersion, FencingToken, ServiceId, TableId, TableRef};
 use crate::store::{Op, ServiceState};
 use crate::sync::atomic::Ordering;
 
@@ -70,7 +70,7 @@ impl From<RaiseEpoch> for NotQueued {
 struct FreeTable {
     /// `None` if the table is new.
     id: Option<TableId>,
-    tokens_reserved_to: u64,
+    tokens_reserved_to: FencingToken,
     partitions: usize,
     /// The last owner, if its end is not in the store yet.
     fenced: Option<Arc<Service>>,
@@ -88,9 +88,9 @@ impl BindNumbers {
         let block = next_block(state, free.tokens_reserved_to)?;
         let id = match free.id {
             Some(id) => id,
-            None => TableId::new(state.sequence.take()?),
+            None => state.sequence.take()?.into(),
         };
-        Ok(Self { id, version: BindVersion::new(state.sequence.take()?), block })
+        Ok(Self { id, version: state.sequence.take()?.into(), block })
     }
 }
 
@@ -177,7 +177,7 @@ impl LocalShared {
         let fenced = free.fenced;
         let mut ops: SmallVec<[Op; 2]> = SmallVec::new();
         ops.extend(fenced.as_ref().map(|owner| Op::PutService(owner.record(ServiceState::Fenced))));
-        ops.push(Op::PutTable(entry.record(table, &binds, block.end.get())));
+        ops.push(Op::PutTable(entry.record(table, &binds, block.end)));
         let (closes, pending) = watch::channel(());
         entry.pending = Some(pending);
         let (caller, landed) = oneshot::channel();
@@ -288,7 +288,7 @@ impl Grant {
         state.ids.upsert(*id, by_id, |known| *known = by_id());
         let old = state.tables.update_existing(table, |entry| {
             entry.pending = None;
-            entry.tokens_reserved_to = block.end.get();
+            entry.tokens_reserved_to = block.end;
             std::mem::replace(&mut entry.binds, binds)
         });
         for bind in old.unwrap_or_default() {

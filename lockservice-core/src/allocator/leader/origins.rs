@@ -41,12 +41,13 @@ impl fmt::Debug for Origins {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::id::TxnNumber;
 
     #[derive(Debug)]
     struct Says(TxnLife);
 
     impl OriginTxns for Says {
-        fn life(&self, _: u64) -> TxnLife {
+        fn life(&self, _: TxnNumber) -> TxnLife {
             self.0
         }
     }
@@ -55,13 +56,13 @@ mod tests {
     fn an_origin_that_nothing_else_refers_to_is_forgotten_at_the_next() {
         let origins = Origins::default();
         let id = |n: u64| ServiceId::new(1 << 32 | n);
-        let life = |n| origins.life(TxnId::new(id(n), 7, true));
+        let life = |n| origins.life(TxnId::new(id(n), TxnNumber::new(7), true));
         let kept: Arc<dyn OriginTxns> = Arc::new(Says(TxnLife::Alive));
         origins.attach(id(1), Arc::clone(&kept));
         origins.attach(id(2), Arc::new(Says(TxnLife::Over)));
         assert_eq!([1, 2, 3].map(life), [Some(TxnLife::Alive), Some(TxnLife::Over), None]);
         origins.attach(id(3), Arc::new(Says(TxnLife::NotStarted)));
         assert_eq!([1, 2, 3].map(life), [Some(TxnLife::Alive), None, Some(TxnLife::NotStarted)]);
-        assert_eq!(kept.life(7), TxnLife::Alive);
+        assert_eq!(kept.life(TxnNumber::new(7)), TxnLife::Alive);
     }
 }

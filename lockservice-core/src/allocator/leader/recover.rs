@@ -29,10 +29,10 @@ use crate::allocator::state::tokens::TokenSource;
 use crate::clock::{Time, hi};
 use crate::env::Env;
 use crate::error::{ErrorKind, Result};
-use crate::id::{EPOCH_SHIFT, Epoch, NodeName, ServiceId, WriteNumber};
+use crate::id::{Epoch, EpochNumber, NodeName, ServiceId, WriteNumber};
 use crate::store::{
-    Acquired, Applied, Batch, BindStore, Candidate, ClusterConstants, DataLoss, Leadership, Op,
-    StoreState,
+    Acquired, Applied, Batch, BindStore, Candidate, ClusterConstants, DataLoss, Floor, Leadership,
+    Op, StoreState,
 };
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -133,14 +133,12 @@ impl Opening<'_> {
         &mut self,
         acquired: &mut Acquired,
         loaded: &StoreState,
-        reported: u64,
+        reported: EpochNumber,
     ) -> Result<bool> {
         // Numbers lie below the end of their epoch. A store that lost its newest epoch but not its
         // records gets an epoch above them.
-        let used = loaded
-            .highest_epoch()
-            .max(self.observed.last().epoch)
-            .max(Epoch::new(reported.saturating_sub(1) >> EPOCH_SHIFT));
+        let used =
+            loaded.highest_epoch().max(self.observed.last().epoch).max(reported.previous().epoch());
         // This node observed writes that are not there. They are unknown, so nothing in the store
         // can be relied on: every incarnation starts again.
         let Acquired { loss, history, .. } = &*acquired;
@@ -196,20 +194,18 @@ impl Opening<'_> {
         &self,
         acquired: &Acquired,
         loaded: &StoreState,
-        reported: u64,
+        reported: EpochNumber,
         past: &Past,
     ) -> AllocatorState {
         let Acquired { epoch, applied, continuous, floor, .. } = *acquired;
         // L4: above everything that was ever handed out. Where the server has a clock that vouches
         // for it, the epoch does not count: see `Floor`.
-        let vouched = match floor.number() {
-            0 => epoch.first_number(),
-            number => number,
-        };
+        let has_clock = floor != Floor::default();
+        let vouched = if has_clock { floor.number() } else { epoch.first_number() };
         let from = vouched.max(loaded.highest_number()).max(reported);
         let tokens = match loaded.volatile_tokens_from {
             Some(from) => TokenSource::Volatile { from },
-            None => TokenSource::Epoch { from },
+            None => TokenSource::Epoch { from: from.into() },
         };
         let binds_max = self.settings.commit_binds_max;
         let mut state = AllocatorState::new(epoch, from, applied, tokens, binds_max);
@@ -221,7 +217,7 @@ impl Opening<'_> {
         state.earlier_until = if unclean || !continuous { wait_until } else { past.now };
         state.held_until = if continuous { past.now } else { wait_until };
         (state.leader, state.cluster) = (self.candidate.nonce, acquired.cluster);
-        if floor.number() > 0 {
+        if has_clock {
             state.vouched = floor.epoch();
         }
         state.observed_before = AtomicU64::new(acquired.loss.observed_before.get());

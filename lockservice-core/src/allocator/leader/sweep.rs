@@ -13,7 +13,7 @@ use crate::allocator::state::leases::LeaseState;
 use crate::allocator::state::{AllocatorState, Service, stopping};
 use crate::clock::Time;
 use crate::error::Result;
-use crate::id::TxnId;
+use crate::id::{TxnId, TxnNumber};
 use crate::store::{Op, ServiceState};
 use crate::sync::atomic::Ordering;
 
@@ -87,10 +87,8 @@ impl LocalShared {
         self.store_end(service, service.state()).await?;
         // C4: from here on the end says of every transaction what their tombstones said. One that
         // cannot be removed now is removed by the next leader.
-        for some in service.commits.take_tombstones().chunks(self.settings.batch_max) {
-            let removals = some
-                .iter()
-                .map(|&counter| Op::RemoveTombstone(TxnId { origin: service.id, counter }));
+        for some in service.commits.take_tombstones(service.id).chunks(self.settings.batch_max) {
+            let removals = some.iter().copied().map(Op::RemoveTombstone);
             self.write(removals.collect()).await?;
         }
         // Fences are for ever (C4), but they concern an id that is never handed out again (L4):
@@ -124,7 +122,7 @@ impl LocalShared {
         if !tombstones.is_empty() {
             let stored = commits.stored_floor();
             put.push(Op::PutTombstone(TxnId::floor_tombstone(origin, floor)));
-            if stored > 0 && stored != floor {
+            if stored > TxnNumber::default() && stored != floor {
                 put.push(Op::RemoveTombstone(TxnId::floor_tombstone(origin, stored)));
             }
         }

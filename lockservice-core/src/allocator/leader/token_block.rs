@@ -13,7 +13,7 @@ use crate::allocator::state::tokens::NextBlock;
 use crate::allocator::state::{AllocatorState, TableEntry, stopping};
 use crate::bind::TokenBlock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BindVersion, ServiceId, TableId, TableRef};
+use crate::id::{BindVersion, FencingToken, ServiceId, TableId, TableRef};
 use crate::store::Op;
 
 impl LocalShared {
@@ -75,7 +75,7 @@ impl LocalShared {
             return Err(NotQueued::Pending(pending.clone()));
         }
         let block = next_block(state, entry.tokens_reserved_to)?;
-        let record = entry.record(table, &entry.binds, block.end.get());
+        let record = entry.record(table, &entry.binds, block.end);
         let (closes, pending) = watch::channel(());
         entry.pending = Some(pending);
         let (caller, landed) = oneshot::channel();
@@ -104,7 +104,7 @@ impl Block {
         self.state.tables.update_existing(&self.table, |entry| {
             entry.pending = None;
             if outcome.is_ok() {
-                entry.tokens_reserved_to = self.block.end.get();
+                entry.tokens_reserved_to = self.block.end;
             }
         });
         // A block whose caller has gone is lost, which tokens can bear: they only grow.
@@ -116,7 +116,7 @@ impl Block {
 /// The next token block of a table whose blocks so far end at `reserved_to`.
 pub(in crate::allocator) fn next_block(
     state: &AllocatorState,
-    reserved_to: u64,
+    reserved_to: FencingToken,
 ) -> Result<TokenBlock, NotQueued> {
     match state.token_block(reserved_to)? {
         NextBlock::Reserved(block) => Ok(block),

@@ -10,8 +10,8 @@ use crate::allocator::state::{AllocatorState, BindEntry, Service, TableById, Tab
 use crate::allocator::{BeginCommit, CommitWindow, PresentedBind};
 use crate::clock::Time;
 use crate::id::{
-    BindVersion, CommitAttempt, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, TxnId,
-    WriteNumber,
+    BindVersion, CommitAttempt, Epoch, EpochNumber, FencingToken, NodeName, Nonce, ServiceId,
+    TableId, TableRef, TxnId, TxnNumber, WriteNumber,
 };
 use crate::store::{ServiceRecord, ServiceState};
 
@@ -30,8 +30,9 @@ pub(super) struct Fixture {
 
 impl Fixture {
     pub(super) fn new() -> Self {
-        let (applied, tokens) = (WriteNumber::default(), TokenSource::Epoch { from: 0 });
-        let state = AllocatorState::new(Epoch::new(1), 0, applied, tokens, 10);
+        let (applied, tokens) =
+            (WriteNumber::default(), TokenSource::Epoch { from: FencingToken::default() });
+        let state = AllocatorState::new(Epoch::new(1), EpochNumber::default(), applied, tokens, 10);
         add_service(&state, ORIGIN);
         let owner = add_service(&state, OWNER);
         let bind = add_table(&state, &owner, 5);
@@ -47,7 +48,7 @@ impl Fixture {
 /// A commit of the origin's `n`th transaction, for a second.
 pub(super) fn request(n: u64, binds: Vec<PresentedBind>) -> BeginCommit {
     BeginCommit {
-        txn: TxnId::new(ORIGIN, n, true),
+        txn: TxnId::new(ORIGIN, TxnNumber::new(n), true),
         binds,
         attempt: CommitAttempt::new(1),
         window: CommitWindow { least: Duration::ZERO, most: Duration::from_secs(1) },
@@ -83,7 +84,7 @@ pub(super) fn add_table(state: &AllocatorState, owner: &Arc<Service>, id: u64) -
     state.ids.upsert(table, || TableById::new(name(id), &binds), |_| ());
     let entry = TableEntry {
         id: table,
-        tokens_reserved_to: 0,
+        tokens_reserved_to: FencingToken::default(),
         binds: binds.into_iter().collect(),
         pending: None,
         leaving: false,

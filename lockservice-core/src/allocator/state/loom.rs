@@ -10,10 +10,10 @@ use crate::allocator::state::fixture::{
     Fixture, NOW, ORIGIN, OWNER, TTL, add_table, held, name, remove_table, request,
 };
 use crate::allocator::state::slots::{BindSlots, PinSet};
-use crate::id::{CommitAttempt, TxnId};
+use crate::id::{CommitAttempt, TxnId, TxnNumber};
 
 fn txn() -> TxnId {
-    TxnId::new(ORIGIN, 1, true)
+    TxnId::new(ORIGIN, TxnNumber::new(1), true)
 }
 
 fn attempt(n: u64) -> CommitAttempt {
@@ -122,7 +122,7 @@ fn once_the_floor_was_raised_nothing_below_it_is_admitted() {
         let control = control();
         let raising = Arc::clone(&control);
         let origin = thread::spawn(move || {
-            raising.raise_floor(txn().number() + 1);
+            raising.raise_floor(txn().number().next());
             raising.in_flight_until(NOW).is_some()
         });
         let admitted = admit(&control, 1);
@@ -139,7 +139,7 @@ fn a_tombstone_below_the_floor_goes_only_once_the_floor_says_the_same() {
         control.tombstone(txn(), NOW, |_| ()).expect("far from the limit");
         let other = Arc::clone(&control);
         let cleaner = thread::spawn(move || {
-            other.raise_floor(txn().number() + 1);
+            other.raise_floor(txn().number().next());
             let (floor, tombstones) = other.below_floor();
             other.floor_stored(floor);
             for (_, generation) in tombstones {
@@ -161,7 +161,7 @@ fn the_cleaner_removes_only_the_tombstone_that_it_saw() {
     loom::model(|| {
         let control = control();
         control.tombstone(txn(), NOW, |_| ()).expect("far from the limit");
-        control.raise_floor(txn().number() + 1);
+        control.raise_floor(txn().number().next());
         let (_, tombstones) = control.below_floor();
         let seen = tombstones[0].1;
         let other = Arc::clone(&control);
@@ -280,7 +280,7 @@ fn the_pins_of_two_commits_are_counted_apart() {
         assert!(held(&state, &bind, NOW));
         commit.join().expect("no panic");
         assert!(held(&state, &bind, NOW), "the other removed its own");
-        state.finish_commit(TxnId::new(ORIGIN, 2, true), attempt(1));
+        state.finish_commit(TxnId::new(ORIGIN, TxnNumber::new(2), true), attempt(1));
         assert!(!held(&state, &bind, NOW));
     });
 }

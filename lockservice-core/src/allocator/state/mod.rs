@@ -67,7 +67,9 @@ use crate::bind::BindSlot;
 use crate::clock::Time;
 use crate::error::Result;
 use crate::guarded_map::{GuardedMap, ReadMostlyMap};
-use crate::id::{BindVersion, Epoch, Nonce, ServiceId, TableId, TableRef, WriteNumber};
+use crate::id::{
+    BindVersion, Epoch, EpochNumber, FencingToken, Nonce, ServiceId, TableId, TableRef, WriteNumber,
+};
 use crate::store::{Cluster, Forgotten, LeadershipHistory};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -143,7 +145,7 @@ impl AllocatorState {
     /// `from`.
     pub(crate) fn new(
         epoch: Epoch,
-        from: u64,
+        from: EpochNumber,
         applied: WriteNumber,
         tokens: TokenSource,
         commit_binds_max: usize,
@@ -164,7 +166,7 @@ impl AllocatorState {
             leader: Nonce::default(),
             cluster: Cluster::random(),
             vouched: epoch,
-            first_service: ServiceId::new(from + 1),
+            first_service: from.next().into(),
             resolved: AtomicBool::new(true),
             observed_before: AtomicU64::new(0),
             history: LeadershipHistory::default(),
@@ -187,13 +189,14 @@ impl AllocatorState {
     pub(crate) fn progress(&self) -> Progress {
         let write = self.applied();
         // Read last: the numbers of a response were taken before it.
-        let numbers = self.sequence.end().max(self.tokens_end.load(Ordering::Acquire));
-        Progress { epoch: self.sequence.epoch(), write, high_water: numbers, leader: self.leader }
+        let tokens_end = EpochNumber::new(self.tokens_end.load(Ordering::Acquire));
+        let high_water = self.sequence.end().max(tokens_end);
+        Progress { epoch: self.sequence.epoch(), write, high_water, leader: self.leader }
     }
 
     /// The next block of tokens of a table whose blocks so far end at `reserved_to`; see
     /// [`TokenSource::block`].
-    pub(crate) fn token_block(&self, reserved_to: u64) -> Result<NextBlock> {
+    pub(crate) fn token_block(&self, reserved_to: FencingToken) -> Result<NextBlock> {
         let block = self.tokens.block(reserved_to, self.sequence.epoch())?;
         if let NextBlock::Reserved(block) = &block {
             // ORDERING: Release, the partner of the acquire in `progress`. It is published before

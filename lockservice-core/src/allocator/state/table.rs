@@ -10,7 +10,7 @@ use crate::allocator::state::service::Service;
 use crate::allocator::state::slots::{BindSlots, ClaimedSlot, Places};
 use crate::bind::{Bind, BindSlot};
 use crate::clock::Time;
-use crate::id::{BindVersion, TableId, TableRef};
+use crate::id::{BindVersion, FencingToken, TableId, TableRef};
 use crate::store::{BindRecord, TableRecord};
 
 /// A lock table.
@@ -19,7 +19,7 @@ pub(crate) struct TableEntry {
     /// The table's number (B6).
     pub(crate) id: TableId,
     /// First token that no block has covered yet, as the store says (F2).
-    pub(crate) tokens_reserved_to: u64,
+    pub(crate) tokens_reserved_to: FencingToken,
     /// One bind per partition. Empty until the first grant landed.
     pub(crate) binds: SmallVec<[BindEntry; 1]>,
     /// Closes when the write that is under way has landed or failed.
@@ -98,7 +98,7 @@ impl TableEntry {
         &self,
         table: &TableRef,
         binds: &[BindEntry],
-        tokens_reserved_to: u64,
+        tokens_reserved_to: FencingToken,
     ) -> TableRecord {
         TableRecord {
             table: table.clone(),

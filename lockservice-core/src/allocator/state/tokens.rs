@@ -2,14 +2,14 @@
 
 use crate::bind::TokenBlock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{EPOCH_SHIFT, Epoch, FencingToken};
+use crate::id::{Epoch, EpochNumber, FencingToken};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Tokens in one block (F2).
 pub(crate) const TOKEN_BLOCK: u64 = 1 << 20;
 
 /// Tokens are below this bound, so that they survive languages whose numbers are doubles (F2).
-pub(crate) const TOKEN_END: u64 = 1 << 53;
+pub(crate) const TOKEN_END: EpochNumber = EpochNumber::new(1 << 53);
 
 /// The step before a number or a block can be had: the leader raises its epoch to at least
 /// this.
@@ -32,12 +32,12 @@ pub(crate) enum TokenSource {
     Epoch {
         /// The first that this leadership may give out of a new table: `epoch * 2^32`, or what the
         /// store's server vouches for (L4).
-        from: u64,
+        from: FencingToken,
     },
     /// The store forgets everything with the process: they begin here (B7).
     Volatile {
         /// The first token of this life of the process.
-        from: u64,
+        from: FencingToken,
     },
 }
 
@@ -47,26 +47,24 @@ impl TokenSource {
     ///
     /// # Errors
     /// `ResourceExhausted` at the end of all tokens: a new store is needed.
-    pub(crate) fn block(self, reserved_to: u64, epoch: Epoch) -> Result<NextBlock> {
-        let (base, end) = match self {
+    pub(crate) fn block(self, reserved_to: FencingToken, epoch: Epoch) -> Result<NextBlock> {
+        let (next, end) = match self {
             Self::Epoch { from } => (reserved_to.max(from), epoch.end_number()),
             Self::Volatile { from } => (reserved_to.max(from), TOKEN_END),
         };
-        if base.checked_add(TOKEN_BLOCK).is_none_or(|block_end| block_end > TOKEN_END) {
+        // Saturates far above the end of all tokens.
+        let block_end = EpochNumber::new(next.get().saturating_add(TOKEN_BLOCK));
+        if block_end > TOKEN_END {
             return Err(Error::new(
                 ErrorKind::ResourceExhausted,
                 "all fencing tokens below 2^53 are used up: start a new store",
             ));
         }
-        if base + TOKEN_BLOCK > end {
+        if block_end > end {
             // The epoch in which the whole block lies.
-            let wanted = (base + TOKEN_BLOCK - 1) >> EPOCH_SHIFT;
-            return Ok(NextBlock::Raise(RaiseEpoch(Epoch::new(wanted))));
+            return Ok(NextBlock::Raise(RaiseEpoch(block_end.previous().epoch())));
         }
-        Ok(NextBlock::Reserved(TokenBlock {
-            next: FencingToken::new(base),
-            end: FencingToken::new(base + TOKEN_BLOCK),
-        }))
+        Ok(NextBlock::Reserved(TokenBlock { next, end: block_end.into() }))
     }
 }
 
@@ -83,13 +81,13 @@ pub(crate) struct NumberSequence {
 
 impl NumberSequence {
     /// The numbers of `epoch` above `from`.
-    pub(crate) fn new(from: u64, epoch: Epoch) -> Self {
-        Self { next: AtomicU64::new(from + 1), epoch: AtomicU64::new(epoch.get()) }
+    pub(crate) fn new(from: EpochNumber, epoch: Epoch) -> Self {
+        Self { next: AtomicU64::new(from.next().get()), epoch: AtomicU64::new(epoch.get()) }
     }
 
     /// Every number that was handed out is below this.
-    pub(crate) fn end(&self) -> u64 {
-        self.next.load(Ordering::Acquire)
+    pub(crate) fn end(&self) -> EpochNumber {
+        EpochNumber::new(self.next.load(Ordering::Acquire))
     }
 
     /// The current epoch.
@@ -106,16 +104,17 @@ impl NumberSequence {
     }
 
     /// The next number, or which epoch is needed because those of this one are used up.
-    pub(crate) fn take(&self) -> Result<u64, RaiseEpoch> {
-        let mut next = self.next.load(Ordering::Acquire);
+    pub(crate) fn take(&self) -> Result<EpochNumber, RaiseEpoch> {
+        let mut next = self.end();
         loop {
             let end = self.epoch().end_number();
             if next >= end {
-                return Err(RaiseEpoch(Epoch::new(next >> EPOCH_SHIFT)));
+                return Err(RaiseEpoch(next.epoch()));
             }
-            match self.next.compare_exchange(next, next + 1, Ordering::AcqRel, Ordering::Acquire) {
+            let (taken, after) = (next.get(), next.next().get());
+            match self.next.compare_exchange(taken, after, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Ok(next),
-                Err(now) => next = now,
+                Err(now) => next = EpochNumber::new(now),
             }
         }
     }
@@ -130,28 +129,32 @@ mod tests {
     #[test]
     fn a_block_that_would_cross_the_end_of_its_epoch_needs_the_next_one() {
         let epoch = Epoch::new(3);
-        let source = TokenSource::Epoch { from: epoch.first_number() };
-        let end = epoch.end_number();
-        let last = source.block(end - TOKEN_BLOCK, epoch).expect("in range");
+        let source = TokenSource::Epoch { from: epoch.first_number().into() };
+        let end = epoch.end_number().get();
+        let block = |from, epoch| source.block(FencingToken::new(from), epoch).expect("in range");
+        let last = block(end - TOKEN_BLOCK, epoch);
         let NextBlock::Reserved(last) = last else { panic!("fits exactly: {last:?}") };
         assert_eq!(last.end.get(), end);
         for reserved_to in [end - TOKEN_BLOCK + 1, end - 1, end] {
-            let response = source.block(reserved_to, epoch).expect("in range");
+            let response = block(reserved_to, epoch);
             assert_eq!(response, NextBlock::Raise(RaiseEpoch(Epoch::new(4))), "from {reserved_to}");
         }
-        let next = source.block(end, Epoch::new(4)).expect("in range");
+        let next = block(end, Epoch::new(4));
         let NextBlock::Reserved(next) = next else { panic!("fits: {next:?}") };
         assert_eq!(next.next.get(), end);
     }
 
     #[test]
     fn tokens_end_below_two_to_the_53rd() {
-        let volatile = TokenSource::Volatile { from: TOKEN_END - TOKEN_BLOCK };
-        let last = volatile.block(0, Epoch::new(1)).expect("the last block");
+        let volatile =
+            TokenSource::Volatile { from: FencingToken::new(TOKEN_END.get() - TOKEN_BLOCK) };
+        let none = FencingToken::default();
+        let last = volatile.block(none, Epoch::new(1)).expect("the last block");
         assert!(matches!(last, NextBlock::Reserved(_)), "no epoch involved: {last:?}");
-        assert!(volatile.block(TOKEN_END, Epoch::new(1)).is_err());
+        assert!(volatile.block(TOKEN_END.into(), Epoch::new(1)).is_err());
+        let largest = FencingToken::new(u64::MAX - 1);
         assert!(
-            TokenSource::Epoch { from: 0 }.block(u64::MAX - 1, Epoch::new(1)).is_err(),
+            TokenSource::Epoch { from: none }.block(largest, Epoch::new(1)).is_err(),
             "no wrap-around"
         );
     }
@@ -159,8 +162,9 @@ mod tests {
     #[test]
     fn numbers_of_an_exhausted_epoch_come_from_the_next() {
         let numbers = NumberSequence::new(Epoch::new(1).first_number(), Epoch::new(1));
-        numbers.next.store(Epoch::new(1).end_number() - 1, Ordering::SeqCst);
-        assert_eq!(numbers.take(), Ok(Epoch::new(1).end_number() - 1));
+        let last = Epoch::new(1).end_number().previous();
+        numbers.next.store(last.get(), Ordering::SeqCst);
+        assert_eq!(numbers.take(), Ok(last));
         assert_eq!(numbers.take(), Err(RaiseEpoch(Epoch::new(2))));
         assert_eq!(numbers.take(), Err(RaiseEpoch(Epoch::new(2))), "asking again takes nothing");
         numbers.raise(Epoch::new(2));
@@ -179,7 +183,8 @@ mod tests {
             from in 0u64..1 << 33,
             raises in prop::collection::vec(0u64..3, 1..200),
         ) {
-            let (mut epoch, mut reserved_to) = (Epoch::new(1), 0);
+            let (from, mut reserved_to) = (FencingToken::new(from), FencingToken::default());
+            let mut epoch = Epoch::new(1);
             for raise in raises {
                 epoch = Epoch::new(epoch.get() + raise);
                 let block = loop {
@@ -192,9 +197,9 @@ mod tests {
                         }
                     }
                 };
-                prop_assert!(block.next.get() >= reserved_to.max(from));
-                prop_assert!((block.end.get() - 1) >> EPOCH_SHIFT <= epoch.get());
-                reserved_to = block.end.get();
+                prop_assert!(block.next >= reserved_to.max(from));
+                prop_assert!(EpochNumber::from(block.end).previous().epoch() <= epoch);
+                reserved_to = block.end;
             }
         }
     }

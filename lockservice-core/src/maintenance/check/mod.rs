@@ -5,7 +5,9 @@ use std::hash::Hash;
 
 use crate::allocator::{TTL_MS_MAX, TTL_MS_MIN};
 use crate::error::{Error, ErrorKind};
-use crate::id::{EPOCH_END, EPOCH_SHIFT, Epoch, NodeName, ServiceId, TableRef, TxnId};
+use crate::id::{
+    EPOCH_END, EPOCH_SHIFT, Epoch, EpochNumber, FencingToken, NodeName, ServiceId, TableRef, TxnId,
+};
 use crate::store::{Inspection, ServiceState, StoreState, TableRecord};
 
 /// Something in a store that should not be.
@@ -165,7 +167,7 @@ impl Found {
             state.services.iter().map(|service| service.id).collect();
         for table in tables {
             let what = record(&table.table);
-            self.number(&what, "its number", table.id.get());
+            self.number(&what, "its number", table.id.into());
             if table.partitions == 0 || table.binds.len() as u64 != u64::from(table.partitions) {
                 let counted =
                     format!("{} binds for {} partitions", table.binds.len(), table.partitions);
@@ -176,7 +178,7 @@ impl Found {
                 );
             }
             for bind in &table.binds {
-                self.number(&what, "the version of its bind", bind.version.get());
+                self.number(&what, "the version of its bind", bind.version.into());
                 if !services.contains(&bind.owner) {
                     let sentence = format!(
                         "it is bound to {}, of which there is no record: its bind is taken as \
@@ -196,12 +198,12 @@ impl Found {
         self.tokens(what, state.forgotten.tokens_reserved_to, state);
     }
 
-    fn tokens(&mut self, what: &str, reserved_to: u64, state: &StoreState) {
-        if reserved_to > 1 << 53 {
-            self.out_of_range(what, "the end of the tokens", reserved_to, 1 << 53);
+    fn tokens(&mut self, what: &str, reserved_to: FencingToken, state: &StoreState) {
+        if reserved_to.get() > 1 << 53 {
+            self.out_of_range(what, "the end of the tokens", reserved_to.get(), 1 << 53);
         } else if state.volatile_tokens_from.is_none() {
             // A block's end belongs to the epoch before.
-            self.number(what, "the last token", reserved_to.saturating_sub(1));
+            self.number(what, "the last token", EpochNumber::from(reserved_to).previous());
         }
     }
 
@@ -216,7 +218,7 @@ impl Found {
         let mut live: HashMap<&NodeName, ServiceId> = HashMap::new();
         for service in services() {
             let what = format!("incarnation {} of {}", service.id, service.node);
-            self.number(&what, "its number", service.id.get());
+            self.number(&what, "its number", service.id.into());
             if service.state == ServiceState::Live
                 && let Some(other) = live.insert(&service.node, service.id)
             {
@@ -240,11 +242,11 @@ impl Found {
     }
 
     /// A number that begins with its epoch (L4).
-    fn number(&mut self, record: &str, name: &str, number: u64) {
-        let epoch = number >> EPOCH_SHIFT;
-        if epoch >= EPOCH_END {
-            self.out_of_range(record, name, number, (EPOCH_END << EPOCH_SHIFT) - 1);
-        } else if epoch > self.epoch.get() {
+    fn number(&mut self, record: &str, name: &str, number: EpochNumber) {
+        let epoch = number.epoch();
+        if epoch.get() >= EPOCH_END {
+            self.out_of_range(record, name, number.get(), (EPOCH_END << EPOCH_SHIFT) - 1);
+        } else if epoch > self.epoch {
             let sentence = format!(
                 "{name}, {number}, is of epoch {epoch}, and the store has reached only {}: it \
                     lost its newest leadership; the next leader begins above it",

@@ -1,5 +1,5 @@
 use super::*;
-use crate::id::{BindVersion, Nonce, TableId, WriteNumber};
+use crate::id::{BindVersion, EpochNumber, FencingToken, Nonce, TableId, TxnNumber, WriteNumber};
 use crate::store::{BindRecord, ClusterConstants, Damage, Forgotten, ServiceRecord};
 
 fn service(number: u64, node: &str) -> ServiceRecord {
@@ -17,7 +17,7 @@ fn table(name: &str, number: u64) -> TableRecord {
         table: TableRef::new("g", name).unwrap(),
         id: TableId::new(3 << 32 | number),
         partitions: 1,
-        tokens_reserved_to: 4 << 32,
+        tokens_reserved_to: FencingToken::new(4 << 32),
         binds: vec![BindRecord {
             owner: ServiceId::new(3 << 32 | 1),
             version: BindVersion::new(3 << 32),
@@ -31,9 +31,12 @@ fn sound() -> StoreState {
         applied: WriteNumber::new(9),
         constants: Some(ClusterConstants::default()),
         tables: vec![table("a", 1), table("b", 2)],
-        forgotten: Forgotten { high_water: 3 << 32 | 5, tokens_reserved_to: 4 << 32 },
+        forgotten: Forgotten {
+            high_water: EpochNumber::new(3 << 32 | 5),
+            tokens_reserved_to: FencingToken::new(4 << 32),
+        },
         services: vec![service(1, "n"), service(2, "m")],
-        tombstones: vec![TxnId::new(ServiceId::new(3 << 32 | 1), 7, true)],
+        tombstones: vec![TxnId::new(ServiceId::new(3 << 32 | 1), TxnNumber::new(7), true)],
         volatile_tokens_from: None,
     }
 }
@@ -57,16 +60,24 @@ fn a_sound_store_has_no_problems_and_each_kind_of_damage_is_found_in_its_record(
         (ProblemKind::EpochAhead, "table g/a", |s| {
             s.tables[0].binds[0].version = BindVersion::new(4 << 32)
         }),
-        (ProblemKind::EpochAhead, "table g/a", |s| s.tables[0].tokens_reserved_to = (4 << 32) + 1),
+        (ProblemKind::EpochAhead, "table g/a", |s| {
+            s.tables[0].tokens_reserved_to = FencingToken::new((4 << 32) + 1)
+        }),
         (ProblemKind::EpochAhead, "incarnation 17179869184 of z", |s| {
             s.services.push(ServiceRecord { id: ServiceId::new(4 << 32), ..service(0, "z") });
         }),
-        (ProblemKind::EpochAhead, "the forgotten tables", |s| s.forgotten.high_water = 4 << 32),
-        (ProblemKind::EpochAhead, "the forgotten tables", |s| s.forgotten.tokens_reserved_to += 1),
-        (ProblemKind::OutOfRange, "the forgotten tables", |s| {
-            s.forgotten.tokens_reserved_to = (1 << 53) + 1
+        (ProblemKind::EpochAhead, "the forgotten tables", |s| {
+            s.forgotten.high_water = EpochNumber::new(4 << 32)
         }),
-        (ProblemKind::OutOfRange, "table g/a", |s| s.tables[0].tokens_reserved_to = (1 << 53) + 1),
+        (ProblemKind::EpochAhead, "the forgotten tables", |s| {
+            s.forgotten.tokens_reserved_to = FencingToken::new((4 << 32) + 1)
+        }),
+        (ProblemKind::OutOfRange, "the forgotten tables", |s| {
+            s.forgotten.tokens_reserved_to = FencingToken::new((1 << 53) + 1)
+        }),
+        (ProblemKind::OutOfRange, "table g/a", |s| {
+            s.tables[0].tokens_reserved_to = FencingToken::new((1 << 53) + 1)
+        }),
         (ProblemKind::OutOfRange, "the constants", |s| {
             s.constants = Some(ClusterConstants { lease_ttl_ms: 0, ..ClusterConstants::default() });
         }),
@@ -91,9 +102,9 @@ fn a_sound_store_has_no_problems_and_each_kind_of_damage_is_found_in_its_record(
 #[test]
 fn the_end_of_an_epochs_last_block_belongs_to_that_epoch() {
     let mut state = sound();
-    state.tables[0].tokens_reserved_to = 4 << 32;
+    state.tables[0].tokens_reserved_to = FencingToken::new(4 << 32);
     assert_eq!(problems(&state), []);
-    state.tables[0].tokens_reserved_to = 1 << 53;
+    state.tables[0].tokens_reserved_to = FencingToken::new(1 << 53);
     assert_eq!(
         problems(&state)[0].kind,
         ProblemKind::EpochAhead,

@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 
 use crate::allocator::TxnRange;
 use crate::error::ErrorKind;
-use crate::id::{Epoch, TxnId};
+use crate::id::{Epoch, TxnId, TxnNumber};
 use crate::live_txns::LiveTxns;
 use crate::service::{Phase, ServiceInner};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -41,9 +41,9 @@ impl ReportedTxns {
     }
 
     /// The number of a new transaction. One that validates is alive from here on.
-    pub(crate) fn begin(&self, validates: bool) -> u64 {
+    pub(crate) fn begin(&self, validates: bool) -> TxnNumber {
         let number = self.txns.begin(validates);
-        if validates && number + AHEAD / 2 >= self.reported_end.load(Ordering::Relaxed) {
+        if validates && number.get() + AHEAD / 2 >= self.reported_end.load(Ordering::Relaxed) {
             self.behind.notify_one();
         }
         number
@@ -85,7 +85,7 @@ pub(crate) async fn report(inner: Arc<ServiceInner>) {
             None => continue,
             Some(Ok(at)) => {
                 inner.observe(at);
-                inner.live.reported_end.store(range.end, Ordering::Relaxed);
+                inner.live.reported_end.store(range.end.get(), Ordering::Relaxed);
                 observed = Some((range, at.epoch));
                 pause = crate::service::tables::RETRY_FIRST;
             }

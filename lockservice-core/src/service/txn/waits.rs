@@ -257,7 +257,7 @@ mod tests {
     use super::*;
 
     fn call(number: u64, sequence: u64) -> WaitingCall {
-        let txn = TxnId::new(ServiceId::new(1), number, false);
+        let txn = TxnId::new(ServiceId::new(1), TxnNumber::new(number), false);
         let (number, sequence) = (TxnNumber::new(number), Sequence::new(sequence));
         WaitingCall { number, sequence, txn, table: TableRef::new("g", "t").expect("names") }
     }
@@ -291,7 +291,9 @@ mod tests {
     fn each_listener_learns_of_a_holder_once_and_of_an_ended_call_never() {
         let mut schedule = Schedule::default();
         schedule.begin(call(1, 7), at(0));
-        let holder = |counter| Whom::Txn(TxnId::new(ServiceId::new(1), counter, false), true);
+        let holder = |counter| {
+            Whom::Txn(TxnId::new(ServiceId::new(1), TxnNumber::new(counter), false), true)
+        };
         assert!(schedule.is_news(&call(1, 7), holder(5)));
         assert!(!schedule.is_news(&call(1, 7), holder(5)));
         assert!(schedule.is_news(&call(1, 7), holder(6)));

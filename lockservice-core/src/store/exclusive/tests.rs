@@ -1,6 +1,6 @@
 use super::super::{Op, encode};
 use super::*;
-use crate::id::{ServiceId, TxnId};
+use crate::id::{ServiceId, TxnCounter, TxnId};
 use crate::store::Visit;
 
 /// Entries, of which those from `broken_from` on cannot be read.
@@ -36,7 +36,7 @@ impl KeyValue for Entries {
 
 /// Sound records and, between them, `damaged` ones.
 fn entries(damaged: usize) -> Entries {
-    let txn = |counter| TxnId { origin: ServiceId::new(1), counter };
+    let txn = |counter| TxnId { origin: ServiceId::new(1), counter: TxnCounter::new(counter) };
     let put = |op| match layout::changes(&vec![op]).pop() {
         Some(Change::Put { key, value }) => (key, value),
         other => panic!("{other:?}"),
@@ -64,7 +64,8 @@ fn records(inspection: &Inspection) -> Vec<&str> {
 async fn an_inspection_names_every_damaged_record_and_an_open_refuses_the_first() {
     let engine = entries(3);
     let inspection = inspect(engine.clone()).await.expect("a store");
-    let damaged = [1, 3, 5].map(|counter| TxnId { origin: ServiceId::new(1), counter });
+    let damaged = [1, 3, 5]
+        .map(|counter| TxnId { origin: ServiceId::new(1), counter: TxnCounter::new(counter) });
     assert_eq!(records(&inspection), damaged.map(|txn| format!("tombstone {txn}")));
     assert_eq!((inspection.state.tombstones.len(), inspection.store.as_str()), (3, "mine:"));
     let refused =
@@ -78,7 +79,8 @@ async fn an_inspection_names_every_damaged_record_and_an_open_refuses_the_first(
 #[tokio::test]
 async fn what_an_engine_cannot_read_on_from_ends_an_inspection_but_loses_nothing_of_it() {
     let inspection = inspect(Entries { broken_from: 4, ..entries(3) }).await.expect("a store");
-    let damaged = format!("tombstone {}", TxnId { origin: ServiceId::new(1), counter: 1 });
+    let damaged =
+        format!("tombstone {}", TxnId { origin: ServiceId::new(1), counter: TxnCounter::new(1) });
     assert_eq!(records(&inspection), [damaged.as_str(), "all that were not read yet"]);
     assert_eq!(inspection.state.tombstones.len(), 2);
 }

@@ -10,7 +10,7 @@ use super::{
     Lineage, Loss, NodeAddress, Seen,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Epoch, NodeName, Nonce, WriteNumber};
+use crate::id::{Epoch, NodeName, Nonce, RenewalNumber, WriteNumber};
 
 /// The leader and the progress of the store: the one record that every write reads and replaces
 /// (L2).
@@ -25,12 +25,12 @@ pub struct Head {
     pub applied: WriteNumber,
     /// The current leader; `None` if there never was one, or if the last one resigned.
     pub leader: Option<Leader>,
-    /// Raised by each renewal. Stays 0 where the exclusive open is the leadership.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub counter: u64,
+    /// The number of the last renewal. Stays 0 where the exclusive open is the leadership.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub counter: RenewalNumber,
     /// The time for which the leadership lasts without a renewal, as its holder counts it. Stays 0
     /// where the exclusive open is the leadership.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub ttl_ms: u64,
     /// The copy of the store on which the leadership was acquired (L4). Empty where it cannot go
     /// back in time.
@@ -67,8 +67,8 @@ pub struct Leader {
     pub clients: String,
 }
 
-fn is_zero(number: &u64) -> bool {
-    *number == 0
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn is_empty(lineage: &Lineage) -> bool {
@@ -247,7 +247,7 @@ impl Head {
     /// Those of [`check`](Self::check).
     pub fn renew(&self, epoch: Epoch) -> Result<Self> {
         self.check(epoch)?;
-        Ok(Self { counter: self.counter + 1, ..self.clone() })
+        Ok(Self { counter: self.counter.next(), ..self.clone() })
     }
 
     /// The head after the leader of `epoch` resigned.

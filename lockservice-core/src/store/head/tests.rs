@@ -1,4 +1,5 @@
 use super::*;
+use crate::id::EpochNumber;
 
 const TTL: Duration = Duration::from_secs(5);
 
@@ -50,7 +51,12 @@ fn a_renewal_between_watching_and_asking_keeps_the_leader() {
     assert_eq!(none, None);
     assert_eq!(
         seen(response).leader,
-        Some(LeaderSeen { epoch: head.epoch, nonce: leader(&head), counter: 1, ttl_ms: 5_000 })
+        Some(LeaderSeen {
+            epoch: head.epoch,
+            nonce: leader(&head),
+            counter: RenewalNumber::new(1),
+            ttl_ms: 5_000
+        })
     );
     let (taken, response) = take_over(Some(&renewed), late, "one");
     assert!(taken.epoch > head.epoch);
@@ -77,7 +83,10 @@ fn an_unknown_data_loss_outlives_leaders_until_one_of_them_resolves_it() {
     let (fourth, response) = take_over(Some(&third), candidate("d"), "two");
     assert!(!continuous(response), "another copy");
     let (fifth, _) = take_over(Some(&resolved), candidate("e"), "one");
-    let raised = Candidate { data_loss: DataLoss::Known { high_water: 0 }, ..candidate("f") };
+    let raised = Candidate {
+        data_loss: DataLoss::Known { high_water: EpochNumber::new(0) },
+        ..candidate("f")
+    };
     let (sixth, response) = take_over(Some(&fifth), raised, "one");
     assert!(!continuous(response), "it says so itself");
     assert!(fourth.loss_unresolved && sixth.loss_unresolved);
@@ -87,10 +96,15 @@ fn an_unknown_data_loss_outlives_leaders_until_one_of_them_resolves_it() {
 fn a_known_data_loss_is_known_to_every_leader_until_one_resolves_it() {
     let (first, _) = take_over(None, candidate("a"), "one");
     assert_eq!(first.loss, Loss::default(), "possible, not known");
-    let knows =
-        |high_water| Candidate { data_loss: DataLoss::Known { high_water }, ..candidate("b") };
+    let knows = |high_water| Candidate {
+        data_loss: DataLoss::Known { high_water: EpochNumber::new(high_water) },
+        ..candidate("b")
+    };
     let (second, response) = take_over(Some(&first), knows(77), "one");
-    assert_eq!(second.loss, Loss { known: true, observed_before: second.epoch, high_water: 77 });
+    assert_eq!(
+        second.loss,
+        Loss { known: true, observed_before: second.epoch, high_water: EpochNumber::new(77) }
+    );
     assert!(matches!(
         response,
         Leadership::Acquired(Acquired { loss, continuous: false, .. })
@@ -101,13 +115,16 @@ fn a_known_data_loss_is_known_to_every_leader_until_one_resolves_it() {
     let (fourth, _) = take_over(Some(&third), knows(5), "two");
     assert_eq!(
         fourth.loss,
-        Loss { known: true, observed_before: fourth.epoch, high_water: 77 },
+        Loss { known: true, observed_before: fourth.epoch, high_water: EpochNumber::new(77) },
         "lost twice"
     );
     let resolved =
         Candidate { data_loss: DataLoss::Resolved, nonce: leader(&fourth), ..candidate("b") };
     let sound = acquire(Some(&fourth), &resolved, "two").0.expect("its own");
-    assert_eq!(sound.loss, Loss { known: false, observed_before: sound.epoch, high_water: 77 });
+    assert_eq!(
+        sound.loss,
+        Loss { known: false, observed_before: sound.epoch, high_water: EpochNumber::new(77) }
+    );
     assert!(!sound.loss_unresolved);
 }
 
@@ -246,7 +263,8 @@ fn a_leader_of_a_store_that_may_have_forgotten_epochs_skips_some_once() {
     assert_eq!(same.epoch, first.epoch.next().expect("left"), "the same data loss goes on");
     let other = skips(Some(&same), 200, DataLoss::Unknown, "two");
     assert_eq!(other.epoch.get(), same.epoch.get() + 1 + 200 % 16, "another copy");
-    let raised = skips(Some(&other), 100, DataLoss::Known { high_water: 0 }, "two");
+    let raised =
+        skips(Some(&other), 100, DataLoss::Known { high_water: EpochNumber::new(0) }, "two");
     assert_eq!(raised.epoch.get(), other.epoch.get() + 1 + 100 % 16, "known to have lost some");
 }
 

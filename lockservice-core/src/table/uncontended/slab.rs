@@ -1,6 +1,6 @@
 //! The rows of a shard, in chunks that are given back when they are empty.
 
-use crate::id::{FencingToken, ServiceId, TxnId};
+use crate::id::{FencingToken, ServiceId, TxnId, TxnNumber};
 use crate::key::{Key, LockMode};
 
 /// A row that is held here, or that the state has an entry for.
@@ -56,7 +56,7 @@ struct Chunk {
 impl Row {
     /// A row that the state decides about.
     pub(super) const fn contended(key: Key) -> Self {
-        let txn = TxnId::new(ServiceId::new(0), 0, false);
+        let txn = TxnId::new(ServiceId::new(0), TxnNumber::new(0), false);
         Self { key, txn, token: FencingToken::new(0), seq: 0, state: RowState::Contended }
     }
 

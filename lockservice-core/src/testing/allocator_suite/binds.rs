@@ -6,7 +6,7 @@ use super::{AllocatorFixture, commit, register, start, table};
 use crate::allocator::{BindState, Progress, Registration};
 use crate::clock::hi;
 use crate::error::ErrorKind;
-use crate::id::{BindVersion, CommitAttempt, Nonce, TableRef, TxnId};
+use crate::id::{BindVersion, CommitAttempt, Nonce, TableRef, TxnId, TxnNumber};
 
 pub(super) async fn a_table_belongs_to_the_first_who_asks(fixture: &dyn AllocatorFixture) {
     let allocator = fixture.allocator();
@@ -108,7 +108,7 @@ pub(super) async fn a_replaced_incarnation_waits_out_its_own_lease(fixture: &dyn
         matches!(invalid.state, BindState::Invalid { reassigned_in } if !reassigned_in.is_zero()),
         "{invalid:?}"
     );
-    let txn = TxnId::new(a2.service, 1, true);
+    let txn = TxnId::new(a2.service, TxnNumber::new(1), true);
     let stale = allocator
         .begin_commit(&commit(txn, 1, &[&old.bind]))
         .await
@@ -166,7 +166,10 @@ pub(super) async fn a_resignation_waits_for_commits_on_its_binds(fixture: &dyn A
     let t = table("t");
     let bound = allocator.bind(a.service, &t).await.expect("free");
     // One of another's transactions on its table, and one of its own without a lock.
-    let (txn, own) = (TxnId::new(b.service, 1, true), TxnId::new(a.service, 1, true));
+    let (txn, own) = (
+        TxnId::new(b.service, TxnNumber::new(1), true),
+        TxnId::new(a.service, TxnNumber::new(1), true),
+    );
     allocator.begin_commit(&commit(txn, 1, &[&bound.bind])).await.expect("current");
     allocator.begin_commit(&commit(own, 1, &[])).await.expect("live");
     let resign = allocator.resign(a.service, Nonce::new(1));

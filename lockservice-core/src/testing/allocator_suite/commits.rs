@@ -6,14 +6,14 @@ use super::{AllocatorFixture, commit, register, start, table};
 use crate::allocator::{Progress, Registration};
 use crate::clock::hi;
 use crate::error::ErrorKind;
-use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TxnId};
+use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TxnId, TxnNumber};
 
 pub(super) async fn a_commit_is_admitted_on_current_binds_only(fixture: &dyn AllocatorFixture) {
     let allocator = fixture.allocator();
     let (a, b) = (start(&*allocator, "a", 1).await, start(&*allocator, "b", 2).await);
     let t = table("t");
     let bound = allocator.bind(a.service, &t).await.expect("free");
-    let txn = TxnId::new(b.service, 1, true);
+    let txn = TxnId::new(b.service, TxnNumber::new(1), true);
     allocator.begin_commit(&commit(txn, 1, &[&bound.bind])).await.expect("current");
     allocator.finish_commit(txn, CommitAttempt::new(1)).await.expect("admitted");
     allocator.finish_commit(txn, CommitAttempt::new(1)).await.expect("idempotent");
@@ -36,13 +36,13 @@ pub(super) async fn a_commit_is_admitted_on_current_binds_only(fixture: &dyn All
         allocator.begin_commit(&wrong).await.expect_err("partition").kind(),
         ErrorKind::BindChanged
     );
-    let quiet = TxnId::new(b.service, 2, false);
+    let quiet = TxnId::new(b.service, TxnNumber::new(2), false);
     let refused = allocator
         .begin_commit(&commit(quiet, 1, &[]))
         .await
         .expect_err("it does not validate (T1)");
     assert_eq!(refused.kind(), ErrorKind::CannotCommit);
-    let stranger = TxnId::new(ServiceId::new(7), 1, true);
+    let stranger = TxnId::new(ServiceId::new(7), TxnNumber::new(1), true);
     let refused =
         allocator.begin_commit(&commit(stranger, 1, &[])).await.expect_err("unknown origin (C3)");
     assert_eq!(refused.kind(), ErrorKind::CannotCommit);
@@ -57,7 +57,7 @@ pub(super) async fn a_commit_is_never_promised_more_than_a_lease_has_left(
     let bound = allocator.bind(a.service, &t).await.expect("free");
     fixture.advance(a.lease_ttl - Duration::from_millis(500)).await;
     allocator.keepalive(b.service, Nonce::new(2), Progress::default()).await.expect("in time");
-    let txn = TxnId::new(b.service, 1, true);
+    let txn = TxnId::new(b.service, TxnNumber::new(1), true);
     let mut request = commit(txn, 1, &[&bound.bind]);
     request.window.most = a.lease_ttl * 10;
     let short = allocator.begin_commit(&request).await.expect("half a second is enough");
@@ -77,7 +77,7 @@ pub(super) async fn a_commit_is_never_promised_more_than_a_lease_has_left(
     fixture.advance(b.lease_ttl - Duration::from_millis(500)).await;
     allocator.keepalive(a.service, Nonce::new(1), Progress::default()).await.expect("in time");
     for binds in [&[][..], &[&bound.bind][..]] {
-        let mut request = commit(TxnId::new(b.service, 2, true), 1, binds);
+        let mut request = commit(TxnId::new(b.service, TxnNumber::new(2), true), 1, binds);
         request.window.most = b.lease_ttl * 10;
         let short = allocator.begin_commit(&request).await.expect("half a second is enough");
         assert!(
@@ -107,7 +107,7 @@ pub(super) async fn an_origin_that_is_no_longer_live_commits_nothing(
         .expect_err("lapsed (B1)");
     assert_eq!(late.kind(), ErrorKind::LeaseLost);
     for (origin, what) in [(a, "replaced"), (b, "resigned"), (c, "lapsed")] {
-        let txn = TxnId::new(origin.service, 1, true);
+        let txn = TxnId::new(origin.service, TxnNumber::new(1), true);
         for binds in [&[][..], &[&bound.bind][..]] {
             let mut request = commit(txn, 1, binds);
             request.window.least = Duration::ZERO;
@@ -121,7 +121,7 @@ pub(super) async fn an_origin_that_is_no_longer_live_commits_nothing(
 pub(super) async fn attempts_of_one_transaction_are_counted_each(fixture: &dyn AllocatorFixture) {
     let allocator = fixture.allocator();
     let a = start(&*allocator, "a", 1).await;
-    let txn = TxnId::new(a.service, 1, true);
+    let txn = TxnId::new(a.service, TxnNumber::new(1), true);
     for attempt in [1, 2, 2] {
         allocator.begin_commit(&commit(txn, attempt, &[])).await.expect("admitted");
     }

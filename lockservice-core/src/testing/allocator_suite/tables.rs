@@ -8,7 +8,7 @@ use crate::allocator::{
 };
 use crate::bind::BindSlot;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TxnId};
+use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TxnId, TxnNumber};
 
 async fn release(
     allocator: &dyn LockTableAllocator,
@@ -58,7 +58,7 @@ pub(super) async fn a_released_table_is_forgotten_and_its_name_is_another_table(
         );
         assert_eq!(allocator.latest(&t).await.expect("answer").bind, None);
     }
-    let txn = TxnId::new(b.service, 1, true);
+    let txn = TxnId::new(b.service, TxnNumber::new(1), true);
     let refused = allocator.begin_commit(&commit(txn, 1, &[&old])).await.expect_err("not current");
     assert_eq!(refused.kind(), ErrorKind::BindChanged);
     let refused =
@@ -90,7 +90,7 @@ pub(super) async fn a_bind_is_kept_while_a_commit_is_in_flight_on_it(
     let allocator = fixture.allocator();
     let (a, b) = (start(&*allocator, "a", 1).await, start(&*allocator, "b", 2).await);
     let bound = allocator.bind(a.service, &table("t")).await.expect("free");
-    let txn = |n| TxnId::new(b.service, n, true);
+    let txn = |n| TxnId::new(b.service, TxnNumber::new(n), true);
     allocator.begin_commit(&commit(txn(1), 1, &[&bound.bind])).await.expect("current");
     let kept = release(&*allocator, &bound.bind, 1).await.expect("its own").expect("kept (C2)");
     assert_eq!(kept.kind(), ErrorKind::TableInUse);
@@ -148,7 +148,7 @@ pub(super) async fn unknown_names_have_a_response_and_create_nothing(
     let allocator = fixture.allocator();
     let a = start(&*allocator, "a", 1).await;
     assert_eq!(allocator.latest(&table("t")).await.expect("answer").bind, None);
-    let txn = TxnId::new(a.service, 1, true);
+    let txn = TxnId::new(a.service, TxnNumber::new(1), true);
     let mut request = commit(txn, 1, &[]);
     request.binds.push(PresentedBind {
         table: TableId::new(1),

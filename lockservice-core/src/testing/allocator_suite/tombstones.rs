@@ -6,15 +6,18 @@ use super::{AllocatorFixture, commit, start};
 use crate::allocator::{Progress, TxnRange};
 use crate::clock::hi;
 use crate::error::ErrorKind;
-use crate::id::{CommitAttempt, Nonce, TxnId};
+use crate::id::{CommitAttempt, Nonce, TxnId, TxnNumber};
 
 pub(super) async fn a_tombstone_keeps_a_transaction_from_committing(
     fixture: &dyn AllocatorFixture,
 ) {
     let allocator = fixture.allocator();
     let a = start(&*allocator, "a", 1).await;
-    let (txn, other) = (TxnId::new(a.service, 1, true), TxnId::new(a.service, 2, true));
-    let quiet = TxnId::new(a.service, 3, false);
+    let (txn, other) = (
+        TxnId::new(a.service, TxnNumber::new(1), true),
+        TxnId::new(a.service, TxnNumber::new(2), true),
+    );
+    let quiet = TxnId::new(a.service, TxnNumber::new(3), false);
     for _ in 0..2 {
         let response = allocator.cannot_commit(&[txn, quiet]).await.expect("answer");
         assert_eq!((response.tombstoned.len(), response.committing.len()), (2, 0));
@@ -42,7 +45,7 @@ pub(super) async fn a_commit_that_was_reported_is_not_extended_and_ends_in_a_tom
     let allocator = fixture.allocator();
     let a = start(&*allocator, "a", 1).await;
     for finished in [true, false] {
-        let txn = TxnId::new(a.service, 1 + u64::from(finished), true);
+        let txn = TxnId::new(a.service, TxnNumber::new(1 + u64::from(finished)), true);
         let first = allocator.begin_commit(&commit(txn, 1, &[])).await.expect("live").commit_before;
         fixture.advance(Duration::from_millis(500)).await;
         let extended =
@@ -93,9 +96,9 @@ pub(super) async fn a_transaction_that_its_origin_calls_over_or_not_started_is_n
 ) {
     let allocator = fixture.allocator();
     let a = start(&*allocator, "a", 1).await;
-    let txn = |number| TxnId::new(a.service, number, true);
-    let report =
-        |floor, end| allocator.report_txns(a.service, Nonce::new(1), TxnRange { floor, end });
+    let txn = |number| TxnId::new(a.service, TxnNumber::new(number), true);
+    let range = |floor, end| TxnRange { floor: TxnNumber::new(floor), end: TxnNumber::new(end) };
+    let report = |floor, end| allocator.report_txns(a.service, Nonce::new(1), range(floor, end));
     allocator.begin_commit(&commit(txn(1), 1, &[])).await.expect("its origin has told nothing yet");
     report(5, 9).await.expect("live");
     let late = report(3, 7).await;
@@ -131,24 +134,24 @@ pub(super) async fn a_transaction_that_its_origin_calls_over_or_not_started_is_n
     );
     report(5, 10).await.expect("live");
     allocator.begin_commit(&commit(txn(9), 1, &[])).await.expect("its origin has told of it");
-    let stranger =
-        allocator.report_txns(a.service, Nonce::new(2), TxnRange { floor: 99, end: 99 }).await;
+    let stranger = allocator.report_txns(a.service, Nonce::new(2), range(99, 99)).await;
     assert_eq!(stranger.expect_err("not its nonce").kind(), ErrorKind::LeaseLost);
 }
 
 pub(super) async fn the_end_of_a_transaction_removes_no_tombstone(fixture: &dyn AllocatorFixture) {
     let allocator = fixture.allocator();
     let a = start(&*allocator, "a", 1).await;
-    let (old, txn) = (TxnId::new(a.service, 1, true), TxnId::new(a.service, 2, true));
+    let (old, txn) = (
+        TxnId::new(a.service, TxnNumber::new(1), true),
+        TxnId::new(a.service, TxnNumber::new(2), true),
+    );
     // By a third party, then by the origin, for which the transaction ends then.
     for _ in 0..2 {
         assert_eq!(allocator.cannot_commit(&[txn]).await.expect("answer").tombstoned, [txn]);
     }
     for floor in [1, 3, 100] {
-        allocator
-            .report_txns(a.service, Nonce::new(1), TxnRange { floor, end: 1_000 })
-            .await
-            .expect("live");
+        let range = TxnRange { floor: TxnNumber::new(floor), end: TxnNumber::new(1_000) };
+        allocator.report_txns(a.service, Nonce::new(1), range).await.expect("live");
         let refused =
             allocator.begin_commit(&commit(txn, 1, &[])).await.expect_err("for ever (C4)");
         assert_eq!(refused.kind(), ErrorKind::CannotCommit, "with the floor at {floor}");

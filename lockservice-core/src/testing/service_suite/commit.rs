@@ -7,7 +7,7 @@ use super::kit::{Ask as _, Scene, exclusive, refused, table_named};
 use crate::allocator::{BeginCommit, PresentedBind};
 use crate::bind::BindSlot;
 use crate::error::ErrorKind;
-use crate::id::{BindVersion, CommitAttempt, ServiceId, TableId, TxnId};
+use crate::id::{BindVersion, CommitAttempt, ServiceId, TableId, TxnId, TxnNumber};
 
 pub(super) async fn a_commit_is_admitted_on_current_binds_only(fixture: &dyn ServiceFixture) {
     let scene = Scene::new(fixture);
@@ -90,7 +90,8 @@ pub(super) async fn a_transaction_that_has_ended_or_never_was_is_not_admitted(
     let mut request = old.commit(&[&kept]);
     fixture.begin_commit(&request).await.expect("it is alive");
     for ahead in [1_000, 1 << 40] {
-        request.txn = TxnId::new(old.id().origin, old.id().number() + ahead, true);
+        request.txn =
+            TxnId::new(old.id().origin, TxnNumber::new(old.id().number().get() + ahead), true);
         refused("it never was (C4)", fixture.begin_commit(&request).await, ErrorKind::CannotCommit);
         let response = fixture.cannot_commit(&[request.txn]).await.expect("an answer");
         assert_eq!(

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::id::{BindVersion, Epoch, NodeName, Nonce, ServiceId, TableId, TableRef, WriteNumber};
+use crate::id::{
+    BindVersion, Epoch, FencingToken, NodeName, Nonce, ServiceId, TableId, TableRef, WriteNumber,
+};
 use crate::store::{
     Acquired, BindRecord, BindStore, Candidate, Leadership, Seen, ServiceRecord, ServiceState,
     StoreState, TableRecord,
@@ -100,7 +102,7 @@ fn table(group: &str, name: &str, number: u64) -> TableRecord {
         table: TableRef::new(group, name).expect("names"),
         id: TableId::new(number),
         partitions: 1,
-        tokens_reserved_to: (1 << 53) - 1 - number,
+        tokens_reserved_to: FencingToken::new((1 << 53) - 1 - number),
         binds: vec![BindRecord {
             owner: ServiceId::new(number + 1),
             version: BindVersion::new(number + 2),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{StoreFixture, acquire, service, sorted, table};
 use crate::error::ErrorKind;
-use crate::id::{Epoch, ServiceId, TxnId, WriteNumber};
+use crate::id::{Epoch, EpochNumber, FencingToken, ServiceId, TxnId, TxnNumber, WriteNumber};
 use crate::store::{ClusterConstants, Forgotten, Op, ServiceState, StoreState};
 
 pub(super) async fn every_record_survives_a_reopening(fixture: &dyn StoreFixture) {
@@ -14,11 +14,14 @@ pub(super) async fn every_record_survives_a_reopening(fixture: &dyn StoreFixture
         Op::PutConstants(ClusterConstants { leadership_ttl_ms: 2_000, lease_ttl_ms: 3_000 }),
         Op::PutTable(table("g", "ä table/with: odd\"name", 7)),
         Op::PutTable(table("h", "t", 8)),
-        Op::PutForgotten(Forgotten { high_water: 6, tokens_reserved_to: 1 << 53 }),
+        Op::PutForgotten(Forgotten {
+            high_water: EpochNumber::new(6),
+            tokens_reserved_to: FencingToken::new(1 << 53),
+        }),
         Op::PutService(service(11, ServiceState::Live)),
         Op::PutService(service(12, ServiceState::Fenced)),
         Op::PutService(service(13, ServiceState::Resigned)),
-        Op::PutTombstone(TxnId::new(ServiceId::new(11), 5, true)),
+        Op::PutTombstone(TxnId::new(ServiceId::new(11), TxnNumber::new(5), true)),
     ];
     store.write(epoch, WriteNumber::FIRST, &batch).await.expect("write");
     let before = sorted(store.load().await.expect("load"));
@@ -44,12 +47,15 @@ pub(super) async fn every_record_survives_a_reopening(fixture: &dyn StoreFixture
 pub(super) async fn records_are_replaced_and_removed(fixture: &dyn StoreFixture) {
     let store = fixture.open().await;
     let (epoch, ..) = acquire(&*store, 0).await;
-    let txn = TxnId::new(ServiceId::new(1), 1, true);
+    let txn = TxnId::new(ServiceId::new(1), TxnNumber::new(1), true);
     let first = vec![
         Op::PutTable(table("g", "t", 1)),
         Op::PutTable(table("g", "gone", 2)),
         Op::PutTable(table("g", "back", 3)),
-        Op::PutForgotten(Forgotten { high_water: 1, tokens_reserved_to: 5 }),
+        Op::PutForgotten(Forgotten {
+            high_water: EpochNumber::new(1),
+            tokens_reserved_to: FencingToken::new(5),
+        }),
         Op::PutService(service(1, ServiceState::Live)),
         Op::PutService(service(2, ServiceState::Live)),
         Op::PutTombstone(txn),
@@ -65,11 +71,17 @@ pub(super) async fn records_are_replaced_and_removed(fixture: &dyn StoreFixture)
         Op::RemoveService(ServiceId::new(77)),
         Op::PutService(service(3, ServiceState::Live)),
         Op::RemoveService(ServiceId::new(3)),
-        Op::PutForgotten(Forgotten { high_water: 2, tokens_reserved_to: 7 }),
+        Op::PutForgotten(Forgotten {
+            high_water: EpochNumber::new(2),
+            tokens_reserved_to: FencingToken::new(7),
+        }),
         Op::RemoveTable(table("g", "gone", 2).table),
         Op::RemoveTable(table("g", "never", 2).table),
         Op::RemoveTable(table("g", "back", 3).table),
-        Op::PutForgotten(Forgotten { high_water: 3, tokens_reserved_to: 7 }),
+        Op::PutForgotten(Forgotten {
+            high_water: EpochNumber::new(3),
+            tokens_reserved_to: FencingToken::new(7),
+        }),
         Op::PutTable(table("g", "back", 10)),
         Op::PutTable(table("g", "short", 11)),
         Op::RemoveTable(table("g", "short", 11).table),
@@ -80,7 +92,10 @@ pub(super) async fn records_are_replaced_and_removed(fixture: &dyn StoreFixture)
     acquire(&*store, 0).await;
     let state = sorted(store.load().await.expect("load"));
     assert_eq!(state.tables, vec![table("g", "back", 10), table("g", "t", 9)]);
-    assert_eq!(state.forgotten, Forgotten { high_water: 3, tokens_reserved_to: 7 });
+    assert_eq!(
+        state.forgotten,
+        Forgotten { high_water: EpochNumber::new(3), tokens_reserved_to: FencingToken::new(7) }
+    );
     assert_eq!(state.services, vec![service(1, ServiceState::Fenced)]);
     assert_eq!(state.tombstones, vec![]);
     assert_eq!(state.applied.get(), 2);

@@ -180,7 +180,7 @@ impl CommitControl {
     }
 
     fn stripe(&self, txn: TxnId) -> impl std::ops::DerefMut<Target = Stripe> {
-        self.stripes[txn.number() as usize % self.stripes.len()].0.lock()
+        self.stripes[txn.number().get() as usize % self.stripes.len()].0.lock()
     }
 }
 
@@ -207,13 +207,13 @@ mod tests {
 
     use super::*;
     use crate::allocator::state::slots::PinSet;
-    use crate::id::{CommitAttempt, ServiceId};
+    use crate::id::{CommitAttempt, ServiceId, TxnNumber};
 
     const ORIGIN: ServiceId = ServiceId::new(1 << 32 | 1);
 
     /// The `n`th transaction of one and the same stripe.
     fn txn(n: usize) -> TxnId {
-        TxnId::new(ORIGIN, (n * STRIPES) as u64, true)
+        TxnId::new(ORIGIN, TxnNumber::new((n * STRIPES) as u64), true)
     }
 
     fn at(secs: u64) -> Time {

@@ -4,6 +4,7 @@ use std::fmt;
 
 #[cfg(doc)]
 use crate::id::TxnId;
+use crate::id::TxnNumber;
 
 /// The transactions of an origin that can be alive, as reported by the origin: a superset of those
 /// that are.
@@ -13,9 +14,9 @@ use crate::id::TxnId;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TxnRange {
     /// Every validating transaction below this is over.
-    pub floor: u64,
+    pub floor: TxnNumber,
     /// No transaction from here on has begun. The origin reports this ahead.
-    pub end: u64,
+    pub end: TxnNumber,
 }
 
 /// The life of a validating transaction, as its origin knows it. Exhaustive: no fourth state can
@@ -36,5 +37,5 @@ pub enum TxnLife {
 /// alive.
 pub trait OriginTxns: fmt::Debug + Send + Sync + 'static {
     /// The life of the validating transaction with this [number](TxnId::number). Must not block.
-    fn life(&self, number: u64) -> TxnLife;
+    fn life(&self, number: TxnNumber) -> TxnLife;
 }

@@ -9,21 +9,38 @@ use smallvec::SmallVec;
 
 use crate::allocator::state::slots::{BindSlots, Places};
 use crate::clock::{Time, hi};
-use crate::id::CommitAttempt;
+use crate::id::{CommitAttempt, TxnCounter, TxnNumber};
 
 #[derive(Default)]
 pub(super) struct Stripe {
     pub(super) fenced: bool,
     /// Numbers below this are over.
-    pub(super) floor: u64,
-    /// Raised with every tombstone; a removal must name the one it saw.
-    generation: u64,
+    pub(super) floor: TxnNumber,
+    /// That of the last tombstone. A removal must name the one it saw.
+    generation: Generation,
     /// No attempt runs out before this: until then a look for room finds none. `None` if there is
     /// no attempt.
     pub(super) expires_from: Option<Time>,
     /// The number of tombstones among `commits`.
     pub(super) tombstones: usize,
-    pub(super) commits: HashMap<u64, Commit, foldhash::fast::FixedState>,
+    pub(super) commits: HashMap<TxnCounter, Commit, foldhash::fast::FixedState>,
+}
+
+/// Tells a tombstone from one that was made for the same transaction before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Generation(u64);
+
+impl Generation {
+    /// The generation after this one. Saturates.
+    const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
+    /// True if it may be that of several tombstones. None of them counts as written, and none is
+    /// removed (fail closed).
+    pub(super) const fn is_last(self) -> bool {
+        self.0 == u64::MAX
+    }
 }
 
 pub(super) enum Commit {
@@ -34,7 +51,7 @@ pub(super) enum Commit {
         attempts: SmallVec<[Attempt; 1]>,
     },
     Tombstone {
-        generation: u64,
+        generation: Generation,
         durable: bool,
     },
 }
@@ -121,7 +138,7 @@ impl Stripe {
             return;
         }
         let mut next: Option<Time> = None;
-        let mut over = SmallVec::<[u64; 8]>::new();
+        let mut over = SmallVec::<[TxnCounter; 8]>::new();
         for (counter, commit) in &mut self.commits {
             let Commit::InFlight { attempts, .. } = commit else { continue };
             ended.expire(attempts, now);
@@ -139,7 +156,7 @@ impl Stripe {
     }
 
     /// The same for one transaction.
-    pub(super) fn expire_one(&mut self, counter: u64, now: Time, ended: &mut Ended<'_>) {
+    pub(super) fn expire_one(&mut self, counter: TxnCounter, now: Time, ended: &mut Ended<'_>) {
         let Some(Commit::InFlight { attempts, .. }) = self.commits.get_mut(&counter) else {
             return;
         };
@@ -150,7 +167,7 @@ impl Stripe {
     }
 
     /// Takes one attempt of a transaction out.
-    pub(super) fn end(&mut self, counter: u64, name: CommitAttempt, ended: &mut Ended<'_>) {
+    pub(super) fn end(&mut self, counter: TxnCounter, name: CommitAttempt, ended: &mut Ended<'_>) {
         let Entry::Occupied(mut entry) = self.commits.entry(counter) else { return };
         let Commit::InFlight { closing, attempts } = entry.get_mut() else { return };
         if let Some(at) = attempts.iter().position(|known| known.name == name) {
@@ -166,7 +183,7 @@ impl Stripe {
     /// Forgets a transaction without attempts, or makes a tombstone of it if a caller got the
     /// response *committing* (C4). The tombstone is written at the next `cannot_commit`: until then
     /// no caller has been promised that the transaction can never commit.
-    pub(super) fn last_attempt_ended(&mut self, counter: u64) {
+    pub(super) fn last_attempt_ended(&mut self, counter: TxnCounter) {
         let generation = self.next_generation();
         let Entry::Occupied(mut entry) = self.commits.entry(counter) else { return };
         if matches!(entry.get(), Commit::InFlight { closing: true, .. }) {
@@ -177,9 +194,9 @@ impl Stripe {
         }
     }
 
-    /// Saturates: see [`CommitControl::remove`].
-    pub(super) fn next_generation(&mut self) -> u64 {
-        self.generation = self.generation.saturating_add(1);
+    /// The generation of a new tombstone.
+    pub(super) fn next_generation(&mut self) -> Generation {
+        self.generation = self.generation.next();
         self.generation
     }
 }

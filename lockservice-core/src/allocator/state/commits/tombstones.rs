@@ -3,11 +3,11 @@
 
 use hashbrown::hash_map::Entry;
 
-use crate::allocator::state::commits::stripe::{Commit, Ended};
+use crate::allocator::state::commits::stripe::{Commit, Ended, Generation};
 use crate::allocator::state::commits::{CommitControl, exhausted};
 use crate::clock::Time;
 use crate::error::Result;
-use crate::id::TxnId;
+use crate::id::{ServiceId, TxnCounter, TxnId, TxnNumber};
 use crate::sync::atomic::Ordering;
 
 /// The result of [`CommitControl::tombstone`].
@@ -23,7 +23,7 @@ pub(crate) enum Tombstoned {
     Durable,
     /// The tombstone is in memory, under this generation. Write it, then call
     /// [`CommitControl::durable`].
-    ToWrite(u64),
+    ToWrite(Generation),
     /// The origin is fenced: none of its transactions commits.
     Fenced,
     /// The origin has so many tombstones, for clients that fell silent, that there is no room for
@@ -87,11 +87,11 @@ impl CommitControl {
     /// The write of a tombstone landed. A tombstone that was removed, made again, or whose
     /// removal began meanwhile, stays as it is; one at the last generation never counts as written
     /// (it is written again each time).
-    pub(crate) fn durable(&self, txn: TxnId, written: u64) {
+    pub(crate) fn durable(&self, txn: TxnId, written: Generation) {
         if let Some(Commit::Tombstone { generation, durable }) =
             self.stripe(txn).commits.get_mut(&txn.counter)
             && *generation == written
-            && written != u64::MAX
+            && !written.is_last()
         {
             *durable = true;
         }
@@ -99,12 +99,12 @@ impl CommitControl {
 
     /// Takes a tombstone off, unless it was made again after `generation`. At the last generation
     /// nothing is removed: it can no longer be distinguished (fail closed).
-    pub(crate) fn remove(&self, txn: TxnId, seen: u64) {
+    pub(crate) fn remove(&self, txn: TxnId, seen: Generation) {
         let mut stripe = self.stripe(txn);
         if let Entry::Occupied(entry) = stripe.commits.entry(txn.counter)
             && let Commit::Tombstone { generation, .. } = entry.get()
             && *generation == seen
-            && seen != u64::MAX
+            && !seen.is_last()
         {
             entry.remove();
             stripe.tombstones -= 1;
@@ -114,17 +114,17 @@ impl CommitControl {
     /// The tombstones below the floor, which are needed no more once that is durable: of each its
     /// transaction's counter and what [`remove`](Self::remove) must name; and the floor. Empty if
     /// it has not risen since the last [`cleaned`](Self::cleaned).
-    pub(crate) fn below_floor(&self) -> (u64, Vec<(u64, u64)>) {
+    pub(crate) fn below_floor(&self) -> (TxnNumber, Vec<(TxnCounter, Generation)>) {
         let floor = self.floor();
         let mut found = Vec::new();
         // ORDERING: only the sweep reads and writes it.
-        if self.cleaned.load(Ordering::Relaxed) < floor {
+        if self.cleaned.load(Ordering::Relaxed) < floor.get() {
             for stripe in &self.stripes {
                 let stripe = stripe.0.lock();
                 if stripe.tombstones > 0 {
                     found.extend(stripe.commits.iter().filter_map(
                         |(counter, commit)| match commit {
-                            Commit::Tombstone { generation, .. } if counter >> 1 < floor => {
+                            Commit::Tombstone { generation, .. } if counter.number() < floor => {
                                 Some((*counter, *generation))
                             }
                             _ => None,
@@ -137,24 +137,24 @@ impl CommitControl {
     }
 
     /// The tombstones that [`below_floor`](Self::below_floor) found at this floor were removed.
-    pub(crate) fn cleaned(&self, floor: u64) {
-        self.cleaned.store(floor, Ordering::Relaxed);
+    pub(crate) fn cleaned(&self, floor: TxnNumber) {
+        self.cleaned.store(floor.get(), Ordering::Relaxed);
     }
 
-    /// Takes the tombstones of a fenced origin off, that of its floor too, and returns the counters
-    /// of their transactions: once the fence is durable, it says the same of each (C4).
-    pub(crate) fn take_tombstones(&self) -> Vec<u64> {
+    /// Takes the tombstones of a fenced origin off, that of its floor too, and returns their
+    /// transactions: once the fence is durable, it says the same of each (C4).
+    pub(crate) fn take_tombstones(&self, origin: ServiceId) -> Vec<TxnId> {
         let mut taken = Vec::new();
         let floor = self.stored_floor.swap(0, Ordering::AcqRel);
         if floor > 0 {
-            taken.push(floor << 1);
+            taken.push(TxnId::floor_tombstone(origin, TxnNumber::new(floor)));
         }
         for stripe in &self.stripes {
             let mut stripe = stripe.0.lock();
             stripe.commits.retain(|counter, commit| match commit {
                 Commit::InFlight { .. } => true,
                 Commit::Tombstone { .. } => {
-                    taken.push(*counter);
+                    taken.push(TxnId { origin, counter: *counter });
                     false
                 }
             });

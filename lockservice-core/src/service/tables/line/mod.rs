@@ -312,6 +312,7 @@ impl Lines {
 mod tests {
     use super::*;
     use crate::bind::Bind;
+    use crate::id::TxnNumber;
     use crate::key::Key;
     use crate::table::{EngineSettings, LockEngine};
 
@@ -322,7 +323,7 @@ mod tests {
     fn join(lines: &mut Lines, number: usize) -> Joined {
         let requested = Requested {
             txn: Arc::new(TxnRecord::new(
-                TxnId::new(ServiceId::new(1), 1, false),
+                TxnId::new(ServiceId::new(1), TxnNumber::new(1), false),
                 String::new(),
                 String::new(),
                 None,

@@ -2,7 +2,7 @@
 
 use std::ops::Bound;
 
-use crate::id::{NodeName, ServiceId, TableRef, TxnId};
+use crate::id::{NodeName, ServiceId, TableRef, TxnCounter, TxnId};
 use crate::key::{KeyRange, LockItem};
 use crate::service::tables::line::Lines;
 use crate::table::WaitInfo;
@@ -47,7 +47,7 @@ impl Lines {
                 waiter: waiter.requested.txn.id,
                 holder: TxnId {
                     origin: owner.map_or_else(ServiceId::default, |owner| owner.service),
-                    counter: 0,
+                    counter: TxnCounter::default(),
                 },
                 held_item: LockItem::Range(KeyRange::whole_table()),
                 granted: owner.is_some(),
