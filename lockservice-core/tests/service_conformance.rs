@@ -119,7 +119,7 @@ impl ServiceFixture for Local {
         Ok(())
     }
 
-    async fn stop(&self) -> Result<Stopped> {
+    async fn stop(&self) -> Stopped {
         self.service.shutdown(Duration::from_secs(3)).await
     }
 }

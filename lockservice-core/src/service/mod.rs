@@ -121,7 +121,7 @@ const SLICE: usize = 1_024;
 /// let service = LockService::start(ServiceParts::new(allocator.clone(), clock, node)).await?;
 /// // ... sessions and transactions ...
 /// // First the service, then what it rests on: the next start has nothing to wait for.
-/// let stopped = service.shutdown(Duration::from_secs(1)).await?;
+/// let stopped = service.shutdown(Duration::from_secs(1)).await;
 /// allocator.shutdown(stopped.confirmed, Duration::from_secs(1)).await?;
 /// # Ok(())
 /// # }
@@ -301,14 +301,11 @@ impl LockService {
     /// start need not wait for it.
     ///
     /// If it was not to resign, or the allocator could not be reached, the tables wait out the
-    /// lease at the next start.
-    ///
-    /// # Errors
-    /// None now: what could not be done is in the result and in the log.
+    /// lease at the next start. The result says so, and the log says why.
     ///
     /// # Cancel safety
     /// Dropped halfway it leaves the service stopping; call it again.
-    pub async fn shutdown(&self, grace: Duration) -> Result<Stopped> {
+    pub async fn shutdown(&self, grace: Duration) -> Stopped {
         let inner = &self.inner;
         inner.phase.send_if_modified(|phase| {
             let first = matches!(phase, Phase::Serving);
@@ -346,7 +343,7 @@ impl LockService {
         inner.seal(shutting_down());
         // A sealed service is not waited for, even if sessions are still open.
         let confirmed = gone && inner.sessions.is_empty() && inner.txns.is_empty();
-        Ok(Stopped { confirmed, resigned })
+        Stopped { confirmed, resigned }
     }
 }
 

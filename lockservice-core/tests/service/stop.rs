@@ -14,7 +14,7 @@ async fn shutdown_ends_waits_waits_for_the_sessions_and_resigns() {
         session.renew().expect("a stopping service still renews for those who put their work away");
         session.close().await;
     });
-    assert!(stopped.expect("stopped").resigned);
+    assert!(stopped.resigned);
     assert_eq!(
         service.begin(TxnOptions::default()).expect_err("sealed").kind(),
         ErrorKind::ShuttingDown
@@ -33,7 +33,7 @@ async fn a_shutdown_that_a_session_does_not_confirm_does_not_resign() {
     let (service, allocator) = service().await;
     let session = open(&service);
     let granted = locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
-    let stopped = service.shutdown(SECOND).await.expect("stopped");
+    let stopped = service.shutdown(SECOND).await;
     assert!(!stopped.resigned);
     assert_eq!(session.lost().await.kind(), ErrorKind::ShuttingDown);
 
@@ -82,7 +82,7 @@ async fn a_sealed_service_does_not_go_on_asking_an_allocator_that_fails() {
     session.close().await;
     tokio::time::sleep(SECOND).await;
     assert_eq!(service.locks(None).len(), 1, "it is not known to be unable to commit");
-    assert!(!service.shutdown(SECOND).await.expect("stopped").resigned);
+    assert!(!service.shutdown(SECOND).await.resigned);
     tokio::time::sleep(SECOND).await;
     assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
 }

@@ -106,7 +106,7 @@ impl Server {
     ///
     /// # Errors
     /// `Unavailable` if the listener breaks: nothing was waited for, and the caller starts the node
-    /// again. Also those of [`ServiceHost::stop`](crate::ServiceHost::stop).
+    /// again.
     ///
     /// # Cancel safety
     /// Dropped before `stop` has resolved, it changes nothing. Dropped later, it leaves the service
@@ -121,7 +121,7 @@ impl Server {
         health::set_locks(&self.health, false).await;
         let grace = if broken.is_some() { 0 } else { self.settings.grace_ms };
         let stopped = match self.slot.host() {
-            Some(host) => host.stop(Duration::from_millis(grace)).await?,
+            Some(host) => host.stop(Duration::from_millis(grace)).await,
             None => Stopped { resigned: true, confirmed: true },
         };
         broken.map_or(Ok(stopped), Err)

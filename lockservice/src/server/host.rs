@@ -129,12 +129,9 @@ impl ServiceHost {
 
     /// Stops the node; see [`LockService::shutdown`]. No further incarnation starts.
     ///
-    /// # Errors
-    /// Those of [`LockService::shutdown`].
-    ///
     /// # Cancel safety
     /// Dropped halfway it leaves the node stopping; call it again.
-    pub async fn stop(&self, grace: Duration) -> Result<Stopped> {
+    pub async fn stop(&self, grace: Duration) -> Stopped {
         self.0.successor.abort();
         self.current().shutdown(grace).await
     }

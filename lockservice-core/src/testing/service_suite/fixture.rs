@@ -42,7 +42,7 @@ pub trait ServiceFixture: Send + Sync {
     /// Ends a commit.
     async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<()>;
     /// Stops the service in order. Resolves when it has stopped.
-    async fn stop(&self) -> Result<Stopped>;
+    async fn stop(&self) -> Stopped;
 }
 
 /// A session. Dropping it may leave it to its TTL.
