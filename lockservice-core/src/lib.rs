@@ -55,7 +55,7 @@ pub mod clock;
 pub mod docs;
 pub mod env;
 mod error;
-pub mod guarded_map;
+mod guarded_map;
 mod id;
 mod key;
 #[cfg_attr(loom, allow(dead_code, reason = "the service is not built for loom"))]
@@ -72,7 +72,6 @@ pub mod testing;
 
 pub use crate::bind::{Bind, BindSlot, TokenBlock};
 pub use crate::error::{Advice, Blocker, DeadlockEdge, Detail, Error, ErrorKind, Result};
-pub use crate::guarded_map::GuardedMap;
 pub use crate::id::{
     BindVersion, CommitAttempt, CommitTimestamp, EPOCH_END, EPOCH_SHIFT, Epoch, EpochNumber,
     FencingToken, GroupName, NAME_BYTES_MAX, NodeName, Nonce, RenewalNumber, Sequence, ServiceId,

@@ -4,17 +4,19 @@
 //! |---|---|
 //! | `mod.rs` | the map and its shards |
 //! | `read_mostly.rs` | a map that every commit reads and that hardly ever changes |
+//! | `loom.rs` | the interleavings of small models of the map |
 //!
 //! # Implementation details
 //! The map has a power of two of shards. Each is a hash table under its own reader-writer lock. A
 //! key is hashed once: the upper bits choose the shard, and the whole hash the slot in its table.
 //!
 //! # Invariants
-//! 1. **A read creates nothing.** [`read`](GuardedMap::read), [`contains`](GuardedMap::contains),
-//!    [`for_each`](GuardedMap::for_each) and [`update_existing`](GuardedMap::update_existing) never
-//!    add an entry. Entries come from [`upsert`](GuardedMap::upsert) and
-//!    [`alter`](GuardedMap::alter) alone, under the shard's write lock. (A system of this kind died
-//!    of lookups that created entries of a plain map under a read lock.)
+//! 1. **A read creates nothing.** [`read`](GuardedMap::read),
+//!    [`for_each_in`](GuardedMap::for_each_in) and
+//!    [`update_existing`](GuardedMap::update_existing) never add an entry. Entries come from
+//!    [`upsert`](GuardedMap::upsert) and [`alter`](GuardedMap::alter) alone, under the shard's
+//!    write lock. (A system of this kind died of lookups that created entries of a plain map under
+//!    a read lock.)
 //! 2. **No guard leaves.** Values are reached inside closures only. So nothing can be held over an
 //!    await, and a caller blocks others only while its closure runs.
 //! 3. **Readers do not exclude readers.** Two closures of [`read`](GuardedMap::read) run side by
@@ -22,6 +24,8 @@
 //! 4. **One shard at a time.** No method takes the lock of a second shard while it holds one. A
 //!    closure must not call the same map: it could wait for its own shard.
 
+#[cfg(all(test, loom))]
+mod loom;
 mod read_mostly;
 
 use std::fmt;
@@ -57,17 +61,7 @@ pub(crate) type KeyHasher = foldhash::quality::FixedState;
 /// # Panics
 /// No method panics by itself. A panic of a closure leaves the map usable, with the changes that
 /// the closure has made.
-///
-/// ```
-/// use lockservice_core::GuardedMap;
-///
-/// let map: GuardedMap<(&str, &str), u64> = GuardedMap::new();
-/// map.upsert(("group", "table"), || 1, |version| *version += 1);
-/// assert_eq!(map.read(&("group", "table"), |version| version.copied()), Some(2));
-/// assert_eq!(map.read(&("group", "other"), |version| version.copied()), None);
-/// assert_eq!(map.len(), 1);
-/// ```
-pub struct GuardedMap<K, V> {
+pub(crate) struct GuardedMap<K, V> {
     shards: Box<[Shard<K, V>]>,
     hasher: KeyHasher,
 }
@@ -79,12 +73,12 @@ struct Shard<K, V>(RwLock<HashTable<(K, V)>>);
 
 impl<K: Hash + Eq, V> GuardedMap<K, V> {
     /// An empty map with the default number of shards.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with_shards(SHARDS_DEFAULT)
     }
 
     /// An empty map with `shards` shards, rounded up to a power of two: at least 1, at most 65,536.
-    pub fn with_shards(shards: usize) -> Self {
+    pub(crate) fn with_shards(shards: usize) -> Self {
         let shards = shards.clamp(1, 1 << 16).next_power_of_two();
         Self {
             shards: (0..shards).map(|_| Shard(RwLock::new(HashTable::new()))).collect(),
@@ -94,20 +88,19 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
 
     /// Calls `read` with the value of `key`, or with `None`, and returns its result. Other readers
     /// of the same shard run meanwhile. Creates nothing.
-    pub fn read<R>(&self, key: &K, read: impl FnOnce(Option<&V>) -> R) -> R {
+    pub(crate) fn read<R>(&self, key: &K, read: impl FnOnce(Option<&V>) -> R) -> R {
         let hash = self.hasher.hash_one(key);
         let shard = self.shard(hash).read();
         read(shard.find(hash, |(k, _)| k == key).map(|(_, value)| value))
     }
 
-    /// True if there is an entry for `key`. Creates nothing.
-    pub fn contains(&self, key: &K) -> bool {
-        self.read(key, |value| value.is_some())
-    }
-
     /// Calls `update` with the value of `key` and returns its result. Without an entry, returns
     /// `None` and does not call it.
-    pub fn update_existing<R>(&self, key: &K, update: impl FnOnce(&mut V) -> R) -> Option<R> {
+    pub(crate) fn update_existing<R>(
+        &self,
+        key: &K,
+        update: impl FnOnce(&mut V) -> R,
+    ) -> Option<R> {
         let hash = self.hasher.hash_one(key);
         let mut shard = self.shard(hash).write();
         shard.find_mut(hash, |(k, _)| k == key).map(|(_, value)| update(value))
@@ -115,7 +108,7 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
 
     /// Calls `update` with the value of `key` and returns its result. Without an entry, `make`
     /// creates the value first.
-    pub fn upsert<R>(
+    pub(crate) fn upsert<R>(
         &self,
         key: K,
         make: impl FnOnce() -> V,
@@ -135,21 +128,7 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
     ///
     /// `decide` is called with the value, or with `None`. The entry then has the value that
     /// `decide` leaves there; `None` removes it. If `decide` panics, the entry is removed.
-    ///
-    /// ```
-    /// use lockservice_core::GuardedMap;
-    ///
-    /// // A counter that is removed when it reaches zero.
-    /// let holders: GuardedMap<&str, u32> = GuardedMap::new();
-    /// holders.upsert("a", || 0, |count| *count += 1);
-    /// let remaining = holders.alter(&"a", |count| {
-    ///     let remaining = count.unwrap_or(1) - 1;
-    ///     *count = (remaining > 0).then_some(remaining);
-    ///     remaining
-    /// });
-    /// assert_eq!((remaining, holders.contains(&"a")), (0, false));
-    /// ```
-    pub fn alter<R>(&self, key: &K, decide: impl FnOnce(&mut Option<V>) -> R) -> R
+    pub(crate) fn alter<R>(&self, key: &K, decide: impl FnOnce(&mut Option<V>) -> R) -> R
     where
         K: Clone,
     {
@@ -181,7 +160,7 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
     /// Removes the entry of `key` if `condition` holds for its value, and returns the value.
     ///
     /// Check and removal are one step, so that an entry that was replaced meanwhile stays.
-    pub fn remove_if(&self, key: &K, condition: impl FnOnce(&V) -> bool) -> Option<V> {
+    pub(crate) fn remove_if(&self, key: &K, condition: impl FnOnce(&V) -> bool) -> Option<V> {
         let hash = self.hasher.hash_one(key);
         let mut shard = self.shard(hash).write();
         match shard.find_entry(hash, |(k, _)| k == key) {
@@ -190,56 +169,29 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         }
     }
 
-    /// Calls `visit` with every entry, shard by shard, in no particular order. An entry that comes
-    /// or goes meanwhile may be visited or not; every other is visited once.
-    pub fn for_each(&self, mut visit: impl FnMut(&K, &V)) {
-        for shard in 0..self.shards() {
-            self.for_each_in(shard, &mut visit);
-        }
-    }
-
     /// The number of shards, for a caller that visits them one after another with pauses.
-    pub fn shards(&self) -> usize {
+    pub(crate) fn shards(&self) -> usize {
         self.shards.len()
     }
 
-    /// Like [`for_each`](Self::for_each), for one shard. Returns the number of its entries; 0
-    /// beyond the [last](Self::shards) shard.
-    pub fn for_each_in(&self, shard: usize, mut visit: impl FnMut(&K, &V)) -> usize {
+    /// Calls `visit` with every entry of one shard, in no particular order. Returns the number of
+    /// its entries; 0 beyond the [last](Self::shards) shard.
+    pub(crate) fn for_each_in(&self, shard: usize, mut visit: impl FnMut(&K, &V)) -> usize {
         let Some(Shard(shard)) = self.shards.get(shard) else { return 0 };
         let shard = shard.read();
         shard.iter().for_each(|(key, value)| visit(key, value));
         shard.len()
     }
 
-    /// Like [`for_each_in`](Self::for_each_in), for changes: under the write lock of the shard.
-    pub fn update_each_in(&self, shard: usize, mut update: impl FnMut(&K, &mut V)) -> usize {
-        let Some(Shard(shard)) = self.shards.get(shard) else { return 0 };
-        let mut shard = shard.write();
-        shard.iter_mut().for_each(|(key, value)| update(key, value));
-        shard.len()
-    }
-
     /// The number of entries, counted shard by shard: exact only while none is added or removed.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.0.read().len()).sum()
-    }
-
-    /// True if no shard holds an entry; see [`len`](Self::len).
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     fn shard(&self, hash: u64) -> &RwLock<HashTable<(K, V)>> {
         // The table inside uses the lowest and the highest seven bits; these are in between.
         let index = (hash >> 32) as usize & (self.shards.len() - 1);
         &self.shards[index].0
-    }
-}
-
-impl<K: Hash + Eq, V> Default for GuardedMap<K, V> {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -263,13 +215,12 @@ mod tests {
     fn a_lookup_of_an_absent_key_creates_nothing() {
         let map: GuardedMap<u32, u32> = GuardedMap::with_shards(4);
         for key in 0..1_000 {
-            assert!(!map.contains(&key));
             assert!(map.read(&key, |value| value.is_none()));
             assert_eq!(map.update_existing(&key, |value| *value += 1), None);
             assert_eq!(map.remove_if(&key, |_| true), None);
             map.alter(&key, |value| assert_eq!(*value, None));
         }
-        assert!(map.is_empty());
+        assert_eq!(map.len(), 0);
     }
 
     #[test]
@@ -338,7 +289,9 @@ mod tests {
                 prop_assert_eq!(map.len(), plain.len());
             }
             let mut seen = BTreeMap::new();
-            map.for_each(|k, v| assert!(seen.insert(*k, *v).is_none()));
+            for shard in 0..map.shards() {
+                map.for_each_in(shard, |k, v| assert!(seen.insert(*k, *v).is_none()));
+            }
             prop_assert_eq!(seen, plain);
         }
     }
