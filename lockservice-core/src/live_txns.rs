@@ -17,8 +17,8 @@ use hashbrown::HashSet;
 
 use crate::allocator::{OriginTxns, TxnLife, TxnRange};
 use crate::id::{TxnId, TxnNumber};
-use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, Padded};
 
 #[cfg(not(loom))]
 const STRIPES: usize = 64;
@@ -34,20 +34,18 @@ pub(crate) struct LiveTxns {
     next: AtomicU64,
     /// The numbers of those that are alive, or are being ended. Each is locked for one change or
     /// look, with nothing.
-    validating: Box<[Stripe]>,
+    validating: Box<[Padded<Stripe>]>,
 }
 
-/// Padded, so that two locks share no cache line. A fixed hash: the numbers are this incarnation's.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Stripe(Mutex<HashSet<TxnNumber, foldhash::fast::FixedState>>);
+/// A fixed hash: the numbers are this incarnation's.
+type Stripe = Mutex<HashSet<TxnNumber, foldhash::fast::FixedState>>;
 
 impl LiveTxns {
     /// No transaction has begun.
     pub(crate) fn new() -> Self {
         Self {
             next: AtomicU64::new(1),
-            validating: (0..STRIPES).map(|_| Stripe::default()).collect(),
+            validating: (0..STRIPES).map(|_| Padded::default()).collect(),
         }
     }
 
@@ -79,7 +77,7 @@ impl LiveTxns {
     /// The validating transactions that can be alive, now and while the next `ahead` begin.
     pub(crate) fn range(&self, ahead: u64) -> TxnRange {
         let next = self.next_number();
-        let lowest = |stripe: &Stripe| stripe.0.lock().iter().min().copied();
+        let lowest = |stripe: &Padded<Stripe>| stripe.0.lock().iter().min().copied();
         let floor = self.validating.iter().filter_map(lowest).fold(next, TxnNumber::min);
         TxnRange { floor, end: TxnNumber::new(next.get().saturating_add(ahead)) }
     }
@@ -88,7 +86,7 @@ impl LiveTxns {
         TxnNumber::new(self.next.load(Ordering::Relaxed))
     }
 
-    fn stripe(&self, number: TxnNumber) -> &Mutex<HashSet<TxnNumber, foldhash::fast::FixedState>> {
+    fn stripe(&self, number: TxnNumber) -> &Stripe {
         &self.validating[number.get() as usize % self.validating.len()].0
     }
 }

@@ -22,6 +22,13 @@ pub(crate) use parking_lot::{Mutex, RwLock};
 #[cfg(loom)]
 pub(crate) use self::loom_locks::{Mutex, RwLock};
 
+/// A value with cache lines of its own. Two of them share neither a line nor a pair of lines that
+/// the processor fetches together, so that threads which use them side by side do not slow each
+/// other down.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Padded<T>(pub(crate) T);
+
 /// A number of the calling thread: always the same, and mostly another than that of another thread.
 #[cfg(not(loom))]
 pub(crate) fn thread_number() -> usize {

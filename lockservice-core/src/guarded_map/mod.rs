@@ -34,7 +34,7 @@ use std::hash::{BuildHasher, Hash};
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
-use crate::sync::RwLock;
+use crate::sync::{Padded, RwLock};
 
 pub(crate) use self::read_mostly::{ReadMostlyMap, View};
 
@@ -62,14 +62,11 @@ pub(crate) type KeyHasher = foldhash::quality::FixedState;
 /// No method panics by itself. A panic of a closure leaves the map usable, with the changes that
 /// the closure has made.
 pub(crate) struct GuardedMap<K, V> {
-    shards: Box<[Shard<K, V>]>,
+    shards: Box<[Padded<Shard<K, V>>]>,
     hasher: KeyHasher,
 }
 
-/// Padded, so that two locks share neither a cache line nor a pair of lines that the processor
-/// fetches together.
-#[repr(align(128))]
-struct Shard<K, V>(RwLock<HashTable<(K, V)>>);
+type Shard<K, V> = RwLock<HashTable<(K, V)>>;
 
 impl<K: Hash + Eq, V> GuardedMap<K, V> {
     /// An empty map with the default number of shards.
@@ -81,7 +78,7 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
     pub(crate) fn with_shards(shards: usize) -> Self {
         let shards = shards.clamp(1, 1 << 16).next_power_of_two();
         Self {
-            shards: (0..shards).map(|_| Shard(RwLock::new(HashTable::new()))).collect(),
+            shards: (0..shards).map(|_| Padded(RwLock::new(HashTable::new()))).collect(),
             hasher: KeyHasher::default(),
         }
     }
@@ -177,7 +174,7 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
     /// Calls `visit` with every entry of one shard, in no particular order. Returns the number of
     /// its entries; 0 beyond the [last](Self::shards) shard.
     pub(crate) fn for_each_in(&self, shard: usize, mut visit: impl FnMut(&K, &V)) -> usize {
-        let Some(Shard(shard)) = self.shards.get(shard) else { return 0 };
+        let Some(Padded(shard)) = self.shards.get(shard) else { return 0 };
         let shard = shard.read();
         shard.iter().for_each(|(key, value)| visit(key, value));
         shard.len()
@@ -188,7 +185,7 @@ impl<K: Hash + Eq, V> GuardedMap<K, V> {
         self.shards.iter().map(|shard| shard.0.read().len()).sum()
     }
 
-    fn shard(&self, hash: u64) -> &RwLock<HashTable<(K, V)>> {
+    fn shard(&self, hash: u64) -> &Shard<K, V> {
         // The table inside uses the lowest and the highest seven bits; these are in between.
         let index = (hash >> 32) as usize & (self.shards.len() - 1);
         &self.shards[index].0

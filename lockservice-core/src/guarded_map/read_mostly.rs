@@ -19,7 +19,7 @@ use std::hash::Hash;
 
 use hashbrown::HashMap;
 
-use crate::sync::{RwLock, thread_number};
+use crate::sync::{Padded, RwLock, thread_number};
 
 /// Copies of a map: threads beyond that share some.
 #[cfg(not(loom))]
@@ -34,12 +34,8 @@ type Entries<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
 ///
 /// A closure runs under the lock of one copy. Keep it short, and do not call the same map from it.
 pub(crate) struct ReadMostlyMap<K, V> {
-    copies: [Padded<K, V>; COPIES],
+    copies: [Padded<RwLock<Entries<K, V>>>; COPIES],
 }
-
-/// Padded as a shard of a [`GuardedMap`](super::GuardedMap).
-#[repr(align(128))]
-struct Padded<K, V>(RwLock<Entries<K, V>>);
 
 /// The entries of a map, as long as the closure runs that got it.
 pub(crate) struct View<'a, K, V>(&'a Entries<K, V>);

@@ -1,7 +1,7 @@
 //! [`BindSlots`]: where each bind is kept for commits, with its pins (C2, C3).
 //!
 //! # Implementation details
-//! Slots stand in an array that grows by segments and never shrinks; none of them moves. A slot is
+//! Slots stand in [`Segments`]: their array never shrinks, and none of them moves. A slot is
 //! one cache line: its [`Pins`], and the four numbers of its bind. [`BindSlot`] is its place in
 //! the array. It comes with the bind, so that a commit that presents the bind finds the slot
 //! without a look-up, without a lock, and without a cache line that other commits change.
@@ -28,7 +28,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
@@ -37,24 +37,22 @@ use crate::allocator::state::pins::{NotPinned, Pins};
 use crate::bind::BindSlot;
 use crate::clock::Time;
 use crate::id::BindVersion;
+use crate::segments::Segments;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// Slots of the first segment; each one has twice as many as the one before.
+/// Slots of the first segment.
 #[cfg(not(loom))]
 const FIRST: usize = 1 << 10;
 #[cfg(loom)]
 const FIRST: usize = 1 << 1;
-
-/// As many as the places that there are.
-const SEGMENTS: usize = 32 - FIRST.ilog2() as usize;
 
 /// The number of free slots that a claim checks before it takes one that was never used.
 const LOOKS: usize = 4;
 
 /// The slots of all binds of an allocator.
 pub(crate) struct BindSlots {
-    segments: [OnceLock<Box<[Slot]>>; SEGMENTS],
+    slots: Segments<Slot, FIRST>,
     free: Mutex<Free>,
 }
 
@@ -109,16 +107,12 @@ impl Slot {
 impl BindSlots {
     /// No slots.
     pub(crate) fn new() -> Self {
-        Self {
-            segments: std::array::from_fn(|_| OnceLock::new()),
-            free: Mutex::new(Free { used: VecDeque::new(), next: 1 }),
-        }
+        Self { slots: Segments::new(), free: Mutex::new(Free { used: VecDeque::new(), next: 1 }) }
     }
 
     /// The slot at a place. `None` if there never was one.
     pub(crate) fn get(&self, at: BindSlot) -> Option<&Slot> {
-        let (segment, within) = split(at)?;
-        self.segments.get(segment)?.get()?.get(within)
+        self.slots.get(index(at)?)
     }
 
     /// A slot for a bind, closed. The slot in `bind` makes no difference.
@@ -160,19 +154,15 @@ impl BindSlots {
     fn unused(&self, free: &mut Free) -> BindSlot {
         let at = BindSlot::new(free.next);
         free.next += 1;
-        let (segment, _) = split(at).expect("the numbers of places begin at 1");
-        let slots = || (0..FIRST << segment).map(|_| Slot::new()).collect();
-        self.segments[segment].get_or_init(slots);
+        let index = index(at).expect("the numbers of places begin at 1");
+        self.slots.get_or_make(index, Slot::new);
         at
     }
 }
 
-/// The segment of a place, and its index in the segment.
-fn split(at: BindSlot) -> Option<(usize, usize)> {
-    // Place 1 is the first of all.
-    let place = (at.get() as usize).checked_sub(1)? + FIRST;
-    let segment = (place.ilog2() - FIRST.ilog2()) as usize;
-    Some((segment, place - (FIRST << segment)))
+/// The index of a place. Place 1 is the first of all.
+fn index(at: BindSlot) -> Option<u32> {
+    at.get().checked_sub(1)
 }
 
 impl fmt::Debug for BindSlots {

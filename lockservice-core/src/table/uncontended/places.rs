@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::rows::TableRows;
 use crate::guarded_map::KeyHasher;
+use crate::segments::Segments;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The number of the next engine of this process. Only uniqueness matters.
@@ -18,16 +19,13 @@ static ENGINES: AtomicU64 = AtomicU64::new(0);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::table) struct Place(pub(in crate::table) u32);
 
-/// The number of buckets: enough for 2^32 places.
-const BUCKETS: usize = 31;
-
-/// Places of the first bucket. Each further one has twice as many as the one before it.
-const FIRST: u32 = 4;
+/// Places of the first segment.
+const FIRST: usize = 4;
 
 /// See the module.
 #[derive(Debug)]
 pub(in crate::table) struct TablePlaces {
-    buckets: [OnceLock<Box<[OnceLock<TableRows>]>>; BUCKETS],
+    rows: Segments<OnceLock<TableRows>, FIRST>,
     hasher: KeyHasher,
     shards: usize,
     /// Credit that shards have returned, and that the state has not taken back, in bytes. The state
@@ -43,7 +41,7 @@ pub(in crate::table) struct TablePlaces {
 impl TablePlaces {
     pub(in crate::table) fn new() -> Self {
         Self {
-            buckets: [const { OnceLock::new() }; BUCKETS],
+            rows: Segments::new(),
             hasher: KeyHasher::default(),
             shards: shards(),
             returned: AtomicUsize::new(0),
@@ -81,30 +79,15 @@ impl TablePlaces {
 
     /// The rows of the table in a place.
     pub(in crate::table) fn get(&self, place: Place) -> &TableRows {
-        let (bucket, at) = split(place);
-        let rows = self.buckets[bucket].get().and_then(|bucket| bucket[at].get());
+        let rows = self.rows.get(place.0).and_then(OnceLock::get);
         rows.expect("a place is named only after it was made")
     }
 
     /// Makes a place, if it is not there yet.
     pub(in crate::table) fn make(&self, place: Place) {
-        let (bucket, at) = split(place);
-        let bucket = self.buckets[bucket]
-            .get_or_init(|| (0..(FIRST as usize) << bucket).map(|_| OnceLock::new()).collect());
-        bucket[at].get_or_init(|| TableRows::new(self.shards, self.hasher.clone()));
+        let rows = self.rows.get_or_make(place.0, OnceLock::new);
+        rows.get_or_init(|| TableRows::new(self.shards, self.hasher.clone()));
     }
-}
-
-impl std::fmt::Debug for TableRows {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TableRows").finish_non_exhaustive()
-    }
-}
-
-fn split(place: Place) -> (usize, usize) {
-    let number = u64::from(place.0) + u64::from(FIRST);
-    let bucket = number.ilog2() - FIRST.ilog2();
-    (bucket as usize, (number - (u64::from(FIRST) << bucket)) as usize)
 }
 
 /// The shards of a table: so many that two threads of this machine rarely meet in one, and not so
@@ -133,6 +116,5 @@ mod tests {
         for (at, place) in all.iter().enumerate() {
             assert!(!all[..at].contains(place));
         }
-        assert_eq!(split(Place(u32::MAX)).0, BUCKETS - 1);
     }
 }

@@ -10,22 +10,17 @@ use crate::guarded_map::KeyHasher;
 use crate::id::{BindVersion, CommitTimestamp};
 use crate::key::{Key, KeyRange};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{Mutex, Padded, RwLock};
 use crate::table::interval::IntervalMap;
 
 /// See the module.
 pub(in crate::table) struct TableRows {
-    shards: Box<[Padded]>,
+    shards: Box<[Padded<Mutex<Shard>>]>,
     hasher: KeyHasher,
     /// Ranges that the state has an entry for.
     published: RwLock<IntervalMap<()>>,
     pub(in crate::table) history: History,
 }
-
-/// Padded, so that two locks share neither a cache line nor a pair of lines that the processor
-/// fetches together.
-#[repr(align(128))]
-struct Padded(Mutex<Shard>);
 
 /// What a grant says of the commits in a table (C5).
 ///

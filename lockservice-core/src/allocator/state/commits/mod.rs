@@ -88,8 +88,8 @@ use crate::allocator::state::slots::BindSlots;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
 use crate::id::TxnId;
-use crate::sync::Mutex;
 use crate::sync::atomic::AtomicU64;
+use crate::sync::{Mutex, Padded};
 
 pub use self::origin::{OriginTxns, TxnLife, TxnRange};
 pub(crate) use self::stripe::Window;
@@ -105,7 +105,7 @@ const ATTEMPTS_MAX: usize = 64;
 
 /// The control state of one origin's commits. Created at its registration, never on a miss (C3).
 pub(crate) struct CommitControl {
-    stripes: Box<[Padded]>,
+    stripes: Box<[Padded<Mutex<Stripe>>]>,
     per_stripe_max: usize,
     /// The slots of the pins of the commits.
     slots: Arc<BindSlots>,
@@ -121,9 +121,6 @@ pub(crate) struct CommitControl {
     /// The floor up to which tombstones were removed. Only the sweep uses it: no partner.
     cleaned: AtomicU64,
 }
-
-#[repr(align(128))]
-struct Padded(Mutex<Stripe>);
 
 impl CommitControl {
     /// The control state of a new origin, for at most `commits_max` transactions (rounded up to
