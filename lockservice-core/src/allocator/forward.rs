@@ -1,4 +1,5 @@
-//! [`LockTableAllocator`] for `Arc<T>` and `Box<T>`: each call goes to what is inside.
+//! [`LockTableAllocator`] for types that hand every call on: one list of the calls, and `Arc<T>`
+//! and `Box<T>`, whose calls go to what is inside.
 
 use std::sync::Arc;
 
@@ -12,94 +13,64 @@ use crate::allocator::{
 use crate::error::Result;
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
 
-macro_rules! forward {
-    ($pointer:ident) => {
+/// Implements [`LockTableAllocator`] for `$type`: each call of `$this` goes to `$inner`.
+///
+/// `attach_origin` is no call and cannot fail, so that each type says by itself what it does there.
+/// The caller imports the types that the trait names.
+macro_rules! forward_calls {
+    ([$($generics:tt)*] $type:ty: $this:ident => $inner:expr; $attach_origin:item) => {
+        forward_calls! {
+            @list [$($generics)*] $type: $this => $inner; $attach_origin
+            register(request: &Registration) -> Incarnation;
+            keepalive(service: ServiceId, nonce: Nonce, observed: Progress) -> LeaseAck;
+            report(report: &Report) -> Progress;
+            resign(service: ServiceId, nonce: Nonce) -> Progress;
+            bind(service: ServiceId, table: &TableRef) -> BoundTable;
+            reserve_tokens(
+                service: ServiceId, table: TableId, version: BindVersion) -> ReservedTokens;
+            release_table(
+                service: ServiceId, nonce: Nonce, table: &TableRef, version: BindVersion
+            ) -> Released;
+            forget_table(table: &TableRef) -> Forgetting;
+            latest(table: &TableRef) -> Latest;
+            begin_commit(request: &BeginCommit) -> CommitAdmission;
+            finish_commit(txn: TxnId, attempt: CommitAttempt) -> Progress;
+            cannot_commit(txns: &[TxnId]) -> CannotCommit;
+            report_txns(service: ServiceId, nonce: Nonce, range: TxnRange) -> Progress;
+            status() -> AllocatorStatus;
+        }
+    };
+    (
+        @list [$($generics:tt)*] $type:ty: $this:ident => $inner:expr; $attach_origin:item
+        $($name:ident($($argument:ident: $argument_type:ty),*) -> $response:ty;)*
+    ) => {
         #[async_trait]
         #[deny(clippy::missing_trait_methods)]
-        impl<A: LockTableAllocator + ?Sized> LockTableAllocator for $pointer<A> {
-            async fn register(&self, request: &Registration) -> Result<Incarnation> {
-                (**self).register(request).await
-            }
+        impl<$($generics)*> LockTableAllocator for $type {
+            $(async fn $name(&self, $($argument: $argument_type),*) -> Result<$response> {
+                let $this = self;
+                $inner.$name($($argument),*).await
+            })*
 
-            async fn keepalive(
-                &self,
-                service: ServiceId,
-                nonce: Nonce,
-                observed: Progress,
-            ) -> Result<LeaseAck> {
-                (**self).keepalive(service, nonce, observed).await
-            }
+            $attach_origin
+        }
+    };
+}
 
-            async fn report(&self, report: &Report) -> Result<Progress> {
-                (**self).report(report).await
-            }
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use forward_calls;
 
-            async fn resign(&self, service: ServiceId, nonce: Nonce) -> Result<Progress> {
-                (**self).resign(service, nonce).await
-            }
-
-            async fn bind(&self, service: ServiceId, table: &TableRef) -> Result<BoundTable> {
-                (**self).bind(service, table).await
-            }
-
-            async fn reserve_tokens(
-                &self,
-                service: ServiceId,
-                table: TableId,
-                version: BindVersion,
-            ) -> Result<ReservedTokens> {
-                (**self).reserve_tokens(service, table, version).await
-            }
-
-            async fn release_table(
-                &self,
-                service: ServiceId,
-                nonce: Nonce,
-                table: &TableRef,
-                version: BindVersion,
-            ) -> Result<Released> {
-                (**self).release_table(service, nonce, table, version).await
-            }
-
-            async fn forget_table(&self, table: &TableRef) -> Result<Forgetting> {
-                (**self).forget_table(table).await
-            }
-
-            async fn latest(&self, table: &TableRef) -> Result<Latest> {
-                (**self).latest(table).await
-            }
-
-            async fn begin_commit(&self, request: &BeginCommit) -> Result<CommitAdmission> {
-                (**self).begin_commit(request).await
-            }
-
-            async fn finish_commit(&self, txn: TxnId, attempt: CommitAttempt) -> Result<Progress> {
-                (**self).finish_commit(txn, attempt).await
-            }
-
-            async fn cannot_commit(&self, txns: &[TxnId]) -> Result<CannotCommit> {
-                (**self).cannot_commit(txns).await
-            }
-
-            async fn report_txns(
-                &self,
-                service: ServiceId,
-                nonce: Nonce,
-                range: TxnRange,
-            ) -> Result<Progress> {
-                (**self).report_txns(service, nonce, range).await
-            }
+macro_rules! forward_pointer {
+    ($pointer:ident) => {
+        forward_calls! {
+            [A: LockTableAllocator + ?Sized] $pointer<A>: this => (**this);
 
             fn attach_origin(&self, service: ServiceId, origin: Arc<dyn OriginTxns>) {
                 (**self).attach_origin(service, origin);
-            }
-
-            async fn status(&self) -> Result<AllocatorStatus> {
-                (**self).status().await
             }
         }
     };
 }
 
-forward!(Arc);
-forward!(Box);
+forward_pointer!(Arc);
+forward_pointer!(Box);

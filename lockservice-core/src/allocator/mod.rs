@@ -23,7 +23,7 @@
 //! 6. `leader/bind.rs`, `Grant::done`: the bind is visible, and the caller has it.
 
 pub(crate) mod cluster;
-mod forward;
+pub(crate) mod forward;
 pub(crate) mod leader;
 mod messages;
 mod report;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
+use crate::allocator::forward::forward_calls;
 use crate::allocator::{
     AllocatorPeers, AllocatorStatus, BeginCommit, BoundTable, CannotCommit, CommitAdmission,
-    Forgetting, Incarnation, Latest, LeaseAck, LockTableAllocator, Progress, Registration,
-    Released, Report, ReservedTokens, TxnRange,
+    Forgetting, Incarnation, Latest, LeaseAck, LockTableAllocator, OriginTxns, Progress,
+    Registration, Released, Report, ReservedTokens, TxnRange,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BindVersion, CommitAttempt, Nonce, ServiceId, TableId, TableRef, TxnId};
@@ -54,31 +55,9 @@ impl Connection {
     }
 }
 
-macro_rules! forward {
-    ($($name:ident($($argument:ident: $type:ty),*) -> $response:ty;)*) => {
-        #[async_trait]
-        impl LockTableAllocator for Connection {
-            $(async fn $name(&self, $($argument: $type),*) -> Result<$response> {
-                self.node()?.$name($($argument),*).await
-            })*
-        }
-    };
-}
+forward_calls! {
+    [] Connection: this => this.node()?;
 
-forward! {
-    register(request: &Registration) -> Incarnation;
-    keepalive(service: ServiceId, nonce: Nonce, observed: Progress) -> LeaseAck;
-    report(report: &Report) -> Progress;
-    resign(service: ServiceId, nonce: Nonce) -> Progress;
-    bind(service: ServiceId, table: &TableRef) -> BoundTable;
-    reserve_tokens(service: ServiceId, table: TableId, version: BindVersion) -> ReservedTokens;
-    release_table(
-        service: ServiceId, nonce: Nonce, table: &TableRef, version: BindVersion) -> Released;
-    forget_table(table: &TableRef) -> Forgetting;
-    latest(table: &TableRef) -> Latest;
-    begin_commit(request: &BeginCommit) -> CommitAdmission;
-    finish_commit(txn: TxnId, attempt: CommitAttempt) -> Progress;
-    cannot_commit(txns: &[TxnId]) -> CannotCommit;
-    report_txns(service: ServiceId, nonce: Nonce, range: TxnRange) -> Progress;
-    status() -> AllocatorStatus;
+    /// The origins of a process are not reached from another.
+    fn attach_origin(&self, _service: ServiceId, _origin: Arc<dyn OriginTxns>) {}
 }
