@@ -1,11 +1,11 @@
 //! Commit admission with four binds among 100,000 tables: begin_commit + finish_commit.
 //!
 //! Each case is measured on one thread, then on two threads that share one allocator beside two
-//! that have one each, in turn. So the ratio counts, whatever else the machine does. Times are
-//! CPU times of the calling thread: the median of many slices.
+//! that have one each, in turn. So only the ratio counts, for other work of the machine slows both
+//! sides. Times are CPU times of the calling thread: the median of many slices.
 //!
-//! - *numbers alone*: the origin has told the allocator nothing about its transactions, as an
-//!   origin on another node that has just started.
+//! - *numbers alone*: the origin has reported nothing about its transactions to the allocator, as
+//!   an origin on another node that has just started.
 //! - *origin here*: the transactions are alive in a service of this process.
 //! - *trait*: as *origin here*, through `dyn LockTableAllocator` and its boxed futures.
 //!
@@ -54,7 +54,7 @@ impl Clock for ValgrindClock {
     }
 }
 
-/// Who begins the transactions, and how their commits are admitted.
+/// The origin of the transactions, and the admission of their commits.
 #[derive(Clone, Copy, PartialEq)]
 enum Case {
     NumbersAlone,
@@ -105,10 +105,10 @@ async fn prepare(clock: Arc<dyn Clock>) -> Prepared {
     Prepared { allocator, service, elsewhere, binds: tasks.join_all().await }
 }
 
-/// What one thread commits: thread `part` of `parts` has tables of its own.
+/// The commits of one thread: thread `part` of `parts` has tables of its own.
 struct Work {
     requests: Vec<BeginCommit>,
-    /// Alive as long as their commits are asked for.
+    /// Alive as long as their commits are requested.
     _txns: Vec<Txn>,
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Each cycle begins a transaction, locks one row with a 16-byte key, and ends the transaction.
 //! Times are CPU times of the calling thread, the median of many slices, both sides in turns. So
-//! the ratio counts, whatever else the machine does.
+//! only the ratio counts, for other work of the machine slows both sides.
 //!
 //! ```sh
 //! cargo bench -p lockservice-core --bench rows

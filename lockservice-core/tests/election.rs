@@ -1,5 +1,5 @@
-//! Several nodes with one shared store: one leads, the others stand by, and whatever becomes of
-//! leader or store, nothing is promised twice (L1 to L4). Time is tokio's paused clock: every wait
+//! Several nodes with one shared store: one leads, the others stand by, and nothing is promised
+//! twice over any failure of leader or store (L1 to L4). Time is tokio's paused clock: every wait
 //! here is counted, none is waited for.
 #![cfg(not(loom))]
 #![allow(clippy::disallowed_methods, reason = "a test drives tasks and timers itself")]
@@ -77,14 +77,14 @@ async fn a_leader_renews_while_its_opening_holds_a_thread() {
         let _ = renewed.send(());
     });
     let (done, outcome) = tokio::sync::oneshot::channel();
-    // What the wait is bounded by only ends a test that has failed.
+    // The bound of the wait only ends a test that has failed.
     node.store.before_load(move || {
         let _ = done.send(saw.recv_timeout(Duration::from_secs(60)));
     });
     outcome.await.expect("it is elected").expect("renewed while the store was being read");
 }
 
-/// How often a future is polled until it is ready: in between others have their turn.
+/// The number of polls until a future is ready: others have their turn in between.
 async fn polls<F: Future>(future: F) -> (F::Output, usize) {
     let mut future = pin!(future);
     let mut polls = 0;
@@ -334,7 +334,7 @@ async fn a_leader_that_was_cut_off_returns_nothing_once_another_leads_and_writes
     second.allocator.elected().await.expect("follows");
     first.store.inner.set_cut(true);
     let cut = Instant::now();
-    // Whatever the old leader admits ends before the new one can lead.
+    // All admissions of the old leader end before the new one can lead.
     let mut promised = cut;
     while !second.leads() {
         if let Ok(admission) = local.begin_commit_now(&commit(&old, &bound, 1)) {
@@ -375,7 +375,7 @@ async fn a_store_that_went_back_on_another_copy_is_held_for_a_lease_and_reuses_n
         .expect_err("the store is not the one it was");
     assert!(matches!(refused.kind(), ErrorKind::LeaseLost | ErrorKind::NotLeader), "{refused:?}");
     node.leading().await;
-    // The one who was told of the lost bind says so; or has said so to its own node.
+    // The owner that observed the lost bind reports it, or has reported it to its own node.
     let gone = node.keep(&incarnation, observed).await.expect_err("nothing of before is relied on");
     assert!(matches!(gone.kind(), ErrorKind::LeaseLost | ErrorKind::NotLeader), "{gone:?}");
     node.leading().await;
@@ -466,7 +466,7 @@ async fn a_report_from_a_node_makes_a_leader_that_knows_less_raise_its_epoch() {
 #[tokio::test(start_paused = true)]
 async fn a_response_of_an_earlier_leader_is_rejected() {
     let cluster = cluster();
-    // Far above whatever a new store leaps to by chance.
+    // Far above any number that a new store reaches by chance.
     cluster.store.set_floor(Floor::of_clock(1_767_225_600 + 50_000 * 1024).expect("in range"));
     let first = cluster.led().await;
     let incarnation = first.begin().await;

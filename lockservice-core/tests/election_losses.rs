@@ -24,7 +24,7 @@ struct Followed {
     owner: Incarnation,
 }
 
-/// What is left of it when the leader has died, and the store has gone back.
+/// The cluster after the leader has died and the store has gone back.
 struct RolledBack {
     cluster: Cluster,
     second: Node,
@@ -41,9 +41,9 @@ impl Followed {
         Self { cluster, leader, second, third, owner }
     }
 
-    /// The owner is told that `t` is bound to it. Then the store goes back to before that, as
-    /// another copy (`new_life`) or unnoticeably, and the leader dies. The third node leads next,
-    /// while the second is cut off from the store, and stays so.
+    /// The owner gets the bind of `t`. Then the store goes back to before that, as another copy
+    /// (`new_life`) or unnoticeably, and the leader dies. The third node leads next, while the
+    /// second is cut off from the store, and stays so.
     async fn roll_back(self, new_life: bool) -> RolledBack {
         let Self { cluster, leader, second, third, owner } = self;
         let backup = cluster.store.backup();
@@ -182,7 +182,7 @@ async fn a_leadership_counts_from_before_its_renewal_was_sent() {
 /// A moment of a server's clock, in seconds since 1970: an epoch's floor has just begun.
 const NOON_S: u64 = 1_767_225_600 + 50_000 * 1024;
 
-/// What is handed out first by a new leader to a new owner: incarnation, table id, version, token.
+/// The first numbers of a new leader for a new owner: incarnation, table id, version, token.
 async fn first_numbers(cluster: &Cluster) -> ([u64; 4], Epoch) {
     let node = cluster.led().await;
     let owner = node.begin_in_time().await;
@@ -194,8 +194,8 @@ async fn first_numbers(cluster: &Cluster) -> ([u64; 4], Epoch) {
     (high_water, bound.at.epoch)
 }
 
-/// L4, F1: everybody who remembered anything dies each time, and it all happens within one epoch of
-/// the server's clock.
+/// L4, F1: every node that remembers anything dies each time, and all of it happens within one
+/// epoch of the server's clock.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_forgets_everything_time_and_again_hands_nothing_out_twice() {
     let cluster = Cluster::with_lease(LEASE);
@@ -216,7 +216,7 @@ async fn a_store_that_forgets_everything_time_and_again_hands_nothing_out_twice(
     }
 }
 
-/// A copy on another machine, whose clock is behind: what nodes were told is what counts.
+/// A copy on another machine, whose clock is behind: the high-water marks of nodes count.
 #[tokio::test(start_paused = true)]
 async fn numbers_go_on_above_what_a_node_reports_although_the_clock_of_the_promoted_copy_is_behind()
 {
@@ -231,7 +231,7 @@ async fn numbers_go_on_above_what_a_node_reports_although_the_clock_of_the_promo
     cluster.store.set_floor(Floor::of_clock(NOON_S).expect("in range"));
     cluster.store.restore(&backup, true);
     cluster.kill(first);
-    // Another leads, which was told of nothing.
+    // Another leads, which has observed nothing.
     second.store.inner.set_cut(true);
     let third = cluster.node("c");
     third.leading().await;
@@ -260,7 +260,7 @@ async fn a_node_that_restarts_tells_a_leader_with_a_lower_epoch_what_it_knows() 
     second.allocator.elected().await.expect("follows");
     let owner = second.begin_in_time().await;
     let observed = Progress { epoch: Epoch::new(owner.at.epoch.get() + 2_000), ..owner.at };
-    // The leader steps over it, and what it was told is forgotten with the store.
+    // The leader raises its epoch above it, and the report is forgotten with the store.
     second.allocator.keepalive(owner.service, Nonce::new(7), observed).await.expect_err("void");
     cluster.kill(first);
     cluster.store.forget();
@@ -295,7 +295,7 @@ async fn a_leader_that_noticed_nothing_and_has_left_does_not_hide_what_was_lost(
     granted_after_the_owner("t", &second, &owner, &fourth).await;
 }
 
-/// Everybody had their time to report: a straggler costs nobody anything.
+/// Every node had its time to report: a straggler costs the others nothing.
 #[tokio::test(start_paused = true)]
 async fn a_report_of_a_data_loss_that_was_resolved_changes_nothing() {
     let cluster = Cluster::with_lease(LEASE);

@@ -76,9 +76,9 @@ async fn a_raise_that_comes_back_after_another_led_and_resigned_takes_nothing_ov
     assert!(since >= lo(LEASE), "{bound:?} after {since:?}");
 }
 
-/// `b` owns `t` by the word of a leader X whose leadership was then lost, unnoticeably. C, who was
-/// told nothing, leads with the same epoch, and has written more than X. `b` is still cut off from
-/// the store.
+/// `b` owns `t` by the word of a leader X whose leadership was then lost, unnoticeably. C, which
+/// has observed nothing, leads with the same epoch, and has written more than X. `b` is still cut
+/// off from the store.
 async fn led_twice_in_one_epoch() -> (Cluster, Node, Incarnation, Node) {
     let cluster = Cluster::with_lease(LEASE);
     let a = cluster.led().await;
@@ -122,7 +122,7 @@ async fn progress_under_an_epoch_that_two_leaders_had_is_found_by_a_report() {
     granted_after_the_owner("t", &b, &owner, &c).await;
 }
 
-/// What it watched before it was cut off was the lost leader.
+/// It watched the lost leader before it was cut off.
 #[tokio::test(start_paused = true)]
 async fn a_leader_is_not_taken_for_one_that_had_its_epoch_and_stood_still() {
     let (_cluster, b, owner, c) = led_twice_in_one_epoch().await;
@@ -248,8 +248,8 @@ async fn a_data_loss_is_recorded_although_the_outcome_of_a_write_is_unknown() {
 }
 
 /// 1. B owns a table and a transaction of it is in flight.
-/// 2. A stranger renews an incarnation that it has invented, told of an epoch that is not there; or
-///    B's, whose nonce it does not know; or it reports, with the proof of another cluster.
+/// 2. A stranger renews an invented incarnation, and reports an epoch that is not there; or B's,
+///    whose nonce it does not know; or it reports, with the proof of another cluster.
 /// 3. Nothing has happened: the leader leads, B's lease holds, and its transaction commits.
 #[tokio::test(start_paused = true)]
 async fn the_report_of_a_stranger_ends_no_leadership() {
@@ -287,7 +287,7 @@ async fn the_report_of_a_stranger_ends_no_leadership() {
 ///    C leads it.
 /// 2. B renews at C, which knows neither B's incarnation nor its table, and believes nothing of
 ///    strangers.
-/// 3. B's node proves what it was told: C's leadership ends, and the table is granted only when B's
+/// 3. B's node proves its observation: C's leadership ends, and the table is granted only when B's
 ///    lease must have run out.
 #[tokio::test(start_paused = true)]
 async fn a_node_whose_incarnation_the_store_has_lost_is_believed_with_the_proof_of_its_cluster() {

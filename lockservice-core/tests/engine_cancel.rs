@@ -257,8 +257,7 @@ fn many_threads(engine: LockEngine, rounds: u64) {
                         };
                         let mut call = lock(&engine, who, items.clone(), LockMode::Exclusive);
                         if random.random_bool(0.4) {
-                            // Gives up after a moment; if it was granted by then it never hears of
-                            // it.
+                            // Gives up after a moment. It never learns of a grant by then.
                             tokio::select! {
                                 biased;
                                 outcome = &mut call => drop(outcome.expect("nothing here fails")),

@@ -15,7 +15,7 @@ use kit::{granted, key, poll, txn};
 use lockservice_core::table::{LockCall, engine_steps};
 use lockservice_core::{CommitTimestamp, ErrorKind, KeyRange, LockItem, LockMode, TableId};
 
-/// What `act` costs with 150 and with 1,500, which must not be much more than ten times as much.
+/// The cost of `act` with 150 and with 1,500, which must not be much more than ten times as much.
 fn grows_with(act: impl Fn(u64)) {
     let cost = |n| {
         let before = engine_steps();

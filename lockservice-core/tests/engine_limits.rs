@@ -42,7 +42,7 @@ fn a_wait_that_its_limits_can_never_satisfy_is_refused_when_it_begins() {
         ErrorKind::ResourceExhausted
     );
     assert_eq!(engine.held(txn(2)), 2, "a refused call leaves everything as it was");
-    // What it holds, and what an earlier item covers, takes no room.
+    // Held items, and those that an earlier item covers, take no room.
     let few = vec![row("a"), range(b"m", b"n"), row("m"), row("n"), range(b"m", b"mm")];
     let mut fits = lock(&engine, 2, few, Exclusive);
     assert!(poll(&mut fits).is_pending(), "it waits");

@@ -65,7 +65,7 @@ struct Client {
     polled: bool,
     woken: Arc<Woken>,
     received: Option<Result<Grant, lockservice_core::Error>>,
-    /// What it was granted since it last ended.
+    /// The items that it was granted since it last ended.
     grants: Vec<(usize, Grant)>,
 }
 
@@ -400,7 +400,7 @@ fn the_engine_does_what_the_model_does_in_short_runs() {
     assert!(counts["deadlock"] > 100, "the runs saw too little: {counts:?}");
 }
 
-/// Where a deadlock's cycle is looked for.
+/// The start of the search for a deadlock's cycle.
 fn poll_all(clients: &mut [Client]) -> Vec<(usize, Vec<DeadlockEdge>)> {
     let mut found = Vec::new();
     for (txn, client) in clients.iter_mut().enumerate() {

@@ -41,7 +41,7 @@ use lockservice_core::{
 
 struct Session {
     engine: LockEngine,
-    /// How an engine is made.
+    /// The settings of an engine.
     make: fn(EngineSettings) -> LockEngine,
     calls: BTreeMap<u64, LockCall>,
     grants: BTreeMap<u64, Grant>,

@@ -74,7 +74,7 @@ fn amid<T: Send + 'static>(
     let mut second = lock(engine, 102, vec![row(101)], Wait);
     assert!(poll(&mut second).is_pending());
     engine.unlock_all(txn(100), None);
-    // What `act` did may have ended their calls; their locks go here.
+    // `act` may have ended their calls; their locks go here.
     drop((first, second));
     engine.unlock_all(txn(101), None);
     engine.unlock_all(txn(102), None);

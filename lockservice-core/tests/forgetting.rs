@@ -24,7 +24,7 @@ const HOUR_MS: u64 = 3_600_000;
 /// A moment of a server's clock, in seconds since 1970.
 const NOON_S: u64 = 1_767_225_600 + 1_024 * 4_000;
 
-/// What a table has had: every number of it is below `numbers`, every token below `tokens`.
+/// The former numbers of a table: every number is below `numbers`, every token below `tokens`.
 struct Had {
     numbers: u64,
     tokens: u64,
@@ -131,7 +131,7 @@ async fn a_release_whose_response_is_lost_with_its_leader_is_found_done_or_is_do
         let lost = tokio::spawn(async move {
             allocator.release_table(service, Nonce::new(7), &of, version).await
         });
-        // The owner renews with whoever answers, and its node leads next.
+        // The owner renews with any leader that responds, and its node leads next.
         second.leading().await;
         drop(lost);
         cluster.kill(first);

@@ -165,7 +165,7 @@ fn dump() -> Dump {
     Dump::new("test:", sample(2_500)).expect("finished")
 }
 
-/// What the restored store must hold.
+/// Checks the content of the restored store.
 fn expect_restored(found: StoreState, dumped: &StoreState, restored: Restored, above: Epoch) {
     let mut goal = dumped.clone();
     for service in &mut goal.services {
@@ -287,7 +287,7 @@ async fn numbers_and_tokens_of_a_restored_cluster_are_above_the_epoch_that_was_g
     numbers_begin_above(Epoch::new(5_000), 100, Epoch::new(5_000)).await;
 }
 
-/// What the old cluster handed out after the dump was made is above what this clock vouches for.
+/// The old cluster handed out numbers after the dump that are above those of this clock.
 #[tokio::test(start_paused = true)]
 async fn a_restore_begins_above_the_numbers_of_a_cluster_whose_clock_was_ahead() {
     let highest = sample(2_500).highest_epoch();

@@ -104,7 +104,7 @@ fn unseen(origin: ServiceId, n: u64) -> BeginCommit {
     }
 }
 
-/// Hundreds of commits of unseen tables beside binds. Returns when all have been answered.
+/// Hundreds of commits of unseen tables beside binds. Returns when all have their responses.
 async fn storm(
     allocator: &Arc<LocalAllocator>,
     origin: ServiceId,
@@ -188,7 +188,7 @@ async fn a_migration_that_takes_long_carries_the_same_load_and_loses_no_session(
     assert_eq!(allocator.entries(), (BINDS as usize, 1, 0));
 }
 
-/// A clock that lets nobody on who reads it in a thread of this name, until it is told to.
+/// A clock that stops threads of this name when they read it, until it is released.
 #[derive(Debug)]
 struct Held {
     clock: ManualClock,
@@ -208,7 +208,7 @@ impl Clock for Held {
     }
 }
 
-/// The longest that a commit may take which nobody holds up: only to fail rather than hang.
+/// The longest time for a commit that is not held up: only to fail rather than hang.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs `commit` in a thread of its own; panics if it does not come back.

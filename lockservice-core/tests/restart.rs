@@ -23,7 +23,7 @@ use lockservice_core::{
 };
 
 /// A memory store that behaves as one on disk (its tokens begin with the epoch), counts its writes,
-/// and loses responses when told to.
+/// and loses responses on demand.
 #[derive(Debug, Clone)]
 struct Disk {
     inner: MemoryStore,

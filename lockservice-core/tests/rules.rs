@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What is read: code, docs, scripts. Fixtures are as old versions wrote them.
+/// The test reads code, docs and scripts. Fixtures are as old versions wrote them.
 const EXTENSIONS: [&str; 6] = ["rs", "md", "proto", "sql", "txt", "toml"];
 const PASSED_OVER: [&str; 4] = ["target", "fixtures", ".git", "CHANGELOG.md"];
 
@@ -27,7 +27,7 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// What looks like the number of a rule: a capital letter and one or two digits, alone.
+/// The form of a rule's number: a capital letter and one or two digits, alone.
 fn numbers(text: &str) -> Vec<&str> {
     let mut found = Vec::new();
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
@@ -103,7 +103,7 @@ fn no_log_line_error_or_comment_in_a_database_cites_a_rule() {
     let mut cited = Vec::new();
     for path in files {
         let shown = path.display().to_string();
-        // What tests say is for those who work on the rules.
+        // The texts of tests are for those who work on the rules.
         if shown.contains("/testing/") || shown.contains("/docs/") {
             continue;
         }

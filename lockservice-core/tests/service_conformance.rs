@@ -209,7 +209,7 @@ struct CancelOnDrop(Arc<Operations>, Option<Sequence>);
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         if let Some(sequence) = self.1 {
-            // It takes effect whether or not anybody waits for the response.
+            // It takes effect even if no caller waits for the response.
             drop(self.0.submit(Operation::Cancel { sequence }));
         }
     }

@@ -29,7 +29,7 @@ const HOUR: Duration = Duration::from_secs(3_600);
 /// the time.
 const AT_LATEST: Duration = Duration::from_secs(3_600 + 2 * 450 + 1);
 
-/// What becomes of the next releases.
+/// The fate of the next releases.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     /// It is carried out, and its response is lost.
@@ -42,7 +42,7 @@ enum Fate {
 #[derive(Debug)]
 struct Losses {
     fates: Mutex<Vec<Fate>>,
-    /// How long the response to a bind is on its way.
+    /// The time that the response to a bind is on its way.
     bind_takes: Mutex<Duration>,
 }
 
@@ -369,7 +369,7 @@ async fn a_table_that_was_bound_for_a_call_that_had_gone_can_be_dropped() {
 #[tokio::test(start_paused = true)]
 async fn an_earlier_bind_that_arrives_after_a_later_one_was_dropped_is_given_up_and_bound_again() {
     let stage = Stage::new().await;
-    // Granted first, and heard of last.
+    // Granted first, and observed last.
     let early = stage.allocator.bind(stage.service.id(), &table("early")).await.expect("free").bind;
     let late = stage.touch("late").await;
     assert!(late.grant.bind.version > early.version);

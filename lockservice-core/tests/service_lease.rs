@@ -29,7 +29,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// The default lease.
 const LEASE: Duration = Duration::from_secs(5);
 
-/// How the allocator treats a request to renew a lease.
+/// The treatment of a request to renew a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mood {
     Fine,
@@ -39,12 +39,12 @@ enum Mood {
     Fails,
 }
 
-/// A local allocator does with renewals as it is told. Its mood counts from the moment of the
+/// A local allocator that treats renewals on demand. Its mood counts from the moment of the
 /// request.
 #[derive(Debug)]
 struct Moods {
     mood: watch::Sender<Mood>,
-    /// When renewals were asked for.
+    /// The times at which renewals were requested.
     keepalives: watch::Sender<Vec<Instant>>,
     resigning_hangs: bool,
 }
@@ -112,8 +112,8 @@ fn row() -> LockSpec {
     LockSpec::new(TableRef::new("g", "t").expect("names"), vec![LockItem::Row(key)])
 }
 
-/// Waits until the allocator was asked to renew `times` in all, as it must be before the lease is
-/// over.
+/// Waits until the allocator has got `times` requests to renew in all, as it must be before the
+/// lease is over.
 async fn keepalives(allocator: &Moody, times: usize) {
     let mut sent = allocator.hooks.keepalives.subscribe();
     let enough = tokio::time::timeout(LEASE, sent.wait_for(|sent| sent.len() >= times)).await;

@@ -35,7 +35,7 @@ const MS: Duration = Duration::from_millis(1);
 /// The default lease.
 const LEASE: Duration = Duration::from_secs(5);
 
-/// A local allocator can be told not to respond.
+/// A local allocator that does not respond on demand.
 #[derive(Debug)]
 struct Stubbornness {
     bind_hangs: AtomicBool,
@@ -99,7 +99,7 @@ async fn start(
     LockService::start(ServiceParts { replaces, ..parts }).await.expect("it starts")
 }
 
-/// An incarnation of `node` that owns the table, and of which nothing is heard any more.
+/// An incarnation of `node` that owns the table, and is silent from now on.
 async fn owner(allocator: &Stubborn, node: &str) -> (ServiceId, BoundTable) {
     let register = Registration {
         node: name(node),
@@ -111,7 +111,7 @@ async fn owner(allocator: &Stubborn, node: &str) -> (ServiceId, BoundTable) {
     (service, allocator.inner.bind(service, &table()).await.expect("a free table"))
 }
 
-/// A service that was started again after its predecessor, which owned the table, had died.
+/// A service that was started after its predecessor, which owned the table, had died.
 async fn restarted(allocator: &Arc<Stubborn>) -> (LockService, ServiceId) {
     let (dead, _) = owner(allocator, "node").await;
     (start(allocator, "node", Some((dead, Nonce::new(1)))).await, dead)
@@ -133,7 +133,7 @@ fn within(timeout: Duration, key: &str) -> LockSpec {
     LockSpec { timeout: Some(timeout), ..spec(key) }
 }
 
-/// How a lock call in a transaction of its own fails, and how long that takes.
+/// The error of a lock call in a transaction of its own, and the time that it takes.
 async fn fails(service: &LockService, spec: LockSpec) -> (Error, Duration) {
     let began = Instant::now();
     let txn = service.begin(TxnOptions::default()).expect("it serves");
@@ -173,7 +173,7 @@ async fn those_who_wait_out_an_old_lease_are_seen_and_come_in_as_they_came() {
     }
     assert!(waits.is_sorted_by_key(|wait| wait.info.since), "in their order");
     assert_eq!(service.waits(None).len(), 8);
-    // Whoever comes later and does not wait never gets in between.
+    // A later call that does not wait never gets in between.
     let late = loop {
         let txn = service.begin(TxnOptions::default()).expect("it serves");
         match txn.lock(no_wait("k")).await {
@@ -208,7 +208,7 @@ async fn a_wait_shorter_than_the_rest_of_a_lease_is_waited_and_the_error_names_t
     about(waited, Duration::ZERO);
     about(error.retry_after().expect("it says so"), hi(LEASE) - 2 * SECOND);
     assert!(service.waits(None).is_empty(), "whoever has gone is not seen");
-    // Nobody waits any more; whoever comes then is served all the same.
+    // No call waits any more; a call that comes then is served all the same.
     let txn = service.begin(TxnOptions::default()).expect("it serves");
     txn.lock(spec("k")).await.expect("the lease runs out");
 }
@@ -348,7 +348,7 @@ async fn the_time_of_a_lock_runs_while_earlier_operations_wait_or_are_missing() 
     for outcome in [behind, missing] {
         assert_eq!(outcome.expect_err("its time is up").kind(), ErrorKind::Timeout);
     }
-    // Asked for again it is answered the same, before its turn and after.
+    // A repetition gets the same response, before its turn and after.
     let again = submit(&session, 1, 2, within(SECOND, "b")).await.expect_err("answered");
     assert_eq!(again.kind(), ErrorKind::Timeout);
     about(began.elapsed(), SECOND);
@@ -383,7 +383,7 @@ async fn the_time_of_an_embedders_lock_runs_while_its_transaction_is_busy() {
     about(waited, SECOND);
 }
 
-/// What the next call of a session that waits is told.
+/// The next notice to a session whose call waits.
 async fn notice(notices: &mut WaitNotices) -> Waiting {
     let mut waiting = notices.next().await;
     assert_eq!(waiting.len(), 1, "{waiting:?}");

@@ -66,7 +66,7 @@ async fn a_session_whose_renewal_was_acknowledged_has_not_lapsed() {
         clock.advance(hi(TTL) - MOMENT);
         let renewing = session.clone();
         let renewal = stalling.stall(nth, move || renewing.renew());
-        // Whoever watches over the session now reads a time at which it has lapsed.
+        // The watcher of the session now reads a time at which it has lapsed.
         clock.advance(2 * MOMENT);
         timers().await;
         let renewed = renewal.go_on();

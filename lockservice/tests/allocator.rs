@@ -108,8 +108,7 @@ async fn a_status_and_a_list_of_transactions_of_any_length_get_through() {
     let status = fixture.remote.status().await.expect("it leads");
     assert_eq!((status.services.len(), status.binds.len()), (1, 3_000));
     assert!(status.at > Progress::default());
-    // Of an origin that nobody knows: nothing is written, and it is known at once that they cannot
-    // commit.
+    // Of an unknown origin: nothing is written, and it is known at once that they cannot commit.
     let txns: Vec<_> = (0..250_000)
         .map(|n| TxnId::new(ServiceId::new(1 << 32 | 7), TxnNumber::new(n), true))
         .collect();
@@ -249,7 +248,7 @@ async fn nodes_of_two_clusters_believe_nothing_of_each_other() {
     for response in responses {
         assert_eq!(response.expect_err("no answer").kind(), ErrorKind::Unavailable);
     }
-    // Whoever names no cluster is refused, and told whose node it is.
+    // A caller that names no cluster is refused, and learns the cluster of the node.
     let channel =
         Endpoint::from_shared(format!("http://{}", stranger.address.nodes)).expect("an address");
     let mut wire = PeerClient::new(channel.connect().await.expect("it listens"));

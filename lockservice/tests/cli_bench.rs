@@ -37,7 +37,7 @@ fn every_workload_is_measured_on_both_sides_with_their_spread_and_ratio() {
         assert_eq!((&run["rounds"], &run["turn_s"]), (&2.into(), &0.5.into()), "{run}");
         let [ours, echo] = [0, 1].map(|at| &run["sides"][at]);
         assert_eq!((&ours["side"], &echo["side"]), (&"lockservice".into(), &"echo".into()));
-        // Whatever was started for the benchmark can be told from it.
+        // Processes of the benchmark can be distinguished by it.
         for figure in ["cycles_per_s", "p50_us", "p99_us", "client_cpu_us", "server_cpu_us"] {
             for object in [ours, echo, &echo["ratio"]] {
                 assert!(is_measured(&object[figure]), "{figure} of {object}");

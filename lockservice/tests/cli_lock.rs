@@ -271,8 +271,8 @@ fn standard_input_reaches_the_command() {
     assert_eq!(output.stdout, b"through\n");
 }
 
-/// A holder that runs as nobody, below whose command a process of root runs, which it cannot end:
-/// for it that one hangs.
+/// A holder that runs as the user `nobody`. A process of root runs below its command, which it
+/// cannot end: for the holder that process hangs.
 struct Stuck {
     holder: Running,
     command: Pid,
@@ -308,7 +308,8 @@ fn stuck(server: &Server, ttl: &str, after: &str) -> Option<Stuck> {
     let folder = server.folder.path();
     let program = folder.join("lockservice");
     std::fs::copy(env!("CARGO_BIN_EXE_lockservice"), &program).expect("there is room");
-    // As `su` and `sudo` do: it becomes root altogether, so that nobody may not signal it.
+    // Like `su` and `sudo`: it becomes root altogether, so that the user `nobody` may not signal
+    // it.
     let become_root = folder.join("become_root");
     std::fs::copy("/usr/bin/setpriv", &become_root).expect("there is room");
     for (path, mode) in [(folder, 0o755), (&program, 0o755), (&become_root, 0o4755)] {

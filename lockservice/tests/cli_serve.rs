@@ -462,7 +462,7 @@ fn a_full_disk_is_said_loses_nothing_and_is_forgotten_when_there_is_space() {
     // The file has some space of its own left.
     let (bound, refused) = fill_with_tables(&address);
     assert!(refused.contains("is full: free space"), "{refused}");
-    // What was too much for many at once may be enough for a few.
+    // A limit that was too low for many at once may be enough for a few.
     let small = |n: u32| format!("small-{n}");
     let (fitted, output) = (0..1_000)
         .map(|n| (n, lock(&address, &small(n))))

@@ -27,7 +27,7 @@ done
 echo "$LOCKSERVICE_TOKEN"
 "#;
 
-/// What happens to a holder.
+/// The events that befall a holder.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Fault {
     ServerIsKilled,
@@ -125,7 +125,7 @@ impl Scene {
     }
 }
 
-/// What is in a file, as soon as `writer` has made it.
+/// The content of a file, as soon as `writer` has made it.
 fn contents_of(path: &Path, writer: &Running) -> String {
     let give_up = now() + cli_support::DEADLINE;
     loop {

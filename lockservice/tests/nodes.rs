@@ -116,7 +116,7 @@ impl Node {
         (&mut self.serving).await.expect("no panic");
     }
 
-    /// Gone, without a message to anybody.
+    /// Gone, without a message.
     fn vanish(self) {
         drop(self);
     }
@@ -167,7 +167,7 @@ async fn a_lock_at_a_node_that_does_not_own_the_table_is_taken_at_the_one_that_d
         (ErrorKind::NotOwner, Some(nodes[1].address.as_str())),
         "{error:?}"
     );
-    // The client follows, and the lock is one and the same whoever is asked.
+    // The client follows, and the lock is one and the same at every node.
     let session = nodes[2].client().await.session(None).await.expect("it serves");
     let lock = session.lock(spec("b's", "k")).await.expect("free");
     assert_eq!(
@@ -250,7 +250,7 @@ async fn a_table_is_dropped_by_its_owner_whichever_node_has_the_call() {
     within(admin.drop_table(&table)).await.expect("nothing is locked");
     let gone = within(admin.drop_table(&table)).await.expect_err("it is forgotten");
     assert_eq!(gone.kind(), ErrorKind::TableNotFound);
-    // The owner that was remembered refuses nothing: whoever is asked first has the name now.
+    // The remembered owner refuses nothing: the first node that is called has the name now.
     let again = within(session.lock(spec("b's", "k"))).await.expect("free");
     assert!(again.token() > first);
 }

@@ -125,7 +125,7 @@ async fn a_kill_during_the_very_first_open_leaves_a_store_that_opens(kind: Kind)
         let site = Site::new(kind);
         let mut opener = child::spawn("hold", &site.url());
         opener.wait_for("opening");
-        // Nothing tells what happens inside an open: the kills are spread over it.
+        // The steps of an open cannot be observed: the kills are spread over it.
         tokio::time::sleep(Duration::from_micros(delay_us)).await;
         opener.kill();
         let store = site
@@ -370,7 +370,7 @@ async fn a_store_of_format_one_is_opened_while_commits_are_validated_and_tables_
     let site = Site::from_fixture(kind);
     let store = site.open().await.expect("format 1");
     let node = NodeName::new("n").expect("a name");
-    // It responds at once; whoever calls waits until the store is open.
+    // It responds at once; each call waits until the store is open.
     let allocator = LocalAllocator::start(
         store,
         Arc::new(SystemClock),

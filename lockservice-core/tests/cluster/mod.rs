@@ -66,7 +66,7 @@ impl Cluster {
         self.node_at(name, name, alter)
     }
 
-    /// A node that tells others that it is reached at `address`.
+    /// A node that advertises `address` to others.
     pub(crate) fn node_at(
         &self,
         name: &'static str,
@@ -114,7 +114,7 @@ impl Cluster {
         Report::new(observed, &head.cluster.expect("every leader names it"))
     }
 
-    /// The node dies without a message.
+    /// Kills the node.
     pub(crate) fn kill(&self, node: Node) {
         self.net.leave(node.name);
     }

@@ -95,7 +95,7 @@ pub(crate) fn granted(mut call: LockCall) -> Grant {
     }
 }
 
-/// Why a call failed.
+/// The error of a call that failed.
 pub(crate) fn kind(mut call: LockCall) -> ErrorKind {
     match poll(&mut call) {
         Poll::Ready(Err(error)) => error.kind(),

@@ -46,7 +46,7 @@ struct Call {
     prev_commit_ts: Option<CommitTimestamp>,
 }
 
-/// How far a call got.
+/// The progress of a call.
 enum Advance {
     Complete,
     /// Its next item is not free; true if it would be an upgrade.

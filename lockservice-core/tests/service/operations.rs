@@ -155,7 +155,7 @@ async fn narrow_service() -> (LockService, Arc<LocalAllocator>) {
     )
 }
 
-/// What an operation that must not hang is answered.
+/// The response to an operation that must not hang.
 async fn soon(response: impl Future<Output = Result<OpResponse>>) -> Result<OpResponse> {
     tokio::time::timeout(SECOND, response)
         .await

@@ -143,8 +143,8 @@ async fn history_is_unknown_to_transactions_older_than_the_bind() {
 async fn a_snapshot_older_than_a_forced_release_learns_of_it_however_late_its_session_begins() {
     let (service, _allocator) = service().await;
     let dies = service.open_session(Some(SECOND), "dies").expect("a session");
-    // Another holder's release may tell nothing: that there was one is told to everybody whose
-    // snapshot may be older.
+    // Another holder's release may carry no timestamp: everyone whose snapshot may be older learns
+    // that there was one.
     locked(dies.submit(op(1, 1), Operation::Lock(spec("k"))).await);
     dies.lost().await;
     let holder = open(&service);

@@ -20,8 +20,8 @@ async fn the_locks_that_a_later_call_relies_on_are_not_rolled_back_with_an_earli
     other.lock(nowait("b")).await.expect("taken back");
 }
 
-/// A session whose transaction 1 locked `a` and `b` by its call 1, and whose calls 2 and 3 were
-/// told that they hold `a`.
+/// A session whose transaction 1 locked `a` and `b` by its call 1, and whose calls 2 and 3 got the
+/// response that they hold `a`.
 async fn called_again(service: &LockService) -> Session {
     let session = open(service);
     let both = LockSpec::new(table(), vec![row("a"), row("b")]);

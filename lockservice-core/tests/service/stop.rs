@@ -94,7 +94,7 @@ async fn a_start_that_is_repeated_has_a_whole_lease() {
         Registration { node: node(), nonce: Nonce::new(7), address: String::new(), replaces: None };
     let first = allocator.register(&request).await.expect("a fresh name");
     tokio::time::sleep(4 * SECOND).await;
-    // The first response was lost. Whoever asks again counts its lease from now.
+    // The first response was lost. A repetition counts its lease from now.
     let again = allocator.register(&request).await.expect("the same process");
     assert_eq!(again.service, first.service);
     tokio::time::sleep(4 * SECOND).await;

@@ -48,7 +48,7 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// What the command printed with `--json`: one object a line.
+/// The output of the command with `--json`: one object a line.
 pub(crate) fn json_lines(output: &Output) -> Vec<Value> {
     let text = String::from_utf8(output.stdout.clone()).expect("text");
     text.lines().map(|line| serde_json::from_str(line).expect("one object")).collect()
@@ -98,7 +98,7 @@ impl Running {
         self.err.recv_timeout(DEADLINE).expect("a line on stderr")
     }
 
-    /// What it has written to stderr so far.
+    /// The text that it has written to stderr so far.
     pub(crate) fn errors(&self) -> Vec<String> {
         self.err.try_iter().collect()
     }
@@ -108,8 +108,8 @@ impl Running {
         Pid::from_raw(self.line().parse().expect("a process number")).expect("not zero")
     }
 
-    /// Waits until nobody has stdout open any more: the wrapper, the supervisor and the command are
-    /// all gone.
+    /// Waits until no process has stdout open any more: the wrapper, the supervisor and the command
+    /// are all gone.
     pub(crate) fn end_of_output(&mut self) -> Vec<String> {
         let mut rest = Vec::new();
         loop {

@@ -10,7 +10,7 @@ use nix::pty::openpty;
 
 use crate::cli_support::{DEADLINE, Server, now};
 
-/// How long a key has to show an effect before it is pressed again.
+/// The time that a key has to show an effect before it is pressed again.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// `bash -i` on a terminal of its own. `lock` in it stands for the `lock` of a server.
@@ -64,7 +64,7 @@ impl Terminal {
         self.keyboard.write_all(text.as_bytes()).expect("the terminal is there");
     }
 
-    /// Waits until this is shown, after whatever was waited for before.
+    /// Waits until this is shown, after the text of the last wait.
     pub(crate) fn expect(&mut self, text: &str) {
         assert!(self.is_shown_within(text, DEADLINE), "{text:?} is not shown:\n{}", self.shown);
     }
@@ -102,7 +102,7 @@ impl Terminal {
         }
     }
 
-    /// Runs a line to its end and answers what it showed.
+    /// Runs a line to its end and returns the text that it showed.
     pub(crate) fn run(&mut self, line: &str) -> String {
         self.type_in(&format!("{line}\n"));
         // The echo of the line itself.

@@ -82,7 +82,7 @@ async fn messages_that_never_arrive_whole_take_no_more_memory_than_their_address
     let refused = one.lock_rows(&txn, large()).await.expect_err("there is no room");
     assert_eq!(from_status(&refused).kind(), ErrorKind::ResourceExhausted);
     assert_eq!(one.end(&txn).await.expect("a release is never refused").released, 1);
-    // What the messages took is given back with their calls.
+    // The memory of the messages is returned with their calls.
     drop(calls);
     let txn = one.begin().await;
     let again = async { while one.lock_rows(&txn, large()).await.is_err() {} };

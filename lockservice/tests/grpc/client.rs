@@ -224,7 +224,7 @@ async fn a_dropped_call_is_cancelled_whether_it_waited_or_was_granted() {
     locks(&admin, 3).await;
     drop(unseen);
     locks(&admin, 2).await;
-    // What the transaction held before stays, and it goes on.
+    // The earlier locks of the transaction stay, and it goes on.
     txn.lock(spec("dora")).await.expect("free");
     drop((held, txn));
     locks(&admin, 0).await;
@@ -291,8 +291,8 @@ impl Clock for Ahead {
     }
 }
 
-/// L3: whoever removes a store, or loses it, has servers whose epochs begin again, and clients that
-/// have heard of later ones.
+/// L3: if a store is removed or lost, the epochs of its servers begin again, and clients have
+/// observed later ones.
 #[tokio::test]
 async fn a_lower_epoch_is_refused_as_an_earlier_leaders_and_believed_when_that_cannot_be() {
     let later = Served::start_above(Epoch::new(77), ServerSettings::default()).await;

@@ -157,7 +157,7 @@ async fn the_allocator_is_reported_as_served_while_the_node_leads_or_knows_who_d
         probe.becomes(ServingStatus::Serving).await;
         nodes.push((connection, allocator, server, probe));
     }
-    // One that never reached the store knows nobody.
+    // A node that never reached the store knows no leader.
     let (address, listener) = listen().await;
     let lost = store.connect();
     lost.set_cut(true);

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 #[derive(Debug, Default)]
 struct EndsStreams(Arc<AtomicU64>);
 
-/// How many it welcomes.
+/// The number that it welcomes.
 const WELCOMED: u64 = 8;
 
 type Frames = Pin<Box<dyn Stream<Item = Result<ServerFrame, Status>> + Send>>;
@@ -192,7 +192,7 @@ async fn one_address_cannot_take_all_sessions_and_one_connection_not_all_of_an_a
     let third = second.session(None).await.expect("room");
     let refused = second.session(None).await.expect_err("three are allowed");
     assert!(refused.to_string().contains("of one address"), "{refused}");
-    // What it has goes on, and what it gives up makes room.
+    // Its streams go on, and those that it gives up make room.
     third.lock(spec("alice")).await.expect("free").unlock().await.expect("acknowledged");
     for session in held {
         session.close().await.expect("acknowledged");

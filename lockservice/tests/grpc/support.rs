@@ -88,7 +88,7 @@ pub(crate) fn spec(name: &str) -> LockSpec {
     LockSpec::new(table(), vec![row(name)])
 }
 
-/// Forwards connections to a server, until told otherwise.
+/// Forwards connections to a server, until the test cuts them.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     pub(crate) address: String,
@@ -116,7 +116,7 @@ impl Proxy {
                 let server = leads_to.borrow().clone();
                 let Ok(server) = TcpStream::connect(&server).await else { continue };
                 cut.mark_unchanged();
-                // Whoever shuts it cuts afterwards: either is seen here.
+                // A test shuts it before it cuts: either is seen here.
                 if is_shut.load(SeqCst) {
                     continue;
                 }

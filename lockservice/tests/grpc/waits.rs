@@ -86,7 +86,7 @@ async fn a_new_stream_learns_it_again_and_a_slow_reader_loses_no_response() {
         assert_eq!(Some(seen.txn), held.txn().id());
         proxy.cut();
     }
-    // Nobody reads what is told from here on.
+    // No notice is read from here on.
     drop(observed);
     let free = waiter.lock(spec("bob")).await.expect("free");
     assert!(call.as_mut().now_or_never().is_none(), "it waits yet");

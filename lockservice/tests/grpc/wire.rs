@@ -55,8 +55,8 @@ impl Raw {
         self.next().await.into_iter().next().expect("a response").response
     }
 
-    /// The responses of the next frame that has any: notices, which nobody asked for, are passed
-    /// over.
+    /// The responses of the next frame that has any: notices, which were not requested, are
+    /// skipped.
     async fn next(&mut self) -> Vec<proto::ServerOp> {
         loop {
             let frame = self
@@ -175,7 +175,7 @@ async fn garbage_on_the_port_does_no_harm() {
     ] {
         let mut socket = tokio::net::TcpStream::connect(&served.address).await.expect("it listens");
         socket.write_all(garbage).await.expect("sent");
-        // It hangs up, or answers something and hangs up.
+        // It hangs up, or sends something and hangs up.
         let mut response = Vec::new();
         let _ = socket.read_to_end(&mut response).await;
     }
@@ -435,7 +435,7 @@ async fn health_and_reflection_respond() {
     };
     let mut listed: Vec<_> = list.service.iter().map(|known| known.name.as_str()).collect();
     listed.sort_unstable();
-    // What is not served here, as `Peer`, is not listed either.
+    // An API that is not served here, such as `Peer`, is not listed either.
     let served_here = ["Admin", "Allocator", "Locks"].map(|name| format!("lockservice.v1.{name}"));
     assert_eq!(listed[0], "grpc.health.v1.Health");
     assert_eq!(listed[1..], served_here);
@@ -516,8 +516,7 @@ async fn more_connections_than_allowed_are_closed_as_they_come_until_one_ends() 
         tokio::time::timeout(Duration::from_secs(10), third.read_to_end(&mut Vec::new())).await;
     // An end or a reset; either is at once.
     let _ = closed.expect("it is closed");
-    // Connecting may seem to succeed, for the server accepts before it closes; nothing can be
-    // asked.
+    // Connecting may seem to succeed, for the server accepts before it closes; no call succeeds.
     let served_at = async |address: &str| Client::connect(address).await?.admin().binds().await;
     let error = served_at(&served.address).await.expect_err("no place");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
@@ -565,7 +564,7 @@ async fn readers_that_do_not_read_their_lists_keep_no_other_from_a_list() {
         Served::start(ServerSettings { write_ms_max: 300, ..ServerSettings::default() }).await;
     let client = Client::connect(&served.address).await.expect("it answers");
     let session = client.session(None).await.expect("a session");
-    // More than a connection takes in that nobody reads.
+    // More than an unread connection accepts.
     let rows = |from: u32| (from..from + 20_000).map(|n| row(&format!("row {n}"))).collect();
     let held = [
         session.lock(LockSpec::new(table(), rows(0))).await.expect("free"),

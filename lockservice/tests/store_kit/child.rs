@@ -17,7 +17,7 @@ pub(crate) fn role() -> Option<(String, String)> {
     Some((std::env::var(ROLE).ok()?, std::env::var(STORE).ok()?))
 }
 
-/// In the child: tells the parent.
+/// In the child: sends a word to the parent.
 pub(crate) fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{MARK}{line}").and_then(|()| out.flush()).expect("the parent listens");
@@ -62,7 +62,7 @@ impl Process {
         }
     }
 
-    /// Kills the child with SIGKILL and returns the last thing it said.
+    /// Kills the child with SIGKILL and returns its last word.
     pub(crate) fn kill(&mut self) -> String {
         self.child.kill().expect("still there");
         self.child.wait().expect("reaped");
@@ -85,8 +85,8 @@ impl Drop for Process {
     }
 }
 
-/// What a user without rights on the store is told. `None`, with a loud word, if there is no way to
-/// be one.
+/// The error for a user without rights on the store. `None`, with a loud word, if there is no way
+/// to be one.
 pub(crate) fn open_without_rights(site: &Site) -> Option<String> {
     let exe = std::env::current_exe().expect("this binary");
     let mut process = if rustix::process::geteuid().is_root() {

@@ -25,7 +25,7 @@ use tempfile::TempDir;
 
 pub(crate) use lockservice::store::open;
 
-/// Which store a test runs on.
+/// The store that a test runs on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
     File,
@@ -105,7 +105,7 @@ impl Site {
                 let names = fs::read_dir(self.path())
                     .expect("a folder")
                     .map(|entry| entry.expect("an entry").file_name());
-                // What RocksDB and we write for people is not read back.
+                // The logs for people of RocksDB and of ours are not read back.
                 let read = |name: &PathBuf| {
                     let name = name.to_string_lossy();
                     !["LOG", "LOCK", "OPTIONS", "IDENTITY"]
