@@ -31,7 +31,7 @@ pub const TTL: Duration = Duration::from_secs(2);
 /// No call may take longer: two leadership TTLs until a leader is found, and what the store takes
 /// on top.
 const CALL_MAX: Duration = Duration::from_secs(20);
-/// How many tables the nodes share.
+/// The number of tables that the nodes share.
 const TABLES: usize = 40;
 
 /// Settings with [`TTL`].
@@ -43,20 +43,20 @@ pub fn settings() -> AllocatorSettings {
     }
 }
 
-/// What was acknowledged so far.
+/// The acknowledgements so far.
 #[derive(Debug, Default)]
 pub struct Ledger {
     tables: HashMap<TableRef, History>,
     tombstones: Vec<TxnId>,
     /// By which origins a commit was admitted.
     pub admitted: HashSet<ServiceId>,
-    /// How many binds were granted and blocks of tokens reserved: each is a write.
+    /// The number of granted binds and reserved blocks of tokens: each is a write.
     written: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
 struct History {
-    /// The owner of each version that anybody was told of.
+    /// The owner of each acknowledged version.
     owners: HashMap<u64, ServiceId>,
     newest: u64,
     blocks: Vec<TokenBlock>,
@@ -77,7 +77,7 @@ impl Ledger {
         );
         if let Some(block) = bound.tokens {
             assert!(
-                // Another may have been told of it first.
+                // Another node may have observed it first.
                 version >= history.newest,
                 "{}: version {version} was granted after {}",
                 bound.bind.table,
@@ -176,14 +176,14 @@ impl Node {
 }
 
 impl Drop for Node {
-    /// It dies without a message.
+    /// Kills it.
     fn drop(&mut self) {
         self.peers.leave(&self.name);
     }
 }
 
-/// Asks `allocator` for all that a service asks for, until `stop`; everything that is acknowledged
-/// goes into `ledger`.
+/// Makes all calls of a service to `allocator`, until `stop`; everything that is acknowledged goes
+/// into `ledger`.
 ///
 /// # Panics
 /// At an acknowledgement that contradicts an earlier one, an error that is none of those of its
@@ -353,7 +353,7 @@ async fn bounded<T>(what: &str, call: impl Future<Output = Result<T>>) -> Result
 }
 
 async fn pause(stop: &mut watch::Receiver<bool>, pause: Duration) {
-    // Over time or told to stop, the caller looks again.
+    // Over time or stopped, the caller checks again.
     drop(tokio::time::timeout(pause, stop.changed()).await);
 }
 

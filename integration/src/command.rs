@@ -30,7 +30,7 @@ echo "$LOCKSERVICE_TOKEN"
 echo "$0 ends $LOCKSERVICE_TOKEN" >>"$TIMELINE"
 "#;
 
-/// Who runs a command under a lock of one server, noting everything in one timeline.
+/// Runs commands under a lock of one server, and notes everything in one timeline.
 #[derive(Debug)]
 pub struct Commands<'a> {
     /// The server, HOST:PORT.
@@ -109,14 +109,14 @@ impl Holder {
     }
 }
 
-/// How a `lock` process ended.
+/// The end of a `lock` process.
 #[derive(Debug)]
 pub struct Ended {
     /// Its exit status; `None` if a signal ended it.
     pub status: Option<i32>,
     /// The token that its command ran under, if it ran and was brief.
     pub token: Option<u64>,
-    /// What it said on stderr.
+    /// Its text on stderr.
     pub said: String,
 }
 

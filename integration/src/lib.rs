@@ -65,7 +65,7 @@ pub fn pid_of(child: &Child) -> Pid {
     Pid::from_raw(pid.try_into().expect("a process id"))
 }
 
-/// What a command printed with `--json`: one object a line.
+/// The output of a command with `--json`: one object a line.
 ///
 /// # Panics
 /// If it printed anything else.
@@ -74,7 +74,7 @@ pub fn json_lines(output: &Output) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("one object")).collect()
 }
 
-/// True on a machine whose tests count for everybody: what is missing there is a failure.
+/// True on a machine whose tests count for all: a missing part is a failure there.
 pub fn is_ci() -> bool {
     std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false")
 }

@@ -18,7 +18,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use crate::store::StoreKind;
 use crate::{LEASE, binary, json_lines, pid_of, within};
 
-/// Where a server keeps its things and listens, over all its lives.
+/// The folder and the address of a server, over all its lives.
 #[derive(Debug)]
 pub struct Place {
     directory: TempDir,
@@ -58,7 +58,7 @@ impl Place {
         Self { store: store.to_owned(), address: free_address(), directory, node: node.to_owned() }
     }
 
-    /// A directory for whatever else the test keeps.
+    /// A directory for other files of the test.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
@@ -185,7 +185,7 @@ impl Server {
         kill(self.pid(), signal).expect("a child can be signalled");
     }
 
-    /// Ends it without a message, and waits until it has ended.
+    /// Kills it, and waits until it has ended.
     ///
     /// # Panics
     /// If it had ended before: then something else is wrong.

@@ -53,7 +53,7 @@ impl StoreKind {
     }
 }
 
-/// What an inspection found, by name.
+/// The findings of an inspection, by name.
 pub fn named(inspection: &Inspection) -> Vec<(ProblemKind, String)> {
     diagnose(inspection).into_iter().map(|problem| (problem.kind, problem.record)).collect()
 }

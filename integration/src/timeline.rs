@@ -10,7 +10,7 @@ pub struct Timeline(PathBuf);
 /// One line.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Event {
-    /// Whose command.
+    /// The holder of the command.
     pub name: String,
     /// `begins`, `works`, `ends` or `overlaps`.
     pub does: String,

@@ -109,7 +109,7 @@ mod check {
         let_pass(&clock, stopped, LEASE * 2).await;
         nodes.servers[0].signal(Signal::SIGCONT);
 
-        // It follows now, and what it said before counts for nobody.
+        // It follows now, and its earlier responses do not count.
         let second = through(a, &others).brief("second", &["--timeout=30s"], "other", "k").await;
         assert_eq!(second.status, Some(0), "{second:?}; {}", nodes.servers[0].log());
         assert!(second.token > granted.token);

@@ -29,7 +29,7 @@ mod check {
         let before = place.binds().await;
 
         server.signal(Signal::SIGSTOP);
-        // Nobody tells the holder anything: its deadline passes, within the lease.
+        // The holder gets no message: its deadline passes, within the lease.
         let old = old.ended().await;
         assert_eq!(old.status, Some(70), "{old:?}");
         assert!(old.said.contains("lost"), "{old:?}");

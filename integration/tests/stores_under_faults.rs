@@ -16,7 +16,7 @@ use lockservice_redis::RedisStore;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 
-/// What is done to the server.
+/// The faults of the server.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Pause(Duration),
@@ -132,7 +132,7 @@ fn spawn(
     workers.spawn(work(format!("worker-{seed}"), allocator, ledger, stopped.clone(), seed))
 }
 
-/// Waits until a good deal more is written and acknowledged, to whoever asks.
+/// Waits until a good deal more is written and acknowledged, to any caller.
 async fn progress(ledger: &SharedLedger, workers: &mut JoinSet<()>) {
     let mut written = ledger.lock().expect("no panic holds it").written();
     let before = *written.borrow_and_update();
@@ -147,7 +147,7 @@ async fn progress(ledger: &SharedLedger, workers: &mut JoinSet<()>) {
     }
 }
 
-/// A worker ends when it is told to, or with its node.
+/// A worker ends when it is stopped, or with its node.
 fn ended(done: Result<(), JoinError>) {
     if let Err(e) = done {
         assert!(e.is_cancelled(), "a worker failed: {e}");

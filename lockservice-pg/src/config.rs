@@ -8,11 +8,11 @@ use lockservice_core::{Error, ErrorKind, Result};
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-/// How long the client waits for a response beyond the time after which the server gives up by
-/// itself.
+/// The time for which the client waits for a response beyond the time after which the server gives
+/// up by itself.
 const RESPONSE_MARGIN: Duration = Duration::from_millis(500);
 
-/// Most servers in a URL.
+/// The largest number of servers in a URL.
 const HOSTS_MAX: usize = 16;
 
 /// Options of a connection URL that go to the driver.
@@ -44,21 +44,21 @@ pub struct PgConfig {
     /// Further servers. Of all of them the one that takes writes is used, whichever that is at the
     /// moment. Not used by [`PgStore::with_pool`](crate::PgStore::with_pool). Default none.
     pub others: Vec<PgConnectOptions>,
-    /// Whether a single server, too, is passed over while it does not take writes, as one that
-    /// `others` names is. Default false: the error then says what is wrong with that server.
+    /// True if even a single server is skipped while it does not take writes, like a server in
+    /// `others`. Default false: the error then names the problem of that server.
     pub writable_only: bool,
-    /// Whether the connections go through a pooler that shares them between transactions. Default
-    /// false: that is found out, except with a ready pool.
+    /// True if the connections go through a pooler that shares them between transactions. Default
+    /// false: a pooler is detected, except with a ready pool.
     pub pooler: bool,
     /// The schema that holds everything of one cluster. Default `lockservice`.
     pub schema: SchemaName,
-    /// Most connections open at once for calls, besides the one that listens. At least 1, default
-    /// 4.
+    /// The largest number of open connections for calls, besides the one that listens. At least 1,
+    /// default 4.
     pub connections_max: usize,
     /// Longest wait for a connection: a free one, or a new one. Default 1 s.
     pub connect_timeout: Duration,
-    /// Longest time the server works on one call (its `statement_timeout`). Default 1.5 s; the
-    /// caller waits 0.5 s longer, because a response that says "given up" is worth more than
+    /// The longest time that the server works on one call (its `statement_timeout`). Default 1.5 s;
+    /// the caller waits 0.5 s longer, because a response that says "given up" is worth more than
     /// silence. With a ready pool the server's own setting applies.
     pub statement_timeout: Duration,
     /// Longest wait on the server for a lock that another holds on our rows (its `lock_timeout`).
@@ -67,7 +67,7 @@ pub struct PgConfig {
     /// Longest time to read everything, or to wait until another node has migrated the schema.
     /// Default 30 s.
     pub load_timeout: Duration,
-    /// Whether a candidate keeps one more connection open that hears at once (`LISTEN`) when the
+    /// True if a candidate keeps one more connection open that notices at once (`LISTEN`) when the
     /// leadership changes. Default true. Set false if that is not wanted, or does not work as
     /// behind a pooler, candidates look from time to time.
     pub listen: bool,
@@ -187,7 +187,7 @@ impl PgConfig {
         self.connect_timeout + self.response_timeout()
     }
 
-    /// Longest wait for the response to one statement.
+    /// The longest wait for the response to one statement.
     pub(crate) fn response_timeout(&self) -> Duration {
         self.statement_timeout + RESPONSE_MARGIN
     }

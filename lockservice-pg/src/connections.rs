@@ -6,7 +6,7 @@
 //! more. With a ready pool, that pool's rules apply.
 //!
 //! A connection goes back only after a whole response. One whose call failed or was dropped
-//! half-way is closed at once: it never takes a place, whatever became of the server.
+//! half-way is closed at once: it never takes a place, even if the server has gone.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -64,7 +64,7 @@ impl Connections {
     }
 
     pub(crate) fn pool(pool: PgPool, config: &PgConfig, servers: &Arc<Servers>) -> Self {
-        // More would only wait inside the pool, where it cannot be told from a server that does not
+        // More would only wait inside the pool, where the wait looks like a server that does not
         // respond.
         let most = config.connections_max.min(pool.options().get_max_connections() as usize);
         Self {
@@ -118,7 +118,7 @@ impl Connection<'_> {
         self.reused
     }
 
-    /// The one row that `statement` answers, after its transaction has ended.
+    /// The one row that `statement` returns, after its transaction has ended.
     pub(crate) async fn row(
         &mut self,
         statement: Statement<'_>,
@@ -179,14 +179,13 @@ impl Connection<'_> {
         Ok(())
     }
 
-    /// Runs statements that take no arguments and answer nothing.
+    /// Runs statements that take no arguments and return nothing.
     pub(crate) async fn run(&mut self, sql: &str, limit: Duration) -> Result<(), Failure> {
         let done = timeout(limit, self.raw().execute(sqlx::raw_sql(AssertSqlSafe(sql)))).await;
         done.map_err(|_| Failure::NoResponse(limit))?.map(drop).map_err(Failure::from)
     }
 
-    /// Gives the connection back: everything that was asked has been answered, and no transaction
-    /// is open.
+    /// Gives the connection back: all responses have arrived, and no transaction is open.
     pub(crate) fn keep(mut self) {
         match (self.raw.take(), &self.connections.source) {
             (Some(Raw::Own(connection)), Source::Own { idle }) => lock(idle).push(*connection),

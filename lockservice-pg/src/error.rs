@@ -12,14 +12,14 @@ use self::ErrorKind::{InvalidArgument, StoreCorrupt, StoreUnusable, Unavailable}
 pub(crate) enum Stage {
     /// Nothing that changes anything had been sent.
     Reading,
-    /// A change had been sent: only a response says that it is not there.
+    /// A change had been sent: only a response shows that it is not there.
     Changing,
 }
 
-/// Why a call failed.
+/// The reason why a call failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// As the driver says it.
+    /// The error of the driver.
     Driver(sqlx::Error),
     /// No connection in time.
     NoConnection(Duration),

@@ -47,7 +47,7 @@
 //! # What it guarantees
 //! - **Durable, atomic, fenced, numbered** (L2). A batch is one statement and one round trip: a
 //!   function of the schema updates the row of the leadership if epoch and number fit, which locks
-//!   it, applies the batch, and commits. Refusals are answers, not errors.
+//!   it, applies the batch, and commits. Refusals are responses, not errors.
 //! - **An unknown outcome stays harmless.** A write whose caller went away, or whose answer was
 //!   lost, may still be under way, for as long as the server takes. Once a write with the next
 //!   number has landed it finds its number taken and does nothing; until then it is one and the
@@ -70,7 +70,7 @@
 //! years.
 //!
 //! With asynchronous standbys a promotion can lose acknowledged writes: it is seen by the timeline,
-//! and answered as L4 says.
+//! and handled by L4.
 //!
 //! # Reading it
 //! The schema is made for people: `select * from lockservice.head`, `lockservice.tables`,

@@ -88,7 +88,7 @@ pub(crate) async fn migrate(calls: &Calls, schema: &SchemaName) -> Result<()> {
         let there =
             sqlx::query("select exists (select from pg_namespace where nspname = $1) as there")
                 .bind(schema.as_str());
-        // Creating it asks for a right in the database that is not needed where it was made ready.
+        // Creating it needs a right in the database that is not needed where it was made ready.
         if !calls.unchanged(connection.row(there, response).await)?.get::<bool, _>("there") {
             calls.unchanged(
                 connection.run(&in_schema("create schema $schema", schema), response).await,

@@ -3,14 +3,14 @@
 //! # Implementation details
 //! **What a session needs** (time-outs, an isolation level) goes into the connection's startup
 //! packet, not into a `SET`: behind a pooler that shares connections between transactions, a `SET`
-//! would change the queries of the next user. A pooler refuses such a startup packet, or
-//! ignores it, which the first question to a new connection tells. From then on nothing rests on
-//! the session: each call is a transaction of its own that sets what it needs for itself, its
-//! statement has no name, and no listener is opened.
+//! would change the queries of the next user. A pooler refuses such a startup packet, or ignores
+//! it, which the first query on a new connection shows. From then on nothing rests on the session:
+//! each call is a transaction of its own that sets what it needs for itself, its statement has no
+//! name, and no listener is opened.
 //!
-//! **Several servers.** The one that was connected last is asked first. If it refuses, or is silent
-//! for a moment, all others are asked at once, so that one that is gone costs no time. One that
-//! follows another, or is read-only, is passed over.
+//! **Several servers.** The one that was connected last is tried first. If it refuses, or is silent
+//! for a moment, all others are tried at once, so that a server that is gone costs no time. One
+//! that follows another, or is read-only, is passed over.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -31,7 +31,7 @@ const PROBE: &str = "select (extract(epoch from current_setting('statement_timeo
  1000)::bigint as statement_timeout, \
      pg_is_in_recovery() or current_setting('transaction_read_only')::bool as read_only";
 
-/// Which server was tried, and its connection, with whether a pooler is before it.
+/// The tried server, its connection, and whether a pooler is before it.
 type Tries = JoinSet<(usize, Result<(PgConnection, bool), Failure>)>;
 
 pub(crate) struct Servers {
@@ -40,7 +40,7 @@ pub(crate) struct Servers {
     statement_timeout_ms: i64,
     writable_only: bool,
     connect_timeout: Duration,
-    /// Which one was connected last. Alone: nothing else is published by it.
+    /// The one that was connected last. Alone: it publishes nothing else.
     current: AtomicUsize,
     /// True once it is known that nothing may rest on the session. Alone, and never false again.
     pooler: AtomicBool,
@@ -71,7 +71,7 @@ impl Servers {
         self.pooler.load(Ordering::Relaxed)
     }
 
-    /// The server that was connected last, or is the first to be asked.
+    /// The server that was connected last, or is the first to be tried.
     pub(crate) fn current(&self) -> PgConnectOptions {
         self.plain[self.current.load(Ordering::Relaxed)].clone()
     }
@@ -85,8 +85,8 @@ impl Servers {
         format!("begin isolation level read committed{}", local.map(set).collect::<String>())
     }
 
-    /// A new connection. Ends a little before the time for one is over, so that what was found out
-    /// by then is told.
+    /// A new connection. Ends a little before the time for one is over, so that the findings by
+    /// then are reported.
     pub(crate) async fn connect(&self) -> Result<PgConnection, Failure> {
         let bound = self.connect_timeout * 9 / 10;
         let end = Instant::now() + bound;
@@ -161,7 +161,7 @@ impl Servers {
     }
 }
 
-/// True if this is how a pooler answers a startup packet that asks for more than it passes on.
+/// True for the response of a pooler to a startup packet with more than it passes on.
 fn refuses_startup(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(error) = error else { return false };
     let error = error.downcast_ref::<PgDatabaseError>();

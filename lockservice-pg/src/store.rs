@@ -28,8 +28,8 @@ use crate::servers::Servers;
 use crate::sql::{Sql, sql};
 use crate::watch::Watch;
 
-/// How often a candidate decides again because the head changed between its reading and its
-/// writing.
+/// The number of times that a candidate decides again because the head changed between its reading
+/// and its writing.
 const DECISIONS_MAX: usize = 8;
 
 /// A [`BindStore`] in a schema of a PostgreSQL database, shared by any number of nodes.
@@ -143,7 +143,7 @@ impl PgStore {
         })
     }
 
-    /// The head as it stands, which copy of the store responds, and the server's clock.
+    /// The head as it stands, the copy of the store that responded, and the server's clock.
     async fn read_head(&self) -> Result<PgRow> {
         self.calls.repeatable(Stage::Reading, || sql(&self.sql.head)).await
     }
@@ -238,8 +238,8 @@ impl BindStore for PgStore {
     async fn load(&self) -> Result<StoreState> {
         let load = async || self.read(&mut Damage::refused()).await.map(|(state, _)| state);
         match load().await {
-            // A connection from before a restart of the server tells so only when it is used: once
-            // more, with new ones.
+            // A connection from before a restart of the server fails only when it is used: the call
+            // is made once more, with new ones.
             Err(e) if e.kind() == ErrorKind::Unavailable => {
                 self.calls.connections.forget_idle();
                 load().await

@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 use crate::config::PgConfig;
 use crate::servers::Servers;
 
-/// A connection that has been silent for this long is asked whether it is still there.
+/// A connection that has been silent for this long is probed.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Pause before a lost connection is replaced; callers look by themselves meanwhile.
@@ -53,7 +53,7 @@ impl Watch {
         }
     }
 
-    /// The caller asks for the leadership now: what changes from here on it does not know.
+    /// The caller asks for the leadership now, and does not know later changes.
     pub(crate) fn observe(&self) {
         self.observed.store(*self.generation.borrow(), Ordering::Relaxed);
     }

@@ -11,7 +11,7 @@ use lockservice_core::{Error, ErrorKind, Result};
 /// `Debug` shows no secret.
 #[derive(Clone)]
 pub struct RedisConfig {
-    /// The servers to ask. Default: one server, `127.0.0.1:6379`.
+    /// The servers. Default: one server, `127.0.0.1:6379`.
     pub servers: Servers,
     /// The name to log in with; `None` for Redis's own default user.
     pub username: Option<String>,
@@ -23,30 +23,30 @@ pub struct RedisConfig {
     pub sentinel_password: Option<String>,
     /// The number of the database. Default 0; a Cluster has no other.
     pub database: i64,
-    /// How to encrypt connections, those to Sentinels too; `None` sends everything in the clear.
+    /// The encryption of connections, those to Sentinels too; `None` sends everything in the clear.
     pub tls: Option<RedisTls>,
     /// Tells several clusters of lockservice apart that share a Redis: 1 to 64 letters, digits,
     /// `.`, `_` and `-`. Default `default`. Everything is kept under the one key
     /// `{lockservice:NAME}`.
     pub name: String,
-    /// How many replicas must have received a change before it counts (L4). Default 0. Unless it is
-    /// the number of *all* replicas that can be promoted, a fail-over can lose acknowledged
-    /// changes.
+    /// The number of replicas that must have received a change before it counts (L4). Default 0.
+    /// Unless it is the number of *all* replicas that can be promoted, a fail-over can lose
+    /// acknowledged changes.
     pub replicas: u32,
-    /// How long to wait for [`replicas`](Self::replicas). Default 500 ms.
+    /// The time to wait for [`replicas`](Self::replicas). Default 500 ms.
     pub wait_timeout: Duration,
-    /// How long to wait for a connection, or for one response of a Sentinel. Default 1 s.
+    /// The time to wait for a connection, or for one response of a Sentinel. Default 1 s.
     pub connect_timeout: Duration,
-    /// How long to wait for a response of the server. Default 1 s.
+    /// The time to wait for a response of the server. Default 1 s.
     pub response_timeout: Duration,
-    /// How long any call may take in all, with the search for a new master. Default 2 s. It must be
-    /// well below the leadership's TTL, or one call that fails costs the leadership.
+    /// The longest time for any call in all, with the search for a new master. Default 2 s. It must
+    /// be well below the leadership's TTL, or one call that fails costs the leadership.
     pub call_timeout: Duration,
-    /// How long reading the whole store may take. Default 30 s.
+    /// The longest time for reading the whole store. Default 30 s.
     pub load_timeout: Duration,
 }
 
-/// Which servers to ask.
+/// The servers to connect to.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Servers {
@@ -54,7 +54,7 @@ pub enum Servers {
     Single(Address),
     /// Sentinels, and the name of the master that they watch.
     Sentinel {
-        /// The Sentinels. Each is asked; the first that responds is believed.
+        /// The Sentinels. All are asked; the first response counts.
         sentinels: Vec<Address>,
         /// The name of the group of servers in the Sentinels' configuration.
         master: String,
@@ -75,7 +75,7 @@ pub struct Address {
     pub port: u16,
 }
 
-/// How connections are encrypted (rustls).
+/// The encryption of connections (rustls).
 #[derive(Clone, Default)]
 pub struct RedisTls {
     /// Certificates of the authorities to trust, in PEM; `None` trusts those of the operating

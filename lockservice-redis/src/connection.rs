@@ -23,10 +23,11 @@ use crate::error::{Errors, Stage};
 use crate::scripts::Script;
 use crate::topology::Topology;
 
-/// How long to wait before the master is looked up again.
+/// The pause before the master is looked up again.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How often a call is sent on by nodes that contradict each other, before it pauses.
+/// The number of times that a call is sent on by nodes that contradict each other, before it
+/// pauses.
 const HOPS_MAX: u32 = 5;
 
 /// The connection to the master.
@@ -47,7 +48,7 @@ struct CurrentMaster {
     connected: u64,
 }
 
-/// A server that was the master when it was asked.
+/// A server that was the master when it was checked.
 #[derive(Clone)]
 struct Master {
     client: Client,
@@ -63,7 +64,7 @@ pub(crate) struct ScriptCall<'a> {
     pub(crate) arguments: Vec<Vec<u8>>,
     /// The meaning of a response that does not come.
     pub(crate) stage: Stage,
-    /// Whether what it writes must reach the replicas before it counts (L4).
+    /// True if its writes must reach the replicas before they count (L4).
     pub(crate) waits: bool,
 }
 
@@ -74,7 +75,7 @@ pub(crate) struct ScriptResponse {
     pub(crate) replicated: bool,
 }
 
-/// Why an attempt failed.
+/// The reason why an attempt failed.
 enum Failure {
     /// The server does not know the script: nothing ran.
     NoScript,
@@ -85,7 +86,7 @@ enum Failure {
     /// The slot is being moved, and cannot be used at this moment: nothing was changed.
     TryAgain(Error),
     /// The time of the call ended in the middle of an attempt, and nothing was changed. If no
-    /// attempt before it told a reason, this is the error.
+    /// attempt before it had a reason, this is the error.
     OutOfTime(Error),
     /// The connection was lost.
     Lost(Error),
@@ -136,7 +137,7 @@ impl StoreConnection {
         }
     }
 
-    /// Sends until there is a response, or none is to be had in the time of a call.
+    /// Sends until there is a response, or the time of the call is over.
     async fn persist(
         &self,
         pipeline: &mut Pipeline,
@@ -214,7 +215,7 @@ impl StoreConnection {
                 (self.next(next, end).await?, &with_asking, 1)
             }
         };
-        // The response to `ASKING` says nothing.
+        // The response to `ASKING` is meaningless.
         let sent =
             master.connection.send_packed_commands(pipeline, skipped, pipeline.len() - skipped);
         let left = end - Instant::now();
@@ -224,7 +225,7 @@ impl StoreConnection {
                 // It may be the connection that is dead, not the server.
                 self.forget(master.serial).await;
                 let error = self.errors.timed_out(stage);
-                // A write that was sent may have landed, whatever was said before.
+                // A write that was sent may have landed, even if an earlier attempt was refused.
                 let cut_short = left < within && stage != Stage::Write;
                 return Err(if cut_short {
                     Failure::OutOfTime(error)

@@ -6,7 +6,7 @@ use redis::RedisError;
 /// The stage of a call when it failed: it decides what an error without a response means.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stage {
-    /// Nothing was asked yet.
+    /// Nothing was sent yet.
     Connect,
     /// The call changes nothing, or may be repeated.
     Repeatable,
@@ -37,8 +37,8 @@ impl Errors {
             Some(code) => by_code(code, error),
             None => silent(error, stage),
         };
-        // The driver's error is not kept as a source: a response may repeat what was sent, a
-        // password too.
+        // The driver's error is not kept as a source: a response may repeat the request, with a
+        // password.
         self.about(kind, message).with("cause", self.scrubbed(&error.to_string()))
     }
 
@@ -87,9 +87,9 @@ impl Errors {
     }
 }
 
-/// An error that the server answered, by its code. The call was refused before anything
-/// was changed: the scripts check everything before they write, and Redis checks memory, role and
-/// disk before it starts them.
+/// An error response of the server, by its code. The call was refused before anything was changed:
+/// the scripts check everything before they write, and Redis checks memory, role and disk before it
+/// starts them.
 // Long: a table, one row a code.
 fn by_code(code: &str, error: &RedisError) -> (ErrorKind, &'static str) {
     use ErrorKind::{StoreUnusable, Unavailable};

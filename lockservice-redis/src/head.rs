@@ -12,7 +12,7 @@ pub(crate) type Fields = [Vec<u8>; 6];
 
 /// The leadership as the store has it.
 pub(crate) struct Found {
-    /// The copy that answered.
+    /// The copy that responded.
     pub(crate) lineage: Lineage,
     /// The leadership; `None` if there is no record of one.
     pub(crate) head: Option<Head>,
@@ -86,7 +86,7 @@ pub(crate) enum Verdict {
     Fenced(Error),
 }
 
-/// Reads the response of the scripts that write: where, and whether.
+/// Reads the response of the scripts that write: the copy, and the outcome.
 pub(crate) fn verdict(value: Value, errors: &Errors) -> Result<(Lineage, Verdict)> {
     let strange = || errors.strange("another shape of verdict");
     let Value::Array(parts) = value else { return Err(strange()) };

@@ -20,12 +20,12 @@
 //! # Ok::<(), lockservice_core::Error>(()) }).expect("a store");
 //! ```
 //!
-//! [`RedisConfig::from_url`] tells the syntax of the URLs and their options.
+//! [`RedisConfig::from_url`] has the syntax of the URLs and their options.
 //!
 //! # How it works
 //! Everything of one cluster is one hash, `{lockservice:NAME}`. Each operation is one Lua script,
 //! hence one atomic step, that compares the epoch, and for a write its number, with those in the
-//! hash (L2), and responds on which copy of the store it ran. The right to lead is decided by
+//! hash (L2), and returns the copy of the store on which it ran. The right to lead is decided by
 //! [`Head`](lockservice_core::store::Head): a candidate reads the head, decides, and stores its own
 //! only if head and copy are still the same (L1). Each change of leadership is published on the
 //! channel `{lockservice:NAME}:leader`, so that a stand-by hears of a resignation at once; without
@@ -88,13 +88,13 @@
 //!
 //! ## What `wait=N` gives, and what it does not
 //! With `wait=N` acquiring, renewing and writing count only when `WAIT` says that N replicas have
-//! received the change; else a write answers `UnknownOutcome`, the others `Unavailable`. `WAIT`
-//! waits for receipt, not for the replica's disk. **Unless N is the number of all replicas that can
-//! be promoted, a partition can hold two leaders**, one on each side, each acknowledged by its own
-//! replicas, until the Sentinels' or the Cluster's decision reaches both: then only fencing tokens
-//! protect the data. With N equal to all of them, one replica that is down stops every bind and
-//! renewal. `min-replicas-to-write` with a short `min-replicas-max-lag` shortens the time in which
-//! an old master still accepts writes; it does not close it.
+//! received the change; otherwise a write fails with `UnknownOutcome`, the others with
+//! `Unavailable`. `WAIT` waits for receipt, not for the replica's disk. **Unless N is the number of
+//! all replicas that can be promoted, a partition can hold two leaders**, one on each side, each
+//! acknowledged by its own replicas, until the Sentinels' or the Cluster's decision reaches both:
+//! then only fencing tokens protect the data. With N equal to all of them, one replica that is down
+//! stops every bind and renewal. `min-replicas-to-write` with a short `min-replicas-max-lag`
+//! shortens the time in which an old master still accepts writes; it does not close it.
 //!
 //! A cluster that can lose nothing uses PostgreSQL, or one Redis with `appendfsync always` and no
 //! fail-over.

@@ -22,10 +22,10 @@ use crate::head::{Fields, Found, Verdict, verdict};
 use crate::scripts::{Script, Scripts};
 use crate::watch::Watch;
 
-/// How often a candidate decides again because the head changed under its decision.
+/// The number of times that a candidate decides again because the head changed under its decision.
 const RACES_MAX: u32 = 20;
 
-/// How often a reading of everything begins again because a write came between.
+/// The number of times that a reading of everything begins again because a write came between.
 const LOADS_MAX: u32 = 3;
 
 /// About how many records to read in one round trip.
@@ -52,7 +52,7 @@ struct Inner {
 }
 
 impl RedisStore {
-    /// Opens the store that a URL names; [`RedisConfig::from_url`] tells the syntax.
+    /// Opens the store that a URL names; [`RedisConfig::from_url`] has the syntax.
     ///
     /// Creates nothing. Warns in the log if the server may lose what it acknowledged.
     ///
@@ -231,7 +231,7 @@ impl RedisStore {
         Ok(Some((state, before.and_then(|found| found.head))))
     }
 
-    /// Adds one response of `HSCAN`, and tells where the next begins. An entry may come twice.
+    /// Adds one response of `HSCAN`, and returns the begin of the next. An entry may come twice.
     fn take_page(&self, page: Value, records: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Vec<u8>> {
         let strange = || self.0.errors.strange("another shape of HSCAN");
         let Value::Array(parts) = page else { return Err(strange()) };

@@ -19,7 +19,7 @@ use crate::error::{Errors, Stage};
 pub(crate) struct Topology {
     config: Arc<RedisConfig>,
     errors: Errors,
-    /// Nodes of the Cluster that were learnt, asked before those of the configuration.
+    /// Nodes of the Cluster that were learnt, tried before those of the configuration.
     learnt: parking_lot::Mutex<Vec<Address>>,
 }
 
@@ -28,8 +28,8 @@ impl Topology {
         Self { config, errors, learnt: parking_lot::Mutex::default() }
     }
 
-    /// A client for the server that holds the store, as far as those asked know. Bounded by the
-    /// time-out of a connection.
+    /// A client for the server that holds the store, by the responses of the known servers. Bounded
+    /// by the time-out of a connection.
     pub(crate) async fn find(&self) -> Result<Client> {
         match &self.config.servers {
             Servers::Single(address) => self.client(address),
@@ -143,7 +143,7 @@ async fn ask(
         let response = response.map_err(|_| errors.timed_out(Stage::Connect))?;
         responses.push(response.map_err(|error| errors.redis(&error, Stage::Connect))?);
     }
-    // Which server answered: a node that does not know its own address leaves it out.
+    // The server that responded: a node that does not know its own address leaves it out.
     responses.push(Value::SimpleString(address.host.clone()));
     Ok(responses)
 }
@@ -195,7 +195,7 @@ fn client(config: &RedisConfig, login: Login, address: &Address) -> redis::Redis
 }
 
 fn certificates(tls: &RedisTls) -> TlsCertificates {
-    // rustls wants to be told which cryptography to use; what the program chose counts, if it did.
+    // rustls needs a choice of cryptography; that of the program counts, if it made one.
     if rustls::crypto::CryptoProvider::get_default().is_none() {
         // It fails only if another thread was faster, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();

@@ -11,8 +11,8 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use crate::config::RedisConfig;
 use crate::connection::StoreConnection;
 
-/// A subscription to the announcements. It is only a hint: whatever happens to it, the caller looks
-/// at the store again in time.
+/// A subscription to the announcements. It is only a hint: even if it breaks, the caller reads the
+/// store again in time.
 pub(crate) struct Watch {
     channel: String,
     subscription: Mutex<Option<PubSub>>,
@@ -26,7 +26,7 @@ impl Watch {
     /// Waits until a change was announced, at most `poll`.
     ///
     /// # Cancel safety
-    /// Cancel safe: the subscription stays, and what it hears meanwhile ends the next wait.
+    /// Cancel safe: the subscription stays, and an announcement meanwhile ends the next wait.
     pub(crate) async fn wait(
         &self,
         connection: &StoreConnection,

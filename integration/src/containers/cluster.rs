@@ -7,12 +7,12 @@ use super::ports::Port;
 use super::redis::{Network, ask, url};
 use crate::within;
 
-/// How a [`Cluster`] is to be.
+/// The settings of a [`Cluster`].
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
     /// Copies of each master.
     pub replicas: usize,
-    /// A node counts as down when it has not answered for so long.
+    /// A node counts as down when it has not responded for so long.
     pub node_timeout: Duration,
     /// Arguments of each `redis-server`.
     pub arguments: Vec<String>,
@@ -131,7 +131,7 @@ impl Cluster {
         let _: String = ask(&url(self.nodes[from].0), &command).await.expect("the key moves");
     }
 
-    /// Gives the slot to the master at place `to`. Only both masters are told: the third hears of
+    /// Gives the slot to the master at place `to`. Only these masters get it: the third learns of
     /// it later.
     pub async fn finish_move(&self, key: &str, from: usize, to: usize) {
         let slot = self.slot(key).await;

@@ -16,10 +16,10 @@ use crate::{LIMIT, within};
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// Between two questions.
 const PROBE_PAUSE: Duration = Duration::from_millis(30);
-/// How long a server that is told to stop may take before Docker kills it, in seconds.
+/// The time that a server may take to stop before Docker kills it, in seconds.
 const STOP_SECONDS_MAX: i32 = 30;
 
-/// How a server says that it serves.
+/// The sign that a server serves.
 #[derive(Clone, Debug)]
 pub(super) enum Probe {
     /// `SELECT 1` at this URL.
@@ -30,14 +30,14 @@ pub(super) enum Probe {
     None,
 }
 
-/// What a container is made of, beside its image and arguments.
+/// The parts of a container beside its image and arguments.
 #[derive(Debug, Default)]
 pub(super) struct Parts {
     /// Published on 127.0.0.1: (port of this machine, port in the container).
     pub(super) published: Vec<(u16, u16)>,
     /// Shares the network of the container with this id, instead of having its own.
     pub(super) network_of: Option<String>,
-    /// Where the server keeps its data.
+    /// The folder of the server's data.
     pub(super) data: &'static str,
     /// Its data is in memory, with this much room, in bytes.
     pub(super) data_bytes_max: Option<u64>,
@@ -131,7 +131,7 @@ impl Container {
         self.wait_until_it_serves().await;
     }
 
-    /// Like [`start`](Self::start), but returns at once: whoever asks sees the server come up.
+    /// Like [`start`](Self::start), but returns at once: callers see the server come up.
     pub async fn start_without_waiting(&self) {
         assert!(docker(&["start", self.id()]).await, "it can be started again");
     }
@@ -183,11 +183,11 @@ impl Container {
         .await
     }
 
-    /// Asks the probe's question until it is answered.
+    /// Repeats the probe until it gets a response.
     pub(super) async fn wait_until_it_serves(&self) {
         let responds = tokio::time::timeout(LIMIT, async {
             while !self.probe.responds_to_probe().await {
-                // A server that refuses its settings ends: no reason to ask for a minute.
+                // A server that refuses its settings ends: no reason to probe for a minute.
                 if !self.inner.is_running().await.unwrap_or(true) {
                     return false;
                 }

@@ -45,7 +45,7 @@ impl PgBouncer {
             options.get_port(),
             port.number(),
         );
-        // One connection: whoever comes next has it.
+        // One connection: the next caller has it.
         let own = [("default_pool_size", "1"), ("reserve_pool_size", "0")];
         for (name, value) in own.iter().chain(settings) {
             text.push_str(&format!("{name} = {value}\n"));

@@ -16,7 +16,7 @@ use super::ports::Port;
 const DATA: &str = "/var/lib/postgresql/data";
 const PORT: u16 = 5432;
 
-/// How a [`Postgres`] is to be.
+/// The settings of a [`Postgres`].
 #[derive(Clone, Debug, Default)]
 pub struct PostgresOptions {
     /// Settings of the server, such as `("max_connections", "20")`.

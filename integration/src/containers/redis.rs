@@ -13,7 +13,7 @@ use super::ports::Port;
 pub(super) const DATA: &str = "/data";
 const PORT: u16 = 6379;
 
-/// How a [`Redis`] is to be.
+/// The settings of a [`Redis`].
 #[derive(Clone, Debug, Default)]
 pub struct RedisOptions {
     /// Arguments of `redis-server`, such as `["--appendonly", "yes"]`. Without any it keeps Redis'
@@ -94,14 +94,14 @@ pub(super) async fn ask<T: redis::FromRedisValue>(
     Box::pin(command.query_async(&mut connection)).await
 }
 
-/// One question to the server. One that still loads its data answers with an error.
+/// One question to the server. One that still loads its data responds with an error.
 pub(super) async fn ping(url: &str) -> RedisResult<()> {
     ask::<String>(url, &redis::cmd("PING")).await.map(drop)
 }
 
 /// Several Redis in one network, in which each is at 127.0.0.1 and at the same port as on this
-/// machine: so they find each other by the addresses that clients are told. The network is that of
-/// a container which does nothing, so that any of the others may die.
+/// machine: so they find each other by the addresses that clients get. The network is that of a
+/// container which does nothing, so that any of the others may die.
 #[derive(Debug)]
 pub(super) struct Network {
     image: GenericImage,

@@ -7,14 +7,14 @@ use super::ports::Port;
 use super::redis::{Network, ask, url};
 use crate::within;
 
-/// How a [`Sentinel`] is to be.
+/// The settings of a [`Sentinel`].
 #[derive(Clone, Debug)]
 pub struct SentinelOptions {
     /// Copies of the master.
     pub replicas: usize,
     /// Sentinels; more than half of them must agree that the master is down.
     pub sentinels: usize,
-    /// The master counts as down when it has not answered for so long.
+    /// The master counts as down when it has not responded for so long.
     pub down_after: Duration,
     /// Arguments of each `redis-server`.
     pub arguments: Vec<String>,

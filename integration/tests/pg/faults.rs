@@ -22,7 +22,7 @@ async fn every_connection_terminated_is_an_error_once_and_new_ones_take_over() {
         let all = "select count(pg_terminate_backend(pid, 10000)) from pg_stat_activity where \
             application_name = 'lockservice'";
         assert!(count(&mut admin, all).await > 0, "there was a connection");
-        // What may be asked twice is, and does not even show it.
+        // A call that may be repeated is, and does not even show it.
         bounded("a renewal", store.renew(journal.epoch)).await.expect("by a new connection");
         count(&mut admin, all).await;
         let lost = journal.write(&store).await;
@@ -80,7 +80,7 @@ async fn a_read_only_server_refuses_changes_as_such_until_it_is_writable_again()
     let mut journal = Journal::begin(&store).await;
     let mut admin = admin(&server).await;
     set_read_only(&mut admin, "on").await;
-    // A session hears of it when it is next asked something.
+    // A session learns of it with its next call.
     let refused = within("the setting to be heard", async {
         let mut outcome = Ok(());
         while outcome.is_ok() {

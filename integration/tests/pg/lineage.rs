@@ -10,7 +10,7 @@ use lockservice_pg::PgStore;
 
 use crate::support::{TTL, admin, bounded, candidate, count, lead, open, server, until};
 
-/// Longer than any test: who returns earlier was told.
+/// Longer than any test: a node that returns earlier got a notice.
 const FOREVER: Duration = Duration::from_secs(600);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -28,7 +28,7 @@ async fn a_promoted_copy_has_another_line_of_history_and_each_response_says_so()
     assert_eq!(status, 0, "{said}");
     server.stop().await;
     server.start().await;
-    // It answers questions before it has come so far.
+    // It responds to queries before it has come so far.
     until(&mut admin(&server).await, "select (not pg_is_in_recovery())::int::bigint").await;
     let after = store.applied().await.expect("readable").lineage;
     assert_ne!(after, before);

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::support::{Journal, assert_refused, bounded, config, open, server};
 
-/// Writes and renews until told to stop.
+/// Writes and renews until it is stopped.
 struct Writer {
     acknowledged: watch::Receiver<u64>,
     stop: watch::Sender<bool>,

@@ -77,7 +77,7 @@ async fn first_numbers(allocator: &dyn LockTableAllocator) -> [u64; 4] {
     let node = NodeName::new("n").expect("a name");
     let register = Registration { node, nonce, address: "n:1".to_owned(), replaces: None };
     loop {
-        // While nobody leads, and until old promises have run out, it is told to try again.
+        // While nobody leads, and until old promises have run out, it gets the advice to try again.
         if let Ok(owner) = allocator.register(&register).await
             && allocator.keepalive(owner.service, nonce, Progress::default()).await.is_ok()
             && let Ok(bound) = allocator.bind(owner.service, &table).await
@@ -89,8 +89,8 @@ async fn first_numbers(allocator: &dyn LockTableAllocator) -> [u64; 4] {
     }
 }
 
-/// F1, L4: whoever remembered anything dies with it, again and again, and all that within one epoch
-/// of the server's clock.
+/// F1, L4: every node that remembers anything dies with it, again and again, and all that within
+/// one epoch of the server's clock.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_forgets_everything_with_all_its_nodes_hands_nothing_out_twice() {
     let Some(redis) = Redis::start(arguments("--save  --appendonly no")).await else { return };
@@ -128,8 +128,8 @@ async fn a_restart_from_a_snapshot_is_noticed_by_the_number_and_by_the_lineage()
     let found = bounded(store.applied()).await.expect("it answers");
     assert_eq!((found.epoch, found.number.get()), (leader.epoch, 1));
     assert_ne!(found.lineage, leader.lineage);
-    // Its own name stands there, but on another copy: it must watch like any other, and is told
-    // that something may be lost.
+    // Its own name stands there, but on another copy: it must watch like any other, and learns that
+    // something may be lost.
     let me = Candidate { seen: None, ..leader.candidate.clone() };
     let next = Candidate { seen: Some(seen(&store, &me).await), ..me };
     let response = bounded(store.acquire_leadership(&next, TTL)).await.expect("an answer");
@@ -202,7 +202,7 @@ async fn with_a_synced_append_only_file_no_acknowledged_write_is_lost_to_kill_ni
         assert!(there == written || there == written + 1, "{there} of {written}");
         written = there;
         assert_whole(&bounded(store.load()).await.expect("load"), written);
-        // Whoever watches may lead the new copy.
+        // A node that watches may lead the new copy.
         let me = Candidate { seen: None, ..leader.candidate.clone() };
         let next = Candidate { seen: Some(seen(&store, &me).await), ..me };
         let before = leader.epoch;

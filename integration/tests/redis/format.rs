@@ -158,7 +158,7 @@ async fn sixteen_nodes_open_format_one_at_once_under_load_and_one_leads() {
         nodes.spawn(async move {
             let store = bounded(RedisStore::connect(&url)).await.expect("format 1 opens");
             let mut node = candidate(&format!("node-{n}"));
-            // It was led on another copy: everybody watches first, reading all the while.
+            // It was led on another copy: every node watches first, and reads all the while.
             node.seen = Some(seen(&store, &node).await);
             for _ in 0..4 {
                 assert_as_committed(bounded(store.load()).await.expect("format 1 is read"));
