@@ -65,6 +65,7 @@ fn lock(engine: &LockEngine, who: u64, key: u64) -> LockCall {
         items: vec![LockItem::Row(Key::new(bytes(key)).expect("a key"))],
         mode: LockMode::Exclusive,
         wait: WaitPolicy::Wait,
+        escalate: false,
     };
     engine.lock(request, Time::ZERO)
 }

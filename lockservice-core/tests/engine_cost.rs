@@ -11,7 +11,7 @@ use std::task::Poll;
 
 use LockMode::{Exclusive, Shared};
 use kit::cost::{HOT, OTHER, TABLE, engine, everything, holds, lock, lock_in, row, waits};
-use kit::{granted, key, poll, txn};
+use kit::{committed_at, granted, key, poll, txn};
 use lockservice_core::table::{LockCall, engine_steps};
 use lockservice_core::{CommitTimestamp, ErrorKind, KeyRange, LockItem, LockMode, TableId};
 
@@ -54,10 +54,10 @@ fn transactions_that_others_wait_for_queue_at_a_hot_row_at_the_same_cost_each() 
         let calls: Vec<LockCall> =
             (0..n).map(|who| waits(&engine, who, row(HOT), Exclusive)).collect();
         // Each then passes the hot row on.
-        engine.unlock_all(txn(OTHER), Some(CommitTimestamp::new(1)));
+        engine.unlock_all(txn(OTHER), committed_at(1));
         for (who, call) in (0..).zip(calls) {
             granted(call);
-            engine.unlock_all(txn(who), Some(CommitTimestamp::new(who)));
+            engine.unlock_all(txn(who), committed_at(who));
         }
         others.into_iter().for_each(|call| drop(granted(call)));
     });
@@ -74,11 +74,11 @@ fn transactions_that_others_wait_for_queue_behind_many_sharers_at_the_same_cost_
         let calls: Vec<LockCall> =
             (0..n).map(|who| waits(&engine, who, row(HOT), Exclusive)).collect();
         (0..n).for_each(|who| {
-            engine.unlock_all(txn(OTHER + who), Some(CommitTimestamp::new(who)));
+            engine.unlock_all(txn(OTHER + who), committed_at(who));
         });
         for (who, call) in (0..).zip(calls) {
             granted(call);
-            engine.unlock_all(txn(who), Some(CommitTimestamp::new(who)));
+            engine.unlock_all(txn(who), committed_at(who));
         }
         others.into_iter().for_each(|call| drop(granted(call)));
     });
@@ -170,7 +170,7 @@ fn rows_are_released_under_many_waiting_sharers_of_the_table_at_the_same_cost_ea
         for number in 0..n / 2 {
             engine.unlock(txn(OTHER), TableId::new(TABLE), &[row(number)], None);
         }
-        engine.unlock_all(txn(OTHER), Some(CommitTimestamp::new(7)));
+        engine.unlock_all(txn(OTHER), committed_at(7));
         for call in &mut calls {
             match poll(call) {
                 Poll::Ready(Ok(grant)) => {

@@ -8,7 +8,7 @@ use std::task::Poll;
 use LockMode::{Exclusive, Shared};
 use kit::by_id::LockRequest;
 use kit::cost::{HOT, OTHER, TABLE, engine, everything, holds, lock_in, row, waits};
-use kit::{granted, poll, txn};
+use kit::{committed_at, granted, poll, txn};
 use lockservice_core::allocator::TokenBlock;
 use lockservice_core::clock::Time;
 use lockservice_core::table::{LockCall, WaitPolicy, engine_longest_hold, engine_steps};
@@ -42,7 +42,15 @@ fn a_call_of_many_rows_lets_the_mutex_go_between_them() {
     let at_once = |who, wait| {
         let (table, version, items) = (TableId::new(TABLE), BindVersion::new(1), rows(0..n));
         engine.lock(
-            LockRequest { txn: txn(who), table, version, items, mode: Exclusive, wait },
+            LockRequest {
+                txn: txn(who),
+                table,
+                version,
+                items,
+                mode: Exclusive,
+                wait,
+                escalate: false,
+            },
             Time::ZERO,
         )
     };
@@ -78,7 +86,7 @@ fn a_call_of_many_rows_lets_the_mutex_go_between_them() {
             txn(1),
             TableId::new(TABLE),
             &rows(0..n),
-            Some(CommitTimestamp::new(1))
+            committed_at(1)
         )),
         n as usize
     );
@@ -91,7 +99,7 @@ fn the_end_of_a_transaction_lets_the_mutex_go_between_its_rows_and_between_their
     granted(lock_in(&engine, TABLE, OTHER, rows(0..n), Exclusive));
     let calls: Vec<LockCall> = (0..n).map(|who| waits(&engine, who, row(who), Exclusive)).collect();
     assert_eq!(
-        in_short_holds(4 * n, || engine.unlock_all(txn(OTHER), Some(CommitTimestamp::new(7)))),
+        in_short_holds(4 * n, || engine.unlock_all(txn(OTHER), committed_at(7))),
         n as usize
     );
     for call in calls {
@@ -132,7 +140,7 @@ fn sharers_that_wait_with_many_rows_each_are_granted_them_with_the_mutex_let_go_
     // And rows with many holders each are released.
     for who in 0..sharers {
         assert_eq!(
-            in_short_holds(each, || engine.unlock_all(txn(who), Some(CommitTimestamp::new(who)))),
+            in_short_holds(each, || engine.unlock_all(txn(who), committed_at(who))),
             each as usize
         );
     }

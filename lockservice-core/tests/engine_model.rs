@@ -25,7 +25,9 @@ use std::task::{Context, Poll, Wake, Waker};
 use by_id::{LockEngine, LockRequest};
 use lockservice_core::allocator::{Bind, BindSlot, TokenBlock};
 use lockservice_core::clock::Time;
-use lockservice_core::table::{EngineSettings, Grant, LockCall, VictimPolicy, WaitPolicy};
+use lockservice_core::table::{
+    Commit, EngineSettings, Grant, LockCall, Savepoint, VictimPolicy, WaitPolicy,
+};
 use lockservice_core::{
     BindVersion, CommitTimestamp, DeadlockEdge, ErrorKind, FencingToken, Key, KeyRange, LockItem,
     LockMode, ServiceId, TableId, TableRef, TxnId, TxnNumber,
@@ -65,6 +67,8 @@ struct Client {
     polled: bool,
     woken: Arc<Woken>,
     received: Option<Result<Grant, lockservice_core::Error>>,
+    /// Its savepoints, and those of the model.
+    savepoints: Vec<(Savepoint, u64)>,
     /// The items that it was granted since it last ended.
     grants: Vec<(usize, Grant)>,
 }
@@ -101,8 +105,8 @@ struct Run {
     next_version: u64,
     next_token: u64,
     next_ts: u64,
-    /// The last shared and exclusive token of each key.
-    last_tokens: BTreeMap<(usize, u8), (u64, u64)>,
+    /// The last token of each key in each mode.
+    last_tokens: BTreeMap<(usize, u8), [u64; 3]>,
     tokens_seen: BTreeSet<u64>,
     counts: BTreeMap<&'static str, u64>,
 }
@@ -137,6 +141,7 @@ impl Run {
                     polled: false,
                     woken: Arc::default(),
                     received: None,
+                    savepoints: Vec::new(),
                     grants: Vec::new(),
                 })
                 .collect(),
@@ -210,8 +215,10 @@ impl Run {
         let txn = self.random.random_range(0..self.clients.len());
         let table = self.random.random_range(0..self.tables);
         match self.random.random_range(0..100) {
-            0..55 => self.lock(txn, table),
-            55..62 => {
+            0..50 => self.lock(txn, table),
+            50..53 => self.downgrade(txn, table),
+            53..57 => self.savepoint(txn),
+            57..62 => {
                 // A caller gives up, whether or not it was granted meanwhile.
                 if self.clients[txn].call.take().is_some() {
                     *self.counts.entry("dropped").or_default() += 1;
@@ -228,7 +235,9 @@ impl Run {
                     let mut all = grants.clone();
                     all.shuffle(&mut self.random);
                     all.iter().for_each(|grant| self.roll_back(txn, grant));
-                    if self.clients[txn].call.is_none() {
+                    // A range that rows became stays.
+                    let is_all = all.iter().all(|(_, grant)| grant.escalated.is_none());
+                    if self.clients[txn].call.is_none() && is_all {
                         *self.counts.entry("all rolled back").or_default() += 1;
                         assert_eq!(self.engine.held(id(txn)), 0, "everything was rolled back");
                     }
@@ -238,26 +247,17 @@ impl Run {
                 let mut items: Vec<LockItem> = self.model.items(txn, table);
                 items.retain(|_| self.random.random_bool(0.4));
                 items.push(self.item());
-                let ts = self
-                    .random
-                    .random_bool(0.3)
-                    .then(|| self.random.random_range(0..self.next_ts + 3))
-                    .map(CommitTimestamp::new);
-                self.next_ts = self.next_ts.max(ts.map_or(0, CommitTimestamp::get));
+                let ts = self.commit();
                 let released = self.engine.unlock(id(txn), TableId::new(table as u64), &items, ts);
                 assert_eq!(released, self.model.unlock(txn, table, &items, ts, &mut self.clients));
             }
             75..94 => {
-                let ts = self
-                    .random
-                    .random_bool(0.5)
-                    .then(|| self.random.random_range(0..self.next_ts + 3))
-                    .map(CommitTimestamp::new);
-                self.next_ts = self.next_ts.max(ts.map_or(0, CommitTimestamp::get));
+                let ts = self.commit();
                 self.engine.unlock_all(id(txn), ts);
                 self.model.unlock_all(txn, ts, &mut self.clients);
                 assert_eq!(self.engine.held(id(txn)), 0, "everything is released");
                 self.clients[txn].grants.clear();
+                self.clients[txn].savepoints.clear();
             }
             94..97 => {
                 let block = self.block(20);
@@ -286,6 +286,55 @@ impl Run {
         self.check();
     }
 
+    fn commit(&mut self) -> Option<Commit> {
+        if self.random.random_bool(0.6) {
+            return None;
+        }
+        let timestamp = self.random.random_range(0..self.next_ts + 3);
+        self.next_ts = self.next_ts.max(timestamp);
+        let timestamp = CommitTimestamp::new(timestamp);
+        Some(Commit { timestamp, definition_changed: self.random.random_bool(0.2) })
+    }
+
+    fn mode(&mut self) -> LockMode {
+        *LockMode::ALL.choose(&mut self.random).expect("a mode")
+    }
+
+    /// Sets a savepoint, or goes back to one.
+    fn savepoint(&mut self, txn: usize) {
+        let savepoints = &mut self.clients[txn].savepoints;
+        if savepoints.is_empty() || self.random.random_bool(0.6) {
+            savepoints.push((self.engine.savepoint(id(txn)), self.model.savepoint()));
+            return;
+        }
+        let (savepoint, in_model) = *savepoints.choose(&mut self.random).expect("one");
+        if self.clients[txn].call.is_some() {
+            match self.engine.roll_back_to(id(txn), savepoint) {
+                Ok(released) => {
+                    assert!(self.model.is_over_at_once(txn), "a call of {txn} is in flight");
+                    let expected = self.model.roll_back_to(txn, in_model, &mut self.clients);
+                    assert_eq!(released, expected);
+                }
+                Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error:?}"),
+            }
+            return;
+        }
+        *self.counts.entry("back to a savepoint").or_default() += 1;
+        let released = self.engine.roll_back_to(id(txn), savepoint).expect("no call is in flight");
+        assert_eq!(released, self.model.roll_back_to(txn, in_model, &mut self.clients));
+    }
+
+    fn downgrade(&mut self, txn: usize, table: usize) {
+        let mut items: Vec<LockItem> = self.model.items(txn, table);
+        items.retain(|_| self.random.random_bool(0.4));
+        items.push(self.item());
+        let mode = self.mode();
+        let downgraded = self.engine.downgrade(id(txn), TableId::new(table as u64), &items, mode);
+        let expected = self.model.downgrade(txn, table, &items, mode, &mut self.clients);
+        assert_eq!(downgraded, expected, "{items:?} to {mode}");
+        *self.counts.entry("downgraded").or_default() += downgraded as u64;
+    }
+
     fn roll_back(&mut self, txn: usize, (table, grant): &(usize, Grant)) {
         self.engine.roll_back(id(txn), TableId::new(*table as u64), grant);
         self.model.roll_back(txn, *table, grant, &mut self.clients);
@@ -297,9 +346,13 @@ impl Run {
         }
         let count = *[1, 1, 1, 2, 3, 5].choose(&mut self.random).expect("a count");
         let items: Vec<LockItem> = (0..count).map(|_| self.item()).collect();
-        let mode =
-            if self.random.random_bool(0.5) { LockMode::Shared } else { LockMode::Exclusive };
-        let wait = if self.random.random_bool(0.8) { WaitPolicy::Wait } else { WaitPolicy::NoWait };
+        let mode = self.mode();
+        let wait = match self.random.random_range(0..10) {
+            0 => WaitPolicy::NoWait,
+            1 => WaitPolicy::SkipLocked,
+            _ => WaitPolicy::Wait,
+        };
+        let escalate = self.random.random_bool(0.3);
         let version = if self.random.random_bool(0.99) {
             self.model.version(table)
         } else {
@@ -318,13 +371,14 @@ impl Run {
             items: items.clone(),
             mode,
             wait,
+            escalate,
         };
         let call = self.engine.lock(request, Time::ZERO);
         let client = &mut self.clients[txn];
         client.call = Some(call);
         client.polled = false;
         client.woken.0.store(false, Ordering::Relaxed);
-        self.model.lock(txn, table, version, items, mode, wait, &mut self.clients);
+        self.model.lock(txn, table, version, items, mode, (wait, escalate), &mut self.clients);
     }
 
     /// Tries to lock a row at once. False if the general way decides.
@@ -386,7 +440,12 @@ fn the_engine_does_what_the_model_does_in_long_runs() {
     println!("{counts:?}");
     let of_calls =
         ["granted", "waited", "conflict", "deadlock", "cancelled", "bind_changed", "dropped"];
-    for what in of_calls.into_iter().chain(["resource_exhausted", "all rolled back", "at once"]) {
+    let others = ["back to a savepoint", "downgraded", "skipped", "escalated"];
+    for what in of_calls.into_iter().chain(others).chain([
+        "resource_exhausted",
+        "all rolled back",
+        "at once",
+    ]) {
         assert!(
             counts.get(what).is_some_and(|count| *count > 100),
             "the runs saw too little: {counts:?}"

@@ -7,7 +7,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kit::by_id::LockEngine;
-use kit::{TABLE, VERSION, engine, engine_with, granted, kind, lock, poll, row, txn};
+use kit::{TABLE, VERSION, committed_at, engine, engine_with, granted, kind, lock, poll, row, txn};
 use lockservice_core::allocator::{Bind, BindSlot, TokenBlock};
 use lockservice_core::table::{EngineSettings, RowGrant, engine_steps};
 use lockservice_core::{
@@ -172,16 +172,16 @@ fn a_commit_is_known_to_the_next_holder_whichever_way_it_locks() {
     let engine = engine();
     let commit = |ts| Some(CommitTimestamp::new(ts));
     holds(&engine, 1, 0..1);
-    engine.unlock_all(txn(1), commit(7));
+    engine.unlock_all(txn(1), committed_at(7));
     assert_eq!(at_once(&engine, 2, 1).expect("free").table_commit_ts, commit(7));
     let grant = granted(lock(&engine, 3, [item(2)], LockMode::Exclusive));
     assert_eq!(grant.table_commit_ts, commit(7));
-    assert_eq!(engine.unlock(txn(2), TABLE, &[item(1)], commit(9)), 1);
+    assert_eq!(engine.unlock(txn(2), TABLE, &[item(1)], committed_at(9)), 1);
     assert_eq!(at_once(&engine, 4, 1).expect("free").table_commit_ts, commit(9));
     // A waiter for a row that was locked at once learns of its holder's commit.
     let mut waiting = lock(&engine, 5, [item(1)], LockMode::Exclusive);
     assert!(poll(&mut waiting).is_pending());
-    engine.unlock_all(txn(4), commit(11));
+    engine.unlock_all(txn(4), committed_at(11));
     assert_eq!(granted(waiting).prev_commit_ts, commit(11));
 }
 

@@ -6,12 +6,15 @@
 //!
 //! | command | does |
 //! |---|---|
-//! | `new` | starts over, with table `t` installed |
+//! | `new [TXN_BYTES]` | starts over, with table `t` installed; a transaction's locks may take so much memory |
 //! | `install TABLE [TOKENS]` | installs a table with so many tokens (default 1,000) |
 //! | `remove TABLE` | removes it |
-//! | `lock TXN [TABLE/]ITEM… (s\|x) [nowait]` | makes a call |
+//! | `lock TXN [TABLE/]ITEM… (s\|u\|x) [nowait\|skip] [escalate]` | makes a call |
 //! | `unlock TXN [TABLE/]ITEM…` | releases chosen items |
-//! | `end TXN [TS]` | releases everything, with a commit timestamp or without |
+//! | `downgrade TXN [TABLE/]ITEM… (s\|u)` | makes chosen items weaker |
+//! | `savepoint TXN NAME` | sets a savepoint |
+//! | `back TXN NAME` | goes back to one |
+//! | `end TXN [TS [definition]]` | releases everything, with a commit or without |
 //! | `cancel TXN` | drops the transaction's call |
 //! | `rollback TXN` | rolls back its last grant |
 //! | `tokens TABLE N` | adds a block of N tokens |
@@ -33,7 +36,7 @@ use std::task::{Context, Poll, Waker};
 use by_id::{LockEngine, LockRequest};
 use lockservice_core::allocator::{Bind, BindSlot, TokenBlock};
 use lockservice_core::clock::Time;
-use lockservice_core::table::{EngineSettings, Grant, LockCall, WaitPolicy};
+use lockservice_core::table::{Commit, EngineSettings, Grant, LockCall, Savepoint, WaitPolicy};
 use lockservice_core::{
     BindVersion, Blocker, CommitTimestamp, FencingToken, Key, KeyRange, LockItem, LockMode,
     ServiceId, TableId, TableRef, TxnId, TxnNumber,
@@ -45,6 +48,7 @@ struct Session {
     make: fn(EngineSettings) -> LockEngine,
     calls: BTreeMap<u64, LockCall>,
     grants: BTreeMap<u64, Grant>,
+    savepoints: BTreeMap<String, Savepoint>,
     token_end: u64,
     version: u64,
 }
@@ -81,6 +85,15 @@ fn item(text: &str) -> LockItem {
     LockItem::Range(range.expect("a range"))
 }
 
+fn mode(name: &str) -> LockMode {
+    match name {
+        "s" => LockMode::Shared,
+        "u" => LockMode::Update,
+        "x" => LockMode::Exclusive,
+        other => panic!("{other} is no mode"),
+    }
+}
+
 fn items(words: &[&str]) -> (TableId, Vec<LockItem>) {
     let (name, _) = words[0].split_once('/').unwrap_or(("t", words[0]));
     (
@@ -93,12 +106,13 @@ fn items(words: &[&str]) -> (TableId, Vec<LockItem>) {
 }
 
 impl Session {
-    fn new(engine: fn(EngineSettings) -> LockEngine) -> Self {
+    fn new(engine: fn(EngineSettings) -> LockEngine, settings: EngineSettings) -> Self {
         let mut new = Self {
-            engine: engine(EngineSettings::default()),
+            engine: engine(settings),
             make: engine,
             calls: BTreeMap::new(),
             grants: BTreeMap::new(),
+            savepoints: BTreeMap::new(),
             token_end: 1,
             version: 0,
         };
@@ -129,24 +143,36 @@ impl Session {
     fn run(&mut self, command: &str) -> String {
         let words: Vec<&str> = command.split_whitespace().collect();
         match &words[..] {
-            ["new"] => *self = Self::new(self.make),
+            ["new"] => *self = Self::new(self.make, EngineSettings::default()),
+            ["new", bytes] => {
+                let txn_lock_bytes_max = bytes.parse().expect("a number");
+                let settings = EngineSettings { txn_lock_bytes_max, ..EngineSettings::default() };
+                *self = Self::new(self.make, settings);
+            }
             ["install", name] => self.install(name, 1000),
             ["install", name, tokens] => self.install(name, tokens.parse().expect("a number")),
             ["remove", name] => (1..=self.version)
                 .for_each(|at| self.engine.remove(table(name), BindVersion::new(at))),
             ["lock", who, rest @ ..] => {
+                let (rest, escalate) = match rest {
+                    [rest @ .., "escalate"] => (rest, true),
+                    _ => (rest, false),
+                };
                 let (rest, wait) = match rest {
                     [rest @ .., "nowait"] => (rest, WaitPolicy::NoWait),
+                    [rest @ .., "skip"] => (rest, WaitPolicy::SkipLocked),
                     _ => (rest, WaitPolicy::Wait),
                 };
                 let [rest @ .., mode] = rest else { panic!("no mode in {command}") };
-                let mode = if *mode == "x" { LockMode::Exclusive } else { LockMode::Shared };
+                let mode = self::mode(mode);
                 let (table, items) = items(rest);
                 let version = (1..=self.version)
                     .map(BindVersion::new)
                     .rfind(|at| self.engine.tokens_left(table, *at).is_some());
                 let version = version.unwrap_or_default();
-                let request = LockRequest { txn: id(txn(who)), table, version, items, mode, wait };
+                let txn_id = id(txn(who));
+                let request =
+                    LockRequest { txn: txn_id, table, version, items, mode, wait, escalate };
                 let call = self.engine.lock(request, Time::ZERO);
                 if let Some(earlier) = self.calls.insert(txn(who), call) {
                     // Only to show the error of a second call of a transaction.
@@ -158,14 +184,28 @@ impl Session {
                 let (table, items) = items(rest);
                 self.engine.unlock(id(txn(who)), table, &items, None);
             }
+            ["downgrade", who, rest @ .., weaker] => {
+                let (table, items) = items(rest);
+                self.engine.downgrade(id(txn(who)), table, &items, mode(weaker));
+            }
+            ["savepoint", who, name] => {
+                let savepoint = self.engine.savepoint(id(txn(who)));
+                self.savepoints.insert((*name).to_owned(), savepoint);
+            }
+            ["back", who, name] => {
+                let back = self.engine.roll_back_to(id(txn(who)), self.savepoints[*name]);
+                if let Err(error) = back {
+                    return format!("{who}: {}\n{}", error.kind().name(), self.show());
+                }
+            }
             ["end", who] => {
                 self.engine.unlock_all(id(txn(who)), None);
             }
-            ["end", who, ts] => {
-                self.engine.unlock_all(
-                    id(txn(who)),
-                    Some(CommitTimestamp::new(ts.parse().expect("a timestamp"))),
-                );
+            ["end", who, ts, rest @ ..] => {
+                let timestamp = CommitTimestamp::new(ts.parse().expect("a timestamp"));
+                let definition_changed = rest == ["definition"];
+                let commit = Commit { timestamp, definition_changed };
+                self.engine.unlock_all(id(txn(who)), Some(commit));
             }
             ["cancel", who] => drop(self.calls.remove(&txn(who)).expect("a call to cancel")),
             ["rollback", who] => {
@@ -205,8 +245,20 @@ impl Session {
                         if let Some(ts) = grant.prev_commit_ts {
                             write!(text, ", prev commit {ts}").expect("a string");
                         }
+                        if grant.prev_definition_changed {
+                            text.push_str(" of a definition");
+                        }
                         if let Some(ts) = grant.table_commit_ts {
                             write!(text, ", table commit {ts}").expect("a string");
+                        }
+                        if let Some(ts) = grant.table_definition_ts {
+                            write!(text, ", definition {ts}").expect("a string");
+                        }
+                        for key in &grant.skipped {
+                            write!(text, ", skipped {key}").expect("a string");
+                        }
+                        if let Some(range) = &grant.escalated {
+                            write!(text, ", escalated to {range}").expect("a string");
                         }
                         self.grants.insert(*who, grant);
                     }
@@ -279,7 +331,7 @@ fn run_scripts(update: bool, engine: fn(EngineSettings) -> LockEngine) {
     assert!(scripts.len() > 5, "the scripts are missing");
     for path in scripts {
         let script = std::fs::read_to_string(&path).expect("a script");
-        let mut session = Session::new(engine);
+        let mut session = Session::new(engine, EngineSettings::default());
         let mut shown = String::new();
         for line in script.lines() {
             if let Some(command) = line.strip_prefix("> ") {

@@ -11,10 +11,10 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use WaitPolicy::{NoWait, Wait};
 use kit::by_id::{LockEngine, LockRequest};
-use kit::{TABLE, VERSION, key, poll, request, txn, with_table};
+use kit::{TABLE, VERSION, committed_at, key, poll, request, txn, with_table};
 use lockservice_core::clock::Time;
 use lockservice_core::table::{EngineSettings, LockCall, WaitPolicy};
-use lockservice_core::{CommitTimestamp, Error, ErrorKind, KeyRange, LockItem, LockMode};
+use lockservice_core::{Error, ErrorKind, KeyRange, LockItem, LockMode};
 
 /// The transaction whose call of many rows is between two slices, and how many those are.
 const SLICED: u64 = 1;
@@ -153,11 +153,7 @@ fn the_end_of_a_transaction_ends_its_call_between_two_slices() {
     let engine = engine();
     let mut call = amid(&engine, |engine| {
         let call = sliced(engine, Wait);
-        assert_eq!(
-            engine.unlock_all(txn(SLICED), Some(CommitTimestamp::new(1))),
-            0,
-            "nothing was granted"
-        );
+        assert_eq!(engine.unlock_all(txn(SLICED), committed_at(1)), 0, "nothing was granted");
         assert_eq!(engine.held(txn(SLICED)), 0);
         call
     });

@@ -19,13 +19,13 @@ use lockservice_core::service::{
     TxnOp, TxnOptions, WaitStatus,
 };
 use lockservice_core::store::MemoryStore;
-use lockservice_core::table::{Grant, WaitPolicy};
+use lockservice_core::table::{Commit, Grant, Savepoint, WaitPolicy};
 use lockservice_core::testing::{
     ServiceFixture, SessionFixture, TokioClock, TxnFixture, UnparsedItem, service_suite,
 };
 use lockservice_core::{
-    CommitAttempt, CommitTimestamp, Error, ErrorKind, Key, KeyRange, LockItem, NodeName, Result,
-    Sequence, TableRef, TxnId, TxnNumber,
+    CommitAttempt, Error, ErrorKind, Key, KeyRange, LockItem, LockMode, NodeName, Result, Sequence,
+    TableRef, TxnId, TxnNumber,
 };
 use tokio::task::JoinHandle;
 
@@ -146,6 +146,7 @@ impl SessionFixture for LocalSession {
             options,
             last: AtomicU64::new(0),
             id: std::sync::OnceLock::new(),
+            savepoints: std::sync::Mutex::default(),
         })))
     }
 
@@ -176,6 +177,7 @@ struct Operations {
     options: TxnOptions,
     last: AtomicU64,
     id: std::sync::OnceLock<TxnId>,
+    savepoints: std::sync::Mutex<Vec<Savepoint>>,
 }
 
 impl Operations {
@@ -231,7 +233,7 @@ impl TxnFixture for LocalTxn {
                 assert_eq!(*self.0.id.get_or_init(|| granted.txn), granted.txn);
                 Ok(granted.grant)
             }
-            OpResponse::Done { .. } => panic!("a lock is answered with Done"),
+            other => panic!("a lock gets the response {other:?}"),
         }
     }
 
@@ -239,14 +241,31 @@ impl TxnFixture for LocalTxn {
         &self,
         table: &TableRef,
         items: &[LockItem],
-        commit_ts: Option<CommitTimestamp>,
+        commit: Option<Commit>,
     ) -> Result<()> {
-        self.0
-            .done(Operation::Unlock { table: table.clone(), items: items.to_vec(), commit_ts })
-            .await
+        self.0.done(Operation::Unlock { table: table.clone(), items: items.to_vec(), commit }).await
     }
 
-    async fn end(&self, commit_ts: Option<CommitTimestamp>) -> Result<()> {
-        self.0.done(Operation::End { commit_ts }).await
+    async fn downgrade(&self, table: &TableRef, items: &[LockItem], mode: LockMode) -> Result<()> {
+        let (table, items) = (table.clone(), items.to_vec());
+        self.0.done(Operation::Downgrade { table, items, mode }).await
+    }
+
+    async fn savepoint(&self) -> Result<usize> {
+        let OpResponse::Savepoint(savepoint) = self.0.submit(Operation::Savepoint).1.await? else {
+            panic!("a savepoint gets another response");
+        };
+        let mut savepoints = self.0.savepoints.lock().expect("no panic");
+        savepoints.push(savepoint);
+        Ok(savepoints.len() - 1)
+    }
+
+    async fn roll_back_to(&self, savepoint: usize) -> Result<()> {
+        let savepoint = self.0.savepoints.lock().expect("no panic")[savepoint];
+        self.0.done(Operation::RollBackTo(savepoint)).await
+    }
+
+    async fn end(&self, commit: Option<Commit>) -> Result<()> {
+        self.0.done(Operation::End { commit }).await
     }
 }

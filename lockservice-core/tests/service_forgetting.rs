@@ -14,7 +14,7 @@ use lockservice_core::service::{
     Granted, LockService, LockSpec, ServiceParts, ServiceSettings, Txn, TxnOptions,
 };
 use lockservice_core::store::MemoryStore;
-use lockservice_core::table::WaitPolicy;
+use lockservice_core::table::{Commit, WaitPolicy};
 use lockservice_core::testing::{AllocatorHooks, HookedAllocator, TokioClock};
 use lockservice_core::{
     BindVersion, CommitAttempt, CommitTimestamp, Error, ErrorKind, Key, LockItem, NodeName, Nonce,
@@ -240,7 +240,7 @@ async fn an_old_snapshot_learns_that_the_history_of_a_forgotten_table_is_unknown
     let first = stage.begin();
     let before = LockSpec { snapshot_age: Some(Duration::ZERO), ..spec("t", "k") };
     first.lock(before.clone()).await.expect("free");
-    first.end(Some(CommitTimestamp::new(77)));
+    first.end(Some(Commit::at(CommitTimestamp::new(77))));
     sleep(AT_LATEST).await;
     assert!(!stage.knows("t").await);
     let granted = old.lock(spec("t", "k")).await.expect("free");

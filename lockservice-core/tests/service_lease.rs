@@ -17,6 +17,7 @@ use lockservice_core::allocator::{
 use lockservice_core::clock::lo;
 use lockservice_core::service::{LockService, LockSpec, ServiceParts, TxnOptions};
 use lockservice_core::store::MemoryStore;
+use lockservice_core::table::Commit;
 use lockservice_core::testing::{AllocatorHooks, HookedAllocator, TokioClock};
 use lockservice_core::{
     CommitAttempt, CommitTimestamp, Error, ErrorKind, Key, LockItem, NodeName, Nonce, Result,
@@ -198,7 +199,7 @@ async fn a_stop_that_waits_for_commits_in_flight_ends_as_the_stop_that_was_reque
         window: CommitWindow { least: SECOND, most: 4 * SECOND },
     };
     let admitted = allocator.begin_commit(&request).await.expect("current");
-    txn.end(Some(CommitTimestamp::new(1)));
+    txn.end(Some(Commit::at(CommitTimestamp::new(1))));
     let began = Instant::now();
     let stopped = service.shutdown(SECOND).await;
     // C2: longer than it takes until the lease would have been renewed.

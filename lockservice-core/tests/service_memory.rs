@@ -134,7 +134,7 @@ async fn at_the_bound_a_call_can_still_be_cancelled_and_a_transaction_ended() {
     done(submit(&session, op(1, next), Operation::Cancel { sequence: Sequence::new(1) }).await);
     assert_eq!(service.locks(None).len(), held - 1);
     exhausted(submit(&session, op(2, 1), lock(2, 1)).await);
-    done(submit(&session, op(1, next + 1), Operation::End { commit_ts: None }).await);
+    done(submit(&session, op(1, next + 1), Operation::End { commit: None }).await);
     assert!(service.locks(None).is_empty());
     assert!(fill(&session, 3).await.len() + 1 >= grants.len(), "its end made all of its room free");
 }
@@ -190,14 +190,14 @@ async fn room_is_released_in_full_however_an_operation_ends() {
                     Operation::Unlock {
                         table: table(),
                         items: vec![item(number, 1)],
-                        commit_ts: None,
+                        commit: None,
                     },
                 )
                 .await,
             ),
             _ => {}
         }
-        done(submit(&session, op(number, 9), Operation::End { commit_ts: None }).await);
+        done(submit(&session, op(number, 9), Operation::End { commit: None }).await);
     }
     assert_eq!(service.locks(None).len(), 1);
 }

@@ -98,7 +98,7 @@ async fn a_grant_promises_no_longer_than_the_ttl_of_its_session() {
         // So that the table is bound.
         session.submit(op(1), Operation::Lock(spec())).await.expect("free");
         let end = TxnOp { sequence: Sequence::new(2), ..op(1) };
-        session.submit(end, Operation::End { commit_ts: None }).await.expect("it ends");
+        session.submit(end, Operation::End { commit: None }).await.expect("it ends");
         let (locking, runtime) = (session.clone(), tokio::runtime::Handle::current());
         let lock = stalling.stall(nth, move || {
             let _runtime = runtime.enter();

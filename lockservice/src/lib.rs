@@ -74,7 +74,7 @@ use lockservice_core::store::ClusterId;
 use lockservice_core::store::NodeAddress;
 
 #[cfg(feature = "client")]
-pub use self::client::{Client, ClientTxn, LockGuard, Session};
+pub use self::client::{Client, ClientTxn, LockGuard, Session, TxnSavepoint};
 #[cfg(feature = "server")]
 pub use self::server::{PeerServer, Server, ServiceHost};
 use self::store::StoreUrl;
@@ -83,7 +83,7 @@ pub use lockservice_core::clock::{Clock, SystemClock};
 pub use lockservice_core::service::{
     LockService, LockSpec, RowLocked, ServiceParts, Table, TxnOptions,
 };
-pub use lockservice_core::table::Grant;
+pub use lockservice_core::table::{Commit, Grant, Savepoint, WaitPolicy};
 pub use lockservice_core::{
     Advice, CommitAttempt, CommitTimestamp, Error, ErrorKind, FencingToken, Key, KeyRange,
     LockItem, LockMode, NodeName, Result, TableRef, TxnId,

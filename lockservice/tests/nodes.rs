@@ -14,7 +14,7 @@ use lockservice_core::allocator::{
 use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::service::{LockSpec, ServiceParts, TxnOptions};
 use lockservice_core::store::NodeAddress;
-use lockservice_core::table::WaitPolicy;
+use lockservice_core::table::{Commit, WaitPolicy};
 use lockservice_core::testing::SharedStore;
 use lockservice_core::{
     Advice, CommitAttempt, CommitTimestamp, ErrorKind, Key, LockItem, NodeName, TableRef,
@@ -278,7 +278,7 @@ async fn a_commit_is_validated_by_the_leader_whichever_node_has_the_call() {
     let refused = client.allocator().begin_commit(&stale).await.expect_err("not the current bind");
     assert_eq!(refused.kind(), ErrorKind::BindChanged);
     client.allocator().finish_commit(request.txn, request.attempt).await.expect("idempotent");
-    txn.end(Some(CommitTimestamp::new(7))).await.expect("acknowledged");
+    txn.end(Some(Commit::at(CommitTimestamp::new(7)))).await.expect("acknowledged");
     let binds = client.admin().binds().await.expect("c asks a");
     assert_eq!((binds.len(), binds[0].address.as_str()), (1, nodes[1].address.as_str()));
     assert_eq!(client.admin().node().await.expect("it answers").0.as_str(), "c");

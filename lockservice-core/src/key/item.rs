@@ -32,6 +32,14 @@ pub enum LockItem {
 }
 
 impl LockItem {
+    /// The row; `None` for a range.
+    pub const fn as_row(&self) -> Option<&Key> {
+        match self {
+            Self::Row(key) => Some(key),
+            Self::Range(_) => None,
+        }
+    }
+
     /// The lower bound.
     pub fn start(&self) -> Bound<&Key> {
         match self {
@@ -90,22 +98,45 @@ impl fmt::Display for LockItem {
     }
 }
 
-/// The mode of a lock. Exhaustive on purpose: a caller may match on both modes.
+/// The mode of a lock, from the weakest to the strongest.
+///
+/// | held | another transaction may hold shared | update | exclusive |
+/// |---|---|---|---|
+/// | shared | yes | yes | no |
+/// | update | yes | no | no |
+/// | exclusive | no | no | no |
+///
+/// A transaction that reads a row and may write it later locks it for update. Readers go on
+/// meanwhile. The upgrade to exclusive waits for them, and not for another transaction that has the
+/// same intention: two sharers that upgrade would be a deadlock.
 ///
 /// Exhaustive on purpose: a match must handle each.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LockMode {
-    /// Compatible with other shared locks.
+    /// Compatible with shared and update locks.
     Shared,
+    /// Compatible with shared locks.
+    Update,
     /// Compatible with nothing.
     Exclusive,
 }
 
 impl LockMode {
+    /// All modes, the weakest first.
+    pub const ALL: [Self; 3] = [Self::Shared, Self::Update, Self::Exclusive];
+
     /// True if two transactions may hold overlapping items in these modes at once.
     pub const fn is_compatible(self, other: Self) -> bool {
-        matches!((self, other), (Self::Shared, Self::Shared))
+        matches!(
+            (self, other),
+            (Self::Shared, Self::Shared | Self::Update) | (Self::Update, Self::Shared)
+        )
+    }
+
+    /// Its place in [`ALL`](Self::ALL).
+    pub(crate) const fn index(self) -> usize {
+        self as usize
     }
 }
 
@@ -113,6 +144,7 @@ impl fmt::Display for LockMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Shared => "shared",
+            Self::Update => "update",
             Self::Exclusive => "exclusive",
         })
     }

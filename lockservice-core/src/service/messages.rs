@@ -6,12 +6,10 @@ use std::time::Duration;
 use crate::allocator::LockTableAllocator;
 use crate::env::Env;
 use crate::error::Error;
-use crate::id::{
-    CommitTimestamp, NodeName, Nonce, Sequence, ServiceId, TableRef, TxnId, TxnNumber,
-};
+use crate::id::{NodeName, Nonce, Sequence, ServiceId, TableRef, TxnId, TxnNumber};
 use crate::key::{LockItem, LockMode};
 use crate::service::ServiceSettings;
-use crate::table::{Grant, LockInfo, WaitInfo, WaitPolicy};
+use crate::table::{Commit, Grant, LockInfo, Savepoint, WaitInfo, WaitPolicy};
 
 /// The components of a service.
 #[derive(Clone, Debug)]
@@ -68,6 +66,11 @@ pub struct LockSpec {
     pub mode: LockMode,
     /// True if the call waits for locks of others.
     pub wait: WaitPolicy,
+    /// True if the transaction's rows of the table may become one range at a limit of memory. The
+    /// range locks the rows between them too. An escalation never waits: if the range is not free,
+    /// the call fails with [`ResourceExhausted`](crate::ErrorKind::ResourceExhausted), as it does
+    /// without an escalation.
+    pub escalate: bool,
     /// The longest time to wait; the service's ceiling if `None`. Counts from the call, over
     /// everything it waits for.
     pub timeout: Option<Duration>,
@@ -89,7 +92,16 @@ impl LockSpec {
     /// Exclusive locks on `items`, waited for as long as the service allows.
     pub fn new(table: TableRef, items: Vec<LockItem>) -> Self {
         let (mode, wait) = (LockMode::Exclusive, WaitPolicy::Wait);
-        Self { table, items, mode, wait, timeout: None, snapshot_age: None, ancestors: Vec::new() }
+        Self {
+            table,
+            items,
+            mode,
+            wait,
+            escalate: false,
+            timeout: None,
+            snapshot_age: None,
+            ancestors: Vec::new(),
+        }
     }
 }
 
@@ -148,13 +160,26 @@ pub enum Operation {
         table: TableRef,
         /// Exactly the rows and ranges that were locked.
         items: Vec<LockItem>,
-        /// The commit's timestamp, if what they protect was committed (C5).
-        commit_ts: Option<CommitTimestamp>,
+        /// The commit of what they protect, if it was committed (C5).
+        commit: Option<Commit>,
     },
+    /// Makes chosen keys weaker; those not held, or held no more strongly, are ignored.
+    Downgrade {
+        /// The table.
+        table: TableRef,
+        /// Exactly the rows and ranges that were locked.
+        items: Vec<LockItem>,
+        /// The mode in which they are held from then on.
+        mode: LockMode,
+    },
+    /// Sets a savepoint.
+    Savepoint,
+    /// Ends what was granted since a savepoint of the same transaction.
+    RollBackTo(Savepoint),
     /// Ends the transaction: cancels its waiting call and releases everything.
     End {
-        /// The commit's timestamp, if it committed (C5).
-        commit_ts: Option<CommitTimestamp>,
+        /// The commit, if it committed (C5).
+        commit: Option<Commit>,
     },
     /// Rolls back or cancels one lock operation of the same transaction, whether it waits, was
     /// granted or has not arrived.
@@ -174,9 +199,12 @@ pub enum Operation {
 pub enum OpResponse {
     /// To [`Operation::Lock`].
     Locked(Granted),
+    /// To [`Operation::Savepoint`].
+    Savepoint(Savepoint),
     /// To all others.
     Done {
-        /// The number of rows and ranges that an `Unlock` or an `End` released; 0 for a `Cancel`.
+        /// The number of rows and ranges that an `Unlock`, an `End` or a `RollBackTo` released, or
+        /// that a `Downgrade` made weaker; 0 for a `Cancel`.
         released: usize,
     },
 }

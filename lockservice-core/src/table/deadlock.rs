@@ -30,7 +30,7 @@ impl EngineState {
         let mut behind = None;
         table.overlapping_queues(call.item(), |at, queue| {
             if holds_something {
-                for requested in [LockMode::Shared, LockMode::Exclusive] {
+                for requested in LockMode::ALL {
                     let mut ahead =
                         queue.between(requested, Position::FIRST, Position::LAST).peekable();
                     if requested.is_compatible(call.mode)
@@ -68,7 +68,8 @@ impl EngineState {
         requested: LockMode,
     ) -> bool {
         let Some(held) = self.txns.get(&txn).map(|txn| &txn.held) else { return false };
-        let items = held.iter().filter(|(id, _)| *id == table.bind.id).flat_map(|(_, items)| items);
+        let items =
+            held.iter().filter(|(id, _)| *id == table.bind.id).flat_map(|(_, items)| items.iter());
         items.take(LOCKS_COMPARED_MAX).any(|item| {
             let own = table.entry(item).and_then(|entry| entry.holder(txn));
             own.is_some_and(|own| !own.mode.is_compatible(requested)) && at.overlaps(item)
@@ -252,6 +253,9 @@ impl EngineState {
             let position = self.positions.next(false);
             self.enqueue(id, position);
             self.candidates.insert((position, id));
+            // One that is compatible with it may have been behind it, and is the first one now.
+            let first = self.queue_of(id).and_then(|queue| queue.first_after(Position::FIRST));
+            self.candidates.extend(first);
         }
     }
 

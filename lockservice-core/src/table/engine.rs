@@ -10,13 +10,13 @@ use super::lock_call::LockCall;
 use super::slices::{STEPS, Slice};
 use super::state::{EngineState, Started};
 use super::steps::Hold;
-use super::types::{CallObstacle, EngineSettings, Grant, LockInfo, LockRequest, WaitInfo};
-use super::uncontended::{TableHandle, TablePlaces, TxnHandle};
+use super::types::{CallObstacle, Commit, EngineSettings, Grant, LockInfo, LockRequest, WaitInfo};
+use super::uncontended::{HoldSeq, TableHandle, TablePlaces, TxnHandle};
 use crate::bind::{Bind, TokenBlock};
 use crate::clock::Time;
 use crate::error::{Error, Result};
-use crate::id::{BindVersion, CommitTimestamp, TableId, TxnId};
-use crate::key::LockItem;
+use crate::id::{BindVersion, TableId, TxnId};
+use crate::key::{LockItem, LockMode};
 use crate::sync::{Arc, Mutex, unlock_fair};
 
 /// Lines of a slice, for a caller that takes the whole list.
@@ -244,7 +244,7 @@ impl LockEngine {
     ///
     /// | kind | if |
     /// |---|---|
-    /// | [`InvalidArgument`] | the request names no item, or too many |
+    /// | [`InvalidArgument`] | the request names no item, or too many, or would skip ranges |
     /// | [`InvalidArgument`] | an earlier call of the transaction was not received to its end |
     /// | [`BindChanged`] | the table is not served here at that version |
     /// | [`Conflict`] | it may not wait, and an item is not free |
@@ -284,11 +284,11 @@ impl LockEngine {
         now: Time,
     ) -> LockCall {
         let id = txn.id();
-        if let Err(error) = put_in_order(&mut request.items, self.0.items_per_request_max) {
+        if let Err(error) = put_in_order(&mut request, self.0.items_per_request_max) {
             return LockCall::over(self, id, Err(error));
         }
-        self.inflate_own(txn, &request.items);
-        match self.with(|state| state.lock(id, request, ancestors, now)) {
+        let seq = self.inflate_own(txn, &request.items);
+        match self.with(|state| state.lock((id, seq), request, ancestors, now)) {
             Started::Done(outcome) => LockCall::over(self, id, outcome),
             // The pending work may have ended it. Then nothing needs to be kept.
             Started::Kept(call) => match self.with(|state| state.take_outcome(call)) {
@@ -330,26 +330,52 @@ impl LockEngine {
         txn: TxnId,
         table: TableId,
         items: &[LockItem],
-        commit_ts: Option<CommitTimestamp>,
+        commit: Option<Commit>,
     ) -> usize {
         let (mut items, mut released) = (items, 0);
         self.in_slices(|state| {
             let (first, rest) = items.split_at(items.len().min(state.slice.steps()));
-            released += state.unlock(txn, table, first, commit_ts);
+            released += state.unlock(txn, table, first, commit);
             items = rest;
             items.is_empty().then_some(())
         });
         released
     }
 
-    /// Releases all holds of a transaction in the state.
-    pub(super) fn unlock_all_in_state(
+    /// Ends what the calls of a transaction from `seq` on were granted in the state.
+    pub(super) fn roll_back_to_in_state(&self, txn: TxnId, seq: HoldSeq) -> usize {
+        let mut released = 0;
+        self.in_slices(|state| state.roll_back_to(txn, seq, &mut released).then_some(()));
+        released
+    }
+
+    /// Makes holds of a transaction in the state weaker.
+    pub(super) fn downgrade_in_state(
         &self,
         txn: TxnId,
-        commit_ts: Option<CommitTimestamp>,
+        bind: &Bind,
+        items: &[LockItem],
+        mode: LockMode,
     ) -> usize {
+        let (mut items, mut downgraded) = (items, 0);
+        self.in_slices(|state| {
+            let (first, rest) = items.split_at(items.len().min(state.slice.steps()));
+            downgraded += state.downgrade(txn, bind, first, mode);
+            items = rest;
+            items.is_empty().then_some(())
+        });
+        downgraded
+    }
+
+    /// True if a call of a transaction is in flight, or its outcome was not received yet.
+    pub(super) fn has_call(&self, txn: TxnId) -> bool {
+        self.state().lock().txns.get(&txn).is_some_and(|txn| txn.call.is_some())
+    }
+
+    /// Releases all holds of a transaction in the state.
+    pub(super) fn unlock_all_in_state(&self, txn: TxnId, commit: Option<Commit>) -> usize {
         let mut released = 0;
-        self.in_slices(|state| state.unlock_all(txn, commit_ts, &mut released).then_some(()));
+        self.in_slices(|state| state.unlock_all(txn, commit, &mut released).then_some(()));
         released
     }
 

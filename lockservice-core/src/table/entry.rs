@@ -3,7 +3,8 @@
 use super::call::CallId;
 use super::holders::{Holder, Holders};
 use super::queue::{CommitNumber, Queue};
-use crate::id::{CommitTimestamp, TxnId};
+use super::types::Commit;
+use crate::id::TxnId;
 use crate::key::LockMode;
 
 /// The position of a waiter in the one queue order of the node. Smaller is earlier.
@@ -17,23 +18,26 @@ impl Position {
     pub(super) const LAST: Self = Self(i64::MAX);
 }
 
-/// The positions that were given out, at both ends of the order.
-#[derive(Debug, Default)]
+/// The positions that were given out, in two parts of the order: upgrades, then all others.
+#[derive(Debug)]
 pub(super) struct Positions {
-    first: i64,
+    upgrade: i64,
     last: i64,
 }
 
+impl Default for Positions {
+    fn default() -> Self {
+        Self { upgrade: i64::MIN, last: 0 }
+    }
+}
+
 impl Positions {
-    /// The position of a wait that begins now: before all others for an upgrade, else behind them.
-    pub(super) fn next(&mut self, upgrade: bool) -> Position {
-        if upgrade {
-            self.first -= 1;
-            Position(self.first)
-        } else {
-            self.last += 1;
-            Position(self.last)
-        }
+    /// The position of a wait that begins now: behind the other upgrades for an upgrade, else
+    /// behind all.
+    pub(super) const fn next(&mut self, upgrade: bool) -> Position {
+        let last = if upgrade { &mut self.upgrade } else { &mut self.last };
+        *last += 1;
+        Position(*last)
     }
 }
 
@@ -61,8 +65,13 @@ impl Entry {
         self.holders.get(txn)
     }
 
-    pub(super) fn holder_mut(&mut self, txn: TxnId) -> Option<&mut Holder> {
-        self.holders.get_mut(txn)
+    /// Changes the hold of a transaction, if it has one.
+    pub(super) fn change<R>(
+        &mut self,
+        txn: TxnId,
+        change: impl FnOnce(&mut Holder) -> R,
+    ) -> Option<R> {
+        self.holders.change(txn, change)
     }
 
     /// Adds a holder. Its transaction holds nothing here yet.
@@ -82,13 +91,14 @@ impl Entry {
         mode: LockMode,
         after: Option<TxnId>,
     ) -> impl Iterator<Item = &Holder> {
-        // An exclusive holder is the only one, so the first holder decides for all.
-        let excluded = self.holders.first().is_some_and(|first| !mode.is_compatible(first.mode));
-        excluded
-            .then(|| self.holders.after(after))
-            .into_iter()
-            .flatten()
-            .filter(move |holder| holder.txn != txn)
+        // All holders are in the way of an exclusive request. Any other one shares with sharers, of
+        // whom there may be many, so that only the holder that is none decides.
+        let all = mode == LockMode::Exclusive;
+        let strongest = self.holders.strongest().filter(|holder| {
+            !all && !mode.is_compatible(holder.mode) && after.is_none_or(|txn| holder.txn > txn)
+        });
+        let holders = all.then(|| self.holders.after(after)).into_iter().flatten();
+        holders.chain(strongest).filter(move |holder| holder.txn != txn)
     }
 
     pub(super) fn queue(&self) -> Option<&Queue> {
@@ -115,18 +125,13 @@ impl Entry {
         self.queue.get_or_insert_default().insert(position, id, mode, commits);
     }
 
-    /// Takes a waiter out of the queue. Returns the largest timestamp of the commits that it learns
-    /// of, if there are any.
-    pub(super) fn dequeue(
-        &mut self,
-        position: Position,
-        mode: LockMode,
-    ) -> Option<CommitTimestamp> {
+    /// Takes a waiter out of the queue. Returns what it learns of commits, if there were any.
+    pub(super) fn dequeue(&mut self, position: Position, mode: LockMode) -> Option<Commit> {
         let queue = self.queue.as_mut()?;
-        let commit_ts = queue.remove(position, mode);
+        let learned = queue.remove(position, mode);
         if queue.is_empty() {
             self.queue = None;
         }
-        commit_ts
+        learned
     }
 }

@@ -6,43 +6,136 @@ use std::ops::Bound;
 use smallvec::SmallVec;
 
 use super::steps::step;
+use super::uncontended::HoldSeq;
 use crate::id::{FencingToken, TxnId};
 use crate::key::LockMode;
 
 /// One transaction's hold on an item.
+///
+/// An upgrade lies on the hold before it, as a *layer*. With three modes there are at most two
+/// layers beneath the hold that counts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Holder {
     pub(super) txn: TxnId,
-    /// Meaningless while `pending`.
-    pub(super) token: FencingToken,
     /// The slot of this item in the list of its transaction.
     pub(super) slot: u32,
     pub(super) mode: LockMode,
     /// Added or upgraded by a call that is still in flight: its token is not taken yet.
     pub(super) pending: bool,
-    /// After an upgrade, the token of the shared hold that it lies on. [`NONE`] if there was none,
-    /// or it was rolled back since. With two modes there is at most one layer beneath.
-    pub(super) beneath: FencingToken,
+    /// While it is pending: the token of the layer beneath, or [`NONE`].
+    pub(super) token: FencingToken,
+    /// The number of the call that added or upgraded it, in its transaction.
+    pub(super) seq: HoldSeq,
+    /// The layers beneath, by their mode. One with the token [`NONE`] does not exist.
+    beneath: [Layer; LockMode::ALL.len() - 1],
+}
+
+/// A hold that an upgrade lies on.
+#[derive(Clone, Copy, Debug)]
+struct Layer {
+    token: FencingToken,
+    seq: HoldSeq,
 }
 
 /// No token.
 pub(super) const NONE: FencingToken = FencingToken::new(0);
 
+const NO_LAYER: Layer = Layer { token: NONE, seq: HoldSeq::FIRST };
+
 impl Holder {
-    /// Forgets the shared hold beneath an upgrade. The hold then ends with the upgrade.
-    pub(super) fn drop_beneath(&mut self) {
-        if self.pending {
-            // An upgrade shows the token of the former hold until it has its own.
-            self.token = NONE;
-        }
-        self.beneath = NONE;
+    /// The hold of a call in flight.
+    pub(super) const fn pending(txn: TxnId, slot: u32, mode: LockMode, seq: HoldSeq) -> Self {
+        let beneath = [NO_LAYER; LockMode::ALL.len() - 1];
+        Self { txn, slot, mode, pending: true, token: NONE, seq, beneath }
     }
 
-    /// Ends an upgrade and leaves the shared hold beneath it.
-    pub(super) fn uncover(&mut self) {
-        self.token = std::mem::replace(&mut self.beneath, NONE);
-        self.mode = LockMode::Shared;
+    /// Gives it the token of its call.
+    pub(super) const fn grant(&mut self, token: FencingToken) {
+        self.token = token;
         self.pending = false;
+    }
+
+    /// Puts a stronger hold of a call in flight on it.
+    pub(super) fn upgrade(&mut self, mode: LockMode, seq: HoldSeq) {
+        debug_assert!(self.mode < mode && !self.pending, "one call of a transaction at a time");
+        self.beneath[self.mode.index()] = Layer { token: self.token, seq: self.seq };
+        (self.mode, self.seq, self.pending) = (mode, seq, true);
+    }
+
+    /// The mode of the layer on which it lies.
+    pub(super) fn layer(&self) -> Option<LockMode> {
+        LockMode::ALL.into_iter().take(self.beneath.len()).rev().find(|mode| self.has_layer(*mode))
+    }
+
+    fn has_layer(&self, mode: LockMode) -> bool {
+        self.beneath[mode.index()].token != NONE
+    }
+
+    /// Ends an upgrade, and leaves the hold on which it lies. False if there is none.
+    pub(super) fn uncover(&mut self) -> bool {
+        let Some(mode) = self.layer() else { return false };
+        let layer = std::mem::replace(&mut self.beneath[mode.index()], NO_LAYER);
+        (self.mode, self.token, self.seq, self.pending) = (mode, layer.token, layer.seq, false);
+        true
+    }
+
+    /// Forgets the layers beneath. The hold then ends with the upgrade.
+    pub(super) fn drop_layers(&mut self) {
+        self.beneath = [NO_LAYER; LockMode::ALL.len() - 1];
+        self.show_token();
+    }
+
+    /// Forgets the layer of the grant under `token`, if there is one.
+    pub(super) fn drop_layer(&mut self, token: FencingToken) {
+        if let Some(layer) = self.beneath.iter_mut().find(|layer| layer.token == token) {
+            *layer = NO_LAYER;
+        }
+        self.show_token();
+    }
+
+    /// An upgrade shows the token of the former hold until it has its own.
+    fn show_token(&mut self) {
+        if self.pending {
+            self.token = self.layer().map_or(NONE, |mode| self.beneath[mode.index()].token);
+        }
+    }
+
+    /// Makes it weaker: `mode` from now on. The layers that are not weaker than that end.
+    ///
+    /// If the hold lies on one in `mode`, that one is left, with its own token. Otherwise it keeps
+    /// the token of the weakest layer that was stronger. False if it is not stronger than `mode`,
+    /// or a call in flight has upgraded it.
+    pub(super) fn downgrade(&mut self, mode: LockMode) -> bool {
+        if self.pending || self.mode <= mode {
+            return false;
+        }
+        while self.layer().is_some_and(|layer| layer >= mode) && self.mode > mode {
+            self.uncover();
+        }
+        self.mode = mode;
+        true
+    }
+
+    /// The number of the first call whose hold is left.
+    pub(super) fn first_call(&self) -> HoldSeq {
+        self.beneath.iter().find(|layer| layer.token != NONE).map_or(self.seq, |layer| layer.seq)
+    }
+
+    /// True if it was upgraded by the call of that number, and nothing has ended that since.
+    pub(super) fn is_upgraded_by(&self, seq: HoldSeq) -> bool {
+        let layers = self.beneath.iter().filter(|layer| layer.token != NONE);
+        self.first_call() != seq
+            && layers.map(|layer| layer.seq).chain([self.seq]).any(|at| at == seq)
+    }
+
+    /// Ends what was granted by the calls from `seq` on. False if nothing of the hold is left.
+    pub(super) fn end_since(&mut self, seq: HoldSeq) -> bool {
+        while self.seq >= seq {
+            if !self.uncover() {
+                return false;
+            }
+        }
+        true
     }
 }
 
@@ -50,11 +143,16 @@ impl Holder {
 /// all that follow.
 const LISTED_MAX: usize = 32;
 
-/// The holders of an item, ordered by transaction: any number of sharers, or one exclusive holder.
+/// The holders of an item, ordered by transaction: any number of sharers with at most one holder
+/// for update, or one exclusive holder.
 #[derive(Debug)]
 pub(super) enum Holders {
     Few(SmallVec<[Holder; 1]>),
-    Many(BTreeMap<TxnId, Holder>),
+    Many {
+        map: BTreeMap<TxnId, Holder>,
+        /// The one that is no sharer.
+        strongest: Option<TxnId>,
+    },
 }
 
 impl Default for Holders {
@@ -75,14 +173,7 @@ impl Holders {
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Few(list) => list.len(),
-            Self::Many(map) => map.len(),
-        }
-    }
-
-    pub(super) fn first(&self) -> Option<&Holder> {
-        match self {
-            Self::Few(list) => list.first(),
-            Self::Many(map) => map.values().next(),
+            Self::Many { map, .. } => map.len(),
         }
     }
 
@@ -97,7 +188,7 @@ impl Holders {
                 let from = txn.map_or(0, |txn| list.partition_point(|holder| holder.txn <= txn));
                 (&list[from..], None)
             }
-            Self::Many(map) => {
+            Self::Many { map, .. } => {
                 let from = txn.map_or(Bound::Unbounded, Bound::Excluded);
                 (&[][..], Some(map.range((from, Bound::Unbounded))))
             }
@@ -109,14 +200,39 @@ impl Holders {
     pub(super) fn get(&self, txn: TxnId) -> Option<&Holder> {
         match self {
             Self::Few(list) => position(list, txn).ok().map(|at| &list[at]),
-            Self::Many(map) => map.get(&txn),
+            Self::Many { map, .. } => map.get(&txn),
         }
     }
 
-    pub(super) fn get_mut(&mut self, txn: TxnId) -> Option<&mut Holder> {
+    /// The holder that is no sharer, if there is one.
+    pub(super) fn strongest(&self) -> Option<&Holder> {
         match self {
-            Self::Few(list) => position(list, txn).ok().map(|at| &mut list[at]),
-            Self::Many(map) => map.get_mut(&txn),
+            Self::Few(list) => list.iter().find(|holder| holder.mode > LockMode::Shared),
+            Self::Many { map, strongest } => map.get(strongest.as_ref()?),
+        }
+    }
+
+    /// Changes the hold of a transaction, if it has one.
+    pub(super) fn change<R>(
+        &mut self,
+        txn: TxnId,
+        change: impl FnOnce(&mut Holder) -> R,
+    ) -> Option<R> {
+        match self {
+            Self::Few(list) => {
+                let at = position(list, txn).ok()?;
+                Some(change(&mut list[at]))
+            }
+            Self::Many { map, strongest } => {
+                let holder = map.get_mut(&txn)?;
+                let changed = change(holder);
+                if holder.mode > LockMode::Shared {
+                    *strongest = Some(txn);
+                } else if *strongest == Some(txn) {
+                    *strongest = None;
+                }
+                Some(changed)
+            }
         }
     }
 
@@ -128,12 +244,16 @@ impl Holders {
                 Err(at) => list.insert(at, holder),
             },
             Self::Few(list) => {
-                let mut map: BTreeMap<_, _> =
-                    list.drain(..).map(|holder| (holder.txn, holder)).collect();
-                map.insert(holder.txn, holder);
-                *self = Self::Many(map);
+                let strongest = list.iter().find(|holder| holder.mode > LockMode::Shared);
+                let strongest = strongest.map(|holder| holder.txn);
+                let map = list.drain(..).map(|holder| (holder.txn, holder)).collect();
+                *self = Self::Many { map, strongest };
+                self.add(holder);
             }
-            Self::Many(map) => {
+            Self::Many { map, strongest } => {
+                if holder.mode > LockMode::Shared {
+                    *strongest = Some(holder.txn);
+                }
                 map.insert(holder.txn, holder);
             }
         }
@@ -142,8 +262,9 @@ impl Holders {
     pub(super) fn take(&mut self, txn: TxnId) -> Option<Holder> {
         match self {
             Self::Few(list) => position(list, txn).ok().map(|at| list.remove(at)),
-            Self::Many(map) => {
+            Self::Many { map, strongest } => {
                 let taken = map.remove(&txn);
+                strongest.take_if(|strongest| *strongest == txn);
                 if map.len() <= 1 {
                     *self = Self::Few(map.values().copied().collect());
                 }
@@ -164,14 +285,9 @@ mod tests {
 
     fn holder(number: u64) -> Holder {
         let txn = TxnId::new(ServiceId::new(1), TxnNumber::new(number), false);
-        Holder {
-            txn,
-            token: FencingToken::new(number),
-            slot: 0,
-            mode: LockMode::Shared,
-            pending: false,
-            beneath: NONE,
-        }
+        let mut holder = Holder::pending(txn, 0, LockMode::Shared, HoldSeq::FIRST);
+        holder.grant(FencingToken::new(number));
+        holder
     }
 
     #[test]
@@ -199,8 +315,62 @@ mod tests {
             assert!(holders.take(txn).is_some() && holders.take(txn).is_none());
             expected.remove(&txn);
             assert_eq!(holders.len(), expected.len());
-            assert_eq!(holders.first().map(|holder| holder.txn), expected.keys().next().copied());
         }
         assert!(holders.is_empty());
+    }
+
+    #[test]
+    fn the_holder_that_is_no_sharer_is_known_among_few_and_many() {
+        let mut holders = Holders::default();
+        for number in 0..200 {
+            holders.add(holder(number));
+        }
+        let (a, b) = (holder(7).txn, holder(150).txn);
+        let strongest = |holders: &Holders| holders.strongest().map(|holder| holder.txn);
+        assert_eq!(strongest(&holders), None);
+        holders.change(a, |holder| holder.upgrade(LockMode::Update, HoldSeq::FIRST));
+        assert_eq!(strongest(&holders), Some(a));
+        holders.change(a, |holder| assert!(holder.uncover()));
+        assert_eq!(strongest(&holders), None);
+        holders.change(b, |holder| holder.upgrade(LockMode::Update, HoldSeq::FIRST));
+        for number in (0..200).filter(|number| *number != 150) {
+            assert!(holders.take(holder(number).txn).is_some());
+            assert_eq!(strongest(&holders), Some(b), "{number}");
+        }
+        for number in 0..100 {
+            holders.add(holder(number));
+            assert_eq!(strongest(&holders), Some(b), "{number}");
+        }
+        assert!(holders.take(b).is_some());
+        assert_eq!(strongest(&holders), None);
+    }
+
+    #[test]
+    fn a_downgrade_leaves_the_layer_in_that_mode_or_turns_the_next_stronger_one_into_it() {
+        let layered = |modes: &[LockMode]| {
+            let mut modes = modes.iter().zip(1..);
+            let (first, _) = modes.next().expect("a mode");
+            let mut hold = Holder::pending(holder(1).txn, 0, *first, HoldSeq::FIRST);
+            hold.grant(FencingToken::new(1));
+            for (mode, number) in modes {
+                hold.upgrade(*mode, HoldSeq::FIRST);
+                hold.grant(FencingToken::new(number + 1));
+            }
+            hold
+        };
+        use LockMode::{Exclusive, Shared, Update};
+        for (modes, to, token, layer) in [
+            (&[Exclusive][..], Shared, 1, None),
+            (&[Shared, Exclusive], Shared, 1, None),
+            (&[Shared, Exclusive], Update, 2, Some(Shared)),
+            (&[Shared, Update, Exclusive], Update, 2, Some(Shared)),
+            (&[Shared, Update, Exclusive], Shared, 1, None),
+            (&[Update, Exclusive], Shared, 1, None),
+        ] {
+            let mut hold = layered(modes);
+            assert!(hold.downgrade(to), "{modes:?}");
+            assert_eq!((hold.mode, hold.token.get(), hold.layer()), (to, token, layer));
+            assert!(!hold.downgrade(to) && !hold.downgrade(Exclusive), "it is no stronger");
+        }
     }
 }

@@ -13,7 +13,7 @@ use super::types::{CallObstacle, LockInfo, WaitInfo};
 use super::uncontended::{Place, RowSnapshot};
 use crate::error::Blocker;
 use crate::id::{TableId, TxnId};
-use crate::key::{Key, LockItem};
+use crate::key::{Key, LockItem, LockMode};
 
 /// The progress of a list of locks.
 #[derive(Debug)]
@@ -222,18 +222,20 @@ impl EngineState {
         from: Option<TxnId>,
         locks: &mut Lines<LockInfo>,
     ) -> ControlFlow<TxnId> {
-        let Some(mode) = entry.holders().first().map(|holder| holder.mode) else {
+        if entry.holders().is_empty() {
             return ControlFlow::Continue(());
-        };
-        // All holders of an entry have the same mode, so the same calls wait for each of them,
-        // except its own call.
-        let mut waiters = 0;
+        }
+        // The same calls wait for all holders in one mode, except the own call of each.
+        let mut waiters = [0; LockMode::ALL.len()];
         table.overlapping_queues(item, |_, queue| {
             locks.spend();
-            waiters += queue.incompatible(mode);
+            for mode in LockMode::ALL {
+                waiters[mode.index()] += queue.incompatible(mode);
+            }
             ControlFlow::Continue(())
         });
         for holder in entry.holders().after(from) {
+            let mode = holder.mode;
             let own =
                 self.waiting_call(holder.txn).map(|own| &self.calls[own]).is_some_and(|own| {
                     own.table == table.bind.id
@@ -247,7 +249,7 @@ impl EngineState {
                 txn: holder.txn,
                 token: holder.token,
                 pending: holder.pending,
-                waiters: waiters - usize::from(own),
+                waiters: waiters[mode.index()] - usize::from(own),
             };
             // The budget ends after a line, so that every slice gets further.
             locks.push(line).map_break(|()| holder.txn)?;

@@ -245,6 +245,6 @@ pub use self::steps::{engine_longest_hold, engine_steps};
 #[cfg_attr(loom, allow(unused_imports, reason = "the service is not built for loom"))]
 pub(crate) use self::types::{CallObstacle, ItemGrant};
 pub use self::types::{
-    EngineSettings, Grant, LockInfo, LockRequest, VictimPolicy, WaitInfo, WaitPolicy,
+    Commit, EngineSettings, Grant, LockInfo, LockRequest, VictimPolicy, WaitInfo, WaitPolicy,
 };
-pub use self::uncontended::{CallGuard, RowGrant, TableHandle, TxnHandle};
+pub use self::uncontended::{CallGuard, RowGrant, Savepoint, TableHandle, TxnHandle};

@@ -6,6 +6,7 @@ use std::ops::Bound;
 use super::call::CallId;
 use super::entry::Position;
 use super::steps::step;
+use super::types::Commit;
 use crate::id::CommitTimestamp;
 use crate::key::LockMode;
 
@@ -13,12 +14,10 @@ use crate::key::LockMode;
 /// queue.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    shared: BTreeMap<Position, Waiter>,
-    exclusive: BTreeMap<Position, Waiter>,
-    /// Commits of transactions with a shared hold that overlaps the item.
-    shared_commits: Commits,
-    /// The same for exclusive holds.
-    exclusive_commits: Commits,
+    /// By the mode of the request.
+    waiters: [BTreeMap<Position, Waiter>; LockMode::ALL.len()],
+    /// Commits of transactions with a hold that overlaps the item, by the mode of the hold.
+    commits: [Commits; LockMode::ALL.len()],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +29,7 @@ struct Waiter {
 
 impl Queue {
     pub(super) fn is_empty(&self) -> bool {
-        self.shared.is_empty() && self.exclusive.is_empty()
+        self.waiters.iter().all(BTreeMap::is_empty)
     }
 
     pub(super) fn insert(
@@ -40,44 +39,45 @@ impl Queue {
         mode: LockMode,
         commits: CommitNumber,
     ) {
-        self.waiters_mut(mode).insert(position, Waiter { id, commits });
+        self.waiters[mode.index()].insert(position, Waiter { id, commits });
     }
 
-    /// Removes a waiter. Returns the largest timestamp of the commits that it learns of.
-    pub(super) fn remove(&mut self, position: Position, mode: LockMode) -> Option<CommitTimestamp> {
-        let waiter = self.waiters_mut(mode).remove(&position)?;
-        let exclusive = self.exclusive_commits.largest_after(waiter.commits);
-        match mode {
-            LockMode::Shared => exclusive,
-            LockMode::Exclusive => exclusive.max(self.shared_commits.largest_after(waiter.commits)),
-        }
+    /// Removes a waiter. Returns what it learns of the commits since its wait began.
+    pub(super) fn remove(&mut self, position: Position, mode: LockMode) -> Option<Commit> {
+        let waiter = self.waiters[mode.index()].remove(&position)?;
+        let learned = incompatible_with(mode)
+            .filter_map(|held| self.commits[held.index()].after(waiter.commits));
+        learned.reduce(merge)
     }
 
     /// The number of waiters that are incompatible with `mode`.
     pub(super) fn incompatible(&self, mode: LockMode) -> usize {
-        match mode {
-            LockMode::Shared => self.exclusive.len(),
-            LockMode::Exclusive => self.exclusive.len() + self.shared.len(),
-        }
+        incompatible_with(mode).map(|requested| self.waiters[requested.index()].len()).sum()
     }
 
     /// The first waiter that is incompatible with `mode`.
     pub(super) fn first_incompatible(&self, mode: LockMode) -> Option<(Position, CallId)> {
-        match mode {
-            LockMode::Shared => first(&self.exclusive, Position::FIRST),
-            LockMode::Exclusive => self.first_after(Position::FIRST),
-        }
+        let first = |requested| self.first_of(requested, Position::FIRST);
+        incompatible_with(mode).filter_map(first).min()
     }
 
-    /// The waiter that follows `position`. If the first waiter of a queue has a conflict, so have
-    /// those behind it, except a sharer whose own hold is that conflict.
+    /// The waiter that follows `position`.
+    ///
+    /// If the first waiter of a queue has a conflict, so have those behind it, with two exceptions:
+    /// a waiter whose own hold is that conflict, and a sharer behind a waiter for update.
     pub(super) fn first_after(&self, position: Position) -> Option<(Position, CallId)> {
-        let sharer = first(&self.shared, position);
-        let exclusive = first(&self.exclusive, position);
-        match (sharer, exclusive) {
-            (Some(a), Some(b)) => Some(if a.0 < b.0 { a } else { b }),
-            (one, other) => one.or(other),
-        }
+        LockMode::ALL.into_iter().filter_map(|mode| self.first_of(mode, position)).min()
+    }
+
+    /// The waiter in `mode` that follows `position`.
+    pub(super) fn first_of(
+        &self,
+        mode: LockMode,
+        position: Position,
+    ) -> Option<(Position, CallId)> {
+        let rest = (Bound::Excluded(position), Bound::Unbounded);
+        let first = self.waiters[mode.index()].range(rest).next();
+        first.map(|(position, waiter)| (*position, waiter.id))
     }
 
     /// The waiters in `mode` between two positions, in order.
@@ -89,7 +89,7 @@ impl Queue {
     ) -> impl Iterator<Item = (Position, CallId)> {
         let between = (after < before).then(|| {
             let range = (Bound::Excluded(after), Bound::Excluded(before));
-            self.waiters(mode)
+            self.waiters[mode.index()]
                 .range(range)
                 .map(|(position, waiter)| (*position, waiter.id))
                 .inspect(|_| step())
@@ -97,71 +97,72 @@ impl Queue {
         between.into_iter().flatten()
     }
 
-    /// The last exclusive waiter before `position`. It waits itself for all waiters before it.
-    pub(super) fn nearest_exclusive(&self, position: Position) -> Option<(Position, CallId)> {
+    /// The last waiter in `mode` before `position`.
+    pub(super) fn nearest(&self, mode: LockMode, position: Position) -> Option<(Position, CallId)> {
         step();
-        self.exclusive
-            .range(..position)
-            .next_back()
-            .map(|(position, waiter)| (*position, waiter.id))
+        let last = self.waiters[mode.index()].range(..position).next_back();
+        last.map(|(position, waiter)| (*position, waiter.id))
     }
 
-    /// The nearest waiters before `position` that are incompatible with `mode`, if they are behind
-    /// `after`. All other such waiters are reached along the waits of the nearest.
+    /// Waiters before `position` that are incompatible with `mode`: so many that all others are
+    /// reached along their waits. Of these, the ones behind `after`, in order.
+    ///
+    /// An exclusive waiter waits for all waiters before it. A waiter for update waits for those
+    /// before it that are not sharers. So these are the nearest waiter of each of these two modes,
+    /// and for an exclusive request the sharers behind the nearest exclusive one.
     pub(super) fn nearest_ahead(
         &self,
         mode: LockMode,
         position: Position,
         after: Position,
     ) -> impl Iterator<Item = (Position, CallId)> {
-        let exclusive = self.nearest_exclusive(position);
+        let exclusive = self.nearest(LockMode::Exclusive, position);
         let from = exclusive.map_or(Position::FIRST, |(at, _)| at);
-        // A sharer does not wait for the sharers in between.
+        let update = if mode == LockMode::Shared {
+            None
+        } else {
+            self.nearest(LockMode::Update, position).filter(|(at, _)| *at > from)
+        };
+        // Only an exclusive request waits for the sharers in between.
         let before = if mode == LockMode::Exclusive { position } else { from };
-        let sharers = self.between(LockMode::Shared, from.max(after), before);
-        exclusive.filter(|(at, _)| *at > after).into_iter().chain(sharers)
+        let middle = update.map_or(from, |(at, _)| at.min(before));
+        // A waiter for update waits for the nearest exclusive one itself.
+        let exclusive = exclusive.filter(|_| mode != LockMode::Update || update.is_none());
+        let sharers = |from: Position, to| self.between(LockMode::Shared, from.max(after), to);
+        exclusive
+            .filter(|(at, _)| *at > after)
+            .into_iter()
+            .chain(sharers(from, middle))
+            .chain(update.filter(|(at, _)| *at > after))
+            .chain(sharers(middle, before))
     }
 
-    /// Notes that a holder in `mode` has committed at `ts`. Waiters in an incompatible mode learn
-    /// of it. Each commit has a larger number than the one before.
-    pub(super) fn note_commit(
-        &mut self,
-        mode: LockMode,
-        number: CommitNumber,
-        ts: CommitTimestamp,
-    ) {
-        let waiters = self.shared.len() + self.exclusive.len();
-        let commits = match mode {
-            LockMode::Shared => &mut self.shared_commits,
-            LockMode::Exclusive => &mut self.exclusive_commits,
-        };
-        commits.note(number, ts);
-        if commits.0.len() > 2 * waiters + 8 {
-            let mut known: Vec<CommitNumber> =
-                self.shared.values().chain(self.exclusive.values()).map(|at| at.commits).collect();
+    /// Notes the commit of a holder in `mode`. Waiters in an incompatible mode learn of it. Each
+    /// commit has a larger number than the one before.
+    pub(super) fn note_commit(&mut self, mode: LockMode, number: CommitNumber, commit: Commit) {
+        let waiters: usize = self.waiters.iter().map(BTreeMap::len).sum();
+        let commits = &mut self.commits[mode.index()];
+        commits.note(number, commit);
+        if commits.latest.len() > 2 * waiters + 8 {
+            let all = self.waiters.iter().flat_map(BTreeMap::values);
+            let mut known: Vec<CommitNumber> = all.map(|waiter| waiter.commits).collect();
             known.sort_unstable();
             commits.forget_all_but(known.into_iter());
         }
     }
-
-    const fn waiters(&self, mode: LockMode) -> &BTreeMap<Position, Waiter> {
-        match mode {
-            LockMode::Shared => &self.shared,
-            LockMode::Exclusive => &self.exclusive,
-        }
-    }
-
-    const fn waiters_mut(&mut self, mode: LockMode) -> &mut BTreeMap<Position, Waiter> {
-        match mode {
-            LockMode::Shared => &mut self.shared,
-            LockMode::Exclusive => &mut self.exclusive,
-        }
-    }
 }
 
-fn first(waiters: &BTreeMap<Position, Waiter>, after: Position) -> Option<(Position, CallId)> {
-    let mut rest = waiters.range((Bound::Excluded(after), Bound::Unbounded));
-    rest.next().map(|(position, waiter)| (*position, waiter.id))
+/// The modes that are incompatible with `mode`.
+pub(super) fn incompatible_with(mode: LockMode) -> impl Iterator<Item = LockMode> {
+    LockMode::ALL.into_iter().filter(move |other| !mode.is_compatible(*other))
+}
+
+/// The larger of two timestamps, and whether one of the commits changed a definition.
+pub(super) fn merge(a: Commit, b: Commit) -> Commit {
+    Commit {
+        timestamp: a.timestamp.max(b.timestamp),
+        definition_changed: a.definition_changed || b.definition_changed,
+    }
 }
 
 /// The number of a commit with a timestamp, on this node.
@@ -178,26 +179,35 @@ impl CommitNumber {
 /// dropped when a commit with a timestamp at least as large follows. So the first commit after any
 /// number has the largest timestamp after it.
 #[derive(Debug, Default)]
-struct Commits(VecDeque<(CommitNumber, CommitTimestamp)>);
+struct Commits {
+    latest: VecDeque<(CommitNumber, CommitTimestamp)>,
+    /// The last one that changed the definition of the table.
+    definition: Option<CommitNumber>,
+}
 
 impl Commits {
-    fn note(&mut self, number: CommitNumber, ts: CommitTimestamp) {
-        while self.0.back().is_some_and(|(_, last)| *last <= ts) {
-            self.0.pop_back();
+    fn note(&mut self, number: CommitNumber, commit: Commit) {
+        while self.latest.back().is_some_and(|(_, last)| *last <= commit.timestamp) {
+            self.latest.pop_back();
         }
-        self.0.push_back((number, ts));
+        self.latest.push_back((number, commit.timestamp));
+        if commit.definition_changed {
+            self.definition = Some(number);
+        }
     }
 
-    fn largest_after(&self, number: CommitNumber) -> Option<CommitTimestamp> {
-        let at = self.0.partition_point(|(earlier, _)| *earlier <= number);
-        self.0.get(at).map(|(_, ts)| *ts)
+    /// The largest timestamp after a number, and whether a definition has changed since.
+    fn after(&self, number: CommitNumber) -> Option<Commit> {
+        let at = self.latest.partition_point(|(earlier, _)| *earlier <= number);
+        let timestamp = self.latest.get(at)?.1;
+        Some(Commit { timestamp, definition_changed: self.definition > Some(number) })
     }
 
     /// Keeps only the commits that a waiter will learn of. `known` lists, for each waiter, the last
     /// commit before its wait began, in rising order.
     fn forget_all_but(&mut self, known: impl Iterator<Item = CommitNumber>) {
         let mut known = known.peekable();
-        self.0.retain(|(number, _)| {
+        self.latest.retain(|(number, _)| {
             let mut is_first = false;
             while known.next_if(|known| known < number).is_some() {
                 is_first = true;
@@ -219,13 +229,12 @@ mod tests {
         for seed in 0..50 {
             let mut random = StdRng::seed_from_u64(seed);
             let mut queue = Queue::default();
-            // Position, mode, and the largest timestamp that it should learn.
-            let mut waiters: Vec<(i64, LockMode, Option<CommitTimestamp>)> = Vec::new();
-            let mode = |shared| if shared { LockMode::Shared } else { LockMode::Exclusive };
+            // Position, mode, and what it should learn.
+            let mut waiters: Vec<(i64, LockMode, Option<Commit>)> = Vec::new();
             for number in 1..600 {
                 match random.random_range(0..8) {
                     0 => {
-                        let mode = mode(random.random());
+                        let mode = LockMode::ALL[random.random_range(0..3)];
                         let known = CommitNumber(number as u64 - 1);
                         queue.insert(Position(number), CallId::default(), mode, known);
                         waiters.push((number, mode, None));
@@ -237,25 +246,21 @@ mod tests {
                     }
                     _ => {
                         // Mostly falling, so that many have to be kept.
-                        let (mode, ts) = (
-                            mode(random.random()),
-                            CommitTimestamp::new(
-                                random.random_range(0..20) + 1_000 - number as u64,
-                            ),
-                        );
-                        queue.note_commit(mode, CommitNumber(number as u64), ts);
-                        let kept = if mode == LockMode::Shared {
-                            &queue.shared_commits
-                        } else {
-                            &queue.exclusive_commits
+                        let mode = LockMode::ALL[random.random_range(0..3)];
+                        let ts = random.random_range(0..20) + 1_000 - number as u64;
+                        let commit = Commit {
+                            timestamp: CommitTimestamp::new(ts),
+                            definition_changed: random.random_bool(0.1),
                         };
+                        queue.note_commit(mode, CommitNumber(number as u64), commit);
+                        let kept = &queue.commits[mode.index()];
                         assert!(
-                            kept.0.len() <= 2 * waiters.len() + 8,
+                            kept.latest.len() <= 2 * waiters.len() + 8,
                             "no more is kept than waiters learn"
                         );
                         for (_, other, expected) in &mut waiters {
                             if !other.is_compatible(mode) {
-                                *expected = (*expected).max(Some(ts));
+                                *expected = (*expected).into_iter().chain([commit]).reduce(merge);
                             }
                         }
                     }

@@ -1,14 +1,28 @@
 //! Releases and roll-backs: the ways in which holds end.
 
 use super::call::{CallId, Stage, hold_bytes};
-use super::holders::NONE;
+use super::holders::Holder;
 use super::slices::Released;
 use super::state::EngineState;
-use super::types::{Grant, ItemGrant};
+use super::txn::Upgrade;
+use super::types::{Commit, Grant, ItemGrant};
+use super::uncontended::HoldSeq;
+use crate::bind::Bind;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::id::{CommitTimestamp, FencingToken, TableId, TxnId};
-use crate::key::LockItem;
+use crate::id::{FencingToken, TableId, TxnId};
+use crate::key::{LockItem, LockMode};
+
+/// Upgrades that are noted although they have ended.
+const UPGRADES_KEPT: usize = 16;
+
+/// What is left of a hold.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    All,
+    Weaker,
+    Nothing,
+}
 
 /// The grant that is rolled back, for one of its items.
 #[derive(Clone, Copy)]
@@ -26,7 +40,7 @@ impl EngineState {
         txn: TxnId,
         table: TableId,
         items: &[LockItem],
-        commit_ts: Option<CommitTimestamp>,
+        commit: Option<Commit>,
     ) -> usize {
         let held = |state: &Self| state.txns.get(&txn).map_or(0, |txn| txn.count);
         let before = held(self);
@@ -34,19 +48,25 @@ impl EngineState {
         for item in items {
             self.slice.spend();
             let entry = self.tables.get_mut(&table).and_then(|table| table.entry_mut(item));
-            match entry.and_then(|entry| entry.holder_mut(txn)) {
-                Some(own) if !own.pending => releasable.push(item.clone()),
-                // A call in flight has upgraded it. Only the hold beneath the upgrade is released.
-                Some(own) => own.drop_beneath(),
-                None => {}
+            let is_releasable = entry.and_then(|entry| {
+                entry.change(txn, |own| {
+                    if own.pending {
+                        // A call in flight has upgraded it. Only what lies beneath is released.
+                        own.drop_layers();
+                    }
+                    !own.pending
+                })
+            });
+            if is_releasable == Some(true) {
+                releasable.push(item.clone());
             }
         }
-        if let Some(ts) = commit_ts
+        if let Some(commit) = commit
             && !releasable.is_empty()
             && let Some(table) = self.tables.get_mut(&table)
         {
             self.commits = self.commits.next();
-            table.note_commit(txn, &releasable, self.commits, ts);
+            table.note_commit(txn, &releasable, self.commits, commit);
         }
         for item in releasable {
             self.release(txn, table, item);
@@ -61,7 +81,7 @@ impl EngineState {
     pub(super) fn unlock_all(
         &mut self,
         id: TxnId,
-        commit_ts: Option<CommitTimestamp>,
+        commit: Option<Commit>,
         released: &mut usize,
     ) -> bool {
         if !self.end_call(id) {
@@ -72,7 +92,7 @@ impl EngineState {
             && let Some((table_id, items)) = txn.take_some(self.slice.steps())
         {
             *released += items.len();
-            self.release_some(id, table_id, &items, commit_ts);
+            self.release_some(id, table_id, &items, commit);
         }
         if self.txns.get(&id).is_some_and(|txn| txn.count > 0) {
             return false;
@@ -104,13 +124,13 @@ impl EngineState {
     }
 
     /// Ends holds that were taken off the list of a transaction. The table and the conflicting
-    /// waiters learn that it committed at `commit_ts` (C5).
+    /// waiters learn of its commit (C5).
     fn release_some(
         &mut self,
         id: TxnId,
         table_id: TableId,
         items: &[LockItem],
-        commit_ts: Option<CommitTimestamp>,
+        commit: Option<Commit>,
     ) {
         let bytes = items.iter().map(hold_bytes).sum::<usize>();
         self.bytes -= bytes;
@@ -119,9 +139,9 @@ impl EngineState {
         }
         items.iter().for_each(|_| self.slice.spend());
         let Some(table) = self.tables.get_mut(&table_id) else { return };
-        if let Some(ts) = commit_ts {
+        if let Some(commit) = commit {
             self.commits = self.commits.next();
-            table.note_commit(id, items, self.commits, ts);
+            table.note_commit(id, items, self.commits, commit);
         }
         for item in items {
             table.take_hold(item, id);
@@ -167,8 +187,7 @@ impl EngineState {
         self.bytes -= bytes;
         let txn = self.txns.get_mut(&id).expect("a holder's transaction is known");
         if let Some(moved) = txn.remove(table_id, holder.slot, bytes) {
-            let moved = table.entry_mut(moved).and_then(|entry| entry.holder_mut(id));
-            moved.expect("the items in a transaction's list are held").slot = holder.slot;
+            table.set_slot(moved, id, holder.slot);
         }
         if !table.waiting.is_empty() {
             self.released.push((table_id, Released::Item(item)));
@@ -212,19 +231,117 @@ impl EngineState {
         RollBack { token, in_flight }: RollBack,
     ) {
         let Some(table) = self.tables.get_mut(&id) else { return };
-        let Some(own) = table.entry_mut(&item).and_then(|entry| entry.holder_mut(txn)) else {
-            return;
-        };
-        let is_on_top = if own.pending { in_flight } else { own.token == token };
-        if !is_on_top {
-            if !in_flight && own.beneath == token {
-                own.drop_beneath();
+        let Some(entry) = table.entry_mut(&item) else { return };
+        let left = entry.change(txn, |own| {
+            let is_on_top = if own.pending { in_flight } else { own.token == token };
+            if is_on_top {
+                if own.uncover() { Left::Weaker } else { Left::Nothing }
+            } else {
+                if !in_flight {
+                    own.drop_layer(token);
+                }
+                Left::All
             }
-        } else if own.beneath == NONE {
-            self.release(txn, id, item);
-        } else {
-            own.uncover();
-            self.released.push((id, Released::Item(item)));
+        });
+        self.end_hold(txn, id, item, left.unwrap_or(Left::All));
+    }
+
+    /// Releases a hold of which nothing is left, or has the waiters of a weaker one looked at.
+    fn end_hold(&mut self, txn: TxnId, table: TableId, item: LockItem, left: Left) {
+        match left {
+            Left::All => {}
+            Left::Weaker => self.released.push((table, Released::Item(item))),
+            Left::Nothing => self.release(txn, table, item),
         }
+    }
+
+    /// Makes holds of a transaction weaker, as many as the slice allows. Returns how many of them
+    /// were stronger.
+    pub(super) fn downgrade(
+        &mut self,
+        txn: TxnId,
+        bind: &Bind,
+        items: &[LockItem],
+        mode: LockMode,
+    ) -> usize {
+        let mut downgraded = 0;
+        for item in items {
+            self.slice.spend();
+            let table = self.tables.get_mut(&bind.id);
+            let table = table.filter(|table| table.bind.version == bind.version);
+            let entry = table.and_then(|table| table.entry_mut(item));
+            if entry.and_then(|entry| entry.change(txn, |own| own.downgrade(mode))) == Some(true) {
+                downgraded += 1;
+                self.end_hold(txn, bind.id, item.clone(), Left::Weaker);
+            }
+        }
+        downgraded
+    }
+
+    /// Notes that a call has upgraded an item. Upgrades that have ended are forgotten in time.
+    pub(super) fn note_upgrade(&mut self, id: TxnId, upgrade: Upgrade) {
+        let txn = self.txns.entry(id).or_default();
+        txn.upgrades.push(upgrade);
+        // Each item has at most two of them.
+        if txn.upgrades.len() > 2 * txn.count + UPGRADES_KEPT {
+            let mut upgrades = std::mem::take(&mut txn.upgrades);
+            upgrades.retain(|(seq, table, item)| {
+                let entry = self.tables.get(table).and_then(|table| table.entry(item));
+                entry.and_then(|entry| entry.holder(id)).is_some_and(|own| own.is_upgraded_by(*seq))
+            });
+            self.txns.entry(id).or_default().upgrades = upgrades;
+        }
+    }
+
+    /// Ends what the calls of a transaction from `seq` on were granted, as much as the slice allows.
+    /// Adds the items that were released to `released`. True once that is all.
+    pub(super) fn roll_back_to(&mut self, id: TxnId, seq: HoldSeq, released: &mut usize) -> bool {
+        while self.slice.has_steps() {
+            self.slice.spend();
+            let Some((table_id, item)) = self.last_hold_since(id, seq) else {
+                self.forget_if_idle(id);
+                return true;
+            };
+            let table = self.tables.get_mut(&table_id);
+            let left = table.and_then(|table| table.entry_mut(&item)).and_then(|entry| {
+                entry.change(id, |own| {
+                    let before = own.mode;
+                    match own.end_since(seq) {
+                        false => Left::Nothing,
+                        true if own.mode < before => Left::Weaker,
+                        true => Left::All,
+                    }
+                })
+            });
+            *released += usize::from(left == Some(Left::Nothing));
+            self.end_hold(id, table_id, item, left.unwrap_or(Left::All));
+        }
+        false
+    }
+
+    /// An item that a transaction may have locked or upgraded by a call from `seq` on. The caller
+    /// ends that, so that the next call finds another one.
+    fn last_hold_since(&mut self, id: TxnId, seq: HoldSeq) -> Option<(TableId, LockItem)> {
+        let txn = self.txns.get_mut(&id)?;
+        if let Some((_, table, item)) = txn.upgrades.pop_if(|(upgrade, ..)| *upgrade >= seq) {
+            return Some((table, item));
+        }
+        for (table_id, held) in &mut txn.held {
+            let table = self.tables.get_mut(table_id).expect("holds end with their table");
+            if !held.is_in_order() {
+                let first_call = |item: &LockItem| {
+                    let own = table.entry(item).and_then(|entry| entry.holder(id));
+                    own.map_or(HoldSeq::FIRST, Holder::first_call)
+                };
+                let calls: Vec<HoldSeq> = held.iter().map(first_call).collect();
+                held.put_in_order(&calls, |item, slot| table.set_slot(item, id, slot));
+            }
+            let last = held.last()?;
+            let own = table.entry(last).and_then(|entry| entry.holder(id))?;
+            if own.first_call() >= seq {
+                return Some((*table_id, last.clone()));
+            }
+        }
+        None
     }
 }

@@ -42,12 +42,14 @@
 use std::ops::ControlFlow;
 
 use super::call::{CallId, EngineCall, Stage};
-use super::entry::{Entry, Position};
+use super::entry::Position;
 use super::lock_table::FirstConflict;
+use super::queue::Queue;
+use super::search::Address;
 use super::state::EngineState;
 use super::steps::step;
 use crate::id::TableId;
-use crate::key::{KeyRange, LockItem};
+use crate::key::{KeyRange, LockItem, LockMode};
 
 /// Steps under one hold of the mutex: enough for the largest call that a server takes in (20,000
 /// rows), some milliseconds.
@@ -219,21 +221,31 @@ impl EngineState {
         let table = &self.tables[&call.table];
         match table.first_conflict(call.item(), call.txn, call.mode, position) {
             None => {
-                // If it is a sharer, the sharers behind it can be granted too.
-                let queue = table.entry(call.item()).and_then(Entry::queue);
+                // Those behind it that are compatible with it can be granted too.
+                let queue = self.queue_of(id);
                 self.candidates.extend(queue.and_then(|queue| queue.first_after(position)));
                 self.continue_call(id);
             }
-            // This holder conflicts with all waiters of the queue except itself, if it waits there.
-            Some(FirstConflict::Holder(txn)) => {
-                if let Some(own) = self.waiting_call(txn)
+            Some(conflict) => {
+                let mode = call.mode;
+                let queue = self.queue_of(id).map(Address::of);
+                // The conflict of a waiter for update need not be one of a sharer behind it.
+                let sharer = |queue: &Queue| queue.first_of(LockMode::Shared, position);
+                if mode == LockMode::Update
+                    && let Some(sharer) = self.queue_of(id).and_then(sharer)
+                {
+                    self.candidates.insert(sharer);
+                }
+                // This holder conflicts with the waiters behind, except with itself, if it waits
+                // there.
+                if let FirstConflict::Holder(txn) = conflict
+                    && let Some(own) = self.waiting_call(txn)
                     && self.calls[own].position > position
-                    && self.requested_at(own) == self.requested_at(id)
+                    && self.queue_of(own).map(Address::of) == queue
                 {
                     self.candidates.insert((self.calls[own].position, own));
                 }
             }
-            Some(FirstConflict::WaiterAhead) => {}
         }
     }
 }

@@ -182,10 +182,8 @@ impl EngineState {
             .for_each(|_, entry| holders.extend(entry.holders().iter().map(|holder| holder.txn)));
         for id in holders {
             let Some(txn) = self.txns.get_mut(&id) else { continue };
-            if let Some(at) = txn.held.iter().position(|(held, _)| *held == table) {
-                let (_, items) = txn.held.swap_remove(at);
+            if let Some(items) = txn.take_table(table) {
                 let bytes = items.iter().map(hold_bytes).sum::<usize>();
-                txn.count -= items.len();
                 txn.bytes -= bytes;
                 self.bytes -= bytes;
             }

@@ -8,7 +8,7 @@ use crate::bind::Bind;
 use crate::clock::Time;
 use crate::error::Blocker;
 use crate::id::{BindVersion, CommitTimestamp, FencingToken, TableId, TableRef, TxnId};
-use crate::key::{LockItem, LockMode};
+use crate::key::{Key, KeyRange, LockItem, LockMode};
 
 /// A request for locks in one table, all or nothing.
 #[derive(Clone, Debug)]
@@ -23,6 +23,10 @@ pub struct LockRequest {
     pub mode: LockMode,
     /// The behaviour if an item is not free.
     pub wait: WaitPolicy,
+    /// The behaviour at a limit of memory. If true, the transaction's rows of the table and the
+    /// items of the request become one range, unless that would have to wait. If false, or if it
+    /// would, the request fails.
+    pub escalate: bool,
 }
 
 /// The behaviour of a request whose items are not all free.
@@ -43,6 +47,34 @@ pub enum WaitPolicy {
     /// [`Unavailable`]: crate::ErrorKind::Unavailable
     /// [`Reassigning`]: crate::ErrorKind::Reassigning
     NoWait,
+    /// As [`NoWait`](Self::NoWait), except that a row that is not free is left out: the grant names
+    /// the rows that were [skipped](Grant::skipped). For rows alone.
+    SkipLocked,
+}
+
+impl WaitPolicy {
+    /// True if a request waits for others.
+    pub const fn is_patient(self) -> bool {
+        matches!(self, Self::Wait)
+    }
+}
+
+/// A commit, as those who release its locks know it (C5).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Commit {
+    /// Its timestamp.
+    pub timestamp: CommitTimestamp,
+    /// True if it changed the definition of a table, so that plans that were made before are
+    /// stale. It counts for each table in which locks are released with it: a transaction that
+    /// changed one of its tables unlocks that table with the mark, and ends without it.
+    pub definition_changed: bool,
+}
+
+impl Commit {
+    /// A commit that changed no definition.
+    pub const fn at(timestamp: CommitTimestamp) -> Self {
+        Self { timestamp, definition_changed: false }
+    }
 }
 
 /// The locks that a call was granted.
@@ -62,14 +94,26 @@ pub struct Grant {
     /// no clock: it returns zero for a call that waited, and its caller replaces that by the
     /// duration.
     pub waited: Option<Duration>,
-    /// The first conflicting holder or waiter, if there was one: its transaction and item.
+    /// The first conflicting holder or waiter, if there was one: its transaction and item. The call
+    /// waited for it, or skipped its row.
     pub conflict: Option<(TxnId, LockItem)>,
     /// The largest commit timestamp of the transactions that it waited for, over all its waits
-    /// (C5).
+    /// (C5). `None` if none of them committed with a timestamp.
     pub prev_commit_ts: Option<CommitTimestamp>,
+    /// True if one of those commits changed the definition of the table.
+    pub prev_definition_changed: bool,
     /// The largest commit timestamp that an unlock of this table carried since the bind was
     /// installed.
     pub table_commit_ts: Option<CommitTimestamp>,
+    /// The largest of those whose commit changed the definition of the table. A plan that was made
+    /// with an earlier snapshot is stale.
+    pub table_definition_ts: Option<CommitTimestamp>,
+    /// The rows that were not free and are not held, in key order: only with
+    /// [`SkipLocked`](WaitPolicy::SkipLocked).
+    pub skipped: Vec<Key>,
+    /// The range that the transaction's rows of the table became, because a limit of memory was
+    /// reached. A roll-back of this grant leaves it, for it stands for earlier grants too.
+    pub escalated: Option<Box<KeyRange>>,
     /// True if the table may have a commit that the transaction's snapshot does not show and whose
     /// timestamp is not known (C5). The caller then takes the snapshot after this grant.
     ///
@@ -117,7 +161,11 @@ impl Grant {
             waited: None,
             conflict: None,
             prev_commit_ts: None,
+            prev_definition_changed: false,
             table_commit_ts: None,
+            table_definition_ts: None,
+            skipped: Vec::new(),
+            escalated: None,
             history_unknown: false,
             owner: OwnerPart::default(),
         }

@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex};
 use lockservice_core::allocator::{Bind, TokenBlock};
 use lockservice_core::clock::Time;
 use lockservice_core::table::{
-    EngineSettings, Grant, LockCall, LockInfo, LockList, RowGrant, TableHandle, TxnHandle,
-    WaitInfo, WaitList, WaitPolicy,
+    Commit, EngineSettings, Grant, LockCall, LockInfo, LockList, RowGrant, Savepoint, TableHandle,
+    TxnHandle, WaitInfo, WaitList, WaitPolicy,
 };
 use lockservice_core::{
-    BindVersion, CommitTimestamp, Error, Key, LockItem, LockMode, Result, TableId, TxnId, table,
+    BindVersion, Error, Key, LockItem, LockMode, Result, TableId, TxnId, table,
 };
 
 /// As [`table::LockRequest`], with its transaction.
@@ -25,6 +25,7 @@ pub(crate) struct LockRequest {
     pub(crate) items: Vec<LockItem>,
     pub(crate) mode: LockMode,
     pub(crate) wait: WaitPolicy,
+    pub(crate) escalate: bool,
 }
 
 /// See the module. Clones share the engine and the handles.
@@ -111,8 +112,8 @@ impl LockEngine {
         ancestors: &[TxnId],
         now: Time,
     ) -> LockCall {
-        let LockRequest { txn, table, version, items, mode, wait } = request;
-        let request = table::LockRequest { table, version, items, mode, wait };
+        let LockRequest { txn, table, version, items, mode, wait, escalate } = request;
+        let request = table::LockRequest { table, version, items, mode, wait, escalate };
         self.engine.lock_for(&self.txn(txn), request, ancestors, now)
     }
 
@@ -125,14 +126,33 @@ impl LockEngine {
         txn: TxnId,
         table: TableId,
         items: &[LockItem],
-        commit_ts: Option<CommitTimestamp>,
+        commit: Option<Commit>,
     ) -> usize {
         let table = self.table(table);
-        table.map_or(0, |table| self.engine.unlock(&self.txn(txn), &table, items, commit_ts))
+        table.map_or(0, |table| self.engine.unlock(&self.txn(txn), &table, items, commit))
     }
 
-    pub(crate) fn unlock_all(&self, txn: TxnId, commit_ts: Option<CommitTimestamp>) -> usize {
-        self.engine.unlock_all(&self.txn(txn), commit_ts)
+    pub(crate) fn downgrade(
+        &self,
+        txn: TxnId,
+        table: TableId,
+        items: &[LockItem],
+        mode: LockMode,
+    ) -> usize {
+        let table = self.table(table);
+        table.map_or(0, |table| self.engine.downgrade(&self.txn(txn), &table, items, mode))
+    }
+
+    pub(crate) fn savepoint(&self, txn: TxnId) -> Savepoint {
+        self.engine.savepoint(&self.txn(txn)).expect("few calls")
+    }
+
+    pub(crate) fn roll_back_to(&self, txn: TxnId, savepoint: Savepoint) -> Result<usize> {
+        self.engine.roll_back_to(&self.txn(txn), savepoint)
+    }
+
+    pub(crate) fn unlock_all(&self, txn: TxnId, commit: Option<Commit>) -> usize {
+        self.engine.unlock_all(&self.txn(txn), commit)
     }
 
     pub(crate) fn unlock_all_forced(&self, txn: TxnId, now: Time) {

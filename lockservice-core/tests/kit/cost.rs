@@ -56,7 +56,8 @@ pub(crate) fn lock_in(
     mode: LockMode,
 ) -> LockCall {
     let (table, version, wait) = (TableId::new(table), BindVersion::new(1), WaitPolicy::Wait);
-    engine.lock(LockRequest { txn: txn(who), table, version, items, mode, wait }, Time::ZERO)
+    let request = LockRequest { txn: txn(who), table, version, items, mode, wait, escalate: false };
+    engine.lock(request, Time::ZERO)
 }
 
 pub(crate) fn lock(engine: &LockEngine, who: u64, item: LockItem, mode: LockMode) -> LockCall {

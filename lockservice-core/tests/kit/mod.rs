@@ -19,10 +19,10 @@ use std::task::{Context, Poll, Waker};
 use self::by_id::{LockEngine, LockRequest};
 use lockservice_core::allocator::{Bind, BindSlot, TokenBlock};
 use lockservice_core::clock::Time;
-use lockservice_core::table::{EngineSettings, Grant, LockCall, WaitPolicy};
+use lockservice_core::table::{Commit, EngineSettings, Grant, LockCall, WaitPolicy};
 use lockservice_core::{
-    BindVersion, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode, Result, ServiceId,
-    TableId, TableRef, TxnId, TxnNumber,
+    BindVersion, CommitTimestamp, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode,
+    Result, ServiceId, TableId, TableRef, TxnId, TxnNumber,
 };
 
 pub(crate) const TABLE: TableId = TableId::new(1);
@@ -67,10 +67,15 @@ pub(crate) fn range(from: impl AsRef<[u8]>, to: impl AsRef<[u8]>) -> LockItem {
     LockItem::Range(KeyRange::new(from, to).expect("a range"))
 }
 
+/// A commit at a timestamp.
+pub(crate) fn committed_at(timestamp: u64) -> Option<Commit> {
+    Some(Commit::at(CommitTimestamp::new(timestamp)))
+}
+
 /// A request that waits.
 pub(crate) fn request(who: u64, items: Vec<LockItem>, mode: LockMode) -> LockRequest {
     let (txn, wait) = (txn(who), WaitPolicy::Wait);
-    LockRequest { txn, table: TABLE, version: VERSION, items, mode, wait }
+    LockRequest { txn, table: TABLE, version: VERSION, items, mode, wait, escalate: false }
 }
 
 /// A call that waits.

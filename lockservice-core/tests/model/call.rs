@@ -3,10 +3,10 @@
 use std::ops::Bound;
 
 use lockservice_core::table::{RowGrant, WaitPolicy};
-use lockservice_core::{BindVersion, ErrorKind, FencingToken, Key, LockItem, LockMode};
+use lockservice_core::{BindVersion, ErrorKind, FencingToken, Key, KeyRange, LockItem, LockMode};
 
 use super::graph::conflicts;
-use super::{Advance, Call, Granted, Hold, Model, Outcome, drop_beneath};
+use super::{Advance, Call, Granted, Hold, Model, Outcome};
 use crate::Client;
 
 impl Model {
@@ -18,10 +18,15 @@ impl Model {
         version: BindVersion,
         mut items: Vec<LockItem>,
         mode: LockMode,
-        wait: WaitPolicy,
+        (wait, escalate): (WaitPolicy, bool),
         clients: &mut [Client],
     ) {
         self.at_once.insert(txn);
+        self.calls += 1;
+        if wait == WaitPolicy::SkipLocked && items.iter().any(is_range) {
+            self.done.insert(txn, Outcome::Failed(ErrorKind::InvalidArgument));
+            return;
+        }
         if !self.tables[table].installed || self.tables[table].version != version {
             // The call is over at once.
             self.done.insert(txn, Outcome::Failed(ErrorKind::BindChanged));
@@ -37,6 +42,7 @@ impl Model {
         let changes = Vec::new();
         let mut call = Call {
             txn,
+            call: self.calls,
             table,
             items,
             next: 0,
@@ -44,17 +50,24 @@ impl Model {
             changes,
             covered: 0,
             waited: false,
-            prev_commit_ts: None,
+            prev_commit: None,
+            wait,
+            skipped: Vec::new(),
+            escalate,
+            escalated: None,
+            among_upgrades: false,
         };
         let refused = match self.advance(&mut call) {
-            Advance::Complete if self.lacks_token(&call) && wait == WaitPolicy::NoWait => {
+            Advance::Complete if self.lacks_token(&call) && !wait.is_patient() => {
                 Some(ErrorKind::Unavailable)
             }
             Advance::Complete if self.lacks_token(&call) && !self.has_room_to_wait(&call) => {
                 Some(ErrorKind::ResourceExhausted)
             }
-            Advance::Blocked(_) if wait == WaitPolicy::NoWait => Some(ErrorKind::Conflict),
-            Advance::Blocked(_) if !self.has_room_to_wait(&call) || !self.can_ever_fit(&call) => {
+            Advance::Blocked(_) if !wait.is_patient() => Some(ErrorKind::Conflict),
+            Advance::Blocked(_)
+                if !self.has_room_to_wait(&call) || !escalate && !self.can_ever_fit(&call) =>
+            {
                 Some(ErrorKind::ResourceExhausted)
             }
             Advance::Full => Some(ErrorKind::ResourceExhausted),
@@ -87,8 +100,10 @@ impl Model {
         grant: &RowGrant,
     ) {
         assert!(self.tables[table].installed, "the table is not served");
+        self.calls += 1;
         let mut call = Call {
             txn,
+            call: self.calls,
             table,
             items: vec![item],
             next: 0,
@@ -96,7 +111,12 @@ impl Model {
             changes: Vec::new(),
             covered: 0,
             waited: false,
-            prev_commit_ts: None,
+            prev_commit: None,
+            wait: WaitPolicy::NoWait,
+            skipped: Vec::new(),
+            escalate: false,
+            escalated: None,
+            among_upgrades: false,
         };
         assert!(matches!(self.advance(&mut call), Advance::Complete), "{txn}: {grant:?}");
         assert_eq!(grant.newly_locked, !call.changes.is_empty(), "{txn}: {grant:?}");
@@ -136,13 +156,87 @@ impl Model {
             let must_wait =
                 !upgrade && behind.into_iter().any(|at| !self.reaches(at, call.txn, true));
             if !self.conflicting_holders(call).is_empty() || must_wait {
+                if call.wait == WaitPolicy::SkipLocked {
+                    call.skipped.push(call.items[call.next].clone());
+                    call.next += 1;
+                    continue;
+                }
                 return Advance::Blocked(upgrade);
             }
-            if !self.take(call) {
-                return Advance::Full;
+            match self.take_or_escalate(call) {
+                None => return Advance::Full,
+                Some(true) => return Advance::Complete,
+                Some(false) => {}
             }
         }
         Advance::Complete
+    }
+
+    /// Takes the next item. True if the rows became one range instead; `None` if a limit is
+    /// reached.
+    pub(super) fn take_or_escalate(&mut self, call: &mut Call) -> Option<bool> {
+        if self.take(call) {
+            Some(false)
+        } else if call.escalate && self.escalate(call) {
+            Some(true)
+        } else {
+            None
+        }
+    }
+
+    /// Makes one range of the rows of a call's transaction and of the items of the call, if that is
+    /// free now.
+    fn escalate(&mut self, call: &mut Call) -> bool {
+        let own = |hold: &Hold| hold.txn == call.txn && hold.table == call.table;
+        let is_replaced = |hold: &Hold| {
+            own(hold)
+                && (!is_range(&hold.item)
+                    || call.changes.iter().any(|(changed, _)| *changed == hold.item))
+        };
+        let rows = self.holds.iter().filter(|hold| own(hold) && !is_range(&hold.item));
+        let items: Vec<&LockItem> = rows.map(|hold| &hold.item).chain(&call.items).collect();
+        let first = items.iter().min_by_key(|item| start_of(item)).expect("an item").start();
+        let last = items.iter().max_by_key(|item| end_of(item)).expect("an item").end();
+        if first == last && first != Bound::Unbounded {
+            return false;
+        }
+        let Ok(range) = KeyRange::new(first.cloned(), last.cloned()) else { return false };
+        let range = LockItem::Range(range);
+        let replaced: Vec<&Hold> = self.holds.iter().filter(|hold| is_replaced(hold)).collect();
+        let mode = replaced.iter().map(|hold| hold.mode).max().max(Some(call.mode));
+        let mode = mode.expect("that of the call");
+        let first_call = replaced.iter().map(|hold| hold.first_call()).min();
+        let first_call = first_call.map_or(call.call, |first| first.min(call.call));
+        let (all, of_txn) = self.bytes(call);
+        let freed: usize = replaced.iter().map(|hold| hold_bytes(&hold.item)).sum();
+        let needed = hold_bytes(&range);
+        let mut probe = call.clone();
+        (probe.items, probe.next, probe.mode) = (vec![range.clone()], 0, mode);
+        let mut ahead = (0..self.queue.len()).filter(|at| conflicts(&self.queue[*at], &probe));
+        if all + needed - freed > self.settings.lock_bytes_max
+            || of_txn + needed - freed > self.settings.txn_lock_bytes_max
+            || self.holds.iter().any(|hold| own(hold) && hold.item == range)
+            || !self.conflicting_holders(&probe).is_empty()
+            || ahead.any(|at| !self.reaches(at, call.txn, true))
+        {
+            return false;
+        }
+        let Some(token) = self.tables[call.table].tokens.pop_front() else { return false };
+        self.holds.retain(|hold| !is_replaced(hold));
+        self.holds.push(Hold {
+            table: call.table,
+            txn: call.txn,
+            item: range.clone(),
+            mode,
+            token,
+            pending: false,
+            call: first_call,
+            beneath: Vec::new(),
+        });
+        call.changes.clear();
+        call.next = call.items.len();
+        call.escalated = Some((range, token));
+        true
     }
 
     /// False if a limit is reached.
@@ -158,9 +252,8 @@ impl Model {
         match self.holds.iter_mut().find(exact) {
             Some(hold) => {
                 call.changes.push((item, Some((hold.mode, FencingToken::new(hold.token)))));
-                hold.beneath = hold.token;
-                hold.mode = call.mode;
-                hold.pending = true;
+                hold.beneath.push((hold.mode, hold.token, hold.call));
+                (hold.mode, hold.call, hold.pending) = (call.mode, call.call, true);
             }
             None if full => return false,
             None => {
@@ -172,7 +265,8 @@ impl Model {
                     mode,
                     token: 0,
                     pending: true,
-                    beneath: 0,
+                    call: call.call,
+                    beneath: Vec::new(),
                 });
                 call.changes.push((item, None));
             }
@@ -183,8 +277,11 @@ impl Model {
 
     pub(super) fn complete(&mut self, call: Call) {
         let table = &mut self.tables[call.table];
-        let token =
-            if call.changes.is_empty() { Some(call.covered) } else { table.tokens.pop_front() };
+        let token = match &call.escalated {
+            Some((_, token)) => Some(*token),
+            None if call.changes.is_empty() => Some(call.covered),
+            None => table.tokens.pop_front(),
+        };
         let Some(token) = token else {
             self.awaiting_token.push(call);
             return;
@@ -200,8 +297,11 @@ impl Model {
         let grant = Granted {
             token,
             waited: call.waited,
-            prev_commit_ts: call.prev_commit_ts,
+            prev_commit: call.prev_commit,
             table_commit_ts: table.commit_ts,
+            table_definition_ts: table.definition_ts,
+            skipped: call.skipped,
+            escalated: call.escalated.map(|(range, _)| range),
             tokens_left: table.tokens.len() as u64,
             changes: call.changes,
         };
@@ -227,14 +327,12 @@ impl Model {
         let Some(at) = self.holds.iter().position(exact) else { return };
         let hold = &mut self.holds[at];
         if token.map_or(hold.pending, |token| hold.token == token && !hold.pending) {
-            if hold.beneath == 0 {
+            if !hold.uncover() {
                 self.holds.remove(at);
-            } else {
-                (hold.mode, hold.token, hold.pending, hold.beneath) =
-                    (LockMode::Shared, hold.beneath, false, 0);
             }
-        } else if token.is_some_and(|token| hold.beneath == token) {
-            drop_beneath(hold);
+        } else if let Some(token) = token {
+            hold.beneath.retain(|(_, beneath, _)| *beneath != token);
+            hold.show_token();
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lockservice_core::table::Commit;
 use lockservice_core::{LockItem, LockMode, TableRef};
 
 use super::Outcome;
@@ -48,15 +49,28 @@ impl Run {
                         .entry(if grant.waited.is_some() { "waited" } else { "granted" })
                         .or_default() += 1;
                     assert_eq!(grant.waited.is_some(), expected.waited, "{txn}: {grant:?}");
-                    assert_eq!(grant.conflict.is_some(), expected.waited, "{txn}: {grant:?}");
+                    let was_blocked = expected.waited || !expected.skipped.is_empty();
+                    assert_eq!(grant.conflict.is_some(), was_blocked, "{txn}: {grant:?}");
                     assert_eq!(grant.token.get(), expected.token, "{txn}: {grant:?}");
-                    assert_eq!(
-                        grant.newly_locked,
-                        !expected.changes.is_empty(),
-                        "{txn}: {grant:?}"
-                    );
-                    assert_eq!(grant.prev_commit_ts, expected.prev_commit_ts, "{txn}: {grant:?}");
+                    let newly_locked = !expected.changes.is_empty() || expected.escalated.is_some();
+                    assert_eq!(grant.newly_locked, newly_locked, "{txn}: {grant:?}");
+                    let prev_commit = grant.prev_commit_ts.map(|timestamp| Commit {
+                        timestamp,
+                        definition_changed: grant.prev_definition_changed,
+                    });
+                    assert_eq!(prev_commit, expected.prev_commit, "{txn}: {grant:?}");
                     assert_eq!(grant.table_commit_ts, expected.table_commit_ts, "{txn}: {grant:?}");
+                    let definition = grant.table_definition_ts;
+                    assert_eq!(definition, expected.table_definition_ts, "{txn}: {grant:?}");
+                    let skipped: Vec<_> =
+                        grant.skipped.iter().cloned().map(LockItem::Row).collect();
+                    assert_eq!(skipped, expected.skipped, "{txn}: {grant:?}");
+                    let range = grant.escalated.as_deref().cloned().map(LockItem::Range);
+                    assert_eq!(range, expected.escalated, "{txn}: {grant:?}");
+                    let what = [("skipped", !skipped.is_empty()), ("escalated", range.is_some())];
+                    for (what, _) in what.into_iter().filter(|(_, is)| *is) {
+                        *self.counts.entry(what).or_default() += 1;
+                    }
                     assert_eq!(grant.tokens_left(), expected.tokens_left, "{txn}: {grant:?}");
                     assert_eq!(grant.changes(), expected.changes, "{txn}: {grant:?}");
                     client.grants.push((table, grant));
@@ -148,14 +162,14 @@ impl Run {
         for (table, item, mode, token) in new {
             for number in 0..self.keys {
                 if item.overlaps(&LockItem::Row(key(number))) {
-                    let (shared, exclusive) = self.last_tokens.entry((table, number)).or_default();
-                    assert!(token >= *exclusive, "token {token} on a key that had {exclusive}");
-                    if mode == LockMode::Exclusive {
-                        assert!(token >= *shared, "token {token} on a key that had {shared}");
-                        *exclusive = token;
-                    } else {
-                        *shared = token;
+                    let last = self.last_tokens.entry((table, number)).or_default();
+                    for (before, last) in LockMode::ALL.into_iter().zip(&*last) {
+                        assert!(
+                            token >= *last || before.is_compatible(mode),
+                            "token {token} on a key that had {last}"
+                        );
                     }
+                    last[mode as usize] = token;
                 }
             }
         }

@@ -12,8 +12,10 @@ impl Model {
     pub(super) fn begin_wait(&mut self, mut call: Call, upgrade: bool, clients: &mut [Client]) {
         let txn = call.txn;
         call.waited = true;
+        call.among_upgrades = upgrade;
         if upgrade {
-            self.queue.insert(0, call);
+            let upgrades = self.queue.iter().take_while(|call| call.among_upgrades).count();
+            self.queue.insert(upgrades, call);
         } else {
             self.queue.push(call);
         }
@@ -112,6 +114,9 @@ impl Model {
             visit(self, *member, &on_cycle, &mut order);
         }
         order.extend(waiting.iter().copied().filter(|at| !on_cycle.contains(at)));
+        for at in waiting {
+            self.queue[at].among_upgrades = false;
+        }
         self.queue = order.into_iter().map(|at| self.queue[at].clone()).collect();
     }
 

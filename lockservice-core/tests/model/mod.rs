@@ -16,7 +16,7 @@ mod view;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lockservice_core::allocator::TokenBlock;
-use lockservice_core::table::{EngineSettings, Grant};
+use lockservice_core::table::{Commit, EngineSettings, Grant, WaitPolicy};
 use lockservice_core::{BindVersion, CommitTimestamp, ErrorKind, FencingToken, LockItem, LockMode};
 
 use super::Client;
@@ -29,13 +29,17 @@ struct Hold {
     mode: LockMode,
     token: u64,
     pending: bool,
-    /// The token of the shared hold that an upgrade lies on; 0 if there is none.
-    beneath: u64,
+    /// The call that locked or upgraded it.
+    call: u64,
+    /// The holds that an upgrade lies on, with their tokens and calls, the weakest first.
+    beneath: Vec<(LockMode, u64, u64)>,
 }
 
 #[derive(Clone, Debug)]
 struct Call {
     txn: usize,
+    /// Its number.
+    call: u64,
     table: usize,
     items: Vec<LockItem>,
     next: usize,
@@ -43,7 +47,24 @@ struct Call {
     changes: Vec<(LockItem, Option<(LockMode, FencingToken)>)>,
     covered: u64,
     waited: bool,
-    prev_commit_ts: Option<CommitTimestamp>,
+    prev_commit: Option<Commit>,
+    wait: WaitPolicy,
+    skipped: Vec<LockItem>,
+    escalate: bool,
+    /// The range that its transaction's rows became, and its token.
+    escalated: Option<(LockItem, u64)>,
+    /// It stands among the upgrades, ahead of all others.
+    among_upgrades: bool,
+}
+
+impl Call {
+    fn learn(&mut self, commit: Commit) {
+        let known = self.prev_commit.unwrap_or(Commit::at(commit.timestamp));
+        self.prev_commit = Some(Commit {
+            timestamp: known.timestamp.max(commit.timestamp),
+            definition_changed: known.definition_changed || commit.definition_changed,
+        });
+    }
 }
 
 /// The progress of a call.
@@ -59,13 +80,17 @@ enum Advance {
 pub(super) struct Granted {
     pub(super) token: u64,
     pub(super) waited: bool,
-    pub(super) prev_commit_ts: Option<CommitTimestamp>,
+    pub(super) prev_commit: Option<Commit>,
     pub(super) table_commit_ts: Option<CommitTimestamp>,
+    pub(super) table_definition_ts: Option<CommitTimestamp>,
+    pub(super) skipped: Vec<LockItem>,
+    pub(super) escalated: Option<LockItem>,
     pub(super) tokens_left: u64,
     pub(super) changes: Vec<(LockItem, Option<(LockMode, FencingToken)>)>,
 }
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a model may be slow")]
 pub(super) enum Outcome {
     Granted { table: usize, grant: Granted },
     Failed(ErrorKind),
@@ -77,6 +102,16 @@ struct Table {
     version: BindVersion,
     tokens: VecDeque<u64>,
     commit_ts: Option<CommitTimestamp>,
+    definition_ts: Option<CommitTimestamp>,
+}
+
+impl Table {
+    fn note_commit(&mut self, commit: Commit) {
+        self.commit_ts = self.commit_ts.max(Some(commit.timestamp));
+        if commit.definition_changed {
+            self.definition_ts = self.definition_ts.max(Some(commit.timestamp));
+        }
+    }
 }
 
 pub(super) struct Model {
@@ -93,6 +128,8 @@ pub(super) struct Model {
     explained: BTreeSet<usize>,
     /// Calls that were over when they were made. Later events do not change their outcome.
     at_once: BTreeSet<usize>,
+    /// The number of calls that were made.
+    calls: u64,
 }
 
 impl Model {
@@ -106,6 +143,7 @@ impl Model {
             done: BTreeMap::new(),
             explained: BTreeSet::new(),
             at_once: BTreeSet::new(),
+            calls: 0,
         }
     }
 
@@ -128,8 +166,7 @@ impl Model {
         version: BindVersion,
         block: Option<TokenBlock>,
     ) {
-        self.tables[table] =
-            Table { installed: true, version, tokens: VecDeque::new(), commit_ts: None };
+        self.tables[table] = Table { installed: true, version, ..Table::default() };
         if let Some(block) = block {
             self.tables[table].tokens.extend(block.next.get()..block.end.get());
         }
@@ -181,8 +218,11 @@ impl Model {
     pub(super) fn promote(&mut self, clients: &mut [Client]) {
         while let Some(at) = (0..self.queue.len()).find(|at| !self.is_blocked(*at)) {
             let mut call = self.queue.remove(at);
-            let advanced =
-                if self.take(&mut call) { self.advance(&mut call) } else { Advance::Full };
+            let advanced = match self.take_or_escalate(&mut call) {
+                Some(false) => self.advance(&mut call),
+                Some(true) => Advance::Complete,
+                None => Advance::Full,
+            };
             match advanced {
                 Advance::Complete => self.complete(call),
                 Advance::Blocked(upgrade) => self.begin_wait(call, upgrade, clients),
@@ -230,17 +270,20 @@ impl Model {
         txn: usize,
         table: usize,
         items: &[LockItem],
-        ts: Option<CommitTimestamp>,
+        commit: Option<Commit>,
         clients: &mut [Client],
     ) -> usize {
         let named =
             |hold: &Hold| hold.txn == txn && hold.table == table && items.contains(&hold.item);
-        self.holds.iter_mut().filter(|hold| named(hold) && hold.pending).for_each(drop_beneath);
+        self.holds
+            .iter_mut()
+            .filter(|hold| named(hold) && hold.pending)
+            .for_each(Hold::drop_beneath);
         let is_released = |hold: &Hold| named(hold) && !hold.pending;
         let released: Vec<Hold> =
             self.holds.iter().filter(|hold| is_released(hold)).cloned().collect();
-        if ts.is_some() && !released.is_empty() {
-            self.tables[table].commit_ts = self.tables[table].commit_ts.max(ts);
+        if let Some(commit) = commit.filter(|_| !released.is_empty()) {
+            self.tables[table].note_commit(commit);
             // Its own waiting call learns of it too, which is harmless.
             for call in self.queue.iter_mut().filter(|call| call.table == table) {
                 let conflicts = |hold: &Hold| {
@@ -248,7 +291,7 @@ impl Model {
                         && hold.item.overlaps(&call.items[call.next])
                 };
                 if released.iter().any(conflicts) {
-                    call.prev_commit_ts = call.prev_commit_ts.max(ts);
+                    call.learn(commit);
                 }
             }
         }
@@ -257,10 +300,64 @@ impl Model {
         released.len()
     }
 
+    /// True if the call of a transaction was over when it was made, and was not received yet.
+    pub(super) fn is_over_at_once(&self, txn: usize) -> bool {
+        self.at_once.contains(&txn)
+    }
+
+    pub(super) fn savepoint(&self) -> u64 {
+        self.calls
+    }
+
+    /// Ends what calls after the savepoint were granted. Returns how many items were released.
+    pub(super) fn roll_back_to(
+        &mut self,
+        txn: usize,
+        savepoint: u64,
+        clients: &mut [Client],
+    ) -> usize {
+        let before = self.holds.len();
+        self.holds.retain_mut(|hold| {
+            while hold.txn == txn && hold.call > savepoint {
+                if !hold.uncover() {
+                    return false;
+                }
+            }
+            true
+        });
+        let released = before - self.holds.len();
+        self.promote(clients);
+        released
+    }
+
+    /// Makes holds weaker. Returns how many were stronger.
+    pub(super) fn downgrade(
+        &mut self,
+        txn: usize,
+        table: usize,
+        items: &[LockItem],
+        mode: LockMode,
+        clients: &mut [Client],
+    ) -> usize {
+        let mut downgraded = 0;
+        for hold in &mut self.holds {
+            let named = hold.txn == txn && hold.table == table && items.contains(&hold.item);
+            if named && !hold.pending && hold.mode > mode {
+                downgraded += 1;
+                while hold.beneath.last().is_some_and(|(beneath, ..)| *beneath >= mode) {
+                    hold.uncover();
+                }
+                hold.mode = mode;
+            }
+        }
+        self.promote(clients);
+        downgraded
+    }
+
     pub(super) fn unlock_all(
         &mut self,
         txn: usize,
-        ts: Option<CommitTimestamp>,
+        commit: Option<Commit>,
         clients: &mut [Client],
     ) {
         self.fail(txn, ErrorKind::Cancelled);
@@ -269,14 +366,13 @@ impl Model {
         {
             self.done.insert(txn, Outcome::Failed(ErrorKind::Cancelled));
         }
-        if ts.is_some() {
+        if let Some(commit) = commit {
             for hold in self.holds.iter().filter(|hold| hold.txn == txn) {
-                let table = &mut self.tables[hold.table];
-                table.commit_ts = table.commit_ts.max(ts);
+                self.tables[hold.table].note_commit(commit);
             }
             for at in 0..self.queue.len() {
                 if self.conflicting_holders(&self.queue[at]).contains(&txn) {
-                    self.queue[at].prev_commit_ts = self.queue[at].prev_commit_ts.max(ts);
+                    self.queue[at].learn(commit);
                 }
             }
         }
@@ -285,10 +381,29 @@ impl Model {
     }
 }
 
-/// Forgets the hold beneath an upgrade. Only its call knows of an upgrade in flight then.
-fn drop_beneath(hold: &mut Hold) {
-    if hold.pending {
-        hold.token = 0;
+impl Hold {
+    /// The first call whose grant is left.
+    fn first_call(&self) -> u64 {
+        self.beneath.first().map_or(self.call, |(_, _, call)| *call)
     }
-    hold.beneath = 0;
+
+    /// Forgets the holds beneath an upgrade. Only its call knows of an upgrade in flight then.
+    fn drop_beneath(&mut self) {
+        self.beneath.clear();
+        self.show_token();
+    }
+
+    /// An upgrade in flight shows the token of the hold that it lies on.
+    fn show_token(&mut self) {
+        if self.pending {
+            self.token = self.beneath.last().map_or(0, |(_, token, _)| *token);
+        }
+    }
+
+    /// Ends an upgrade. False if it lies on nothing.
+    fn uncover(&mut self) -> bool {
+        let Some((mode, token, call)) = self.beneath.pop() else { return false };
+        (self.mode, self.token, self.call, self.pending) = (mode, token, call, false);
+        true
+    }
 }

@@ -33,7 +33,7 @@ use lockservice_core::service::{
     TxnOp, TxnOptions,
 };
 use lockservice_core::store::{BindStore, MemoryStore};
-use lockservice_core::table::WaitPolicy;
+use lockservice_core::table::{Commit, WaitPolicy};
 use lockservice_core::testing::TokioClock;
 use lockservice_core::{
     CommitAttempt, CommitTimestamp, ErrorKind, Key, LockItem, LockMode, NodeName, Nonce, Result,

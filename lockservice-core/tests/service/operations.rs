@@ -10,8 +10,8 @@ async fn an_operation_takes_effect_once_however_often_it_is_sent() {
     let again = locked(session.submit(op(1, 1), Operation::Lock(spec("k"))).await);
     assert_eq!(first.grant, again.grant);
     assert!(again.grant.newly_locked, "a replay is the first answer, not a re-entry");
-    done(session.submit(op(1, 2), Operation::End { commit_ts: None }).await);
-    done(session.submit(op(1, 2), Operation::End { commit_ts: None }).await);
+    done(session.submit(op(1, 2), Operation::End { commit: None }).await);
+    done(session.submit(op(1, 2), Operation::End { commit: None }).await);
     let late = session.submit(op(1, 3), Operation::Lock(spec("k"))).await.expect_err("ended");
     assert_eq!(late.kind(), ErrorKind::TxnNotFound);
     assert!(service.locks(None).is_empty());
@@ -28,9 +28,9 @@ async fn a_release_says_how_much_went() {
             .await,
     );
     let items = rows(&["a", "z"]);
-    let unlock = Operation::Unlock { table: table(), items, commit_ts: None };
+    let unlock = Operation::Unlock { table: table(), items, commit: None };
     assert_eq!(released(session.submit(op(1, 2), unlock).await), 1);
-    let end = Operation::End { commit_ts: None };
+    let end = Operation::End { commit: None };
     assert_eq!(released(session.submit(op(1, 3), end).await), 2);
 }
 
@@ -53,7 +53,7 @@ async fn a_client_may_leave_all_numbers_to_the_service() {
     let sequence = waits.sequence().expect("it waits");
     session.cancel(first, sequence);
     assert_eq!(waits.await.expect_err("cancelled").kind(), ErrorKind::Cancelled);
-    let end = Operation::End { commit_ts: None };
+    let end = Operation::End { commit: None };
     assert_eq!(released(session.submit(op(second.get(), 0), end.clone()).await), 1_000);
     // One side numbers.
     let mixed = session
@@ -84,7 +84,9 @@ async fn a_replay_of_a_waiting_call_joins_it() {
     let joined = session.submit(op(2, 1), Operation::Lock(spec("k")));
     assert_eq!(service.waits(None).len(), 1);
     done(
-        session.submit(op(1, 2), Operation::End { commit_ts: Some(CommitTimestamp::new(7)) }).await,
+        session
+            .submit(op(1, 2), Operation::End { commit: Some(Commit::at(CommitTimestamp::new(7))) })
+            .await,
     );
     let (a, b) = tokio::join!(waiting, joined);
     let (a, b) = (locked(a), locked(b));
@@ -97,10 +99,10 @@ async fn operations_take_effect_in_the_order_of_their_numbers() {
     let (service, _allocator) = service().await;
     let session = open(&service);
     locked(session.submit(op(1, 1), Operation::Lock(spec("a"))).await);
-    let third = session.submit(op(1, 3), Operation::End { commit_ts: None });
+    let third = session.submit(op(1, 3), Operation::End { commit: None });
     let second = session.submit(
         op(1, 2),
-        Operation::Unlock { table: table(), items: vec![row("a")], commit_ts: None },
+        Operation::Unlock { table: table(), items: vec![row("a")], commit: None },
     );
     done(second.await);
     done(third.await);
@@ -138,7 +140,7 @@ async fn ending_a_transaction_ends_its_wait() {
     let session = open(&service);
     locked(session.submit(op(1, 1), Operation::Lock(spec("a"))).await);
     let waiting = session.submit(op(2, 1), Operation::Lock(spec("a")));
-    done(session.submit(op(2, 2), Operation::End { commit_ts: None }).await);
+    done(session.submit(op(2, 2), Operation::End { commit: None }).await);
     assert_eq!(waiting.await.expect_err("ended").kind(), ErrorKind::Cancelled);
     assert!(service.waits(None).is_empty());
 }
@@ -176,7 +178,7 @@ async fn a_refused_operation_leaves_no_hole_in_the_order() {
     let acked = TxnOp { acked: Sequence::new(5), ..op(1, 6) };
     locked(soon(session.submit(acked, Operation::Lock(spec("6")))).await);
     done(soon(session.submit(op(1, 7), Operation::Cancel { sequence: Sequence::new(6) })).await);
-    done(soon(session.submit(op(1, 8), Operation::End { commit_ts: None })).await);
+    done(soon(session.submit(op(1, 8), Operation::End { commit: None })).await);
     assert!(service.locks(None).is_empty());
 }
 
@@ -193,7 +195,7 @@ async fn a_transaction_ends_however_much_of_it_is_unacknowledged_or_never_arrive
         .await
         .expect_err("only its end is left");
     assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
-    done(soon(session.submit(op(1, 30), Operation::End { commit_ts: None })).await);
+    done(soon(session.submit(op(1, 30), Operation::End { commit: None })).await);
     assert!(service.locks(None).is_empty());
     let late = soon(session.submit(op(1, 25), Operation::Lock(spec("k"))))
         .await
@@ -216,7 +218,7 @@ async fn a_transaction_that_could_not_begin_has_ended() {
     let again =
         session.submit(op(2, 2), Operation::Lock(spec("b"))).await.expect_err("it never began");
     assert_eq!(again.kind(), ErrorKind::TxnNotFound);
-    done(session.submit(op(2, 3), Operation::End { commit_ts: None }).await);
+    done(session.submit(op(2, 3), Operation::End { commit: None }).await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -245,7 +247,7 @@ async fn an_operation_that_is_sent_over_and_over_while_it_waits_takes_no_memory(
     assert_eq!(refused.kind(), ErrorKind::ResourceExhausted);
     // Those whose connection has gone do not count.
     let again = session.submit(op(2, 1), Operation::Lock(spec("k")));
-    done(session.submit(op(1, 2), Operation::End { commit_ts: None }).await);
+    done(session.submit(op(1, 2), Operation::End { commit: None }).await);
     locked(again.await);
 }
 
@@ -257,7 +259,7 @@ async fn a_call_that_is_cancelled_before_its_turn_locks_nothing() {
     let first = session.submit(op(2, 1), Operation::Lock(spec("k")));
     let second = session.submit(op(2, 2), Operation::Lock(spec("x")));
     session.cancel(TxnNumber::new(2), Sequence::new(2));
-    done(session.submit(op(1, 2), Operation::End { commit_ts: None }).await);
+    done(session.submit(op(1, 2), Operation::End { commit: None }).await);
     locked(first.await);
     assert_eq!(second.await.expect_err("cancelled").kind(), ErrorKind::Cancelled);
     assert_eq!(service.locks(None).len(), 1);

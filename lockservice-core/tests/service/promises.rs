@@ -131,7 +131,7 @@ async fn history_is_unknown_to_transactions_older_than_the_bind() {
     let (service, _allocator) = service().await;
     let old = service.begin(TxnOptions::default()).expect("begin");
     assert!(old.lock(spec("k")).await.expect("free").grant.history_unknown);
-    old.end(Some(CommitTimestamp::new(3)));
+    old.end(Some(Commit::at(CommitTimestamp::new(3))));
     tokio::time::sleep(SECOND).await;
     let new = service.begin(TxnOptions::default()).expect("begin");
     let granted = new.lock(spec("k")).await.expect("free");
@@ -150,7 +150,9 @@ async fn a_snapshot_older_than_a_forced_release_learns_of_it_however_late_its_se
     let holder = open(&service);
     locked(holder.submit(op(1, 1), Operation::Lock(spec("k"))).await);
     done(
-        holder.submit(op(1, 2), Operation::End { commit_ts: Some(CommitTimestamp::new(9)) }).await,
+        holder
+            .submit(op(1, 2), Operation::End { commit: Some(Commit::at(CommitTimestamp::new(9))) })
+            .await,
     );
     tokio::time::sleep(10 * SECOND).await;
     let ages = [
@@ -166,7 +168,7 @@ async fn a_snapshot_older_than_a_forced_release_learns_of_it_however_late_its_se
         assert_eq!(granted.grant.history_unknown, unknown, "a snapshot of age {age:?}");
         assert_eq!(granted.history_known, Some(10 * SECOND));
         assert_eq!(granted.grant.table_commit_ts, Some(CommitTimestamp::new(9)));
-        done(session.submit(op(1, 2), Operation::End { commit_ts: None }).await);
+        done(session.submit(op(1, 2), Operation::End { commit: None }).await);
     }
 }
 
@@ -184,7 +186,7 @@ async fn a_snapshot_ages_while_its_call_waits_for_its_turn_and_for_the_lock() {
     let second = session.submit(op(1, 2), fresh("m"));
     dies.lost().await;
     tokio::time::sleep(SECOND).await;
-    done(holder.submit(op(1, 2), Operation::End { commit_ts: None }).await);
+    done(holder.submit(op(1, 2), Operation::End { commit: None }).await);
     for granted in [locked(first.await), locked(second.await)] {
         assert!(
             granted.grant.history_unknown,

@@ -70,7 +70,7 @@ async fn the_locks_that_an_acknowledged_call_relies_on_are_not_rolled_back_with_
     let cancelling = TxnOp { acked: Sequence::new(2), ..op(1, 5) };
     done(session.submit(cancelling, Operation::Cancel { sequence: Sequence::new(3) }).await);
     assert_eq!(held(&service), [row("a")], "the second call has it");
-    done(session.submit(op(1, 6), Operation::End { commit_ts: None }).await);
+    done(session.submit(op(1, 6), Operation::End { commit: None }).await);
     assert_eq!(held(&service), []);
 }
 

@@ -183,6 +183,7 @@ pub(super) fn blocker(blocker: &Blocker) -> Map<String, Value> {
 fn mode(mode: LockMode) -> Value {
     match mode {
         LockMode::Exclusive => "exclusive",
+        LockMode::Update => "update",
         LockMode::Shared => "shared",
     }
     .into()

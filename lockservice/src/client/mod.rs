@@ -39,7 +39,7 @@
 //! |---|---|
 //! | `connect`, `builder` | [`Client`]: the connections that sessions share; its settings |
 //! | `session`, `cluster_session`, `node_session` | [`Session`], over nodes; its part at one node |
-//! | `txn` | [`ClientTxn`], [`LockGuard`], [`Ended`] |
+//! | `txn` | [`ClientTxn`], [`TxnSavepoint`], [`LockGuard`], [`Ended`] |
 //! | `follow` | the way of a lock call to the owner of its table |
 //! | `outbox`, `stream` | operations without a response; the request side of a stream |
 //! | `driver` | the task behind a session: responses, renewals, new connections |
@@ -86,4 +86,4 @@ pub use self::allocator::{Admission, AllocatorClient};
 pub use self::builder::ClientBuilder;
 pub use self::connect::Client;
 pub use self::session::Session;
-pub use self::txn::{ClientTxn, Ended, LockGuard};
+pub use self::txn::{ClientTxn, Ended, LockGuard, TxnSavepoint};

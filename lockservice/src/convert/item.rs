@@ -122,6 +122,7 @@ pub fn mode_from_proto(mode: i32) -> Result<LockMode> {
     match proto::LockMode::try_from(mode) {
         Ok(proto::LockMode::Unspecified | proto::LockMode::Exclusive) => Ok(LockMode::Exclusive),
         Ok(proto::LockMode::Shared) => Ok(LockMode::Shared),
+        Ok(proto::LockMode::Update) => Ok(LockMode::Update),
         Err(_) => {
             Err(Error::new(ErrorKind::InvalidArgument, "this server does not know the lock mode")
                 .with("mode", mode))
@@ -134,6 +135,7 @@ pub fn mode_to_proto(mode: LockMode) -> i32 {
     match mode {
         LockMode::Exclusive => proto::LockMode::Exclusive,
         LockMode::Shared => proto::LockMode::Shared,
+        LockMode::Update => proto::LockMode::Update,
     }
     .into()
 }
@@ -193,7 +195,7 @@ mod tests {
 
     #[test]
     fn modes_cross_the_wire() {
-        for mode in [LockMode::Exclusive, LockMode::Shared] {
+        for mode in LockMode::ALL {
             assert_eq!(mode_from_proto(mode_to_proto(mode)).expect("own mode"), mode);
         }
     }

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use lockservice_core::allocator::{Bind, BindSlot, PresentedBind};
 use lockservice_core::service::{ANCESTORS_MAX, Granted, LockSpec, Promise};
-use lockservice_core::table::{Grant, WaitPolicy};
+use lockservice_core::table::{Commit, Grant, WaitPolicy};
 use lockservice_core::{
-    BindVersion, CommitTimestamp, Error, ErrorKind, FencingToken, LockItem, Result, ServiceId,
+    BindVersion, CommitTimestamp, Error, ErrorKind, FencingToken, Key, LockItem, Result, ServiceId,
     TableId, TxnId,
 };
 
 use super::item::bytes;
 use super::{
     item_from_range, item_from_row, items_from_proto, items_to_proto, millis_down, millis_up,
-    mode_from_proto, mode_to_proto, range_to_proto, table_from_proto,
+    mode_from_proto, mode_to_proto, range_from_proto, range_to_proto, table_from_proto,
 };
 use crate::proto;
 
@@ -25,6 +25,7 @@ pub fn lock_spec_from_proto(op: proto::LockOp, items_max: usize) -> Result<LockS
     let wait = match proto::WaitPolicy::try_from(op.wait) {
         Ok(proto::WaitPolicy::Unspecified | proto::WaitPolicy::Wait) => WaitPolicy::Wait,
         Ok(proto::WaitPolicy::NoWait) => WaitPolicy::NoWait,
+        Ok(proto::WaitPolicy::SkipLocked) => WaitPolicy::SkipLocked,
         Err(_) => {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
@@ -38,6 +39,7 @@ pub fn lock_spec_from_proto(op: proto::LockOp, items_max: usize) -> Result<LockS
         items: items_from_proto(&op.rows, op.ranges, items_max)?,
         mode: mode_from_proto(op.mode)?,
         wait,
+        escalate: op.escalate,
         timeout: op.timeout_ms.map(Duration::from_millis),
         snapshot_age: op.snapshot_age_ms.map(Duration::from_millis),
         ancestors: ancestors_from_proto(&op.ancestors)?,
@@ -61,6 +63,7 @@ pub fn lock_spec_to_proto(spec: &LockSpec) -> proto::LockOp {
     let (rows, ranges) = items_to_proto(&spec.items);
     let wait = match spec.wait {
         WaitPolicy::NoWait => proto::WaitPolicy::NoWait,
+        WaitPolicy::SkipLocked => proto::WaitPolicy::SkipLocked,
         _ => proto::WaitPolicy::Wait,
     };
     proto::LockOp {
@@ -71,10 +74,23 @@ pub fn lock_spec_to_proto(spec: &LockSpec) -> proto::LockOp {
         ranges,
         mode: mode_to_proto(spec.mode),
         wait: wait.into(),
+        escalate: spec.escalate,
         timeout_ms: spec.timeout.map(millis_up),
         snapshot_age_ms: spec.snapshot_age.map(millis_up),
         ancestors: spec.ancestors.iter().map(ToString::to_string).collect(),
     }
+}
+
+/// A commit as the fields of an unlock or an end: its timestamp, and its mark.
+pub fn commit_to_proto(commit: Option<Commit>) -> (Option<u64>, bool) {
+    let timestamp = commit.map(|commit| commit.timestamp.get());
+    (timestamp, commit.is_some_and(|commit| commit.definition_changed))
+}
+
+/// The commit of an unlock or an end. The mark counts only with a timestamp.
+pub fn commit_from_proto(timestamp: Option<u64>, definition_changed: bool) -> Option<Commit> {
+    let timestamp = CommitTimestamp::new(timestamp?);
+    Some(Commit { timestamp, definition_changed })
 }
 
 /// The response to a release.
@@ -151,6 +167,10 @@ pub fn granted_to_proto(granted: &Granted) -> proto::Locked {
         waited: grant.waited.is_some(),
         waited_ms: grant.waited.map_or(0, millis_down),
         prev_commit_timestamp: grant.prev_commit_ts.map(CommitTimestamp::get),
+        prev_definition_changed: grant.prev_definition_changed,
+        table_definition_timestamp: grant.table_definition_ts.map(CommitTimestamp::get),
+        skipped: grant.skipped.iter().map(bytes).collect(),
+        escalated: grant.escalated.as_deref().map(range_to_proto),
         table_commit_timestamp: grant.table_commit_ts.map(CommitTimestamp::get),
         history_unknown: grant.history_unknown,
         promise: Some(proto::Promise { valid_for_ms: millis_down(granted.promise.valid_for) }),
@@ -191,6 +211,10 @@ pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
     grant.prev_commit_ts = locked.prev_commit_timestamp.map(CommitTimestamp::new);
     grant.table_commit_ts = locked.table_commit_timestamp.map(CommitTimestamp::new);
     grant.history_unknown = locked.history_unknown;
+    grant.prev_definition_changed = locked.prev_definition_changed;
+    grant.table_definition_ts = locked.table_definition_timestamp.map(CommitTimestamp::new);
+    grant.skipped = locked.skipped.iter().map(Key::new).collect::<Result<_>>()?;
+    grant.escalated = locked.escalated.map(range_from_proto).transpose()?.map(Box::new);
     Ok(Granted {
         txn: txn_from_proto(&locked.txn)?,
         grant,
@@ -203,7 +227,7 @@ pub fn granted_from_proto(locked: proto::Locked) -> Result<Granted> {
 
 #[cfg(test)]
 mod tests {
-    use lockservice_core::{Key, KeyRange, LockMode, TableRef, TxnNumber};
+    use lockservice_core::{KeyRange, LockMode, TableRef, TxnNumber};
 
     use super::*;
 
@@ -237,6 +261,10 @@ mod tests {
             grant.conflict = conflict;
             grant.prev_commit_ts = Some(CommitTimestamp::new(0));
             grant.history_unknown = true;
+            grant.prev_definition_changed = true;
+            grant.table_definition_ts = Some(CommitTimestamp::new(5));
+            grant.skipped = vec![Key::new("s").expect("a key")];
+            grant.escalated = Some(Box::new(KeyRange::whole_table()));
             let granted = Granted {
                 txn: TxnId::new(ServiceId::new(1 << 32 | 1), TxnNumber::new(7), true),
                 grant,
@@ -257,10 +285,12 @@ mod tests {
             (WaitPolicy::Wait, None),
             (WaitPolicy::Wait, millis(0)),
             (WaitPolicy::NoWait, millis(7)),
+            (WaitPolicy::SkipLocked, None),
         ] {
             let spec = LockSpec {
                 mode: LockMode::Shared,
                 wait,
+                escalate: timeout.is_none(),
                 timeout,
                 snapshot_age: timeout,
                 ancestors: vec![TxnId::new(ServiceId::new(1 << 32 | 1), TxnNumber::new(7), true)],

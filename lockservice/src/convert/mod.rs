@@ -47,9 +47,9 @@ pub use self::item::{
     mode_to_proto, range_from_proto, range_to_proto, table_from_proto,
 };
 pub use self::lock::{
-    bind_from_proto, bind_to_proto, done_to_proto, granted_from_proto, granted_to_proto,
-    lock_spec_from_proto, lock_spec_to_proto, presented_from_proto, presented_to_proto,
-    txn_from_proto,
+    bind_from_proto, bind_to_proto, commit_from_proto, commit_to_proto, done_to_proto,
+    granted_from_proto, granted_to_proto, lock_spec_from_proto, lock_spec_to_proto,
+    presented_from_proto, presented_to_proto, txn_from_proto,
 };
 pub use self::status::{
     bind_status_from_proto, bind_status_to_proto, lock_status_from_proto, lock_status_to_proto,

@@ -32,8 +32,10 @@ const MESSAGE_BYTES_SMALL: usize = 4 << 10;
 const PREFIX_BYTES: usize = 5;
 
 /// Calls that release or renew something: they are admitted when others are not.
-const RELEASES: [&str; 5] = [
+const RELEASES: [&str; 7] = [
     "/lockservice.v1.Locks/Unlock",
+    "/lockservice.v1.Locks/Downgrade",
+    "/lockservice.v1.Locks/RollBackTo",
     "/lockservice.v1.Locks/End",
     "/lockservice.v1.Locks/CloseSession",
     "/lockservice.v1.Locks/LeaveSession",

@@ -153,6 +153,52 @@ impl proto::locks_server::Locks for LocksApi {
         released(session.submit(txn, operation).await)
     }
 
+    async fn downgrade(
+        &self,
+        request: Request<proto::UnaryDowngrade>,
+    ) -> Result<Response<proto::Done>, Status> {
+        let request = request.into_inner();
+        let session = self.session(request.session)?;
+        let downgrade = request
+            .downgrade
+            .ok_or_else(|| status(&operation::invalid("the call lacks its downgrade")))?;
+        let (txn, operation) =
+            operation::downgrade_operation(downgrade, self.settings.items_per_request_max)
+                .map_err(|e| status(&e))?;
+        released(session.submit(txn, operation).await)
+    }
+
+    async fn set_savepoint(
+        &self,
+        request: Request<proto::UnarySavepoint>,
+    ) -> Result<Response<proto::Savepoint>, Status> {
+        let request = request.into_inner();
+        let session = self.session(request.session)?;
+        let savepoint = request
+            .savepoint
+            .ok_or_else(|| status(&operation::invalid("the call lacks its savepoint")))?;
+        let (txn, operation) = operation::savepoint_operation(savepoint).map_err(|e| status(&e))?;
+        match session.submit(txn, operation).await.map_err(|e| status(&e))? {
+            OpResponse::Savepoint(savepoint) => {
+                Ok(Response::new(proto::Savepoint { number: savepoint.get() }))
+            }
+            _ => Err(Status::internal("a savepoint got another response")),
+        }
+    }
+
+    async fn roll_back_to(
+        &self,
+        request: Request<proto::UnaryRollBackTo>,
+    ) -> Result<Response<proto::Done>, Status> {
+        let request = request.into_inner();
+        let session = self.session(request.session)?;
+        let back = request
+            .roll_back_to
+            .ok_or_else(|| status(&operation::invalid("the call lacks its savepoint")))?;
+        let (txn, operation) = operation::roll_back_to_operation(back).map_err(|e| status(&e))?;
+        released(session.submit(txn, operation).await)
+    }
+
     async fn end(
         &self,
         request: Request<proto::UnaryEnd>,
@@ -182,7 +228,9 @@ fn released(
 ) -> Result<Response<proto::Done>, Status> {
     match response.map_err(|e| status(&e))? {
         OpResponse::Done { released } => Ok(Response::new(convert::done_to_proto(released))),
-        OpResponse::Locked(_) => Err(Status::internal("a release got another response")),
+        OpResponse::Locked(_) | OpResponse::Savepoint(_) => {
+            Err(Status::internal("a release got another response"))
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! The messages of a session stream as operations, and results as messages.
 
 use lockservice_core::service::{OpResponse, Operation, TxnOp, TxnOptions};
-use lockservice_core::{CommitTimestamp, Error, ErrorKind, Result, Sequence, TxnNumber};
+use lockservice_core::table::Savepoint;
+use lockservice_core::{Error, ErrorKind, LockMode, Result, Sequence, TxnNumber};
 
 use crate::convert;
 use crate::proto::{self, client_op::Op, server_op::Response as Wire};
@@ -15,6 +16,7 @@ pub(super) fn bytes_of(ops: &[proto::ClientOp]) -> usize {
     let of_op = |op: &proto::ClientOp| match &op.op {
         Some(Op::Lock(lock)) => of_items(&lock.rows, &lock.ranges),
         Some(Op::Unlock(unlock)) => of_items(&unlock.rows, &unlock.ranges),
+        Some(Op::Downgrade(downgrade)) => of_items(&downgrade.rows, &downgrade.ranges),
         Some(Op::Heartbeat(heartbeat)) => size_of_val(heartbeat.acked.as_slice()),
         _ => 0,
     };
@@ -34,6 +36,9 @@ pub(super) fn operation(
         }
         Op::Lock(lock) => lock_operation(lock, items_max),
         Op::Unlock(unlock) => unlock_operation(unlock, items_max),
+        Op::Downgrade(downgrade) => downgrade_operation(downgrade, items_max),
+        Op::Savepoint(savepoint) => savepoint_operation(savepoint),
+        Op::RollBackTo(back) => roll_back_to_operation(back),
         Op::End(end) => end_operation(end),
         Op::Cancel(cancel) => Ok((
             txn_op(cancel.txn)?,
@@ -86,17 +91,42 @@ pub(super) fn unlock_operation(
         Ok(Operation::Unlock {
             table,
             items,
-            commit_ts: unlock.commit_timestamp.map(CommitTimestamp::new),
+            commit: convert::commit_from_proto(unlock.commit_timestamp, unlock.definition_changed),
         })
     });
     Ok((txn, parsed.unwrap_or_else(Operation::Refuse)))
 }
 
 pub(super) fn end_operation(end: proto::EndOp) -> Result<(TxnOp, Operation)> {
-    Ok((
-        txn_op(end.txn)?,
-        Operation::End { commit_ts: end.commit_timestamp.map(CommitTimestamp::new) },
-    ))
+    let commit = convert::commit_from_proto(end.commit_timestamp, end.definition_changed);
+    Ok((txn_op(end.txn)?, Operation::End { commit }))
+}
+
+pub(super) fn downgrade_operation(
+    downgrade: proto::DowngradeOp,
+    items_max: usize,
+) -> Result<(TxnOp, Operation)> {
+    let txn = txn_op(downgrade.txn)?;
+    let parsed = convert::table_from_proto(&downgrade.group, &downgrade.table).and_then(|table| {
+        let items = convert::items_from_proto(&downgrade.rows, downgrade.ranges, items_max)?;
+        let mode = convert::mode_from_proto(downgrade.mode)?;
+        if items.is_empty() || mode == LockMode::Exclusive {
+            return Err(invalid(
+                "a downgrade names nothing, or no weaker mode: give rows or ranges, and the mode \
+                 shared or update",
+            ));
+        }
+        Ok(Operation::Downgrade { table, items, mode })
+    });
+    Ok((txn, parsed.unwrap_or_else(Operation::Refuse)))
+}
+
+pub(super) fn savepoint_operation(savepoint: proto::SavepointOp) -> Result<(TxnOp, Operation)> {
+    Ok((txn_op(savepoint.txn)?, Operation::Savepoint))
+}
+
+pub(super) fn roll_back_to_operation(back: proto::RollBackToOp) -> Result<(TxnOp, Operation)> {
+    Ok((txn_op(back.txn)?, Operation::RollBackTo(Savepoint::new(back.savepoint))))
 }
 
 pub(super) fn response(id: u64, wire: Wire) -> proto::ServerOp {
@@ -111,6 +141,9 @@ pub(super) fn result(id: u64, result: Result<OpResponse>) -> proto::ServerOp {
     match result {
         Ok(OpResponse::Locked(granted)) => {
             response(id, Wire::Locked(convert::granted_to_proto(&granted)))
+        }
+        Ok(OpResponse::Savepoint(savepoint)) => {
+            response(id, Wire::Savepoint(proto::Savepoint { number: savepoint.get() }))
         }
         Ok(OpResponse::Done { released }) => {
             response(id, Wire::Done(convert::done_to_proto(released)))

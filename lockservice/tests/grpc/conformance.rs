@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use crate::support::{Proxy, Served};
 use async_trait::async_trait;
-use lockservice::client::{Client, ClientTxn, Session};
+use lockservice::client::{Client, ClientTxn, Session, TxnSavepoint};
 use lockservice::convert::from_status;
 use lockservice::proto;
 use lockservice::proto::locks_client::LocksClient;
 use lockservice::server::ServerSettings;
 use lockservice_core::allocator::{BeginCommit, CannotCommit};
 use lockservice_core::service::{LockSpec, LockStatus, Stopped, TxnOptions, WaitStatus};
-use lockservice_core::table::Grant;
+use lockservice_core::table::{Commit, Grant};
 use lockservice_core::testing::{
     ServiceFixture, SessionFixture, TxnFixture, UnparsedItem, service_suite,
 };
-use lockservice_core::{CommitAttempt, CommitTimestamp, Error, LockItem, Result, TableRef, TxnId};
+use lockservice_core::{CommitAttempt, Error, LockItem, LockMode, Result, TableRef, TxnId};
 use prost::bytes::Bytes;
 
 // Two threads, so that client and server run at the same time.
@@ -137,7 +137,8 @@ struct RemoteSession {
 impl SessionFixture for RemoteSession {
     fn begin(&self, options: TxnOptions) -> Box<dyn TxnFixture> {
         let txn = Arc::new(self.session.txn(options));
-        Box::new(RemoteTxn { txn: Mutex::new(Some(txn)), id: OnceLock::new() })
+        let (txn, id) = (Mutex::new(Some(txn)), OnceLock::new());
+        Box::new(RemoteTxn { txn, id, savepoints: Mutex::default() })
     }
 
     async fn lost(&self) -> Error {
@@ -157,6 +158,7 @@ struct RemoteTxn {
     /// `None` once it has ended.
     txn: Mutex<Option<Arc<ClientTxn>>>,
     id: OnceLock<TxnId>,
+    savepoints: Mutex<Vec<TxnSavepoint>>,
 }
 
 impl RemoteTxn {
@@ -183,13 +185,29 @@ impl TxnFixture for RemoteTxn {
         &self,
         table: &TableRef,
         items: &[LockItem],
-        commit_ts: Option<CommitTimestamp>,
+        commit: Option<Commit>,
     ) -> Result<()> {
-        self.active().expect("it has not ended").unlock(table, items, commit_ts).await
+        self.active().expect("it has not ended").unlock(table, items, commit).await
     }
 
-    async fn end(&self, commit_ts: Option<CommitTimestamp>) -> Result<()> {
+    async fn downgrade(&self, table: &TableRef, items: &[LockItem], mode: LockMode) -> Result<()> {
+        self.active().expect("it has not ended").downgrade(table, items, mode).await
+    }
+
+    async fn savepoint(&self) -> Result<usize> {
+        let savepoint = self.active().expect("it has not ended").savepoint().await?;
+        let mut savepoints = self.savepoints.lock().expect("no panic");
+        savepoints.push(savepoint);
+        Ok(savepoints.len() - 1)
+    }
+
+    async fn roll_back_to(&self, savepoint: usize) -> Result<()> {
+        let savepoint = self.savepoints.lock().expect("no panic")[savepoint].clone();
+        self.active().expect("it has not ended").roll_back_to(&savepoint).await
+    }
+
+    async fn end(&self, commit: Option<Commit>) -> Result<()> {
         let Some(txn) = self.txn.lock().expect("no panic").take() else { return Ok(()) };
-        Arc::into_inner(txn).expect("no other call is under way").end(commit_ts).await
+        Arc::into_inner(txn).expect("no other call is under way").end(commit).await
     }
 }

@@ -97,6 +97,27 @@ impl Locks for EndsStreams {
         Err(Status::unimplemented("not asked for here"))
     }
 
+    async fn downgrade(
+        &self,
+        _: Request<proto::UnaryDowngrade>,
+    ) -> Result<Response<proto::Done>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn set_savepoint(
+        &self,
+        _: Request<proto::UnarySavepoint>,
+    ) -> Result<Response<proto::Savepoint>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn roll_back_to(
+        &self,
+        _: Request<proto::UnaryRollBackTo>,
+    ) -> Result<Response<proto::Done>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
     async fn unlock(
         &self,
         _: Request<proto::UnaryUnlock>,

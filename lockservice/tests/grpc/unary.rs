@@ -66,7 +66,7 @@ impl Caller {
     }
 
     pub(crate) async fn end(&mut self, txn: &TxnRef) -> Result<proto::Done, Status> {
-        let end = proto::EndOp { txn: Some(txn.clone()), commit_timestamp: None };
+        let end = proto::EndOp { txn: Some(txn.clone()), ..Default::default() };
         let end = proto::UnaryEnd { session: Some(self.session), end: Some(end) };
         self.wire.end(end).await.map(tonic::Response::into_inner)
     }

@@ -68,7 +68,8 @@ impl Session {
     }
 
     fn enqueue(&self, op: TxnOp, operation: Operation) -> Result<(Pending, bool)> {
-        let ended_is_fine = !matches!(operation, Operation::Lock(_) | Operation::Refuse(_));
+        let ended_is_fine =
+            !matches!(operation, Operation::Lock(_) | Operation::Savepoint | Operation::Refuse(_));
         // Before anything is waited for: from here its time-out counts, and now its snapshot is as
         // old as it says.
         let now = self.inner.parts.env.now();
@@ -244,9 +245,19 @@ impl Session {
             Step::Refuse(e) => Err(e),
             // A lock is decided by its callers.
             Step::Lock { .. } | Step::Done => Ok(OpResponse::DONE),
-            Step::Unlock(table, items, commit_ts) => Ok(OpResponse::Done {
-                released: self.inner.unlock(&txn, &table, &items, commit_ts),
-            }),
+            Step::Unlock(table, items, commit) => {
+                Ok(OpResponse::Done { released: self.inner.unlock(&txn, &table, &items, commit) })
+            }
+            Step::Downgrade(table, items, mode) => {
+                Ok(OpResponse::Done { released: self.inner.downgrade(&txn, &table, &items, mode) })
+            }
+            Step::Savepoint => {
+                self.inner.engine.savepoint(txn.at_engine()).map(OpResponse::Savepoint)
+            }
+            Step::RollBackTo(savepoint) => {
+                let released = self.inner.engine.roll_back_to(txn.at_engine(), savepoint);
+                released.map(|released| OpResponse::Done { released })
+            }
             Step::RollBack(grants) => {
                 let mut pairs = RELIED_PAIRS_MAX;
                 for (mut grant, later) in grants {
@@ -255,9 +266,7 @@ impl Session {
                 }
                 Ok(OpResponse::DONE)
             }
-            Step::End(commit_ts) => {
-                Ok(OpResponse::Done { released: self.inner.end(&txn, commit_ts) })
-            }
+            Step::End(commit) => Ok(OpResponse::Done { released: self.inner.end(&txn, commit) }),
         };
         self.file(&txn, (number, sequence), result, None, ends)
     }

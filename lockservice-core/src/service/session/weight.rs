@@ -6,7 +6,7 @@ use std::ops::Bound;
 use crate::error::Error;
 use crate::key::{Key, LockItem};
 use crate::service::{OpResponse, Operation};
-use crate::table::ItemGrant;
+use crate::table::{Grant, ItemGrant};
 
 /// The memory of every operation of any kind: its places in the queue's maps, its waiting callers,
 /// its response without items.
@@ -19,8 +19,11 @@ const KEY_INLINE_MAX: usize = 22;
 pub(in crate::service) fn of_operation(operation: &Operation) -> usize {
     let items: &[LockItem] = match operation {
         Operation::Lock(spec) => &spec.items,
-        Operation::Unlock { items, .. } => items,
-        Operation::End { .. } | Operation::Cancel { .. } => &[],
+        Operation::Unlock { items, .. } | Operation::Downgrade { items, .. } => items,
+        Operation::End { .. }
+        | Operation::Cancel { .. }
+        | Operation::Savepoint
+        | Operation::RollBackTo(_) => &[],
         Operation::Refuse(why) => return OPERATION + of_error(why),
     };
     // The items as they were requested, and as they were granted.
@@ -36,16 +39,22 @@ pub(in crate::service) fn of_operation(operation: &Operation) -> usize {
 pub(in crate::service) fn of_response(response: &Result<OpResponse, Error>) -> usize {
     OPERATION
         + match response {
-            Ok(OpResponse::Locked(granted)) => granted
-                .grant
-                .owner
-                .changes
-                .iter()
-                .map(|change| size_of::<ItemGrant>() + keys(&change.item))
-                .sum(),
-            Ok(OpResponse::Done { .. }) => 0,
+            Ok(OpResponse::Locked(granted)) => of_grant(&granted.grant),
+            Ok(OpResponse::Done { .. } | OpResponse::Savepoint(_)) => 0,
             Err(why) => of_error(why),
         }
+}
+
+/// The keys of a grant.
+fn of_grant(grant: &Grant) -> usize {
+    let changes = &grant.owner.changes;
+    let changes = changes.iter().map(|change| size_of::<ItemGrant>() + keys(&change.item));
+    let skipped = grant.skipped.iter().map(|key| size_of::<Key>() + of_key(key));
+    let range = grant
+        .escalated
+        .as_ref()
+        .map_or(0, |range| size_of_val(&**range) + of_bound(range.start()) + of_bound(range.end()));
+    changes.chain(skipped).sum::<usize>() + range
 }
 
 /// The memory of items that are kept once more.

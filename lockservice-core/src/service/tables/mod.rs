@@ -25,7 +25,7 @@ use crate::service::tables::line::{
 };
 use crate::service::{ServiceInner, WaitsFor, shutting_down};
 use crate::sync::{Mutex, RwLock};
-use crate::table::{LockRequest, TableHandle, WaitPolicy};
+use crate::table::{LockRequest, TableHandle};
 
 /// A refill is requested when this few tokens are left: half a block.
 const TOKENS_LOW: u64 = 1 << 19;
@@ -125,9 +125,10 @@ impl ServiceInner {
         if let Some(bound) = self.tables.owned(table) {
             return Ok(self.at_engine(bound, requested, false));
         }
-        let deadline = match requested.wait {
-            WaitPolicy::Wait => deadline,
-            WaitPolicy::NoWait => deadline.min(requested.since + ASK_MAX),
+        let deadline = if requested.wait.is_patient() {
+            deadline
+        } else {
+            deadline.min(requested.since + ASK_MAX)
         };
         let (response, handed) = oneshot::channel();
         let joined = {
@@ -157,9 +158,9 @@ impl ServiceInner {
     }
 
     fn at_engine(&self, bound: TableHandle, requested: Requested, waited: bool) -> Handed {
-        let Requested { txn, ancestors, items, mode, wait, since } = requested;
+        let Requested { txn, ancestors, items, mode, wait, escalate, since } = requested;
         let (table, version) = (bound.bind().id, bound.bind().version);
-        let request = LockRequest { table, version, items, mode, wait };
+        let request = LockRequest { table, version, items, mode, wait, escalate };
         let call = self.engine.lock_for(txn.at_engine(), request, &ancestors, since);
         Handed { call, bound, waited }
     }

@@ -4,12 +4,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::id::{CommitTimestamp, TableRef, TxnId};
-use crate::key::LockItem;
+use crate::id::{TableRef, TxnId};
+use crate::key::{LockItem, LockMode};
 use crate::service::ServiceInner;
 use crate::service::tables::{RETRY_FIRST, RETRY_MOST};
 use crate::service::txn::TxnRecord;
 use crate::service::txn::record::TxnPhase;
+use crate::table::Commit;
 
 impl ServiceInner {
     /// Releases chosen items, and returns their number.
@@ -18,19 +19,31 @@ impl ServiceInner {
         txn: &TxnRecord,
         table: &TableRef,
         items: &[LockItem],
-        commit_ts: Option<CommitTimestamp>,
+        commit: Option<Commit>,
     ) -> usize {
         let bound = self.tables.served(table);
-        bound.map_or(0, |bound| self.engine.unlock(txn.at_engine(), &bound, items, commit_ts))
+        bound.map_or(0, |bound| self.engine.unlock(txn.at_engine(), &bound, items, commit))
+    }
+
+    /// Makes chosen items weaker, and returns how many were stronger.
+    pub(crate) fn downgrade(
+        &self,
+        txn: &TxnRecord,
+        table: &TableRef,
+        items: &[LockItem],
+        mode: LockMode,
+    ) -> usize {
+        let bound = self.tables.served(table);
+        bound.map_or(0, |bound| self.engine.downgrade(txn.at_engine(), &bound, items, mode))
     }
 
     /// Ends a transaction at its owner's request, and returns the number of released items.
     /// Idempotent.
-    pub(crate) fn end(&self, txn: &TxnRecord, commit_ts: Option<CommitTimestamp>) -> usize {
+    pub(crate) fn end(&self, txn: &TxnRecord, commit: Option<Commit>) -> usize {
         txn.leave_active(TxnPhase::Ended);
         // C4: the transaction must not commit what the next holder is about to change.
         self.live.end(txn.id);
-        let released = self.engine.unlock_all(txn.at_engine(), commit_ts);
+        let released = self.engine.unlock_all(txn.at_engine(), commit);
         self.txns.remove(&txn.id);
         self.departed.notify_waiters();
         released

@@ -58,10 +58,11 @@ impl ServiceInner {
         // queue, a token.
         let deadline = self.deadline(&spec, began);
         let snapshot = snapshot(&spec, began);
-        let LockSpec { table, items, mode, wait, timeout, ancestors, .. } = spec;
+        let LockSpec { table, items, mode, wait, escalate, timeout, ancestors, .. } = spec;
         let _in_flight = txn.at_engine().begin_call();
+        let txn_record = Arc::clone(txn);
         let requested =
-            Requested { txn: Arc::clone(txn), ancestors, items, mode, wait, since: began };
+            Requested { txn: txn_record, ancestors, items, mode, wait, escalate, since: began };
         let Handed { bound, mut call, waited } =
             self.hand_over(&table, requested, deadline).await?;
         // The transaction may have ended before the call was in the engine, where its end would

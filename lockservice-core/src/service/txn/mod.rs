@@ -23,9 +23,10 @@ use std::time::Duration;
 
 use crate::clock::Time;
 use crate::error::Result;
-use crate::id::{CommitTimestamp, TableRef, TxnId};
-use crate::key::LockItem;
+use crate::id::{TableRef, TxnId};
+use crate::key::{LockItem, LockMode};
 use crate::service::{Granted, LockService, LockSpec, Promise, ServiceInner, TxnOptions};
+use crate::table::{Commit, Savepoint};
 
 pub(crate) use self::record::TxnRecord;
 
@@ -130,21 +131,77 @@ impl Txn {
     }
 
     /// Releases chosen rows and ranges, and returns how many; those not held are ignored.
-    /// `commit_ts` is the timestamp at which what they protect was committed, if it was (C5).
-    pub fn unlock(
-        &self,
-        table: &TableRef,
-        items: &[LockItem],
-        commit_ts: Option<CommitTimestamp>,
-    ) -> usize {
-        self.inner.unlock(&self.record, table, items, commit_ts)
+    /// `commit` is the commit of what they protect, if it was committed (C5).
+    pub fn unlock(&self, table: &TableRef, items: &[LockItem], commit: Option<Commit>) -> usize {
+        self.inner.unlock(&self.record, table, items, commit)
+    }
+
+    /// Makes chosen rows and ranges weaker that the transaction holds, and returns how many: `mode`
+    /// from then on. Waiters that are compatible with it go on. Items that are not held, or that are
+    /// held no more strongly, are ignored.
+    ///
+    /// The fencing token stays, except if the transaction held the item in `mode` before it
+    /// upgraded it: then it holds it under the token of that time.
+    pub fn downgrade(&self, table: &TableRef, items: &[LockItem], mode: LockMode) -> usize {
+        self.inner.downgrade(&self.record, table, items, mode)
+    }
+
+    /// Sets a savepoint, to which [`roll_back_to`](Self::roll_back_to) can go back. It costs
+    /// nothing, and needs no release.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` after 2^32 calls of the transaction: the caller begins another one.
+    pub fn savepoint(&self) -> Result<Savepoint> {
+        self.inner.engine.savepoint(self.record.at_engine())
+    }
+
+    /// Ends what was granted since a savepoint of this transaction, and returns how many rows and
+    /// ranges were released. What was upgraded since is held as at the savepoint. What was released
+    /// or made weaker since stays so. The savepoint can be used again.
+    ///
+    /// # Errors
+    /// `InvalidArgument` while a lock call of the transaction is in flight: the caller waits for it,
+    /// or drops it.
+    ///
+    /// # Examples
+    /// ```
+    /// # use lockservice_core::service::{LockSpec, TxnOptions};
+    /// # use lockservice_core::{Key, LockItem, TableRef};
+    /// # use std::sync::Arc;
+    /// # use lockservice_core::allocator::{AllocatorSettings, LocalAllocator};
+    /// # use lockservice_core::clock::{Clock, SystemClock};
+    /// # use lockservice_core::service::{LockService, ServiceParts};
+    /// # use lockservice_core::store::MemoryStore;
+    /// # use lockservice_core::NodeName;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), lockservice_core::Error> {
+    /// # let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    /// # let (node, store) = (NodeName::new("node-1")?, Arc::new(MemoryStore::new(0)));
+    /// # let settings = AllocatorSettings::default();
+    /// # let allocator = LocalAllocator::open(store, clock.clone(), settings, node.clone()).await?;
+    /// # let service = LockService::start(ServiceParts::new(allocator, clock, node)).await?;
+    /// let row = |name| Ok::<_, lockservice_core::Error>(vec![LockItem::Row(Key::new(name)?)]);
+    /// let accounts = TableRef::new("bank", "accounts")?;
+    /// let txn = service.begin(TxnOptions::default())?;
+    /// txn.lock(LockSpec::new(accounts.clone(), row("alice")?)).await?;
+    ///
+    /// // A statement that fails leaves no locks behind.
+    /// let statement = txn.savepoint()?;
+    /// txn.lock(LockSpec::new(accounts, row("bob")?)).await?;
+    /// assert_eq!(txn.roll_back_to(statement)?, 1);
+    /// txn.end(None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn roll_back_to(&self, savepoint: Savepoint) -> Result<usize> {
+        self.inner.engine.roll_back_to(self.record.at_engine(), savepoint)
     }
 
     /// Ends the transaction, releases everything, and returns how many rows and ranges that were.
-    /// `commit_ts` is the timestamp at which it committed, if it did (C5).
-    pub fn end(mut self, commit_ts: Option<CommitTimestamp>) -> usize {
+    /// `commit` is its commit, if it committed (C5).
+    pub fn end(mut self, commit: Option<Commit>) -> usize {
         self.is_over = true;
-        self.inner.end(&self.record, commit_ts)
+        self.inner.end(&self.record, commit)
     }
 
     /// When the locks that this transaction holds stop being safe, unless the service renews its

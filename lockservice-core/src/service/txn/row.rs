@@ -41,6 +41,8 @@ pub struct RowLocked {
     pub newly_locked: bool,
     /// The same as [`Grant::table_commit_ts`](crate::table::Grant::table_commit_ts).
     pub table_commit_ts: Option<CommitTimestamp>,
+    /// The same as [`Grant::table_definition_ts`](crate::table::Grant::table_definition_ts).
+    pub table_definition_ts: Option<CommitTimestamp>,
     /// The same as [`Grant::history_unknown`](crate::table::Grant::history_unknown), for a snapshot
     /// that was not begun before the transaction.
     pub history_unknown: bool,
@@ -125,6 +127,7 @@ impl Txn {
             token: row.token,
             newly_locked: row.newly_locked,
             table_commit_ts: row.table_commit_ts,
+            table_definition_ts: row.table_definition_ts,
             // C5. At the very moment counts as before.
             history_unknown: row.history_since.is_some_and(|since| self.began <= since),
             promise: Promise { valid_for },

@@ -10,7 +10,7 @@ use super::{CallId, EngineCall, Stage};
 use crate::error::{Error, Result};
 use crate::id::FencingToken;
 use crate::key::{Key, LockItem};
-use crate::table::holders::{Holder, NONE};
+use crate::table::holders::Holder;
 use crate::table::slices::Released;
 use crate::table::state::EngineState;
 use crate::table::types::{Grant, ItemGrant, OwnerPart, WaitPolicy};
@@ -68,21 +68,48 @@ impl EngineState {
                 call.next += 1;
                 continue;
             }
-            if let Some(holder) = conflicts.held_by {
-                call.conflict.get_or_insert(holder);
-                return Ok(Advance::Blocked { upgrade: conflicts.upgrade });
-            }
             // An upgrade goes ahead of all waiters.
-            if !conflicts.upgrade
-                && !table.waiting.is_empty()
-                && let Some(waiter) = self.must_wait_behind(call)
-            {
-                call.conflict.get_or_insert_with(|| self.calls[waiter].as_blocker());
-                return Ok(Advance::Blocked { upgrade: false });
+            let goes_ahead = conflicts.upgrade || table.waiting.is_empty();
+            let blocker = conflicts.held_by.or_else(|| {
+                let waiter = if goes_ahead { None } else { self.must_wait_behind(call) };
+                waiter.map(|waiter| self.calls[waiter].as_blocker())
+            });
+            match blocker {
+                None => {
+                    if self.take_item_or_escalate(call)? {
+                        return Ok(Advance::Complete);
+                    }
+                }
+                Some(blocker) => {
+                    call.conflict.get_or_insert(blocker);
+                    if call.wait != WaitPolicy::SkipLocked {
+                        return Ok(Advance::Blocked { upgrade: conflicts.upgrade });
+                    }
+                    self.skip(call);
+                }
             }
-            self.take_item(call)?;
         }
         Ok(Advance::Complete)
+    }
+
+    /// Leaves the next item of a call out.
+    fn skip(&mut self, call: &mut EngineCall) {
+        let item = &call.items[call.next];
+        self.retire(call.table, item);
+        // The request named rows alone.
+        call.skipped.extend(item.as_row().cloned());
+        call.next += 1;
+    }
+
+    /// Makes the call's transaction hold the next item. At a limit of memory, if the call allows it,
+    /// the rows of the transaction become one range instead, which includes all items of the call:
+    /// then this returns true.
+    fn take_item_or_escalate(&mut self, call: &mut EngineCall) -> Result<bool> {
+        match self.take_item(call) {
+            Ok(()) => Ok(false),
+            Err(_) if call.escalate && self.escalate(call) => Ok(true),
+            Err(full) => Err(full),
+        }
     }
 
     /// Makes the call's transaction hold a row that is free, with the call's token if it is the
@@ -96,18 +123,12 @@ impl EngineState {
         {
             return None;
         }
-        let holder = Holder {
-            txn: call.txn,
-            token: NONE,
-            slot: txn.next_slot(call.table),
-            mode: call.mode,
-            pending: true,
-            beneath: NONE,
-        };
+        let slot = txn.next_slot(call.table);
+        let holder = Holder::pending(call.txn, slot, call.mode, call.seq);
         let is_last = call.next + 1 == call.items.len();
         let table = self.tables.get_mut(&call.table).expect("calls end with their table");
         let token = table.take_free_row(key, holder, is_last)?;
-        txn.add(call.table, LockItem::Row(key.clone()), bytes);
+        txn.add(call.table, LockItem::Row(key.clone()), call.seq, bytes);
         self.bytes += bytes;
         Some(token)
     }
@@ -124,12 +145,16 @@ impl EngineState {
         let item = &call.items[call.next];
         self.make_room(hold_bytes(item));
         let table = self.tables.get_mut(&call.table).expect("calls end with their table");
-        if let Some(own) = table.entry_mut(item).and_then(|entry| entry.holder_mut(call.txn)) {
-            call.changes
-                .push(ItemGrant { item: item.clone(), before: Some((own.mode, own.token)) });
-            own.beneath = own.token;
-            own.mode = call.mode;
-            own.pending = true;
+        let upgraded = table.entry_mut(item).and_then(|entry| {
+            entry.change(call.txn, |own| {
+                let before = (own.mode, own.token);
+                own.upgrade(call.mode, call.seq);
+                before
+            })
+        });
+        if upgraded.is_some() {
+            call.changes.push(ItemGrant { item: item.clone(), before: upgraded });
+            self.note_upgrade(call.txn, (call.seq, call.table, item.clone()));
         } else {
             let bytes = hold_bytes(item);
             let txn = self.txns.entry(call.txn).or_default();
@@ -144,9 +169,8 @@ impl EngineState {
                 return Err(exhausted(limit).with("txn", call.txn));
             }
             self.bytes += bytes;
-            let slot = txn.add(call.table, item.clone(), bytes);
-            let (txn, mode) = (call.txn, call.mode);
-            let holder = Holder { txn, token: NONE, slot, mode, pending: true, beneath: NONE };
+            let slot = txn.add(call.table, item.clone(), call.seq, bytes);
+            let holder = Holder::pending(call.txn, slot, call.mode, call.seq);
             table.entry_or_new(item).add(holder);
             call.changes.push(ItemGrant { item: item.clone(), before: None });
         }
@@ -175,23 +199,24 @@ impl EngineState {
                 return None;
             }
             self.slice.spend();
-            let own = table
-                .entry_mut(&call.changes[last].item)
-                .and_then(|entry| entry.holder_mut(call.txn));
-            let own = own.expect("an item that a call added is held until the call is over");
-            own.token = token;
-            own.pending = false;
+            let entry = table.entry_mut(&call.changes[last].item);
+            let own = entry.and_then(|entry| entry.change(call.txn, |own| own.grant(token)));
+            own.expect("an item that a call added is held until the call is over");
             call.without_token = last;
         }
         let history = &table.table_rows().history;
         Some(Grant {
             bind: table.bind.clone(),
             token,
-            newly_locked: !call.changes.is_empty(),
+            newly_locked: !call.changes.is_empty() || call.escalated.is_some(),
             waited: call.waited.then_some(Duration::ZERO),
             conflict: call.conflict.take().map(|first| (first.txn, first.item)),
-            prev_commit_ts: call.prev_commit_ts,
+            prev_commit_ts: call.prev_commit.map(|commit| commit.timestamp),
+            prev_definition_changed: call.prev_commit.is_some_and(|prev| prev.definition_changed),
             table_commit_ts: history.commit_ts(),
+            table_definition_ts: history.definition_ts(),
+            skipped: std::mem::take(&mut call.skipped),
+            escalated: call.escalated.take(),
             history_unknown: history.since().is_some(),
             owner: OwnerPart {
                 changes: std::mem::take(&mut call.changes),
@@ -215,14 +240,14 @@ impl EngineState {
         let wait = match advanced {
             Err(error) => return Next::Refuse(error),
             Ok(Advance::Unfinished) => return Next::Unfinished,
-            Ok(Advance::Blocked { .. }) if call.wait == WaitPolicy::NoWait => {
+            Ok(Advance::Blocked { .. }) if !call.wait.is_patient() => {
                 return Next::Refuse(match self.conflicting_ancestor(call) {
                     Some(ancestor) => held_by_ancestor(call, ancestor),
                     None => conflict(call),
                 });
             }
             Ok(Advance::Blocked { upgrade }) => Next::Wait { upgrade },
-            Ok(Advance::Complete) if !self.take_token(call) && call.wait == WaitPolicy::NoWait => {
+            Ok(Advance::Complete) if !self.take_token(call) && !call.wait.is_patient() => {
                 return Next::Refuse(no_token());
             }
             Ok(Advance::Complete) if call.token.is_none() && !call.changes.is_empty() => {
@@ -236,7 +261,8 @@ impl EngineState {
         let room = match wait {
             // The room of a call that has waited is counted already.
             _ if call.bytes > 0 => Ok(()),
-            Next::Wait { .. } => self.check_worth_waiting(call),
+            // An escalation may make room for the rest.
+            Next::Wait { .. } if !call.escalate => self.check_worth_waiting(call),
             _ => self.check_room_to_wait(call),
         };
         room.map_or_else(Next::Refuse, |()| wait)
@@ -263,8 +289,9 @@ impl EngineState {
         let before = call.changes.len();
         self.dequeue(&mut call);
         call.stage = Stage::Moving;
-        let advanced = match self.take_item(&mut call) {
-            Ok(()) => self.advance(&mut call),
+        let advanced = match self.take_item_or_escalate(&mut call) {
+            Ok(true) => Ok(Advance::Complete),
+            Ok(false) => self.advance(&mut call),
             Err(error) => {
                 // The call has left the queue of that item and does not hold it. So the waiters
                 // behind it have to become candidates.
@@ -311,12 +338,14 @@ impl EngineState {
             return;
         };
         let mut is_waited_for = false;
-        let mut gained = call.changes[from..].iter();
+        let range = call.escalated.as_ref().map(|range| LockItem::Range((**range).clone()));
+        // An escalation leaves no changes.
+        let mut gained = call.changes.iter().skip(from).map(|change| &change.item).chain(&range);
         while !is_waited_for
             && !txn.nested.is_empty()
-            && let Some(change) = gained.next()
+            && let Some(item) = gained.next()
         {
-            table.overlapping_queues(&change.item, |_, _| {
+            table.overlapping_queues(item, |_, _| {
                 is_waited_for = true;
                 ControlFlow::Break(())
             });

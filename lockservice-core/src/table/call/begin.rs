@@ -7,18 +7,20 @@ use super::{Ancestors, EngineCall, Stage, is_range};
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{FencingToken, TxnId};
-use crate::key::{LockItem, compare_ends, compare_starts};
+use crate::key::{compare_ends, compare_starts};
 use crate::table::call::CallId;
 use crate::table::entry::Position;
 use crate::table::state::{EngineState, Started};
 use crate::table::txn::NESTED_MAX;
-use crate::table::types::LockRequest;
+use crate::table::types::{LockRequest, WaitPolicy};
+use crate::table::uncontended::HoldSeq;
 
 /// Checks a request's items and brings them into the order in which they are taken, without
 /// duplicates.
 ///
 /// The caller does not hold the engine's mutex yet, for this can take as long as all work under it.
-pub(in crate::table) fn put_in_order(items: &mut Vec<LockItem>, most: usize) -> Result<()> {
+pub(in crate::table) fn put_in_order(request: &mut LockRequest, most: usize) -> Result<()> {
+    let items = &mut request.items;
     if items.is_empty() {
         return Err(Error::new(
             ErrorKind::InvalidArgument,
@@ -33,6 +35,12 @@ pub(in crate::table) fn put_in_order(items: &mut Vec<LockItem>, most: usize) -> 
         )
         .with("items", items.len())
         .with("items_per_request_max", most));
+    }
+    if request.wait == WaitPolicy::SkipLocked && items.iter().any(is_range) {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            "a request that skips locked rows names a range: name rows, or do not skip",
+        ));
     }
     // A covering item comes first, so that the items that it covers add nothing.
     items.sort_by(|a, b| {
@@ -49,12 +57,12 @@ impl EngineState {
     /// slice, never conflicted with any other.
     pub(in crate::table) fn lock(
         &mut self,
-        txn: TxnId,
+        (txn, seq): (TxnId, HoldSeq),
         request: LockRequest,
         ancestors: &[TxnId],
         now: Time,
     ) -> Started {
-        let mut call = match self.accept(txn, request, ancestors, now) {
+        let mut call = match self.accept((txn, seq), request, ancestors, now) {
             Ok(accepted) => accepted,
             Err(error) => return Started::Done(Err(error)),
         };
@@ -76,13 +84,13 @@ impl EngineState {
 
     fn accept(
         &self,
-        txn: TxnId,
+        (txn, seq): (TxnId, HoldSeq),
         request: LockRequest,
         ancestors: &[TxnId],
         now: Time,
     ) -> Result<EngineCall> {
         self.check_not_sealed()?;
-        let LockRequest { table, version, items, mode, wait } = request;
+        let LockRequest { table, version, items, mode, wait, escalate } = request;
         if self.tables.get(&table).is_none_or(|table| table.bind.version != version) {
             return Err(bind_changed(table));
         }
@@ -100,6 +108,7 @@ impl EngineState {
             ancestors,
             linked,
             table,
+            seq,
             items,
             next: 0,
             mode,
@@ -110,7 +119,10 @@ impl EngineState {
             without_token: 0,
             waited: false,
             conflict: None,
-            prev_commit_ts: None,
+            prev_commit: None,
+            skipped: Vec::new(),
+            escalate,
+            escalated: None,
             since: now,
             position: Position::LAST,
             stage: Stage::Moving,

@@ -7,6 +7,7 @@
 //! | `advance.rs` | the way of a call from item to item, and its token |
 //! | `wait.rs` | its waits |
 //! | `end.rs` | its outcome, or its roll-back |
+//! | `escalate.rs` | the rows of a transaction become one range |
 //! | `limits.rs` | estimates of memory, and the room that a wait needs |
 //! | `refusal.rs` | errors |
 //!
@@ -28,6 +29,7 @@
 mod advance;
 mod begin;
 mod end;
+mod escalate;
 mod limits;
 mod refusal;
 mod wait;
@@ -38,11 +40,12 @@ use std::task::Waker;
 use smallvec::SmallVec;
 
 use super::entry::Position;
-use super::types::{Grant, ItemGrant, WaitPolicy};
+use super::types::{Commit, Grant, ItemGrant, WaitPolicy};
+use super::uncontended::HoldSeq;
 use crate::clock::Time;
 use crate::error::{Blocker, Error, Result};
-use crate::id::{CommitTimestamp, FencingToken, TableId, TxnId};
-use crate::key::{LockItem, LockMode};
+use crate::id::{FencingToken, TableId, TxnId};
+use crate::key::{Key, KeyRange, LockItem, LockMode};
 
 pub(super) use self::begin::put_in_order;
 pub(super) use self::limits::{hold_bytes, row_hold_bytes};
@@ -61,6 +64,8 @@ pub(super) struct EngineCall {
     /// The number of those, the first ones, that are part of the wait graph.
     pub(super) linked: usize,
     pub(super) table: TableId,
+    /// Its number in its transaction.
+    pub(super) seq: HoldSeq,
     /// In key order, without duplicates.
     pub(super) items: Vec<LockItem>,
     /// The index of the item that is taken next, or that the call waits for.
@@ -78,7 +83,14 @@ pub(super) struct EngineCall {
     pub(super) waited: bool,
     /// The first conflicting holder or waiter that it met.
     pub(super) conflict: Option<Blocker>,
-    pub(super) prev_commit_ts: Option<CommitTimestamp>,
+    /// What it has learned of the commits of those that it waited for.
+    pub(super) prev_commit: Option<Commit>,
+    /// The rows that it left out, because they were not free.
+    pub(super) skipped: Vec<Key>,
+    /// True if its transaction's rows may become one range.
+    pub(super) escalate: bool,
+    /// The range that they became.
+    pub(super) escalated: Option<Box<KeyRange>>,
     /// When the call was made.
     pub(super) since: Time,
     /// Its queue position while it waits, or its position among the unfinished calls between two

@@ -7,6 +7,7 @@ use super::refusal::held_by_ancestor;
 use super::{CallId, EngineCall, Stage, is_range};
 use crate::id::TxnId;
 use crate::table::entry::{Entry, Position};
+use crate::table::queue::merge;
 use crate::table::state::EngineState;
 use crate::table::steps::step;
 
@@ -69,8 +70,8 @@ impl EngineState {
     /// [`LockTable::dequeue`](crate::table::lock_table::LockTable::dequeue).
     pub(in crate::table) fn dequeue(&mut self, call: &mut EngineCall) {
         let Some(table) = self.tables.get_mut(&call.table) else { return };
-        let commit_ts = table.dequeue(call.item(), call.position, call.mode);
-        call.prev_commit_ts = call.prev_commit_ts.max(commit_ts);
+        let learned = table.dequeue(call.item(), call.position, call.mode);
+        call.prev_commit = call.prev_commit.into_iter().chain(learned).reduce(merge);
     }
 
     /// Fails a waiter that waits for an ancestor, or resolves the cycles that the wait closes.
@@ -99,7 +100,7 @@ impl EngineState {
             return call.ancestors.iter().copied().find(|ancestor| {
                 let held = self.txns.get(ancestor).into_iter().flat_map(|txn| &txn.held);
                 let mut items =
-                    held.filter(|(id, _)| *id == call.table).flat_map(|(_, items)| items);
+                    held.filter(|(id, _)| *id == call.table).flat_map(|(_, items)| items.iter());
                 items.any(|item| {
                     step();
                     item.overlaps(call.item())

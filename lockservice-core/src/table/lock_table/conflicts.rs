@@ -5,13 +5,14 @@ use std::ops::ControlFlow;
 
 use super::{ItemRef, LockTable};
 use crate::error::Blocker;
-use crate::id::{CommitTimestamp, FencingToken, TxnId};
+use crate::id::{FencingToken, TxnId};
 use crate::key::{LockItem, LockMode};
 use crate::table::entry::{Entry, Position};
 use crate::table::hash::IdMap;
 use crate::table::holders::Holder;
 use crate::table::queue::CommitNumber;
 use crate::table::search::RequestKey;
+use crate::table::types::Commit;
 
 /// The outcome of a conflict check.
 #[derive(Debug, Default)]
@@ -93,16 +94,16 @@ impl LockTable {
         conflict
     }
 
-    /// Notes that `txn`, which holds these items, committed at `ts`: in the table, and in each
-    /// queue that conflicts with one of the holds. `number` is the number of the commit.
+    /// Notes a commit of `txn`, which holds these items: in the table, and in each queue that
+    /// conflicts with one of the holds. `number` is that of the commit.
     pub(in crate::table) fn note_commit(
         &mut self,
         txn: TxnId,
         items: &[LockItem],
         number: CommitNumber,
-        ts: CommitTimestamp,
+        commit: Commit,
     ) {
-        self.table_rows().history.note_commit(ts);
+        self.table_rows().history.note_commit(commit);
         if self.waiting.is_empty() {
             return;
         }
@@ -120,7 +121,7 @@ impl LockTable {
         }
         for (item, mode) in queues {
             if let Some(queue) = self.entry_mut(&item).and_then(Entry::queue_mut) {
-                queue.note_commit(mode, number, ts);
+                queue.note_commit(mode, number, commit);
             }
         }
     }

@@ -21,10 +21,11 @@ use super::holders::Holder;
 use super::idle::{Quiet, Usage};
 use super::interval::IntervalMap;
 use super::queue::CommitNumber;
+use super::types::Commit;
 use super::uncontended::{Place, TablePlaces, TableRows};
 use crate::bind::{Bind, TokenBlock};
-use crate::id::{CommitTimestamp, FencingToken, TxnId};
-use crate::key::{Key, KeyRange, LockItem, LockMode};
+use crate::id::{FencingToken, TxnId};
+use crate::key::{Key, LockItem, LockMode};
 use crate::sync::Arc;
 
 pub(super) use self::conflicts::{FirstConflict, blocker_of};
@@ -89,10 +90,6 @@ impl LockTable {
         self.places.get(self.place)
     }
 
-    pub(super) fn has_range(&self, range: &KeyRange) -> bool {
-        self.ranges.get(range).is_some()
-    }
-
     pub(super) fn entry(&self, item: &LockItem) -> Option<&Entry> {
         match item {
             LockItem::Row(key) => self.rows.get(key),
@@ -105,6 +102,13 @@ impl LockTable {
             LockItem::Row(key) => self.rows.get_mut(key),
             LockItem::Range(range) => self.ranges.get_mut(range),
         }
+    }
+
+    /// Notes the slot of an item in the list of a transaction that holds it.
+    pub(super) fn set_slot(&mut self, item: &LockItem, txn: TxnId, slot: u32) {
+        let entry = self.entry_mut(item);
+        let set = entry.and_then(|entry| entry.change(txn, |own| own.slot = slot));
+        set.expect("the items in a transaction's list are held");
     }
 
     /// The entry of an item, created if there is none. The caller puts a holder or a waiter into
@@ -138,8 +142,7 @@ impl LockTable {
         let btree_map::Entry::Vacant(free) = self.rows.entry(key.clone()) else { return None };
         let token = if is_last { self.tokens.take() } else { None };
         if let Some(token) = token {
-            holder.token = token;
-            holder.pending = false;
+            holder.grant(token);
         }
         free.insert(Entry::held_by(holder));
         Some(token)
@@ -197,24 +200,24 @@ impl LockTable {
         }
     }
 
-    /// Takes a call out of the queue of an item. Returns the largest timestamp of the commits that
-    /// it learns of, if there are any. The caller then gives the item to the call, queues the call
-    /// again, or [retires](Self::retire) the item.
+    /// Takes a call out of the queue of an item. Returns what it learns of commits, if there were
+    /// any. The caller then gives the item to the call, queues the call again, or
+    /// [retires](Self::retire) the item.
     pub(super) fn dequeue(
         &mut self,
         item: &LockItem,
         position: Position,
         mode: LockMode,
-    ) -> Option<CommitTimestamp> {
+    ) -> Option<Commit> {
         self.waiting.remove(&position);
         let entry = self.entry_mut(item)?;
-        let commit_ts = entry.dequeue(position, mode);
+        let learned = entry.dequeue(position, mode);
         if let LockItem::Row(key) = item
             && entry.queue().is_none()
         {
             self.awaited_rows.remove(key);
         }
-        commit_ts
+        learned
     }
 
     /// The entry of an item, with the key that the table keeps for it.

@@ -26,10 +26,10 @@ pub(in crate::table) struct Waiters<'a> {
     pub(in crate::table) found: IdMap<CallId, Option<CallId>>,
     /// Waiters that were found, and whose own waiters were not searched yet.
     next: VecDeque<SearchFound>,
-    /// The position from which on each queue was walked, for shared and exclusive waiters.
-    walked: IdMap<Address, [Position; 2]>,
-    /// The entries whose waiters were searched.
-    expanded: IdMap<Address, ()>,
+    /// The position from which on each queue was walked, by the mode of the waiters.
+    walked: IdMap<Address, [Position; LockMode::ALL.len()]>,
+    /// The entries whose waiters were searched, with the mode of the holders that they wait for.
+    expanded: IdMap<(Address, u32), ()>,
     /// The ancestors whose locks were searched: many calls can name the same ancestor.
     ancestors: IdMap<TxnId, ()>,
 }
@@ -162,14 +162,17 @@ impl<'a> Waiters<'a> {
             else {
                 continue;
             };
-            for item in items {
+            for item in items.iter() {
                 step();
                 let Some(entry) = table.entry(item) else { continue };
                 let Some(own) = entry.holder(txn) else { continue };
-                // A waiter for one holder of an entry waits for all of them, but never for itself.
+                // A waiter for one holder of an entry waits for all that hold it in the same mode,
+                // but never for itself.
                 // The root, which is expanded first, does not find its own call. A later holder of
                 // the same entry has to, so the entries of the root do not count as expanded.
-                if of.is_none() || self.expanded.insert(Address::of(entry), ()).is_none() {
+                if of.is_none()
+                    || self.expanded.insert((Address::of(entry), own.mode as u32), ()).is_none()
+                {
                     closes |= self.walk(table, item, own.mode, Position::FIRST, of);
                 }
             }
@@ -202,10 +205,11 @@ impl<'a> Waiters<'a> {
                         && requester.position > after
                         && !requester.mode.is_compatible(mode)
                 });
-            let walked = self.walked.entry(Address::of(queue)).or_insert([Position::LAST; 2]);
-            for (walked, requested) in
-                walked.iter_mut().zip([LockMode::Shared, LockMode::Exclusive])
-            {
+            let walked = self
+                .walked
+                .entry(Address::of(queue))
+                .or_insert([Position::LAST; LockMode::ALL.len()]);
+            for (walked, requested) in walked.iter_mut().zip(LockMode::ALL) {
                 if requested.is_compatible(mode) || after >= *walked {
                     continue;
                 }

@@ -125,14 +125,20 @@ impl<'a> WaitedFor<'a> {
         enough
     }
 
-    /// Finds the waiters of a queue before `position` that are incompatible with `mode`: the
-    /// nearest exclusive waiter, which itself waits for those before it, and the sharers behind it.
+    /// Finds the waiters of a queue before `position` that are incompatible with `mode`, as
+    /// [`Queue::nearest_ahead`] does. Walks the sharers behind an exclusive waiter once.
     fn walk(&mut self, queue: &'a Queue, mode: LockMode, position: Position) -> ControlFlow<()> {
-        let nearest = queue.nearest_exclusive(position);
+        let nearest = queue.nearest(LockMode::Exclusive, position);
         if let Some((_, id)) = nearest {
             self.reach(id)?;
         }
         if mode == LockMode::Shared {
+            return ControlFlow::Continue(());
+        }
+        if let Some((_, id)) = queue.nearest(LockMode::Update, position) {
+            self.reach(id)?;
+        }
+        if mode == LockMode::Update {
             return ControlFlow::Continue(());
         }
         let behind = nearest.map_or(Position::FIRST, |(at, _)| at);

@@ -6,7 +6,7 @@
 //! | `forwards.rs` | the waiters for which a waiter waits |
 //!
 //! A search walks each queue once, not once for each hold that conflicts with its waiters. The
-//! holders of an entry are one node.
+//! holders of an entry in one mode are one node.
 
 mod backwards;
 mod forwards;
@@ -90,11 +90,15 @@ impl EngineState {
         waits
     }
 
+    /// The queue in which a call waits.
+    pub(super) fn queue_of(&self, id: CallId) -> Option<&Queue> {
+        let call = &self.calls[id];
+        self.tables[&call.table].entry(call.item()).and_then(Entry::queue)
+    }
+
     /// The request of a waiter, as a key.
     pub(super) fn requested_at(&self, id: CallId) -> RequestKey {
-        let call = &self.calls[id];
-        let queue = self.tables[&call.table].entry(call.item()).and_then(Entry::queue);
-        RequestKey::new(queue, call.mode)
+        RequestKey::new(self.queue_of(id), self.calls[id].mode)
     }
 
     /// The waiting calls of the holders of an entry in a mode incompatible with `mode`, except of
@@ -107,12 +111,13 @@ impl EngineState {
         mode: LockMode,
         within: Option<&IdMap<CallId, Option<CallId>>>,
     ) -> impl Iterator<Item = Option<CallId>> {
-        let within = within.filter(|within| within.len() < entry.holders().len());
-        let excluded = entry.holders().first().is_some_and(|first| !first.mode.is_compatible(mode));
-        let holders = (excluded && within.is_none()).then(|| {
+        // Only an exclusive request can wait for many holders.
+        let within = within
+            .filter(|within| mode == LockMode::Exclusive && within.len() < entry.holders().len());
+        let holders = within.is_none().then(|| {
             entry.conflicting(txn, mode, None).flat_map(|holder| self.calls_waited_for(holder.txn))
         });
-        let waiters = within.filter(|_| excluded).map(|within| {
+        let waiters = within.map(|within| {
             within.keys().copied().inspect(|_| step()).filter_map(move |id| {
                 let mut family = self.calls[id].family();
                 family

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::places::{Place, TablePlaces};
 use crate::bind::Bind;
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::TxnId;
 use crate::sync::Mutex;
 
@@ -80,8 +81,8 @@ pub(super) struct RowHolds {
     pub(super) bytes: usize,
     /// At least the memory of the holds in the state, in bytes.
     pub(super) state_bytes: usize,
-    /// The number of the next hold.
-    pub(super) next: u32,
+    /// The number of the next hold, or of the next call that goes the general way.
+    pub(super) next: HoldSeq,
     /// The state may have holds, or a call, of the transaction.
     pub(super) in_state: bool,
     /// Nothing more is granted.
@@ -90,13 +91,52 @@ pub(super) struct RowHolds {
     pub(super) in_flight: u32,
 }
 
+/// A point in the sequence of a transaction's calls. See
+/// [`LockEngine::savepoint`](crate::table::LockEngine::savepoint).
+///
+/// It is of use for its own transaction alone.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Savepoint(pub(super) HoldSeq);
+
+impl Savepoint {
+    /// The savepoint before the first call of a transaction.
+    pub const FIRST: Self = Self(HoldSeq::FIRST);
+
+    /// The savepoint with this number, as [`get`](Self::get) returned it.
+    pub const fn new(number: u32) -> Self {
+        Self(HoldSeq(number))
+    }
+
+    /// Its number, which rises from savepoint to savepoint, unless nothing was requested between
+    /// them.
+    pub const fn get(self) -> u32 {
+        self.0.0
+    }
+}
+
+/// The number of a hold in its transaction, in the order in which they were granted. All holds of
+/// a call that goes the general way have one number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub(in crate::table) struct HoldSeq(u32);
+
+impl HoldSeq {
+    pub(in crate::table) const FIRST: Self = Self(0);
+
+    /// No hold that is kept in a shard has it: after so many calls, all go the general way.
+    pub(in crate::table) const LAST: Self = Self(u32::MAX);
+
+    pub(in crate::table) const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
 /// Where a hold is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HoldRef {
     pub(super) place: Place,
     pub(super) shard: u32,
     pub(super) slot: u32,
-    pub(super) seq: u32,
+    pub(super) seq: HoldSeq,
 }
 
 impl TxnHandle {
@@ -124,6 +164,19 @@ impl TxnHandle {
         CallGuard(self)
     }
 
+    /// See [`LockEngine::savepoint`](crate::table::LockEngine::savepoint).
+    pub(super) fn savepoint(&self) -> Result<Savepoint> {
+        let next = self.holds.lock().next;
+        if next == HoldSeq::LAST {
+            return Err(Error::new(
+                ErrorKind::ResourceExhausted,
+                "the transaction has made too many calls for a savepoint: begin another one",
+            )
+            .with("txn", self.id));
+        }
+        Ok(Savepoint(next))
+    }
+
     /// Has [`lock_row`](crate::table::LockEngine::lock_row) grant nothing more to this transaction.
     /// A grant that is being made comes before this returns.
     pub fn close(&self) {
@@ -143,6 +196,12 @@ impl Drop for CallGuard<'_> {
 }
 
 impl RowHolds {
+    /// The number of a call that goes the general way.
+    pub(super) const fn take_seq(&mut self) -> HoldSeq {
+        let next = self.next.next();
+        std::mem::replace(&mut self.next, next)
+    }
+
     /// Holds that are listed although they were released.
     const RELEASED_MAX: usize = 16;
 

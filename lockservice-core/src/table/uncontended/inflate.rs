@@ -7,7 +7,7 @@ use crate::id::{TableId, TxnId};
 use crate::key::{Key, KeyRange, LockItem};
 use crate::table::call::row_hold_bytes;
 use crate::table::engine::LockEngine;
-use crate::table::holders::{Holder, NONE};
+use crate::table::holders::Holder;
 use crate::table::lock_table::LockTable;
 use crate::table::state::EngineState;
 
@@ -132,10 +132,10 @@ impl EngineState {
 
     fn publish(&mut self, id: TableId, range: &KeyRange) {
         let Some(table) = self.tables.get(&id) else { return };
-        if table.has_range(range) {
+        let rows = table.table_rows();
+        if rows.is_published(range) {
             return;
         }
-        let rows = table.table_rows();
         rows.add_range(range);
         let mut within = Vec::new();
         for shard in rows.shards() {
@@ -162,13 +162,14 @@ impl EngineState {
 
     /// Adds a hold that left its shard, where the row is marked now.
     fn add_inflated(&mut self, id: TableId, hold: Inflated) {
-        let Inflated { key, txn, token, mode } = hold;
+        let Inflated { key, txn, token, seq, mode } = hold;
         let bytes = row_hold_bytes(&key);
         let item = LockItem::Row(key);
         // Its memory is counted already: it was on credit.
-        let slot = self.txns.entry(txn).or_default().add(id, item.clone(), bytes);
+        let slot = self.txns.entry(txn).or_default().add(id, item.clone(), seq, bytes);
         let table = self.tables.get_mut(&id).expect("a hold ends with its table");
-        let holder = Holder { txn, token, slot, mode, pending: false, beneath: NONE };
+        let mut holder = Holder::pending(txn, slot, mode, seq);
+        holder.grant(token);
         table.entry_or_new(&item).add(holder);
     }
 }

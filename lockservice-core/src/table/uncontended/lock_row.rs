@@ -1,15 +1,16 @@
 //! The way of a row lock and of its release, without the state: the hot path.
 
-use super::handles::{HoldRef, RowHolds, TableHandle, TxnHandle};
+use super::handles::{HoldRef, HoldSeq, RowHolds, Savepoint, TableHandle, TxnHandle};
 use super::rows::TableRows;
 use super::shard::{RowOutcome, RowRequest};
 use crate::bind::Bind;
 use crate::clock::Time;
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{CommitTimestamp, FencingToken};
 use crate::key::{Key, LockItem, LockMode};
 use crate::table::call::{hold_bytes, row_hold_bytes};
 use crate::table::engine::LockEngine;
-use crate::table::types::{Grant, ItemGrant};
+use crate::table::types::{Commit, Grant, ItemGrant};
 
 /// Holds of a transaction that are inflated under one hold of the state's mutex.
 const INFLATE: usize = 256;
@@ -24,6 +25,8 @@ pub struct RowGrant {
     pub newly_locked: bool,
     /// As [`Grant::table_commit_ts`](crate::table::Grant::table_commit_ts).
     pub table_commit_ts: Option<CommitTimestamp>,
+    /// As [`Grant::table_definition_ts`](crate::table::Grant::table_definition_ts).
+    pub table_definition_ts: Option<CommitTimestamp>,
     /// Since when the owner knows the table's history, by the owner's clock; `None`: all of it.
     pub(crate) history_since: Option<Time>,
     /// The number of tokens that are left to the table, if this call drew some for its shard.
@@ -37,6 +40,7 @@ impl RowGrant {
         let mut grant = Grant::new(Bind::clone(table.bind()), self.token);
         grant.newly_locked = self.newly_locked;
         grant.table_commit_ts = self.table_commit_ts;
+        grant.table_definition_ts = self.table_definition_ts;
         grant.history_unknown = self.history_since.is_some();
         grant.owner.history_since = self.history_since;
         grant.owner.tokens_left = self.tokens_left.unwrap_or(u64::MAX);
@@ -75,6 +79,7 @@ impl LockEngine {
         if !table.is_of(self.places())
             || holds.closed
             || holds.in_flight > 0
+            || holds.next == HoldSeq::LAST
             || holds.state_bytes + holds.bytes + bytes > self.txn_bytes_max()
         {
             return None;
@@ -90,7 +95,7 @@ impl LockEngine {
                 rows.shard(shard).lock().lock(&request, rows.hasher(), || rows.is_in_range(key));
             let (token, newly_locked) = match outcome {
                 RowOutcome::Granted { slot, token } => {
-                    holds.next = seq.wrapping_add(1);
+                    holds.next = seq.next();
                     holds.bytes += bytes;
                     holds.list.push(HoldRef { place: table.place(), shard, slot, seq });
                     (token, true)
@@ -106,6 +111,7 @@ impl LockEngine {
                 token,
                 newly_locked,
                 table_commit_ts: rows.history.commit_ts(),
+                table_definition_ts: rows.history.definition_ts(),
                 history_since: rows.history.since(),
                 tokens_left,
             });
@@ -115,14 +121,13 @@ impl LockEngine {
     /// Releases chosen items, each exactly as it was locked: a row inside a locked range stays
     /// locked. Items that are not held are ignored. Returns the number of released items.
     ///
-    /// With a commit timestamp, the table and the waiters that conflict with a released item learn
-    /// it (C5).
+    /// With a commit, the table and the waiters that conflict with a released item learn of it (C5).
     pub fn unlock(
         &self,
         txn: &TxnHandle,
         table: &TableHandle,
         items: &[LockItem],
-        commit_ts: Option<CommitTimestamp>,
+        commit: Option<Commit>,
     ) -> usize {
         if !table.is_of(self.places()) {
             return 0;
@@ -136,7 +141,7 @@ impl LockEngine {
                 others.push(item.clone());
                 continue;
             };
-            match self.unlock_row(txn, table, rows, key, commit_ts) {
+            match self.unlock_row(txn, table, rows, key, commit) {
                 Some(of_row) => {
                     released += 1;
                     bytes += of_row;
@@ -149,7 +154,7 @@ impl LockEngine {
         holds.tidy(txn.id(), self.places());
         drop(holds);
         if !others.is_empty() {
-            let of_state = self.unlock_in_state(txn.id(), table.bind().id, &others, commit_ts);
+            let of_state = self.unlock_in_state(txn.id(), table.bind().id, &others, commit);
             if of_state > 0 {
                 // Some of them may be in the list: they were granted there, and inflated since.
                 txn.note_released(self.places(), of_state);
@@ -166,14 +171,14 @@ impl LockEngine {
         table: &TableHandle,
         rows: &TableRows,
         key: &Key,
-        commit_ts: Option<CommitTimestamp>,
+        commit: Option<Commit>,
     ) -> Option<usize> {
         let hash = rows.hash(key);
         let mut shard = rows.shard(rows.shard_of(hash)).lock();
         if shard.version != Some(table.bind().version) || !shard.is_held_by(hash, key, txn.id()) {
             return None;
         }
-        commit_ts.into_iter().for_each(|ts| rows.history.note_commit(ts));
+        commit.into_iter().for_each(|commit| rows.history.note_commit(commit));
         let bytes = shard.release_key(hash, key, txn.id(), rows.hasher());
         self.places().note_credit();
         self.give_back(shard.take_surplus());
@@ -183,9 +188,9 @@ impl LockEngine {
     /// Releases all holds of a transaction on this node. Its call in flight fails with
     /// [`Cancelled`](crate::ErrorKind::Cancelled). Returns the number of released items.
     ///
-    /// With a commit timestamp, the tables and the waiters that conflict with a released item learn
-    /// it (C5).
-    pub fn unlock_all(&self, txn: &TxnHandle, commit_ts: Option<CommitTimestamp>) -> usize {
+    /// With a commit, the tables and the waiters that conflict with a released item learn of it
+    /// (C5).
+    pub fn unlock_all(&self, txn: &TxnHandle, commit: Option<Commit>) -> usize {
         let mut holds = txn.holds.lock();
         let list = std::mem::take(&mut holds.list);
         let known = std::mem::take(&mut holds.released);
@@ -196,7 +201,7 @@ impl LockEngine {
             let rows = self.places().get(hold.place);
             let mut shard = rows.shard(hold.shard).lock();
             if shard.has(hold.slot, txn.id(), hold.seq) {
-                commit_ts.into_iter().for_each(|ts| rows.history.note_commit(ts));
+                commit.into_iter().for_each(|commit| rows.history.note_commit(commit));
                 shard.release(hold.slot, txn.id(), hold.seq, rows.hasher());
                 self.places().note_credit();
                 self.give_back(shard.take_surplus());
@@ -207,7 +212,7 @@ impl LockEngine {
         let in_state = holds.in_state || list.len() - released > known;
         drop(holds);
         if in_state {
-            released += self.unlock_all_in_state(txn.id(), commit_ts);
+            released += self.unlock_all_in_state(txn.id(), commit);
         }
         released
     }
@@ -228,9 +233,110 @@ impl LockEngine {
         here + self.held_in_state(txn.id())
     }
 
+    /// A point in the sequence of the transaction's calls: [`roll_back_to`](Self::roll_back_to) ends
+    /// what later calls are granted. A savepoint costs nothing, and needs no release.
+    ///
+    /// # Errors
+    /// [`ResourceExhausted`](ErrorKind::ResourceExhausted) after 2^32 calls of the transaction. The
+    /// caller ends the transaction and begins another one.
+    pub fn savepoint(&self, txn: &TxnHandle) -> Result<Savepoint> {
+        txn.savepoint()
+    }
+
+    /// Ends what the calls of a transaction were granted since a savepoint. Returns the number of
+    /// rows and ranges that were released.
+    ///
+    /// | since the savepoint a call | after the roll-back |
+    /// |---|---|
+    /// | locked an item newly | the item is not held |
+    /// | upgraded it | it is held in the mode and under the token of the savepoint |
+    ///
+    /// Items that were released or made weaker since stay so. The savepoint can be used again.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) while a call of the transaction is in flight:
+    /// the caller waits for it, or drops it.
+    pub fn roll_back_to(&self, txn: &TxnHandle, savepoint: Savepoint) -> Result<usize> {
+        let mut holds = txn.holds.lock();
+        if holds.in_flight > 0 || self.has_call(txn.id()) {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "a lock call of this transaction is still in flight: wait for it, or cancel it",
+            )
+            .with("txn", txn.id()));
+        }
+        let (mut released, mut missing, mut bytes) = (0, 0, 0);
+        while let Some(hold) = holds.list.last().filter(|hold| hold.seq >= savepoint.0) {
+            let rows = self.places().get(hold.place);
+            let mut shard = rows.shard(hold.shard).lock();
+            match shard.release(hold.slot, txn.id(), hold.seq, rows.hasher()) {
+                Some(of_row) => {
+                    (released, bytes) = (released + 1, bytes + of_row);
+                    self.places().note_credit();
+                    self.give_back(shard.take_surplus());
+                }
+                None => missing += 1,
+            }
+            drop(shard);
+            holds.list.pop();
+        }
+        holds.bytes = holds.bytes.saturating_sub(bytes);
+        // They were released before, or inflated.
+        holds.released = holds.released.saturating_sub(missing);
+        holds.in_state |= missing > 0;
+        if holds.in_state {
+            // Under the transaction's mutex: no row is granted to it meanwhile.
+            released += self.roll_back_to_in_state(txn.id(), savepoint.0);
+        }
+        Ok(released)
+    }
+
+    /// Makes chosen items weaker that a transaction holds: `mode` from now on. Waiters that are
+    /// compatible with it go on. Items that are not held, or that are held no more strongly, are
+    /// ignored, and so are those that a call in flight upgrades. Returns the number of the others.
+    ///
+    /// The hold keeps its token, except if the transaction held the item in `mode` before it
+    /// upgraded it: then that hold is left, with its own token.
+    pub fn downgrade(
+        &self,
+        txn: &TxnHandle,
+        table: &TableHandle,
+        items: &[LockItem],
+        mode: LockMode,
+    ) -> usize {
+        if !table.is_of(self.places()) {
+            return 0;
+        }
+        let holds = txn.holds.lock();
+        let rows = self.places().get(table.place());
+        let (mut downgraded, mut others) = (0, Vec::new());
+        for item in items {
+            let of_shard = match item {
+                LockItem::Row(key) => {
+                    let hash = rows.hash(key);
+                    let mut shard = rows.shard(rows.shard_of(hash)).lock();
+                    let is_served = shard.version == Some(table.bind().version);
+                    is_served.then(|| shard.downgrade(hash, key, txn.id(), mode)).flatten()
+                }
+                LockItem::Range(_) => None,
+            };
+            match of_shard {
+                Some(is_weaker) => downgraded += usize::from(is_weaker),
+                None => others.push(item.clone()),
+            }
+        }
+        drop(holds);
+        if !others.is_empty() {
+            downgraded += self.downgrade_in_state(txn.id(), table.bind(), &others, mode);
+        }
+        downgraded
+    }
+
     /// Moves the holds of a transaction into the state, before the state decides a call of it for
     /// `items`, or ends it.
-    pub(in crate::table) fn inflate_own(&self, txn: &TxnHandle, items: &[LockItem]) {
+    ///
+    /// Returns the number of the call.
+    pub(in crate::table) fn inflate_own(&self, txn: &TxnHandle, items: &[LockItem]) -> HoldSeq {
         let mut holds = txn.holds.lock();
         holds.in_state = true;
         let RowHolds { list, bytes, .. } = &mut *holds;
@@ -244,6 +350,7 @@ impl LockEngine {
         (holds.released, holds.released_in_state) = (0, 0);
         let of_call = items.iter().map(hold_bytes).sum::<usize>();
         holds.state_bytes = self.bytes_in_state(txn.id()) + of_call;
+        holds.take_seq()
     }
 
     /// Returns memory that a shard had on credit.

@@ -89,7 +89,8 @@ mod shard;
 mod slab;
 mod snapshot;
 
-pub use self::handles::{CallGuard, TableHandle, TxnHandle};
+pub(super) use self::handles::HoldSeq;
+pub use self::handles::{CallGuard, Savepoint, TableHandle, TxnHandle};
 pub use self::lock_row::RowGrant;
 pub(super) use self::places::{Place, TablePlaces};
 pub(super) use self::rows::TableRows;

@@ -12,6 +12,7 @@ use crate::key::{Key, KeyRange};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, Padded, RwLock};
 use crate::table::interval::IntervalMap;
+use crate::table::types::Commit;
 
 /// See the module.
 pub(in crate::table) struct TableRows {
@@ -30,17 +31,48 @@ pub(in crate::table) struct TableRows {
 pub(in crate::table) struct History {
     /// Nanoseconds since the clock's origin, and 1; 0 if all of the history is known.
     since: AtomicU64,
-    /// True if `commit_ts` is one. Written after it; partner: `commit_ts`.
-    has_commit: AtomicBool,
-    /// The largest commit timestamp that an unlock carried. Partner: `has_commit`.
-    commit_ts: AtomicU64,
+    /// The largest commit timestamp that an unlock carried.
+    commit: LargestTimestamp,
+    /// The largest one whose commit changed the definition of the table.
+    definition: LargestTimestamp,
+}
+
+/// The largest of the timestamps that were noted.
+#[derive(Debug, Default)]
+struct LargestTimestamp {
+    /// True if `timestamp` is one. Written after it; partner: `timestamp`.
+    is_some: AtomicBool,
+    /// Partner: `is_some`.
+    timestamp: AtomicU64,
+}
+
+impl LargestTimestamp {
+    fn reset(&self) {
+        self.is_some.store(false, Ordering::Relaxed);
+        self.timestamp.store(0, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Option<CommitTimestamp> {
+        let is_some = self.is_some.load(Ordering::Acquire);
+        is_some.then(|| CommitTimestamp::new(self.timestamp.load(Ordering::Relaxed)))
+    }
+
+    fn note(&self, timestamp: CommitTimestamp) {
+        // A look is cheaper than a write, which takes the line away from the other threads.
+        if self.timestamp.load(Ordering::Relaxed) < timestamp.get() {
+            self.timestamp.fetch_max(timestamp.get(), Ordering::Relaxed);
+        }
+        if !self.is_some.load(Ordering::Relaxed) {
+            self.is_some.store(true, Ordering::Release);
+        }
+    }
 }
 
 impl History {
     fn reset(&self, since: Option<Time>) {
         self.since.store(0, Ordering::Relaxed);
-        self.has_commit.store(false, Ordering::Relaxed);
-        self.commit_ts.store(0, Ordering::Relaxed);
+        self.commit.reset();
+        self.definition.reset();
         if let Some(since) = since {
             self.unknown_until(since);
         }
@@ -60,19 +92,19 @@ impl History {
 
     /// The largest commit timestamp that was noted.
     pub(in crate::table) fn commit_ts(&self) -> Option<CommitTimestamp> {
-        self.has_commit
-            .load(Ordering::Acquire)
-            .then(|| CommitTimestamp::new(self.commit_ts.load(Ordering::Relaxed)))
+        self.commit.get()
+    }
+
+    /// The largest timestamp of a commit that changed the definition of the table.
+    pub(in crate::table) fn definition_ts(&self) -> Option<CommitTimestamp> {
+        self.definition.get()
     }
 
     /// Notes a commit.
-    pub(in crate::table) fn note_commit(&self, ts: CommitTimestamp) {
-        // A look is cheaper than a write, which takes the line away from the other threads.
-        if self.commit_ts.load(Ordering::Relaxed) < ts.get() {
-            self.commit_ts.fetch_max(ts.get(), Ordering::Relaxed);
-        }
-        if !self.has_commit.load(Ordering::Relaxed) {
-            self.has_commit.store(true, Ordering::Release);
+    pub(in crate::table) fn note_commit(&self, commit: Commit) {
+        self.commit.note(commit.timestamp);
+        if commit.definition_changed {
+            self.definition.note(commit.timestamp);
         }
     }
 }
@@ -177,10 +209,15 @@ mod tests {
         history.unknown_until(Time::ZERO);
         assert_eq!(history.since(), Some(later));
         for (ts, expected) in [(0, 0), (7, 7), (3, 7), (u64::MAX, u64::MAX)] {
-            history.note_commit(CommitTimestamp::new(ts));
+            history.note_commit(Commit::at(CommitTimestamp::new(ts)));
             assert_eq!(history.commit_ts().map(CommitTimestamp::get), Some(expected));
         }
+        assert_eq!(history.definition_ts(), None);
+        let timestamp = CommitTimestamp::new(5);
+        history.note_commit(Commit { timestamp, definition_changed: true });
+        assert_eq!(history.definition_ts(), Some(timestamp));
         history.reset(None);
         assert_eq!((history.since(), history.commit_ts()), (None, None));
+        assert_eq!(history.definition_ts(), None);
     }
 }

@@ -6,6 +6,7 @@ use std::hash::BuildHasher;
 
 use hashbrown::HashTable;
 
+use super::handles::HoldSeq;
 use super::slab::{Row, RowState, Slab};
 use crate::bind::TokenBlock;
 use crate::guarded_map::KeyHasher;
@@ -54,7 +55,7 @@ pub(super) struct RowRequest<'a> {
     pub(super) version: BindVersion,
     pub(super) txn: TxnId,
     /// The number of the hold in its transaction.
-    pub(super) seq: u32,
+    pub(super) seq: HoldSeq,
     pub(super) key: &'a Key,
     pub(super) hash: u64,
     pub(super) mode: LockMode,
@@ -80,6 +81,7 @@ pub(super) struct Inflated {
     pub(super) key: Key,
     pub(super) txn: TxnId,
     pub(super) token: FencingToken,
+    pub(super) seq: HoldSeq,
     pub(super) mode: LockMode,
 }
 
@@ -179,7 +181,7 @@ impl Shard {
     }
 
     /// True if the transaction's hold of that number is in the slot.
-    pub(super) fn has(&self, slot: u32, txn: TxnId, seq: u32) -> bool {
+    pub(super) fn has(&self, slot: u32, txn: TxnId, seq: HoldSeq) -> bool {
         self.rows.get(slot).is_some_and(|row| row.is_held_by(txn) && row.seq == seq)
     }
 
@@ -188,7 +190,7 @@ impl Shard {
         &mut self,
         slot: u32,
         txn: TxnId,
-        seq: u32,
+        seq: HoldSeq,
         hasher: &KeyHasher,
     ) -> Option<usize> {
         if !self.has(slot, txn, seq) {
@@ -229,6 +231,22 @@ impl Shard {
         self.release(slot, txn, seq, hasher)
     }
 
+    /// Makes the transaction's hold of a row weaker, if it has a stronger one here. `None` if it has
+    /// no hold here.
+    pub(super) fn downgrade(
+        &mut self,
+        hash: u64,
+        key: &Key,
+        txn: TxnId,
+        mode: LockMode,
+    ) -> Option<bool> {
+        let slot = self.find(hash, key)?;
+        let row = self.rows.get_mut(slot).filter(|row| row.is_held_by(txn))?;
+        let RowState::Held(held) = row.state else { return None };
+        row.state = RowState::Held(held.min(mode));
+        Some(held > mode)
+    }
+
     /// Marks a row as contended. Its hold, if there is one, leaves the shard.
     pub(super) fn inflate(&mut self, hash: u64, key: &Key, hasher: &KeyHasher) -> Option<Inflated> {
         match self.find(hash, key) {
@@ -242,7 +260,7 @@ impl Shard {
 
     /// As [`inflate`](Self::inflate), of the transaction's hold of that number, if it is in the
     /// slot.
-    pub(super) fn inflate_own(&mut self, slot: u32, txn: TxnId, seq: u32) -> Option<Inflated> {
+    pub(super) fn inflate_own(&mut self, slot: u32, txn: TxnId, seq: HoldSeq) -> Option<Inflated> {
         if self.has(slot, txn, seq) { self.inflate_slot(slot) } else { None }
     }
 
@@ -251,7 +269,8 @@ impl Shard {
         let RowState::Held(mode) = row.state else { return None };
         row.state = RowState::Contended;
         self.held -= 1;
-        let hold = Inflated { key: row.key.clone(), txn: row.txn, token: row.token, mode };
+        let Row { key, txn, token, seq, .. } = row;
+        let hold = Inflated { key: key.clone(), txn: *txn, token: *token, seq: *seq, mode };
         if let Some(ordered) = &mut self.ordered {
             ordered.remove(&hold.key);
         }

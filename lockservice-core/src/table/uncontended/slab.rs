@@ -1,5 +1,6 @@
 //! The rows of a shard, in chunks that are given back when they are empty.
 
+use super::handles::HoldSeq;
 use crate::id::{FencingToken, ServiceId, TxnId, TxnNumber};
 use crate::key::{Key, LockMode};
 
@@ -9,9 +10,9 @@ pub(super) struct Row {
     pub(super) key: Key,
     /// The holder. Meaningless unless the row is held here.
     pub(super) txn: TxnId,
+    /// In a free slot: the number of the next free one.
     pub(super) token: FencingToken,
-    /// The number of the hold in its transaction. In a free slot: the next free one.
-    pub(super) seq: u32,
+    pub(super) seq: HoldSeq,
     pub(super) state: RowState,
 }
 
@@ -57,12 +58,13 @@ impl Row {
     /// A row that the state decides about.
     pub(super) const fn contended(key: Key) -> Self {
         let txn = TxnId::new(ServiceId::new(0), TxnNumber::new(0), false);
-        Self { key, txn, token: FencingToken::new(0), seq: 0, state: RowState::Contended }
+        let (token, seq) = (FencingToken::new(0), HoldSeq::FIRST);
+        Self { key, txn, token, seq, state: RowState::Contended }
     }
 
     const fn free(next: u32) -> Self {
         let mut row = Self::contended(Key::empty());
-        row.seq = next;
+        row.token = FencingToken::new(next as u64);
         row.state = RowState::Free;
         row
     }
@@ -102,7 +104,7 @@ impl Slab {
             let at = chunk.free;
             if at != NONE {
                 let free = &mut chunk.rows[at as usize];
-                chunk.free = free.seq;
+                chunk.free = free.token.get() as u32;
                 *free = row;
                 chunk.len += 1;
                 return number * CHUNK as u32 + at;

@@ -8,10 +8,10 @@ use async_trait::async_trait;
 
 use crate::allocator::{BeginCommit, CannotCommit};
 use crate::error::{Error, Result};
-use crate::id::{CommitAttempt, CommitTimestamp, TableRef, TxnId};
-use crate::key::LockItem;
+use crate::id::{CommitAttempt, TableRef, TxnId};
+use crate::key::{LockItem, LockMode};
 use crate::service::{LockSpec, LockStatus, Stopped, TxnOptions, WaitStatus};
-use crate::table::Grant;
+use crate::table::{Commit, Grant};
 
 /// One lock service under test: one node with an allocator over a new store, that owns every table
 /// it is asked for.
@@ -73,11 +73,17 @@ pub trait TxnFixture: Send + Sync {
         &self,
         table: &TableRef,
         items: &[LockItem],
-        commit_ts: Option<CommitTimestamp>,
+        commit: Option<Commit>,
     ) -> Result<()>;
+    /// Makes chosen items weaker; resolves when that is done.
+    async fn downgrade(&self, table: &TableRef, items: &[LockItem], mode: LockMode) -> Result<()>;
+    /// Sets a savepoint, and returns the number of those that were set before.
+    async fn savepoint(&self) -> Result<usize>;
+    /// Ends what was granted since the savepoint of that number; resolves when that is done.
+    async fn roll_back_to(&self, savepoint: usize) -> Result<()>;
     /// Ends the transaction; resolves when that is done. No other call is under way. Nothing
     /// happens the second time.
-    async fn end(&self, commit_ts: Option<CommitTimestamp>) -> Result<()>;
+    async fn end(&self, commit: Option<Commit>) -> Result<()>;
 }
 
 /// An item that a client requests, before it was parsed.

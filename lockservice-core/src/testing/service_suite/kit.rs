@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{CommitAttempt, CommitTimestamp, FencingToken, TableRef, TxnId};
 use crate::key::{Key, KeyRange, LockItem, LockMode};
 use crate::service::{LockSpec, TxnOptions};
-use crate::table::{Grant, WaitPolicy};
+use crate::table::{Commit, Grant, WaitPolicy};
 
 /// How long anything may take that must happen. With a paused clock it takes no real time; over a
 /// network much less is needed.
@@ -62,9 +62,15 @@ pub(super) fn shared(text: &str) -> LockSpec {
     LockSpec { mode: LockMode::Shared, ..exclusive(text) }
 }
 
+/// Update locks on `items`.
+pub(super) fn update(text: &str) -> LockSpec {
+    LockSpec { mode: LockMode::Update, ..exclusive(text) }
+}
+
 /// Ways to ask otherwise.
 pub(super) trait Ask {
     fn no_wait(self) -> LockSpec;
+    fn skip_locked(self) -> LockSpec;
     fn within(self, timeout: Duration) -> LockSpec;
     fn of(self, table: &TableRef) -> LockSpec;
     /// With a snapshot that was begun this long ago.
@@ -74,6 +80,10 @@ pub(super) trait Ask {
 impl Ask for LockSpec {
     fn no_wait(self) -> LockSpec {
         LockSpec { wait: WaitPolicy::NoWait, ..self }
+    }
+
+    fn skip_locked(self) -> LockSpec {
+        LockSpec { wait: WaitPolicy::SkipLocked, ..self }
     }
 
     fn within(self, timeout: Duration) -> LockSpec {
@@ -151,7 +161,7 @@ impl Actor {
     /// Releases what it has committed.
     pub(super) async fn unlocks_at(&self, text: &str, ts: u64) {
         self.txn
-            .unlock(&table(), &items(text), Some(CommitTimestamp::new(ts)))
+            .unlock(&table(), &items(text), Some(Commit::at(CommitTimestamp::new(ts))))
             .await
             .expect("a release is acknowledged");
     }
@@ -160,12 +170,35 @@ impl Actor {
         self.txn.unlock(table, &items(text), None).await.expect("a release is acknowledged");
     }
 
+    pub(super) async fn downgrades(&self, text: &str, mode: LockMode) {
+        let downgraded = self.txn.downgrade(&table(), &items(text), mode).await;
+        downgraded.expect("a downgrade is acknowledged");
+    }
+
+    pub(super) async fn sets_a_savepoint(&self) -> usize {
+        self.txn.savepoint().await.expect("the transaction goes on")
+    }
+
+    pub(super) async fn goes_back_to(&self, savepoint: usize) {
+        self.txn.roll_back_to(savepoint).await.expect("a roll-back is acknowledged");
+    }
+
+    /// Ends it after a commit that changed the definition of the table.
+    pub(super) async fn commits_a_definition_at(&self, ts: u64) {
+        let timestamp = CommitTimestamp::new(ts);
+        let commit = Commit { timestamp, definition_changed: true };
+        self.txn.end(Some(commit)).await.expect("an end is acknowledged");
+    }
+
     pub(super) async fn ends(&self) {
         self.txn.end(None).await.expect("an end is acknowledged");
     }
 
     pub(super) async fn commits_at(&self, ts: u64) {
-        self.txn.end(Some(CommitTimestamp::new(ts))).await.expect("an end is acknowledged");
+        self.txn
+            .end(Some(Commit::at(CommitTimestamp::new(ts))))
+            .await
+            .expect("an end is acknowledged");
     }
 
     pub(super) async fn closes(&self) {
@@ -312,6 +345,7 @@ impl<'a> Scene<'a> {
         let mut held: Vec<String> = locks
             .into_iter()
             .map(|lock| match lock.info.mode {
+                LockMode::Update => format!("{} updates {}", lock.label, lock.info.item),
                 LockMode::Exclusive => format!("{} holds {}", lock.label, lock.info.item),
                 LockMode::Shared => format!("{} shares {}", lock.label, lock.info.item),
             })

@@ -9,6 +9,7 @@
 //! | `tokens.rs` | the content of a grant |
 //! | `fairness.rs, waiting.rs, deadlock.rs` | the order of waiters, and the ends of a wait |
 //! | `calls.rs` | a call is all or nothing |
+//! | `partial.rs` | locks that are shared with some, skipped, made weaker, or given up in part |
 //! | `release.rs` | a release, and the waiters that it wakes |
 //! | `sessions.rs, commit.rs, stop.rs` | the end of sessions, the admission of commits, the end of a service |
 //! | `errors.rs` | errors and lists |
@@ -27,6 +28,7 @@ mod exclusion;
 mod fairness;
 mod fixture;
 mod kit;
+mod partial;
 mod ranges;
 mod release;
 mod sessions;
@@ -110,6 +112,12 @@ where
             an_unlock_of_chosen_keys_tells_the_table_and_those_behind_them_of_its_commit,
             a_release_is_idempotent,
             the_end_of_a_transaction_releases_everything;
+        partial:
+            an_update_lock_lets_sharers_in_and_keeps_others_that_may_write_out,
+            a_downgrade_lets_in_who_is_compatible_then,
+            a_roll_back_to_a_savepoint_leaves_what_was_held_at_it,
+            rows_that_are_not_free_are_skipped_and_named,
+            a_changed_definition_is_known_to_waiters_and_to_later_holders;
         sessions:
             a_session_that_is_closed_gives_everything_up,
             a_silent_session_gives_everything_up_after_its_ttl,

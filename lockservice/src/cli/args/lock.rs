@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
 use clap::Args;
-use lockservice_core::{GroupName, Key, KeyRange, LockItem, TableName, TableRef};
+use lockservice_core::{GroupName, Key, KeyRange, LockItem, LockMode, TableName, TableRef};
 
 use super::{ClientArgs, duration};
 use crate::cli::exit::{self, Failure};
@@ -74,6 +74,9 @@ pub(crate) struct LockArgs {
     /// Let other sharers in; the default is to be alone.
     #[arg(long)]
     pub(crate) shared: bool,
+    /// Let sharers in, and no other that may write later.
+    #[arg(long, conflicts_with = "shared")]
+    pub(crate) update: bool,
     /// How long to wait for the lock, for example 30s [default: as long as the server allows].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) timeout: Option<Duration>,
@@ -118,6 +121,15 @@ impl LockArgs {
             }
         };
         Ok((table, items))
+    }
+
+    /// The mode of the lock.
+    pub(crate) fn mode(&self) -> LockMode {
+        match (self.shared, self.update) {
+            (true, _) => LockMode::Shared,
+            (false, true) => LockMode::Update,
+            (false, false) => LockMode::Exclusive,
+        }
     }
 
     /// Both ends of the range, as they were typed, if it is a range.

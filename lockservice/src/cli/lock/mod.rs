@@ -14,7 +14,7 @@ use std::time::Duration;
 use lockservice_core::clock::{Clock, SystemClock};
 use lockservice_core::service::LockSpec;
 use lockservice_core::table::WaitPolicy;
-use lockservice_core::{Error, ErrorKind, LockMode};
+use lockservice_core::{Error, ErrorKind};
 use tokio::sync::watch;
 
 pub(crate) use self::end::End;
@@ -179,7 +179,7 @@ async fn acquire(
 ) -> Result<LockGuard, Failure> {
     let (table, items) = args.target()?;
     let spec = LockSpec {
-        mode: if args.shared { LockMode::Shared } else { LockMode::Exclusive },
+        mode: args.mode(),
         wait: if args.no_wait { WaitPolicy::NoWait } else { WaitPolicy::Wait },
         timeout: patience.left(SystemClock.now()),
         ancestors: outer::ancestors(std::env::var_os(outer::VARIABLE), &args.client.server),

@@ -16,7 +16,8 @@ use std::task::{Context, Poll, Waker};
 
 use lockservice_core::clock::{Clock, Time};
 use lockservice_core::service::{Granted, TxnOptions, Waiting, WaitsFor};
-use lockservice_core::{CommitTimestamp, Result, Sequence, TxnNumber};
+use lockservice_core::table::{Commit, Savepoint};
+use lockservice_core::{Result, Sequence, TxnNumber};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
@@ -25,6 +26,7 @@ use self::pending::{Pending, What};
 pub(super) use self::response::ResponseEffect;
 use self::state::OutboxState;
 pub(super) use self::state::{OpId, StreamNumber};
+use crate::convert::commit_to_proto;
 use crate::proto;
 use crate::proto::client_op::Op;
 
@@ -112,44 +114,76 @@ impl Outbox {
         Ok((call, response))
     }
 
-    /// Adds an unlock of chosen keys.
-    pub(super) fn unlock(
+    /// Adds an operation that ends locks, in full or in part. Its transaction is set here.
+    pub(super) fn release(
         &self,
         txn_number: &NumberedTxn,
-        mut op: proto::UnlockOp,
+        op: Op,
     ) -> Result<oneshot::Receiver<Result<()>>> {
         let (reply, response) = oneshot::channel();
+        self.add(txn_number, op, |CallId { txn, sequence }| What::Release {
+            txn,
+            sequence,
+            cancelled: None,
+            ends: false,
+            reply: Some(reply),
+        })?;
+        Ok(response)
+    }
+
+    /// Adds a request for a savepoint.
+    pub(super) fn savepoint(
+        &self,
+        txn_number: &NumberedTxn,
+    ) -> Result<oneshot::Receiver<Result<Savepoint>>> {
+        let (reply, response) = oneshot::channel();
+        let op = Op::Savepoint(proto::SavepointOp { txn: None });
+        let what = |CallId { txn, sequence }| What::Savepoint { txn, sequence, reply };
+        self.add(txn_number, op, what)?;
+        Ok(response)
+    }
+
+    /// Adds an operation that waits for no lock.
+    fn add(
+        &self,
+        txn_number: &NumberedTxn,
+        mut op: Op,
+        what: impl FnOnce(CallId) -> What,
+    ) -> Result<()> {
         let bytes = op.encoded_len() + OP_OVERHEAD_BYTES + txn_number.options.label.len();
         let mut number = txn_number.number.lock();
         let mut state = self.state.lock();
         state.check_size(bytes)?;
         let (call, txn) = state.next_op(&mut number, &txn_number.options)?;
-        let what = What::Release {
-            txn: call.txn,
-            sequence: call.sequence,
-            cancelled: None,
-            ends: false,
-            reply: Some(reply),
+        let what = what(call);
+        let of_op = match &mut op {
+            Op::Unlock(op) => Some(&mut op.txn),
+            Op::Downgrade(op) => Some(&mut op.txn),
+            Op::Savepoint(op) => Some(&mut op.txn),
+            Op::RollBackTo(op) => Some(&mut op.txn),
+            // These have their own ways into the outbox.
+            Op::Hello(_)
+            | Op::Heartbeat(_)
+            | Op::Lock(_)
+            | Op::Cancel(_)
+            | Op::End(_)
+            | Op::Goodbye(_) => None,
         };
-        op.txn = Some(txn);
-        let waker = state.push(Pending {
-            op: Op::Unlock(op),
-            bytes,
-            what,
-            deadline: None,
-            snapshot: None,
-            sent: None,
-        });
+        if let Some(of_op) = of_op {
+            *of_op = Some(txn);
+        }
+        let waker =
+            state.push(Pending { op, bytes, what, deadline: None, snapshot: None, sent: None });
         drop(state);
         wake(waker);
-        Ok(response)
+        Ok(())
     }
 
     /// Ends a transaction; `None` if it never did anything.
     pub(super) fn end(
         &self,
         txn_number: &NumberedTxn,
-        commit_ts: Option<CommitTimestamp>,
+        commit: Option<Commit>,
     ) -> Option<oneshot::Receiver<Result<()>>> {
         let number = (*txn_number.number.lock())?;
         let (reply, response) = oneshot::channel();
@@ -162,10 +196,8 @@ impl Outbox {
             ends: true,
             reply: Some(reply),
         };
-        let op = Op::End(proto::EndOp {
-            txn: Some(txn),
-            commit_timestamp: commit_ts.map(CommitTimestamp::get),
-        });
+        let (commit_timestamp, definition_changed) = commit_to_proto(commit);
+        let op = Op::End(proto::EndOp { txn: Some(txn), commit_timestamp, definition_changed });
         let waker =
             state.push(Pending { op, bytes: 64, what, deadline: None, snapshot: None, sent: None });
         drop(state);

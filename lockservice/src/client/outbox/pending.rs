@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use lockservice_core::clock::{Clock, Time};
 use lockservice_core::service::Granted;
+use lockservice_core::table::Savepoint;
 use lockservice_core::{Result, Sequence, TxnNumber};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -44,6 +45,11 @@ pub(super) enum What {
         cancelled: Option<Sequence>,
         ends: bool,
         reply: Option<oneshot::Sender<Result<()>>>,
+    },
+    Savepoint {
+        txn: TxnNumber,
+        sequence: Sequence,
+        reply: oneshot::Sender<Result<Savepoint>>,
     },
     Heartbeat,
 }

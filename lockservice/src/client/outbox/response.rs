@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lockservice_core::clock::Time;
 use lockservice_core::service::Granted;
+use lockservice_core::table::Savepoint;
 use lockservice_core::{Error, ErrorKind, Result};
 
 use super::pending::{Pending, What};
@@ -62,6 +63,23 @@ impl Outbox {
                     // The caller may have stopped waiting.
                     let _ = reply.send(response.map(drop));
                 }
+                ResponseEffect::None
+            }
+            What::Savepoint { txn, sequence, reply } => {
+                if let Some(slot) = state.txns.get_mut(&txn) {
+                    slot.under_way = slot.under_way.saturating_sub(1);
+                    slot.acknowledge(sequence);
+                }
+                drop(state);
+                let savepoint = response.and_then(|response| match response {
+                    Response::Savepoint(savepoint) => Ok(Savepoint::new(savepoint.number)),
+                    _ => Err(Error::new(
+                        ErrorKind::Internal,
+                        "the server sent another response to a request for a savepoint",
+                    )),
+                });
+                // The caller may have stopped waiting.
+                let _ = reply.send(savepoint);
                 ResponseEffect::None
             }
             What::Lock { txn, sequence, reply, _permit } => {

@@ -22,7 +22,7 @@ pub(super) async fn permit(
     if let Ok(permit) = Arc::clone(&shared.locks).try_acquire_owned() {
         return Ok(permit);
     }
-    if wait == WaitPolicy::NoWait {
+    if !wait.is_patient() {
         return Err(Error::new(
             ErrorKind::ResourceExhausted,
             format!("{FULL}: wait for responses, or open another session"),

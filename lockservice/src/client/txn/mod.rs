@@ -16,10 +16,8 @@ use std::time::Duration;
 
 use lockservice_core::clock::{Clock, Time, lo};
 use lockservice_core::service::{LockSpec, TxnOptions, WaitsFor};
-use lockservice_core::table::Grant;
-use lockservice_core::{
-    CommitTimestamp, Error, ErrorKind, LockItem, NodeName, Result, TableRef, TxnId,
-};
+use lockservice_core::table::{Commit, Grant, Savepoint};
+use lockservice_core::{Error, ErrorKind, LockItem, LockMode, NodeName, Result, TableRef, TxnId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -31,8 +29,9 @@ use super::cluster_session::ClusterSession;
 use super::follow;
 use super::node_session::Handle;
 use super::outbox::{CallContext, NumberedTxn, WaitsSender};
-use crate::convert::{items_to_proto, lock_spec_to_proto};
+use crate::convert::{commit_to_proto, items_to_proto, lock_spec_to_proto, mode_to_proto};
 use crate::proto;
+use crate::proto::client_op::Op;
 
 /// The time past its deadline for which a call waits for the server's own response. A timeout from
 /// the server names the conflicting holder, and a grant in time is as good as any.
@@ -64,9 +63,21 @@ pub struct ClientTxn {
     /// The time of its begin, by the client's clock: its snapshot is considered no older, unless a
     /// call passes another age. `None` if its snapshot may be older.
     began: Option<Time>,
+    identity: Arc<TxnIdentity>,
     /// Locked alone, for a read or a change.
     placement: Mutex<Placement>,
     ended: bool,
+}
+
+/// What tells a transaction from others, wherever it is.
+#[derive(Debug)]
+struct TxnIdentity;
+
+/// A savepoint of a [`ClientTxn`].
+#[derive(Clone, Debug)]
+pub struct TxnSavepoint {
+    of: Arc<TxnIdentity>,
+    number: Savepoint,
 }
 
 impl ClientTxn {
@@ -83,7 +94,8 @@ impl ClientTxn {
             holds: false,
             pin: None,
         };
-        Self { cluster_session, options, began, placement: Mutex::new(placement), ended: false }
+        let (identity, placement) = (Arc::new(TxnIdentity), Mutex::new(placement));
+        Self { cluster_session, options, began, identity, placement, ended: false }
     }
 
     /// Locks all items of `spec`, or none: at the table's owner, to which a transaction that holds
@@ -253,35 +265,100 @@ impl ClientTxn {
         !placement.holds && placement.under_way == 0
     }
 
-    /// Releases chosen items, exactly as they were locked; those not held are ignored. `commit_ts`
-    /// is the timestamp at which the protected data was committed, if it was (C5).
+    /// Releases chosen items, exactly as they were locked; those not held are ignored. `commit` is
+    /// the commit of the protected data, if it was committed (C5).
     ///
     /// # Cancel safety
     /// The release is sent when this is called; waiting for the response is optional.
-    pub fn unlock(
-        &self,
-        table: &TableRef,
-        items: &[LockItem],
-        commit_ts: Option<CommitTimestamp>,
-    ) -> Ended {
+    pub fn unlock(&self, table: &TableRef, items: &[LockItem], commit: Option<Commit>) -> Ended {
         let (rows, ranges) = items_to_proto(items);
-        let op = proto::UnlockOp {
+        let (commit_timestamp, definition_changed) = commit_to_proto(commit);
+        self.send(Op::Unlock(proto::UnlockOp {
+            txn: None,
             group: table.group.to_string(),
             table: table.name.to_string(),
             rows,
             ranges,
-            commit_timestamp: commit_ts.map(CommitTimestamp::get),
-            ..proto::UnlockOp::default()
-        };
+            commit_timestamp,
+            definition_changed,
+        }))
+    }
+
+    /// Makes chosen items weaker, exactly as they were locked: `mode` from then on. Those that are
+    /// not held, or that are held no more strongly, are ignored. Waiters that are compatible with
+    /// it go on.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if `mode` is exclusive: no mode is stronger.
+    ///
+    /// # Cancel safety
+    /// The request is sent when this is called; waiting for the response is optional.
+    pub fn downgrade(&self, table: &TableRef, items: &[LockItem], mode: LockMode) -> Ended {
+        let (rows, ranges) = items_to_proto(items);
+        self.send(Op::Downgrade(proto::DowngradeOp {
+            txn: None,
+            group: table.group.to_string(),
+            table: table.name.to_string(),
+            rows,
+            ranges,
+            mode: mode_to_proto(mode),
+        }))
+    }
+
+    /// Sets a savepoint, to which [`roll_back_to`](Self::roll_back_to) can go back. It costs the
+    /// server nothing, and needs no release.
+    ///
+    /// # Errors
+    /// `TxnNotFound` if the transaction has ended, `SessionLost` and `LeaseLost` if the session is
+    /// lost: the caller begins another one. `ResourceExhausted` if too many calls of the transaction
+    /// are under way: the caller waits for some of them.
+    ///
+    /// # Cancel safety
+    /// A savepoint that is not received is of no use, and does no harm.
+    pub async fn savepoint(&self) -> Result<TxnSavepoint> {
         let (handle, txn_number) = self.place();
-        match handle.shared.outbox.unlock(&txn_number, op) {
+        let number = if self.is_free() {
+            // Nothing was locked yet. The transaction may move until then, so no node is asked.
+            Savepoint::FIRST
+        } else {
+            let response = handle.shared.outbox.savepoint(&txn_number)?;
+            response.await.unwrap_or_else(|_| Err(handle.shared.why_lost()))?
+        };
+        Ok(TxnSavepoint { of: Arc::clone(&self.identity), number })
+    }
+
+    /// Ends what was granted since a savepoint of this transaction: items that were locked since are
+    /// released, items that were upgraded since are held as at the savepoint. Items that were
+    /// released or made weaker since stay so. The savepoint can be used again.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the savepoint is of another transaction. `SessionLost`, `LeaseLost` if
+    /// the session is lost: the locks may have gone to others.
+    ///
+    /// # Cancel safety
+    /// The request is sent when this is called; waiting for the response is optional.
+    pub fn roll_back_to(&self, savepoint: &TxnSavepoint) -> Ended {
+        if !Arc::ptr_eq(&self.identity, &savepoint.of) {
+            return Ended::ready(Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "the savepoint is of another transaction: use one of this transaction",
+            )));
+        }
+        let savepoint = savepoint.number.get();
+        self.send(Op::RollBackTo(proto::RollBackToOp { txn: None, savepoint }))
+    }
+
+    /// Sends an operation that ends locks, in full or in part.
+    fn send(&self, op: Op) -> Ended {
+        let (handle, txn_number) = self.place();
+        match handle.shared.outbox.release(&txn_number, op) {
             Ok(response) => Ended::waiting(&handle, response),
             Err(e) => Ended::ready(Err(e)),
         }
     }
 
-    /// Ends the transaction and releases everything it holds; `commit_ts` is its commit's
-    /// timestamp, if it committed (C5).
+    /// Ends the transaction and releases everything it holds; `commit` is its commit, if it
+    /// committed (C5).
     ///
     /// The release is sent when this is called. Waiting for the response is optional, except for
     /// the last release of a program: a release that is not sent before the runtime ends is never
@@ -290,7 +367,7 @@ impl ClientTxn {
     /// # Errors
     /// `SessionLost`, `LeaseLost` if the session was lost before the end was acknowledged: the
     /// locks of the transaction may have gone to others before it ended.
-    pub fn end(mut self, commit_ts: Option<CommitTimestamp>) -> Ended {
+    pub fn end(mut self, commit: Option<Commit>) -> Ended {
         self.ended = true;
         let (handle, txn_number) = self.place();
         let holds = self.placement.lock().holds;
@@ -299,7 +376,7 @@ impl ClientTxn {
             .check()
             .err()
             .filter(|why| holds && why.kind() != ErrorKind::ShuttingDown);
-        match (handle.shared.outbox.end(&txn_number, commit_ts), lost) {
+        match (handle.shared.outbox.end(&txn_number, commit), lost) {
             // The release was sent all the same, so that others need not wait for the session to
             // lapse.
             (_, Some(why)) => Ended::ready(Err(why)),

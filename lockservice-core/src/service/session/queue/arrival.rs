@@ -84,7 +84,12 @@ impl TxnQueue {
                 self.ending = true;
                 self.cancel_running();
             }
-            Operation::Lock(_) | Operation::Unlock { .. } | Operation::Refuse(_) => {}
+            Operation::Lock(_)
+            | Operation::Unlock { .. }
+            | Operation::Downgrade { .. }
+            | Operation::Savepoint
+            | Operation::RollBackTo(_)
+            | Operation::Refuse(_) => {}
         }
         let bytes = weight::of_operation(&operation);
         self.kept_bytes += bytes;

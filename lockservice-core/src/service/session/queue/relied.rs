@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::id::TableId;
-use crate::key::LockItem;
+use crate::key::{Key, LockItem};
 use crate::service::Granted;
 use crate::table::Grant;
 
@@ -28,8 +28,11 @@ impl Relied {
             return None;
         }
         let changed: HashSet<&LockItem> = changes.iter().map(|change| &change.item).collect();
-        let items: Arc<[LockItem]> =
-            items.iter().filter(|item| !changed.contains(item)).cloned().collect();
+        let skipped: HashSet<&Key> = granted.grant.skipped.iter().collect();
+        let is_relied_on = |item: &&LockItem| {
+            !changed.contains(item) && !item.as_row().is_some_and(|row| skipped.contains(row))
+        };
+        let items: Arc<[LockItem]> = items.iter().filter(is_relied_on).cloned().collect();
         (!items.is_empty()).then_some(Self { table, items })
     }
 }

@@ -6,11 +6,11 @@ use tokio::sync::oneshot;
 
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
-use crate::id::{CommitTimestamp, Sequence, TableRef};
-use crate::key::LockItem;
+use crate::id::{Sequence, TableRef};
+use crate::key::{LockItem, LockMode};
 use crate::service::session::queue::{Relied, TxnQueue, rolled_back};
 use crate::service::{LockSpec, OpResponse, Operation};
-use crate::table::Grant;
+use crate::table::{Commit, Grant, Savepoint};
 
 /// The step of the operation whose turn it is.
 #[allow(
@@ -27,13 +27,16 @@ pub(in crate::service) enum Step {
         items: Option<Arc<[LockItem]>>,
         cancelled: oneshot::Receiver<()>,
     },
-    Unlock(TableRef, Vec<LockItem>, Option<CommitTimestamp>),
+    Unlock(TableRef, Vec<LockItem>, Option<Commit>),
+    Downgrade(TableRef, Vec<LockItem>, LockMode),
+    Savepoint,
+    RollBackTo(Savepoint),
     /// Roll these grants back, each less what later calls rely on: see
     /// [`keep_relied_on`](super::keep_relied_on).
     RollBack(Vec<(Grant, Vec<Relied>)>),
     /// The rolled-back call added nothing that would be left.
     Done,
-    End(Option<CommitTimestamp>),
+    End(Option<Commit>),
 }
 
 impl TxnQueue {
@@ -68,10 +71,13 @@ impl TxnQueue {
                 let items = earlier.then(|| Arc::from(spec.items.as_slice()));
                 Step::Lock { spec, arrived: queued.arrived, items, cancelled }
             }
-            Some(Operation::Unlock { table, items, commit_ts }) => {
-                Step::Unlock(table, items, commit_ts)
+            Some(Operation::Unlock { table, items, commit }) => Step::Unlock(table, items, commit),
+            Some(Operation::Downgrade { table, items, mode }) => {
+                Step::Downgrade(table, items, mode)
             }
-            Some(Operation::End { commit_ts }) => Step::End(commit_ts),
+            Some(Operation::Savepoint) => Step::Savepoint,
+            Some(Operation::RollBackTo(savepoint)) => Step::RollBackTo(savepoint),
+            Some(Operation::End { commit }) => Step::End(commit),
             Some(Operation::Refuse(why)) => Step::Refuse(why),
             Some(Operation::Cancel { sequence }) => self.roll_back(sequence),
         };

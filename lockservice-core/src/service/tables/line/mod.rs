@@ -55,6 +55,7 @@ pub(in crate::service) struct Requested {
     pub(in crate::service) items: Vec<LockItem>,
     pub(in crate::service) mode: LockMode,
     pub(in crate::service) wait: WaitPolicy,
+    pub(in crate::service) escalate: bool,
     /// When its turn in its transaction came.
     pub(in crate::service) since: Time,
 }
@@ -141,7 +142,7 @@ impl Lines {
         most: usize,
     ) -> Result<Joined> {
         if let Some(line) = self.lines.get(table)
-            && waiter.requested.wait == WaitPolicy::NoWait
+            && !waiter.requested.wait.is_patient()
             && let Some(refusal) = &line.refusal
         {
             return Err(refusal.at_once(table, waiter.requested.since));
@@ -191,14 +192,14 @@ impl Lines {
         if line.waiting.is_empty() {
             line.deserted.notify_one();
         }
-        Some(match (&line.refusal, waiter.requested.wait) {
-            (Some(refusal), WaitPolicy::Wait) => refusal.in_time(table, now),
-            (Some(refusal), WaitPolicy::NoWait) => refusal.at_once(table, now),
-            (None, WaitPolicy::Wait) => {
+        Some(match (&line.refusal, waiter.requested.wait.is_patient()) {
+            (Some(refusal), true) => refusal.in_time(table, now),
+            (Some(refusal), false) => refusal.at_once(table, now),
+            (None, true) => {
                 Error::new(ErrorKind::Timeout, "binding the table took too long: try again")
                     .with("table", table)
             }
-            (None, WaitPolicy::NoWait) => Error::new(
+            (None, false) => Error::new(
                 ErrorKind::Unavailable,
                 "the table is not bound yet and the allocator does not respond: try again, or wait \
                     for the lock",
@@ -214,7 +215,7 @@ impl Lines {
         let refusal =
             Refusal { error: error.clone(), until: error.retry_after().map(|after| now + after) };
         let impatient =
-            line.waiting.iter().filter(|(_, waiter)| waiter.requested.wait == WaitPolicy::NoWait);
+            line.waiting.iter().filter(|(_, waiter)| !waiter.requested.wait.is_patient());
         for position in impatient.map(|(position, _)| *position).collect::<Vec<_>>() {
             let Some(waiter) = line.waiting.remove(&position) else { continue };
             self.waiting -= 1;
@@ -332,6 +333,7 @@ mod tests {
             items: vec![LockItem::Row(Key::new("k").expect("a key"))],
             mode: LockMode::Exclusive,
             wait: WaitPolicy::Wait,
+            escalate: false,
             since: Time::ZERO,
         };
         let waiter = Waiter { requested, response: oneshot::channel().0 };

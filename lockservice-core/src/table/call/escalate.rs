@@ -1,0 +1,127 @@
+//! Escalation: at a limit of memory, the rows of a transaction in a table become one range.
+//!
+//! It never waits. So it is refused if another transaction holds a conflicting lock in the range, or
+//! waits for one ahead of the call. Then the call fails as it would have without it.
+//!
+//! It is done under one hold of the mutex, because a call is all or nothing: the range is held, under
+//! a token of its own, before the rows are released. No other transaction sees a row free that was
+//! held. The rows cannot come back, so a roll-back of the call leaves the range.
+
+use std::ops::Bound;
+
+use super::EngineCall;
+use super::limits::hold_bytes;
+use crate::key::{Key, KeyRange, LockItem, LockMode, compare_ends, compare_starts};
+use crate::table::holders::Holder;
+use crate::table::slices::Released;
+use crate::table::state::EngineState;
+use crate::table::uncontended::HoldSeq;
+
+impl EngineState {
+    /// Makes the call's transaction hold one range instead of its rows in the table and of the
+    /// call's items. False, and nothing has changed, if that would have to wait, would not fit, or
+    /// the table has no token.
+    pub(super) fn escalate(&mut self, call: &mut EngineCall) -> bool {
+        let Some(range) = self.range_of_rows(call) else { return false };
+        let item = LockItem::Range(range.clone());
+        // Also makes the transaction's own rows known that were locked meanwhile.
+        self.inflate(call.table, &item);
+        let replaced = self.replaced(call);
+        let (mode, first_call) = self.strongest(call, &replaced);
+        let is_possible = self.fits(call, &item, &replaced) && self.is_free_for(call, &item, mode);
+        let table = self.tables.get_mut(&call.table).expect("calls end with their table");
+        let token = if is_possible { table.tokens.take() } else { None };
+        let Some(token) = token else {
+            self.retire(call.table, &item);
+            return false;
+        };
+        let bytes = hold_bytes(&item);
+        self.bytes += bytes;
+        let txn = self.txns.entry(call.txn).or_default();
+        let slot = txn.add(call.table, item.clone(), first_call, bytes);
+        let mut holder = Holder::pending(call.txn, slot, mode, first_call);
+        holder.grant(token);
+        table.entry_or_new(&item).add(holder);
+        for item in replaced {
+            self.slice.spend();
+            self.release(call.txn, call.table, item);
+        }
+        // The next item is in no queue any more, and is not held: the waiters behind it go on.
+        let next = call.items[call.next].clone();
+        self.retire(call.table, &next);
+        self.released.push((call.table, Released::Item(next)));
+        call.changes.clear();
+        (call.token, call.without_token, call.next) = (Some(token), 0, call.items.len());
+        call.escalated = Some(Box::new(range));
+        true
+    }
+
+    /// The rows that the transaction holds in the table.
+    fn rows_of(&self, call: &EngineCall) -> impl Iterator<Item = &LockItem> {
+        let held = self.txns.get(&call.txn).and_then(|txn| txn.items_in(call.table));
+        held.into_iter().flat_map(|held| held.iter()).filter(|item| item.as_row().is_some())
+    }
+
+    /// The smallest range around the rows of the transaction in the table and the items of the call.
+    /// `None` if it would be one row.
+    fn range_of_rows(&self, call: &EngineCall) -> Option<KeyRange> {
+        let mut bounds: Option<(Bound<&Key>, Bound<&Key>)> = None;
+        for item in self.rows_of(call).chain(&call.items) {
+            let (start, end) = bounds.unwrap_or((item.start(), item.end()));
+            let starts_before = compare_starts(item.start(), start).is_lt();
+            let ends_after = compare_ends(item.end(), end).is_gt();
+            bounds = Some((
+                if starts_before { item.start() } else { start },
+                if ends_after { item.end() } else { end },
+            ));
+        }
+        let (start, end) = bounds?;
+        let is_row = start == end && start != Bound::Unbounded;
+        if is_row { None } else { KeyRange::new(start.cloned(), end.cloned()).ok() }
+    }
+
+    /// What the range stands for: the rows, and what the call has added or upgraded so far.
+    fn replaced(&self, call: &EngineCall) -> Vec<LockItem> {
+        let ranges = call.changes.iter().map(|change| &change.item);
+        let ranges = ranges.filter(|item| item.as_row().is_none());
+        self.rows_of(call).chain(ranges).cloned().collect()
+    }
+
+    /// The mode in which the range is held, and the number of the call from which on it counts: as
+    /// strong as each of the holds that it replaces, and for as long.
+    fn strongest(&self, call: &EngineCall, replaced: &[LockItem]) -> (LockMode, HoldSeq) {
+        let table = &self.tables[&call.table];
+        let holds = replaced.iter().filter_map(|item| table.entry(item)?.holder(call.txn));
+        holds.fold((call.mode, call.seq), |(mode, first_call), own| {
+            (mode.max(own.mode), first_call.min(own.first_call()))
+        })
+    }
+
+    /// True if the range keeps the limits once the holds that it replaces are released.
+    fn fits(&self, call: &EngineCall, item: &LockItem, replaced: &[LockItem]) -> bool {
+        let released = replaced.iter().map(hold_bytes).sum::<usize>();
+        let after = |bytes: usize| bytes + hold_bytes(item) - released;
+        let of_txn = self.txns.get(&call.txn).map_or(0, |txn| txn.bytes);
+        after(self.bytes) <= self.settings.lock_bytes_max
+            && after(of_txn) <= self.settings.txn_lock_bytes_max
+    }
+
+    /// True if the range is free for the transaction: it conflicts with no holder, and with no
+    /// waiter that would be passed. False if the transaction holds exactly this range already.
+    fn is_free_for(&mut self, call: &mut EngineCall, item: &LockItem, mode: LockMode) -> bool {
+        let table = &self.tables[&call.table];
+        let is_held = table.entry(item).is_some_and(|entry| entry.holder(call.txn).is_some());
+        if is_held || table.conflicts(item, call.txn, mode).held_by.is_some() {
+            return false;
+        }
+        if table.waiting.is_empty() {
+            return true;
+        }
+        let items = std::mem::replace(&mut call.items, vec![item.clone()]);
+        let next = std::mem::take(&mut call.next);
+        let of_call = std::mem::replace(&mut call.mode, mode);
+        let waiter = self.must_wait_behind(call);
+        (call.items, call.next, call.mode) = (items, next, of_call);
+        waiter.is_none()
+    }
+}
