@@ -22,8 +22,10 @@ pub(super) struct Holder {
     pub(super) mode: LockMode,
     /// Added or upgraded by a call that is still in flight: its token is not taken yet.
     pub(super) pending: bool,
-    /// While it is pending: the token of the layer beneath, or [`NONE`].
-    pub(super) token: FencingToken,
+    /// The token of the grant. Meaningless while it is pending.
+    grant: FencingToken,
+    /// The largest token of the grants above that have ended while the item stayed locked.
+    ended: FencingToken,
     /// The number of the call that added or upgraded it, in its transaction.
     pub(super) seq: HoldSeq,
     /// The layers beneath, by their mode. One with the token [`NONE`] does not exist.
@@ -33,32 +35,44 @@ pub(super) struct Holder {
 /// A hold that an upgrade lies on.
 #[derive(Clone, Copy, Debug)]
 struct Layer {
-    token: FencingToken,
+    grant: FencingToken,
     seq: HoldSeq,
 }
 
 /// No token.
 pub(super) const NONE: FencingToken = FencingToken::new(0);
 
-const NO_LAYER: Layer = Layer { token: NONE, seq: HoldSeq::FIRST };
+const NO_LAYER: Layer = Layer { grant: NONE, seq: HoldSeq::FIRST };
 
 impl Holder {
     /// The hold of a call in flight.
     pub(super) const fn pending(txn: TxnId, slot: u32, mode: LockMode, seq: HoldSeq) -> Self {
         let beneath = [NO_LAYER; LockMode::ALL.len() - 1];
-        Self { txn, slot, mode, pending: true, token: NONE, seq, beneath }
+        Self { txn, slot, mode, pending: true, grant: NONE, ended: NONE, seq, beneath }
     }
 
     /// Gives it the token of its call.
     pub(super) const fn grant(&mut self, token: FencingToken) {
-        self.token = token;
+        self.grant = token;
         self.pending = false;
+    }
+
+    /// The token under which the item is held: an upgrade in flight shows that of the hold on which
+    /// it lies. It never falls as long as the transaction may have used it (F1).
+    pub(super) fn token(&self) -> FencingToken {
+        let layer = || self.layer().map_or(NONE, |mode| self.beneath[mode.index()].grant);
+        self.ended.max(if self.pending { layer() } else { self.grant })
+    }
+
+    /// True if it is what the grant under `token` added last.
+    pub(super) fn is_of(&self, token: FencingToken) -> bool {
+        !self.pending && self.grant == token
     }
 
     /// Puts a stronger hold of a call in flight on it.
     pub(super) fn upgrade(&mut self, mode: LockMode, seq: HoldSeq) {
         debug_assert!(self.mode < mode && !self.pending, "one call of a transaction at a time");
-        self.beneath[self.mode.index()] = Layer { token: self.token, seq: self.seq };
+        self.beneath[self.mode.index()] = Layer { grant: self.grant, seq: self.seq };
         (self.mode, self.seq, self.pending) = (mode, seq, true);
     }
 
@@ -68,49 +82,51 @@ impl Holder {
     }
 
     fn has_layer(&self, mode: LockMode) -> bool {
-        self.beneath[mode.index()].token != NONE
+        self.beneath[mode.index()].grant != NONE
     }
 
-    /// Ends an upgrade, and leaves the hold on which it lies. False if there is none.
+    /// Ends an upgrade that no caller relies on, and leaves the hold on which it lies. False if
+    /// there is none.
     pub(super) fn uncover(&mut self) -> bool {
         let Some(mode) = self.layer() else { return false };
         let layer = std::mem::replace(&mut self.beneath[mode.index()], NO_LAYER);
-        (self.mode, self.token, self.seq, self.pending) = (mode, layer.token, layer.seq, false);
+        (self.mode, self.grant, self.seq, self.pending) = (mode, layer.grant, layer.seq, false);
         true
+    }
+
+    /// As [`uncover`](Self::uncover), of an upgrade that the caller has received. Data may know its
+    /// token, and would refuse an earlier one.
+    fn end_upgrade(&mut self) -> bool {
+        let token = self.token();
+        let is_left = self.uncover();
+        if is_left {
+            self.ended = token;
+        }
+        is_left
     }
 
     /// Forgets the layers beneath. The hold then ends with the upgrade.
     pub(super) fn drop_layers(&mut self) {
         self.beneath = [NO_LAYER; LockMode::ALL.len() - 1];
-        self.show_token();
+        self.ended = NONE;
     }
 
     /// Forgets the layer of the grant under `token`, if there is one.
     pub(super) fn drop_layer(&mut self, token: FencingToken) {
-        if let Some(layer) = self.beneath.iter_mut().find(|layer| layer.token == token) {
+        if let Some(layer) = self.beneath.iter_mut().find(|layer| layer.grant == token) {
             *layer = NO_LAYER;
         }
-        self.show_token();
     }
 
-    /// An upgrade shows the token of the former hold until it has its own.
-    fn show_token(&mut self) {
-        if self.pending {
-            self.token = self.layer().map_or(NONE, |mode| self.beneath[mode.index()].token);
-        }
-    }
-
-    /// Makes it weaker: `mode` from now on. The layers that are not weaker than that end.
-    ///
-    /// If the hold lies on one in `mode`, that one is left, with its own token. Otherwise it keeps
-    /// the token of the weakest layer that was stronger. False if it is not stronger than `mode`,
-    /// or a call in flight has upgraded it.
+    /// Makes it weaker: `mode` from now on. The layers that are not weaker than that end, except one
+    /// in `mode`. The token stays. False if it is not stronger than `mode`, or a call in flight has
+    /// upgraded it.
     pub(super) fn downgrade(&mut self, mode: LockMode) -> bool {
         if self.pending || self.mode <= mode {
             return false;
         }
         while self.layer().is_some_and(|layer| layer >= mode) && self.mode > mode {
-            self.uncover();
+            self.end_upgrade();
         }
         self.mode = mode;
         true
@@ -118,20 +134,23 @@ impl Holder {
 
     /// The number of the first call whose hold is left.
     pub(super) fn first_call(&self) -> HoldSeq {
-        self.beneath.iter().find(|layer| layer.token != NONE).map_or(self.seq, |layer| layer.seq)
+        self.layers().next().map_or(self.seq, |layer| layer.seq)
+    }
+
+    fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.beneath.iter().filter(|layer| layer.grant != NONE)
     }
 
     /// True if it was upgraded by the call of that number, and nothing has ended that since.
     pub(super) fn is_upgraded_by(&self, seq: HoldSeq) -> bool {
-        let layers = self.beneath.iter().filter(|layer| layer.token != NONE);
-        self.first_call() != seq
-            && layers.map(|layer| layer.seq).chain([self.seq]).any(|at| at == seq)
+        let mut calls = self.layers().map(|layer| layer.seq).chain([self.seq]);
+        self.first_call() != seq && calls.any(|call| call == seq)
     }
 
     /// Ends what was granted by the calls from `seq` on. False if nothing of the hold is left.
     pub(super) fn end_since(&mut self, seq: HoldSeq) -> bool {
         while self.seq >= seq {
-            if !self.uncover() {
+            if !self.end_upgrade() {
                 return false;
             }
         }
@@ -305,7 +324,7 @@ mod tests {
         }
         for number in (0..200).map(|at| at * 11 % 200) {
             let txn = holder(number).txn;
-            assert_eq!(holders.get(txn).map(|holder| holder.token.get()), Some(number));
+            assert_eq!(holders.get(txn).map(|holder| holder.token().get()), Some(number));
             assert!(
                 holders
                     .after(Some(txn))
@@ -346,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_downgrade_leaves_the_layer_in_that_mode_or_turns_the_next_stronger_one_into_it() {
+    fn a_downgrade_ends_the_stronger_layers_and_keeps_the_token() {
         let layered = |modes: &[LockMode]| {
             let mut modes = modes.iter().zip(1..);
             let (first, _) = modes.next().expect("a mode");
@@ -361,15 +380,15 @@ mod tests {
         use LockMode::{Exclusive, Shared, Update};
         for (modes, to, token, layer) in [
             (&[Exclusive][..], Shared, 1, None),
-            (&[Shared, Exclusive], Shared, 1, None),
+            (&[Shared, Exclusive], Shared, 2, None),
             (&[Shared, Exclusive], Update, 2, Some(Shared)),
-            (&[Shared, Update, Exclusive], Update, 2, Some(Shared)),
-            (&[Shared, Update, Exclusive], Shared, 1, None),
-            (&[Update, Exclusive], Shared, 1, None),
+            (&[Shared, Update, Exclusive], Update, 3, Some(Shared)),
+            (&[Shared, Update, Exclusive], Shared, 3, None),
+            (&[Update, Exclusive], Shared, 2, None),
         ] {
             let mut hold = layered(modes);
             assert!(hold.downgrade(to), "{modes:?}");
-            assert_eq!((hold.mode, hold.token.get(), hold.layer()), (to, token, layer));
+            assert_eq!((hold.mode, hold.token().get(), hold.layer()), (to, token, layer));
             assert!(!hold.downgrade(to) && !hold.downgrade(Exclusive), "it is no stronger");
         }
     }

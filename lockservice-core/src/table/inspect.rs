@@ -247,7 +247,7 @@ impl EngineState {
                 item: item.clone(),
                 mode,
                 txn: holder.txn,
-                token: holder.token,
+                token: holder.token(),
                 pending: holder.pending,
                 waiters: waiters[mode.index()] - usize::from(own),
             };

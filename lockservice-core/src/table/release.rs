@@ -233,7 +233,7 @@ impl EngineState {
         let Some(table) = self.tables.get_mut(&id) else { return };
         let Some(entry) = table.entry_mut(&item) else { return };
         let left = entry.change(txn, |own| {
-            let is_on_top = if own.pending { in_flight } else { own.token == token };
+            let is_on_top = if own.pending { in_flight } else { own.is_of(token) };
             if is_on_top {
                 if own.uncover() { Left::Weaker } else { Left::Nothing }
             } else {

@@ -145,7 +145,7 @@ impl Model {
                 self.holds.iter().filter(|hold| hold.txn == call.txn && hold.table == call.table);
             let own: Vec<&Hold> = own.filter(|hold| hold.item.covers(item)).collect();
             if let Some(token) =
-                own.iter().filter(|hold| hold.mode >= call.mode).map(|hold| hold.token).max()
+                own.iter().filter(|hold| hold.mode >= call.mode).map(|hold| hold.shown()).max()
             {
                 call.covered = call.covered.max(token);
                 call.next += 1;
@@ -231,6 +231,7 @@ impl Model {
             token,
             pending: false,
             call: first_call,
+            ended: 0,
             beneath: Vec::new(),
         });
         call.changes.clear();
@@ -251,7 +252,7 @@ impl Model {
         };
         match self.holds.iter_mut().find(exact) {
             Some(hold) => {
-                call.changes.push((item, Some((hold.mode, FencingToken::new(hold.token)))));
+                call.changes.push((item, Some((hold.mode, FencingToken::new(hold.shown())))));
                 hold.beneath.push((hold.mode, hold.token, hold.call));
                 (hold.mode, hold.call, hold.pending) = (call.mode, call.call, true);
             }
@@ -266,6 +267,7 @@ impl Model {
                     token: 0,
                     pending: true,
                     call: call.call,
+                    ended: 0,
                     beneath: Vec::new(),
                 });
                 call.changes.push((item, None));
@@ -332,7 +334,6 @@ impl Model {
             }
         } else if let Some(token) = token {
             hold.beneath.retain(|(_, beneath, _)| *beneath != token);
-            hold.show_token();
         }
     }
 

@@ -31,6 +31,8 @@ struct Hold {
     pending: bool,
     /// The call that locked or upgraded it.
     call: u64,
+    /// The largest token of upgrades that have ended on it, and that were used.
+    ended: u64,
     /// The holds that an upgrade lies on, with their tokens and calls, the weakest first.
     beneath: Vec<(LockMode, u64, u64)>,
 }
@@ -319,7 +321,7 @@ impl Model {
         let before = self.holds.len();
         self.holds.retain_mut(|hold| {
             while hold.txn == txn && hold.call > savepoint {
-                if !hold.uncover() {
+                if !hold.end_upgrade() {
                     return false;
                 }
             }
@@ -345,7 +347,7 @@ impl Model {
             if named && !hold.pending && hold.mode > mode {
                 downgraded += 1;
                 while hold.beneath.last().is_some_and(|(beneath, ..)| *beneath >= mode) {
-                    hold.uncover();
+                    hold.end_upgrade();
                 }
                 hold.mode = mode;
             }
@@ -387,17 +389,26 @@ impl Hold {
         self.beneath.first().map_or(self.call, |(_, _, call)| *call)
     }
 
+    /// The token under which it is held. An upgrade in flight shows that of the hold that it lies on.
+    fn shown(&self) -> u64 {
+        let beneath = || self.beneath.last().map_or(0, |(_, token, _)| *token);
+        self.ended.max(if self.pending { beneath() } else { self.token })
+    }
+
     /// Forgets the holds beneath an upgrade. Only its call knows of an upgrade in flight then.
     fn drop_beneath(&mut self) {
         self.beneath.clear();
-        self.show_token();
+        self.ended = 0;
     }
 
-    /// An upgrade in flight shows the token of the hold that it lies on.
-    fn show_token(&mut self) {
-        if self.pending {
-            self.token = self.beneath.last().map_or(0, |(_, token, _)| *token);
+    /// As `uncover`, of an upgrade that was received.
+    fn end_upgrade(&mut self) -> bool {
+        let shown = self.shown();
+        let is_left = self.uncover();
+        if is_left {
+            self.ended = shown;
         }
+        is_left
     }
 
     /// Ends an upgrade. False if it lies on nothing.

@@ -38,7 +38,7 @@ impl Model {
                 format!("{:?}", hold.item),
                 hold.mode,
                 hold.txn,
-                hold.token,
+                hold.shown(),
                 waiters.count(),
             )
         };
@@ -59,6 +59,6 @@ impl Model {
 
     pub(crate) fn tokens(&self) -> Vec<(usize, LockItem, LockMode, u64)> {
         let granted = self.holds.iter().filter(|hold| !hold.pending);
-        granted.map(|hold| (hold.table, hold.item.clone(), hold.mode, hold.token)).collect()
+        granted.map(|hold| (hold.table, hold.item.clone(), hold.mode, hold.shown())).collect()
     }
 }

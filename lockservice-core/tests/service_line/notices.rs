@@ -65,7 +65,7 @@ async fn the_client_of_a_call_that_waits_for_a_token_learns_it_and_one_that_does
     assert_eq!(notice(&mut notices).await.waits_for, WaitsFor::Token);
     assert_eq!(call.await.expect_err("none comes").kind(), ErrorKind::Timeout);
     session
-        .submit(op(1, 2), Operation::Unlock { table: table(), items: Vec::new(), commit_ts: None })
+        .submit(op(1, 2), Operation::Unlock { table: table(), items: Vec::new(), commit: None })
         .await
         .expect("done");
     tokio::select! {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use lockservice::{
-    Advice, BeginCommit, Client, ClientTxn, Clock as _, CommitAttempt, CommitTimestamp,
+    Advice, BeginCommit, Client, ClientTxn, Clock as _, Commit, CommitAttempt, CommitTimestamp,
     CommitWindow, Error, ErrorKind, Grant, Key, KeyRange, LockItem, LockMode, LockSpec,
     PresentedBind, Session, SystemClock, TableRef, TxnOptions,
 };
@@ -154,11 +154,11 @@ impl Bank {
         // C1: the write must not land later than this. What slips through between this look and the
         // write meets the tokens.
         let result = if SystemClock.now() < admission.until { work() } else { Err(Refused) };
-        let commit_ts = result.is_ok().then(|| CommitTimestamp::new(self.next()));
+        let commit = result.is_ok().then(|| Commit::at(CommitTimestamp::new(self.next())));
         // Not waited for: a finish that is lost only keeps the bind pinned until the admission has
         // run out.
         let _ = allocator.finish_commit(id, attempt).await;
-        drop(txn.end(commit_ts));
+        drop(txn.end(commit));
         result.map_err(Failure::from)
     }
 

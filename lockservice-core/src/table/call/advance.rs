@@ -147,7 +147,7 @@ impl EngineState {
         let table = self.tables.get_mut(&call.table).expect("calls end with their table");
         let upgraded = table.entry_mut(item).and_then(|entry| {
             entry.change(call.txn, |own| {
-                let before = (own.mode, own.token);
+                let before = (own.mode, own.token());
                 own.upgrade(call.mode, call.seq);
                 before
             })

@@ -48,7 +48,7 @@ impl LockTable {
                 && at.covers(item)
             {
                 if own.mode >= mode {
-                    conflicts.covered = conflicts.covered.max(Some(own.token));
+                    conflicts.covered = conflicts.covered.max(Some(own.token()));
                 } else {
                     conflicts.upgrade = true;
                 }

@@ -249,7 +249,7 @@ impl LockEngine {
     /// | since the savepoint a call | after the roll-back |
     /// |---|---|
     /// | locked an item newly | the item is not held |
-    /// | upgraded it | it is held in the mode and under the token of the savepoint |
+    /// | upgraded it | it is held in the mode of the savepoint, under its present token |
     ///
     /// Items that were released or made weaker since stay so. The savepoint can be used again.
     ///
@@ -295,8 +295,7 @@ impl LockEngine {
     /// compatible with it go on. Items that are not held, or that are held no more strongly, are
     /// ignored, and so are those that a call in flight upgrades. Returns the number of the others.
     ///
-    /// The hold keeps its token, except if the transaction held the item in `mode` before it
-    /// upgraded it: then that hold is left, with its own token.
+    /// The token stays, for data may know it (F1).
     pub fn downgrade(
         &self,
         txn: &TxnHandle,

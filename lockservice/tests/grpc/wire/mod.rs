@@ -97,7 +97,7 @@ fn lock(sequence: u64, table: &str, row: &[u8]) -> proto::LockOp {
 }
 
 fn end(number: u64, sequence: u64) -> proto::EndOp {
-    proto::EndOp { txn: txn(number, sequence), commit_timestamp: None }
+    proto::EndOp { txn: txn(number, sequence), ..Default::default() }
 }
 
 fn kind(response: Option<Response>) -> String {
