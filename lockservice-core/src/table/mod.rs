@@ -59,17 +59,19 @@
 //! # Data structures
 //! - A **table** has its contended rows in an ordered map and its ranges in an interval index. A
 //!   range is one object and never two end points; equal ranges share an entry.
-//! - An **entry** has its holders (any number of sharers, or one exclusive holder) and its queue of
-//!   waiters. A range waits in the entry of exactly its range. The conflict check of an item visits
+//! - An **entry** has its holders (any number of sharers, of whom one may hold it for update, or one
+//!   exclusive holder) and its queue of waiters, by mode. A range waits in the entry of exactly its range. The conflict check of an item visits
 //!   the entries that overlap it.
 //! - A **transaction** has the list of its holds. Each hold knows its slot in that list, so that
-//!   releasing chosen items is no search.
+//!   releasing chosen items is no search. It also knows the number of the call that made it. A
+//!   **savepoint** is such a number: the holds since then are the last ones of the list. An upgrade
+//!   is a *layer* on the hold before it, with a number of its own.
 //!
 //! # Invariants
 //! They hold whenever the mutex is free, except 2 and 5, which hold once no work is pending.
 //! `tests/engine_model.rs` checks them after each of a million random steps.
 //!
-//! 1. Two transactions hold overlapping items only if both are sharers.
+//! 1. Two transactions hold overlapping items only in compatible modes.
 //! 2. Every waiter has a conflict: an incompatible overlapping hold of another transaction, or such
 //!    a waiter ahead of it.
 //! 3. The wait graph, over holders and over waiters ahead, has no cycle.
@@ -78,8 +80,8 @@
 //!    held.
 //! 5. A call waits for a token only in a table without one (F2).
 //! 6. An entry has a holder or a waiter.
-//! 7. An upgrade lies on the shared hold before it. Rolling back one of them leaves the other, in
-//!    either order. The hold ends with the second roll-back.
+//! 7. An upgrade lies on the weaker hold before it, so that there are at most three. Rolling back one
+//!    of them leaves the others, in any order. The hold ends with the last roll-back.
 //! 8. The depth of a call stack does not depend on requests of clients. The shape of a tree or a
 //!    hash does not depend on anything that clients can predict.
 //!
@@ -87,12 +89,13 @@
 //! All waiters of the node stand in one order, that of their **queue positions**:
 //!
 //! - A wait that begins gets the last position.
-//! - An upgrade (the transaction holds the item, but more weakly) gets the first position.
+//! - An upgrade (the transaction holds the item, but more weakly) gets a position behind the other
+//!   upgrades and ahead of all others.
 //! - A waiter is granted its item if it conflicts with no holder, and with no waiter ahead of it.
 //!
 //! Only waiters for overlapping items conflict. So the one order works as a queue at each item, for
-//! rows and ranges alike. Two upgrades of overlapping items exclude each other by their holds, in
-//! any order.
+//! rows and ranges alike. Two upgrades of overlapping items to exclusive exclude each other by their
+//! holds, in any order. Two upgrades to update wait for a third transaction, in their order.
 //!
 //! A worked example with the transactions A to E and the rows 1 to 7. `x` is exclusive, `s` shared:
 //!
@@ -120,18 +123,22 @@
 //! 1. `find_candidates` takes an item from the list. The first waiter of each queue that overlaps
 //!    it becomes a candidate.
 //! 2. `promote` takes the first candidate in queue order. If it has a conflict, it stays in its
-//!    queue, and so do all waiters behind it.
+//!    queue, and so do all waiters behind it, except sharers behind a waiter for update: the first of
+//!    them becomes a candidate.
 //! 3. If it has none, the waiter behind it becomes a candidate too, so that sharers at the head of
 //!    a queue are granted one after another. Then the candidate takes its item and goes on with its
 //!    next one (`continue_call`).
 //! 4. Steps 1 to 3 repeat until both lists are empty.
 //!
-//! Step 2 has one exception. A transaction that holds the conflicting lock does not conflict with
-//! itself. If it waits further behind in the same queue, in the same mode, it becomes a candidate.
+//! Step 2 has another exception. A transaction that holds the conflicting lock does not conflict with
+//! itself. If it waits further behind in the same queue, it becomes a candidate.
 //!
-//! A commit's timestamp is noted once for each queue that conflicted with a hold of the
-//! transaction. A waiter that leaves the queue learns the largest timestamp that was noted since
-//! its wait began (C5).
+//! A downgrade, and the end of an upgrade, also put their item on the list: waiters may be compatible
+//! with the weaker hold.
+//!
+//! A commit is noted once for each queue that conflicted with a hold of the transaction. A waiter
+//! that leaves the queue learns the largest timestamp that was noted since its wait began, and
+//! whether one of those commits changed the definition of the table (C5).
 //!
 //! # Slices
 //! One hold of the mutex takes a bounded number of steps. A call that names many rows, the end of a

@@ -35,6 +35,8 @@
 //! - A range moves all uncontended holds that it overlaps into the state under one hold, also if it
 //!   may not wait (`uncontended/inflate.rs`, `publish`): a whole-table lock over millions of rows
 //!   takes seconds.
+//! - An escalation replaces all rows of its transaction in the table under one hold
+//!   (`call/escalate.rs`). `txn_lock_bytes_max` bounds their number.
 //! - A table uses 256 bytes for each of its 8 to 16 shards. No limit counts these bytes, and they
 //!   stay for the next table after this one was removed.
 //! - A waker that panics leaves [`draining`](EngineState::draining) set.
