@@ -118,9 +118,9 @@ impl Holder {
         }
     }
 
-    /// Makes it weaker: `mode` from now on. The layers that are not weaker than that end, except one
-    /// in `mode`. The token stays. False if it is not stronger than `mode`, or a call in flight has
-    /// upgraded it.
+    /// Makes it weaker: `mode` from now on. The layers that are not weaker than that end, except
+    /// one in `mode`. The token stays. False if it is not stronger than `mode`, or a call in flight
+    /// has upgraded it.
     pub(super) fn downgrade(&mut self, mode: LockMode) -> bool {
         if self.pending || self.mode <= mode {
             return false;
@@ -373,7 +373,7 @@ mod tests {
             hold.grant(FencingToken::new(1));
             for (mode, number) in modes {
                 hold.upgrade(*mode, HoldSeq::FIRST);
-                hold.grant(FencingToken::new(number + 1));
+                hold.grant(FencingToken::new(number));
             }
             hold
         };

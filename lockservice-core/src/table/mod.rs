@@ -59,9 +59,9 @@
 //! # Data structures
 //! - A **table** has its contended rows in an ordered map and its ranges in an interval index. A
 //!   range is one object and never two end points; equal ranges share an entry.
-//! - An **entry** has its holders (any number of sharers, of whom one may hold it for update, or one
-//!   exclusive holder) and its queue of waiters, by mode. A range waits in the entry of exactly its range. The conflict check of an item visits
-//!   the entries that overlap it.
+//! - An **entry** has its holders (any number of sharers, of whom one may hold it for update, or
+//!   one exclusive holder) and its queue of waiters, by mode. A range waits in the entry of exactly
+//!   its range. The conflict check of an item visits the entries that overlap it.
 //! - A **transaction** has the list of its holds. Each hold knows its slot in that list, so that
 //!   releasing chosen items is no search. It also knows the number of the call that made it. A
 //!   **savepoint** is such a number: the holds since then are the last ones of the list. An upgrade
@@ -80,8 +80,8 @@
 //!    held.
 //! 5. A call waits for a token only in a table without one (F2).
 //! 6. An entry has a holder or a waiter.
-//! 7. An upgrade lies on the weaker hold before it, so that there are at most three. Rolling back one
-//!    of them leaves the others, in any order. The hold ends with the last roll-back.
+//! 7. An upgrade lies on the weaker hold before it, so that there are at most three. Rolling back
+//!    one of them leaves the others, in any order. The hold ends with the last roll-back.
 //! 8. The depth of a call stack does not depend on requests of clients. The shape of a tree or a
 //!    hash does not depend on anything that clients can predict.
 //!
@@ -94,8 +94,8 @@
 //! - A waiter is granted its item if it conflicts with no holder, and with no waiter ahead of it.
 //!
 //! Only waiters for overlapping items conflict. So the one order works as a queue at each item, for
-//! rows and ranges alike. Two upgrades of overlapping items to exclusive exclude each other by their
-//! holds, in any order. Two upgrades to update wait for a third transaction, in their order.
+//! rows and ranges alike. Two upgrades of overlapping items to exclusive exclude each other by
+//! their holds, in any order. Two upgrades to update wait for a third transaction, in their order.
 //!
 //! A worked example with the transactions A to E and the rows 1 to 7. `x` is exclusive, `s` shared:
 //!
@@ -123,18 +123,18 @@
 //! 1. `find_candidates` takes an item from the list. The first waiter of each queue that overlaps
 //!    it becomes a candidate.
 //! 2. `promote` takes the first candidate in queue order. If it has a conflict, it stays in its
-//!    queue, and so do all waiters behind it, except sharers behind a waiter for update: the first of
-//!    them becomes a candidate.
+//!    queue, and so do all waiters behind it, except sharers behind a waiter for update: the first
+//!    of them becomes a candidate.
 //! 3. If it has none, the waiter behind it becomes a candidate too, so that sharers at the head of
 //!    a queue are granted one after another. Then the candidate takes its item and goes on with its
 //!    next one (`continue_call`).
 //! 4. Steps 1 to 3 repeat until both lists are empty.
 //!
-//! Step 2 has another exception. A transaction that holds the conflicting lock does not conflict with
-//! itself. If it waits further behind in the same queue, it becomes a candidate.
+//! Step 2 has another exception. A transaction that holds the conflicting lock does not conflict
+//! with itself. If it waits further behind in the same queue, it becomes a candidate.
 //!
-//! A downgrade, and the end of an upgrade, also put their item on the list: waiters may be compatible
-//! with the weaker hold.
+//! A downgrade, and the end of an upgrade, also put their item on the list: waiters may be
+//! compatible with the weaker hold.
 //!
 //! A commit is noted once for each queue that conflicted with a hold of the transaction. A waiter
 //! that leaves the queue learns the largest timestamp that was noted since its wait began, and

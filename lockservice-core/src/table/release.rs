@@ -293,8 +293,8 @@ impl EngineState {
         }
     }
 
-    /// Ends what the calls of a transaction from `seq` on were granted, as much as the slice allows.
-    /// Adds the items that were released to `released`. True once that is all.
+    /// Ends what the calls of a transaction from `seq` on were granted, as much as the slice
+    /// allows. Adds the items that were released to `released`. True once that is all.
     pub(super) fn roll_back_to(&mut self, id: TxnId, seq: HoldSeq, released: &mut usize) -> bool {
         while self.slice.has_steps() {
             self.slice.spend();

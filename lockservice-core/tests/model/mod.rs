@@ -389,7 +389,8 @@ impl Hold {
         self.beneath.first().map_or(self.call, |(_, _, call)| *call)
     }
 
-    /// The token under which it is held. An upgrade in flight shows that of the hold that it lies on.
+    /// The token under which it is held. An upgrade in flight shows that of the hold that it lies
+    /// on.
     fn shown(&self) -> u64 {
         let beneath = || self.beneath.last().map_or(0, |(_, token, _)| *token);
         self.ended.max(if self.pending { beneath() } else { self.token })

@@ -137,8 +137,8 @@ impl Txn {
     }
 
     /// Makes chosen rows and ranges weaker that the transaction holds, and returns how many: `mode`
-    /// from then on. Waiters that are compatible with it go on. Items that are not held, or that are
-    /// held no more strongly, are ignored.
+    /// from then on. Waiters that are compatible with it go on. Items that are not held, or that
+    /// are held no more strongly, are ignored.
     ///
     /// The fencing token stays, for data may know it (F1).
     pub fn downgrade(&self, table: &TableRef, items: &[LockItem], mode: LockMode) -> usize {
@@ -155,12 +155,13 @@ impl Txn {
     }
 
     /// Ends what was granted since a savepoint of this transaction, and returns how many rows and
-    /// ranges were released. What was upgraded since is held in the mode of the savepoint, under its
-    /// present token. What was released or made weaker since stays so. The savepoint can be used again.
+    /// ranges were released. What was upgraded since is held in the mode of the savepoint, under
+    /// its present token. What was released or made weaker since stays so. The savepoint can be
+    /// used again.
     ///
     /// # Errors
-    /// `InvalidArgument` while a lock call of the transaction is in flight: the caller waits for it,
-    /// or drops it.
+    /// `InvalidArgument` while a lock call of the transaction is in flight: the caller waits for
+    /// it, or drops it.
     ///
     /// # Examples
     /// ```

@@ -101,9 +101,9 @@ impl EngineState {
         call.next += 1;
     }
 
-    /// Makes the call's transaction hold the next item. At a limit of memory, if the call allows it,
-    /// the rows of the transaction become one range instead, which includes all items of the call:
-    /// then this returns true.
+    /// Makes the call's transaction hold the next item. At a limit of memory, if the call allows
+    /// it, the rows of the transaction become one range instead, which includes all items of the
+    /// call: then this returns true.
     fn take_item_or_escalate(&mut self, call: &mut EngineCall) -> Result<bool> {
         match self.take_item(call) {
             Ok(()) => Ok(false),

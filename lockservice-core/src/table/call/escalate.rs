@@ -1,11 +1,11 @@
 //! Escalation: at a limit of memory, the rows of a transaction in a table become one range.
 //!
-//! It never waits. So it is refused if another transaction holds a conflicting lock in the range, or
-//! waits for one ahead of the call. Then the call fails as it would have without it.
+//! It never waits. So it is refused if another transaction holds a conflicting lock in the range,
+//! or waits for one ahead of the call. Then the call fails as it would have without it.
 //!
-//! It is done under one hold of the mutex, because a call is all or nothing: the range is held, under
-//! a token of its own, before the rows are released. No other transaction sees a row free that was
-//! held. The rows cannot come back, so a roll-back of the call leaves the range.
+//! It is done under one hold of the mutex, because a call is all or nothing: the range is held,
+//! under a token of its own, before the rows are released. No other transaction sees a row free
+//! that was held. The rows cannot come back, so a roll-back of the call leaves the range.
 
 use std::ops::Bound;
 
@@ -62,8 +62,8 @@ impl EngineState {
         held.into_iter().flat_map(|held| held.iter()).filter(|item| item.as_row().is_some())
     }
 
-    /// The smallest range around the rows of the transaction in the table and the items of the call.
-    /// `None` if it would be one row.
+    /// The smallest range around the rows of the transaction in the table and the items of the
+    /// call. `None` if it would be one row.
     fn range_of_rows(&self, call: &EngineCall) -> Option<KeyRange> {
         let mut bounds: Option<(Bound<&Key>, Bound<&Key>)> = None;
         for item in self.rows_of(call).chain(&call.items) {

@@ -121,7 +121,8 @@ impl LockEngine {
     /// Releases chosen items, each exactly as it was locked: a row inside a locked range stays
     /// locked. Items that are not held are ignored. Returns the number of released items.
     ///
-    /// With a commit, the table and the waiters that conflict with a released item learn of it (C5).
+    /// With a commit, the table and the waiters that conflict with a released item learn of it
+    /// (C5).
     pub fn unlock(
         &self,
         txn: &TxnHandle,
@@ -233,8 +234,8 @@ impl LockEngine {
         here + self.held_in_state(txn.id())
     }
 
-    /// A point in the sequence of the transaction's calls: [`roll_back_to`](Self::roll_back_to) ends
-    /// what later calls are granted. A savepoint costs nothing, and needs no release.
+    /// A point in the sequence of the transaction's calls: [`roll_back_to`](Self::roll_back_to)
+    /// ends what later calls are granted. A savepoint costs nothing, and needs no release.
     ///
     /// # Errors
     /// [`ResourceExhausted`](ErrorKind::ResourceExhausted) after 2^32 calls of the transaction. The
@@ -254,8 +255,8 @@ impl LockEngine {
     /// Items that were released or made weaker since stay so. The savepoint can be used again.
     ///
     /// # Errors
-    /// [`InvalidArgument`](ErrorKind::InvalidArgument) while a call of the transaction is in flight:
-    /// the caller waits for it, or drops it.
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) while a call of the transaction is in
+    /// flight: the caller waits for it, or drops it.
     pub fn roll_back_to(&self, txn: &TxnHandle, savepoint: Savepoint) -> Result<usize> {
         let mut holds = txn.holds.lock();
         if holds.in_flight > 0 || self.has_call(txn.id()) {

@@ -231,8 +231,8 @@ impl Shard {
         self.release(slot, txn, seq, hasher)
     }
 
-    /// Makes the transaction's hold of a row weaker, if it has a stronger one here. `None` if it has
-    /// no hold here.
+    /// Makes the transaction's hold of a row weaker, if it has a stronger one here. `None` if it
+    /// has no hold here.
     pub(super) fn downgrade(
         &mut self,
         hash: u64,

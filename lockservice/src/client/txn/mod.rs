@@ -310,8 +310,8 @@ impl ClientTxn {
     ///
     /// # Errors
     /// `TxnNotFound` if the transaction has ended, `SessionLost` and `LeaseLost` if the session is
-    /// lost: the caller begins another one. `ResourceExhausted` if too many calls of the transaction
-    /// are under way: the caller waits for some of them.
+    /// lost: the caller begins another one. `ResourceExhausted` if too many calls of the
+    /// transaction are under way: the caller waits for some of them.
     ///
     /// # Cancel safety
     /// A savepoint that is not received is of no use, and does no harm.
@@ -327,8 +327,8 @@ impl ClientTxn {
         Ok(TxnSavepoint { of: Arc::clone(&self.identity), number })
     }
 
-    /// Ends what was granted since a savepoint of this transaction: items that were locked since are
-    /// released, items that were upgraded since are held as at the savepoint. Items that were
+    /// Ends what was granted since a savepoint of this transaction: items that were locked since
+    /// are released, items that were upgraded since are held as at the savepoint. Items that were
     /// released or made weaker since stay so. The savepoint can be used again.
     ///
     /// # Errors
