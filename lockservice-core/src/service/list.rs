@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::id::TableRef;
+use crate::service::tables::line::LinePosition;
 use crate::service::{LockStatus, ServiceInner, WaitStatus};
 use crate::table::{self, WaitInfo};
 
@@ -23,7 +24,7 @@ pub struct WaitList {
     /// The lines of the engine; `None` at their end, or if the requested table is not served here.
     list: Option<table::WaitList>,
     /// Then those who wait for a table to be bound here: the last one that was listed.
-    at: Option<(TableRef, u64)>,
+    at: Option<(TableRef, LinePosition)>,
     over: bool,
 }
 

@@ -22,19 +22,19 @@ pub(crate) struct LeadershipCell {
     /// constants above. Released by `renewed` and `end`; acquired by `ends` and `ended`.
     sent: AtomicU64,
     ttl: Duration,
-    /// lo of it.
-    answers: Duration,
+    /// lo of it: for so long after `sent` the leader responds.
+    responds_for: Duration,
 }
 
 impl LeadershipCell {
     /// The leadership of an exclusive store.
     pub(crate) fn exclusive() -> Self {
-        Self { sent: AtomicU64::new(EXCLUSIVE), ttl: Duration::MAX, answers: Duration::MAX }
+        Self { sent: AtomicU64::new(EXCLUSIVE), ttl: Duration::MAX, responds_for: Duration::MAX }
     }
 
     /// A leadership that lasts `ttl` from `sent`.
     pub(crate) fn shared(sent: Time, ttl: Duration) -> Self {
-        Self { sent: AtomicU64::new(nanos(sent)), ttl, answers: lo(ttl) }
+        Self { sent: AtomicU64::new(nanos(sent)), ttl, responds_for: lo(ttl) }
     }
 
     /// Takes a successful renewal into account that was sent at `sent`. Nothing revives a
@@ -65,7 +65,7 @@ impl LeadershipCell {
             ENDED => Time::ZERO,
             sent => {
                 let sent = Time::from_nanos(sent);
-                if now >= sent + self.answers { Time::ZERO } else { sent + self.ttl }
+                if now >= sent + self.responds_for { Time::ZERO } else { sent + self.ttl }
             }
         }
     }

@@ -19,11 +19,15 @@ impl Drop for HeldFrame<'_> {
     }
 }
 
+/// The number of an attachment in its session: a later one has a larger number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(super) struct AttachmentNumber(u64);
+
 /// Says when another connection has taken the session over.
 #[derive(Debug)]
 pub struct Attachment {
-    number: u64,
-    attached: watch::Receiver<u64>,
+    number: AttachmentNumber,
+    attached: watch::Receiver<AttachmentNumber>,
 }
 
 impl Attachment {
@@ -55,9 +59,9 @@ impl Session {
     /// Makes the caller the session's one current connection (T3); earlier attachments learn that
     /// they were replaced.
     pub fn attach(&self) -> Attachment {
-        let mut number = 0;
+        let mut number = AttachmentNumber::default();
         self.record.attached.send_modify(|current| {
-            *current += 1;
+            current.0 += 1;
             number = *current;
         });
         Attachment { number, attached: self.record.attached.subscribe() }

@@ -48,6 +48,7 @@ use crate::service::txn::waits::{WaitNotices, Waits};
 use crate::service::{Promise, ServiceInner, TxnOptions};
 use crate::sync::Mutex;
 
+use self::attachment::AttachmentNumber;
 pub use self::attachment::{Attachment, HeldFrame};
 pub use self::end::STILL_RUNNING_BYTES_MAX;
 pub(crate) use self::renewals::Renewals;
@@ -91,7 +92,7 @@ pub(crate) struct SessionRecord {
     /// The reason why the session is lost, once it is.
     lost: watch::Sender<Option<Error>>,
     /// The number of the current attachment (T3).
-    attached: watch::Sender<u64>,
+    attached: watch::Sender<AttachmentNumber>,
     /// Its lock calls that wait.
     waits: Waits,
     /// Its tasks and operations run in it. It names the client, and not the id: who knows that can

@@ -77,7 +77,7 @@ impl LockService {
                 charge,
             }),
             lost: watch::Sender::new(None),
-            attached: watch::Sender::new(0),
+            attached: watch::Sender::default(),
             waits: Waits::default(),
             span: tracing::debug_span!("session", client),
         });

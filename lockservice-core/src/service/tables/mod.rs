@@ -21,7 +21,7 @@ use crate::clock::Time;
 use crate::error::{Detail, Error, ErrorKind, Result};
 use crate::id::TableRef;
 use crate::service::tables::line::{
-    Desertion, Handed, LastOwner, Lines, Requested, Standing, Waiter,
+    Desertion, Handed, LastOwner, LinePosition, Lines, Requested, Standing, Waiter,
 };
 use crate::service::{ServiceInner, WaitsFor, shutting_down};
 use crate::sync::{Mutex, RwLock};
@@ -70,7 +70,7 @@ impl Tables {
     pub(in crate::service) fn standing(
         &self,
         only: Option<&TableRef>,
-        after: Option<&(TableRef, u64)>,
+        after: Option<&(TableRef, LinePosition)>,
         most: usize,
     ) -> Vec<Standing> {
         self.lines.lock().standing(only, after, most)
@@ -90,7 +90,7 @@ enum Attempt {
 struct Place<'a> {
     inner: &'a ServiceInner,
     table: &'a TableRef,
-    position: u64,
+    position: LinePosition,
 }
 
 impl Place<'_> {

@@ -20,6 +20,7 @@ async fn release(
     Ok(released.kept)
 }
 
+// Long: one table from its bind to the next one of its name, whose steps rest on each other.
 pub(super) async fn a_released_table_is_forgotten_and_its_name_is_another_table(
     fixture: &dyn AllocatorFixture,
 ) {

@@ -11,6 +11,7 @@ use crate::error::{Advice, ErrorKind};
 use crate::key::{KEY_BYTES_MAX, LockMode};
 use crate::service::{LockSpec, WaitStatus};
 
+// Long: the expected lists of one scene.
 pub(super) async fn locks_and_waits_show_who_waits_for_whom(fixture: &dyn ServiceFixture) {
     let scene = Scene::new(fixture);
     let (a, b) = (scene.actor("a").await, scene.actor("b").await);

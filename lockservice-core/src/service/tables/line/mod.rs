@@ -84,6 +84,10 @@ pub(in crate::service) struct LastOwner {
     pub(in crate::service) node: NodeName,
 }
 
+/// The position of a call in the line of its table: a later call has a larger one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(in crate::service) struct LinePosition(u64);
+
 /// Every line of a service.
 #[derive(Debug, Default)]
 pub(in crate::service) struct Lines {
@@ -93,13 +97,13 @@ pub(in crate::service) struct Lines {
     /// The number of lines that are [deserted](Line::is_deserted).
     deserted: usize,
     /// The next position.
-    next: u64,
+    next: LinePosition,
 }
 
 #[derive(Debug, Default)]
 struct Line {
-    /// By their places.
-    waiting: BTreeMap<u64, Waiter>,
+    /// By their positions.
+    waiting: BTreeMap<LinePosition, Waiter>,
     /// The last reason that keeps the table from being bound.
     refusal: Option<Refusal>,
     owner: Option<LastOwner>,
@@ -125,7 +129,7 @@ pub(in crate::service) enum Desertion {
 /// A position in a line.
 #[derive(Debug)]
 pub(in crate::service) struct Joined {
-    pub(in crate::service) position: u64,
+    pub(in crate::service) position: LinePosition,
     /// Set for the first call: the caller starts a binder, which learns here that no call is left.
     pub(in crate::service) new_line: Option<Arc<Notify>>,
 }
@@ -155,7 +159,7 @@ impl Lines {
             .with("limit", "waiters_max"));
         }
         let position = self.next;
-        self.next += 1;
+        self.next = LinePosition(position.0 + 1);
         self.waiting += 1;
         let is_new = !self.lines.contains_key(table);
         let line = self.lines.entry(table.clone()).or_default();
@@ -183,7 +187,7 @@ impl Lines {
     pub(in crate::service) fn leave(
         &mut self,
         table: &TableRef,
-        position: u64,
+        position: LinePosition,
         now: Time,
     ) -> Option<Error> {
         let line = self.lines.get_mut(table)?;

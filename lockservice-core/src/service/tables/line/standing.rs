@@ -4,14 +4,14 @@ use std::ops::Bound;
 
 use crate::id::{NodeName, ServiceId, TableRef, TxnCounter, TxnId};
 use crate::key::{KeyRange, LockItem};
-use crate::service::tables::line::Lines;
+use crate::service::tables::line::{LinePosition, Lines};
 use crate::table::WaitInfo;
 
 /// A call that waits for a table, as an operator sees it.
 #[derive(Debug)]
 pub(in crate::service) struct Standing {
     pub(in crate::service) info: WaitInfo,
-    pub(in crate::service) position: u64,
+    pub(in crate::service) position: LinePosition,
     /// The node of the table's last owner; `None` if it is not known that there is one.
     pub(in crate::service) node: Option<NodeName>,
 }
@@ -22,7 +22,7 @@ impl Lines {
     pub(in crate::service) fn standing(
         &self,
         only: Option<&TableRef>,
-        after: Option<&(TableRef, u64)>,
+        after: Option<&(TableRef, LinePosition)>,
         most: usize,
     ) -> Vec<Standing> {
         let lines = match (only, after) {
