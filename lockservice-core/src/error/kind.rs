@@ -76,7 +76,7 @@ kinds! {
     BindChanged => "bind_changed", RetryTransaction;
     /// The table's last owner may still be at work; it is reassigned after [`Error::retry_after`]
     /// (B3). Try again then.
-    Reassigning => "rebinding", RetryCall;
+    Reassigning => "reassigning", RetryCall;
     /// This service does not own the table; [`Error::owner`] does. Follow it.
     NotOwner => "not_owner", RetryCall;
     /// The transaction holds locks on one node and requested a table of another: a transaction
