@@ -266,7 +266,7 @@ impl Session {
                         write!(text, "{who}: {}", error.kind().name()).expect("a string");
                         for edge in error.deadlock().unwrap_or_default() {
                             let (waiter, holder) = (show_txn(edge.waiter), show_txn(edge.holder));
-                            assert_eq!(edge.asker, waiter == *who, "the victim finds itself");
+                            assert_eq!(edge.victim, waiter == *who, "the victim finds itself");
                             write!(text, "; {waiter} waits for {} of {holder}", edge.item)
                                 .expect("a string");
                         }

@@ -26,7 +26,7 @@ pub struct DeadlockEdge {
     pub holder: TxnId,
     /// True for the transaction that gets this error. It may hold nothing, and then it recognises
     /// itself by no other name.
-    pub asker: bool,
+    pub victim: bool,
     /// The label of the transaction that waits.
     pub label: String,
     /// The client of the transaction that waits.

@@ -179,10 +179,10 @@ impl fmt::Display for Error {
             f.write_str(")")?;
         }
         for edge in self.deadlock().unwrap_or_default() {
-            let asker = if edge.asker { " (this one)" } else { "" };
+            let victim = if edge.victim { " (this one)" } else { "" };
             write!(
                 f,
-                "; {}{asker} waits in {} for {} of {}",
+                "; {}{victim} waits in {} for {} of {}",
                 edge.waiter, edge.table, edge.item, edge.holder
             )?;
         }

@@ -186,7 +186,7 @@ impl EngineState {
                 item: call.item().to_string(),
                 mode: call.mode,
                 holder: self.holder_of(call, &self.calls[*next]),
-                asker: *id == victim,
+                victim: *id == victim,
                 label: String::new(),
                 client: String::new(),
             }

@@ -153,7 +153,7 @@ pub(super) fn particulars(error: &Error) -> Map<String, Value> {
                 "waiter": edge.waiter.to_string(),
                 "label": edge.label,
                 "client": edge.client,
-                "asker": edge.asker,
+                "victim": edge.victim,
                 "group": edge.table.group.as_str(),
                 "table": edge.table.name.as_str(),
                 "key": edge.item,
@@ -253,7 +253,7 @@ mod tests {
             item: "[a, b]".into(),
             mode: LockMode::Shared,
             holder: txn(2),
-            asker: true,
+            victim: true,
             label: "nightly".into(),
             client: "c".into(),
         };
@@ -265,7 +265,7 @@ mod tests {
             (&edge["waiter"], &edge["holder"]),
             (&json!(txn(1).to_string()), &json!(txn(2).to_string()))
         );
-        assert_eq!((&edge["mode"], &edge["asker"]), (&json!("shared"), &json!(true)));
+        assert_eq!((&edge["mode"], &edge["victim"]), (&json!("shared"), &json!(true)));
         assert_eq!((&edge["key"], &edge["label"]), (&json!("[a, b]"), &json!("nightly")));
     }
 

@@ -112,7 +112,7 @@ fn edge_to_proto(edge: &DeadlockEdge) -> proto::DeadlockEdge {
         item: edge.item.clone(),
         holder: edge.holder.to_string(),
         mode: mode_to_proto(edge.mode),
-        asker: edge.asker,
+        victim: edge.victim,
         label: edge.label.clone(),
         client: edge.client.clone(),
     }
@@ -129,7 +129,7 @@ fn cycle_from_proto(edges: &[proto::DeadlockEdge]) -> Option<Vec<DeadlockEdge>> 
             item: edge.item.clone(),
             mode: mode_from_proto(edge.mode).ok()?,
             holder: edge.holder.parse().ok()?,
-            asker: edge.asker,
+            victim: edge.victim,
             label: edge.label.clone(),
             client: edge.client.clone(),
         })
@@ -195,7 +195,7 @@ pub(super) mod tests {
             item: "[a, b)".to_owned(),
             mode: if a < b { LockMode::Shared } else { LockMode::Exclusive },
             holder: TxnId::new(ServiceId::new(1 << 32 | 1), TxnNumber::new(b), false),
-            asker: a < b,
+            victim: a < b,
             label: "nightly".to_owned(),
             client: "lock@héost:1".to_owned(),
         }

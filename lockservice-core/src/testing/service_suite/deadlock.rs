@@ -50,7 +50,7 @@ pub(super) async fn a_deadlock_names_its_whole_cycle_and_only_a_member_fails(
         let waiter = ring.iter().position(|actor| actor.id() == edge.waiter).expect("a member");
         assert_eq!((edge.item.as_str(), &edge.table), (["b", "[c, d]", "a"][waiter], &table()));
         assert_eq!(edge.holder, ring[(waiter + 1) % 3].id());
-        assert_eq!(edge.asker, waiter == victim, "the one that is told finds itself: {error}");
+        assert_eq!(edge.victim, waiter == victim, "the one that is told finds itself: {error}");
         assert_eq!(edge.mode, if waiter == 2 { LockMode::Shared } else { LockMode::Exclusive });
         let names = (ring[waiter].name.as_str(), client_of(&ring[waiter].name));
         assert_eq!((edge.label.as_str(), edge.client.clone()), names, "{error}");
