@@ -23,7 +23,7 @@
 //! # use lockservice::{LockSpec, Result, Session};
 //! # async fn example(session: Session, spec: LockSpec) -> Result<()> {
 //! let (waits, mut observed) = tokio::sync::watch::channel(None);
-//! let call = session.lock_telling(spec, &waits);
+//! let call = session.lock_reporting(spec, &waits);
 //! let mut call = std::pin::pin!(call);
 //! let lock = loop {
 //!     tokio::select! {

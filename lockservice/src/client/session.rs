@@ -65,14 +65,14 @@ impl Session {
     }
 
     /// Like [`lock`](Self::lock). Also reports the holder for which the call waits, as
-    /// [`ClientTxn::lock_telling`] does.
+    /// [`ClientTxn::lock_reporting`] does.
     ///
     /// # Errors
     /// Those of [`ClientTxn::lock`].
     ///
     /// # Cancel safety
     /// Dropping the call cancels its wait, or rolls its grant back.
-    pub async fn lock_telling(
+    pub async fn lock_reporting(
         &self,
         spec: LockSpec,
         waits: &watch::Sender<Option<WaitsFor>>,

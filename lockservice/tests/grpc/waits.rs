@@ -36,11 +36,11 @@ async fn a_call_that_waits_learns_whom_it_waits_for_and_again_when_that_changes(
     );
     let (waits, mut observed) = watch::channel(None);
     let first = a.txn(TxnOptions { label: "nightly".to_owned(), ..TxnOptions::default() });
-    first.lock_telling(spec("alice"), &waits).await.expect("free");
+    first.lock_reporting(spec("alice"), &waits).await.expect("free");
     assert!(!observed.has_changed().expect("the sender is kept"), "it did not wait");
 
     let next = b.txn(TxnOptions::default());
-    let mut of_b = Box::pin(next.lock_telling(spec("alice"), &waits));
+    let mut of_b = Box::pin(next.lock_reporting(spec("alice"), &waits));
     let seen = tokio::select! {
         seen = holder(&mut observed) => seen,
         outcome = &mut of_b => panic!("it is held: {outcome:?}"),
@@ -53,7 +53,7 @@ async fn a_call_that_waits_learns_whom_it_waits_for_and_again_when_that_changes(
 
     let last = c.txn(TxnOptions::default());
     let (waits, mut observed) = watch::channel(None);
-    let mut of_c = Box::pin(last.lock_telling(spec("alice"), &waits));
+    let mut of_c = Box::pin(last.lock_reporting(spec("alice"), &waits));
     let seen = tokio::select! {
         seen = holder(&mut observed) => seen,
         outcome = &mut of_c => panic!("it is held: {outcome:?}"),
@@ -77,7 +77,7 @@ async fn a_new_stream_learns_it_again_and_a_slow_reader_loses_no_response() {
     let held = session(&served.address, "a").await.lock(spec("alice")).await.expect("free");
     let waiter = session(&proxy.address, "b").await;
     let (waits, mut observed) = watch::channel(None);
-    let mut call = pin!(waiter.lock_telling(spec("alice"), &waits));
+    let mut call = pin!(waiter.lock_reporting(spec("alice"), &waits));
     for _ in 0..2 {
         let seen = tokio::select! {
             seen = holder(&mut observed) => seen,
@@ -101,7 +101,7 @@ async fn a_call_that_is_dropped_or_fails_is_no_longer_reported() {
     let waiter = session(&served.address, "b").await;
     let (waits, mut observed) = watch::channel(None);
     {
-        let mut call = pin!(waiter.lock_telling(spec("alice"), &waits));
+        let mut call = pin!(waiter.lock_reporting(spec("alice"), &waits));
         tokio::select! {
             seen = holder(&mut observed) => assert_eq!(Some(seen.txn), held.txn().id()),
             outcome = &mut call => panic!("it is held: {outcome:?}"),
@@ -109,7 +109,7 @@ async fn a_call_that_is_dropped_or_fails_is_no_longer_reported() {
     }
     let timeout = Some(std::time::Duration::from_millis(1));
     let late = lockservice_core::service::LockSpec { timeout, ..spec("alice") };
-    let error = waiter.lock_telling(late, &waits).await.expect_err("held");
+    let error = waiter.lock_reporting(late, &waits).await.expect_err("held");
     assert_eq!(error.kind(), ErrorKind::Timeout);
     drop(waits);
     // Every call has let go of its sender: what is still to come is the end.

@@ -188,7 +188,7 @@ async fn acquire(
     let (table, (waits, observed)) = (spec.table.clone(), watch::channel(None));
     // The error of a lock that is not free names its holder.
     Ok(tokio::select! {
-        outcome = session.lock_telling(spec, &waits) => outcome?,
+        outcome = session.lock_reporting(spec, &waits) => outcome?,
         never = waiting::say_whom(observed, &table, json), if !args.quiet => match never {},
     })
 }

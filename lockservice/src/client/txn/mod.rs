@@ -141,7 +141,7 @@ impl ClientTxn {
     ///
     /// # Cancel safety
     /// As for [`lock`](Self::lock).
-    pub async fn lock_telling(
+    pub async fn lock_reporting(
         &self,
         spec: LockSpec,
         waits: &watch::Sender<Option<WaitsFor>>,
