@@ -5,7 +5,7 @@ use std::time::Duration;
 use hashbrown::hash_map::Entry;
 use smallvec::SmallVec;
 
-use crate::allocator::state::commits::stripe::{Attempt, Commit, Ended, Window};
+use crate::allocator::state::commits::stripe::{Attempt, CommitPhase, Ended, Window};
 use crate::allocator::state::commits::{ATTEMPTS_MAX, CommitControl, exhausted};
 use crate::allocator::state::slots::{PinSet, Places};
 use crate::clock::Time;
@@ -44,12 +44,12 @@ impl CommitControl {
             Entry::Vacant(_) if full => Err(exhausted(txn)),
             Entry::Vacant(entry) => {
                 let attempts = SmallVec::from_buf([Attempt { pins: pins.keep(), ..new }]);
-                entry.insert(Commit::InFlight { closing: false, attempts });
+                entry.insert(CommitPhase::InFlight { closing: false, attempts });
                 Ok(length)
             }
             Entry::Occupied(mut entry) => match entry.get_mut() {
-                Commit::Tombstone { .. } => Err(tombstoned(txn)),
-                Commit::InFlight { closing, attempts } => {
+                CommitPhase::Tombstone { .. } => Err(tombstoned(txn)),
+                CommitPhase::InFlight { closing, attempts } => {
                     ended.expire(attempts, now);
                     let known = attempts.iter().position(|known| known.name == attempt);
                     if *closing {

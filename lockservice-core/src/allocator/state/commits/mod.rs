@@ -83,7 +83,7 @@ mod tombstones;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::allocator::state::commits::stripe::{Commit, Ended, Stripe};
+use crate::allocator::state::commits::stripe::{CommitPhase, Ended, Stripe};
 use crate::allocator::state::slots::BindSlots;
 use crate::clock::Time;
 use crate::error::{Error, ErrorKind};
@@ -150,7 +150,7 @@ impl CommitControl {
         let mut last = None;
         for stripe in &self.stripes {
             for commit in stripe.0.lock().commits.values() {
-                if let Commit::InFlight { attempts, .. } = commit {
+                if let CommitPhase::InFlight { attempts, .. } = commit {
                     last = last.max(
                         attempts
                             .iter()

@@ -23,7 +23,7 @@ pub(super) struct Stripe {
     pub(super) expires_from: Option<Time>,
     /// The number of tombstones among `commits`.
     pub(super) tombstones: usize,
-    pub(super) commits: HashMap<TxnCounter, Commit, foldhash::fast::FixedState>,
+    pub(super) commits: HashMap<TxnCounter, CommitPhase, foldhash::fast::FixedState>,
 }
 
 /// Tells a tombstone from one that was made for the same transaction before.
@@ -43,7 +43,8 @@ impl Generation {
     }
 }
 
-pub(super) enum Commit {
+/// The phase of a transaction that has tried to commit, or that must not commit.
+pub(super) enum CommitPhase {
     InFlight {
         /// True once a caller got the response *committing*: nothing is admitted or extended any
         /// more, and a tombstone follows (C4).
@@ -140,7 +141,7 @@ impl Stripe {
         let mut next: Option<Time> = None;
         let mut over = SmallVec::<[TxnCounter; 8]>::new();
         for (counter, commit) in &mut self.commits {
-            let Commit::InFlight { attempts, .. } = commit else { continue };
+            let CommitPhase::InFlight { attempts, .. } = commit else { continue };
             ended.expire(attempts, now);
             if attempts.is_empty() {
                 over.push(*counter);
@@ -157,7 +158,7 @@ impl Stripe {
 
     /// The same for one transaction.
     pub(super) fn expire_one(&mut self, counter: TxnCounter, now: Time, ended: &mut Ended<'_>) {
-        let Some(Commit::InFlight { attempts, .. }) = self.commits.get_mut(&counter) else {
+        let Some(CommitPhase::InFlight { attempts, .. }) = self.commits.get_mut(&counter) else {
             return;
         };
         ended.expire(attempts, now);
@@ -169,7 +170,7 @@ impl Stripe {
     /// Takes one attempt of a transaction out.
     pub(super) fn end(&mut self, counter: TxnCounter, name: CommitAttempt, ended: &mut Ended<'_>) {
         let Entry::Occupied(mut entry) = self.commits.entry(counter) else { return };
-        let Commit::InFlight { closing, attempts } = entry.get_mut() else { return };
+        let CommitPhase::InFlight { closing, attempts } = entry.get_mut() else { return };
         if let Some(at) = attempts.iter().position(|known| known.name == name) {
             ended.push(attempts.swap_remove(at));
         }
@@ -186,8 +187,8 @@ impl Stripe {
     pub(super) fn last_attempt_ended(&mut self, counter: TxnCounter) {
         let generation = self.next_generation();
         let Entry::Occupied(mut entry) = self.commits.entry(counter) else { return };
-        if matches!(entry.get(), Commit::InFlight { closing: true, .. }) {
-            entry.insert(Commit::Tombstone { generation, durable: false });
+        if matches!(entry.get(), CommitPhase::InFlight { closing: true, .. }) {
+            entry.insert(CommitPhase::Tombstone { generation, durable: false });
             self.tombstones += 1;
         } else {
             entry.remove();

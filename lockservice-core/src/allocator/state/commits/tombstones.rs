@@ -3,7 +3,7 @@
 
 use hashbrown::hash_map::Entry;
 
-use crate::allocator::state::commits::stripe::{Commit, Ended, Generation};
+use crate::allocator::state::commits::stripe::{CommitPhase, Ended, Generation};
 use crate::allocator::state::commits::{CommitControl, exhausted};
 use crate::clock::Time;
 use crate::error::Result;
@@ -45,7 +45,7 @@ impl CommitControl {
         let mut ended = Ended::new(&self.slots);
         let mut stripe = self.stripe(txn);
         stripe.expire_one(txn.counter, now, &mut ended);
-        if let Some(Commit::InFlight { closing, .. }) = stripe.commits.get_mut(&txn.counter) {
+        if let Some(CommitPhase::InFlight { closing, .. }) = stripe.commits.get_mut(&txn.counter) {
             *closing = true;
             return Ok(write(Tombstoned::Committing));
         }
@@ -63,18 +63,18 @@ impl CommitControl {
         let generation = stripe.next_generation();
         let outcome = match stripe.commits.entry(txn.counter) {
             Entry::Occupied(mut entry) => match entry.get_mut() {
-                Commit::Tombstone { generation: known, durable } => {
+                CommitPhase::Tombstone { generation: known, durable } => {
                     *known = generation;
                     if *durable { Tombstoned::Durable } else { Tombstoned::ToWrite(generation) }
                 }
-                Commit::InFlight { .. } => {
+                CommitPhase::InFlight { .. } => {
                     unreachable!("an attempt in flight was answered above, under the same lock")
                 }
             },
             Entry::Vacant(_) if of_tombstones => Tombstoned::Full,
             Entry::Vacant(_) if full => return Err(exhausted(txn)),
             Entry::Vacant(entry) => {
-                entry.insert(Commit::Tombstone { generation, durable: false });
+                entry.insert(CommitPhase::Tombstone { generation, durable: false });
                 stripe.tombstones += 1;
                 Tombstoned::ToWrite(generation)
             }
@@ -88,7 +88,7 @@ impl CommitControl {
     /// removal began meanwhile, stays as it is; one at the last generation never counts as written
     /// (it is written again each time).
     pub(crate) fn durable(&self, txn: TxnId, written: Generation) {
-        if let Some(Commit::Tombstone { generation, durable }) =
+        if let Some(CommitPhase::Tombstone { generation, durable }) =
             self.stripe(txn).commits.get_mut(&txn.counter)
             && *generation == written
             && !written.is_last()
@@ -102,7 +102,7 @@ impl CommitControl {
     pub(crate) fn remove(&self, txn: TxnId, seen: Generation) {
         let mut stripe = self.stripe(txn);
         if let Entry::Occupied(entry) = stripe.commits.entry(txn.counter)
-            && let Commit::Tombstone { generation, .. } = entry.get()
+            && let CommitPhase::Tombstone { generation, .. } = entry.get()
             && *generation == seen
             && !seen.is_last()
         {
@@ -124,7 +124,9 @@ impl CommitControl {
                 if stripe.tombstones > 0 {
                     found.extend(stripe.commits.iter().filter_map(
                         |(counter, commit)| match commit {
-                            Commit::Tombstone { generation, .. } if counter.number() < floor => {
+                            CommitPhase::Tombstone { generation, .. }
+                                if counter.number() < floor =>
+                            {
                                 Some((*counter, *generation))
                             }
                             _ => None,
@@ -152,8 +154,8 @@ impl CommitControl {
         for stripe in &self.stripes {
             let mut stripe = stripe.0.lock();
             stripe.commits.retain(|counter, commit| match commit {
-                Commit::InFlight { .. } => true,
-                Commit::Tombstone { .. } => {
+                CommitPhase::InFlight { .. } => true,
+                CommitPhase::Tombstone { .. } => {
                     taken.push(TxnId { origin, counter: *counter });
                     false
                 }
